@@ -1,0 +1,33 @@
+"""Progress of long jobs: a bar with time left on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def progress(
+    items: Iterable[T], total: int, what: str, unit: str = "image", every: float = 10.0
+) -> Iterator[T]:
+    """Yields the `items`, showing on stderr how many of `total` are done and how long the rest will take.
+
+    `every`: seconds between two lines where stderr is not a terminal.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, desc=what, unit=unit, dynamic_ncols=True)
+        return
+    start = last = time.monotonic()
+    done = 0
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last >= every or (done == total and now - start >= every):
+            left = (now - start) / done * (total - done)
+            print(f"{what}: {done}/{total} {unit}s, {left:.0f} s left", file=sys.stderr, flush=True)
+            last = now

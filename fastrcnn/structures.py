@@ -1,0 +1,55 @@
+"""What travels between the parts of the program. Boxes are half-open x1 y1 x2 y2 in pixels (see boxes.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image and its truth, without the pixels. Boxes are in the image's own pixels."""
+
+    image_id: str
+    path: Path  # of the image
+    width: int
+    height: int
+    boxes: np.ndarray  # (G, 4) float32
+    labels: np.ndarray  # (G,) int64, 1 .. number of classes; 0 would be background
+    difficult: np.ndarray  # (G,) bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N pictures as the network sees them. Boxes are in pixels of the scaled picture."""
+
+    images: Tensor  # (N, 3, H, W) uint8 RGB, padded with 0 at the right and the bottom
+    sizes: Tensor  # (N, 2) int64, height and width of each picture in `images`, without the padding
+    scales: Tensor  # (N, 2) float32, pixels of the scaled picture per pixel of the original, along x and y
+    proposals: list[Tensor]  # N tensors (P_i, 4) float32
+    boxes: list[Tensor]  # N tensors (G_i, 4) float32, the truth
+    labels: list[Tensor]  # N tensors (G_i,) int64
+    samples: list[Sample]  # where each picture came from
+
+
+@dataclass(frozen=True)
+class RoITargets:
+    """What the network should say about K RoIs."""
+
+    labels: Tensor  # (K,) int64, 0 is background
+    deltas: Tensor  # (K, 4) float32, normalised regression targets; 0 for background
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Objects found in one image, best first. Boxes are in the image's own pixels."""
+
+    boxes: Tensor  # (D, 4) float32
+    scores: Tensor  # (D,) float32, probabilities
+    labels: Tensor  # (D,) int64, 1 .. number of classes
+
+    def __len__(self) -> int:
+        return len(self.scores)
