@@ -1,0 +1,370 @@
+"""The embedded data set: coloured shapes on cluttered pictures, drawn from a seed, laid out as VOC2007.
+
+Each picture has a random generator of its own, made of the seed and the picture's number, and class, colour,
+size, texture and rotation are drawn independently: nothing but the outline tells the class.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from fastrcnn.errors import UserError
+from fastrcnn.progress import progress
+
+CLASSES = ("circle", "square", "triangle", "star", "cross")
+MARKER = "demo.json"  # its content says which demo a folder holds; it exists only in a finished one
+VERSION = 1  # of the drawing: raised whenever the same seed gives other pictures
+
+SMALLEST, LARGEST = 24, 110  # pixels, longer side of an object's box
+TINY = 13  # pixels; objects from TINY to SMALLEST are rare and marked difficult
+JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+SUPERSAMPLING = 4  # outlines are drawn this much larger and averaged, which makes smooth edges
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a demo data set is drawn from; two with equal settings are equal byte for byte."""
+
+    seed: int
+    train: int  # pictures in each split
+    val: int
+    test: int
+    size: tuple[int, int]  # width, height in pixels
+    version: int = VERSION
+
+    @classmethod
+    def read(cls, path: Path) -> Settings | None:
+        """The settings in a marker file, or None where `path` is no marker."""
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**fields, "size": tuple(fields["size"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+@dataclass(frozen=True)
+class DrawnObject:
+    """One object of a picture. The box is the half-open x1 y1 x2 y2 of `mask`."""
+
+    name: str
+    mask: np.ndarray  # (H, W) bool, the pixels it covers, were nothing drawn over it
+    box: tuple[int, int, int, int]
+    truncated: bool  # reaches beyond the picture
+    difficult: bool  # tiny, or less than half of it to be seen
+
+
+def write_demo(
+    root: Path,
+    seed: int = 0,
+    train: int = 300,
+    val: int = 50,
+    test: int = 100,
+    size: tuple[int, int] = (224, 160),
+) -> Path:
+    """Draws the data set into the new folder `root` and returns `root`.
+
+    `root` then holds JPEGImages, Annotations and ImageSets/Main/{train,val,trainval,test}.txt as VOC2007
+    does. `train`, `val` and `test` count pictures; `size` is their width and height in pixels. A box is the
+    extent of the whole object, hidden parts included, clipped to the picture.
+
+    The folder appears whole or not at all. A finished demo of the same settings is left as it is; whatever
+    else exists at `root` raises a UserError and is not touched.
+    """
+    root = Path(root)
+    settings = Settings(seed, train, val, test, (int(size[0]), int(size[1])))
+    _check(settings)
+    if _is_finished(root, settings):
+        return root
+    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
+    try:
+        try:
+            _write_all(partial, settings)
+            partial.rename(root)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        if _is_finished(root, settings):  # another process was quicker
+            return root
+        raise UserError(
+            f"The demo data set cannot be written to {root}: {error}. "
+            "Make room there or choose another folder."
+        ) from error
+    return root
+
+
+def _check(settings: Settings) -> None:
+    if settings.seed < 0 or min(settings.train, settings.val, settings.test) < 0:
+        raise UserError(f"The demo's seed and numbers of pictures must be 0 or more, not {settings}.")
+    if min(settings.size) < 64 or max(settings.size) > 4096:
+        raise UserError(f"The demo's pictures must be 64 to 4096 pixels wide and high, not {settings.size}.")
+
+
+def _is_finished(root: Path, settings: Settings) -> bool:
+    """Whether `root` holds this very demo; a UserError where it holds anything else."""
+    if not root.exists() and not root.is_symlink():
+        return False
+    found = Settings.read(root / MARKER)
+    if found == settings:
+        return True
+    what = f"a demo data set of other settings ({found})" if found else "something else than a demo data set"
+    raise UserError(
+        f"{root} exists and holds {what}; it is not overwritten. "
+        "Choose another folder, or remove this one if it is not needed."
+    )
+
+
+def _write_all(folder: Path, settings: Settings) -> None:
+    images, annotations, lists = (folder / n for n in ("JPEGImages", "Annotations", "ImageSets/Main"))
+    for new in (images, annotations, lists):
+        new.mkdir(parents=True)
+    ids = [f"{number:06d}" for number in range(1, settings.train + settings.val + settings.test + 1)]
+    for image_id in progress(ids, len(ids), "drawing the demo"):
+        picture, objects = draw_picture(settings.seed, int(image_id), settings.size)
+        jpeg = cv2.imencode(".jpg", picture, JPEG)[1]
+        (images / f"{image_id}.jpg").write_bytes(jpeg.tobytes())
+        xml = _annotation(f"{image_id}.jpg", settings.size, objects)
+        (annotations / f"{image_id}.xml").write_text(xml, encoding="utf-8")
+    trainval = settings.train + settings.val
+    splits = {
+        "train": ids[: settings.train],
+        "val": ids[settings.train : trainval],
+        "trainval": ids[:trainval],
+        "test": ids[trainval:],
+    }
+    for split, members in splits.items():
+        (lists / f"{split}.txt").write_text("".join(f"{m}\n" for m in members), encoding="utf-8")
+    (folder / MARKER).write_text(json.dumps(asdict(settings)) + "\n", encoding="utf-8")
+
+
+def _annotation(filename: str, size: tuple[int, int], objects: list[DrawnObject]) -> str:
+    """VOC XML: one-based inclusive coordinates, so half-open x1 y1 x2 y2 is written as x1+1 y1+1 x2 y2."""
+    lines = [
+        "<annotation>",
+        "  <folder>demo</folder>",
+        f"  <filename>{filename}</filename>",
+        "  <source><database>drawn by fastrcnn demo</database></source>",
+        f"  <size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>",
+        "  <segmented>0</segmented>",
+    ]
+    for item in objects:
+        corners = zip(("xmin", "ymin", "xmax", "ymax"), np.add(item.box, (1, 1, 0, 0)), strict=True)
+        lines += [
+            "  <object>",
+            f"    <name>{item.name}</name>",
+            "    <pose>Unspecified</pose>",
+            f"    <truncated>{int(item.truncated)}</truncated>",
+            f"    <difficult>{int(item.difficult)}</difficult>",
+            f"    <bndbox>{''.join(f'<{tag}>{value}</{tag}>' for tag, value in corners)}</bndbox>",
+            "  </object>",
+        ]
+    return "\n".join([*lines, "</annotation>", ""])
+
+
+# ------------------------------------------------------------------------------------------------ drawing
+
+
+def draw_picture(seed: int, number: int, size: tuple[int, int]) -> tuple[np.ndarray, list[DrawnObject]]:
+    """Picture `number` of the data set: (H, W, 3) uint8 BGR, and its objects, those in front last."""
+    rng = np.random.default_rng([seed, number])
+    canvas = _background(rng, *size)
+    placed: list[_Placed] = []
+    for _ in range(int(rng.choice([1, 2, 3, 4, 5, 6], p=[0.1, 0.2, 0.25, 0.2, 0.15, 0.1]))):
+        new = _place(rng, size, placed)
+        if new is not None:
+            placed.append(new)
+            _paint(rng, canvas, new.coverage)
+    canvas += rng.normal(0, rng.uniform(1.5, 4.5), canvas.shape)  # the camera's grain, over everything
+    objects = []
+    for item, visible in zip(placed, _visible(placed), strict=True):
+        mask = item.coverage >= 0.5
+        ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1)
+        difficult = bool(visible < 0.5 or item.side < SMALLEST)
+        objects.append(DrawnObject(item.name, mask, box, bool(mask.sum() < item.pixels), difficult))
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8), objects
+
+
+@dataclass(frozen=True)
+class _Placed:
+    name: str
+    coverage: np.ndarray  # (H, W) float32, share of each pixel that the object covers
+    pixels: int  # of the whole object, inside the picture or not
+    side: float  # longer side of the whole object's box, pixels
+
+
+def _outline(name: str) -> np.ndarray:
+    """Corners (N, 2) of a shape around 0, 0, in any unit."""
+    if name == "cross":
+        a, b = 0.36, 1.0
+        return np.array([(a, b), (a, a), (b, a), (b, -a), (a, -a), (a, -b),
+                         (-a, -b), (-a, -a), (-b, -a), (-b, a), (-a, a), (-a, b)])  # fmt: skip
+    corners = {"circle": 96, "square": 4, "triangle": 3, "star": 10}[name]
+    angles = np.arange(corners) * (2 * np.pi / corners)
+    radii = np.where(np.arange(corners) % 2, 0.45, 1.0) if name == "star" else np.ones(corners)
+    return np.stack((radii * np.cos(angles), radii * np.sin(angles)), axis=1)
+
+
+def _place(rng: np.random.Generator, size: tuple[int, int], placed: list[_Placed]) -> _Placed | None:
+    """A new object that hides little of the others, or, now and then, much; None where there is no room."""
+    name = CLASSES[rng.integers(len(CLASSES))]
+    largest = min(LARGEST, 0.7 * min(size))
+    side = (
+        rng.uniform(TINY, SMALLEST)
+        if rng.random() < 0.04
+        else np.exp(rng.uniform(*np.log((SMALLEST, largest))))
+    )
+    least_visible = 0.25 if rng.random() < 0.1 else 0.75
+    angle = rng.uniform(0, 2 * np.pi)
+    corners = _outline(name) @ np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
+    # The longer side of the box is `side` whatever the shape, so that size does not tell the class.
+    corners = (corners - corners.min(0)) * (side / np.ptp(corners, axis=0).max())
+    extent = int(side) + 3
+    fine = np.zeros((extent * SUPERSAMPLING, extent * SUPERSAMPLING), np.float32)
+    cv2.fillPoly(fine, [np.rint((corners + rng.random(2)) * SUPERSAMPLING).astype(np.int32)], 1.0)
+    patch = cv2.resize(fine, (extent, extent), interpolation=cv2.INTER_AREA)
+    for _ in range(30):
+        beyond = 0.45 * side if rng.random() < 0.15 else 0.0  # some reach over the border
+        x, y = (int(rng.uniform(-beyond, length - extent + beyond)) for length in size)
+        pasted = np.zeros((size[1], size[0]), np.float32)
+        x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + extent, size[0]), min(y + extent, size[1])
+        pasted[y1:y2, x1:x2] = patch[y1 - y : y2 - y, x1 - x : x2 - x]
+        new = _Placed(name, pasted, int((patch >= 0.5).sum()), side)
+        if min(_visible([*placed, new])) >= least_visible and not _nests(pasted, placed):
+            return new
+    return None
+
+
+def _visible(placed: list[_Placed]) -> list[float]:
+    """The share of each object that is to be seen: inside the picture, and nothing later drawn over it."""
+    shares = []
+    covered: np.ndarray | bool = False
+    for item in reversed(placed):
+        mask = item.coverage >= 0.5
+        shares.append(float((mask & np.logical_not(covered)).sum()) / item.pixels)
+        covered = mask | covered
+    return shares[::-1]
+
+
+def _nests(coverage: np.ndarray, placed: list[_Placed]) -> bool:
+    """Whether a new object lies mostly upon a single other: an emblem on a plate is a puzzle about names."""
+    mask = coverage >= 0.5
+    return any((mask & (other.coverage >= 0.5)).sum() > 0.5 * mask.sum() for other in placed)
+
+
+# ------------------------------------------------------------------------------------------------ painting
+
+
+def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """(H, W, 3) float32: a gradient with soft clouds and a weave, and blobs and lines that are no objects."""
+    first, second = (_colour(rng, (0.1, 0.5), (0.35, 0.95)) for _ in range(2))
+    blend = _ramp(rng, width, height)[..., None]
+    canvas = first * (1 - blend) + second * blend
+    for sigma, strength in ((30, 16), (8, 7), (2, 4)):
+        noise = cv2.GaussianBlur(rng.normal(0, 1, (height, width, 3)).astype(np.float32), (0, 0), sigma)
+        canvas += strength * rng.uniform(0.4, 1.0) * noise / noise.std()
+    if rng.random() < 0.5:
+        canvas += rng.uniform(2, 6) * _stripes(rng, width, height)[..., None]
+    for _ in range(rng.integers(2, 6)):
+        blob = _blob(rng, width, height)[..., None] * rng.uniform(0.25, 0.6)
+        canvas += blob * (_colour(rng, (0.1, 0.6), (0.3, 0.95)) - canvas)
+    for _ in range(rng.integers(2, 7)):
+        line = np.zeros((height, width), np.uint8)
+        ends = rng.uniform(-0.1, 1.1, (2, 2)) * (width, height)
+        bend = rng.uniform(0, 1, 2) * (width, height)
+        t = np.linspace(0, 1, 24)[:, None]
+        curve = (1 - t) ** 2 * ends[0] + 2 * t * (1 - t) * bend + t**2 * ends[1]  # quadratic Bezier
+        thickness = int(rng.integers(1, 4))
+        cv2.polylines(line, [np.rint(curve * 16).astype(np.int32)], False, 255, thickness, cv2.LINE_AA, 4)
+        opacity = line[..., None] / 255 * rng.uniform(0.4, 0.9)
+        canvas += opacity * (_colour(rng, (0.1, 0.8), (0.2, 0.95)) - canvas)
+    return canvas.astype(np.float32)
+
+
+def _paint(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray) -> None:
+    """Paints an object into `canvas` in a colour that stands out from what lies around and under it."""
+    height, width = coverage.shape
+    around = cv2.dilate(coverage, np.ones((9, 9), np.uint8)) > 0
+    colour = _standing_out(rng, canvas[around])
+    shadow = cv2.GaussianBlur(coverage, (0, 0), 2.5)
+    dx, dy = rng.uniform(1, 3, 2)
+    shadow = cv2.warpAffine(shadow, np.array([[1, 0, dx], [0, 1, dy]]), (width, height))
+    canvas *= 1 - 0.35 * shadow[..., None]
+    fill = colour * (1 + rng.uniform(0.1, 0.3) * (_ramp(rng, width, height, coverage) - 0.5))[..., None]
+    texture = rng.integers(3)
+    if texture == 1:
+        fill *= 1 + rng.uniform(0.03, 0.09) * _stripes(rng, width, height)[..., None]
+    elif texture == 2:
+        noise = cv2.GaussianBlur(rng.normal(0, 1, (height, width)).astype(np.float32), (0, 0), 1.5)
+        fill *= 1 + rng.uniform(0.03, 0.08) * (noise / noise.std())[..., None]
+    if rng.random() < 0.4:
+        inner = cv2.erode(coverage, np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE)
+        rim = rng.uniform(0.55, 0.75)
+        fill *= (rim + (1 - rim) * inner)[..., None]
+    canvas += coverage[..., None] * (fill - canvas)
+
+
+def _standing_out(rng: np.random.Generator, surroundings: np.ndarray) -> np.ndarray:
+    """A random colour (3,) that differs from most of the pixels `surroundings` (P, 3) to the eye."""
+    lab = _lab(surroundings[:: max(1, len(surroundings) // 500)])
+    wanted = rng.uniform(26, 45)
+    best, best_distance = None, -1.0
+    for _ in range(40):
+        colour = _colour(rng, (0.45, 0.9), (0.45, 1.0))
+        distance = float(np.percentile(np.linalg.norm(lab - _lab(colour[None]), axis=1), 10))
+        if distance > best_distance:
+            best, best_distance = colour, distance
+        if best_distance >= wanted:
+            break
+    assert best is not None
+    return best
+
+
+def _lab(bgr: np.ndarray) -> np.ndarray:
+    """CIE L*a*b* (P, 3), in which distances are what the eye sees, of colours (P, 3) from 0 to 255."""
+    share = np.clip(bgr, 0, 255).astype(np.float32)[None] / 255
+    return np.asarray(cv2.cvtColor(share, cv2.COLOR_BGR2LAB))[0]
+
+
+def _colour(
+    rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]
+) -> np.ndarray:
+    """A colour (3,) float32 BGR from 0 to 255 of any hue."""
+    hsv = np.array([[[rng.uniform(0, 360), rng.uniform(*saturation), rng.uniform(*value)]]], np.float32)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR))[0, 0] * 255
+
+
+def _ramp(rng: np.random.Generator, width: int, height: int, mask: np.ndarray | None = None) -> np.ndarray:
+    """(H, W) float32 that rises evenly in a random direction, from 0 to 1 within the `mask`."""
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    ramp = np.cos(angle) * x + np.sin(angle) * y
+    inside = ramp if mask is None else ramp[mask > 0]
+    return (ramp - inside.min()) / max(np.ptp(inside), 1.0)
+
+
+def _stripes(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """(H, W) float32 waves from -1 to 1 in a random direction, 5 to 12 pixels from crest to crest."""
+    angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(5, 12)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    return np.sin((np.cos(angle) * x + np.sin(angle) * y) * (2 * np.pi / period))
+
+
+def _blob(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """(H, W) float32 from 0 to 1: a long, wavy stain with a soft edge, like none of the classes."""
+    t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    waves = [rng.uniform(0.1, 0.3) * np.cos(k * t + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4)]
+    radius = rng.uniform(0.08, 0.22) * min(width, height) * (1 + np.sum(waves, axis=0))
+    turn, stretch = rng.uniform(0, 2 * np.pi), rng.uniform(1.8, 3.0)
+    x, y = radius * np.cos(t) * stretch, radius * np.sin(t)
+    centre = rng.uniform(0, 1, 2) * (width, height)
+    points = np.stack((x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)), 1) + centre
+    blob = np.zeros((height, width), np.float32)
+    cv2.fillPoly(blob, [np.rint(points).astype(np.int32)], 1.0)
+    return cv2.GaussianBlur(blob, (0, 0), rng.uniform(2, 6))
