@@ -1,0 +1,99 @@
+"""The arguments that every RoI operator takes: their checks and their normal forms.
+
+All messages are made here, before a backend is chosen, so that they are the same on every device. Each one
+begins with the name of the argument at fault.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+FEATURE_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+Rois = Tensor | Sequence[Tensor]
+
+
+def checked_features(features: Tensor) -> Tensor:
+    """`features` itself, once it is known to be a tensor (N, C, H, W) of a type that can be pooled."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+    if features.dim() != 4:
+        raise ValueError(f"features: expected the shape (N, C, H, W), got {tuple(features.shape)}")
+    if features.dtype not in FEATURE_TYPES:
+        raise TypeError(f"features: expected float16, bfloat16, float32 or float64, got {features.dtype}")
+    if features.shape[2] == 0 or features.shape[3] == 0:
+        raise ValueError(
+            f"features: the map must have at least one cell, got the shape {tuple(features.shape)}"
+        )
+    return features
+
+
+def checked_rois(rois: Rois, features: Tensor) -> Tensor:
+    """RoIs as one float32 tensor (K, 5) [batch index, x1, y1, x2, y2] without a gradient.
+
+    Takes such a tensor, of any floating type, or a list with one tensor (K_i, 4) for each of the N images.
+    """
+    if isinstance(rois, Tensor):
+        _check_table(rois, "rois", 5, features.device)
+        return rois.detach().to(torch.float32).contiguous()
+    if not isinstance(rois, (list, tuple)):
+        raise TypeError(f"rois: expected a tensor or a list of tensors, got {type(rois).__name__}")
+    if len(rois) != features.shape[0]:
+        raise ValueError(f"rois: expected one tensor for each of {features.shape[0]} images, got {len(rois)}")
+    parts = []
+    for i, boxes in enumerate(rois):
+        if not isinstance(boxes, Tensor):
+            raise TypeError(f"rois[{i}]: expected a tensor, got {type(boxes).__name__}")
+        _check_table(boxes, f"rois[{i}]", 4, features.device)
+        boxes = boxes.detach().to(torch.float32)
+        parts.append(torch.cat([boxes.new_full((len(boxes), 1), i), boxes], dim=1))
+    return torch.cat(parts) if parts else torch.zeros((0, 5), device=features.device)
+
+
+def checked_size(output_size: int | Sequence[int]) -> tuple[int, int]:
+    """(PH, PW) from one int or two."""
+    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+    if len(size) != 2 or not all(isinstance(n, int) for n in size) or min(size) < 1:
+        raise ValueError(f"output_size: expected a positive int or two of them, got {output_size!r}")
+    return size
+
+
+def checked_scale(spatial_scale: float) -> float:
+    """Cells of the map per pixel of the image."""
+    if not (isinstance(spatial_scale, (int, float)) and math.isfinite(spatial_scale) and spatial_scale > 0):
+        raise ValueError(f"spatial_scale: expected a positive number, got {spatial_scale!r}")
+    return float(spatial_scale)
+
+
+def check_roi_values(rois: Tensor, images: int) -> None:
+    """Raises ValueError for a NaN or an infinity in `rois` (K, 5), or for a batch index outside 0 .. images -
+    1.
+
+    On a CUDA device this waits for the RoIs, once, which is why roi_pool lets a caller that made them skip
+    it.
+    """
+    index = rois[:, 0]
+    # A NaN fails every comparison, an infinity the last one.
+    good = (index >= 0) & (index < images) & (rois.abs().amax(dim=1) < math.inf)
+    if rois.shape[0] == 0 or bool(good.all()):
+        return
+    k = int((~good).nonzero()[0])
+    row = rois[k].tolist()
+    if all(math.isfinite(v) for v in row):
+        raise ValueError(
+            f"rois: batch index {row[0]:g} of RoI {k} is out of range, features holds {images} image(s)"
+        )
+    raise ValueError(f"rois: RoI {k} is not finite: {row}")
+
+
+def _check_table(rois: Tensor, name: str, columns: int, device: torch.device) -> None:
+    if rois.dim() != 2 or rois.shape[1] != columns:
+        raise ValueError(f"{name}: expected the shape (K, {columns}), got {tuple(rois.shape)}")
+    if not rois.dtype.is_floating_point:
+        raise TypeError(f"{name}: expected a floating type, got {rois.dtype}")
+    if rois.device != device:
+        raise ValueError(f"{name}: expected the device of features, {device}, got {rois.device}")

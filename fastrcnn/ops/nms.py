@@ -1,0 +1,36 @@
+"""Non-maximum suppression, group by group, by torchvision's kernel."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
+    """Indices (M,) int64 of the boxes that stay, best score first.
+
+    boxes (R, 4) half-open x1 y1 x2 y2 in pixels, scores (R,), groups (R,) integer: boxes of different groups
+    never suppress one another. A box goes where its IoU with a better one of its group is at least
+    `iou_threshold`, as in Fast R-CNN's code; torchvision's kernel asks for more than the threshold, and is
+    given the float below it.
+    """
+    if boxes.dim() != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"boxes: expected the shape (R, 4), got {tuple(boxes.shape)}")
+    if scores.shape != boxes.shape[:1]:
+        raise ValueError(f"scores: expected the shape ({len(boxes)},), got {tuple(scores.shape)}")
+    if groups.shape != boxes.shape[:1]:
+        raise ValueError(f"groups: expected the shape ({len(boxes)},), got {tuple(groups.shape)}")
+    boxes, scores = boxes.float(), scores.float()
+    # float32 below a float32: the kernel's IoU is float32, so "more than this" is exactly "at least the
+    # threshold".
+    threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))
+    kept = []
+    for group in groups.unique():
+        members = (groups == group).nonzero()[:, 0]
+        kept.append(members[nms(boxes[members], scores[members], threshold)])
+    if not kept:
+        return groups.new_zeros((0,), dtype=torch.int64)
+    keep = torch.cat(kept).sort().values  # so that of equal scores the earlier box comes first
+    return keep[scores[keep].sort(descending=True, stable=True).indices]

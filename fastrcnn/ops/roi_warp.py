@@ -1,0 +1,61 @@
+"""RoI Align, which is torchvision's, and RoI Warp, which lies between it and RoI pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import RoIAlign, roi_align
+
+from .arguments import Rois, checked_features, checked_rois, checked_scale, checked_size
+
+__all__ = ["RoIAlign", "RoIWarp", "roi_align", "roi_warp"]
+
+
+def roi_warp(
+    features: Tensor,
+    rois: Rois,
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 2,
+) -> Tensor:
+    """RoI Warp: the RoI is rounded to whole cells once, as `roi_pool` does it; inside, it is sampled
+    bilinearly.
+
+    Arguments and errors as `roi_pool`; a bin is the mean of sampling_ratio x sampling_ratio samples. Returns
+    (K, C, PH, PW) in the type of `features`, differentiable with respect to `features`.
+
+    The quantised RoI covers whole cells, and a cell's value stands at its centre. After "Instance-aware
+    Semantic Segmentation via Multi-task Network Cascades" (Dai, He, Sun 2016), with average for max pooling
+    inside a bin.
+    """
+    features = checked_features(features)
+    rois = checked_rois(rois, features)
+    size, scale = checked_size(output_size), checked_scale(spatial_scale)
+    corners = rois[:, 1:] * torch.tensor(scale, dtype=torch.float32)
+    whole = corners.trunc()  # halves go away from zero: torch.round would send them to the even neighbour
+    cells = whole + corners.sign() * ((corners - whole).abs() >= 0.5)
+    start, end = cells[:, :2], cells[:, 2:] + 1  # the last cell belongs to the RoI
+    quantised = torch.cat([rois[:, :1], start, torch.maximum(end, start + 1)], dim=1)
+    exact = torch.float64 if features.dtype == torch.float64 else torch.float32  # torchvision has no bfloat16
+    pooled = roi_align(features.to(exact), quantised.to(exact), size, 1.0, sampling_ratio, aligned=True)
+    return pooled.to(features.dtype)
+
+
+class RoIWarp(nn.Module):
+    """`roi_warp` as a module."""
+
+    def __init__(
+        self, output_size: int | Sequence[int], spatial_scale: float = 1.0, sampling_ratio: int = 2
+    ) -> None:
+        super().__init__()
+        self.output_size = checked_size(output_size)
+        self.spatial_scale = checked_scale(spatial_scale)
+        self.sampling_ratio = sampling_ratio
+
+    def forward(self, features: Tensor, rois: Rois) -> Tensor:
+        return roi_warp(features, rois, self.output_size, self.spatial_scale, self.sampling_ratio)
+
+    def extra_repr(self) -> str:
+        return f"{self.output_size}, spatial_scale={self.spatial_scale}, sampling_ratio={self.sampling_ratio}"

@@ -1,0 +1,45 @@
+"""RoI pooling by torchvision's kernel, for where ours cannot run. It knows the `fast_rcnn` variant only.
+
+torchvision skips single NaNs and gives -3.4e38 for a bin of NaN or -inf, takes neither bfloat16 nor, with
+float64 features, float32 coordinates. Such inputs go to the reference: slower, and right.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+
+def forward(
+    features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None
+) -> None:
+    """As reference.forward."""
+    plain = features.dtype != torch.float64 and bool(torch.isfinite(features).all())
+    if (
+        variant != "fast_rcnn"
+        or not plain
+        or float(rois.abs().amax() if len(rois) else 0) * scale >= reference.FAR
+    ):
+        reference.forward(features, rois, scale, variant, out, argmax)
+        return
+    size = (out.shape[2], out.shape[3])
+    values, where = torch.ops.torchvision.roi_pool(features.float(), rois, scale, *size)
+    out.copy_(values)
+    if argmax is not None:
+        argmax.copy_(where.permute(0, 2, 3, 1))
+
+
+def backward(
+    grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor
+) -> None:
+    """As reference.backward."""
+    images, channels, height, width = grad_features.shape
+    plane = torch.arange(channels, device=grad.device) + rois[:, 0, None].long() * channels  # (K, C)
+    cell = argmax + plane[:, None, None, :] * (height * width)  # (K, PH, PW, C)
+    hit = argmax >= 0
+    flow = grad.to(grad_features.dtype).permute(0, 2, 3, 1)
+    total = torch.zeros(grad_features.numel(), dtype=grad_features.dtype, device=grad.device)
+    total.index_add_(0, cell[hit], flow[hit])
+    grad_features.copy_(total.view(images, channels, height, width))
