@@ -1,0 +1,246 @@
+"""Average precision as PASCAL VOC defines it, for one class and for many.
+
+The rules are those of the devkit (VOCevaldet.m, VOCap.m) and of the VOC paper (Everingham et al., IJCV 2010,
+section 4.2), with the strict IoU > .5 of the Python evaluators that Fast R-CNN's figures come from:
+
+- detections are taken by falling score; of equal scores, the one that comes first in the input is first;
+- each detection looks at the truth box of its image that it overlaps most (the first of several equal
+  ones), and at no other;
+- where that overlap is not above .5, the detection is false; where the box is difficult, the detection is
+  left out, neither right nor wrong; the first detection of any other box is right, every later one false.
+
+Boxes are half-open, so that plain differences equal the devkit's inclusive "+1" widths. All sums are float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+if TYPE_CHECKING:  # saved detections are evaluated without loading torch
+    from fastrcnn.structures import Detections, Sample
+
+Metric = Literal["voc07", "voc10"]  # 11 points of the curve, or the area under it (from VOC2010 on)
+METRICS: tuple[str, ...] = get_args(Metric)
+
+# As evaluators compute them: the points .3, .6 and .7 come out one rounding step above the decimals, so that
+# a recall of exactly 3/10 does not reach its point. Kept, because published figures have it.
+ELEVEN_POINTS = np.linspace(0.0, 1.0, 11)
+
+
+@dataclass(frozen=True)
+class ClassDetections:
+    """The detections of one class in all images."""
+
+    images: np.ndarray  # (D,) int64, index of the image of each detection
+    scores: np.ndarray  # (D,) float64
+    boxes: np.ndarray  # (D, 4) float64, half-open x1 y1 x2 y2 in pixels
+
+    def __post_init__(self) -> None:
+        _shape(self, images=(np.int64, 0), scores=(np.float64, 0), boxes=(np.float64, 4))
+        if np.isnan(self.scores).any():
+            raise ValueError("a score is NaN")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True)
+class ClassTruth:
+    """The objects of one class in all images."""
+
+    images: np.ndarray  # (G,) int64, index of the image of each object
+    boxes: np.ndarray  # (G, 4) float64, half-open x1 y1 x2 y2 in pixels
+    difficult: np.ndarray  # (G,) bool
+
+    def __post_init__(self) -> None:
+        _shape(self, images=(np.int64, 0), boxes=(np.float64, 4), difficult=(np.bool_, 0))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class ClassAP:
+    """What became of the detections of one class."""
+
+    ap: float | None  # None where the class has no object that counts
+    positives: int  # objects that are not difficult
+    precision: np.ndarray  # (C,) float64 after each detection that counts, by falling score
+    recall: np.ndarray  # (C,) float64
+    scores: np.ndarray  # (C,) float64, the score of each point of the curve
+    matches: (
+        np.ndarray
+    )  # (D,) int64, in the input's order: the truth box overlapped most, or -1 if not enough
+    overlaps: (
+        np.ndarray
+    )  # (D,) float64: IoU with the truth box overlapped most, matched or not; 0 without one
+    correct: np.ndarray  # (D,) bool: the first detection of its truth box
+    ignored: np.ndarray  # (D,) bool: matches a difficult box, does not count
+
+
+@dataclass(frozen=True)
+class MeanAP:
+    """AP of every class."""
+
+    mean: float | None  # over the classes that have an object that counts; None where no class has
+    ap: dict[str, float | None]  # None: the class has no object that counts
+    classes: dict[str, ClassAP] = field(repr=False)
+
+
+def mean_ap(
+    detections: Mapping[str, ClassDetections],
+    truth: Mapping[str, ClassTruth],
+    metric: Metric = "voc07",
+    min_iou: float = 0.5,
+) -> MeanAP:
+    """AP of each class of `truth`, and the mean over the classes that have an object which is not difficult.
+
+    A class without detections has AP 0. Raises ValueError for detections of a class that `truth` lacks.
+    """
+    unknown = sorted(set(detections) - set(truth))
+    if unknown:
+        raise ValueError(f"detections of classes that the truth lacks: {', '.join(unknown)}")
+    nothing = ClassDetections(np.zeros(0), np.zeros(0), np.zeros((0, 4)))
+    classes = {
+        name: class_ap(detections.get(name, nothing), of_class, metric, min_iou)
+        for name, of_class in truth.items()
+    }
+    ap = {name: result.ap for name, result in classes.items()}
+    known = [value for value in ap.values() if value is not None]
+    return MeanAP(float(np.mean(known)) if known else None, ap, classes)
+
+
+def class_ap(
+    detections: ClassDetections, truth: ClassTruth, metric: Metric = "voc07", min_iou: float = 0.5
+) -> ClassAP:
+    """AP of one class; a match needs an IoU above `min_iou`. Takes O(D) memory beside the input."""
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+    best, overlaps = _most_overlapped(detections, truth)
+    matches = np.where(overlaps > min_iou, best, -1)
+    ignored = (matches >= 0) & np.append(truth.difficult, False)[matches]  # the appended one answers for -1
+
+    order = np.argsort(-detections.scores, kind="stable")
+    candidates = order[(matches[order] >= 0) & ~ignored[order]]
+    correct = np.zeros(len(detections), bool)
+    correct[candidates[np.unique(matches[candidates], return_index=True)[1]]] = (
+        True  # the first of each truth
+    )
+
+    counting = order[~ignored[order]]
+    positives = int(np.count_nonzero(~truth.difficult))
+    found = np.cumsum(correct[counting])
+    precision = found / np.arange(1, len(counting) + 1)
+    recall = found / max(positives, 1)
+    area = _eleven_points if metric == "voc07" else _area
+    return ClassAP(
+        ap=area(precision, recall) if positives else None,
+        positives=positives,
+        precision=precision,
+        recall=recall,
+        scores=detections.scores[counting],
+        matches=matches,
+        overlaps=overlaps,
+        correct=correct,
+        ignored=ignored,
+    )
+
+
+def _most_overlapped(detections: ClassDetections, truth: ClassTruth) -> tuple[np.ndarray, np.ndarray]:
+    """The truth box of its image that each detection (D,) overlaps most, 0 where there is none, and the IoU.
+
+    Round k compares every detection with the k-th truth box of its image, so the work is the number of pairs
+    and the memory that of a few arrays of length D.
+    """
+    by_image = np.argsort(truth.images, kind="stable")
+    images = truth.images[by_image]
+    first = np.searchsorted(images, detections.images, "left")
+    last = np.searchsorted(images, detections.images, "right")
+    best = np.zeros(len(detections), np.int64)
+    best_iou = np.zeros(len(detections))
+    left = np.flatnonzero(first < last)  # detections that have a k-th truth box
+    k = 0
+    while len(left):
+        candidates = by_image[first[left] + k]
+        iou = _iou(detections.boxes[left], truth.boxes[candidates])
+        better = iou > best_iou[left]
+        best[left[better]] = candidates[better]
+        best_iou[left[better]] = iou[better]
+        k += 1
+        left = left[first[left] + k < last[left]]
+    return best, best_iou
+
+
+def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU (R,) of each box of `a` (R, 4) with the box of `b` (R, 4) beside it; 0 for empty boxes."""
+    width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
+    height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
+    meet = (width > 0) & (height > 0)
+    intersection = width * height
+    areas = [(c[:, 2] - c[:, 0]) * (c[:, 3] - c[:, 1]) for c in (a, b)]
+    union = areas[0] + areas[1] - intersection
+    return np.divide(intersection, union, out=np.zeros(len(a)), where=meet)
+
+
+def _eleven_points(precision: np.ndarray, recall: np.ndarray) -> float:
+    """Mean over the recalls 0, .1, ..., 1 of the best precision at that recall or a higher one."""
+    envelope = np.append(_envelope(precision), 0.0)
+    return float(envelope[np.searchsorted(recall, ELEVEN_POINTS, "left")].mean())
+
+
+def _area(precision: np.ndarray, recall: np.ndarray) -> float:
+    """Area under the curve of the best precision at a recall or a higher one."""
+    return float((np.diff(recall, prepend=0.0) * _envelope(precision)).sum())
+
+
+def _envelope(precision: np.ndarray) -> np.ndarray:
+    return np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def _shape(arrays: ClassDetections | ClassTruth, **wanted: tuple[type, int]) -> None:
+    """Converts the fields to their types and checks that they are (N,) or (N, columns) with one N."""
+    lengths = set()
+    for name, (dtype, columns) in wanted.items():
+        value: np.ndarray = np.asarray(getattr(arrays, name), dtype=dtype)
+        if value.ndim != (2 if columns else 1) or (columns and value.shape[1] != columns):
+            raise ValueError(
+                f"{name} must have shape (N{f', {columns}' if columns else ','}), not {value.shape}"
+            )
+        object.__setattr__(arrays, name, value)
+        lengths.add(len(value))
+    if len(lengths) > 1:
+        raise ValueError(f"{', '.join(wanted)} differ in length")
+
+
+# ------------------------------------------------------------------------- from the program's structures
+
+
+def truth_by_class(samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, ClassTruth]:
+    """The objects of `samples`, class by class: label k is classes[k - 1], an image's index is its place."""
+    counts = [len(s.labels) for s in samples]
+    images = np.repeat(np.arange(len(samples)), counts)
+    labels = np.concatenate([s.labels for s in samples] or [np.zeros(0, np.int64)])
+    boxes = np.concatenate([s.boxes for s in samples] or [np.zeros((0, 4))])
+    difficult = np.concatenate([s.difficult for s in samples] or [np.zeros(0, bool)])
+    return {
+        name: ClassTruth(images[labels == k], boxes[labels == k], difficult[labels == k])
+        for k, name in enumerate(classes, 1)
+    }
+
+
+def detections_by_class(
+    detections: Sequence[Detections], classes: Sequence[str]
+) -> dict[str, ClassDetections]:
+    """The detections of each image, class by class; labels and images are counted as in truth_by_class."""
+    images = np.repeat(np.arange(len(detections)), [len(d) for d in detections])
+    labels = np.concatenate([d.labels.cpu().numpy() for d in detections] or [np.zeros(0, np.int64)])
+    scores = np.concatenate([d.scores.float().cpu().numpy() for d in detections] or [np.zeros(0)])
+    boxes = np.concatenate([d.boxes.float().cpu().numpy() for d in detections] or [np.zeros((0, 4))])
+    return {
+        name: ClassDetections(images[labels == k], scores[labels == k], boxes[labels == k])
+        for k, name in enumerate(classes, 1)
+    }
