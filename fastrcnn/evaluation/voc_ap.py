@@ -35,7 +35,7 @@ ELEVEN_POINTS = np.linspace(0.0, 1.0, 11)
 class ClassDetections:
     """The detections of one class in all images."""
 
-    images: np.ndarray  # (D,) int64, index of the image of each detection
+    images: np.ndarray  # (D,) int64, which image each detection is in: its index in the list of images
     scores: np.ndarray  # (D,) float64
     boxes: np.ndarray  # (D, 4) float64, half-open x1 y1 x2 y2 in pixels
 
@@ -52,7 +52,7 @@ class ClassDetections:
 class ClassTruth:
     """The objects of one class in all images."""
 
-    images: np.ndarray  # (G,) int64, index of the image of each object
+    images: np.ndarray  # (G,) int64, which image each object is in: its index in the list of images
     boxes: np.ndarray  # (G, 4) float64, half-open x1 y1 x2 y2 in pixels
     difficult: np.ndarray  # (G,) bool
 
@@ -157,9 +157,10 @@ def _most_overlapped(detections: ClassDetections, truth: ClassTruth) -> tuple[np
     and the memory that of a few arrays of length D.
     """
     by_image = np.argsort(truth.images, kind="stable")
-    images = truth.images[by_image]
-    first = np.searchsorted(images, detections.images, "left")
-    last = np.searchsorted(images, detections.images, "right")
+    number = 1 + max(truth.images.max(initial=-1), detections.images.max(initial=-1))
+    ends = np.cumsum(np.bincount(truth.images, minlength=number))  # of each image's run in `by_image`
+    last = ends[detections.images]
+    first = np.append(0, ends)[detections.images]
     best = np.zeros(len(detections), np.int64)
     best_iou = np.zeros(len(detections))
     left = np.flatnonzero(first < last)  # detections that have a k-th truth box
@@ -214,6 +215,8 @@ def _shape(arrays: ClassDetections | ClassTruth, **wanted: tuple[type, int]) -> 
         lengths.add(len(value))
     if len(lengths) > 1:
         raise ValueError(f"{', '.join(wanted)} differ in length")
+    if arrays.images.min(initial=0) < 0:
+        raise ValueError("an image's index is negative")
 
 
 # ------------------------------------------------------------------------- from the program's structures

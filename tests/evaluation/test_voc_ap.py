@@ -162,6 +162,8 @@ def test_wrong_use_is_refused() -> None:
         class_ap(found(), truth(), "voc11")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="NaN"):
         found((0, math.nan, A))
+    with pytest.raises(ValueError, match="negative"):
+        found((-1, 0.5, A))
     with pytest.raises(ValueError, match="length"):
         ClassDetections(np.zeros(2), np.zeros(2), np.zeros((3, 4)))
     with pytest.raises(ValueError, match="shape"):
