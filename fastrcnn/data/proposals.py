@@ -170,8 +170,8 @@ class ProposalStore:
         index = self._find(image_id)
         if index is None:
             raise UserError(
-                f"{self.path}: no proposals for image '{image_id}'; it holds {self._sample()}. Make them with "
-                f"`fastrcnn propose`, or name the store that belongs to the data set."
+                f"{self.path}: no proposals for image '{image_id}'; it holds {self._sample()}. Make "
+                f"them with `fastrcnn propose`, or name the store that belongs to the data set."
             )
         return index
 
@@ -201,8 +201,7 @@ def write_store(
     is something else than a store, and where the disk does not take it.
     """
     path = Path(path)
-    if path.exists() and not (path / "meta.json").is_file():
-        raise UserError(f"{path} exists and is not a proposal store; choose another name, or move it away.")
+    check_target(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _new_folder(path) as folder:
@@ -211,6 +210,12 @@ def write_store(
         raise UserError(
             f"{path}: the proposal store cannot be written: {error}. Free or choose a place."
         ) from error
+
+
+def check_target(path: Path) -> None:
+    """Raises UserError where `path` is something else than a store, and so must not be replaced."""
+    if path.exists() and not (path / "meta.json").is_file():
+        raise UserError(f"{path} exists and is not a proposal store; choose another name, or move it away.")
 
 
 def _write_arrays(
