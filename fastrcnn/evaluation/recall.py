@@ -1,0 +1,80 @@
+"""How many objects the proposals find: the ceiling of what a detector that uses them can reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from fastrcnn import boxes
+from fastrcnn.structures import Sample
+
+# Areas in square pixels that part COCO's small, medium and large objects.
+SMALL, MEDIUM = 32**2, 96**2
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Recall of some objects; None where there are none."""
+
+    objects: int  # that are not difficult
+    at_50: float | None  # share of objects that a proposal overlaps with IoU >= .5
+    at_70: float | None
+    best_overlap: float | None  # mean over the objects of the IoU with the best proposal (ABO)
+
+
+@dataclass(frozen=True)
+class ProposalRecall:
+    """What the proposals of a data set find, in all, by class and by size."""
+
+    all: Recall
+    classes: dict[str, Recall]
+    sizes: dict[str, Recall]  # small, medium, large: areas below 32 x 32, below 96 x 96, the rest
+    images: int
+    proposals: float  # mean number per image
+    fewest: int
+    most: int
+
+
+def proposal_recall(
+    proposals: Iterable[np.ndarray], samples: Iterable[Sample], classes: Sequence[str]
+) -> ProposalRecall:
+    """Recall of the `proposals`, arrays (P_i, 4) one for each of the `samples`, in the images' own pixels.
+
+    Label k is classes[k - 1]. Difficult objects are left out, as in evaluation. Both inputs are read once and
+    one image at a time. Raises ValueError where one is longer than the other.
+    """
+    counts, best, labels, areas = [], [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0)]
+    for found, sample in zip(proposals, samples, strict=True):
+        counts.append(len(found))
+        counted = ~sample.difficult
+        truth = torch.from_numpy(np.asarray(sample.boxes[counted], np.float64).reshape(-1, 4))
+        overlaps = boxes.iou(truth, torch.from_numpy(np.asarray(found, np.float64).reshape(-1, 4)))
+        best.append(overlaps.numpy().max(axis=1, initial=0.0))
+        labels.append(sample.labels[counted])
+        areas.append(boxes.area(truth).numpy())
+    overlap, label, area = np.concatenate(best), np.concatenate(labels), np.concatenate(areas)
+    return ProposalRecall(
+        all=_recall(overlap),
+        classes={name: _recall(overlap[label == k]) for k, name in enumerate(classes, 1)},
+        sizes={
+            "small": _recall(overlap[area < SMALL]),
+            "medium": _recall(overlap[(area >= SMALL) & (area < MEDIUM)]),
+            "large": _recall(overlap[area >= MEDIUM]),
+        },
+        images=len(counts),
+        proposals=float(np.mean(counts)) if counts else 0.0,
+        fewest=min(counts, default=0),
+        most=max(counts, default=0),
+    )
+
+
+def _recall(overlap: np.ndarray) -> Recall:
+    """Recall from the IoU (G,) of each object with its best proposal."""
+    if not len(overlap):
+        return Recall(0, None, None, None)
+    return Recall(
+        len(overlap), float((overlap >= 0.5).mean()), float((overlap >= 0.7).mean()), float(overlap.mean())
+    )

@@ -1,0 +1,224 @@
+"""Detections in files: the VOC devkit's comp4 text files, and COCO's results JSON.
+
+In memory detections are {class: ClassDetections}: half-open boxes, images counted along a list of image ids.
+The files' own conventions begin and end here. Numbers are written with all their digits, so that detections
+which were float32 come back exactly and their AP is the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastrcnn.errors import UserError, nearest
+from fastrcnn.evaluation.voc_ap import ClassDetections
+
+# (image, score, x1, y1, x2, y2), half-open
+Row = tuple[int, float, float, float, float, float]
+
+
+def write_comp4(
+    folder: Path, split: str, detections: Mapping[str, ClassDetections], image_ids: Sequence[str]
+) -> list[Path]:
+    """Writes comp4_det_<split>_<class>.txt for every class into `folder` and returns the paths.
+
+    A line is `id score xmin ymin xmax ymax` with one-based inclusive coordinates (the devkit's results
+    format), so that x1 y1 x2 y2 becomes x1+1 y1+1 x2 y2. Files of the same name are replaced. Raises
+    UserError for a class or an id that the format cannot hold, and where the folder cannot be written to.
+    """
+    folder = Path(folder)
+    for name in detections:
+        if not name or name != Path(name).name or "\\" in name:
+            raise UserError(f"Class {name!r} cannot be part of a file's name. Rename it in the class list.")
+    for image_id in image_ids:
+        if len(image_id.split()) != 1 or image_id != image_id.strip():
+            raise UserError(
+                f"Image id {image_id!r} is empty or holds a space, which comp4 files cannot express. "
+                "Rename the image, or write COCO results."
+            )
+    paths = []
+    for name, found in detections.items():
+        boxes = np.add(found.boxes, (1, 1, 0, 0))
+        rows = zip(found.images.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
+        lines = (f"{image_ids[i]} {s!r} {b[0]!r} {b[1]!r} {b[2]!r} {b[3]!r}\n" for i, s, b in rows)
+        paths.append(_write(folder / f"comp4_det_{split}_{name}.txt", "".join(lines)))
+    return paths
+
+
+def read_comp4(
+    folder: Path, split: str, classes: Sequence[str], image_ids: Sequence[str]
+) -> dict[str, ClassDetections]:
+    """Reads comp4_det_<split>_<class>.txt for those of the `classes` that have a file in `folder`.
+
+    Images are counted along `image_ids`. A class without a file is left out, as competitions allow.
+    Raises UserError with file and line for what is no detection or is of an image that `image_ids` lacks, for
+    a file of a class that `classes` lacks, and where there is no file at all.
+    """
+    folder = Path(folder)
+    prefix = f"comp4_det_{split}_"
+    files = {
+        p.name[len(prefix) : -len(".txt")]: p
+        for p in sorted(folder.glob("comp4_det_*.txt"))
+        if p.name.startswith(prefix)
+    }
+    if not files:
+        raise UserError(
+            f"{folder} holds no file {prefix}<class>.txt. Give the folder with the detections, "
+            "and the split that their names contain."
+        )
+    for name in files:
+        if name not in classes:
+            raise UserError(
+                f"{files[name]} is of class {name!r}, which the data set lacks.{nearest(name, classes)} "
+                f"Its classes are: {', '.join(classes)}. Rename the file or move it out of the folder."
+            )
+    index = {image_id: i for i, image_id in enumerate(image_ids)}
+    return {name: _read_comp4_file(files[name], index) for name in classes if name in files}
+
+
+def _read_comp4_file(path: Path, index: Mapping[str, int]) -> ClassDetections:
+    rows: list[Row] = []
+    for number, line in enumerate(_read(path).split("\n"), 1):
+        fields = line.split()
+        if not fields:
+            continue
+        where = f"{path}, line {number}"
+        if len(fields) != 6:
+            raise UserError(f"{where}: wanted `id score xmin ymin xmax ymax`, found {line.strip()[:80]!r}.")
+        score, x1, y1, x2, y2 = _numbers(fields[1:], where)
+        rows.append((_image(fields[0], index, where), score, x1 - 1, y1 - 1, x2, y2))
+    return _arrays(rows)
+
+
+def write_coco(
+    path: Path,
+    detections: Mapping[str, ClassDetections],
+    image_ids: Sequence[str | int],
+    category_ids: Mapping[str, int],
+) -> Path:
+    """Writes COCO results: a JSON list of {image_id, category_id, bbox: [x1, y1, width, height], score}.
+
+    Image ids are written as they are given, strings or whole numbers. An existing file is replaced. Raises
+    UserError where the file cannot be written.
+    """
+    entries = []
+    for name, found in detections.items():
+        boxes = np.concatenate((found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]), axis=1)
+        for image, score, box in zip(
+            found.images.tolist(), found.scores.tolist(), boxes.tolist(), strict=True
+        ):
+            entries.append(
+                {"image_id": image_ids[image], "category_id": category_ids[name], "bbox": box, "score": score}
+            )
+    text = ",\n".join(json.dumps(entry, allow_nan=False) for entry in entries)
+    return _write(Path(path), f"[{text}]\n")
+
+
+def read_coco(
+    path: Path, image_ids: Sequence[str | int], category_ids: Mapping[str, int]
+) -> dict[str, ClassDetections]:
+    """Reads COCO results; the answer has every class of `category_ids`, images counted along `image_ids`.
+
+    The id "000012" is also found as 12, which is what tools that know only numbers write. Raises UserError
+    with the file and the number of the entry, counted from 1, for what is no detection or is of an unknown
+    image or category.
+    """
+    path = Path(path)
+    try:
+        entries = json.loads(_read(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}.") from error
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number of thousands of digits; lists in lists without end
+        raise UserError(f"{path}: not the JSON of COCO results: {error}.") from error
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: wanted a list of detections, as COCO results are, found {_kind(entries)}.")
+    index = {str(int(i)): n for n, i in enumerate(image_ids) if str(i).isdecimal()}
+    index.update({str(image_id): n for n, image_id in enumerate(image_ids)})
+    names = {number: name for name, number in category_ids.items()}
+    rows: dict[str, list[Row]] = {name: [] for name in category_ids}
+    for number, entry in enumerate(entries, 1):
+        where = f"{path}, entry {number}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: wanted an object, found {_kind(entry)}.")
+        for key in ("image_id", "category_id", "bbox", "score"):
+            if key not in entry:
+                raise UserError(f"{where}: has no {key!r}.")
+        name = names.get(entry["category_id"]) if type(entry["category_id"]) is int else None
+        if name is None:
+            raise UserError(
+                f"{where}: category {entry['category_id']!r} is unknown. The data set has: "
+                + ", ".join(f"{i} {n}" for i, n in names.items())
+            )
+        if not isinstance(entry["bbox"], list) or len(entry["bbox"]) != 4:
+            raise UserError(f"{where}: 'bbox' must be a list of four numbers, x, y, width, height.")
+        score, x, y, width, height = _numbers([entry["score"], *entry["bbox"]], where)
+        image = _image(str(entry["image_id"]), index, where)
+        rows[name].append((image, score, x, y, x + width, y + height))
+    return {name: _arrays(of_class) for name, of_class in rows.items()}
+
+
+def _arrays(rows: Sequence[Row]) -> ClassDetections:
+    table = np.array(rows, np.float64).reshape(-1, 6)
+    return ClassDetections(table[:, 0].astype(np.int64), table[:, 1], table[:, 2:])
+
+
+def _image(image_id: str, index: Mapping[str, int], where: str) -> int:
+    if image_id not in index:
+        raise UserError(
+            f"{where}: image {image_id!r} is not among the {len(index)} images of the split. "
+            "Choose the split that the detections were made for."
+        )
+    return index[image_id]
+
+
+def _numbers(values: Iterable[Any], where: str) -> list[float]:
+    numbers = []
+    for value in values:
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise UserError(f"{where}: {value!r} is not a finite number.")
+        numbers.append(number)
+    return numbers
+
+
+def _kind(value: Any) -> str:
+    kinds: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
+    return kinds.get(type(value), repr(value))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a text file (at byte {error.start}).") from error
+
+
+def _write(path: Path, text: str) -> Path:
+    """Replaces `path` in one step, so that nobody ever reads half a file."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}. Make room there or choose another folder."
+        ) from error
+    return path
