@@ -137,7 +137,7 @@ def read_coco(
     except (
         ValueError,
         RecursionError,
-    ) as error:  # a number of thousands of digits; lists in lists without end
+    ) as error:  # numbers of thousands of digits, lists in lists without end
         raise UserError(f"{path}: not the JSON of COCO results: {error}.") from error
     if not isinstance(entries, list):
         raise UserError(f"{path}: wanted a list of detections, as COCO results are, found {_kind(entries)}.")

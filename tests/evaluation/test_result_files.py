@@ -118,6 +118,20 @@ def test_unwritable_place(tmp_path: Path) -> None:
         write_coco(tmp_path / "file" / "results.json", {"dog": some(0)}, IDS, {"dog": 1})
 
 
+def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = write_comp4(tmp_path, "test", {"dog": some(0)}, IDS)
+    before = path.read_text()
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(UserError, match="No space left"):
+        write_comp4(tmp_path, "test", {"dog": some(1)}, IDS)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == before
+
+
 def test_real_comp4_files_survive_a_round_trip(tmp_path: Path) -> None:
     data = os.environ.get("FASTRCNN_TEST_DATA")
     if not data:
