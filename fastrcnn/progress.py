@@ -12,9 +12,7 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def progress(
-    items: Iterable[T], total: int, what: str, unit: str = "image", every: float = 10.0
-) -> Iterator[T]:
+def progress(items: Iterable[T], total: int, what: str, unit: str = "image", every: float = 10.0) -> Iterator[T]:
     """Yields the `items`, showing on stderr how many of `total` are done and how long the rest will take.
 
     `every`: seconds between two lines where stderr is not a terminal.

@@ -28,7 +28,7 @@ class Batch:
 
     images: Tensor  # (N, 3, H, W) uint8 RGB, padded with 0 at the right and the bottom
     sizes: Tensor  # (N, 2) int64, height and width of each picture in `images`, without the padding
-    scales: Tensor  # (N, 2) float32, pixels of the scaled picture per pixel of the original, along x and y
+    scales: Tensor  # (N,) float32, pixels of the scaled picture per pixel of the original
     proposals: list[Tensor]  # N tensors (P_i, 4) float32
     boxes: list[Tensor]  # N tensors (G_i, 4) float32, the truth
     labels: list[Tensor]  # N tensors (G_i,) int64

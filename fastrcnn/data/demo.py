@@ -93,8 +93,7 @@ def write_demo(
         if _is_finished(root, settings):  # another process was quicker
             return root
         raise UserError(
-            f"The demo data set cannot be written to {root}: {error}. "
-            "Make room there or choose another folder."
+            f"The demo data set cannot be written to {root}: {error}. Make room there or choose another folder."
         ) from error
     return root
 
@@ -215,11 +214,7 @@ def _place(rng: np.random.Generator, size: tuple[int, int], placed: list[_Placed
     """A new object that hides little of the others, or, now and then, much; None where there is no room."""
     name = CLASSES[rng.integers(len(CLASSES))]
     largest = min(LARGEST, 0.7 * min(size))
-    side = (
-        rng.uniform(TINY, SMALLEST)
-        if rng.random() < 0.04
-        else np.exp(rng.uniform(*np.log((SMALLEST, largest))))
-    )
+    side = rng.uniform(TINY, SMALLEST) if rng.random() < 0.04 else np.exp(rng.uniform(*np.log((SMALLEST, largest))))
     least_visible = 0.25 if rng.random() < 0.1 else 0.75
     angle = rng.uniform(0, 2 * np.pi)
     corners = _outline(name) @ np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
@@ -332,9 +327,7 @@ def _lab(bgr: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.cvtColor(share, cv2.COLOR_BGR2LAB))[0]
 
 
-def _colour(
-    rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]
-) -> np.ndarray:
+def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
     """A colour (3,) float32 BGR from 0 to 255 of any hue."""
     hsv = np.array([[[rng.uniform(0, 360), rng.uniform(*saturation), rng.uniform(*value)]]], np.float32)
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR))[0, 0] * 255

@@ -181,9 +181,7 @@ class ProposalStore:
     def _rows(self, array: np.ndarray, name: str, image_id: str) -> np.ndarray:
         start, stop = self._offsets[self._index(image_id)].tolist()
         if not 0 <= start <= stop <= len(array):
-            raise _broken(
-                self.path / "offsets.npy", f"rows {start} to {stop} of '{image_id}' are not in {name}"
-            )
+            raise _broken(self.path / "offsets.npy", f"rows {start} to {stop} of '{image_id}' are not in {name}")
         rows = np.array(array[start:stop])
         _forget(array, start, stop)
         return rows
@@ -207,9 +205,7 @@ def write_store(
         with _new_folder(path) as folder:
             return _write_arrays(folder, path, items, generator, settings)
     except OSError as error:
-        raise UserError(
-            f"{path}: the proposal store cannot be written: {error}. Free or choose a place."
-        ) from error
+        raise UserError(f"{path}: the proposal store cannot be written: {error}. Free or choose a place.") from error
 
 
 def check_target(path: Path) -> None:
@@ -237,9 +233,7 @@ def _write_arrays(
                 for name, column in columns.items():
                     _write_header(files[name], column, 0)
             if columns.keys() != files.keys():
-                raise UserError(
-                    f"{path}: image '{item.image_id}' differs from the others in having scores or not."
-                )
+                raise UserError(f"{path}: image '{item.image_id}' differs from the others in having scores or not.")
             for name, column in columns.items():
                 files[name].write(column.astype(column.dtype.newbyteorder("<")).tobytes())
             ids.append(_encode(item.image_id, path))
@@ -302,9 +296,7 @@ def read_mat(path: str | Path) -> np.ndarray:
     if boxes.size == 0:
         return np.zeros((0, 4), dtype=np.float32)
     if boxes.dtype.kind not in "iuf" or boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise UserError(
-            f"{path}: `boxes` is {boxes.dtype} of shape {boxes.shape}; it must be numbers of shape (P, 4)."
-        )
+        raise UserError(f"{path}: `boxes` is {boxes.dtype} of shape {boxes.shape}; it must be numbers of shape (P, 4).")
     boxes = boxes.astype(np.float32)
     boxes[:, 2:] += 1
     return boxes
@@ -351,9 +343,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path}: there is no such proposal store; make it with `fastrcnn propose`.")
     if not file.is_file():
-        raise UserError(
-            f"{path}: not a proposal store, since it has no meta.json; name a NAME.proposals folder."
-        )
+        raise UserError(f"{path}: not a proposal store, since it has no meta.json; name a NAME.proposals folder.")
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -378,9 +368,7 @@ def _map(file: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # whatever a damaged header leads numpy to
         raise _broken(file, str(error)) from error
-    kind_fits = isinstance(array, np.memmap) and (
-        array.dtype.kind == "S" if dtype == "S" else array.dtype == dtype
-    )
+    kind_fits = isinstance(array, np.memmap) and (array.dtype.kind == "S" if dtype == "S" else array.dtype == dtype)
     if not kind_fits or array.shape != shape or not array.flags.c_contiguous:
         found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "no array"
         raise _broken(file, f"holds {found} where meta.json leads to expect {dtype} of shape {shape}")
@@ -395,11 +383,7 @@ def _forget(array: np.ndarray, start: int, stop: int) -> None:
     (64 KiB on Linux), hence the wider range.
     """
     mapped = array.base
-    if (
-        not isinstance(array, np.memmap)
-        or not isinstance(mapped, mmap.mmap)
-        or not hasattr(mmap, "MADV_DONTNEED")
-    ):
+    if not isinstance(array, np.memmap) or not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return
     row = array.strides[0]
     around = max(mmap.PAGESIZE, 1 << 20)

@@ -54,9 +54,7 @@ class SelectiveSearchSettings:
     Raises UserError for a value that makes no sense.
     """
 
-    mode: str = (
-        "fast"  # colour spaces: "fast" HSV and Lab; "quality" also intensity, hue, and red-green-intensity
-    )
+    mode: str = "fast"  # colour spaces: "fast" HSV and Lab; "quality" also intensity, hue, and red-green-intensity
     side: int = 320  # the longer side, in pixels, of the picture that is searched
     k: tuple[float, ...] = (25, 50, 100)  # coarseness of the segmentations; larger means larger segments
     sigma: float = 0.8  # blur before segmenting, in pixels of the searched picture
@@ -130,9 +128,7 @@ def propose_all(
     store_path = Path(store_path)
     twice = [image_id for image_id, n in Counter(image_id for image_id, _ in images).items() if n > 1]
     if twice:
-        raise UserError(
-            f"{store_path}: image '{twice[0]}' comes twice ({len(twice)} such ids); ids must differ."
-        )
+        raise UserError(f"{store_path}: image '{twice[0]}' comes twice ({len(twice)} such ids); ids must differ.")
     check_target(store_path)
     _segmentation()
     work = store_path.with_name(f".{store_path.name}.work")
@@ -140,9 +136,7 @@ def propose_all(
         work.mkdir(parents=True, exist_ok=True)
         lock = _lock(work)
     except OSError as error:
-        raise UserError(
-            f"{work}: cannot be written ({error}); choose another place for the store."
-        ) from error
+        raise UserError(f"{work}: cannot be written ({error}); choose another place for the store.") from error
     with lock:
         results = _results(images, work, settings, workers or _cores())
         found: dict[str, Path] = {}
@@ -238,9 +232,7 @@ def _decode(data: bytes, path: str | Path) -> np.ndarray:
     image = None
     if not truncated:
         try:
-            image = cv2.imdecode(
-                np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-            )
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         except cv2.error:
             image = None
     if image is None:
@@ -274,9 +266,7 @@ def _results(
         executor.shutdown(cancel_futures=True)
 
 
-def _in_parallel(
-    executor: Executor, function: Callable[[T], R], tasks: Iterable[T], ahead: int
-) -> Iterator[R]:
+def _in_parallel(executor: Executor, function: Callable[[T], R], tasks: Iterable[T], ahead: int) -> Iterator[R]:
     """Results as they come. Only `ahead` tasks wait at a time: a million futures would take a gigabyte."""
     pending: set[Future[R]] = set()
     for task in tasks:

@@ -44,14 +44,10 @@ def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, Class
     results: list[dict[str, Any]] = []
     for category, name in enumerate(names, 1):
         crowds = truth[name].difficult.tolist()
-        objects += [
-            e | {"iscrowd": int(c)} for e, c in zip(_entries(truth[name], category), crowds, strict=True)
-        ]
+        objects += [e | {"iscrowd": int(c)} for e, c in zip(_entries(truth[name], category), crowds, strict=True)]
         if name in detections:
             scores = detections[name].scores.tolist()
-            results += [
-                e | {"score": s} for e, s in zip(_entries(detections[name], category), scores, strict=True)
-            ]
+            results += [e | {"score": s} for e, s in zip(_entries(detections[name], category), scores, strict=True)]
     images = sorted({entry["image_id"] for entry in (*objects, *results)})
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
         evaluation = COCOeval(_coco(objects, images, names), _coco(results, images, names), "bbox")

@@ -75,6 +75,4 @@ def _recall(overlap: np.ndarray) -> Recall:
     """Recall from the IoU (G,) of each object with its best proposal."""
     if not len(overlap):
         return Recall(0, None, None, None)
-    return Recall(
-        len(overlap), float((overlap >= 0.5).mean()), float((overlap >= 0.7).mean()), float(overlap.mean())
-    )
+    return Recall(len(overlap), float((overlap >= 0.5).mean()), float((overlap >= 0.7).mean()), float(overlap.mean()))

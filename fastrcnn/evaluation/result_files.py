@@ -110,9 +110,7 @@ def write_coco(
     entries = []
     for name, found in detections.items():
         boxes = np.concatenate((found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]), axis=1)
-        for image, score, box in zip(
-            found.images.tolist(), found.scores.tolist(), boxes.tolist(), strict=True
-        ):
+        for image, score, box in zip(found.images.tolist(), found.scores.tolist(), boxes.tolist(), strict=True):
             entries.append(
                 {"image_id": image_ids[image], "category_id": category_ids[name], "bbox": box, "score": score}
             )

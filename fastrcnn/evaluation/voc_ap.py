@@ -72,12 +72,8 @@ class ClassAP:
     precision: np.ndarray  # (C,) float64 after each detection that counts, by falling score
     recall: np.ndarray  # (C,) float64
     scores: np.ndarray  # (C,) float64, the score of each point of the curve
-    matches: (
-        np.ndarray
-    )  # (D,) int64, in the input's order: the truth box overlapped most, or -1 if not enough
-    overlaps: (
-        np.ndarray
-    )  # (D,) float64: IoU with the truth box overlapped most, matched or not; 0 without one
+    matches: np.ndarray  # (D,) int64, in the input's order: the truth box overlapped most, or -1 if not enough
+    overlaps: np.ndarray  # (D,) float64: IoU with the truth box overlapped most, matched or not; 0 without one
     correct: np.ndarray  # (D,) bool: the first detection of its truth box
     ignored: np.ndarray  # (D,) bool: matches a difficult box, does not count
 
@@ -106,17 +102,14 @@ def mean_ap(
         raise ValueError(f"detections of classes that the truth lacks: {', '.join(unknown)}")
     nothing = ClassDetections(np.zeros(0), np.zeros(0), np.zeros((0, 4)))
     classes = {
-        name: class_ap(detections.get(name, nothing), of_class, metric, min_iou)
-        for name, of_class in truth.items()
+        name: class_ap(detections.get(name, nothing), of_class, metric, min_iou) for name, of_class in truth.items()
     }
     ap = {name: result.ap for name, result in classes.items()}
     known = [value for value in ap.values() if value is not None]
     return MeanAP(float(np.mean(known)) if known else None, ap, classes)
 
 
-def class_ap(
-    detections: ClassDetections, truth: ClassTruth, metric: Metric = "voc07", min_iou: float = 0.5
-) -> ClassAP:
+def class_ap(detections: ClassDetections, truth: ClassTruth, metric: Metric = "voc07", min_iou: float = 0.5) -> ClassAP:
     """AP of one class; a match needs an IoU above `min_iou`. Takes O(D) memory beside the input."""
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
@@ -127,9 +120,7 @@ def class_ap(
     order = np.argsort(-detections.scores, kind="stable")
     candidates = order[(matches[order] >= 0) & ~ignored[order]]
     correct = np.zeros(len(detections), bool)
-    correct[candidates[np.unique(matches[candidates], return_index=True)[1]]] = (
-        True  # the first of each truth
-    )
+    correct[candidates[np.unique(matches[candidates], return_index=True)[1]]] = True  # the first of each truth
 
     counting = order[~ignored[order]]
     positives = int(np.count_nonzero(~truth.difficult))
@@ -208,9 +199,7 @@ def _shape(arrays: ClassDetections | ClassTruth, **wanted: tuple[type, int]) -> 
     for name, (dtype, columns) in wanted.items():
         value: np.ndarray = np.asarray(getattr(arrays, name), dtype=dtype)
         if value.ndim != (2 if columns else 1) or (columns and value.shape[1] != columns):
-            raise ValueError(
-                f"{name} must have shape (N{f', {columns}' if columns else ','}), not {value.shape}"
-            )
+            raise ValueError(f"{name} must have shape (N{f', {columns}' if columns else ','}), not {value.shape}")
         object.__setattr__(arrays, name, value)
         lengths.add(len(value))
     if len(lengths) > 1:
@@ -235,9 +224,7 @@ def truth_by_class(samples: Sequence[Sample], classes: Sequence[str]) -> dict[st
     }
 
 
-def detections_by_class(
-    detections: Sequence[Detections], classes: Sequence[str]
-) -> dict[str, ClassDetections]:
+def detections_by_class(detections: Sequence[Detections], classes: Sequence[str]) -> dict[str, ClassDetections]:
     """The detections of each image, class by class; labels and images are counted as in truth_by_class."""
     images = np.repeat(np.arange(len(detections)), [len(d) for d in detections])
     labels = np.concatenate([d.labels.cpu().numpy() for d in detections] or [np.zeros(0, np.int64)])

@@ -1,0 +1,336 @@
+"""The only reader of the configuration: turns it into objects made of plain arguments."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from fastrcnn.config import (
+    DataConfig,
+    DetectionConfig,
+    ModelConfig,
+    RuntimeConfig,
+    SelectiveSearchConfig,
+    SolverConfig,
+)
+from fastrcnn.data.dataset import DetectionDataset, Proposals
+from fastrcnn.data.images import image_size, read_bytes
+from fastrcnn.data.proposals import ProposalStore
+from fastrcnn.data.selective_search import SelectiveSearchSettings, propose_all
+from fastrcnn.data.transforms import Augmentation
+from fastrcnn.data.voc import IMAGE_SUFFIXES, find_classes, load_voc, read_split
+from fastrcnn.errors import UserError, nearest
+from fastrcnn.evaluation.voc_ap import METRICS, Metric
+from fastrcnn.inference import DetectionSettings
+from fastrcnn.model import weights
+from fastrcnn.model.fast_rcnn import ROI_OPS, FastRCNN
+from fastrcnn.model.vgg16 import CONV_NAMES, FINETUNE_FROM, freeze_before
+from fastrcnn.structures import Sample
+
+log = logging.getLogger(__name__)
+
+
+def one_of(key: str, value: str, known: Sequence[str]) -> str:
+    """The value, or a UserError with the values there are."""
+    if value not in known:
+        raise UserError(f"{key}={value}: should be one of {', '.join(known)}.{nearest(value, known)}")
+    return value
+
+
+def positive(**values: float) -> None:
+    """Raises UserError for a value that is not above 0; `__` in a name stands for a dot."""
+    for name, value in values.items():
+        if not value > 0:
+            raise UserError(f"{name.replace('__', '.')}={value}: should be more than 0.")
+
+
+# Machine ---------------------------------------------------------------------------------------------------------
+
+
+def device(config: RuntimeConfig) -> torch.device:
+    """The device to run on."""
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(config.device)
+    except RuntimeError:
+        raise UserError(f"runtime.device={config.device}: should be auto, cpu, cuda or cuda:N.") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"runtime.device={config.device}: torch sees {torch.cuda.device_count()} CUDA device(s) here.")
+    return chosen
+
+
+def precision(config: RuntimeConfig, on: torch.device) -> torch.dtype:
+    """float32, or bfloat16 where it is asked for or, with `auto`, where the device computes in it natively."""
+    one_of("runtime.precision", config.precision, ("auto", "float32", "bfloat16"))
+    if config.precision != "auto":
+        return getattr(torch, config.precision)
+    if on.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Instructions for bfloat16, not mere support: without them oneDNN is slower than float32.
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def threads(config: RuntimeConfig) -> None:
+    """Sets the number of threads that torch uses."""
+    if config.threads is not None:
+        positive(runtime__threads=config.threads)
+        torch.set_num_threads(config.threads)
+
+
+def workers(config: RuntimeConfig) -> int:
+    """Loader processes: one for every two cores, four at most, unless said."""
+    if config.workers is not None:
+        return config.workers
+    return min(4, len(os.sched_getaffinity(0)) // 2)
+
+
+# Data ------------------------------------------------------------------------------------------------------------
+
+
+def root(config: DataConfig) -> Path:
+    """The data set's folder."""
+    if config.root is None:
+        raise UserError(
+            f"data.root is missing: the folder of the data set '{config.name}', as data.root=FOLDER. For VOC it is "
+            "VOCdevkit; for a set of your own the folder with JPEGImages, Annotations and ImageSets/Main."
+        )
+    folder = Path(config.root).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.root={config.root}: there is no such folder.")
+    return folder
+
+
+def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, list[str]]]:
+    """For each split, given as SPLIT or FOLDER/SPLIT, its folder and image ids."""
+    found = []
+    for split in splits:
+        folder, _, name = split.rpartition("/")
+        found.append((root(config) / folder, read_split(root(config) / folder, name)))
+    return found
+
+
+def classes(config: DataConfig) -> list[str]:
+    """Names of the classes; label i is number i - 1 of the list."""
+    if config.classes is not None:
+        return list(config.classes)
+    names = sorted({n for folder, ids in image_ids(config, config.train) for n in find_classes(folder, ids)})
+    if not names:
+        raise UserError(f"{config.root}: no object in any annotation of {', '.join(config.train)}.")
+    return names
+
+
+def samples(config: DataConfig, splits: Sequence[str], names: Sequence[str], use_difficult: bool) -> list[Sample]:
+    """Pictures and truth of the splits."""
+    found: list[Sample] = []
+    for folder, ids in image_ids(config, splits):
+        part, problems = load_voc(folder, ids, names, use_difficult, config.skip_bad)
+        if problems.clipped:
+            log.info("%s: %d box(es) a pixel out of their picture were clipped", folder, problems.clipped)
+        if problems.lines:
+            log.warning("left out (data.skip_bad):\n%s", problems.text())
+        found += part
+    return found
+
+
+def selective_search(config: SelectiveSearchConfig) -> SelectiveSearchSettings:
+    """How proposals are made."""
+    return SelectiveSearchSettings(**{**asdict(config), "k": tuple(config.k)})
+
+
+def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) -> Path:
+    """Where generated proposals of the pictures are kept: a name that depends on the settings and every byte of
+    the pictures, so that what is found there is never out of date."""
+    digest = hashlib.sha256(json.dumps(asdict(config.selective_search), sort_keys=True).encode())
+    for sample in sorted(pictures, key=lambda s: s.image_id):
+        digest.update(sample.image_id.encode() + b"\0" + hashlib.sha256(sample.path.read_bytes()).digest())
+    name = f"{config.name}-{split.replace('/', '-')}-{digest.hexdigest()[:12]}.proposals"
+    return Path(config.proposal_cache).expanduser() / name
+
+
+def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, workers: int | None = None) -> Path:
+    """Proposals of the pictures by selective search, in the store `path`."""
+    propose_all([(s.image_id, s.path) for s in pictures], path, selective_search(config.selective_search), workers)
+    return path
+
+
+def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> Proposals:
+    """The boxes of the pictures, from the store `data.proposals`, or made by selective search and kept.
+
+    name: what the pictures are, for the name of the kept store.
+    """
+    if config.proposals is not None:
+        path = Path(config.proposals).expanduser()
+    else:
+        path = proposal_path(config, pictures, name)
+        if not path.exists():
+            log.info("making proposals of %d pictures by selective search: %s", len(pictures), path)
+            make_proposals(config, pictures, path)
+    store = ProposalStore(path)
+    store.check([s.image_id for s in pictures], [(s.height, s.width) for s in pictures])
+    return store.boxes
+
+
+def split_name(splits: Sequence[str]) -> str:
+    """A name for split lists that a file can bear: test, VOC2007-test, ..."""
+    return "+".join(splits).replace("/", "-")
+
+
+def metric(config: DataConfig) -> Metric:
+    """The AP that is asked for."""
+    return cast(Metric, one_of("data.metric", config.metric, METRICS))
+
+
+def augmentation(config: DataConfig) -> Augmentation:
+    """What training does to pictures."""
+    if not config.short_sides:
+        raise UserError("data.short_sides is empty: give at least one length, as data.short_sides=[600].")
+    positive(data__short_sides=min(config.short_sides), data__long_side=config.long_side)
+    return Augmentation(
+        tuple(config.short_sides),
+        config.long_side,
+        config.flip,
+        config.flip_vertical,
+        config.transpose,
+        config.colour,
+    )
+
+
+def test_scaling(config: DataConfig) -> Augmentation:
+    """What evaluation and detection do to pictures: one scale, nothing random."""
+    positive(data__test_short_side=config.test_short_side, data__long_side=config.long_side)
+    return Augmentation((config.test_short_side,), config.long_side, flip=False)
+
+
+def training_set(config: DataConfig, names: Sequence[str], seed: int) -> DetectionDataset:
+    """Pictures, truth and proposals to train on."""
+    found = samples(config, config.train, names, config.use_difficult)
+    boxes = proposals(config, found, split_name(config.train))
+    return DetectionDataset(found, boxes, augmentation(config), seed, config.max_proposals)
+
+
+def test_splits(config: DataConfig, split: str | None) -> list[str]:
+    """The split lists of an evaluation: data.test, or `split` in the same folders."""
+    if split is None:
+        return config.test
+    if "/" in split:
+        return [split]
+    folders = dict.fromkeys(t.rpartition("/")[0] for t in config.test)
+    return [f"{folder}/{split}" if folder else split for folder in folders]
+
+
+def test_set(config: DataConfig, names: Sequence[str], split: str | None = None) -> DetectionDataset:
+    """Pictures, truth (difficult objects too) and proposals to evaluate on."""
+    splits = test_splits(config, split)
+    found = samples(config, splits, names, use_difficult=True)
+    boxes = proposals(config, found, split_name(splits))
+    return DetectionDataset(found, boxes, test_scaling(config), 0, config.max_proposals)
+
+
+def pictures(source: str) -> list[Path]:
+    """The pictures that `source` means: a file, a folder, or a pattern. Raises UserError where there is none."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    elif path.exists():
+        found = [path]
+    else:
+        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    if not found:
+        what = "the folder has no picture" if path.is_dir() else "there is no such file, folder or pattern"
+        raise UserError(f"source={source}: {what} ({', '.join(IMAGE_SUFFIXES)}).")
+    return found
+
+
+def without_truth(paths: Sequence[Path]) -> list[Sample]:
+    """Samples of pictures that nothing is known about; an id is the file's name, with its folder where two agree.
+
+    Raises UserError naming all files that are no pictures.
+    """
+    names = Counter(p.stem for p in paths)
+    found, bad = [], []
+    for path in paths:
+        try:
+            width, height = image_size(read_bytes(path), path)
+        except UserError as error:
+            bad.append(str(error))
+            continue
+        image_id = path.stem if names[path.stem] == 1 else f"{path.parent.name}_{path.name}"
+        nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+        found.append(Sample(image_id, path, width, height, *nothing))
+    if bad:
+        raise UserError(f"{len(bad)} of {len(paths)} files cannot be used:\n  " + "\n  ".join(bad))
+    return found
+
+
+def picture_set(config: DataConfig, paths: Sequence[Path]) -> DetectionDataset:
+    """Pictures to detect on, with proposals."""
+    found = without_truth(paths)
+    return DetectionDataset(found, proposals(config, found, "pictures"), test_scaling(config), 0, config.max_proposals)
+
+
+# Model -----------------------------------------------------------------------------------------------------------
+
+
+def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
+    """The network; `load`: with the weights that the configuration names (not needed before a checkpoint's)."""
+    one_of("model.roi_op", config.roi_op, ROI_OPS)
+    one_of("model.finetune_from", config.finetune_from, FINETUNE_FROM)
+    for name in config.roi_features or [""]:
+        one_of("model.roi_features", name, CONV_NAMES)
+    positive(model__width=config.width, model__roi_size=config.roi_size)
+    built = FastRCNN(
+        num_classes,
+        config.width,
+        config.batch_norm,
+        config.roi_size,
+        config.roi_op,
+        config.roi_features,
+        config.dropout,
+    )
+    if load and config.weights is not None:
+        if config.weights == "imagenet":
+            state, source = weights.torchvision_vgg16(), "ImageNet weights"
+        else:
+            state, source = weights.read_state_dict(Path(config.weights).expanduser()), config.weights
+        weights.load_vgg16(built, state, source)
+    freeze_before(built.trunk, config.finetune_from)
+    return built
+
+
+def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:
+    """The network of a run's configuration, its weights yet to be loaded."""
+    known = {f.name for f in fields(ModelConfig)}
+    return model(ModelConfig(**{k: v for k, v in config["model"].items() if k in known}), num_classes, load=False)
+
+
+def check_solver(config: SolverConfig) -> None:
+    """Raises UserError for values that cannot be trained with."""
+    one_of("solver.schedule", config.schedule, ("step", "cosine"))
+    positive(
+        solver__iterations=config.iterations,
+        solver__images_per_batch=config.images_per_batch,
+        solver__rois_per_image=config.rois_per_image,
+        solver__lr=config.lr,
+    )
+    if len(config.bg_iou) != 2 or not 0 <= config.bg_iou[0] < config.bg_iou[1] <= 1:
+        raise UserError(f"solver.bg_iou={config.bg_iou}: should be two overlaps, the first below the second.")
+
+
+def detection(config: DetectionConfig) -> DetectionSettings:
+    """How scores become detections."""
+    positive(detection__rois_per_chunk=config.rois_per_chunk)
+    return DetectionSettings(**asdict(config))

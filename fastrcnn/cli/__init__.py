@@ -1,0 +1,65 @@
+"""The command line: `fastrcnn VERB key=value ...`. One small module a verb.
+
+Neither torch nor Hydra is imported before the arguments have been looked at.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+VERBS = {
+    "demo": "the whole job on the embedded data set: data, proposals, training, evaluation, detection",
+    "propose": "make proposals for a data set or a folder of pictures with selective search",
+    "train": "train a detector",
+    "eval": "evaluate a checkpoint: AP of each class, mAP, detections in the devkit's format",
+    "reval": "evaluate detections that were saved, without a model",
+    "detect": "find objects in pictures: draws them and writes JSON",
+    "explain-roi": "draw what RoI pooling keeps, loses and computes for one RoI",
+}
+USAGE = "usage: fastrcnn VERB [key=value ...]      (fastrcnn VERB --help lists a verb's keys)"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0, 1 for a mistake of the user's, 2 for a wrong call."""
+    arguments = sys.argv[1:] if argv is None else argv
+    from fastrcnn.errors import UserError, nearest
+
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(_overview())
+            return 0 if arguments else 2
+        if arguments[0] in ("--version", "-V", "version"):
+            from fastrcnn import __version__
+
+            print(f"fastrcnn {__version__}")
+            return 0
+        verb, rest = arguments[0], arguments[1:]
+        if verb not in VERBS:
+            print(
+                f"fastrcnn: there is no verb '{verb}'.{nearest(verb, VERBS)}\n\n{_overview()}",
+                file=sys.stderr,
+            )
+            return 2
+        return importlib.import_module(f"fastrcnn.cli.{verb.replace('-', '_')}").main(rest)
+    except UserError as error:
+        print(f"fastrcnn: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nfastrcnn: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _overview() -> str:
+    verbs = "\n".join(f"  {verb:<12} {what}" for verb, what in VERBS.items())
+    return f"""Fast R-CNN: training, evaluation and detection with precomputed or selective-search proposals.
+
+{USAGE}
+
+{verbs}
+
+Start with `fastrcnn demo`. Your own pictures: `fastrcnn train data=custom data.root=FOLDER model=vgg16_slim`."""

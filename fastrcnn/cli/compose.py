@@ -1,0 +1,147 @@
+"""Arguments to a checked configuration: `key=value` and `group=name`, composed by Hydra from the YAML in configs/."""
+
+from __future__ import annotations
+
+import re
+import types
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from fastrcnn.config import SCHEMAS, groups, leaves
+from fastrcnn.errors import UserError, nearest
+
+PLAIN = re.compile(r"[A-Za-z0-9_.\-/]+")  # what Hydra's grammar takes unquoted without a second meaning
+
+
+def config_folder() -> Path:
+    """Folder of the YAML files: `fastrcnn/configs` where the package is installed, `configs/` in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def options(group: str) -> list[str]:
+    """Names that `group=NAME` takes."""
+    folder = config_folder() / group
+    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
+
+
+def group_names(verb: str) -> list[str]:
+    return [*groups(SCHEMAS[verb]), *(["experiment"] if verb == "train" else [])]
+
+
+def check_overrides(verb: str, arguments: list[str]) -> list[str]:
+    """The arguments as overrides for Hydra, values that are text quoted.
+
+    Raises UserError for whatever is not `key=value` with a key of the verb, with the nearest one there is.
+    """
+    known = leaves(SCHEMAS[verb])
+    choices = group_names(verb)
+    overrides = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals:
+            raise UserError(
+                f"'{argument}' is not of the form key=value.{nearest(argument, [*known, *choices])} "
+                f"`fastrcnn {verb} --help` lists the keys."
+            )
+        if name in choices:
+            present = options(name)
+            if value not in present:
+                raise UserError(
+                    f"{name}={value}: there is no such {name}.{nearest(value, present)} "
+                    f"There are: {', '.join(present)}."
+                )
+            overrides.append(argument)
+        elif name in known:
+            overrides.append(f"{name}={_quoted(value, known[name][0])}")
+        else:
+            last = {k.rpartition(".")[2]: k for k in known}  # `lr` for solver.lr
+            guess = f" Did you mean '{last[name]}'?" if name in last else nearest(name, [*known, *choices])
+            raise UserError(f"unknown key '{name}'.{guess} `fastrcnn {verb} --help` lists the keys.")
+    return overrides
+
+
+def _quoted(value: str, hint: Any) -> str:
+    """A value for a key of type `hint`: text is quoted for Hydra's grammar, so that any path just works."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if str not in kinds or (value in ("null", "") and type(None) in kinds):
+        return value or "null"
+    if PLAIN.fullmatch(value) or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
+        return value
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # backslashes count only before a quote
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{chr(92) * trailing}'"
+
+
+def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None) -> Any:
+    """The configuration object (an instance of SCHEMAS[verb]) for the arguments.
+
+    base: configuration of an earlier run; its groups take the place of the defaults, and the arguments go on top.
+    Raises UserError for unknown keys, unknown names and values of the wrong type.
+    """
+    overrides = check_overrides(verb, arguments)
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(config_folder()), version_base="1.3"):
+            composed = hydra_compose(verb, overrides)
+            if base:
+                chosen = {o.partition("=")[0] for o in overrides if o.partition("=")[0] in group_names(verb)}
+                keys = [o.partition("=")[0] for o in overrides if o.partition("=")[0] not in chosen]
+                result = OmegaConf.structured(SCHEMAS[verb])
+                for name in groups(SCHEMAS[verb]):
+                    inherited = name in base and name not in chosen
+                    OmegaConf.update(result, name, base[name] if inherited else composed[name], merge=True)
+                for dotted in [k for k in leaves(SCHEMAS[verb]) if "." not in k or k in keys]:
+                    OmegaConf.update(result, dotted, OmegaConf.select(composed, dotted), merge=False)
+                composed = result
+        return OmegaConf.to_object(composed)
+    except (HydraException, OmegaConfBaseException) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None and cause.__cause__ is not cause:
+            cause = cause.__cause__
+        text = str(cause).split("\n    full_key:")
+        where = text[1].strip().splitlines()[0] + ": " if len(text) > 1 else ""
+        raise UserError(f"{where}{text[0].strip()}") from None
+
+
+def to_yaml(config: Any) -> str:
+    """The configuration as YAML."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain containers, for a checkpoint."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[return-value]
+
+
+def help_text(verb: str, what: str, examples: list[str]) -> str:
+    """What `fastrcnn VERB --help` prints."""
+    lines = [f"fastrcnn {verb}: {what}", "", *(f"  {e}" for e in examples), ""]
+    for group in group_names(verb):
+        lines.append(f"{group}=  {' | '.join(options(group))}")
+    lines.append("")
+    section = None
+    for name, (hint, default, text) in leaves(SCHEMAS[verb]).items():
+        head = name.rpartition(".")[0]
+        if head != section:
+            section = head
+            lines.append(f"{head or 'keys'}")
+        kind = hint.__name__ if isinstance(hint, type) else str(hint).replace(" | None", " or null")
+        shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
+        lines.append(f"  {name:<30} {kind}, {shown}\n  {'':<30} {text}")
+    return "\n".join(lines)

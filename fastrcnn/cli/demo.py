@@ -1,0 +1,43 @@
+"""fastrcnn demo"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from fastrcnn.cli.compose import compose, help_text
+
+log = logging.getLogger("fastrcnn")
+EXAMPLES = ["fastrcnn demo", "fastrcnn demo solver.iterations=300 model.roi_op=roi_align"]
+SHOWN = 6  # pictures that detections are drawn on
+
+
+def main(arguments: list[str]) -> int:
+    """The whole job on the embedded data set."""
+    if "-h" in arguments or "--help" in arguments:
+        print(help_text("train", "the demo takes the keys of train", EXAMPLES))
+        return 0
+    config = compose("train", ["experiment=demo", *arguments])
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    log.info("1/4  drawing the data set: %s", config.data.root)
+    from fastrcnn.data.demo import write_demo
+
+    root = write_demo(Path(config.data.root))
+    log.info("2/4  proposals and training")
+    from fastrcnn.cli import train
+
+    folder, outcome = train.run(config)
+    log.info("3/4  detection on %d held-out pictures", SHOWN)
+    from fastrcnn.cli.detect import detect_pictures
+    from fastrcnn.cli.trained import load
+    from fastrcnn.data.voc import read_split
+
+    detection, model, names, run = load("detect", [f"checkpoint={folder}"])
+    pictures = [root / "JPEGImages" / f"{image_id}.jpg" for image_id in read_split(root, "test")[:SHOWN]]
+    detect_pictures(detection, model, names, pictures, run / "detect")
+    print(f"4/4  mAP {outcome.ap.mean:.3f} on {len(outcome.samples)} held-out pictures")
+    print(f"     run:      {folder}")
+    print(f"     pictures: {run / 'detect'}")
+    print(f"     curves:   tensorboard --logdir {folder / 'tensorboard'}")
+    return 0

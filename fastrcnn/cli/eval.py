@@ -1,0 +1,46 @@
+"""fastrcnn eval"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from fastrcnn.cli.compose import help_text
+
+log = logging.getLogger("fastrcnn")
+EXAMPLES = [
+    "fastrcnn eval checkpoint=outputs/voc07/...",
+    "fastrcnn eval checkpoint=RUN split=val data.metric=voc10",
+    "fastrcnn eval checkpoint=RUN data=voc07 data.root=VOCdevkit detection=paper",
+]
+
+
+def main(arguments: list[str]) -> int:
+    """Evaluates a checkpoint and writes metrics.json and the detections."""
+    if "-h" in arguments or "--help" in arguments:
+        print(help_text("eval", "evaluate a checkpoint", EXAMPLES))
+        return 0
+    from fastrcnn.cli.trained import load
+
+    config, model, names, run = load("eval", arguments)
+    from fastrcnn import build
+    from fastrcnn.data.loader import detection_loader
+    from fastrcnn.evaluation.evaluate import evaluate, table, write_results
+
+    device = build.device(config.runtime)
+    test_set = build.test_set(config.data, names, config.split)
+    result = evaluate(
+        model,
+        detection_loader(test_set, workers=build.workers(config.runtime)),
+        len(test_set),
+        names,
+        build.metric(config.data),
+        build.detection(config.detection),
+        build.precision(config.runtime, device),
+    )
+    split = build.split_name(build.test_splits(config.data, config.split))
+    folder = Path(config.output) if config.output else run / "eval" / split
+    write_results(result, folder, split)
+    print(table(result))
+    print(f"written to {folder}")
+    return 0

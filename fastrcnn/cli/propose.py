@@ -1,0 +1,50 @@
+"""fastrcnn propose"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from fastrcnn.cli.compose import compose, help_text
+from fastrcnn.config import ProposeConfig
+from fastrcnn.errors import UserError
+
+EXAMPLES = [
+    "fastrcnn propose data=voc07 data.root=VOCdevkit",
+    "fastrcnn propose source='photos/*.jpg' output=photos.proposals data.selective_search.mode=quality",
+]
+
+
+def main(arguments: list[str]) -> int:
+    """Makes proposals with selective search; goes on where an earlier call was interrupted."""
+    if "-h" in arguments or "--help" in arguments:
+        print(help_text("propose", "make proposals with selective search", EXAMPLES))
+        return 0
+    config: ProposeConfig = compose("propose", arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    from fastrcnn import build
+    from fastrcnn.data.proposals import ProposalStore
+
+    if config.source is not None:
+        if config.output is None:
+            raise UserError("where to? With source=, name the store: output=NAME.proposals.")
+        pictures = build.without_truth(build.pictures(config.source))
+        made = [build.make_proposals(config.data, pictures, Path(config.output), config.workers)]
+    else:
+        names = build.classes(config.data)
+        made = []
+        if config.output is not None:
+            both = [*config.data.train, *config.data.test]
+            everything = build.samples(config.data, both, names, use_difficult=True)
+            made.append(build.make_proposals(config.data, everything, Path(config.output), config.workers))
+        else:
+            for splits in (config.data.train, config.data.test):
+                part = build.samples(config.data, splits, names, use_difficult=True)
+                path = build.proposal_path(config.data, part, build.split_name(splits))
+                made.append(build.make_proposals(config.data, part, path, config.workers))
+    for path in made:
+        store = ProposalStore(path)
+        boxes = sum(len(store.boxes(i)) for i in store.ids)
+        print(f"{path}: {len(store)} pictures, {boxes / len(store):.0f} boxes each on average")
+    return 0

@@ -1,0 +1,48 @@
+"""fastrcnn reval"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from fastrcnn.cli.compose import compose, help_text
+from fastrcnn.errors import UserError
+
+EXAMPLES = ["fastrcnn reval detections=RUN/eval/VOC2007-test data=voc07 data.root=VOCdevkit"]
+
+
+def comp4_split(folder: Path, split: str) -> str:
+    """The part of the files' names that names the split: ours, or the devkit's `test` for VOC2007-test."""
+    short = split.rpartition("-")[2]
+    return split if any(folder.glob(f"comp4_det_{split}_*.txt")) else short
+
+
+def main(arguments: list[str]) -> int:
+    """Evaluates saved detections."""
+    if "-h" in arguments or "--help" in arguments:
+        print(help_text("reval", "evaluate saved detections, without a model", EXAMPLES))
+        return 0
+    config = compose("reval", arguments)
+    if config.detections is None:
+        raise UserError("which detections? fastrcnn reval detections=FOLDER, with comp4_det_*.txt files in it.")
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    from fastrcnn import build
+    from fastrcnn.evaluation.evaluate import compare, table, write_results
+    from fastrcnn.evaluation.result_files import read_coco, read_comp4
+
+    names = build.classes(config.data)
+    splits = build.test_splits(config.data, config.split)
+    samples = build.samples(config.data, splits, names, use_difficult=True)
+    ids = [s.image_id for s in samples]
+    where = Path(config.detections).expanduser()
+    split = build.split_name(splits)
+    if where.suffix == ".json":
+        found = read_coco(where, ids, {name: i for i, name in enumerate(names, 1)})
+    else:
+        found = read_comp4(where, comp4_split(where, split), names, ids)
+    result = compare(found, samples, names, build.metric(config.data))
+    print(table(result))
+    if config.output:
+        write_results(result, Path(config.output), split)
+    return 0

@@ -1,0 +1,45 @@
+"""What eval and detect share: a trained model and the configuration it was trained with."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastrcnn.cli.compose import check_overrides, compose
+from fastrcnn.errors import UserError
+
+if TYPE_CHECKING:
+    from fastrcnn.model.fast_rcnn import FastRCNN
+
+
+def load(verb: str, arguments: list[str]) -> tuple[Any, FastRCNN, list[str], Path]:
+    """Configuration, model on its device, names of the classes, and folder of the run.
+
+    The configuration is that of the training, with the arguments on top. Raises UserError.
+    """
+    given = dict(a.split("=", 1) for a in check_overrides(verb, arguments))
+    where = given.get("checkpoint", "null")
+    if where == "null":
+        raise UserError(f"which model? fastrcnn {verb} checkpoint=RUN, the folder of a run or a .pt file.")
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    first = compose(verb, [a for a in arguments if a.startswith("checkpoint=")])
+    import torch
+
+    from fastrcnn import build
+    from fastrcnn.training import checkpoint
+
+    path = checkpoint.resolve(Path(first.checkpoint).expanduser())
+    content = checkpoint.load(path)
+    config = compose(verb, arguments, base=content["config"])
+    model = build.trained_model(content["config"], len(content["classes"]))
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: the weights do not fit the model they were saved with: {error}") from None
+    device = build.device(config.runtime)
+    build.threads(config.runtime)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return config, model, content["classes"], run

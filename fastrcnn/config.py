@@ -1,0 +1,207 @@
+"""The schema of the configuration: every key, its type, its default and what it means.
+
+The groups are filled from the YAML files in configs/; build.py alone turns them into objects. This module imports
+neither torch nor Hydra, so that a mistyped key is answered at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_type_hints
+
+
+def key(default: Any, help: str) -> Any:
+    """A field with its explanation."""
+    metadata = {"help": help}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelConfig:
+    """The network."""
+
+    width: float = key(1.0, "factor on the channels of VGG16; 1 is the paper's, 0.25 a slim network")
+    batch_norm: bool = key(False, "batch normalisation, for training from scratch")
+    weights: str | None = key(None, "'imagenet', the path of a state dict (.pth), or null: from scratch")
+    finetune_from: str = key("conv1_1", "first layer that is trained; the paper's VGG16: conv3_1")
+    roi_op: str = key("fast_rcnn", "fast_rcnn | partition | truncate | roi_align | roi_warp")
+    roi_size: int = key(7, "cells along each side of a pooled RoI")
+    roi_features: list[str] = key(["conv5_3"], "layers that RoIs are pooled from")
+    dropout: float = key(0.5, "after fc6 and fc7")
+
+
+@dataclass
+class SelectiveSearchConfig:
+    """How proposals are made where none are given."""
+
+    mode: str = key("fast", "fast | quality: two or five colour spaces")
+    side: int = key(320, "longer side of the picture that is searched, in pixels")
+    k: list[float] = key([25.0, 50.0, 100.0], "coarseness of the segmentations; larger finds larger things")
+    sigma: float = key(0.8, "blur before segmentation, in pixels of the searched picture")
+    min_size: int = key(50, "area of the smallest segment, in pixels of the searched picture")
+    min_side: float = key(0.0, "boxes with a shorter side are dropped, in pixels of the original")
+    near: float = key(0.9, "of boxes that overlap by this much only one is kept")
+    max_boxes: int = key(2000, "boxes kept of a picture")
+
+
+@dataclass
+class DataConfig:
+    """The data set, its proposals, and how pictures are prepared."""
+
+    name: str = key("custom", "names the folder of the run and of generated proposals")
+    root: str | None = key(None, "folder of the data set (for VOC: VOCdevkit)")
+    train: list[str] = key(["trainval"], "split lists to train on, as SPLIT or FOLDER/SPLIT below root")
+    test: list[str] = key(["test"], "split lists to evaluate on")
+    classes: list[str] | None = key(None, "names of the classes; null: all that the annotations of `train` have")
+    use_difficult: bool = key(True, "train on objects marked difficult, as the author's code does")
+    skip_bad: bool = key(False, "leave out broken files and objects and say how many, instead of stopping")
+    metric: str = key("voc07", "voc07: 11-point AP; voc10: area under the curve")
+    proposals: str | None = key(None, "a proposal store; null: selective search makes them and keeps them")
+    proposal_cache: str = key("data/proposals", "folder where generated proposals are kept")
+    max_proposals: int = key(2000, "proposals used of a picture, the best first")
+    short_sides: list[int] = key([600], "short side of training pictures; one of them is drawn for each")
+    long_side: int = key(1000, "the long side is at most this")
+    test_short_side: int = key(600, "short side of pictures in evaluation and detection")
+    flip: bool = key(True, "mirror half of the training pictures")
+    flip_vertical: bool = key(False, "turn half of the training pictures upside down")
+    transpose: bool = key(False, "swap x and y in half of the training pictures")
+    colour: float = key(0.0, "vary contrast and brightness of each channel by up to this share")
+    selective_search: SelectiveSearchConfig = field(default_factory=SelectiveSearchConfig)
+
+
+@dataclass
+class SolverConfig:
+    """The mini-batch, the loss and the optimiser; the defaults are the paper's."""
+
+    iterations: int = key(40000, "training steps")
+    images_per_batch: int = key(2, "pictures in a step")
+    rois_per_image: int = key(64, "RoIs drawn from each")
+    fg_fraction: float = key(0.25, "largest share of foreground among them")
+    fg_iou: float = key(0.5, "least overlap with the truth that makes a RoI foreground")
+    bg_iou: list[float] = key([0.1, 0.5], "background: best overlap in [first, second)")
+    box_weight: float = key(1.0, "weight of the box loss")
+    lr: float = key(0.001, "learning rate")
+    schedule: str = key("step", "step | cosine")
+    lr_steps: list[int] = key([30000], "steps at which the rate is multiplied by lr_gamma")
+    lr_gamma: float = key(0.1, "see lr_steps")
+    warmup: int = key(0, "steps over which the rate rises from 0")
+    momentum: float = key(0.9, "of stochastic gradient descent")
+    weight_decay: float = key(0.0005, "of weights; biases and normalisation do not decay")
+    bias_lr_factor: float = key(2.0, "factor on the rate of biases")
+
+
+@dataclass
+class DetectionConfig:
+    """From scores and boxes to detections."""
+
+    score_threshold: float = key(0.05, "detections with a lower score are dropped")
+    nms_iou: float = key(0.3, "a box overlapping a better one of its class by this much is dropped")
+    max_per_class: int | None = key(None, "best boxes of a class that enter the suppression; null: all")
+    max_per_image: int | None = key(100, "detections kept of a picture; null: all")
+    rois_per_chunk: int = key(1000, "RoIs that go through fc6 and fc7 at a time; less needs less memory")
+
+
+@dataclass
+class RuntimeConfig:
+    """The machine, and how often things are written. None of it changes what is learned, but for the seed and
+    the precision."""
+
+    device: str = key("auto", "auto | cpu | cuda | cuda:1 ...")
+    precision: str = key("auto", "auto | float32 | bfloat16; auto: bfloat16 where the device is fast at it")
+    threads: int | None = key(None, "threads of the processor that torch uses; null: its own choice")
+    workers: int | None = key(None, "processes that load pictures; null: by the number of cores")
+    seed: int = key(0, "decides everything random")
+    log_every: int = key(20, "steps between two rows in metrics.csv and TensorBoard")
+    pictures_every: int = key(500, "steps between two pictures in TensorBoard; 0: none")
+    checkpoint_every: int = key(1000, "steps between two checkpoints")
+    keep_checkpoints: int = key(2, "the newest so many are kept, and the best")
+    evaluate_every: int = key(0, "steps between two evaluations; 0: at the end only")
+
+
+@dataclass
+class TrainConfig:
+    """fastrcnn train"""
+
+    name: str = key("train", "names the experiment: outputs/<name>/<time>-<id>")
+    run: str | None = key(None, "folder of the run; null: a new one under outputs/")
+    resume: str | None = key(None, "'auto': go on in the folder `run` (or in the newest of this name)")
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
+class EvalConfig:
+    """fastrcnn eval"""
+
+    checkpoint: str | None = key(None, "a run's folder or a .pt file")
+    split: str | None = key(None, "split list to evaluate on in place of data.test's, such as val")
+    output: str | None = key(None, "folder for the results; null: eval/<split> in the run's folder")
+    data: DataConfig = field(default_factory=DataConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
+class RevalConfig:
+    """fastrcnn reval"""
+
+    detections: str | None = key(None, "folder of comp4_det_<split>_<class>.txt files, or a COCO results JSON")
+    split: str | None = key(None, "split list to evaluate on in place of data.test's")
+    output: str | None = key(None, "folder for metrics.json; null: none is written")
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class DetectConfig:
+    """fastrcnn detect"""
+
+    checkpoint: str | None = key(None, "a run's folder or a .pt file")
+    source: str | None = key(None, "a picture, a folder, or a pattern such as 'photos/*.jpg'")
+    output: str | None = key(None, "folder for pictures and JSON; null: detect/<source> in the run's folder")
+    draw_threshold: float = key(0.5, "detections with a lower score are not drawn")
+    data: DataConfig = field(default_factory=DataConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
+class ProposeConfig:
+    """fastrcnn propose"""
+
+    source: str | None = key(None, "a folder or pattern of pictures, in place of a data set")
+    output: str | None = key(None, "the store to write; null: where training and evaluation look for it")
+    workers: int | None = key(None, "processes; null: one a core")
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "eval": EvalConfig,
+    "reval": RevalConfig,
+    "detect": DetectConfig,
+    "propose": ProposeConfig,
+}
+
+
+def leaves(schema: type, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:
+    """Every key of a schema, dotted, with its type, its default and its explanation."""
+    hints = get_type_hints(schema)
+    instance = schema()
+    found: dict[str, tuple[Any, Any, str]] = {}
+    for f in fields(schema):
+        hint = hints[f.name]
+        if is_dataclass(hint):
+            found |= leaves(hint, f"{prefix}{f.name}.")  # type: ignore[arg-type]
+        else:
+            found[prefix + f.name] = (hint, getattr(instance, f.name), f.metadata.get("help", ""))
+    return found
+
+
+def groups(schema: type) -> dict[str, type]:
+    """The groups of a schema (model, data, ...), with their own schemas."""
+    return {n: h for n, h in get_type_hints(schema).items() if is_dataclass(h)}  # type: ignore[misc]

@@ -1,0 +1,92 @@
+"""Samples and their proposals to pictures with boxes, one at a time; runs in the loader's workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from fastrcnn.data.images import read_image
+from fastrcnn.data.transforms import Augmentation
+from fastrcnn.errors import UserError
+from fastrcnn.structures import Sample
+
+Proposals = Callable[[str], np.ndarray]  # image id -> (P, 4) float32, half-open, best first
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture, ready to be put into a Batch. Boxes are in its own, scaled pixels."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    proposals: np.ndarray  # (P, 4) float32
+    boxes: np.ndarray  # (G, 4) float32
+    labels: np.ndarray  # (G,) int64
+    scale: float
+    sample: Sample
+
+
+class DetectionDataset(Dataset):
+    """Pictures with truth and proposals.
+
+    proposals: gives an image's boxes, best first, in its own pixels.
+    augmentation: how pictures are scaled and varied.
+    seed: together with the epoch and the index it decides all that is random, so that the number of workers and the
+        history of the program do not.
+    max_proposals: the best so many are used; None for all.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        proposals: Proposals,
+        augmentation: Augmentation,
+        seed: int = 0,
+        max_proposals: int | None = None,
+    ) -> None:
+        self.samples = list(samples)
+        self.proposals = proposals
+        self.augmentation = augmentation
+        self.seed = seed
+        self.max_proposals = max_proposals
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def proposal_boxes(self, index: int) -> np.ndarray:
+        """Proposals (P, 4) of a picture in its own pixels."""
+        return np.asarray(self.proposals(self.samples[index].image_id)[: self.max_proposals])
+
+    def truth_and_proposals(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Proposals (P, 4), truth (G, 4) and labels (G,) of a picture in its own pixels, without reading it."""
+        sample = self.samples[index]
+        return to_tensor(self.proposal_boxes(index)), to_tensor(sample.boxes), torch.from_numpy(sample.labels)
+
+    def __getitem__(self, key: tuple[int, int]) -> Example:
+        """The picture `index` in the given epoch; `key` is (epoch, index).
+
+        Raises UserError for an unreadable picture, or one whose size is not the annotation's.
+        """
+        epoch, index = key
+        cv2.setNumThreads(0)  # the workers share the cores already
+        sample = self.samples[index]
+        image = read_image(sample.path)
+        height, width = image.shape[:2]
+        if (height, width) != (sample.height, sample.width):
+            turned = " The picture's EXIF data may ask for a rotation." if height == sample.width else ""
+            raise UserError(
+                f"{sample.path}: {width} x {height} pixels, but its annotation says {sample.width} x {sample.height}."
+                f"{turned} Mend the annotation's <size> and boxes."
+            )
+        rng = np.random.default_rng((self.seed, epoch, index))
+        image, (boxes, proposals), scale = self.augmentation(image, [sample.boxes, self.proposal_boxes(index)], rng)
+        return Example(image, proposals, boxes, sample.labels, scale, sample)
+
+
+def to_tensor(boxes: np.ndarray) -> torch.Tensor:
+    """Boxes (R, 4) as a tensor of their own (memory-mapped arrays are read-only)."""
+    return torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 4))

@@ -1,0 +1,64 @@
+"""Reading pictures. Pixels are uint8 RGB (H, W, 3), as stored: an EXIF rotation is not applied."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fastrcnn.errors import UserError
+
+MAX_PIXELS = 200_000_000  # a picture with more is refused from its header, before it is decoded
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The picture in a file. Gray, palette, CMYK and transparent pictures become RGB; 16-bit ones are scaled.
+
+    Raises UserError for a file that is missing, empty, cut short, no picture, or has more than MAX_PIXELS.
+    """
+    return decode(read_bytes(path), path)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's content; UserError where it cannot be read or has none."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    if not data:
+        raise UserError(f"{path}: the file is empty.")
+    return data
+
+
+def decode(data: bytes, path: Path) -> np.ndarray:
+    """The picture in the bytes of a file; `path` is for messages only. Raises UserError as `read_image` does."""
+    image_size(data, path)
+    # What a cut JPEG lacks some decoders fill with gray: no end marker follows the start of its last scan.
+    cut = data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+    image = None
+    if not cut:
+        try:
+            flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error:
+            image = None
+    if image is None:
+        raise UserError(f"{path}: not a picture that can be decoded, or cut short.")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def image_size(data: bytes, path: Path) -> tuple[int, int]:
+    """Width and height from the header alone. Raises UserError for what is no picture or has too many pixels."""
+    try:
+        with Image.open(io.BytesIO(data)) as header:
+            width, height = header.size
+    except Image.DecompressionBombError:
+        raise UserError(f"{path}: has more than the {MAX_PIXELS:,} pixels allowed; refused.") from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        raise UserError(f"{path}: not a picture, or cut short.") from None
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path}: {width} x {height} pixels are more than the {MAX_PIXELS:,} allowed; refused.")
+    return width, height

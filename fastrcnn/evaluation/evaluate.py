@@ -1,0 +1,118 @@
+"""A model and a test set to AP and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastrcnn.evaluation.recall import ProposalRecall, proposal_recall
+from fastrcnn.evaluation.result_files import write_comp4
+from fastrcnn.evaluation.voc_ap import (
+    ClassDetections,
+    MeanAP,
+    Metric,
+    detections_by_class,
+    mean_ap,
+    truth_by_class,
+)
+from fastrcnn.inference import DetectionSettings, detect
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.progress import progress
+from fastrcnn.structures import Batch, Detections, Sample
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of one evaluation."""
+
+    ap: MeanAP
+    metric: Metric
+    samples: list[Sample]
+    detections: Mapping[str, ClassDetections]  # by class; images counted along `samples`
+    recall: ProposalRecall | None  # of the proposals, which is the most that any detector of them can find
+
+
+def evaluate(
+    model: FastRCNN,
+    batches: Iterable[Batch],
+    images: int,
+    classes: Sequence[str],
+    metric: Metric,
+    settings: DetectionSettings,
+    dtype: torch.dtype = torch.float32,
+) -> Evaluation:
+    """Runs the model over the batches, `images` pictures in all, and compares with their truth."""
+    samples: list[Sample] = []
+    detections: list[Detections] = []
+    proposals: list[np.ndarray] = []
+
+    def remembered() -> Iterable[Batch]:
+        for batch in batches:
+            scales = batch.scales.tolist()
+            proposals.extend((p / s).numpy() for p, s in zip(batch.proposals, scales, strict=True))
+            yield batch
+
+    for sample, found in progress(detect(model, remembered(), settings, dtype), images, "detect"):
+        samples.append(sample)
+        detections.append(found)
+    return compare(
+        detections_by_class(detections, classes),
+        samples,
+        classes,
+        metric,
+        proposal_recall(proposals, samples, classes),
+    )
+
+
+def compare(
+    detections: Mapping[str, ClassDetections],
+    samples: list[Sample],
+    classes: Sequence[str],
+    metric: Metric,
+    recall: ProposalRecall | None = None,
+) -> Evaluation:
+    """AP of detections, images counted along `samples`, against the samples' truth."""
+    ap = mean_ap(detections, truth_by_class(samples, classes), metric)
+    return Evaluation(ap, metric, samples, detections, recall)
+
+
+def write_results(result: Evaluation, folder: Path, split: str) -> None:
+    """Writes metrics.json, and the detections as comp4_det_<split>_<class>.txt, into `folder`."""
+    write_comp4(folder, split, result.detections, [s.image_id for s in result.samples])
+    metrics: dict[str, Any] = {
+        "mAP": result.ap.mean,
+        "ap": result.ap.ap,
+        "metric": result.metric,
+        "images": len(result.samples),
+        "objects": {name: c.positives for name, c in result.ap.classes.items()},
+    }
+    if result.recall:
+        metrics["proposals"] = {
+            "per_image": result.recall.proposals,
+            "recall_50": {name: r.at_50 for name, r in result.recall.classes.items()},
+            "recall_70": {name: r.at_70 for name, r in result.recall.classes.items()},
+        }
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+
+
+def table(result: Evaluation) -> str:
+    """The outcome as people read it: AP of each class, beside the objects there are and the proposals' recall."""
+    width = max([5, *(len(name) for name in result.ap.ap)])
+    lines = [
+        f"{'class':<{width}}  {'objects':>7}  {'AP':>6}" + ("  recall of proposals at .5" if result.recall else "")
+    ]
+    for name, value in result.ap.ap.items():
+        ap = "no truth" if value is None else f"{value:6.3f}"
+        line = f"{name:<{width}}  {result.ap.classes[name].positives:>7}  {ap}"
+        if result.recall and (found := result.recall.classes[name].at_50) is not None:
+            line += f"  {found:6.3f}"
+        lines.append(line)
+    mean = "no class has truth" if result.ap.mean is None else f"{result.ap.mean:6.3f}"
+    lines.append(f"{'mAP':<{width}}  {'':>7}  {mean}   ({result.metric}, {len(result.samples)} images)")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The network, the sampling of RoIs it is trained on, its loss, and the way from its outputs to detections."""

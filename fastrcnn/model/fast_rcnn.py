@@ -1,0 +1,131 @@
+"""The Fast R-CNN network (Girshick, 2015, figure 1): images and RoIs in, class logits and box deltas out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastrcnn.model.vgg16 import VGG16Head, VGG16Trunk, channels_of, frozen_norms, stride_of
+from fastrcnn.ops import roi_align, roi_pool, roi_warp
+
+ROI_OPS = ("fast_rcnn", "partition", "truncate", "roi_align", "roi_warp")
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0 .. 255, of torchvision's weights
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def pool_rois(features: Tensor, rois: Tensor, size: int, scale: float, op: str) -> Tensor:
+    """RoIs (K, 5) [image, x1, y1, x2, y2], half-open pixels, pooled to (K, C, size, size) by the operator `op`.
+
+    The one place where half-open boxes become the inclusive ones that RoI pooling is defined on: x2 and y2 are
+    lowered by one pixel. RoIAlign samples at real coordinates and takes the half-open box as it is.
+    """
+    if op == "roi_align":
+        return roi_align(features, rois, size, scale, sampling_ratio=2, aligned=True)
+    inclusive = rois - rois.new_tensor([0, 0, 0, 1, 1])
+    if op == "roi_warp":
+        return roi_warp(features, inclusive, size, scale)
+    return roi_pool(features, inclusive, size, scale, variant=op)
+
+
+class FastRCNN(nn.Module):
+    """VGG16, RoI pooling, fc6 and fc7, and the two sibling outputs.
+
+    num_classes: object classes, without background, which is class 0 of the logits.
+    width, batch_norm: see VGG16Trunk.
+    roi_op: one of ROI_OPS; "fast_rcnn" is the paper's.
+    roi_features: layers whose maps are pooled, each at its own stride; where there are several, their pooled cells
+        are concatenated and a 1 x 1 convolution brings them back to conv5_3's channels.
+    dropout: probability after fc6 and fc7.
+    mean, std: of the pixels the trunk's weights were trained on, RGB in 0 .. 255; part of the state dict, so that
+        weights and normalisation cannot part.
+    """
+
+    delta_mean: Tensor
+    delta_std: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        width: float = 1.0,
+        batch_norm: bool = False,
+        roi_size: int = 7,
+        roi_op: str = "fast_rcnn",
+        roi_features: Sequence[str] = ("conv5_3",),
+        dropout: float = 0.5,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.roi_size = roi_size
+        self.roi_op = roi_op
+        self.roi_features = tuple(roi_features)
+        self.trunk = VGG16Trunk(width, batch_norm)
+        channels = channels_of("conv5_3", width)
+        pooled = sum(channels_of(name, width) for name in self.roi_features)
+        self.reduce = nn.Conv2d(pooled, channels, 1) if len(self.roi_features) > 1 else nn.Identity()
+        self.head = VGG16Head(channels, roi_size, width, dropout)
+        self.cls_score = nn.Linear(self.head.out_features, num_classes + 1)
+        self.bbox_pred = nn.Linear(self.head.out_features, 4 * (num_classes + 1))
+        for layer, deviation in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 2.3
+            nn.init.normal_(layer.weight, std=deviation)
+            nn.init.zeros_(layer.bias)
+        # What takes the normalised deltas of the output to those of boxes.decode; computed over the training set.
+        self.register_buffer("delta_mean", torch.zeros(num_classes + 1, 4))
+        self.register_buffer("delta_std", torch.ones(num_classes + 1, 4))
+        self.register_buffer("pixel_mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+
+    def train(self, mode: bool = True) -> FastRCNN:
+        """As nn.Module.train, but frozen batch normalisation keeps its statistics."""
+        super().train(mode)
+        for norm in frozen_norms(self.trunk):
+            norm.eval()
+        return self
+
+    def normalise(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
+        """uint8 or float RGB images (N, 3, H, W) in 0 .. 255 as the trunk wants them.
+
+        sizes: (N, 2) height and width without padding; what lies beyond becomes 0, as the paper's code pads.
+        """
+        images = (images.float() - self.pixel_mean) / self.pixel_std
+        if sizes is not None:
+            rows = torch.arange(images.shape[2], device=images.device)[None, :, None] < sizes[:, 0, None, None]
+            columns = torch.arange(images.shape[3], device=images.device)[None, None, :] < sizes[:, 1, None, None]
+            images = images * (rows & columns)[:, None]
+        return images
+
+    def forward(self, images: Tensor, rois: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Class logits (K, classes + 1) and normalised box deltas (K, classes + 1, 4) of K RoIs.
+
+        images: (N, 3, H, W) uint8 or float RGB in 0 .. 255.
+        rois: (K, 5) float [image index, x1, y1, x2, y2], half-open, in pixels of `images`.
+        sizes: see normalise.
+        """
+        return self.classify(self.features(images, sizes), rois)
+
+    def features(self, images: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
+        """The maps that RoIs are pooled from, one per name in `roi_features`."""
+        x = self.normalise(images, sizes).contiguous(memory_format=torch.channels_last)
+        return self.trunk(x, self.roi_features)
+
+    def classify(self, maps: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, from the maps that `features` gave."""
+        pooled = [
+            pool_rois(
+                m,
+                rois.to(m.dtype) if m.dtype == torch.float64 else rois,
+                self.roi_size,
+                1 / stride_of(n),
+                self.roi_op,
+            )
+            for n, m in zip(self.roi_features, maps, strict=True)
+        ]
+        x = self.head(self.reduce(torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]))  # (K, D)
+        logits = self.cls_score(x).float()
+        deltas = self.bbox_pred(x).float().view(-1, self.num_classes + 1, 4)
+        return logits, deltas

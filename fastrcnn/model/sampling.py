@@ -1,0 +1,116 @@
+"""Which RoIs a training step looks at, and what they should be called (section 2.3 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastrcnn import boxes as box_ops
+from fastrcnn.structures import RoITargets
+
+
+def match(rois: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Best overlap (R,) of each RoI (R, 4) with the truth (G, 4), and the index (R,) of that truth; 0 where none."""
+    if len(truth) == 0:
+        return rois.new_zeros(len(rois)), torch.zeros(len(rois), dtype=torch.long)
+    overlap, index = box_ops.iou(rois, truth).max(dim=1)
+    return overlap, index
+
+
+def choose(candidates: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """`n` of the `candidates` (M,) at random without repetition; all of them, in order, where there are no more."""
+    if len(candidates) <= n:
+        return candidates
+    return candidates[torch.randperm(len(candidates), generator=generator)[:n]]
+
+
+@dataclass(frozen=True)
+class RoISampler:
+    """Draws RoIs from proposals and truth; the defaults are the paper's.
+
+    rois_per_image: RoIs drawn from one image; fewer where there are too few of either kind.
+    fg_fraction: the largest share of them that is foreground.
+    fg_iou: least overlap with the truth that makes a RoI foreground.
+    bg_iou: a RoI whose best overlap lies in [bg_iou[0], bg_iou[1]) is background.
+    delta_mean, delta_std: (classes + 1, 4), the statistics that regression targets are normalised by.
+    """
+
+    delta_mean: Tensor
+    delta_std: Tensor
+    rois_per_image: int = 64
+    fg_fraction: float = 0.25
+    fg_iou: float = 0.5
+    bg_iou: tuple[float, float] = (0.1, 0.5)
+
+    def __call__(
+        self,
+        proposals: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        labels: Sequence[Tensor],
+        generator: torch.Generator,
+    ) -> tuple[Tensor, RoITargets]:
+        """RoIs (K, 5) [image index, x1, y1, x2, y2] and their targets, for N images.
+
+        proposals: N tensors (P_i, 4); boxes: N tensors (G_i, 4), which join the proposals; labels: N tensors (G_i,).
+        All on the CPU. The generator alone decides what is drawn.
+        """
+        drawn = [
+            self._one_image(torch.cat((p, b)), b, y, generator)
+            for p, b, y in zip(proposals, boxes, labels, strict=True)
+        ]
+        index = torch.cat([torch.full((len(r), 1), float(i)) for i, (r, _) in enumerate(drawn)])
+        rois = torch.cat((index, torch.cat([r for r, _ in drawn])), dim=1)
+        return rois, RoITargets(torch.cat([t.labels for _, t in drawn]), torch.cat([t.deltas for _, t in drawn]))
+
+    def _one_image(
+        self, rois: Tensor, truth: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, RoITargets]:
+        overlap, index = match(rois, truth)
+        foreground = torch.nonzero(overlap >= self.fg_iou).flatten()
+        background = torch.nonzero((overlap >= self.bg_iou[0]) & (overlap < self.bg_iou[1])).flatten()
+        foreground = choose(foreground, round(self.fg_fraction * self.rois_per_image), generator)
+        background = choose(background, self.rois_per_image - len(foreground), generator)
+        kept = torch.cat((foreground, background))
+        target_labels = torch.zeros(len(kept), dtype=torch.long)
+        deltas = rois.new_zeros((len(kept), 4))
+        n = len(foreground)
+        if n:
+            target_labels[:n] = labels[index[foreground]]
+            raw = box_ops.encode(rois[foreground], truth[index[foreground]])
+            deltas[:n] = (raw - self.delta_mean[target_labels[:n]]) / self.delta_std[target_labels[:n]]
+        return rois[kept], RoITargets(target_labels, deltas)
+
+
+def delta_statistics(
+    images: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int, fg_iou: float = 0.5, flip: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, each (classes + 1, 4) float32, of the regression targets of a training set.
+
+    images: proposals (P, 4), truth (G, 4), labels (G,) of every image, in its own pixels.
+    fg_iou: RoIs that overlap the truth by this much have a target; the truth itself counts too, with target 0.
+    flip: count every image's mirror image as well.
+
+    A class without any target, and any of the four numbers that never varies, gets deviation 1, so that nothing is
+    divided by 0. Source: `_compute_targets` and
+    `add_bbox_regression_targets` in the author's lib/roi_data_layer/roidb.py.
+    """
+    count = torch.zeros(num_classes + 1, 1, dtype=torch.float64)
+    total = torch.zeros(num_classes + 1, 4, dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for proposals, truth, labels in images:
+        rois = torch.cat((proposals, truth))
+        overlap, index = match(rois, truth)
+        kept = torch.nonzero(overlap >= fg_iou).flatten()
+        deltas = box_ops.encode(rois[kept].double(), truth[index[kept]].double())
+        if flip:
+            deltas = torch.cat((deltas, deltas * deltas.new_tensor([-1, 1, 1, 1])))
+        owner = labels[index[kept]].repeat(2 if flip else 1)
+        count.index_add_(0, owner, torch.ones(len(owner), 1, dtype=torch.float64))
+        total.index_add_(0, owner, deltas)
+        squares.index_add_(0, owner, deltas.square())
+    mean = total / count.clamp(min=1)
+    std = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
+    return mean.float(), torch.where(std > 1e-6, std, torch.ones_like(std)).float()

@@ -1,0 +1,178 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from tqdm import tqdm
+
+from fastrcnn.errors import UserError
+from fastrcnn.inference import autocast
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.loss import fast_rcnn_loss
+from fastrcnn.model.sampling import RoISampler
+from fastrcnn.structures import Batch, RoITargets
+from fastrcnn.training.optim import set_rate
+from fastrcnn.training.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When things happen, in steps.
+
+    iterations: steps in all; start: steps already done by the run that goes on.
+    rate: the learning rate of a step, counted from 0.
+    """
+
+    iterations: int
+    rate: Callable[[int], float]
+    start: int = 0
+    seed: int = 0
+    log_every: int = 20
+    evaluate_every: int = 0  # 0: only at the end
+    checkpoint_every: int = 1000
+    pictures_every: int = 500
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed of 63 bits that depends on all the numbers (splitmix64's finisher over their sequence)."""
+    value = 0
+    for number in numbers:
+        value = (value + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        value ^= value >> 31
+    return value >> 1
+
+
+def train(
+    model: FastRCNN,
+    loader: Iterable[Batch],
+    sampler: RoISampler,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    tracker: Tracker,
+    *,
+    save: Callable[[int], None],
+    evaluate: Callable[[int], None],
+    draw: Callable[[int, Batch, torch.Tensor, RoITargets], None],
+    dtype: torch.dtype = torch.float32,
+    box_weight: float = 1.0,
+) -> None:
+    """Trains `model` from step `schedule.start` to its end.
+
+    Everything random in a step, which RoIs are drawn and what dropout drops, follows from the seed and the step's
+    number alone, so a run that was interrupted and goes on is the same run.
+
+    save, evaluate: called with the number of steps done; draw: with a batch, its RoIs and their targets as well.
+    Raises UserError when the loss is no longer finite, before the weights are changed.
+    """
+    device = model.delta_mean.device
+    model.train()
+    meter = Meter()
+    for step, batch in _with_progress(loader, schedule, meter):
+        torch.manual_seed(seed_of(schedule.seed, step, 0))  # for dropout
+        generator = torch.Generator().manual_seed(seed_of(schedule.seed, step, 1))
+        set_rate(optimizer, schedule.rate(step))
+
+        rois, targets = sampler(batch.proposals, batch.boxes, batch.labels, generator)
+        on_device = replace(targets, labels=targets.labels.to(device), deltas=targets.deltas.to(device))
+        with autocast(device, dtype):
+            logits, deltas = model(batch.images.to(device), rois.to(device), batch.sizes.to(device))
+        losses = fast_rcnn_loss(logits, deltas, on_device, box_weight)
+
+        total = losses.total.item()
+        if not math.isfinite(total):
+            ids = ", ".join(s.image_id for s in batch.samples)
+            raise UserError(
+                f"step {step}: the loss is {total}. The weights were not changed by this step; its pictures: {ids}. "
+                f"Try a lower rate (solver.lr is {schedule.rate(step):g} here) or solver.warmup."
+            )
+        optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        optimizer.step()
+
+        done = step + 1
+        meter.add(losses, logits.detach(), targets)
+        if done % schedule.log_every == 0 or done == schedule.iterations:
+            tracker.scalars(done, meter.read() | {"train/lr": schedule.rate(step)})
+        if schedule.pictures_every and (done % schedule.pictures_every == 0 or step == schedule.start):
+            draw(done, batch, rois, targets)
+        last = done == schedule.iterations
+        if done % schedule.checkpoint_every == 0 or last:
+            save(done)
+        if last or (schedule.evaluate_every and done % schedule.evaluate_every == 0):
+            evaluate(done)
+            model.train()
+
+
+class Meter:
+    """Means over the steps since the last reading."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.steps = 0
+        self.since = time.monotonic()
+        self.images = 0
+
+    def add(self, losses: object, logits: torch.Tensor, targets: RoITargets) -> None:
+        foreground = targets.labels > 0
+        right = logits.argmax(dim=1).cpu() == targets.labels
+        values = {
+            "train/loss": losses.total.item(),  # type: ignore[attr-defined]
+            "train/loss_cls": losses.classification.item(),  # type: ignore[attr-defined]
+            "train/loss_box": losses.box.item(),  # type: ignore[attr-defined]
+            "train/accuracy_fg": right[foreground].float().mean().item() if foreground.any() else 0.0,
+            "train/rois": float(len(foreground)),
+            "train/rois_fg": float(foreground.sum()),
+        }
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.steps += 1
+
+    def read(self) -> dict[str, float]:
+        now = time.monotonic()
+        means = {name: total / self.steps for name, total in self.sums.items()}
+        means["train/steps_per_s"] = self.steps / (now - self.since)
+        self.sums, self.steps, self.since = {}, 0, now
+        self.latest = means
+        return means
+
+    latest: dict[str, float] = {}  # noqa: RUF012 - replaced, never changed
+
+
+def _with_progress(loader: Iterable[Batch], schedule: Schedule, meter: Meter) -> Iterator[tuple[int, Batch]]:
+    """Steps and their batches, with a bar on a terminal, or else a line in the log now and then."""
+    terminal = sys.stderr.isatty()
+    steps = range(schedule.start, schedule.iterations)
+    start = said = time.monotonic()
+    with tqdm(
+        total=schedule.iterations,
+        initial=schedule.start,
+        desc="train",
+        unit="step",
+        dynamic_ncols=True,
+        disable=not terminal,
+    ) as bar:
+        for step, batch in zip(steps, loader, strict=False):
+            yield step, batch
+            bar.update()
+            now = time.monotonic()
+            if not meter.latest or now - said < (1 if terminal else 15):
+                continue
+            said = now
+            m = meter.latest
+            text = f"loss {m['train/loss']:.3f} (class {m['train/loss_cls']:.3f}, box {m['train/loss_box']:.3f})"
+            if terminal:
+                bar.set_postfix_str(text)
+            else:
+                left = (now - start) / (step + 1 - schedule.start) * (schedule.iterations - step - 1)
+                log.info("step %d/%d  %s  %.0f s left", step + 1, schedule.iterations, text, left)

@@ -1,0 +1,69 @@
+"""The optimiser and its schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: float) -> list[dict]:
+    """Parameters that train, in groups, each with its factor on the learning rate as `lr_factor`.
+
+    Biases learn at `bias_lr_factor` times the rate and do not decay, as in the author's solver files; the scales of
+    batch normalisation do not decay either.
+    """
+    weights, biases, norms = [], [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if isinstance(module, nn.BatchNorm2d):
+                norms.append(parameter)
+            elif name == "bias":
+                biases.append(parameter)
+            else:
+                weights.append(parameter)
+    groups = [
+        {"params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
+        {"params": biases, "weight_decay": 0.0, "lr_factor": bias_lr_factor},
+        {"params": norms, "weight_decay": 0.0, "lr_factor": 1.0},
+    ]
+    return [g for g in groups if g["params"]]
+
+
+def sgd(
+    model: nn.Module, momentum: float = 0.9, weight_decay: float = 0.0005, bias_lr_factor: float = 2.0
+) -> torch.optim.SGD:
+    """Stochastic gradient descent with the paper's settings; the rate is set for each step by `set_rate`."""
+    groups = parameter_groups(model, weight_decay, bias_lr_factor)
+    return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+
+
+def learning_rate(
+    step: int,
+    iterations: int,
+    lr: float,
+    schedule: str = "step",
+    lr_steps: Sequence[int] = (30000,),
+    lr_gamma: float = 0.1,
+    warmup: int = 0,
+) -> float:
+    """The rate of step number `step`, counted from 0, of `iterations`.
+
+    schedule: "step" multiplies by `lr_gamma` at each of `lr_steps`; "cosine" falls to 0 along half a wave.
+    warmup: steps over which the rate first rises in a straight line.
+    """
+    if schedule == "cosine":
+        rate = lr * 0.5 * (1 + math.cos(math.pi * step / iterations))
+    else:
+        rate = lr * lr_gamma ** sum(step >= s for s in lr_steps)
+    return rate * min(1.0, (step + 1) / warmup) if warmup else rate
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Gives every parameter group the rate times its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_factor"]

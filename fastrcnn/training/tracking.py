@@ -1,0 +1,81 @@
+"""What a run leaves behind for people: metrics.csv, TensorBoard events, lines on the console."""
+
+from __future__ import annotations
+
+import csv
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Tracker:
+    """Records numbers and pictures of a run in its folder.
+
+    A row of metrics.csv is (step, name, value). When a run goes on from `start`, later rows of an earlier attempt
+    are removed, and TensorBoard is told to drop what it had from that step on.
+    """
+
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.csv_path = folder / "metrics.csv"
+        kept = []
+        if start and self.csv_path.is_file():
+            with self.csv_path.open(newline="") as file:
+                kept = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= start]
+        self._file = self.csv_path.open("w", newline="")
+        self._csv = csv.writer(self._file)
+        self._csv.writerow(["step", "name", "value"])
+        self._csv.writerows(kept)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Numbers after `step` steps; names as `train/loss`."""
+        for name, value in values.items():
+            self._csv.writerow([step, name, f"{value:.6g}"])
+            self._board.add_scalar(name, value, step)
+        self._file.flush()
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None:
+        """A picture, (H, W, 3) uint8 RGB."""
+        self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for environment.json."""
+    import cv2
+    import torch
+    import torchvision
+
+    from fastrcnn import __version__
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "fastrcnn": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "opencv": cv2.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def describe_run(folder: Path, config_yaml: str) -> None:
+    """Writes config.yaml, command.txt and environment.json into a run's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    with (folder / "command.txt").open("a", encoding="utf-8") as file:
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}\n")
+    (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
