@@ -81,9 +81,7 @@ def test_a_finished_demo_is_left_alone(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    "existing", ["file", "empty folder", "own data", "other seed", "broken marker", "link"]
-)
+@pytest.mark.parametrize("existing", ["file", "empty folder", "own data", "other seed", "broken marker", "link"])
 def test_anything_else_is_refused_and_not_touched(tmp_path: Path, existing: str) -> None:
     root = tmp_path / "demo"
     if existing == "file":
@@ -117,9 +115,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"seed": -1}, {"train": -1}, {"size": (10, 160)}, {"size": (224, 100_000)}]
-)
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"train": -1}, {"size": (10, 160)}, {"size": (224, 100_000)}])
 def test_impossible_settings_are_refused(tmp_path: Path, wrong: dict) -> None:
     with pytest.raises(UserError):
         write_demo(tmp_path / "demo", **{**SMALL, **wrong})
@@ -179,9 +175,7 @@ def test_colour_does_not_tell_the_class() -> None:
     for number in range(200):
         image, objects = draw_picture(1, number, (128, 96))
         for k, item in enumerate(objects):
-            visible = item.mask & ~np.any(
-                [o.mask for o in objects[k + 1 :]] or [np.zeros_like(item.mask)], axis=0
-            )
+            visible = item.mask & ~np.any([o.mask for o in objects[k + 1 :]] or [np.zeros_like(item.mask)], axis=0)
             features.append(image[visible].mean(0) if visible.any() else np.zeros(3))
             names.append(CLASSES.index(item.name))
     colours, labels = np.array(features), np.array(names)
@@ -204,9 +198,7 @@ def test_selective_search_finds_the_objects(tmp_path: Path) -> None:
         for item in tree.findall("object"):
             if item.findtext("difficult") == "1":
                 continue
-            left, top, right, bottom = (
-                int(item.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax")
-            )
+            left, top, right, bottom = (int(item.findtext(f"bndbox/{k}")) for k in ("xmin", "ymin", "xmax", "ymax"))
             left, top = left - 1, top - 1
             meet_x = np.clip(np.minimum(x + w, right) - np.maximum(x, left), 0, None)
             meet_y = np.clip(np.minimum(y + h, bottom) - np.maximum(y, top), 0, None)

@@ -31,16 +31,12 @@ def random_case(seed: int) -> tuple[dict[str, ClassDetections], dict[str, ClassT
     return detections, truth
 
 
-def called_directly(
-    folder: Path, detections: dict[str, ClassDetections], truth: dict[str, ClassTruth]
-) -> np.ndarray:
+def called_directly(folder: Path, detections: dict[str, ClassDetections], truth: dict[str, ClassTruth]) -> np.ndarray:
     """The figures that pycocotools' own summary of the two files holds."""
     annotations, results = [], []
     for category, name in enumerate(truth, 10):
         objects, found = truth[name], detections[name]
-        for image, (x1, y1, x2, y2), hard in zip(
-            objects.images, objects.boxes, objects.difficult, strict=True
-        ):
+        for image, (x1, y1, x2, y2), hard in zip(objects.images, objects.boxes, objects.difficult, strict=True):
             annotations.append({
                 "id": len(annotations) + 1, "image_id": int(image) + 100, "category_id": category,
                 "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": int(hard),
@@ -111,11 +107,7 @@ def test_nothing_there() -> None:
 
 
 def test_detections_in_a_difficult_object_do_not_count() -> None:
-    truth = {
-        "a": ClassTruth(
-            np.array([0, 0]), np.array([[0, 0, 50, 50], [100, 0, 150, 50]]), np.array([True, False])
-        )
-    }
+    truth = {"a": ClassTruth(np.array([0, 0]), np.array([[0, 0, 50, 50], [100, 0, 150, 50]]), np.array([True, False]))}
     boxes = np.array([[0, 0, 50, 50], [2, 2, 50, 50], [100, 0, 150, 50]])
     detections = {"a": ClassDetections(np.zeros(3), np.array([0.9, 0.8, 0.7]), boxes)}
     assert coco_ap(detections, truth).ap == pytest.approx(1.0)

@@ -301,9 +301,7 @@ def voc2007_test() -> dict:
                 if item.findtext("name") in rows:
                     box = [int(item.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax")]
                     hard = item.findtext("difficult") == "1"
-                    rows[item.findtext("name")].append(
-                        (index[Path(name).stem], np.array(box) - (1, 1, 0, 0), hard)
-                    )
+                    rows[item.findtext("name")].append((index[Path(name).stem], np.array(box) - (1, 1, 0, 0), hard))
     detections = {}
     for name in expected:
         lines = [line.split() for line in (folder / f"comp4_det_test_{name}.txt").read_text().splitlines()]
