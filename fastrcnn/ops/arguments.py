@@ -26,9 +26,7 @@ def checked_features(features: Tensor) -> Tensor:
     if features.dtype not in FEATURE_TYPES:
         raise TypeError(f"features: expected float16, bfloat16, float32 or float64, got {features.dtype}")
     if features.shape[2] == 0 or features.shape[3] == 0:
-        raise ValueError(
-            f"features: the map must have at least one cell, got the shape {tuple(features.shape)}"
-        )
+        raise ValueError(f"features: the map must have at least one cell, got the shape {tuple(features.shape)}")
     return features
 
 
@@ -84,9 +82,7 @@ def check_roi_values(rois: Tensor, images: int) -> None:
     k = int((~good).nonzero()[0])
     row = rois[k].tolist()
     if all(math.isfinite(v) for v in row):
-        raise ValueError(
-            f"rois: batch index {row[0]:g} of RoI {k} is out of range, features holds {images} image(s)"
-        )
+        raise ValueError(f"rois: batch index {row[0]:g} of RoI {k} is out of range, features holds {images} image(s)")
     raise ValueError(f"rois: RoI {k} is not finite: {row}")
 
 

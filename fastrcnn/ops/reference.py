@@ -61,9 +61,9 @@ def bins(first: int, length: int, parts: int, cells: int, variant: str) -> Bins:
             start = i * length // parts
             stop = max((i + 1) * length // parts, start + 1)
         else:
-            step = max(length // parts, 1)
-            start = min(i * step, length - 1)
-            stop = min(start + step, length)
+            whole = max(length // parts, 1)
+            start = min(i * whole, length - 1)
+            stop = min(start + whole, length)
         ranges.append((min(max(first + start, 0), cells), min(max(first + stop, 0), cells)))
     return ranges
 
@@ -80,9 +80,7 @@ def roi_bins(
     return rows, columns
 
 
-def forward(
-    features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None
-) -> None:
+def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
     """Fills `out` (K, C, PH, PW) and, where given, `argmax` (K, PH, PW, C) int32 from `features` (N, C, H,
     W).
 
@@ -110,9 +108,7 @@ def forward(
         argmax.copy_(torch.from_numpy(where))
 
 
-def backward(
-    grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor
-) -> None:
+def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
     """Adds `grad` (K, C, PH, PW) into `grad_features` (N, C, H, W), float32 or float64, at the cells of
     `argmax`.
 

@@ -46,9 +46,7 @@ def roi_warp(
 class RoIWarp(nn.Module):
     """`roi_warp` as a module."""
 
-    def __init__(
-        self, output_size: int | Sequence[int], spatial_scale: float = 1.0, sampling_ratio: int = 2
-    ) -> None:
+    def __init__(self, output_size: int | Sequence[int], spatial_scale: float = 1.0, sampling_ratio: int = 2) -> None:
         super().__init__()
         self.output_size = checked_size(output_size)
         self.spatial_scale = checked_scale(spatial_scale)

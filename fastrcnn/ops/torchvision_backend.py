@@ -12,16 +12,10 @@ from torch import Tensor
 from . import reference
 
 
-def forward(
-    features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None
-) -> None:
+def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
     """As reference.forward."""
     plain = features.dtype != torch.float64 and bool(torch.isfinite(features).all())
-    if (
-        variant != "fast_rcnn"
-        or not plain
-        or float(rois.abs().amax() if len(rois) else 0) * scale >= reference.FAR
-    ):
+    if variant != "fast_rcnn" or not plain or float(rois.abs().amax() if len(rois) else 0) * scale >= reference.FAR:
         reference.forward(features, rois, scale, variant, out, argmax)
         return
     size = (out.shape[2], out.shape[3])
@@ -31,9 +25,7 @@ def forward(
         argmax.copy_(where.permute(0, 2, 3, 1))
 
 
-def backward(
-    grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor
-) -> None:
+def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
     """As reference.backward."""
     images, channels, height, width = grad_features.shape
     plane = torch.arange(channels, device=grad.device) + rois[:, 0, None].long() * channels  # (K, C)

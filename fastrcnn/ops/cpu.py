@@ -1,0 +1,114 @@
+"""RoI pooling by our own CPU kernel, csrc/roi_pool_cpu.cpp, which is built when the package is installed."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .reference import VARIANTS
+
+TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+
+LEVELS = ("plain", "avx2", "avx512")
+
+# A thread costs about as much as pooling this many values does.
+VALUES_PER_THREAD = 50_000
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernel, or None where it was not built: beside this file, or where FASTRCNN_ROI_CPU_LIBRARY
+    says.
+    """
+    forced = os.environ.get("FASTRCNN_ROI_CPU_LIBRARY")
+    found = [Path(forced)] if forced else sorted(Path(__file__).parent.glob("_roi_cpu*.so"))
+    for path in found:
+        try:
+            kernel = ctypes.CDLL(str(path))
+        except OSError:  # built for another machine
+            continue
+        p, n, i, f = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+        kernel.roi_pool_forward.argtypes = [p, p, p, i, p, n, i, i, f, i, p, i, p, i, i]
+        kernel.roi_pool_forward.restype = i
+        kernel.roi_pool_backward.argtypes = [p, p, i, p, n, i, i, p, p, p, p, i]
+        kernel.roi_pool_backward.restype = i
+        return kernel
+    return None
+
+
+def missing() -> str:
+    """Why this backend cannot run, or an empty string where it can."""
+    if library() is not None:
+        return ""
+    return "its CPU kernel was not built at install (install a C++ compiler, then the package again)"
+
+
+def level() -> int:
+    """Index into LEVELS of the instructions in use: the best that the processor has, or
+    FASTRCNN_ROI_CPU_LEVEL.
+    """
+    kernel = library()
+    assert kernel is not None
+    best = kernel.roi_pool_best_level()
+    name = os.environ.get("FASTRCNN_ROI_CPU_LEVEL", LEVELS[best])
+    if name not in LEVELS[: best + 1]:
+        known = ", ".join(LEVELS[: best + 1])
+        raise ValueError(f"FASTRCNN_ROI_CPU_LEVEL: this processor can run {known}, got {name!r}")
+    return LEVELS.index(name)
+
+
+def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
+    """As reference.forward. `out` is contiguous or channels_last, `argmax` contiguous."""
+    kernel = library()
+    assert kernel is not None
+    failed = kernel.roi_pool_forward(
+        features.data_ptr(),
+        (ctypes.c_int64 * 4)(*features.shape),
+        (ctypes.c_int64 * 4)(*features.stride()),
+        TYPES[features.dtype],
+        rois.data_ptr(),
+        len(rois),
+        out.shape[2],
+        out.shape[3],
+        scale,
+        VARIANTS.index(variant),
+        out.data_ptr(),
+        not out.is_contiguous(),
+        None if argmax is None else argmax.data_ptr(),
+        level(),
+        _threads(out),
+    )
+    if failed:
+        raise MemoryError("RoI pooling: no memory for the repacked features")
+
+
+def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
+    """As reference.backward."""
+    kernel = library()
+    assert kernel is not None
+    grad = grad.to(grad_features.dtype)
+    failed = kernel.roi_pool_backward(
+        grad.data_ptr(),
+        (ctypes.c_int64 * 4)(*grad.stride()),
+        TYPES[grad.dtype],
+        rois.data_ptr(),
+        len(rois),
+        grad.shape[2],
+        grad.shape[3],
+        argmax.data_ptr(),
+        (ctypes.c_int64 * 4)(*grad_features.shape),
+        grad_features.data_ptr(),
+        (ctypes.c_int64 * 4)(*grad_features.stride()),
+        _threads(grad),
+    )
+    if failed:
+        raise MemoryError("RoI pooling: no memory for the gradient")
+
+
+def _threads(values: Tensor) -> int:
+    return max(1, min(torch.get_num_threads(), values.numel() // VALUES_PER_THREAD))

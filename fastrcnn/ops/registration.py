@@ -1,0 +1,156 @@
+"""The operators as torch sees them: torch.ops.fastrcnn.roi_pool, roi_pool_out and roi_pool_backward.
+
+Registered with fake kernels, for torch.compile and export, and with a gradient. Under autocast nothing is
+cast: features in bfloat16 are pooled in bfloat16, and RoIs keep the float32 that they need.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arguments import check_roi_values
+from .backends import choose_backend
+
+torch.library.define(
+    "fastrcnn::roi_pool",
+    "(Tensor features, Tensor rois, SymInt height, SymInt width, float scale, str variant, bool with_argmax,"
+    " bool check_values) -> (Tensor, Tensor)",
+)
+torch.library.define(
+    "fastrcnn::roi_pool_out",
+    "(Tensor features, Tensor rois, float scale, str variant, bool check_values, Tensor(a!) out) -> ()",
+)
+torch.library.define(
+    "fastrcnn::roi_pool_backward",
+    "(Tensor grad, Tensor rois, Tensor argmax, SymInt images, SymInt map_height, SymInt map_width,"
+    " float scale, str variant, bool channels_last) -> Tensor",
+)
+
+
+def _format(features: Tensor) -> torch.memory_format:
+    """The memory format of features, and so of the output. Contiguous where both would fit."""
+    if not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _empty_result(features: Tensor, rois: Tensor, height: int, width: int, with_argmax: bool) -> tuple[Tensor, Tensor]:
+    shape = (rois.shape[0], features.shape[1], height, width)
+    out = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=_format(features))
+    where = (shape[0], height, width, shape[1]) if with_argmax else (0,)
+    return out, torch.empty(where, dtype=torch.int32, device=features.device)
+
+
+@torch.library.impl("fastrcnn::roi_pool", "CompositeExplicitAutograd")
+def _roi_pool(
+    features: Tensor,
+    rois: Tensor,
+    height: int,
+    width: int,
+    scale: float,
+    variant: str,
+    with_argmax: bool,
+    check_values: bool,
+) -> tuple[Tensor, Tensor]:
+    if check_values:
+        check_roi_values(rois, features.shape[0])
+    out, argmax = _empty_result(features, rois, height, width, with_argmax)
+    backend = choose_backend(features.device)
+    backend.forward(features, rois, scale, variant, out, argmax if with_argmax else None)
+    return out, argmax
+
+
+@torch.library.impl("fastrcnn::roi_pool_out", "CompositeExplicitAutograd")
+def _roi_pool_out(features: Tensor, rois: Tensor, scale: float, variant: str, check_values: bool, out: Tensor) -> None:
+    if check_values:
+        check_roi_values(rois, features.shape[0])
+    choose_backend(features.device).forward(features, rois, scale, variant, out, None)
+
+
+@torch.library.impl("fastrcnn::roi_pool_backward", "CompositeExplicitAutograd")
+def _roi_pool_backward(
+    grad: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    images: int,
+    map_height: int,
+    map_width: int,
+    scale: float,
+    variant: str,
+    channels_last: bool,
+) -> Tensor:
+    # Sums of half precision are taken in float32 and rounded once.
+    exact = torch.float64 if grad.dtype == torch.float64 else torch.float32
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (images, grad.shape[1], map_height, map_width)
+    total = torch.empty(shape, dtype=exact, device=grad.device, memory_format=memory)
+    choose_backend(grad.device).backward(grad, rois, argmax, scale, variant, total)
+    return total.to(grad.dtype)
+
+
+@torch.library.register_fake("fastrcnn::roi_pool")
+def _(
+    features: Tensor,
+    rois: Tensor,
+    height: int,
+    width: int,
+    scale: float,
+    variant: str,
+    with_argmax: bool,
+    check_values: bool,
+) -> tuple[Tensor, Tensor]:
+    return _empty_result(features, rois, height, width, with_argmax)
+
+
+@torch.library.register_fake("fastrcnn::roi_pool_out")
+def _(features: Tensor, rois: Tensor, scale: float, variant: str, check_values: bool, out: Tensor) -> None:
+    return None
+
+
+@torch.library.register_fake("fastrcnn::roi_pool_backward")
+def _(
+    grad: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    images: int,
+    map_height: int,
+    map_width: int,
+    scale: float,
+    variant: str,
+    channels_last: bool,
+) -> Tensor:
+    memory = torch.channels_last if channels_last else torch.contiguous_format
+    shape = (images, grad.shape[1], map_height, map_width)
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    features, rois, _, _, ctx.scale, ctx.variant, ctx.with_argmax, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.images, _, ctx.map_height, ctx.map_width = features.shape
+    ctx.channels_last = _format(features) == torch.channels_last
+    ctx.save_for_backward(rois, output[1])
+
+
+def _gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if not ctx.with_argmax:
+        raise RuntimeError("fastrcnn::roi_pool was called without with_argmax, so it has no gradient")
+    rois, argmax = ctx.saved_tensors
+    flow = torch.ops.fastrcnn.roi_pool_backward(
+        grad,
+        rois,
+        argmax,
+        ctx.images,
+        ctx.map_height,
+        ctx.map_width,
+        ctx.scale,
+        ctx.variant,
+        ctx.channels_last,
+    )
+    return flow, None, None, None, None, None, None, None
+
+
+torch.library.register_autograd("fastrcnn::roi_pool", _gradient, setup_context=_save)
