@@ -32,8 +32,7 @@ def missing() -> str:
     return "" if _driver() is not None else "the CUDA driver library libcuda.so.1 was not found"
 
 
-def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) ->
-None:
+def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
     """As reference.forward. `out` is contiguous or channels_last, `argmax` contiguous."""
     features = features.contiguous(memory_format=torch.channels_last)
     images, channels, height, width = features.shape
@@ -55,8 +54,7 @@ None:
         out.copy_(result)
 
 
-def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) ->
-None:
+def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
     """As reference.backward: in its order under torch.use_deterministic_algorithms(True), with atomics
     else.
     """
