@@ -119,7 +119,8 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
     found = []
     for split in splits:
         folder, _, name = split.rpartition("/")
-        found.append((root(config) / folder, read_split(root(config) / folder, name)))
+        ids = read_split(root(config) / folder, name)
+        found.append((root(config) / folder, ids[: config.max_images]))
     return found
 
 

@@ -55,6 +55,7 @@ class DataConfig:
     train: list[str] = key(["trainval"], "split lists to train on, as SPLIT or FOLDER/SPLIT below root")
     test: list[str] = key(["test"], "split lists to evaluate on")
     classes: list[str] | None = key(None, "names of the classes; null: all that the annotations of `train` have")
+    max_images: int | None = key(None, "use only the first so many pictures of each split list; null: all")
     use_difficult: bool = key(True, "train on objects marked difficult, as the author's code does")
     skip_bad: bool = key(False, "leave out broken files and objects and say how many, instead of stopping")
     metric: str = key("voc07", "voc07: 11-point AP; voc10: area under the curve")

@@ -117,7 +117,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
         mean, std = delta_statistics(pairs, len(names), solver.fg_iou, config.data.flip)
         model.delta_mean.copy_(mean)
         model.delta_std.copy_(std)
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for values in optimizer.state.values():
         for name, value in values.items():
             values[name] = value.to(device) if isinstance(value, torch.Tensor) else value
