@@ -73,7 +73,7 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: 
     else:
         total.zero_()
         number = grad.numel()
-        arguments = [*sources, ctypes.c_longlong(number), *_ints(ph * pw * channels, images, channels)]
+        arguments = [*sources, ctypes.c_longlong(number), *_ints(ph * pw * channels, channels)]
         arguments += [ctypes.c_longlong(height * width), _pointer(total)]
         if number:
             grid = (min(-(-number // THREADS), 2**20), 1, 1)

@@ -38,8 +38,8 @@ extern "C" int roi_launch(const char* name, const unsigned* grid, const unsigned
                             (const Value*)P(0), (const float*)P(1), I(2), I(3), I(4), I(5), I(6), I(7), F(8), I(9),
                             (Value*)P(10), (int*)P(11));
                     else if (!strcmp(name, "roi_pool_backward"))
-                        roi_pool_backward((const Sum*)P(0), (const float*)P(1), (const int*)P(2), L(3), I(4), I(5), I(6),
-                                          L(7), (Sum*)P(8));
+                        roi_pool_backward((const Sum*)P(0), (const float*)P(1), (const int*)P(2), L(3), I(4), I(5), L(6),
+                                          (Sum*)P(7));
                     else if (!strcmp(name, "roi_pool_backward_in_order"))
                         roi_pool_backward_in_order((const Sum*)P(0), (const float*)P(1), (const int*)P(2), I(3), I(4),
                                                    I(5), I(6), I(7), I(8), F(9), I(10), (Sum*)P(11));

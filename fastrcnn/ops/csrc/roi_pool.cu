@@ -149,7 +149,7 @@ FORWARD(roi_pool_forward_odd, 1)     // any other
 
 // Adds with atomics: the order of the sums, and so their last bits, differ from run to run. One thread an element.
 extern "C" __global__ void roi_pool_backward(const Sum* grad, const float* rois, const int* argmax, long long count,
-                                             int per_roi, int images, int channels, long long cells, Sum* total) {
+                                             int per_roi, int channels, long long cells, Sum* total) {
     for (long long e = (long long)blockIdx.x * blockDim.x + threadIdx.x; e < count;
          e += (long long)gridDim.x * blockDim.x) {
         const int cell = argmax[e];
