@@ -23,6 +23,7 @@ from fastrcnn.config import (
     RuntimeConfig,
     SelectiveSearchConfig,
     SolverConfig,
+    TrainConfig,
 )
 from fastrcnn.data.dataset import DetectionDataset, Proposals
 from fastrcnn.data.images import image_size, read_bytes
@@ -35,8 +36,11 @@ from fastrcnn.evaluation.voc_ap import METRICS, Metric
 from fastrcnn.inference import DetectionSettings
 from fastrcnn.model import weights
 from fastrcnn.model.fast_rcnn import ROI_OPS, FastRCNN
+from fastrcnn.model.sampling import RoISampler, delta_statistics
 from fastrcnn.model.vgg16 import CONV_NAMES, FINETUNE_FROM, freeze_before
 from fastrcnn.structures import Sample
+from fastrcnn.training.loop import Schedule
+from fastrcnn.training.optim import learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -329,6 +333,41 @@ def check_solver(config: SolverConfig) -> None:
     )
     if len(config.bg_iou) != 2 or not 0 <= config.bg_iou[0] < config.bg_iou[1] <= 1:
         raise UserError(f"solver.bg_iou={config.bg_iou}: should be two overlaps, the first below the second.")
+
+
+def set_delta_statistics(model: FastRCNN, train_set: DetectionDataset, config: TrainConfig) -> None:
+    """Computes mean and deviation of the regression targets over the training set into the model's buffers."""
+    pairs = (train_set.truth_and_proposals(i) for i in range(len(train_set)))
+    mean, std = delta_statistics(pairs, model.num_classes, config.solver.fg_iou, config.data.flip)
+    model.delta_mean.copy_(mean)
+    model.delta_std.copy_(std)
+
+
+def sampler(config: SolverConfig, model: FastRCNN) -> RoISampler:
+    """Draws a step's RoIs; targets are normalised by the model's statistics."""
+    return RoISampler(
+        model.delta_mean.cpu(),
+        model.delta_std.cpu(),
+        config.rois_per_image,
+        config.fg_fraction,
+        config.fg_iou,
+        (config.bg_iou[0], config.bg_iou[1]),
+    )
+
+
+def schedule(config: TrainConfig, start: int) -> Schedule:
+    """What happens at which step."""
+    s, r = config.solver, config.runtime
+    return Schedule(
+        iterations=s.iterations,
+        rate=lambda step: learning_rate(step, s.iterations, s.lr, s.schedule, s.lr_steps, s.lr_gamma, s.warmup),
+        start=start,
+        seed=r.seed,
+        log_every=r.log_every,
+        evaluate_every=r.evaluate_every,
+        checkpoint_every=r.checkpoint_every,
+        pictures_every=r.pictures_every,
+    )
 
 
 def detection(config: DetectionConfig) -> DetectionSettings:

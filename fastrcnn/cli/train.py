@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,15 @@ from fastrcnn.config import TrainConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
+    from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.evaluation.evaluate import Evaluation
+    from fastrcnn.evaluation.voc_ap import Metric
+    from fastrcnn.inference import DetectionSettings
+    from fastrcnn.model.fast_rcnn import FastRCNN
+    from fastrcnn.structures import Batch, RoITargets
+    from fastrcnn.training.tracking import Tracker
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
@@ -73,18 +82,16 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     from fastrcnn import build
 
     build.check_solver(config.solver)
+    detection, metric = build.detection(config.detection), build.metric(config.data)  # mistakes show before the work
     folder, resumed = run_folder(config)
     import torch
 
-    from fastrcnn.data.loader import detection_loader, training_loader
-    from fastrcnn.evaluation.evaluate import evaluate, table, write_results
-    from fastrcnn.model.sampling import RoISampler, delta_statistics
+    from fastrcnn.data.loader import training_loader
+    from fastrcnn.evaluation.evaluate import table, write_results
     from fastrcnn.model.vgg16 import parameter_count
-    from fastrcnn.training import checkpoint
-    from fastrcnn.training.loop import Schedule, seed_of, train
-    from fastrcnn.training.optim import learning_rate, sgd
+    from fastrcnn.training import loop
+    from fastrcnn.training.optim import sgd
     from fastrcnn.training.tracking import Tracker, describe_run
-    from fastrcnn.visualize import draw_batch
 
     device = build.device(config.runtime)
     dtype = build.precision(config.runtime, device)
@@ -95,130 +102,132 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     names = build.classes(config.data)
     train_set = build.training_set(config.data, names, seed)
     test_set = build.test_set(config.data, names)
-
-    torch.manual_seed(seed_of(seed))
+    torch.manual_seed(loop.seed_of(seed))
     model = build.model(config.model, len(names), load=not resumed)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor)
     start, best = 0, -1.0
-    checkpoints = folder / "checkpoints"
     if resumed:
-        path, state, refused = checkpoint.newest_sound(checkpoints)
-        for reason in refused:
-            log.warning("passed over: %s", reason)
-        if state["classes"] != names:
-            raise UserError(f"{path}: was trained on other classes ({', '.join(state['classes'])}).")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start, best = state["step"], state["best"]
-        log.info("going on from %s", path)
+        start, best = load_newest(folder / "checkpoints", model, optimizer, names)
     else:
         log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
-        pairs = (train_set.truth_and_proposals(i) for i in range(len(train_set)))
-        mean, std = delta_statistics(pairs, len(names), solver.fg_iou, config.data.flip)
-        model.delta_mean.copy_(mean)
-        model.delta_std.copy_(std)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for values in optimizer.state.values():
-        for name, value in values.items():
-            values[name] = value.to(device) if isinstance(value, torch.Tensor) else value
+        build.set_delta_statistics(model, train_set, config)
 
     describe_run(folder, to_yaml(config))
     log_to(folder)
     log.info(
-        "%s: %d classes, %d training and %d test pictures, %s parameters, %s, %s",
-        folder,
-        len(names),
-        len(train_set),
-        len(test_set),
-        f"{parameter_count(model):,}",
-        device,
-        str(dtype).removeprefix("torch."),
+        "%s: %d training and %d test pictures, classes %s", folder, len(train_set), len(test_set), ", ".join(names)
     )
-    tracker = Tracker(folder, start)
-    outcome: list[Evaluation] = []
+    log.info("%s parameters, %s, %s", f"{parameter_count(model):,}", device, str(dtype).removeprefix("torch."))
+    state = RunState(config, folder, names, model, optimizer, Tracker(folder, start), best)
 
-    def content(step: int) -> dict[str, Any]:
-        return {
-            "step": step,
-            "best": best,
-            "classes": names,
-            "config": to_dict(config),
-            "model": model.state_dict(),
-        }
+    def evaluate(step: int) -> None:
+        state.evaluate(step, test_set, workers, detection, metric, dtype)
 
-    def save(step: int) -> None:
-        checkpoint.save(checkpoints / f"step-{step}.pt", content(step) | {"optimizer": optimizer.state_dict()})
-        checkpoint.keep_last(checkpoints, config.runtime.keep_checkpoints)
-
-    def evaluate_now(step: int) -> None:
-        nonlocal best
-        batches = detection_loader(test_set, workers=workers)
-        result = evaluate(
-            model,
-            batches,
-            len(test_set),
-            names,
-            build.metric(config.data),
-            build.detection(config.detection),
-            dtype,
-        )
-        outcome.append(result)
-        mean_ap = result.ap.mean or 0.0
-        tracker.scalars(step, {"eval/mAP": mean_ap} | {f"eval/ap/{n}": v or 0.0 for n, v in result.ap.ap.items()})
-        log.info("step %d: mAP %.4f", step, mean_ap)
-        if mean_ap > best:
-            best = mean_ap
-            checkpoint.save(checkpoints / "best.pt", content(step))
-
-    def draw(step: int, batch: Any, rois: Any, targets: Any) -> None:
-        tracker.picture(step, "train/rois", draw_batch(batch, rois, targets))
-
-    schedule = Schedule(
-        iterations=solver.iterations,
-        rate=lambda step: learning_rate(
-            step,
-            solver.iterations,
-            solver.lr,
-            solver.schedule,
-            solver.lr_steps,
-            solver.lr_gamma,
-            solver.warmup,
-        ),
-        start=start,
-        seed=seed,
-        log_every=config.runtime.log_every,
-        evaluate_every=config.runtime.evaluate_every,
-        checkpoint_every=config.runtime.checkpoint_every,
-        pictures_every=config.runtime.pictures_every,
-    )
-    sampler = RoISampler(
-        model.delta_mean.cpu(),
-        model.delta_std.cpu(),
-        solver.rois_per_image,
-        solver.fg_fraction,
-        solver.fg_iou,
-        (solver.bg_iou[0], solver.bg_iou[1]),
-    )
     if start >= solver.iterations:
-        evaluate_now(start)
+        evaluate(start)
     else:
-        loader = training_loader(train_set, solver.images_per_batch, workers, start)
-        train(
+        loop.train(
             model,
-            loader,
-            sampler,
+            training_loader(train_set, solver.images_per_batch, workers, start, pin_memory=device.type == "cuda"),
+            build.sampler(solver, model),
             optimizer,
-            schedule,
-            tracker,
-            save=save,
-            evaluate=evaluate_now,
-            draw=draw,
+            build.schedule(config, start),
+            state.tracker,
+            save=state.save,
+            evaluate=evaluate,
+            draw=state.draw,
             dtype=dtype,
             box_weight=solver.box_weight,
         )
-    tracker.close()
+    state.tracker.close()
+    assert state.outcome is not None
     split = build.split_name(config.data.test)
-    write_results(outcome[-1], folder / "eval" / split, split)
-    print(table(outcome[-1]))
+    write_results(state.outcome, folder / "eval" / split, split)
+    print(table(state.outcome))
     print(f"run: {folder}")
-    return folder, outcome[-1]
+    return folder, state.outcome
+
+
+def load_newest(
+    checkpoints: Path, model: FastRCNN, optimizer: torch.optim.Optimizer, names: list[str]
+) -> tuple[int, float]:
+    """Puts the newest sound checkpoint into model and optimiser; returns its step and the best mAP so far.
+
+    Raises UserError where there is none, or it is of another model or of other classes.
+    """
+    from fastrcnn.training import checkpoint
+
+    path, state, refused = checkpoint.newest_sound(checkpoints)
+    for reason in refused:
+        log.warning("passed over: %s", reason)
+    if state["classes"] != names:
+        raise UserError(f"{path}: was trained on other classes ({', '.join(state['classes'])}).")
+    try:
+        model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        raise UserError(f"{path}: was trained with another model; go on with the same model.* keys.\n{error}") from None
+    optimizer.load_state_dict(state["optimizer"])
+    log.info("going on from %s", path)
+    return state["step"], state["best"]
+
+
+@dataclass
+class RunState:
+    """What the loop's callbacks need to write checkpoints, evaluations and pictures into the run's folder."""
+
+    config: TrainConfig
+    folder: Path
+    names: list[str]
+    model: FastRCNN
+    optimizer: torch.optim.Optimizer
+    tracker: Tracker
+    best: float  # mAP
+    outcome: Evaluation | None = None  # the last one
+
+    def content(self, step: int) -> dict[str, Any]:
+        """What every checkpoint holds."""
+        return {
+            "step": step,
+            "best": self.best,
+            "classes": self.names,
+            "config": to_dict(self.config),
+            "model": self.model.state_dict(),
+        }
+
+    def save(self, step: int) -> None:
+        """Writes step-N.pt, from which the run can go on."""
+        from fastrcnn.training import checkpoint
+
+        folder = self.folder / "checkpoints"
+        checkpoint.save(folder / f"step-{step}.pt", self.content(step) | {"optimizer": self.optimizer.state_dict()})
+        checkpoint.keep_last(folder, self.config.runtime.keep_checkpoints)
+
+    def evaluate(
+        self,
+        step: int,
+        test_set: DetectionDataset,
+        workers: int,
+        detection: DetectionSettings,
+        metric: Metric,
+        dtype: torch.dtype,
+    ) -> None:
+        """Evaluates, records, and writes best.pt where the mAP is the best so far."""
+        from fastrcnn.data.loader import detection_loader
+        from fastrcnn.evaluation.evaluate import evaluate
+        from fastrcnn.training import checkpoint
+
+        batches = detection_loader(test_set, workers=workers)
+        self.outcome = evaluate(self.model, batches, len(test_set), self.names, metric, detection, dtype)
+        mean_ap, ap = self.outcome.ap.mean or 0.0, self.outcome.ap.ap
+        self.tracker.scalars(step, {"eval/mAP": mean_ap} | {f"eval/ap/{n}": v for n, v in ap.items() if v is not None})
+        log.info("step %d: mAP %.4f", step, mean_ap)
+        if mean_ap > self.best:
+            self.best = mean_ap
+            checkpoint.save(self.folder / "checkpoints" / "best.pt", self.content(step))
+
+    def draw(self, step: int, batch: Batch, rois: torch.Tensor, targets: RoITargets) -> None:
+        """A picture of the step's RoIs for TensorBoard."""
+        from fastrcnn.visualize import draw_batch
+
+        self.tracker.picture(step, "train/rois", draw_batch(batch, rois, targets))
