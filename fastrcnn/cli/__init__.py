@@ -46,12 +46,33 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"fastrcnn: {error}", file=sys.stderr)
         return 1
+    except (ImportError, RuntimeError) as error:
+        if "torchvision" not in f"{error}{getattr(error, 'name', '')}":
+            raise
+        print(f"fastrcnn: {_unfit_pair(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("\nfastrcnn: interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _unfit_pair(error: Exception) -> str:
+    """What to do when torchvision cannot be imported, nearly always because it was built for another torch."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for package in ("torch", "torchvision"):
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"no {package}")
+    return (
+        f"torchvision cannot be used with this torch ({' and '.join(found)} are installed): {error}\n"
+        "Install the two together, from one index: pip install --force-reinstall torch torchvision"
+    )
 
 
 def _overview() -> str:

@@ -56,7 +56,7 @@ class SelectiveSearchSettings:
 
     mode: str = "fast"  # colour spaces: "fast" HSV and Lab; "quality" also intensity, hue, and red-green-intensity
     side: int = 320  # the longer side, in pixels, of the picture that is searched
-    k: tuple[float, ...] = (25, 50, 100)  # coarseness of the segmentations; larger means larger segments
+    k: tuple[float, ...] = (25, 50, 100, 200)  # coarseness of the segmentations; larger means larger segments
     sigma: float = 0.8  # blur before segmenting, in pixels of the searched picture
     min_size: int = 50  # smallest segment, in pixels (an area) of the searched picture
     min_side: float = 0  # boxes narrower or lower than this, in pixels of the original image, are left out

@@ -246,14 +246,20 @@ def test_however_a_run_ends_no_process_stays_and_its_results_do(
         "folder = Path(sys.argv[1]); images = [(f'id{n}', folder / f'{n}.png') for n in range(16)]\n"
         "propose_all(images, folder / 's.proposals', SelectiveSearchSettings(side=240, k=(25,)), workers=2)"
     )
-    run = subprocess.Popen([sys.executable, "-c", code, tmp_path], stderr=subprocess.PIPE)
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     work = tmp_path / ".s.proposals.work"
     until(lambda: len(list(work.glob("*/*.npz"))) >= 3)
     children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     assert len(children) >= 2
-    run.send_signal(how)
-    run.communicate(timeout=20)
+    if how == signal.SIGINT:
+        os.killpg(run.pid, how)  # as Ctrl-C on a terminal does
+    else:
+        run.send_signal(how)
+    said = run.communicate(timeout=20)[1]
     assert run.returncode != 0
+    assert said.count("Traceback (most") <= 1, said  # none of a worker
     until(lambda: not any(alive(pid) for pid in children))
     done = len(list(work.glob("*/*.npz")))
     assert 3 <= done < 16
