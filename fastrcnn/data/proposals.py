@@ -120,7 +120,7 @@ class ProposalStore:
     @property
     def ids(self) -> list[str]:
         """The ids of all images, in the order of their bytes."""
-        return [raw.decode() for raw in self._ids.tolist()]
+        return [_decode(raw) for raw in self._ids.tolist()]
 
     def boxes(self, image_id: str) -> np.ndarray:
         """The image's boxes (P, 4) float32, a copy; raises UserError where the store has no such image."""
@@ -159,7 +159,7 @@ class ProposalStore:
                 )
 
     def _find(self, image_id: str) -> int | None:
-        key = image_id.encode()
+        key = image_id.encode(errors="surrogateescape")
         # A longer key would make searchsorted convert, and so copy, the whole array.
         if not 0 < len(key) <= self._ids.itemsize:
             return None
@@ -176,7 +176,7 @@ class ProposalStore:
         return index
 
     def _sample(self) -> str:
-        return f"{len(self)} images" + (f" such as '{self._ids[0].decode()}'" if len(self) else "")
+        return f"{len(self)} images" + (f" such as '{_decode(self._ids[0])}'" if len(self) else "")
 
     def _rows(self, array: np.ndarray, name: str, image_id: str) -> np.ndarray:
         start, stop = self._offsets[self._index(image_id)].tolist()
@@ -250,7 +250,7 @@ def _write_arrays(
     keys = keys[order]
     twice = np.flatnonzero(keys[1:] == keys[:-1])
     if len(twice):
-        raise UserError(f"{path}: image '{keys[twice[0]].decode()}' comes twice; ids must differ.")
+        raise UserError(f"{path}: image '{_decode(keys[twice[0]])}' comes twice; ids must differ.")
     np.save(folder / "ids.npy", keys)
     np.save(folder / "offsets.npy", np.array(offsets, dtype="<i8").reshape(-1, 2)[order])
     np.save(folder / "sizes.npy", np.array(sizes, dtype="<i4").reshape(-1, 2)[order])
@@ -305,7 +305,11 @@ def read_mat(path: str | Path) -> np.ndarray:
 def _encode(image_id: str, path: Path) -> bytes:
     if not image_id or "\0" in image_id:
         raise UserError(f"{path}: image id {image_id!r} is empty or holds a null character; name the image.")
-    return image_id.encode()
+    return image_id.encode(errors="surrogateescape")  # an id may be a file name that is not UTF-8
+
+
+def _decode(raw: bytes) -> str:
+    return raw.decode(errors="surrogateescape")
 
 
 def _write_header(file: BinaryIO, like: np.ndarray, rows: int) -> None:

@@ -96,6 +96,14 @@ def test_a_store_travels_to_a_worker_as_its_path_alone(path: Path) -> None:
     np.testing.assert_array_equal(pickle.loads(sent).boxes("b/2"), A.boxes)
 
 
+def test_an_id_may_be_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
+    image_id = os.fsdecode(b"caf\xe9")
+    write_store(tmp_path / "u.proposals", [replace(A, image_id=image_id)], "test", {})
+    store = ProposalStore(tmp_path / "u.proposals")
+    assert store.ids == [image_id]
+    np.testing.assert_array_equal(store.boxes(image_id), A.boxes)
+
+
 def test_an_empty_store_is_a_store(tmp_path: Path) -> None:
     write_store(tmp_path / "e.proposals", [], "test", {})
     store = ProposalStore(tmp_path / "e.proposals")
