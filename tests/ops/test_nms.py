@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastrcnn.ops import batched_nms
+
+
+def by_hand(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> list[int]:
+    """Every pair looked at, in float64."""
+    b, kept = boxes.double().tolist(), []
+    for i in sorted(range(len(b)), key=lambda i: -scores[i].item()):
+        for j in kept:
+            if groups[i] != groups[j]:
+                continue
+            wide = min(b[i][2], b[j][2]) - max(b[i][0], b[j][0])
+            high = min(b[i][3], b[j][3]) - max(b[i][1], b[j][1])
+            both = max(wide, 0) * max(high, 0)
+            areas = [(x[2] - x[0]) * (x[3] - x[1]) for x in (b[i], b[j])]
+            if both / (sum(areas) - both) >= threshold:
+                break
+        else:
+            kept.append(i)
+    return kept
+
+
+def test_equals_every_pair_looked_at() -> None:
+    g = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        corners = torch.rand(120, 2, generator=g) * 60
+        boxes = torch.cat([corners, corners + 5 + torch.rand(120, 2, generator=g) * 30], 1)
+        scores, groups = torch.rand(120, generator=g), torch.randint(3, (120,), generator=g)
+        assert batched_nms(boxes, scores, groups, 0.3).tolist() == by_hand(boxes, scores, groups, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "other", "stays"),
+    [
+        (0.5, [0, 0, 10, 5], False),  # an IoU of exactly 1/2
+        (0.5, [0, 0, 10, 4.999], True),
+        (0.3, [0, 0, 10, 3], False),  # 3/10, which float32 rounds upwards
+        (0.7, [0, 0, 10, 7], False),  # 7/10, which float32 rounds downwards
+    ],
+)
+def test_a_box_at_the_threshold_goes(threshold: float, other: list[float], stays: bool) -> None:
+    boxes = torch.tensor([[0, 0, 10, 10], other], dtype=torch.float32)
+    kept = batched_nms(boxes, torch.tensor([0.9, 0.8]), torch.zeros(2).long(), threshold)
+    assert kept.tolist() == ([0, 1] if stays else [0])
+
+
+def test_groups_do_not_touch_and_the_best_comes_first() -> None:
+    boxes = torch.tensor([[0, 0, 9, 9.0]]).repeat(4, 1)
+    kept = batched_nms(boxes, torch.tensor([0.1, 0.7, 0.4, 0.4]), torch.tensor([1, 0, 1, 2]), 0.5)
+    assert kept.tolist() == [1, 2, 3]
+
+
+def test_nothing() -> None:
+    assert batched_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), 0.5).tolist() == []
+
+
+def test_names_the_argument() -> None:
+    good = (torch.zeros(2, 4), torch.zeros(2), torch.zeros(2).long())
+    for i, name in enumerate(("boxes", "scores", "groups")):
+        wrong = list(good)
+        wrong[i] = torch.zeros(3)
+        with pytest.raises(ValueError, match=f"^{name}: expected the shape"):
+            batched_nms(*wrong, 0.5)
