@@ -10,7 +10,12 @@ from typing import Any, Union, get_args, get_origin
 from fastrcnn.config import SCHEMAS, groups, leaves
 from fastrcnn.errors import UserError, nearest
 
-PLAIN = re.compile(r"[A-Za-z0-9_.\-/]+")  # what Hydra's grammar takes unquoted without a second meaning
+ELEMENT = re.compile(r"""\s*('[^']*'|"[^"]*"|[^,]*?)\s*(?:,|$)""")  # of a list, quoted or not, with the comma
+SCALARS = {
+    int: (re.compile(r"[+-]?[0-9]+"), "a whole number"),
+    float: (re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"), "a number"),
+    bool: (re.compile(r"true|false|yes|no|on|off", re.IGNORECASE), "true or false"),
+}
 
 
 def config_folder() -> Path:
@@ -41,8 +46,9 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if not equals:
+            guess = f" It lacks a value: {argument}=..." if argument in {*known, *choices} else ""
             raise UserError(
-                f"'{argument}' is not of the form key=value.{nearest(argument, [*known, *choices])} "
+                f"'{argument}' is not of the form key=value.{guess or nearest(argument, [*known, *choices])} "
                 f"`fastrcnn {verb} --help` lists the keys."
             )
         if name in choices:
@@ -54,7 +60,7 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
                 )
             overrides.append(argument)
         elif name in known:
-            overrides.append(f"{name}={_quoted(value, known[name][0])}")
+            overrides.append(f"{name}={_for_hydra(name, value, known[name][0])}")
         else:
             last = {k.rpartition(".")[2]: k for k in known}  # `lr` for solver.lr
             guess = f" Did you mean '{last[name]}'?" if name in last else nearest(name, [*known, *choices])
@@ -62,13 +68,44 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
     return overrides
 
 
-def _quoted(value: str, hint: Any) -> str:
-    """A value for a key of type `hint`: text is quoted for Hydra's grammar, so that any path just works."""
+def _for_hydra(name: str, value: str, hint: Any) -> str:
+    """A value for the key `name` of type `hint`, in Hydra's grammar. Raises UserError for one of another type."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if str not in kinds or (value in ("null", "") and type(None) in kinds):
-        return value or "null"
-    if PLAIN.fullmatch(value) or (len(value) > 1 and value[0] == value[-1] and value[0] in "'\""):
-        return value
+    if value in ("null", "") and type(None) in kinds:
+        return "null"
+    kind = kinds[0]
+    if get_origin(kind) is not list:
+        return _scalar(name, value, kind)
+    if not (value.startswith("[") and value.endswith("]")):
+        raise UserError(f"{name}={value}: should be a list, as {name}=[{value}].")
+    return f"[{', '.join(_scalar(name, e, get_args(kind)[0]) for e in _elements(value[1:-1].strip()))}]"
+
+
+def _scalar(name: str, value: str, kind: type) -> str:
+    """A single value; text is quoted, so that any path or name just works."""
+    if kind is str:
+        return _quoted(value)
+    pattern, what = SCALARS[kind]
+    if not pattern.fullmatch(value):
+        raise UserError(f"{name}: should be {what}, is '{value}'.")
+    return value
+
+
+def _elements(inside: str) -> list[str]:
+    """The elements of a list of text, as they stand between its brackets."""
+    found, at = [], 0
+    while at < len(inside):
+        match = ELEMENT.match(inside, at)
+        assert match is not None  # the last alternative matches anything up to a comma
+        found.append(match[1])
+        at = match.end()
+    return found
+
+
+def _quoted(value: str) -> str:
+    """Text in Hydra's quotes, whatever it is; a pair of quotes that is around it already does not belong to it."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value[0] not in value[1:-1]:
+        value = value[1:-1]
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # backslashes count only before a quote
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f"'{escaped}{chr(92) * trailing}'"
