@@ -18,15 +18,17 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 def pool_rois(features: Tensor, rois: Tensor, size: int, scale: float, op: str) -> Tensor:
     """RoIs (K, 5) [image, x1, y1, x2, y2], half-open pixels, pooled to (K, C, size, size) by the operator `op`.
 
-    The one place where half-open boxes become the inclusive ones that RoI pooling is defined on: x2 and y2 are
-    lowered by one pixel. RoIAlign samples at real coordinates and takes the half-open box as it is.
+    The one place where half-open boxes become the inclusive ones that the paper's RoI pooling, and RoI Warp, are
+    defined on: x2 and y2 are lowered by one pixel. The others take the half-open box as it is.
     """
     if op == "roi_align":
         return roi_align(features, rois, size, scale, sampling_ratio=2, aligned=True)
+    if op in ("partition", "truncate"):
+        return roi_pool(features, rois, size, scale, variant=op)
     inclusive = rois - rois.new_tensor([0, 0, 0, 1, 1])
     if op == "roi_warp":
         return roi_warp(features, inclusive, size, scale)
-    return roi_pool(features, inclusive, size, scale, variant=op)
+    return roi_pool(features, inclusive, size, scale)
 
 
 class FastRCNN(nn.Module):
@@ -36,7 +38,7 @@ class FastRCNN(nn.Module):
     width, batch_norm: see VGG16Trunk.
     roi_op: one of ROI_OPS; "fast_rcnn" is the paper's.
     roi_features: layers whose maps are pooled, each at its own stride; where there are several, their pooled cells
-        are concatenated and a 1 x 1 convolution brings them back to conv5_3's channels.
+        are concatenated. A 1 x 1 convolution brings what is not conv5_3's number of channels, or mixed, to it.
     dropout: probability after fc6 and fc7.
     mean, std: of the pixels the trunk's weights were trained on, RGB in 0 .. 255; part of the state dict, so that
         weights and normalisation cannot part.
@@ -67,7 +69,8 @@ class FastRCNN(nn.Module):
         self.trunk = VGG16Trunk(width, batch_norm)
         channels = channels_of("conv5_3", width)
         pooled = sum(channels_of(name, width) for name in self.roi_features)
-        self.reduce = nn.Conv2d(pooled, channels, 1) if len(self.roi_features) > 1 else nn.Identity()
+        mixed = len(self.roi_features) > 1 or pooled != channels
+        self.reduce = nn.Conv2d(pooled, channels, 1) if mixed else nn.Identity()
         self.head = VGG16Head(channels, roi_size, width, dropout)
         self.cls_score = nn.Linear(self.head.out_features, num_classes + 1)
         self.bbox_pred = nn.Linear(self.head.out_features, 4 * (num_classes + 1))
