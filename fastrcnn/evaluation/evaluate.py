@@ -103,16 +103,17 @@ def write_results(result: Evaluation, folder: Path, split: str) -> None:
 
 def table(result: Evaluation) -> str:
     """The outcome as people read it: AP of each class, beside the objects there are and the proposals' recall."""
-    width = max([5, *(len(name) for name in result.ap.ap)])
-    lines = [
-        f"{'class':<{width}}  {'objects':>7}  {'AP':>6}" + ("  recall of proposals at .5" if result.recall else "")
-    ]
-    for name, value in result.ap.ap.items():
-        ap = "no truth" if value is None else f"{value:6.3f}"
-        line = f"{name:<{width}}  {result.ap.classes[name].positives:>7}  {ap}"
+    counted = [name for name, value in result.ap.ap.items() if value is not None]
+    width = max([5, *(len(name) for name in counted)])
+    head = f"{'class':<{width}}  objects      AP"
+    lines = [head + ("   proposals' recall at .5" if result.recall else "")]
+    for name in counted:
+        line = f"{name:<{width}}  {result.ap.classes[name].positives:>7}  {result.ap.ap[name]:6.3f}"
         if result.recall and (found := result.recall.classes[name].at_50) is not None:
-            line += f"  {found:6.3f}"
+            line += f"   {found:6.3f}"
         lines.append(line)
     mean = "no class has truth" if result.ap.mean is None else f"{result.ap.mean:6.3f}"
     lines.append(f"{'mAP':<{width}}  {'':>7}  {mean}   ({result.metric}, {len(result.samples)} images)")
+    if without := [name for name in result.ap.ap if name not in counted]:
+        lines.append(f"without truth in these images: {', '.join(without)}")
     return "\n".join(lines)
