@@ -1,0 +1,254 @@
+"""RoI pooling against torchvision's: the RoI rows of BENCHMARKS.md.
+
+    python scripts/bench_roi_pool.py [--device cpu|cuda] [--repeats 15] [--boxes FILE.mat] [--json FILE]
+
+Every row is a ratio of medians: ours and torchvision's, run alternately in one process on inputs drawn afresh. Each is
+given the memory format it is fastest with: torchvision contiguous features, ours channels_last; the rows marked NCHW
+give ours contiguous ones too. `--boxes` reads real selective search boxes (a .mat file with `boxes`, x1 y1 x2 y2);
+without it, boxes of a like distribution are drawn. On a GPU a row also says what share of the device's own copy
+bandwidth it reaches: bytes that have to move, over time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor
+
+from fastrcnn.ops import roi_pool
+from fastrcnn.ops.backends import choose_backend
+
+HEIGHT, WIDTH, CHANNELS, SCALE = 38, 63, 512, 1 / 16  # conv5_3 of VGG16 for an image of 600 x 1000
+
+LAST = torch.channels_last
+
+
+@dataclass
+class Row:
+    what: str
+    threads: int
+    peer_ms: float
+    ours_ms: float
+    ratio: float
+    equal: bool
+    goal: str
+    share_of_copy_bandwidth: float | None = None
+
+
+def drawn_boxes(count: int, generator: torch.Generator) -> Tensor:
+    """(count, 4) in an image of 600 x 1000: sides log-uniform from 20 pixels up, as selective search's nearly are."""
+    longest = torch.tensor([1000.0, 600.0])
+    sides = 20 * (longest / 20) ** torch.rand(count, 2, generator=generator)
+    corners = torch.rand(count, 2, generator=generator) * (longest - sides)
+    return torch.cat([corners, corners + sides - 1], 1).round()
+
+
+def read_boxes(path: Path, count: int, generator: torch.Generator) -> Tensor:
+    from scipy.io import loadmat
+
+    boxes = torch.from_numpy(loadmat(path)["boxes"].astype("float32"))
+    boxes = boxes[torch.randint(len(boxes), (count,), generator=generator)] - boxes[:, :2].amin(0).repeat(2)
+    extent = boxes[:, 2:].amax(0) + 1
+    return (boxes * (torch.tensor([1000.0, 600.0]) / extent).repeat(2)).round()
+
+
+def rois_for(images: int, count: int, boxes: Path | None, generator: torch.Generator) -> Tensor:
+    drawn = read_boxes(boxes, count, generator) if boxes else drawn_boxes(count, generator)
+    index = torch.arange(images).repeat_interleave(count // images)
+    return torch.cat([index[:, None].float(), drawn], 1)
+
+
+def alternate(repeats: int, cuda: bool, *runs: Callable[[], object]) -> list[float]:
+    """Median milliseconds of each, one after another in turn; the first turn does not count."""
+    times: list[list[float]] = [[] for _ in runs]
+    for turn in range(repeats + 1):
+        for i, run in enumerate(runs):
+            if cuda:
+                begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                torch.cuda.synchronize()
+                begin.record()
+                run()
+                end.record()
+                torch.cuda.synchronize()
+                spent = begin.elapsed_time(end)
+            else:
+                start = time.perf_counter()
+                run()
+                spent = (time.perf_counter() - start) * 1e3
+            if turn:
+                times[i].append(spent)
+    return [statistics.median(t) for t in times]
+
+
+def theirs(features: Tensor, rois: Tensor) -> Tensor:
+    return torchvision.ops.roi_pool(features, rois, 7, SCALE)
+
+
+def ours(features: Tensor, rois: Tensor) -> Tensor:
+    return roi_pool(features, rois, 7, SCALE)
+
+
+def train(op: Callable[[Tensor, Tensor], Tensor], features: Tensor, rois: Tensor, grad: Tensor) -> Tensor:
+    features = features.detach().requires_grad_()
+    op(features, rois).backward(grad)
+    assert features.grad is not None
+    return features.grad
+
+
+def row(what: str, goal: str, medians: list[float], equal: bool, share: float | None = None) -> Row:
+    peer, own = medians
+    return Row(what, torch.get_num_threads(), peer, own, peer / own, equal, goal, share)
+
+
+def cpu_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> list[Row]:
+    features = torch.relu(torch.randn(1, CHANNELS, HEIGHT, WIDTH, generator=generator))
+    last = features.contiguous(memory_format=LAST)
+    rois = rois_for(1, 2000, boxes, generator)
+    want = theirs(features, rois)
+    buffer = torch.zeros_like(want)
+    buffer_last = torch.zeros_like(want, memory_format=LAST)
+
+    pair = torch.relu(torch.randn(2, CHANNELS, HEIGHT, WIDTH, generator=generator))
+    pair_last = pair.contiguous(memory_format=LAST)
+    some = rois_for(2, 128, boxes, generator)
+    grad = torch.randint(-4, 5, (128, CHANNELS, 7, 7), generator=generator).float()  # exact sums, so: bit-equal
+    grad_last = grad.contiguous(memory_format=LAST)
+    want_grad = train(theirs, pair, some, grad)
+
+    def peer() -> Tensor:
+        return theirs(features, rois)
+
+    def forward(what: str, goal: str, x: Tensor, out: Tensor | None) -> Row:
+        def own() -> Tensor:
+            return roi_pool(x, rois, 7, SCALE, out=out)
+
+        return row(f"forward, K = 2000, {what}", goal, alternate(repeats, False, peer, own), torch.equal(own(), want))
+
+    def both(what: str, goal: str, x: Tensor, g: Tensor) -> Row:
+        medians = alternate(repeats, False, lambda: train(theirs, pair, some, grad), lambda: train(ours, x, some, g))
+        return row(
+            f"forward + backward, K = 128, {what}", goal, medians, torch.equal(train(ours, x, some, g), want_grad)
+        )
+
+    rows = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        reused = ">= 15x" if threads == 1 else ">= 30x"
+        rows += [
+            forward("reused buffer", reused, last, buffer_last),
+            forward("reused buffer, NCHW", reused, features, buffer),
+            forward("fresh output", ">= 5x", last, None),
+            forward("fresh output, NCHW", ">= 5x", features, None),
+            both("2 images", ">= 4x", pair_last, grad_last),
+            both("2 images, NCHW", ">= 4x", pair, grad),
+        ]
+    return rows
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second of a large copy on the device, read and written."""
+    source = torch.empty(2**28, dtype=torch.int32, device=device)
+    target = torch.empty_like(source)
+    (spent,) = alternate(10, True, lambda: target.copy_(source))
+    return 2 * source.numel() * 4 / (spent / 1e3)
+
+
+def cuda_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> list[Row]:
+    device = torch.device("cuda")
+    bandwidth = copy_bandwidth(device)
+    features = torch.relu(torch.randn(1, CHANNELS, HEIGHT, WIDTH, generator=generator)).to(device)
+    rois = rois_for(1, 2000, boxes, generator).to(device)
+    rows = []
+    for dtype, peers in (
+        (torch.float32, (torch.float32,)),
+        (torch.bfloat16, (torch.float32, torch.float16, torch.bfloat16)),
+    ):
+        x = features.to(dtype).contiguous(memory_format=LAST)
+        out = torch.empty((2000, CHANNELS, 7, 7), dtype=dtype, device=device).contiguous(memory_format=LAST)
+        exact = theirs(x.float().contiguous(), rois)
+        moved = (x.numel() + out.numel()) * x.element_size() + rois.numel() * 4
+        for peer_type in peers:
+            y = features.to(peer_type)
+            peer_rois = rois.to(torch.float16) if peer_type == torch.float16 else rois
+
+            def peer(y: Tensor = y, r: Tensor = peer_rois, auto: bool = peer_type == torch.bfloat16) -> Tensor:
+                with torch.autocast("cuda", torch.bfloat16, enabled=auto):
+                    return theirs(y, r)
+
+            def own(x: Tensor = x, out: Tensor = out) -> Tensor:
+                return roi_pool(x, rois, 7, SCALE, out=out, check_values=False)
+
+            name = f"forward, K = 2000, {str(dtype)[6:]} against {str(peer_type)[6:]}"
+            medians = alternate(repeats, True, peer, own)
+            equal = torch.equal(own().float(), exact)
+            rows.append(
+                row(name, ">= 4x; <= 0.12 ms in bfloat16", medians, equal, moved / (medians[1] / 1e3) / bandwidth)
+            )
+
+    pair = torch.relu(torch.randn(2, CHANNELS, HEIGHT, WIDTH, generator=generator)).to(device)
+    some = rois_for(2, 128, boxes, generator).to(device)
+    grad = torch.randint(-4, 5, (128, CHANNELS, 7, 7), generator=generator).float().to(device)
+    pair_last, grad_last = pair.contiguous(memory_format=LAST), grad.contiguous(memory_format=LAST)
+    want = train(theirs, pair, some, grad)
+
+    def in_order() -> Tensor:
+        torch.use_deterministic_algorithms(True)
+        try:
+            return train(ours, pair_last, some, grad_last)
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def atomic() -> Tensor:
+        return train(ours, pair_last, some, grad_last)
+
+    for name, run in (("deterministic", in_order), ("atomic", atomic)):
+        medians = alternate(repeats, True, lambda: train(theirs, pair, some, grad), run)
+        rows.append(row(f"forward + backward, K = 128, {name}", ">= 1x", medians, torch.equal(run(), want)))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: both, as far as they are there")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--boxes", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    generator = torch.Generator().manual_seed(int(time.time()))
+    rows: list[Row] = []
+    if options.device in (None, "cpu"):
+        rows += cpu_rows(options.repeats, options.boxes, generator)
+    if options.device == "cuda" or (options.device is None and torch.cuda.is_available()):
+        rows += cuda_rows(options.repeats, options.boxes, generator)
+
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "cpu_backend": choose_backend(torch.device("cpu")).__name__,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    print(machine)
+    print("| row | threads | torchvision ms | ours ms | ratio | goal | equal | of copy bandwidth |")
+    print("|---|---|---|---|---|---|---|---|")
+    for r in rows:
+        share = f"{r.share_of_copy_bandwidth:.0%}" if r.share_of_copy_bandwidth is not None else ""
+        print(
+            f"| {r.what} | {r.threads} | {r.peer_ms:.2f} | {r.ours_ms:.2f} | {r.ratio:.1f}x | {r.goal} |"
+            f" {'yes' if r.equal else 'NO'} | {share} |"
+        )
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
