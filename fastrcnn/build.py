@@ -132,22 +132,39 @@ def classes(config: DataConfig) -> list[str]:
     """Names of the classes; label i is number i - 1 of the list."""
     if config.classes is not None:
         return list(config.classes)
-    names = sorted({n for folder, ids in image_ids(config, config.train) for n in find_classes(folder, ids)})
+    found = [find_classes(folder, ids) for folder, ids in image_ids(config, config.train)]
+    names = sorted({name for part, _ in found for name in part})
+    if any(problems.lines for _, problems in found) and not config.skip_bad:
+        samples(config, config.train, names, use_difficult=True)  # raises, naming all that is wrong
     if not names:
         raise UserError(f"{config.root}: no object in any annotation of {', '.join(config.train)}.")
     return names
 
 
-def samples(config: DataConfig, splits: Sequence[str], names: Sequence[str], use_difficult: bool) -> list[Sample]:
-    """Pictures and truth of the splits."""
+def samples(
+    config: DataConfig,
+    splits: Sequence[str],
+    names: Sequence[str],
+    use_difficult: bool,
+    need_pictures: bool = True,
+) -> list[Sample]:
+    """Pictures and truth of the splits; `need_pictures`: see load_voc."""
     found: list[Sample] = []
     for folder, ids in image_ids(config, splits):
-        part, problems = load_voc(folder, ids, names, use_difficult, config.skip_bad)
+        part, problems = load_voc(folder, ids, names, use_difficult, config.skip_bad, need_pictures)
         if problems.clipped:
             log.info("%s: %d box(es) a pixel out of their picture were clipped", folder, problems.clipped)
         if problems.lines:
             log.warning("left out (data.skip_bad):\n%s", problems.text())
         found += part
+    if not found:
+        raise UserError(f"{config.root}: no picture of {', '.join(splits) or 'an empty list of splits'} can be used.")
+    twice = [i for i, n in Counter(s.image_id for s in found).items() if n > 1]
+    if twice:
+        raise UserError(
+            f"{', '.join(splits)}: '{twice[0]}' is in more than one of these lists ({len(twice)} such ids). "
+            "Ids must differ, also between folders: proposals and detections are kept by id."
+        )
     return found
 
 

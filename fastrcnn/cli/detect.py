@@ -33,7 +33,9 @@ def main(arguments: list[str]) -> int:
     config, model, names, run = load("detect", arguments)
     if config.source is None:
         raise UserError("which pictures? source=PICTURE, source=FOLDER or source='FOLDER/*.jpg'.")
-    folder = Path(config.output) if config.output else run / "detect" / Path(config.source.rstrip("*")).stem
+    folder = (
+        Path(config.output).expanduser() if config.output else run / "detect" / Path(config.source.rstrip("*")).stem
+    )
     from fastrcnn import build
 
     drawn = detect_pictures(config, model, names, build.pictures(config.source), folder)

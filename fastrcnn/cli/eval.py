@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
         build.precision(config.runtime, device),
     )
     split = build.split_name(build.test_splits(config.data, config.split))
-    folder = Path(config.output) if config.output else run / "eval" / split
+    folder = Path(config.output).expanduser() if config.output else run / "eval" / split
     write_results(result, folder, split)
     print(table(result))
     print(f"written to {folder}")

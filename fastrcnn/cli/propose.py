@@ -30,14 +30,14 @@ def main(arguments: list[str]) -> int:
         if config.output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
         pictures = build.without_truth(build.pictures(config.source))
-        made = [build.make_proposals(config.data, pictures, Path(config.output), config.workers)]
+        made = [build.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
     else:
         names = build.classes(config.data)
         made = []
         if config.output is not None:
-            both = [*config.data.train, *config.data.test]
+            both = list(dict.fromkeys([*config.data.train, *config.data.test]))
             everything = build.samples(config.data, both, names, use_difficult=True)
-            made.append(build.make_proposals(config.data, everything, Path(config.output), config.workers))
+            made.append(build.make_proposals(config.data, everything, Path(config.output).expanduser(), config.workers))
         else:
             for splits in (config.data.train, config.data.test):
                 part = build.samples(config.data, splits, names, use_difficult=True)

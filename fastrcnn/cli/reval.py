@@ -9,6 +9,7 @@ from pathlib import Path
 from fastrcnn.cli.compose import compose, help_text
 from fastrcnn.errors import UserError
 
+log = logging.getLogger("fastrcnn")
 EXAMPLES = ["fastrcnn reval detections=RUN/eval/VOC2007-test data=voc07 data.root=VOCdevkit"]
 
 
@@ -33,7 +34,7 @@ def main(arguments: list[str]) -> int:
 
     names = build.classes(config.data)
     splits = build.test_splits(config.data, config.split)
-    samples = build.samples(config.data, splits, names, use_difficult=True)
+    samples = build.samples(config.data, splits, names, use_difficult=True, need_pictures=False)
     ids = [s.image_id for s in samples]
     where = Path(config.detections).expanduser()
     split = build.split_name(splits)
@@ -41,8 +42,10 @@ def main(arguments: list[str]) -> int:
         found = read_coco(where, ids, {name: i for i, name in enumerate(names, 1)})
     else:
         found = read_comp4(where, comp4_split(where, split), names, ids)
+    if missing := [name for name in names if name not in found]:
+        log.warning("no file, so left out: %s", ", ".join(missing))
     result = compare(found, samples, names, build.metric(config.data))
     print(table(result))
     if config.output:
-        write_results(result, Path(config.output), split)
+        write_results(result, Path(config.output).expanduser(), split)
     return 0

@@ -53,7 +53,7 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
         raise UserError(f"resume={config.resume}: should be 'auto' (with run=FOLDER to say which run).")
     if config.resume:
         if config.run:
-            return Path(config.run), True
+            return Path(config.run).expanduser(), True
         runs = sorted((Path("outputs") / config.name).glob("*/checkpoints"), key=lambda p: p.stat().st_mtime)
         if not runs:
             raise UserError(f"resume=auto: there is no run in outputs/{config.name}. Name one with run=FOLDER.")
@@ -61,7 +61,7 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
     if config.run is None:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         return Path("outputs") / config.name / stamp, False
-    folder = Path(config.run)
+    folder = Path(config.run).expanduser()
     if (folder / "checkpoints").is_dir() or (folder / "config.yaml").exists():
         raise UserError(
             f"run={folder}: there is a run in this folder already. Go on with it by resume=auto, or name a new one."

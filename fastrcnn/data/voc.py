@@ -59,14 +59,19 @@ def parse_annotation(path: Path) -> tuple[int, int, list[AnnotatedObject]]:
     except ParseError as error:
         line, column = error.position
         raise UserError(f"{path}, line {line}, column {column}: not well-formed XML ({error.msg}).") from None
-    except DefusedXmlException as error:
-        raise UserError(f"{path}: XML with a document type or entities is refused ({error}).") from None
+    except DefusedXmlException:
+        before = path.read_bytes().partition(b"<!DOCTYPE")[0]
+        line = before.count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: a document type, and so entities, are refused. Remove it.") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, LookupError) as error:  # an encoding that does not exist or does not fit
         raise UserError(f"{path}: not a text that can be read ({error}).") from None
     if root is None or root.tag != "annotation":
         raise UserError(f"{path}: the root element is not <annotation>; this is no VOC annotation.")
+    filename = (root.findtext("filename") or "").strip()
+    if _leads_out(filename):
+        raise UserError(f"{path}: <filename> is '{filename}', which leads out of the data set. Give the name alone.")
     width, height = (int(_number(root, f"size/{key}", path, "the image")) for key in ("width", "height"))
     objects = []
     for number, element in enumerate(root.findall("object"), 1):
@@ -108,12 +113,14 @@ def read_split(root: Path, split: str) -> list[str]:
         there = f"There are: {', '.join(present[:20])}." if present else f"{folder} has none."
         raise UserError(f"{path}: no list of images for the split '{split}'. {there}{nearest(split, present)}")
     ids: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
         words = line.split()
         if not words:
             continue
-        image_id = words[0]  # the devkit's class-wise lists have a second column
-        if PurePosixPath(image_id).is_absolute() or ".." in PurePosixPath(image_id).parts or "\\" in image_id:
+        image_id = words[0]
+        if len(words) > 2 or words[1:] not in ([], ["-1"], ["0"], ["1"]):  # as in the devkit's class-wise lists
+            raise UserError(f"{path}, line {number}: wanted an id without spaces, found '{line.strip()[:80]}'.")
+        if _leads_out(image_id):
             raise UserError(f"{path}, line {number}: the id '{image_id}' leads out of the data set; refused.")
         if image_id in ids:
             raise UserError(f"{path}, line {number}: '{image_id}' stands in line {ids[image_id]} already.")
@@ -121,6 +128,11 @@ def read_split(root: Path, split: str) -> list[str]:
     if not ids:
         raise UserError(f"{path}: the list is empty.")
     return list(ids)
+
+
+def _leads_out(name: str) -> bool:
+    """Whether an id or a file's name is absolute, or has `..`, a backslash or a null character in it."""
+    return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not {"\\", "\0"}.isdisjoint(name)
 
 
 def find_image(root: Path, image_id: str) -> Path | None:
@@ -133,13 +145,18 @@ def find_image(root: Path, image_id: str) -> Path | None:
     return None
 
 
-def find_classes(root: Path, image_ids: Sequence[str]) -> list[str]:
-    """Names of all objects in the annotations of `image_ids`, sorted."""
+def find_classes(root: Path, image_ids: Sequence[str]) -> tuple[list[str], Problems]:
+    """Names of all objects in the annotations of `image_ids`, sorted, and which annotations cannot be read."""
     names: set[str] = set()
+    problems = Problems()
     for image_id in image_ids:
-        _, _, objects = parse_annotation(root / "Annotations" / f"{image_id}.xml")
+        try:
+            _, _, objects = parse_annotation(root / "Annotations" / f"{image_id}.xml")
+        except UserError as error:
+            problems.lines.append(str(error))
+            continue
         names.update(o.name for o in objects)
-    return sorted(names)
+    return sorted(names), problems
 
 
 def load_voc(
@@ -148,23 +165,31 @@ def load_voc(
     classes: Sequence[str],
     use_difficult: bool = True,
     skip_bad: bool = False,
+    need_pictures: bool = True,
 ) -> tuple[list[Sample], Problems]:
     """Samples of the given images, boxes half-open.
 
     use_difficult: objects marked `difficult` are kept (and marked); else they are left out.
     skip_bad: leave out whatever is wrong, a file or an object, and report it in the Problems returned.
+    need_pictures: whether the picture must be there; the truth alone does for evaluating saved detections.
 
     Raises UserError, listing everything that is wrong at once, unless `skip_bad`: missing files, broken XML, unknown
-    classes, boxes that are inverted, a single point, or out of their image by more than one pixel.
+    classes, boxes that are inverted, a single point, or out of their image by more than one pixel, and files that a
+    link leads to outside the data set.
     """
     problems = Problems()
     samples = []
     label_of = {name: i for i, name in enumerate(classes, 1)}
+    folders = [f.resolve() for f in (root, root / "JPEGImages", root / "Annotations")]  # these may be links
     for image_id in image_ids:
         image = find_image(root, image_id)
         annotation = root / "Annotations" / f"{image_id}.xml"
-        if image is None:
+        missing = image is None and need_pictures
+        if missing:
             problems.add(root / "JPEGImages" / image_id, f"no such picture ({', '.join(IMAGE_SUFFIXES)}).")
+        outside = [p for p in (image, annotation) if p and not any(p.resolve().is_relative_to(f) for f in folders)]
+        if outside:
+            problems.add(outside[0], "a link leads out of the data set; refused. Put the file itself there.")
             continue
         try:
             width, height, objects = parse_annotation(annotation)
@@ -173,6 +198,8 @@ def load_voc(
             continue
         if width < 1 or height < 1:
             problems.add(annotation, f"the image's size is given as {width} x {height}.")
+            continue
+        if missing:
             continue
         kept = []
         for number, o in enumerate(objects, 1):
@@ -189,7 +216,7 @@ def load_voc(
         samples.append(
             Sample(
                 image_id=image_id,
-                path=image,
+                path=image or root / "JPEGImages" / f"{image_id}.jpg",
                 width=width,
                 height=height,
                 boxes=np.array([k[0] for k in kept], dtype=np.float32).reshape(-1, 4),
@@ -218,5 +245,7 @@ def _half_open(
     if x1 < -1 or y1 < -1 or x2 > width + 1 or y2 > height + 1:
         return f"the box {as_text} stands out of the image of {width} x {height} pixels."
     clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        return f"the box {as_text} lies beside the image of {width} x {height} pixels."
     problems.clipped += clipped != (x1, y1, x2, y2)
     return clipped

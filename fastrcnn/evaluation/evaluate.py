@@ -77,8 +77,13 @@ def compare(
     metric: Metric,
     recall: ProposalRecall | None = None,
 ) -> Evaluation:
-    """AP of detections, images counted along `samples`, against the samples' truth."""
-    ap = mean_ap(detections, truth_by_class(samples, classes), metric)
+    """AP of detections, images counted along `samples`, against the samples' truth.
+
+    Label k of the truth is classes[k - 1]. A class that `detections` lacks is left out, as competitions allow; one
+    of which nothing was found has an entry, an empty one, and AP 0.
+    """
+    truth = {name: t for name, t in truth_by_class(samples, classes).items() if name in detections}
+    ap = mean_ap(detections, truth, metric)
     return Evaluation(ap, metric, samples, detections, recall)
 
 
