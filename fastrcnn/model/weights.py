@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.vgg16 import CONV_NAMES
 
+LAYER_WEIGHT = re.compile(r"features\.(\d+)\.weight$")  # in torchvision's VGG16
+
 
 def torchvision_vgg16() -> dict[str, Tensor]:
     """State dict of torchvision's VGG16 trained on ImageNet; downloaded once into torch's hub folder.
@@ -19,17 +22,20 @@ def torchvision_vgg16() -> dict[str, Tensor]:
     """
     from torchvision.models import VGG16_Weights
 
-    weights = VGG16_Weights.IMAGENET1K_V1
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    try:
-        return weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"The ImageNet weights of VGG16 could not be downloaded ({error}).\n"
-            f"On a machine with network, fetch {weights.url} and put the file as\n"
-            f"  {folder / Path(weights.url).name}\n"
-            "or name it: model.weights=/path/to/vgg16.pth. To train without them, from scratch: model=vgg16_slim."
-        ) from error
+    url = VGG16_Weights.IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+    if not path.is_file():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.split("-")[1])
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"The ImageNet weights of VGG16 could not be downloaded ({error}).\n"
+                f"On a machine with network, fetch {url} and put the file as\n"
+                f"  {path}\n"
+                "or name it: model.weights=/path/to/vgg16.pth. To train without them, from scratch: model=vgg16_slim."
+            ) from error
+    return read_state_dict(path)  # torch.hub would run what a changed file asks it to
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -42,7 +48,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a file of weights that can be read safely ({type(error).__name__}).") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{path}: expected a state dict, names to tensors.")
     return state
 
@@ -53,7 +59,7 @@ def translate_vgg16(state: dict[str, Tensor]) -> dict[str, Tensor]:
     The classifier's last layer, ImageNet's thousand classes, is left out. With batch normalisation too
     (torchvision's vgg16_bn).
     """
-    indices = sorted({int(k.split(".")[1]) for k in state if k.startswith("features.") and k.endswith("weight")})
+    indices = sorted(int(m[1]) for k in state if (m := LAYER_WEIGHT.match(k)))
     convs = [i for i in indices if state[f"features.{i}.weight"].dim() == 4]
     norms = [i for i in indices if state[f"features.{i}.weight"].dim() == 1]
     translated = {}
@@ -76,7 +82,11 @@ def load_vgg16(model: FastRCNN, state: dict[str, Tensor], source: str) -> None:
     """
     translated = translate_vgg16(state)
     wanted = {k: v for k, v in model.state_dict().items() if k.startswith(("trunk.", "head."))}
-    problems = [f"  {k}: missing, {tuple(v.shape)} wanted" for k, v in wanted.items() if k not in translated]
+    problems = [
+        f"  {k}: missing, {tuple(v.shape)} wanted"
+        for k, v in wanted.items()
+        if k not in translated and not k.endswith("num_batches_tracked")  # which files from before 2018 lack
+    ]
     problems += [
         f"  {k}: {tuple(v.shape)}, {tuple(wanted[k].shape)} wanted" if k in wanted else f"  {k}: not in the model"
         for k, v in translated.items()

@@ -1,0 +1,196 @@
+"""Reading weights: translation, errors that say what to do, and files that would run something."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models import densenet121, squeezenet1_0, vgg11, vgg16_bn
+
+from fastrcnn.errors import UserError
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.vgg16 import CONV_NAMES
+from fastrcnn.model.weights import load_vgg16, read_state_dict, torchvision_vgg16
+
+
+class Hostile:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.folder),)
+
+
+def slim() -> FastRCNN:
+    return FastRCNN(2, width=0.03, batch_norm=True, roi_size=2)
+
+
+def in_torchvisions_names(model: FastRCNN) -> dict[str, Tensor]:
+    """Numbers for the layers of a slim model under the names that torchvision's vgg16_bn uses: a convolution, its
+    normalisation and ReLU take three places in `features`, a pooling one.
+    """
+    state, place = {}, 0
+    for name in CONV_NAMES:
+        if name.endswith("_1") and name != "conv1_1":
+            place += 1
+        for module, at in ((model.trunk.convs[name], place), (model.trunk.norms[name], place + 1)):
+            for key, value in module.state_dict().items():
+                state[f"features.{at}.{key}"] = torch.randn(value.shape).to(value.dtype)
+        place += 3
+    for layer, at in ((model.head.fc6, 0), (model.head.fc7, 3)):
+        for key, value in layer.state_dict().items():
+            state[f"classifier.{at}.{key}"] = torch.randn(value.shape)
+    state["classifier.6.weight"], state["classifier.6.bias"] = torch.randn(1000, 123), torch.randn(1000)
+    return state
+
+
+def test_names_of_batch_normalised_vgg16_are_torchvisions() -> None:
+    with torch.device("meta"):
+        theirs = vgg16_bn(init_weights=False)
+    assert set(in_torchvisions_names(slim())) == set(theirs.state_dict())
+
+
+def test_batch_normalised_weights_arrive_in_their_layers() -> None:
+    model = slim()
+    state = in_torchvisions_names(model)
+    untouched = model.cls_score.weight.clone()
+    load_vgg16(model, state, "here")
+    assert torch.equal(model.trunk.convs["conv1_1"].weight, state["features.0.weight"])
+    assert torch.equal(model.trunk.norms["conv1_1"].running_var, state["features.1.running_var"])
+    assert torch.equal(model.trunk.convs["conv2_1"].bias, state["features.7.bias"])
+    assert torch.equal(model.trunk.convs["conv5_3"].weight, state["features.40.weight"])
+    assert torch.equal(model.trunk.norms["conv5_3"].weight, state["features.41.weight"])
+    assert torch.equal(model.head.fc6.weight, state["classifier.0.weight"])
+    assert torch.equal(model.head.fc7.bias, state["classifier.3.bias"])
+    assert torch.equal(model.cls_score.weight, untouched)
+
+
+def test_files_without_the_count_of_batches_are_read() -> None:
+    """As torch wrote them before version 0.4.1."""
+    model = slim()
+    state = {k: v for k, v in in_torchvisions_names(model).items() if not k.endswith("num_batches_tracked")}
+    load_vgg16(model, state, "here")
+    assert torch.equal(model.trunk.norms["conv5_3"].bias, state["features.41.bias"])
+
+
+def test_a_wrong_shape_is_named_and_nothing_is_loaded() -> None:
+    model = slim()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = in_torchvisions_names(model)
+    state["features.7.weight"] = torch.zeros(9, 8, 3, 3)
+    del state["classifier.3.bias"]
+    with pytest.raises(UserError) as caught:
+        load_vgg16(model, state, "some.pth")
+    text = str(caught.value)
+    assert text.startswith("some.pth: ")
+    assert "trunk.convs.conv2_1.weight: (9, 8, 3, 3), (4, 2, 3, 3) wanted" in text
+    assert "head.fc7.bias: missing, (123,) wanted" in text
+    assert len(text.splitlines()) == 3, "the layers that fit are not listed"
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_long_list_of_problems_is_cut() -> None:
+    with pytest.raises(UserError, match=r"and \d+ more") as caught:
+        load_vgg16(slim(), {}, "empty.pth")
+    assert len(str(caught.value).splitlines()) == 14
+
+
+def test_weights_without_batch_normalisation_do_not_fit_a_model_with_it() -> None:
+    model = slim()
+    plain = FastRCNN(2, width=0.03, roi_size=2)
+    full = in_torchvisions_names(model)
+    norms = {k.rpartition(".")[0] for k in full if k.endswith("running_mean")}
+    state = {k: v for k, v in full.items() if k.rpartition(".")[0] not in norms}
+    with pytest.raises(UserError, match=r"trunk\.norms\.conv1_1\.weight: missing"):
+        load_vgg16(model, state, "x")
+    with pytest.raises(UserError, match=r"trunk\.norms\.conv1_1\.weight: not in the model"):
+        load_vgg16(plain, full, "x")
+
+
+@pytest.mark.parametrize("network", [densenet121, squeezenet1_0, vgg11])
+def test_weights_of_another_network_are_refused_with_the_reason(network: object) -> None:
+    with torch.device("meta"):
+        state = network().state_dict()  # type: ignore[operator]
+    with pytest.raises(UserError, match=r"do not fit the model(.|\n)*missing"):
+        load_vgg16(slim(), state, "other.pth")
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_state_dict_is_read_also_inside_a_checkpoint_of_another_program(tmp_path: Path, wrapped: bool) -> None:
+    state = {"features.0.weight": torch.arange(3.0)}
+    torch.save({"state_dict": state, "epoch": 3} if wrapped else state, tmp_path / "w.pth")
+    found = read_state_dict(tmp_path / "w.pth")
+    assert list(found) == ["features.0.weight"]
+    assert torch.equal(found["features.0.weight"], torch.arange(3.0))
+
+
+def test_a_hostile_file_is_refused_and_nothing_in_it_is_run(tmp_path: Path) -> None:
+    torch.save({"features.0.weight": torch.zeros(1), "x": Hostile(tmp_path / "made")}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="not a file of weights that can be read safely"):
+        read_state_dict(tmp_path / "w.pth")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut short"])
+def test_a_broken_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match="not a file of weights"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"a": 1}, {0: torch.zeros(1)}])
+def test_a_file_of_something_else_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="expected a state dict"):
+        read_state_dict(tmp_path / "w.pth")
+
+
+def test_a_missing_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no file .*nothing\.pth"):
+        read_state_dict(tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("invalid hash value")])
+def test_a_failed_download_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    with pytest.raises(UserError) as caught:
+        torchvision_vgg16()
+    text = str(caught.value)
+    assert str(error) in text
+    assert "https://download.pytorch.org/models/vgg16-397923af.pth" in text
+    assert str(tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth") in text
+    assert "model.weights=/path/to/vgg16.pth" in text
+
+
+def test_weights_put_into_place_by_hand_are_used_without_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
+    path = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
+    path.parent.mkdir(parents=True)
+    torch.save({"features.0.weight": torch.arange(4.0)}, path)
+    assert torch.equal(torchvision_vgg16()["features.0.weight"], torch.arange(4.0))
+    torch.save({"features.0.weight": Hostile(tmp_path / "made")}, path)
+    with pytest.raises(UserError, match="not a file of weights that can be read safely"):
+        torchvision_vgg16()
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_download_is_checked_against_the_hash_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(url: str, target: str, hash_prefix: str) -> None:
+        assert (url, hash_prefix) == ("https://download.pytorch.org/models/vgg16-397923af.pth", "397923af")
+        torch.save({"features.0.weight": torch.ones(2)}, target)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "not" / "there" / "yet"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    assert torch.equal(torchvision_vgg16()["features.0.weight"], torch.ones(2))
