@@ -6,6 +6,7 @@ whole. It ends in a SHA-256 of what comes before, so that a later change is noti
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
@@ -45,11 +46,13 @@ def save(path: Path, content: dict[str, Any]) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f"{path}: the checkpoint could not be written ({error.strerror}). "
             "Earlier checkpoints are untouched; make room or choose another folder with run=PATH."
         ) from error
+    finally:  # an interruption too should leave no half-written gigabyte
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -116,6 +119,10 @@ def resolve(where: Path) -> Path:
 
 
 def keep_last(folder: Path, n: int) -> None:
-    """Removes all but the newest `n` step-N.pt files."""
-    for path in in_order(folder)[n:]:
+    """Removes all but the `n` step-N.pt files written last.
+
+    Not those of the highest steps: a broken one that a resumed run passed over would then outlive the sound ones.
+    """
+    by_time = sorted(in_order(folder), key=lambda p: p.stat().st_mtime_ns, reverse=True)  # of equals the higher step
+    for path in by_time[n:]:
         path.unlink(missing_ok=True)

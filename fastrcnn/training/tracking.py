@@ -26,12 +26,14 @@ class Tracker:
         self.csv_path = folder / "metrics.csv"
         kept = []
         if start and self.csv_path.is_file():
-            with self.csv_path.open(newline="") as file:
-                kept = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) <= start]
-        self._file = self.csv_path.open("w", newline="")
+            with self.csv_path.open(newline="") as file:  # the last row may be cut short, where the machine stopped
+                kept = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) <= start]
+        rewritten = folder / ".metrics.csv.tmp"
+        with rewritten.open("w", newline="") as file:
+            csv.writer(file).writerows([["step", "name", "value"], *kept])
+        rewritten.replace(self.csv_path)
+        self._file = self.csv_path.open("a", newline="")
         self._csv = csv.writer(self._file)
-        self._csv.writerow(["step", "name", "value"])
-        self._csv.writerows(kept)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -1,0 +1,96 @@
+"""Parameter groups, one rule of Caffe's solver worked by hand, and rates."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.vgg16 import freeze_before
+from fastrcnn.training.optim import learning_rate, parameter_groups, set_rate, sgd
+
+
+def group_of(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Each trained parameter's weight decay and factor on the rate."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = parameter_groups(model, weight_decay=0.0005, bias_lr_factor=2.0)
+    listed = [(names[id(p)], (g["weight_decay"], g["lr_factor"])) for g in groups for p in g["params"]]
+    assert len({n for n, _ in listed}) == len(listed), "no parameter twice"
+    return dict(listed)
+
+
+def test_groups_of_the_slim_network_with_batch_normalisation() -> None:
+    model = FastRCNN(2, width=0.03, batch_norm=True, roi_size=2, roi_features=("conv4_3", "conv5_3"))
+    freeze_before(model.trunk, "conv2_1")
+    found = group_of(model)
+    assert set(found) == {n for n, p in model.named_parameters() if p.requires_grad}
+    assert not any("conv1_" in n for n in found)
+    for name, group in found.items():
+        if ".norms." in name:
+            assert group == (0.0, 1.0), name
+        elif name.endswith("bias"):
+            assert group == (0.0, 2.0), name
+        else:
+            assert group == (0.0005, 1.0), name
+    assert {"trunk.norms.conv2_1.bias", "trunk.convs.conv2_1.bias", "bbox_pred.bias", "reduce.weight"} <= set(found)
+
+
+def test_a_network_without_batch_normalisation_has_no_empty_group() -> None:
+    assert len(parameter_groups(nn.Linear(2, 2), 0.0005, 2.0)) == 2
+    assert len(parameter_groups(nn.Linear(2, 2, bias=False), 0.0005, 2.0)) == 1
+
+
+def test_steps_are_those_of_caffes_solver_at_a_constant_rate() -> None:
+    """Caffe: v = momentum v + rate factor (gradient + decay w); w = w - v."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2).double()
+    optimizer = sgd(layer, momentum=0.9, weight_decay=0.05, bias_lr_factor=2.0)
+    w, b = layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
+    vw, vb = np.zeros_like(w), np.zeros_like(b)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+        out = x.numpy() @ w.T + b  # the loss is half the sum of squares, so its gradient by `out` is `out`
+        vw = 0.9 * vw + 0.01 * (out.T @ x.numpy() + 0.05 * w)
+        vb = 0.9 * vb + 0.01 * 2 * out.sum(axis=0)
+        w, b = w - vw, b - vb
+
+        set_rate(optimizer, 0.01)
+        optimizer.zero_grad()
+        (layer(x).square().sum() / 2).backward()
+        optimizer.step()
+    np.testing.assert_allclose(layer.weight.detach().numpy(), w, rtol=1e-12)
+    np.testing.assert_allclose(layer.bias.detach().numpy(), b, rtol=1e-12)
+
+
+def test_the_rate_reaches_every_group_by_its_factor() -> None:
+    optimizer = sgd(nn.Linear(2, 2), bias_lr_factor=2.0)
+    set_rate(optimizer, 0.001)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.001, 0.002]
+    set_rate(optimizer, 0.0001)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.0001, 0.0002]
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.001), (29999, 0.001), (30000, 0.0001), (39999, 0.0001)])
+def test_the_papers_schedule(step: int, expected: float) -> None:
+    assert learning_rate(step, 40000, 0.001) == pytest.approx(expected)
+
+
+def test_several_steps_multiply() -> None:
+    rates = [learning_rate(i, 40, 1.0, lr_steps=(10, 20), lr_gamma=0.5) for i in (9, 10, 19, 20, 39)]
+    assert rates == [1.0, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_cosine_falls_along_half_a_wave() -> None:
+    rates = [learning_rate(i, 12, 2.0, "cosine") for i in (0, 4, 6, 8)]
+    assert rates == pytest.approx([2.0, 1.5, 1.0, 0.5])
+    assert learning_rate(11, 12, 2.0, "cosine") == pytest.approx(1 + math.cos(math.pi * 11 / 12))
+
+
+def test_warmup_rises_in_a_straight_line_to_the_rate() -> None:
+    rates = [learning_rate(i, 100, 0.4, lr_steps=(6,), warmup=4) for i in range(8)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.04, 0.04])
