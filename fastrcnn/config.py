@@ -38,7 +38,7 @@ class SelectiveSearchConfig:
 
     mode: str = key("fast", "fast | quality: two or five colour spaces")
     side: int = key(320, "longer side of the picture that is searched, in pixels")
-    k: list[float] = key([25.0, 50.0, 100.0], "coarseness of the segmentations; larger finds larger things")
+    k: list[float] = key([25.0, 50.0, 100.0, 200.0], "coarseness of the segmentations; larger finds larger things")
     sigma: float = key(0.8, "blur before segmentation, in pixels of the searched picture")
     min_size: int = key(50, "area of the smallest segment, in pixels of the searched picture")
     min_side: float = key(0.0, "boxes with a shorter side are dropped, in pixels of the original")

@@ -100,10 +100,10 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     solver, seed = config.solver, config.runtime.seed
 
     names = build.classes(config.data)
+    torch.manual_seed(loop.seed_of(seed))
+    model = build.model(config.model, len(names), load=not resumed)  # before the data: it may lack its weights
     train_set = build.training_set(config.data, names, seed)
     test_set = build.test_set(config.data, names)
-    torch.manual_seed(loop.seed_of(seed))
-    model = build.model(config.model, len(names), load=not resumed)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor)
     start, best = 0, -1.0

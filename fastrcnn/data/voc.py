@@ -19,7 +19,7 @@ from fastrcnn.errors import UserError, nearest
 from fastrcnn.structures import Sample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-MAX_XML_BYTES = 10_000_000
+MAX_XML_BYTES = 4_000_000  # ten thousand objects; elements in memory take up to a hundred times as much
 
 
 @dataclass
@@ -179,6 +179,7 @@ def load_voc(
     """
     problems = Problems()
     samples = []
+    unknown: dict[str, list[str]] = {}  # where each class that is not in the list stands
     label_of = {name: i for i, name in enumerate(classes, 1)}
     folders = [f.resolve() for f in (root, root / "JPEGImages", root / "Annotations")]  # these may be links
     for image_id in image_ids:
@@ -207,8 +208,7 @@ def load_voc(
                 continue
             box = _half_open(o.box, width, height, problems)
             if o.name not in label_of:
-                where = f"{annotation}, object {number}"
-                problems.add(where, f"unknown class '{o.name}'.{nearest(o.name, classes)} Known: {', '.join(classes)}.")
+                unknown.setdefault(o.name, []).append(f"{annotation}, object {number}")
             elif isinstance(box, str):
                 problems.add(f"{annotation}, object {number} ({o.name})", box)
             else:
@@ -224,6 +224,10 @@ def load_voc(
                 difficult=np.array([k[2] for k in kept], dtype=bool),
             )
         )
+    for name, places in unknown.items():  # one line a class, not one an object: there may be thousands
+        more = f" {len(places) - 1} more object(s) of it." if len(places) > 1 else ""
+        known = f"{nearest(name, classes)} Known: {', '.join(classes)}."
+        problems.add(places[0], f"unknown class '{name}'.{known}{more}")
     if problems.lines and not skip_bad:
         raise UserError(
             f"{len(problems.lines)} problem(s) in the data set {root}:\n{problems.text()}\n"
