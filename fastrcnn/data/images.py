@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from pathlib import Path
 
 import cv2
@@ -11,7 +13,9 @@ from PIL import Image, UnidentifiedImageError
 
 from fastrcnn.errors import UserError
 
-MAX_PIXELS = 200_000_000  # a picture with more is refused from its header, before it is decoded
+# A picture with more is refused from its header, before it is decoded; Pillow's own limit.
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG: no escaped 0xFF, filler or restart
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -36,10 +40,8 @@ def read_bytes(path: Path) -> bytes:
 def decode(data: bytes, path: Path) -> np.ndarray:
     """The picture in the bytes of a file; `path` is for messages only. Raises UserError as `read_image` does."""
     image_size(data, path)
-    # What a cut JPEG lacks some decoders fill with gray: no end marker follows the start of its last scan.
-    cut = data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
     image = None
-    if not cut:
+    if data[:2] != b"\xff\xd8" or _reaches_its_end(data):  # what a cut JPEG lacks some decoders fill with gray
         try:
             flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -50,11 +52,26 @@ def decode(data: bytes, path: Path) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def _reaches_its_end(jpeg: bytes) -> bool:
+    """Whether the picture's end marker is there. Thumbnails within and data after the end do not confuse it."""
+    at = 2
+    while found := MARKER.search(jpeg, at):
+        marker = found[1][0]
+        if marker == 0xD9:
+            return True
+        at = found.end()
+        if marker != 0x01:  # every other marker is followed by the length of its segment
+            at += int.from_bytes(jpeg[at : at + 2], "big")
+    return False
+
+
 def image_size(data: bytes, path: Path) -> tuple[int, int]:
     """Width and height from the header alone. Raises UserError for what is no picture or has too many pixels."""
     try:
-        with Image.open(io.BytesIO(data)) as header:
-            width, height = header.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # below the limit is below the limit
+            with Image.open(io.BytesIO(data)) as header:
+                width, height = header.size
     except Image.DecompressionBombError:
         raise UserError(f"{path}: has more than the {MAX_PIXELS:,} pixels allowed; refused.") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError):

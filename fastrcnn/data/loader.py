@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from fastrcnn.data.dataset import DetectionDataset, Example, to_tensor
+from fastrcnn.errors import UserError
 from fastrcnn.structures import Batch
 
 
@@ -61,11 +62,21 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
         return np.random.default_rng((self.seed, epoch)).permutation(self.length)
 
 
+class Loader(DataLoader):
+    """A DataLoader whose workers' UserErrors arrive as they were raised, without the workers' traceback."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].rstrip()) from None
+
+
 def training_loader(
     dataset: DetectionDataset, batch_size: int, workers: int = 0, start: int = 0, pin_memory: bool = False
 ) -> DataLoader:
     """Batches without end for training, from batch number `start` on."""
-    return DataLoader(
+    return Loader(
         dataset,
         batch_sampler=EndlessBatches(len(dataset), batch_size, dataset.seed, start),
         **_options(workers, pin_memory),
@@ -78,7 +89,7 @@ def detection_loader(
     """Every picture once, in order."""
     keys = [(0, i) for i in range(len(dataset))]
     batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-    return DataLoader(dataset, batch_sampler=batches, **_options(workers, pin_memory))  # type: ignore[arg-type]
+    return Loader(dataset, batch_sampler=batches, **_options(workers, pin_memory))  # type: ignore[arg-type]
 
 
 def _options(workers: int, pin_memory: bool) -> dict:

@@ -1,0 +1,191 @@
+"""Reading pictures of every kind, compared with Pillow and with the arrays they were made of."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastrcnn.data.images import MAX_PIXELS, image_size, read_image
+from fastrcnn.errors import UserError
+
+
+def smooth(height: int = 32, width: int = 48) -> np.ndarray:
+    """A picture without noise, (H, W, 3) uint8 RGB, which JPEG keeps nearly as it is; no symmetry in it."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack((x * 255 // width, y * 255 // height, (x + y) * 127 // (width + height)), axis=2).astype(np.uint8)
+
+
+def by_pillow(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_pixels_come_as_rgb_rows_from_the_top(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(smooth()).save(path)
+    image = read_image(path)
+    assert (image.shape, image.dtype) == ((32, 48, 3), np.uint8)
+    np.testing.assert_array_equal(image, smooth())
+
+
+@pytest.mark.parametrize(
+    ("options", "suffix"),
+    [({"quality": 95}, ".jpg"), ({"quality": 95, "progressive": True}, ".jpg"), ({"lossless": True}, ".webp")],
+)
+def test_compressed_pictures_are_as_pillow_has_them(tmp_path: Path, options: dict, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(smooth()).save(path, **options)
+    np.testing.assert_allclose(read_image(path).astype(int), by_pillow(path), atol=3)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA"])
+def test_other_kinds_of_png_become_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(smooth()).convert(mode).save(path)
+    np.testing.assert_array_equal(read_image(path), by_pillow(path))
+
+
+def test_transparent_pixels_keep_their_colour(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.dstack((smooth(), np.full((32, 48), 7, np.uint8)))).save(path)
+    np.testing.assert_array_equal(read_image(path), smooth())
+
+
+def test_gray_and_cmyk_jpeg_become_rgb(tmp_path: Path) -> None:
+    for mode in ("L", "CMYK"):
+        path = tmp_path / f"{mode}.jpg"
+        Image.fromarray(smooth()).convert(mode).save(path, quality=95)
+        np.testing.assert_allclose(read_image(path).astype(int), by_pillow(path), atol=3)
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
+    """Not cut off at 255, and not their low byte: 0x1234 becomes 0x12."""
+    deep = smooth().astype(np.uint16) << 8 | 0x34
+    path = tmp_path / "rgb.png"
+    assert cv2.imwrite(str(path), deep[:, :, ::-1])
+    np.testing.assert_array_equal(read_image(path), smooth())
+    path = tmp_path / "gray.png"
+    Image.fromarray(deep[:, :, 0]).save(path)
+    np.testing.assert_array_equal(read_image(path), np.repeat(smooth()[:, :, :1], 3, axis=2))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_come_as_stored_whatever_rotation_exif_asks_for(tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    Image.fromarray(smooth()).save(path, exif=exif, quality=95)
+    image = read_image(path)
+    assert image.shape == (32, 48, 3)
+    np.testing.assert_allclose(image.astype(int), smooth(), atol=12)
+    assert image_size(path.read_bytes(), path) == (48, 32)
+
+
+@pytest.mark.parametrize("name", ["été.png", "数据 1.jpg", "a b=[c],{d}'.png"])
+def test_any_name_of_a_file_will_do(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "ñ" / name
+    path.parent.mkdir()
+    Image.fromarray(smooth()).save(path)
+    assert read_image(path).shape == (32, 48, 3)
+
+
+# ------------------------------------------------------------------------------------------ what is refused
+
+
+def test_missing_and_empty_files_and_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.jpg: cannot be read \(No such file"):
+        read_image(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory"):
+        read_image(tmp_path)
+    (tmp_path / "a.jpg").touch()
+    with pytest.raises(UserError, match=r"a\.jpg: the file is empty"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    "data", [b"not a picture\n", b"<html>404</html>", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\0" * 99]
+)
+def test_what_is_no_picture_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"a\.jpg: not a picture"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "progressive", "png", "bmp", "webp"])
+def test_a_picture_that_is_cut_short_is_refused_wherever_it_is_cut(tmp_path: Path, kind: str) -> None:
+    options = {"progressive": True} if kind == "progressive" else {}
+    buffer = io.BytesIO()
+    Image.fromarray(smooth()).save(buffer, "jpeg" if kind == "progressive" else kind, **options)
+    data = buffer.getvalue()
+    path = tmp_path / "a.jpg"
+    cuts = [1, 20, len(data) // 2, len(data) * 9 // 10]
+    for length in [*cuts, len(data) - 2] if kind != "png" else cuts:  # a PNG's last bytes hold nothing
+        path.write_bytes(data[:length])
+        with pytest.raises(UserError, match="cut short"):
+            read_image(path)
+
+
+def jpeg(image: np.ndarray, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "jpeg", **options)
+    return buffer.getvalue()
+
+
+def test_a_jpeg_with_a_thumbnail_and_a_film_after_its_end_is_whole(tmp_path: Path) -> None:
+    """Telephones write such files: what follows the end marker may hold any bytes."""
+    thumbnail = jpeg(smooth(8, 8))
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 8) + b"Exif\0\0" + thumbnail
+    whole = jpeg(smooth())
+    data = whole[:2] + segment + whole[2:] + b"mp4 \xff\xda \xff\xda more"
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    np.testing.assert_allclose(read_image(path).astype(int), smooth(), atol=12)
+
+
+def test_a_thumbnails_end_is_not_taken_for_the_pictures(tmp_path: Path) -> None:
+    thumbnail = jpeg(smooth(8, 8))
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 8) + b"Exif\0\0" + thumbnail
+    whole = jpeg(smooth())
+    path = tmp_path / "a.jpg"
+    path.write_bytes((whole[:2] + segment + whole[2:])[:-9])
+    with pytest.raises(UserError, match="cut short"):
+        read_image(path)
+
+
+def test_restart_markers_and_odd_sizes_are_no_cuts(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    assert cv2.imwrite(str(path), smooth(37, 51)[:, :, ::-1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 1])
+    assert b"\xff\xd0" in path.read_bytes()
+    assert read_image(path).shape == (37, 51, 3)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises `width` x `height` pixels."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("width", "height"), [(100_000, 100_000), (MAX_PIXELS + 1, 1), (60_000, 3_000)])
+def test_too_many_pixels_are_refused_from_the_header(tmp_path: Path, width: int, height: int) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(bomb(width, height))
+    with pytest.raises(UserError, match=r"a\.png: .*pixels.*allowed; refused"):
+        read_image(path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_as_many_pixels_as_are_allowed_pass_the_header_without_a_warning() -> None:
+    assert image_size(bomb(MAX_PIXELS, 1), Path("a.png")) == (MAX_PIXELS, 1)

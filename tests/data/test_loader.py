@@ -1,0 +1,134 @@
+"""Batches: padding, order, resumption, and nothing left to the number of workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from voc_folder import VocFolder
+
+from fastrcnn.data.dataset import DetectionDataset, Example
+from fastrcnn.data.loader import EndlessBatches, collate, detection_loader, training_loader
+from fastrcnn.data.transforms import Augmentation
+from fastrcnn.data.voc import load_voc
+from fastrcnn.errors import UserError
+from fastrcnn.structures import Batch, Sample
+
+
+def sample(image_id: str, width: int, height: int) -> Sample:
+    return Sample(
+        image_id, Path(image_id), width, height, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    )
+
+
+def test_pictures_are_padded_with_black_at_the_right_and_the_bottom() -> None:
+    rng = np.random.default_rng(0)
+    wide, high = (rng.integers(1, 256, (*size, 3), dtype=np.uint8) for size in ((4, 9), (7, 5)))
+    one, none = np.array([[1, 2, 3, 4]], np.float32), np.zeros((0, 4), np.float32)
+    batch = collate(
+        [
+            Example(wide, one, none, np.zeros(0, np.int64), 0.5, sample("wide", 18, 8)),
+            Example(high, none, one + 1, np.array([3]), 2.0, sample("high", 3, 4)),
+        ]
+    )
+    assert (batch.images.shape, batch.images.dtype) == ((2, 3, 7, 9), torch.uint8)
+    np.testing.assert_array_equal(batch.images[0, :, :4, :9], wide.transpose(2, 0, 1))
+    np.testing.assert_array_equal(batch.images[1, :, :7, :5], high.transpose(2, 0, 1))
+    assert batch.images[0, :, 4:].sum() == 0
+    assert batch.images[1, :, :, 5:].sum() == 0
+    assert batch.sizes.tolist() == [[4, 9], [7, 5]]
+    assert (batch.scales.tolist(), batch.scales.dtype) == ([0.5, 2.0], torch.float32)
+    assert [p.tolist() for p in batch.proposals] == [[[1, 2, 3, 4]], []]
+    assert [b.tolist() for b in batch.boxes] == [[], [[2, 3, 4, 5]]]
+    assert [tuple(p.shape) for p in batch.proposals] == [(1, 4), (0, 4)]
+    assert [x.tolist() for x in batch.labels] == [[], [3]]
+    assert [s.image_id for s in batch.samples] == ["wide", "high"]
+
+
+# ------------------------------------------------------------------------------------------ the order
+
+
+def keys(length: int, batch_size: int, batches: int, seed: int = 0, start: int = 0) -> list[tuple[int, int]]:
+    found = list(islice(EndlessBatches(length, batch_size, seed, start), batches))
+    assert all(len(batch) == batch_size for batch in found)  # none is short
+    return [key for batch in found for key in batch]
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(10, 2), (10, 4), (7, 3), (3, 8), (1, 2)])
+def test_every_picture_comes_once_an_epoch(length: int, batch_size: int) -> None:
+    """Also where batches run on over the end of an epoch, and where one batch holds several epochs."""
+    epochs = 12
+    found = keys(length, batch_size, -(-length * epochs // batch_size))[: length * epochs]
+    assert Counter(found) == {(epoch, index): 1 for epoch in range(epochs) for index in range(length)}
+    assert [epoch for epoch, _ in found] == sorted(epoch for epoch, _ in found)
+
+
+def test_the_order_is_another_in_every_epoch_and_for_every_seed() -> None:
+    found = keys(30, 5, 60)
+    epochs = [tuple(i for e, i in found if e == epoch) for epoch in range(10)]
+    assert len(set(epochs)) == 10
+    assert tuple(range(30)) not in epochs
+    assert keys(30, 5, 6, seed=1) != found[:30]
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 17])
+def test_a_run_that_goes_on_sees_the_batches_it_would_have_seen(start: int) -> None:
+    assert keys(7, 3, 10, seed=5, start=start) == keys(7, 3, 30, seed=5)[start * 3 : start * 3 + 30]
+
+
+# ------------------------------------------------------------------------------------------ loaders
+
+
+def nothing(image_id: str) -> np.ndarray:
+    return np.array([[0, 0, 30, 30]], np.float32)
+
+
+@pytest.fixture
+def data(tiny: VocFolder) -> DetectionDataset:
+    samples, _ = load_voc(tiny.root, ["a", "b", "c"], ["cat", "dog"])
+    return DetectionDataset(samples, nothing, Augmentation((48, 72), 100, colour=0.2), seed=11)
+
+
+def seen(batches: list[Batch]) -> list[tuple[list[str], bytes, bytes]]:
+    return [
+        ([s.image_id for s in b.samples], b.images.numpy().tobytes(), torch.cat(b.boxes).numpy().tobytes())
+        for b in batches
+    ]
+
+
+def test_the_number_of_workers_changes_nothing(data: DetectionDataset) -> None:
+    alone = seen(list(islice(training_loader(data, 2), 7)))
+    assert seen(list(islice(training_loader(data, 2, workers=2), 7))) == alone
+    assert seen(list(islice(training_loader(data, 2, workers=1, start=3), 4))) == alone[3:]
+
+
+def test_detection_takes_every_picture_once_in_order(data: DetectionDataset) -> None:
+    assert [[s.image_id for s in b.samples] for b in detection_loader(data)] == [["a"], ["b"], ["c"]]
+    assert [[s.image_id for s in b.samples] for b in detection_loader(data, 2)] == [["a", "b"], ["c"]]
+    assert len(detection_loader(data, 2)) == 2
+    loader = detection_loader(data)
+    assert seen(list(loader)) == seen(list(loader))  # a second time
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_making_and_using_loaders_leaves_the_global_random_numbers(data: DetectionDataset, workers: int) -> None:
+    torch.manual_seed(3)
+    np.random.seed(3)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1]
+    list(islice(training_loader(data, 2, workers), 2))
+    list(detection_loader(data, workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_picture_is_one_clear_message_also_from_a_worker(data: DetectionDataset, workers: int) -> None:
+    path = data.samples[1].path
+    path.write_bytes(b"no picture")
+    with pytest.raises(UserError) as error:
+        list(detection_loader(data, workers=workers))
+    assert str(error.value) == f"{path}: not a picture, or cut short."

@@ -1,0 +1,198 @@
+"""Scaling, mirroring and colours: boxes by hand, and painted boxes that must move with their pixels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from fastrcnn.data.transforms import Augmentation, flip_boxes, resize, scale_for
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scale"),
+    [
+        (500, 375, 600 / 375),  # the short side decides: 800 x 600
+        (375, 500, 600 / 375),
+        (500, 300, 2.0),  # both at once: 1000 x 600
+        (500, 200, 1000 / 500),  # the long side decides: 1000 x 400
+        (200, 500, 1000 / 500),
+        (600, 600, 1.0),
+        (2000, 1200, 0.5),
+        (4000, 1200, 0.25),
+    ],
+)
+def test_short_side_600_but_long_side_at_most_1000(width: int, height: int, scale: float) -> None:
+    assert scale_for(width, height, 600, 1000) == pytest.approx(scale, rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.6, 2.0, 0.3333])
+def test_resize_is_bilinear_as_opencv_does_it(scale: float) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
+    expected = cv2.resize(image, None, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(resize(image, scale), expected)
+
+
+def test_resize_by_one_leaves_the_picture() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(resize(image, 1.0), image)
+
+
+def test_boxes_flip_by_hand() -> None:
+    boxes = np.array([[0, 0, 10, 5], [90, 2, 100, 3], [0, 0, 100, 50], [2.5, 1, 4, 8]], np.float32)
+    expected = [[90, 0, 100, 5], [0, 2, 10, 3], [0, 0, 100, 50], [96, 1, 97.5, 8]]
+    before = boxes.copy()
+    np.testing.assert_array_equal(flip_boxes(boxes, 100), expected)
+    np.testing.assert_array_equal(boxes, before)
+    np.testing.assert_array_equal(flip_boxes(boxes[:2], 50, axis=1), [[0, 45, 10, 50], [90, 47, 100, 48]])
+    assert flip_boxes(np.zeros((0, 4), np.float32), 100).shape == (0, 4)
+
+
+BOXES = np.array([[3, 2, 9, 7], [0, 10, 40, 12], [39, 0, 40, 30], [20, 15, 33, 29]], np.float32)
+WIDTH, HEIGHT = 40, 30
+
+
+def painted() -> list[np.ndarray]:
+    """For each of BOXES a black picture with this box in white."""
+    pictures = []
+    for x1, y1, x2, y2 in BOXES.astype(int):
+        image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        image[y1:y2, x1:x2] = 255
+        pictures.append(image)
+    return pictures
+
+
+def extent(image: np.ndarray) -> tuple[int, int, int, int]:
+    """The half-open box around the white pixels, which are a full rectangle."""
+    ys, xs = np.nonzero(image[:, :, 0] > 127)
+    box = int(xs.min()), int(ys.min()), int(xs.max()) + 1, int(ys.max()) + 1
+    assert (box[2] - box[0]) * (box[3] - box[1]) == len(xs)
+    return box
+
+
+PLAIN = Augmentation(short_sides=(30,), long_side=1000, flip=False)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+@pytest.mark.parametrize("which", ["flip", "flip_vertical", "transpose", "all"])
+def test_a_painted_box_moves_with_its_pixels(which: str, factor: int) -> None:
+    switches = ("flip", "flip_vertical", "transpose") if which == "all" else (which,)
+    augmentation = replace(PLAIN, short_sides=(30 * factor,), **dict.fromkeys(switches, True))
+    seen = set()
+    for seed in range(24):
+        for box, picture in zip(BOXES, painted(), strict=True):
+            image, (moved, same), scale = augmentation(picture, [box[None], box[None]], np.random.default_rng(seed))
+            assert scale == factor
+            if factor == 1:
+                assert extent(image) == tuple(moved[0])
+            else:  # the border of a scaled box is blurred by a pixel
+                assert np.abs(np.subtract(extent(image), moved[0])).max() <= 1
+            np.testing.assert_array_equal(moved, same)
+            seen.add((*image.shape, *moved[0]))
+    # Each of the ways was taken: 2, or 8 with all of them, for every box that is not its own mirror image.
+    assert len({s for s in seen if s[0] * s[1] == WIDTH * HEIGHT * factor**2}) >= {1: 2, 3: 8}[len(switches)] * 2
+
+
+def test_each_change_happens_half_of_the_time() -> None:
+    for switch in ("flip", "flip_vertical", "transpose"):
+        augmentation = replace(PLAIN, **{switch: True})
+        box, picture = BOXES[:1], painted()[0]
+        changed = sum(
+            not np.array_equal(augmentation(picture, [box], np.random.default_rng(seed))[1][0], box)
+            for seed in range(400)
+        )
+        assert 150 <= changed <= 250  # five standard deviations about 200
+
+
+def test_by_default_pictures_are_mirrored_and_nothing_else() -> None:
+    """The paper's training: 600 pixels, at most 1000, and a mirror image."""
+    assert Augmentation() == Augmentation((600,), 1000, True, False, False, 0.0)
+
+
+def test_with_everything_off_the_picture_is_only_scaled() -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for seed in range(10):
+        image, (boxes,), scale = PLAIN(picture, [BOXES], np.random.default_rng(seed))
+        np.testing.assert_array_equal(image, picture)
+        np.testing.assert_array_equal(boxes, BOXES)
+        assert (scale, boxes.dtype) == (1.0, np.float32)
+    image, (boxes,), scale = replace(PLAIN, short_sides=(45,))(picture, [BOXES], np.random.default_rng(0))
+    np.testing.assert_array_equal(image, cv2.resize(picture, (60, 45), interpolation=cv2.INTER_LINEAR))
+    np.testing.assert_array_equal(boxes, BOXES * 1.5)
+    assert scale == 1.5
+
+
+def test_one_of_the_short_sides_is_drawn_each_as_often() -> None:
+    augmentation = replace(PLAIN, short_sides=(15, 30, 60))
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    scales = [augmentation(picture, [], np.random.default_rng(seed))[2] for seed in range(300)]
+    counts = {s: scales.count(s) for s in (0.5, 1.0, 2.0)}
+    assert sum(counts.values()) == 300
+    assert min(counts.values()) > 60
+
+
+def test_the_long_side_bounds_the_scaled_picture() -> None:
+    image, _, scale = replace(PLAIN, short_sides=(300,), long_side=80)(painted()[0], [], np.random.default_rng(0))
+    assert (image.shape, scale) == ((60, 80, 3), 2.0)
+
+
+EVERYTHING = Augmentation((20, 30), 1000, True, True, True, 0.3)
+
+
+def test_the_generator_decides_everything() -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    before = picture.copy()
+    for seed in range(20):
+        a, (boxes_a,), scale_a = EVERYTHING(picture, [BOXES], np.random.default_rng(seed))
+        b, (boxes_b,), scale_b = EVERYTHING(picture, [BOXES], np.random.default_rng(seed))
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(boxes_a, boxes_b)
+        assert scale_a == scale_b
+    np.testing.assert_array_equal(picture, before)
+
+
+def test_switching_one_thing_off_leaves_the_others_as_they_were() -> None:
+    """Where neither is mirrored, the pictures with and without `flip` agree in turning, size and colours."""
+    picture = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    equal = seen = 0
+    for seed in range(40):
+        a, _, _ = EVERYTHING(picture, [BOXES], np.random.default_rng(seed))
+        b, _, _ = replace(EVERYTHING, flip=False)(picture, [BOXES], np.random.default_rng(seed))
+        assert a.shape == b.shape
+        if min(a.shape[:2]) == 30:  # not scaled, so the mirror image is exact
+            same, mirrored = np.array_equal(a, b), np.array_equal(a[:, ::-1], b)
+            assert same or mirrored
+            equal += same - mirrored
+            seen += 1
+    assert 10 <= seen <= 30
+    assert abs(equal) < seen
+
+
+def test_colours_stay_without_colour_and_vary_within_the_share() -> None:
+    """At 0.3 a middle gray (128) moves by brightness alone: at most .3 x 255; each channel on its own."""
+    gray = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
+    lights = []
+    for seed in range(60):
+        image, _, _ = replace(PLAIN, colour=0.3)(gray, [], np.random.default_rng(seed))
+        assert (image == image[0, 0]).all()
+        lights.append(image[0, 0].astype(int) - 128)
+    shifts = np.array(lights)
+    assert np.abs(shifts).max() <= round(0.3 * 255) + 1
+    assert np.abs(shifts).max() > 60
+    assert (shifts[:, 0] != shifts[:, 1]).mean() > 0.9
+    assert abs(shifts.mean()) < 15
+
+
+def test_contrast_is_a_straight_line_cut_off_at_black_and_white() -> None:
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(2, axis=0)
+    for seed in range(10):
+        image, _, _ = Augmentation((2,), 10_000, flip=False, colour=0.5)(ramp, [], np.random.default_rng(seed))
+        for channel in range(3):
+            curve = image[0, :, channel].astype(float)
+            inner = np.flatnonzero((curve > 0) & (curve < 255))
+            gain, light = np.polyfit(inner, curve[inner], 1)
+            assert 0.49 <= gain <= 1.51
+            expected = np.clip(gain * np.arange(256) + light, 0, 255)
+            assert np.abs(curve - expected).max() <= 1

@@ -1,0 +1,466 @@
+"""VOC files to samples: exact boxes, and an answer to every kind of bad input."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from voc_folder import VocFolder, fingerprint, voc_xml
+
+from fastrcnn.data import voc as module
+from fastrcnn.data.voc import find_classes, find_image, load_voc, parse_annotation, read_split
+from fastrcnn.errors import UserError
+
+CLASSES = ["cat", "dog"]
+ONE = ("cat", (2, 3, 20, 30), False)
+
+
+def refused(voc: VocFolder, *ids: str, classes: list[str] = CLASSES) -> str:
+    with pytest.raises(UserError) as error:
+        load_voc(voc.root, ids, classes)
+    return str(error.value)
+
+
+# ------------------------------------------------------------------------------------------ what is read
+
+REAL = """<annotation>
+	<folder>VOC2007</folder>
+	<filename>000005.jpg</filename>
+	<source>
+		<database>The VOC2007 Database</database>
+		<annotation>PASCAL VOC2007</annotation>
+		<image>flickr</image>
+		<flickrid>325991873</flickrid>
+	</source>
+	<owner>
+		<flickrid>archintent louisville</flickrid>
+		<name>?</name>
+	</owner>
+	<size>
+		<width>64</width>
+		<height>48</height>
+		<depth>3</depth>
+	</size>
+	<segmented>0</segmented>
+	<object>
+		<name>cat</name>
+		<pose>Rear</pose>
+		<truncated>0</truncated>
+		<difficult>0</difficult>
+		<bndbox>
+			<xmin>1</xmin>
+			<ymin>1</ymin>
+			<xmax>64</xmax>
+			<ymax>48</ymax>
+		</bndbox>
+	</object>
+	<object>
+		<name>dog</name>
+		<bndbox>
+			<ymax>40.5</ymax>
+			<xmax>33</xmax>
+			<ymin>7</ymin>
+			<xmin>3.25</xmin>
+		</bndbox>
+		<part>
+			<name>head</name>
+			<bndbox><xmin>9</xmin><ymin>9</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>
+		</part>
+	</object>
+	<object>
+		<name> dog </name>
+		<difficult>1</difficult>
+		<bndbox><xmin>10</xmin><ymin>20</ymin><xmax>10</xmax><ymax>21</ymax></bndbox>
+	</object>
+</annotation>
+"""
+
+
+def test_one_based_inclusive_boxes_become_half_open(voc: VocFolder) -> None:
+    """The whole picture; floats in any order, without pose, truncated and difficult; a column one pixel wide."""
+    path = voc.picture("000005")
+    voc.annotation("000005", REAL)
+    (sample,), problems = load_voc(voc.root, ["000005"], CLASSES)
+    assert (sample.image_id, sample.path, sample.width, sample.height) == ("000005", path, 64, 48)
+    np.testing.assert_array_equal(sample.boxes, [[0, 0, 64, 48], [2.25, 6, 33, 40.5], [9, 19, 10, 21]])
+    assert sample.boxes.dtype == np.float32
+    assert sample.labels.tolist() == [1, 2, 2]
+    assert sample.labels.dtype == np.int64
+    assert sample.difficult.tolist() == [False, False, True]
+    assert (problems.lines, problems.clipped) == ([], 0)
+
+
+def test_difficult_objects_are_left_out_where_not_wanted(tiny: VocFolder) -> None:
+    (a, b), _ = load_voc(tiny.root, ["a", "b"], CLASSES, use_difficult=False)
+    assert a.labels.tolist() == [1, 2]
+    assert b.labels.tolist() == []
+
+
+def test_a_picture_without_objects_is_kept_as_a_negative(voc: VocFolder) -> None:
+    voc.add("empty")
+    (sample,), problems = load_voc(voc.root, ["empty"], CLASSES)
+    assert sample.boxes.shape == (0, 4)
+    assert (sample.labels.shape, sample.difficult.dtype, problems.lines) == ((0,), bool, [])
+
+
+def test_samples_come_in_the_order_of_the_ids(tiny: VocFolder) -> None:
+    samples, _ = load_voc(tiny.root, ["c", "a", "b"], CLASSES)
+    assert [s.image_id for s in samples] == ["c", "a", "b"]
+
+
+def test_labels_follow_the_list_of_classes(tiny: VocFolder) -> None:
+    (a,), _ = load_voc(tiny.root, ["a"], ["dog", "x", "cat"])
+    assert a.labels.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".jpeg", ".png", ".bmp", ".webp", ".PNG"])
+def test_pictures_are_found_by_id_with_any_suffix(voc: VocFolder, suffix: str) -> None:
+    path = voc.picture("x.y-é 1", suffix=suffix)
+    assert find_image(voc.root, "x.y-é 1") == path
+    assert find_image(voc.root, "x") is None
+
+
+def test_classes_are_found_in_the_annotations_sorted_and_with_their_letter_case(voc: VocFolder) -> None:
+    voc.add("a", ("zebra", (1, 1, 9, 9), False), ("Cat", (1, 1, 9, 9), True))
+    voc.add("b", ("cat", (1, 1, 9, 9), False))
+    voc.annotation("c", "<annotation>")
+    names, problems = find_classes(voc.root, ["a", "b", "c"])
+    assert names == ["Cat", "cat", "zebra"]
+    assert len(problems.lines) == 1
+    assert "c.xml, line 1" in problems.lines[0]
+
+
+def test_truth_can_be_had_without_pictures(voc: VocFolder) -> None:
+    voc.annotation("a", voc_xml([ONE]))
+    (sample,), _ = load_voc(voc.root, ["a"], CLASSES, need_pictures=False)
+    np.testing.assert_array_equal(sample.boxes, [[1, 2, 20, 30]])
+    assert "no such picture" in refused(voc, "a")
+
+
+# ------------------------------------------------------------------------------------------ boxes that do not fit
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((0, 1, 10, 10), (0, 0, 10, 10)),  # zero-based
+        ((1, 0, 10, 10), (0, 0, 10, 10)),
+        ((1, 1, 65, 10), (0, 0, 64, 10)),
+        ((1, 1, 10, 49), (0, 0, 10, 48)),
+        ((0, 0, 65, 49), (0, 0, 64, 48)),
+        ((0.5, 0.5, 64.5, 48.5), (0, 0, 64, 48)),
+    ],
+)
+def test_a_box_out_by_a_pixel_is_clipped_and_counted(voc: VocFolder, box: tuple, expected: tuple) -> None:
+    voc.add("a", ONE, ("dog", box, False))
+    (sample,), problems = load_voc(voc.root, ["a"], CLASSES)
+    np.testing.assert_array_equal(sample.boxes[1], expected)
+    assert (problems.clipped, problems.lines) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [
+        ((-1, 1, 10, 10), "(-1, 1, 10, 10) stands out of the image of 64 x 48 pixels"),
+        ((1, -0.5, 10, 10), "stands out"),
+        ((1, 1, 66, 10), "stands out"),
+        ((1, 1, 10, 49.5), "stands out"),
+        ((20, 1, 10, 10), "(20, 1, 10, 10) is inverted: xmax < xmin or ymax < ymin"),
+        ((1, 20, 10, 10), "inverted"),
+        ((10, 10, 10, 10), "(10, 10, 10, 10) is a single point"),
+        ((0, 1, 0, 10), "lies beside the image"),  # out by a pixel, and clipping would leave nothing of it
+        ((65, 1, 65, 10), "lies beside the image"),
+        ((1, 49, 10, 49), "lies beside the image"),
+    ],
+)
+def test_a_box_that_cannot_be_is_an_error_with_its_number(voc: VocFolder, box: tuple, said: str) -> None:
+    voc.add("a", ONE, ("dog", box, False))
+    text = refused(voc, "a")
+    assert f"{voc.root / 'Annotations' / 'a.xml'}, object 2 (dog): the box" in text
+    assert said in text
+    (sample,), problems = load_voc(voc.root, ["a"], CLASSES, skip_bad=True)
+    np.testing.assert_array_equal(sample.boxes, [[1, 2, 20, 30]])
+    assert len(problems.lines) == 1
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "ten", "", "1,5", "0x10"])
+def test_a_coordinate_that_is_no_number_of_pixels_is_refused(voc: VocFolder, value: str) -> None:
+    voc.add("a", ONE, ("dog", (1, 1, value, 10), False))
+    assert f"a.xml, object 2: <bndbox/xmax> should be a number of pixels, is '{value}'." in refused(voc, "a")
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("<name>cat</name>", "object 1: <name> is missing or empty"),
+        ("<xmin>2</xmin>", "object 1: <bndbox/xmin> should be a number of pixels, is ''"),
+        ("<width>64</width>", "the image: <size/width> should be a number of pixels, is ''"),
+    ],
+)
+def test_a_field_that_is_missing_is_named(voc: VocFolder, what: str, said: str) -> None:
+    voc.add("a")
+    text = voc_xml([ONE])
+    assert text.count(what) == 1
+    voc.annotation("a", text.replace(what, ""))
+    assert said in refused(voc, "a")
+
+
+def test_a_picture_of_no_size_is_refused(voc: VocFolder) -> None:
+    voc.add("a", width=0)
+    assert "the image's size is given as 0 x 48" in refused(voc, "a")
+
+
+def test_an_unknown_class_is_answered_with_the_nearest_and_all_names(voc: VocFolder) -> None:
+    voc.add("a", ONE, ("Cat", (1, 1, 9, 9), False), ("dogs", (1, 1, 9, 9), False), ("bus", (1, 1, 9, 9), False))
+    text = refused(voc, "a")
+    assert "a.xml, object 2: unknown class 'Cat'. Did you mean 'cat'? Known: cat, dog." in text
+    assert "object 3: unknown class 'dogs'. Did you mean 'dog'?" in text
+    assert "object 4: unknown class 'bus'. Known" in text
+    (sample,), _ = load_voc(voc.root, ["a"], CLASSES, skip_bad=True)
+    assert sample.labels.tolist() == [1]
+
+
+# ------------------------------------------------------------------------------------------ files
+
+
+def test_malformed_xml_is_refused_with_its_line(voc: VocFolder) -> None:
+    voc.add("a")
+    text = voc_xml([ONE])
+    assert text.splitlines()[6] == "\t<object>"
+    voc.annotation("a", text.replace("\t<object>", "\t<object", 1))
+    assert "a.xml, line 8, column" in refused(voc, "a")  # where the next tag begins
+
+
+@pytest.mark.parametrize("text", ["", "cat 1 2 3 4\n", "<annotation><object></annotation>", "<annotation>"])
+def test_what_is_not_xml_is_refused(voc: VocFolder, text: str) -> None:
+    voc.add("a")
+    voc.annotation("a", text)
+    assert "not well-formed XML" in refused(voc, "a")
+
+
+def test_other_xml_is_refused(voc: VocFolder) -> None:
+    voc.add("a")
+    voc.annotation("a", "<html></html>")
+    assert "the root element is not <annotation>" in refused(voc, "a")
+
+
+@pytest.mark.parametrize(
+    "declaration",
+    [
+        "<!DOCTYPE a [\n"
+        + "".join(f'<!ENTITY e{i + 1} "{f"&e{i};" * 10}">\n' for i in range(9))
+        + '<!ENTITY e0 "ha">]>',
+        '<!DOCTYPE a [<!ENTITY e SYSTEM "SECRET">]>',
+        '<!DOCTYPE a SYSTEM "http://localhost:1/a.dtd">',
+    ],
+    ids=["bomb", "external", "dtd"],
+)
+def test_entities_are_refused_with_the_line_and_nothing_is_fetched(voc: VocFolder, declaration: str) -> None:
+    secret = voc.root / "secret.txt"
+    secret.write_text("cat")
+    voc.add("a")
+    declaration = declaration.replace("SECRET", secret.as_uri())
+    voc.annotation("a", f"<?xml version='1.0'?>\n{declaration}\n{voc_xml([('&e;', (1, 1, 9, 9), False)])}")
+    text = refused(voc, "a")
+    assert "a.xml, line 2: a document type, and so entities, are refused" in text
+
+
+def test_a_huge_annotation_is_refused_unread(voc: VocFolder) -> None:
+    voc.add("a")
+    with (voc.root / "Annotations" / "a.xml").open("wb") as file:
+        file.truncate(module.MAX_XML_BYTES + 1)
+    assert "a.xml: larger than 4 MB" in refused(voc, "a")
+
+
+def test_elements_nested_without_end_are_refused(voc: VocFolder) -> None:
+    voc.add("a")
+    voc.annotation("a", "<annotation>" + "<object>" * 200_000)
+    assert "not well-formed XML" in refused(voc, "a")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"<?xml version='1.0' encoding='klingon'?><annotation/>", "a.xml"),
+        (b"<annotation><object><name>\xff\xfe</name></object></annotation>", "a.xml, line 1, column"),
+    ],
+)
+def test_a_text_in_no_known_encoding_is_refused(voc: VocFolder, data: bytes, said: str) -> None:
+    voc.picture("a")
+    (voc.root / "Annotations" / "a.xml").write_bytes(data)
+    assert said in refused(voc, "a")
+
+
+def test_a_class_in_utf16_is_read(voc: VocFolder) -> None:
+    voc.picture("a")
+    text = "<?xml version='1.0' encoding='UTF-16'?>" + voc_xml([("été", (1, 1, 9, 9), False)])
+    (voc.root / "Annotations" / "a.xml").write_bytes(text.encode("utf-16"))
+    assert parse_annotation(voc.root / "Annotations" / "a.xml")[2][0].name == "été"
+
+
+def test_all_that_is_wrong_is_said_at_once_and_skip_bad_leaves_out_exactly_that(tiny: VocFolder) -> None:
+    tiny.picture("no-xml")
+    tiny.annotation("no-picture", voc_xml([ONE]))
+    tiny.add("broken")
+    tiny.annotation("broken", "<annotation>")
+    tiny.add("objects", ONE, ("cow", (1, 1, 9, 9), False), ("dog", (9, 9, 1, 1), False), ("dog", (1, 1, 9, 9), False))
+    tiny.annotation("neither", "<annotation>")
+    ids = ["a", "no-xml", "no-picture", "b", "broken", "objects", "neither"]
+    text = refused(tiny, *ids)
+    assert f"7 problem(s) in the data set {tiny.root}:\n" in text
+    for said in (
+        "no-xml.xml: cannot be read (No such file or directory)",
+        "JPEGImages/no-picture: no such picture (.jpg, .jpeg, .png, .bmp, .webp)",
+        "broken.xml, line 1",
+        "objects.xml, object 2: unknown class 'cow'",
+        "objects.xml, object 3 (dog): the box (9, 9, 1, 1) is inverted",
+        "JPEGImages/neither: no such picture",
+        "neither.xml, line 1",
+        "data.skip_bad=true",
+    ):
+        assert said in text
+    samples, problems = load_voc(tiny.root, ids, CLASSES, skip_bad=True)
+    assert [(s.image_id, s.labels.tolist()) for s in samples] == [("a", [1, 2]), ("b", [2]), ("objects", [1, 2])]
+    assert len(problems.lines) == 7
+
+
+def test_of_many_problems_the_first_twenty_are_listed_and_the_rest_counted(voc: VocFolder) -> None:
+    text = refused(voc, *(f"{n:02}" for n in range(15)))  # neither picture nor annotation: two each
+    assert "30 problem(s)" in text
+    assert text.count("\n  ") == 21
+    assert "and 10 more" in text
+
+
+def test_the_data_set_is_never_changed(tiny: VocFolder) -> None:
+    tiny.add("bad", ("cow", (0, 0, 99, 99), False))
+    before = fingerprint(tiny.root)
+    read_split(tiny.root, "trainval")
+    find_classes(tiny.root, ["a", "bad"])
+    load_voc(tiny.root, ["a", "b", "c", "bad"], CLASSES, skip_bad=True)
+    assert fingerprint(tiny.root) == before
+
+
+# ------------------------------------------------------------------------------------------ lists and links
+
+
+def test_a_list_is_read_in_its_order_with_or_without_a_second_column(voc: VocFolder) -> None:
+    voc.split("train", "b", "", "a", "sub/c", "été")
+    assert read_split(voc.root, "train") == ["b", "a", "sub/c", "été"]
+    voc.split("cat_train", "b -1", "a  1", "c  0")
+    assert read_split(voc.root, "cat_train") == ["b", "a", "c"]
+
+
+def test_a_list_that_windows_wrote_is_read(voc: VocFolder) -> None:
+    voc.split("train").write_bytes(b"\xef\xbb\xbf000001\r\n000002\r\n")
+    assert read_split(voc.root, "train") == ["000001", "000002"]
+
+
+@pytest.mark.parametrize("image_id", ["../x", "a/../../x", "/etc/passwd", "..", "a\\..\\b", "C:\\x", "a\0b"])
+def test_an_id_that_leads_out_of_the_data_set_is_refused(voc: VocFolder, image_id: str) -> None:
+    voc.split("train", "a", image_id)
+    with pytest.raises(UserError, match=r"train\.txt, line 2: the id '.*' leads out of the data set; refused"):
+        read_split(voc.root, "train")
+
+
+def test_dots_within_a_name_are_no_way_out(voc: VocFolder) -> None:
+    voc.split("train", "a..b", "...", "x.1")
+    assert read_split(voc.root, "train") == ["a..b", "...", "x.1"]
+
+
+def test_an_id_with_a_space_is_refused_rather_than_cut(voc: VocFolder) -> None:
+    voc.split("train", "a", "my photo")
+    with pytest.raises(UserError, match=r"line 2: wanted an id without spaces, found 'my photo'"):
+        read_split(voc.root, "train")
+
+
+def test_an_id_twice_is_refused_with_both_lines(voc: VocFolder) -> None:
+    voc.split("train", "a", "b", "", "a")
+    with pytest.raises(UserError, match=r"line 4: 'a' stands in line 1 already"):
+        read_split(voc.root, "train")
+
+
+def test_an_empty_list_is_refused(voc: VocFolder) -> None:
+    voc.split("train", "", " ")
+    with pytest.raises(UserError, match=r"train\.txt: the list is empty"):
+        read_split(voc.root, "train")
+
+
+def test_a_list_that_is_not_there_is_answered_with_those_that_are(tiny: VocFolder) -> None:
+    with pytest.raises(UserError, match=r"'tset'\. There are: test, trainval\. Did you mean 'test'\?"):
+        read_split(tiny.root, "tset")
+    with pytest.raises(UserError, match="there is no folder"):
+        read_split(tiny.root / "VOC2008", "test")
+
+
+@pytest.mark.parametrize("filename", ["../../x.jpg", "/home/me/x.jpg", "C:\\x.jpg"])
+def test_a_filename_that_leads_out_of_the_data_set_is_refused(voc: VocFolder, filename: str) -> None:
+    voc.picture("a")
+    voc.annotation("a", voc_xml([ONE], filename=filename))
+    assert "a.xml: <filename> is" in refused(voc, "a")
+
+
+@pytest.mark.parametrize("kind", ["JPEGImages/a.jpg", "Annotations/a.xml"])
+def test_a_file_that_is_a_link_out_of_the_data_set_is_refused(voc: VocFolder, tmp_path: Path, kind: str) -> None:
+    voc.add("a", ONE)
+    inside, outside = voc.root / kind, tmp_path / "outside"
+    inside.rename(outside)
+    inside.symlink_to(outside)
+    assert f"{inside}: a link leads out of the data set; refused" in refused(voc, "a")
+
+
+def test_a_folder_within_that_is_a_link_out_of_the_data_set_is_refused(voc: VocFolder, tmp_path: Path) -> None:
+    voc.add("sub/a", ONE)
+    (voc.root / "JPEGImages" / "sub").rename(tmp_path / "outside")
+    (voc.root / "JPEGImages" / "sub").symlink_to(tmp_path / "outside")
+    assert "sub/a.jpg: a link leads out of the data set" in refused(voc, "sub/a")
+
+
+def test_links_within_the_data_set_and_a_folder_of_pictures_elsewhere_are_fine(voc: VocFolder, tmp_path: Path) -> None:
+    voc.add("a", ONE)
+    (voc.root / "JPEGImages" / "b.jpg").symlink_to("a.jpg")
+    voc.annotation("b", voc_xml([ONE]))
+    (voc.root / "JPEGImages").rename(tmp_path / "big-disk")
+    (voc.root / "JPEGImages").symlink_to(tmp_path / "big-disk")
+    (tmp_path / "link").symlink_to(voc.root)
+    samples, _ = load_voc(tmp_path / "link", ["a", "b"], CLASSES)
+    assert len(samples) == 2
+
+
+# ------------------------------------------------------------------------------------------ real data
+
+
+def test_bccd_has_exactly_two_bad_boxes(test_data: Path) -> None:
+    root = test_data / "BCCD"
+    ids = read_split(root, "trainval") + read_split(root, "test")
+    classes, problems = find_classes(root, ids)
+    assert (classes, problems.lines) == (["Platelets", "RBC", "WBC"], [])
+    with pytest.raises(UserError, match="2 problem"):
+        load_voc(root, ids, classes)
+    samples, problems = load_voc(root, ids, classes, skip_bad=True)
+    assert len(samples) == 364
+    assert sum(len(s.boxes) for s in samples) == 4888 - 2
+    assert sorted(os.path.basename(line.partition(",")[0]) for line in problems.lines) == [  # noqa: PTH119
+        "BloodImage_00338.xml",
+        "BloodImage_00343.xml",
+    ]
+    for s in samples:
+        assert (s.boxes[:, :2] >= 0).all()
+        assert (s.boxes[:, 2:] <= [s.width, s.height]).all()
+        assert (s.boxes[:, 2:] > s.boxes[:, :2]).all()
+
+
+def test_real_voc2007_pictures_load_and_have_difficult_objects(test_data: Path) -> None:
+    root = test_data / "VOCdevkit" / "VOC2007"
+    trainval, test = read_split(root, "trainval"), read_split(root, "test")
+    assert (len(trainval), len(test)) == (279, 130)
+    classes, _ = find_classes(root, trainval + test)
+    assert len(classes) == 20
+    samples, problems = load_voc(root, trainval + test, classes)
+    assert len(samples) == 409
+    assert (problems.lines, problems.clipped) == ([], 0)
+    assert sum(s.difficult.sum() for s in samples[279:]) > 0
+    easy, _ = load_voc(root, test, classes, use_difficult=False)
+    for s, all_of_it in zip(easy, samples[279:], strict=True):
+        np.testing.assert_array_equal(s.boxes, all_of_it.boxes[~all_of_it.difficult])
