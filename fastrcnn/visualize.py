@@ -50,7 +50,7 @@ def _draw_label(
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     width, height = right - left + 4, bottom - top + 4
     x = max(0.0, min(x, image_width - width))
-    y = y - height if y >= height else y  # above the box, or inside where there is no room above
+    y = y - height if y >= height else max(0.0, y)  # above the box, or inside where there is no room above
     draw.rectangle((x, y, x + width, y + height), fill=colour)
     bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
     draw.text((x + 2 - left, y + 2 - top), text, fill="black" if bright else "white", font=font)

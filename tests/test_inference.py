@@ -1,0 +1,187 @@
+"""Detection: chunks, scales, pictures without proposals, several pictures at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastrcnn.inference import DetectionSettings, detect, detect_batch, roi_outputs
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.structures import Batch, Detections, Sample
+
+ALL = DetectionSettings(score_threshold=0.0, nms_iou=2.0, max_per_image=None)  # nothing is dropped
+
+
+def sample(image_id: str, height: int, width: int) -> Sample:
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    return Sample(image_id, Path(f"{image_id}.jpg"), width, height, *nothing)
+
+
+def batch_of(pictures: list[Tensor], proposals: list[Tensor], scales: list[float] | None = None) -> Batch:
+    """Pictures (3, H, W), padded to the largest; each was `scale` times as small before."""
+    scales = scales or [1.0] * len(pictures)
+    sizes = [p.shape[1:] for p in pictures]
+    images = torch.zeros(len(pictures), 3, max(h for h, _ in sizes), max(w for _, w in sizes), dtype=torch.uint8)
+    for i, p in enumerate(pictures):
+        images[i, :, : p.shape[1], : p.shape[2]] = p
+    return Batch(
+        images=images,
+        sizes=torch.tensor([tuple(s) for s in sizes]),
+        scales=torch.tensor(scales),
+        proposals=proposals,
+        boxes=[torch.zeros(0, 4)] * len(pictures),
+        labels=[torch.zeros(0, dtype=torch.long)] * len(pictures),
+        samples=[
+            sample(str(i), round(h / s), round(w / s)) for i, ((h, w), s) in enumerate(zip(sizes, scales, strict=True))
+        ],
+    )
+
+
+def picture(height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def some_rois(n: int, extent: float, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(n, 2, generator=generator) * extent / 2
+    return torch.cat((corner, corner + 4 + torch.rand(n, 2, generator=generator) * (extent / 2 - 4)), dim=1)
+
+
+@pytest.fixture
+def model() -> FastRCNN:
+    """A network whose outputs differ from RoI to RoI."""
+    torch.manual_seed(0)
+    built = FastRCNN(3, width=0.03, roi_size=3)
+    with torch.no_grad():
+        built.cls_score.weight.normal_(std=0.5)
+        built.bbox_pred.weight.normal_(std=0.3)
+        built.delta_std.fill_(0.1)
+    return built.eval()
+
+
+def constant_model(class_scores: list[float], deltas: Tensor) -> FastRCNN:
+    """A network that says the same about every RoI: logits, and normalised deltas (classes + 1, 4)."""
+    built = FastRCNN(len(class_scores) - 1, width=0.03, roi_size=1)
+    with torch.no_grad():
+        built.cls_score.weight.zero_()
+        built.cls_score.bias.copy_(torch.tensor(class_scores))
+        built.bbox_pred.weight.zero_()
+        built.bbox_pred.bias.copy_(deltas.flatten())
+    return built.eval()
+
+
+def in_order(found: Detections) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels, scores and boxes by label and place: RoIs of the same cells have scores that differ by rounding only."""
+    keys = torch.cat((found.labels[:, None].float(), found.boxes), dim=1).numpy().round(2)
+    order = torch.from_numpy(np.lexsort(keys.T[::-1]))
+    return found.labels[order], found.scores[order], found.boxes[order]
+
+
+def assert_same(found: Detections, expected: Detections) -> None:
+    assert len(expected) > 0
+    for a, b in zip(in_order(found), in_order(expected), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3 if b.dim() == 2 else 1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 20])
+def test_chunks_give_what_one_piece_gives(model: FastRCNN, chunk: int) -> None:
+    batch = batch_of([picture(48, 64)], [some_rois(20, 48)])
+    whole = detect_batch(model, batch, ALL)[0]
+    assert whole.scores.unique().numel() > 10
+    assert_same(detect_batch(model, batch, replace(ALL, rois_per_chunk=chunk))[0], whole)
+
+
+def test_outputs_are_probabilities_and_deltas_in_the_units_of_decoding() -> None:
+    """Normalised deltas 2 with mean 1 and deviation 3 are 7."""
+    model = constant_model([0.0, np.log(3)], torch.full((2, 4), 2.0))
+    model.delta_mean.fill_(1.0)
+    model.delta_std.fill_(3.0)
+    with torch.no_grad():
+        maps = model.features(picture(32, 32)[None])
+        probabilities, deltas = roi_outputs(model, maps, some_rois(5, 32), ALL, torch.float32)
+    torch.testing.assert_close(probabilities, torch.tensor([[0.25, 0.75]]).expand(5, 2))
+    torch.testing.assert_close(deltas, torch.full((5, 2, 4), 7.0))
+
+
+def test_boxes_come_back_in_the_images_own_pixels() -> None:
+    """A picture of 40 x 60 pixels, shown at twice its size; the regression moves by half a width to the right."""
+    shift = torch.zeros(2, 4)
+    shift[1, 0] = 0.5
+    model = constant_model([0.0, 5.0], shift)
+    batch = batch_of([picture(80, 120)], [torch.tensor([[20.0, 10, 60, 70], [80, 20, 120, 80]])], scales=[2.0])
+    found = detect_batch(model, batch, ALL)[0]
+    expected = [[20.0, 5, 40, 35], [50, 10, 60, 40]]  # the second is clipped at the picture's 60
+    assert sorted(found.boxes.tolist()) == expected
+
+
+def test_a_picture_without_proposals_has_no_detections(model: FastRCNN) -> None:
+    batch = batch_of([picture(48, 64), picture(48, 64, 1)], [torch.zeros(0, 4), some_rois(9, 48)])
+    empty, other = detect_batch(model, batch, ALL)
+    assert len(empty) == 0
+    assert empty.boxes.shape == (0, 4)
+    assert empty.labels.dtype == torch.int64
+    assert len(other) > 0
+
+
+def test_pictures_of_one_size_together_are_as_one_at_a_time(model: FastRCNN) -> None:
+    pictures, rois = [picture(48, 64, 0), picture(48, 64, 1)], [some_rois(9, 48, 0), some_rois(5, 48, 1)]
+    together = detect_batch(model, batch_of(pictures, rois), ALL)
+    for i in range(2):
+        assert_same(together[i], detect_batch(model, batch_of([pictures[i]], [rois[i]]), ALL)[0])
+    assert len(together[0]) != len(together[1])
+
+
+def test_a_picture_padded_in_a_batch_is_as_alone_where_its_border_is_far(model: FastRCNN) -> None:
+    """A cell of conv5_3 sees 196 pixels, 98 to each side: RoIs in the first 64 pixels know nothing of column 176."""
+    small, large = picture(64, 176, 0), picture(64, 224, 1)
+    near = some_rois(8, 56)
+    together = detect_batch(model, batch_of([small, large], [near, near]), ALL)
+    assert_same(together[0], detect_batch(model, batch_of([small], [near]), ALL)[0])
+    assert_same(together[1], detect_batch(model, batch_of([large], [near]), ALL)[0])
+
+
+def test_what_lies_in_the_padding_does_not_matter(model: FastRCNN) -> None:
+    batch = batch_of([picture(48, 48), picture(48, 64, 1)], [some_rois(9, 48), some_rois(9, 48)])
+    expected = detect_batch(model, batch, ALL)[0]
+    dirty = batch.images.clone()
+    dirty[0, :, :, 48:] = 200
+    assert_same(detect_batch(model, replace(batch, images=dirty), ALL)[0], expected)
+
+
+def test_settings_reach_the_postprocessing(model: FastRCNN) -> None:
+    batch = batch_of([picture(48, 64)], [some_rois(30, 48)])
+    everything = detect_batch(model, batch, ALL)[0]
+    limit = everything.scores.median().item()
+    assert (detect_batch(model, batch, replace(ALL, score_threshold=limit))[0].scores >= limit).all()
+    assert len(detect_batch(model, batch, replace(ALL, max_per_image=4))[0]) == 4
+    assert len(detect_batch(model, batch, replace(ALL, max_per_class=1))[0]) == 3
+    assert len(detect_batch(model, batch, replace(ALL, nms_iou=0.1))[0]) < len(everything)
+
+
+def test_detect_goes_through_batches_in_order_in_eval_mode(model: FastRCNN) -> None:
+    model.train()
+    batches = [batch_of([picture(32, 32, i)], [some_rois(3, 32, i)]) for i in range(3)]
+    batches = [replace(b, samples=[sample(f"picture {i}", 32, 32)]) for i, b in enumerate(batches)]
+    found = list(detect(model, batches, ALL))
+    assert [s.image_id for s, _ in found] == ["picture 0", "picture 1", "picture 2"]
+    assert not model.training
+    for i, (_, detections) in enumerate(found):
+        assert_same(detections, detect_batch(model, batches[i], ALL)[0])
+        assert not detections.scores.requires_grad
+
+
+def test_bfloat16_gives_about_the_same_scores(model: FastRCNN) -> None:
+    rois = some_rois(10, 48)
+    batch = batch_of([picture(48, 64)], [rois])
+    with torch.no_grad():
+        maps = model.features(batch.images, batch.sizes)
+        exact = roi_outputs(model, maps, rois, ALL, torch.float32)[0]
+        rounded = roi_outputs(model, maps, rois, ALL, torch.bfloat16)[0]
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(exact, rounded)
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.03)

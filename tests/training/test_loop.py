@@ -1,0 +1,286 @@
+"""The training loop on a tiny network and pictures of a few hundred pixels."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastrcnn.data.dataset import DetectionDataset
+from fastrcnn.data.loader import training_loader
+from fastrcnn.data.transforms import Augmentation
+from fastrcnn.errors import UserError
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.sampling import RoISampler
+from fastrcnn.model.vgg16 import freeze_before
+from fastrcnn.structures import Batch, RoITargets, Sample
+from fastrcnn.training import checkpoint
+from fastrcnn.training.loop import Schedule, seed_of, train
+from fastrcnn.training.optim import learning_rate, sgd
+from fastrcnn.training.tracking import Tracker
+
+CLASSES = 2
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a run before its time."""
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
+    """Five noisy pictures, each with a bright rectangle of one class or a dark one of the other."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    samples, proposals = [], {}
+    for i in range(5):
+        image = rng.integers(90, 160, (48, 64, 3), dtype=np.uint8)
+        x, y = rng.integers(2, 20, 2)
+        image[y : y + 24, x : x + 30] = 250 if i % 2 else 5
+        cv2.imwrite(str(folder / f"{i}.png"), image)
+        box = np.array([[x, y, x + 30, y + 24]], np.float32)
+        samples.append(Sample(str(i), folder / f"{i}.png", 64, 48, box, np.array([1 + i % 2]), np.zeros(1, dtype=bool)))
+        near = box + rng.uniform(-4, 4, (12, 4))
+        far = box * 0.4 + rng.uniform(0, 12, (20, 4))
+        proposals[str(i)] = np.concatenate((near, far)).astype(np.float32)
+    return DetectionDataset(samples, proposals.__getitem__, Augmentation((48,), 100), seed=3)
+
+
+def tiny(**options: object) -> FastRCNN:
+    torch.manual_seed(0)
+    return FastRCNN(CLASSES, **({"width": 0.03, "batch_norm": True, "roi_size": 3} | options))  # type: ignore[arg-type]
+
+
+def some_sampler() -> RoISampler:
+    std = torch.full((CLASSES + 1, 4), 0.2)
+    return RoISampler(torch.zeros(CLASSES + 1, 4), std, rois_per_image=12, bg_iou=(0.0, 0.5))
+
+
+def nothing(*_: object) -> None:
+    pass
+
+
+def sha(model: FastRCNN) -> str:
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run(
+    folder: Path,
+    dataset: DetectionDataset,
+    iterations: int = 6,
+    workers: int = 0,
+    resume: bool = False,
+    stop_after: int | None = None,
+    evaluate: Callable[[int], None] = nothing,
+) -> FastRCNN:
+    """A run as the command line puts it together; `stop_after`: it ends by an exception after this checkpoint."""
+    model = tiny()
+    optimizer = sgd(model)
+    start = 0
+    if resume:
+        _, state, _ = checkpoint.newest_sound(folder)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start = state["step"]
+
+    def save(step: int) -> None:
+        state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        checkpoint.save(folder / f"step-{step}.pt", state)
+        if step == stop_after:
+            raise StoppedError
+
+    schedule = Schedule(
+        iterations=iterations,
+        rate=lambda step: learning_rate(step, iterations, 0.02, "cosine", warmup=2),
+        start=start,
+        seed=11,
+        log_every=1,
+        checkpoint_every=2,
+        pictures_every=0,
+    )
+    folder.mkdir(exist_ok=True)
+    tracker = Tracker(folder, start)
+    loader = training_loader(dataset, 2, workers, start)
+    try:
+        train(model, loader, some_sampler(), optimizer, schedule, tracker, save=save, evaluate=evaluate, draw=nothing)
+    finally:
+        tracker.close()
+    return model
+
+
+def train_on(
+    batches: Iterable[Batch],
+    model: FastRCNN,
+    folder: Path,
+    schedule: Schedule,
+    **calls: Callable[..., None],
+) -> None:
+    """The loop on given batches."""
+    tracker = Tracker(folder)
+    handlers: dict = {"save": nothing, "evaluate": nothing, "draw": nothing} | calls
+    train(model, batches, some_sampler(), sgd(model), schedule, tracker, **handlers)
+    tracker.close()
+
+
+def metrics(folder: Path) -> list[tuple[int, str, float]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [(int(r["step"]), r["name"], float(r["value"])) for r in csv.DictReader(file)]
+
+
+def series(folder: Path, name: str) -> list[float]:
+    return [value for _, n, value in metrics(folder) if n == name]
+
+
+def first_batch(dataset: DetectionDataset) -> Batch:
+    return next(iter(training_loader(dataset, 2)))
+
+
+def constant(iterations: int, rate: float, **options: int) -> Schedule:
+    return replace(Schedule(iterations, lambda _: rate, log_every=1, pictures_every=0), **options)
+
+
+def test_the_loss_falls_on_one_batch(tmp_path: Path, dataset: DetectionDataset) -> None:
+    train_on([first_batch(dataset)] * 40, tiny(dropout=0.0), tmp_path, constant(40, 0.03))
+    loss = series(tmp_path, "train/loss")
+    assert len(loss) == 40
+    assert np.mean(loss[-5:]) < 0.3 * loss[0]
+
+
+def test_an_interrupted_run_that_goes_on_ends_with_the_same_bits_whatever_the_workers(
+    tmp_path: Path, dataset: DetectionDataset
+) -> None:
+    whole = sha(run(tmp_path / "whole", dataset))
+    with pytest.raises(StoppedError):
+        run(tmp_path / "parts", dataset, stop_after=4)
+    assert sha(run(tmp_path / "parts", dataset, workers=2, resume=True)) == whole
+    assert sha(run(tmp_path / "shorter", dataset, iterations=4)) != whole
+
+    mine = [(s, n, v) for s, n, v in metrics(tmp_path / "parts") if n != "train/steps_per_s"]
+    assert [s for s, n, _ in mine if n == "train/loss"] == [1, 2, 3, 4, 5, 6], "every step once, none twice"
+    assert mine == [(s, n, v) for s, n, v in metrics(tmp_path / "whole") if n != "train/steps_per_s"]
+
+
+def test_evaluation_in_between_changes_nothing_and_training_mode_returns(
+    tmp_path: Path, dataset: DetectionDataset
+) -> None:
+    """An evaluation that draws random numbers and leaves the model in eval mode."""
+    plain, disturbed = tiny(), tiny()
+    batches = [first_batch(dataset)] * 4
+    modes = []
+
+    def evaluate(_: int) -> None:
+        modes.append(disturbed.training)
+        disturbed.eval()
+        torch.rand(7)
+
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    train_on(batches, plain, tmp_path / "a", constant(4, 0.02))
+    train_on(batches, disturbed, tmp_path / "b", constant(4, 0.02, evaluate_every=1), evaluate=evaluate)
+    assert modes == [True] * 4
+    assert sha(plain) == sha(disturbed)
+
+
+def test_checkpoints_evaluations_and_pictures_come_when_they_should(tmp_path: Path, dataset: DetectionDataset) -> None:
+    calls: list[tuple[str, int]] = []
+    schedule = constant(7, 0.0, checkpoint_every=3, evaluate_every=5, pictures_every=4, log_every=2)
+    train_on(
+        [first_batch(dataset)] * 9,
+        tiny(),
+        tmp_path,
+        schedule,
+        save=lambda step: calls.append(("save", step)),
+        evaluate=lambda step: calls.append(("evaluate", step)),
+        draw=lambda step, *_: calls.append(("draw", step)),
+    )
+    assert [s for c, s in calls if c == "save"] == [3, 6, 7]
+    assert [s for c, s in calls if c == "evaluate"] == [5, 7]
+    assert [s for c, s in calls if c == "draw"] == [1, 4]
+    assert sorted({s for s, _, _ in metrics(tmp_path)}) == [2, 4, 6, 7]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_weights(
+    tmp_path: Path, dataset: DetectionDataset
+) -> None:
+    model = tiny(batch_norm=False)
+    batch = first_batch(dataset)
+    seen: list[str] = []
+
+    def spoiled() -> Iterable[Batch]:
+        yield batch
+        seen.append(sha(model))
+        yield replace(batch, images=torch.full(batch.images.shape, float("inf")))
+
+    with pytest.raises(UserError, match="step 1: the loss is nan") as caught:
+        train_on(spoiled(), model, tmp_path, constant(3, 0.01))
+    assert sha(model) == seen[0]
+    assert all(s.image_id in str(caught.value) for s in batch.samples)
+    assert "solver.lr is 0.01" in str(caught.value)
+
+
+def test_frozen_layers_do_not_move_and_the_others_do(tmp_path: Path, dataset: DetectionDataset) -> None:
+    model = tiny()
+    freeze_before(model.trunk, "conv3_1")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    train_on([first_batch(dataset)] * 3, model, tmp_path, constant(3, 0.05))
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    frozen = ("trunk.convs.conv1", "trunk.convs.conv2", "trunk.norms.conv1", "trunk.norms.conv2")
+    own = ("delta_mean", "delta_std", "pixel_mean", "pixel_std")
+    still = {k for k in before if k.startswith(frozen) or k in own}
+    assert not moved & still
+    # A convolution's bias before batch normalisation has no effect, hence no gradient to speak of.
+    assert {k for k in before if k.endswith("weight")} - still <= moved
+
+
+def test_batches_without_any_roi_are_survived(tmp_path: Path, dataset: DetectionDataset) -> None:
+    batch = first_batch(dataset)
+    none = replace(
+        batch,
+        proposals=[torch.zeros(0, 4)] * 2,
+        boxes=[torch.zeros(0, 4)] * 2,
+        labels=[torch.zeros(0, dtype=torch.long)] * 2,
+    )
+    train_on([none, batch], tiny(), tmp_path, constant(2, 0.01))
+    assert series(tmp_path, "train/loss")[0] == 0
+    assert series(tmp_path, "train/rois") == [0, 24]
+
+
+def test_the_loop_hands_on_what_the_sampler_drew(tmp_path: Path, dataset: DetectionDataset) -> None:
+    drawn: list[tuple[Tensor, RoITargets]] = []
+    batch = first_batch(dataset)
+    train_on(
+        [batch] * 2,
+        tiny(),
+        tmp_path,
+        constant(2, 0.0, seed=4, pictures_every=1),
+        draw=lambda _, __, rois, targets: drawn.append((rois, targets)),
+    )
+    for step, (rois, targets) in enumerate(drawn):
+        generator = torch.Generator().manual_seed(seed_of(4, step, 1))
+        expected_rois, expected = some_sampler()(batch.proposals, batch.boxes, batch.labels, generator)
+        assert torch.equal(rois, expected_rois)
+        assert torch.equal(targets.deltas, expected.deltas)
+    assert not torch.equal(drawn[0][0], drawn[1][0]), "another draw in the next step"
+
+
+def test_the_rate_of_a_step_is_recorded(tmp_path: Path, dataset: DetectionDataset) -> None:
+    schedule = Schedule(3, lambda step: 0.001 * (step + 1), log_every=1, pictures_every=0)
+    train_on([first_batch(dataset)] * 3, tiny(), tmp_path, schedule)
+    assert series(tmp_path, "train/lr") == pytest.approx([0.001, 0.002, 0.003])
+
+
+def test_seeds_differ_for_all_numbers_and_their_order() -> None:
+    seeds = {seed_of(a, b, c) for a in range(8) for b in range(8) for c in range(8)}
+    assert len(seeds) == 512
+    assert all(0 <= s < 2**63 for s in seeds)
+    assert seed_of(1, 2) == seed_of(1, 2)

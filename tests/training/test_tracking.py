@@ -1,0 +1,76 @@
+"""The records of a run."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fastrcnn.training.tracking import Tracker, describe_run
+
+
+def rows(folder: Path) -> list[list[str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+def test_rows_are_step_name_value(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path)
+    tracker.scalars(20, {"train/loss": 1.5, "train/lr": 1e-7})
+    assert rows(tmp_path) == [["step", "name", "value"], ["20", "train/loss", "1.5"], ["20", "train/lr", "1e-07"]], (
+        "readable while the run goes on"
+    )
+    tracker.close()
+
+
+def test_going_on_leaves_no_row_of_the_earlier_attempt_after_the_checkpoint(tmp_path: Path) -> None:
+    first = Tracker(tmp_path)
+    for step in (10, 20, 30):
+        first.scalars(step, {"a": step + 0.5})
+    first.close()
+    second = Tracker(tmp_path, start=20)
+    second.scalars(30, {"a": 99.0})
+    second.close()
+    assert rows(tmp_path)[1:] == [["10", "a", "10.5"], ["20", "a", "20.5"], ["30", "a", "99"]]
+
+
+def test_a_row_cut_short_is_dropped_on_going_on(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,name,value\n10,a,1.5\n12")  # of a row of step 120
+    Tracker(tmp_path, start=20).close()
+    assert rows(tmp_path) == [["step", "name", "value"], ["10", "a", "1.5"]]
+
+
+def test_a_new_run_begins_a_new_file(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,name,value\n10,a,1.5\n")
+    Tracker(tmp_path).close()
+    assert rows(tmp_path) == [["step", "name", "value"]]
+
+
+def test_tensorboard_gets_numbers_and_pictures_and_forgets_the_earlier_attempt(tmp_path: Path) -> None:
+    first = Tracker(tmp_path)
+    for step in (10, 20, 30):
+        first.scalars(step, {"train/loss": float(step)})
+    first.close()
+    second = Tracker(tmp_path, start=20)
+    second.scalars(25, {"train/loss": 0.5})
+    picture = np.zeros((6, 4, 3), np.uint8)
+    second.picture(25, "train/rois", picture)
+    second.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(10, 10.0), (20, 20.0), (25, 0.5)]
+    image = events.Images("train/rois")[0]
+    assert (image.step, image.height, image.width) == (25, 6, 4)
+
+
+def test_a_run_is_described(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    describe_run(folder, "solver:\n  lr: 0.1\n")
+    describe_run(folder, "solver:\n  lr: 0.2\n")
+    assert (folder / "config.yaml").read_text() == "solver:\n  lr: 0.2\n"
+    assert len((folder / "command.txt").read_text().splitlines()) == 2, "a line for each time"
+    environment = json.loads((folder / "environment.json").read_text())
+    assert {"fastrcnn", "python", "torch", "torchvision", "opencv", "numpy", "gpu"} <= set(environment)
