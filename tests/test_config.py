@@ -1,0 +1,149 @@
+"""Every YAML file composes, builds, and has only keys that the schema knows and explains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fastrcnn import build
+from fastrcnn.cli import VERBS, main
+from fastrcnn.cli.compose import compose, config_folder, options
+from fastrcnn.config import SCHEMAS, TrainConfig, groups, leaves
+from fastrcnn.model.fast_rcnn import FastRCNN
+
+FILES = sorted(p.relative_to(config_folder()).as_posix() for p in config_folder().rglob("*.yaml"))
+
+
+def keys(content: dict[str, Any], prefix: str = "") -> set[str]:
+    """All keys of nested containers, dotted."""
+    found = set()
+    for name, value in content.items():
+        found |= keys(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name}
+    return found
+
+
+def content(file: str) -> dict[str, Any]:
+    return yaml.safe_load((config_folder() / file).read_text(encoding="utf-8"))
+
+
+def arguments(file: str) -> list[str]:
+    """The command line of `train` that chooses a file."""
+    folder, _, name = file.removesuffix(".yaml").partition("/")
+    return [f"{folder}={name}"] if name else []
+
+
+def test_there_is_a_file_for_every_verb_and_group() -> None:
+    assert {f.partition("/")[0] for f in FILES if "/" in f} == {*groups(TrainConfig), "experiment"}
+    assert {f.removesuffix(".yaml") for f in FILES if "/" not in f} == set(SCHEMAS)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_key_of_a_file_is_in_the_schema(file: str) -> None:
+    own = content(file)
+    own.pop("defaults", None)
+    group, _, name = file.partition("/")
+    prefix = f"{group}." if name and group != "experiment" else ""
+    verb = "train" if name else group.removesuffix(".yaml")
+    assert keys(own, prefix) <= set(leaves(SCHEMAS[verb]))
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if "/" in f])
+def test_every_file_composes_to_what_it_says(file: str) -> None:
+    config = compose("train", arguments(file))
+    group = file.partition("/")[0]
+    own = content(file)
+    own.pop("defaults", None)
+
+    def check(part: Any, said: dict[str, Any]) -> None:
+        for key, value in said.items():
+            if isinstance(value, dict):
+                check(getattr(part, key), value)
+            else:
+                assert getattr(part, key) == value, key
+
+    check(config if group == "experiment" else getattr(config, group), own)
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.partition("/")[0] in ("model", "experiment")])
+def test_every_model_and_experiment_builds(file: str) -> None:
+    """Its network on no device; what the solver, the detection and the pictures say is accepted."""
+    config = compose("train", arguments(file))
+    with torch.device("meta"):
+        network = build.model(config.model, 20, load=False)
+    assert isinstance(network, FastRCNN)
+    frozen = {n for n, p in network.named_parameters() if not p.requires_grad}
+    assert bool(frozen) == (config.model.finetune_from != "conv1_1")
+    build.check_solver(config.solver)
+    build.detection(config.detection)
+    build.metric(config.data)
+    assert build.augmentation(config.data).short_sides == tuple(config.data.short_sides)
+    build.test_scaling(config.data)
+    build.selective_search(config.data.selective_search)
+
+
+def test_the_papers_network_has_the_papers_size() -> None:
+    """VGG16 with 21 classes: 14,714,688 in the trunk, fc6 and fc7, 21 scores and 84 box numbers."""
+    with torch.device("meta"):
+        network = build.model(compose("train", ["model=vgg16"]).model, 20, load=False)
+    fc6, fc7 = 512 * 7 * 7 * 4096 + 4096, 4096 * 4096 + 4096
+    heads = 4096 * 21 + 21 + 4096 * 84 + 84
+    assert sum(p.numel() for p in network.parameters()) == 14_714_688 + fc6 + fc7 + heads == 134_690_729
+
+
+@pytest.mark.parametrize("group", ["data", "solver", "detection", "runtime"])
+def test_every_option_of_a_group_is_accepted(group: str) -> None:
+    for name in options(group):
+        config = compose("train", [f"{group}={name}"])
+        build.check_solver(config.solver)
+        build.detection(config.detection)
+        build.metric(config.data)
+        build.augmentation(config.data)
+        build.precision(config.runtime, torch.device("cpu"))
+
+
+def test_the_paper_is_the_default() -> None:
+    """Sections 2.3, 4.1 and 4.5 of Fast R-CNN, for VGG16 on VOC07."""
+    config = compose("train", [])
+    assert (config.model.width, config.model.batch_norm, config.model.weights) == (1.0, False, "imagenet")
+    assert (config.model.finetune_from, config.model.roi_size, config.model.dropout) == ("conv3_1", 7, 0.5)
+    solver = config.solver
+    assert (solver.images_per_batch, solver.rois_per_image, solver.fg_fraction) == (2, 64, 0.25)
+    assert (solver.fg_iou, solver.bg_iou, solver.box_weight) == (0.5, [0.1, 0.5], 1.0)
+    assert (solver.lr, solver.lr_steps, solver.lr_gamma, solver.iterations) == (0.001, [30000], 0.1, 40000)
+    assert (solver.momentum, solver.weight_decay) == (0.9, 0.0005)
+    data = config.data
+    assert (data.short_sides, data.long_side, data.test_short_side) == ([600], 1000, 600)
+    assert (data.flip, data.flip_vertical, data.transpose, data.colour) == (True, False, False, 0.0)
+    assert (data.metric, data.max_proposals, len(data.classes)) == ("voc07", 2000, 20)
+
+
+@pytest.mark.parametrize("verb", SCHEMAS)
+def test_every_key_is_explained_and_listed_by_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines()]
+    for name, (_, _, text) in leaves(SCHEMAS[verb]).items():
+        assert text, name
+        assert any(line[:1] == [name] for line in lines), name
+        assert " ".join(text.split()) in " ".join(out.split()), name
+    for group in groups(SCHEMAS[verb]):
+        for option in options(group):
+            assert option in out
+
+
+def test_every_verb_has_a_module() -> None:
+    folder = Path(build.__file__).parent / "cli"
+    for verb in VERBS:
+        assert (folder / f"{verb.replace('-', '_')}.py").is_file(), verb
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.startswith("experiment/")])
+def test_every_experiment_opens_with_its_command(file: str) -> None:
+    lines = (config_folder() / file).read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "# @package _global_"
+    name = file.removeprefix("experiment/").removesuffix(".yaml")
+    assert any(f"experiment={name}" in line for line in lines[1:3] if line.startswith("# fastrcnn")), lines[1]
