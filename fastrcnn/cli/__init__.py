@@ -24,6 +24,10 @@ USAGE = "usage: fastrcnn VERB [key=value ...]      (fastrcnn VERB --help lists a
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, 1 for a mistake of the user's, 2 for a wrong call."""
     arguments = sys.argv[1:] if argv is None else argv
+    # OpenMP's threads should sleep, not spin, while they wait for each other: on a machine that does anything else
+    # besides, the loader's processes for one, spinning costs far more than waking up (three times the CPU time for a
+    # training step with two busy neighbours on two cores). Read when torch is loaded, which is yet to come.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from fastrcnn.errors import UserError, nearest
 
     try:
