@@ -133,8 +133,8 @@ def _module(value: int, device: int) -> ctypes.c_void_p:
     """The kernels for one type on one device, whose context is current; compiled where the disk has them
     not.
     """
-    major, minor = torch.cuda.get_device_capability(device)
-    binary, module = nvrtc.cached_kernel(SOURCE, f"sm_{major}{minor}", [f"VALUE={value}"]), ctypes.c_void_p()
+    arch = nvrtc.target(*torch.cuda.get_device_capability(device))
+    binary, module = nvrtc.cached_kernel(SOURCE, arch, [f"VALUE={value}"]), ctypes.c_void_p()
     _check(_loaded().cuModuleLoadData(ctypes.byref(module), binary), "load the compiled kernels")
     return module
 

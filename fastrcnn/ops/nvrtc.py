@@ -37,8 +37,19 @@ def version() -> tuple[int, int]:
     return major.value, minor.value
 
 
-def compile_kernel(source: Path, arch: str, defines: Sequence[str], ptx: bool = False) -> tuple[bytes, str]:
-    """A cubin for `arch` (`sm_90`), or its PTX, from a source file and the headers beside it; and the compiler's log.
+def target(major: int, minor: int) -> str:
+    """What to compile for a device of this capability: `sm_90`, or, for a device newer than this NVRTC, the newest
+    PTX that it makes, `compute_120`, which the driver translates."""
+    nvrtc, count = _loaded(), ctypes.c_int()
+    nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    known = (ctypes.c_int * count.value)()
+    nvrtc.nvrtcGetSupportedArchs(known)
+    wanted = 10 * major + minor
+    return f"sm_{wanted}" if wanted in known else f"compute_{max(a for a in known if a <= max(wanted, known[0]))}"
+
+
+def compile_kernel(source: Path, arch: str, defines: Sequence[str]) -> tuple[bytes, str]:
+    """Code from a source file and the headers beside it, a cubin for `sm_90`, PTX for `compute_90`; and the log.
 
     Raises RuntimeError with the log where the source does not compile.
     """
@@ -58,7 +69,7 @@ def compile_kernel(source: Path, arch: str, defines: Sequence[str], ptx: bool = 
     if failed:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
         raise RuntimeError(f"NVRTC could not compile {source.name} for {arch}:\n{log}")
-    binary = _fetch(program, "PTX" if ptx else "CUBIN")
+    binary = _fetch(program, "PTX" if arch.startswith("compute") else "CUBIN")
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
     return binary, log
 
@@ -80,7 +91,7 @@ def cached_kernel(source: Path, arch: str, defines: Sequence[str]) -> bytes:
     for part in parts:
         key.update(part.read_bytes())
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastrcnn"
-    path = folder / f"{source.stem}-{arch}-{key.hexdigest()[:20]}.cubin"
+    path = folder / f"{source.stem}-{arch}-{key.hexdigest()[:20]}.bin"
     try:
         return path.read_bytes()
     except OSError:

@@ -31,11 +31,23 @@ def test_compiles_without_a_spill_or_an_approximation(arch: str) -> None:
         assert cubin[:4] == b"\x7fELF"
         spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
         assert spills == [("0", "0")] * KERNELS, log
-        code, _ = nvrtc.compile_kernel(cuda.SOURCE, arch.replace("sm", "compute"), [f"VALUE={value}"], ptx=True)
+        code, _ = nvrtc.compile_kernel(cuda.SOURCE, arch.replace("sm", "compute"), [f"VALUE={value}"])
         ptx = code.decode()
         assert "div.rn.f32" in ptx  # the width of a bin
         assert not re.findall(r"\b(?:div\.approx|div\.full|rcp|ex2|fma)\S*f32|\S*\.approx\S*|\S*\.ftz\S*", ptx)
-        assert re.search(r"ld\.global\S*\.v[24]\.", ptx), "128-bit loads"
+        kernel = re.search(r"\.entry roi_pool_forward\((.*?)\n}", ptx, re.DOTALL)
+        assert kernel
+        loads = re.findall(r"ld\.global\S*", kernel[1])
+        assert len([load for load in loads if "v4" not in load]) == 5, "an RoI's five numbers; all else has 128 bits"
+
+
+@needs_nvrtc
+def test_a_device_newer_than_the_compiler_gets_ptx() -> None:
+    assert nvrtc.target(9, 0) == "sm_90"
+    newest = nvrtc.target(99, 0)
+    assert re.fullmatch(r"compute_\d+", newest)
+    code, _ = nvrtc.compile_kernel(cuda.SOURCE, newest, ["VALUE=1"])
+    assert f".target sm_{newest.removeprefix('compute_')}" in code.decode()
 
 
 @needs_nvrtc

@@ -94,7 +94,8 @@ def test_overhanging() -> None:
 
 def test_halves_go_away_from_zero() -> None:
     """2.5 is cell 3 (to even it would be 2), and 0.5 is cell 1 (0)."""
-    assert roi_pool(MAP_4X4, one(2.5, 0.5, 2.5, 0.5), 1).item() == 7
+    for features in (MAP_4X4, -MAP_4X4):  # the largest cell, and the smallest, of an RoI of one
+        assert roi_pool(features, one(2.5, 0.5, 2.5, 0.5), 1).abs().item() == 7
     assert reference.round_half_away(-0.5) == -1
     assert reference.round_half_away(0.49999997) == 0  # adding 0.5 in float32 gives 1
 
@@ -123,6 +124,16 @@ def test_features_that_are_not_finite() -> None:
     assert got == [1, -inf, inf, -5]
     for box in [(0, 0, 0, 0), (0, 0, 1, 0), (0, 1, 1, 1), (2, 0, 3, 1)]:
         assert roi_pool(features, one(*box), 1).isnan().all()
+
+
+def test_memory_format_follows_the_features() -> None:
+    features = torch.randn(1, 3, 9, 9)
+    last = features.contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert roi_pool(features, one(0, 0, 4, 4), 3).is_contiguous()
+    got = roi_pool(last, one(0, 0, 4, 4), 3)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    (grad,) = torch.autograd.grad(got.sum(), last)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_list_of_boxes_is_the_table() -> None:
