@@ -34,6 +34,7 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
+from fastrcnn.data.images import decode, read_bytes
 from fastrcnn.data.proposals import BoxCounts, ImageProposals, check_target, write_store
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.progress import progress
@@ -75,14 +76,6 @@ class SelectiveSearchSettings:
                 raise UserError(f"selective search: {name} is {getattr(self, name)}; it must be above 0.")
         if not self.k or not all(k > 0 for k in self.k):
             raise UserError(f"selective search: k is {list(self.k)}; give one or more numbers above 0.")
-
-
-def read_rgb(path: str | Path) -> np.ndarray:
-    """The image's pixels (H, W, 3) uint8 RGB as stored, whatever orientation its EXIF data asks for.
-
-    Raises UserError for a file that is missing, empty, truncated, or not an image.
-    """
-    return _decode(_read_bytes(path), path)
 
 
 def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> np.ndarray:
@@ -216,30 +209,6 @@ def _segmentation() -> Any:
     return module
 
 
-def _read_bytes(path: str | Path) -> bytes:
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    if not data:
-        raise UserError(f"{path}: the file is empty.")
-    return data
-
-
-def _decode(data: bytes, path: str | Path) -> np.ndarray:
-    # OpenCV 4 fills what a truncated JPEG lacks with grey; then no end marker follows the last scan's start.
-    truncated = data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-    image = None
-    if not truncated:
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        except cv2.error:
-            image = None
-    if image is None:
-        raise UserError(f"{path}: not an image that OpenCV can read, or a truncated one.")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -295,11 +264,11 @@ def _start_worker() -> None:
 def _one(task: tuple[str, Path, Path, SelectiveSearchSettings]) -> tuple[str, Path | str]:
     image_id, path, work, settings = task
     try:
-        data = _read_bytes(path)
+        data = read_bytes(path)
         key = _key(data, settings)
         file = work / key[:2] / f"{key}.npz"
         if not _sound(file):
-            image = _decode(data, path)
+            image = decode(data, path)
             _save(file, image.shape[:2], propose(image, settings))
         return image_id, file
     except UserError as error:

@@ -15,7 +15,7 @@ import pytest
 
 from fastrcnn.data import selective_search
 from fastrcnn.data.proposals import ProposalStore
-from fastrcnn.data.selective_search import SelectiveSearchSettings, propose, propose_all, read_rgb
+from fastrcnn.data.selective_search import SelectiveSearchSettings, propose, propose_all
 from fastrcnn.errors import UserError
 
 QUICK = SelectiveSearchSettings(side=96, k=(50, 150), min_size=20)
@@ -117,8 +117,9 @@ def test_the_same_boxes_with_any_number_of_threads_and_in_another_process(tmp_pa
     np.testing.assert_array_equal(one, four)
     write(tmp_path / "i.png", image)
     code = (
-        "import sys, numpy as np; from fastrcnn.data.selective_search import *\n"
-        "propose(np.zeros((9, 9, 3), np.uint8)); np.save(sys.argv[2], propose(read_rgb(sys.argv[1])))"
+        "import sys, numpy as np; from pathlib import Path\n"
+        "from fastrcnn.data.images import read_image; from fastrcnn.data.selective_search import propose\n"
+        "propose(np.zeros((9, 9, 3), np.uint8)); np.save(sys.argv[2], propose(read_image(Path(sys.argv[1]))))"
     )
     subprocess.run([sys.executable, "-c", code, tmp_path / "i.png", tmp_path / "o.npy"], check=True)
     np.testing.assert_array_equal(one, np.load(tmp_path / "o.npy"))
@@ -279,20 +280,6 @@ def until(condition: object, seconds: float = 30) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "did not come about"
         time.sleep(0.02)
-
-
-def test_pixels_are_read_as_stored_and_in_rgb(tmp_path: Path) -> None:
-    image = np.zeros((20, 40, 3), np.uint8)
-    image[:, :, 0] = 255
-    jpeg = cv2.imencode(".jpg", image[:, :, ::-1])[1].tobytes()
-    tiff = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # "turn by 90 degrees"
-    app1 = b"\xff\xe1" + (len(tiff) + 2).to_bytes(2, "big") + tiff
-    (tmp_path / "turned.jpg").write_bytes(jpeg[:2] + app1 + jpeg[2:])
-    assert cv2.imread(str(tmp_path / "turned.jpg")).shape == (40, 20, 3)  # so the orientation is really there
-    read = read_rgb(tmp_path / "turned.jpg")
-    assert read.shape == (20, 40, 3)
-    assert read[:, :, 0].min() > 240
-    assert read[:, :, 2].max() < 15
 
 
 def test_without_the_contrib_build_the_package_to_remove_is_named(
