@@ -6,13 +6,20 @@ neither torch nor Hydra, so that a mistyped key is answered at once.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
+from fastrcnn.errors import UserError
 
-def key(default: Any, help: str) -> Any:
-    """A field with its explanation."""
-    metadata = {"help": help}
+BOUNDS = (("above", operator.gt, "more than"), ("least", operator.ge, "at least"), ("most", operator.le, "at most"))
+
+
+def key(
+    default: Any, help: str, above: float | None = None, least: float | None = None, most: float | None = None
+) -> Any:
+    """A field with its explanation and the bounds of its value, or of each of them."""
+    metadata = {"help": help, "above": above, "least": least, "most": most}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -22,14 +29,14 @@ def key(default: Any, help: str) -> Any:
 class ModelConfig:
     """The network."""
 
-    width: float = key(1.0, "factor on the channels of VGG16; 1 is the paper's, 0.25 a slim network")
+    width: float = key(1.0, "factor on the channels of VGG16; 1 is the paper's, 0.25 a slim network", above=0)
     batch_norm: bool = key(False, "batch normalisation, for training from scratch")
     weights: str | None = key(None, "'imagenet', the path of a state dict (.pth), or null: from scratch")
     finetune_from: str = key("conv1_1", "first layer that is trained; the paper's VGG16: conv3_1")
     roi_op: str = key("fast_rcnn", "fast_rcnn | partition | truncate | roi_align | roi_warp")
-    roi_size: int = key(7, "cells along each side of a pooled RoI")
+    roi_size: int = key(7, "cells along each side of a pooled RoI", least=1)
     roi_features: list[str] = key(["conv5_3"], "layers that RoIs are pooled from")
-    dropout: float = key(0.5, "after fc6 and fc7")
+    dropout: float = key(0.5, "after fc6 and fc7", least=0, most=1)
 
 
 @dataclass
@@ -55,20 +62,20 @@ class DataConfig:
     train: list[str] = key(["trainval"], "split lists to train on, as SPLIT or FOLDER/SPLIT below root")
     test: list[str] = key(["test"], "split lists to evaluate on")
     classes: list[str] | None = key(None, "names of the classes; null: all that the annotations of `train` have")
-    max_images: int | None = key(None, "use only the first so many pictures of each split list; null: all")
+    max_images: int | None = key(None, "use only the first so many pictures of each split list; null: all", least=1)
     use_difficult: bool = key(True, "train on objects marked difficult, as the author's code does")
     skip_bad: bool = key(False, "leave out broken files and objects and say how many, instead of stopping")
     metric: str = key("voc07", "voc07: 11-point AP; voc10: area under the curve")
     proposals: str | None = key(None, "a proposal store; null: selective search makes them and keeps them")
     proposal_cache: str = key("data/proposals", "folder where generated proposals are kept")
-    max_proposals: int = key(2000, "proposals used of a picture, the best first")
-    short_sides: list[int] = key([600], "short side of training pictures; one of them is drawn for each")
-    long_side: int = key(1000, "the long side is at most this")
-    test_short_side: int = key(600, "short side of pictures in evaluation and detection")
+    max_proposals: int = key(2000, "proposals used of a picture, the best first", least=1)
+    short_sides: list[int] = key([600], "short side of training pictures; one of them is drawn for each", least=1)
+    long_side: int = key(1000, "the long side is at most this", least=1)
+    test_short_side: int = key(600, "short side of pictures in evaluation and detection", least=1)
     flip: bool = key(True, "mirror half of the training pictures")
     flip_vertical: bool = key(False, "turn half of the training pictures upside down")
     transpose: bool = key(False, "swap x and y in half of the training pictures")
-    colour: float = key(0.0, "vary contrast and brightness of each channel by up to this share")
+    colour: float = key(0.0, "vary contrast and brightness of each channel by up to this share", least=0, most=1)
     selective_search: SelectiveSearchConfig = field(default_factory=SelectiveSearchConfig)
 
 
@@ -76,32 +83,32 @@ class DataConfig:
 class SolverConfig:
     """The mini-batch, the loss and the optimiser; the defaults are the paper's."""
 
-    iterations: int = key(40000, "training steps")
-    images_per_batch: int = key(2, "pictures in a step")
-    rois_per_image: int = key(64, "RoIs drawn from each")
-    fg_fraction: float = key(0.25, "largest share of foreground among them")
-    fg_iou: float = key(0.5, "least overlap with the truth that makes a RoI foreground")
-    bg_iou: list[float] = key([0.1, 0.5], "background: best overlap in [first, second)")
-    box_weight: float = key(1.0, "weight of the box loss")
-    lr: float = key(0.001, "learning rate")
+    iterations: int = key(40000, "training steps", least=1)
+    images_per_batch: int = key(2, "pictures in a step", least=1)
+    rois_per_image: int = key(64, "RoIs drawn from each", least=1)
+    fg_fraction: float = key(0.25, "largest share of foreground among them", least=0, most=1)
+    fg_iou: float = key(0.5, "least overlap with the truth that makes a RoI foreground", above=0, most=1)
+    bg_iou: list[float] = key([0.1, 0.5], "background: best overlap in [first, second)", least=0, most=1)
+    box_weight: float = key(1.0, "weight of the box loss", least=0)
+    lr: float = key(0.001, "learning rate", above=0)
     schedule: str = key("step", "step | cosine")
-    lr_steps: list[int] = key([30000], "steps at which the rate is multiplied by lr_gamma")
-    lr_gamma: float = key(0.1, "see lr_steps")
-    warmup: int = key(0, "steps over which the rate rises from 0")
-    momentum: float = key(0.9, "of stochastic gradient descent")
-    weight_decay: float = key(0.0005, "of weights; biases and normalisation do not decay")
-    bias_lr_factor: float = key(2.0, "factor on the rate of biases")
+    lr_steps: list[int] = key([30000], "steps at which the rate is multiplied by lr_gamma", least=1)
+    lr_gamma: float = key(0.1, "see lr_steps", above=0)
+    warmup: int = key(0, "steps over which the rate rises from 0", least=0)
+    momentum: float = key(0.9, "of stochastic gradient descent", least=0, most=1)
+    weight_decay: float = key(0.0005, "of weights; biases and normalisation do not decay", least=0)
+    bias_lr_factor: float = key(2.0, "factor on the rate of biases", least=0)
 
 
 @dataclass
 class DetectionConfig:
     """From scores and boxes to detections."""
 
-    score_threshold: float = key(0.05, "detections with a lower score are dropped")
-    nms_iou: float = key(0.3, "a box overlapping a better one of its class by this much is dropped")
-    max_per_class: int | None = key(None, "best boxes of a class that enter the suppression; null: all")
-    max_per_image: int | None = key(100, "detections kept of a picture; null: all")
-    rois_per_chunk: int = key(1000, "RoIs that go through fc6 and fc7 at a time; less needs less memory")
+    score_threshold: float = key(0.05, "detections with a lower score are dropped", least=0, most=1)
+    nms_iou: float = key(0.3, "a box overlapping a better one of its class by this much is dropped", least=0, most=1)
+    max_per_class: int | None = key(None, "best boxes of a class that enter the suppression; null: all", least=1)
+    max_per_image: int | None = key(100, "detections kept of a picture; null: all", least=1)
+    rois_per_chunk: int = key(1000, "RoIs that go through fc6 and fc7 at a time; less needs less memory", least=1)
 
 
 @dataclass
@@ -111,14 +118,14 @@ class RuntimeConfig:
 
     device: str = key("auto", "auto | cpu | cuda | cuda:1 ...")
     precision: str = key("auto", "auto | float32 | bfloat16; auto: bfloat16 where the device is fast at it")
-    threads: int | None = key(None, "threads of the processor that torch uses; null: its own choice")
-    workers: int | None = key(None, "processes that load pictures; null: by the number of cores")
-    seed: int = key(0, "decides everything random")
-    log_every: int = key(20, "steps between two rows in metrics.csv and TensorBoard")
-    pictures_every: int = key(500, "steps between two pictures in TensorBoard; 0: none")
-    checkpoint_every: int = key(1000, "steps between two checkpoints")
-    keep_checkpoints: int = key(2, "the newest so many are kept, and the best")
-    evaluate_every: int = key(0, "steps between two evaluations; 0: at the end only")
+    threads: int | None = key(None, "threads of the processor that torch uses; null: its own choice", least=1)
+    workers: int | None = key(None, "processes that load pictures; null: by the number of cores", least=0)
+    seed: int = key(0, "decides everything random", least=0)
+    log_every: int = key(20, "steps between two rows in metrics.csv and TensorBoard", least=1)
+    pictures_every: int = key(500, "steps between two pictures in TensorBoard; 0: none", least=0)
+    checkpoint_every: int = key(1000, "steps between two checkpoints", least=1)
+    keep_checkpoints: int = key(2, "the newest so many are kept, and the best", least=1)
+    evaluate_every: int = key(0, "steps between two evaluations; 0: at the end only", least=0)
 
 
 @dataclass
@@ -164,7 +171,7 @@ class DetectConfig:
     checkpoint: str | None = key(None, "a run's folder or a .pt file")
     source: str | None = key(None, "a picture, a folder, or a pattern such as 'photos/*.jpg'")
     output: str | None = key(None, "folder for pictures and JSON; null: detect/<source> in the run's folder")
-    draw_threshold: float = key(0.5, "detections with a lower score are not drawn")
+    draw_threshold: float = key(0.5, "detections with a lower score are not drawn", least=0, most=1)
     data: DataConfig = field(default_factory=DataConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -176,8 +183,21 @@ class ProposeConfig:
 
     source: str | None = key(None, "a folder or pattern of pictures, in place of a data set")
     output: str | None = key(None, "the store to write; null: where training and evaluation look for it")
-    workers: int | None = key(None, "processes; null: one a core")
+    workers: int | None = key(None, "processes; null: one a core", least=1)
     data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class ExplainRoiConfig:
+    """fastrcnn explain-roi"""
+
+    example: str | None = key(None, "8x8 or 16x16, the worked examples; 8x8 where nothing else is asked for")
+    grid: str | None = key(None, "HEIGHTxWIDTH, a map of cells numbered row by row, or a text file of numbers")
+    image: str | None = key(None, "a picture, whose brightness stands in for a feature map")
+    roi: list[float] = key([], "x1, y1, x2, y2 in pixels of the image")
+    stride: int = key(16, "pixels of the image per cell of the map")
+    output_size: list[int] = key([7, 7], "rows and columns of bins")
+    output: str = key("outputs/explain-roi", "folder for the PNG and the SVG")
 
 
 SCHEMAS: dict[str, type] = {
@@ -186,7 +206,22 @@ SCHEMAS: dict[str, type] = {
     "reval": RevalConfig,
     "detect": DetectConfig,
     "propose": ProposeConfig,
+    "explain-roi": ExplainRoiConfig,
 }
+
+
+def check_bounds(config: Any, prefix: str = "") -> None:
+    """Raises UserError for a value of a configuration that is out of the bounds its key has."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            check_bounds(value, f"{prefix}{f.name}.")
+            continue
+        numbers = [v for v in (value if isinstance(value, list) else [value]) if v is not None]
+        for bound, holds, words in BOUNDS:
+            limit = f.metadata.get(bound)
+            if limit is not None and not all(holds(n, limit) for n in numbers):
+                raise UserError(f"{prefix}{f.name}={value}: should be {words} {limit}.")
 
 
 def leaves(schema: type, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastrcnn.cli.compose import compose, help_text
+from fastrcnn.config import ExplainRoiConfig
 from fastrcnn.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from fastrcnn.explain_roi import Question
 
 
-@dataclass
-class ExplainRoiConfig:
-    """Either one of the worked examples, or an RoI on a grid or an image."""
-
-    example: str | None = None  # 8x8 or 16x16; 8x8 where nothing else is asked for
-    grid: str | None = None  # HxW, cells numbered row by row; or a text file of numbers
-    image: str | None = None  # an image, whose brightness, averaged over the stride, stands in for a feature map
-    roi: list[float] = field(default_factory=list)  # x1 y1 x2 y2 in pixels of the image
-    stride: int = 16  # pixels of the image per cell
-    output_size: list[int] = field(default_factory=lambda: [7, 7])
-    output: str = "outputs/explain-roi"  # folder for the PNG and the SVG
-
+EXAMPLES = [
+    "fastrcnn explain-roi example=8x8",
+    "fastrcnn explain-roi grid=38x63 roi=[100,40,460,300]",
+    "fastrcnn explain-roi image=photo.jpg roi=[100,40,460,300] output_size=[7,7]",
+]
 
 # fmt: off
 MAP_8X8 = [
@@ -35,8 +29,16 @@ MAP_8X8 = [
 # fmt: on
 
 
+def main(arguments: list[str]) -> int:
+    """Prints the table, writes the pictures."""
+    if "-h" in arguments or "--help" in arguments:
+        print(help_text("explain-roi", "draw what RoI pooling keeps, loses and computes for one RoI", EXAMPLES))
+        return 0
+    return run(compose("explain-roi", arguments))
+
+
 def run(config: ExplainRoiConfig) -> int:
-    """Prints the table, writes the pictures. Raises UserError for a mistake in `config`."""
+    """As `main`, for a configuration. Raises UserError for a mistake in it."""
     question, name = question_of(config)
     from fastrcnn.explain_roi import write_explanation
 
