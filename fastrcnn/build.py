@@ -52,13 +52,6 @@ def one_of(key: str, value: str, known: Sequence[str]) -> str:
     return value
 
 
-def positive(**values: float) -> None:
-    """Raises UserError for a value that is not above 0; `__` in a name stands for a dot."""
-    for name, value in values.items():
-        if not value > 0:
-            raise UserError(f"{name.replace('__', '.')}={value}: should be more than 0.")
-
-
 # Machine ---------------------------------------------------------------------------------------------------------
 
 
@@ -91,7 +84,6 @@ def precision(config: RuntimeConfig, on: torch.device) -> torch.dtype:
 def threads(config: RuntimeConfig) -> None:
     """Sets the number of threads that torch uses."""
     if config.threads is not None:
-        positive(runtime__threads=config.threads)
         torch.set_num_threads(config.threads)
 
 
@@ -99,7 +91,8 @@ def workers(config: RuntimeConfig) -> int:
     """Loader processes: one for every two cores, four at most, unless said."""
     if config.workers is not None:
         return config.workers
-    return min(4, len(os.sched_getaffinity(0)) // 2)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(4, cores // 2)
 
 
 # Data ------------------------------------------------------------------------------------------------------------
@@ -120,6 +113,8 @@ def root(config: DataConfig) -> Path:
 
 def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, list[str]]]:
     """For each split, given as SPLIT or FOLDER/SPLIT, its folder and image ids."""
+    if not splits:
+        raise UserError("data.train and data.test name at least one split list each, as data.train=[trainval].")
     found = []
     for split in splits:
         folder, _, name = split.rpartition("/")
@@ -131,14 +126,29 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
 def classes(config: DataConfig) -> list[str]:
     """Names of the classes; label i is number i - 1 of the list."""
     if config.classes is not None:
-        return list(config.classes)
+        return checked_names(config.classes)
     found = [find_classes(folder, ids) for folder, ids in image_ids(config, config.train)]
     names = sorted({name for part, _ in found for name in part})
     if any(problems.lines for _, problems in found) and not config.skip_bad:
         samples(config, config.train, names, use_difficult=True)  # raises, naming all that is wrong
     if not names:
         raise UserError(f"{config.root}: no object in any annotation of {', '.join(config.train)}.")
-    return names
+    return checked_names(names)
+
+
+def checked_names(names: list[str]) -> list[str]:
+    """The names of the classes; UserError where there are none, one comes twice, or a file cannot be named so."""
+    if not names:
+        raise UserError("data.classes=[]: name at least one class, or say null for all that the annotations have.")
+    for name in names:
+        if not name or name != Path(name).name or "\\" in name:
+            raise UserError(
+                f"data.classes: '{name}' cannot be part of a file's name, as the detections' names need it."
+            )
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise UserError(f"data.classes: '{twice[0]}' comes twice.")
+    return list(names)
 
 
 def samples(
@@ -220,7 +230,6 @@ def augmentation(config: DataConfig) -> Augmentation:
     """What training does to pictures."""
     if not config.short_sides:
         raise UserError("data.short_sides is empty: give at least one length, as data.short_sides=[600].")
-    positive(data__short_sides=min(config.short_sides), data__long_side=config.long_side)
     return Augmentation(
         tuple(config.short_sides),
         config.long_side,
@@ -233,15 +242,15 @@ def augmentation(config: DataConfig) -> Augmentation:
 
 def test_scaling(config: DataConfig) -> Augmentation:
     """What evaluation and detection do to pictures: one scale, nothing random."""
-    positive(data__test_short_side=config.test_short_side, data__long_side=config.long_side)
     return Augmentation((config.test_short_side,), config.long_side, flip=False)
 
 
 def training_set(config: DataConfig, names: Sequence[str], seed: int) -> DetectionDataset:
     """Pictures, truth and proposals to train on."""
+    varied = augmentation(config)  # a mistake shows before hours of proposals
     found = samples(config, config.train, names, config.use_difficult)
     boxes = proposals(config, found, split_name(config.train))
-    return DetectionDataset(found, boxes, augmentation(config), seed, config.max_proposals)
+    return DetectionDataset(found, boxes, varied, seed, config.max_proposals)
 
 
 def test_splits(config: DataConfig, split: str | None) -> list[str]:
@@ -313,7 +322,6 @@ def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
     one_of("model.finetune_from", config.finetune_from, FINETUNE_FROM)
     for name in config.roi_features or [""]:
         one_of("model.roi_features", name, CONV_NAMES)
-    positive(model__width=config.width, model__roi_size=config.roi_size)
     built = FastRCNN(
         num_classes,
         config.width,
@@ -342,13 +350,7 @@ def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:
 def check_solver(config: SolverConfig) -> None:
     """Raises UserError for values that cannot be trained with."""
     one_of("solver.schedule", config.schedule, ("step", "cosine"))
-    positive(
-        solver__iterations=config.iterations,
-        solver__images_per_batch=config.images_per_batch,
-        solver__rois_per_image=config.rois_per_image,
-        solver__lr=config.lr,
-    )
-    if len(config.bg_iou) != 2 or not 0 <= config.bg_iou[0] < config.bg_iou[1] <= 1:
+    if len(config.bg_iou) != 2 or not config.bg_iou[0] < config.bg_iou[1]:
         raise UserError(f"solver.bg_iou={config.bg_iou}: should be two overlaps, the first below the second.")
 
 
@@ -389,5 +391,4 @@ def schedule(config: TrainConfig, start: int) -> Schedule:
 
 def detection(config: DetectionConfig) -> DetectionSettings:
     """How scores become detections."""
-    positive(detection__rois_per_chunk=config.rois_per_chunk)
     return DetectionSettings(**asdict(config))

@@ -28,7 +28,7 @@ BELOW = {
     "explain_roi": BASE | {"model"},
     "export": BASE | {"model"},
     "evaluate": BASE | {"model", "metrics", "data", "inference", "visualize", "export"},
-    "training": BASE | {"model", "metrics", "evaluate", "inference", "visualize"},
+    "training": BASE | {"model", "metrics", "evaluate", "inference"},
     "config": set(),
     "build": {"*"},
     "cli": {"*"},

@@ -7,7 +7,7 @@ import types
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from fastrcnn.config import SCHEMAS, groups, leaves
+from fastrcnn.config import SCHEMAS, check_bounds, groups, leaves
 from fastrcnn.errors import UserError, nearest
 
 ELEMENT = re.compile(r"""\s*('[^']*'|"[^"]*"|[^,]*?)\s*(?:,|$)""")  # of a list, quoted or not, with the comma
@@ -142,7 +142,7 @@ def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None)
                 for dotted in [k for k in leaves(SCHEMAS[verb]) if "." not in k or k in keys]:
                     OmegaConf.update(result, dotted, OmegaConf.select(composed, dotted), merge=False)
                 composed = result
-        return OmegaConf.to_object(composed)
+        config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:
         cause: BaseException = error
         while cause.__cause__ is not None and cause.__cause__ is not cause:
@@ -150,6 +150,8 @@ def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None)
         text = str(cause).split("\n    full_key:")
         where = text[1].strip().splitlines()[0] + ": " if len(text) > 1 else ""
         raise UserError(f"{where}{text[0].strip()}") from None
+    check_bounds(config)
+    return config
 
 
 def to_yaml(config: Any) -> str:

@@ -100,6 +100,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     solver, seed = config.solver, config.runtime.seed
 
     names = build.classes(config.data)
+    build.image_ids(config.data, config.data.test)  # a list that is missing shows before the work
     torch.manual_seed(loop.seed_of(seed))
     model = build.model(config.model, len(names), load=not resumed)  # before the data: it may lack its weights
     train_set = build.training_set(config.data, names, seed)

@@ -1,0 +1,253 @@
+"""The command line as a user meets it: one message for a mistake, the right status, and no waiting for torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from voc_folder import VocFolder
+
+from fastrcnn import __version__
+from fastrcnn.cli import VERBS
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+HEAVY = """
+import sys
+from fastrcnn.cli import main
+status = main(sys.argv[1:])
+heavy = sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'torchvision', 'hydra', 'omegaconf', 'cv2', 'numpy'})
+print('imported', status, heavy)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 0),
+        ([], 2),
+        (["--version"], 0),
+        (["trian"], 2),
+        (["train", "--help"], 0),
+        (["demo", "-h"], 0),
+        (["eval", "--help"], 0),
+        (["reval", "--help"], 0),
+        (["detect", "--help"], 0),
+        (["propose", "--help"], 0),
+        (["train", "solver.lrr=1"], 1),
+        (["train", "data=voc7"], 1),
+        (["train", "solver.lr=fast"], 1),
+        (["eval", "chekpoint=x"], 1),
+        (["eval"], 1),
+        (["detect", "detection=papers"], 1),
+        (["demo", "solver.lr"], 1),
+        (["reval"], 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_help_and_mistakes_are_answered_without_heavy_imports(arguments: list[str], status: int) -> None:
+    done = python(HEAVY, *arguments)
+    last = done.stdout.strip().splitlines()[-1]
+    assert last == f"imported {status} []" or (arguments == ["reval"] and last.startswith("imported 1 "))
+    assert "Traceback" not in done.stderr
+
+
+def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrcnn", "--version"], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == f"fastrcnn {__version__}\n"
+    wrong = subprocess.run([sys.executable, "-m", "fastrcnn", "nonsense"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    """`fastrcnn train --help | head -1`."""
+    command = f"{sys.executable} -m fastrcnn train --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.startswith("fastrcnn train: ")
+    assert done.stderr == ""
+
+
+def test_the_overview_names_every_verb(call: Call) -> None:
+    status, out, err = call("--help")
+    assert (status, err) == (0, "")
+    for verb in VERBS:
+        assert f"  {verb} " in out
+    status, out, _ = call()
+    assert status == 2
+    assert "usage: fastrcnn VERB" in out
+
+
+def refused(call: Call, arguments: Sequence[str], said: Sequence[str]) -> str:
+    """Runs a command line that must fail as a user's mistake does; gives the message."""
+    status, out, err = call(*arguments)
+    assert status == 1
+    assert out == ""
+    assert err.startswith("fastrcnn: ")
+    for text in said:
+        assert text in err
+    assert "Traceback" not in err
+    assert not list(Path.cwd().rglob("*.pt"))
+    return err
+
+
+def test_an_unknown_verb_is_answered_with_the_nearest_and_all(call: Call) -> None:
+    status, out, err = call("trian", "data=voc07")
+    assert (status, out) == (2, "")
+    assert err.startswith("fastrcnn: there is no verb 'trian'. Did you mean 'train'?")
+    assert "propose" in err
+
+
+@pytest.mark.parametrize("verb", ["train", "eval", "reval", "detect", "propose"])
+def test_an_unknown_key_is_answered_with_the_nearest(call: Call, verb: str) -> None:
+    refused(
+        call, [verb, "data.rot=x"], ["unknown key 'data.rot'. Did you mean 'data.root'?", f"fastrcnn {verb} --help"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "model=vgg16_slim"], ["data.root is missing: the folder of the data set 'voc07', as data.root="]),
+        (["train", "model=vgg16_slim", "data=custom"], ["data.root is missing", "JPEGImages, Annotations"]),
+        (["train", "model=vgg16_slim", "data.root=no/such"], ["data.root=no/such: there is no such folder"]),
+        (["propose", "data=custom"], ["data.root is missing"]),
+        (["propose", "source=no/*.jpg"], ["With source=", "output=NAME.proposals"]),
+        (["propose", "source=no/*.jpg", "output=x"], ["source=no/*.jpg: there is no such file, folder or pattern"]),
+        (["reval", "data=custom"], ["which detections?", "detections=FOLDER"]),
+        (["eval"], ["which model? fastrcnn eval checkpoint=RUN"]),
+        (["eval", "checkpoint="], ["which model?"]),
+        (["eval", "checkpoint=no/such"], ["there is no file or folder no/such"]),
+        (["detect", "source=x.jpg"], ["which model? fastrcnn detect checkpoint=RUN"]),
+        (["detect", "checkpoint=.", "source=x"], ["checkpoint: . holds no checkpoint"]),
+        (["train", "resume=auto"], ["resume=auto: there is no run in outputs/train"]),
+        (["train", "resume=yes"], ["resume=yes: should be 'auto'"]),
+        (["train", "solver.schedule=cosin"], ["solver.schedule=cosin: should be one of", "Did you mean 'cosine'?"]),
+        (["train", "solver.iterations=0"], ["solver.iterations=0: should be at least 1"]),
+        (["train", "solver.lr=-1"], ["solver.lr=-1"]),
+        (["train", "solver.bg_iou=[0.5]"], ["solver.bg_iou=[0.5]: should be two overlaps"]),
+        (["train", "solver.bg_iou=[0.5,0.1]"], ["the first below the second"]),
+        (["train", "runtime.device=gpu"], ["runtime.device=gpu: should be auto, cpu, cuda or cuda:N"]),
+        (["train", "runtime.device=cuda:99"], ["runtime.device=cuda:99: torch sees"]),
+        (["train", "runtime.device=cpu", "runtime.precision=half"], ["should be one of auto, float32, bfloat16"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_is_missing_or_makes_no_sense_is_one_clear_message(
+    call: Call, arguments: list[str], said: list[str]
+) -> None:
+    refused(call, arguments, said)
+
+
+TRAIN = ["train", "data=custom", "model=vgg16_slim", "runtime.device=cpu", "runtime.workers=0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["data.train=[trainvl]"], ["trainvl.txt: no list of images", "There are: test, trainval. Did you mean"]),
+        (["data.test=[val]"], ["no list of images for the split 'val'. There are: test, trainval."]),
+        (["data.train=[VOC2007/trainval]"], ["there is no folder", "VOC2007"]),
+        (["data.train=[]"], ["data.train"]),
+        (["data.classes=[cat]"], ["unknown class 'dog'", "Known: cat"]),
+        (["data.classes=[]"], ["data.classes"]),
+        (["data.classes=[cat,dog,cat]"], ["cat"]),
+        (["data.train=[trainval,trainval]"], ["'a' is in more than one of these lists"]),
+        (["data.short_sides=[]"], ["data.short_sides is empty"]),
+        (["data.short_sides=[0]"], ["data.short_sides"]),
+        (["data.metric=voc12"], ["data.metric=voc12: should be one of", "voc07", "voc10"]),
+        (["data.proposals=none.proposals"], ["none.proposals: there is no such proposal store"]),
+        (["data.selective_search.mode=fats"], ["mode is 'fats', not one of fast, quality", "Did you mean 'fast'?"]),
+        (["model.roi_op=roialign"], ["model.roi_op=roialign", "Did you mean 'roi_align'?"]),
+        (["model.finetune_from=conv9"], ["model.finetune_from=conv9"]),
+        (["model.roi_features=[]"], ["model.roi_features"]),
+        (["model.roi_features=[conv5_4]"], ["conv5_4", "conv5_3"]),
+        (["model.width=0"], ["model.width=0"]),
+        (["model.weights=no.pth"], ["no.pth"]),
+        (["model.dropout=2"], ["model.dropout=2"]),
+        (["runtime.threads=0"], ["runtime.threads=0"]),
+        (["runtime.workers=-1"], ["runtime.workers=-1"]),
+        (["runtime.log_every=0"], ["runtime.log_every=0"]),
+        (["runtime.checkpoint_every=0"], ["runtime.checkpoint_every=0"]),
+        (["runtime.keep_checkpoints=0"], ["runtime.keep_checkpoints=0"]),
+        (["runtime.evaluate_every=-1"], ["runtime.evaluate_every=-1"]),
+        (["runtime.pictures_every=-5"], ["runtime.pictures_every=-5"]),
+        (["runtime.seed=-1"], ["runtime.seed=-1"]),
+        (["solver.fg_fraction=2"], ["solver.fg_fraction=2"]),
+        (["solver.fg_iou=5"], ["solver.fg_iou=5"]),
+        (["solver.warmup=-1"], ["solver.warmup=-1"]),
+        (["solver.momentum=-1"], ["solver.momentum=-1"]),
+        (["solver.weight_decay=-1"], ["solver.weight_decay=-1"]),
+        (["solver.box_weight=-1"], ["solver.box_weight=-1"]),
+        (["detection.nms_iou=7"], ["detection.nms_iou=7"]),
+        (["detection.rois_per_chunk=0"], ["detection.rois_per_chunk=0"]),
+        (["detection.max_per_image=0"], ["detection.max_per_image=0"]),
+        (["detection.max_per_class=-1"], ["detection.max_per_class=-1"]),
+        (["data.max_proposals=0"], ["data.max_proposals=0"]),
+        (["data.max_proposals=-5"], ["data.max_proposals=-5"]),
+        (["data.colour=-1"], ["data.colour=-1"]),
+        (["data.long_side=0"], ["data.long_side=0"]),
+        (["data.test_short_side=0"], ["data.test_short_side=0"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and "=" in value[0] else None,
+)
+def test_a_value_that_cannot_be_trained_with_is_one_clear_message(
+    call: Call, tiny: VocFolder, arguments: list[str], said: list[str]
+) -> None:
+    refused(call, [*TRAIN, f"data.root={tiny.root}", "solver.iterations=1", *arguments], said)
+
+
+def test_a_data_set_of_which_nothing_is_left_is_one_clear_message(call: Call, tiny: VocFolder) -> None:
+    for path in (tiny.root / "Annotations").iterdir():
+        path.write_text("<annotation>")
+    arguments = [*TRAIN, f"data.root={tiny.root}"]
+    refused(call, arguments, ["2 problem(s)", "a.xml, line 1", "b.xml, line 1", "data.skip_bad=true"])
+    refused(call, [*arguments, "data.skip_bad=true"], ["no object in any annotation of trainval"])
+    refused(call, [*arguments, "data.skip_bad=true", "data.classes=[cat]"], ["no picture of trainval can be used"])
+
+
+@pytest.mark.parametrize("verb", ["detect", "propose"])
+def test_sources_that_hold_no_picture_are_named(call: Call, tmp_path: Path, verb: str) -> None:
+    """For detect the model is looked for first; propose needs none."""
+    if verb == "detect":
+        refused(call, [verb, f"source={tmp_path}"], ["which model?"])
+        return
+    empty = tmp_path / "no pictures here"
+    empty.mkdir()
+    (empty / "notes.txt").write_text("x")
+    refused(call, [verb, f"source={empty}", "output=x"], [f"source={empty}: the folder has no picture (.jpg"])
+    (empty / "a.jpg").write_text("no picture")
+    (empty / "b.png").touch()
+    refused(
+        call,
+        [verb, f"source={empty}", "output=x"],
+        ["2 of 2 files cannot be used", "a.jpg: not a picture", "b.png: the file is empty"],
+    )
+
+
+def test_the_home_folder_may_be_a_tilde(
+    call: Call, tiny: VocFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = ["data.selective_search.side=40", "workers=1"]
+    status, out, _ = call("propose", "data=custom", "data.root=~/set", "data.proposal_cache=~/kept", *settings)
+    assert status == 0
+    assert sorted(p.name.rpartition("-")[0] for p in (tmp_path / "kept").iterdir() if p.suffix == ".proposals") == [
+        "custom-test",
+        "custom-trainval",
+    ]
+    assert "2 pictures" in out
+    assert call("propose", "source=~/set/JPEGImages", "output=~/x.proposals", *settings)[0] == 0
+    assert (tmp_path / "x.proposals" / "meta.json").is_file()
+    assert not list(Path.cwd().iterdir())  # nothing named ~ here
