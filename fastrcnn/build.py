@@ -76,8 +76,10 @@ def precision(config: RuntimeConfig, on: torch.device) -> torch.dtype:
     if on.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # Instructions for bfloat16, not mere support: without them oneDNN is slower than float32.
-        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        # Instructions for bfloat16, not mere support: without them oneDNN is slower than float32. torch knows, but
+        # has no public question for it yet.
+        known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+        fast = any(ask() for ask in known if ask is not None)
     return torch.bfloat16 if fast else torch.float32
 
 
