@@ -86,6 +86,28 @@ def test_roi_pooling_takes_the_half_open_box_for_the_inclusive_one() -> None:
     assert pool_rois(features, torch.tensor([[0.0, 0, 0, 3, 3]]), 1, 1.0, "fast_rcnn").item() == 9.0
 
 
+@pytest.mark.parametrize(
+    ("op", "expected"),
+    [
+        ("fast_rcnn", [[0.85, 0.96], [0.97, 0.96]]),  # columns 0-3 and 3-6, rows 3-5 and 5-7
+        ("partition", [[0.85, 0.84], [0.97, 0.96]]),  # columns 0-2 and 3-6, rows 3-4 and 5-7
+        ("truncate", [[0.85, 0.84], [0.69, 0.88]]),  # columns 0-2 and 3-5, rows 3-4 and 5-6
+    ],
+)
+def test_each_variant_on_the_same_half_open_box(op: str, expected: list) -> None:
+    """The box 7 wide and 5 high of "Region of interest pooling explained"."""
+    below = [
+        [0.85, 0.34, 0.76, 0.84, 0.29, 0.75, 0.62, 0.25],
+        [0.32, 0.74, 0.21, 0.39, 0.34, 0.03, 0.33, 0.48],
+        [0.20, 0.14, 0.16, 0.13, 0.73, 0.65, 0.96, 0.32],
+        [0.19, 0.69, 0.09, 0.86, 0.88, 0.07, 0.01, 0.48],
+        [0.83, 0.24, 0.97, 0.04, 0.24, 0.35, 0.50, 0.91],
+    ]
+    features = torch.tensor([[[[1.0] * 8] * 3 + below]])  # rows 0 to 2 are not the box's
+    pooled = pool_rois(features, torch.tensor([[0.0, 0, 3, 7, 8]]), 2, 1.0, op)
+    assert pooled[0, 0].tolist() == [pytest.approx(row) for row in expected]
+
+
 def test_roi_align_takes_the_half_open_box_as_it_is() -> None:
     """The mean over the box of a ramp is the ramp's value at the box's middle."""
     ramp = torch.arange(16.0).expand(1, 1, 16, 16).contiguous() + 0.5  # the value at a pixel's centre is its x

@@ -279,6 +279,25 @@ def test_the_rate_of_a_step_is_recorded(tmp_path: Path, dataset: DetectionDatase
     assert series(tmp_path, "train/lr") == pytest.approx([0.001, 0.002, 0.003])
 
 
+def test_a_step_is_taken_at_its_own_rate(tmp_path: Path, dataset: DetectionDataset) -> None:
+    model = tiny()
+    before = model.cls_score.weight.detach().clone()
+    schedule = Schedule(2, lambda step: 0.05 if step == 0 else 0.0, log_every=1, pictures_every=0)
+    train_on([first_batch(dataset)] * 2, model, tmp_path, schedule)
+    assert not torch.equal(model.cls_score.weight, before)
+
+
+def test_what_lies_in_the_padding_of_a_batch_does_not_matter(tmp_path: Path, dataset: DetectionDataset) -> None:
+    batch = first_batch(dataset)
+    narrow = replace(batch, sizes=torch.tensor([[48, 64], [48, 40]]))
+    dirty = batch.images.clone()
+    dirty[1, :, :, 40:] = 200
+    models = [tiny(), tiny()]
+    for model, images in zip(models, (batch.images, dirty), strict=True):
+        train_on([replace(narrow, images=images)] * 2, model, tmp_path, constant(2, 0.02))
+    assert sha(models[0]) == sha(models[1])
+
+
 def test_seeds_differ_for_all_numbers_and_their_order() -> None:
     seeds = {seed_of(a, b, c) for a in range(8) for b in range(8) for c in range(8)}
     assert len(seeds) == 512
