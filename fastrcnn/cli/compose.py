@@ -139,8 +139,11 @@ def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None)
                 for name in groups(SCHEMAS[verb]):
                     inherited = name in base and name not in chosen
                     OmegaConf.update(result, name, base[name] if inherited else composed[name], merge=True)
-                for dotted in [k for k in leaves(SCHEMAS[verb]) if "." not in k or k in keys]:
-                    OmegaConf.update(result, dotted, OmegaConf.select(composed, dotted), merge=False)
+                for dotted in leaves(SCHEMAS[verb]):
+                    if dotted in keys:
+                        OmegaConf.update(result, dotted, OmegaConf.select(composed, dotted), merge=False)
+                    elif "." not in dotted and dotted in base:
+                        OmegaConf.update(result, dotted, base[dotted], merge=False)
                 composed = result
         config = OmegaConf.to_object(composed)
     except (HydraException, OmegaConfBaseException) as error:

@@ -6,6 +6,8 @@ import logging
 import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +42,10 @@ def main(arguments: list[str]) -> int:
         print(help_text("train", "train a detector", EXAMPLES))
         return 0
     config = compose("train", arguments)
+    if config.resume:  # what is not said again is as it was
+        folder, _ = run_folder(config)
+        config = compose("train", arguments, base=saved_config(folder))
+        config.run = str(folder)
     run(config)
     return 0
 
@@ -69,11 +75,28 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
     return folder, False
 
 
-def log_to(folder: Path) -> None:
-    """Messages go to stderr and to train.log."""
+@contextmanager
+def log_to(folder: Path) -> Iterator[None]:
+    """Messages go to train.log in the folder as well."""
     file = logging.FileHandler(folder / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger("fastrcnn").addHandler(file)
+    log.addHandler(file)
+    try:
+        yield
+    finally:
+        log.removeHandler(file)
+        file.close()
+
+
+def saved_config(folder: Path) -> dict[str, Any]:
+    """The configuration that the run in the folder was started with. Raises UserError."""
+    from omegaconf import OmegaConf
+
+    path = folder / "config.yaml"
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
+    except Exception as error:  # of files, of YAML, of OmegaConf
+        raise UserError(f"{path}: the run's configuration cannot be read ({error}); nothing to go on from.") from None
 
 
 def run(config: TrainConfig) -> tuple[Path, Evaluation]:
@@ -115,32 +138,32 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
         build.set_delta_statistics(model, train_set, config)
 
     describe_run(folder, to_yaml(config))
-    log_to(folder)
-    log.info(
-        "%s: %d training and %d test pictures, classes %s", folder, len(train_set), len(test_set), ", ".join(names)
-    )
-    log.info("%s parameters, %s, %s", f"{parameter_count(model):,}", device, str(dtype).removeprefix("torch."))
-    state = RunState(config, folder, names, model, optimizer, Tracker(folder, start), best)
-
-    def evaluate(step: int) -> None:
-        state.evaluate(step, test_set, workers, detection, metric, dtype)
-
-    if start >= solver.iterations:
-        evaluate(start)
-    else:
-        loop.train(
-            model,
-            training_loader(train_set, solver.images_per_batch, workers, start, pin_memory=device.type == "cuda"),
-            build.sampler(solver, model),
-            optimizer,
-            build.schedule(config, start),
-            state.tracker,
-            save=state.save,
-            evaluate=evaluate,
-            draw=state.draw,
-            dtype=dtype,
-            box_weight=solver.box_weight,
+    with log_to(folder):
+        log.info(
+            "%s: %d training and %d test pictures, classes %s", folder, len(train_set), len(test_set), ", ".join(names)
         )
+        log.info("%s parameters, %s, %s", f"{parameter_count(model):,}", device, str(dtype).removeprefix("torch."))
+        state = RunState(config, folder, names, model, optimizer, Tracker(folder, start), best)
+
+        def evaluate(step: int) -> None:
+            state.evaluate(step, test_set, workers, detection, metric, dtype)
+
+        if start >= solver.iterations:
+            evaluate(start)
+        else:
+            loop.train(
+                model,
+                training_loader(train_set, solver.images_per_batch, workers, start, pin_memory=device.type == "cuda"),
+                build.sampler(solver, model),
+                optimizer,
+                build.schedule(config, start),
+                state.tracker,
+                save=state.save,
+                evaluate=evaluate,
+                draw=state.draw,
+                dtype=dtype,
+                box_weight=solver.box_weight,
+            )
     state.tracker.close()
     assert state.outcome is not None
     split = build.split_name(config.data.test)
@@ -170,7 +193,10 @@ def load_newest(
         raise UserError(f"{path}: was trained with another model; go on with the same model.* keys.\n{error}") from None
     optimizer.load_state_dict(state["optimizer"])
     log.info("going on from %s", path)
-    return state["step"], state["best"]
+    best = state["best"]
+    if (checkpoints / "best.pt").is_file():  # written by an evaluation that came after the checkpoint
+        best = max(best, checkpoint.load(checkpoints / "best.pt")["best"])
+    return state["step"], best
 
 
 @dataclass
