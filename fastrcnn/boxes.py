@@ -1,8 +1,9 @@
 """Boxes: overlap, clipping, flipping, and the regression code of R-CNN.
 
 A box is four numbers x1, y1, x2, y2 in pixels, half-open: x2 and y2 lie one past the last pixel, so a width is
-x2 - x1. That equals, number for number, the inclusive "+1" convention of the paper's code once x2 and y2 there are
-increased by one.
+x2 - x1. In overlaps and areas that equals, number for number, the inclusive "+1" convention of the paper's code once
+x2 and y2 there are increased by one. (In the regression code the author's first release takes widths as x2 - x1 of
+inclusive coordinates, one pixel less than everywhere else; ours is the width that overlaps use.)
 """
 
 from __future__ import annotations
