@@ -6,13 +6,14 @@ Neither torch nor Hydra is imported before the arguments have been looked at.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 
 VERBS = {
     "demo": "the whole job on the embedded data set: data, proposals, training, evaluation, detection",
     "propose": "make proposals for a data set or a folder of pictures with selective search",
-    "train": "train a detector",
+    "train": "train a detector; evaluates it too",
     "eval": "evaluate a checkpoint: AP of each class, mAP, detections in the devkit's format",
     "reval": "evaluate detections that were saved, without a model",
     "detect": "find objects in pictures: draws them and writes JSON",
@@ -46,7 +47,14 @@ def main(argv: list[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 2
-        return importlib.import_module(f"fastrcnn.cli.{verb.replace('-', '_')}").main(rest)
+        module = importlib.import_module(f"fastrcnn.cli.{verb.replace('-', '_')}")
+        if "-h" in rest or "--help" in rest:
+            from fastrcnn.cli.compose import help_text
+
+            print(help_text(verb, VERBS[verb], module.EXAMPLES))
+            return 0
+        logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+        return module.main(rest)
     except UserError as error:
         print(f"fastrcnn: {error}", file=sys.stderr)
         return 1

@@ -173,12 +173,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def help_text(verb: str, what: str, examples: list[str]) -> str:
     """What `fastrcnn VERB --help` prints."""
+    keys = "train" if verb == "demo" else verb  # the demo is a training, and takes the same keys
     lines = [f"fastrcnn {verb}: {what}", "", *(f"  {e}" for e in examples), ""]
-    for group in group_names(verb):
+    for group in group_names(keys):
         lines.append(f"{group}=  {' | '.join(options(group))}")
     lines.append("")
     section = None
-    for name, (hint, default, text) in leaves(SCHEMAS[verb]).items():
+    for name, (hint, default, text) in leaves(SCHEMAS[keys]).items():
         head = name.rpartition(".")[0]
         if head != section:
             section = head

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
-from fastrcnn.cli.compose import compose, help_text
+from fastrcnn.cli.compose import compose
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = ["fastrcnn demo", "fastrcnn demo solver.iterations=300 model.roi_op=roi_align"]
@@ -15,11 +14,7 @@ SHOWN = 6  # pictures that detections are drawn on
 
 def main(arguments: list[str]) -> int:
     """The whole job on the embedded data set."""
-    if "-h" in arguments or "--help" in arguments:
-        print(help_text("train", "the demo takes the keys of train", EXAMPLES))
-        return 0
     config = compose("train", ["experiment=demo", *arguments])
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     log.info("1/4  drawing the data set: %s", config.data.root)
     from fastrcnn.data.demo import write_demo
 

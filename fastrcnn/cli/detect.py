@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrcnn.cli.compose import help_text
 from fastrcnn.config import DetectConfig
 from fastrcnn.errors import UserError
 
@@ -25,9 +24,6 @@ EXAMPLES = [
 
 def main(arguments: list[str]) -> int:
     """Finds objects in pictures; status 3 where there are none to be drawn."""
-    if "-h" in arguments or "--help" in arguments:
-        print(help_text("detect", "find objects in pictures", EXAMPLES))
-        return 0
     from fastrcnn.cli.trained import load
 
     config, model, names, run = load("detect", arguments)

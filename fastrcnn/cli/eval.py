@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fastrcnn.cli.compose import help_text
-
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
     "fastrcnn eval checkpoint=outputs/voc07/...",
@@ -17,9 +15,6 @@ EXAMPLES = [
 
 def main(arguments: list[str]) -> int:
     """Evaluates a checkpoint and writes metrics.json and the detections."""
-    if "-h" in arguments or "--help" in arguments:
-        print(help_text("eval", "evaluate a checkpoint", EXAMPLES))
-        return 0
     from fastrcnn.cli.trained import load
 
     config, model, names, run = load("eval", arguments)

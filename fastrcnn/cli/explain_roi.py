@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrcnn.cli.compose import compose, help_text
+from fastrcnn.cli.compose import compose
 from fastrcnn.config import ExplainRoiConfig
 from fastrcnn.errors import UserError, nearest
 
@@ -31,9 +31,6 @@ MAP_8X8 = [
 
 def main(arguments: list[str]) -> int:
     """Prints the table, writes the pictures."""
-    if "-h" in arguments or "--help" in arguments:
-        print(help_text("explain-roi", "draw what RoI pooling keeps, loses and computes for one RoI", EXAMPLES))
-        return 0
     return run(compose("explain-roi", arguments))
 
 

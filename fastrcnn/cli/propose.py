@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 
-from fastrcnn.cli.compose import compose, help_text
+from fastrcnn.cli.compose import compose
 from fastrcnn.config import ProposeConfig
 from fastrcnn.errors import UserError
 
@@ -18,11 +16,7 @@ EXAMPLES = [
 
 def main(arguments: list[str]) -> int:
     """Makes proposals with selective search; goes on where an earlier call was interrupted."""
-    if "-h" in arguments or "--help" in arguments:
-        print(help_text("propose", "make proposals with selective search", EXAMPLES))
-        return 0
     config: ProposeConfig = compose("propose", arguments)
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     from fastrcnn import build
     from fastrcnn.data.proposals import ProposalStore
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
-from fastrcnn.cli.compose import compose, help_text
+from fastrcnn.cli.compose import compose
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
@@ -21,13 +20,9 @@ def comp4_split(folder: Path, split: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Evaluates saved detections."""
-    if "-h" in arguments or "--help" in arguments:
-        print(help_text("reval", "evaluate saved detections, without a model", EXAMPLES))
-        return 0
     config = compose("reval", arguments)
     if config.detections is None:
         raise UserError("which detections? fastrcnn reval detections=FOLDER, with comp4_det_*.txt files in it.")
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     from fastrcnn import build
     from fastrcnn.evaluation.evaluate import compare, table, write_results
     from fastrcnn.evaluation.result_files import read_coco, read_comp4

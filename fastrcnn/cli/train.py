@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrcnn.cli.compose import compose, help_text, to_dict, to_yaml
+from fastrcnn.cli.compose import compose, to_dict, to_yaml
 from fastrcnn.config import TrainConfig
 from fastrcnn.errors import UserError
 
@@ -38,9 +37,6 @@ EXAMPLES = [
 
 def main(arguments: list[str]) -> int:
     """Trains, evaluates, and says where everything is."""
-    if "-h" in arguments or "--help" in arguments:
-        print(help_text("train", "train a detector", EXAMPLES))
-        return 0
     config = compose("train", arguments)
     if config.resume:  # what is not said again is as it was
         folder, _ = run_folder(config)
@@ -101,7 +97,6 @@ def saved_config(folder: Path) -> dict[str, Any]:
 
 def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     """The whole training that the configuration describes; returns the run's folder and the last evaluation."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     from fastrcnn import build
 
     build.check_solver(config.solver)

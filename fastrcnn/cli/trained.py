@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +21,6 @@ def load(verb: str, arguments: list[str]) -> tuple[Any, FastRCNN, list[str], Pat
     where = given.get("checkpoint", "null")
     if where == "null":
         raise UserError(f"which model? fastrcnn {verb} checkpoint=RUN, the folder of a run or a .pt file.")
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     first = compose(verb, [a for a in arguments if a.startswith("checkpoint=")])
     import torch
 
