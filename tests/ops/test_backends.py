@@ -16,7 +16,9 @@ Pool = Callable[..., Tensor]
 
 @pytest.mark.parametrize("batch", range(4))
 def test_equals_the_reference(backend: str, batch: int) -> None:
-    """400 cases for each of the backends: 2,000 in all."""
+    """400 cases for each of our own kernels, 100 for torchvision's: 1,700 in all."""
+    if backend == "torchvision" and batch:
+        pytest.skip("mostly the reference over again")
     for seed in range(batch * 100, batch * 100 + 100):
         case, want, grad, want_gradient = expected(seed)
         features = case.features.clone().requires_grad_()
