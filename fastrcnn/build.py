@@ -293,7 +293,8 @@ def without_truth(paths: Sequence[Path]) -> list[Sample]:
 
     Raises UserError naming all files that are no pictures.
     """
-    names = Counter(p.stem for p in paths)
+    stems = Counter(p.stem for p in paths)
+    taken: Counter[str] = Counter()
     found, bad = [], []
     for path in paths:
         try:
@@ -301,7 +302,10 @@ def without_truth(paths: Sequence[Path]) -> list[Sample]:
         except UserError as error:
             bad.append(str(error))
             continue
-        image_id = path.stem if names[path.stem] == 1 else f"{path.parent.name}_{path.name}"
+        image_id = path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.name}"
+        taken[image_id] += 1
+        if taken[image_id] > 1:  # folders of one name in different places
+            image_id = f"{image_id}_{taken[image_id]}"
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
         found.append(Sample(image_id, path, width, height, *nothing))
     if bad:

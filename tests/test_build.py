@@ -1,0 +1,233 @@
+"""Configuration to objects: values arrive where they belong, and proposals are kept under a name that fits them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from voc_folder import VocFolder
+
+from fastrcnn import build
+from fastrcnn.config import (
+    DataConfig,
+    DetectionConfig,
+    ModelConfig,
+    RuntimeConfig,
+    SelectiveSearchConfig,
+    TrainConfig,
+    check_bounds,
+)
+from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
+from fastrcnn.data.selective_search import SelectiveSearchSettings
+from fastrcnn.data.transforms import Augmentation
+from fastrcnn.errors import UserError
+from fastrcnn.inference import DetectionSettings
+
+QUICK = SelectiveSearchConfig(side=48, k=[50.0])
+
+
+def config_of(voc: VocFolder, **changes: object) -> DataConfig:
+    return DataConfig(
+        root=str(voc.root), proposal_cache=str(voc.root.parent / "cache"), selective_search=QUICK, **changes
+    )
+
+
+# ------------------------------------------------------------------------------------------ values
+
+
+def test_the_schemas_defaults_are_those_of_the_parts_it_configures() -> None:
+    assert build.selective_search(SelectiveSearchConfig()) == SelectiveSearchSettings()
+    assert build.detection(DetectionConfig()) == DetectionSettings()
+    assert build.augmentation(DataConfig()) == Augmentation()
+
+
+def test_what_varies_in_training_is_fixed_in_evaluation() -> None:
+    config = DataConfig(
+        short_sides=[100, 200], long_side=300, test_short_side=150, flip=True, flip_vertical=True, transpose=True,
+        colour=0.5,
+    )  # fmt: skip
+    assert build.augmentation(config) == Augmentation((100, 200), 300, True, True, True, 0.5)
+    assert build.test_scaling(config) == Augmentation((150,), 300, False, False, False, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("splits", "name"),
+    [(["test"], "test"), (["VOC2007/test"], "VOC2007-test"), (["a/x", "b/y"], "a-x+b-y")],
+)
+def test_a_split_gets_a_name_that_a_file_can_bear(splits: list[str], name: str) -> None:
+    assert build.split_name(splits) == name
+
+
+@pytest.mark.parametrize(
+    ("test", "split", "expected"),
+    [
+        (["test"], None, ["test"]),
+        (["test"], "val", ["val"]),
+        (["VOC2007/test"], "val", ["VOC2007/val"]),
+        (["VOC2007/test"], "VOC2012/val", ["VOC2012/val"]),
+        (["VOC2007/test", "VOC2007/val"], "train", ["VOC2007/train"]),
+        (["a/test", "b/test"], "val", ["a/val", "b/val"]),
+    ],
+)
+def test_another_split_is_looked_for_in_the_same_folders(test: list[str], split: str | None, expected: list) -> None:
+    assert build.test_splits(DataConfig(test=test), split) == expected
+
+
+def test_devices_and_precisions() -> None:
+    cpu = torch.device("cpu")
+    assert build.device(RuntimeConfig(device="cpu")) == cpu
+    assert build.precision(RuntimeConfig(precision="float32"), cpu) == torch.float32
+    assert build.precision(RuntimeConfig(precision="bfloat16"), cpu) == torch.bfloat16
+    assert build.precision(RuntimeConfig(), cpu) in (torch.float32, torch.bfloat16)
+    for bad in ("tpu0", "cuda:x", ""):
+        with pytest.raises(UserError, match=f"runtime.device={bad}"):
+            build.device(RuntimeConfig(device=bad))
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (TrainConfig(name="x", model=ModelConfig(width=0)), "model.width=0: should be more than 0"),
+        (TrainConfig(data=DataConfig(short_sides=[600, 0])), r"data.short_sides=\[600, 0\]: should be at least 1"),
+        (TrainConfig(runtime=RuntimeConfig(workers=-1)), "runtime.workers=-1: should be at least 0"),
+        (TrainConfig(detection=DetectionConfig(nms_iou=1.5)), "detection.nms_iou=1.5: should be at most 1"),
+        (TrainConfig(model=ModelConfig(width=float("nan"))), "model.width=nan"),
+    ],
+)
+def test_numbers_out_of_their_bounds_are_named(config: TrainConfig, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_bounds(config)
+
+
+def test_null_is_within_every_bound() -> None:
+    check_bounds(TrainConfig(runtime=RuntimeConfig(threads=None, workers=None)))
+
+
+# ------------------------------------------------------------------------------------------ classes and samples
+
+
+def test_classes_are_those_given_in_their_order_or_those_found_sorted(tiny: VocFolder) -> None:
+    assert build.classes(config_of(tiny, classes=["dog", "traffic light", "cat"])) == ["dog", "traffic light", "cat"]
+    assert build.classes(config_of(tiny)) == ["cat", "dog"]
+    assert build.classes(config_of(tiny, train=["test"])) == ["cat"]
+
+
+@pytest.mark.parametrize("names", [[], ["cat", "cat"], ["a/b"], [""], ["a\\b"]])
+def test_names_that_no_file_can_bear_are_refused_before_training(tiny: VocFolder, names: list[str]) -> None:
+    with pytest.raises(UserError, match=r"data\.classes"):
+        build.classes(config_of(tiny, classes=names))
+
+
+def test_classes_with_a_broken_annotation_name_all_that_is_wrong_or_leave_it_out(tiny: VocFolder) -> None:
+    (tiny.root / "Annotations" / "b.xml").write_text("<annotation>")
+    (tiny.root / "JPEGImages" / "a.jpg").unlink()
+    with pytest.raises(UserError, match=r"(?s)2 problem.*a: no such picture.*b\.xml, line 1"):
+        build.classes(config_of(tiny))
+    assert build.classes(config_of(tiny, skip_bad=True)) == ["cat", "dog"]
+
+
+def test_samples_of_several_folders_follow_each_other(tmp_path: Path) -> None:
+    for year, image_id in (("VOC2007", "x"), ("VOC2012", "y")):
+        folder = VocFolder(tmp_path / "VOCdevkit" / year)
+        folder.add(image_id, ("cat", (1, 1, 9, 9), False))
+        folder.split("trainval", image_id)
+    config = DataConfig(root=str(tmp_path / "VOCdevkit"), classes=["cat"])
+    found = build.samples(config, ["VOC2012/trainval", "VOC2007/trainval"], ["cat"], use_difficult=True)
+    assert [s.image_id for s in found] == ["y", "x"]
+
+
+def test_an_id_in_two_lists_is_refused(tiny: VocFolder) -> None:
+    tiny.split("more", "c", "a")
+    with pytest.raises(UserError, match="trainval, more: 'a' is in more than one of these lists"):
+        build.samples(config_of(tiny), ["trainval", "more"], ["cat", "dog"], use_difficult=True)
+
+
+def test_skip_bad_says_what_was_left_out(tiny: VocFolder, caplog: pytest.LogCaptureFixture) -> None:
+    (tiny.root / "Annotations" / "b.xml").write_text("<annotation>")
+    found = build.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"], use_difficult=True)
+    assert [s.image_id for s in found] == ["a"]
+    assert "left out (data.skip_bad)" in caplog.text
+    assert "b.xml, line 1" in caplog.text
+
+
+def test_difficult_objects_are_trained_on_or_not_and_always_evaluated(tiny: VocFolder) -> None:
+    tiny.add("c", ("dog", (5, 5, 40, 40), True))
+    store = tiny.root.parent / "x.proposals"
+    boxes = np.array([[0, 0, 9, 9]], np.float32)
+    write_store(store, [ImageProposals(i, 48, 64, boxes) for i in "abc"], "a test", {})
+    config = config_of(tiny, proposals=str(store), use_difficult=False)
+    names = ["cat", "dog"]
+    assert [len(s.boxes) for s in build.training_set(config, names, seed=0).samples] == [2, 0]
+    assert [len(s.boxes) for s in build.test_set(config, names).samples] == [1]
+    config.use_difficult = True
+    assert [len(s.boxes) for s in build.training_set(config, names, seed=0).samples] == [2, 1]
+
+
+# ------------------------------------------------------------------------------------------ proposals
+
+
+def test_proposals_are_made_once_and_found_again(tiny: VocFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tiny, name="pets")
+    first = build.training_set(config, ["cat", "dog"], seed=0)
+    (kept,) = (tiny.root.parent / "cache").glob("*.proposals")
+    assert kept.name.startswith("pets-trainval-")
+    assert ProposalStore(kept).ids == ["a", "b"]
+    monkeypatch.setattr(build, "propose_all", None)  # may not be called again
+    again = build.training_set(config, ["cat", "dog"], seed=0)
+    np.testing.assert_array_equal(again.proposal_boxes(1), first.proposal_boxes(1))
+
+
+def test_the_name_of_kept_proposals_follows_settings_and_pictures(tiny: VocFolder) -> None:
+    config = config_of(tiny)
+    samples = build.samples(config, ["trainval"], ["cat", "dog"], use_difficult=True)
+    path = build.proposal_path(config, samples, "trainval")
+    assert build.proposal_path(config, samples[::-1], "trainval") == path
+    other = config_of(tiny)
+    other.selective_search = SelectiveSearchConfig(side=48, k=[50.0], sigma=0.5)
+    assert build.proposal_path(other, samples, "trainval") != path
+    assert build.proposal_path(config, samples[:1], "trainval") != path
+    (tiny.root / "JPEGImages" / "a.jpg").write_bytes((tiny.root / "JPEGImages" / "b.jpg").read_bytes())
+    assert build.proposal_path(config, samples, "trainval") != path
+
+
+def test_proposals_of_other_pictures_are_refused(tiny: VocFolder) -> None:
+    store = tiny.root.parent / "x.proposals"
+    boxes = np.zeros((0, 4), np.float32)
+    write_store(store, [ImageProposals("a", 48, 64, boxes)], "a test", {})
+    with pytest.raises(UserError, match="belong to other images: 1 of 2 images are not in it, the first is 'b'"):
+        build.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
+    write_store(store, [ImageProposals("a", 48, 64, boxes), ImageProposals("b", 64, 48, boxes)], "a test", {})
+    with pytest.raises(UserError, match="'b' has 48x64 pixels there, but the image has 64x48"):
+        build.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
+
+
+# ------------------------------------------------------------------------------------------ pictures to detect on
+
+
+def test_a_source_is_a_file_a_folder_or_a_pattern(voc: VocFolder) -> None:
+    folder = voc.root / "JPEGImages"
+    b, a, c = voc.picture("b"), voc.picture("a", suffix=".PNG"), voc.picture("sub/c")
+    (folder / "notes.txt").write_text("x")
+    assert build.pictures(str(b)) == [b]
+    assert build.pictures(str(folder)) == [a, b]
+    assert build.pictures(f"{folder}/*.jpg") == [b]
+    assert build.pictures(f"{folder}/**/*.jpg") == [b, c]
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_file_where_there_is_one(voc: VocFolder) -> None:
+    picture = voc.picture("a[1]*")
+    assert build.pictures(str(picture)) == [picture]
+
+
+def test_pictures_without_truth_have_their_size_and_names_that_differ(voc: VocFolder) -> None:
+    one, other, third = voc.picture("x/a", size=(30, 20)), voc.picture("y/a"), voc.picture("b")
+    samples = build.without_truth([one, other, third])
+    assert [s.image_id for s in samples] == ["x_a.jpg", "y_a.jpg", "b"]
+    assert (samples[0].width, samples[0].height, len(samples[0].boxes)) == (30, 20, 0)
+
+
+def test_pictures_of_one_name_in_folders_of_one_name_still_differ(voc: VocFolder) -> None:
+    samples = build.without_truth([voc.picture("x/s/a"), voc.picture("y/s/a"), voc.picture("x/s/a", suffix=".png")])
+    assert len({s.image_id for s in samples}) == 3

@@ -1,0 +1,228 @@
+"""The whole way in small: data, training, evaluation, detection, and going on, by the commands a user types."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from voc_folder import fingerprint
+
+from fastrcnn.cli import main
+from fastrcnn.data.demo import write_demo
+
+SETTINGS = [
+    "experiment=demo",
+    "model.width=0.05",
+    "solver.iterations=6",
+    "solver.images_per_batch=2",
+    "solver.rois_per_image=16",
+    "solver.warmup=0",
+    "data.short_sides=[96]",
+    "data.test_short_side=96",
+    "data.selective_search.side=96",
+    "data.selective_search.k=[50]",
+    "data.selective_search.max_boxes=60",
+    "detection.score_threshold=0.01",
+    "runtime.device=cpu",
+    "runtime.precision=float32",
+    "runtime.threads=1",
+    "runtime.workers=0",
+    "runtime.log_every=2",
+    "runtime.checkpoint_every=3",
+    "runtime.pictures_every=3",
+]
+
+
+Command = Callable[..., tuple[str, str]]
+
+
+def in_a_process_of_its_own(folder: Path, *arguments: str) -> str:
+    """Runs a command as a shell does; gives stdout."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrcnn", *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def command(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> Iterator[Command]:
+    """Runs a command in this process, which saves the seconds that importing torch takes; gives stdout and stderr."""
+    threads = torch.get_num_threads()
+    monkeypatch.chdir(place)
+    caplog.set_level(logging.INFO, "fastrcnn")
+    logger = logging.getLogger("fastrcnn")
+    handlers = list(logger.handlers)
+
+    def run(*arguments: str, status: int = 0) -> tuple[str, str]:
+        capsys.readouterr()
+        found = main(list(arguments))
+        out, err = capsys.readouterr()
+        assert found == status, err
+        assert "Traceback" not in err
+        return out, err
+
+    yield run
+    torch.set_num_threads(threads)
+    for handler in set(logger.handlers) - set(handlers):
+        handler.close()
+        logger.removeHandler(handler)
+
+
+def metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a demo of 24 pictures, and a run of six steps on it in `run`."""
+    folder = tmp_path_factory.mktemp("a place [with] odd=name é")
+    write_demo(folder / "data" / "demo", train=12, val=6, test=6)
+    before = fingerprint(folder / "data" / "demo")
+    out = in_a_process_of_its_own(folder, "train", "run=run", *SETTINGS)
+    assert fingerprint(folder / "data" / "demo") == before  # what is the user's is left alone
+    assert out.splitlines()[-1] == "run: run"
+    assert "mAP" in out
+    return folder
+
+
+def test_a_run_leaves_what_the_design_promises(place: Path) -> None:
+    run = place / "run"
+    for name in ("config.yaml", "command.txt", "environment.json", "train.log", "metrics.csv"):
+        assert (run / name).stat().st_size > 0, name
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"step-3.pt", "step-6.pt", "best.pt"}
+    assert list((run / "tensorboard").glob("events.*"))
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    assert (config["solver"]["iterations"], config["model"]["width"]) == (6, 0.05)
+    assert "train" in (run / "command.txt").read_text(encoding="utf-8")
+    assert set(json.loads((run / "environment.json").read_text(encoding="utf-8"))) >= {"torch", "python", "fastrcnn"}
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    losses = {int(r["step"]): float(r["value"]) for r in rows if r["name"] == "train/loss"}
+    assert list(losses) == [2, 4, 6]
+    assert all(0 < v < 100 for v in losses.values())
+    assert [r["step"] for r in rows if r["name"] == "eval/mAP"] == ["6"]
+
+
+def test_a_runs_evaluation_holds_every_class_and_file(place: Path) -> None:
+    folder = place / "run" / "eval" / "test"
+    found = metrics(folder)
+    assert found["images"] == 6
+    assert found["metric"] == "voc07"
+    assert {p.name for p in folder.glob("comp4_*")} == {f"comp4_det_test_{name}.txt" for name in found["ap"]}
+    assert sum(p.stat().st_size for p in folder.glob("comp4_*")) > 0
+    known = [ap for ap in found["ap"].values() if ap is not None]
+    assert found["mAP"] == pytest.approx(sum(known) / len(known))
+
+
+def test_eval_gives_the_runs_own_figures_and_other_splits(command: Command, place: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    command("eval", "checkpoint=run", f"output={output}")
+    assert metrics(output) == metrics(place / "run" / "eval" / "test")
+    command("eval", "checkpoint=run/checkpoints/step-3.pt", "split=val", "data.metric=voc10")
+    other = metrics(place / "run" / "eval" / "val")
+    assert (other["images"], other["metric"]) == (6, "voc10")
+
+
+def test_reval_of_the_files_gives_the_same_figures(command: Command, place: Path, tmp_path: Path) -> None:
+    found = place / "run" / "eval" / "test"
+    command("reval", f"detections={found}", "data=demo", f"output={tmp_path}")
+    assert metrics(tmp_path)["ap"] == metrics(found)["ap"]
+    assert metrics(tmp_path)["mAP"] == metrics(found)["mAP"]
+
+
+def detections(folder: Path) -> list[dict]:
+    return json.loads((folder / "detections.json").read_text(encoding="utf-8"))
+
+
+def test_detect_draws_a_folder_and_a_pattern(command: Command, place: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "my photos"
+    photos.mkdir()
+    for number in (1, 2):
+        shutil.copy(place / "data" / "demo" / "JPEGImages" / f"{number:06}.jpg", photos / f"{number} é.jpg")
+    folder, pattern = tmp_path / "folder", tmp_path / "pattern"
+    out, _ = command("detect", "checkpoint=run", f"source={photos}", f"output={folder}", "draw_threshold=0.01")
+    assert f"pictures and detections.json in {folder}" in out
+    assert {p.name for p in folder.iterdir()} == {"1 é.png", "2 é.png", "detections.json"}
+    entries = detections(folder)
+    assert {e["image_id"] for e in entries} == {"1 é", "2 é"}
+    assert len(entries) == int(out.split()[0])
+    for e in entries:
+        x, y, width, height = e["bbox"]
+        assert x >= 0 and y >= 0 and width > 0 and height > 0  # noqa: PT018
+        assert x + width <= 224.01
+        assert y + height <= 160.01
+        assert 0.01 <= e["score"] <= 1
+    drawn = cv2.imdecode(np.fromfile(folder / "1 é.png", np.uint8), cv2.IMREAD_COLOR)
+    plain = cv2.imdecode(np.fromfile(photos / "1 é.jpg", np.uint8), cv2.IMREAD_COLOR)
+    assert drawn.shape == plain.shape
+    assert (drawn != plain).any()
+
+    # A pattern: one picture, and nothing that reaches the threshold for drawing. That is status 3.
+    arguments = ["checkpoint=run", f"source={photos}/1*.jpg", f"output={pattern}", "draw_threshold=1"]
+    out, _ = command("detect", *arguments, status=3)
+    assert out.startswith("0 object(s) found")
+    assert {p.name for p in pattern.iterdir()} == {"1 é.png", "detections.json"}
+    assert detections(pattern) == [e for e in entries if e["image_id"] == "1 é"]
+    undrawn = cv2.imdecode(np.fromfile(pattern / "1 é.png", np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(undrawn, plain)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "run=run", *SETTINGS], "there is a run in this folder already"),
+        (["eval", "checkpoint=run", "split=vla"], "There are: test, train, trainval, val. Did you mean 'val'?"),
+        (["detect", "checkpoint=run"], "which pictures? source=PICTURE"),
+        (["detect", "checkpoint=run", "source=nothing/*.jpg"], "source=nothing/*.jpg: there is no such file"),
+        (["eval", "checkpoint=run", "data=voc07"], "data.root is missing"),
+    ],
+    ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else None,
+)
+def test_mistakes_about_a_run_are_one_clear_message(
+    command: Command, place: Path, arguments: Sequence[str], said: str
+) -> None:
+    before = fingerprint(place / "run")
+    out, err = command(*arguments, status=1)
+    assert said in err
+    assert out == ""
+    assert fingerprint(place / "run") == before
+
+
+def test_a_run_goes_on_as_if_it_had_never_stopped(
+    command: Command, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three steps, then three more: the same weights' figures and losses as six at once."""
+    command("train", "run=half", *SETTINGS, "solver.iterations=3", "solver.schedule=step")
+    whole, _ = command("train", "run=whole", *SETTINGS, "solver.schedule=step")
+    resumed, _ = command("train", "run=half", "resume=auto", *SETTINGS, "solver.schedule=step")
+    assert "going on from half/checkpoints/step-3.pt" in caplog.text
+    assert metrics(place / "half" / "eval" / "test") == metrics(place / "whole" / "eval" / "test")
+
+    def last(run: str) -> list[list[str]]:
+        with (place / run / "metrics.csv").open(newline="") as file:
+            return [r for r in csv.reader(file) if r[0] == "6" and "steps_per_s" not in r[1]]
+
+    assert last("half") == last("whole")
+    assert len((place / "half" / "command.txt").read_text(encoding="utf-8").splitlines()) == 2
+    assert whole.replace("whole", "half") == resumed
