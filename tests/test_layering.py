@@ -29,7 +29,7 @@ BELOW = {
     "export": BASE | {"model"},
     "evaluate": BASE | {"model", "metrics", "data", "inference", "visualize", "export"},
     "training": BASE | {"model", "metrics", "evaluate", "inference"},
-    "config": set(),
+    "config": {"errors"},
     "build": {"*"},
     "cli": {"*"},
 }

@@ -91,7 +91,7 @@ def test_null_and_nothing_leave_an_optional_key_empty(empty: str) -> None:
         ("data.flip=false", False),
         ("data.flip=No", False),
         ("detection.max_per_image=null", None),
-        ("detection.max_per_image=-1", -1),
+        ("solver.iterations=+5", 5),
         ("data.metric=voc10", "voc10"),
     ],
 )
