@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastrcnn.data.images import MAX_PIXELS, image_size, read_image
+from fastrcnn.data import images
+from fastrcnn.data.images import MAX_PIXELS, _reaches_its_end, image_size, read_image
 from fastrcnn.errors import UserError
 
 
@@ -166,6 +167,41 @@ def test_restart_markers_and_odd_sizes_are_no_cuts(tmp_path: Path) -> None:
     assert cv2.imwrite(str(path), smooth(37, 51)[:, :, ::-1], [cv2.IMWRITE_JPEG_RST_INTERVAL, 1])
     assert b"\xff\xd0" in path.read_bytes()
     assert read_image(path).shape == (37, 51, 3)
+
+
+def test_the_end_of_a_jpeg_is_found_without_a_decoder() -> None:
+    """Some decoders fill what is missing with gray instead of failing."""
+    thumbnail = jpeg(smooth(8, 8))
+    segment = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 8) + b"Exif\0\0" + thumbnail
+    for options in ({}, {"progressive": True}, {"restart_marker_blocks": 1}):
+        whole = jpeg(smooth(), **options)
+        data = whole[:2] + segment + whole[2:]
+        assert _reaches_its_end(data)
+        assert _reaches_its_end(data + b"film \xff\xda \xff\xda")
+        for length in (len(data) - 1, len(data) - 2, len(data) - len(whole) // 3, len(segment) + 30, 20, 2):
+            assert not _reaches_its_end(data[:length])
+
+
+def test_a_cut_jpeg_is_refused_also_where_the_decoder_would_fill_it_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jpg"
+    monkeypatch.setattr(images.cv2, "imdecode", lambda data, flags: np.full((32, 48, 3), 128, np.uint8))
+    path.write_bytes(jpeg(smooth()))
+    assert read_image(path).shape == (32, 48, 3)
+    path.write_bytes(jpeg(smooth())[:-9])
+    with pytest.raises(UserError, match=r"a\.jpg: .*cut short"):
+        read_image(path)
+
+
+def test_the_limit_is_ours_whatever_pillows_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(smooth()).save(path)
+    monkeypatch.setattr(images, "MAX_PIXELS", 32 * 48)
+    assert read_image(path).shape == (32, 48, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 32 * 48 - 1)
+    with pytest.raises(UserError, match="48 x 32 pixels are more than the 1,535 allowed; refused"):
+        read_image(path)
 
 
 def bomb(width: int, height: int) -> bytes:

@@ -187,7 +187,8 @@ def test_colours_stay_without_colour_and_vary_within_the_share() -> None:
 
 def test_contrast_is_a_straight_line_cut_off_at_black_and_white() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(2, axis=0)
-    for seed in range(10):
+    lines = []
+    for seed in range(40):
         image, _, _ = Augmentation((2,), 10_000, flip=False, colour=0.5)(ramp, [], np.random.default_rng(seed))
         for channel in range(3):
             curve = image[0, :, channel].astype(float)
@@ -196,3 +197,7 @@ def test_contrast_is_a_straight_line_cut_off_at_black_and_white() -> None:
             assert 0.49 <= gain <= 1.51
             expected = np.clip(gain * np.arange(256) + light, 0, 255)
             assert np.abs(curve - expected).max() <= 1
+            lines.append((gain, gain * 128 + light))
+    # Contrast turns about the middle gray: how bright that becomes has nothing to do with the gain.
+    assert abs(np.corrcoef(np.array(lines).T)[0, 1]) < 0.35
+    assert np.ptp(lines, axis=0)[1] > 100
