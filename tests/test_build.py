@@ -144,6 +144,11 @@ def test_an_id_in_two_lists_is_refused(tiny: VocFolder) -> None:
         build.samples(config_of(tiny), ["trainval", "more"], ["cat", "dog"], use_difficult=True)
 
 
+def test_the_first_so_many_of_each_list_are_used(tiny: VocFolder) -> None:
+    found = build.samples(config_of(tiny, max_images=1), ["trainval", "test"], ["cat", "dog"], use_difficult=True)
+    assert [s.image_id for s in found] == ["a", "c"]
+
+
 def test_skip_bad_says_what_was_left_out(tiny: VocFolder, caplog: pytest.LogCaptureFixture) -> None:
     (tiny.root / "Annotations" / "b.xml").write_text("<annotation>")
     found = build.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"], use_difficult=True)
