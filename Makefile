@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+export OMP_WAIT_POLICY ?= passive
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard fastrcnn/ops/csrc/*)
 
 .PHONY: demo test check format lint types bench wheel clean help

@@ -113,6 +113,13 @@ def root(config: DataConfig) -> Path:
     return folder
 
 
+def absolute_paths(config: DataConfig) -> None:
+    """Makes the paths of a data set absolute, so that a run can be evaluated from any folder."""
+    for name in ("root", "proposals", "proposal_cache"):
+        if (path := getattr(config, name)) is not None:
+            setattr(config, name, str(Path(path).expanduser().resolve()))
+
+
 def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, list[str]]]:
     """For each split, given as SPLIT or FOLDER/SPLIT, its folder and image ids."""
     if not splits:

@@ -101,6 +101,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
 
     build.check_solver(config.solver)
     detection, metric = build.detection(config.detection), build.metric(config.data)  # mistakes show before the work
+    build.absolute_paths(config.data)
     folder, resumed = run_folder(config)
     import torch
 
