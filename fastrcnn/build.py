@@ -114,7 +114,11 @@ def root(config: DataConfig) -> Path:
 
 
 def absolute_paths(config: DataConfig) -> None:
-    """Makes the paths of a data set absolute, so that a run can be evaluated from any folder."""
+    """Makes the paths of a data set absolute, so that a run can be evaluated from any folder.
+
+    Raises UserError where the data set's folder is not there, with the path as it was given.
+    """
+    root(config)
     for name in ("root", "proposals", "proposal_cache"):
         if (path := getattr(config, name)) is not None:
             setattr(config, name, str(Path(path).expanduser().resolve()))

@@ -161,7 +161,7 @@ def test_an_experiment_chooses_groups_and_the_command_line_beats_it() -> None:
     config = compose("train", ["experiment=demo", "solver=paper", "data.flip=false"])
     assert config.name == "demo"
     assert config.data.name == "demo"
-    assert config.solver.iterations == 1200  # the experiment's own number stays
+    assert config.solver.iterations == 1500  # the experiment's own number stays
     assert config.solver.schedule == "step"  # the group chosen on the command line
     assert config.data.flip is False
 
