@@ -101,7 +101,6 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
 
     build.check_solver(config.solver)
     detection, metric = build.detection(config.detection), build.metric(config.data)  # mistakes show before the work
-    build.absolute_paths(config.data)
     folder, resumed = run_folder(config)
     import torch
 
@@ -118,6 +117,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     workers = build.workers(config.runtime)
     solver, seed = config.solver, config.runtime.seed
 
+    build.absolute_paths(config.data)
     names = build.classes(config.data)
     build.image_ids(config.data, config.data.test)  # a list that is missing shows before the work
     torch.manual_seed(loop.seed_of(seed))
