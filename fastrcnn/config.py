@@ -182,8 +182,32 @@ class ProposeConfig:
     """fastrcnn propose"""
 
     source: str | None = key(None, "a folder or pattern of pictures, in place of a data set")
-    output: str | None = key(None, "the store to write; null: where training and evaluation look for it")
+    convert: str | None = key(None, "proposals in any format to write in another one: a file or a folder of files")
+    convention: str | None = key(None, "of the boxes in `convert`, such as yxyx-1-inclusive; null: its format's own")
+    ids: str | None = key(None, "text file with the image ids of `convert`, in its order, where it names none")
+    output: str | None = key(None, "the store to write (or NAME.mat, NAME.json); null: where training looks for it")
     workers: int | None = key(None, "processes; null: one a core", least=1)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class CheckConfig:
+    """fastrcnn check"""
+
+    proposals: str | None = key(None, "a proposal store; null: data.proposals, or those made earlier, if any")
+    output: str | None = key(None, "folder for report.html and report.json; null: outputs/check/<data.name>")
+    workers: int | None = key(None, "processes; null: one a core", least=1)
+    data: DataConfig = field(default_factory=DataConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+
+
+@dataclass
+class ProposalsCheckConfig:
+    """fastrcnn proposals-check"""
+
+    proposals: str | None = key(None, "proposals in any format: a file, a folder of files, or a store")
+    ids: str | None = key(None, "text file with the image ids of the proposals, in their order, where they name none")
+    split: str | None = key(None, "split list to compare with; null: data.train and data.test")
     data: DataConfig = field(default_factory=DataConfig)
 
 
@@ -206,6 +230,8 @@ SCHEMAS: dict[str, type] = {
     "reval": RevalConfig,
     "detect": DetectConfig,
     "propose": ProposeConfig,
+    "check": CheckConfig,
+    "proposals-check": ProposalsCheckConfig,
     "explain-roi": ExplainRoiConfig,
 }
 

@@ -12,7 +12,9 @@ import sys
 
 VERBS = {
     "demo": "the whole job on the embedded data set: data, proposals, training, evaluation, detection",
-    "propose": "make proposals for a data set or a folder of pictures with selective search",
+    "check": "report on a data set and its proposals before anything is trained: console, JSON, HTML page",
+    "propose": "make proposals for a data set or a folder of pictures, or convert them from another format",
+    "proposals-check": "find out which convention the boxes of a proposal file follow",
     "train": "train a detector; evaluates it too",
     "eval": "evaluate a checkpoint: AP of each class, mAP, detections in the devkit's format",
     "reval": "evaluate detections that were saved, without a model",
@@ -88,7 +90,7 @@ def _unfit_pair(error: Exception) -> str:
 
 
 def _overview() -> str:
-    verbs = "\n".join(f"  {verb:<12} {what}" for verb, what in VERBS.items())
+    verbs = "\n".join(f"  {verb:<16} {what}" for verb, what in VERBS.items())
     return f"""Fast R-CNN: training, evaluation and detection with precomputed or selective-search proposals.
 
 {USAGE}
