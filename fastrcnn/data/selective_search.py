@@ -131,7 +131,7 @@ def propose_all(
     except OSError as error:
         raise UserError(f"{work}: cannot be written ({error}); choose another place for the store.") from error
     with lock:
-        results = _results(images, work, settings, workers or _cores())
+        results = _results(images, work, settings, workers or cores())
         found: dict[str, Path] = {}
         problems: list[str] = []
         for image_id, result in progress(results, total=len(images), what="Proposals"):
@@ -209,7 +209,8 @@ def _segmentation() -> Any:
     return module
 
 
-def _cores() -> int:
+def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -223,7 +224,7 @@ def _results(
         yield from map(_one, tasks)
         return
     # Not forked: the caller may have threads, torch's for one, and a fork of those can hang.
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
     try:
         yield from _in_parallel(executor, _one, tasks, ahead=4 * workers)
     except BrokenProcessPool as error:
@@ -248,7 +249,8 @@ def _in_parallel(executor: Executor, function: Callable[[T], R], tasks: Iterable
         yield from (future.result() for future in done)
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
+    """Prepares a spawned process that works on pictures: one thread, deaf to Ctrl-C, and gone when its parent is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent answers it
     cv2.setNumThreads(1)
     parent = multiprocessing.parent_process()
