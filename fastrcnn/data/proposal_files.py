@@ -7,19 +7,31 @@ small multiple of its size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from fastrcnn.data.conventions import HALF_OPEN, Convention
+from fastrcnn.data.mat_files import is_mat
+from fastrcnn.data.proposal_content import Content, Reader
+from fastrcnn.data.proposal_mat import file_id, read_folder, read_mat
+from fastrcnn.data.proposal_pickle import read_pickle
+from fastrcnn.data.proposal_text import csv_columns, read_csv, read_json
 from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.errors import UserError
 
-Reader = Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+HEAD = 4096  # bytes that tell the format
 
-FORMATS = """  a proposal store of this program, the folder NAME.proposals"""
+FORMATS = """\
+  a proposal store of this program, the folder NAME.proposals
+  MATLAB (5 to 7.3): cells `boxes` and `images` (the Fast R-CNN author's); `boxes`, `bboxes` and `scores` (MCG) or
+      `bbs` (EdgeBoxes) of one image, or a folder of such files, ID.mat or ID_boxes.mat; `bbs` as a cell of images
+  a pickle of detectron2 (`ids`, `boxes`, `objectness_logits`) or of mmdetection (a list, or a dictionary by file name)
+  CSV with a header: image_id, x1, y1, x2, y2 or x, y, w, h, and a score or not
+  JSON: a list of {"image_id": ..., "bbox": [x, y, width, height], "score": ...}"""
 
 
 @dataclass(frozen=True)
@@ -53,12 +65,48 @@ def open_proposals(path: Path, ids: Sequence[str] | None = None) -> ProposalFile
     their number differs.
     """
     path = Path(path)
-    if (path / "meta.json").is_file():
-        return _store(path)
+    try:
+        content = _content(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    except MemoryError:
+        raise UserError(f"{path}: there is not enough memory to read it.") from None
+    found = _ids(path, content, ids)
+    twice = [i for i, n in Counter(found).items() if n > 1]
+    if twice:
+        raise UserError(f"{path}: image '{twice[0][:100]}' comes twice ({len(twice)} such ids); ids must differ.")
+    if "" in found:
+        raise UserError(f"{path}: the id of image {found.index('') + 1} is empty; every image needs one.")
+    return ProposalFile(path, content.format, content.convention, found, content.read)
+
+
+def _content(path: Path) -> Content:
+    if path.is_dir():
+        if (path / "meta.json").is_file():
+            return _store(path)
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() == ".mat" and f.is_file())
+        if not files:
+            raise UserError(f"{path}: neither a proposal store nor a folder of .mat files. Known formats:\n{FORMATS}")
+        return read_folder(path, files)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such proposal file; correct the path.")
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if not head:
+        raise UserError(f"{path}: the file is empty; fetch or export it again.")
+    if is_mat(head):
+        return read_mat(path)
+    if head[:1] in (b"\x80", b"(", b"]", b"}") or path.suffix.lower() in (".pkl", ".pickle"):
+        return read_pickle(path)
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text[:1] == b"[":
+        return read_json(path)
+    if csv_columns(next(iter(text.splitlines()), b"").decode("utf-8", "replace")) is not None:
+        return read_csv(path)
     raise UserError(f"{path}: no proposals in any of the formats known:\n{FORMATS}")
 
 
-def _store(path: Path) -> ProposalFile:
+def _store(path: Path) -> Content:
     store = ProposalStore(path)
     ids = store.ids
 
@@ -66,4 +114,25 @@ def _store(path: Path) -> ProposalFile:
         scores = store.scores(ids[index])
         return store.boxes(ids[index]).astype(np.float64), None if scores is None else scores.astype(np.float64)
 
-    return ProposalFile(path, "a proposal store", HALF_OPEN, ids, read)
+    return Content("a proposal store", HALF_OPEN, len(ids), ids, read)
+
+
+def _ids(path: Path, content: Content, given: Sequence[str] | None) -> list[str]:
+    """The ids of the file, or else those that were given for it."""
+    if given is None:
+        if content.ids is not None:
+            return content.ids
+        if content.format.startswith(("per-image", "MCG", "EdgeBoxes")) and content.count == 1:
+            return [file_id(path)]
+        raise UserError(
+            f"{path}: is {content.format}, which does not name its {content.count} images. Give their ids in the "
+            "file's order, one a line, as ids=LIST.txt."
+        )
+    if content.ids is not None:
+        raise UserError(f"{path}: is {content.format}, which names its images itself; leave out ids=.")
+    if len(given) != content.count:
+        raise UserError(
+            f"{path}: has {content.count} images, but the list of ids has {len(given)}. It must have one id a line for "
+            "each of them, in their order."
+        )
+    return list(given)
