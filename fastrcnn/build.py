@@ -25,12 +25,14 @@ from fastrcnn.config import (
     SolverConfig,
     TrainConfig,
 )
-from fastrcnn.data.dataset import DetectionDataset, Proposals
+from fastrcnn.data.annotations import class_names, find_split, is_coco, load
+from fastrcnn.data.dataset import DetectionDataset, Proposals, picture_faults
 from fastrcnn.data.images import image_size, read_bytes
 from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.selective_search import SelectiveSearchSettings, propose_all
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.data.voc import IMAGE_SUFFIXES, find_classes, load_voc, read_split
+from fastrcnn.data.truth import Problems
+from fastrcnn.data.voc import IMAGE_SUFFIXES
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.evaluation.voc_ap import METRICS, Metric
 from fastrcnn.inference import DetectionSettings
@@ -43,6 +45,8 @@ from fastrcnn.training.loop import Schedule
 from fastrcnn.training.optim import learning_rate
 
 log = logging.getLogger(__name__)
+CHOICES = ("refuse", "leave_out")
+MEND_PICTURES = "Mend the files, or leave out what is wrong with data.skip_bad=true."
 
 
 def one_of(key: str, value: str, known: Sequence[str]) -> str:
@@ -101,14 +105,14 @@ def workers(config: RuntimeConfig) -> int:
 
 
 def root(config: DataConfig) -> Path:
-    """The data set's folder."""
+    """The data set's folder, or its COCO file."""
     if config.root is None:
         raise UserError(
             f"data.root is missing: the folder of the data set '{config.name}', as data.root=FOLDER. For VOC it is "
-            "VOCdevkit; for a set of your own the folder with JPEGImages, Annotations and ImageSets/Main."
+            "VOCdevkit; for a set of your own the folder with JPEGImages and Annotations, or a COCO annotation file."
         )
     folder = Path(config.root).expanduser()
-    if not folder.is_dir():
+    if not folder.is_dir() and not (folder.is_file() and is_coco(folder)):
         raise UserError(f"data.root={config.root}: there is no such folder.")
     return folder
 
@@ -125,14 +129,15 @@ def absolute_paths(config: DataConfig) -> None:
 
 
 def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, list[str]]]:
-    """For each split, given as SPLIT or FOLDER/SPLIT, its folder and image ids."""
+    """For each split the source of its annotations, a folder in VOC layout or a COCO file, and its image ids."""
     if not splits:
         raise UserError("data.train and data.test name at least one split list each, as data.train=[trainval].")
     found = []
     for split in splits:
-        folder, _, name = split.rpartition("/")
-        ids = read_split(root(config) / folder, name)
-        found.append((root(config) / folder, ids[: config.max_images]))
+        source, ids, made = find_split(root(config), split)
+        if made:
+            log.info("%s: no split lists; %d images, chosen by their ids, are '%s'", source, len(ids), split)
+        found.append((source, ids[: config.max_images]))
     return found
 
 
@@ -140,10 +145,12 @@ def classes(config: DataConfig) -> list[str]:
     """Names of the classes; label i is number i - 1 of the list."""
     if config.classes is not None:
         return checked_names(config.classes)
-    found = [find_classes(folder, ids) for folder, ids in image_ids(config, config.train)]
-    names = sorted({name for part, _ in found for name in part})
+    found = [class_names(source, ids) for source, ids in image_ids(config, config.train)]
+    names = list(dict.fromkeys(name for part, _ in found for name in part))
+    if len(found) > 1 or not any(is_coco(source) for source, _ in image_ids(config, config.train)):
+        names.sort()
     if any(problems.lines for _, problems in found) and not config.skip_bad:
-        samples(config, config.train, names, use_difficult=True)  # raises, naming all that is wrong
+        samples(config, config.train, names)  # raises, naming all that is wrong
     if not names:
         raise UserError(f"{config.root}: no object in any annotation of {', '.join(config.train)}.")
     return checked_names(names)
@@ -168,18 +175,32 @@ def samples(
     config: DataConfig,
     splits: Sequence[str],
     names: Sequence[str],
-    use_difficult: bool,
+    training: bool = False,
     need_pictures: bool = True,
 ) -> list[Sample]:
-    """Pictures and truth of the splits; `need_pictures`: see load_voc."""
+    """Pictures and truth of the splits.
+
+    training: difficult objects as `data.use_difficult` says, and no crowds; else both are there, and marked.
+    need_pictures: whether the pictures must be there and whole; the truth alone does for saved detections.
+    """
+    one_of("data.other_classes", config.other_classes, CHOICES)
     found: list[Sample] = []
-    for folder, ids in image_ids(config, splits):
-        part, problems = load_voc(folder, ids, names, use_difficult, config.skip_bad, need_pictures)
-        if problems.clipped:
-            log.info("%s: %d box(es) a pixel out of their picture were clipped", folder, problems.clipped)
-        if problems.lines:
-            log.warning("left out (data.skip_bad):\n%s", problems.text())
+    for source, ids in image_ids(config, splits):
+        part, problems = load(
+            source,
+            ids,
+            names,
+            training=training,
+            use_difficult=config.use_difficult,
+            skip_bad=config.skip_bad,
+            need_pictures=need_pictures,
+            first_pixel=config.first_pixel,
+            leave_out_others=config.other_classes == "leave_out",
+        )
+        report(source, problems)
         found += part
+    if need_pictures:
+        found = whole_pictures(found, config.skip_bad)
     if not found:
         raise UserError(f"{config.root}: no picture of {', '.join(splits) or 'an empty list of splits'} can be used.")
     twice = [i for i, n in Counter(s.image_id for s in found).items() if n > 1]
@@ -189,6 +210,39 @@ def samples(
             "Ids must differ, also between folders: proposals and detections are kept by id."
         )
     return found
+
+
+def report(source: Path, problems: Problems) -> None:
+    """Says what was done about things that are wrong, but no reason to stop."""
+    if problems.at_zero:
+        log.warning(
+            "%s: %d box(es) begin at 0, before the first pixel, which is 1 in VOC. If the whole data set counts from "
+            "0, say data.first_pixel=0; otherwise they are clipped",
+            source,
+            problems.at_zero,
+        )
+    if problems.clipped > problems.at_zero:
+        log.info("%s: %d box(es) a pixel out of their picture were clipped", source, problems.clipped)
+    if problems.other_classes:
+        others = ", ".join(f"{name} ({n})" for name, n in problems.other_classes.most_common(10))
+        log.info("%s: objects of other classes left out: %s", source, others)
+    if problems.lines:
+        log.warning("%d left out (data.skip_bad):\n%s", len(problems.lines), problems.text())
+
+
+def whole_pictures(found: list[Sample], skip_bad: bool) -> list[Sample]:
+    """Those samples whose picture is whole and of the size that its annotation gives.
+
+    Raises UserError, naming all that are not, unless `skip_bad`.
+    """
+    faults = picture_faults(found)
+    bad = [fault for fault in faults if fault]
+    if bad and not skip_bad:
+        lines = Problems(bad).text()
+        raise UserError(f"{len(bad)} of {len(found)} pictures cannot be used:\n{lines}\n{MEND_PICTURES}")
+    if bad:
+        log.warning("%d picture(s) left out (data.skip_bad):\n%s", len(bad), Problems(bad).text())
+    return [sample for sample, fault in zip(found, faults, strict=True) if not fault]
 
 
 def selective_search(config: SelectiveSearchConfig) -> SelectiveSearchSettings:
@@ -212,11 +266,14 @@ def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, w
     return path
 
 
-def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> Proposals:
-    """The boxes of the pictures, from the store `data.proposals`, or made by selective search and kept.
+def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tuple[list[Sample], Proposals]:
+    """The pictures that are used, and their boxes: from the store `data.proposals`, or made by selective search and
+    kept. Pictures that the store lacks are left out where `data.missing_proposals` says so.
 
     name: what the pictures are, for the name of the kept store.
     """
+    one_of("data.missing_proposals", config.missing_proposals, CHOICES)
+    pictures = list(pictures)
     if config.proposals is not None:
         path = Path(config.proposals).expanduser()
     else:
@@ -225,8 +282,15 @@ def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> Prop
             log.info("making proposals of %d pictures by selective search: %s", len(pictures), path)
             make_proposals(config, pictures, path)
     store = ProposalStore(path)
+    if config.missing_proposals == "leave_out" and (missing := set(store.missing([s.image_id for s in pictures]))):
+        log.warning("%s has nothing for %d of %d pictures, which are left out", path, len(missing), len(pictures))
+        pictures = [s for s in pictures if s.image_id not in missing]
+        if not pictures:
+            raise UserError(f"{path}: the proposals belong to other images: there is none for any of these.")
     store.check([s.image_id for s in pictures], [(s.height, s.width) for s in pictures])
-    return store.boxes
+    if len(store) > len(pictures):
+        log.info("%s: %d of its %d images are used here", path, len(pictures), len(store))
+    return pictures, store.boxes
 
 
 def split_name(splits: Sequence[str]) -> str:
@@ -261,8 +325,7 @@ def test_scaling(config: DataConfig) -> Augmentation:
 def training_set(config: DataConfig, names: Sequence[str], seed: int) -> DetectionDataset:
     """Pictures, truth and proposals to train on."""
     varied = augmentation(config)  # a mistake shows before hours of proposals
-    found = samples(config, config.train, names, config.use_difficult)
-    boxes = proposals(config, found, split_name(config.train))
+    found, boxes = proposals(config, samples(config, config.train, names, training=True), split_name(config.train))
     return DetectionDataset(found, boxes, varied, seed, config.max_proposals)
 
 
@@ -279,8 +342,7 @@ def test_splits(config: DataConfig, split: str | None) -> list[str]:
 def test_set(config: DataConfig, names: Sequence[str], split: str | None = None) -> DetectionDataset:
     """Pictures, truth (difficult objects too) and proposals to evaluate on."""
     splits = test_splits(config, split)
-    found = samples(config, splits, names, use_difficult=True)
-    boxes = proposals(config, found, split_name(splits))
+    found, boxes = proposals(config, samples(config, splits, names), split_name(splits))
     return DetectionDataset(found, boxes, test_scaling(config), 0, config.max_proposals)
 
 
@@ -326,8 +388,8 @@ def without_truth(paths: Sequence[Path]) -> list[Sample]:
 
 def picture_set(config: DataConfig, paths: Sequence[Path]) -> DetectionDataset:
     """Pictures to detect on, with proposals."""
-    found = without_truth(paths)
-    return DetectionDataset(found, proposals(config, found, "pictures"), test_scaling(config), 0, config.max_proposals)
+    found, boxes = proposals(config, without_truth(paths), "pictures")
+    return DetectionDataset(found, boxes, test_scaling(config), 0, config.max_proposals)
 
 
 # Model -----------------------------------------------------------------------------------------------------------

@@ -58,15 +58,20 @@ class DataConfig:
     """The data set, its proposals, and how pictures are prepared."""
 
     name: str = key("custom", "names the folder of the run and of generated proposals")
-    root: str | None = key(None, "folder of the data set (for VOC: VOCdevkit)")
-    train: list[str] = key(["trainval"], "split lists to train on, as SPLIT or FOLDER/SPLIT below root")
-    test: list[str] = key(["test"], "split lists to evaluate on")
+    root: str | None = key(None, "folder of the data set (for VOC: VOCdevkit), or a COCO annotation file")
+    train: list[str] = key(["trainval"], "splits to train on: SPLIT or FOLDER/SPLIT below root, or a COCO FILE.json")
+    test: list[str] = key(["test"], "splits to evaluate on")
     classes: list[str] | None = key(None, "names of the classes; null: all that the annotations of `train` have")
+    other_classes: str = key("refuse", "refuse | leave_out: what happens to objects of classes not in `classes`")
+    first_pixel: int = key(
+        1, "coordinate of the first pixel in XML files: 1 in VOC, 0 in zero-based sets", least=0, most=1
+    )
     max_images: int | None = key(None, "use only the first so many pictures of each split list; null: all", least=1)
     use_difficult: bool = key(True, "train on objects marked difficult, as the author's code does")
     skip_bad: bool = key(False, "leave out broken files and objects and say how many, instead of stopping")
     metric: str = key("voc07", "voc07: 11-point AP; voc10: area under the curve")
     proposals: str | None = key(None, "a proposal store; null: selective search makes them and keeps them")
+    missing_proposals: str = key("refuse", "refuse | leave_out: what happens to images that `proposals` lacks")
     proposal_cache: str = key("data/proposals", "folder where generated proposals are kept")
     max_proposals: int = key(2000, "proposals used of a picture, the best first", least=1)
     short_sides: list[int] = key([600], "short side of training pictures; one of them is drawn for each", least=1)

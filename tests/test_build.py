@@ -134,24 +134,24 @@ def test_samples_of_several_folders_follow_each_other(tmp_path: Path) -> None:
         folder.add(image_id, ("cat", (1, 1, 9, 9), False))
         folder.split("trainval", image_id)
     config = DataConfig(root=str(tmp_path / "VOCdevkit"), classes=["cat"])
-    found = build.samples(config, ["VOC2012/trainval", "VOC2007/trainval"], ["cat"], use_difficult=True)
+    found = build.samples(config, ["VOC2012/trainval", "VOC2007/trainval"], ["cat"])
     assert [s.image_id for s in found] == ["y", "x"]
 
 
 def test_an_id_in_two_lists_is_refused(tiny: VocFolder) -> None:
     tiny.split("more", "c", "a")
     with pytest.raises(UserError, match="trainval, more: 'a' is in more than one of these lists"):
-        build.samples(config_of(tiny), ["trainval", "more"], ["cat", "dog"], use_difficult=True)
+        build.samples(config_of(tiny), ["trainval", "more"], ["cat", "dog"])
 
 
 def test_the_first_so_many_of_each_list_are_used(tiny: VocFolder) -> None:
-    found = build.samples(config_of(tiny, max_images=1), ["trainval", "test"], ["cat", "dog"], use_difficult=True)
+    found = build.samples(config_of(tiny, max_images=1), ["trainval", "test"], ["cat", "dog"])
     assert [s.image_id for s in found] == ["a", "c"]
 
 
 def test_skip_bad_says_what_was_left_out(tiny: VocFolder, caplog: pytest.LogCaptureFixture) -> None:
     (tiny.root / "Annotations" / "b.xml").write_text("<annotation>")
-    found = build.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"], use_difficult=True)
+    found = build.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"])
     assert [s.image_id for s in found] == ["a"]
     assert "left out (data.skip_bad)" in caplog.text
     assert "b.xml, line 1" in caplog.text
@@ -186,7 +186,7 @@ def test_proposals_are_made_once_and_found_again(tiny: VocFolder, monkeypatch: p
 
 def test_the_name_of_kept_proposals_follows_settings_and_pictures(tiny: VocFolder) -> None:
     config = config_of(tiny)
-    samples = build.samples(config, ["trainval"], ["cat", "dog"], use_difficult=True)
+    samples = build.samples(config, ["trainval"], ["cat", "dog"])
     path = build.proposal_path(config, samples, "trainval")
     assert build.proposal_path(config, samples[::-1], "trainval") == path
     other = config_of(tiny)

@@ -11,12 +11,20 @@ from fastrcnn.errors import UserError
 EXAMPLES = [
     "fastrcnn propose data=voc07 data.root=VOCdevkit",
     "fastrcnn propose source='photos/*.jpg' output=photos.proposals data.selective_search.mode=quality",
+    "fastrcnn propose convert=voc_2007_trainval.mat data=voc07 data.root=VOCdevkit",
+    "fastrcnn propose convert=NAME.proposals output=NAME.mat",
 ]
 
 
 def main(arguments: list[str]) -> int:
-    """Makes proposals with selective search; goes on where an earlier call was interrupted."""
+    """Makes proposals with selective search, going on where an earlier call was interrupted; or converts others."""
     config: ProposeConfig = compose("propose", arguments)
+    if config.convert is not None:
+        from fastrcnn.cli.convert import convert
+
+        return convert(config)
+    if config.ids is not None or config.convention is not None:
+        raise UserError("ids= and convention= are about the file that convert=FILE names; name it, or leave them out.")
     from fastrcnn import build
     from fastrcnn.data.proposals import ProposalStore
 
@@ -30,11 +38,11 @@ def main(arguments: list[str]) -> int:
         made = []
         if config.output is not None:
             both = list(dict.fromkeys([*config.data.train, *config.data.test]))
-            everything = build.samples(config.data, both, names, use_difficult=True)
+            everything = build.samples(config.data, both, names)
             made.append(build.make_proposals(config.data, everything, Path(config.output).expanduser(), config.workers))
         else:
             for splits in (config.data.train, config.data.test):
-                part = build.samples(config.data, splits, names, use_difficult=True)
+                part = build.samples(config.data, splits, names)
                 path = build.proposal_path(config.data, part, build.split_name(splits))
                 made.append(build.make_proposals(config.data, part, path, config.workers))
     for path in made:

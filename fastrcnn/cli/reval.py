@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
 
     names = build.classes(config.data)
     splits = build.test_splits(config.data, config.split)
-    samples = build.samples(config.data, splits, names, use_difficult=True, need_pictures=False)
+    samples = build.samples(config.data, splits, names, need_pictures=False)
     ids = [s.image_id for s in samples]
     where = Path(config.detections).expanduser()
     split = build.split_name(splits)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fastrcnn.data.images import read_image
+from fastrcnn.data.images import complete_size, read_image
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
+from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
 
 Proposals = Callable[[str], np.ndarray]  # image id -> (P, 4) float32, half-open, best first
@@ -76,15 +78,37 @@ class DetectionDataset(Dataset):
         sample = self.samples[index]
         image = read_image(sample.path)
         height, width = image.shape[:2]
-        if (height, width) != (sample.height, sample.width):
-            turned = " The picture's EXIF data may ask for a rotation." if height == sample.width else ""
-            raise UserError(
-                f"{sample.path}: {width} x {height} pixels, but its annotation says {sample.width} x {sample.height}."
-                f"{turned} Mend the annotation's <size> and boxes."
-            )
+        if fault := size_fault(sample, width, height):
+            raise UserError(fault)
         rng = np.random.default_rng((self.seed, epoch, index))
         image, (boxes, proposals), scale = self.augmentation(image, [sample.boxes, self.proposal_boxes(index)], rng)
         return Example(image, proposals, boxes, sample.labels, scale, sample)
+
+
+def size_fault(sample: Sample, width: int, height: int) -> str:
+    """What is to be said where the picture of a sample has another size than its annotation says; else nothing."""
+    if (width, height) == (sample.width, sample.height):
+        return ""
+    turned = (
+        " The picture's EXIF data may ask for a rotation." if (height, width) == (sample.width, sample.height) else ""
+    )
+    return (
+        f"{sample.path}: {width} x {height} pixels, but its annotation says {sample.width} x {sample.height}."
+        f"{turned} Mend the annotation's size and boxes."
+    )
+
+
+def picture_faults(samples: Sequence[Sample]) -> list[str]:
+    """For each sample what is wrong with its picture, that it is not whole or of another size, or an empty string."""
+    with ThreadPool(8) as pool:  # the time goes into reading files
+        return list(progress(pool.imap(_picture_fault, samples, chunksize=16), len(samples), "looking at pictures"))
+
+
+def _picture_fault(sample: Sample) -> str:
+    try:
+        return size_fault(sample, *complete_size(sample.path))
+    except UserError as error:
+        return str(error)
 
 
 def to_tensor(boxes: np.ndarray) -> torch.Tensor:

@@ -52,6 +52,25 @@ def decode(data: bytes, path: Path) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+def complete_size(path: Path) -> tuple[int, int]:
+    """Width and height of the picture in a file, which is looked at just far enough to know that it is whole.
+
+    JPEG and PNG have a mark at their end; other pictures are decoded. Raises UserError as `read_image` does.
+    """
+    data = read_bytes(path)
+    size = image_size(data, path)
+    if data[:2] == b"\xff\xd8":
+        whole = _reaches_its_end(data)
+    elif data.startswith(b"\x89PNG"):
+        whole = b"IEND\xaeB`\x82" in data
+    else:
+        decode(data, path)
+        whole = True
+    if not whole:
+        raise UserError(f"{path}: the picture is cut short.")
+    return size
+
+
 def _reaches_its_end(jpeg: bytes) -> bool:
     """Whether the picture's end marker is there. Thumbnails within and data after the end do not confuse it."""
     at = 2

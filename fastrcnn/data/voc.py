@@ -1,20 +1,21 @@
 """Pascal VOC annotations: XML files and split lists to Samples.
 
-The layout of a data set is the devkit's: `JPEGImages/ID.jpg`, `Annotations/ID.xml`, `ImageSets/Main/SPLIT.txt`. Boxes
-in the files are one-based and inclusive (xmin, ymin, xmax, ymax); they become (xmin - 1, ymin - 1, xmax, ymax).
+The layout of a data set is the devkit's: `JPEGImages/ID.jpg`, `Annotations/ID.xml`, `ImageSets/Main/SPLIT.txt`; or
+`images/` and `annotations/`, or pictures and XML files side by side. Boxes in the files are one-based and inclusive
+(xmin, ymin, xmax, ymax); they become (xmin - 1, ymin - 1, xmax, ymax).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from xml.etree.ElementTree import Element, ParseError
 
-import numpy as np
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
+from fastrcnn.data.truth import AnnotatedObject, Problems, Reading
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.structures import Sample
 
@@ -22,31 +23,16 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 MAX_XML_BYTES = 4_000_000  # ten thousand objects; elements in memory take up to a hundred times as much
 
 
-@dataclass
-class Problems:
-    """What is wrong with a data set, collected so that everything can be said at once."""
-
-    lines: list[str] = field(default_factory=list)
-    clipped: int = 0  # boxes that stood out of their image by at most one pixel
-
-    def add(self, where: Path | str, what: str) -> None:
-        self.lines.append(f"{where}: {what}")
-
-    def text(self, most: int = 20) -> str:
-        more = len(self.lines) - most
-        return "\n".join(f"  {line}" for line in self.lines[:most]) + (f"\n  and {more} more" if more > 0 else "")
-
-
 @dataclass(frozen=True)
-class AnnotatedObject:
-    """One `<object>` of a VOC file; the box as it stands there, one-based and inclusive."""
+class VocObject:
+    """One `<object>` of a VOC file; the box as it stands there, inclusive."""
 
     name: str
     box: tuple[float, float, float, float]
     difficult: bool
 
 
-def parse_annotation(path: Path) -> tuple[int, int, list[AnnotatedObject]]:
+def parse_annotation(path: Path) -> tuple[int, int, list[VocObject]]:
     """Width, height and objects of a VOC XML file.
 
     Raises UserError with the file, and the line or the object's number, for whatever cannot be read: malformed XML,
@@ -83,7 +69,7 @@ def parse_annotation(path: Path) -> tuple[int, int, list[AnnotatedObject]]:
             _number(element, f"bndbox/{key}", path, where) for key in ("xmin", "ymin", "xmax", "ymax")
         )
         difficult = (element.findtext("difficult") or "0").strip() == "1"
-        objects.append(AnnotatedObject(name, (xmin, ymin, xmax, ymax), difficult))
+        objects.append(VocObject(name, (xmin, ymin, xmax, ymax), difficult))
     return width, height, objects
 
 
@@ -135,11 +121,28 @@ def _leads_out(name: str) -> bool:
     return PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not {"\\", "\0"}.isdisjoint(name)
 
 
+def picture_folder(root: Path) -> Path:
+    """Where a data set keeps its pictures: JPEGImages as in VOC, else `images`, else the folder itself."""
+    return next((root / name for name in ("JPEGImages", "images") if (root / name).is_dir()), root)
+
+
+def annotation_folder(root: Path) -> Path:
+    """Where a data set keeps its XML files: Annotations as in VOC, else `annotations`, else the folder itself."""
+    return next((root / name for name in ("Annotations", "annotations") if (root / name).is_dir()), root)
+
+
+def annotated_ids(root: Path) -> list[str]:
+    """Ids of all annotations, sorted: what the images of a data set are where no list says so."""
+    folder = annotation_folder(root)
+    return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.xml"))
+
+
 def find_image(root: Path, image_id: str) -> Path | None:
-    """The picture `JPEGImages/ID.*` below `root`, or None."""
+    """The picture `ID.*` in the picture folder of `root`, or None."""
+    folder = picture_folder(root)
     for suffix in IMAGE_SUFFIXES:
         for candidate in (suffix, suffix.upper()):
-            path = root / "JPEGImages" / f"{image_id}{candidate}"
+            path = folder / f"{image_id}{candidate}"
             if path.is_file():
                 return path
     return None
@@ -151,7 +154,7 @@ def find_classes(root: Path, image_ids: Sequence[str]) -> tuple[list[str], Probl
     problems = Problems()
     for image_id in image_ids:
         try:
-            _, _, objects = parse_annotation(root / "Annotations" / f"{image_id}.xml")
+            _, _, objects = parse_annotation(annotation_folder(root) / f"{image_id}.xml")
         except UserError as error:
             problems.lines.append(str(error))
             continue
@@ -166,28 +169,31 @@ def load_voc(
     use_difficult: bool = True,
     skip_bad: bool = False,
     need_pictures: bool = True,
+    first_pixel: int = 1,
+    leave_out_others: bool = False,
 ) -> tuple[list[Sample], Problems]:
     """Samples of the given images, boxes half-open.
 
     use_difficult: objects marked `difficult` are kept (and marked); else they are left out.
     skip_bad: leave out whatever is wrong, a file or an object, and report it in the Problems returned.
     need_pictures: whether the picture must be there; the truth alone does for evaluating saved detections.
+    first_pixel: coordinate of the first pixel, 1 in VOC, 0 in zero-based sets.
+    leave_out_others: objects of classes that are not in the list are left out and counted.
 
     Raises UserError, listing everything that is wrong at once, unless `skip_bad`: missing files, broken XML, unknown
     classes, boxes that are inverted, a single point, or out of their image by more than one pixel, and files that a
     link leads to outside the data set.
     """
-    problems = Problems()
-    samples = []
-    unknown: dict[str, list[str]] = {}  # where each class that is not in the list stands
-    label_of = {name: i for i, name in enumerate(classes, 1)}
-    folders = [f.resolve() for f in (root, root / "JPEGImages", root / "Annotations")]  # these may be links
+    reading = Reading(classes, leave_out_others)
+    problems = reading.problems
+    pictures, annotations = picture_folder(root), annotation_folder(root)
+    folders = [f.resolve() for f in (root, pictures, annotations)]  # these may be links
     for image_id in image_ids:
         image = find_image(root, image_id)
-        annotation = root / "Annotations" / f"{image_id}.xml"
+        annotation = annotations / f"{image_id}.xml"
         missing = image is None and need_pictures
         if missing:
-            problems.add(root / "JPEGImages" / image_id, f"no such picture ({', '.join(IMAGE_SUFFIXES)}).")
+            problems.add(pictures / image_id, f"no such picture ({', '.join(IMAGE_SUFFIXES)}).")
         outside = [p for p in (image, annotation) if p and not any(p.resolve().is_relative_to(f) for f in folders)]
         if outside:
             problems.add(outside[0], "a link leads out of the data set; refused. Put the file itself there.")
@@ -202,54 +208,22 @@ def load_voc(
             continue
         if missing:
             continue
-        kept = []
-        for number, o in enumerate(objects, 1):
-            if o.difficult and not use_difficult:
-                continue
-            box = _half_open(o.box, width, height, problems)
-            if o.name not in label_of:
-                unknown.setdefault(o.name, []).append(f"{annotation}, object {number}")
-            elif isinstance(box, str):
-                problems.add(f"{annotation}, object {number} ({o.name})", box)
-            else:
-                kept.append((box, label_of[o.name], o.difficult))
-        samples.append(
-            Sample(
-                image_id=image_id,
-                path=image or root / "JPEGImages" / f"{image_id}.jpg",
-                width=width,
-                height=height,
-                boxes=np.array([k[0] for k in kept], dtype=np.float32).reshape(-1, 4),
-                labels=np.array([k[1] for k in kept], dtype=np.int64),
-                difficult=np.array([k[2] for k in kept], dtype=bool),
-            )
-        )
-    for name, places in unknown.items():  # one line a class, not one an object: there may be thousands
-        more = f" {len(places) - 1} more object(s) of it." if len(places) > 1 else ""
-        known = f"{nearest(name, classes)} Known: {', '.join(classes)}."
-        problems.add(places[0], f"unknown class '{name}'.{known}{more}")
-    if problems.lines and not skip_bad:
-        raise UserError(
-            f"{len(problems.lines)} problem(s) in the data set {root}:\n{problems.text()}\n"
-            "Mend the files, or leave out what is wrong with data.skip_bad=true."
-        )
-    return samples, problems
+        found = [
+            _annotated(o, f"{annotation}, object {number}", first_pixel)
+            for number, o in enumerate(objects, 1)
+            if use_difficult or not o.difficult
+        ]
+        reading.add(image_id, image or pictures / f"{image_id}.jpg", width, height, found)
+    return reading.result(root, skip_bad)
 
 
-def _half_open(
-    box: tuple[float, float, float, float], width: int, height: int, problems: Problems
-) -> tuple[float, float, float, float] | str:
-    """The box half-open and inside the image, or what is wrong with it."""
-    x1, y1, x2, y2 = box[0] - 1, box[1] - 1, box[2], box[3]
-    as_text = f"({', '.join(f'{v:g}' for v in box)})"
-    if box[2] < box[0] or box[3] < box[1]:
-        return f"the box {as_text} is inverted: xmax < xmin or ymax < ymin."
-    if box[2] == box[0] and box[3] == box[1]:
-        return f"the box {as_text} is a single point."
-    if x1 < -1 or y1 < -1 or x2 > width + 1 or y2 > height + 1:
-        return f"the box {as_text} stands out of the image of {width} x {height} pixels."
-    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-        return f"the box {as_text} lies beside the image of {width} x {height} pixels."
-    problems.clipped += clipped != (x1, y1, x2, y2)
-    return clipped
+def _annotated(o: VocObject, where: str, first_pixel: int) -> AnnotatedObject:
+    """The object with its box half-open, and what is wrong with the box, as far as its own numbers tell."""
+    xmin, ymin, xmax, ymax = o.box
+    fault = ""
+    if xmax < xmin or ymax < ymin:
+        fault = "is inverted: xmax < xmin or ymax < ymin."
+    elif xmax == xmin and ymax == ymin:
+        fault = "is a single point."
+    box = (xmin - first_pixel, ymin - first_pixel, xmax - first_pixel + 1, ymax - first_pixel + 1)
+    return AnnotatedObject(where, o.name, box, f"({', '.join(f'{v:g}' for v in o.box)})", o.difficult, fault)

@@ -1,0 +1,126 @@
+"""What a data set consists of: which images belong to which split, and their truth, whatever the files' format."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastrcnn.data.coco import coco_classes, find_coco_files, load_coco, read_coco_file
+from fastrcnn.data.truth import Problems
+from fastrcnn.data.voc import annotated_ids, find_classes, load_voc, read_split
+from fastrcnn.errors import UserError
+from fastrcnn.structures import Sample
+
+TEST_SHARE = 0.2
+# Words by which the name of a COCO file says what it is for, the better ones first.
+WORDS = {"trainval": ("trainval", "train"), "test": ("test", "val")}
+
+
+def is_coco(source: Path) -> bool:
+    """Whether a source of annotations is a COCO file; else it is a folder in VOC layout."""
+    return source.suffix.lower() == ".json"
+
+
+def split_of(image_id: str) -> float:
+    """A number in [0, 1) that depends on the id alone: images below TEST_SHARE are for testing.
+
+    An image stays in its split when others are added to the data set or removed.
+    """
+    return int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogateescape")).digest()[:7], "big") / 2**56
+
+
+def divided(ids: Sequence[str], split: str) -> list[str]:
+    """The ids that are in `split`, trainval or test, where no list says so; of two ids or more neither is empty."""
+    ordered = sorted(ids, key=split_of)
+    tests = sum(split_of(i) < TEST_SHARE for i in ids)
+    tests = min(max(tests, 1), len(ids) - 1)
+    chosen = set(ordered[:tests] if split == "test" else ordered[tests:])
+    return [i for i in ids if i in chosen]
+
+
+def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
+    """The source of the annotations of a split, its image ids, and whether the split was made here.
+
+    root: the data set's folder, or its only COCO file. split: the name of a list, as SPLIT or FOLDER/SPLIT, or a
+    COCO file below root. Where there are no lists, COCO files are told apart by their names; one file alone, and
+    XML files without lists, are divided into trainval and test.
+
+    Raises UserError where there is no such split.
+    """
+    if root.is_file():
+        return root, _of_two(list(read_coco_file(root).images), split, root), True
+    if is_coco(Path(split)):
+        return root / split, list(read_coco_file(root / split).images), False
+    folder, _, name = split.rpartition("/")
+    source = root / folder
+    if any((source / "ImageSets" / "Main").glob("*.txt")) or not source.is_dir():
+        return source, read_split(source, name), False
+    files = find_coco_files(source)
+    if len(files) == 1:
+        return files[0], _of_two(list(read_coco_file(files[0]).images), name, files[0]), True
+    if files:
+        file = _named(files, name, source)
+        return file, list(read_coco_file(file).images), False
+    if ids := annotated_ids(source):
+        return source, _of_two(ids, name, source), True
+    raise UserError(
+        f"{source}: no data set. Wanted: JPEGImages/ID.jpg with Annotations/ID.xml (or images/ and annotations/, or "
+        "both side by side), and if you like ImageSets/Main/SPLIT.txt; or a COCO annotation file and its images."
+    )
+
+
+def _of_two(ids: list[str], split: str, source: Path) -> list[str]:
+    if split not in WORDS:
+        raise UserError(
+            f"{source}: there are no split lists, so the images are divided into trainval and test; "
+            f"there is no '{split}'."
+        )
+    if len(ids) < 2:
+        raise UserError(f"{source}: has {len(ids)} annotated image(s); at least two are needed, to train and to test.")
+    return divided(ids, split)
+
+
+def _named(files: list[Path], split: str, folder: Path) -> Path:
+    """The one of several COCO files that a split's name means."""
+    for word in (split, *WORDS.get(split, ())):
+        found = [f for f in files if word in f"{f.parent.name if f.parent != folder else ''}/{f.stem}".lower()]
+        found = [f for f in found if any(i.annotations for i in read_coco_file(f).images.values())]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            break
+    names = ", ".join(str(f.relative_to(folder)) for f in files)
+    raise UserError(
+        f"{folder}: which COCO file is '{split}'? There are {names}. "
+        "Name them: data.train=[FILE.json] data.test=[FILE.json]."
+    )
+
+
+def class_names(source: Path, image_ids: Sequence[str]) -> tuple[list[str], Problems]:
+    """Names of the classes of all objects, and which annotations cannot be read."""
+    if is_coco(source):
+        return coco_classes(source), Problems()
+    return find_classes(source, image_ids)
+
+
+def load(
+    source: Path,
+    image_ids: Sequence[str],
+    classes: Sequence[str],
+    *,
+    training: bool,
+    use_difficult: bool,
+    skip_bad: bool,
+    need_pictures: bool,
+    first_pixel: int,
+    leave_out_others: bool,
+) -> tuple[list[Sample], Problems]:
+    """Samples of the given images of a source; see `load_voc` and `load_coco`.
+
+    training: difficult objects are kept where `use_difficult` says so, and crowds are left out; else both are kept.
+    """
+    if is_coco(source):
+        return load_coco(source, image_ids, classes, not training, skip_bad, need_pictures, leave_out_others)
+    difficult = use_difficult or not training
+    return load_voc(source, image_ids, classes, difficult, skip_bad, need_pictures, first_pixel, leave_out_others)

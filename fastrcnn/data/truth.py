@@ -1,0 +1,120 @@
+"""Annotated objects to Samples, whatever file they come from: checks of boxes and classes, all complaints collected."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from fastrcnn.errors import UserError, nearest
+from fastrcnn.structures import Sample
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass
+class Problems:
+    """What is wrong with a data set, collected so that everything can be said at once."""
+
+    lines: list[str] = field(default_factory=list)
+    clipped: int = 0  # boxes that stood out of their image by at most one pixel
+    at_zero: int = 0  # boxes that begin before the first pixel, as those of a zero-based set read as one-based do
+    other_classes: Counter[str] = field(default_factory=Counter)  # objects that were left out for their class
+
+    def add(self, where: Path | str, what: str) -> None:
+        self.lines.append(f"{where}: {what}")
+
+    def text(self, most: int = 20) -> str:
+        more = len(self.lines) - most
+        return "\n".join(f"  {line}" for line in self.lines[:most]) + (f"\n  and {more} more" if more > 0 else "")
+
+
+@dataclass(frozen=True)
+class AnnotatedObject:
+    """An object of an annotation."""
+
+    where: str  # file and number, for messages
+    name: str
+    box: Box  # half-open and zero-based, not yet clipped
+    shown: str  # the box as it stands in the file
+    difficult: bool
+    fault: str = ""  # what is wrong with the box, as far as its own numbers tell
+
+
+class Reading:
+    """Turns annotated objects into Samples and collects what is wrong with them.
+
+    classes: label i is number i - 1 of them. leave_out_others: objects of other classes are left out and counted;
+    else they are problems.
+    """
+
+    def __init__(self, classes: Sequence[str], leave_out_others: bool) -> None:
+        self.classes = classes
+        self.leave_out_others = leave_out_others
+        self.label_of = {name: i for i, name in enumerate(classes, 1)}
+        self.problems = Problems()
+        self.unknown: dict[str, list[str]] = {}  # where each class that is not in the list stands
+        self.samples: list[Sample] = []
+
+    def add(self, image_id: str, path: Path, width: int, height: int, objects: Sequence[AnnotatedObject]) -> None:
+        """An image and its objects."""
+        kept = []
+        for o in objects:
+            if o.name not in self.label_of:
+                if self.leave_out_others:
+                    self.problems.other_classes[o.name] += 1
+                else:
+                    self.unknown.setdefault(o.name, []).append(o.where)
+                continue
+            box = _inside(o, width, height, self.problems)
+            if isinstance(box, str):
+                self.problems.add(f"{o.where} ({o.name})", f"the box {o.shown} {box}")
+            else:
+                kept.append((box, self.label_of[o.name], o.difficult))
+        self.samples.append(
+            Sample(
+                image_id=image_id,
+                path=path,
+                width=width,
+                height=height,
+                boxes=np.array([k[0] for k in kept], dtype=np.float32).reshape(-1, 4),
+                labels=np.array([k[1] for k in kept], dtype=np.int64),
+                difficult=np.array([k[2] for k in kept], dtype=bool),
+            )
+        )
+
+    def result(self, source: Path, skip_bad: bool) -> tuple[list[Sample], Problems]:
+        """All samples and problems. Raises UserError with all that is wrong, unless `skip_bad`."""
+        for name, places in self.unknown.items():  # one line a class, not one an object: there may be thousands
+            more = f" {len(places) - 1} more object(s) of it." if len(places) > 1 else ""
+            known = f"{nearest(name, self.classes)} Known: {', '.join(self.classes)}."
+            self.problems.add(places[0], f"unknown class '{name}'.{known}{more}")
+        if self.problems.lines and not skip_bad:
+            others = (
+                " Objects of classes that are not wanted can be left out by data.other_classes=leave_out."
+                if self.unknown
+                else ""
+            )
+            raise UserError(
+                f"{len(self.problems.lines)} problem(s) in the data set {source}:\n{self.problems.text()}\n"
+                f"Mend the files, or leave out what is wrong with data.skip_bad=true.{others}"
+            )
+        return self.samples, self.problems
+
+
+def _inside(o: AnnotatedObject, width: int, height: int, problems: Problems) -> Box | str:
+    """The object's box, clipped to the image, or what is wrong with it."""
+    if o.fault:
+        return o.fault
+    x1, y1, x2, y2 = o.box
+    if x1 < -1 or y1 < -1 or x2 > width + 1 or y2 > height + 1:
+        return f"stands out of the image of {width} x {height} pixels."
+    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+        return f"lies beside the image of {width} x {height} pixels."
+    problems.clipped += clipped != o.box
+    problems.at_zero += x1 < 0 or y1 < 0
+    return clipped
