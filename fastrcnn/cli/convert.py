@@ -1,0 +1,82 @@
+"""`fastrcnn propose convert=...`: proposals of any format to a store, and out again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastrcnn.config import ProposeConfig
+from fastrcnn.errors import UserError
+
+EXPORTED = (".mat", ".json")
+
+
+def convert(config: ProposeConfig) -> int:
+    """Writes a store for the images of a data set (or of `source`), or with output=NAME.mat or NAME.json all there is.
+
+    Prints what was matched, clipped and dropped. Returns 0.
+    """
+    from fastrcnn.data.conventions import convention
+    from fastrcnn.data.proposal_files import open_proposals
+
+    assert config.convert is not None
+    path = Path(config.convert).expanduser()
+    chosen = None if config.convention is None else convention(config.convention)
+    file = open_proposals(path, None if config.ids is None else read_ids(Path(config.ids).expanduser()))
+    chosen = chosen or file.convention
+    print(f"{path}: {file.format}, {len(file.ids)} images; boxes read as {chosen}")
+    output = None if config.output is None else Path(config.output).expanduser()
+    if output is not None and output.suffix.lower() in EXPORTED:
+        from fastrcnn.data.proposal_export import export
+
+        print(f"{output}: {export(file, chosen, output):,} boxes of {len(file.ids)} images")
+        return 0
+
+    from fastrcnn import build
+    from fastrcnn.data.proposal_convert import convert_to_store
+    from fastrcnn.data.proposals import check_target
+
+    stem = path.name if path.is_dir() and path.suffix != ".proposals" else path.stem
+    output = output or Path(config.data.proposal_cache).expanduser() / f"{stem}.proposals"
+    if output.exists() and output.samefile(path):
+        raise UserError(f"{output}: is what is read; name another store, as output=NAME.proposals.")
+    check_target(output)
+    if config.source is not None:
+        found = build.without_truth(build.pictures(config.source))
+    else:
+        splits = list(dict.fromkeys([*config.data.train, *config.data.test]))
+        found = build.samples(config.data, splits, build.classes(config.data), need_pictures=False)
+    done = convert_to_store(file, chosen, [(s.image_id, s.height, s.width) for s in found], output)
+
+    counts = done.counts
+    why = [f"{counts.not_finite} not finite", f"{counts.inverted} inverted or empty", f"{counts.outside} outside"]
+    reasons = f" ({', '.join(w for w in why if not w.startswith('0 '))})" if counts.dropped else ""
+    far = f" ({done.far:,} by more than a pixel)" if done.far else ""
+    print(f"  {done.matched} of {len(found)} images of the data set have proposals")
+    if done.missing:
+        print(f"  {len(done.missing)} images of the data set are not in the file: {_some(done.missing)}")
+        print("    Training refuses them, or goes on without: data.missing_proposals=leave_out")
+    if done.foreign:
+        print(f"  {len(done.foreign)} images of the file are not in the data set: {_some(done.foreign)}")
+    print(f"  {counts.kept:,} boxes kept, {counts.clipped:,} of them clipped{far}; {counts.dropped:,} dropped{reasons}")
+    if done.suspicious:
+        where = f" data.root={config.data.root}" if config.data.root else ""
+        print(
+            "  So many that the boxes probably follow another convention. This finds out which:\n"
+            f"    fastrcnn proposals-check proposals={path} data={config.data.name}{where}"
+        )
+    print(f"Use them with data.proposals={output}")
+    return 0
+
+
+def read_ids(path: Path) -> list[str]:
+    """Image ids of a text file, one a line. Raises UserError where it cannot be read or a line has more than an id."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"ids={path}: cannot be read ({error}).") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _some(ids: Sequence[str], most: int = 5) -> str:
+    return ", ".join(i[:60] for i in ids[:most]) + (", ..." if len(ids) > most else "")

@@ -1,0 +1,124 @@
+"""From proposals of any format to a store for the images of a data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from fastrcnn.data.conventions import Convention
+from fastrcnn.data.proposal_files import ProposalFile
+from fastrcnn.data.proposal_pickle import PICTURES
+from fastrcnn.data.proposals import BoxCounts, ImageProposals, write_store
+from fastrcnn.errors import UserError
+from fastrcnn.progress import progress
+
+SUSPICIOUS = 0.01  # share of boxes dropped or clipped by more than a pixel that speaks of another convention
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """matched: images that got proposals. missing: ids of the data set that the file lacks. foreign: ids of the file
+    that the data set lacks. far: boxes that had to be clipped by more than a pixel."""
+
+    matched: int
+    missing: list[str]
+    foreign: list[str]
+    counts: BoxCounts
+    far: int
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether so many boxes had to be dropped or clipped that they probably follow another convention."""
+        boxes = self.counts.kept + self.counts.dropped
+        return self.counts.dropped + self.far > SUSPICIOUS * boxes
+
+
+def match_ids(wanted: Sequence[str], found: Sequence[str]) -> dict[str, int]:
+    """For each id wanted its place among those found.
+
+    Ids that differ in a picture's suffix or in leading zeros alone (000005.jpg or 5 for 000005) are matched too,
+    where no other id on either side could be meant.
+    """
+    exact = {image_id: n for n, image_id in enumerate(found)}
+    matched = {image_id: exact[image_id] for image_id in wanted if image_id in exact}
+    ours, theirs = Counter(map(_core, wanted)), Counter(map(_core, found))
+    by_core = {_core(image_id): n for n, image_id in enumerate(found)}
+    for image_id in wanted:
+        core = _core(image_id)
+        if image_id not in matched and ours[core] == theirs[core] == 1:
+            matched[image_id] = by_core[core]
+    return matched
+
+
+def _core(image_id: str) -> str:
+    """An id without what may differ: the suffix of a picture, and the zeros in front of a number."""
+    name = image_id
+    if PurePosixPath(name).suffix.lower() in PICTURES:
+        name = name[: name.rindex(".")]
+    return (name.lstrip("0") or "0") if name.isascii() and name.isdigit() else name
+
+
+def convert_to_store(
+    file: ProposalFile, convention: Convention, images: Sequence[tuple[str, int, int]], output: Path
+) -> Conversion:
+    """Writes a store of the file's proposals for those of the `images` (id, height, width) that it has.
+
+    Raises UserError where it has none of them, for boxes that cannot be read, and as write_store does.
+    """
+    matched = match_ids([image_id for image_id, _, _ in images], file.ids)
+    if not matched:
+        theirs = f"the file has '{file.ids[0][:100]}' and so on" if file.ids else "the file has no image at all"
+        raise UserError(
+            f"{file.path}: none of the {len(images)} images of the data set is among its {len(file.ids)}: the data set "
+            f"has '{images[0][0]}' and so on, {theirs}. Name the file that belongs to the data set, or mend the ids."
+        )
+    far = 0
+
+    def items() -> Iterator[ImageProposals]:
+        nonlocal far
+        for image_id, height, width in images:
+            if image_id not in matched:
+                continue
+            raw, scores = file.boxes(matched[image_id])
+            boxes = convention.read(raw)
+            far += _far(boxes, height, width)
+            yield ImageProposals(image_id, height, width, boxes, scores)
+
+    settings = {
+        "format": file.format,
+        "convention": str(convention),
+        "source": file.path.name,
+        "sha256": fingerprint(file.path),
+    }
+    counts = write_store(output, progress(items(), len(matched), "converting"), "converted", settings)
+    used = set(matched.values())
+    return Conversion(
+        len(matched),
+        [image_id for image_id, _, _ in images if image_id not in matched],
+        [image_id for n, image_id in enumerate(file.ids) if n not in used],
+        counts,
+        far,
+    )
+
+
+def _far(boxes: np.ndarray, height: int, width: int) -> int:
+    """How many boxes overlap the image and stand out of it by more than a pixel."""
+    with np.errstate(invalid="ignore"):
+        x1, y1, x2, y2 = boxes.T
+        overlap = (x2 > x1) & (y2 > y1) & (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0)
+        out = np.maximum.reduce([-x1, -y1, x2 - width, y2 - height])
+        return int((overlap & np.isfinite(boxes).all(axis=1) & (out > 1 + 1e-3)).sum())
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 of a file, or of the names and sha256 of a folder's files in the order of their names."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    parts = [f"{p.name}\0{fingerprint(p)}\n" for p in sorted(path.iterdir()) if p.is_file()]
+    return hashlib.sha256("".join(parts).encode(errors="surrogateescape")).hexdigest()
