@@ -80,7 +80,10 @@ def _parse(path: Path, changed: int, size: int) -> CocoFile:
         if str(entry["id"]) in images:
             raise UserError(f"{where}: the id {entry['id']} stands in the file twice. Ids must differ.")
         images[str(entry["id"])] = CocoImage(entry["file_name"], entry["width"], entry["height"], [])
-    for number, entry in enumerate(content.get("annotations") or [], 1):
+    annotations = content.get("annotations") or []  # test sets have none
+    if not isinstance(annotations, list):
+        raise UserError(f"{path}: `annotations` should be a list.")
+    for number, entry in enumerate(annotations, 1):
         if not isinstance(entry, dict):
             problems.append(f"{path}, annotation {number}: not an object.")
         elif str(entry.get("image_id")) not in images:
@@ -163,8 +166,9 @@ def picture_base(file: CocoFile) -> Path:
 def coco_classes(path: Path) -> list[str]:
     """Names of the categories that any annotation has, in the order of their ids."""
     file = read_coco_file(path)
-    used = {entry.get("category_id") for image in file.images.values() for _, entry in image.annotations}
-    return [name for number, name in sorted(file.categories.items()) if number in used]
+    used = [entry.get("category_id") for image in file.images.values() for _, entry in image.annotations]
+    numbers = {number for number in used if type(number) is int}
+    return [name for number, name in sorted(file.categories.items()) if number in numbers]
 
 
 def load_coco(

@@ -1,0 +1,157 @@
+"""Which images belong to which split, in every layout that a data set may have."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from voc_folder import VocFolder, fingerprint
+
+from fastrcnn.data.annotations import class_names, divided, find_split, load
+from fastrcnn.errors import UserError
+
+
+def coco_text(*image_ids: int) -> str:
+    return json.dumps(
+        {
+            "images": [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i in image_ids],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 3, 4]} for i in image_ids],
+        }
+    )
+
+
+def test_an_image_is_for_testing_where_its_ids_hash_is_in_the_lowest_fifth() -> None:
+    ids = [f"{n:06d}" for n in range(1000)]
+    test = divided(ids, "test")
+    # the first byte below 51 is a hash in the lowest fifth, the first byte above 51 is none
+    first = {i: hashlib.sha256(i.encode()).digest()[0] for i in ids}
+    assert {i for i in ids if first[i] < 51} <= set(test)
+    assert not {i for i in ids if first[i] > 51} & set(test)
+    assert divided(ids, "trainval") == [i for i in ids if i not in set(test)]
+
+
+def test_an_image_stays_in_its_split_when_others_come_and_go() -> None:
+    ids = [f"p{n}" for n in range(500)]
+    assert divided(ids[:300], "test") == [i for i in divided(ids, "test") if i in set(ids[:300])]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_no_split_is_empty(count: int) -> None:
+    for start in range(0, 100, count):
+        ids = [str(n) for n in range(start, start + count)]
+        train, test = divided(ids, "trainval"), divided(ids, "test")
+        assert train
+        assert test
+        assert sorted(train + test) == sorted(ids)
+
+
+def raw(tmp_path: Path, pictures: str, annotations: str) -> Path:
+    """Ten pictures with XML files in folders of the given names, without lists."""
+    voc = VocFolder(tmp_path / "voc")
+    root = tmp_path / "raw"
+    for n in range(10):
+        voc.add(f"p{n}", ("cat", (1, 1, 32, 24), False))
+    for folder, old in ((pictures, "JPEGImages"), (annotations, "Annotations")):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for file in (voc.root / old).iterdir():
+            shutil.copy(file, root / folder)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("pictures", "annotations"), [("JPEGImages", "Annotations"), ("images", "annotations"), ("", "")]
+)
+def test_a_folder_without_lists_is_divided_and_not_written_to(tmp_path: Path, pictures: str, annotations: str) -> None:
+    root = raw(tmp_path, pictures, annotations)
+    before = fingerprint(root)
+    ids = [f"p{n}" for n in range(10)]
+    for split in ("trainval", "test"):
+        source, found, made = find_split(root, split)
+        assert (source, found, made) == (root, divided(ids, split), True)
+        assert class_names(source, found)[0] == ["cat"]
+        samples, problems = load(
+            source,
+            found,
+            ["cat"],
+            training=False,
+            use_difficult=True,
+            skip_bad=False,
+            need_pictures=True,
+            first_pixel=1,
+            leave_out_others=False,
+        )
+        assert problems.lines == []
+        assert [s.image_id for s in samples] == found
+        assert all(s.path == root / pictures / f"{s.image_id}.jpg" for s in samples)
+    assert fingerprint(root) == before
+
+
+def test_lists_count_where_there_are_some(tiny: VocFolder) -> None:
+    assert find_split(tiny.root, "trainval") == (tiny.root, ["a", "b"], False)
+    assert find_split(tiny.root.parent, f"{tiny.root.name}/test") == (tiny.root, ["c"], False)
+    with pytest.raises(UserError, match="no list of images for the split 'val'"):
+        find_split(tiny.root, "val")
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "chosen"),
+    [
+        (("annotations/instances_train2017.json", "annotations/instances_val2017.json"), "trainval", 0),
+        (("annotations/instances_train2017.json", "annotations/instances_val2017.json"), "test", 1),
+        (
+            ("train/_annotations.coco.json", "valid/_annotations.coco.json", "test/_annotations.coco.json"),
+            "trainval",
+            0,
+        ),
+        (("train/_annotations.coco.json", "valid/_annotations.coco.json", "test/_annotations.coco.json"), "test", 2),
+        (("train/_annotations.coco.json", "valid/_annotations.coco.json", "test/_annotations.coco.json"), "val", 1),
+    ],
+)
+def test_coco_files_are_told_apart_by_their_names(
+    tmp_path: Path, files: tuple[str, ...], split: str, chosen: int
+) -> None:
+    for n, name in enumerate(files):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(coco_text(n + 1))
+    assert find_split(tmp_path, split) == (tmp_path / files[chosen], [str(chosen + 1)], False)
+
+
+def test_one_coco_file_is_divided_and_may_be_the_root_itself(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text(coco_text(*range(1, 21)))
+    ids = [str(n) for n in range(1, 21)]
+    for root in (tmp_path, tmp_path / "labels.json"):
+        for split in ("trainval", "test"):
+            assert find_split(root, split) == (tmp_path / "labels.json", divided(ids, split), True)
+
+
+def test_a_coco_file_may_be_named_as_a_split(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(coco_text(1, 2))
+    (tmp_path / "b.json").write_text(coco_text(3))
+    assert find_split(tmp_path, "b.json") == (tmp_path / "b.json", ["3"], False)
+
+
+def test_which_file_is_asked_where_the_names_do_not_say(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(coco_text(1, 2))
+    (tmp_path / "b.json").write_text(coco_text(3))
+    with pytest.raises(UserError, match=r"which COCO file is 'trainval'\? There are a\.json, b\.json"):
+        find_split(tmp_path, "trainval")
+
+
+def test_a_folder_without_anything_says_what_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"no data set\. Wanted: JPEGImages/ID\.jpg with Annotations/ID\.xml"):
+        find_split(tmp_path, "trainval")
+
+
+def test_a_split_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    root = raw(tmp_path, "", "")
+    with pytest.raises(UserError, match="divided into trainval and test; there is no 'val'"):
+        find_split(root, "val")
+    for file in sorted(root.glob("*.xml"))[1:]:
+        file.unlink()
+    with pytest.raises(UserError, match="has 1 annotated image"):
+        find_split(root, "trainval")

@@ -1,0 +1,234 @@
+"""COCO annotations: read as pycocotools reads them, and everything that can be wrong with them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from voc_folder import fingerprint
+
+from fastrcnn.data.coco import coco_classes, find_coco_files, load_coco, picture_base, read_coco_file
+from fastrcnn.errors import UserError
+
+CLASSES = ["cat", "dog"]
+
+
+def content() -> dict[str, Any]:
+    """Two pictures of 64 x 48; a crowd of dogs on the second."""
+    return {
+        "images": [
+            {"id": 7, "file_name": "seven.png", "width": 64, "height": 48},
+            {"id": 12, "file_name": "twelve.png", "width": 64, "height": 48},
+        ],
+        "categories": [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}, {"id": 5, "name": "ship"}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 17, "bbox": [3.5, 4.0, 10.25, 20.0], "iscrowd": 0, "area": 205.0},
+            {"id": 2, "image_id": 12, "category_id": 18, "bbox": [0, 0, 64, 48], "iscrowd": 1, "area": 3072},
+            {"id": 3, "image_id": 7, "category_id": 18, "bbox": [30, 20, 34.4, 28], "iscrowd": 0, "area": 963.2},
+        ],
+    }
+
+
+def write(root: Path, value: dict[str, Any], name: str = "annotations.json") -> Path:
+    """The file, and a picture for each entry."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+    for image in value.get("images", []):
+        picture = root / "images" / image["file_name"]
+        picture.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 48)).save(picture)
+    return path
+
+
+def refused(path: Path, ids: tuple[str, ...] = ("7", "12")) -> str:
+    with pytest.raises(UserError) as caught:
+        load_coco(path, ids, CLASSES)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def test_boxes_classes_and_crowds_are_those_that_pycocotools_reads(tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+
+    path = write(tmp_path, content())
+    theirs = COCO(str(path))
+    samples, problems = load_coco(path, ["7", "12"], CLASSES)
+    assert problems.lines == []
+    for sample in samples:
+        entries = theirs.loadAnns(theirs.getAnnIds(imgIds=int(sample.image_id)))
+        names = [theirs.cats[e["category_id"]]["name"] for e in entries]
+        assert [CLASSES[i - 1] for i in sample.labels] == names
+        np.testing.assert_array_equal(sample.difficult, [bool(e["iscrowd"]) for e in entries])
+        want = np.array([e["bbox"] for e in entries], np.float64)
+        want[:, 2:] += want[:, :2]
+        np.testing.assert_allclose(sample.boxes, np.minimum(want, (64, 48, 64, 48)), rtol=1e-6)
+    assert problems.clipped == 1  # 30 + 34.4 is .4 of a pixel too far
+    assert samples[0].path == tmp_path / "images" / "seven.png"
+
+
+def test_crowds_are_left_out_of_training(tmp_path: Path) -> None:
+    samples, _ = load_coco(write(tmp_path, content()), ["12"], CLASSES, use_crowds=False)
+    assert len(samples[0].boxes) == 0
+
+
+def test_classes_are_those_with_objects_in_the_order_of_their_ids(tmp_path: Path) -> None:
+    assert coco_classes(write(tmp_path, content())) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("annotations/instances_val2017.json", "val2017"),
+        ("annotations/instances_val2017.json", "images/val2017"),
+        ("_annotations.coco.json", "."),
+        ("annotations.json", "JPEGImages"),
+    ],
+)
+def test_pictures_are_found_in_the_usual_places(tmp_path: Path, name: str, where: str) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content()))
+    (tmp_path / where).mkdir(parents=True, exist_ok=True)
+    for image in content()["images"]:
+        Image.new("RGB", (64, 48)).save(tmp_path / where / image["file_name"])
+    assert picture_base(read_coco_file(path)) == tmp_path / where
+    assert len(load_coco(path, ["7", "12"], CLASSES)[0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bbox": [3, 4, 0, 5]}, "annotation 1 (cat): the box [3, 4, 0, 5] has no area"),
+        ({"bbox": [3, 4, -2, 5]}, "annotation 1 (cat): the box [3, 4, -2, 5] has no area"),
+        ({"bbox": [3, 4, 5]}, "annotation 1 (cat): the box [3, 4, 5] should be four numbers"),
+        ({"bbox": None}, "annotation 1 (cat): the box None should be four numbers"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "should be four numbers"),
+        ({"bbox": [1, 2, True, 4]}, "should be four numbers"),
+        ({"bbox": [60, 4, 8, 5]}, "stands out of the image of 64 x 48 pixels"),
+        ({"category_id": 99}, "annotation 1: unknown class 'category 99'"),
+        ({"category_id": 5}, "annotation 1: unknown class 'ship'. Known: cat, dog."),
+        ({"image_id": 8}, "annotation 1: there is no image 8 in the file"),
+    ],
+)
+def test_what_is_wrong_with_an_annotation_is_said_with_its_number(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    value = content()
+    value["annotations"][0] |= change
+    path = write(tmp_path, value)
+    assert said in refused(path)
+    samples, problems = load_coco(path, ["7", "12"], CLASSES, skip_bad=True)
+    assert [len(s.boxes) for s in samples] == [1, 1]
+    assert len(problems.lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"file_name": "../x.png"}, "image 1: `file_name` is '../x.png', which leads out of the data set"),
+        ({"file_name": "/etc/passwd"}, "which leads out of the data set"),
+        ({"file_name": ""}, "image 1: has no `file_name`"),
+        ({"width": 0}, "image 1: `width` should be a number of pixels, is 0"),
+        ({"height": "48"}, "image 1: `height` should be a number of pixels, is '48'"),
+        ({"id": 1.5}, "image 1: has no `id`"),
+        ({"id": 12}, "image 2: the id 12 stands in the file twice"),
+        ({"file_name": "eight.png"}, "eight.png: no such picture"),
+    ],
+)
+def test_what_is_wrong_with_an_image_is_said_with_its_number(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    path = write(tmp_path, content())
+    value = content()
+    value["images"][0] |= change
+    path.write_text(json.dumps(value))
+    assert said in refused(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"images": [\n{]}', "line 2, column 2: not valid JSON"),
+        ("[]", "lacks the lists `images` and `categories`"),
+        ('{"images": []}', "lacks the lists"),
+        ("[" * 100_000, "not the JSON of COCO annotations"),
+        ("\xff\xfe", "not a text file (at byte 0)"),
+        ('{"a": ' + "9" * 10_000 + "}", "not the JSON of COCO annotations"),
+    ],
+)
+def test_what_is_no_coco_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(text.encode("latin-1"))
+    assert said in refused(path)
+
+
+def test_a_link_out_of_the_data_set_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "set", content())
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (64, 48)).save(secret)
+    (tmp_path / "set" / "images" / "seven.png").unlink()
+    (tmp_path / "set" / "images" / "seven.png").symlink_to(secret)
+    assert "a link leads out of the data set" in refused_data(path)
+
+
+def refused_data(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_coco(path, ["7", "12"], CLASSES)
+    return str(caught.value)
+
+
+def test_other_json_files_are_not_taken_for_annotations(tmp_path: Path) -> None:
+    path = write(tmp_path, content())
+    (tmp_path / "package.json").write_text('{"name": "x"}')
+    (tmp_path / "results.json").write_text("[]")
+    (tmp_path / "broken.json").write_text("{")
+    (tmp_path / "folder.json").mkdir()
+    assert find_coco_files(tmp_path) == [path]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.just("../x.png"),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to everything inside a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [at, *(place for key, v in inner for place in places(v, (*at, key)))]
+
+
+@settings(max_examples=300, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.sampled_from(places(content())[1:]), values), min_size=1, max_size=3))
+def test_whatever_the_file_holds_there_is_a_result_or_a_message_that_names_it(
+    tmp_path: Path, changes: list[tuple[tuple[Any, ...], Any]]
+) -> None:
+    value: Any = content()
+    for place, new in changes:
+        inner = value
+        try:
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = new
+        except (TypeError, LookupError):  # an earlier change took the place away
+            continue
+    path = tmp_path / "any.json"
+    path.write_text(json.dumps(value))
+    before = fingerprint(tmp_path)
+    message = ""
+    try:
+        ids = list(read_coco_file(path).images)
+        coco_classes(path)
+        for sample in load_coco(path, ids, CLASSES, need_pictures=False)[0]:
+            assert (sample.boxes >= 0).all()
+            assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
+    except UserError as error:
+        message = str(error)
+    assert not message or str(path) in message
+    assert fingerprint(tmp_path) == before
