@@ -170,7 +170,86 @@ def test_difficult_objects_are_trained_on_or_not_and_always_evaluated(tiny: VocF
     assert [len(s.boxes) for s in build.training_set(config, names, seed=0).samples] == [2, 1]
 
 
+def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
+    tiny: VocFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny.root / "JPEGImages"
+    whole = (folder / "a.jpg").read_bytes()
+    (folder / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    tiny.picture("b", size=(48, 64))
+    for image_id, data in (("empty", b""), ("text", b"no picture")):
+        tiny.add(image_id, ("cat", (1, 1, 32, 24), False))
+        (folder / f"{image_id}.jpg").write_bytes(data)
+    tiny.add("good", ("cat", (1, 1, 32, 24), False))
+    tiny.split("trainval", "a", "b", "empty", "text", "good")
+    with pytest.raises(UserError) as caught:
+        build.training_set(config_of(tiny), ["cat", "dog"], seed=0)
+    for said in (
+        "4 of 5 pictures cannot be used",
+        "a.jpg: the picture is cut short",
+        "b.jpg: 48 x 64 pixels, but its annotation says 64 x 48. The picture's EXIF data may ask for a rotation",
+        "empty.jpg: the file is empty",
+        "text.jpg: not a picture",
+        "data.skip_bad=true",
+    ):
+        assert said in str(caught.value)
+    found = build.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"])
+    assert [s.image_id for s in found] == ["good"]
+    assert "4 picture(s) left out" in caplog.text
+
+
+def test_objects_of_other_classes_are_refused_or_left_out_and_counted(
+    tiny: VocFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UserError, match=r"unknown class 'dog'.*\n.*data\.other_classes=leave_out"):
+        build.samples(config_of(tiny), ["trainval"], ["cat"])
+    caplog.set_level("INFO")
+    a, b = build.samples(config_of(tiny, other_classes="leave_out"), ["trainval"], ["cat"])
+    assert (len(a.boxes), len(b.boxes)) == (1, 0)
+    assert "objects of other classes left out: dog (2)" in caplog.text
+    with pytest.raises(UserError, match=r"data\.other_classes=ignore: should be one of refuse, leave_out"):
+        build.samples(config_of(tiny, other_classes="ignore"), ["trainval"], ["cat"])
+
+
+def test_a_zero_based_data_set_is_noticed_and_read_as_one(voc: VocFolder, caplog: pytest.LogCaptureFixture) -> None:
+    voc.add("a", ("cat", (0, 0, 31, 23), False), ("cat", (10, 0, 63, 47), False), ("cat", (5, 5, 9, 9), False))
+    voc.split("trainval", "a")
+    (sample,) = build.samples(config_of(voc), ["trainval"], ["cat"])
+    assert "2 box(es) begin at 0" in caplog.text
+    assert "data.first_pixel=0" in caplog.text
+    np.testing.assert_array_equal(sample.boxes, [[0, 0, 31, 23], [9, 0, 63, 47], [4, 4, 9, 9]])
+    caplog.clear()
+    (sample,) = build.samples(config_of(voc, first_pixel=0), ["trainval"], ["cat"])
+    np.testing.assert_array_equal(sample.boxes, [[0, 0, 32, 24], [10, 0, 64, 48], [5, 5, 10, 10]])
+    assert caplog.text == ""
+
+
+def test_a_folder_without_lists_trains_and_tests_on_different_pictures(voc: VocFolder) -> None:
+    for n in range(12):
+        voc.add(f"p{n}", ("cat", (1, 1, 32, 24), False))
+    (voc.root / "ImageSets" / "Main").rmdir()
+    (voc.root / "ImageSets").rmdir()
+    config = config_of(voc)
+    assert build.classes(config) == ["cat"]
+    train, test = (build.samples(config, [name], ["cat"]) for name in ("trainval", "test"))
+    assert {s.image_id for s in train} | {s.image_id for s in test} == {f"p{n}" for n in range(12)}
+    assert not {s.image_id for s in train} & {s.image_id for s in test}
+
+
 # ------------------------------------------------------------------------------------------ proposals
+
+
+def test_pictures_without_proposals_are_left_out_where_that_is_asked_for(
+    tiny: VocFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tiny.root.parent / "x.proposals"
+    write_store(store, [ImageProposals("a", 48, 64, np.array([[0, 0, 9, 9]], np.float32))], "a test", {})
+    config = config_of(tiny, proposals=str(store), missing_proposals="leave_out")
+    data = build.training_set(config, ["cat", "dog"], seed=0)
+    assert [s.image_id for s in data.samples] == ["a"]
+    assert "has nothing for 1 of 2 pictures" in caplog.text
+    with pytest.raises(UserError, match="there is none for any of these"):
+        build.test_set(config, ["cat", "dog"])
 
 
 def test_proposals_are_made_once_and_found_again(tiny: VocFolder, monkeypatch: pytest.MonkeyPatch) -> None:

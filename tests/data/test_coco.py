@@ -156,6 +156,7 @@ def test_what_is_wrong_with_an_image_is_said_with_its_number(tmp_path: Path, cha
         ('{"images": [\n{]}', "line 2, column 2: not valid JSON"),
         ("[]", "lacks the lists `images` and `categories`"),
         ('{"images": []}', "lacks the lists"),
+        ('{"images": [], "categories": [], "annotations": 5}', "`annotations` should be a list"),
         ("[" * 100_000, "not the JSON of COCO annotations"),
         ("\xff\xfe", "not a text file (at byte 0)"),
         ('{"a": ' + "9" * 10_000 + "}", "not the JSON of COCO annotations"),
