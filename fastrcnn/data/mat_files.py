@@ -63,7 +63,10 @@ def open_mat(path: Path, names: Collection[str]) -> dict[str, MatArray]:
     """Those of the named variables that the file has. Raises UserError where the file cannot be read."""
     with reading(path):
         with path.open("rb") as file:
-            if is_hdf5(file.read(2048)):
+            head = file.read(2048)
+            if not is_mat(head):
+                raise ValueError("neither version 5 nor 7.3 of the format")
+            if is_hdf5(head):
                 from fastrcnn.data.mat_hdf5 import open_hdf5
 
                 return open_hdf5(path, names)
@@ -75,9 +78,9 @@ def open_mat(path: Path, names: Collection[str]) -> dict[str, MatArray]:
             kind, start, size, at = _element(data, order, at, padded=False)
             part = data[start : start + size]
             if kind == COMPRESSED:
-                head = memoryview(zlib.decompressobj().decompress(part, 512))
-                if int.from_bytes(head[:4], "little" if order == "<" else "big") == MATRIX:
-                    name = _matrix(head[8:], order)[0]
+                begin = memoryview(zlib.decompressobj().decompress(part, 512))
+                if int.from_bytes(begin[:4], "little" if order == "<" else "big") == MATRIX:
+                    name = _matrix(begin[8:], order)[0]
                     if name in names and name not in found:
                         whole = _inflate(part, max(LEAST, EXPANSION * len(data)))
                         _, start, size, _ = _element(whole, order, 0)

@@ -269,39 +269,6 @@ def _write_arrays(
     return counts
 
 
-def read_mat(path: str | Path) -> np.ndarray:
-    """Boxes (P, 4) float32, half-open, of one image's `.mat` file.
-
-    The file has a matrix `boxes`, zero-based inclusive x1 y1 x2 y2, commonly uint16 (the layout in which
-    selective search results circulate per image); x2 and y2 are increased by one here, after the conversion
-    to float32, since 65535 + 1 is 0 in uint16.
-
-    Raises UserError where scipy is missing, or the file is, or is not such a file.
-    """
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise UserError(
-            f"{path}: reading .mat files needs scipy; install it with `pip install 'fastrcnn[mat]'`."
-        ) from error
-    if not Path(path).is_file():
-        raise UserError(f"{path}: there is no such proposal file; correct the path.")
-    try:
-        content = loadmat(str(path), variable_names=["boxes"])
-    except Exception as error:  # scipy raises whatever the bytes lead it to
-        raise UserError(f"{path}: not a readable MATLAB file ({error}); fetch or export it again.") from error
-    boxes = content.get("boxes")
-    if boxes is None:
-        raise UserError(f"{path}: has no matrix `boxes`; a per-image proposal file must have one.")
-    if boxes.size == 0:
-        return np.zeros((0, 4), dtype=np.float32)
-    if boxes.dtype.kind not in "iuf" or boxes.ndim != 2 or boxes.shape[1] != 4:
-        raise UserError(f"{path}: `boxes` is {boxes.dtype} of shape {boxes.shape}; it must be numbers of shape (P, 4).")
-    boxes = boxes.astype(np.float32)
-    boxes[:, 2:] += 1
-    return boxes
-
-
 def _encode(image_id: str, path: Path) -> bytes:
     if not image_id or "\0" in image_id:
         raise UserError(f"{path}: image id {image_id!r} is empty or holds a null character; name the image.")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from fastrcnn.data import proposals
-from fastrcnn.data.proposals import BoxCounts, ImageProposals, ProposalStore, clean, read_mat, write_store
+from fastrcnn.data.proposals import BoxCounts, ImageProposals, ProposalStore, clean, write_store
 from fastrcnn.errors import UserError
 
 A = ImageProposals("b/2", 50, 100, np.array([[0, 0, 10, 20], [5, 6, 100, 50]], np.float32))
@@ -291,60 +291,6 @@ def test_rows_that_are_not_there_are_refused(path: Path, rows: tuple[int, int]) 
     np.save(path / "offsets.npy", np.array([rows] * 3, np.int64))
     with pytest.raises(UserError, match=r"offsets\.npy.*'b/2'"):
         ProposalStore(path).boxes("b/2")
-
-
-def test_mat_files_are_zero_based_inclusive_and_do_not_wrap_around(tmp_path: Path) -> None:
-    io = pytest.importorskip("scipy.io", reason="needs the extra [mat]")
-    boxes = np.array([[0, 0, 24, 15], [65535, 3, 65535, 9]], np.uint16)
-    io.savemat(tmp_path / "i.mat", {"boxes": boxes})
-    read = read_mat(tmp_path / "i.mat")
-    assert read.dtype == np.float32
-    assert read.tolist() == [[0, 0, 25, 16], [65535, 3, 65536, 10]]
-    io.savemat(tmp_path / "none.mat", {"boxes": np.zeros((0, 0))})
-    assert read_mat(tmp_path / "none.mat").shape == (0, 4)
-
-
-def test_mat_files_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    io = pytest.importorskip("scipy.io", reason="needs the extra [mat]")
-    io.savemat(tmp_path / "other.mat", {"rects": np.zeros((2, 4))})
-    io.savemat(tmp_path / "shape.mat", {"boxes": np.zeros((2, 5))})
-    io.savemat(tmp_path / "text.mat", {"boxes": "four"})
-    (tmp_path / "junk.mat").write_bytes(b"\x00\x01MATLAB?" * 40)
-    (tmp_path / "empty.mat").write_bytes(b"")
-    for name, match in [
-        ("other", "no matrix `boxes`"),
-        ("shape", r"\(2, 5\)"),
-        ("text", "must be numbers"),
-        ("junk", "not a readable"),
-        ("empty", "not a readable"),
-        ("missing", "there is no such"),
-    ]:
-        with pytest.raises(UserError, match=rf"{name}\.mat: .*{match}"):
-            read_mat(tmp_path / f"{name}.mat")
-
-
-def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.io", None)
-    with pytest.raises(UserError, match=r"pip install 'fastrcnn\[mat\]'"):
-        read_mat(tmp_path / "i.mat")
-
-
-@pytest.mark.parametrize(("image_id", "count"), [("000004", 2888), ("001551", 2057)])
-def test_real_mat_files(tmp_path: Path, image_id: str, count: int) -> None:
-    pytest.importorskip("scipy.io", reason="needs the extra [mat]")
-    data = os.environ.get("FASTRCNN_TEST_DATA")
-    if not data:
-        pytest.skip("FASTRCNN_TEST_DATA is not set: no real .mat files to read")
-    boxes = read_mat(Path(data) / "selective_search" / f"{image_id}_boxes.mat")
-    assert boxes.shape == (count, 4)
-    xml = (Path(data) / "VOCdevkit/VOC2007/Annotations" / f"{image_id}.xml").read_text()
-    width, height = (int(xml.split(f"<{tag}>")[1].split("<")[0]) for tag in ("width", "height"))
-    # Only the right conversion reaches the image's far corner and never leaves the image.
-    assert boxes[:, :2].min() == 0
-    assert boxes[:, 2].max() == width
-    assert boxes[:, 3].max() == height
-    counts = write_store(tmp_path / "r.proposals", [ImageProposals(image_id, height, width, boxes)], "a .mat file", {})
-    assert counts == BoxCounts(kept=count)
 
 
 def test_the_public_face_needs_no_torch() -> None:
