@@ -217,6 +217,14 @@ class ProposalsCheckConfig:
 
 
 @dataclass
+class ReplayConfig:
+    """fastrcnn replay"""
+
+    file: str | None = key(None, "failed-step-N.pt in a run's folder; `fastrcnn replay FILE` says the same")
+    device: str = key("auto", "auto | cpu | cuda | cuda:1 ...")
+
+
+@dataclass
 class ExplainRoiConfig:
     """fastrcnn explain-roi"""
 
@@ -237,6 +245,7 @@ SCHEMAS: dict[str, type] = {
     "propose": ProposeConfig,
     "check": CheckConfig,
     "proposals-check": ProposalsCheckConfig,
+    "replay": ReplayConfig,
     "explain-roi": ExplainRoiConfig,
 }
 

@@ -21,6 +21,8 @@ from voc_folder import fingerprint
 
 from fastrcnn.cli import main
 from fastrcnn.data.demo import write_demo
+from fastrcnn.training import checkpoint
+from fastrcnn.training.tracking import claim
 
 SETTINGS = [
     "experiment=demo",
@@ -226,3 +228,35 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(
     assert last("half") == last("whole")
     assert len((place / "half" / "command.txt").read_text(encoding="utf-8").splitlines()) == 2
     assert whole.replace("whole", "half") == resumed
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint_and_a_step_to_replay(
+    command: Command, place: Path
+) -> None:
+    settings = [*SETTINGS, "solver.lr=1e30", "solver.schedule=step", "runtime.checkpoint_every=1"]
+    out, err = command("train", "run=spoiled", *settings, status=1)
+    assert out == ""
+    failed = next((place / "spoiled").glob("failed-step-*.pt"))
+    step = int(failed.stem.rpartition("-")[2])
+    assert f"step {step}: the loss is nan" in err
+    assert f"fastrcnn replay spoiled/{failed.name}" in err
+    assert sorted(p.name for p in (place / "spoiled" / "checkpoints").iterdir())[-1] == f"step-{step}.pt"
+    kept = checkpoint.load(failed)
+    assert all(image_id in err for image_id in kept["image_ids"])
+    assert len(kept["rois"]) == len(kept["labels"]) == len(kept["deltas"]) == 2 * 16
+    out, _ = command("replay", str(failed), "device=cpu")
+    assert "class loss nan" in out.splitlines()[1]
+    assert "class loss nan" in out.splitlines()[2]
+    assert "first layer with an output that is not finite: " in out
+    _, err = command("replay", str(place / "run" / "checkpoints" / "best.pt"), status=1)
+    assert "not of a failed step" in err
+
+
+def test_a_second_run_in_a_folder_is_refused(command: Command, place: Path) -> None:
+    before = fingerprint(place / "run")
+    _, err = command("train", "run=run", *SETTINGS, status=1)
+    assert "there is a run in this folder already" in err
+    with claim(place / "run"):
+        _, err = command("train", "run=run", "resume=auto", *SETTINGS, status=1)
+    assert "another process is training in this folder" in err
+    assert fingerprint(place / "run") == before

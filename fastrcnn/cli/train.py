@@ -64,11 +64,16 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         return Path("outputs") / config.name / stamp, False
     folder = Path(config.run).expanduser()
+    refuse_used(folder)
+    return folder, False
+
+
+def refuse_used(folder: Path) -> None:
+    """Raises UserError where there is a run in the folder already."""
     if (folder / "checkpoints").is_dir() or (folder / "config.yaml").exists():
         raise UserError(
             f"run={folder}: there is a run in this folder already. Go on with it by resume=auto, or name a new one."
         )
-    return folder, False
 
 
 @contextmanager
@@ -109,7 +114,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     from fastrcnn.model.vgg16 import parameter_count
     from fastrcnn.training import loop
     from fastrcnn.training.optim import sgd
-    from fastrcnn.training.tracking import Tracker, describe_run
+    from fastrcnn.training.tracking import Tracker, claim, describe_run
 
     device = build.device(config.runtime)
     dtype = build.precision(config.runtime, device)
@@ -133,8 +138,10 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
         log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
         build.set_delta_statistics(model, train_set, config)
 
-    describe_run(folder, to_yaml(config))
-    with log_to(folder):
+    with claim(folder), log_to(folder):
+        if not resumed:
+            refuse_used(folder)  # one that began while this one was looking at its data
+        describe_run(folder, to_yaml(config))
         log.info(
             "%s: %d training and %d test pictures, classes %s", folder, len(train_set), len(test_set), ", ".join(names)
         )
@@ -157,6 +164,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
                 save=state.save,
                 evaluate=evaluate,
                 draw=state.draw,
+                failed=state.failed,
                 dtype=dtype,
                 box_weight=solver.box_weight,
             )
@@ -225,6 +233,14 @@ class RunState:
         folder = self.folder / "checkpoints"
         checkpoint.save(folder / f"step-{step}.pt", self.content(step) | {"optimizer": self.optimizer.state_dict()})
         checkpoint.keep_last(folder, self.config.runtime.keep_checkpoints)
+
+    def failed(self, step: int, evidence: dict[str, Any]) -> Path:
+        """Writes failed-step-N.pt, from which a step whose loss was not finite can be done again."""
+        from fastrcnn.training import checkpoint
+
+        path = self.folder / f"failed-step-{step}.pt"
+        checkpoint.save(path, self.content(step) | evidence)
+        return path
 
     def evaluate(
         self,

@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -19,6 +21,7 @@ from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.structures import Batch, RoITargets
 from fastrcnn.training.optim import set_rate
+from fastrcnn.training.replay import evidence
 from fastrcnn.training.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,7 @@ def train(
     save: Callable[[int], None],
     evaluate: Callable[[int], None],
     draw: Callable[[int, Batch, torch.Tensor, RoITargets], None],
+    failed: Callable[[int, dict[str, Any]], Path] | None = None,
     dtype: torch.dtype = torch.float32,
     box_weight: float = 1.0,
 ) -> None:
@@ -73,13 +77,16 @@ def train(
     number alone, so a run that was interrupted and goes on is the same run.
 
     save, evaluate: called with the number of steps done; draw: with a batch, its RoIs and their targets as well.
+    failed: where the loss is not finite, called with the step and all that went into it (see replay.py); returns the
+        file that it was written to.
     Raises UserError when the loss is no longer finite, before the weights are changed.
     """
     device = model.delta_mean.device
     model.train()
     meter = Meter()
     for step, batch in _with_progress(loader, schedule, meter):
-        torch.manual_seed(seed_of(schedule.seed, step, 0))  # for dropout
+        dropout_seed = seed_of(schedule.seed, step, 0)
+        torch.manual_seed(dropout_seed)
         generator = torch.Generator().manual_seed(seed_of(schedule.seed, step, 1))
         set_rate(optimizer, schedule.rate(step))
 
@@ -92,9 +99,13 @@ def train(
         total = losses.total.item()
         if not math.isfinite(total):
             ids = ", ".join(s.image_id for s in batch.samples)
+            where = ""
+            if failed is not None:
+                file = failed(step, evidence(batch, rois, targets, losses, dropout_seed, dtype, box_weight))
+                where = f"\nThe step is kept; to look at it again: fastrcnn replay {file}"
             raise UserError(
                 f"step {step}: the loss is {total}. The weights were not changed by this step; its pictures: {ids}. "
-                f"Try a lower rate (solver.lr is {schedule.rate(step):g} here) or solver.warmup."
+                f"Try a lower rate (solver.lr is {schedule.rate(step):g} here) or solver.warmup.{where}"
             )
         optimizer.zero_grad(set_to_none=True)
         losses.total.backward()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fastrcnn.errors import UserError
 
 
 class Tracker:
@@ -50,6 +55,29 @@ class Tracker:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Makes a run's folder, and holds it for this process alone until the body ends, however it ends.
+
+    Raises UserError where another process is writing there, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise UserError(
+            f"run={folder}: cannot be written to ({error.strerror}). Choose another with run=PATH."
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of by the system when the process ends
+        except OSError:
+            raise UserError(
+                f"run={folder}: another process is training in this folder. Wait for it, or choose another by run=PATH."
+            ) from None
+        yield
 
 
 def environment() -> dict[str, Any]:

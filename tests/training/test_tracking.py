@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastrcnn.training.tracking import Tracker, describe_run
+from fastrcnn.errors import UserError
+from fastrcnn.training.tracking import Tracker, claim, describe_run
 
 
 def rows(folder: Path) -> list[list[str]]:
@@ -74,3 +78,28 @@ def test_a_run_is_described(tmp_path: Path) -> None:
     assert len((folder / "command.txt").read_text().splitlines()) == 2, "a line for each time"
     environment = json.loads((folder / "environment.json").read_text())
     assert {"fastrcnn", "python", "torch", "torchvision", "opencv", "numpy", "gpu"} <= set(environment)
+
+
+def test_a_folder_is_held_by_one_process_until_that_ends(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path; from fastrcnn.training.tracking import claim\n"
+        "with claim(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    run = tmp_path / "a" / "run"
+    other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=r"run: another process is training in this folder"), claim(run):
+            pass
+    finally:
+        other.kill()  # the system lets go of it, whatever happened
+        other.wait()
+    with claim(run):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"run=.*cannot be written to"), claim(tmp_path / "file" / "run"):
+        pass

@@ -1,0 +1,56 @@
+"""fastrcnn replay"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from fastrcnn.cli.compose import compose
+from fastrcnn.config import RuntimeConfig
+from fastrcnn.errors import UserError
+
+EXAMPLES = ["fastrcnn replay outputs/train/RUN/failed-step-1200.pt"]
+NEEDED = {"image_ids", "images", "sizes", "rois", "labels", "deltas", "loss_cls", "loss_box", "dropout_seed"}
+
+
+def main(arguments: list[str]) -> int:
+    """Does a step again whose loss was not finite, and says where it broke."""
+    plain = [a for a in arguments if "=" not in a or Path(a).is_file()]
+    config = compose("replay", [f"file={a}" if a in plain else a for a in arguments])
+    if config.file is None:
+        raise UserError("which step? fastrcnn replay FILE, a failed-step-N.pt that training left.")
+    from fastrcnn import build
+    from fastrcnn.training import checkpoint
+    from fastrcnn.training.replay import replay
+
+    path = Path(config.file).expanduser()
+    content = checkpoint.load(path)
+    if not content.keys() >= NEEDED:
+        raise UserError(f"{path}: a checkpoint, but not of a failed step. Wanted is a failed-step-N.pt.")
+    device = build.device(RuntimeConfig(device=config.device))
+    model = build.trained_model(content["config"], len(content["classes"]))
+    model.load_state_dict(content["model"])
+    model.to(device)
+    found = replay(model, content)
+    print(f"step {content['step']} of {path.parent}: {len(content['rois'])} RoIs of {', '.join(content['image_ids'])}")
+    print(f"recorded:  class loss {content['loss_cls']:.6g}, box loss {content['loss_box']:.6g}")
+    print(
+        f"again:     class loss {found.loss_cls:.6g}, box loss {found.loss_box:.6g}  ({content['precision']}, {device})"
+    )
+    if found.inputs:
+        print(f"not finite already when it came in: {', '.join(found.inputs)}")
+    if found.weights:
+        print(f"weights that are not finite: {', '.join(found.weights)}")
+    if found.layer is not None:
+        print(f"first layer with an output that is not finite: {found.layer}")
+    for number in found.rois[:10]:
+        image, *box = content["rois"][number].tolist()
+        label = content["labels"][number].item()
+        name = "background" if label == 0 else content["classes"][label - 1]
+        where = content["image_ids"][int(image)] if math.isfinite(image) else "?"
+        print(f"RoI {number} of {where}, {name}: {', '.join(f'{v:.1f}' for v in box)}")
+    if len(found.rois) > 10:
+        print(f"and {len(found.rois) - 10} more RoIs")
+    if math.isfinite(found.loss_cls + found.loss_box):
+        print("The loss is finite this time: another device, another version of torch, or a fault of the machine.")
+    return 0

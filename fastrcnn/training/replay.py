@@ -1,0 +1,92 @@
+"""A training step whose loss was not finite, kept and done again to find where it broke."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fastrcnn.inference import autocast
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.loss import Losses, fast_rcnn_loss
+from fastrcnn.structures import Batch, RoITargets
+
+
+def evidence(
+    batch: Batch,
+    rois: torch.Tensor,
+    targets: RoITargets,
+    losses: Losses,
+    dropout_seed: int,
+    dtype: torch.dtype,
+    box_weight: float,
+) -> dict[str, Any]:
+    """All that went into a step, beside the weights: tensors, numbers and strings, fit for a checkpoint."""
+    return {
+        "image_ids": [s.image_id for s in batch.samples],
+        "images": batch.images,
+        "sizes": batch.sizes,
+        "rois": rois,
+        "labels": targets.labels,
+        "deltas": targets.deltas,
+        "loss_cls": losses.classification.item(),
+        "loss_box": losses.box.item(),
+        "dropout_seed": dropout_seed,
+        "precision": str(dtype).removeprefix("torch."),
+        "box_weight": box_weight,
+    }
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a step that was done again gave."""
+
+    loss_cls: float
+    loss_box: float
+    inputs: list[str]  # which inputs hold a number that is not finite: images, rois, deltas
+    weights: list[str]  # which of the model's tensors do
+    layer: str | None  # the first layer whose output does
+    rois: list[int]  # numbers of the RoIs whose outputs do
+
+
+def replay(model: FastRCNN, content: dict[str, Any]) -> Replay:
+    """Does the step again with the model, which has its weights already, on the model's device."""
+    device = model.delta_mean.device
+    broken: list[str] = []
+
+    def look(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            outputs = output if isinstance(output, tuple) else (output,)
+            if not all(_finite(o) for o in outputs if isinstance(o, torch.Tensor)):
+                broken.append(name)
+
+        return hook
+
+    hooks = [m.register_forward_hook(look(n)) for n, m in model.named_modules() if not list(m.children())]
+    model.train()
+    torch.manual_seed(content["dropout_seed"])
+    targets = RoITargets(content["labels"].to(device), content["deltas"].to(device))
+    try:
+        with torch.no_grad(), autocast(device, getattr(torch, content["precision"])):
+            logits, deltas = model(
+                content["images"].to(device), content["rois"].to(device), content["sizes"].to(device)
+            )
+        losses = fast_rcnn_loss(logits, deltas, targets, content["box_weight"])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    outputs = torch.cat((logits, deltas.flatten(1)), dim=1)
+    return Replay(
+        loss_cls=losses.classification.item(),
+        loss_box=losses.box.item(),
+        inputs=[name for name in ("images", "rois", "deltas") if not _finite(content[name])],
+        weights=[name for name, value in content["model"].items() if not _finite(value)],
+        layer=broken[0] if broken else None,
+        rois=torch.nonzero(~torch.isfinite(outputs).all(dim=1)).flatten().tolist(),
+    )
+
+
+def _finite(values: torch.Tensor) -> bool:
+    return not values.is_floating_point() or bool(torch.isfinite(values).all())
