@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def test_going_on_leaves_no_row_of_the_earlier_attempt_after_the_checkpoint(tmp_
     for step in (10, 20, 30):
         first.scalars(step, {"a": step + 0.5})
     first.close()
+    time.sleep(1.1)  # the files are read in the order of their names, which hold the second
     second = Tracker(tmp_path, start=20)
     second.scalars(30, {"a": 99.0})
     second.close()
@@ -58,6 +60,7 @@ def test_tensorboard_gets_numbers_and_pictures_and_forgets_the_earlier_attempt(t
     for step in (10, 20, 30):
         first.scalars(step, {"train/loss": float(step)})
     first.close()
+    time.sleep(1.1)  # the files are read in the order of their names, which hold the second
     second = Tracker(tmp_path, start=20)
     second.scalars(25, {"train/loss": 0.5})
     picture = np.zeros((6, 4, 3), np.uint8)
