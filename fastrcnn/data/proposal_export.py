@@ -19,7 +19,7 @@ from fastrcnn.progress import progress
 
 
 def export(file: ProposalFile, convention: Convention, output: Path) -> int:
-    """Writes all proposals of `file`, whose boxes follow `convention`, to NAME.mat or NAME.json; returns their number.
+    """Writes all proposals of `file`, whose boxes follow `convention`, to NAME.mat or NAME.json; returns how many boxes it has.
 
     Raises UserError where `output` exists, has another suffix, or cannot be written, and for .mat without scipy.
     """
@@ -63,7 +63,7 @@ def write_json(file: ProposalFile, convention: Convention, output: Path) -> int:
     """COCO's results: a list of objects with image_id, category_id 1, bbox [x, y, width, height] zero-based, and score.
 
     An id that is a number as JSON has it is written as a number, as COCO's are. Without scores, 1 stands for all:
-    pycocotools wants one.
+    pycocotools wants one. Boxes with a NaN or infinite number are left out.
     """
     total = 0
     with _written(output) as path, path.open("w", encoding="utf-8") as out:
@@ -71,16 +71,14 @@ def write_json(file: ProposalFile, convention: Convention, output: Path) -> int:
         for n in progress(range(len(file.ids)), len(file.ids), "converting"):
             raw, scores = file.boxes(n)
             boxes = CONVENTIONS["xywh-0"].write(convention.read(raw))
-            finite = np.isfinite(boxes).all(axis=1)  # JSON knows no other numbers
             values = np.ones(len(raw)) if scores is None else scores
+            finite = np.isfinite(boxes).all(axis=1) & np.isfinite(values)  # JSON knows no other numbers
             image_id = file.ids[n]
             number = image_id.isascii() and image_id.isdigit() and (image_id[0] != "0" or image_id == "0")
             name = image_id if number else json.dumps(image_id)
             for box, score in zip(boxes[finite].tolist(), values[finite].tolist(), strict=True):
-                out.write(
-                    f'{separator}{{"image_id": {name}, "category_id": 1, "bbox": {json.dumps(box)}, '
-                    f'"score": {json.dumps(score)}}}'
-                )
+                # Python writes finite numbers, and lists of them, as JSON does.
+                out.write(f'{separator}{{"image_id": {name}, "category_id": 1, "bbox": {box}, "score": {score}}}')
                 separator = ",\n"
             total += int(finite.sum())
         out.write("[]\n" if separator == "[" else "]\n")

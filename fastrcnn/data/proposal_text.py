@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ import numpy as np
 from fastrcnn.data.conventions import CONVENTIONS, HALF_OPEN
 from fastrcnn.data.proposal_content import Content
 from fastrcnn.errors import UserError
+from fastrcnn.progress import progress
 
 IDS = ("image_id", "image", "id")
 CORNERS, SIZED = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
 SEPARATORS = (",", ";", "\t")
 MOST = 10  # mistakes shown
+MEGABYTE = 1 << 20
 
 
 class _Rows:
@@ -88,7 +91,7 @@ def read_csv(path: Path) -> Content:
             corners = {*CORNERS} <= {*places}
             wanted = [*(CORNERS if corners else SIZED), *(["score"] if "score" in places else [])]
             at = [places[name] for name in wanted]
-            lines = csv.reader(file, delimiter=separator)
+            lines = csv.reader(_metered(file, path.stat().st_size), delimiter=separator)
             for fields in lines:
                 where = f"line {lines.line_num + before}"
                 if not any(fields):
@@ -107,6 +110,17 @@ def read_csv(path: Path) -> Content:
         raise UserError(f"{path}: not a CSV file in UTF-8 ({error}); export it again.") from None
     format = f"CSV with {', '.join(CORNERS if corners else SIZED)}"
     return rows.content(path, format, str(HALF_OPEN) if corners else "xywh-0")
+
+
+def _metered(lines: Iterable[str], size: int) -> Iterator[str]:
+    """The lines of a file of so many bytes, with progress."""
+    meter, done = progress(range(size // MEGABYTE), size // MEGABYTE, "reading", "MB"), 0
+    for line in lines:
+        yield line
+        done += len(line)
+        while done >= MEGABYTE:
+            next(meter, None)
+            done -= MEGABYTE
 
 
 def _is_number(text: str) -> bool:
@@ -128,6 +142,7 @@ def read_json(path: Path) -> Content:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not JSON in UTF-8 ({error}); export it again.") from None
     rows, decode = _Rows(), json.JSONDecoder().raw_decode
+    meter, shown = progress(range(len(text) // MEGABYTE), len(text) // MEGABYTE, "reading", "MB"), 0
     at, number = _skip(text, text.index("[") + 1), 0
     closed = text[at : at + 1] == "]"
     while not closed:
@@ -144,6 +159,9 @@ def read_json(path: Path) -> Content:
             line = text.count("\n", 0, at) + 1
             raise UserError(f"{path}, line {line}: not JSON after object {number}, or cut short; export it again.")
         at = at if closed else _skip(text, at + 1)
+        while at - shown >= MEGABYTE:
+            next(meter, None)
+            shown += MEGABYTE
     return rows.content(path, "a COCO results list (JSON)", "xywh-0")
 
 
