@@ -19,7 +19,9 @@ from fastrcnn.progress import progress
 
 
 def export(file: ProposalFile, convention: Convention, output: Path) -> int:
-    """Writes all proposals of `file`, whose boxes follow `convention`, to NAME.mat or NAME.json; returns how many boxes it has.
+    """Writes all proposals of `file`, whose boxes follow `convention`, to NAME.mat or NAME.json.
+
+    Returns how many boxes were written.
 
     Raises UserError where `output` exists, has another suffix, or cannot be written, and for .mat without scipy.
     """
