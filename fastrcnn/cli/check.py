@@ -1,0 +1,202 @@
+"""fastrcnn check"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastrcnn.cli.compose import compose
+from fastrcnn.config import CheckConfig, DataConfig
+from fastrcnn.errors import UserError
+
+if TYPE_CHECKING:
+    from fastrcnn.data.check import Record, Task
+    from fastrcnn.data.check_problems import Problem
+    from fastrcnn.data.check_report import Report
+
+EXAMPLES = [
+    "fastrcnn check data=custom data.root=mydata",
+    "fastrcnn check data=voc07 data.root=VOCdevkit proposals=voc07.proposals",
+]
+PICTURES = 6  # shown in the page with their truth
+PICTURE_SIDE = 480  # pixels
+
+
+def main(arguments: list[str]) -> int:
+    """Reads a data set and its proposals once, and reports to the console, report.json and report.html.
+
+    Returns 0, or 1 where something is wrong that training would refuse or leave out.
+    """
+    config: CheckConfig = compose("check", arguments)
+    from fastrcnn import build
+    from fastrcnn.data.check import Settings, read_all
+    from fastrcnn.data.check_page import page
+    from fastrcnn.data.check_report import to_json
+    from fastrcnn.data.check_text import summary
+
+    build.check_solver(config.solver)
+    if config.proposals is not None:
+        config.data.proposals = config.proposals
+    folder = Path(config.output or f"outputs/check/{config.data.name}").expanduser()
+    tasks, problems = find_tasks(config.data)
+    settings = Settings(
+        max_proposals=config.data.max_proposals,
+        use_difficult=config.data.use_difficult,
+        first_pixel=config.data.first_pixel,
+        fg_iou=config.solver.fg_iou,
+        bg_iou=(config.solver.bg_iou[0], config.solver.bg_iou[1]),
+    )
+    records = read_all(tasks, settings, config.workers)
+    report = make_report(config, records, problems)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json.dumps(to_json(report), indent=2) + "\n", encoding="utf-8")
+        html = page(report, truth_pictures(records, report.classes))
+        (folder / "report.html").write_text(html, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UserError(f"{folder}: the report cannot be written ({error.strerror}). Choose another output=.") from None
+    print(summary(report))
+    print(f"report: {folder / 'report.html'}")
+    print(f"{'mend the errors, then: ' if report.errors else 'next: '}{next_command(arguments, config, report)}")
+    return 1 if report.errors else 0
+
+
+def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
+    """All pictures of the training and the test lists, and what is wrong with lists and COCO files as a whole.
+
+    Raises UserError where no list can be read.
+    """
+    from fastrcnn import build
+    from fastrcnn.data.annotations import is_coco
+    from fastrcnn.data.check import Task
+    from fastrcnn.data.check_problems import Problem
+    from fastrcnn.data.check_truth import coco_problems, read_coco
+
+    tasks: list[Task] = []
+    problems: list[Problem] = []
+    root = str(build.root(config))
+    sources: set[Path] = set()
+    for role, splits in (("train", config.train), ("test", config.test)):
+        of_role: list[Task] = []
+        for split in splits:
+            try:
+                ((source, ids),) = build.image_ids(config, [split])
+            except UserError as error:
+                problems.append(Problem("split", root, str(error)))
+                continue
+            if is_coco(source):
+                said = zip(ids, read_coco(source, ids), strict=True)
+                of_role += [Task(role, split, source, image_id, None, a) for image_id, a in said]
+                problems += coco_problems(source) if source not in sources else []
+                sources.add(source)
+            else:
+                of_role += [Task(role, split, source, image_id, None) for image_id in ids]
+        store = find_store(config, of_role, build.split_name(splits))
+        tasks += [replace(task, store=store) for task in of_role]
+    if not tasks:
+        raise UserError("\n".join(dict.fromkeys(p.what for p in problems)) or "data.train and data.test are empty.")
+    return tasks, problems
+
+
+def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | None:
+    """The proposals that training or evaluation would use for these pictures, if they are there."""
+    import numpy as np
+
+    from fastrcnn import build
+    from fastrcnn.data.voc import find_image
+    from fastrcnn.structures import Sample
+
+    if config.proposals is not None:
+        return Path(config.proposals).expanduser()
+    cache = Path(config.proposal_cache).expanduser()
+    prefix = f"{config.name}-{name.replace('/', '-')}-"
+    if not cache.is_dir() or not any(p.name.startswith(prefix) for p in cache.iterdir()):
+        return None  # without reading all pictures for the store's name
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    files = [(t.image_id, t.annotated.file if t.annotated else find_image(t.source, t.image_id)) for t in tasks]
+    found = [Sample(image_id, file, 0, 0, *nothing) for image_id, file in files if file is not None and file.is_file()]
+    path = build.proposal_path(config, found, name)
+    return path if path.exists() else None
+
+
+def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequence[Problem]) -> Report:
+    """The report, with `problems` that are known already."""
+    from fastrcnn import build
+    from fastrcnn.data import check_report as statistics
+    from fastrcnn.data.check_findings import findings, proposal_findings, report_findings
+    from fastrcnn.data.check_problems import Problem
+    from fastrcnn.data.proposals import ProposalStore
+
+    data, solver = config.data, config.solver
+    leave_out_others = build.one_of("data.other_classes", data.other_classes, build.CHOICES) == "leave_out"
+    leave_out_missing = build.one_of("data.missing_proposals", data.missing_proposals, build.CHOICES) == "leave_out"
+    root = str(build.root(data))
+    found = [*problems, *(p for r in records for p in r.problems)]
+    if leave_out_missing:
+        found = [replace(p, kind="left_out") if p.kind == "no_proposals" else p for p in found]
+    names = data.classes
+    if names is None:
+        names = sorted({n for r in records if r.task.role == "train" for n in r.truth.names})
+        if not names:
+            found.append(Problem("classes", root, f"no usable object in any annotation of {', '.join(data.train)}."))
+    if names or data.classes is not None:
+        try:
+            build.checked_names(names)
+        except UserError as error:
+            found.append(Problem("classes", root, str(error)))
+    found += findings(records, names, root, leave_out_others)
+    known = [statistics.known_only(r, names) for r in records]
+    stores = [ProposalStore(path) for path in dict.fromkeys(r.task.store for r in records) if path is not None]
+    found += proposal_findings(known, stores)
+    lists = dict.fromkeys((r.task.role, r.task.split) for r in records)
+    report = statistics.Report(
+        name=data.name,
+        root=root,
+        classes=list(names),
+        splits=[statistics.split([r for r in known if (r.task.role, r.task.split) == key], names) for key in lists],
+        pictures=statistics.pictures(known),
+        boxes=statistics.boxes(known, data.short_sides, data.long_side),
+        proposals=statistics.proposals(known, names, [str(s.path) for s in stores]),
+        sampling=statistics.sampling(known, solver.rois_per_image, solver.fg_fraction),
+        errors=[],
+        notes=[],
+    )
+    found += report_findings(report)
+    return replace(report, errors=[p for p in found if p.error], notes=[p for p in found if not p.error])
+
+
+def truth_pictures(records: Sequence[Record], classes: Sequence[str]) -> list[tuple[str, bytes]]:
+    """Captions and JPEG files of a few pictures with their truth drawn in."""
+    import cv2
+    import numpy as np
+
+    from fastrcnn.data.images import read_image
+    from fastrcnn.visualize import draw_boxes
+
+    usable = [r for r in records if r.size and r.size == r.truth.size and r.truth.names]
+    chosen = usable[:: max(1, -(-len(usable) // PICTURES))][:PICTURES]
+    drawn = []
+    label_of = {name: i for i, name in enumerate(classes, 1)}
+    for record in chosen:
+        image = read_image(record.file)
+        factor = min(1.0, PICTURE_SIDE / max(image.shape[:2]))
+        size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
+        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        labels = [label_of.get(name, len(classes) + 1) for name in record.truth.names]
+        texts = list(record.truth.names) if len(labels) <= 12 else None
+        canvas = draw_boxes(small, record.truth.boxes * np.float32(factor), labels, texts)
+        jpeg = cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
+        drawn.append((f"{record.task.image_id}, {len(labels)} object(s)", jpeg.tobytes()))
+    return drawn
+
+
+def next_command(arguments: Sequence[str], config: CheckConfig, report: Report) -> str:
+    """What to run next, with the keys of the data set that were given here."""
+    given = [a for a in arguments if a.startswith(("data=", "data.")) and not a.startswith("data.proposals=")]
+    having = report.proposals is not None and not any(p.kind == "no_proposals" for p in report.errors)
+    store = [f"data.proposals={config.data.proposals}"] if having and config.data.proposals else []
+    return shlex.join(["fastrcnn", "train" if having else "propose", *given, *store])

@@ -1,0 +1,118 @@
+"""What can be wrong with a data set, or worth knowing about it, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of problem.
+
+    error: training refuses it, or would leave something out. The rest is worth knowing.
+    """
+
+    error: bool
+    title: str
+    mend: str
+
+
+KINDS = {
+    # Errors
+    "split": Kind(True, "List of images", "Mend the list; its pictures were not checked."),
+    "duplicate_id": Kind(
+        True, "Id in two lists", "Rename one of the pictures: all is kept by id, between folders too."
+    ),
+    "missing_picture": Kind(
+        True,
+        "Missing picture",
+        "Put the picture there, or take its id out of the list; data.skip_bad=true leaves it out.",
+    ),
+    "bad_picture": Kind(
+        True, "Unreadable picture", "Fetch or export the file again; data.skip_bad=true leaves it out."
+    ),
+    "link": Kind(True, "Link out of the data set", "Put the file itself there instead of the link."),
+    "annotation": Kind(True, "Unusable annotation", "Correct the file, or export it again."),
+    "box": Kind(True, "Unusable box", "Correct the box or delete the object; data.skip_bad=true leaves it out."),
+    "unknown_class": Kind(
+        True, "Unknown class", "Correct the name, add it to data.classes, or say data.other_classes=leave_out."
+    ),
+    "classes": Kind(True, "Names of the classes", "Correct data.classes, or the names in the annotations."),
+    "picture_size": Kind(
+        True,
+        "Picture and annotation differ in size",
+        "Correct <size> and the boxes. Pictures are used as stored, EXIF rotation not applied.",
+    ),
+    "no_proposals": Kind(True, "Picture without proposals", "Make proposals for all pictures with `fastrcnn propose`."),
+    "proposal_size": Kind(True, "Proposals of another picture", "Make them again with `fastrcnn propose`."),
+    "bad_proposals": Kind(True, "Damaged proposals", "Make or convert them again with `fastrcnn propose`."),
+    # Notes
+    "other_classes": Kind(False, "Objects of other classes", "Nothing: data.other_classes leaves them out."),
+    "left_out": Kind(
+        False, "Pictures left out for want of proposals", "Nothing: data.missing_proposals leaves them out."
+    ),
+    "leak": Kind(False, "Trained on what is tested", "Take the picture out of one of the lists."),
+    "copies": Kind(False, "The same picture twice", "Keep one of them, unless it is meant."),
+    "zero_based": Kind(
+        False,
+        "Boxes look zero-based",
+        "Where the whole data set counts from 0, say data.first_pixel=0; otherwise the boxes are a pixel off.",
+    ),
+    "letter_case": Kind(
+        False, "Classes that differ in letter case", "Write the name in one way if they are one class."
+    ),
+    "test_only": Kind(False, "Class without training objects", "Add training pictures of it, or leave the class out."),
+    "few_objects": Kind(False, "Few training objects", "A class with so few can hardly be learned; add pictures."),
+    "clipped": Kind(False, "Boxes clipped", "Nothing needs to be done: they were at most a pixel out of the picture."),
+    "negative": Kind(False, "Pictures without objects", "Nothing, if it is so: they are trained on as background."),
+    "colours": Kind(
+        False, "Pictures stored in another way", "Nothing: they become RGB with 8 bits when they are read."
+    ),
+    "turned": Kind(
+        False,
+        "Pictures with an EXIF rotation",
+        "Pictures are used as stored. Look whether the boxes fit; if not, turn the pixels and drop the tag.",
+    ),
+    "small_boxes": Kind(False, "Boxes smaller than a cell", "Larger data.short_sides and data.long_side help."),
+    "missed": Kind(False, "Objects without a proposal", "They can hardly be found; make proposals of a finer search."),
+    "zero_proposals": Kind(False, "Pictures with an empty list of proposals", "Training uses their truth boxes alone."),
+    "foreign_proposals": Kind(False, "Proposals of pictures not in the lists", "Nothing: they are not used."),
+    "dropped_proposals": Kind(
+        False, "Proposals dropped when the store was written", "See where they came from if there are many."
+    ),
+    "few_rois": Kind(
+        False,
+        "Few background RoIs",
+        "Steps are smaller than asked for. solver.bg_iou=[0,0.5] takes every RoI of low overlap as background.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong or worth knowing; `kind` is a key of KINDS, which has the rest."""
+
+    kind: str
+    file: str
+    what: str
+    line: int | None = None  # in the file
+    object: int | None = None  # its number in the annotation, from 1
+    name: str | None = None  # of the object's class
+
+    @property
+    def error(self) -> bool:
+        return KINDS[self.kind].error
+
+    def __str__(self) -> str:
+        line = f", line {self.line}" if self.line else ""
+        name = f" ({self.name})" if self.name else ""
+        return f"{self.file}{line}{f', object {self.object}{name}' if self.object else ''}: {self.what}"
+
+
+def by_kind(problems: Iterable[Problem]) -> dict[str, list[Problem]]:
+    """The problems grouped, kinds in the order of KINDS."""
+    groups: dict[str, list[Problem]] = {kind: [] for kind in KINDS}
+    for problem in problems:
+        groups[problem.kind].append(problem)
+    return {kind: group for kind, group in groups.items() if group}

@@ -1,0 +1,156 @@
+"""What annotations say, one picture at a time, and all that is wrong with them.
+
+An object is bad here exactly where `load_voc` and `load_coco`, which training uses, refuse it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from defusedxml.ElementTree import parse
+
+from fastrcnn.data.check_problems import Problem
+from fastrcnn.data.coco import load_coco, picture_base, read_coco_file
+from fastrcnn.data.voc import annotation_folder, find_image, load_voc, parse_annotation, picture_folder
+from fastrcnn.errors import UserError
+
+PLACE = re.compile(
+    r"(?:, line (?P<line>\d+)(?:, column \d+)?)?(?:, (?:object|annotation) (?P<object>\d+)(?: \((?P<name>.*?)\))?)?"
+    r"(?P<part>, (?:the image|image \d+|category \d+))?: (?P<what>.*)",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What an annotation says about a picture. Boxes are half-open x1 y1 x2 y2 in pixels, clipped to the picture."""
+
+    size: tuple[int, int] | None = None  # width and height; None where the annotation cannot be used
+    names: tuple[str, ...] = ()  # G names of classes
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))  # (G, 4)
+    difficult: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # (G,)
+    numbers: tuple[int, ...] = ()  # G numbers of the objects in the annotation, from 1
+    truncated: int = 0  # objects marked so
+    clipped: int = 0  # boxes that stood out by at most one pixel
+    at_zero: int = 0  # boxes with xmin or ymin 0, which a one-based file cannot have
+    at_end: int = 0  # boxes with xmax or ymax as large as the picture, which a zero-based inclusive file cannot have
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A picture's annotation as it was read."""
+
+    file: Path  # the picture, or where it should be
+    annotation: Path
+    truth: Truth
+    problems: tuple[Problem, ...]
+
+
+def read_voc(folder: Path, image_id: str, first_pixel: int = 1) -> Annotated:
+    """What the XML file of a picture says."""
+    annotation = annotation_folder(folder) / f"{image_id}.xml"
+    picture = find_image(folder, image_id) or picture_folder(folder) / image_id
+    try:
+        width, height, objects = parse_annotation(annotation)
+    except UserError as error:
+        _, found = load_voc(folder, [image_id], [], skip_bad=True)  # says what is wrong with the places besides
+        first = placed(str(error), picture, annotation, "annotation")
+        places = (placed(line, picture, annotation) for line in found.lines)
+        others = [p for p in places if p.kind in ("missing_picture", "link")]
+        later = _later_objects(annotation, first.object) if first.object else []
+        return Annotated(picture, annotation, Truth(), (*others, first, *later))
+    names = sorted({o.name for o in objects})
+    samples, found = load_voc(folder, [image_id], names, skip_bad=True, first_pixel=first_pixel)
+    problems = tuple(placed(line, picture, annotation) for line in found.lines)
+    if not samples:
+        size = (width, height) if min(width, height) > 0 else None
+        return Annotated(picture, annotation, Truth(size), problems)
+    (sample,) = samples
+    bad = {p.object for p in problems}
+    root = parse(annotation, forbid_dtd=True).getroot()
+    truth = Truth(
+        size=(width, height),
+        names=tuple(names[label - 1] for label in sample.labels),
+        boxes=sample.boxes,
+        difficult=sample.difficult,
+        numbers=tuple(n for n in range(1, len(objects) + 1) if n not in bad),
+        truncated=sum((o.findtext("truncated") or "").strip() == "1" for o in root.findall("object")),
+        clipped=found.clipped,
+        at_zero=found.at_zero,
+        at_end=sum(o.box[2] >= width or o.box[3] >= height for o in objects),
+    )
+    return Annotated(picture, annotation, truth, problems)
+
+
+def read_coco(path: Path, image_ids: Sequence[str]) -> Iterator[Annotated]:
+    """What a COCO file says of each of the images; what is wrong with the file as a whole says `coco_problems`."""
+    file = read_coco_file(path)
+    names, base = list(file.categories.values()), picture_base(file)
+    for image_id in image_ids:
+        image = file.images[image_id]
+        picture = base / image.file_name
+        samples, found = load_coco(path, [image_id], names, skip_bad=True)
+        problems = tuple(placed(line, picture, path) for line in found.lines[len(file.problems) :])
+        if not samples:
+            yield Annotated(picture, path, Truth((image.width, image.height)), problems)
+            continue
+        (sample,) = samples
+        bad = {p.object for p in problems} | {
+            n for n, entry in image.annotations if _category(entry.get("category_id"), file.categories) is None
+        }
+        truth = Truth(
+            size=(image.width, image.height),
+            names=tuple(names[label - 1] for label in sample.labels),
+            boxes=sample.boxes,
+            difficult=sample.difficult,
+            numbers=tuple(n for n, _ in image.annotations if n not in bad),
+            clipped=found.clipped,
+        )
+        yield Annotated(picture, path, truth, problems)
+
+
+def _category(number: object, categories: dict[int, str]) -> str | None:
+    return categories.get(number) if type(number) is int else None
+
+
+def coco_problems(path: Path) -> list[Problem]:
+    """Entries of a COCO file that belong to no picture or cannot be read."""
+    return [placed(line, path, path, "annotation") for line in read_coco_file(path).problems]
+
+
+def placed(message: str, picture: Path, annotation: Path, kind: str | None = None) -> Problem:
+    """A message of the form `FILE, line L, object N (NAME): WHAT` taken apart."""
+    file = next((f for f in (annotation, picture) if message.startswith((f"{f}:", f"{f},"))), None)
+    match = PLACE.fullmatch(message[len(str(file)) :]) if file else None
+    if file is None or match is None:
+        return Problem(kind or "annotation", str(picture), message)
+    part = match["part"] or ""
+    what = f"{part[2:]}: {match['what']}" if part else match["what"]
+    if kind is None:
+        kind = "box" if match["object"] else "annotation" if file == annotation else "missing_picture"
+        kind = "unknown_class" if what.startswith("unknown class") else kind
+        kind = "link" if what.startswith("a link leads out") else kind
+    line, number = match["line"], match["object"]
+    return Problem(kind, str(file), what, int(line) if line else None, int(number) if number else None, match["name"])
+
+
+def _later_objects(annotation: Path, after: int) -> list[Problem]:
+    """Objects after the given one that have no name or no numbers either: parse_annotation stops at the first."""
+    problems = []
+    for number, element in enumerate(parse(annotation, forbid_dtd=True).getroot().findall("object"), 1):
+        lacking = [] if (element.findtext("name") or "").strip() else ["<name> is missing or empty."]
+        for key in ("xmin", "ymin", "xmax", "ymax"):
+            text = (element.findtext(f"bndbox/{key}") or "").strip()
+            try:
+                is_number = abs(float(text)) < 1e7
+            except ValueError:
+                is_number = False
+            if not is_number:
+                lacking.append(f"<bndbox/{key}> should be a number of pixels, is '{text}'.")
+        if number > after:
+            problems += [Problem("annotation", str(annotation), what, object=number) for what in lacking]
+    return problems

@@ -1,0 +1,167 @@
+"""`fastrcnn check` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from voc_folder import VocFolder, fingerprint
+
+from fastrcnn.data.proposals import ImageProposals, write_store
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def report(folder: str = "outputs/check/custom") -> dict:
+    return json.loads(Path(folder, "report.json").read_text(encoding="utf-8"))
+
+
+def test_a_sound_set_and_what_comes_next(tiny: VocFolder, call: Call, tmp_path: Path) -> None:
+    before = fingerprint(tiny.root)
+    given = ["data=custom", f"data.root={tiny.root}"]
+    status, out, _ = call("check", *given, "workers=1")
+    assert status == 0
+    assert out.splitlines()[-3].startswith("READY: no errors")
+    assert out.splitlines()[-2] == "report: outputs/check/custom/report.html"
+    assert out.splitlines()[-1] == f"next: fastrcnn propose data=custom data.root={tiny.root}"
+    found = report()
+    assert found["ok"] is True
+    assert [(s["name"], s["images"], s["objects"]) for s in found["splits"]] == [("trainval", 2, 3), ("test", 1, 1)]
+    assert found["proposals"] is None
+    assert Path("outputs/check/custom/report.html").read_text().count("data:image/jpeg;base64,") == 3
+
+    store = tmp_path / "my store.proposals"
+    boxes = np.array([[0, 0, 32, 24], [0, 0, 64, 48]], np.float32)
+    write_store(store, [ImageProposals(i, 48, 64, boxes) for i in "abc"], "by hand", {})
+    status, out, _ = call("check", *given, f"proposals={store}", "output=here", "solver.rois_per_image=8")
+    assert status == 0
+    assert out.splitlines()[-1] == f"next: fastrcnn train data=custom data.root={tiny.root} 'data.proposals={store}'"
+    assert report("here")["proposals"]["all"] == {"objects": 3, "at_50": 1 / 3, "at_70": 1 / 3}  # b's is difficult
+    assert report("here")["sampling"]["rois_per_image"] == 8
+    assert fingerprint(tiny.root) == before
+
+
+def test_what_is_wrong_is_said_even_where_training_would_skip_it(tiny: VocFolder, call: Call) -> None:
+    tiny.add("x", ("dog", (9, 9, 3, 3), False))
+    tiny.add("y", ("bird", (1, 1, 9, 9), False))
+    (tiny.root / "JPEGImages/a.jpg").write_bytes(b"")
+    tiny.split("trainval", "a", "b", "x")
+    tiny.split("test", "y")
+    status, out, _ = call("check", f"data.root={tiny.root}", "data.skip_bad=true")
+    assert status == 1
+    assert "NOT READY: 3 error(s)" in out
+    assert [(p["kind"], p["object"]) for p in report()["errors"]] == [
+        ("bad_picture", None),
+        ("box", 1),
+        ("unknown_class", 1),
+    ]
+    assert out.splitlines()[-1].startswith("mend the errors, then: fastrcnn propose")
+    status, _, _ = call("check", f"data.root={tiny.root}", "data.other_classes=leave_out")
+    assert [p["kind"] for p in report()["errors"]] == ["bad_picture", "box"]
+
+
+def test_a_bad_list_does_not_hide_the_other(tiny: VocFolder, call: Call) -> None:
+    tiny.split("test", "c", "a", "c")
+    status, out, _ = call("check", f"data.root={tiny.root}")
+    assert status == 1
+    assert "test.txt, line 3" in out
+    assert [s["name"] for s in report()["splits"]] == ["trainval"]
+
+
+def test_mistakes_in_the_call(tiny: VocFolder, call: Call, tmp_path: Path) -> None:
+    for arguments, wanted in [
+        (["data.root=nowhere"], "nowhere"),
+        ([f"data.root={tiny.root}", "data.train=[tran]", "data.test=[tst]"], "tran"),
+        ([f"data.root={tiny.root}", "proposals=nothing.proposals"], "nothing.proposals"),
+        ([f"data.root={tiny.root}", f"output={tiny.root}/ImageSets/Main/test.txt"], "cannot be written"),
+    ]:
+        status, out, err = call("check", *arguments)
+        assert status == 1
+        assert out == ""
+        assert wanted in err
+        assert "Traceback" not in err
+
+
+def test_proposals_made_earlier_are_found(tiny: VocFolder, call: Call) -> None:
+    given = [f"data.root={tiny.root}", "data.selective_search.side=64"]
+    assert call("propose", *given, "workers=1")[0] == 0
+    status, out, _ = call("check", *given)
+    assert status == 0
+    assert report()["proposals"]["images"] == 3
+    assert out.splitlines()[-1].startswith("next: fastrcnn train ")
+
+
+def test_names_that_are_markup_or_no_file_name(voc: VocFolder, call: Call) -> None:
+    voc.add("a", ("&lt;script&gt;", (1, 1, 20, 20), False), ("&lt;/b&gt;", (1, 1, 20, 20), False))
+    voc.add("b", ("&lt;script&gt;", (1, 1, 20, 20), False))
+    voc.split("trainval", "a")
+    voc.split("test", "b")
+    status, out, _ = call("check", f"data.root={voc.root}")
+    assert status == 1
+    assert "'</b>' cannot be part of a file's name" in out
+    html = Path("outputs/check/custom/report.html").read_text()
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+
+
+def test_coco_without_lists(tmp_path: Path, call: Call) -> None:
+    from PIL import Image
+
+    pictures = tmp_path / "coco" / "images"
+    pictures.mkdir(parents=True)
+    images, annotations = [], []
+    for n in range(1, 11):
+        Image.fromarray(np.full((48, 64, 3), n, np.uint8)).save(pictures / f"{n}.png")
+        images.append({"id": n, "file_name": f"{n}.png", "width": 64, "height": 48})
+        annotations.append({"id": n, "image_id": n, "category_id": 1, "bbox": [1, 1, 20, 20 if n != 4 else -2]})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "coco" / "all.json").write_text(json.dumps(content))
+    status, _, _ = call("check", f"data.root={tmp_path / 'coco'}")
+    assert status == 1
+    (error,) = report()["errors"]
+    assert (error["kind"], error["object"], error["name"]) == ("box", 4, "cat")
+    assert sum(s["images"] for s in report()["splits"]) == 10
+    assert sum(s["objects"] for s in report()["splits"]) == 9
+
+
+def test_the_bad_boxes_of_bccd(test_data: Path, call: Call) -> None:
+    status, _, _ = call("check", "data=custom", f"data.root={test_data / 'BCCD'}")
+    assert status == 1
+    found = report()
+    assert {(Path(p["file"]).name, p["object"], p["kind"]) for p in found["errors"]} == {
+        ("BloodImage_00338.xml", 13, "box"),
+        ("BloodImage_00343.xml", 4, "box"),
+    }
+    assert sum(s["objects"] for s in found["splits"]) == 4888 - 2
+
+
+def test_real_selective_search_boxes(test_data: Path, call: Call, tmp_path: Path) -> None:
+    from scipy.io import loadmat
+
+    from fastrcnn.data.voc import parse_annotation
+
+    root = test_data / "VOCdevkit"
+    items = []
+    for path in sorted((test_data / "selective_search").glob("*.mat")):
+        image_id = path.stem.partition("_")[0]
+        width, height, _ = parse_annotation(root / f"VOC2007/Annotations/{image_id}.xml")
+        boxes = loadmat(path)["boxes"].astype(np.float32)
+        boxes[:, 2:] += 1  # inclusive in the file
+        items.append(ImageProposals(image_id, height, width, boxes))
+    write_store(tmp_path / "two.proposals", items, "selective search", {})
+    status, _, _ = call("check", "data=voc07", f"data.root={root}", f"proposals={tmp_path / 'two.proposals'}")
+    found = report("outputs/check/voc07")
+    assert status == 1
+    assert len(found["errors"]) == 409 - 2
+    assert {p["kind"] for p in found["errors"]} == {"no_proposals"}
+    assert found["proposals"]["images"] == 2
+    status, _, _ = call(
+        "check",
+        "data=voc07",
+        f"data.root={root}",
+        f"proposals={tmp_path / 'two.proposals'}",
+        "data.missing_proposals=leave_out",
+    )
+    assert status == 0
