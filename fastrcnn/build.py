@@ -34,6 +34,7 @@ from fastrcnn.data.transforms import Augmentation
 from fastrcnn.data.truth import Problems
 from fastrcnn.data.voc import IMAGE_SUFFIXES
 from fastrcnn.errors import UserError, nearest
+from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.evaluation.voc_ap import METRICS, Metric
 from fastrcnn.inference import DetectionSettings
 from fastrcnn.model import weights
@@ -46,6 +47,7 @@ from fastrcnn.training.optim import learning_rate
 
 log = logging.getLogger(__name__)
 CHOICES = ("refuse", "leave_out")
+LOW_RECALL = 0.5  # of the proposals at IoU .5; selective search has .9 and more
 MEND_PICTURES = "Mend the files, or leave out what is wrong with data.skip_bad=true."
 
 
@@ -431,6 +433,28 @@ def check_solver(config: SolverConfig) -> None:
     one_of("solver.schedule", config.schedule, ("step", "cosine"))
     if len(config.bg_iou) != 2 or not config.bg_iou[0] < config.bg_iou[1]:
         raise UserError(f"solver.bg_iou={config.bg_iou}: should be two overlaps, the first below the second.")
+
+
+def say_recall(train_set: DetectionDataset, names: Sequence[str]) -> None:
+    """Says what share of the training objects the proposals find, and warns where that is too little to learn from."""
+    chosen = range(0, len(train_set), max(1, len(train_set) // 300))
+    found = proposal_recall(
+        (train_set.proposal_boxes(i) for i in chosen), [train_set.samples[i] for i in chosen], names
+    )
+    if found.all.at_50 is None:
+        return
+    log.info(
+        "proposals: %.0f of a picture on average; they find %.1f %% of the objects (IoU .5), in %d pictures",
+        found.proposals,
+        100 * found.all.at_50,
+        found.images,
+    )
+    if found.all.at_50 < LOW_RECALL:
+        log.warning(
+            "that is little: what has no proposal cannot be learned. If the proposals came from elsewhere, "
+            "`fastrcnn proposals-check proposals=FILE data=... data.root=...` says whether their boxes mean "
+            "something else"
+        )
 
 
 def set_delta_statistics(model: FastRCNN, train_set: DetectionDataset, config: TrainConfig) -> None:

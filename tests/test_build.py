@@ -315,3 +315,24 @@ def test_pictures_without_truth_have_their_size_and_names_that_differ(voc: VocFo
 def test_pictures_of_one_name_in_folders_of_one_name_still_differ(voc: VocFolder) -> None:
     samples = build.without_truth([voc.picture("x/s/a"), voc.picture("y/s/a"), voc.picture("x/s/a", suffix=".png")])
     assert len({s.image_id for s in samples}) == 3
+
+
+# ------------------------------------------------------------------------------------------ recall before training
+
+
+def test_what_the_proposals_find_is_said_before_training(tiny: VocFolder, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    store = tiny.root.parent / "x.proposals"
+    near = np.array([[0, 0, 32, 20], [1, 1, 3, 3]], np.float32)  # the cat of `a` by 20/24; its dog not at all
+    write_store(store, [ImageProposals(i, 48, 64, near) for i in "ab"], "a test", {})
+    data = build.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
+    build.say_recall(data, ["cat", "dog"])
+    assert (
+        "proposals: 2 of a picture on average; they find 50.0 % of the objects (IoU .5), in 2 pictures" in caplog.text
+    )
+    assert "proposals-check" not in caplog.text
+    far = np.array([[60, 40, 64, 48]], np.float32)
+    write_store(store, [ImageProposals(i, 48, 64, far) for i in "ab"], "a test", {})
+    build.say_recall(build.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0), ["cat", "dog"])
+    assert "they find 0.0 % of the objects" in caplog.text
+    assert "fastrcnn proposals-check" in caplog.text

@@ -76,8 +76,10 @@ def _for_hydra(name: str, value: str, hint: Any) -> str:
     kind = kinds[0]
     if get_origin(kind) is not list:
         return _scalar(name, value, kind)
-    if not (value.startswith("[") and value.endswith("]")):
-        raise UserError(f"{name}={value}: should be a list, as {name}=[{value}].")
+    if not (value.startswith("[") and value.endswith("]")):  # a list of one
+        if get_args(kind)[0] is not str and "," in value:
+            raise UserError(f"{name}={value}: should be a list, as {name}=[{value}].")
+        return f"[{_scalar(name, value, get_args(kind)[0])}]"
     return f"[{', '.join(_scalar(name, e, get_args(kind)[0]) for e in _elements(value[1:-1].strip()))}]"
 
 

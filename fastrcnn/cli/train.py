@@ -135,6 +135,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     if resumed:
         start, best = load_newest(folder / "checkpoints", model, optimizer, names)
     else:
+        build.say_recall(train_set, names)
         log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
         build.set_delta_statistics(model, train_set, config)
 

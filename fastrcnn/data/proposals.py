@@ -149,7 +149,8 @@ class ProposalStore:
                 raise UserError(
                     f"{self.path}: the proposals belong to other images: {len(self.missing(ids))} of "
                     f"{len(ids)} images are not in it, the first is '{image_id}'; it holds {self._sample()}. "
-                    f"Make proposals for these images with `fastrcnn propose`, or name the right store."
+                    f"Make proposals for these images with `fastrcnn propose`, name the right store, or do without "
+                    f"these images by data.missing_proposals=leave_out."
                 )
             if sizes is not None and self.size(image_id) != tuple(sizes[n]):
                 (h, w), (height, width) = self.size(image_id), sizes[n]
@@ -314,7 +315,10 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{path}: there is no such proposal store; make it with `fastrcnn propose`.")
     if not file.is_file():
-        raise UserError(f"{path}: not a proposal store, since it has no meta.json; name a NAME.proposals folder.")
+        raise UserError(
+            f"{path}: not a proposal store, since it has no meta.json. Name a NAME.proposals folder; proposals in "
+            f"another format become one by `fastrcnn propose convert={path} data=... data.root=...`."
+        )
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

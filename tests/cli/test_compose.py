@@ -84,6 +84,9 @@ def test_null_and_nothing_leave_an_optional_key_empty(empty: str) -> None:
         ("data.classes=[a=b,c:d,e's]", ["a=b", "c:d", "e's"]),
         ("data.classes=[7,true,1e3]", ["7", "true", "1e3"]),
         ("data.classes=[]", []),
+        ("data.train=trainval", ["trainval"]),
+        ("data.train=a, b.json", ["a, b.json"]),
+        ("data.short_sides=600", [600]),
         ("data.selective_search.k=[1,2.5]", [1.0, 2.5]),
         ("solver.bg_iou=[0,.5]", [0.0, 0.5]),
         ("solver.lr=1e-3", 0.001),
@@ -136,8 +139,11 @@ def test_values_get_the_type_of_their_key(argument: str, expected: object) -> No
         ("train", "solver.iterations=1.5", "solver.iterations: should be a whole number, is '1.5'."),
         ("train", "runtime.threads=two", "runtime.threads: should be a whole number, is 'two'."),
         ("train", "data.flip=maybe", "data.flip: should be true or false, is 'maybe'."),
-        ("train", "data.short_sides=600", "data.short_sides=600: should be a list, as data.short_sides=[600]."),
-        ("train", "data.train=trainval", "data.train=trainval: should be a list, as data.train=[trainval]."),
+        (
+            "train",
+            "data.short_sides=400,600",
+            "data.short_sides=400,600: should be a list, as data.short_sides=[400,600].",
+        ),
         ("train", "data.short_sides=[400,x]", "data.short_sides: should be a whole number, is 'x'."),
     ],
 )
