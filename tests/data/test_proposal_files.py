@@ -353,23 +353,23 @@ def hdf5_bomb(path: Path, **arguments: object) -> None:
 
 def external_link(path: Path) -> None:
     with h5py.File(path.with_name("secret.h5"), "w") as file:
-        file["boxes"] = BOXES[0]
+        file["boxes"] = BOXES[0].T
     with h5py.File(path, "w") as file:
         file["boxes"] = h5py.ExternalLink("secret.h5", "boxes")
 
 
 def virtual(path: Path) -> None:
     with h5py.File(path.with_name("secret.h5"), "w") as file:
-        file["boxes"] = BOXES[0]
-    layout = h5py.VirtualLayout((2, 4), "f8")
-    layout[:] = h5py.VirtualSource("secret.h5", "boxes", (2, 4))
+        file["boxes"] = BOXES[0].T
+    layout = h5py.VirtualLayout((4, 2), "f8")
+    layout[:] = h5py.VirtualSource("secret.h5", "boxes", (4, 2))
     with h5py.File(path, "w") as file:
         file.create_virtual_dataset("boxes", layout)
 
 
 def external_data(path: Path) -> None:
     path.with_name("secret").write_bytes(BOXES[0].tobytes())
-    hdf5_bomb(path, shape=(4, 2), dtype="f8", external=[("secret", 0, 64)])
+    hdf5_bomb(path, shape=(4, 2), dtype="f8", external=[(str(path.with_name("secret")), 0, 64)])
 
 
 def chunk_bomb(path: Path) -> None:

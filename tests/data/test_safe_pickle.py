@@ -185,10 +185,10 @@ def array_pickle(shape: bytes, data: bytes) -> bytes:
 BOMBS = {
     "a declared array": array_pickle(b"\x8a\x06" + (10**12).to_bytes(6, "little"), b"U\x08\0\0\0\0\0\0\0\0"),
     "a declared array of nothing": array_pickle(b"\x8a\x06" + (10**12).to_bytes(6, "little"), b"U\x00"),
-    "declared bytes": b"\x80\x04\x8e" + (10**11).to_bytes(8, "little") + b"abc.",
-    "a declared byte array": b"\x80\x05\x96" + (10**11).to_bytes(8, "little") + b"abc.",
-    "declared text": b"\x80\x04\x8d" + (10**11).to_bytes(8, "little") + b"abc.",
-    "a declared frame": b"\x80\x04\x95" + (10**11).to_bytes(8, "little") + b"abc.",
+    "declared bytes": b"\x80\x04\x8e" + (2 * 10**8).to_bytes(8, "little") + b"abc.",
+    "a declared byte array": b"\x80\x05\x96" + (2 * 10**8).to_bytes(8, "little") + b"abc.",
+    "declared text": b"\x80\x04\x8d" + (2 * 10**8).to_bytes(8, "little") + b"abc.",
+    "a declared frame": b"\x80\x04\x95" + (2 * 10**8).to_bytes(8, "little") + b"abc.",
     "a declared whole number": b"\x80\x02\x8b" + (2**31 - 1).to_bytes(4, "little") + b"abc.",
     "a place far out in the memo": b"\x80\x02Kar\xff\xff\xff\x7fj\xff\xff\xff\x7f\x85(lR.",
 }
