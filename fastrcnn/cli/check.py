@@ -23,7 +23,7 @@ EXAMPLES = [
     "fastrcnn check data=voc07 data.root=VOCdevkit proposals=voc07.proposals",
 ]
 PICTURES = 6  # shown in the page with their truth
-PICTURE_SIDE = 480  # pixels
+PICTURE_SIDE = 640  # pixels
 
 
 def main(arguments: list[str]) -> int:
@@ -197,6 +197,7 @@ def truth_pictures(records: Sequence[Record], classes: Sequence[str]) -> list[tu
 def next_command(arguments: Sequence[str], config: CheckConfig, report: Report) -> str:
     """What to run next, with the keys of the data set that were given here."""
     given = [a for a in arguments if a.startswith(("data=", "data.")) and not a.startswith("data.proposals=")]
-    having = report.proposals is not None and not any(p.kind == "no_proposals" for p in report.errors)
+    unfit = {"no_proposals", "proposal_size", "bad_proposals"} & {p.kind for p in report.errors}
+    having = report.proposals is not None and not unfit
     store = [f"data.proposals={config.data.proposals}"] if having and config.data.proposals else []
     return shlex.join(["fastrcnn", "train" if having else "propose", *given, *store])

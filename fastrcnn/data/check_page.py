@@ -14,6 +14,7 @@ from fastrcnn.data.check_report import Range, Recall, Report
 from fastrcnn.data.check_text import percent, verdict
 
 MOST = 200  # problems of a kind that are listed; report.json has them all
+FEW = 20  # errors of a kind that are shown without a click
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --panel: #f5f6f8; --line: #d9dde3; --text: #1d2330; --soft: #5b6473;
@@ -48,6 +49,8 @@ summary { cursor: pointer; font-weight: 600; }
 .tile { background: var(--panel); border-radius: .5rem; padding: .6rem .9rem; }
 .tile b { display: block; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: .8rem; }
+@media (max-width: 36rem) { body { padding: .8rem; } .extra { display: none; } th, td { padding: .3rem; }
+  .name { min-width: 5rem; } .barcell { min-width: 4rem; } }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; border-radius: .4rem; display: block; }
 figcaption { color: var(--soft); font-size: .88rem; }
@@ -60,8 +63,8 @@ def page(report: Report, pictures: Sequence[tuple[str, bytes]] = ()) -> str:
         f"<h1>{escape(report.name)}</h1><p class='soft'>{escape(report.root)}</p>",
         f"<p class='verdict {'bad' if report.errors else 'good'}'>{escape(verdict(report))}</p>",
         _tiles(report),
-        _problems("Errors", report.errors, "Training refuses these, or leaves them out if told to.", True),
-        _problems("Notes", report.notes, "Worth knowing; nothing here stops a training.", False),
+        _problems(report.root, "Errors", report.errors, "Training refuses these, or leaves them out if told to.", True),
+        _problems(report.root, "Notes", report.notes, "Worth knowing; nothing here stops a training.", False),
         _pictures(pictures),
         _splits(report),
         _classes(report),
@@ -92,7 +95,12 @@ def _tiles(report: Report) -> str:
     )
 
 
-def _problems(title: str, problems: Sequence[Problem], what: str, opened: bool) -> str:
+def _below(file: str, root: str) -> str:
+    """The path as it continues after the data set's folder, where it is in there."""
+    return file[len(root) :].lstrip("/\\") or file if file.startswith(root) else file
+
+
+def _problems(root: str, title: str, problems: Sequence[Problem], what: str, opened: bool) -> str:
     if not problems:
         return ""
     parts = [f"<h2>{title} ({len(problems):,})</h2><p class='soft'>{what}</p>"]
@@ -101,11 +109,11 @@ def _problems(title: str, problems: Sequence[Problem], what: str, opened: bool) 
         rows = []
         for p in group[:MOST]:
             place = f"line {p.line}" if p.line else f"{p.object} {p.name or ''}" if p.object else ""
-            rows.append([_text(p.file), *([_text(place)] if numbers else []), _text(p.what)])
+            rows.append([_text(_below(p.file, root)), *([_text(place)] if numbers else []), _text(p.what)])
         head = ["file", *(["object or line"] if numbers else []), "what"]
         more = f"<p class='soft'>and {len(group) - MOST:,} more, in report.json</p>" if len(group) > MOST else ""
         parts.append(
-            f"<details{' open' if opened else ''}><summary>{escape(KINDS[kind].title)} ({len(group):,})</summary>"
+            f"<details{' open' if opened and len(group) <= FEW else ''}><summary>{escape(KINDS[kind].title)} ({len(group):,})</summary>"
             f"<p><b>To mend:</b> {escape(KINDS[kind].mend)}</p>{_table([_head(h) for h in head], rows)}{more}</details>"
         )
     return "".join(parts)
@@ -126,16 +134,18 @@ def _pictures(pictures: Sequence[tuple[str, bytes]]) -> str:
 
 
 def _splits(report: Report) -> str:
-    names = ("images", "unusable", "without objects", "objects", "difficult", "truncated")
+    names, extra = ("images", "objects", "unusable"), ("without objects", "difficult", "truncated")
     rows = [
         [
-            _text(s.name),
+            _text(s.name, "name"),
             _text(s.role),
-            *(_number(n) for n in (s.images, s.unreadable, s.negatives, s.objects, s.difficult, s.truncated)),
+            *(_number(n) for n in (s.images, s.objects, s.unreadable)),
+            *(_number(n, extra=True) for n in (s.negatives, s.difficult, s.truncated)),
         ]
         for s in report.splits
     ]
-    head = [_head("list"), _head("for"), *(_head(n, number=True) for n in names)]
+    head = [_head("list"), _head("for"), *(_head(n, "number") for n in names)]
+    head += [_head(n, "number extra") for n in extra]
     return f"<h2>Lists of pictures</h2>{_table(head, rows)}"
 
 
@@ -149,11 +159,13 @@ def _classes(report: Report) -> str:
         train = sum(s.classes[name].objects for s in report.splits if s.role == "train")
         images = sum(s.classes[name].images for s in report.splits)
         difficult = sum(s.classes[name].difficult for s in report.splits)
-        cells = [_number(n) for n in (train, totals[name] - train, difficult, images)]
+        cells = [*(_number(n) for n in (train, totals[name] - train))]
+        cells += [_number(n, extra=True) for n in (difficult, images)]
         rows.append([_text(name, "name"), *cells, _bars(totals[name] / most, train / most)])
     head = [
         _head("class"),
-        *(_head(n, number=True) for n in ("train", "test", "difficult", "images")),
+        *(_head(n, "number") for n in ("train", "test")),
+        *(_head(n, "number extra") for n in ("difficult", "images")),
         _head("objects"),
     ]
     return (
@@ -185,8 +197,8 @@ def _sizes(report: Report) -> str:
     )
     stored = ", ".join(f"{n:,} {escape(colour)}" for colour, n in p.colours.items())
     turned = f"; {p.turned:,} with an EXIF rotation" if p.turned else ""
-    head = [_head("pixels"), *(_head(n, number=True) for n in ("least", "median", "most"))]
-    columns = [_head("boxes"), _head("number", number=True), _head("share", number=True), _head("")]
+    head = [_head("pixels"), *(_head(n, "number") for n in ("least", "median", "most"))]
+    columns = [_head("boxes"), _head("number", "number"), _head("share", "number"), _head("")]
     return (
         f"<h2>Sizes</h2><p class='soft'>Pictures as stored: {stored or 'none'}{turned}.</p>{_table(head, rows)}"
         f"<h3>Boxes by area</h3>{_table(columns, sizes)}{cells}"
@@ -209,7 +221,7 @@ def _proposals(report: Report) -> str:
         f"be found.</p><p class='soft'>{escape(', '.join(found.stores))}</p>"
     ]
     for title, recalls in groups:
-        head = [_head(title), *(_head(n, number=True) for n in ("objects", "at .5", "at .7")), _head("")]
+        head = [_head(title), *(_head(n, "number") for n in ("objects", "at .5", "at .7")), _head("")]
         parts.append(_table(head, [_recall_row(name, recall) for name, recall in recalls.items()]))
     return "<p></p>".join(parts)
 
@@ -235,7 +247,7 @@ def _sampling(report: Report) -> str:
     body = [[_text(name), _number(value)] for name, value in rows]
     return (
         f"<h2>What a training step draws</h2><p class='soft'>Means over {s.images:,} training pictures.</p>"
-        + _table([_head(""), _head("", number=True)], body)
+        + _table([_head(""), _head("", "number")], body)
     )
 
 
@@ -254,12 +266,14 @@ def _text(text: str, kind: str = "") -> str:
     return f"<td class='{kind}'>{escape(text)}</td>" if kind else f"<td>{escape(text)}</td>"
 
 
-def _number(value: object) -> str:
-    return f"<td class='number'>{f'{value:,}' if isinstance(value, int) else escape(str(value))}</td>"
+def _number(value: object, extra: bool = False) -> str:
+    """A cell with a number; `extra` ones are not shown on narrow screens."""
+    text = f"{value:,}" if isinstance(value, int) else escape(str(value))
+    return f"<td class='number{' extra' if extra else ''}'>{text}</td>"
 
 
-def _head(text: str, number: bool = False) -> str:
-    return f"<th{' class=number' if number else ''}>{escape(text)}</th>"
+def _head(text: str, kind: str = "") -> str:
+    return f"<th class='{kind}'>{escape(text)}</th>"
 
 
 def _table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
