@@ -50,7 +50,7 @@ summary { cursor: pointer; font-weight: 600; }
 .tile b { display: block; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: .8rem; }
 @media (max-width: 36rem) { body { padding: .8rem; } .extra { display: none; } th, td { padding: .3rem; }
-  .name { min-width: 5rem; } .barcell { min-width: 4rem; } }
+  .name { min-width: 6.5rem; } .barcell { min-width: 4rem; } }
 figure { margin: 0; }
 figure img { width: 100%; height: auto; border-radius: .4rem; display: block; }
 figcaption { color: var(--soft); font-size: .88rem; }
@@ -110,10 +110,11 @@ def _problems(root: str, title: str, problems: Sequence[Problem], what: str, ope
         for p in group[:MOST]:
             place = f"line {p.line}" if p.line else f"{p.object} {p.name or ''}" if p.object else ""
             rows.append([_text(_below(p.file, root)), *([_text(place)] if numbers else []), _text(p.what)])
+        shown = " open" if opened and len(group) <= FEW else ""
         head = ["file", *(["object or line"] if numbers else []), "what"]
         more = f"<p class='soft'>and {len(group) - MOST:,} more, in report.json</p>" if len(group) > MOST else ""
         parts.append(
-            f"<details{' open' if opened and len(group) <= FEW else ''}><summary>{escape(KINDS[kind].title)} ({len(group):,})</summary>"
+            f"<details{shown}><summary>{escape(KINDS[kind].title)} ({len(group):,})</summary>"
             f"<p><b>To mend:</b> {escape(KINDS[kind].mend)}</p>{_table([_head(h) for h in head], rows)}{more}</details>"
         )
     return "".join(parts)
@@ -221,13 +222,18 @@ def _proposals(report: Report) -> str:
         f"be found.</p><p class='soft'>{escape(', '.join(found.stores))}</p>"
     ]
     for title, recalls in groups:
-        head = [_head(title), *(_head(n, "number") for n in ("objects", "at .5", "at .7")), _head("")]
+        head = [
+            _head(title),
+            _head("objects", "number extra"),
+            *(_head(n, "number") for n in ("at .5", "at .7")),
+            _head(""),
+        ]
         parts.append(_table(head, [_recall_row(name, recall) for name, recall in recalls.items()]))
     return "<p></p>".join(parts)
 
 
 def _recall_row(name: str, recall: Recall) -> list[str]:
-    cells = [_number(recall.objects), _number(percent(recall.at_50)), _number(percent(recall.at_70))]
+    cells = [_number(recall.objects, extra=True), _number(percent(recall.at_50)), _number(percent(recall.at_70))]
     return [_text(name, "name"), *cells, _bars(recall.at_50 or 0, recall.at_70 or 0)]
 
 

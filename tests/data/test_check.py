@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -75,7 +76,7 @@ def test_all_bad_files_are_reported_at_once(tiny: VocFolder) -> None:
     tiny.annotation("broken", "<annotation>\n<object>\n</annotation>")
     tiny.annotation(
         "objects",
-        voc_xml([("cat", ("x", 1, 9, 9), False), ("cat", (1, 1, 9, 9), False), ("", (1, "nan", 9, 9), False)]),
+        voc_xml([("cat", ("x", 1, 9, 9), False), ("cat", (1, 1, 9, ""), False), ("", (1, "nan", 9, 9), False)]),
     )
     records = read(tiny, "a", "cut", "empty", "text", "gone", "swapped", "noxml", "broken", "objects")
     found = {r.task.image_id: [(p.kind, p.line, p.object) for p in r.problems] for r in records}
@@ -88,7 +89,7 @@ def test_all_bad_files_are_reported_at_once(tiny: VocFolder) -> None:
         "swapped": [("picture_size", None, None)],
         "noxml": [("annotation", None, None)],
         "broken": [("annotation", 3, None)],
-        "objects": [("annotation", None, 1), ("annotation", None, 3), ("annotation", None, 3)],
+        "objects": [("annotation", None, n) for n in (1, 2, 3, 3)],
     }
     assert all(p.error and Path(p.file).parent.parent == tiny.root for r in records for p in r.problems)
     assert "Width and height are swapped" in records[5].problems[0].what
@@ -261,6 +262,15 @@ def test_a_step_draws_as_many_rois_as_the_report_says(tiny: VocFolder, proposed:
         assert found.few_background == np.mean([n < rois for n in drawn])
 
 
+def test_pictures_that_cannot_fill_their_share(tiny: VocFolder, proposed: Path) -> None:
+    (record,) = read_all(tasks(tiny, "a", store=proposed), Settings())
+    counts = [(16, 48), (15, 49), (15, 48), (100, 47)]  # foreground and background; 16 and 48 are wanted
+    found = sampling([replace(record, foreground=f, background=b) for f, b in counts], 64, 0.25)
+    assert found is not None
+    assert (found.few_foreground, found.few_background, found.drawn) == (0.5, 0.5, (64 + 64 + 63 + 63) / 4)
+    assert (found.foreground, found.background) == (36.5, 48)
+
+
 def test_proposals_and_pictures_that_do_not_belong_together(tiny: VocFolder, proposed: Path, tmp_path: Path) -> None:
     tiny.add("d", ("cat", (1, 1, 20, 20), False))
     records = read_all(tasks(tiny, "a", "d", store=proposed), Settings())
@@ -390,8 +400,6 @@ def test_nothing_of_the_user_becomes_markup() -> None:
 
 
 def test_the_summary_is_short_and_ends_with_the_verdict() -> None:
-    from dataclasses import replace
-
     from fastrcnn.data.check_report import ClassCount
 
     report = hostile_report()
