@@ -187,7 +187,7 @@ class ProposeConfig:
     """fastrcnn propose"""
 
     source: str | None = key(None, "a folder or pattern of pictures, in place of a data set")
-    convert: str | None = key(None, "proposals in any format to write in another one: a file or a folder of files")
+    convert: list[str] = key([], "proposals in any format to write in another one: files, or folders of files")
     convention: str | None = key(None, "of the boxes in `convert`, such as yxyx-1-inclusive; null: its format's own")
     ids: str | None = key(None, "text file with the image ids of `convert`, in its order, where it names none")
     output: str | None = key(None, "the store to write (or NAME.mat, NAME.json); null: where training looks for it")

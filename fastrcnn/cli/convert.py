@@ -17,14 +17,15 @@ def convert(config: ProposeConfig) -> int:
     Prints what was matched, clipped and dropped. Returns 0.
     """
     from fastrcnn.data.conventions import convention
-    from fastrcnn.data.proposal_files import open_proposals
+    from fastrcnn.data.proposal_files import joined, open_proposals
 
-    assert config.convert is not None
-    path = Path(config.convert).expanduser()
     chosen = None if config.convention is None else convention(config.convention)
-    file = open_proposals(path, None if config.ids is None else read_ids(Path(config.ids).expanduser()))
-    chosen = chosen or file.convention
-    print(f"{path}: {file.format}, {len(file.ids)} images; boxes read as {chosen}")
+    ids = None if config.ids is None else read_ids(Path(config.ids).expanduser())
+    files = [open_proposals(Path(name).expanduser(), ids) for name in config.convert]
+    for part in files:
+        print(f"{part.path}: {part.format}, {len(part.ids)} images; boxes read as {chosen or part.convention}")
+    file = joined(files)
+    path, chosen = file.path, chosen or file.convention
     output = None if config.output is None else Path(config.output).expanduser()
     if output is not None and output.suffix.lower() in EXPORTED:
         from fastrcnn.data.proposal_export import export
@@ -38,7 +39,7 @@ def convert(config: ProposeConfig) -> int:
 
     stem = path.name if path.is_dir() and path.suffix != ".proposals" else path.stem
     output = output or Path(config.data.proposal_cache).expanduser() / f"{stem}.proposals"
-    if output.exists() and output.samefile(path):
+    if output.exists() and any(output.samefile(part.path) for part in files):
         raise UserError(f"{output}: is what is read; name another store, as output=NAME.proposals.")
     check_target(output)
     if config.source is not None:

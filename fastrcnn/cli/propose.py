@@ -11,7 +11,7 @@ from fastrcnn.errors import UserError
 EXAMPLES = [
     "fastrcnn propose data=voc07 data.root=VOCdevkit",
     "fastrcnn propose source='photos/*.jpg' output=photos.proposals data.selective_search.mode=quality",
-    "fastrcnn propose convert=voc_2007_trainval.mat data=voc07 data.root=VOCdevkit",
+    "fastrcnn propose convert=[voc_2007_trainval.mat,voc_2007_test.mat] data=voc07 data.root=VOCdevkit",
     "fastrcnn propose convert=NAME.proposals output=NAME.mat",
 ]
 
@@ -19,7 +19,7 @@ EXAMPLES = [
 def main(arguments: list[str]) -> int:
     """Makes proposals with selective search, going on where an earlier call was interrupted; or converts others."""
     config: ProposeConfig = compose("propose", arguments)
-    if config.convert is not None:
+    if config.convert:
         from fastrcnn.cli.convert import convert
 
         return convert(config)

@@ -92,8 +92,7 @@ def convert_to_store(
     settings = {
         "format": file.format,
         "convention": str(convention),
-        "source": file.path.name,
-        "sha256": fingerprint(file.path),
+        "sources": {path.name: fingerprint(path) for path in file.parts or (file.path,)},
     }
     counts = write_store(output, progress(items(), len(matched), "converting"), "converted", settings)
     used = set(matched.values())

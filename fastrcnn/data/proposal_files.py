@@ -48,6 +48,7 @@ class ProposalFile:
     convention: Convention
     ids: list[str]
     reader: Reader = field(repr=False, compare=False)
+    parts: tuple[Path, ...] = ()  # the files that it was joined from, if it was
 
     def boxes(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Boxes (P, 4) float64 of the image ids[index], as in the file and not converted, and scores (P,) or None.
@@ -78,6 +79,37 @@ def open_proposals(path: Path, ids: Sequence[str] | None = None) -> ProposalFile
     if "" in found:
         raise UserError(f"{path}: the id of image {found.index('') + 1} is empty; every image needs one.")
     return ProposalFile(path, content.format, content.convention, found, content.read)
+
+
+def joined(files: Sequence[ProposalFile]) -> ProposalFile:
+    """Several files, such as one a split, as one that bears the first one's name.
+
+    Raises UserError where their boxes mean different things or an image is in two of them.
+    """
+    first = files[0]
+    if len(files) == 1:
+        return first
+    where: dict[str, tuple[ProposalFile, int]] = {}
+    for file in files:
+        if file.convention != first.convention:
+            raise UserError(
+                f"{file.path}: its boxes are {file.convention}, but those of {first.path} are {first.convention}. "
+                "Convert them one by one."
+            )
+        for index, image_id in enumerate(file.ids):
+            if image_id in where:
+                raise UserError(
+                    f"{file.path}: image '{image_id[:100]}' is in {where[image_id][0].path} as well. Name files of "
+                    "different images."
+                )
+            where[image_id] = file, index
+    ids = list(where)
+
+    def read(index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        file, at = where[ids[index]]
+        return file.boxes(at)
+
+    return ProposalFile(first.path, first.format, first.convention, ids, read, tuple(f.path for f in files))
 
 
 def _content(path: Path) -> Content:

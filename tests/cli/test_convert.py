@@ -63,8 +63,7 @@ def test_the_authors_file_becomes_a_store(numbered: VocFolder, tmp_path: Path, c
     assert store.meta["settings"] == {
         "format": "the author's .mat of a whole split",
         "convention": "yxyx-1-inclusive",
-        "source": "voc 2007.mat",
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sources": {"voc 2007.mat": hashlib.sha256(path.read_bytes()).hexdigest()},
     }
 
 
@@ -272,3 +271,23 @@ def test_the_real_files_of_selective_search(test_data: Path, call: Call) -> None
     )
     assert status == 0
     assert "0 of them clipped" not in out
+
+
+def test_files_of_several_splits_become_one_store(numbered: VocFolder, tmp_path: Path, call: Call) -> None:
+    first = author(tmp_path / "trainval.mat", {i: BOXES[i] for i in IDS[:2]})
+    second = author(tmp_path / "test.mat", {IDS[2]: BOXES[IDS[2]]})
+    status, out, err = call("propose", f"convert=[{first},{second}]", f"data.root={numbered.root}")
+    assert status == 0, err
+    assert "3 of 3 images of the data set have proposals" in out
+    store = ProposalStore("data/proposals/trainval.proposals")
+    for image_id, boxes in BOXES.items():
+        np.testing.assert_array_equal(store.boxes(image_id), boxes)
+    digest = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (first, second)}
+    assert store.meta["settings"]["sources"] == digest
+
+    status, _, err = call("propose", f"convert=[{first},{second},{first}]", f"data.root={numbered.root}")
+    assert (status, f"image '000005' is in {first} as well" in err) == (1, True)
+    other = tmp_path / "other.csv"
+    other.write_text("image_id,x1,y1,x2,y2\nx,1,2,3,4\n")
+    status, _, err = call("propose", f"convert=[{first},{other}]", f"data.root={numbered.root}")
+    assert (status, "its boxes are xyxy-0-halfopen, but those of" in err) == (1, True)
