@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import hashlib
 import json
@@ -32,7 +33,7 @@ from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.selective_search import SelectiveSearchSettings, propose_all
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.data.truth import Problems
-from fastrcnn.data.voc import IMAGE_SUFFIXES
+from fastrcnn.data.voc import IMAGE_SUFFIXES, pictures_without_annotation
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.evaluation.voc_ap import METRICS, Metric
@@ -138,9 +139,24 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
     for split in splits:
         source, ids, made = find_split(root(config), split)
         if made:
-            log.info("%s: no split lists; %d images, chosen by their ids, are '%s'", source, len(ids), split)
+            say_once(
+                f"{source}: has no split lists, so {len(ids)} images, chosen by their ids, are its '{split}'"
+                f"{unannotated(source)}"
+            )
         found.append((source, ids[: config.max_images]))
     return found
+
+
+def unannotated(source: Path) -> str:
+    """Words about pictures without an annotation in a folder that has no split lists."""
+    number = 0 if is_coco(source) else len(pictures_without_annotation(source))
+    return f"; {number} picture(s) without an annotation are not used" if number else ""
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Puts a line into the log that would otherwise come every time the data set is looked at."""
+    log.info(text)
 
 
 def classes(config: DataConfig) -> list[str]:

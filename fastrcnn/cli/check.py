@@ -71,10 +71,11 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
     Raises UserError where no list can be read.
     """
     from fastrcnn import build
-    from fastrcnn.data.annotations import is_coco
+    from fastrcnn.data.annotations import has_lists, is_coco
     from fastrcnn.data.check import Task
     from fastrcnn.data.check_problems import Problem
     from fastrcnn.data.check_truth import coco_problems, read_coco
+    from fastrcnn.data.voc import pictures_without_annotation
 
     tasks: list[Task] = []
     problems: list[Problem] = []
@@ -95,6 +96,9 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
                 sources.add(source)
             else:
                 of_role += [Task(role, split, source, image_id, None) for image_id in ids]
+                if role == "train" and not has_lists(source) and (lone := pictures_without_annotation(source)):
+                    what = f"{len(lone)} picture(s) have no annotation, and are not used."
+                    problems.append(Problem("lone", str(lone[0]), what))
         store = find_store(config, of_role, build.split_name(splits))
         tasks += [replace(task, store=store) for task in of_role]
     if not tasks:
@@ -196,8 +200,13 @@ def truth_pictures(records: Sequence[Record], classes: Sequence[str]) -> list[tu
 
 def next_command(arguments: Sequence[str], config: CheckConfig, report: Report) -> str:
     """What to run next, with the keys of the data set that were given here."""
+    import torch
+
     given = [a for a in arguments if a.startswith(("data=", "data.")) and not a.startswith("data.proposals=")]
     unfit = {"no_proposals", "proposal_size", "bad_proposals"} & {p.kind for p in report.errors}
     having = report.proposals is not None and not unfit
     store = [f"data.proposals={config.data.proposals}"] if having and config.data.proposals else []
-    return shlex.join(["fastrcnn", "train" if having else "propose", *given, *store])
+    if not having:
+        return shlex.join(["fastrcnn", "propose", *given])
+    small = [] if torch.cuda.is_available() else ["model=vgg16_slim", "solver=scratch"]  # the full network wants a GPU
+    return shlex.join(["fastrcnn", "train", *given, *store, *small])

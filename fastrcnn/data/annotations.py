@@ -22,6 +22,11 @@ def is_coco(source: Path) -> bool:
     return source.suffix.lower() == ".json"
 
 
+def has_lists(source: Path) -> bool:
+    """Whether a folder has split lists as VOC has them."""
+    return any((source / "ImageSets" / "Main").glob("*.txt"))
+
+
 def split_of(image_id: str) -> float:
     """A number in [0, 1) that depends on the id alone: images below TEST_SHARE are for testing.
 
@@ -54,7 +59,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
         return root / split, list(read_coco_file(root / split).images), False
     folder, _, name = split.rpartition("/")
     source = root / folder
-    if any((source / "ImageSets" / "Main").glob("*.txt")) or not source.is_dir():
+    if has_lists(source) or not source.is_dir():
         return source, read_split(source, name), False
     files = find_coco_files(source)
     if len(files) == 1:

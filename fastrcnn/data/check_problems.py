@@ -52,6 +52,7 @@ KINDS = {
     "left_out": Kind(
         False, "Pictures left out for want of proposals", "Nothing: data.missing_proposals leaves them out."
     ),
+    "lone": Kind(False, "Pictures without annotation", "Annotate them, with no object in them if there is none."),
     "leak": Kind(False, "Trained on what is tested", "Take the picture out of one of the lists."),
     "copies": Kind(False, "The same picture twice", "Keep one of them, unless it is meant."),
     "zero_based": Kind(

@@ -33,7 +33,7 @@ def verdict(report: Report) -> str:
     notes = f"{len(report.notes)} note(s)"
     if report.errors:
         return f"NOT READY: {len(report.errors)} error(s), {notes}. Training would refuse this, or leave things out."
-    return f"READY: no errors, {notes}."
+    return f"READY: no errors, {notes if report.notes else 'no notes'}."
 
 
 def percent(share: float | None) -> str:

@@ -137,6 +137,13 @@ def annotated_ids(root: Path) -> list[str]:
     return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.xml"))
 
 
+def pictures_without_annotation(root: Path) -> list[Path]:
+    """Pictures of a data set that no XML file belongs to."""
+    folder, annotated = picture_folder(root), set(annotated_ids(root))
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(p for p in found if p.relative_to(folder).with_suffix("").as_posix() not in annotated)
+
+
 def find_image(root: Path, image_id: str) -> Path | None:
     """The picture `ID.*` in the picture folder of `root`, or None."""
     folder = picture_folder(root)

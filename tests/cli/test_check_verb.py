@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from voc_folder import VocFolder, fingerprint
 
 from fastrcnn.data.proposals import ImageProposals, write_store
@@ -18,7 +19,10 @@ def report(folder: str = "outputs/check/custom") -> dict:
     return json.loads(Path(folder, "report.json").read_text(encoding="utf-8"))
 
 
-def test_a_sound_set_and_what_comes_next(tiny: VocFolder, call: Call, tmp_path: Path) -> None:
+def test_a_sound_set_and_what_comes_next(
+    tiny: VocFolder, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     before = fingerprint(tiny.root)
     given = ["data=custom", f"data.root={tiny.root}"]
     status, out, _ = call("check", *given, "workers=1")
@@ -37,10 +41,26 @@ def test_a_sound_set_and_what_comes_next(tiny: VocFolder, call: Call, tmp_path: 
     write_store(store, [ImageProposals(i, 48, 64, boxes) for i in "abc"], "by hand", {})
     status, out, _ = call("check", *given, f"proposals={store}", "output=here", "solver.rois_per_image=8")
     assert status == 0
-    assert out.splitlines()[-1] == f"next: fastrcnn train data=custom data.root={tiny.root} 'data.proposals={store}'"
+    train = f"next: fastrcnn train data=custom data.root={tiny.root} 'data.proposals={store}'"
+    assert out.splitlines()[-1] == f"{train} model=vgg16_slim solver=scratch"
     assert report("here")["proposals"]["all"] == {"objects": 3, "at_50": 1 / 3, "at_70": 1 / 3}  # b's is difficult
     assert report("here")["sampling"]["rois_per_image"] == 8
     assert fingerprint(tiny.root) == before
+
+
+def test_pictures_without_annotation_are_noted_where_there_are_no_lists(
+    voc: VocFolder, call: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fastrcnn")
+    for image_id in "abcdef":
+        voc.add(image_id, ("cat", (1, 1, 32, 24), False))
+    (voc.root / "Annotations" / "c.xml").unlink()
+    (voc.root / "ImageSets" / "Main").rmdir()
+    status, out, _ = call("check", f"data.root={voc.root}")
+    assert status == 0
+    assert "1 picture(s) have no annotation, and are not used" in out
+    assert caplog.text.count("1 picture(s) without an annotation are not used") == 2  # once a split
+    assert sum(s["images"] for s in report()["splits"]) == 5
 
 
 def test_what_is_wrong_is_said_even_where_training_would_skip_it(tiny: VocFolder, call: Call) -> None:
