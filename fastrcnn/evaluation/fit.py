@@ -87,14 +87,20 @@ def find_fit(
     """
     where = placements(ids, np.array(entries), listed)
     first = np.unique(np.linspace(0, len(samples) - 1, min(LOOK_IMAGES, len(samples))).astype(int))
-    wanted = dict.fromkeys([*where[AS_IS].tolist(), *(e for at in where.values() for e in at[first].tolist())])
     kept: dict[int, np.ndarray] = {}
     wrapped = not_finite = 0
-    for entry in progress(wanted, len(wanted), "reading proposals"):
-        kept[entry], signs, lost = mended(boxes_of(entry))
-        wrapped, not_finite = wrapped + signs, not_finite + lost
+
+    def fetch(wanted: Iterable[int]) -> None:
+        nonlocal wrapped, not_finite
+        new = [entry for entry in dict.fromkeys(wanted) if entry not in kept]
+        for entry in progress(new, len(new), "reading proposals"):
+            kept[entry], signs, lost = mended(boxes_of(entry))
+            wrapped, not_finite = wrapped + signs, not_finite + lost
+
+    fetch([*where[AS_IS].tolist(), *(e for at in where.values() for e in at[first].tolist())])
     images = Images(samples, kept)
     close = _promising(images, samples, first, where, own)
+    fetch(e for group in close for e in group.at.tolist())
     lowest = min((float(b.min()) for b in kept.values() if len(b)), default=0.0)
 
     leaders: list[Fit] = []  # of each group the one that meets the borders best
