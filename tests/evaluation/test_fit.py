@@ -123,12 +123,12 @@ def test_one_good_file_mutated_is_named_as_what_it_is(name: str, size: tuple[int
 
 def test_a_sample_of_the_images_is_enough() -> None:
     """What is read at first is less than what the readings of other ids need in the end."""
-    samples, boxes = made(count=200)
-    entries = range(0, 200, 2)
+    samples, boxes = made(count=300)
+    entries = range(0, 300, 3)
     moved = inclusive([boxes[-1], *boxes[:-1]])
     for numbers, ids in ((inclusive(boxes), AS_IS), (moved, "1 later")):
         chosen = [samples[e] for e in entries]
-        found = find_fit([s.image_id for s in samples], numbers.__getitem__, OWN, chosen, entries, range(200))
+        found = find_fit([s.image_id for s in samples], numbers.__getitem__, OWN, chosen, entries, range(300))
         assert found.winner.reading == Reading(OWN, PIXELS, ids)
         assert found.images == 100
         assert found.boxes == sum(len(numbers[e]) for e in entries)
