@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.fast_rcnn import FastRCNN, distinct_rois, scaled_rois
 from fastrcnn.model.postprocess import postprocess
+from fastrcnn.model.vgg16 import stride_of
 from fastrcnn.structures import Batch, Detections, Sample
 
 
@@ -44,11 +45,13 @@ def detect_batch(
     results = []
     for i, sample in enumerate(batch.samples):
         rois = batch.proposals[i].to(device)  # (P, 4)
-        probabilities, deltas = roi_outputs(model, [m[i : i + 1] for m in maps], rois, settings, dtype)
+        indexed = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
+        scaled = scaled_rois(indexed, model.roi_op, batch.scales[i : i + 1].to(device))
+        probabilities, deltas = roi_outputs(model, [m[i : i + 1] for m in maps], scaled, settings, dtype)
         found = postprocess(
             probabilities,
             deltas,
-            rois / batch.scales[i].to(device),
+            rois,
             sample.height,
             sample.width,
             settings.score_threshold,
@@ -63,15 +66,16 @@ def detect_batch(
 def roi_outputs(
     model: FastRCNN, maps: list[Tensor], rois: Tensor, settings: DetectionSettings, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Class probabilities (P, classes + 1) and deltas (P, classes + 1, 4), not normalised, of one picture's RoIs."""
-    indexed = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
+    """Class probabilities (P, classes + 1) and deltas (P, classes + 1, 4), not normalised, of one picture's RoIs (P, 5)
+    as `scaled_rois` gives them."""
     outputs = []
-    for chunk in indexed.split(settings.rois_per_chunk):
+    rows, place = distinct_rois(rois, model.roi_op, [stride_of(name) for name in model.roi_features])
+    for chunk in rois[rows].split(settings.rois_per_chunk):
         with autocast(rois.device, dtype):
             outputs.append(model.classify(maps, chunk))
     probabilities = torch.cat([logits for logits, _ in outputs]).softmax(dim=1)
     deltas = torch.cat([d for _, d in outputs]) * model.delta_std + model.delta_mean
-    return probabilities, deltas
+    return probabilities[place], deltas[place]
 
 
 def detect(

@@ -24,11 +24,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """N pictures as the network sees them. Boxes are in pixels of the scaled picture."""
+    """N pictures as the network sees them. Boxes are in pixels of the picture before it was scaled, but mirrored with
+    it: overlaps and targets do not depend on the scale, and the network scales RoIs as the author's code does."""
 
     images: Tensor  # (N, 3, H, W) uint8 RGB, padded with 0 at the right and the bottom
     sizes: Tensor  # (N, 2) int64, height and width of each picture in `images`, without the padding
-    scales: Tensor  # (N,) float32, pixels of the scaled picture per pixel of the original
+    scales: Tensor  # (N,) float64, pixels of the scaled picture per pixel of the original
     proposals: list[Tensor]  # N tensors (P_i, 4) float32
     boxes: list[Tensor]  # N tensors (G_i, 4) float32, the truth
     labels: list[Tensor]  # N tensors (G_i,) int64

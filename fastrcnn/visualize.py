@@ -72,10 +72,10 @@ def draw_batch(batch: Batch, rois: Tensor, targets: RoITargets, most: int = 4) -
         image = batch.images[i, :, :height, :width].permute(1, 2, 0).contiguous().numpy()
         canvas = Image.fromarray(image)
         draw = ImageDraw.Draw(canvas)
-        own = rois[:, 0] == i
-        for roi, label in zip(rois[own, 1:].tolist(), targets.labels[own].tolist(), strict=True):
+        own, scale = rois[:, 0] == i, batch.scales[i]
+        for roi, label in zip((rois[own, 1:] * scale).tolist(), targets.labels[own].tolist(), strict=True):
             draw.rectangle(_inclusive(roi), outline=colour_of(label) if label else (128, 128, 128))
-        for box, label in zip(batch.boxes[i].tolist(), batch.labels[i].tolist(), strict=True):
+        for box, label in zip((batch.boxes[i] * scale).tolist(), batch.labels[i].tolist(), strict=True):
             draw.rectangle(_inclusive(box), outline=colour_of(label), width=3)
         tiles.append(np.asarray(canvas))
     sheet = np.zeros((max(t.shape[0] for t in tiles), sum(t.shape[1] for t in tiles), 3), np.uint8)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastrcnn.inference import DetectionSettings, detect, detect_batch, roi_outputs
-from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.structures import Batch, Detections, Sample
 
 ALL = DetectionSettings(score_threshold=0.0, nms_iou=2.0, max_per_image=None)  # nothing is dropped
@@ -75,6 +75,11 @@ def constant_model(class_scores: list[float], deltas: Tensor) -> FastRCNN:
     return built.eval()
 
 
+def indexed(boxes: Tensor) -> Tensor:
+    """Half-open boxes (R, 4) of the first image as RoIs for the network."""
+    return scaled_rois(torch.cat((torch.zeros(len(boxes), 1), boxes), dim=1), "fast_rcnn")
+
+
 def in_order(found: Detections) -> tuple[Tensor, Tensor, Tensor]:
     """Labels, scores and boxes by label and place: RoIs of the same cells have scores that differ by rounding only."""
     keys = torch.cat((found.labels[:, None].float(), found.boxes), dim=1).numpy().round(2)
@@ -103,7 +108,7 @@ def test_outputs_are_probabilities_and_deltas_in_the_units_of_decoding() -> None
     model.delta_std.fill_(3.0)
     with torch.no_grad():
         maps = model.features(picture(32, 32)[None])
-        probabilities, deltas = roi_outputs(model, maps, some_rois(5, 32), ALL, torch.float32)
+        probabilities, deltas = roi_outputs(model, maps, indexed(some_rois(5, 32)), ALL, torch.float32)
     torch.testing.assert_close(probabilities, torch.tensor([[0.25, 0.75]]).expand(5, 2))
     torch.testing.assert_close(deltas, torch.full((5, 2, 4), 7.0))
 
@@ -113,7 +118,7 @@ def test_boxes_come_back_in_the_images_own_pixels() -> None:
     shift = torch.zeros(2, 4)
     shift[1, 0] = 0.5
     model = constant_model([0.0, 5.0], shift)
-    batch = batch_of([picture(80, 120)], [torch.tensor([[20.0, 10, 60, 70], [80, 20, 120, 80]])], scales=[2.0])
+    batch = batch_of([picture(80, 120)], [torch.tensor([[10.0, 5, 30, 35], [40, 10, 60, 40]])], scales=[2.0])
     found = detect_batch(model, batch, ALL)[0]
     expected = [[20.0, 5, 40, 35], [50, 10, 60, 40]]  # the second is clipped at the picture's 60
     assert sorted(found.boxes.tolist()) == expected
@@ -180,8 +185,34 @@ def test_bfloat16_gives_about_the_same_scores(model: FastRCNN) -> None:
     batch = batch_of([picture(48, 64)], [rois])
     with torch.no_grad():
         maps = model.features(batch.images, batch.sizes)
-        exact = roi_outputs(model, maps, rois, ALL, torch.float32)[0]
-        rounded = roi_outputs(model, maps, rois, ALL, torch.bfloat16)[0]
+        exact = roi_outputs(model, maps, indexed(rois), ALL, torch.float32)[0]
+        rounded = roi_outputs(model, maps, indexed(rois), ALL, torch.bfloat16)[0]
     assert rounded.dtype == torch.float32
     assert not torch.equal(exact, rounded)
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.03)
+
+
+def test_rois_of_the_same_cells_go_through_the_network_once(model: FastRCNN) -> None:
+    """Boxes that differ by less than rounding at 1/16 shows: one row in the head, each its own box in the result."""
+    boxes = torch.tensor([[0.0, 0, 40, 40], [1, 2, 40, 39], [0, 0, 40, 40], [20, 20, 60, 44], [3, 3, 62, 46]])
+    inclusive = boxes.numpy() - (0, 0, 1, 1)
+    distinct = len(np.unique(np.floor(inclusive / 16 + 0.5), axis=0))
+    assert distinct == 3
+    rows = []
+    model.head.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    batch = batch_of([picture(48, 64)], [boxes])
+    found = detect_batch(model, batch, ALL)[0]
+    assert rows == [distinct]
+    alone = [detect_batch(model, batch_of([picture(48, 64)], [b[None]]), ALL)[0] for b in boxes]
+    want = Detections(*(torch.cat([getattr(d, f) for d in alone]) for f in ("boxes", "scores", "labels")))
+    assert_same(found, want)
+
+
+def test_a_picture_shown_larger_gives_the_rois_of_larger_boxes(model: FastRCNN) -> None:
+    """The box is made inclusive in its own pixels and then scaled: x2 = (30 - 1) * 1.6, not 30 * 1.6 - 1."""
+    seen = []
+    classify = model.classify
+    model.classify = lambda maps, rois: (seen.append(rois), classify(maps, rois))[1]  # type: ignore[method-assign]
+    batch = batch_of([picture(80, 96)], [torch.tensor([[5.0, 10, 30, 50]])], scales=[1.6])
+    detect_batch(model, batch, ALL)
+    assert seen[0].tolist() == [[0.0, *np.float32([8.0, 16.0, 46.4, 78.4]).tolist()]]

@@ -10,7 +10,7 @@ from fastrcnn.config import RuntimeConfig
 from fastrcnn.errors import UserError
 
 EXAMPLES = ["fastrcnn replay outputs/train/RUN/failed-step-1200.pt"]
-NEEDED = {"image_ids", "images", "sizes", "rois", "labels", "deltas", "loss_cls", "loss_box", "dropout_seed"}
+NEEDED = {"image_ids", "images", "sizes", "scales", "rois", "labels", "deltas", "loss_cls", "loss_box", "dropout_seed"}
 
 
 def main(arguments: list[str]) -> int:

@@ -22,7 +22,7 @@ Proposals = Callable[[str], np.ndarray]  # image id -> (P, 4) float32, half-open
 
 @dataclass(frozen=True)
 class Example:
-    """One picture, ready to be put into a Batch. Boxes are in its own, scaled pixels."""
+    """One picture, ready to be put into a Batch. Boxes are in pixels of the picture before it was scaled."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     proposals: np.ndarray  # (P, 4) float32

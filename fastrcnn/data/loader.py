@@ -24,7 +24,7 @@ def collate(examples: Sequence[Example]) -> Batch:
     return Batch(
         images=images,
         sizes=torch.tensor([e.image.shape[:2] for e in examples]),
-        scales=torch.tensor([e.scale for e in examples], dtype=torch.float32),
+        scales=torch.tensor([e.scale for e in examples], dtype=torch.float64),
         proposals=[to_tensor(e.proposals) for e in examples],
         boxes=[to_tensor(e.boxes) for e in examples],
         labels=[torch.from_numpy(e.labels.copy()) for e in examples],

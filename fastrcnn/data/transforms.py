@@ -47,7 +47,8 @@ class Augmentation:
     def __call__(
         self, image: np.ndarray, boxes: list[np.ndarray], rng: np.random.Generator
     ) -> tuple[np.ndarray, list[np.ndarray], float]:
-        """Picture, arrays of boxes (R, 4), and the factor from the original's pixels to the result's."""
+        """The picture; arrays of boxes (R, 4), mirrored with it but not scaled; and the factor from the original's
+        pixels to the result's."""
         # All numbers are drawn whether they are needed or not: switching one thing off leaves the others as they were.
         which, mirror, upside_down, swap = rng.integers(len(self.short_sides)), *rng.random(3)
         gains, offsets = rng.uniform(-1, 1, (2, 3)) * self.colour
@@ -67,4 +68,4 @@ class Augmentation:
             levels = np.arange(256)[:, None]  # contrast about the middle gray, then brightness
             table = (levels - 128) * (1 + gains) + 128 + 255 * offsets  # (256, 3)
             image = cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
-        return image, [b * np.float32(scale) for b in boxes], scale
+        return image, boxes, scale

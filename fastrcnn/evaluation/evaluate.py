@@ -54,8 +54,7 @@ def evaluate(
 
     def remembered() -> Iterable[Batch]:
         for batch in batches:
-            scales = batch.scales.tolist()
-            proposals.extend((p / s).numpy() for p, s in zip(batch.proposals, scales, strict=True))
+            proposals.extend(p.numpy() for p in batch.proposals)
             yield batch
 
     for sample, found in progress(detect(model, remembered(), settings, dtype), images, "detect"):

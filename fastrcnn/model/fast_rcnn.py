@@ -11,24 +11,54 @@ from fastrcnn.model.vgg16 import VGG16Head, VGG16Trunk, channels_of, frozen_norm
 from fastrcnn.ops import roi_align, roi_pool, roi_warp
 
 ROI_OPS = ("fast_rcnn", "partition", "truncate", "roi_align", "roi_warp")
+INCLUSIVE = ("fast_rcnn", "roi_warp")  # take x2, y2 of the last pixel in the box
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0 .. 255, of torchvision's weights
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
-def pool_rois(features: Tensor, rois: Tensor, size: int, scale: float, op: str) -> Tensor:
-    """RoIs (K, 5) [image, x1, y1, x2, y2], half-open pixels, pooled to (K, C, size, size) by the operator `op`.
+def scaled_rois(rois: Tensor, op: str, scales: Tensor | None = None) -> Tensor:
+    """RoIs (K, 5) [image, x1, y1, x2, y2], half-open pixels, as the operator `op` takes them, float32.
 
     The one place where half-open boxes become the inclusive ones that the paper's RoI pooling, and RoI Warp, are
     defined on: x2 and y2 are lowered by one pixel. The others take the half-open box as it is.
+
+    scales: (N,) pixels of the network's image per pixel of the boxes. A box is lowered first and scaled then, in
+    float64 and rounded once, as `_project_im_rois` in the author's lib/fast_rcnn/test.py does: with 375 pixels scaled
+    to 600 every tenth edge lies exactly between two cells, where the last bit decides.
     """
+    box = rois[:, 1:].double()
+    if op in INCLUSIVE:
+        box = box - box.new_tensor([0, 0, 1, 1])
+    if scales is not None:
+        box = box * scales.to(box)[rois[:, 0].long()][:, None]
+    return torch.cat((rois[:, :1].float(), box.float()), dim=1)
+
+
+def distinct_rois(rois: Tensor, op: str, strides: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Rows (U,) of RoIs (K, 5) from `scaled_rois` of which no two are pooled from the same cells, and for each of the K
+    its place (K,) among them.
+
+    Of selective search's boxes 13 to 26 % coincide once they are rounded to cells (`DEDUP_BOXES` in the author's
+    lib/fast_rcnn/test.py). Only the paper's pooling rounds like that; for other operators every RoI stands for itself.
+    """
+    count = torch.arange(len(rois), device=rois.device)
+    if op != "fast_rcnn" or len(rois) == 0:
+        return count, count
+    box = rois[:, 1:].double()  # rounded half away from zero, as the operator does
+    cells = [torch.sign(box) * torch.floor(box.abs() / stride + 0.5) for stride in strides]
+    _, place = torch.unique(torch.cat((rois[:, :1].double(), *cells), dim=1), dim=0, return_inverse=True)
+    rows = count.new_zeros(int(place.max()) + 1)
+    rows[place] = count
+    return rows, place
+
+
+def pool_rois(features: Tensor, rois: Tensor, size: int, scale: float, op: str) -> Tensor:
+    """RoIs (K, 5) from `scaled_rois` pooled to (K, C, size, size) by the operator `op`."""
     if op == "roi_align":
         return roi_align(features, rois, size, scale, sampling_ratio=2, aligned=True)
-    if op in ("partition", "truncate"):
-        return roi_pool(features, rois, size, scale, variant=op)
-    inclusive = rois - rois.new_tensor([0, 0, 0, 1, 1])
     if op == "roi_warp":
-        return roi_warp(features, inclusive, size, scale)
-    return roi_pool(features, inclusive, size, scale)
+        return roi_warp(features, rois, size, scale)
+    return roi_pool(features, rois, size, scale, variant=op)
 
 
 class FastRCNN(nn.Module):
@@ -42,6 +72,7 @@ class FastRCNN(nn.Module):
     dropout: probability after fc6 and fc7.
     mean, std: of the pixels the trunk's weights were trained on, RGB in 0 .. 255; part of the state dict, so that
         weights and normalisation cannot part.
+    fc6_rank, fc7_rank: see VGG16Head.
     """
 
     delta_mean: Tensor
@@ -60,6 +91,8 @@ class FastRCNN(nn.Module):
         dropout: float = 0.5,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        fc6_rank: int | None = None,
+        fc7_rank: int | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
@@ -71,7 +104,7 @@ class FastRCNN(nn.Module):
         pooled = sum(channels_of(name, width) for name in self.roi_features)
         mixed = len(self.roi_features) > 1 or pooled != channels
         self.reduce = nn.Conv2d(pooled, channels, 1) if mixed else nn.Identity()
-        self.head = VGG16Head(channels, roi_size, width, dropout)
+        self.head = VGG16Head(channels, roi_size, width, dropout, fc6_rank, fc7_rank)
         self.cls_score = nn.Linear(self.head.out_features, num_classes + 1)
         self.bbox_pred = nn.Linear(self.head.out_features, 4 * (num_classes + 1))
         for layer, deviation in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 2.3
@@ -102,14 +135,16 @@ class FastRCNN(nn.Module):
             images = images * (rows & columns)[:, None]
         return images
 
-    def forward(self, images: Tensor, rois: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, rois: Tensor, sizes: Tensor | None = None, scales: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Class logits (K, classes + 1) and normalised box deltas (K, classes + 1, 4) of K RoIs.
 
         images: (N, 3, H, W) uint8 or float RGB in 0 .. 255.
-        rois: (K, 5) float [image index, x1, y1, x2, y2], half-open, in pixels of `images`.
-        sizes: see normalise.
+        rois: (K, 5) float [image index, x1, y1, x2, y2], half-open, in pixels of the images before they were scaled.
+        sizes: see normalise. scales: (N,) pixels of `images` per pixel of the RoIs, 1 where they are not given.
         """
-        return self.classify(self.features(images, sizes), rois)
+        return self.classify(self.features(images, sizes), scaled_rois(rois, self.roi_op, scales))
 
     def features(self, images: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
         """The maps that RoIs are pooled from, one per name in `roi_features`."""
@@ -117,7 +152,7 @@ class FastRCNN(nn.Module):
         return self.trunk(x, self.roi_features)
 
     def classify(self, maps: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` returns, from the maps that `features` gave."""
+        """What `forward` returns, from the maps that `features` gave and RoIs that `scaled_rois` gave."""
         pooled = [
             pool_rois(
                 m,

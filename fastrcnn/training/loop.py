@@ -93,7 +93,9 @@ def train(
         rois, targets = sampler(batch.proposals, batch.boxes, batch.labels, generator)
         on_device = replace(targets, labels=targets.labels.to(device), deltas=targets.deltas.to(device))
         with autocast(device, dtype):
-            logits, deltas = model(batch.images.to(device), rois.to(device), batch.sizes.to(device))
+            logits, deltas = model(
+                batch.images.to(device), rois.to(device), batch.sizes.to(device), batch.scales.to(device)
+            )
         losses = fast_rcnn_loss(logits, deltas, on_device, box_weight)
 
         total = losses.total.item()

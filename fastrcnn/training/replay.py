@@ -28,6 +28,7 @@ def evidence(
         "image_ids": [s.image_id for s in batch.samples],
         "images": batch.images,
         "sizes": batch.sizes,
+        "scales": batch.scales,
         "rois": rois,
         "labels": targets.labels,
         "deltas": targets.deltas,
@@ -71,7 +72,10 @@ def replay(model: FastRCNN, content: dict[str, Any]) -> Replay:
     try:
         with torch.no_grad(), autocast(device, getattr(torch, content["precision"])):
             logits, deltas = model(
-                content["images"].to(device), content["rois"].to(device), content["sizes"].to(device)
+                content["images"].to(device),
+                content["rois"].to(device),
+                content["sizes"].to(device),
+                content["scales"].to(device),
             )
         losses = fast_rcnn_loss(logits, deltas, targets, content["box_weight"])
     finally:

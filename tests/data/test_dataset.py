@@ -29,14 +29,14 @@ def dataset(tiny: VocFolder, augmentation: Augmentation = PLAIN, **options: int)
     return DetectionDataset(samples, boxes_of, augmentation, **options)
 
 
-def test_a_picture_comes_scaled_with_its_boxes(tiny: VocFolder) -> None:
-    """64 x 48 pixels to a short side of 96: everything twice as large."""
+def test_a_picture_comes_scaled_and_its_boxes_do_not(tiny: VocFolder) -> None:
+    """64 x 48 pixels to a short side of 96: the picture is twice as large."""
     data = dataset(tiny)
     assert len(data) == 3
     example = data[(0, 0)]
     assert (example.image.shape, example.scale) == ((96, 128, 3), 2.0)
-    np.testing.assert_array_equal(example.boxes, [[0, 0, 64, 48], [64, 18, 128, 96]])
-    np.testing.assert_array_equal(example.proposals, PROPOSALS * 2)
+    np.testing.assert_array_equal(example.boxes, [[0, 0, 32, 24], [32, 9, 64, 48]])
+    np.testing.assert_array_equal(example.proposals, PROPOSALS)
     assert example.labels.tolist() == [1, 2]
     assert example.sample is data.samples[0]
 
@@ -52,7 +52,7 @@ def test_truth_and_proposals_come_unscaled_without_the_picture(tiny: VocFolder) 
 
 def test_the_best_proposals_are_used(tiny: VocFolder) -> None:
     data = dataset(tiny, max_proposals=2)
-    np.testing.assert_array_equal(data[(0, 0)].proposals, PROPOSALS[:2] * 2)
+    np.testing.assert_array_equal(data[(0, 0)].proposals, PROPOSALS[:2])
     np.testing.assert_array_equal(data.truth_and_proposals(0)[0], PROPOSALS[:2])
     assert len(dataset(tiny)[(0, 0)].proposals) == 3
 

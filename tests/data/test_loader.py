@@ -41,7 +41,7 @@ def test_pictures_are_padded_with_black_at_the_right_and_the_bottom() -> None:
     assert batch.images[0, :, 4:].sum() == 0
     assert batch.images[1, :, :, 5:].sum() == 0
     assert batch.sizes.tolist() == [[4, 9], [7, 5]]
-    assert (batch.scales.tolist(), batch.scales.dtype) == ([0.5, 2.0], torch.float32)
+    assert (batch.scales.tolist(), batch.scales.dtype) == ([0.5, 2.0], torch.float64)
     assert [p.tolist() for p in batch.proposals] == [[[1, 2, 3, 4]], []]
     assert [b.tolist() for b in batch.boxes] == [[], [[2, 3, 4, 5]]]
     assert [tuple(p.shape) for p in batch.proposals] == [(1, 4), (0, 4)]

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, ROI_OPS, FastRCNN, pool_rois
+from fastrcnn.model.fast_rcnn import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ROI_OPS,
+    FastRCNN,
+    distinct_rois,
+    pool_rois,
+    scaled_rois,
+)
 
 
 def tiny(**options: object) -> FastRCNN:
@@ -62,7 +71,7 @@ def test_several_maps_are_pooled_at_their_own_strides_and_reduced_in_order() -> 
             model.reduce.bias.zero_()  # type: ignore[union-attr]
             for c in range(15):
                 model.reduce.weight[c, 15 * which + c] = 1
-        model.classify(maps, roi)
+        model.classify(maps, scaled_rois(roi, "fast_rcnn"))
         inclusive = torch.tensor([[0.0, 0, 0, 63, 47]])
         torch.testing.assert_close(seen[-1], torchvision.ops.roi_pool(m, inclusive, 2, scale))
 
@@ -75,6 +84,54 @@ def test_no_rois_give_empty_outputs_with_gradients() -> None:
     (logits.sum() + deltas.sum()).backward()
 
 
+def pool(features: Tensor, rois: Tensor, size: int, op: str) -> Tensor:
+    """Half-open boxes pooled from a map of stride 1."""
+    return pool_rois(features, scaled_rois(rois, op), size, 1.0, op)
+
+
+@pytest.mark.parametrize("scale", [600 / 375, 600 / 333, 1000 / 1023, 600 / 480])
+def test_rois_are_those_of_the_authors_code_to_the_last_bit(scale: float) -> None:
+    """Every whole coordinate of a picture: inclusive times scale in float64, rounded once; half of them as mirrored."""
+    x1 = np.arange(0, 1000)
+    x2 = x1 + np.arange(1000) % 37
+    inclusive = np.stack((x1, x1, x2, x2), axis=1).astype(np.float64)
+    want = (inclusive * scale).astype(np.float32)
+    half_open = torch.from_numpy((inclusive + np.array((0, 0, 1, 1))).astype(np.float32))
+    rois = torch.cat((torch.arange(1000.0)[:, None] % 2, half_open), dim=1)
+    found = scaled_rois(rois, "fast_rcnn", torch.tensor([scale, scale], dtype=torch.float64))
+    np.testing.assert_array_equal(found[:, 1:].numpy(), want)
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found[:, 0], rois[:, 0])
+
+
+def test_each_roi_is_scaled_by_its_own_images_factor() -> None:
+    rois = torch.tensor([[1.0, 2, 4, 10, 20], [0, 2, 4, 10, 20]])
+    scales = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    assert scaled_rois(rois, "roi_align", scales).tolist() == [[1.0, 4, 8, 20, 40], [0.0, 2, 4, 10, 20]]
+    assert scaled_rois(rois, "roi_warp", scales).tolist() == [[1.0, 4, 8, 18, 38], [0.0, 2, 4, 9, 19]]
+
+
+def test_distinct_rois_are_told_apart_where_the_operator_tells_them_apart() -> None:
+    """On thousands of boxes: RoIs of one row pool the same values, and no two rows of those kept are the same RoI."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.randint(-20, 120, (3000, 2), generator=generator).double()
+    box = torch.cat((corner, corner + torch.randint(0, 30, (3000, 2), generator=generator)), dim=1) / 2
+    rois = torch.cat((torch.randint(0, 2, (3000, 1), generator=generator), box), dim=1).float()
+    rows, place = distinct_rois(rois, "fast_rcnn", (16,))
+    assert 10 < len(rows) < 1500
+    features = torch.rand(2, 5, 6, 6, generator=generator)
+    pooled = torchvision.ops.roi_pool(features, rois, 3, 1 / 16)
+    assert torch.equal(pooled, pooled[rows][place])
+    sign, size = torch.sign(rois[:, 1:]), rois[:, 1:].abs().double() / 16
+    rounded = torch.cat((rois[:, :1], sign * torch.floor(size + 0.5).float()), dim=1)
+    assert len(rows) == len({tuple(r) for r in (rounded + 0.0).tolist()})
+    finer, _ = distinct_rois(rois, "fast_rcnn", (8, 16))
+    assert len(finer) > len(rows)
+    for op in set(ROI_OPS) - {"fast_rcnn"}:
+        assert len(distinct_rois(rois, op, (16,))[0]) == 3000
+    assert len(distinct_rois(rois[:0], "fast_rcnn", (16,))[1]) == 0
+
+
 def test_roi_pooling_takes_the_half_open_box_for_the_inclusive_one() -> None:
     """The box (0, 0, 2, 2) holds the pixels 0 and 1 and no more: the large value at 2 stays out."""
     features = torch.zeros(1, 1, 4, 4)
@@ -82,8 +139,8 @@ def test_roi_pooling_takes_the_half_open_box_for_the_inclusive_one() -> None:
     features[0, 0, 2, 2] = 9.0
     roi = torch.tensor([[0.0, 0, 0, 2, 2]])
     for op in ("fast_rcnn", "partition", "truncate"):
-        assert pool_rois(features, roi, 1, 1.0, op).item() == 1.0, op
-    assert pool_rois(features, torch.tensor([[0.0, 0, 0, 3, 3]]), 1, 1.0, "fast_rcnn").item() == 9.0
+        assert pool(features, roi, 1, op).item() == 1.0, op
+    assert pool(features, torch.tensor([[0.0, 0, 0, 3, 3]]), 1, "fast_rcnn").item() == 9.0
 
 
 @pytest.mark.parametrize(
@@ -104,14 +161,14 @@ def test_each_variant_on_the_same_half_open_box(op: str, expected: list) -> None
         [0.83, 0.24, 0.97, 0.04, 0.24, 0.35, 0.50, 0.91],
     ]
     features = torch.tensor([[[[1.0] * 8] * 3 + below]])  # rows 0 to 2 are not the box's
-    pooled = pool_rois(features, torch.tensor([[0.0, 0, 3, 7, 8]]), 2, 1.0, op)
+    pooled = pool(features, torch.tensor([[0.0, 0, 3, 7, 8]]), 2, op)
     assert pooled[0, 0].tolist() == [pytest.approx(row) for row in expected]
 
 
 def test_roi_align_takes_the_half_open_box_as_it_is() -> None:
     """The mean over the box of a ramp is the ramp's value at the box's middle."""
     ramp = torch.arange(16.0).expand(1, 1, 16, 16).contiguous() + 0.5  # the value at a pixel's centre is its x
-    pooled = pool_rois(ramp, torch.tensor([[0.0, 2, 2, 10, 10]]), 1, 1.0, "roi_align")
+    pooled = pool(ramp, torch.tensor([[0.0, 2, 2, 10, 10]]), 1, "roi_align")
     assert pooled.item() == pytest.approx(6.0)
 
 
