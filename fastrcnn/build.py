@@ -41,7 +41,14 @@ from fastrcnn.inference import DetectionSettings
 from fastrcnn.model import weights
 from fastrcnn.model.fast_rcnn import ROI_OPS, FastRCNN
 from fastrcnn.model.sampling import RoISampler, delta_statistics
-from fastrcnn.model.vgg16 import CONV_NAMES, FINETUNE_FROM, freeze_before
+from fastrcnn.model.vgg16 import (
+    CONV_NAMES,
+    FINETUNE_FROM,
+    channels_of,
+    freeze_before,
+    head_shapes,
+    largest_rank,
+)
 from fastrcnn.structures import Sample
 from fastrcnn.training.loop import Schedule
 from fastrcnn.training.optim import learning_rate
@@ -419,6 +426,9 @@ def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
     one_of("model.finetune_from", config.finetune_from, FINETUNE_FROM)
     for name in config.roi_features or [""]:
         one_of("model.roi_features", name, CONV_NAMES)
+    ranks = {"fc6": config.fc6_rank, "fc7": config.fc7_rank}
+    for name, shape in head_shapes(channels_of("conv5_3", config.width), config.roi_size, config.width).items():
+        check_rank(f"model.{name}_rank", ranks[name], *shape)
     built = FastRCNN(
         num_classes,
         config.width,
@@ -427,6 +437,8 @@ def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
         config.roi_op,
         config.roi_features,
         config.dropout,
+        fc6_rank=config.fc6_rank,
+        fc7_rank=config.fc7_rank,
     )
     if load and config.weights is not None:
         if config.weights == "imagenet":
@@ -436,6 +448,15 @@ def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
         weights.load_vgg16(built, state, source)
     freeze_before(built.trunk, config.finetune_from)
     return built
+
+
+def check_rank(key: str, rank: int | None, rows: int, columns: int) -> None:
+    """Raises UserError for a rank whose two factors are no smaller than the layer of rows x columns."""
+    if rank is not None and rank > largest_rank(rows, columns):
+        raise UserError(
+            f"{key}={rank}: two layers of this rank have {rank * (rows + columns):,} weights, no fewer than the "
+            f"{rows * columns:,} of the one layer. At most {largest_rank(rows, columns)} makes it smaller."
+        )
 
 
 def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:

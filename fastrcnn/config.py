@@ -37,6 +37,8 @@ class ModelConfig:
     roi_size: int = key(7, "cells along each side of a pooled RoI", least=1)
     roi_features: list[str] = key(["conv5_3"], "layers that RoIs are pooled from")
     dropout: float = key(0.5, "after fc6 and fc7", least=0, most=1)
+    fc6_rank: int | None = key(None, "fc6 as two layers of this rank, as `compress` makes them; null: one", least=1)
+    fc7_rank: int | None = key(None, "the same of fc7", least=1)
 
 
 @dataclass
@@ -140,6 +142,7 @@ class TrainConfig:
     name: str = key("train", "names the experiment: outputs/<name>/<time>-<id>")
     run: str | None = key(None, "folder of the run; null: a new one under outputs/")
     resume: str | None = key(None, "'auto': go on in the folder `run` (or in the newest of this name)")
+    start: str | None = key(None, "checkpoint whose weights training begins with; model and classes are as there")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
@@ -217,6 +220,24 @@ class ProposalsCheckConfig:
 
 
 @dataclass
+class CompressConfig:
+    """fastrcnn compress"""
+
+    checkpoint: str | None = key(None, "a run's folder or a .pt file")
+    fc6: int | None = key(None, "rank of fc6; the paper's is 1024. With fc6 or fc7 alone the other stays", least=1)
+    fc7: int | None = key(None, "rank of fc7; the paper's is 256", least=1)
+    keep: float | None = key(
+        None, "share of each layer's energy, its squared singular values, that is kept", above=0, most=1
+    )
+    budget: float | None = key(None, "mAP points of 100 that may be lost; the ranks are searched on `split`", least=0)
+    split: str | None = key(None, "split list to evaluate on in place of data.test's, such as val")
+    output: str | None = key(None, "file to write (NAME.pt); null: compressed/<ranks>/best.pt in the run's folder")
+    data: DataConfig = field(default_factory=DataConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
 class ReplayConfig:
     """fastrcnn replay"""
 
@@ -242,6 +263,7 @@ SCHEMAS: dict[str, type] = {
     "eval": EvalConfig,
     "reval": RevalConfig,
     "detect": DetectConfig,
+    "compress": CompressConfig,
     "propose": ProposeConfig,
     "check": CheckConfig,
     "proposals-check": ProposalsCheckConfig,

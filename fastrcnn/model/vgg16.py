@@ -6,6 +6,7 @@ so that a 600 x 1000 image gives a 38 x 63 map.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -64,18 +65,53 @@ class VGG16Trunk(nn.Module):
         return [maps[name] for name in wanted]
 
 
-class VGG16Head(nn.Module):
-    """fc6 and fc7 with ReLU and dropout, on pooled RoIs."""
+def head_shapes(channels: int, roi_size: int = 7, width: float = 1.0) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the weights of fc6 and fc7."""
+    features = max(1, round(4096 * width))
+    return {"fc6": (features, channels * roi_size * roi_size), "fc7": (features, features)}
 
-    def __init__(self, channels: int, roi_size: int = 7, width: float = 1.0, dropout: float = 0.5) -> None:
+
+def largest_rank(rows: int, columns: int) -> int:
+    """The largest rank whose two factors have fewer weights than a layer of rows x columns; 0 where there is none."""
+    return (rows * columns - 1) // (rows + columns)
+
+
+def fully_connected(rows: int, columns: int, rank: int | None = None) -> nn.Module:
+    """A layer from `columns` to `rows` features, or with a rank two in its place, nothing between them.
+
+    The two are L, without bias, and U, with it, after the author's fc6_L and fc6_U (section 3.1 of the paper).
+    """
+    last = nn.Linear(columns if rank is None else rank, rows)
+    nn.init.kaiming_normal_(last.weight, nonlinearity="relu")
+    nn.init.zeros_(last.bias)
+    if rank is None:
+        return last
+    first = nn.Linear(columns, rank, bias=False)
+    nn.init.kaiming_normal_(first.weight, nonlinearity="linear")
+    return nn.Sequential(OrderedDict(L=first, U=last))
+
+
+class VGG16Head(nn.Module):
+    """fc6 and fc7 with ReLU and dropout, on pooled RoIs.
+
+    fc6_rank, fc7_rank: of a layer that stands as two, see fully_connected; None: one layer.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        roi_size: int = 7,
+        width: float = 1.0,
+        dropout: float = 0.5,
+        fc6_rank: int | None = None,
+        fc7_rank: int | None = None,
+    ) -> None:
         super().__init__()
-        self.out_features = max(1, round(4096 * width))
-        self.fc6 = nn.Linear(channels * roi_size * roi_size, self.out_features)
-        self.fc7 = nn.Linear(self.out_features, self.out_features)
+        shapes = head_shapes(channels, roi_size, width)
+        self.out_features = shapes["fc7"][0]
+        self.fc6 = fully_connected(*shapes["fc6"], fc6_rank)
+        self.fc7 = fully_connected(*shapes["fc7"], fc7_rank)
         self.dropout = dropout
-        for layer in (self.fc6, self.fc7):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Features (K, D) of pooled RoIs (K, C, roi_size, roi_size)."""

@@ -1,0 +1,81 @@
+"""Truncated SVD of fc6 and fc7 (Girshick, 2015, section 3.1).
+
+A layer W (rows, columns) = U S V^T becomes two, S V^T of the t largest singular values and then U, with t (rows +
+columns) weights in place of rows x columns. No other pair of that rank is nearer to W (Eckart and Young).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 2048  # columns that are turned into float64 at a time
+LAYERS = ("fc6", "fc7")
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """What any number of truncations of one layer need.
+
+    weight: (rows, columns).
+    left: (rows, rows) float64, the left singular vectors as columns, largest singular value first.
+    energy: (rows,) float64, the squared singular values; their sum is that of all squared weights.
+    """
+
+    weight: Tensor
+    left: Tensor
+    energy: Tensor
+
+    def rank_for(self, keep: float) -> int:
+        """The least rank, 1 or more, whose squared singular values sum to the share `keep` of all, in (0, 1]."""
+        share = self.energy.cumsum(0) / self.energy.sum().clamp(min=torch.finfo(torch.float64).tiny)
+        enough = (share >= keep - 1e-12).nonzero()  # the sum has rounding errors, and keep=1 should be reached
+        return int(enough[0]) + 1 if len(enough) else 1
+
+    def factors(self, rank: int) -> tuple[Tensor, Tensor]:
+        """L (rank, columns) = S V^T and U (rows, rank) of the largest singular values; U L is nearest to the weight.
+
+        L is computed as U^T W, so that small singular values are not divided by.
+        """
+        u = self.left[:, :rank]
+        parts = [u.T @ block.double() for block in self.weight.split(BLOCK, dim=1)]
+        return torch.cat(parts, dim=1).to(self.weight.dtype), u.to(self.weight.dtype).contiguous()
+
+
+def decompose(weight: Tensor) -> Decomposition:
+    """Singular values and left singular vectors of a weight (rows, columns), from the eigenvectors of W W^T.
+
+    For fc6, 4096 x 25088, that takes a quarter of the memory of an SVD in float64 and a fraction of its time. Squaring
+    halves the digits of the small singular values, which truncation drops.
+    """
+    weight = weight.detach()
+    gram = weight.new_zeros(len(weight), len(weight), dtype=torch.float64)
+    for block in weight.split(BLOCK, dim=1):
+        wide = block.double()
+        gram.addmm_(wide, wide.T)
+    values, vectors = torch.linalg.eigh(gram)  # rising
+    noise = values[-1].clamp(min=0) * len(weight) * torch.finfo(torch.float64).eps
+    energy = torch.where(values > noise, values, 0.0)
+    return Decomposition(weight, vectors.flip(1), energy.flip(0))
+
+
+def factored_state(
+    state: Mapping[str, Tensor], decompositions: Mapping[str, Decomposition], ranks: Mapping[str, int | None]
+) -> dict[str, Tensor]:
+    """The state dict of FastRCNN with layers of the given ranks (None: as it is), from that of one without.
+
+    The bias stays with the second factor.
+    """
+    result = dict(state)
+    for name, rank in ranks.items():
+        if rank is None:
+            continue
+        first, last = decompositions[name].factors(rank)
+        del result[f"head.{name}.weight"]
+        result[f"head.{name}.L.weight"] = first
+        result[f"head.{name}.U.weight"] = last
+        result[f"head.{name}.U.bias"] = result.pop(f"head.{name}.bias")
+    return result
