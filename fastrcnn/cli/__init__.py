@@ -19,6 +19,7 @@ VERBS = {
     "eval": "evaluate a checkpoint: AP of each class, mAP, detections in the devkit's format",
     "reval": "evaluate detections that were saved, without a model",
     "detect": "find objects in pictures: draws them and writes JSON",
+    "compress": "make a checkpoint smaller and faster: truncated SVD of fc6 and fc7",
     "replay": "do a training step again whose loss was not finite, and find where it broke",
     "explain-roi": "draw what RoI pooling keeps, loses and computes for one RoI",
 }

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastrcnn.cli import start
 from fastrcnn.cli.compose import compose, to_dict, to_yaml
 from fastrcnn.config import TrainConfig
 from fastrcnn.errors import UserError
@@ -32,6 +33,7 @@ EXAMPLES = [
     "fastrcnn train data=custom data.root=mydata model=vgg16_slim solver=scratch",
     "fastrcnn train data=voc07 data.root=VOCdevkit",
     "fastrcnn train run=outputs/train/... resume=auto",
+    "fastrcnn train start=outputs/train/... data=custom data.root=mydata solver.lr=0.0001",
 ]
 
 
@@ -42,6 +44,8 @@ def main(arguments: list[str]) -> int:
         folder, _ = run_folder(config)
         config = compose("train", arguments, base=saved_config(folder))
         config.run = str(folder)
+    elif config.start:  # the model is as it was there, but for what is said again
+        config = compose("train", arguments, base={"model": start.read(config.start)["config"]["model"]})
     run(config)
     return 0
 
@@ -123,21 +127,29 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     solver, seed = config.solver, config.runtime.seed
 
     build.absolute_paths(config.data)
+    begin = start.read(config.start) if config.start and not resumed else None
+    if begin:
+        start.take_classes(config.data, begin, str(config.start))
     names = build.classes(config.data)
     build.image_ids(config.data, config.data.test)  # a list that is missing shows before the work
     torch.manual_seed(loop.seed_of(seed))
-    model = build.model(config.model, len(names), load=not resumed)  # before the data: it may lack its weights
+    model = build.model(config.model, len(names), load=not (resumed or begin))  # before the data: it may lack weights
+    if begin:
+        start.put_weights(model, begin, str(config.start))
     train_set = build.training_set(config.data, names, seed)
     test_set = build.test_set(config.data, names)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor)
-    start, best = 0, -1.0
+    done, best = 0, -1.0
     if resumed:
-        start, best = load_newest(folder / "checkpoints", model, optimizer, names)
+        done, best = load_newest(folder / "checkpoints", model, optimizer, names)
     else:
         build.say_recall(train_set, names)
-        log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
-        build.set_delta_statistics(model, train_set, config)
+        if begin:  # the weights of bbox_pred were trained for the statistics that came with them
+            log.info("beginning with the weights of %s", config.start)
+        else:
+            log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
+            build.set_delta_statistics(model, train_set, config)
 
     with claim(folder), log_to(folder):
         if not resumed:
@@ -147,20 +159,20 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
             "%s: %d training and %d test pictures, classes %s", folder, len(train_set), len(test_set), ", ".join(names)
         )
         log.info("%s parameters, %s, %s", f"{parameter_count(model):,}", device, str(dtype).removeprefix("torch."))
-        state = RunState(config, folder, names, model, optimizer, Tracker(folder, start), best)
+        state = RunState(config, folder, names, model, optimizer, Tracker(folder, done), best)
 
         def evaluate(step: int) -> None:
             state.evaluate(step, test_set, workers, detection, metric, dtype)
 
-        if start >= solver.iterations:
-            evaluate(start)
+        if done >= solver.iterations:
+            evaluate(done)
         else:
             loop.train(
                 model,
-                training_loader(train_set, solver.images_per_batch, workers, start, pin_memory=device.type == "cuda"),
+                training_loader(train_set, solver.images_per_batch, workers, done, pin_memory=device.type == "cuda"),
                 build.sampler(solver, model),
                 optimizer,
-                build.schedule(config, start),
+                build.schedule(config, done),
                 state.tracker,
                 save=state.save,
                 evaluate=evaluate,

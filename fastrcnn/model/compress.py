@@ -6,14 +6,18 @@ columns) weights in place of rows x columns. No other pair of that rank is neare
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fastrcnn.model.vgg16 import largest_rank
+
 BLOCK = 2048  # columns that are turned into float64 at a time
 LAYERS = ("fc6", "fc7")
+
+Ranks = dict[str, int | None]  # of each layer; None: it stays as it is
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def decompose(weight: Tensor) -> Decomposition:
 
 
 def factored_state(
-    state: Mapping[str, Tensor], decompositions: Mapping[str, Decomposition], ranks: Mapping[str, int | None]
+    state: Mapping[str, Tensor], decompositions: Mapping[str, Decomposition], ranks: Ranks
 ) -> dict[str, Tensor]:
     """The state dict of FastRCNN with layers of the given ranks (None: as it is), from that of one without.
 
@@ -79,3 +83,53 @@ def factored_state(
         result[f"head.{name}.U.weight"] = last
         result[f"head.{name}.U.bias"] = result.pop(f"head.{name}.bias")
     return result
+
+
+def ranks_for(decompositions: Mapping[str, Decomposition], keep: float) -> Ranks:
+    """For each layer by itself the least rank that keeps this share of its energy, where that saves weights."""
+    ranks: Ranks = {}
+    for name, found in decompositions.items():
+        rank = found.rank_for(keep)
+        ranks[name] = rank if rank <= largest_rank(*found.weight.shape) else None
+    return ranks
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One step of `search`: the share of energy kept, the ranks, what `measure` gave, and whether that is enough."""
+
+    keep: float
+    ranks: Ranks
+    value: float
+    enough: bool
+
+
+def search(
+    decompositions: Mapping[str, Decomposition],
+    measure: Callable[[float, Ranks], float],
+    lowest: float,
+    most: int = 6,
+) -> list[Trial]:
+    """Trials that halve the share of energy to keep towards the least with which `measure` gives `lowest` or more.
+
+    measure: called with the share and the ranks, at most `most` times, and never twice with the same ranks or with
+        none. The last trial that is enough has the least share of those; where there is no such, nothing is enough.
+    """
+    low, high = 0.0, 1.0  # too little, enough
+    trials: list[Trial] = []
+    for _ in range(2 * most):
+        keep = (low + high) / 2
+        ranks = ranks_for(decompositions, keep)
+        same = [t for t in trials if t.ranks == ranks]
+        if not any(ranks.values()):
+            enough = True
+        elif same:
+            enough = same[0].enough
+        elif len(trials) == most:
+            break
+        else:
+            value = measure(keep, ranks)
+            enough = value >= lowest
+            trials.append(Trial(keep, ranks, value, enough))
+        low, high = (low, keep) if enough else (keep, high)
+    return trials

@@ -1,0 +1,240 @@
+"""fastrcnn compress"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastrcnn.cli.compose import check_overrides, compose
+from fastrcnn.cli.compress_report import change, points, shown, size_lines, time_line
+from fastrcnn.config import CompressConfig
+from fastrcnn.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from fastrcnn.data.dataset import DetectionDataset
+    from fastrcnn.model.compress import Decomposition, Ranks
+    from fastrcnn.model.fast_rcnn import FastRCNN
+
+log = logging.getLogger("fastrcnn")
+EXAMPLES = [
+    "fastrcnn compress checkpoint=RUN fc6=1024 fc7=256",
+    "fastrcnn compress checkpoint=RUN keep=0.9",
+    "fastrcnn compress checkpoint=RUN budget=0.5 split=val",
+    "fastrcnn compress checkpoint=RUN fc6=1024 fc7=256 data.root=null      (without measuring the mAP)",
+]
+TRIALS = 6  # evaluations in a search, beside that of the model as it is
+
+
+def main(arguments: list[str]) -> int:
+    """Writes a smaller checkpoint and says what it saves and costs."""
+    check_overrides("compress", arguments)
+    config = compose("compress", arguments)
+    check_way(config)
+    from fastrcnn.training import checkpoint
+
+    path = checkpoint.resolve(Path(config.checkpoint).expanduser())
+    content = checkpoint.load(path)
+    config = compose("compress", arguments, base=content["config"])
+    output = output_file(config, path)
+    compress(config, path, content, output, asked=any(a.startswith("data.root=") for a in arguments))
+    return 0
+
+
+def check_way(config: CompressConfig) -> None:
+    """Raises UserError unless there are a checkpoint and exactly one way to choose the ranks."""
+    if config.checkpoint is None:
+        raise UserError("which model? fastrcnn compress checkpoint=RUN, the folder of a run or a .pt file.")
+    ways = [config.fc6 is not None or config.fc7 is not None, config.keep is not None, config.budget is not None]
+    if sum(ways) != 1:
+        raise UserError(
+            "how small? Give one of: the ranks (fc6=1024 fc7=256, or one of them), the share of energy that is kept "
+            f"(keep=0.9), the mAP points that may be lost (budget=0.5). {'None' if not any(ways) else 'More'} is given."
+        )
+
+
+def output_file(config: CompressConfig, path: Path) -> Path:
+    """The file to write: a folder of its own below the run's, so that what is evaluated from it lies beside it.
+
+    Raises UserError where it is there already, or where training would take it for one of its own.
+    """
+    if config.output is not None:
+        output = Path(config.output).expanduser()
+    else:
+        ways = (("fc6", config.fc6), ("fc7", config.fc7), ("keep", config.keep), ("budget", config.budget))
+        name = "-".join(f"{way}-{value:g}" for way, value in ways if value is not None)
+        run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+        output = run / "compressed" / name / "best.pt"
+    if output.suffix != ".pt":
+        raise UserError(f"output={output}: should be the name of a file that ends in .pt.")
+    if output.parent.name == "checkpoints":
+        raise UserError(f"output={output}: a run keeps and removes its own checkpoints there; choose another folder.")
+    if output.exists():
+        raise UserError(f"{output}: is there already. Name another file with output=FILE.pt, or remove it.")
+    return output
+
+
+def compress(config: CompressConfig, path: Path, content: dict[str, Any], output: Path, asked: bool) -> None:
+    """Compresses the checkpoint's `content`, writes `output` and prints the outcome.
+
+    asked: whether the data set's folder was named for this command, and so has to be there.
+    """
+    from fastrcnn import build
+    from fastrcnn.model.compress import LAYERS, decompose, factored_state, ranks_for
+    from fastrcnn.progress import progress
+    from fastrcnn.training import checkpoint
+
+    given: Ranks = {"fc6": config.fc6, "fc7": config.fc7}
+    for name in LAYERS:
+        if content["config"]["model"].get(f"{name}_rank") is not None:
+            raise UserError(f"{path}: is compressed already ({name} is two layers). Compress the one it was made from.")
+    names = content["classes"]
+    device = build.device(config.runtime)
+    dtype = build.precision(config.runtime, device)
+    build.threads(config.runtime)
+    before = network(path, content["config"], names, content["model"], device)
+    for name in LAYERS:
+        build.check_rank(name, given[name], *before.state_dict()[f"head.{name}.weight"].shape)
+    test_set = data(config, names, asked)
+
+    wanted = [name for name in LAYERS if given[name] is not None] or list(LAYERS)
+    weights = {name: before.state_dict()[f"head.{name}.weight"] for name in wanted}
+    log.info("decomposing %s, which takes a minute or two for the paper's network", " and ".join(wanted))
+    found = {name: decompose(weights[name]) for name in progress(wanted, len(wanted), "decompose", "layer")}
+
+    def smaller(ranks: Ranks) -> FastRCNN:
+        state = factored_state(before.state_dict(), found, ranks)
+        return network(path, with_ranks(content["config"], ranks), names, state, device)
+
+    def mean_ap(model: FastRCNN) -> float | None:
+        return None if test_set is None else evaluated(config, model, test_set, names, dtype)
+
+    ap_before = mean_ap(before)
+    ap_after: float | None
+    tried: list[str] = []
+    if config.budget is not None:
+        ranks, ap_after, tried = within_budget(config.budget, found, ap_before, lambda r: mean_ap(smaller(r)) or 0.0)
+        after = smaller(ranks)
+    else:
+        ranks = given if config.keep is None else ranks_for(found, config.keep)
+        refuse_nothing(config.keep, ranks, found)
+        after = smaller(ranks)
+        ap_after = mean_ap(after)
+    checkpoint.save(
+        output,
+        {
+            "step": content["step"],
+            "best": -1.0 if ap_after is None else ap_after,
+            "classes": names,
+            "config": with_ranks(content["config"], ranks),
+            "model": after.state_dict(),
+        },
+    )
+    print("\n".join([*tried, *size_lines(before, after, ranks), time_line(before, after, dtype)]))
+    if ap_before is not None and ap_after is not None:
+        split = build.split_name(build.test_splits(config.data, config.split))
+        print(f"mAP on {split}: {points(ap_before)} before, {points(ap_after)} after ({change(ap_before, ap_after)})")
+    else:
+        print(f"mAP: not measured, {'as no class has truth there' if test_set else 'as there is no data set'}")
+    print(f"written to {output}")
+    print(f"to train it further: fastrcnn train start={output} solver.lr=0.0001")
+
+
+def with_ranks(config: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """A run's configuration, its network with layers of these ranks."""
+    own = copy.deepcopy(config)
+    own["model"] |= {f"{name}_rank": rank for name, rank in ranks.items()}
+    return own
+
+
+def data(config: CompressConfig, names: list[str], asked: bool) -> DetectionDataset | None:
+    """What the mAP is measured on; None where the data set is no longer where the run had it."""
+    from fastrcnn import build
+
+    root = config.data.root
+    if root is None or not (asked or Path(root).expanduser().exists()):
+        if config.budget is not None or config.split is not None:
+            build.root(config.data)  # says what is missing
+        log.warning("the mAP is not measured: %s", f"there is no {root}" if root else "there is no data.root")
+        return None
+    try:
+        return build.test_set(config.data, names, config.split)
+    except UserError as error:
+        raise UserError(f"{error}\nTo compress without measuring the mAP: data.root=null.") from None
+
+
+def network(
+    path: Path, config: dict[str, Any], names: list[str], state: dict[str, Tensor], device: torch.device
+) -> FastRCNN:
+    """The network of a run's configuration with a state dict, for detection. path: its file, for messages."""
+    import torch
+
+    from fastrcnn import build
+
+    model = build.trained_model(config, len(names))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path}: the weights do not fit the model they were saved with: {error}") from None
+    return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def evaluated(
+    config: CompressConfig, model: FastRCNN, test_set: DetectionDataset, names: list[str], dtype: torch.dtype
+) -> float | None:
+    """mAP, 0 to 1; None where no class has truth."""
+    from fastrcnn import build
+    from fastrcnn.data.loader import detection_loader
+    from fastrcnn.evaluation.evaluate import evaluate
+
+    batches = detection_loader(test_set, workers=build.workers(config.runtime))
+    metric, settings = build.metric(config.data), build.detection(config.detection)
+    return evaluate(model, batches, len(test_set), names, metric, settings, dtype).ap.mean
+
+
+def within_budget(
+    budget: float, found: dict[str, Decomposition], before: float | None, measure: Callable[[Ranks], float]
+) -> tuple[Ranks, float, list[str]]:
+    """The smallest ranks tried that lose at most `budget` points, their mAP, and what was tried as people read it.
+
+    before, and what `measure` gives for ranks: mAP, 0 to 1. Raises UserError where nothing tried is good enough.
+    """
+    from fastrcnn.model.compress import search
+
+    if before is None:
+        raise UserError("budget: there is no mAP to lose, as no class has truth in these pictures. Give keep=0.9.")
+    tried: list[str] = []
+
+    def measured(keep: float, ranks: Ranks) -> float:
+        log.info("trial %d of at most %d: %s", len(tried) + 1, TRIALS, shown(ranks))
+        value = measure(ranks)
+        tried.append(f"keep={keep:.3f}: {shown(ranks)}: mAP {points(value)} ({change(before, value)})")
+        log.info("%s", tried[-1])
+        return value
+
+    trials = search(found, measured, before - budget / 100 - 1e-9, TRIALS)
+    good = [t for t in trials if t.enough]
+    if not good:
+        raise UserError(f"budget={budget:g}: nothing that was tried loses so little.\n" + "\n".join(tried))
+    return good[-1].ranks, good[-1].value, tried
+
+
+def refuse_nothing(keep: float | None, ranks: Ranks, found: dict[str, Decomposition]) -> None:
+    """Says which layers stay as they are, as `keep` takes too many; raises UserError where all do."""
+    from fastrcnn.model.vgg16 import largest_rank
+
+    stay = [
+        f"{name}: a rank of {found[name].rank_for(keep)} is needed to keep {keep:g} of its energy, but only up to "
+        f"{largest_rank(*found[name].weight.shape)} are two layers smaller than one"
+        for name, rank in ranks.items()
+        if keep is not None and rank is None
+    ]
+    if not any(ranks.values()):
+        raise UserError(f"keep={keep}: there is nothing to compress.\n" + "\n".join(stay))
+    for line in stay:
+        log.info("%s; it stays as it is", line)

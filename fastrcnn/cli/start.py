@@ -1,0 +1,41 @@
+"""`fastrcnn train start=CHECKPOINT`: a new run that begins with the weights of another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastrcnn.errors import UserError
+
+if TYPE_CHECKING:
+    from fastrcnn.config import DataConfig
+    from fastrcnn.model.fast_rcnn import FastRCNN
+
+
+def read(where: str) -> dict[str, Any]:
+    """The content of the checkpoint that `start` names. Raises UserError."""
+    from fastrcnn.training import checkpoint
+
+    return checkpoint.load(checkpoint.resolve(Path(where).expanduser()))
+
+
+def take_classes(config: DataConfig, content: dict[str, Any], where: str) -> None:
+    """Makes the classes of the checkpoint those of the data. Raises UserError where other ones are asked for."""
+    names = content["classes"]
+    if config.classes is not None and list(config.classes) != names:
+        raise UserError(
+            f"start={where}: was trained on the classes {', '.join(names)}, in this order; "
+            f"data.classes is {', '.join(config.classes)}. The last layers fit no others."
+        )
+    config.classes = list(names)
+
+
+def put_weights(model: FastRCNN, content: dict[str, Any], where: str) -> None:
+    """Puts the checkpoint's weights, and the statistics of its regression targets, into the model.
+
+    Raises UserError where the model is another one.
+    """
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        raise UserError(f"start={where}: the model is another one; leave out model.* and model=.\n{error}") from None

@@ -1,0 +1,251 @@
+"""fastrcnn compress: a smaller checkpoint that eval, detect and train take, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from voc_folder import fingerprint
+
+from fastrcnn.cli import compress_report, main
+from fastrcnn.data.demo import write_demo
+from fastrcnn.training import checkpoint
+
+Call = Callable[..., tuple[int, str, str]]
+
+SETTINGS = [
+    "experiment=demo",
+    "model.width=0.05",  # fc6: 205 x 1274, of which a rank of 176 saves something; fc7: 205 x 205, and 102
+    "solver.iterations=2",
+    "solver.rois_per_image=16",
+    "solver.warmup=0",
+    "data.short_sides=[96]",
+    "data.test_short_side=96",
+    "data.selective_search.side=96",
+    "data.selective_search.k=[50]",
+    "data.selective_search.max_boxes=40",
+    "detection.score_threshold=0.01",
+    "runtime.device=cpu",
+    "runtime.precision=float32",
+    "runtime.threads=1",
+    "runtime.workers=0",
+]
+NO_DATA = "data.root=null"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a demo data set and a run of two steps on it in `run`."""
+    folder = tmp_path_factory.mktemp("a place")
+    write_demo(folder / "data" / "demo", train=6, val=4, test=4)
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["train", "run=run", *SETTINGS]) == 0
+    torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.fixture
+def place(trained: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, with a copy of the run's checkpoints; the data stay where they are."""
+    monkeypatch.setattr(compress_report, "ROIS", 20)
+    here = Path.cwd()
+    shutil.copytree(trained / "run", here / "run", ignore=shutil.ignore_patterns("eval", "tensorboard"))
+    return here
+
+
+def done(call: Call, *arguments: str) -> str:
+    status, out, err = call(*arguments)
+    assert status == 0, err
+    return out
+
+
+def test_a_compressed_checkpoint_is_evaluated_and_detected_with(call: Call, place: Path, trained: Path) -> None:
+    before = fingerprint(place / "run")
+    out = done(call, "compress", "checkpoint=run", "fc6=100", "fc7=30")
+    folder = Path("run/compressed/fc6-100-fc7-30")
+    assert {k: v for k, v in fingerprint(place / "run").items() if "compressed" not in str(k)} == before
+    assert f"written to {folder}/best.pt" in out
+    rows = {line.split(":")[0]: re.findall(r"[\d,.]+", line.partition(":")[2]) for line in out.splitlines()}
+    assert rows["fc6, rank 100"] == ["261,170", "147,900", "56.6"]  # 205 x 1274 and 100 x (205 + 1274)
+    assert rows["fc7, rank 30"] == ["42,025", "12,300", "29.3"]  # 205 x 205 and 30 x 410
+    numbers = [int(n.replace(",", "")) for n in rows["whole network"][:2]]
+    assert numbers[0] - numbers[1] == 261_170 - 147_900 + 42_025 - 12_300
+    assert re.search(r"fc6 and fc7 of 20 RoIs: \d+\.\d\d times as fast", out)
+
+    content = checkpoint.load(folder / "best.pt")
+    original = checkpoint.load(Path("run/checkpoints/best.pt"))
+    assert content["model"]["head.fc6.L.weight"].shape == (100, 1274)
+    assert (content["config"]["model"]["fc6_rank"], content["config"]["model"]["fc7_rank"]) == (100, 30)
+    assert content["classes"] == original["classes"]
+    assert "optimizer" not in content
+    for name in ("delta_mean", "delta_std", "pixel_mean", "bbox_pred.weight"):
+        assert torch.equal(content["model"][name], original["model"][name])
+
+    # Two ways to name it, and its figures beside it, those of the run untouched.
+    done(call, "eval", "checkpoint=run", "output=whole")
+    done(call, "eval", f"checkpoint={folder}")
+    done(call, "eval", f"checkpoint={folder}/best.pt", "output=again")
+    assert not (place / "run" / "eval").exists()
+    figures = [json.loads((p / "metrics.json").read_text())["mAP"] for p in (Path("whole"), folder / "eval" / "test")]
+    assert json.loads(Path("again/metrics.json").read_text())["mAP"] == figures[1] == content["best"]
+    said = re.search(r"mAP on test: (\S+) before, (\S+) after \((\S+) points\)", out)
+    assert said
+    assert [float(v) for v in said.groups()[:2]] == pytest.approx([100 * v for v in figures], abs=0.0051)
+    assert float(said[3]) == pytest.approx(100 * (figures[1] - figures[0]), abs=0.0051)
+    picture = trained / "data" / "demo" / "JPEGImages" / "000001.jpg"
+    status, _, err = call("detect", f"checkpoint={folder}", f"source={picture}", "draw_threshold=0.01", "output=found")
+    assert status in (0, 3), err
+    assert {p.name for p in Path("found").iterdir()} == {"000001.png", "detections.json"}
+
+
+def test_training_goes_on_from_a_compressed_checkpoint(call: Call, place: Path, trained: Path) -> None:
+    done(call, "compress", "checkpoint=run", "fc6=100", NO_DATA, "output=small.pt")
+    others = [s for s in SETTINGS if not s.startswith(("model.", "solver.it"))]
+    arguments = [*others, f"data.root={trained / 'data' / 'demo'}", "solver.iterations=1", "solver.lr=1e-9"]
+    out = done(call, "train", "start=small.pt", "run=tuned", "data.train=[val]", *arguments)
+    assert out.splitlines()[-1] == "run: tuned"
+    small, tuned = checkpoint.load(Path("small.pt")), checkpoint.load(Path("tuned/checkpoints/step-1.pt"))
+    assert tuned["config"]["model"] == small["config"]["model"]
+    assert tuned["config"]["model"]["width"] == 0.05
+    assert tuned["step"] == 1
+    for name in ("delta_mean", "delta_std"):  # those of `val` are others
+        assert torch.equal(tuned["model"][name], small["model"][name])
+        assert small["model"][name].std() > 0
+    for name in ("head.fc6.L.weight", "head.fc6.U.weight", "head.fc7.weight", "bbox_pred.weight"):
+        torch.testing.assert_close(tuned["model"][name], small["model"][name], atol=1e-6, rtol=0)
+    done(call, "train", "run=tuned", "resume=auto", "solver.iterations=2")  # without small.pt's being looked at
+    assert checkpoint.load(Path("tuned/checkpoints/step-2.pt"))["step"] == 2
+
+    lr = [a for a in arguments if not a.startswith("solver.lr")]
+    done(call, "train", "start=small.pt", "run=learned", *lr, "solver.lr=0.01", "model.finetune_from=fc6")
+    learned = checkpoint.load(Path("learned/checkpoints/step-1.pt"))
+    changed = {n for n, v in learned["model"].items() if not torch.equal(v, small["model"][n])}
+    assert {"head.fc6.L.weight", "head.fc6.U.weight", "head.fc6.U.bias", "cls_score.weight"} <= changed
+    assert not any(n.startswith("trunk") for n in changed)
+
+    for mistake, text in (
+        (["model.width=0.06"], "start=small.pt: the model is another one"),
+        (["data.classes=[cat,dog]"], "start=small.pt: was trained on the classes "),
+        (["start=none.pt"], "there is no file or folder none.pt"),
+    ):
+        status, _, err = call("train", "start=small.pt", "run=wrong", *arguments, *mistake)
+        assert status == 1
+        assert text in err
+        assert "Traceback" not in err
+    assert not Path("wrong").exists()
+
+
+def test_a_share_of_the_energy_leaves_a_layer_as_it_is_where_that_saves_nothing(
+    call: Call, place: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path("run/checkpoints/best.pt")
+    content = checkpoint.load(path)
+    eye = torch.eye(205)
+    content["model"]["head.fc7.weight"] = eye  # half of the energy is a rank of 103, and 102 saves
+    content["model"]["head.fc6.weight"] = torch.zeros(205, 1274)
+    content["model"]["head.fc6.weight"][:50, :50] = 3 * torch.eye(50)
+    checkpoint.save(Path("made.pt"), content)
+    with caplog.at_level("INFO", "fastrcnn"):
+        out = done(call, "compress", "checkpoint=made.pt", "keep=0.5", NO_DATA)
+    assert "fc7: a rank of 103 is needed to keep 0.5 of its energy, but only up to 102" in caplog.text
+    assert "fc6, rank 25: weights" in out
+    assert "fc7, as it is: weights" in out
+    assert "mAP: not measured" in out
+    kept = checkpoint.load(Path("compressed/keep-0.5/best.pt"))
+    assert torch.equal(kept["model"]["head.fc7.weight"], eye)
+    assert kept["config"]["model"]["fc7_rank"] is None
+    assert kept["best"] == -1
+    status, _, err = call("compress", "checkpoint=made.pt", "keep=1", "output=x.pt", NO_DATA)
+    assert status == 0, err  # 50 of fc6 are all of its energy
+    content["model"]["head.fc6.weight"][:, :205] = eye
+    checkpoint.save(Path("full.pt"), content)
+    status, _, err = call("compress", "checkpoint=full.pt", "keep=.99", "output=y.pt", NO_DATA)
+    assert status == 1
+    assert "there is nothing to compress" in err
+    assert not Path("y.pt").exists()
+
+
+def test_a_budget_is_searched_on_a_split(call: Call, place: Path) -> None:
+    out = done(call, "compress", "checkpoint=run", "budget=100", "split=val", "output=any.pt")
+    tried = re.findall(r"^keep=([\d.]+): fc6 rank (\d+), fc7 rank (\d+): mAP (\S+)", out, re.MULTILINE)
+    assert [t[0] for t in tried] == ["0.500", "0.250", "0.125", "0.062", "0.031", "0.016"]  # all is good enough
+    content = checkpoint.load(Path("any.pt"))
+    assert content["config"]["model"]["fc6_rank"] == int(tried[-1][1])
+    assert content["config"]["model"]["fc7_rank"] == int(tried[-1][2])
+    assert f"mAP on val: {out.split('mAP on val: ')[1].split()[0]} before, {tried[-1][3]} after" in out
+    done(call, "eval", "checkpoint=any.pt", "split=val", "output=figures")
+    assert json.loads(Path("figures/metrics.json").read_text())["mAP"] == content["best"]
+
+
+def test_without_the_data_set_it_is_compressed_but_not_measured(call: Call, place: Path) -> None:
+    path = Path("run/checkpoints/best.pt")
+    content = checkpoint.load(path)
+    content["config"]["data"]["root"] = str(place / "moved away")
+    checkpoint.save(path, content)
+    out = done(call, "compress", "checkpoint=run", "fc7=30")
+    assert "mAP: not measured" in out
+    assert Path("run/compressed/fc7-30/best.pt").is_file()
+    for arguments in (["budget=1"], ["fc7=31", "split=val"], ["fc7=31", "data.root=nowhere"]):
+        status, _, err = call("compress", "checkpoint=run", *arguments)
+        assert status == 1
+        assert "there is no such folder" in err
+    status, _, err = call("compress", "checkpoint=run", "budget=1", NO_DATA)
+    assert status == 1
+    assert "data.root is missing" in err
+    assert not Path("run/compressed/fc7-31").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], ["which model? fastrcnn compress checkpoint=RUN"]),
+        (["checkpoint=run"], ["how small? Give one of", "None is given"]),
+        (["checkpoint=run", "fc6=10", "keep=.9"], ["how small?", "More is given"]),
+        (["checkpoint=run", "keep=.9", "budget=1"], ["how small?"]),
+        (["checkpoint=run", "keep=0"], ["keep=0.0: should be more than 0"]),
+        (["checkpoint=run", "keep=90"], ["keep=90.0: should be at most 1"]),
+        (["checkpoint=run", "fc6=0"], ["fc6=0: should be at least 1"]),
+        (["checkpoint=run", "budget=-1"], ["budget=-1.0: should be at least 0"]),
+        (["checkpoint=run", "fc6=177"], ["fc6=177", "261,783 weights", "261,170", "At most 176"]),
+        (["checkpoint=run", "fc7=103"], ["fc7=103", "42,230 weights", "42,025", "At most 102"]),
+        (["checkpoint=run", "fc6=9", "output=folder"], ["output=folder: should be the name of a file", ".pt"]),
+        (["checkpoint=run", "fc6=9", "output=run/checkpoints/step-9.pt"], ["keeps and removes its own checkpoints"]),
+        (["checkpoint=run", "fc6=9", "output=run/checkpoints/best.pt"], ["choose another folder"]),
+        (["checkpoint=run", "fc6=9", "split=vla"], ["Did you mean 'val'?", "data.root=null"]),
+        (["checkpoint=nothing", "fc6=9"], ["there is no file or folder nothing"]),
+        (["checkpoint=run", "rank=9"], ["unknown key 'rank'"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_mistakes_are_one_message_and_write_nothing(
+    call: Call, place: Path, arguments: list[str], said: list[str]
+) -> None:
+    before = fingerprint(place)
+    status, out, err = call("compress", *arguments)
+    assert (status, out) == (1, "")
+    for text in said:
+        assert text in err
+    assert "Traceback" not in err
+    assert fingerprint(place) == before
+
+
+def test_nothing_is_overwritten_or_compressed_twice(call: Call, place: Path) -> None:
+    done(call, "compress", "checkpoint=run", "fc6=20", NO_DATA)
+    before = fingerprint(place)
+    path = "run/compressed/fc6-20/best.pt"
+    for arguments, said in (
+        (["checkpoint=run", "fc6=20"], f"{path}: is there already"),
+        (["checkpoint=run", "fc7=20", f"output={path}"], "is there already"),
+        ([f"checkpoint={path}", "fc7=20"], "is compressed already (fc6 is two layers)"),
+    ):
+        status, _, err = call("compress", *arguments, NO_DATA)
+        assert status == 1
+        assert said in err
+    assert fingerprint(place) == before
