@@ -31,7 +31,10 @@ class ModelConfig:
 
     width: float = key(1.0, "factor on the channels of VGG16; 1 is the paper's, 0.25 a slim network", above=0)
     batch_norm: bool = key(False, "batch normalisation, for training from scratch")
-    weights: str | None = key(None, "'imagenet', the path of a state dict (.pth), or null: from scratch")
+    weights: str | None = key(
+        None, "'imagenet', a file of VGG16's weights (.pth, .safetensors, .caffemodel), or null: from scratch"
+    )
+    pixels: str = key("auto", "what `weights` expects: auto | imagenet_rgb | caffe_bgr | caffe_rgb; auto: as known")
     finetune_from: str = key("conv1_1", "first layer that is trained; the paper's VGG16: conv3_1")
     roi_op: str = key("fast_rcnn", "fast_rcnn | partition | truncate | roi_align | roi_warp")
     roi_size: int = key(7, "cells along each side of a pooled RoI", least=1)
@@ -97,6 +100,7 @@ class SolverConfig:
     fg_iou: float = key(0.5, "least overlap with the truth that makes a RoI foreground", above=0, most=1)
     bg_iou: list[float] = key([0.1, 0.5], "background: best overlap in [first, second)", least=0, most=1)
     box_weight: float = key(1.0, "weight of the box loss", least=0)
+    optimizer: str = key("caffe_sgd", "caffe_sgd: the rate inside the velocity, as in Caffe | sgd: torch's")
     lr: float = key(0.001, "learning rate", above=0)
     schedule: str = key("step", "step | cosine")
     lr_steps: list[int] = key([30000], "steps at which the rate is multiplied by lr_gamma", least=1)
@@ -115,6 +119,9 @@ class DetectionConfig:
     nms_iou: float = key(0.3, "a box overlapping a better one of its class by this much is dropped", least=0, most=1)
     max_per_class: int | None = key(None, "best boxes of a class that enter the suppression; null: all", least=1)
     max_per_image: int | None = key(100, "detections kept of a picture; null: all", least=1)
+    average_per_class: int | None = key(
+        None, "evaluation: best boxes of a class before suppression, kept per picture on average; null: all", least=1
+    )
     rois_per_chunk: int = key(1000, "RoIs that go through fc6 and fc7 at a time; less needs less memory", least=1)
 
 
@@ -154,7 +161,7 @@ class TrainConfig:
 class EvalConfig:
     """fastrcnn eval"""
 
-    checkpoint: str | None = key(None, "a run's folder or a .pt file")
+    checkpoint: str | None = key(None, "a run's folder, a .pt file, or a detector's .caffemodel")
     split: str | None = key(None, "split list to evaluate on in place of data.test's, such as val")
     output: str | None = key(None, "folder for the results; null: eval/<split> in the run's folder")
     data: DataConfig = field(default_factory=DataConfig)
@@ -176,7 +183,7 @@ class RevalConfig:
 class DetectConfig:
     """fastrcnn detect"""
 
-    checkpoint: str | None = key(None, "a run's folder or a .pt file")
+    checkpoint: str | None = key(None, "a run's folder, a .pt file, or a detector's .caffemodel")
     source: str | None = key(None, "a picture, a folder, or a pattern such as 'photos/*.jpg'")
     output: str | None = key(None, "folder for pictures and JSON; null: detect/<source> in the run's folder")
     draw_threshold: float = key(0.5, "detections with a lower score are not drawn", least=0, most=1)

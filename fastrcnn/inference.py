@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastrcnn.model.fast_rcnn import FastRCNN, distinct_rois, scaled_rois
-from fastrcnn.model.postprocess import postprocess
+from fastrcnn.model.postprocess import entering_scores, postprocess
 from fastrcnn.model.vgg16 import stride_of
 from fastrcnn.structures import Batch, Detections, Sample
 
@@ -19,6 +19,7 @@ from fastrcnn.structures import Batch, Detections, Sample
 class DetectionSettings:
     """How scores and boxes become detections; see postprocess.
 
+    average_per_class: see class_thresholds; a matter of a whole set, so evaluation alone heeds it.
     rois_per_chunk: RoIs that go through fc6 and fc7 at a time, which bounds memory.
     """
 
@@ -26,6 +27,7 @@ class DetectionSettings:
     nms_iou: float = 0.3
     max_per_class: int | None = None
     max_per_image: int | None = 100
+    average_per_class: int | None = None
     rois_per_chunk: int = 1000
 
 
@@ -59,7 +61,10 @@ def detect_batch(
             settings.max_per_class,
             settings.max_per_image,
         )
-        results.append(Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu()))
+        entered = None
+        if settings.average_per_class is not None:
+            entered = entering_scores(probabilities, settings.max_per_class).cpu()
+        results.append(Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), entered))
     return results
 
 

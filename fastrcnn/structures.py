@@ -51,6 +51,7 @@ class Detections:
     boxes: Tensor  # (D, 4) float32
     scores: Tensor  # (D,) float32, probabilities
     labels: Tensor  # (D,) int64, 1 .. number of classes
+    entered: Tensor | None = None  # (M, classes) scores that entered the suppression, where they were asked for
 
     def __len__(self) -> int:
         return len(self.scores)

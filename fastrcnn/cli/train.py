@@ -139,7 +139,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     train_set = build.training_set(config.data, names, seed)
     test_set = build.test_set(config.data, names)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor)
+    optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer)
     done, best = 0, -1.0
     if resumed:
         done, best = load_newest(folder / "checkpoints", model, optimizer, names)

@@ -23,6 +23,7 @@ from fastrcnn.evaluation.voc_ap import (
 )
 from fastrcnn.inference import DetectionSettings, detect
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.postprocess import class_thresholds
 from fastrcnn.progress import progress
 from fastrcnn.structures import Batch, Detections, Sample
 
@@ -60,6 +61,8 @@ def evaluate(
     for sample, found in progress(detect(model, remembered(), settings, dtype), images, "detect"):
         samples.append(sample)
         detections.append(found)
+    if settings.average_per_class is not None:
+        detections = above_thresholds(detections, settings.average_per_class)
     return compare(
         detections_by_class(detections, classes),
         samples,
@@ -67,6 +70,13 @@ def evaluate(
         metric,
         proposal_recall(proposals, samples, classes),
     )
+
+
+def above_thresholds(found: Sequence[Detections], average: int) -> list[Detections]:
+    """The detections whose score exceeds their class's threshold over the set; see class_thresholds."""
+    thresholds = class_thresholds([d.entered for d in found if d.entered is not None], average)
+    kept = [d.scores > thresholds[d.labels - 1] for d in found]
+    return [Detections(d.boxes[k], d.scores[k], d.labels[k]) for d, k in zip(found, kept, strict=True)]
 
 
 def compare(

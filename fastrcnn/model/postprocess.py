@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -42,3 +44,29 @@ def postprocess(
     boxes, scores, labels = boxes[row, column], scores[row, column], column + 1
     kept = batched_nms(boxes, scores, labels, nms_iou)[:max_per_image]
     return Detections(boxes[kept], scores[kept], labels[kept])
+
+
+def entering_scores(probabilities: Tensor, max_per_class: int | None) -> Tensor:
+    """Scores (M, classes), the best first, of the boxes of each class that enter the suppression.
+
+    probabilities: (K, classes + 1) after softmax; M is K, or `max_per_class` where that is less.
+    """
+    scores = probabilities[:, 1:]
+    return scores.topk(len(scores) if max_per_class is None else min(max_per_class, len(scores)), dim=0).values
+
+
+def class_thresholds(entered: Sequence[Tensor], average: int) -> Tensor:
+    """A score for each class (classes,) that detections must exceed, chosen over a whole set of images.
+
+    entered: for each of N images the scores (M_i, classes) that entered the suppression. average: so many of each
+    class are to be kept per image on average: the threshold is the (average x N)-th best score, and minus infinity
+    where there are not more than that.
+
+    Suppression keeps the best boxes whatever becomes of the others, so to drop what lies below the threshold after it
+    is the same as before. Source: test_net in the author's lib/fast_rcnn/test.py, whose heap ends at this score.
+    """
+    scores = torch.cat(list(entered))
+    limit = average * len(entered)
+    if len(scores) <= limit:
+        return torch.full((scores.shape[1],), -torch.inf)
+    return scores.topk(limit, dim=0).values[-1]

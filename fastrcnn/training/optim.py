@@ -34,11 +34,51 @@ def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: floa
     return [g for g in groups if g["params"]]
 
 
+class CaffeSGD(torch.optim.Optimizer):
+    """Stochastic gradient descent as Caffe computes it: V = momentum V + rate (gradient + decay W), W = W - V.
+
+    In torch.optim.SGD the rate multiplies the whole velocity, so that a lower rate slows at once what was built up at
+    the higher one; here it runs out over the next steps. The two are the same while the rate stays. Source:
+    src/caffe/solvers/sgd_solver.cpp, Regularize and ComputeUpdateValue.
+    """
+
+    def __init__(self, groups: list[dict], momentum: float) -> None:
+        super().__init__(groups, {"lr": 0.0, "momentum": momentum, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step with the gradients that are there."""
+        for group in self.param_groups:
+            weights = [p for p in group["params"] if p.grad is not None]
+            if not weights:
+                continue
+            for p in weights:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            velocities = [self.state[p]["momentum_buffer"] for p in weights]
+            slopes = torch._foreach_add([p.grad for p in weights], weights, alpha=group["weight_decay"])  # type: ignore[misc]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, slopes, alpha=group["lr"])
+            torch._foreach_sub_(weights, velocities)
+
+
+OPTIMIZERS = ("caffe_sgd", "sgd")
+
+
 def sgd(
-    model: nn.Module, momentum: float = 0.9, weight_decay: float = 0.0005, bias_lr_factor: float = 2.0
-) -> torch.optim.SGD:
-    """Stochastic gradient descent with the paper's settings; the rate is set for each step by `set_rate`."""
+    model: nn.Module,
+    momentum: float = 0.9,
+    weight_decay: float = 0.0005,
+    bias_lr_factor: float = 2.0,
+    optimizer: str = "caffe_sgd",
+) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with the paper's settings; the rate is set for each step by `set_rate`.
+
+    optimizer: caffe_sgd, see CaffeSGD, or sgd, torch's own.
+    """
     groups = parameter_groups(model, weight_decay, bias_lr_factor)
+    if optimizer == "caffe_sgd":
+        return CaffeSGD(groups, momentum)
     return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastrcnn.evaluation.evaluate import Evaluation, compare, evaluate, table, write_results
+from fastrcnn.evaluation.evaluate import Evaluation, above_thresholds, compare, evaluate, table, write_results
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.evaluation.result_files import read_comp4
 from fastrcnn.evaluation.voc_ap import ClassDetections
 from fastrcnn.inference import DetectionSettings
-from fastrcnn.structures import Batch, Sample
+from fastrcnn.structures import Batch, Detections, Sample
 
 CLASSES = ["cat", "dog", "cow"]
 A, B = (0, 0, 10, 10), (20, 20, 40, 30)
@@ -186,3 +186,20 @@ def test_evaluate_stays_in_the_pictures_own_pixels() -> None:
     assert result.detections["cat"].images.tolist() == [0, 1]
     assert result.recall is not None
     assert result.recall.classes["dog"].at_50 == 1.0
+
+
+def test_only_what_exceeds_its_classs_threshold_over_the_set_is_kept() -> None:
+    """One a picture on average, two pictures: of class 1 the second best score is .8, of class 2 it is .3."""
+    boxes = torch.tensor([[0.0, 0, 5, 5]])
+    first = Detections(
+        boxes.repeat(3, 1),
+        torch.tensor([0.9, 0.8, 0.3]),
+        torch.tensor([1, 1, 2]),
+        torch.tensor([[0.9, 0.3], [0.8, 0.2]]),
+    )
+    second = Detections(boxes, torch.tensor([0.6]), torch.tensor([2]), torch.tensor([[0.1, 0.6], [0.05, 0.1]]))
+    kept = above_thresholds([first, second], 1)
+    assert [d.scores.tolist() for d in kept] == [[pytest.approx(0.9)], [pytest.approx(0.6)]]
+    assert [d.labels.tolist() for d in kept] == [[1], [2]]
+    everything = above_thresholds([first, second], 2)
+    assert [len(d) for d in everything] == [3, 1]

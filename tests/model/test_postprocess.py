@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrcnn.model.postprocess import postprocess
+from fastrcnn.model.postprocess import class_thresholds, entering_scores, postprocess
 
 
 def one_class(boxes: list, scores: list[float], **options: object) -> tuple[list, list]:
@@ -156,3 +157,33 @@ def test_no_rois_give_no_detections() -> None:
     found = postprocess(torch.zeros(0, 4), torch.zeros(0, 4, 4), torch.zeros(0, 4), 60, 80, max_per_class=5)
     assert found.boxes.shape == (0, 4)
     assert found.scores.shape == found.labels.shape == (0,)
+
+
+def heap_threshold(scores: list[np.ndarray], average: int) -> float:
+    """The author's way: a heap of the best so many scores, images coming one by one; -inf while it is not full."""
+    heap: list[float] = []
+    threshold = -np.inf
+    for of_image in scores:
+        for score in of_image[of_image > threshold]:
+            heapq.heappush(heap, float(score))
+        if len(heap) > average * len(scores):
+            while len(heap) > average * len(scores):
+                heapq.heappop(heap)
+            threshold = heap[0]
+    return threshold
+
+
+@pytest.mark.parametrize("average", [1, 3, 7, 50])
+def test_thresholds_over_a_set_are_those_of_the_authors_heap(average: int) -> None:
+    rng = np.random.default_rng(average)
+    entered = [torch.from_numpy(np.sort(rng.random((n, 3)), axis=0)[::-1].copy()) for n in (9, 0, 4, 12, 9, 1)]
+    found = class_thresholds(entered, average)
+    assert found.tolist() == [heap_threshold([e[:, c].numpy() for e in entered], average) for c in range(3)]
+    assert bool(torch.isinf(found).all()) == (average >= 7)
+
+
+def test_scores_that_enter_are_the_best_of_each_class_without_background() -> None:
+    probabilities = torch.tensor([[0.5, 0.2, 0.3], [0.1, 0.6, 0.3], [0.2, 0.1, 0.7]])
+    torch.testing.assert_close(entering_scores(probabilities, 2), torch.tensor([[0.6, 0.7], [0.2, 0.3]]))
+    torch.testing.assert_close(entering_scores(probabilities, None)[2], torch.tensor([0.1, 0.3]))
+    assert entering_scores(probabilities[:0], 2).shape == (0, 2)

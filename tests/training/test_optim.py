@@ -44,22 +44,26 @@ def test_a_network_without_batch_normalisation_has_no_empty_group() -> None:
     assert len(parameter_groups(nn.Linear(2, 2, bias=False), 0.0005, 2.0)) == 1
 
 
-def test_steps_are_those_of_caffes_solver_at_a_constant_rate() -> None:
-    """Caffe: v = momentum v + rate factor (gradient + decay w); w = w - v."""
+@pytest.mark.parametrize(
+    ("optimizer_name", "rates"),
+    [("caffe_sgd", [0.01] * 4), ("caffe_sgd", [0.01, 0.02, 0.001, 0.0]), ("sgd", [0.01] * 4)],
+)
+def test_steps_are_those_of_caffes_solver(optimizer_name: str, rates: list[float]) -> None:
+    """Caffe: v = momentum v + rate factor (gradient + decay w); w = w - v. torch's is the same at one rate."""
     torch.manual_seed(0)
     layer = nn.Linear(3, 2).double()
-    optimizer = sgd(layer, momentum=0.9, weight_decay=0.05, bias_lr_factor=2.0)
+    optimizer = sgd(layer, momentum=0.9, weight_decay=0.05, bias_lr_factor=2.0, optimizer=optimizer_name)
     w, b = layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
     vw, vb = np.zeros_like(w), np.zeros_like(b)
     generator = torch.Generator().manual_seed(1)
-    for _ in range(4):
+    for rate in rates:
         x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
         out = x.numpy() @ w.T + b  # the loss is half the sum of squares, so its gradient by `out` is `out`
-        vw = 0.9 * vw + 0.01 * (out.T @ x.numpy() + 0.05 * w)
-        vb = 0.9 * vb + 0.01 * 2 * out.sum(axis=0)
+        vw = 0.9 * vw + rate * (out.T @ x.numpy() + 0.05 * w)
+        vb = 0.9 * vb + rate * 2 * out.sum(axis=0)
         w, b = w - vw, b - vb
 
-        set_rate(optimizer, 0.01)
+        set_rate(optimizer, rate)
         optimizer.zero_grad()
         (layer(x).square().sum() / 2).backward()
         optimizer.step()
@@ -94,3 +98,34 @@ def test_cosine_falls_along_half_a_wave() -> None:
 def test_warmup_rises_in_a_straight_line_to_the_rate() -> None:
     rates = [learning_rate(i, 100, 0.4, lr_steps=(6,), warmup=4) for i in range(8)]
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.04, 0.04])
+
+
+def test_caffes_velocity_runs_out_after_the_rate_falls_and_torchs_stops_at_once() -> None:
+    moved = {}
+    for name in ("caffe_sgd", "sgd"):
+        weight = nn.Parameter(torch.zeros(1))
+        module = nn.ParameterList([weight])
+        optimizer = sgd(module, momentum=0.9, weight_decay=0.0, optimizer=name)
+        for rate in (1.0, 0.0):
+            set_rate(optimizer, rate)
+            weight.grad = torch.ones(1)
+            optimizer.step()
+        moved[name] = weight.item()
+    assert moved == {"caffe_sgd": pytest.approx(-1.9), "sgd": pytest.approx(-1.0)}
+
+
+def test_an_interrupted_caffe_run_goes_on_with_its_velocity() -> None:
+    def run(steps: int, state: dict | None = None, start: float = 0.0) -> tuple[float, dict]:
+        weight = nn.Parameter(torch.full((1,), start))
+        optimizer = sgd(nn.ParameterList([weight]), optimizer="caffe_sgd")
+        if state is not None:
+            optimizer.load_state_dict(state)
+        for _ in range(steps):
+            set_rate(optimizer, 0.1)
+            weight.grad = torch.ones(1)
+            optimizer.step()
+        return weight.item(), optimizer.state_dict()
+
+    whole, _ = run(5)
+    half, state = run(2)
+    assert run(3, state, half)[0] == whole
