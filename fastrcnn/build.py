@@ -38,8 +38,9 @@ from fastrcnn.errors import UserError, nearest
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.evaluation.voc_ap import METRICS, Metric
 from fastrcnn.inference import DetectionSettings
-from fastrcnn.model import weights
+from fastrcnn.model import caffe, weights
 from fastrcnn.model.fast_rcnn import ROI_OPS, FastRCNN
+from fastrcnn.model.pixels import PIXELS
 from fastrcnn.model.sampling import RoISampler, delta_statistics
 from fastrcnn.model.vgg16 import (
     CONV_NAMES,
@@ -51,7 +52,7 @@ from fastrcnn.model.vgg16 import (
 )
 from fastrcnn.structures import Sample
 from fastrcnn.training.loop import Schedule
-from fastrcnn.training.optim import learning_rate
+from fastrcnn.training.optim import OPTIMIZERS, learning_rate
 
 log = logging.getLogger(__name__)
 CHOICES = ("refuse", "leave_out")
@@ -424,6 +425,7 @@ def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
     """The network; `load`: with the weights that the configuration names (not needed before a checkpoint's)."""
     one_of("model.roi_op", config.roi_op, ROI_OPS)
     one_of("model.finetune_from", config.finetune_from, FINETUNE_FROM)
+    one_of("model.pixels", config.pixels, ("auto", *PIXELS))
     for name in config.roi_features or [""]:
         one_of("model.roi_features", name, CONV_NAMES)
     ranks = {"fc6": config.fc6_rank, "fc7": config.fc7_rank}
@@ -445,7 +447,7 @@ def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
             state, source = weights.torchvision_vgg16(), "ImageNet weights"
         else:
             state, source = weights.read_state_dict(Path(config.weights).expanduser()), config.weights
-        weights.load_vgg16(built, state, source)
+        weights.load_vgg16(built, state, source, config.pixels)
     freeze_before(built.trunk, config.finetune_from)
     return built
 
@@ -465,9 +467,26 @@ def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:
     return model(ModelConfig(**{k: v for k, v in config["model"].items() if k in known}), num_classes, load=False)
 
 
+def caffe_detector(path: Path, names: Sequence[str]) -> FastRCNN:
+    """A detector that the author's Caffe code trained, with its weights. Raises UserError where it is none of VGG16,
+    or not of as many classes."""
+    state = caffe.read(path)
+    width, num_classes, ranks = weights.detector_layout(state, str(path))
+    if num_classes != len(names):
+        raise UserError(
+            f"{path}: a detector of {num_classes} classes, but data.classes has {len(names)} "
+            f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). It needs the names, in the order of training."
+        )
+    config = ModelConfig(width=width, fc6_rank=ranks["fc6"], fc7_rank=ranks["fc7"])
+    built = model(config, num_classes, load=False)
+    weights.load_detector(built, state, str(path))
+    return built
+
+
 def check_solver(config: SolverConfig) -> None:
     """Raises UserError for values that cannot be trained with."""
     one_of("solver.schedule", config.schedule, ("step", "cosine"))
+    one_of("solver.optimizer", config.optimizer, OPTIMIZERS)
     if len(config.bg_iou) != 2 or not config.bg_iou[0] < config.bg_iou[1]:
         raise UserError(f"solver.bg_iou={config.bg_iou}: should be two overlaps, the first below the second.")
 

@@ -22,12 +22,13 @@ def load(verb: str, arguments: list[str]) -> tuple[Any, FastRCNN, list[str], Pat
     if where == "null":
         raise UserError(f"which model? fastrcnn {verb} checkpoint=RUN, the folder of a run or a .pt file.")
     first = compose(verb, [a for a in arguments if a.startswith("checkpoint=")])
-    import torch
-
+    named = Path(first.checkpoint).expanduser()
+    if named.suffix == ".caffemodel":
+        return from_caffe(named, compose(verb, arguments))
     from fastrcnn import build
     from fastrcnn.training import checkpoint
 
-    path = checkpoint.resolve(Path(first.checkpoint).expanduser())
+    path = checkpoint.resolve(named)
     content = checkpoint.load(path)
     config = compose(verb, arguments, base=content["config"])
     model = build.trained_model(content["config"], len(content["classes"]))
@@ -35,8 +36,33 @@ def load(verb: str, arguments: list[str]) -> tuple[Any, FastRCNN, list[str], Pat
         model.load_state_dict(content["model"])
     except RuntimeError as error:
         raise UserError(f"{path}: the weights do not fit the model they were saved with: {error}") from None
-    device = build.device(config.runtime)
-    build.threads(config.runtime)
-    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    return config, model, content["classes"], run
+    return config, placed(model, config), content["classes"], run
+
+
+def from_caffe(path: Path, config: Any) -> tuple[Any, FastRCNN, list[str], Path]:
+    """What `load` returns, of a detector in a .caffemodel. It names no classes: the configuration must.
+
+    Results go to outputs/<name of the file>. Raises UserError.
+    """
+    if config.data.classes is None:
+        raise UserError(
+            f"{path}: a .caffemodel does not name its classes. Say data=voc07 for the author's detectors of VOC, or "
+            "data.classes=[...] with the names in the order they were trained in."
+        )
+    from fastrcnn import build
+
+    names = build.classes(config.data)
+    model = placed(build.caffe_detector(path, names), config)
+    return config, model, names, Path("outputs") / path.stem
+
+
+def placed(model: FastRCNN, config: Any) -> FastRCNN:
+    """The model on the device that the configuration names; sets the number of threads too."""
+    import torch
+
+    from fastrcnn import build
+
+    build.threads(config.runtime)
+    model.to(build.device(config.runtime), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -9,10 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from fastrcnn.errors import UserError
+from fastrcnn.model import caffe
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.vgg16 import CONV_NAMES
+from fastrcnn.model.pixels import PIXELS, decide
+from fastrcnn.model.vgg16 import CONV_NAMES, STAGES
 
-LAYER_WEIGHT = re.compile(r"features\.(\d+)\.weight$")  # in torchvision's VGG16
+log = logging.getLogger(__name__)
+LAYER_WEIGHT = re.compile(r"(features|classifier)\.(\d+)\.weight$")  # in torchvision's VGG16
+OUTPUTS = ("cls_score", "bbox_pred")
+CAFFE_NAMES = {
+    **{name: f"trunk.convs.{name}" for name in CONV_NAMES},
+    **{fc + part: f"head.{fc}{part.replace('_', '.')}" for fc in ("fc6", "fc7") for part in ("", "_L", "_U")},
+    **{name: name for name in OUTPUTS},
+}
+VGG16_FITS = "they fit model=vgg16, width 1, roi_size 7"
+DETECTOR_FITS = "VGG16 with RoI pooling to 7 x 7, cls_score and bbox_pred can be loaded"
 
 
 def torchvision_vgg16() -> dict[str, Tensor]:
@@ -39,9 +51,19 @@ def torchvision_vgg16() -> dict[str, Tensor]:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The state dict in a `.pth` file, read without running anything in it. Raises UserError."""
+    """The weights in a `.pth`, `.safetensors` or `.caffemodel` file, read without running anything in it.
+
+    Raises UserError.
+    """
     if not path.is_file():
-        raise UserError(f"model.weights: there is no file {path}. Give 'imagenet', or the path of a state dict (.pth).")
+        raise UserError(
+            f"model.weights: there is no file {path}. Give 'imagenet', or the path of a state dict (.pth, "
+            ".safetensors) or of a .caffemodel."
+        )
+    if path.suffix == ".caffemodel":
+        return caffe.read(path)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a dozen kinds here, from zipfile, pickle and its own
@@ -53,35 +75,116 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def translate_vgg16(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with torchvision's names (`features.0.weight`, `classifier.0.weight`) with ours.
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path}: reading it needs the package safetensors: pip install safetensors.") from None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a .safetensors file, or cut short ({error}).") from error
 
-    The classifier's last layer, ImageNet's thousand classes, is left out. With batch normalisation too
-    (torchvision's vgg16_bn).
+
+def translate_vgg16(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with torchvision's names (`features.0.weight`, `classifier.0.weight`) or Caffe's (`conv1_1.weight`,
+    `fc6.weight`) with ours.
+
+    The classifier's last layer, ImageNet's thousand classes, is left out, and with torchvision's names all that is
+    neither in `features` nor in `classifier`. With batch normalisation too (torchvision's vgg16_bn). Other layers of a
+    Caffe network keep their names, so that they are noticed.
     """
-    indices = sorted(int(m[1]) for k in state if (m := LAYER_WEIGHT.match(k)))
-    convs = [i for i in indices if state[f"features.{i}.weight"].dim() == 4]
-    norms = [i for i in indices if state[f"features.{i}.weight"].dim() == 1]
+    if from_caffe(state):
+        split = {key: key.rpartition(".") for key in state}
+        return {
+            f"{CAFFE_NAMES.get(layer, layer)}.{part}": state[key]
+            for key, (layer, _, part) in split.items()
+            if layer != "fc8"
+        }
+    places: dict[str, list[int]] = {"features": [], "classifier": []}
+    for match in filter(None, map(LAYER_WEIGHT.match, state)):
+        places[match[1]].append(int(match[2]))
+    dimensions = {i: state[f"features.{i}.weight"].dim() for i in sorted(places["features"])}
+    convs = [i for i, n in dimensions.items() if n == 4]
+    norms = [i for i, n in dimensions.items() if n == 1]
+    # By their order: 0 and 3 in torchvision's files, 1 and 4 in some that were made of Caffe's.
+    linear = [i for i in sorted(places["classifier"]) if state[f"classifier.{i}.weight"].dim() == 2]
     translated = {}
-    for kind, numbers in (("convs", convs), ("norms", norms)):
-        for name, i in zip(CONV_NAMES, numbers, strict=False):
+    for part, numbers, names in (
+        ("features", convs, [f"trunk.convs.{name}" for name in CONV_NAMES]),
+        ("features", norms, [f"trunk.norms.{name}" for name in CONV_NAMES]),
+        ("classifier", linear, ["head.fc6", "head.fc7"]),
+    ):
+        for name, i in zip(names, numbers, strict=False):
             for key, value in state.items():
-                if key.startswith(f"features.{i}."):
-                    translated[f"trunk.{kind}.{name}.{key.split('.')[2]}"] = value
-    for name, i in (("fc6", 0), ("fc7", 3)):
-        for part in ("weight", "bias"):
-            if f"classifier.{i}.{part}" in state:
-                translated[f"head.{name}.{part}"] = state[f"classifier.{i}.{part}"]
+                if key.startswith(f"{part}.{i}."):
+                    translated[f"{name}.{key.split('.')[2]}"] = value
     return translated
 
 
-def load_vgg16(model: FastRCNN, state: dict[str, Tensor], source: str) -> None:
-    """Puts VGG16 weights with torchvision's names into the trunk and fc6, fc7 of `model`.
+def from_caffe(state: dict[str, Tensor]) -> bool:
+    """Whether the layers bear Caffe's names."""
+    return "conv1_1.weight" in state
 
-    Raises UserError with the layers and shapes that do not fit; nothing is loaded then.
+
+def load_vgg16(model: FastRCNN, state: dict[str, Tensor], source: str, pixels: str = "auto") -> None:
+    """Puts VGG16 weights with torchvision's or Caffe's names into the trunk and fc6, fc7 of `model`, and what they
+    expect of pixels into its buffers.
+
+    pixels: see pixels.decide. Raises UserError with the layers and shapes that do not fit; nothing is loaded then.
     """
     translated = translate_vgg16(state)
-    wanted = {k: v for k, v in model.state_dict().items() if k.startswith(("trunk.", "head."))}
+    outputs = [k for k in translated if k.startswith(OUTPUTS)]
+    if outputs:
+        log.info("%s: of this detector the layers for its classes are left out: %s", source, ", ".join(outputs))
+    kept = {k: v for k, v in translated.items() if k not in outputs}
+    _load(model, kept, ("trunk.", "head."), source, pixels, from_caffe(state), VGG16_FITS)
+
+
+def detector_layout(state: dict[str, Tensor], source: str) -> tuple[float, int, dict[str, int | None]]:
+    """Width, number of object classes, and ranks of fc6 and fc7 of a detector with Caffe's names.
+
+    Raises UserError where the layers that tell are not there.
+    """
+    lacking = [name for name in ("conv1_1", *OUTPUTS) if f"{name}.weight" not in state]
+    if lacking:
+        raise UserError(
+            f"{source}: not a detector, it has no {', '.join(lacking)} (there are: "
+            f"{', '.join(dict.fromkeys(k.rpartition('.')[0] for k in state))}).\n"
+            "Weights to begin a training from are given as model.weights=FILE."
+        )
+    filters, full = len(state["conv1_1.weight"]), STAGES["conv1"][0]
+    if filters > full:
+        raise UserError(f"{source}: conv1_1 has {filters} filters; VGG16 has {full}, a slim one fewer.")
+    ranks = {fc: len(v) if (v := state.get(f"{fc}_L.weight")) is not None else None for fc in ("fc6", "fc7")}
+    return filters / full, len(state["cls_score.weight"]) - 1, ranks
+
+
+def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> None:
+    """Puts all layers of a detector with Caffe's names into `model`.
+
+    The author's training multiplies bbox_pred by the deviations of the regression targets and adds their means before
+    it saves (`snapshot` in lib/fast_rcnn/train.py), so `delta_mean` becomes 0 and `delta_std` 1.
+    Raises UserError as load_vgg16 does.
+    """
+    translated = translate_vgg16(state)
+    _load(model, translated, ("trunk.", "head.", *OUTPUTS), source, "auto", from_caffe(state), DETECTOR_FITS)
+    model.delta_mean.zero_()
+    model.delta_std.fill_(1)
+    log.info("%s: bbox_pred taken as not normalised, as the author's code saves it", source)
+
+
+def _load(
+    model: FastRCNN,
+    translated: dict[str, Tensor],
+    parts: tuple[str, ...],
+    source: str,
+    pixels: str,
+    caffe_names: bool,
+    fits: str,
+) -> None:
+    wanted = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
     problems = [
         f"  {k}: missing, {tuple(v.shape)} wanted"
         for k, v in wanted.items()
@@ -92,10 +195,20 @@ def load_vgg16(model: FastRCNN, state: dict[str, Tensor], source: str) -> None:
         for k, v in translated.items()
         if k not in wanted or v.shape != wanted[k].shape
     ]
+    if not problems:  # NaN is both least and largest of any numbers that have it
+        ends = {k: torch.stack(v.aminmax()) for k, v in translated.items()}
+        problems = [f"  {k}: not all finite" for k, pair in ends.items() if not pair.isfinite().all()]
     if problems:
         raise UserError(
-            f"{source}: these weights do not fit the model (they fit model=vgg16, width 1, roi_size 7):\n"
+            f"{source}: these weights do not fit the model ({fits}):\n"
             + "\n".join(problems[:12])
             + (f"\n  and {len(problems) - 12} more" if len(problems) > 12 else "")
         )
+    first = "trunk.convs.conv1_1"
+    name, why = decide(pixels, translated[f"{first}.weight"], translated[f"{first}.bias"], caffe_names)
+    log.info("%s: pixels as %s (%s)", source, name, why)
+    if PIXELS[name].turned:
+        translated = translated | {f"{first}.weight": translated[f"{first}.weight"].flip(1)}
     nn.Module.load_state_dict(model, translated, strict=False)
+    model.pixel_mean.copy_(torch.tensor(PIXELS[name].mean).view(3, 1, 1))
+    model.pixel_std.copy_(torch.tensor(PIXELS[name].std).view(3, 1, 1))

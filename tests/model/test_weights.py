@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from pathlib import Path
 
+import caffemodel
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +17,9 @@ from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.vgg16 import CONV_NAMES
 from fastrcnn.model.weights import load_vgg16, read_state_dict, torchvision_vgg16
+
+RGB_MEAN = [123.675, 116.28, 103.53]
+CAFFE_RGB_MEAN = [122.7717, 115.9465, 102.9801]
 
 
 class Hostile:
@@ -194,3 +200,134 @@ def test_a_download_is_checked_against_the_hash_in_its_name(tmp_path: Path, monk
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "not" / "there" / "yet"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     assert torch.equal(torchvision_vgg16()["features.0.weight"], torch.ones(2))
+
+
+def in_caffes_names() -> dict[str, Tensor]:
+    """VGG16 with eight filters in conv1_1."""
+    return {k: torch.from_numpy(v) for k, v in caffemodel.vgg16(0.125, roi_size=1).items()}
+
+
+def plain() -> FastRCNN:
+    return FastRCNN(2, width=0.125, roi_size=1)
+
+
+# As published: the first eight biases of conv1_1, and the middle of its first filter, channel by channel.
+TORCHVISION = [0.4034, 0.3778, 0.4644, -0.3228, 0.3940, -0.3953, 0.3951, -0.5496], [0.3566, -0.0703, 0.0]
+CAFFE = [0.73429835, 0.093403675, 0.06775674, 0.8862966, 0.25994542, 0.66426694, -0.015828926, 0.3249065]
+CAFFE_BGR = CAFFE, [0.038680777, 0.2, -0.3]
+CAFFE_RGB = CAFFE, [-0.3, 0.2, 0.038680777]
+UNKNOWN = [0.1] * 8, [0.0, 0.0, 0.0]
+
+
+def in_torchvisions_plain_names(
+    published: tuple[list[float], list[float]], places: tuple[int, ...]
+) -> dict[str, Tensor]:
+    """A state dict as `vgg16_caffe.pth` and torchvision's own file have it."""
+    state, at = {}, 0
+    weights = in_caffes_names()
+    for name in CONV_NAMES:
+        at += name.endswith("_1") and name != "conv1_1"
+        for part in ("weight", "bias"):
+            state[f"features.{at}.{part}"] = weights[f"{name}.{part}"]
+        at += 2
+    for name, place in zip(("fc6", "fc7", "fc8"), places, strict=True):
+        for part in ("weight", "bias"):
+            state[f"classifier.{place}.{part}"] = weights[f"{name}.{part}"]
+    state["features.0.bias"] = torch.tensor(published[0])
+    state["features.0.weight"][0, :, 1, 1] = torch.tensor(published[1])
+    return state
+
+
+@pytest.mark.parametrize(
+    ("published", "asked", "mean", "std", "turned", "said"),
+    [
+        (TORCHVISION, "auto", RGB_MEAN, 57.12, False, "imagenet_rgb (known by the numbers of conv1_1)"),
+        (CAFFE_BGR, "auto", CAFFE_RGB_MEAN, 1, True, "caffe_bgr (known by the numbers of conv1_1)"),
+        (CAFFE_RGB, "auto", CAFFE_RGB_MEAN, 1, False, "caffe_rgb (known by the numbers of conv1_1)"),
+        (UNKNOWN, "auto", RGB_MEAN, 57.12, False, "if they were trained in Caffe, say model.pixels=caffe_bgr"),
+        ((CAFFE, UNKNOWN[1]), "auto", RGB_MEAN, 57.12, False, "no published weights"),
+        (UNKNOWN, "caffe_bgr", CAFFE_RGB_MEAN, 1, True, "caffe_bgr (as model.pixels says)"),
+        (CAFFE_BGR, "imagenet_rgb", RGB_MEAN, 57.12, False, "though conv1_1 is that of caffe_bgr"),
+    ],
+)
+@pytest.mark.parametrize("places", [(0, 3, 6), (1, 4, 6)])
+def test_the_weights_decide_what_pixels_they_get(
+    caplog: pytest.LogCaptureFixture,
+    published: tuple[list[float], list[float]],
+    asked: str,
+    mean: list[float],
+    std: float,
+    turned: bool,
+    said: str,
+    places: tuple[int, ...],
+) -> None:
+    caplog.set_level(logging.INFO, "fastrcnn")
+    model = plain()
+    model.pixel_mean.fill_(5)
+    state = in_torchvisions_plain_names(published, places)
+    load_vgg16(model, state, "x.pth", asked)
+    assert model.pixel_mean.flatten().tolist() == pytest.approx(mean)
+    assert model.pixel_std[1].item() == pytest.approx(std)
+    channels = [2, 1, 0] if turned else [0, 1, 2]
+    assert torch.equal(model.trunk.convs["conv1_1"].weight, state["features.0.weight"][:, channels])
+    assert torch.equal(model.head.fc7.weight, state[f"classifier.{places[1]}.weight"])
+    assert said in caplog.text
+
+
+def test_layers_with_caffes_names_take_bgr_unless_their_numbers_say_otherwise() -> None:
+    state = in_caffes_names()
+    model = plain()
+    load_vgg16(model, state, "here")
+    assert torch.equal(model.trunk.convs["conv1_1"].weight[:, 0], state["conv1_1.weight"][:, 2])
+    assert model.pixel_mean.flatten().tolist() == pytest.approx(CAFFE_RGB_MEAN)
+    state["conv1_1.bias"], state["conv1_1.weight"][0, :, 1, 1] = torch.tensor(CAFFE), torch.tensor(CAFFE_RGB[1])
+    load_vgg16(model, state, "here")
+    assert torch.equal(model.trunk.convs["conv1_1"].weight, state["conv1_1.weight"])
+
+
+def test_the_pixels_of_loaded_weights_stay_with_a_trained_model() -> None:
+    model = plain()
+    load_vgg16(model, in_caffes_names(), "here")
+    again = plain()
+    again.load_state_dict(model.state_dict())
+    image = torch.randint(0, 256, (1, 3, 20, 20), dtype=torch.uint8)
+    assert torch.equal(again.features(image)[0], model.features(image)[0])
+
+
+def test_of_a_detector_the_outputs_are_left_out_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "fastrcnn")
+    model = plain()
+    untouched = model.cls_score.weight.clone()
+    weights = caffemodel.vgg16(0.125, roi_size=1, classes=2)
+    load_vgg16(model, {k: torch.from_numpy(v) for k, v in weights.items()}, "d.caffemodel")
+    assert torch.equal(model.head.fc7.bias, torch.from_numpy(weights["fc7.bias"]))
+    assert torch.equal(model.cls_score.weight, untouched)
+    assert "left out: cls_score.weight, cls_score.bias, bbox_pred.weight, bbox_pred.bias" in caplog.text
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
+    """As the classifier's are in torchvision's VGG16_Weights.IMAGENET1K_FEATURES."""
+    state = in_caffes_names()
+    state["fc7.weight"][3, 5] = value
+    with pytest.raises(UserError, match=r"^here(.|\n)*  head\.fc7\.weight: not all finite$"):
+        load_vgg16(plain(), state, "here")
+
+
+def test_safetensors_are_read(tmp_path: Path) -> None:
+    torch_format = pytest.importorskip("safetensors.torch")
+    state = {"features.0.weight": torch.arange(6.0).view(2, 3)}
+    torch_format.save_file(state, tmp_path / "w.safetensors")
+    assert torch.equal(read_state_dict(tmp_path / "w.safetensors")["features.0.weight"], state["features.0.weight"])
+    whole = (tmp_path / "w.safetensors").read_bytes()
+    for content in (b"", b"no", whole[:-1], b"\xff" * 8 + whole[8:]):
+        (tmp_path / "w.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match=r"w\.safetensors: not a \.safetensors file, or cut short"):
+            read_state_dict(tmp_path / "w.safetensors")
+
+
+def test_without_the_package_safetensors_the_message_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    (tmp_path / "w.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"w\.safetensors: reading it needs .*pip install safetensors"):
+        read_state_dict(tmp_path / "w.safetensors")

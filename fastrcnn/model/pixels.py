@@ -1,0 +1,88 @@
+"""What weights of VGG16 expect of pixels: order of the channels, mean, scale.
+
+The network takes RGB in 0 .. 255 and normalises by its buffers `pixel_mean` and `pixel_std`. Weights that were trained
+on BGR have the channels of conv1_1 turned round as they are loaded, which gives the same sums.
+
+Of VGG16 two sets of weights are in use: torchvision's, and the authors' own, trained in Caffe, also in PyTorch files
+that bear torchvision's names (`vgg16_caffe.pth`). Neither names nor magnitudes tell them apart: the weights of conv1_1
+reach about .5 in both, though Caffe's pixels are some 58 times larger. The numbers themselves do. Caffe detectors were
+trained with conv1_1 frozen, so theirs are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """mean, std: RGB, 0 .. 255. turned: whether the file's conv1_1 takes BGR."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    turned: bool
+
+
+CAFFE_MEAN = (122.7717, 115.9465, 102.9801)  # PIXEL_MEANS in the author's lib/fast_rcnn/config.py, there BGR
+PIXELS = {
+    "imagenet_rgb": Pixels(IMAGENET_MEAN, IMAGENET_STD, turned=False),
+    "caffe_bgr": Pixels(CAFFE_MEAN, (1.0, 1.0, 1.0), turned=True),
+    "caffe_rgb": Pixels(CAFFE_MEAN, (1.0, 1.0, 1.0), turned=False),  # turned by whoever converted them
+}
+
+
+@dataclass(frozen=True)
+class Known:
+    """Published weights, told by numbers of conv1_1.
+
+    bias: of the first filters. centre: the middle weight of the first filter for the first channel.
+    forward, backward: the key in PIXELS where that channel is the first, and where it is the last.
+    """
+
+    bias: tuple[float, ...]
+    centre: float
+    forward: str
+    backward: str | None
+
+
+TOLERANCE = 0.001
+KNOWN = (
+    Known((0.4034, 0.3778, 0.4644, -0.3228, 0.3940, -0.3953, 0.3951, -0.5496), 0.3566, "imagenet_rgb", None),
+    Known((0.7343, 0.0934, 0.0678, 0.8863, 0.2599, 0.6643, -0.0158, 0.3249), 0.0387, "caffe_bgr", "caffe_rgb"),
+)
+
+
+def recognise(weight: Tensor, bias: Tensor) -> str | None:
+    """The key in PIXELS of published weights, by conv1_1's weight (64, 3, 3, 3) and bias (64,); None for others."""
+    if weight.shape[1:] != (3, 3, 3):
+        return None
+    middle = weight[0, :, 1, 1].tolist()
+    for known in KNOWN:
+        start = bias[: len(known.bias)].tolist()
+        if len(start) == len(known.bias) and all(
+            abs(a - b) < TOLERANCE for a, b in zip(start, known.bias, strict=True)
+        ):
+            for value, name in ((middle[0], known.forward), (middle[2], known.backward)):
+                if abs(value - known.centre) < TOLERANCE:
+                    return name
+    return None
+
+
+def decide(asked: str, weight: Tensor, bias: Tensor, from_caffe: bool) -> tuple[str, str]:
+    """The key in PIXELS for weights, and words that say why.
+
+    asked: such a key, which is then taken, or "auto". from_caffe: whether the layers bear Caffe's names.
+    """
+    recognised = recognise(weight, bias)
+    if asked != "auto":
+        other = f", though conv1_1 is that of {recognised}" if recognised not in (None, asked) else ""
+        return asked, f"as model.pixels says{other}"
+    if recognised is not None:
+        return recognised, "known by the numbers of conv1_1"
+    if from_caffe:
+        return "caffe_bgr", "the layers bear Caffe's names"
+    return "imagenet_rgb", "no published weights; if they were trained in Caffe, say model.pixels=caffe_bgr"
