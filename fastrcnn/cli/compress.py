@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -147,9 +146,7 @@ def compress(config: CompressConfig, path: Path, content: dict[str, Any], output
 
 def with_ranks(config: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """A run's configuration, its network with layers of these ranks."""
-    own = copy.deepcopy(config)
-    own["model"] |= {f"{name}_rank": rank for name, rank in ranks.items()}
-    return own
+    return config | {"model": config["model"] | {f"{name}_rank": rank for name, rank in ranks.items()}}
 
 
 def data(config: CompressConfig, names: list[str], asked: bool) -> DetectionDataset | None:

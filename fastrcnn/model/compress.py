@@ -61,9 +61,7 @@ def decompose(weight: Tensor) -> Decomposition:
         wide = block.double()
         gram.addmm_(wide, wide.T)
     values, vectors = torch.linalg.eigh(gram)  # rising
-    noise = values[-1].clamp(min=0) * len(weight) * torch.finfo(torch.float64).eps
-    energy = torch.where(values > noise, values, 0.0)
-    return Decomposition(weight, vectors.flip(1), energy.flip(0))
+    return Decomposition(weight, vectors.flip(1), values.flip(0).clamp(min=0))
 
 
 def factored_state(

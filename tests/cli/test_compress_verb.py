@@ -13,7 +13,10 @@ import torch
 from voc_folder import fingerprint
 
 from fastrcnn.cli import compress_report, main
+from fastrcnn.cli.compress import within_budget
 from fastrcnn.data.demo import write_demo
+from fastrcnn.errors import UserError
+from fastrcnn.model.compress import decompose
 from fastrcnn.training import checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
@@ -106,6 +109,9 @@ def test_a_compressed_checkpoint_is_evaluated_and_detected_with(call: Call, plac
 
 
 def test_training_goes_on_from_a_compressed_checkpoint(call: Call, place: Path, trained: Path) -> None:
+    content = checkpoint.load(Path("run/checkpoints/best.pt"))
+    content["config"]["model"]["weights"] = "gone.pth"  # what the run began with is not needed any more
+    checkpoint.save(Path("run/checkpoints/best.pt"), content)
     done(call, "compress", "checkpoint=run", "fc6=100", NO_DATA, "output=small.pt")
     others = [s for s in SETTINGS if not s.startswith(("model.", "solver.it"))]
     arguments = [*others, f"data.root={trained / 'data' / 'demo'}", "solver.iterations=1", "solver.lr=1e-9"]
@@ -120,7 +126,9 @@ def test_training_goes_on_from_a_compressed_checkpoint(call: Call, place: Path, 
         assert small["model"][name].std() > 0
     for name in ("head.fc6.L.weight", "head.fc6.U.weight", "head.fc7.weight", "bbox_pred.weight"):
         torch.testing.assert_close(tuned["model"][name], small["model"][name], atol=1e-6, rtol=0)
-    done(call, "train", "run=tuned", "resume=auto", "solver.iterations=2")  # without small.pt's being looked at
+    Path("small.pt").rename("moved.pt")
+    done(call, "train", "run=tuned", "resume=auto", "solver.iterations=2")
+    Path("moved.pt").rename("small.pt")
     assert checkpoint.load(Path("tuned/checkpoints/step-2.pt"))["step"] == 2
 
     lr = [a for a in arguments if not a.startswith("solver.lr")]
@@ -182,6 +190,21 @@ def test_a_budget_is_searched_on_a_split(call: Call, place: Path) -> None:
     assert f"mAP on val: {out.split('mAP on val: ')[1].split()[0]} before, {tried[-1][3]} after" in out
     done(call, "eval", "checkpoint=any.pt", "split=val", "output=figures")
     assert json.loads(Path("figures/metrics.json").read_text())["mAP"] == content["best"]
+
+
+def test_the_budget_is_in_points_of_a_hundred() -> None:
+    """Of .5 two points may go, so that .48 is enough; a share keeps so many of 64 singular values that are all 1."""
+    found = {"fc6": decompose(torch.eye(64, 640))}
+    ranks, value, tried = within_budget(2, found, 0.5, lambda r: 0.48 if (r["fc6"] or 0) >= 32 else 0.479)
+    assert (ranks, value) == ({"fc6": 32}, 0.48)
+    assert tried[0] == "keep=0.500: fc6 rank 32: mAP 48.00 (-2.00 points)"
+    assert tried[1] == "keep=0.250: fc6 rank 16: mAP 47.90 (-2.10 points)"
+    assert len(tried) == 6
+    with pytest.raises(UserError, match="budget=2: nothing that was tried loses so little") as error:
+        within_budget(2, found, 0.5, lambda r: 0.1)
+    assert "keep=0.500: fc6 rank 32: mAP 10.00 (-40.00 points)" in str(error.value)
+    with pytest.raises(UserError, match="no class has truth"):
+        within_budget(2, found, None, lambda r: 0.1)
 
 
 def test_without_the_data_set_it_is_compressed_but_not_measured(call: Call, place: Path) -> None:

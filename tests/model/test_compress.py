@@ -204,7 +204,7 @@ def test_the_search_halves_towards_the_least_that_is_enough() -> None:
         asked.append(keep)
         return (ranks["fc6"] or 0) / 64
 
-    trials = search({"fc6": flat()}, measure, 0.3, most=6)
+    trials = search({"fc6": flat()}, measure, 20 / 64, most=6)
     assert asked == [0.5, 0.25, 0.375, 0.3125, 0.28125, 0.296875]
     assert [t.ranks["fc6"] for t in trials] == [32, 16, 24, 20, 18, 19]
     assert [t.enough for t in trials] == [True, False, True, True, False, False]
