@@ -103,7 +103,7 @@ def compress(config: CompressConfig, path: Path, content: dict[str, Any], output
 
     wanted = [name for name in LAYERS if given[name] is not None] or list(LAYERS)
     weights = {name: before.state_dict()[f"head.{name}.weight"] for name in wanted}
-    log.info("decomposing %s, which takes a minute or two for the paper's network", " and ".join(wanted))
+    log.info("decomposing %s, which takes a few minutes for the paper's network", " and ".join(wanted))
     found = {name: decompose(weights[name]) for name in progress(wanted, len(wanted), "decompose", "layer")}
 
     def smaller(ranks: Ranks) -> FastRCNN:
