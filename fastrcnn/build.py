@@ -32,7 +32,7 @@ from fastrcnn.data.images import image_size, read_bytes
 from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.selective_search import SelectiveSearchSettings, propose_all
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.data.truth import Problems
+from fastrcnn.data.truth import Problems, shortened
 from fastrcnn.data.voc import IMAGE_SUFFIXES, pictures_without_annotation
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.evaluation.recall import proposal_recall
@@ -175,7 +175,7 @@ def classes(config: DataConfig) -> list[str]:
     names = list(dict.fromkeys(name for part, _ in found for name in part))
     if len(found) > 1 or not any(is_coco(source) for source, _ in image_ids(config, config.train)):
         names.sort()
-    if any(problems.lines for _, problems in found) and not config.skip_bad:
+    if any(problems.found for _, problems in found) and not config.skip_bad:
         samples(config, config.train, names)  # raises, naming all that is wrong
     if not names:
         raise UserError(f"{config.root}: no object in any annotation of {', '.join(config.train)}.")
@@ -252,8 +252,8 @@ def report(source: Path, problems: Problems) -> None:
     if problems.other_classes:
         others = ", ".join(f"{name} ({n})" for name, n in problems.other_classes.most_common(10))
         log.info("%s: objects of other classes left out: %s", source, others)
-    if problems.lines:
-        log.warning("%d left out (data.skip_bad):\n%s", len(problems.lines), problems.text())
+    if problems.found:
+        log.warning("%d left out (data.skip_bad):\n%s", len(problems.found), problems.text())
 
 
 def whole_pictures(found: list[Sample], skip_bad: bool) -> list[Sample]:
@@ -264,10 +264,10 @@ def whole_pictures(found: list[Sample], skip_bad: bool) -> list[Sample]:
     faults = picture_faults(found)
     bad = [fault for fault in faults if fault]
     if bad and not skip_bad:
-        lines = Problems(bad).text()
+        lines = shortened(bad)
         raise UserError(f"{len(bad)} of {len(found)} pictures cannot be used:\n{lines}\n{MEND_PICTURES}")
     if bad:
-        log.warning("%d picture(s) left out (data.skip_bad):\n%s", len(bad), Problems(bad).text())
+        log.warning("%d picture(s) left out (data.skip_bad):\n%s", len(bad), shortened(bad))
     return [sample for sample, fault in zip(found, faults, strict=True) if not fault]
 
 

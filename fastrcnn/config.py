@@ -287,6 +287,8 @@ def check_bounds(config: Any, prefix: str = "") -> None:
             check_bounds(value, f"{prefix}{f.name}.")
             continue
         numbers = [v for v in (value if isinstance(value, list) else [value]) if v is not None]
+        if any(isinstance(n, (list, dict)) for n in numbers):  # which a list of numbers in a file may hold
+            raise UserError(f"{prefix}{f.name}={value}: should be a plain list.")
         for bound, holds, words in BOUNDS:
             limit = f.metadata.get(bound)
             if limit is not None and not all(holds(n, limit) for n in numbers):

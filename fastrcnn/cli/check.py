@@ -15,8 +15,8 @@ from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from fastrcnn.data.check import Record, Task
-    from fastrcnn.data.check_problems import Problem
     from fastrcnn.data.check_report import Report
+    from fastrcnn.data.truth import Problem
 
 EXAMPLES = [
     "fastrcnn check data=custom data.root=mydata",
@@ -73,8 +73,8 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
     from fastrcnn import build
     from fastrcnn.data.annotations import has_lists, is_coco
     from fastrcnn.data.check import Task
-    from fastrcnn.data.check_problems import Problem
     from fastrcnn.data.check_truth import coco_problems, read_coco
+    from fastrcnn.data.truth import Problem
     from fastrcnn.data.voc import pictures_without_annotation
 
     tasks: list[Task] = []
@@ -132,8 +132,9 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
     from fastrcnn import build
     from fastrcnn.data import check_report as statistics
     from fastrcnn.data.check_findings import findings, proposal_findings, report_findings
-    from fastrcnn.data.check_problems import Problem
+    from fastrcnn.data.check_problems import is_error
     from fastrcnn.data.proposals import ProposalStore
+    from fastrcnn.data.truth import Problem
 
     data, solver = config.data, config.solver
     leave_out_others = build.one_of("data.other_classes", data.other_classes, build.CHOICES) == "leave_out"
@@ -170,7 +171,7 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
         notes=[],
     )
     found += report_findings(report)
-    return replace(report, errors=[p for p in found if p.error], notes=[p for p in found if not p.error])
+    return replace(report, errors=[p for p in found if is_error(p)], notes=[p for p in found if not is_error(p)])
 
 
 def truth_pictures(records: Sequence[Record], classes: Sequence[str]) -> list[tuple[str, bytes]]:

@@ -23,11 +23,11 @@ from PIL import Image
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.data.annotations import is_coco
-from fastrcnn.data.check_problems import Problem
-from fastrcnn.data.check_truth import Annotated, Truth, placed, read_voc
+from fastrcnn.data.check_truth import Annotated, Truth, read_voc
 from fastrcnn.data.images import decode, read_bytes
 from fastrcnn.data.proposals import ProposalStore, clean
 from fastrcnn.data.selective_search import cores, start_worker
+from fastrcnn.data.truth import Problem
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
 
@@ -125,7 +125,7 @@ def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore
         try:
             record = _with_picture(record)
         except UserError as error:
-            problems.append(placed(str(error), said.file, said.annotation, "bad_picture"))
+            problems.append(Problem("bad_picture", str(said.file), str(error).removeprefix(f"{said.file}: ")))
     if record.size and truth.size and record.size != truth.size:
         problems.append(Problem("picture_size", str(said.file), _disagreement(record.size, truth.size, record.turned)))
     size = record.size or truth.size

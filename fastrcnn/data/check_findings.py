@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from fastrcnn.data.check import Record
-from fastrcnn.data.check_problems import Problem
 from fastrcnn.data.check_report import CELL, Report
 from fastrcnn.data.proposals import ProposalStore
+from fastrcnn.data.truth import Problem
 from fastrcnn.errors import nearest
 
 FEW_OBJECTS = 10  # of a class in training; a note is made of fewer

@@ -9,9 +9,10 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from fastrcnn.data.check_problems import KINDS, Problem, by_kind
+from fastrcnn.data.check_problems import KINDS, by_kind
 from fastrcnn.data.check_report import Range, Recall, Report
 from fastrcnn.data.check_text import percent, verdict
+from fastrcnn.data.truth import Problem
 
 MOST = 200  # problems of a kind that are listed; report.json has them all
 FEW = 20  # errors of a kind that are shown without a click

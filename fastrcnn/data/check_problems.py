@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from fastrcnn.data.truth import Problem
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -90,25 +92,9 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong or worth knowing; `kind` is a key of KINDS, which has the rest."""
-
-    kind: str
-    file: str
-    what: str
-    line: int | None = None  # in the file
-    object: int | None = None  # its number in the annotation, from 1
-    name: str | None = None  # of the object's class
-
-    @property
-    def error(self) -> bool:
-        return KINDS[self.kind].error
-
-    def __str__(self) -> str:
-        line = f", line {self.line}" if self.line else ""
-        name = f" ({self.name})" if self.name else ""
-        return f"{self.file}{line}{f', object {self.object}{name}' if self.object else ''}: {self.what}"
+def is_error(problem: Problem) -> bool:
+    """Whether training refuses it, or would leave something out."""
+    return KINDS[problem.kind].error
 
 
 def by_kind(problems: Iterable[Problem]) -> dict[str, list[Problem]]:

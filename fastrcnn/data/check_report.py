@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from fastrcnn.data.check import Record
-from fastrcnn.data.check_problems import KINDS, Problem
+from fastrcnn.data.check_problems import KINDS
 from fastrcnn.data.transforms import scale_for
+from fastrcnn.data.truth import Problem
 
 # Areas in square pixels that part COCO's small, medium and large objects.
 SMALL, MEDIUM = 32**2, 96**2

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastrcnn.data.check_problems import KINDS, Problem, by_kind
+from fastrcnn.data.check_problems import KINDS, by_kind
 from fastrcnn.data.check_report import Range, Recall, Report
+from fastrcnn.data.truth import Problem
 
 MOST_CLASSES = 6  # shown; the page has them all
 MOST_ERRORS = 7  # lines

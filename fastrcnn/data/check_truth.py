@@ -5,7 +5,6 @@ An object is bad here exactly where `load_voc` and `load_coco`, which training u
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +12,9 @@ from pathlib import Path
 import numpy as np
 from defusedxml.ElementTree import parse
 
-from fastrcnn.data.check_problems import Problem
 from fastrcnn.data.coco import load_coco, picture_base, read_coco_file
+from fastrcnn.data.truth import Problem, ProblemError
 from fastrcnn.data.voc import annotation_folder, find_image, load_voc, parse_annotation, picture_folder
-from fastrcnn.errors import UserError
-
-PLACE = re.compile(
-    r"(?:, line (?P<line>\d+)(?:, column \d+)?)?(?:, (?:object|annotation) (?P<object>\d+)(?: \((?P<name>.*?)\))?)?"
-    r"(?P<part>, (?:the image|image \d+|category \d+))?: (?P<what>.*)",
-    re.DOTALL,
-)
 
 
 @dataclass(frozen=True)
@@ -56,16 +48,14 @@ def read_voc(folder: Path, image_id: str, first_pixel: int = 1) -> Annotated:
     picture = find_image(folder, image_id) or picture_folder(folder) / image_id
     try:
         width, height, objects = parse_annotation(annotation)
-    except UserError as error:
+    except ProblemError as error:
         _, found = load_voc(folder, [image_id], [], skip_bad=True)  # says what is wrong with the places besides
-        first = placed(str(error), picture, annotation, "annotation")
-        places = (placed(line, picture, annotation) for line in found.lines)
-        others = [p for p in places if p.kind in ("missing_picture", "link")]
-        later = _later_objects(annotation, first.object) if first.object else []
-        return Annotated(picture, annotation, Truth(), (*others, first, *later))
+        others = [p for p in found.found if p.kind in ("missing_picture", "link")]
+        later = _later_objects(annotation, error.problem.object) if error.problem.object else []
+        return Annotated(picture, annotation, Truth(), (*others, error.problem, *later))
     names = sorted({o.name for o in objects})
     samples, found = load_voc(folder, [image_id], names, skip_bad=True, first_pixel=first_pixel)
-    problems = tuple(placed(line, picture, annotation) for line in found.lines)
+    problems = tuple(found.found)
     if not samples:
         size = (width, height) if min(width, height) > 0 else None
         return Annotated(picture, annotation, Truth(size), problems)
@@ -94,7 +84,7 @@ def read_coco(path: Path, image_ids: Sequence[str]) -> Iterator[Annotated]:
         image = file.images[image_id]
         picture = base / image.file_name
         samples, found = load_coco(path, [image_id], names, skip_bad=True)
-        problems = tuple(placed(line, picture, path) for line in found.lines[len(file.problems) :])
+        problems = tuple(found.found[len(file.problems) :])  # what is wrong with the file stands first
         if not samples:
             yield Annotated(picture, path, Truth((image.width, image.height)), problems)
             continue
@@ -119,23 +109,7 @@ def _category(number: object, categories: dict[int, str]) -> str | None:
 
 def coco_problems(path: Path) -> list[Problem]:
     """Entries of a COCO file that belong to no picture or cannot be read."""
-    return [placed(line, path, path, "annotation") for line in read_coco_file(path).problems]
-
-
-def placed(message: str, picture: Path, annotation: Path, kind: str | None = None) -> Problem:
-    """A message of the form `FILE, line L, object N (NAME): WHAT` taken apart."""
-    file = next((f for f in (annotation, picture) if message.startswith((f"{f}:", f"{f},"))), None)
-    match = PLACE.fullmatch(message[len(str(file)) :]) if file else None
-    if file is None or match is None:
-        return Problem(kind or "annotation", str(picture), message)
-    part = match["part"] or ""
-    what = f"{part[2:]}: {match['what']}" if part else match["what"]
-    if kind is None:
-        kind = "box" if match["object"] else "annotation" if file == annotation else "missing_picture"
-        kind = "unknown_class" if what.startswith("unknown class") else kind
-        kind = "link" if what.startswith("a link leads out") else kind
-    line, number = match["line"], match["object"]
-    return Problem(kind, str(file), what, int(line) if line else None, int(number) if number else None, match["name"])
+    return list(read_coco_file(path).problems)
 
 
 def _later_objects(annotation: Path, after: int) -> list[Problem]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastrcnn.data.truth import AnnotatedObject, Problems, Reading
+from fastrcnn.data.truth import AnnotatedObject, Problem, Problems, Reading
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 
@@ -39,7 +39,7 @@ class CocoFile:
     path: Path
     images: dict[str, CocoImage]
     categories: dict[int, str]
-    problems: tuple[str, ...]  # entries that cannot be used
+    problems: tuple[Problem, ...]  # entries that cannot be used
 
 
 def read_coco_file(path: Path) -> CocoFile:
@@ -61,33 +61,36 @@ def _parse(path: Path, changed: int, size: int) -> CocoFile:
     content = _json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
         raise UserError(f"{path}: not a COCO annotation file: it lacks the lists `images` and `categories`.")
-    problems: list[str] = []
+    problems: list[Problem] = []
+
+    def bad(what: str, annotation: int | None = None) -> None:
+        problems.append(Problem("annotation", str(path), what, None, annotation, None, "annotation"))
+
     categories: dict[int, str] = {}
     for number, entry in enumerate(content["categories"], 1):
         if not isinstance(entry, dict) or type(entry.get("id")) is not int or not _text(entry.get("name")):
-            problems.append(f"{path}, category {number}: has no whole number `id` or no `name`.")
+            bad(f"category {number}: has no whole number `id` or no `name`.")
         elif entry["id"] in categories or entry["name"].strip() in categories.values():
-            problems.append(f"{path}, category {number}: `{entry['name']}` or its id stands there twice.")
+            bad(f"category {number}: `{entry['name']}` or its id stands there twice.")
         else:
             categories[entry["id"]] = entry["name"].strip()
     images: dict[str, CocoImage] = {}
     for number, entry in enumerate(content["images"], 1):
-        where = f"{path}, image {number}"
         fault = _image_fault(entry)
         if fault:
-            problems.append(f"{where}: {fault}")
+            bad(f"image {number}: {fault}")
             continue
         if str(entry["id"]) in images:
-            raise UserError(f"{where}: the id {entry['id']} stands in the file twice. Ids must differ.")
+            raise UserError(f"{path}, image {number}: the id {entry['id']} stands in the file twice. Ids must differ.")
         images[str(entry["id"])] = CocoImage(entry["file_name"], entry["width"], entry["height"], [])
     annotations = content.get("annotations") or []  # test sets have none
     if not isinstance(annotations, list):
         raise UserError(f"{path}: `annotations` should be a list.")
     for number, entry in enumerate(annotations, 1):
         if not isinstance(entry, dict):
-            problems.append(f"{path}, annotation {number}: not an object.")
+            bad("not an object.", number)
         elif str(entry.get("image_id")) not in images:
-            problems.append(f"{path}, annotation {number}: there is no image {entry.get('image_id')!r} in the file.")
+            bad(f"there is no image {entry.get('image_id')!r} in the file.", number)
         else:
             images[str(entry["image_id"])].annotations.append((number, entry))
     return CocoFile(path, images, categories, tuple(problems))
@@ -190,37 +193,43 @@ def load_coco(
     file = read_coco_file(path)
     reading = Reading(classes, leave_out_others)
     problems = reading.problems
-    problems.lines += file.problems
+    problems.found += file.problems
     base = picture_base(file)
     for image_id in image_ids:
         image = file.images.get(image_id)
         if image is None:
-            problems.add(path, f"there is no image {image_id} in it.")
+            problems.add("annotation", path, f"there is no image {image_id} in it.")
             continue
         picture = base / image.file_name
         if need_pictures and not picture.is_file():
-            problems.add(picture, f"no such picture; {path} has it as image {image_id}.")
+            problems.add("missing_picture", picture, f"no such picture; {path} has it as image {image_id}.")
             continue
         if not picture.resolve().is_relative_to(base.resolve()):
-            problems.add(picture, "a link leads out of the data set; refused. Put the file itself there.")
+            problems.add("link", picture, "a link leads out of the data set; refused. Put the file itself there.")
             continue
         objects = []
         for number, entry in image.annotations:
             difficult = bool(entry.get("iscrowd") or entry.get("ignore"))
             if not difficult or use_crowds:
-                objects.append(_annotated(f"{path}, annotation {number}", entry, file.categories, difficult))
+                objects.append(_annotated(path, number, entry, file.categories, difficult))
         reading.add(image_id, picture, image.width, image.height, objects)
     return reading.result(path, skip_bad)
 
 
-def _annotated(where: str, entry: dict[str, Any], categories: dict[int, str], difficult: bool) -> AnnotatedObject:
-    number = entry.get("category_id")
-    name = categories.get(number) if type(number) is int else None
-    name = f"category {number!r}" if name is None else name
+def _annotated(
+    file: Path, number: int, entry: dict[str, Any], categories: dict[int, str], difficult: bool
+) -> AnnotatedObject:
+    category = entry.get("category_id")
+    name = categories.get(category) if type(category) is int else None
+    name = f"category {category!r}" if name is None else name
     box = entry.get("bbox")
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
-    if not numbers or not all(math.isfinite(v) and abs(v) < 1e7 for v in box):  # type: ignore[union-attr]
-        return AnnotatedObject(where, name, (0, 0, 0, 0), f"{box!r}"[:80], difficult, "should be four numbers.")
-    x, y, width, height = (float(v) for v in box)  # type: ignore[union-attr]
+    if (
+        not isinstance(box, list)
+        or len(box) != 4
+        or not all(type(v) in (int, float) and math.isfinite(v) and abs(v) < 1e7 for v in box)
+    ):
+        nothing, shown = (0.0, 0.0, 0.0, 0.0), f"{box!r}"[:80]
+        return AnnotatedObject(file, number, name, nothing, shown, difficult, "should be four numbers.", "annotation")
+    x, y, width, height = (float(v) for v in box)
     fault = "" if width > 0 and height > 0 else "has no area: width and height should be more than 0."
-    return AnnotatedObject(where, name, (x, y, x + width, y + height), f"{box}", difficult, fault)
+    return AnnotatedObject(file, number, name, (x, y, x + width, y + height), f"{box}", difficult, fault, "annotation")

@@ -15,33 +15,77 @@ from fastrcnn.structures import Sample
 Box = tuple[float, float, float, float]
 
 
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a data set, or worth knowing; reads `FILE, line 3, object 2 (cat): WHAT`.
+
+    kind: a word for problems of one kind; check_problems.py knows them all and how to mend them.
+    object: its number in the file, from 1; unit: what the file calls it; name: of the object's class.
+    """
+
+    kind: str
+    file: str
+    what: str
+    line: int | None = None
+    object: int | None = None
+    name: str | None = None
+    unit: str = "object"
+
+    def __str__(self) -> str:
+        line = f", line {self.line}" if self.line else ""
+        name = f" ({self.name})" if self.name else ""
+        return f"{self.file}{line}{f', {self.unit} {self.object}{name}' if self.object else ''}: {self.what}"
+
+
+class ProblemError(UserError):
+    """A file that cannot be used, for the problem that it has."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
 @dataclass
 class Problems:
     """What is wrong with a data set, collected so that everything can be said at once."""
 
-    lines: list[str] = field(default_factory=list)
+    found: list[Problem] = field(default_factory=list)
     clipped: int = 0  # boxes that stood out of their image by at most one pixel
     at_zero: int = 0  # boxes that begin before the first pixel, as those of a zero-based set read as one-based do
     other_classes: Counter[str] = field(default_factory=Counter)  # objects that were left out for their class
 
-    def add(self, where: Path | str, what: str) -> None:
-        self.lines.append(f"{where}: {what}")
+    @property
+    def lines(self) -> list[str]:
+        return [str(problem) for problem in self.found]
 
-    def text(self, most: int = 20) -> str:
-        more = len(self.lines) - most
-        return "\n".join(f"  {line}" for line in self.lines[:most]) + (f"\n  and {more} more" if more > 0 else "")
+    def add(self, kind: str, file: Path, what: str) -> None:
+        self.found.append(Problem(kind, str(file), what))
+
+    def text(self) -> str:
+        return shortened(self.lines)
+
+
+def shortened(lines: Sequence[str], most: int = 20) -> str:
+    """The lines, indented; of more than `most` the number."""
+    more = len(lines) - most
+    return "\n".join(f"  {line}" for line in lines[:most]) + (f"\n  and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)
 class AnnotatedObject:
     """An object of an annotation."""
 
-    where: str  # file and number, for messages
+    file: Path
+    number: int  # in the file, from 1
     name: str
     box: Box  # half-open and zero-based, not yet clipped
     shown: str  # the box as it stands in the file
     difficult: bool
     fault: str = ""  # what is wrong with the box, as far as its own numbers tell
+    unit: str = "object"  # what the file calls it
+
+    def problem(self, kind: str, what: str, name: str | None = None) -> Problem:
+        return Problem(kind, str(self.file), what, None, self.number, name, self.unit)
 
 
 class Reading:
@@ -56,7 +100,7 @@ class Reading:
         self.leave_out_others = leave_out_others
         self.label_of = {name: i for i, name in enumerate(classes, 1)}
         self.problems = Problems()
-        self.unknown: dict[str, list[str]] = {}  # where each class that is not in the list stands
+        self.unknown: dict[str, list[AnnotatedObject]] = {}  # the objects of each class that is not in the list
         self.samples: list[Sample] = []
 
     def add(self, image_id: str, path: Path, width: int, height: int, objects: Sequence[AnnotatedObject]) -> None:
@@ -67,11 +111,11 @@ class Reading:
                 if self.leave_out_others:
                     self.problems.other_classes[o.name] += 1
                 else:
-                    self.unknown.setdefault(o.name, []).append(o.where)
+                    self.unknown.setdefault(o.name, []).append(o)
                 continue
             box = _inside(o, width, height, self.problems)
             if isinstance(box, str):
-                self.problems.add(f"{o.where} ({o.name})", f"the box {o.shown} {box}")
+                self.problems.found.append(o.problem("box", f"the box {o.shown} {box}", o.name))
             else:
                 kept.append((box, self.label_of[o.name], o.difficult))
         self.samples.append(
@@ -88,18 +132,19 @@ class Reading:
 
     def result(self, source: Path, skip_bad: bool) -> tuple[list[Sample], Problems]:
         """All samples and problems. Raises UserError with all that is wrong, unless `skip_bad`."""
-        for name, places in self.unknown.items():  # one line a class, not one an object: there may be thousands
-            more = f" {len(places) - 1} more object(s) of it." if len(places) > 1 else ""
+        for name, objects in self.unknown.items():  # one line a class, not one an object: there may be thousands
+            more = f" {len(objects) - 1} more object(s) of it." if len(objects) > 1 else ""
             known = f"{nearest(name, self.classes)} Known: {', '.join(self.classes)}."
-            self.problems.add(places[0], f"unknown class '{name}'.{known}{more}")
-        if self.problems.lines and not skip_bad:
+            what = f"unknown class '{name}'.{known}{more}"
+            self.problems.found.append(objects[0].problem("unknown_class", what))
+        if self.problems.found and not skip_bad:
             others = (
                 " Objects of classes that are not wanted can be left out by data.other_classes=leave_out."
                 if self.unknown
                 else ""
             )
             raise UserError(
-                f"{len(self.problems.lines)} problem(s) in the data set {source}:\n{self.problems.text()}\n"
+                f"{len(self.problems.found)} problem(s) in the data set {source}:\n{self.problems.text()}\n"
                 f"Mend the files, or leave out what is wrong with data.skip_bad=true.{others}"
             )
         return self.samples, self.problems

@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
-from fastrcnn.data.truth import AnnotatedObject, Problems, Reading
+from fastrcnn.data.truth import AnnotatedObject, Problem, ProblemError, Problems, Reading
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.structures import Sample
 
@@ -35,52 +35,54 @@ class VocObject:
 def parse_annotation(path: Path) -> tuple[int, int, list[VocObject]]:
     """Width, height and objects of a VOC XML file.
 
-    Raises UserError with the file, and the line or the object's number, for whatever cannot be read: malformed XML,
+    Raises ProblemError with the file, and the line or the object's number, for whatever cannot be read: malformed XML,
     entities, missing or non-numeric fields.
     """
     try:
         if path.stat().st_size > MAX_XML_BYTES:
-            raise UserError(f"{path}: larger than {MAX_XML_BYTES // 1_000_000} MB, not an annotation.")
+            raise _unusable(path, f"larger than {MAX_XML_BYTES // 1_000_000} MB, not an annotation.")
         root = parse(path, forbid_dtd=True).getroot()
     except ParseError as error:
         line, column = error.position
-        raise UserError(f"{path}, line {line}, column {column}: not well-formed XML ({error.msg}).") from None
+        raise _unusable(path, f"not well-formed XML at column {column} ({error.msg}).", line) from None
     except DefusedXmlException:
-        before = path.read_bytes().partition(b"<!DOCTYPE")[0]
-        line = before.count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: a document type, and so entities, are refused. Remove it.") from None
+        line = path.read_bytes().partition(b"<!DOCTYPE")[0].count(b"\n") + 1
+        raise _unusable(path, "a document type, and so entities, are refused. Remove it.", line) from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise _unusable(path, f"cannot be read ({error.strerror}).") from None
     except (ValueError, LookupError) as error:  # an encoding that does not exist or does not fit
-        raise UserError(f"{path}: not a text that can be read ({error}).") from None
+        raise _unusable(path, f"not a text that can be read ({error}).") from None
     if root is None or root.tag != "annotation":
-        raise UserError(f"{path}: the root element is not <annotation>; this is no VOC annotation.")
+        raise _unusable(path, "the root element is not <annotation>; this is no VOC annotation.")
     filename = (root.findtext("filename") or "").strip()
     if _leads_out(filename):
-        raise UserError(f"{path}: <filename> is '{filename}', which leads out of the data set. Give the name alone.")
-    width, height = (int(_number(root, f"size/{key}", path, "the image")) for key in ("width", "height"))
+        raise _unusable(path, f"<filename> is '{filename}', which leads out of the data set. Give the name alone.")
+    width, height = (int(_number(root, f"size/{key}", path)) for key in ("width", "height"))
     objects = []
     for number, element in enumerate(root.findall("object"), 1):
-        where = f"object {number}"
         name = (element.findtext("name") or "").strip()
         if not name:
-            raise UserError(f"{path}, {where}: <name> is missing or empty.")
+            raise _unusable(path, "<name> is missing or empty.", number=number)
         xmin, ymin, xmax, ymax = (
-            _number(element, f"bndbox/{key}", path, where) for key in ("xmin", "ymin", "xmax", "ymax")
+            _number(element, f"bndbox/{key}", path, number) for key in ("xmin", "ymin", "xmax", "ymax")
         )
         difficult = (element.findtext("difficult") or "0").strip() == "1"
         objects.append(VocObject(name, (xmin, ymin, xmax, ymax), difficult))
     return width, height, objects
 
 
-def _number(element: Element, key: str, path: Path, where: str) -> float:
+def _unusable(path: Path, what: str, line: int | None = None, number: int | None = None) -> ProblemError:
+    return ProblemError(Problem("annotation", str(path), what, line, number))
+
+
+def _number(element: Element, key: str, path: Path, number: int | None = None) -> float:
     text = (element.findtext(key) or "").strip()
     try:
         value = float(text)
     except ValueError:
         value = float("nan")
     if not abs(value) < 1e7:  # NaN and infinity too
-        raise UserError(f"{path}, {where}: <{key}> should be a number of pixels, is '{text}'.")
+        raise _unusable(path, f"<{key}> should be a number of pixels, is '{text}'.", number=number)
     return value
 
 
@@ -162,8 +164,8 @@ def find_classes(root: Path, image_ids: Sequence[str]) -> tuple[list[str], Probl
     for image_id in image_ids:
         try:
             _, _, objects = parse_annotation(annotation_folder(root) / f"{image_id}.xml")
-        except UserError as error:
-            problems.lines.append(str(error))
+        except ProblemError as error:
+            problems.found.append(error.problem)
             continue
         names.update(o.name for o in objects)
     return sorted(names), problems
@@ -200,23 +202,23 @@ def load_voc(
         annotation = annotations / f"{image_id}.xml"
         missing = image is None and need_pictures
         if missing:
-            problems.add(pictures / image_id, f"no such picture ({', '.join(IMAGE_SUFFIXES)}).")
+            problems.add("missing_picture", pictures / image_id, f"no such picture ({', '.join(IMAGE_SUFFIXES)}).")
         outside = [p for p in (image, annotation) if p and not any(p.resolve().is_relative_to(f) for f in folders)]
         if outside:
-            problems.add(outside[0], "a link leads out of the data set; refused. Put the file itself there.")
+            problems.add("link", outside[0], "a link leads out of the data set; refused. Put the file itself there.")
             continue
         try:
             width, height, objects = parse_annotation(annotation)
-        except UserError as error:
-            problems.lines.append(str(error))
+        except ProblemError as error:
+            problems.found.append(error.problem)
             continue
         if width < 1 or height < 1:
-            problems.add(annotation, f"the image's size is given as {width} x {height}.")
+            problems.add("annotation", annotation, f"the image's size is given as {width} x {height}.")
             continue
         if missing:
             continue
         found = [
-            _annotated(o, f"{annotation}, object {number}", first_pixel)
+            _annotated(o, annotation, number, first_pixel)
             for number, o in enumerate(objects, 1)
             if use_difficult or not o.difficult
         ]
@@ -224,7 +226,7 @@ def load_voc(
     return reading.result(root, skip_bad)
 
 
-def _annotated(o: VocObject, where: str, first_pixel: int) -> AnnotatedObject:
+def _annotated(o: VocObject, file: Path, number: int, first_pixel: int) -> AnnotatedObject:
     """The object with its box half-open, and what is wrong with the box, as far as its own numbers tell."""
     xmin, ymin, xmax, ymax = o.box
     fault = ""
@@ -233,4 +235,4 @@ def _annotated(o: VocObject, where: str, first_pixel: int) -> AnnotatedObject:
     elif xmax == xmin and ymax == ymin:
         fault = "is a single point."
     box = (xmin - first_pixel, ymin - first_pixel, xmax - first_pixel + 1, ymax - first_pixel + 1)
-    return AnnotatedObject(where, o.name, box, f"({', '.join(f'{v:g}' for v in o.box)})", o.difficult, fault)
+    return AnnotatedObject(file, number, o.name, box, f"({', '.join(f'{v:g}' for v in o.box)})", o.difficult, fault)

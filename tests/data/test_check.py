@@ -17,7 +17,7 @@ from voc_folder import VocFolder, fingerprint, voc_xml
 from fastrcnn.data.check import Record, Settings, Task, read_all
 from fastrcnn.data.check_findings import findings, proposal_findings
 from fastrcnn.data.check_page import page
-from fastrcnn.data.check_problems import KINDS, Problem
+from fastrcnn.data.check_problems import KINDS, is_error
 from fastrcnn.data.check_report import (
     Boxes,
     Pictures,
@@ -34,6 +34,7 @@ from fastrcnn.data.check_report import (
 from fastrcnn.data.check_text import summary
 from fastrcnn.data.check_truth import read_coco, read_voc
 from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
+from fastrcnn.data.truth import Problem
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.structures import Sample
@@ -91,7 +92,7 @@ def test_all_bad_files_are_reported_at_once(tiny: VocFolder) -> None:
         "broken": [("annotation", 3, None)],
         "objects": [("annotation", None, n) for n in (1, 2, 3, 3)],
     }
-    assert all(p.error and Path(p.file).parent.parent == tiny.root for r in records for p in r.problems)
+    assert all(is_error(p) and Path(p.file).parent.parent == tiny.root for r in records for p in r.problems)
     assert "Width and height are swapped" in records[5].problems[0].what
 
 
@@ -410,8 +411,8 @@ def test_the_summary_is_short_and_ends_with_the_verdict() -> None:
         report,
         classes=names,
         splits=[counts],
-        errors=[p for p in every if p.error],
-        notes=[p for p in every if not p.error],
+        errors=[p for p in every if is_error(p)],
+        notes=[p for p in every if not is_error(p)],
     )
     lines = summary(report).splitlines()
     assert len(lines) <= 36  # two more for the sampling, and two of the verb make forty
@@ -424,7 +425,7 @@ def test_the_json_says_how_to_mend() -> None:
     plain = to_json(hostile_report())
     assert plain["ok"] is False
     assert plain["errors"][0]["mend"] == KINDS["box"].mend
-    assert set(plain["notes"][0]) == {"kind", "title", "file", "line", "object", "name", "what", "mend"}
+    assert set(plain["notes"][0]) == {"kind", "title", "file", "line", "object", "unit", "name", "what", "mend"}
 
 
 def test_an_empty_annotation_and_one_without_size(voc: VocFolder) -> None:

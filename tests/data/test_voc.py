@@ -196,7 +196,7 @@ def test_a_coordinate_that_is_no_number_of_pixels_is_refused(voc: VocFolder, val
     [
         ("<name>cat</name>", "object 1: <name> is missing or empty"),
         ("<xmin>2</xmin>", "object 1: <bndbox/xmin> should be a number of pixels, is ''"),
-        ("<width>64</width>", "the image: <size/width> should be a number of pixels, is ''"),
+        ("<width>64</width>", "a.xml: <size/width> should be a number of pixels, is ''"),
     ],
 )
 def test_a_field_that_is_missing_is_named(voc: VocFolder, what: str, said: str) -> None:
@@ -230,7 +230,7 @@ def test_malformed_xml_is_refused_with_its_line(voc: VocFolder) -> None:
     text = voc_xml([ONE])
     assert text.splitlines()[6] == "\t<object>"
     voc.annotation("a", text.replace("\t<object>", "\t<object", 1))
-    assert "a.xml, line 8, column" in refused(voc, "a")  # where the next tag begins
+    assert "a.xml, line 8: not well-formed XML at column" in refused(voc, "a")  # where the next tag begins
 
 
 @pytest.mark.parametrize("text", ["", "cat 1 2 3 4\n", "<annotation><object></annotation>", "<annotation>"])
@@ -284,7 +284,7 @@ def test_elements_nested_without_end_are_refused(voc: VocFolder) -> None:
     ("data", "said"),
     [
         (b"<?xml version='1.0' encoding='klingon'?><annotation/>", "a.xml"),
-        (b"<annotation><object><name>\xff\xfe</name></object></annotation>", "a.xml, line 1, column"),
+        (b"<annotation><object><name>\xff\xfe</name></object></annotation>", "a.xml, line 1: not well-formed XML at column"),
     ],
 )
 def test_a_text_in_no_known_encoding_is_refused(voc: VocFolder, data: bytes, said: str) -> None:
