@@ -9,7 +9,7 @@ import pytest
 import torch
 from voc_folder import VocFolder
 
-from fastrcnn import build
+from fastrcnn import build, build_data
 from fastrcnn.config import (
     DataConfig,
     DetectionConfig,
@@ -38,9 +38,9 @@ def config_of(voc: VocFolder, **changes: object) -> DataConfig:
 
 
 def test_the_schemas_defaults_are_those_of_the_parts_it_configures() -> None:
-    assert build.selective_search(SelectiveSearchConfig()) == SelectiveSearchSettings()
+    assert build_data.selective_search(SelectiveSearchConfig()) == SelectiveSearchSettings()
     assert build.detection(DetectionConfig()) == DetectionSettings()
-    assert build.augmentation(DataConfig()) == Augmentation()
+    assert build_data.augmentation(DataConfig()) == Augmentation()
 
 
 def test_what_varies_in_training_is_fixed_in_evaluation() -> None:
@@ -48,8 +48,8 @@ def test_what_varies_in_training_is_fixed_in_evaluation() -> None:
         short_sides=[100, 200], long_side=300, test_short_side=150, flip=True, flip_vertical=True, transpose=True,
         colour=0.5,
     )  # fmt: skip
-    assert build.augmentation(config) == Augmentation((100, 200), 300, True, True, True, 0.5)
-    assert build.test_scaling(config) == Augmentation((150,), 300, False, False, False, 0.0)
+    assert build_data.augmentation(config) == Augmentation((100, 200), 300, True, True, True, 0.5)
+    assert build_data.test_scaling(config) == Augmentation((150,), 300, False, False, False, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_what_varies_in_training_is_fixed_in_evaluation() -> None:
     [(["test"], "test"), (["VOC2007/test"], "VOC2007-test"), (["a/x", "b/y"], "a-x+b-y")],
 )
 def test_a_split_gets_a_name_that_a_file_can_bear(splits: list[str], name: str) -> None:
-    assert build.split_name(splits) == name
+    assert build_data.split_name(splits) == name
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_split_gets_a_name_that_a_file_can_bear(splits: list[str], name: str) 
     ],
 )
 def test_another_split_is_looked_for_in_the_same_folders(test: list[str], split: str | None, expected: list) -> None:
-    assert build.test_splits(DataConfig(test=test), split) == expected
+    assert build_data.test_splits(DataConfig(test=test), split) == expected
 
 
 def test_devices_and_precisions() -> None:
@@ -109,23 +109,27 @@ def test_null_is_within_every_bound() -> None:
 
 
 def test_classes_are_those_given_in_their_order_or_those_found_sorted(tiny: VocFolder) -> None:
-    assert build.classes(config_of(tiny, classes=["dog", "traffic light", "cat"])) == ["dog", "traffic light", "cat"]
-    assert build.classes(config_of(tiny)) == ["cat", "dog"]
-    assert build.classes(config_of(tiny, train=["test"])) == ["cat"]
+    assert build_data.classes(config_of(tiny, classes=["dog", "traffic light", "cat"])) == [
+        "dog",
+        "traffic light",
+        "cat",
+    ]
+    assert build_data.classes(config_of(tiny)) == ["cat", "dog"]
+    assert build_data.classes(config_of(tiny, train=["test"])) == ["cat"]
 
 
 @pytest.mark.parametrize("names", [[], ["cat", "cat"], ["a/b"], [""], ["a\\b"]])
 def test_names_that_no_file_can_bear_are_refused_before_training(tiny: VocFolder, names: list[str]) -> None:
     with pytest.raises(UserError, match=r"data\.classes"):
-        build.classes(config_of(tiny, classes=names))
+        build_data.classes(config_of(tiny, classes=names))
 
 
 def test_classes_with_a_broken_annotation_name_all_that_is_wrong_or_leave_it_out(tiny: VocFolder) -> None:
     (tiny.root / "Annotations" / "b.xml").write_text("<annotation>")
     (tiny.root / "JPEGImages" / "a.jpg").unlink()
     with pytest.raises(UserError, match=r"(?s)2 problem.*a: no such picture.*b\.xml, line 1"):
-        build.classes(config_of(tiny))
-    assert build.classes(config_of(tiny, skip_bad=True)) == ["cat", "dog"]
+        build_data.classes(config_of(tiny))
+    assert build_data.classes(config_of(tiny, skip_bad=True)) == ["cat", "dog"]
 
 
 def test_samples_of_several_folders_follow_each_other(tmp_path: Path) -> None:
@@ -134,24 +138,24 @@ def test_samples_of_several_folders_follow_each_other(tmp_path: Path) -> None:
         folder.add(image_id, ("cat", (1, 1, 9, 9), False))
         folder.split("trainval", image_id)
     config = DataConfig(root=str(tmp_path / "VOCdevkit"), classes=["cat"])
-    found = build.samples(config, ["VOC2012/trainval", "VOC2007/trainval"], ["cat"])
+    found = build_data.samples(config, ["VOC2012/trainval", "VOC2007/trainval"], ["cat"])
     assert [s.image_id for s in found] == ["y", "x"]
 
 
 def test_an_id_in_two_lists_is_refused(tiny: VocFolder) -> None:
     tiny.split("more", "c", "a")
     with pytest.raises(UserError, match="trainval, more: 'a' is in more than one of these lists"):
-        build.samples(config_of(tiny), ["trainval", "more"], ["cat", "dog"])
+        build_data.samples(config_of(tiny), ["trainval", "more"], ["cat", "dog"])
 
 
 def test_the_first_so_many_of_each_list_are_used(tiny: VocFolder) -> None:
-    found = build.samples(config_of(tiny, max_images=1), ["trainval", "test"], ["cat", "dog"])
+    found = build_data.samples(config_of(tiny, max_images=1), ["trainval", "test"], ["cat", "dog"])
     assert [s.image_id for s in found] == ["a", "c"]
 
 
 def test_skip_bad_says_what_was_left_out(tiny: VocFolder, caplog: pytest.LogCaptureFixture) -> None:
     (tiny.root / "Annotations" / "b.xml").write_text("<annotation>")
-    found = build.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"])
+    found = build_data.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"])
     assert [s.image_id for s in found] == ["a"]
     assert "left out (data.skip_bad)" in caplog.text
     assert "b.xml, line 1" in caplog.text
@@ -164,10 +168,10 @@ def test_difficult_objects_are_trained_on_or_not_and_always_evaluated(tiny: VocF
     write_store(store, [ImageProposals(i, 48, 64, boxes) for i in "abc"], "a test", {})
     config = config_of(tiny, proposals=str(store), use_difficult=False)
     names = ["cat", "dog"]
-    assert [len(s.boxes) for s in build.training_set(config, names, seed=0).samples] == [2, 0]
-    assert [len(s.boxes) for s in build.test_set(config, names).samples] == [1]
+    assert [len(s.boxes) for s in build_data.training_set(config, names, seed=0).samples] == [2, 0]
+    assert [len(s.boxes) for s in build_data.test_set(config, names).samples] == [1]
     config.use_difficult = True
-    assert [len(s.boxes) for s in build.training_set(config, names, seed=0).samples] == [2, 1]
+    assert [len(s.boxes) for s in build_data.training_set(config, names, seed=0).samples] == [2, 1]
 
 
 def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
@@ -183,7 +187,7 @@ def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
     tiny.add("good", ("cat", (1, 1, 32, 24), False))
     tiny.split("trainval", "a", "b", "empty", "text", "good")
     with pytest.raises(UserError) as caught:
-        build.training_set(config_of(tiny), ["cat", "dog"], seed=0)
+        build_data.training_set(config_of(tiny), ["cat", "dog"], seed=0)
     for said in (
         "4 of 5 pictures cannot be used",
         "a.jpg: the picture is cut short",
@@ -193,7 +197,7 @@ def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
         "data.skip_bad=true",
     ):
         assert said in str(caught.value)
-    found = build.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"])
+    found = build_data.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"])
     assert [s.image_id for s in found] == ["good"]
     assert "4 picture(s) left out" in caplog.text
 
@@ -202,24 +206,24 @@ def test_objects_of_other_classes_are_refused_or_left_out_and_counted(
     tiny: VocFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(UserError, match=r"unknown class 'dog'.*\n.*data\.other_classes=leave_out"):
-        build.samples(config_of(tiny), ["trainval"], ["cat"])
+        build_data.samples(config_of(tiny), ["trainval"], ["cat"])
     caplog.set_level("INFO")
-    a, b = build.samples(config_of(tiny, other_classes="leave_out"), ["trainval"], ["cat"])
+    a, b = build_data.samples(config_of(tiny, other_classes="leave_out"), ["trainval"], ["cat"])
     assert (len(a.boxes), len(b.boxes)) == (1, 0)
     assert "objects of other classes left out: dog (2)" in caplog.text
     with pytest.raises(UserError, match=r"data\.other_classes=ignore: should be one of refuse, leave_out"):
-        build.samples(config_of(tiny, other_classes="ignore"), ["trainval"], ["cat"])
+        build_data.samples(config_of(tiny, other_classes="ignore"), ["trainval"], ["cat"])
 
 
 def test_a_zero_based_data_set_is_noticed_and_read_as_one(voc: VocFolder, caplog: pytest.LogCaptureFixture) -> None:
     voc.add("a", ("cat", (0, 0, 31, 23), False), ("cat", (10, 0, 63, 47), False), ("cat", (5, 5, 9, 9), False))
     voc.split("trainval", "a")
-    (sample,) = build.samples(config_of(voc), ["trainval"], ["cat"])
+    (sample,) = build_data.samples(config_of(voc), ["trainval"], ["cat"])
     assert "2 box(es) begin at 0" in caplog.text
     assert "data.first_pixel=0" in caplog.text
     np.testing.assert_array_equal(sample.boxes, [[0, 0, 31, 23], [9, 0, 63, 47], [4, 4, 9, 9]])
     caplog.clear()
-    (sample,) = build.samples(config_of(voc, first_pixel=0), ["trainval"], ["cat"])
+    (sample,) = build_data.samples(config_of(voc, first_pixel=0), ["trainval"], ["cat"])
     np.testing.assert_array_equal(sample.boxes, [[0, 0, 32, 24], [10, 0, 64, 48], [5, 5, 10, 10]])
     assert caplog.text == ""
 
@@ -230,8 +234,8 @@ def test_a_folder_without_lists_trains_and_tests_on_different_pictures(voc: VocF
     (voc.root / "ImageSets" / "Main").rmdir()
     (voc.root / "ImageSets").rmdir()
     config = config_of(voc)
-    assert build.classes(config) == ["cat"]
-    train, test = (build.samples(config, [name], ["cat"]) for name in ("trainval", "test"))
+    assert build_data.classes(config) == ["cat"]
+    train, test = (build_data.samples(config, [name], ["cat"]) for name in ("trainval", "test"))
     assert {s.image_id for s in train} | {s.image_id for s in test} == {f"p{n}" for n in range(12)}
     assert not {s.image_id for s in train} & {s.image_id for s in test}
 
@@ -245,35 +249,35 @@ def test_pictures_without_proposals_are_left_out_where_that_is_asked_for(
     store = tiny.root.parent / "x.proposals"
     write_store(store, [ImageProposals("a", 48, 64, np.array([[0, 0, 9, 9]], np.float32))], "a test", {})
     config = config_of(tiny, proposals=str(store), missing_proposals="leave_out")
-    data = build.training_set(config, ["cat", "dog"], seed=0)
+    data = build_data.training_set(config, ["cat", "dog"], seed=0)
     assert [s.image_id for s in data.samples] == ["a"]
     assert "has nothing for 1 of 2 pictures" in caplog.text
     with pytest.raises(UserError, match="there is none for any of these"):
-        build.test_set(config, ["cat", "dog"])
+        build_data.test_set(config, ["cat", "dog"])
 
 
 def test_proposals_are_made_once_and_found_again(tiny: VocFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(tiny, name="pets")
-    first = build.training_set(config, ["cat", "dog"], seed=0)
+    first = build_data.training_set(config, ["cat", "dog"], seed=0)
     (kept,) = (tiny.root.parent / "cache").glob("*.proposals")
     assert kept.name.startswith("pets-trainval-")
     assert ProposalStore(kept).ids == ["a", "b"]
-    monkeypatch.setattr(build, "propose_all", None)  # may not be called again
-    again = build.training_set(config, ["cat", "dog"], seed=0)
+    monkeypatch.setattr(build_data, "propose_all", None)  # may not be called again
+    again = build_data.training_set(config, ["cat", "dog"], seed=0)
     np.testing.assert_array_equal(again.proposal_boxes(1), first.proposal_boxes(1))
 
 
 def test_the_name_of_kept_proposals_follows_settings_and_pictures(tiny: VocFolder) -> None:
     config = config_of(tiny)
-    samples = build.samples(config, ["trainval"], ["cat", "dog"])
-    path = build.proposal_path(config, samples, "trainval")
-    assert build.proposal_path(config, samples[::-1], "trainval") == path
+    samples = build_data.samples(config, ["trainval"], ["cat", "dog"])
+    path = build_data.proposal_path(config, samples, "trainval")
+    assert build_data.proposal_path(config, samples[::-1], "trainval") == path
     other = config_of(tiny)
     other.selective_search = SelectiveSearchConfig(side=48, k=[50.0], sigma=0.5)
-    assert build.proposal_path(other, samples, "trainval") != path
-    assert build.proposal_path(config, samples[:1], "trainval") != path
+    assert build_data.proposal_path(other, samples, "trainval") != path
+    assert build_data.proposal_path(config, samples[:1], "trainval") != path
     (tiny.root / "JPEGImages" / "a.jpg").write_bytes((tiny.root / "JPEGImages" / "b.jpg").read_bytes())
-    assert build.proposal_path(config, samples, "trainval") != path
+    assert build_data.proposal_path(config, samples, "trainval") != path
 
 
 def test_proposals_of_other_pictures_are_refused(tiny: VocFolder) -> None:
@@ -281,10 +285,10 @@ def test_proposals_of_other_pictures_are_refused(tiny: VocFolder) -> None:
     boxes = np.zeros((0, 4), np.float32)
     write_store(store, [ImageProposals("a", 48, 64, boxes)], "a test", {})
     with pytest.raises(UserError, match="belong to other images: 1 of 2 images are not in it, the first is 'b'"):
-        build.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
+        build_data.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
     write_store(store, [ImageProposals("a", 48, 64, boxes), ImageProposals("b", 64, 48, boxes)], "a test", {})
     with pytest.raises(UserError, match="'b' has 48x64 pixels there, but the image has 64x48"):
-        build.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
+        build_data.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
 
 
 # ------------------------------------------------------------------------------------------ pictures to detect on
@@ -294,26 +298,28 @@ def test_a_source_is_a_file_a_folder_or_a_pattern(voc: VocFolder) -> None:
     folder = voc.root / "JPEGImages"
     b, a, c = voc.picture("b"), voc.picture("a", suffix=".PNG"), voc.picture("sub/c")
     (folder / "notes.txt").write_text("x")
-    assert build.pictures(str(b)) == [b]
-    assert build.pictures(str(folder)) == [a, b]
-    assert build.pictures(f"{folder}/*.jpg") == [b]
-    assert build.pictures(f"{folder}/**/*.jpg") == [b, c]
+    assert build_data.pictures(str(b)) == [b]
+    assert build_data.pictures(str(folder)) == [a, b]
+    assert build_data.pictures(f"{folder}/*.jpg") == [b]
+    assert build_data.pictures(f"{folder}/**/*.jpg") == [b, c]
 
 
 def test_a_name_that_looks_like_a_pattern_is_a_file_where_there_is_one(voc: VocFolder) -> None:
     picture = voc.picture("a[1]*")
-    assert build.pictures(str(picture)) == [picture]
+    assert build_data.pictures(str(picture)) == [picture]
 
 
 def test_pictures_without_truth_have_their_size_and_names_that_differ(voc: VocFolder) -> None:
     one, other, third = voc.picture("x/a", size=(30, 20)), voc.picture("y/a"), voc.picture("b")
-    samples = build.without_truth([one, other, third])
+    samples = build_data.without_truth([one, other, third])
     assert [s.image_id for s in samples] == ["x_a.jpg", "y_a.jpg", "b"]
     assert (samples[0].width, samples[0].height, len(samples[0].boxes)) == (30, 20, 0)
 
 
 def test_pictures_of_one_name_in_folders_of_one_name_still_differ(voc: VocFolder) -> None:
-    samples = build.without_truth([voc.picture("x/s/a"), voc.picture("y/s/a"), voc.picture("x/s/a", suffix=".png")])
+    samples = build_data.without_truth(
+        [voc.picture("x/s/a"), voc.picture("y/s/a"), voc.picture("x/s/a", suffix=".png")]
+    )
     assert len({s.image_id for s in samples}) == 3
 
 
@@ -325,14 +331,16 @@ def test_what_the_proposals_find_is_said_before_training(tiny: VocFolder, caplog
     store = tiny.root.parent / "x.proposals"
     near = np.array([[0, 0, 32, 20], [1, 1, 3, 3]], np.float32)  # the cat of `a` by 20/24; its dog not at all
     write_store(store, [ImageProposals(i, 48, 64, near) for i in "ab"], "a test", {})
-    data = build.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
-    build.say_recall(data, ["cat", "dog"])
+    data = build_data.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
+    build_data.say_recall(data, ["cat", "dog"])
     assert (
         "proposals: 2 of a picture on average; they find 50.0 % of the objects (IoU .5), in 2 pictures" in caplog.text
     )
     assert "proposals-check" not in caplog.text
     far = np.array([[60, 40, 64, 48]], np.float32)
     write_store(store, [ImageProposals(i, 48, 64, far) for i in "ab"], "a test", {})
-    build.say_recall(build.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0), ["cat", "dog"])
+    build_data.say_recall(
+        build_data.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0), ["cat", "dog"]
+    )
     assert "they find 0.0 % of the objects" in caplog.text
     assert "fastrcnn proposals-check" in caplog.text

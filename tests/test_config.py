@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from fastrcnn import build
+from fastrcnn import build, build_data
 from fastrcnn.cli import VERBS, main
 from fastrcnn.cli.compose import compose, config_folder, options
 from fastrcnn.config import SCHEMAS, TrainConfig, groups, leaves
@@ -79,10 +79,10 @@ def test_every_model_and_experiment_builds(file: str) -> None:
     assert bool(frozen) == (config.model.finetune_from != "conv1_1")
     build.check_solver(config.solver)
     build.detection(config.detection)
-    build.metric(config.data)
-    assert build.augmentation(config.data).short_sides == tuple(config.data.short_sides)
-    build.test_scaling(config.data)
-    build.selective_search(config.data.selective_search)
+    build_data.metric(config.data)
+    assert build_data.augmentation(config.data).short_sides == tuple(config.data.short_sides)
+    build_data.test_scaling(config.data)
+    build_data.selective_search(config.data.selective_search)
 
 
 def test_the_papers_network_has_the_papers_size() -> None:
@@ -100,8 +100,8 @@ def test_every_option_of_a_group_is_accepted(group: str) -> None:
         config = compose("train", [f"{group}={name}"])
         build.check_solver(config.solver)
         build.detection(config.detection)
-        build.metric(config.data)
-        build.augmentation(config.data)
+        build_data.metric(config.data)
+        build_data.augmentation(config.data)
         build.precision(config.runtime, torch.device("cpu"))
 
 

@@ -70,7 +70,7 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
 
     Raises UserError where no list can be read.
     """
-    from fastrcnn import build
+    from fastrcnn import build_data
     from fastrcnn.data.annotations import has_lists, is_coco
     from fastrcnn.data.check import Task
     from fastrcnn.data.check_truth import coco_problems, read_coco
@@ -79,13 +79,13 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
 
     tasks: list[Task] = []
     problems: list[Problem] = []
-    root = str(build.root(config))
+    root = str(build_data.root(config))
     sources: set[Path] = set()
     for role, splits in (("train", config.train), ("test", config.test)):
         of_role: list[Task] = []
         for split in splits:
             try:
-                ((source, ids),) = build.image_ids(config, [split])
+                ((source, ids),) = build_data.image_ids(config, [split])
             except UserError as error:
                 problems.append(Problem("split", root, str(error)))
                 continue
@@ -99,7 +99,7 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
                 if role == "train" and not has_lists(source) and (lone := pictures_without_annotation(source)):
                     what = f"{len(lone)} picture(s) have no annotation, and are not used."
                     problems.append(Problem("lone", str(lone[0]), what))
-        store = find_store(config, of_role, build.split_name(splits))
+        store = find_store(config, of_role, build_data.split_name(splits))
         tasks += [replace(task, store=store) for task in of_role]
     if not tasks:
         raise UserError("\n".join(dict.fromkeys(p.what for p in problems)) or "data.train and data.test are empty.")
@@ -110,7 +110,7 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
     """The proposals that training or evaluation would use for these pictures, if they are there."""
     import numpy as np
 
-    from fastrcnn import build
+    from fastrcnn import build_data
     from fastrcnn.data.voc import find_image
     from fastrcnn.structures import Sample
 
@@ -123,13 +123,13 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
     files = [(t.image_id, t.annotated.file if t.annotated else find_image(t.source, t.image_id)) for t in tasks]
     found = [Sample(image_id, file, 0, 0, *nothing) for image_id, file in files if file is not None and file.is_file()]
-    path = build.proposal_path(config, found, name)
+    path = build_data.proposal_path(config, found, name)
     return path if path.exists() else None
 
 
 def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequence[Problem]) -> Report:
     """The report, with `problems` that are known already."""
-    from fastrcnn import build
+    from fastrcnn import build, build_data
     from fastrcnn.data import check_report as statistics
     from fastrcnn.data.check_findings import findings, proposal_findings, report_findings
     from fastrcnn.data.check_problems import is_error
@@ -137,9 +137,11 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
     from fastrcnn.data.truth import Problem
 
     data, solver = config.data, config.solver
-    leave_out_others = build.one_of("data.other_classes", data.other_classes, build.CHOICES) == "leave_out"
-    leave_out_missing = build.one_of("data.missing_proposals", data.missing_proposals, build.CHOICES) == "leave_out"
-    root = str(build.root(data))
+    leave_out_others = build.one_of("data.other_classes", data.other_classes, build_data.CHOICES) == "leave_out"
+    leave_out_missing = (
+        build.one_of("data.missing_proposals", data.missing_proposals, build_data.CHOICES) == "leave_out"
+    )
+    root = str(build_data.root(data))
     found = [*problems, *(p for r in records for p in r.problems)]
     if leave_out_missing:
         found = [replace(p, kind="left_out") if p.kind == "no_proposals" else p for p in found]
@@ -150,7 +152,7 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
             found.append(Problem("classes", root, f"no usable object in any annotation of {', '.join(data.train)}."))
     if names or data.classes is not None:
         try:
-            build.checked_names(names)
+            build_data.checked_names(names)
         except UserError as error:
             found.append(Problem("classes", root, str(error)))
     found += findings(records, names, root, leave_out_others)

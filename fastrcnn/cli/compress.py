@@ -83,7 +83,7 @@ def compress(config: CompressConfig, path: Path, content: dict[str, Any], output
 
     asked: whether the data set's folder was named for this command, and so has to be there.
     """
-    from fastrcnn import build
+    from fastrcnn import build, build_data
     from fastrcnn.model.compress import LAYERS, decompose, factored_state, ranks_for
     from fastrcnn.progress import progress
     from fastrcnn.training import checkpoint
@@ -136,7 +136,7 @@ def compress(config: CompressConfig, path: Path, content: dict[str, Any], output
     )
     print("\n".join([*tried, *size_lines(before, after, ranks), time_line(before, after, dtype)]))
     if ap_before is not None and ap_after is not None:
-        split = build.split_name(build.test_splits(config.data, config.split))
+        split = build_data.split_name(build_data.test_splits(config.data, config.split))
         print(f"mAP on {split}: {points(ap_before)} before, {points(ap_after)} after ({change(ap_before, ap_after)})")
     else:
         print(f"mAP: not measured, {'as no class has truth there' if test_set else 'as there is no data set'}")
@@ -151,16 +151,16 @@ def with_ranks(config: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
 def data(config: CompressConfig, names: list[str], asked: bool) -> DetectionDataset | None:
     """What the mAP is measured on; None where the data set is no longer where the run had it."""
-    from fastrcnn import build
+    from fastrcnn import build_data
 
     root = config.data.root
     if root is None or not (asked or Path(root).expanduser().exists()):
         if config.budget is not None or config.split is not None:
-            build.root(config.data)  # says what is missing
+            build_data.root(config.data)  # says what is missing
         log.warning("the mAP is not measured: %s", f"there is no {root}" if root else "there is no data.root")
         return None
     try:
-        return build.test_set(config.data, names, config.split)
+        return build_data.test_set(config.data, names, config.split)
     except UserError as error:
         raise UserError(f"{error}\nTo compress without measuring the mAP: data.root=null.") from None
 
@@ -185,12 +185,12 @@ def evaluated(
     config: CompressConfig, model: FastRCNN, test_set: DetectionDataset, names: list[str], dtype: torch.dtype
 ) -> float | None:
     """mAP, 0 to 1; None where no class has truth."""
-    from fastrcnn import build
+    from fastrcnn import build, build_data
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.evaluate import evaluate
 
     batches = detection_loader(test_set, workers=build.workers(config.runtime))
-    metric, settings = build.metric(config.data), build.detection(config.detection)
+    metric, settings = build_data.metric(config.data), build.detection(config.detection)
     return evaluate(model, batches, len(test_set), names, metric, settings, dtype).ap.mean
 
 

@@ -33,7 +33,7 @@ def convert(config: ProposeConfig) -> int:
         print(f"{output}: {export(file, chosen, output):,} boxes of {len(file.ids)} images")
         return 0
 
-    from fastrcnn import build
+    from fastrcnn import build_data
     from fastrcnn.data.proposal_convert import convert_to_store
     from fastrcnn.data.proposals import check_target
 
@@ -43,10 +43,10 @@ def convert(config: ProposeConfig) -> int:
         raise UserError(f"{output}: is what is read; name another store, as output=NAME.proposals.")
     check_target(output)
     if config.source is not None:
-        found = build.without_truth(build.pictures(config.source))
+        found = build_data.without_truth(build_data.pictures(config.source))
     else:
         splits = list(dict.fromkeys([*config.data.train, *config.data.test]))
-        found = build.samples(config.data, splits, build.classes(config.data), need_pictures=False)
+        found = build_data.samples(config.data, splits, build_data.classes(config.data), need_pictures=False)
     done = convert_to_store(file, chosen, [(s.image_id, s.height, s.width) for s in found], output)
 
     counts = done.counts

@@ -32,9 +32,9 @@ def main(arguments: list[str]) -> int:
     folder = (
         Path(config.output).expanduser() if config.output else run / "detect" / Path(config.source.rstrip("*")).stem
     )
-    from fastrcnn import build
+    from fastrcnn import build_data
 
-    drawn = detect_pictures(config, model, names, build.pictures(config.source), folder)
+    drawn = detect_pictures(config, model, names, build_data.pictures(config.source), folder)
     print(f"{drawn} object(s) found; pictures and detections.json in {folder}")
     return 0 if drawn else NOTHING_FOUND
 
@@ -46,14 +46,14 @@ def detect_pictures(config: DetectConfig, model: FastRCNN, names: list[str], pic
     """
     import cv2
 
-    from fastrcnn import build
+    from fastrcnn import build, build_data
     from fastrcnn.data.images import read_image
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.inference import detect
     from fastrcnn.progress import progress
     from fastrcnn.visualize import draw_detections
 
-    dataset = build.picture_set(config.data, pictures)
+    dataset = build_data.picture_set(config.data, pictures)
     device = build.device(config.runtime)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()

@@ -18,22 +18,22 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.cli.trained import load
 
     config, model, names, run = load("eval", arguments)
-    from fastrcnn import build
+    from fastrcnn import build, build_data
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.evaluate import evaluate, table, write_results
 
     device = build.device(config.runtime)
-    test_set = build.test_set(config.data, names, config.split)
+    test_set = build_data.test_set(config.data, names, config.split)
     result = evaluate(
         model,
         detection_loader(test_set, workers=build.workers(config.runtime)),
         len(test_set),
         names,
-        build.metric(config.data),
+        build_data.metric(config.data),
         build.detection(config.detection),
         build.precision(config.runtime, device),
     )
-    split = build.split_name(build.test_splits(config.data, config.split))
+    split = build_data.split_name(build_data.test_splits(config.data, config.split))
     folder = Path(config.output).expanduser() if config.output else run / "eval" / split
     write_results(result, folder, split)
     print(table(result))

@@ -44,12 +44,12 @@ def main(arguments: list[str]) -> int:
     config: ProposalsCheckConfig = compose("proposals-check", arguments)
     if config.proposals is None:
         raise UserError("which proposals? fastrcnn proposals-check proposals=FILE data=NAME data.root=FOLDER")
-    from fastrcnn import build
+    from fastrcnn import build_data
     from fastrcnn.cli.convert import read_ids
     from fastrcnn.data.proposal_files import open_proposals
     from fastrcnn.evaluation.fit import find_fit
 
-    build.root(config.data)  # a mistake in it is said before a large file is read
+    build_data.root(config.data)  # a mistake in it is said before a large file is read
     path = Path(config.proposals).expanduser()
     file = open_proposals(path, None if config.ids is None else read_ids(Path(config.ids).expanduser()))
     samples, entries, listed, total = sampled(config, file)
@@ -75,14 +75,16 @@ def sampled(config: ProposalsCheckConfig, file: ProposalFile) -> tuple[list[Samp
     cannot be read is left out: it takes a part of the images only to compare with. Raises UserError where no image of
     the file is in the data set, or none has an object.
     """
-    from fastrcnn import build
+    from fastrcnn import build_data
     from fastrcnn.data.annotations import class_names, load
     from fastrcnn.data.proposal_convert import match_ids
 
     data = config.data
     both = list(dict.fromkeys([*data.train, *data.test]))
     source_of: dict[str, Path] = {}
-    for source, ids in build.image_ids(data, both if config.split is None else build.test_splits(data, config.split)):
+    for source, ids in build_data.image_ids(
+        data, both if config.split is None else build_data.test_splits(data, config.split)
+    ):
         for image_id in ids:
             source_of.setdefault(image_id, source)
     place = match_ids(list(source_of), file.ids)

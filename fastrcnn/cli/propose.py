@@ -25,26 +25,28 @@ def main(arguments: list[str]) -> int:
         return convert(config)
     if config.ids is not None or config.convention is not None:
         raise UserError("ids= and convention= are about the file that convert=FILE names; name it, or leave them out.")
-    from fastrcnn import build
+    from fastrcnn import build_data
     from fastrcnn.data.proposals import ProposalStore
 
     if config.source is not None:
         if config.output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
-        pictures = build.without_truth(build.pictures(config.source))
-        made = [build.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
+        pictures = build_data.without_truth(build_data.pictures(config.source))
+        made = [build_data.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
     else:
-        names = build.classes(config.data)
+        names = build_data.classes(config.data)
         made = []
         if config.output is not None:
             both = list(dict.fromkeys([*config.data.train, *config.data.test]))
-            everything = build.samples(config.data, both, names)
-            made.append(build.make_proposals(config.data, everything, Path(config.output).expanduser(), config.workers))
+            everything = build_data.samples(config.data, both, names)
+            made.append(
+                build_data.make_proposals(config.data, everything, Path(config.output).expanduser(), config.workers)
+            )
         else:
             for splits in (config.data.train, config.data.test):
-                part = build.samples(config.data, splits, names)
-                path = build.proposal_path(config.data, part, build.split_name(splits))
-                made.append(build.make_proposals(config.data, part, path, config.workers))
+                part = build_data.samples(config.data, splits, names)
+                path = build_data.proposal_path(config.data, part, build_data.split_name(splits))
+                made.append(build_data.make_proposals(config.data, part, path, config.workers))
     for path in made:
         store = ProposalStore(path)
         boxes = sum(len(store.boxes(i)) for i in store.ids)

@@ -23,23 +23,23 @@ def main(arguments: list[str]) -> int:
     config = compose("reval", arguments)
     if config.detections is None:
         raise UserError("which detections? fastrcnn reval detections=FOLDER, with comp4_det_*.txt files in it.")
-    from fastrcnn import build
+    from fastrcnn import build_data
     from fastrcnn.evaluation.evaluate import compare, table, write_results
     from fastrcnn.evaluation.result_files import read_coco, read_comp4
 
-    names = build.classes(config.data)
-    splits = build.test_splits(config.data, config.split)
-    samples = build.samples(config.data, splits, names, need_pictures=False)
+    names = build_data.classes(config.data)
+    splits = build_data.test_splits(config.data, config.split)
+    samples = build_data.samples(config.data, splits, names, need_pictures=False)
     ids = [s.image_id for s in samples]
     where = Path(config.detections).expanduser()
-    split = build.split_name(splits)
+    split = build_data.split_name(splits)
     if where.suffix == ".json":
         found = read_coco(where, ids, {name: i for i, name in enumerate(names, 1)})
     else:
         found = read_comp4(where, comp4_split(where, split), names, ids)
     if missing := [name for name in names if name not in found]:
         log.warning("no file, so left out: %s", ", ".join(missing))
-    result = compare(found, samples, names, build.metric(config.data))
+    result = compare(found, samples, names, build_data.metric(config.data))
     print(table(result))
     if config.output:
         write_results(result, Path(config.output).expanduser(), split)

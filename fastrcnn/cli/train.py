@@ -106,10 +106,13 @@ def saved_config(folder: Path) -> dict[str, Any]:
 
 def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     """The whole training that the configuration describes; returns the run's folder and the last evaluation."""
-    from fastrcnn import build
+    from fastrcnn import build, build_data
 
     build.check_solver(config.solver)
-    detection, metric = build.detection(config.detection), build.metric(config.data)  # mistakes show before the work
+    detection, metric = (
+        build.detection(config.detection),
+        build_data.metric(config.data),
+    )  # mistakes show before the work
     folder, resumed = run_folder(config)
     import torch
 
@@ -126,25 +129,25 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     workers = build.workers(config.runtime)
     solver, seed = config.solver, config.runtime.seed
 
-    build.absolute_paths(config.data)
+    build_data.absolute_paths(config.data)
     begin = start.read(config.start) if config.start and not resumed else None
     if begin:
         start.take_classes(config.data, begin, str(config.start))
-    names = build.classes(config.data)
-    build.image_ids(config.data, config.data.test)  # a list that is missing shows before the work
+    names = build_data.classes(config.data)
+    build_data.image_ids(config.data, config.data.test)  # a list that is missing shows before the work
     torch.manual_seed(loop.seed_of(seed))
     model = build.model(config.model, len(names), load=not (resumed or begin))  # before the data: it may lack weights
     if begin:
         start.put_weights(model, begin, str(config.start))
-    train_set = build.training_set(config.data, names, seed)
-    test_set = build.test_set(config.data, names)
+    train_set = build_data.training_set(config.data, names, seed)
+    test_set = build_data.test_set(config.data, names)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer)
     done, best = 0, -1.0
     if resumed:
         done, best = load_newest(folder / "checkpoints", model, optimizer, names)
     else:
-        build.say_recall(train_set, names)
+        build_data.say_recall(train_set, names)
         if begin:  # the weights of bbox_pred were trained for the statistics that came with them
             log.info("beginning with the weights of %s", config.start)
         else:
@@ -183,7 +186,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
             )
     state.tracker.close()
     assert state.outcome is not None
-    split = build.split_name(config.data.test)
+    split = build_data.split_name(config.data.test)
     write_results(state.outcome, folder / "eval" / split, split)
     print(table(state.outcome))
     print(f"run: {folder}")

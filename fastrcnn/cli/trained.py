@@ -50,9 +50,9 @@ def from_caffe(path: Path, config: Any) -> tuple[Any, FastRCNN, list[str], Path]
             f"{path}: a .caffemodel does not name its classes. Say data=voc07 for the author's detectors of VOC, or "
             "data.classes=[...] with the names in the order they were trained in."
         )
-    from fastrcnn import build
+    from fastrcnn import build, build_data
 
-    names = build.classes(config.data)
+    names = build_data.classes(config.data)
     model = placed(build.caffe_detector(path, names), config)
     return config, model, names, Path("outputs") / path.stem
 

@@ -284,7 +284,10 @@ def test_elements_nested_without_end_are_refused(voc: VocFolder) -> None:
     ("data", "said"),
     [
         (b"<?xml version='1.0' encoding='klingon'?><annotation/>", "a.xml"),
-        (b"<annotation><object><name>\xff\xfe</name></object></annotation>", "a.xml, line 1: not well-formed XML at column"),
+        (
+            b"<annotation><object><name>\xff\xfe</name></object></annotation>",
+            "a.xml, line 1: not well-formed XML at column",
+        ),
     ],
 )
 def test_a_text_in_no_known_encoding_is_refused(voc: VocFolder, data: bytes, said: str) -> None:
