@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from fastrcnn.data import images
-from fastrcnn.data.images import MAX_PIXELS, _reaches_its_end, image_size, read_image
+from fastrcnn.data.images import MAX_PIXELS, _reaches_its_end, complete_size, image_size, read_image
 from fastrcnn.errors import UserError
 
 
@@ -133,6 +133,10 @@ def test_a_picture_that_is_cut_short_is_refused_wherever_it_is_cut(tmp_path: Pat
         path.write_bytes(data[:length])
         with pytest.raises(UserError, match="cut short"):
             read_image(path)
+        with pytest.raises(UserError, match="cut short"):
+            complete_size(path)
+    path.write_bytes(data)
+    assert complete_size(path) == smooth().shape[1::-1]
 
 
 def jpeg(image: np.ndarray, **options: object) -> bytes:
