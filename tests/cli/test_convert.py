@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Call
 from voc_folder import VocFolder, fingerprint
 
 from fastrcnn.data.proposal_convert import match_ids
 from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
+
+Call = Callable[..., tuple[int, str, str]]
 
 IDS = ["000005", "000012", "2008_000003"]
 # Half-open, in pictures of 64 x 48; the first image has a box that touches all borders.
