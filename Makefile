@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard fastrcnn/ops/csrc/*)
 
-.PHONY: demo test check format lint types bench wheel clean help
+.PHONY: demo test fuzz check format lint types bench wheel clean help
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
 	@echo 'make check  format, lint, types and tests      make format  formats the code'
 	@echo 'make bench  the benchmarks                     make wheel   builds dist/*.whl'
+	@echo 'make fuzz   looks for inputs that break a reader'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -33,6 +34,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --hypothesis-profile=search --timeout=3600 -m hypothesis
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

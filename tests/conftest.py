@@ -7,10 +7,20 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from voc_folder import VocFolder
 
 Call = Callable[..., tuple[int, str, str]]
+
+# The same examples at every run, so that a change fails for what it does; `make fuzz` looks for new ones.
+_any = hypothesis.settings(
+    deadline=2000,  # ms
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.register_profile("repeatable", _any, max_examples=100, derandomize=True)
+hypothesis.settings.register_profile("search", _any, max_examples=3000, print_blob=True)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

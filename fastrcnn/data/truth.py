@@ -154,12 +154,14 @@ def _inside(o: AnnotatedObject, width: int, height: int, problems: Problems) -> 
     """The object's box, clipped to the image, or what is wrong with it."""
     if o.fault:
         return o.fault
-    x1, y1, x2, y2 = o.box
+    x1, y1, x2, y2 = box = tuple(np.asarray(o.box, dtype=np.float32).tolist())  # as a Sample holds them
+    if x2 <= x1 or y2 <= y1:
+        return "has no area: it is thinner than single precision can tell."
     if x1 < -1 or y1 < -1 or x2 > width + 1 or y2 > height + 1:
         return f"stands out of the image of {width} x {height} pixels."
     clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
         return f"lies beside the image of {width} x {height} pixels."
-    problems.clipped += clipped != o.box
+    problems.clipped += clipped != box
     problems.at_zero += x1 < 0 or y1 < 0
     return clipped

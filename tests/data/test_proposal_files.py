@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fastrcnn.data.proposal_files import ProposalFile, open_proposals
@@ -462,19 +462,16 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     }
 
 
-SAME = settings(
-    max_examples=100, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
 EDIT = st.tuples(st.integers(0, 2**20), st.binary(min_size=0, max_size=8), st.integers(0, 8))
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("name", [*FILES, "plain savemat", "plain hdf5"])
 def test_whatever_the_bytes_there_is_a_result_or_an_answer(
     tmp_path: Path, originals: dict[str, bytes], name: str
 ) -> None:
     path = tmp_path / f"f{Path(name).suffix}"
 
-    @SAME
     @given(edits=st.lists(EDIT, min_size=1, max_size=4), cut=st.none() | st.integers(0, 2**20))
     def check(edits: list[tuple[int, bytes, int]], cut: int | None) -> None:
         data = bytearray(originals[name])
@@ -487,7 +484,6 @@ def test_whatever_the_bytes_there_is_a_result_or_an_answer(
     check()
 
 
-@SAME
 @given(
     data=st.binary(max_size=300), start=st.sampled_from([b"", HEADER, b"\x89HDF\r\n\x1a\n", b"\x80\x04", b"[", b"("])
 )
