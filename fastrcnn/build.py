@@ -22,17 +22,11 @@ from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.inference import DetectionSettings
 from fastrcnn.model import caffe, weights
-from fastrcnn.model.fast_rcnn import ROI_OPS, FastRCNN
+from fastrcnn.model.fast_rcnn import ROI_OPS, FastRCNN, freeze_before
+from fastrcnn.model.head import largest_rank
+from fastrcnn.model.networks import NETWORKS
 from fastrcnn.model.pixels import PIXELS
 from fastrcnn.model.sampling import RoISampler, delta_statistics
-from fastrcnn.model.vgg16 import (
-    CONV_NAMES,
-    FINETUNE_FROM,
-    channels_of,
-    freeze_before,
-    head_shapes,
-    largest_rank,
-)
 from fastrcnn.training.loop import Schedule
 from fastrcnn.training.optim import OPTIMIZERS, learning_rate
 
@@ -96,14 +90,16 @@ def workers(config: RuntimeConfig) -> int:
 
 def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
     """The network; `load`: with the weights that the configuration names (not needed before a checkpoint's)."""
+    network = NETWORKS[one_of("model.network", config.network, tuple(NETWORKS))]
     one_of("model.roi_op", config.roi_op, ROI_OPS)
-    one_of("model.finetune_from", config.finetune_from, FINETUNE_FROM)
+    one_of("model.finetune_from", config.finetune_from, network.finetune_from)
     one_of("model.pixels", config.pixels, ("auto", *PIXELS))
     for name in config.roi_features or [""]:
-        one_of("model.roi_features", name, CONV_NAMES)
-    ranks = {"fc6": config.fc6_rank, "fc7": config.fc7_rank}
-    for name, shape in head_shapes(channels_of("conv5_3", config.width), config.roi_size, config.width).items():
-        check_rank(f"model.{name}_rank", ranks[name], *shape)
+        one_of("model.roi_features", name, network.conv_names)
+    pooled = network.channels_of(network.conv_names[-1], config.width) * config.roi_size**2
+    fc6, fc7 = network.features_of(config.width)
+    check_rank("model.fc6_rank", config.fc6_rank, fc6, pooled)
+    check_rank("model.fc7_rank", config.fc7_rank, fc7, fc6)
     built = FastRCNN(
         num_classes,
         config.width,
@@ -114,14 +110,21 @@ def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
         config.dropout,
         fc6_rank=config.fc6_rank,
         fc7_rank=config.fc7_rank,
+        network=config.network,
+        class_agnostic=config.class_agnostic,
     )
     if load and config.weights is not None:
         if config.weights == "imagenet":
+            if config.network != "vgg16":
+                raise UserError(
+                    f"model.weights=imagenet: torchvision has none of {config.network}. Give a file, such as the "
+                    "author's .caffemodel, or null to train from scratch."
+                )
             state, source = weights.torchvision_vgg16(), "ImageNet weights"
         else:
             state, source = weights.read_state_dict(Path(config.weights).expanduser()), config.weights
-        weights.load_vgg16(built, state, source, config.pixels)
-    freeze_before(built.trunk, config.finetune_from)
+        weights.load_pretrained(built, state, source, config.pixels)
+    freeze_before(built, config.finetune_from)
     return built
 
 
@@ -141,17 +144,25 @@ def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:
 
 
 def caffe_detector(path: Path, names: Sequence[str]) -> FastRCNN:
-    """A detector that the author's Caffe code trained, with its weights. Raises UserError where it is none of VGG16,
-    or not of as many classes."""
+    """A detector that the author's Caffe code trained, with its weights. Raises UserError where it is none of the
+    paper's networks, or not of as many classes."""
     state = caffe.read(path)
-    width, num_classes, ranks = weights.detector_layout(state, str(path))
-    if num_classes != len(names):
+    found = weights.detector_layout(state, str(path))
+    if found.num_classes != len(names):
         raise UserError(
-            f"{path}: a detector of {num_classes} classes, but data.classes has {len(names)} "
+            f"{path}: a detector of {found.num_classes} classes, but data.classes has {len(names)} "
             f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). It needs the names, in the order of training."
         )
-    config = ModelConfig(width=width, fc6_rank=ranks["fc6"], fc7_rank=ranks["fc7"])
-    built = model(config, num_classes, load=False)
+    config = ModelConfig(
+        network=found.network,
+        width=found.width,
+        roi_size=7 if found.network == "vgg16" else 6,
+        roi_features=[NETWORKS[found.network].conv_names[-1]],
+        finetune_from=NETWORKS[found.network].conv_names[0],
+        fc6_rank=found.ranks["fc6"],
+        fc7_rank=found.ranks["fc7"],
+    )
+    built = model(config, len(names), load=False)
     weights.load_detector(built, state, str(path))
     return built
 
@@ -167,7 +178,9 @@ def check_solver(config: SolverConfig) -> None:
 def set_delta_statistics(model: FastRCNN, train_set: DetectionDataset, config: TrainConfig) -> None:
     """Computes mean and deviation of the regression targets over the training set into the model's buffers."""
     pairs = (train_set.truth_and_proposals(i) for i in range(len(train_set)))
-    mean, std = delta_statistics(pairs, model.num_classes, config.solver.fg_iou, config.data.flip)
+    mean, std = delta_statistics(
+        pairs, model.num_classes, config.solver.fg_iou, config.data.flip, config.model.class_agnostic
+    )
     model.delta_mean.copy_(mean)
     model.delta_std.copy_(std)
 

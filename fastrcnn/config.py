@@ -29,17 +29,21 @@ def key(
 class ModelConfig:
     """The network."""
 
-    width: float = key(1.0, "factor on the channels of VGG16; 1 is the paper's, 0.25 a slim network", above=0)
+    network: str = key("vgg16", "vgg16 | vgg_cnn_m_1024 | caffenet: the paper's L, M and S")
+    width: float = key(1.0, "factor on the channels of the network; 1 is the paper's, 0.25 a slim one", above=0)
     batch_norm: bool = key(False, "batch normalisation, for training from scratch")
     weights: str | None = key(
-        None, "'imagenet', a file of VGG16's weights (.pth, .safetensors, .caffemodel), or null: from scratch"
+        None, "'imagenet', a file of the network's weights (.pth, .safetensors, .caffemodel), or null: from scratch"
     )
     pixels: str = key("auto", "what `weights` expects: auto | imagenet_rgb | caffe_bgr | caffe_rgb; auto: as known")
-    finetune_from: str = key("conv1_1", "first layer that is trained; the paper's VGG16: conv3_1")
+    finetune_from: str = key(
+        "conv1_1", "first layer that is trained: a convolution, fc6, fc7 or bbox_pred; the paper's VGG16: conv3_1"
+    )
     roi_op: str = key("fast_rcnn", "fast_rcnn | partition | truncate | roi_align | roi_warp")
     roi_size: int = key(7, "cells along each side of a pooled RoI", least=1)
     roi_features: list[str] = key(["conv5_3"], "layers that RoIs are pooled from")
     dropout: float = key(0.5, "after fc6 and fc7", least=0, most=1)
+    class_agnostic: bool = key(False, "one box regression for all classes, in place of one for each")
     fc6_rank: int | None = key(None, "fc6 as two layers of this rank, as `compress` makes them; null: one", least=1)
     fc7_rank: int | None = key(None, "the same of fc7", least=1)
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from fastrcnn.model.fast_rcnn import FastRCNN, distinct_rois, scaled_rois
 from fastrcnn.model.postprocess import entering_scores, postprocess
-from fastrcnn.model.vgg16 import stride_of
 from fastrcnn.structures import Batch, Detections, Sample
 
 
@@ -74,7 +73,7 @@ def roi_outputs(
     """Class probabilities (P, classes + 1) and deltas (P, classes + 1, 4), not normalised, of one picture's RoIs (P, 5)
     as `scaled_rois` gives them."""
     outputs = []
-    rows, place = distinct_rois(rois, model.roi_op, [stride_of(name) for name in model.roi_features])
+    rows, place = distinct_rois(rois, model.roi_op, model.strides)
     for chunk in rois[rows].split(settings.rois_per_chunk):
         with autocast(rois.device, dtype):
             outputs.append(model.classify(maps, chunk))

@@ -1,20 +1,23 @@
 #!/usr/bin/env bash
-# Fetches Pascal VOC, and the selective-search boxes that the author of Fast R-CNN published, into a folder.
-#   scripts/download_voc.sh [07] [12] [boxes] [FOLDER]
-#       07     VOC 2007 trainval and test      (0.9 GB)  FOLDER/VOCdevkit/VOC2007
-#       12     VOC 2012 trainval               (1.9 GB)  FOLDER/VOCdevkit/VOC2012
-#       boxes  boxes for both                  (0.5 GB)  FOLDER/selective_search_data/voc_2007_trainval.mat ...
+# Fetches Pascal VOC, and the selective-search boxes and ImageNet weights that the author of Fast R-CNN published, into a
+# folder.
+#   scripts/download_voc.sh [07] [12] [boxes] [weights] [FOLDER]
+#       07       VOC 2007 trainval and test      (0.9 GB)  FOLDER/VOCdevkit/VOC2007
+#       12       VOC 2012 trainval               (1.9 GB)  FOLDER/VOCdevkit/VOC2012
+#       boxes    boxes for both                  (0.5 GB)  FOLDER/selective_search_data/voc_2007_trainval.mat ...
+#       weights  VGG16 and smaller ones of Caffe (1.0 GB)  FOLDER/imagenet_models/VGG16.v2.caffemodel ...
 #   Without a choice: 07. FOLDER is `data` unless given. Goes on where it was interrupted; checks what it fetched.
 set -euo pipefail
 
 voc="${VOC_URL:-https://thor.robots.ox.ac.uk/pascal/VOC}"
+weights="${VOC_WEIGHTS_URL:-https://dl.dropboxusercontent.com/s/gstw7122padlf0l}"
 boxes="${VOC_BOXES_URL:-https://dl.dropboxusercontent.com/s/orrt7o6bp6ae0tc}"
 folder=data
 choices=()
 for argument in "$@"; do
     case "$argument" in
-        07 | 12 | boxes) choices+=("$argument") ;;
-        -h | --help) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        07 | 12 | boxes | weights) choices+=("$argument") ;;
+        -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
         -*) echo "download_voc.sh: there is no option $argument; see --help." >&2; exit 2 ;;
         *) folder="$argument" ;;
     esac
@@ -80,6 +83,7 @@ for choice in "${choices[@]}"; do
             get "$voc/voc2007" VOCtest_06-Nov-2007.tar b6e924de25625d8de591ea690078ad9f
             ;;
         12) get "$voc/voc2012" VOCtrainval_11-May-2012.tar 6cd6e144f989b92b3379bac3b3de84fd ;;
+        weights) get "$weights" imagenet_models.tgz ed34ca912d6782edfb673a8c3a0bda6d ;;
         boxes) get "$boxes" selective_search_data.tgz 7078c1db87a7851b31966b96774cd9b9 ;;
     esac
 done

@@ -7,7 +7,45 @@ from pathlib import Path
 
 import numpy as np
 
-STAGES = {"conv1": (64, 2), "conv2": (128, 2), "conv3": (256, 3), "conv4": (512, 3), "conv5": (512, 3)}
+# Layers up to the RoIs as models/*/train.prototxt have them: (pool, kernel, stride, pad), (lrn, alpha, k) over five
+# channels with exponent .75, (name of a convolution, channels, kernel, stride, pad, groups).
+LAYERS: dict[str, list[tuple]] = {
+    "vgg16": [
+        *((f"conv1_{i}", 64, 3, 1, 1, 1) for i in (1, 2)),
+        ("pool", 2, 2, 0),
+        *((f"conv2_{i}", 128, 3, 1, 1, 1) for i in (1, 2)),
+        ("pool", 2, 2, 0),
+        *((f"conv3_{i}", 256, 3, 1, 1, 1) for i in (1, 2, 3)),
+        ("pool", 2, 2, 0),
+        *((f"conv4_{i}", 512, 3, 1, 1, 1) for i in (1, 2, 3)),
+        ("pool", 2, 2, 0),
+        *((f"conv5_{i}", 512, 3, 1, 1, 1) for i in (1, 2, 3)),
+    ],
+    "vgg_cnn_m_1024": [
+        ("conv1", 96, 7, 2, 0, 1),
+        ("lrn", 0.0005, 2.0),
+        ("pool", 3, 2, 0),
+        ("conv2", 256, 5, 2, 1, 1),
+        ("lrn", 0.0005, 2.0),
+        ("pool", 3, 2, 0),
+        ("conv3", 512, 3, 1, 1, 1),
+        ("conv4", 512, 3, 1, 1, 1),
+        ("conv5", 512, 3, 1, 1, 1),
+    ],
+    "caffenet": [
+        ("conv1", 96, 11, 4, 5, 1),
+        ("pool", 3, 2, 1),
+        ("lrn", 0.0001, 1.0),
+        ("conv2", 256, 5, 1, 2, 2),
+        ("pool", 3, 2, 1),
+        ("lrn", 0.0001, 1.0),
+        ("conv3", 384, 3, 1, 1, 1),
+        ("conv4", 384, 3, 1, 1, 2),
+        ("conv5", 256, 3, 1, 1, 2),
+    ],
+}
+CELLS = {"vgg16": 7, "vgg_cnn_m_1024": 6, "caffenet": 6}  # along a side of a pooled RoI
+FC7 = {"vgg16": 4096, "vgg_cnn_m_1024": 1024, "caffenet": 4096}
 
 
 def varint(number: int) -> bytes:
@@ -59,10 +97,13 @@ def write(path: Path, weights: Mapping[str, np.ndarray], old: bool = False) -> P
     return path
 
 
-def vgg16(width: float = 0.125, roi_size: int = 7, classes: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights under Caffe's names, of a size at which activations neither vanish nor grow.
+def network(
+    kind: str, width: float = 0.125, classes: int | None = None, seed: int = 0, cells: int | None = None
+) -> dict[str, np.ndarray]:
+    """Weights of one of LAYERS under Caffe's names, of a size at which activations neither vanish nor grow.
 
     classes: with the outputs of a detector of so many object classes; None: with the classifier's fc8.
+    cells: along a side of a pooled RoI, where they are not CELLS.
     """
     rng = np.random.default_rng(seed)
     found: dict[str, np.ndarray] = {}
@@ -73,16 +114,23 @@ def vgg16(width: float = 0.125, roi_size: int = 7, classes: int | None = None, s
         found[f"{name}.bias"] = (rng.standard_normal(shape[0]) * 0.1).astype(np.float32)
 
     below = 3
-    for stage, (channels, number) in STAGES.items():
-        for i in range(number):
-            layer(f"{stage}_{i + 1}", round(channels * width), below, 3, 3, scale=0.02 if below == 3 else 1)
+    for name, *numbers in LAYERS[kind]:
+        if name.startswith("conv"):
+            channels, kernel, _, _, groups = numbers
+            layer(name, round(channels * width), below // groups, kernel, kernel, scale=0.02 if below == 3 else 1)
             below = round(channels * width)
-    features = round(4096 * width)
-    layer("fc6", features, below * roi_size**2)
-    layer("fc7", features, features)
+    fc6, fc7 = round(4096 * width), round(FC7[kind] * width)
+    layer("fc6", fc6, below * (cells or CELLS[kind]) ** 2)
+    layer("fc7", fc7, fc6)
     if classes is None:
-        layer("fc8", 1000, features)
+        layer("fc8", 1000, fc7)
     else:
-        layer("cls_score", classes + 1, features)
-        layer("bbox_pred", 4 * (classes + 1), features, scale=0.2)
+        layer("cls_score", classes + 1, fc7)
+        layer("bbox_pred", 4 * (classes + 1), fc7, scale=0.2)
     return found
+
+
+def vgg16(
+    width: float = 0.125, classes: int | None = None, seed: int = 0, roi_size: int | None = None
+) -> dict[str, np.ndarray]:
+    return network("vgg16", width, classes, seed, roi_size)

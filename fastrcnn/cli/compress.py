@@ -223,7 +223,7 @@ def within_budget(
 
 def refuse_nothing(keep: float | None, ranks: Ranks, found: dict[str, Decomposition]) -> None:
     """Says which layers stay as they are, as `keep` takes too many; raises UserError where all do."""
-    from fastrcnn.model.vgg16 import largest_rank
+    from fastrcnn.model.head import largest_rank
 
     stay = [
         f"{name}: a rank of {found[name].rank_for(keep)} is needed to keep {keep:g} of its energy, but only up to "

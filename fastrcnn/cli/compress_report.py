@@ -36,7 +36,7 @@ def layer_weights(model: FastRCNN, name: str) -> int:
 def size_lines(before: FastRCNN, after: FastRCNN, ranks: Ranks) -> list[str]:
     """A table of the weights of each layer and the parameters of the whole, before and after."""
     from fastrcnn.model.compress import LAYERS
-    from fastrcnn.model.vgg16 import parameter_count
+    from fastrcnn.model.head import parameter_count
 
     rows: list[tuple[str, int, int]] = []
     for name in LAYERS:

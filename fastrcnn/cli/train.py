@@ -118,7 +118,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
 
     from fastrcnn.data.loader import training_loader
     from fastrcnn.evaluation.evaluate import table, write_results
-    from fastrcnn.model.vgg16 import parameter_count
+    from fastrcnn.model.head import parameter_count
     from fastrcnn.training import loop
     from fastrcnn.training.optim import sgd
     from fastrcnn.training.tracking import Tracker, claim, describe_run

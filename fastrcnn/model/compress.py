@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastrcnn.model.vgg16 import largest_rank
+from fastrcnn.model.head import largest_rank
 
 BLOCK = 2048  # columns that are turned into float64 at a time
 LAYERS = ("fc6", "fc7")

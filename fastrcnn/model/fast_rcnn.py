@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fastrcnn.model.vgg16 import VGG16Head, VGG16Trunk, channels_of, frozen_norms, stride_of
+from fastrcnn.model.head import Head
+from fastrcnn.model.networks import NETWORKS, Trunk
 from fastrcnn.ops import roi_align, roi_pool, roi_warp
 
 ROI_OPS = ("fast_rcnn", "partition", "truncate", "roi_align", "roi_warp")
@@ -62,17 +63,19 @@ def pool_rois(features: Tensor, rois: Tensor, size: int, scale: float, op: str) 
 
 
 class FastRCNN(nn.Module):
-    """VGG16, RoI pooling, fc6 and fc7, and the two sibling outputs.
+    """A convolutional network, RoI pooling, fc6 and fc7, and the two sibling outputs.
 
     num_classes: object classes, without background, which is class 0 of the logits.
-    width, batch_norm: see VGG16Trunk.
+    network: one of NETWORKS. width, batch_norm: see Trunk.
     roi_op: one of ROI_OPS; "fast_rcnn" is the paper's.
     roi_features: layers whose maps are pooled, each at its own stride; where there are several, their pooled cells
-        are concatenated. A 1 x 1 convolution brings what is not conv5_3's number of channels, or mixed, to it.
+        are concatenated. A 1 x 1 convolution brings what is mixed, or has not the last layer's number of channels,
+        to that.
     dropout: probability after fc6 and fc7.
     mean, std: of the pixels the trunk's weights were trained on, RGB in 0 .. 255; part of the state dict, so that
         weights and normalisation cannot part.
-    fc6_rank, fc7_rank: see VGG16Head.
+    fc6_rank, fc7_rank: see Head.
+    class_agnostic: one regression for all classes, in place of one for each.
     """
 
     delta_mean: Tensor
@@ -93,20 +96,24 @@ class FastRCNN(nn.Module):
         std: Sequence[float] = IMAGENET_STD,
         fc6_rank: int | None = None,
         fc7_rank: int | None = None,
+        network: str = "vgg16",
+        class_agnostic: bool = False,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.roi_size = roi_size
         self.roi_op = roi_op
         self.roi_features = tuple(roi_features)
-        self.trunk = VGG16Trunk(width, batch_norm)
-        channels = channels_of("conv5_3", width)
-        pooled = sum(channels_of(name, width) for name in self.roi_features)
+        layers = NETWORKS[network]
+        self.strides = [layers.stride_of(name) for name in self.roi_features]  # pixels of the image per cell
+        self.trunk = Trunk(layers, width, batch_norm)
+        channels = layers.channels_of(layers.conv_names[-1], width)
+        pooled = sum(layers.channels_of(name, width) for name in self.roi_features)
         mixed = len(self.roi_features) > 1 or pooled != channels
         self.reduce = nn.Conv2d(pooled, channels, 1) if mixed else nn.Identity()
-        self.head = VGG16Head(channels, roi_size, width, dropout, fc6_rank, fc7_rank)
+        self.head = Head(channels * roi_size**2, layers.features_of(width), dropout, fc6_rank, fc7_rank)
         self.cls_score = nn.Linear(self.head.out_features, num_classes + 1)
-        self.bbox_pred = nn.Linear(self.head.out_features, 4 * (num_classes + 1))
+        self.bbox_pred = nn.Linear(self.head.out_features, 4 if class_agnostic else 4 * (num_classes + 1))
         for layer, deviation in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 2.3
             nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
@@ -158,12 +165,42 @@ class FastRCNN(nn.Module):
                 m,
                 rois.to(m.dtype) if m.dtype == torch.float64 else rois,
                 self.roi_size,
-                1 / stride_of(n),
+                1 / stride,
                 self.roi_op,
             )
-            for n, m in zip(self.roi_features, maps, strict=True)
+            for stride, m in zip(self.strides, maps, strict=True)
         ]
         x = self.head(self.reduce(torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]))  # (K, D)
         logits = self.cls_score(x).float()
-        deltas = self.bbox_pred(x).float().view(-1, self.num_classes + 1, 4)
+        deltas = (
+            self.bbox_pred(x)
+            .float()
+            .view(len(x), self.bbox_pred.out_features // 4, 4)
+            .expand(-1, self.num_classes + 1, -1)
+        )
         return logits, deltas
+
+
+def freeze_before(model: FastRCNN, first: str) -> None:
+    """Keeps every layer before the layer `first`, one of its network's `finetune_from`, from being trained.
+
+    The paper trains VGG16 from conv3_1 up, the smaller networks from conv2 (section 4.5). Statistics of frozen batch
+    normalisation stay as they are too: see FastRCNN.train. "bbox_pred" leaves nothing but the box regression, the
+    second stage of stage-wise training (section 5.1).
+    """
+    order = model.trunk.network.finetune_from
+    for name in order[: order.index(first)]:
+        if name in model.trunk.convs:
+            layers: list[nn.Module] = [model.trunk.convs[name]]
+            layers += [model.trunk.norms[name]] if name in model.trunk.norms else []
+        elif name == "fc6":
+            layers = [model.reduce, model.head.fc6]
+        else:
+            layers = [model.head.fc7, *([model.cls_score] if first == "bbox_pred" else [])]
+        for layer in layers:
+            layer.requires_grad_(False)
+
+
+def frozen_norms(trunk: Trunk) -> list[nn.Module]:
+    """The batch normalisations whose parameters are frozen."""
+    return [norm for norm in trunk.norms.values() if not any(p.requires_grad for p in norm.parameters())]

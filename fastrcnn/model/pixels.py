@@ -57,7 +57,8 @@ KNOWN = (
 
 
 def recognise(weight: Tensor, bias: Tensor) -> str | None:
-    """The key in PIXELS of published weights, by conv1_1's weight (64, 3, 3, 3) and bias (64,); None for others."""
+    """The key in PIXELS of published weights, by conv1_1's weight (64, 3, 3, 3) and bias (64,); None for others, of
+    VGG16 or of another network."""
     if weight.shape[1:] != (3, 3, 3):
         return None
     middle = weight[0, :, 1, 1].tolist()
@@ -79,10 +80,10 @@ def decide(asked: str, weight: Tensor, bias: Tensor, from_caffe: bool) -> tuple[
     """
     recognised = recognise(weight, bias)
     if asked != "auto":
-        other = f", though conv1_1 is that of {recognised}" if recognised not in (None, asked) else ""
+        other = f", though the first layer is that of {recognised}" if recognised not in (None, asked) else ""
         return asked, f"as model.pixels says{other}"
     if recognised is not None:
-        return recognised, "known by the numbers of conv1_1"
+        return recognised, "known by the numbers of the first layer"
     if from_caffe:
         return "caffe_bgr", "the layers bear Caffe's names"
     return "imagenet_rgb", "no published weights; if they were trained in Caffe, say model.pixels=caffe_bgr"

@@ -85,13 +85,18 @@ class RoISampler:
 
 
 def delta_statistics(
-    images: Iterable[tuple[Tensor, Tensor, Tensor]], num_classes: int, fg_iou: float = 0.5, flip: bool = True
+    images: Iterable[tuple[Tensor, Tensor, Tensor]],
+    num_classes: int,
+    fg_iou: float = 0.5,
+    flip: bool = True,
+    class_agnostic: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, each (classes + 1, 4) float32, of the regression targets of a training set.
 
     images: proposals (P, 4), truth (G, 4), labels (G,) of every image, in its own pixels.
     fg_iou: RoIs that overlap the truth by this much have a target; the truth itself counts too, with target 0.
     flip: count every image's mirror image as well.
+    class_agnostic: over all classes together, the same for each.
 
     A class without any target, and any of the four numbers that never varies, gets deviation 1, so that nothing is
     divided by 0. Source: `_compute_targets` and
@@ -111,6 +116,8 @@ def delta_statistics(
         count.index_add_(0, owner, torch.ones(len(owner), 1, dtype=torch.float64))
         total.index_add_(0, owner, deltas)
         squares.index_add_(0, owner, deltas.square())
+    if class_agnostic:
+        count, total, squares = (t.sum(0, keepdim=True).expand_as(t) for t in (count, total, squares))
     mean = total / count.clamp(min=1)
     std = (squares / count.clamp(min=1) - mean.square()).clamp(min=0).sqrt()
     return mean.float(), torch.where(std > 1e-6, std, torch.ones_like(std)).float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,19 +13,21 @@ from torch import Tensor, nn
 from fastrcnn.errors import UserError
 from fastrcnn.model import caffe
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.networks import NETWORKS, VGG16
 from fastrcnn.model.pixels import PIXELS, decide
-from fastrcnn.model.vgg16 import CONV_NAMES, STAGES
 
 log = logging.getLogger(__name__)
 LAYER_WEIGHT = re.compile(r"(features|classifier)\.(\d+)\.weight$")  # in torchvision's VGG16
 OUTPUTS = ("cls_score", "bbox_pred")
 CAFFE_NAMES = {
-    **{name: f"trunk.convs.{name}" for name in CONV_NAMES},
+    **{name: f"trunk.convs.{name}" for network in NETWORKS.values() for name in network.conv_names},
     **{fc + part: f"head.{fc}{part.replace('_', '.')}" for fc in ("fc6", "fc7") for part in ("", "_L", "_U")},
     **{name: name for name in OUTPUTS},
 }
-VGG16_FITS = "they fit model=vgg16, width 1, roi_size 7"
-DETECTOR_FITS = "VGG16 with RoI pooling to 7 x 7, cls_score and bbox_pred can be loaded"
+NETWORK_FITS = "VGG16's fit model=vgg16, VGG_CNN_M_1024's model=vgg_cnn_m_1024, CaffeNet's model=caffenet, of width 1"
+DETECTOR_FITS = (
+    "a detector has one of the paper's three networks, RoIs pooled to 7 x 7 (VGG16) or 6 x 6, and two outputs"
+)
 
 
 def torchvision_vgg16() -> dict[str, Tensor]:
@@ -87,7 +90,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a .safetensors file, or cut short ({error}).") from error
 
 
-def translate_vgg16(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with torchvision's names (`features.0.weight`, `classifier.0.weight`) or Caffe's (`conv1_1.weight`,
     `fc6.weight`) with ours.
 
@@ -112,8 +115,8 @@ def translate_vgg16(state: dict[str, Tensor]) -> dict[str, Tensor]:
     linear = [i for i in sorted(places["classifier"]) if state[f"classifier.{i}.weight"].dim() == 2]
     translated = {}
     for part, numbers, names in (
-        ("features", convs, [f"trunk.convs.{name}" for name in CONV_NAMES]),
-        ("features", norms, [f"trunk.norms.{name}" for name in CONV_NAMES]),
+        ("features", convs, [f"trunk.convs.{name}" for name in VGG16.conv_names]),
+        ("features", norms, [f"trunk.norms.{name}" for name in VGG16.conv_names]),
         ("classifier", linear, ["head.fc6", "head.fc7"]),
     ):
         for name, i in zip(names, numbers, strict=False):
@@ -125,40 +128,52 @@ def translate_vgg16(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_caffe(state: dict[str, Tensor]) -> bool:
     """Whether the layers bear Caffe's names."""
-    return "conv1_1.weight" in state
+    return not state.keys().isdisjoint({"conv1_1.weight", "conv1.weight"})
 
 
-def load_vgg16(model: FastRCNN, state: dict[str, Tensor], source: str, pixels: str = "auto") -> None:
-    """Puts VGG16 weights with torchvision's or Caffe's names into the trunk and fc6, fc7 of `model`, and what they
-    expect of pixels into its buffers.
+def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixels: str = "auto") -> None:
+    """Puts weights of its network, with Caffe's names or (VGG16) torchvision's, into the trunk and fc6, fc7 of `model`,
+    and what they expect of pixels into its buffers.
 
     pixels: see pixels.decide. Raises UserError with the layers and shapes that do not fit; nothing is loaded then.
     """
-    translated = translate_vgg16(state)
+    translated = translate(state)
     outputs = [k for k in translated if k.startswith(OUTPUTS)]
     if outputs:
         log.info("%s: of this detector the layers for its classes are left out: %s", source, ", ".join(outputs))
     kept = {k: v for k, v in translated.items() if k not in outputs}
-    _load(model, kept, ("trunk.", "head."), source, pixels, from_caffe(state), VGG16_FITS)
+    _load(model, kept, ("trunk.", "head."), source, pixels, from_caffe(state), NETWORK_FITS)
 
 
-def detector_layout(state: dict[str, Tensor], source: str) -> tuple[float, int, dict[str, int | None]]:
-    """Width, number of object classes, and ranks of fc6 and fc7 of a detector with Caffe's names.
+@dataclass(frozen=True)
+class Layout:
+    """What a detector with Caffe's names is made of; ranks: of fc6 and fc7, None where a layer is not compressed."""
 
-    Raises UserError where the layers that tell are not there.
-    """
-    lacking = [name for name in ("conv1_1", *OUTPUTS) if f"{name}.weight" not in state]
+    network: str
+    width: float
+    num_classes: int
+    ranks: dict[str, int | None]
+
+
+def detector_layout(state: dict[str, Tensor], source: str) -> Layout:
+    """The layout of a detector with Caffe's names. Raises UserError where the layers that tell are not there."""
+    grouped = (second := state.get("conv2.weight")) is not None and 2 * second.shape[1] == len(state["conv1.weight"])
+    network = "vgg16" if "conv1_1.weight" in state else "caffenet" if grouped else "vgg_cnn_m_1024"
+    first = NETWORKS[network].convs[0]
+    lacking = [name for name in (first.name, *OUTPUTS) if f"{name}.weight" not in state]
     if lacking:
         raise UserError(
             f"{source}: not a detector, it has no {', '.join(lacking)} (there are: "
             f"{', '.join(dict.fromkeys(k.rpartition('.')[0] for k in state))}).\n"
             "Weights to begin a training from are given as model.weights=FILE."
         )
-    filters, full = len(state["conv1_1.weight"]), STAGES["conv1"][0]
-    if filters > full:
-        raise UserError(f"{source}: conv1_1 has {filters} filters; VGG16 has {full}, a slim one fewer.")
+    filters = len(state[f"{first.name}.weight"])
+    if filters > first.channels:
+        raise UserError(
+            f"{source}: {first.name} has {filters} filters; {network} has {first.channels}, a slim one fewer."
+        )
     ranks = {fc: len(v) if (v := state.get(f"{fc}_L.weight")) is not None else None for fc in ("fc6", "fc7")}
-    return filters / full, len(state["cls_score.weight"]) - 1, ranks
+    return Layout(network, filters / first.channels, len(state["cls_score.weight"]) - 1, ranks)
 
 
 def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> None:
@@ -166,9 +181,9 @@ def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> Non
 
     The author's training multiplies bbox_pred by the deviations of the regression targets and adds their means before
     it saves (`snapshot` in lib/fast_rcnn/train.py), so `delta_mean` becomes 0 and `delta_std` 1.
-    Raises UserError as load_vgg16 does.
+    Raises UserError as load_pretrained does.
     """
-    translated = translate_vgg16(state)
+    translated = translate(state)
     _load(model, translated, ("trunk.", "head.", *OUTPUTS), source, "auto", from_caffe(state), DETECTOR_FITS)
     model.delta_mean.zero_()
     model.delta_std.fill_(1)
@@ -204,7 +219,7 @@ def _load(
             + "\n".join(problems[:12])
             + (f"\n  and {len(problems) - 12} more" if len(problems) > 12 else "")
         )
-    first = "trunk.convs.conv1_1"
+    first = f"trunk.convs.{model.trunk.network.convs[0].name}"
     name, why = decide(pixels, translated[f"{first}.weight"], translated[f"{first}.bias"], caffe_names)
     log.info("%s: pixels as %s (%s)", source, name, why)
     if PIXELS[name].turned:

@@ -12,10 +12,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
+from fastrcnn import build
 from fastrcnn.errors import UserError
 from fastrcnn.model import caffe
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.weights import detector_layout, load_detector, load_vgg16, read_state_dict
+from fastrcnn.model.weights import Layout, detector_layout, load_detector, load_pretrained, read_state_dict
 
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
 
@@ -108,7 +109,7 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
         caffe.read(tmp_path / "none.caffemodel")
 
 
-def onnx_network(weights: dict[str, np.ndarray]) -> onnxruntime.InferenceSession:
+def onnx_network(weights: dict[str, np.ndarray], kind: str = "vgg16") -> onnxruntime.InferenceSession:
     """The author's test network for ONNX Runtime, made of Caffe's weights as they are: BGR without mean and inclusive
     RoIs in, class logits and deltas out."""
     nodes, x = [], "data"
@@ -117,14 +118,20 @@ def onnx_network(weights: dict[str, np.ndarray]) -> onnxruntime.InferenceSession
         nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         return output
 
-    convs = [f"{stage}_{i + 1}" for stage, (_, n) in caffemodel.STAGES.items() for i in range(n)]
-    for name in convs:
-        if name.endswith("_1") and name != "conv1_1":
-            x = add("MaxPool", [x], f"pool_{name}", kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
-        x = add("Conv", [x, f"{name}.weight", f"{name}.bias"], name, kernel_shape=[3, 3], pads=[1, 1, 1, 1])
-        x = add("Relu", [x], f"relu_{name}")
+    for i, (name, *numbers) in enumerate(caffemodel.LAYERS[kind]):
+        if name == "pool":
+            kernel, stride, pad = numbers
+            window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+            x = add("MaxPool", [x], f"max{i}", ceil_mode=1, **window)
+        elif name == "lrn":
+            x = add("LRN", [x], f"norm{i}", alpha=numbers[0], beta=0.75, bias=numbers[1], size=5)
+        else:
+            _, kernel, stride, pad, groups = numbers
+            window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+            x = add("Conv", [x, f"{name}.weight", f"{name}.bias"], name, group=groups, **window)
+            x = add("Relu", [x], f"relu_{name}")
     add("Identity", [x], "map")
-    x = add("MaxRoiPool", [x, "rois"], "pool5", pooled_shape=[7, 7], spatial_scale=1 / 16)
+    x = add("MaxRoiPool", [x, "rois"], "roi_pool5", pooled_shape=[caffemodel.CELLS[kind]] * 2, spatial_scale=1 / 16)
     x = add("Flatten", [x], "flat")
     for name in ("fc6", "fc7"):
         if f"{name}_L.weight" in weights:
@@ -155,29 +162,41 @@ def compressed(weights: dict[str, np.ndarray], name: str, rank: int) -> dict[str
     return result
 
 
-@pytest.mark.parametrize(("old", "svd"), [(True, False), (False, False), (False, True)])
-def test_a_released_detector_gives_what_onnx_runtime_gives(tmp_path: Path, old: bool, svd: bool) -> None:
-    weights = caffemodel.vgg16(0.125, classes=3, seed=4)
+@pytest.mark.parametrize(
+    ("kind", "old", "svd"),
+    [
+        ("vgg16", True, False),
+        ("vgg16", False, False),
+        ("vgg16", False, True),
+        ("vgg_cnn_m_1024", False, False),
+        ("vgg_cnn_m_1024", False, True),
+        ("caffenet", True, False),
+        ("caffenet", False, True),
+    ],
+)
+def test_a_released_detector_gives_what_onnx_runtime_gives(tmp_path: Path, kind: str, old: bool, svd: bool) -> None:
+    weights = caffemodel.network(kind, 0.125, classes=3, seed=4)
     if svd:
         weights = compressed(compressed(weights, "fc6", 20), "fc7", 9)
-    state = read_state_dict(caffemodel.write(tmp_path / "w.caffemodel", weights, old))
-    width, classes, ranks = detector_layout(state, "w")
-    assert (width, classes) == (0.125, 3)
-    assert ranks == ({"fc6": 20, "fc7": 9} if svd else {"fc6": None, "fc7": None})
-    model = FastRCNN(classes, width, fc6_rank=ranks["fc6"], fc7_rank=ranks["fc7"]).eval()
-    model.delta_mean.fill_(7)  # of some training before
-    load_detector(model, state, "w")
+    path = caffemodel.write(tmp_path / "w.caffemodel", weights, old)
+    layout = detector_layout(read_state_dict(path), "w")
+    ranks: dict[str, int | None] = {"fc6": 20, "fc7": 9} if svd else {"fc6": None, "fc7": None}
+    assert layout == Layout(kind, 0.125, 3, ranks)
+    model = build.caffe_detector(path, ["a", "b", "c"]).eval()
+    assert model.delta_mean.eq(0).all()
+    assert model.delta_std.eq(1).all()
 
     rng = np.random.default_rng(1)
     rgb = rng.integers(0, 256, (1, 3, 75, 110), dtype=np.uint8)
     boxes = np.array([[0, 3, 4, 90, 70], [0, 20, 10, 52, 44], [0, 0, 0, 110, 75]], np.float32)  # half-open
     theirs = rgb[:, ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32).reshape(1, 3, 1, 1)
     feeds = {"data": theirs, "rois": boxes - np.array([0, 0, 0, 1, 1], np.float32)}
-    feature_map, logits, deltas = onnx_network(weights).run(None, feeds)
+    feature_map, logits, deltas = onnx_network(weights, kind).run(None, feeds)
     with torch.no_grad():
         found_map = model.features(torch.from_numpy(rgb))[0]
         found_logits, found_deltas = model(torch.from_numpy(rgb), torch.from_numpy(boxes))
-    assert found_map.shape == (1, 64, 5, 7)
+    cells = {"vgg16": (64, 5, 7), "vgg_cnn_m_1024": (64, 4, 6), "caffenet": (32, 6, 8)}
+    assert found_map.shape[1:] == feature_map.shape[1:] == cells[kind]
     np.testing.assert_allclose(found_map.numpy(), feature_map, rtol=1e-3, atol=1e-4 * feature_map.max())
     np.testing.assert_allclose(found_logits.numpy(), logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
     decoded = found_deltas * model.delta_std + model.delta_mean
@@ -188,7 +207,7 @@ def test_a_released_detector_gives_what_onnx_runtime_gives(tmp_path: Path, old: 
 def test_vgg16_of_caffe_gives_the_features_onnx_runtime_gives(tmp_path: Path) -> None:
     weights = caffemodel.vgg16(0.125)
     model = FastRCNN(2, 0.125)
-    load_vgg16(model, read_state_dict(caffemodel.write(tmp_path / "w.caffemodel", weights, old=True)), "w")
+    load_pretrained(model, read_state_dict(caffemodel.write(tmp_path / "w.caffemodel", weights, old=True)), "w")
     rgb = np.random.default_rng(1).integers(0, 256, (1, 3, 33, 50), dtype=np.uint8)
     theirs = rgb[:, ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32).reshape(1, 3, 1, 1)
     outputs = caffemodel.vgg16(0.125, classes=1)
@@ -203,10 +222,10 @@ def test_what_is_no_detector_of_vgg16_says_what_it_lacks() -> None:
     state = {k: torch.from_numpy(v) for k, v in caffemodel.vgg16(1 / 64).items()}
     with pytest.raises(UserError, match=r"here: not a detector, it has no cls_score, bbox_pred \(there are: conv1_1, "):
         detector_layout(state, "here")
-    with pytest.raises(UserError, match="it has no conv1_1, bbox_pred"):
+    with pytest.raises(UserError, match="it has no bbox_pred "):
         detector_layout({"conv1.weight": torch.zeros(96, 3, 7, 7), "cls_score.weight": torch.zeros(21, 4)}, "here")
     wide = {f"{n}.weight": torch.zeros(65, 3, 3, 3) for n in ("conv1_1", "cls_score", "bbox_pred")}
-    with pytest.raises(UserError, match="conv1_1 has 65 filters; VGG16 has 64"):
+    with pytest.raises(UserError, match="conv1_1 has 65 filters; vgg16 has 64"):
         detector_layout(wide, "here")
 
 

@@ -13,7 +13,7 @@ from fastrcnn.errors import UserError
 from fastrcnn.model import compress
 from fastrcnn.model.compress import Decomposition, Ranks, decompose, factored_state, ranks_for, search
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.vgg16 import VGG16Head, largest_rank, parameter_count
+from fastrcnn.model.head import Head, largest_rank, parameter_count
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -179,7 +179,7 @@ def test_factors_from_scratch_let_signals_through_as_one_layer_does() -> None:
     torch.manual_seed(0)
     pooled = random(400, 100, 3, 3)
     means = [
-        VGG16Head(100, 3, 0.1, fc6_rank=rank, fc7_rank=rank).eval()(pooled).square().mean().item()
+        Head(900, (410, 410), fc6_rank=rank, fc7_rank=rank).eval()(pooled).square().mean().item()
         for rank in (None, 100)
     ]
     assert 0.5 < means[1] / means[0] < 2

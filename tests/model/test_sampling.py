@@ -253,3 +253,19 @@ def test_normalised_targets_of_the_whole_set_have_mean_zero_and_deviation_one() 
         assert len(own) > 50
         assert own.mean(dim=0).tolist() == pytest.approx([0] * 4, abs=1e-4)
         assert own.std(dim=0, unbiased=False).tolist() == pytest.approx([1] * 4, abs=1e-4)
+
+
+def test_class_agnostic_statistics_are_those_of_all_classes_together() -> None:
+    rng = np.random.default_rng(3)
+    truth = torch.tensor([[10.0, 10, 60, 50], [80, 20, 130, 90]])
+    rois = torch.from_numpy(np.repeat(truth.numpy(), 20, axis=0) + rng.uniform(-6, 6, (40, 4)).astype(np.float32))
+    labels = torch.tensor([1, 3])
+    mean, std = delta_statistics([(rois, truth, labels)], 3, flip=False, class_agnostic=True)
+    best = np.repeat(truth.numpy(), 20, axis=0).astype(np.float64)
+    boxes = np.concatenate((rois.numpy(), truth.numpy())).astype(np.float64)
+    owners = np.concatenate((best, truth.numpy()))
+    size, own = boxes[:, 2:] - boxes[:, :2], owners[:, 2:] - owners[:, :2]
+    centre, target = boxes[:, :2] + size / 2, owners[:, :2] + own / 2
+    deltas = np.concatenate(((target - centre) / size, np.log(own / size)), axis=1)
+    np.testing.assert_allclose(mean.numpy(), np.tile(deltas.mean(0), (4, 1)), atol=1e-6)
+    np.testing.assert_allclose(std.numpy(), np.tile(deltas.std(0), (4, 1)), atol=1e-6)

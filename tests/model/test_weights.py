@@ -15,8 +15,8 @@ from torchvision.models import densenet121, squeezenet1_0, vgg11, vgg16_bn
 
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.vgg16 import CONV_NAMES
-from fastrcnn.model.weights import load_vgg16, read_state_dict, torchvision_vgg16
+from fastrcnn.model.networks import VGG16
+from fastrcnn.model.weights import load_pretrained, read_state_dict, torchvision_vgg16
 
 RGB_MEAN = [123.675, 116.28, 103.53]
 CAFFE_RGB_MEAN = [122.7717, 115.9465, 102.9801]
@@ -41,7 +41,7 @@ def in_torchvisions_names(model: FastRCNN) -> dict[str, Tensor]:
     normalisation and ReLU take three places in `features`, a pooling one.
     """
     state, place = {}, 0
-    for name in CONV_NAMES:
+    for name in VGG16.conv_names:
         if name.endswith("_1") and name != "conv1_1":
             place += 1
         for module, at in ((model.trunk.convs[name], place), (model.trunk.norms[name], place + 1)):
@@ -65,7 +65,7 @@ def test_batch_normalised_weights_arrive_in_their_layers() -> None:
     model = slim()
     state = in_torchvisions_names(model)
     untouched = model.cls_score.weight.clone()
-    load_vgg16(model, state, "here")
+    load_pretrained(model, state, "here")
     assert torch.equal(model.trunk.convs["conv1_1"].weight, state["features.0.weight"])
     assert torch.equal(model.trunk.norms["conv1_1"].running_var, state["features.1.running_var"])
     assert torch.equal(model.trunk.convs["conv2_1"].bias, state["features.7.bias"])
@@ -80,7 +80,7 @@ def test_files_without_the_count_of_batches_are_read() -> None:
     """As torch wrote them before version 0.4.1."""
     model = slim()
     state = {k: v for k, v in in_torchvisions_names(model).items() if not k.endswith("num_batches_tracked")}
-    load_vgg16(model, state, "here")
+    load_pretrained(model, state, "here")
     assert torch.equal(model.trunk.norms["conv5_3"].bias, state["features.41.bias"])
 
 
@@ -91,7 +91,7 @@ def test_a_wrong_shape_is_named_and_nothing_is_loaded() -> None:
     state["features.7.weight"] = torch.zeros(9, 8, 3, 3)
     del state["classifier.3.bias"]
     with pytest.raises(UserError) as caught:
-        load_vgg16(model, state, "some.pth")
+        load_pretrained(model, state, "some.pth")
     text = str(caught.value)
     assert text.startswith("some.pth: ")
     assert "trunk.convs.conv2_1.weight: (9, 8, 3, 3), (4, 2, 3, 3) wanted" in text
@@ -102,7 +102,7 @@ def test_a_wrong_shape_is_named_and_nothing_is_loaded() -> None:
 
 def test_a_long_list_of_problems_is_cut() -> None:
     with pytest.raises(UserError, match=r"and \d+ more") as caught:
-        load_vgg16(slim(), {}, "empty.pth")
+        load_pretrained(slim(), {}, "empty.pth")
     assert len(str(caught.value).splitlines()) == 14
 
 
@@ -113,9 +113,9 @@ def test_weights_without_batch_normalisation_do_not_fit_a_model_with_it() -> Non
     norms = {k.rpartition(".")[0] for k in full if k.endswith("running_mean")}
     state = {k: v for k, v in full.items() if k.rpartition(".")[0] not in norms}
     with pytest.raises(UserError, match=r"trunk\.norms\.conv1_1\.weight: missing"):
-        load_vgg16(model, state, "x")
+        load_pretrained(model, state, "x")
     with pytest.raises(UserError, match=r"trunk\.norms\.conv1_1\.weight: not in the model"):
-        load_vgg16(plain, full, "x")
+        load_pretrained(plain, full, "x")
 
 
 @pytest.mark.parametrize("network", [densenet121, squeezenet1_0, vgg11])
@@ -123,7 +123,7 @@ def test_weights_of_another_network_are_refused_with_the_reason(network: object)
     with torch.device("meta"):
         state = network().state_dict()  # type: ignore[operator]
     with pytest.raises(UserError, match=r"do not fit the model(.|\n)*missing"):
-        load_vgg16(slim(), state, "other.pth")
+        load_pretrained(slim(), state, "other.pth")
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
@@ -225,7 +225,7 @@ def in_torchvisions_plain_names(
     """A state dict as `vgg16_caffe.pth` and torchvision's own file have it."""
     state, at = {}, 0
     weights = in_caffes_names()
-    for name in CONV_NAMES:
+    for name in VGG16.conv_names:
         at += name.endswith("_1") and name != "conv1_1"
         for part in ("weight", "bias"):
             state[f"features.{at}.{part}"] = weights[f"{name}.{part}"]
@@ -241,13 +241,13 @@ def in_torchvisions_plain_names(
 @pytest.mark.parametrize(
     ("published", "asked", "mean", "std", "turned", "said"),
     [
-        (TORCHVISION, "auto", RGB_MEAN, 57.12, False, "imagenet_rgb (known by the numbers of conv1_1)"),
-        (CAFFE_BGR, "auto", CAFFE_RGB_MEAN, 1, True, "caffe_bgr (known by the numbers of conv1_1)"),
-        (CAFFE_RGB, "auto", CAFFE_RGB_MEAN, 1, False, "caffe_rgb (known by the numbers of conv1_1)"),
+        (TORCHVISION, "auto", RGB_MEAN, 57.12, False, "imagenet_rgb (known by the numbers of the first layer)"),
+        (CAFFE_BGR, "auto", CAFFE_RGB_MEAN, 1, True, "caffe_bgr (known by the numbers of the first layer)"),
+        (CAFFE_RGB, "auto", CAFFE_RGB_MEAN, 1, False, "caffe_rgb (known by the numbers of the first layer)"),
         (UNKNOWN, "auto", RGB_MEAN, 57.12, False, "if they were trained in Caffe, say model.pixels=caffe_bgr"),
         ((CAFFE, UNKNOWN[1]), "auto", RGB_MEAN, 57.12, False, "no published weights"),
         (UNKNOWN, "caffe_bgr", CAFFE_RGB_MEAN, 1, True, "caffe_bgr (as model.pixels says)"),
-        (CAFFE_BGR, "imagenet_rgb", RGB_MEAN, 57.12, False, "though conv1_1 is that of caffe_bgr"),
+        (CAFFE_BGR, "imagenet_rgb", RGB_MEAN, 57.12, False, "though the first layer is that of caffe_bgr"),
     ],
 )
 @pytest.mark.parametrize("places", [(0, 3, 6), (1, 4, 6)])
@@ -265,7 +265,7 @@ def test_the_weights_decide_what_pixels_they_get(
     model = plain()
     model.pixel_mean.fill_(5)
     state = in_torchvisions_plain_names(published, places)
-    load_vgg16(model, state, "x.pth", asked)
+    load_pretrained(model, state, "x.pth", asked)
     assert model.pixel_mean.flatten().tolist() == pytest.approx(mean)
     assert model.pixel_std[1].item() == pytest.approx(std)
     channels = [2, 1, 0] if turned else [0, 1, 2]
@@ -277,17 +277,17 @@ def test_the_weights_decide_what_pixels_they_get(
 def test_layers_with_caffes_names_take_bgr_unless_their_numbers_say_otherwise() -> None:
     state = in_caffes_names()
     model = plain()
-    load_vgg16(model, state, "here")
+    load_pretrained(model, state, "here")
     assert torch.equal(model.trunk.convs["conv1_1"].weight[:, 0], state["conv1_1.weight"][:, 2])
     assert model.pixel_mean.flatten().tolist() == pytest.approx(CAFFE_RGB_MEAN)
     state["conv1_1.bias"], state["conv1_1.weight"][0, :, 1, 1] = torch.tensor(CAFFE), torch.tensor(CAFFE_RGB[1])
-    load_vgg16(model, state, "here")
+    load_pretrained(model, state, "here")
     assert torch.equal(model.trunk.convs["conv1_1"].weight, state["conv1_1.weight"])
 
 
 def test_the_pixels_of_loaded_weights_stay_with_a_trained_model() -> None:
     model = plain()
-    load_vgg16(model, in_caffes_names(), "here")
+    load_pretrained(model, in_caffes_names(), "here")
     again = plain()
     again.load_state_dict(model.state_dict())
     image = torch.randint(0, 256, (1, 3, 20, 20), dtype=torch.uint8)
@@ -299,7 +299,7 @@ def test_of_a_detector_the_outputs_are_left_out_and_that_is_said(caplog: pytest.
     model = plain()
     untouched = model.cls_score.weight.clone()
     weights = caffemodel.vgg16(0.125, roi_size=1, classes=2)
-    load_vgg16(model, {k: torch.from_numpy(v) for k, v in weights.items()}, "d.caffemodel")
+    load_pretrained(model, {k: torch.from_numpy(v) for k, v in weights.items()}, "d.caffemodel")
     assert torch.equal(model.head.fc7.bias, torch.from_numpy(weights["fc7.bias"]))
     assert torch.equal(model.cls_score.weight, untouched)
     assert "left out: cls_score.weight, cls_score.bias, bbox_pred.weight, bbox_pred.bias" in caplog.text
@@ -311,7 +311,7 @@ def test_numbers_that_are_not_finite_are_refused(value: float) -> None:
     state = in_caffes_names()
     state["fc7.weight"][3, 5] = value
     with pytest.raises(UserError, match=r"^here(.|\n)*  head\.fc7\.weight: not all finite$"):
-        load_vgg16(plain(), state, "here")
+        load_pretrained(plain(), state, "here")
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:

@@ -18,9 +18,8 @@ from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import training_loader
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
-from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.sampling import RoISampler
-from fastrcnn.model.vgg16 import freeze_before
 from fastrcnn.structures import Batch, RoITargets, Sample
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule, seed_of, train
@@ -230,7 +229,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_weights(
 
 def test_frozen_layers_do_not_move_and_the_others_do(tmp_path: Path, dataset: DetectionDataset) -> None:
     model = tiny()
-    freeze_before(model.trunk, "conv3_1")
+    freeze_before(model, "conv3_1")
     before = {k: v.clone() for k, v in model.state_dict().items()}
     train_on([first_batch(dataset)] * 3, model, tmp_path, constant(3, 0.05))
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.vgg16 import freeze_before
+from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.training.optim import learning_rate, parameter_groups, set_rate, sgd
 
 
@@ -25,7 +24,7 @@ def group_of(model: nn.Module) -> dict[str, tuple[float, float]]:
 
 def test_groups_of_the_slim_network_with_batch_normalisation() -> None:
     model = FastRCNN(2, width=0.03, batch_norm=True, roi_size=2, roi_features=("conv4_3", "conv5_3"))
-    freeze_before(model.trunk, "conv2_1")
+    freeze_before(model, "conv2_1")
     found = group_of(model)
     assert set(found) == {n for n, p in model.named_parameters() if p.requires_grad}
     assert not any("conv1_" in n for n in found)

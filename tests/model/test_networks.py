@@ -8,18 +8,14 @@ from torch import nn
 from torchvision.models import vgg16 as torchvision_vgg16
 from torchvision.models.vgg import VGG
 
-from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.vgg16 import (
-    CONV_NAMES,
-    FINETUNE_FROM,
-    VGG16Head,
-    VGG16Trunk,
-    channels_of,
-    freeze_before,
-    parameter_count,
-    stride_of,
-)
-from fastrcnn.model.weights import load_vgg16
+from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
+from fastrcnn.model.head import Head, parameter_count
+from fastrcnn.model.loss import fast_rcnn_loss
+from fastrcnn.model.networks import NETWORKS, VGG16, Trunk
+from fastrcnn.model.weights import load_pretrained
+from fastrcnn.structures import RoITargets
+
+CONV_NAMES = VGG16.conv_names
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +29,7 @@ def pair() -> tuple[FastRCNN, VGG]:
     with torch.device("meta"):
         ours = FastRCNN(20)
     ours.to_empty(device="cpu")
-    load_vgg16(ours, theirs.state_dict(), "torchvision")
+    load_pretrained(ours, theirs.state_dict(), "torchvision")
     return ours.eval(), theirs
 
 
@@ -51,7 +47,7 @@ def test_parameters_that_the_paper_freezes() -> None:
     """conv1_1 to conv2_2 of the counts by hand: 9 weights a pair of channels, and the biases."""
     by_hand = (3 * 64 * 9 + 64) + (64 * 64 * 9 + 64) + (64 * 128 * 9 + 128) + (128 * 128 * 9 + 128)
     model = meta_model()
-    freeze_before(model.trunk, "conv3_1")
+    freeze_before(model, "conv3_1")
     frozen = {n: p.numel() for n, p in model.named_parameters() if not p.requires_grad}
     assert sum(frozen.values()) == by_hand == 260_160
     assert {n.split(".")[2] for n in frozen} == {"conv1_1", "conv1_2", "conv2_1", "conv2_2"}
@@ -60,14 +56,14 @@ def test_parameters_that_the_paper_freezes() -> None:
 @pytest.mark.parametrize(("first", "layers"), [("conv1_1", 0), ("conv2_1", 2), ("conv5_3", 12), ("fc6", 13)])
 def test_freezing_stops_at_the_named_layer(first: str, layers: int) -> None:
     model = meta_model()
-    freeze_before(model.trunk, first)
+    freeze_before(model, first)
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {f"trunk.convs.{n}.{part}" for n in CONV_NAMES[:layers] for part in ("weight", "bias")}
 
 
 def test_freezing_takes_the_batch_normalisation_along_and_keeps_its_statistics() -> None:
     model = FastRCNN(2, width=0.03, batch_norm=True)
-    freeze_before(model.trunk, "conv3_1")
+    freeze_before(model, "conv3_1")
     model.train()
     before = {n: b.clone() for n, b in model.named_buffers()}
     model.features(torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8))
@@ -80,7 +76,7 @@ def test_freezing_takes_the_batch_normalisation_along_and_keeps_its_statistics()
 def test_eval_and_train_again_keep_frozen_statistics_frozen() -> None:
     trunk_modes = []
     model = FastRCNN(2, width=0.03, batch_norm=True)
-    freeze_before(model.trunk, "conv2_1")
+    freeze_before(model, "conv2_1")
     for mode in (True, False, True):
         model.train(mode)
         trunk_modes.append([model.trunk.norms[n].training for n in ("conv1_2", "conv2_1")])
@@ -99,12 +95,12 @@ def test_map_of_the_papers_image() -> None:
 
 
 def test_strides_and_channels() -> None:
-    assert [stride_of(n) for n in ("conv1_2", "conv2_1", "conv3_3", "conv4_1", "conv5_3")] == [1, 2, 4, 8, 16]
-    assert [channels_of(f"conv{i}_1", 1.0) for i in range(1, 6)] == [64, 128, 256, 512, 512]
-    assert [channels_of(f"conv{i}_1", 0.25) for i in range(1, 6)] == [16, 32, 64, 128, 128]
-    assert channels_of("conv1_1", 0.001) == 1
-    assert FINETUNE_FROM[0] == "conv1_1"
-    assert FINETUNE_FROM[-1] == "fc6"
+    assert [VGG16.stride_of(n) for n in ("conv1_2", "conv2_1", "conv3_3", "conv4_1", "conv5_3")] == [1, 2, 4, 8, 16]
+    assert [VGG16.channels_of(f"conv{i}_1", 1.0) for i in range(1, 6)] == [64, 128, 256, 512, 512]
+    assert [VGG16.channels_of(f"conv{i}_1", 0.25) for i in range(1, 6)] == [16, 32, 64, 128, 128]
+    assert VGG16.channels_of("conv1_1", 0.001) == 1
+    assert VGG16.finetune_from[0] == "conv1_1"
+    assert VGG16.finetune_from[13:] == ("fc6", "fc7", "bbox_pred")
 
 
 def test_every_layer_is_torchvisions(pair: tuple[FastRCNN, VGG]) -> None:
@@ -136,7 +132,7 @@ def test_fc6_and_fc7_are_torchvisions(pair: tuple[FastRCNN, VGG]) -> None:
 
 
 def test_maps_come_in_the_order_asked_for_and_after_their_relu() -> None:
-    trunk = VGG16Trunk(0.03)
+    trunk = Trunk(width=0.03)
     images = torch.randn(1, 3, 32, 32)
     last, middle = trunk(images, ("conv5_3", "conv3_2"))
     assert last.shape[2:] == (2, 2)
@@ -146,7 +142,7 @@ def test_maps_come_in_the_order_asked_for_and_after_their_relu() -> None:
 
 def test_dropout_only_in_training_and_at_its_rate() -> None:
     torch.manual_seed(0)
-    head = VGG16Head(channels=2, roi_size=2, width=0.25, dropout=0.5)
+    head = Head(8, (1024, 1024), dropout=0.5)
     nn.init.ones_(head.fc7.bias)
     nn.init.zeros_(head.fc7.weight)
     pooled = torch.ones(4, 2, 2, 2)
@@ -156,3 +152,97 @@ def test_dropout_only_in_training_and_at_its_rate() -> None:
     out = head(pooled)
     assert set(out.unique().tolist()) == {0.0, 2.0}, "what stays is scaled up"
     assert (out == 0).float().mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "parameters"),
+    [
+        # By hand: 9 (or 25, 49, 121) weights a pair of channels within a group, and biases; fc6, fc7; 21 + 84 outputs.
+        (
+            "caffenet",
+            6,
+            (3 * 96 * 121 + 96)
+            + (48 * 256 * 25 + 256)
+            + (256 * 384 * 9 + 384)
+            + (192 * 384 * 9 + 384)
+            + (192 * 256 * 9 + 256)
+            + (256 * 36 * 4096 + 4096)
+            + (4096 * 4096 + 4096)
+            + (4096 + 1) * 105,
+        ),
+        (
+            "vgg_cnn_m_1024",
+            6,
+            (3 * 96 * 49 + 96)
+            + (96 * 256 * 25 + 256)
+            + (256 * 512 * 9 + 512)
+            + 2 * (512 * 512 * 9 + 512)
+            + (512 * 36 * 4096 + 4096)
+            + (4096 * 1024 + 1024)
+            + (1024 + 1) * 105,
+        ),
+    ],
+)
+def test_parameters_and_strides_of_the_smaller_networks(name: str, size: int, parameters: int) -> None:
+    model = meta_model(network=name, roi_size=size, roi_features=["conv5"])
+    assert parameter_count(model) == parameters
+    assert model.strides == [16]
+    assert [NETWORKS[name].stride_of(f"conv{i}") for i in (1, 2, 3)] == {
+        "caffenet": [4, 8, 16],
+        "vgg_cnn_m_1024": [2, 8, 16],
+    }[name]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("side", [1, 24, 25, 47])
+def test_no_picture_is_too_small(name: str, side: int) -> None:
+    network = NETWORKS[name]
+    (found,) = Trunk(network, width=0.05)(torch.randn(1, 3, side, 60), network.conv_names[-1:])
+    assert found.shape[2] >= 1
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_slim_network_with_batch_normalisation_learns_everywhere(name: str) -> None:
+    """No layer is cut off: each weight gets a gradient, and groups come out even at an odd width."""
+    network = NETWORKS[name]
+    features = [network.conv_names[-1]]
+    model = FastRCNN(2, network=name, width=0.07, batch_norm=True, roi_size=2, roi_features=features)
+    logits, deltas = model(
+        torch.randint(0, 256, (1, 3, 64, 80)), torch.tensor([[0.0, 5, 5, 60, 50], [0, 0, 0, 70, 60]])
+    )
+    (logits.square().sum() + deltas.square().sum()).backward()
+    for parameter_name, parameter in model.named_parameters():
+        if not parameter_name.endswith("bias"):  # before batch normalisation a bias has none
+            assert parameter.grad is not None
+            assert parameter.grad.abs().max() > 0, parameter_name
+
+
+def test_stage_wise_training_leaves_only_the_box_regression() -> None:
+    model = FastRCNN(2, width=0.03, batch_norm=True, roi_features=("conv4_3", "conv5_3"))
+    freeze_before(model, "bbox_pred")
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"bbox_pred.weight", "bbox_pred.bias"}
+    model = FastRCNN(2, width=0.03, roi_features=("conv4_3", "conv5_3"))
+    freeze_before(model, "fc6")
+    trained = {n.rpartition(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"reduce", "head.fc6", "head.fc7", "cls_score", "bbox_pred"}
+    freeze_before(model, "fc7")
+    trained = {n.rpartition(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"head.fc7", "cls_score", "bbox_pred"}
+
+
+def test_class_agnostic_deltas_are_the_same_for_every_class_and_learn_from_all() -> None:
+    torch.manual_seed(0)
+    model = FastRCNN(3, width=0.03, class_agnostic=True, dropout=0.0)
+    assert model.bbox_pred.weight.shape[0] == 4
+    images = torch.randint(0, 256, (1, 3, 48, 48))
+    logits, deltas = model(images, torch.tensor([[0.0, 5, 5, 40, 40], [0, 0, 0, 48, 30]]))
+    assert deltas.shape == (2, 4, 4)
+    assert torch.equal(deltas[:, 0], deltas[:, 3])
+    targets = RoITargets(torch.tensor([1, 3]), torch.tensor([[1.0, 2, 3, 4], [4, 3, 2, 1]]))
+    fast_rcnn_loss(logits, deltas, targets).box.backward()
+    separate = torch.zeros(2, 4, requires_grad=True)  # what the loss of both says to the four numbers
+    nn.functional.smooth_l1_loss(separate, targets.deltas, reduction="sum").div(2).backward()
+    assert separate.grad is not None
+    torch.testing.assert_close(model.bbox_pred.bias.grad, separate.grad.sum(0), rtol=1e-2, atol=1e-3)
+    assert model(images, torch.zeros(0, 5))[1].shape == (0, 4, 4)

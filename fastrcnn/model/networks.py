@@ -1,0 +1,166 @@
+"""The paper's three networks, up to the map that RoIs are pooled from: S, M and L of its tables.
+
+L is VGG16 (Simonyan and Zisserman, 2014, configuration D) without the fifth pooling; M is VGG_CNN_M_1024 (Chatfield and
+others, 2014); S is CaffeNet, the author's AlexNet (Jia and others, 2014). Layers bear the names of the author's files,
+models/*/train.prototxt. All poolings round up ("ceil mode") as Caffe's do, so that a 600 x 1000 image gives VGG16 a
+38 x 63 map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Max pooling, rounding up."""
+
+    kernel: int
+    stride: int
+    padding: int = 0
+
+
+@dataclass(frozen=True)
+class ResponseNorm:
+    """Local response normalisation over five channels, exponent .75 (Krizhevsky and others, 2012, section 3.3)."""
+
+    alpha: float
+    k: float
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution followed by ReLU. before: what happens to the map of the layer below first."""
+
+    name: str
+    channels: int
+    kernel: int = 3
+    stride: int = 1
+    padding: int = 1
+    groups: int = 1
+    before: tuple[Pool | ResponseNorm, ...] = ()
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network by its layers.
+
+    fc6, fc7: features. least_side: images with a shorter side are padded with 0 to it, or no cell would be left.
+    """
+
+    convs: tuple[Conv, ...]
+    fc6: int
+    fc7: int
+    least_side: int = 1
+
+    @property
+    def conv_names(self) -> tuple[str, ...]:
+        return tuple(conv.name for conv in self.convs)
+
+    @property
+    def finetune_from(self) -> tuple[str, ...]:
+        """Layers at which training may begin; what lies before stays as it is."""
+        return (*self.conv_names, "fc6", "fc7", "bbox_pred")
+
+    def stride_of(self, name: str) -> int:
+        """Pixels of the image from one cell to the next of the map that the convolution `name` gives."""
+        stride = 1
+        for conv in self.convs[: self.conv_names.index(name) + 1]:
+            for step in conv.before:
+                stride *= step.stride if isinstance(step, Pool) else 1
+            stride *= conv.stride
+        return stride
+
+    def channels_of(self, name: str, width: float) -> int:
+        """Channels of the map that the convolution `name` gives where all channels are multiplied by `width`."""
+        unit = max(conv.groups for conv in self.convs)  # groups must come out even, above and below
+        return unit * max(1, round(self.convs[self.conv_names.index(name)].channels * width / unit))
+
+    def features_of(self, width: float) -> tuple[int, int]:
+        """Features of fc6 and fc7, multiplied by `width` as well."""
+        return max(1, round(self.fc6 * width)), max(1, round(self.fc7 * width))
+
+
+HALF = Pool(2, 2)
+VGG16 = Network(
+    tuple(
+        Conv(f"conv{stage}_{i}", channels, before=(HALF,) if i == 1 and stage > 1 else ())
+        for stage, (channels, number) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), 1)
+        for i in range(1, number + 1)
+    ),
+    fc6=4096,
+    fc7=4096,
+)
+VGG_CNN_M_1024 = Network(
+    (
+        Conv("conv1", 96, kernel=7, stride=2, padding=0),
+        Conv("conv2", 256, kernel=5, stride=2, before=(ResponseNorm(0.0005, 2.0), Pool(3, 2))),
+        Conv("conv3", 512, before=(ResponseNorm(0.0005, 2.0), Pool(3, 2))),
+        Conv("conv4", 512),
+        Conv("conv5", 512),
+    ),
+    fc6=4096,
+    fc7=1024,
+    least_side=25,
+)
+CAFFENET = Network(
+    (
+        Conv("conv1", 96, kernel=11, stride=4, padding=5),
+        Conv("conv2", 256, kernel=5, padding=2, groups=2, before=(Pool(3, 2, 1), ResponseNorm(0.0001, 1.0))),
+        Conv("conv3", 384, before=(Pool(3, 2, 1), ResponseNorm(0.0001, 1.0))),
+        Conv("conv4", 384, groups=2),
+        Conv("conv5", 256, groups=2),
+    ),
+    fc6=4096,
+    fc7=4096,
+)
+NETWORKS = {"vgg16": VGG16, "vgg_cnn_m_1024": VGG_CNN_M_1024, "caffenet": CAFFENET}
+
+
+class Trunk(nn.Module):
+    """The convolutions of a network, each followed by ReLU, with the poolings and normalisations between them.
+
+    width: factor on all channel counts; 1 is the paper's, less is a slim network.
+    batch_norm: batch normalisation after every convolution, for training from scratch; local response normalisation is
+        left out then.
+    """
+
+    def __init__(self, network: Network = VGG16, width: float = 1.0, batch_norm: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self.convs = nn.ModuleDict()
+        self.norms = nn.ModuleDict()
+        below = 3
+        for conv in network.convs:
+            out = network.channels_of(conv.name, width)
+            layer = nn.Conv2d(below, out, conv.kernel, conv.stride, conv.padding, groups=conv.groups)
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            self.convs[conv.name] = layer
+            if batch_norm:
+                self.norms[conv.name] = nn.BatchNorm2d(out)
+            below = out
+
+    def forward(self, images: Tensor, wanted: Sequence[str]) -> list[Tensor]:
+        """Maps (N, C, H', W') of the convolutions `wanted`, after their ReLU, for images (N, 3, H, W); for VGG16 H' and
+        W' are H and W divided by the stride, rounded up."""
+        maps = {}
+        height, width = (max(0, self.network.least_side - n) for n in images.shape[2:])
+        x = functional.pad(images, (0, width, 0, height)) if height or width else images
+        for conv in self.network.convs:
+            for step in conv.before:
+                if isinstance(step, Pool):
+                    x = functional.max_pool2d(x, step.kernel, step.stride, step.padding, ceil_mode=True)
+                elif not self.norms:
+                    x = functional.local_response_norm(x, 5, step.alpha, 0.75, step.k)
+            x = self.convs[conv.name](x)
+            if self.norms:
+                x = self.norms[conv.name](x)
+            x = functional.relu(x, inplace=True)
+            if conv.name in wanted:
+                maps[conv.name] = x
+        return [maps[name] for name in wanted]
