@@ -167,12 +167,31 @@ def caffe_detector(path: Path, names: Sequence[str]) -> FastRCNN:
     return built
 
 
-def check_solver(config: SolverConfig) -> None:
+def check_solver(train: TrainConfig) -> None:
     """Raises UserError for values that cannot be trained with."""
+    config = train.solver
+    if config.box_weight == 0 and train.model.finetune_from == "bbox_pred":
+        raise UserError("model.finetune_from=bbox_pred with solver.box_weight=0: nothing is left to train.")
+    if config.box_weight == 0 and train.detection.box_regression:
+        raise UserError(
+            "solver.box_weight=0: no box regression is trained, so detection must not use it: say "
+            "detection.box_regression=false as well."
+        )
     one_of("solver.schedule", config.schedule, ("step", "cosine"))
     one_of("solver.optimizer", config.optimizer, OPTIMIZERS)
     if len(config.bg_iou) != 2 or not config.bg_iou[0] < config.bg_iou[1]:
         raise UserError(f"solver.bg_iou={config.bg_iou}: should be two overlaps, the first below the second.")
+    if config.bg_iou[1] > config.fg_iou:
+        raise UserError(
+            f"solver.bg_iou={config.bg_iou}: a RoI with an overlap of {config.fg_iou:g} (solver.fg_iou) would be both "
+            "foreground and background; its second number should be at most that."
+        )
+
+
+def freeze_unused(model: FastRCNN, config: SolverConfig) -> None:
+    """Keeps weights that the loss does not depend on as they are: without a gradient they would only decay."""
+    if config.box_weight == 0:
+        model.bbox_pred.requires_grad_(False)
 
 
 def set_delta_statistics(model: FastRCNN, train_set: DetectionDataset, config: TrainConfig) -> None:

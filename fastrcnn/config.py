@@ -103,8 +103,10 @@ class SolverConfig:
     fg_fraction: float = key(0.25, "largest share of foreground among them", least=0, most=1)
     fg_iou: float = key(0.5, "least overlap with the truth that makes a RoI foreground", above=0, most=1)
     bg_iou: list[float] = key([0.1, 0.5], "background: best overlap in [first, second)", least=0, most=1)
-    box_weight: float = key(1.0, "weight of the box loss", least=0)
-    optimizer: str = key("caffe_sgd", "caffe_sgd: the rate inside the velocity, as in Caffe | sgd: torch's")
+    box_weight: float = key(1.0, "weight of the box loss; 0: classes alone are trained", least=0)
+    optimizer: str = key(
+        "caffe_sgd", "caffe_sgd: the rate inside the velocity, as in Caffe | sgd: torch's | fused_sgd: the same, faster"
+    )
     lr: float = key(0.001, "learning rate", above=0)
     schedule: str = key("step", "step | cosine")
     lr_steps: list[int] = key([30000], "steps at which the rate is multiplied by lr_gamma", least=1)
@@ -120,6 +122,7 @@ class DetectionConfig:
     """From scores and boxes to detections."""
 
     score_threshold: float = key(0.05, "detections with a lower score are dropped", least=0, most=1)
+    box_regression: bool = key(True, "move boxes as the network says; false: RoIs are detections as they are")
     nms_iou: float = key(0.3, "a box overlapping a better one of its class by this much is dropped", least=0, most=1)
     max_per_class: int | None = key(None, "best boxes of a class that enter the suppression; null: all", least=1)
     max_per_image: int | None = key(100, "detections kept of a picture; null: all", least=1)

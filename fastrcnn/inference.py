@@ -18,11 +18,13 @@ from fastrcnn.structures import Batch, Detections, Sample
 class DetectionSettings:
     """How scores and boxes become detections; see postprocess.
 
+    box_regression: whether RoIs are moved as the network says; else they are the detections' boxes.
     average_per_class: see class_thresholds; a matter of a whole set, so evaluation alone heeds it.
     rois_per_chunk: RoIs that go through fc6 and fc7 at a time, which bounds memory.
     """
 
     score_threshold: float = 0.05
+    box_regression: bool = True
     nms_iou: float = 0.3
     max_per_class: int | None = None
     max_per_image: int | None = 100
@@ -49,6 +51,8 @@ def detect_batch(
         indexed = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
         scaled = scaled_rois(indexed, model.roi_op, batch.scales[i : i + 1].to(device))
         probabilities, deltas = roi_outputs(model, [m[i : i + 1] for m in maps], scaled, settings, dtype)
+        if not settings.box_regression:
+            deltas = torch.zeros_like(deltas)
         found = postprocess(
             probabilities,
             deltas,

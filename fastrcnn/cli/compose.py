@@ -32,7 +32,7 @@ def options(group: str) -> list[str]:
 
 
 def group_names(verb: str) -> list[str]:
-    return [*groups(SCHEMAS[verb]), *(["experiment"] if verb == "train" else [])]
+    return [*groups(SCHEMAS[verb]), *(["recipe", "experiment"] if verb == "train" else [])]
 
 
 def check_overrides(verb: str, arguments: list[str]) -> list[str]:

@@ -108,7 +108,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     """The whole training that the configuration describes; returns the run's folder and the last evaluation."""
     from fastrcnn import build, build_data
 
-    build.check_solver(config.solver)
+    build.check_solver(config)
     detection, metric = (
         build.detection(config.detection),
         build_data.metric(config.data),
@@ -142,6 +142,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     train_set = build_data.training_set(config.data, names, seed)
     test_set = build_data.test_set(config.data, names)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    build.freeze_unused(model, solver)
     optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer)
     done, best = 0, -1.0
     if resumed:

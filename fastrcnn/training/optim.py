@@ -62,7 +62,7 @@ class CaffeSGD(torch.optim.Optimizer):
             torch._foreach_sub_(weights, velocities)
 
 
-OPTIMIZERS = ("caffe_sgd", "sgd")
+OPTIMIZERS = ("caffe_sgd", "sgd", "fused_sgd")
 
 
 def sgd(
@@ -74,12 +74,12 @@ def sgd(
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent with the paper's settings; the rate is set for each step by `set_rate`.
 
-    optimizer: caffe_sgd, see CaffeSGD, or sgd, torch's own.
+    optimizer: caffe_sgd, see CaffeSGD; sgd, torch's own; fused_sgd, the same with one kernel for all weights.
     """
     groups = parameter_groups(model, weight_decay, bias_lr_factor)
     if optimizer == "caffe_sgd":
         return CaffeSGD(groups, momentum)
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
+    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=optimizer == "fused_sgd")
 
 
 def learning_rate(
