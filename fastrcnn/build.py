@@ -167,16 +167,20 @@ def caffe_detector(path: Path, names: Sequence[str]) -> FastRCNN:
     return built
 
 
-def check_solver(train: TrainConfig) -> None:
-    """Raises UserError for values that cannot be trained with."""
-    config = train.solver
-    if config.box_weight == 0 and train.model.finetune_from == "bbox_pred":
+def check_training(config: TrainConfig) -> None:
+    """Raises UserError for a configuration that cannot be trained with."""
+    check_solver(config.solver)
+    if config.solver.box_weight == 0 and config.model.finetune_from == "bbox_pred":
         raise UserError("model.finetune_from=bbox_pred with solver.box_weight=0: nothing is left to train.")
-    if config.box_weight == 0 and train.detection.box_regression:
+    if config.solver.box_weight == 0 and config.detection.box_regression:
         raise UserError(
             "solver.box_weight=0: no box regression is trained, so detection must not use it: say "
             "detection.box_regression=false as well."
         )
+
+
+def check_solver(config: SolverConfig) -> None:
+    """Raises UserError for values that no step can be made of."""
     one_of("solver.schedule", config.schedule, ("step", "cosine"))
     one_of("solver.optimizer", config.optimizer, OPTIMIZERS)
     if len(config.bg_iou) != 2 or not config.bg_iou[0] < config.bg_iou[1]:

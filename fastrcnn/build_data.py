@@ -265,8 +265,10 @@ def augmentation(config: DataConfig) -> Augmentation:
 
 
 def test_scaling(config: DataConfig) -> Augmentation:
-    """What evaluation and detection do to pictures: one scale, nothing random."""
-    return Augmentation((config.test_short_side,), config.long_side, flip=False)
+    """What evaluation and detection do to pictures: the scales, nothing random."""
+    if not config.test_short_sides:
+        raise UserError("data.test_short_sides is empty: give at least one length, as data.test_short_sides=[600].")
+    return Augmentation(tuple(config.test_short_sides), config.long_side, flip=False)
 
 
 def training_set(config: DataConfig, names: Sequence[str], seed: int) -> DetectionDataset:

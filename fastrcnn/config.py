@@ -85,7 +85,11 @@ class DataConfig:
     max_proposals: int = key(2000, "proposals used of a picture, the best first", least=1)
     short_sides: list[int] = key([600], "short side of training pictures; one of them is drawn for each", least=1)
     long_side: int = key(1000, "the long side is at most this", least=1)
-    test_short_side: int = key(600, "short side of pictures in evaluation and detection", least=1)
+    test_short_sides: list[int] = key(
+        [600],
+        "short sides in evaluation and detection; each RoI takes the one where its area is nearest 224 x 224",
+        least=1,
+    )
     flip: bool = key(True, "mirror half of the training pictures")
     flip_vertical: bool = key(False, "turn half of the training pictures upside down")
     transpose: bool = key(False, "swap x and y in half of the training pictures")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fastrcnn.model.fast_rcnn import FastRCNN, distinct_rois, scaled_rois
+from fastrcnn.model.fast_rcnn import FastRCNN, distinct_rois, nearest_level, scaled_rois
 from fastrcnn.model.postprocess import entering_scores, postprocess
 from fastrcnn.structures import Batch, Detections, Sample
 
@@ -39,18 +39,21 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 @torch.no_grad()
 def detect_batch(
-    model: FastRCNN, batch: Batch, settings: DetectionSettings, dtype: torch.dtype = torch.float32
+    model: FastRCNN, pyramid: Sequence[Batch], settings: DetectionSettings, dtype: torch.dtype = torch.float32
 ) -> list[Detections]:
-    """Detections, on the CPU, for each picture of a batch. The model should be in eval mode."""
+    """Detections, on the CPU, for each picture of a batch. The model should be in eval mode.
+
+    pyramid: the same pictures at one or more scales; each RoI is pooled at the one that `nearest_level` says.
+    """
     device = model.delta_mean.device
     with autocast(device, dtype):
-        maps = model.features(batch.images.to(device), batch.sizes.to(device))
+        maps = [model.features(level.images.to(device), level.sizes.to(device)) for level in pyramid]
+    scales = torch.stack([level.scales for level in pyramid]).to(device)  # (L, N)
     results = []
-    for i, sample in enumerate(batch.samples):
-        rois = batch.proposals[i].to(device)  # (P, 4)
-        indexed = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
-        scaled = scaled_rois(indexed, model.roi_op, batch.scales[i : i + 1].to(device))
-        probabilities, deltas = roi_outputs(model, [m[i : i + 1] for m in maps], scaled, settings, dtype)
+    for i, sample in enumerate(pyramid[0].samples):
+        rois = pyramid[0].proposals[i].to(device)  # (P, 4)
+        own = [[m[i : i + 1] for m in level] for level in maps]
+        probabilities, deltas = pyramid_outputs(model, own, scales[:, i], rois, settings, dtype)
         if not settings.box_regression:
             deltas = torch.zeros_like(deltas)
         found = postprocess(
@@ -71,6 +74,28 @@ def detect_batch(
     return results
 
 
+def pyramid_outputs(
+    model: FastRCNN,
+    maps: list[list[Tensor]],
+    scales: Tensor,
+    rois: Tensor,
+    settings: DetectionSettings,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """What `roi_outputs` gives for one picture's RoIs (P, 4), in its own pixels, from the maps of L scales (L,)."""
+    level = nearest_level(rois, scales)
+    indexed = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
+    parts, order = [], []
+    for j, own in enumerate(maps):
+        rows = torch.nonzero(level == j).flatten()
+        if len(rows) or j == 0:
+            scaled = scaled_rois(indexed[rows], model.roi_op, scales[j : j + 1])
+            parts.append(roi_outputs(model, own, scaled, settings, dtype))
+            order.append(rows)
+    back = torch.cat(order).argsort()
+    return torch.cat([p for p, _ in parts])[back], torch.cat([d for _, d in parts])[back]
+
+
 def roi_outputs(
     model: FastRCNN, maps: list[Tensor], rois: Tensor, settings: DetectionSettings, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
@@ -88,11 +113,11 @@ def roi_outputs(
 
 def detect(
     model: FastRCNN,
-    batches: Iterable[Batch],
+    pyramids: Iterable[Sequence[Batch]],
     settings: DetectionSettings,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[tuple[Sample, Detections]]:
-    """Each picture of the batches with its detections, in order. Leaves the model in eval mode."""
+    """Each picture with its detections, in order. Leaves the model in eval mode. pyramids: see detect_batch."""
     model.eval()
-    for batch in batches:
-        yield from zip(batch.samples, detect_batch(model, batch, settings, dtype), strict=True)
+    for pyramid in pyramids:
+        yield from zip(pyramid[0].samples, detect_batch(model, pyramid, settings, dtype), strict=True)

@@ -15,7 +15,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 # The same examples at every run, so that a change fails for what it does; `make fuzz` looks for new ones.
 _any = hypothesis.settings(
-    deadline=2000,  # ms
+    deadline=None,  # see limits.py
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.register_profile("repeatable", _any, max_examples=100, derandomize=True)

@@ -11,11 +11,14 @@ import yaml
 
 from fastrcnn import build, build_data
 from fastrcnn.cli import VERBS, main
-from fastrcnn.cli.compose import compose, config_folder, options
+from fastrcnn.cli.compose import compose, config_folder, options, to_dict
 from fastrcnn.config import SCHEMAS, TrainConfig, groups, leaves
 from fastrcnn.model.fast_rcnn import FastRCNN
 
 FILES = sorted(p.relative_to(config_folder()).as_posix() for p in config_folder().rglob("*.yaml"))
+
+
+WHOLE = ("recipe", "experiment")  # groups that set keys of several others
 
 
 def keys(content: dict[str, Any], prefix: str = "") -> set[str]:
@@ -37,7 +40,7 @@ def arguments(file: str) -> list[str]:
 
 
 def test_there_is_a_file_for_every_verb_and_group() -> None:
-    assert {f.partition("/")[0] for f in FILES if "/" in f} == {*groups(TrainConfig), "experiment"}
+    assert {f.partition("/")[0] for f in FILES if "/" in f} == {*groups(TrainConfig), *WHOLE}
     assert {f.removesuffix(".yaml") for f in FILES if "/" not in f} == set(SCHEMAS)
 
 
@@ -46,7 +49,7 @@ def test_every_key_of_a_file_is_in_the_schema(file: str) -> None:
     own = content(file)
     own.pop("defaults", None)
     group, _, name = file.partition("/")
-    prefix = f"{group}." if name and group != "experiment" else ""
+    prefix = f"{group}." if name and group not in WHOLE else ""
     verb = "train" if name else group.removesuffix(".yaml")
     assert keys(own, prefix) <= set(leaves(SCHEMAS[verb]))
 
@@ -65,10 +68,10 @@ def test_every_file_composes_to_what_it_says(file: str) -> None:
             else:
                 assert getattr(part, key) == value, key
 
-    check(config if group == "experiment" else getattr(config, group), own)
+    check(config if group in WHOLE else getattr(config, group), own)
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.partition("/")[0] in ("model", "experiment")])
+@pytest.mark.parametrize("file", [f for f in FILES if f.partition("/")[0] in ("model", *WHOLE)])
 def test_every_model_and_experiment_builds(file: str) -> None:
     """Its network on no device; what the solver, the detection and the pictures say is accepted."""
     config = compose("train", arguments(file))
@@ -77,7 +80,7 @@ def test_every_model_and_experiment_builds(file: str) -> None:
     assert isinstance(network, FastRCNN)
     frozen = {n for n, p in network.named_parameters() if not p.requires_grad}
     assert bool(frozen) == (config.model.finetune_from != "conv1_1")
-    build.check_solver(config.solver)
+    build.check_training(config)
     build.detection(config.detection)
     build_data.metric(config.data)
     assert build_data.augmentation(config.data).short_sides == tuple(config.data.short_sides)
@@ -94,31 +97,75 @@ def test_the_papers_network_has_the_papers_size() -> None:
     assert sum(p.numel() for p in network.parameters()) == 14_714_688 + fc6 + fc7 + heads == 134_690_729
 
 
-@pytest.mark.parametrize("group", ["data", "solver", "detection", "runtime"])
+@pytest.mark.parametrize("group", ["data", "solver", "detection", "runtime", "recipe"])
 def test_every_option_of_a_group_is_accepted(group: str) -> None:
     for name in options(group):
         config = compose("train", [f"{group}={name}"])
-        build.check_solver(config.solver)
+        build.check_training(config)
         build.detection(config.detection)
         build_data.metric(config.data)
         build_data.augmentation(config.data)
         build.precision(config.runtime, torch.device("cpu"))
 
 
-def test_the_paper_is_the_default() -> None:
-    """Sections 2.3, 4.1 and 4.5 of Fast R-CNN, for VGG16 on VOC07."""
-    config = compose("train", [])
-    assert (config.model.width, config.model.batch_norm, config.model.weights) == (1.0, False, "imagenet")
+def test_recipe_paper_is_the_papers() -> None:
+    """Sections 2.3, 4.1 and 4.5 of Fast R-CNN, for VGG16 on VOC07, and the author's lib/fast_rcnn/config.py."""
+    config = compose("train", ["recipe=paper"])
+    assert (config.model.network, config.model.width, config.model.batch_norm) == ("vgg16", 1.0, False)
+    assert config.model.weights.endswith("VGG16.v2.caffemodel")
     assert (config.model.finetune_from, config.model.roi_size, config.model.dropout) == ("conv3_1", 7, 0.5)
+    assert (config.model.roi_op, config.model.roi_features) == ("fast_rcnn", ["conv5_3"])
+    assert not config.model.class_agnostic
     solver = config.solver
     assert (solver.images_per_batch, solver.rois_per_image, solver.fg_fraction) == (2, 64, 0.25)
     assert (solver.fg_iou, solver.bg_iou, solver.box_weight) == (0.5, [0.1, 0.5], 1.0)
     assert (solver.lr, solver.lr_steps, solver.lr_gamma, solver.iterations) == (0.001, [30000], 0.1, 40000)
-    assert (solver.momentum, solver.weight_decay) == (0.9, 0.0005)
+    assert (solver.momentum, solver.weight_decay, solver.bias_lr_factor) == (0.9, 0.0005, 2.0)
+    assert (solver.optimizer, solver.schedule, solver.warmup) == ("caffe_sgd", "step", 0)
     data = config.data
-    assert (data.short_sides, data.long_side, data.test_short_side) == ([600], 1000, 600)
+    assert (data.short_sides, data.long_side, data.test_short_sides) == ([600], 1000, [600])
     assert (data.flip, data.flip_vertical, data.transpose, data.colour) == (True, False, False, 0.0)
-    assert (data.metric, data.max_proposals, len(data.classes)) == ("voc07", 2000, 20)
+    assert (data.metric, data.max_proposals, len(data.classes), data.use_difficult) == ("voc07", 2000, 20, True)
+    detection = config.detection
+    assert (detection.nms_iou, detection.max_per_class, detection.average_per_class) == (0.3, 100, 40)
+    assert (detection.score_threshold, detection.max_per_image, detection.box_regression) == (0.0, None, True)
+    assert config.runtime.precision == "float32"
+
+
+def test_recipe_modern_is_the_default_and_changes_these_switches_alone() -> None:
+    modern, paper = (to_dict(compose("train", [f"recipe={name}"])) for name in ("modern", "paper"))
+    assert to_dict(compose("train", [])) == modern
+
+    def flat(content: dict[str, Any]) -> dict[str, Any]:
+        return {f"{g}.{k}": v for g, part in content.items() if isinstance(part, dict) for k, v in part.items()}
+
+    now, then = flat(modern), flat(paper)
+    changed = {name: (value, now[name]) for name, value in then.items() if value != now[name]}
+    assert changed == {
+        "model.weights": ("data/imagenet_models/VGG16.v2.caffemodel", "imagenet"),
+        "runtime.precision": ("float32", "auto"),
+        "solver.images_per_batch": (2, 8),
+        "solver.iterations": (40000, 10000),
+        "solver.lr": (0.001, 0.004),
+        "solver.schedule": ("step", "cosine"),
+        "solver.warmup": (0, 500),
+        "solver.optimizer": ("caffe_sgd", "fused_sgd"),
+        "detection.score_threshold": (0.0, 0.05),
+        "detection.max_per_class": (100, None),
+        "detection.max_per_image": (None, 100),
+        "detection.average_per_class": (40, None),
+    }
+    assert now["solver.images_per_batch"] * now["solver.iterations"] == 2 * 40000, "as many pictures as the paper"
+
+
+def test_a_group_on_the_command_line_goes_before_the_recipes() -> None:
+    config = compose("train", ["recipe=paper", "model=caffenet", "detection=modern"])
+    assert (config.model.network, config.detection.score_threshold, config.solver.optimizer) == (
+        "caffenet",
+        0.05,
+        "caffe_sgd",
+    )
+    assert compose("train", ["experiment=bccd", "recipe=paper"]).solver.optimizer == "caffe_sgd"
 
 
 @pytest.mark.parametrize("verb", SCHEMAS)

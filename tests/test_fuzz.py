@@ -21,6 +21,7 @@ import torch
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from limits import in_time
 from voc_folder import fingerprint, voc_xml
 
 from fastrcnn.cli.compose import check_overrides, compose
@@ -66,7 +67,7 @@ def harmless() -> Iterator[None]:
 def outcome(call: Callable[[], object], named: str) -> str:
     """Runs a reader; the message of its UserError, which must hold `named`, or an empty string for a result."""
     message = ""
-    with harmless():
+    with harmless(), in_time():
         try:
             call()
         except UserError as error:
@@ -213,7 +214,7 @@ def test_any_argument_is_taken_or_refused_by_name(name: str, value: str) -> None
 @FEWER
 @given(name=st.sampled_from(sorted(n for n, (hint, _, _) in TRAIN.items() if "str" in str(hint))), value=awkward)
 def test_any_text_is_composed_or_refused(name: str, value: str) -> None:
-    with contextlib.suppress(UserError):
+    with in_time(), contextlib.suppress(UserError):
         compose("train", [f"{name}={value}"])
 
 
@@ -236,7 +237,7 @@ def test_the_configuration_beside_a_run_is_read_or_refused_whatever_is_in_it(
         inner = inner.setdefault(group, {})
     inner[last] = value
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
-    with contextlib.suppress(UserError):
+    with in_time(), contextlib.suppress(UserError):
         compose("train", [], base=saved_config(tmp_path))
 
 

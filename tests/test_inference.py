@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastrcnn.inference import DetectionSettings, detect, detect_batch, roi_outputs
-from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
+from fastrcnn.model.fast_rcnn import FastRCNN, nearest_level, scaled_rois
 from fastrcnn.structures import Batch, Detections, Sample
 
 ALL = DetectionSettings(score_threshold=0.0, nms_iou=2.0, max_per_image=None)  # nothing is dropped
@@ -96,9 +96,9 @@ def assert_same(found: Detections, expected: Detections) -> None:
 @pytest.mark.parametrize("chunk", [1, 7, 20])
 def test_chunks_give_what_one_piece_gives(model: FastRCNN, chunk: int) -> None:
     batch = batch_of([picture(48, 64)], [some_rois(20, 48)])
-    whole = detect_batch(model, batch, ALL)[0]
+    whole = detect_batch(model, [batch], ALL)[0]
     assert whole.scores.unique().numel() > 10
-    assert_same(detect_batch(model, batch, replace(ALL, rois_per_chunk=chunk))[0], whole)
+    assert_same(detect_batch(model, [batch], replace(ALL, rois_per_chunk=chunk))[0], whole)
 
 
 def test_outputs_are_probabilities_and_deltas_in_the_units_of_decoding() -> None:
@@ -119,14 +119,14 @@ def test_boxes_come_back_in_the_images_own_pixels() -> None:
     shift[1, 0] = 0.5
     model = constant_model([0.0, 5.0], shift)
     batch = batch_of([picture(80, 120)], [torch.tensor([[10.0, 5, 30, 35], [40, 10, 60, 40]])], scales=[2.0])
-    found = detect_batch(model, batch, ALL)[0]
+    found = detect_batch(model, [batch], ALL)[0]
     expected = [[20.0, 5, 40, 35], [50, 10, 60, 40]]  # the second is clipped at the picture's 60
     assert sorted(found.boxes.tolist()) == expected
 
 
 def test_a_picture_without_proposals_has_no_detections(model: FastRCNN) -> None:
     batch = batch_of([picture(48, 64), picture(48, 64, 1)], [torch.zeros(0, 4), some_rois(9, 48)])
-    empty, other = detect_batch(model, batch, ALL)
+    empty, other = detect_batch(model, [batch], ALL)
     assert len(empty) == 0
     assert empty.boxes.shape == (0, 4)
     assert empty.labels.dtype == torch.int64
@@ -135,9 +135,9 @@ def test_a_picture_without_proposals_has_no_detections(model: FastRCNN) -> None:
 
 def test_pictures_of_one_size_together_are_as_one_at_a_time(model: FastRCNN) -> None:
     pictures, rois = [picture(48, 64, 0), picture(48, 64, 1)], [some_rois(9, 48, 0), some_rois(5, 48, 1)]
-    together = detect_batch(model, batch_of(pictures, rois), ALL)
+    together = detect_batch(model, [batch_of(pictures, rois)], ALL)
     for i in range(2):
-        assert_same(together[i], detect_batch(model, batch_of([pictures[i]], [rois[i]]), ALL)[0])
+        assert_same(together[i], detect_batch(model, [batch_of([pictures[i]], [rois[i]])], ALL)[0])
     assert len(together[0]) != len(together[1])
 
 
@@ -145,38 +145,38 @@ def test_a_picture_padded_in_a_batch_is_as_alone_where_its_border_is_far(model: 
     """A cell of conv5_3 sees 196 pixels, 98 to each side: RoIs in the first 64 pixels know nothing of column 176."""
     small, large = picture(64, 176, 0), picture(64, 224, 1)
     near = some_rois(8, 56)
-    together = detect_batch(model, batch_of([small, large], [near, near]), ALL)
-    assert_same(together[0], detect_batch(model, batch_of([small], [near]), ALL)[0])
-    assert_same(together[1], detect_batch(model, batch_of([large], [near]), ALL)[0])
+    together = detect_batch(model, [batch_of([small, large], [near, near])], ALL)
+    assert_same(together[0], detect_batch(model, [batch_of([small], [near])], ALL)[0])
+    assert_same(together[1], detect_batch(model, [batch_of([large], [near])], ALL)[0])
 
 
 def test_what_lies_in_the_padding_does_not_matter(model: FastRCNN) -> None:
     batch = batch_of([picture(48, 48), picture(48, 64, 1)], [some_rois(9, 48), some_rois(9, 48)])
-    expected = detect_batch(model, batch, ALL)[0]
+    expected = detect_batch(model, [batch], ALL)[0]
     dirty = batch.images.clone()
     dirty[0, :, :, 48:] = 200
-    assert_same(detect_batch(model, replace(batch, images=dirty), ALL)[0], expected)
+    assert_same(detect_batch(model, [replace(batch, images=dirty)], ALL)[0], expected)
 
 
 def test_settings_reach_the_postprocessing(model: FastRCNN) -> None:
     batch = batch_of([picture(48, 64)], [some_rois(30, 48)])
-    everything = detect_batch(model, batch, ALL)[0]
+    everything = detect_batch(model, [batch], ALL)[0]
     limit = everything.scores.median().item()
-    assert (detect_batch(model, batch, replace(ALL, score_threshold=limit))[0].scores >= limit).all()
-    assert len(detect_batch(model, batch, replace(ALL, max_per_image=4))[0]) == 4
-    assert len(detect_batch(model, batch, replace(ALL, max_per_class=1))[0]) == 3
-    assert len(detect_batch(model, batch, replace(ALL, nms_iou=0.1))[0]) < len(everything)
+    assert (detect_batch(model, [batch], replace(ALL, score_threshold=limit))[0].scores >= limit).all()
+    assert len(detect_batch(model, [batch], replace(ALL, max_per_image=4))[0]) == 4
+    assert len(detect_batch(model, [batch], replace(ALL, max_per_class=1))[0]) == 3
+    assert len(detect_batch(model, [batch], replace(ALL, nms_iou=0.1))[0]) < len(everything)
 
 
 def test_detect_goes_through_batches_in_order_in_eval_mode(model: FastRCNN) -> None:
     model.train()
     batches = [batch_of([picture(32, 32, i)], [some_rois(3, 32, i)]) for i in range(3)]
     batches = [replace(b, samples=[sample(f"picture {i}", 32, 32)]) for i, b in enumerate(batches)]
-    found = list(detect(model, batches, ALL))
+    found = list(detect(model, [[b] for b in batches], ALL))
     assert [s.image_id for s, _ in found] == ["picture 0", "picture 1", "picture 2"]
     assert not model.training
     for i, (_, detections) in enumerate(found):
-        assert_same(detections, detect_batch(model, batches[i], ALL)[0])
+        assert_same(detections, detect_batch(model, [batches[i]], ALL)[0])
         assert not detections.scores.requires_grad
 
 
@@ -201,9 +201,9 @@ def test_rois_of_the_same_cells_go_through_the_network_once(model: FastRCNN) -> 
     rows = []
     model.head.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
     batch = batch_of([picture(48, 64)], [boxes])
-    found = detect_batch(model, batch, ALL)[0]
+    found = detect_batch(model, [batch], ALL)[0]
     assert rows == [distinct]
-    alone = [detect_batch(model, batch_of([picture(48, 64)], [b[None]]), ALL)[0] for b in boxes]
+    alone = [detect_batch(model, [batch_of([picture(48, 64)], [b[None]])], ALL)[0] for b in boxes]
     want = Detections(*(torch.cat([getattr(d, f) for d in alone]) for f in ("boxes", "scores", "labels")))
     assert_same(found, want)
 
@@ -214,5 +214,60 @@ def test_a_picture_shown_larger_gives_the_rois_of_larger_boxes(model: FastRCNN) 
     classify = model.classify
     model.classify = lambda maps, rois: (seen.append(rois), classify(maps, rois))[1]  # type: ignore[method-assign]
     batch = batch_of([picture(80, 96)], [torch.tensor([[5.0, 10, 30, 50]])], scales=[1.6])
-    detect_batch(model, batch, ALL)
+    detect_batch(model, [batch], ALL)
     assert seen[0].tolist() == [[0.0, *np.float32([8.0, 16.0, 46.4, 78.4]).tolist()]]
+
+
+@pytest.mark.parametrize(
+    ("side", "level"),
+    # Sides that become 224 at the five scales of the paper: 280, 233, 195, 156, 112. Between two of them the nearer
+    # area decides: 224^2 lies between side^2 s^2 of the two.
+    [(1000, 0), (280, 0), (254, 0), (233, 1), (195, 2), (180, 2), (156, 3), (112, 4), (1, 4)],
+)
+def test_a_roi_takes_the_scale_where_its_area_is_nearest_224_squared(side: int, level: int) -> None:
+    scales = torch.tensor([480, 576, 688, 864, 1200], dtype=torch.float64) / 600
+    roi = torch.tensor([[10.0, 20, 10 + side, 20 + side]])
+    distances = [abs((side * s / 600) ** 2 - 224**2) for s in (480, 576, 688, 864, 1200)]
+    assert distances.index(min(distances)) == level, "by hand"
+    assert nearest_level(roi, scales).tolist() == [level]
+    assert nearest_level(torch.tensor([[0.0, 0, side / 2, 2 * side]]), scales).tolist() == [level], "areas, not sides"
+
+
+def test_each_roi_of_a_pyramid_is_pooled_from_its_own_scale(model: FastRCNN) -> None:
+    """As if its level were the only one; the order of the RoIs stays."""
+    small, large = picture(120, 160), picture(240, 320, seed=1)
+    corner = some_rois(14, 60)[:, :2]
+    size = torch.tensor([30.0, 110, 20, 100, 105, 25, 60, 118, 10, 90, 111, 33, 107, 45])[:, None]
+    rois = torch.cat((corner, corner + size), dim=1)
+    pyramid = [batch_of([small], [rois]), batch_of([large], [rois], [2.0])]
+    pyramid[0] = replace(pyramid[0], scales=torch.tensor([4.0]))  # a pretended scale: 224 is reached at 56 and at 112
+    found = detect_batch(model, pyramid, replace(ALL, box_regression=False))[0]
+    level = [0 if abs((4 * s) ** 2 - 224**2) <= abs((2 * s) ** 2 - 224**2) else 1 for s in size.flatten().tolist()]
+    assert 3 < sum(level) < 11
+    expected = [
+        detect_batch(model, [replace(pyramid[j], proposals=[rois[i : i + 1]])], replace(ALL, box_regression=False))[0]
+        for i, j in enumerate(level)
+    ]
+    for i, alone in enumerate(expected):
+        box = rois[i].clamp(max=torch.tensor([160.0, 120, 160, 120]))
+        rows = (found.boxes - box).abs().amax(dim=1) < 0.001
+        assert rows.sum() == 3
+        torch.testing.assert_close(found.scores[rows].sort().values, alone.scores.sort().values, rtol=1e-4, atol=1e-6)
+    assert torch.cat([e.scores for e in expected]).unique().numel() > 10
+
+
+def test_a_picture_without_proposals_has_no_detections_at_several_scales_either(model: FastRCNN) -> None:
+    nothing = [torch.zeros(0, 4)]
+    pyramid = [batch_of([picture(48, 64)], nothing), batch_of([picture(96, 128)], nothing, [2.0])]
+    assert len(detect_batch(model, pyramid, ALL)[0]) == 0
+
+
+def test_without_box_regression_rois_are_the_boxes(model: FastRCNN) -> None:
+    rois = some_rois(6, 48)
+    batch = batch_of([picture(48, 64)], [rois])
+    found = detect_batch(model, [batch], replace(ALL, box_regression=False))[0]
+    for label in (1, 2, 3):
+        boxes = found.boxes[found.labels == label]
+        torch.testing.assert_close(boxes[boxes[:, 0].argsort()], rois[rois[:, 0].argsort()])
+    moved = detect_batch(model, [batch], ALL)[0]
+    assert (moved.boxes[:, None] - rois[None]).abs().amax(dim=2).min() > 0.001, "the network would have moved them"

@@ -108,7 +108,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     """The whole training that the configuration describes; returns the run's folder and the last evaluation."""
     from fastrcnn import build, build_data
 
-    build.check_solver(config)
+    build.check_training(config)
     detection, metric = (
         build.detection(config.detection),
         build_data.metric(config.data),

@@ -69,20 +69,45 @@ class DetectionDataset(Dataset):
         return to_tensor(self.proposal_boxes(index)), to_tensor(sample.boxes), torch.from_numpy(sample.labels)
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
-        """The picture `index` in the given epoch; `key` is (epoch, index).
+        """The picture `index`, varied, in the given epoch; `key` is (epoch, index). Raises as `picture` does."""
+        epoch, index = key
+        sample = self.samples[index]
+        image = self.picture(index)
+        rng = np.random.default_rng((self.seed, epoch, index))
+        image, (boxes, proposals), scale = self.augmentation(image, [sample.boxes, self.proposal_boxes(index)], rng)
+        return Example(image, proposals, boxes, sample.labels, scale, sample)
+
+    def pyramid(self, index: int) -> list[Example]:
+        """The picture at each of the short sides, not varied otherwise. Raises as `picture` does."""
+        sample, image, proposals = self.samples[index], self.picture(index), self.proposal_boxes(index)
+        levels = self.augmentation.levels(image)
+        return [Example(level, proposals, sample.boxes, sample.labels, scale, sample) for level, scale in levels]
+
+    def picture(self, index: int) -> np.ndarray:
+        """The picture (H, W, 3) as it is.
 
         Raises UserError for an unreadable picture, or one whose size is not the annotation's.
         """
-        epoch, index = key
         cv2.setNumThreads(0)  # the workers share the cores already
         sample = self.samples[index]
         image = read_image(sample.path)
         height, width = image.shape[:2]
         if fault := size_fault(sample, width, height):
             raise UserError(fault)
-        rng = np.random.default_rng((self.seed, epoch, index))
-        image, (boxes, proposals), scale = self.augmentation(image, [sample.boxes, self.proposal_boxes(index)], rng)
-        return Example(image, proposals, boxes, sample.labels, scale, sample)
+        return image
+
+
+class Pyramids(Dataset):
+    """The pictures of a DetectionDataset by their number, each as its pyramid."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> list[Example]:
+        return self.dataset.pyramid(index)
 
 
 def size_fault(sample: Sample, width: int, height: int) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from fastrcnn.data.dataset import DetectionDataset, Example, to_tensor
+from fastrcnn.data.dataset import DetectionDataset, Example, Pyramids, to_tensor
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Batch
 
@@ -65,7 +65,7 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
 class Loader(DataLoader):
     """A DataLoader whose workers' UserErrors arrive as they were raised, without the workers' traceback."""
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator:  # type: ignore[override]
         try:
             yield from super().__iter__()
         except UserError as error:
@@ -79,6 +79,7 @@ def training_loader(
     return Loader(
         dataset,
         batch_sampler=EndlessBatches(len(dataset), batch_size, dataset.seed, start),
+        collate_fn=collate,
         **_options(workers, pin_memory),
     )
 
@@ -86,17 +87,21 @@ def training_loader(
 def detection_loader(
     dataset: DetectionDataset, batch_size: int = 1, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Every picture once, in order."""
-    keys = [(0, i) for i in range(len(dataset))]
-    batches = [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
-    return Loader(dataset, batch_sampler=batches, **_options(workers, pin_memory))  # type: ignore[arg-type]
+    """Every picture once, in order, as pyramids: for so many pictures a list of batches, one for each short side."""
+    return Loader(
+        Pyramids(dataset), batch_size=batch_size, collate_fn=collate_pyramids, **_options(workers, pin_memory)
+    )
+
+
+def collate_pyramids(pyramids: Sequence[list[Example]]) -> list[Batch]:
+    """For each level of the pictures' pyramids a Batch."""
+    return [collate(level) for level in zip(*pyramids, strict=True)]
 
 
 def _options(workers: int, pin_memory: bool) -> dict:
     # A generator of its own: a DataLoader's iterator draws a number, which must not come from the global generator.
     generator = torch.Generator().manual_seed(0)
     return {
-        "collate_fn": collate,
         "num_workers": workers,
         "pin_memory": pin_memory,
         "generator": generator,

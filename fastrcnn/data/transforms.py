@@ -44,6 +44,12 @@ class Augmentation:
     transpose: bool = False
     colour: float = 0.0
 
+    def levels(self, image: np.ndarray) -> list[tuple[np.ndarray, float]]:
+        """The picture at each of the short sides, with the factor from the original's pixels."""
+        height, width = image.shape[:2]
+        scales = [scale_for(width, height, side, self.long_side) for side in self.short_sides]
+        return [(resize(image, scale), scale) for scale in scales]
+
     def __call__(
         self, image: np.ndarray, boxes: list[np.ndarray], rng: np.random.Generator
     ) -> tuple[np.ndarray, list[np.ndarray], float]:

@@ -41,22 +41,23 @@ class Evaluation:
 
 def evaluate(
     model: FastRCNN,
-    batches: Iterable[Batch],
+    pyramids: Iterable[Sequence[Batch]],
     images: int,
     classes: Sequence[str],
     metric: Metric,
     settings: DetectionSettings,
     dtype: torch.dtype = torch.float32,
 ) -> Evaluation:
-    """Runs the model over the batches, `images` pictures in all, and compares with their truth."""
+    """Runs the model over pyramids of batches (see detect_batch), `images` pictures in all, and compares what it finds
+    with their truth."""
     samples: list[Sample] = []
     detections: list[Detections] = []
     proposals: list[np.ndarray] = []
 
-    def remembered() -> Iterable[Batch]:
-        for batch in batches:
-            proposals.extend(p.numpy() for p in batch.proposals)
-            yield batch
+    def remembered() -> Iterable[Sequence[Batch]]:
+        for pyramid in pyramids:
+            proposals.extend(p.numpy() for p in pyramid[0].proposals)
+            yield pyramid
 
     for sample, found in progress(detect(model, remembered(), settings, dtype), images, "detect"):
         samples.append(sample)

@@ -53,6 +53,17 @@ def distinct_rois(rois: Tensor, op: str, strides: Sequence[int]) -> tuple[Tensor
     return rows, place
 
 
+def nearest_level(rois: Tensor, scales: Tensor) -> Tensor:
+    """For each RoI (K, 4), half-open, the number (K,) of the scale (L,) at which its area is nearest to 224 x 224.
+
+    That is how large objects are in ImageNet's pictures (section 2.4 of the paper, after SPPnet's). Source:
+    `_project_im_rois` in the author's lib/fast_rcnn/test.py.
+    """
+    size = rois[:, 2:].double() - rois[:, :2].double()
+    area = size.prod(dim=1)[:, None] * scales.to(size).square()  # (K, L)
+    return (area - 224 * 224).abs().argmin(dim=1)
+
+
 def pool_rois(features: Tensor, rois: Tensor, size: int, scale: float, op: str) -> Tensor:
     """RoIs (K, 5) from `scaled_rois` pooled to (K, C, size, size) by the operator `op`."""
     if op == "roi_align":

@@ -17,7 +17,7 @@ from fastrcnn.config import ModelConfig
 from fastrcnn.training import checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
-FAST = ["runtime.device=cpu", "runtime.workers=0", "data.selective_search.side=40", "data.test_short_side=48"]
+FAST = ["runtime.device=cpu", "runtime.workers=0", "data.selective_search.side=40", "data.test_short_sides=48"]
 TWO = "data.classes=[cat,dog]"
 
 

@@ -172,19 +172,19 @@ def test_an_experiment_chooses_groups_and_the_command_line_beats_it() -> None:
     assert config.data.flip is False
 
 
-BASE = ["data=custom", "data.root=/old", "data.classes=[x,y]", "data.test_short_side=99", "detection.nms_iou=0.7"]
+BASE = ["data=custom", "data.root=/old", "data.classes=[x,y]", "data.test_short_sides=99", "detection.nms_iou=0.7"]
 
 
 def test_eval_inherits_the_run_and_overrides_win() -> None:
     base = to_dict(compose("train", [*BASE, "runtime.seed=5"]))
     inherited = compose("eval", ["checkpoint=x"], base)
     assert inherited.checkpoint == "x"
-    assert (inherited.data.root, inherited.data.classes, inherited.data.test_short_side) == ("/old", ["x", "y"], 99)
+    assert (inherited.data.root, inherited.data.classes, inherited.data.test_short_sides) == ("/old", ["x", "y"], [99])
     assert (inherited.detection.nms_iou, inherited.runtime.seed) == (0.7, 5)
 
     changed = compose("eval", ["checkpoint=x", "data.root=/new", "data.classes=null", "split=val"], base)
     assert (changed.data.root, changed.data.classes, changed.split) == ("/new", None, "val")
-    assert changed.data.test_short_side == 99  # the rest stays
+    assert changed.data.test_short_sides == [99]  # the rest stays
 
 
 def test_a_group_that_is_chosen_replaces_the_inherited_one_whole() -> None:
@@ -194,7 +194,7 @@ def test_a_group_that_is_chosen_replaces_the_inherited_one_whole() -> None:
     assert config.detection.nms_iou == 0.4
     assert config.data.root == "/old"
     other = compose("detect", ["checkpoint=x", "data=demo"], base).data
-    assert (other.name, other.root, other.classes, other.test_short_side) == ("demo", "data/demo", None, 160)
+    assert (other.name, other.root, other.classes, other.test_short_sides) == ("demo", "data/demo", None, [160])
 
 
 def test_what_is_written_beside_a_run_composes_to_the_same_configuration() -> None:

@@ -6,12 +6,14 @@ from collections import Counter
 from itertools import islice
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from voc_folder import VocFolder
 
 from fastrcnn.data.dataset import DetectionDataset, Example
+from fastrcnn.data.images import read_image
 from fastrcnn.data.loader import EndlessBatches, collate, detection_loader, training_loader
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.data.voc import load_voc
@@ -107,11 +109,31 @@ def test_the_number_of_workers_changes_nothing(data: DetectionDataset) -> None:
 
 
 def test_detection_takes_every_picture_once_in_order(data: DetectionDataset) -> None:
-    assert [[s.image_id for s in b.samples] for b in detection_loader(data)] == [["a"], ["b"], ["c"]]
-    assert [[s.image_id for s in b.samples] for b in detection_loader(data, 2)] == [["a", "b"], ["c"]]
+    def ids(batch_size: int) -> list[list[list[str]]]:
+        """Of each pyramid, of each level, of each picture."""
+        return [[[s.image_id for s in b.samples] for b in pyramid] for pyramid in detection_loader(data, batch_size)]
+
+    sides = len(data.augmentation.short_sides)
+    assert sides == 2
+    assert ids(1) == [[["a"]] * sides, [["b"]] * sides, [["c"]] * sides]
+    assert ids(2) == [[["a", "b"]] * sides, [["c"]] * sides]
     assert len(detection_loader(data, 2)) == 2
     loader = detection_loader(data)
-    assert seen(list(loader)) == seen(list(loader))  # a second time
+    assert [seen(p) for p in loader] == [seen(p) for p in loader]  # a second time
+
+
+def test_a_pyramid_has_the_picture_at_every_short_side_and_boxes_in_its_own_pixels(data: DetectionDataset) -> None:
+    data.augmentation = Augmentation((24, 48, 96), 100)  # mirrors in training, and not here
+    (pyramid, *_) = detection_loader(data)
+    width, height = data.samples[0].width, data.samples[0].height
+    image = read_image(data.samples[0].path)
+    for batch, side in zip(pyramid, (24, 48, 96), strict=True):
+        scale = min(side / min(width, height), 100 / max(width, height))
+        expected = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+        np.testing.assert_array_equal(batch.images[0].permute(1, 2, 0).numpy(), expected)
+        assert batch.scales.tolist() == [scale]
+        np.testing.assert_array_equal(batch.boxes[0].numpy(), data.samples[0].boxes)
+        np.testing.assert_array_equal(batch.proposals[0].numpy(), data.proposal_boxes(0))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -45,7 +45,12 @@ def test_a_network_without_batch_normalisation_has_no_empty_group() -> None:
 
 @pytest.mark.parametrize(
     ("optimizer_name", "rates"),
-    [("caffe_sgd", [0.01] * 4), ("caffe_sgd", [0.01, 0.02, 0.001, 0.0]), ("sgd", [0.01] * 4)],
+    [
+        ("caffe_sgd", [0.01] * 4),
+        ("caffe_sgd", [0.01, 0.02, 0.001, 0.0]),
+        ("sgd", [0.01] * 4),
+        ("fused_sgd", [0.01] * 4),
+    ],
 )
 def test_steps_are_those_of_caffes_solver(optimizer_name: str, rates: list[float]) -> None:
     """Caffe: v = momentum v + rate factor (gradient + decay w); w = w - v. torch's is the same at one rate."""
