@@ -63,7 +63,10 @@ def absolute_paths(config: DataConfig) -> None:
 def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, list[str]]]:
     """For each split the source of its annotations, a folder in VOC layout or a COCO file, and its image ids."""
     if not splits:
-        raise UserError("data.train and data.test name at least one split list each, as data.train=[trainval].")
+        raise UserError(
+            "no split list is named: data.train, or to evaluate data.test or split=NAME, should have at least one, as "
+            "data.train=[trainval]."
+        )
     found = []
     for split in splits:
         source, ids, made = find_split(root(config), split)

@@ -69,7 +69,7 @@ class DataConfig:
     name: str = key("custom", "names the folder of the run and of generated proposals")
     root: str | None = key(None, "folder of the data set (for VOC: VOCdevkit), or a COCO annotation file")
     train: list[str] = key(["trainval"], "splits to train on: SPLIT or FOLDER/SPLIT below root, or a COCO FILE.json")
-    test: list[str] = key(["test"], "splits to evaluate on")
+    test: list[str] = key(["test"], "splits to evaluate on; [] trains without an evaluation")
     classes: list[str] | None = key(None, "names of the classes; null: all that the annotations of `train` have")
     other_classes: str = key("refuse", "refuse | leave_out: what happens to objects of classes not in `classes`")
     first_pixel: int = key(
@@ -166,6 +166,15 @@ class TrainConfig:
     solver: SolverConfig = field(default_factory=SolverConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
+class ReproduceConfig(TrainConfig):
+    """fastrcnn reproduce; beside its own keys those of train, for every experiment"""
+
+    table: int | None = key(None, "number of the table in the paper", least=1, most=8)
+    seeds: list[int] = key([0], "each experiment is run once for each of them", least=0)
+    output: str | None = key(None, "folder for table-N.md and table-N.json; null: outputs/reproduce/<data.name>")
 
 
 @dataclass
@@ -278,6 +287,7 @@ class ExplainRoiConfig:
 
 SCHEMAS: dict[str, type] = {
     "train": TrainConfig,
+    "reproduce": ReproduceConfig,
     "eval": EvalConfig,
     "reval": RevalConfig,
     "detect": DetectConfig,

@@ -31,6 +31,14 @@ def options(group: str) -> list[str]:
     return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
 
 
+def experiment_content(name: str) -> dict[str, Any]:
+    """What the YAML file of an experiment says itself, beside the groups that it chooses."""
+    import yaml
+
+    content = yaml.safe_load((config_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return {key: value for key, value in content.items() if key != "defaults"}
+
+
 def group_names(verb: str) -> list[str]:
     return [*groups(SCHEMAS[verb]), *(["recipe", "experiment"] if verb == "train" else [])]
 

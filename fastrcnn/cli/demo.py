@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     detection, model, names, run = load("detect", [f"checkpoint={folder}"])
     pictures = [root / "JPEGImages" / f"{image_id}.jpg" for image_id in read_split(root, "test")[:SHOWN]]
     detect_pictures(detection, model, names, pictures, run / "detect")
+    assert outcome is not None  # the demo has a test set
     print(f"4/4  mAP {outcome.ap.mean:.3f} on {len(outcome.samples)} held-out pictures")
     print(f"     run:      {folder}")
     print(f"     pictures: {run / 'detect'}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrcnn.cli import start
-from fastrcnn.cli.compose import compose, to_dict, to_yaml
+from fastrcnn.cli.compose import compose, experiment_content, to_dict, to_yaml
 from fastrcnn.config import TrainConfig
 from fastrcnn.errors import UserError
 
@@ -39,15 +39,22 @@ EXAMPLES = [
 
 def main(arguments: list[str]) -> int:
     """Trains, evaluates, and says where everything is."""
+    run(configure(arguments))
+    return 0
+
+
+def configure(arguments: list[str]) -> TrainConfig:
+    """The configuration for the arguments, and for the run that goes on or the checkpoint that is begun with."""
     config = compose("train", arguments)
     if config.resume:  # what is not said again is as it was
         folder, _ = run_folder(config)
         config = compose("train", arguments, base=saved_config(folder))
         config.run = str(folder)
     elif config.start:  # the model is as it was there, but for what is said again
-        config = compose("train", arguments, base={"model": start.read(config.start)["config"]["model"]})
-    run(config)
-    return 0
+        said = [experiment_content(a.partition("=")[2]) for a in arguments if a.startswith("experiment=")]
+        model = start.read(config.start)["config"]["model"]
+        config = compose("train", arguments, base={"model": model | (said[0].get("model", {}) if said else {})})
+    return config
 
 
 def run_folder(config: TrainConfig) -> tuple[Path, bool]:
@@ -104,8 +111,9 @@ def saved_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: the run's configuration cannot be read ({error}); nothing to go on from.") from None
 
 
-def run(config: TrainConfig) -> tuple[Path, Evaluation]:
-    """The whole training that the configuration describes; returns the run's folder and the last evaluation."""
+def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
+    """The whole training that the configuration describes; returns the run's folder and the last evaluation, which
+    there is none of where `data.test` is empty."""
     from fastrcnn import build, build_data
 
     build.check_training(config)
@@ -134,13 +142,14 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
     if begin:
         start.take_classes(config.data, begin, str(config.start))
     names = build_data.classes(config.data)
-    build_data.image_ids(config.data, config.data.test)  # a list that is missing shows before the work
+    if config.data.test:
+        build_data.image_ids(config.data, config.data.test)  # a list that is missing shows before the work
     torch.manual_seed(loop.seed_of(seed))
     model = build.model(config.model, len(names), load=not (resumed or begin))  # before the data: it may lack weights
     if begin:
         start.put_weights(model, begin, str(config.start))
     train_set = build_data.training_set(config.data, names, seed)
-    test_set = build_data.test_set(config.data, names)
+    test_set = build_data.test_set(config.data, names) if config.data.test else None
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     build.freeze_unused(model, solver)
     optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer)
@@ -160,13 +169,18 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
             refuse_used(folder)  # one that began while this one was looking at its data
         describe_run(folder, to_yaml(config))
         log.info(
-            "%s: %d training and %d test pictures, classes %s", folder, len(train_set), len(test_set), ", ".join(names)
+            "%s: %d training and %d test pictures, classes %s",
+            folder,
+            len(train_set),
+            len(test_set) if test_set else 0,
+            ", ".join(names),
         )
         log.info("%s parameters, %s, %s", f"{parameter_count(model):,}", device, str(dtype).removeprefix("torch."))
         state = RunState(config, folder, names, model, optimizer, Tracker(folder, done), best)
 
         def evaluate(step: int) -> None:
-            state.evaluate(step, test_set, workers, detection, metric, dtype)
+            if test_set is not None:
+                state.evaluate(step, test_set, workers, detection, metric, dtype)
 
         if done >= solver.iterations:
             evaluate(done)
@@ -186,10 +200,10 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation]:
                 box_weight=solver.box_weight,
             )
     state.tracker.close()
-    assert state.outcome is not None
-    split = build_data.split_name(config.data.test)
-    write_results(state.outcome, folder / "eval" / split, split)
-    print(table(state.outcome))
+    if state.outcome is not None:
+        split = build_data.split_name(config.data.test)
+        write_results(state.outcome, folder / "eval" / split, split)
+        print(table(state.outcome))
     print(f"run: {folder}")
     return folder, state.outcome
 
