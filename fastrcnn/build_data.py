@@ -18,6 +18,7 @@ import numpy as np
 from fastrcnn.build import one_of
 from fastrcnn.config import DataConfig, SelectiveSearchConfig
 from fastrcnn.data.annotations import class_names, find_split, is_coco, load
+from fastrcnn.data.coco import read_coco_file
 from fastrcnn.data.dataset import DetectionDataset, Proposals, picture_faults
 from fastrcnn.data.images import image_size, read_bytes
 from fastrcnn.data.proposals import ProposalStore
@@ -26,8 +27,8 @@ from fastrcnn.data.transforms import Augmentation
 from fastrcnn.data.truth import Problems, shortened
 from fastrcnn.data.voc import IMAGE_SUFFIXES, pictures_without_annotation
 from fastrcnn.errors import UserError
+from fastrcnn.evaluation.metric import METRICS, Metric
 from fastrcnn.evaluation.recall import proposal_recall
-from fastrcnn.evaluation.voc_ap import METRICS, Metric
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
@@ -159,6 +160,18 @@ def samples(
     return found
 
 
+def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """Numbers of the classes in COCO results: those of the splits' COCO file, as far as it has them, else labels."""
+    files = [read_coco_file(source) for source, _ in image_ids(config, splits) if is_coco(source)]
+    if not files:
+        return {name: label for label, name in enumerate(names, 1)}
+    if any(file.categories != files[0].categories for file in files):
+        raise UserError(
+            f"{', '.join(splits)}: their files number the categories differently. Take one split at a time."
+        )
+    return {name: number for number, name in files[0].categories.items() if name in names}
+
+
 def report(source: Path, problems: Problems) -> None:
     """Says what was done about things that are wrong, but no reason to stop."""
     if problems.at_zero:
@@ -245,8 +258,10 @@ def split_name(splits: Sequence[str]) -> str:
     return "+".join(splits).replace("/", "-")
 
 
-def metric(config: DataConfig) -> Metric:
-    """The AP that is asked for."""
+def metric(config: DataConfig, instead: str | None = None) -> Metric:
+    """The AP that is asked for: `instead`, the key `metric` of a verb, or the data set's."""
+    if instead is not None:
+        return cast(Metric, one_of("metric", instead, METRICS))
     return cast(Metric, one_of("data.metric", config.metric, METRICS))
 
 

@@ -17,7 +17,7 @@ VERBS = {
     "proposals-check": "find out which convention the boxes of a proposal file follow",
     "train": "train a detector; evaluates it too",
     "eval": "evaluate a checkpoint: AP of each class, mAP, detections in the devkit's format",
-    "reval": "evaluate detections that were saved, without a model",
+    "reval": "evaluate detections that were saved, comp4 files or COCO results, without a model",
     "detect": "find objects in pictures: draws them and writes JSON",
     "compress": "make a checkpoint smaller and faster: truncated SVD of fc6 and fc7",
     "replay": "do a training step again whose loss was not finite, and find where it broke",

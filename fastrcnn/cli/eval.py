@@ -8,7 +8,7 @@ from pathlib import Path
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
     "fastrcnn eval checkpoint=outputs/voc07/...",
-    "fastrcnn eval checkpoint=RUN split=val data.metric=voc10",
+    "fastrcnn eval checkpoint=RUN split=val metric=voc10",
     "fastrcnn eval checkpoint=RUN data=voc07 data.root=VOCdevkit detection=paper",
 ]
 
@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.evaluate import evaluate, table, write_results
 
+    metric = build_data.metric(config.data, config.metric)
     device = build.device(config.runtime)
     test_set = build_data.test_set(config.data, names, config.split)
     result = evaluate(
@@ -29,7 +30,7 @@ def main(arguments: list[str]) -> int:
         detection_loader(test_set, workers=build.workers(config.runtime)),
         len(test_set),
         names,
-        build_data.metric(config.data),
+        metric,
         build.detection(config.detection),
         build.precision(config.runtime, device),
     )

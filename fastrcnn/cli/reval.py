@@ -9,7 +9,11 @@ from fastrcnn.cli.compose import compose
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
-EXAMPLES = ["fastrcnn reval detections=RUN/eval/VOC2007-test data=voc07 data.root=VOCdevkit"]
+EXAMPLES = [
+    "fastrcnn reval detections=RUN/eval/VOC2007-test data=voc07 data.root=VOCdevkit",
+    "fastrcnn reval detections=results/VOC2007/Main data=voc07 data.root=VOCdevkit split=test metric=voc07",
+    "fastrcnn reval detections=results.json data=custom data.root=COCO data.test=[annotations/val.json] metric=coco",
+]
 
 
 def comp4_split(folder: Path, split: str) -> str:
@@ -27,6 +31,7 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.evaluation.evaluate import compare, table, write_results
     from fastrcnn.evaluation.result_files import read_coco, read_comp4
 
+    metric = build_data.metric(config.data, config.metric)
     names = build_data.classes(config.data)
     splits = build_data.test_splits(config.data, config.split)
     samples = build_data.samples(config.data, splits, names, need_pictures=False)
@@ -34,12 +39,12 @@ def main(arguments: list[str]) -> int:
     where = Path(config.detections).expanduser()
     split = build_data.split_name(splits)
     if where.suffix == ".json":
-        found = read_coco(where, ids, {name: i for i, name in enumerate(names, 1)})
+        found = read_coco(where, ids, build_data.category_ids(config.data, splits, names))
     else:
         found = read_comp4(where, comp4_split(where, split), names, ids)
     if missing := [name for name in names if name not in found]:
         log.warning("no file, so left out: %s", ", ".join(missing))
-    result = compare(found, samples, names, build_data.metric(config.data))
+    result = compare(found, samples, names, metric)
     print(table(result))
     if config.output:
         write_results(result, Path(config.output).expanduser(), split)

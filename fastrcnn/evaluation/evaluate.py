@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastrcnn.evaluation.metric import Metric, average_precision
 from fastrcnn.evaluation.recall import ProposalRecall, proposal_recall
 from fastrcnn.evaluation.result_files import write_comp4
 from fastrcnn.evaluation.voc_ap import (
     ClassDetections,
     MeanAP,
-    Metric,
     detections_by_class,
-    mean_ap,
     truth_by_class,
 )
 from fastrcnn.inference import DetectionSettings, detect
@@ -49,8 +48,6 @@ def evaluate(
     dtype: torch.dtype = torch.float32,
 ) -> Evaluation:
     """Runs the model over the batches, `images` pictures in all, and compares with their truth."""
-    samples: list[Sample] = []
-    detections: list[Detections] = []
     proposals: list[np.ndarray] = []
 
     def remembered() -> Iterable[Batch]:
@@ -58,18 +55,28 @@ def evaluate(
             proposals.extend(p.numpy() for p in batch.proposals)
             yield batch
 
-    for sample, found in progress(detect(model, remembered(), settings, dtype), images, "detect"):
+    samples, detections = detect_all(model, remembered(), images, classes, settings, dtype)
+    return compare(detections, samples, classes, metric, proposal_recall(proposals, samples, classes))
+
+
+def detect_all(
+    model: FastRCNN,
+    batches: Iterable[Batch],
+    images: int,
+    classes: Sequence[str],
+    settings: DetectionSettings,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[list[Sample], dict[str, ClassDetections]]:
+    """The `images` pictures of the batches, and what the model finds in them: an entry for every class, images
+    counted along the pictures."""
+    samples: list[Sample] = []
+    found: list[Detections] = []
+    for sample, of_image in progress(detect(model, batches, settings, dtype), images, "detect"):
         samples.append(sample)
-        detections.append(found)
+        found.append(of_image)
     if settings.average_per_class is not None:
-        detections = above_thresholds(detections, settings.average_per_class)
-    return compare(
-        detections_by_class(detections, classes),
-        samples,
-        classes,
-        metric,
-        proposal_recall(proposals, samples, classes),
-    )
+        found = above_thresholds(found, settings.average_per_class)
+    return samples, detections_by_class(found, classes)
 
 
 def above_thresholds(found: Sequence[Detections], average: int) -> list[Detections]:
@@ -89,22 +96,23 @@ def compare(
     """AP of detections, images counted along `samples`, against the samples' truth.
 
     Label k of the truth is classes[k - 1]. A class that `detections` lacks is left out, as competitions allow; one
-    of which nothing was found has an entry, an empty one, and AP 0.
+    of which nothing was found has an entry, an empty one, and AP 0. average_precision says what becomes of classes and
+    images without truth. Raises ValueError for detections of a class that `classes` lacks.
     """
     truth = {name: t for name, t in truth_by_class(samples, classes).items() if name in detections}
-    ap = mean_ap(detections, truth, metric)
-    return Evaluation(ap, metric, samples, detections, recall)
+    return Evaluation(average_precision(detections, truth, metric), metric, samples, detections, recall)
 
 
 def write_results(result: Evaluation, folder: Path, split: str) -> None:
-    """Writes metrics.json, and the detections as comp4_det_<split>_<class>.txt, into `folder`."""
+    """Writes metrics.json and the detections, as comp4_det_<split>_<class>.txt, into `folder`."""
     write_comp4(folder, split, result.detections, [s.image_id for s in result.samples])
     metrics: dict[str, Any] = {
         "mAP": result.ap.mean,
+        **result.ap.figures,
         "ap": result.ap.ap,
         "metric": result.metric,
         "images": len(result.samples),
-        "objects": {name: c.positives for name, c in result.ap.classes.items()},
+        "objects": result.ap.objects,
     }
     if result.recall:
         metrics["proposals"] = {
@@ -122,12 +130,15 @@ def table(result: Evaluation) -> str:
     head = f"{'class':<{width}}  objects      AP"
     lines = [head + ("   proposals' recall at .5" if result.recall else "")]
     for name in counted:
-        line = f"{name:<{width}}  {result.ap.classes[name].positives:>7}  {result.ap.ap[name]:6.3f}"
+        line = f"{name:<{width}}  {result.ap.objects[name]:>7}  {result.ap.ap[name]:6.3f}"
         if result.recall and (found := result.recall.classes[name].at_50) is not None:
             line += f"   {found:6.3f}"
         lines.append(line)
     mean = "no class has truth" if result.ap.mean is None else f"{result.ap.mean:6.3f}"
     lines.append(f"{'mAP':<{width}}  {'':>7}  {mean}   ({result.metric}, {len(result.samples)} images)")
+    if result.ap.figures:
+        shown = (f"{name} {'none' if value is None else f'{value:.3f}'}" for name, value in result.ap.figures.items())
+        lines.append(", ".join(shown))
     if without := [name for name in result.ap.ap if name not in counted]:
         lines.append(f"without truth in these images: {', '.join(without)}")
     return "\n".join(lines)
