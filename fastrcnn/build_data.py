@@ -25,6 +25,7 @@ from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.selective_search import SelectiveSearchSettings, propose_all
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.data.truth import Problems, shortened
+from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.data.voc import IMAGE_SUFFIXES, pictures_without_annotation
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.metric import METRICS, Metric
@@ -133,7 +134,9 @@ def samples(
     """
     one_of("data.other_classes", config.other_classes, CHOICES)
     found: list[Sample] = []
-    for source, ids in image_ids(config, splits):
+    for split, (source, ids) in zip(splits, image_ids(config, splits), strict=True):
+        if not training:
+            refuse_without_truth(source, split, ids, config.skip_bad)
         part, problems = load(
             source,
             ids,
@@ -157,6 +160,32 @@ def samples(
             f"{', '.join(splits)}: '{twice[0]}' is in more than one of these lists ({len(twice)} such ids). "
             "Ids must differ, also between folders: proposals and detections are kept by id."
         )
+    return found
+
+
+def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad: bool) -> None:
+    """Raises UserError where all images of a split lack an annotation, or most do and none may be left out."""
+    lacking = without_annotation(source, ids)
+    if lacking == len(ids) or (2 * lacking > len(ids) and not skip_bad):
+        raise UserError(
+            f"{source}: {lacking} of the {len(ids)} images of '{split}' have no annotation, as in test sets whose "
+            "truth is not public. An AP needs the truth: choose another split, or write the detections for the "
+            "evaluation server by `fastrcnn eval` with competition=true."
+        )
+
+
+def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
+    """The pictures of the splits without truth, whether there is some or not, in sizes of their own."""
+    found: list[Sample] = []
+    bad: list[str] = []
+    for source, ids in image_ids(config, splits):
+        part, faults = load_unannotated(source, ids)
+        found += part
+        bad += faults
+    if bad and (not config.skip_bad or not found):
+        raise UserError(f"{len(bad)} pictures cannot be used:\n{shortened(bad)}\n{MEND_PICTURES}")
+    if bad:
+        log.warning("%d picture(s) left out (data.skip_bad):\n%s", len(bad), shortened(bad))
     return found
 
 
@@ -301,10 +330,13 @@ def test_splits(config: DataConfig, split: str | None) -> list[str]:
     return [f"{folder}/{split}" if folder else split for folder in folders]
 
 
-def test_set(config: DataConfig, names: Sequence[str], split: str | None = None) -> DetectionDataset:
-    """Pictures, truth (difficult objects too) and proposals to evaluate on."""
+def test_set(
+    config: DataConfig, names: Sequence[str], split: str | None = None, truth: bool = True
+) -> DetectionDataset:
+    """Pictures, proposals, and unless `truth` is false the truth (difficult objects too), to evaluate on."""
     splits = test_splits(config, split)
-    found, boxes = proposals(config, samples(config, splits, names), split_name(splits))
+    found = samples(config, splits, names) if truth else pictures_alone(config, splits)
+    found, boxes = proposals(config, found, split_name(splits))
     return DetectionDataset(found, boxes, test_scaling(config), 0, config.max_proposals)
 
 

@@ -164,6 +164,7 @@ class EvalConfig:
     checkpoint: str | None = key(None, "a run's folder, a .pt file, or a detector's .caffemodel")
     split: str | None = key(None, "split list to evaluate on in place of data.test's, such as val")
     metric: str | None = key(None, "voc07 | voc10 | coco; null: data.metric")
+    competition: bool = key(False, "for a test set without public truth: no AP, but files for its evaluation server")
     output: str | None = key(None, "folder for the results; null: eval/<split> in the run's folder")
     data: DataConfig = field(default_factory=DataConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)

@@ -16,7 +16,7 @@ VERBS = {
     "propose": "make proposals for a data set or a folder of pictures, or convert them from another format",
     "proposals-check": "find out which convention the boxes of a proposal file follow",
     "train": "train a detector; evaluates it too",
-    "eval": "evaluate a checkpoint: AP of each class, mAP, detections in the devkit's format",
+    "eval": "evaluate a checkpoint: AP of each class, mAP, detections in the devkit's format; files for competitions",
     "reval": "evaluate detections that were saved, comp4 files or COCO results, without a model",
     "detect": "find objects in pictures: draws them and writes JSON",
     "compress": "make a checkpoint smaller and faster: truncated SVD of fc6 and fc7",

@@ -22,6 +22,12 @@ def comp4_split(folder: Path, split: str) -> str:
     return split if any(folder.glob(f"comp4_det_{split}_*.txt")) else short
 
 
+def comp4_folder(folder: Path) -> Path:
+    """Where the files are: in the folder, or where competition=true puts them below it, in the devkit's way."""
+    below = [] if any(folder.glob("comp4_det_*.txt")) else list(folder.glob("results/*/Main"))
+    return below[0] if len(below) == 1 else folder
+
+
 def main(arguments: list[str]) -> int:
     """Evaluates saved detections."""
     config = compose("reval", arguments)
@@ -41,6 +47,7 @@ def main(arguments: list[str]) -> int:
     if where.suffix == ".json":
         found = read_coco(where, ids, build_data.category_ids(config.data, splits, names))
     else:
+        where = comp4_folder(where)
         found = read_comp4(where, comp4_split(where, split), names, ids)
     if missing := [name for name in names if name not in found]:
         log.warning("no file, so left out: %s", ", ".join(missing))

@@ -113,3 +113,14 @@ def test_detections_in_a_difficult_object_do_not_count() -> None:
     boxes = np.array([[0, 0, 50, 50], [2, 2, 50, 50], [100, 0, 150, 50]])
     detections = {"a": ClassDetections(np.zeros(3), np.array([0.9, 0.8, 0.7]), boxes)}
     assert coco_ap(detections, truth).mean == pytest.approx(1.0)
+
+
+def test_a_hundred_detections_count_of_each_class_in_each_image() -> None:
+    """The right one is number 61, 100 or 101 of its class, and of another class there are as many again."""
+    box, away = [0, 0, 50, 50], [200, 0, 250, 50]
+    for false, ap in ((60, 1 / 61), (99, 1 / 100), (100, 0)):
+        boxes = np.array([away] * false + [box])
+        of_class = ClassDetections(np.zeros(false + 1), np.linspace(1, 0.5, false + 1), boxes)
+        objects = ClassTruth(np.zeros(1), np.array([box]), np.zeros(1))
+        result = coco_ap({"a": of_class, "b": of_class}, {"a": objects, "b": objects})
+        assert result.ap == {"a": pytest.approx(ap), "b": pytest.approx(ap)}
