@@ -18,16 +18,18 @@ import numpy as np
 from fastrcnn.build import one_of
 from fastrcnn.config import DataConfig, SelectiveSearchConfig
 from fastrcnn.data.annotations import class_names, find_split, is_coco, load
+from fastrcnn.data.coco import read_coco_file
 from fastrcnn.data.dataset import DetectionDataset, Proposals, picture_faults
 from fastrcnn.data.images import image_size, read_bytes
 from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.selective_search import SelectiveSearchSettings, propose_all
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.data.truth import Problems, shortened
+from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.data.voc import IMAGE_SUFFIXES, pictures_without_annotation
 from fastrcnn.errors import UserError
+from fastrcnn.evaluation.metric import METRICS, Metric
 from fastrcnn.evaluation.recall import proposal_recall
-from fastrcnn.evaluation.voc_ap import METRICS, Metric
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
@@ -135,7 +137,9 @@ def samples(
     """
     one_of("data.other_classes", config.other_classes, CHOICES)
     found: list[Sample] = []
-    for source, ids in image_ids(config, splits):
+    for split, (source, ids) in zip(splits, image_ids(config, splits), strict=True):
+        if not training:
+            refuse_without_truth(source, split, ids, config.skip_bad)
         part, problems = load(
             source,
             ids,
@@ -160,6 +164,44 @@ def samples(
             "Ids must differ, also between folders: proposals and detections are kept by id."
         )
     return found
+
+
+def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad: bool) -> None:
+    """Raises UserError where all images of a split lack an annotation, or most do and none may be left out."""
+    lacking = without_annotation(source, ids)
+    if lacking == len(ids) or (2 * lacking > len(ids) and not skip_bad):
+        raise UserError(
+            f"{source}: {lacking} of the {len(ids)} images of '{split}' have no annotation, as in test sets whose "
+            "truth is not public. An AP needs the truth: choose another split, or write the detections for the "
+            "evaluation server by `fastrcnn eval` with competition=true."
+        )
+
+
+def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
+    """The pictures of the splits without truth, whether there is some or not, in sizes of their own."""
+    found: list[Sample] = []
+    bad: list[str] = []
+    for source, ids in image_ids(config, splits):
+        part, faults = load_unannotated(source, ids)
+        found += part
+        bad += faults
+    if bad and (not config.skip_bad or not found):
+        raise UserError(f"{len(bad)} pictures cannot be used:\n{shortened(bad)}\n{MEND_PICTURES}")
+    if bad:
+        log.warning("%d picture(s) left out (data.skip_bad):\n%s", len(bad), shortened(bad))
+    return found
+
+
+def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """Numbers of the classes in COCO results: those of the splits' COCO file, as far as it has them, else labels."""
+    files = [read_coco_file(source) for source, _ in image_ids(config, splits) if is_coco(source)]
+    if not files:
+        return {name: label for label, name in enumerate(names, 1)}
+    if any(file.categories != files[0].categories for file in files):
+        raise UserError(
+            f"{', '.join(splits)}: their files number the categories differently. Take one split at a time."
+        )
+    return {name: number for number, name in files[0].categories.items() if name in names}
 
 
 def report(source: Path, problems: Problems) -> None:
@@ -248,8 +290,10 @@ def split_name(splits: Sequence[str]) -> str:
     return "+".join(splits).replace("/", "-")
 
 
-def metric(config: DataConfig) -> Metric:
-    """The AP that is asked for."""
+def metric(config: DataConfig, instead: str | None = None) -> Metric:
+    """The AP that is asked for: `instead`, the key `metric` of a verb, or the data set's."""
+    if instead is not None:
+        return cast(Metric, one_of("metric", instead, METRICS))
     return cast(Metric, one_of("data.metric", config.metric, METRICS))
 
 
@@ -291,10 +335,13 @@ def test_splits(config: DataConfig, split: str | None) -> list[str]:
     return [f"{folder}/{split}" if folder else split for folder in folders]
 
 
-def test_set(config: DataConfig, names: Sequence[str], split: str | None = None) -> DetectionDataset:
-    """Pictures, truth (difficult objects too) and proposals to evaluate on."""
+def test_set(
+    config: DataConfig, names: Sequence[str], split: str | None = None, truth: bool = True
+) -> DetectionDataset:
+    """Pictures, proposals, and unless `truth` is false the truth (difficult objects too), to evaluate on."""
     splits = test_splits(config, split)
-    found, boxes = proposals(config, samples(config, splits, names), split_name(splits))
+    found = samples(config, splits, names) if truth else pictures_alone(config, splits)
+    found, boxes = proposals(config, found, split_name(splits))
     return DetectionDataset(found, boxes, test_scaling(config), 0, config.max_proposals)
 
 

@@ -78,7 +78,7 @@ class DataConfig:
     max_images: int | None = key(None, "use only the first so many pictures of each split list; null: all", least=1)
     use_difficult: bool = key(True, "train on objects marked difficult, as the author's code does")
     skip_bad: bool = key(False, "leave out broken files and objects and say how many, instead of stopping")
-    metric: str = key("voc07", "voc07: 11-point AP; voc10: area under the curve")
+    metric: str = key("voc07", "AP: voc07: at 11 points; voc10: area under the curve; coco: mean over IoU .5 to .95")
     proposals: str | None = key(None, "a proposal store; null: selective search makes them and keeps them")
     missing_proposals: str = key("refuse", "refuse | leave_out: what happens to images that `proposals` lacks")
     proposal_cache: str = key("data/proposals", "folder where generated proposals are kept")
@@ -183,6 +183,8 @@ class EvalConfig:
 
     checkpoint: str | None = key(None, "a run's folder, a .pt file, or a detector's .caffemodel")
     split: str | None = key(None, "split list to evaluate on in place of data.test's, such as val")
+    metric: str | None = key(None, "voc07 | voc10 | coco; null: data.metric")
+    competition: bool = key(False, "for a test set without public truth: no AP, but files for its evaluation server")
     output: str | None = key(None, "folder for the results; null: eval/<split> in the run's folder")
     data: DataConfig = field(default_factory=DataConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
@@ -195,6 +197,7 @@ class RevalConfig:
 
     detections: str | None = key(None, "folder of comp4_det_<split>_<class>.txt files, or a COCO results JSON")
     split: str | None = key(None, "split list to evaluate on in place of data.test's")
+    metric: str | None = key(None, "voc07 | voc10 | coco; null: data.metric")
     output: str | None = key(None, "folder for metrics.json; null: none is written")
     data: DataConfig = field(default_factory=DataConfig)
 

@@ -153,6 +153,26 @@ def test_reval_of_the_files_gives_the_same_figures(command: Command, place: Path
     assert metrics(tmp_path)["mAP"] == metrics(found)["mAP"]
 
 
+def test_training_by_cocos_metric_keeps_the_best_by_it(command: Command, place: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ["solver.iterations=2", "runtime.evaluate_every=1", "data.metric=coco"]
+    out, _ = command("train", f"run={run}", *SETTINGS, *settings)
+    found = metrics(run / "eval" / "test")
+    assert found["metric"] == "coco"
+    assert "(coco, 6 images)" in out
+    assert f"AP50 {found['AP50']:.3f}, AP75" in out
+    known = [ap for ap in found["ap"].values() if ap is not None]
+    assert found["mAP"] == pytest.approx(sum(known) / len(known))
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = {(int(r["step"]), r["name"]): float(r["value"]) for r in csv.DictReader(file)}
+    assert rows[2, "eval/AP50"] == pytest.approx(found["AP50"], rel=1e-4)  # written with six digits
+    best = checkpoint.load(run / "checkpoints" / "best.pt")
+    assert best["best"] == pytest.approx(max(rows[1, "eval/mAP"], rows[2, "eval/mAP"]), rel=1e-4)
+    again = tmp_path / "again"
+    command("reval", f"detections={run / 'eval' / 'test'}", "data=demo", "split=test", "metric=coco", f"output={again}")
+    assert {k: v for k, v in found.items() if k != "proposals"} == metrics(again)
+
+
 def detections(folder: Path) -> list[dict]:
     return json.loads((folder / "detections.json").read_text(encoding="utf-8"))
 

@@ -8,20 +8,26 @@ from pathlib import Path
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
     "fastrcnn eval checkpoint=outputs/voc07/...",
-    "fastrcnn eval checkpoint=RUN split=val data.metric=voc10",
+    "fastrcnn eval checkpoint=RUN split=val metric=voc10",
     "fastrcnn eval checkpoint=RUN data=voc07 data.root=VOCdevkit detection=paper",
+    "fastrcnn eval checkpoint=RUN data=voc12 data.root=VOCdevkit split=VOC2012/test competition=true",
 ]
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluates a checkpoint and writes metrics.json and the detections."""
+    """Evaluates a checkpoint and writes metrics.json and the detections, or these alone for a competition."""
     from fastrcnn.cli.trained import load
 
     config, model, names, run = load("eval", arguments)
+    if config.competition:
+        from fastrcnn.cli.competition import compete
+
+        return compete(config, model, names, run)
     from fastrcnn import build, build_data
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.evaluate import evaluate, table, write_results
 
+    metric = build_data.metric(config.data, config.metric)
     device = build.device(config.runtime)
     test_set = build_data.test_set(config.data, names, config.split)
     result = evaluate(
@@ -29,7 +35,7 @@ def main(arguments: list[str]) -> int:
         detection_loader(test_set, workers=build.workers(config.runtime)),
         len(test_set),
         names,
-        build_data.metric(config.data),
+        metric,
         build.detection(config.detection),
         build.precision(config.runtime, device),
     )

@@ -9,13 +9,23 @@ from fastrcnn.cli.compose import compose
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
-EXAMPLES = ["fastrcnn reval detections=RUN/eval/VOC2007-test data=voc07 data.root=VOCdevkit"]
+EXAMPLES = [
+    "fastrcnn reval detections=RUN/eval/VOC2007-test data=voc07 data.root=VOCdevkit",
+    "fastrcnn reval detections=results/VOC2007/Main data=voc07 data.root=VOCdevkit split=test metric=voc07",
+    "fastrcnn reval detections=results.json data=custom data.root=COCO data.test=[annotations/val.json] metric=coco",
+]
 
 
 def comp4_split(folder: Path, split: str) -> str:
     """The part of the files' names that names the split: ours, or the devkit's `test` for VOC2007-test."""
     short = split.rpartition("-")[2]
     return split if any(folder.glob(f"comp4_det_{split}_*.txt")) else short
+
+
+def comp4_folder(folder: Path) -> Path:
+    """Where the files are: in the folder, or where competition=true puts them below it, in the devkit's way."""
+    below = [] if any(folder.glob("comp4_det_*.txt")) else list(folder.glob("results/*/Main"))
+    return below[0] if len(below) == 1 else folder
 
 
 def main(arguments: list[str]) -> int:
@@ -27,6 +37,7 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.evaluation.evaluate import compare, table, write_results
     from fastrcnn.evaluation.result_files import read_coco, read_comp4
 
+    metric = build_data.metric(config.data, config.metric)
     names = build_data.classes(config.data)
     splits = build_data.test_splits(config.data, config.split)
     samples = build_data.samples(config.data, splits, names, need_pictures=False)
@@ -34,12 +45,13 @@ def main(arguments: list[str]) -> int:
     where = Path(config.detections).expanduser()
     split = build_data.split_name(splits)
     if where.suffix == ".json":
-        found = read_coco(where, ids, {name: i for i, name in enumerate(names, 1)})
+        found = read_coco(where, ids, build_data.category_ids(config.data, splits, names))
     else:
+        where = comp4_folder(where)
         found = read_comp4(where, comp4_split(where, split), names, ids)
     if missing := [name for name in names if name not in found]:
         log.warning("no file, so left out: %s", ", ".join(missing))
-    result = compare(found, samples, names, build_data.metric(config.data))
+    result = compare(found, samples, names, metric)
     print(table(result))
     if config.output:
         write_results(result, Path(config.output).expanduser(), split)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.evaluation.evaluate import Evaluation
-    from fastrcnn.evaluation.voc_ap import Metric
+    from fastrcnn.evaluation.metric import Metric
     from fastrcnn.inference import DetectionSettings
     from fastrcnn.model.fast_rcnn import FastRCNN
     from fastrcnn.structures import Batch, RoITargets
@@ -290,7 +290,8 @@ class RunState:
         batches = detection_loader(test_set, workers=workers)
         self.outcome = evaluate(self.model, batches, len(test_set), self.names, metric, detection, dtype)
         mean_ap, ap = self.outcome.ap.mean or 0.0, self.outcome.ap.ap
-        self.tracker.scalars(step, {"eval/mAP": mean_ap} | {f"eval/ap/{n}": v for n, v in ap.items() if v is not None})
+        values = {"mAP": mean_ap} | self.outcome.ap.figures | {f"ap/{n}": v for n, v in ap.items()}
+        self.tracker.scalars(step, {f"eval/{n}": v for n, v in values.items() if v is not None})
         log.info("step %d: mAP %.4f", step, mean_ap)
         if mean_ap > self.best:
             self.best = mean_ap

@@ -30,6 +30,7 @@ class CocoImage:
     width: int
     height: int
     annotations: list[tuple[int, dict[str, Any]]]  # with their numbers in the file, from 1
+    number: int | str  # its id as it stands in the file
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _parse(path: Path, changed: int, size: int) -> CocoFile:
             continue
         if str(entry["id"]) in images:
             raise UserError(f"{path}, image {number}: the id {entry['id']} stands in the file twice. Ids must differ.")
-        images[str(entry["id"])] = CocoImage(entry["file_name"], entry["width"], entry["height"], [])
+        images[str(entry["id"])] = CocoImage(entry["file_name"], entry["width"], entry["height"], [], entry["id"])
     annotations = content.get("annotations") or []  # test sets have none
     if not isinstance(annotations, list):
         raise UserError(f"{path}: `annotations` should be a list.")

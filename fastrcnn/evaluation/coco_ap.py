@@ -5,31 +5,25 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth
+from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, MeanAP
 
 
-@dataclass(frozen=True)
-class CocoAP:
-    """AP from 0 to 1; None where there is no object that counts."""
+def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth]) -> MeanAP:
+    """COCO AP over the classes of `truth`: the mean over IoU .5, .55, ..., .95, in all and for each class.
 
-    ap: float | None  # mean over IoU .5, .55, ..., .95 and the classes
-    ap50: float | None  # at IoU .5
-    ap75: float | None
-    small: float | None  # mean over the IoUs again; objects below 32 x 32 pixels
-    medium: float | None  # up to 96 x 96
-    large: float | None
-    classes: dict[str, float | None]  # mean over the IoUs
+    The further figures are AP50 and AP75, at one IoU alone, and AP_small, AP_medium and AP_large, of objects below
+    32 x 32 pixels, up to 96 x 96, and larger: each a mean over the classes, None where no object is of that kind.
 
-
-def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth]) -> CocoAP:
-    """COCO AP over the classes of `truth`, with at most 100 detections per image and class.
+    Of each class the 100 best detections of an image count, as pycocotools applies its limit `maxDets` to each image
+    and category. COCO's rules allow an image 100 detections over all classes; to keep to that is up to whoever makes
+    them (`detection.max_per_image`, 100 in detection=modern). detection=paper keeps 40 per class and image on
+    average, so that its figures may be a little higher than those rules would give.
 
     Difficult objects take the part of COCO's crowds: nothing is lost by missing one, and a detection whose
     area lies in one, to a share above the IoU asked for, does not count. Sizes are areas of boxes; where a
@@ -54,14 +48,17 @@ def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, Class
         evaluation.evaluate()
         evaluation.accumulate()
     precision = evaluation.eval["precision"][:, :, :, :, 2]  # (IoUs, recalls, classes, sizes), 100 detections
-    return CocoAP(
-        ap=_mean(precision[:, :, :, 0]),
-        ap50=_mean(precision[0, :, :, 0]),
-        ap75=_mean(precision[5, :, :, 0]),
-        small=_mean(precision[:, :, :, 1]),
-        medium=_mean(precision[:, :, :, 2]),
-        large=_mean(precision[:, :, :, 3]),
-        classes={name: _mean(precision[:, :, k, 0]) for k, name in enumerate(names)},
+    return MeanAP(
+        mean=_mean(precision[:, :, :, 0]),
+        ap={name: _mean(precision[:, :, k, 0]) for k, name in enumerate(names)},
+        objects={name: int(np.count_nonzero(~of_class.difficult)) for name, of_class in truth.items()},
+        figures={
+            "AP50": _mean(precision[0, :, :, 0]),
+            "AP75": _mean(precision[5, :, :, 0]),
+            "AP_small": _mean(precision[:, :, :, 1]),
+            "AP_medium": _mean(precision[:, :, :, 2]),
+            "AP_large": _mean(precision[:, :, :, 3]),
+        },
     )
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from fastrcnn.evaluation.metric import Metric, average_precision
 from fastrcnn.evaluation.recall import ProposalRecall, proposal_recall
 from fastrcnn.evaluation.result_files import write_comp4
 from fastrcnn.evaluation.voc_ap import (
     ClassDetections,
     MeanAP,
-    Metric,
     detections_by_class,
-    mean_ap,
     truth_by_class,
 )
 from fastrcnn.inference import DetectionSettings, detect
@@ -37,6 +37,7 @@ class Evaluation:
     samples: list[Sample]
     detections: Mapping[str, ClassDetections]  # by class; images counted along `samples`
     recall: ProposalRecall | None  # of the proposals, which is the most that any detector of them can find
+    seconds_per_image: float | None = None  # of the network and what follows it; reading pictures is not in it
 
 
 def evaluate(
@@ -50,27 +51,42 @@ def evaluate(
 ) -> Evaluation:
     """Runs the model over pyramids of batches (see detect_batch), `images` pictures in all, and compares what it finds
     with their truth."""
-    samples: list[Sample] = []
-    detections: list[Detections] = []
+    seconds = 0.0
     proposals: list[np.ndarray] = []
 
     def remembered() -> Iterable[Sequence[Batch]]:
+        nonlocal seconds
         for pyramid in pyramids:
             proposals.extend(p.numpy() for p in pyramid[0].proposals)
-            yield pyramid
+            start = time.perf_counter()
+            yield pyramid  # until the next one is asked for, this one is detected on
+            seconds += time.perf_counter() - start
 
-    for sample, found in progress(detect(model, remembered(), settings, dtype), images, "detect"):
-        samples.append(sample)
-        detections.append(found)
-    if settings.average_per_class is not None:
-        detections = above_thresholds(detections, settings.average_per_class)
-    return compare(
-        detections_by_class(detections, classes),
-        samples,
-        classes,
-        metric,
-        proposal_recall(proposals, samples, classes),
+    samples, detections = detect_all(model, remembered(), images, classes, settings, dtype)
+    recall = proposal_recall(proposals, samples, classes)
+    return replace(
+        compare(detections, samples, classes, metric, recall), seconds_per_image=seconds / max(len(samples), 1)
     )
+
+
+def detect_all(
+    model: FastRCNN,
+    pyramids: Iterable[Sequence[Batch]],
+    images: int,
+    classes: Sequence[str],
+    settings: DetectionSettings,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[list[Sample], dict[str, ClassDetections]]:
+    """The `images` pictures of the pyramids, and what the model finds in them: an entry for every class, images
+    counted along the pictures."""
+    samples: list[Sample] = []
+    found: list[Detections] = []
+    for sample, of_image in progress(detect(model, pyramids, settings, dtype), images, "detect"):
+        samples.append(sample)
+        found.append(of_image)
+    if settings.average_per_class is not None:
+        found = above_thresholds(found, settings.average_per_class)
+    return samples, detections_by_class(found, classes)
 
 
 def above_thresholds(found: Sequence[Detections], average: int) -> list[Detections]:
@@ -90,23 +106,26 @@ def compare(
     """AP of detections, images counted along `samples`, against the samples' truth.
 
     Label k of the truth is classes[k - 1]. A class that `detections` lacks is left out, as competitions allow; one
-    of which nothing was found has an entry, an empty one, and AP 0.
+    of which nothing was found has an entry, an empty one, and AP 0. average_precision says what becomes of classes and
+    images without truth. Raises ValueError for detections of a class that `classes` lacks.
     """
     truth = {name: t for name, t in truth_by_class(samples, classes).items() if name in detections}
-    ap = mean_ap(detections, truth, metric)
-    return Evaluation(ap, metric, samples, detections, recall)
+    return Evaluation(average_precision(detections, truth, metric), metric, samples, detections, recall)
 
 
 def write_results(result: Evaluation, folder: Path, split: str) -> None:
-    """Writes metrics.json, and the detections as comp4_det_<split>_<class>.txt, into `folder`."""
+    """Writes metrics.json and the detections, as comp4_det_<split>_<class>.txt, into `folder`."""
     write_comp4(folder, split, result.detections, [s.image_id for s in result.samples])
     metrics: dict[str, Any] = {
         "mAP": result.ap.mean,
+        **result.ap.figures,
         "ap": result.ap.ap,
         "metric": result.metric,
         "images": len(result.samples),
-        "objects": {name: c.positives for name, c in result.ap.classes.items()},
+        "objects": result.ap.objects,
     }
+    if result.seconds_per_image is not None:
+        metrics["seconds_per_image"] = result.seconds_per_image
     if result.recall:
         metrics["proposals"] = {
             "per_image": result.recall.proposals,
@@ -123,12 +142,15 @@ def table(result: Evaluation) -> str:
     head = f"{'class':<{width}}  objects      AP"
     lines = [head + ("   proposals' recall at .5" if result.recall else "")]
     for name in counted:
-        line = f"{name:<{width}}  {result.ap.classes[name].positives:>7}  {result.ap.ap[name]:6.3f}"
+        line = f"{name:<{width}}  {result.ap.objects[name]:>7}  {result.ap.ap[name]:6.3f}"
         if result.recall and (found := result.recall.classes[name].at_50) is not None:
             line += f"   {found:6.3f}"
         lines.append(line)
     mean = "no class has truth" if result.ap.mean is None else f"{result.ap.mean:6.3f}"
     lines.append(f"{'mAP':<{width}}  {'':>7}  {mean}   ({result.metric}, {len(result.samples)} images)")
+    if result.ap.figures:
+        shown = (f"{name} {'none' if value is None else f'{value:.3f}'}" for name, value in result.ap.figures.items())
+        lines.append(", ".join(shown))
     if without := [name for name in result.ap.ap if name not in counted]:
         lines.append(f"without truth in these images: {', '.join(without)}")
     return "\n".join(lines)

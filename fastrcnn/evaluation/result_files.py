@@ -2,7 +2,8 @@
 
 In memory detections are {class: ClassDetections}: half-open boxes, images counted along a list of image ids.
 The files' own conventions begin and end here. Numbers are written with all their digits, so that detections
-which were float32 come back exactly and their AP is the same.
+which were float32 come back exactly and their AP is the same. The devkit's own scripts round to six decimals, which
+makes equal what is not; those that read such files take numbers of any length, and exponents.
 """
 
 from __future__ import annotations
@@ -206,12 +207,16 @@ def _read(path: Path) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    """Replaces `path` in one step, so that nobody ever reads half a file."""
+    return replace_file(path, text.encode("utf-8"))
+
+
+def replace_file(path: Path, content: bytes) -> Path:
+    """Replaces `path` in one step, so that nobody ever reads half a file; UserError where that cannot be."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_text(text, encoding="utf-8")
+            partial.write_bytes(content)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

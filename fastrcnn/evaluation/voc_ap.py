@@ -23,8 +23,8 @@ import numpy as np
 if TYPE_CHECKING:  # saved detections are evaluated without loading torch
     from fastrcnn.structures import Detections, Sample
 
-Metric = Literal["voc07", "voc10"]  # 11 points of the curve, or the area under it (from VOC2010 on)
-METRICS: tuple[str, ...] = get_args(Metric)
+VocMetric = Literal["voc07", "voc10"]  # 11 points of the curve, or the area under it (from VOC2010 on)
+VOC_METRICS: tuple[str, ...] = get_args(VocMetric)
 
 # As evaluators compute them: the points .3, .6 and .7 come out one rounding step above the decimals, so that
 # a recall of exactly 3/10 does not reach its point. Kept, because published figures have it.
@@ -80,22 +80,25 @@ class ClassAP:
 
 @dataclass(frozen=True)
 class MeanAP:
-    """AP of every class."""
+    """AP of every class by one metric, from 0 to 1."""
 
     mean: float | None  # over the classes that have an object that counts; None where no class has
     ap: dict[str, float | None]  # None: the class has no object that counts
-    classes: dict[str, ClassAP] = field(repr=False)
+    objects: dict[str, int]  # of each class, those that are not difficult
+    figures: dict[str, float | None] = field(default_factory=dict)  # the metric's others by name, such as COCO's AP50
+    classes: dict[str, ClassAP] = field(default_factory=dict, repr=False)  # the curves, where a class has just one
 
 
 def mean_ap(
     detections: Mapping[str, ClassDetections],
     truth: Mapping[str, ClassTruth],
-    metric: Metric = "voc07",
+    metric: VocMetric = "voc07",
     min_iou: float = 0.5,
 ) -> MeanAP:
     """AP of each class of `truth`, and the mean over the classes that have an object which is not difficult.
 
-    A class without detections has AP 0. Raises ValueError for detections of a class that `truth` lacks.
+    A class without detections has AP 0; metric.average_precision has all such definitions. Raises ValueError for
+    detections of a class that `truth` lacks.
     """
     unknown = sorted(set(detections) - set(truth))
     if unknown:
@@ -106,13 +109,16 @@ def mean_ap(
     }
     ap = {name: result.ap for name, result in classes.items()}
     known = [value for value in ap.values() if value is not None]
-    return MeanAP(float(np.mean(known)) if known else None, ap, classes)
+    objects = {name: result.positives for name, result in classes.items()}
+    return MeanAP(float(np.mean(known)) if known else None, ap, objects, classes=classes)
 
 
-def class_ap(detections: ClassDetections, truth: ClassTruth, metric: Metric = "voc07", min_iou: float = 0.5) -> ClassAP:
+def class_ap(
+    detections: ClassDetections, truth: ClassTruth, metric: VocMetric = "voc07", min_iou: float = 0.5
+) -> ClassAP:
     """AP of one class; a match needs an IoU above `min_iou`. Takes O(D) memory beside the input."""
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {', '.join(METRICS)}, not {metric!r}")
+    if metric not in VOC_METRICS:
+        raise ValueError(f"metric must be one of {', '.join(VOC_METRICS)}, not {metric!r}")
     best, overlaps = _most_overlapped(detections, truth)
     matches = np.where(overlaps > min_iou, best, -1)
     ignored = (matches >= 0) & np.append(truth.difficult, False)[matches]  # the appended one answers for -1

@@ -64,13 +64,14 @@ def called_directly(folder: Path, detections: dict[str, ClassDetections], truth:
 def test_equals_pycocotools_called_directly(tmp_path: Path, seed: int) -> None:
     detections, truth = random_case(seed)
     result = coco_ap(detections, truth)
-    figures = [result.ap, result.ap50, result.ap75, result.small, result.medium, result.large]
+    figures = [result.mean, *result.figures.values()]
+    assert list(result.figures) == ["AP50", "AP75", "AP_small", "AP_medium", "AP_large"]  # as summarize() orders them
     expected = called_directly(tmp_path, detections, truth)
     np.testing.assert_allclose(np.array(figures, float), expected, rtol=0, atol=1e-12)
     assert len(set(expected)) == 6  # so that no figure can stand for another
-    alone = [coco_ap({name: detections[name]}, {name: truth[name]}).ap for name in truth]
-    assert list(result.classes.values()) == alone
-    assert result.ap == pytest.approx(np.mean(np.array(alone, float)))
+    alone = [coco_ap({name: detections[name]}, {name: truth[name]}).mean for name in truth]
+    assert list(result.ap.values()) == alone
+    assert result.mean == pytest.approx(np.mean(np.array(alone, float)))
 
 
 def test_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
@@ -83,9 +84,10 @@ def test_worked_by_hand() -> None:
     truth = {"a": ClassTruth(np.array([0]), np.array([[0, 0, 100, 100]]), np.array([False]))}
     detections = {"a": ClassDetections(np.array([0]), np.array([0.9]), np.array([[0, 0, 100, 72]]))}
     result = coco_ap(detections, truth)
-    assert (result.ap50, result.ap75) == (pytest.approx(1.0), 0.0)
-    assert result.ap == pytest.approx(0.5)
-    assert (result.small, result.medium, result.large) == (None, None, pytest.approx(0.5))
+    assert (result.figures["AP50"], result.figures["AP75"]) == (pytest.approx(1.0), 0.0)
+    assert result.mean == pytest.approx(0.5)
+    sizes = [result.figures[f"AP_{size}"] for size in ("small", "medium", "large")]
+    assert sizes == [None, None, pytest.approx(0.5)]
 
 
 def test_nothing_there() -> None:
@@ -98,10 +100,10 @@ def test_nothing_there() -> None:
     }
     found = ClassDetections(np.array([0]), np.array([0.5]), box)
     result = coco_ap({"found": found, "absent": found, "hard": found}, truth)
-    assert result.classes == {"found": pytest.approx(1.0), "missed": 0.0, "absent": None, "hard": None}
-    assert result.ap == pytest.approx(0.5)
-    assert coco_ap({}, {"absent": NO_TRUTH}).ap is None
-    assert coco_ap({}, {}).ap is None
+    assert result.ap == {"found": pytest.approx(1.0), "missed": 0.0, "absent": None, "hard": None}
+    assert result.mean == pytest.approx(0.5)
+    assert coco_ap({}, {"absent": NO_TRUTH}).mean is None
+    assert coco_ap({}, {}).mean is None
     with pytest.raises(ValueError, match="dog"):
         coco_ap({"dog": found}, {"cat": NO_TRUTH})
 
@@ -110,4 +112,15 @@ def test_detections_in_a_difficult_object_do_not_count() -> None:
     truth = {"a": ClassTruth(np.array([0, 0]), np.array([[0, 0, 50, 50], [100, 0, 150, 50]]), np.array([True, False]))}
     boxes = np.array([[0, 0, 50, 50], [2, 2, 50, 50], [100, 0, 150, 50]])
     detections = {"a": ClassDetections(np.zeros(3), np.array([0.9, 0.8, 0.7]), boxes)}
-    assert coco_ap(detections, truth).ap == pytest.approx(1.0)
+    assert coco_ap(detections, truth).mean == pytest.approx(1.0)
+
+
+def test_a_hundred_detections_count_of_each_class_in_each_image() -> None:
+    """The right one is number 61, 100 or 101 of its class, and of another class there are as many again."""
+    box, away = [0, 0, 50, 50], [200, 0, 250, 50]
+    for false, ap in ((60, 1 / 61), (99, 1 / 100), (100, 0)):
+        boxes = np.array([away] * false + [box])
+        of_class = ClassDetections(np.zeros(false + 1), np.linspace(1, 0.5, false + 1), boxes)
+        objects = ClassTruth(np.zeros(1), np.array([box]), np.zeros(1))
+        result = coco_ap({"a": of_class, "b": of_class}, {"a": objects, "b": objects})
+        assert result.ap == {"a": pytest.approx(ap), "b": pytest.approx(ap)}

@@ -1,0 +1,37 @@
+"""Detections as evaluation servers take them, for test sets whose truth is not public."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fastrcnn.evaluation.result_files import replace_file, write_comp4
+from fastrcnn.evaluation.voc_ap import ClassDetections
+
+
+def write_voc_submission(
+    folder: Path, data_set: str, split: str, detections: Mapping[str, ClassDetections], image_ids: Sequence[str]
+) -> tuple[Path, Path]:
+    """Writes results/<data_set>/Main/comp4_det_<split>_<class>.txt below `folder` and packs them as results.tgz there.
+
+    This is what the VOC evaluation server unpacks; data_set is the devkit's folder, such as VOC2012. Every class has a
+    file, an empty one where nothing was found. The archive is the same, byte by byte, for the same detections: it
+    holds no times, owners, or names of machines. Returns the folder of the files and the archive. Raises UserError as
+    write_comp4 does.
+    """
+    main = folder / "results" / data_set / "Main"
+    paths = write_comp4(main, split, detections, image_ids)
+    content = io.BytesIO()
+    with (
+        gzip.GzipFile(filename="", mode="wb", fileobj=content, mtime=0) as zipped,
+        tarfile.open(mode="w", fileobj=zipped, format=tarfile.GNU_FORMAT) as archive,
+    ):
+        for path in sorted(paths):
+            text = path.read_bytes()
+            entry = tarfile.TarInfo(path.relative_to(folder).as_posix())  # its owner is 0, its time 1970
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text))
+    return main, replace_file(folder / "results.tgz", content.getvalue())
