@@ -23,7 +23,7 @@ class DetectionSettings:
     rois_per_chunk: RoIs that go through fc6 and fc7 at a time, which bounds memory.
     """
 
-    score_threshold: float = 0.05
+    score_threshold: float | None = 0.05
     nms_iou: float = 0.3
     max_per_class: int | None = None
     max_per_image: int | None = 100
@@ -49,9 +49,9 @@ def detect_batch(
         rois = batch.proposals[i].to(device)  # (P, 4)
         indexed = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
         scaled = scaled_rois(indexed, model.roi_op, batch.scales[i : i + 1].to(device))
-        probabilities, deltas = roi_outputs(model, [m[i : i + 1] for m in maps], scaled, settings, dtype)
+        scores, deltas = roi_outputs(model, [m[i : i + 1] for m in maps], scaled, settings, dtype)
         found = postprocess(
-            probabilities,
+            scores,
             deltas,
             rois,
             sample.height,
@@ -63,7 +63,7 @@ def detect_batch(
         )
         entered = None
         if settings.average_per_class is not None:
-            entered = entering_scores(probabilities, settings.max_per_class).cpu()
+            entered = entering_scores(scores, settings.max_per_class).cpu()
         results.append(Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), entered))
     return results
 
@@ -71,16 +71,17 @@ def detect_batch(
 def roi_outputs(
     model: FastRCNN, maps: list[Tensor], rois: Tensor, settings: DetectionSettings, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Class probabilities (P, classes + 1) and deltas (P, classes + 1, 4), not normalised, of one picture's RoIs (P, 5)
-    as `scaled_rois` gives them."""
+    """Class scores (P, classes + 1) and deltas (P, classes + 1, 4), not normalised, of one picture's RoIs (P, 5) as
+    `scaled_rois` gives them. Scores are probabilities or, of a model whose classifier is "svm", margins."""
     outputs = []
     rows, place = distinct_rois(rois, model.roi_op, [stride_of(name) for name in model.roi_features])
     for chunk in rois[rows].split(settings.rois_per_chunk):
         with autocast(rois.device, dtype):
             outputs.append(model.classify(maps, chunk))
-    probabilities = torch.cat([logits for logits, _ in outputs]).softmax(dim=1)
+    logits = torch.cat([logits for logits, _ in outputs])
+    scores = logits if model.classifier == "svm" else logits.softmax(dim=1)
     deltas = torch.cat([d for _, d in outputs]) * model.delta_std + model.delta_mean
-    return probabilities[place], deltas[place]
+    return scores[place], deltas[place]
 
 
 def detect(

@@ -11,6 +11,7 @@ from fastrcnn.model.vgg16 import VGG16Head, VGG16Trunk, channels_of, frozen_norm
 from fastrcnn.ops import roi_align, roi_pool, roi_warp
 
 ROI_OPS = ("fast_rcnn", "partition", "truncate", "roi_align", "roi_warp")
+CLASSIFIERS = ("softmax", "svm")
 INCLUSIVE = ("fast_rcnn", "roi_warp")  # take x2, y2 of the last pixel in the box
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0 .. 255, of torchvision's weights
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -70,6 +71,8 @@ class FastRCNN(nn.Module):
     roi_features: layers whose maps are pooled, each at its own stride; where there are several, their pooled cells
         are concatenated. A 1 x 1 convolution brings what is not conv5_3's number of channels, or mixed, to it.
     dropout: probability after fc6 and fc7.
+    classifier: one of CLASSIFIERS, what the class logits are for: a softmax over them, or, with "svm", they are the
+        margins of one-vs-rest SVMs already, and background's mean nothing.
     mean, std: of the pixels the trunk's weights were trained on, RGB in 0 .. 255; part of the state dict, so that
         weights and normalisation cannot part.
     fc6_rank, fc7_rank: see VGG16Head.
@@ -91,11 +94,13 @@ class FastRCNN(nn.Module):
         dropout: float = 0.5,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        classifier: str = "softmax",
         fc6_rank: int | None = None,
         fc7_rank: int | None = None,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.classifier = classifier
         self.roi_size = roi_size
         self.roi_op = roi_op
         self.roi_features = tuple(roi_features)
@@ -151,8 +156,8 @@ class FastRCNN(nn.Module):
         x = self.normalise(images, sizes).contiguous(memory_format=torch.channels_last)
         return self.trunk(x, self.roi_features)
 
-    def classify(self, maps: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` returns, from the maps that `features` gave and RoIs that `scaled_rois` gave."""
+    def roi_vectors(self, maps: list[Tensor], rois: Tensor) -> Tensor:
+        """Features (K, D) of fc7, from the maps that `features` gave and RoIs that `scaled_rois` gave."""
         pooled = [
             pool_rois(
                 m,
@@ -163,7 +168,11 @@ class FastRCNN(nn.Module):
             )
             for n, m in zip(self.roi_features, maps, strict=True)
         ]
-        x = self.head(self.reduce(torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]))  # (K, D)
+        return self.head(self.reduce(torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]))
+
+    def classify(self, maps: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, from the maps that `features` gave and RoIs that `scaled_rois` gave."""
+        x = self.roi_vectors(maps, rois)  # (K, D)
         logits = self.cls_score(x).float()
         deltas = self.bbox_pred(x).float().view(-1, self.num_classes + 1, 4)
         return logits, deltas

@@ -144,6 +144,7 @@ def test_the_table_shows_every_class_and_the_mean(result: Evaluation) -> None:
 class Copying(torch.nn.Module):
     """Stands in for the network: finds in every proposal a thing of class 1 + (its number modulo 2)."""
 
+    classifier = "softmax"
     roi_op = "roi_align"  # every RoI counts, also where two have the same cells
     roi_features = ("conv5_3",)
 
