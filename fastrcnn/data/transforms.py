@@ -69,3 +69,14 @@ class Augmentation:
             table = (levels - 128) * (1 + gains) + 128 + 255 * offsets  # (256, 3)
             image = cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
         return image, boxes, scale
+
+
+@dataclass(frozen=True)
+class Mirrored(Augmentation):
+    """As Augmentation, but of the picture's mirror image."""
+
+    def __call__(
+        self, image: np.ndarray, boxes: list[np.ndarray], rng: np.random.Generator
+    ) -> tuple[np.ndarray, list[np.ndarray], float]:
+        width = image.shape[1]
+        return super().__call__(image[:, ::-1], [flip_boxes(b, width) for b in boxes], rng)

@@ -190,7 +190,7 @@ def test_eval_inherits_the_run_and_overrides_win() -> None:
 def test_a_group_that_is_chosen_replaces_the_inherited_one_whole() -> None:
     base = to_dict(compose("train", BASE))
     config = compose("eval", ["checkpoint=x", "detection=paper", "detection.nms_iou=0.4"], base)
-    assert (config.detection.score_threshold, config.detection.max_per_class) == (0.0, 100)
+    assert (config.detection.score_threshold, config.detection.max_per_class) == (None, 100)
     assert config.detection.nms_iou == 0.4
     assert config.data.root == "/old"
     other = compose("detect", ["checkpoint=x", "data=demo"], base).data
