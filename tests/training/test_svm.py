@@ -157,13 +157,22 @@ def test_easy_negatives_are_forgotten_unless_all_are() -> None:
     assert loose.negatives[:, 0].tolist() == [-1, -2]
 
 
-def test_each_class_has_its_own_negatives(caplog: pytest.LogCaptureFixture) -> None:
-    """The object of class 1 is a negative of class 2, and nothing is learned of class 3."""
+def test_each_class_has_its_own_negatives(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The object of class 1 is a negative of class 2; nothing is learned of class 3, so that nothing is kept for it."""
+    gathered: list[tuple[str, float]] = []
+    add = svm.ClassTrainer.add
+
+    def adding(trainer: svm.ClassTrainer, negatives: np.ndarray) -> None:
+        gathered.extend((trainer.name, value) for value in negatives[:, 0].tolist())
+        add(trainer, negatives)
+
+    monkeypatch.setattr(svm.ClassTrainer, "add", adding)
     positives = [np.array([[1.0]], np.float32), np.array([[-1.0]], np.float32), np.zeros((0, 1), np.float32)]
     pictures = [picture([1.0], [ON], label=1), picture([-1.0], [ON], label=2)]
     weights, biases = train_svms(["a", "b", "c"], positives, pictures, 1.0, replace(SEPARATING, retrain_after=9))
     np.testing.assert_allclose(weights[:, 0], [1, -1, 0], atol=0.01)  # liblinear stops near the optimum
     np.testing.assert_allclose(biases, [0, 0, -1], atol=0.01)
+    assert gathered == [("b", 1.0), ("a", -1.0)]
     assert "nothing will be found: c" in caplog.text
 
 
