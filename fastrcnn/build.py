@@ -16,19 +16,21 @@ from fastrcnn.config import (
     ModelConfig,
     RuntimeConfig,
     SolverConfig,
+    SvmConfig,
     TrainConfig,
 )
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.inference import DetectionSettings
 from fastrcnn.model import caffe, weights
-from fastrcnn.model.fast_rcnn import ROI_OPS, FastRCNN, freeze_before
+from fastrcnn.model.fast_rcnn import CLASSIFIERS, ROI_OPS, FastRCNN, freeze_before
 from fastrcnn.model.head import largest_rank
 from fastrcnn.model.networks import NETWORKS
 from fastrcnn.model.pixels import PIXELS
 from fastrcnn.model.sampling import RoISampler, delta_statistics
 from fastrcnn.training.loop import Schedule
 from fastrcnn.training.optim import OPTIMIZERS, learning_rate
+from fastrcnn.training.svm import SvmSettings
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +94,7 @@ def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
     """The network; `load`: with the weights that the configuration names (not needed before a checkpoint's)."""
     network = NETWORKS[one_of("model.network", config.network, tuple(NETWORKS))]
     one_of("model.roi_op", config.roi_op, ROI_OPS)
+    one_of("model.classifier", config.classifier, CLASSIFIERS)
     one_of("model.finetune_from", config.finetune_from, network.finetune_from)
     one_of("model.pixels", config.pixels, ("auto", *PIXELS))
     for name in config.roi_features or [""]:
@@ -108,6 +111,7 @@ def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
         config.roi_op,
         config.roi_features,
         config.dropout,
+        classifier=config.classifier,
         fc6_rank=config.fc6_rank,
         fc7_rank=config.fc7_rank,
         network=config.network,
@@ -220,6 +224,18 @@ def sampler(config: SolverConfig, model: FastRCNN) -> RoISampler:
     )
 
 
+def svm(config: SvmConfig) -> SvmSettings:
+    """How SVMs are trained."""
+    return SvmSettings(
+        c=config.c,
+        bias_scaling=config.bias_scaling,
+        positive_weight=config.positive_weight,
+        negative_iou=config.negative_iou,
+        retrain_after=config.retrain_after,
+        seed=config.runtime.seed,
+    )
+
+
 def schedule(config: TrainConfig, start: int) -> Schedule:
     """What happens at which step."""
     s, r = config.solver, config.runtime
@@ -235,6 +251,13 @@ def schedule(config: TrainConfig, start: int) -> Schedule:
     )
 
 
-def detection(config: DetectionConfig) -> DetectionSettings:
+def detection(config: DetectionConfig, classifier: str = "softmax") -> DetectionSettings:
     """How scores become detections."""
+    check_threshold("detection.score_threshold", config.score_threshold, classifier)
     return DetectionSettings(**asdict(config))
+
+
+def check_threshold(key: str, value: float | None, classifier: str) -> None:
+    """Raises UserError for a threshold that is no probability where scores are; margins can be any number."""
+    if classifier == "softmax" and value is not None and not 0 <= value <= 1:
+        raise UserError(f"{key}={value}: should be from 0 to 1, as the scores are probabilities.")

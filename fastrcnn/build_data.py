@@ -23,7 +23,7 @@ from fastrcnn.data.dataset import DetectionDataset, Proposals, picture_faults
 from fastrcnn.data.images import image_size, read_bytes
 from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.selective_search import SelectiveSearchSettings, propose_all
-from fastrcnn.data.transforms import Augmentation
+from fastrcnn.data.transforms import Augmentation, Mirrored
 from fastrcnn.data.truth import Problems, shortened
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.data.voc import IMAGE_SUFFIXES, pictures_without_annotation
@@ -323,6 +323,15 @@ def training_set(config: DataConfig, names: Sequence[str], seed: int) -> Detecti
     varied = augmentation(config)  # a mistake shows before hours of proposals
     found, boxes = proposals(config, samples(config, config.train, names, training=True), split_name(config.train))
     return DetectionDataset(found, boxes, varied, seed, config.max_proposals)
+
+
+def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[DetectionDataset]:
+    """Pictures, truth and proposals to train on as detection sees pictures, at one scale; then, with data.flip, all of
+    them mirrored, as the author's code appends them."""
+    found, boxes = proposals(config, samples(config, config.train, names, training=True), split_name(config.train))
+    plain = test_scaling(config)
+    views = [plain, Mirrored(plain.short_sides, plain.long_side, plain.flip)] if config.flip else [plain]
+    return [DetectionDataset(found, boxes, view, 0, config.max_proposals) for view in views]
 
 
 def test_splits(config: DataConfig, split: str | None) -> list[str]:

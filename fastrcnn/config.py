@@ -44,6 +44,7 @@ class ModelConfig:
     roi_features: list[str] = key(["conv5_3"], "layers that RoIs are pooled from")
     dropout: float = key(0.5, "after fc6 and fc7", least=0, most=1)
     class_agnostic: bool = key(False, "one box regression for all classes, in place of one for each")
+    classifier: str = key("softmax", "softmax | svm: class scores are margins of SVMs, as `fastrcnn svm` makes them")
     fc6_rank: int | None = key(None, "fc6 as two layers of this rank, as `compress` makes them; null: one", least=1)
     fc7_rank: int | None = key(None, "the same of fc7", least=1)
 
@@ -125,7 +126,9 @@ class SolverConfig:
 class DetectionConfig:
     """From scores and boxes to detections."""
 
-    score_threshold: float = key(0.05, "detections with a lower score are dropped", least=0, most=1)
+    score_threshold: float | None = key(
+        0.05, "detections with a lower score are dropped, a probability or a margin of SVMs; null: none are"
+    )
     box_regression: bool = key(True, "move boxes as the network says; false: RoIs are detections as they are")
     nms_iou: float = key(0.3, "a box overlapping a better one of its class by this much is dropped", least=0, most=1)
     max_per_class: int | None = key(None, "best boxes of a class that enter the suppression; null: all", least=1)
@@ -209,7 +212,7 @@ class DetectConfig:
     checkpoint: str | None = key(None, "a run's folder, a .pt file, or a detector's .caffemodel")
     source: str | None = key(None, "a picture, a folder, or a pattern such as 'photos/*.jpg'")
     output: str | None = key(None, "folder for pictures and JSON; null: detect/<source> in the run's folder")
-    draw_threshold: float = key(0.5, "detections with a lower score are not drawn", least=0, most=1)
+    draw_threshold: float = key(0.5, "detections with a lower score, a probability or a margin, are not drawn")
     data: DataConfig = field(default_factory=DataConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -268,6 +271,24 @@ class CompressConfig:
 
 
 @dataclass
+class SvmConfig:
+    """fastrcnn svm"""
+
+    checkpoint: str | None = key(None, "a run's folder or a .pt file")
+    c: float = key(0.001, "weight of the hinge losses against half the squared length of the weights", above=0)
+    bias_scaling: float = key(10.0, "the bias is a weight on a feature of this constant value", above=0)
+    positive_weight: float = key(2.0, "factor on the loss of positives", above=0)
+    negative_iou: float = key(0.3, "boxes that overlap every object of a class by less are negatives", above=0, most=1)
+    retrain_after: int = key(2000, "a class is trained again once more than so many negatives came to it", least=1)
+    feature_norm: float = key(20.0, "mean length that the features of fc7 are scaled to", above=0)
+    split: str | None = key(None, "split list to evaluate on in place of data.test's, such as val")
+    output: str | None = key(None, "file to write (NAME.pt); null: svm/best.pt in the run's folder")
+    data: DataConfig = field(default_factory=DataConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
 class ReplayConfig:
     """fastrcnn replay"""
 
@@ -295,6 +316,7 @@ SCHEMAS: dict[str, type] = {
     "reval": RevalConfig,
     "detect": DetectConfig,
     "compress": CompressConfig,
+    "svm": SvmConfig,
     "propose": ProposeConfig,
     "check": CheckConfig,
     "proposals-check": ProposalsCheckConfig,

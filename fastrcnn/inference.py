@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ class DetectionSettings:
     rois_per_chunk: RoIs that go through fc6 and fc7 at a time, which bounds memory.
     """
 
-    score_threshold: float = 0.05
+    score_threshold: float | None = 0.05
     box_regression: bool = True
     nms_iou: float = 0.3
     max_per_class: int | None = None
@@ -48,16 +48,16 @@ def detect_batch(
     device = model.delta_mean.device
     with autocast(device, dtype):
         maps = [model.features(level.images.to(device), level.sizes.to(device)) for level in pyramid]
-    scales = torch.stack([level.scales for level in pyramid]).to(device)  # (L, N)
     results = []
     for i, sample in enumerate(pyramid[0].samples):
         rois = pyramid[0].proposals[i].to(device)  # (P, 4)
+        scales = torch.stack([level.scales[i] for level in pyramid]).to(device)
         own = [[m[i : i + 1] for m in level] for level in maps]
-        probabilities, deltas = pyramid_outputs(model, own, scales[:, i], rois, settings, dtype)
+        scores, deltas = pyramid_outputs(model, own, scales, rois, settings, dtype)
         if not settings.box_regression:
             deltas = torch.zeros_like(deltas)
         found = postprocess(
-            probabilities,
+            scores,
             deltas,
             rois,
             sample.height,
@@ -69,46 +69,61 @@ def detect_batch(
         )
         entered = None
         if settings.average_per_class is not None:
-            entered = entering_scores(probabilities, settings.max_per_class).cpu()
+            entered = entering_scores(scores, settings.max_per_class).cpu()
         results.append(Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), entered))
     return results
 
 
 def pyramid_outputs(
     model: FastRCNN,
-    maps: list[list[Tensor]],
+    maps: Sequence[list[Tensor]],
     scales: Tensor,
     rois: Tensor,
     settings: DetectionSettings,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """What `roi_outputs` gives for one picture's RoIs (P, 4), in its own pixels, from the maps of L scales (L,)."""
+) -> tuple[Tensor, ...]:
+    """What `roi_outputs` gives for one picture's RoIs (P, 4), in its own pixels, from its maps at L scales (L,)."""
+
+    def at(level: int, some: Tensor) -> tuple[Tensor, Tensor]:
+        return roi_outputs(
+            model, maps[level], scaled_rois(some, model.roi_op, scales[level : level + 1]), settings, dtype
+        )
+
+    return at_levels(rois, scales, at)
+
+
+def at_levels(rois: Tensor, scales: Tensor, compute: Callable[[int, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """What `compute` gives for one picture's RoIs (P, 4), in its own pixels, each at its level of the scales (L,).
+
+    compute: takes the number of a level and RoIs (R, 5) in pixels of the picture, returns tensors with R rows. It is
+    called for every level that has RoIs, and for the first in any case.
+    """
     level = nearest_level(rois, scales)
     indexed = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)
     parts, order = [], []
-    for j, own in enumerate(maps):
+    for j in range(len(scales)):
         rows = torch.nonzero(level == j).flatten()
         if len(rows) or j == 0:
-            scaled = scaled_rois(indexed[rows], model.roi_op, scales[j : j + 1])
-            parts.append(roi_outputs(model, own, scaled, settings, dtype))
+            parts.append(compute(j, indexed[rows]))
             order.append(rows)
     back = torch.cat(order).argsort()
-    return torch.cat([p for p, _ in parts])[back], torch.cat([d for _, d in parts])[back]
+    return tuple(torch.cat(part)[back] for part in zip(*parts, strict=True))
 
 
 def roi_outputs(
     model: FastRCNN, maps: list[Tensor], rois: Tensor, settings: DetectionSettings, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Class probabilities (P, classes + 1) and deltas (P, classes + 1, 4), not normalised, of one picture's RoIs (P, 5)
-    as `scaled_rois` gives them."""
+    """Class scores (P, classes + 1) and deltas (P, classes + 1, 4), not normalised, of one picture's RoIs (P, 5) as
+    `scaled_rois` gives them. Scores are probabilities or, of a model whose classifier is "svm", margins."""
     outputs = []
     rows, place = distinct_rois(rois, model.roi_op, model.strides)
     for chunk in rois[rows].split(settings.rois_per_chunk):
         with autocast(rois.device, dtype):
             outputs.append(model.classify(maps, chunk))
-    probabilities = torch.cat([logits for logits, _ in outputs]).softmax(dim=1)
+    logits = torch.cat([logits for logits, _ in outputs])
+    scores = logits if model.classifier == "svm" else logits.softmax(dim=1)
     deltas = torch.cat([d for _, d in outputs]) * model.delta_std + model.delta_mean
-    return probabilities[place], deltas[place]
+    return scores[place], deltas[place]
 
 
 def detect(

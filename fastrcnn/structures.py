@@ -49,7 +49,7 @@ class Detections:
     """Objects found in one image, best first. Boxes are in the image's own pixels."""
 
     boxes: Tensor  # (D, 4) float32
-    scores: Tensor  # (D,) float32, probabilities
+    scores: Tensor  # (D,) float32, probabilities, or margins of SVMs
     labels: Tensor  # (D,) int64, 1 .. number of classes
     entered: Tensor | None = None  # (M, classes) scores that entered the suppression, where they were asked for
 

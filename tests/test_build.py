@@ -45,7 +45,7 @@ def test_the_schemas_defaults_are_those_of_the_parts_it_configures() -> None:
 
 def test_what_varies_in_training_is_fixed_in_evaluation() -> None:
     config = DataConfig(
-        short_sides=[100, 200], long_side=300, test_short_sides=150, flip=True, flip_vertical=True, transpose=True,
+        short_sides=[100, 200], long_side=300, test_short_sides=[150], flip=True, flip_vertical=True, transpose=True,
         colour=0.5,
     )  # fmt: skip
     assert build_data.augmentation(config) == Augmentation((100, 200), 300, True, True, True, 0.5)

@@ -115,6 +115,7 @@ def test_recipe_paper_is_the_papers() -> None:
     assert config.model.weights.endswith("VGG16.v2.caffemodel")
     assert (config.model.finetune_from, config.model.roi_size, config.model.dropout) == ("conv3_1", 7, 0.5)
     assert (config.model.roi_op, config.model.roi_features) == ("fast_rcnn", ["conv5_3"])
+    assert config.model.classifier == "softmax"
     assert not config.model.class_agnostic
     solver = config.solver
     assert (solver.images_per_batch, solver.rois_per_image, solver.fg_fraction) == (2, 64, 0.25)
@@ -128,7 +129,7 @@ def test_recipe_paper_is_the_papers() -> None:
     assert (data.metric, data.max_proposals, len(data.classes), data.use_difficult) == ("voc07", 2000, 20, True)
     detection = config.detection
     assert (detection.nms_iou, detection.max_per_class, detection.average_per_class) == (0.3, 100, 40)
-    assert (detection.score_threshold, detection.max_per_image, detection.box_regression) == (0.0, None, True)
+    assert (detection.score_threshold, detection.max_per_image, detection.box_regression) == (None, None, True)
     assert config.runtime.precision == "float32"
 
 
@@ -150,7 +151,7 @@ def test_recipe_modern_is_the_default_and_changes_these_switches_alone() -> None
         "solver.schedule": ("step", "cosine"),
         "solver.warmup": (0, 500),
         "solver.optimizer": ("caffe_sgd", "fused_sgd"),
-        "detection.score_threshold": (0.0, 0.05),
+        "detection.score_threshold": (None, 0.05),
         "detection.max_per_class": (100, None),
         "detection.max_per_image": (None, 100),
         "detection.average_per_class": (40, None),

@@ -20,6 +20,7 @@ VERBS = {
     "reval": "evaluate detections that were saved, comp4 files or COCO results, without a model",
     "detect": "find objects in pictures: draws them and writes JSON",
     "compress": "make a checkpoint smaller and faster: truncated SVD of fc6 and fc7",
+    "svm": "train one SVM a class in place of the softmax, on the features of a checkpoint",
     "reproduce": "run the experiments of a table of the paper and print its numbers beside the measured ones",
     "replay": "do a training step again whose loss was not finite, and find where it broke",
     "explain-roi": "draw what RoI pooling keeps, loses and computes for one RoI",

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from fastrcnn.cli.compose import check_overrides, compose
 from fastrcnn.cli.compress_report import change, points, shown, size_lines, time_line
+from fastrcnn.cli.derived import evaluated, network, opened, output_file
 from fastrcnn.config import CompressConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.model.compress import Decomposition, Ranks
     from fastrcnn.model.fast_rcnn import FastRCNN
@@ -35,12 +33,9 @@ def main(arguments: list[str]) -> int:
     check_overrides("compress", arguments)
     config = compose("compress", arguments)
     check_way(config)
-    from fastrcnn.training import checkpoint
-
-    path = checkpoint.resolve(Path(config.checkpoint).expanduser())
-    content = checkpoint.load(path)
-    config = compose("compress", arguments, base=content["config"])
-    output = output_file(config, path)
+    assert config.checkpoint is not None
+    config, path, content = opened("compress", config.checkpoint, arguments)
+    output = output_file(config.output, path, default_output(config))
     compress(config, path, content, output, asked=any(a.startswith("data.root=") for a in arguments))
     return 0
 
@@ -57,25 +52,11 @@ def check_way(config: CompressConfig) -> None:
         )
 
 
-def output_file(config: CompressConfig, path: Path) -> Path:
-    """The file to write: a folder of its own below the run's, so that what is evaluated from it lies beside it.
-
-    Raises UserError where it is there already, or where training would take it for one of its own.
-    """
-    if config.output is not None:
-        output = Path(config.output).expanduser()
-    else:
-        ways = (("fc6", config.fc6), ("fc7", config.fc7), ("keep", config.keep), ("budget", config.budget))
-        name = "-".join(f"{way}-{value:g}" for way, value in ways if value is not None)
-        run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-        output = run / "compressed" / name / "best.pt"
-    if output.suffix != ".pt":
-        raise UserError(f"output={output}: should be the name of a file that ends in .pt.")
-    if output.parent.name == "checkpoints":
-        raise UserError(f"output={output}: a run keeps and removes its own checkpoints there; choose another folder.")
-    if output.exists():
-        raise UserError(f"{output}: is there already. Name another file with output=FILE.pt, or remove it.")
-    return output
+def default_output(config: CompressConfig) -> str:
+    """Where the result lies in the run's folder."""
+    ways = (("fc6", config.fc6), ("fc7", config.fc7), ("keep", config.keep), ("budget", config.budget))
+    name = "-".join(f"{way}-{value:g}" for way, value in ways if value is not None)
+    return f"compressed/{name}/best.pt"
 
 
 def compress(config: CompressConfig, path: Path, content: dict[str, Any], output: Path, asked: bool) -> None:
@@ -111,7 +92,10 @@ def compress(config: CompressConfig, path: Path, content: dict[str, Any], output
         return network(path, with_ranks(content["config"], ranks), names, state, device)
 
     def mean_ap(model: FastRCNN) -> float | None:
-        return None if test_set is None else evaluated(config, model, test_set, names, dtype)
+        if test_set is None:
+            return None
+        settings = build.detection(config.detection, model.classifier)
+        return evaluated(config, model, test_set, names, settings, dtype)
 
     ap_before = mean_ap(before)
     ap_after: float | None
@@ -141,7 +125,8 @@ def compress(config: CompressConfig, path: Path, content: dict[str, Any], output
     else:
         print(f"mAP: not measured, {'as no class has truth there' if test_set else 'as there is no data set'}")
     print(f"written to {output}")
-    print(f"to train it further: fastrcnn train start={output} solver.lr=0.0001")
+    if after.classifier == "softmax":
+        print(f"to train it further: fastrcnn train start={output} solver.lr=0.0001")
 
 
 def with_ranks(config: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -163,35 +148,6 @@ def data(config: CompressConfig, names: list[str], asked: bool) -> DetectionData
         return build_data.test_set(config.data, names, config.split)
     except UserError as error:
         raise UserError(f"{error}\nTo compress without measuring the mAP: data.root=null.") from None
-
-
-def network(
-    path: Path, config: dict[str, Any], names: list[str], state: dict[str, Tensor], device: torch.device
-) -> FastRCNN:
-    """The network of a run's configuration with a state dict, for detection. path: its file, for messages."""
-    import torch
-
-    from fastrcnn import build
-
-    model = build.trained_model(config, len(names))
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path}: the weights do not fit the model they were saved with: {error}") from None
-    return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-
-
-def evaluated(
-    config: CompressConfig, model: FastRCNN, test_set: DetectionDataset, names: list[str], dtype: torch.dtype
-) -> float | None:
-    """mAP, 0 to 1; None where no class has truth."""
-    from fastrcnn import build, build_data
-    from fastrcnn.data.loader import detection_loader
-    from fastrcnn.evaluation.evaluate import evaluate
-
-    batches = detection_loader(test_set, workers=build.workers(config.runtime))
-    metric, settings = build_data.metric(config.data), build.detection(config.detection)
-    return evaluate(model, batches, len(test_set), names, metric, settings, dtype).ap.mean
 
 
 def within_budget(

@@ -53,6 +53,7 @@ def detect_pictures(config: DetectConfig, model: FastRCNN, names: list[str], pic
     from fastrcnn.progress import progress
     from fastrcnn.visualize import draw_detections
 
+    build.check_threshold("draw_threshold", config.draw_threshold, model.classifier)
     dataset = build_data.picture_set(config.data, pictures)
     device = build.device(config.runtime)
     folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ def detect_pictures(config: DetectConfig, model: FastRCNN, names: list[str], pic
     results = detect(
         model,
         detection_loader(dataset),
-        build.detection(config.detection),
+        build.detection(config.detection, model.classifier),
         build.precision(config.runtime, device),
     )
     entries, drawn = [], 0

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         len(test_set),
         names,
         metric,
-        build.detection(config.detection),
+        build.detection(config.detection, model.classifier),
         build.precision(config.runtime, device),
     )
     split = build_data.split_name(build_data.test_splits(config.data, config.split))

@@ -100,10 +100,11 @@ def measured(cell: Cell, seed: int, given: list[str], config: ReproduceConfig) -
         if not any(output.rglob("*.tgz")):
             verb("eval")([f"checkpoint={folder}", f"split={cell.work.server}", "competition=true", f"output={output}"])
         return Measured(None, folder, next(output.rglob("*.tgz")))
-    metrics = json.loads(evaluation(cell.work, folder, trained, config).read_text(encoding="utf-8"))
+    results = evaluation(cell.work, folder, trained, config)
     if cell.measure == "mAP":
-        return Measured(None if metrics["mAP"] is None else 100 * metrics["mAP"], folder)
-    return Measured(metrics["seconds_per_image"], folder)
+        mean = json.loads((results / "metrics.json").read_text(encoding="utf-8"))["mAP"]
+        return Measured(None if mean is None else 100 * mean, folder)
+    return Measured(json.loads((results / "timing.json").read_text(encoding="utf-8"))["seconds_per_image"], folder)
 
 
 def network(work: Work, seed: int, given: list[str], config: ReproduceConfig) -> tuple[Path, TrainConfig]:
@@ -147,16 +148,16 @@ def digest(config: TrainConfig) -> str:
 
 
 def evaluation(work: Work, folder: Path, trained: TrainConfig, config: ReproduceConfig) -> Path:
-    """The metrics.json of what the work makes of the trained network."""
+    """The folder of the evaluation of what the work makes of the trained network."""
     from fastrcnn import build_data
 
     if not work.then:
-        return folder / "eval" / build_data.split_name(trained.data.test) / "metrics.json"
+        return folder / "eval" / build_data.split_name(trained.data.test)
     name, *arguments = (SMALL_RANKS.get(a, a) for a in work.then) if config.data.name == "demo" else work.then
     output = folder / "-".join((name, *(a.rpartition(".")[2].replace("=", "-") for a in arguments)))
-    result = output / "eval" / "metrics.json"
-    if result.is_file():
-        return result
+    results = output / "eval"
+    if (results / "metrics.json").is_file():
+        return results
     checkpoint = folder
     if name == "eval":
         extra = arguments
@@ -165,8 +166,8 @@ def evaluation(work: Work, folder: Path, trained: TrainConfig, config: Reproduce
         if not checkpoint.is_file():
             log.info("%s: %s", folder, " ".join((name, *arguments)))
             verb(name)([f"checkpoint={folder}", f"output={checkpoint}", *arguments])
-    verb("eval")([f"checkpoint={checkpoint}", f"output={result.parent}", *extra])
-    return result
+    verb("eval")([f"checkpoint={checkpoint}", f"output={results}", *extra])
+    return results
 
 
 def verb(name: str) -> Callable[[list[str]], int]:

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from fastrcnn.config import DataConfig
+    from fastrcnn.config import DataConfig, TrainConfig
     from fastrcnn.model.fast_rcnn import FastRCNN
+
+log = logging.getLogger("fastrcnn")
+
+
+def refuse_svm(config: TrainConfig) -> None:
+    """Raises UserError where the class scores would be margins of SVMs, which the loss is not for."""
+    if config.model.classifier == "svm":
+        begin = f"start={config.start}: " if config.start else ""
+        raise UserError(
+            f"{begin}model.classifier=svm: training is by cross-entropy, which makes no SVMs; `fastrcnn svm` makes "
+            "them of a trained run. Train with model.classifier=softmax: a checkpoint with SVMs then begins with their "
+            "weights as those of the class layer."
+        )
+
+
+def say_margins(content: dict[str, Any]) -> None:
+    """Says so where the class layer of the checkpoint is SVMs."""
+    if content["config"]["model"].get("classifier") == "svm":
+        log.warning("its class layer is SVMs: their margins are the first logits of the softmax, background's are 0")
 
 
 def read(where: str) -> dict[str, Any]:

@@ -117,6 +117,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
     from fastrcnn import build, build_data
 
     build.check_training(config)
+    start.refuse_svm(config)
     detection, metric = (
         build.detection(config.detection),
         build_data.metric(config.data),
@@ -160,6 +161,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
         build_data.say_recall(train_set, names)
         if begin:  # the weights of bbox_pred were trained for the statistics that came with them
             log.info("beginning with the weights of %s", config.start)
+            start.say_margins(begin)
         else:
             log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
             build.set_delta_statistics(model, train_set, config)

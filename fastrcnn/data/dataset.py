@@ -79,9 +79,10 @@ class DetectionDataset(Dataset):
 
     def pyramid(self, index: int) -> list[Example]:
         """The picture at each of the short sides, not varied otherwise. Raises as `picture` does."""
-        sample, image, proposals = self.samples[index], self.picture(index), self.proposal_boxes(index)
-        levels = self.augmentation.levels(image)
-        return [Example(level, proposals, sample.boxes, sample.labels, scale, sample) for level, scale in levels]
+        sample = self.samples[index]
+        boxes = [sample.boxes, self.proposal_boxes(index)]
+        levels, (truth, proposals) = self.augmentation.levels(self.picture(index), boxes)
+        return [Example(level, proposals, truth, sample.labels, scale, sample) for level, scale in levels]
 
     def picture(self, index: int) -> np.ndarray:
         """The picture (H, W, 3) as it is.

@@ -44,11 +44,14 @@ class Augmentation:
     transpose: bool = False
     colour: float = 0.0
 
-    def levels(self, image: np.ndarray) -> list[tuple[np.ndarray, float]]:
-        """The picture at each of the short sides, with the factor from the original's pixels."""
+    def levels(
+        self, image: np.ndarray, boxes: list[np.ndarray]
+    ) -> tuple[list[tuple[np.ndarray, float]], list[np.ndarray]]:
+        """The picture at each of the short sides, with the factor from the original's pixels, and the boxes; nothing
+        is left to chance, as detection wants it."""
         height, width = image.shape[:2]
         scales = [scale_for(width, height, side, self.long_side) for side in self.short_sides]
-        return [(resize(image, scale), scale) for scale in scales]
+        return [(resize(image, scale), scale) for scale in scales], boxes
 
     def __call__(
         self, image: np.ndarray, boxes: list[np.ndarray], rng: np.random.Generator
@@ -75,3 +78,20 @@ class Augmentation:
             table = (levels - 128) * (1 + gains) + 128 + 255 * offsets  # (256, 3)
             image = cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
         return image, boxes, scale
+
+
+@dataclass(frozen=True)
+class Mirrored(Augmentation):
+    """As Augmentation, but of the picture's mirror image."""
+
+    def __call__(
+        self, image: np.ndarray, boxes: list[np.ndarray], rng: np.random.Generator
+    ) -> tuple[np.ndarray, list[np.ndarray], float]:
+        width = image.shape[1]
+        return super().__call__(image[:, ::-1], [flip_boxes(b, width) for b in boxes], rng)
+
+    def levels(
+        self, image: np.ndarray, boxes: list[np.ndarray]
+    ) -> tuple[list[tuple[np.ndarray, float]], list[np.ndarray]]:
+        width = image.shape[1]
+        return super().levels(np.ascontiguousarray(image[:, ::-1]), [flip_boxes(b, width) for b in boxes])

@@ -12,6 +12,7 @@ from fastrcnn.model.networks import NETWORKS, Trunk
 from fastrcnn.ops import roi_align, roi_pool, roi_warp
 
 ROI_OPS = ("fast_rcnn", "partition", "truncate", "roi_align", "roi_warp")
+CLASSIFIERS = ("softmax", "svm")
 INCLUSIVE = ("fast_rcnn", "roi_warp")  # take x2, y2 of the last pixel in the box
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0 .. 255, of torchvision's weights
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -83,6 +84,8 @@ class FastRCNN(nn.Module):
         are concatenated. A 1 x 1 convolution brings what is mixed, or has not the last layer's number of channels,
         to that.
     dropout: probability after fc6 and fc7.
+    classifier: one of CLASSIFIERS, what the class logits are for: a softmax over them, or, with "svm", they are the
+        margins of one-vs-rest SVMs already, and background's mean nothing.
     mean, std: of the pixels the trunk's weights were trained on, RGB in 0 .. 255; part of the state dict, so that
         weights and normalisation cannot part.
     fc6_rank, fc7_rank: see Head.
@@ -105,6 +108,7 @@ class FastRCNN(nn.Module):
         dropout: float = 0.5,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        classifier: str = "softmax",
         fc6_rank: int | None = None,
         fc7_rank: int | None = None,
         network: str = "vgg16",
@@ -112,6 +116,7 @@ class FastRCNN(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.classifier = classifier
         self.roi_size = roi_size
         self.roi_op = roi_op
         self.roi_features = tuple(roi_features)
@@ -169,8 +174,8 @@ class FastRCNN(nn.Module):
         x = self.normalise(images, sizes).contiguous(memory_format=torch.channels_last)
         return self.trunk(x, self.roi_features)
 
-    def classify(self, maps: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
-        """What `forward` returns, from the maps that `features` gave and RoIs that `scaled_rois` gave."""
+    def roi_vectors(self, maps: list[Tensor], rois: Tensor) -> Tensor:
+        """Features (K, D) of fc7, from the maps that `features` gave and RoIs that `scaled_rois` gave."""
         pooled = [
             pool_rois(
                 m,
@@ -181,7 +186,11 @@ class FastRCNN(nn.Module):
             )
             for stride, m in zip(self.strides, maps, strict=True)
         ]
-        x = self.head(self.reduce(torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]))  # (K, D)
+        return self.head(self.reduce(torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]))
+
+    def classify(self, maps: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` returns, from the maps that `features` gave and RoIs that `scaled_rois` gave."""
+        x = self.roi_vectors(maps, rois)  # (K, D)
         logits = self.cls_score(x).float()
         deltas = (
             self.bbox_pred(x)

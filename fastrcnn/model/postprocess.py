@@ -13,28 +13,29 @@ from fastrcnn.structures import Detections
 
 
 def postprocess(
-    probabilities: Tensor,
+    class_scores: Tensor,
     deltas: Tensor,
     rois: Tensor,
     height: int,
     width: int,
-    score_threshold: float = 0.05,
+    score_threshold: float | None = 0.05,
     nms_iou: float = 0.3,
     max_per_class: int | None = None,
     max_per_image: int | None = 100,
 ) -> Detections:
     """Objects in one image, best first.
 
-    probabilities: (K, classes + 1) after softmax; deltas: (K, classes + 1, 4), not normalised any more;
+    class_scores: (K, classes + 1), probabilities or margins, background first;
+    deltas: (K, classes + 1, 4), not normalised any more.
     rois: (K, 4) half-open pixels of the image, whose size is `height` x `width`.
-    score_threshold: detections below it are dropped; 0 keeps all.
+    score_threshold: detections below it are dropped; None keeps all.
     nms_iou: within a class, a box that overlaps a better one by this much or more is dropped.
     max_per_class: boxes of a class that enter the suppression, the best ones (100 in the author's test code).
     max_per_image: detections that leave it.
     """
     boxes = box_ops.clip(box_ops.decode(rois, deltas), height, width)[:, 1:]  # (K, classes, 4)
-    scores = probabilities[:, 1:]  # (K, classes)
-    keep = scores >= score_threshold
+    scores = class_scores[:, 1:]  # (K, classes)
+    keep = torch.ones_like(scores, dtype=torch.bool) if score_threshold is None else scores >= score_threshold
     if max_per_class is not None and len(scores) > max_per_class:
         best = scores.topk(max_per_class, dim=0).indices  # (max_per_class, classes)
         keep &= torch.zeros_like(keep).scatter_(0, best, True)
@@ -46,12 +47,12 @@ def postprocess(
     return Detections(boxes[kept], scores[kept], labels[kept])
 
 
-def entering_scores(probabilities: Tensor, max_per_class: int | None) -> Tensor:
+def entering_scores(class_scores: Tensor, max_per_class: int | None) -> Tensor:
     """Scores (M, classes), the best first, of the boxes of each class that enter the suppression.
 
-    probabilities: (K, classes + 1) after softmax; M is K, or `max_per_class` where that is less.
+    class_scores: (K, classes + 1), background first; M is K, or `max_per_class` where that is less.
     """
-    scores = probabilities[:, 1:]
+    scores = class_scores[:, 1:]
     return scores.topk(len(scores) if max_per_class is None else min(max_per_class, len(scores)), dim=0).values
 
 

@@ -198,7 +198,8 @@ TRAIN = ["train", "data=custom", "model=vgg16_slim", "runtime.device=cpu", "runt
         (["data.max_proposals=-5"], ["data.max_proposals=-5"]),
         (["data.colour=-1"], ["data.colour=-1"]),
         (["data.long_side=0"], ["data.long_side=0"]),
-        (["data.test_short_sides=0"], ["data.test_short_sides=0"]),
+        (["data.test_short_sides=0"], ["data.test_short_sides=[0]"]),
+        (["data.test_short_sides=[]"], ["data.test_short_sides is empty"]),
     ],
     ids=lambda value: value[0] if isinstance(value, list) and "=" in value[0] else None,
 )

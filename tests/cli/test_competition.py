@@ -20,7 +20,7 @@ FAST = [
     "runtime.device=cpu",
     "runtime.workers=0",
     "data.selective_search.side=40",
-    "data.test_short_side=48",
+    "data.test_short_sides=[48]",
     "data.classes=[cat,dog]",
 ]
 

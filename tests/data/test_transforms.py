@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fastrcnn.data.transforms import Augmentation, flip_boxes, resize, scale_for
+from fastrcnn.data.transforms import Augmentation, Mirrored, flip_boxes, resize, scale_for
 
 
 @pytest.mark.parametrize(
@@ -201,3 +201,22 @@ def test_contrast_is_a_straight_line_cut_off_at_black_and_white() -> None:
     # Contrast turns about the middle gray: how bright that becomes has nothing to do with the gain.
     assert abs(np.corrcoef(np.array(lines).T)[0, 1]) < 0.35
     assert np.ptp(lines, axis=0)[1] > 100
+
+
+def test_mirrored_is_the_mirror_image_scaled_as_the_picture_is() -> None:
+    """Every painted box lies where its pixels are white, at twice the size, whatever is drawn."""
+    plain = Augmentation((2 * HEIGHT,), 1000, flip=False)
+    mirrored = Mirrored(plain.short_sides, plain.long_side, plain.flip)
+    for image, box in zip(painted(), BOXES, strict=True):
+        shown, (boxes,), scale = mirrored(image, [box[None]], np.random.default_rng(0))
+        expected = [[WIDTH - box[2], box[1], WIDTH - box[0], box[3]]]
+        np.testing.assert_array_equal(boxes, expected)
+        assert scale == 2
+        np.testing.assert_array_equal(shown, plain(image[:, ::-1].copy(), [], np.random.default_rng(1))[0])
+        levels, (boxes,) = mirrored.levels(image, [box[None]])  # as detection takes it
+        np.testing.assert_array_equal(boxes, expected)
+        assert [scale for _, scale in levels] == [2]
+        np.testing.assert_array_equal(levels[0][0], shown)
+        (same,), (boxes,) = plain.levels(image, [box[None]])
+        np.testing.assert_array_equal(boxes, box[None])
+        np.testing.assert_array_equal(same[0], plain(image, [], np.random.default_rng(1))[0])

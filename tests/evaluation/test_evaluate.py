@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -144,8 +145,9 @@ def test_the_table_shows_every_class_and_the_mean(result: Evaluation) -> None:
 class Copying(torch.nn.Module):
     """Stands in for the network: finds in every proposal a thing of class 1 + (its number modulo 2)."""
 
+    classifier = "softmax"
     roi_op = "roi_align"  # every RoI counts, also where two have the same cells
-    roi_features = ("conv5_3",)
+    strides = (16,)
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,8 +181,11 @@ def test_evaluate_stays_in_the_pictures_own_pixels() -> None:
             )
         )
     settings = DetectionSettings(score_threshold=0.5)
-    result = evaluate(Copying(), batches, 2, ["cat", "dog"], "voc10", settings)  # type: ignore[arg-type]
+    start = time.perf_counter()
+    result = evaluate(Copying(), [[b] for b in batches], 2, ["cat", "dog"], "voc10", settings)  # type: ignore[arg-type]
     assert [s.image_id for s in result.samples] == ["000001", "000002"]
+    assert result.seconds_per_image is not None
+    assert 0 < result.seconds_per_image < time.perf_counter() - start
     assert result.ap.ap == {"cat": 1.0, "dog": 1.0}
     np.testing.assert_allclose(result.detections["cat"].boxes, [A, B])
     assert result.detections["cat"].images.tolist() == [0, 1]

@@ -1,0 +1,80 @@
+"""What compress and svm share: a checkpoint that is made from another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastrcnn.cli.compose import compose
+from fastrcnn.config import CompressConfig, SvmConfig
+from fastrcnn.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from fastrcnn.data.dataset import DetectionDataset
+    from fastrcnn.inference import DetectionSettings
+    from fastrcnn.model.fast_rcnn import FastRCNN
+
+
+def opened(verb: str, where: str, arguments: list[str]) -> tuple[Any, Path, dict[str, Any]]:
+    """The configuration of the run that `where` names with the arguments on top, its checkpoint's file and content.
+
+    Raises UserError.
+    """
+    from fastrcnn.training import checkpoint
+
+    path = checkpoint.resolve(Path(where).expanduser())
+    content = checkpoint.load(path)
+    return compose(verb, arguments, base=content["config"]), path, content
+
+
+def output_file(output: str | None, path: Path, default: str) -> Path:
+    """The file to write: `output`, or `default` below the folder of the run that `path` is the checkpoint of, in a
+    folder of its own, so that what is evaluated from it lies beside it.
+
+    Raises UserError where it is there already, or where training would take it for one of its own.
+    """
+    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    file = run / default if output is None else Path(output).expanduser()
+    if file.suffix != ".pt":
+        raise UserError(f"output={file}: should be the name of a file that ends in .pt.")
+    if file.parent.name == "checkpoints":
+        raise UserError(f"output={file}: a run keeps and removes its own checkpoints there; choose another folder.")
+    if file.exists():
+        raise UserError(f"{file}: is there already. Name another file with output=FILE.pt, or remove it.")
+    return file
+
+
+def network(
+    path: Path, config: dict[str, Any], names: list[str], state: dict[str, Tensor], device: torch.device
+) -> FastRCNN:
+    """The network of a run's configuration with a state dict, for detection. path: its file, for messages."""
+    import torch
+
+    from fastrcnn import build
+
+    model = build.trained_model(config, len(names))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{path}: the weights do not fit the model they were saved with: {error}") from None
+    return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def evaluated(
+    config: CompressConfig | SvmConfig,
+    model: FastRCNN,
+    test_set: DetectionDataset,
+    names: list[str],
+    settings: DetectionSettings,
+    dtype: torch.dtype,
+) -> float | None:
+    """mAP, 0 to 1; None where no class has truth."""
+    from fastrcnn import build, build_data
+    from fastrcnn.data.loader import detection_loader
+    from fastrcnn.evaluation.evaluate import evaluate
+
+    batches = detection_loader(test_set, workers=build.workers(config.runtime))
+    return evaluate(model, batches, len(test_set), names, build_data.metric(config.data), settings, dtype).ap.mean
