@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastrcnn.cli.reproduce import Measured
 
 DIGITS = {"mAP": 1, "hours": 2, "s/image": 3}
+PAPER_DIGITS = {"mAP": 1, "hours": 1, "s/image": 2}
 
 
 def write(table: Table, results: list[list[Measured]], config: ReproduceConfig, folder: Path) -> str:
@@ -35,7 +36,7 @@ def markdown(table: Table, results: list[list[Measured]], config: ReproduceConfi
     columns = list(dict.fromkeys(cell.column for cell in table.cells))
     rows: dict[str, dict[str, str]] = {}
     for cell, values in zip(table.cells, results, strict=True):
-        paper = "-" if cell.paper is None else f"{cell.paper:g}"
+        paper = "-" if cell.paper is None else f"{cell.paper:.{PAPER_DIGITS[cell.measure]}f}"
         rows.setdefault(cell.row, {})[cell.column] = f"{paper} / {shown(cell, values)}"
     cells = [["paper / here", *columns], *([row, *(found.get(c, "-") for c in columns)] for row, found in rows.items())]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns) + 1)]
