@@ -1,0 +1,265 @@
+"""fastrcnn reproduce: the plan against the paper, and whole tables on a tiny data set."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from voc_folder import VocFolder
+
+from fastrcnn.cli import paper_tables, reproduce
+from fastrcnn.cli.compose import compose, options
+from fastrcnn.cli.paper_tables import TABLES, Cell, Work
+from fastrcnn.cli.reproduce import Measured
+from fastrcnn.cli.reproduce_report import markdown
+
+Call = Callable[..., tuple[int, str, str]]
+TINY = [
+    "solver.iterations=2", "solver.images_per_batch=1", "solver.rois_per_image=8", "solver.bg_iou=[0,0.5]",
+    "model.width=0.03", "model.weights=null", "model.dropout=0", "data.short_sides=48", "data.test_short_sides=48",
+    "runtime.workers=0", "runtime.device=cpu", "runtime.pictures_every=0", "data.selective_search.side=64",
+]  # fmt: skip
+
+
+def numbers(table: int, measure: str) -> dict[str, dict[str, float | None]]:
+    found: dict[str, dict[str, float | None]] = {}
+    for cell in TABLES[table - 1].cells:
+        if cell.measure == measure:
+            found.setdefault(cell.row, {})[cell.column] = cell.paper
+    return found
+
+
+def test_numbers_are_the_papers() -> None:
+    assert [t.number for t in TABLES] == list(range(1, 9))
+    assert [list(c.values()) for c in numbers(1, "mAP").values()] == [[66.9], [68.1], [70.0]]
+    assert [list(c.values()) for c in numbers(2, "mAP").values()] == [[66.1], [68.8]]
+    assert [list(c.values()) for c in numbers(3, "mAP").values()] == [[65.7], [68.4]]
+    assert numbers(4, "hours")["training, hours"] == {"S": 1.2, "M": 2.0, "L": 9.5}
+    assert [list(c.values()) for c in numbers(4, "s/image").values()] == [[0.10, 0.15, 0.32], [0.06, 0.08, 0.22]]
+    assert [list(c.values()) for c in numbers(4, "mAP").values()] == [[57.1, 59.2, 66.9], [56.5, 58.7, 66.6]]
+    assert [list(c.values()) for c in numbers(5, "mAP").values()] == [[61.4], [66.9], [67.2]]
+    assert [list(c.values()) for c in numbers(6, "mAP").values()] == [
+        [52.2, 54.7, 62.6],
+        [53.3, 55.5, 63.4],
+        [54.6, 56.6, 64.0],
+        [57.1, 59.2, 66.9],
+    ]
+    assert [list(c.values()) for c in numbers(7, "mAP").values()] == [[57.1, 59.2, 66.9], [58.4, 60.7]]
+    assert [list(c.values()) for c in numbers(7, "s/image").values()] == [[0.10, 0.15, 0.32], [0.39, 0.64]]
+    assert [list(c.values()) for c in numbers(8, "mAP").values()] == [[56.3, 58.7, 66.8], [57.1, 59.2, 66.9]]
+
+
+def test_every_experiment_of_the_tables_is_a_file_and_every_file_is_used() -> None:
+    used = {w for t in TABLES for c in t.cells for w in (c.work.experiment, c.work.start) if w is not None}
+    assert {f"paper/{name}" for name in used} == {name for name in options("experiment") if name.startswith("paper/")}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("l_07", {}),
+        ("s_07", {"model.network": "caffenet", "model.finetune_from": "conv2", "model.roi_size": 6}),
+        ("m_07", {"model.network": "vgg_cnn_m_1024", "model.finetune_from": "conv2", "model.roi_size": 6}),
+        ("l_07_no_difficult", {"data.use_difficult": False}),
+        ("l_0712", {"solver.iterations": 60000, "data.train": ["VOC2007/trainval", "VOC2012/trainval"]}),
+        ("l_12", {"data.train": ["VOC2012/trainval"], "data.test": [], "solver.iterations": 40000}),
+        (
+            "l_07pp12",
+            {
+                "data.train": ["VOC2007/trainval", "VOC2007/test", "VOC2012/trainval"],
+                "solver.iterations": 100000,
+                "solver.lr_steps": [40000, 80000],
+            },
+        ),
+        ("l_fc6", {"model.finetune_from": "fc6"}),
+        ("l_conv2_1", {"model.finetune_from": "conv2_1"}),
+        ("m_class_only", {"solver.box_weight": 0.0, "detection.box_regression": False}),
+        ("l_stagewise", {"model.finetune_from": "bbox_pred", "solver.box_weight": 1.0}),
+        (
+            "s_five_scales",
+            {
+                "data.short_sides": [480, 576, 688, 864, 1200],
+                "data.test_short_sides": [480, 576, 688, 864, 1200],
+                "data.long_side": 2000,
+            },
+        ),
+    ],
+)
+def test_experiments_say_what_the_paper_says(name: str, changed: dict[str, object]) -> None:
+    config = compose("train", [f"experiment=paper/{name}"])
+    assert config.solver.optimizer == "caffe_sgd"
+    assert config.detection.average_per_class == 40
+    assert config.runtime.precision == "float32"
+    for key, value in changed.items():
+        group, _, last = key.partition(".")
+        assert getattr(getattr(config, group), last) == value, key
+
+
+@pytest.fixture
+def known(call: Call, tiny: VocFolder) -> list[str]:
+    """Arguments for the tiny data set."""
+    return ["data=custom", f"data.root={tiny.root}", "data.metric=voc07", *TINY]
+
+
+def begun(caplog: pytest.LogCaptureFixture, how: str = "training") -> list[str]:
+    """Experiments of which the log says that they began, or went on."""
+    return [m.removeprefix(how).split(",")[0].strip() for m in caplog.messages if m.startswith(how) and ", seed" in m]
+
+
+def test_a_table_is_run_once_and_gives_every_cell(
+    call: Call, known: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Class loss alone, multi-task without and with regression, and the second stage, for three networks."""
+    caplog.set_level(logging.INFO, logger="fastrcnn")
+    status, out, err = call("reproduce", "table=6", "output=out", *known)
+    assert status == 0, err
+    assert begun(caplog) == [
+        *(f"{n}_class_only" for n in "sml"),
+        *(f"{n}_07" for n in "sml"),
+        *(f"{n}_stagewise" for n in "sml"),
+    ]
+    content = json.loads(Path("out/table-6.json").read_text())
+    assert len(content["cells"]) == 12
+    runs = {run for cell in content["cells"] for run in cell["runs"]}
+    assert len(runs) == 9
+    for cell in content["cells"]:
+        (run,), (value,) = map(tuple, (cell["runs"], cell["measured"]))
+        where = "eval-box_regression-false/eval" if cell["then"] else "eval/test"
+        assert value == 100 * json.loads((Path(run) / where / "metrics.json").read_text())["mAP"]
+    assert Path("out/table-6.md").read_text().strip() in out
+    assert out.startswith("Table 6. ")
+
+    import torch
+
+    first = next(c["runs"][0] for c in content["cells"] if c["experiment"] == "paper/l_class_only")
+    second = next(c["runs"][0] for c in content["cells"] if c["experiment"] == "paper/l_stagewise")
+    from fastrcnn.training import checkpoint
+
+    before, after = (checkpoint.load(Path(r) / "checkpoints" / "step-2.pt")["model"] for r in (first, second))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"bbox_pred.weight", "bbox_pred.bias"}, "stage-wise training regresses boxes and nothing else"
+
+    caplog.clear()
+    status, again, err = call("reproduce", "table=6", "output=out", *known)
+    assert status == 0, err
+    assert begun(caplog) == []
+    assert again == out, "nothing was run again"
+
+
+def test_an_interrupted_table_goes_on(
+    call: Call, known: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Stopped in the second training: the first is not run again, the second goes on from its checkpoint."""
+    from fastrcnn.training import loop
+
+    caplog.set_level(logging.INFO, logger="fastrcnn")
+    real, steps = loop.train, []
+
+    def stopping(*arguments: object, **named: object) -> None:
+        save = named["save"]
+
+        def saved(step: int) -> None:
+            save(step)  # type: ignore[operator]
+            steps.append(step)
+            if len(steps) == 3:  # 1 and 2 of the first, 1 of the second
+                raise KeyboardInterrupt
+
+        real(*arguments, **(named | {"save": saved}))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "train", stopping)
+    arguments = ["reproduce", "table=5", *known, "runtime.checkpoint_every=1"]
+    assert call(*arguments)[0] == 130
+    assert steps == [1, 2, 1]
+    caplog.clear()
+    status, out, err = call(*arguments)
+    assert status == 0, err
+    assert begun(caplog, "going on with") == ["l_07"]
+    assert steps == [1, 2, 1, 2, 1, 2]
+    assert "conv2_1" in out
+
+
+def test_compression_svms_and_times_end_to_end(call: Call, known: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables 4 and 8 for one network: a compressed checkpoint, SVMs, hours and seconds."""
+    small = {"fc6=1024": "fc6=20", "fc7=256": "fc7=9"}
+    for number in (4, 8):
+        table = TABLES[number - 1]
+        cells = tuple(
+            Cell(c.row, c.column, c.paper, Work(c.work.experiment, then=tuple(small.get(a, a) for a in c.work.then)),
+                 c.measure)
+            for c in table.cells if c.column == "L"
+        )  # fmt: skip
+        only = paper_tables.Table(number, table.title, cells)
+        monkeypatch.setattr(reproduce, "TABLES", (*TABLES[: number - 1], only, *TABLES[number:]))
+        status, _, err = call("reproduce", f"table={number}", f"output=out{number}", *known)
+        assert status == 0, err
+        content = json.loads(Path(f"out{number}/table-{number}.json").read_text())
+        found = {cell["row"]: cell["measured"][0] for cell in content["cells"]}
+        assert all(value is not None and value >= 0 for value in found.values())
+        if number == 4:
+            assert 0 < found["training, hours"] < 1
+            assert 0 < found["detection, s/image"] < 60
+            (run,) = Path("outputs/reproduce").glob("l_07-*")
+            assert (run / "compress-fc6-20-fc7-9" / "best.pt").is_file()
+        else:
+            assert (run / "svm" / "best.pt").is_file()
+
+
+def test_sets_without_public_truth_give_files_for_the_server(call: Call, voc: VocFolder) -> None:
+    """Table 3 on a devkit: trained on VOC2012 without an evaluation, detections packed for the server."""
+    devkit = voc.root.parent / "devkit"
+    set12 = VocFolder(devkit / "VOC2012")
+    for name in ("a", "b"):
+        set12.add(name, ("cat", (1, 1, 32, 24), False), ("dog", (33, 10, 64, 48), False))
+    set12.add("t", ("cat", (11, 11, 30, 40), False))
+    (devkit / "VOC2012" / "Annotations" / "t.xml").unlink()
+    set12.split("trainval", "a", "b")
+    set12.split("test", "t")
+    status, _, err = call("reproduce", "table=3", f"data.root={devkit}", *TINY)
+    assert status == 1, "VOC2007, which the second experiment wants, is not there"
+    assert "VOC2007" in err
+    (run,) = Path("outputs/reproduce").glob("l_12-*")
+    assert list((run / "eval" / "VOC2012-test").rglob("results.tgz"))
+
+
+def test_hours_are_of_the_steps_alone(tmp_path: Path) -> None:
+    rows = ["step,name,value", "20,train/loss,1", "20,train/steps_per_s,2", "30,train/steps_per_s,0.5", "30,eval/mAP,1"]
+    (tmp_path / "metrics.csv").write_text("\n".join(rows))
+    assert reproduce.training_hours(tmp_path) == pytest.approx((20 / 2 + 10 / 0.5) / 3600)
+
+
+def test_several_seeds_are_a_mean_and_a_deviation() -> None:
+    config = compose("reproduce", ["table=1", "seeds=[0,1,2]", "data=demo"])
+    found = [Measured(v, Path("run")) for v in (60.0, 62.0, 64.0)]
+    none = [Measured(None, Path("run"), Path("results.tgz"))]
+    text = markdown(TABLES[0], [found, none, [Measured(1.0, Path("run"))]], config)
+    assert "| 07                   | 66.9 / 62.0 +- 2.0    |" in text
+    assert "| 07 without difficult | 68.1 / for the server |" in text
+    assert "| 07+12                | 70.0 / 1.0            |" in text
+    assert "For the evaluation server: results.tgz" in text
+    assert "not to be compared with the paper" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "which table of the paper?"),
+        (["table=9"], "table=9: should be at most 8"),
+        (["table=1", "seeds=[]"], "seeds=[]: give at least one"),
+        (["table=1", "tabel=2"], "unknown key 'tabel'"),
+        (["table=1", "data.root=nowhere"], "data.root=nowhere: there is no such folder"),
+    ],
+)
+def test_mistakes_are_one_message(call: Call, arguments: list[str], said: str) -> None:
+    status, _, err = call("reproduce", *arguments)
+    assert status == 1
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_missing_weights_are_said_before_anything_is_trained(call: Call, tiny: VocFolder) -> None:
+    status, _, err = call("reproduce", "table=1", "data=custom", f"data.root={tiny.root}")
+    assert status == 1
+    assert "there is no file data/imagenet_models/VGG16.v2.caffemodel" in err
