@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,28 @@ def test_recipe_modern_is_the_default_and_changes_these_switches_alone() -> None
         "detection.average_per_class": (40, None),
     }
     assert now["solver.images_per_batch"] * now["solver.iterations"] == 2 * 40000, "as many pictures as the paper"
+
+
+def test_every_item_of_the_recipe_has_a_test_that_exists() -> None:
+    page = (config_folder() / "recipe" / "README.md").read_text(encoding="utf-8")
+    items = page.partition("## The paper's")[2].partition("## What `modern`")[0]
+    rows = [line for line in items.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) == 19
+    root = Path(__file__).parents[1]
+    for row in rows:
+        named = re.findall(r"`(tests/[a-z_/]+\.py)::(test_\w+)`", row)
+        assert named, row
+        for file, name in named:
+            assert f"\ndef {name}(" in (root / file).read_text(encoding="utf-8"), f"{file}::{name}"
+
+
+def test_the_page_of_recipes_lists_what_modern_changes() -> None:
+    page = (config_folder() / "recipe" / "README.md").read_text(encoding="utf-8").partition("## What `modern`")[2]
+    modern, paper = (to_dict(compose("train", [f"recipe={name}"])) for name in ("modern", "paper"))
+    for group in ("model", "solver", "detection", "runtime", "data"):
+        for key, value in modern[group].items():
+            changed = value != paper[group][key]
+            assert (f"`{group}.{key}`" in page or f"`{key}`" in page) == changed, key
 
 
 def test_a_group_on_the_command_line_goes_before_the_recipes() -> None:
