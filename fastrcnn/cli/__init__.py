@@ -101,4 +101,4 @@ def _overview() -> str:
 
 {verbs}
 
-Start with `fastrcnn demo`. Your own pictures: `fastrcnn train data=custom data.root=FOLDER model=vgg16_slim`."""
+Start with `fastrcnn demo`. Your own pictures: `fastrcnn train recipe=scratch data=custom data.root=FOLDER`."""

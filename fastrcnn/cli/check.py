@@ -211,5 +211,5 @@ def next_command(arguments: Sequence[str], config: CheckConfig, report: Report) 
     store = [f"data.proposals={config.data.proposals}"] if having and config.data.proposals else []
     if not having:
         return shlex.join(["fastrcnn", "propose", *given])
-    small = [] if torch.cuda.is_available() else ["model=vgg16_slim", "solver=scratch"]  # the full network wants a GPU
+    small = [] if torch.cuda.is_available() else ["recipe=scratch"]  # the full network wants a GPU
     return shlex.join(["fastrcnn", "train", *given, *store, *small])

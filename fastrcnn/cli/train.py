@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
     "fastrcnn train experiment=demo",
-    "fastrcnn train data=custom data.root=mydata model=vgg16_slim solver=scratch",
-    "fastrcnn train data=voc07 data.root=VOCdevkit",
+    "fastrcnn train recipe=scratch data=custom data.root=mydata",
+    "fastrcnn train recipe=paper data=voc07 data.root=VOCdevkit",
     "fastrcnn train run=outputs/train/... resume=auto",
     "fastrcnn train start=outputs/train/... data=custom data.root=mydata solver.lr=0.0001",
 ]

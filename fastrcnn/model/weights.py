@@ -48,7 +48,7 @@ def torchvision_vgg16() -> dict[str, Tensor]:
                 f"The ImageNet weights of VGG16 could not be downloaded ({error}).\n"
                 f"On a machine with network, fetch {url} and put the file as\n"
                 f"  {path}\n"
-                "or name it: model.weights=/path/to/vgg16.pth. To train without them, from scratch: model=vgg16_slim."
+                "or name it: model.weights=/path/to/vgg16.pth. To train without them: recipe=scratch."
             ) from error
     return read_state_dict(path)  # torch.hub would run what a changed file asks it to
 
@@ -60,8 +60,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UserError(
-            f"model.weights: there is no file {path}. Give 'imagenet', or the path of a state dict (.pth, "
-            ".safetensors) or of a .caffemodel."
+            f"model.weights: there is no file {path}. Give the path of a state dict (.pth, .safetensors) or of a "
+            ".caffemodel, or 'imagenet' for torchvision's VGG16. scripts/download_voc.sh weights fetches Caffe's."
         )
     if path.suffix == ".caffemodel":
         return caffe.read(path)
