@@ -25,7 +25,7 @@ from limits import in_time
 from voc_folder import fingerprint, voc_xml
 
 from fastrcnn.cli.compose import check_overrides, compose
-from fastrcnn.cli.train import saved_config
+from fastrcnn.cli.run_folder import saved_config
 from fastrcnn.config import leaves
 from fastrcnn.data.voc import load_voc, parse_annotation
 from fastrcnn.errors import UserError

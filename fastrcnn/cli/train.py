@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import logging
-import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastrcnn.cli import start
-from fastrcnn.cli.compose import compose, experiment_content, to_dict, to_yaml
+from fastrcnn.cli.compose import compose, experiment_content, to_yaml
+from fastrcnn.cli.run_folder import log_to, refuse_used, run_folder, saved_config
+from fastrcnn.cli.run_state import RunState, load_newest
 from fastrcnn.config import TrainConfig
-from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-
-    from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.evaluation.evaluate import Evaluation
-    from fastrcnn.evaluation.metric import Metric
-    from fastrcnn.inference import DetectionSettings
-    from fastrcnn.model.fast_rcnn import FastRCNN
-    from fastrcnn.structures import Batch, RoITargets
-    from fastrcnn.training.tracking import Tracker
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
@@ -55,60 +43,6 @@ def configure(arguments: list[str]) -> TrainConfig:
         model = start.read(config.start)["config"]["model"]
         config = compose("train", arguments, base={"model": model | (said[0].get("model", {}) if said else {})})
     return config
-
-
-def run_folder(config: TrainConfig) -> tuple[Path, bool]:
-    """The folder of the run, and whether it goes on there.
-
-    Raises UserError where there is nothing to resume, or a run in the folder already.
-    """
-    if config.resume not in (None, "auto"):
-        raise UserError(f"resume={config.resume}: should be 'auto' (with run=FOLDER to say which run).")
-    if config.resume:
-        if config.run:
-            return Path(config.run).expanduser(), True
-        runs = sorted((Path("outputs") / config.name).glob("*/checkpoints"), key=lambda p: p.stat().st_mtime)
-        if not runs:
-            raise UserError(f"resume=auto: there is no run in outputs/{config.name}. Name one with run=FOLDER.")
-        return runs[-1].parent, True
-    if config.run is None:
-        stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-        return Path("outputs") / config.name / stamp, False
-    folder = Path(config.run).expanduser()
-    refuse_used(folder)
-    return folder, False
-
-
-def refuse_used(folder: Path) -> None:
-    """Raises UserError where there is a run in the folder already."""
-    if (folder / "checkpoints").is_dir() or (folder / "config.yaml").exists():
-        raise UserError(
-            f"run={folder}: there is a run in this folder already. Go on with it by resume=auto, or name a new one."
-        )
-
-
-@contextmanager
-def log_to(folder: Path) -> Iterator[None]:
-    """Messages go to train.log in the folder as well."""
-    file = logging.FileHandler(folder / "train.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(file)
-    try:
-        yield
-    finally:
-        log.removeHandler(file)
-        file.close()
-
-
-def saved_config(folder: Path) -> dict[str, Any]:
-    """The configuration that the run in the folder was started with. Raises UserError."""
-    from omegaconf import OmegaConf
-
-    path = folder / "config.yaml"
-    try:
-        return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
-    except Exception as error:  # of files, of YAML, of OmegaConf
-        raise UserError(f"{path}: the run's configuration cannot be read ({error}); nothing to go on from.") from None
 
 
 def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
@@ -208,99 +142,3 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
         print(table(state.outcome))
     print(f"run: {folder}")
     return folder, state.outcome
-
-
-def load_newest(
-    checkpoints: Path, model: FastRCNN, optimizer: torch.optim.Optimizer, names: list[str]
-) -> tuple[int, float]:
-    """Puts the newest sound checkpoint into model and optimiser; returns its step and the best mAP so far.
-
-    Raises UserError where there is none, or it is of another model or of other classes.
-    """
-    from fastrcnn.training import checkpoint
-
-    path, state, refused = checkpoint.newest_sound(checkpoints)
-    for reason in refused:
-        log.warning("passed over: %s", reason)
-    if state["classes"] != names:
-        raise UserError(f"{path}: was trained on other classes ({', '.join(state['classes'])}).")
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError as error:
-        raise UserError(f"{path}: was trained with another model; go on with the same model.* keys.\n{error}") from None
-    optimizer.load_state_dict(state["optimizer"])
-    log.info("going on from %s", path)
-    best = state["best"]
-    if (checkpoints / "best.pt").is_file():  # written by an evaluation that came after the checkpoint
-        best = max(best, checkpoint.load(checkpoints / "best.pt")["best"])
-    return state["step"], best
-
-
-@dataclass
-class RunState:
-    """What the loop's callbacks need to write checkpoints, evaluations and pictures into the run's folder."""
-
-    config: TrainConfig
-    folder: Path
-    names: list[str]
-    model: FastRCNN
-    optimizer: torch.optim.Optimizer
-    tracker: Tracker
-    best: float  # mAP
-    outcome: Evaluation | None = None  # the last one
-
-    def content(self, step: int) -> dict[str, Any]:
-        """What every checkpoint holds."""
-        return {
-            "step": step,
-            "best": self.best,
-            "classes": self.names,
-            "config": to_dict(self.config),
-            "model": self.model.state_dict(),
-        }
-
-    def save(self, step: int) -> None:
-        """Writes step-N.pt, from which the run can go on."""
-        from fastrcnn.training import checkpoint
-
-        folder = self.folder / "checkpoints"
-        checkpoint.save(folder / f"step-{step}.pt", self.content(step) | {"optimizer": self.optimizer.state_dict()})
-        checkpoint.keep_last(folder, self.config.runtime.keep_checkpoints)
-
-    def failed(self, step: int, evidence: dict[str, Any]) -> Path:
-        """Writes failed-step-N.pt, from which a step whose loss was not finite can be done again."""
-        from fastrcnn.training import checkpoint
-
-        path = self.folder / f"failed-step-{step}.pt"
-        checkpoint.save(path, self.content(step) | evidence)
-        return path
-
-    def evaluate(
-        self,
-        step: int,
-        test_set: DetectionDataset,
-        workers: int,
-        detection: DetectionSettings,
-        metric: Metric,
-        dtype: torch.dtype,
-    ) -> None:
-        """Evaluates, records, and writes best.pt where the mAP is the best so far."""
-        from fastrcnn.data.loader import detection_loader
-        from fastrcnn.evaluation.evaluate import evaluate
-        from fastrcnn.training import checkpoint
-
-        batches = detection_loader(test_set, workers=workers)
-        self.outcome = evaluate(self.model, batches, len(test_set), self.names, metric, detection, dtype)
-        mean_ap, ap = self.outcome.ap.mean or 0.0, self.outcome.ap.ap
-        values = {"mAP": mean_ap} | self.outcome.ap.figures | {f"ap/{n}": v for n, v in ap.items()}
-        self.tracker.scalars(step, {f"eval/{n}": v for n, v in values.items() if v is not None})
-        log.info("step %d: mAP %.4f", step, mean_ap)
-        if mean_ap > self.best:
-            self.best = mean_ap
-            checkpoint.save(self.folder / "checkpoints" / "best.pt", self.content(step))
-
-    def draw(self, step: int, batch: Batch, rois: torch.Tensor, targets: RoITargets) -> None:
-        """A picture of the step's RoIs for TensorBoard."""
-        from fastrcnn.visualize import draw_batch
-
-        self.tracker.picture(step, "train/rois", draw_batch(batch, rois, targets))
