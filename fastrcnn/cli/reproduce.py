@@ -108,7 +108,12 @@ def measured(cell: Cell, seed: int, given: list[str], config: ReproduceConfig) -
 
 
 def network(work: Work, seed: int, given: list[str], config: ReproduceConfig) -> tuple[Path, TrainConfig]:
-    """The folder of the trained network, and its configuration. A training that was interrupted goes on."""
+    """The folder of the trained network, and its configuration. A training that was interrupted goes on.
+
+    The folder is known by all that the configuration says; that the data are still what they were is not looked at.
+    """
+    from fastrcnn import build_data
+
     arguments = [f"experiment=paper/{work.experiment}", *small(work.experiment, config), *given, f"runtime.seed={seed}"]
     if work.start is not None:
         first, _ = network(Work(work.start), seed, given, config)
@@ -116,8 +121,8 @@ def network(work: Work, seed: int, given: list[str], config: ReproduceConfig) ->
     wanted = train.configure(arguments)
     folder = Path("outputs") / "reproduce" / f"{work.experiment}-{digest(wanted)}"
     last = folder / "checkpoints" / f"step-{wanted.solver.iterations}.pt"
-    finished = (folder / "eval").is_dir() if wanted.data.test else last.is_file()
-    if not finished:
+    results = folder / "eval" / build_data.split_name(wanted.data.test) / "metrics.json"
+    if not last.is_file() or (wanted.data.test and not results.is_file()):
         resume = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("step-*.pt"))
         log.info("%s %s, seed %d: %s", "going on with" if resume else "training", work.experiment, seed, folder)
         train.run(train.configure([f"run={folder}", *(["resume=auto"] if resume else arguments)]))
