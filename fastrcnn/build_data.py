@@ -1,40 +1,28 @@
-"""The data part of the configuration: data sets, their proposals, and how pictures are prepared."""
+"""The data part of the configuration, first half: splits, classes, and pictures with their truth."""
 
 from __future__ import annotations
 
 import functools
-import glob
-import hashlib
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
-import numpy as np
-
 from fastrcnn.build import one_of
-from fastrcnn.config import DataConfig, SelectiveSearchConfig
+from fastrcnn.config import DataConfig
 from fastrcnn.data.annotations import class_names, find_split, is_coco, load
 from fastrcnn.data.coco import read_coco_file
-from fastrcnn.data.dataset import DetectionDataset, Proposals, picture_faults
-from fastrcnn.data.images import image_size, read_bytes
-from fastrcnn.data.proposals import ProposalStore
-from fastrcnn.data.selective_search import SelectiveSearchSettings, propose_all
-from fastrcnn.data.transforms import Augmentation, Mirrored
+from fastrcnn.data.dataset import picture_faults
 from fastrcnn.data.truth import Problems, shortened
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
-from fastrcnn.data.voc import IMAGE_SUFFIXES, pictures_without_annotation
+from fastrcnn.data.voc import pictures_without_annotation
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.metric import METRICS, Metric
-from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
 CHOICES = ("refuse", "leave_out")
-LOW_RECALL = 0.5  # of the proposals at IoU .5; selective search has .9 and more
 MEND_PICTURES = "Mend the files, or leave out what is wrong with data.skip_bad=true."
 
 
@@ -237,54 +225,6 @@ def whole_pictures(found: list[Sample], skip_bad: bool) -> list[Sample]:
     return [sample for sample, fault in zip(found, faults, strict=True) if not fault]
 
 
-def selective_search(config: SelectiveSearchConfig) -> SelectiveSearchSettings:
-    """How proposals are made."""
-    return SelectiveSearchSettings(**{**asdict(config), "k": tuple(config.k)})
-
-
-def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) -> Path:
-    """Where generated proposals of the pictures are kept: a name that depends on the settings and every byte of
-    the pictures, so that what is found there is never out of date."""
-    digest = hashlib.sha256(json.dumps(asdict(config.selective_search), sort_keys=True).encode())
-    for sample in sorted(pictures, key=lambda s: s.image_id):
-        digest.update(sample.image_id.encode() + b"\0" + hashlib.sha256(sample.path.read_bytes()).digest())
-    name = f"{config.name}-{split.replace('/', '-')}-{digest.hexdigest()[:12]}.proposals"
-    return Path(config.proposal_cache).expanduser() / name
-
-
-def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, workers: int | None = None) -> Path:
-    """Proposals of the pictures by selective search, in the store `path`."""
-    propose_all([(s.image_id, s.path) for s in pictures], path, selective_search(config.selective_search), workers)
-    return path
-
-
-def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tuple[list[Sample], Proposals]:
-    """The pictures that are used, and their boxes: from the store `data.proposals`, or made by selective search and
-    kept. Pictures that the store lacks are left out where `data.missing_proposals` says so.
-
-    name: what the pictures are, for the name of the kept store.
-    """
-    one_of("data.missing_proposals", config.missing_proposals, CHOICES)
-    pictures = list(pictures)
-    if config.proposals is not None:
-        path = Path(config.proposals).expanduser()
-    else:
-        path = proposal_path(config, pictures, name)
-        if not path.exists():
-            log.info("making proposals of %d pictures by selective search: %s", len(pictures), path)
-            make_proposals(config, pictures, path)
-    store = ProposalStore(path)
-    if config.missing_proposals == "leave_out" and (missing := set(store.missing([s.image_id for s in pictures]))):
-        log.warning("%s has nothing for %d of %d pictures, which are left out", path, len(missing), len(pictures))
-        pictures = [s for s in pictures if s.image_id not in missing]
-        if not pictures:
-            raise UserError(f"{path}: the proposals belong to other images: there is none for any of these.")
-    store.check([s.image_id for s in pictures], [(s.height, s.width) for s in pictures])
-    if len(store) > len(pictures):
-        log.info("%s: %d of its %d images are used here", path, len(pictures), len(store))
-    return pictures, store.boxes
-
-
 def split_name(splits: Sequence[str]) -> str:
     """A name for split lists that a file can bear: test, VOC2007-test, ..."""
     return "+".join(splits).replace("/", "-")
@@ -297,43 +237,6 @@ def metric(config: DataConfig, instead: str | None = None) -> Metric:
     return cast(Metric, one_of("data.metric", config.metric, METRICS))
 
 
-def augmentation(config: DataConfig) -> Augmentation:
-    """What training does to pictures."""
-    if not config.short_sides:
-        raise UserError("data.short_sides is empty: give at least one length, as data.short_sides=[600].")
-    return Augmentation(
-        tuple(config.short_sides),
-        config.long_side,
-        config.flip,
-        config.flip_vertical,
-        config.transpose,
-        config.colour,
-    )
-
-
-def test_scaling(config: DataConfig) -> Augmentation:
-    """What evaluation and detection do to pictures: the scales, nothing random."""
-    if not config.test_short_sides:
-        raise UserError("data.test_short_sides is empty: give at least one length, as data.test_short_sides=[600].")
-    return Augmentation(tuple(config.test_short_sides), config.long_side, flip=False)
-
-
-def training_set(config: DataConfig, names: Sequence[str], seed: int) -> DetectionDataset:
-    """Pictures, truth and proposals to train on."""
-    varied = augmentation(config)  # a mistake shows before hours of proposals
-    found, boxes = proposals(config, samples(config, config.train, names, training=True), split_name(config.train))
-    return DetectionDataset(found, boxes, varied, seed, config.max_proposals)
-
-
-def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[DetectionDataset]:
-    """Pictures, truth and proposals to train on as detection sees pictures, at one scale; then, with data.flip, all of
-    them mirrored, as the author's code appends them."""
-    found, boxes = proposals(config, samples(config, config.train, names, training=True), split_name(config.train))
-    plain = test_scaling(config)
-    views = [plain, Mirrored(plain.short_sides, plain.long_side, plain.flip)] if config.flip else [plain]
-    return [DetectionDataset(found, boxes, view, 0, config.max_proposals) for view in views]
-
-
 def test_splits(config: DataConfig, split: str | None) -> list[str]:
     """The split lists of an evaluation: data.test, or `split` in the same folders."""
     if split is None:
@@ -342,81 +245,3 @@ def test_splits(config: DataConfig, split: str | None) -> list[str]:
         return [split]
     folders = dict.fromkeys(t.rpartition("/")[0] for t in config.test)
     return [f"{folder}/{split}" if folder else split for folder in folders]
-
-
-def test_set(
-    config: DataConfig, names: Sequence[str], split: str | None = None, truth: bool = True
-) -> DetectionDataset:
-    """Pictures, proposals, and unless `truth` is false the truth (difficult objects too), to evaluate on."""
-    splits = test_splits(config, split)
-    found = samples(config, splits, names) if truth else pictures_alone(config, splits)
-    found, boxes = proposals(config, found, split_name(splits))
-    return DetectionDataset(found, boxes, test_scaling(config), 0, config.max_proposals)
-
-
-def pictures(source: str) -> list[Path]:
-    """The pictures that `source` means: a file, a folder, or a pattern. Raises UserError where there is none."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    elif path.exists():
-        found = [path]
-    else:
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    if not found:
-        what = "the folder has no picture" if path.is_dir() else "there is no such file, folder or pattern"
-        raise UserError(f"source={source}: {what} ({', '.join(IMAGE_SUFFIXES)}).")
-    return found
-
-
-def without_truth(paths: Sequence[Path]) -> list[Sample]:
-    """Samples of pictures that nothing is known about; an id is the file's name, with its folder where two agree.
-
-    Raises UserError naming all files that are no pictures.
-    """
-    stems = Counter(p.stem for p in paths)
-    taken: Counter[str] = Counter()
-    found, bad = [], []
-    for path in paths:
-        try:
-            width, height = image_size(read_bytes(path), path)
-        except UserError as error:
-            bad.append(str(error))
-            continue
-        image_id = path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.name}"
-        taken[image_id] += 1
-        if taken[image_id] > 1:  # folders of one name in different places
-            image_id = f"{image_id}_{taken[image_id]}"
-        nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-        found.append(Sample(image_id, path, width, height, *nothing))
-    if bad:
-        raise UserError(f"{len(bad)} of {len(paths)} files cannot be used:\n  " + "\n  ".join(bad))
-    return found
-
-
-def picture_set(config: DataConfig, paths: Sequence[Path]) -> DetectionDataset:
-    """Pictures to detect on, with proposals."""
-    found, boxes = proposals(config, without_truth(paths), "pictures")
-    return DetectionDataset(found, boxes, test_scaling(config), 0, config.max_proposals)
-
-
-def say_recall(train_set: DetectionDataset, names: Sequence[str]) -> None:
-    """Says what share of the training objects the proposals find, and warns where that is too little to learn from."""
-    chosen = range(0, len(train_set), max(1, len(train_set) // 300))
-    found = proposal_recall(
-        (train_set.proposal_boxes(i) for i in chosen), [train_set.samples[i] for i in chosen], names
-    )
-    if found.all.at_50 is None:
-        return
-    log.info(
-        "proposals: %.0f of a picture on average; they find %.1f %% of the objects (IoU .5), in %d pictures",
-        found.proposals,
-        100 * found.all.at_50,
-        found.images,
-    )
-    if found.all.at_50 < LOW_RECALL:
-        log.warning(
-            "that is little: what has no proposal cannot be learned. If the proposals came from elsewhere, "
-            "`fastrcnn proposals-check proposals=FILE data=... data.root=...` says whether their boxes mean "
-            "something else"
-        )

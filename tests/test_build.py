@@ -9,7 +9,7 @@ import pytest
 import torch
 from voc_folder import VocFolder
 
-from fastrcnn import build, build_data
+from fastrcnn import build, build_data, build_sets
 from fastrcnn.config import (
     DataConfig,
     DetectionConfig,
@@ -38,9 +38,9 @@ def config_of(voc: VocFolder, **changes: object) -> DataConfig:
 
 
 def test_the_schemas_defaults_are_those_of_the_parts_it_configures() -> None:
-    assert build_data.selective_search(SelectiveSearchConfig()) == SelectiveSearchSettings()
+    assert build_sets.selective_search(SelectiveSearchConfig()) == SelectiveSearchSettings()
     assert build.detection(DetectionConfig()) == DetectionSettings()
-    assert build_data.augmentation(DataConfig()) == Augmentation()
+    assert build_sets.augmentation(DataConfig()) == Augmentation()
 
 
 def test_what_varies_in_training_is_fixed_in_evaluation() -> None:
@@ -48,8 +48,8 @@ def test_what_varies_in_training_is_fixed_in_evaluation() -> None:
         short_sides=[100, 200], long_side=300, test_short_sides=[150], flip=True, flip_vertical=True, transpose=True,
         colour=0.5,
     )  # fmt: skip
-    assert build_data.augmentation(config) == Augmentation((100, 200), 300, True, True, True, 0.5)
-    assert build_data.test_scaling(config) == Augmentation((150,), 300, False, False, False, 0.0)
+    assert build_sets.augmentation(config) == Augmentation((100, 200), 300, True, True, True, 0.5)
+    assert build_sets.test_scaling(config) == Augmentation((150,), 300, False, False, False, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -168,10 +168,10 @@ def test_difficult_objects_are_trained_on_or_not_and_always_evaluated(tiny: VocF
     write_store(store, [ImageProposals(i, 48, 64, boxes) for i in "abc"], "a test", {})
     config = config_of(tiny, proposals=str(store), use_difficult=False)
     names = ["cat", "dog"]
-    assert [len(s.boxes) for s in build_data.training_set(config, names, seed=0).samples] == [2, 0]
-    assert [len(s.boxes) for s in build_data.test_set(config, names).samples] == [1]
+    assert [len(s.boxes) for s in build_sets.training_set(config, names, seed=0).samples] == [2, 0]
+    assert [len(s.boxes) for s in build_sets.test_set(config, names).samples] == [1]
     config.use_difficult = True
-    assert [len(s.boxes) for s in build_data.training_set(config, names, seed=0).samples] == [2, 1]
+    assert [len(s.boxes) for s in build_sets.training_set(config, names, seed=0).samples] == [2, 1]
 
 
 def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
@@ -187,7 +187,7 @@ def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
     tiny.add("good", ("cat", (1, 1, 32, 24), False))
     tiny.split("trainval", "a", "b", "empty", "text", "good")
     with pytest.raises(UserError) as caught:
-        build_data.training_set(config_of(tiny), ["cat", "dog"], seed=0)
+        build_sets.training_set(config_of(tiny), ["cat", "dog"], seed=0)
     for said in (
         "4 of 5 pictures cannot be used",
         "a.jpg: the picture is cut short",
@@ -249,35 +249,35 @@ def test_pictures_without_proposals_are_left_out_where_that_is_asked_for(
     store = tiny.root.parent / "x.proposals"
     write_store(store, [ImageProposals("a", 48, 64, np.array([[0, 0, 9, 9]], np.float32))], "a test", {})
     config = config_of(tiny, proposals=str(store), missing_proposals="leave_out")
-    data = build_data.training_set(config, ["cat", "dog"], seed=0)
+    data = build_sets.training_set(config, ["cat", "dog"], seed=0)
     assert [s.image_id for s in data.samples] == ["a"]
     assert "has nothing for 1 of 2 pictures" in caplog.text
     with pytest.raises(UserError, match="there is none for any of these"):
-        build_data.test_set(config, ["cat", "dog"])
+        build_sets.test_set(config, ["cat", "dog"])
 
 
 def test_proposals_are_made_once_and_found_again(tiny: VocFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(tiny, name="pets")
-    first = build_data.training_set(config, ["cat", "dog"], seed=0)
+    first = build_sets.training_set(config, ["cat", "dog"], seed=0)
     (kept,) = (tiny.root.parent / "cache").glob("*.proposals")
     assert kept.name.startswith("pets-trainval-")
     assert ProposalStore(kept).ids == ["a", "b"]
-    monkeypatch.setattr(build_data, "propose_all", None)  # may not be called again
-    again = build_data.training_set(config, ["cat", "dog"], seed=0)
+    monkeypatch.setattr(build_sets, "propose_all", None)  # may not be called again
+    again = build_sets.training_set(config, ["cat", "dog"], seed=0)
     np.testing.assert_array_equal(again.proposal_boxes(1), first.proposal_boxes(1))
 
 
 def test_the_name_of_kept_proposals_follows_settings_and_pictures(tiny: VocFolder) -> None:
     config = config_of(tiny)
     samples = build_data.samples(config, ["trainval"], ["cat", "dog"])
-    path = build_data.proposal_path(config, samples, "trainval")
-    assert build_data.proposal_path(config, samples[::-1], "trainval") == path
+    path = build_sets.proposal_path(config, samples, "trainval")
+    assert build_sets.proposal_path(config, samples[::-1], "trainval") == path
     other = config_of(tiny)
     other.selective_search = SelectiveSearchConfig(side=48, k=[50.0], sigma=0.5)
-    assert build_data.proposal_path(other, samples, "trainval") != path
-    assert build_data.proposal_path(config, samples[:1], "trainval") != path
+    assert build_sets.proposal_path(other, samples, "trainval") != path
+    assert build_sets.proposal_path(config, samples[:1], "trainval") != path
     (tiny.root / "JPEGImages" / "a.jpg").write_bytes((tiny.root / "JPEGImages" / "b.jpg").read_bytes())
-    assert build_data.proposal_path(config, samples, "trainval") != path
+    assert build_sets.proposal_path(config, samples, "trainval") != path
 
 
 def test_proposals_of_other_pictures_are_refused(tiny: VocFolder) -> None:
@@ -285,10 +285,10 @@ def test_proposals_of_other_pictures_are_refused(tiny: VocFolder) -> None:
     boxes = np.zeros((0, 4), np.float32)
     write_store(store, [ImageProposals("a", 48, 64, boxes)], "a test", {})
     with pytest.raises(UserError, match="belong to other images: 1 of 2 images are not in it, the first is 'b'"):
-        build_data.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
+        build_sets.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
     write_store(store, [ImageProposals("a", 48, 64, boxes), ImageProposals("b", 64, 48, boxes)], "a test", {})
     with pytest.raises(UserError, match="'b' has 48x64 pixels there, but the image has 64x48"):
-        build_data.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
+        build_sets.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
 
 
 # ------------------------------------------------------------------------------------------ pictures to detect on
@@ -298,26 +298,26 @@ def test_a_source_is_a_file_a_folder_or_a_pattern(voc: VocFolder) -> None:
     folder = voc.root / "JPEGImages"
     b, a, c = voc.picture("b"), voc.picture("a", suffix=".PNG"), voc.picture("sub/c")
     (folder / "notes.txt").write_text("x")
-    assert build_data.pictures(str(b)) == [b]
-    assert build_data.pictures(str(folder)) == [a, b]
-    assert build_data.pictures(f"{folder}/*.jpg") == [b]
-    assert build_data.pictures(f"{folder}/**/*.jpg") == [b, c]
+    assert build_sets.pictures(str(b)) == [b]
+    assert build_sets.pictures(str(folder)) == [a, b]
+    assert build_sets.pictures(f"{folder}/*.jpg") == [b]
+    assert build_sets.pictures(f"{folder}/**/*.jpg") == [b, c]
 
 
 def test_a_name_that_looks_like_a_pattern_is_a_file_where_there_is_one(voc: VocFolder) -> None:
     picture = voc.picture("a[1]*")
-    assert build_data.pictures(str(picture)) == [picture]
+    assert build_sets.pictures(str(picture)) == [picture]
 
 
 def test_pictures_without_truth_have_their_size_and_names_that_differ(voc: VocFolder) -> None:
     one, other, third = voc.picture("x/a", size=(30, 20)), voc.picture("y/a"), voc.picture("b")
-    samples = build_data.without_truth([one, other, third])
+    samples = build_sets.without_truth([one, other, third])
     assert [s.image_id for s in samples] == ["x_a.jpg", "y_a.jpg", "b"]
     assert (samples[0].width, samples[0].height, len(samples[0].boxes)) == (30, 20, 0)
 
 
 def test_pictures_of_one_name_in_folders_of_one_name_still_differ(voc: VocFolder) -> None:
-    samples = build_data.without_truth(
+    samples = build_sets.without_truth(
         [voc.picture("x/s/a"), voc.picture("y/s/a"), voc.picture("x/s/a", suffix=".png")]
     )
     assert len({s.image_id for s in samples}) == 3
@@ -331,16 +331,16 @@ def test_what_the_proposals_find_is_said_before_training(tiny: VocFolder, caplog
     store = tiny.root.parent / "x.proposals"
     near = np.array([[0, 0, 32, 20], [1, 1, 3, 3]], np.float32)  # the cat of `a` by 20/24; its dog not at all
     write_store(store, [ImageProposals(i, 48, 64, near) for i in "ab"], "a test", {})
-    data = build_data.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
-    build_data.say_recall(data, ["cat", "dog"])
+    data = build_sets.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
+    build_sets.say_recall(data, ["cat", "dog"])
     assert (
         "proposals: 2 of a picture on average; they find 50.0 % of the objects (IoU .5), in 2 pictures" in caplog.text
     )
     assert "proposals-check" not in caplog.text
     far = np.array([[60, 40, 64, 48]], np.float32)
     write_store(store, [ImageProposals(i, 48, 64, far) for i in "ab"], "a test", {})
-    build_data.say_recall(
-        build_data.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0), ["cat", "dog"]
+    build_sets.say_recall(
+        build_sets.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0), ["cat", "dog"]
     )
     assert "they find 0.0 % of the objects" in caplog.text
     assert "fastrcnn proposals-check" in caplog.text

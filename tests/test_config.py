@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from fastrcnn import build, build_data
+from fastrcnn import build, build_data, build_sets
 from fastrcnn.cli import VERBS, main
 from fastrcnn.cli.compose import compose, config_folder, options, to_dict
 from fastrcnn.config import SCHEMAS, TrainConfig, groups, leaves
@@ -84,9 +84,9 @@ def test_every_model_and_experiment_builds(file: str) -> None:
     build.check_training(config)
     build.detection(config.detection)
     build_data.metric(config.data)
-    assert build_data.augmentation(config.data).short_sides == tuple(config.data.short_sides)
-    build_data.test_scaling(config.data)
-    build_data.selective_search(config.data.selective_search)
+    assert build_sets.augmentation(config.data).short_sides == tuple(config.data.short_sides)
+    build_sets.test_scaling(config.data)
+    build_sets.selective_search(config.data.selective_search)
 
 
 def test_the_papers_network_has_the_papers_size() -> None:
@@ -105,7 +105,7 @@ def test_every_option_of_a_group_is_accepted(group: str) -> None:
         build.check_training(config)
         build.detection(config.detection)
         build_data.metric(config.data)
-        build_data.augmentation(config.data)
+        build_sets.augmentation(config.data)
         build.precision(config.runtime, torch.device("cpu"))
 
 

@@ -110,7 +110,7 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
     """The proposals that training or evaluation would use for these pictures, if they are there."""
     import numpy as np
 
-    from fastrcnn import build_data
+    from fastrcnn import build_sets
     from fastrcnn.data.voc import find_image
     from fastrcnn.structures import Sample
 
@@ -123,7 +123,7 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
     files = [(t.image_id, t.annotated.file if t.annotated else find_image(t.source, t.image_id)) for t in tasks]
     found = [Sample(image_id, file, 0, 0, *nothing) for image_id, file in files if file is not None and file.is_file()]
-    path = build_data.proposal_path(config, found, name)
+    path = build_sets.proposal_path(config, found, name)
     return path if path.exists() else None
 
 

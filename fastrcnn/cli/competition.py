@@ -17,7 +17,7 @@ def compete(config: EvalConfig, model: FastRCNN, names: list[str], run: Path) ->
 
     For a data set in VOC layout results.tgz, for a COCO file its results JSON. Raises UserError.
     """
-    from fastrcnn import build, build_data
+    from fastrcnn import build, build_data, build_sets
     from fastrcnn.data.annotations import find_split, is_coco
     from fastrcnn.data.coco import read_coco_file
     from fastrcnn.data.loader import detection_loader
@@ -46,7 +46,7 @@ def compete(config: EvalConfig, model: FastRCNN, names: list[str], run: Path) ->
             f"It has: {', '.join(read_coco_file(source).categories.values())}."
         )
     device = build.device(config.runtime)
-    test_set = build_data.test_set(config.data, names, config.split, truth=False)
+    test_set = build_sets.test_set(config.data, names, config.split, truth=False)
     samples, found = detect_all(
         model,
         detection_loader(test_set, workers=build.workers(config.runtime)),

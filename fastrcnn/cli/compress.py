@@ -136,7 +136,7 @@ def with_ranks(config: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
 def data(config: CompressConfig, names: list[str], asked: bool) -> DetectionDataset | None:
     """What the mAP is measured on; None where the data set is no longer where the run had it."""
-    from fastrcnn import build_data
+    from fastrcnn import build_data, build_sets
 
     root = config.data.root
     if root is None or not (asked or Path(root).expanduser().exists()):
@@ -145,7 +145,7 @@ def data(config: CompressConfig, names: list[str], asked: bool) -> DetectionData
         log.warning("the mAP is not measured: %s", f"there is no {root}" if root else "there is no data.root")
         return None
     try:
-        return build_data.test_set(config.data, names, config.split)
+        return build_sets.test_set(config.data, names, config.split)
     except UserError as error:
         raise UserError(f"{error}\nTo compress without measuring the mAP: data.root=null.") from None
 

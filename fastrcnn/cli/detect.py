@@ -32,9 +32,9 @@ def main(arguments: list[str]) -> int:
     folder = (
         Path(config.output).expanduser() if config.output else run / "detect" / Path(config.source.rstrip("*")).stem
     )
-    from fastrcnn import build_data
+    from fastrcnn import build_sets
 
-    drawn = detect_pictures(config, model, names, build_data.pictures(config.source), folder)
+    drawn = detect_pictures(config, model, names, build_sets.pictures(config.source), folder)
     print(f"{drawn} object(s) found; pictures and detections.json in {folder}")
     return 0 if drawn else NOTHING_FOUND
 
@@ -46,7 +46,7 @@ def detect_pictures(config: DetectConfig, model: FastRCNN, names: list[str], pic
     """
     import cv2
 
-    from fastrcnn import build, build_data
+    from fastrcnn import build, build_sets
     from fastrcnn.data.images import read_image
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.inference import detect
@@ -54,7 +54,7 @@ def detect_pictures(config: DetectConfig, model: FastRCNN, names: list[str], pic
     from fastrcnn.visualize import draw_detections
 
     build.check_threshold("draw_threshold", config.draw_threshold, model.classifier)
-    dataset = build_data.picture_set(config.data, pictures)
+    dataset = build_sets.picture_set(config.data, pictures)
     device = build.device(config.runtime)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()

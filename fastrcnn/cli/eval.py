@@ -23,13 +23,13 @@ def main(arguments: list[str]) -> int:
         from fastrcnn.cli.competition import compete
 
         return compete(config, model, names, run)
-    from fastrcnn import build, build_data
+    from fastrcnn import build, build_data, build_sets
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.evaluate import evaluate, table, write_results
 
     metric = build_data.metric(config.data, config.metric)
     device = build.device(config.runtime)
-    test_set = build_data.test_set(config.data, names, config.split)
+    test_set = build_sets.test_set(config.data, names, config.split)
     result = evaluate(
         model,
         detection_loader(test_set, workers=build.workers(config.runtime)),

@@ -25,14 +25,14 @@ def main(arguments: list[str]) -> int:
         return convert(config)
     if config.ids is not None or config.convention is not None:
         raise UserError("ids= and convention= are about the file that convert=FILE names; name it, or leave them out.")
-    from fastrcnn import build_data
+    from fastrcnn import build_data, build_sets
     from fastrcnn.data.proposals import ProposalStore
 
     if config.source is not None:
         if config.output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
-        pictures = build_data.without_truth(build_data.pictures(config.source))
-        made = [build_data.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
+        pictures = build_sets.without_truth(build_sets.pictures(config.source))
+        made = [build_sets.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
     else:
         names = build_data.classes(config.data)
         made = []
@@ -40,13 +40,13 @@ def main(arguments: list[str]) -> int:
             both = list(dict.fromkeys([*config.data.train, *config.data.test]))
             everything = build_data.samples(config.data, both, names)
             made.append(
-                build_data.make_proposals(config.data, everything, Path(config.output).expanduser(), config.workers)
+                build_sets.make_proposals(config.data, everything, Path(config.output).expanduser(), config.workers)
             )
         else:
             for splits in (config.data.train, config.data.test):
                 part = build_data.samples(config.data, splits, names)
-                path = build_data.proposal_path(config.data, part, build_data.split_name(splits))
-                made.append(build_data.make_proposals(config.data, part, path, config.workers))
+                path = build_sets.proposal_path(config.data, part, build_data.split_name(splits))
+                made.append(build_sets.make_proposals(config.data, part, path, config.workers))
     for path in made:
         store = ProposalStore(path)
         boxes = sum(len(store.boxes(i)) for i in store.ids)

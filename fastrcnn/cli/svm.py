@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
 
 def train(config: SvmConfig, path: Path, content: dict[str, Any], output: Path) -> None:
     """Trains SVMs on the features of the checkpoint's `content`, writes `output` and prints the outcome."""
-    from fastrcnn import build, build_data
+    from fastrcnn import build, build_data, build_sets
     from fastrcnn.training import checkpoint
     from fastrcnn.training.svm import linear_svc, put_into
 
@@ -64,8 +64,8 @@ def train(config: SvmConfig, path: Path, content: dict[str, Any], output: Path) 
     softmax = network(path, content["config"], names, content["model"], device)
     changed = with_margins(content["config"])
     svm = network(path, changed, names, content["model"], device)
-    test_set = build_data.test_set(config.data, names, config.split) if config.split or config.data.test else None
-    views = build_data.plain_training_sets(config.data, names)
+    test_set = build_sets.test_set(config.data, names, config.split) if config.split or config.data.test else None
+    views = build_sets.plain_training_sets(config.data, names)
 
     weights, biases = trained(config, softmax, views, names, dtype)
     put_into(svm.cls_score, weights, biases)

@@ -48,7 +48,7 @@ def configure(arguments: list[str]) -> TrainConfig:
 def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
     """The whole training that the configuration describes; returns the run's folder and the last evaluation, which
     there is none of where `data.test` is empty."""
-    from fastrcnn import build, build_data
+    from fastrcnn import build, build_data, build_sets
 
     build.check_training(config)
     start.refuse_svm(config)
@@ -83,8 +83,8 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
     model = build.model(config.model, len(names), load=not (resumed or begin))  # before the data: it may lack weights
     if begin:
         start.put_weights(model, begin, str(config.start))
-    train_set = build_data.training_set(config.data, names, seed)
-    test_set = build_data.test_set(config.data, names) if config.data.test else None
+    train_set = build_sets.training_set(config.data, names, seed)
+    test_set = build_sets.test_set(config.data, names) if config.data.test else None
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     build.freeze_unused(model, solver)
     optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer)
@@ -92,7 +92,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
     if resumed:
         done, best = load_newest(folder / "checkpoints", model, optimizer, names)
     else:
-        build_data.say_recall(train_set, names)
+        build_sets.say_recall(train_set, names)
         if begin:  # the weights of bbox_pred were trained for the statistics that came with them
             log.info("beginning with the weights of %s", config.start)
             start.say_margins(begin)
