@@ -61,8 +61,14 @@ def device(config: RuntimeConfig) -> torch.device:
 def precision(config: RuntimeConfig, on: torch.device) -> torch.dtype:
     """float32, or bfloat16 where it is asked for or, with `auto`, where the device computes in it natively."""
     one_of("runtime.precision", config.precision, ("auto", "float32", "bfloat16"))
-    if config.precision != "auto":
-        return getattr(torch, config.precision)
+    chosen = getattr(torch, config.precision) if config.precision != "auto" else _fastest(on)
+    if chosen == torch.float32:  # and not the 10 bits of TF32, which convolutions take by default
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    return chosen
+
+
+def _fastest(on: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it natively, else float32."""
     if on.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -92,17 +98,7 @@ def workers(config: RuntimeConfig) -> int:
 
 def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
     """The network; `load`: with the weights that the configuration names (not needed before a checkpoint's)."""
-    network = NETWORKS[one_of("model.network", config.network, tuple(NETWORKS))]
-    one_of("model.roi_op", config.roi_op, ROI_OPS)
-    one_of("model.classifier", config.classifier, CLASSIFIERS)
-    one_of("model.finetune_from", config.finetune_from, network.finetune_from)
-    one_of("model.pixels", config.pixels, ("auto", *PIXELS))
-    for name in config.roi_features or [""]:
-        one_of("model.roi_features", name, network.conv_names)
-    pooled = network.channels_of(network.conv_names[-1], config.width) * config.roi_size**2
-    fc6, fc7 = network.features_of(config.width)
-    check_rank("model.fc6_rank", config.fc6_rank, fc6, pooled)
-    check_rank("model.fc7_rank", config.fc7_rank, fc7, fc6)
+    check_model(config)
     built = FastRCNN(
         num_classes,
         config.width,
@@ -130,6 +126,21 @@ def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
         weights.load_pretrained(built, state, source, config.pixels)
     freeze_before(built, config.finetune_from)
     return built
+
+
+def check_model(config: ModelConfig) -> None:
+    """Raises UserError for values that no network can be made of."""
+    network = NETWORKS[one_of("model.network", config.network, tuple(NETWORKS))]
+    one_of("model.roi_op", config.roi_op, ROI_OPS)
+    one_of("model.classifier", config.classifier, CLASSIFIERS)
+    one_of("model.finetune_from", config.finetune_from, network.finetune_from)
+    one_of("model.pixels", config.pixels, ("auto", *PIXELS))
+    for name in config.roi_features or [""]:
+        one_of("model.roi_features", name, network.conv_names)
+    pooled = network.channels_of(network.conv_names[-1], config.width) * config.roi_size**2
+    fc6, fc7 = network.features_of(config.width)
+    check_rank("model.fc6_rank", config.fc6_rank, fc6, pooled)
+    check_rank("model.fc7_rank", config.fc7_rank, fc7, fc6)
 
 
 def check_rank(key: str, rank: int | None, rows: int, columns: int) -> None:
@@ -174,6 +185,11 @@ def caffe_detector(path: Path, names: Sequence[str]) -> FastRCNN:
 def check_training(config: TrainConfig) -> None:
     """Raises UserError for a configuration that cannot be trained with."""
     check_solver(config.solver)
+    if config.model.finetune_from == "bbox_pred" and config.start is None:
+        raise UserError(
+            "model.finetune_from=bbox_pred trains the box regression of a network that knows its classes already: say "
+            "which by start=RUN."
+        )
     if config.solver.box_weight == 0 and config.model.finetune_from == "bbox_pred":
         raise UserError("model.finetune_from=bbox_pred with solver.box_weight=0: nothing is left to train.")
     if config.solver.box_weight == 0 and config.detection.box_regression:

@@ -243,5 +243,5 @@ def test_splits(config: DataConfig, split: str | None) -> list[str]:
         return config.test
     if "/" in split:
         return [split]
-    folders = dict.fromkeys(t.rpartition("/")[0] for t in config.test)
+    folders = dict.fromkeys(t.rpartition("/")[0] for t in config.test or config.train)
     return [f"{folder}/{split}" if folder else split for folder in folders]

@@ -81,6 +81,8 @@ def test_every_model_and_experiment_builds(file: str) -> None:
     assert isinstance(network, FastRCNN)
     frozen = {n for n, p in network.named_parameters() if not p.requires_grad}
     assert bool(frozen) == (config.model.finetune_from != "conv1_1")
+    if config.model.finetune_from == "bbox_pred":
+        config.start = "a run"
     build.check_training(config)
     build.detection(config.detection)
     build_data.metric(config.data)

@@ -1,8 +1,8 @@
 """The recipe written down a second time, in numpy float64 and in the inclusive coordinates of the author's code.
 
-Boxes here are zero-based x1 y1 x2 y2 of the first and the last pixel, widths x2 - x1 + 1, as in lib/ of the author's
-repository; the application's are half-open. Both must draw the same RoIs and give the same targets, losses, gradients,
-steps and detections.
+Boxes here are zero-based x1 y1 x2 y2 of the first and the last pixel, widths x2 - x1 + 1, as in overlaps and areas of
+the author's repository (his first release leaves the 1 out in the regression code); the application's are half-open.
+Both must draw the same RoIs and give the same targets, losses, gradients, steps and detections.
 """
 
 from __future__ import annotations

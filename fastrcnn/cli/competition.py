@@ -52,7 +52,7 @@ def compete(config: EvalConfig, model: FastRCNN, names: list[str], run: Path) ->
         detection_loader(test_set, workers=build.workers(config.runtime)),
         len(test_set),
         names,
-        build.detection(config.detection),
+        build.detection(config.detection, model.classifier),
         build.precision(config.runtime, device),
     )
     default = run / "eval" / build_data.split_name(splits)

@@ -139,6 +139,9 @@ def data(config: CompressConfig, names: list[str], asked: bool) -> DetectionData
     from fastrcnn import build_data, build_sets
 
     root = config.data.root
+    if config.budget is None and config.split is None and not config.data.test:
+        log.warning("the mAP is not measured: data.test is empty")
+        return None
     if root is None or not (asked or Path(root).expanduser().exists()):
         if config.budget is not None or config.split is not None:
             build_data.root(config.data)  # says what is missing

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrcnn.cli.compose import compose
+from fastrcnn.cli.trained import without_untrained
 from fastrcnn.config import CompressConfig, SvmConfig
 from fastrcnn.errors import UserError
 
@@ -27,7 +28,9 @@ def opened(verb: str, where: str, arguments: list[str]) -> tuple[Any, Path, dict
 
     path = checkpoint.resolve(Path(where).expanduser())
     content = checkpoint.load(path)
-    return compose(verb, arguments, base=content["config"]), path, content
+    config = compose(verb, arguments, base=content["config"])
+    without_untrained(config, content["config"])
+    return config, path, content
 
 
 def output_file(output: str | None, path: Path, default: str) -> Path:

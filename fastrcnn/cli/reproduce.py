@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import csv
-import hashlib
-import json
 import logging
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from fastrcnn.cli import reproduce_report, train
-from fastrcnn.cli.compose import check_overrides, compose, experiment_content, to_dict
+from fastrcnn.cli import reproduce_report
+from fastrcnn.cli.compose import check_overrides, compose, experiment_content
 from fastrcnn.cli.paper_tables import TABLES, Cell, Table, Work
-from fastrcnn.config import ReproduceConfig, TrainConfig
+from fastrcnn.cli.reproduce_runs import Measured, Plan, measured
+from fastrcnn.config import ReproduceConfig
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
@@ -25,19 +21,8 @@ EXAMPLES = [
     "fastrcnn reproduce table=1 seeds=[0,1,2] data.root=VOCdevkit data.proposals=voc.proposals",
 ]
 OWN = ("table", "seeds", "output")
-# On the embedded data set: from scratch, at a quarter of the width, in minutes. The numbers have nothing to do with the
-# paper's then; all the ways to them are the same.
-SMALL = (
-    "solver=scratch",
-    "solver.iterations=400",
-    "model.width=0.25",
-    "model.batch_norm=true",
-    "model.weights=null",
-    "model.dropout=0.0",
-    "runtime.pictures_every=0",
-)
-SMALL_RANKS = {"fc6=1024": "fc6=256", "fc7=256": "fc7=64"}
-SHORT_SIDE = 600  # of the paper's pictures; five scales shrink in proportion
+NOT_HERE = ("run", "resume", "start", "name", "runtime.seed", "data.test")  # each experiment has its own
+FREE = ("solver.iterations", "solver.lr_steps")  # may be given though experiments set them: shorter is still the same
 
 
 def main(arguments: list[str]) -> int:
@@ -46,14 +31,22 @@ def main(arguments: list[str]) -> int:
     config = compose("reproduce", arguments)
     table = chosen(config)
     given = [a for a in arguments if a.partition("=")[0] not in OWN]
-    if config.data.name == "demo":
+    refuse(table, given)
+    plan = Plan(config, given)
+    if plan.small:
         from fastrcnn.data.demo import write_demo
 
         write_demo(Path(config.data.root))
-    with contextlib.redirect_stdout(sys.stderr):  # what the other verbs print
-        results = [[measured(cell, seed, given, config) for seed in config.seeds] for cell in progress(table, config)]
     folder = Path(config.output or f"outputs/reproduce/{config.data.name}").expanduser()
-    print(reproduce_report.write(table, results, config, folder))
+    plan.check([cell.work for cell in table.cells])
+    say(table, config)
+    results: dict[Cell, list[Measured]] = {}
+    text = ""
+    for cell in table.cells:
+        with contextlib.redirect_stdout(sys.stderr):  # what the other verbs print
+            results[cell] = [measured(cell, seed, plan) for seed in config.seeds]
+        text = reproduce_report.write(table, results, plan, folder)  # after each, so that hours are never lost
+    print(text)
     return 0
 
 
@@ -62,132 +55,37 @@ def chosen(config: ReproduceConfig) -> Table:
     if config.table is None:
         titles = "\n".join(f"  table={t.number}  {t.title}" for t in TABLES)
         raise UserError(f"which table of the paper? fastrcnn reproduce table=NUMBER ...\n{titles}")
-    if not config.seeds:
-        raise UserError("seeds=[]: give at least one, as seeds=[0].")
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"seeds={config.seeds}: give at least one, each once, as seeds=[0,1,2].")
     return TABLES[config.table - 1]
 
 
-def progress(table: Table, config: ReproduceConfig) -> list[Cell]:
-    """The cells of the table; says first how many networks that takes."""
-    works = {cell.work.experiment for cell in table.cells} | {c.work.start for c in table.cells if c.work.start}
-    log.info(
-        "table %d: %d network(s) to train for each of %d seed(s): %s",
-        table.number,
-        len(works),
-        len(config.seeds),
-        ", ".join(sorted(works)),
-    )
-    return list(table.cells)
+def experiments(works: list[Work]) -> list[str]:
+    """Names of the experiments that have to be trained, each once, first ones first."""
+    return list(dict.fromkeys(name for w in works for name in (w.start, w.experiment) if name is not None))
 
 
-@dataclass(frozen=True)
-class Measured:
-    """value: in the cell's measure; None where the truth is not public, and `archive` is for the evaluation server."""
-
-    value: float | None
-    folder: Path  # of the run
-    archive: Path | None = None
-
-
-def measured(cell: Cell, seed: int, given: list[str], config: ReproduceConfig) -> Measured:
-    """A cell's number for one seed: trains and evaluates what is not there yet."""
-    own_data = any(a.startswith("data=") for a in given)
-    folder, trained = network(cell.work, seed, given, config)
-    if cell.measure == "hours":
-        return Measured(training_hours(folder), folder)
-    if cell.work.server is not None and not own_data:
-        output = folder / "eval" / cell.work.server.replace("/", "-")
-        if not any(output.rglob("*.tgz")):
-            verb("eval")([f"checkpoint={folder}", f"split={cell.work.server}", "competition=true", f"output={output}"])
-        return Measured(None, folder, next(output.rglob("*.tgz")))
-    results = evaluation(cell.work, folder, trained, config)
-    if cell.measure == "mAP":
-        mean = json.loads((results / "metrics.json").read_text(encoding="utf-8"))["mAP"]
-        return Measured(None if mean is None else 100 * mean, folder)
-    return Measured(json.loads((results / "timing.json").read_text(encoding="utf-8"))["seconds_per_image"], folder)
+def refuse(table: Table, given: list[str]) -> None:
+    """Raises UserError for keys that would undo what makes the experiments of the table differ."""
+    set_by: dict[str, str] = {}
+    for name in experiments([cell.work for cell in table.cells]):
+        for group, part in experiment_content(f"paper/{name}").items():
+            if isinstance(part, dict):
+                set_by |= {f"{group}.{key}": name for key in part}
+    for argument in given:
+        key, _, value = argument.partition("=")
+        if key in NOT_HERE:
+            raise UserError(f"{argument}: reproduce decides that for each experiment by itself; leave it out.")
+        if key in ("model", "model.network"):
+            raise UserError(f"{argument}: the networks are the paper's S, M and L; leave it out.")
+        if key == "data" and value.startswith("voc"):
+            raise UserError(f"{argument}: the experiments choose VOC's sets by themselves; give data.root alone.")
+        if key in set_by and key not in FREE:
+            raise UserError(f"{argument}: the experiment paper/{set_by[key]} of this table sets it; leave it out.")
 
 
-def network(work: Work, seed: int, given: list[str], config: ReproduceConfig) -> tuple[Path, TrainConfig]:
-    """The folder of the trained network, and its configuration. A training that was interrupted goes on.
-
-    The folder is known by all that the configuration says; that the data are still what they were is not looked at.
-    """
-    from fastrcnn import build_data
-
-    arguments = [f"experiment=paper/{work.experiment}", *small(work.experiment, config), *given, f"runtime.seed={seed}"]
-    if work.start is not None:
-        first, _ = network(Work(work.start), seed, given, config)
-        arguments.append(f"start={first}")
-    wanted = train.configure(arguments)
-    folder = Path("outputs") / "reproduce" / f"{work.experiment}-{digest(wanted)}"
-    last = folder / "checkpoints" / f"step-{wanted.solver.iterations}.pt"
-    results = folder / "eval" / build_data.split_name(wanted.data.test) / "metrics.json"
-    if not last.is_file() or (wanted.data.test and not results.is_file()):
-        resume = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("step-*.pt"))
-        log.info("%s %s, seed %d: %s", "going on with" if resume else "training", work.experiment, seed, folder)
-        train.run(train.configure([f"run={folder}", *(["resume=auto"] if resume else arguments)]))
-    return folder, wanted
-
-
-def small(experiment: str, config: ReproduceConfig) -> list[str]:
-    """What makes an experiment small, on the embedded data set; nothing on any other."""
-    if config.data.name != "demo":
-        return []
-    content = experiment_content(f"paper/{experiment}")
-    found = list(SMALL)
-    if "finetune_from" not in content.get("model", {}):  # nothing was trained before that could be kept
-        found.append(f"model.finetune_from={'conv1_1' if experiment.startswith('l_') else 'conv1'}")
-    factor = config.data.short_sides[0] / SHORT_SIDE
-    for key, value in content.get("data", {}).items():
-        if key in ("short_sides", "test_short_sides"):
-            found.append(f"data.{key}=[{','.join(str(round(side * factor)) for side in value)}]")
-        elif key == "long_side":
-            found.append(f"data.long_side={round(value * factor)}")
-    return found
-
-
-def digest(config: TrainConfig) -> str:
-    """Letters that another configuration would not have; where the run lies does not count."""
-    content = to_dict(config) | {"run": None, "resume": None}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def evaluation(work: Work, folder: Path, trained: TrainConfig, config: ReproduceConfig) -> Path:
-    """The folder of the evaluation of what the work makes of the trained network."""
-    from fastrcnn import build_data
-
-    if not work.then:
-        return folder / "eval" / build_data.split_name(trained.data.test)
-    name, *arguments = (SMALL_RANKS.get(a, a) for a in work.then) if config.data.name == "demo" else work.then
-    output = folder / "-".join((name, *(a.rpartition(".")[2].replace("=", "-") for a in arguments)))
-    results = output / "eval"
-    if (results / "metrics.json").is_file():
-        return results
-    checkpoint = folder
-    if name == "eval":
-        extra = arguments
-    else:
-        checkpoint, extra = output / "best.pt", []
-        if not checkpoint.is_file():
-            log.info("%s: %s", folder, " ".join((name, *arguments)))
-            verb(name)([f"checkpoint={folder}", f"output={checkpoint}", *arguments])
-    verb("eval")([f"checkpoint={checkpoint}", f"output={results}", *extra])
-    return results
-
-
-def verb(name: str) -> Callable[[list[str]], int]:
-    """Another verb of the command line."""
-    import importlib
-
-    return importlib.import_module(f"fastrcnn.cli.{name}").main
-
-
-def training_hours(folder: Path) -> float:
-    """Hours that the steps of a run took, evaluations and pauses left out; from its metrics.csv."""
-    seconds, before = 0.0, 0
-    with (folder / "metrics.csv").open(newline="") as file:
-        for step, name, value in list(csv.reader(file))[1:]:
-            if name == "train/steps_per_s":
-                seconds += (int(step) - before) / float(value)
-                before = int(step)
-    return seconds / 3600
+def say(table: Table, config: ReproduceConfig) -> None:
+    """Says how many networks the table takes."""
+    names = experiments([cell.work for cell in table.cells])
+    seeds = f" for each of {len(config.seeds)} seeds" if len(config.seeds) > 1 else ""
+    log.info("table %d needs %d trained network(s)%s: %s", table.number, len(names), seeds, ", ".join(names))

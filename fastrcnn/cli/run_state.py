@@ -26,11 +26,12 @@ log = logging.getLogger("fastrcnn")
 
 
 def load_newest(
-    checkpoints: Path, model: FastRCNN, optimizer: torch.optim.Optimizer, names: list[str]
+    checkpoints: Path, model: FastRCNN, optimizer: torch.optim.Optimizer, names: list[str], config: TrainConfig
 ) -> tuple[int, float]:
     """Puts the newest sound checkpoint into model and optimiser; returns its step and the best mAP so far.
 
-    Raises UserError where there is none, or it is of another model or of other classes.
+    The best mAP is forgotten where it was measured in another way, or on other pictures, than now.
+    Raises UserError where there is none, or it is of another model, of other classes, or of another optimiser.
     """
     from fastrcnn.training import checkpoint
 
@@ -43,12 +44,21 @@ def load_newest(
         model.load_state_dict(state["model"])
     except RuntimeError as error:
         raise UserError(f"{path}: was trained with another model; go on with the same model.* keys.\n{error}") from None
+    before = state["config"]
+    for group, key in (("solver", "optimizer"), ("solver", "box_weight"), ("model", "finetune_from")):
+        was, now = before[group].get(key), getattr(getattr(config, group), key)
+        if was != now and (key != "box_weight" or (was == 0) != (now == 0)):
+            raise UserError(
+                f"{group}.{key}={now}: the run was started with {was}, and its optimiser's state fits nothing else. "
+                f"Leave it out, or begin a new run with start={path}."
+            )
     optimizer.load_state_dict(state["optimizer"])
     log.info("going on from %s", path)
-    best = state["best"]
-    if (checkpoints / "best.pt").is_file():  # written by an evaluation that came after the checkpoint
-        best = max(best, checkpoint.load(checkpoints / "best.pt")["best"])
-    return state["step"], best
+    written = [state]
+    if (checkpoints / "best.pt").is_file():  # by an evaluation that came after the checkpoint
+        written.append(checkpoint.load(checkpoints / "best.pt"))
+    alike = [w for w in written if all(w["config"]["data"][k] == getattr(config.data, k) for k in ("metric", "test"))]
+    return state["step"], max((w["best"] for w in alike), default=-1.0)
 
 
 @dataclass

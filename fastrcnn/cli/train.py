@@ -11,6 +11,7 @@ from fastrcnn.cli.compose import compose, experiment_content, to_yaml
 from fastrcnn.cli.run_folder import log_to, refuse_used, run_folder, saved_config
 from fastrcnn.cli.run_state import RunState, load_newest
 from fastrcnn.config import TrainConfig
+from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
@@ -35,12 +36,19 @@ def configure(arguments: list[str]) -> TrainConfig:
     """The configuration for the arguments, and for the run that goes on or the checkpoint that is begun with."""
     config = compose("train", arguments)
     if config.resume:  # what is not said again is as it was
+        if any(a.startswith("recipe=") for a in arguments):
+            raise UserError("recipe= with resume=: a run goes on with its own recipe. Leave recipe= out.")
         folder, _ = run_folder(config)
         config = compose("train", arguments, base=saved_config(folder))
         config.run = str(folder)
     elif config.start:  # the model is as it was there, but for what is said again
         said = [experiment_content(a.partition("=")[2]) for a in arguments if a.startswith("experiment=")]
         model = start.read(config.start)["config"]["model"]
+        if said and config.model.network != model.get("network", "vgg16"):
+            raise UserError(
+                f"start={config.start}: is a {model.get('network', 'vgg16')}, but experiment={config.name} is of "
+                f"{config.model.network}. Begin with a checkpoint of that network."
+            )
         config = compose("train", arguments, base={"model": model | (said[0].get("model", {}) if said else {})})
     return config
 
@@ -90,7 +98,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
     optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer)
     done, best = 0, -1.0
     if resumed:
-        done, best = load_newest(folder / "checkpoints", model, optimizer, names)
+        done, best = load_newest(folder / "checkpoints", model, optimizer, names, config)
     else:
         build_sets.say_recall(train_set, names)
         if begin:  # the weights of bbox_pred were trained for the statistics that came with them

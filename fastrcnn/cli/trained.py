@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from fastrcnn.model.fast_rcnn import FastRCNN
+
+log = logging.getLogger("fastrcnn")
 
 
 def load(verb: str, arguments: list[str]) -> tuple[Any, FastRCNN, list[str], Path]:
@@ -31,6 +34,7 @@ def load(verb: str, arguments: list[str]) -> tuple[Any, FastRCNN, list[str], Pat
     path = checkpoint.resolve(named)
     content = checkpoint.load(path)
     config = compose(verb, arguments, base=content["config"])
+    without_untrained(config, content["config"])
     model = build.trained_model(content["config"], len(content["classes"]))
     try:
         model.load_state_dict(content["model"])
@@ -38,6 +42,13 @@ def load(verb: str, arguments: list[str]) -> tuple[Any, FastRCNN, list[str], Pat
         raise UserError(f"{path}: the weights do not fit the model they were saved with: {error}") from None
     run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return config, placed(model, config), content["classes"], run
+
+
+def without_untrained(config: Any, trained: dict[str, Any]) -> None:
+    """Switches the box regression off for a network that was trained without it. trained: its configuration."""
+    if trained["solver"]["box_weight"] == 0 and config.detection.box_regression:
+        log.info("trained without box regression (solver.box_weight=0): RoIs are taken as they are")
+        config.detection.box_regression = False
 
 
 def from_caffe(path: Path, config: Any) -> tuple[Any, FastRCNN, list[str], Path]:

@@ -53,16 +53,22 @@ def torchvision_vgg16() -> dict[str, Tensor]:
     return read_state_dict(path)  # torch.hub would run what a changed file asks it to
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in a `.pth`, `.safetensors` or `.caffemodel` file, read without running anything in it.
-
-    Raises UserError.
-    """
+def existing(path: Path) -> Path:
+    """The path of a file of weights. Raises UserError where there is none."""
     if not path.is_file():
         raise UserError(
             f"model.weights: there is no file {path}. Give the path of a state dict (.pth, .safetensors) or of a "
             ".caffemodel, or 'imagenet' for torchvision's VGG16. scripts/download_voc.sh weights fetches Caffe's."
         )
+    return path
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The weights in a `.pth`, `.safetensors` or `.caffemodel` file, read without running anything in it.
+
+    Raises UserError.
+    """
+    existing(path)
     if path.suffix == ".caffemodel":
         return caffe.read(path)
     if path.suffix == ".safetensors":

@@ -18,7 +18,7 @@ import torch
 
 from fastrcnn.errors import UserError
 
-FORMAT = 1
+FORMAT = 2  # 1 had one short side in evaluation
 MAGIC = b"\nfastrcnn-sha256:"
 NAME = re.compile(r"step-(\d+)\.pt$")
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from voc_folder import VocFolder
 
-from fastrcnn.cli import paper_tables, reproduce
+from fastrcnn.cli import paper_tables, reproduce, reproduce_runs
 from fastrcnn.cli.compose import compose, options
 from fastrcnn.cli.paper_tables import TABLES, Cell, Work
-from fastrcnn.cli.reproduce import Measured
 from fastrcnn.cli.reproduce_report import markdown
+from fastrcnn.cli.reproduce_runs import Measured, Plan
+from fastrcnn.errors import UserError
 
 Call = Callable[..., tuple[int, str, str]]
 TINY = [
@@ -57,45 +58,65 @@ def test_every_experiment_of_the_tables_is_a_file_and_every_file_is_used() -> No
     assert {f"paper/{name}" for name in used} == {name for name in options("experiment") if name.startswith("paper/")}
 
 
-@pytest.mark.parametrize(
-    ("name", "changed"),
-    [
-        ("l_07", {}),
-        ("s_07", {"model.network": "caffenet", "model.finetune_from": "conv2", "model.roi_size": 6}),
-        ("m_07", {"model.network": "vgg_cnn_m_1024", "model.finetune_from": "conv2", "model.roi_size": 6}),
-        ("l_07_no_difficult", {"data.use_difficult": False}),
-        ("l_0712", {"solver.iterations": 60000, "data.train": ["VOC2007/trainval", "VOC2012/trainval"]}),
-        ("l_12", {"data.train": ["VOC2012/trainval"], "data.test": [], "solver.iterations": 40000}),
-        (
-            "l_07pp12",
-            {
-                "data.train": ["VOC2007/trainval", "VOC2007/test", "VOC2012/trainval"],
-                "solver.iterations": 100000,
-                "solver.lr_steps": [40000, 80000],
-            },
-        ),
-        ("l_fc6", {"model.finetune_from": "fc6"}),
-        ("l_conv2_1", {"model.finetune_from": "conv2_1"}),
-        ("m_class_only", {"solver.box_weight": 0.0, "detection.box_regression": False}),
-        ("l_stagewise", {"model.finetune_from": "bbox_pred", "solver.box_weight": 1.0}),
-        (
-            "s_five_scales",
-            {
-                "data.short_sides": [480, 576, 688, 864, 1200],
-                "data.test_short_sides": [480, 576, 688, 864, 1200],
-                "data.long_side": 2000,
-            },
-        ),
-    ],
-)
-def test_experiments_say_what_the_paper_says(name: str, changed: dict[str, object]) -> None:
+NETWORK = {
+    "s": {"model.network": "caffenet", "model.finetune_from": "conv2", "model.roi_size": 6},
+    "m": {"model.network": "vgg_cnn_m_1024", "model.finetune_from": "conv2", "model.roi_size": 6},
+    "l": {"model.network": "vgg16", "model.finetune_from": "conv3_1", "model.roi_size": 7},
+}
+SIDES = [480, 576, 688, 864, 1200]
+KINDS: dict[str, dict[str, object]] = {
+    "07": {},
+    "class_only": {"solver.box_weight": 0.0, "detection.box_regression": False},
+    "stagewise": {"model.finetune_from": "bbox_pred"},
+    "five_scales": {"data.short_sides": SIDES, "data.test_short_sides": SIDES, "data.long_side": 2000},
+    "07_no_difficult": {"data.use_difficult": False},
+    "0712": {
+        "data.train": ["VOC2007/trainval", "VOC2012/trainval"],
+        "solver.iterations": 60000,
+    },
+    "12": {"data.train": ["VOC2012/trainval"], "data.test": [], "data.metric": "voc10"},
+    "07pp12": {
+        "data.train": ["VOC2007/trainval", "VOC2007/test", "VOC2012/trainval"],
+        "data.test": [],
+        "data.metric": "voc10",
+        "solver.iterations": 100000,
+        "solver.lr_steps": [40000, 80000],
+    },
+    "fc6": {"model.finetune_from": "fc6"},
+    "conv2_1": {"model.finetune_from": "conv2_1"},
+}
+PAPER: dict[str, object] = {
+    "solver.optimizer": "caffe_sgd",
+    "solver.iterations": 40000,
+    "solver.lr_steps": [30000],
+    "solver.box_weight": 1.0,
+    "detection.average_per_class": 40,
+    "detection.box_regression": True,
+    "runtime.precision": "float32",
+    "data.train": ["VOC2007/trainval"],
+    "data.test": ["VOC2007/test"],
+    "data.metric": "voc07",
+    "data.use_difficult": True,
+    "data.short_sides": [600],
+    "data.test_short_sides": [600],
+    "data.long_side": 1000,
+}
+
+
+@pytest.mark.parametrize("name", [n.removeprefix("paper/") for n in options("experiment") if n.startswith("paper/")])
+def test_experiments_say_what_the_paper_says(name: str) -> None:
+    letter, _, kind = name.partition("_")
     config = compose("train", [f"experiment=paper/{name}"])
-    assert config.solver.optimizer == "caffe_sgd"
-    assert config.detection.average_per_class == 40
-    assert config.runtime.precision == "float32"
-    for key, value in changed.items():
+    for key, value in {**PAPER, **NETWORK[letter], **KINDS[kind]}.items():
         group, _, last = key.partition(".")
         assert getattr(getattr(config, group), last) == value, key
+
+
+def test_columns_are_of_their_network() -> None:
+    for table in TABLES:
+        for cell in table.cells:
+            assert cell.work.experiment.startswith(f"{cell.column.lower()}_"), cell
+            assert cell.work.start in (None, f"{cell.column.lower()}_class_only")
 
 
 @pytest.fixture
@@ -127,8 +148,9 @@ def test_a_table_is_run_once_and_gives_every_cell(
     assert len(runs) == 9
     for cell in content["cells"]:
         (run,), (value,) = map(tuple, (cell["runs"], cell["measured"]))
-        where = "eval-box_regression-false/eval" if cell["then"] else "eval/test"
-        assert value == 100 * json.loads((Path(run) / where / "metrics.json").read_text())["mAP"]
+        where = "eval-box_regression-false-*" if cell["then"] else f"eval-{10 * '?'}"
+        (metrics,) = (Path(run) / "reproduce").glob(f"{where}/metrics.json")
+        assert value == 100 * json.loads(metrics.read_text())["mAP"]
     assert Path("out/table-6.md").read_text().strip() in out
     assert out.startswith("Table 6. ")
 
@@ -142,11 +164,55 @@ def test_a_table_is_run_once_and_gives_every_cell(
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"bbox_pred.weight", "bbox_pred.bias"}, "stage-wise training regresses boxes and nothing else"
 
+    # What a user evaluates in a run's folder meanwhile does not count, and nothing is run again.
+    assert call("eval", f"checkpoint={first}", "metric=voc10", "detection.score_threshold=1")[0] == 0
     caplog.clear()
     status, again, err = call("reproduce", "table=6", "output=out", *known)
     assert status == 0, err
     assert begun(caplog) == []
     assert again == out, "nothing was run again"
+
+
+def test_seeds_are_runs_of_their_own_and_changed_truth_is_trained_on_anew(
+    call: Call, known: list[str], tiny: VocFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="fastrcnn")
+    only = paper_tables.Table(5, TABLES[4].title, TABLES[4].cells[1:2])
+    monkeypatch.setattr(reproduce, "TABLES", (*TABLES[:4], only, *TABLES[5:]))
+    assert call("reproduce", "table=5", "seeds=[0,1]", *known)[0] == 0
+    assert begun(caplog) == ["l_07", "l_07"]
+    from fastrcnn.training import checkpoint
+
+    weights = [
+        checkpoint.load(path)["model"]["cls_score.weight"]
+        for path in Path().glob("outputs/reproduce/*/checkpoints/*.pt")
+    ]
+    assert len(weights) == 2
+    assert not weights[0].equal(weights[1])
+    caplog.clear()
+    assert call("reproduce", "table=5", *known, "runtime.log_every=7")[0] == 0
+    assert begun(caplog) == [], "how often something is logged changes nothing that is learned"
+    tiny.add("a", ("cat", (1, 1, 33, 25), False))
+    assert call("reproduce", "table=5", *known)[0] == 0
+    assert begun(caplog) == ["l_07"]
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
+    call: Call, known: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastrcnn.training import loop
+
+    real = loop.train
+
+    def stopped(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "train", stopped)
+    assert call("reproduce", "table=5", *known)[0] == 130
+    assert not list(Path().glob("outputs/reproduce/*/checkpoints/*.pt"))
+    monkeypatch.setattr(loop, "train", real)
+    status, _, err = call("reproduce", "table=5", *known)
+    assert status == 0, err
 
 
 def test_an_interrupted_table_goes_on(
@@ -202,9 +268,9 @@ def test_compression_svms_and_times_end_to_end(call: Call, known: list[str], mon
             assert 0 < found["training, hours"] < 1
             assert 0 < found["detection, s/image"] < 60
             (run,) = Path("outputs/reproduce").glob("l_07-*")
-            assert (run / "compress-fc6-20-fc7-9" / "best.pt").is_file()
+            assert (run / "reproduce" / "compress-fc6-20-fc7-9" / "best.pt").is_file()
         else:
-            assert (run / "svm" / "best.pt").is_file()
+            assert (run / "reproduce" / "svm" / "best.pt").is_file()
 
 
 def test_sets_without_public_truth_give_files_for_the_server(call: Call, voc: VocFolder) -> None:
@@ -218,28 +284,44 @@ def test_sets_without_public_truth_give_files_for_the_server(call: Call, voc: Vo
     set12.split("trainval", "a", "b")
     set12.split("test", "t")
     status, _, err = call("reproduce", "table=3", f"data.root={devkit}", *TINY)
-    assert status == 1, "VOC2007, which the second experiment wants, is not there"
+    assert status == 1
     assert "VOC2007" in err
+    assert not Path("outputs/reproduce").exists(), (
+        "what the second experiment lacks is said before the first is trained"
+    )
+    set07 = VocFolder(devkit / "VOC2007")
+    for name in ("x", "y"):
+        set07.add(name, ("cat", (1, 1, 32, 24), False))
+    set07.split("trainval", "x")
+    set07.split("test", "y")
+    status, out, err = call("reproduce", "table=3", f"data.root={devkit}", *TINY)
+    assert status == 0, err
+    assert "| 12           | 65.7 / for the server |" in out
     (run,) = Path("outputs/reproduce").glob("l_12-*")
-    assert list((run / "eval" / "VOC2012-test").rglob("results.tgz"))
+    assert (run / "reproduce" / "VOC2012-test" / "results.tgz").is_file()
 
 
 def test_hours_are_of_the_steps_alone(tmp_path: Path) -> None:
     rows = ["step,name,value", "20,train/loss,1", "20,train/steps_per_s,2", "30,train/steps_per_s,0.5", "30,eval/mAP,1"]
     (tmp_path / "metrics.csv").write_text("\n".join(rows))
-    assert reproduce.training_hours(tmp_path) == pytest.approx((20 / 2 + 10 / 0.5) / 3600)
+    assert reproduce_runs.training_hours(tmp_path) == pytest.approx((20 / 2 + 10 / 0.5) / 3600)
 
 
 def test_several_seeds_are_a_mean_and_a_deviation() -> None:
-    config = compose("reproduce", ["table=1", "seeds=[0,1,2]", "data=demo"])
+    arguments = ["data=demo", "solver.lr=0.1"]
+    plan = Plan(compose("reproduce", ["table=1", "seeds=[0,1,2]", *arguments]), arguments)
     found = [Measured(v, Path("run")) for v in (60.0, 62.0, 64.0)]
     none = [Measured(None, Path("run"), Path("results.tgz"))]
-    text = markdown(TABLES[0], [found, none, [Measured(1.0, Path("run"))]], config)
+    first, second, third = TABLES[0].cells
+    text = markdown(TABLES[0], {first: found, second: none, third: [Measured(1.0, Path("run"))]}, plan)
     assert "| 07                   | 66.9 / 62.0 +- 2.0    |" in text
     assert "| 07 without difficult | 68.1 / for the server |" in text
     assert "| 07+12                | 70.0 / 1.0            |" in text
     assert "For the evaluation server: results.tgz" in text
     assert "not to be compared with the paper" in text
+    assert "Measured on the data set demo (AP: voc07)" in text
+    assert "Not as in the paper: solver.lr=0.1" in text
+    assert "| 07+12                | 70.0 / -              |" in markdown(TABLES[0], {first: found, second: none}, plan)
 
 
 @pytest.mark.parametrize(
@@ -248,6 +330,13 @@ def test_several_seeds_are_a_mean_and_a_deviation() -> None:
         ([], "which table of the paper?"),
         (["table=9"], "table=9: should be at most 8"),
         (["table=1", "seeds=[]"], "seeds=[]: give at least one"),
+        (["table=1", "seeds=[3,3]"], "seeds=[3, 3]: give at least one, each once"),
+        (["table=1", "run=foo"], "run=foo: reproduce decides that"),
+        (["table=1", "resume=auto"], "resume=auto: reproduce decides that"),
+        (["table=1", "runtime.seed=7"], "runtime.seed=7: reproduce decides that"),
+        (["table=7", "model=vgg16"], "the networks are the paper's S, M and L"),
+        (["table=1", "data=voc07"], "the experiments choose VOC's sets"),
+        (["table=7", "data.short_sides=48"], "_five_scales of this table sets it"),
         (["table=1", "tabel=2"], "unknown key 'tabel'"),
         (["table=1", "data.root=nowhere"], "data.root=nowhere: there is no such folder"),
     ],
@@ -260,6 +349,30 @@ def test_mistakes_are_one_message(call: Call, arguments: list[str], said: str) -
 
 
 def test_missing_weights_are_said_before_anything_is_trained(call: Call, tiny: VocFolder) -> None:
-    status, _, err = call("reproduce", "table=1", "data=custom", f"data.root={tiny.root}")
+    Path("data/imagenet_models").mkdir(parents=True)
+    for name in ("CaffeNet", "VGG_CNN_M_1024"):
+        Path(f"data/imagenet_models/{name}.v2.caffemodel").touch()
+    status, _, err = call("reproduce", "table=4", "data=custom", f"data.root={tiny.root}")
     assert status == 1
     assert "there is no file data/imagenet_models/VGG16.v2.caffemodel" in err
+    assert not Path("outputs/reproduce").exists()
+
+
+def test_ranks_that_do_not_fit_are_said_before_anything_is_trained(call: Call, known: list[str]) -> None:
+    status, _, err = call("reproduce", "table=4", *known)
+    assert status == 1
+    assert "fc6_rank=1024" in err
+    assert not Path("outputs/reproduce").exists()
+
+
+def test_without_scikit_learn_nothing_is_trained(call: Call, known: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastrcnn.training import svm
+
+    def missing() -> None:
+        raise UserError("pip install 'fastrcnn[svm]'")
+
+    monkeypatch.setattr(svm, "linear_svc", missing)
+    status, _, err = call("reproduce", "table=8", *known)
+    assert status == 1
+    assert "fastrcnn[svm]" in err
+    assert not Path("outputs/reproduce").exists()

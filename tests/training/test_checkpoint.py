@@ -117,7 +117,7 @@ def test_another_format_is_refused(tmp_path: Path, inside: object) -> None:
     buffer = io.BytesIO()
     torch.save(inside, buffer)
     (tmp_path / "x.pt").write_bytes(signed(buffer.getvalue()))
-    with pytest.raises(UserError, match=r"this program reads format 1"):
+    with pytest.raises(UserError, match=r"this program reads format 2"):
         checkpoint.load(tmp_path / "x.pt")
 
 
