@@ -52,7 +52,7 @@ def configure(arguments: list[str]) -> TrainConfig:
         config.run = str(folder)
     elif config.start:  # the model is as it was there, but for what is said again
         said = [experiment_content(a.partition("=")[2]) for a in arguments if a.startswith("experiment=")]
-        model = start.read(config.start)["config"]["model"]
+        model = start.read(config)["config"]["model"]
         config = compose("train", arguments, base={"model": model | (said[0].get("model", {}) if said else {})})
     return config
 
@@ -139,7 +139,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
     solver, seed = config.solver, config.runtime.seed
 
     build_data.absolute_paths(config.data)
-    begin = start.read(config.start) if config.start and not resumed else None
+    begin = start.read(config) if config.start and not resumed else None
     if begin:
         start.take_classes(config.data, begin, str(config.start))
     names = build_data.classes(config.data)
@@ -162,6 +162,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
         if begin:  # the weights of bbox_pred were trained for the statistics that came with them
             log.info("beginning with the weights of %s", config.start)
             start.say_margins(begin)
+            start.statistics(model, train_set, config)
         else:
             log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
             build.set_delta_statistics(model, train_set, config)

@@ -182,7 +182,7 @@ def test_a_released_detector_gives_what_onnx_runtime_gives(tmp_path: Path, kind:
     layout = detector_layout(read_state_dict(path), "w")
     ranks: dict[str, int | None] = {"fc6": 20, "fc7": 9} if svd else {"fc6": None, "fc7": None}
     assert layout == Layout(kind, 0.125, 3, ranks)
-    model = build.caffe_detector(path, ["a", "b", "c"]).eval()
+    model = build.caffe_detector(path, ["a", "b", "c"])[1].eval()
     assert model.delta_mean.eq(0).all()
     assert model.delta_std.eq(1).all()
 
