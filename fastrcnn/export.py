@@ -42,10 +42,12 @@ def write_caffemodel(model: FastRCNN, network: str, output: Path) -> None:
         problems.append(f"model.roi_op={model.roi_op}: Caffe's RoI pooling is fast_rcnn")
     if model.bbox_pred.out_features == 4:
         problems.append("model.class_agnostic=true: the author's box layer has four numbers for every class")
+    changed = _first_layer(model, CAFFE_MEAN, (1.0, 1.0, 1.0), problems) if network in NETWORKS else None
     _refuse("a .caffemodel", problems)
+    assert changed is not None
+    weight, bias = changed
     state = {k: v.detach() for k, v in model.state_dict().items()}
     first = CAFFE_NAMES[NETWORKS[network].convs[0].name]
-    weight, bias = _first_layer(model, CAFFE_MEAN, (1.0, 1.0, 1.0), "a .caffemodel")
     state |= {f"{first}.weight": weight.flip(1), f"{first}.bias": bias}
     zero = torch.zeros_like(model.delta_mean)
     state |= dict(zip(("bbox_pred.weight", "bbox_pred.bias"), box_layer_for(model, zero, zero + 1), strict=True))
@@ -105,9 +107,11 @@ def write_torchvision(model: FastRCNN, network: str, output: Path) -> None:
             problems.append("model.width: torchvision's is 1")
         if any("_" in name for name in _head_layers(model)):
             problems.append("fc6 or fc7 is two layers: export the checkpoint that this one was compressed from")
+    changed = _first_layer(model, IMAGENET_MEAN, IMAGENET_STD, problems) if network in NETWORKS else None
     _refuse("torchvision's VGG16", problems)
+    assert changed is not None
+    weight, bias = changed
     state = {k: v.detach() for k, v in model.state_dict().items()}
-    weight, bias = _first_layer(model, IMAGENET_MEAN, IMAGENET_STD, "torchvision's VGG16")
     first = VGG16.convs[0].name
     state |= {f"trunk.convs.{first}.weight": weight, f"trunk.convs.{first}.bias": bias}
     places, place = {}, 0
@@ -122,7 +126,10 @@ def write_torchvision(model: FastRCNN, network: str, output: Path) -> None:
         for part in ("weight", "bias")
     }
     with written(output) as path, path.open("wb") as file:
-        torch.save(named, file)
+        try:
+            torch.save(named, file)
+        except RuntimeError as error:  # raised while its file is closed, on top of the reason
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def _unlike_the_authors(model: FastRCNN, network: str, sizes: Mapping[str, int]) -> list[str]:
@@ -149,14 +156,19 @@ def _refuse(what: str, problems: list[str]) -> None:
         )
 
 
-def _first_layer(model: FastRCNN, mean: Sequence[float], std: Sequence[float], what: str) -> tuple[Tensor, Tensor]:
-    """The first convolution for other pixels; says so where that is not exact."""
+def _first_layer(
+    model: FastRCNN, mean: Sequence[float], std: Sequence[float], problems: list[str]
+) -> tuple[Tensor, Tensor] | None:
+    """Weight and bias of the first convolution for other pixels; None, and a problem more, where there are none.
+
+    Says so where they are not exact.
+    """
     try:
         weight, bias, apart = first_layer_for(model, mean, std)
     except UserError as error:
-        _refuse(what, [str(error)])
-        raise
-    if apart > 0:
+        problems.append(str(error))
+        return None
+    if apart > 0 and not problems:
         log.warning(
             "the means of the pixels differ by up to %.2f of 255; the first layer's bias makes up for it, "
             "exactly but for the outermost cells, which see the padding",
@@ -187,7 +199,10 @@ def written(output: Path) -> Iterator[Path]:
     part = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        part.chmod(mode)  # safetensors lets nobody else read its files
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.rename(output)

@@ -180,12 +180,16 @@ def test_all_that_the_authors_network_cannot_express_is_said(tmp_path: Path) -> 
         roi_size=6,
         class_agnostic=True,
     )
+    model = build.model(config, 3)
+    model.pixel_mean.fill_(100)
     with pytest.raises(UserError) as caught:
-        export.write_caffemodel(build.model(config, 3), "vgg16", tmp_path / "x.caffemodel")
+        export.write_caffemodel(model, "vgg16", tmp_path / "x.caffemodel")
     lines = str(caught.value).splitlines()
     assert [line.strip().partition("=")[0] for line in lines[1:-1]] == [
-        f"model.{key}" for key in ("batch_norm", "roi_features", "roi_size", "roi_op", "class_agnostic")
+        *(f"model.{key}" for key in ("batch_norm", "roi_features", "roi_size", "roi_op", "class_agnostic")),
+        lines[-2].strip(),
     ]
+    assert "this network subtracts 100, 100, 100" in lines[-2]
     assert lines[-1] == "format=safetensors takes any network."
     slim = build.model(
         ModelConfig(width=1 / 64, network="caffenet", roi_features=["conv5"], roi_size=6, finetune_from="conv2"), 3
@@ -218,6 +222,8 @@ def test_safetensors_hold_everything_and_begin_a_training(tmp_path: Path, config
             buffer.uniform_(0.5, 1.5)
     path = tmp_path / "out.safetensors"
     export.write_safetensors(model, {"network": config.network, "width": config.width}, NAMES, path)
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     with safetensors.safe_open(path, "np") as file:
         metadata = file.metadata()
         found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -257,7 +263,17 @@ def test_safetensors_of_another_network_are_refused_by_name_and_shape(tmp_path: 
     assert model.pixel_std.eq(1).all(), "what model.pixels says goes before what the file says"
 
 
-def test_torchvisions_vgg16_takes_the_file_and_gives_our_features(tmp_path: Path) -> None:
+def full_while_closing(*_: object) -> None:
+    """As torch.save fails on a full disk: with an error of its own, on top of the reason."""
+    try:
+        raise OSError(28, "No space left on device")
+    finally:
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+
+def test_torchvisions_vgg16_takes_the_file_and_gives_our_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Up to its last pooling, for maps whose sides are even, which torchvision's poolings do not cut."""
     with torch.device("meta"):
         model, theirs = FastRCNN(3).eval(), torchvision_vgg16(init_weights=False).eval()
@@ -272,6 +288,11 @@ def test_torchvisions_vgg16_takes_the_file_and_gives_our_features(tmp_path: Path
         model.pixel_mean.copy_(torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1))
         model.pixel_std.copy_(torch.tensor([1.0, 2, 3]).view(3, 1, 1))
     path = tmp_path / "vgg16.pth"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_while_closing)
+        with pytest.raises(UserError, match=r"vgg16\.pth: cannot be written \(No space left on device\)"):
+            export.write_torchvision(model, "vgg16", path)
+    assert not list(tmp_path.iterdir())
     export.write_torchvision(model, "vgg16", path)
     keys = theirs.load_state_dict(torch.load(path, weights_only=True), strict=False, assign=True)
     path.unlink()  # half a gigabyte
