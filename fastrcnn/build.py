@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastrcnn.config import (
     DetectionConfig,
@@ -158,9 +159,10 @@ def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:
     return model(ModelConfig(**{k: v for k, v in config["model"].items() if k in known}), num_classes, load=False)
 
 
-def caffe_detector(path: Path, names: Sequence[str]) -> FastRCNN:
-    """A detector that the author's Caffe code trained, with its weights. Raises UserError where it is none of the
-    paper's networks, or not of as many classes."""
+def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelConfig, FastRCNN]:
+    """A detector that the author's Caffe code trained, its configuration and itself with its weights.
+
+    Raises UserError where it is none of the paper's networks, or not of as many classes."""
     state = caffe.read(path)
     found = weights.detector_layout(state, str(path))
     if found.num_classes != len(names):
@@ -171,15 +173,15 @@ def caffe_detector(path: Path, names: Sequence[str]) -> FastRCNN:
     config = ModelConfig(
         network=found.network,
         width=found.width,
-        roi_size=7 if found.network == "vgg16" else 6,
+        roi_size=weights.AUTHORS_ROI_SIZE[found.network],
         roi_features=[NETWORKS[found.network].conv_names[-1]],
-        finetune_from=NETWORKS[found.network].conv_names[0],
+        finetune_from="conv3_1" if found.network == "vgg16" else "conv2",  # as the author trained it
         fc6_rank=found.ranks["fc6"],
         fc7_rank=found.ranks["fc7"],
     )
     built = model(config, len(names), load=False)
     weights.load_detector(built, state, str(path))
-    return built
+    return config, built
 
 
 def check_training(config: TrainConfig) -> None:
@@ -218,12 +220,15 @@ def freeze_unused(model: FastRCNN, config: SolverConfig) -> None:
         model.bbox_pred.requires_grad_(False)
 
 
+def delta_statistics_of(train_set: DetectionDataset, num_classes: int, config: TrainConfig) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (classes + 1, 4) of the regression targets over the training set."""
+    pairs = (train_set.truth_and_proposals(i) for i in range(len(train_set)))
+    return delta_statistics(pairs, num_classes, config.solver.fg_iou, config.data.flip, config.model.class_agnostic)
+
+
 def set_delta_statistics(model: FastRCNN, train_set: DetectionDataset, config: TrainConfig) -> None:
     """Computes mean and deviation of the regression targets over the training set into the model's buffers."""
-    pairs = (train_set.truth_and_proposals(i) for i in range(len(train_set)))
-    mean, std = delta_statistics(
-        pairs, model.num_classes, config.solver.fg_iou, config.data.flip, config.model.class_agnostic
-    )
+    mean, std = delta_statistics_of(train_set, model.num_classes, config)
     model.delta_mean.copy_(mean)
     model.delta_std.copy_(std)
 

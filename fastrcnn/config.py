@@ -163,7 +163,9 @@ class TrainConfig:
     name: str = key("train", "names the experiment: outputs/<name>/<time>-<id>")
     run: str | None = key(None, "folder of the run; null: a new one under outputs/")
     resume: str | None = key(None, "'auto': go on in the folder `run` (or in the newest of this name)")
-    start: str | None = key(None, "checkpoint whose weights training begins with; model and classes are as there")
+    start: str | None = key(
+        None, "checkpoint or detector's .caffemodel whose weights training begins with; model and classes are as there"
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
@@ -256,7 +258,7 @@ class ProposalsCheckConfig:
 class CompressConfig:
     """fastrcnn compress"""
 
-    checkpoint: str | None = key(None, "a run's folder or a .pt file")
+    checkpoint: str | None = key(None, "a run's folder, a .pt file, or a detector's .caffemodel")
     fc6: int | None = key(None, "rank of fc6; the paper's is 1024. With fc6 or fc7 alone the other stays", least=1)
     fc7: int | None = key(None, "rank of fc7; the paper's is 256", least=1)
     keep: float | None = key(
@@ -274,7 +276,7 @@ class CompressConfig:
 class SvmConfig:
     """fastrcnn svm"""
 
-    checkpoint: str | None = key(None, "a run's folder or a .pt file")
+    checkpoint: str | None = key(None, "a run's folder, a .pt file, or a detector's .caffemodel")
     c: float = key(0.001, "weight of the hinge losses against half the squared length of the weights", above=0)
     bias_scaling: float = key(10.0, "the bias is a weight on a feature of this constant value", above=0)
     positive_weight: float = key(2.0, "factor on the loss of positives", above=0)
@@ -286,6 +288,16 @@ class SvmConfig:
     data: DataConfig = field(default_factory=DataConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+@dataclass
+class ExportConfig:
+    """fastrcnn export"""
+
+    checkpoint: str | None = key(None, "a run's folder, a .pt file, or a detector's .caffemodel")
+    format: str | None = key(None, "caffemodel: the author's layout | safetensors | torchvision: a VGG16's state dict")
+    output: str | None = key(None, "file to write; null: export/<network>.<suffix> in the run's folder")
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass
@@ -317,6 +329,7 @@ SCHEMAS: dict[str, type] = {
     "detect": DetectConfig,
     "compress": CompressConfig,
     "svm": SvmConfig,
+    "export": ExportConfig,
     "propose": ProposeConfig,
     "check": CheckConfig,
     "proposals-check": ProposalsCheckConfig,

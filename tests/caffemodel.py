@@ -1,4 +1,4 @@
-"""Writes .caffemodel files for tests, byte by byte after Caffe's caffe.proto and protobuf's wire format."""
+"""Writes and reads .caffemodel files for tests, byte by byte after Caffe's caffe.proto and protobuf's wire format."""
 
 from __future__ import annotations
 
@@ -95,6 +95,51 @@ def write(path: Path, weights: Mapping[str, np.ndarray], old: bool = False) -> P
         data += make(name, blobs[0].ndim == 4, blobs) + make(f"relu_{name}", False, [])
     path.write_bytes(data)
     return path
+
+
+def number(data: bytes, at: int) -> tuple[int, int]:
+    """The whole number at a place, and the place behind it."""
+    value = shift = 0
+    while True:
+        value |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if data[at - 1] < 128:
+            return value, at
+
+
+def fields(data: bytes) -> list[tuple[int, bytes]]:
+    """Number and content of each field of a message that has texts, messages and packed lists alone."""
+    at, found = 0, []
+    while at < len(data):
+        key, at = number(data, at)
+        assert key & 7 == 2
+        length, at = number(data, at)
+        assert at + length <= len(data)
+        found.append((key >> 3, data[at : at + length]))
+        at += length
+    return found
+
+
+def read(path: Path) -> dict[str, tuple[str, list[np.ndarray]]]:
+    """Type and blobs of each `layer`, the form since 2015, by its name."""
+    layers = {}
+    for kind, content in fields(path.read_bytes()):
+        if kind == 1:
+            continue
+        assert kind == 100
+        parts = fields(content)
+        blobs = []
+        for blob in (dict(fields(c)) for n, c in parts if n == 7):
+            ((_, packed),) = fields(blob[7])
+            shape, at = [], 0
+            while at < len(packed):
+                size, at = number(packed, at)
+                shape.append(size)
+            blobs.append(np.frombuffer(blob[5], "<f4").reshape(shape))
+        name, layer_type = (dict(parts)[n].decode() for n in (1, 2))
+        assert name not in layers
+        layers[name] = (layer_type, blobs)
+    return layers
 
 
 def network(

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrcnn.cli.compose import check_overrides, compose
+from fastrcnn.cli.checkpoints import opened, require
+from fastrcnn.cli.compose import compose
 from fastrcnn.cli.compress_report import change, points, shown, size_lines, time_line
-from fastrcnn.cli.derived import evaluated, network, opened, output_file
+from fastrcnn.cli.derived import evaluated, network, output_file
 from fastrcnn.config import CompressConfig
 from fastrcnn.errors import UserError
 
@@ -30,20 +31,17 @@ TRIALS = 6  # evaluations in a search, beside that of the model as it is
 
 def main(arguments: list[str]) -> int:
     """Writes a smaller checkpoint and says what it saves and costs."""
-    check_overrides("compress", arguments)
+    require("compress", arguments)
     config = compose("compress", arguments)
     check_way(config)
-    assert config.checkpoint is not None
-    config, path, content = opened("compress", config.checkpoint, arguments)
+    config, path, content = opened("compress", config, arguments)
     output = output_file(config.output, path, default_output(config))
     compress(config, path, content, output, asked=any(a.startswith("data.root=") for a in arguments))
     return 0
 
 
 def check_way(config: CompressConfig) -> None:
-    """Raises UserError unless there are a checkpoint and exactly one way to choose the ranks."""
-    if config.checkpoint is None:
-        raise UserError("which model? fastrcnn compress checkpoint=RUN, the folder of a run or a .pt file.")
+    """Raises UserError unless there is exactly one way to choose the ranks."""
     ways = [config.fc6 is not None or config.fc7 is not None, config.keep is not None, config.budget is not None]
     if sum(ways) != 1:
         raise UserError(

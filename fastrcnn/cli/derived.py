@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrcnn.cli.compose import compose
-from fastrcnn.cli.trained import without_untrained
+from fastrcnn.cli.checkpoints import run_of
 from fastrcnn.config import CompressConfig, SvmConfig
 from fastrcnn.errors import UserError
 
@@ -19,28 +18,13 @@ if TYPE_CHECKING:
     from fastrcnn.model.fast_rcnn import FastRCNN
 
 
-def opened(verb: str, where: str, arguments: list[str]) -> tuple[Any, Path, dict[str, Any]]:
-    """The configuration of the run that `where` names with the arguments on top, its checkpoint's file and content.
-
-    Raises UserError.
-    """
-    from fastrcnn.training import checkpoint
-
-    path = checkpoint.resolve(Path(where).expanduser())
-    content = checkpoint.load(path)
-    config = compose(verb, arguments, base=content["config"])
-    without_untrained(config, content["config"])
-    return config, path, content
-
-
 def output_file(output: str | None, path: Path, default: str) -> Path:
     """The file to write: `output`, or `default` below the folder of the run that `path` is the checkpoint of, in a
     folder of its own, so that what is evaluated from it lies beside it.
 
     Raises UserError where it is there already, or where training would take it for one of its own.
     """
-    run = path.parent.parent if path.parent.name == "checkpoints" else path.parent
-    file = run / default if output is None else Path(output).expanduser()
+    file = run_of(path) / default if output is None else Path(output).expanduser()
     if file.suffix != ".pt":
         raise UserError(f"output={file}: should be the name of a file that ends in .pt.")
     if file.parent.name == "checkpoints":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastrcnn.cli import checkpoints
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from fastrcnn.config import DataConfig, TrainConfig
+    from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.model.fast_rcnn import FastRCNN
 
 log = logging.getLogger("fastrcnn")
@@ -32,11 +33,10 @@ def say_margins(content: dict[str, Any]) -> None:
         log.warning("its class layer is SVMs: their margins are the first logits of the softmax, background's are 0")
 
 
-def read(where: str) -> dict[str, Any]:
-    """The content of the checkpoint that `start` names. Raises UserError."""
-    from fastrcnn.training import checkpoint
-
-    return checkpoint.load(checkpoint.resolve(Path(where).expanduser()))
+def read(config: TrainConfig) -> dict[str, Any]:
+    """The content of the checkpoint, or .caffemodel, that `start` names. Raises UserError."""
+    assert config.start is not None
+    return checkpoints.read(config.start, config)[1]
 
 
 def take_classes(config: DataConfig, content: dict[str, Any], where: str) -> None:
@@ -48,6 +48,21 @@ def take_classes(config: DataConfig, content: dict[str, Any], where: str) -> Non
             f"data.classes is {', '.join(config.classes)}. The last layers fit no others."
         )
     config.classes = list(names)
+
+
+def statistics(model: FastRCNN, train_set: DetectionDataset, config: TrainConfig) -> None:
+    """Normalises a box layer that gives deltas as they are, such as a .caffemodel's, by the training set's statistics.
+
+    What the model detects stays the same; but the loss would count unnormalised deltas, which are some tenths, a
+    hundredth of what the recipe means it to. Other weights keep the statistics that they were trained for.
+    """
+    if model.delta_mean.any() or (model.delta_std != 1).any():
+        return
+    from fastrcnn import build
+    from fastrcnn.model.box_layer import normalise_box_layer
+
+    log.info("its box layer is not normalised; computing the statistics of the regression targets to normalise it")
+    normalise_box_layer(model, *build.delta_statistics_of(train_set, model.num_classes, config))
 
 
 def put_weights(model: FastRCNN, content: dict[str, Any], where: str) -> None:

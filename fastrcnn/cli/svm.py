@@ -10,9 +10,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrcnn.cli.compose import check_overrides, compose
+from fastrcnn.cli.checkpoints import opened, require
+from fastrcnn.cli.compose import compose
 from fastrcnn.cli.compress_report import change, points
-from fastrcnn.cli.derived import evaluated, network, opened, output_file
+from fastrcnn.cli.derived import evaluated, network, output_file
 from fastrcnn.config import SvmConfig
 from fastrcnn.errors import UserError
 
@@ -36,11 +37,8 @@ NORM_IMAGES = 100  # of the training pictures, in which the features' length is 
 
 def main(arguments: list[str]) -> int:
     """Writes a checkpoint with SVMs in place of the softmax and says what the mAP is with both."""
-    check_overrides("svm", arguments)
-    config = compose("svm", arguments)
-    if config.checkpoint is None:
-        raise UserError("which model? fastrcnn svm checkpoint=RUN, the folder of a run or a .pt file.")
-    config, path, content = opened("svm", config.checkpoint, arguments)
+    require("svm", arguments)
+    config, path, content = opened("svm", compose("svm", arguments), arguments)
     output = output_file(config.output, path, "svm/best.pt")
     if content["config"]["model"].get("classifier") == "svm":
         raise UserError(f"{path}: has SVMs already. Train others from the checkpoint that it was made from.")

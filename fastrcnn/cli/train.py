@@ -43,7 +43,7 @@ def configure(arguments: list[str]) -> TrainConfig:
         config.run = str(folder)
     elif config.start:  # the model is as it was there, but for what is said again
         said = [experiment_content(a.partition("=")[2]) for a in arguments if a.startswith("experiment=")]
-        model = start.read(config.start)["config"]["model"]
+        model = start.read(config)["config"]["model"]
         if said and config.model.network != model.get("network", "vgg16"):
             raise UserError(
                 f"start={config.start}: is a {model.get('network', 'vgg16')}, but experiment={config.name} is of "
@@ -81,7 +81,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
     solver, seed = config.solver, config.runtime.seed
 
     build_data.absolute_paths(config.data)
-    begin = start.read(config.start) if config.start and not resumed else None
+    begin = start.read(config) if config.start and not resumed else None
     if begin:
         start.take_classes(config.data, begin, str(config.start))
     names = build_data.classes(config.data)
@@ -104,6 +104,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
         if begin:  # the weights of bbox_pred were trained for the statistics that came with them
             log.info("beginning with the weights of %s", config.start)
             start.say_margins(begin)
+            start.statistics(model, train_set, config)
         else:
             log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
             build.set_delta_statistics(model, train_set, config)

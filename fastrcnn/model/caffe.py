@@ -1,4 +1,4 @@
-"""Reading `.caffemodel` files: the weights of a network that was trained in Caffe. Caffe itself is not needed.
+"""Reading and writing `.caffemodel` files: the weights of a network in Caffe. Caffe itself is not needed.
 
 Such a file is one protobuf message, a list of layers. Layers are read from it one at a time, so that neither a large
 file nor a hostile one (two bytes are an empty layer, which takes a hundred once it is parsed) needs much memory. The
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -54,7 +54,9 @@ def messages() -> dict[str, Any]:
         for field, (number, kind, repeated) in fields.items():
             label = Field.LABEL_REPEATED if repeated else Field.LABEL_OPTIONAL
             if kind in scalars:
-                described.field.add(name=field, number=number, label=label, type=scalars[kind])
+                added = described.field.add(name=field, number=number, label=label, type=scalars[kind])
+                if kind == "int64":
+                    added.options.packed = True  # as caffe.proto says; read in either form
             else:
                 described.field.add(
                     name=field, number=number, label=label, type=Field.TYPE_MESSAGE, type_name=f".fastrcnn_caffe.{kind}"
@@ -94,6 +96,45 @@ def read(path: Path) -> dict[str, Tensor]:
     if not found:
         raise UserError(f"{path}: no layer with weights in it; this is not a .caffemodel.")
     return found
+
+
+def write(file: BinaryIO, name: str, layers: Iterable[tuple[str, Mapping[str, Tensor]]]) -> None:
+    """Writes a network of this name, in the form that Caffe has had since 2015.
+
+    layers: the name of each, with its `weight`, (out, in, height, width) of a convolution or (out, in) of an inner
+    product, and its `bias` (out,), if any; float32. Beside them, no copy of a layer is held in memory.
+    """
+    _field(file, 1, name.encode())
+    for layer, tensors in layers:
+        kind = (CONVOLUTION if tensors["weight"].dim() == 4 else INNER_PRODUCT)[0]
+        head = messages()["Layer"](name=layer.encode(), type=kind.encode()).SerializeToString()
+        blobs = []
+        for part in ("weight", "bias"):
+            if part in tensors:
+                shape = messages()["Shape"](dim=tensors[part].shape)
+                numbers = tensors[part].detach().cpu().contiguous().numpy().astype("<f4", copy=False)
+                blobs.append((messages()["Blob"](shape=shape).SerializeToString(), memoryview(numbers.data).cast("B")))
+        sizes = [len(shape) + len(_key(5, len(data))) + len(data) for shape, data in blobs]
+        file.write(_key(100, len(head) + sum(len(_key(7, size)) + size for size in sizes)) + head)
+        for size, (shape, data) in zip(sizes, blobs, strict=True):
+            file.write(_key(7, size) + shape)
+            _field(file, 5, data)
+
+
+def _field(file: BinaryIO, number: int, content: bytes | memoryview) -> None:
+    file.write(_key(number, len(content)))
+    file.write(content)
+
+
+def _key(number: int, length: int) -> bytes:
+    """What stands before a field of `length` bytes."""
+    out = bytearray()
+    for value in (number << 3 | 2, length):
+        while value > 127:
+            out.append(value & 127 | 128)
+            value >>= 7
+        out.append(value)
+    return bytes(out)
 
 
 def _layers(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:

@@ -11,11 +11,13 @@ trained with conv1_1 frozen, so theirs are the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD
+from fastrcnn.errors import UserError
+from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,31 @@ def decide(asked: str, weight: Tensor, bias: Tensor, from_caffe: bool) -> tuple[
     if from_caffe:
         return "caffe_bgr", "the layers bear Caffe's names"
     return "imagenet_rgb", "no published weights; if they were trained in Caffe, say model.pixels=caffe_bgr"
+
+
+def first_layer_for(model: FastRCNN, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor, float]:
+    """Weight and bias of the first convolution for pixels (RGB - mean) / std, in place of the model's, and the largest
+    difference between the two means in grey levels.
+
+    The deviations go into the weights, which is exact: a padding of 0 stays 0. A difference d of the means goes into
+    the bias, which is exact but for the outermost cells, those that see the padding: 0 there is a pixel of the mean
+    colour, so that their padding is lighter or darker by d. Raises UserError where d is more than one grey level, from
+    one value of a pixel to the next: torchvision's mean and Caffe's differ by .90.
+    """
+    name, state = model.trunk.network.convs[0].name, model.trunk.convs.state_dict()
+    old_mean, old_std = model.pixel_mean.double(), model.pixel_std.double()  # (3, 1, 1)
+    # Rounded as the model's are, so that weights for the same pixels stay the same to the last bit.
+    new_mean, new_std = (model.pixel_mean.new_tensor(v).view(3, 1, 1).double() for v in (mean, std))
+    apart = float((new_mean - old_mean).abs().max())
+    if apart > 1:
+        raise UserError(
+            f"this network subtracts {_shown(old_mean)} from red, green and blue, other programs {_shown(new_mean)}. "
+            "What is more than one grey level apart cannot be made up for where the picture is padded."
+        )
+    weight = state[f"{name}.weight"].double()
+    bias = state[f"{name}.bias"].double() + (weight * ((new_mean - old_mean) / old_std)).sum(dim=(1, 2, 3))
+    return (weight * new_std / old_std).float(), bias.float(), apart
+
+
+def _shown(mean: Tensor) -> str:
+    return ", ".join(f"{v:g}" for v in mean.flatten().tolist())

@@ -25,6 +25,8 @@ CAFFE_NAMES = {
     **{name: name for name in OUTPUTS},
 }
 NETWORK_FITS = "VGG16's fit model=vgg16, VGG_CNN_M_1024's model=vgg_cnn_m_1024, CaffeNet's model=caffenet, of width 1"
+EXPORT_FITS = "what `fastrcnn export` wrote fits the model.* keys of the run that it came from"
+AUTHORS_ROI_SIZE = {"vgg16": 7, "vgg_cnn_m_1024": 6, "caffenet": 6}  # cells along a side, in models/*/train.prototxt
 DETECTOR_FITS = (
     "a detector has one of the paper's three networks, RoIs pooled to 7 x 7 (VGG16) or 6 x 6, and two outputs"
 )
@@ -138,11 +140,19 @@ def from_caffe(state: dict[str, Tensor]) -> bool:
 
 
 def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixels: str = "auto") -> None:
-    """Puts weights of its network, with Caffe's names or (VGG16) torchvision's, into the trunk and fc6, fc7 of `model`,
-    and what they expect of pixels into its buffers.
+    """Puts weights of its network, with Caffe's names, (VGG16) torchvision's, or our own, into the trunk and fc6, fc7
+    of `model`, and what they expect of pixels into its buffers.
 
-    pixels: see pixels.decide. Raises UserError with the layers and shapes that do not fit; nothing is loaded then.
+    pixels: see pixels.decide; our own weights bring along what they expect. Raises UserError with the layers and shapes
+    that do not fit; nothing is loaded then.
     """
+    own: dict[str, Tensor] = {k: state[k] for k in ("pixel_mean", "pixel_std") if k in state}
+    if len(own) == 2:
+        kept = {k: v for k, v in state.items() if k.startswith(("trunk.", "head.", "reduce."))}
+        log.info("%s: of this detector the layers for its classes are left out", source)
+        parts = tuple(dict.fromkeys(["trunk.", "head.", *(k[:7] for k in kept if k.startswith("reduce."))]))
+        _load(model, kept, parts, source, pixels, False, EXPORT_FITS, own)
+        return
     translated = translate(state)
     outputs = [k for k in translated if k.startswith(OUTPUTS)]
     if outputs:
@@ -204,8 +214,10 @@ def _load(
     pixels: str,
     caffe_names: bool,
     fits: str,
+    own: dict[str, Tensor] | None = None,
 ) -> None:
-    wanted = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
+    wanted = {k: v for k, v in model.state_dict().items() if k.startswith((*parts, *(own or {})))}
+    translated = translated | (own or {})
     problems = [
         f"  {k}: missing, {tuple(v.shape)} wanted"
         for k, v in wanted.items()
@@ -225,6 +237,10 @@ def _load(
             + "\n".join(problems[:12])
             + (f"\n  and {len(problems) - 12} more" if len(problems) > 12 else "")
         )
+    if own and pixels == "auto":
+        log.info("%s: pixels as the file says", source)
+        nn.Module.load_state_dict(model, translated, strict=False)
+        return
     first = f"trunk.convs.{model.trunk.network.convs[0].name}"
     name, why = decide(pixels, translated[f"{first}.weight"], translated[f"{first}.bias"], caffe_names)
     log.info("%s: pixels as %s (%s)", source, name, why)

@@ -108,7 +108,10 @@ def resolve(where: Path) -> Path:
     if where.is_file():
         return where
     if not where.exists():
-        raise UserError(f"checkpoint: there is no file or folder {where}. Give a run's folder or a .pt file.")
+        raise UserError(
+            f"checkpoint: there is no file or folder {where}. Give a run's folder, a .pt file, or a detector's "
+            ".caffemodel."
+        )
     for folder in (where / "checkpoints", where):
         best = folder / "best.pt"
         if best.is_file():

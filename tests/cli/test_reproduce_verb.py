@@ -165,7 +165,7 @@ def test_a_table_is_run_once_and_gives_every_cell(
     assert moved == {"bbox_pred.weight", "bbox_pred.bias"}, "stage-wise training regresses boxes and nothing else"
 
     # What a user evaluates in a run's folder meanwhile does not count, and nothing is run again.
-    assert call("eval", f"checkpoint={first}", "metric=voc10", "detection.score_threshold=1")[0] == 0
+    assert call("eval", f"checkpoint={first}", "split=test", "metric=voc10", "detection.score_threshold=1")[0] == 0
     caplog.clear()
     status, again, err = call("reproduce", "table=6", "output=out", *known)
     assert status == 0, err

@@ -6,19 +6,15 @@ from pathlib import Path
 
 import caffemodel
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto, helper
+from caffe_onnx import as_caffe, onnx_network
 
 from fastrcnn import build
 from fastrcnn.errors import UserError
 from fastrcnn.model import caffe
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.weights import Layout, detector_layout, load_detector, load_pretrained, read_state_dict
-
-MEAN_BGR = (102.9801, 115.9465, 122.7717)
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -109,49 +105,6 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
         caffe.read(tmp_path / "none.caffemodel")
 
 
-def onnx_network(weights: dict[str, np.ndarray], kind: str = "vgg16") -> onnxruntime.InferenceSession:
-    """The author's test network for ONNX Runtime, made of Caffe's weights as they are: BGR without mean and inclusive
-    RoIs in, class logits and deltas out."""
-    nodes, x = [], "data"
-
-    def add(kind: str, inputs: list[str], output: str, **attributes: object) -> str:
-        nodes.append(helper.make_node(kind, inputs, [output], **attributes))
-        return output
-
-    for i, (name, *numbers) in enumerate(caffemodel.LAYERS[kind]):
-        if name == "pool":
-            kernel, stride, pad = numbers
-            window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
-            x = add("MaxPool", [x], f"max{i}", ceil_mode=1, **window)
-        elif name == "lrn":
-            x = add("LRN", [x], f"norm{i}", alpha=numbers[0], beta=0.75, bias=numbers[1], size=5)
-        else:
-            _, kernel, stride, pad, groups = numbers
-            window = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
-            x = add("Conv", [x, f"{name}.weight", f"{name}.bias"], name, group=groups, **window)
-            x = add("Relu", [x], f"relu_{name}")
-    add("Identity", [x], "map")
-    x = add("MaxRoiPool", [x, "rois"], "roi_pool5", pooled_shape=[caffemodel.CELLS[kind]] * 2, spatial_scale=1 / 16)
-    x = add("Flatten", [x], "flat")
-    for name in ("fc6", "fc7"):
-        if f"{name}_L.weight" in weights:
-            x = add("Gemm", [x, f"{name}_L.weight"], f"{name}_L", transB=1)
-            x = add("Gemm", [x, f"{name}_U.weight", f"{name}_U.bias"], name, transB=1)
-        else:
-            x = add("Gemm", [x, f"{name}.weight", f"{name}.bias"], name, transB=1)
-        x = add("Relu", [x], f"relu_{name}")
-    for name in ("cls_score", "bbox_pred"):
-        add("Gemm", [x, f"{name}.weight", f"{name}.bias"], name, transB=1)
-    shapes = {"data": [1, 3, "h", "w"], "rois": ["k", 5]}, {"map": None, "cls_score": None, "bbox_pred": None}
-    inputs, outputs = (
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in part.items()] for part in shapes
-    )
-    constants = [onnx.numpy_helper.from_array(v, n) for n, v in weights.items()]
-    graph = helper.make_graph(nodes, "fast_rcnn", inputs, outputs, constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-
-
 def compressed(weights: dict[str, np.ndarray], name: str, rank: int) -> dict[str, np.ndarray]:
     """With the layer `name` as the author's compress_net.py leaves it."""
     u, s, v = np.linalg.svd(weights[f"{name}.weight"], full_matrices=False)
@@ -182,16 +135,14 @@ def test_a_released_detector_gives_what_onnx_runtime_gives(tmp_path: Path, kind:
     layout = detector_layout(read_state_dict(path), "w")
     ranks: dict[str, int | None] = {"fc6": 20, "fc7": 9} if svd else {"fc6": None, "fc7": None}
     assert layout == Layout(kind, 0.125, 3, ranks)
-    model = build.caffe_detector(path, ["a", "b", "c"]).eval()
+    model = build.caffe_detector(path, ["a", "b", "c"])[1].eval()
     assert model.delta_mean.eq(0).all()
     assert model.delta_std.eq(1).all()
 
     rng = np.random.default_rng(1)
     rgb = rng.integers(0, 256, (1, 3, 75, 110), dtype=np.uint8)
     boxes = np.array([[0, 3, 4, 90, 70], [0, 20, 10, 52, 44], [0, 0, 0, 110, 75]], np.float32)  # half-open
-    theirs = rgb[:, ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32).reshape(1, 3, 1, 1)
-    feeds = {"data": theirs, "rois": boxes - np.array([0, 0, 0, 1, 1], np.float32)}
-    feature_map, logits, deltas = onnx_network(weights, kind).run(None, feeds)
+    feature_map, logits, deltas = onnx_network(weights, kind).run(None, as_caffe(rgb, boxes))
     with torch.no_grad():
         found_map = model.features(torch.from_numpy(rgb))[0]
         found_logits, found_deltas = model(torch.from_numpy(rgb), torch.from_numpy(boxes))
@@ -209,10 +160,9 @@ def test_vgg16_of_caffe_gives_the_features_onnx_runtime_gives(tmp_path: Path) ->
     model = FastRCNN(2, 0.125)
     load_pretrained(model, read_state_dict(caffemodel.write(tmp_path / "w.caffemodel", weights, old=True)), "w")
     rgb = np.random.default_rng(1).integers(0, 256, (1, 3, 33, 50), dtype=np.uint8)
-    theirs = rgb[:, ::-1].astype(np.float32) - np.array(MEAN_BGR, np.float32).reshape(1, 3, 1, 1)
     outputs = caffemodel.vgg16(0.125, classes=1)
     session = onnx_network({**weights, **{k: v for k, v in outputs.items() if k not in weights}})
-    (wanted,) = session.run(["map"], {"data": theirs, "rois": np.zeros((1, 5), np.float32)})
+    (wanted,) = session.run(["map"], as_caffe(rgb, np.array([[0, 0, 0, 9, 9]], np.float32)))
     with torch.no_grad():
         (found,) = model.features(torch.from_numpy(rgb))
     np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-3, atol=1e-4 * wanted.max())

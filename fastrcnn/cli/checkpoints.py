@@ -1,0 +1,88 @@
+"""What `checkpoint=` and `start=` may name: a run's folder, a .pt file, or a detector's .caffemodel.
+
+The last is given the form of a checkpoint, so that every verb takes it as one.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastrcnn.cli.compose import check_overrides, compose, to_dict
+from fastrcnn.config import groups
+from fastrcnn.errors import UserError
+
+log = logging.getLogger("fastrcnn")
+
+
+def require(verb: str, arguments: list[str]) -> None:
+    """Raises UserError where no checkpoint is named, before Hydra or torch are needed."""
+    given = dict(a.split("=", 1) for a in check_overrides(verb, arguments))
+    if given.get("checkpoint", "null") == "null":
+        raise UserError(
+            f"which model? fastrcnn {verb} checkpoint=RUN, the folder of a run, a .pt file, or a detector's "
+            ".caffemodel."
+        )
+
+
+def opened(verb: str, config: Any, arguments: list[str]) -> tuple[Any, Path, dict[str, Any]]:
+    """The configuration of the run that `config.checkpoint` names with the arguments on top, its file and content.
+
+    config: composed of the arguments alone. Raises UserError.
+    """
+    path, content = read(config.checkpoint, config)
+    found = compose(verb, arguments, base=content["config"])
+    alone = content["config"].get("solver", {}).get("box_weight") == 0
+    if alone and "detection" in groups(type(found)) and found.detection.box_regression:
+        log.info("%s: trained without box regression, so RoIs are taken as they are", path)
+        found.detection.box_regression = False
+    return found, path, content
+
+
+def read(where: str, config: Any) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint's file that a user means by `where`, and its content.
+
+    config: of the verb; a .caffemodel, which names no classes, takes them from there. Raises UserError.
+    """
+    named = Path(where).expanduser()
+    if named.suffix == ".caffemodel":
+        return named, _of_caffe(named, config)
+    from fastrcnn.training import checkpoint
+
+    path = checkpoint.resolve(named)
+    return path, checkpoint.load(path)
+
+
+def _of_caffe(path: Path, config: Any) -> dict[str, Any]:
+    """A detector in a .caffemodel as a checkpoint of step 0 that was trained by the verb's configuration."""
+    if config.data.classes is None:
+        raise UserError(
+            f"{path}: a .caffemodel does not name its classes. Say data=voc07 for the author's detectors of VOC, or "
+            "data.classes=[...] with the names in the order they were trained in."
+        )
+    from fastrcnn import build, build_data
+
+    names = build_data.classes(config.data)
+    model_config, model = build.caffe_detector(path, names)
+    known = copy.deepcopy(config)
+    if known.data.root is not None and Path(known.data.root).expanduser().exists():
+        build_data.absolute_paths(known.data)
+    whole = to_dict(known)
+    return {
+        "step": 0,
+        "best": -1.0,
+        "classes": names,
+        "config": {name: whole[name] for name in groups(type(config))} | {"model": asdict(model_config)},
+        "model": model.state_dict(),
+    }
+
+
+def run_of(path: Path) -> Path:
+    """The folder of the run that a checkpoint's file belongs to; of a .caffemodel outputs/<its name>, as what lies
+    beside it is none of ours."""
+    if path.suffix == ".caffemodel":
+        return Path("outputs") / path.stem
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
