@@ -116,7 +116,7 @@ def network(work: Work, seed: int, given: list[str], config: ReproduceConfig) ->
     wanted = train.configure(arguments)
     folder = Path("outputs") / "reproduce" / f"{work.experiment}-{digest(wanted)}"
     last = folder / "checkpoints" / f"step-{wanted.solver.iterations}.pt"
-    finished = (folder / "eval").is_dir() if wanted.data.test else last.is_file()
+    finished = any((folder / "eval").glob("*/metrics.json")) if wanted.data.test else last.is_file()
     if not finished:
         resume = (folder / "checkpoints").is_dir() and any((folder / "checkpoints").glob("step-*.pt"))
         log.info("%s %s, seed %d: %s", "going on with" if resume else "training", work.experiment, seed, folder)
