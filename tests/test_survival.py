@@ -61,9 +61,12 @@ def status(process: Forked) -> int:
 
 def children(pid: int) -> list[int]:
     """The loader's processes of a training."""
-    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    names = {int(child): Path(f"/proc/{child}/comm").read_text().strip() for child in listed}
-    return [child for child, name in names.items() if name == "pt_data_worker"]
+    found = []
+    with contextlib.suppress(OSError):  # of a process, or a child, that has ended
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if Path(f"/proc/{child}/comm").read_text().strip() == "pt_data_worker":
+                found.append(int(child))
+    return found
 
 
 def steps(run: Path) -> list[int]:
@@ -118,7 +121,7 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize(("phase", "workers"), zip(PHASES, (2, 0, 2, 0), strict=True))
+@pytest.mark.parametrize(("phase", "workers"), list(zip(PHASES, (2, 0, 2, 0), strict=True)))
 def test_a_run_that_is_told_to_stop_saves_says_how_to_go_on_and_is_the_same_run_then(
     source: Source, whole: Path, place: Path, tmp_path: Path, phase: str, workers: int
 ) -> None:
@@ -251,9 +254,7 @@ def begun(source: Source, run: Path) -> int:
     return steps(run)[0]
 
 
-def test_broken_newest_checkpoints_are_passed_over_and_that_is_said(
-    source: Source, whole: Path, tmp_path: Path
-) -> None:
+def test_broken_newest_checkpoints_are_passed_over_and_said(source: Source, whole: Path, tmp_path: Path) -> None:
     run, said = tmp_path / "run", tmp_path / "said.txt"
     good = begun(source, run)
     sound, flipped, cut, hostile, other = (run / "checkpoints" / f"step-{good + i}.pt" for i in range(5))
