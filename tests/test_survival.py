@@ -209,12 +209,18 @@ def test_a_loader_process_that_is_killed_is_named_and_the_step_saved(
     process = source.start(["train", f"run={run}", *settings, "runtime.workers=2"], said)
     until(lambda: len(children(process.pid)) == 2, process)
     victim = children(process.pid)[1]
+    os.kill(victim, signal.SIGSTOP)  # it has batches in store for nine steps at most
+    until(lambda: "train/loss" in (run / "metrics.csv").read_text(), process)
     os.kill(victim, signal.SIGKILL)
     assert status(process) == 1, said.read_text()
     text = said.read_text()
     assert "Traceback" not in text
     assert f"a process that loads pictures died: {victim} (killed by SIGKILL)" in text
     assert "runtime.workers" in text
+    with (run / "metrics.csv").open(newline="") as file:
+        done = max(int(row["step"]) for row in csv.DictReader(file))
+    assert 0 < done == steps(run)[0]
+    assert f"Step {done} is saved." in text
     assert f"To go on: fastrcnn train run={run} resume=auto" in text
     assert status(source.start(["train", f"run={run}", "resume=auto", "runtime.workers=0"], said)) == 0
     same_run(run, whole)
