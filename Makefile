@@ -7,13 +7,13 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY ?= passive
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard fastrcnn/ops/csrc/*)
 
-.PHONY: demo test fuzz check format lint types bench wheel clean help
+.PHONY: demo test fuzz soak check format lint types bench wheel clean help
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
 	@echo 'make check  format, lint, types and tests      make format  formats the code'
 	@echo 'make bench  the benchmarks                     make wheel   builds dist/*.whl'
-	@echo 'make fuzz   looks for inputs that break a reader'
+	@echo 'make fuzz   looks for inputs that break a reader  make soak   kills a training 50 times'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -37,6 +37,9 @@ test: $(VENV)/.installed-dev
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --hypothesis-profile=search --timeout=3600 -m hypothesis
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python scripts/soak.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

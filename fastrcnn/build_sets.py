@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from fastrcnn.build import one_of
@@ -19,7 +20,7 @@ from fastrcnn.config import DataConfig, SelectiveSearchConfig
 from fastrcnn.data.dataset import DetectionDataset, Proposals
 from fastrcnn.data.images import image_size, read_bytes
 from fastrcnn.data.proposals import ProposalStore
-from fastrcnn.data.selective_search import SelectiveSearchSettings, propose_all
+from fastrcnn.data.selective_search import ALGORITHM, SelectiveSearchSettings, propose_all
 from fastrcnn.data.transforms import Augmentation, Mirrored
 from fastrcnn.data.voc import IMAGE_SUFFIXES
 from fastrcnn.errors import UserError
@@ -36,9 +37,10 @@ def selective_search(config: SelectiveSearchConfig) -> SelectiveSearchSettings:
 
 
 def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) -> Path:
-    """Where generated proposals of the pictures are kept: a name that depends on the settings and every byte of
-    the pictures, so that what is found there is never out of date."""
-    digest = hashlib.sha256(json.dumps(asdict(config.selective_search), sort_keys=True).encode())
+    """Where generated proposals of the pictures are kept: a name that depends on the settings, the program and
+    every byte of the pictures, so that what is found there is never out of date."""
+    how = [ALGORITHM, cv2.__version__, asdict(config.selective_search)]
+    digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     for sample in sorted(pictures, key=lambda s: s.image_id):
         digest.update(sample.image_id.encode() + b"\0" + hashlib.sha256(sample.path.read_bytes()).digest())
     name = f"{config.name}-{split.replace('/', '-')}-{digest.hexdigest()[:12]}.proposals"

@@ -30,13 +30,15 @@ USAGE = "usage: fastrcnn VERB [key=value ...]      (fastrcnn VERB --help lists a
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 0, 1 for a mistake of the user's, 2 for a wrong call."""
+    """Runs the command line; returns the exit status: 0, 1 for a mistake of the user's, 2 for a wrong call, 128 and a
+    signal's number where it ended a training."""
     arguments = sys.argv[1:] if argv is None else argv
     # OpenMP's threads should sleep, not spin, while they wait for each other: on a machine that does anything else
     # besides, the loader's processes for one, spinning costs far more than waking up (three times the CPU time for a
     # training step with two busy neighbours on two cores). Read when torch is loaded, which is yet to come.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from fastrcnn.errors import UserError, nearest
+    from fastrcnn.training.signals import Stopped
 
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -70,6 +72,10 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"fastrcnn: {_unfit_pair(error)}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        if str(stopped):
+            print(f"fastrcnn: {stopped}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print("\nfastrcnn: interrupted.", file=sys.stderr)
         return 130

@@ -46,10 +46,17 @@ def refuse_used(folder: Path) -> None:
         )
 
 
+class LogFile(logging.FileHandler):
+    """A file that does without what a full disk does not take: a checkpoint that it does not take says so."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Where logging would print a traceback."""
+
+
 @contextmanager
 def log_to(folder: Path) -> Iterator[None]:
     """Messages go to train.log in the folder as well."""
-    file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    file = LogFile(folder / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)
     try:

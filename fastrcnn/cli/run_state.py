@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastrcnn.cli.compose import to_dict
 from fastrcnn.config import TrainConfig
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fastrcnn.training.tracking import Tracker
 
 log = logging.getLogger("fastrcnn")
+Pyramid = TypeVar("Pyramid")
 
 
 def load_newest(
@@ -35,7 +37,9 @@ def load_newest(
     """
     from fastrcnn.training import checkpoint
 
-    path, state, refused = checkpoint.newest_sound(checkpoints)
+    path, state, refused = checkpoint.newest_sound(
+        checkpoints, ("step", "best", "classes", "config", "model", "optimizer")
+    )
     for reason in refused:
         log.warning("passed over: %s", reason)
     if state["classes"] != names:
@@ -52,11 +56,17 @@ def load_newest(
                 f"{group}.{key}={now}: the run was started with {was}, and its optimiser's state fits nothing else. "
                 f"Leave it out, or begin a new run with start={path}."
             )
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path}: its optimiser's state is not this model's or solver's ({error}).") from None
     log.info("going on from %s", path)
     written = [state]
     if (checkpoints / "best.pt").is_file():  # by an evaluation that came after the checkpoint
-        written.append(checkpoint.load(checkpoints / "best.pt"))
+        try:
+            written.append(checkpoint.load(checkpoints / "best.pt"))
+        except UserError as error:
+            log.warning("passed over: %s", error)
     alike = [w for w in written if all(w["config"]["data"][k] == getattr(config.data, k) for k in ("metric", "test"))]
     return state["step"], max((w["best"] for w in alike), default=-1.0)
 
@@ -72,6 +82,9 @@ class RunState:
     optimizer: torch.optim.Optimizer
     tracker: Tracker
     best: float  # mAP
+    done: int = 0  # steps of the run that are over, with all that belongs to them
+    interrupted: Callable[[], bool] = lambda: False
+    saved: int = 0  # the step saved last
     outcome: Evaluation | None = None  # the last one
 
     def content(self, step: int) -> dict[str, Any]:
@@ -91,6 +104,12 @@ class RunState:
         folder = self.folder / "checkpoints"
         checkpoint.save(folder / f"step-{step}.pt", self.content(step) | {"optimizer": self.optimizer.state_dict()})
         checkpoint.keep_last(folder, self.config.runtime.keep_checkpoints)
+        self.saved = step
+
+    def step_over(self) -> bool:
+        """For the loop, after each step: whether the run is to end."""
+        self.done += 1
+        return self.interrupted()
 
     def failed(self, step: int, evidence: dict[str, Any]) -> Path:
         """Writes failed-step-N.pt, from which a step whose loss was not finite can be done again."""
@@ -109,20 +128,32 @@ class RunState:
         metric: Metric,
         dtype: torch.dtype,
     ) -> None:
-        """Evaluates, records, and writes best.pt where the mAP is the best so far."""
+        """Evaluates, records, and writes best.pt where the mAP is the best so far.
+
+        Raises Interrupted, at the next picture, where the run is to end.
+        """
         from fastrcnn.data.loader import detection_loader
         from fastrcnn.evaluation.evaluate import evaluate
         from fastrcnn.training import checkpoint
 
-        batches = detection_loader(test_set, workers=workers)
+        batches = self.until_interrupted(step, detection_loader(test_set, workers=workers))
         self.outcome = evaluate(self.model, batches, len(test_set), self.names, metric, detection, dtype)
         mean_ap, ap = self.outcome.ap.mean or 0.0, self.outcome.ap.ap
-        values = {"mAP": mean_ap} | self.outcome.ap.figures | {f"ap/{n}": v for n, v in ap.items()}
-        self.tracker.scalars(step, {f"eval/{n}": v for n, v in values.items() if v is not None})
-        log.info("step %d: mAP %.4f", step, mean_ap)
         if mean_ap > self.best:
             self.best = mean_ap
             checkpoint.save(self.folder / "checkpoints" / "best.pt", self.content(step))
+        values = self.outcome.ap.figures | {f"ap/{n}": v for n, v in ap.items()} | {"mAP": mean_ap}  # see EVALUATED
+        self.tracker.scalars(step, {f"eval/{n}": v for n, v in values.items() if v is not None})
+        log.info("step %d: mAP %.4f", step, mean_ap)
+
+    def until_interrupted(self, step: int, batches: Iterable[Pyramid]) -> Iterator[Pyramid]:
+        """The batches, as long as nothing asks the run to end."""
+        from fastrcnn.training.loop import Interrupted
+
+        for batch in batches:
+            if self.interrupted():
+                raise Interrupted(step)
+            yield batch
 
     def draw(self, step: int, batch: Batch, rois: torch.Tensor, targets: RoITargets) -> None:
         """A picture of the step's RoIs for TensorBoard."""

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from fastrcnn.cli import start
 from fastrcnn.cli.compose import compose, experiment_content, to_yaml
+from fastrcnn.cli.run_end import good_order
 from fastrcnn.cli.run_folder import log_to, refuse_used, run_folder, saved_config
 from fastrcnn.cli.run_state import RunState, load_newest
 from fastrcnn.config import TrainConfig
 from fastrcnn.errors import UserError
+from fastrcnn.training.signals import Stop, heeded
 
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
@@ -28,7 +30,8 @@ EXAMPLES = [
 
 def main(arguments: list[str]) -> int:
     """Trains, evaluates, and says where everything is."""
-    run(configure(arguments))
+    with heeded():  # from the first moment on
+        run(configure(arguments))
     return 0
 
 
@@ -55,7 +58,16 @@ def configure(arguments: list[str]) -> TrainConfig:
 
 def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
     """The whole training that the configuration describes; returns the run's folder and the last evaluation, which
-    there is none of where `data.test` is empty."""
+    there is none of where `data.test` is empty.
+
+    SIGTERM or SIGINT end it after a step, which is saved: Stopped.
+    """
+    with heeded() as stop:
+        return run_until(config, stop)
+
+
+def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]:
+    """See run."""
     from fastrcnn import build, build_data, build_sets
 
     build.check_training(config)
@@ -64,16 +76,19 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
         build.detection(config.detection),
         build_data.metric(config.data),
     )  # mistakes show before the work
-    folder, resumed = run_folder(config)
+    folder, begun = run_folder(config)
     import torch
 
     from fastrcnn.data.loader import training_loader
     from fastrcnn.evaluation.evaluate import table, write_results
     from fastrcnn.model.head import parameter_count
-    from fastrcnn.training import loop
+    from fastrcnn.training import checkpoint, loop
     from fastrcnn.training.optim import sgd
     from fastrcnn.training.tracking import Tracker, claim, describe_run
 
+    resumed = begun and bool(checkpoint.in_order(folder / "checkpoints"))
+    if begun and not resumed:
+        log.info("%s: it ended before its first checkpoint, and begins again", folder)
     device = build.device(config.runtime)
     dtype = build.precision(config.runtime, device)
     build.threads(config.runtime)
@@ -99,6 +114,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
     done, best = 0, -1.0
     if resumed:
         done, best = load_newest(folder / "checkpoints", model, optimizer, names, config)
+        stop.state = f"nothing was trained after step {done}"
     else:
         build_sets.say_recall(train_set, names)
         if begin:  # the weights of bbox_pred were trained for the statistics that came with them
@@ -109,9 +125,10 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
             log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
             build.set_delta_statistics(model, train_set, config)
 
-    with claim(folder), log_to(folder):
-        if not resumed:
+    with claim(folder), log_to(folder), good_order(folder, stop) as ending:
+        if not begun:
             refuse_used(folder)  # one that began while this one was looking at its data
+        checkpoint.sweep(folder / "checkpoints")
         describe_run(folder, to_yaml(config))
         log.info(
             "%s: %d training and %d test pictures, classes %s",
@@ -121,15 +138,18 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
             ", ".join(names),
         )
         log.info("%s parameters, %s, %s", f"{parameter_count(model):,}", device, str(dtype).removeprefix("torch."))
-        state = RunState(config, folder, names, model, optimizer, Tracker(folder, done), best)
+        state = RunState(config, folder, names, model, optimizer, Tracker(folder, done), best, done, saved=done)
+        state.interrupted, ending.state = stop, state
 
         def evaluate(step: int) -> None:
             if test_set is not None:
                 state.evaluate(step, test_set, workers, detection, metric, dtype)
 
-        if done >= solver.iterations:
-            evaluate(done)
-        else:
+        stop.finish_steps()
+        every = config.runtime.evaluate_every
+        if done >= solver.iterations or (done and every and done % every == 0 and not state.tracker.evaluated):
+            evaluate(done)  # the run was interrupted there
+        if done < solver.iterations:
             loop.train(
                 model,
                 training_loader(train_set, solver.images_per_batch, workers, done, pin_memory=device.type == "cuda"),
@@ -141,6 +161,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
                 evaluate=evaluate,
                 draw=state.draw,
                 failed=state.failed,
+                interrupted=state.step_over,
                 dtype=dtype,
                 box_weight=solver.box_weight,
             )

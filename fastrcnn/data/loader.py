@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
@@ -62,14 +68,71 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
         return np.random.default_rng((self.seed, epoch)).permutation(self.length)
 
 
+class WorkerDiedError(UserError):
+    """A process that loads pictures is gone, and the batches that it was to make."""
+
+
 class Loader(DataLoader):
-    """A DataLoader whose workers' UserErrors arrive as they were raised, without the workers' traceback."""
+    """A DataLoader whose workers' UserErrors arrive as they were raised, without the workers' traceback, and which
+    says of a worker that died what it died of: WorkerDiedError, raised where a batch is asked for and nowhere else."""
 
     def __iter__(self) -> Iterator:  # type: ignore[override]
+        others = multiprocessing.active_children()
+        answered = signal.getsignal(signal.SIGCHLD)
+        iterator = super().__iter__()
+        if answered is not None and threading.current_thread() is threading.main_thread():
+            # torch has set a handler that raises wherever the program is, in the middle of a step or a checkpoint.
+            # Without it a death is noticed when a batch does not come, within five seconds.
+            signal.signal(signal.SIGCHLD, answered)
+        own = [process for process in multiprocessing.active_children() if process not in others]
+        ended = False
         try:
-            yield from super().__iter__()
+            yield from iterator
+            ended = True
         except UserError as error:
             raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].rstrip()) from None
+        except (RuntimeError, OSError, EOFError):  # by chance: no batch, or a part of one
+            if dead := _dead(own):
+                raise WorkerDiedError(_obituary(dead)) from None
+            raise
+        finally:
+            if not ended:  # one that died may have taken a lock with it, for which the others would wait for ever
+                for process in own:
+                    process.kill()
+
+
+def _dead(processes: Sequence[BaseProcess], within: float = 1.0) -> list[BaseProcess]:
+    """Those that have ended; where there is none, those that do in so many seconds: a pipe is closed before that."""
+    wait([process.sentinel for process in processes], timeout=within)
+    return [process for process in processes if not process.is_alive()]
+
+
+def _obituary(dead: Sequence[BaseProcess]) -> str:
+    """What the processes died of, and what helps."""
+    causes = []
+    for process in dead:
+        code = process.exitcode or 0
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        causes.append(f"{process.pid} ({how})")
+    return (
+        f"a process that loads pictures died: {', '.join(causes)}. Most likely the system killed it for want of "
+        "memory: fewer of them (runtime.workers; 0 is possible) or smaller pictures need less."
+    )
+
+
+def start_worker(_number: int) -> None:
+    """Prepares a process that loads pictures: deaf to the signals that its parent answers, and gone when its parent is,
+    however that ended."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def leave_with_parent() -> None:
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
 def training_loader(
@@ -106,5 +169,6 @@ def _options(workers: int, pin_memory: bool) -> dict:
         "pin_memory": pin_memory,
         "generator": generator,
         "persistent_workers": workers > 0,
+        "worker_init_fn": start_worker,
         "prefetch_factor": 4 if workers > 0 else None,
     }

@@ -130,10 +130,12 @@ def write_results(result: Evaluation, folder: Path, split: str) -> None:
             "recall_50": {name: r.at_50 for name, r in result.recall.classes.items()},
             "recall_70": {name: r.at_70 for name, r in result.recall.classes.items()},
         }
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     if result.seconds_per_image is not None:  # by itself, so that the same run gives the same metrics.json
         timing = {"seconds_per_image": result.seconds_per_image}
         (folder / "timing.json").write_text(json.dumps(timing) + "\n", encoding="utf-8")
+    whole = folder / ".metrics.json.tmp"  # last, and whole: where it is, all is there
+    whole.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    whole.replace(folder / "metrics.json")
 
 
 def table(result: Evaluation) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -85,15 +86,21 @@ def in_order(folder: Path) -> list[Path]:
     return [p for _, p in sorted(numbered, reverse=True)]
 
 
-def newest_sound(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
+def newest_sound(
+    folder: Path, needed: Collection[str] = ("step", "model", "optimizer")
+) -> tuple[Path, dict[str, Any], list[str]]:
     """The newest checkpoint of a folder that can be read, its content, and why newer ones were passed over.
 
+    needed: what the content has to have, so that a run can go on from it.
     Raises UserError where there is none.
     """
     refused: list[str] = []
     for path in in_order(folder):
         try:
-            return path, load(path), refused
+            content = load(path)
+            if missing := sorted(set(needed) - content.keys()):
+                raise UserError(f"{path}: no run can go on from it, as it lacks {', '.join(missing)}.")
+            return path, content, refused
         except UserError as error:
             refused.append(str(error))
     why = "\n".join(refused) if refused else "There is no step-N.pt file."
@@ -128,4 +135,11 @@ def keep_last(folder: Path, n: int) -> None:
     """
     by_time = sorted(in_order(folder), key=lambda p: p.stat().st_mtime_ns, reverse=True)  # of equals the higher step
     for path in by_time[n:]:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote a checkpoint left behind. Only for who holds the run's
+    folder: another process may be writing."""
+    for path in folder.glob(".*.pt.*.tmp"):
         path.unlink(missing_ok=True)

@@ -56,6 +56,14 @@ def seed_of(*numbers: int) -> int:
     return value >> 1
 
 
+class Interrupted(Exception):  # noqa: N818 - no error
+    """The run was asked to end, and did so after `step` steps, which are saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"interrupted after step {step}")
+        self.step = step
+
+
 def train(
     model: FastRCNN,
     loader: Iterable[Batch],
@@ -68,6 +76,7 @@ def train(
     evaluate: Callable[[int], None],
     draw: Callable[[int, Batch, torch.Tensor, RoITargets], None],
     failed: Callable[[int, dict[str, Any]], Path] | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
     dtype: torch.dtype = torch.float32,
     box_weight: float = 1.0,
 ) -> None:
@@ -79,7 +88,9 @@ def train(
     save, evaluate: called with the number of steps done; draw: with a batch, its RoIs and their targets as well.
     failed: where the loss is not finite, called with the step and all that went into it (see replay.py); returns the
         file that it was written to.
-    Raises UserError when the loss is no longer finite, before the weights are changed.
+    interrupted: called once after each step, when all that belongs to it is done; where it is true, the run ends.
+    Raises Interrupted, the step being saved, where it is to end before its last step; and UserError when the loss is
+    no longer finite, before the weights are changed.
     """
     device = model.delta_mean.device
     model.train()
@@ -120,11 +131,17 @@ def train(
         if schedule.pictures_every and (done % schedule.pictures_every == 0 or step == schedule.start):
             draw(done, batch, rois, targets)
         last = done == schedule.iterations
-        if done % schedule.checkpoint_every == 0 or last:
+        evaluation_due = last or (schedule.evaluate_every > 0 and done % schedule.evaluate_every == 0)
+        saved = evaluation_due or done % schedule.checkpoint_every == 0  # an evaluation may be long, or abandoned
+        if saved:
             save(done)
-        if last or (schedule.evaluate_every and done % schedule.evaluate_every == 0):
+        if evaluation_due:
             evaluate(done)
             model.train()
+        if interrupted() and not last:
+            if not saved:
+                save(done)
+            raise Interrupted(done)
 
 
 class Meter:

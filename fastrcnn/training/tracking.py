@@ -17,12 +17,15 @@ import numpy as np
 
 from fastrcnn.errors import UserError
 
+EVALUATED = "eval/mAP"  # the last row of an evaluation
+
 
 class Tracker:
     """Records numbers and pictures of a run in its folder.
 
     A row of metrics.csv is (step, name, value). When a run goes on from `start`, later rows of an earlier attempt
-    are removed, and TensorBoard is told to drop what it had from that step on.
+    are removed, and TensorBoard is told to drop what it had from that step on. evaluated: whether the evaluation after
+    `start` steps is on record.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -33,6 +36,9 @@ class Tracker:
         if start and self.csv_path.is_file():
             with self.csv_path.open(newline="") as file:  # the last row may be cut short, where the machine stopped
                 kept = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) <= start]
+        self.evaluated = any(r[:2] == [str(start), EVALUATED] for r in kept)  # else what there is of it is in doubt
+        if not self.evaluated:
+            kept = [r for r in kept if int(r[0]) < start or not r[1].startswith("eval/")]
         rewritten = folder / ".metrics.csv.tmp"
         with rewritten.open("w", newline="") as file:
             csv.writer(file).writerows([["step", "name", "value"], *kept])
@@ -105,7 +111,9 @@ def environment() -> dict[str, Any]:
 def describe_run(folder: Path, config_yaml: str) -> None:
     """Writes config.yaml, command.txt and environment.json into a run's folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(config_yaml, encoding="utf-8")
+    whole = folder / ".config.yaml.tmp"  # a run whose configuration is cut short could not go on
+    whole.write_text(config_yaml, encoding="utf-8")
+    whole.replace(folder / "config.yaml")
     with (folder / "command.txt").open("a", encoding="utf-8") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}\n")
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.structures import Batch, RoITargets, Sample
 from fastrcnn.training import checkpoint
-from fastrcnn.training.loop import Schedule, seed_of, train
+from fastrcnn.training.loop import Interrupted, Schedule, seed_of, train
 from fastrcnn.training.optim import learning_rate, sgd
 from fastrcnn.training.tracking import Tracker
 
@@ -122,7 +123,7 @@ def train_on(
     model: FastRCNN,
     folder: Path,
     schedule: Schedule,
-    **calls: Callable[..., None],
+    **calls: Callable[..., object],
 ) -> None:
     """The loop on given batches."""
     tracker = Tracker(folder)
@@ -202,10 +203,36 @@ def test_checkpoints_evaluations_and_pictures_come_when_they_should(tmp_path: Pa
         evaluate=lambda step: calls.append(("evaluate", step)),
         draw=lambda step, *_: calls.append(("draw", step)),
     )
-    assert [s for c, s in calls if c == "save"] == [3, 6, 7]
+    assert [s for c, s in calls if c == "save"] == [3, 5, 6, 7]
     assert [s for c, s in calls if c == "evaluate"] == [5, 7]
     assert [s for c, s in calls if c == "draw"] == [1, 4]
     assert sorted({s for s, _, _ in metrics(tmp_path)}) == [2, 4, 6, 7]
+
+
+@pytest.mark.parametrize(("step", "saves"), [(2, [2]), (3, [3]), (5, [3, 5]), (7, [3, 5, 6, 7])])
+def test_a_run_that_is_to_end_saves_its_step_once_and_ends_unless_it_is_over(
+    tmp_path: Path, dataset: DetectionDataset, step: int, saves: list[int]
+) -> None:
+    asked: list[int] = []
+    saved: list[int] = []
+
+    def interrupted() -> bool:
+        asked.append(len(asked) + 1)
+        return asked[-1] == step
+
+    expected = pytest.raises(Interrupted) if step < 7 else contextlib.nullcontext()
+    with expected as end:
+        train_on(
+            [first_batch(dataset)] * 7,
+            tiny(),
+            tmp_path,
+            constant(7, 0.0, checkpoint_every=3, evaluate_every=5),
+            save=saved.append,
+            interrupted=interrupted,
+        )
+    assert asked == list(range(1, step + 1)), "once a step"
+    assert saved == saves
+    assert end is None or end.value.step == step
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_weights(

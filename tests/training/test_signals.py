@@ -1,0 +1,95 @@
+"""What the handler of SIGTERM and SIGINT does, without a training: see test_survival.py for one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from fastrcnn.training import signals
+from fastrcnn.training.signals import Stopped, heeded
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_before_the_steps_a_signal_ends_what_runs_and_says_so(number: signal.Signals, status: int) -> None:
+    with pytest.raises(Stopped) as stopped, heeded() as stop:  # noqa: PT012 - the handler is there inside only
+        stop.state = "nothing was done"
+        stop.advice = "do something"
+        os.kill(os.getpid(), number)
+        pytest.fail("it went on")
+    assert stopped.value.status == status
+    assert str(stopped.value) == f"stopped by {number.name}: nothing was done. To go on: do something"
+    assert not isinstance(stopped.value, Exception)  # so that no reader takes it for a fault in a file
+
+
+def test_later_it_is_noted_and_nothing_is_cut_short(capfd: pytest.CaptureFixture[str]) -> None:
+    with heeded() as stop:
+        stop.finish_steps()
+        assert not stop()
+        assert stop.status == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+        assert stop.status == 143
+    assert capfd.readouterr().err == "SIGTERM: ending after this step; once more ends at once, without saving\n"
+
+
+def test_one_whose_exception_was_lost_counts_when_the_steps_begin() -> None:
+    with heeded() as stop:
+        with contextlib.suppress(Stopped):  # as in a callback from C, which lets no exception out
+            os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Stopped):
+            stop.finish_steps()
+
+
+def test_handlers_are_as_they_were_afterwards() -> None:
+    before = [signal.getsignal(n) for n in signals.SIGNALS]
+    with heeded():
+        assert [signal.getsignal(n) for n in signals.SIGNALS] != before
+        with heeded() as inner:
+            assert signal.getsignal(signal.SIGTERM) == inner.handle
+    assert [signal.getsignal(n) for n in signals.SIGNALS] == before
+
+
+def test_a_thread_that_can_have_no_handlers_does_without() -> None:
+    found = []
+
+    def work() -> None:
+        with heeded() as stop:
+            found.append(stop())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+SECOND = """
+import os, signal, time
+from fastrcnn.training.signals import heeded
+class Slow:
+    def __del__(self): print("tidied up")
+slow = Slow()
+with heeded() as stop:
+    stop.finish_steps()
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # as `timeout` does, to the process and its group
+        print("goes on", flush=True)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+        print("never")
+    finally:
+        print("never")
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once_and_one_that_is_sent_twice_is_one() -> None:
+    done = subprocess.run([sys.executable, "-c", SECOND], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 130
+    assert done.stdout == "goes on\n"
+    assert "Traceback" not in done.stderr
