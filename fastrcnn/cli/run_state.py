@@ -109,6 +109,9 @@ class RunState:
         mean_ap, ap = self.outcome.ap.mean or 0.0, self.outcome.ap.ap
         values = {"mAP": mean_ap} | self.outcome.ap.figures | {f"ap/{n}": v for n, v in ap.items()}
         self.tracker.scalars(step, {f"eval/{n}": v for n, v in values.items() if v is not None})
+        for name, curve in self.outcome.ap.classes.items():
+            if curve.ap is not None:
+                self.tracker.precision_recall(step, f"eval/{name}", curve)
         log.info("step %d: mAP %.4f", step, mean_ap)
         if mean_ap > self.best:
             self.best = mean_ap

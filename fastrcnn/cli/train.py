@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from fastrcnn.config import TrainConfig
 
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
+    from fastrcnn.structures import Batch
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
@@ -61,9 +64,11 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
 
     from fastrcnn.data.loader import training_loader
     from fastrcnn.evaluation.evaluate import table, write_results
+    from fastrcnn.memory import advising
     from fastrcnn.model.head import parameter_count
     from fastrcnn.training import loop
     from fastrcnn.training.optim import sgd
+    from fastrcnn.training.profiling import profiled
     from fastrcnn.training.tracking import Tracker, claim, describe_run
 
     device = build.device(config.runtime)
@@ -87,6 +92,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
     test_set = build_data.test_set(config.data, names) if config.data.test else None
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     build.freeze_unused(model, solver)
+    build.speed_and_memory(model, config.runtime, device)
     optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer)
     done, best = 0, -1.0
     if resumed:
@@ -100,7 +106,12 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
             log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
             build.set_delta_statistics(model, train_set, config)
 
-    with claim(folder), log_to(folder):
+    with (
+        claim(folder),
+        log_to(folder),
+        advising("training", device, lambda: build.training_memory(config)),
+        ExitStack() as during,
+    ):
         if not resumed:
             refuse_used(folder)  # one that began while this one was looking at its data
         describe_run(folder, to_yaml(config))
@@ -121,9 +132,14 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
         if done >= solver.iterations:
             evaluate(done)
         else:
+            batches: Iterable[Batch] = training_loader(
+                train_set, solver.images_per_batch, workers, done * solver.accumulate, pin_memory=device.type == "cuda"
+            )
+            if config.runtime.profile:
+                batches = during.enter_context(profiled(batches, folder / "profile", solver.accumulate))
             loop.train(
                 model,
-                training_loader(train_set, solver.images_per_batch, workers, done, pin_memory=device.type == "cuda"),
+                batches,
                 build.sampler(solver, model),
                 optimizer,
                 build.schedule(config, done),
