@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -23,6 +24,7 @@ from fastrcnn.config import (
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.inference import DetectionSettings
+from fastrcnn.memory import training_advice
 from fastrcnn.model import caffe, weights
 from fastrcnn.model.fast_rcnn import CLASSIFIERS, ROI_OPS, FastRCNN, freeze_before
 from fastrcnn.model.head import largest_rank
@@ -214,6 +216,38 @@ def check_solver(config: SolverConfig) -> None:
         )
 
 
+def speed_and_memory(model: FastRCNN, config: RuntimeConfig, on: torch.device) -> None:
+    """Makes the model train as `runtime.compile` and `runtime.checkpoint_activations` say.
+
+    What is compiled is the trunk, and fc6 and fc7 with what is between them, each when it is first called and for any
+    size; RoI pooling, which has its own kernels, the two outputs and the loss are not. Names of weights stay.
+    """
+    model.trunk.recompute = config.checkpoint_activations
+    if config.compile:
+        compiler = os.environ.get("CXX", "g++")
+        if on.type == "cpu" and shutil.which(compiler) is None:
+            raise UserError(
+                f"runtime.compile=true: torch.compile needs a C++ compiler on the processor, and there is no "
+                f"{compiler}. Install one, name it in the environment variable CXX, or leave the key out."
+            )
+        model.trunk.compile(dynamic=True)
+        model.head.compile(dynamic=True)
+
+
+def training_memory(config: TrainConfig) -> str:
+    """What to turn down where memory runs out in training."""
+    s, d = config.solver, config.data
+    return training_advice(
+        s.images_per_batch,
+        s.accumulate,
+        d.short_sides,
+        d.long_side,
+        s.rois_per_image,
+        norm=config.model.batch_norm,
+        recompute=config.runtime.checkpoint_activations,
+    )
+
+
 def freeze_unused(model: FastRCNN, config: SolverConfig) -> None:
     """Keeps weights that the loss does not depend on as they are: without a gradient they would only decay."""
     if config.box_weight == 0:
@@ -269,6 +303,7 @@ def schedule(config: TrainConfig, start: int) -> Schedule:
         evaluate_every=r.evaluate_every,
         checkpoint_every=r.checkpoint_every,
         pictures_every=r.pictures_every,
+        accumulate=s.accumulate,
     )
 
 

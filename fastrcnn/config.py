@@ -103,7 +103,8 @@ class SolverConfig:
     """The mini-batch, the loss and the optimiser; the defaults are the paper's."""
 
     iterations: int = key(40000, "training steps", least=1)
-    images_per_batch: int = key(2, "pictures in a step", least=1)
+    images_per_batch: int = key(2, "pictures in a batch", least=1)
+    accumulate: int = key(1, "batches in a step, whose gradients are averaged: as larger ones, in less memory", least=1)
     rois_per_image: int = key(64, "RoIs drawn from each", least=1)
     fg_fraction: float = key(0.25, "largest share of foreground among them", least=0, most=1)
     fg_iou: float = key(0.5, "least overlap with the truth that makes a RoI foreground", above=0, most=1)
@@ -149,6 +150,11 @@ class RuntimeConfig:
     threads: int | None = key(None, "threads of the processor that torch uses; null: its own choice", least=1)
     workers: int | None = key(None, "processes that load pictures; null: by the number of cores", least=0)
     seed: int = key(0, "decides everything random", least=0)
+    compile: bool = key(False, "train with trunk, fc6 and fc7 compiled by torch.compile; needs a C++ compiler")
+    checkpoint_activations: bool = key(
+        False, "train in less memory: most maps of the trunk are computed again on the way back instead of kept"
+    )
+    profile: bool = key(False, "record steps 10 to 19 of a training, as a trace for Perfetto and TensorBoard")
     log_every: int = key(20, "steps between two rows in metrics.csv and TensorBoard", least=1)
     pictures_every: int = key(500, "steps between two pictures in TensorBoard; 0: none", least=0)
     checkpoint_every: int = key(1000, "steps between two checkpoints", least=1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastrcnn.memory import advising, detection_advice
 from fastrcnn.model.fast_rcnn import FastRCNN, distinct_rois, nearest_level, scaled_rois
 from fastrcnn.model.postprocess import entering_scores, postprocess
 from fastrcnn.structures import Batch, Detections, Sample
@@ -135,4 +136,13 @@ def detect(
     """Each picture with its detections, in order. Leaves the model in eval mode. pyramids: see detect_batch."""
     model.eval()
     for pyramid in pyramids:
-        yield from zip(pyramid[0].samples, detect_batch(model, pyramid, settings, dtype), strict=True)
+        with advising("detection", model.delta_mean.device, lambda p=pyramid: memory_advice(p, settings)):  # type: ignore[misc]
+            found = detect_batch(model, pyramid, settings, dtype)
+        yield from zip(pyramid[0].samples, found, strict=True)
+
+
+def memory_advice(pyramid: Sequence[Batch], settings: DetectionSettings) -> str:
+    """What to turn down where memory does not suffice for a batch of pictures."""
+    scales = [(level.images.shape[2], level.images.shape[3]) for level in pyramid]
+    rois = max(len(p) for p in pyramid[0].proposals)
+    return detection_advice(scales, len(pyramid[0].samples), rois, settings.rois_per_chunk)

@@ -243,7 +243,7 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(
 
     def last(run: str) -> list[list[str]]:
         with (place / run / "metrics.csv").open(newline="") as file:
-            return [r for r in csv.reader(file) if r[0] == "6" and "steps_per_s" not in r[1]]
+            return [r for r in csv.reader(file) if r[0] == "6" and not r[1].endswith(("_per_s", "data_wait_share"))]
 
     assert last("half") == last("whole")
     assert len((place / "half" / "command.txt").read_text(encoding="utf-8").splitlines()) == 2
@@ -280,3 +280,32 @@ def test_a_second_run_in_a_folder_is_refused(command: Command, place: Path) -> N
         _, err = command("train", "run=run", "resume=auto", *SETTINGS, status=1)
     assert "another process is training in this folder" in err
     assert fingerprint(place / "run") == before
+
+
+def test_accumulation_profile_and_recomputation_by_their_keys(command: Command, place: Path, tmp_path: Path) -> None:
+    """A run that ended after three steps goes on to twelve, as if there had been no end."""
+    settings = [
+        *SETTINGS,
+        "solver.schedule=step",
+        "solver.images_per_batch=1",
+        "solver.accumulate=2",
+        "runtime.log_every=1",
+        "runtime.checkpoint_activations=true",
+    ]
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    command("train", f"run={parts}", *settings, "solver.iterations=3")
+    command("train", f"run={parts}", "resume=auto", *settings, "solver.iterations=12", "runtime.profile=true")
+    command("train", f"run={whole}", *settings, "solver.iterations=12", "runtime.profile=true")
+    assert not (parts / "profile").exists()  # it went on for nine steps
+    assert "over before its step 10" in (parts / "train.log").read_text(encoding="utf-8")
+    trace = json.loads((whole / "profile" / "steps-10-20.pt.trace.json").read_text(encoding="utf-8"))
+    assert any(e.get("name") == "aten::conv2d" for e in trace["traceEvents"])
+
+    def losses(run: Path) -> list[list[str]]:
+        with (run / "metrics.csv").open(newline="") as file:
+            return [
+                r for r in csv.reader(file) if r[1] in ("train/loss", "train/grad_norm") or r[:2] == ["12", "eval/mAP"]
+            ]
+
+    assert len(losses(whole)) == 2 * 12 + 1
+    assert losses(parts) == losses(whole)

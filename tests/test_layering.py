@@ -13,11 +13,12 @@ PACKAGE = Path(fastrcnn.__file__).parent
 METRICS = ("voc_ap", "coco_ap", "metric", "result_files", "recall")
 
 # Group -> what it may import beside itself. Everybody may use errors and progress, which import nothing of ours.
-BASE = {"boxes", "structures", "ops", "errors", "progress"}
+BASE = {"memory", "boxes", "structures", "ops", "errors", "progress"}
 BELOW = {
     "errors": set(),
     "progress": set(),
     "boxes": set(),
+    "memory": {"errors"},
     "structures": set(),
     "ops": set(),
     "model": BASE,

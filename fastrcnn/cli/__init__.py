@@ -67,7 +67,14 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"fastrcnn: {error}", file=sys.stderr)
         return 1
+    except MemoryError as error:
+        return _out_of_memory(arguments[0], error)
     except (ImportError, RuntimeError) as error:
+        if "torch" in sys.modules and not isinstance(error, ImportError):
+            from fastrcnn.memory import ran_out
+
+            if ran_out(error):
+                return _out_of_memory(arguments[0], error)
         if "torchvision" not in f"{error}{getattr(error, 'name', '')}":
             raise
         print(f"fastrcnn: {_unfit_pair(error)}", file=sys.stderr)
@@ -82,6 +89,18 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _out_of_memory(verb: str, error: Exception) -> int:
+    """Where no size is known that could be turned down; training and detection say theirs."""
+    from fastrcnn.memory import out_of_memory
+
+    print(
+        f"fastrcnn: {verb}: {out_of_memory(error)} Another process may be using it (see nvidia-smi for a GPU, top for "
+        "the machine). Fewer runtime.workers need less of the machine's memory; runtime.device=cpu none of a GPU's.",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _unfit_pair(error: Exception) -> str:

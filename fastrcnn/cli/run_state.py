@@ -139,6 +139,9 @@ class RunState:
         batches = self.until_interrupted(step, detection_loader(test_set, workers=workers))
         self.outcome = evaluate(self.model, batches, len(test_set), self.names, metric, detection, dtype)
         mean_ap, ap = self.outcome.ap.mean or 0.0, self.outcome.ap.ap
+        for name, curve in self.outcome.ap.classes.items():
+            if curve.ap is not None:
+                self.tracker.precision_recall(step, f"eval/{name}", curve)
         if mean_ap > self.best:
             self.best = mean_ap
             checkpoint.save(self.folder / "checkpoints" / "best.pt", self.content(step))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ from fastrcnn.training.signals import Stop, heeded
 
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
+    from fastrcnn.structures import Batch
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
@@ -81,9 +84,11 @@ def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]
 
     from fastrcnn.data.loader import training_loader
     from fastrcnn.evaluation.evaluate import table, write_results
+    from fastrcnn.memory import advising
     from fastrcnn.model.head import parameter_count
     from fastrcnn.training import checkpoint, loop
     from fastrcnn.training.optim import sgd
+    from fastrcnn.training.profiling import profiled
     from fastrcnn.training.tracking import Tracker, claim, describe_run
 
     resumed = begun and bool(checkpoint.in_order(folder / "checkpoints"))
@@ -110,6 +115,7 @@ def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]
     test_set = build_sets.test_set(config.data, names) if config.data.test else None
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     build.freeze_unused(model, solver)
+    build.speed_and_memory(model, config.runtime, device)
     optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer)
     done, best = 0, -1.0
     if resumed:
@@ -125,7 +131,13 @@ def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]
             log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
             build.set_delta_statistics(model, train_set, config)
 
-    with claim(folder), log_to(folder), good_order(folder, stop) as ending:
+    with (
+        claim(folder),
+        log_to(folder),
+        good_order(folder, stop) as ending,
+        advising("training", device, lambda: build.training_memory(config)),
+        ExitStack() as during,
+    ):
         if not begun:
             refuse_used(folder)  # one that began while this one was looking at its data
         checkpoint.sweep(folder / "checkpoints")
@@ -150,9 +162,14 @@ def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]
         if done >= solver.iterations or (done and every and done % every == 0 and not state.tracker.evaluated):
             evaluate(done)  # the run was interrupted there
         if done < solver.iterations:
+            batches: Iterable[Batch] = training_loader(
+                train_set, solver.images_per_batch, workers, done * solver.accumulate, pin_memory=device.type == "cuda"
+            )
+            if config.runtime.profile:
+                batches = during.enter_context(profiled(batches, folder / "profile", solver.accumulate))
             loop.train(
                 model,
-                training_loader(train_set, solver.images_per_batch, workers, done, pin_memory=device.type == "cuda"),
+                batches,
                 build.sampler(solver, model),
                 optimizer,
                 build.schedule(config, done),

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from fastrcnn.model.recompute import recomputed
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,12 @@ class Network:
     @property
     def conv_names(self) -> tuple[str, ...]:
         return tuple(conv.name for conv in self.convs)
+
+    @property
+    def stages(self) -> list[tuple[Conv, ...]]:
+        """The convolutions, parted where something happens in between."""
+        starts = [i for i, conv in enumerate(self.convs) if conv.before or i == 0]
+        return [self.convs[a:b] for a, b in zip(starts, [*starts[1:], len(self.convs)], strict=True)]
 
     @property
     def finetune_from(self) -> tuple[str, ...]:
@@ -127,7 +137,12 @@ class Trunk(nn.Module):
     width: factor on all channel counts; 1 is the paper's, less is a slim network.
     batch_norm: batch normalisation after every convolution, for training from scratch; local response normalisation is
         left out then.
+
+    recompute: whether training keeps of each stage (from one pooling between layers to the next) its last map alone
+        for the way back, where the others are computed again.
     """
+
+    recompute = False
 
     def __init__(self, network: Network = VGG16, width: float = 1.0, batch_norm: bool = False) -> None:
         super().__init__()
@@ -148,10 +163,22 @@ class Trunk(nn.Module):
     def forward(self, images: Tensor, wanted: Sequence[str]) -> list[Tensor]:
         """Maps (N, C, H', W') of the convolutions `wanted`, after their ReLU, for images (N, 3, H, W); for VGG16 H' and
         W' are H and W divided by the stride, rounded up."""
-        maps = {}
+        maps: dict[str, Tensor] = {}
         height, width = (max(0, self.network.least_side - n) for n in images.shape[2:])
         x = functional.pad(images, (0, width, 0, height)) if height or width else images
-        for conv in self.network.convs:
+        for stage in self.network.stages:
+            if self.recompute and torch.is_grad_enabled():
+                norms: list[Any] = [self.norms[conv.name] for conv in stage if self.norms]
+                x, found = recomputed(self._stage, x, stage, wanted, norms=norms)
+            else:
+                x, found = self._stage(x, stage, wanted)
+            maps |= found
+        return [maps[name] for name in wanted]
+
+    def _stage(self, x: Tensor, stage: Sequence[Conv], wanted: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The last map of a stage, from the last one below it, and those of its convolutions that are wanted."""
+        maps = {}
+        for conv in stage:
             for step in conv.before:
                 if isinstance(step, Pool):
                     x = functional.max_pool2d(x, step.kernel, step.stride, step.padding, ceil_mode=True)
@@ -163,4 +190,4 @@ class Trunk(nn.Module):
             x = functional.relu(x, inplace=True)
             if conv.name in wanted:
                 maps[conv.name] = x
-        return [maps[name] for name in wanted]
+        return x, maps

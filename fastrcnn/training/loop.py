@@ -20,6 +20,7 @@ from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.structures import Batch, RoITargets
+from fastrcnn.training.meter import Meter, gradient_norm
 from fastrcnn.training.optim import set_rate
 from fastrcnn.training.replay import evidence
 from fastrcnn.training.tracking import Tracker
@@ -33,6 +34,7 @@ class Schedule:
 
     iterations: steps in all; start: steps already done by the run that goes on.
     rate: the learning rate of a step, counted from 0.
+    accumulate: batches in a step, see train.
     """
 
     iterations: int
@@ -43,6 +45,7 @@ class Schedule:
     evaluate_every: int = 0  # 0: only at the end
     checkpoint_every: int = 1000
     pictures_every: int = 500
+    accumulate: int = 1
 
 
 def seed_of(*numbers: int) -> int:
@@ -85,6 +88,11 @@ def train(
     Everything random in a step, which RoIs are drawn and what dropout drops, follows from the seed and the step's
     number alone, so a run that was interrupted and goes on is the same run.
 
+    A step takes `schedule.accumulate` batches from the loader, and its loss is the mean of theirs, each divided by its
+    own number of RoIs: that of one batch of all their pictures, where every picture gives as many RoIs. RoIs are drawn
+    as from that batch too. What differs is batch normalisation, whose statistics are those of each batch; dropout, a
+    draw for each; and padding, where pictures differ in size.
+
     save, evaluate: called with the number of steps done; draw: with a batch, its RoIs and their targets as well.
     failed: where the loss is not finite, called with the step and all that went into it (see replay.py); returns the
         file that it was written to.
@@ -94,12 +102,15 @@ def train(
     """
     device = model.delta_mean.device
     model.train()
-    meter = Meter()
-    for step, batch in _with_progress(loader, schedule, meter):
-        dropout_seed = seed_of(schedule.seed, step, 0)
+    meter = Meter(schedule.accumulate)
+    generator = torch.Generator()
+    for step, part, batch in _with_progress(loader, schedule, meter):
+        dropout_seed = seed_of(schedule.seed, step, 0, *([part] if part else []))
         torch.manual_seed(dropout_seed)
-        generator = torch.Generator().manual_seed(seed_of(schedule.seed, step, 1))
-        set_rate(optimizer, schedule.rate(step))
+        if part == 0:
+            generator.manual_seed(seed_of(schedule.seed, step, 1))
+            set_rate(optimizer, schedule.rate(step))
+            optimizer.zero_grad(set_to_none=True)
 
         rois, targets = sampler(batch.proposals, batch.boxes, batch.labels, generator)
         on_device = replace(targets, labels=targets.labels.to(device), deltas=targets.deltas.to(device))
@@ -120,12 +131,15 @@ def train(
                 f"step {step}: the loss is {total}. The weights were not changed by this step; its pictures: {ids}. "
                 f"Try a lower rate (solver.lr is {schedule.rate(step):g} here) or solver.warmup.{where}"
             )
-        optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        (losses.total / schedule.accumulate).backward()
+        meter.add_batch(losses, logits.detach(), on_device, len(batch.images))
+        if part + 1 < schedule.accumulate:
+            continue
+        norm = gradient_norm(optimizer)
         optimizer.step()
 
         done = step + 1
-        meter.add(losses, logits.detach(), targets)
+        meter.add_step(norm)
         if done % schedule.log_every == 0 or done == schedule.iterations:
             tracker.scalars(done, meter.read() | {"train/lr": schedule.rate(step)})
         if schedule.pictures_every and (done % schedule.pictures_every == 0 or step == schedule.start):
@@ -144,43 +158,8 @@ def train(
             raise Interrupted(done)
 
 
-class Meter:
-    """Means over the steps since the last reading."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-        self.steps = 0
-        self.since = time.monotonic()
-        self.images = 0
-
-    def add(self, losses: object, logits: torch.Tensor, targets: RoITargets) -> None:
-        foreground = targets.labels > 0
-        right = logits.argmax(dim=1).cpu() == targets.labels
-        values = {
-            "train/loss": losses.total.item(),  # type: ignore[attr-defined]
-            "train/loss_cls": losses.classification.item(),  # type: ignore[attr-defined]
-            "train/loss_box": losses.box.item(),  # type: ignore[attr-defined]
-            "train/accuracy_fg": right[foreground].float().mean().item() if foreground.any() else 0.0,
-            "train/rois": float(len(foreground)),
-            "train/rois_fg": float(foreground.sum()),
-        }
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-        self.steps += 1
-
-    def read(self) -> dict[str, float]:
-        now = time.monotonic()
-        means = {name: total / self.steps for name, total in self.sums.items()}
-        means["train/steps_per_s"] = self.steps / (now - self.since)
-        self.sums, self.steps, self.since = {}, 0, now
-        self.latest = means
-        return means
-
-    latest: dict[str, float] = {}  # noqa: RUF012 - replaced, never changed
-
-
-def _with_progress(loader: Iterable[Batch], schedule: Schedule, meter: Meter) -> Iterator[tuple[int, Batch]]:
-    """Steps and their batches, with a bar on a terminal, or else a line in the log now and then."""
+def _with_progress(loader: Iterable[Batch], schedule: Schedule, meter: Meter) -> Iterator[tuple[int, int, Batch]]:
+    """Steps, numbers of a batch in its step, batches; with a bar on a terminal, else a line in the log now and then."""
     terminal = sys.stderr.isatty()
     steps = range(schedule.start, schedule.iterations)
     start = said = time.monotonic()
@@ -192,8 +171,11 @@ def _with_progress(loader: Iterable[Batch], schedule: Schedule, meter: Meter) ->
         dynamic_ncols=True,
         disable=not terminal,
     ) as bar:
-        for step, batch in zip(steps, loader, strict=False):
-            yield step, batch
+        places = ((step, part) for step in steps for part in range(schedule.accumulate))
+        for (step, part), batch in zip(places, meter.timed(loader), strict=False):
+            yield step, part, batch
+            if part + 1 < schedule.accumulate:
+                continue
             bar.update()
             now = time.monotonic()
             if not meter.latest or now - said < (1 if terminal else 15):

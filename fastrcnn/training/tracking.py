@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from fastrcnn.errors import UserError
+from fastrcnn.evaluation.voc_ap import ClassAP
 
 EVALUATED = "eval/mAP"  # the last row of an evaluation
 
@@ -39,6 +40,7 @@ class Tracker:
         self.evaluated = any(r[:2] == [str(start), EVALUATED] for r in kept)  # else what there is of it is in doubt
         if not self.evaluated:
             kept = [r for r in kept if int(r[0]) < start or not r[1].startswith("eval/")]
+        self._there = {(int(step), name) for step, name, _ in kept if int(step) == start}
         rewritten = folder / ".metrics.csv.tmp"
         with rewritten.open("w", newline="") as file:
             csv.writer(file).writerows([["step", "name", "value"], *kept])
@@ -48,11 +50,19 @@ class Tracker:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Numbers after `step` steps; names as `train/loss`."""
+        """Numbers after `step` steps; names as `train/loss`. One that the run had already when it went on is left out:
+        a run that was over is evaluated again."""
         for name, value in values.items():
+            if (step, name) in self._there:
+                continue
             self._csv.writerow([step, name, f"{value:.6g}"])
             self._board.add_scalar(name, value, step)
         self._file.flush()
+
+    def precision_recall(self, step: int, name: str, found: ClassAP) -> None:
+        """The curve of a class, at the thresholds 0, 1/126, 2/126, ..., 1 of the score."""
+        counts = curve_counts(found, np.linspace(0.0, 1.0, 127))
+        self._board.add_pr_curve_raw(name, *counts, step, 127)  # type: ignore[call-arg]
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
         """A picture, (H, W, 3) uint8 RGB."""
@@ -61,6 +71,22 @@ class Tracker:
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def curve_counts(found: ClassAP, thresholds: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Right and wrong detections, wrong and right rejections, precision and recall (T,) of a class where detections
+    that score less than a threshold (T,) are rejected.
+
+    Precision is 1 where nothing is left. Of wrong boxes that were never detected there is no number: the right
+    rejections are those of detections.
+    """
+    correct = np.diff(np.round(found.recall * found.positives), prepend=0.0)  # by falling score
+    left = np.searchsorted(-found.scores, -thresholds, side="right")  # detections that score as much or more
+    right = np.append(0.0, np.cumsum(correct))[left]
+    wrong = left - right
+    precision = np.divide(right, left, out=np.ones(len(thresholds)), where=left > 0)
+    rejected = len(correct) - correct.sum() - wrong
+    return right, wrong, found.positives - right, rejected, precision, right / max(found.positives, 1)
 
 
 @contextmanager

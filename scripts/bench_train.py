@@ -1,0 +1,282 @@
+"""A training step against Fast R-CNN composed of torchvision's parts: the training rows of BENCHMARKS.md.
+
+    python scripts/bench_train.py [--device cpu|cuda] [--repeats 7] [--threads N] [--profile FOLDER] [--json FILE]
+
+The peer is torchvision's VGG16 features without the last pooling, torchvision.ops.roi_pool, the same fully connected
+layers and outputs, cross_entropy and smooth_l1, torch.optim.SGD, with the same layers frozen. Slim means a quarter of
+the channels and batch normalisation, for both. The two take turns in one process on the same pictures and RoIs, drawn
+afresh each turn, from uint8 pictures on the host to changed weights. Peak memory is that of a process of its own for
+each, above what it has before its first step; the loader's time is that of making a batch from JPEG files on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastrcnn.data.dataset import DetectionDataset
+from fastrcnn.data.loader import training_loader
+from fastrcnn.data.transforms import Augmentation
+from fastrcnn.inference import autocast
+from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN, freeze_before
+from fastrcnn.model.loss import fast_rcnn_loss
+from fastrcnn.structures import RoITargets, Sample
+from fastrcnn.training.meter import gradient_norm
+from fastrcnn.training.optim import set_rate, sgd
+
+CLASSES, IMAGES, PER_IMAGE = 20, 2, 64
+STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+CASES = {"slim": (0.25, True, (320, 480)), "full": (1.0, False, (600, 1000))}  # width, normalisation, picture
+Inputs = tuple[Tensor, Tensor, RoITargets]
+
+
+class Peer(nn.Module):
+    """Fast R-CNN of torchvision's parts."""
+
+    def __init__(self, width: float, batch_norm: bool) -> None:
+        super().__init__()
+        plan: list[str | int] = []
+        for channels, number in STAGES:
+            plan += [*[round(channels * width)] * number, "M"]
+        plan.pop()
+        self.features = torchvision.models.vgg.make_layers(plan, batch_norm=batch_norm)
+        for layer in self.features:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        top, wide = round(512 * width), round(4096 * width)
+        fc6, fc7 = nn.Linear(top * 49, wide), nn.Linear(wide, wide)
+        self.head = nn.Sequential(nn.Flatten(), fc6, nn.ReLU(True), nn.Dropout(), fc7, nn.ReLU(True), nn.Dropout())
+        self.scores, self.boxes = nn.Linear(wide, CLASSES + 1), nn.Linear(wide, 4 * (CLASSES + 1))
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
+
+    def forward(self, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.features((images.float() - self.mean) / self.std)
+        x = self.head(torchvision.ops.roi_pool(maps.float(), rois, 7, 1 / 16))  # it knows no bfloat16 on a CPU
+        return self.scores(x).float(), self.boxes(x).float()
+
+
+def inputs(size: tuple[int, int], generator: torch.Generator) -> Inputs:
+    """Pictures, RoIs (K, 5), half-open, and their targets."""
+    height, width = size
+    images = torch.randint(0, 256, (IMAGES, 3, height, width), generator=generator, dtype=torch.uint8)
+    longest = torch.tensor([float(width), float(height)])
+    sides = 20 * (longest / 20) ** torch.rand(IMAGES * PER_IMAGE, 2, generator=generator)
+    corners = torch.rand(len(sides), 2, generator=generator) * (longest - sides)
+    index = torch.arange(IMAGES).repeat_interleave(PER_IMAGE)[:, None].float()
+    rois = torch.cat([index, torch.cat([corners, corners + sides], 1).round()], 1)
+    labels = torch.randint(1, CLASSES + 1, (len(sides),), generator=generator)
+    labels[torch.arange(len(sides)) % 4 != 0] = 0  # a quarter foreground
+    deltas = torch.randn(len(sides), 4, generator=generator) * (labels > 0)[:, None]
+    return images, rois, RoITargets(labels, deltas)
+
+
+def our_step(case: str, device: torch.device, dtype: torch.dtype) -> Callable[[Inputs], float]:
+    width, batch_norm, _ = CASES[case]
+    model = FastRCNN(CLASSES, width, batch_norm)
+    model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    if case == "full":
+        freeze_before(model, "conv3_1")
+    optimizer = sgd(model, optimizer="fused_sgd")
+
+    def step(given: Inputs) -> float:
+        images, rois, targets = given
+        set_rate(optimizer, 1e-4)
+        with autocast(device, dtype):
+            logits, deltas = model(images.to(device), rois.to(device))
+        wanted = RoITargets(targets.labels.to(device), targets.deltas.to(device))
+        loss = fast_rcnn_loss(logits, deltas, wanted).total
+        total = loss.item()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        gradient_norm(optimizer)
+        optimizer.step()
+        return total
+
+    return step
+
+
+def peer_step(case: str, device: torch.device, dtype: torch.dtype) -> Callable[[Inputs], float]:
+    width, batch_norm, _ = CASES[case]
+    model = Peer(width, batch_norm).to(device).train()
+    if case == "full":
+        model.features[:10].requires_grad_(False)  # conv1_1 to the second pooling
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=5e-4)
+
+    def step(given: Inputs) -> float:
+        images, rois, targets = given
+        inclusive = rois - rois.new_tensor([0, 0, 0, 1, 1])
+        labels, wanted = targets.labels.to(device), targets.deltas.to(device)
+        with autocast(device, dtype):
+            logits, boxes = model(images.to(device), inclusive.to(device))
+        own = boxes.view(len(boxes), CLASSES + 1, 4)[torch.arange(len(boxes), device=device), labels]
+        foreground = labels > 0
+        box = functional.smooth_l1_loss(own[foreground], wanted[foreground], reduction="sum") / len(labels)
+        loss = functional.cross_entropy(logits, labels) + box
+        total = loss.item()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return total
+
+    return step
+
+
+STEPS = {"torchvision": peer_step, "ours": our_step}
+
+
+def alternate(case: str, device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, float]:
+    """Median seconds of a step of each; the first two turns do not count."""
+    steps = {name: make(case, device, dtype) for name, make in STEPS.items()}
+    generator = torch.Generator().manual_seed(int(time.time()))
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeats + 2):
+        given = inputs(CASES[case][2], generator)
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(given)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn > 1:
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+def peak(name: str, case: str, device: torch.device, dtype: torch.dtype) -> float:
+    """MiB at most in use while two steps are made, above what there is before them; for a process of its own."""
+    step = STEPS[name](case, device, dtype)
+    given = inputs(CASES[case][2], torch.Generator().manual_seed(0))
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step(given), step(given)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the highest use so far is forgotten
+    before = in_use("VmRSS")
+    step(given), step(given)
+    return in_use("VmHWM") - before
+
+
+def in_use(what: str) -> float:
+    """MiB of memory of this process, now (VmRSS) or at most (VmHWM), as Linux counts it."""
+    (line,) = (n for n in Path("/proc/self/status").read_text().splitlines() if n.startswith(what))
+    return int(line.split()[1]) / 2**10
+
+
+def loader_seconds(size: tuple[int, int]) -> float:
+    """Median seconds in which one process makes a batch from JPEG files of 500 x 375, with 2,000 proposals each."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        samples = []
+        for i in range(8):
+            path = Path(folder) / f"{i}.jpg"
+            smooth = cv2.resize(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), (500, 375))
+            cv2.imwrite(str(path), smooth)
+            box = np.array([[50, 50, 200, 200]], np.float32)
+            samples.append(Sample(str(i), path, 500, 375, box, np.array([1]), np.zeros(1, bool)))
+        boxes = np.sort(rng.uniform(0, 370, (2000, 2, 2)), axis=1).reshape(2000, 4).astype(np.float32)
+        data = DetectionDataset(samples, lambda _: boxes, Augmentation((size[0],), size[1]), seed=0)
+        batches = iter(training_loader(data, IMAGES))
+        spent = []
+        for _ in range(12):
+            start = time.perf_counter()
+            next(batches)
+            spent.append(time.perf_counter() - start)
+    return statistics.median(spent[2:])
+
+
+def profiled(case: str, device: torch.device, dtype: torch.dtype, folder: Path) -> None:
+    """Writes what takes longest in three steps of each, NAME-CASE.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    given = inputs(CASES[case][2], torch.Generator().manual_seed(0))
+    for name, make in STEPS.items():
+        step = make(case, device, dtype)
+        step(given)
+        with torch.profiler.profile() as found:
+            for _ in range(3):
+                step(given)
+        order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        table = found.key_averages().table(sort_by=order, row_limit=20, max_name_column_width=40)
+        (folder / f"{name}-{case}.txt").write_text(table + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--profile", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)  # NAME CASE DTYPE: a process for one peak
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    if options.peak_of:
+        name, case, dtype = options.peak_of
+        print(peak(name, case, device, getattr(torch, dtype)))
+        return
+
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+    }
+    print(machine)
+    print("| row | torchvision ms | ours ms | ratio | ours images/s | loader ms | peak MiB, torchvision | ours |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    rows = []
+    for case in options.cases:
+        size = CASES[case][2]
+        loading = loader_seconds(size) * 1e3
+        for dtype in (torch.float32, torch.bfloat16):
+            precision = str(dtype).removeprefix("torch.")
+            if options.profile and dtype == torch.bfloat16:
+                profiled(case, device, dtype, options.profile)
+            medians = {name: s * 1e3 for name, s in alternate(case, device, dtype, options.repeats).items()}
+            peaks = {}
+            for name in STEPS:
+                command = [sys.executable, __file__, "--device", options.device, "--threads", str(machine["threads"])]
+                done = subprocess.run(
+                    [*command, "--peak-of", name, case, precision], capture_output=True, text=True, check=True
+                )
+                peaks[name] = float(done.stdout)
+            row = {
+                "row": f"{case} VGG16, {IMAGES} x {size[0]} x {size[1]}, {IMAGES * PER_IMAGE} RoIs, {precision}",
+                "ms": medians,
+                "ratio": medians["torchvision"] / medians["ours"],
+                "images_per_s": IMAGES * 1e3 / medians["ours"],
+                "loader_ms": loading,
+                "peak_mib": peaks,
+            }
+            rows.append(row)
+            print(
+                f"| {row['row']} | {medians['torchvision']:.0f} | {medians['ours']:.0f} | {row['ratio']:.2f}x | "
+                f"{row['images_per_s']:.2f} | {loading:.0f} | {peaks['torchvision']:.0f} | {peaks['ours']:.0f} |",
+                flush=True,
+            )
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
