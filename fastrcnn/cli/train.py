@@ -42,10 +42,11 @@ def configure(arguments: list[str]) -> TrainConfig:
     """The configuration for the arguments, and for the run that goes on or the checkpoint that is begun with."""
     config = compose("train", arguments)
     if config.resume:  # what is not said again is as it was
-        if any(a.startswith("recipe=") for a in arguments):
-            raise UserError("recipe= with resume=: a run goes on with its own recipe. Leave recipe= out.")
         folder, _ = run_folder(config)
-        config = compose("train", arguments, base=saved_config(folder))
+        fresh, config = config, compose("train", arguments, base=saved_config(folder))
+        for group in ("model", "solver", "detection", "runtime"):
+            if any(a.startswith("recipe=") for a in arguments) and getattr(fresh, group) != getattr(config, group):
+                log.warning("recipe= changes nothing in a run that goes on: %s.* stays as it was", group)
         config.run = str(folder)
     elif config.start:  # the model is as it was there, but for what is said again
         said = [experiment_content(a.partition("=")[2]) for a in arguments if a.startswith("experiment=")]
