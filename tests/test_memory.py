@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Call
 from voc_folder import VocFolder
 
 from fastrcnn.errors import UserError
 from fastrcnn.memory import advising, detection_advice, ran_out, training_advice
 from fastrcnn.model.head import Head
+
+Call = Callable[..., tuple[int, str, str]]
 
 GPU = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 15.77 GiB of which 1 GiB is free. "
