@@ -4,61 +4,35 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import small_run
 import torch
+from small_run import SETTINGS
 from voc_folder import fingerprint
 
-from fastrcnn.cli import compress_report, main
-from fastrcnn.data.demo import write_demo
+from fastrcnn.cli import compress_report
 from fastrcnn.training import checkpoint, svm
 
 Call = Callable[..., tuple[int, str, str]]
 
-SETTINGS = [
-    "experiment=demo",
-    "model.width=0.05",
-    "solver.iterations=3",
-    "solver.rois_per_image=16",
-    "solver.warmup=0",
-    "data.short_sides=[96]",
-    "data.test_short_sides=96",
-    "data.selective_search.side=96",
-    "data.selective_search.k=[50]",
-    "data.selective_search.max_boxes=40",
-    "detection.score_threshold=0.01",
-    "runtime.device=cpu",
-    "runtime.precision=float32",
-    "runtime.threads=1",
-    "runtime.workers=0",
-]
 MADE = Path("run/svm/best.pt")
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a demo data set and a run of three steps on it in `run`."""
-    folder = tmp_path_factory.mktemp("a place")
-    write_demo(folder / "data" / "demo", train=6, val=4, test=4)
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        assert main(["train", "run=run", *SETTINGS]) == 0
-    torch.set_num_threads(threads)
-    return folder
+    return small_run.make(tmp_path_factory.mktemp("a place"))
 
 
 @pytest.fixture
 def place(trained: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, with a copy of the run's checkpoints; the data stay where they are."""
+    """An empty working folder, with a copy of the run's checkpoints."""
     monkeypatch.setattr(compress_report, "ROIS", 20)
-    here = Path.cwd()
-    shutil.copytree(trained / "run", here / "run", ignore=shutil.ignore_patterns("eval", "tensorboard"))
-    return here
+    return small_run.copy(trained, Path.cwd())
 
 
 def done(call: Call, *arguments: str) -> str:
