@@ -153,12 +153,14 @@ class Trunk(nn.Module):
         for conv in network.convs:
             out = network.channels_of(conv.name, width)
             layer = nn.Conv2d(below, out, conv.kernel, conv.stride, conv.padding, groups=conv.groups)
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
             self.convs[conv.name] = layer
             if batch_norm:
                 self.norms[conv.name] = nn.BatchNorm2d(out)
             below = out
+        for module in self.convs.values():
+            assert isinstance(module, nn.Conv2d)
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, wanted: Sequence[str]) -> list[Tensor]:
         """Maps (N, C, H', W') of the convolutions `wanted`, after their ReLU, for images (N, 3, H, W); for VGG16 H' and
