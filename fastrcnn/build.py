@@ -1,4 +1,4 @@
-"""The only reader of the configuration, with build_data.py: turns it into objects made of plain arguments."""
+"""With build_data.py and build_sets.py the only reader of the configuration: turns it into objects."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def training_set(config: DataConfig, names: Sequence[str], seed: int) -> Detecti
 
 
 def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[DetectionDataset]:
-    """Pictures, truth and proposals to train on as detection sees pictures, at one scale; then, with data.flip, all of
+    """Pictures, truth and proposals to train on as detection sees pictures; then, with data.flip, all of
     them mirrored, as the author's code appends them."""
     found, boxes = proposals(config, samples(config, config.train, names, training=True), split_name(config.train))
     plain = test_scaling(config)

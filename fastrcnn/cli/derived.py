@@ -1,4 +1,4 @@
-"""What compress and svm share: a checkpoint that is made from another one."""
+"""A checkpoint's network, and what compress and svm share: a checkpoint that is made from another one."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ import hashlib
 import importlib
 import json
 import logging
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -158,21 +157,11 @@ def network(work: Work, seed: int, plan: Plan) -> tuple[Path, TrainConfig]:
     letters = digest(wanted, plan.fingerprint(wanted.data))
     folder = Path("outputs") / "reproduce" / f"{work.experiment}-{letters}"
     if not (folder / "checkpoints" / f"step-{wanted.solver.iterations}.pt").is_file():
-        resume = any((folder / "checkpoints").glob("step-*.pt"))
-        if folder.is_dir() and not resume:
-            begin_again(folder)
+        resume = (folder / "config.yaml").is_file()  # of one without a checkpoint, training begins again
         log.info("%s %s, seed %d: %s", "going on with" if resume else "training", work.experiment, seed, folder)
         how = ["resume=auto"] if resume else [*arguments, "data.test=[]"]
         train.run(train.configure([f"run={folder}", *how]))
     return folder, wanted
-
-
-def begin_again(folder: Path) -> None:
-    """Removes a run that was stopped before its first checkpoint. Raises UserError where it is not stopped."""
-    from fastrcnn.training.tracking import claim
-
-    with claim(folder):
-        shutil.rmtree(folder)
 
 
 def digest(config: TrainConfig, data: str) -> str:
@@ -198,6 +187,8 @@ def detection_arguments(config: TrainConfig) -> list[str]:
 
 def evaluation(then: tuple[str, ...], folder: Path, last: Path, trained: TrainConfig) -> dict[str, Any]:
     """mAP and seconds a picture of what the work makes of the checkpoint `last`; kept in the run's folder."""
+    from fastrcnn.evaluation.result_files import replace_file
+
     name, *arguments = then or ("eval",)
     asked = detection_arguments(trained)
     words = [name, *(a.rpartition(".")[2].replace("=", "-") for a in arguments)]
@@ -223,9 +214,7 @@ def evaluation(then: tuple[str, ...], folder: Path, last: Path, trained: TrainCo
         "seconds_per_image": json.loads((output / "timing.json").read_text(encoding="utf-8"))["seconds_per_image"],
         "metric": trained.data.metric,
     }
-    written = output / ".result.json"
-    written.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    written.replace(kept)
+    replace_file(kept, (json.dumps(result) + "\n").encode())
     return result
 
 

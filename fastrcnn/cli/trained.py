@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrcnn.cli.checkpoints import opened, require, run_of
 from fastrcnn.cli.compose import compose
-from fastrcnn.errors import UserError
+from fastrcnn.cli.derived import network
 
 if TYPE_CHECKING:
     from fastrcnn.model.fast_rcnn import FastRCNN
@@ -22,20 +22,7 @@ def load(verb: str, arguments: list[str]) -> tuple[Any, FastRCNN, list[str], Pat
     config, path, content = opened(verb, compose(verb, arguments), arguments)
     from fastrcnn import build
 
-    model = build.trained_model(content["config"], len(content["classes"]))
-    try:
-        model.load_state_dict(content["model"])
-    except RuntimeError as error:
-        raise UserError(f"{path}: the weights do not fit the model they were saved with: {error}") from None
-    return config, placed(model, config), content["classes"], run_of(path)
-
-
-def placed(model: FastRCNN, config: Any) -> FastRCNN:
-    """The model on the device that the configuration names; sets the number of threads too."""
-    import torch
-
-    from fastrcnn import build
-
     build.threads(config.runtime)
-    model.to(build.device(config.runtime), memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return model
+    names = content["classes"]
+    model = network(path, content["config"], names, content["model"], build.device(config.runtime))
+    return config, model, names, run_of(path)
