@@ -138,9 +138,9 @@ def test_the_same_rois_are_drawn_and_have_the_same_targets(seed: int) -> None:
             np.testing.assert_allclose(std[c], np.std(values, axis=0), rtol=0, atol=1e-6)
 
     sampler = RoISampler(mean, std)
-    ours, targets = sampler(*([x[i] for x in theirs] for i in range(3)), torch.Generator().manual_seed(seed))
-    generator = torch.Generator().manual_seed(seed)
-    drawn = [sampled(*image, generator) for image in images]
+    seeds = [seed, seed + 100]
+    ours, targets = sampler(*([x[i] for x in theirs] for i in range(3)), seeds)
+    drawn = [sampled(*image, torch.Generator().manual_seed(s)) for image, s in zip(images, seeds, strict=True)]
     np.testing.assert_array_equal(ours[:, 1:], np.concatenate([half_open(r).numpy() for r, _, _ in drawn]))
     np.testing.assert_array_equal(ours[:, 0], np.repeat((0, 1), [len(r) for r, _, _ in drawn]))
     labels = np.concatenate([y for _, y, _ in drawn])

@@ -50,16 +50,17 @@ class RoISampler:
         proposals: Sequence[Tensor],
         boxes: Sequence[Tensor],
         labels: Sequence[Tensor],
-        generator: torch.Generator,
+        seeds: Sequence[int],
     ) -> tuple[Tensor, RoITargets]:
         """RoIs (K, 5) [image index, x1, y1, x2, y2] and their targets, for N images.
 
         proposals: N tensors (P_i, 4); boxes: N tensors (G_i, 4), which join the proposals; labels: N tensors (G_i,).
-        All on the CPU. The generator alone decides what is drawn.
+        All on the CPU. seeds: N numbers, each of which alone decides what is drawn from its image: in whatever batch,
+        or process, the image is, the draw is the same.
         """
         drawn = [
-            self._one_image(torch.cat((p, b)), b, y, generator)
-            for p, b, y in zip(proposals, boxes, labels, strict=True)
+            self._one_image(torch.cat((p, b)), b, y, torch.Generator().manual_seed(seed))
+            for p, b, y, seed in zip(proposals, boxes, labels, seeds, strict=True)
         ]
         index = torch.cat([torch.full((len(r), 1), float(i)) for i, (r, _) in enumerate(drawn)])
         rois = torch.cat((index, torch.cat([r for r, _ in drawn])), dim=1)

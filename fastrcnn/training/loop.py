@@ -103,16 +103,16 @@ def train(
     device = model.delta_mean.device
     model.train()
     meter = Meter(schedule.accumulate)
-    generator = torch.Generator()
     for step, part, batch in _with_progress(loader, schedule, meter):
         dropout_seed = seed_of(schedule.seed, step, 0, *([part] if part else []))
         torch.manual_seed(dropout_seed)
         if part == 0:
-            generator.manual_seed(seed_of(schedule.seed, step, 1))
             set_rate(optimizer, schedule.rate(step))
             optimizer.zero_grad(set_to_none=True)
 
-        rois, targets = sampler(batch.proposals, batch.boxes, batch.labels, generator)
+        first = part * len(batch.images)  # number, in the step, of the batch's first picture
+        seeds = [seed_of(schedule.seed, step, 1, first + i) for i in range(len(batch.images))]
+        rois, targets = sampler(batch.proposals, batch.boxes, batch.labels, seeds)
         on_device = replace(targets, labels=targets.labels.to(device), deltas=targets.deltas.to(device))
         with autocast(device, dtype):
             logits, deltas = model(

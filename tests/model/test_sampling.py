@@ -27,7 +27,7 @@ def draw(
     s: RoISampler, proposals: Tensor, truth: Tensor = TRUTH, label: int = 2, seed: int = 0
 ) -> tuple[Tensor, RoITargets]:
     labels = torch.full((len(truth),), label, dtype=torch.long)
-    return s([proposals], [truth], [labels], torch.Generator().manual_seed(seed))
+    return s([proposals], [truth], [labels], [seed])
 
 
 def numpy_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -131,7 +131,7 @@ def test_no_roi_is_drawn_twice_and_all_are_equally_likely() -> None:
     assert (counts - 200).abs().max() < 70, "each a third of the time; six standard deviations"
 
 
-def test_the_generator_alone_decides() -> None:
+def test_the_seed_alone_decides() -> None:
     proposals = of_iou(*[0.9] * 30, *np.linspace(0.11, 0.49, 100).tolist())
     torch.manual_seed(1)
     first, _ = draw(sampler(), proposals, seed=5)
@@ -143,6 +143,17 @@ def test_the_generator_alone_decides() -> None:
     assert not torch.equal(first, draw(sampler(), proposals, seed=6)[0])
 
 
+def test_an_images_draw_does_not_depend_on_the_batch() -> None:
+    proposals = of_iou(*[0.9] * 30, *np.linspace(0.11, 0.49, 100).tolist())
+    label = torch.tensor([1])
+    s = sampler()
+    both, _ = s([proposals, proposals], [TRUTH, TRUTH], [label, label], [3, 4])
+    for i, seed in enumerate((3, 4)):
+        alone, _ = draw(s, proposals, label=1, seed=seed)
+        assert torch.equal(both[both[:, 0] == i][:, 1:], alone[:, 1:])
+    assert not torch.equal(both[:64, 1:], both[64:, 1:])
+
+
 def test_images_keep_their_index_and_their_own_truth() -> None:
     """The second image has none; the third's truth lies where the first's has nothing."""
     away = TRUTH + 500
@@ -151,7 +162,7 @@ def test_images_keep_their_index_and_their_own_truth() -> None:
         [of_iou(0.9, 0.3), of_iou(0.9), of_iou(0.9) + 500],
         [TRUTH, NONE, away],
         [torch.tensor([1]), torch.zeros(0, dtype=torch.long), torch.tensor([3])],
-        torch.Generator().manual_seed(0),
+        [0, 0, 0],
     )
     assert rois[:, 0].tolist() == [0, 0, 0, 2, 2]
     assert targets.labels.tolist() == [1, 1, 0, 3, 3]
@@ -165,7 +176,7 @@ def test_targets_are_those_of_a_plain_transcription() -> None:
     mean = torch.randn(4, 4, generator=generator) * 0.1
     std = torch.rand(4, 4, generator=generator) + 0.1
     s = RoISampler(mean, std, rois_per_image=128)
-    rois, targets = s([proposals], [truth], [labels], generator)
+    rois, targets = s([proposals], [truth], [labels], [2])
 
     overlap = numpy_iou(rois[:, 1:].numpy(), truth.numpy())
     best, owner = overlap.max(axis=1), overlap.argmax(axis=1)
@@ -247,7 +258,7 @@ def test_normalised_targets_of_the_whole_set_have_mean_zero_and_deviation_one() 
     picture = (crowd(300, truth, 3), truth, torch.tensor([1, 2]))
     mean, std = delta_statistics([picture], num_classes=2, flip=False)
     every = RoISampler(mean, std, rois_per_image=1000, fg_fraction=1.0)
-    _, targets = every([picture[0]], [truth], [picture[2]], torch.Generator())
+    _, targets = every([picture[0]], [truth], [picture[2]], [0])
     for c in (1, 2):
         own = targets.deltas[targets.labels == c]
         assert len(own) > 50
