@@ -24,6 +24,7 @@ from fastrcnn.config import (
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.inference import DetectionSettings
+from fastrcnn.launch import cores, launch
 from fastrcnn.memory import training_advice
 from fastrcnn.model import caffe, weights
 from fastrcnn.model.fast_rcnn import CLASSIFIERS, ROI_OPS, FastRCNN, freeze_before
@@ -49,16 +50,30 @@ def one_of(key: str, value: str, known: Sequence[str]) -> str:
 
 
 def device(config: RuntimeConfig) -> torch.device:
-    """The device to run on."""
+    """The device to run on. Of several processes on a machine each has a GPU of its own, by its number there."""
+    here = launch()
     if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(config.device)
-    except RuntimeError:
-        raise UserError(f"runtime.device={config.device}: should be auto, cpu, cuda or cuda:N.") from None
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"runtime.device={config.device}: torch sees {torch.cuda.device_count()} CUDA device(s) here.")
-    return chosen
+        chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        try:
+            chosen = torch.device(config.device)
+        except RuntimeError:
+            raise UserError(f"runtime.device={config.device}: should be auto, cpu, cuda or cuda:N.") from None
+    if chosen.type != "cuda":
+        return chosen
+    there = torch.cuda.device_count()
+    if (chosen.index or 0) >= there:
+        raise UserError(f"runtime.device={config.device}: torch sees {there} CUDA device(s) here.")
+    if here.size == 1:
+        return chosen
+    if chosen.index is not None:
+        raise UserError(f"runtime.device={config.device}: with several processes each takes its own; say cuda.")
+    if here.local_size > there:
+        raise UserError(
+            f"{here.local_size} processes on this machine, and torch sees {there} CUDA device(s): start as many "
+            f"processes (torchrun --nproc-per-node {there}), or say runtime.device=cpu."
+        )
+    return torch.device("cuda", here.local_rank)
 
 
 def precision(config: RuntimeConfig, on: torch.device) -> torch.dtype:
@@ -89,11 +104,10 @@ def threads(config: RuntimeConfig) -> None:
 
 
 def workers(config: RuntimeConfig) -> int:
-    """Loader processes: one for every two cores, four at most, unless said."""
+    """Loader processes: one for every two cores of this process's, four at most, unless said."""
     if config.workers is not None:
         return config.workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(4, cores // 2)
+    return min(4, cores() // 2)
 
 
 # Model -----------------------------------------------------------------------------------------------------------
@@ -189,6 +203,7 @@ def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelConfig, FastR
 def check_training(config: TrainConfig) -> None:
     """Raises UserError for a configuration that cannot be trained with."""
     check_solver(config.solver)
+    check_processes(config.solver, launch().size)
     if config.model.finetune_from == "bbox_pred" and config.start is None:
         raise UserError(
             "model.finetune_from=bbox_pred trains the box regression of a network that knows its classes already: say "
@@ -200,6 +215,16 @@ def check_training(config: TrainConfig) -> None:
         raise UserError(
             "solver.box_weight=0: no box regression is trained, so detection must not use it: say "
             "detection.box_regression=false as well."
+        )
+
+
+def check_processes(config: SolverConfig, processes: int) -> None:
+    """Raises UserError where the pictures of a batch cannot be shared out equally."""
+    if config.images_per_batch % processes:
+        more = -(-config.images_per_batch // processes) * processes
+        raise UserError(
+            f"solver.images_per_batch={config.images_per_batch}: {processes} processes take equal shares of them. "
+            f"Say solver.images_per_batch={more}, with solver.lr in proportion and solver.iterations the other way."
         )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fastrcnn import distributed
 from fastrcnn.build import one_of
 from fastrcnn.build_data import CHOICES, pictures_alone, samples, split_name, test_splits
 from fastrcnn.config import DataConfig, SelectiveSearchConfig
@@ -65,7 +66,7 @@ def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tupl
         path = Path(config.proposals).expanduser()
     else:
         path = proposal_path(config, pictures, name)
-        if not path.exists():
+        if distributed.any_of(not path.exists()):
             log.info("making proposals of %d pictures by selective search: %s", len(pictures), path)
             make_proposals(config, pictures, path)
     store = ProposalStore(path)

@@ -9,14 +9,20 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from fastrcnn.launch import launch
+
 T = TypeVar("T")
 
 
 def progress(items: Iterable[T], total: int, what: str, unit: str = "image", every: float = 10.0) -> Iterator[T]:
     """Yields the `items`, showing on stderr how many of `total` are done and how long the rest will take.
 
-    `every`: seconds between two lines where stderr is not a terminal.
+    `every`: seconds between two lines where stderr is not a terminal. Of several processes of a job the first alone
+    shows it.
     """
+    if launch().rank:
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from tqdm(items, total=total, desc=what, unit=unit, dynamic_ncols=True)
         return

@@ -12,11 +12,13 @@ import fastrcnn
 PACKAGE = Path(fastrcnn.__file__).parent
 METRICS = ("voc_ap", "coco_ap", "metric", "result_files", "recall")
 
-# Group -> what it may import beside itself. Everybody may use errors and progress, which import nothing of ours.
-BASE = {"memory", "boxes", "structures", "ops", "errors", "progress"}
+# Group -> what it may import beside itself. Everybody may use errors, progress and launch, which import nothing big.
+BASE = {"memory", "boxes", "structures", "ops", "errors", "progress", "launch", "distributed"}
 BELOW = {
     "errors": set(),
-    "progress": set(),
+    "launch": set(),
+    "progress": {"launch"},
+    "distributed": {"errors", "launch"},
     "boxes": set(),
     "memory": {"errors"},
     "structures": set(),

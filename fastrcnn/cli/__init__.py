@@ -10,6 +10,9 @@ import logging
 import os
 import sys
 
+from fastrcnn.launch import launch
+
+SHARED = ("train", "eval", "propose")  # verbs that several processes share the work of
 VERBS = {
     "demo": "the whole job on the embedded data set: data, proposals, training, evaluation, detection",
     "check": "report on a data set and its proposals before anything is trained: console, JSON, HTML page",
@@ -56,16 +59,20 @@ def main(argv: list[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 2
+        if launch().size > 1 and verb not in SHARED:
+            raise UserError(f"{verb} runs in one process: call it without torchrun. For several: {', '.join(SHARED)}.")
         module = importlib.import_module(f"fastrcnn.cli.{verb.replace('-', '_')}")
         if "-h" in rest or "--help" in rest:
             from fastrcnn.cli.compose import help_text
 
             print(help_text(verb, VERBS[verb], module.EXAMPLES))
             return 0
-        logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+        level = logging.INFO if launch().rank == 0 else logging.CRITICAL  # the first speaks for all
+        logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
         return module.main(rest)
     except UserError as error:
-        print(f"fastrcnn: {error}", file=sys.stderr)
+        if speaks():
+            print(f"fastrcnn: {error}", file=sys.stderr)
         return 1
     except MemoryError as error:
         return _out_of_memory(arguments[0], error)
@@ -89,6 +96,17 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def speaks() -> bool:
+    """Whether this process is to say what went wrong. Before the processes of a job have joined, the same goes wrong in
+    all those of a machine, and the first one there says it."""
+    if "fastrcnn.distributed" in sys.modules:
+        from fastrcnn import distributed
+
+        if distributed.size() > 1:
+            return True
+    return launch().local_rank == 0
 
 
 def _out_of_memory(verb: str, error: Exception) -> int:

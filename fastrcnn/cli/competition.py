@@ -17,7 +17,7 @@ def compete(config: EvalConfig, model: FastRCNN, names: list[str], run: Path) ->
 
     For a data set in VOC layout results.tgz, for a COCO file its results JSON. Raises UserError.
     """
-    from fastrcnn import build, build_data, build_sets
+    from fastrcnn import build, build_data, build_sets, distributed
     from fastrcnn.data.annotations import find_split, is_coco
     from fastrcnn.data.coco import read_coco_file
     from fastrcnn.data.loader import detection_loader
@@ -55,6 +55,8 @@ def compete(config: EvalConfig, model: FastRCNN, names: list[str], run: Path) ->
         build.detection(config.detection, model.classifier),
         build.precision(config.runtime, device),
     )
+    if not distributed.leads():
+        return 0
     default = run / "eval" / build_data.split_name(splits)
     folder = Path(config.output).expanduser() if config.output else default
     ids = [sample.image_id for sample in samples]

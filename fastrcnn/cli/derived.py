@@ -64,4 +64,6 @@ def evaluated(
     from fastrcnn.evaluation.evaluate import evaluate
 
     batches = detection_loader(test_set, workers=build.workers(config.runtime))
-    return evaluate(model, batches, len(test_set), names, build_data.metric(config.data), settings, dtype).ap.mean
+    result = evaluate(model, batches, len(test_set), names, build_data.metric(config.data), settings, dtype)
+    assert result is not None, "in the first process, which this one is"
+    return result.ap.mean

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastrcnn.config import EvalConfig
+
+if TYPE_CHECKING:
+    from fastrcnn.model.fast_rcnn import FastRCNN
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
@@ -19,10 +25,18 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.cli.trained import load
 
     config, model, names, run = load("eval", arguments)
-    if config.competition:
-        from fastrcnn.cli.competition import compete
+    from fastrcnn import build, distributed
 
-        return compete(config, model, names, run)
+    with distributed.joined(build.device(config.runtime)):
+        if config.competition:
+            from fastrcnn.cli.competition import compete
+
+            return compete(config, model, names, run)
+        return evaluated(config, model, names, run)
+
+
+def evaluated(config: EvalConfig, model: FastRCNN, names: list[str], run: Path) -> int:
+    """See main."""
     from fastrcnn import build, build_data, build_sets
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.evaluate import evaluate, table, write_results
@@ -39,6 +53,8 @@ def main(arguments: list[str]) -> int:
         build.detection(config.detection, model.classifier),
         build.precision(config.runtime, device),
     )
+    if result is None:  # the first process has it
+        return 0
     split = build_data.split_name(build_data.test_splits(config.data, config.split))
     folder = Path(config.output).expanduser() if config.output else run / "eval" / split
     write_results(result, folder, split)

@@ -7,6 +7,7 @@ from pathlib import Path
 from fastrcnn.cli.compose import compose
 from fastrcnn.config import ProposeConfig
 from fastrcnn.errors import UserError
+from fastrcnn.launch import launch
 
 EXAMPLES = [
     "fastrcnn propose data=voc07 data.root=VOCdevkit",
@@ -19,36 +20,45 @@ EXAMPLES = [
 def main(arguments: list[str]) -> int:
     """Makes proposals with selective search, going on where an earlier call was interrupted; or converts others."""
     config: ProposeConfig = compose("propose", arguments)
+    if config.convert and launch().size > 1:
+        raise UserError("convert= is done by one process: call it without torchrun.")
     if config.convert:
         from fastrcnn.cli.convert import convert
 
         return convert(config)
     if config.ids is not None or config.convention is not None:
         raise UserError("ids= and convention= are about the file that convert=FILE names; name it, or leave them out.")
-    from fastrcnn import build_data, build_sets
+    import torch
+
+    from fastrcnn import distributed
     from fastrcnn.data.proposals import ProposalStore
+
+    with distributed.joined(torch.device("cpu")):
+        made = make(config)
+        for path in made if distributed.leads() else []:
+            store = ProposalStore(path)
+            boxes = sum(len(store.boxes(i)) for i in store.ids)
+            print(f"{path}: {len(store)} pictures, {boxes / len(store):.0f} boxes each on average")
+    return 0
+
+
+def make(config: ProposeConfig) -> list[Path]:
+    """Makes the stores that the configuration asks for."""
+    from fastrcnn import build_data, build_sets
 
     if config.source is not None:
         if config.output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
         pictures = build_sets.without_truth(build_sets.pictures(config.source))
-        made = [build_sets.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
-    else:
-        names = build_data.classes(config.data)
-        made = []
-        if config.output is not None:
-            both = list(dict.fromkeys([*config.data.train, *config.data.test]))
-            everything = build_data.samples(config.data, both, names)
-            made.append(
-                build_sets.make_proposals(config.data, everything, Path(config.output).expanduser(), config.workers)
-            )
-        else:
-            for splits in (config.data.train, config.data.test):
-                part = build_data.samples(config.data, splits, names)
-                path = build_sets.proposal_path(config.data, part, build_data.split_name(splits))
-                made.append(build_sets.make_proposals(config.data, part, path, config.workers))
-    for path in made:
-        store = ProposalStore(path)
-        boxes = sum(len(store.boxes(i)) for i in store.ids)
-        print(f"{path}: {len(store)} pictures, {boxes / len(store):.0f} boxes each on average")
-    return 0
+        return [build_sets.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
+    names = build_data.classes(config.data)
+    if config.output is not None:
+        both = list(dict.fromkeys([*config.data.train, *config.data.test]))
+        everything = build_data.samples(config.data, both, names)
+        return [build_sets.make_proposals(config.data, everything, Path(config.output).expanduser(), config.workers)]
+    made = []
+    for splits in (config.data.train, config.data.test):
+        part = build_data.samples(config.data, splits, names)
+        path = build_sets.proposal_path(config.data, part, build_data.split_name(splits))
+        made.append(build_sets.make_proposals(config.data, part, path, config.workers))
+    return made

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrcnn.errors import UserError
+from fastrcnn.launch import launch
 from fastrcnn.training.signals import Stop, Stopped
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 
 def command(folder: Path) -> str:
     """What to type so that the run in the folder goes on."""
-    return f"fastrcnn train {shlex.quote(f'run={folder}')} resume=auto"
+    program = "fastrcnn" if launch().size == 1 else "torchrun (its options as before) -m fastrcnn"
+    return f"{program} train {shlex.quote(f'run={folder}')} resume=auto"
 
 
 @dataclass
@@ -54,6 +56,14 @@ def good_order(folder: Path, stop: Stop) -> Iterator[Ending]:
             state.save(state.done)
         kept = f"Step {state.saved} is saved. " if state is not None and state.saved else ""
         raise UserError(f"{error} {kept}To go on: {command(folder)}") from None
+    except RuntimeError as error:
+        from fastrcnn import distributed
+
+        if not distributed.lost(error):
+            raise
+        raise distributed.LostError(
+            f"{distributed.GONE} To go on from the last checkpoint: {command(folder)}"
+        ) from None
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

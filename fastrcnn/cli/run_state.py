@@ -86,6 +86,7 @@ class RunState:
     interrupted: Callable[[], bool] = lambda: False
     saved: int = 0  # the step saved last
     outcome: Evaluation | None = None  # the last one
+    cut_short: bool = False  # whether this process left its share of the last evaluation
 
     def content(self, step: int) -> dict[str, Any]:
         """What every checkpoint holds."""
@@ -98,12 +99,14 @@ class RunState:
         }
 
     def save(self, step: int) -> None:
-        """Writes step-N.pt, from which the run can go on."""
+        """Writes step-N.pt, from which the run can go on. Of several processes the first writes."""
+        from fastrcnn import distributed
         from fastrcnn.training import checkpoint
 
-        folder = self.folder / "checkpoints"
-        checkpoint.save(folder / f"step-{step}.pt", self.content(step) | {"optimizer": self.optimizer.state_dict()})
-        checkpoint.keep_last(folder, self.config.runtime.keep_checkpoints)
+        if distributed.leads():
+            folder = self.folder / "checkpoints"
+            checkpoint.save(folder / f"step-{step}.pt", self.content(step) | {"optimizer": self.optimizer.state_dict()})
+            checkpoint.keep_last(folder, self.config.runtime.keep_checkpoints)
         self.saved = step
 
     def step_over(self) -> bool:
@@ -130,14 +133,22 @@ class RunState:
     ) -> None:
         """Evaluates, records, and writes best.pt where the mAP is the best so far.
 
-        Raises Interrupted, at the next picture, where the run is to end.
+        Raises Interrupted, at the next picture, where the run is to end; with several processes all do, each when its
+        share is done or it is itself told to end.
         """
+        from fastrcnn import distributed
         from fastrcnn.data.loader import detection_loader
         from fastrcnn.evaluation.evaluate import evaluate
         from fastrcnn.training import checkpoint
+        from fastrcnn.training.loop import Interrupted
 
         batches = self.until_interrupted(step, detection_loader(test_set, workers=workers))
-        self.outcome = evaluate(self.model, batches, len(test_set), self.names, metric, detection, dtype)
+        outcome = evaluate(self.model, batches, len(test_set), self.names, metric, detection, dtype)
+        if distributed.any_of(self.cut_short):
+            raise Interrupted(step)
+        if outcome is None:  # the first process has it
+            return
+        self.outcome = outcome
         mean_ap, ap = self.outcome.ap.mean or 0.0, self.outcome.ap.ap
         for name, curve in self.outcome.ap.classes.items():
             if curve.ap is not None:
@@ -151,15 +162,24 @@ class RunState:
 
     def until_interrupted(self, step: int, batches: Iterable[Pyramid]) -> Iterator[Pyramid]:
         """The batches, as long as nothing asks the run to end."""
+        from fastrcnn import distributed
         from fastrcnn.training.loop import Interrupted
 
+        self.cut_short = False
         for batch in batches:
             if self.interrupted():
-                raise Interrupted(step)
+                if distributed.size() == 1:
+                    raise Interrupted(step)
+                self.cut_short = True  # the others are told after their shares
+                return
             yield batch
 
     def draw(self, step: int, batch: Batch, rois: torch.Tensor, targets: RoITargets) -> None:
-        """A picture of the step's RoIs for TensorBoard."""
+        """A picture of the step's RoIs, of several processes those of the first, for TensorBoard."""
+        from fastrcnn import distributed
+
+        if not distributed.leads():
+            return
         from fastrcnn.visualize import draw_batch
 
         self.tracker.picture(step, "train/rois", draw_batch(batch, rois, targets))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from fastrcnn.cli.run_folder import log_to, refuse_used, run_folder, saved_confi
 from fastrcnn.cli.run_state import RunState, load_newest
 from fastrcnn.config import TrainConfig
 from fastrcnn.errors import UserError
+from fastrcnn.launch import launch
 from fastrcnn.training.signals import Stop, heeded
 
 if TYPE_CHECKING:
@@ -41,13 +42,14 @@ def main(arguments: list[str]) -> int:
 def configure(arguments: list[str]) -> TrainConfig:
     """The configuration for the arguments, and for the run that goes on or the checkpoint that is begun with."""
     config = compose("train", arguments)
+    restart_in_place(config)
     if config.resume:  # what is not said again is as it was
         folder, _ = run_folder(config)
         fresh, config = config, compose("train", arguments, base=saved_config(folder))
         for group in ("model", "solver", "detection", "runtime"):
             if any(a.startswith("recipe=") for a in arguments) and getattr(fresh, group) != getattr(config, group):
                 log.warning("recipe= changes nothing in a run that goes on: %s.* stays as it was", group)
-        config.run = str(folder)
+        config.run, config.resume = str(folder), "auto"
     elif config.start:  # the model is as it was there, but for what is said again
         said = [experiment_content(a.partition("=")[2]) for a in arguments if a.startswith("experiment=")]
         model = start.read(config)["config"]["model"]
@@ -58,6 +60,16 @@ def configure(arguments: list[str]) -> TrainConfig:
             )
         config = compose("train", arguments, base={"model": model | (said[0].get("model", {}) if said else {})})
     return config
+
+
+def restart_in_place(config: TrainConfig) -> None:
+    """Where torchrun starts a run again whose process has died, the run goes on. Raises UserError where it would not
+    know which run that was."""
+    here = launch()
+    if here.restarts and config.run is None:
+        raise UserError("with torchrun --max-restarts name the run's folder, run=FOLDER: a restart goes on there.")
+    if here.restart and config.run is not None and (Path(config.run).expanduser() / "config.yaml").exists():
+        config.resume = "auto"
 
 
 def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
@@ -72,17 +84,22 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
 
 def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]:
     """See run."""
-    from fastrcnn import build, build_data, build_sets
+    from fastrcnn import build, build_data, distributed
 
     build.check_training(config)
     start.refuse_svm(config)
-    detection, metric = (
-        build.detection(config.detection),
-        build_data.metric(config.data),
-    )  # mistakes show before the work
+    build.detection(config.detection)  # mistakes show before the work
+    build_data.metric(config.data)
     folder, begun = run_folder(config)
+    with distributed.joined(build.device(config.runtime)):
+        return run_joined(config, stop, distributed.from_first(folder), begun)
+
+
+def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tuple[Path, Evaluation | None]:
+    """The run in its folder, in each process of the job; begun: whether it goes on there."""
     import torch
 
+    from fastrcnn import build, build_data, build_sets, distributed
     from fastrcnn.data.loader import training_loader
     from fastrcnn.evaluation.evaluate import table, write_results
     from fastrcnn.memory import advising
@@ -90,11 +107,12 @@ def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]
     from fastrcnn.training import checkpoint, loop
     from fastrcnn.training.optim import sgd
     from fastrcnn.training.profiling import profiled
-    from fastrcnn.training.tracking import Tracker, claim, describe_run
+    from fastrcnn.training.tracking import Silent, Tracker, claim, describe_run
 
     resumed = begun and bool(checkpoint.in_order(folder / "checkpoints"))
     if begun and not resumed:
         log.info("%s: it ended before its first checkpoint, and begins again", folder)
+    detection, metric = build.detection(config.detection), build_data.metric(config.data)
     device = build.device(config.runtime)
     dtype = build.precision(config.runtime, device)
     build.threads(config.runtime)
@@ -123,7 +141,8 @@ def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]
         done, best = load_newest(folder / "checkpoints", model, optimizer, names, config)
         stop.state = f"nothing was trained after step {done}"
     else:
-        build_sets.say_recall(train_set, names)
+        if distributed.leads():
+            build_sets.say_recall(train_set, names)
         if begin:  # the weights of bbox_pred were trained for the statistics that came with them
             log.info("beginning with the weights of %s", config.start)
             start.say_margins(begin)
@@ -132,17 +151,28 @@ def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]
             log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
             build.set_delta_statistics(model, train_set, config)
 
+    if (resumed, done) != distributed.from_first((resumed, done)):
+        raise UserError(
+            f"{folder}: this process does not find there what the first one does. All machines need the same folder; "
+            "name one on a disk that they share: run=FOLDER."
+        )
     with (
-        claim(folder),
-        log_to(folder),
+        claim(folder) if distributed.leads() else nullcontext(),
+        log_to(folder) if distributed.leads() else nullcontext(),
         good_order(folder, stop) as ending,
         advising("training", device, lambda: build.training_memory(config)),
         ExitStack() as during,
     ):
-        if not begun:
-            refuse_used(folder)  # one that began while this one was looking at its data
-        checkpoint.sweep(folder / "checkpoints")
-        describe_run(folder, to_yaml(config))
+        tracker: Tracker
+        if distributed.leads():
+            if not begun:
+                refuse_used(folder)  # one that began while this one was looking at its data
+            checkpoint.sweep(folder / "checkpoints")
+            describe_run(folder, to_yaml(config))
+            tracker = Tracker(folder, done)
+            distributed.from_first(tracker.evaluated)
+        else:
+            tracker = Silent(distributed.from_first(False))
         log.info(
             "%s: %d training and %d test pictures, classes %s",
             folder,
@@ -150,8 +180,9 @@ def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]
             len(test_set) if test_set else 0,
             ", ".join(names),
         )
-        log.info("%s parameters, %s, %s", f"{parameter_count(model):,}", device, str(dtype).removeprefix("torch."))
-        state = RunState(config, folder, names, model, optimizer, Tracker(folder, done), best, done, saved=done)
+        where = f"{device}" if distributed.size() == 1 else f"{distributed.size()} processes, each on {device.type}"
+        log.info("%s parameters, %s, %s", f"{parameter_count(model):,}", where, str(dtype).removeprefix("torch."))
+        state = RunState(config, folder, names, model, optimizer, tracker, best, done, saved=done)
         state.interrupted, ending.state = stop, state
 
         def evaluate(step: int) -> None:
@@ -166,7 +197,7 @@ def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]
             batches: Iterable[Batch] = training_loader(
                 train_set, solver.images_per_batch, workers, done * solver.accumulate, pin_memory=device.type == "cuda"
             )
-            if config.runtime.profile:
+            if config.runtime.profile and distributed.leads():
                 batches = during.enter_context(profiled(batches, folder / "profile", solver.accumulate))
             loop.train(
                 model,
@@ -188,5 +219,6 @@ def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]
         split = build_data.split_name(config.data.test)
         write_results(state.outcome, folder / "eval" / split, split)
         print(table(state.outcome))
-    print(f"run: {folder}")
+    if distributed.leads():
+        print(f"run: {folder}")
     return folder, state.outcome

@@ -26,9 +26,10 @@ from fastrcnn.data.annotations import is_coco
 from fastrcnn.data.check_truth import Annotated, Truth, read_voc
 from fastrcnn.data.images import decode, read_bytes
 from fastrcnn.data.proposals import ProposalStore, clean
-from fastrcnn.data.selective_search import cores, start_worker
+from fastrcnn.data.selective_search import start_worker
 from fastrcnn.data.truth import Problem
 from fastrcnn.errors import UserError
+from fastrcnn.launch import cores
 from fastrcnn.progress import progress
 
 CHUNK = 16  # pictures that a process takes at a time

@@ -12,8 +12,9 @@ from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Sampler, Subset
 
+from fastrcnn import distributed
 from fastrcnn.data.dataset import DetectionDataset, Example, Pyramids, to_tensor
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Batch
@@ -42,14 +43,17 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
     """Lists of (epoch, index) without end, every picture once an epoch, in an order that the seed decides.
 
     Batches run on over the end of an epoch, so that none is short. start: number of batches already used by the run
-    that is being resumed.
+    that is being resumed. part: of how many processes this is which, (number, of); each has an equal share of every
+    batch, and batch_size is of all together.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0) -> None:
+    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0, part: tuple[int, int] = (0, 1)) -> None:
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
         self.start = start
+        number, parts = part
+        self.own = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         epoch, position = divmod(self.start * self.batch_size, self.length)
@@ -62,7 +66,7 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
                     order = self._order(epoch)
                 batch.append((epoch, int(order[position])))
                 position += 1
-            yield batch
+            yield batch[self.own]
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(self.length)
@@ -138,10 +142,12 @@ def start_worker(_number: int) -> None:
 def training_loader(
     dataset: DetectionDataset, batch_size: int, workers: int = 0, start: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Batches without end for training, from batch number `start` on."""
+    """Batches without end for training, from batch number `start` on. In a group of processes (see distributed.py)
+    this one's share of each."""
+    part = distributed.rank(), distributed.size()
     return Loader(
         dataset,
-        batch_sampler=EndlessBatches(len(dataset), batch_size, dataset.seed, start),
+        batch_sampler=EndlessBatches(len(dataset), batch_size, dataset.seed, start, part),
         collate_fn=collate,
         **_options(workers, pin_memory),
     )
@@ -150,10 +156,10 @@ def training_loader(
 def detection_loader(
     dataset: DetectionDataset, batch_size: int = 1, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Every picture once, in order, as pyramids: for so many pictures a list of batches, one for each short side."""
-    return Loader(
-        Pyramids(dataset), batch_size=batch_size, collate_fn=collate_pyramids, **_options(workers, pin_memory)
-    )
+    """Every picture once, in order, as pyramids: for so many pictures a list of batches, one for each short side. In
+    a group of processes this one's share, see distributed.in_order."""
+    own = Subset(Pyramids(dataset), distributed.share(range(len(dataset))))
+    return Loader(own, batch_size=batch_size, collate_fn=collate_pyramids, **_options(workers, pin_memory))
 
 
 def collate_pyramids(pyramids: Sequence[list[Example]]) -> list[Batch]:

@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,9 +35,11 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
+from fastrcnn import distributed
 from fastrcnn.data.images import decode, read_bytes
 from fastrcnn.data.proposals import BoxCounts, ImageProposals, check_target, write_store
 from fastrcnn.errors import UserError, nearest
+from fastrcnn.launch import cores
 from fastrcnn.progress import progress
 
 GENERATOR = "selective search"
@@ -110,7 +113,8 @@ def propose_all(
 
     Runs in `workers` processes, by default one a core. Each image's result is kept in a folder beside the
     store until that is complete, so that a run that was interrupted, in whatever way, goes on where it
-    stopped; results are found again by the image's content and the settings, never by its name or date.
+    stopped; results are found again by the image's content and the settings, never by its name or date. In a group
+    of processes (see distributed.py) each makes its share, and the first puts the store together.
     Scripts that call this need the usual `if __name__ == "__main__":`.
 
     Raises UserError, with the other images' results kept, naming all images that cannot be read; and for ids
@@ -125,12 +129,27 @@ def propose_all(
     check_target(store_path)
     _segmentation()
     work = store_path.with_name(f".{store_path.name}.work")
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = _lock(work)
-    except OSError as error:
-        raise UserError(f"{work}: cannot be written ({error}); choose another place for the store.") from error
-    with lock:
+    if distributed.size() > 1:
+        with _held(work, shared=True):
+            own = distributed.share(images)
+            for _ in progress(_results(own, work, settings, workers or cores()), len(own), "Proposals"):
+                pass  # what is wrong with an image is said when the store is put together
+        distributed.wait_for_all()
+    counts = BoxCounts()
+    if distributed.leads():
+        counts = _put_together(images, store_path, work, settings, workers)
+    return distributed.from_first(counts)
+
+
+def _put_together(
+    images: Sequence[tuple[str, Path]],
+    store_path: Path,
+    work: Path,
+    settings: SelectiveSearchSettings,
+    workers: int | None,
+) -> BoxCounts:
+    """Makes what the folder `work` lacks, and the store of it."""
+    with _held(work):
         results = _results(images, work, settings, workers or cores())
         found: dict[str, Path] = {}
         problems: list[str] = []
@@ -207,11 +226,6 @@ def _segmentation() -> Any:
             + f". Run {remove}`pip install --force-reinstall --no-deps opencv-contrib-python-headless`."
         )
     return module
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _results(
@@ -305,16 +319,22 @@ def _load(image_id: str, file: Path) -> ImageProposals:
         return ImageProposals(image_id, height, width, result["boxes"])
 
 
-def _lock(work: Path) -> Any:
-    """Keeps a second run out while the file returned is open; the system undoes it when a run dies."""
-    handle = (work / "lock").open("w")
+@contextmanager
+def _held(work: Path, shared: bool = False) -> Iterator[None]:
+    """Makes the folder, and keeps a second run out of it while the body runs, however that ends. shared: keeps out
+    those alone that do not share it. Raises UserError."""
     try:
-        import fcntl
+        work.mkdir(parents=True, exist_ok=True)
+        handle = (work / "lock").open("w")
+    except OSError as error:
+        raise UserError(f"{work}: cannot be written ({error}); choose another place for the store.") from error
+    with handle:
+        try:
+            import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows
-        pass
-    except BlockingIOError as error:
-        handle.close()
-        raise UserError(f"{work}: another run is making these proposals now; wait for it to end.") from error
-    return handle
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except ImportError:  # Windows
+            pass
+        except BlockingIOError as error:
+            raise UserError(f"{work}: another run is making these proposals now; wait for it to end.") from error
+        yield

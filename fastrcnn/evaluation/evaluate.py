@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastrcnn import distributed
 from fastrcnn.evaluation.metric import Metric, average_precision
 from fastrcnn.evaluation.recall import ProposalRecall, proposal_recall
 from fastrcnn.evaluation.result_files import write_comp4
@@ -48,9 +49,10 @@ def evaluate(
     metric: Metric,
     settings: DetectionSettings,
     dtype: torch.dtype = torch.float32,
-) -> Evaluation:
+) -> Evaluation | None:
     """Runs the model over pyramids of batches (see detect_batch), `images` pictures in all, and compares what it finds
-    with their truth."""
+    with their truth. In a group of processes each gives its share of the pictures, and the first has the outcome; the
+    others get None."""
     seconds = 0.0
     proposals: list[np.ndarray] = []
 
@@ -63,10 +65,12 @@ def evaluate(
             seconds += time.perf_counter() - start
 
     samples, detections = detect_all(model, remembered(), images, classes, settings, dtype)
+    seconds /= max(len(proposals), 1)
+    proposals = distributed.in_order(proposals)
+    if not distributed.leads():
+        return None
     recall = proposal_recall(proposals, samples, classes)
-    return replace(
-        compare(detections, samples, classes, metric, recall), seconds_per_image=seconds / max(len(samples), 1)
-    )
+    return replace(compare(detections, samples, classes, metric, recall), seconds_per_image=seconds)
 
 
 def detect_all(
@@ -78,12 +82,11 @@ def detect_all(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[list[Sample], dict[str, ClassDetections]]:
     """The `images` pictures of the pyramids, and what the model finds in them: an entry for every class, images
-    counted along the pictures."""
-    samples: list[Sample] = []
-    found: list[Detections] = []
-    for sample, of_image in progress(detect(model, pyramids, settings, dtype), images, "detect"):
-        samples.append(sample)
-        found.append(of_image)
+    counted along the pictures. In a group of processes the first gets all of it, the others nothing."""
+    own = -(-images // distributed.size())
+    both = distributed.in_order(list(progress(detect(model, pyramids, settings, dtype), own, "detect")))
+    samples = [sample for sample, _ in both]
+    found = [of_image for _, of_image in both]
     if settings.average_per_class is not None:
         found = above_thresholds(found, settings.average_per_class)
     return samples, detections_by_class(found, classes)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from fastrcnn import distributed
 from fastrcnn.errors import UserError
 from fastrcnn.inference import autocast
 from fastrcnn.model.fast_rcnn import FastRCNN
@@ -99,41 +100,46 @@ def train(
     interrupted: called once after each step, when all that belongs to it is done; where it is true, the run ends.
     Raises Interrupted, the step being saved, where it is to end before its last step; and UserError when the loss is
     no longer finite, before the weights are changed.
+
+    In a group of processes (see distributed.py) each brings its own pictures of a step. The gradient is that of one
+    process with all of them, with the same RoIs; dropout is drawn, and pictures are padded, by each for itself. All
+    end after the same step, where one is to. `failed` is called in the first process alone, the other three in each.
     """
     device = model.delta_mean.device
+    network = distributed.parallel(model)
+    processes, number = distributed.size(), distributed.rank()
     model.train()
     meter = Meter(schedule.accumulate)
     for step, part, batch in _with_progress(loader, schedule, meter):
-        dropout_seed = seed_of(schedule.seed, step, 0, *([part] if part else []))
+        which = [part, number] if number else [part] if part else []
+        dropout_seed = seed_of(schedule.seed, step, 0, *which)
         torch.manual_seed(dropout_seed)
         if part == 0:
             set_rate(optimizer, schedule.rate(step))
             optimizer.zero_grad(set_to_none=True)
 
-        first = part * len(batch.images)  # number, in the step, of the batch's first picture
+        first = (part * processes + number) * len(batch.images)  # the number, in the step, of the first picture
         seeds = [seed_of(schedule.seed, step, 1, first + i) for i in range(len(batch.images))]
         rois, targets = sampler(batch.proposals, batch.boxes, batch.labels, seeds)
         on_device = replace(targets, labels=targets.labels.to(device), deltas=targets.deltas.to(device))
-        with autocast(device, dtype):
-            logits, deltas = model(
+        last_part = part + 1 == schedule.accumulate
+        with distributed.unshared(network, not last_part), autocast(device, dtype):
+            logits, deltas = network(
                 batch.images.to(device), rois.to(device), batch.sizes.to(device), batch.scales.to(device)
             )
         losses = fast_rcnn_loss(logits, deltas, on_device, box_weight)
 
-        total = losses.total.item()
-        if not math.isfinite(total):
-            ids = ", ".join(s.image_id for s in batch.samples)
-            where = ""
-            if failed is not None:
-                file = failed(step, evidence(batch, rois, targets, losses, dropout_seed, dtype, box_weight))
-                where = f"\nThe step is kept; to look at it again: fastrcnn replay {file}"
-            raise UserError(
-                f"step {step}: the loss is {total}. The weights were not changed by this step; its pictures: {ids}. "
-                f"Try a lower rate (solver.lr is {schedule.rate(step):g} here) or solver.warmup.{where}"
-            )
-        (losses.total / schedule.accumulate).backward()
-        meter.add_batch(losses, logits.detach(), on_device, len(batch.images))
-        if part + 1 < schedule.accumulate:
+        broken = not math.isfinite(losses.total.item())
+        all_rois, any_broken = distributed.summed(torch.tensor([len(rois), broken], dtype=torch.float64)).tolist()
+        if any_broken:
+            proof = evidence(batch, rois, targets, losses, dropout_seed, dtype, box_weight) if broken else None
+            _refuse(step, schedule.rate(step), proof, failed)
+        # DDP takes the mean over the processes; the loss is that over all RoIs, of which another may have more.
+        weight = len(rois) * processes / max(all_rois, 1)
+        with distributed.unshared(network, not last_part):
+            (losses.total * (weight / schedule.accumulate)).backward()
+        meter.add_batch(losses, logits.detach(), on_device, len(batch.images), weight)
+        if not last_part:
             continue
         norm = gradient_norm(optimizer)
         optimizer.step()
@@ -150,12 +156,31 @@ def train(
         if saved:
             save(done)
         if evaluation_due:
+            distributed.share_buffers(model)
             evaluate(done)
             model.train()
-        if interrupted() and not last:
+        if distributed.any_of(interrupted()) and not last:
             if not saved:
                 save(done)
             raise Interrupted(done)
+
+
+def _refuse(
+    step: int, rate: float, proof: dict[str, Any] | None, failed: Callable[[int, dict[str, Any]], Path] | None
+) -> None:
+    """Ends all processes over a loss that is not finite; proof: of those where it was, see replay.py."""
+    proofs = [p for p in distributed.gathered(proof) if p is not None]
+    text = ""
+    if proofs:
+        first = proofs[0]
+        total = first["loss_cls"] + first["box_weight"] * first["loss_box"]
+        text = (
+            f"step {step}: the loss is {total}. The weights were not changed by this step; its pictures: "
+            f"{', '.join(first['image_ids'])}. Try a lower rate (solver.lr is {rate:g} here) or solver.warmup."
+        )
+        if failed is not None:
+            text += f"\nThe step is kept; to look at it again: fastrcnn replay {failed(step, first)}"
+    raise UserError(distributed.from_first(text))
 
 
 def _with_progress(loader: Iterable[Batch], schedule: Schedule, meter: Meter) -> Iterator[tuple[int, int, Batch]]:
@@ -169,7 +194,7 @@ def _with_progress(loader: Iterable[Batch], schedule: Schedule, meter: Meter) ->
         desc="train",
         unit="step",
         dynamic_ncols=True,
-        disable=not terminal,
+        disable=not terminal or not distributed.leads(),
     ) as bar:
         places = ((step, part) for step in steps for part in range(schedule.accumulate))
         for (step, part), batch in zip(places, meter.timed(loader), strict=False):
@@ -178,7 +203,7 @@ def _with_progress(loader: Iterable[Batch], schedule: Schedule, meter: Meter) ->
                 continue
             bar.update()
             now = time.monotonic()
-            if not meter.latest or now - said < (1 if terminal else 15):
+            if not distributed.leads() or not meter.latest or now - said < (1 if terminal else 15):
                 continue
             said = now
             m = meter.latest

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from fastrcnn import distributed
 from fastrcnn.model.loss import Losses
 from fastrcnn.structures import Batch, RoITargets
 
@@ -55,11 +56,11 @@ class Meter:
             self._waited += time.monotonic() - asked
             yield batch
 
-    def add_batch(self, losses: Losses, logits: Tensor, targets: RoITargets, images: int) -> None:
-        """What a batch of so many images gave; all on the device."""
+    def add_batch(self, losses: Losses, logits: Tensor, targets: RoITargets, images: int, weight: float = 1.0) -> None:
+        """What a batch of so many images gave; all on the device. weight: of its losses among the processes'."""
         foreground = targets.labels > 0
         right = foreground & (logits.argmax(dim=1) == targets.labels)
-        shares = [v / self.accumulate for v in (losses.total, losses.classification, losses.box)]
+        shares = [v * (weight / self.accumulate) for v in (losses.total, losses.classification, losses.box)]
         self._add([*shares, foreground.sum(), right.sum(), losses.total.new_zeros(())])
         self._rois += len(targets.labels)
         self._images += images
@@ -74,21 +75,24 @@ class Meter:
         self._since = None
 
     def read(self) -> dict[str, float]:
-        """The means, by the names that they have in metrics.csv and TensorBoard; begins anew."""
+        """The means, over all processes, by the names that they have in metrics.csv and TensorBoard; begins anew. The
+        clock is this process's."""
         assert self._sums is not None
-        loss, classification, box, foreground, right, norm = self._sums.tolist()
+        loss, classification, box, foreground, right, norm = distributed.summed(self._sums).tolist()
+        rois, images = distributed.summed(torch.tensor([self._rois, self._images])).tolist()
         n, seconds = self._steps, max(self._seconds, 1e-9)
+        each = n * distributed.size()
         self.latest = {
-            "train/loss": loss / n,
-            "train/loss_cls": classification / n,
-            "train/loss_box": box / n,
+            "train/loss": loss / each,
+            "train/loss_cls": classification / each,
+            "train/loss_box": box / each,
             "train/accuracy_fg": right / max(foreground, 1),
-            "train/rois": self._rois / n,
+            "train/rois": rois / n,
             "train/rois_fg": foreground / n,
-            "train/fg_share": foreground / max(self._rois, 1),
-            "train/grad_norm": norm / n,
+            "train/fg_share": foreground / max(rois, 1),
+            "train/grad_norm": norm / each,
             "train/steps_per_s": n / seconds,
-            "train/images_per_s": self._images / seconds,
+            "train/images_per_s": images / seconds,
             "train/data_wait_share": self._waited / seconds,
         }
         self._clear()

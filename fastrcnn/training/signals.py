@@ -50,9 +50,10 @@ class Stop:
         return 128 + self.received if self.received else 0
 
     def stopped(self, state: str) -> Stopped:
-        """The exception that ends the program, with the state that it is left in."""
-        assert self.received
-        return Stopped(self.status, f"stopped by {self.received.name}: {state}. To go on: {self.advice}")
+        """The exception that ends the program, with the state that it is left in. Where no signal has come, another
+        process of the job had one."""
+        by = self.received.name if self.received else "a signal to another process"
+        return Stopped(self.status or 128 + signal.SIGTERM, f"stopped by {by}: {state}. To go on: {self.advice}")
 
     def finish_steps(self) -> None:
         """From now on a signal is noted, and whoever calls this object acts on it; until now it raises Stopped.

@@ -73,6 +73,22 @@ class Tracker:
         self._board.close()
 
 
+class Silent(Tracker):
+    """Of the processes of a run one records; for the others. evaluated: as the one that records has it."""
+
+    def __init__(self, evaluated: bool) -> None:
+        self.evaluated = evaluated
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Does nothing, as the others."""
+
+    def precision_recall(self, step: int, name: str, found: ClassAP) -> None: ...
+
+    def picture(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def close(self) -> None: ...
+
+
 def curve_counts(found: ClassAP, thresholds: np.ndarray) -> tuple[np.ndarray, ...]:
     """Right and wrong detections, wrong and right rejections, precision and recall (T,) of a class where detections
     that score less than a threshold (T,) are rejected.
