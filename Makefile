@@ -13,7 +13,7 @@ help:
 	@sed -n '1,2s/^# //p' Makefile
 	@echo 'make check  format, lint, types and tests      make format  formats the code'
 	@echo 'make bench  the benchmarks                     make wheel   builds dist/*.whl'
-	@echo 'make fuzz   looks for inputs that break a reader  make soak   kills a training 50 times'
+	@echo 'make fuzz   looks for inputs that break a reader  make soak   kills trainings 60 times'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
@@ -40,6 +40,7 @@ fuzz: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python scripts/soak.py
+	$(BIN)/python scripts/soak_torchrun.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -61,7 +61,8 @@ def joined(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    store, number, processes = next(dist.rendezvous("env://"))  # one for each restart
+    store, number, processes = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"start {launch().attempt}", store)  # else gloo finds addresses of processes that are gone
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=number, world_size=processes, timeout=PATIENCE)

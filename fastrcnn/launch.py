@@ -11,15 +11,18 @@ class Launch:
     """This process among those of its job; the defaults are those of a process alone.
 
     rank: its number of `size`; local_rank, local_size: the same among those of its machine.
-    restart: how often torchrun has started the job again; restarts: how often it would.
+    restarts: how often torchrun would start the job again.
+    kept_store: whether the store in which the processes find each other is torchrun's own, and so still has what was
+        written before a restart; attempt: then the number of the restart, else 0.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
-    restart: int = 0
     restarts: int = 0
+    kept_store: bool = False
+    attempt: int = 0
 
 
 def launch() -> Launch:
@@ -31,11 +34,12 @@ def launch() -> Launch:
             ("size", "WORLD_SIZE", 1),
             ("local_rank", "LOCAL_RANK", 0),
             ("local_size", "LOCAL_WORLD_SIZE", 1),
-            ("restart", "TORCHELASTIC_RESTART_COUNT", 0),
             ("restarts", "TORCHELASTIC_MAX_RESTARTS", 0),
+            ("attempt", "TORCHELASTIC_RESTART_COUNT", 0),
         )
     }
-    return Launch(**read)
+    kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return Launch(**read | {"attempt": read["attempt"] if kept else 0}, kept_store=kept)
 
 
 def cores() -> int:

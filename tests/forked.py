@@ -51,9 +51,16 @@ class Source:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, arguments: Sequence[str], said: Path, file_size: int | None = None) -> Forked:
+    def start(
+        self,
+        arguments: Sequence[str],
+        said: Path,
+        file_size: int | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Forked:
         """Starts a command, what it says goes to the file `said`; `file_size`: no file may grow beyond it."""
-        pid = self.ask({"arguments": list(arguments), "said": str(said), "file_size": file_size})
+        question = {"arguments": list(arguments), "said": str(said), "file_size": file_size}
+        pid = self.ask(question | {"environment": environment or {}})
         assert pid
         self.started.append(Forked(self, pid))
         return self.started[-1]
@@ -92,6 +99,7 @@ def run(question: dict) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     for here, there in ((nothing, 0), (said, 1), (said, 2)):
         os.dup2(here, there)
+    os.environ.update(question["environment"])
     if question["file_size"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (question["file_size"],) * 2)
     from fastrcnn.cli import main

@@ -63,12 +63,20 @@ def configure(arguments: list[str]) -> TrainConfig:
 
 
 def restart_in_place(config: TrainConfig) -> None:
-    """Where torchrun starts a run again whose process has died, the run goes on. Raises UserError where it would not
-    know which run that was."""
+    """Where torchrun starts a run again whose process has died, the run goes on: with --max-restarts whatever run is in
+    the folder does. Raises UserError where it could not.
+    """
     here = launch()
-    if here.restarts and config.run is None:
+    if not here.restarts:
+        return
+    if config.run is None:
         raise UserError("with torchrun --max-restarts name the run's folder, run=FOLDER: a restart goes on there.")
-    if here.restart and config.run is not None and (Path(config.run).expanduser() / "config.yaml").exists():
+    if here.kept_store and here.size > here.local_size:  # each machine counts the restarts for itself
+        raise UserError(
+            "torchrun --max-restarts on several machines: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on "
+            "each of them. Without it the processes of a restart may look for those that are gone, and wait for ever."
+        )
+    if (Path(config.run).expanduser() / "config.yaml").exists():
         config.resume = "auto"
 
 
@@ -84,12 +92,14 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
 
 def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]:
     """See run."""
-    from fastrcnn import build, build_data, distributed
+    from fastrcnn import build, build_data, build_sets, distributed
 
     build.check_training(config)
     start.refuse_svm(config)
     build.detection(config.detection)  # mistakes show before the work
     build_data.metric(config.data)
+    if config.data.test:
+        build_sets.test_scaling(config.data)
     folder, begun = run_folder(config)
     with distributed.joined(build.device(config.runtime)):
         return run_joined(config, stop, distributed.from_first(folder), begun)

@@ -1,0 +1,162 @@
+"""Trainings by two processes: told to stop, killed and started again by torchrun; evaluation by two."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from forked import Forked, Source
+from test_survival import soak
+
+from fastrcnn.cli import main
+from fastrcnn.data.demo import write_demo
+from fastrcnn.training import checkpoint
+
+DEADLINE = 120.0
+STEPS = 60
+SETTINGS = [*soak.SETTINGS, f"solver.iterations={STEPS}", "runtime.checkpoint_every=5", "runtime.evaluate_every=30"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("torchrun")
+    write_demo(folder / "data" / "demo", train=6, val=3, test=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(place: Path) -> Iterator[Source]:
+    found = Source(place)
+    yield found
+    found.close()
+
+
+def pair(source: Source, *arguments: str) -> list[Forked]:
+    """The two processes of a job, as torchrun would start them; what they say is in said-0.txt and said-1.txt."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        there = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    return [
+        source.start(
+            arguments,
+            source.place / f"said-{number}.txt",
+            environment=there | {"RANK": str(number), "LOCAL_RANK": str(number), "LOCAL_WORLD_SIZE": "2"},
+        )
+        for number in range(2)
+    ]
+
+
+def ended(processes: list[Forked]) -> list[int | None]:
+    deadline = time.monotonic() + DEADLINE
+    while any(p.poll() is None for p in processes) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return [p.poll() for p in processes]
+
+
+def said(place: Path, number: int) -> str:
+    return (place / f"said-{number}.txt").read_text()
+
+
+def reached(run: Path, step: int) -> bool:
+    return any(int(p.stem[5:]) >= step for p in checkpoint.in_order(run / "checkpoints"))
+
+
+@pytest.fixture(scope="module")
+def whole(place: Path, source: Source) -> Path:
+    """A run that nothing happens to."""
+    both = pair(source, "train", "run=whole", *SETTINGS)
+    assert ended(both) == [0, 0], said(place, 0) + said(place, 1)
+    assert "2 processes, each on cpu" in said(place, 0)
+    assert said(place, 1) == "", "the first speaks for both"
+    return place / "whole"
+
+
+def test_both_stop_after_the_same_step_where_one_is_told_to_and_go_on(place: Path, source: Source, whole: Path) -> None:
+    run = place / "stopped"
+    both = pair(source, "train", "run=stopped", *SETTINGS)
+    while not reached(run, 10):
+        assert all(p.poll() is None for p in both), said(place, 0)
+        time.sleep(0.005)
+    os.kill(both[1].pid, signal.SIGTERM)
+    assert ended(both) == [143, 143]
+    step = checkpoint.load(checkpoint.in_order(run / "checkpoints")[0])["step"]
+    text = f"stopped by a signal to another process: step {step} is done and saved. To go on: torchrun"
+    assert text in said(place, 0)
+    assert step < STEPS
+    assert ended(pair(source, "train", "run=stopped", "resume=auto")) == [0, 0], said(place, 0)
+    assert f"going on from stopped/checkpoints/step-{step}.pt" in said(place, 0)
+    assert soak.weights(run, STEPS) == soak.weights(whole, STEPS)
+    for name in ("metrics.json", "comp4_det_test_star.txt"):
+        assert (run / "eval" / "test" / name).read_bytes() == (whole / "eval" / "test" / name).read_bytes()
+
+
+def test_evaluation_by_two_is_that_of_one(
+    place: Path, source: Source, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    arguments = ["eval", f"checkpoint=whole/checkpoints/step-{STEPS}.pt"]
+    assert ended(pair(source, *arguments, "output=two")) == [0, 0], said(place, 0)
+    assert main([*arguments, "output=one"]) == 0
+    for file in [*sorted((place / "one").glob("*.txt")), place / "one" / "metrics.json"]:
+        assert (place / "two" / file.name).read_bytes() == file.read_bytes()
+    assert (place / "one" / "metrics.json").read_bytes() == (whole / "eval" / "test" / "metrics.json").read_bytes()
+
+
+def test_torchrun_starts_a_run_again_whose_process_was_killed(place: Path, whole: Path) -> None:
+    run, text = place / "killed", place / "killed.txt"
+    how = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command = [sys.executable, "-m", "torch.distributed.run", *how, "-m", "fastrcnn", "train", "run=killed", *SETTINGS]
+    with text.open("w") as file:
+        job = subprocess.Popen(command, cwd=place, stdout=file, stderr=subprocess.STDOUT)
+    deadline = time.monotonic() + DEADLINE
+    while not reached(run, 10):
+        assert job.poll() is None, text.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+    second = next(c for c in children if b"\0RANK=1\0" in Path(f"/proc/{c}/environ").read_bytes())
+    os.kill(int(second), signal.SIGKILL)
+    assert job.wait(DEADLINE) == 0, text.read_text()
+    assert "another process of this job is gone" in text.read_text()
+    assert "going on from killed/checkpoints/step-" in text.read_text()
+    assert soak.weights(run, STEPS) == soak.weights(whole, STEPS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["detect", "source=x"], "detect runs in one process"),
+        (["train", "solver.images_per_batch=3"], "2 processes take equal shares of them"),
+        (["train", "runtime.device=cuda:0"], "cuda:0"),
+        (["propose", "convert=x"], "convert= is done by one process"),
+    ],
+)
+def test_what_two_processes_cannot_do_is_said_by_one(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for number in range(2):
+        monkeypatch.setenv("RANK", str(number))
+        monkeypatch.setenv("LOCAL_RANK", str(number))
+        assert main(arguments) == 1
+        said = capsys.readouterr().err
+        assert (message in said) if number == 0 else said == ""
+
+
+def test_a_job_that_restarts_needs_a_name_for_its_run_and_on_several_machines_a_store_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    assert main(["train", "experiment=demo"]) == 1
+    assert "name the run's folder, run=FOLDER" in capsys.readouterr().err
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "experiment=demo", "run=x"]) == 1
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().err
