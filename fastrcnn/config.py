@@ -103,7 +103,8 @@ class SolverConfig:
     """The mini-batch, the loss and the optimiser; the defaults are the paper's."""
 
     iterations: int = key(40000, "training steps", least=1)
-    images_per_batch: int = key(2, "pictures in a batch", least=1)
+    images_per_batch: int = key(2, "pictures in a batch, of all processes together", least=1)
+    group_aspects: bool = key(False, "batches of pictures all wider than high, or none: less padding")
     accumulate: int = key(1, "batches in a step, whose gradients are averaged: as larger ones, in less memory", least=1)
     rois_per_image: int = key(64, "RoIs drawn from each", least=1)
     fg_fraction: float = key(0.25, "largest share of foreground among them", least=0, most=1)

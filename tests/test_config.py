@@ -149,6 +149,7 @@ def test_recipe_modern_is_the_default_and_changes_these_switches_alone() -> None
         "model.weights": ("data/imagenet_models/VGG16.v2.caffemodel", "imagenet"),
         "runtime.precision": ("float32", "auto"),
         "solver.images_per_batch": (2, 8),
+        "solver.group_aspects": (False, True),
         "solver.iterations": (40000, 10000),
         "solver.lr": (0.001, 0.004),
         "solver.schedule": ("step", "cosine"),

@@ -205,7 +205,12 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
             evaluate(done)  # the run was interrupted there
         if done < solver.iterations:
             batches: Iterable[Batch] = training_loader(
-                train_set, solver.images_per_batch, workers, done * solver.accumulate, pin_memory=device.type == "cuda"
+                train_set,
+                solver.images_per_batch,
+                workers,
+                done * solver.accumulate,
+                pin_memory=device.type == "cuda",
+                group_aspects=solver.group_aspects,
             )
             if config.runtime.profile and distributed.leads():
                 batches = during.enter_context(profiled(batches, folder / "profile", solver.accumulate))

@@ -44,14 +44,24 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
 
     Batches run on over the end of an epoch, so that none is short. start: number of batches already used by the run
     that is being resumed. part: of how many processes this is which, (number, of); each has an equal share of every
-    batch, and batch_size is of all together.
+    batch, and batch_size is of all together. wide: for each picture whether it is wider than high; then such pictures
+    and the others are put into batches of their own, as far as they fill them, so that less is padded.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, start: int = 0, part: tuple[int, int] = (0, 1)) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        start: int = 0,
+        part: tuple[int, int] = (0, 1),
+        wide: np.ndarray | None = None,
+    ) -> None:
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
         self.start = start
+        self.wide = wide
         number, parts = part
         self.own = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
 
@@ -69,7 +79,18 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
             yield batch[self.own]
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        if self.wide is None:
+            return order
+        begun = -epoch * self.length % self.batch_size  # so many complete the batch that the last epoch began
+        places = np.arange(begun, self.length)
+        batches, left = [], []
+        for alike in (places[self.wide[order[begun:]]], places[~self.wide[order[begun:]]]):
+            full = len(alike) - len(alike) % self.batch_size
+            batches.extend(alike[:full].reshape(-1, self.batch_size))
+            left.extend(alike[full:])
+        batches.sort(key=lambda batch: int(batch[0]))  # as they are drawn, neither kind first
+        return order[np.concatenate([np.arange(min(begun, self.length)), *batches, np.sort(left)]).astype(np.int64)]
 
 
 class WorkerDiedError(UserError):
@@ -140,14 +161,20 @@ def start_worker(_number: int) -> None:
 
 
 def training_loader(
-    dataset: DetectionDataset, batch_size: int, workers: int = 0, start: int = 0, pin_memory: bool = False
+    dataset: DetectionDataset,
+    batch_size: int,
+    workers: int = 0,
+    start: int = 0,
+    pin_memory: bool = False,
+    group_aspects: bool = False,
 ) -> DataLoader:
     """Batches without end for training, from batch number `start` on. In a group of processes (see distributed.py)
-    this one's share of each."""
+    this one's share of each. group_aspects: pictures wider than high, and the others, in batches of their own."""
+    wide = np.array([s.width > s.height for s in dataset.samples]) if group_aspects else None
     part = distributed.rank(), distributed.size()
     return Loader(
         dataset,
-        batch_sampler=EndlessBatches(len(dataset), batch_size, dataset.seed, start, part),
+        batch_sampler=EndlessBatches(len(dataset), batch_size, dataset.seed, start, part, wide),
         collate_fn=collate,
         **_options(workers, pin_memory),
     )

@@ -77,6 +77,30 @@ def test_the_order_is_another_in_every_epoch_and_for_every_seed() -> None:
     assert keys(30, 5, 6, seed=1) != found[:30]
 
 
+def grouped(wide: list[bool], batch_size: int, batches: int, start: int = 0) -> list[list[tuple[int, int]]]:
+    return list(islice(EndlessBatches(len(wide), batch_size, 1, start, wide=np.array(wide)), batches))
+
+
+@pytest.mark.parametrize(("length", "batch_size"), [(50, 4), (23, 8), (10, 2), (3, 8), (1, 2)])
+def test_pictures_of_like_aspect_come_together_and_each_once_an_epoch(length: int, batch_size: int) -> None:
+    wide = [i % 3 > 0 for i in range(length)]
+    epochs = 12
+    found = grouped(wide, batch_size, -(-length * epochs // batch_size))
+    used = [key for batch in found for key in batch][: length * epochs]
+    assert Counter(used) == {(epoch, index): 1 for epoch in range(epochs) for index in range(length)}
+    mixed = sum(len({wide[index] for _, index in batch}) > 1 for batch in found)
+    # An epoch ends with less than a batch of either kind, the last of them together with what the next begins with.
+    assert mixed <= 2 * epochs
+    kinds = [wide[batch[0][1]] for batch in found[:10]]
+    assert length < 50 or len(set(kinds)) == 2, "neither kind comes first"
+    assert grouped(wide, batch_size, 5, start=7) == grouped(wide, batch_size, 12)[7:], "a run that goes on has the same"
+
+
+def test_pictures_that_are_all_alike_come_in_the_order_that_they_would_come_in_anyway() -> None:
+    for kind in (True, False):
+        assert [k for batch in grouped([kind] * 13, 4, 30) for k in batch] == keys(13, 4, 30, seed=1)
+
+
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 17])
 def test_a_run_that_goes_on_sees_the_batches_it_would_have_seen(start: int) -> None:
     assert keys(7, 3, 10, seed=5, start=start) == keys(7, 3, 30, seed=5)[start * 3 : start * 3 + 30]
