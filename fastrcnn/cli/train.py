@@ -13,6 +13,7 @@ from fastrcnn.cli.compose import compose, experiment_content, to_yaml
 from fastrcnn.cli.run_end import good_order
 from fastrcnn.cli.run_folder import log_to, refuse_used, run_folder, saved_config
 from fastrcnn.cli.run_state import RunState, load_newest
+from fastrcnn.cli.sweep import FLAGS, sweep
 from fastrcnn.config import TrainConfig
 from fastrcnn.errors import UserError
 from fastrcnn.launch import launch
@@ -28,12 +29,15 @@ EXAMPLES = [
     "fastrcnn train recipe=scratch data=custom data.root=mydata",
     "fastrcnn train recipe=paper data=voc07 data.root=VOCdevkit",
     "fastrcnn train run=outputs/train/... resume=auto",
+    "fastrcnn train -m experiment=demo solver.lr=0.02,0.05 runtime.seed=0,1      (every combination)",
     "fastrcnn train start=outputs/train/... data=custom data.root=mydata solver.lr=0.0001",
 ]
 
 
 def main(arguments: list[str]) -> int:
     """Trains, evaluates, and says where everything is."""
+    if any(argument in FLAGS for argument in arguments):
+        return sweep(arguments)
     with heeded():  # from the first moment on
         run(configure(arguments))
     return 0

@@ -1,0 +1,146 @@
+"""Sweeps: a run for each combination of values, by Hydra's own launcher, joblib's and Optuna's sweeper."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from small_run import SETTINGS
+
+from fastrcnn.cli.sweep import choices, parts
+from fastrcnn.data.demo import write_demo
+
+Call = Callable[..., tuple[int, str, str]]
+SMALL = [*(s for s in SETTINGS if "width" not in s), "model.width=0.03", "runtime.pictures_every=0"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sweeps")
+    write_demo(folder / "data" / "demo", train=6, val=4, test=4)
+    return folder
+
+
+@pytest.fixture
+def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    return place
+
+
+def table(folder: Path) -> list[list[str]]:
+    with (folder / "sweep.csv").open(newline="") as file:
+        return list(csv.reader(file))
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("1", ["1"]),
+        ("1,2", ["1", "2"]),
+        ("[1,2],[3]", ["[1,2]", "[3]"]),
+        ("'a,b',c", ["'a,b'", "c"]),
+        ('"(",x', ['"("', "x"]),
+        ("", [""]),
+        ("a,", ["a", ""]),
+    ],
+)
+def test_values_are_parted_at_commas_outside_brackets_and_quotes(value: str, expected: list[str]) -> None:
+    assert parts(value) == expected
+
+
+def test_every_value_is_checked_and_the_first_of_each_is_a_run() -> None:
+    overrides, first = choices(
+        ["solver.lr=1e-3,2e-3", "model=vgg16,caffenet", "data.root=my data", "solver.momentum=0.5"]
+    )
+    assert overrides == ["solver.lr=1e-3,2e-3", "model=vgg16,caffenet", "data.root='my data'", "solver.momentum=0.5"]
+    assert first == ["solver.lr=1e-3", "model=vgg16", "data.root=my data", "solver.momentum=0.5"]
+    assert choices(["solver.lr=tag(log, interval(1e-4, 1e-2))"]) == (["solver.lr=tag(log, interval(1e-4, 1e-2))"], [])
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("solver.lr=1,x", "solver.lr: should be a number, is 'x'"),
+        ("solver.lrr=1,2", "Did you mean 'solver.lr'"),
+        ("solver.lrr=interval(1,2)", "Did you mean 'solver.lr'"),
+        ("model=vgg16,vgg17", "model=vgg17: there is no such model"),
+        ("run=x", "a sweep names its runs' folders"),
+        ("solver.lr", "not of the form key=value"),
+        ("hydra/launcher=submitit_local", "pip install hydra-submitit-launcher"),
+    ],
+)
+def test_a_mistake_shows_before_anything_runs(call: Call, argument: str, said: str, tmp_path: Path) -> None:
+    status, out, err = call("train", "-m", f"hydra.sweep.dir={tmp_path / 'x'}", argument)
+    assert (status, out) == (1, "")
+    assert said in err
+    assert not (tmp_path / "x").exists()
+
+
+def test_runs_of_all_combinations_some_that_fail_and_a_table(
+    call: Call, here: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fastrcnn")
+    arguments = ["train", "-m", *SMALL, "solver.lr=0.001,1e30", "runtime.seed=0,1", "hydra.sweep.dir=all"]
+    status, out, err = call(*arguments)
+    assert status == 1
+    rows = table(here / "all")
+    assert rows[0] == ["run", "solver.lr", "runtime.seed", "mAP"]
+    assert {(r[0], r[1], r[2]) for r in rows[1:]} == {
+        ("0", "0.001", "0"),
+        ("1", "0.001", "1"),
+        ("2", "1e+30", "0"),
+        ("3", "1e+30", "1"),
+    }
+    for number, lr, seed, figure in rows[1:]:
+        config = yaml.safe_load((here / "all" / number / "config.yaml").read_text())
+        assert (config["solver"]["lr"], config["runtime"]["seed"]) == (float(lr), int(seed))
+        if lr == "0.001":
+            metrics = json.loads((here / "all" / number / "eval" / "test" / "metrics.json").read_text())
+            assert figure == f"{metrics['mAP']:.4f}"
+        else:
+            assert figure == "failed"
+    assert [r[3] for r in rows[1:3]] == sorted((r[3] for r in rows[1:3]), reverse=True), "the best first"
+    assert "run 2 failed: step" in err
+    assert "the loss is" in err
+    assert out.splitlines()[-1].startswith("4 runs in all;")
+
+    written = {p: p.stat().st_mtime_ns for p in (here / "all" / "0").rglob("*.pt")}
+    (here / "all" / "1" / "sweep.json").unlink()  # as though it had been stopped
+    caplog.clear()
+    assert call(*arguments)[0] == 1
+    assert f"run {here}/all/0 is over already" in caplog.text
+    assert f"going on from {here}/all/1/checkpoints/step-3.pt" in caplog.text
+    assert table(here / "all") == rows
+    assert {p: p.stat().st_mtime_ns for p in (here / "all" / "0").rglob("*.pt")} == written
+    status, _, err = call(*arguments, "solver.momentum=0.5")
+    assert status == 1
+    assert "another sweep is there" in err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_optuna_seeks_a_high_map_and_joblib_launches(call: Call, here: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    status, _, _ = call(
+        "train",
+        "-m",
+        *SMALL,
+        "solver.lr=tag(log,interval(1e-4,1e-2))",
+        "hydra.sweep.dir=sought",
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.n_jobs=1",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=1",
+    )
+    assert status == 0
+    rows = table(here / "sought")
+    assert rows[0] == ["run", "solver.lr", "mAP"]
+    assert all(1e-4 <= float(row[1]) <= 1e-2 for row in rows[1:])
+    found = yaml.safe_load((here / "sought" / "optimization_results.yaml").read_text())
+    assert f"{found['best_value']:.4f}" == max(row[2] for row in rows[1:])
+    assert float(rows[1][1]) == pytest.approx(found["best_params"]["solver.lr"])
