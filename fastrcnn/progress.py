@@ -12,15 +12,26 @@ from tqdm import tqdm
 from fastrcnn.launch import launch
 
 T = TypeVar("T")
+_silent = False
+
+
+def be_silent() -> None:
+    """From now on this process shows no progress."""
+    global _silent
+    _silent = True
+
+
+def silent() -> bool:
+    """Whether this process shows none: it was told so, or is not the first of several that do one job."""
+    return _silent or launch().rank > 0
 
 
 def progress(items: Iterable[T], total: int, what: str, unit: str = "image", every: float = 10.0) -> Iterator[T]:
     """Yields the `items`, showing on stderr how many of `total` are done and how long the rest will take.
 
-    `every`: seconds between two lines where stderr is not a terminal. Of several processes of a job the first alone
-    shows it.
+    `every`: seconds between two lines where stderr is not a terminal.
     """
-    if launch().rank:
+    if silent():
         yield from items
         return
     if sys.stderr.isatty():

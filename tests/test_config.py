@@ -12,7 +12,7 @@ import yaml
 
 from fastrcnn import build, build_data, build_sets
 from fastrcnn.cli import VERBS, main
-from fastrcnn.cli.compose import compose, config_folder, options, to_dict
+from fastrcnn.cli.compose import compose, config_folder, defaults, options, to_dict
 from fastrcnn.config import SCHEMAS, TrainConfig, groups, leaves
 from fastrcnn.model.fast_rcnn import FastRCNN
 
@@ -221,3 +221,16 @@ def test_every_experiment_opens_with_its_command(file: str) -> None:
     assert lines[0] == "# @package _global_"
     name = file.removeprefix("experiment/").removesuffix(".yaml")
     assert any(f"experiment={name}" in line for line in lines[1:3] if line.startswith("# fastrcnn")), lines[1]
+
+
+@pytest.mark.parametrize("verb", SCHEMAS)
+def test_help_has_the_defaults_that_are_composed(verb: str) -> None:
+    def flat(content: dict[str, Any], head: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in content.items():
+            found |= flat(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
+        return found
+
+    assert defaults(verb) == flat(to_dict(compose(verb, [])))
+    for experiment in ("demo", "bccd", "paper/m_five_scales") if verb == "train" else ():
+        assert defaults(verb, experiment) == flat(to_dict(compose(verb, [f"experiment={experiment}"]))), experiment

@@ -6,6 +6,7 @@ import csv
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -309,3 +310,26 @@ def test_accumulation_profile_and_recomputation_by_their_keys(command: Command, 
 
     assert len(losses(whole)) == 2 * 12 + 1
     assert losses(parts) == losses(whole)
+
+
+@pytest.mark.parametrize("flag", ["-q", "--verbose"])
+def test_how_much_a_training_says(flag: str, tmp_path: Path) -> None:
+    """Quiet: nothing on the way, and what comes out. Verbose: a line for each row of the record, with its time."""
+    write_demo(tmp_path / "data" / "demo", train=4, val=1, test=2)
+    few = ["solver.iterations=2", "solver.images_per_batch=2", "model.width=0.05", "runtime.workers=0"]
+    small = [
+        "data.short_sides=[64]",
+        "data.test_short_sides=64",
+        "data.selective_search.side=64",
+        "runtime.log_every=1",
+    ]
+    command = [sys.executable, "-m", "fastrcnn", "train", flag, "experiment=demo", *few, *small]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "mAP" in done.stdout
+    if flag == "-q":
+        assert done.stderr == ""
+    else:
+        steps = [line for line in done.stderr.splitlines() if "fastrcnn.training.loop: step " in line]
+        assert [line.split(": ")[1] for line in steps] == ["step 1", "step 2"]
+        assert all(name in steps[0] for name in ("loss_cls", "grad_norm", "images_per_s"))
+        assert re.match(r"\d\d:\d\d:\d\d ", steps[0])

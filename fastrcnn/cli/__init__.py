@@ -29,6 +29,7 @@ VERBS = {
     "replay": "do a training step again whose loss was not finite, and find where it broke",
     "explain-roi": "draw what RoI pooling keeps, loses and computes for one RoI",
 }
+QUIET, VERBOSE = ("-q", "--quiet"), ("-v", "--verbose")
 USAGE = "usage: fastrcnn VERB [key=value ...]      (fastrcnn VERB --help lists a verb's keys)"
 
 
@@ -67,9 +68,8 @@ def main(argv: list[str] | None = None) -> int:
 
             print(help_text(verb, VERBS[verb], module.EXAMPLES))
             return 0
-        level = logging.INFO if launch().rank == 0 else logging.CRITICAL  # the first speaks for all
-        logging.basicConfig(format="%(message)s", level=level, stream=sys.stderr)
-        return module.main(rest)
+        speak(rest)
+        return module.main([argument for argument in rest if argument not in (*QUIET, *VERBOSE)])
     except UserError as error:
         if speaks():
             print(f"fastrcnn: {error}", file=sys.stderr)
@@ -96,6 +96,25 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def speak(arguments: list[str]) -> None:
+    """Sets up what is said on the way: what goes wrong, what is done, or everything with its time and place."""
+    quiet, verbose = (any(a in flags for a in arguments) for flags in (QUIET, VERBOSE))
+    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    if launch().rank:  # the first speaks for all
+        level = logging.CRITICAL
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    root, own = logging.getLogger(), logging.getLogger("fastrcnn")
+    root.setLevel(max(level, logging.INFO))  # other packages' details are theirs
+    own.setLevel(level)
+    if verbose:
+        for handler in root.handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    if quiet:
+        from fastrcnn.progress import be_silent
+
+        be_silent()
 
 
 def speaks() -> bool:

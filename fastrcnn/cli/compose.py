@@ -33,10 +33,7 @@ def options(group: str) -> list[str]:
 
 def experiment_content(name: str) -> dict[str, Any]:
     """What the YAML file of an experiment says itself, beside the groups that it chooses."""
-    import yaml
-
-    content = yaml.safe_load((config_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return {key: value for key, value in content.items() if key != "defaults"}
+    return {key: value for key, value in group_file("experiment", name).items() if key != "defaults"}
 
 
 def group_names(verb: str) -> list[str]:
@@ -181,6 +178,45 @@ def to_dict(config: Any) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[return-value]
 
 
+def defaults(verb: str, experiment: str | None = None) -> dict[str, Any]:
+    """The value of every key where the command line says nothing, or this experiment alone: as Hydra would compose it
+    from the YAML files, which are few enough to be read without it."""
+
+    def group(name: str, choice: str) -> dict[str, Any]:
+        content = group_file(name, choice)
+        below: dict[str, Any] = {}
+        for base in content.pop("defaults", []):
+            below |= group(name, base) if base != "_self_" else {}
+        return below | content
+
+    def chosen(content: dict[str, Any]) -> dict[str, str]:
+        entries = [e for e in content.get("defaults", []) if isinstance(e, dict)]
+        return {k.removeprefix("override ").removeprefix("/"): v for e in entries for k, v in e.items() if v}
+
+    def flat(content: dict[str, Any], head: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in content.items():
+            found |= flat(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
+        return found
+
+    choice = chosen(group_file("", verb))
+    own = group_file("experiment", experiment) if experiment else {}
+    said = chosen(own)
+    if recipe := said.pop("recipe", choice.pop("recipe", None)):
+        choice |= chosen(group_file("recipe", recipe))
+    values = {name: default for name, (_, default, _) in leaves(SCHEMAS[verb]).items()}
+    for name, option in (choice | said).items():
+        values |= flat(group(name, option), f"{name}.")
+    return values | flat({key: value for key, value in own.items() if key != "defaults"})
+
+
+def group_file(group: str, name: str) -> dict[str, Any]:
+    """The content of a YAML file of a group."""
+    import yaml
+
+    return yaml.safe_load((config_folder() / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+
+
 def help_text(verb: str, what: str, examples: list[str]) -> str:
     """What `fastrcnn VERB --help` prints."""
     keys = "train" if verb == "demo" else verb  # the demo is a training, and takes the same keys
@@ -189,12 +225,24 @@ def help_text(verb: str, what: str, examples: list[str]) -> str:
         lines.append(f"{group}=  {' | '.join(options(group))}")
     lines.append("")
     section = None
-    for name, (hint, default, text) in leaves(SCHEMAS[keys]).items():
+    values = defaults(keys, "demo" if verb == "demo" else None)
+    for name, (hint, _, text) in leaves(SCHEMAS[keys]).items():
         head = name.rpartition(".")[0]
         if head != section:
             section = head
             lines.append(f"{head or 'keys'}")
-        kind = hint.__name__ if isinstance(hint, type) else str(hint).replace(" | None", " or null")
-        shown = "null" if default is None else str(default).lower() if isinstance(default, bool) else default
-        lines.append(f"  {name:<30} {kind}, {shown}\n  {'':<30} {text}")
+        lines.append(f"  {name:<30} {type_name(hint)}, {as_written(values[name])}\n  {'':<30} {text}")
+    lines += ["", "-q, --quiet says only what goes wrong and what comes out; -v, --verbose says more."]
     return "\n".join(lines)
+
+
+def type_name(hint: Any) -> str:
+    """The type of a key, as people read it."""
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace(" | None", " or null")
+
+
+def as_written(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, list):
+        return f"[{','.join(map(as_written, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

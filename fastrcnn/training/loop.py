@@ -20,6 +20,7 @@ from fastrcnn.inference import autocast
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.model.sampling import RoISampler
+from fastrcnn.progress import silent
 from fastrcnn.structures import Batch, RoITargets
 from fastrcnn.training.meter import Meter, gradient_norm
 from fastrcnn.training.optim import set_rate
@@ -148,6 +149,7 @@ def train(
         meter.add_step(norm)
         if done % schedule.log_every == 0 or done == schedule.iterations:
             tracker.scalars(done, meter.read() | {"train/lr": schedule.rate(step)})
+            log.debug("step %d: %s", done, ", ".join(f"{n[6:]} {v:.4g}" for n, v in meter.latest.items()))
         if schedule.pictures_every and (done % schedule.pictures_every == 0 or step == schedule.start):
             draw(done, batch, rois, targets)
         last = done == schedule.iterations
@@ -194,7 +196,7 @@ def _with_progress(loader: Iterable[Batch], schedule: Schedule, meter: Meter) ->
         desc="train",
         unit="step",
         dynamic_ncols=True,
-        disable=not terminal or not distributed.leads(),
+        disable=not terminal or silent(),
     ) as bar:
         places = ((step, part) for step in steps for part in range(schedule.accumulate))
         for (step, part), batch in zip(places, meter.timed(loader), strict=False):
@@ -203,7 +205,7 @@ def _with_progress(loader: Iterable[Batch], schedule: Schedule, meter: Meter) ->
                 continue
             bar.update()
             now = time.monotonic()
-            if not distributed.leads() or not meter.latest or now - said < (1 if terminal else 15):
+            if silent() or not meter.latest or now - said < (1 if terminal else 15):
                 continue
             said = now
             m = meter.latest

@@ -1,0 +1,102 @@
+"""Writes configs/README.md, the page of all keys and groups, from the schema and the YAML files.
+
+    python scripts/config_page.py [--check]
+
+`--check` writes nothing; its status is 1 where the page is not as it would be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from fastrcnn.cli import VERBS
+from fastrcnn.cli.compose import as_written, config_folder, defaults, options, type_name
+from fastrcnn.config import SCHEMAS, groups, leaves
+
+HEAD = """# All keys
+
+Written by `scripts/config_page.py`; a test keeps it as it is. `fastrcnn VERB --help` says the same of one verb.
+
+A key is given as `key=value`, a list as `key=[a,b]`, nothing as `key=null`. A group's file is chosen by `group=NAME`; a
+recipe (`recipe=NAME`, [what they set](recipe/README.md)) chooses several, and an experiment is a recipe, a data set and
+what they need beside. What stands later goes before: group, then experiment, then key. A run that goes on, and verbs
+that take a checkpoint, begin with the run's own configuration in place of the defaults.
+
+The defaults are those of `fastrcnn train` where it has the group, with its recipe `modern`.
+"""
+
+
+def about(group: str, name: str) -> str:
+    """The comment that a group's file opens with, without its command."""
+    lines = (config_folder() / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    said = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        text = line.lstrip("# ").strip()
+        if not text.startswith(("@package", "fastrcnn ")):
+            said.append(text)
+    return " ".join(said)
+
+
+def escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines)
+
+
+def keys(schema: type, head: str, values: dict[str, object]) -> str:
+    """The keys of a schema, of its groups none but those below it that no file can be chosen for."""
+    rows = []
+    for name, (hint, _, text) in leaves(schema).items():
+        written = as_written(values[f"{head}{name}"]).replace(",", ", ")
+        rows.append((f"`{head}{name}`", escaped(type_name(hint)), f"`{written}`", escaped(text)))
+    return table(rows, ("key", "type", "default", "meaning"))
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    train = groups(SCHEMAS["train"])
+    values = defaults("train")
+    for group in [*train, "recipe", "experiment"]:
+        parts.append(f"## {group}\n")
+        parts.append(
+            table([(f"`{group}={name}`", escaped(about(group, name))) for name in options(group)], ("", "")) + "\n"
+        )
+        if group in train:
+            parts.append(keys(train[group], f"{group}.", values) + "\n")
+    for verb, schema in SCHEMAS.items():
+        own = {f"{name}.": sub for name, sub in groups(schema).items()}
+        values = defaults(verb)
+        rows = [
+            (f"`{name}`", escaped(type_name(hint)), f"`{as_written(values[name])}`", escaped(text))
+            for name, (hint, _, text) in leaves(schema).items()
+            if not name.startswith(tuple(own))
+        ]
+        parts.append(f"## fastrcnn {verb}\n\n{VERBS[verb][0].upper()}{VERBS[verb][1:]}.\n")
+        if own:
+            parts.append(f"Groups: {', '.join(f'`{name[:-1]}`' for name in own)}.\n")
+        if rows:
+            parts.append(table(rows, ("key", "type", "default", "meaning")) + "\n")
+    return "\n".join(parts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    path = config_folder() / "README.md"
+    if options.check:
+        return int(not path.is_file() or path.read_text(encoding="utf-8") != page())
+    path.write_text(page(), encoding="utf-8")
+    print(f"written to {path}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
