@@ -10,13 +10,24 @@ import pytest
 import fastrcnn
 
 PACKAGE = Path(fastrcnn.__file__).parent
-METRICS = ("voc_ap", "coco_ap", "metric", "result_files", "recall")
+METRICS = (
+    "voc_ap",
+    "coco_ap",
+    "metric",
+    "result_files",
+    "recall",
+    "diagnosis",
+    "thresholds",
+    "matches",
+    "bootstrap",
+)
 
-# Group -> what it may import beside itself. Everybody may use errors and progress, which import nothing of ours.
-BASE = {"memory", "boxes", "structures", "ops", "errors", "progress"}
+# Group -> what it may import beside itself. Everybody may use errors, progress and page, which import nothing of ours.
+BASE = {"memory", "boxes", "structures", "ops", "errors", "progress", "page"}
 BELOW = {
     "errors": set(),
     "progress": set(),
+    "page": set(),
     "boxes": set(),
     "memory": {"errors"},
     "structures": set(),

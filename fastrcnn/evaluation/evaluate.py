@@ -34,6 +34,7 @@ class Evaluation:
 
     ap: MeanAP
     metric: Metric
+    classes: Sequence[str]  # all; label k of the truth is classes[k - 1]
     samples: list[Sample]
     detections: Mapping[str, ClassDetections]  # by class; images counted along `samples`
     recall: ProposalRecall | None  # of the proposals, which is the most that any detector of them can find
@@ -110,7 +111,7 @@ def compare(
     images without truth. Raises ValueError for detections of a class that `classes` lacks.
     """
     truth = {name: t for name, t in truth_by_class(samples, classes).items() if name in detections}
-    return Evaluation(average_precision(detections, truth, metric), metric, samples, detections, recall)
+    return Evaluation(average_precision(detections, truth, metric), metric, classes, samples, detections, recall)
 
 
 def write_results(result: Evaluation, folder: Path, split: str) -> None:
