@@ -209,7 +209,7 @@ class RevalConfig:
     detections: str | None = key(None, "folder of comp4_det_<split>_<class>.txt files, or a COCO results JSON")
     split: str | None = key(None, "split list to evaluate on in place of data.test's")
     metric: str | None = key(None, "voc07 | voc10 | coco; null: data.metric")
-    output: str | None = key(None, "folder for metrics.json; null: none is written")
+    output: str | None = key(None, "folder for metrics.json and the report; null: none is written")
     data: DataConfig = field(default_factory=DataConfig)
 
 

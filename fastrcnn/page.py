@@ -47,9 +47,10 @@ def text_cell(text: str, kind: str = "") -> str:
     return f"<td class='{kind}'>{escape(text)}</td>" if kind else f"<td>{escape(text)}</td>"
 
 
-def name_cell(text: str) -> str:
-    """The cell that names its row."""
-    return f"<th scope='row' class='name'>{escape(text)}</th>"
+def name_cell(text: str, explained: str = "") -> str:
+    """The cell that names its row, with a word about it."""
+    small = f"<small>{escape(explained)}</small>" if explained else ""
+    return f"<th scope='row' class='name'>{escape(text)}{small}</th>"
 
 
 def number_cell(value: object, extra: bool = False) -> str:
@@ -68,20 +69,39 @@ def heading(text: str, kind: str = "") -> str:
     return f"<th scope='col' class='{kind}'>{escape(text)}</th>"
 
 
-def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of HTML cells, which scrolls by itself where it is too wide."""
+def table(head: Iterable[str], rows: Iterable[Sequence[str]], identity: str = "") -> str:
+    """A table of HTML cells, which scrolls by itself where it is too wide. identity: its id."""
     body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f"<div class='scroll'><table><tr>{''.join(head)}</tr>{body}</table></div>"
+    named = f" id='{identity}'" if identity else ""
+    return (
+        f"<div class='scroll'><table{named}><thead><tr>{''.join(head)}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
-def sortable(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], identity: str = "") -> str:
-    """A table whose headings are buttons that sort its rows (page.js). The first column is text, the others numbers."""
+def headings(*columns: str) -> list[str]:
+    """Headings of a column of names and of columns of numbers."""
+    return [heading(column, "number" if i else "") for i, column in enumerate(columns)]
+
+
+def sortable(
+    caption: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    identity: str = "",
+    marks: Sequence[int] | None = None,
+) -> str:
+    """A table whose headings are buttons that sort its rows (page.js). The first column is text, the others numbers.
+
+    identity: the table's id. marks: numbers by which a script knows the rows, as data-row.
+    """
     heads = "".join(
         f"<th scope='col' aria-sort='none' class='{'number' if i else 'name'}'>"
         f"<button type='button'>{escape(title)}<span class='arrow' aria-hidden='true'></span></button></th>"
         for i, title in enumerate(columns)
     )
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
+    body = "".join(
+        f"<tr{f' data-row={marks[i]}' if marks is not None else ''}>{''.join(row)}</tr>" for i, row in enumerate(rows)
+    )
     named = f" id='{identity}'" if identity else ""
     return (
         f"<div class='scroll' tabindex='0' role='region' aria-label='{escape(caption)}'><table class='sortable'{named}>"

@@ -20,6 +20,7 @@ METRICS = (
     "thresholds",
     "matches",
     "bootstrap",
+    "sizes",
 )
 
 # Group -> what it may import beside itself. Everybody may use errors, progress and page, which import nothing of ours.

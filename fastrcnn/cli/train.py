@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrcnn.cli import start
+from fastrcnn.cli import evaluated, start
 from fastrcnn.cli.compose import compose, experiment_content, to_yaml
 from fastrcnn.cli.run_end import good_order
 from fastrcnn.cli.run_folder import log_to, refuse_used, run_folder, saved_config
@@ -84,7 +84,7 @@ def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]
     import torch
 
     from fastrcnn.data.loader import training_loader
-    from fastrcnn.evaluation.evaluate import table, write_results
+    from fastrcnn.evaluation.evaluate import table
     from fastrcnn.memory import advising
     from fastrcnn.model.head import parameter_count
     from fastrcnn.training import checkpoint, loop
@@ -186,7 +186,10 @@ def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]
     state.tracker.close()
     if state.outcome is not None:
         split = build_data.split_name(config.data.test)
-        write_results(state.outcome, folder / "eval" / split, split)
+        report = evaluated.write(
+            state.outcome, folder / "eval" / split, split, evaluated.title(folder, split), evaluated.training(folder)
+        )
         print(table(state.outcome))
+        print(f"report: {report}")
     print(f"run: {folder}")
     return folder, state.outcome

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastrcnn.evaluation.matches import FILE, Matches, class_matches, data_hash, write
 from fastrcnn.evaluation.metric import Metric, average_precision
 from fastrcnn.evaluation.recall import ProposalRecall, proposal_recall
 from fastrcnn.evaluation.result_files import write_comp4
 from fastrcnn.evaluation.voc_ap import (
+    ClassAP,
     ClassDetections,
     MeanAP,
+    VocMetric,
+    class_ap,
     detections_by_class,
     truth_by_class,
 )
@@ -39,6 +43,18 @@ class Evaluation:
     detections: Mapping[str, ClassDetections]  # by class; images counted along `samples`
     recall: ProposalRecall | None  # of the proposals, which is the most that any detector of them can find
     seconds_per_image: float | None = None  # of the network and what follows it; reading pictures is not in it
+
+    @property
+    def rule(self) -> VocMetric:
+        """How the AP at IoU .5 is computed: as the metric says, the area under the curve where that is COCO's."""
+        return "voc10" if self.metric == "coco" else self.metric
+
+    def curves(self) -> Mapping[str, ClassAP]:
+        """Every class that was evaluated at IoU .5, by VOC's matching."""
+        if self.metric != "coco":
+            return self.ap.classes
+        truth = truth_by_class(self.samples, self.classes)
+        return {name: class_ap(self.detections[name], truth[name], self.rule) for name in self.ap.ap}
 
 
 def evaluate(
@@ -115,8 +131,10 @@ def compare(
 
 
 def write_results(result: Evaluation, folder: Path, split: str) -> None:
-    """Writes metrics.json, timing.json and the detections, as comp4_det_<split>_<class>.txt, into `folder`."""
+    """Writes metrics.json, timing.json, matches.npz for comparisons, and the detections, as
+    comp4_det_<split>_<class>.txt, into `folder`."""
     write_comp4(folder, split, result.detections, [s.image_id for s in result.samples])
+    write(folder / FILE, _matches(result))
     metrics: dict[str, Any] = {
         "mAP": result.ap.mean,
         **result.ap.figures,
@@ -137,6 +155,19 @@ def write_results(result: Evaluation, folder: Path, split: str) -> None:
     whole = folder / ".metrics.json.tmp"  # last, and whole: where it is, all is there
     whole.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     whole.replace(folder / "metrics.json")
+
+
+def _matches(result: Evaluation) -> Matches:
+    """What `fastrcnn compare` needs of an evaluation."""
+    truth = truth_by_class(result.samples, result.classes)
+    return Matches(
+        metric=result.metric,
+        mean=result.ap.mean,
+        ap=result.ap.ap,
+        image_ids=[s.image_id for s in result.samples],
+        truth=data_hash(result.samples, result.classes),
+        classes={n: class_matches(result.detections[n], truth[n], c) for n, c in result.curves().items()},
+    )
 
 
 def table(result: Evaluation) -> str:
