@@ -214,6 +214,17 @@ class RevalConfig:
 
 
 @dataclass
+class CompareConfig:
+    """fastrcnn compare"""
+
+    runs: list[str] = key([], "two to five runs, or folders of evaluations; `fastrcnn compare RUN RUN` says the same")
+    split: str | None = key(None, "which evaluation of runs that have several: the name of its folder in RUN/eval")
+    output: str = key("outputs/compare", "folder for compare.html")
+    resamples: int = key(1000, "of the bootstrap over images, which the intervals come from", least=100)
+    seed: int = key(0, "of the resamples", least=0)
+
+
+@dataclass
 class DetectConfig:
     """fastrcnn detect"""
 
@@ -332,6 +343,7 @@ SCHEMAS: dict[str, type] = {
     "reproduce": ReproduceConfig,
     "eval": EvalConfig,
     "reval": RevalConfig,
+    "compare": CompareConfig,
     "detect": DetectConfig,
     "compress": CompressConfig,
     "svm": SvmConfig,

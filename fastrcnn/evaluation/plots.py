@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
+from fastrcnn.evaluation.voc_ap import envelope
+
+STEPS = 100  # of recall that a curve is drawn in
 LEFT, TOP, WIDTH, HEIGHT = 30, 6, 126, 96  # of the plot in its picture, in units of the picture
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A precision-recall curve at IoU .5, thinned for drawing: C points, of each recall step the first."""
+
+    recall: np.ndarray  # (C,)
+    precision: np.ndarray  # (C,)
+    best: np.ndarray  # (C,) the best precision at this recall or a higher one
+
+
+def thinned(recall: np.ndarray, precision: np.ndarray) -> Curve:
+    """A curve (C,) in points that are STEPS of recall apart, with its first and its last."""
+    if not len(recall):
+        return Curve(np.zeros(0), np.zeros(0), np.zeros(0))
+    steps = np.searchsorted(recall, np.linspace(0.0, 1.0, STEPS + 1), "left")
+    chosen = np.unique(np.append(steps[steps < len(recall)], len(recall) - 1))
+    return Curve(recall[chosen], precision[chosen], envelope(precision)[chosen])
 
 
 def curve_plot(

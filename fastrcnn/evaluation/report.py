@@ -13,22 +13,12 @@ from fastrcnn.evaluation.diagnosis import FALSE_KINDS, MISSED_KINDS, diagnose, g
 from fastrcnn.evaluation.evaluate import Evaluation
 from fastrcnn.evaluation.gallery import Case, choose, with_pictures
 from fastrcnn.evaluation.metric import Metric
+from fastrcnn.evaluation.plots import Curve, thinned
 from fastrcnn.evaluation.recall import ProposalRecall
 from fastrcnn.evaluation.result_files import replace_file
 from fastrcnn.evaluation.sizes import size_ap
 from fastrcnn.evaluation.thresholds import Thresholds, at_thresholds
-from fastrcnn.evaluation.voc_ap import envelope, truth_by_class
-
-STEPS = 100  # of recall that a curve is drawn in
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A precision-recall curve at IoU .5, thinned for drawing: C points, of each recall step the first."""
-
-    recall: np.ndarray  # (C,)
-    precision: np.ndarray  # (C,)
-    best: np.ndarray  # (C,) the best precision at this recall or a higher one
+from fastrcnn.evaluation.voc_ap import truth_by_class
 
 
 @dataclass(frozen=True)
@@ -121,15 +111,6 @@ def write_report(result: Evaluation, folder: Path, title: str, about: Sequence[t
 
     html = page(make_report(result, title, about))
     return replace_file(folder / "report.html", html.encode("utf-8", errors="replace"))
-
-
-def thinned(recall: np.ndarray, precision: np.ndarray) -> Curve:
-    """A curve (C,) in points that are STEPS of recall apart, with its first and its last."""
-    if not len(recall):
-        return Curve(np.zeros(0), np.zeros(0), np.zeros(0))
-    steps = np.searchsorted(recall, np.linspace(0.0, 1.0, STEPS + 1), "left")
-    chosen = np.unique(np.append(steps[steps < len(recall)], len(recall) - 1))
-    return Curve(recall[chosen], precision[chosen], envelope(precision)[chosen])
 
 
 def _proposal_overlaps(result: Evaluation) -> Mapping[str, np.ndarray] | None:

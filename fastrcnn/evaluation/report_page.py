@@ -32,7 +32,7 @@ METRICS = {
     "coco": "COCO's: the mean over IoU .5, .55, ..., .95",
 }
 AT_50 = "AP at IoU .5 (VOC's rule, area under the curve)"
-PLOTS = 24  # shown without a click
+PLOTS, MOST_PLOTS = 24, 200  # shown without a click, and with one
 
 
 def page(report: Report) -> str:
@@ -129,7 +129,12 @@ def _curves(report: Report) -> str:
     counted = [c for c in report.classes if c.objects]
     if not counted:
         return ""
-    figures = [_figure(c) for c in counted]
+    order = ""
+    if len(counted) > PLOTS:
+        counted.sort(key=lambda c: c.ap_50 or 0.0)
+        least = f"the {MOST_PLOTS} of least AP, " if len(counted) > MOST_PLOTS else ""
+        order = f" Classes: {least}lowest AP first."
+    figures = [_figure(c) for c in counted[:MOST_PLOTS]]
     ceiling = " Dashed upright line: recall of the proposals." if report.proposals else ""
     more = (
         f"<details><summary>{len(figures) - PLOTS:,} more classes</summary><div class='plots'>"
@@ -139,7 +144,7 @@ def _curves(report: Report) -> str:
     )
     return (
         "<h2>Precision and recall</h2><p class='soft'>At IoU .5. Line: precision after each detection, by falling "
-        f"score. Shaded: the best precision at a recall or a higher one, which AP is computed from.{ceiling}</p>"
+        f"score. Shaded: the best precision at a recall or a higher one, which AP is computed from.{ceiling}{order}</p>"
         f"<div class='plots'>{''.join(figures[:PLOTS])}</div>{more}"
     )
 
