@@ -7,7 +7,7 @@ from html import escape
 import numpy as np
 
 from fastrcnn.evaluation.bootstrap import LEVEL
-from fastrcnn.evaluation.comparison import LETTERS, Comparison, Difference, Row, note, span
+from fastrcnn.evaluation.comparison import LETTERS, Comparison, Difference, Row, note, signed, span
 from fastrcnn.evaluation.matches import ClassMatches
 from fastrcnn.evaluation.plots import curve_plot, line_sample, thinned
 from fastrcnn.page import STYLE, decimal_cell, document, name_cell, number_cell, sortable
@@ -24,7 +24,7 @@ def compare_page(found: Comparison) -> str:
     )
     verdicts = "".join(
         f"<p class='verdict {'good' if d.verdict == 'higher' else 'bad' if d.verdict == 'lower' else 'open'}'>"
-        f"mAP of {letter}: {d.value:+.3f} against A, {100 * LEVEL:.0f} % interval {span(d)}: {d.verdict}</p>"
+        f"mAP of {letter}: {signed(d.value)} against A, {100 * LEVEL:.0f} % interval {span(d)}: {d.verdict}</p>"
         for letter, d in zip(letters[1:], found.mean.differences, strict=True)
         if d is not None
     )
@@ -46,7 +46,7 @@ def compare_page(found: Comparison) -> str:
 def _row(r: Row) -> list[str]:
     cells = [name_cell(r.name), number_cell(r.objects), *(decimal_cell(v) for v in r.ap)]
     for d in r.differences:
-        cells += [number_cell("–" if d is None else f"{d.value:+.3f}"), number_cell(span(d)), _verdict(d)]
+        cells += [number_cell("–" if d is None else signed(d.value)), number_cell(span(d)), _verdict(d)]
     return cells
 
 

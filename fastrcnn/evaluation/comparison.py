@@ -133,9 +133,15 @@ def _some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def signed(value: float) -> str:
+    """A difference as text; one that rounds to nothing has no sign."""
+    text = f"{value:+.3f}"
+    return text[1:] if float(text) == 0 else text
+
+
 def span(difference: Difference | None) -> str:
     """The interval as text."""
-    return "–" if difference is None else f"{difference.low:+.3f} … {difference.high:+.3f}"
+    return "–" if difference is None else f"{signed(difference.low)} … {signed(difference.high)}"
 
 
 def table(found: Comparison) -> str:
@@ -149,7 +155,7 @@ def table(found: Comparison) -> str:
     for r in (*found.classes, found.mean):
         line = f"{r.name:<{width}}  {r.objects:>7}" + "".join(f"{_value(v):>8}" for v in r.ap)
         for d in r.differences:
-            line += f"{'–' if d is None else f'{d.value:+.3f}':>9}   {span(d):<17}"
+            line += f"{'–' if d is None else signed(d.value):>9}   {span(d):<17}"
         lines.append(line.rstrip())
     if found.coco:
         lines.append("COCO's AP, without interval: " + ", ".join(_value(v) for v in found.coco))

@@ -82,4 +82,5 @@ def _figure(case: Case) -> str:
 
 def _rect(style: str, box: tuple[float, float, float, float]) -> str:
     x1, y1, x2, y2 = box
-    return f"<rect class='{style}' x='{x1:.1f}' y='{y1:.1f}' width='{x2 - x1:.1f}' height='{y2 - y1:.1f}'/>"
+    width, height = max(x2 - x1, 0.0), max(y2 - y1, 0.0)  # boxes of saved detections may be inverted
+    return f"<rect class='{style}' x='{x1:.1f}' y='{y1:.1f}' width='{width:.1f}' height='{height:.1f}'/>"

@@ -11,7 +11,7 @@ import numpy as np
 from fastrcnn.evaluation.voc_ap import envelope
 
 STEPS = 100  # of recall that a curve is drawn in
-LEFT, TOP, WIDTH, HEIGHT = 30, 6, 126, 96  # of the plot in its picture, in units of the picture
+LEFT, TOP, WIDTH, HEIGHT = 34, 6, 122, 96  # of the plot in its picture, in units of the picture
 
 
 @dataclass(frozen=True)

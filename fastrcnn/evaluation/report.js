@@ -28,7 +28,7 @@ function update() {
   const t = Number(slider.value), text = data.thresholds[t].toFixed(2);
   slider.setAttribute("aria-valuetext", text);
   document.getElementById("value").textContent = text;
-  const hits = sum(right.map(r => r[t])), objects = sum(data.positives);
+  const hits = sum(right.map(r => r[t])), objects = sum(data.objects.filter((_, k) => data.evaluated[k]));
   const errors = data.kinds.map((_, kind) => sum(wrong.map(w => w[kind][t])));
   const all = sum(errors), [precision, recall, f1] = rates(hits, all, objects);
   const figures = [precision, recall, f1, hits, all, objects - hits];
@@ -36,8 +36,8 @@ function update() {
   shown.textContent = `At a score of ${text}: precision ${precision}, recall ${recall}, F1 ${f1}.`;
   for (const row of rows) {
     const k = Number(row.dataset.row), false_ = wrong[k].map(w => w[t]);
-    const cells = [...rates(right[k][t], sum(false_), data.positives[k]),
-      right[k][t], sum(false_), data.positives[k] - right[k][t], ...false_];
+    const cells = [...rates(right[k][t], sum(false_), data.objects[k]),
+      right[k][t], sum(false_), data.objects[k] - right[k][t], ...false_];
     cells.forEach((value, i) => { row.cells[i + 1].textContent = value.toLocaleString("en"); });
   }
   bars.forEach((row, kind) => {
@@ -97,7 +97,7 @@ function drawMatrix(t) {
   if (partly) heading(top, "other classes", "apart");
   heading(top, "missed", "apart");
   classes.forEach((k, i) => {
-    const row = body.insertRow(), whole = data.positives[k];
+    const row = body.insertRow(), whole = data.objects[k];
     heading(row, data.names[k], "", "row");
     classes.forEach((c, j) => cell(row, i === j ? right[k][t] : counts[i][j], whole, i === j ? "same" : ""));
     if (partly) cell(row, elsewhere.row[i], whole, "apart");

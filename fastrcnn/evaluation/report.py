@@ -51,7 +51,7 @@ class Report:
     seconds_per_image: float | None
     classes: list[ClassReport]
     not_evaluated: list[str]  # classes that the detections leave out
-    positives: np.ndarray  # (all classes,) objects that count; 0 for a class that was not evaluated
+    objects: np.ndarray  # (all classes,) objects that count, also of classes that were not evaluated
     proposals: ProposalRecall | None
     thresholds: Thresholds
     cases: list[Case]
@@ -96,7 +96,7 @@ def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]
         seconds_per_image=result.seconds_per_image,
         classes=classes,
         not_evaluated=[name for name in result.classes if name not in curves],
-        positives=np.array([curves[name].positives if name in curves else 0 for name in result.classes]),
+        objects=np.array([np.count_nonzero(~t.difficult) for t in truth.values()]),
         proposals=result.recall,
         thresholds=at_thresholds(list(result.classes), result.detections, diagnoses),
         cases=with_pictures(choose(result.detections, truth, diagnoses), result.samples),

@@ -33,7 +33,7 @@ def at_threshold(report: Report) -> str:
         if t.left_out_confusions
         else ""
     )
-    start = t.best(report.positives)
+    start = t.best(sum(c.objects for c in report.classes))
     figures = tiles([("", n) for n in ("precision", "recall", "F1", "right", "false", "missed")])
     return (
         "<section><h2>At a threshold of the score</h2><p class='soft'>All detections of at least this score, of all "
@@ -81,7 +81,7 @@ def script_data(report: Report) -> dict[str, Any]:
     return {
         "names": t.names,
         "evaluated": [name in evaluated for name in t.names],
-        "positives": report.positives.tolist(),
+        "objects": report.objects.tolist(),
         "thresholds": [round(float(v), 4) for v in t.values],
         "kinds": list(FALSE_KINDS),
         "right": [_sparse(row) for row in t.right],

@@ -28,11 +28,11 @@ class Thresholds:
     confusions: dict[tuple[int, int], np.ndarray]  # (true class, detected class) -> (T,) int64
     left_out_confusions: int  # those of the pairs beyond MOST_PAIRS
 
-    def best(self, positives: np.ndarray) -> int:
-        """The threshold at which F1 over all classes is best; positives (classes,): objects that count."""
+    def best(self, objects: int) -> int:
+        """The number of the threshold at which F1 over all classes is best; objects: of them, that count."""
         right = self.right.sum(axis=0)[::-1].cumsum()[::-1]
         false = self.false.sum(axis=(0, 1))[::-1].cumsum()[::-1]
-        return int(np.argmax(right / np.maximum(right + false + positives.sum(), 1)))  # F1 / 2
+        return int(np.argmax(right / np.maximum(right + false + objects, 1)))  # F1 / 2
 
 
 def threshold_values(detections: Mapping[str, ClassDetections]) -> np.ndarray:
