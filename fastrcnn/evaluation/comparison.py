@@ -57,9 +57,7 @@ class Comparison:
 def compare_runs(runs: Mapping[str, Matches], resamples: int, seed: int) -> Comparison:
     """The comparison of evaluations, named as they were given. Raises UserError where they cannot be compared."""
     if not 2 <= len(runs) <= len(LETTERS):
-        raise UserError(
-            f"compare takes two to {len(LETTERS)} different runs, not {len(runs)}: fastrcnn compare RUN RUN"
-        )
+        raise UserError(f"compare takes 2 to {len(LETTERS)} different runs, not {len(runs)}: fastrcnn compare RUN RUN")
     names, found = list(runs), list(runs.values())
     for name, other in zip(names[1:], found[1:], strict=True):
         check_alike(names[0], found[0], name, other)
