@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def write(result: Evaluation, folder: Path, split: str, title: str, about: Sequence[tuple[str, str]]) -> Path:
     """Writes all files of an evaluation into `folder`; returns the report. about: titles and texts to end it with."""
     from fastrcnn.evaluation.evaluate import write_results
-    from fastrcnn.evaluation.report import write_report
+    from fastrcnn.evaluation.report_page import write_report
     from fastrcnn.training.tracking import environment
 
     write_results(result, folder, split)

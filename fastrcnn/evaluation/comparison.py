@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -154,10 +155,10 @@ def table(found: Comparison) -> str:
         line = f"{r.name:<{width}}  {r.objects:>7}" + "".join(f"{_value(v):>8}" for v in r.ap)
         for d in r.differences:
             line += f"{'–' if d is None else signed(d.value):>9}   {span(d):<17}"
-        lines.append(line.rstrip())
+        lines.append(line)
     if found.coco:
         lines.append("COCO's AP, without interval: " + ", ".join(_value(v) for v in found.coco))
-    return "\n".join([*lines, "", note(found)])
+    return "\n".join([*(line.rstrip() for line in lines), "", textwrap.fill(note(found), 100)])
 
 
 def note(found: Comparison) -> str:

@@ -45,8 +45,8 @@ def proposal_recall(
     """Recall of the `proposals`, arrays (P_i, 4) one for each of the `samples`, in the images' own pixels.
 
     Label k is classes[k - 1]. Difficult objects are left out, as in evaluation; `overlaps` has the others in the order
-    of the samples. Both inputs are read once and
-    one image at a time. Raises ValueError where one is longer than the other.
+    of the samples. Both inputs are read once and one image at a time. Raises ValueError where one is longer than the
+    other.
     """
     counts, best, labels, areas = [], [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0)]
     for found, sample in zip(proposals, samples, strict=True):

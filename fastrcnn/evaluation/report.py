@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,6 @@ from fastrcnn.evaluation.gallery import Case, choose, with_pictures
 from fastrcnn.evaluation.metric import Metric
 from fastrcnn.evaluation.plots import Curve, thinned
 from fastrcnn.evaluation.recall import ProposalRecall
-from fastrcnn.evaluation.result_files import replace_file
 from fastrcnn.evaluation.sizes import size_ap
 from fastrcnn.evaluation.thresholds import Thresholds, at_thresholds
 from fastrcnn.evaluation.voc_ap import truth_by_class
@@ -103,14 +101,6 @@ def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]
         data=matches.data_hash(result.samples, result.classes),
         about=list(about),
     )
-
-
-def write_report(result: Evaluation, folder: Path, title: str, about: Sequence[tuple[str, str]]) -> Path:
-    """Writes report.html into `folder`. Raises UserError where that cannot be."""
-    from fastrcnn.evaluation.report_page import page
-
-    html = page(make_report(result, title, about))
-    return replace_file(folder / "report.html", html.encode("utf-8", errors="replace"))
 
 
 def _proposal_overlaps(result: Evaluation) -> Mapping[str, np.ndarray] | None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from fastrcnn.evaluation.diagnosis import MISSED_KINDS
+from fastrcnn.evaluation.evaluate import Evaluation
 from fastrcnn.evaluation.gallery_page import gallery
 from fastrcnn.evaluation.plots import curve_plot
-from fastrcnn.evaluation.report import ClassReport, Report
+from fastrcnn.evaluation.report import ClassReport, Report, make_report
+from fastrcnn.evaluation.result_files import replace_file
 from fastrcnn.evaluation.sizes import SIZES
 from fastrcnn.evaluation.threshold_page import at_threshold, script_data
 from fastrcnn.page import (
@@ -33,6 +36,12 @@ METRICS = {
 }
 AT_50 = "AP at IoU .5 (VOC's rule, area under the curve)"
 PLOTS, MOST_PLOTS = 24, 200  # shown without a click, and with one
+
+
+def write_report(result: Evaluation, folder: Path, title: str, about: Sequence[tuple[str, str]]) -> Path:
+    """Writes report.html into `folder`, with titles and texts at its end. Raises UserError where that cannot be."""
+    html = page(make_report(result, title, about))
+    return replace_file(folder / "report.html", html.encode("utf-8", errors="replace"))
 
 
 def page(report: Report) -> str:

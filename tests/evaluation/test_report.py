@@ -16,8 +16,8 @@ from PIL import Image
 from fastrcnn.evaluation.evaluate import Evaluation, compare, write_results
 from fastrcnn.evaluation.metric import METRICS, Metric
 from fastrcnn.evaluation.recall import proposal_recall
-from fastrcnn.evaluation.report import make_report, write_report
-from fastrcnn.evaluation.report_page import page
+from fastrcnn.evaluation.report import make_report
+from fastrcnn.evaluation.report_page import page, write_report
 from fastrcnn.evaluation.voc_ap import ClassDetections
 from fastrcnn.structures import Sample
 

@@ -15,7 +15,7 @@ from fastrcnn.evaluation.compare_page import compare_page
 from fastrcnn.evaluation.comparison import compare_runs
 from fastrcnn.evaluation.evaluate import Evaluation, compare, write_results
 from fastrcnn.evaluation.matches import read
-from fastrcnn.evaluation.report import write_report
+from fastrcnn.evaluation.report_page import write_report
 from fastrcnn.evaluation.voc_ap import ClassDetections
 from fastrcnn.structures import Sample
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from mistakes import DETECTIONS, OBJECTS, diagnosed, found
+from mistakes import DETECTIONS, OBJECTS, diagnosed, found, truth
 
 from fastrcnn.evaluation import thresholds
 from fastrcnn.evaluation.diagnosis import FALSE_KINDS
@@ -34,6 +34,11 @@ def test_the_best_threshold_is_that_of_the_best_f1() -> None:
     lowest: from .82 to .9."""
     t = at_thresholds(["cat", "dog"], DETECTIONS, diagnosed(DETECTIONS, OBJECTS))
     assert t.values[t.best(4)] == pytest.approx(0.82)
+    rows = [(0.9, 0), (0.7, 9), (0.5, 1), (0.4, 2)]  # right but for .7: three of four, and all three objects
+    detections = {"cat": found(*((image, score, (0, 0, 9, 9)) for score, image in rows))}
+    objects = {"cat": truth(*((image, (0, 0, 9, 9), False) for image in range(3)))}
+    t = at_thresholds(["cat"], detections, diagnosed(detections, objects))
+    assert t.values[t.best(3)] == 0.0
 
 
 def test_margins_have_thresholds_of_their_own() -> None:
