@@ -9,7 +9,7 @@ depends on a threshold of the score: a detection keeps its kind when lower ones 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -96,16 +96,11 @@ def diagnose(
             others[rest[strange]], other_objects[rest[strange]] = owner[culprit], number[culprit]
             taken[culprit[beside[strange] > FITS]] = True
         overlaps[rest] = np.select([strange, kinds[rest] == LOCALISATION], [beside, near], 0.0)
-        found[name] = Diagnosis(kinds, objects, others, other_objects, overlaps, np.zeros(0, np.int8))
+        unknown = np.full(len(truth[name]), -1, np.int8)  # what is missed and why is known when all classes are
+        found[name] = Diagnosis(kinds, objects, others, other_objects, overlaps, unknown)
+    best = proposals or {}
     return {
-        name: Diagnosis(
-            d.kinds,
-            d.objects,
-            d.others,
-            d.other_objects,
-            d.overlaps,
-            _missed(d, truth[name], taken[owner == names.index(name)], (proposals or {}).get(name)),
-        )
+        name: replace(d, missed=_missed(d, truth[name], taken[owner == names.index(name)], best.get(name)))
         for name, d in found.items()
     }
 

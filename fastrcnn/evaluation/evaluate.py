@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastrcnn.evaluation.matches import FILE, Matches, class_matches, data_hash, write
+from fastrcnn.evaluation import matches
 from fastrcnn.evaluation.metric import Metric, average_precision
 from fastrcnn.evaluation.recall import ProposalRecall, proposal_recall
 from fastrcnn.evaluation.result_files import write_comp4
@@ -134,7 +134,7 @@ def write_results(result: Evaluation, folder: Path, split: str) -> None:
     """Writes metrics.json, timing.json, matches.npz for comparisons, and the detections, as
     comp4_det_<split>_<class>.txt, into `folder`."""
     write_comp4(folder, split, result.detections, [s.image_id for s in result.samples])
-    write(folder / FILE, _matches(result))
+    matches.write(folder / matches.FILE, _matches(result))
     metrics: dict[str, Any] = {
         "mAP": result.ap.mean,
         **result.ap.figures,
@@ -157,16 +157,16 @@ def write_results(result: Evaluation, folder: Path, split: str) -> None:
     whole.replace(folder / "metrics.json")
 
 
-def _matches(result: Evaluation) -> Matches:
+def _matches(result: Evaluation) -> matches.Matches:
     """What `fastrcnn compare` needs of an evaluation."""
     truth = truth_by_class(result.samples, result.classes)
-    return Matches(
+    return matches.Matches(
         metric=result.metric,
         mean=result.ap.mean,
         ap=result.ap.ap,
         image_ids=[s.image_id for s in result.samples],
-        truth=data_hash(result.samples, result.classes),
-        classes={n: class_matches(result.detections[n], truth[n], c) for n, c in result.curves().items()},
+        truth=matches.data_hash(result.samples, result.classes),
+        classes={n: matches.class_matches(result.detections[n], truth[n], c) for n, c in result.curves().items()},
     )
 
 

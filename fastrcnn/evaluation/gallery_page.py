@@ -18,7 +18,7 @@ PARTS = {  # style of a box, and its name in the key
 
 
 def gallery(cases: Sequence[Case], names: Sequence[str]) -> str:
-    """The section; empty where there is no mistake. names: the classes that were evaluated."""
+    """The section. names: the classes that were evaluated."""
     if not cases:
         return "<h2>Mistakes to look at</h2><p>There is none.</p>"
     kinds = [k for k in (*FALSE_KINDS, *(f"missed: {m}" for m in MISSED_KINDS)) if any(_kind(c) == k for c in cases)]

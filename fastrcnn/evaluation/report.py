@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastrcnn.evaluation import matches
-from fastrcnn.evaluation.diagnosis import FALSE_KINDS, MISSED_KINDS, diagnose, gains
+from fastrcnn.evaluation.diagnosis import MISSED_KINDS, diagnose, gains
 from fastrcnn.evaluation.evaluate import Evaluation
 from fastrcnn.evaluation.gallery import Case, choose, with_pictures
 from fastrcnn.evaluation.metric import Metric
@@ -32,7 +32,6 @@ class ClassReport:
     ceiling: float | None  # recall of the proposals at IoU .5
     sizes: dict[str, float | None]  # AP at IoU .5 of each of SIZES
     gains: np.ndarray  # (kinds + 1,) of AP at IoU .5: see diagnosis.gains
-    false: np.ndarray  # (kinds,) false detections, along FALSE_KINDS
     missed: np.ndarray  # (kinds,) missed objects, along MISSED_KINDS
     curve: Curve
 
@@ -56,10 +55,6 @@ class Report:
     data: str  # matches.data_hash
     about: list[tuple[str, str]]  # titles and texts: command, configuration, environment
 
-    def mean_of(self, values: Sequence[float | None]) -> float | None:
-        known = [v for v in values if v is not None]
-        return float(np.mean(known)) if known else None
-
 
 def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]) -> Report:
     """The report on an evaluation; reads the few pictures that the gallery shows."""
@@ -80,7 +75,6 @@ def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]
                 ceiling=result.recall.classes[name].at_50 if result.recall else None,
                 sizes=size_ap(found, truth[name], curve, rule),
                 gains=gains(found.scores, d, curve.positives, rule),
-                false=np.bincount(d.kinds[d.kinds >= 0], minlength=len(FALSE_KINDS)),
                 missed=np.bincount(d.missed[d.missed >= 0], minlength=len(MISSED_KINDS)),
                 curve=thinned(curve.recall, curve.precision),
             )

@@ -34,7 +34,6 @@ METRICS = {
     "voc10": "VOC10's: the area under the precision-recall curve, at IoU .5",
     "coco": "COCO's: the mean over IoU .5, .55, ..., .95",
 }
-AT_50 = "AP at IoU .5 (VOC's rule, area under the curve)"
 PLOTS, MOST_PLOTS = 24, 200  # shown without a click, and with one
 
 
@@ -126,7 +125,7 @@ def _classes(report: Report) -> str:
         if proposals
         else ""
     )
-    note = f"AP50 and AP by size: {AT_50}. " if coco else ""
+    note = "AP50 and AP by size: at IoU .5 by VOC's rule, area under the curve. " if coco else ""
     return (
         f"<h2>Classes</h2><p class='soft'>{ceiling}Recall: objects found by any detection, whatever its score. {note}"
         "Sizes are COCO's: areas of the box below 32 × 32 pixels, below 96 × 96, and larger.</p>"
@@ -185,8 +184,9 @@ def _sizes(report: Report) -> str:
     columns += ["objects", "recall of proposals"] if report.proposals else []
     rows = []
     for size in SIZES:
-        cells = [name_cell(f"{size}, {meaning[size]}"), *([decimal_cell(report.figures[f"AP_{size}"])] if coco else [])]
-        cells.append(decimal_cell(report.mean_of([c.sizes[size] for c in report.classes])))
+        cells = [name_cell(size, meaning[size]), *([decimal_cell(report.figures[f"AP_{size}"])] if coco else [])]
+        known = [ap for c in report.classes if (ap := c.sizes[size]) is not None]
+        cells.append(decimal_cell(sum(known) / len(known) if known else None))
         if report.proposals:
             found = report.proposals.sizes[size]
             cells += [number_cell(found.objects), decimal_cell(found.at_50)]

@@ -183,6 +183,12 @@ def test_the_gallery_filters(open_page: Any, files: Path) -> None:
     assert (shown.count(), page.locator("#count").inner_text()) == (0, "0 of 0 shown")
     page.locator("#case-kind").select_option("")
     assert shown.count() == 4
+    page.locator("#case-class").select_option("")
+    page.evaluate("filter(5)")
+    assert (shown.count(), page.locator("#count").inner_text()) == (5, "5 of 16 shown")
+    page.locator("button", has_text="Show the other 11").click()
+    assert shown.count() == 16
+    assert not page.locator("#more").is_visible()
     assert shown.first.locator("image").evaluate("e => e.getBoundingClientRect().width") > 50
 
 
@@ -191,3 +197,5 @@ def test_the_comparison_sorts(open_page: Any, files: Path) -> None:
     assert column(page, "table.sortable", 0)[:2] == ["mAP", HOSTILE]
     page.locator("th button", has_text="B − A").click()
     assert column(page, "table.sortable", 4)[:3] == ["+0.200", "+0.100", "0.000"]
+    page.locator("th button", has_text="B is").click()  # words
+    assert list(dict.fromkeys(column(page, "table.sortable", 6))) == ["not certain", "higher", "–"]

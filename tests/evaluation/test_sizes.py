@@ -10,8 +10,8 @@ from fastrcnn.evaluation.voc_ap import class_ap
 
 
 def test_other_sizes_are_neither_found_nor_missed_nor_false() -> None:
-    """A small false box stands before all, and a medium one before the medium object, of two. Areas: 100, 50 x 50 twice,
-    96 x 96, which is large, and a small difficult one."""
+    """A small false box stands before all, and a medium one before the medium object that is found, of two. Areas: 100,
+    50 x 50 twice, 96 x 96, which is large, and a small difficult one."""
     objects = truth(
         (0, (200, 0, 210, 10), False),
         (0, (0, 0, 50, 50), False),
