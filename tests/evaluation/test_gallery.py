@@ -73,13 +73,17 @@ def test_the_gallery_is_bounded() -> None:
 
 def test_cuts_and_boxes_by_hand() -> None:
     """A box of 40 x 20 with a margin of a quarter of 40; at the border there is no more picture than there is."""
-    pixels = np.random.default_rng(0).integers(0, 256, (100, 200, 3), dtype=np.uint8)
+    pixels = np.zeros((100, 200, 3), np.uint8)
+    pixels[50:70, 100:140] = 255  # what is in the first box
     inside, corner = with_pictures(
         [case((100, 50, 140, 70)), case((0, 0, 40, 20))], [sample("a", 200, 100)], lambda path: pixels
     )
     assert (inside.width, inside.height, inside.boxes[0][1]) == (60, 40, (10, 10, 50, 30))
     assert (corner.width, corner.height, corner.boxes[0][1]) == (50, 30, (0, 0, 40, 20))
-    assert Image.open(io.BytesIO(inside.jpeg or b"")).size == (60, 40)
+    shown = np.asarray(Image.open(io.BytesIO(inside.jpeg or b"")))
+    assert shown.shape == (40, 60, 3)
+    assert shown[13:27, 13:47].min() > 200
+    assert max(shown[:7].max(), shown[33:].max(), shown[:, :7].max(), shown[:, 53:].max()) < 50
     assert (inside.image_id, inside.problem) == ("a", "")
 
 
