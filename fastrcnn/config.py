@@ -210,8 +210,19 @@ class RevalConfig:
     detections: str | None = key(None, "folder of comp4_det_<split>_<class>.txt files, or a COCO results JSON")
     split: str | None = key(None, "split list to evaluate on in place of data.test's")
     metric: str | None = key(None, "voc07 | voc10 | coco; null: data.metric")
-    output: str | None = key(None, "folder for metrics.json; null: none is written")
+    output: str | None = key(None, "folder for metrics.json and the report; null: none is written")
     data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass
+class CompareConfig:
+    """fastrcnn compare"""
+
+    runs: list[str] = key([], "two to five runs, or folders of evaluations; `fastrcnn compare RUN RUN` says the same")
+    split: str | None = key(None, "which evaluation of runs that have several: the name of its folder in RUN/eval")
+    output: str = key("outputs/compare", "folder for compare.html")
+    resamples: int = key(1000, "of the bootstrap over images, which the intervals come from", least=100)
+    seed: int = key(0, "of the resamples", least=0)
 
 
 @dataclass
@@ -333,6 +344,7 @@ SCHEMAS: dict[str, type] = {
     "reproduce": ReproduceConfig,
     "eval": EvalConfig,
     "reval": RevalConfig,
+    "compare": CompareConfig,
     "detect": DetectConfig,
     "compress": CompressConfig,
     "svm": SvmConfig,

@@ -145,6 +145,31 @@ def test_eval_gives_the_runs_own_figures_and_other_splits(command: Command, plac
     command("eval", "checkpoint=run/checkpoints/step-3.pt", "split=val", "data.metric=voc10")
     other = metrics(place / "run" / "eval" / "val")
     assert (other["images"], other["metric"]) == (6, "voc10")
+    out, _ = command("compare", "run", str(output), "split=test")
+    assert out.count("0.000   0.000 … 0.000") == out.count("mAP") + len(known_classes(output))
+
+
+def known_classes(folder: Path) -> list[str]:
+    return [name for name, ap in metrics(folder)["ap"].items() if ap is not None]
+
+
+def test_every_evaluation_leaves_a_report_that_says_how_it_came_about(
+    command: Command, place: Path, tmp_path: Path
+) -> None:
+    found = place / "run" / "eval" / "test"
+    trained = (found / "report.html").read_text(encoding="utf-8")
+    out, _ = command("eval", "checkpoint=run", f"output={tmp_path}", "detection.nms_iou=0.4")
+    assert out.splitlines()[-1] == f"written to {tmp_path}; open report.html there first"
+    evaluated = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for folder, html in ((found, trained), (tmp_path, evaluated)):
+        assert f"<b>{metrics(folder)['mAP']:.3f}</b>mAP (voc07)" in html
+        assert "run on test</h1>" in html
+        assert "iterations: 6" in html  # of the training
+        assert "&quot;torch&quot;" in html  # of the environment
+        assert "data:image/jpeg;base64," in html
+        assert "could not be read" not in html
+    assert "fastrcnn eval checkpoint=run" in evaluated
+    assert "nms_iou: 0.4" in evaluated
 
 
 def test_reval_of_the_files_gives_the_same_figures(command: Command, place: Path, tmp_path: Path) -> None:
@@ -152,6 +177,8 @@ def test_reval_of_the_files_gives_the_same_figures(command: Command, place: Path
     command("reval", f"detections={found}", "data=demo", f"output={tmp_path}")
     assert metrics(tmp_path)["ap"] == metrics(found)["ap"]
     assert metrics(tmp_path)["mAP"] == metrics(found)["mAP"]
+    out, _ = command("compare", str(found), str(tmp_path))  # the same images and truth, without looking at a picture
+    assert "0.000 … 0.000" in out
 
 
 def test_training_by_cocos_metric_keeps_the_best_by_it(command: Command, place: Path, tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def test_the_wheel_brings_its_configuration_and_documents(installed: Path) -> No
     assert (package / "ops" / "README.md").is_file()
     assert (package / "py.typed").is_file()
     assert list((package / "ops" / "csrc").glob("*.cu"))
+    for name in ("page.css", "page.js", "evaluation/report.js"):
+        assert (package / name).read_bytes() == (ROOT / "fastrcnn" / name).read_bytes()
 
 
 def test_training_runs_from_the_wheel_in_another_folder(installed: Path, tmp_path: Path) -> None:
@@ -58,3 +60,4 @@ def test_training_runs_from_the_wheel_in_another_folder(installed: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     assert "mAP" in done.stdout
     assert len(list((tmp_path / "outputs" / "demo").glob("*/eval/test/metrics.json"))) == 1
+    assert len(list((tmp_path / "outputs" / "demo").glob("*/eval/test/report.html"))) == 1

@@ -21,7 +21,8 @@ EXAMPLES = [
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluates a checkpoint and writes metrics.json and the detections, or these alone for a competition."""
+    """Evaluates a checkpoint and writes metrics.json, the detections and a report, or detections alone for a
+    competition."""
     from fastrcnn.cli.trained import load
 
     config, model, names, run = load("eval", arguments)
@@ -32,14 +33,15 @@ def main(arguments: list[str]) -> int:
             from fastrcnn.cli.competition import compete
 
             return compete(config, model, names, run)
-        return evaluated(config, model, names, run)
+        return evaluate_run(config, model, names, run, arguments)
 
 
-def evaluated(config: EvalConfig, model: FastRCNN, names: list[str], run: Path) -> int:
+def evaluate_run(config: EvalConfig, model: FastRCNN, names: list[str], run: Path, arguments: list[str]) -> int:
     """See main."""
     from fastrcnn import build, build_data, build_sets
+    from fastrcnn.cli import evaluated
     from fastrcnn.data.loader import detection_loader
-    from fastrcnn.evaluation.evaluate import evaluate, table, write_results
+    from fastrcnn.evaluation.evaluate import evaluate, table
 
     metric = build_data.metric(config.data, config.metric)
     device = build.device(config.runtime)
@@ -57,7 +59,8 @@ def evaluated(config: EvalConfig, model: FastRCNN, names: list[str], run: Path) 
         return 0
     split = build_data.split_name(build_data.test_splits(config.data, config.split))
     folder = Path(config.output).expanduser() if config.output else run / "eval" / split
-    write_results(result, folder, split)
+    about = [*evaluated.command("eval", arguments, config), *evaluated.training(run)]
+    report = evaluated.write(result, folder, split, evaluated.title(run, split), about)
     print(table(result))
-    print(f"written to {folder}")
+    print(f"written to {folder}; open {report.name} there first")
     return 0

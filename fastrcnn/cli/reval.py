@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
     if config.detections is None:
         raise UserError("which detections? fastrcnn reval detections=FOLDER, with comp4_det_*.txt files in it.")
     from fastrcnn import build_data
-    from fastrcnn.evaluation.evaluate import compare, table, write_results
+    from fastrcnn.evaluation.evaluate import compare, table
     from fastrcnn.evaluation.result_files import read_coco, read_comp4
 
     metric = build_data.metric(config.data, config.metric)
@@ -54,5 +54,10 @@ def main(arguments: list[str]) -> int:
     result = compare(found, samples, names, metric)
     print(table(result))
     if config.output:
-        write_results(result, Path(config.output).expanduser(), split)
+        from fastrcnn.cli import evaluated
+
+        folder = Path(config.output).expanduser()
+        title = f"{where.name} on {split}"
+        report = evaluated.write(result, folder, split, title, evaluated.command("reval", arguments, config))
+        print(f"written to {folder}; open {report.name} there first")
     return 0

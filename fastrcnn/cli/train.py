@@ -8,7 +8,7 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrcnn.cli import start
+from fastrcnn.cli import evaluated, start
 from fastrcnn.cli.compose import compose, experiment_content, to_yaml
 from fastrcnn.cli.run_end import good_order
 from fastrcnn.cli.run_folder import log_to, refuse_used, run_folder, saved_config
@@ -115,7 +115,7 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
 
     from fastrcnn import build, build_data, build_sets, distributed
     from fastrcnn.data.loader import training_loader
-    from fastrcnn.evaluation.evaluate import table, write_results
+    from fastrcnn.evaluation.evaluate import table
     from fastrcnn.memory import advising
     from fastrcnn.model.head import parameter_count
     from fastrcnn.training import checkpoint, loop
@@ -236,8 +236,11 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
     state.tracker.close()
     if state.outcome is not None:
         split = build_data.split_name(config.data.test)
-        write_results(state.outcome, folder / "eval" / split, split)
+        report = evaluated.write(
+            state.outcome, folder / "eval" / split, split, evaluated.title(folder, split), evaluated.training(folder)
+        )
         print(table(state.outcome))
+        print(f"report: {report}")
     if distributed.leads():
         print(f"run: {folder}")
     return folder, state.outcome

@@ -5,57 +5,17 @@ Everything that comes from the user's files passes through `escape`.
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from fastrcnn.data.check_problems import KINDS, by_kind
 from fastrcnn.data.check_report import Range, Recall, Report
 from fastrcnn.data.check_text import percent, verdict
 from fastrcnn.data.truth import Problem
+from fastrcnn.page import document, heading, jpeg_source, number_cell, table, text_cell, tiles
 
 MOST = 200  # problems of a kind that are listed; report.json has them all
 FEW = 20  # errors of a kind that are shown without a click
-
-STYLE = """
-:root { color-scheme: light dark; --ground: #fff; --panel: #f5f6f8; --line: #d9dde3; --text: #1d2330; --soft: #5b6473;
-  --bar: #3b6fd4; --bar2: #9db8ea; --bad: #b3261e; --badground: #fdecea; --good: #1b6e3c; --goodground: #e7f5ec; }
-@media (prefers-color-scheme: dark) { :root { --ground: #14171d; --panel: #1d222b; --line: #343b48; --text: #e6e9ef;
-  --soft: #9aa4b5; --bar: #6d9bf1; --bar2: #3a558c; --bad: #ff8f87; --badground: #3a1d1c; --good: #7fd6a0;
-  --goodground: #16301f; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 64rem; padding: 1.2rem; background: var(--ground); color: var(--text);
-  font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; margin: 0 0 .2rem; line-height: 1.2; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
-p { margin: .3rem 0 .8rem; }
-.soft { color: var(--soft); }
-.verdict { padding: .7rem 1rem; border-radius: .5rem; font-weight: 600; margin: 1rem 0; }
-.bad { background: var(--badground); color: var(--bad); }
-.good { background: var(--goodground); color: var(--good); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-th { color: var(--soft); font-weight: 600; }
-.number { text-align: right; white-space: nowrap; overflow-wrap: normal; }
-.name { min-width: 7rem; }
-.barcell { width: 35%; min-width: 6rem; }
-.track { position: relative; height: .8rem; margin: .35rem 0; background: var(--panel); border-radius: .2rem; }
-.track i { position: absolute; inset: 0 auto 0 0; border-radius: .2rem; background: var(--bar2); }
-.track i + i, .track i.only { background: var(--bar); }
-details { border: 1px solid var(--line); border-radius: .5rem; margin: .6rem 0; padding: .5rem .9rem; }
-summary { cursor: pointer; font-weight: 600; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .7rem; }
-.tile { background: var(--panel); border-radius: .5rem; padding: .6rem .9rem; }
-.tile b { display: block; font-size: 1.4rem; font-variant-numeric: tabular-nums; }
-.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 17rem), 1fr)); gap: .8rem; }
-@media (max-width: 36rem) { body { padding: .8rem; } .extra { display: none; } th, td { padding: .3rem; }
-  .name { min-width: 6.5rem; } .barcell { min-width: 4rem; } }
-figure { margin: 0; }
-figure img { width: 100%; height: auto; border-radius: .4rem; display: block; }
-figcaption { color: var(--soft); font-size: .88rem; }
-"""
 
 
 def page(report: Report, pictures: Sequence[tuple[str, bytes]] = ()) -> str:
@@ -63,7 +23,7 @@ def page(report: Report, pictures: Sequence[tuple[str, bytes]] = ()) -> str:
     body = [
         f"<h1>{escape(report.name)}</h1><p class='soft'>{escape(report.root)}</p>",
         f"<p class='verdict {'bad' if report.errors else 'good'}'>{escape(verdict(report))}</p>",
-        _tiles(report),
+        _summary(report),
         _problems(report.root, "Errors", report.errors, "Training refuses these, or leaves them out if told to.", True),
         _problems(report.root, "Notes", report.notes, "Worth knowing; nothing here stops a training.", False),
         _pictures(pictures),
@@ -73,16 +33,10 @@ def page(report: Report, pictures: Sequence[tuple[str, bytes]] = ()) -> str:
         _proposals(report),
         _sampling(report),
     ]
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(report.name)}: data set report</title><style>{STYLE}</style></head><body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body></html>\n"
-    )
+    return document(f"{report.name}: data set report", body)
 
 
-def _tiles(report: Report) -> str:
+def _summary(report: Report) -> str:
     values: list[tuple[object, str]] = [
         (f"{sum(s.images for s in report.splits):,}", "images"),
         (f"{sum(s.objects for s in report.splits):,}", "objects"),
@@ -91,9 +45,7 @@ def _tiles(report: Report) -> str:
     if report.proposals:
         values.append((f"{report.proposals.mean:,.0f}", "proposals a picture"))
         values.append((percent(report.proposals.all.at_50), "objects found at IoU .5"))
-    return (
-        f"<div class='tiles'>{''.join(f'<div class=tile><b>{value}</b>{name}</div>' for value, name in values)}</div>"
-    )
+    return tiles(values)
 
 
 def _below(file: str, root: str) -> str:
@@ -110,13 +62,13 @@ def _problems(root: str, title: str, problems: Sequence[Problem], what: str, ope
         rows = []
         for p in group[:MOST]:
             place = f"line {p.line}" if p.line else f"{p.object} {p.name or ''}" if p.object else ""
-            rows.append([_text(_below(p.file, root)), *([_text(place)] if numbers else []), _text(p.what)])
+            rows.append([text_cell(_below(p.file, root)), *([text_cell(place)] if numbers else []), text_cell(p.what)])
         shown = " open" if opened and len(group) <= FEW else ""
-        head = ["file", *(["object or line"] if numbers else []), "what"]
+        head = [heading(h) for h in ("file", *(["object or line"] if numbers else []), "what")]
         more = f"<p class='soft'>and {len(group) - MOST:,} more, in report.json</p>" if len(group) > MOST else ""
         parts.append(
             f"<details{shown}><summary>{escape(KINDS[kind].title)} ({len(group):,})</summary>"
-            f"<p><b>To mend:</b> {escape(KINDS[kind].mend)}</p>{_table([_head(h) for h in head], rows)}{more}</details>"
+            f"<p><b>To mend:</b> {escape(KINDS[kind].mend)}</p>{table(head, rows)}{more}</details>"
         )
     return "".join(parts)
 
@@ -125,7 +77,7 @@ def _pictures(pictures: Sequence[tuple[str, bytes]]) -> str:
     if not pictures:
         return ""
     figures = "".join(
-        f"<figure><img alt='{escape(caption)}' src='data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}'>"
+        f"<figure><img alt='{escape(caption)}' src='{jpeg_source(jpeg)}'>"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
         for caption, jpeg in pictures
     )
@@ -139,16 +91,16 @@ def _splits(report: Report) -> str:
     names, extra = ("images", "objects", "unusable"), ("without objects", "difficult", "truncated")
     rows = [
         [
-            _text(s.name, "name"),
-            _text(s.role),
-            *(_number(n) for n in (s.images, s.objects, s.unreadable)),
-            *(_number(n, extra=True) for n in (s.negatives, s.difficult, s.truncated)),
+            text_cell(s.name, "name"),
+            text_cell(s.role),
+            *(number_cell(n) for n in (s.images, s.objects, s.unreadable)),
+            *(number_cell(n, extra=True) for n in (s.negatives, s.difficult, s.truncated)),
         ]
         for s in report.splits
     ]
-    head = [_head("list"), _head("for"), *(_head(n, "number") for n in names)]
-    head += [_head(n, "number extra") for n in extra]
-    return f"<h2>Lists of pictures</h2>{_table(head, rows)}"
+    head = [heading("list"), heading("for"), *(heading(n, "number") for n in names)]
+    head += [heading(n, "number extra") for n in extra]
+    return f"<h2>Lists of pictures</h2>{table(head, rows)}"
 
 
 def _classes(report: Report) -> str:
@@ -161,18 +113,16 @@ def _classes(report: Report) -> str:
         train = sum(s.classes[name].objects for s in report.splits if s.role == "train")
         images = sum(s.classes[name].images for s in report.splits)
         difficult = sum(s.classes[name].difficult for s in report.splits)
-        cells = [*(_number(n) for n in (train, totals[name] - train))]
-        cells += [_number(n, extra=True) for n in (difficult, images)]
-        rows.append([_text(name, "name"), *cells, _bars(totals[name] / most, train / most)])
+        cells = [*(number_cell(n) for n in (train, totals[name] - train))]
+        cells += [number_cell(n, extra=True) for n in (difficult, images)]
+        rows.append([text_cell(name, "name"), *cells, _bars(totals[name] / most, train / most)])
     head = [
-        _head("class"),
-        *(_head(n, "number") for n in ("train", "test")),
-        *(_head(n, "number extra") for n in ("difficult", "images")),
-        _head("objects"),
+        heading("class"),
+        *(heading(n, "number") for n in ("train", "test")),
+        *(heading(n, "number extra") for n in ("difficult", "images")),
+        heading("objects"),
     ]
-    return (
-        f"<h2>Objects of each class</h2><p class='soft'>Dark: to train on; light: to test on.</p>{_table(head, rows)}"
-    )
+    return f"<h2>Objects of each class</h2><p class='soft'>Dark: to train on; light: to test on.</p>{table(head, rows)}"
 
 
 def _sizes(report: Report) -> str:
@@ -185,11 +135,16 @@ def _sizes(report: Report) -> str:
         ("box height", b.height),
         ("box width / height", b.aspect),
     ]
-    rows = [[_text(name), *(_number(v) for v in _values(values))] for name, values in ranges]
+    rows = [[text_cell(name), *(number_cell(v) for v in _values(values))] for name, values in ranges]
     total = max(1, sum(b.sizes.values()))
     meaning = {"small": "below 32 x 32 pixels", "medium": "below 96 x 96", "large": "the rest"}
     sizes = [
-        [_text(f"{name}, {meaning[name]}", "name"), _number(n), _number(percent(n / total)), _bars(n / total)]
+        [
+            text_cell(f"{name}, {meaning[name]}", "name"),
+            number_cell(n),
+            number_cell(percent(n / total)),
+            _bars(n / total),
+        ]
         for name, n in b.sizes.items()
     ]
     cells = "".join(
@@ -199,11 +154,11 @@ def _sizes(report: Report) -> str:
     )
     stored = ", ".join(f"{n:,} {escape(colour)}" for colour, n in p.colours.items())
     turned = f"; {p.turned:,} with an EXIF rotation" if p.turned else ""
-    head = [_head("pixels"), *(_head(n, "number") for n in ("least", "median", "most"))]
-    columns = [_head("boxes"), _head("number", "number"), _head("share", "number"), _head("")]
+    head = [heading("pixels"), *(heading(n, "number") for n in ("least", "median", "most"))]
+    columns = [heading("boxes"), heading("number", "number"), heading("share", "number"), heading("")]
     return (
-        f"<h2>Sizes</h2><p class='soft'>Pictures as stored: {stored or 'none'}{turned}.</p>{_table(head, rows)}"
-        f"<h3>Boxes by area</h3>{_table(columns, sizes)}{cells}"
+        f"<h2>Sizes</h2><p class='soft'>Pictures as stored: {stored or 'none'}{turned}.</p>{table(head, rows)}"
+        f"<h3>Boxes by area</h3>{table(columns, sizes)}{cells}"
     )
 
 
@@ -224,18 +179,22 @@ def _proposals(report: Report) -> str:
     ]
     for title, recalls in groups:
         head = [
-            _head(title),
-            _head("objects", "number extra"),
-            *(_head(n, "number") for n in ("at .5", "at .7")),
-            _head(""),
+            heading(title),
+            heading("objects", "number extra"),
+            *(heading(n, "number") for n in ("at .5", "at .7")),
+            heading(""),
         ]
-        parts.append(_table(head, [_recall_row(name, recall) for name, recall in recalls.items()]))
+        parts.append(table(head, [_recall_row(name, recall) for name, recall in recalls.items()]))
     return "<p></p>".join(parts)
 
 
 def _recall_row(name: str, recall: Recall) -> list[str]:
-    cells = [_number(recall.objects, extra=True), _number(percent(recall.at_50)), _number(percent(recall.at_70))]
-    return [_text(name, "name"), *cells, _bars(recall.at_50 or 0, recall.at_70 or 0)]
+    cells = [
+        number_cell(recall.objects, extra=True),
+        number_cell(percent(recall.at_50)),
+        number_cell(percent(recall.at_70)),
+    ]
+    return [text_cell(name, "name"), *cells, _bars(recall.at_50 or 0, recall.at_70 or 0)]
 
 
 def _sampling(report: Report) -> str:
@@ -251,10 +210,9 @@ def _sampling(report: Report) -> str:
         ("pictures with less foreground than may be drawn", percent(s.few_foreground)),
         ("pictures with too little background to fill up", percent(s.few_background)),
     ]
-    body = [[_text(name), _number(value)] for name, value in rows]
-    return (
-        f"<h2>What a training step draws</h2><p class='soft'>Means over {s.images:,} training pictures.</p>"
-        + _table([_head(""), _head("", "number")], body)
+    body = [[text_cell(name), number_cell(value)] for name, value in rows]
+    return f"<h2>What a training step draws</h2><p class='soft'>Means over {s.images:,} training pictures.</p>" + table(
+        [heading(""), heading("", "number")], body
     )
 
 
@@ -267,22 +225,3 @@ def _bars(*shares: float) -> str:
     only = " class='only'" if len(shares) == 1 else ""
     bars = "".join(f"<i{only} style='width:{100 * share:.1f}%'></i>" for share in shares)
     return f"<td class='barcell'><div class='track'>{bars}</div></td>"
-
-
-def _text(text: str, kind: str = "") -> str:
-    return f"<td class='{kind}'>{escape(text)}</td>" if kind else f"<td>{escape(text)}</td>"
-
-
-def _number(value: object, extra: bool = False) -> str:
-    """A cell with a number; `extra` ones are not shown on narrow screens."""
-    text = f"{value:,}" if isinstance(value, int) else escape(str(value))
-    return f"<td class='number{' extra' if extra else ''}'>{text}</td>"
-
-
-def _head(text: str, kind: str = "") -> str:
-    return f"<th class='{kind}'>{escape(text)}</th>"
-
-
-def _table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f"<div class='scroll'><table><tr>{''.join(head)}</tr>{body}</table></div>"

@@ -13,12 +13,16 @@ import numpy as np
 import torch
 
 from fastrcnn import distributed
+from fastrcnn.evaluation import matches
 from fastrcnn.evaluation.metric import Metric, average_precision
 from fastrcnn.evaluation.recall import ProposalRecall, proposal_recall
 from fastrcnn.evaluation.result_files import write_comp4
 from fastrcnn.evaluation.voc_ap import (
+    ClassAP,
     ClassDetections,
     MeanAP,
+    VocMetric,
+    class_ap,
     detections_by_class,
     truth_by_class,
 )
@@ -35,10 +39,23 @@ class Evaluation:
 
     ap: MeanAP
     metric: Metric
+    classes: Sequence[str]  # all; label k of the truth is classes[k - 1]
     samples: list[Sample]
     detections: Mapping[str, ClassDetections]  # by class; images counted along `samples`
     recall: ProposalRecall | None  # of the proposals, which is the most that any detector of them can find
     seconds_per_image: float | None = None  # of the network and what follows it; reading pictures is not in it
+
+    @property
+    def rule(self) -> VocMetric:
+        """How the AP at IoU .5 is computed: as the metric says, the area under the curve where that is COCO's."""
+        return "voc10" if self.metric == "coco" else self.metric
+
+    def curves(self) -> Mapping[str, ClassAP]:
+        """Every class that was evaluated at IoU .5, by VOC's matching."""
+        if self.metric != "coco":
+            return self.ap.classes
+        truth = truth_by_class(self.samples, self.classes)
+        return {name: class_ap(self.detections[name], truth[name], self.rule) for name in self.ap.ap}
 
 
 def evaluate(
@@ -113,12 +130,14 @@ def compare(
     images without truth. Raises ValueError for detections of a class that `classes` lacks.
     """
     truth = {name: t for name, t in truth_by_class(samples, classes).items() if name in detections}
-    return Evaluation(average_precision(detections, truth, metric), metric, samples, detections, recall)
+    return Evaluation(average_precision(detections, truth, metric), metric, classes, samples, detections, recall)
 
 
 def write_results(result: Evaluation, folder: Path, split: str) -> None:
-    """Writes metrics.json, timing.json and the detections, as comp4_det_<split>_<class>.txt, into `folder`."""
+    """Writes metrics.json, timing.json, matches.npz for comparisons, and the detections, as
+    comp4_det_<split>_<class>.txt, into `folder`."""
     write_comp4(folder, split, result.detections, [s.image_id for s in result.samples])
+    matches.write(folder / matches.FILE, _matches(result))
     metrics: dict[str, Any] = {
         "mAP": result.ap.mean,
         **result.ap.figures,
@@ -139,6 +158,19 @@ def write_results(result: Evaluation, folder: Path, split: str) -> None:
     whole = folder / ".metrics.json.tmp"  # last, and whole: where it is, all is there
     whole.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     whole.replace(folder / "metrics.json")
+
+
+def _matches(result: Evaluation) -> matches.Matches:
+    """What `fastrcnn compare` needs of an evaluation."""
+    truth = truth_by_class(result.samples, result.classes)
+    return matches.Matches(
+        metric=result.metric,
+        mean=result.ap.mean,
+        ap=result.ap.ap,
+        image_ids=[s.image_id for s in result.samples],
+        truth=matches.data_hash(result.samples, result.classes),
+        classes={n: matches.class_matches(result.detections[n], truth[n], c) for n, c in result.curves().items()},
+    )
 
 
 def table(result: Evaluation) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class ProposalRecall:
     proposals: float  # mean number per image
     fewest: int
     most: int
+    overlaps: np.ndarray = field(repr=False, compare=False)  # (G,) IoU of each object with its best proposal
 
 
 def proposal_recall(
@@ -43,8 +44,9 @@ def proposal_recall(
 ) -> ProposalRecall:
     """Recall of the `proposals`, arrays (P_i, 4) one for each of the `samples`, in the images' own pixels.
 
-    Label k is classes[k - 1]. Difficult objects are left out, as in evaluation. Both inputs are read once and
-    one image at a time. Raises ValueError where one is longer than the other.
+    Label k is classes[k - 1]. Difficult objects are left out, as in evaluation; `overlaps` has the others in the order
+    of the samples. Both inputs are read once and one image at a time. Raises ValueError where one is longer than the
+    other.
     """
     counts, best, labels, areas = [], [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0)]
     for found, sample in zip(proposals, samples, strict=True):
@@ -68,6 +70,7 @@ def proposal_recall(
         proposals=float(np.mean(counts)) if counts else 0.0,
         fewest=min(counts, default=0),
         most=max(counts, default=0),
+        overlaps=overlap,
     )
 
 

@@ -119,7 +119,7 @@ def class_ap(
     """AP of one class; a match needs an IoU above `min_iou`. Takes O(D) memory beside the input."""
     if metric not in VOC_METRICS:
         raise ValueError(f"metric must be one of {', '.join(VOC_METRICS)}, not {metric!r}")
-    best, overlaps = _most_overlapped(detections, truth)
+    best, overlaps = most_overlapped(detections, truth)
     matches = np.where(overlaps > min_iou, best, -1)
     ignored = (matches >= 0) & np.append(truth.difficult, False)[matches]  # the appended one answers for -1
 
@@ -133,9 +133,8 @@ def class_ap(
     found = np.cumsum(correct[counting])
     precision = found / np.arange(1, len(counting) + 1)
     recall = found / max(positives, 1)
-    area = _eleven_points if metric == "voc07" else _area
     return ClassAP(
-        ap=area(precision, recall) if positives else None,
+        ap=area(precision, recall, metric) if positives else None,
         positives=positives,
         precision=precision,
         recall=recall,
@@ -147,8 +146,8 @@ def class_ap(
     )
 
 
-def _most_overlapped(detections: ClassDetections, truth: ClassTruth) -> tuple[np.ndarray, np.ndarray]:
-    """The truth box of its image that each detection (D,) overlaps most, 0 where there is none, and the IoU.
+def most_overlapped(detections: ClassDetections, truth: ClassTruth) -> tuple[np.ndarray, np.ndarray]:
+    """The truth box of its image that each detection (D,) overlaps most, 0 where it overlaps none, and the IoU.
 
     Round k compares every detection with the k-th truth box of its image, so the work is the number of pairs
     and the memory that of a few arrays of length D.
@@ -184,19 +183,25 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.zeros(len(a)), where=meet)
 
 
+def area(precision: np.ndarray, recall: np.ndarray, metric: VocMetric) -> float:
+    """AP of a curve: precision and recall (C,) after each detection that counts, by falling score."""
+    return _eleven_points(precision, recall) if metric == "voc07" else _area(precision, recall)
+
+
 def _eleven_points(precision: np.ndarray, recall: np.ndarray) -> float:
     """Mean over the recalls 0, .1, ..., 1 of the best precision at that recall or a higher one."""
-    envelope = np.append(_envelope(precision), 0.0)
-    return float(envelope[np.searchsorted(recall, ELEVEN_POINTS, "left")].mean())
+    best = np.append(envelope(precision), 0.0)
+    return float(best[np.searchsorted(recall, ELEVEN_POINTS, "left")].mean())
 
 
 def _area(precision: np.ndarray, recall: np.ndarray) -> float:
     """Area under the curve of the best precision at a recall or a higher one."""
-    return float((np.diff(recall, prepend=0.0) * _envelope(precision)).sum())
+    return float((np.diff(recall, prepend=0.0) * envelope(precision)).sum())
 
 
-def _envelope(precision: np.ndarray) -> np.ndarray:
-    return np.maximum.accumulate(precision[::-1])[::-1]
+def envelope(precision: np.ndarray) -> np.ndarray:
+    """The best precision (..., C) at a recall or a higher one; recall rises along the last axis."""
+    return np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
 
 
 def _shape(arrays: ClassDetections | ClassTruth, **wanted: tuple[type, int]) -> None:

@@ -42,6 +42,8 @@ print('imported', status, heavy)
         (["demo", "-h"], 0),
         (["eval", "--help"], 0),
         (["reval", "--help"], 0),
+        (["compare", "--help"], 0),
+        (["compare", "a", "b", "sed=1"], 1),
         (["detect", "--help"], 0),
         (["propose", "--help"], 0),
         (["train", "solver.lrr=1"], 1),

@@ -76,7 +76,11 @@ def test_what_there_is_nothing_of(call: Call, voc: VocFolder, tmp_path: Path, me
     assert found["ap"] == {"cat": pytest.approx(0.5), "dog": 0, "cow": None, "pig": None}
     assert (found["mAP"], found["metric"], found["images"]) == (pytest.approx(0.25), metric, 3)
     assert found["objects"] == {"cat": 1, "dog": 1, "cow": 0, "pig": 0}
-    assert out.splitlines()[-1] == "without truth in these images: cow, pig"
+    assert out.splitlines()[-2:] == [
+        "without truth in these images: cow, pig",
+        "written to some; open report.html there first",
+    ]
+    assert Path("some/report.html").is_file()
     nothing, _ = reval("none", cat="", dog="", cow="", pig="")
     assert (nothing["mAP"], nothing["ap"]) == (0, {"cat": 0, "dog": 0, "cow": None, "pig": None})
     hard, out = reval("hard", cow=f"a 0.5 {box}", pig=f"b 0.5 {box}a 0.4 {box}")

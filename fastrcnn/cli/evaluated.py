@@ -1,0 +1,46 @@
+"""What eval, reval and train leave of an evaluation: the results, and the report that people open first."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastrcnn.cli.compose import to_yaml
+
+if TYPE_CHECKING:
+    from fastrcnn.evaluation.evaluate import Evaluation
+
+
+def write(result: Evaluation, folder: Path, split: str, title: str, about: Sequence[tuple[str, str]]) -> Path:
+    """Writes all files of an evaluation into `folder`; returns the report. about: titles and texts to end it with."""
+    from fastrcnn.evaluation.evaluate import write_results
+    from fastrcnn.evaluation.report_page import write_report
+    from fastrcnn.training.tracking import environment
+
+    write_results(result, folder, split)
+    return write_report(
+        result, folder, title, [*about, ("Environment", json.dumps(environment(), indent=2, ensure_ascii=False))]
+    )
+
+
+def title(run: Path, split: str) -> str:
+    """A heading for the evaluation of a run."""
+    return f"{'/'.join(run.resolve().parts[-2:])} on {split}"
+
+
+def command(verb: str, arguments: Sequence[str], config: Any) -> list[tuple[str, str]]:
+    """What was asked for: the command and the configuration it led to."""
+    return [("Command", shlex.join(["fastrcnn", verb, *arguments])), ("Configuration", to_yaml(config))]
+
+
+def training(run: Path) -> list[tuple[str, str]]:
+    """How a run was trained, as far as its folder says."""
+    files = (("Command of the training", "command.txt"), ("Configuration of the training", "config.yaml"))
+    return [
+        (name, (run / file).read_text(encoding="utf-8", errors="replace"))
+        for name, file in files
+        if (run / file).is_file()
+    ]

@@ -1,0 +1,175 @@
+"""Evaluations of the same images side by side: AP of each class, and how sure the differences to the first are."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastrcnn.errors import UserError
+from fastrcnn.evaluation.bootstrap import LEVEL, ap_samples, interval, resample
+from fastrcnn.evaluation.matches import ClassMatches, Matches
+from fastrcnn.evaluation.metric import Metric
+from fastrcnn.evaluation.voc_ap import VocMetric
+
+LETTERS = "ABCDE"  # of the runs; as many as there are styles of lines
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher an AP is than the first run's."""
+
+    value: float
+    low: float  # ends of the interval
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says."""
+        return "higher" if self.low > 0 else "lower" if self.high < 0 else "not certain"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One class, or the mean over them. Lists are along the runs."""
+
+    name: str
+    objects: int
+    ap: list[float | None]  # at IoU .5
+    differences: list[Difference | None]  # of the second run and those after it
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that is shown."""
+
+    runs: list[str]
+    metric: Metric
+    coco: list[float | None]  # COCO's AP of each run, where the metric is coco; else empty
+    images: int
+    resamples: int
+    mean: Row
+    classes: list[Row]
+    curves: dict[str, list[ClassMatches]]  # of each class with objects
+
+
+def compare_runs(runs: Mapping[str, Matches], resamples: int, seed: int) -> Comparison:
+    """The comparison of evaluations, named as they were given. Raises UserError where they cannot be compared."""
+    if not 2 <= len(runs) <= len(LETTERS):
+        raise UserError(f"compare takes 2 to {len(LETTERS)} different runs, not {len(runs)}: fastrcnn compare RUN RUN")
+    names, found = list(runs), list(runs.values())
+    for name, other in zip(names[1:], found[1:], strict=True):
+        check_alike(names[0], found[0], name, other)
+    first = found[0]
+    rule: VocMetric = "voc10" if first.metric == "coco" else first.metric
+    everything = np.ones((1, len(first.image_ids)), np.int16)
+    weights = resample(len(first.image_ids), resamples, seed)
+    points = [ap_samples(m.classes, everything, rule) for m in found]
+    samples = [ap_samples(m.classes, weights, rule) for m in found]
+
+    def row(key: str, name: str, objects: int) -> Row:
+        ap = [None if np.isnan(p[key][0]) else float(p[key][0]) for p in points]
+        differences = [_difference(ap[0], ap[i], samples[i][key] - samples[0][key]) for i in range(1, len(found))]
+        return Row(name, objects, ap, differences)
+
+    objects = {name: len(c.objects) for name, c in first.classes.items()}
+    return Comparison(
+        runs=names,
+        metric=first.metric,
+        coco=[m.mean for m in found] if first.metric == "coco" else [],
+        images=len(first.image_ids),
+        resamples=resamples,
+        mean=row("", "mAP", sum(objects.values())),
+        classes=[row(name, name, n) for name, n in objects.items()],
+        curves={name: [m.classes[name] for m in found] for name, n in objects.items() if n},
+    )
+
+
+def _difference(first: float | None, other: float | None, samples: np.ndarray) -> Difference | None:
+    ends = interval(samples)
+    return None if first is None or other is None or ends is None else Difference(other - first, *ends)
+
+
+def check_alike(name: str, first: Matches, other_name: str, other: Matches) -> None:
+    """Raises UserError, saying what differs, unless both evaluations asked the same of the same images."""
+    if first.metric != other.metric:
+        raise UserError(
+            f"{name} was evaluated by metric={first.metric}, {other_name} by metric={other.metric}. Evaluate one of "
+            f"them again, with metric={first.metric}."
+        )
+    if list(first.ap) != list(other.ap):
+        lacking = [
+            f"{which} lacks {_some([n for n in has if n not in lacks])}"
+            for which, has, lacks in ((other_name, first.ap, other.ap), (name, other.ap, first.ap))
+            if set(has) - set(lacks)
+        ]
+        what = "; ".join(lacking) or "the same, in another order"
+        raise UserError(
+            f"{name} and {other_name} were evaluated on different classes: {what}. Evaluate both with the same "
+            "data.classes; of saved detections every class needs a file."
+        )
+    ids, other_ids = set(first.image_ids), set(other.image_ids)
+    if ids != other_ids:
+        only = [
+            f"only in {which}: {_some([i for i in m.image_ids if i not in theirs])}"
+            for which, m, theirs in ((name, first, other_ids), (other_name, other, ids))
+            if set(m.image_ids) - theirs
+        ]
+        raise UserError(
+            f"{name} was evaluated on {len(ids)} images, {other_name} on {len(other_ids)}, and not the same ones; "
+            f"{'; '.join(only)}. Evaluate both with the same split=."
+        )
+    if first.truth != other.truth:
+        raise UserError(
+            f"{name} and {other_name} were evaluated on the same {len(ids)} images, but with different truth: boxes, "
+            "classes, difficult marks, sizes or their order have changed. Evaluate both again on the data as they are."
+        )
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def signed(value: float) -> str:
+    """A difference as text; one that rounds to nothing has no sign."""
+    text = f"{value:+.3f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def span(difference: Difference | None) -> str:
+    """The interval as text."""
+    return "–" if difference is None else f"{signed(difference.low)} … {signed(difference.high)}"
+
+
+def table(found: Comparison) -> str:
+    """The comparison as people read it on a terminal."""
+    letters = LETTERS[: len(found.runs)]
+    lines = [f"{letter}  {run}" for letter, run in zip(letters, found.runs, strict=True)]
+    level = f"{100 * LEVEL:.0f} % interval"
+    width = max(5, *(len(r.name) for r in found.classes))
+    head = f"{'class':<{width}}  objects" + "".join(f"{letter:>8}" for letter in letters)
+    lines += ["", head + "".join(f"{letter + ' - A':>9}   {level:<17}" for letter in letters[1:])]
+    for r in (*found.classes, found.mean):
+        line = f"{r.name:<{width}}  {r.objects:>7}" + "".join(f"{_value(v):>8}" for v in r.ap)
+        for d in r.differences:
+            line += f"{'–' if d is None else signed(d.value):>9}   {span(d):<17}"
+        lines.append(line)
+    if found.coco:
+        lines.append("COCO's AP, without interval: " + ", ".join(_value(v) for v in found.coco))
+    return "\n".join([*(line.rstrip() for line in lines), "", textwrap.fill(note(found), 100)])
+
+
+def note(found: Comparison) -> str:
+    """How the numbers came about."""
+    how = {"voc07": "VOC07's 11 points", "voc10": "area under the curve", "coco": "area under the curve"}[found.metric]
+    return (
+        f"AP at IoU .5, {how}. Intervals: paired bootstrap over the {found.images:,} images, {found.resamples:,} "
+        "resamples. They hold for other images of the kind, not for another training of the same model; one in twenty "
+        "lies off by chance."
+    )
+
+
+def _value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

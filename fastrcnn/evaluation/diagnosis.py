@@ -1,0 +1,147 @@
+"""What is wrong with detections: every false one, and every missed object, is of exactly one kind.
+
+In the spirit of Hoiem et al. (ECCV 2012) and TIDE (Bolya et al., ECCV 2020), on top of VOC's matching at IoU .5: a
+detection is right, left out (it matches a difficult object), or false, and a false one is of the first kind of
+FALSE_KINDS that fits. Difficult objects explain false detections as others do; they are never missed. Nothing here
+depends on a threshold of the score: a detection keeps its kind when lower ones are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fastrcnn.evaluation.voc_ap import ClassAP, ClassDetections, ClassTruth, VocMetric, area, most_overlapped
+
+FITS = 0.5  # a detection lies on an object: IoU above this
+TOUCHES = 0.1  # it has to do with an object: IoU of at least this
+
+FALSE_KINDS = {  # in the order in which they are tried
+    "duplicate": "IoU above .5 with an object of its class that a detection of higher score has found already.",
+    "confusion": "IoU above .5 with an object of another class, and with none of its own.",
+    "localisation": "IoU of .1 to .5 with an object of its class, and above .5 with none of any class.",
+    "both": "IoU of .1 to .5 with an object of another class, and below .1 with all of its own.",
+    "background": "IoU below .1 with every annotated object.",
+}
+MISSED_KINDS = {
+    "no proposal": "No proposal overlaps the object by an IoU of .5, so the detector had little to work with.",
+    "misplaced": "A detection of its class overlaps it by .1 to .5, and no other object of that class more.",
+    "taken for another": "A detection of another class lies on it with an IoU above .5.",
+    "unseen": "Nothing of the above: no detection accounts for it.",
+}
+RIGHT, LEFT_OUT = -1, -2  # in place of a kind: right, and not counted
+DUPLICATE, CONFUSION, LOCALISATION, BOTH, BACKGROUND = range(5)
+NO_PROPOSAL, MISPLACED, TAKEN, UNSEEN = range(4)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What became of the detections (D,) and the objects (G,) of one class, in the order they were given in."""
+
+    kinds: np.ndarray  # (D,) int8: number of a kind in FALSE_KINDS, RIGHT or LEFT_OUT
+    objects: np.ndarray  # (D,) int64: the object of the own class overlapped most, by TOUCHES at least, or -1
+    others: np.ndarray  # (D,) int64: number of the class of the object behind a confusion (or "both"), from 0, or -1
+    other_objects: np.ndarray  # (D,) int64: that object's number in its class, or -1
+    overlaps: np.ndarray  # (D,) float64: IoU with the object that explains the kind; 0 for background
+    missed: np.ndarray  # (G,) int8: number of a kind in MISSED_KINDS; -1 for what is found or difficult
+
+
+def diagnose(
+    detections: Mapping[str, ClassDetections],
+    truth: Mapping[str, ClassTruth],
+    curves: Mapping[str, ClassAP],
+    proposals: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, Diagnosis]:
+    """The diagnosis of every class of `detections`.
+
+    truth: of these and all other classes, which confusions are looked for in. curves: what class_ap says at IoU .5.
+    proposals: of each class (G,), the IoU of every object with its best proposal, difficult ones included; without
+    them no object is missed for that reason.
+    """
+    names = list(truth)
+    everything = ClassTruth(
+        np.concatenate([t.images for t in truth.values()]),
+        np.concatenate([t.boxes for t in truth.values()]),
+        np.concatenate([t.difficult for t in truth.values()]),
+    )
+    owner = np.repeat(np.arange(len(names)), [len(t) for t in truth.values()])
+    number = np.concatenate([np.arange(len(t)) for t in truth.values()])  # of each object in its class
+    taken = np.zeros(len(owner), bool)  # a detection of another class lies on it
+    found: dict[str, Diagnosis] = {}
+    for k, name in enumerate(names):
+        if name not in detections:
+            continue
+        own, curve = detections[name], curves[name]
+        kinds = np.where(curve.ignored, LEFT_OUT, RIGHT).astype(np.int8)
+        others = np.full(len(own), -1)
+        other_objects = np.full(len(own), -1)
+        objects, overlaps = curve.matches.copy(), curve.overlaps.copy()
+        false = ~curve.correct & ~curve.ignored
+        kinds[false & (curve.matches >= 0)] = DUPLICATE
+        rest = np.flatnonzero(false & (curve.matches < 0))
+        part = ClassDetections(own.images[rest], own.scores[rest], own.boxes[rest])
+        nearest, near = most_overlapped(part, truth[name])
+        strangers = np.flatnonzero(owner != k)
+        stranger, beside = most_overlapped(
+            part, ClassTruth(everything.images[strangers], everything.boxes[strangers], everything.difficult[strangers])
+        )
+        conditions = [beside > FITS, near >= TOUCHES, beside >= TOUCHES]
+        kinds[rest] = np.select(conditions, [CONFUSION, LOCALISATION, BOTH], BACKGROUND)
+        objects[rest[near >= TOUCHES]] = nearest[near >= TOUCHES]
+        strange = np.isin(kinds[rest], (CONFUSION, BOTH))
+        if strange.any():
+            culprit = strangers[stranger[strange]]
+            others[rest[strange]], other_objects[rest[strange]] = owner[culprit], number[culprit]
+            taken[culprit[beside[strange] > FITS]] = True
+        overlaps[rest] = np.select([strange, kinds[rest] == LOCALISATION], [beside, near], 0.0)
+        unknown = np.full(len(truth[name]), -1, np.int8)  # what is missed and why is known when all classes are
+        found[name] = Diagnosis(kinds, objects, others, other_objects, overlaps, unknown)
+    best = proposals or {}
+    return {
+        name: replace(d, missed=_missed(d, truth[name], taken[owner == names.index(name)], best.get(name)))
+        for name, d in found.items()
+    }
+
+
+def _missed(found: Diagnosis, truth: ClassTruth, taken: np.ndarray, proposals: np.ndarray | None) -> np.ndarray:
+    """The kind of miss of each object (G,) of a class, -1 where it is none."""
+    misplaced = np.zeros(len(truth), bool)
+    misplaced[found.objects[found.kinds == LOCALISATION]] = True
+    beyond = np.zeros(len(truth), bool) if proposals is None else proposals < FITS
+    kinds = np.select([beyond, misplaced, taken], [NO_PROPOSAL, MISPLACED, TAKEN], UNSEEN).astype(np.int8)
+    kinds[truth.difficult] = -1
+    kinds[found.objects[found.kinds == RIGHT]] = -1
+    return kinds
+
+
+def gains(scores: np.ndarray, found: Diagnosis, positives: int, metric: VocMetric) -> np.ndarray:
+    """What the AP of a class at IoU .5 would gain (kinds + 1,) if all mistakes of one kind were mended.
+
+    The kinds are FALSE_KINDS', then missed objects. False detections are dropped; a poorly placed one takes its object
+    instead, where nothing else found that and no poorly placed one of higher score did. Missed objects are not
+    asked for any more; where none is left to ask for, the AP is taken to become 1. scores: of the detections (D,).
+    """
+    if not positives:
+        return np.zeros(len(FALSE_KINDS) + 1)
+    order = np.argsort(-scores, kind="stable")
+    order = order[found.kinds[order] != LEFT_OUT]
+    kinds, objects = found.kinds[order], found.objects[order]
+    right = kinds == RIGHT
+
+    def ap(correct: np.ndarray, asked: int) -> float:
+        hits = np.cumsum(correct)
+        return area(hits / np.arange(1, len(hits) + 1), hits / asked, metric)
+
+    before = ap(right, positives)
+    after = []
+    for kind in range(len(FALSE_KINDS)):
+        mended = right.copy()
+        if kind == LOCALISATION:
+            candidates = np.flatnonzero((kinds == kind) & (np.append(found.missed, -1)[objects] >= 0))
+            mended[candidates[np.unique(objects[candidates], return_index=True)[1]]] = True
+        after.append(ap(mended[mended | (kinds != kind)], positives))
+    hits = int(right.sum())
+    after.append(ap(right, hits) if hits else 1.0)
+    return np.array(after) - before

@@ -1,0 +1,130 @@
+"""fastrcnn compare: evaluations side by side, without data or model."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from voc_folder import VocFolder
+
+Call = Callable[..., tuple[int, str, str]]
+BOX = "11 11 30 40\n"
+
+
+@pytest.fixture
+def evaluated(call: Call, voc: VocFolder, tmp_path: Path) -> Callable[..., Path]:
+    """Evaluates detections of cats and dogs in twelve pictures, each of which holds one of both."""
+    ids = [f"p{i:02d}" for i in range(12)]
+    for i in ids:
+        voc.add(i, ("cat", (11, 11, 30, 40), False), ("dog", (41, 11, 60, 40), False))
+    voc.split("trainval", *ids)
+    voc.split("test", *ids)
+    voc.split("few", *ids[:10])
+
+    def evaluate(name: str, cats: int, *arguments: str, split: str = "test", dogs: int = 6) -> Path:
+        """With `cats` and `dogs` of the first ten pictures found, and a false cat before all."""
+        folder = tmp_path / f"{name.replace('/', '-')}-d"
+        folder.mkdir()
+        cat = "p00 0.9 41 11 60 40\n" + "".join(f"{i} 0.{80 - n} {BOX}" for n, i in enumerate(ids[:cats]))
+        dog = "".join(f"{i} 0.{80 - n} 41 11 60 40\n" for n, i in enumerate(ids[:dogs]))
+        for found, text in (("cat", cat), ("dog", dog)):
+            (folder / f"comp4_det_{split}_{found}.txt").write_text(text, encoding="utf-8")
+        keys = ["data=custom", f"data.root={voc.root}", f"split={split}", f"output={name}", *arguments]
+        status, _, err = call("reval", f"detections={folder}", *keys)
+        assert status == 0, err
+        return Path(name)
+
+    return evaluate
+
+
+def test_differences_by_hand(call: Call, evaluated: Callable[..., Path], voc: VocFolder) -> None:
+    """Area under the curve: eight of twelve cats at a precision of 8/9 against three at 3/4; dogs are the same."""
+    first, second = evaluated("first", 3), evaluated("second", 8)
+    shutil.rmtree(voc.root)  # not needed
+    status, out, err = call("compare", str(first), str(second))
+    assert status == 0, err
+    lines = out.splitlines()
+    assert lines[:2] == ["A  first", "B  second"]
+    cat, dog, mean = (line.split() for line in lines[4:7])
+    assert cat[:5] == ["cat", "12", "0.188", "0.593", "+0.405"]
+    assert dog == ["dog", "12", "0.500", "0.500", "0.000", "0.000", "…", "0.000"]
+    assert mean[:5] == ["mAP", "24", "0.344", "0.546", "+0.203"]
+    low, high = float(cat[5]), float(cat[7])
+    assert 0.1 < low < 0.405 < high < 0.8
+    assert "12 images, 1,000 resamples" in " ".join(out.split())
+    assert lines[-1] == "page: outputs/compare/compare.html"
+    html = Path("outputs/compare/compare.html").read_text(encoding="utf-8")
+    assert "mAP of B: +0.203 against A" in html
+    assert ": higher</p>" in html
+    assert html.count("<polyline") == 4
+    assert call("compare", str(first), str(second))[1] == out  # the same resamples
+    seeds = {call("compare", str(first), str(second), "resamples=101", f"seed={n}")[1] for n in range(5)}
+    assert len(seeds) > 1
+
+
+def test_runs_and_several_of_them(call: Call, evaluated: Callable[..., Path]) -> None:
+    for name, cats in (("one", 2), ("two", 4), ("three", 4)):
+        evaluated(f"{name}/eval/test", cats)
+    status, out, err = call("compare", "one", "two", "three", "resamples=100", "output=here")
+    assert status == 0, err
+    assert re.search(r"cat +12 +\S+ +\S+ +\S+ +(\+\S+ +\S+ … \S+) +\1", out)
+    assert Path("here/compare.html").is_file()
+    evaluated("one/eval/few", 2, split="few")
+    status, _, err = call("compare", "one", "two")
+    assert (status, err) == (1, "fastrcnn: one: has several evaluations, few, test. Say which by split=NAME.\n")
+    assert call("compare", "one", "two", "split=test")[0] == 0
+    status, _, err = call("compare", "one", "two", "split=few")
+    assert (status, err) == (1, "fastrcnn: two: has no evaluation on split=few. There are: test.\n")
+
+
+def test_coco_has_ap_at_50_with_intervals(call: Call, evaluated: Callable[..., Path]) -> None:
+    evaluated("a", 3, "metric=coco")
+    evaluated("b", 8, "metric=coco")
+    status, out, err = call("compare", "a", "b")
+    assert status == 0, err
+    assert out.splitlines()[4].split()[:5] == ["cat", "12", "0.188", "0.593", "+0.405"]
+    means = [json.loads(Path(name, "metrics.json").read_text())["mAP"] for name in "ab"]
+    assert f"COCO's AP, without interval: {means[0]:.3f}, {means[1]:.3f}" in out
+
+
+def test_what_cannot_be_compared_is_one_clear_message(
+    call: Call, evaluated: Callable[..., Path], voc: VocFolder, tmp_path: Path
+) -> None:
+    evaluated("a", 3)
+
+    def refused(*arguments: str) -> str:
+        status, out, err = call("compare", *arguments)
+        assert (status, out) == (1, "")
+        assert "Traceback" not in err
+        assert not Path("outputs").exists()
+        return err
+
+    assert "which runs? fastrcnn compare RUN RUN" in refused()
+    assert "which runs?" in refused("a")
+    assert "2 to 5 different runs, not 1" in refused("a", "a")
+    assert "nowhere: there is no such folder" in refused("a", "nowhere")
+    (tmp_path / "here" / "empty").mkdir()
+    assert "empty: has no evaluation, neither metrics.json nor eval/SPLIT/metrics.json" in refused("a", "empty")
+    shutil.copytree("a", "old")
+    Path("old/matches.npz").unlink()
+    assert "old: has no matches.npz" in refused("a", "old")
+    evaluated("m", 3, "metric=voc07")
+    assert "a was evaluated by metric=voc10, m by metric=voc07" in refused("a", "m")
+    evaluated("f", 3, split="few")
+    said = refused("a", "f")
+    assert "a was evaluated on 12 images, f on 10, and not the same ones; only in a: p10, p11." in said
+    evaluated("o", 3, "data.classes=[dog,cat]")
+    assert "different classes: the same, in another order" in refused("a", "o")
+    (tmp_path / "a-d" / "comp4_det_test_dog.txt").unlink()
+    keys = ["data=custom", f"data.root={voc.root}", "output=c"]
+    assert call("reval", f"detections={tmp_path / 'a-d'}", *keys)[0] == 0
+    assert "different classes: c lacks dog." in refused("a", "c")
+    assert "different classes: c lacks dog." in refused("c", "a")
+    voc.add("p03", ("cat", (11, 11, 30, 40), True), ("dog", (41, 11, 60, 40), False))
+    evaluated("t", 3)
+    assert "on the same 12 images, but with different truth" in refused("a", "t")
+    assert "unknown key 'sed'. Did you mean 'seed'?" in refused("a", "t", "sed=1")
