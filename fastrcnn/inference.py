@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from fastrcnn.memory import advising, detection_advice
 from fastrcnn.model.fast_rcnn import FastRCNN, distinct_rois, nearest_level, scaled_rois
 from fastrcnn.model.postprocess import best_boxes, entering_scores
 from fastrcnn.structures import Batch, Detections, Sample
+
+AnyNetwork: TypeAlias = FastRCNN | OnnxNetwork
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 @torch.no_grad()
 def detect_batch(
-    model: FastRCNN | OnnxNetwork,
+    model: AnyNetwork,
     pyramid: Sequence[Batch],
     settings: DetectionSettings,
     dtype: torch.dtype = torch.float32,
@@ -95,8 +98,8 @@ def _detections(scores: Tensor, boxes: Tensor, settings: DetectionSettings) -> D
 def network_outputs(
     model: FastRCNN, pyramid: Sequence[Batch], settings: DetectionSettings, dtype: torch.dtype
 ) -> list[tuple[Tensor, Tensor]]:
-    """For each picture of a batch class scores (P, classes + 1) and boxes (P, classes + 1, 4), in its own pixels and cut
-    off at its border."""
+    """For each picture of a batch class scores (P, classes + 1) and boxes (P, classes + 1, 4), in its own pixels and
+    cut off at its border."""
     device = model.delta_mean.device
     with autocast(device, dtype):
         maps = [model.features(level.images.to(device), level.sizes.to(device)) for level in pyramid]
@@ -183,7 +186,7 @@ def roi_outputs(
 
 
 def detect(
-    model: FastRCNN | OnnxNetwork,
+    model: AnyNetwork,
     pyramids: Iterable[Sequence[Batch]],
     settings: DetectionSettings,
     dtype: torch.dtype = torch.float32,

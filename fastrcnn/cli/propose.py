@@ -26,12 +26,13 @@ def main(arguments: list[str]) -> int:
     if config.ids is not None or config.convention is not None:
         raise UserError("ids= and convention= are about the file that convert=FILE names; name it, or leave them out.")
     from fastrcnn import build_data, build_sets
+    from fastrcnn.data import sources
     from fastrcnn.data.proposals import ProposalStore
 
     if config.source is not None:
         if config.output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
-        pictures = build_sets.without_truth(build_sets.pictures(config.source))
+        pictures = sources.without_truth(sources.pictures(config.source))
         made = [build_sets.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
     else:
         names = build_data.classes(config.data)

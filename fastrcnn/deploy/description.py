@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastrcnn.errors import UserError
+
+if TYPE_CHECKING:
+    from fastrcnn.model.fast_rcnn import FastRCNN
 
 FORMAT = "fastrcnn 1"
 # Keys that name places on the machine it was trained on, or what to do there.
@@ -19,12 +22,14 @@ GROUPS = ("model", "data", "solver", "detection")
 class Description:
     """classes: names; label k is classes[k - 1]. step: of the training; 0 where it is not known.
 
+    pixels: `mean` and `std` of red, green and blue, 0 .. 255.
     config: by group the keys that the network was made, trained and is to be run with, but for places of a machine.
     metrics: what evaluations of it found, as metrics.json has it, by split.
     """
 
     classes: tuple[str, ...]
     step: int
+    pixels: Mapping[str, Sequence[float]]
     config: Mapping[str, Mapping[str, Any]]
     metrics: Mapping[str, Mapping[str, Any]]
 
@@ -34,13 +39,18 @@ class Description:
             "format": FORMAT,
             "classes": json.dumps(self.classes, ensure_ascii=False),
             "step": str(self.step),
+            "pixels": json.dumps(self.pixels),
             "config": json.dumps(self.config),
             "metrics": json.dumps(self.metrics),
         }
 
 
 def describe(
-    classes: Sequence[str], step: int, config: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]
+    model: FastRCNN,
+    classes: Sequence[str],
+    step: int,
+    config: Mapping[str, Any],
+    metrics: Mapping[str, Mapping[str, Any]],
 ) -> Description:
     """The description of a network that was trained with `config`, all its groups."""
     kept = {
@@ -48,7 +58,8 @@ def describe(
         for group in GROUPS
         if group in config
     }
-    return Description(tuple(classes), step, kept, metrics)
+    pixels = {"mean": model.pixel_mean.flatten().tolist(), "std": model.pixel_std.flatten().tolist()}
+    return Description(tuple(classes), step, pixels, kept, metrics)
 
 
 def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
@@ -59,7 +70,9 @@ def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
             "classes are not known."
         )
     try:
-        classes, config, metrics = (json.loads(metadata[key]) for key in ("classes", "config", "metrics"))
-        return Description(tuple(classes), int(metadata["step"]), config, metrics)
+        classes, pixels, config, metrics = (
+            json.loads(metadata[key]) for key in ("classes", "pixels", "config", "metrics")
+        )
+        return Description(tuple(classes), int(metadata["step"]), pixels, config, metrics)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{source}: its metadata is damaged ({error}). Export it again.") from None

@@ -1,7 +1,7 @@
 """A network as an ONNX graph, node by node from the table of its layers (model/networks.py).
 
-By hand, and not by torch's exporter: the graph is the same whatever the version of torch, needs no tracing, and pools by
-ONNX's own MaxRoiPool, which rounds as our operator does (see ops/README.md).
+By hand, and not by torch's exporter: the graph is the same whatever the version of torch, needs no tracing, and pools
+by ONNX's own MaxRoiPool, which rounds as our operator does (see ops/README.md).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fastrcnn import __version__, boxes
@@ -45,7 +44,7 @@ def write_onnx(model: FastRCNN, description: Description, box_regression: bool, 
     graph = _Graph()
     _nodes(graph, model, box_regression)
     t = onnx.TensorProto
-    shapes = {
+    shapes: dict[str, tuple[int, list[int | str]]] = {
         "image": (t.UINT8, ["height", "width", 3]),
         "proposals": (t.FLOAT, ["proposals", 4]),
         "scale": (t.DOUBLE, []),
@@ -156,7 +155,7 @@ def _trunk(g: _Graph, model: FastRCNN, x: str) -> list[str]:
     return [maps[name] for name in model.roi_features]
 
 
-def _window(step: Conv | Pool) -> dict[str, list[int]]:
+def _window(step: Conv | Pool) -> dict[str, Any]:
     return {"strides": [step.stride] * 2, "pads": [step.padding] * 4}
 
 

@@ -23,7 +23,7 @@ class OnnxNetwork:
     """
 
     def __init__(self, path: Path, device: torch.device | None = None, threads: int | None = None) -> None:
-        """threads: None for ONNX Runtime's own choice.
+        """device: None for a GPU where ONNX Runtime can use one. threads: None for its own choice.
 
         Raises UserError where the package or a fitting build of it is missing, and for a file that is none of ours.
         """
@@ -31,13 +31,15 @@ class OnnxNetwork:
             import onnxruntime
         except ImportError:
             raise UserError(f"{path}: running it {PACKAGES}") from None
-        providers = ["CPUExecutionProvider"]
-        if device is not None and device.type == "cuda":
-            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-                raise UserError(
-                    f"{path}: this ONNX Runtime cannot use a GPU (pip install onnxruntime-gpu); or runtime.device=cpu."
-                )
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))  # type: ignore[arg-type]
+        able = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        if device is not None and device.type == "cuda" and not able:
+            raise UserError(
+                f"{path}: this ONNX Runtime cannot use a GPU. Install onnxruntime-gpu in its place, or say device=cpu."
+            )
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if able and (device is None or device.type == "cuda"):
+            number = device.index or 0 if device else 0
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": number, "use_tf32": 0}))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         try:
@@ -51,9 +53,7 @@ class OnnxNetwork:
         self.classifier = str(self.description.config["model"].get("classifier", "softmax"))
         self.num_classes = len(self.description.classes)
 
-    def __call__(
-        self, image: Tensor, proposals: Tensor, scale: float, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Tensor, proposals: Tensor, scale: float, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Scores (P, classes + 1) and boxes (P, classes + 1, 4) of a picture's proposals (P, 4)."""
         if len(proposals) == 0:
             return torch.zeros(0, self.num_classes + 1), torch.zeros(0, self.num_classes + 1, 4)

@@ -39,8 +39,8 @@ class WholeNetwork(nn.Module):
 
 
 def write_program(model: FastRCNN, description: Description, box_regression: bool, output: Path) -> None:
-    """The network in inference mode, on the CPU, for scaled pictures of LEAST_SIDE pixels a side or more, and one or more
-    proposals.
+    """The network in inference mode, on the CPU, for scaled pictures of LEAST_SIDE pixels a side or more, and one
+    proposal or more.
 
     The description's metadata are its `extra_files`. Raises UserError where the file cannot be written.
     """
