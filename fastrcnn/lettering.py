@@ -16,15 +16,14 @@ ABSENT = "\U0010fffe"  # a character that no font has
 def lettering(text: str, size: int) -> np.ndarray:
     """Opacity (h, w) uint8 of a line of text `size` pixels high, without an empty border.
 
-    In the font that Pillow brings, which has little more than ASCII. Other letters OpenCV 5 brings; before it they are
-    looked for in the system's fonts, and where none has them, boxes stand for them.
+    In the font that Pillow brings, which has little more than ASCII; else in a common one of the system's that has all
+    letters; else in the one that OpenCV 5 brings, which has nearly all. Before OpenCV 5 boxes stand for what is lacking.
     """
     plain = ImageFont.load_default(size=size)
-    if _has(plain, text):
-        return _by_pillow(plain, text)
-    if hasattr(cv2, "FontFace"):
+    font = plain if _has(plain, text) else _system_font(text, size)
+    if font is None and hasattr(cv2, "FontFace"):
         return _by_opencv(text, size)
-    return _by_pillow(_system_font(text, size) or plain, text)
+    return _by_pillow(font or plain, text)
 
 
 def _has(font: Any, text: str) -> bool:
