@@ -79,6 +79,7 @@ def test_devices_and_precisions() -> None:
     cpu = torch.device("cpu")
     assert build.device(RuntimeConfig(device="cpu")) == cpu
     assert build.precision(RuntimeConfig(precision="float32"), cpu) == torch.float32
+    assert torch.backends.cudnn.allow_tf32 is False, "torch raises an error where its old and new flags differ"
     assert build.precision(RuntimeConfig(precision="bfloat16"), cpu) == torch.bfloat16
     assert build.precision(RuntimeConfig(), cpu) in (torch.float32, torch.bfloat16)
     for bad in ("tpu0", "cuda:x", ""):
