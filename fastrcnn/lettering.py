@@ -17,7 +17,7 @@ def lettering(text: str, size: int) -> np.ndarray:
     """Opacity (h, w) uint8 of a line of text `size` pixels high, without an empty border.
 
     In the font that Pillow brings, which has little more than ASCII; else in a common one of the system's that has all
-    letters; else in the one that OpenCV 5 brings, which has nearly all. Before OpenCV 5 boxes stand for what is lacking.
+    letters; else in the one that OpenCV 5 brings, which has nearly all. Without that, boxes stand for what is lacking.
     """
     plain = ImageFont.load_default(size=size)
     font = plain if _has(plain, text) else _system_font(text, size)

@@ -48,7 +48,9 @@ def test_a_run_and_its_checkpoint_are_the_same_detector(run: Path, image: np.nda
     fewer = fastrcnn.load(run, **PLAIN, score_threshold=best, max_per_image=1, nms_iou=0.5)
     assert len(fewer.detect(image, BOXES)) == 1
     assert fewer.settings.nms_iou == 0.5
-    assert len(fastrcnn.load(run, **PLAIN, score_threshold=None, max_per_image=None, nms_iou=1).detect(image, BOXES)) == 6
+    assert (
+        len(fastrcnn.load(run, **PLAIN, score_threshold=None, max_per_image=None, nms_iou=1).detect(image, BOXES)) == 6
+    )
 
 
 def test_a_caffemodel_needs_its_classes(tmp_path: Path, image: np.ndarray) -> None:

@@ -108,7 +108,7 @@ def test_an_onnx_file_detects_and_is_evaluated_as_the_run(call: Call, run: Path,
     assert str(tiny.root) not in card
     assert "somewhere" not in card
     Path("run/export/vgg16.onnx").rename("n.onnx")
-    source = tiny.root / "JPEGImages" / "a.jpg"
+    source = tiny.picture("larger", size=(100, 80))
     run_alone = ["runtime.device=cpu", "runtime.precision=float32"]
     done(call, "detect", "checkpoint=n.onnx", f"source={source}", "draw_threshold=0", "output=found", *run_alone)
     theirs = json.loads(Path("found/detections.json").read_text())

@@ -10,6 +10,7 @@ from voc_folder import VocFolder
 from fastrcnn.data import sources
 from fastrcnn.errors import UserError
 
+
 def test_a_source_is_a_file_a_folder_or_a_pattern(voc: VocFolder) -> None:
     folder = voc.root / "JPEGImages"
     b, a, c = voc.picture("b"), voc.picture("a", suffix=".PNG"), voc.picture("sub/c")
@@ -33,9 +34,7 @@ def test_pictures_without_truth_have_their_size_and_names_that_differ(voc: VocFo
 
 
 def test_pictures_of_one_name_in_folders_of_one_name_still_differ(voc: VocFolder) -> None:
-    samples = sources.without_truth(
-        [voc.picture("x/s/a"), voc.picture("y/s/a"), voc.picture("x/s/a", suffix=".png")]
-    )
+    samples = sources.without_truth([voc.picture("x/s/a"), voc.picture("y/s/a"), voc.picture("x/s/a", suffix=".png")])
     assert len({s.image_id for s in samples}) == 3
 
 

@@ -73,6 +73,20 @@ def test_ten_real_pictures_agree_to_a_ten_thousandth(test_data: Path, tmp_path: 
         assert expected_scores[:, 1].std() > 1e-3
 
 
+def test_boxes_grow_no_more_than_in_training(tmp_path: Path) -> None:
+    """Logarithms far beyond what `boxes.decode` takes; a box of a pixel then has 62.5, far from the border."""
+    model = slim()
+    with torch.no_grad():
+        model.bbox_pred.weight.zero_()
+        model.bbox_pred.bias.fill_(0.0)
+        model.delta_std.fill_(1.0)
+        model.delta_mean.copy_(torch.tensor([0.0, 0, 9, 50]).expand(4, -1))
+    _, found = written(model, tmp_path / "a.onnx")(
+        torch.from_numpy(picture(70, 90)), torch.tensor([[400.0, 300, 401, 301]]), 0.1, (700, 900)
+    )
+    torch.testing.assert_close(found[0, 0], torch.tensor([369.25, 269.25, 431.75, 331.75]), rtol=0, atol=1e-3)
+
+
 def test_without_box_regression_the_boxes_are_the_proposals(tmp_path: Path) -> None:
     network = written(slim(), tmp_path / "a.onnx", regression=False)
     rois = boxes(20, 70, 90)
