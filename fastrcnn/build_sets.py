@@ -41,7 +41,9 @@ def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) ->
     how = [ALGORITHM, cv2.__version__, asdict(config.selective_search)]
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     for sample in sorted(pictures, key=lambda s: s.image_id):
-        digest.update(sample.image_id.encode() + b"\0" + hashlib.sha256(sample.path.read_bytes()).digest())
+        digest.update(
+            sample.image_id.encode(errors="surrogateescape") + b"\0" + hashlib.sha256(sample.path.read_bytes()).digest()
+        )
     name = f"{config.name}-{split.replace('/', '-')}-{digest.hexdigest()[:12]}.proposals"
     return Path(config.proposal_cache).expanduser() / name
 

@@ -13,7 +13,9 @@ import slim_run
 import torch
 
 import fastrcnn
+from fastrcnn.cli import main
 from fastrcnn.errors import UserError
+from fastrcnn.model.fast_rcnn import FastRCNN
 
 PLAIN = {"device": "cpu", "precision": "float32"}
 BOXES = np.array([[2, 3, 40, 30], [20, 10, 60, 44], [0, 0, 64, 48]], np.float32)
@@ -51,6 +53,23 @@ def test_a_run_and_its_checkpoint_are_the_same_detector(run: Path, image: np.nda
     assert (
         len(fastrcnn.load(run, **PLAIN, score_threshold=None, max_per_image=None, nms_iou=1).detect(image, BOXES)) == 6
     )
+
+
+def test_an_onnx_file_is_the_same_detector_again(
+    run: Path, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "a.onnx"
+    assert main(["export", f"checkpoint={run}", "format=onnx", f"output={file}", "detection.score_threshold=0.02"]) == 0
+    by_torch = fastrcnn.load(run, **PLAIN, score_threshold=0.02).detect(image, BOXES)
+    monkeypatch.setattr(FastRCNN, "__init__", None)  # it does without
+    model = fastrcnn.load(file, device="cpu")
+    assert repr(model) == "Detector(2 classes: cat, dog; OnnxNetwork on cpu)"
+    found = model.detect(image, BOXES)
+    assert found.names == by_torch.names
+    assert len(found) > 1
+    torch.testing.assert_close(found.boxes, by_torch.boxes, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.scores, by_torch.scores, rtol=0, atol=1e-5)
 
 
 def test_a_caffemodel_needs_its_classes(tmp_path: Path, image: np.ndarray) -> None:

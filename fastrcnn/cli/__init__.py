@@ -21,7 +21,7 @@ VERBS = {
     "detect": "find objects in pictures or a video: draws them and writes JSON, CSV or comp4",
     "compress": "make a checkpoint smaller and faster: truncated SVD of fc6 and fc7",
     "svm": "train one SVM a class in place of the softmax, on the features of a checkpoint",
-    "export": "write a checkpoint's network for other programs: ONNX, torch.export, .caffemodel, safetensors, torchvision",
+    "export": "write a checkpoint's network for other programs: ONNX, pt2, .caffemodel, safetensors, torchvision",
     "reproduce": "run the experiments of a table of the paper and print its numbers beside the measured ones",
     "replay": "do a training step again whose loss was not finite, and find where it broke",
     "explain-roi": "draw what RoI pooling keeps, loses and computes for one RoI",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 FORMATS = ("json", "csv", "comp4")
 SPLIT = "detect"  # in the names of comp4 files
 STAGES = {"proposals": "proposals", "network": "network", "nms": "suppression of duplicates"}
-TIMING = "timing.json"  # its presence says that the folder is one of ours
+TIMING = "timing.json"  # where it names a source, the folder is one of ours
 
 
 def targets(formats: Sequence[str], classes: Sequence[str], image_ids: Sequence[str]) -> list[str]:
@@ -50,7 +50,7 @@ def folder_for(output: str | None, run: Path, source: str) -> Path:
     named = Path(whole if Path(whole).exists() else str(Path(*plain)))
     base = run / "detect" / (named.stem or "pictures")
     folder, number = base, 1
-    while folder.exists() and _source_of(folder) != whole:
+    while folder.exists() and _told(folder).get("source") != whole:
         number += 1
         folder = base.with_name(f"{base.name}-{number}")
     return folder
@@ -60,11 +60,13 @@ def absolute(source: str | None) -> str | None:
     return None if source is None else str(Path(source).expanduser().absolute())
 
 
-def _source_of(folder: Path) -> str | None:
+def _told(folder: Path) -> dict[str, Any]:
+    """What timing.json says in a folder, if there is one."""
     try:
-        return json.loads((folder / TIMING).read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        told = json.loads((folder / TIMING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def claim(folder: Path, source: str | None, names: Sequence[str], sources: Sequence[Path]) -> None:
@@ -76,8 +78,8 @@ def claim(folder: Path, source: str | None, names: Sequence[str], sources: Seque
     for name in names:
         if (folder / name).resolve() in own:
             raise UserError(f"output={folder}: {name} is one of the pictures to detect in. Choose another folder.")
-    if not (folder / TIMING).exists():
-        for name in names:
+    if "source" not in _told(folder):
+        for name in [*names, TIMING]:
             if (folder / name).exists():
                 raise UserError(
                     f"{folder / name}: is there already, and not from an earlier detect. Choose another folder with "
@@ -131,7 +133,7 @@ class Findings:
         from fastrcnn.evaluation.voc_ap import detections_by_class
 
         if "json" in formats:
-            write(folder / "detections.json", json.dumps(self.rows, indent=1, ensure_ascii=False) + "\n")
+            write(folder / "detections.json", json.dumps(self.rows, indent=1) + "\n")
         if "csv" in formats:
             write(folder / "detections.csv", self._csv())
         if "comp4" in formats:
@@ -153,7 +155,8 @@ def write(path: Path, content: str | bytes) -> None:
     """Writes a file, whole or not at all. Raises UserError where the disk does not take it."""
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        # A file's name need not be text; what stands for its other bytes becomes these again.
+        part.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -172,7 +175,7 @@ def write_timing(detector: Detector, folder: Path, source: str | None, images: i
         "seconds": seconds,
         "seconds_per_image": each,
     }
-    write(folder / TIMING, json.dumps(timing, indent=1, ensure_ascii=False) + "\n")
+    write(folder / TIMING, json.dumps(timing, indent=1) + "\n")
     shown = ", ".join(f"{STAGES[stage]} {1000 * value:,.1f} ms" for stage, value in each.items())
     return f"time per image on {detector.device}: {shown}"
 

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
 
 def deploy(config: ExportConfig, content: dict[str, Any], model: FastRCNN, run: Path, output: Path) -> None:
     """Writes the network as a file that runs by itself, and its model card, the same name with .md, beside it."""
-    from fastrcnn import export
+    from fastrcnn import build, export
     from fastrcnn.deploy.card import model_card
     from fastrcnn.deploy.description import describe
     from fastrcnn.deploy.onnx_graph import write_onnx
@@ -70,12 +70,13 @@ def deploy(config: ExportConfig, content: dict[str, Any], model: FastRCNN, run: 
 
     card = output.with_suffix(".md")
     export.refuse_existing(card)
+    settings = build.detection(config.detection, model.classifier)
     whole = content["config"] | {key: value for key, value in to_dict(config).items() if key in ("data", "detection")}
     description = describe(model, content["classes"], content["step"], whole, evaluations(run))
     write = write_onnx if config.format == "onnx" else write_program
-    write(model, description, config.detection.box_regression, output)
+    write(model, description, settings.box_regression, output)
     with export.written(card) as path:
-        path.write_text(model_card(description, output.name, config.detection.box_regression), encoding="utf-8")
+        path.write_text(model_card(description, output.name, settings.box_regression), encoding="utf-8")
     print(f"how to use it: {card}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +119,10 @@ def test_nothing_is_overwritten_that_an_earlier_detect_did_not_write(call: Call,
     assert "mine/detections.json: is there already, and not from an earlier detect" in err
     assert [p.name for p in Path("mine").iterdir()] == ["detections.json"]
     Path("mine/detections.json").rename("mine/notes.json")
+    Path("mine/timing.json").write_text('{"seconds_per_image": 1}')
+    _, err = detect(call, f"source={picture}", "output=mine", status=1)
+    assert "mine/timing.json: is there already" in err, "an evaluation's"
+    Path("mine/timing.json").unlink()
     for _ in range(2):
         detect(call, f"source={picture}", "output=mine", "draw_threshold=0.01")
     assert Path("mine/notes.json").read_text() == "precious"
@@ -141,6 +146,18 @@ def test_proposals_are_those_given_and_never_the_trainings(call: Call, run: Path
     assert {tuple(e["bbox"]) for e in entries("given")} == {(5, 6, 35, 24)}
     _, err = detect(call, f"source={voc.picture('r')}", "output=x", "data.proposals=p.proposals", status=1)
     assert "the proposals belong to other images" in err
+
+
+def test_a_files_name_need_not_be_text(call: Call, run: Path, voc: VocFolder) -> None:
+    picture = os.fsdecode(b"caf\xe9.png")
+    try:
+        voc.picture("p", suffix=".png").rename(picture)
+    except OSError:
+        pytest.skip("this file system wants text")
+    detect(call, "source=*.png", "output=found", "draw_threshold=0.01", "formats=[json,csv]")
+    assert {e["file"] for e in entries("found")} == {picture}
+    assert b"caf\xe9.png" in Path("found/detections.csv").read_bytes()
+    assert (Path("found") / picture).exists()
 
 
 def test_nothing_found_is_status_3_and_says_why(call: Call, run: Path, voc: VocFolder) -> None:
