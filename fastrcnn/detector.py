@@ -33,7 +33,7 @@ class Detector:
     classes: names; label k of a detection is classes[k - 1], as 0 is the background.
     network: the network alone. settings: thresholds; see DetectionSettings. scaling: the sizes at which pictures are
     shown to the network. search, max_proposals: how proposals are made where none are given, and how many are used.
-    dtype: the precision of the network.
+    dtype: the precision of the network. runs_on: its device, in words. watch: how long the stages have taken so far.
     """
 
     def __init__(
@@ -53,9 +53,10 @@ class Detector:
         self.search = search
         self.max_proposals = max_proposals
         self.dtype = dtype
-        # Runs to the end of an .onnx file return only when all is computed, so there is no device to wait for.
-        self.device = torch.device("cpu") if isinstance(network, OnnxNetwork) else network.delta_mean.device
-        self.watch = Stopwatch(self.device)
+        # ONNX Runtime returns when all is computed, wherever that is, so there is no device to wait for.
+        device = torch.device("cpu") if isinstance(network, OnnxNetwork) else network.delta_mean.device
+        self.runs_on = network.runs_on if isinstance(network, OnnxNetwork) else str(device)
+        self.watch = Stopwatch(device)
 
     @overload
     def detect(  # type: ignore[overload-overlap]  # a str is one picture, though it is a sequence of str
@@ -124,7 +125,7 @@ class Detector:
 
     def __repr__(self) -> str:
         shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
-        return f"Detector({len(self.classes)} classes: {shown}; {type(self.network).__name__} on {self.device})"
+        return f"Detector({len(self.classes)} classes: {shown}; {type(self.network).__name__} on {self.runs_on})"
 
 
 def as_array(image: Picture) -> np.ndarray:

@@ -169,7 +169,7 @@ def write_timing(detector: Detector, folder: Path, source: str | None, images: i
     each = {stage: round(of_all / max(images, 1), 6) for stage, of_all in seconds.items()}
     timing = {
         "source": absolute(source),
-        "device": str(detector.device),
+        "device": detector.runs_on,
         "images": images,
         "left_out": left_out,
         "seconds": seconds,
@@ -177,7 +177,7 @@ def write_timing(detector: Detector, folder: Path, source: str | None, images: i
     }
     write(folder / TIMING, json.dumps(timing, indent=1) + "\n")
     shown = ", ".join(f"{STAGES[stage]} {1000 * value:,.1f} ms" for stage, value in each.items())
-    return f"time per image on {detector.device}: {shown}"
+    return f"time per image on {detector.runs_on}: {shown}"
 
 
 def write_picture(path: Path, image: np.ndarray) -> None:

@@ -19,7 +19,8 @@ PACKAGES = "needs the packages onnx and onnxruntime: pip install 'fastrcnn[expor
 class OnnxNetwork:
     """The network alone, as deploy/__init__.py describes its inputs and outputs.
 
-    classifier: "softmax" or "svm", what the scores are. description: what the file says of itself.
+    classifier: "softmax" or "svm", what the scores are. description: what the file says of itself. runs_on: its device,
+    in words.
     """
 
     def __init__(self, path: Path, device: torch.device | None = None, threads: int | None = None) -> None:
@@ -49,6 +50,7 @@ class OnnxNetwork:
                 raise UserError(f"{path}: there is no such file.") from None
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path}: ONNX Runtime cannot open it ({reason}). Export it again.") from None
+        self.runs_on = "cuda" if "CUDAExecutionProvider" in self.session.get_providers() else "cpu"
         self.description: Description = read_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
         self.classifier = str(self.description.config["model"].get("classifier", "softmax"))
         self.num_classes = len(self.description.classes)

@@ -7,11 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from slim_detectors import boxes, described, picture, slim
+from slim_detectors import CLASSES, boxes, described, picture, slim
 
+from fastrcnn.data.selective_search import SelectiveSearchSettings
+from fastrcnn.data.transforms import Augmentation
 from fastrcnn.deploy.onnx_graph import write_onnx
 from fastrcnn.deploy.onnx_network import OnnxNetwork
+from fastrcnn.detector import Detector
 from fastrcnn.errors import UserError
+from fastrcnn.inference import DetectionSettings
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.structures import Detections
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -27,6 +33,22 @@ def file(tmp_path: Path) -> Path:
 def test_no_proposals_give_nothing(file: Path) -> None:
     scores, found = OnnxNetwork(file)(torch.from_numpy(picture(70, 90)), boxes(0, 70, 90), 1.0, (70, 90))
     assert (scores.shape, found.shape) == ((0, 4), (0, 4, 4))
+
+
+def test_every_proposal_is_seen_at_its_scale(file: Path) -> None:
+    """Two short sides, as a network of torch takes them too; with one of them alone the scores are others."""
+    image, rois = picture(120, 150), boxes(40, 120, 150).numpy()
+
+    def found(network: FastRCNN | OnnxNetwork, *sides: int) -> Detections:
+        settings = DetectionSettings(score_threshold=0.0, nms_iou=1.0, max_per_image=None)
+        scaling = Augmentation(sides, 1000, flip=False)
+        return Detector(network, CLASSES, settings, scaling, SelectiveSearchSettings(), 100).detect(image, rois)
+
+    ours, theirs = found(OnnxNetwork(file), 200, 600), found(slim(), 200, 600)
+    assert len(ours) == len(theirs) == 3 * len({tuple(box) for box in rois.tolist()})
+    torch.testing.assert_close(ours.scores, theirs.scores, rtol=0, atol=1e-5)
+    alone = [found(slim(), side).scores for side in (200, 600)]
+    assert all((scores - theirs.scores).abs().max() > 1e-3 for scores in alone)
 
 
 def test_files_that_cannot_be_run_are_one_message(file: Path, tmp_path: Path) -> None:
