@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from voc_folder import VocFolder
 
 from fastrcnn.data.selective_search import SelectiveSearchSettings, propose
 from fastrcnn.data.transforms import Augmentation
@@ -161,5 +160,5 @@ def test_what_are_no_proposals_is_said(
         detector.detect([image, image], [np.zeros((0, 4))])
 
 
-def test_a_detector_prints_what_it_is(detector: Detector, voc: VocFolder) -> None:
+def test_a_detector_prints_what_it_is(detector: Detector) -> None:
     assert repr(detector) == "Detector(2 classes: cat, dog; FastRCNN on cpu)"

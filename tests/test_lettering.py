@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -32,16 +30,16 @@ def test_letters_outside_ascii_differ_from_each_other_and_from_the_box_of_a_miss
         monkeypatch.setattr(module, "SYSTEM_FONTS", ())
     letters = ["é", "Ж", "λ", *(["猫", "あ"] if hasattr(cv2, "FontFace") else [])]
     absent = ImageFont.load_default(size=24).getmask(module.ABSENT)
+    if not hasattr(cv2, "FontFace") and module._system_font("éЖλ", 24) is None:
+        pytest.skip("no font here has these letters")
     masks = [lettering(letter, 24) for letter in letters]
     module._system_font.cache_clear()
-    if system and not hasattr(cv2, "FontFace") and all((m.shape == absent.size[::-1]) for m in masks):
-        pytest.skip("no font here has these letters")
     assert len({(m.shape, m.tobytes()) for m in masks}) == len(letters)
     for mask in masks:
         assert (mask > 128).sum() > 20
         assert mask.tobytes() != bytes(absent)
 
 
-def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
+def test_nothing_is_drawn_of_nothing() -> None:
     assert lettering("", 20).size == 0
     assert not np.any(lettering("  ", 20))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 
 import torch
@@ -56,7 +54,9 @@ def write_program(model: FastRCNN, description: Description, box_regression: boo
         "scale": None,
         "size": None,
     }
-    network = WholeNetwork(model.cpu(), box_regression).requires_grad_(False)
+    # Weights in channels_last, as detection has them, are more than the file's format can tell apart.
+    plain = model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network = WholeNetwork(plain, box_regression).requires_grad_(False)
     with torch.no_grad():
         program = torch.export.export(
             network,
@@ -67,7 +67,5 @@ def write_program(model: FastRCNN, description: Description, box_regression: boo
             # That rounding up stays in the map holds for every size, which torch cannot prove.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-    with written(output) as path, warnings.catch_warnings(), path.open("wb") as file:
-        warnings.simplefilter("ignore")  # that the name beside the last one does not end in .pt2
-        logging.getLogger("torch.export").setLevel(logging.ERROR)
+    with written(output) as path, path.open("wb") as file:
         torch.export.save(program, file, extra_files=description.metadata())
