@@ -81,6 +81,9 @@ def precision(config: RuntimeConfig, on: torch.device) -> torch.dtype:
     one_of("runtime.precision", config.precision, ("auto", "float32", "bfloat16"))
     chosen = getattr(torch, config.precision) if config.precision != "auto" else _fastest(on)
     if chosen == torch.float32:  # and not the 10 bits of TF32, which convolutions take by default
+        torch.backends.cudnn.allow_tf32 = (
+            False  # the old flag too: torch.export reads it, and must find no other answer
+        )
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     return chosen
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import cv2
-import numpy as np
+import torch
 
 from fastrcnn import distributed
-from fastrcnn.build import one_of
+from fastrcnn.build import detection, one_of, precision
 from fastrcnn.build_data import CHOICES, pictures_alone, samples, split_name, test_splits
-from fastrcnn.config import DataConfig, SelectiveSearchConfig
+from fastrcnn.config import DataConfig, DetectConfig, SelectiveSearchConfig
 from fastrcnn.data.dataset import DetectionDataset, Proposals
-from fastrcnn.data.images import image_size, read_bytes
 from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.selective_search import ALGORITHM, SelectiveSearchSettings, propose_all
 from fastrcnn.data.transforms import Augmentation, Mirrored
-from fastrcnn.data.voc import IMAGE_SUFFIXES
+from fastrcnn.deploy.onnx_network import OnnxNetwork
+from fastrcnn.detector import Detector
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.recall import proposal_recall
+from fastrcnn.inference import AnyNetwork
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,9 @@ def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) ->
     how = [ALGORITHM, cv2.__version__, asdict(config.selective_search)]
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     for sample in sorted(pictures, key=lambda s: s.image_id):
-        digest.update(sample.image_id.encode() + b"\0" + hashlib.sha256(sample.path.read_bytes()).digest())
+        digest.update(
+            sample.image_id.encode(errors="surrogateescape") + b"\0" + hashlib.sha256(sample.path.read_bytes()).digest()
+        )
     name = f"{config.name}-{split.replace('/', '-')}-{digest.hexdigest()[:12]}.proposals"
     return Path(config.proposal_cache).expanduser() / name
 
@@ -128,50 +129,13 @@ def test_set(
     return DetectionDataset(found, boxes, test_scaling(config), 0, config.max_proposals)
 
 
-def pictures(source: str) -> list[Path]:
-    """The pictures that `source` means: a file, a folder, or a pattern. Raises UserError where there is none."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-    elif path.exists():
-        found = [path]
-    else:
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-    if not found:
-        what = "the folder has no picture" if path.is_dir() else "there is no such file, folder or pattern"
-        raise UserError(f"source={source}: {what} ({', '.join(IMAGE_SUFFIXES)}).")
-    return found
-
-
-def without_truth(paths: Sequence[Path]) -> list[Sample]:
-    """Samples of pictures that nothing is known about; an id is the file's name, with its folder where two agree.
-
-    Raises UserError naming all files that are no pictures.
-    """
-    stems = Counter(p.stem for p in paths)
-    taken: Counter[str] = Counter()
-    found, bad = [], []
-    for path in paths:
-        try:
-            width, height = image_size(read_bytes(path), path)
-        except UserError as error:
-            bad.append(str(error))
-            continue
-        image_id = path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.name}"
-        taken[image_id] += 1
-        if taken[image_id] > 1:  # folders of one name in different places
-            image_id = f"{image_id}_{taken[image_id]}"
-        nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-        found.append(Sample(image_id, path, width, height, *nothing))
-    if bad:
-        raise UserError(f"{len(bad)} of {len(paths)} files cannot be used:\n  " + "\n  ".join(bad))
-    return found
-
-
-def picture_set(config: DataConfig, paths: Sequence[Path]) -> DetectionDataset:
-    """Pictures to detect on, with proposals."""
-    found, boxes = proposals(config, without_truth(paths), "pictures")
-    return DetectionDataset(found, boxes, test_scaling(config), 0, config.max_proposals)
+def detector(config: DetectConfig, network: AnyNetwork, names: Sequence[str]) -> Detector:
+    """The network with all that stands around it when it detects."""
+    settings = detection(config.detection, network.classifier)
+    on = torch.device("cpu") if isinstance(network, OnnxNetwork) else network.delta_mean.device
+    search = selective_search(config.data.selective_search)
+    dtype = precision(config.runtime, on)
+    return Detector(network, names, settings, test_scaling(config.data), search, config.data.max_proposals, dtype)
 
 
 def say_recall(train_set: DetectionDataset, names: Sequence[str]) -> None:

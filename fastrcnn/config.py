@@ -193,7 +193,7 @@ class ReproduceConfig(TrainConfig):
 class EvalConfig:
     """fastrcnn eval"""
 
-    checkpoint: str | None = key(None, "a run's folder, a .pt file, or a detector's .caffemodel")
+    checkpoint: str | None = key(None, "a run's folder, a .pt or exported .onnx file, or a detector's .caffemodel")
     split: str | None = key(None, "split list to evaluate on in place of data.test's, such as val")
     metric: str | None = key(None, "voc07 | voc10 | coco; null: data.metric")
     competition: bool = key(False, "for a test set without public truth: no AP, but files for its evaluation server")
@@ -229,9 +229,14 @@ class CompareConfig:
 class DetectConfig:
     """fastrcnn detect"""
 
-    checkpoint: str | None = key(None, "a run's folder, a .pt file, or a detector's .caffemodel")
-    source: str | None = key(None, "a picture, a folder, or a pattern such as 'photos/*.jpg'")
-    output: str | None = key(None, "folder for pictures and JSON; null: detect/<source> in the run's folder")
+    checkpoint: str | None = key(None, "a run's folder, a .pt or exported .onnx file, or a detector's .caffemodel")
+    source: str | None = key(
+        None, "a picture, a folder, a pattern such as 'photos/*.jpg', a .txt file with a path a line, or a video"
+    )
+    output: str | None = key(None, "folder for pictures and detections; null: detect/<source> in the run's folder")
+    formats: list[str] = key(["json"], "of the detections: json: COCO's results | csv | comp4: the VOC devkit's")
+    batch: int = key(1, "pictures that go through the network together; more is faster on a GPU", least=1)
+    every: int = key(1, "of a video, frames from one that is looked at to the next; boxes stay in between", least=1)
     draw_threshold: float = key(0.5, "detections with a lower score, a probability or a margin, are not drawn")
     data: DataConfig = field(default_factory=DataConfig)
     detection: DetectionConfig = field(default_factory=DetectionConfig)
@@ -313,9 +318,14 @@ class ExportConfig:
     """fastrcnn export"""
 
     checkpoint: str | None = key(None, "a run's folder, a .pt file, or a detector's .caffemodel")
-    format: str | None = key(None, "caffemodel: the author's layout | safetensors | torchvision: a VGG16's state dict")
+    format: str | None = key(
+        None,
+        "onnx | pt2: torch.export's, both run by themselves | caffemodel: the author's layout | safetensors | "
+        "torchvision: a VGG16's state dict",
+    )
     output: str | None = key(None, "file to write; null: export/<network>.<suffix> in the run's folder")
     data: DataConfig = field(default_factory=DataConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
 
 
 @dataclass

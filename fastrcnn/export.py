@@ -43,7 +43,7 @@ def write_caffemodel(model: FastRCNN, network: str, output: Path) -> None:
     if model.bbox_pred.out_features == 4:
         problems.append("model.class_agnostic=true: the author's box layer has four numbers for every class")
     changed = _first_layer(model, CAFFE_MEAN, (1.0, 1.0, 1.0), problems) if network in NETWORKS else None
-    _refuse("a .caffemodel", problems)
+    refuse("a .caffemodel", problems)
     assert changed is not None
     weight, bias = changed
     state = {k: v.detach() for k, v in model.state_dict().items()}
@@ -108,7 +108,7 @@ def write_torchvision(model: FastRCNN, network: str, output: Path) -> None:
         if any("_" in name for name in _head_layers(model)):
             problems.append("fc6 or fc7 is two layers: export the checkpoint that this one was compressed from")
     changed = _first_layer(model, IMAGENET_MEAN, IMAGENET_STD, problems) if network in NETWORKS else None
-    _refuse("torchvision's VGG16", problems)
+    refuse("torchvision's VGG16", problems)
     assert changed is not None
     weight, bias = changed
     state = {k: v.detach() for k, v in model.state_dict().items()}
@@ -147,7 +147,8 @@ def _unlike_the_authors(model: FastRCNN, network: str, sizes: Mapping[str, int])
     return problems
 
 
-def _refuse(what: str, problems: list[str]) -> None:
+def refuse(what: str, problems: list[str]) -> None:
+    """Raises UserError that names the problems, all of them, if there are any."""
     if problems:
         raise UserError(
             f"this network cannot be written as {what}:\n"

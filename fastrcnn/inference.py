@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from fastrcnn import boxes as box_ops
+from fastrcnn.deploy.onnx_network import OnnxNetwork
 from fastrcnn.memory import advising, detection_advice
 from fastrcnn.model.fast_rcnn import FastRCNN, distinct_rois, nearest_level, scaled_rois
-from fastrcnn.model.postprocess import entering_scores, postprocess
+from fastrcnn.model.postprocess import best_boxes, entering_scores
 from fastrcnn.structures import Batch, Detections, Sample
+
+AnyNetwork: TypeAlias = FastRCNN | OnnxNetwork
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,25 @@ class DetectionSettings:
     rois_per_chunk: int = 1000
 
 
+@dataclass
+class Stopwatch:
+    """Seconds spent in each stage of detection; a stage begins and ends when the device has done all it was given."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Mixed precision in `dtype`; float32 turns it off."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
@@ -40,12 +65,41 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 @torch.no_grad()
 def detect_batch(
-    model: FastRCNN, pyramid: Sequence[Batch], settings: DetectionSettings, dtype: torch.dtype = torch.float32
+    model: AnyNetwork,
+    pyramid: Sequence[Batch],
+    settings: DetectionSettings,
+    dtype: torch.dtype = torch.float32,
+    watch: Stopwatch | None = None,
 ) -> list[Detections]:
     """Detections, on the CPU, for each picture of a batch. The model should be in eval mode.
 
     pyramid: the same pictures at one or more scales; each RoI is pooled at the one that `nearest_level` says.
+    dtype: of the network; an OnnxNetwork computes in its own. watch: is told what the stages "network" and "nms" take.
     """
+    watch = watch or Stopwatch(torch.device("cpu"))
+    with watch.stage("network"):
+        if isinstance(model, OnnxNetwork):
+            outputs = [onnx_outputs(model, pyramid, i, settings) for i in range(len(pyramid[0].samples))]
+        else:
+            outputs = network_outputs(model, pyramid, settings, dtype)
+    with watch.stage("nms"):
+        return [_detections(scores, boxes, settings) for scores, boxes in outputs]
+
+
+def _detections(scores: Tensor, boxes: Tensor, settings: DetectionSettings) -> Detections:
+    limits = (settings.score_threshold, settings.nms_iou, settings.max_per_class, settings.max_per_image)
+    found = best_boxes(scores, boxes, *limits)
+    entered = None
+    if settings.average_per_class is not None:
+        entered = entering_scores(scores, settings.max_per_class).cpu()
+    return Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), entered)
+
+
+def network_outputs(
+    model: FastRCNN, pyramid: Sequence[Batch], settings: DetectionSettings, dtype: torch.dtype
+) -> list[tuple[Tensor, Tensor]]:
+    """For each picture of a batch class scores (P, classes + 1) and boxes (P, classes + 1, 4), in its own pixels and
+    cut off at its border."""
     device = model.delta_mean.device
     with autocast(device, dtype):
         maps = [model.features(level.images.to(device), level.sizes.to(device)) for level in pyramid]
@@ -57,22 +111,26 @@ def detect_batch(
         scores, deltas = pyramid_outputs(model, own, scales, rois, settings, dtype)
         if not settings.box_regression:
             deltas = torch.zeros_like(deltas)
-        found = postprocess(
-            scores,
-            deltas,
-            rois,
-            sample.height,
-            sample.width,
-            settings.score_threshold,
-            settings.nms_iou,
-            settings.max_per_class,
-            settings.max_per_image,
-        )
-        entered = None
-        if settings.average_per_class is not None:
-            entered = entering_scores(scores, settings.max_per_class).cpu()
-        results.append(Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), entered))
+        results.append((scores, box_ops.clip(box_ops.decode(rois, deltas), sample.height, sample.width)))
     return results
+
+
+def onnx_outputs(
+    model: OnnxNetwork, pyramid: Sequence[Batch], i: int, settings: DetectionSettings
+) -> tuple[Tensor, Tensor]:
+    """What `network_outputs` gives, for picture number `i`."""
+    sample, rois = pyramid[0].samples[i], pyramid[0].proposals[i]
+
+    def at(level: int, some: Tensor) -> tuple[Tensor, Tensor]:
+        batch = pyramid[level]
+        height, width = batch.sizes[i].tolist()
+        image = batch.images[i, :, :height, :width].permute(1, 2, 0)
+        return model(image, some[:, 1:], float(batch.scales[i]), (sample.height, sample.width))
+
+    scores, boxes = at_levels(rois, torch.stack([level.scales[i] for level in pyramid]), at)
+    if not settings.box_regression:
+        boxes = box_ops.clip(box_ops.decode(rois, torch.zeros_like(boxes)), sample.height, sample.width)
+    return scores, boxes
 
 
 def pyramid_outputs(
@@ -128,16 +186,20 @@ def roi_outputs(
 
 
 def detect(
-    model: FastRCNN,
+    model: AnyNetwork,
     pyramids: Iterable[Sequence[Batch]],
     settings: DetectionSettings,
     dtype: torch.dtype = torch.float32,
+    watch: Stopwatch | None = None,
 ) -> Iterator[tuple[Sample, Detections]]:
-    """Each picture with its detections, in order. Leaves the model in eval mode. pyramids: see detect_batch."""
-    model.eval()
+    """Each picture with its detections, in order. Leaves the model in eval mode. pyramids, watch: see detect_batch."""
+    device = torch.device("cpu")
+    if not isinstance(model, OnnxNetwork):
+        model.eval()
+        device = model.delta_mean.device
     for pyramid in pyramids:
-        with advising("detection", model.delta_mean.device, lambda p=pyramid: memory_advice(p, settings)):  # type: ignore[misc]
-            found = detect_batch(model, pyramid, settings, dtype)
+        with advising("detection", device, lambda p=pyramid: memory_advice(p, settings)):  # type: ignore[misc]
+            found = detect_batch(model, pyramid, settings, dtype, watch)
         yield from zip(pyramid[0].samples, found, strict=True)
 
 

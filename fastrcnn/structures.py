@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -44,14 +46,39 @@ class RoITargets:
     deltas: Tensor  # (K, 4) float32, normalised regression targets; 0 for background
 
 
-@dataclass(frozen=True)
+class Detection(NamedTuple):
+    """One object: its half-open box x1 y1 x2 y2 in pixels, its score, and its class by label and name."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    label: int
+    name: str
+
+
+@dataclass(frozen=True, repr=False)
 class Detections:
-    """Objects found in one image, best first. Boxes are in the image's own pixels."""
+    """Objects found in one image, best first. Boxes are in the image's own pixels. Iterating gives a Detection each."""
 
     boxes: Tensor  # (D, 4) float32
     scores: Tensor  # (D,) float32, probabilities, or margins of SVMs
     labels: Tensor  # (D,) int64, 1 .. number of classes
     entered: Tensor | None = None  # (M, classes) scores that entered the suppression, where they were asked for
+    classes: tuple[str, ...] = ()  # names, where they are known; label k is classes[k - 1]
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each object's class."""
+        return [self.classes[label - 1] if self.classes else f"class {label}" for label in self.labels.tolist()]
+
+    def __iter__(self) -> Iterator[Detection]:
+        columns = (self.boxes.tolist(), self.scores.tolist(), self.labels.tolist(), self.names)
+        return (Detection(tuple(box), *rest) for box, *rest in zip(*columns, strict=True))
+
+    def __repr__(self) -> str:
+        lines = [f"{len(self)} detection{'' if len(self) == 1 else 's'}"]
+        for box, score, _, name in list(self)[:20]:
+            lines.append(f"  {name:<16} {score:.3f}  ({', '.join(f'{v:.1f}' for v in box)})")
+        return "\n".join([*lines, *(["  ..."] if len(self) > 20 else [])])

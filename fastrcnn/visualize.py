@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from fastrcnn.lettering import lettering
 from fastrcnn.structures import Batch, Detections, RoITargets
+
+Place: TypeAlias = tuple[int, int, int, int]  # half-open x1 y1 x2 y2 in pixels
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
@@ -22,38 +27,50 @@ def colour_of(label: int) -> tuple[int, int, int]:
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str] | None = None
 ) -> np.ndarray:
-    """A copy of the picture (H, W, 3) uint8 RGB with boxes (R, 4), half-open, coloured by label; texts on top.
+    """A copy of the picture (H, W, 3) uint8 RGB with boxes (R, 4), half-open, coloured by label; texts on top, the last
+    ones where they can be read best.
 
     Lines and letters grow with the picture, and letters are black or white, whichever is readable.
     """
     canvas = Image.fromarray(image).convert("RGB")
     draw = ImageDraw.Draw(canvas)
     line = max(1, round(max(image.shape[:2]) / 400))
-    font = ImageFont.load_default(size=max(10, max(image.shape[:2]) / 45))
-    for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
-        x1, y1, x2, y2 = (float(v) for v in box)
-        draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=colour_of(label), width=line)
-        if texts:
-            _draw_label(draw, texts[i], x1, y1, colour_of(label), font, image.shape[1])
+    for box, label in zip(boxes, labels, strict=True):
+        draw.rectangle(_inclusive([float(v) for v in box]), outline=colour_of(label), width=line)
+    if texts:
+        size = round(max(10, max(image.shape[:2]) / 45))
+        masks = [lettering(text, size) for text in texts]
+        margin = 2 + size // 12
+        for mask, (x, y, right, bottom), label in zip(masks, _places(boxes, masks, margin, image), labels, strict=True):
+            colour = colour_of(label)
+            draw.rectangle((x, y, right - 1, bottom - 1), fill=colour)
+            bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+            if mask.size:
+                draw.bitmap((x + margin, y + margin), Image.fromarray(mask), fill="black" if bright else "white")
     return np.asarray(canvas)
 
 
-def _draw_label(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    x: float,
-    y: float,
-    colour: tuple[int, int, int],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    image_width: int,
-) -> None:
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = right - left + 4, bottom - top + 4
-    x = max(0.0, min(x, image_width - width))
-    y = y - height if y >= height else max(0.0, y)  # above the box, or inside where there is no room above
-    draw.rectangle((x, y, x + width, y + height), fill=colour)
-    bright = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
-    draw.text((x + 2 - left, y + 2 - top), text, fill="black" if bright else "white", font=font)
+def _places(boxes: np.ndarray, masks: Sequence[np.ndarray], margin: int, image: np.ndarray) -> list[Place]:
+    """For each box where its text goes, within the picture and where possible not over that of a later box: above the
+    box, in its upper left corner, below it, or above its right end."""
+    places: list[Place] = []
+    for box, mask in zip(boxes[::-1], masks[::-1], strict=True):
+        x1, y1, x2, y2 = (round(float(v)) for v in box)
+        height, width = (side + 2 * margin for side in mask.shape)
+        corners = [(x1, y2), (x2 - width, y1 - height)]
+        corners = [(x1, y1 - height), (x1, y1), *corners] if y1 >= height else [(x1, y1), *corners]
+        found = []
+        for x, y in corners:
+            x = max(0, min(x, image.shape[1] - width))
+            y = max(0, min(y, image.shape[0] - height))
+            found.append((x, y, x + width, y + height))
+        free = (place for place in found if not any(_overlap(place, other) for other in places))
+        places.append(next(free, found[0]))
+    return places[::-1]
+
+
+def _overlap(a: Place, b: Place) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def draw_detections(image: np.ndarray, found: Detections, classes: Sequence[str], threshold: float = 0.5) -> np.ndarray:
@@ -62,6 +79,15 @@ def draw_detections(image: np.ndarray, found: Detections, classes: Sequence[str]
     labels = [int(found.labels[i]) for i in kept]
     texts = [f"{classes[n - 1]} {found.scores[i]:.2f}" for i, n in zip(kept, labels, strict=True)]
     return draw_boxes(image, found.boxes[kept].numpy(), labels, texts)
+
+
+def enlarged(image: np.ndarray, found: Detections, least: int = 200) -> tuple[np.ndarray, Detections]:
+    """A picture whose longer side is shorter than `least` a whole number of times as large, so that names fit into it,
+    and its detections. Others as they are."""
+    factor = -(-least // max(image.shape[:2]))
+    if factor == 1:
+        return image, found
+    return image.repeat(factor, axis=0).repeat(factor, axis=1), replace(found, boxes=found.boxes * factor)
 
 
 def draw_batch(batch: Batch, rois: Tensor, targets: RoITargets, most: int = 4) -> np.ndarray:

@@ -213,7 +213,7 @@ def test_detect_draws_a_folder_and_a_pattern(command: Command, place: Path, tmp_
     folder, pattern = tmp_path / "folder", tmp_path / "pattern"
     out, _ = command("detect", "checkpoint=run", f"source={photos}", f"output={folder}", "draw_threshold=0.01")
     assert f"pictures and detections.json in {folder}" in out
-    assert {p.name for p in folder.iterdir()} == {"1 é.png", "2 é.png", "detections.json"}
+    assert {p.name for p in folder.iterdir()} == {"1 é.png", "2 é.png", "detections.json", "timing.json"}
     entries = detections(folder)
     assert {e["image_id"] for e in entries} == {"1 é", "2 é"}
     assert len(entries) == int(out.split()[0])
@@ -232,7 +232,7 @@ def test_detect_draws_a_folder_and_a_pattern(command: Command, place: Path, tmp_
     arguments = ["checkpoint=run", f"source={photos}/1*.jpg", f"output={pattern}", "draw_threshold=1"]
     out, _ = command("detect", *arguments, status=3)
     assert out.startswith("0 object(s) found")
-    assert {p.name for p in pattern.iterdir()} == {"1 é.png", "detections.json"}
+    assert {p.name for p in pattern.iterdir()} == {"1 é.png", "detections.json", "timing.json"}
     assert detections(pattern) == [e for e in entries if e["image_id"] == "1 é"]
     undrawn = cv2.imdecode(np.fromfile(pattern / "1 é.png", np.uint8), cv2.IMREAD_COLOR)
     np.testing.assert_array_equal(undrawn, plain)

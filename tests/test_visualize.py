@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastrcnn.structures import Batch, Detections, RoITargets, Sample
-from fastrcnn.visualize import colour_of, draw_batch, draw_boxes, draw_detections
+from fastrcnn.visualize import colour_of, draw_batch, draw_boxes, draw_detections, enlarged
 
 GRAY = 77
 
@@ -112,6 +112,32 @@ def test_detections_below_the_threshold_are_left_out_and_the_best_is_on_top() ->
     assert not where(drawn, colour_of(3)).any()
     np.testing.assert_array_equal(draw_detections(canvas(), found, ["a", "b", "c"], threshold=0.95), canvas())
     assert where(draw_detections(canvas(), found, ["a", "b", "c"], threshold=0.4), colour_of(3)).any()
+
+
+def test_labels_of_boxes_at_one_place_do_not_hide_each_other() -> None:
+    """Of three boxes on one another, each label has as much ground around its letters as if its box were alone."""
+    boxes = np.array([[20.0, 30, 90, 70]] * 3)
+    together = draw_boxes(canvas(100, 120), boxes, [1, 2, 3], ["cat", "cat", "cat"])
+    for label in (1, 2, 3):
+        alone = draw_boxes(canvas(100, 120), boxes[:1], [label], ["cat"])
+        border = where(draw_boxes(canvas(100, 120), boxes[:1], [label]), colour_of(label))
+        ground = where(alone, colour_of(label)) & ~border
+        assert ground.sum() > 100
+        assert (where(together, colour_of(label)) & ~border).sum() >= ground.sum() - 40, (
+            label
+        )  # less a line of the border
+
+
+def test_small_pictures_are_enlarged_with_their_boxes() -> None:
+    image = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3).astype(np.uint8)
+    found = Detections(torch.tensor([[10.0, 20, 40, 30.5]]), torch.tensor([0.9]), torch.tensor([1]))
+    larger, shown = enlarged(image, found, least=170)
+    assert larger.shape == (120, 180, 3)
+    np.testing.assert_array_equal(larger[1::3, 1::3], image)
+    assert shown.boxes.tolist() == [[30.0, 60, 120, 91.5]]
+    same, unchanged = enlarged(image, found, least=60)
+    assert same is image
+    assert unchanged is found
 
 
 def batch() -> Batch:

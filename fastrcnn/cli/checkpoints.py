@@ -1,6 +1,7 @@
-"""What `checkpoint=` and `start=` may name: a run's folder, a .pt file, or a detector's .caffemodel.
+"""What `checkpoint=` and `start=` may name: a run's folder, a .pt file, a detector's .caffemodel or an exported .onnx.
 
-The last is given the form of a checkpoint, so that every verb takes it as one.
+The last two are given the form of a checkpoint: a .caffemodel so that every verb takes it as one; the network of an
+.onnx file can be run, and no more.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrcnn.cli.compose import check_overrides, compose, to_dict
-from fastrcnn.config import groups
+from fastrcnn.config import DetectConfig, EvalConfig, groups
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
@@ -48,6 +49,8 @@ def read(where: str, config: Any) -> tuple[Path, dict[str, Any]]:
     config: of the verb; a .caffemodel, which names no classes, takes them from there. Raises UserError.
     """
     named = Path(where).expanduser()
+    if named.suffix == ".onnx":
+        return named, _of_onnx(named, config)
     if named.suffix == ".caffemodel":
         return named, _of_caffe(named, config)
     from fastrcnn.training import checkpoint
@@ -61,7 +64,7 @@ def _of_caffe(path: Path, config: Any) -> dict[str, Any]:
     if config.data.classes is None:
         raise UserError(
             f"{path}: a .caffemodel does not name its classes. Say data=voc07 for the author's detectors of VOC, or "
-            "data.classes=[...] with the names in the order they were trained in."
+            "data.classes=[...] (from Python: classes=[...]) with the names in the order they were trained in."
         )
     from fastrcnn import build, build_data
 
@@ -80,9 +83,25 @@ def _of_caffe(path: Path, config: Any) -> dict[str, Any]:
     }
 
 
+def _of_onnx(path: Path, config: Any) -> dict[str, Any]:
+    """A network of ONNX, under the key `onnx`, with what a checkpoint has beside the weights."""
+    if not isinstance(config, (DetectConfig, EvalConfig)):
+        raise UserError(
+            f"{path}: an .onnx file can be evaluated and detected with, and no more. Give the run that it was exported "
+            "from."
+        )
+    from fastrcnn import build
+    from fastrcnn.deploy.onnx_network import OnnxNetwork
+
+    device = None if config.runtime.device == "auto" else build.device(config.runtime)
+    network = OnnxNetwork(path, device, config.runtime.threads)
+    of = network.description
+    return {"step": of.step, "best": -1.0, "classes": list(of.classes), "config": dict(of.config), "onnx": network}
+
+
 def run_of(path: Path) -> Path:
-    """The folder of the run that a checkpoint's file belongs to; of a .caffemodel outputs/<its name>, as what lies
-    beside it is none of ours."""
-    if path.suffix == ".caffemodel":
+    """The folder of the run that a checkpoint's file belongs to; of a .caffemodel or an .onnx outputs/<its name>, as
+    what lies beside it is none of ours."""
+    if path.suffix in (".caffemodel", ".onnx"):
         return Path("outputs") / path.stem
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent

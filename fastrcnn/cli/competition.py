@@ -9,10 +9,10 @@ from fastrcnn.config import EvalConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from fastrcnn.model.fast_rcnn import FastRCNN
+    from fastrcnn.inference import AnyNetwork
 
 
-def compete(config: EvalConfig, model: FastRCNN, names: list[str], run: Path) -> int:
+def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) -> int:
     """Detects on the one split list asked for, and writes what its server takes. Computes no AP.
 
     For a data set in VOC layout results.tgz, for a COCO file its results JSON. Raises UserError.

@@ -33,7 +33,8 @@ def convert(config: ProposeConfig) -> int:
         print(f"{output}: {export(file, chosen, output):,} boxes of {len(file.ids)} images")
         return 0
 
-    from fastrcnn import build_data, build_sets
+    from fastrcnn import build_data
+    from fastrcnn.data import sources
     from fastrcnn.data.proposal_convert import convert_to_store
     from fastrcnn.data.proposals import check_target
 
@@ -43,7 +44,7 @@ def convert(config: ProposeConfig) -> int:
         raise UserError(f"{output}: is what is read; name another store, as output=NAME.proposals.")
     check_target(output)
     if config.source is not None:
-        found = build_sets.without_truth(build_sets.pictures(config.source))
+        found = sources.without_truth(sources.pictures(config.source))
     else:
         splits = list(dict.fromkeys([*config.data.train, *config.data.test]))
         found = build_data.samples(config.data, splits, build_data.classes(config.data), need_pictures=False)

@@ -24,13 +24,14 @@ def main(arguments: list[str]) -> int:
 
     folder, outcome = train.run(config)
     log.info("3/4  detection on %d held-out pictures", SHOWN)
+    from fastrcnn import build_sets
     from fastrcnn.cli.detect import detect_pictures
     from fastrcnn.cli.trained import load
     from fastrcnn.data.voc import read_split
 
     detection, model, names, run = load("detect", [f"checkpoint={folder}"])
     pictures = [root / "JPEGImages" / f"{image_id}.jpg" for image_id in read_split(root, "test")[:SHOWN]]
-    detect_pictures(detection, model, names, pictures, run / "detect")
+    detect_pictures(detection, build_sets.detector(detection, model, names), pictures, run / "detect")
     assert outcome is not None  # the demo has a test set
     print(f"4/4  mAP {outcome.ap.mean:.3f} on {len(outcome.samples)} held-out pictures")
     print(f"     run:      {folder}")

@@ -2,88 +2,111 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastrcnn.cli.detect_files import Findings, claim, folder_for, targets, write_picture, write_timing
 from fastrcnn.config import DetectConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from fastrcnn.model.fast_rcnn import FastRCNN
+    import numpy as np
+
+    from fastrcnn.detector import Detector
+    from fastrcnn.structures import Detections, Sample
 
 log = logging.getLogger("fastrcnn")
 NOTHING_FOUND = 3
+NAMED = 20  # of the files that cannot be read
 EXAMPLES = [
     "fastrcnn detect checkpoint=RUN source=photo.jpg",
-    "fastrcnn detect checkpoint=RUN source='photos/*.jpg' output=found draw_threshold=0.7",
+    "fastrcnn detect checkpoint=RUN source='photos/*.jpg' output=found draw_threshold=0.7 formats=[json,csv]",
+    "fastrcnn detect checkpoint=RUN source=list.txt data.proposals=mine.proposals",
+    "fastrcnn detect checkpoint=model.onnx source=street.mp4 every=5",
 ]
 
 
 def main(arguments: list[str]) -> int:
-    """Finds objects in pictures; status 3 where there are none to be drawn."""
+    """Finds objects in pictures or a video; status 3 where there are none to be drawn."""
     from fastrcnn.cli.trained import load
 
-    config, model, names, run = load("detect", arguments)
+    config, network, names, run = load("detect", arguments)
     if config.source is None:
-        raise UserError("which pictures? source=PICTURE, source=FOLDER or source='FOLDER/*.jpg'.")
-    folder = (
-        Path(config.output).expanduser() if config.output else run / "detect" / Path(config.source.rstrip("*")).stem
-    )
-    from fastrcnn import build_sets
-
-    drawn = detect_pictures(config, model, names, build_sets.pictures(config.source), folder)
-    print(f"{drawn} object(s) found; pictures and detections.json in {folder}")
-    return 0 if drawn else NOTHING_FOUND
-
-
-def detect_pictures(config: DetectConfig, model: FastRCNN, names: list[str], pictures: list[Path], folder: Path) -> int:
-    """Writes each picture with boxes, and detections.json, into `folder`.
-
-    Returns how many detections reach the threshold for drawing.
-    """
-    import cv2
-
+        raise UserError(
+            "which pictures? source=PICTURE, source=FOLDER, source='FOLDER/*.jpg', source=LIST.txt or source=VIDEO."
+        )
     from fastrcnn import build, build_sets
-    from fastrcnn.data.images import read_image
-    from fastrcnn.data.loader import detection_loader
-    from fastrcnn.inference import detect
-    from fastrcnn.progress import progress
-    from fastrcnn.visualize import draw_detections
+    from fastrcnn.data import sources
 
-    build.check_threshold("draw_threshold", config.draw_threshold, model.classifier)
-    dataset = build_sets.picture_set(config.data, pictures)
-    device = build.device(config.runtime)
-    folder.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    results = detect(
-        model,
-        detection_loader(dataset),
-        build.detection(config.detection, model.classifier),
-        build.precision(config.runtime, device),
-    )
-    entries, drawn = [], 0
-    for sample, found in progress(results, len(dataset), "detect"):
-        drawn += int((found.scores >= config.draw_threshold).sum())
-        image = draw_detections(read_image(sample.path), found, names, config.draw_threshold)
-        name = sample.image_id.replace("/", "_")
-        ok, data = cv2.imencode(".png", image[:, :, ::-1])
-        assert ok
-        (folder / f"{name}.png").write_bytes(data.tobytes())
-        for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
-            x1, y1, x2, y2 = (round(v, 2) for v in box)
-            entries.append(
-                {
-                    "image_id": sample.image_id,
-                    "file": str(sample.path),
-                    "category": names[label - 1],
-                    "category_id": label,
-                    "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
-                    "score": round(score, 5),
-                }
-            )
-    (folder / "detections.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    log.info("%d picture(s) in %.1f s, proposals apart", len(dataset), time.monotonic() - start)
-    return drawn
+    if not any(argument.startswith("data.proposals=") for argument in arguments):
+        config.data.proposals = None  # the training's are of its own pictures
+    build.check_threshold("draw_threshold", config.draw_threshold, network.classifier)
+    detector = build_sets.detector(config, network, names)
+    folder = folder_for(config.output, run, config.source)
+    if sources.is_video(config.source):
+        from fastrcnn.cli.detect_video import detect_video
+
+        findings = detect_video(config, detector, Path(config.source).expanduser(), folder)
+    else:
+        findings = detect_pictures(config, detector, sources.pictures(config.source), folder)
+    drawn = findings.at_least(config.draw_threshold)
+    what = ["video" if sources.is_video(config.source) else "pictures"]
+    what += ["comp4 files" if name == "comp4" else f"detections.{name}" for name in config.formats]
+    print(f"{drawn} object(s) found; {' and '.join(what)} in {folder}")
+    if drawn:
+        return 0
+    best = findings.best
+    why = f"the best score is {best:.3f}" if best is not None else "no score reaches detection.score_threshold"
+    print(f"nothing is drawn: {why}, and draw_threshold={config.draw_threshold:g}")
+    return NOTHING_FOUND
+
+
+def detect_pictures(config: DetectConfig, detector: Detector, pictures: list[Path], folder: Path) -> Findings:
+    """Writes each picture with boxes, the detections, and timing.json into `folder`.
+
+    Pictures that cannot be read are named and left out. Raises UserError where none is left.
+    """
+    from fastrcnn import build_sets
+    from fastrcnn.data.sources import readable
+    from fastrcnn.progress import progress
+    from fastrcnn.visualize import draw_detections, enlarged
+
+    samples, faults = readable(pictures)
+    for fault in faults[:NAMED]:
+        log.warning("left out: %s", fault)
+    if len(faults) > NAMED:
+        log.warning("left out: %d more", len(faults) - NAMED)
+    if not samples:
+        raise UserError(faults[0] if len(faults) == 1 else f"none of the {len(faults)} files is a picture.")
+    files = {sample.image_id: f"{sample.image_id.replace('/', '_')}.png" for sample in samples}
+    claim(folder, config.source, [*files.values(), *targets(config.formats, detector.classes, list(files))], pictures)
+    with detector.watch.stage("proposals"):
+        samples, boxes = build_sets.proposals(config.data, samples, "pictures")
+    findings = Findings(detector.classes)
+    limited = lambda image_id: boxes(image_id)[: config.data.max_proposals]  # noqa: E731
+    results = detected(detector, samples, limited, config.batch)
+    for sample, image, found in progress(results, len(samples), "detect"):
+        findings.add(sample.image_id, found, {"file": str(sample.path)})
+        larger, shown = enlarged(image, found)
+        drawn = draw_detections(larger, shown, detector.classes, config.draw_threshold)
+        write_picture(folder / files[sample.image_id], drawn)
+    findings.write(folder, config.formats)
+    log.info(write_timing(detector, folder, config.source, len(samples), len(faults)))
+    if faults:
+        log.warning("%d of %d files could not be read and were left out", len(faults), len(pictures))
+    return findings
+
+
+def detected(
+    detector: Detector, samples: Sequence[Sample], proposals: Callable[[str], np.ndarray], batch: int
+) -> Iterator[tuple[Sample, np.ndarray, Detections]]:
+    """Each picture with its pixels and what is found in it; `batch` of them are read and looked at together."""
+    from fastrcnn.data.images import read_image
+
+    for start in range(0, len(samples), batch):
+        some = samples[start : start + batch]
+        images = [read_image(sample.path) for sample in some]
+        found = detector.detect(images, [proposals(sample.image_id) for sample in some], batch)
+        yield from zip(some, images, found, strict=True)

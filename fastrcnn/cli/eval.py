@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastrcnn.config import EvalConfig
 
 if TYPE_CHECKING:
-    from fastrcnn.model.fast_rcnn import FastRCNN
+    from fastrcnn.inference import AnyNetwork
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
         return evaluate_run(config, model, names, run, arguments)
 
 
-def evaluate_run(config: EvalConfig, model: FastRCNN, names: list[str], run: Path, arguments: list[str]) -> int:
+def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path, arguments: list[str]) -> int:
     """See main."""
     from fastrcnn import build, build_data, build_sets
     from fastrcnn.cli import evaluated

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fastrcnn.cli.checkpoints import opened, require, run_of
-from fastrcnn.cli.compose import compose
+from fastrcnn.cli.compose import compose, to_dict
 from fastrcnn.cli.derived import network
 from fastrcnn.config import ExportConfig
 from fastrcnn.errors import UserError, nearest
 
-SUFFIXES = {"caffemodel": ".caffemodel", "safetensors": ".safetensors", "torchvision": ".pth"}
+if TYPE_CHECKING:
+    from fastrcnn.model.fast_rcnn import FastRCNN
+
+SUFFIXES = {
+    "onnx": ".onnx",
+    "pt2": ".pt2",
+    "caffemodel": ".caffemodel",
+    "safetensors": ".safetensors",
+    "torchvision": ".pth",
+}
 TRAINING = ("weights", "pixels", "finetune_from", "dropout")  # keys of the model that do not shape the network
 EXAMPLES = [
+    "fastrcnn export checkpoint=RUN format=onnx      (to RUN/export/<network>.onnx, with a model card beside it)",
     "fastrcnn export checkpoint=RUN format=caffemodel output=detector.caffemodel",
     "fastrcnn export checkpoint=RUN format=safetensors      (to RUN/export/<network>.safetensors)",
     "fastrcnn export checkpoint=RUN format=torchvision output=vgg16.pth",
@@ -35,7 +47,9 @@ def main(arguments: list[str]) -> int:
     export.refuse_existing(output)
     names = content["classes"]
     model = network(path, content["config"], names, content.pop("model"), torch.device("cpu"))
-    if config.format == "caffemodel":
+    if config.format in ("onnx", "pt2"):
+        deploy(config, content, model, run_of(path), output)
+    elif config.format == "caffemodel":
         export.write_caffemodel(model, known["network"], output)
     elif config.format == "torchvision":
         export.write_torchvision(model, known["network"], output)
@@ -44,6 +58,38 @@ def main(arguments: list[str]) -> int:
         export.write_safetensors(model, shape, names, output)
     print(f"written to {output}, {output.stat().st_size / 2**20:,.1f} MiB")
     return 0
+
+
+def deploy(config: ExportConfig, content: dict[str, Any], model: FastRCNN, run: Path, output: Path) -> None:
+    """Writes the network as a file that runs by itself, and its model card, the same name with .md, beside it."""
+    from fastrcnn import build, export
+    from fastrcnn.deploy.card import model_card
+    from fastrcnn.deploy.description import describe
+    from fastrcnn.deploy.onnx_graph import write_onnx
+    from fastrcnn.deploy.program import write_program
+
+    card = output.with_suffix(".md")
+    export.refuse_existing(card)
+    settings = build.detection(config.detection, model.classifier)
+    whole = content["config"] | {key: value for key, value in to_dict(config).items() if key in ("data", "detection")}
+    description = describe(model, content["classes"], content["step"], whole, evaluations(run))
+    write = write_onnx if config.format == "onnx" else write_program
+    write(model, description, settings.box_regression, output)
+    with export.written(card) as path:
+        path.write_text(model_card(description, output.name, settings.box_regression), encoding="utf-8")
+    print(f"how to use it: {card}")
+
+
+def evaluations(run: Path) -> dict[str, Any]:
+    """What the evaluations of a run found, by split."""
+    found = {}
+    for file in sorted(run.glob("eval/*/metrics.json")):
+        try:
+            metrics = json.loads(file.read_text(encoding="utf-8"))
+            found[file.parent.name] = {key: metrics[key] for key in ("metric", "mAP", "images", "ap")}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # half written, or by another program: the card does without
+    return found
 
 
 def check_format(config: ExportConfig) -> None:

@@ -45,11 +45,12 @@ def main(arguments: list[str]) -> int:
 def make(config: ProposeConfig) -> list[Path]:
     """Makes the stores that the configuration asks for."""
     from fastrcnn import build_data, build_sets
+    from fastrcnn.data import sources
 
     if config.source is not None:
         if config.output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
-        pictures = build_sets.without_truth(build_sets.pictures(config.source))
+        pictures = sources.without_truth(sources.pictures(config.source))
         return [build_sets.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
     names = build_data.classes(config.data)
     if config.output is not None:

@@ -10,10 +10,12 @@ from fastrcnn.cli.compose import compose
 from fastrcnn.cli.derived import network
 
 if TYPE_CHECKING:
-    from fastrcnn.model.fast_rcnn import FastRCNN
+    import torch
+
+    from fastrcnn.inference import AnyNetwork
 
 
-def load(verb: str, arguments: list[str]) -> tuple[Any, FastRCNN, list[str], Path]:
+def load(verb: str, arguments: list[str]) -> tuple[Any, AnyNetwork, list[str], Path]:
     """Configuration, model on its device, names of the classes, and folder of the run.
 
     The configuration is that of the training, with the arguments on top. Raises UserError.
@@ -23,6 +25,11 @@ def load(verb: str, arguments: list[str]) -> tuple[Any, FastRCNN, list[str], Pat
     from fastrcnn import build
 
     build.threads(config.runtime)
-    names = content["classes"]
-    model = network(path, content["config"], names, content["model"], build.device(config.runtime))
-    return config, model, names, run_of(path)
+    return config, network_of(path, content, build.device(config.runtime)), content["classes"], run_of(path)
+
+
+def network_of(path: Path, content: dict[str, Any], device: torch.device) -> AnyNetwork:
+    """The network of what `opened` gave; an .onnx file's runs where it was opened for. Raises UserError."""
+    if "onnx" in content:
+        return content["onnx"]
+    return network(path, content["config"], content["classes"], content["model"], device)

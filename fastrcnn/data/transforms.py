@@ -17,6 +17,9 @@ def resize(image: np.ndarray, scale: float) -> np.ndarray:
     """The picture scaled, bilinear, as the author's code does with cv2.resize."""
     if scale == 1.0:
         return image
+    if min(image.shape[:2]) * scale <= 0.5:  # of a picture a thousand times as long as wide nothing would be left
+        height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+        return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
 
 

@@ -26,8 +26,7 @@ from fastrcnn.evaluation.voc_ap import (
     detections_by_class,
     truth_by_class,
 )
-from fastrcnn.inference import DetectionSettings, detect
-from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.inference import AnyNetwork, DetectionSettings, detect
 from fastrcnn.model.postprocess import class_thresholds
 from fastrcnn.progress import progress
 from fastrcnn.structures import Batch, Detections, Sample
@@ -59,7 +58,7 @@ class Evaluation:
 
 
 def evaluate(
-    model: FastRCNN,
+    model: AnyNetwork,
     pyramids: Iterable[Sequence[Batch]],
     images: int,
     classes: Sequence[str],
@@ -91,7 +90,7 @@ def evaluate(
 
 
 def detect_all(
-    model: FastRCNN,
+    model: AnyNetwork,
     pyramids: Iterable[Sequence[Batch]],
     images: int,
     classes: Sequence[str],

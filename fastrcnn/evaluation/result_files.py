@@ -34,7 +34,19 @@ def write_comp4(
     UserError for a class or an id that the format cannot hold, and where the folder cannot be written to.
     """
     folder = Path(folder)
-    for name in detections:
+    check_comp4(detections, image_ids)
+    paths = []
+    for name, found in detections.items():
+        boxes = np.add(found.boxes, (1, 1, 0, 0))
+        rows = zip(found.images.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
+        lines = (f"{image_ids[i]} {s!r} {b[0]!r} {b[1]!r} {b[2]!r} {b[3]!r}\n" for i, s, b in rows)
+        paths.append(_write(folder / f"comp4_det_{split}_{name}.txt", "".join(lines)))
+    return paths
+
+
+def check_comp4(classes: Iterable[str], image_ids: Iterable[str]) -> None:
+    """Raises UserError for a class or an id that comp4 files cannot hold."""
+    for name in classes:
         if not name or name != Path(name).name or "\\" in name:
             raise UserError(f"Class {name!r} cannot be part of a file's name. Rename it in the class list.")
     for image_id in image_ids:
@@ -43,13 +55,6 @@ def write_comp4(
                 f"Image id {image_id!r} is empty or holds a space, which comp4 files cannot express. "
                 "Rename the image, or write COCO results."
             )
-    paths = []
-    for name, found in detections.items():
-        boxes = np.add(found.boxes, (1, 1, 0, 0))
-        rows = zip(found.images.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
-        lines = (f"{image_ids[i]} {s!r} {b[0]!r} {b[1]!r} {b[2]!r} {b[3]!r}\n" for i, s, b in rows)
-        paths.append(_write(folder / f"comp4_det_{split}_{name}.txt", "".join(lines)))
-    return paths
 
 
 def read_comp4(

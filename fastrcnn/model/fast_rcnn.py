@@ -195,7 +195,7 @@ class FastRCNN(nn.Module):
         deltas = (
             self.bbox_pred(x)
             .float()
-            .view(len(x), self.bbox_pred.out_features // 4, 4)
+            .view(x.shape[0], self.bbox_pred.out_features // 4, 4)
             .expand(-1, self.num_classes + 1, -1)
         )
         return logits, deltas

@@ -23,17 +23,35 @@ def postprocess(
     max_per_class: int | None = None,
     max_per_image: int | None = 100,
 ) -> Detections:
-    """Objects in one image, best first.
+    """Objects in one image, best first, of RoIs and what the network says about them.
 
     class_scores: (K, classes + 1), probabilities or margins, background first;
     deltas: (K, classes + 1, 4), not normalised any more.
     rois: (K, 4) half-open pixels of the image, whose size is `height` x `width`.
+    The others: see `best_boxes`.
+    """
+    boxes = box_ops.clip(box_ops.decode(rois, deltas), height, width)
+    return best_boxes(class_scores, boxes, score_threshold, nms_iou, max_per_class, max_per_image)
+
+
+def best_boxes(
+    class_scores: Tensor,
+    boxes: Tensor,
+    score_threshold: float | None = 0.05,
+    nms_iou: float = 0.3,
+    max_per_class: int | None = None,
+    max_per_image: int | None = 100,
+) -> Detections:
+    """Objects in one image, best first, of scored boxes.
+
+    class_scores: (K, classes + 1), probabilities or margins, background first.
+    boxes: (K, classes + 1, 4), half-open, cut off at the image's border.
     score_threshold: detections below it are dropped; None keeps all.
     nms_iou: within a class, a box that overlaps a better one by this much or more is dropped.
     max_per_class: boxes of a class that enter the suppression, the best ones (100 in the author's test code).
     max_per_image: detections that leave it.
     """
-    boxes = box_ops.clip(box_ops.decode(rois, deltas), height, width)[:, 1:]  # (K, classes, 4)
+    boxes = boxes[:, 1:]  # (K, classes, 4)
     scores = class_scores[:, 1:]  # (K, classes)
     keep = torch.ones_like(scores, dtype=torch.bool) if score_threshold is None else scores >= score_threshold
     if max_per_class is not None and len(scores) > max_per_class:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import caffemodel
 import pytest
+import slim_run
 import torch
+from slim_run import WIDTH
 from voc_folder import VocFolder, fingerprint
 
-from fastrcnn import build
-from fastrcnn.cli.compose import compose, to_dict
 from fastrcnn.training import checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
@@ -23,26 +23,12 @@ FAST = [
     "data.selective_search.side=40",
     "data.test_short_sides=48",
 ]
-WIDTH = 1 / 64
 
 
 @pytest.fixture
 def run(call: Call, tiny: VocFolder) -> Path:
-    """The folder of a run with a slim VGG16, its outputs large enough to differ from RoI to RoI."""
-    config = compose("train", ["data=custom", f"data.root={tiny.root}", "model=vgg16", f"model.width={WIDTH}"])
-    config.model.weights = "somewhere/vgg16.pth"
-    config.data.classes = ["cat", "dog"]
-    torch.manual_seed(0)
-    model = build.model(config.model, 2, load=False)
-    with torch.no_grad():
-        model.cls_score.weight.mul_(30)
-        model.bbox_pred.weight.mul_(300)
-        model.pixel_mean.copy_(torch.tensor([122.7717, 115.9465, 102.9801]).view(3, 1, 1))
-        model.delta_mean.copy_(torch.randn(3, 4) * 0.01)
-        model.delta_std.copy_(torch.rand(3, 4) * 0.1 + 0.1)
-    content = {"step": 9, "best": 0.5, "classes": ["cat", "dog"], "config": to_dict(config)}
-    checkpoint.save(Path("run/checkpoints/best.pt"), content | {"model": model.state_dict()})
-    return Path("run")
+    """A run in the empty folder that commands are called in."""
+    return slim_run.save(tiny.root, Path("run"))
 
 
 def done(call: Call, *arguments: str) -> str:
@@ -106,11 +92,55 @@ def test_a_caffemodel_becomes_safetensors(call: Call, tmp_path: Path) -> None:
         assert json.loads(file.metadata()["pixels"])["mean"] == pytest.approx([122.7717, 115.9465, 102.9801])
 
 
+def test_an_onnx_file_detects_and_is_evaluated_as_the_run(call: Call, run: Path, tiny: VocFolder) -> None:
+    pytest.importorskip("onnxruntime")
+    metrics = {"metric": "voc07", "mAP": 0.25, "images": 3, "ap": {"cat": 0.25}}
+    Path("run/eval/test").mkdir(parents=True)
+    Path("run/eval/test/metrics.json").write_text(json.dumps(metrics))
+    Path("run/eval/torn").mkdir()
+    Path("run/eval/torn/metrics.json").write_text("{")
+    for_files = ["detection.score_threshold=0.01", "data.selective_search.side=40", "data.test_short_sides=48"]
+    out = done(call, "export", "checkpoint=run", "format=onnx", *for_files)
+    assert out.splitlines()[0] == "how to use it: run/export/vgg16.md"
+    card = Path("run/export/vgg16.md").read_text(encoding="utf-8")
+    assert "voc07 mAP on test (3 images): 0.250" in card
+    assert "48 / short side" in card
+    assert str(tiny.root) not in card
+    assert "somewhere" not in card
+    Path("run/export/vgg16.onnx").rename("n.onnx")
+    source = tiny.picture("larger", size=(100, 80))
+    run_alone = ["runtime.device=cpu", "runtime.precision=float32"]
+    done(call, "detect", "checkpoint=n.onnx", f"source={source}", "draw_threshold=0", "output=found", *run_alone)
+    theirs = json.loads(Path("found/detections.json").read_text())
+    ours = found(call, source, "run", "detection.score_threshold=0.01")
+    assert len(ours) > 5
+    assert [e["category"] for e in theirs] == [e["category"] for e in ours]
+    for entry, other in zip(theirs, ours, strict=True):
+        assert entry["bbox"] == pytest.approx(other["bbox"], abs=0.011)
+        assert entry["score"] == pytest.approx(other["score"], abs=2e-5)
+    for where, folder in (("n.onnx", "e1"), ("run", "e2")):
+        done(call, "eval", f"checkpoint={where}", f"data.root={tiny.root}", f"output={folder}", *for_files, *run_alone)
+    assert json.loads(Path("e1/metrics.json").read_text()) == json.loads(Path("e2/metrics.json").read_text())
+    for verb in (["export", "format=onnx"], ["compress", "fc6=5"]):
+        status, _, err = call(*verb, "checkpoint=n.onnx")
+        assert (status, "n.onnx: an .onnx file can be evaluated and detected with, and no more" in err) == (1, True)
+
+
+def test_a_program_of_torch_export_has_its_card(call: Call, run: Path) -> None:
+    out = done(call, "export", "checkpoint=run", "format=pt2", "output=new/net.pt2")
+    assert "how to use it: new/net.md" in out
+    assert sorted(p.name for p in Path("new").iterdir()) == ["net.md", "net.pt2"]
+    assert Path("new/net.md").read_text(encoding="utf-8").startswith("# net.pt2\n")
+    status, _, err = call("export", "checkpoint=run", "format=onnx", "output=new/net.onnx")
+    assert (status, "new/net.md: is there already" in err) == (1, True)
+    assert not Path("new/net.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], ["which model? fastrcnn export checkpoint=RUN", ".caffemodel"]),
-        (["checkpoint=run"], ["which format?", "caffemodel, safetensors, torchvision"]),
+        (["checkpoint=run"], ["which format?", "onnx, pt2, caffemodel, safetensors, torchvision"]),
         (["checkpoint=run", "format=cafemodel"], ["format=cafemodel: should be one of", "Did you mean 'caffemodel'?"]),
         (
             ["checkpoint=nothing", "format=caffemodel"],

@@ -1,0 +1,49 @@
+"""The library's face in Python: `fastrcnn.load`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastrcnn.detector import Detector
+from fastrcnn.errors import nearest
+
+
+def load(
+    source: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    **detection: Any,
+) -> Detector:
+    """A trained detector, ready for `detect(image)`.
+
+    source: a run's folder, a .pt file, a .caffemodel, or an .onnx file that `fastrcnn export` wrote.
+    classes: names in the order of training, for a .caffemodel, which does not name them.
+    device: auto, cpu, cuda, cuda:1 ...; auto is a GPU where there is one.
+    precision: auto, float32 or bfloat16; auto is bfloat16 where the device is fast at it.
+    detection: what is to differ from training, under the names of the configuration: score_threshold (None: keep all),
+        nms_iou, max_per_class, max_per_image, box_regression, rois_per_chunk.
+
+    Raises UserError for a file that is missing, damaged or none of these, and for values out of bounds; TypeError for
+    another keyword.
+    """
+    from fastrcnn import build, build_sets
+    from fastrcnn.cli.checkpoints import opened
+    from fastrcnn.cli.compose import compose
+    from fastrcnn.cli.trained import network_of
+    from fastrcnn.config import check_bounds
+
+    asked = compose("detect", [])
+    asked.checkpoint, asked.runtime.device = str(source), device
+    asked.data.classes = None if classes is None else list(classes)
+    config, path, content = opened("detect", asked, [])
+    config.runtime.device, config.runtime.precision = device, precision
+    for key, value in detection.items():
+        if not hasattr(config.detection, key):
+            raise TypeError(f"load() got an unexpected keyword argument '{key}'.{nearest(key, vars(config.detection))}")
+        setattr(config.detection, key, value)
+    check_bounds(config)
+    return build_sets.detector(config, network_of(path, content, build.device(config.runtime)), content["classes"])

@@ -1,0 +1,128 @@
+"""What `source=` may mean: a picture, a folder, a pattern, a list of pictures in a text file, or a video."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+
+import numpy as np
+
+from fastrcnn.data.images import image_size, read_bytes, read_image
+from fastrcnn.data.voc import IMAGE_SUFFIXES
+from fastrcnn.errors import UserError
+from fastrcnn.progress import progress
+from fastrcnn.structures import Sample
+
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+NOTHING = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+
+
+def is_video(source: str) -> bool:
+    """Whether `source` names a file that a video would be in."""
+    path = Path(source).expanduser()
+    return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
+
+
+def pictures(source: str) -> list[Path]:
+    """The pictures that `source` means: a file, a folder, a pattern, or a text file with a path a line.
+
+    Raises UserError where there is none, and for lines of a list that name no file.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    elif path.is_file() and path.suffix.lower() == ".txt":
+        found = listed(path)
+    elif path.exists():
+        found = [path]
+    else:
+        matching = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+        found = [p for p in matching if p.suffix.lower() in IMAGE_SUFFIXES] or matching  # '*.tif' was meant so
+    if not found:
+        what = f"there is no such file, folder or pattern ({', '.join(IMAGE_SUFFIXES)})"
+        if path.is_dir():
+            what = (
+                f"the folder has no picture ({', '.join(IMAGE_SUFFIXES)}); those in folders below: source='{path}/**'"
+            )
+        elif path.exists():
+            what = "the list names no picture; it should have a path on each line"
+        raise UserError(f"source={source}: {what}.")
+    return found
+
+
+def listed(path: Path) -> list[Path]:
+    """The files that a list names, a path on each line, as it is or from the list's folder; empty lines do not count.
+
+    Raises UserError with the numbers of all lines that name no file.
+    """
+    try:
+        lines = read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a list of pictures, as it is no text in UTF-8.") from None
+    found, missing = [], []
+    for number, line in enumerate(lines, 1):
+        if not (name := line.strip()):
+            continue
+        picture = path.parent / Path(name).expanduser()
+        if picture.is_file():
+            found.append(picture)
+        else:
+            missing.append(f"{path}, line {number}: there is no file {picture}.")
+    if missing:
+        more = [f"... and {len(missing) - 10} more"] if len(missing) > 10 else []
+        raise UserError(
+            "\n".join([*missing[:10], *more, "Paths begin at the folder of the list, unless they are whole."])
+        )
+    return found
+
+
+def image_ids(paths: Sequence[Path]) -> list[str]:
+    """An id for each picture, no two the same: the file's name, with its folder where two agree."""
+    stems = Counter(path.stem for path in paths)
+    taken: set[str] = set()
+    found = []
+    for path in paths:
+        image_id = name = path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.name}"
+        number = 1
+        while image_id in taken:  # folders of one name in different places
+            number += 1
+            image_id = f"{name}_{number}"
+        taken.add(image_id)
+        found.append(image_id)
+    return found
+
+
+def without_truth(paths: Sequence[Path]) -> list[Sample]:
+    """Samples of pictures that nothing is known about, by their headers. Raises UserError naming all files that are no
+    pictures."""
+    found, bad = [], []
+    for image_id, path in zip(image_ids(paths), paths, strict=True):
+        try:
+            width, height = image_size(read_bytes(path), path)
+        except UserError as error:
+            bad.append(str(error))
+            continue
+        found.append(Sample(image_id, path, width, height, *NOTHING))
+    if bad:
+        raise UserError(f"{len(bad)} of {len(paths)} files cannot be used:\n  " + "\n  ".join(bad))
+    return found
+
+
+def readable(paths: Sequence[Path]) -> tuple[list[Sample], list[str]]:
+    """Samples of the pictures that can be decoded, and what is wrong with each of the others."""
+
+    def look(pair: tuple[str, Path]) -> Sample | str:
+        image_id, path = pair
+        try:
+            height, width = read_image(path).shape[:2]
+        except UserError as error:
+            return str(error)
+        return Sample(image_id, path, width, height, *NOTHING)
+
+    with ThreadPool(4) as pool:
+        looked = pool.imap(look, zip(image_ids(paths), paths, strict=True), chunksize=4)
+        found = list(progress(looked, len(paths), "looking at pictures"))
+    return [s for s in found if isinstance(s, Sample)], [s for s in found if isinstance(s, str)]

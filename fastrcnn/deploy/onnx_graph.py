@@ -1,0 +1,211 @@
+"""A network as an ONNX graph, node by node from the table of its layers (model/networks.py).
+
+By hand, and not by torch's exporter: the graph is the same whatever the version of torch, needs no tracing, and pools
+by ONNX's own MaxRoiPool, which rounds as our operator does (see ops/README.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from fastrcnn import __version__, boxes
+from fastrcnn.deploy.description import Description
+from fastrcnn.deploy.onnx_network import PACKAGES
+from fastrcnn.errors import UserError
+from fastrcnn.export import refuse, written
+from fastrcnn.model.fast_rcnn import INCLUSIVE, FastRCNN
+from fastrcnn.model.networks import Conv, Network, Pool
+
+OPSET, IR = 17, 8  # of 2022: any ONNX Runtime from 1.12 on
+POOLED = ("fast_rcnn", "roi_align")  # what ONNX has an operator for
+LARGEST = 2**31 - 2**20  # bytes, what one file of ONNX can hold
+
+
+def write_onnx(model: FastRCNN, description: Description, box_regression: bool, output: Path) -> None:
+    """The network from a scaled picture to scores and boxes, as deploy/__init__.py says, with the description inside.
+
+    box_regression: whether boxes are moved as the network says; else they are the proposals.
+    Raises UserError for what ONNX has no operator for, a file over 2 GB, and where it cannot be written.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise UserError(f"{output}: writing it {PACKAGES}") from None
+    problems = []
+    if model.roi_op not in POOLED:
+        problems.append(f"model.roi_op={model.roi_op}: ONNX has {' and '.join(POOLED)} alone")
+    if (size := sum(p.numel() * 4 for p in model.state_dict().values())) > LARGEST:
+        problems.append(f"its weights take {size:,} bytes: a file of ONNX holds 2 GB")
+    refuse("ONNX", problems)
+    graph = _Graph()
+    _nodes(graph, model, box_regression)
+    t = onnx.TensorProto
+    shapes: dict[str, tuple[int, list[int | str]]] = {
+        "image": (t.UINT8, ["height", "width", 3]),
+        "proposals": (t.FLOAT, ["proposals", 4]),
+        "scale": (t.DOUBLE, []),
+        "size": (t.INT64, [2]),
+        "scores": (t.FLOAT, ["proposals", model.num_classes + 1]),
+        "boxes": (t.FLOAT, ["proposals", model.num_classes + 1, 4]),
+    }
+    values = [onnx.helper.make_tensor_value_info(name, *of) for name, of in shapes.items()]
+    made = onnx.helper.make_model(
+        onnx.helper.make_graph(graph.nodes, "fast_rcnn", values[:4], values[4:], graph.constants),
+        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
+        ir_version=IR,
+        producer_name="fastrcnn",
+        producer_version=__version__,
+    )
+    onnx.helper.set_model_props(made, description.metadata())
+    with written(output) as path:
+        path.write_bytes(made.SerializeToString())
+
+
+class _Graph:
+    """Nodes and constants, in the order in which they are added; a value is known by its name."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def add(self, kind: str, *inputs: str | np.ndarray | Tensor, output: str | None = None, **attributes: Any) -> str:
+        """The name of what an operator makes of its inputs; arrays become constants."""
+        from onnx import helper
+
+        name = output or f"{kind}_{len(self.nodes)}"
+        names = [i if isinstance(i, str) else self.constant(i) for i in inputs]
+        self.nodes.append(helper.make_node(kind, names, [name], **attributes))
+        return name
+
+    def constant(self, value: np.ndarray | Tensor) -> str:
+        from onnx import numpy_helper
+
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.array(array, order="C"), name))
+        return name
+
+    def layer(self, kind: str, x: str, module: nn.Module, **attributes: Any) -> str:
+        """A convolution or a fully connected layer, with its bias where it has one."""
+        weights = [p for p in (module.weight, module.bias) if isinstance(p, Tensor)]
+        return self.add(kind, x, *weights, **attributes)
+
+
+def _nodes(g: _Graph, model: FastRCNN, box_regression: bool) -> None:
+    maps = _trunk(g, model, _pixels(g, model))
+    rois = _rois(g, model.roi_op)
+    pooled = [_pooled(g, model, m, rois, 1 / stride) for m, stride in zip(maps, model.strides, strict=True)]
+    x = g.add("Concat", *pooled, axis=1) if len(pooled) > 1 else pooled[0]
+    if isinstance(model.reduce, nn.Conv2d):
+        x = g.layer("Conv", x, model.reduce)
+    x = g.add("Flatten", x)
+    for layer in (model.head.fc6, model.head.fc7):
+        for part in layer if isinstance(layer, nn.Sequential) else [layer]:  # two of a compressed one
+            x = g.layer("Gemm", x, part, transB=1)
+        x = g.add("Relu", x)
+    logits = g.layer("Gemm", x, model.cls_score, transB=1)
+    if model.classifier == "svm":
+        g.add("Identity", logits, output="scores")
+    else:
+        g.add("Softmax", logits, axis=1, output="scores")
+    deltas = g.layer("Gemm", x, model.bbox_pred, transB=1)
+    per_class = model.bbox_pred.out_features // 4  # 1 in a class-agnostic network: the statistics spread it
+    deltas = g.add("Reshape", deltas, np.array([0, per_class, 4]))
+    used = 1.0 if box_regression else 0.0
+    deltas = g.add("Add", g.add("Mul", deltas, model.delta_std * used), model.delta_mean * used)
+    _boxes(g, deltas)
+
+
+def _pixels(g: _Graph, model: FastRCNN) -> str:
+    """FastRCNN.normalise, of one picture (H, W, 3), and the padding of Trunk.forward."""
+    x = g.add("Cast", g.add("Transpose", "image", perm=[2, 0, 1]), to=_type(np.float32))
+    x = g.add("Div", g.add("Sub", x, model.pixel_mean), model.pixel_std)
+    x = g.add("Unsqueeze", x, np.array([0]))
+    least = model.trunk.network.least_side
+    if least > 1:
+        sides = g.add("Slice", g.add("Shape", x), np.array([2]), np.array([4]))
+        lacking = g.add("Max", g.add("Sub", np.array([least, least]), sides), np.array([0, 0]))
+        x = g.add("Pad", x, g.add("Concat", np.zeros(6, np.int64), lacking, axis=0))
+    return x
+
+
+def _trunk(g: _Graph, model: FastRCNN, x: str) -> list[str]:
+    network: Network = model.trunk.network
+    maps = {}
+    for conv in network.convs:
+        for step in conv.before:
+            if isinstance(step, Pool):
+                x = g.add("MaxPool", x, kernel_shape=[step.kernel] * 2, ceil_mode=1, **_window(step))
+            elif not model.trunk.norms:
+                x = g.add("LRN", x, alpha=step.alpha, beta=0.75, bias=step.k, size=5)
+        x = g.layer("Conv", x, model.trunk.convs[conv.name], group=conv.groups, **_window(conv))
+        if model.trunk.norms:
+            norm = model.trunk.norms[conv.name]
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            statistics = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+            x = g.add("BatchNormalization", x, *statistics, epsilon=norm.eps)
+        x = g.add("Relu", x)
+        maps[conv.name] = x
+    return [maps[name] for name in model.roi_features]
+
+
+def _window(step: Conv | Pool) -> dict[str, Any]:
+    return {"strides": [step.stride] * 2, "pads": [step.padding] * 4}
+
+
+def _rois(g: _Graph, op: str) -> str:
+    """`scaled_rois`: (P, 4) float32, lowered and scaled in float64 and rounded once."""
+    box = g.add("Cast", "proposals", to=_type(np.float64))
+    if op in INCLUSIVE:
+        box = g.add("Sub", box, np.array([0.0, 0, 1, 1]))
+    return g.add("Cast", g.add("Mul", box, "scale"), to=_type(np.float32))
+
+
+def _pooled(g: _Graph, model: FastRCNN, features: str, rois: str, scale: float) -> str:
+    """`pool_rois`, of RoIs (P, 4) that all lie in the one picture."""
+    indexed = g.add("Pad", rois, np.array([0, 1, 0, 0]))  # (P, 5), a column of zeros in front
+    if model.roi_op == "fast_rcnn":
+        return g.add("MaxRoiPool", features, indexed, pooled_shape=[model.roi_size] * 2, spatial_scale=scale)
+    image = g.add("Cast", g.add("Gather", indexed, np.array(0), axis=1), to=_type(np.int64))  # (P,)
+    return g.add(
+        "RoiAlign",
+        features,
+        rois,
+        image,
+        coordinate_transformation_mode="half_pixel",
+        output_height=model.roi_size,
+        output_width=model.roi_size,
+        sampling_ratio=2,
+        spatial_scale=scale,
+    )
+
+
+def _boxes(g: _Graph, deltas: str) -> None:
+    """`boxes.decode` and `boxes.clip`: (P, classes + 1, 4)."""
+
+    def columns(x: str, first: int, last: int) -> str:
+        return g.add("Slice", x, np.array([first]), np.array([last]), np.array([-1]))
+
+    proposals = g.add("Unsqueeze", "proposals", np.array([1]))  # (P, 1, 4)
+    start, end = columns(proposals, 0, 2), columns(proposals, 2, 4)
+    size = g.add("Sub", end, start)
+    half = np.array(0.5, np.float32)
+    centre = g.add("Add", start, g.add("Mul", half, size))
+    centre = g.add("Add", centre, g.add("Mul", columns(deltas, 0, 2), size))
+    ratio = g.add("Exp", g.add("Min", columns(deltas, 2, 4), np.array(boxes.MAX_LOG_RATIO, np.float32)))
+    reach = g.add("Mul", g.add("Mul", half, size), ratio)
+    moved = g.add("Concat", g.add("Sub", centre, reach), g.add("Add", centre, reach), axis=2)
+    border = g.add("Cast", g.add("Gather", "size", np.array([1, 0, 1, 0])), to=_type(np.float32))
+    g.add("Min", g.add("Max", moved, np.array(0, np.float32)), border, output="boxes")
+
+
+def _type(dtype: type) -> int:
+    from onnx import helper
+
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

@@ -1,0 +1,71 @@
+"""A network as a program of torch.export, which runs where torch and our RoI operators are installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastrcnn import boxes
+from fastrcnn.deploy.description import Description
+from fastrcnn.export import written
+from fastrcnn.model.fast_rcnn import FastRCNN
+
+LEAST_SIDE = 64  # so that no map is one cell wide, which torch.export takes for a special case
+
+
+class WholeNetwork(nn.Module):
+    """The network with the inputs and outputs of deploy/__init__.py. Leaves it in eval mode.
+
+    box_regression: whether boxes are moved as the network says; else they are the proposals.
+    """
+
+    def __init__(self, model: FastRCNN, box_regression: bool = True) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.box_regression = box_regression
+
+    def forward(self, image: Tensor, proposals: Tensor, scale: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
+        rois = torch.cat((proposals.new_zeros(proposals.shape[0], 1), proposals), dim=1)
+        logits, deltas = self.model(image.permute(2, 0, 1)[None], rois, scales=scale[None])
+        scores = logits if self.model.classifier == "svm" else logits.softmax(dim=1)
+        deltas = deltas * self.model.delta_std + self.model.delta_mean
+        if not self.box_regression:
+            deltas = torch.zeros_like(deltas)
+        return scores, boxes.clip(boxes.decode(proposals, deltas), size[0], size[1])
+
+
+def write_program(model: FastRCNN, description: Description, box_regression: bool, output: Path) -> None:
+    """The network in inference mode, on the CPU, for scaled pictures of LEAST_SIDE pixels a side or more, and one
+    proposal or more.
+
+    The description's metadata are its `extra_files`. Raises UserError where the file cannot be written.
+    """
+    example = {
+        "image": torch.zeros(97, 121, 3, dtype=torch.uint8),
+        "proposals": torch.tensor([[0.0, 0, 30, 40], [5, 5, 60, 50], [9, 1, 20, 22]]),
+        "scale": torch.tensor(1.0, dtype=torch.float64),
+        "size": torch.tensor([90, 120]),
+    }
+    shapes = {
+        "image": {i: torch.export.Dim(side, min=LEAST_SIDE) for i, side in enumerate(("height", "width"))},
+        "proposals": {0: torch.export.Dim("proposals", min=1)},
+        "scale": None,
+        "size": None,
+    }
+    # Weights in channels_last, as detection has them, are more than the file's format can tell apart.
+    plain = model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network = WholeNetwork(plain, box_regression).requires_grad_(False)
+    with torch.no_grad():
+        program = torch.export.export(
+            network,
+            (),
+            example,
+            dynamic_shapes=shapes,
+            strict=False,
+            # That rounding up stays in the map holds for every size, which torch cannot prove.
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )
+    with written(output) as path, path.open("wb") as file:
+        torch.export.save(program, file, extra_files=description.metadata())

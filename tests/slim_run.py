@@ -1,0 +1,32 @@
+"""The folder of a run with a slim VGG16 that was never trained, its outputs large enough to differ from RoI to RoI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fastrcnn import build
+from fastrcnn.cli.compose import compose, to_dict
+from fastrcnn.training import checkpoint
+
+CLASSES = ["cat", "dog"]
+WIDTH = 1 / 64
+
+
+def save(root: Path, run: Path) -> Path:
+    """root: of the data set that it says it was trained on."""
+    config = compose("train", ["data=custom", f"data.root={root}", "model=vgg16", f"model.width={WIDTH}"])
+    config.model.weights = "somewhere/vgg16.pth"
+    config.data.classes = CLASSES
+    torch.manual_seed(0)
+    model = build.model(config.model, 2, load=False)
+    with torch.no_grad():
+        model.cls_score.weight.mul_(30)
+        model.bbox_pred.weight.mul_(300)
+        model.pixel_mean.copy_(torch.tensor([122.7717, 115.9465, 102.9801]).view(3, 1, 1))
+        model.delta_mean.copy_(torch.randn(3, 4) * 0.01)
+        model.delta_std.copy_(torch.rand(3, 4) * 0.1 + 0.1)
+    content = {"step": 9, "best": 0.5, "classes": CLASSES, "config": to_dict(config)}
+    checkpoint.save(run / "checkpoints" / "best.pt", content | {"model": model.state_dict()})
+    return run

@@ -1,0 +1,98 @@
+"""`fastrcnn.load`: the library in three lines."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import caffemodel
+import numpy as np
+import pytest
+import slim_run
+import torch
+
+import fastrcnn
+from fastrcnn.cli import main
+from fastrcnn.errors import UserError
+from fastrcnn.model.fast_rcnn import FastRCNN
+
+PLAIN = {"device": "cpu", "precision": "float32"}
+BOXES = np.array([[2, 3, 40, 30], [20, 10, 60, 44], [0, 0, 64, 48]], np.float32)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return slim_run.save(Path("nowhere"), tmp_path_factory.mktemp("api") / "run")
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+
+
+def test_importing_costs_nothing_and_unknown_names_are_unknown() -> None:
+    code = "import sys, fastrcnn; print(sorted({'torch', 'numpy', 'hydra'} & set(sys.modules)), fastrcnn.__version__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"[] {fastrcnn.__version__}"
+    with pytest.raises(AttributeError, match="has no attribute 'lod'"):
+        fastrcnn.lod  # noqa: B018
+
+
+def test_a_run_and_its_checkpoint_are_the_same_detector(run: Path, image: np.ndarray) -> None:
+    model = fastrcnn.load(run, **PLAIN, score_threshold=0.01)
+    assert model.classes == ("cat", "dog")
+    found = model.detect(image, BOXES)
+    assert len(found) > 1
+    again = fastrcnn.load(str(run / "checkpoints" / "best.pt"), **PLAIN, score_threshold=0.01).detect(image, BOXES)
+    assert torch.equal(found.boxes, again.boxes)
+    best = float(found.scores[0])
+    fewer = fastrcnn.load(run, **PLAIN, score_threshold=best, max_per_image=1, nms_iou=0.5)
+    assert len(fewer.detect(image, BOXES)) == 1
+    assert fewer.settings.nms_iou == 0.5
+    assert (
+        len(fastrcnn.load(run, **PLAIN, score_threshold=None, max_per_image=None, nms_iou=1).detect(image, BOXES)) == 6
+    )
+
+
+def test_an_onnx_file_is_the_same_detector_again(
+    run: Path, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "a.onnx"
+    assert main(["export", f"checkpoint={run}", "format=onnx", f"output={file}", "detection.score_threshold=0.02"]) == 0
+    by_torch = fastrcnn.load(run, **PLAIN, score_threshold=0.02).detect(image, BOXES)
+    monkeypatch.setattr(FastRCNN, "__init__", None)  # it does without
+    model = fastrcnn.load(file, device="cpu")
+    assert repr(model) == "Detector(2 classes: cat, dog; OnnxNetwork on cpu)"
+    found = model.detect(image, BOXES)
+    assert found.names == by_torch.names
+    assert len(found) > 1
+    torch.testing.assert_close(found.boxes, by_torch.boxes, rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.scores, by_torch.scores, rtol=0, atol=1e-5)
+
+
+def test_a_caffemodel_needs_its_classes(tmp_path: Path, image: np.ndarray) -> None:
+    path = caffemodel.write(tmp_path / "author.caffemodel", caffemodel.network("caffenet", 1 / 16, classes=2))
+    with pytest.raises(UserError, match="does not name its classes"):
+        fastrcnn.load(path)
+    model = fastrcnn.load(path, classes=["cat", "dog"], **PLAIN, score_threshold=0)
+    assert set(model.detect(image, BOXES).names) == {"cat", "dog"}
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "error", "said"),
+    [
+        ("gone", {}, UserError, "there is no file or folder gone"),
+        (None, {"scorethreshold": 1}, TypeError, "argument 'scorethreshold'. Did you mean 'score_threshold'?"),
+        (None, {"score_threshold": 2}, UserError, "detection.score_threshold=2: should be from 0 to 1"),
+        (None, {"nms_iou": -1}, UserError, "detection.nms_iou=-1: should be at least 0"),
+        (None, {"device": "gpu"}, UserError, "runtime.device=gpu: should be auto, cpu, cuda"),
+    ],
+)
+def test_mistakes_are_one_message(
+    run: Path, source: str | None, options: dict, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error) as raised:
+        fastrcnn.load(source or run, **options)
+    assert said in str(raised.value)
