@@ -32,8 +32,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/fastrcnn demo
 
+# Files of tests side by side, one process a core, each on one thread.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --hypothesis-profile=search --timeout=3600 -m hypothesis

@@ -18,7 +18,7 @@ from fastrcnn.build_data import CHOICES, pictures_alone, samples, split_name, te
 from fastrcnn.config import DataConfig, DetectConfig, SelectiveSearchConfig
 from fastrcnn.data.dataset import DetectionDataset, Proposals
 from fastrcnn.data.proposals import ProposalStore
-from fastrcnn.data.selective_search import ALGORITHM, SelectiveSearchSettings, propose_all
+from fastrcnn.data.selective_search import ALGORITHM, SelectiveSearchSettings, propose_all, propose_some
 from fastrcnn.data.transforms import Augmentation, Mirrored
 from fastrcnn.deploy.onnx_network import OnnxNetwork
 from fastrcnn.detector import Detector
@@ -50,8 +50,15 @@ def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) ->
 
 
 def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, workers: int | None = None) -> Path:
-    """Proposals of the pictures by selective search, in the store `path`."""
-    propose_all([(s.image_id, s.path) for s in pictures], path, selective_search(config.selective_search), workers)
+    """Proposals of the pictures by selective search, in the store `path`. In a group of processes each makes a share,
+    and the first puts the store together."""
+    images, settings = [(s.image_id, s.path) for s in pictures], selective_search(config.selective_search)
+    if distributed.size() > 1:
+        propose_some(distributed.share(images), path, settings, workers)
+        distributed.wait_for_all()
+    if distributed.leads():
+        propose_all(images, path, settings, workers)
+    distributed.wait_for_all()
     return path
 
 

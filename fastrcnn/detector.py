@@ -17,10 +17,11 @@ from fastrcnn.data.dataset import Example
 from fastrcnn.data.images import read_image
 from fastrcnn.data.loader import collate_pyramids
 from fastrcnn.data.proposals import clean
-from fastrcnn.data.selective_search import SelectiveSearchSettings, cores, propose
+from fastrcnn.data.selective_search import SelectiveSearchSettings, propose
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.deploy.onnx_network import OnnxNetwork
 from fastrcnn.inference import AnyNetwork, DetectionSettings, Stopwatch, detect
+from fastrcnn.launch import cores
 from fastrcnn.structures import Detections, Sample
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor

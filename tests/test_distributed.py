@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from fastrcnn import distributed
+from fastrcnn.build_sets import make_proposals
+from fastrcnn.config import DataConfig, SelectiveSearchConfig
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import EndlessBatches, training_loader
-from fastrcnn.data.selective_search import SelectiveSearchSettings, propose_all
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.launch import launch
@@ -33,7 +34,7 @@ from fastrcnn.training.optim import sgd
 from fastrcnn.training.tracking import Silent, Tracker
 
 CLASSES = 2
-SEARCH = SelectiveSearchSettings(side=48, k=(50,), max_boxes=20)
+DATA = DataConfig(selective_search=SelectiveSearchConfig(side=48, k=[50], max_boxes=20))
 
 
 def dataset(folder: Path, count: int = 7) -> DetectionDataset:
@@ -111,8 +112,7 @@ def process(number: int, port: int, folder: Path) -> None:
             tracker = Silent(False) if number else Tracker(folder / f"run-{accumulate}")
             found[f"trained {accumulate}"] = trained(folder, 4, accumulate, tracker)
         found["broken"] = broken(folder)
-        images = [(s.image_id, s.path) for s in dataset(folder).samples]
-        found["boxes"] = propose_all(images, folder / "two.proposals", SEARCH).kept
+        make_proposals(DATA, dataset(folder).samples, folder / "two.proposals")
     torch.save(found, folder / f"found-{number}")
     said = []
     for name, wrong in (("both", True), ("second", number == 1)):
@@ -229,9 +229,7 @@ def test_a_loss_that_is_not_finite_in_one_ends_both_and_the_first_keeps_what_it_
 
 
 def test_proposals_are_those_of_one_process(folder: Path, tmp_path: Path) -> None:
-    images = [(s.image_id, s.path) for s in dataset(folder).samples]
-    counts = propose_all(images, tmp_path / "one.proposals", SEARCH, workers=1)
-    assert found(folder, 1)["boxes"] == counts.kept > 0
+    make_proposals(DATA, dataset(folder).samples, tmp_path / "one.proposals", workers=1)
     for file in sorted((tmp_path / "one.proposals").iterdir()):
         assert (folder / "two.proposals" / file.name).read_bytes() == file.read_bytes(), file.name
     assert not list(folder.glob(".*.work"))

@@ -35,7 +35,6 @@ from typing import Any, TypeVar
 import cv2
 import numpy as np
 
-from fastrcnn import distributed
 from fastrcnn.data.images import decode, read_bytes
 from fastrcnn.data.proposals import BoxCounts, ImageProposals, check_target, write_store
 from fastrcnn.errors import UserError, nearest
@@ -113,8 +112,7 @@ def propose_all(
 
     Runs in `workers` processes, by default one a core. Each image's result is kept in a folder beside the
     store until that is complete, so that a run that was interrupted, in whatever way, goes on where it
-    stopped; results are found again by the image's content and the settings, never by its name or date. In a group
-    of processes (see distributed.py) each makes its share, and the first puts the store together.
+    stopped; results are found again by the image's content and the settings, never by its name or date.
     Scripts that call this need the usual `if __name__ == "__main__":`.
 
     Raises UserError, with the other images' results kept, naming all images that cannot be read; and for ids
@@ -128,27 +126,7 @@ def propose_all(
         raise UserError(f"{store_path}: image '{twice[0]}' comes twice ({len(twice)} such ids); ids must differ.")
     check_target(store_path)
     _segmentation()
-    work = store_path.with_name(f".{store_path.name}.work")
-    if distributed.size() > 1:
-        with _held(work, shared=True):
-            own = distributed.share(images)
-            for _ in progress(_results(own, work, settings, workers or cores()), len(own), "Proposals"):
-                pass  # what is wrong with an image is said when the store is put together
-        distributed.wait_for_all()
-    counts = BoxCounts()
-    if distributed.leads():
-        counts = _put_together(images, store_path, work, settings, workers)
-    return distributed.from_first(counts)
-
-
-def _put_together(
-    images: Sequence[tuple[str, Path]],
-    store_path: Path,
-    work: Path,
-    settings: SelectiveSearchSettings,
-    workers: int | None,
-) -> BoxCounts:
-    """Makes what the folder `work` lacks, and the store of it."""
+    work = _work(store_path)
     with _held(work):
         results = _results(images, work, settings, workers or cores())
         found: dict[str, Path] = {}
@@ -168,6 +146,29 @@ def _put_together(
         counts = write_store(store_path, items, GENERATOR, asdict(settings) | {"opencv": cv2.__version__})
         shutil.rmtree(work, ignore_errors=True)
     return counts
+
+
+def propose_some(
+    images: Sequence[tuple[str, Path]],
+    store_path: str | Path,
+    settings: SelectiveSearchSettings | None = None,
+    workers: int | None = None,
+) -> None:
+    """Makes proposals for some of a store's images, for `propose_all` to find; others may make others meanwhile.
+
+    Raises UserError as `propose_all` does, but not for images that cannot be read, which that will name.
+    """
+    _segmentation()
+    work = _work(Path(store_path))
+    with _held(work, shared=True):
+        results = _results(images, work, settings or SelectiveSearchSettings(), workers or cores())
+        for _ in progress(results, total=len(images), what="Proposals"):
+            pass
+
+
+def _work(store_path: Path) -> Path:
+    """The folder of the results of single images, while their store is not complete."""
+    return store_path.with_name(f".{store_path.name}.work")
 
 
 def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> np.ndarray:

@@ -79,7 +79,7 @@ def test_a_compressed_checkpoint_is_evaluated_and_detected_with(call: Call, plac
     picture = trained / "data" / "demo" / "JPEGImages" / "000001.jpg"
     status, _, err = call("detect", f"checkpoint={folder}", f"source={picture}", "draw_threshold=0.01", "output=found")
     assert status in (0, 3), err
-    assert {p.name for p in Path("found").iterdir()} == {"000001.png", "detections.json"}
+    assert {p.name for p in Path("found").iterdir()} == {"000001.png", "detections.json", "timing.json"}
 
 
 def test_training_goes_on_from_a_compressed_checkpoint(call: Call, place: Path, trained: Path) -> None:
