@@ -134,7 +134,7 @@ def test_pictures_of_any_size(detector: Detector, size: tuple[int, int]) -> None
         (7, TypeError, "image: expected a path, a PIL image, an array or a tensor, got int"),
         ("gone.jpg", UserError, "gone.jpg: cannot be read"),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__ if not isinstance(value, type) else "",
 )
 def test_what_is_no_picture_is_said(detector: Detector, bad: object, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
