@@ -78,7 +78,7 @@ def _summary(report: Report) -> str:
         values.append((_fraction(report.proposals.all.at_50), "recall of the proposals (IoU .5)"))
         values.append((f"{report.proposals.proposals:,.0f}", "proposals an image"))
     if report.seconds_per_image is not None:
-        values.append((f"{report.seconds_per_image:.3g} s", "an image in the network"))
+        values.append((f"{1000 * report.seconds_per_image:,.0f} ms", "an image in the network"))
     return tiles(values)
 
 
