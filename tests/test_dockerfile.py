@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from script_module import load
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 
 
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("try_dockerfile", ROOT / "scripts" / "try_dockerfile.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["try_dockerfile"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-try_dockerfile = script()
+try_dockerfile = load("try_dockerfile")
 
 
 def test_a_linter_has_nothing_to_say() -> None:

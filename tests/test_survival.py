@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
-import importlib.util
 import io
 import os
 import re
@@ -16,11 +15,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from forked import Forked, Source
+from script_module import load
 
 from fastrcnn.data.demo import write_demo
 from fastrcnn.training import checkpoint
@@ -28,18 +27,7 @@ from fastrcnn.training import checkpoint
 DEADLINE = 60.0
 
 
-def soak_script() -> ModuleType:
-    path = Path(__file__).parents[1] / "scripts" / "soak.py"
-    spec = importlib.util.spec_from_file_location("soak", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["soak"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-soak = soak_script()
+soak = load("soak")
 
 
 def until(what: Callable[[], object], process: Forked | None = None) -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 from forked import Forked, Source
-from test_survival import soak
+from script_module import load
 
 from fastrcnn.cli import main
 from fastrcnn.data.demo import write_demo
 from fastrcnn.training import checkpoint
 
+soak = load("soak")
 DEADLINE = 120.0
 STEPS = 60
 SETTINGS = [*soak.SETTINGS, f"solver.iterations={STEPS}", "runtime.checkpoint_every=5", "runtime.evaluate_every=30"]
