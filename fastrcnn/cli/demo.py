@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> int:
     assert outcome is not None  # the demo has a test set
     print(f"4/4  mAP {outcome.ap.mean:.3f} on {len(outcome.samples)} held-out pictures")
     print(f"     run:      {folder}")
+    print(f"     report:   {folder / 'eval' / 'test' / 'report.html'}")
     print(f"     pictures: {run / 'detect'}")
     print(f"     curves:   tensorboard --logdir {folder / 'tensorboard'}")
     return 0
