@@ -277,7 +277,12 @@ def training_memory(config: TrainConfig) -> str:
 
 
 def freeze_unused(model: FastRCNN, config: SolverConfig) -> None:
-    """Keeps weights that the loss does not depend on as they are: without a gradient they would only decay."""
+    """Keeps weights that the loss does not depend on as they are: without a gradient they would only decay, and several
+    processes would wait for it."""
+    for name in model.trunk.network.above(model.roi_features):
+        model.trunk.convs[name].requires_grad_(False)
+        if name in model.trunk.norms:
+            model.trunk.norms[name].requires_grad_(False)
     if config.box_weight == 0:
         model.bbox_pred.requires_grad_(False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,14 @@ from fastrcnn.build_data import CHOICES, pictures_alone, samples, split_name, te
 from fastrcnn.config import DataConfig, DetectConfig, SelectiveSearchConfig
 from fastrcnn.data.dataset import DetectionDataset, Proposals
 from fastrcnn.data.proposals import ProposalStore
-from fastrcnn.data.selective_search import ALGORITHM, SelectiveSearchSettings, propose_all, propose_some
+from fastrcnn.data.selective_search import (
+    ALGORITHM,
+    BusyError,
+    SelectiveSearchSettings,
+    check_order,
+    propose_all,
+    propose_some,
+)
 from fastrcnn.data.transforms import Augmentation, Mirrored
 from fastrcnn.deploy.onnx_network import OnnxNetwork
 from fastrcnn.detector import Detector
@@ -54,12 +62,31 @@ def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, w
     and the first puts the store together."""
     images, settings = [(s.image_id, s.path) for s in pictures], selective_search(config.selective_search)
     if distributed.size() > 1:
+        check_order(images, path)
         propose_some(distributed.share(images), path, settings, workers)
         distributed.wait_for_all()
     if distributed.leads():
         propose_all(images, path, settings, workers)
     distributed.wait_for_all()
     return path
+
+
+def make_or_await(config: DataConfig, pictures: Sequence[Sample], path: Path) -> None:
+    """Makes the proposals, or waits where another run, of a sweep for one, is making the same."""
+    said = False
+    while True:
+        try:
+            make_proposals(config, pictures, path)
+            return
+        except BusyError:
+            if distributed.size() > 1:
+                raise
+            if not said:
+                log.info("another run is making these proposals; waiting for it")
+            said = True
+            time.sleep(2)
+        if path.exists():
+            return
 
 
 def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tuple[list[Sample], Proposals]:
@@ -76,7 +103,7 @@ def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tupl
         path = proposal_path(config, pictures, name)
         if distributed.any_of(not path.exists()):
             log.info("making proposals of %d pictures by selective search: %s", len(pictures), path)
-            make_proposals(config, pictures, path)
+            make_or_await(config, pictures, path)
     store = ProposalStore(path)
     if config.missing_proposals == "leave_out" and (missing := set(store.missing([s.image_id for s in pictures]))):
         log.warning("%s has nothing for %d of %d pictures, which are left out", path, len(missing), len(pictures))

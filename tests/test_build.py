@@ -16,6 +16,7 @@ from fastrcnn.config import (
     ModelConfig,
     RuntimeConfig,
     SelectiveSearchConfig,
+    SolverConfig,
     TrainConfig,
     check_bounds,
 )
@@ -24,6 +25,7 @@ from fastrcnn.data.selective_search import SelectiveSearchSettings
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.inference import DetectionSettings
+from fastrcnn.model.fast_rcnn import FastRCNN
 
 QUICK = SelectiveSearchConfig(side=48, k=[50.0])
 
@@ -313,3 +315,11 @@ def test_what_the_proposals_find_is_said_before_training(tiny: VocFolder, caplog
     )
     assert "they find 0.0 % of the objects" in caplog.text
     assert "fastrcnn proposals-check" in caplog.text
+
+
+def test_layers_that_no_roi_is_pooled_from_are_not_trained() -> None:
+    model = FastRCNN(2, width=0.03, batch_norm=True, roi_features=["conv3_3", "conv4_1"])
+    build.freeze_unused(model, SolverConfig())
+    trained = {name.split(".")[2] for name, p in model.trunk.named_parameters(prefix="trunk") if p.requires_grad}
+    assert {"conv1_1", "conv4_1"} <= trained
+    assert not {"conv4_2", "conv5_3"} & trained

@@ -79,10 +79,13 @@ def whole(place: Path, source: Source) -> Path:
     return place / "whole"
 
 
-def test_both_stop_after_the_same_step_where_one_is_told_to_and_go_on(place: Path, source: Source, whole: Path) -> None:
-    run = place / "stopped"
-    both = pair(source, "train", "run=stopped", *SETTINGS)
-    while not reached(run, 10):
+@pytest.mark.parametrize("when", [10, 30], ids=["training", "evaluating"])
+def test_both_stop_after_the_same_step_where_one_is_told_to_and_go_on(
+    place: Path, source: Source, whole: Path, when: int
+) -> None:
+    run = place / f"stopped-{when}"
+    both = pair(source, "train", f"run={run.name}", *SETTINGS)
+    while not reached(run, when):
         assert all(p.poll() is None for p in both), said(place, 0)
         time.sleep(0.005)
     os.kill(both[1].pid, signal.SIGTERM)
@@ -91,8 +94,8 @@ def test_both_stop_after_the_same_step_where_one_is_told_to_and_go_on(place: Pat
     text = f"stopped by a signal to another process: step {step} is done and saved. To go on: torchrun"
     assert text in said(place, 0)
     assert step < STEPS
-    assert ended(pair(source, "train", "run=stopped", "resume=auto")) == [0, 0], said(place, 0)
-    assert f"going on from stopped/checkpoints/step-{step}.pt" in said(place, 0)
+    assert ended(pair(source, "train", f"run={run.name}", "resume=auto")) == [0, 0], said(place, 0)
+    assert f"going on from {run.name}/checkpoints/step-{step}.pt" in said(place, 0)
     assert soak.weights(run, STEPS) == soak.weights(whole, STEPS)
     for name in ("metrics.json", "comp4_det_test_star.txt"):
         assert (run / "eval" / "test" / name).read_bytes() == (whole / "eval" / "test" / name).read_bytes()

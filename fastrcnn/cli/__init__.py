@@ -30,6 +30,7 @@ VERBS = {
     "replay": "do a training step again whose loss was not finite, and find where it broke",
     "explain-roi": "draw what RoI pooling keeps, loses and computes for one RoI",
 }
+FLAGS_SAID = "FASTRCNN_FLAGS"
 QUIET, VERBOSE = ("-q", "--quiet"), ("-v", "--verbose")
 USAGE = "usage: fastrcnn VERB [key=value ...]      (fastrcnn VERB --help lists a verb's keys)"
 
@@ -99,19 +100,21 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def speak(arguments: list[str]) -> None:
-    """Sets up what is said on the way: what goes wrong, what is done, or everything with its time and place."""
+def speak(arguments: list[str], head: str = "") -> None:
+    """Sets up what is said on the way: what goes wrong, what is done, or everything with its time and place. head: what
+    each line begins with."""
     quiet, verbose = (any(a in flags for a in arguments) for flags in (QUIET, VERBOSE))
     level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
     if launch().rank:  # the first speaks for all
         level = logging.CRITICAL
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    os.environ[FLAGS_SAID] = " ".join(a for a in arguments if a in (*QUIET, *VERBOSE))  # for processes begun from here
+    logging.basicConfig(format=f"{head}%(message)s", level=logging.INFO, stream=sys.stderr)
     root, own = logging.getLogger(), logging.getLogger("fastrcnn")
     root.setLevel(max(level, logging.INFO))  # other packages' details are theirs
     own.setLevel(level)
     if verbose:
         for handler in root.handlers:
-            handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+            handler.setFormatter(logging.Formatter(f"{head}%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
     if quiet:
         from fastrcnn.progress import be_silent
 

@@ -91,7 +91,7 @@ def _for_hydra(name: str, value: str, hint: Any) -> str:
 def _scalar(name: str, value: str, kind: type) -> str:
     """A single value; text is quoted, so that any path or name just works."""
     if kind is str:
-        return _quoted(value)
+        return quoted(value)
     pattern, what = SCALARS[kind]
     if not pattern.fullmatch(value):
         raise UserError(f"{name}: should be {what}, is '{value}'.")
@@ -109,7 +109,7 @@ def _elements(inside: str) -> list[str]:
     return found
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
     """Text in Hydra's quotes, whatever it is; a pair of quotes that is around it already does not belong to it."""
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value[0] not in value[1:-1]:
         value = value[1:-1]

@@ -51,8 +51,10 @@ def good_order(folder: Path, stop: Stop) -> Iterator[Ending]:
         log.info("%s", stopped)  # into the run's log too
         raise Stopped(stopped.status) from None
     except WorkerDiedError as error:
+        from fastrcnn import distributed
+
         state = ending.state
-        if state is not None and state.done > state.saved:
+        if state is not None and state.done > state.saved and distributed.leads():
             state.save(state.done)
         kept = f"Step {state.saved} is saved. " if state is not None and state.saved else ""
         raise UserError(f"{error} {kept}To go on: {command(folder)}") from None

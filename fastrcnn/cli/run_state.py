@@ -142,10 +142,13 @@ class RunState:
         from fastrcnn.training import checkpoint
         from fastrcnn.training.loop import Interrupted
 
-        batches = self.until_interrupted(step, detection_loader(test_set, workers=workers))
-        outcome = evaluate(self.model, batches, len(test_set), self.names, metric, detection, dtype)
-        if distributed.any_of(self.cut_short):
-            raise Interrupted(step)
+        batches = self.until_interrupted(detection_loader(test_set, workers=workers))
+
+        def detected() -> None:
+            if distributed.any_of(self.cut_short):
+                raise Interrupted(step)
+
+        outcome = evaluate(self.model, batches, len(test_set), self.names, metric, detection, dtype, detected)
         if outcome is None:  # the first process has it
             return
         self.outcome = outcome
@@ -160,17 +163,12 @@ class RunState:
         self.tracker.scalars(step, {f"eval/{n}": v for n, v in values.items() if v is not None})
         log.info("step %d: mAP %.4f", step, mean_ap)
 
-    def until_interrupted(self, step: int, batches: Iterable[Pyramid]) -> Iterator[Pyramid]:
+    def until_interrupted(self, batches: Iterable[Pyramid]) -> Iterator[Pyramid]:
         """The batches, as long as nothing asks the run to end."""
-        from fastrcnn import distributed
-        from fastrcnn.training.loop import Interrupted
-
         self.cut_short = False
         for batch in batches:
             if self.interrupted():
-                if distributed.size() == 1:
-                    raise Interrupted(step)
-                self.cut_short = True  # the others are told after their shares
+                self.cut_short = True
                 return
             yield batch
 

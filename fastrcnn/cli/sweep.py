@@ -6,7 +6,8 @@ import csv
 import importlib.util
 import json
 import logging
-import math
+import multiprocessing
+import os
 import re
 import sys
 import time
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from fastrcnn.cli.compose import check_overrides, compose, config_folder
+from fastrcnn.cli.compose import check_overrides, compose, config_folder, quoted
 from fastrcnn.config import SCHEMAS, check_bounds, leaves
 from fastrcnn.errors import UserError
 from fastrcnn.launch import launch
@@ -44,21 +45,30 @@ def sweep(arguments: Sequence[str]) -> int:
     for argument in ours:
         if argument.partition("=")[0] in ("run", "resume"):
             raise UserError(f"{argument}: a sweep names its runs' folders; hydra.sweep.dir=FOLDER says where they are.")
+    for argument in hydras:
+        if argument.startswith("hydra.sweep.subdir=") or (argument.startswith("hydra.sweep.dir=") and "${" in argument):
+            raise UserError(f"{argument}: the runs are the folders 0, 1, ... of hydra.sweep.dir=FOLDER, a plain path.")
     overrides, first = choices(ours)
     require_plugins(hydras)
-    folder = sweep_folder(compose("train", first).name, hydras)
+    config = compose("train", first)
+    folder = sweep_folder(config.name, hydras)
     claim_folder(folder, overrides, hydras)
     hydras = [a for a in hydras if not a.startswith("hydra.sweep.dir=")]
+    if "hydra/sweeper=optuna" in hydras and not config.data.test:
+        raise UserError("hydra/sweeper=optuna: seeks the highest mAP, and with data.test=[] there is none.")
     if "hydra/sweeper=optuna" in hydras and not any(a.startswith("hydra.sweeper.direction=") for a in hydras):
         hydras.append("hydra.sweeper.direction=maximize")
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
-    places = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra.job.num}"]
+    places = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=${hydra.job.num}"]
     import hydra
 
     entry = hydra.main(config_path=str(config_folder()), config_name="train", version_base="1.3")(job)
     command = ["fastrcnn train", "--multirun", *overrides, *places, *quiet, *hydras]
     with mock.patch.object(sys, "argv", command):
-        entry()
+        try:
+            entry()
+        except SystemExit as stopped:  # of Hydra, which has said why
+            return report(folder) or int(bool(stopped.code))
     return report(folder)
 
 
@@ -130,33 +140,39 @@ def claim_folder(folder: Path, overrides: Sequence[str], hydras: Sequence[str]) 
 
 
 def job(composed: DictConfig) -> float:
-    """One run, in whatever process the launcher has for it; its mAP, or NaN where it has none."""
+    """One run, in whatever process the launcher has for it; its mAP, or 0 where it has none."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from fastrcnn.cli.train import run
+    from fastrcnn.cli import FLAGS_SAID, speak
+    from fastrcnn.cli.train import configure, run
 
     here = HydraConfig.get()
-    folder, number = Path(here.runtime.output_dir), here.job.num
-    logging.basicConfig(
-        format=f"{number}: %(message)s", level=logging.INFO, stream=sys.stderr
-    )  # in a process of its own
+    folder, number, overrides = Path(here.runtime.output_dir), here.job.num, list(here.overrides.task)
+    if (
+        multiprocessing.get_start_method(allow_none=True) == "loky"
+    ):  # joblib's, which neither loaders nor search can use
+        multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    if not logging.getLogger().handlers:  # a process of its own
+        speak(os.environ.get(FLAGS_SAID, "").split(), f"{number}: ")
     if (done := read(folder / RESULT)) is not None and done["error"] is None:
         log.info("run %s is over already", folder)
-        return done["mAP"] if done["mAP"] is not None else math.nan
-    config: Any = OmegaConf.to_object(composed)
-    config.run = str(folder)
-    config.resume = "auto" if (folder / "config.yaml").exists() else None
-    result: dict[str, Any] = {"overrides": list(here.overrides.task), "mAP": None, "error": None}
+        return done["mAP"] or 0.0
+    result: dict[str, Any] = {"overrides": overrides, "mAP": None, "error": None}
     try:
+        config: Any = OmegaConf.to_object(composed)
         check_bounds(config)
+        if config.start:  # the model is the checkpoint's
+            config = configure(overrides)
+        config.run = str(folder)
+        config.resume = "auto" if (folder / "config.yaml").exists() else None
         outcome = run(config)[1]
         result["mAP"] = outcome.ap.mean if outcome is not None else None
-    except UserError as error:  # the others may do better
-        log.error("run %s: %s", folder, error)
-        result["error"] = str(error)
+    except Exception as error:  # the others may do better
+        log.error("run %s: %s", folder, error, exc_info=not isinstance(error, UserError))
+        result["error"] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     (folder / RESULT).write_text(json.dumps(result) + "\n", encoding="utf-8")
-    return result["mAP"] if result["mAP"] is not None else math.nan
+    return result["mAP"] or 0.0
 
 
 def read(path: Path) -> Any:

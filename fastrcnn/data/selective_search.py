@@ -46,6 +46,11 @@ ALGORITHM = 1  # raise it when `propose` comes to give other boxes for the same 
 
 COLOURS = {"fast": ("hsv", "lab"), "quality": ("hsv", "lab", "intensity", "hue", "rgi")}
 
+
+class BusyError(UserError):
+    """Another run is making the same proposals."""
+
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -121,11 +126,7 @@ def propose_all(
     """
     settings = settings or SelectiveSearchSettings()
     store_path = Path(store_path)
-    twice = [image_id for image_id, n in Counter(image_id for image_id, _ in images).items() if n > 1]
-    if twice:
-        raise UserError(f"{store_path}: image '{twice[0]}' comes twice ({len(twice)} such ids); ids must differ.")
-    check_target(store_path)
-    _segmentation()
+    check_order(images, store_path)
     work = _work(store_path)
     with _held(work):
         results = _results(images, work, settings, workers or cores())
@@ -148,6 +149,15 @@ def propose_all(
     return counts
 
 
+def check_order(images: Sequence[tuple[str, Path]], store_path: Path) -> None:
+    """Raises UserError for what no store could be made of, before any work is done."""
+    twice = [image_id for image_id, n in Counter(image_id for image_id, _ in images).items() if n > 1]
+    if twice:
+        raise UserError(f"{store_path}: image '{twice[0]}' comes twice ({len(twice)} such ids); ids must differ.")
+    check_target(store_path)
+    _segmentation()
+
+
 def propose_some(
     images: Sequence[tuple[str, Path]],
     store_path: str | Path,
@@ -158,7 +168,6 @@ def propose_some(
 
     Raises UserError as `propose_all` does, but not for images that cannot be read, which that will name.
     """
-    _segmentation()
     work = _work(Path(store_path))
     with _held(work, shared=True):
         results = _results(images, work, settings or SelectiveSearchSettings(), workers or cores())
@@ -326,7 +335,7 @@ def _held(work: Path, shared: bool = False) -> Iterator[None]:
     those alone that do not share it. Raises UserError."""
     try:
         work.mkdir(parents=True, exist_ok=True)
-        handle = (work / "lock").open("w")
+        handle = (work / "lock").open("a+")  # a shared lock over NFS is for files that are read
     except OSError as error:
         raise UserError(f"{work}: cannot be written ({error}); choose another place for the store.") from error
     with handle:
@@ -337,5 +346,7 @@ def _held(work: Path, shared: bool = False) -> Iterator[None]:
         except ImportError:  # Windows
             pass
         except BlockingIOError as error:
-            raise UserError(f"{work}: another run is making these proposals now; wait for it to end.") from error
+            raise BusyError(f"{work}: another run is making these proposals now; wait for it to end.") from error
+        except OSError as error:
+            raise UserError(f"{work}: cannot be locked ({error}); choose another place for the store.") from error
         yield

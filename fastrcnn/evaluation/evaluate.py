@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,15 @@ def evaluate(
     metric: Metric,
     settings: DetectionSettings,
     dtype: torch.dtype = torch.float32,
+    detected: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
     """Runs the model over pyramids of batches (see detect_batch), `images` pictures in all, and compares what it finds
     with their truth. In a group of processes each gives its share of the pictures, and the first has the outcome; the
-    others get None."""
+    others get None.
+
+    detected: called when the pyramids are at their end, before anything is made of what was found; what it raises
+        leaves.
+    """
     seconds = 0.0
     proposals: list[np.ndarray] = []
 
@@ -80,7 +85,7 @@ def evaluate(
             yield pyramid  # until the next one is asked for, this one is detected on
             seconds += time.perf_counter() - start
 
-    samples, detections = detect_all(model, remembered(), images, classes, settings, dtype)
+    samples, detections = detect_all(model, remembered(), images, classes, settings, dtype, detected)
     seconds /= max(len(proposals), 1)
     proposals = distributed.in_order(proposals)
     if not distributed.leads():
@@ -96,11 +101,15 @@ def detect_all(
     classes: Sequence[str],
     settings: DetectionSettings,
     dtype: torch.dtype = torch.float32,
+    detected: Callable[[], None] = lambda: None,
 ) -> tuple[list[Sample], dict[str, ClassDetections]]:
     """The `images` pictures of the pyramids, and what the model finds in them: an entry for every class, images
-    counted along the pictures. In a group of processes the first gets all of it, the others nothing."""
+    counted along the pictures. In a group of processes the first gets all of it, the others nothing. detected: see
+    evaluate."""
     own = -(-images // distributed.size())
-    both = distributed.in_order(list(progress(detect(model, pyramids, settings, dtype), own, "detect")))
+    part = list(progress(detect(model, pyramids, settings, dtype), own, "detect"))
+    detected()
+    both = distributed.in_order(part)
     samples = [sample for sample, _ in both]
     found = [of_image for _, of_image in both]
     if settings.average_per_class is not None:

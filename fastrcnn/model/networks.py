@@ -76,6 +76,10 @@ class Network:
         """Layers at which training may begin; what lies before stays as it is."""
         return (*self.conv_names, "fc6", "fc7", "bbox_pred")
 
+    def above(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """The convolutions above all that are wanted."""
+        return self.conv_names[1 + max(self.conv_names.index(name) for name in wanted) :]
+
     def stride_of(self, name: str) -> int:
         """Pixels of the image from one cell to the next of the map that the convolution `name` gives."""
         stride = 1
@@ -164,11 +168,15 @@ class Trunk(nn.Module):
 
     def forward(self, images: Tensor, wanted: Sequence[str]) -> list[Tensor]:
         """Maps (N, C, H', W') of the convolutions `wanted`, after their ReLU, for images (N, 3, H, W); for VGG16 H' and
-        W' are H and W divided by the stride, rounded up."""
+        W' are H and W divided by the stride, rounded up. What lies above the last of them is not computed."""
         maps: dict[str, Tensor] = {}
         height, width = (max(0, self.network.least_side - n) for n in images.shape[2:])
         x = functional.pad(images, (0, width, 0, height)) if height or width else images
-        for stage in self.network.stages:
+        unused = self.network.above(wanted)
+        for whole in self.network.stages:
+            stage = tuple(conv for conv in whole if conv.name not in unused)
+            if not stage:
+                break
             if self.recompute and torch.is_grad_enabled():
                 norms: list[Any] = [self.norms[conv.name] for conv in stage if self.norms]
                 x, found = recomputed(self._stage, x, stage, wanted, norms=norms)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import yaml
 from small_run import SETTINGS
 
 from fastrcnn.cli.sweep import choices, parts
+from fastrcnn.config import TrainConfig
 from fastrcnn.data.demo import write_demo
 
 Call = Callable[..., tuple[int, str, str]]
@@ -71,6 +74,8 @@ def test_every_value_is_checked_and_the_first_of_each_is_a_run() -> None:
         ("run=x", "a sweep names its runs' folders"),
         ("solver.lr", "not of the form key=value"),
         ("hydra/launcher=submitit_local", "pip install hydra-submitit-launcher"),
+        ("hydra.sweep.subdir=x", "the runs are the folders 0, 1"),
+        ("hydra.sweep.dir=${now:%Y}", "a plain path"),
     ],
 )
 def test_a_mistake_shows_before_anything_runs(call: Call, argument: str, said: str, tmp_path: Path) -> None:
@@ -120,6 +125,39 @@ def test_runs_of_all_combinations_some_that_fail_and_a_table(
     assert status == 1
     assert "another sweep is there" in err
 
+    size = [s for s in SMALL if s.startswith(("data.", "runtime.", "solver.warmup", "detection."))]
+    begun = ["start=all/0", "data=demo", *size, "solver.iterations=1", "solver.lr=1e-4,1e-5", "hydra.sweep.dir=begun"]
+    assert call("train", "-m", *begun)[0] == 0, "the model is the checkpoint's, and not the default one"
+
+
+def test_a_run_that_fails_by_whatever_it_is_does_not_take_the_table_with_it(
+    call: Call, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(config: TrainConfig) -> None:
+        raise RuntimeError(f"seed {config.runtime.seed} has no luck")
+
+    monkeypatch.setattr("fastrcnn.cli.train.run", run)
+    status, out, err = call("train", "-m", "runtime.seed=3,4", "hydra.sweep.dir=it's odd=(é")
+    assert status == 1
+    assert "RuntimeError: seed 4 has no luck" in err
+    assert [row[1:] for row in table(here / "it's odd=(é")] == [
+        ["runtime.seed", "mAP"],
+        ["3", "failed"],
+        ["4", "failed"],
+    ]
+    assert "2 runs in" in out
+
+
+def test_two_runs_at_a_time_and_one_waits_for_the_proposals_that_the_other_makes(here: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=side by side"]
+    quick = ["solver.lr=0.001,0.002", "solver.iterations=1", "runtime.workers=1", "data.proposal_cache=data/new"]
+    command = [sys.executable, "-m", "fastrcnn", "train", "-m", "-q", *SMALL, *quick, *launcher]
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [row[0] for row in table(here / "side by side")[1:]] in (["0", "1"], ["1", "0"])
+    assert "proposals:" not in done.stderr, "quiet in their processes too"
+
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_optuna_seeks_a_high_map_and_joblib_launches(call: Call, here: Path) -> None:
@@ -143,4 +181,7 @@ def test_optuna_seeks_a_high_map_and_joblib_launches(call: Call, here: Path) -> 
     assert all(1e-4 <= float(row[1]) <= 1e-2 for row in rows[1:])
     found = yaml.safe_load((here / "sought" / "optimization_results.yaml").read_text())
     assert f"{found['best_value']:.4f}" == max(row[2] for row in rows[1:])
+    hopeless = ["solver.lr=interval(1e25,1e30)", "hydra.sweep.dir=hopeless", "hydra/sweeper=optuna"]
+    assert call("train", "-m", *SMALL, *hopeless, "hydra.sweeper.n_trials=1", "hydra.sweeper.n_jobs=1")[0] == 1
+    assert [row[0] for row in table(here / "hopeless")] == ["run", "0"]
     assert float(rows[1][1]) == pytest.approx(found["best_params"]["solver.lr"])

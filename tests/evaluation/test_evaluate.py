@@ -15,6 +15,7 @@ from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.evaluation.result_files import read_comp4
 from fastrcnn.evaluation.voc_ap import ClassDetections
 from fastrcnn.inference import DetectionSettings
+from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.structures import Batch, Detections, Sample
 
 CLASSES = ["cat", "dog", "cow"]
@@ -208,3 +209,16 @@ def test_only_what_exceeds_its_classs_threshold_over_the_set_is_kept() -> None:
     assert [d.labels.tolist() for d in kept] == [[1], [2]]
     everything = above_thresholds([first, second], 2)
     assert [len(d) for d in everything] == [3, 1]
+
+
+def test_what_comes_up_when_detection_is_done_leaves_before_anything_is_made_of_it() -> None:
+    class Over(Exception):  # noqa: N818 - no error
+        pass
+
+    def detected() -> None:
+        raise Over
+
+    model = FastRCNN(1, width=0.03, roi_size=2)
+    settings = DetectionSettings(average_per_class=3)  # which is made of all pictures, of which there is none here
+    with pytest.raises(Over):
+        evaluate(model, [], 5, ["x"], "voc07", settings, detected=detected)

@@ -246,3 +246,16 @@ def test_class_agnostic_deltas_are_the_same_for_every_class_and_learn_from_all()
     assert separate.grad is not None
     torch.testing.assert_close(model.bbox_pred.bias.grad, separate.grad.sum(0), rtol=1e-2, atol=1e-3)
     assert model(images, torch.zeros(0, 5))[1].shape == (0, 4, 4)
+
+
+def test_nothing_is_computed_above_the_last_map_that_is_wanted() -> None:
+    trunk = Trunk(VGG16, width=0.05, batch_norm=True).train()
+    called: list[str] = []
+    for name, conv in trunk.convs.items():
+        conv.register_forward_hook(lambda *_, name=name: called.append(name))
+    wanted = ("conv3_2", "conv2_1")
+    found = trunk(torch.rand(1, 3, 32, 32), wanted)
+    assert called == ["conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2"]
+    assert VGG16.above(wanted) == ("conv3_3", "conv4_1", "conv4_2", "conv4_3", "conv5_1", "conv5_2", "conv5_3")
+    assert [m.shape[2] for m in found] == [8, 16]
+    assert VGG16.above(["conv5_3"]) == ()
