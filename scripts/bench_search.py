@@ -25,7 +25,6 @@ import cv2
 
 from fastrcnn.data.images import read_image
 from fastrcnn.data.selective_search import SelectiveSearchSettings, propose, propose_all
-from fastrcnn.data.voc import annotated_ids, find_classes, load_voc
 from fastrcnn.progress import be_silent
 
 if TYPE_CHECKING:  # the processes that make proposals import this file, and need no torch
@@ -37,6 +36,8 @@ SIDES = (160, 240, 320, 500)
 
 def some(root: Path, pictures: int) -> tuple[list[Sample], list[str]]:
     """Samples spread over a data set, and the names of its classes."""
+    from fastrcnn.data.voc import annotated_ids, find_classes, load_voc
+
     ids = annotated_ids(root)
     classes, _ = find_classes(root, ids)
     samples, _ = load_voc(root, ids[:: max(1, len(ids) // pictures)][:pictures], classes, skip_bad=True)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+
+from . import torchvision_library
+
+torchvision_library.load()
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
@@ -29,7 +32,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     kept = []
     for group in groups.unique():
         members = (groups == group).nonzero()[:, 0]
-        kept.append(members[nms(boxes[members], scores[members], threshold)])
+        kept.append(members[torch.ops.torchvision.nms(boxes[members], scores[members], threshold)])
     if not kept:
         return groups.new_zeros((0,), dtype=torch.int64)
     keep = torch.cat(kept).sort().values  # so that of equal scores the earlier box comes first
