@@ -141,8 +141,8 @@ def main() -> None:
         rows += recall_rows(folder, options.pictures, SIDES[:2] if options.quick else SIDES)
     row = process_row(options.folders[0], options.pictures, options.turns)
     print(
-        f"\ntwo processes, {row['pictures']} photographs: {row['efficiency']:.2f} of twice what one makes; two programs "
-        f"that share nothing {row['efficiency_apart']:.2f}; the first {row['of_apart']:.2f} of the second"
+        f"\n{row['pictures']} photographs: two processes make {row['efficiency']:.2f} of twice what one makes, two "
+        f"programs that share nothing {row['efficiency_apart']:.2f}; the first {row['of_apart']:.2f} of the second"
     )
     if options.json:
         options.json.write_text(json.dumps({"recall": rows, "processes": row}, indent=1) + "\n")
