@@ -30,8 +30,9 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     # threshold".
     threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))
     kept = []
-    for group in groups.unique():
-        members = (groups == group).nonzero()[:, 0]
+    by_group = groups.argsort(stable=True)  # once: looking for each group's boxes among all would be quadratic
+    _, sizes = groups[by_group].unique_consecutive(return_counts=True)
+    for members in by_group.split(sizes.tolist()):
         kept.append(members[torch.ops.torchvision.nms(boxes[members], scores[members], threshold)])
     if not kept:
         return groups.new_zeros((0,), dtype=torch.int64)
