@@ -3,8 +3,9 @@
     python scripts/bench_scaling.py [--quick] [--only images rois classes sides] [--json FILE]
 
 Time is of the processor, the best of three calls; memory is what a call uses at most on top of what is there before it.
-The last column is the exponent p of time ~ n^p between a row and the one above it: 1 is linear, and more than that at the
-end of a table would be a cliff. The network is VGG16 with a sixteenth of the channels, never trained.
+The last column is the exponent p of time ~ n^p between a row and the one of the size before: 1 is linear, or 2 for the
+side of a picture, and clearly more at the end would be a cliff. The network is VGG16 with a sixteenth of the channels,
+never trained.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from bench_evaluation import drawn, processor
 from bench_train import in_use
 
 from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
-from fastrcnn.data.transforms import Augmentation
 from fastrcnn.data.selective_search import SelectiveSearchSettings
+from fastrcnn.data.transforms import Augmentation
 from fastrcnn.detector import Detector
 from fastrcnn.evaluation.evaluate import compare
 from fastrcnn.evaluation.recall import proposal_recall
@@ -48,7 +49,8 @@ SIZES = {
 def boxes_in(count: int, width: float, height: float) -> np.ndarray:
     """(count, 4) float32, at least one pixel wide and high."""
     corners = np.sort(np.random.default_rng(count).random((count, 2, 2)), axis=1)
-    return ((corners * (width - 1, height - 1)).reshape(count, 4) + (0, 0, 1, 1)).astype(np.float32)
+    corners = corners * (width - 1, height - 1) + [[[0, 0], [1, 1]]]
+    return corners.reshape(count, 4).astype(np.float32)
 
 
 def samples_of(images: int, classes: int, each: int = 3) -> list[Sample]:
