@@ -65,17 +65,17 @@ class Augmentation:
         which, mirror, upside_down, swap = rng.integers(len(self.short_sides)), *rng.random(3)
         gains, offsets = rng.uniform(-1, 1, (2, 3)) * self.colour
         if self.transpose and swap < 0.5:
-            image = image.transpose(1, 0, 2)
+            image = cv2.transpose(image)
             boxes = [b[:, [1, 0, 3, 2]] for b in boxes]
         height, width = image.shape[:2]
         if self.flip and mirror < 0.5:
-            image = image[:, ::-1]
+            image = cv2.flip(image, 1)  # a quarter of the time of numpy's copy
             boxes = [flip_boxes(b, width) for b in boxes]
         if self.flip_vertical and upside_down < 0.5:
-            image = image[::-1]
+            image = cv2.flip(image, 0)
             boxes = [flip_boxes(b, height, axis=1) for b in boxes]
         scale = scale_for(width, height, self.short_sides[which], self.long_side)
-        image = resize(np.ascontiguousarray(image), scale)
+        image = resize(image, scale)
         if self.colour:
             levels = np.arange(256)[:, None]  # contrast about the middle gray, then brightness
             table = (levels - 128) * (1 + gains) + 128 + 255 * offsets  # (256, 3)
@@ -91,10 +91,10 @@ class Mirrored(Augmentation):
         self, image: np.ndarray, boxes: list[np.ndarray], rng: np.random.Generator
     ) -> tuple[np.ndarray, list[np.ndarray], float]:
         width = image.shape[1]
-        return super().__call__(image[:, ::-1], [flip_boxes(b, width) for b in boxes], rng)
+        return super().__call__(cv2.flip(image, 1), [flip_boxes(b, width) for b in boxes], rng)
 
     def levels(
         self, image: np.ndarray, boxes: list[np.ndarray]
     ) -> tuple[list[tuple[np.ndarray, float]], list[np.ndarray]]:
         width = image.shape[1]
-        return super().levels(np.ascontiguousarray(image[:, ::-1]), [flip_boxes(b, width) for b in boxes])
+        return super().levels(cv2.flip(image, 1), [flip_boxes(b, width) for b in boxes])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
@@ -230,8 +231,8 @@ def truth_by_class(samples: Sequence[Sample], classes: Sequence[str]) -> dict[st
     boxes = np.concatenate([s.boxes for s in samples] or [np.zeros((0, 4))])
     difficult = np.concatenate([s.difficult for s in samples] or [np.zeros(0, bool)])
     return {
-        name: ClassTruth(images[labels == k], boxes[labels == k], difficult[labels == k])
-        for k, name in enumerate(classes, 1)
+        name: ClassTruth(images[rows], boxes[rows], difficult[rows])
+        for name, rows in zip(classes, _rows(labels, len(classes)), strict=True)
     }
 
 
@@ -242,6 +243,13 @@ def detections_by_class(detections: Sequence[Detections], classes: Sequence[str]
     scores = np.concatenate([d.scores.float().cpu().numpy() for d in detections] or [np.zeros(0)])
     boxes = np.concatenate([d.boxes.float().cpu().numpy() for d in detections] or [np.zeros((0, 4))])
     return {
-        name: ClassDetections(images[labels == k], scores[labels == k], boxes[labels == k])
-        for k, name in enumerate(classes, 1)
+        name: ClassDetections(images[rows], scores[rows], boxes[rows])
+        for name, rows in zip(classes, _rows(labels, len(classes)), strict=True)
     }
+
+
+def _rows(labels: np.ndarray, classes: int) -> list[np.ndarray]:
+    """The places of each label 1, ..., classes among the labels (N,), rising; sorted once for all classes."""
+    order = np.argsort(labels, kind="stable")
+    ends = np.searchsorted(labels[order], np.arange(1, classes + 2))
+    return [order[start:end] for start, end in pairwise(ends.tolist())]

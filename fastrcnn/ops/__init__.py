@@ -4,8 +4,22 @@ Imports torch, torchvision, numpy and the standard library only: this folder can
 on its own. README.md beside this file is the contract.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .nms import batched_nms
 from .roi_pool import RoIPool, roi_pool
-from .roi_warp import RoIAlign, RoIWarp, roi_align, roi_warp
+from .roi_warp import RoIWarp, roi_align, roi_warp
+
+if TYPE_CHECKING:
+    from .roi_warp import RoIAlign
 
 __all__ = ["RoIAlign", "RoIPool", "RoIWarp", "batched_nms", "roi_align", "roi_pool", "roi_warp"]
+
+
+def __getattr__(name: str) -> Any:
+    """RoIAlign is looked for when it is asked for: see torchvision_library."""
+    if name == "RoIAlign":
+        from .roi_warp import RoIAlign
+
+        return RoIAlign
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+
+from . import torchvision_library
+
+torchvision_library.load()
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
@@ -27,9 +30,10 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     # threshold".
     threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))
     kept = []
-    for group in groups.unique():
-        members = (groups == group).nonzero()[:, 0]
-        kept.append(members[nms(boxes[members], scores[members], threshold)])
+    by_group = groups.argsort(stable=True)  # once: looking for each group's boxes among all would be quadratic
+    _, sizes = groups[by_group].unique_consecutive(return_counts=True)
+    for members in by_group.split(sizes.tolist()):
+        kept.append(members[torch.ops.torchvision.nms(boxes[members], scores[members], threshold)])
     if not kept:
         return groups.new_zeros((0,), dtype=torch.int64)
     keep = torch.cat(kept).sort().values  # so that of equal scores the earlier box comes first

@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import RoIAlign, roi_align
+
+if TYPE_CHECKING:
+    from torchvision.ops import RoIAlign
 
 from .arguments import Rois, checked_features, checked_rois, checked_scale, checked_size
 
 __all__ = ["RoIAlign", "RoIWarp", "roi_align", "roi_warp"]
+
+
+def __getattr__(name: str) -> Any:
+    """torchvision's module, once it is asked for: see torchvision_library."""
+    if name == "RoIAlign":
+        from torchvision.ops import RoIAlign
+
+        return RoIAlign
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def roi_align(
+    features: Tensor,
+    rois: Rois,
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """torchvision's `roi_align`, imported when it is called: see torchvision_library."""
+    from torchvision.ops import roi_align as theirs
+
+    return theirs(features, rois, output_size, spatial_scale, sampling_ratio, aligned)
 
 
 def roi_warp(

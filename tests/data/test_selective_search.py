@@ -74,6 +74,28 @@ def test_rectangles_are_found_where_they_are(mode: str, enlarged: int) -> None:
     assert overlap(boxes, [0, 0, 160 * enlarged, 90 * enlarged]) == 1
 
 
+@pytest.mark.parametrize("near", [0.25, 0.5, 0.75, 1.0])
+def test_thinning_keeps_what_one_box_after_another_would(near: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole coordinates, so that both are exact; many copies, and several blocks."""
+    monkeypatch.setattr(selective_search, "BLOCK", 16)
+    rng = np.random.default_rng(0)
+    for most in (1, 7, 16, 50, 1000):
+        boxes = np.sort(rng.integers(0, 12, (rng.integers(0, 200), 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
+        kept: list[list[int]] = []
+        for box in boxes.astype(int).tolist():
+            if len(kept) < most and not any(twins(box, other, near) for other in kept):
+                kept.append(box)
+        assert selective_search._thin(boxes, near, most).tolist() == kept
+
+
+def twins(a: list[int], b: list[int], near: float) -> bool:
+    """Whether the boxes overlap by an IoU of `near` or more; nothing overlaps nothing wholly."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    intersection = max(width, 0) * max(height, 0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - intersection
+    return intersection >= near * union
+
+
 def test_boxes_lie_in_the_image_and_no_two_are_nearly_the_same() -> None:
     boxes = propose(picture(3, 61, 83), SelectiveSearchSettings(near=0.8, min_side=6))
     assert len(boxes) > 20

@@ -75,6 +75,33 @@ def test_the_choice_can_be_forced(monkeypatch: pytest.MonkeyPatch, cpu_library: 
         cpu.level()
 
 
+@pytest.mark.parametrize("folder", ["as it is", "without its library"])
+def test_torchvision_is_not_imported_before_it_is_needed(folder: str, tmp_path: Path) -> None:
+    """Its import takes as long as torch's; where its library is not to be found, it is imported after all."""
+    alone = folder == "as it is"
+    program = f"""
+import importlib.machinery, importlib.util, sys, torch
+if not {alone}:
+    spec = importlib.machinery.ModuleSpec("torchvision", None, is_package=True)
+    spec.submodule_search_locations = [{str(tmp_path)!r}]
+    importlib.util.find_spec = lambda name: spec
+from fastrcnn.ops import batched_nms
+boxes = torch.tensor([[0, 0, 4, 4], [0, 0, 4, 3], [5, 5, 9, 9.0]])
+scores, groups = torch.tensor([0.5, 0.9, 0.7]), torch.zeros(3, dtype=torch.int64)
+assert batched_nms(boxes, scores, groups, 0.5).tolist() == [1, 2]
+assert ("torchvision" in sys.modules) != {alone}
+if {alone}:
+    from fastrcnn.ops import RoIAlign
+    import torchvision
+    assert RoIAlign is torchvision.ops.RoIAlign
+    assert batched_nms(boxes, scores, groups, 0.5).tolist() == torchvision.ops.nms(boxes, scores, 0.5).tolist()
+print("works")
+"""
+    (tmp_path / "_C_other.so").write_bytes(b"no library")
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == "works\n", run.stderr
+
+
 @pytest.mark.parametrize("compiler", ["c++", "/no/such/compiler"])
 def test_setup_builds_the_kernel_or_succeeds_without_it(tmp_path: Path, compiler: str) -> None:
     pytest.importorskip("setuptools")

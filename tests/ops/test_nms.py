@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastrcnn.ops import batched_nms
 
@@ -66,3 +70,25 @@ def test_names_the_argument() -> None:
         wrong[i] = torch.zeros(3)
         with pytest.raises(ValueError, match=f"^{name}: expected the shape"):
             batched_nms(*wrong, 0.5)
+
+
+class Computed(TorchDispatchMode):
+    """Counts the numbers that operators return."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        returned = func(*args, **(kwargs or {}))
+        self.numbers += sum(leaf.numel() for leaf in tree_leaves(returned) if isinstance(leaf, Tensor))
+        return returned
+
+
+def test_many_groups_are_hardly_more_work_than_few() -> None:
+    corners = torch.arange(400)[:, None] * 10.0 + torch.zeros(2)
+    boxes, scores = torch.cat((corners, corners + 5), 1), torch.arange(400) / 400
+    work = []
+    for groups in (2, 200):
+        with Computed() as computed:
+            assert len(batched_nms(boxes, scores, torch.arange(400) % groups, 0.5)) == 400
+        work.append(computed.numbers)
+    assert work[1] < 4 * work[0], work

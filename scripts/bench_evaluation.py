@@ -1,0 +1,127 @@
+"""VOC AP of drawn detections against a plain Python loop and against pycocotools; a part of bench_pipeline.py."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import statistics
+import time
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from pycocotools.cocoeval import COCOeval
+
+from fastrcnn.evaluation.coco_ap import _coco, _entries
+from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, mean_ap
+
+Found, Truth = dict[str, ClassDetections], dict[str, ClassTruth]
+
+
+def processor(run: Callable[[], Any]) -> float:
+    """The processor's seconds of a call, in all threads."""
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
+
+
+def alternate(turns: int, *runs: Callable[[], Any]) -> list[float]:
+    """Median seconds of the processor of each, taken in turn."""
+    return [
+        statistics.median(of_one) for of_one in zip(*([processor(r) for r in runs] for _ in range(turns)), strict=True)
+    ]
+
+
+def drawn(images: int, each: int, classes: int, rng: np.random.Generator) -> tuple[Found, Truth]:
+    """Detections, half of them objects that were moved a little, and two or three objects an image, some difficult."""
+    number, count = images * each, images * 5 // 2
+    place, label = rng.integers(0, images, count), rng.integers(0, classes, count)
+    boxes = np.sort(rng.uniform(0, 500, (count, 2, 2)), axis=1).reshape(count, 4)
+    source = rng.integers(0, count, number)
+    near = rng.random(number) < 0.5
+    at = np.where(near, place[source], rng.integers(0, images, number))
+    of = np.where(near, label[source], rng.integers(0, classes, number))
+    moved = boxes[source] + rng.normal(0, 15, (number, 4))
+    scores, hard = rng.random(number), rng.random(count) < 0.2
+    names = {f"class {k}": k for k in range(classes)}
+    found = {name: ClassDetections(at[of == k], scores[of == k], moved[of == k]) for name, k in names.items()}
+    truth = {name: ClassTruth(place[label == k], boxes[label == k], hard[label == k]) for name, k in names.items()}
+    return found, truth
+
+
+def plain_ap(found: ClassDetections, truth: ClassTruth) -> float:
+    """Area under the curve, by the devkit's procedure over Python numbers."""
+    objects: dict[int, list[list[Any]]] = {}
+    for image, box, difficult in zip(
+        truth.images.tolist(), truth.boxes.tolist(), truth.difficult.tolist(), strict=True
+    ):
+        objects.setdefault(image, []).append([box, difficult, False])
+    images, boxes, scores = found.images.tolist(), found.boxes.tolist(), found.scores.tolist()
+    right = wrong = 0
+    curve = [(0.0, 0.0)]
+    positives = max(1, int((~truth.difficult).sum()))
+    for i in sorted(range(len(scores)), key=lambda i: -scores[i]):
+        x1, y1, x2, y2 = boxes[i]
+        best, match = 0.0, None
+        for candidate in objects.get(images[i], ()):
+            a1, b1, a2, b2 = candidate[0]
+            width, height = min(x2, a2) - max(x1, a1), min(y2, b2) - max(y1, b1)
+            if width > 0 and height > 0:
+                union = (x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - width * height
+                if width * height / union > best:
+                    best, match = width * height / union, candidate
+        if best > 0.5 and match and match[1]:
+            continue
+        if best > 0.5 and match and not match[2]:
+            match[2] = True
+            right += 1
+        else:
+            wrong += 1
+        curve.append((right / positives, right / (right + wrong)))
+    area, highest = 0.0, 0.0
+    for (recall, precision), (before, _) in zip(curve[:0:-1], curve[-2::-1], strict=True):
+        highest = max(highest, precision)
+        area += (recall - before) * highest
+    return area
+
+
+def evaluation(images: int, turns: int) -> dict[str, Any]:
+    found, truth = drawn(images, 100, 20, np.random.default_rng(int(time.time())))
+    ours, plain = mean_ap(found, truth, "voc10").ap, {name: plain_ap(found[name], truth[name]) for name in truth}
+    difference = max(abs((ours[name] or 0.0) - plain[name]) for name in truth)
+    objects = [e | {"iscrowd": 0} for k, name in enumerate(truth, 1) for e in _entries(truth[name], k)]
+    results = [
+        e | {"score": s}
+        for k, name in enumerate(truth, 1)
+        for e, s in zip(_entries(found[name], k), found[name].scores.tolist(), strict=True)
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        pair = [_coco(entries, list(range(images)), list(truth)) for entries in (objects, results)]
+
+    def peer() -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = COCOeval(*pair, "bbox")
+            run.params.iouThrs, run.params.areaRng = np.array([0.5]), [[0, 1e10]]
+            run.params.areaRngLbl, run.params.maxDets = ["all"], [100]
+            run.evaluate()
+            run.accumulate()
+
+    def loops() -> None:
+        for name in truth:
+            plain_ap(found[name], truth[name])
+
+    own, loop, coco = alternate(turns, lambda: mean_ap(found, truth, "voc10"), loops, peer)
+    tracemalloc.start()
+    mean_ap(found, truth, "voc10")
+    peak = tracemalloc.get_traced_memory()[1] / 2**20
+    tracemalloc.stop()
+    held = sum(d.boxes.nbytes + d.scores.nbytes + d.images.nbytes for d in found.values()) / 2**20
+    row = {"images": images, "detections": images * 100, "seconds": own, "loop": loop / own, "pycocotools": coco / own}
+    row |= {"difference": difference, "peak_mib": peak, "input_mib": held}
+    print(
+        f"| AP, {images * 100:,} boxes | {own:.2f} s: {loop / own:.1f}x a plain loop, {coco / own:.0f}x pycocotools; "
+        f"equal to {difference:.1e}; {peak:.0f} MiB beside {held:.0f} of input |",
+        flush=True,
+    )
+    return row
