@@ -26,11 +26,11 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     # float32 below a float32: the kernel's IoU is float32, so "more than this" is exactly "at least the
     # threshold".
     threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))
-    kept = []
-    for group in groups.unique():
-        members = (groups == group).nonzero()[:, 0]
-        kept.append(members[nms(boxes[members], scores[members], threshold)])
-    if not kept:
+    order = groups.sort(stable=True).indices  # the groups' members side by side: one look for all groups
+    sizes = groups.unique(return_counts=True)[1].tolist()
+    parts = (t.split(sizes) for t in (order, boxes[order], scores[order]))
+    kept = [members[nms(own, own_scores, threshold)] for members, own, own_scores in zip(*parts, strict=True)]
+    if not sizes:
         return groups.new_zeros((0,), dtype=torch.int64)
     keep = torch.cat(kept).sort().values  # so that of equal scores the earlier box comes first
     return keep[scores[keep].sort(descending=True, stable=True).indices]
