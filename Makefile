@@ -59,6 +59,7 @@ check: lint types test
 bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_roi_pool.py
 	$(BIN)/python scripts/bench_train.py
+	$(BIN)/python scripts/bench_detect.py
 	$(BIN)/python scripts/bench_pipeline.py
 	$(BIN)/python scripts/bench_scaling.py
 

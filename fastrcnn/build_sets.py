@@ -33,6 +33,7 @@ from fastrcnn.detector import Detector
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.inference import AnyNetwork
+from fastrcnn.model.fast_rcnn import FastRCNN, round_weights
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
@@ -164,11 +165,13 @@ def test_set(
 
 
 def detector(config: DetectConfig, network: AnyNetwork, names: Sequence[str]) -> Detector:
-    """The network with all that stands around it when it detects."""
+    """The network with all that stands around it when it detects, its weights in the precision that it detects in."""
     settings = detection(config.detection, network.classifier)
     on = torch.device("cpu") if isinstance(network, OnnxNetwork) else network.delta_mean.device
     search = selective_search(config.data.selective_search)
     dtype = precision(config.runtime, on)
+    if isinstance(network, FastRCNN):
+        round_weights(network, dtype)
     return Detector(network, names, settings, test_scaling(config.data), search, config.data.max_proposals, dtype)
 
 

@@ -176,8 +176,8 @@ def roi_outputs(
     `scaled_rois` gives them. Scores are probabilities or, of a model whose classifier is "svm", margins."""
     outputs = []
     rows, place = distinct_rois(rois, model.roi_op, model.strides)
-    for chunk in rois[rows].split(settings.rois_per_chunk):
-        with autocast(rois.device, dtype):
+    with autocast(rois.device, dtype):  # around all chunks: at its end autocast forgets the weights it has rounded
+        for chunk in rois[rows].split(settings.rois_per_chunk):
             outputs.append(model.classify(maps, chunk))
     logits = torch.cat([logits for logits, _ in outputs])
     scores = logits if model.classifier == "svm" else logits.softmax(dim=1)

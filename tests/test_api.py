@@ -55,6 +55,13 @@ def test_a_run_and_its_checkpoint_are_the_same_detector(run: Path, image: np.nda
     )
 
 
+def test_weights_are_kept_in_the_precision_that_is_detected_in(run: Path) -> None:
+    for precision in ("float32", "bfloat16"):
+        network = fastrcnn.load(run, device="cpu", precision=precision).network
+        assert isinstance(network, FastRCNN)
+        assert network.head.fc7.weight.dtype == getattr(torch, precision)
+
+
 def test_an_onnx_file_is_the_same_detector_again(
     run: Path, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastrcnn.inference import DetectionSettings, detect, detect_batch, roi_outputs
-from fastrcnn.model.fast_rcnn import FastRCNN, nearest_level, scaled_rois
+from fastrcnn.model.fast_rcnn import FastRCNN, nearest_level, round_weights, scaled_rois
 from fastrcnn.structures import Batch, Detections, Sample
 
 ALL = DetectionSettings(score_threshold=0.0, nms_iou=2.0, max_per_image=None)  # nothing is dropped
@@ -190,6 +193,51 @@ def test_bfloat16_gives_about_the_same_scores(model: FastRCNN) -> None:
     assert rounded.dtype == torch.float32
     assert not torch.equal(exact, rounded)
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_weights_rounded_for_good_detect_what_autocast_does_to_the_last_bit(batch_norm: bool) -> None:
+    torch.manual_seed(0)
+    model = FastRCNN(3, width=0.03, batch_norm=batch_norm, roi_size=3, fc6_rank=5).eval()
+    rounded = deepcopy(model)
+    round_weights(rounded, torch.bfloat16)
+    kept = {name for name, t in rounded.state_dict().items() if t.dtype == torch.float32}
+    assert {"delta_mean", "delta_std", "pixel_mean", "pixel_std"} <= kept
+    assert not any("conv" in name or "fc" in name or "score" in name or "pred" in name for name in kept - norms(model))
+    assert norms(model) <= kept
+    batch = batch_of([picture(48, 64)], [some_rois(20, 48)])
+    want, found = (detect_batch(m, [batch], ALL, torch.bfloat16)[0] for m in (model, rounded))
+    assert want.scores.unique().numel() > 10
+    assert torch.equal(found.scores, want.scores)
+    assert torch.equal(found.boxes, want.boxes)
+
+
+def norms(model: FastRCNN) -> set[str]:
+    """Names of what normalisations hold that is no counter."""
+    return {name for name, t in model.state_dict().items() if ".norms." in name and t.is_floating_point()}
+
+
+def test_weights_are_rounded_once_for_all_chunks_of_a_picture(model: FastRCNN) -> None:
+    """Else fc6's 103 million would be rounded for every chunk."""
+    batch = batch_of([picture(48, 64)], [some_rois(20, 48)])
+    rounded: list[int] = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten._to_copy.default and args[0] is model.head.fc6.weight:
+                rounded.append(1)
+            return func(*args, **(kwargs or {}))
+
+    with Counting():
+        detect_batch(model, [batch], replace(ALL, rois_per_chunk=5), torch.bfloat16)
+    assert len(rounded) == 1
+
+
+def test_pooled_rois_reach_fc6_as_rows_that_need_no_copy(model: FastRCNN) -> None:
+    seen = []
+    model.head.register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous()))
+    detect_batch(model, [batch_of([picture(48, 64)], [some_rois(9, 48)])], ALL)
+    assert seen == [True]
 
 
 def test_rois_of_the_same_cells_go_through_the_network_once(model: FastRCNN) -> None:

@@ -27,7 +27,10 @@ def main(arguments: list[str]) -> int:
 
     config, model, names, run = load("eval", arguments)
     from fastrcnn import build, distributed
+    from fastrcnn.model.fast_rcnn import FastRCNN, round_weights
 
+    if isinstance(model, FastRCNN):
+        round_weights(model, build.precision(config.runtime, build.device(config.runtime)))
     with distributed.joined(build.device(config.runtime)):
         if config.competition:
             from fastrcnn.cli.competition import compete

@@ -176,6 +176,10 @@ class FastRCNN(nn.Module):
 
     def roi_vectors(self, maps: list[Tensor], rois: Tensor) -> Tensor:
         """Features (K, D) of fc7, from the maps that `features` gave and RoIs that `scaled_rois` gave."""
+        if isinstance(self.reduce, nn.Identity) and maps[0].device.type == "cpu" and not torch.is_grad_enabled():
+            # A contiguous map pools to rows that fc6 reads as they lie. What a channels_last one pools to flatten()
+            # copies, 100 kB a RoI; with a gradient that is faster all the same.
+            maps = [m.contiguous() for m in maps]
         pooled = [
             pool_rois(
                 m,
@@ -199,6 +203,17 @@ class FastRCNN(nn.Module):
             .expand(-1, self.num_classes + 1, -1)
         )
         return logits, deltas
+
+
+def round_weights(model: FastRCNN, dtype: torch.dtype) -> None:
+    """Rounds the weights to `dtype` for good, of a model that from now on detects, under autocast in that type.
+
+    Autocast would round them anew for each picture, all 134 million of VGG16; what is detected is the same to the last
+    bit. Normalisations, which autocast leaves alone, and the statistics of pixels and deltas stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
 
 
 def freeze_before(model: FastRCNN, first: str) -> None:

@@ -29,12 +29,12 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     # float32 below a float32: the kernel's IoU is float32, so "more than this" is exactly "at least the
     # threshold".
     threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))
-    kept = []
-    by_group = groups.argsort(stable=True)  # once: looking for each group's boxes among all would be quadratic
-    _, sizes = groups[by_group].unique_consecutive(return_counts=True)
-    for members in by_group.split(sizes.tolist()):
-        kept.append(members[torch.ops.torchvision.nms(boxes[members], scores[members], threshold)])
-    if not kept:
+    order = groups.argsort(stable=True)  # the groups' members side by side: one look for all groups
+    sizes = groups[order].unique_consecutive(return_counts=True)[1].tolist()
+    parts = (t.split(sizes) for t in (order, boxes[order], scores[order]))
+    suppress = torch.ops.torchvision.nms
+    kept = [members[suppress(own, own_scores, threshold)] for members, own, own_scores in zip(*parts, strict=True)]
+    if not sizes:
         return groups.new_zeros((0,), dtype=torch.int64)
     keep = torch.cat(kept).sort().values  # so that of equal scores the earlier box comes first
     return keep[scores[keep].sort(descending=True, stable=True).indices]
