@@ -8,9 +8,10 @@ fully connected layers and outputs, softmax, decoding, clipping, and what torchv
 .05 go, then torchvision.ops.batched_nms. On the CPU it computes in float32, on a GPU under autocast in bfloat16. Both
 have the same weights, and take turns in one process on pictures drawn afresh, from a uint8 picture of 500 x 375 and
 2,000 boxes to detections; a ratio is the median of the turns' ratios, with their quartiles. Weights are random, the
-outputs' such that some 2,700 pairs of a RoI and a class score .05, more than in a photograph. `--boxes` reads real selective-search boxes (a .mat file
-with `boxes`, x1 y1 x2 y2 from 0), of which a fifth or so coincide at 1/16; drawn ones hardly ever do. Peak memory is
-that of a process of its own for each, above what it has before its first detection.
+outputs' such that some 2,700 pairs of a RoI and a class score .05, more than in a photograph. `--boxes` reads real
+selective-search boxes (a .mat file with `boxes`, x1 y1 x2 y2 from 0), of which a fifth or so coincide at 1/16; drawn
+ones hardly ever do. Peak memory is that of a process of its own for each, above what it has before its first
+detection.
 """
 
 from __future__ import annotations
