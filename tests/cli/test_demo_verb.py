@@ -28,7 +28,9 @@ def test_the_demo_makes_data_trains_evaluates_and_draws(
     assert min(metrics["proposals"]["recall_50"].values()) > 0.9
     held_out = (tmp_path / "data" / "demo" / "ImageSets" / "Main" / "test.txt").read_text().split()
     assert sorted(p.stem for p in (run / "detect").glob("*.png")) == sorted(held_out[:6])
-    last = capsys.readouterr().out.splitlines()[-4:]
+    last = capsys.readouterr().out.splitlines()[-5:]
     assert last[0].startswith(f"4/4  mAP {metrics['mAP']:.3f} on 7 held-out pictures")
     assert str(run.relative_to(tmp_path)) in last[1]
-    assert str(run.relative_to(tmp_path) / "detect") in last[2]
+    assert str(run.relative_to(tmp_path) / "eval" / "test" / "report.html") in last[2]
+    assert (run / "eval" / "test" / "report.html").is_file()
+    assert str(run.relative_to(tmp_path) / "detect") in last[3]
