@@ -3,9 +3,9 @@
 #   docker build -t fastrcnn .                                                  with NVIDIA's base, runs without a GPU too
 #   docker build -t fastrcnn --build-arg BASE=debian:trixie-slim .              a smaller base, for machines without one
 #
-#   docker run --rm -v "$PWD/data:/work/data" -v "$PWD/outputs:/work/outputs" fastrcnn demo
-#   docker run --rm --gpus all --ipc=host -v /data/VOCdevkit:/voc:ro -v "$PWD/data:/work/data" \
-#       -v "$PWD/outputs:/work/outputs" fastrcnn train data=voc07 data.root=/voc
+#   docker run --rm -v "$PWD/data:/app/data" -v "$PWD/outputs:/app/outputs" fastrcnn demo
+#   docker run --rm --gpus all --ipc=host -v /data/VOCdevkit:/voc:ro -v "$PWD/data:/app/data" \
+#       -v "$PWD/outputs:/app/outputs" fastrcnn train data=voc07 data.root=/voc
 #
 # --ipc=host      loader processes hand pictures over in shared memory, of which a container has 64 MB; --shm-size=2g does
 #                 as well. With runtime.workers=0 neither is needed.
@@ -39,11 +39,11 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends libgomp1 python3 \
     && rm -rf /var/lib/apt/lists/*
 RUN (id -un 1000 >/dev/null 2>&1 || useradd --create-home --uid 1000 fastrcnn) \
-    && mkdir -p /work/data /work/outputs \
-    && chmod -R 0777 /work
+    && mkdir -p /app/data /app/outputs \
+    && chmod -R 0777 /app
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 USER 1000
-WORKDIR /work
+WORKDIR /app
 ENTRYPOINT ["fastrcnn"]
 CMD ["--help"]

@@ -16,7 +16,7 @@ import torch
 from fastrcnn import distributed
 from fastrcnn.build import detection, one_of, precision
 from fastrcnn.build_data import CHOICES, pictures_alone, samples, split_name, test_splits
-from fastrcnn.config import DataConfig, DetectConfig, SelectiveSearchConfig
+from fastrcnn.config import DataConfig, DetectConfig, RuntimeConfig, SelectiveSearchConfig
 from fastrcnn.data.dataset import DetectionDataset, Proposals
 from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.selective_search import (
@@ -33,7 +33,7 @@ from fastrcnn.detector import Detector
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.inference import AnyNetwork
-from fastrcnn.model.fast_rcnn import FastRCNN, round_weights
+from fastrcnn.model.fast_rcnn import round_weights
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
@@ -164,14 +164,20 @@ def test_set(
     return DetectionDataset(found, boxes, test_scaling(config), 0, config.max_proposals)
 
 
+def rounded(network: AnyNetwork, config: RuntimeConfig) -> torch.dtype:
+    """The precision that the network detects in, to which its weights are rounded for good; an ONNX network's stay."""
+    if isinstance(network, OnnxNetwork):
+        return precision(config, torch.device("cpu"))
+    dtype = precision(config, network.delta_mean.device)
+    round_weights(network, dtype)
+    return dtype
+
+
 def detector(config: DetectConfig, network: AnyNetwork, names: Sequence[str]) -> Detector:
     """The network with all that stands around it when it detects, its weights in the precision that it detects in."""
     settings = detection(config.detection, network.classifier)
-    on = torch.device("cpu") if isinstance(network, OnnxNetwork) else network.delta_mean.device
     search = selective_search(config.data.selective_search)
-    dtype = precision(config.runtime, on)
-    if isinstance(network, FastRCNN):
-        round_weights(network, dtype)
+    dtype = rounded(network, config.runtime)
     return Detector(network, names, settings, test_scaling(config.data), search, config.data.max_proposals, dtype)
 
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ import cv2
 import numpy as np
 import torch
 import torchvision
+from bench_machine import machine
 from bench_train import CLASSES, in_use
 from detect_peer import HEIGHT, SCALE, SETTINGS, WIDTH, Detect, on_device, peer_detection, peer_head, peer_of, scaled
 from torch import Tensor
@@ -280,14 +280,8 @@ def main() -> None:
     if options.peak_of:
         print(peak(options.peak_of, device, inputs))
         return
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
-    }
-    print(machine)
+    described = machine(device)
+    print(described)
     print("| row | torchvision, ms or MiB | ours | ratio | quartiles | goal | the same as the peer's |")
     print("|---|---|---|---|---|---|---|", flush=True)
     repeats, rows = 2 if options.quick else options.repeats, []
@@ -307,7 +301,7 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": described, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import cv2
 import numpy as np
 import torch
 import torchvision
+from bench_machine import machine
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -234,14 +234,8 @@ def main() -> None:
         print(peak(name, case, device, getattr(torch, dtype)))
         return
 
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
-    }
-    print(machine)
+    described = machine(device)
+    print(described)
     print("| row | torchvision ms | ours ms | ratio | ours images/s | loader ms | peak MiB, torchvision | ours |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     rows = []
@@ -255,7 +249,7 @@ def main() -> None:
             medians = {name: s * 1e3 for name, s in alternate(case, device, dtype, options.repeats).items()}
             peaks = {}
             for name in STEPS:
-                command = [sys.executable, __file__, "--device", options.device, "--threads", str(machine["threads"])]
+                command = [sys.executable, __file__, "--device", options.device, "--threads", str(described["threads"])]
                 done = subprocess.run(
                     [*command, "--peak-of", name, case, precision], capture_output=True, text=True, check=True
                 )
@@ -275,7 +269,7 @@ def main() -> None:
                 flush=True,
             )
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": described, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from forked import Source
 from voc_folder import VocFolder
+
+from fastrcnn.data.demo import write_demo
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -70,3 +73,19 @@ def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest
     for handler in set(logger.handlers) - set(handlers):
         handler.close()
         logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a data set of nine pictures."""
+    folder = tmp_path_factory.mktemp("place")
+    write_demo(folder / "data" / "demo", train=6, val=3, test=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(place: Path) -> Iterator[Source]:
+    """Commands in processes of their own, in that folder."""
+    found = Source(place)
+    yield found
+    found.close()

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,6 @@ import torch
 from forked import Forked, Source
 from script_module import load
 
-from fastrcnn.data.demo import write_demo
 from fastrcnn.training import checkpoint
 
 DEADLINE = 60.0
@@ -59,21 +58,6 @@ def children(pid: int) -> list[int]:
 
 def steps(run: Path) -> list[int]:
     return [int(p.stem[5:]) for p in checkpoint.in_order(run / "checkpoints")]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a data set of nine pictures."""
-    folder = tmp_path_factory.mktemp("survival")
-    write_demo(folder / "data" / "demo", train=6, val=3, test=3)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def source(place: Path) -> Iterator[Source]:
-    found = Source(place)
-    yield found
-    found.close()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,27 +15,12 @@ from forked import Forked, Source
 from script_module import load
 
 from fastrcnn.cli import main
-from fastrcnn.data.demo import write_demo
 from fastrcnn.training import checkpoint
 
 soak = load("soak")
 DEADLINE = 120.0
 STEPS = 60
 SETTINGS = [*soak.SETTINGS, f"solver.iterations={STEPS}", "runtime.checkpoint_every=5", "runtime.evaluate_every=30"]
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("torchrun")
-    write_demo(folder / "data" / "demo", train=6, val=3, test=3)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def source(place: Path) -> Iterator[Source]:
-    found = Source(place)
-    yield found
-    found.close()
 
 
 def pair(source: Source, *arguments: str) -> list[Forked]:

@@ -26,11 +26,9 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.cli.trained import load
 
     config, model, names, run = load("eval", arguments)
-    from fastrcnn import build, distributed
-    from fastrcnn.model.fast_rcnn import FastRCNN, round_weights
+    from fastrcnn import build, build_sets, distributed
 
-    if isinstance(model, FastRCNN):
-        round_weights(model, build.precision(config.runtime, build.device(config.runtime)))
+    build_sets.rounded(model, config.runtime)
     with distributed.joined(build.device(config.runtime)):
         if config.competition:
             from fastrcnn.cli.competition import compete

@@ -52,10 +52,10 @@ def sweep(arguments: Sequence[str]) -> int:
     require_plugins(hydras)
     config = compose("train", first)
     folder = sweep_folder(config.name, hydras)
-    claim_folder(folder, overrides, hydras)
-    hydras = [a for a in hydras if not a.startswith("hydra.sweep.dir=")]
     if "hydra/sweeper=optuna" in hydras and not config.data.test:
         raise UserError("hydra/sweeper=optuna: seeks the highest mAP, and with data.test=[] there is none.")
+    claim_folder(folder, overrides, hydras)
+    hydras = [a for a in hydras if not a.startswith("hydra.sweep.dir=")]
     if "hydra/sweeper=optuna" in hydras and not any(a.startswith("hydra.sweeper.direction=") for a in hydras):
         hydras.append("hydra.sweeper.direction=maximize")
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
@@ -149,9 +149,8 @@ def job(composed: DictConfig) -> float:
 
     here = HydraConfig.get()
     folder, number, overrides = Path(here.runtime.output_dir), here.job.num, list(here.overrides.task)
-    if (
-        multiprocessing.get_start_method(allow_none=True) == "loky"
-    ):  # joblib's, which neither loaders nor search can use
+    # joblib's way to start processes, which neither loaders nor selective search can use
+    if multiprocessing.get_start_method(allow_none=True) == "loky":
         multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     if not logging.getLogger().handlers:  # a process of its own
         speak(os.environ.get(FLAGS_SAID, "").split(), f"{number}: ")
