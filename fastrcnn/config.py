@@ -138,7 +138,7 @@ class DetectionConfig:
     average_per_class: int | None = key(
         None, "evaluation: best boxes of a class before suppression, kept per picture on average; null: all", least=1
     )
-    rois_per_chunk: int = key(1000, "RoIs that go through fc6 and fc7 at a time; less needs less memory", least=1)
+    rois_per_chunk: int = key(500, "RoIs that go through fc6 and fc7 at a time; less needs less memory", least=1)
 
 
 @dataclass

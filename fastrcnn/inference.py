@@ -27,7 +27,7 @@ class DetectionSettings:
 
     box_regression: whether RoIs are moved as the network says; else they are the detections' boxes.
     average_per_class: see class_thresholds; a matter of a whole set, so evaluation alone heeds it.
-    rois_per_chunk: RoIs that go through fc6 and fc7 at a time, which bounds memory.
+    rois_per_chunk: RoIs that go through fc6 and fc7 at a time, at most, which bounds memory.
     """
 
     score_threshold: float | None = 0.05
@@ -36,7 +36,7 @@ class DetectionSettings:
     max_per_class: int | None = None
     max_per_image: int | None = 100
     average_per_class: int | None = None
-    rois_per_chunk: int = 1000
+    rois_per_chunk: int = 500
 
 
 @dataclass
@@ -105,13 +105,14 @@ def network_outputs(
         maps = [model.features(level.images.to(device), level.sizes.to(device)) for level in pyramid]
     results = []
     for i, sample in enumerate(pyramid[0].samples):
-        rois = pyramid[0].proposals[i].to(device)  # (P, 4)
-        scales = torch.stack([level.scales[i] for level in pyramid]).to(device)
+        rois = pyramid[0].proposals[i]  # (P, 4), on the CPU, where what is done with them waits for no GPU
+        scales = torch.stack([level.scales[i] for level in pyramid])
         own = [[m[i : i + 1] for m in level] for level in maps]
         scores, deltas = pyramid_outputs(model, own, scales, rois, settings, dtype)
         if not settings.box_regression:
             deltas = torch.zeros_like(deltas)
-        results.append((scores, box_ops.clip(box_ops.decode(rois, deltas), sample.height, sample.width)))
+        boxes = box_ops.decode(rois.to(device), deltas)
+        results.append((scores, box_ops.clip(boxes, sample.height, sample.width)))
     return results
 
 
@@ -176,8 +177,9 @@ def roi_outputs(
     `scaled_rois` gives them. Scores are probabilities or, of a model whose classifier is "svm", margins."""
     outputs = []
     rows, place = distinct_rois(rois, model.roi_op, model.strides)
-    with autocast(rois.device, dtype):  # around all chunks: at its end autocast forgets the weights it has rounded
-        for chunk in rois[rows].split(settings.rois_per_chunk):
+    chunks = rois[rows].to(maps[0].device).chunk(max(1, -(-len(rows) // settings.rois_per_chunk)))
+    with autocast(maps[0].device, dtype):  # around all chunks: at its end autocast forgets the weights it has rounded
+        for chunk in chunks:
             outputs.append(model.classify(maps, chunk))
     logits = torch.cat([logits for logits, _ in outputs])
     scores = logits if model.classifier == "svm" else logits.softmax(dim=1)

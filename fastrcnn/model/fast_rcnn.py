@@ -48,7 +48,11 @@ def distinct_rois(rois: Tensor, op: str, strides: Sequence[int]) -> tuple[Tensor
         return count, count
     box = rois[:, 1:].double()  # rounded half away from zero, as the operator does
     cells = [torch.sign(box) * torch.floor(box.abs() / stride + 0.5) for stride in strides]
-    _, place = torch.unique(torch.cat((rois[:, :1].double(), *cells), dim=1), dim=0, return_inverse=True)
+    place = torch.zeros_like(count)
+    for column in (rois[:, 0], *(column for edges in cells for column in edges.unbind(1))):
+        # Much faster than torch.unique(dim=0), which compares row with row.
+        number = torch.unique(column, return_inverse=True)[1]
+        place = torch.unique(place * len(rois) + number, return_inverse=True)[1]
     rows = count.new_zeros(int(place.max()) + 1)
     rows[place] = count
     return rows, place
@@ -71,7 +75,8 @@ def pool_rois(features: Tensor, rois: Tensor, size: int, scale: float, op: str) 
         return roi_align(features, rois, size, scale, sampling_ratio=2, aligned=True)
     if op == "roi_warp":
         return roi_warp(features, rois, size, scale)
-    return roi_pool(features, rois, size, scale, variant=op)
+    # On a GPU to look for bad values would be to wait for it; the loader has looked.
+    return roi_pool(features, rois, size, scale, variant=op, check_values=rois.device.type == "cpu")
 
 
 class FastRCNN(nn.Module):

@@ -17,6 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastrcnn.model.recompute import recomputed
+from fastrcnn.model.strips import in_strips
+
+# Values of the largest map of a strip, on a CPU: 16 MB in float32. Smaller ones stay in its caches, but compute more
+# rows twice.
+STRIP_VALUES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ class Trunk(nn.Module):
     def __init__(self, network: Network = VGG16, width: float = 1.0, batch_norm: bool = False) -> None:
         super().__init__()
         self.network = network
+        self.width = width
         self.convs = nn.ModuleDict()
         self.norms = nn.ModuleDict()
         below = 3
@@ -173,31 +179,59 @@ class Trunk(nn.Module):
         height, width = (max(0, self.network.least_side - n) for n in images.shape[2:])
         x = functional.pad(images, (0, width, 0, height)) if height or width else images
         unused = self.network.above(wanted)
-        for whole in self.network.stages:
-            stage = tuple(conv for conv in whole if conv.name not in unused)
-            if not stage:
-                break
-            if self.recompute and torch.is_grad_enabled():
+        stages = [tuple(conv for conv in stage if conv.name not in unused) for stage in self.network.stages]
+        found: dict[str, Tensor]
+        for stage, above in zip(stages, [*stages[1:], ()], strict=True):
+            after = above[0].before if above else ()
+            if (strips := self._strips(x, stage, wanted)) > 1:
+                x, found = self._stage_in_strips(x, stage, after, strips), {}
+            elif self.recompute and torch.is_grad_enabled():
                 norms: list[Any] = [self.norms[conv.name] for conv in stage if self.norms]
-                x, found = recomputed(self._stage, x, stage, wanted, norms=norms)
+                x, found = recomputed(self._stage, x, stage, after, wanted, norms=norms)
             else:
-                x, found = self._stage(x, stage, wanted)
+                x, found = self._stage(x, stage, after, wanted)
             maps |= found
         return [maps[name] for name in wanted]
 
-    def _stage(self, x: Tensor, stage: Sequence[Conv], wanted: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The last map of a stage, from the last one below it, and those of its convolutions that are wanted."""
+    def _stage(
+        self, x: Tensor, stage: Sequence[Conv], after: Sequence[Pool | ResponseNorm], wanted: Sequence[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the next stage begins with, from what this one begins with, and those of its convolutions' maps that are
+        wanted."""
         maps = {}
         for conv in stage:
-            for step in conv.before:
-                if isinstance(step, Pool):
-                    x = functional.max_pool2d(x, step.kernel, step.stride, step.padding, ceil_mode=True)
-                elif not self.norms:
-                    x = functional.local_response_norm(x, 5, step.alpha, 0.75, step.k)
             x = self.convs[conv.name](x)
             if self.norms:
                 x = self.norms[conv.name](x)
             x = functional.relu(x, inplace=True)
             if conv.name in wanted:
                 maps[conv.name] = x
+        for step in after:
+            if isinstance(step, Pool):
+                x = functional.max_pool2d(x, step.kernel, step.stride, step.padding, ceil_mode=True)
+            elif not self.norms:
+                x = functional.local_response_norm(x, 5, step.alpha, 0.75, step.k)
         return x, maps
+
+    def _stage_in_strips(
+        self, x: Tensor, stage: Sequence[Conv], after: Sequence[Pool | ResponseNorm], strips: int
+    ) -> Tensor:
+        def compute(rows: Tensor) -> Tensor:
+            return self._stage(rows, stage, after, ())[0]
+
+        return in_strips(compute, x, [step for step in (*stage, *after) if not isinstance(step, ResponseNorm)], strips)
+
+    def _strips(self, x: Tensor, stage: Sequence[Conv], wanted: Sequence[str]) -> int:
+        """How many strips a stage is to be computed in: more than one where its maps are large, on a CPU, and nothing
+        needs them later, neither RoI pooling nor a gradient nor the statistics of a batch."""
+        names = [conv.name for conv in stage]
+        if x.device.type != "cpu" or torch.compiler.is_compiling() or not names or not set(names).isdisjoint(wanted):
+            return 1
+        norms = [self.norms[name] for name in names if self.norms]
+        parameters = [p for layer in (*norms, *(self.convs[name] for name in names)) for p in layer.parameters()]
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
+            return 1
+        if any(norm.training for norm in norms):
+            return 1
+        cells = x.shape[0] * x.shape[2] * x.shape[3] // stage[0].stride ** 2
+        return -(-cells * self.network.channels_of(names[0], self.width) // STRIP_VALUES)

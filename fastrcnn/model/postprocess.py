@@ -57,10 +57,11 @@ def best_boxes(
     if max_per_class is not None and len(scores) > max_per_class:
         best = scores.topk(max_per_class, dim=0).indices  # (max_per_class, classes)
         keep &= torch.zeros_like(keep).scatter_(0, best, True)
-    # A box pushed out of the image has no area and is no detection.
-    keep &= (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1])
     row, column = torch.nonzero(keep, as_tuple=True)
     boxes, scores, labels = boxes[row, column], scores[row, column], column + 1
+    # A box pushed out of the image has no area and is no detection.
+    real = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    boxes, scores, labels = boxes[real], scores[real], labels[real]
     kept = batched_nms(boxes, scores, labels, nms_iou)[:max_per_image]
     return Detections(boxes[kept], scores[kept], labels[kept])
 

@@ -29,7 +29,7 @@ def picture_features(
     model: FastRCNN,
     pyramids: Iterable[Sequence[Batch]],
     proposals: bool = True,
-    rois_per_chunk: int = 1000,
+    rois_per_chunk: int = 500,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[PictureFeatures]:
     """Features of each picture's truth boxes and, where `proposals`, of its proposals. Leaves the model in eval mode,
@@ -53,16 +53,16 @@ def _vectors(
 ) -> Tensor:
     """Features (R, D) of RoIs (R, 4) of picture number `i`."""
     device = model.delta_mean.device
-    scales = torch.stack([level.scales[i] for level in pyramid]).to(device)  # (L,)
+    scales = torch.stack([level.scales[i] for level in pyramid])  # (L,)
 
     def at(level: int, some: Tensor) -> tuple[Tensor]:
         images, sizes = (t[i : i + 1].to(device) for t in (pyramid[level].images, pyramid[level].sizes))
-        scaled = scaled_rois(some, model.roi_op, scales[level : level + 1])
+        scaled = scaled_rois(some, model.roi_op, scales[level : level + 1]).to(device)
         with autocast(device, dtype):
             maps = model.features(images, sizes)
             return (torch.cat([model.roi_vectors(maps, c).float() for c in scaled.split(rois_per_chunk)]),)
 
-    return at_levels(rois.to(device), scales, at)[0]
+    return at_levels(rois, scales, at)[0]
 
 
 def mean_length(pictures: Iterable[PictureFeatures]) -> float:

@@ -1,0 +1,60 @@
+"""Layers computed a strip of rows at a time, so that the large maps between them never exist as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+
+class Window(Protocol):
+    """What one row of a layer's output sees: rows of its input, how far apart two windows are, rows of padding."""
+
+    @property
+    def kernel(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def padding(self) -> int: ...
+
+
+Windows: TypeAlias = Sequence[Window]
+
+
+def total_stride(windows: Windows) -> int:
+    """Rows of the input for one of the output of several layers."""
+    stride = 1
+    for window in windows:
+        stride *= window.stride
+    return stride
+
+
+def rows_seen(row: int, windows: Windows) -> tuple[int, int]:
+    """The first and last row of the input that a row of the output is computed from; some may lie in the padding."""
+    first = last = row
+    for window in reversed(windows):
+        first = first * window.stride - window.padding
+        last = last * window.stride - window.padding + window.kernel - 1
+    return first, last
+
+
+def in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, windows: Windows, count: int) -> Tensor:
+    """What `compute` gives for a map (N, C, H, W), from `count` strips of its rows or fewer.
+
+    compute: layers with these windows, which pad what they are given. Each strip comes with the rows beyond its edges
+    that its outputs see, and what the padding spoils there is cut off; so every value is computed from the same ones.
+    """
+    stride, height = total_stride(windows), x.shape[2]
+    first, last = rows_seen(0, windows)
+    least = -(-(last - first + 1) // stride)  # rows of the output for which a strip is high enough in any case
+    count = max(1, min(count, height // stride // least))
+    edges = [i * (height // stride) // count for i in range(count)]  # the first row of each strip's output
+    parts = []
+    for top, bottom in zip(edges, [*edges[1:], None], strict=True):
+        shift = max(0, rows_seen(top, windows)[0]) // stride  # rows of the output that lie before the strip
+        end = height if bottom is None else rows_seen(bottom - 1, windows)[1] + 1
+        part = compute(x[:, :, shift * stride : end])
+        parts.append(part[:, :, top - shift : None if bottom is None else bottom - shift])
+    return torch.cat(parts, dim=2)
