@@ -32,8 +32,8 @@ import cv2
 import numpy as np
 import torch
 import torchvision
-from bench_machine import machine
-from bench_train import CLASSES, in_use
+from bench_machine import machine, peak_above_now
+from bench_train import CLASSES
 from detect_peer import HEIGHT, SCALE, SETTINGS, WIDTH, Detect, on_device, peer_detection, peer_head, peer_of, scaled
 from torch import Tensor
 
@@ -236,17 +236,14 @@ def peak(name: str, device: torch.device, inputs: Inputs) -> float:
         run = peer_detection(model, torch.bfloat16 if device.type == "cuda" else torch.float32)
     else:
         run = our_detection(model, getattr(torch, name))
+    run(given[0], given[1][:8])  # libraries, which take memory as well, are loaded by now
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         for _ in range(2):
             run(*given)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the highest use so far is forgotten
-    resident = in_use("VmRSS")
-    for _ in range(2):
-        run(*given)
-    return in_use("VmHWM") - resident
+    return peak_above_now(lambda: run(*given), times=2)
 
 
 def memory_rows(options: argparse.Namespace) -> list[Row]:

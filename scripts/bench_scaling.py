@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_evaluation import drawn, processor
-from bench_train import in_use
+from bench_machine import peak_above_now
 
 from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
 from fastrcnn.data.selective_search import SelectiveSearchSettings
@@ -150,11 +150,9 @@ def sides(n: int, folder: Path) -> Iterator[tuple[str, Run]]:
 
 def measured(run: Run) -> tuple[float, float]:
     """Seconds of the processor, and MiB."""
-    Path("/proc/self/clear_refs").write_text("5")  # the highest use so far is forgotten
-    before = in_use("VmRSS")
-    seconds = processor(run)
-    memory = max(0.0, in_use("VmHWM") - before)
-    return min([seconds, *(processor(run) for _ in range(2))]), memory
+    spent: list[float] = []
+    memory = peak_above_now(lambda: spent.append(processor(run)))
+    return min([*spent, *(processor(run) for _ in range(2))]), memory
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import torch
 import torchvision
-from bench_machine import machine
+from bench_machine import machine, peak_above_now
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -97,12 +97,12 @@ def our_step(case: str, device: torch.device, dtype: torch.dtype) -> Callable[[I
     def step(given: Inputs) -> float:
         images, rois, targets = given
         set_rate(optimizer, 1e-4)
+        optimizer.zero_grad(set_to_none=True)
         with autocast(device, dtype):
             logits, deltas = model(images.to(device), rois.to(device))
         wanted = RoITargets(targets.labels.to(device), targets.deltas.to(device))
         loss = fast_rcnn_loss(logits, deltas, wanted).total
         total = loss.item()
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradient_norm(optimizer)
         optimizer.step()
@@ -167,16 +167,7 @@ def peak(name: str, case: str, device: torch.device, dtype: torch.dtype) -> floa
         torch.cuda.reset_peak_memory_stats()
         step(given), step(given)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the highest use so far is forgotten
-    before = in_use("VmRSS")
-    step(given), step(given)
-    return in_use("VmHWM") - before
-
-
-def in_use(what: str) -> float:
-    """MiB of memory of this process, now (VmRSS) or at most (VmHWM), as Linux counts it."""
-    (line,) = (n for n in Path("/proc/self/status").read_text().splitlines() if n.startswith(what))
-    return int(line.split()[1]) / 2**10
+    return peak_above_now(lambda: step(given), times=2)
 
 
 def loader_seconds(size: tuple[int, int]) -> float:

@@ -156,11 +156,11 @@ class FastRCNN(nn.Module):
 
         sizes: (N, 2) height and width without padding; what lies beyond becomes 0, as the paper's code pads.
         """
-        images = (images.float() - self.pixel_mean) / self.pixel_std
+        images = (images.float() - self.pixel_mean).div_(self.pixel_std)
         if sizes is not None:
             rows = torch.arange(images.shape[2], device=images.device)[None, :, None] < sizes[:, 0, None, None]
             columns = torch.arange(images.shape[3], device=images.device)[None, None, :] < sizes[:, 1, None, None]
-            images = images * (rows & columns)[:, None]
+            images *= (rows & columns)[:, None]
         return images
 
     def forward(

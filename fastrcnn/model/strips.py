@@ -51,10 +51,16 @@ def in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, windows: Windows, 
     least = -(-(last - first + 1) // stride)  # rows of the output for which a strip is high enough in any case
     count = max(1, min(count, height // stride // least))
     edges = [i * (height // stride) // count for i in range(count)]  # the first row of each strip's output
-    parts = []
-    for top, bottom in zip(edges, [*edges[1:], None], strict=True):
+    out = x  # until the last strip, which is computed first, has told how many rows there are
+    for top, bottom in reversed(list(zip(edges, [*edges[1:], None], strict=True))):
         shift = max(0, rows_seen(top, windows)[0]) // stride  # rows of the output that lie before the strip
         end = height if bottom is None else rows_seen(bottom - 1, windows)[1] + 1
         part = compute(x[:, :, shift * stride : end])
-        parts.append(part[:, :, top - shift : None if bottom is None else bottom - shift])
-    return torch.cat(parts, dim=2)
+        if bottom is None:
+            order = torch.channels_last if part.is_contiguous(memory_format=torch.channels_last) else None
+            shape = (*part.shape[:2], shift + part.shape[2], part.shape[3])
+            out = torch.empty(
+                shape, dtype=part.dtype, device=part.device, memory_format=order or torch.contiguous_format
+            )
+        out[:, :, top:bottom] = part[:, :, top - shift : None if bottom is None else bottom - shift]
+    return out
