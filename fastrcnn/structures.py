@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -36,6 +37,23 @@ class Batch:
     boxes: list[Tensor]  # N tensors (G_i, 4) float32, the truth
     labels: list[Tensor]  # N tensors (G_i,) int64
     samples: list[Sample]  # where each picture came from
+
+    def __reduce__(self) -> tuple[Callable[..., Batch], tuple]:
+        """On its way between processes the pictures lie in shared memory. All else is small and goes along as arrays: a
+        tensor is asked for at the other process, which is busy."""
+        small = [[t.numpy() for t in tensors] for tensors in (self.proposals, self.boxes, self.labels)]
+        return _batch, (self.images, self.sizes.numpy(), self.scales.numpy(), small, self.samples)
+
+    def pin_memory(self) -> Batch:
+        """The pictures in memory that a GPU copies from by itself; torch's DataLoader calls it where that is wanted."""
+        return replace(self, images=self.images.pin_memory())
+
+
+def _batch(
+    images: Tensor, sizes: np.ndarray, scales: np.ndarray, small: list[list[np.ndarray]], samples: list[Sample]
+) -> Batch:
+    proposals, boxes, labels = ([torch.from_numpy(array) for array in arrays] for arrays in small)
+    return Batch(images, torch.from_numpy(sizes), torch.from_numpy(scales), proposals, boxes, labels, samples)
 
 
 @dataclass(frozen=True)

@@ -7,30 +7,16 @@ import io
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from measuring import in_turn, processor, ratio_and_quartiles, spread
 from pycocotools.cocoeval import COCOeval
 
 from fastrcnn.evaluation.coco_ap import _coco, _entries
 from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, mean_ap
 
 Found, Truth = dict[str, ClassDetections], dict[str, ClassTruth]
-
-
-def processor(run: Callable[[], Any]) -> float:
-    """The processor's seconds of a call, in all threads."""
-    begin = time.process_time()
-    run()
-    return time.process_time() - begin
-
-
-def alternate(turns: int, *runs: Callable[[], Any]) -> list[float]:
-    """Median seconds of the processor of each, taken in turn."""
-    return [
-        statistics.median(of_one) for of_one in zip(*([processor(r) for r in runs] for _ in range(turns)), strict=True)
-    ]
 
 
 def drawn(images: int, each: int, classes: int, rng: np.random.Generator) -> tuple[Found, Truth]:
@@ -111,17 +97,20 @@ def evaluation(images: int, turns: int) -> dict[str, Any]:
         for name in truth:
             plain_ap(found[name], truth[name])
 
-    own, loop, coco = alternate(turns, lambda: mean_ap(found, truth, "voc10"), loops, peer)
+    own, loop, coco = in_turn(turns, lambda: mean_ap(found, truth, "voc10"), loops, peer, clock=processor)
+    to_loop, to_coco = ratio_and_quartiles(loop, own), ratio_and_quartiles(coco, own)
     tracemalloc.start()
     mean_ap(found, truth, "voc10")
     peak = tracemalloc.get_traced_memory()[1] / 2**20
     tracemalloc.stop()
     held = sum(d.boxes.nbytes + d.scores.nbytes + d.images.nbytes for d in found.values()) / 2**20
-    row = {"images": images, "detections": images * 100, "seconds": own, "loop": loop / own, "pycocotools": coco / own}
+    seconds = statistics.median(own)
+    row = {"images": images, "detections": images * 100, "seconds": seconds, "loop": to_loop, "pycocotools": to_coco}
     row |= {"difference": difference, "peak_mib": peak, "input_mib": held}
     print(
-        f"| AP, {images * 100:,} boxes | {own:.2f} s: {loop / own:.1f}x a plain loop, {coco / own:.0f}x pycocotools; "
-        f"equal to {difference:.1e}; {peak:.0f} MiB beside {held:.0f} of input |",
+        f"| AP, {images * 100:,} boxes | {seconds:.2f} s of the processor: {spread(to_loop)} a plain loop (goal 10x), "
+        f"{spread(to_coco)} pycocotools (goal 50x); equal to {difference:.1e}; "
+        f"{peak:.0f} MiB beside {held:.0f} of input |",
         flush=True,
     )
     return row

@@ -28,7 +28,8 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from bench_evaluation import alternate, evaluation
+from bench_evaluation import evaluation
+from measuring import in_turn, processor
 
 from fastrcnn import build
 from fastrcnn.cli.compose import compose, to_dict
@@ -40,6 +41,8 @@ from fastrcnn.data.transforms import Augmentation, resize
 from fastrcnn.data.voc import annotated_ids, find_classes, load_voc
 from fastrcnn.structures import Sample
 from fastrcnn.training import checkpoint
+
+TRAINED = 100  # images/s
 
 
 def photographs(folder: Path | None, made: Path, number: int) -> list[Sample]:
@@ -67,7 +70,8 @@ def loader(folder: Path | None, made: Path, turns: int, batches: int) -> dict[st
         "collation": lambda: [collate(examples[i : i + 2]) for i in range(0, len(examples), 2)],
         "all, mirroring half": lambda: [collate([data[0, i], data[0, i + 1]]) for i in range(0, len(samples) - 1, 2)],
     }
-    cost = dict(zip(stages, (s * 1e3 / len(samples) for s in alternate(turns, *stages.values())), strict=True))
+    spent = in_turn(turns, *stages.values(), clock=processor)
+    cost = {name: statistics.median(s) * 1e3 / len(samples) for name, s in zip(stages, spent, strict=True)}
     rates: dict[int, list[float]] = {0: [], 1: [], 2: []}
     for _ in range(turns):
         for workers, found in rates.items():
@@ -77,11 +81,37 @@ def loader(folder: Path | None, made: Path, turns: int, batches: int) -> dict[st
             list(islice(source, batches))
             found.append(2 * batches / (time.perf_counter() - begin))
             source.close()  # type: ignore[attr-defined]
-    medians = {workers: statistics.median(found) for workers, found in rates.items()}
+    waits = {n: [waited_for(data, n, batches) for _ in range(turns)] for n in (1, 2, 4)}
     print("| loader, ms an image | " + ", ".join(f"{name} {ms:.2f}" for name, ms in cost.items()) + " |")
-    print("| loader, images/s | " + ", ".join(f"{n} workers {rate:.0f}" for n, rate in medians.items()) + " |")
-    print(f"| cores for 100 images/s | {cost['all, mirroring half'] / 10:.2f} |", flush=True)
-    return {"ms": cost, "images_per_s": medians}
+    print("| loader, images/s, workers: median (least to most) | " + of_turns(rates, "{:.0f}") + " |")
+    print(f"| cores for 100 images/s | {cost['all, mirroring half'] / 10:.2f} |")
+    print(
+        f"| share of its time that a training of {TRAINED} images/s waits, workers: median | "
+        f"{of_turns(waits, '{:.1%}')} |",
+        flush=True,
+    )
+    return {"ms": cost, "images_per_s": rates, "waiting": waits}
+
+
+def of_turns(found: dict[int, list[float]], style: str) -> str:
+    """Of each number of workers the median of the turns, and the least and the most."""
+    parts = (map(style.format, (statistics.median(f), min(f), max(f))) for f in found.values())
+    return ", ".join("{}: {} ({} to {})".format(n, *part) for n, part in zip(found, parts, strict=True))
+
+
+def waited_for(data: DetectionDataset, workers: int, batches: int) -> float:
+    """The share of its time that a training waits which needs a batch of two pictures every 2 / TRAINED seconds."""
+    source = iter(training_loader(data, 2, workers))
+    list(islice(source, 8 * workers))
+    waited, begin = 0.0, time.perf_counter()
+    for _ in range(batches):
+        asked = time.perf_counter()
+        next(source)
+        waited += time.perf_counter() - asked
+        time.sleep(2 / TRAINED)
+    share = waited / (time.perf_counter() - begin)
+    source.close()  # type: ignore[attr-defined]
+    return share
 
 
 def store(made: Path, samples: list[Sample], boxes: np.ndarray) -> Callable[[str], np.ndarray]:
@@ -134,7 +164,10 @@ def start(folder: Path | None, made: Path, turns: int) -> dict[str, Any]:
             spent[name].append(of_processor)
     rows = {name: {"clock": min(clock[name]), "processor": statistics.median(spent[name])} for name in programs}
     for name, row in rows.items():
-        print(f"| {name} | {row['clock']:.2f} s on the clock at best, {row['processor']:.2f} s of the processor |")
+        print(
+            f"| {name} | {row['clock']:.2f} s on the clock at best, {max(clock[name]):.2f} at worst; "
+            f"{row['processor']:.2f} s of the processor |"
+        )
     return rows
 
 

@@ -2,7 +2,7 @@
 
     python scripts/bench_roi_pool.py [--device cpu|cuda] [--repeats 15] [--boxes FILE.mat] [--json FILE]
 
-Every row is a ratio of medians: ours and torchvision's, run alternately in one process on inputs drawn afresh. Each is
+Every row is a median of ratios: ours and torchvision's, run alternately in one process on inputs drawn afresh. Each is
 given the memory format it is fastest with: torchvision contiguous features, ours channels_last; the rows marked NCHW
 give ours contiguous ones too. `--boxes` reads real selective search boxes (a .mat file with `boxes`, x1 y1 x2 y2);
 without it, boxes of a like distribution are drawn. On a GPU a row also says what share of the device's own copy
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import torch
 import torchvision
+from measuring import gpu_milliseconds, in_turn, machine, ratio_and_quartiles
 from torch import Tensor
 
 from fastrcnn.ops import roi_pool
@@ -39,6 +39,7 @@ class Row:
     peer_ms: float
     ours_ms: float
     ratio: float
+    spread: tuple[float, float]  # quartiles of the turns' ratios
     equal: bool
     goal: str
     share_of_copy_bandwidth: float | None = None
@@ -67,28 +68,6 @@ def rois_for(images: int, count: int, boxes: Path | None, generator: torch.Gener
     return torch.cat([index[:, None].float(), drawn], 1)
 
 
-def alternate(repeats: int, cuda: bool, *runs: Callable[[], object]) -> list[float]:
-    """Median milliseconds of each, one after another in turn; the first turn does not count."""
-    times: list[list[float]] = [[] for _ in runs]
-    for turn in range(repeats + 1):
-        for i, run in enumerate(runs):
-            if cuda:
-                begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-                torch.cuda.synchronize()
-                begin.record()
-                run()
-                end.record()
-                torch.cuda.synchronize()
-                spent = begin.elapsed_time(end)
-            else:
-                start = time.perf_counter()
-                run()
-                spent = (time.perf_counter() - start) * 1e3
-            if turn:
-                times[i].append(spent)
-    return [statistics.median(t) for t in times]
-
-
 def theirs(features: Tensor, rois: Tensor) -> Tensor:
     return torchvision.ops.roi_pool(features, rois, 7, SCALE)
 
@@ -104,9 +83,11 @@ def train(op: Callable[[Tensor, Tensor], Tensor], features: Tensor, rois: Tensor
     return features.grad
 
 
-def row(what: str, goal: str, medians: list[float], equal: bool, share: float | None = None) -> Row:
-    peer, own = medians
-    return Row(what, torch.get_num_threads(), peer, own, peer / own, equal, goal, share)
+def row(what: str, goal: str, spent: list[list[float]], equal: bool, share: float | None = None) -> Row:
+    peer, own = spent
+    ratio, spread = ratio_and_quartiles(peer, own)
+    medians = statistics.median(peer), statistics.median(own)
+    return Row(what, torch.get_num_threads(), *medians, ratio, spread, equal, goal, share)
 
 
 def cpu_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> list[Row]:
@@ -131,13 +112,11 @@ def cpu_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> li
         def own() -> Tensor:
             return roi_pool(x, rois, 7, SCALE, out=out)
 
-        return row(f"forward, K = 2000, {what}", goal, alternate(repeats, False, peer, own), torch.equal(own(), want))
+        return row(f"forward, K = 2000, {what}", goal, in_turn(repeats, peer, own), torch.equal(own(), want))
 
     def both(what: str, goal: str, x: Tensor, g: Tensor) -> Row:
-        medians = alternate(repeats, False, lambda: train(theirs, pair, some, grad), lambda: train(ours, x, some, g))
-        return row(
-            f"forward + backward, K = 128, {what}", goal, medians, torch.equal(train(ours, x, some, g), want_grad)
-        )
+        spent = in_turn(repeats, lambda: train(theirs, pair, some, grad), lambda: train(ours, x, some, g))
+        return row(f"forward + backward, K = 128, {what}", goal, spent, torch.equal(train(ours, x, some, g), want_grad))
 
     rows = []
     for threads in (1, 2):
@@ -158,8 +137,8 @@ def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second of a large copy on the device, read and written."""
     source = torch.empty(2**28, dtype=torch.int32, device=device)
     target = torch.empty_like(source)
-    (spent,) = alternate(10, True, lambda: target.copy_(source))
-    return 2 * source.numel() * 4 / (spent / 1e3)
+    (spent,) = in_turn(10, lambda: target.copy_(source), clock=gpu_milliseconds)
+    return 2 * source.numel() * 4 / (statistics.median(spent) / 1e3)
 
 
 def cuda_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> list[Row]:
@@ -188,10 +167,16 @@ def cuda_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> l
                 return roi_pool(x, rois, 7, SCALE, out=out, check_values=False)
 
             name = f"forward, K = 2000, {str(dtype)[6:]} against {str(peer_type)[6:]}"
-            medians = alternate(repeats, True, peer, own)
+            spent = in_turn(repeats, peer, own, clock=gpu_milliseconds)
             equal = torch.equal(own().float(), exact)
             rows.append(
-                row(name, ">= 4x; <= 0.12 ms in bfloat16", medians, equal, moved / (medians[1] / 1e3) / bandwidth)
+                row(
+                    name,
+                    ">= 4x; <= 0.12 ms in bfloat16",
+                    spent,
+                    equal,
+                    moved / (statistics.median(spent[1]) / 1e3) / bandwidth,
+                )
             )
 
     pair = torch.relu(torch.randn(2, CHANNELS, HEIGHT, WIDTH, generator=generator)).to(device)
@@ -211,8 +196,8 @@ def cuda_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> l
         return train(ours, pair_last, some, grad_last)
 
     for name, run in (("deterministic", in_order), ("atomic", atomic)):
-        medians = alternate(repeats, True, lambda: train(theirs, pair, some, grad), run)
-        rows.append(row(f"forward + backward, K = 128, {name}", ">= 1x", medians, torch.equal(run(), want)))
+        spent = in_turn(repeats, lambda: train(theirs, pair, some, grad), run, clock=gpu_milliseconds)
+        rows.append(row(f"forward + backward, K = 128, {name}", ">= 1x", spent, torch.equal(run(), want)))
     return rows
 
 
@@ -230,24 +215,20 @@ def main() -> None:
     if options.device == "cuda" or (options.device is None and torch.cuda.is_available()):
         rows += cuda_rows(options.repeats, options.boxes, generator)
 
-    machine = {
-        "processor": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "cpu_backend": choose_backend(torch.device("cpu")).__name__,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-    print(machine)
-    print("| row | threads | torchvision ms | ours ms | ratio | goal | equal | of copy bandwidth |")
-    print("|---|---|---|---|---|---|---|---|")
+    device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
+    described = machine(device) | {"cpu_backend": choose_backend(torch.device("cpu")).__name__}
+    print(described)
+    print("| row | threads | torchvision ms | ours ms | ratio | quartiles | goal | equal | of copy bandwidth |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for r in rows:
         share = f"{r.share_of_copy_bandwidth:.0%}" if r.share_of_copy_bandwidth is not None else ""
         print(
-            f"| {r.what} | {r.threads} | {r.peer_ms:.2f} | {r.ours_ms:.2f} | {r.ratio:.1f}x | {r.goal} |"
+            f"| {r.what} | {r.threads} | {r.peer_ms:.2f} | {r.ours_ms:.2f} | {r.ratio:.1f}x |"
+            f" {r.spread[0]:.1f} to {r.spread[1]:.1f} | {r.goal} |"
             f" {'yes' if r.equal else 'NO'} | {share} |"
         )
     if options.json:
-        options.json.write_text(json.dumps({"machine": machine, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
+        options.json.write_text(json.dumps({"machine": described, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_evaluation import drawn, processor
-from bench_machine import peak_above_now
+from bench_evaluation import drawn
+from measuring import peak_above_now, processor
 
 from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
 from fastrcnn.data.selective_search import SelectiveSearchSettings

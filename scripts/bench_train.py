@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 import torch
 import torchvision
-from bench_machine import machine, peak_above_now
+from measuring import in_turn, machine, matmul_rate, milliseconds, peak_above_now, ratio_and_quartiles, work
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -141,21 +141,21 @@ def peer_step(case: str, device: torch.device, dtype: torch.dtype) -> Callable[[
 STEPS = {"torchvision": peer_step, "ours": our_step}
 
 
-def alternate(case: str, device: torch.device, dtype: torch.dtype, repeats: int) -> dict[str, float]:
-    """Median seconds of a step of each; the first two turns do not count."""
+def alternate(
+    case: str, device: torch.device, dtype: torch.dtype, repeats: int
+) -> tuple[dict[str, list[float]], float]:
+    """Milliseconds of each step of each, and the TFLOP of one of ours."""
     steps = {name: make(case, device, dtype) for name, make in STEPS.items()}
     generator = torch.Generator().manual_seed(int(time.time()))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(repeats + 2):
-        given = inputs(CASES[case][2], generator)
-        for name, step in steps.items():
-            start = time.perf_counter()
-            step(given)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn > 1:
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(t) for name, t in times.items()}
+
+    def draw() -> tuple[Inputs]:
+        return (inputs(CASES[case][2], generator),)
+
+    def waited_for(step: Callable[[], object]) -> float:
+        return milliseconds(lambda: (step(), torch.cuda.synchronize() if device.type == "cuda" else None))
+
+    times = in_turn(repeats, *steps.values(), draw=draw, clock=waited_for, skip=2)
+    return dict(zip(steps, times, strict=True)), work(lambda: steps["ours"](*draw()))
 
 
 def peak(name: str, case: str, device: torch.device, dtype: torch.dtype) -> float:
@@ -227,8 +227,11 @@ def main() -> None:
 
     described = machine(device)
     print(described)
-    print("| row | torchvision ms | ours ms | ratio | ours images/s | loader ms | peak MiB, torchvision | ours |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print(
+        "| row | torchvision ms | ours ms | ratio | quartiles | of the rate of a large matrix product | images/s |"
+        " loader ms | peak MiB, torchvision | ours |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     rows = []
     for case in options.cases:
         size = CASES[case][2]
@@ -237,7 +240,9 @@ def main() -> None:
             precision = str(dtype).removeprefix("torch.")
             if options.profile and dtype == torch.bfloat16:
                 profiled(case, device, dtype, options.profile)
-            medians = {name: s * 1e3 for name, s in alternate(case, device, dtype, options.repeats).items()}
+            times, tflop = alternate(case, device, dtype, options.repeats)
+            medians = {name: statistics.median(spent) for name, spent in times.items()}
+            ratio, spread = ratio_and_quartiles(times["torchvision"], times["ours"])
             peaks = {}
             for name in STEPS:
                 command = [sys.executable, __file__, "--device", options.device, "--threads", str(described["threads"])]
@@ -248,15 +253,18 @@ def main() -> None:
             row = {
                 "row": f"{case} VGG16, {IMAGES} x {size[0]} x {size[1]}, {IMAGES * PER_IMAGE} RoIs, {precision}",
                 "ms": medians,
-                "ratio": medians["torchvision"] / medians["ours"],
+                "ratio": ratio,
+                "quartiles": spread,
+                "share_of_matmul_rate": tflop * 1e3 / medians["ours"] / matmul_rate(device, dtype),
                 "images_per_s": IMAGES * 1e3 / medians["ours"],
                 "loader_ms": loading,
                 "peak_mib": peaks,
             }
             rows.append(row)
             print(
-                f"| {row['row']} | {medians['torchvision']:.0f} | {medians['ours']:.0f} | {row['ratio']:.2f}x | "
-                f"{row['images_per_s']:.2f} | {loading:.0f} | {peaks['torchvision']:.0f} | {peaks['ours']:.0f} |",
+                f"| {row['row']} | {medians['torchvision']:.4g} | {medians['ours']:.4g} | {ratio:.2f}x | "
+                f"{spread[0]:.2f} to {spread[1]:.2f} | {row['share_of_matmul_rate']:.0%} | "
+                f"{row['images_per_s']:.3g} | {loading:.0f} | {peaks['torchvision']:.0f} | {peaks['ours']:.0f} |",
                 flush=True,
             )
     if options.json:

@@ -126,7 +126,10 @@ def train(
         last_part = part + 1 == schedule.accumulate
         with distributed.unshared(network, not last_part), autocast(device, dtype):
             logits, deltas = network(
-                batch.images.to(device), rois.to(device), batch.sizes.to(device), batch.scales.to(device)
+                batch.images.to(device, non_blocking=True),
+                rois.to(device),
+                batch.sizes.to(device),
+                batch.scales.to(device),
             )
         losses = fast_rcnn_loss(logits, deltas, on_device, box_weight)
 

@@ -1,0 +1,115 @@
+"""A whole training, from starting the command to its end, pictures loaded from files: the paper's schedule by default.
+
+    python scripts/bench_schedule.py [--iterations 40000] [--pictures 500] [--json FILE] [KEY=VALUE ...]
+
+Pictures of 500 x 375 are drawn as for `fastrcnn demo`, with 2,000 proposals each (the truth moved about, and boxes
+anywhere), and `fastrcnn train` runs on them with the paper's solver, VGG16 of random weights, in bfloat16. What is
+learned does not matter here. KEY=VALUE go to `fastrcnn train`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from measuring import machine
+
+from fastrcnn.data.demo import CLASSES, write_demo
+from fastrcnn.data.proposals import ImageProposals, write_store
+from fastrcnn.data.voc import load_voc
+from fastrcnn.structures import Sample
+
+SIZE = (500, 375)
+PROPOSALS = 2000
+SETTINGS = (
+    "recipe=paper",
+    "model=vgg16",
+    "model.weights=null",
+    "runtime.precision=bfloat16",
+    "data=custom",
+    f"data.classes=[{','.join(CLASSES)}]",
+    "data.train=[train]",
+    "data.test=[]",
+)
+
+
+def proposals(samples: Sequence[Sample]) -> Iterator[ImageProposals]:
+    """Each sample's truth, 40 times moved by up to a third of its sides, and boxes anywhere."""
+    rng = np.random.default_rng(0)
+    longest = np.float32(SIZE)
+    for sample in samples:
+        truth = np.repeat(sample.boxes, 40, axis=0)
+        sides = truth[:, 2:] - truth[:, :2]
+        near = truth + np.tile(sides, 2) * rng.uniform(-1 / 3, 1 / 3, truth.shape)
+        wide = 20 * (longest / 20) ** rng.random((PROPOSALS - len(near), 2))
+        corners = rng.random(wide.shape) * (longest - wide)
+        boxes = np.concatenate([near, np.concatenate([corners, corners + wide], 1)]).astype(np.float32)
+        yield ImageProposals(sample.image_id, sample.height, sample.width, rng.permutation(boxes))
+
+
+def data_set(folder: Path, pictures: int) -> tuple[Path, Path]:
+    """A data set of so many pictures, and the store of its proposals."""
+    root = write_demo(folder / "set", train=pictures, val=1, test=1, size=SIZE)
+    ids = (root / "ImageSets" / "Main" / "train.txt").read_text().split()
+    samples, _ = load_voc(root, ids, CLASSES)
+    store = folder / "set.proposals"
+    write_store(store, proposals(samples), "drawn for a benchmark", {})
+    return root, store
+
+
+def trained(folder: Path, root: Path, store: Path, iterations: int, settings: Sequence[str]) -> dict[str, float]:
+    """What a training took, and its own account of it."""
+    run = folder / "run"
+    keys = [f"data.root={root}", f"data.proposals={store}", f"solver.iterations={iterations}", f"run={run}"]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "fastrcnn", "train", *SETTINGS, *keys, *settings], check=True)
+    seconds = time.perf_counter() - start
+    logged: dict[str, list[float]] = {}
+    with (run / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            logged.setdefault(row["name"], []).append(float(row["value"]))
+    return {
+        "iterations": iterations,
+        "seconds": seconds,
+        "ms_per_step": seconds * 1e3 / iterations,
+        "images_per_s_while_training": statistics.median(logged["train/images_per_s"]),
+        "share_waiting_for_pictures": statistics.median(logged["train/data_wait_share"]),
+        "last_loss": logged["train/loss"][-1],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--iterations", type=int, default=40_000)
+    parser.add_argument("--pictures", type=int, default=500)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    options = parser.parse_args()
+    described = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        root, store = data_set(folder, options.pictures)
+        result = trained(folder, root, store, options.iterations, options.settings)
+    print(described)
+    print(
+        f"{options.iterations} steps of 2 pictures from start to end: {result['seconds']:.0f} s, "
+        f"{result['ms_per_step']:.2f} ms a step; while training {result['images_per_s_while_training']:.1f} images/s, "
+        f"{result['share_waiting_for_pictures']:.1%} of the time spent waiting for pictures; "
+        f"last loss {result['last_loss']:.3f} (goal: 40,000 in 6 minutes on an H200)"
+    )
+    if options.json:
+        options.json.write_text(json.dumps({"machine": described, "rows": [result]}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What the benchmarks share: the machine, runs in turn, ratios with their spread, ceilings, work and memory."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+import torchvision
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def machine(device: torch.device) -> dict[str, str | int | None]:
+    """Processor, threads, versions and GPU, for the head of a table and its JSON file."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+    }
+
+
+def milliseconds(run: Callable[[], object]) -> float:
+    """Of the clock."""
+    start = time.perf_counter()
+    run()
+    return (time.perf_counter() - start) * 1e3
+
+
+def gpu_milliseconds(run: Callable[[], object]) -> float:
+    """Of a CUDA device, from its doing nothing to its having done all that `run` gave it."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    begin.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end)
+
+
+def processor(run: Callable[[], object]) -> float:
+    """Seconds of the processor, in all threads."""
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
+
+
+def in_turn(
+    turns: int,
+    *runs: Callable[..., object],
+    draw: Callable[[], tuple] = tuple,
+    clock: Callable[[Callable[[], object]], float] = milliseconds,
+    skip: int = 1,
+) -> list[list[float]]:
+    """What the clock says of each run in each turn, one after another on what `draw` gives; the first `skip` turns do
+    not count."""
+    spent: list[list[float]] = [[] for _ in runs]
+    for turn in range(turns + skip):
+        given = draw()
+        for of_one, run in zip(spent, runs, strict=True):
+            took = clock(partial(run, *given))
+            if turn >= skip:
+                of_one.append(took)
+    return spent
+
+
+def ratio_and_quartiles(peer: Sequence[float], ours: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """The median of the turns' ratios, and their quartiles."""
+    ratios = [a / b for a, b in zip(peer, ours, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return middle, (low, high)
+
+
+def spread(ratio: tuple[float, tuple[float, float]]) -> str:
+    """What `ratio_and_quartiles` gives, in words."""
+    middle, (low, high) = ratio
+    return f"{middle:.3g}x ({low:.3g} to {high:.3g})"
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """TFLOP/s of a large matrix product, the ceiling of convolutions and fully connected layers; median of 9."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    (spent,) = in_turn(9, lambda: a @ b, clock=gpu_milliseconds if device.type == "cuda" else milliseconds, skip=2)
+    return 2 * side**3 / statistics.median(spent) / 1e9
+
+
+def work(run: Callable[[], object]) -> float:
+    """TFLOP of the convolutions and matrix products in a run."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops() / 1e12
+
+
+def peak_above_now(run: Callable[[], object], times: int = 1) -> float:
+    """MiB at most in use while `run` runs so many times, above what there is before; on Linux."""
+    ctypes.CDLL(None).malloc_trim(0)  # what is free already goes back to the system, or `run` would use it uncounted
+    Path("/proc/self/clear_refs").write_text("5")  # the highest use so far is forgotten
+    before = _in_use("VmRSS")
+    for _ in range(times):
+        run()
+    return _in_use("VmHWM") - before
+
+
+def _in_use(what: str) -> float:
+    """MiB of memory of this process, now (VmRSS) or at most (VmHWM), as Linux counts it."""
+    (line,) = (n for n in Path("/proc/self/status").read_text().splitlines() if n.startswith(what))
+    return int(line.split()[1]) / 2**10
