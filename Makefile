@@ -56,12 +56,15 @@ types: $(VENV)/.installed-dev
 
 check: lint types test
 
+# BOXES=FILE.mat: real boxes in place of drawn ones. DATA=FOLDER in VOC's layout: photographs, and selective search on them.
 bench: $(VENV)/.installed-dev
-	$(BIN)/python scripts/bench_roi_pool.py
+	$(BIN)/python scripts/bench_roi_pool.py $(if $(BOXES),--boxes $(BOXES))
+	$(BIN)/python scripts/bench_detect.py $(if $(BOXES),--boxes $(BOXES))
 	$(BIN)/python scripts/bench_train.py
-	$(BIN)/python scripts/bench_detect.py
-	$(BIN)/python scripts/bench_pipeline.py
+	$(BIN)/python scripts/bench_pipeline.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python scripts/bench_proposals.py
 	$(BIN)/python scripts/bench_scaling.py
+	$(if $(DATA),$(BIN)/python scripts/bench_search.py $(DATA))
 
 wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

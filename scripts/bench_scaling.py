@@ -24,6 +24,8 @@ import torch
 from bench_evaluation import drawn
 from measuring import peak_above_now, processor
 
+from fastrcnn.data.check import Settings, Task, read_one
+from fastrcnn.data.demo import write_demo
 from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
 from fastrcnn.data.selective_search import SelectiveSearchSettings
 from fastrcnn.data.transforms import Augmentation
@@ -90,11 +92,23 @@ def images(n: int, folder: Path) -> Iterator[tuple[str, Run]]:
         samples = samples_of(n, 20)
         names = [f"class {k}" for k in range(20)]
         yield "recall of 2,000 proposals an image", lambda: proposal_recall([boxes] * n, samples, names)
+        yield "check of pictures and their annotations", checking(n, folder)
     small = boxes[:200]
     items = lambda: (ImageProposals(f"{i:06d}", 375, 500, small) for i in range(n))  # noqa: E731
     yield "store of 200 proposals an image, written", lambda: write_store(path, items(), "benchmark", {})
     store = ProposalStore(path)
     yield "and read", lambda: [store.boxes(f"{i:06d}") for i in range(n)]
+
+
+def checking(n: int, folder: Path) -> Run:
+    """The reading of `fastrcnn check`, of n copies of one picture."""
+    root = write_demo(folder / "set", train=1, val=1, test=1)
+    (name,) = (root / "ImageSets" / "Main" / "train.txt").read_text().split()
+    for i in range(n):
+        for kind, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+            (root / kind / f"{i:06d}x.{ending}").hardlink_to(root / kind / f"{name}.{ending}")
+    tasks = [Task("train", "train", root, f"{i:06d}x", None) for i in range(n)]
+    return lambda: [read_one(task, Settings(), {}) for task in tasks]
 
 
 def rois(n: int, folder: Path) -> Iterator[tuple[str, Run]]:

@@ -119,9 +119,13 @@ def data(tiny: VocFolder) -> DetectionDataset:
     return DetectionDataset(samples, nothing, Augmentation((48, 72), 100, colour=0.2), seed=11)
 
 
-def seen(batches: list[Batch]) -> list[tuple[list[str], bytes, bytes]]:
+def seen(batches: list[Batch]) -> list[tuple[list[str], list[bytes]]]:
+    """All that batches hold."""
     return [
-        ([s.image_id for s in b.samples], b.images.numpy().tobytes(), torch.cat(b.boxes).numpy().tobytes())
+        (
+            [s.image_id for s in b.samples],
+            [t.numpy().tobytes() for t in (b.images, b.sizes, b.scales, *b.proposals, *b.boxes, *b.labels)],
+        )
         for b in batches
     ]
 
