@@ -105,13 +105,13 @@ def network_outputs(
         maps = [model.features(level.images.to(device), level.sizes.to(device)) for level in pyramid]
     results = []
     for i, sample in enumerate(pyramid[0].samples):
-        rois = pyramid[0].proposals[i]  # (P, 4), on the CPU, where what is done with them waits for no GPU
+        rois = pyramid[0].proposals[i]  # (P, 4), on the CPU: to tell them apart on a GPU is to wait for it many times
         scales = torch.stack([level.scales[i] for level in pyramid])
         own = [[m[i : i + 1] for m in level] for level in maps]
         scores, deltas = pyramid_outputs(model, own, scales, rois, settings, dtype)
         if not settings.box_regression:
             deltas = torch.zeros_like(deltas)
-        boxes = box_ops.decode(rois.to(device), deltas)
+        boxes = box_ops.decode(rois.to(device, non_blocking=True), deltas)
         results.append((scores, box_ops.clip(boxes, sample.height, sample.width)))
     return results
 
@@ -177,7 +177,7 @@ def roi_outputs(
     `scaled_rois` gives them. Scores are probabilities or, of a model whose classifier is "svm", margins."""
     outputs = []
     rows, place = distinct_rois(rois, model.roi_op, model.strides)
-    chunks = rois[rows].to(maps[0].device).chunk(max(1, -(-len(rows) // settings.rois_per_chunk)))
+    chunks = rois[rows].to(maps[0].device, non_blocking=True).chunk(max(1, -(-len(rows) // settings.rois_per_chunk)))
     with autocast(maps[0].device, dtype):  # around all chunks: at its end autocast forgets the weights it has rounded
         for chunk in chunks:
             outputs.append(model.classify(maps, chunk))

@@ -38,6 +38,8 @@ from measuring import in_turn, machine, matmul_rate, peak_above_now, ratio_and_q
 from torch import Tensor
 
 from fastrcnn import boxes as box_ops
+from fastrcnn import build
+from fastrcnn.config import RuntimeConfig
 from fastrcnn.data.selective_search import SelectiveSearchSettings
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.detector import Detector
@@ -119,7 +121,7 @@ def our_head(model: FastRCNN, dtype: torch.dtype) -> Callable[[Tensor, np.ndarra
 
     @torch.no_grad()
     def detect(maps: Tensor, boxes: np.ndarray) -> Detections:
-        scores, deltas = roi_outputs(model, [maps], on_device(boxes, device), SETTINGS, dtype)
+        scores, deltas = roi_outputs(model, [maps], on_device(boxes, torch.device("cpu")), SETTINGS, dtype)
         found = box_ops.clip(box_ops.decode(torch.from_numpy(boxes).to(device), deltas), HEIGHT, WIDTH)
         kept = best_boxes(scores, found, *LIMITS)
         return Detections(kept.boxes.cpu(), kept.scores.cpu(), kept.labels.cpu())
@@ -261,6 +263,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device, inputs = torch.device(options.device), Inputs(int(time.time()), options.boxes)
+    build.precision(RuntimeConfig(precision="float32"), device)  # float32 is float32, not TF32
     if options.peak_of:
         print(peak(options.peak_of, device, inputs))
         return

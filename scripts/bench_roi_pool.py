@@ -2,11 +2,11 @@
 
     python scripts/bench_roi_pool.py [--device cpu|cuda] [--repeats 15] [--boxes FILE.mat] [--json FILE]
 
-Every row is a median of ratios: ours and torchvision's, run alternately in one process on inputs drawn afresh. Each is
-given the memory format it is fastest with: torchvision contiguous features, ours channels_last; the rows marked NCHW
-give ours contiguous ones too. `--boxes` reads real selective search boxes (a .mat file with `boxes`, x1 y1 x2 y2);
-without it, boxes of a like distribution are drawn. On a GPU a row also says what share of the device's own copy
-bandwidth it reaches: bytes that have to move, over time.
+Every row is a median of ratios: ours and torchvision's, run alternately in one process, on inputs that are drawn when
+the program starts. Each is given the memory format it is fastest with: torchvision contiguous features, ours
+channels_last; the rows marked NCHW give ours contiguous ones too. `--boxes` reads real selective search boxes (a .mat
+file with `boxes`, x1 y1 x2 y2); without it, boxes of a like distribution are drawn. On a GPU a row also says what share
+of the device's own copy bandwidth it reaches: bytes that have to move, over time.
 """
 
 from __future__ import annotations

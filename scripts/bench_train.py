@@ -29,6 +29,8 @@ from measuring import in_turn, machine, matmul_rate, milliseconds, peak_above_no
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fastrcnn import build
+from fastrcnn.config import RuntimeConfig
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import training_loader
 from fastrcnn.data.transforms import Augmentation
@@ -220,6 +222,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    build.precision(RuntimeConfig(precision="float32"), device)  # float32 is float32, not TF32
     if options.peak_of:
         name, case, dtype = options.peak_of
         print(peak(name, case, device, getattr(torch, dtype)))

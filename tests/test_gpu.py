@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,17 @@ import pytest
 import torch
 
 from fastrcnn.cli import main
+from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.demo import CLASSES, write_demo
-from fastrcnn.data.proposals import ImageProposals, write_store
+from fastrcnn.data.loader import training_loader
+from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
+from fastrcnn.data.transforms import Augmentation
 from fastrcnn.data.voc import load_voc
-from fastrcnn.inference import DetectionSettings, detect_batch
+from fastrcnn.inference import DetectionSettings, detect_batch, network_outputs
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.structures import Batch, RoITargets, Sample
+from fastrcnn.training.features import picture_features
 
 pytestmark = pytest.mark.gpu
 
@@ -63,28 +68,55 @@ def batch() -> Batch:
     )
 
 
-def test_detections_are_the_cpus(gpu: torch.device) -> None:
+def halved(whole: Batch) -> Batch:
+    """The same pictures at half their size."""
+    images = whole.images[:, :, ::2, ::2].contiguous()
+    return replace(whole, images=images, sizes=whole.sizes // 2, scales=whole.scales / 2)
+
+
+def on(device: torch.device, model: FastRCNN) -> FastRCNN:
+    return copy.deepcopy(model).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_detections_are_the_cpus(gpu: torch.device, levels: int) -> None:
     model = network().eval()
-    settings = DetectionSettings(score_threshold=0.2, rois_per_chunk=70)
-    want = detect_batch(model, [batch()], settings)
-    found = detect_batch(copy.deepcopy(model).to(gpu, memory_format=torch.channels_last), [batch()], settings)  # type: ignore[call-overload]
+    pyramid = [batch(), halved(batch())][:levels]
+    settings = DetectionSettings(score_threshold=0.2, nms_iou=1.0, max_per_image=None, rois_per_chunk=70)
+    want = detect_batch(model, pyramid, settings)
+    found = detect_batch(on(gpu, model), pyramid, settings)
     for a, b in zip(found, want, strict=True):
-        assert len(a) == len(b) > 10
-        assert torch.equal(a.labels, b.labels)
-        torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-4)
-        torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=1e-2)
+        assert abs(len(a) - len(b)) <= 1  # a score may lie at the threshold
+        near = (a.boxes[None] - b.boxes[:, None]).abs().amax(2) <= 1e-2
+        near &= (a.scores[None] - b.scores[:, None]).abs() <= 1e-4
+        near &= a.labels[None] == b.labels[:, None]
+        assert int(near.any(1).sum()) >= len(b) - 1 > 100
+
+
+def test_features_are_the_cpus(gpu: torch.device) -> None:
+    model = network().eval()
+    pyramid = [batch(), halved(batch())]
+    want = list(picture_features(model, [pyramid]))
+    found = list(picture_features(on(gpu, model), [pyramid]))
+    for a, b in zip(found, want, strict=True):
+        assert np.linalg.norm(a.features - b.features) < 1e-4 * np.linalg.norm(b.features)
+
+
+def test_pictures_are_pinned_on_their_way(gpu: torch.device, data_set: list[str], tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    ids = (root / "ImageSets" / "Main" / "train.txt").read_text().split()
+    samples, _ = load_voc(root, ids, CLASSES)
+    data = DetectionDataset(samples, ProposalStore(tmp_path / "all.proposals").boxes, Augmentation((100,), 200), seed=0)
+    assert next(iter(training_loader(data, 2, workers=1, pin_memory=True))).images.is_pinned()
 
 
 def test_detection_in_bfloat16_is_near(gpu: torch.device) -> None:
     """Scores of each RoI, before anything is suppressed."""
-    from fastrcnn.inference import network_outputs
-
     model = network().eval()
     settings = DetectionSettings()
     want = network_outputs(model, [batch()], settings, torch.float32)
-    on_gpu = copy.deepcopy(model).to(gpu, memory_format=torch.channels_last)  # type: ignore[call-overload]
     with torch.no_grad():
-        found = network_outputs(on_gpu, [batch()], settings, torch.bfloat16)
+        found = network_outputs(on(gpu, model), [batch()], settings, torch.bfloat16)
     for (scores, _), (exact, _) in zip(found, want, strict=True):
         error = (scores.cpu() - exact).norm() / exact.norm()
         assert 1e-6 < error < 2e-2

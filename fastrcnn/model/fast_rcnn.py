@@ -75,7 +75,7 @@ def pool_rois(features: Tensor, rois: Tensor, size: int, scale: float, op: str) 
         return roi_align(features, rois, size, scale, sampling_ratio=2, aligned=True)
     if op == "roi_warp":
         return roi_warp(features, rois, size, scale)
-    # On a GPU to look for bad values would be to wait for it; the loader has looked.
+    # On a GPU to look for bad values would be to wait for it. Proposal stores and Detector have looked.
     return roi_pool(features, rois, size, scale, variant=op, check_values=rois.device.type == "cpu")
 
 
@@ -169,7 +169,8 @@ class FastRCNN(nn.Module):
         """Class logits (K, classes + 1) and normalised box deltas (K, classes + 1, 4) of K RoIs.
 
         images: (N, 3, H, W) uint8 or float RGB in 0 .. 255.
-        rois: (K, 5) float [image index, x1, y1, x2, y2], half-open, in pixels of the images before they were scaled.
+        rois: (K, 5) float [image index, x1, y1, x2, y2], half-open, in pixels of the images before they were scaled. A
+            NaN, or the number of no image, raises ValueError on a CPU; on a GPU such a RoI pools to 0.
         sizes: see normalise. scales: (N,) pixels of `images` per pixel of the RoIs, 1 where they are not given.
         """
         return self.classify(self.features(images, sizes), scaled_rois(rois, self.roi_op, scales))

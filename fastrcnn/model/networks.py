@@ -19,8 +19,8 @@ from torch.nn import functional
 from fastrcnn.model.recompute import recomputed
 from fastrcnn.model.strips import in_strips
 
-# Values of the largest map of a strip, on a CPU: 16 MB in float32. Smaller ones stay in its caches, but compute more
-# rows twice.
+# Values of the largest map of a strip, on a CPU: 16 MB in float32. Thinner strips fit its caches better, but more rows
+# are computed twice, for the strips on both sides of an edge.
 STRIP_VALUES = 4_000_000
 
 
@@ -147,8 +147,8 @@ class Trunk(nn.Module):
     batch_norm: batch normalisation after every convolution, for training from scratch; local response normalisation is
         left out then.
 
-    recompute: whether training keeps of each stage (from one pooling between layers to the next) its last map alone
-        for the way back, where the others are computed again.
+    recompute: whether training keeps of each stage (from one pooling between layers to the next) what the next one
+        begins with alone, for the way back, where the other maps are computed again.
     """
 
     recompute = False

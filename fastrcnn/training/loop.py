@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def train(
     end after the same step, where one is to. `failed` is called in the first process alone, the other three in each.
     """
     device = model.delta_mean.device
+    sent = partial(torch.Tensor.to, device=device, non_blocking=True)  # the GPU is still at work on the last step
     network = distributed.parallel(model)
     processes, number = distributed.size(), distributed.rank()
     model.train()
@@ -122,15 +124,10 @@ def train(
         first = (part * processes + number) * len(batch.images)  # the number, in the step, of the first picture
         seeds = [seed_of(schedule.seed, step, 1, first + i) for i in range(len(batch.images))]
         rois, targets = sampler(batch.proposals, batch.boxes, batch.labels, seeds)
-        on_device = replace(targets, labels=targets.labels.to(device), deltas=targets.deltas.to(device))
+        on_device = replace(targets, labels=sent(targets.labels), deltas=sent(targets.deltas))
         last_part = part + 1 == schedule.accumulate
         with distributed.unshared(network, not last_part), autocast(device, dtype):
-            logits, deltas = network(
-                batch.images.to(device, non_blocking=True),
-                rois.to(device),
-                batch.sizes.to(device),
-                batch.scales.to(device),
-            )
+            logits, deltas = network(sent(batch.images), sent(rois), sent(batch.sizes), sent(batch.scales))
         losses = fast_rcnn_loss(logits, deltas, on_device, box_weight)
 
         broken = not math.isfinite(losses.total.item())

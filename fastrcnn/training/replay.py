@@ -55,13 +55,13 @@ class Replay:
 def replay(model: FastRCNN, content: dict[str, Any]) -> Replay:
     """Does the step again with the model, which has its weights already, on the model's device."""
     device = model.delta_mean.device
-    broken: list[str] = []
+    broken: dict[str, bool] = {}  # of each layer, in the order of their first calls: one computed in strips has several
 
     def look(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             outputs = output if isinstance(output, tuple) else (output,)
-            if not all(_finite(o) for o in outputs if isinstance(o, torch.Tensor)):
-                broken.append(name)
+            finite = all(_finite(o) for o in outputs if isinstance(o, torch.Tensor))
+            broken[name] = broken.get(name, False) or not finite
 
         return hook
 
@@ -87,7 +87,7 @@ def replay(model: FastRCNN, content: dict[str, Any]) -> Replay:
         loss_box=losses.box.item(),
         inputs=[name for name in ("images", "rois", "deltas") if not _finite(content[name])],
         weights=[name for name, value in content["model"].items() if not _finite(value)],
-        layer=broken[0] if broken else None,
+        layer=next((name for name, bad in broken.items() if bad), None),
         rois=torch.nonzero(~torch.isfinite(outputs).all(dim=1)).flatten().tolist(),
     )
 

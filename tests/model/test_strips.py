@@ -38,7 +38,7 @@ def test_strips_give_what_whole_maps_give(
     monkeypatch: pytest.MonkeyPatch, name: str, batch_norm: bool, size: tuple[int, int], values: int
 ) -> None:
     made = trunk(name, batch_norm=batch_norm)
-    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    images = torch.randn(2, 3, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     wanted = [made.network.conv_names[-3], made.network.conv_names[-1]]
     with torch.no_grad():
         monkeypatch.setattr(networks, "STRIP_VALUES", 10**12)
@@ -49,6 +49,23 @@ def test_strips_give_what_whole_maps_give(
     assert len(rows) > 1 or values > 200
     for a, b in zip(found, whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+def test_strips_keep_the_memory_format(order: torch.memory_format) -> None:
+    x = torch.randn(2, 3, 40, 20).contiguous(memory_format=order)
+    windows = [networks.Pool(2, 2)]
+    assert in_strips(nn.MaxPool2d(2), x, windows, 4).is_contiguous(memory_format=order)
+
+
+def test_an_exported_program_has_no_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be those of the example picture."""
+    monkeypatch.setattr(networks, "STRIP_VALUES", 1_000)
+    made = trunk("vgg16").requires_grad_(False)
+    with torch.no_grad():
+        program = torch.export.export(made, (torch.randn(1, 3, 64, 64, dtype=torch.float64), ["conv5_3"]), strict=False)
+    convolutions = [node for node in program.graph.nodes if "conv2d" in str(node.target)]
+    assert len(convolutions) == 13
 
 
 def test_no_map_of_a_large_picture_exists_whole(monkeypatch: pytest.MonkeyPatch) -> None:
