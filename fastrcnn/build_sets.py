@@ -18,15 +18,9 @@ from fastrcnn.build import detection, one_of, precision
 from fastrcnn.build_data import CHOICES, pictures_alone, samples, split_name, test_splits
 from fastrcnn.config import DataConfig, DetectConfig, RuntimeConfig, SelectiveSearchConfig
 from fastrcnn.data.dataset import DetectionDataset, Proposals
+from fastrcnn.data.proposal_making import BusyError, check_order, propose_all, propose_some
 from fastrcnn.data.proposals import ProposalStore
-from fastrcnn.data.selective_search import (
-    ALGORITHM,
-    BusyError,
-    SelectiveSearchSettings,
-    check_order,
-    propose_all,
-    propose_some,
-)
+from fastrcnn.data.selective_search import ALGORITHM, SelectiveSearchSettings
 from fastrcnn.data.transforms import Augmentation, Mirrored
 from fastrcnn.deploy.onnx_network import OnnxNetwork
 from fastrcnn.detector import Detector

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 
 from fastrcnn.data.images import read_image
-from fastrcnn.data.selective_search import SelectiveSearchSettings, propose, propose_all
+from fastrcnn.data.proposal_making import propose_all
+from fastrcnn.data.selective_search import SelectiveSearchSettings, propose
 from fastrcnn.progress import be_silent
 
 if TYPE_CHECKING:  # the processes that make proposals import this file, and need no torch

@@ -62,7 +62,7 @@ def looked_at(
 
     Frames 0, `every`, 2 `every`, ... are looked at, as many together as proposals can be made for.
     """
-    from fastrcnn.data.selective_search import cores
+    from fastrcnn.launch import cores
 
     together = max(batch, min(cores(), AT_ONCE))
     while chunk := list(islice(frames, every * together)):

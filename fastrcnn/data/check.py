@@ -25,8 +25,8 @@ from fastrcnn import boxes as box_ops
 from fastrcnn.data.annotations import is_coco
 from fastrcnn.data.check_truth import Annotated, Truth, read_voc
 from fastrcnn.data.images import decode, read_bytes
+from fastrcnn.data.proposal_making import start_worker
 from fastrcnn.data.proposals import ProposalStore, clean
-from fastrcnn.data.selective_search import start_worker
 from fastrcnn.data.truth import Problem
 from fastrcnn.errors import UserError
 from fastrcnn.launch import cores

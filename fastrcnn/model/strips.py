@@ -57,10 +57,9 @@ def in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, windows: Windows, 
         end = height if bottom is None else rows_seen(bottom - 1, windows)[1] + 1
         part = compute(x[:, :, shift * stride : end])
         if bottom is None:
-            order = torch.channels_last if part.is_contiguous(memory_format=torch.channels_last) else None
+            last = part.is_contiguous(memory_format=torch.channels_last)
+            order = torch.channels_last if last else torch.contiguous_format
             shape = (*part.shape[:2], shift + part.shape[2], part.shape[3])
-            out = torch.empty(
-                shape, dtype=part.dtype, device=part.device, memory_format=order or torch.contiguous_format
-            )
+            out = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=order)
         out[:, :, top:bottom] = part[:, :, top - shift : None if bottom is None else bottom - shift]
     return out

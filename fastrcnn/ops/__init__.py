@@ -11,15 +11,15 @@ from .roi_pool import RoIPool, roi_pool
 from .roi_warp import RoIWarp, roi_align, roi_warp
 
 if TYPE_CHECKING:
-    from .roi_warp import RoIAlign
+    from torchvision.ops import RoIAlign
 
 __all__ = ["RoIAlign", "RoIPool", "RoIWarp", "batched_nms", "roi_align", "roi_pool", "roi_warp"]
 
 
 def __getattr__(name: str) -> Any:
-    """RoIAlign is looked for when it is asked for: see torchvision_library."""
+    """torchvision's RoIAlign, imported when it is asked for: see torchvision_library."""
     if name == "RoIAlign":
-        from .roi_warp import RoIAlign
+        from torchvision.ops import RoIAlign
 
         return RoIAlign
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from torchvision.ops import RoIAlign
-
 from .arguments import Rois, checked_features, checked_rois, checked_scale, checked_size
 
-__all__ = ["RoIAlign", "RoIWarp", "roi_align", "roi_warp"]
-
-
-def __getattr__(name: str) -> Any:
-    """torchvision's module, once it is asked for: see torchvision_library."""
-    if name == "RoIAlign":
-        from torchvision.ops import RoIAlign
-
-        return RoIAlign
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__all__ = ["RoIWarp", "roi_align", "roi_warp"]
 
 
 def roi_align(

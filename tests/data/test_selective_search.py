@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 import pytest
 
-from fastrcnn.data import selective_search
+from fastrcnn.data import proposal_making, selective_search
+from fastrcnn.data.proposal_making import propose_all
 from fastrcnn.data.proposals import ProposalStore
-from fastrcnn.data.selective_search import SelectiveSearchSettings, propose, propose_all
+from fastrcnn.data.selective_search import SelectiveSearchSettings, propose
 from fastrcnn.errors import UserError
 
 QUICK = SelectiveSearchSettings(side=96, k=(50, 150), min_size=20)
@@ -48,7 +49,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every image that is really searched (in this process)."""
     made: list[int] = []
     monkeypatch.setattr(
-        selective_search, "propose", lambda image, settings: (made.append(1), propose(image, settings))[1]
+        proposal_making, "propose", lambda image, settings: (made.append(1), propose(image, settings))[1]
     )
     return made
 
@@ -164,18 +165,18 @@ def test_the_same_store_with_one_process_and_with_two(images: list[tuple[str, Pa
 def test_a_run_goes_on_where_it_stopped(
     images: list[tuple[str, Path]], tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = selective_search.propose
+    counted = proposal_making.propose
 
     def interrupt(image: np.ndarray, settings: SelectiveSearchSettings) -> np.ndarray:
         if len(calls) == 3:
             raise KeyboardInterrupt
         return counted(image, settings)
 
-    monkeypatch.setattr(selective_search, "propose", interrupt)
+    monkeypatch.setattr(proposal_making, "propose", interrupt)
     with pytest.raises(KeyboardInterrupt):
         propose_all(images, tmp_path / "s.proposals", QUICK, workers=1)
     assert not (tmp_path / "s.proposals").exists()
-    monkeypatch.setattr(selective_search, "propose", counted)
+    monkeypatch.setattr(proposal_making, "propose", counted)
     propose_all(images, tmp_path / "s.proposals", QUICK, workers=1)
     assert len(calls) == 5
     store = ProposalStore(tmp_path / "s.proposals")
@@ -250,7 +251,7 @@ def test_an_id_that_comes_twice_is_named_before_any_work(
 @pytest.mark.skipif(sys.platform == "win32", reason="has no file locks of this kind")
 def test_a_second_run_on_the_same_store_is_refused(images: list[tuple[str, Path]], tmp_path: Path) -> None:
     with (
-        selective_search._held(tmp_path / ".s.proposals.work"),
+        proposal_making._held(tmp_path / ".s.proposals.work"),
         pytest.raises(UserError, match="another run"),
     ):
         propose_all(images, tmp_path / "s.proposals", QUICK, workers=1)
@@ -264,7 +265,7 @@ def test_however_a_run_ends_no_process_stays_and_its_results_do(
     images = [(f"id{n}", write(tmp_path / f"{n}.png", picture(n, 160, 240))) for n in range(32)]
     settings = SelectiveSearchSettings(side=240, k=(25,))
     code = (
-        "import signal, sys; from pathlib import Path; from fastrcnn.data.selective_search import *\n"
+        "import signal, sys; from pathlib import Path; from fastrcnn.data.proposal_making import *\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background begin by ignoring it
         "folder = Path(sys.argv[1]); images = [(f'id{n}', folder / f'{n}.png') for n in range(32)]\n"
         "propose_all(images, folder / 's.proposals', SelectiveSearchSettings(side=240, k=(25,)), workers=2)"
