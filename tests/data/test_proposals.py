@@ -296,6 +296,6 @@ def test_rows_that_are_not_there_are_refused(path: Path, rows: tuple[int, int]) 
 def test_the_public_face_needs_no_torch() -> None:
     import subprocess
 
-    code = "import sys, fastrcnn.data.proposals, fastrcnn.data.selective_search; sys.exit('torch' in sys.modules)"
+    code = "import sys, fastrcnn.data.proposals, fastrcnn.data.proposal_making; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert proposals.VERSION == 1
