@@ -12,9 +12,10 @@ from typing import cast
 from fastrcnn.build import one_of
 from fastrcnn.config import DataConfig
 from fastrcnn.data.annotations import class_names, find_split, is_coco, load
+from fastrcnn.data.check_problems import KINDS, by_kind
 from fastrcnn.data.coco import read_coco_file
 from fastrcnn.data.dataset import picture_faults
-from fastrcnn.data.truth import Problems, shortened
+from fastrcnn.data.truth import Problem, Problems, shortened
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.data.voc import pictures_without_annotation
 from fastrcnn.errors import UserError
@@ -76,9 +77,13 @@ def unannotated(source: Path) -> str:
 
 
 @functools.cache
-def say_once(text: str) -> None:
+def say_once(text: str, level: int = logging.INFO) -> None:
     """Puts a line into the log that would otherwise come every time the data set is looked at."""
-    log.info(text)
+    log.log(level, text)
+
+
+def _more(notes: Sequence[Problem]) -> str:
+    return "" if len(notes) == 1 else " `fastrcnn check` lists all of them."
 
 
 def classes(config: DataConfig) -> list[str]:
@@ -206,6 +211,8 @@ def report(source: Path, problems: Problems) -> None:
     if problems.other_classes:
         others = ", ".join(f"{name} ({n})" for name, n in problems.other_classes.most_common(10))
         log.info("%s: objects of other classes left out: %s", source, others)
+    for kind, notes in by_kind(problems.notes).items():
+        say_once(f"{source}: {KINDS[kind].title.lower()} ({len(notes)}): {notes[0]}{_more(notes)}", logging.WARNING)
     if problems.found:
         log.warning("%d left out (data.skip_bad):\n%s", len(problems.found), problems.text())
 

@@ -117,12 +117,17 @@ def _errors(problems: Sequence[Problem]) -> list[str]:
 def _notes(problems: Sequence[Problem]) -> list[str]:
     groups = list(by_kind(problems).items())
     lines = [
-        f"  {KINDS[kind].title}{f' ({len(group)})' if len(group) > 1 else ''}: {group[0].what[:200]}"
+        f"  {KINDS[kind].title}{f' ({len(group)})' if len(group) > 1 else ''}: {_first(group)}"
         for kind, group in groups[:MOST_NOTES]
     ]
     if len(groups) > MOST_NOTES:
         lines[-1] = f"  and {len(groups) - MOST_NOTES + 1} more kinds: see the report"
     return lines
+
+
+def _first(problems: Sequence[Problem]) -> str:
+    """The first of the notes of one kind; with its place where it is about one object of many."""
+    return _short(problems[0]) if problems[0].object else problems[0].what[:200]
 
 
 def _short(problem: Problem) -> str:

@@ -55,12 +55,12 @@ def read_voc(folder: Path, image_id: str, first_pixel: int = 1) -> Annotated:
         return Annotated(picture, annotation, Truth(), (*others, error.problem, *later))
     names = sorted({o.name for o in objects})
     samples, found = load_voc(folder, [image_id], names, skip_bad=True, first_pixel=first_pixel)
-    problems = tuple(found.found)
+    problems = (*found.found, *found.notes)
     if not samples:
         size = (width, height) if min(width, height) > 0 else None
         return Annotated(picture, annotation, Truth(size), problems)
     (sample,) = samples
-    bad = {p.object for p in problems}
+    bad = {p.object for p in found.found}
     root = parse(annotation, forbid_dtd=True).getroot()
     truth = Truth(
         size=(width, height),

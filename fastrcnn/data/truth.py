@@ -47,9 +47,14 @@ class ProblemError(UserError):
 
 @dataclass
 class Problems:
-    """What is wrong with a data set, collected so that everything can be said at once."""
+    """What is wrong with a data set, collected so that everything can be said at once.
+
+    found: what training refuses. notes: what was read in another way than it stands in the file, or is not used;
+    training continues, and reports it.
+    """
 
     found: list[Problem] = field(default_factory=list)
+    notes: list[Problem] = field(default_factory=list)
     clipped: int = 0  # boxes that stood out of their image by at most one pixel
     at_zero: int = 0  # boxes that begin before the first pixel, as those of a zero-based set read as one-based do
     other_classes: Counter[str] = field(default_factory=Counter)  # objects that were left out for their class
