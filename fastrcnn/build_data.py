@@ -13,7 +13,7 @@ from fastrcnn.build import one_of
 from fastrcnn.config import DataConfig
 from fastrcnn.data.annotations import class_names, find_split, is_coco, load
 from fastrcnn.data.check_problems import KINDS, by_kind
-from fastrcnn.data.coco import read_coco_file
+from fastrcnn.data.coco_file import Id, read_coco_file
 from fastrcnn.data.dataset import picture_faults
 from fastrcnn.data.truth import Problem, Problems, shortened
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
@@ -86,18 +86,28 @@ def _more(notes: Sequence[Problem]) -> str:
     return "" if len(notes) == 1 else " `fastrcnn check` lists all of them."
 
 
-def classes(config: DataConfig) -> list[str]:
-    """Names of the classes; label i is number i - 1 of the list."""
+def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]:
+    """Names of the classes, those of all splits where none are given; label i is number i - 1 of the list.
+
+    tests: lists to evaluate on without a model, by default data.test. With them lists to train on may be missing, else
+    lists to test on may: whoever evaluates on them says what is wrong.
+    """
     if config.classes is not None:
         return checked_names(config.classes)
-    found = [class_names(source, ids) for source, ids in image_ids(config, config.train)]
+    needed, other = (config.train, config.test) if tests is None else (tests, config.train)
+    sources = image_ids(config, needed)
+    try:
+        sources += image_ids(config, other) if other else []
+    except UserError as error:
+        log.debug("no classes from %s: %s", ", ".join(other), error)
+    found = [class_names(source, ids) for source, ids in sources]
     names = list(dict.fromkeys(name for part, _ in found for name in part))
-    if len(found) > 1 or not any(is_coco(source) for source, _ in image_ids(config, config.train)):
-        names.sort()
-    if any(problems.found for _, problems in found) and not config.skip_bad:
-        samples(config, config.train, names)  # raises, naming all that is wrong
+    if not all(is_coco(source) for source, _ in sources):
+        names.sort()  # COCO's categories have an order of their own
+    if not names or (any(problems.found for _, problems in found[: len(needed)]) and not config.skip_bad):
+        samples(config, needed, names)  # raises, naming all that is wrong
     if not names:
-        raise UserError(f"{config.root}: no object in any annotation of {', '.join(config.train)}.")
+        raise UserError(f"{config.root}: no object in any annotation of {', '.join([*needed, *other])}.")
     return checked_names(names)
 
 
@@ -143,6 +153,7 @@ def samples(
             need_pictures=need_pictures,
             first_pixel=config.first_pixel,
             leave_out_others=config.other_classes == "leave_out",
+            root=root(config),
         )
         report(source, problems)
         found += part
@@ -175,7 +186,7 @@ def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
     found: list[Sample] = []
     bad: list[str] = []
     for source, ids in image_ids(config, splits):
-        part, faults = load_unannotated(source, ids)
+        part, faults = load_unannotated(source, ids, root(config))
         found += part
         bad += faults
     if bad and (not config.skip_bad or not found):
@@ -185,16 +196,17 @@ def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
     return found
 
 
-def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, int]:
-    """Numbers of the classes in COCO results: those of the splits' COCO file, as far as it has them, else labels."""
+def category_ids(config: DataConfig, splits: Sequence[str]) -> dict[str, Id]:
+    """Ids of all categories of the splits' COCO file by name, as they stand there; empty where there is no such file.
+
+    Raises UserError where the files of several splits give them differently.
+    """
     files = [read_coco_file(source) for source, _ in image_ids(config, splits) if is_coco(source)]
-    if not files:
-        return {name: label for label, name in enumerate(names, 1)}
-    if any(file.categories != files[0].categories for file in files):
+    if any(file.category_ids != files[0].category_ids for file in files):
         raise UserError(
             f"{', '.join(splits)}: their files number the categories differently. Take one split at a time."
         )
-    return {name: number for number, name in files[0].categories.items() if name in names}
+    return files[0].category_ids if files else {}
 
 
 def report(source: Path, problems: Problems) -> None:

@@ -7,10 +7,11 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
 
 from fastrcnn import distributed
@@ -132,17 +133,59 @@ def test_scaling(config: DataConfig) -> Augmentation:
     return Augmentation(tuple(config.test_short_sides), config.long_side, flip=False)
 
 
+def training_samples(config: DataConfig, names: Sequence[str]) -> list[Sample]:
+    """Images and truth to train on. Raises UserError where there is no object, and reports classes that have none."""
+    found = samples(config, config.train, names, training=True)
+    counts = np.bincount(np.concatenate([s.labels for s in found]), minlength=len(names) + 1)[1:]
+    where = f"{config.root}, {', '.join(config.train)}"
+    if not counts.any():
+        left_out = " Difficult objects are left out by data.use_difficult=false." if not config.use_difficult else ""
+        raise UserError(
+            f"{where}: none of the {len(found)} images has an object to train on, so there is nothing to learn."
+            f"{left_out} `fastrcnn check` lists what is left out, and why."
+        )
+    if lacking := [name for name, count in zip(names, counts, strict=True) if not count]:
+        log.warning("%s: no object to train on of the classes %s", where, ", ".join(lacking))
+    return found
+
+
 def training_set(config: DataConfig, names: Sequence[str], seed: int) -> DetectionDataset:
-    """Pictures, truth and proposals to train on."""
-    varied = augmentation(config)  # a mistake shows before hours of proposals
-    found, boxes = proposals(config, samples(config, config.train, names, training=True), split_name(config.train))
-    return DetectionDataset(found, boxes, varied, seed, config.max_proposals)
+    """Images, truth and proposals to train on."""
+    return both_sets(replace(config, test=[]), names, seed)[0]
+
+
+def both_sets(config: DataConfig, names: Sequence[str], seed: int) -> tuple[DetectionDataset, DetectionDataset | None]:
+    """Images, truth and proposals to train on and, where data.test has lists, to evaluate on. All files are read before
+    proposals are made, which can take hours.
+
+    Raises UserError for one id of two different images, which would get each other's proposals.
+    """
+    varied = augmentation(config)
+    plain = test_scaling(config) if config.test else varied
+    train = training_samples(config, names)
+    test = samples(config, config.test, names) if config.test else []
+    path_of = {s.image_id: s.path for s in train}
+    shared = [s for s in test if s.image_id in path_of]
+    if strangers := [s for s in shared if not s.path.samefile(path_of[s.image_id])]:
+        first = strangers[0]
+        raise UserError(
+            f"'{first.image_id}' is the id of two images, {path_of[first.image_id]} to train on and {first.path} to "
+            f"test on ({len(strangers)} such ids). Proposals and detections are kept by id: rename the files of one."
+        )
+    if shared:
+        log.warning("%d images are both trained on and tested on, such as '%s'", len(shared), shared[0].image_id)
+    found, boxes = proposals(config, train, split_name(config.train))
+    train_set = DetectionDataset(found, boxes, varied, seed, config.max_proposals)
+    if not config.test:
+        return train_set, None
+    found, boxes = proposals(config, test, split_name(config.test))
+    return train_set, DetectionDataset(found, boxes, plain, 0, config.max_proposals)
 
 
 def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[DetectionDataset]:
     """Pictures, truth and proposals to train on as detection sees pictures; then, with data.flip, all of
     them mirrored, as the author's code appends them."""
-    found, boxes = proposals(config, samples(config, config.train, names, training=True), split_name(config.train))
+    found, boxes = proposals(config, training_samples(config, names), split_name(config.train))
     plain = test_scaling(config)
     views = [plain, Mirrored(plain.short_sides, plain.long_side, plain.flip)] if config.flip else [plain]
     return [DetectionDataset(found, boxes, view, 0, config.max_proposals) for view in views]

@@ -122,7 +122,9 @@ class Detector:
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
         sample = Sample("", Path(), image.shape[1], image.shape[0], *nothing)
         levels, (proposals,) = self.scaling.levels(image, [boxes])
-        return [Example(level, proposals, sample.boxes, sample.labels, scale, sample) for level, scale in levels]
+        return [
+            Example(level, proposals, sample.training_boxes, sample.labels, scale, sample) for level, scale in levels
+        ]
 
     def __repr__(self) -> str:
         shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")

@@ -14,15 +14,24 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and its truth, without the pixels. Boxes are in the image's own pixels."""
+    """An image and its truth, without the pixels. Boxes are in the image's own pixels, as the annotation has them."""
 
-    image_id: str
+    image_id: str  # unique in the data set
     path: Path  # of the image
     width: int
     height: int
-    boxes: np.ndarray  # (G, 4) float32
+    boxes: np.ndarray  # (G, 4) float64; may reach a pixel beyond the image
     labels: np.ndarray  # (G,) int64, 1 .. number of classes; 0 would be background
     difficult: np.ndarray  # (G,) bool
+    sizes: np.ndarray | None = None  # (G, 2) float64, a COCO file's width and height; None: x2 - x1 and y2 - y1
+    areas: np.ndarray | None = None  # (G,) float64, a COCO file's `area`, of a mask for one; None: the boxes' areas
+    number: int | str | None = None  # the image's id in a COCO file, which is unique there alone
+
+    @property
+    def training_boxes(self) -> np.ndarray:
+        """The boxes (G, 4) float32 cut off at the image's border, as training uses them."""
+        limit = np.array([self.width, self.height, self.width, self.height], np.float32)
+        return np.clip(np.asarray(self.boxes, np.float32).reshape(-1, 4), np.float32(0), limit)
 
 
 @dataclass(frozen=True)

@@ -224,7 +224,8 @@ def test_a_zero_based_data_set_is_noticed_and_read_as_one(voc: VocFolder, caplog
     (sample,) = build_data.samples(config_of(voc), ["trainval"], ["cat"])
     assert "2 box(es) begin at 0" in caplog.text
     assert "data.first_pixel=0" in caplog.text
-    np.testing.assert_array_equal(sample.boxes, [[0, 0, 31, 23], [9, 0, 63, 47], [4, 4, 9, 9]])
+    np.testing.assert_array_equal(sample.boxes, [[-1, -1, 31, 23], [9, -1, 63, 47], [4, 4, 9, 9]])
+    np.testing.assert_array_equal(sample.training_boxes, [[0, 0, 31, 23], [9, 0, 63, 47], [4, 4, 9, 9]])
     caplog.clear()
     (sample,) = build_data.samples(config_of(voc, first_pixel=0), ["trainval"], ["cat"])
     np.testing.assert_array_equal(sample.boxes, [[0, 0, 32, 24], [10, 0, 64, 48], [5, 5, 10, 10]])

@@ -90,7 +90,7 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
                 problems.append(Problem("split", root, str(error)))
                 continue
             if is_coco(source):
-                said = zip(ids, read_coco(source, ids), strict=True)
+                said = zip(ids, read_coco(source, ids, build_data.root(config), role == "train"), strict=True)
                 of_role += [Task(role, split, source, image_id, None, a) for image_id, a in said]
                 problems += coco_problems(source) if source not in sources else []
                 sources.add(source)
@@ -147,9 +147,9 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
         found = [replace(p, kind="left_out") if p.kind == "no_proposals" else p for p in found]
     names = data.classes
     if names is None:
-        names = sorted({n for r in records if r.task.role == "train" for n in r.truth.names})
+        names = sorted({n for r in records for n in r.truth.names})
         if not names:
-            found.append(Problem("classes", root, f"no usable object in any annotation of {', '.join(data.train)}."))
+            found.append(Problem("classes", root, "no usable object in any annotation."))
     if names or data.classes is not None:
         try:
             build_data.checked_names(names)

@@ -48,7 +48,7 @@ def convert(config: ProposeConfig) -> int:
     else:
         splits = list(dict.fromkeys([*config.data.train, *config.data.test]))
         found = build_data.samples(config.data, splits, build_data.classes(config.data), need_pictures=False)
-    done = convert_to_store(file, chosen, [(s.image_id, s.height, s.width) for s in found], output)
+    done = convert_to_store(file, chosen, found, output)
 
     counts = done.counts
     why = [f"{counts.not_finite} not finite", f"{counts.inverted} inverted or empty", f"{counts.outside} outside"]

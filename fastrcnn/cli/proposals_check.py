@@ -12,6 +12,7 @@ from fastrcnn.config import ProposalsCheckConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
+    from fastrcnn.data.proposal_convert import Named
     from fastrcnn.data.proposal_files import ProposalFile
     from fastrcnn.evaluation.fit import Outcome
     from fastrcnn.evaluation.fit_measures import Fit
@@ -76,18 +77,22 @@ def sampled(config: ProposalsCheckConfig, file: ProposalFile) -> tuple[list[Samp
     the file is in the data set, or none has an object.
     """
     from fastrcnn import build_data
-    from fastrcnn.data.annotations import class_names, load
+    from fastrcnn.data.annotations import class_names, is_coco, load
+    from fastrcnn.data.coco_file import read_coco_file
     from fastrcnn.data.proposal_convert import match_ids
 
     data = config.data
     both = list(dict.fromkeys([*data.train, *data.test]))
     source_of: dict[str, Path] = {}
+    wanted_ids: list[Named] = []
     for source, ids in build_data.image_ids(
         data, both if config.split is None else build_data.test_splits(data, config.split)
     ):
+        numbers = read_coco_file(source).numbers(build_data.root(data)) if is_coco(source) else {}
+        wanted_ids += [(i, numbers.get(i)) for i in ids if i not in source_of]
         for image_id in ids:
             source_of.setdefault(image_id, source)
-    place = match_ids(list(source_of), file.ids)
+    place = match_ids(wanted_ids, file.ids)
     if not place:
         theirs = f"the file has '{file.ids[0][:100]}' and so on" if file.ids else "the file has no image at all"
         raise UserError(
@@ -110,6 +115,7 @@ def sampled(config: ProposalsCheckConfig, file: ProposalFile) -> tuple[list[Samp
             need_pictures=False,
             first_pixel=data.first_pixel,
             leave_out_others=True,
+            root=build_data.root(data),
         )
         samples += [s for s in part if (~s.difficult).any()]
     if not samples:

@@ -38,17 +38,23 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.evaluation.result_files import read_coco, read_comp4
 
     metric = build_data.metric(config.data, config.metric)
-    names = build_data.classes(config.data)
     splits = build_data.test_splits(config.data, config.split)
+    names = build_data.classes(config.data, splits)
     samples = build_data.samples(config.data, splits, names, need_pictures=False)
-    ids = [s.image_id for s in samples]
     where = Path(config.detections).expanduser()
     split = build_data.split_name(splits)
     if where.suffix == ".json":
-        found = read_coco(where, ids, build_data.category_ids(config.data, splits, names))
+        ids = [s.image_id if s.number is None else s.number for s in samples]
+        numbers = build_data.category_ids(config.data, splits) or {name: label for label, name in enumerate(names, 1)}
+        found = read_coco(where, ids, numbers)
+        for name in [name for name in found if name not in names]:
+            if unused := len(found.pop(name)):
+                log.warning(
+                    "%s: %d detections of '%s' have no AP: no annotation is of that category", where, unused, name
+                )
     else:
         where = comp4_folder(where)
-        found = read_comp4(where, comp4_split(where, split), names, ids)
+        found = read_comp4(where, comp4_split(where, split), names, [s.image_id for s in samples])
     if missing := [name for name in names if name not in found]:
         log.warning("no file, so left out: %s", ", ".join(missing))
     result = compare(found, samples, names, metric)

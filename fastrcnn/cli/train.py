@@ -144,8 +144,7 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
     model = build.model(config.model, len(names), load=not (resumed or begin))  # before the data: it may lack weights
     if begin:
         start.put_weights(model, begin, str(config.start))
-    train_set = build_sets.training_set(config.data, names, seed)
-    test_set = build_sets.test_set(config.data, names) if config.data.test else None
+    train_set, test_set = build_sets.both_sets(config.data, names, seed)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     build.freeze_unused(model, solver)
     build.speed_and_memory(model, config.runtime, device)

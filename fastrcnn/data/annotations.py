@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastrcnn.data.coco import coco_classes, find_coco_files, load_coco, read_coco_file
+from fastrcnn.data.coco import coco_classes, load_coco
+from fastrcnn.data.coco_file import find_coco_files, read_coco_file
 from fastrcnn.data.truth import Problems
 from fastrcnn.data.voc import annotated_ids, find_classes, load_voc, read_split
 from fastrcnn.errors import UserError
@@ -53,20 +54,21 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
 
     Raises UserError where there is no such split.
     """
-    if root.is_file():
-        return root, _of_two(list(read_coco_file(root).images), split, root), True
+    if root.is_file() and split != root.name:
+        return root, _of_two(read_coco_file(root).ids(root), split, root), True
     if is_coco(Path(split)):
-        return root / split, list(read_coco_file(root / split).images), False
+        path = root if root.is_file() else root / split
+        return path, read_coco_file(path).ids(root), False
     folder, _, name = split.rpartition("/")
     source = root / folder
     if has_lists(source) or not source.is_dir():
         return source, read_split(source, name), False
     files = find_coco_files(source)
     if len(files) == 1:
-        return files[0], _of_two(list(read_coco_file(files[0]).images), name, files[0]), True
+        return files[0], _of_two(read_coco_file(files[0]).ids(root), name, files[0]), True
     if files:
         file = _named(files, name, source)
-        return file, list(read_coco_file(file).images), False
+        return file, read_coco_file(file).ids(root), False
     if ids := annotated_ids(source):
         return source, _of_two(ids, name, source), True
     raise UserError(
@@ -81,6 +83,8 @@ def _of_two(ids: list[str], split: str, source: Path) -> list[str]:
             f"{source}: there are no split lists, so the images are divided into trainval and test; "
             f"there is no '{split}'."
         )
+    if len(ids) == 1 and split == "test":  # enough to evaluate saved detections
+        return list(ids)
     if len(ids) < 2:
         raise UserError(f"{source}: has {len(ids)} annotated image(s); at least two are needed, to train and to test.")
     return divided(ids, split)
@@ -120,12 +124,14 @@ def load(
     need_pictures: bool,
     first_pixel: int,
     leave_out_others: bool,
+    root: Path,
 ) -> tuple[list[Sample], Problems]:
     """Samples of the given images of a source; see `load_voc` and `load_coco`.
 
+    root: the data set's folder, which ids of a COCO file's images are relative to.
     training: difficult objects are kept where `use_difficult` says so, and crowds are left out; else both are kept.
     """
     if is_coco(source):
-        return load_coco(source, image_ids, classes, not training, skip_bad, need_pictures, leave_out_others)
+        return load_coco(source, image_ids, classes, not training, skip_bad, need_pictures, leave_out_others, root=root)
     difficult = use_difficult or not training
     return load_voc(source, image_ids, classes, difficult, skip_bad, need_pictures, first_pixel, leave_out_others)

@@ -75,6 +75,7 @@ class Record:
     digest: bytes = b""  # SHA-256 of the file
     proposals: int | None = None  # used of it; None where there are none to read
     best: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (G,) float64, IoU with the best proposal
+    trained: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # (G,) objects that training uses
     foreground: int = 0  # RoIs, truth included, that a training step may draw as foreground
     background: int = 0
 
@@ -129,6 +130,10 @@ def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore
             problems.append(Problem("bad_picture", str(said.file), str(error).removeprefix(f"{said.file}: ")))
     if record.size and truth.size and record.size != truth.size:
         problems.append(Problem("picture_size", str(said.file), _disagreement(record.size, truth.size, record.turned)))
+    # Crowds, which take the part of difficult objects in COCO, are never trained on.
+    difficult_too = settings.use_difficult and not is_coco(task.source)
+    trained = np.ones(len(truth.names), bool) if difficult_too else ~truth.difficult
+    record = replace(record, trained=trained)
     size = record.size or truth.size
     if task.store is not None and size is not None:
         try:
@@ -182,8 +187,7 @@ def _with_proposals(
         what = f"'{image_id}': {counts.dropped + counts.clipped} boxes are no numbers, inverted, or out of the picture."
         problems.append(Problem("bad_proposals", str(path), what))
     overlaps = box_ops.iou(torch.from_numpy(truth.boxes).double(), torch.from_numpy(sound).double())
-    difficult_too = settings.use_difficult and not is_coco(record.task.source)  # COCO's crowds are not trained on
-    used = torch.from_numpy(truth.boxes if difficult_too else truth.boxes[~truth.difficult])
+    used = torch.from_numpy(truth.boxes[record.trained])
     rois = torch.cat((torch.from_numpy(sound), used))
     best = box_ops.iou(rois, used).amax(dim=1) if len(used) else torch.zeros(len(rois))
     low, high = settings.bg_iou

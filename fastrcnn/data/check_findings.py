@@ -87,17 +87,23 @@ def _unknown_classes(records: Iterable[Record], classes: Sequence[str], kind: st
 
 
 def _same_ids(records: Iterable[Record], lists: str) -> list[Problem]:
-    places: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    places: dict[str, list[Record]] = defaultdict(list)
     for r in records:
-        places[r.task.image_id].append((r.task.role, r.task.split))
+        places[r.task.image_id].append(r)
     problems = []
     both: list[str] = []
-    for image_id, where in places.items():
+    for image_id, found in places.items():
         for role in ("train", "test"):
-            named = [split for r, split in where if r == role]
+            named = [r.task.split for r in found if r.task.role == role]
             if len(named) > 1:
                 problems.append(Problem("duplicate_id", lists, f"'{image_id}' is in {' and in '.join(named)}."))
-        if len({role for role, _ in where}) > 1:
+        files = {r.file for r in found}
+        if len({r.task.role for r in found}) == 1:
+            continue
+        if len(files) > 1:
+            what = f"'{image_id}' is the id of {' and of '.join(sorted(map(str, files)))}."
+            problems.append(Problem("duplicate_id", lists, what))
+        else:
             both.append(image_id)
     if both:
         what = f"{len(both)} id(s) are both in the lists to train on and in those to test on, such as '{both[0]}'."
@@ -157,8 +163,13 @@ def _quoted(names: Iterable[str]) -> str:
 def _rare_classes(records: Iterable[Record], classes: Sequence[str], lists: str) -> list[Problem]:
     counts = {"train": Counter[str](), "test": Counter[str]()}
     for r in records:
-        counts[r.task.role].update(r.truth.names)
+        used = zip(r.truth.names, r.trained, strict=True) if r.task.role == "train" else ((n, 1) for n in r.truth.names)
+        counts[r.task.role].update(name for name, counted in used if counted)
     problems = []
+    known = [r for r in records if r.task.role == "train" and r.truth.names]
+    if known and not any(counts["train"][name] for name in classes):
+        what = f"none of the {sum(len(r.truth.names) for r in known)} objects in the training images is trained on."
+        return [Problem("no_objects", str(known[0].annotation), what)]
     for name in classes:
         train, test = counts["train"][name], counts["test"][name]
         if train == 0:

@@ -36,6 +36,12 @@ KINDS = {
     ),
     "link": Kind(True, "Link out of the data set", "Put the file itself there instead of the link."),
     "annotation": Kind(True, "Unusable annotation", "Correct the file, or export it again."),
+    "normalised": Kind(
+        True, "Boxes normalised to 0..1", "Export pixels: x and width times the image's width, y and height its height."
+    ),
+    "no_objects": Kind(
+        True, "No object to train on", "Add objects that training uses; the notes say what it does not."
+    ),
     "box": Kind(True, "Unusable box", "Correct the box or delete the object; data.skip_bad=true leaves it out."),
     "unknown_class": Kind(
         True, "Unknown class", "Correct the name, add it to data.classes, or say data.other_classes=leave_out."
@@ -50,6 +56,11 @@ KINDS = {
     "proposal_size": Kind(True, "Proposals of another picture", "Make them again with `fastrcnn propose`."),
     "bad_proposals": Kind(True, "Damaged proposals", "Make or convert them again with `fastrcnn propose`."),
     # Notes
+    "crowd": Kind(
+        False,
+        "Annotations not trained on, since they are marked as crowds",
+        "Nothing for real crowds. Masks of single objects, as SAM and CVAT's brush export them, need `iscrowd` 0.",
+    ),
     "other_classes": Kind(False, "Objects of other classes", "Nothing: data.other_classes leaves them out."),
     "left_out": Kind(
         False, "Pictures left out for want of proposals", "Nothing: data.missing_proposals leaves them out."

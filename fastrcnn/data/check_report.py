@@ -149,7 +149,8 @@ def known_only(record: Record, classes: Sequence[str]) -> Record:
         boxes=truth.boxes[kept],
         difficult=truth.difficult[kept],
     )
-    return replace(record, truth=truth, best=record.best[kept] if record.proposals is not None else record.best)
+    best = record.best[kept] if record.proposals is not None else record.best
+    return replace(record, truth=truth, trained=record.trained[kept], best=best)
 
 
 def split(records: Sequence[Record], classes: Sequence[str]) -> Split:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from defusedxml.ElementTree import parse
 
-from fastrcnn.data.coco import load_coco, picture_base, read_coco_file
+from fastrcnn.data.coco import load_coco
+from fastrcnn.data.coco_file import id_key, read_coco_file
 from fastrcnn.data.truth import Problem, ProblemError
 from fastrcnn.data.voc import annotation_folder, find_image, load_voc, parse_annotation, picture_folder
 
@@ -65,7 +66,7 @@ def read_voc(folder: Path, image_id: str, first_pixel: int = 1) -> Annotated:
     truth = Truth(
         size=(width, height),
         names=tuple(names[label - 1] for label in sample.labels),
-        boxes=sample.boxes,
+        boxes=sample.training_boxes,
         difficult=sample.difficult,
         numbers=tuple(n for n in range(1, len(objects) + 1) if n not in bad),
         truncated=sum((o.findtext("truncated") or "").strip() == "1" for o in root.findall("object")),
@@ -76,35 +77,35 @@ def read_voc(folder: Path, image_id: str, first_pixel: int = 1) -> Annotated:
     return Annotated(picture, annotation, truth, problems)
 
 
-def read_coco(path: Path, image_ids: Sequence[str]) -> Iterator[Annotated]:
-    """What a COCO file says of each of the images; what is wrong with the file as a whole says `coco_problems`."""
+def read_coco(path: Path, image_ids: Sequence[str], root: Path, training: bool) -> Iterator[Annotated]:
+    """What a COCO file says of each of the images; what is wrong with the file as a whole says `coco_problems`.
+
+    root: the data set's folder. training: annotations that training leaves out are noted.
+    """
     file = read_coco_file(path)
-    names, base = list(file.categories.values()), picture_base(file)
+    names, prefix = list(file.categories.values()), file.prefix(root)
     for image_id in image_ids:
-        image = file.images[image_id]
-        picture = base / image.file_name
-        samples, found = load_coco(path, [image_id], names, skip_bad=True)
-        problems = tuple(found.found[len(file.problems) :])  # what is wrong with the file stands first
+        image = file.images[image_id.removeprefix(prefix)]
+        picture = file.base / image.file_name
+        samples, found = load_coco(path, [image_id], names, skip_bad=True, root=root)
+        problems = found.found[len(file.problems) :]  # what is wrong with the file stands first
         if not samples:
-            yield Annotated(picture, path, Truth((image.width, image.height)), problems)
+            yield Annotated(picture, path, Truth((image.width, image.height)), tuple(problems))
             continue
         (sample,) = samples
         bad = {p.object for p in problems} | {
-            n for n, entry in image.annotations if _category(entry.get("category_id"), file.categories) is None
+            n for n, entry in image.annotations if id_key(entry.get("category_id")) not in file.categories
         }
         truth = Truth(
             size=(image.width, image.height),
             names=tuple(names[label - 1] for label in sample.labels),
-            boxes=sample.boxes,
+            boxes=sample.training_boxes,
             difficult=sample.difficult,
             numbers=tuple(n for n, _ in image.annotations if n not in bad),
             clipped=found.clipped,
         )
-        yield Annotated(picture, path, truth, problems)
-
-
-def _category(number: object, categories: dict[int, str]) -> str | None:
-    return categories.get(number) if type(number) is int else None
+        notes = load_coco(path, [image_id], names, use_crowds=False, skip_bad=True, root=root)[1].notes
+        yield Annotated(picture, path, truth, (*problems, *(notes if training else ())))
 
 
 def coco_problems(path: Path) -> list[Problem]:

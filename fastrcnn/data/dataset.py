@@ -66,7 +66,7 @@ class DetectionDataset(Dataset):
     def truth_and_proposals(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Proposals (P, 4), truth (G, 4) and labels (G,) of a picture in its own pixels, without reading it."""
         sample = self.samples[index]
-        return to_tensor(self.proposal_boxes(index)), to_tensor(sample.boxes), torch.from_numpy(sample.labels)
+        return to_tensor(self.proposal_boxes(index)), to_tensor(sample.training_boxes), torch.from_numpy(sample.labels)
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
         """The picture `index`, varied, in the given epoch; `key` is (epoch, index). Raises as `picture` does."""
@@ -74,13 +74,15 @@ class DetectionDataset(Dataset):
         sample = self.samples[index]
         image = self.picture(index)
         rng = np.random.default_rng((self.seed, epoch, index))
-        image, (boxes, proposals), scale = self.augmentation(image, [sample.boxes, self.proposal_boxes(index)], rng)
+        image, (boxes, proposals), scale = self.augmentation(
+            image, [sample.training_boxes, self.proposal_boxes(index)], rng
+        )
         return Example(image, proposals, boxes, sample.labels, scale, sample)
 
     def pyramid(self, index: int) -> list[Example]:
         """The picture at each of the short sides, not varied otherwise. Raises as `picture` does."""
         sample = self.samples[index]
-        boxes = [sample.boxes, self.proposal_boxes(index)]
+        boxes = [sample.training_boxes, self.proposal_boxes(index)]
         levels, (truth, proposals) = self.augmentation.levels(self.picture(index), boxes)
         return [Example(level, proposals, truth, sample.labels, scale, sample) for level, scale in levels]
 

@@ -16,7 +16,9 @@ from fastrcnn.data.proposal_pickle import PICTURES
 from fastrcnn.data.proposals import BoxCounts, ImageProposals, write_store
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
+from fastrcnn.structures import Sample
 
+Named = tuple[str, int | str | None]  # an image's id, and its number in a COCO file
 SUSPICIOUS = 0.01  # share of boxes dropped or clipped by more than a pixel that speaks of another convention
 
 
@@ -38,21 +40,43 @@ class Conversion:
         return self.counts.dropped + self.far > SUSPICIOUS * boxes
 
 
-def match_ids(wanted: Sequence[str], found: Sequence[str]) -> dict[str, int]:
+def match_ids(wanted: Sequence[Named], found: Sequence[str]) -> dict[str, int]:
     """For each id wanted its place among those found.
 
-    Ids that differ in a picture's suffix or in leading zeros alone (000005.jpg or 5 for 000005) are matched too,
-    where no other id on either side could be meant.
+    An image is wanted by its id and, where it has one, its number in a COCO file. Beside equal ids these are matched,
+    where no other id on either side could be meant: numbers of a COCO file; names of files without their folders; ids
+    that differ in an image's suffix or in leading zeros alone (000005.jpg or 5 for 000005).
+
+    Raises UserError where ids may be numbers of several images, since each split counts from 1, and where they are some
+    images' numbers and others' names.
     """
     exact = {image_id: n for n, image_id in enumerate(found)}
-    matched = {image_id: exact[image_id] for image_id in wanted if image_id in exact}
-    ours, theirs = Counter(map(_core, wanted)), Counter(map(_core, found))
-    by_core = {_core(image_id): n for n, image_id in enumerate(found)}
-    for image_id in wanted:
-        core = _core(image_id)
-        if image_id not in matched and ours[core] == theirs[core] == 1:
-            matched[image_id] = by_core[core]
-    return matched
+    matched = {image_id: exact[image_id] for image_id, _ in wanted if image_id in exact}
+    cores = Counter(map(_core, found))
+    places = {core: n for n, core in enumerate(map(_core, found)) if cores[core] == 1}
+    names = {image_id: {_core(image_id), _core(PurePosixPath(image_id).name)} for image_id, _ in wanted}
+    sharing = Counter(core for of_image in names.values() for core in of_image)
+    by_name = {i: places[c] for i, of_image in names.items() for c in of_image if c in places and sharing[c] == 1}
+    by_number: dict[str, int] = {}
+    holder: dict[int, str] = {}
+    for image_id, number in wanted:
+        place = None if number is None else places.get(_core(str(number)))
+        if place is None or image_id in matched:
+            continue
+        if place in holder:
+            raise UserError(
+                f"'{found[place]}' is the number of '{holder[place]}' and of '{image_id}': each COCO file counts its "
+                "images by itself. Convert one split at a time: data.test=[] for the training images alone."
+            )
+        holder[place] = image_id
+        by_number[image_id] = place
+    for image_id, place in by_number.items():
+        if by_name.get(image_id, place) != place:
+            raise UserError(
+                f"'{image_id}': the ids of the proposals may be numbers of the COCO file ('{found[place]}') or names "
+                f"of images ('{found[by_name[image_id]]}'), which mean different images. Write paths: '{image_id}'."
+            )
+    return by_name | by_number | matched
 
 
 def _core(image_id: str) -> str:
@@ -63,31 +87,30 @@ def _core(image_id: str) -> str:
     return (name.lstrip("0") or "0") if name.isascii() and name.isdigit() else name
 
 
-def convert_to_store(
-    file: ProposalFile, convention: Convention, images: Sequence[tuple[str, int, int]], output: Path
-) -> Conversion:
-    """Writes a store of the file's proposals for those of the `images` (id, height, width) that it has.
+def convert_to_store(file: ProposalFile, convention: Convention, images: Sequence[Sample], output: Path) -> Conversion:
+    """Writes a store of the file's proposals for those of the images that it has.
 
     Raises UserError where it has none of them, for boxes that cannot be read, and as write_store does.
     """
-    matched = match_ids([image_id for image_id, _, _ in images], file.ids)
+    matched = match_ids([(s.image_id, s.number) for s in images], file.ids)
     if not matched:
         theirs = f"the file has '{file.ids[0][:100]}' and so on" if file.ids else "the file has no image at all"
         raise UserError(
             f"{file.path}: none of the {len(images)} images of the data set is among its {len(file.ids)}: the data set "
-            f"has '{images[0][0]}' and so on, {theirs}. Name the file that belongs to the data set, or mend the ids."
+            f"has '{images[0].image_id}' and so on, {theirs}. Name the file that belongs to the data set, or fix the "
+            "ids."
         )
     far = 0
 
     def items() -> Iterator[ImageProposals]:
         nonlocal far
-        for image_id, height, width in images:
-            if image_id not in matched:
+        for s in images:
+            if s.image_id not in matched:
                 continue
-            raw, scores = file.boxes(matched[image_id])
+            raw, scores = file.boxes(matched[s.image_id])
             boxes = convention.read(raw)
-            far += _far(boxes, height, width)
-            yield ImageProposals(image_id, height, width, boxes, scores)
+            far += _far(boxes, s.height, s.width)
+            yield ImageProposals(s.image_id, s.height, s.width, boxes, scores)
 
     settings = {
         "format": file.format,
@@ -98,7 +121,7 @@ def convert_to_store(
     used = set(matched.values())
     return Conversion(
         len(matched),
-        [image_id for image_id, _, _ in images if image_id not in matched],
+        [s.image_id for s in images if s.image_id not in matched],
         [image_id for n, image_id in enumerate(file.ids) if n not in used],
         counts,
         far,

@@ -88,6 +88,8 @@ class AnnotatedObject:
     difficult: bool
     fault: str = ""  # what is wrong with the box, as far as its own numbers tell
     unit: str = "object"  # what the file calls it
+    size: tuple[float, float] | None = None  # width and height as a COCO file has them
+    area: float | None = None  # as a COCO file has it
 
     def problem(self, kind: str, what: str, name: str | None = None) -> Problem:
         return Problem(kind, str(self.file), what, None, self.number, name, self.unit)
@@ -108,9 +110,17 @@ class Reading:
         self.unknown: dict[str, list[AnnotatedObject]] = {}  # the objects of each class that is not in the list
         self.samples: list[Sample] = []
 
-    def add(self, image_id: str, path: Path, width: int, height: int, objects: Sequence[AnnotatedObject]) -> None:
-        """An image and its objects."""
-        kept = []
+    def add(
+        self,
+        image_id: str,
+        path: Path,
+        width: int,
+        height: int,
+        objects: Sequence[AnnotatedObject],
+        number: int | str | None = None,
+    ) -> None:
+        """An image and its objects. number: the image's id in a COCO file."""
+        kept: list[AnnotatedObject] = []
         for o in objects:
             if o.name not in self.label_of:
                 if self.leave_out_others:
@@ -118,20 +128,26 @@ class Reading:
                 else:
                     self.unknown.setdefault(o.name, []).append(o)
                 continue
-            box = _inside(o, width, height, self.problems)
-            if isinstance(box, str):
-                self.problems.found.append(o.problem("box", f"the box {o.shown} {box}", o.name))
-            else:
-                kept.append((box, self.label_of[o.name], o.difficult))
+            if fault := _fault(o, width, height):
+                self.problems.found.append(o.problem("box", f"the box {o.shown} {fault}", o.name))
+                continue
+            x1, y1, x2, y2 = o.box
+            self.problems.clipped += x1 < 0 or y1 < 0 or x2 > width or y2 > height
+            self.problems.at_zero += x1 < 0 or y1 < 0
+            kept.append(o)
+        of_file = bool(kept) and all(o.size is not None and o.area is not None for o in kept)
         self.samples.append(
             Sample(
                 image_id=image_id,
                 path=path,
                 width=width,
                 height=height,
-                boxes=np.array([k[0] for k in kept], dtype=np.float32).reshape(-1, 4),
-                labels=np.array([k[1] for k in kept], dtype=np.int64),
-                difficult=np.array([k[2] for k in kept], dtype=bool),
+                boxes=np.array([o.box for o in kept], dtype=np.float64).reshape(-1, 4),
+                labels=np.array([self.label_of[o.name] for o in kept], dtype=np.int64),
+                difficult=np.array([o.difficult for o in kept], dtype=bool),
+                sizes=np.array([o.size for o in kept], dtype=np.float64) if of_file else None,
+                areas=np.array([o.area for o in kept], dtype=np.float64) if of_file else None,
+                number=number,
             )
         )
 
@@ -155,18 +171,15 @@ class Reading:
         return self.samples, self.problems
 
 
-def _inside(o: AnnotatedObject, width: int, height: int, problems: Problems) -> Box | str:
-    """The object's box, clipped to the image, or what is wrong with it."""
+def _fault(o: AnnotatedObject, width: int, height: int) -> str:
+    """What is wrong with the object's box in an image of this size, or nothing."""
     if o.fault:
         return o.fault
-    x1, y1, x2, y2 = box = tuple(np.asarray(o.box, dtype=np.float32).tolist())  # as a Sample holds them
+    x1, y1, x2, y2 = np.asarray(o.box, dtype=np.float32).tolist()  # as training has them
     if x2 <= x1 or y2 <= y1:
         return "has no area: it is thinner than single precision can tell."
     if x1 < -1 or y1 < -1 or x2 > width + 1 or y2 > height + 1:
         return f"stands out of the image of {width} x {height} pixels."
-    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
-    if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
+    if min(x2, float(width)) <= max(x1, 0.0) or min(y2, float(height)) <= max(y1, 0.0):
         return f"lies beside the image of {width} x {height} pixels."
-    problems.clipped += clipped != box
-    problems.at_zero += x1 < 0 or y1 < 0
-    return clipped
+    return ""

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrcnn.data.annotations import is_coco
-from fastrcnn.data.coco import picture_base, read_coco_file
+from fastrcnn.data.coco_file import CocoImage, read_coco_file
 from fastrcnn.data.images import complete_size
 from fastrcnn.data.voc import annotation_folder, find_image, picture_folder
 from fastrcnn.errors import UserError
@@ -25,19 +25,22 @@ def without_annotation(source: Path, image_ids: Sequence[str]) -> int:
     return sum(not (folder / f"{image_id}.xml").exists() for image_id in image_ids)
 
 
-def load_unannotated(source: Path, image_ids: Sequence[str]) -> tuple[list[Sample], list[str]]:
+def load_unannotated(source: Path, image_ids: Sequence[str], root: Path) -> tuple[list[Sample], list[str]]:
     """Samples without objects of the given images, and what is wrong with the pictures of the others.
 
-    source: a folder in VOC layout or a COCO file. Widths and heights are the pictures'; annotations are not looked at,
-    also where there are some. A picture is wrong that is missing, no whole picture, or leads out of the data set by a
-    link. Each is read, so that nothing breaks hours later.
+    source: a folder in VOC layout or a COCO file; root: the data set's folder. Widths and heights are the pictures';
+    annotations are not looked at, also where there are some. A picture is wrong that is missing, no whole picture, or
+    leads out of the data set by a link. Each is read, so that nothing breaks hours later.
     """
-    base, paths, faults = picture_folder(source), {i: find_image(source, i) for i in image_ids}, []
+    base, faults = picture_folder(source), []
+    images: dict[str, CocoImage] = {}
     if is_coco(source):
         file = read_coco_file(source)
-        base = picture_base(file)
-        paths = {i: base / file.images[i].file_name for i in image_ids}
+        base, images = file.base, dict(zip(file.ids(root), file.images.values(), strict=True))
         faults = [str(problem) for problem in file.problems]
+        paths: dict[str, Path | None] = {i: base / images[i].file_name for i in image_ids}
+    else:
+        paths = {i: find_image(source, i) for i in image_ids}
     inside = [base.resolve(), source.resolve()]
 
     def look(image_id: str) -> Sample | str:
@@ -51,7 +54,8 @@ def load_unannotated(source: Path, image_ids: Sequence[str]) -> tuple[list[Sampl
         except UserError as error:
             return str(error)
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-        return Sample(image_id, path, width, height, *nothing)
+        number = images[image_id].number if image_id in images else None
+        return Sample(image_id, path, width, height, *nothing, number=number)
 
     with ThreadPool(8) as pool:  # the time goes into reading files
         looked = list(progress(pool.imap(look, image_ids, chunksize=16), len(image_ids), "looking at pictures"))

@@ -17,8 +17,14 @@ from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, MeanAP
 def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth]) -> MeanAP:
     """COCO AP over the classes of `truth`: the mean over IoU .5, .55, ..., .95, in all and for each class.
 
-    The further figures are AP50 and AP75, at one IoU alone, and AP_small, AP_medium and AP_large, of objects below
-    32 x 32 pixels, up to 96 x 96, and larger: each a mean over the classes, None where no object is of that kind.
+    The further figures are COCO's other eleven, each a mean over the classes, None where no object is of that kind:
+    AP50 and AP75, at one IoU alone; AP_small, AP_medium and AP_large, of objects below 32 x 32 pixels, up to 96 x 96,
+    and larger; AR_1, AR_10 and AR_100, the recall that the best 1, 10 and 100 detections of each image and class
+    reach, averaged over the IoUs; AR_small, AR_medium and AR_large, the last by size.
+
+    The figures equal pycocotools' own on the same files to the last digit: boxes, sizes and areas are the files'
+    numbers in float64, and of equal scores in several images the first image's comes first, as samples of a COCO file
+    are in the order of their ids.
 
     Of each class the 100 best detections of an image count, as pycocotools applies its limit `maxDets` to each image
     and category. COCO's rules allow an image 100 detections over all classes; to keep to that is up to whoever makes
@@ -26,50 +32,54 @@ def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, Class
     average, so that its figures may be a little higher than those rules would give.
 
     Difficult objects take the part of COCO's crowds: nothing is lost by missing one, and a detection whose
-    area lies in one, to a share above the IoU asked for, does not count. Sizes are areas of boxes; where a
-    data set has masks, COCO's own figures for small, medium and large take the masks' areas. Raises
-    ValueError for detections of a class that `truth` lacks.
+    area lies in one, to a share above the IoU asked for, does not count. An object is small, medium or large by the
+    `area` of a COCO file, which is its mask's; elsewhere by its box. Raises ValueError for detections of a class that
+    `truth` lacks.
     """
     unknown = sorted(set(detections) - set(truth))
     if unknown:
         raise ValueError(f"detections of classes that the truth lacks: {', '.join(unknown)}")
     names = list(truth)
-    objects: list[dict[str, Any]] = []
+    objects: list[dict[str, Any]] = []  # what pycocotools' files hold
     results: list[dict[str, Any]] = []
     for category, name in enumerate(names, 1):
-        crowds = truth[name].difficult.tolist()
-        objects += [e | {"iscrowd": int(c)} for e, c in zip(_entries(truth[name], category), crowds, strict=True)]
+        t = truth[name]
+        columns = zip(_boxes(t), t.images.tolist(), t.areas.tolist(), t.difficult.tolist(), strict=True)
+        objects += [
+            {"image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": int(crowd)}
+            for box, image, area, crowd in columns
+        ]
         if name in detections:
-            scores = detections[name].scores.tolist()
-            results += [e | {"score": s} for e, s in zip(_entries(detections[name], category), scores, strict=True)]
+            d = detections[name]
+            results += [
+                {"image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "score": score}
+                for box, image, score in zip(_boxes(d), d.images.tolist(), d.scores.tolist(), strict=True)
+            ]
     images = sorted({entry["image_id"] for entry in (*objects, *results)})
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
         evaluation = COCOeval(_coco(objects, images, names), _coco(results, images, names), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = evaluation.eval["precision"][:, :, :, :, 2]  # (IoUs, recalls, classes, sizes), 100 detections
+    precision = evaluation.eval["precision"]  # (IoUs, recalls, classes, sizes, limits of 1, 10, 100 detections)
+    recall = evaluation.eval["recall"]  # (IoUs, classes, sizes, limits)
+    sizes = ("small", "medium", "large")
     return MeanAP(
-        mean=_mean(precision[:, :, :, 0]),
-        ap={name: _mean(precision[:, :, k, 0]) for k, name in enumerate(names)},
+        mean=_mean(precision[:, :, :, 0, 2]),
+        ap={name: _mean(precision[:, :, k, 0, 2]) for k, name in enumerate(names)},
         objects={name: int(np.count_nonzero(~of_class.difficult)) for name, of_class in truth.items()},
         figures={
-            "AP50": _mean(precision[0, :, :, 0]),
-            "AP75": _mean(precision[5, :, :, 0]),
-            "AP_small": _mean(precision[:, :, :, 1]),
-            "AP_medium": _mean(precision[:, :, :, 2]),
-            "AP_large": _mean(precision[:, :, :, 3]),
+            "AP50": _mean(precision[0, :, :, 0, 2]),
+            "AP75": _mean(precision[5, :, :, 0, 2]),
+            **{f"AP_{size}": _mean(precision[:, :, :, s, 2]) for s, size in enumerate(sizes, 1)},
+            **{f"AR_{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate((1, 10, 100))},
+            **{f"AR_{size}": _mean(recall[:, :, s, 2]) for s, size in enumerate(sizes, 1)},
         },
     )
 
 
-def _entries(boxes: ClassDetections | ClassTruth, category: int) -> list[dict[str, Any]]:
-    """What COCO keeps of a box, for all boxes of one class."""
-    size = boxes.boxes[:, 2:] - boxes.boxes[:, :2]
-    columns = (boxes.images, np.concatenate((boxes.boxes[:, :2], size), axis=1), size.prod(1))
-    return [
-        {"image_id": image, "category_id": category, "bbox": bbox, "area": area}
-        for image, bbox, area in zip(*(column.tolist() for column in columns), strict=True)
-    ]
+def _boxes(boxes: ClassDetections | ClassTruth) -> list[list[float]]:
+    """COCO's x, y, width, height of all boxes of one class."""
+    return np.concatenate((boxes.boxes[:, :2], boxes.sizes), axis=1).tolist()
 
 
 def _coco(annotations: list[dict[str, Any]], images: list[int], names: list[str]) -> COCO:

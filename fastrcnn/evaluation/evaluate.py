@@ -195,8 +195,8 @@ def table(result: Evaluation) -> str:
     mean = "no class has truth" if result.ap.mean is None else f"{result.ap.mean:6.3f}"
     lines.append(f"{'mAP':<{width}}  {'':>7}  {mean}   ({result.metric}, {len(result.samples)} images)")
     if result.ap.figures:
-        shown = (f"{name} {'none' if value is None else f'{value:.3f}'}" for name, value in result.ap.figures.items())
-        lines.append(", ".join(shown))
+        shown = [f"{name} {'none' if value is None else f'{value:.3f}'}" for name, value in result.ap.figures.items()]
+        lines += [", ".join(text for text in shown if text.startswith(kind)) for kind in ("AP", "AR")]
     if without := [name for name in result.ap.ap if name not in counted]:
         lines.append(f"without truth in these images: {', '.join(without)}")
     return "\n".join(lines)

@@ -20,8 +20,8 @@ import numpy as np
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.evaluation.voc_ap import ClassDetections
 
-# (image, score, x1, y1, x2, y2), half-open
-Row = tuple[int, float, float, float, float, float]
+# (image, score, x1, y1, x2, y2, width, height), half-open
+Row = tuple[int, float, float, float, float, float, float, float]
 
 
 def write_comp4(
@@ -98,7 +98,8 @@ def _read_comp4_file(path: Path, index: Mapping[str, int]) -> ClassDetections:
         if len(fields) != 6:
             raise UserError(f"{where}: wanted `id score xmin ymin xmax ymax`, found {line.strip()[:80]!r}.")
         score, x1, y1, x2, y2 = _numbers(fields[1:], where)
-        rows.append((_image(fields[0], index, where), score, x1 - 1, y1 - 1, x2, y2))
+        image = _image(fields[0], index, where, len(index))
+        rows.append((image, score, x1 - 1, y1 - 1, x2, y2, x2 - (x1 - 1), y2 - (y1 - 1)))
     return _arrays(rows)
 
 
@@ -106,7 +107,7 @@ def write_coco(
     path: Path,
     detections: Mapping[str, ClassDetections],
     image_ids: Sequence[str | int],
-    category_ids: Mapping[str, int],
+    category_ids: Mapping[str, int | str],
 ) -> Path:
     """Writes COCO results: a JSON list of {image_id, category_id, bbox: [x1, y1, width, height], score}.
 
@@ -115,7 +116,7 @@ def write_coco(
     """
     entries = []
     for name, found in detections.items():
-        boxes = np.concatenate((found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]), axis=1)
+        boxes = np.concatenate((found.boxes[:, :2], found.sizes), axis=1)
         for image, score, box in zip(found.images.tolist(), found.scores.tolist(), boxes.tolist(), strict=True):
             entries.append(
                 {"image_id": image_ids[image], "category_id": category_ids[name], "bbox": box, "score": score}
@@ -125,10 +126,11 @@ def write_coco(
 
 
 def read_coco(
-    path: Path, image_ids: Sequence[str | int], category_ids: Mapping[str, int]
+    path: Path, image_ids: Sequence[str | int], category_ids: Mapping[str, int | str]
 ) -> dict[str, ClassDetections]:
     """Reads COCO results; the answer has every class of `category_ids`, images counted along `image_ids`.
 
+    Boxes keep the file's width and height beside their corners, so that COCO's AP is computed from the file's numbers.
     The id "000012" is also found as 12, which is what tools that know only numbers write. Raises UserError
     with the file and the number of the entry, counted from 1, for what is no detection or is of an unknown
     image or category.
@@ -145,9 +147,9 @@ def read_coco(
         raise UserError(f"{path}: not the JSON of COCO results: {error}.") from error
     if not isinstance(entries, list):
         raise UserError(f"{path}: wanted a list of detections, as COCO results are, found {_kind(entries)}.")
-    index = {str(int(i)): n for n, i in enumerate(image_ids) if str(i).isdecimal()}
-    index.update({str(image_id): n for n, image_id in enumerate(image_ids)})
-    names = {number: name for name, number in category_ids.items()}
+    index = {_whole(i): n for n, i in enumerate(image_ids)}
+    index.update({str(image_id): n for n, image_id in enumerate(image_ids)})  # an id that is the same goes first
+    names = {_whole(number): name for name, number in category_ids.items()}
     rows: dict[str, list[Row]] = {name: [] for name in category_ids}
     for number, entry in enumerate(entries, 1):
         where = f"{path}, entry {number}"
@@ -156,29 +158,38 @@ def read_coco(
         for key in ("image_id", "category_id", "bbox", "score"):
             if key not in entry:
                 raise UserError(f"{where}: has no {key!r}.")
-        name = names.get(entry["category_id"]) if type(entry["category_id"]) is int else None
+        name = names.get(_whole(entry["category_id"]))
         if name is None:
             raise UserError(
                 f"{where}: category {entry['category_id']!r} is unknown. The data set has: "
-                + ", ".join(f"{i} {n}" for i, n in names.items())
+                + ", ".join(f"{i} {n}" for n, i in category_ids.items())
             )
         if not isinstance(entry["bbox"], list) or len(entry["bbox"]) != 4:
             raise UserError(f"{where}: 'bbox' must be a list of four numbers, x, y, width, height.")
         score, x, y, width, height = _numbers([entry["score"], *entry["bbox"]], where)
-        image = _image(str(entry["image_id"]), index, where)
-        rows[name].append((image, score, x, y, x + width, y + height))
+        exact = str(entry["image_id"])
+        image = _image(exact if exact in index else _whole(entry["image_id"]), index, where, len(image_ids))
+        rows[name].append((image, score, x, y, x + width, y + height, width, height))
     return {name: _arrays(of_class) for name, of_class in rows.items()}
 
 
 def _arrays(rows: Sequence[Row]) -> ClassDetections:
-    table = np.array(rows, np.float64).reshape(-1, 6)
-    return ClassDetections(table[:, 0].astype(np.int64), table[:, 1], table[:, 2:])
+    table = np.array(rows, np.float64).reshape(-1, 8)
+    return ClassDetections(table[:, 0].astype(np.int64), table[:, 1], table[:, 2:6], table[:, 6:])
 
 
-def _image(image_id: str, index: Mapping[str, int], where: str) -> int:
+def _whole(value: Any) -> str:
+    """An id as text; a whole number without what may differ, as 12 for "000012" and 12.0."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = str(value)
+    return (text.lstrip("0") or "0") if text.isascii() and text.isdigit() else text
+
+
+def _image(image_id: str, index: Mapping[str, int], where: str, images: int) -> int:
     if image_id not in index:
         raise UserError(
-            f"{where}: image {image_id!r} is not among the {len(index)} images of the split. "
+            f"{where}: image {image_id!r} is not among the {images} images of the split. "
             "Choose the split that the detections were made for."
         )
     return index[image_id]

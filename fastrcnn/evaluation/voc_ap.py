@@ -39,9 +39,12 @@ class ClassDetections:
     images: np.ndarray  # (D,) int64, which image each detection is in: its index in the list of images
     scores: np.ndarray  # (D,) float64
     boxes: np.ndarray  # (D, 4) float64, half-open x1 y1 x2 y2 in pixels
+    # (D, 2) float64, width and height as a COCO file has them; None: those of the boxes
+    sizes: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        _shape(self, images=(np.int64, 0), scores=(np.float64, 0), boxes=(np.float64, 4))
+        object.__setattr__(self, "sizes", _sizes(self.boxes) if self.sizes is None else self.sizes)
+        _shape(self, images=(np.int64, 0), scores=(np.float64, 0), boxes=(np.float64, 4), sizes=(np.float64, 2))
         if np.isnan(self.scores).any():
             raise ValueError("a score is NaN")
 
@@ -56,9 +59,22 @@ class ClassTruth:
     images: np.ndarray  # (G,) int64, which image each object is in: its index in the list of images
     boxes: np.ndarray  # (G, 4) float64, half-open x1 y1 x2 y2 in pixels
     difficult: np.ndarray  # (G,) bool
+    # (G, 2) float64, width and height, and (G,) float64, `area`, as a COCO file has them; None: those of the boxes
+    sizes: np.ndarray = None  # type: ignore[assignment]
+    areas: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        _shape(self, images=(np.int64, 0), boxes=(np.float64, 4), difficult=(np.bool_, 0))
+        sizes = _sizes(self.boxes) if self.sizes is None else np.asarray(self.sizes, np.float64)
+        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "areas", sizes.prod(1) if self.areas is None else self.areas)
+        _shape(
+            self,
+            images=(np.int64, 0),
+            boxes=(np.float64, 4),
+            difficult=(np.bool_, 0),
+            sizes=(np.float64, 2),
+            areas=(np.float64, 0),
+        )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -205,6 +221,12 @@ def envelope(precision: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
 
 
+def _sizes(boxes: np.ndarray) -> np.ndarray:
+    """Widths and heights (N, 2) of boxes (N, 4)."""
+    boxes = np.asarray(boxes, np.float64)
+    return boxes[..., 2:] - boxes[..., :2]
+
+
 def _shape(arrays: ClassDetections | ClassTruth, **wanted: tuple[type, int]) -> None:
     """Converts the fields to their types and checks that they are (N,) or (N, columns) with one N."""
     lengths = set()
@@ -230,8 +252,10 @@ def truth_by_class(samples: Sequence[Sample], classes: Sequence[str]) -> dict[st
     labels = np.concatenate([s.labels for s in samples] or [np.zeros(0, np.int64)])
     boxes = np.concatenate([s.boxes for s in samples] or [np.zeros((0, 4))])
     difficult = np.concatenate([s.difficult for s in samples] or [np.zeros(0, bool)])
+    sizes = np.concatenate([_sizes(s.boxes) if s.sizes is None else s.sizes for s in samples] or [np.zeros((0, 2))])
+    areas = np.concatenate([_sizes(s.boxes).prod(1) if s.areas is None else s.areas for s in samples] or [np.zeros(0)])
     return {
-        name: ClassTruth(images[rows], boxes[rows], difficult[rows])
+        name: ClassTruth(images[rows], boxes[rows], difficult[rows], sizes[rows], areas[rows])
         for name, rows in zip(classes, _rows(labels, len(classes)), strict=True)
     }
 

@@ -71,12 +71,10 @@ def test_what_is_wrong_is_said_even_where_training_would_skip_it(tiny: VocFolder
     tiny.split("test", "y")
     status, out, _ = call("check", f"data.root={tiny.root}", "data.skip_bad=true")
     assert status == 1
-    assert "NOT READY: 3 error(s)" in out
-    assert [(p["kind"], p["object"]) for p in report()["errors"]] == [
-        ("bad_picture", None),
-        ("box", 1),
-        ("unknown_class", 1),
-    ]
+    assert "NOT READY: 2 error(s)" in out
+    assert [(p["kind"], p["object"]) for p in report()["errors"]] == [("bad_picture", None), ("box", 1)]
+    (alone,) = [p for p in report()["notes"] if p["kind"] == "test_only"]
+    assert alone["what"] == "'bird' has 1 object(s) to test on and none to train on."
     assert out.splitlines()[-1].startswith("mend the errors, then: fastrcnn propose")
     status, _, _ = call("check", f"data.root={tiny.root}", "data.other_classes=leave_out")
     assert [p["kind"] for p in report()["errors"]] == ["bad_picture", "box"]

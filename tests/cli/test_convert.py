@@ -14,6 +14,7 @@ from voc_folder import VocFolder, fingerprint
 
 from fastrcnn.data.proposal_convert import match_ids
 from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
+from fastrcnn.errors import UserError
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -258,7 +259,20 @@ MATCHES = [
 def test_ids_are_matched_where_no_other_could_be_meant(
     wanted: list[str], found: list[str], matched: dict[str, int]
 ) -> None:
-    assert match_ids(wanted, found) == matched
+    assert match_ids([(image_id, None) for image_id in wanted], found) == matched
+
+
+def test_images_of_a_coco_file_are_matched_by_number_or_name() -> None:
+    train = [("train/a.jpg", 1), ("train/b.jpg", 2)]
+    assert match_ids(train, ["2", "1"]) == {"train/a.jpg": 1, "train/b.jpg": 0}
+    assert match_ids(train, ["b", "a.jpg"]) == {"train/a.jpg": 1, "train/b.jpg": 0}
+    assert match_ids([("val/000000000139.jpg", 139)], ["139"]) == {"val/000000000139.jpg": 0}
+    with pytest.raises(UserError, match=r"'1' is the number of 'train/a\.jpg' and of 'test/c\.jpg'"):
+        match_ids([*train, ("test/c.jpg", 1)], ["1", "2"])
+    with pytest.raises(
+        UserError, match=r"'train/2\.jpg': .* numbers of the COCO file \('1'\) or names of images \('2'\)"
+    ):
+        match_ids([("train/2.jpg", 1), ("train/1.jpg", 2)], ["1", "2"])
 
 
 def test_the_real_files_of_selective_search(test_data: Path, call: Call) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from voc_folder import VocFolder
 
@@ -97,16 +99,19 @@ def test_the_metric_is_the_data_sets_unless_said_otherwise(call: Call, tiny: Voc
     """The only detection has 16 of its cat's 20 columns: IoU .8, right at seven of COCO's ten overlaps."""
     folder = comp4(tmp_path / "d", cat="c 0.5 11 11 26 40\n", dog="")
     arguments = ["reval", f"detections={folder}", "data=custom", f"data.root={tiny.root}"]
-    shown = {}
+    shown, whole = {}, {}
     for more in ([], ["metric=voc07"], ["metric=coco"], ["data.metric=coco"], ["data.metric=coco", "metric=voc10"]):
         status, out, _ = call(*arguments, *more)
         assert status == 0
+        whole[" ".join(more)] = out
         shown[" ".join(more)] = [line for line in out.splitlines() if line.startswith(("mAP", "AP50"))]
     assert [len(lines) for lines in shown.values()] == [1, 1, 2, 2, 1]
     metrics = ["voc10", "voc07", "coco", "coco", "voc10"]
     assert [lines[0].split()[1:3] for lines in shown.values()] == [
         ["0.700" if m == "coco" else "1.000", f"({m},"] for m in metrics
     ]
+    figures = "AR_1 0.700, AR_10 0.700, AR_100 0.700, AR_small 0.700, AR_medium none, AR_large none"
+    assert figures in whole["metric=coco"]
     assert shown["metric=coco"][1] == "AP50 1.000, AP75 1.000, AP_small 0.700, AP_medium none, AP_large none"
     status, out, err = call(*arguments, "metric=voc12")
     assert (status, out) == (1, "")
@@ -151,3 +156,107 @@ def test_a_folder_that_is_missing_is_one_clear_message(call: Call, tiny: VocFold
     status, _, err = call("reval", "detections=no/such", "data=custom", f"data.root={tiny.root}")
     assert status == 1
     assert "no/such" in err
+
+
+def coco_case(folder: Path, truth: dict[str, Any], results: list[dict[str, Any]]) -> tuple[list[str], np.ndarray]:
+    """Arguments that evaluate the results against the truth, and pycocotools' twelve figures."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    folder.mkdir(exist_ok=True)
+    (folder / "truth.json").write_text(json.dumps(truth))
+    (folder / "found.json").write_text(json.dumps(results))
+    coco = COCO(str(folder / "truth.json"))
+    evaluation = COCOeval(coco, coco.loadRes(str(folder / "found.json")), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    data = ["data=custom", f"data.root={folder}", "data.train=[truth.json]", "data.test=[truth.json]", "metric=coco"]
+    return [f"detections={folder / 'found.json'}", *data, f"output={folder / 'out'}"], evaluation.stats
+
+
+def coco_truth(boxes: list[tuple[int, list[float]]], ids: list[int], side: int = 640) -> dict[str, Any]:
+    return {
+        "info": {},
+        "images": [{"id": i, "file_name": f"{i}.jpg", "width": side, "height": side} for i in ids],
+        "categories": [{"id": 4, "name": "cat"}],
+        "annotations": [
+            {"id": n, "image_id": i, "category_id": 4, "bbox": box, "area": box[2] * box[3] * 0.7, "iscrowd": 0}
+            for n, (i, box) in enumerate(boxes, 1)
+        ],
+    }
+
+
+def coco_result(image: int, box: list[float], score: float) -> dict[str, Any]:
+    return {"image_id": image, "category_id": 4, "bbox": box, "score": score}
+
+
+def random_files(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Ids in no order, sides with two decimals, many equal scores, areas of masks, a box beyond the border."""
+    rng = np.random.default_rng(seed)
+    ids = rng.permutation(30).tolist()
+    boxes = [(int(rng.choice(ids)), rng.uniform(1, 300, 4).round(2).tolist()) for _ in range(60)]
+    boxes.append((ids[0], [600.3, 10.0, 40.4, 30.1]))
+    found = [
+        coco_result(image, [round(v + float(rng.normal(0, 5)), 2) for v in box], float(rng.integers(1, 5)) / 5)
+        for image, box in boxes * 3
+    ]
+    return coco_truth(boxes, ids), [f for f in found if min(f["bbox"][2:]) > 0]
+
+
+PERFECT = (2, [10.0, 10.0, 100.0, 100.0])
+NEAR = (1, [13.2, 381.39, 36, 92.98])  # the detection [9.2, 381.39, 36, 92.98] overlaps it by .8 exactly
+CASES = {
+    "an overlap on the edge": (
+        coco_truth([NEAR, PERFECT], [1, 2]),
+        [coco_result(1, [9.2, 381.39, 36, 92.98], 0.8), coco_result(2, PERFECT[1], 0.9)],
+    ),
+    "equal scores": (
+        coco_truth([(1, PERFECT[1]), PERFECT], [2, 1]),
+        [coco_result(2, [300, 300, 9, 9], 0.5), coco_result(1, PERFECT[1], 0.5)],
+    ),
+    **{f"random {seed}": random_files(seed) for seed in range(4)},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_twelve_coco_figures_are_those_of_pycocotools_on_the_same_files(
+    call: Call, tmp_path: Path, case: str
+) -> None:
+    arguments, expected = coco_case(tmp_path / "c", *CASES[case])
+    status, _, err = call("reval", *arguments)
+    assert status == 0, err
+    metrics = json.loads((tmp_path / "c/out/metrics.json").read_text())
+    names = ["AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
+    names += ["AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"]
+    figures = [metrics["mAP"], *(metrics[name] for name in names)]
+    assert [-1 if value is None else value for value in figures] == expected.tolist()
+    known = {"an overlap on the edge": 0.8515, "equal scores": 0.5050}  # as the wrong ones are .8020 and .2525
+    assert case not in known or figures[0] == pytest.approx(known[case], abs=1e-4)
+
+
+def test_results_of_categories_that_no_annotation_uses_are_reported(
+    call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    truth, results = coco_truth([PERFECT], [2]), [coco_result(2, PERFECT[1], 0.5)]
+    truth["categories"].append({"id": 9, "name": "ship"})
+    arguments, expected = coco_case(tmp_path / "c", truth, [*results, results[0] | {"category_id": 9}])
+    status, out, err = call("reval", *arguments)
+    assert (status, "mAP" in out) == (0, True), err
+    assert json.loads((tmp_path / "c/out/metrics.json").read_text())["mAP"] == expected[0] > 0.999
+    assert "1 detections of 'ship' have no AP: no annotation is of that category" in caplog.text
+
+
+def test_a_file_of_one_image_can_be_evaluated(call: Call, tmp_path: Path) -> None:
+    coco_case(tmp_path / "c", coco_truth([PERFECT], [2]), [coco_result(2, PERFECT[1], 0.5)])
+    where = f"detections={tmp_path / 'c/found.json'}"
+    for more in ([], ["data.test=[truth.json]"], ["split=truth.json"]):
+        status, out, err = call("reval", where, f"data.root={tmp_path / 'c/truth.json'}", "metric=coco", *more)
+        assert (status, "1.000   (coco, 1 images)" in out) == (0, True), err
+
+
+def test_an_image_that_is_not_there_is_counted_among_the_images_there_are(call: Call, tmp_path: Path) -> None:
+    arguments, _ = coco_case(tmp_path / "c", coco_truth([PERFECT], [1, 2, 3]), [coco_result(2, PERFECT[1], 0.5)])
+    (tmp_path / "c/found.json").write_text(json.dumps([coco_result(7, PERFECT[1], 0.5)]))
+    status, _, err = call("reval", *arguments)
+    assert (status, "entry 1: image '7' is not among the 3 images of the split" in err) == (1, True)

@@ -83,6 +83,7 @@ def test_a_folder_without_lists_is_divided_and_not_written_to(tmp_path: Path, pi
             need_pictures=True,
             first_pixel=1,
             leave_out_others=False,
+            root=root,
         )
         assert problems.lines == []
         assert [s.image_id for s in samples] == found
@@ -117,12 +118,14 @@ def test_coco_files_are_told_apart_by_their_names(
     for n, name in enumerate(files):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(coco_text(n + 1))
-    assert find_split(tmp_path, split) == (tmp_path / files[chosen], [str(chosen + 1)], False)
+    folder = (tmp_path / files[chosen]).relative_to(tmp_path).parent
+    image = (folder / f"{chosen + 1}.jpg").as_posix()  # unique in the data set, unlike the file's numbers
+    assert find_split(tmp_path, split) == (tmp_path / files[chosen], [image], False)
 
 
 def test_one_coco_file_is_divided_and_may_be_the_root_itself(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text(coco_text(*range(1, 21)))
-    ids = [str(n) for n in range(1, 21)]
+    ids = [f"{n}.jpg" for n in range(1, 21)]
     for root in (tmp_path, tmp_path / "labels.json"):
         for split in ("trainval", "test"):
             assert find_split(root, split) == (tmp_path / "labels.json", divided(ids, split), True)
@@ -131,7 +134,7 @@ def test_one_coco_file_is_divided_and_may_be_the_root_itself(tmp_path: Path) -> 
 def test_a_coco_file_may_be_named_as_a_split(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(coco_text(1, 2))
     (tmp_path / "b.json").write_text(coco_text(3))
-    assert find_split(tmp_path, "b.json") == (tmp_path / "b.json", ["3"], False)
+    assert find_split(tmp_path, "b.json") == (tmp_path / "b.json", ["3.jpg"], False)
 
 
 def test_which_file_is_asked_where_the_names_do_not_say(tmp_path: Path) -> None:

@@ -338,13 +338,15 @@ def test_coco_files(tmp_path: Path) -> None:
     }
     path = tmp_path / "set.json"
     path.write_text(json.dumps(content))
-    (said,) = read_coco(path, ["5"])
+    (said,) = read_coco(path, ["x.png"], tmp_path, training=True)
     assert said.file == tmp_path / "x.png"
     assert said.truth.boxes.tolist() == [[0, 0, 10, 20], [2.5, 3, 12.5, 23]]
     assert said.truth.difficult.tolist() == [False, True]
     assert said.truth.numbers == (1, 4)
-    assert [(p.kind, p.object) for p in said.problems] == [("box", 3), ("unknown_class", 2)]
-    (record,) = read_all([Task("train", "set.json", path, "5", None, said)], Settings())
+    assert [(p.kind, p.object) for p in said.problems] == [("box", 3), ("unknown_class", 2), ("crowd", 4)]
+    assert read_coco(path, ["x.png"], tmp_path, training=False).__next__().problems == said.problems[:2]
+    (record,) = read_all([Task("train", "set.json", path, "x.png", None, said)], Settings())
+    assert record.trained.tolist() == [True, False]  # never a crowd
     assert record.size == (64, 48)
     assert record.problems == said.problems
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from limits import in_time
 from PIL import Image
 from voc_folder import fingerprint
 
-from fastrcnn.data.coco import coco_classes, find_coco_files, load_coco, picture_base, read_coco_file
+from fastrcnn.data.coco import coco_classes, load_coco
+from fastrcnn.data.coco_file import find_coco_files, read_coco_file
+from fastrcnn.data.truth import Problems
 from fastrcnn.errors import UserError
+from fastrcnn.structures import Sample
 
 CLASSES = ["cat", "dog"]
 
@@ -48,9 +52,18 @@ def write(root: Path, value: dict[str, Any], name: str = "annotations.json") -> 
     return path
 
 
-def refused(path: Path, ids: tuple[str, ...] = ("7", "12")) -> str:
+SEVEN, TWELVE = "images/seven.png", "images/twelve.png"
+BOTH = (SEVEN, TWELVE)
+
+
+def load(path: Path, ids: Sequence[str] | None = None, **how: bool) -> tuple[list[Sample], Problems]:
+    ids = read_coco_file(path).ids(path.parent) if ids is None else ids
+    return load_coco(path, ids, CLASSES, root=path.parent, **how)  # type: ignore[arg-type]
+
+
+def refused(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        load_coco(path, ids, CLASSES)
+        load(path)
     assert str(path) in str(caught.value)
     return str(caught.value)
 
@@ -60,23 +73,118 @@ def test_boxes_classes_and_crowds_are_those_that_pycocotools_reads(tmp_path: Pat
 
     path = write(tmp_path, content())
     theirs = COCO(str(path))
-    samples, problems = load_coco(path, ["7", "12"], CLASSES)
+    samples, problems = load(path)
     assert problems.lines == []
     for sample in samples:
-        entries = theirs.loadAnns(theirs.getAnnIds(imgIds=int(sample.image_id)))
+        entries = theirs.loadAnns(theirs.getAnnIds(imgIds=sample.number))
         names = [theirs.cats[e["category_id"]]["name"] for e in entries]
         assert [CLASSES[i - 1] for i in sample.labels] == names
         np.testing.assert_array_equal(sample.difficult, [bool(e["iscrowd"]) for e in entries])
         want = np.array([e["bbox"] for e in entries], np.float64)
+        np.testing.assert_array_equal(sample.sizes, want[:, 2:])
+        np.testing.assert_array_equal(sample.areas, [e["area"] for e in entries])
         want[:, 2:] += want[:, :2]
-        np.testing.assert_allclose(sample.boxes, np.minimum(want, (64, 48, 64, 48)), rtol=1e-6)
+        np.testing.assert_array_equal(sample.boxes, want)
+        np.testing.assert_array_equal(sample.training_boxes, np.minimum(want, (64, 48, 64, 48)).astype(np.float32))
     assert problems.clipped == 1  # 30 + 34.4 is .4 of a pixel too far
     assert samples[0].path == tmp_path / "images" / "seven.png"
 
 
 def test_crowds_are_left_out_of_training(tmp_path: Path) -> None:
-    samples, _ = load_coco(write(tmp_path, content()), ["12"], CLASSES, use_crowds=False)
+    samples, _ = load(write(tmp_path, content()), [TWELVE], use_crowds=False)
     assert len(samples[0].boxes) == 0
+
+
+FLAGS = [(0, False), ("0", False), ("false", False), (None, False), (False, False), (0.0, False)]
+FLAGS += [(1, True), ("1", True), ("True", True), (True, True), (1.0, True), (" yes ", True)]
+
+
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+@pytest.mark.parametrize(("flag", "crowd"), FLAGS)
+def test_flags_are_read_as_tools_write_them(tmp_path: Path, key: str, flag: Any, crowd: bool) -> None:
+    value = content()
+    value["annotations"][0][key] = flag
+    path = write(tmp_path, value)
+    samples, problems = load(path, [SEVEN])
+    assert samples[0].difficult.tolist() == [crowd, False]
+    assert problems.notes == []
+    samples, problems = load(path, [SEVEN], use_crowds=False)
+    assert samples[0].labels.tolist() == ([2] if crowd else [1, 2])
+    said = [f"{path}, annotation 1 (cat): has `{key}`: the annotation is not trained on."]
+    assert [str(note) for note in problems.notes] == (said if crowd else [])
+
+
+@pytest.mark.parametrize("write_id", [int, float, str])
+def test_ids_may_be_written_in_other_ways_in_each_list(tmp_path: Path, write_id: Callable[[int], Any]) -> None:
+    value = content()
+    for entry in value["annotations"]:
+        entry |= {"image_id": write_id(entry["image_id"]), "category_id": write_id(entry["category_id"])}
+    path = write(tmp_path, value)
+    assert coco_classes(path) == ["cat", "dog"]
+    assert [s.labels.tolist() for s in load(path)[0]] == [[1, 2], [2]]
+    value["images"][0]["id"] = "seven"
+    value["annotations"][0]["image_id"] = value["annotations"][2]["image_id"] = " seven"
+    value["categories"][1]["id"] = value["annotations"][0]["category_id"] = "c"
+    path = write(tmp_path, value)
+    samples, _ = load(path)
+    assert [(s.number, s.labels.tolist()) for s in samples] == [(12, [2]), ("seven", [1, 2])]
+    assert read_coco_file(path).category_ids == {"dog": 18, "cat": "c", "ship": 5}
+
+
+def test_images_come_in_the_order_of_their_ids_as_pycocotools_counts_them(tmp_path: Path) -> None:
+    value = content()
+    value["images"].reverse()
+    path = write(tmp_path, value)
+    assert read_coco_file(path).ids(tmp_path) == [SEVEN, TWELVE]
+
+
+def test_categories_without_annotations_do_not_count(tmp_path: Path) -> None:
+    """Roboflow adds a root category, which may have the name of a class."""
+    value = content()
+    value["categories"] += [{"id": 0, "name": "cat", "supercategory": "none"}, {"id": 99}]
+    path = write(tmp_path, value)
+    file = read_coco_file(path)
+    assert (coco_classes(path), file.problems) == (["cat", "dog"], ())
+    assert file.category_ids == {"dog": 18, "cat": 17, "ship": 5}
+    value["annotations"][1]["category_id"] = 0
+    assert "category 4: the name 'cat' stands in the file twice" in refused(write(tmp_path, value))
+
+
+def test_windows_paths_are_read(tmp_path: Path) -> None:
+    value = content()
+    path = write(tmp_path, value)
+    for image in value["images"]:
+        image["file_name"] = f".\\images\\{image['file_name']}"
+    path.write_text(json.dumps(value))
+    samples, problems = load(path)
+    assert (problems.lines, [s.image_id for s in samples]) == ([], list(BOTH))
+
+
+@pytest.mark.parametrize("folder", ["C:\\me\\", "/home/me/", "..\\"])
+def test_one_cause_is_one_message(tmp_path: Path, folder: str) -> None:
+    value = content()
+    path = write(tmp_path, value)
+    for image in value["images"]:
+        image["file_name"] = folder + image["file_name"]
+    path.write_text(json.dumps(value))
+    file = read_coco_file(path)
+    assert file.images == {}
+    (problem,) = file.problems
+    assert f"image 1: `file_name` is '{folder}seven.png', which leads out of the data set" in problem.what
+    assert "(2 images have such names.)" in problem.what
+    assert "3 annotations of images that cannot be used are not read" in problem.what
+
+
+def test_boxes_normalised_to_1_are_one_problem(tmp_path: Path) -> None:
+    value = content()
+    for entry in value["annotations"]:
+        entry["bbox"] = [0.1, 0.2, 0.5, 1]
+    path = write(tmp_path, value)
+    (problem,) = read_coco_file(path).problems
+    assert (problem.kind, "all 3 boxes lie between 0 and 1" in problem.what) == ("normalised", True)
+    assert "look normalised" in refused(path)
+    value["annotations"][0]["bbox"] = [0, 0, 1, 1.5]
+    assert read_coco_file(write(tmp_path, value)).problems == ()
 
 
 def test_classes_are_those_with_objects_in_the_order_of_their_ids(tmp_path: Path) -> None:
@@ -99,8 +207,11 @@ def test_pictures_are_found_in_the_usual_places(tmp_path: Path, name: str, where
     (tmp_path / where).mkdir(parents=True, exist_ok=True)
     for image in content()["images"]:
         Image.new("RGB", (64, 48)).save(tmp_path / where / image["file_name"])
-    assert picture_base(read_coco_file(path)) == tmp_path / where
-    assert len(load_coco(path, ["7", "12"], CLASSES)[0]) == 2
+    file = read_coco_file(path)
+    assert file.base == tmp_path / where
+    ids = file.ids(tmp_path)
+    assert ids == [(Path(where) / name).as_posix() for name in ("seven.png", "twelve.png")]
+    assert [s.image_id for s in load_coco(path, ids, CLASSES, root=tmp_path)[0]] == ids
 
 
 @pytest.mark.parametrize(
@@ -116,6 +227,8 @@ def test_pictures_are_found_in_the_usual_places(tmp_path: Path, name: str, where
         ({"category_id": 99}, "annotation 1: unknown class 'category 99'"),
         ({"category_id": 5}, "annotation 1: unknown class 'ship'. Known: cat, dog."),
         ({"image_id": 8}, "annotation 1: there is no image 8 in the file"),
+        ({"iscrowd": "maybe"}, "annotation 1: `iscrowd` should be 0 or 1, is 'maybe'"),
+        ({"ignore": 2}, "annotation 1: `ignore` should be 0 or 1, is 2"),
     ],
 )
 def test_what_is_wrong_with_an_annotation_is_said_with_its_number(
@@ -125,7 +238,7 @@ def test_what_is_wrong_with_an_annotation_is_said_with_its_number(
     value["annotations"][0] |= change
     path = write(tmp_path, value)
     assert said in refused(path)
-    samples, problems = load_coco(path, ["7", "12"], CLASSES, skip_bad=True)
+    samples, problems = load(path, skip_bad=True)
     assert [len(s.boxes) for s in samples] == [1, 1]
     assert len(problems.lines) == 1
 
@@ -140,7 +253,9 @@ def test_what_is_wrong_with_an_annotation_is_said_with_its_number(
         ({"height": "48"}, "image 1: `height` should be a number of pixels, is '48'"),
         ({"id": 1.5}, "image 1: has no `id`"),
         ({"id": 12}, "image 2: the id 12 stands in the file twice"),
-        ({"file_name": "eight.png"}, "eight.png: no such picture"),
+        ({"id": "12"}, "image 2: the id 12 stands in the file twice"),
+        ({"file_name": "twelve.png"}, "image 2: `file_name` is 'twelve.png', as of image 1"),
+        ({"file_name": "eight.png"}, "eight.png: no such image"),
     ],
 )
 def test_what_is_wrong_with_an_image_is_said_with_its_number(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -159,7 +274,7 @@ def test_what_is_wrong_with_an_image_is_said_with_its_number(tmp_path: Path, cha
         ('{"images": []}', "lacks the lists"),
         ('{"images": [], "categories": [], "annotations": 5}', "`annotations` should be a list"),
         ("[" * 100_000, "not the JSON of COCO annotations"),
-        ("\xff\xfe", "not a text file (at byte 0)"),
+        ("\xff\xfe", "not a text file in UTF-8 (at byte 0)"),
         ('{"a": ' + "9" * 10_000 + "}", "not the JSON of COCO annotations"),
     ],
 )
@@ -180,7 +295,7 @@ def test_a_link_out_of_the_data_set_is_refused(tmp_path: Path) -> None:
 
 def refused_data(path: Path) -> str:
     with pytest.raises(UserError) as caught:
-        load_coco(path, ["7", "12"], CLASSES)
+        load(path)
     return str(caught.value)
 
 
@@ -231,11 +346,12 @@ def test_whatever_the_file_holds_there_is_a_result_or_a_message_that_names_it(
     message = ""
     with in_time():
         try:
-            ids = list(read_coco_file(path).images)
+            ids = read_coco_file(path).ids(tmp_path)
             coco_classes(path)
-            for sample in load_coco(path, ids, CLASSES, need_pictures=False)[0]:
-                assert (sample.boxes >= 0).all()
+            for sample in load(path, ids, need_pictures=False)[0]:
                 assert (sample.boxes[:, 2:] > sample.boxes[:, :2]).all()
+                assert (sample.training_boxes >= 0).all()
+                assert (sample.training_boxes <= (sample.width, sample.height) * 2).all()
         except UserError as error:
             message = str(error)
     assert not message or str(path) in message

@@ -57,7 +57,7 @@ def called_directly(folder: Path, detections: dict[str, ClassDetections], truth:
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
-    return evaluation.stats[:6]
+    return evaluation.stats
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -65,10 +65,12 @@ def test_equals_pycocotools_called_directly(tmp_path: Path, seed: int) -> None:
     detections, truth = random_case(seed)
     result = coco_ap(detections, truth)
     figures = [result.mean, *result.figures.values()]
-    assert list(result.figures) == ["AP50", "AP75", "AP_small", "AP_medium", "AP_large"]  # as summarize() orders them
+    names = ["AP50", "AP75", "AP_small", "AP_medium", "AP_large"]
+    names += ["AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"]
+    assert list(result.figures) == names  # as summarize() orders them
     expected = called_directly(tmp_path, detections, truth)
     np.testing.assert_allclose(np.array(figures, float), expected, rtol=0, atol=1e-12)
-    assert len(set(expected)) == 6  # so that no figure can stand for another
+    assert len(set(expected)) == 12  # so that no figure can stand for another
     alone = [coco_ap({name: detections[name]}, {name: truth[name]}).mean for name in truth]
     assert list(result.ap.values()) == alone
     assert result.mean == pytest.approx(np.mean(np.array(alone, float)))

@@ -78,4 +78,5 @@ def test_the_metrics_differ_where_they_should() -> None:
     assert means == pytest.approx({"voc07": 6 / 11, "voc10": 0.5, "coco": 0.7 * 51 / 101})
     figures = average_precision(detections, objects, "coco").figures
     expected = {"AP50": 51 / 101, "AP75": 51 / 101, "AP_small": None, "AP_medium": 0.7 * 51 / 101, "AP_large": None}
+    expected |= {"AR_1": 0.35, "AR_10": 0.35, "AR_100": 0.35, "AR_small": None, "AR_medium": 0.35, "AR_large": None}
     assert figures == {name: value and pytest.approx(value) for name, value in expected.items()}
