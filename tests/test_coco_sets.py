@@ -1,0 +1,144 @@
+"""COCO exports as whole data sets: splits that number their images alike, crowds, classes of one split alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from voc_folder import VocFolder
+
+from fastrcnn import build_data, build_sets
+from fastrcnn.config import DataConfig, SelectiveSearchConfig
+from fastrcnn.data.proposals import ImageProposals, write_store
+from fastrcnn.errors import UserError
+
+Call = Callable[..., tuple[int, str, str]]
+NAME = "_annotations.coco.json"
+
+
+def export(root: Path, split: str, images: int = 3, cats: int = 1, dogs: int = 0, **flags: Any) -> Path:
+    """A split as Roboflow and supervision export it: numbers and file names begin anew. The pixels differ."""
+    folder = root / split
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(len(split))
+    entries, annotations = [], []
+    for n in range(images):
+        Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(folder / f"{n}.png")
+        entries.append({"id": n, "file_name": f"{n}.png", "width": 64, "height": 48})
+        for category in [1] * cats + [2] * dogs:
+            box = [4.0 + n, 4.0, 20.0, 16.0]
+            annotations.append({"id": len(annotations), "image_id": n, "category_id": category, "bbox": box} | flags)
+    categories = [{"id": 0, "name": "pets"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    (folder / NAME).write_text(json.dumps({"images": entries, "categories": categories, "annotations": annotations}))
+    return root
+
+
+def config_of(root: Path, **changes: Any) -> DataConfig:
+    quick = SelectiveSearchConfig(side=48, k=[50.0])
+    return DataConfig(root=str(root), proposal_cache=str(root.parent / "cache"), selective_search=quick, **changes)
+
+
+def check(call: Call, root: Path, *more: str) -> tuple[int, str, dict[str, Any]]:
+    status, out, err = call("check", f"data.root={root}", f"output={root.parent / 'report'}", *more)
+    assert "Traceback" not in err
+    return status, out, json.loads((root.parent / "report/report.json").read_text())
+
+
+def test_images_of_one_number_in_two_splits_keep_their_own_proposals(tmp_path: Path) -> None:
+    root = export(export(tmp_path / "set", "train"), "test")
+    config = config_of(root)
+    train, test = build_sets.both_sets(config, ["cat"], 0)
+    assert [s.image_id for s in train.samples] == ["train/0.png", "train/1.png", "train/2.png"]
+    assert test is not None
+    assert [(s.image_id, s.number) for s in test.samples] == [("test/0.png", 0), ("test/1.png", 1), ("test/2.png", 2)]
+
+    boxes = np.array([[0, 0, 9, 9]], np.float32)
+    own = tmp_path / "train.proposals"
+    write_store(own, [ImageProposals(s.image_id, 48, 64, boxes) for s in train.samples], "test", {})
+    with pytest.raises(UserError, match=r"belong to other images: 3 of 3 images are not in it, the first is 'test/0"):
+        build_sets.test_set(config_of(root, proposals=str(own)), ["cat"])
+
+
+def test_check_finds_a_leak_by_content_and_not_by_number(tmp_path: Path, call: Call) -> None:
+    root = export(export(tmp_path / "set", "train"), "test")
+    status, _, report = check(call, root)
+    assert (status, [p for p in report["notes"] if p["kind"] == "leak"]) == (0, [])
+    page = (tmp_path / "report/report.html").read_text()
+    assert "test/0.png, 1 object(s)" in page
+    shutil.copy(root / "train/1.png", root / "test/2.png")
+    (leak,) = [p for p in check(call, root)[2]["notes"] if p["kind"] == "leak"]
+    assert leak["what"] == "'train/1.png' (trainval) is the same file, byte for byte, as 'test/2.png' (test)."
+
+
+def test_one_id_of_two_images_is_refused(tmp_path: Path, call: Call) -> None:
+    """Folders in VOC's layout that number their images alike."""
+    for split in ("a", "b"):
+        voc = VocFolder(tmp_path / "set" / split)
+        voc.add("0", ("cat", (1, 1, 32, 24), False))
+        voc.split("all", "0")
+    config = config_of(tmp_path / "set", train=["a/all"], test=["b/all"])
+    with pytest.raises(UserError, match=r"'0' is the id of two images, .*a/JPEGImages/0.jpg to train on and .*b/JPEG"):
+        build_sets.both_sets(config, ["cat"], 0)
+    status, _, report = check(call, tmp_path / "set", "data.train=[a/all]", "data.test=[b/all]")
+    assert (status, [p["kind"] for p in report["errors"]]) == (1, ["duplicate_id"])
+    assert "'0' is the id of " in report["errors"][0]["what"]
+
+
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+def test_a_set_of_crowds_alone_is_refused_before_proposals_are_made(tmp_path: Path, call: Call, key: str) -> None:
+    root = export(export(tmp_path / "set", "train", **{key: 1}), "test")
+    status, out, report = check(call, root)
+    assert (status, "NOT READY" in out) == (1, True)
+    (error,) = report["errors"]
+    assert (error["kind"], "none of the 3 objects in the training images is trained on" in error["what"]) == (
+        "no_objects",
+        True,
+    )
+    notes = [p for p in report["notes"] if p["kind"] == "crowd"]
+    assert [(p["file"], p["object"]) for p in notes] == [(str(root / "train" / NAME), n) for n in (1, 2, 3)]
+    assert "annotation 1 (cat): has" in out
+    with pytest.raises(UserError, match="none of the 3 images has an object to train on"):
+        build_sets.both_sets(config_of(root), ["cat"], 0)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_some_crowds_are_reported_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = export(export(tmp_path / "set", "train", cats=2), "test")
+    path = root / "train" / NAME
+    content = json.loads(path.read_text())
+    for entry in content["annotations"][::2]:
+        entry["iscrowd"] = "1"
+    path.write_text(json.dumps(content))
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):
+            found = build_data.samples(config_of(root), ["trainval"], ["cat"], training=True)
+    assert [len(s.labels) for s in found] == [1, 1, 1]
+    assert caplog.text.count("not trained on, since they are marked as crowds (3)") == 1
+    assert f"{path}, annotation 1 (cat): has `iscrowd`" in caplog.text
+
+
+def test_classes_are_those_of_all_splits(tmp_path: Path, call: Call, caplog: pytest.LogCaptureFixture) -> None:
+    root = export(export(tmp_path / "set", "train"), "test", dogs=2)
+    config = config_of(root)
+    assert build_data.classes(config) == ["cat", "dog"]
+    train, _ = build_sets.both_sets(config, ["cat", "dog"], 0)
+    assert {label for s in train.samples for label in s.labels.tolist()} == {1}
+    assert "no object to train on of the classes dog" in caplog.text
+    status, _, report = check(call, root)
+    (alone,) = [p for p in report["notes"] if p["kind"] == "test_only"]
+    assert (status, alone["what"]) == (0, "'dog' has 6 object(s) to test on and none to train on.")
+
+
+def test_a_wrong_test_image_shows_before_proposals_are_made(tmp_path: Path) -> None:
+    root = export(export(tmp_path / "set", "train"), "test")
+    (root / "test/1.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"test/1.png: the file is empty"):
+        build_sets.both_sets(config_of(root), ["cat"], 0)
+    assert not (tmp_path / "cache").exists()
