@@ -66,6 +66,23 @@ def test_images_of_one_number_in_two_splits_keep_their_own_proposals(tmp_path: P
         build_sets.test_set(config_of(root, proposals=str(own)), ["cat"])
 
 
+def test_proposals_leave_with_the_numbers_of_the_file(tmp_path: Path, call: Call) -> None:
+    root = export(export(tmp_path / "set", "train"), "test", images=2)
+    boxes = np.array([[0, 0, 9, 9]], np.float32)
+    for split, images in (("train", 3), ("test", 2)):
+        ids = [f"{split}/{n}.png" for n in range(images)]
+        write_store(tmp_path / f"{split}.proposals", [ImageProposals(i, 48, 64, boxes) for i in ids], "test", {})
+        out = tmp_path / f"{split}.json"
+        status, said, err = call(
+            "propose", f"convert={tmp_path / split}.proposals", f"output={out}", f"data.root={root}"
+        )
+        assert (status, said.splitlines()[-1]) == (0, f"{out}: {images} boxes of {images} images"), err
+        assert [entry["image_id"] for entry in json.loads(out.read_text())] == list(range(images))
+    both = f"convert=[{tmp_path}/train.proposals,{tmp_path}/test.proposals]"
+    status, _, err = call("propose", both, f"output={tmp_path}/both.json", f"data.root={root}")
+    assert (status, "number them alike" in err) == (1, True)
+
+
 def test_check_finds_a_leak_by_content_and_not_by_number(tmp_path: Path, call: Call) -> None:
     root = export(export(tmp_path / "set", "train"), "test")
     status, _, report = check(call, root)

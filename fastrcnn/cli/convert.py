@@ -30,7 +30,10 @@ def convert(config: ProposeConfig) -> int:
     if output is not None and output.suffix.lower() in EXPORTED:
         from fastrcnn.data.proposal_export import export
 
-        print(f"{output}: {export(file, chosen, output):,} boxes of {len(file.ids)} images")
+        numbers = coco_numbers(config) if output.suffix.lower() == ".json" and config.data.root is not None else {}
+        print(f"{output}: {export(file, chosen, output, numbers):,} boxes of {len(file.ids)} images")
+        if numbers and (others := [i for i in file.ids if i not in numbers]):
+            print(f"  {len(others)} of the images are not in the data set's COCO file: {_some(others)}")
         return 0
 
     from fastrcnn import build_data
@@ -69,6 +72,18 @@ def convert(config: ProposeConfig) -> int:
         )
     print(f"Use them with data.proposals={output}")
     return 0
+
+
+def coco_numbers(config: ProposeConfig) -> dict[str, int | str]:
+    """The ids that the data set's images have in their COCO files, by their ids here; none of a VOC data set."""
+    from fastrcnn import build_data
+    from fastrcnn.data.annotations import is_coco
+    from fastrcnn.data.coco_file import read_coco_file
+
+    root = build_data.root(config.data)
+    splits = list(dict.fromkeys([*config.data.train, *config.data.test]))
+    sources = dict.fromkeys(source for source, _ in build_data.image_ids(config.data, splits) if is_coco(source))
+    return {i: number for source in sources for i, number in read_coco_file(source).numbers(root).items()}
 
 
 def read_ids(path: Path) -> list[str]:

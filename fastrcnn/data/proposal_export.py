@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,19 +18,22 @@ from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
 
 
-def export(file: ProposalFile, convention: Convention, output: Path) -> int:
+def export(
+    file: ProposalFile, convention: Convention, output: Path, numbers: Mapping[str, int | str] | None = None
+) -> int:
     """Writes all proposals of `file`, whose boxes follow `convention`, to NAME.mat or NAME.json.
 
-    Returns how many boxes were written.
+    numbers: for NAME.json the ids that images have in their COCO file. Returns how many boxes were written.
 
     Raises UserError where `output` exists, has another suffix, or cannot be written, and for .mat without scipy.
     """
-    writers: dict[str, Callable[[ProposalFile, Convention, Path], int]] = {".mat": write_mat, ".json": write_json}
-    if output.suffix.lower() not in writers:
+    if output.suffix.lower() not in (".mat", ".json"):
         raise UserError(f"output={output}: should be NAME.mat or NAME.json.")
     if output.exists():
         raise UserError(f"{output} exists, and may be what somebody needs; choose another name, or move it away.")
-    return writers[output.suffix.lower()](file, convention, output)
+    if output.suffix.lower() == ".mat":
+        return write_mat(file, convention, output)
+    return write_json(file, convention, output, numbers or {})
 
 
 def write_mat(file: ProposalFile, convention: Convention, output: Path) -> int:
@@ -61,13 +64,20 @@ def write_mat(file: ProposalFile, convention: Convention, output: Path) -> int:
     return total
 
 
-def write_json(file: ProposalFile, convention: Convention, output: Path) -> int:
+def write_json(file: ProposalFile, convention: Convention, output: Path, numbers: Mapping[str, int | str]) -> int:
     """COCO's results: a list of objects with image_id, category_id 1, bbox [x, y, width, height] zero-based, and score.
 
-    An id that is a number as JSON has it is written as a number, as COCO's are. Without scores, 1 stands for all:
-    pycocotools wants one. Boxes with a NaN or infinite number are left out.
+    numbers: the ids that images have in their COCO file. Of other images an id that is a number as JSON has it is
+    written as a number. Without scores, 1 stands for all: pycocotools needs one. Boxes that are not finite are
+    left out. Raises UserError where two images have one number, as those of two splits may.
     """
     total = 0
+    used = [numbers[i] for i in file.ids if i in numbers]
+    if len(set(used)) < len(used):
+        raise UserError(
+            f"{file.path}: has images of several COCO files that number them alike, so they cannot share one JSON "
+            "file. Convert the proposals of one split."
+        )
     with _written(output) as path, path.open("w", encoding="utf-8") as out:
         separator = "["
         for n in progress(range(len(file.ids)), len(file.ids), "converting"):
@@ -77,7 +87,7 @@ def write_json(file: ProposalFile, convention: Convention, output: Path) -> int:
             finite = np.isfinite(boxes).all(axis=1) & np.isfinite(values)  # JSON knows no other numbers
             image_id = file.ids[n]
             number = image_id.isascii() and image_id.isdigit() and (image_id[0] != "0" or image_id == "0")
-            name = image_id if number else json.dumps(image_id)
+            name = image_id if number else json.dumps(numbers.get(image_id, image_id))
             for box, score in zip(boxes[finite].tolist(), values[finite].tolist(), strict=True):
                 # Python writes finite numbers, and lists of them, as JSON does.
                 out.write(f'{separator}{{"image_id": {name}, "category_id": 1, "bbox": {box}, "score": {score}}}')
