@@ -15,7 +15,7 @@ from fastrcnn.data.annotations import class_names, find_split, is_coco, load
 from fastrcnn.data.check_problems import KINDS, by_kind
 from fastrcnn.data.coco_file import Id, read_coco_file
 from fastrcnn.data.dataset import picture_faults
-from fastrcnn.data.truth import Problem, Problems, shortened
+from fastrcnn.data.truth import Problems, shortened
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.data.voc import pictures_without_annotation
 from fastrcnn.errors import UserError
@@ -80,10 +80,6 @@ def unannotated(source: Path) -> str:
 def say_once(text: str, level: int = logging.INFO) -> None:
     """Puts a line into the log that would otherwise come every time the data set is looked at."""
     log.log(level, text)
-
-
-def _more(notes: Sequence[Problem]) -> str:
-    return "" if len(notes) == 1 else " `fastrcnn check` lists all of them."
 
 
 def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]:
@@ -224,7 +220,8 @@ def report(source: Path, problems: Problems) -> None:
         others = ", ".join(f"{name} ({n})" for name, n in problems.other_classes.most_common(10))
         log.info("%s: objects of other classes left out: %s", source, others)
     for kind, notes in by_kind(problems.notes).items():
-        say_once(f"{source}: {KINDS[kind].title.lower()} ({len(notes)}): {notes[0]}{_more(notes)}", logging.WARNING)
+        more = "" if len(notes) == 1 else " `fastrcnn check` lists all of them."
+        say_once(f"{KINDS[kind].title} ({len(notes)}): {notes[0]} {KINDS[kind].mend}{more}", logging.WARNING)
     if problems.found:
         log.warning("%d left out (data.skip_bad):\n%s", len(problems.found), problems.text())
 

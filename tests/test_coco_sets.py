@@ -137,7 +137,7 @@ def test_some_crowds_are_reported_once(tmp_path: Path, caplog: pytest.LogCapture
         for _ in range(2):
             found = build_data.samples(config_of(root), ["trainval"], ["cat"], training=True)
     assert [len(s.labels) for s in found] == [1, 1, 1]
-    assert caplog.text.count("not trained on, since they are marked as crowds (3)") == 1
+    assert caplog.text.count("Annotations not trained on, since they are marked as crowds (3): ") == 1
     assert f"{path}, annotation 1 (cat): has `iscrowd`" in caplog.text
 
 
@@ -159,3 +159,14 @@ def test_a_wrong_test_image_shows_before_proposals_are_made(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"test/1.png: the file is empty"):
         build_sets.both_sets(config_of(root), ["cat"], 0)
     assert not (tmp_path / "cache").exists()
+
+
+def test_paths_of_another_machine_are_one_message(tmp_path: Path, call: Call) -> None:
+    root = export(export(tmp_path / "set", "train"), "test")
+    for split in ("train", "test"):
+        path = root / split / NAME
+        path.write_text(path.read_text().replace('"file_name": "', '"file_name": "C:\\\\me\\\\'))
+    for verb in ("check", "train"):
+        status, _, err = call(verb, f"data.root={root}", *(["recipe=scratch", "data=custom"] * (verb == "train")))
+        assert (status, err.count(f"{root}/train/{NAME}: image 1: `file_name` is 'C:\\me\\0.png'")) == (1, 1), err
+        assert "(3 images have such names.)" in err

@@ -102,7 +102,8 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
         store = find_store(config, of_role, build_data.split_name(splits))
         tasks += [replace(task, store=store) for task in of_role]
     if not tasks:
-        raise UserError("\n".join(dict.fromkeys(p.what for p in problems)) or "data.train and data.test are empty.")
+        texts = dict.fromkeys(p.what if p.kind == "split" else str(p) for p in problems)
+        raise UserError("\n".join(texts) or "data.train and data.test are empty.")
     return tasks, problems
 
 

@@ -94,7 +94,7 @@ def _named(files: list[Path], split: str, folder: Path) -> Path:
     """The one of several COCO files that a split's name means."""
     for word in (split, *WORDS.get(split, ())):
         found = [f for f in files if word in f"{f.parent.name if f.parent != folder else ''}/{f.stem}".lower()]
-        found = [f for f in found if any(i.annotations for i in read_coco_file(f).images.values())]
+        found = [f for f in found if read_coco_file(f).annotated]
         if len(found) == 1:
             return found[0]
         if found:

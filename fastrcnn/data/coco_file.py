@@ -44,6 +44,7 @@ class CocoFile:
     categories: dict[Id, str]  # names by id_key: those that annotations use, and all others of other names
     category_ids: dict[str, Id]  # by name, as they stand in the file
     used: frozenset[Id]  # ids of the categories that annotations use
+    annotated: bool  # whether it has annotations, which lists of test images lack
     problems: tuple[Problem, ...]  # entries that cannot be used
 
     def prefix(self, root: Path) -> str:
@@ -119,6 +120,7 @@ def _parse(path: Path, changed: int, size: int) -> CocoFile:
         categories,
         {name: numbers[key] for key, name in categories.items()},
         used,
+        bool(content.get("annotations")),
         tuple(problems.found),
     )
 

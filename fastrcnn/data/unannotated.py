@@ -20,7 +20,7 @@ from fastrcnn.structures import Sample
 def without_annotation(source: Path, image_ids: Sequence[str]) -> int:
     """How many of the images have no XML file; of a COCO file all or none, as it has annotations or not."""
     if is_coco(source):
-        return 0 if any(i.annotations for i in read_coco_file(source).images.values()) else len(image_ids)
+        return 0 if read_coco_file(source).annotated else len(image_ids)
     folder = annotation_folder(source)
     return sum(not (folder / f"{image_id}.xml").exists() for image_id in image_ids)
 
