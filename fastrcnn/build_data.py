@@ -15,7 +15,7 @@ from fastrcnn.data.annotations import class_names, find_split, is_coco, load
 from fastrcnn.data.check_problems import KINDS, by_kind
 from fastrcnn.data.coco_file import Id, read_coco_file
 from fastrcnn.data.dataset import picture_faults
-from fastrcnn.data.truth import Problems, shortened
+from fastrcnn.data.truth import Problem, Problems, shortened
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.data.voc import pictures_without_annotation
 from fastrcnn.errors import UserError
@@ -219,11 +219,16 @@ def report(source: Path, problems: Problems) -> None:
     if problems.other_classes:
         others = ", ".join(f"{name} ({n})" for name, n in problems.other_classes.most_common(10))
         log.info("%s: objects of other classes left out: %s", source, others)
-    for kind, notes in by_kind(problems.notes).items():
-        more = "" if len(notes) == 1 else " `fastrcnn check` lists all of them."
-        say_once(f"{KINDS[kind].title} ({len(notes)}): {notes[0]} {KINDS[kind].mend}{more}", logging.WARNING)
+    say_notes(problems.notes)
     if problems.found:
         log.warning("%d left out (data.skip_bad):\n%s", len(problems.found), problems.text())
+
+
+def say_notes(notes: Sequence[Problem]) -> None:
+    """Puts one line for each kind of notes into the log, once."""
+    for kind, group in by_kind(notes).items():
+        more = "" if len(group) == 1 else " `fastrcnn check` lists all of them."
+        say_once(f"{KINDS[kind].title} ({len(group)}): {group[0]} {KINDS[kind].mend}{more}", logging.WARNING)
 
 
 def whole_pictures(found: list[Sample], skip_bad: bool) -> list[Sample]:

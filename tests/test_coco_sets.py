@@ -170,3 +170,18 @@ def test_paths_of_another_machine_are_one_message(tmp_path: Path, call: Call) ->
         status, _, err = call(verb, f"data.root={root}", *(["recipe=scratch", "data=custom"] * (verb == "train")))
         assert (status, err.count(f"{root}/train/{NAME}: image 1: `file_name` is 'C:\\me\\0.png'")) == (1, 1), err
         assert "(3 images have such names.)" in err
+
+
+def test_files_and_images_that_are_not_used_are_reported(
+    tmp_path: Path, call: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = export(export(export(tmp_path / "set", "train"), "test"), "valid", images=2)
+    shutil.copy(root / "train/0.png", root / "train/new.PNG")
+    build_sets.both_sets(config_of(root), ["cat"], 0)
+    _, _, report = check(call, root)
+    notes = {p["kind"]: (p["file"], p["what"]) for p in report["notes"]}
+    file, what = notes["unused_file"]
+    assert (file, what.startswith("its 2 images are in no split that is used")) == (str(root / "valid" / NAME), True)
+    assert notes["lone"] == (str(root / "train/new.PNG"), "1 images are in no annotation file, and are not used.")
+    for file, what in (notes["unused_file"], notes["lone"]):
+        assert f"{file}: {what}" in caplog.text

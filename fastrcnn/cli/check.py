@@ -71,7 +71,7 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
     Raises UserError where no list can be read.
     """
     from fastrcnn import build_data
-    from fastrcnn.data.annotations import has_lists, is_coco
+    from fastrcnn.data.annotations import has_lists, is_coco, unused_coco
     from fastrcnn.data.check import Task
     from fastrcnn.data.check_truth import coco_problems, read_coco
     from fastrcnn.data.truth import Problem
@@ -101,6 +101,7 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
                     problems.append(Problem("lone", str(lone[0]), what))
         store = find_store(config, of_role, build_data.split_name(splits))
         tasks += [replace(task, store=store) for task in of_role]
+    problems += unused_coco(build_data.root(config), sources)
     if not tasks:
         texts = dict.fromkeys(p.what if p.kind == "split" else str(p) for p in problems)
         raise UserError("\n".join(texts) or "data.train and data.test are empty.")

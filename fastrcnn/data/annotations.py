@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fastrcnn.data.coco import coco_classes, load_coco
 from fastrcnn.data.coco_file import find_coco_files, read_coco_file
-from fastrcnn.data.truth import Problems
-from fastrcnn.data.voc import annotated_ids, find_classes, load_voc, read_split
+from fastrcnn.data.truth import Problem, Problems
+from fastrcnn.data.voc import IMAGE_SUFFIXES, annotated_ids, find_classes, load_voc, read_split
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 
@@ -104,6 +104,29 @@ def _named(files: list[Path], split: str, folder: Path) -> Path:
         f"{folder}: which COCO file is '{split}'? There are {names}. "
         "Name them: data.train=[FILE.json] data.test=[FILE.json]."
     )
+
+
+def unused_coco(root: Path, sources: Iterable[Path]) -> list[Problem]:
+    """What of a folder with COCO files is not used: files other than the `sources`, and images that no file has."""
+    used = {source for source in sources if is_coco(source)}
+    if root.is_file() or not used:
+        return []
+    files = {*used, *find_coco_files(root)}
+    problems = []
+    for file in sorted(files - used):
+        images = len(read_coco_file(file).images)
+        what = (
+            f"its {images} images are in no split that is used. To test on them: data.test=[{file.relative_to(root)}]."
+        )
+        problems.append(Problem("unused_file", str(file), what))
+    listed = {f.base / name for f in map(read_coco_file, files) for name in f.images}
+    there = {p for folder in {path.parent for path in listed} for p in folder.glob("*")}
+    lone = sorted(p for p in there - listed if p.suffix.lower() in IMAGE_SUFFIXES)
+    if lone:
+        problems.append(
+            Problem("lone", str(lone[0]), f"{len(lone)} images are in no annotation file, and are not used.")
+        )
+    return problems
 
 
 def class_names(source: Path, image_ids: Sequence[str]) -> tuple[list[str], Problems]:

@@ -65,6 +65,9 @@ KINDS = {
     "left_out": Kind(
         False, "Pictures left out for want of proposals", "Nothing: data.missing_proposals leaves them out."
     ),
+    "unused_file": Kind(
+        False, "Annotation file not used", "Nothing, if it is so; else name it in data.train or data.test."
+    ),
     "lone": Kind(False, "Pictures without annotation", "Annotate them, with no object in them if there is none."),
     "leak": Kind(False, "Trained on what is tested", "Take the picture out of one of the lists."),
     "copies": Kind(False, "The same picture twice", "Keep one of them, unless it is meant."),
