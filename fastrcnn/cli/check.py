@@ -150,7 +150,7 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
     names = data.classes
     if names is None:
         names = sorted({n for r in records for n in r.truth.names})
-        if not names:
+        if not names and not any(is_error(p) for p in found):  # else they are the reason
             found.append(Problem("classes", root, "no usable object in any annotation."))
     if names or data.classes is not None:
         try:

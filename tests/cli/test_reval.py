@@ -260,3 +260,13 @@ def test_an_image_that_is_not_there_is_counted_among_the_images_there_are(call: 
     (tmp_path / "c/found.json").write_text(json.dumps([coco_result(7, PERFECT[1], 0.5)]))
     status, _, err = call("reval", *arguments)
     assert (status, "entry 1: image '7' is not among the 3 images of the split" in err) == (1, True)
+
+
+def test_voc_truth_is_evaluated_in_the_files_own_precision(call: Call, voc: VocFolder, tmp_path: Path) -> None:
+    """An overlap of 30.0000004 / 60.000001 is below .5, which single precision takes for 30.0000004 / 60."""
+    voc.add("a", ("cat", (1, 1, 60.000001, 10), False))
+    voc.split("trainval", "a")
+    voc.split("test", "a")
+    folder = comp4(tmp_path / "d", cat="a 0.5 1 1 30.0000004 10\n")
+    status, out, err = call("reval", f"detections={folder}", "data=custom", f"data.root={voc.root}", "metric=voc10")
+    assert (status, out.splitlines()[1].split()) == (0, ["cat", "1", "0.000"]), err
