@@ -23,6 +23,7 @@ class Sample:
     boxes: np.ndarray  # (G, 4) float32
     labels: np.ndarray  # (G,) int64, 1 .. number of classes; 0 would be background
     difficult: np.ndarray  # (G,) bool
+    turn: int = 1  # EXIF orientation that gives the image its size; see data/frames.py
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ import numpy as np
 
 from fastrcnn.data.annotations import is_coco
 from fastrcnn.data.coco import picture_base, read_coco_file
-from fastrcnn.data.images import complete_size
-from fastrcnn.data.voc import annotation_folder, find_image, picture_folder
+from fastrcnn.data.frames import Look, size_fault, turn_for
+from fastrcnn.data.images import inspect
+from fastrcnn.data.truth import ProblemError
+from fastrcnn.data.voc import annotation_folder, find_image, parse_annotation, picture_folder
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
@@ -25,12 +27,26 @@ def without_annotation(source: Path, image_ids: Sequence[str]) -> int:
     return sum(not (folder / f"{image_id}.xml").exists() for image_id in image_ids)
 
 
-def load_unannotated(source: Path, image_ids: Sequence[str]) -> tuple[list[Sample], list[str]]:
-    """Samples without objects of the given images, and what is wrong with the pictures of the others.
+def annotated_size(source: Path, image_id: str) -> tuple[int, int] | None:
+    """Width and height that a COCO file, or the XML file of a picture if there is a usable one, gives to an image."""
+    if is_coco(source):
+        image = read_coco_file(source).images[image_id]
+        return image.width, image.height
+    try:
+        width, height, _ = parse_annotation(annotation_folder(source) / f"{image_id}.xml")
+    except ProblemError:
+        return None
+    return (width, height) if min(width, height) > 0 else None
 
-    source: a folder in VOC layout or a COCO file. Widths and heights are the pictures'; annotations are not looked at,
-    also where there are some. A picture is wrong that is missing, no whole picture, or leads out of the data set by a
-    link. Each is read, so that nothing breaks hours later.
+
+def load_unannotated(source: Path, image_ids: Sequence[str]) -> tuple[list[Sample], list[Look], list[str]]:
+    """Samples without objects of the given images, with what each file says, and what is wrong with the other images.
+
+    source: a folder in VOC layout or a COCO file. Objects are not looked at, also where there are some. Widths and
+    heights are those of the pictures. One whose EXIF data ask for a rotation is used as an evaluation with truth would
+    use it: in the size that the COCO file or the XML file gives it; without either upright, as `fastrcnn detect` does.
+    A picture is wrong that is missing, no whole picture, of another size than such a file says though it is rotated, or
+    leads out of the data set by a link. Each is read, so that nothing breaks hours later.
     """
     base, paths, faults = picture_folder(source), {i: find_image(source, i) for i in image_ids}, []
     if is_coco(source):
@@ -40,20 +56,27 @@ def load_unannotated(source: Path, image_ids: Sequence[str]) -> tuple[list[Sampl
         faults = [str(problem) for problem in file.problems]
     inside = [base.resolve(), source.resolve()]
 
-    def look(image_id: str) -> Sample | str:
+    def look(image_id: str) -> tuple[Sample, Look] | str:
         path = paths[image_id]
         if path is None or not path.is_file():
             return f"{path or base / image_id}: no such picture."
         if not any(path.resolve().is_relative_to(folder) for folder in inside):
             return f"{path}: a link leads out of the data set; refused. Put the file itself there."
         try:
-            width, height = complete_size(path)
+            stored = inspect(path)
         except UserError as error:
             return str(error)
+        size = annotated_size(source, image_id) if stored.orientation != 1 else stored.size
+        turn = turn_for(stored, size)
+        if size is not None and turn is None:
+            return size_fault(path, stored, size)
+        turn = turn or 1
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-        return Sample(image_id, path, width, height, *nothing)
+        width, height = stored.size if turn == 1 else stored.upright
+        return Sample(image_id, path, width, height, *nothing, turn=turn), (path, stored, turn)
 
     with ThreadPool(8) as pool:  # the time goes into reading files
         looked = list(progress(pool.imap(look, image_ids, chunksize=16), len(image_ids), "looking at pictures"))
-    samples = [found for found in looked if isinstance(found, Sample)]
-    return samples, faults + [fault for fault in looked if isinstance(fault, str)]
+    usable = [found for found in looked if not isinstance(found, str)]
+    bad = faults + [fault for fault in looked if isinstance(fault, str)]
+    return [sample for sample, _ in usable], [seen for _, seen in usable], bad

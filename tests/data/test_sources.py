@@ -8,6 +8,7 @@ import pytest
 from voc_folder import VocFolder
 
 from fastrcnn.data import sources
+from fastrcnn.data.images import Stored
 from fastrcnn.errors import UserError
 
 
@@ -81,8 +82,9 @@ def test_what_is_no_source_is_said(tmp_path: Path) -> None:
 def test_broken_pictures_are_told_from_readable_ones(voc: VocFolder) -> None:
     good, cut = voc.picture("a", size=(30, 20)), voc.picture("b")
     cut.write_bytes(cut.read_bytes()[:-300])
-    samples, faults = sources.readable([good, cut, good.parent / "gone.jpg"])
+    samples, looks, faults = sources.readable([good, cut, good.parent / "gone.jpg"])
     assert [(s.image_id, s.width, s.height) for s in samples] == [("a", 30, 20)]
+    assert looks == [(good, Stored(30, 20), 1)]
     assert [fault.split(":")[0] for fault in faults] == [str(cut), str(good.parent / "gone.jpg")]
 
 
