@@ -133,6 +133,17 @@ def test_check_finds_the_same_frames_and_the_proposals_of_training(album: VocFol
     assert report["proposals"]["splits"]["trainval"] == {"objects": 5, "at_50": 1.0, "at_70": 1.0}
 
 
+def test_the_pictures_of_a_reevaluations_report_are_in_the_same_frames(album: VocFolder, call: Call) -> None:
+    folder = album.root.parent / "found"
+    folder.mkdir()
+    (folder / "comp4_det_test_cat.txt").write_text("o6 0.9 30 50 40 60\n", encoding="utf-8")
+    status, _, err = call("reval", f"detections={folder}", "data=custom", f"data.root={album.root}", "output=out")
+    assert status == 0, err
+    html = Path("out/report.html").read_text(encoding="utf-8")
+    assert html.count("data:image/jpeg") == 2, "the false detection and the missed object"
+    assert "its annotation says" not in html
+
+
 def test_images_without_truth_are_used_as_with_it_or_upright(album: VocFolder) -> None:
     photo(album.root / "JPEGImages/free.png", 6)
     photo(album.root / "JPEGImages/other.png", 6, size=(64, 40))
