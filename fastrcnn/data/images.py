@@ -200,6 +200,8 @@ def _orientation(header: Image.Image, data: bytes) -> int:
     # For a PNG without EXIF before its pixels Pillow decodes it all, to look behind them.
     if data.startswith(PNG) and "exif" not in header.info and b"eXIf" not in data and b"Raw profile" not in data:
         return 1
+    if data.startswith(TIFF):  # the tag alone, as OpenCV rotates by that; Pillow also looks into XMP
+        return _valid(getattr(header, "tag_v2", {}).get(ORIENTATION))
     return orientation_of(header)
 
 
@@ -211,7 +213,11 @@ def orientation_of(image: Image.Image) -> int:
             found = image.getexif().get(ORIENTATION, 1)
     except Exception:  # whatever broken EXIF data lead Pillow to; the image itself is sound
         return 1
-    return found if found in range(1, 9) else 1
+    return _valid(found)
+
+
+def _valid(orientation: object) -> int:
+    return next((known for known in range(2, 9) if orientation == known), 1)
 
 
 def pixels_key(data: bytes, turn: int) -> bytes:

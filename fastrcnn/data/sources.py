@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrcnn.data.frames import Look
-from fastrcnn.data.images import decode_stored, read_bytes, read_header
+from fastrcnn.data.images import decode_stored, inspect, read_bytes
 from fastrcnn.data.voc import IMAGE_SUFFIXES
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
@@ -96,20 +96,21 @@ def image_ids(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def without_truth(paths: Sequence[Path]) -> list[Sample]:
-    """Samples of pictures that nothing is known about, upright, by their headers. Raises UserError naming all files
-    that are no pictures."""
-    found, bad = [], []
+def without_truth(paths: Sequence[Path]) -> tuple[list[Sample], list[Look]]:
+    """Samples of pictures that nothing is known about, upright, and what each file says. Raises UserError naming all
+    files that are no whole pictures."""
+    found, looks, bad = [], [], []
     for image_id, path in zip(image_ids(paths), paths, strict=True):
         try:
-            stored = read_header(read_bytes(path), path)
+            stored = inspect(path)
         except UserError as error:
             bad.append(str(error))
             continue
         found.append(Sample(image_id, path, *stored.upright, *NOTHING, turn=stored.orientation))
+        looks.append((path, stored, stored.orientation))
     if bad:
         raise UserError(f"{len(bad)} of {len(paths)} files cannot be used:\n  " + "\n  ".join(bad))
-    return found
+    return found, looks
 
 
 def readable(paths: Sequence[Path]) -> tuple[list[Sample], list[Look], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,14 +14,18 @@ from PIL import Image, ImageOps
 from voc_folder import VocFolder, voc_xml
 
 from fastrcnn import build_data, build_sets
+from fastrcnn.cli.check import truth_pictures
 from fastrcnn.config import DataConfig, SelectiveSearchConfig
 from fastrcnn.data import sources
+from fastrcnn.data.check import Settings, Task, read_all
 from fastrcnn.data.coco import load_coco
 from fastrcnn.data.frames import image_notes, read_sample, turn_for
 from fastrcnn.data.images import Stored
 from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.unannotated import load_unannotated
+from fastrcnn.data.voc import load_voc
 from fastrcnn.errors import UserError
+from fastrcnn.evaluation.gallery import Case, with_pictures
 from fastrcnn.structures import Sample
 
 Call = Callable[..., tuple[int, str, str]]
@@ -95,7 +100,7 @@ def album(voc: VocFolder) -> VocFolder:
     photo(voc.root / "JPEGImages/s.png", 8)
     annotate(voc, "s", plain)
     voc.split("trainval", "o5", "o6", "o7", "o8", "s")
-    voc.split("test", "o6")
+    voc.split("test", "o6", "s")
     return voc
 
 
@@ -133,15 +138,28 @@ def test_check_finds_the_same_frames_and_the_proposals_of_training(album: VocFol
     assert report["proposals"]["splits"]["trainval"] == {"objects": 5, "at_50": 1.0, "at_70": 1.0}
 
 
-def test_the_pictures_of_a_reevaluations_report_are_in_the_same_frames(album: VocFolder, call: Call) -> None:
-    folder = album.root.parent / "found"
-    folder.mkdir()
-    (folder / "comp4_det_test_cat.txt").write_text("o6 0.9 30 50 40 60\n", encoding="utf-8")
-    status, _, err = call("reval", f"detections={folder}", "data=custom", f"data.root={album.root}", "output=out")
-    assert status == 0, err
-    html = Path("out/report.html").read_text(encoding="utf-8")
-    assert html.count("data:image/jpeg") == 2, "the false detection and the missed object"
-    assert "its annotation says" not in html
+def test_checks_pictures_are_drawn_in_the_frame_of_their_truth(album: VocFolder) -> None:
+    ids = ["o5", "o6", "o7", "o8", "s"]
+    records = read_all([Task("train", "trainval", album.root, i, None) for i in ids], Settings())
+    for (caption, jpeg), record in zip(truth_pictures(records, ["cat"]), records, strict=True):
+        drawn = np.asarray(Image.open(io.BytesIO(jpeg)))
+        assert drawn.shape[1::-1] == record.size == record.truth.size, caption
+        _, _, x2, y2 = (int(v) for v in record.truth.boxes[0])
+        assert drawn[y2 - 6 : y2 - 3, x2 - 8 : x2 - 3].min() > 150, "the square is in its box, whose name is above"
+
+
+def test_the_reports_cuts_are_in_the_frame_of_the_truth(album: VocFolder) -> None:
+    """Also those of a re-evaluation, which does not look at the images before."""
+    ids = ["o5", "o6", "o7", "o8", "s"]
+    samples, _ = load_voc(album.root, ids, ["cat"], need_pictures=False)
+    boxes = [tuple(s.boxes[0].tolist()) for s in samples]
+    cases = [Case(True, "unseen", "cat", "", i, None, 0.0, (("object", box),)) for i, box in enumerate(boxes)]
+    for case in with_pictures(cases, samples):
+        assert case.jpeg, case.problem
+        x1, y1, x2, y2 = (round(v) for v in case.boxes[0][1])
+        cut = np.asarray(Image.open(io.BytesIO(case.jpeg)))
+        assert cut[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].min() > 200
+        assert np.median(cut) < 200
 
 
 def test_images_without_truth_are_used_as_with_it_or_upright(album: VocFolder) -> None:

@@ -190,6 +190,15 @@ def test_sixteen_bit_images_are_rotated_too(tmp_path: Path, orientation: int) ->
         np.testing.assert_array_equal(read_image(path, 1)[:, :, 0], gray)
 
 
+def test_a_tiffs_own_tag_counts_and_not_its_xmp(tmp_path: Path) -> None:
+    """OpenCV rotates by the tag, which is undone; what it did not do must not be."""
+    path = tmp_path / "a.tif"
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>'
+    Image.fromarray(smooth()).save(path, tiffinfo={700: xmp})
+    assert inspect(path) == Stored(48, 32)
+    np.testing.assert_array_equal(read_image(path), smooth())
+
+
 def test_exif_data_after_a_pngs_pixels_count_and_broken_ones_do_not(tmp_path: Path) -> None:
     data = write_turned(tmp_path, "png", 6).read_bytes()
     start = data.index(b"eXIf") - 4

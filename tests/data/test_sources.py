@@ -29,13 +29,15 @@ def test_a_name_that_looks_like_a_pattern_is_a_file_where_there_is_one(voc: VocF
 
 def test_pictures_without_truth_have_their_size_and_names_that_differ(voc: VocFolder) -> None:
     one, other, third = voc.picture("x/a", size=(30, 20)), voc.picture("y/a"), voc.picture("b")
-    samples = sources.without_truth([one, other, third])
+    samples, looks = sources.without_truth([one, other, third])
     assert [s.image_id for s in samples] == ["x_a.jpg", "y_a.jpg", "b"]
     assert (samples[0].width, samples[0].height, len(samples[0].boxes)) == (30, 20, 0)
+    assert looks[0] == (one, Stored(30, 20), 1)
 
 
 def test_pictures_of_one_name_in_folders_of_one_name_still_differ(voc: VocFolder) -> None:
-    samples = sources.without_truth([voc.picture("x/s/a"), voc.picture("y/s/a"), voc.picture("x/s/a", suffix=".png")])
+    paths = [voc.picture("x/s/a"), voc.picture("y/s/a"), voc.picture("x/s/a", suffix=".png")]
+    samples, _ = sources.without_truth(paths)
     assert len({s.image_id for s in samples}) == 3
 
 
