@@ -6,6 +6,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +15,8 @@ from fastrcnn.config import DataConfig
 from fastrcnn.data.annotations import class_names, find_split, is_coco, load
 from fastrcnn.data.check_problems import KINDS, by_kind
 from fastrcnn.data.coco_file import Id, read_coco_file
-from fastrcnn.data.dataset import picture_faults
+from fastrcnn.data.dataset import look_at_pictures
+from fastrcnn.data.frames import Look, image_notes
 from fastrcnn.data.truth import Problem, Problems, shortened
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.data.voc import pictures_without_annotation
@@ -178,17 +180,20 @@ def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad:
 
 
 def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
-    """The pictures of the splits without truth, whether there is some or not, in sizes of their own."""
+    """The pictures of the splits without truth, whether there is some or not; for sizes see `load_unannotated`."""
     found: list[Sample] = []
     bad: list[str] = []
+    looks: list[Look] = []
     for source, ids in image_ids(config, splits):
-        part, faults = load_unannotated(source, ids, root(config))
+        part, seen, faults = load_unannotated(source, ids, root(config))
         found += part
+        looks += seen
         bad += faults
     if bad and (not config.skip_bad or not found):
         raise UserError(f"{len(bad)} pictures cannot be used:\n{shortened(bad)}\n{MEND_PICTURES}")
     if bad:
         log.warning("%d picture(s) left out (data.skip_bad):\n%s", len(bad), shortened(bad))
+    say_looks(looks)
     return found
 
 
@@ -232,18 +237,26 @@ def say_notes(notes: Sequence[Problem]) -> None:
 
 
 def whole_pictures(found: list[Sample], skip_bad: bool) -> list[Sample]:
-    """Those samples whose picture is whole and of the size that its annotation gives.
+    """Those samples whose picture is whole and of the size that its annotation gives, with the rotation that it needs.
 
     Raises UserError, naming all that are not, unless `skip_bad`.
     """
-    faults = picture_faults(found)
-    bad = [fault for fault in faults if fault]
+    looks = look_at_pictures(found)
+    bad = [fault for fault in looks if isinstance(fault, str)]
     if bad and not skip_bad:
         lines = shortened(bad)
         raise UserError(f"{len(bad)} of {len(found)} pictures cannot be used:\n{lines}\n{MEND_PICTURES}")
     if bad:
         log.warning("%d picture(s) left out (data.skip_bad):\n%s", len(bad), shortened(bad))
-    return [sample for sample, fault in zip(found, faults, strict=True) if not fault]
+    whole = [(sample, look) for sample, look in zip(found, looks, strict=True) if not isinstance(look, str)]
+    say_looks([look for _, look in whole])
+    return [replace(sample, turn=turn) for sample, (_, _, turn) in whole]
+
+
+def say_looks(looks: Sequence[Look]) -> None:
+    """Says which images are rotated, or are not though they ask for it, and which are scaled by fewer bits."""
+    for note in image_notes(looks):
+        say_once(str(note), logging.INFO if note.kind == "turned" else logging.WARNING)
 
 
 def split_name(splits: Sequence[str]) -> str:

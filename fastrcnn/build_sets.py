@@ -20,6 +20,7 @@ from fastrcnn.build_data import CHOICES, image_ids, pictures_alone, root, sample
 from fastrcnn.config import DataConfig, DetectConfig, RuntimeConfig, SelectiveSearchConfig
 from fastrcnn.data.annotations import unused_coco
 from fastrcnn.data.dataset import DetectionDataset, Proposals
+from fastrcnn.data.images import pixels_key
 from fastrcnn.data.proposal_making import BusyError, check_order, propose_all, propose_some
 from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.selective_search import ALGORITHM, SelectiveSearchSettings
@@ -42,14 +43,13 @@ def selective_search(config: SelectiveSearchConfig) -> SelectiveSearchSettings:
 
 
 def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) -> Path:
-    """Where generated proposals of the pictures are kept: a name that depends on the settings, the program and
-    every byte of the pictures, so that what is found there is never out of date."""
+    """Where generated proposals of the pictures are kept: a name that depends on the settings, the program, every byte
+    of the pictures and how they are rotated, so that what is found there is never out of date."""
     how = [ALGORITHM, cv2.__version__, asdict(config.selective_search)]
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     for sample in sorted(pictures, key=lambda s: s.image_id):
-        digest.update(
-            sample.image_id.encode(errors="surrogateescape") + b"\0" + hashlib.sha256(sample.path.read_bytes()).digest()
-        )
+        image_id = sample.image_id.encode(errors="surrogateescape")
+        digest.update(image_id + b"\0" + pixels_key(sample.path.read_bytes(), sample.turn))
     name = f"{config.name}-{split.replace('/', '-')}-{digest.hexdigest()[:12]}.proposals"
     return Path(config.proposal_cache).expanduser() / name
 
@@ -58,12 +58,13 @@ def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, w
     """Proposals of the pictures by selective search, in the store `path`. In a group of processes each makes a share,
     and the first puts the store together."""
     images, settings = [(s.image_id, s.path) for s in pictures], selective_search(config.selective_search)
+    turns = {s.image_id: s.turn for s in pictures}
     if distributed.size() > 1:
         check_order(images, path)
-        propose_some(distributed.share(images), path, settings, workers)
+        propose_some(distributed.share(images), path, settings, workers, turns)
         distributed.wait_for_all()
     if distributed.leads():
-        propose_all(images, path, settings, workers)
+        propose_all(images, path, settings, workers, turns)
     distributed.wait_for_all()
     return path
 

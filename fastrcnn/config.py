@@ -231,7 +231,9 @@ class DetectConfig:
 
     checkpoint: str | None = key(None, "a run's folder, a .pt or exported .onnx file, or a detector's .caffemodel")
     source: str | None = key(
-        None, "a picture, a folder, a pattern such as 'photos/*.jpg', a .txt file with a path a line, or a video"
+        None,
+        "a picture, a folder, a pattern such as 'photos/*.jpg', a .txt file with a path a line, or a video; images are "
+        "rotated upright as their EXIF data ask, and boxes are in pixels of the upright image",
     )
     output: str | None = key(None, "folder for pictures and detections; null: detect/<source> in the run's folder")
     formats: list[str] = key(["json"], "of the detections: json: COCO's results | csv | comp4: the VOC devkit's")
@@ -247,7 +249,9 @@ class DetectConfig:
 class ProposeConfig:
     """fastrcnn propose"""
 
-    source: str | None = key(None, "a folder or pattern of pictures, in place of a data set")
+    source: str | None = key(
+        None, "a folder or pattern of pictures, in place of a data set; rotated upright as their EXIF data ask"
+    )
     convert: list[str] = key([], "proposals in any format to write in another one: files, or folders of files")
     convention: str | None = key(None, "of the boxes in `convert`, such as yxyx-1-inclusive; null: its format's own")
     ids: str | None = key(None, "text file with the image ids of `convert`, in its order, where it names none")

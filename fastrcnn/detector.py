@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastrcnn.data.dataset import Example
-from fastrcnn.data.images import read_image
+from fastrcnn.data.images import orientation_of, read_image, turned
 from fastrcnn.data.loader import collate_pyramids
 from fastrcnn.data.proposals import clean
 from fastrcnn.data.selective_search import SelectiveSearchSettings, propose
@@ -26,6 +26,7 @@ from fastrcnn.structures import Detections, Sample
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 Boxes: TypeAlias = np.ndarray | Tensor
+SCALE = "of 0 to 1 multiply by 255 and round"
 
 
 class Detector:
@@ -76,15 +77,17 @@ class Detector:
         """Objects in a picture, or in each of a list of pictures, best first, on the CPU.
 
         images: of any size, each one of: the path of a file; a PIL image; an array (H, W, 3) uint8, RGB (OpenCV's BGR
-            must be turned round: `image[..., ::-1]`); a tensor (3, H, W) uint8, RGB. A rotation in EXIF data is not
-            applied.
-        proposals: (P, 4) float, half-open x1 y1 x2 y2 in pixels of the picture, for a list of pictures a list of such.
-            What reaches over the picture's edge is cut off. None: selective search makes them, in about a second a
-            picture.
+            must be turned round: `image[..., ::-1]`); a tensor (3, H, W) uint8, RGB. Files and PIL images are rotated
+            upright as their EXIF data ask; `np.array(image)` keeps a PIL image as it is stored. 16-bit files are scaled
+            as `fastrcnn.data.images.bits_used` says; give their paths, as Pillow keeps the high bytes of colour alone.
+        proposals: (P, 4) float, half-open x1 y1 x2 y2 in pixels of the upright picture, for a list of pictures a list
+            of such. What reaches over the picture's edge is cut off. None: selective search makes them, in about a
+            second a picture.
         batch: pictures that go through the network together, padded to one size. More is faster on a GPU, and changes
             scores a little at padded edges.
 
-        Boxes of the detections are half-open x1 y1 x2 y2 in pixels of the picture, whatever size the network saw.
+        Boxes of the detections are half-open x1 y1 x2 y2 in pixels of the upright picture, whatever size the network
+        saw.
 
         Raises TypeError or ValueError, beginning with the argument's name, for what is no picture or no proposals, and
         UserError for a file that cannot be read.
@@ -137,8 +140,11 @@ def as_array(image: Picture) -> np.ndarray:
         return read_image(Path(image).expanduser())
     if isinstance(image, Image.Image):
         if image.mode[0] in "IF":
-            raise TypeError(f"image: expected a PIL image of 8 bits a channel, got the mode {image.mode}")
-        return np.array(image.convert("RGB"))
+            raise TypeError(
+                f"image: expected a PIL image of 8 bits a channel, got the mode {image.mode}; give its file's path"
+            )
+        pixels = np.array(image.convert("RGB"))
+        return turned(pixels, orientation_of(image))  # asked later: Pillow rotates a TIFF when it loads it
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3:
             raise ValueError(f"image: expected a tensor of the shape (3, H, W), got {tuple(image.shape)}")
@@ -146,7 +152,8 @@ def as_array(image: Picture) -> np.ndarray:
     elif not isinstance(image, np.ndarray):
         raise TypeError(f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
     if image.dtype != np.uint8:
-        raise TypeError(f"image: expected uint8, 0 to 255, got {image.dtype}; of 0 to 1 multiply by 255 and round")
+        how = "shift 12-bit values by 4 and 16-bit ones by 8" if image.dtype == np.uint16 else SCALE
+        raise TypeError(f"image: expected uint8, 0 to 255, got {image.dtype}; {how}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"image: expected an array of the shape (H, W, 3), got {tuple(image.shape)}")
     return np.ascontiguousarray(image)

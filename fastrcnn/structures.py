@@ -26,6 +26,7 @@ class Sample:
     sizes: np.ndarray | None = None  # (G, 2) float64, a COCO file's width and height; None: x2 - x1 and y2 - y1
     areas: np.ndarray | None = None  # (G,) float64, a COCO file's `area`, of a mask for one; None: the boxes' areas
     number: int | str | None = None  # the image's id in a COCO file, which is unique there alone
+    turn: int = 1  # EXIF orientation that gives the image its size; see data/frames.py
 
     @property
     def training_boxes(self) -> np.ndarray:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 
-from fastrcnn.data.images import read_image
+from fastrcnn.data.frames import read_sample
 from fastrcnn.data.proposal_making import propose_all
 from fastrcnn.data.selective_search import SelectiveSearchSettings, propose
 from fastrcnn.progress import be_silent
@@ -51,7 +51,7 @@ def recall_row(samples: Sequence[Sample], classes: Sequence[str], settings: Sele
 
     found, spent = [], 0.0
     for sample in samples:
-        image = read_image(sample.path)
+        image = read_sample(sample)
         begin = time.process_time()
         found.append(propose(image, settings))
         spent += time.process_time() - begin

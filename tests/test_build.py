@@ -194,7 +194,7 @@ def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
     for said in (
         "4 of 5 pictures cannot be used",
         "a.jpg: the picture is cut short",
-        "b.jpg: 48 x 64 pixels, but its annotation says 64 x 48. The picture's EXIF data may ask for a rotation",
+        "b.jpg: the image has 48 x 64 pixels, but its annotation says 64 x 48. Width and height are swapped",
         "empty.jpg: the file is empty",
         "text.jpg: not a picture",
         "data.skip_bad=true",

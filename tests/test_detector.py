@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fastrcnn.data.selective_search import SelectiveSearchSettings, propose
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.detector import Detector
+from fastrcnn.detector import Detector, as_array
 from fastrcnn.errors import UserError
 from fastrcnn.inference import DetectionSettings
 from fastrcnn.model.fast_rcnn import FastRCNN
@@ -76,6 +76,26 @@ def test_a_picture_is_the_same_in_every_form(detector: Detector, image: np.ndarr
     assert len(mirrored) != len(found) or not torch.equal(mirrored.scores, found.scores), "BGR is not RGB"
 
 
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_files_and_pillows_images_are_rotated_upright(
+    image: np.ndarray, tmp_path: Path, kind: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(image).save(path, exif=exif, **({"lossless": True} if kind == "webp" else {}))
+    with Image.open(path) as opened:
+        upright = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    atol = 4 if kind == "jpg" else 0  # two decoders
+    np.testing.assert_allclose(as_array(path).astype(int), upright, atol=atol)
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(as_array(opened), upright)
+        np.testing.assert_array_equal(as_array(opened), upright)  # TIFFs are rotated by Pillow when they are loaded
+        np.testing.assert_array_equal(as_array(ImageOps.exif_transpose(opened)), upright)
+        np.testing.assert_array_equal(as_array(opened.convert("RGB")), upright)
+
+
 def test_boxes_are_in_the_pictures_own_pixels(detector: Detector, image: np.ndarray) -> None:
     """A detector that moves nothing gives its proposals, cut off at the edge, whatever size the network sees."""
     still = Detector(
@@ -126,11 +146,17 @@ def test_pictures_of_any_size(detector: Detector, size: tuple[int, int]) -> None
     ("bad", "error", "said"),
     [
         (np.zeros((4, 4, 3)), TypeError, "image: expected uint8, 0 to 255, got float64"),
+        (np.zeros((4, 4, 3), np.uint16), TypeError, "got uint16; shift 12-bit values by 4 and 16-bit ones by 8"),
         (np.zeros((4, 4), np.uint8), ValueError, r"image: expected an array of the shape \(H, W, 3\), got \(4, 4\)"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, "image: expected an array"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), ValueError, r"image: expected a tensor of the shape \(3, H, W\)"),
         (torch.zeros(3, 4, 4), TypeError, "image: expected uint8"),
-        (Image.new("F", (4, 4)), TypeError, "image: expected a PIL image of 8 bits a channel, got the mode F"),
+        (
+            Image.new("F", (4, 4)),
+            TypeError,
+            "image: expected a PIL image of 8 bits a channel, got the mode F; give its file's path",
+        ),
+        (Image.new("I;16", (4, 4)), TypeError, "got the mode I;16"),
         (7, TypeError, "image: expected a path, a PIL image, an array or a tensor, got int"),
         ("gone.jpg", UserError, "gone.jpg: cannot be read"),
     ],

@@ -113,7 +113,10 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
     import numpy as np
 
     from fastrcnn import build_sets
-    from fastrcnn.data.voc import find_image
+    from fastrcnn.data.frames import turn_for
+    from fastrcnn.data.images import read_bytes, read_header
+    from fastrcnn.data.unannotated import annotated_size
+    from fastrcnn.data.voc import annotation_folder, find_image
     from fastrcnn.structures import Sample
 
     if config.proposals is not None:
@@ -123,8 +126,23 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
     if not cache.is_dir() or not any(p.name.startswith(prefix) for p in cache.iterdir()):
         return None  # without reading all pictures for the store's name
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-    files = [(t.image_id, t.annotated.file if t.annotated else find_image(t.source, t.image_id)) for t in tasks]
-    found = [Sample(image_id, file, 0, 0, *nothing) for image_id, file in files if file is not None and file.is_file()]
+
+    def turn(task: Task, file: Path) -> int:
+        try:
+            stored = read_header(read_bytes(file), file)
+        except UserError:  # said when it is checked
+            return 1
+        if stored.orientation == 1:
+            return 1
+        xml = annotation_folder(task.source) / f"{task.image_id}.xml"
+        return turn_for(stored, task.annotated.truth.size if task.annotated else annotated_size(xml)) or 1
+
+    files = [(t, t.annotated.file if t.annotated else find_image(t.source, t.image_id)) for t in tasks]
+    found = [
+        Sample(task.image_id, file, 0, 0, *nothing, turn=turn(task, file))
+        for task, file in files
+        if file is not None and file.is_file()
+    ]
     path = build_sets.proposal_path(config, found, name)
     return path if path.exists() else None
 
@@ -191,7 +209,7 @@ def truth_pictures(records: Sequence[Record], classes: Sequence[str]) -> list[tu
     drawn = []
     label_of = {name: i for i, name in enumerate(classes, 1)}
     for record in chosen:
-        image = read_image(record.file)
+        image = read_image(record.file, record.turn)
         factor = min(1.0, PICTURE_SIDE / max(image.shape[:2]))
         size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -47,7 +47,8 @@ def convert(config: ProposeConfig) -> int:
         raise UserError(f"{output}: is what is read; name another store, as output=NAME.proposals.")
     check_target(output)
     if config.source is not None:
-        found = sources.without_truth(sources.pictures(config.source))
+        found, looks = sources.without_truth(sources.pictures(config.source))
+        build_data.say_looks(looks)
     else:
         splits = list(dict.fromkeys([*config.data.train, *config.data.test]))
         found = build_data.samples(config.data, splits, build_data.classes(config.data), need_pictures=False)

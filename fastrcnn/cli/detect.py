@@ -66,18 +66,20 @@ def main(arguments: list[str]) -> int:
 def detect_pictures(config: DetectConfig, detector: Detector, pictures: list[Path], folder: Path) -> Findings:
     """Writes each picture with boxes, the detections, and timing.json into `folder`.
 
-    Pictures that cannot be read are named and left out. Raises UserError where none is left.
+    Pictures are rotated upright as their EXIF data ask, and boxes are in pixels of the upright picture. Pictures that
+    cannot be read are named and left out. Raises UserError where none is left.
     """
-    from fastrcnn import build_sets
+    from fastrcnn import build_data, build_sets
     from fastrcnn.data.sources import readable
     from fastrcnn.progress import progress
     from fastrcnn.visualize import draw_detections, enlarged
 
-    samples, faults = readable(pictures)
+    samples, looks, faults = readable(pictures)
     for fault in faults[:NAMED]:
         log.warning("left out: %s", fault)
     if len(faults) > NAMED:
         log.warning("left out: %d more", len(faults) - NAMED)
+    build_data.say_looks(looks)
     if not samples:
         raise UserError(faults[0] if len(faults) == 1 else f"none of the {len(faults)} files is a picture.")
     files = {sample.image_id: f"{sample.image_id.replace('/', '_')}.png" for sample in samples}
@@ -103,10 +105,10 @@ def detected(
     detector: Detector, samples: Sequence[Sample], proposals: Callable[[str], np.ndarray], batch: int
 ) -> Iterator[tuple[Sample, np.ndarray, Detections]]:
     """Each picture with its pixels and what is found in it; `batch` of them are read and looked at together."""
-    from fastrcnn.data.images import read_image
+    from fastrcnn.data.frames import read_sample
 
     for start in range(0, len(samples), batch):
         some = samples[start : start + batch]
-        images = [read_image(sample.path) for sample in some]
+        images = [read_sample(sample) for sample in some]
         found = detector.detect(images, [proposals(sample.image_id) for sample in some], batch)
         yield from zip(some, images, found, strict=True)

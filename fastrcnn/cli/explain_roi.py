@@ -104,11 +104,13 @@ def grid_of_image(config: ExplainRoiConfig):  # type: ignore[no-untyped-def]
     import numpy as np
     from PIL import Image
 
+    from fastrcnn.data.images import read_image
+
     path, stride = Path(config.image or "").expanduser(), config.stride
     try:
-        pixels = np.asarray(Image.open(path).convert("L"), dtype=np.float32) / 255
-    except OSError as error:
-        raise UserError(f"image={config.image}: cannot be read as an image: {error}") from None
+        pixels = np.asarray(Image.fromarray(read_image(path)).convert("L"), dtype=np.float32) / 255
+    except UserError as error:
+        raise UserError(f"image={error}") from None
     height, width = pixels.shape[0] // stride, pixels.shape[1] // stride
     blocks = pixels[: height * stride, : width * stride].reshape(height, stride, width, stride)
     return blocks.mean(axis=(1, 3)), path.stem

@@ -50,7 +50,8 @@ def make(config: ProposeConfig) -> list[Path]:
     if config.source is not None:
         if config.output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
-        pictures = sources.without_truth(sources.pictures(config.source))
+        pictures, looks = sources.without_truth(sources.pictures(config.source))
+        build_data.say_looks(looks)
         return [build_sets.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
     names = build_data.classes(config.data)
     if config.output is not None:

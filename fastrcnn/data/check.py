@@ -24,7 +24,8 @@ from PIL import Image
 from fastrcnn import boxes as box_ops
 from fastrcnn.data.annotations import is_coco
 from fastrcnn.data.check_truth import Annotated, Truth, read_voc
-from fastrcnn.data.images import decode, read_bytes
+from fastrcnn.data.frames import disagreement, turn_for
+from fastrcnn.data.images import Stored, decode_stored, is_deep, read_bytes
 from fastrcnn.data.proposal_making import start_worker
 from fastrcnn.data.proposals import ProposalStore, clean
 from fastrcnn.data.truth import Problem
@@ -33,7 +34,6 @@ from fastrcnn.launch import cores
 from fastrcnn.progress import progress
 
 CHUNK = 16  # pictures that a process takes at a time
-ORIENTATION = 0x0112  # the EXIF tag
 COLOURS = {"1": "gray", "L": "gray", "LA": "gray", "P": "palette", "CMYK": "CMYK", "RGBA": "RGBA", "I": "16-bit"}
 
 
@@ -69,9 +69,10 @@ class Record:
     annotation: Path
     truth: Truth
     problems: tuple[Problem, ...]
-    size: tuple[int, int] | None = None  # width and height in pixels; None where it cannot be decoded
+    size: tuple[int, int] | None = None  # width and height in pixels as it is used; None where it cannot be decoded
+    stored: Stored | None = None  # what the picture's file says
+    turn: int = 1  # EXIF orientation that is applied when it is read
     colour: str = "RGB"  # RGB, gray, palette, CMYK, RGBA or 16-bit, as stored
-    turned: bool = False  # its EXIF data ask for a rotation or a mirror image
     digest: bytes = b""  # SHA-256 of the file
     proposals: int | None = None  # used of it; None where there are none to read
     best: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (G,) float64, IoU with the best proposal
@@ -129,7 +130,8 @@ def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore
         except UserError as error:
             problems.append(Problem("bad_picture", str(said.file), str(error).removeprefix(f"{said.file}: ")))
     if record.size and truth.size and record.size != truth.size:
-        problems.append(Problem("picture_size", str(said.file), _disagreement(record.size, truth.size, record.turned)))
+        assert record.stored is not None
+        problems.append(Problem("picture_size", str(said.file), disagreement(record.stored, truth.size)))
     # Crowds, which take the part of difficult objects in COCO, are never trained on.
     difficult_too = settings.use_difficult and not is_coco(task.source)
     trained = np.ones(len(truth.names), bool) if difficult_too else ~truth.difficult
@@ -146,26 +148,16 @@ def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore
 def _with_picture(record: Record) -> Record:
     """The record with what the picture's file says; raises UserError where it cannot be decoded."""
     data = read_bytes(record.file)
-    height, width = decode(data, record.file).shape[:2]
+    _, stored = decode_stored(data, record.file)
+    turn = turn_for(stored, record.truth.size) or 1  # where neither fits, the sizes are a problem
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as header:
             colour = COLOURS.get(header.mode.partition(";")[0], "RGB")
-            try:
-                orientation = header.getexif().get(ORIENTATION, 1)
-            except Exception:  # whatever broken EXIF data lead Pillow to; the picture itself is sound
-                orientation = 1
-    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[24] == 16:  # the header's bit depth; Pillow hides that of RGB
+    if is_deep(data) or stored.bits is not None:  # Pillow hides it of RGB
         colour = "16-bit"
-    turned = orientation in range(2, 9)
-    return replace(record, size=(width, height), colour=colour, turned=turned, digest=hashlib.sha256(data).digest())
-
-
-def _disagreement(size: tuple[int, int], said: tuple[int, int], turned: bool) -> str:
-    what = f"the picture has {size[0]} x {size[1]} pixels, its annotation says {said[0]} x {said[1]}."
-    if size == said[::-1]:
-        what += " Width and height are swapped" + (", and its EXIF data ask for a rotation." if turned else ".")
-    return what
+    size = stored.size if turn == 1 else stored.upright
+    return replace(record, size=size, stored=stored, turn=turn, colour=colour, digest=hashlib.sha256(data).digest())
 
 
 def _with_proposals(

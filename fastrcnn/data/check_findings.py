@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastrcnn.data.check import Record
 from fastrcnn.data.check_report import CELL, Report
+from fastrcnn.data.frames import image_notes
 from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.truth import Problem
 from fastrcnn.errors import nearest
@@ -194,12 +195,7 @@ def _counted(records: Sequence[Record]) -> list[Problem]:
         problems += _sum_up(
             "colours", [r for r in records if r.colour == colour], lambda r: 1, f"{{n}} picture(s) are {colour}."
         )
-    problems += _sum_up(
-        "turned",
-        records,
-        lambda r: int(r.turned and r.size == r.truth.size),
-        "{n} picture(s) ask for a rotation or a mirror image in their EXIF data.",
-    )
+    problems += image_notes([(r.file, r.stored, r.turn) for r in records if r.stored and r.size == r.truth.size])
     return problems
 
 

@@ -50,7 +50,7 @@ KINDS = {
     "picture_size": Kind(
         True,
         "Picture and annotation differ in size",
-        "Correct <size> and the boxes. Pictures are used as stored, EXIF rotation not applied.",
+        "Correct the size and the boxes in the annotation; an EXIF rotation is applied where the sizes then agree.",
     ),
     "no_proposals": Kind(True, "Picture without proposals", "Make proposals for all pictures with `fastrcnn propose`."),
     "proposal_size": Kind(True, "Proposals of another picture", "Make them again with `fastrcnn propose`."),
@@ -86,10 +86,21 @@ KINDS = {
     "colours": Kind(
         False, "Pictures stored in another way", "Nothing: they become RGB with 8 bits when they are read."
     ),
-    "turned": Kind(
+    "turned": Kind(False, "Images rotated upright", "Nothing: their annotations have the size of the upright image."),
+    "either_way": Kind(
         False,
-        "Pictures with an EXIF rotation",
-        "Pictures are used as stored. Look whether the boxes fit; if not, turn the pixels and drop the tag.",
+        "EXIF rotation not applied, as both ways fit",
+        "Look whether the boxes fit the image as stored; if not, rotate its pixels and drop the tag.",
+    ),
+    "as_stored": Kind(
+        False,
+        "EXIF rotation not applied, as the stored size fits",
+        "Nothing if the boxes fit the image as stored; else correct the annotation's size.",
+    ),
+    "bits": Kind(
+        False,
+        "16-bit images that use fewer bits",
+        "Nothing where all use the same; else convert them to 8 bits alike, or name their bits in PNG's sBIT chunk.",
     ),
     "small_boxes": Kind(False, "Boxes smaller than a cell", "Larger data.short_sides and data.long_side help."),
     "missed": Kind(False, "Objects without a proposal", "They can hardly be found; make proposals of a finer search."),

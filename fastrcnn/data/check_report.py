@@ -64,7 +64,7 @@ class Pictures:
     height: Range
     aspect: Range  # width over height
     colours: dict[str, int]  # pictures stored as RGB, gray, palette, CMYK, RGBA, 16-bit
-    turned: int  # with an EXIF rotation
+    turned: int  # with an EXIF rotation, whether it is applied or not
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def pictures(records: Sequence[Record]) -> Pictures:
         height=_range(height),
         aspect=_range(width / height),
         colours={c: colours.count(c) for c in sorted(set(colours))},
-        turned=sum(r.turned for r in read),
+        turned=sum(r.stored is not None and r.stored.orientation != 1 for r in read),
     )
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fastrcnn.data.images import complete_size, read_image
+from fastrcnn.data.frames import Look, read_sample, size_fault, turn_for
+from fastrcnn.data.images import inspect
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
@@ -92,12 +93,7 @@ class DetectionDataset(Dataset):
         Raises UserError for an unreadable picture, or one whose size is not the annotation's.
         """
         cv2.setNumThreads(0)  # the workers share the cores already
-        sample = self.samples[index]
-        image = read_image(sample.path)
-        height, width = image.shape[:2]
-        if fault := size_fault(sample, width, height):
-            raise UserError(fault)
-        return image
+        return read_sample(self.samples[index])
 
 
 class Pyramids(Dataset):
@@ -113,30 +109,21 @@ class Pyramids(Dataset):
         return self.dataset.pyramid(index)
 
 
-def size_fault(sample: Sample, width: int, height: int) -> str:
-    """What is to be said where the picture of a sample has another size than its annotation says; else nothing."""
-    if (width, height) == (sample.width, sample.height):
-        return ""
-    turned = (
-        " The picture's EXIF data may ask for a rotation." if (height, width) == (sample.width, sample.height) else ""
-    )
-    return (
-        f"{sample.path}: {width} x {height} pixels, but its annotation says {sample.width} x {sample.height}."
-        f"{turned} Mend the annotation's size and boxes."
-    )
-
-
-def picture_faults(samples: Sequence[Sample]) -> list[str]:
-    """For each sample what is wrong with its picture, that it is not whole or of another size, or an empty string."""
+def look_at_pictures(samples: Sequence[Sample]) -> list[Look | str]:
+    """For each sample its image's file, what that says, and the orientation to apply; or what is wrong with it, that it
+    is not whole or of another size."""
     with ThreadPool(8) as pool:  # the time goes into reading files
-        return list(progress(pool.imap(_picture_fault, samples, chunksize=16), len(samples), "looking at pictures"))
+        return list(progress(pool.imap(_look, samples, chunksize=16), len(samples), "looking at pictures"))
 
 
-def _picture_fault(sample: Sample) -> str:
+def _look(sample: Sample) -> Look | str:
+    size = (sample.width, sample.height)
     try:
-        return size_fault(sample, *complete_size(sample.path))
+        stored = inspect(sample.path)
     except UserError as error:
         return str(error)
+    turn = turn_for(stored, size)
+    return (sample.path, stored, turn) if turn is not None else size_fault(sample.path, stored, size)
 
 
 def to_tensor(boxes: np.ndarray) -> torch.Tensor:

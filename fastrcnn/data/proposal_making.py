@@ -11,7 +11,7 @@ import signal
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
-from fastrcnn.data.images import decode, read_bytes
+from fastrcnn.data.images import decode, pixels_key, read_bytes
 from fastrcnn.data.proposals import BoxCounts, ImageProposals, check_target, write_store
 from fastrcnn.data.selective_search import ALGORITHM, SelectiveSearchSettings, propose, segmentation
 from fastrcnn.errors import UserError
@@ -43,12 +43,14 @@ def propose_all(
     store_path: str | Path,
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
+    turns: Mapping[str, int] | None = None,
 ) -> BoxCounts:
     """Makes proposals for all `images`, pairs of id and path, and writes the store `store_path`.
 
+    turns: EXIF orientations to apply first, by id; images that are not in it are taken as they are stored.
     Runs in `workers` processes, by default one a core. Each image's result is kept in a folder beside the
     store until that is complete, so that a run that was interrupted, in whatever way, goes on where it
-    stopped; results are found again by the image's content and the settings, never by its name or date.
+    stopped; results are found again by the image's content, its rotation and the settings, never by its name or date.
     Scripts that call this need the usual `if __name__ == "__main__":`.
 
     Raises UserError, with the other images' results kept, naming all images that cannot be read; and for ids
@@ -60,7 +62,7 @@ def propose_all(
     check_order(images, store_path)
     work = _work(store_path)
     with _held(work):
-        results = _results(images, work, settings, workers or cores())
+        results = _results(images, work, settings, workers or cores(), turns or {})
         found: dict[str, Path] = {}
         problems: list[str] = []
         for image_id, result in progress(results, total=len(images), what="Proposals"):
@@ -94,6 +96,7 @@ def propose_some(
     store_path: str | Path,
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
+    turns: Mapping[str, int] | None = None,
 ) -> None:
     """Makes proposals for some of a store's images, for `propose_all` to find; others may make others meanwhile.
 
@@ -101,7 +104,7 @@ def propose_some(
     """
     work = _work(Path(store_path))
     with _held(work, shared=True):
-        results = _results(images, work, settings or SelectiveSearchSettings(), workers or cores())
+        results = _results(images, work, settings or SelectiveSearchSettings(), workers or cores(), turns or {})
         for _ in progress(results, total=len(images), what="Proposals"):
             pass
 
@@ -112,10 +115,14 @@ def _work(store_path: Path) -> Path:
 
 
 def _results(
-    images: Sequence[tuple[str, Path]], work: Path, settings: SelectiveSearchSettings, workers: int
+    images: Sequence[tuple[str, Path]],
+    work: Path,
+    settings: SelectiveSearchSettings,
+    workers: int,
+    turns: Mapping[str, int],
 ) -> Iterator[tuple[str, Path | str]]:
     """For each image, as they come, its id and the file with its result, or else what is wrong with it."""
-    tasks = [(image_id, Path(path), work, settings) for image_id, path in images]
+    tasks = [(image_id, Path(path), turns.get(image_id, 1), work, settings) for image_id, path in images]
     workers = min(workers, len(tasks))
     if workers <= 1:
         yield from map(_one, tasks)
@@ -160,23 +167,23 @@ def start_worker() -> None:
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
-def _one(task: tuple[str, Path, Path, SelectiveSearchSettings]) -> tuple[str, Path | str]:
-    image_id, path, work, settings = task
+def _one(task: tuple[str, Path, int, Path, SelectiveSearchSettings]) -> tuple[str, Path | str]:
+    image_id, path, turn, work, settings = task
     try:
         data = read_bytes(path)
-        key = _key(data, settings)
+        key = _key(data, turn, settings)
         file = work / key[:2] / f"{key}.npz"
         if not _sound(file):
-            image = decode(data, path)
+            image = decode(data, path, turn)
             _save(file, image.shape[:2], propose(image, settings))
         return image_id, file
     except UserError as error:
         return image_id, str(error)
 
 
-def _key(data: bytes, settings: SelectiveSearchSettings) -> str:
+def _key(data: bytes, turn: int, settings: SelectiveSearchSettings) -> str:
     how = json.dumps([ALGORITHM, cv2.__version__, asdict(settings)], sort_keys=True)
-    return hashlib.sha256(how.encode() + b"\0" + hashlib.sha256(data).digest()).hexdigest()
+    return hashlib.sha256(how.encode() + b"\0" + pixels_key(data, turn)).hexdigest()
 
 
 def _save(file: Path, size: Sequence[int], boxes: np.ndarray) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.data.images import image_size, read_bytes, read_image
+from fastrcnn.data.frames import Look
+from fastrcnn.data.images import decode_stored, inspect, read_bytes
 from fastrcnn.data.voc import IMAGE_SUFFIXES
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
@@ -95,34 +96,37 @@ def image_ids(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def without_truth(paths: Sequence[Path]) -> list[Sample]:
-    """Samples of pictures that nothing is known about, by their headers. Raises UserError naming all files that are no
-    pictures."""
-    found, bad = [], []
+def without_truth(paths: Sequence[Path]) -> tuple[list[Sample], list[Look]]:
+    """Samples of pictures that nothing is known about, upright, and what each file says. Raises UserError naming all
+    files that are no whole pictures."""
+    found, looks, bad = [], [], []
     for image_id, path in zip(image_ids(paths), paths, strict=True):
         try:
-            width, height = image_size(read_bytes(path), path)
+            stored = inspect(path)
         except UserError as error:
             bad.append(str(error))
             continue
-        found.append(Sample(image_id, path, width, height, *NOTHING))
+        found.append(Sample(image_id, path, *stored.upright, *NOTHING, turn=stored.orientation))
+        looks.append((path, stored, stored.orientation))
     if bad:
         raise UserError(f"{len(bad)} of {len(paths)} files cannot be used:\n  " + "\n  ".join(bad))
-    return found
+    return found, looks
 
 
-def readable(paths: Sequence[Path]) -> tuple[list[Sample], list[str]]:
-    """Samples of the pictures that can be decoded, and what is wrong with each of the others."""
+def readable(paths: Sequence[Path]) -> tuple[list[Sample], list[Look], list[str]]:
+    """Samples of the pictures that can be decoded, upright, what each file says, and what is wrong with the others."""
 
-    def look(pair: tuple[str, Path]) -> Sample | str:
+    def look(pair: tuple[str, Path]) -> tuple[Sample, Look] | str:
         image_id, path = pair
         try:
-            height, width = read_image(path).shape[:2]
+            _, stored = decode_stored(read_bytes(path), path)
         except UserError as error:
             return str(error)
-        return Sample(image_id, path, width, height, *NOTHING)
+        sample = Sample(image_id, path, *stored.upright, *NOTHING, turn=stored.orientation)
+        return sample, (path, stored, stored.orientation)
 
     with ThreadPool(4) as pool:
         looked = pool.imap(look, zip(image_ids(paths), paths, strict=True), chunksize=4)
         found = list(progress(looked, len(paths), "looking at pictures"))
-    return [s for s in found if isinstance(s, Sample)], [s for s in found if isinstance(s, str)]
+    usable = [pair for pair in found if not isinstance(pair, str)]
+    return [s for s, _ in usable], [seen for _, seen in usable], [fault for fault in found if isinstance(fault, str)]

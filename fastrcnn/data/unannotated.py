@@ -10,8 +10,10 @@ import numpy as np
 
 from fastrcnn.data.annotations import is_coco
 from fastrcnn.data.coco_file import CocoImage, read_coco_file
-from fastrcnn.data.images import complete_size
-from fastrcnn.data.voc import annotation_folder, find_image, picture_folder
+from fastrcnn.data.frames import Look, size_fault, turn_for
+from fastrcnn.data.images import inspect
+from fastrcnn.data.truth import ProblemError
+from fastrcnn.data.voc import annotation_folder, find_image, parse_annotation, picture_folder
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
@@ -25,12 +27,23 @@ def without_annotation(source: Path, image_ids: Sequence[str]) -> int:
     return sum(not (folder / f"{image_id}.xml").exists() for image_id in image_ids)
 
 
-def load_unannotated(source: Path, image_ids: Sequence[str], root: Path) -> tuple[list[Sample], list[str]]:
-    """Samples without objects of the given images, and what is wrong with the pictures of the others.
+def annotated_size(annotation: Path) -> tuple[int, int] | None:
+    """Width and height that an image's XML file gives, if there is a usable one."""
+    try:
+        width, height, _ = parse_annotation(annotation)
+    except ProblemError:
+        return None
+    return (width, height) if min(width, height) > 0 else None
 
-    source: a folder in VOC layout or a COCO file; root: the data set's folder. Widths and heights are the pictures';
-    annotations are not looked at, also where there are some. A picture is wrong that is missing, no whole picture, or
-    leads out of the data set by a link. Each is read, so that nothing breaks hours later.
+
+def load_unannotated(source: Path, image_ids: Sequence[str], root: Path) -> tuple[list[Sample], list[Look], list[str]]:
+    """Samples without objects of the given images, with what each file says, and what is wrong with the other images.
+
+    source: a folder in VOC layout or a COCO file; root: the data set's folder. Objects are not looked at, also where
+    there are some. Widths and heights are those of the images. One whose EXIF data ask for a rotation is used as an
+    evaluation with truth would use it: in the size that the COCO file or the XML file gives it; without either upright,
+    as `fastrcnn detect` does. An image is wrong that is missing, incomplete, of another size than such a file says
+    though it is rotated, or outside the data set by a link. Each is read, so that nothing breaks hours later.
     """
     base, faults = picture_folder(source), []
     images: dict[str, CocoImage] = {}
@@ -41,23 +54,34 @@ def load_unannotated(source: Path, image_ids: Sequence[str], root: Path) -> tupl
         paths: dict[str, Path | None] = {i: base / images[i].file_name for i in image_ids}
     else:
         paths = {i: find_image(source, i) for i in image_ids}
+    annotations = annotation_folder(source)
     inside = [base.resolve(), source.resolve()]
 
-    def look(image_id: str) -> Sample | str:
+    def look(image_id: str) -> tuple[Sample, Look] | str:
         path = paths[image_id]
         if path is None or not path.is_file():
             return f"{path or base / image_id}: no such picture."
         if not any(path.resolve().is_relative_to(folder) for folder in inside):
             return f"{path}: a link leads out of the data set; refused. Put the file itself there."
         try:
-            width, height = complete_size(path)
+            stored = inspect(path)
         except UserError as error:
             return str(error)
+        size: tuple[int, int] | None = stored.size
+        if stored.orientation != 1:
+            entry = images.get(image_id)
+            size = (entry.width, entry.height) if entry else annotated_size(annotations / f"{image_id}.xml")
+        turn = turn_for(stored, size)
+        if size is not None and turn is None:
+            return size_fault(path, stored, size)
+        turn = turn or 1
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+        width, height = stored.size if turn == 1 else stored.upright
         number = images[image_id].number if image_id in images else None
-        return Sample(image_id, path, width, height, *nothing, number=number)
+        return Sample(image_id, path, width, height, *nothing, number=number, turn=turn), (path, stored, turn)
 
     with ThreadPool(8) as pool:  # the time goes into reading files
         looked = list(progress(pool.imap(look, image_ids, chunksize=16), len(image_ids), "looking at pictures"))
-    samples = [found for found in looked if isinstance(found, Sample)]
-    return samples, faults + [fault for fault in looked if isinstance(fault, str)]
+    usable = [found for found in looked if not isinstance(found, str)]
+    bad = faults + [fault for fault in looked if isinstance(fault, str)]
+    return [sample for sample, _ in usable], [seen for _, seen in usable], bad

@@ -26,7 +26,7 @@ class Frame:
 
 
 class Video:
-    """A video file that is read once, from its beginning.
+    """A video file that is read once, from its beginning; frames are upright, as the file's rotation asks.
 
     rate: frames a second. length: number of frames as the file says it, which may be wrong.
     Raises UserError for what OpenCV cannot read.
@@ -35,6 +35,7 @@ class Video:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._capture = cv2.VideoCapture(str(path))
+        self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
         if not self._capture.isOpened():
             raise UserError(f"{path}: not a video that OpenCV can read; convert it to .mp4 (H.264) or .avi.")
         rate = self._capture.get(cv2.CAP_PROP_FPS)

@@ -68,7 +68,8 @@ Boxes are half-open: x2 and y2 lie one past the last pixel, so that a width is x
 
 ## Before
 
-1. Decode the picture as it is stored (no EXIF rotation), as 8-bit RGB.
+1. Decode the picture as 8-bit RGB, and rotate it upright as its EXIF data ask, as `cv2.imread` does. Boxes are in
+   pixels of the upright picture.
 2. {at}
 3. Scale both sides by it, bilinear, as `cv2.resize` does: the sides are rounded to whole pixels and the pixels to whole
    numbers. The input `scale` is the factor itself, before that rounding.{smallest}
@@ -128,7 +129,7 @@ import cv2, numpy as np, onnxruntime
 
 session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-picture = cv2.imread(sys.argv[2], cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+picture = cv2.imread(sys.argv[2], cv2.IMREAD_COLOR)
 picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 proposals = np.load(sys.argv[3]).astype(np.float32)[:{data["max_proposals"]}]  # (P, 4)
 size = np.array(picture.shape[:2])
@@ -168,7 +169,7 @@ import fastrcnn.ops
 
 extra = {{"classes": ""}}
 network = torch.export.load(sys.argv[1], extra_files=extra).module()
-picture = cv2.imread(sys.argv[2], cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+picture = cv2.imread(sys.argv[2], cv2.IMREAD_COLOR)
 picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 height, width = picture.shape[:2]
 scale = min({data["test_short_sides"][0]} / min(height, width), {data["long_side"]} / max(height, width))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from fastrcnn.data.images import read_image
+from fastrcnn.data.frames import read_sample
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.diagnosis import (
     CONFUSION,
@@ -136,7 +136,7 @@ def _missed(
 
 
 def with_pictures(
-    cases: Sequence[Case], samples: Sequence[Sample], read: Callable[..., np.ndarray] = read_image
+    cases: Sequence[Case], samples: Sequence[Sample], read: Callable[[Sample], np.ndarray] = read_sample
 ) -> list[Case]:
     """The cases with a cut of their picture each. One that cannot be read is said to be so, and its boxes are kept."""
     result: list[Case] = list(cases)
@@ -146,11 +146,7 @@ def with_pictures(
     for image, members in by_image.items():
         sample, pixels, problem = samples[image], None, ""
         try:
-            pixels = read(sample.path)
-            if pixels.shape[:2] != (sample.height, sample.width):
-                size = f"{pixels.shape[1]} x {pixels.shape[0]}"
-                problem = f"{sample.path}: is {size} pixels, not {sample.width} x {sample.height} as annotated."
-                pixels = None
+            pixels = read(sample)
         except UserError as error:
             problem = str(error)
         for i in members:

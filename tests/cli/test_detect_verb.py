@@ -12,12 +12,14 @@ import cv2
 import numpy as np
 import pytest
 import slim_run
+from PIL import Image, ImageOps
 from voc_folder import VocFolder, fingerprint
 
+from fastrcnn import build_data
 from fastrcnn.cli.detect_files import folder_for
 from fastrcnn.data import video
 from fastrcnn.data.images import read_image
-from fastrcnn.data.proposals import ImageProposals, write_store
+from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
 
 Call = Callable[..., tuple[int, str, str]]
 FAST = [
@@ -91,6 +93,48 @@ def test_a_list_with_a_broken_picture_and_two_of_one_name(
     for stage, seconds in timing["seconds"].items():
         assert seconds == pytest.approx(2 * timing["seconds_per_image"][stage], abs=2e-6)
     assert "time per image on cpu: proposals " in caplog.text
+
+
+def test_a_photo_stored_sideways_is_found_in_and_drawn_upright(
+    call: Call, run: Path, voc: VocFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the same photo with its pixels rotated by Pillow; by a store of `propose` too."""
+    caplog.set_level("INFO")
+    build_data.say_once.cache_clear()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = voc.picture("p", size=(300, 200), suffix=".png")
+    with Image.open(plain) as image:
+        image.save("phone.png", exif=exif)
+    with Image.open("phone.png") as image:
+        ImageOps.exif_transpose(image).save("upright.png")
+    for name in ("phone", "upright"):
+        detect(call, f"source={name}.png", f"output={name}", "draw_threshold=0.01")
+        propose = ["propose", f"source={name}.png", f"output={name}.proposals", "data.selective_search.side=40"]
+        assert call(*propose, "data.selective_search.k=[50]")[0] == 0
+    found, upright = entries("phone"), entries("upright")
+    assert [(e["bbox"], e["score"]) for e in found] == [(e["bbox"], e["score"]) for e in upright]
+    assert max(e["bbox"][1] + e["bbox"][3] for e in found) > 200, "lower than the stored image is high"
+    drawn = read_image(Path("phone/phone.png"))
+    assert drawn.shape == (300, 200, 3)
+    np.testing.assert_array_equal(drawn, read_image(Path("upright/upright.png")))
+    one, other = ProposalStore(Path("phone.proposals")), ProposalStore(Path("upright.proposals"))
+    assert one.size("phone") == (300, 200)
+    np.testing.assert_array_equal(one.boxes("phone"), other.boxes("upright"))
+    detect(call, "source=phone.png", "output=given", "draw_threshold=0.01", "data.proposals=phone.proposals")
+    assert "phone.png: 1 image(s) are rotated upright, as their EXIF data ask" in caplog.text
+
+
+def test_twelve_bits_are_detected_in_as_bright_as_eight(
+    call: Call, run: Path, voc: VocFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_data.say_once.cache_clear()
+    plain = voc.picture("p", size=(60, 40), suffix=".png")
+    cv2.imwrite("deep.png", cv2.imread(str(plain)).astype(np.uint16) << 4 | 5)
+    for source, name in ((plain, "plain"), ("deep.png", "deep")):
+        detect(call, f"source={source}", f"output={name}", "draw_threshold=0.01")
+    assert [(e["bbox"], e["score"]) for e in entries("deep")] == [(e["bbox"], e["score"]) for e in entries("plain")]
+    assert "deep.png: 1 image(s) with 16 bits a channel use 12 of them" in caplog.text
 
 
 def test_folders_are_named_after_their_source_and_shared_by_no_two(tmp_path: Path) -> None:

@@ -130,31 +130,44 @@ def test_pictures_of_all_kinds_are_counted(voc: VocFolder) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(folder / "turned.jpg", exif=exif)
-    ids = ["gray", "palette", "cmyk", "rgba", "deep", "deepgray", "turned"]
+    cv2.imwrite(str(folder / "twelve.png"), pixels.astype(np.uint16) * 16)
+    ids = ["gray", "palette", "cmyk", "rgba", "deep", "deepgray", "turned", "twelve"]
     for image_id in ids:
         voc.annotation(image_id, voc_xml([("cat", (1, 1, 9, 9), False)]))
     records = read(voc, *ids)
-    assert [r.colour for r in records] == ["gray", "palette", "CMYK", "RGBA", "16-bit", "16-bit", "RGB"]
-    assert [r.turned for r in records] == [False] * 6 + [True]
-    found = {p.what for p in findings(records, ["cat"], "lists", False) if p.kind in ("colours", "turned")}
+    assert [r.colour for r in records] == ["gray", "palette", "CMYK", "RGBA", "16-bit", "16-bit", "RGB", "16-bit"]
+    found = {p.what for p in findings(records, ["cat"], "lists", False) if p.kind in ("colours", "as_stored", "bits")}
     assert found == {
         "1 picture(s) are gray.",
         "1 picture(s) are palette.",
         "1 picture(s) are CMYK.",
         "1 picture(s) are RGBA.",
-        "2 picture(s) are 16-bit.",
-        "1 picture(s) ask for a rotation or a mirror image in their EXIF data.",
+        "3 picture(s) are 16-bit.",
+        "1 image(s) have EXIF data that ask for a rotation, but their annotation has the stored size; they are used "
+        "so; the first is turned.jpg, stored as 64 x 48 with orientation 6.",
+        "1 image(s) with 16 bits a channel use 12 of them, values up to 4095, and are scaled by that; the first is "
+        "twelve.png.",
     }
 
 
-def test_an_exif_rotation_is_named_where_the_sizes_disagree(voc: VocFolder) -> None:
+def test_an_image_is_rotated_where_its_annotation_has_the_upright_size(voc: VocFolder) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", (48, 64)).save(voc.root / "JPEGImages/a.jpg", exif=exif)
-    voc.annotation("a", voc_xml([("cat", (1, 1, 9, 9), False)]))
-    (record,) = read(voc, "a")
-    assert kinds([record]) == ["picture_size"]
-    assert "EXIF" in record.problems[0].what
+    for image_id, size in (("a", (48, 64)), ("b", (50, 60)), ("c", (64, 64))):
+        Image.new("RGB", size).save(voc.root / f"JPEGImages/{image_id}.jpg", exif=exif)
+        sides = (64, 64) if image_id == "c" else (64, 48)
+        voc.annotation(image_id, voc_xml([("cat", (1, 1, 9, 9), False)], *sides))
+    records = read(voc, "a", "b", "c")
+    assert [(r.size, r.turn) for r in records] == [((64, 48), 6), ((50, 60), 1), ((64, 64), 1)]
+    (fault,) = [p for r in records for p in r.problems]
+    assert (fault.kind, fault.what) == (
+        "picture_size",
+        "the image has 50 x 60, or 60 x 50 upright, pixels, but its annotation says 64 x 48.",
+    )
+    notes = {p.kind: p.what for p in findings(records, ["cat"], "lists", False)}
+    assert notes["turned"].startswith("1 image(s) are rotated upright, as their EXIF data ask; the first is a.jpg")
+    assert "fits both ways; they are used as stored; the first is c.jpg" in notes["either_way"]
+    assert pictures(records).turned == 3
 
 
 def test_what_shows_in_the_whole_set_only(tiny: VocFolder) -> None:

@@ -67,13 +67,13 @@ def test_boxes_are_copied_from_read_only_arrays() -> None:
     assert to_tensor(np.zeros(0, np.float32)).shape == (0, 4)
 
 
-def test_a_size_other_than_the_annotations_is_an_error_that_names_rotation(tiny: VocFolder) -> None:
+def test_a_size_other_than_the_annotations_is_an_error_that_names_both(tiny: VocFolder) -> None:
     data = dataset(tiny)
     tiny.picture("a", size=(64, 47))
-    with pytest.raises(UserError, match=r"a\.jpg: 64 x 47 pixels, but its annotation says 64 x 48\. Mend"):
+    with pytest.raises(UserError, match=r"a\.jpg: the image has 64 x 47 pixels, but its annotation says 64 x 48\. Fix"):
         data[(0, 0)]
     tiny.picture("a", size=(48, 64))
-    with pytest.raises(UserError, match=r"48 x 64 pixels, but its annotation says 64 x 48\. .* rotation"):
+    with pytest.raises(UserError, match=r"48 x 64 pixels, but its annotation says 64 x 48\. .* swapped, and no EXIF"):
         data[(0, 0)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import cv2
@@ -35,6 +36,25 @@ def test_frames_come_back_in_their_order(
     for frame in frames:
         assert frame.image.shape == (48, 64, 3)
         assert np.abs(frame.image.mean(axis=(0, 1)) - shade(frame.number)[0, 0]).max() < 12, "RGB, compressed"
+
+
+def test_frames_of_a_telephone_held_upright_are_upright(tmp_path: Path) -> None:
+    """The file says by the matrix of its track that frames are to be rotated by 90 degrees to the right."""
+    frame = np.zeros((192, 256, 3), np.uint8)
+    frame[:48, :64] = 255
+    with video.video_file(tmp_path / "a", 10, 256, 192) as file:
+        file.write(frame)
+    data = bytearray(file.path.read_bytes())
+    at = data.find(b"tkhd")
+    if at < 0:
+        pytest.skip("this OpenCV writes no MP4")
+    assert data[at + 4] == 0, "version of the box"
+    struct.pack_into(">9i", data, at + 44, 0, 1 << 16, 0, -1 << 16, 0, 0, 192 << 16, 0, 1 << 30)
+    file.path.write_bytes(data)
+    (upright,) = video.Video(file.path).frames()
+    assert upright.image.shape == (256, 192, 3)
+    assert upright.image[8:40, -40:-8].min() > 200
+    assert upright.image[:, :120].max() < 50
 
 
 def test_what_is_no_video_is_said(tmp_path: Path) -> None:

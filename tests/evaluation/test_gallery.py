@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 from mistakes import DETECTIONS, OBJECTS, diagnosed, found, truth
 from PIL import Image
 
-from fastrcnn.errors import UserError
 from fastrcnn.evaluation import gallery
 from fastrcnn.evaluation.gallery import Case, choose, with_pictures
 from fastrcnn.structures import Sample
@@ -76,7 +76,7 @@ def test_cuts_and_boxes_by_hand() -> None:
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[50:70, 100:140] = 255  # what is in the first box
     inside, corner = with_pictures(
-        [case((100, 50, 140, 70)), case((0, 0, 40, 20))], [sample("a", 200, 100)], lambda path: pixels
+        [case((100, 50, 140, 70)), case((0, 0, 40, 20))], [sample("a", 200, 100)], lambda _: pixels
     )
     assert (inside.width, inside.height, inside.boxes[0][1]) == (60, 40, (10, 10, 50, 30))
     assert (corner.width, corner.height, corner.boxes[0][1]) == (50, 30, (0, 0, 40, 20))
@@ -91,22 +91,19 @@ def test_large_cuts_are_scaled_and_tiny_pictures_work() -> None:
     sizes = [(4000, 1000), (1, 1), (3, 5000)]
     samples = [sample(str(i), *size) for i, size in enumerate(sizes)]
     cases = [case((0, 0, *size), i) for i, size in enumerate(sizes)]
-    shapes = {Path(f"{i}.jpg"): (h, w, 3) for i, (w, h) in enumerate(sizes)}
-    cut = with_pictures(cases, samples, lambda path: np.zeros(shapes[path], np.uint8))
+    cut = with_pictures(cases, samples, lambda s: np.zeros((s.height, s.width, 3), np.uint8))
     assert [(c.width, c.height) for c in cut] == [(320, 80), (1, 1), (1, 320)]
     assert cut[0].boxes[0][1] == (0, 0, 320, 80)
     assert all(c.jpeg for c in cut)
 
 
 def test_pictures_that_cannot_be_read_are_said_and_the_rest_goes_on(tmp_path: Path) -> None:
-    def read(path: Path) -> np.ndarray:
-        if path.stem == "gone":
-            raise UserError("gone.jpg: cannot be read.")
-        return np.zeros((50, 50, 3), np.uint8)
-
-    samples = [sample("gone", 50, 50), sample("here", 50, 50), sample("other", 60, 50)]
-    gone, here, other = with_pictures([case((0, 0, 9, 9), i) for i in range(3)], samples, read)
-    assert (gone.jpeg, gone.problem, gone.image_id) == (None, "gone.jpg: cannot be read.", "gone")
+    Image.new("RGB", (50, 50)).save(tmp_path / "here.png")
+    samples = [replace(sample(name, 50, 50), path=tmp_path / f"{name}.png") for name in ("gone", "here")]
+    samples.append(replace(samples[1], width=60))
+    gone, here, other = with_pictures([case((0, 0, 9, 9), i) for i in range(3)], samples)
+    assert (gone.jpeg, gone.image_id) == (None, "gone")
+    assert f"{tmp_path / 'gone.png'}: cannot be read (No such file" in gone.problem
     assert gone.width > 0
     assert here.jpeg
-    assert "is 50 x 50 pixels, not 60 x 50 as annotated" in other.problem
+    assert "here.png: the image has 50 x 50 pixels, but its annotation says 60 x 50." in other.problem
