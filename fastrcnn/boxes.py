@@ -19,18 +19,31 @@ MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Areas (R,) of boxes (R, 4); an inverted box has none."""
+    """Areas (R,) of boxes (R, 4); an inverted box has none. Small types are widened: see `iou`."""
+    boxes = _widen(boxes)
     return (boxes[:, 2] - boxes[:, 0]).clamp(min=0) * (boxes[:, 3] - boxes[:, 1]).clamp(min=0)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union (A, B) of every box of `a` (A, 4) with every box of `b` (B, 4); 0 for empty boxes."""
+    """Intersection over union (A, B) of every box of `a` (A, 4) with every box of `b` (B, 4); 0 for empty boxes.
+
+    float16 and bfloat16 are computed in float32, integers in int64: the area of 290 x 290 pixels does not fit into
+    float16 or int16.
+    """
+    a, b = _widen(a), _widen(b)
     top_left = torch.maximum(a[:, None, :2], b[None, :, :2])  # (A, B, 2)
     bottom_right = torch.minimum(a[:, None, 2:], b[None, :, 2:])
     size = (bottom_right - top_left).clamp(min=0)
     intersection = size[..., 0] * size[..., 1]
     union = area(a)[:, None] + area(b)[None, :] - intersection
     return torch.where(union > 0, intersection / union.clamp(min=1e-12), torch.zeros_like(union))
+
+
+def _widen(boxes: Tensor) -> Tensor:
+    """Boxes in a type that holds their areas."""
+    if boxes.is_floating_point():
+        return boxes if boxes.dtype == torch.float64 else boxes.float()
+    return boxes.long()
 
 
 def clip(boxes: Tensor, height: float | Tensor, width: float | Tensor) -> Tensor:

@@ -43,6 +43,23 @@ def test_iou_by_hand() -> None:
     assert box_ops.iou(a, b)[0, 2] == 0.5, "a threshold of .5 is met exactly"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int16, torch.int32, torch.int64])
+def test_small_types_hold_a_large_box(dtype: torch.dtype) -> None:
+    """290 x 290 is 84,100 pixels: more than float16 and int16 hold, and no bfloat16."""
+    box = torch.tensor([[0, 0, 290, 290], [0, 0, 290, 144]], dtype=dtype)
+    assert box_ops.area(box).tolist() == torchvision.ops.box_area(box).tolist() == [84_100, 41_760]
+    assert torch.equal(box_ops.iou(box, box), torchvision.ops.box_iou(box, box))
+    assert box_ops.iou(box, box).flatten().tolist() == pytest.approx([1, 144 / 290, 144 / 290, 1])
+
+
+def test_integers_do_not_wrap() -> None:
+    """Here torchvision's do: bytes in a difference, and int32 in an area of 70,000 x 70,000."""
+    bytes_ = torch.tensor([[0, 0, 10, 10], [200, 200, 250, 250]], dtype=torch.uint8)
+    assert box_ops.iou(bytes_, bytes_).tolist() == [[1, 0], [0, 1]]
+    large = torch.tensor([[0, 0, 70_000, 70_000]], dtype=torch.int32)
+    assert box_ops.area(large).item() == 4_900_000_000
+
+
 def test_iou_is_torchvisions() -> None:
     a, b = random_boxes(40, 0), random_boxes(30, 1)
     expected = torchvision.ops.box_iou(a.double(), b.double())

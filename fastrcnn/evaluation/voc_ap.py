@@ -1,7 +1,6 @@
 """Average precision as PASCAL VOC defines it, for one class and for many.
 
-The rules are those of the devkit (VOCevaldet.m, VOCap.m) and of the VOC paper (Everingham et al., IJCV 2010,
-section 4.2), with the strict IoU > .5 of the Python evaluators that Fast R-CNN's figures come from:
+The rules are those of py-faster-rcnn's Python evaluator (voc_eval.py), by which later detectors report VOC figures:
 
 - detections are taken by falling score; of equal scores, the one that comes first in the input is first;
 - each detection looks at the truth box of its image that it overlaps most (the first of several equal
@@ -9,7 +8,14 @@ section 4.2), with the strict IoU > .5 of the Python evaluators that Fast R-CNN'
 - where that overlap is not above .5, the detection is false; where the box is difficult, the detection is
   left out, neither right nor wrong; the first detection of any other box is right, every later one false.
 
-Boxes are half-open, so that plain differences equal the devkit's inclusive "+1" widths. All sums are float64.
+Fast R-CNN's own figures come from the VOC devkit in MATLAB (VOCevaldet.m, VOCap.m; Everingham et al., IJCV 2010,
+section 4.2), which the author's code calls. It differs in two places:
+
+- a detection whose overlap is exactly .5 can be right: the devkit tests `>=`;
+- of the recalls 0, .1, ..., 1 of `voc07`, the devkit reaches .6 at exactly 6/10 and .7 at exactly 7/10. See
+  ELEVEN_POINTS. `voc10` has no such points.
+
+Boxes are half-open, so that plain differences equal the inclusive "+1" widths of both. All sums are float64.
 """
 
 from __future__ import annotations
@@ -27,8 +33,9 @@ if TYPE_CHECKING:  # saved detections are evaluated without loading torch
 VocMetric = Literal["voc07", "voc10"]  # 11 points of the curve, or the area under it (from VOC2010 on)
 VOC_METRICS: tuple[str, ...] = get_args(VocMetric)
 
-# As evaluators compute them: the points .3, .6 and .7 come out one rounding step above the decimals, so that
-# a recall of exactly 3/10 does not reach its point. Kept, because published figures have it.
+# As numpy computes them, here and in py-faster-rcnn (`np.arange(0., 1.1, 0.1)`): .3, .6 and .7 come out one rounding
+# step above the decimals, so that a recall of exactly 3/10, 6/10 or 7/10 does not reach its point. MATLAB computes the
+# second half of the devkit's 0:0.1:1 backwards from 1, so its .6 and .7 are the decimals; its .3 is 3 * .1 as here.
 ELEVEN_POINTS = np.linspace(0.0, 1.0, 11)
 
 

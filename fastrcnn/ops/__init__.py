@@ -6,14 +6,14 @@ on its own. README.md beside this file is the contract.
 
 from typing import TYPE_CHECKING, Any
 
-from .nms import batched_nms
+from .nms import batched_nms, nms
 from .roi_pool import RoIPool, roi_pool
 from .roi_warp import RoIWarp, roi_align, roi_warp
 
 if TYPE_CHECKING:
     from torchvision.ops import RoIAlign
 
-__all__ = ["RoIAlign", "RoIPool", "RoIWarp", "batched_nms", "roi_align", "roi_pool", "roi_warp"]
+__all__ = ["RoIAlign", "RoIPool", "RoIWarp", "batched_nms", "nms", "roi_align", "roi_pool", "roi_warp"]
 
 
 def __getattr__(name: str) -> Any:

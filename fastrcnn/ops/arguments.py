@@ -1,4 +1,4 @@
-"""The arguments that every RoI operator takes: their checks and their normal forms.
+"""The arguments that every RoI operator takes: their names, their checks and their normal forms.
 
 All messages are made here, before a backend is chosen, so that they are the same on every device. Each one
 begins with the name of the argument at fault.
@@ -6,15 +6,39 @@ begins with the name of the argument at fault.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 FEATURE_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 Rois = Tensor | Sequence[Tensor]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def also_called(**others: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator: lets keyword arguments have other names, `also_called(input="features")`, as torchvision has."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def renamed(*args: P.args, **kwargs: P.kwargs) -> R:
+            for other, name in others.items():
+                if other in kwargs:
+                    if name in kwargs:
+                        raise TypeError(f"{other}: another name of {name}, which is given too")
+                    kwargs[name] = kwargs.pop(other)
+            return function(*args, **kwargs)
+
+        return renamed
+
+    return decorate
 
 
 def checked_features(features: Tensor) -> Tensor:
@@ -30,41 +54,68 @@ def checked_features(features: Tensor) -> Tensor:
     return features
 
 
+def check_rois(rois: Rois, features: Tensor) -> None:
+    """Raises TypeError or ValueError unless `rois` is a tensor (K, 5) or a list of N tensors (K_i, 4), of floats."""
+    if isinstance(rois, Tensor):
+        _check_table(rois, "rois", 5, features.device)
+        return
+    if not isinstance(rois, (list, tuple)):
+        raise TypeError(f"rois: expected a tensor or a list of tensors, got {type(rois).__name__}")
+    if len(rois) != features.shape[0]:
+        raise ValueError(f"rois: expected one tensor for each of {features.shape[0]} images, got {len(rois)}")
+    for i, boxes in enumerate(rois):
+        if not isinstance(boxes, Tensor):
+            raise TypeError(f"rois[{i}]: expected a tensor, got {type(boxes).__name__}")
+        _check_table(boxes, f"rois[{i}]", 4, features.device)
+
+
 def checked_rois(rois: Rois, features: Tensor) -> Tensor:
     """RoIs as one float32 tensor (K, 5) [batch index, x1, y1, x2, y2] without a gradient.
 
     Takes such a tensor, of any floating type, or a list with one tensor (K_i, 4) for each of the N images.
     """
+    check_rois(rois, features)
     if isinstance(rois, Tensor):
-        _check_table(rois, "rois", 5, features.device)
         return rois.detach().to(torch.float32).contiguous()
-    if not isinstance(rois, (list, tuple)):
-        raise TypeError(f"rois: expected a tensor or a list of tensors, got {type(rois).__name__}")
-    if len(rois) != features.shape[0]:
-        raise ValueError(f"rois: expected one tensor for each of {features.shape[0]} images, got {len(rois)}")
     parts = []
     for i, boxes in enumerate(rois):
-        if not isinstance(boxes, Tensor):
-            raise TypeError(f"rois[{i}]: expected a tensor, got {type(boxes).__name__}")
-        _check_table(boxes, f"rois[{i}]", 4, features.device)
         boxes = boxes.detach().to(torch.float32)
         parts.append(torch.cat([boxes.new_full((len(boxes), 1), i), boxes], dim=1))
     return torch.cat(parts) if parts else torch.zeros((0, 5), device=features.device)
 
 
-def checked_size(output_size: int | Sequence[int]) -> tuple[int, int]:
-    """(PH, PW) from one int or two."""
-    size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-    if len(size) != 2 or not all(isinstance(n, int) for n in size) or min(size) < 1:
+def checked_size(output_size: int | Iterable[int]) -> tuple[int, int]:
+    """(PH, PW) from one int or two, numpy's and torch's too."""
+    size = plain(output_size)
+    size = tuple(plain(n) for n in size) if isinstance(size, Iterable) else (size, size)
+    if len(size) != 2 or not all(is_int(n) and n > 0 for n in size):
         raise ValueError(f"output_size: expected a positive int or two of them, got {output_size!r}")
-    return size
+    return size[0], size[1]
 
 
 def checked_scale(spatial_scale: float) -> float:
     """Cells of the map per pixel of the image."""
-    if not (isinstance(spatial_scale, (int, float)) and math.isfinite(spatial_scale) and spatial_scale > 0):
+    scale = plain(spatial_scale)
+    if not (isinstance(scale, float) or is_int(scale)) or not 0 < scale < math.inf:
         raise ValueError(f"spatial_scale: expected a positive number, got {spatial_scale!r}")
-    return float(spatial_scale)
+    return float(scale)
+
+
+def checked_ratio(sampling_ratio: int) -> int:
+    """Samples of a bin along each axis; as many as the bin has cells where it is not positive."""
+    ratio = plain(sampling_ratio)
+    if not is_int(ratio):
+        raise TypeError(f"sampling_ratio: expected an int, got {sampling_ratio!r}")
+    return ratio
+
+
+def plain(value: Any) -> Any:
+    """Python's number or list in place of numpy's or torch's."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray, Tensor)) else value
+
+
+def is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def check_roi_values(rois: Tensor, images: int) -> None:

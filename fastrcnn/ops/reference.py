@@ -99,7 +99,7 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
             for j, (x1, x2) in enumerate(columns):
                 if y1 >= y2 or x1 >= x2:
                     continue  # an empty bin: 0, and no gradient
-                cells = maps[int(roi[0]), :, y1:y2, x1:x2].reshape(maps.shape[1], -1)
+                cells = maps[int(roi[0]), :, y1:y2, x1:x2].reshape(maps.shape[1], (y2 - y1) * (x2 - x1))
                 best = cells.argmax(axis=1)  # numpy's takes the first of equals, and NaN for the largest
                 values[k, :, i, j] = np.take_along_axis(cells, best[:, None], axis=1)[:, 0]
                 where[k, i, j] = (y1 + best // (x2 - x1)) * width + x1 + best % (x2 - x1)

@@ -1,7 +1,7 @@
 """The operators as torch sees them: torch.ops.fastrcnn.roi_pool, roi_pool_out and roi_pool_backward.
 
-Registered with fake kernels, for torch.compile and export, and with a gradient. Under autocast nothing is
-cast: features in bfloat16 are pooled in bfloat16, and RoIs keep the float32 that they need.
+Registered with fake kernels, for torch.compile and export, and with derivatives of every order. Under autocast
+nothing is cast: features in bfloat16 are pooled in bfloat16, and RoIs keep the float32 that they need.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function, forward_ad
 
 from .arguments import check_roi_values
 from .backends import choose_backend
@@ -127,30 +128,105 @@ def _(
     return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    features, rois, _, _, ctx.scale, ctx.variant, ctx.with_argmax, _ = inputs
-    ctx.mark_non_differentiable(output[1])
-    ctx.images, _, ctx.map_height, ctx.map_width = features.shape
-    ctx.channels_last = _format(features) == torch.channels_last
-    ctx.save_for_backward(rois, output[1])
+class Pool(Function):
+    """The derivatives of roi_pool, of every order: its backward is a scatter, whose derivative is a gather.
+
+    As an autograd.Function it works in forward mode and below torch.func's transforms, where an operator of
+    torch.library has a zero derivative or none. `pool` chooses.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+        return torch.ops.fastrcnn.roi_pool(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        features, rois, _, _, ctx.scale, ctx.variant, ctx.with_argmax, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.images, _, ctx.map_height, ctx.map_width = features.shape
+        ctx.channels_last = _format(features) == torch.channels_last
+        ctx.save_for_backward(rois, output[1])
+        ctx.save_for_forward(rois, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if not ctx.with_argmax:
+            raise RuntimeError("fastrcnn::roi_pool was called without with_argmax, so it has no gradient")
+        rois, argmax = ctx.saved_tensors
+        shape = (ctx.images, ctx.map_height, ctx.map_width)
+        scatter = Scatter.apply if _transformed(grad) else torch.ops.fastrcnn.roi_pool_backward
+        flow = scatter(grad, rois, argmax, *shape, ctx.scale, ctx.variant, ctx.channels_last)
+        return flow, None, None, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> tuple[Tensor, None]:
+        return gather(tangent, *ctx.saved_tensors), None
 
 
-def _gradient(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    if not ctx.with_argmax:
-        raise RuntimeError("fastrcnn::roi_pool was called without with_argmax, so it has no gradient")
-    rois, argmax = ctx.saved_tensors
-    flow = torch.ops.fastrcnn.roi_pool_backward(
-        grad,
-        rois,
-        argmax,
-        ctx.images,
-        ctx.map_height,
-        ctx.map_width,
-        ctx.scale,
-        ctx.variant,
-        ctx.channels_last,
-    )
-    return flow, None, None, None, None, None, None, None
+class Scatter(Function):
+    """The derivatives of roi_pool_backward, which is linear in its first argument."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return torch.ops.fastrcnn.roi_pool_backward(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, rois, argmax, *ctx.rest = inputs
+        ctx.save_for_backward(rois, argmax)
+        ctx.save_for_forward(rois, argmax)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return gather(grad, *ctx.saved_tensors), None, None, None, None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        return Scatter.apply(tangent, *ctx.saved_tensors, *ctx.rest)
 
 
-torch.library.register_autograd("fastrcnn::roi_pool", _gradient, setup_context=_save)
+torch.library.register_autograd("fastrcnn::roi_pool", Pool.backward, setup_context=Pool.setup_context)
+torch.library.register_autograd("fastrcnn::roi_pool_backward", Scatter.backward, setup_context=Scatter.setup_context)
+
+
+def pool(features: Tensor, rois: Tensor, size: tuple[int, int], scale: float, variant: str, check: bool) -> Tensor:
+    """RoI pooling (K, C, PH, PW), with whatever derivative is needed."""
+    transformed = _transformed(features)
+    run = Pool.apply if transformed else torch.ops.fastrcnn.roi_pool
+    return run(features, rois, *size, scale, variant, transformed or _requires_gradient(features), check)[0]
+
+
+def needs_derivative(features: Tensor) -> bool:
+    return _requires_gradient(features) or _transformed(features)
+
+
+def _requires_gradient(features: Tensor) -> bool:
+    return features.requires_grad and torch.is_grad_enabled()
+
+
+def _transformed(x: Tensor) -> bool:
+    """Whether `x` has a tangent, for a derivative in forward mode, or may have one inside of torch.func's wrappers."""
+    wrapped = torch._C._are_functorch_transforms_active()
+    if wrapped and not torch.compiler.is_compiling():
+        return True
+    tangent = forward_ad.unpack_dual(x).tangent is not None
+    if tangent and torch.compiler.is_compiling():  # which would leave out Pool.jvp without a word
+        raise NotImplementedError("RoI pooling has no derivative in forward mode below torch.compile")
+    return wrapped or tangent
+
+
+def gather(features: Tensor, rois: Tensor, argmax: Tensor) -> Tensor:
+    """Values (K, C, PH, PW) of `features` (N, C, H, W) at the cells of `argmax` (K, PH, PW, C); 0 for an empty bin.
+
+    Made of torch's operators, which have derivatives of every order.
+    """
+    images, channels = features.shape[:2]
+    # An RoI of no image has empty bins alone, but its index has to be a valid one.
+    image = rois[:, 0].nan_to_num().clamp(0, images - 1).long()[:, None, None, None]
+    channel = torch.arange(channels, device=features.device)
+    values = features.flatten(2)[image, channel, argmax.clamp(min=0).long()]
+    return torch.where(argmax >= 0, values, 0).permute(0, 3, 1, 2)

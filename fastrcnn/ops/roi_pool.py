@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from . import registration  # noqa: F401  defines the operators below torch.ops.fastrcnn
+from . import registration  # defines the operators below torch.ops.fastrcnn
 from .arguments import (
     Rois,
+    also_called,
     checked_features,
     checked_rois,
     checked_scale,
@@ -18,6 +20,8 @@ from .arguments import (
 from .reference import VARIANTS
 
 
+@torch.fx.wrap
+@also_called(input="features", boxes="rois")
 def roi_pool(
     features: Tensor,
     rois: Rois,
@@ -44,8 +48,11 @@ def roi_pool(
                    for them; such an RoI then pools to 0
 
     Returns (K, C, PH, PW) in the type of `features`, channels_last where `features` is, contiguous otherwise;
-    differentiable with respect to `features`. An empty bin is 0 and has no gradient. A NaN in a bin makes it
-    NaN. The sign of a zero is not kept.
+    differentiable with respect to `features`, any number of times. An empty bin is 0 and has no gradient. A NaN
+    in a bin makes it NaN. The sign of a zero is not kept.
+
+    torchvision's names `input` and `boxes` work for `features` and `rois`. torch.onnx.export(dynamo=True) makes a
+    MaxRoiPool of it.
 
     Raises TypeError or ValueError; the message begins with the name of the argument at fault.
 
@@ -56,12 +63,17 @@ def roi_pool(
     size, scale = checked_size(output_size), checked_scale(spatial_scale)
     if variant not in VARIANTS:
         raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
-    needs_gradient = features.requires_grad and torch.is_grad_enabled()
+    shape = (table.shape[0], features.shape[1], *size)
     if out is None:
-        return torch.ops.fastrcnn.roi_pool(features, table, *size, scale, variant, needs_gradient, check_values)[0]
-    if needs_gradient:
+        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
+            if variant == "fast_rcnn":
+                return _max_roi_pool(features, table, shape, scale)
+            # torch.onnx.export swallows errors here, and gives another one later.
+            warnings.warn(f"variant: ONNX has an operator for fast_rcnn alone, got {variant!r}", stacklevel=2)
+        return registration.pool(features, table, size, scale, variant, check_values)
+    if registration.needs_derivative(features):
         raise ValueError("out: cannot be given where a gradient of features is needed")
-    _check_out(out, features, (table.shape[0], features.shape[1], *size))
+    _check_out(out, features, shape)
     torch.ops.fastrcnn.roi_pool_out(features, table, scale, variant, check_values, out)
     return out
 
@@ -79,11 +91,23 @@ class RoIPool(nn.Module):
         self.spatial_scale = checked_scale(spatial_scale)
         self.variant = variant
 
+    @also_called(input="features", boxes="rois")
     def forward(self, features: Tensor, rois: Rois) -> Tensor:
         return roi_pool(features, rois, self.output_size, self.spatial_scale, self.variant)
 
     def extra_repr(self) -> str:
         return f"{self.output_size}, spatial_scale={self.spatial_scale}, variant={self.variant!r}"
+
+
+def _max_roi_pool(features: Tensor, rois: Tensor, shape: tuple[int, ...], scale: float) -> Tensor:
+    """The pooling as a node of the ONNX graph that torch.onnx.export is about to write."""
+    # ONNX has one type for both. float32 holds features of half precision exactly, and leaves RoIs what they need.
+    exact = torch.float64 if features.dtype == torch.float64 else torch.float32
+    inputs = (features.to(exact), rois.to(exact))
+    pooled = torch.onnx.ops.symbolic(
+        "MaxRoiPool", inputs, {"pooled_shape": shape[2:], "spatial_scale": scale}, dtype=exact, shape=shape
+    )
+    return pooled.to(features.dtype)
 
 
 def _check_out(out: Tensor, features: Tensor, shape: tuple[int, ...]) -> None:

@@ -6,12 +6,23 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from .arguments import Rois, checked_features, checked_rois, checked_scale, checked_size
+from .arguments import (
+    Rois,
+    also_called,
+    check_rois,
+    checked_features,
+    checked_ratio,
+    checked_rois,
+    checked_scale,
+    checked_size,
+)
 
 __all__ = ["RoIWarp", "roi_align", "roi_warp"]
 
 
+@also_called(input="features", boxes="rois")
 def roi_align(
     features: Tensor,
     rois: Rois,
@@ -20,12 +31,22 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    """torchvision's `roi_align`, imported when it is called: see torchvision_library."""
+    """torchvision's `roi_align`, imported when it is called: see torchvision_library.
+
+    torchvision has first derivatives in reverse mode only. It raises an error for second ones; in forward mode it
+    would give zero, so this function raises an error.
+    """
     from torchvision.ops import roi_align as theirs
 
-    return theirs(features, rois, output_size, spatial_scale, sampling_ratio, aligned)
+    if not (isinstance(features, Tensor) and features.is_quantized):
+        check_rois(rois, checked_features(features))
+    size, scale, ratio = checked_size(output_size), checked_scale(spatial_scale), checked_ratio(sampling_ratio)
+    if forward_ad.unpack_dual(features).tangent is not None:
+        raise NotImplementedError("features: RoI Align has no derivative in forward mode, use reverse mode")
+    return theirs(features, rois, size, scale, ratio, aligned)
 
 
+@also_called(input="features", boxes="rois")
 def roi_warp(
     features: Tensor,
     rois: Rois,
@@ -37,7 +58,7 @@ def roi_warp(
     bilinearly.
 
     Arguments and errors as `roi_pool`; a bin is the mean of sampling_ratio x sampling_ratio samples. Returns
-    (K, C, PH, PW) in the type of `features`, differentiable with respect to `features`.
+    (K, C, PH, PW) in the type of `features`, differentiable with respect to `features`, once and in reverse mode.
 
     The quantised RoI covers whole cells, and a cell's value stands at its centre. After "Instance-aware
     Semantic Segmentation via Multi-task Network Cascades" (Dai, He, Sun 2016), with average for max pooling
@@ -63,8 +84,9 @@ class RoIWarp(nn.Module):
         super().__init__()
         self.output_size = checked_size(output_size)
         self.spatial_scale = checked_scale(spatial_scale)
-        self.sampling_ratio = sampling_ratio
+        self.sampling_ratio = checked_ratio(sampling_ratio)
 
+    @also_called(input="features", boxes="rois")
     def forward(self, features: Tensor, rois: Rois) -> Tensor:
         return roi_warp(features, rois, self.output_size, self.spatial_scale, self.sampling_ratio)
 

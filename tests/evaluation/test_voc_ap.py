@@ -119,11 +119,51 @@ def test_first_of_two_equally_overlapped_objects_is_matched() -> None:
     assert result.ignored.tolist() == [True]
 
 
-def test_a_recall_of_three_tenths_misses_its_point_as_in_other_evaluators() -> None:
+# MATLAB's 0:0.1:1, by MathWorks' description of the colon operator: the first half counts up from 0, the second down
+# from 1. The middle is the mean of the ends.
+DEVKIT_POINTS = [k * 0.1 for k in range(5)] + [0.5] + [1 - k * 0.1 for k in range(4, -1, -1)]
+
+
+def devkit(overlaps: list[float], objects: int) -> float:
+    """VOCevaldet.m of VOC2007 where every detection is alone with its object: `>=` .5, then 11 points."""
+    right, precision, recall = 0, [], []
+    for rank, overlap in enumerate(overlaps, 1):
+        right += overlap >= 0.5
+        precision.append(right / rank)
+        recall.append(right / objects)
+    points = [max([p for p, r in zip(precision, recall, strict=True) if r >= t], default=0.0) for t in DEVKIT_POINTS]
+    return sum(points) / 11
+
+
+@pytest.mark.parametrize(
+    ("number", "here", "there"),
+    [
+        (2, 3, 3),  # 0, .1, .2
+        (3, 3, 3),  # 3/10 is below 3 * .1 in both
+        (5, 6, 6),
+        (6, 6, 7),  # 6/10 is below 6 * .1, and is 1 - 4 * .1
+        (7, 7, 8),  # 7/10 is below 7 * .1, and is 1 - 3 * .1
+        (8, 9, 9),
+    ],
+)
+def test_recalls_at_their_points_here_and_in_the_devkit(number: int, here: int, there: int) -> None:
+    """`number` of ten objects are found, without a mistake."""
     objects = truth(*[(i, A, False) for i in range(10)])
-    detections = found(*[(i, 0.9, A) for i in range(3)])
-    assert class_ap(detections, objects, "voc07").ap == pytest.approx(3 / 11)  # 0, .1, .2
-    assert class_ap(detections, objects, "voc10").ap == pytest.approx(0.3)
+    detections = found(*[(i, 0.9, A) for i in range(number)])
+    assert class_ap(detections, objects, "voc07").ap == pytest.approx(here / 11)
+    assert devkit([1.0] * number, 10) == pytest.approx(there / 11)
+    assert class_ap(detections, objects, "voc10").ap == pytest.approx(number / 10)  # without points
+
+
+def test_overlap_of_exactly_one_half_here_and_in_the_devkit() -> None:
+    """Two objects, found with an overlap of exactly 100/200 and of 1."""
+    objects = truth((0, A, False), (1, A, False))
+    detections = found((0, 0.9, (0, 0, 10, 20)), (1, 0.8, A))
+    result = class_ap(detections, objects, "voc07")
+    assert result.overlaps.tolist() == [0.5, 1.0]
+    assert result.correct.tolist() == [False, True]
+    assert result.ap == pytest.approx(6 / 11 * 1 / 2)  # recall 1/2 at precision 1/2
+    assert devkit(result.overlaps.tolist(), 2) == 1.0
 
 
 @pytest.mark.parametrize("box", [(5, 5, 5, 5), (9, 9, 1, 1), (0, 0, 10, 0)])
@@ -205,7 +245,7 @@ def test_arrays_are_made_of_samples_and_detections() -> None:
 
 
 def oracle(detections: ClassDetections, objects: ClassTruth, min_iou: float) -> dict:
-    """The devkit's procedure as plain loops over Python numbers, in the inclusive +1 convention."""
+    """py-faster-rcnn's procedure as plain loops over Python numbers, in the inclusive +1 convention."""
     order = sorted(range(len(detections)), key=lambda d: -float(detections.scores[d]))  # sorted() is stable
     taken: set[int] = set()
     matches, correct, ignored = {}, {}, {}

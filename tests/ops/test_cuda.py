@@ -143,6 +143,21 @@ def test_gpu_equals_torchvision(gpu: torch.device, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
+def test_gpu_second_derivative_is_the_cpus(gpu: torch.device) -> None:
+    """Of whole numbers, whose sums are exact in any order."""
+
+    def second(device: torch.device) -> Tensor:
+        features, rois = vgg_case(device)
+        x = (features * 4).round().requires_grad_()
+        (first,) = torch.autograd.grad((roi_pool(x, rois, 7, 1 / 16) ** 2).sum(), x, create_graph=True)
+        return torch.autograd.grad(first.sum(), x)[0].cpu()
+
+    want = second(torch.device("cpu"))
+    assert want.sum() > 0
+    assert torch.equal(second(gpu), want)
+
+
+@pytest.mark.gpu
 def test_gpu_bfloat16_stays_under_autocast(gpu: torch.device) -> None:
     features, rois = vgg_case(gpu, torch.bfloat16)
     with torch.autocast("cuda", torch.bfloat16):

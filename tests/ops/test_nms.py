@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastrcnn.ops import batched_nms
+from fastrcnn.ops import batched_nms, nms
+from fastrcnn.ops.nms import suppress
 
 
 def by_hand(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> list[int]:
@@ -59,6 +61,14 @@ def test_groups_do_not_touch_and_the_best_comes_first() -> None:
     assert kept.tolist() == [1, 2, 3]
 
 
+def test_nms_is_of_one_group() -> None:
+    """The second box overlaps the first by exactly 1/2, which is too much here and not for torchvision's nms."""
+    boxes, scores = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 5], [20, 0, 30, 10.0]]), torch.tensor([0.8, 0.7, 0.9])
+    assert nms(boxes, scores, 0.5).tolist() == [2, 0]
+    assert torchvision.ops.nms(boxes, scores, 0.5).tolist() == [2, 0, 1]
+    assert nms(boxes[:0], scores[:0], 0.5).tolist() == []
+
+
 def test_nothing() -> None:
     assert batched_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long(), 0.5).tolist() == []
 
@@ -70,6 +80,16 @@ def test_names_the_argument() -> None:
         wrong[i] = torch.zeros(3)
         with pytest.raises(ValueError, match=f"^{name}: expected the shape"):
             batched_nms(*wrong, 0.5)
+        wrong[i] = [1.0, 2.0]
+        with pytest.raises(TypeError, match=f"^{name}: expected a tensor, got list"):
+            batched_nms(*wrong, 0.5)
+    with pytest.raises(ValueError, match=r"^boxes: expected the shape \(R, 4\), got \(2,\)"):
+        nms(good[1], good[1], 0.5)
+    with pytest.raises(ValueError, match=r"^scores: expected the device of boxes, cpu, got meta"):
+        nms(good[0], good[1].to("meta"), 0.5)
+    for threshold in (float("nan"), "a", None, True):
+        with pytest.raises(ValueError, match=f"^iou_threshold: expected a number, got {threshold!r}"):
+            nms(*good[:2], threshold)  # type: ignore[arg-type]
 
 
 class Computed(TorchDispatchMode):
@@ -89,6 +109,6 @@ def test_many_groups_are_hardly_more_work_than_few() -> None:
     work = []
     for groups in (2, 200):
         with Computed() as computed:
-            assert len(batched_nms(boxes, scores, torch.arange(400) % groups, 0.5)) == 400
+            assert len(suppress(boxes, scores, torch.arange(400) % groups, 0.5)) == 400
         work.append(computed.numbers)
     assert work[1] < 4 * work[0], work

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from fastrcnn.ops import RoIPool, roi_pool, roi_warp
+from fastrcnn.ops import RoIAlign, RoIPool, RoIWarp, batched_nms, nms, roi_align, roi_pool, roi_warp
 
 ROIS = torch.tensor([[0, 0, 0, 50, 40], [1, 16, 8, 90, 99], [0, 30, 30, 30, 30], [1, 500, 500, 600, 600.0]])
 
@@ -42,7 +44,7 @@ def test_opcheck(backend: str, memory: torch.memory_format) -> None:
     torch.library.opcheck(ops.roi_pool_out.default, (x, ROIS, 0.1, "partition", True, out))
     _, argmax = ops.roi_pool(x, ROIS, 3, 2, 0.1, "fast_rcnn", True, True)
     for last in (False, True):
-        arguments = (torch.randn(4, 5, 3, 2), ROIS, argmax, 2, 7, 7, 0.1, "fast_rcnn", last)
+        arguments = (torch.randn(4, 5, 3, 2).requires_grad_(last), ROIS, argmax, 2, 7, 7, 0.1, "fast_rcnn", last)
         torch.library.opcheck(ops.roi_pool_backward.default, arguments)
 
 
@@ -65,6 +67,53 @@ def test_compiles_in_one_graph(backend: str) -> None:
     assert torch.equal(into(features()), roi_pool(features(), ROIS, 3, 1 / 16) + 1)
     more = torch.cat([ROIS, ROIS])  # another number of RoIs
     assert torch.equal(compiled(features(), more), head(features(), more))
+
+
+BOXES = ROIS[:, 1:].repeat(3, 1) + torch.arange(12)[:, None]
+SCORES, GROUPS = torch.arange(12) % 5 / 5, torch.arange(12) % 2
+ARGUMENTS = {
+    "pool": [(features(), ROIS), (features()[:1, :3, :5], ROIS[[0, 2]]), (features(7), ROIS[:0])],
+    "pool in size and scale": [
+        (features(), ROIS, 3, 1 / 16),
+        (features(), ROIS[:2], 2, 1 / 8),
+        (features(3), [ROIS[[0, 2], 1:], ROIS[[1], 1:]], (4, 1), 0.3),
+    ],
+    "nms": [(BOXES, SCORES, 0.5), (BOXES[:7], SCORES[:7], 0.3), (BOXES[:0], SCORES[:0], 0.3)],
+    "nms in groups": [(BOXES, SCORES, GROUPS, 0.5), (BOXES[:7], SCORES[:7], GROUPS[:7], 0.3)],
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*create_unbacked_symint")
+@pytest.mark.parametrize("dynamic", [True, False, None])
+@pytest.mark.parametrize(
+    ("function", "calls"),
+    [
+        (RoIPool(3, 1 / 16), "pool"),
+        (RoIPool(2, 1 / 16, "partition"), "pool"),
+        (RoIWarp((2, 3), 1 / 16), "pool"),
+        (RoIAlign(3, 1 / 16, 2), "pool"),
+        (roi_pool, "pool in size and scale"),
+        (roi_warp, "pool in size and scale"),
+        (roi_align, "pool in size and scale"),
+        (nms, "nms"),
+        (batched_nms, "nms in groups"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else getattr(x, "__name__", type(x).__name__),
+)
+def test_compiles_whatever_is_dynamic(
+    cpu_library: None, function: Callable[..., Tensor], calls: str, dynamic: bool | None
+) -> None:
+    def both(*args: Any) -> Tensor:
+        return function(*args) + 1
+
+    torch._dynamo.reset()
+    compiled = torch.compile(both, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for args in ARGUMENTS[calls]:
+        assert torch.equal(compiled(*args), both(*args))
+
+
+def test_opcheck_of_nms() -> None:
+    torch.library.opcheck(torch.ops.fastrcnn.nms.default, (BOXES, SCORES, GROUPS, 0.5))
 
 
 @pytest.mark.slow
