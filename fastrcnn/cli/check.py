@@ -75,7 +75,7 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
     from fastrcnn.data.check import Task
     from fastrcnn.data.check_truth import coco_problems, read_coco
     from fastrcnn.data.truth import Problem
-    from fastrcnn.data.voc import pictures_without_annotation
+    from fastrcnn.data.voc_layout import pictures_without_annotation
 
     tasks: list[Task] = []
     problems: list[Problem] = []
@@ -111,7 +111,7 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
     import numpy as np
 
     from fastrcnn import build_sets
-    from fastrcnn.data.voc import find_image
+    from fastrcnn.data.voc_layout import find_image
     from fastrcnn.structures import Sample
 
     if config.proposals is not None:
@@ -131,10 +131,12 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
     """The report, with `problems` that are known already."""
     from fastrcnn import build, build_data
     from fastrcnn.data import check_report as statistics
+    from fastrcnn.data.annotations import is_coco
     from fastrcnn.data.check_findings import findings, proposal_findings, report_findings
     from fastrcnn.data.check_problems import is_error
     from fastrcnn.data.proposals import ProposalStore
-    from fastrcnn.data.truth import Problem
+    from fastrcnn.data.truth import Problem, by_cause
+    from fastrcnn.data.voc import explain_missing
 
     data, solver = config.data, config.solver
     leave_out_others = build.one_of("data.other_classes", data.other_classes, build_data.CHOICES) == "leave_out"
@@ -142,13 +144,18 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
         build.one_of("data.missing_proposals", data.missing_proposals, build_data.CHOICES) == "leave_out"
     )
     root = str(build_data.root(data))
-    found = [*problems, *(p for r in records for p in r.problems)]
+    found = list(problems)
+    for source in dict.fromkeys(r.task.source for r in records):
+        of_source = [r for r in records if r.task.source == source]
+        part = [p for r in of_source for p in r.problems]
+        images = len(of_source)
+        found += part if is_coco(source) else by_cause(explain_missing(part, source, images), images)
     if leave_out_missing:
         found = [replace(p, kind="left_out") if p.kind == "no_proposals" else p for p in found]
     names = data.classes
     if names is None:
         names = sorted({n for r in records if r.task.role == "train" for n in r.truth.names})
-        if not names:
+        if not names and not any(is_error(p) for p in found):  # else the consequence of those
             found.append(Problem("classes", root, f"no usable object in any annotation of {', '.join(data.train)}."))
     if names or data.classes is not None:
         try:

@@ -11,7 +11,7 @@ import numpy as np
 from fastrcnn.data.annotations import is_coco
 from fastrcnn.data.coco import picture_base, read_coco_file
 from fastrcnn.data.images import complete_size
-from fastrcnn.data.voc import annotation_folder, find_image, picture_folder
+from fastrcnn.data.voc_layout import find_annotation, find_image, homes, missing_image, picture_folder
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
@@ -21,8 +21,7 @@ def without_annotation(source: Path, image_ids: Sequence[str]) -> int:
     """How many of the images have no XML file; of a COCO file all or none, as it has annotations or not."""
     if is_coco(source):
         return 0 if any(i.annotations for i in read_coco_file(source).images.values()) else len(image_ids)
-    folder = annotation_folder(source)
-    return sum(not (folder / f"{image_id}.xml").exists() for image_id in image_ids)
+    return sum(not find_annotation(source, image_id).exists() for image_id in image_ids)
 
 
 def load_unannotated(source: Path, image_ids: Sequence[str]) -> tuple[list[Sample], list[str]]:
@@ -38,12 +37,12 @@ def load_unannotated(source: Path, image_ids: Sequence[str]) -> tuple[list[Sampl
         base = picture_base(file)
         paths = {i: base / file.images[i].file_name for i in image_ids}
         faults = [str(problem) for problem in file.problems]
-    inside = [base.resolve(), source.resolve()]
+    inside = [base.resolve(), *homes(source)]
 
     def look(image_id: str) -> Sample | str:
         path = paths[image_id]
         if path is None or not path.is_file():
-            return f"{path or base / image_id}: no such picture."
+            return f"{path or base / image_id}: {missing_image(source, image_id) if path is None else 'no such image.'}"
         if not any(path.resolve().is_relative_to(folder) for folder in inside):
             return f"{path}: a link leads out of the data set; refused. Put the file itself there."
         try:
