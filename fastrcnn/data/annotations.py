@@ -9,7 +9,7 @@ from pathlib import Path
 from fastrcnn.data.coco import coco_classes, find_coco_files, load_coco, read_coco_file
 from fastrcnn.data.truth import Problems
 from fastrcnn.data.voc import find_classes, load_voc
-from fastrcnn.data.voc_layout import SPLIT_NAMES, annotated_ids, read_split, split_folders, split_lists
+from fastrcnn.data.voc_layout import SPLIT_NAMES, annotated_ids, read_split, split_folders, split_lists, whole_lists
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 
@@ -83,7 +83,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
 
 def only_list(source: Path) -> str | None:
     """The only split list of a folder, if its name says nothing about its use: CVAT calls it default."""
-    lists = split_lists(source)
+    lists = whole_lists(source)
     return lists[0] if len(lists) == 1 and lists[0].casefold() not in SPLIT_NAMES else None
 
 

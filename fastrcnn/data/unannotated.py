@@ -11,7 +11,15 @@ import numpy as np
 from fastrcnn.data.annotations import is_coco
 from fastrcnn.data.coco import picture_base, read_coco_file
 from fastrcnn.data.images import complete_size
-from fastrcnn.data.voc_layout import find_annotation, find_image, homes, missing_image, picture_folder
+from fastrcnn.data.truth import FEW, NEARLY_ALL
+from fastrcnn.data.voc_layout import (
+    find_annotation,
+    find_image,
+    homes,
+    missing_image,
+    picture_folder,
+    where_files_are,
+)
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
@@ -37,6 +45,10 @@ def load_unannotated(source: Path, image_ids: Sequence[str]) -> tuple[list[Sampl
         base = picture_base(file)
         paths = {i: base / file.images[i].file_name for i in image_ids}
         faults = [str(problem) for problem in file.problems]
+    missing = {i for i, path in paths.items() if path is None}
+    if len(missing) >= max(FEW, NEARLY_ALL * len(paths)):  # one cause, one message
+        faults.append(f"{base}: {where_files_are(source)} Missing: {len(missing)} of {len(paths)} images.")
+        image_ids = [i for i in image_ids if i not in missing]
     inside = [base.resolve(), *homes(source)]
 
     def look(image_id: str) -> Sample | str:

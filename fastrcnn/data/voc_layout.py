@@ -27,6 +27,7 @@ ANNOTATION_FOLDERS = ("Annotations", "annotations", "annots", "labels", "xml", "
 # What the names of folders and lists mean.
 SPLIT_NAMES = {"trainval": "trainval", "train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
+ORDER = ("trainval", "train", "val", "test")  # from training to testing
 FRESH = 3_000_000_000  # nanoseconds after which a folder's date tells that it was changed, on any file system
 
 
@@ -214,11 +215,17 @@ def split_lists(root: Path) -> list[str]:
     return sorted(p.stem for p in (root / "ImageSets" / "Main").glob("*.txt"))
 
 
+def whole_lists(root: Path) -> list[str]:
+    """Names of the split lists that are not of one class, as CLASS_SPLIT beside SPLIT."""
+    lists = split_lists(root)
+    return [name for name in lists if not any(name.endswith(f"_{other}") for other in lists)]
+
+
 def read_split(root: Path, split: str) -> list[str]:
     """Image ids in `ImageSets/Main/SPLIT.txt` below `root`.
 
     A line holds an id, or as in the devkit's lists of one class an id and -1, 0 or 1, which is not used. An id may end
-    in the suffix of its file, and may hold spaces if there is an image or an annotation of it.
+    in the suffix of its file, and may hold spaces if there is an image or an annotation of it; CVAT quotes such ids.
 
     Raises UserError where there is no such list (naming those there are), it is empty, names an id twice, or an id
     would lead out of the folder.
@@ -229,7 +236,8 @@ def read_split(root: Path, split: str) -> list[str]:
             raise UserError(f"data.root: there is no folder {root}.")
         present = split_lists(root)
         there = f"There are: {', '.join(present[:20])}." if present else f"{path.parent} has none."
-        example = f" Name the lists, as data.train=[{present[0]}] data.test=[{present[-1]}]." if present else ""
+        whole = sorted(whole_lists(root), key=lambda name: ORDER.index(SPLIT_NAMES.get(name.casefold(), "val")))
+        example = f" Name the lists, as data.train=[{whole[0]}] data.test=[{whole[-1]}]." if len(whole) > 1 else ""
         raise UserError(f"{path}: no list of images for the split '{split}'. {there}{nearest(split, present)}{example}")
     ids: dict[str, int] = {}
     for number, raw in enumerate(read_lines(path), 1):
@@ -255,6 +263,7 @@ def _id_of(root: Path, line: str) -> str | None:
     """The id in a line of a list; None if it holds spaces and there is no such image."""
     id_and_flag = line.rsplit(maxsplit=1)
     texts = [line, id_and_flag[0]] if id_and_flag[1:] in (["-1"], ["0"], ["1"]) else [line]
+    texts += [text[1:-1] for text in texts if len(text) > 2 and text[0] == text[-1] == '"']
     for text in texts:
         stem, dot, suffix = text.rpartition(".")
         has_suffix = (dot + suffix).lower() in (*IMAGE_SUFFIXES, ".xml")

@@ -241,9 +241,14 @@ def test_one_folder_with_a_split_s_name_is_divided_with_the_rest(tmp_path: Path)
 def test_one_list_of_another_name_is_divided(tiny: VocFolder) -> None:
     folder = tiny.root / "ImageSets" / "Main"
     (folder / "test.txt").unlink()
-    with pytest.raises(UserError, match=r"'test'\. There are: trainval\. Name the lists, as data\.train=\[trainval\]"):
+    with pytest.raises(UserError, match=r"'test'\. There are: trainval\.$"):
         find_split(tiny.root, "test")  # its images are not divided: `trainval` means all of them
+    tiny.split("val", "c")
+    with pytest.raises(UserError, match=r"Name the lists, as data\.train=\[trainval\] data\.test=\[val\]\.$"):
+        find_split(tiny.root, "test")
+    (folder / "val.txt").unlink()
     (folder / "trainval.txt").rename(folder / "default.txt")
+    tiny.split("cat_default", "a 1", "b -1")  # CVAT writes those too
     for split in ("trainval", "test"):
         assert find_split(tiny.root, split) == (tiny.root, divided(["a", "b"], split), True)
     assert find_split(tiny.root, "default") == (tiny.root, ["a", "b"], False)

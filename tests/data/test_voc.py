@@ -11,6 +11,7 @@ import pytest
 from voc_folder import VocFolder, fingerprint, voc_xml
 
 from fastrcnn.data.truth import ProblemError
+from fastrcnn.data.unannotated import load_unannotated
 from fastrcnn.data.voc import find_classes, load_voc
 from fastrcnn.data.voc_layout import annotated_ids, find_image, pictures_without_annotation, read_split
 from fastrcnn.data.voc_xml import MAX_XML_BYTES, parse_annotation
@@ -555,8 +556,8 @@ def test_ids_with_spaces_and_with_suffixes_are_those_of_files(voc: VocFolder) ->
         "000012",
     ]
     assert read_split(voc.root, "train") == [*ids, "x.jpg"]
-    voc.split("train", "s 1 -1", "a  0")
-    assert read_split(voc.root, "train") == ["s 1", "a"]
+    voc.split("train", "s 1 -1", "a  0", '"Screenshot (578)"', '"Screenshot (579)" 1')
+    assert read_split(voc.root, "train") == ["s 1", "a", "Screenshot (578)", "Screenshot (579)"]
     for line in ("my photo", "my photo 1", "a.jpg a.xml", "a 2"):
         voc.split("train", "a", line)
         with pytest.raises(UserError, match=rf"train\.txt, line 2: no image or annotation has the id '{line}'"):
@@ -633,6 +634,9 @@ def test_folders_of_other_names_are_found_or_said_to_be_the_cause(
         f": images are in {images}/ and XML files in {annotations}/: rename these folders to JPEGImages and" in lines[1]
     )
     assert "20 files; this is the first." in lines[1]
+    samples, faults = load_unannotated(voc.root, ids)
+    assert (samples, len(faults)) == ([], 1)
+    assert faults[0].endswith("Missing: 20 of 20 images.")
 
 
 def test_an_id_twice_is_refused_with_both_lines(voc: VocFolder) -> None:
