@@ -68,7 +68,7 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
                 f"its '{split}'{unannotated(source)}"
             )
         elif not is_coco(source) and not has_lists(source):
-            say_once(f"{source}: the split '{split}' is the folder {folder_text(source, ids)}")
+            say_once(f"{source}: the split '{split}' is the folder {folder_text(source, ids)}{unannotated(source)}")
         found.append((source, ids[: config.max_images]))
     return found
 

@@ -109,7 +109,6 @@ def explain_missing(problems: Sequence[Problem], root: Path, images: int) -> lis
     """The problems; if nearly all images or annotations are missing, they say where the data set keeps its files."""
     for kind in ("missing_picture", "missing_annotation"):
         missing = sum(p.kind == kind for p in problems)
-        if images and missing >= max(FEW, NEARLY_ALL * images):
-            where = where_files_are(root)
+        if images and missing >= max(FEW, NEARLY_ALL * images) and (where := where_files_are(root)):
             return [replace(p, what=f"{where} Missing: {p.what}") if p.kind == kind else p for p in problems]
     return list(problems)

@@ -94,7 +94,14 @@ def _folder(root: Path, names: tuple[str, ...], suffixes: set[str]) -> Path:
         return found[0]
     if here.suffixes & suffixes:
         return root
-    return next((folder for folder in found if _list(folder).suffixes & suffixes), root)
+    return next((folder for folder in found if _holds(folder, suffixes)), root)
+
+
+def _holds(folder: Path, suffixes: set[str]) -> bool:
+    """Whether a folder, or one for a split in it, has such files."""
+    here = _list(folder)
+    within = [name for key, name in here.folders.items() if key in SPLIT_NAMES]
+    return bool(here.suffixes & suffixes) or any(_list(folder / name).suffixes & suffixes for name in within)
 
 
 def _places(root: Path, image_id: str) -> Iterator[tuple[Path, str]]:
@@ -199,15 +206,20 @@ def missing_image(root: Path, image_id: str) -> str:
 
 
 def where_files_are(root: Path) -> str:
-    """Which folders hold the images and the XML files, for a data set where nearly all of one kind are missing."""
-    places = []
+    """Where most images and XML files of a data set are, and what to do if they do not match; empty if it lacks one."""
+    found = []
     for suffixes in (IMAGE_SUFFIXES, (".xml",)):
-        folders = Counter(p.parent.relative_to(root).as_posix() for p in _all_files(root, suffixes))
-        places.append(", ".join(f"{name}/" for name, _ in folders.most_common(3)) or "no folder")
-    return (
-        f"images are in {places[0]} and XML files in {places[1]}: rename these folders to JPEGImages and Annotations, "
-        "and give an image and its XML file the same name."
-    )
+        files = sorted(_all_files(root, suffixes))
+        if not files:
+            return ""
+        folder = Counter(p.parent for p in files).most_common(1)[0][0]
+        name = f"{folder.relative_to(root).as_posix()}/" if folder != root else "the data set's folder"
+        found.append((folder, f"{name} (as {next(p.name for p in files if p.parent == folder)})"))
+    (images, images_text), (annotations, annotations_text) = found
+    advice = "give an image and its XML file the same name."
+    if (images, annotations) != (picture_folder(root), annotation_folder(root)):
+        advice = "rename these folders to JPEGImages and Annotations."
+    return f"images are in {images_text}, XML files in {annotations_text}: {advice}"
 
 
 def split_lists(root: Path) -> list[str]:

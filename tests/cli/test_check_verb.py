@@ -208,8 +208,8 @@ def test_one_cause_is_one_error(voc: VocFolder, call: Call) -> None:
     status, out, _ = call("check", f"data.root={voc.root}")
     assert status == 1
     (error,) = report()["errors"]
-    assert error["what"].startswith("images are in JPEGImages/ and XML files in truth/: rename these folders")
-    assert "truth/: rename these folders to JPEGImages and Annotations" in out
+    assert error["what"].startswith("images are in JPEGImages/ (as p0.jpg), XML files in truth/ (as p0.xml): rename")
+    assert "truth/ (as p0.xml): rename these folders to JPEGImages and Annotations" in out
 
 
 def test_what_check_finds_wrong_with_xml_training_refuses(tiny: VocFolder, call: Call) -> None:

@@ -181,6 +181,7 @@ LAYOUTS = (
     "*/JPEGImages */Annotations",
     "images/* annotations/*",
     "JPEGImages/* Annotations/*",
+    "imgs/* labels/*",
 )
 
 

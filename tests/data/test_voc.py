@@ -630,9 +630,7 @@ def test_folders_of_other_names_are_found_or_said_to_be_the_cause(
         return
     lines = refused(voc, *ids).splitlines()
     assert len(lines) == 3  # a header, one cause, and what to do
-    assert (
-        f": images are in {images}/ and XML files in {annotations}/: rename these folders to JPEGImages and" in lines[1]
-    )
+    assert f": images are in {images}/ (as 0.jpg), XML files in {annotations}/ (as 0.xml): rename" in lines[1]
     assert "20 files; this is the first." in lines[1]
     samples, faults = load_unannotated(voc.root, ids)
     assert (samples, len(faults)) == ([], 1)
@@ -707,6 +705,29 @@ def test_links_within_the_data_set_and_a_folder_of_pictures_elsewhere_are_fine(v
     assert len(samples) == 2
 
 
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (
+            "other {}.jpg",
+            "images are in JPEGImages/ (as other 0.jpg), XML files in Annotations/ (as 0.xml): give an image",
+        ),
+        (
+            "{}.tif",
+            "no such image (.jpg, .jpeg, .png, .bmp, .webp). There is one in .tif, which is not read: convert it.",
+        ),
+    ],
+)
+def test_one_cause_of_all_missing_images_is_said_once(voc: VocFolder, image: str, said: str) -> None:
+    for n in range(9):
+        voc.add(f"{n}", ONE)
+        (voc.root / f"JPEGImages/{n}.jpg").rename(voc.root / "JPEGImages" / image.format(n))
+    lines = refused(voc, *map(str, range(9))).splitlines()
+    assert len(lines) == 3
+    assert f"/JPEGImages/0: {said}" in lines[1]
+    assert len(refused(voc, *map(str, range(4))).splitlines()) == 6  # of few images each is named
+
+
 # ------------------------------------------------------------------------------------------ real data
 
 
@@ -718,7 +739,7 @@ def test_bccd_has_exactly_two_bad_boxes(test_data: Path) -> None:
     with pytest.raises(UserError, match="2 problem"):
         load_voc(root, ids, classes)
     samples, problems = load_voc(root, ids, classes, skip_bad=True)
-    assert len(samples) == 364
+    assert (len(samples), problems.notes) == (364, [])
     assert sum(len(s.boxes) for s in samples) == 4888 - 2
     assert sorted(os.path.basename(line.partition(",")[0]) for line in problems.lines) == [  # noqa: PTH119
         "BloodImage_00338.xml",
@@ -737,7 +758,7 @@ def test_real_voc2007_pictures_load_and_have_difficult_objects(test_data: Path) 
     classes, _ = find_classes(root, trainval + test)
     assert len(classes) == 20
     samples, problems = load_voc(root, trainval + test, classes)
-    assert len(samples) == 409
+    assert (len(samples), problems.notes) == (409, [])
     assert (problems.lines, problems.clipped) == ([], 0)
     assert sum(s.difficult.sum() for s in samples[279:]) > 0
     easy, _ = load_voc(root, test, classes, use_difficult=False)
