@@ -12,14 +12,14 @@ from typing import cast
 
 from fastrcnn.build import one_of
 from fastrcnn.config import DataConfig
-from fastrcnn.data.annotations import class_names, find_split, is_coco, load
+from fastrcnn.data.annotations import class_names, find_split, has_lists, is_coco, load, only_list
 from fastrcnn.data.check_problems import KINDS, by_kind
 from fastrcnn.data.coco_file import Id, read_coco_file
 from fastrcnn.data.dataset import look_at_pictures
 from fastrcnn.data.frames import Look, image_notes
 from fastrcnn.data.truth import Problem, Problems, shortened
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
-from fastrcnn.data.voc import pictures_without_annotation
+from fastrcnn.data.voc_layout import annotated_ids, pictures_without_annotation, split_folders
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.metric import METRICS, Metric
 from fastrcnn.structures import Sample
@@ -64,18 +64,30 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
     for split in splits:
         source, ids, made = find_split(root(config), split)
         if made:
+            why = f"there is one list, {name}" if (name := only_list(source)) else "has no split lists"
             say_once(
-                f"{source}: has no split lists, so {len(ids)} images, chosen by their ids, are its '{split}'"
-                f"{unannotated(source)}"
+                f"{source}: {why}: it is divided into trainval and test by the images' ids, and {len(ids)} images are "
+                f"its '{split}'{unannotated(source)}"
             )
+        elif not is_coco(source) and not has_lists(source):
+            say_once(f"{source}: the split '{split}' is the folder {folder_text(source, ids)}{unannotated(source)}")
         found.append((source, ids[: config.max_images]))
     return found
 
 
+def folder_text(source: Path, ids: Sequence[str]) -> str:
+    """Words about the folder that is a split, the others, and what is in none of them."""
+    folders = split_folders(source)
+    others = [f"{name} ({len(found)})" for name, found in folders.items() if found != list(ids)]
+    outside = len(annotated_ids(source)) - sum(len(found) for found in folders.values())
+    unused = f"; {outside} annotation(s) outside these folders are not used" if outside else ""
+    return f"{ids[0].partition('/')[0]} ({len(ids)} images); the others are {', '.join(others)}{unused}"
+
+
 def unannotated(source: Path) -> str:
-    """Words about pictures without an annotation in a folder that has no split lists."""
-    number = 0 if is_coco(source) else len(pictures_without_annotation(source))
-    return f"; {number} picture(s) without an annotation are not used" if number else ""
+    """Words about images without an annotation in a folder that has no split lists."""
+    number = 0 if is_coco(source) or has_lists(source) else len(pictures_without_annotation(source))
+    return f"; {number} image(s) without an annotation are not used" if number else ""
 
 
 @functools.cache

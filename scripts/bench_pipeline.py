@@ -38,7 +38,8 @@ from fastrcnn.data.images import decode, read_bytes
 from fastrcnn.data.loader import collate, training_loader
 from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
 from fastrcnn.data.transforms import Augmentation, resize
-from fastrcnn.data.voc import annotated_ids, find_classes, load_voc
+from fastrcnn.data.voc import find_classes, load_voc
+from fastrcnn.data.voc_layout import annotated_ids
 from fastrcnn.structures import Sample
 from fastrcnn.training import checkpoint
 

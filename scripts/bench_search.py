@@ -38,7 +38,8 @@ SIDES = (160, 240, 320, 500)
 
 def some(root: Path, pictures: int) -> tuple[list[Sample], list[str]]:
     """Samples spread over a data set, and the names of its classes."""
-    from fastrcnn.data.voc import annotated_ids, find_classes, load_voc
+    from fastrcnn.data.voc import find_classes, load_voc
+    from fastrcnn.data.voc_layout import annotated_ids
 
     ids = annotated_ids(root)
     classes, _ = find_classes(root, ids)

@@ -130,7 +130,7 @@ def test_names_that_no_file_can_bear_are_refused_before_training(tiny: VocFolder
 def test_classes_with_a_broken_annotation_name_all_that_is_wrong_or_leave_it_out(tiny: VocFolder) -> None:
     (tiny.root / "Annotations" / "b.xml").write_text("<annotation>")
     (tiny.root / "JPEGImages" / "a.jpg").unlink()
-    with pytest.raises(UserError, match=r"(?s)2 problem.*a: no such picture.*b\.xml, line 1"):
+    with pytest.raises(UserError, match=r"(?s)2 problem.*a: no such image.*b\.xml, line 1"):
         build_data.classes(config_of(tiny))
     assert build_data.classes(config_of(tiny, skip_bad=True)) == ["cat", "dog"]
 

@@ -27,7 +27,8 @@ from voc_folder import fingerprint, voc_xml
 from fastrcnn.cli.compose import check_overrides, compose
 from fastrcnn.cli.run_folder import saved_config
 from fastrcnn.config import leaves
-from fastrcnn.data.voc import load_voc, parse_annotation
+from fastrcnn.data.voc import load_voc
+from fastrcnn.data.voc_xml import parse_annotation
 from fastrcnn.errors import UserError
 from fastrcnn.training import checkpoint
 

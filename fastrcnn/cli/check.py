@@ -75,7 +75,7 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
     from fastrcnn.data.check import Task
     from fastrcnn.data.check_truth import coco_problems, read_coco
     from fastrcnn.data.truth import Problem
-    from fastrcnn.data.voc import pictures_without_annotation
+    from fastrcnn.data.voc_layout import pictures_without_annotation
 
     tasks: list[Task] = []
     problems: list[Problem] = []
@@ -116,7 +116,7 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
     from fastrcnn.data.frames import turn_for
     from fastrcnn.data.images import read_bytes, read_header
     from fastrcnn.data.unannotated import annotated_size
-    from fastrcnn.data.voc import annotation_folder, find_image
+    from fastrcnn.data.voc_layout import find_annotation, find_image
     from fastrcnn.structures import Sample
 
     if config.proposals is not None:
@@ -134,8 +134,9 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
             return 1
         if stored.orientation == 1:
             return 1
-        xml = annotation_folder(task.source) / f"{task.image_id}.xml"
-        return turn_for(stored, task.annotated.truth.size if task.annotated else annotated_size(xml)) or 1
+        said = task.annotated
+        size = said.truth.size if said else annotated_size(find_annotation(task.source, task.image_id))
+        return turn_for(stored, size) or 1
 
     files = [(t, t.annotated.file if t.annotated else find_image(t.source, t.image_id)) for t in tasks]
     found = [
@@ -151,10 +152,12 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
     """The report, with `problems` that are known already."""
     from fastrcnn import build, build_data
     from fastrcnn.data import check_report as statistics
+    from fastrcnn.data.annotations import is_coco
     from fastrcnn.data.check_findings import findings, proposal_findings, report_findings
     from fastrcnn.data.check_problems import is_error
     from fastrcnn.data.proposals import ProposalStore
-    from fastrcnn.data.truth import Problem
+    from fastrcnn.data.truth import Problem, by_cause
+    from fastrcnn.data.voc import explain_missing
 
     data, solver = config.data, config.solver
     leave_out_others = build.one_of("data.other_classes", data.other_classes, build_data.CHOICES) == "leave_out"
@@ -162,7 +165,12 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
         build.one_of("data.missing_proposals", data.missing_proposals, build_data.CHOICES) == "leave_out"
     )
     root = str(build_data.root(data))
-    found = [*problems, *(p for r in records for p in r.problems)]
+    found = list(problems)
+    for source in dict.fromkeys(r.task.source for r in records):
+        of_source = [r for r in records if r.task.source == source]
+        part = [p for r in of_source for p in r.problems]
+        images = len(of_source)
+        found += by_cause(part if is_coco(source) else explain_missing(part, source, images), images)
     if leave_out_missing:
         found = [replace(p, kind="left_out") if p.kind == "no_proposals" else p for p in found]
     names = data.classes

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fastrcnn.config import ProposeConfig
+from fastrcnn.data.text_files import read_lines
 from fastrcnn.errors import UserError
 
 EXPORTED = (".mat", ".json")
@@ -90,9 +91,9 @@ def coco_numbers(config: ProposeConfig) -> dict[str, int | str]:
 def read_ids(path: Path) -> list[str]:
     """Image ids of a text file, one a line. Raises UserError where it cannot be read or a line has more than an id."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"ids={path}: cannot be read ({error}).") from None
+        lines = read_lines(path)
+    except UserError as error:
+        raise UserError(f"ids={error}") from None
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     from fastrcnn import build_sets
     from fastrcnn.cli.detect import detect_pictures
     from fastrcnn.cli.trained import load
-    from fastrcnn.data.voc import read_split
+    from fastrcnn.data.voc_layout import read_split
 
     detection, model, names, run = load("detect", [f"checkpoint={folder}"])
     pictures = [root / "JPEGImages" / f"{image_id}.jpg" for image_id in read_split(root, "test")[:SHOWN]]

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from fastrcnn.data.coco import coco_classes, load_coco
 from fastrcnn.data.coco_file import find_coco_files, read_coco_file
 from fastrcnn.data.truth import Problem, Problems
-from fastrcnn.data.voc import IMAGE_SUFFIXES, annotated_ids, find_classes, load_voc, read_split
+from fastrcnn.data.voc import find_classes, load_voc
+from fastrcnn.data.voc_layout import (
+    IMAGE_SUFFIXES,
+    SPLIT_NAMES,
+    annotated_ids,
+    read_split,
+    split_folders,
+    split_lists,
+    whole_lists,
+)
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 
@@ -25,7 +34,7 @@ def is_coco(source: Path) -> bool:
 
 def has_lists(source: Path) -> bool:
     """Whether a folder has split lists as VOC has them."""
-    return any((source / "ImageSets" / "Main").glob("*.txt"))
+    return bool(split_lists(source))
 
 
 def split_of(image_id: str) -> float:
@@ -49,8 +58,9 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     """The source of the annotations of a split, its image ids, and whether the split was made here.
 
     root: the data set's folder, or its only COCO file. split: the name of a list, as SPLIT or FOLDER/SPLIT, or a
-    COCO file below root. Where there are no lists, COCO files are told apart by their names; one file alone, and
-    XML files without lists, are divided into trainval and test.
+    COCO file below root. Where there are no lists, COCO files and folders of XML files (train, valid, test) are
+    recognised by their names; one file alone, XML files without lists, and the images of one list of another name,
+    are divided into trainval and test.
 
     Raises UserError where there is no such split.
     """
@@ -62,6 +72,8 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     folder, _, name = split.rpartition("/")
     source = root / folder
     if has_lists(source) or not source.is_dir():
+        if (only := only_list(source)) and name in WORDS:
+            return source, _of_two(read_split(source, only), name, source), True
         return source, read_split(source, name), False
     files = find_coco_files(source)
     if len(files) == 1:
@@ -69,11 +81,35 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     if files:
         file = _named(files, name, source)
         return file, read_coco_file(file).ids(root), False
+    if folders := split_folders(source):
+        return source, folders[_folder_of(folders, name, source)], False
     if ids := annotated_ids(source):
         return source, _of_two(ids, name, source), True
     raise UserError(
         f"{source}: no data set. Wanted: JPEGImages/ID.jpg with Annotations/ID.xml (or images/ and annotations/, or "
         "both side by side), and if you like ImageSets/Main/SPLIT.txt; or a COCO annotation file and its images."
+    )
+
+
+def only_list(source: Path) -> str | None:
+    """The only split list of a folder, if its name says nothing about its use: CVAT calls it default."""
+    lists = whole_lists(source)
+    return lists[0] if len(lists) == 1 and lists[0].casefold() not in SPLIT_NAMES else None
+
+
+def _folder_of(folders: Collection[str], split: str, source: Path) -> str:
+    """The one of several folders of XML files that a split's name means; as for COCO files, val where test is not."""
+    for word in (split, *WORDS.get(split, ())):
+        meant = [f for f in folders if f == word] or [
+            f for f in folders if SPLIT_NAMES[f.casefold()] == SPLIT_NAMES.get(word.casefold())
+        ]
+        if len(meant) == 1:
+            return meant[0]
+        if meant:
+            break
+    raise UserError(
+        f"{source}: which folder is '{split}'? There are {', '.join(folders)}. "
+        "Name them: data.train=[FOLDER] data.test=[FOLDER]."
     )
 
 

@@ -35,10 +35,15 @@ KINDS = {
         True, "Unreadable picture", "Fetch or export the file again; data.skip_bad=true leaves it out."
     ),
     "link": Kind(True, "Link out of the data set", "Put the file itself there instead of the link."),
-    "annotation": Kind(True, "Unusable annotation", "Correct the file, or export it again."),
-    "normalised": Kind(
-        True, "Boxes normalised to 0..1", "Export pixels: x and width times the image's width, y and height its height."
+    "missing_annotation": Kind(
+        True,
+        "Missing annotation",
+        "Put the file there, or take its id out of the list; data.skip_bad=true leaves it out.",
     ),
+    "normalised": Kind(
+        True, "Boxes normalised to 0..1", "Multiply them by the image's size, or export them in pixels."
+    ),
+    "annotation": Kind(True, "Unusable annotation", "Correct the file, or export it again."),
     "no_objects": Kind(
         True, "No object to train on", "Add objects that training uses; the notes say what it does not."
     ),
@@ -76,6 +81,10 @@ KINDS = {
         "Boxes look zero-based",
         "Where the whole data set counts from 0, say data.first_pixel=0; otherwise the boxes are a pixel off.",
     ),
+    "rotated": Kind(False, "Rotated boxes", "Nothing: the upright box around each is used."),
+    "flags": Kind(False, "Objects marked deleted or ignore", "Nothing, if it is meant: see what became of each."),
+    "filename": Kind(False, "<filename> names another file", "Correct <filename>, or the name of the XML file."),
+    "elements": Kind(False, "XML elements that are not used", "Nothing, unless one of them holds truth."),
     "letter_case": Kind(
         False, "Classes that differ in letter case", "Write the name in one way if they are one class."
     ),

@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from defusedxml.ElementTree import parse
 
 from fastrcnn.data.coco import load_coco
 from fastrcnn.data.coco_file import id_key, read_coco_file
 from fastrcnn.data.truth import Problem, ProblemError
-from fastrcnn.data.voc import annotation_folder, find_image, load_voc, parse_annotation, picture_folder
+from fastrcnn.data.voc import load_voc
+from fastrcnn.data.voc_layout import find_annotation, find_image, picture_folder
+from fastrcnn.data.voc_xml import parse_annotation
 
 
 @dataclass(frozen=True)
@@ -45,34 +46,33 @@ class Annotated:
 
 def read_voc(folder: Path, image_id: str, first_pixel: int = 1) -> Annotated:
     """What the XML file of a picture says."""
-    annotation = annotation_folder(folder) / f"{image_id}.xml"
+    annotation = find_annotation(folder, image_id)
     picture = find_image(folder, image_id) or picture_folder(folder) / image_id
     try:
-        width, height, objects = parse_annotation(annotation)
+        said = parse_annotation(annotation, first_pixel)
     except ProblemError as error:
         _, found = load_voc(folder, [image_id], [], skip_bad=True)  # says what is wrong with the places besides
         others = [p for p in found.found if p.kind in ("missing_picture", "link")]
-        later = _later_objects(annotation, error.problem.object) if error.problem.object else []
-        return Annotated(picture, annotation, Truth(), (*others, error.problem, *later))
-    names = sorted({o.name for o in objects})
+        return Annotated(picture, annotation, Truth(), (*others, *error.problems))
+    names = sorted({o.name for o in said.objects})
     samples, found = load_voc(folder, [image_id], names, skip_bad=True, first_pixel=first_pixel)
     problems = (*found.found, *found.notes)
     if not samples:
-        size = (width, height) if min(width, height) > 0 else None
+        size = (said.width, said.height) if min(said.width, said.height) > 0 else None
         return Annotated(picture, annotation, Truth(size), problems)
     (sample,) = samples
     bad = {p.object for p in found.found}
-    root = parse(annotation, forbid_dtd=True).getroot()
+    last = 1 - first_pixel  # of the half-open end of a box, beyond the last pixel as the file counts it
     truth = Truth(
-        size=(width, height),
+        size=(said.width, said.height),
         names=tuple(names[label - 1] for label in sample.labels),
         boxes=sample.training_boxes,
         difficult=sample.difficult,
-        numbers=tuple(n for n in range(1, len(objects) + 1) if n not in bad),
-        truncated=sum((o.findtext("truncated") or "").strip() == "1" for o in root.findall("object")),
+        numbers=tuple(o.number for o in said.objects if o.number not in bad),
+        truncated=said.truncated,
         clipped=found.clipped,
         at_zero=found.at_zero,
-        at_end=sum(o.box[2] >= width or o.box[3] >= height for o in objects),
+        at_end=sum(o.box[2] - last >= said.width or o.box[3] - last >= said.height for o in said.objects),
     )
     return Annotated(picture, annotation, truth, problems)
 
@@ -111,21 +111,3 @@ def read_coco(path: Path, image_ids: Sequence[str], root: Path, training: bool) 
 def coco_problems(path: Path) -> list[Problem]:
     """Entries of a COCO file that belong to no picture or cannot be read."""
     return list(read_coco_file(path).problems)
-
-
-def _later_objects(annotation: Path, after: int) -> list[Problem]:
-    """Objects after the given one that have no name or no numbers either: parse_annotation stops at the first."""
-    problems = []
-    for number, element in enumerate(parse(annotation, forbid_dtd=True).getroot().findall("object"), 1):
-        lacking = [] if (element.findtext("name") or "").strip() else ["<name> is missing or empty."]
-        for key in ("xmin", "ymin", "xmax", "ymax"):
-            text = (element.findtext(f"bndbox/{key}") or "").strip()
-            try:
-                is_number = abs(float(text)) < 1e7
-            except ValueError:
-                is_number = False
-            if not is_number:
-                lacking.append(f"<bndbox/{key}> should be a number of pixels, is '{text}'.")
-        if number > after:
-            problems += [Problem("annotation", str(annotation), what, object=number) for what in lacking]
-    return problems

@@ -7,11 +7,12 @@ y + height). Segmentations and keypoints are not read.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastrcnn.data.coco_file import Id, annotation_problem, id_key, is_box, read_coco_file
-from fastrcnn.data.truth import AnnotatedObject, Problems, Reading
+from fastrcnn.data.coco_file import Id, annotation_problem, id_key, is_box, is_number, read_coco_file
+from fastrcnn.data.truth import AnnotatedObject, Problems, Reading, enclosing
 from fastrcnn.structures import Sample
 
 FLAGS = {"0": False, "false": False, "no": False, "": False, "1": True, "true": True, "yes": True}
@@ -48,6 +49,7 @@ def load_coco(
     reading = Reading(classes, leave_out_others)
     problems = reading.problems
     problems.found += file.problems
+    problems.images = len(image_ids)
     for image_id in image_ids:
         image = file.images.get(image_id.removeprefix(prefix))
         if image is None:
@@ -55,7 +57,7 @@ def load_coco(
             continue
         picture = file.base / image.file_name
         if need_pictures and not picture.is_file():
-            problems.add("missing_picture", picture, f"no such image; {path} has it as image {image.number}.")
+            problems.add("missing_picture", picture, f"no such image, which {path} names.")
             continue
         if not picture.resolve().is_relative_to(file.base.resolve()):
             problems.add("link", picture, "a link leads out of the data set; refused. Put the file itself there.")
@@ -69,6 +71,11 @@ def load_coco(
                 continue
             difficult = any(flags.values())
             found = _annotated(path, number, entry, file.categories, difficult)
+            if not found.fault and (degrees := _rotation(entry)):  # CVAT gives the box before its rotation
+                around, what = enclosing(found.box, found.shown, degrees, (image.width, image.height))
+                x1, y1, x2, y2 = around
+                found = replace(found, box=around, size=(x2 - x1, y2 - y1))
+                problems.notes.append(found.problem("rotated", what, found.name))
             if difficult and not use_crowds:
                 key = "iscrowd" if flags["iscrowd"] else "ignore"
                 what = f"has `{key}`: the annotation is not trained on."
@@ -86,6 +93,13 @@ def _flag(value: Any) -> bool | None:
     if isinstance(value, (int, float)):
         return bool(value) if value in (0, 1) else None
     return FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
+
+
+def _rotation(entry: dict[str, Any]) -> float:
+    """Degrees in the attribute `rotation`, as far as they matter to a box; 0 if there is none."""
+    attributes = entry.get("attributes")
+    degrees: Any = attributes.get("rotation") if isinstance(attributes, dict) else None
+    return float(degrees) if is_number(degrees) and degrees % 180 else 0.0
 
 
 def _annotated(

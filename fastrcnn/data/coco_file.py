@@ -280,8 +280,10 @@ def _picture_base(path: Path, names: Sequence[str]) -> Path:
 
 
 def is_box(box: Any) -> bool:
-    return isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box)
+    """Whether a value of a JSON file is four numbers."""
+    return isinstance(box, list) and len(box) == 4 and all(is_number(v) for v in box)
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file can be a number of pixels."""
     return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e7

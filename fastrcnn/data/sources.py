@@ -12,7 +12,8 @@ import numpy as np
 
 from fastrcnn.data.frames import Look
 from fastrcnn.data.images import decode_stored, inspect, read_bytes
-from fastrcnn.data.voc import IMAGE_SUFFIXES
+from fastrcnn.data.text_files import read_lines
+from fastrcnn.data.voc_layout import IMAGE_SUFFIXES
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
@@ -59,12 +60,8 @@ def listed(path: Path) -> list[Path]:
 
     Raises UserError with the numbers of all lines that name no file.
     """
-    try:
-        lines = read_bytes(path).decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a list of pictures, as it is no text in UTF-8.") from None
     found, missing = [], []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         if not (name := line.strip()):
             continue
         picture = path.parent / Path(name).expanduser()

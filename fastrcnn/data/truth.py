@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,11 +39,11 @@ class Problem:
 
 
 class ProblemError(UserError):
-    """A file that cannot be used, for the problem that it has."""
+    """A file that cannot be used, for the problems that it has."""
 
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(str(problem))
-        self.problem = problem
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__("\n".join(str(problem) for problem in problems))
+        self.problems = problems
 
 
 @dataclass
@@ -58,16 +59,38 @@ class Problems:
     clipped: int = 0  # boxes that stood out of their image by at most one pixel
     at_zero: int = 0  # boxes that begin before the first pixel, as those of a zero-based set read as one-based do
     other_classes: Counter[str] = field(default_factory=Counter)  # objects that were left out for their class
+    images: int = 0  # images that were asked for; 0 where nobody counted
 
     @property
     def lines(self) -> list[str]:
-        return [str(problem) for problem in self.found]
+        return [str(problem) for problem in by_cause(self.found, self.images)]
 
     def add(self, kind: str, file: Path, what: str) -> None:
         self.found.append(Problem(kind, str(file), what))
 
     def text(self) -> str:
         return shortened(self.lines)
+
+
+ONCE = ("normalised",)  # kinds that a data set has as a whole
+FEW, NEARLY_ALL = 5, 0.9  # images, and share of them, from which on one cause is one problem
+
+
+def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
+    """The problems; those that nearly all images have for the same cause become one, and come first."""
+    groups: dict[tuple[str, str], list[Problem]] = {}
+    for problem in problems:
+        groups.setdefault((problem.kind, problem.what), []).append(problem)
+    one, rest = [], []
+    for (kind, what), group in groups.items():
+        files = len({problem.file for problem in group})
+        if (kind in ONCE and len(group) > 1) or (images and files >= max(FEW, NEARLY_ALL * images)):
+            objects = f"{len(group)} {group[0].unit}s in " if group[0].object else ""
+            one.append(replace(group[0], what=f"{what} The same holds for {objects}{files} files; this is the first."))
+        else:
+            rest += group
+    kept = {id(problem) for problem in rest}
+    return one + [problem for problem in problems if id(problem) in kept]
 
 
 def shortened(lines: Sequence[str], most: int = 20) -> str:
@@ -93,6 +116,22 @@ class AnnotatedObject:
 
     def problem(self, kind: str, what: str, name: str | None = None) -> Problem:
         return Problem(kind, str(self.file), what, None, self.number, name, self.unit)
+
+
+def enclosing(box: Box, shown: str, degrees: float, size: tuple[float, float]) -> tuple[Box, str]:
+    """The upright box around a box that is rotated about its centre, and a note that says so.
+
+    shown: the box as it stands in the file. size: width and height of the image, which the box is cut off at.
+    """
+    x1, y1, x2, y2 = box
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    across, down = ((x2 - x1) * cos + (y2 - y1) * sin) / 2, ((x2 - x1) * sin + (y2 - y1) * cos) / 2
+    cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+    around = (cx - across, cy - down, cx + across, cy + down)
+    inside = (max(around[0], 0.0), max(around[1], 0.0), min(around[2], size[0]), min(around[3], size[1]))
+    around = inside if inside[0] < inside[2] and inside[1] < inside[3] else around
+    what = f"the box {shown}, rotated by {degrees:g} degrees, becomes the upright box around it, "
+    return around, f"{what}({', '.join(f'{v:g}' for v in around)}) half-open."
 
 
 class Reading:

@@ -12,8 +12,16 @@ from fastrcnn.data.annotations import is_coco
 from fastrcnn.data.coco_file import CocoImage, read_coco_file
 from fastrcnn.data.frames import Look, size_fault, turn_for
 from fastrcnn.data.images import inspect
-from fastrcnn.data.truth import ProblemError
-from fastrcnn.data.voc import annotation_folder, find_image, parse_annotation, picture_folder
+from fastrcnn.data.truth import FEW, NEARLY_ALL, ProblemError
+from fastrcnn.data.voc_layout import (
+    find_annotation,
+    find_image,
+    homes,
+    missing_image,
+    picture_folder,
+    where_files_are,
+)
+from fastrcnn.data.voc_xml import parse_annotation
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
@@ -23,17 +31,16 @@ def without_annotation(source: Path, image_ids: Sequence[str]) -> int:
     """How many of the images have no XML file; of a COCO file all or none, as it has annotations or not."""
     if is_coco(source):
         return 0 if read_coco_file(source).annotated else len(image_ids)
-    folder = annotation_folder(source)
-    return sum(not (folder / f"{image_id}.xml").exists() for image_id in image_ids)
+    return sum(not find_annotation(source, image_id).exists() for image_id in image_ids)
 
 
 def annotated_size(annotation: Path) -> tuple[int, int] | None:
     """Width and height that an image's XML file gives, if there is a usable one."""
     try:
-        width, height, _ = parse_annotation(annotation)
+        found = parse_annotation(annotation)
     except ProblemError:
         return None
-    return (width, height) if min(width, height) > 0 else None
+    return (found.width, found.height) if min(found.width, found.height) > 0 else None
 
 
 def load_unannotated(source: Path, image_ids: Sequence[str], root: Path) -> tuple[list[Sample], list[Look], list[str]]:
@@ -54,13 +61,16 @@ def load_unannotated(source: Path, image_ids: Sequence[str], root: Path) -> tupl
         paths: dict[str, Path | None] = {i: base / images[i].file_name for i in image_ids}
     else:
         paths = {i: find_image(source, i) for i in image_ids}
-    annotations = annotation_folder(source)
-    inside = [base.resolve(), source.resolve()]
+    missing = {i for i, path in paths.items() if path is None}
+    if len(missing) >= max(FEW, NEARLY_ALL * len(paths)):  # one cause, one message
+        faults.append(f"{base}: {where_files_are(source)} Missing: {len(missing)} of {len(paths)} images.")
+        image_ids = [i for i in image_ids if i not in missing]
+    inside = [base.resolve(), *homes(source)]
 
     def look(image_id: str) -> tuple[Sample, Look] | str:
         path = paths[image_id]
         if path is None or not path.is_file():
-            return f"{path or base / image_id}: no such picture."
+            return f"{path or base / image_id}: {missing_image(source, image_id) if path is None else 'no such image.'}"
         if not any(path.resolve().is_relative_to(folder) for folder in inside):
             return f"{path}: a link leads out of the data set; refused. Put the file itself there."
         try:
@@ -70,7 +80,7 @@ def load_unannotated(source: Path, image_ids: Sequence[str], root: Path) -> tupl
         size: tuple[int, int] | None = stored.size
         if stored.orientation != 1:
             entry = images.get(image_id)
-            size = (entry.width, entry.height) if entry else annotated_size(annotations / f"{image_id}.xml")
+            size = (entry.width, entry.height) if entry else annotated_size(find_annotation(source, image_id))
         turn = turn_for(stored, size)
         if size is not None and turn is None:
             return size_fault(path, stored, size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def test_pictures_without_annotation_are_noted_where_there_are_no_lists(
     status, out, _ = call("check", f"data.root={voc.root}")
     assert status == 0
     assert "1 picture(s) have no annotation, and are not used" in out
-    assert caplog.text.count("1 picture(s) without an annotation are not used") == 2  # once a split
+    assert caplog.text.count("1 image(s) without an annotation are not used") == 2  # once a split
     assert sum(s["images"] for s in report()["splits"]) == 5
 
 
@@ -158,16 +159,16 @@ def test_the_bad_boxes_of_bccd(test_data: Path, call: Call) -> None:
 def test_real_selective_search_boxes(test_data: Path, call: Call, tmp_path: Path) -> None:
     from scipy.io import loadmat
 
-    from fastrcnn.data.voc import parse_annotation
+    from fastrcnn.data.voc_xml import parse_annotation
 
     root = test_data / "VOCdevkit"
     items = []
     for path in sorted((test_data / "selective_search").glob("*.mat")):
         image_id = path.stem.partition("_")[0]
-        width, height, _ = parse_annotation(root / f"VOC2007/Annotations/{image_id}.xml")
+        said = parse_annotation(root / f"VOC2007/Annotations/{image_id}.xml")
         boxes = loadmat(path)["boxes"].astype(np.float32)
         boxes[:, 2:] += 1  # inclusive in the file
-        items.append(ImageProposals(image_id, height, width, boxes))
+        items.append(ImageProposals(image_id, said.height, said.width, boxes))
     write_store(tmp_path / "two.proposals", items, "selective search", {})
     status, _, _ = call("check", "data=voc07", f"data.root={root}", f"proposals={tmp_path / 'two.proposals'}")
     found = report("outputs/check/voc07")
@@ -183,3 +184,49 @@ def test_real_selective_search_boxes(test_data: Path, call: Call, tmp_path: Path
         "data.missing_proposals=leave_out",
     )
     assert status == 0
+
+
+def test_normalised_boxes_are_one_error_without_advice_about_the_first_pixel(tiny: VocFolder, call: Call) -> None:
+    for image_id in "abc":
+        tiny.add(image_id, ("cat", (0, 0.25, 0.5, 1), False), ("dog", (0, 0, 1, 1), False))
+    status, out, _ = call("check", f"data.root={tiny.root}")
+    assert status == 1
+    (error,) = report()["errors"]
+    assert (error["kind"], error["object"], Path(error["file"]).name) == ("normalised", 1, "a.xml")
+    assert "boxes look normalised to 0..1" in error["what"]
+    assert "6 objects in 3 files" in error["what"]
+    assert "zero" not in out
+
+
+def test_one_cause_is_one_error(voc: VocFolder, call: Call) -> None:
+    for n in range(30):
+        voc.add(f"p{n}", ("cat", (1, 1, 20, 24), False))
+    (voc.root / "Annotations").rename(voc.root / "truth")
+    (voc.root / "ImageSets" / "Main").rmdir()
+    status, out, _ = call("check", f"data.root={voc.root}")
+    assert status == 1
+    (error,) = report()["errors"]
+    assert error["what"].startswith("images are in JPEGImages/ (as p0.jpg), XML files in truth/ (as p0.xml): rename")
+    assert "truth/ (as p0.xml): rename these folders to JPEGImages and Annotations" in out
+
+
+def test_what_check_finds_wrong_with_xml_training_refuses(tiny: VocFolder, call: Call) -> None:
+    path = tiny.root / "Annotations" / "a.xml"
+    path.write_text(path.read_text().replace("object>", "Object>"))
+    assert call("check", f"data.root={tiny.root}")[0] == 1
+    errors = [(p["kind"], Path(p["file"]).name) for p in report()["errors"]]
+    assert errors == [("annotation", "a.xml")]
+    status, _, err = call("train", "recipe=scratch", "data=custom", f"data.root={tiny.root}")
+    assert status != 0
+    assert "a.xml: <Object> is not read in <annotation>" in err
+
+
+def test_folders_for_splits_are_what_is_checked(tiny: VocFolder, call: Call, tmp_path: Path) -> None:
+    for folder, ids in (("train", "ab"), ("valid", "c"), ("test", "c")):
+        (tmp_path / "set2" / folder).mkdir(parents=True)
+        for image_id in ids:
+            for file in (f"JPEGImages/{image_id}.jpg", f"Annotations/{image_id}.xml"):
+                shutil.copy(tiny.root / file, tmp_path / "set2" / folder)
+    status, _, _ = call("check", f"data.root={tmp_path / 'set2'}")
+    assert status == 0
+    assert [(s["name"], s["images"], s["objects"]) for s in report()["splits"]] == [("trainval", 2, 3), ("test", 1, 1)]

@@ -11,6 +11,8 @@ import pytest
 from voc_folder import VocFolder, fingerprint
 
 from fastrcnn.data.annotations import class_names, divided, find_split, load
+from fastrcnn.data.voc import load_voc
+from fastrcnn.data.voc_layout import pictures_without_annotation
 from fastrcnn.errors import UserError
 
 
@@ -158,3 +160,118 @@ def test_a_split_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(UserError, match="has 1 annotated image"):
         find_split(root, "trainval")
+
+
+# ------------------------------------------------------------------------------------------ folders for splits
+
+
+def split_set(root: Path, layout: str, *folders: str) -> Path:
+    """Six images in each folder; the same names in all of them. `layout` has the folders of images and XML files."""
+    pictures, annotations = layout.split()
+    for folder in folders:
+        voc = VocFolder(root.with_name(f"of {folder}"))
+        for n in range(6):
+            voc.add(f"p{n}", ("cat", (1, 1, 20 + n, 24), False))
+        for pattern, old in ((pictures, "JPEGImages"), (annotations, "Annotations")):
+            shutil.copytree(voc.root / old, root / pattern.replace("*", folder), dirs_exist_ok=True)
+    return root
+
+
+LAYOUTS = (
+    "* *",
+    "*/images */annotations",
+    "*/images */labels",
+    "*/JPEGImages */Annotations",
+    "images/* annotations/*",
+    "JPEGImages/* Annotations/*",
+    "imgs/* labels/*",
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_folders_for_the_splits_are_the_splits(tmp_path: Path, layout: str) -> None:
+    """Ids hold the folder, so that they differ between splits, and the right image belongs to each."""
+    root = split_set(tmp_path / "set", layout, "train", "valid", "test")
+    for split, folder in (
+        ("trainval", "train"),
+        ("train", "train"),
+        ("test", "test"),
+        ("valid", "valid"),
+        ("val", "valid"),
+    ):
+        source, ids, made = find_split(root, split)
+        assert (source, ids, made) == (root, [f"{folder}/p{n}" for n in range(6)], False)
+        samples, problems = load_voc(source, ids, ["cat"])
+        images = root / layout.split()[0].replace("*", folder)
+        assert [s.path for s in samples] == [images / f"p{n}.jpg" for n in range(6)]
+        assert [s.boxes[0].tolist() for s in samples] == [[0, 0, 20 + n, 24] for n in range(6)]
+        assert (problems.lines, problems.notes) == ([], [])
+    assert pictures_without_annotation(root) == []
+    lone = root / layout.split()[0].replace("*", "valid") / "lone.png"
+    shutil.copy(tmp_path / "of train/JPEGImages/p0.jpg", lone)
+    assert pictures_without_annotation(root) == [lone]
+
+
+@pytest.mark.parametrize(
+    ("folders", "split", "chosen"),
+    [
+        (("train", "valid"), "test", "valid"),  # as for COCO files
+        (("train", "val", "trainval"), "trainval", "trainval"),
+        (("Train", "Validation", "TEST"), "trainval", "Train"),
+        (("Train", "Validation", "TEST"), "test", "TEST"),
+        (("training", "testing"), "trainval", "training"),
+        (("valid", "test"), "trainval", None),
+        (("train", "valid", "test"), "tests", None),
+        (("train", "valid", "validation"), "test", None),
+    ],
+)
+def test_which_folder_a_split_means(tmp_path: Path, folders: tuple[str, ...], split: str, chosen: str | None) -> None:
+    root = split_set(tmp_path / "set", "* *", *folders)
+    if chosen:
+        assert find_split(root, split)[1] == [f"{chosen}/p{n}" for n in range(6)]
+    else:
+        said = rf"which folder is '{split}'\? There are {', '.join(sorted(folders))}\. Name them: data\.train=\["
+        with pytest.raises(UserError, match=said):
+            find_split(root, split)
+
+
+def test_one_folder_with_a_split_s_name_is_divided_with_the_rest(tmp_path: Path) -> None:
+    """Folders of classes may have such a name: `train` beside `bus`."""
+    root = split_set(tmp_path / "set", "* *", "train", "bus")
+    ids = [f"{folder}/p{n}" for folder in ("bus", "train") for n in range(6)]
+    assert find_split(root, "test") == (root, divided(ids, "test"), True)
+
+
+def test_one_list_of_another_name_is_divided(tiny: VocFolder) -> None:
+    folder = tiny.root / "ImageSets" / "Main"
+    (folder / "test.txt").unlink()
+    with pytest.raises(UserError, match=r"'test'\. There are: trainval\.$"):
+        find_split(tiny.root, "test")  # its images are not divided: `trainval` means all of them
+    tiny.split("val", "c")
+    with pytest.raises(UserError, match=r"Name the lists, as data\.train=\[trainval\] data\.test=\[val\]\.$"):
+        find_split(tiny.root, "test")
+    (folder / "val.txt").unlink()
+    (folder / "trainval.txt").rename(folder / "default.txt")
+    tiny.split("cat_default", "a 1", "b -1")  # CVAT writes those too
+    for split in ("trainval", "test"):
+        assert find_split(tiny.root, split) == (tiny.root, divided(["a", "b"], split), True)
+    assert find_split(tiny.root, "default") == (tiny.root, ["a", "b"], False)
+
+
+def test_the_log_says_which_folders_or_list_were_taken(
+    tmp_path: Path, tiny: VocFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    from fastrcnn.build_data import image_ids
+    from fastrcnn.config import DataConfig
+
+    caplog.set_level("INFO", "fastrcnn")
+    root = split_set(tmp_path / "folders", "* *", "train", "valid", "test", "other")
+    image_ids(DataConfig(root=str(root)), ["trainval", "test"])
+    others = "the others are {}; 6 annotation(s) outside these folders are not used"
+    assert f"the split 'trainval' is the folder train (6 images); {others.format('test (6), valid (6)')}" in caplog.text
+    assert f"the split 'test' is the folder test (6 images); {others.format('train (6), valid (6)')}" in caplog.text
+    for file in (tiny.root / "ImageSets" / "Main").glob("*.txt"):
+        file.unlink()
+    tiny.split("default", "a", "b", "c")
+    image_ids(DataConfig(root=str(tiny.root)), ["test"])
+    assert "there is one list, default: it is divided into trainval and test" in caplog.text

@@ -88,7 +88,7 @@ def test_all_bad_files_are_reported_at_once(tiny: VocFolder) -> None:
         "text": [("bad_picture", None, None)],
         "gone": [("missing_picture", None, None)],
         "swapped": [("picture_size", None, None)],
-        "noxml": [("annotation", None, None)],
+        "noxml": [("missing_annotation", None, None)],
         "broken": [("annotation", 3, None)],
         "objects": [("annotation", None, n) for n in (1, 2, 3, 3)],
     }
@@ -156,7 +156,7 @@ def test_an_image_is_rotated_where_its_annotation_has_the_upright_size(voc: VocF
     for image_id, size in (("a", (48, 64)), ("b", (50, 60)), ("c", (64, 64))):
         Image.new("RGB", size).save(voc.root / f"JPEGImages/{image_id}.jpg", exif=exif)
         sides = (64, 64) if image_id == "c" else (64, 48)
-        voc.annotation(image_id, voc_xml([("cat", (1, 1, 9, 9), False)], *sides))
+        voc.annotation(image_id, voc_xml([("cat", (1, 1, 9, 9), False)], *sides, f"{image_id}.jpg"))
     records = read(voc, "a", "b", "c")
     assert [(r.size, r.turn) for r in records] == [((64, 48), 6), ((50, 60), 1), ((64, 64), 1)]
     (fault,) = [p for r in records for p in r.problems]
@@ -450,3 +450,24 @@ def test_an_empty_annotation_and_one_without_size(voc: VocFolder) -> None:
     assert [p.kind for p in said.problems] == ["annotation"]
     assert "0 x 48" in said.problems[0].what
     assert read_voc(voc.root, "b").truth.boxes.shape == (0, 4)
+
+
+def test_check_reads_what_training_reads_and_notes_what_it_does_not_use(voc: VocFolder) -> None:
+    turned = "<attributes><attribute><name>rotation</name><value>90</value></attribute></attributes>"
+    voc.add("a")
+    one, two = (("cat", (11, 11, 30, 20), False), ("dog", (1, 1, 64, 47), False))
+    text = voc_xml([one, one, two], filename="b.jpg").replace("</bndbox>", f"</bndbox>{turned}<id/><tool/>", 1)
+    first, second, rest = text.split("<pose>", 2)
+    voc.annotation("a", f"{first}<pose>{second}<deleted>yes</deleted><pose>{rest}")
+    voc.picture("b")
+    said = read_voc(voc.root, "a")
+    assert said.truth.boxes.tolist() == [[15, 5, 25, 25], [0, 0, 64, 47]]
+    assert (said.truth.names, said.truth.numbers, said.truth.at_end) == (("cat", "dog"), (1, 3), 1)
+    assert {p.kind: p.object for p in said.problems} == {"elements": 1, "rotated": 1, "flags": 2, "filename": None}
+    assert not any(is_error(p) for p in said.problems)
+
+
+@pytest.mark.parametrize("first_pixel", [0, 1])
+def test_boxes_at_the_end_are_counted_as_the_file_has_them(voc: VocFolder, first_pixel: int) -> None:
+    voc.add("a", ("cat", (1, 1, 63, 47), False), ("cat", (1, 1, 64 - 1 + first_pixel, 9), False))
+    assert read_voc(voc.root, "a", first_pixel).truth.at_end == first_pixel

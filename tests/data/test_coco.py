@@ -175,6 +175,33 @@ def test_one_cause_is_one_message(tmp_path: Path, folder: str) -> None:
     assert "3 annotations of images that cannot be used are not read" in problem.what
 
 
+def test_a_rotated_box_becomes_the_one_around_it(tmp_path: Path) -> None:
+    """CVAT gives the box before its rotation about its centre: 20 x 10 at (20, 15), turned by 90 degrees."""
+    value = content()
+    value["annotations"][0] |= {"bbox": [10, 10, 20, 10], "attributes": {"rotation": 90.0, "occluded": False}}
+    value["annotations"][1]["attributes"] = {"rotation": 180.0}
+    samples, problems = load(write(tmp_path, value))
+    np.testing.assert_allclose(samples[0].boxes[0], [15, 5, 25, 25], atol=1e-9)
+    np.testing.assert_allclose(samples[0].sizes[0], [10, 20], atol=1e-9)  # type: ignore[index]
+    (note,) = problems.notes
+    assert (note.kind, note.object, "rotated by 90 degrees, becomes the upright box" in note.what) == (
+        "rotated",
+        1,
+        True,
+    )
+
+
+def test_images_that_are_all_missing_are_one_problem(tmp_path: Path) -> None:
+    value = content()
+    value["images"] = [{"id": n, "file_name": f"{n}.png", "width": 64, "height": 48} for n in range(20)]
+    value["annotations"] = []
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(value))
+    message = refused(path)
+    assert message.count("no such image") == 1
+    assert "The same holds for 20 files" in message
+
+
 def test_boxes_normalised_to_1_are_one_problem(tmp_path: Path) -> None:
     value = content()
     for entry in value["annotations"]:
