@@ -20,9 +20,11 @@ from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.data.voc import pictures_without_annotation
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.metric import METRICS, Metric
+from fastrcnn.evaluation.result_files import SAME_FILES, class_fault, same_files
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
+NO_TRUTH = "no mAP: no class has ground truth"
 CHOICES = ("refuse", "leave_out")
 MEND_PICTURES = "Mend the files, or leave out what is wrong with data.skip_bad=true."
 
@@ -88,8 +90,16 @@ def _more(notes: Sequence[Problem]) -> str:
 
 def classes(config: DataConfig) -> list[str]:
     """Names of the classes; label i is number i - 1 of the list."""
+    names = checked_names(given_or_found(config), config.test)
+    for alike in same_files(names):
+        say_once(f"classes {' and '.join(map(repr, alike))} {SAME_FILES}", logging.WARNING)
+    return names
+
+
+def given_or_found(config: DataConfig) -> list[str]:
+    """`data.classes`, or else the names in the annotations."""
     if config.classes is not None:
-        return checked_names(config.classes)
+        return list(config.classes)
     found = [class_names(source, ids) for source, ids in image_ids(config, config.train)]
     names = list(dict.fromkeys(name for part, _ in found for name in part))
     if len(found) > 1 or not any(is_coco(source) for source, _ in image_ids(config, config.train)):
@@ -98,17 +108,19 @@ def classes(config: DataConfig) -> list[str]:
         samples(config, config.train, names)  # raises, naming all that is wrong
     if not names:
         raise UserError(f"{config.root}: no object in any annotation of {', '.join(config.train)}.")
-    return checked_names(names)
+    return names
 
 
-def checked_names(names: list[str]) -> list[str]:
-    """The names of the classes; UserError where there are none, one comes twice, or a file cannot be named so."""
+def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
+    """The names of the classes. Raises UserError where there are none, one comes twice, or one cannot be part of the
+    names of the files that an evaluation on the split lists `test` writes."""
     if not names:
         raise UserError("data.classes=[]: name at least one class, or say null for all that the annotations have.")
     for name in names:
-        if not name or name != Path(name).name or "\\" in name:
+        if fault := class_fault(name, split_name(test)):
             raise UserError(
-                f"data.classes: '{name}' cannot be part of a file's name, as the detections' names need it."
+                f"data.classes: '{name[:80]}' {fault}. Rename the class there and in the annotations; `fastrcnn check` "
+                "lists the objects."
             )
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
@@ -230,6 +242,11 @@ def whole_pictures(found: list[Sample], skip_bad: bool) -> list[Sample]:
     if bad:
         log.warning("%d picture(s) left out (data.skip_bad):\n%s", len(bad), shortened(bad))
     return [sample for sample, fault in zip(found, faults, strict=True) if not fault]
+
+
+def has_truth(found: Sequence[Sample]) -> bool:
+    """Whether any object counts, so that there is a mAP."""
+    return any(not sample.difficult.all() for sample in found)
 
 
 def split_name(splits: Sequence[str]) -> str:

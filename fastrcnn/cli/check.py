@@ -117,7 +117,7 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
     if config.proposals is not None:
         return Path(config.proposals).expanduser()
     cache = Path(config.proposal_cache).expanduser()
-    prefix = f"{config.name}-{name.replace('/', '-')}-"
+    prefix = build_sets.store_prefix(config, name)
     if not cache.is_dir() or not any(p.name.startswith(prefix) for p in cache.iterdir()):
         return None  # without reading all pictures for the store's name
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
@@ -131,7 +131,7 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
     """The report, with `problems` that are known already."""
     from fastrcnn import build, build_data
     from fastrcnn.data import check_report as statistics
-    from fastrcnn.data.check_findings import findings, proposal_findings, report_findings
+    from fastrcnn.data.check_findings import class_findings, findings, proposal_findings, report_findings
     from fastrcnn.data.check_problems import is_error
     from fastrcnn.data.proposals import ProposalStore
     from fastrcnn.data.truth import Problem
@@ -150,9 +150,11 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
         names = sorted({n for r in records if r.task.role == "train" for n in r.truth.names})
         if not names:
             found.append(Problem("classes", root, f"no usable object in any annotation of {', '.join(data.train)}."))
-    if names or data.classes is not None:
+    if unusable := class_findings(records, names, root, build_data.split_name(data.test)):
+        found += unusable
+    elif names or data.classes is not None:
         try:
-            build_data.checked_names(names)
+            build_data.checked_names(names, data.test)
         except UserError as error:
             found.append(Problem("classes", root, str(error)))
     found += findings(records, names, root, leave_out_others)

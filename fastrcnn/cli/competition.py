@@ -21,7 +21,7 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
     from fastrcnn.data.annotations import find_split, is_coco
     from fastrcnn.data.coco import read_coco_file
     from fastrcnn.data.loader import detection_loader
-    from fastrcnn.evaluation.competition import write_voc_submission
+    from fastrcnn.evaluation.competition import check_voc_submission, write_voc_submission
     from fastrcnn.evaluation.evaluate import detect_all
     from fastrcnn.evaluation.result_files import write_coco
 
@@ -33,7 +33,7 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
             f"competition=true is for one split list, here are {len(splits)}: {', '.join(splits)}. "
             "Name one, as split=VOC2012/test."
         )
-    source, _, made = find_split(build_data.root(config.data), splits[0])
+    source, listed, made = find_split(build_data.root(config.data), splits[0])
     if made:
         raise UserError(
             f"{source}: '{splits[0]}' is no list of this data set, but a part of it that would be chosen here. For "
@@ -45,6 +45,8 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
             f"{source}: has no category named {', '.join(strangers)}, which the model detects. "
             f"It has: {', '.join(read_coco_file(source).categories.values())}."
         )
+    if not is_coco(source):
+        check_voc_submission(splits[0].rpartition("/")[2], names, listed)  # before the work
     device = build.device(config.runtime)
     test_set = build_sets.test_set(config.data, names, config.split, truth=False)
     samples, found = detect_all(

@@ -39,13 +39,17 @@ def main(arguments: list[str]) -> int:
 
 def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path, arguments: list[str]) -> int:
     """See main."""
-    from fastrcnn import build, build_data, build_sets
+    from fastrcnn import build, build_data, build_sets, distributed
     from fastrcnn.cli import evaluated
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.evaluate import evaluate, table
 
     metric = build_data.metric(config.data, config.metric)
     device = build.device(config.runtime)
+    split = build_data.split_name(build_data.test_splits(config.data, config.split))
+    folder = Path(config.output).expanduser() if config.output else run / "eval" / split
+    if distributed.leads():
+        evaluated.claim(folder, split, names)
     test_set = build_sets.test_set(config.data, names, config.split)
     result = evaluate(
         model,
@@ -58,10 +62,8 @@ def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: P
     )
     if result is None:  # the first process has it
         return 0
-    split = build_data.split_name(build_data.test_splits(config.data, config.split))
-    folder = Path(config.output).expanduser() if config.output else run / "eval" / split
     about = [*evaluated.command("eval", arguments, config), *evaluated.training(run)]
-    report = evaluated.write(result, folder, split, evaluated.title(run, split), about)
     print(table(result))
+    report = evaluated.write(result, folder, split, evaluated.title(run, split), about)
     print(f"written to {folder}; open {report.name} there first")
     return 0

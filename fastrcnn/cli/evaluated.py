@@ -3,27 +3,49 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrcnn.cli.compose import to_yaml
+from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
 
 
 def write(result: Evaluation, folder: Path, split: str, title: str, about: Sequence[tuple[str, str]]) -> Path:
-    """Writes all files of an evaluation into `folder`; returns the report. about: titles and texts to end it with."""
+    """Writes all files of an evaluation into `folder`; returns the report. about: titles and texts to end it with.
+
+    The figures come first and the detections last, so that a name that the file system does not take costs no figures.
+    Raises UserError.
+    """
     from fastrcnn.evaluation.evaluate import write_results
     from fastrcnn.evaluation.report_page import write_report
+    from fastrcnn.evaluation.result_files import write_comp4
     from fastrcnn.training.tracking import environment
 
-    write_results(result, folder, split)
-    return write_report(
-        result, folder, title, [*about, ("Environment", json.dumps(environment(), indent=2, ensure_ascii=False))]
-    )
+    write_results(result, folder)
+    about = [*about, ("Environment", json.dumps(environment(), indent=2, ensure_ascii=False))]
+    report = write_report(result, folder, title, about)
+    write_comp4(folder, split, result.detections, [s.image_id for s in result.samples])
+    return report
+
+
+def claim(folder: Path, split: str, classes: Sequence[str]) -> None:
+    """Makes the folder of an evaluation before the work. Raises UserError where it cannot be written to, and for a
+    class whose detections cannot have a file."""
+    from fastrcnn.evaluation.result_files import check_comp4
+
+    check_comp4(split, classes)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be created ({error.strerror}). Choose another with output=FOLDER.") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: cannot be written to. Choose another with output=FOLDER.")
 
 
 def title(run: Path, split: str) -> str:

@@ -146,6 +146,8 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
         start.put_weights(model, begin, str(config.start))
     train_set = build_sets.training_set(config.data, names, seed)
     test_set = build_sets.test_set(config.data, names) if config.data.test else None
+    if test_set and distributed.leads() and not build_data.has_truth(test_set.samples):
+        log.warning("%s: %s; there will be no best.pt", ", ".join(config.data.test), build_data.NO_TRUTH)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     build.freeze_unused(model, solver)
     build.speed_and_memory(model, config.runtime, device)
@@ -235,11 +237,11 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
             )
     state.tracker.close()
     if state.outcome is not None:
+        print(table(state.outcome))
         split = build_data.split_name(config.data.test)
         report = evaluated.write(
             state.outcome, folder / "eval" / split, split, evaluated.title(folder, split), evaluated.training(folder)
         )
-        print(table(state.outcome))
         print(f"report: {report}")
     if distributed.leads():
         print(f"run: {folder}")

@@ -5,9 +5,10 @@ tools/convert_selective_search.py subtracts 1 from MATLAB's inclusive boxes and 
 in its utils/boxes.py. Its core/test_engine.py, generate_rpn_on_dataset, writes `ids` instead of `indexes`;
 datasets/json_dataset.py, _add_proposals, reads both.
 
-detectron2: a dictionary with `ids`, `boxes`, `objectness_logits` and `bbox_mode` (0 for corners, 1 for corner and size),
-which evaluation/coco_evaluation.py writes; x2 - x1 is the width. Its data/build.py, load_proposals_into_dataset, only
-renames the keys of Detectron's files, and so reads their boxes a pixel too narrow; this reader does not.
+detectron2: a dictionary with `ids`, `boxes`, `objectness_logits` and `bbox_mode` (0 for corners, 1 for corner and
+size), which evaluation/coco_evaluation.py writes; x2 - x1 is the width. Its data/build.py,
+load_proposals_into_dataset, only renames the keys of Detectron's files, and so reads their boxes a pixel too narrow;
+this reader does not.
 
 mmdetection 2, tools/test.py --out of an RPN: a list of arrays (P, 5), one an image in the order of the annotations, and
 no ids. mmdetection 3, evaluation/metrics/dump_proposals_metric.py: a dictionary from FOLDER/NAME.jpg to an InstanceData
@@ -47,8 +48,8 @@ def read_pickle(path: Path) -> Content:
     keys = f" with the keys {', '.join(str(k)[:30] for k in list(value)[:5])}" if isinstance(value, dict) else ""
     raise UserError(
         f"{path}: a pickle of a {type(value).__name__}{keys}; known are detectron2's dictionary with `ids`, `boxes` "
-        "and `objectness_logits`, Detectron's with `indexes`, `boxes` and `scores`, and mmdetection's list of arrays or "
-        "dictionary of them by the name of the image."
+        "and `objectness_logits`, Detectron's with `indexes`, `boxes` and `scores`, and mmdetection's list of arrays "
+        "or dictionary of them by the name of the image."
     )
 
 

@@ -9,8 +9,11 @@ makes equal what is not; those that read such files take numbers of any length, 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
+import re
+import unicodedata
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,10 @@ import numpy as np
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.evaluation.voc_ap import ClassDetections
 
+log = logging.getLogger(__name__)
+NAME_BYTES = 255  # of a file's name, on the usual file systems
+SAME_FILES = "differ in letter case only; on macOS and Windows the comp4 file of one replaces the other's"
+UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of controls, lone surrogates, line separators
 # (image, score, x1, y1, x2, y2), half-open
 Row = tuple[int, float, float, float, float, float]
 
@@ -30,31 +37,77 @@ def write_comp4(
     """Writes comp4_det_<split>_<class>.txt for every class into `folder` and returns the paths.
 
     A line is `id score xmin ymin xmax ymax` with one-based inclusive coordinates (the devkit's results
-    format), so that x1 y1 x2 y2 becomes x1+1 y1+1 x2 y2. Files of the same name are replaced. Raises
-    UserError for a class or an id that the format cannot hold, and where the folder cannot be written to.
+    format), so that x1 y1 x2 y2 becomes x1+1 y1+1 x2 y2; see comp4_id for the ids. Files of the same name are
+    replaced. Raises UserError for a class that cannot be part of a file's name, and where the folder cannot be written
+    to.
     """
     folder = Path(folder)
-    check_comp4(detections, image_ids)
+    check_comp4(split, detections)
+    ids = [comp4_id(image_id) for image_id in image_ids]
+    if escaped := [(image_id, here) for image_id, here in zip(image_ids, ids, strict=True) if image_id != here]:
+        log.warning(
+            "%s: %d image id(s) hold a space or a %% and are percent-encoded in the comp4 files (%r as %r); `fastrcnn "
+            "reval` reads them back, the devkit does not",
+            folder,
+            len(escaped),
+            *escaped[0],
+        )
     paths = []
     for name, found in detections.items():
         boxes = np.add(found.boxes, (1, 1, 0, 0))
         rows = zip(found.images.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
-        lines = (f"{image_ids[i]} {s!r} {b[0]!r} {b[1]!r} {b[2]!r} {b[3]!r}\n" for i, s, b in rows)
-        paths.append(_write(folder / f"comp4_det_{split}_{name}.txt", "".join(lines)))
+        lines = (f"{ids[i]} {s!r} {b[0]!r} {b[1]!r} {b[2]!r} {b[3]!r}\n" for i, s, b in rows)
+        paths.append(_write(folder / comp4_name(split, name), "".join(lines)))
     return paths
 
 
-def check_comp4(classes: Iterable[str], image_ids: Iterable[str]) -> None:
-    """Raises UserError for a class or an id that comp4 files cannot hold."""
+def comp4_name(split: str, name: str) -> str:
+    """The name of the file of a class."""
+    return f"comp4_det_{split}_{name}.txt"
+
+
+def comp4_id(image_id: str) -> str:
+    """An image id as comp4 files have it: whitespace and `%` are percent-encoded, "a b" as "a%20b", since a space ends
+    the id. So are the bytes of a file's name that are not UTF-8. Ids of the VOC devkit hold none of these."""
+    return re.sub(
+        r"[\s%\ud800-\udfff]",
+        lambda m: "".join(f"%{byte:02X}" for byte in m[0].encode(errors="surrogatepass")),
+        image_id,
+    )
+
+
+def check_comp4(split: str, classes: Iterable[str]) -> None:
+    """Raises UserError for a class that cannot have a file of detections."""
     for name in classes:
-        if not name or name != Path(name).name or "\\" in name:
-            raise UserError(f"Class {name!r} cannot be part of a file's name. Rename it in the class list.")
-    for image_id in image_ids:
-        if len(image_id.split()) != 1 or image_id != image_id.strip():
-            raise UserError(
-                f"Image id {image_id!r} is empty or holds a space, which comp4 files cannot express. "
-                "Rename the image, or write COCO results."
-            )
+        if fault := class_fault(name, split):
+            raise UserError(f"Class '{name[:80]}' {fault}. Rename it in the class list.")
+
+
+def class_fault(name: str, split: str) -> str | None:
+    """Why the detections of a class on a split cannot have a file, in words that follow the class's name, or None."""
+    if not name:
+        return "is empty, and each class needs a name"
+    if name != name.strip():
+        return "begins or ends with a space, which annotations are read without"
+    if unprintable := [c for c in name if unicodedata.category(c) in UNPRINTABLE]:
+        return f"holds the character {unprintable[0]!a}, which cannot be part of a file's name or of a line"
+    if "/" in name or "\\" in name:
+        return "holds a slash, which cannot be part of a file's name, and the file of its detections is named so"
+    length = len(comp4_name(split, name).encode())
+    if length > NAME_BYTES:
+        return (
+            f"is too long: the name of the file with its detections on '{split[:80]}' would have {length} bytes, and "
+            f"may have {NAME_BYTES}"
+        )
+    return None
+
+
+def same_files(names: Iterable[str]) -> list[list[str]]:
+    """The groups of names that a file system which ignores case, or how accents are encoded, does not tell apart."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def read_comp4(
@@ -84,7 +137,8 @@ def read_comp4(
                 f"{files[name]} is of class {name!r}, which the data set lacks.{nearest(name, classes)} "
                 f"Its classes are: {', '.join(classes)}. Rename the file or move it out of the folder."
             )
-    index = {image_id: i for i, image_id in enumerate(image_ids)}
+    index = {image_id: i for i, image_id in enumerate(image_ids)}  # as other programs write ids, and as this one does:
+    index |= {comp4_id(image_id): i for i, image_id in enumerate(image_ids)}
     return {name: _read_comp4_file(files[name], index) for name in classes if name in files}
 
 
@@ -178,7 +232,7 @@ def _arrays(rows: Sequence[Row]) -> ClassDetections:
 def _image(image_id: str, index: Mapping[str, int], where: str) -> int:
     if image_id not in index:
         raise UserError(
-            f"{where}: image {image_id!r} is not among the {len(index)} images of the split. "
+            f"{where}: image {image_id!r} is not among the {len({*index.values()})} images of the split. "
             "Choose the split that the detections were made for."
         )
     return index[image_id]
@@ -217,7 +271,7 @@ def _write(path: Path, text: str) -> Path:
 
 def replace_file(path: Path, content: bytes) -> Path:
     """Replaces `path` in one step, so that nobody ever reads half a file; UserError where that cannot be."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # not longer than a name may be
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
