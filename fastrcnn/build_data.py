@@ -119,7 +119,7 @@ def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
     for name in names:
         if fault := class_fault(name, split_name(test)):
             raise UserError(
-                f"data.classes: '{name[:80]}' {fault}. Rename the class there and in the annotations; `fastrcnn check` "
+                f"data.classes: {name[:40]!r} {fault}. Rename the class there and in the annotations; `fastrcnn check` "
                 "lists the objects."
             )
     twice = [name for name, n in Counter(names).items() if n > 1]

@@ -45,7 +45,7 @@ def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str
     for name in classes:
         if fault := class_fault(name, test):
             where = (str(places[name][0].annotation), places[name][1]) if name in places else (lists, None)
-            problems.append(Problem("classes", where[0], f"class '{name[:80]}' {fault}.", object=where[1]))
+            problems.append(Problem("classes", where[0], f"class {name[:40]!r} {fault}.", object=where[1]))
     return problems
 
 

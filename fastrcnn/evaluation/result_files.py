@@ -80,7 +80,7 @@ def check_comp4(split: str, classes: Iterable[str]) -> None:
     """Raises UserError for a class that cannot have a file of detections."""
     for name in classes:
         if fault := class_fault(name, split):
-            raise UserError(f"Class '{name[:80]}' {fault}. Rename it in the class list.")
+            raise UserError(f"Class {name[:40]!r} {fault}. Rename it in the class list.")
 
 
 def class_fault(name: str, split: str) -> str | None:
