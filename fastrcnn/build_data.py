@@ -20,7 +20,7 @@ from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.data.voc import pictures_without_annotation
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.metric import METRICS, Metric
-from fastrcnn.evaluation.result_files import SAME_FILES, class_fault, same_files
+from fastrcnn.names import SAME_FILES, class_fault, same_files
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)

@@ -27,7 +27,8 @@ TIMING = "timing.json"  # where it names a source, the folder is one of ours
 def targets(formats: Sequence[str], classes: Sequence[str]) -> list[str]:
     """Names of the files that hold the detections. Raises UserError for an unknown format, and for a class whose
     detections cannot have a comp4 file."""
-    from fastrcnn.evaluation.result_files import check_comp4, comp4_name
+    from fastrcnn.evaluation.result_files import check_comp4
+    from fastrcnn.names import comp4_name
 
     for name in formats:
         if name not in FORMATS:

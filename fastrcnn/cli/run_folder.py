@@ -13,10 +13,10 @@ from typing import Any
 
 from fastrcnn.config import TrainConfig
 from fastrcnn.errors import UserError
+from fastrcnn.names import NAME_BYTES
 
 log = logging.getLogger("fastrcnn")
-NAME = 255  # bytes of a folder's name, on the usual file systems
-PATH = 3500  # bytes of a run's path; Linux takes 4095, and what an evaluation writes is up to 520 longer
+PATH_BYTES = 3500  # bytes of a run's path; Linux takes 4095, and what an evaluation writes is up to 520 longer
 
 
 def run_folder(config: TrainConfig) -> tuple[Path, bool]:
@@ -46,10 +46,10 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
 def refuse_unusable(folder: Path, said: str) -> None:
     """Raises UserError, which begins with `said`, where the folder cannot be made or written to."""
     whole = folder.absolute()
-    if (longest := max(len(os.fsencode(part)) for part in whole.parts)) > NAME:
-        raise UserError(f"{said}: a folder's name may have {NAME} bytes, not {longest}. Choose a shorter one.")
-    if (length := len(os.fsencode(whole))) > PATH:
-        raise UserError(f"{said}: a run's path may have {PATH} bytes, not {length}. Choose a shorter one.")
+    if (longest := max(len(os.fsencode(part)) for part in whole.parts)) > NAME_BYTES:
+        raise UserError(f"{said}: a folder's name may have {NAME_BYTES} bytes, not {longest}. Choose a shorter one.")
+    if (length := len(os.fsencode(whole))) > PATH_BYTES:
+        raise UserError(f"{said}: a run's path may have {PATH_BYTES} bytes, not {length}. Choose a shorter one.")
     there = next(p for p in (whole, *whole.parents) if p.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         what = "cannot be written to" if there.is_dir() else "is not a folder"

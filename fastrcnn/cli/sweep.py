@@ -146,7 +146,7 @@ def claim_folder(folder: Path, overrides: Sequence[str], hydras: Sequence[str]) 
 
 
 def job(composed: DictConfig) -> float:
-    """One run, in whatever process the launcher has for it; its mAP, or 0 where it has none."""
+    """One run, in whatever process the launcher has for it; its mAP, or for Optuna 0 where it failed."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 

@@ -11,7 +11,7 @@ from fastrcnn.data.check_report import CELL, Report
 from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.truth import Problem
 from fastrcnn.errors import nearest
-from fastrcnn.evaluation.result_files import SAME_FILES, class_fault, comp4_id, same_files
+from fastrcnn.names import SAME_FILES, class_fault, comp4_id, same_files
 
 FEW_OBJECTS = 10  # of a class in training; a note is made of fewer
 FEW_BACKGROUND = 0.1  # share of training pictures that cannot fill a step; a note is made of more

@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
-import unicodedata
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,11 +20,9 @@ import numpy as np
 
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.evaluation.voc_ap import ClassDetections
+from fastrcnn.names import class_fault, comp4_id, comp4_name
 
 log = logging.getLogger(__name__)
-NAME_BYTES = 255  # of a file's name, on the usual file systems
-SAME_FILES = "differ in letter case only; on macOS and Windows the comp4 file of one replaces the other's"
-UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of controls, lone surrogates, line separators
 # (image, score, x1, y1, x2, y2), half-open
 Row = tuple[int, float, float, float, float, float]
 
@@ -61,53 +57,11 @@ def write_comp4(
     return paths
 
 
-def comp4_name(split: str, name: str) -> str:
-    """The name of the file of a class."""
-    return f"comp4_det_{split}_{name}.txt"
-
-
-def comp4_id(image_id: str) -> str:
-    """An image id as comp4 files have it: whitespace and `%` are percent-encoded, "a b" as "a%20b", since a space ends
-    the id. So are the bytes of a file's name that are not UTF-8. Ids of the VOC devkit hold none of these."""
-    return re.sub(
-        r"[\s%\ud800-\udfff]",
-        lambda m: "".join(f"%{byte:02X}" for byte in m[0].encode(errors="surrogatepass")),
-        image_id,
-    )
-
-
 def check_comp4(split: str, classes: Iterable[str]) -> None:
     """Raises UserError for a class that cannot have a file of detections."""
     for name in classes:
         if fault := class_fault(name, split):
             raise UserError(f"Class {name[:40]!r} {fault}. Rename it in the class list.")
-
-
-def class_fault(name: str, split: str) -> str | None:
-    """Why the detections of a class on a split cannot have a file, in words that follow the class's name, or None."""
-    if not name:
-        return "is empty, and each class needs a name"
-    if name != name.strip():
-        return "begins or ends with a space, which annotations are read without"
-    if unprintable := [c for c in name if unicodedata.category(c) in UNPRINTABLE]:
-        return f"holds the character {unprintable[0]!a}, which cannot be part of a file's name or of a line"
-    if "/" in name or "\\" in name:
-        return "holds a slash, which cannot be part of a file's name, and the file of its detections is named so"
-    length = len(comp4_name(split, name).encode())
-    if length > NAME_BYTES:
-        return (
-            f"is too long: the name of the file with its detections on '{split[:80]}' would have {length} bytes, and "
-            f"may have {NAME_BYTES}"
-        )
-    return None
-
-
-def same_files(names: Iterable[str]) -> list[list[str]]:
-    """The groups of names that a file system which ignores case, or how accents are encoded, does not tell apart."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def read_comp4(

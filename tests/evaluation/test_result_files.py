@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 
 from fastrcnn.errors import UserError
-from fastrcnn.evaluation.result_files import read_coco, read_comp4, same_files, write_coco, write_comp4
+from fastrcnn.evaluation.result_files import (
+    read_coco,
+    read_comp4,
+    replace_file,
+    write_coco,
+    write_comp4,
+)
 from fastrcnn.evaluation.voc_ap import ClassDetections
+from fastrcnn.names import same_files
 
 IDS = ["000001", "2008_000002", "img-3"]
 
@@ -271,3 +278,8 @@ def test_coco_refuses_other_files(tmp_path: Path, text: str, says: str) -> None:
         read_coco(path, ["1"], {"dog": 1})
     with pytest.raises(UserError, match="cannot be read"):
         read_coco(tmp_path / "missing.json", ["1"], {"dog": 1})
+
+
+def test_a_name_may_have_all_its_bytes_while_it_is_written(tmp_path: Path) -> None:
+    path = replace_file(tmp_path / ("n" * 255), b"x")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
