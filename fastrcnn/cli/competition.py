@@ -18,6 +18,7 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
     For a data set in VOC layout results.tgz, for a COCO file its results JSON. Raises UserError.
     """
     from fastrcnn import build, build_data, build_sets, distributed
+    from fastrcnn.cli.run_folder import refuse_unusable
     from fastrcnn.data.annotations import find_split, is_coco
     from fastrcnn.data.coco import read_coco_file
     from fastrcnn.data.loader import detection_loader
@@ -45,6 +46,9 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
             f"{source}: has no category named {', '.join(strangers)}, which the model detects. "
             f"It has: {', '.join(read_coco_file(source).categories.values())}."
         )
+    default = run / "eval" / build_data.split_name(splits)
+    folder = Path(config.output).expanduser() if config.output else default
+    refuse_unusable(folder, f"output={folder}")
     if not is_coco(source):
         check_voc_submission(splits[0].rpartition("/")[2], names, listed)  # before the work
     device = build.device(config.runtime)
@@ -59,8 +63,6 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
     )
     if not distributed.leads():
         return 0
-    default = run / "eval" / build_data.split_name(splits)
-    folder = Path(config.output).expanduser() if config.output else default
     ids = [sample.image_id for sample in samples]
     if is_coco(source):
         images = read_coco_file(source).images

@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
 
 def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path, arguments: list[str]) -> int:
     """See main."""
-    from fastrcnn import build, build_data, build_sets, distributed
+    from fastrcnn import build, build_data, build_sets
     from fastrcnn.cli import evaluated
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.evaluate import evaluate, table
@@ -48,8 +48,7 @@ def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: P
     device = build.device(config.runtime)
     split = build_data.split_name(build_data.test_splits(config.data, config.split))
     folder = Path(config.output).expanduser() if config.output else run / "eval" / split
-    if distributed.leads():
-        evaluated.claim(folder, split, names)
+    evaluated.check_place(folder, split, names)
     test_set = build_sets.test_set(config.data, names, config.split)
     result = evaluate(
         model,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrcnn.cli.compose import to_yaml
-from fastrcnn.errors import UserError
+from fastrcnn.cli.run_folder import refuse_unusable
 
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
@@ -34,18 +33,13 @@ def write(result: Evaluation, folder: Path, split: str, title: str, about: Seque
     return report
 
 
-def claim(folder: Path, split: str, classes: Sequence[str]) -> None:
-    """Makes the folder of an evaluation before the work. Raises UserError where it cannot be written to, and for a
-    class whose detections cannot have a file."""
+def check_place(folder: Path, split: str, classes: Sequence[str]) -> None:
+    """Raises UserError, before the work, where the folder of an evaluation cannot be written to, and for a class whose
+    detections cannot have a file."""
     from fastrcnn.evaluation.result_files import check_comp4
 
     check_comp4(split, classes)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be created ({error.strerror}). Choose another with output=FOLDER.") from None
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UserError(f"{folder}: cannot be written to. Choose another with output=FOLDER.")
+    refuse_unusable(folder, f"output={folder}")
 
 
 def title(run: Path, split: str) -> str:

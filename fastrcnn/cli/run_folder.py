@@ -50,7 +50,10 @@ def refuse_unusable(folder: Path, said: str) -> None:
         raise UserError(f"{said}: a folder's name may have {NAME_BYTES} bytes, not {longest}. Choose a shorter one.")
     if (length := len(os.fsencode(whole))) > PATH_BYTES:
         raise UserError(f"{said}: a run's path may have {PATH_BYTES} bytes, not {length}. Choose a shorter one.")
-    there = next(p for p in (whole, *whole.parents) if p.exists())
+    try:
+        there = next(p for p in (whole, *whole.parents) if p.exists())
+    except OSError as error:
+        raise UserError(f"{said}: {folder} cannot be used ({error.strerror}). Choose another folder.") from None
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         what = "cannot be written to" if there.is_dir() else "is not a folder"
         raise UserError(f"{said}: {there} {what}. Choose another folder.")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from fastrcnn.cli.compose import check_overrides, compose, config_folder, quoted
+from fastrcnn.cli.run_folder import refuse_unusable
 from fastrcnn.config import SCHEMAS, check_bounds, leaves
 from fastrcnn.errors import UserError
 from fastrcnn.launch import launch
@@ -52,6 +53,7 @@ def sweep(arguments: Sequence[str]) -> int:
     require_plugins(hydras)
     config = compose("train", first)
     folder = sweep_folder(config.name, hydras)
+    refuse_unusable(folder, f"hydra.sweep.dir={folder}")
     if "hydra/sweeper=optuna" in hydras and not config.data.test:
         raise UserError("hydra/sweeper=optuna: seeks the highest mAP, and with data.test=[] there is none.")
     if "hydra/sweeper=optuna" in hydras:

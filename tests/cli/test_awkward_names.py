@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from voc_folder import VocFolder, voc_xml
 
 from fastrcnn.cli import evaluated
+from fastrcnn.cli.derived import output_file
 from fastrcnn.cli.sweep import report, varied
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation import result_files
@@ -104,24 +105,29 @@ def test_a_class_without_a_file_is_found_by_check_and_before_training(
         (f"name={'ü' * 128}", "a folder's name may have 255 bytes, not 256"),
         (f"run={'/'.join(['r' * 200] * 18)}", "a run's path may have 3500 bytes"),
         ("run=file/run", "file is not a folder"),
+        ("hydra.sweep.dir=file/sweep", "file is not a folder"),
     ],
 )
 def test_a_run_that_cannot_have_a_folder_is_refused_at_once(
     call: Call, tmp_path: Path, argument: str, says: str
 ) -> None:
     Path("file").write_text("")
-    status, out, err = call("train", argument, *SMALL, f"data.root={tmp_path}")
+    sweep = ["-m"] if "sweep" in argument else []
+    status, out, err = call("train", *sweep, argument, *SMALL, f"data.root={tmp_path}")
     assert (status, out) == (1, "")
     assert says in err
 
 
 def test_an_evaluation_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be created"):
-        evaluated.claim(tmp_path / "file" / "x", "test", ["cat"])
+    with pytest.raises(UserError, match="file is not a folder"):
+        evaluated.check_place(tmp_path / "file" / "x", "test", ["cat"])
     with pytest.raises(UserError, match="holds a slash"):
-        evaluated.claim(tmp_path / "x", "test", ["cat", "a/b"])
+        evaluated.check_place(tmp_path / "x", "test", ["cat", "a/b"])
+    evaluated.check_place(tmp_path / "x", "test", ["cat"])
     assert not (tmp_path / "x").exists()
+    with pytest.raises(UserError, match="file is not a folder"):  # of compress and svm
+        output_file(str(tmp_path / "file" / "x.pt"), Path("run/checkpoints/best.pt"), "svm/best.pt")
 
 
 def test_a_data_set_of_a_long_name_has_its_proposals(call: Call, tmp_path: Path) -> None:
