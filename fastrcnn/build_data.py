@@ -90,16 +90,8 @@ def _more(notes: Sequence[Problem]) -> str:
 
 def classes(config: DataConfig) -> list[str]:
     """Names of the classes; label i is number i - 1 of the list."""
-    names = checked_names(given_or_found(config), config.test)
-    for alike in same_files(names):
-        say_once(f"classes {' and '.join(map(repr, alike))} {SAME_FILES}", logging.WARNING)
-    return names
-
-
-def given_or_found(config: DataConfig) -> list[str]:
-    """`data.classes`, or else the names in the annotations."""
     if config.classes is not None:
-        return list(config.classes)
+        return checked_names(config.classes, config.test)
     found = [class_names(source, ids) for source, ids in image_ids(config, config.train)]
     names = list(dict.fromkeys(name for part, _ in found for name in part))
     if len(found) > 1 or not any(is_coco(source) for source, _ in image_ids(config, config.train)):
@@ -108,7 +100,7 @@ def given_or_found(config: DataConfig) -> list[str]:
         samples(config, config.train, names)  # raises, naming all that is wrong
     if not names:
         raise UserError(f"{config.root}: no object in any annotation of {', '.join(config.train)}.")
-    return names
+    return checked_names(names, config.test)
 
 
 def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
@@ -126,6 +118,12 @@ def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
     if twice:
         raise UserError(f"data.classes: '{twice[0]}' comes twice.")
     return list(names)
+
+
+def warn_of_same_files(names: Sequence[str]) -> None:
+    """Says which classes' detections are one file on some file systems."""
+    for alike in same_files(names):
+        log.warning("classes %s %s", " and ".join(map(repr, alike)), SAME_FILES)
 
 
 def samples(

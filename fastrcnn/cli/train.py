@@ -138,6 +138,7 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
     if begin:
         start.take_classes(config.data, begin, str(config.start))
     names = build_data.classes(config.data)
+    build_data.warn_of_same_files(names)
     if config.data.test:
         build_data.image_ids(config.data, config.data.test)  # a list that is missing shows before the work
     torch.manual_seed(loop.seed_of(seed))

@@ -13,6 +13,7 @@ from small_run import SETTINGS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from voc_folder import VocFolder, voc_xml
 
+from fastrcnn.build_data import warn_of_same_files
 from fastrcnn.cli import evaluated
 from fastrcnn.cli.derived import output_file
 from fastrcnn.cli.sweep import report, varied
@@ -42,7 +43,7 @@ def images(folder: Path, ids: list[str], name: str = "cat", tested: bool = True)
 def test_ids_with_spaces_are_trained_evaluated_and_read_back(
     call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = images(tmp_path / "my data", [f"Screenshot ({n})" for n in range(575, 583)])
+    data = images(tmp_path / "my data", [f"Screenshot ({n})" for n in range(575, 583)], "mAP")
     status, out, _ = call("check", "data=custom", f"data.root={data.root}")
     assert status == 0
     assert "8 id(s) hold a space or a %." in out
@@ -51,12 +52,16 @@ def test_ids_with_spaces_are_trained_evaluated_and_read_back(
     folder = Path("run/eval/test")
     assert (folder / "report.html").is_file()
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert "Screenshot%20(" in (folder / "comp4_det_test_cat.txt").read_text()
+    assert "Screenshot%20(" in (folder / "comp4_det_test_mAP.txt").read_text()
     assert "percent-encoded" in caplog.text
     truth = ["data=custom", f"data.root={data.root}", "output=again"]
     assert call("reval", f"detections={folder}", *truth)[0] == 0
     again = json.loads(Path("again/metrics.json").read_text())
     assert (again["mAP"], again["images"]) == (metrics["mAP"], metrics["images"])
+    tags = EventAccumulator("run/tensorboard").Reload().Tags()
+    assert {"eval/mAP", "eval/ap/mAP"} <= {*tags["scalars"]}
+    assert "eval/pr/mAP" in tags["tensors"]
+    assert "eval/mAP" not in tags["tensors"], "a class may have a figure's name"
 
 
 def test_what_cannot_be_written_costs_no_metrics(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,3 +185,8 @@ def test_a_sweeps_columns_do_not_depend_on_how_many_runs_are_over(tmp_path: Path
         ["1", "1", "1", "0.0000"],
         ["0", "0", "1", "none"],
     ]
+
+
+def test_classes_that_differ_in_letter_case_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_same_files(["Cat", "dog", "cat"])
+    assert "classes 'Cat' and 'cat' differ in letter case only" in caplog.text
