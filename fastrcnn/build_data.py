@@ -22,9 +22,11 @@ from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.data.voc_layout import annotated_ids, pictures_without_annotation, split_folders
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.metric import METRICS, Metric
+from fastrcnn.names import SAME_FILES, class_fault, same_files
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
+NO_TRUTH = "no mAP: no class has ground truth"
 CHOICES = ("refuse", "leave_out")
 MEND_PICTURES = "Mend the files, or leave out what is wrong with data.skip_bad=true."
 
@@ -103,7 +105,7 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
     lists to test on may: whoever evaluates on them says what is wrong.
     """
     if config.classes is not None:
-        return checked_names(config.classes)
+        return checked_names(config.classes, config.test if tests is None else tests)
     needed, other = (config.train, config.test) if tests is None else (tests, config.train)
     sources = image_ids(config, needed)
     try:
@@ -118,22 +120,30 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
         samples(config, needed, names)  # raises, naming all that is wrong
     if not names:
         raise UserError(f"{config.root}: no object in any annotation of {', '.join([*needed, *other])}.")
-    return checked_names(names)
+    return checked_names(names, config.test if tests is None else tests)
 
 
-def checked_names(names: list[str]) -> list[str]:
-    """The names of the classes; UserError where there are none, one comes twice, or a file cannot be named so."""
+def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
+    """The names of the classes. Raises UserError where there are none, one comes twice, or one cannot be part of the
+    names of the files that an evaluation on the split lists `test` writes."""
     if not names:
         raise UserError("data.classes=[]: name at least one class, or say null for all that the annotations have.")
     for name in names:
-        if not name or name != Path(name).name or "\\" in name:
+        if fault := class_fault(name, split_name(test)):
             raise UserError(
-                f"data.classes: '{name}' cannot be part of a file's name, as the detections' names need it."
+                f"data.classes: {name[:40]!r} {fault}. Rename the class there and in the annotations; `fastrcnn check` "
+                "lists the objects."
             )
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise UserError(f"data.classes: '{twice[0]}' comes twice.")
     return list(names)
+
+
+def warn_of_same_files(names: Sequence[str]) -> None:
+    """Says which classes' detections are one file on some file systems."""
+    for alike in same_files(names):
+        log.warning("classes %s %s", " and ".join(map(repr, alike)), SAME_FILES)
 
 
 def samples(
@@ -269,6 +279,11 @@ def say_looks(looks: Sequence[Look]) -> None:
     """Says which images are rotated, or are not though they ask for it, and which are scaled by fewer bits."""
     for note in image_notes(looks):
         say_once(str(note), logging.INFO if note.kind == "turned" else logging.WARNING)
+
+
+def has_truth(found: Sequence[Sample]) -> bool:
+    """Whether any object counts, so that there is a mAP."""
+    return any(not sample.difficult.all() for sample in found)
 
 
 def split_name(splits: Sequence[str]) -> str:

@@ -34,12 +34,19 @@ from fastrcnn.model.fast_rcnn import round_weights
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
+PREFIX_BYTES = 200  # of the name of a store, which may have 255 with what follows and those of its temporary files
 LOW_RECALL = 0.5  # of the proposals at IoU .5; selective search has .9 and more
 
 
 def selective_search(config: SelectiveSearchConfig) -> SelectiveSearchSettings:
     """How proposals are made."""
     return SelectiveSearchSettings(**{**asdict(config), "k": tuple(config.k)})
+
+
+def store_prefix(config: DataConfig, split: str) -> str:
+    """How the names of the kept stores of a data set's split begin: with the names of both, cut if they are long."""
+    names = f"{config.name}-{split.replace('/', '-')}".encode(errors="surrogateescape")
+    return names[:PREFIX_BYTES].decode(errors="ignore") + "-"
 
 
 def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) -> Path:
@@ -50,7 +57,7 @@ def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) ->
     for sample in sorted(pictures, key=lambda s: s.image_id):
         image_id = sample.image_id.encode(errors="surrogateescape")
         digest.update(image_id + b"\0" + pixels_key(sample.path.read_bytes(), sample.turn))
-    name = f"{config.name}-{split.replace('/', '-')}-{digest.hexdigest()[:12]}.proposals"
+    name = f"{store_prefix(config, split)}{digest.hexdigest()[:12]}.proposals"
     return Path(config.proposal_cache).expanduser() / name
 
 

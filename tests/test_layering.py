@@ -25,13 +25,14 @@ METRICS = (
 
 # Group -> what it may import beside itself. Everybody may use errors, progress, page and launch, which import nothing
 # of ours, or no more than each other.
-BASE = {"memory", "boxes", "structures", "ops", "errors", "progress", "launch", "distributed", "page"}
+BASE = {"memory", "boxes", "structures", "ops", "errors", "progress", "launch", "distributed", "page", "names"}
 BELOW = {
     "errors": set(),
     "launch": set(),
     "progress": {"launch"},
     "distributed": {"errors", "launch"},
     "page": set(),
+    "names": set(),
     "boxes": set(),
     "memory": {"errors"},
     "structures": set(),

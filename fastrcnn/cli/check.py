@@ -122,7 +122,7 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
     if config.proposals is not None:
         return Path(config.proposals).expanduser()
     cache = Path(config.proposal_cache).expanduser()
-    prefix = f"{config.name}-{name.replace('/', '-')}-"
+    prefix = build_sets.store_prefix(config, name)
     if not cache.is_dir() or not any(p.name.startswith(prefix) for p in cache.iterdir()):
         return None  # without reading all pictures for the store's name
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
@@ -153,7 +153,7 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
     from fastrcnn import build, build_data
     from fastrcnn.data import check_report as statistics
     from fastrcnn.data.annotations import is_coco
-    from fastrcnn.data.check_findings import findings, proposal_findings, report_findings
+    from fastrcnn.data.check_findings import class_findings, findings, proposal_findings, report_findings
     from fastrcnn.data.check_problems import is_error
     from fastrcnn.data.proposals import ProposalStore
     from fastrcnn.data.truth import Problem, by_cause
@@ -178,9 +178,11 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
         names = sorted({n for r in records for n in r.truth.names})
         if not names and not any(is_error(p) for p in found):  # else they are the reason
             found.append(Problem("classes", root, "no usable object in any annotation."))
-    if names or data.classes is not None:
+    if unusable := class_findings(records, names, root, build_data.split_name(data.test)):
+        found += unusable
+    elif names or data.classes is not None:
         try:
-            build_data.checked_names(names)
+            build_data.checked_names(names, data.test)
         except UserError as error:
             found.append(Problem("classes", root, str(error)))
     found += findings(records, names, root, leave_out_others)

@@ -18,10 +18,11 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
     For a data set in VOC layout results.tgz, for a COCO file its results JSON. Raises UserError.
     """
     from fastrcnn import build, build_data, build_sets, distributed
+    from fastrcnn.cli.run_folder import refuse_unusable
     from fastrcnn.data.annotations import find_split, is_coco
     from fastrcnn.data.coco_file import read_coco_file
     from fastrcnn.data.loader import detection_loader
-    from fastrcnn.evaluation.competition import write_voc_submission
+    from fastrcnn.evaluation.competition import check_voc_submission, write_voc_submission
     from fastrcnn.evaluation.evaluate import detect_all
     from fastrcnn.evaluation.result_files import write_coco
 
@@ -33,7 +34,7 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
             f"competition=true is for one split list, here are {len(splits)}: {', '.join(splits)}. "
             "Name one, as split=VOC2012/test."
         )
-    source, _, made = find_split(build_data.root(config.data), splits[0])
+    source, listed, made = find_split(build_data.root(config.data), splits[0])
     if made:
         raise UserError(
             f"{source}: '{splits[0]}' is no list of this data set, but a part of it that would be chosen here. For "
@@ -45,6 +46,11 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
             f"{source}: has no category named {', '.join(strangers)}, which the model detects. "
             f"It has: {', '.join(read_coco_file(source).categories.values())}."
         )
+    default = run / "eval" / build_data.split_name(splits)
+    folder = Path(config.output).expanduser() if config.output else default
+    refuse_unusable(folder, f"output={folder}")
+    if not is_coco(source):
+        check_voc_submission(splits[0].rpartition("/")[2], names, listed)  # before the work
     device = build.device(config.runtime)
     test_set = build_sets.test_set(config.data, names, config.split, truth=False)
     samples, found = detect_all(
@@ -57,8 +63,6 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
     )
     if not distributed.leads():
         return 0
-    default = run / "eval" / build_data.split_name(splits)
-    folder = Path(config.output).expanduser() if config.output else default
     ids = [sample.image_id for sample in samples]
     if is_coco(source):
         path = folder / f"detections_{coco_split(splits[0])}_results.json"

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from fastrcnn.cli.compose import compose
+from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = ["fastrcnn demo", "fastrcnn demo solver.iterations=300 model.roi_op=roi_align"]
@@ -15,6 +16,8 @@ SHOWN = 6  # pictures that detections are drawn on
 def main(arguments: list[str]) -> int:
     """The whole job on the embedded data set."""
     config = compose("train", ["experiment=demo", *arguments])
+    if not config.data.test:
+        raise UserError("data.test=[]: the demo ends with an evaluation. Leave it out, or use `fastrcnn train`.")
     log.info("1/4  drawing the data set: %s", config.data.root)
     from fastrcnn.data.demo import write_demo
 
@@ -24,7 +27,7 @@ def main(arguments: list[str]) -> int:
 
     folder, outcome = train.run(config)
     log.info("3/4  detection on %d held-out pictures", SHOWN)
-    from fastrcnn import build_sets
+    from fastrcnn import build_data, build_sets
     from fastrcnn.cli.detect import detect_pictures
     from fastrcnn.cli.trained import load
     from fastrcnn.data.voc_layout import read_split
@@ -33,7 +36,8 @@ def main(arguments: list[str]) -> int:
     pictures = [root / "JPEGImages" / f"{image_id}.jpg" for image_id in read_split(root, "test")[:SHOWN]]
     detect_pictures(detection, build_sets.detector(detection, model, names), pictures, run / "detect")
     assert outcome is not None  # the demo has a test set
-    print(f"4/4  mAP {outcome.ap.mean:.3f} on {len(outcome.samples)} held-out pictures")
+    shown = build_data.NO_TRUTH if outcome.ap.mean is None else f"mAP {outcome.ap.mean:.3f}"
+    print(f"4/4  {shown} on {len(outcome.samples)} held-out pictures")
     print(f"     run:      {folder}")
     print(f"     report:   {folder / 'eval' / 'test' / 'report.html'}")
     print(f"     pictures: {run / 'detect'}")

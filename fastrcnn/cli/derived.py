@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrcnn.cli.checkpoints import run_of
+from fastrcnn.cli.run_folder import refuse_unusable
 from fastrcnn.config import CompressConfig, SvmConfig
 from fastrcnn.errors import UserError
 
@@ -22,7 +23,7 @@ def output_file(output: str | None, path: Path, default: str) -> Path:
     """The file to write: `output`, or `default` below the folder of the run that `path` is the checkpoint of, in a
     folder of its own, so that what is evaluated from it lies beside it.
 
-    Raises UserError where it is there already, or where training would take it for one of its own.
+    Raises UserError where it is there already, cannot be written, or training would take it for one of its own.
     """
     file = run_of(path) / default if output is None else Path(output).expanduser()
     if file.suffix != ".pt":
@@ -31,6 +32,7 @@ def output_file(output: str | None, path: Path, default: str) -> Path:
         raise UserError(f"output={file}: a run keeps and removes its own checkpoints there; choose another folder.")
     if file.exists():
         raise UserError(f"{file}: is there already. Name another file with output=FILE.pt, or remove it.")
+    refuse_unusable(file.parent, f"output={file}")
     return file
 
 

@@ -83,10 +83,10 @@ def detect_pictures(config: DetectConfig, detector: Detector, pictures: list[Pat
     if not samples:
         raise UserError(faults[0] if len(faults) == 1 else f"none of the {len(faults)} files is a picture.")
     files = {sample.image_id: f"{sample.image_id.replace('/', '_')}.png" for sample in samples}
-    claim(folder, config.source, [*files.values(), *targets(config.formats, detector.classes, list(files))], pictures)
+    claim(folder, config.source, [*files.values(), *targets(config.formats, detector.classes)], pictures)
     with detector.watch.stage("proposals"):
         samples, boxes = build_sets.proposals(config.data, samples, "pictures")
-    findings = Findings(detector.classes)
+    findings = Findings(detector.classes, ("file",))
     limited = lambda image_id: boxes(image_id)[: config.data.max_proposals]  # noqa: E731
     results = detected(detector, samples, limited, config.batch)
     for sample, image, found in progress(results, len(samples), "detect"):

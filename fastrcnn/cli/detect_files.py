@@ -24,18 +24,19 @@ STAGES = {"proposals": "proposals", "network": "network", "nms": "suppression of
 TIMING = "timing.json"  # where it names a source, the folder is one of ours
 
 
-def targets(formats: Sequence[str], classes: Sequence[str], image_ids: Sequence[str]) -> list[str]:
-    """Names of the files that hold the detections. Raises UserError for a format that there is none of, and for names
-    that comp4 cannot hold."""
+def targets(formats: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Names of the files that hold the detections. Raises UserError for an unknown format, and for a class whose
+    detections cannot have a comp4 file."""
     from fastrcnn.evaluation.result_files import check_comp4
+    from fastrcnn.names import comp4_name
 
     for name in formats:
         if name not in FORMATS:
             raise UserError(f"formats={name}: should be of {', '.join(FORMATS)}.{nearest(name, FORMATS)}")
     names = [f"detections.{name}" for name in formats if name != "comp4"]
     if "comp4" in formats:
-        check_comp4(classes, image_ids)
-        names += [f"comp4_det_{SPLIT}_{name}.txt" for name in classes]
+        check_comp4(SPLIT, classes)
+        names += [comp4_name(SPLIT, name) for name in classes]
     return names
 
 
@@ -94,15 +95,19 @@ def claim(folder: Path, source: str | None, names: Sequence[str], sources: Seque
 
 @dataclass
 class Findings:
-    """What was found so far: a row for each detection, and the pictures or frames in their order."""
+    """What was found so far: a row for each detection, and the images or frames in their order.
+
+    known: what else `add` is told of each image or frame; columns of the CSV file.
+    """
 
     classes: Sequence[str]
+    known: Sequence[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
     image_ids: list[str] = field(default_factory=list)
     found: list[Detections] = field(default_factory=list)
 
     def add(self, image_id: str, found: Detections, about: dict[str, Any]) -> None:
-        """about: what else is known of the picture or frame."""
+        """about: what else is known of the image or frame, by the names in `known`."""
         self.image_ids.append(image_id)
         self.found.append(found)
         for box, score, label, name in found:
@@ -110,7 +115,7 @@ class Findings:
             self.rows.append(
                 {
                     "image_id": image_id,
-                    **about,
+                    **{key: about[key] for key in self.known},
                     "category": name,
                     "category_id": label,
                     "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
@@ -141,7 +146,7 @@ class Findings:
 
     def _csv(self) -> str:
         text = io.StringIO()
-        about = [key for key in (self.rows[0] if self.rows else {"image_id": ""}) if key not in ("bbox", "score")]
+        about = ["image_id", *self.known, "category", "category_id"]
         table = csv.writer(text, lineterminator="\n")
         table.writerow([*about, "score", "x1", "y1", "x2", "y2"])
         for row in self.rows:
@@ -153,14 +158,10 @@ class Findings:
 
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file, whole or not at all. Raises UserError where the disk does not take it."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        # A file's name need not be text; what stands for its other bytes becomes these again.
-        part.write_bytes(content.encode(errors="surrogateescape") if isinstance(content, str) else content)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}).") from None
+    from fastrcnn.evaluation.result_files import replace_file
+
+    # A file's name need not be text; what stands for its other bytes becomes these again.
+    replace_file(path, content.encode(errors="surrogateescape") if isinstance(content, str) else content)
 
 
 def write_timing(detector: Detector, folder: Path, source: str | None, images: int, left_out: int = 0) -> str:

@@ -35,8 +35,8 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
         raise UserError(f"data.proposals={config.data.proposals}: is for pictures; those of a video's frames are made.")
     video = Video(path)
     named = [path.stem + suffix for _, suffix in WRITERS]
-    claim(folder, config.source, [*named, *targets(config.formats, detector.classes, [path.stem])], [path])
-    findings = Findings(detector.classes)
+    claim(folder, config.source, [*named, *targets(config.formats, detector.classes)], [path])
+    findings = Findings(detector.classes, ("frame", "time", "file"))
     frames = looked_at(detector, video.frames(), config.every, config.batch)
     file = None
     with ExitStack() as stack:

@@ -46,6 +46,9 @@ def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: P
 
     metric = build_data.metric(config.data, config.metric)
     device = build.device(config.runtime)
+    split = build_data.split_name(build_data.test_splits(config.data, config.split))
+    folder = Path(config.output).expanduser() if config.output else run / "eval" / split
+    evaluated.check_place(folder, split, names)
     test_set = build_sets.test_set(config.data, names, config.split)
     result = evaluate(
         model,
@@ -58,10 +61,8 @@ def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: P
     )
     if result is None:  # the first process has it
         return 0
-    split = build_data.split_name(build_data.test_splits(config.data, config.split))
-    folder = Path(config.output).expanduser() if config.output else run / "eval" / split
     about = [*evaluated.command("eval", arguments, config), *evaluated.training(run)]
-    report = evaluated.write(result, folder, split, evaluated.title(run, split), about)
     print(table(result))
+    report = evaluated.write(result, folder, split, evaluated.title(run, split), about)
     print(f"written to {folder}; open {report.name} there first")
     return 0

@@ -9,21 +9,37 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrcnn.cli.compose import to_yaml
+from fastrcnn.cli.run_folder import refuse_unusable
 
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
 
 
 def write(result: Evaluation, folder: Path, split: str, title: str, about: Sequence[tuple[str, str]]) -> Path:
-    """Writes all files of an evaluation into `folder`; returns the report. about: titles and texts to end it with."""
+    """Writes all files of an evaluation into `folder`; returns the report. about: titles and texts to end it with.
+
+    The figures come first and the detections last, so that a name that the file system does not take costs no figures.
+    Raises UserError.
+    """
     from fastrcnn.evaluation.evaluate import write_results
     from fastrcnn.evaluation.report_page import write_report
+    from fastrcnn.evaluation.result_files import write_comp4
     from fastrcnn.training.tracking import environment
 
-    write_results(result, folder, split)
-    return write_report(
-        result, folder, title, [*about, ("Environment", json.dumps(environment(), indent=2, ensure_ascii=False))]
-    )
+    write_results(result, folder)
+    about = [*about, ("Environment", json.dumps(environment(), indent=2, ensure_ascii=False))]
+    report = write_report(result, folder, title, about)
+    write_comp4(folder, split, result.detections, [s.image_id for s in result.samples])
+    return report
+
+
+def check_place(folder: Path, split: str, classes: Sequence[str]) -> None:
+    """Raises UserError, before the work, where the folder of an evaluation cannot be written to, and for a class whose
+    detections cannot have a file."""
+    from fastrcnn.evaluation.result_files import check_comp4
+
+    check_comp4(split, classes)
+    refuse_unusable(folder, f"output={folder}")
 
 
 def title(run: Path, split: str) -> str:

@@ -63,7 +63,9 @@ def shown(cell: Cell, values: list[Measured]) -> str:
     """A cell's measured part."""
     numbers = [v.value for v in values if v.value is not None]
     if not numbers:
-        return "for the server" if any(v.archive for v in values) else "-"
+        if any(v.archive for v in values):
+            return "for the server"
+        return "no ground truth" if values and cell.measure == "mAP" else "-"
     digits = DIGITS[cell.measure]
     mean = sum(numbers) / len(numbers)
     if len(numbers) == 1:

@@ -35,7 +35,8 @@ SHORT_SIDE = 600  # of the paper's pictures; five scales shrink in proportion
 
 @dataclass(frozen=True)
 class Measured:
-    """value: in the cell's measure; None where the truth is not public, and `archive` is for the evaluation server."""
+    """value: in the cell's measure; None where there is no ground truth, or none that is public: `archive` is for the
+    evaluation server then."""
 
     value: float | None
     folder: Path  # of the run

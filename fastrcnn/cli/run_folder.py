@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import uuid
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from typing import Any
 
 from fastrcnn.config import TrainConfig
 from fastrcnn.errors import UserError
+from fastrcnn.names import NAME_BYTES
 
 log = logging.getLogger("fastrcnn")
+PATH_BYTES = 3500  # bytes of a run's path; Linux takes 4095, and what an evaluation writes is up to 520 longer
 
 
 def run_folder(config: TrainConfig) -> tuple[Path, bool]:
@@ -31,11 +34,29 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
             raise UserError(f"resume=auto: there is no run in outputs/{config.name}. Name one with run=FOLDER.")
         return runs[-1].parent, True
     if config.run is None:
+        refuse_unusable(Path("outputs") / config.name, f"name={config.name}")
         stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
         return Path("outputs") / config.name / stamp, False
     folder = Path(config.run).expanduser()
+    refuse_unusable(folder, f"run={config.run}")
     refuse_used(folder)
     return folder, False
+
+
+def refuse_unusable(folder: Path, said: str) -> None:
+    """Raises UserError, which begins with `said`, where the folder cannot be made or written to."""
+    whole = folder.absolute()
+    if (longest := max(len(os.fsencode(part)) for part in whole.parts)) > NAME_BYTES:
+        raise UserError(f"{said}: a folder's name may have {NAME_BYTES} bytes, not {longest}. Choose a shorter one.")
+    if (length := len(os.fsencode(whole))) > PATH_BYTES:
+        raise UserError(f"{said}: a run's path may have {PATH_BYTES} bytes, not {length}. Choose a shorter one.")
+    try:
+        there = next(p for p in (whole, *whole.parents) if p.exists())
+    except OSError as error:
+        raise UserError(f"{said}: {folder} cannot be used ({error.strerror}). Choose another folder.") from None
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if there.is_dir() else "is not a folder"
+        raise UserError(f"{said}: {there} {what}. Choose another folder.")
 
 
 def refuse_used(folder: Path) -> None:

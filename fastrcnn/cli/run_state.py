@@ -131,7 +131,7 @@ class RunState:
         metric: Metric,
         dtype: torch.dtype,
     ) -> None:
-        """Evaluates, records, and writes best.pt where the mAP is the best so far.
+        """Evaluates, records, and writes best.pt where there is a mAP and it is the best so far.
 
         Raises Interrupted, at the next picture, where the run is to end; with several processes all do, each when its
         share is done or it is itself told to end.
@@ -141,6 +141,7 @@ class RunState:
         from fastrcnn.evaluation.evaluate import evaluate
         from fastrcnn.training import checkpoint
         from fastrcnn.training.loop import Interrupted
+        from fastrcnn.training.tracking import EVALUATED
 
         batches = self.until_interrupted(detection_loader(test_set, workers=workers))
 
@@ -152,16 +153,20 @@ class RunState:
         if outcome is None:  # the first process has it
             return
         self.outcome = outcome
-        mean_ap, ap = self.outcome.ap.mean or 0.0, self.outcome.ap.ap
+        mean_ap, ap = self.outcome.ap.mean, self.outcome.ap.ap
         for name, curve in self.outcome.ap.classes.items():
             if curve.ap is not None:
-                self.tracker.precision_recall(step, f"eval/{name}", curve)
-        if mean_ap > self.best:
+                self.tracker.precision_recall(step, f"eval/pr/{name}", curve)
+        if mean_ap is not None and mean_ap > self.best:
             self.best = mean_ap
             checkpoint.save(self.folder / "checkpoints" / "best.pt", self.content(step))
-        values = self.outcome.ap.figures | {f"ap/{n}": v for n, v in ap.items()} | {"mAP": mean_ap}  # see EVALUATED
-        self.tracker.scalars(step, {f"eval/{n}": v for n, v in values.items() if v is not None})
-        log.info("step %d: mAP %.4f", step, mean_ap)
+        values = self.outcome.ap.figures | {f"ap/{n}": v for n, v in ap.items()}
+        known = {f"eval/{n}": v for n, v in values.items() if v is not None}
+        self.tracker.scalars(step, known | {EVALUATED: mean_ap})  # last
+        if mean_ap is None:
+            log.warning("step %d: no mAP: no class has ground truth, so no best.pt is chosen", step)
+        else:
+            log.info("step %d: mAP %.4f", step, mean_ap)
 
     def until_interrupted(self, batches: Iterable[Pyramid]) -> Iterator[Pyramid]:
         """The batches, as long as nothing asks the run to end."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from fastrcnn.cli.compose import check_overrides, compose, config_folder, quoted
+from fastrcnn.cli.run_folder import refuse_unusable
 from fastrcnn.config import SCHEMAS, check_bounds, leaves
 from fastrcnn.errors import UserError
 from fastrcnn.launch import launch
@@ -52,8 +53,15 @@ def sweep(arguments: Sequence[str]) -> int:
     require_plugins(hydras)
     config = compose("train", first)
     folder = sweep_folder(config.name, hydras)
+    refuse_unusable(folder, f"hydra.sweep.dir={folder}")
     if "hydra/sweeper=optuna" in hydras and not config.data.test:
         raise UserError("hydra/sweeper=optuna: seeks the highest mAP, and with data.test=[] there is none.")
+    if "hydra/sweeper=optuna" in hydras:
+        from fastrcnn import build_data
+
+        names = build_data.classes(config.data)
+        if not build_data.has_truth(build_data.samples(config.data, config.data.test, names, need_pictures=False)):
+            raise UserError(f"hydra/sweeper=optuna: seeks the highest mAP, and there is {build_data.NO_TRUTH}.")
     claim_folder(folder, overrides, hydras)
     hydras = [a for a in hydras if not a.startswith("hydra.sweep.dir=")]
     if "hydra/sweeper=optuna" in hydras and not any(a.startswith("hydra.sweeper.direction=") for a in hydras):
@@ -140,7 +148,7 @@ def claim_folder(folder: Path, overrides: Sequence[str], hydras: Sequence[str]) 
 
 
 def job(composed: DictConfig) -> float:
-    """One run, in whatever process the launcher has for it; its mAP, or 0 where it has none."""
+    """One run, in whatever process the launcher has for it; its mAP, or for Optuna 0 where it failed."""
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
@@ -181,9 +189,11 @@ def read(path: Path) -> Any:
 def report(folder: Path) -> int:
     """Prints the runs, best first, and writes them to sweep.csv; returns 1 where one failed."""
     runs = [(int(p.parent.name), read(p)) for p in folder.glob(f"*/{RESULT}")]
-    runs.sort(key=lambda r: (r[1]["error"] is not None, -(r[1]["mAP"] or 0), r[0]))
+    runs.sort(key=lambda r: (r[1]["error"] is not None, r[1]["mAP"] is None, -(r[1]["mAP"] or 0), r[0]))
     settings = {number: dict(o.split("=", 1) for o in result["overrides"]) for number, result in runs}
-    keys = [k for k in dict.fromkeys(k for s in settings.values() for k in s) if differs(k, settings.values())]
+    columns = varied(folder)  # also where few runs are over, or none
+    columns += [k for k in dict.fromkeys(k for s in settings.values() for k in s) if differs(k, settings.values())]
+    keys = list(dict.fromkeys(columns))
     rows = [["run", *keys, "mAP"]]
     for number, result in runs:
         value = "failed" if result["error"] else "none" if result["mAP"] is None else f"{result['mAP']:.4f}"
@@ -196,6 +206,12 @@ def report(folder: Path) -> int:
         if result["error"]:
             print(f"fastrcnn: run {number} failed: {result['error']}", file=sys.stderr)
     return int(any(result["error"] for _, result in runs))
+
+
+def varied(folder: Path) -> list[str]:
+    """The keys that the sweep in the folder was given several values of."""
+    asked = [a.partition("=") for a in read(folder / "values.json") or []]
+    return [key for key, _, value in asked if len(parts(value)) > 1 or FUNCTION.fullmatch(value)]
 
 
 def differs(key: str, settings: Any) -> bool:

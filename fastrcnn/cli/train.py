@@ -138,6 +138,7 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
     if begin:
         start.take_classes(config.data, begin, str(config.start))
     names = build_data.classes(config.data)
+    build_data.warn_of_same_files(names)
     if config.data.test:
         build_data.image_ids(config.data, config.data.test)  # a list that is missing shows before the work
     torch.manual_seed(loop.seed_of(seed))
@@ -145,6 +146,8 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
     if begin:
         start.put_weights(model, begin, str(config.start))
     train_set, test_set = build_sets.both_sets(config.data, names, seed)
+    if test_set and distributed.leads() and not build_data.has_truth(test_set.samples):
+        log.warning("%s: %s; there will be no best.pt", ", ".join(config.data.test), build_data.NO_TRUTH)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     build.freeze_unused(model, solver)
     build.speed_and_memory(model, config.runtime, device)
@@ -234,11 +237,11 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
             )
     state.tracker.close()
     if state.outcome is not None:
+        print(table(state.outcome))
         split = build_data.split_name(config.data.test)
         report = evaluated.write(
             state.outcome, folder / "eval" / split, split, evaluated.title(folder, split), evaluated.training(folder)
         )
-        print(table(state.outcome))
         print(f"report: {report}")
     if distributed.leads():
         print(f"run: {folder}")

@@ -12,6 +12,7 @@ from fastrcnn.data.frames import image_notes
 from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.truth import Problem
 from fastrcnn.errors import nearest
+from fastrcnn.names import SAME_FILES, class_fault, comp4_id, same_files
 
 FEW_OBJECTS = 10  # of a class in training; a note is made of fewer
 FEW_BACKGROUND = 0.1  # share of training pictures that cannot fill a step; a note is made of more
@@ -30,8 +31,23 @@ def findings(records: Sequence[Record], classes: Sequence[str], lists: str, leav
         *_zero_based(records),
         *_letter_case(records),
         *_rare_classes(records, classes, lists),
+        *_without_truth(records, classes, lists),
         *_counted(records),
     ]
+
+
+def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str, test: str) -> list[Problem]:
+    """The classes that an evaluation on the split `test` cannot write files for, each at its first object."""
+    places: dict[str, tuple[Record, int]] = {}
+    for r in records:
+        for number, name in zip(r.truth.numbers, r.truth.names, strict=True):
+            places.setdefault(name, (r, number))
+    problems = []
+    for name in classes:
+        if fault := class_fault(name, test):
+            where = (str(places[name][0].annotation), places[name][1]) if name in places else (lists, None)
+            problems.append(Problem("classes", where[0], f"class {name[:40]!r} {fault}.", object=where[1]))
+    return problems
 
 
 def proposal_findings(records: Sequence[Record], stores: Iterable[ProposalStore]) -> list[Problem]:
@@ -146,14 +162,13 @@ def _zero_based(records: Sequence[Record]) -> list[Problem]:
 
 
 def _letter_case(records: Iterable[Record]) -> list[Problem]:
-    spellings: dict[str, dict[str, Record]] = defaultdict(dict)
+    first: dict[str, Record] = {}
     for r in records:
         for name in r.truth.names:
-            spellings[name.casefold()].setdefault(name, r)
+            first.setdefault(name, r)
     return [
-        Problem("letter_case", str(list(group.values())[-1].annotation), f"there are {_quoted(group)}.")
-        for group in spellings.values()
-        if len(group) > 1
+        Problem("letter_case", str(first[group[-1]].annotation), f"there are {_quoted(group)}, which {SAME_FILES}.")
+        for group in same_files(first)
     ]
 
 
@@ -181,6 +196,17 @@ def _rare_classes(records: Iterable[Record], classes: Sequence[str], lists: str)
     return problems
 
 
+def _without_truth(records: Sequence[Record], classes: Sequence[str], lists: str) -> list[Problem]:
+    """Whether no test image has an object that counts."""
+    test = [r for r in records if r.task.role == "test"]
+    if not test or any(
+        n in classes and not d for r in test for n, d in zip(r.truth.names, r.truth.difficult, strict=True)
+    ):
+        return []
+    what = f"no class has an object in the {len(test)} image(s) to test on, so there will be no mAP and no best.pt."
+    return [Problem("no_truth", lists, what)]
+
+
 def _counted(records: Sequence[Record]) -> list[Problem]:
     problems = _sum_up(
         "clipped", records, lambda r: r.truth.clipped, "{n} box(es) in {pictures} picture(s) were clipped."
@@ -190,6 +216,12 @@ def _counted(records: Sequence[Record]) -> list[Problem]:
         records,
         lambda r: int(r.truth.size is not None and not r.truth.names and not r.problems),
         "{n} picture(s) have no object.",
+    )
+    problems += _sum_up(
+        "escaped_id",
+        records,
+        lambda r: int(comp4_id(r.task.image_id) != r.task.image_id),
+        "{n} id(s) hold a space or a %.",
     )
     for colour in sorted({r.colour for r in records} - {"RGB"}):
         problems += _sum_up(

@@ -88,6 +88,12 @@ KINDS = {
     "letter_case": Kind(
         False, "Classes that differ in letter case", "Write the name in one way if they are one class."
     ),
+    "escaped_id": Kind(
+        False,
+        "Ids with spaces",
+        "comp4 files have them percent-encoded. Rename the images if the VOC devkit or a server is to read the files.",
+    ),
+    "no_truth": Kind(False, "Nothing to test on", "Choose other test lists, or data.test=[]."),
     "test_only": Kind(False, "Class without training objects", "Add training pictures of it, or leave the class out."),
     "few_objects": Kind(False, "Few training objects", "A class with so few can hardly be learned; add pictures."),
     "clipped": Kind(False, "Boxes clipped", "Nothing needs to be done: they were at most a pixel out of the picture."),

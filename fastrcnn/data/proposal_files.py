@@ -29,7 +29,8 @@ FORMATS = """\
   a proposal store of this program, the folder NAME.proposals
   MATLAB (5 to 7.3): cells `boxes` and `images` (the Fast R-CNN author's); `boxes`, `bboxes` and `scores` (MCG) or
       `bbs` (EdgeBoxes) of one image, or a folder of such files, ID.mat or ID_boxes.mat; `bbs` as a cell of images
-  a pickle of detectron2 (`ids`, `boxes`, `objectness_logits`) or of mmdetection (a list, or a dictionary by file name)
+  a pickle of detectron2 (`ids`, `boxes`, `objectness_logits`), of Detectron (`indexes`, `boxes`, `scores`) or of
+      mmdetection (a list, or a dictionary by file name)
   CSV with a header: image_id, x1, y1, x2, y2 or x, y, w, h, and a score or not
   JSON: a list of {"image_id": ..., "bbox": [x, y, width, height], "score": ...}"""
 

@@ -1,11 +1,18 @@
-"""Proposals that detectron2 and mmdetection pickled.
+"""Proposals that Detectron, detectron2 and mmdetection pickled. All count from zero.
 
-Sources: detectron2, data/build.py, load_proposals_into_dataset: a dictionary with `ids`, `boxes`, `objectness_logits`
-and perhaps `bbox_mode` (0 for corners, 1 for corner and size), or with Detectron's older names `indexes` and `scores`;
-its evaluation/coco_evaluation.py writes the same. mmdetection 2, tools/test.py --out of an RPN: a list of arrays
-(P, 5), one an image in the order of the annotations, and no ids. mmdetection 3,
-evaluation/metrics/dump_proposals_metric.py: a dictionary from FOLDER/NAME.jpg to an InstanceData with `bboxes` and
-`scores`. All count from zero, and x2 - x1 is the width.
+Detectron: a dictionary with `boxes`, `scores` and `indexes`; PCL and wetectron use its files. Its
+tools/convert_selective_search.py subtracts 1 from MATLAB's inclusive boxes and no more, so x2 - x1 + 1 is the width, as
+in its utils/boxes.py. Its core/test_engine.py, generate_rpn_on_dataset, writes `ids` instead of `indexes`;
+datasets/json_dataset.py, _add_proposals, reads both.
+
+detectron2: a dictionary with `ids`, `boxes`, `objectness_logits` and `bbox_mode` (0 for corners, 1 for corner and
+size), which evaluation/coco_evaluation.py writes; x2 - x1 is the width. Its data/build.py,
+load_proposals_into_dataset, only renames the keys of Detectron's files, and so reads their boxes a pixel too narrow;
+this reader does not.
+
+mmdetection 2, tools/test.py --out of an RPN: a list of arrays (P, 5), one an image in the order of the annotations, and
+no ids. mmdetection 3, evaluation/metrics/dump_proposals_metric.py: a dictionary from FOLDER/NAME.jpg to an InstanceData
+with `bboxes` and `scores`. x2 - x1 is the width. The lists of mmdetection 1 look the same and are inclusive.
 """
 
 from __future__ import annotations
@@ -32,7 +39,7 @@ def read_pickle(path: Path) -> Content:
     if isinstance(value, (list, tuple)):
         return Content("mmdetection's list (pickle)", HALF_OPEN, len(value), None, _mmdet(path, list(value)))
     if isinstance(value, dict) and "boxes" in value and {"ids", "indexes"} & {*value}:
-        return _detectron2(path, value)
+        return _detectron(path, value)
     if isinstance(value, dict) and value and all(isinstance(k, str) for k in value):
         ids = [_image_id(key) for key in value]
         return Content(
@@ -41,18 +48,22 @@ def read_pickle(path: Path) -> Content:
     keys = f" with the keys {', '.join(str(k)[:30] for k in list(value)[:5])}" if isinstance(value, dict) else ""
     raise UserError(
         f"{path}: a pickle of a {type(value).__name__}{keys}; known are detectron2's dictionary with `ids`, `boxes` "
-        "and `objectness_logits`, and mmdetection's list of arrays or dictionary of them by the name of the picture."
+        "and `objectness_logits`, Detectron's with `indexes`, `boxes` and `scores`, and mmdetection's list of arrays "
+        "or dictionary of them by the name of the image."
     )
 
 
-def _detectron2(path: Path, value: dict[Any, object]) -> Content:
-    ids, boxes = plain(value.get("ids", value.get("indexes"))), plain(value["boxes"])
-    scores = plain(value.get("objectness_logits", value.get("scores")))
+def _detectron(path: Path, value: dict[Any, object]) -> Content:
+    """The dictionary of detectron2, or of Detectron where it has one of the names that only Detectron writes and does
+    not state its convention as `bbox_mode`."""
+    id_key = "ids" if "ids" in value else "indexes"
+    score_key = "objectness_logits" if "objectness_logits" in value else "scores"
+    ids, boxes, scores = plain(value[id_key]), plain(value["boxes"]), plain(value.get(score_key))
     if isinstance(ids, np.ndarray):
         ids = ids.tolist()
     if not isinstance(ids, (list, tuple)) or not all(type(i) in (int, str) and len(str(i)) < 1000 for i in ids):
-        raise UserError(f"{path}: `ids` should be a list of texts or whole numbers.")
-    for name, found in (("boxes", boxes), ("objectness_logits", scores)):
+        raise UserError(f"{path}: `{id_key}` should be a list of texts or whole numbers.")
+    for name, found in (("boxes", boxes), (score_key, scores)):
         if found is None and name != "boxes":
             continue
         if not isinstance(found, (list, tuple)) or len(found) != len(ids):
@@ -61,16 +72,18 @@ def _detectron2(path: Path, value: dict[Any, object]) -> Content:
     mode = value.get("bbox_mode", 0)
     if type(mode) is not int or mode not in MODES:
         raise UserError(f"{path}: `bbox_mode` is {str(mode)[:30]}; known are 0 (corners) and 1 (corner and size).")
+    older = "bbox_mode" not in value and (id_key == "indexes" or (score_key == "scores" and scores is not None))
 
     def read(index: int) -> Pair:
         where = f"{path}, boxes[{index}] ('{ids[index]}')"
         one = as_boxes(plain(boxes[index]), where)  # type: ignore[index]
         if scores is None:
             return one, None
-        return one, as_scores(plain(scores[index]), one, f"{path}, objectness_logits[{index}]")  # type: ignore[index]
+        return one, as_scores(plain(scores[index]), one, f"{path}, {score_key}[{index}]")  # type: ignore[index]
 
+    writer, convention = ("Detectron", "xyxy-0-inclusive") if older else ("detectron2", MODES[mode])
     names = [str(i) for i in ids]
-    return Content("detectron2's dictionary (pickle)", CONVENTIONS[MODES[mode]], len(names), names, read)
+    return Content(f"{writer}'s dictionary (pickle)", CONVENTIONS[convention], len(names), names, read)
 
 
 def _mmdet(path: Path, values: list[object]) -> Callable[[int], Pair]:

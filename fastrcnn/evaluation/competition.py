@@ -8,8 +8,21 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fastrcnn.evaluation.result_files import replace_file, write_comp4
+from fastrcnn.errors import UserError
+from fastrcnn.evaluation.result_files import check_comp4, replace_file, write_comp4
 from fastrcnn.evaluation.voc_ap import ClassDetections
+from fastrcnn.names import comp4_id
+
+
+def check_voc_submission(split: str, classes: Sequence[str], image_ids: Sequence[str]) -> None:
+    """Raises UserError for a class or an image id that the server's files cannot hold."""
+    check_comp4(split, classes)
+    for image_id in image_ids:
+        if comp4_id(image_id) != image_id:
+            raise UserError(
+                f"Image id '{image_id[:100]}' holds a space or a %, which an evaluation server does not read. Rename "
+                "the image and its annotation."
+            )
 
 
 def write_voc_submission(
@@ -20,8 +33,9 @@ def write_voc_submission(
     This is what the VOC evaluation server unpacks; data_set is the devkit's folder, such as VOC2012. Every class has a
     file, an empty one where nothing was found. The archive is the same, byte by byte, for the same detections: it
     holds no times, owners, or names of machines. Returns the folder of the files and the archive. Raises UserError as
-    write_comp4 does.
+    check_voc_submission and write_comp4 do.
     """
+    check_voc_submission(split, list(detections), image_ids)
     main = folder / "results" / data_set / "Main"
     paths = write_comp4(main, split, detections, image_ids)
     content = io.BytesIO()

@@ -16,7 +16,7 @@ from fastrcnn import distributed
 from fastrcnn.evaluation import matches
 from fastrcnn.evaluation.metric import Metric, average_precision
 from fastrcnn.evaluation.recall import ProposalRecall, proposal_recall
-from fastrcnn.evaluation.result_files import write_comp4
+from fastrcnn.evaluation.result_files import replace_file
 from fastrcnn.evaluation.voc_ap import (
     ClassAP,
     ClassDetections,
@@ -141,10 +141,9 @@ def compare(
     return Evaluation(average_precision(detections, truth, metric), metric, classes, samples, detections, recall)
 
 
-def write_results(result: Evaluation, folder: Path, split: str) -> None:
-    """Writes metrics.json, timing.json, matches.npz for comparisons, and the detections, as
-    comp4_det_<split>_<class>.txt, into `folder`."""
-    write_comp4(folder, split, result.detections, [s.image_id for s in result.samples])
+def write_results(result: Evaluation, folder: Path) -> None:
+    """Writes matches.npz for comparisons, timing.json and metrics.json into `folder`. Raises UserError where it cannot
+    be written to."""
     matches.write(folder / matches.FILE, _matches(result))
     metrics: dict[str, Any] = {
         "mAP": result.ap.mean,
@@ -162,10 +161,8 @@ def write_results(result: Evaluation, folder: Path, split: str) -> None:
         }
     if result.seconds_per_image is not None:  # by itself, so that the same run gives the same metrics.json
         timing = {"seconds_per_image": result.seconds_per_image}
-        (folder / "timing.json").write_text(json.dumps(timing) + "\n", encoding="utf-8")
-    whole = folder / ".metrics.json.tmp"  # last, and whole: where it is, all is there
-    whole.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    whole.replace(folder / "metrics.json")
+        replace_file(folder / "timing.json", (json.dumps(timing) + "\n").encode())
+    replace_file(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())  # last: all is there then
 
 
 def _matches(result: Evaluation) -> matches.Matches:

@@ -9,8 +9,9 @@ makes equal what is not; those that read such files take numbers of any length, 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ import numpy as np
 
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.evaluation.voc_ap import ClassDetections
+from fastrcnn.names import class_fault, comp4_id, comp4_name
 
+log = logging.getLogger(__name__)
 # (image, score, x1, y1, x2, y2, width, height), half-open
 Row = tuple[int, float, float, float, float, float, float, float]
 
@@ -30,31 +33,35 @@ def write_comp4(
     """Writes comp4_det_<split>_<class>.txt for every class into `folder` and returns the paths.
 
     A line is `id score xmin ymin xmax ymax` with one-based inclusive coordinates (the devkit's results
-    format), so that x1 y1 x2 y2 becomes x1+1 y1+1 x2 y2. Files of the same name are replaced. Raises
-    UserError for a class or an id that the format cannot hold, and where the folder cannot be written to.
+    format), so that x1 y1 x2 y2 becomes x1+1 y1+1 x2 y2; see comp4_id for the ids. Files of the same name are
+    replaced. Raises UserError for a class that cannot be part of a file's name, and where the folder cannot be written
+    to.
     """
     folder = Path(folder)
-    check_comp4(detections, image_ids)
+    check_comp4(split, detections)
+    ids = [comp4_id(image_id) for image_id in image_ids]
+    if escaped := [(image_id, here) for image_id, here in zip(image_ids, ids, strict=True) if image_id != here]:
+        log.warning(
+            "%s: %d image id(s) hold a space or a %% and are percent-encoded in the comp4 files (%r as %r); `fastrcnn "
+            "reval` reads them back, the devkit does not",
+            folder,
+            len(escaped),
+            *escaped[0],
+        )
     paths = []
     for name, found in detections.items():
         boxes = np.add(found.boxes, (1, 1, 0, 0))
         rows = zip(found.images.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
-        lines = (f"{image_ids[i]} {s!r} {b[0]!r} {b[1]!r} {b[2]!r} {b[3]!r}\n" for i, s, b in rows)
-        paths.append(_write(folder / f"comp4_det_{split}_{name}.txt", "".join(lines)))
+        lines = (f"{ids[i]} {s!r} {b[0]!r} {b[1]!r} {b[2]!r} {b[3]!r}\n" for i, s, b in rows)
+        paths.append(_write(folder / comp4_name(split, name), "".join(lines)))
     return paths
 
 
-def check_comp4(classes: Iterable[str], image_ids: Iterable[str]) -> None:
-    """Raises UserError for a class or an id that comp4 files cannot hold."""
+def check_comp4(split: str, classes: Iterable[str]) -> None:
+    """Raises UserError for a class that cannot have a file of detections."""
     for name in classes:
-        if not name or name != Path(name).name or "\\" in name:
-            raise UserError(f"Class {name!r} cannot be part of a file's name. Rename it in the class list.")
-    for image_id in image_ids:
-        if len(image_id.split()) != 1 or image_id != image_id.strip():
-            raise UserError(
-                f"Image id {image_id!r} is empty or holds a space, which comp4 files cannot express. "
-                "Rename the image, or write COCO results."
-            )
+        if fault := class_fault(name, split):
+            raise UserError(f"Class {name[:40]!r} {fault}. Rename it in the class list.")
 
 
 def read_comp4(
@@ -84,7 +91,8 @@ def read_comp4(
                 f"{files[name]} is of class {name!r}, which the data set lacks.{nearest(name, classes)} "
                 f"Its classes are: {', '.join(classes)}. Rename the file or move it out of the folder."
             )
-    index = {image_id: i for i, image_id in enumerate(image_ids)}
+    index = {image_id: i for i, image_id in enumerate(image_ids)}  # as other programs write ids, and as this one does:
+    index |= {comp4_id(image_id): i for i, image_id in enumerate(image_ids)}
     return {name: _read_comp4_file(files[name], index) for name in classes if name in files}
 
 
@@ -98,7 +106,7 @@ def _read_comp4_file(path: Path, index: Mapping[str, int]) -> ClassDetections:
         if len(fields) != 6:
             raise UserError(f"{where}: wanted `id score xmin ymin xmax ymax`, found {line.strip()[:80]!r}.")
         score, x1, y1, x2, y2 = _numbers(fields[1:], where)
-        image = _image(fields[0], index, where, len(index))
+        image = _image(fields[0], index, where, len({*index.values()}))
         rows.append((image, score, x1 - 1, y1 - 1, x2, y2, x2 - (x1 - 1), y2 - (y1 - 1)))
     return _arrays(rows)
 
@@ -228,7 +236,7 @@ def _write(path: Path, text: str) -> Path:
 
 def replace_file(path: Path, content: bytes) -> Path:
     """Replaces `path` in one step, so that nobody ever reads half a file; UserError where that cannot be."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # not longer than a name may be
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -8,7 +8,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,28 +35,32 @@ class Tracker:
         self.csv_path = folder / "metrics.csv"
         kept = []
         if start and self.csv_path.is_file():
-            with self.csv_path.open(newline="") as file:  # the last row may be cut short, where the machine stopped
+            with self.csv_path.open(
+                newline="", encoding="utf-8", errors="replace"
+            ) as file:  # the last row may be cut short, where the machine stopped
                 kept = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) <= start]
         self.evaluated = any(r[:2] == [str(start), EVALUATED] for r in kept)  # else what there is of it is in doubt
         if not self.evaluated:
             kept = [r for r in kept if int(r[0]) < start or not r[1].startswith("eval/")]
         self._there = {(int(step), name) for step, name, _ in kept if int(step) == start}
         rewritten = folder / ".metrics.csv.tmp"
-        with rewritten.open("w", newline="") as file:
+        with rewritten.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["step", "name", "value"], *kept])
         rewritten.replace(self.csv_path)
-        self._file = self.csv_path.open("a", newline="")
+        self._file = self.csv_path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Numbers after `step` steps; names as `train/loss`. One that the run had already when it went on is left out:
-        a run that was over is evaluated again."""
+    def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Numbers after `step` steps; names as `train/loss`. None, for a number that does not exist, is `nan` in
+        metrics.csv and absent from TensorBoard. A number that the run had already when it was resumed is left out: a
+        run that was over is evaluated again."""
         for name, value in values.items():
             if (step, name) in self._there:
                 continue
-            self._csv.writerow([step, name, f"{value:.6g}"])
-            self._board.add_scalar(name, value, step)
+            self._csv.writerow([step, name, "nan" if value is None else f"{value:.6g}"])
+            if value is not None:
+                self._board.add_scalar(name, value, step)
         self._file.flush()
 
     def precision_recall(self, step: int, name: str, found: ClassAP) -> None:
@@ -79,7 +83,7 @@ class Silent(Tracker):
     def __init__(self, evaluated: bool) -> None:
         self.evaluated = evaluated
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         """Does nothing, as the others."""
 
     def precision_recall(self, step: int, name: str, found: ClassAP) -> None: ...
@@ -156,6 +160,7 @@ def describe_run(folder: Path, config_yaml: str) -> None:
     whole = folder / ".config.yaml.tmp"  # a run whose configuration is cut short could not go on
     whole.write_text(config_yaml, encoding="utf-8")
     whole.replace(folder / "config.yaml")
-    with (folder / "command.txt").open("a", encoding="utf-8") as file:
+    # a path on the command line need not be text
+    with (folder / "command.txt").open("a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}\n")
     (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")

@@ -197,6 +197,17 @@ def test_without_truth_the_message_names_competition(call: Call, detector: Path,
     assert "2 of the 2 images of 'annotations/image_info_test-dev2020.json' have no annotation" in err
 
 
+def test_ids_that_a_server_does_not_read_are_refused_before_detection(
+    call: Call, detector: Path, year: VocFolder
+) -> None:
+    year.picture("50%")
+    year.split("test", "2008_000001", "50%")
+    err = refused(call, *voc_arguments(detector, year, "split=VOC2012/test", "competition=true"))
+    assert "Image id '50%' holds a space or a %" in err
+    assert not Path("outputs").exists()
+    assert not Path("data").exists(), "no proposals were made"
+
+
 def test_some_annotations_of_another_competition_are_no_truth(call: Call, detector: Path, year: VocFolder) -> None:
     year.add("2008_000003", ("dog", (1, 1, 9, 9), False))
     year.split("test", "2008_000001", "2008_000002", "2008_000003")

@@ -22,6 +22,7 @@ from fastrcnn.data.images import read_image
 from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
 
 Call = Callable[..., tuple[int, str, str]]
+HEADER = "image_id,file,category,category_id,score,x1,y1,x2,y2"
 FAST = [
     "runtime.device=cpu",
     "runtime.precision=float32",
@@ -71,6 +72,7 @@ def test_a_list_with_a_broken_picture_and_two_of_one_name(
     for e in found:
         assert slim_run.CLASSES[e["category_id"] - 1] == e["category"]
         assert 0 <= e["bbox"][0] <= e["bbox"][0] + e["bbox"][2] <= (60.01 if e["image_id"] == "x_p.jpg" else 300.01)
+    assert (folder / "detections.csv").read_text(encoding="utf-8").startswith(HEADER + "\n")
     rows = list(csv.DictReader((folder / "detections.csv").open(encoding="utf-8", newline="")))
     assert len(rows) == len(found)
     for row, e in zip(rows, found, strict=True):
@@ -212,7 +214,7 @@ def test_nothing_found_is_status_3_and_says_why(call: Call, run: Path, voc: VocF
     assert f"nothing is drawn: the best score is {best:.3f}, and draw_threshold=1" in out
     out, _ = detect(call, f"source={picture}", "detection.score_threshold=1", "formats=csv", status=3)
     assert "nothing is drawn: no score reaches detection.score_threshold" in out
-    assert (run / "detect" / "p" / "detections.csv").read_text() == "image_id,score,x1,y1,x2,y2\n"
+    assert (run / "detect" / "p" / "detections.csv").read_text() == HEADER + "\n"
 
 
 @pytest.fixture
@@ -231,6 +233,10 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
     out, _ = detect(call, f"source={clip}", "every=3", "output=found", "draw_threshold=0.01", "formats=[json,csv]")
     assert clip.read_bytes() == before
     assert "video and detections.json and detections.csv in found" in out
+    detect(call, f"source={clip}", "every=3", "output=none", "detection.score_threshold=1", "formats=csv", status=3)
+    header = HEADER.replace("file", "frame,time,file")
+    assert Path("found/detections.csv").read_text().splitlines()[0] == header
+    assert Path("none/detections.csv").read_text() == header + "\n"
     assert {p.name for p in Path("found").iterdir()} == {clip.name, "detections.json", "detections.csv", "timing.json"}
     drawn, plain = video.Video(Path("found") / clip.name), video.Video(clip)
     assert drawn.rate == 10
@@ -265,7 +271,6 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
         (["source=cut"], ["none of the 2 files is a picture"]),
         (["source=cut/1.jpg"], ["fastrcnn: cut/1.jpg: not a picture"]),
         (["source=a b.png", "formats=[jsn]"], ["formats=jsn: should be of json, csv, comp4. Did you mean 'json'?"]),
-        (["source=a b.png", "formats=comp4"], ["Image id 'a b' is empty or holds a space"]),
         (["source=a b.png", "draw_threshold=7"], ["draw_threshold=7.0: should be from 0 to 1"]),
         (["source=a b.png", "output=a b.png/x"], ["a b.png/x: cannot be made"]),
         (["source=a b.png", "batch=0"], ["batch=0: should be at least 1"]),

@@ -13,7 +13,7 @@ from voc_folder import VocFolder
 from fastrcnn.cli import paper_tables, reproduce, reproduce_runs
 from fastrcnn.cli.compose import compose, options
 from fastrcnn.cli.paper_tables import TABLES, Cell, Work
-from fastrcnn.cli.reproduce_report import markdown
+from fastrcnn.cli.reproduce_report import markdown, shown
 from fastrcnn.cli.reproduce_runs import Measured, Plan
 from fastrcnn.errors import UserError
 
@@ -376,3 +376,11 @@ def test_without_scikit_learn_nothing_is_trained(call: Call, known: list[str], m
     assert status == 1
     assert "fastrcnn[svm]" in err
     assert not Path("outputs/reproduce").exists()
+
+
+def test_a_cell_says_why_it_has_no_figure() -> None:
+    cell, run = Cell("", "", 66.9, Work("s")), Path("run")
+    assert shown(cell, [Measured(66.9, run)]) == "66.9"
+    assert shown(cell, [Measured(None, run)]) == "no ground truth"
+    assert shown(cell, [Measured(None, run, run / "results.tgz")]) == "for the server"
+    assert shown(cell, []) == "-"

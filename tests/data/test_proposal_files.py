@@ -143,7 +143,7 @@ FORMATS: dict[str, Made] = {
     "edges73.mat": (lambda p: hdf5(p, **EDGE), "EdgeBoxes", "xywh-1", None, True),
     "d2.pkl": (lambda p: pickled(p, DETECTRON2), "detectron2", "xyxy-0-halfopen", IDS, True),
     "d2wh.pkl": (lambda p: pickled(p, {**DETECTRON2, "bbox_mode": 1}), "detectron2", "xywh-0", IDS, True),
-    "d1.pkl": (lambda p: pickled(p, OLDER, 2), "detectron2", "xyxy-0-halfopen", ["12", "5", "7"], True),
+    "d1.pkl": (lambda p: pickled(p, OLDER, 2), "Detectron's", "xyxy-0-inclusive", ["12", "5", "7"], True),
     "list.pkl": (lambda p: pickled(p, edge(BOXES)), "mmdet", "xyxy-0-halfopen", None, True),
     "list4.pkl": (lambda p: pickled(p, BOXES, 0), "mmdet", "xyxy-0-halfopen", None, False),
     "dict.pkl": (
@@ -249,6 +249,35 @@ def test_the_authors_file_is_read_as_fast_rcnn_reads_it(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.convention.read(found.boxes(n)[0]), theirs + np.array([0, 0, 1, 1]))
 
 
+def test_a_detectron_pickle_is_what_its_converter_makes_of_matlab_boxes(tmp_path: Path) -> None:
+    """MATLAB's (y1, x1, y2, x2) = (1, 1, 10, 20) is all of an image 20 wide and 10 high. The converter reorders the
+    columns and subtracts 1."""
+    matlab = np.array([[1.0, 1, 10, 20], [3, 5, 3, 5]])  # and a single pixel
+    theirs = matlab[:, (1, 0, 3, 2)] - 1
+    value = {"boxes": [theirs.astype(np.float32)], "scores": [np.zeros(2, np.float32)], "indexes": [5]}
+    found = open_proposals(pickled(tmp_path / "voc_2007_trainval.pkl", value))
+    assert found.convention.read(found.boxes(0)[0]).tolist() == [[0, 0, 20, 10], [4, 2, 5, 3]]
+
+
+KEYS = {  # which keys there are -> whose file it is, and what its boxes mean
+    "indexes scores": "Detectron xyxy-0-inclusive",
+    "indexes": "Detectron xyxy-0-inclusive",
+    "ids scores cfg": "Detectron xyxy-0-inclusive",
+    "ids": "detectron2 xyxy-0-halfopen",
+    "ids objectness_logits": "detectron2 xyxy-0-halfopen",
+    "ids scores bbox_mode": "detectron2 xyxy-0-halfopen",
+    "indexes scores bbox_mode": "detectron2 xyxy-0-halfopen",
+}
+
+
+@pytest.mark.parametrize("keys", KEYS)
+def test_the_keys_of_a_pickle_say_whose_it_is(tmp_path: Path, keys: str) -> None:
+    values = {"bbox_mode": 0, "cfg": "MODEL: {}", "ids": [1], "indexes": [1]}
+    value = {k: values.get(k, [np.zeros(1)]) for k in keys.split()} | {"boxes": [np.array([[0.0, 0, 3, 3]])]}
+    found = open_proposals(pickled(tmp_path / "p.pkl", value))
+    assert f"{found.format.partition(chr(39))[0]} {found.convention}" == KEYS[keys]
+
+
 @pytest.mark.parametrize(("image_id", "count"), [("000004", 2888), ("001551", 2057)])
 def test_real_files_of_selective_search(test_data: Path, image_id: str, count: int) -> None:
     found = open_proposals(test_data / "selective_search")
@@ -279,6 +308,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "keys.pkl": (lambda p: pickled(p, {1: 2}), "with the keys 1; known are"),
     "number.pkl": (lambda p: pickled(p, 5), "a pickle of a int"),
     "mode.pkl": (lambda p: pickled(p, {**DETECTRON2, "bbox_mode": 4}), "`bbox_mode` is 4"),
+    "indexes.pkl": (lambda p: pickled(p, {**OLDER, "indexes": [0.5] * 3}), "`indexes` should be a list of texts"),
+    "scores.pkl": (lambda p: pickled(p, {**OLDER, "scores": [1]}), "`scores` should be a list of 3 arrays.* is 1"),
     "length.pkl": (lambda p: pickled(p, {**DETECTRON2, "ids": ["a"]}), "`boxes` should be a list of 1 arrays.* is 3"),
     "items.pkl": (lambda p: pickled(p, {"a.jpg": "boxes"}), "str where numbers"),
     "json.json": (lambda p: text(p, '[{"image_id": 1,\n "bbox": [1, 2, 3'), "line 2, object 1: not JSON"),

@@ -12,7 +12,7 @@ import torch
 
 from fastrcnn.evaluation.evaluate import Evaluation, above_thresholds, compare, evaluate, table, write_results
 from fastrcnn.evaluation.recall import proposal_recall
-from fastrcnn.evaluation.result_files import read_comp4
+from fastrcnn.evaluation.result_files import read_comp4, write_comp4
 from fastrcnn.evaluation.voc_ap import ClassDetections
 from fastrcnn.inference import DetectionSettings
 from fastrcnn.model.fast_rcnn import FastRCNN
@@ -80,7 +80,7 @@ def test_a_class_without_an_entry_is_left_out_and_one_with_an_empty_entry_is_not
 
 
 def test_metrics_json_holds_what_the_design_promises(result: Evaluation, tmp_path: Path) -> None:
-    write_results(result, tmp_path / "eval" / "test", "test")
+    write_results(result, tmp_path / "eval" / "test")
     text = (tmp_path / "eval" / "test" / "metrics.json").read_text(encoding="utf-8")
     metrics = json.loads(text)
     assert "NaN" not in text
@@ -96,7 +96,7 @@ def test_metrics_json_holds_what_the_design_promises(result: Evaluation, tmp_pat
 
 def test_without_any_truth_there_is_no_mean_and_no_nan(tmp_path: Path) -> None:
     empty = compare({"cat": DETECTIONS["cat"]}, [sample("000001")], ["cat"], "voc07")
-    write_results(empty, tmp_path, "test")
+    write_results(empty, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["mAP"] is None
     assert "no class has truth" in table(empty)
     assert table(empty).splitlines()[-1] == "without truth in these images: cat"
@@ -125,7 +125,8 @@ def test_what_is_written_reads_back_to_the_same_ap(tmp_path: Path, metric: str) 
         detections[name] = ClassDetections(images, scores, found_boxes)
     before = compare(detections, samples, CLASSES, metric)
     assert 0.1 < before.ap.mean < 0.9
-    write_results(before, tmp_path, "VOC2007-test")
+    write_results(before, tmp_path)
+    write_comp4(tmp_path, "VOC2007-test", before.detections, [s.image_id for s in samples])
     again = read_comp4(tmp_path, "VOC2007-test", CLASSES, [s.image_id for s in samples])
     after = compare(again, samples, CLASSES, metric)
     assert after.ap.ap == before.ap.ap

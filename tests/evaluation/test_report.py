@@ -94,7 +94,7 @@ def test_numbers_of_a_class_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_page_has_the_ap_of_metrics_json(tmp_path: Path, metric: Metric) -> None:
     result = evaluation(tmp_path, metric)
-    write_results(result, tmp_path / "out", "test")
+    write_results(result, tmp_path / "out")
     path = write_report(result, tmp_path / "out", "x", [])
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     html = path.read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     for name, right in (("one", 4), ("two", 6)):
         result = evaluation(folder, right)
-        write_results(result, folder / name, "test")
+        write_results(result, folder / name)
         write_report(result, folder, HOSTILE, [("Command", HOSTILE)])
     found = compare_runs({name: read(folder / name) for name in ("one", "two")}, 100, 0)
     (folder / "compare.html").write_text(compare_page(found), encoding="utf-8")

@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 
 from fastrcnn.errors import UserError
-from fastrcnn.evaluation.result_files import read_coco, read_comp4, write_coco, write_comp4
+from fastrcnn.evaluation.result_files import (
+    read_coco,
+    read_comp4,
+    replace_file,
+    write_coco,
+    write_comp4,
+)
 from fastrcnn.evaluation.voc_ap import ClassDetections
+from fastrcnn.names import same_files
 
 IDS = ["000001", "2008_000002", "img-3"]
 
@@ -102,12 +109,56 @@ def test_comp4_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
         read_comp4(tmp_path, "test", ["dog"], IDS)
 
 
-def test_comp4_refuses_what_it_cannot_express(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="'a/b'"):
-        write_comp4(tmp_path, "test", {"a/b": some(0)}, IDS)
-    with pytest.raises(UserError, match="'my image'"):
-        write_comp4(tmp_path, "test", {"dog": some(0)}, [*IDS, "my image"])
+@pytest.mark.parametrize(
+    ("name", "split", "says"),
+    [
+        ("", "test", "is empty"),
+        ("a/b", "test", "'a/b' holds a slash"),
+        ("a\\b", "test", "holds a slash"),
+        ("a\nb", "test", r"holds the character '\\n'"),
+        ("a\tb", "test", r"holds the character '\\t'"),
+        ("a\u2028b", "test", r"holds the character '\\u2028'"),
+        ("a\ud800b", "test", r"holds the character '\\ud800'"),
+        (" a", "test", "begins or ends with a space"),
+        ("a\u00a0", "test", "begins or ends with a space"),
+        ("c" * 237, "test", "would have 256 bytes, and may have 255"),  # comp4_det_test_ and .txt are 19
+        ("ü" * 119, "test", "would have 257 bytes"),
+        ("c", "s" * 241, "would have 257 bytes"),  # comp4_det_ and _ and .txt are 15
+    ],
+)
+def test_a_class_that_cannot_have_a_file_is_refused(tmp_path: Path, name: str, split: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        write_comp4(tmp_path, split, {name: some(0)}, IDS)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a b", "c" * 236, "ü" * 118, "mAP", "<b>&%s", "[x]*?", "\u65e5\u672c"])
+def test_any_other_class_has_a_file_that_reads_back(tmp_path: Path, name: str) -> None:
+    (path,) = write_comp4(tmp_path, "test", {name: some(0)}, IDS)
+    assert path.is_file()
+    assert_same(read_comp4(tmp_path, "test", [name], IDS)[name], some(0))
+
+
+def test_ids_with_spaces_are_percent_encoded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The encoding is that of addresses, RFC 3986: a percent sign and two digits for each byte of UTF-8."""
+    ids = ["Screenshot (578)", "a b", "a%20b", "50%", "caf\udce9", "no\u00a0break", "plain-1_é"]
+    encoded = ["Screenshot%20(578)", "a%20b", "a%2520b", "50%25", "caf%ED%B3%A9", "no%C2%A0break", "plain-1_é"]
+    corners = np.arange(14.0).reshape(7, 2)
+    detections = {"dog": ClassDetections(np.arange(7), np.linspace(0, 1, 7), np.hstack((corners, corners + 9)))}
+    (path,) = write_comp4(tmp_path, "test", detections, ids)
+    assert [line.split(" ")[0] for line in path.read_text(encoding="utf-8").splitlines()] == encoded
+    assert "6 image id(s)" in caplog.text
+    assert_same(read_comp4(tmp_path, "test", ["dog"], ids)["dog"], detections["dog"])
+    path.write_text("50% .5 1 1 2 2\n50%25 .5 1 1 2 2\n", encoding="utf-8")  # as other programs write the id, too
+    assert read_comp4(tmp_path, "test", ["dog"], ids)["dog"].images.tolist() == [3, 3]
+    caplog.clear()
+    write_comp4(tmp_path, "test", {"dog": some(0)}, IDS)
+    assert not caplog.text
+
+
+def test_names_that_one_file_system_takes_and_another_mixes_up() -> None:
+    names = ["Cat", "dog", "cat", "caf\u00e9", "cafe\u0301", "cart"]
+    assert same_files(names) == [["Cat", "cat"], ["caf\u00e9", "cafe\u0301"]]
 
 
 def test_unwritable_place(tmp_path: Path) -> None:
@@ -227,3 +278,8 @@ def test_coco_refuses_other_files(tmp_path: Path, text: str, says: str) -> None:
         read_coco(path, ["1"], {"dog": 1})
     with pytest.raises(UserError, match="cannot be read"):
         read_coco(tmp_path / "missing.json", ["1"], {"dog": 1})
+
+
+def test_a_name_may_have_all_its_bytes_while_it_is_written(tmp_path: Path) -> None:
+    path = replace_file(tmp_path / ("n" * 255), b"x")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

@@ -49,6 +49,21 @@ def test_a_row_cut_short_is_dropped_on_going_on(tmp_path: Path) -> None:
     assert rows(tmp_path) == [["step", "name", "value"], ["10", "a", "1.5"]]
 
 
+def test_a_number_that_does_not_exist_is_nan(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path)
+    tracker.scalars(3, {"eval/ap/\u65e5\u672c, a": 0.5, "eval/mAP": None})
+    tracker.close()
+    assert (tmp_path / "metrics.csv").read_bytes().decode("utf-8").splitlines() == [
+        "step,name,value",
+        '3,"eval/ap/\u65e5\u672c, a",0.5',
+        "3,eval/mAP,nan",
+    ]
+    assert EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"] == ["eval/ap/\u65e5\u672c, a"]
+    again = Tracker(tmp_path, start=3)
+    again.close()
+    assert again.evaluated
+
+
 def test_a_new_run_begins_a_new_file(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("step,name,value\n10,a,1.5\n")
     Tracker(tmp_path).close()

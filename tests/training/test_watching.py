@@ -127,16 +127,16 @@ def test_the_curve_of_a_class_counted_by_hand() -> None:
 
 def test_tensorboard_holds_the_curve(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path)
-    tracker.precision_recall(7, "eval/cat", class_ap(*a_class()))
+    tracker.precision_recall(7, "eval/pr/cat", class_ap(*a_class()))
     tracker.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
-    (event,) = events.Tensors("eval/cat")
+    (event,) = events.Tensors("eval/pr/cat")
     assert event.step == 7
     table = tensor_util.make_ndarray(event.tensor_proto)  # right, wrong, ..., precision, recall by threshold
     assert table.shape == (6, 127)
     assert table[:2, 63].tolist() == [2, 1], "at the threshold 63 / 126 = .5"
-    assert events.summary_metadata["eval/cat"].plugin_data.plugin_name == "pr_curves"
+    assert events.summary_metadata["eval/pr/cat"].plugin_data.plugin_name == "pr_curves"
 
 
 def test_a_profile_is_a_trace_of_steps_10_to_19(tmp_path: Path) -> None:
