@@ -17,13 +17,14 @@ from fastrcnn.cli.sweep import FLAGS, sweep
 from fastrcnn.config import TrainConfig
 from fastrcnn.errors import UserError
 from fastrcnn.launch import launch
-from fastrcnn.training.signals import Stop, heeded
+from fastrcnn.training.signals import Stop, handle_signals
 
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
     from fastrcnn.structures import Batch
 
 log = logging.getLogger("fastrcnn")
+UNTRAINED = "nothing was trained yet"
 EXAMPLES = [
     "fastrcnn train experiment=demo",
     "fastrcnn train recipe=scratch data=custom data.root=mydata",
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> int:
     """Trains, evaluates, and says where everything is."""
     if any(argument in FLAGS for argument in arguments):
         return sweep(arguments)
-    with heeded():  # from the first moment on
+    with handle_signals(UNTRAINED):
         run(configure(arguments))
     return 0
 
@@ -90,7 +91,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
 
     SIGTERM or SIGINT end it after a step, which is saved: Stopped.
     """
-    with heeded() as stop:
+    with handle_signals(UNTRAINED) as stop:
         return run_until(config, stop)
 
 
