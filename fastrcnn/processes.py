@@ -23,13 +23,15 @@ STARTING = "FASTRCNN_STARTING"  # environment variable of processes whose starte
 
 
 def refuse_import() -> None:
-    """Raises SystemExit in a process that is still importing the script that started it.
+    """Ends a process that is still importing the script that started it.
 
     A process that is not forked imports the script first. Where the script works without
     `if __name__ == "__main__":`, the import would do the same work again, and start processes again.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # as Python's own check does
-        raise SystemExit(UNGUARDED if STARTING in os.environ else unguarded())
+        if STARTING in os.environ:
+            os._exit(UNGUARDED)  # a fork server's process would turn SystemExit into the status 1
+        raise SystemExit(unguarded())
 
 
 def unguarded() -> str:

@@ -5,6 +5,7 @@ Neither torch nor Hydra is imported before the arguments have been looked at.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
@@ -70,6 +71,12 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is None:  # not of a file
+            raise
+        if speaks():
+            print(f"fastrcnn: {_unusable(error)}", file=sys.stderr)
         return 1
 
 
@@ -152,6 +159,19 @@ def _out_of_memory(verb: str, error: Exception) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def _unusable(error: OSError) -> str:
+    """What to do about a file or folder that the system does not let us use."""
+    advice = "Check this path."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        os.umask(mask := os.umask(0))
+        advice = "Check who may read and write it and the folders above it, or choose another place."
+        if mask & 0o700:
+            advice += f" The umask is {mask:04o}: what you create, you cannot use yourself; `umask 022` is usual."
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        advice = "Make room, or choose another place."
+    return f"{os.fsdecode(error.filename)}: {error.strerror}. {advice}"
 
 
 def _unfit_pair(error: Exception) -> str:

@@ -177,7 +177,7 @@ def _with_proposals(
     difficult_too = settings.use_difficult and not is_coco(record.task.source)  # COCO's crowds are not trained on
     used = torch.from_numpy(truth.boxes if difficult_too else truth.boxes[~truth.difficult])
     rois = torch.cat((torch.from_numpy(sound), used))
-    best = box_ops.iou(rois, used).amax(dim=1) if len(used) else torch.zeros(len(rois))
+    best = box_ops.iou(rois, used).amax(dim=1) if len(used) else rois.new_zeros(len(rois))
     low, high = settings.bg_iou
     return replace(
         record,

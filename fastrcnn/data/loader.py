@@ -24,14 +24,14 @@ def collate(examples: Sequence[Example]) -> Batch:
     """A Batch of pictures, padded with 0 to the largest height and width among them."""
     height = max(e.image.shape[0] for e in examples)
     width = max(e.image.shape[1] for e in examples)
-    images = torch.zeros((len(examples), 3, height, width), dtype=torch.uint8)
+    images = torch.zeros((len(examples), 3, height, width), dtype=torch.uint8, device="cpu")
     for i, e in enumerate(examples):
         h, w = e.image.shape[:2]
-        images[i, :, :h, :w] = torch.from_numpy(np.ascontiguousarray(e.image)).permute(2, 0, 1)
+        images[i, :, :h, :w] = torch.from_numpy(np.require(e.image, requirements=("C", "W"))).permute(2, 0, 1)
     return Batch(
         images=images,
-        sizes=torch.tensor([e.image.shape[:2] for e in examples]),
-        scales=torch.tensor([e.scale for e in examples], dtype=torch.float64),
+        sizes=torch.tensor([e.image.shape[:2] for e in examples], device="cpu"),
+        scales=torch.tensor([e.scale for e in examples], dtype=torch.float64, device="cpu"),
         proposals=[to_tensor(e.proposals) for e in examples],
         boxes=[to_tensor(e.boxes) for e in examples],
         labels=[torch.from_numpy(e.labels.copy()) for e in examples],
