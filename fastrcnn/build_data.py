@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import cast
 
@@ -105,6 +107,15 @@ def checked_names(names: list[str]) -> list[str]:
             raise UserError(
                 f"data.classes: '{name}' cannot be part of a file's name, as the detections' names need it."
             )
+    for name, encoding in product(names, ("utf-8", sys.getfilesystemencoding())):
+        try:
+            name.encode(encoding)
+        except UnicodeEncodeError:
+            raise UserError(
+                f"data.classes: {name!a} has characters that {encoding}, the encoding of files or of their names here, "
+                "lacks; the detections' files need it. Use UTF-8: set the environment variable PYTHONUTF8=1, or a "
+                "locale such as LC_ALL=C.UTF-8."
+            ) from None
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise UserError(f"data.classes: '{twice[0]}' comes twice.")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -72,6 +73,12 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except UnicodeEncodeError as error:
+        if error.encoding.replace("_", "-") not in (sys.getfilesystemencoding(), "utf-8"):
+            raise
+        if speaks():
+            print(f"fastrcnn: {_not_a_name(error)}", file=sys.stderr)
+        return 1
     except OSError as error:
         if error.filename is None:  # not of a file
             raise
@@ -90,6 +97,7 @@ def _answer(arguments: list[str]) -> int:
     from fastrcnn.processes import refuse_import
 
     refuse_import()
+    show_any_text()
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if arguments else 2
@@ -115,6 +123,13 @@ def _answer(arguments: list[str]) -> int:
         return 0
     speak(rest)
     return module.main([argument for argument in rest if argument not in (*QUIET, *VERBOSE)])
+
+
+def show_any_text() -> None:
+    """From now on characters that the terminal's encoding lacks are printed as escapes, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def speak(arguments: list[str], head: str = "") -> None:
@@ -159,6 +174,17 @@ def _out_of_memory(verb: str, error: Exception) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def _not_a_name(error: UnicodeEncodeError) -> str:
+    """What to do about a name that cannot be written in the encoding of file names, or in UTF-8 files."""
+    name, encoding = ascii(error.object[:200]), sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        return f"{name}: is not valid UTF-8, in which files are written. Rename what has this name."
+    return (
+        f"{name}: has characters that {encoding}, the encoding of file names here, lacks. Use UTF-8: set the "
+        "environment variable PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8."
+    )
 
 
 def _unusable(error: OSError) -> str:

@@ -193,7 +193,7 @@ def _held(work: Path, shared: bool = False) -> Iterator[None]:
     those alone that do not share it. Raises UserError."""
     try:
         work.mkdir(parents=True, exist_ok=True)
-        handle = (work / "lock").open("a+")  # a shared lock over NFS is for files that are read
+        handle = (work / "lock").open("ab+")  # a shared lock over NFS is for files that are read
     except OSError as error:
         raise UserError(f"{work}: cannot be written ({error}); choose another place for the store.") from error
     with handle:

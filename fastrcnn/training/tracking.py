@@ -35,17 +35,19 @@ class Tracker:
         self.csv_path = folder / "metrics.csv"
         kept = []
         if start and self.csv_path.is_file():
-            with self.csv_path.open(newline="") as file:  # the last row may be cut short, where the machine stopped
+            with self.csv_path.open(
+                newline="", encoding="utf-8"
+            ) as file:  # the last row may be cut short, where the machine stopped
                 kept = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) <= start]
         self.evaluated = any(r[:2] == [str(start), EVALUATED] for r in kept)  # else what there is of it is in doubt
         if not self.evaluated:
             kept = [r for r in kept if int(r[0]) < start or not r[1].startswith("eval/")]
         self._there = {(int(step), name) for step, name, _ in kept if int(step) == start}
         rewritten = folder / ".metrics.csv.tmp"
-        with rewritten.open("w", newline="") as file:
+        with rewritten.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["step", "name", "value"], *kept])
         rewritten.replace(self.csv_path)
-        self._file = self.csv_path.open("a", newline="")
+        self._file = self.csv_path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
 
@@ -113,7 +115,7 @@ def claim(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
+        lock = (folder / ".lock").open("ab")
     except OSError as error:
         raise UserError(
             f"run={folder}: cannot be written to ({error.strerror}). Choose another with run=PATH."

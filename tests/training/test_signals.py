@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -93,3 +94,42 @@ def test_a_second_signal_ends_the_process_at_once_and_one_that_is_sent_twice_is_
     assert done.returncode == 130
     assert done.stdout == "goes on\n"
     assert "Traceback" not in done.stderr
+
+
+IMPORTING = """
+import os, signal, sys
+from fastrcnn.cli import main
+def module(verb):
+    import importer
+import fastrcnn.cli
+fastrcnn.cli.importlib.import_module = module
+sys.exit(main(["check"]))
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_during_an_import_that_would_lose_its_exception_a_signal_ends_the_program(
+    tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    (tmp_path / "importer.py").write_text(
+        f"import os\ntry:\n    os.kill(os.getpid(), {number:d})\nexcept BaseException:\n    print('lost')\n",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr == f"fastrcnn: interrupted by {number.name}.\n"
+
+
+def test_an_error_that_follows_from_a_lost_exception_is_the_signal() -> None:
+    with pytest.raises(Stopped) as stopped, handle_signals():  # noqa: PT012 - the handler is there inside only
+        with contextlib.suppress(Stopped):
+            os.kill(os.getpid(), signal.SIGINT)
+        raise AttributeError("module 'numpy' has no attribute 'matrix'")
+    assert stopped.value.status == 130
+
+
+def test_an_error_without_a_signal_stays_what_it_is() -> None:
+    with pytest.raises(AttributeError), handle_signals():
+        raise AttributeError
