@@ -119,20 +119,21 @@ def workers(config: RuntimeConfig) -> int:
 def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
     """The network; `load`: with the weights that the configuration names (not needed before a checkpoint's)."""
     check_model(config)
-    built = FastRCNN(
-        num_classes,
-        config.width,
-        config.batch_norm,
-        config.roi_size,
-        config.roi_op,
-        config.roi_features,
-        config.dropout,
-        classifier=config.classifier,
-        fc6_rank=config.fc6_rank,
-        fc7_rank=config.fc7_rank,
-        network=config.network,
-        class_agnostic=config.class_agnostic,
-    )
+    with torch.device("cpu"):  # whatever the default is
+        built = FastRCNN(
+            num_classes,
+            config.width,
+            config.batch_norm,
+            config.roi_size,
+            config.roi_op,
+            config.roi_features,
+            config.dropout,
+            classifier=config.classifier,
+            fc6_rank=config.fc6_rank,
+            fc7_rank=config.fc7_rank,
+            network=config.network,
+            class_agnostic=config.class_agnostic,
+        )
     if load and config.weights is not None:
         if config.weights == "imagenet":
             if config.network != "vgg16":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -116,7 +117,7 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
     names = list(dict.fromkeys(name for part, _ in found for name in part))
     if not all(is_coco(source) for source, _ in sources):
         names.sort()  # COCO's categories have an order of their own
-    if not names or (any(problems.found for _, problems in found[: len(needed)]) and not config.skip_bad):
+    if any(problems.found for _, problems in found[: len(needed)]) and not config.skip_bad:
         samples(config, needed, names)  # raises, naming all that is wrong
     if not names:
         raise UserError(f"{config.root}: no object in any annotation of {', '.join([*needed, *other])}.")
@@ -134,6 +135,14 @@ def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
                 f"data.classes: {name[:40]!r} {fault}. Rename the class there and in the annotations; `fastrcnn check` "
                 "lists the objects."
             )
+        try:
+            name.encode(sys.getfilesystemencoding())
+        except UnicodeEncodeError:
+            raise UserError(
+                f"data.classes: {name!a} has characters that {sys.getfilesystemencoding()}, the encoding of file names "
+                "here, lacks; the file of its detections is named so. Use UTF-8: set the environment variable "
+                "PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8."
+            ) from None
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
         raise UserError(f"data.classes: '{twice[0]}' comes twice.")

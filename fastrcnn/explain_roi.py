@@ -268,7 +268,7 @@ def write_svg(path: Path, drawing: Drawing, width: int, height: int) -> None:
                 f'<text x="{s.x:.5g}" y="{s.y:.5g}" font-size="{s.size:.3g}" fill="{s.colour}" text-anchor="{anchor}"'
                 f' dominant-baseline="central"{weight}>{escape(s.words)}</text>'
             )
-    path.write_text("\n".join([*lines, "</svg>"]) + "\n")
+    path.write_text("\n".join([*lines, "</svg>"]) + "\n", encoding="utf-8")
 
 
 def write_png(path: Path, drawing: Drawing, width: int, height: int, scale: int = 2) -> None:

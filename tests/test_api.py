@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import caffemodel
@@ -60,6 +61,42 @@ def test_weights_are_kept_in_the_precision_that_is_detected_in(run: Path) -> Non
         network = fastrcnn.load(run, device="cpu", precision=precision).network
         assert isinstance(network, FastRCNN)
         assert network.head.fc7.weight.dtype == getattr(torch, precision)
+
+
+@pytest.fixture
+def defaults() -> Iterator[None]:
+    """Puts torch's defaults back."""
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.mark.usefixtures("defaults")
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: torch.set_default_dtype(torch.float64),
+        lambda: torch.set_default_dtype(torch.bfloat16),
+        lambda: torch.set_default_device("meta"),  # nothing can be read from a tensor there
+    ],
+    ids=["float64", "bfloat16", "meta"],
+)
+def test_torchs_defaults_change_no_detection(
+    run: Path, image: np.ndarray, when: str, change: Callable[[], None]
+) -> None:
+    expected = fastrcnn.load(run, **PLAIN, score_threshold=0.01).detect(image, BOXES)
+    assert len(expected) > 1
+    if when == "before":
+        change()
+    detector = fastrcnn.load(run, **PLAIN, score_threshold=0.01)
+    change()
+    found = detector.detect(image, BOXES)
+    for field in ("boxes", "scores", "labels"):
+        one, other = getattr(found, field), getattr(expected, field)
+        assert one.dtype == other.dtype
+        assert one.device == other.device
+        assert torch.equal(one, other)
 
 
 def test_an_onnx_file_is_the_same_detector_again(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -188,3 +190,34 @@ def test_what_are_no_proposals_is_said(
 
 def test_a_detector_prints_what_it_is(detector: Detector) -> None:
     assert repr(detector) == "Detector(2 classes: cat, dog; FastRCNN on cpu)"
+
+
+READ_ONLY = """
+import sys, warnings
+import numpy as np, torch
+from fastrcnn.data.loader import collate
+from fastrcnn.data.dataset import Example
+from fastrcnn.structures import Sample
+from pathlib import Path
+warnings.simplefilter("error")
+image = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+np.save(sys.argv[1], image)
+frozen = image.copy()
+frozen.flags.writeable = False
+forms = [
+    frozen, np.load(sys.argv[1], mmap_mode="r"), np.frombuffer(image.tobytes(), np.uint8).reshape(image.shape),
+    image[:, ::-1].copy()[:, ::-1], np.asfortranarray(image),
+]
+none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+for form in forms:
+    sample = Sample("", Path(), 4, 3, *none)
+    batch = collate([Example(form, none[0], none[0], none[1], 1.0, sample)])
+    assert np.array_equal(batch.images[0].permute(1, 2, 0).numpy(), image)
+"""
+
+
+def test_an_array_that_cannot_be_written_gives_no_warning(tmp_path: Path) -> None:
+    """In a process of its own: torch warns once in a process."""
+    command = [sys.executable, "-c", READ_ONLY, str(tmp_path / "image.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -25,11 +25,13 @@ METRICS = (
 
 # Group -> what it may import beside itself. Everybody may use errors, progress, page and launch, which import nothing
 # of ours, or no more than each other.
-BASE = {"memory", "boxes", "structures", "ops", "errors", "progress", "launch", "distributed", "page", "names"}
+BASE = {"memory", "boxes", "structures", "ops", "errors", "progress", "launch", "processes", "distributed", "page"}
+BASE |= {"names"}
 BELOW = {
     "errors": set(),
     "launch": set(),
     "progress": {"launch"},
+    "processes": {"errors"},
     "distributed": {"errors", "launch"},
     "page": set(),
     "names": set(),

@@ -110,8 +110,8 @@ def test_a_run_that_is_told_to_stop_saves_says_how_to_go_on_and_is_the_same_run_
     assert "Traceback" not in text
     if process.poll():
         step = steps(run)[0]
-        assert f"stopped by {number.name}: step {step} is done and saved" in text
-        assert f"To go on: fastrcnn train run={run} resume=auto" in text
+        assert f"interrupted by {number.name}: step {step} is done and saved" in text
+        assert f"To resume: fastrcnn train run={run} resume=auto" in text
         assert not list((run / "checkpoints").glob(".*"))
         again = source.start(["train", f"run={run}", "resume=auto"], said)
         assert status(again) == 0, said.read_text()
@@ -128,9 +128,8 @@ def test_a_signal_while_the_program_starts_ends_it_and_nothing_is_left(place: Pa
     until(lambda: int(Path(f"/proc/{process.pid}/status").read_text().split("SigCgt:\t")[1].split()[0], 16) & (1 << 14))
     process.send_signal(signal.SIGTERM)
     assert process.wait(DEADLINE) == 143
-    assert said.read_text() == (
-        "fastrcnn: stopped by SIGTERM: nothing was trained yet. To go on: start it again by the same command\n"
-    )
+    later = ": nothing was trained yet. To resume: run the same command again"  # once the verb has begun
+    assert said.read_text() in ("fastrcnn: interrupted by SIGTERM.\n", f"fastrcnn: interrupted by SIGTERM{later}\n")
     assert not (place / "starting").exists()
 
 
@@ -194,7 +193,7 @@ def test_a_loader_process_that_is_killed_is_named_and_the_step_saved(
         done = max(int(row["step"]) for row in csv.DictReader(file))
     assert 0 < done == steps(run)[0]
     assert f"Step {done} is saved." in text
-    assert f"To go on: fastrcnn train run={run} resume=auto" in text
+    assert f"To resume: fastrcnn train run={run} resume=auto" in text
     assert status(source.start(["train", f"run={run}", "resume=auto", "runtime.workers=0"], said)) == 0
     same_run(run, whole)
 

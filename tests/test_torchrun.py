@@ -75,7 +75,7 @@ def test_both_stop_after_the_same_step_where_one_is_told_to_and_go_on(
     os.kill(both[1].pid, signal.SIGTERM)
     assert ended(both) == [143, 143]
     step = checkpoint.load(checkpoint.in_order(run / "checkpoints")[0])["step"]
-    text = f"stopped by a signal to another process: step {step} is done and saved. To go on: torchrun"
+    text = f"interrupted by a signal to another process: step {step} is done and saved. To resume: torchrun"
     assert text in said(place, 0)
     assert step < STEPS
     assert ended(pair(source, "train", f"run={run.name}", "resume=auto")) == [0, 0], said(place, 0)

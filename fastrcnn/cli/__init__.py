@@ -5,7 +5,9 @@ Neither torch nor Hydra is imported before the arguments have been looked at.
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -37,41 +39,14 @@ USAGE = "usage: fastrcnn VERB [key=value ...]      (fastrcnn VERB --help lists a
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, 1 for a mistake of the user's, 2 for a wrong call, 128 and a
-    signal's number where it ended a training."""
+    signal's number where it ended the program."""
     arguments = sys.argv[1:] if argv is None else argv
-    # OpenMP's threads should sleep, not spin, while they wait for each other: on a machine that does anything else
-    # besides, the loader's processes for one, spinning costs far more than waking up (three times the CPU time for a
-    # training step with two busy neighbours on two cores). Read when torch is loaded, which is yet to come.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    from fastrcnn.errors import UserError, nearest
-    from fastrcnn.training.signals import Stopped
+    from fastrcnn.errors import UserError
+    from fastrcnn.training.signals import Stopped, handle_signals
 
     try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(_overview())
-            return 0 if arguments else 2
-        if arguments[0] in ("--version", "-V", "version"):
-            from fastrcnn import __version__
-
-            print(f"fastrcnn {__version__}")
-            return 0
-        verb, rest = arguments[0], arguments[1:]
-        if verb not in VERBS:
-            print(
-                f"fastrcnn: there is no verb '{verb}'.{nearest(verb, VERBS)}\n\n{_overview()}",
-                file=sys.stderr,
-            )
-            return 2
-        if launch().size > 1 and verb not in SHARED:
-            raise UserError(f"{verb} runs in one process: call it without torchrun. For several: {', '.join(SHARED)}.")
-        module = importlib.import_module(f"fastrcnn.cli.{verb.replace('-', '_')}")
-        if "-h" in rest or "--help" in rest:
-            from fastrcnn.cli.compose import help_text
-
-            print(help_text(verb, VERBS[verb], module.EXAMPLES))
-            return 0
-        speak(rest)
-        return module.main([argument for argument in rest if argument not in (*QUIET, *VERBOSE)])
+        with handle_signals(to_the_end=argv is None):
+            return _answer(arguments)
     except UserError as error:
         if speaks():
             print(f"fastrcnn: {error}", file=sys.stderr)
@@ -92,12 +67,69 @@ def main(argv: list[str] | None = None) -> int:
         if str(stopped):
             print(f"fastrcnn: {stopped}", file=sys.stderr)
         return stopped.status
-    except KeyboardInterrupt:
-        print("\nfastrcnn: interrupted.", file=sys.stderr)
+    except KeyboardInterrupt:  # in a thread, or where another handler took over
+        print("fastrcnn: interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except UnicodeEncodeError as error:
+        if error.encoding.replace("_", "-") not in (sys.getfilesystemencoding(), "utf-8"):
+            raise
+        if speaks():
+            print(f"fastrcnn: {_not_a_name(error)}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.filename is None:  # not of a file
+            raise
+        if speaks():
+            print(f"fastrcnn: {_unusable(error)}", file=sys.stderr)
+        return 1
+
+
+def _answer(arguments: list[str]) -> int:
+    """What the arguments ask for; see main."""
+    # OpenMP's threads should sleep, not spin, while they wait for each other: on a machine that does anything else
+    # besides, the loader's processes for one, spinning costs far more than waking up (three times the CPU time for a
+    # training step with two busy neighbours on two cores). Read when torch is loaded, which is yet to come.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from fastrcnn.errors import UserError, nearest
+    from fastrcnn.processes import refuse_import
+
+    refuse_import()
+    show_any_text()
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if arguments else 2
+    if arguments[0] in ("--version", "-V", "version"):
+        from fastrcnn import __version__
+
+        print(f"fastrcnn {__version__}")
+        return 0
+    verb, rest = arguments[0], arguments[1:]
+    if verb not in VERBS:
+        print(
+            f"fastrcnn: there is no verb '{verb}'.{nearest(verb, VERBS)}\n\n{_overview()}",
+            file=sys.stderr,
+        )
+        return 2
+    if launch().size > 1 and verb not in SHARED:
+        raise UserError(f"{verb} runs in one process: call it without torchrun. For several: {', '.join(SHARED)}.")
+    module = importlib.import_module(f"fastrcnn.cli.{verb.replace('-', '_')}")
+    if "-h" in rest or "--help" in rest:
+        from fastrcnn.cli.compose import help_text
+
+        print(help_text(verb, VERBS[verb], module.EXAMPLES))
+        return 0
+    speak(rest)
+    return module.main([argument for argument in rest if argument not in (*QUIET, *VERBOSE)])
+
+
+def show_any_text() -> None:
+    """From now on characters that the terminal's encoding lacks are printed as escapes, instead of raising an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def speak(arguments: list[str], head: str = "") -> None:
@@ -110,7 +142,7 @@ def speak(arguments: list[str], head: str = "") -> None:
     os.environ[FLAGS_SAID] = " ".join(a for a in arguments if a in (*QUIET, *VERBOSE))  # for processes begun from here
     logging.basicConfig(format=f"{head}%(message)s", level=logging.INFO, stream=sys.stderr)
     root, own = logging.getLogger(), logging.getLogger("fastrcnn")
-    root.setLevel(max(level, logging.INFO))  # other packages' details are theirs
+    root.setLevel(logging.INFO if verbose else max(level, logging.WARNING))  # other packages' details are theirs
     own.setLevel(level)
     if verbose:
         for handler in root.handlers:
@@ -142,6 +174,30 @@ def _out_of_memory(verb: str, error: Exception) -> int:
         file=sys.stderr,
     )
     return 1
+
+
+def _not_a_name(error: UnicodeEncodeError) -> str:
+    """What to do about a name that cannot be written in the encoding of file names, or in UTF-8 files."""
+    name, encoding = ascii(error.object[:200]), sys.getfilesystemencoding()
+    if encoding == "utf-8":
+        return f"{name}: is not valid UTF-8, in which files are written. Rename what has this name."
+    return (
+        f"{name}: has characters that {encoding}, the encoding of file names here, lacks. Use UTF-8: set the "
+        "environment variable PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8."
+    )
+
+
+def _unusable(error: OSError) -> str:
+    """What to do about a file or folder that the system does not let us use."""
+    advice = "Check this path."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        os.umask(mask := os.umask(0))
+        advice = "Check who may read and write it and the folders above it, or choose another place."
+        if mask & 0o700:
+            advice += f" The umask is {mask:04o}: what you create, you cannot use yourself; `umask 022` is usual."
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        advice = "Make room, or choose another place."
+    return f"{os.fsdecode(error.filename)}: {error.strerror}. {advice}"
 
 
 def _unfit_pair(error: Exception) -> str:

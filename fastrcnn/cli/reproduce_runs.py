@@ -227,7 +227,7 @@ def verb(name: str) -> Callable[[list[str]], int]:
 def training_hours(folder: Path) -> float:
     """Hours that the steps of a run took, pauses left out; from its metrics.csv."""
     seconds, before = 0.0, 0
-    with (folder / "metrics.csv").open(newline="") as file:
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         for step, name, value in list(csv.reader(file))[1:]:
             if name == "train/steps_per_s":
                 seconds += (int(step) - before) / float(value)

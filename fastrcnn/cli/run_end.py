@@ -1,4 +1,4 @@
-"""How a training ends that does not reach its last step: what is kept, what is said, how to go on."""
+"""How a training ends that does not reach its last step: what is kept, what is said, how to resume."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Ending:
 @contextmanager
 def good_order(folder: Path, stop: Stop) -> Iterator[Ending]:
     """Holds the training of the run in the folder. Where a signal, the death of a loader's process or a full disk ends
-    it, what can be saved is, and the exception that leaves says how to go on: Stopped, or UserError."""
+    it, what can be saved is, and the exception that leaves says how to resume: Stopped, or UserError."""
     from fastrcnn.data.loader import WorkerDiedError
     from fastrcnn.training.loop import Interrupted
 
@@ -57,19 +57,19 @@ def good_order(folder: Path, stop: Stop) -> Iterator[Ending]:
         if state is not None and state.done > state.saved and distributed.leads():
             state.save(state.done)
         kept = f"Step {state.saved} is saved. " if state is not None and state.saved else ""
-        raise UserError(f"{error} {kept}To go on: {command(folder)}") from None
+        raise UserError(f"{error} {kept}To resume: {command(folder)}") from None
     except RuntimeError as error:
         from fastrcnn import distributed
 
         if not distributed.lost(error):
             raise
         raise distributed.LostError(
-            f"{distributed.GONE} To go on from the last checkpoint: {command(folder)}"
+            f"{distributed.GONE} To resume from the last checkpoint: {command(folder)}"
         ) from None
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         raise UserError(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Checkpoints that are there already are "
-            f"untouched; make room, then go on: {command(folder)}"
+            f"untouched; make room, then resume: {command(folder)}"
         ) from None

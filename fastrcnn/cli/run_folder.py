@@ -6,17 +6,24 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastrcnn.config import TrainConfig
+from fastrcnn.cli.compose import as_written, to_dict
+from fastrcnn.config import TrainConfig, leaves
 from fastrcnn.errors import UserError
 from fastrcnn.names import NAME_BYTES
 
 log = logging.getLogger("fastrcnn")
 PATH_BYTES = 3500  # bytes of a run's path; Linux takes 4095, and what an evaluation writes is up to 520 longer
+# Keys whose values belong together in the configuration files, though none is computed from the other: key -> its
+# companion, and what that decides.
+COMPANIONS = {
+    "data.short_sides": ("data.test_short_sides", "evaluation and detection keep these sizes"),
+    "solver.iterations": ("solver.lr_steps", "the learning rate still falls at these steps"),
+}
 
 
 def run_folder(config: TrainConfig) -> tuple[Path, bool]:
@@ -96,3 +103,40 @@ def saved_config(folder: Path) -> dict[str, Any]:
         return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
     except Exception as error:  # of files, of YAML, of OmegaConf
         raise UserError(f"{path}: the run's configuration cannot be read ({error}); nothing to go on from.") from None
+
+
+def value_of(config: dict[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where the configuration lacks it."""
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, dict) else None  # type: ignore[assignment]
+    return config
+
+
+def log_changes(folder: Path, config: TrainConfig) -> None:
+    """Logs which values differ from those that the run in the folder was last started with, and what follows."""
+    before, now = saved_config(folder), to_dict(config)
+    changed = [
+        key
+        for key in leaves(TrainConfig)
+        if key not in ("run", "resume") and value_of(before, key) != value_of(now, key)
+    ]
+    for key in changed:
+        log.info("%s=%s, before: %s", key, as_written(value_of(now, key)), as_written(value_of(before, key)))
+    warn_of_companions(changed, config)
+
+
+def warn_of_companions(changed: Collection[str], config: TrainConfig) -> None:
+    """Warns of each changed key whose companion is unchanged."""
+    values = to_dict(config)
+    for key, (other, what) in COMPANIONS.items():
+        if key not in changed or other in changed or (other == "solver.lr_steps" and config.solver.schedule != "step"):
+            continue
+        if value_of(values, key) != value_of(values, other):
+            log.warning(
+                "%s=%s leaves %s=%s: %s",
+                key,
+                as_written(value_of(values, key)),
+                other,
+                as_written(value_of(values, other)),
+                what,
+            )

@@ -152,7 +152,7 @@ def job(composed: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from fastrcnn.cli import FLAGS_SAID, speak
+    from fastrcnn.cli import FLAGS_SAID, show_any_text, speak
     from fastrcnn.cli.train import configure, run
 
     here = HydraConfig.get()
@@ -161,6 +161,7 @@ def job(composed: DictConfig) -> float:
     if multiprocessing.get_start_method(allow_none=True) == "loky":
         multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     if not logging.getLogger().handlers:  # a process of its own
+        show_any_text()
         speak(os.environ.get(FLAGS_SAID, "").split(), f"{number}: ")
     if (done := read(folder / RESULT)) is not None and done["error"] is None:
         log.info("run %s is over already", folder)

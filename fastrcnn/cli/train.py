@@ -11,19 +11,27 @@ from typing import TYPE_CHECKING
 from fastrcnn.cli import evaluated, start
 from fastrcnn.cli.compose import compose, experiment_content, to_yaml
 from fastrcnn.cli.run_end import good_order
-from fastrcnn.cli.run_folder import log_to, refuse_used, run_folder, saved_config
+from fastrcnn.cli.run_folder import (
+    log_changes,
+    log_to,
+    refuse_used,
+    run_folder,
+    saved_config,
+    warn_of_companions,
+)
 from fastrcnn.cli.run_state import RunState, load_newest
 from fastrcnn.cli.sweep import FLAGS, sweep
 from fastrcnn.config import TrainConfig
 from fastrcnn.errors import UserError
 from fastrcnn.launch import launch
-from fastrcnn.training.signals import Stop, heeded
+from fastrcnn.training.signals import Stop, handle_signals
 
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
     from fastrcnn.structures import Batch
 
 log = logging.getLogger("fastrcnn")
+UNTRAINED = "nothing was trained yet"
 EXAMPLES = [
     "fastrcnn train experiment=demo",
     "fastrcnn train recipe=scratch data=custom data.root=mydata",
@@ -38,7 +46,7 @@ def main(arguments: list[str]) -> int:
     """Trains, evaluates, and says where everything is."""
     if any(argument in FLAGS for argument in arguments):
         return sweep(arguments)
-    with heeded():  # from the first moment on
+    with handle_signals(UNTRAINED):
         run(configure(arguments))
     return 0
 
@@ -63,6 +71,8 @@ def configure(arguments: list[str]) -> TrainConfig:
                 f"{config.model.network}. Begin with a checkpoint of that network."
             )
         config = compose("train", arguments, base={"model": model | (said[0].get("model", {}) if said else {})})
+    if not config.resume:  # of a run that resumes the run's log has it
+        warn_of_companions([argument.partition("=")[0] for argument in arguments], config)
     return config
 
 
@@ -90,7 +100,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
 
     SIGTERM or SIGINT end it after a step, which is saved: Stopped.
     """
-    with heeded() as stop:
+    with handle_signals(UNTRAINED) as stop:
         return run_until(config, stop)
 
 
@@ -183,6 +193,8 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
         if distributed.leads():
             if not begun:
                 refuse_used(folder)  # one that began while this one was looking at its data
+            elif (folder / "config.yaml").exists():
+                log_changes(folder, config)
             checkpoint.sweep(folder / "checkpoints")
             describe_run(folder, to_yaml(config))
             tracker = Tracker(folder, done)

@@ -168,7 +168,7 @@ def unused_coco(root: Path, sources: Iterable[Path]) -> list[Problem]:
 def class_names(source: Path, image_ids: Sequence[str]) -> tuple[list[str], Problems]:
     """Names of the classes of all objects, and which annotations cannot be read."""
     if is_coco(source):
-        return coco_classes(source), Problems()
+        return coco_classes(source), Problems(list(read_coco_file(source).problems))
     return find_classes(source, image_ids)
 
 

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import multiprocessing
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from pathlib import Path
@@ -31,6 +28,7 @@ from fastrcnn.data.proposals import ProposalStore, clean
 from fastrcnn.data.truth import Problem
 from fastrcnn.errors import UserError
 from fastrcnn.launch import cores
+from fastrcnn.processes import pool, refuse_import
 from fastrcnn.progress import progress
 
 CHUNK = 16  # pictures that a process takes at a time
@@ -87,6 +85,7 @@ def read_all(tasks: Sequence[Task], settings: Settings, workers: int | None = No
     Raises UserError where a store of proposals cannot be opened or a process dies. Scripts that call this need the
     usual `if __name__ == "__main__":`.
     """
+    refuse_import()
     return list(progress(_records(tasks, settings, workers or cores()), len(tasks), "checking"))
 
 
@@ -97,17 +96,10 @@ def _records(tasks: Sequence[Task], settings: Settings, workers: int) -> Iterato
     if workers <= 1:
         yield from (read_one(task, settings, stores) for task in tasks)
         return
-    # Not forked: the caller may have threads, torch's for one, and a fork of those can hang.
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start)
-    try:
+    died = "A process that reads the data set died, most likely because memory ran out. Run again with fewer workers."
+    with pool(workers, _start, died) as executor:
         for records in executor.map(_read_chunk, chunks, repeat(settings), repeat(stores)):
             yield from records
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A process that reads the data set died, most likely for want of memory. Run again with fewer workers."
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def _start() -> None:
@@ -181,7 +173,7 @@ def _with_proposals(
     overlaps = box_ops.iou(torch.from_numpy(truth.boxes).double(), torch.from_numpy(sound).double())
     used = torch.from_numpy(truth.boxes[record.trained])
     rois = torch.cat((torch.from_numpy(sound), used))
-    best = box_ops.iou(rois, used).amax(dim=1) if len(used) else torch.zeros(len(rois))
+    best = box_ops.iou(rois, used).amax(dim=1) if len(used) else rois.new_zeros(len(rois))
     low, high = settings.bg_iou
     return replace(
         record,

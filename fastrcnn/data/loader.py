@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler, Subset
 from fastrcnn import distributed
 from fastrcnn.data.dataset import DetectionDataset, Example, Pyramids, to_tensor
 from fastrcnn.errors import UserError
+from fastrcnn.processes import UNGUARDED, prepare, refuse_import, starting, unguarded
 from fastrcnn.structures import Batch
 
 
@@ -24,14 +24,14 @@ def collate(examples: Sequence[Example]) -> Batch:
     """A Batch of pictures, padded with 0 to the largest height and width among them."""
     height = max(e.image.shape[0] for e in examples)
     width = max(e.image.shape[1] for e in examples)
-    images = torch.zeros((len(examples), 3, height, width), dtype=torch.uint8)
+    images = torch.zeros((len(examples), 3, height, width), dtype=torch.uint8, device="cpu")
     for i, e in enumerate(examples):
         h, w = e.image.shape[:2]
-        images[i, :, :h, :w] = torch.from_numpy(np.ascontiguousarray(e.image)).permute(2, 0, 1)
+        images[i, :, :h, :w] = torch.from_numpy(np.require(e.image, requirements=("C", "W"))).permute(2, 0, 1)
     return Batch(
         images=images,
-        sizes=torch.tensor([e.image.shape[:2] for e in examples]),
-        scales=torch.tensor([e.scale for e in examples], dtype=torch.float64),
+        sizes=torch.tensor([e.image.shape[:2] for e in examples], device="cpu"),
+        scales=torch.tensor([e.scale for e in examples], dtype=torch.float64, device="cpu"),
         proposals=[to_tensor(e.proposals) for e in examples],
         boxes=[to_tensor(e.boxes) for e in examples],
         labels=[torch.from_numpy(e.labels.copy()) for e in examples],
@@ -102,9 +102,20 @@ class Loader(DataLoader):
     says of a worker that died what it died of: WorkerDiedError, raised where a batch is asked for and nowhere else."""
 
     def __iter__(self) -> Iterator:  # type: ignore[override]
+        if not self.num_workers:
+            yield from super().__iter__()
+            return
+        refuse_import()
         others = multiprocessing.active_children()
         answered = signal.getsignal(signal.SIGCHLD)
-        iterator = super().__iter__()
+        method = multiprocessing.get_start_method()
+        try:
+            with starting(method):
+                iterator = super().__iter__()
+        except (OSError, EOFError):  # from the pipe to a process that imports a script
+            if method == "fork":
+                raise
+            raise WorkerDiedError(f"A process that loads images ended while it started. {unguarded()}") from None
         if answered is not None and threading.current_thread() is threading.main_thread():
             # torch has set a handler that raises wherever the program is, in the middle of a step or a checkpoint.
             # Without it a death is noticed when a batch does not come, within five seconds.
@@ -118,6 +129,8 @@ class Loader(DataLoader):
             raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].rstrip()) from None
         except (RuntimeError, OSError, EOFError):  # by chance: no batch, or a part of one
             if dead := _dead(own):
+                if any(process.exitcode == UNGUARDED for process in dead):
+                    raise UserError(unguarded()) from None
                 raise WorkerDiedError(_obituary(dead)) from None
             raise
         finally:
@@ -146,18 +159,8 @@ def _obituary(dead: Sequence[BaseProcess]) -> str:
 
 
 def start_worker(_number: int) -> None:
-    """Prepares a process that loads pictures: deaf to the signals that its parent answers, and gone when its parent is,
-    however that ended."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def leave_with_parent() -> None:
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    """Prepares a process that loads images."""
+    prepare((signal.SIGINT, signal.SIGTERM))
 
 
 def training_loader(

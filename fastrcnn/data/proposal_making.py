@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +22,7 @@ from fastrcnn.data.proposals import BoxCounts, ImageProposals, check_target, wri
 from fastrcnn.data.selective_search import ALGORITHM, SelectiveSearchSettings, propose, segmentation
 from fastrcnn.errors import UserError
 from fastrcnn.launch import cores
+from fastrcnn.processes import pool, prepare, refuse_import
 from fastrcnn.progress import progress
 
 GENERATOR = "selective search"
@@ -57,6 +53,7 @@ def propose_all(
     that come twice, a store that cannot be written, a second run on the same store, or a lack of OpenCV's
     extra modules.
     """
+    refuse_import()
     settings = settings or SelectiveSearchSettings()
     store_path = Path(store_path)
     check_order(images, store_path)
@@ -102,6 +99,7 @@ def propose_some(
 
     Raises UserError as `propose_all` does, but not for images that cannot be read, which that will name.
     """
+    refuse_import()
     work = _work(Path(store_path))
     with _held(work, shared=True):
         results = _results(images, work, settings or SelectiveSearchSettings(), workers or cores(), turns or {})
@@ -127,17 +125,12 @@ def _results(
     if workers <= 1:
         yield from map(_one, tasks)
         return
-    # Not forked: the caller may have threads, torch's for one, and a fork of those can hang.
-    executor = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
-    try:
+    died = (
+        "A process that makes proposals died, most likely because memory ran out. Run again, perhaps with fewer "
+        "workers; it resumes where it stopped."
+    )
+    with pool(workers, start_worker, died) as executor:
         yield from _in_parallel(executor, _one, tasks, ahead=4 * workers)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "A process that makes proposals died, most likely for want of memory. Run again, perhaps with "
-            "fewer workers; it goes on where it stopped."
-        ) from error
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def _in_parallel(executor: Executor, function: Callable[[T], R], tasks: Iterable[T], ahead: int) -> Iterator[R]:
@@ -154,17 +147,9 @@ def _in_parallel(executor: Executor, function: Callable[[T], R], tasks: Iterable
 
 
 def start_worker() -> None:
-    """Prepares a spawned process that works on pictures: one thread, deaf to Ctrl-C, and gone when its parent is."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent answers it
+    """Prepares a spawned process that works on images, on one thread."""
+    prepare()
     cv2.setNumThreads(1)
-    parent = multiprocessing.parent_process()
-
-    def leave_with_parent() -> None:
-        assert parent is not None
-        parent.join()
-        os._exit(1)  # a killed parent cannot end us, and nobody waits for our results
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
 def _one(task: tuple[str, Path, int, Path, SelectiveSearchSettings]) -> tuple[str, Path | str]:
@@ -215,7 +200,7 @@ def _held(work: Path, shared: bool = False) -> Iterator[None]:
     those alone that do not share it. Raises UserError."""
     try:
         work.mkdir(parents=True, exist_ok=True)
-        handle = (work / "lock").open("a+")  # a shared lock over NFS is for files that are read
+        handle = (work / "lock").open("ab+")  # a shared lock over NFS is for files that are read
     except OSError as error:
         raise UserError(f"{work}: cannot be written ({error}); choose another place for the store.") from error
     with handle:

@@ -58,7 +58,8 @@ class OnnxNetwork:
     def __call__(self, image: Tensor, proposals: Tensor, scale: float, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Scores (P, classes + 1) and boxes (P, classes + 1, 4) of a picture's proposals (P, 4)."""
         if len(proposals) == 0:
-            return torch.zeros(0, self.num_classes + 1), torch.zeros(0, self.num_classes + 1, 4)
+            none = torch.zeros(0, self.num_classes + 1, 4, dtype=torch.float32, device="cpu")
+            return none[:, :, 0], none
         inputs = {
             "image": np.ascontiguousarray(image.numpy()),
             "proposals": np.ascontiguousarray(proposals.float().numpy()),

@@ -131,16 +131,17 @@ class FastRCNN(nn.Module):
         channels = layers.channels_of(layers.conv_names[-1], width)
         pooled = sum(layers.channels_of(name, width) for name in self.roi_features)
         mixed = len(self.roi_features) > 1 or pooled != channels
-        self.reduce = nn.Conv2d(pooled, channels, 1) if mixed else nn.Identity()
+        self.reduce = nn.Conv2d(pooled, channels, 1, dtype=torch.float32) if mixed else nn.Identity()
         self.head = Head(channels * roi_size**2, layers.features_of(width), dropout, fc6_rank, fc7_rank)
-        self.cls_score = nn.Linear(self.head.out_features, num_classes + 1)
-        self.bbox_pred = nn.Linear(self.head.out_features, 4 if class_agnostic else 4 * (num_classes + 1))
+        self.cls_score = nn.Linear(self.head.out_features, num_classes + 1, dtype=torch.float32)
+        outputs = 4 if class_agnostic else 4 * (num_classes + 1)
+        self.bbox_pred = nn.Linear(self.head.out_features, outputs, dtype=torch.float32)
         for layer, deviation in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 2.3
             nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
         # What takes the normalised deltas of the output to those of boxes.decode; computed over the training set.
-        self.register_buffer("delta_mean", torch.zeros(num_classes + 1, 4))
-        self.register_buffer("delta_std", torch.ones(num_classes + 1, 4))
+        self.register_buffer("delta_mean", torch.zeros(num_classes + 1, 4, dtype=torch.float32))
+        self.register_buffer("delta_std", torch.ones(num_classes + 1, 4, dtype=torch.float32))
         self.register_buffer("pixel_mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 
 
@@ -17,12 +18,12 @@ def fully_connected(rows: int, columns: int, rank: int | None = None) -> nn.Modu
 
     The two are L, without bias, and U, with it, after the author's fc6_L and fc6_U (section 3.1 of the paper).
     """
-    last = nn.Linear(columns if rank is None else rank, rows)
+    last = nn.Linear(columns if rank is None else rank, rows, dtype=torch.float32)
     nn.init.kaiming_normal_(last.weight, nonlinearity="relu")
     nn.init.zeros_(last.bias)
     if rank is None:
         return last
-    first = nn.Linear(columns, rank, bias=False)
+    first = nn.Linear(columns, rank, bias=False, dtype=torch.float32)
     nn.init.kaiming_normal_(first.weight, nonlinearity="linear")
     return nn.Sequential(OrderedDict(L=first, U=last))
 

@@ -162,10 +162,11 @@ class Trunk(nn.Module):
         below = 3
         for conv in network.convs:
             out = network.channels_of(conv.name, width)
-            layer = nn.Conv2d(below, out, conv.kernel, conv.stride, conv.padding, groups=conv.groups)
+            where = (conv.kernel, conv.stride, conv.padding)
+            layer = nn.Conv2d(below, out, *where, groups=conv.groups, dtype=torch.float32)
             self.convs[conv.name] = layer
             if batch_norm:
-                self.norms[conv.name] = nn.BatchNorm2d(out)
+                self.norms[conv.name] = nn.BatchNorm2d(out, dtype=torch.float32)
             below = out
         for module in self.convs.values():
             assert isinstance(module, nn.Conv2d)

@@ -88,5 +88,5 @@ def class_thresholds(entered: Sequence[Tensor], average: int) -> Tensor:
     scores = torch.cat(list(entered))
     limit = average * len(entered)
     if len(scores) <= limit:
-        return torch.full((scores.shape[1],), -torch.inf)
+        return scores.new_full((scores.shape[1],), -torch.inf)
     return scores.topk(limit, dim=0).values[-1]

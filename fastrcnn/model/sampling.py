@@ -15,7 +15,7 @@ from fastrcnn.structures import RoITargets
 def match(rois: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Best overlap (R,) of each RoI (R, 4) with the truth (G, 4), and the index (R,) of that truth; 0 where none."""
     if len(truth) == 0:
-        return rois.new_zeros(len(rois)), torch.zeros(len(rois), dtype=torch.long)
+        return rois.new_zeros(len(rois)), rois.new_zeros(len(rois), dtype=torch.long)
     overlap, index = box_ops.iou(rois, truth).max(dim=1)
     return overlap, index
 
@@ -62,7 +62,7 @@ class RoISampler:
             self._one_image(torch.cat((p, b)), b, y, torch.Generator().manual_seed(seed))
             for p, b, y, seed in zip(proposals, boxes, labels, seeds, strict=True)
         ]
-        index = torch.cat([torch.full((len(r), 1), float(i)) for i, (r, _) in enumerate(drawn)])
+        index = torch.cat([r.new_full((len(r), 1), i) for i, (r, _) in enumerate(drawn)])
         rois = torch.cat((index, torch.cat([r for r, _ in drawn])), dim=1)
         return rois, RoITargets(torch.cat([t.labels for _, t in drawn]), torch.cat([t.deltas for _, t in drawn]))
 
@@ -75,7 +75,7 @@ class RoISampler:
         foreground = choose(foreground, round(self.fg_fraction * self.rois_per_image), generator)
         background = choose(background, self.rois_per_image - len(foreground), generator)
         kept = torch.cat((foreground, background))
-        target_labels = torch.zeros(len(kept), dtype=torch.long)
+        target_labels = labels.new_zeros(len(kept))
         deltas = rois.new_zeros((len(kept), 4))
         n = len(foreground)
         if n:

@@ -247,5 +247,5 @@ def _load(
     if PIXELS[name].turned:
         translated = translated | {f"{first}.weight": translated[f"{first}.weight"].flip(1)}
     nn.Module.load_state_dict(model, translated, strict=False)
-    model.pixel_mean.copy_(torch.tensor(PIXELS[name].mean).view(3, 1, 1))
-    model.pixel_std.copy_(torch.tensor(PIXELS[name].std).view(3, 1, 1))
+    model.pixel_mean.copy_(model.pixel_mean.new_tensor(PIXELS[name].mean).view(3, 1, 1))
+    model.pixel_std.copy_(model.pixel_std.new_tensor(PIXELS[name].std).view(3, 1, 1))

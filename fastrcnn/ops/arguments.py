@@ -81,7 +81,7 @@ def checked_rois(rois: Rois, features: Tensor) -> Tensor:
     for i, boxes in enumerate(rois):
         boxes = boxes.detach().to(torch.float32)
         parts.append(torch.cat([boxes.new_full((len(boxes), 1), i), boxes], dim=1))
-    return torch.cat(parts) if parts else torch.zeros((0, 5), device=features.device)
+    return torch.cat(parts) if parts else torch.zeros((0, 5), dtype=torch.float32, device=features.device)
 
 
 def checked_size(output_size: int | Iterable[int]) -> tuple[int, int]:

@@ -67,7 +67,7 @@ def roi_warp(
     features = checked_features(features)
     rois = checked_rois(rois, features)
     size, scale = checked_size(output_size), checked_scale(spatial_scale)
-    corners = rois[:, 1:] * torch.tensor(scale, dtype=torch.float32)
+    corners = rois[:, 1:] * rois.new_tensor(scale)
     whole = corners.trunc()  # halves go away from zero: torch.round would send them to the even neighbour
     cells = whole + corners.sign() * ((corners - whole).abs() >= 0.5)
     start, end = cells[:, :2], cells[:, 2:] + 1  # the last cell belongs to the RoI

@@ -1,12 +1,14 @@
-"""SIGTERM and SIGINT: the first one asks a training to end in good order, a second one ends the process at once.
+"""SIGTERM and SIGINT: the first one ends a program, or asks a training to end in good order; a second one ends the
+process at once.
 
-Imports nothing but the standard library, so that signals are heeded before torch is loaded.
+Imports nothing but the standard library, so that signals are handled before torch is loaded.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -33,12 +35,13 @@ class Stop:
     state, advice: what `Stopped` says beside the signal's name, where one arrives before `finish_steps`.
     """
 
-    def __init__(self) -> None:
-        self.state = "nothing was trained yet"
-        self.advice = "start it again by the same command"
+    def __init__(self, state: str = "", advice: str = "run the same command again") -> None:
+        self.state = state
+        self.advice = advice
         self.received: signal.Signals | None = None
+        self.imports = imports(sys._getframe())
         self._when = 0.0
-        self._steps = False
+        self.steps = False
 
     def __call__(self) -> bool:
         """Whether a signal has come."""
@@ -53,18 +56,19 @@ class Stop:
         """The exception that ends the program, with the state that it is left in. Where no signal has come, another
         process of the job had one."""
         by = self.received.name if self.received else "a signal to another process"
-        return Stopped(self.status or 128 + signal.SIGTERM, f"stopped by {by}: {state}. To go on: {self.advice}")
+        details = f": {state}. To resume: {self.advice}" if state else "."
+        return Stopped(self.status or 128 + signal.SIGTERM, f"interrupted by {by}{details}")
 
     def finish_steps(self) -> None:
         """From now on a signal is noted, and whoever calls this object acts on it; until now it raises Stopped.
 
         Raises Stopped where one has come, and its exception was lost in code that lets none out.
         """
-        self._steps = True
+        self.steps = True
         if self.received:
             raise self.stopped(self.state)
 
-    def handle(self, number: int, _frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         """Of the signals' handlers the one there is."""
         now = time.monotonic()
         if self.received:
@@ -72,24 +76,44 @@ class Stop:
                 os._exit(128 + number)  # nothing is waited for, nothing is written
             return
         self.received, self._when = signal.Signals(number), now
-        if not self._steps:
-            raise self.stopped(self.state)
+        if not self.steps:
+            stopped = self.stopped(self.state)
+            if imports(frame) > self.imports:  # C code that imports may lose the exception, or end the process
+                os.write(2, f"fastrcnn: {stopped}\n".encode(errors="backslashreplace"))
+                os._exit(stopped.status)
+            raise stopped
         # Not by `logging` or `print`: either may be what the signal has interrupted.
         text = f"{self.received.name}: ending after this step; once more ends at once, without saving\n"
         os.write(2, text.encode())
 
 
+def imports(frame: FrameType | None) -> int:
+    """How many of the frames, from this one out, are Python's import of a module."""
+    found = 0
+    while frame is not None:
+        found += frame.f_code.co_filename == "<frozen importlib._bootstrap>"
+        frame = frame.f_back
+    return found
+
+
 @contextmanager
-def heeded() -> Iterator[Stop]:
+def handle_signals(state: str = "", to_the_end: bool = False) -> Iterator[Stop]:
     """While the body runs, SIGTERM and SIGINT do what the Stop says that it is given. In another thread than the
-    main one, where Python has no handlers, nothing changes."""
-    stop = Stop()
+    main one, where Python has no handlers, nothing changes.
+
+    state: see Stop. to_the_end: the program ends after the body; a signal that comes then ends it at once.
+    """
+    stop = Stop(state)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.signal(number, stop.handle) for number in SIGNALS}
     try:
         yield stop
+    except Exception:
+        if stop() and not stop.steps:  # the exception of the signal was lost, and led to this one
+            raise stop.stopped(stop.state) from None
+        raise
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, (lambda n, _: os._exit(128 + n)) if to_the_end else handler)

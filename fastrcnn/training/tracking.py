@@ -117,7 +117,7 @@ def claim(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
+        lock = (folder / ".lock").open("ab")
     except OSError as error:
         raise UserError(
             f"run={folder}: cannot be written to ({error.strerror}). Choose another with run=PATH."

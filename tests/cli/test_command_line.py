@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 from voc_folder import VocFolder
 
+import fastrcnn
 from fastrcnn import __version__
 from fastrcnn.cli import VERBS
 
@@ -254,3 +258,97 @@ def test_the_home_folder_may_be_a_tilde(
     assert call("propose", "source=~/set/JPEGImages", "output=~/x.proposals", *settings)[0] == 0
     assert (tmp_path / "x.proposals" / "meta.json").is_file()
     assert not list(Path.cwd().iterdir())  # nothing named ~ here
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"PYTHONIOENCODING": "ascii"}, r"gr\xfcn \u65e5\u672c"),
+        ({"PYTHONIOENCODING": "cp1252"}, "gr\xfcn \\u65e5\\u672c"),
+        ({"PYTHONIOENCODING": "utf-8"}, "grün 日本"),
+    ],
+    ids=["ascii", "cp1252", "utf-8"],
+)
+def test_names_that_a_terminal_cannot_show_are_escaped(
+    voc: VocFolder, tmp_path: Path, environment: dict[str, str], shown: str
+) -> None:
+    voc.add("a", ("grün 日本", (1, 1, 32, 24), False))
+    for split in ("trainval", "test"):
+        voc.split(split, "a")
+    done = subprocess.run(
+        [sys.executable, "-m", "fastrcnn", "check", "data=custom", f"data.root={voc.root}", "output=report"],
+        cwd=tmp_path,
+        env=os.environ | environment,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert b"Traceback" not in done.stderr
+    assert shown in done.stdout.decode(environment["PYTHONIOENCODING"])
+    assert "grün 日本" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_class_that_no_file_can_be_named_after_is_refused_before_the_work(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastrcnn.build_data import checked_names
+    from fastrcnn.errors import UserError
+
+    assert checked_names(["grün 日本"], ["test"]) == ["grün 日本"]
+    with pytest.raises(UserError, match="holds the character"):
+        checked_names(["a\udce6"], ["test"])
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
+    assert checked_names(["grün"], ["test"]) == ["grün"]
+    with pytest.raises(UserError, match=r"'gr\\xfcn \\u65e5\\u672c' has characters that iso8859-1.*PYTHONUTF8=1"):
+        checked_names(["grün 日本"], ["test"])
+
+
+def text_files_without_encoding(source: str) -> list[str]:
+    """Calls that open a file as text in whatever encoding the locale has."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name not in ("open", "read_text", "write_text") or ast.unparse(node.func) in ("os.open", "Image.open"):
+            continue
+        modes = [a.value for a in [*node.args, *(k.value for k in node.keywords)] if isinstance(a, ast.Constant)]
+        binary = name == "open" and any(isinstance(m, str) and "b" in m for m in modes)
+        if not binary and not any(k.arg in ("encoding", "fileobj") for k in node.keywords):
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_no_file_is_written_in_the_encoding_of_the_locale() -> None:
+    assert text_files_without_encoding("p.open('w')\np.read_text()\np.open('rb')") == ["p.open('w')", "p.read_text()"]
+    for path in Path(fastrcnn.__file__).parent.rglob("*.py"):
+        assert text_files_without_encoding(path.read_text(encoding="utf-8")) == [], path
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.EACCES, "The umask is 0777"), (errno.ENOSPC, "Make room"), (errno.ENOTDIR, "Check")]
+)
+def test_a_file_that_the_system_refuses_is_one_message(
+    call: Call, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "some/file")
+
+    monkeypatch.setattr("fastrcnn.cli.explain_roi.main", refuse)
+    before = os.umask(0o777)
+    try:
+        status, out, err = call("explain-roi")
+    finally:
+        os.umask(before)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"fastrcnn: some/file: {os.strerror(number)}. ")
+    assert said in err
+
+
+def test_an_error_that_is_of_no_file_is_a_fault_of_ours(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("fastrcnn.cli.explain_roi.main", fail)
+    with pytest.raises(OSError, match="Invalid argument"):
+        call("explain-roi")
