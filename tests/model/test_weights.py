@@ -46,7 +46,8 @@ def in_torchvisions_names(model: FastRCNN) -> dict[str, Tensor]:
             place += 1
         for module, at in ((model.trunk.convs[name], place), (model.trunk.norms[name], place + 1)):
             for key, value in module.state_dict().items():
-                state[f"features.{at}.{key}"] = torch.randn(value.shape).to(value.dtype)
+                numbers = torch.randn(value.shape).to(value.dtype)
+                state[f"features.{at}.{key}"] = numbers.abs() if key == "running_var" else numbers
         place += 3
     for layer, at in ((model.head.fc6, 0), (model.head.fc7, 3)):
         for key, value in layer.state_dict().items():
