@@ -65,15 +65,11 @@ def checked(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     Raises UserError, before anything is allocated, for a configuration or classes that are out of the bounds which the
     command line has, and for weights that are not those of the network that they describe.
     """
-    import torch
-
     from fastrcnn import build
     from fastrcnn.model.weights import misfits
 
     config = checked_config(path, content["config"], content["classes"])
-    with torch.device("meta"):
-        network = build.trained_model(config, len(content["classes"]))
-    if problems := misfits(content["model"], network.state_dict()):
+    if problems := misfits(content["model"], build.trained_shapes(config, len(content["classes"]))):
         raise UserError(
             f"{path}: the weights do not fit the model they were saved with:\n{problems}\nUse another checkpoint."
         )

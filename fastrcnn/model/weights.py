@@ -210,10 +210,12 @@ class Layout:
 
 def detector_layout(state: dict[str, Tensor], source: str) -> Layout:
     """The layout of a detector with Caffe's names. Raises UserError where the layers that tell are not there."""
-    grouped = (second := state.get("conv2.weight")) is not None and 2 * second.shape[1] == len(state["conv1.weight"])
+    first_two = [w for name in ("conv1", "conv2") if (w := state.get(f"{name}.weight")) is not None and w.dim() == 4]
+    grouped = len(first_two) == 2 and 2 * first_two[1].shape[1] == len(first_two[0])
     network = "vgg16" if "conv1_1.weight" in state else "caffenet" if grouped else "vgg_cnn_m_1024"
     first = NETWORKS[network].convs[0]
-    lacking = [name for name in (first.name, *OUTPUTS) if f"{name}.weight" not in state]
+    layers = {name: state.get(f"{name}.weight") for name in (first.name, *OUTPUTS)}
+    lacking = [name for name, weight in layers.items() if weight is None or weight.dim() < 2]
     if lacking:
         raise UserError(
             f"{source}: not a detector, it has no {', '.join(lacking)} (there are: "
@@ -225,8 +227,16 @@ def detector_layout(state: dict[str, Tensor], source: str) -> Layout:
         raise UserError(
             f"{source}: {first.name} has {filters} filters; {network} has {first.channels}, a slim one fewer."
         )
-    ranks = {fc: len(v) if (v := state.get(f"{fc}_L.weight")) is not None else None for fc in ("fc6", "fc7")}
+    ranks = {
+        fc: len(v) if (v := state.get(f"{fc}_L.weight")) is not None and v.dim() else None for fc in ("fc6", "fc7")
+    }
     return Layout(network, filters / first.channels, len(state["cls_score.weight"]) - 1, ranks)
+
+
+def detector_misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """See misfits; `wanted`: of the whole network, `state`: with Caffe's names."""
+    parts = ("trunk.", "head.", *OUTPUTS)
+    return misfits(translate(dict(state)), {k: v for k, v in wanted.items() if k.startswith(parts)})
 
 
 def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +26,7 @@ FORMAT = 2  # 1 had one short side in evaluation
 MAGIC = b"\nfastrcnn-sha256:"
 TRAILER = len(MAGIC) + 64
 NAME = re.compile(r"step-(\d+)\.pt$")
+Check = Callable[[Path, dict[str, Any]], dict[str, Any]]
 HELD = ("step", "best", "classes", "config", "model")  # by every checkpoint; of a run that can be resumed: `optimizer`
 
 
@@ -142,11 +143,12 @@ def in_order(folder: Path) -> list[Path]:
 
 
 def newest_sound(
-    folder: Path, needed: Collection[str] = ("step", "model", "optimizer")
+    folder: Path, needed: Collection[str] = (*HELD, "optimizer"), check: Check = lambda _, content: content
 ) -> tuple[Path, dict[str, Any], list[str]]:
     """The newest checkpoint of a folder that can be read, its content, and why newer ones were passed over.
 
-    needed: what the content has to have, so that a run can go on from it.
+    needed: what the content has to have, so that a run can resume from it. check: takes path and content, and returns
+    the content; raises UserError where it cannot be used.
     Raises UserError where there is none.
     """
     refused: list[str] = []
@@ -154,8 +156,8 @@ def newest_sound(
         try:
             content = load(path)
             if missing := sorted(set(needed) - content.keys()):
-                raise UserError(f"{path}: no run can go on from it, as it lacks {', '.join(missing)}.")
-            return path, content, refused
+                raise UserError(f"{path}: no run can resume from it, as it lacks {', '.join(missing)}.")
+            return path, check(path, content), refused
         except UserError as error:
             refused.append(str(error))
     why = "\n".join(refused) if refused else "There is no step-N.pt file."
