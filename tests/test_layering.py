@@ -25,11 +25,12 @@ METRICS = (
 
 # Group -> what it may import beside itself. Everybody may use errors, progress, page and launch, which import nothing
 # of ours, or no more than each other.
-BASE = {"memory", "boxes", "structures", "ops", "errors", "progress", "launch", "distributed", "page"}
+BASE = {"memory", "boxes", "structures", "ops", "errors", "progress", "launch", "distributed", "page", "outputs"}
 BELOW = {
     "errors": set(),
     "launch": set(),
     "progress": {"launch"},
+    "outputs": {"errors"},
     "distributed": {"errors", "launch"},
     "page": set(),
     "boxes": set(),
