@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from fastrcnn.build import one_of
-from fastrcnn.config import DataConfig
+from fastrcnn.config import DataConfig, check_name
 from fastrcnn.data.annotations import class_names, find_split, is_coco, load
 from fastrcnn.data.coco import read_coco_file
 from fastrcnn.data.dataset import picture_faults
@@ -226,8 +226,10 @@ def whole_pictures(found: list[Sample], skip_bad: bool) -> list[Sample]:
 
 
 def split_name(splits: Sequence[str]) -> str:
-    """A name for split lists that a file can bear: test, VOC2007-test, ..."""
-    return "+".join(splits).replace("/", "-")
+    """A name for split lists that a file can bear: test, VOC2007-test, ... Raises UserError where there is none."""
+    name = "+".join(splits).replace("/", "-")
+    check_name("split", name)
+    return name
 
 
 def metric(config: DataConfig, instead: str | None = None) -> Metric:

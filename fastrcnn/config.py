@@ -279,7 +279,9 @@ class CheckConfig:
     """fastrcnn check"""
 
     proposals: str | None = key(None, "a proposal store; null: data.proposals, or those made earlier, if any")
-    output: str | None = key(None, "folder for report.html and report.json; null: outputs/check/<data.name>")
+    output: str | None = key(
+        None, "folder for report.html and report.json; null: outputs/check/<data.name>-<root>-<letters>"
+    )
     workers: int | None = key(None, "processes; null: one a core", least=1)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
