@@ -228,7 +228,8 @@ def whole_pictures(found: list[Sample], skip_bad: bool) -> list[Sample]:
 def split_name(splits: Sequence[str]) -> str:
     """A name for split lists that a file can bear: test, VOC2007-test, ... Raises UserError where there is none."""
     name = "+".join(splits).replace("/", "-")
-    check_name("split", name)
+    if name:  # data.test=[] has none
+        check_name("split", name)
     return name
 
 
