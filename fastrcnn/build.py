@@ -6,12 +6,13 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from fastrcnn.config import (
     DetectionConfig,
@@ -116,10 +117,11 @@ def workers(config: RuntimeConfig) -> int:
 # Model -----------------------------------------------------------------------------------------------------------
 
 
-def model(config: ModelConfig, num_classes: int, load: bool = True) -> FastRCNN:
-    """The network; `load`: with the weights that the configuration names (not needed before a checkpoint's)."""
+def model(config: ModelConfig, num_classes: int, load: bool = True, device: str = "cpu") -> FastRCNN:
+    """The network on a device, whatever torch's default is; `load`: with the weights that the configuration names (not
+    needed before a checkpoint's)."""
     check_model(config)
-    with torch.device("cpu"):  # whatever the default is
+    with torch.device(device):
         built = FastRCNN(
             num_classes,
             config.width,
@@ -175,8 +177,22 @@ def check_rank(key: str, rank: int | None, rows: int, columns: int) -> None:
 
 def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:
     """The network of a run's configuration, its weights yet to be loaded."""
-    known = {f.name for f in fields(ModelConfig)}
-    return model(ModelConfig(**{k: v for k, v in config["model"].items() if k in known}), num_classes, load=False)
+    return model(ModelConfig(**config["model"]), num_classes, load=False)
+
+
+class _WithoutNumbers(TorchFunctionMode):
+    """Leaves out the first values of weights: on the meta device they do nothing, and load half of torch for it."""
+
+    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def trained_shapes(config: dict[str, Any], num_classes: int) -> dict[str, Tensor]:
+    """The state dict of the network that `trained_model` builds, on the meta device: shapes and types, no memory."""
+    with _WithoutNumbers():
+        return model(ModelConfig(**config["model"]), num_classes, load=False, device="meta").state_dict()
 
 
 def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelConfig, FastRCNN]:
@@ -199,6 +215,8 @@ def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelConfig, FastR
         fc6_rank=found.ranks["fc6"],
         fc7_rank=found.ranks["fc7"],
     )
+    if problems := weights.detector_misfits(state, trained_shapes({"model": asdict(config)}, len(names))):
+        raise UserError(f"{path}: these weights do not fit the model ({weights.DETECTOR_FITS}):\n{problems}")
     built = model(config, len(names), load=False)
     weights.load_detector(built, state, str(path))
     return config, built

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import cast
 
 from fastrcnn.build import one_of
-from fastrcnn.config import DataConfig
+from fastrcnn.config import DataConfig, check_name
 from fastrcnn.data.annotations import class_names, find_split, has_lists, is_coco, load, only_list
 from fastrcnn.data.check_problems import KINDS, by_kind
 from fastrcnn.data.coco_file import Id, read_coco_file
@@ -118,7 +118,7 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
     if not all(is_coco(source) for source, _ in sources):
         names.sort()  # COCO's categories have an order of their own
     if any(problems.found for _, problems in found[: len(needed)]) and not config.skip_bad:
-        samples(config, needed, names)  # raises, naming all that is wrong
+        samples(config, needed, names, training=True)  # raises, naming all that is wrong
     if not names:
         raise UserError(f"{config.root}: no object in any annotation of {', '.join([*needed, *other])}.")
     return checked_names(names, config.test if tests is None else tests)
@@ -296,8 +296,11 @@ def has_truth(found: Sequence[Sample]) -> bool:
 
 
 def split_name(splits: Sequence[str]) -> str:
-    """A name for split lists that a file can bear: test, VOC2007-test, ..."""
-    return "+".join(splits).replace("/", "-")
+    """A name for split lists that a file can bear: test, VOC2007-test, ... Raises UserError where there is none."""
+    name = "+".join(splits).replace("/", "-")
+    if name:  # data.test=[] has none
+        check_name("split", name)
+    return name
 
 
 def metric(config: DataConfig, instead: str | None = None) -> Metric:

@@ -6,20 +6,33 @@ neither torch nor Hydra, so that a mistyped key is answered at once.
 
 from __future__ import annotations
 
+import math
 import operator
+import re
+import types
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from fastrcnn.errors import UserError
+from fastrcnn.errors import UserError, nearest
 
+MOST_PIXELS = 32_767  # along a side: a picture of them takes 3 GB
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+LONGEST_NAME = 150  # bytes; a file system takes 255, of which times, numbers and suffixes need some
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 BOUNDS = (("above", operator.gt, "more than"), ("least", operator.ge, "at least"), ("most", operator.le, "at most"))
 
 
 def key(
-    default: Any, help: str, above: float | None = None, least: float | None = None, most: float | None = None
+    default: Any,
+    help: str,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    in_path: bool = False,
 ) -> Any:
-    """A field with its explanation and the bounds of its value, or of each of them."""
-    metadata = {"help": help, "above": above, "least": least, "most": most}
+    """A field with its explanation and the bounds of its value, or of each of them. in_path: whether the value becomes
+    the name of a file or folder, or a part of it."""
+    metadata = {"help": help, "above": above, "least": least, "most": most, "in_path": in_path}
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -30,7 +43,9 @@ class ModelConfig:
     """The network."""
 
     network: str = key("vgg16", "vgg16 | vgg_cnn_m_1024 | caffenet: the paper's L, M and S")
-    width: float = key(1.0, "factor on the channels of the network; 1 is the paper's, 0.25 a slim one", above=0)
+    width: float = key(
+        1.0, "factor on the channels of the network; 1 is the paper's, 0.25 a slim one", above=0, most=100
+    )
     batch_norm: bool = key(False, "batch normalisation, for training from scratch")
     weights: str | None = key(
         None, "'imagenet', a file of the network's weights (.pth, .safetensors, .caffemodel), or null: from scratch"
@@ -40,7 +55,7 @@ class ModelConfig:
         "conv1_1", "first layer that is trained: a convolution, fc6, fc7 or bbox_pred; the paper's VGG16: conv3_1"
     )
     roi_op: str = key("fast_rcnn", "fast_rcnn | partition | truncate | roi_align | roi_warp")
-    roi_size: int = key(7, "cells along each side of a pooled RoI", least=1)
+    roi_size: int = key(7, "cells along each side of a pooled RoI", least=1, most=1000)
     roi_features: list[str] = key(["conv5_3"], "layers that RoIs are pooled from")
     dropout: float = key(0.5, "after fc6 and fc7", least=0, most=1)
     class_agnostic: bool = key(False, "one box regression for all classes, in place of one for each")
@@ -54,7 +69,7 @@ class SelectiveSearchConfig:
     """How proposals are made where none are given."""
 
     mode: str = key("fast", "fast | quality: two or five colour spaces")
-    side: int = key(320, "longer side of the picture that is searched, in pixels")
+    side: int = key(320, "longer side of the picture that is searched, in pixels", least=1, most=MOST_PIXELS)
     k: list[float] = key([25.0, 50.0, 100.0, 200.0], "coarseness of the segmentations; larger finds larger things")
     sigma: float = key(0.8, "blur before segmentation, in pixels of the searched picture")
     min_size: int = key(50, "area of the smallest segment, in pixels of the searched picture")
@@ -67,7 +82,7 @@ class SelectiveSearchConfig:
 class DataConfig:
     """The data set, its proposals, and how pictures are prepared."""
 
-    name: str = key("custom", "names the folder of the run and of generated proposals")
+    name: str = key("custom", "names the folder of the run and of generated proposals", in_path=True)
     root: str | None = key(None, "folder of the data set (for VOC: VOCdevkit), or a COCO annotation file")
     train: list[str] = key(["trainval"], "splits to train on: SPLIT or FOLDER/SPLIT below root, or a COCO FILE.json")
     test: list[str] = key(["test"], "splits to evaluate on; [] trains without an evaluation")
@@ -84,12 +99,15 @@ class DataConfig:
     missing_proposals: str = key("refuse", "refuse | leave_out: what happens to images that `proposals` lacks")
     proposal_cache: str = key("data/proposals", "folder where generated proposals are kept")
     max_proposals: int = key(2000, "proposals used of a picture, the best first", least=1)
-    short_sides: list[int] = key([600], "short side of training pictures; one of them is drawn for each", least=1)
-    long_side: int = key(1000, "the long side is at most this", least=1)
+    short_sides: list[int] = key(
+        [600], "short side of training pictures; one of them is drawn for each", least=1, most=MOST_PIXELS
+    )
+    long_side: int = key(1000, "the long side is at most this", least=1, most=MOST_PIXELS)
     test_short_sides: list[int] = key(
         [600],
         "short sides in evaluation and detection; each RoI takes the one where its area is nearest 224 x 224",
         least=1,
+        most=MOST_PIXELS,
     )
     flip: bool = key(True, "mirror half of the training pictures")
     flip_vertical: bool = key(False, "turn half of the training pictures upside down")
@@ -167,7 +185,7 @@ class RuntimeConfig:
 class TrainConfig:
     """fastrcnn train"""
 
-    name: str = key("train", "names the experiment: outputs/<name>/<time>-<id>")
+    name: str = key("train", "names the experiment: outputs/<name>/<time>-<id>", in_path=True)
     run: str | None = key(None, "folder of the run; null: a new one under outputs/")
     resume: str | None = key(None, "'auto': go on in the folder `run` (or in the newest of this name)")
     start: str | None = key(
@@ -265,7 +283,9 @@ class CheckConfig:
     """fastrcnn check"""
 
     proposals: str | None = key(None, "a proposal store; null: data.proposals, or those made earlier, if any")
-    output: str | None = key(None, "folder for report.html and report.json; null: outputs/check/<data.name>")
+    output: str | None = key(
+        None, "folder for report.html and report.json; null: outputs/check/<data.name>-<root>-<letters>"
+    )
     workers: int | None = key(None, "processes; null: one a core", least=1)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
@@ -379,12 +399,79 @@ def check_bounds(config: Any, prefix: str = "") -> None:
             check_bounds(value, f"{prefix}{f.name}.")
             continue
         numbers = [v for v in (value if isinstance(value, list) else [value]) if v is not None]
-        if any(isinstance(n, (list, dict)) for n in numbers):  # which a list of numbers in a file may hold
-            raise UserError(f"{prefix}{f.name}={value}: should be a plain list.")
+        if not all(math.isfinite(n) for n in numbers if isinstance(n, float)):
+            raise UserError(f"{prefix}{f.name}={value}: should be a finite number.")
+        if f.metadata.get("in_path"):
+            check_name(prefix + f.name, value)
         for bound, holds, words in BOUNDS:
             limit = f.metadata.get(bound)
             if limit is not None and not all(holds(n, limit) for n in numbers):
                 raise UserError(f"{prefix}{f.name}={value}: should be {words} {limit}.")
+
+
+def check_name(key: str, value: str) -> None:
+    """Raises UserError for a value that cannot be the name of a file or folder, or a part of it."""
+    if value in ("", ".", "..") or any(letter in "/\\" or not letter.isprintable() for letter in value):
+        raise UserError(
+            f"{key}={value!r}: becomes the name of a folder, so it should have neither / nor \\ nor control characters."
+        )
+    if len(value.encode(errors="surrogateescape")) > LONGEST_NAME:
+        raise UserError(
+            f"{key}={value[:20]}...: becomes the name of a folder; at most {LONGEST_NAME} bytes are allowed."
+        )
+
+
+def filled(schema: type, values: Any, prefix: str = "") -> Any:
+    """An instance of a schema with values from a file: plain data, of which no `${...}` is resolved.
+
+    Keys that are not there keep their defaults. Raises UserError for an unknown key, and for a value of another type or
+    out of bounds.
+    """
+    config = _filled(schema, values, prefix)
+    check_bounds(config, prefix)
+    return config
+
+
+def _filled(schema: type, values: Any, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(
+            f"{prefix.removesuffix('.') or 'configuration'}: should be keys with values, is {_shown(values)}."
+        )
+    hints = get_type_hints(schema)
+    taken = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"unknown key '{prefix}{str(name)[:60]}'.{nearest(str(name)[:60], hints)}")
+        hint = hints[name]
+        nested = is_dataclass(hint)
+        taken[name] = _filled(hint, value, f"{prefix}{name}.") if nested else typed(prefix + name, value, hint)  # type: ignore[arg-type]
+    return schema(**taken)
+
+
+def typed(key: str, value: Any, hint: Any) -> Any:
+    """A value from a file as the type of its key: `str | None`, `list[int]`, ... Raises UserError for another type."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in kinds:
+        return None
+    kind = kinds[0]
+    if get_origin(kind) is list:
+        if not isinstance(value, list):
+            raise UserError(f"{key}: should be a list, is {_shown(value)}.")
+        return [typed(key, element, get_args(kind)[0]) for element in value]
+    if kind is float and isinstance(value, str) and NUMBER.fullmatch(value):  # 1e-3 without a point is text to YAML
+        return float(value)
+    if kind is float and type(value) is int and abs(value) < 2**63:
+        return float(value)
+    if kind is str and type(value) is int and abs(value) < 2**63:
+        return str(value)
+    if type(value) is not kind or (kind is int and abs(value) >= 2**63):
+        raise UserError(f"{key}: should be {WORDS[kind]}, is {_shown(value)}.")
+    return value
+
+
+def _shown(value: Any) -> str:
+    """A value of a file in a message; of a container its type alone, since it may be of any size."""
+    return type(value).__name__ if isinstance(value, (list, dict, tuple)) else f"{str(value)[:60]!r}"
 
 
 def leaves(schema: type, prefix: str = "") -> dict[str, tuple[Any, Any, str]]:

@@ -1,16 +1,14 @@
 """A trained network in files for other programs: the author's Caffe layout, safetensors, torchvision's VGG16.
 
-What a format cannot express is refused, all of it at once. A file gets its name when it is whole.
+What a format cannot express is refused, all of it at once. A file gets its name when it is whole; `source` says which
+file it may replace, see outputs.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,12 +21,13 @@ from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN
 from fastrcnn.model.networks import NETWORKS, VGG16
 from fastrcnn.model.pixels import CAFFE_MEAN, first_layer_for
 from fastrcnn.model.weights import AUTHORS_ROI_SIZE, CAFFE_NAMES, OUTPUTS
+from fastrcnn.outputs import written
 from fastrcnn.progress import progress
 
 log = logging.getLogger(__name__)
 
 
-def write_caffemodel(model: FastRCNN, network: str, output: Path) -> None:
+def write_caffemodel(model: FastRCNN, network: str, output: Path, source: str | None = None) -> None:
     """The author's layout: layers of his names, the first one for BGR pixels less his PIXEL_MEANS, and a box layer that
     is not normalised, as `snapshot` in his lib/fast_rcnn/train.py saves it.
 
@@ -56,7 +55,7 @@ def write_caffemodel(model: FastRCNN, network: str, output: Path) -> None:
         for name, ours in CAFFE_NAMES.items()
         if f"{ours}.weight" in state
     }
-    with written(output) as path, path.open("wb") as file:
+    with written(output, source) as path, path.open("wb") as file:
         caffe.write(file, f"fast_rcnn_{network}", progress(layers.items(), len(layers), "export", "layer"))
     sizes = {name: len(parts["weight"]) for name, parts in layers.items() if name in OUTPUTS or name.endswith("_L")}
     log.info("num_output in the prototxt: %s", ", ".join(f"{name} {n}" for name, n in sizes.items()))
@@ -66,7 +65,13 @@ def write_caffemodel(model: FastRCNN, network: str, output: Path) -> None:
         log.info("its cls_score are margins of SVMs: the author's code wants TEST.SVM with it")
 
 
-def write_safetensors(model: FastRCNN, description: Mapping[str, object], names: Sequence[str], output: Path) -> None:
+def write_safetensors(
+    model: FastRCNN,
+    description: Mapping[str, object],
+    names: Sequence[str],
+    output: Path,
+    source: str | None = None,
+) -> None:
     """The whole state dict under our names, buffers included, which `model.weights=` reads.
 
     Metadata, each a JSON text: `network`, the `description`; `classes`, the `names`, whose label is their place counted
@@ -87,14 +92,14 @@ def write_safetensors(model: FastRCNN, description: Mapping[str, object], names:
         "pixels": json.dumps(pixels),
     }
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with written(output) as path:
+    with written(output, source) as path:
         try:
             save_file(state, path, metadata)
         except SafetensorError as error:
             raise UserError(f"{output}: cannot be written ({error}).") from error
 
 
-def write_torchvision(model: FastRCNN, network: str, output: Path) -> None:
+def write_torchvision(model: FastRCNN, network: str, output: Path, source: str | None = None) -> None:
     """The trunk, fc6 and fc7 as a state dict with the names of torchvision's VGG16, for RGB pixels that are normalised
     as torchvision's weights want them. `load_state_dict` takes it with strict=False: the class layer is not there.
 
@@ -125,7 +130,7 @@ def write_torchvision(model: FastRCNN, network: str, output: Path) -> None:
         for ours, theirs in places.items()
         for part in ("weight", "bias")
     }
-    with written(output) as path, path.open("wb") as file:
+    with written(output, source) as path, path.open("wb") as file:
         try:
             torch.save(named, file)
         except RuntimeError as error:  # raised while its file is closed, on top of the reason
@@ -182,33 +187,3 @@ def _head_layers(model: FastRCNN) -> list[str]:
     """Caffe's names of what fc6 and fc7 are made of."""
     state = model.state_dict()
     return [name for name, ours in CAFFE_NAMES.items() if ours.startswith("head.") and f"{ours}.weight" in state]
-
-
-def refuse_existing(output: Path) -> None:
-    """Raises UserError where there is something of that name."""
-    if output.exists():
-        raise UserError(f"{output}: is there already. Name another file with output=FILE, or remove it.")
-
-
-@contextlib.contextmanager
-def written(output: Path) -> Iterator[Path]:
-    """A path beside `output` that takes its name when the body ends well.
-
-    Raises UserError where there is such a file, or none can be written.
-    """
-    refuse_existing(output)
-    part = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-        mode = part.stat().st_mode
-        yield part
-        part.chmod(mode)  # safetensors lets nobody else read its files
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        part.rename(output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.deploy.onnx_network import OnnxNetwork
+from fastrcnn.errors import UserError
 from fastrcnn.memory import advising, detection_advice
 from fastrcnn.model.fast_rcnn import FastRCNN, distinct_rois, nearest_level, scaled_rois
 from fastrcnn.model.postprocess import best_boxes, entering_scores
@@ -83,6 +84,12 @@ def detect_batch(
         else:
             outputs = network_outputs(model, pyramid, settings, dtype)
     with watch.stage("nms"):
+        for sample, (scores, boxes) in zip(pyramid[0].samples, outputs, strict=True):
+            if not (scores.isfinite().all() and boxes.isfinite().all()):
+                raise UserError(
+                    f"{sample.image_id}: the network gives scores or boxes that are not finite numbers, so its weights "
+                    "are damaged or far too large. Use another checkpoint, or runtime.precision=float32."
+                )
         return [_detections(scores, boxes, settings) for scores, boxes in outputs]
 
 

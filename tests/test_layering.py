@@ -26,12 +26,13 @@ METRICS = (
 # Group -> what it may import beside itself. Everybody may use errors, progress, page and launch, which import nothing
 # of ours, or no more than each other.
 BASE = {"memory", "boxes", "structures", "ops", "errors", "progress", "launch", "processes", "distributed", "page"}
-BASE |= {"names"}
+BASE |= {"names", "outputs"}
 BELOW = {
     "errors": set(),
     "launch": set(),
     "progress": {"launch"},
     "processes": {"errors"},
+    "outputs": {"errors"},
     "distributed": {"errors", "launch"},
     "page": set(),
     "names": set(),

@@ -247,7 +247,7 @@ def test_broken_newest_checkpoints_are_passed_over_and_said(source: Source, whol
     checkpoint.save(other, {"step": good + 4, "model": {}})
     assert status(source.start(["train", f"run={run}", "resume=auto"], said)) == 0, said.read_text()
     text = said.read_text()
-    for path, reason in ((flipped, "changed"), (cut, "cut short"), (hostile, "read safely"), (other, "it lacks best")):
+    for path, reason in ((flipped, "changed"), (cut, "cut short"), (hostile, "read safely"), (other, "lacks best")):
         assert re.search(f"passed over: {path}: .*{reason}", text), text
     assert f"going on from {sound}" in text
     assert not (tmp_path / "made").exists()

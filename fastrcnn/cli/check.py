@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
     build.check_solver(config.solver)
     if config.proposals is not None:
         config.data.proposals = config.proposals
-    folder = Path(config.output or f"outputs/check/{config.data.name}").expanduser()
+    folder = default_folder(config.data) if config.output is None else Path(config.output).expanduser()
     tasks, problems = find_tasks(config.data)
     settings = Settings(
         max_proposals=config.data.max_proposals,
@@ -63,6 +64,15 @@ def main(arguments: list[str]) -> int:
     print(f"report: {folder / 'report.html'}")
     print(f"{'mend the errors, then: ' if report.errors else 'next: '}{next_command(arguments, config, report)}")
     return 1 if report.errors else 0
+
+
+def default_folder(config: DataConfig) -> Path:
+    """A folder for the report of this data set and no other: those of one name differ in their root or split lists."""
+    from fastrcnn import build_data
+
+    root = build_data.root(config).resolve()
+    which = json.dumps([str(root), config.train, config.test]).encode(errors="surrogateescape")
+    return Path("outputs/check") / f"{config.name}-{root.stem[:20]}-{hashlib.sha256(which).hexdigest()[:8]}"
 
 
 def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrcnn.cli.compose import check_overrides, compose, to_dict
-from fastrcnn.config import DetectConfig, EvalConfig, groups
+from fastrcnn.config import DetectConfig, EvalConfig, TrainConfig, filled, groups
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
@@ -56,7 +56,40 @@ def read(where: str, config: Any) -> tuple[Path, dict[str, Any]]:
     from fastrcnn.training import checkpoint
 
     path = checkpoint.resolve(named)
-    return path, checkpoint.load(path)
+    return path, checked(path, checkpoint.load(path))
+
+
+def checked(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint, the groups of its configuration with all their keys.
+
+    Raises UserError, before anything is allocated, for a configuration or classes that are out of the bounds which the
+    command line has, and for weights that are not those of the network that they describe.
+    """
+    from fastrcnn import build
+    from fastrcnn.model.weights import misfits
+
+    config = checked_config(path, content["config"], content["classes"])
+    if problems := misfits(content["model"], build.trained_shapes(config, len(content["classes"]))):
+        raise UserError(
+            f"{path}: the weights do not fit the model they were saved with:\n{problems}\nUse another checkpoint."
+        )
+    return content | {"config": config}
+
+
+def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
+    """The groups of a configuration in a file, with all their keys. Raises UserError; see checked."""
+    from fastrcnn import build, build_data
+
+    try:
+        whole = filled(TrainConfig, config)
+        lacking = [name for name in ("model", "data", "detection") if name not in config]
+        if lacking:
+            raise UserError(f"it lacks {', '.join(lacking)}.")
+        build.check_model(whole.model)
+        build_data.checked_names(names, whole.data.test)
+    except UserError as error:
+        raise UserError(f"{path}: the configuration in it is damaged: {error}") from None
+    return {name: group for name, group in to_dict(whole).items() if name in config and isinstance(group, dict)}
 
 
 def _of_caffe(path: Path, config: Any) -> dict[str, Any]:
@@ -96,7 +129,8 @@ def _of_onnx(path: Path, config: Any) -> dict[str, Any]:
     device = None if config.runtime.device == "auto" else build.device(config.runtime)
     network = OnnxNetwork(path, device, config.runtime.threads)
     of = network.description
-    return {"step": of.step, "best": -1.0, "classes": list(of.classes), "config": dict(of.config), "onnx": network}
+    config = checked_config(path, of.config, list(of.classes))
+    return {"step": of.step, "best": -1.0, "classes": list(of.classes), "config": config, "onnx": network}
 
 
 def run_of(path: Path) -> Path:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import re
 import types
+from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-from fastrcnn.config import SCHEMAS, check_bounds, groups, leaves
+from fastrcnn.config import NUMBER, SCHEMAS, WORDS, check_bounds, filled, groups, leaves, typed
 from fastrcnn.errors import UserError, nearest
 
 ELEMENT = re.compile(r"""\s*('[^']*'|"[^"]*"|[^,]*?)\s*(?:,|$)""")  # of a list, quoted or not, with the comma
 SCALARS = {
-    int: (re.compile(r"[+-]?[0-9]+"), "a whole number"),
-    float: (re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"), "a number"),
-    bool: (re.compile(r"true|false|yes|no|on|off", re.IGNORECASE), "true or false"),
+    int: re.compile(r"[+-]?[0-9]+"),
+    float: NUMBER,
+    bool: re.compile(r"true|false|yes|no|on|off", re.IGNORECASE),
 }
 
 
@@ -92,9 +94,8 @@ def _scalar(name: str, value: str, kind: type) -> str:
     """A single value; text is quoted, so that any path or name just works."""
     if kind is str:
         return quoted(value)
-    pattern, what = SCALARS[kind]
-    if not pattern.fullmatch(value):
-        raise UserError(f"{name}: should be {what}, is '{value}'.")
+    if not SCALARS[kind].fullmatch(value):
+        raise UserError(f"{name}: should be {WORDS[kind]}, is '{value}'.")
     return value
 
 
@@ -121,7 +122,8 @@ def quoted(value: str) -> str:
 def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None) -> Any:
     """The configuration object (an instance of SCHEMAS[verb]) for the arguments.
 
-    base: configuration of an earlier run; its groups take the place of the defaults, and the arguments go on top.
+    base: configuration of an earlier run, plain data of which nothing is resolved; its groups take the place of the
+        defaults, and the arguments go on top.
     Raises UserError for unknown keys, unknown names and values of the wrong type.
     """
     overrides = check_overrides(verb, arguments)
@@ -137,21 +139,7 @@ def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            composed = hydra_compose(verb, overrides)
-            if base:
-                chosen = {o.partition("=")[0] for o in overrides if o.partition("=")[0] in group_names(verb)}
-                keys = [o.partition("=")[0] for o in overrides if o.partition("=")[0] not in chosen]
-                result = OmegaConf.structured(SCHEMAS[verb])
-                for name in groups(SCHEMAS[verb]):
-                    inherited = name in base and name not in chosen
-                    OmegaConf.update(result, name, base[name] if inherited else composed[name], merge=True)
-                for dotted in leaves(SCHEMAS[verb]):
-                    if dotted in keys:
-                        OmegaConf.update(result, dotted, OmegaConf.select(composed, dotted), merge=False)
-                    elif "." not in dotted and dotted in base:
-                        OmegaConf.update(result, dotted, base[dotted], merge=False)
-                composed = result
-        config = OmegaConf.to_object(composed)
+            config = OmegaConf.to_object(hydra_compose(verb, overrides))
     except (HydraException, OmegaConfBaseException) as error:
         cause: BaseException = error
         while cause.__cause__ is not None and cause.__cause__ is not cause:
@@ -159,22 +147,37 @@ def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None)
         text = str(cause).split("\n    full_key:")
         where = text[1].strip().splitlines()[0] + ": " if len(text) > 1 else ""
         raise UserError(f"{where}{text[0].strip()}") from None
+    if base:
+        _inherit(config, verb, base, [o.partition("=")[0] for o in overrides])
     check_bounds(config)
     return config
 
 
+def _inherit(config: Any, verb: str, base: dict[str, Any], given: list[str]) -> None:
+    """Puts the values of an earlier run into a configuration, but for the groups and keys that are `given`."""
+    known = leaves(SCHEMAS[verb])
+    said = {dotted: attrgetter(dotted)(config) for dotted in given if dotted in known}
+    for name, schema in groups(SCHEMAS[verb]).items():
+        if name in base and name not in given:
+            setattr(config, name, filled(schema, base[name], f"{name}."))
+    for dotted, (hint, _, _) in known.items():
+        if "." not in dotted and dotted in base:
+            setattr(config, dotted, typed(dotted, base[dotted], hint))
+    for dotted, value in said.items():
+        group, _, last = dotted.rpartition(".")
+        setattr(attrgetter(group)(config) if group else config, last, value)
+
+
 def to_yaml(config: Any) -> str:
     """The configuration as YAML."""
-    from omegaconf import OmegaConf
+    import yaml
 
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain containers, for a checkpoint."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[return-value]
+    return asdict(config)
 
 
 def defaults(verb: str, experiment: str | None = None) -> dict[str, Any]:

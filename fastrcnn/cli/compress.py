@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastrcnn import outputs
 from fastrcnn.cli.checkpoints import opened, require
 from fastrcnn.cli.compose import compose
 from fastrcnn.cli.compress_report import change, points, shown, size_lines, time_line
@@ -35,8 +36,8 @@ def main(arguments: list[str]) -> int:
     config = compose("compress", arguments)
     check_way(config)
     config, path, content = opened("compress", config, arguments)
-    output = output_file(config.output, path, default_output(config))
-    compress(config, path, content, output, asked=any(a.startswith("data.root=") for a in arguments))
+    output, source = output_file(config.output, path, default_output(config))
+    compress(config, path, content, output, source, asked=any(a.startswith("data.root=") for a in arguments))
     return 0
 
 
@@ -57,8 +58,10 @@ def default_output(config: CompressConfig) -> str:
     return f"compressed/{name}/best.pt"
 
 
-def compress(config: CompressConfig, path: Path, content: dict[str, Any], output: Path, asked: bool) -> None:
-    """Compresses the checkpoint's `content`, writes `output` and prints the outcome.
+def compress(
+    config: CompressConfig, path: Path, content: dict[str, Any], output: Path, source: str, asked: bool
+) -> None:
+    """Compresses the checkpoint's `content`, writes `output` and prints the outcome. source: see outputs.py.
 
     asked: whether the data set's folder was named for this command, and so has to be there.
     """
@@ -106,8 +109,7 @@ def compress(config: CompressConfig, path: Path, content: dict[str, Any], output
         refuse_nothing(config.keep, ranks, found)
         after = smaller(ranks)
         ap_after = mean_ap(after)
-    checkpoint.save(
-        output,
+    whole = checkpoint.packed(
         {
             "step": content["step"],
             "best": -1.0 if ap_after is None else ap_after,
@@ -116,6 +118,8 @@ def compress(config: CompressConfig, path: Path, content: dict[str, Any], output
             "model": after.state_dict(),
         },
     )
+    with outputs.written(output, source) as part:
+        part.write_bytes(whole)
     print("\n".join([*tried, *size_lines(before, after, ranks), time_line(before, after, dtype)]))
     if ap_before is not None and ap_after is not None:
         split = build_data.split_name(build_data.test_splits(config.data, config.split))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastrcnn import outputs
 from fastrcnn.cli.checkpoints import run_of
 from fastrcnn.cli.run_folder import refuse_unusable
 from fastrcnn.config import CompressConfig, SvmConfig
@@ -19,21 +20,22 @@ if TYPE_CHECKING:
     from fastrcnn.model.fast_rcnn import FastRCNN
 
 
-def output_file(output: str | None, path: Path, default: str) -> Path:
-    """The file to write: `output`, or `default` below the folder of the run that `path` is the checkpoint of, in a
-    folder of its own, so that what is evaluated from it lies beside it.
+def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str]:
+    """The file to write, `output` or `default` below the folder of the run that `path` is the checkpoint of, in a
+    folder of its own, so that what is evaluated from it lies beside it; and `source` for outputs.written.
 
-    Raises UserError where it is there already, cannot be written, or training would take it for one of its own.
+    Raises UserError where it is there already and was not made of this checkpoint, where it cannot be written, or where
+    training would take it for one of its own.
     """
     file = run_of(path) / default if output is None else Path(output).expanduser()
     if file.suffix != ".pt":
         raise UserError(f"output={file}: should be the name of a file that ends in .pt.")
     if file.parent.name == "checkpoints":
         raise UserError(f"output={file}: a run keeps and removes its own checkpoints there; choose another folder.")
-    if file.exists():
-        raise UserError(f"{file}: is there already. Name another file with output=FILE.pt, or remove it.")
+    source = outputs.digest(path)
+    outputs.refuse_existing(file, source)
     refuse_unusable(file.parent, f"output={file}")
-    return file
+    return file, source
 
 
 def network(

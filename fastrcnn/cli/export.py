@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastrcnn import outputs
 from fastrcnn.cli.checkpoints import opened, require, run_of
 from fastrcnn.cli.compose import compose, to_dict
 from fastrcnn.cli.derived import network
@@ -44,38 +45,41 @@ def main(arguments: list[str]) -> int:
 
     known = content["config"]["model"]
     output = output_file(config, run_of(path) / "export" / known["network"])
-    export.refuse_existing(output)
+    source = outputs.digest(path)
+    outputs.refuse_existing(output, source)
     names = content["classes"]
     model = network(path, content["config"], names, content.pop("model"), torch.device("cpu"))
     if config.format in ("onnx", "pt2"):
-        deploy(config, content, model, run_of(path), output)
+        deploy(config, content, model, run_of(path), output, source)
     elif config.format == "caffemodel":
-        export.write_caffemodel(model, known["network"], output)
+        export.write_caffemodel(model, known["network"], output, source)
     elif config.format == "torchvision":
-        export.write_torchvision(model, known["network"], output)
+        export.write_torchvision(model, known["network"], output, source)
     else:
         shape = {key: value for key, value in known.items() if key not in TRAINING}
-        export.write_safetensors(model, shape, names, output)
+        export.write_safetensors(model, shape, names, output, source)
     print(f"written to {output}, {output.stat().st_size / 2**20:,.1f} MiB")
     return 0
 
 
-def deploy(config: ExportConfig, content: dict[str, Any], model: FastRCNN, run: Path, output: Path) -> None:
-    """Writes the network as a file that runs by itself, and its model card, the same name with .md, beside it."""
-    from fastrcnn import build, export
+def deploy(
+    config: ExportConfig, content: dict[str, Any], model: FastRCNN, run: Path, output: Path, source: str
+) -> None:
+    """Writes the network as a file that runs by itself, and its model card, the same name and .md, beside it."""
+    from fastrcnn import build
     from fastrcnn.deploy.card import model_card
     from fastrcnn.deploy.description import describe
     from fastrcnn.deploy.onnx_graph import write_onnx
     from fastrcnn.deploy.program import write_program
 
-    card = output.with_suffix(".md")
-    export.refuse_existing(card)
+    card = output.with_name(f"{output.name}.md")
+    outputs.refuse_existing(card, source)
     settings = build.detection(config.detection, model.classifier)
     whole = content["config"] | {key: value for key, value in to_dict(config).items() if key in ("data", "detection")}
     description = describe(model, content["classes"], content["step"], whole, evaluations(run))
     write = write_onnx if config.format == "onnx" else write_program
-    write(model, description, settings.box_regression, output)
-    with export.written(card) as path:
+    write(model, description, settings.box_regression, output, source)
+    with outputs.written(card, source) as path:
         path.write_text(model_card(description, output.name, settings.box_regression), encoding="utf-8")
     print(f"how to use it: {card}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from fastrcnn.cli.checkpoints import checked
 from fastrcnn.cli.compose import compose
 from fastrcnn.config import RuntimeConfig
 from fastrcnn.errors import UserError
@@ -24,9 +25,10 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.training.replay import replay
 
     path = Path(config.file).expanduser()
-    content = checkpoint.load(path)
+    content = checkpoint.load(path, finite=False)
     if not content.keys() >= NEEDED:
         raise UserError(f"{path}: a checkpoint, but not of a failed step. Wanted is a failed-step-N.pt.")
+    content = checked(path, content)
     device = build.device(RuntimeConfig(device=config.device))
     model = build.trained_model(content["config"], len(content["classes"]))
     model.load_state_dict(content["model"])

@@ -96,13 +96,19 @@ def log_to(folder: Path) -> Iterator[None]:
 
 def saved_config(folder: Path) -> dict[str, Any]:
     """The configuration that the run in the folder was started with. Raises UserError."""
-    from omegaconf import OmegaConf
+    import yaml
 
     path = folder / "config.yaml"
     try:
-        return OmegaConf.to_container(OmegaConf.load(path))  # type: ignore[return-value]
-    except Exception as error:  # of files, of YAML, of OmegaConf
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few of them unfold to gigabytes
+            raise UserError("it refers to parts of itself by *NAME")
+        config = yaml.safe_load(text)
+    except Exception as error:  # of files, of YAML
         raise UserError(f"{path}: the run's configuration cannot be read ({error}); nothing to go on from.") from None
+    if not isinstance(config, dict) or not config:
+        raise UserError(f"{path}: holds no keys with values, so it is no run's configuration; nothing to go on from.")
+    return config
 
 
 def value_of(config: dict[str, Any], key: str) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from fastrcnn.cli.checkpoints import checked
 from fastrcnn.cli.compose import to_dict
 from fastrcnn.config import TrainConfig
 from fastrcnn.errors import UserError
@@ -36,10 +37,9 @@ def load_newest(
     Raises UserError where there is none, or it is of another model, of other classes, or of another optimiser.
     """
     from fastrcnn.training import checkpoint
+    from fastrcnn.training.optim import load_state
 
-    path, state, refused = checkpoint.newest_sound(
-        checkpoints, ("step", "best", "classes", "config", "model", "optimizer")
-    )
+    path, state, refused = checkpoint.newest_sound(checkpoints, check=checked)
     for reason in refused:
         log.warning("passed over: %s", reason)
     if state["classes"] != names:
@@ -57,14 +57,14 @@ def load_newest(
                 f"Leave it out, or begin a new run with start={path}."
             )
     try:
-        optimizer.load_state_dict(state["optimizer"])
+        load_state(optimizer, state["optimizer"])
     except (ValueError, KeyError) as error:
         raise UserError(f"{path}: its optimiser's state is not this model's or solver's ({error}).") from None
     log.info("going on from %s", path)
     written = [state]
     if (checkpoints / "best.pt").is_file():  # by an evaluation that came after the checkpoint
         try:
-            written.append(checkpoint.load(checkpoints / "best.pt"))
+            written.append(checked(checkpoints / "best.pt", checkpoint.load(checkpoints / "best.pt")))
         except UserError as error:
             log.warning("passed over: %s", error)
     alike = [w for w in written if all(w["config"]["data"][k] == getattr(config.data, k) for k in ("metric", "test"))]

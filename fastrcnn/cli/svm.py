@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastrcnn import outputs
 from fastrcnn.cli.checkpoints import opened, require
 from fastrcnn.cli.compose import compose
 from fastrcnn.cli.compress_report import change, points
@@ -39,15 +40,16 @@ def main(arguments: list[str]) -> int:
     """Writes a checkpoint with SVMs in place of the softmax and says what the mAP is with both."""
     require("svm", arguments)
     config, path, content = opened("svm", compose("svm", arguments), arguments)
-    output = output_file(config.output, path, "svm/best.pt")
+    output, source = output_file(config.output, path, "svm/best.pt")
     if content["config"]["model"].get("classifier") == "svm":
         raise UserError(f"{path}: has SVMs already. Train others from the checkpoint that it was made from.")
-    train(config, path, content, output)
+    train(config, path, content, output, source)
     return 0
 
 
-def train(config: SvmConfig, path: Path, content: dict[str, Any], output: Path) -> None:
-    """Trains SVMs on the features of the checkpoint's `content`, writes `output` and prints the outcome."""
+def train(config: SvmConfig, path: Path, content: dict[str, Any], output: Path, source: str) -> None:
+    """Trains SVMs on the features of the checkpoint's `content`, writes `output` and prints the outcome. source: see
+    outputs.py."""
     from fastrcnn import build, build_data, build_sets
     from fastrcnn.training import checkpoint
     from fastrcnn.training.svm import linear_svc, put_into
@@ -71,8 +73,7 @@ def train(config: SvmConfig, path: Path, content: dict[str, Any], output: Path) 
     if test_set is not None:
         before = evaluated(config, softmax, test_set, names, settings, dtype)
         after = evaluated(config, svm, test_set, names, replace(settings, score_threshold=None), dtype)
-    checkpoint.save(
-        output,
+    whole = checkpoint.packed(
         {
             "step": content["step"],
             "best": -1.0 if after is None else after,
@@ -81,6 +82,8 @@ def train(config: SvmConfig, path: Path, content: dict[str, Any], output: Path) 
             "model": svm.state_dict(),
         },
     )
+    with outputs.written(output, source) as part:
+        part.write_bytes(whole)
     if before is not None and after is not None:
         split = build_data.split_name(build_data.test_splits(config.data, config.split))
         print(f"mAP on {split}: softmax {points(before)}, SVM {points(after)} ({change(before, after)})")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastrcnn.data.conventions import CONVENTIONS, Convention
+from fastrcnn.data.proposal_convert import fingerprint
 from fastrcnn.data.proposal_files import ProposalFile
 from fastrcnn.errors import UserError
+from fastrcnn.outputs import refuse_existing, written
 from fastrcnn.progress import progress
 
 
@@ -25,15 +25,21 @@ def export(
 
     numbers: for NAME.json the ids that images have in their COCO file. Returns how many boxes were written.
 
-    Raises UserError where `output` exists, has another suffix, or cannot be written, and for .mat without scipy.
+    Raises UserError where `output` exists and was not written from the same proposals, has another suffix, or cannot be
+    written, and for .mat without scipy.
     """
     if output.suffix.lower() not in (".mat", ".json"):
         raise UserError(f"output={output}: should be NAME.mat or NAME.json.")
-    if output.exists():
-        raise UserError(f"{output} exists, and may be what somebody needs; choose another name, or move it away.")
+    refuse_existing(output, source_of(file, convention))
     if output.suffix.lower() == ".mat":
         return write_mat(file, convention, output)
     return write_json(file, convention, output, numbers or {})
+
+
+def source_of(file: ProposalFile, convention: Convention) -> str:
+    """A name of what is exported, by its content, for outputs.py."""
+    parts = [fingerprint(path) for path in file.parts or (file.path,)]
+    return hashlib.sha256("\n".join([*parts, str(convention)]).encode()).hexdigest()
 
 
 def write_mat(file: ProposalFile, convention: Convention, output: Path) -> int:
@@ -42,6 +48,7 @@ def write_mat(file: ProposalFile, convention: Convention, output: Path) -> int:
     """
     try:
         from scipy.io import savemat
+        from scipy.io.matlab import MatWriteError
     except ImportError as error:
         raise UserError(
             f"{output}: writing .mat files needs scipy; install it with `pip install 'fastrcnn[mat]'`."
@@ -59,8 +66,11 @@ def write_mat(file: ProposalFile, convention: Convention, output: Path) -> int:
         del variables["scores"]
     elif scored < len(file.ids):
         raise UserError(f"{file.path}: only {scored} of {len(file.ids)} images have scores; all must, or none.")
-    with _written(output) as path:
-        savemat(path, variables, appendmat=False)
+    with written(output, source_of(file, convention)) as path:
+        try:
+            savemat(path, variables, appendmat=False)
+        except (ValueError, TypeError, MatWriteError) as error:  # what a MATLAB file cannot take
+            raise UserError(f"{output}: cannot be written ({str(error)[:200]}).") from error
     return total
 
 
@@ -78,7 +88,7 @@ def write_json(file: ProposalFile, convention: Convention, output: Path, numbers
             f"{file.path}: has images of several COCO files that number them alike, so they cannot share one JSON "
             "file. Convert the proposals of one split."
         )
-    with _written(output) as path, path.open("w", encoding="utf-8") as out:
+    with written(output, source_of(file, convention)) as path, path.open("w", encoding="utf-8") as out:
         separator = "["
         for n in progress(range(len(file.ids)), len(file.ids), "converting"):
             raw, scores = file.boxes(n)
@@ -95,21 +105,3 @@ def write_json(file: ProposalFile, convention: Convention, output: Path, numbers
             total += int(finite.sum())
         out.write("[]\n" if separator == "[" else "]\n")
     return total
-
-
-@contextmanager
-def _written(output: Path) -> Iterator[Path]:
-    """A path beside `output` that takes its name when the body ends well. Raises UserError where it cannot be."""
-    part = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        with part.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        part.rename(output)
-    except UserError:
-        raise
-    except Exception as error:  # scipy has errors of its own for what a MATLAB file cannot take
-        raise UserError(f"{output}: cannot be written ({str(error)[:200] or type(error).__name__}).") from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -73,6 +73,15 @@ def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
         classes, pixels, config, metrics = (
             json.loads(metadata[key]) for key in ("classes", "pixels", "config", "metrics")
         )
-        return Description(tuple(classes), int(metadata["step"]), pixels, config, metrics)
-    except (KeyError, TypeError, ValueError) as error:
+        step = int(metadata["step"])
+        if (
+            type(classes) is not list
+            or not all(type(name) is str for name in classes)
+            or len(set(classes)) != len(classes)
+        ):
+            raise ValueError("classes should be different names")
+        if not all(type(part) is dict for part in (pixels, config, metrics, config.get("model"))):
+            raise ValueError("pixels, config, config.model and metrics should be keys with values")
+        return Description(tuple(classes), step, pixels, config, metrics)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{source}: its metadata is damaged ({error}). Export it again.") from None

@@ -16,19 +16,22 @@ from fastrcnn import __version__, boxes
 from fastrcnn.deploy.description import Description
 from fastrcnn.deploy.onnx_network import PACKAGES
 from fastrcnn.errors import UserError
-from fastrcnn.export import refuse, written
+from fastrcnn.export import refuse
 from fastrcnn.model.fast_rcnn import INCLUSIVE, FastRCNN
 from fastrcnn.model.networks import Conv, Network, Pool
+from fastrcnn.outputs import written
 
 OPSET, IR = 17, 8  # of 2022: any ONNX Runtime from 1.12 on
 POOLED = ("fast_rcnn", "roi_align")  # what ONNX has an operator for
 LARGEST = 2**31 - 2**20  # bytes, what one file of ONNX can hold
 
 
-def write_onnx(model: FastRCNN, description: Description, box_regression: bool, output: Path) -> None:
+def write_onnx(
+    model: FastRCNN, description: Description, box_regression: bool, output: Path, source: str | None = None
+) -> None:
     """The network from a scaled picture to scores and boxes, as deploy/__init__.py says, with the description inside.
 
-    box_regression: whether boxes are moved as the network says; else they are the proposals.
+    box_regression: whether boxes are moved as the network says; else they are the proposals. source: see outputs.py.
     Raises UserError for what ONNX has no operator for, a file over 2 GB, and where it cannot be written.
     """
     try:
@@ -61,7 +64,7 @@ def write_onnx(model: FastRCNN, description: Description, box_regression: bool, 
         producer_version=__version__,
     )
     onnx.helper.set_model_props(made, description.metadata())
-    with written(output) as path:
+    with written(output, source) as path:
         path.write_bytes(made.SerializeToString())
 
 

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrcnn.deploy import OUTPUTS
+from fastrcnn.deploy import INPUTS, OUTPUTS
 from fastrcnn.deploy.description import Description, read_metadata
 from fastrcnn.errors import UserError
+from fastrcnn.memory import ran_out
 
 PACKAGES = "needs the packages onnx and onnxruntime: pip install 'fastrcnn[export]'."
 
@@ -50,6 +51,16 @@ class OnnxNetwork:
                 raise UserError(f"{path}: there is no such file.") from None
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"{path}: ONNX Runtime cannot open it ({reason}). Export it again.") from None
+        self.path = path
+        given = (
+            {value.name for value in self.session.get_inputs()},
+            {value.name for value in self.session.get_outputs()},
+        )
+        if given != (set(INPUTS), set(OUTPUTS)):
+            raise UserError(
+                f"{path}: its inputs and outputs are {', '.join(sorted(given[0] | given[1]))[:200]}, but should be "
+                f"{', '.join((*INPUTS, *OUTPUTS))}. Export it again."
+            )
         self.runs_on = "cuda" if "CUDAExecutionProvider" in self.session.get_providers() else "cpu"
         self.description: Description = read_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
         self.classifier = str(self.description.config["model"].get("classifier", "softmax"))
@@ -66,5 +77,17 @@ class OnnxNetwork:
             "scale": np.array(scale, np.float64),
             "size": np.array(size, np.int64),
         }
-        scores, boxes = self.session.run(list(OUTPUTS), inputs)
+        try:
+            scores, boxes = self.session.run(list(OUTPUTS), inputs)
+        except Exception as error:  # see above
+            if ran_out(error):
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{self.path}: ONNX Runtime cannot run it ({reason[:300]}). Export it again.") from None
+        shape = (len(proposals), self.num_classes + 1)
+        if scores.shape != shape or boxes.shape != (*shape, 4):
+            raise UserError(
+                f"{self.path}: gives scores {scores.shape} and boxes {boxes.shape} for {len(proposals)} proposals of "
+                f"{self.num_classes} classes. Export it again."
+            )
         return torch.from_numpy(scores), torch.from_numpy(boxes)

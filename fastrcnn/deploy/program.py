@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fastrcnn import boxes
 from fastrcnn.deploy.description import Description
-from fastrcnn.export import written
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.outputs import written
 
 LEAST_SIDE = 64  # so that no map is one cell wide, which torch.export takes for a special case
 
@@ -36,11 +36,14 @@ class WholeNetwork(nn.Module):
         return scores, boxes.clip(boxes.decode(proposals, deltas), size[0], size[1])
 
 
-def write_program(model: FastRCNN, description: Description, box_regression: bool, output: Path) -> None:
+def write_program(
+    model: FastRCNN, description: Description, box_regression: bool, output: Path, source: str | None = None
+) -> None:
     """The network in inference mode, on the CPU, for scaled pictures of LEAST_SIDE pixels a side or more, and one
     proposal or more.
 
-    The description's metadata are its `extra_files`. Raises UserError where the file cannot be written.
+    The description's metadata are its `extra_files`. source: see outputs.py. Raises UserError where the file cannot be
+    written.
     """
     example = {
         "image": torch.zeros(97, 121, 3, dtype=torch.uint8),
@@ -67,5 +70,5 @@ def write_program(model: FastRCNN, description: Description, box_regression: boo
             # That rounding up stays in the map holds for every size, which torch cannot prove.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-    with written(output) as path, path.open("wb") as file:
+    with written(output, source) as path, path.open("wb") as file:
         torch.export.save(program, file, extra_files=description.metadata())

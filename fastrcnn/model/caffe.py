@@ -25,6 +25,7 @@ CONVOLUTION = ("Convolution", 4)  # `type` of a layer: a word since 2015, before
 INNER_PRODUCT = ("InnerProduct", 14)
 LAYERS = {2: "OldLayer", 100: "Layer"}  # fields `layers` and `layer` of the whole file's message, NetParameter
 MOST_LAYERS = 100_000
+MOST_DIMENSIONS = 16
 # Message -> field -> number, type, repeated. Blobs, and in them the runs of little-endian floats, are declared as
 # bytes, which the wire format does not tell from them: they are parsed when their turn comes, floats not at all.
 SCHEMA = {
@@ -196,7 +197,7 @@ def _values(blob: Any, where: str) -> Tensor:
         shape = (blob.num, blob.channels, blob.height, blob.width)
     chunks, kind = (blob.data, torch.float32) if blob.data else (blob.double_data, torch.float64)
     data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    wanted = math.prod(shape) if all(n > 0 for n in shape) else 0
+    wanted = math.prod(shape) if all(n > 0 for n in shape) and 0 < len(shape) <= MOST_DIMENSIONS else 0
     if not wanted or len(data) != wanted * kind.itemsize:
         raise UserError(f"{where}: its shape {shape} does not fit the {len(data)} bytes of {kind} that are there.")
     with warnings.catch_warnings():  # that the memory cannot be written to: it is only ever read

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from fastrcnn.errors import UserError
-from fastrcnn.model import caffe
+from fastrcnn.model import caffe, torch_files
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.networks import NETWORKS, VGG16
 from fastrcnn.model.pixels import PIXELS, decide
 
 log = logging.getLogger(__name__)
-LAYER_WEIGHT = re.compile(r"(features|classifier)\.(\d+)\.weight$")  # in torchvision's VGG16
+LAYER_WEIGHT = re.compile(r"(features|classifier)\.([0-9]{1,4})\.weight$")  # in torchvision's VGG16
 OUTPUTS = ("cls_score", "bbox_pred")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CAFFE_NAMES = {
     **{name: f"trunk.convs.{name}" for network in NETWORKS.values() for name in network.conv_names},
     **{fc + part: f"head.{fc}{part.replace('_', '.')}" for fc in ("fc6", "fc7") for part in ("", "_L", "_U")},
@@ -75,15 +78,49 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         return caffe.read(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds here, from zipfile, pickle and its own
-        raise UserError(f"{path}: not a file of weights that can be read safely ({type(error).__name__}).") from error
+    state = torch_files.read(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{path}: expected a state dict, names to tensors.")
     return state
+
+
+def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What keeps a state dict from being put into a network, whose own is `wanted`, in lines; values are not looked at.
+
+    Layers' counts of batches may be missing, as in files from before 2018."""
+    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    problems = [f"{k}: missing, {tuple(wanted[k].shape)} wanted" for k in missing]
+    for k, v in state.items():
+        if k not in wanted:
+            problems.append(f"{k}: not in the model")
+        elif v.shape != wanted[k].shape:
+            problems.append(f"{k}: {tuple(v.shape)}, {tuple(wanted[k].shape)} wanted")
+        elif v.dtype not in (FLOATS if wanted[k].is_floating_point() else (torch.int64,)):
+            problems.append(f"{k}: numbers of type {v.dtype}, {wanted[k].dtype} wanted")
+    return in_lines(problems)
+
+
+def in_lines(problems: Sequence[str], most: int = 12) -> str:
+    """The first problems, each a line."""
+    lines = [f"  {problem}" for problem in problems[:most]]
+    return "\n".join([*lines, *([f"  and {len(problems) - most} more"] if len(problems) > most else [])])
+
+
+def unusable(state: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with the numbers of a state dict: not finite in float32, or nothing that can be divided by."""
+    problems = []
+    for name, values in state.items():
+        if not values.numel():
+            continue
+        # NaN is both least and largest of any numbers that have it
+        least, most = (float(end.float()) for end in values.aminmax())
+        if not math.isfinite(least) or not math.isfinite(most):
+            problems.append(f"{name}: not all finite")
+        elif (name.endswith("running_var") and least < 0) or (name == "pixel_std" and least <= 0):
+            problems.append(f"{name}: {least:g}, which no deviation of numbers is")
+    return problems
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -173,10 +210,12 @@ class Layout:
 
 def detector_layout(state: dict[str, Tensor], source: str) -> Layout:
     """The layout of a detector with Caffe's names. Raises UserError where the layers that tell are not there."""
-    grouped = (second := state.get("conv2.weight")) is not None and 2 * second.shape[1] == len(state["conv1.weight"])
+    first_two = [w for name in ("conv1", "conv2") if (w := state.get(f"{name}.weight")) is not None and w.dim() == 4]
+    grouped = len(first_two) == 2 and 2 * first_two[1].shape[1] == len(first_two[0])
     network = "vgg16" if "conv1_1.weight" in state else "caffenet" if grouped else "vgg_cnn_m_1024"
     first = NETWORKS[network].convs[0]
-    lacking = [name for name in (first.name, *OUTPUTS) if f"{name}.weight" not in state]
+    layers = {name: state.get(f"{name}.weight") for name in (first.name, *OUTPUTS)}
+    lacking = [name for name, weight in layers.items() if weight is None or weight.dim() < 2]
     if lacking:
         raise UserError(
             f"{source}: not a detector, it has no {', '.join(lacking)} (there are: "
@@ -188,8 +227,16 @@ def detector_layout(state: dict[str, Tensor], source: str) -> Layout:
         raise UserError(
             f"{source}: {first.name} has {filters} filters; {network} has {first.channels}, a slim one fewer."
         )
-    ranks = {fc: len(v) if (v := state.get(f"{fc}_L.weight")) is not None else None for fc in ("fc6", "fc7")}
+    ranks = {
+        fc: len(v) if (v := state.get(f"{fc}_L.weight")) is not None and v.dim() else None for fc in ("fc6", "fc7")
+    }
     return Layout(network, filters / first.channels, len(state["cls_score.weight"]) - 1, ranks)
+
+
+def detector_misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """See misfits; `wanted`: of the whole network, `state`: with Caffe's names."""
+    parts = ("trunk.", "head.", *OUTPUTS)
+    return misfits(translate(dict(state)), {k: v for k, v in wanted.items() if k.startswith(parts)})
 
 
 def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> None:
@@ -218,25 +265,8 @@ def _load(
 ) -> None:
     wanted = {k: v for k, v in model.state_dict().items() if k.startswith((*parts, *(own or {})))}
     translated = translated | (own or {})
-    problems = [
-        f"  {k}: missing, {tuple(v.shape)} wanted"
-        for k, v in wanted.items()
-        if k not in translated and not k.endswith("num_batches_tracked")  # which files from before 2018 lack
-    ]
-    problems += [
-        f"  {k}: {tuple(v.shape)}, {tuple(wanted[k].shape)} wanted" if k in wanted else f"  {k}: not in the model"
-        for k, v in translated.items()
-        if k not in wanted or v.shape != wanted[k].shape
-    ]
-    if not problems:  # NaN is both least and largest of any numbers that have it
-        ends = {k: torch.stack(v.aminmax()) for k, v in translated.items()}
-        problems = [f"  {k}: not all finite" for k, pair in ends.items() if not pair.isfinite().all()]
-    if problems:
-        raise UserError(
-            f"{source}: these weights do not fit the model ({fits}):\n"
-            + "\n".join(problems[:12])
-            + (f"\n  and {len(problems) - 12} more" if len(problems) > 12 else "")
-        )
+    if problems := misfits(translated, wanted) or in_lines(unusable(translated)):
+        raise UserError(f"{source}: these weights do not fit the model ({fits}):\n{problems}")
     if own and pixels == "auto":
         log.info("%s: pixels as the file says", source)
         nn.Module.load_state_dict(model, translated, strict=False)

@@ -11,17 +11,23 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from fastrcnn.errors import UserError
+from fastrcnn.model import torch_files
+from fastrcnn.model.weights import unusable
 
 FORMAT = 2  # 1 had one short side in evaluation
 MAGIC = b"\nfastrcnn-sha256:"
+TRAILER = len(MAGIC) + 64
 NAME = re.compile(r"step-(\d+)\.pt$")
+Check = Callable[[Path, dict[str, Any]], dict[str, Any]]
+HELD = ("step", "best", "classes", "config", "model")  # by every checkpoint; of a run that can be resumed: `optimizer`
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -29,15 +35,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
     Raises UserError where the disk is full or the folder cannot be written to.
     """
-    buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **content}, buffer)
-    data = buffer.getbuffer()
+    data = packed(content)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
-            file.write(MAGIC + hashlib.sha256(data).hexdigest().encode())
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -56,28 +59,81 @@ def save(path: Path, content: dict[str, Any]) -> None:
             temporary.unlink()
 
 
-def load(path: Path) -> dict[str, Any]:
+def packed(content: dict[str, Any]) -> memoryview:
+    """The bytes of a checkpoint with this content."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    buffer.seek(0, os.SEEK_END)
+    buffer.write(MAGIC + digest.encode())
+    return buffer.getbuffer()
+
+
+def load(path: Path, finite: bool = True) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU. Nothing in the file is executed.
 
-    Raises UserError where there is none, or it is cut short, changed, or not ours.
+    finite: refuse weights that are not. Raises UserError where there is no checkpoint, or it is cut short, changed, not
+    ours, or lacks what every checkpoint holds. Whether its weights fit its configuration, cli/checkpoints.py checks.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            size = max(0, os.fstat(file.fileno()).st_size - TRAILER)
+            digest = _digest(file, size)
+            trailer = file.read()
     except OSError as error:
         raise UserError(f"{path}: the checkpoint cannot be read ({error.strerror}).") from None
-    body, digest = data[: -len(MAGIC) - 64], data[-len(MAGIC) - 64 :]
-    if not digest.startswith(MAGIC):
+    if not trailer.startswith(MAGIC):
         raise UserError(f"{path}: not a checkpoint of this program, or cut short (no checksum at its end).")
-    if hashlib.sha256(body).hexdigest().encode() != digest[len(MAGIC) :]:
+    if digest != trailer[len(MAGIC) :]:
         raise UserError(f"{path}: the checkpoint has changed since it was written (its checksum does not fit).")
-    try:
-        content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
-    except Exception as error:  # zipfile, pickle and torch raise a dozen kinds
-        raise UserError(f"{path}: the checkpoint cannot be read safely ({type(error).__name__}).") from error
+    content = torch_files.read(path, size)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
-        raise UserError(f"{path}: a checkpoint of format {found}; this program reads format {FORMAT}.")
+        raise UserError(f"{path}: a checkpoint of format {str(found)[:20]}; this program reads format {FORMAT}.")
+    _check(path, content, finite)
     return content
+
+
+def _digest(file: BinaryIO, size: int) -> bytes:
+    """SHA-256 of the next `size` bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    while size > 0 and (part := file.read(min(size, 2**20))):
+        digest.update(part)
+        size -= len(part)
+    return digest.hexdigest().encode()
+
+
+def _check(path: Path, content: dict[str, Any], finite: bool) -> None:
+    """Raises UserError where the content lacks a part, or a part is of another kind than training writes."""
+    if missing := [name for name in HELD if name not in content]:
+        raise UserError(f"{path}: the checkpoint lacks {', '.join(missing)}. Use another checkpoint.")
+    step, best, names, model = (content[name] for name in ("step", "best", "classes", "model"))
+    optimizer = content.get("optimizer", {"state": {}, "param_groups": []})
+    sound = {
+        "step": type(step) is int and 0 <= step < 2**53,
+        "best": type(best) in (int, float) and -1 <= best <= 1,
+        "classes": type(names) is list
+        and all(type(name) is str for name in names)
+        and len(set(names)) == len(names) > 0,
+        "config": type(content["config"]) is dict,
+        "model": type(model) is dict and all(type(k) is str and isinstance(v, Tensor) for k, v in model.items()),
+        "optimizer": type(optimizer) is dict
+        and type(optimizer.get("state")) is dict
+        and all(type(state) is dict for state in optimizer["state"].values())
+        and type(optimizer.get("param_groups")) is list
+        and all(type(group) is dict for group in optimizer["param_groups"]),
+    }
+    if unsound := [name for name, is_sound in sound.items() if not is_sound]:
+        raise UserError(f"{path}: {', '.join(unsound)} in the checkpoint is not what training writes. Use another one.")
+    if finite:
+        tensors = dict(model)
+        for number, state in optimizer["state"].items():
+            tensors |= {f"optimizer {number} {key}": v for key, v in state.items() if isinstance(v, Tensor)}
+        if problems := unusable(tensors):
+            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise UserError(
+                f"{path}: the checkpoint's weights cannot be used: {'; '.join(problems[:3])}{more}. Use an earlier one."
+            )
 
 
 def in_order(folder: Path) -> list[Path]:
@@ -87,11 +143,12 @@ def in_order(folder: Path) -> list[Path]:
 
 
 def newest_sound(
-    folder: Path, needed: Collection[str] = ("step", "model", "optimizer")
+    folder: Path, needed: Collection[str] = (*HELD, "optimizer"), check: Check = lambda _, content: content
 ) -> tuple[Path, dict[str, Any], list[str]]:
     """The newest checkpoint of a folder that can be read, its content, and why newer ones were passed over.
 
-    needed: what the content has to have, so that a run can go on from it.
+    needed: what the content has to have, so that a run can resume from it. check: takes path and content, and returns
+    the content; raises UserError where it cannot be used.
     Raises UserError where there is none.
     """
     refused: list[str] = []
@@ -99,8 +156,8 @@ def newest_sound(
         try:
             content = load(path)
             if missing := sorted(set(needed) - content.keys()):
-                raise UserError(f"{path}: no run can go on from it, as it lacks {', '.join(missing)}.")
-            return path, content, refused
+                raise UserError(f"{path}: no run can resume from it, as it lacks {', '.join(missing)}.")
+            return path, check(path, content), refused
         except UserError as error:
             refused.append(str(error))
     why = "\n".join(refused) if refused else "There is no step-N.pt file."

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: float) -> list[dict]:
@@ -80,6 +81,30 @@ def sgd(
     if optimizer == "caffe_sgd":
         return CaffeSGD(groups, momentum)
     return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=optimizer == "fused_sgd")
+
+
+def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Puts a state that was saved into the optimiser. Raises ValueError where it is not that of these parameters."""
+    shapes: dict[Any, torch.Size] = {}
+    if len(saved["param_groups"]) != len(optimizer.param_groups):
+        raise ValueError("it has other groups of parameters")
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        numbers, places = (
+            [group.get(key) for key in ("lr", "lr_factor", "momentum", "weight_decay")],
+            group.get("params"),
+        )
+        if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+            raise ValueError("a group of parameters has no finite rate, momentum or decay")
+        if not isinstance(places, list) or len(places) != len(own["params"]) or not all(type(n) is int for n in places):
+            raise ValueError("a group has other parameters")
+        shapes |= {place: weight.shape for place, weight in zip(places, own["params"], strict=True)}
+    for place, values in saved["state"].items():
+        momentum = values.get("momentum_buffer")
+        if values.keys() - {"momentum_buffer"} or (momentum is not None and not isinstance(momentum, Tensor)):
+            raise ValueError("it has more than a momentum")
+        if momentum is not None and momentum.shape != shapes.get(place):
+            raise ValueError(f"the momentum of parameter {place} is {tuple(momentum.shape)}")
+    optimizer.load_state_dict(saved)
 
 
 def learning_rate(

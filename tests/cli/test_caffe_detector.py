@@ -112,8 +112,11 @@ def test_compress_takes_a_caffemodel(call: Call, tiny: VocFolder, tmp_path: Path
     np.testing.assert_allclose(product, u[:, :5] * s[:5] @ v[:5], atol=1e-5)
     status, out, err = call("eval", f"checkpoint={written}")  # the classes and the data set are in it now
     assert (status, "mAP" in out) == (0, True), err
-    status, _, err = call("compress", f"checkpoint={path}", "fc7=5", "data.root=null", TWO)
-    assert (status, f"{written}: is there already" in err) == (1, True)
+    again = ("compress", f"checkpoint={path}", "fc7=5", "data.root=null", TWO)
+    assert call(*again)[0] == 0
+    path.write_bytes(path.read_bytes() + caffemodel.field(1, b"another file"))
+    status, _, err = call(*again)
+    assert (status, f"{written}: is there already, made from another file" in err) == (1, True)
 
 
 def test_svm_takes_a_caffemodel(call: Call, tiny: VocFolder, tmp_path: Path) -> None:

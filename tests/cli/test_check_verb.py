@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,14 @@ from fastrcnn.data.proposals import ImageProposals, write_store
 Call = Callable[..., tuple[int, str, str]]
 
 
-def report(folder: str = "outputs/check/custom") -> dict:
-    return json.loads(Path(folder, "report.json").read_text(encoding="utf-8"))
+def folder(name: str = "custom") -> Path:
+    """Where the report of the only data set of this name is."""
+    (found,) = Path("outputs/check").glob(f"{name}-*")
+    return found
+
+
+def report(where: Path | str | None = None) -> dict:
+    return json.loads(Path(where or folder(), "report.json").read_text(encoding="utf-8"))
 
 
 def test_a_sound_set_and_what_comes_next(
@@ -29,13 +36,13 @@ def test_a_sound_set_and_what_comes_next(
     status, out, _ = call("check", *given, "workers=1")
     assert status == 0
     assert out.splitlines()[-3].startswith("READY: no errors")
-    assert out.splitlines()[-2] == "report: outputs/check/custom/report.html"
+    assert re.fullmatch(r"report: outputs/check/custom-set-[0-9a-f]{8}/report\.html", out.splitlines()[-2])
     assert out.splitlines()[-1] == f"next: fastrcnn propose data=custom data.root={tiny.root}"
     found = report()
     assert found["ok"] is True
     assert [(s["name"], s["images"], s["objects"]) for s in found["splits"]] == [("trainval", 2, 3), ("test", 1, 1)]
     assert found["proposals"] is None
-    assert Path("outputs/check/custom/report.html").read_text().count("data:image/jpeg;base64,") == 3
+    assert (folder() / "report.html").read_text().count("data:image/jpeg;base64,") == 3
 
     store = tmp_path / "my store.proposals"
     boxes = np.array([[0, 0, 32, 24], [0, 0, 64, 48]], np.float32)
@@ -120,7 +127,7 @@ def test_names_that_are_markup_or_no_file_name(voc: VocFolder, call: Call) -> No
     status, out, _ = call("check", f"data.root={voc.root}")
     assert status == 1
     assert "object 2: class '</b>' holds a slash, which cannot be part of a file's name" in out
-    html = Path("outputs/check/custom/report.html").read_text()
+    html = (folder() / "report.html").read_text()
     assert "<script" not in html
     assert "&lt;script&gt;" in html
 
@@ -171,7 +178,7 @@ def test_real_selective_search_boxes(test_data: Path, call: Call, tmp_path: Path
         items.append(ImageProposals(image_id, said.height, said.width, boxes))
     write_store(tmp_path / "two.proposals", items, "selective search", {})
     status, _, _ = call("check", "data=voc07", f"data.root={root}", f"proposals={tmp_path / 'two.proposals'}")
-    found = report("outputs/check/voc07")
+    found = report(folder("voc07"))
     assert status == 1
     assert len(found["errors"]) == 409 - 2
     assert {p["kind"] for p in found["errors"]} == {"no_proposals"}
@@ -230,3 +237,22 @@ def test_folders_for_splits_are_what_is_checked(tiny: VocFolder, call: Call, tmp
     status, _, _ = call("check", f"data.root={tmp_path / 'set2'}")
     assert status == 0
     assert [(s["name"], s["images"], s["objects"]) for s in report()["splits"]] == [("trainval", 2, 3), ("test", 1, 1)]
+
+
+def test_data_sets_of_one_name_have_pages_of_their_own(tmp_path: Path, call: Call) -> None:
+    for place in ("one/set", "two/set"):
+        voc = VocFolder(tmp_path / place)
+        voc.add("a", ("cat", (1, 1, 32, 24), False))
+        voc.split("trainval", "a")
+        for _ in range(2):  # the same set again takes the place of its own page
+            call("check", f"data.root={voc.root}", "data.test=[]")
+    roots = [report(found)["root"] for found in Path("outputs/check").iterdir()]
+    assert sorted(roots) == [str(tmp_path / "one/set"), str(tmp_path / "two/set")]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "", "a\\b", "/abs", "a\nb", "x" * 151])
+@pytest.mark.parametrize("key", ["name", "data.name"])
+def test_a_name_that_leads_elsewhere_is_refused(tiny: VocFolder, call: Call, key: str, name: str) -> None:
+    status, _, err = call("train", f"data.root={tiny.root}", f"{key}={name}")
+    assert (status, f"{key}=" in err, "becomes the name of a folder" in err) == (1, True, True)
+    assert list(Path().iterdir()) == []

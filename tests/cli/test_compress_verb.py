@@ -234,12 +234,16 @@ def test_mistakes_are_one_message_and_write_nothing(
 
 
 def test_nothing_is_overwritten_or_compressed_twice(call: Call, place: Path) -> None:
-    done(call, "compress", "checkpoint=run", "fc6=20", NO_DATA)
-    before = fingerprint(place)
+    for _ in range(2):  # the same command may run again
+        done(call, "compress", "checkpoint=run", "fc6=20", NO_DATA)
     path = "run/compressed/fc6-20/best.pt"
+    content = checkpoint.load(Path("run/checkpoints/best.pt"))
+    checkpoint.save(Path("other/best.pt"), content | {"step": content["step"] + 1})
+    Path("mine.pt").write_text("mine")
+    before = fingerprint(place)
     for arguments, said in (
-        (["checkpoint=run", "fc6=20"], f"{path}: is there already"),
-        (["checkpoint=run", "fc7=20", f"output={path}"], "is there already"),
+        (["checkpoint=other", "fc6=20", f"output={path}"], f"{path}: is there already, made from another file"),
+        (["checkpoint=run", "fc6=20", "output=mine.pt"], "mine.pt: is there already. Name"),
         ([f"checkpoint={path}", "fc7=20"], "is compressed already (fc6 is two layers)"),
     ):
         status, _, err = call("compress", *arguments, NO_DATA)

@@ -13,6 +13,7 @@ import torch
 from slim_run import WIDTH
 from voc_folder import VocFolder, fingerprint
 
+from fastrcnn.outputs import MADE
 from fastrcnn.training import checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
@@ -29,6 +30,10 @@ FAST = [
 def run(call: Call, tiny: VocFolder) -> Path:
     """A run in the empty folder that commands are called in."""
     return slim_run.save(tiny.root, Path("run"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != MADE}
 
 
 def done(call: Call, *arguments: str) -> str:
@@ -101,8 +106,8 @@ def test_an_onnx_file_detects_and_is_evaluated_as_the_run(call: Call, run: Path,
     Path("run/eval/torn/metrics.json").write_text("{")
     for_files = ["detection.score_threshold=0.01", "data.selective_search.side=40", "data.test_short_sides=48"]
     out = done(call, "export", "checkpoint=run", "format=onnx", *for_files)
-    assert out.splitlines()[0] == "how to use it: run/export/vgg16.md"
-    card = Path("run/export/vgg16.md").read_text(encoding="utf-8")
+    assert out.splitlines()[0] == "how to use it: run/export/vgg16.onnx.md"
+    card = Path("run/export/vgg16.onnx.md").read_text(encoding="utf-8")
     assert "voc07 mAP on test (3 images): 0.250" in card
     assert "48 / short side" in card
     assert str(tiny.root) not in card
@@ -128,12 +133,51 @@ def test_an_onnx_file_detects_and_is_evaluated_as_the_run(call: Call, run: Path,
 
 def test_a_program_of_torch_export_has_its_card(call: Call, run: Path) -> None:
     out = done(call, "export", "checkpoint=run", "format=pt2", "output=new/net.pt2")
-    assert "how to use it: new/net.md" in out
-    assert sorted(p.name for p in Path("new").iterdir()) == ["net.md", "net.pt2"]
-    assert Path("new/net.md").read_text(encoding="utf-8").startswith("# net.pt2\n")
-    status, _, err = call("export", "checkpoint=run", "format=onnx", "output=new/net.onnx")
-    assert (status, "new/net.md: is there already" in err) == (1, True)
-    assert not Path("new/net.onnx").exists()
+    assert "how to use it: new/net.pt2.md" in out
+    assert sorted(p.name for p in Path("new").iterdir() if p.name != MADE) == ["net.pt2", "net.pt2.md"]
+    assert Path("new/net.pt2.md").read_text(encoding="utf-8").startswith("# net.pt2\n")
+
+
+def test_formats_share_a_folder_and_an_export_can_run_again(call: Call, run: Path) -> None:
+    """After it was killed between network and card, after it was whole, and with other settings; not over others'."""
+    pytest.importorskip("onnx")
+    for form in ("onnx", "pt2", "safetensors"):
+        done(call, "export", "checkpoint=run", f"format={form}")
+    folder, command = Path("run/export"), ("export", "checkpoint=run", "format=onnx")
+    there = contents(folder)
+    (folder / "vgg16.onnx.md").unlink()
+    done(call, *command)
+    done(call, *command)
+    assert contents(folder) == there
+    done(call, *command, "detection.score_threshold=0.5")
+    assert contents(folder).keys() == there.keys()
+    assert contents(folder) != there
+    (folder / "vgg16.onnx.md").write_text("mine")
+    status, _, err = call(*command)
+    assert (status, "vgg16.onnx.md: is there already. Name" in err) == (1, True)
+    (folder / "vgg16.onnx.md").unlink()
+    content = checkpoint.load(Path("run/checkpoints/best.pt"))
+    checkpoint.save(Path("run/checkpoints/best.pt"), content | {"step": 10})
+    status, _, err = call(*command)
+    assert (status, "vgg16.onnx: is there already, made from another file" in err) == (1, True)
+
+
+def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
+    call: Call, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("safetensors")
+    command = ("export", "checkpoint=run", "format=safetensors")
+    done(call, *command)
+    before = Path("run/export/vgg16.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        replace = Path.replace
+        patch.setattr(
+            Path, "replace", lambda a, b: replace(a, b) if b.name == MADE else (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        assert call(*command)[0] == 130
+    assert Path("run/export/vgg16.safetensors").read_bytes() == before
+    done(call, *command)
+    assert sorted(p.name for p in Path("run/export").iterdir()) == [MADE, "vgg16.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,21 @@ def test_files_that_cannot_be_run_are_one_message(file: Path, tmp_path: Path) ->
     onnx.save(model, tmp_path / "torn.onnx")
     with pytest.raises(UserError, match=r"torn.onnx: its metadata is damaged"):
         OnnxNetwork(tmp_path / "torn.onnx")
+    for key, text in (
+        ("config", "[1]"), ("config", '{"model": 1}'), ("classes", '["a", 1]'), ("classes", "5"), ("step", "many"),
+        ("metrics", "[" * 100_000),
+    ):  # fmt: skip
+        whole = described(slim()).metadata()
+        onnx.helper.set_model_props(model, whole | {key: text})
+        onnx.save(model, tmp_path / "torn.onnx")
+        with pytest.raises(UserError, match=r"torn.onnx: its metadata is damaged"):
+            OnnxNetwork(tmp_path / "torn.onnx")
+    model.graph.output[0].name = "marks"
+    for node in model.graph.node:
+        node.output[:] = ["marks" if name == "scores" else name for name in node.output]
+    onnx.save(model, tmp_path / "names.onnx")
+    with pytest.raises(UserError, match=r"names.onnx: its inputs and outputs are boxes, image, marks"):
+        OnnxNetwork(tmp_path / "names.onnx")
     (tmp_path / "cut.onnx").write_bytes(file.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"cut.onnx: ONNX Runtime cannot open it \("):
         OnnxNetwork(tmp_path / "cut.onnx")
@@ -78,3 +94,26 @@ def test_a_missing_package_is_named(file: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(UserError, match=r"new.onnx: writing it needs .* pip install 'fastrcnn\[export\]'"):
         write_onnx(slim(), described(slim()), True, tmp_path / "new.onnx")
+
+
+def test_weights_that_are_not_finite_and_classes_that_are_not_there_are_said(tmp_path: Path) -> None:
+    """What is in the graph is known when it has run: nothing is found in silence."""
+
+    def found(network: FastRCNN | OnnxNetwork) -> Detections:
+        scaling = Augmentation((96,), 160, flip=False)
+        detector = Detector(network, CLASSES, DetectionSettings(), scaling, SelectiveSearchSettings(), 100)
+        return detector.detect(picture(70, 90), boxes(9, 70, 90).numpy())
+
+    model = slim()
+    about = described(model)
+    write_onnx(model, replace(about, classes=("cat",)), True, tmp_path / "few.onnx")
+    with pytest.raises(UserError, match=r"few.onnx: gives scores \(9, 4\) and boxes \(9, 4, 4\) for 9 proposals of 1"):
+        found(OnnxNetwork(tmp_path / "few.onnx"))
+    for layer in ("cls_score", "bbox_pred"):
+        model = slim()
+        with torch.no_grad():
+            getattr(model, layer).bias[1] = float("nan")
+        write_onnx(model, about, True, tmp_path / f"{layer}.onnx")
+        for network in (OnnxNetwork(tmp_path / f"{layer}.onnx"), model):
+            with pytest.raises(UserError, match="scores or boxes that are not finite numbers"):
+                found(network)

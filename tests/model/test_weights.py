@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import caffemodel
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torchvision.models import densenet121, squeezenet1_0, vgg11, vgg16_bn
 
+from fastrcnn import build
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.networks import VGG16
@@ -46,7 +49,8 @@ def in_torchvisions_names(model: FastRCNN) -> dict[str, Tensor]:
             place += 1
         for module, at in ((model.trunk.convs[name], place), (model.trunk.norms[name], place + 1)):
             for key, value in module.state_dict().items():
-                state[f"features.{at}.{key}"] = torch.randn(value.shape).to(value.dtype)
+                numbers = torch.randn(value.shape).to(value.dtype)
+                state[f"features.{at}.{key}"] = numbers.abs() if key == "running_var" else numbers
         place += 3
     for layer, at in ((model.head.fc6, 0), (model.head.fc7, 3)):
         for key, value in layer.state_dict().items():
@@ -137,7 +141,7 @@ def test_a_state_dict_is_read_also_inside_a_checkpoint_of_another_program(tmp_pa
 
 def test_a_hostile_file_is_refused_and_nothing_in_it_is_run(tmp_path: Path) -> None:
     torch.save({"features.0.weight": torch.zeros(1), "x": Hostile(tmp_path / "made")}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match="not a file of weights that can be read safely"):
+    with pytest.raises(UserError, match="cannot be read safely"):
         read_state_dict(tmp_path / "w.pth")
     assert not (tmp_path / "made").exists()
 
@@ -145,7 +149,7 @@ def test_a_hostile_file_is_refused_and_nothing_in_it_is_run(tmp_path: Path) -> N
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut short"])
 def test_a_broken_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match="not a file of weights"):
+    with pytest.raises(UserError, match="cannot be read safely"):
         read_state_dict(tmp_path / "w.pth")
 
 
@@ -187,7 +191,7 @@ def test_weights_put_into_place_by_hand_are_used_without_a_download(
     torch.save({"features.0.weight": torch.arange(4.0)}, path)
     assert torch.equal(torchvision_vgg16()["features.0.weight"], torch.arange(4.0))
     torch.save({"features.0.weight": Hostile(tmp_path / "made")}, path)
-    with pytest.raises(UserError, match="not a file of weights that can be read safely"):
+    with pytest.raises(UserError, match="cannot be read safely"):
         torchvision_vgg16()
     assert not (tmp_path / "made").exists()
 
@@ -331,3 +335,60 @@ def test_without_the_package_safetensors_the_message_names_it(tmp_path: Path, mo
     (tmp_path / "w.safetensors").write_bytes(b"x")
     with pytest.raises(UserError, match=r"w\.safetensors: reading it needs .*pip install safetensors"):
         read_state_dict(tmp_path / "w.safetensors")
+
+
+FULL = caffemodel.network("caffenet", 1 / 16, classes=2)
+FLAT = {"conv1.weight": np.zeros(6, np.float32)}
+WRONG: dict[str, tuple[dict[str, np.ndarray], str]] = {
+    "nan": ({"fc7.weight": np.full_like(FULL["fc7.weight"], np.nan)}, "head.fc7.weight: not all finite"),
+    "too large for float32": ({"fc7.bias": np.full(256, 1e300)}, "head.fc7.bias: not all finite"),
+    "whole numbers": ({"fc7.bias": np.zeros(256, np.int32)}, "head.fc7.bias: numbers of type torch.int32"),
+    "complex": ({"fc7.bias": np.zeros(256, np.complex64)}, "numbers of type torch.complex64|ComplexFloatStorage"),
+    "flat": (FLAT, r"trunk.convs.conv1.weight: \(6,\), \(6, 3, 11, 11\) wanted"),
+    "wide": ({"conv1.weight": np.zeros((96, 3, 11, 11), np.float32)}, r"conv1.weight: \(96, 3, 11, 11\), \(6"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("name", WRONG)
+def test_files_of_weights_with_wrong_numbers_are_refused(tmp_path: Path, suffix: str, name: str) -> None:
+    change, said = WRONG[name]
+    state = {k: torch.from_numpy(v) for k, v in (FULL | change).items() if not k.startswith(("cls", "bbox"))}
+    path = tmp_path / f"w{suffix}"
+    if suffix == ".pth":
+        torch.save(state, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(state, path)
+    model = FastRCNN(2, width=1 / 16, roi_size=6, roi_features=["conv5"], network="caffenet")
+    with pytest.raises(UserError, match=said):
+        load_pretrained(model, read_state_dict(path), str(path))
+
+
+@pytest.mark.parametrize("name", ["nan", "flat", "wide"])
+def test_a_detector_with_wrong_numbers_is_refused_before_its_network_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """`wide` says that it is of the paper's size, 230 MB; its other layers are slim."""
+    path = caffemodel.write(tmp_path / "d.caffemodel", FULL | WRONG[name][0])
+    if name != "nan":
+        monkeypatch.setattr(build, "model", within_meta(build.model))
+    with pytest.raises(UserError, match=r"d\.caffemodel: (these weights do not fit|not a detector)"):
+        build.caffe_detector(path, ["cat", "dog"])
+
+
+def within_meta(make: Callable[..., FastRCNN]) -> Callable[..., FastRCNN]:
+    def checked(*arguments: object, **keys: object) -> FastRCNN:
+        assert torch.empty(0).device.type == "meta", "memory for the network is taken"
+        return make(*arguments, **keys)
+
+    return checked
+
+
+def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path) -> None:
+    save = pytest.importorskip("safetensors.torch").save
+    data = save({"conv1.weight": torch.zeros(4)})
+    for old, new in ((b"[4]", b"[9]"), (b"[0,16]", b"[0,99]")):
+        assert old in data
+        (tmp_path / "w.safetensors").write_bytes(data.replace(old, new))
+        with pytest.raises(UserError, match=r"w.safetensors: not a .safetensors file, or cut short"):
+            read_state_dict(tmp_path / "w.safetensors")

@@ -96,7 +96,7 @@ def run(
 
     def save(step: int) -> None:
         state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        checkpoint.save(folder / f"step-{step}.pt", state)
+        checkpoint.save(folder / f"step-{step}.pt", {"best": 0.0, "classes": ["a"], "config": {}} | state)
         if step == stop_after:
             raise StoppedError
 

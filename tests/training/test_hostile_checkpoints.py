@@ -1,0 +1,305 @@
+"""Checkpoints with a right checksum and wrong content, which anybody can make, are refused before memory is taken."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import io
+import math
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import slim_run
+import torch
+
+from fastrcnn.cli import checkpoints
+from fastrcnn.cli.compose import compose
+from fastrcnn.cli.trained import load
+from fastrcnn.errors import UserError
+from fastrcnn.model import torch_files
+from fastrcnn.training import checkpoint
+from fastrcnn.training.optim import load_state, sgd
+
+SECRET = "hunter2"
+
+
+def signed(body: bytes) -> bytes:
+    return body + checkpoint.MAGIC + hashlib.sha256(body).hexdigest().encode()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    return slim_run.save(folder, folder / "run") / "checkpoints" / "best.pt"
+
+
+def put(*keys: str, value: Any) -> Callable[[dict], None]:
+    def change(content: dict) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return change
+
+
+def without(*keys: str) -> Callable[[dict], None]:
+    def change(content: dict) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        del content[keys[-1]]
+
+    return change
+
+
+def lists_of_lists(content: dict) -> None:
+    """2^60 elements for whoever walks through all of them."""
+    inner: list[Any] = ["a"]
+    for _ in range(60):
+        inner = [inner, inner]
+    content["config"]["data"]["train"] = inner
+
+
+def number(name: str, value: float, place: int = 0) -> Callable[[dict], None]:
+    def change(content: dict) -> None:
+        content["model"][name] = content["model"][name].clone()
+        content["model"][name].view(-1)[place] = value
+
+    return change
+
+
+def tensor(name: str, value: torch.Tensor) -> Callable[[dict], None]:
+    return put("model", name, value=value)
+
+
+CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
+    **{f"no {key}": (without(key), f"the checkpoint lacks {key}") for key in checkpoint.HELD},
+    "no group": (without("config", "data"), "it lacks data"),
+    "model a list": (put("model", value=[1]), "model in the checkpoint is not what"),
+    "model of lists": (put("model", "x", value=[1]), "model in the checkpoint is not what"),
+    "config a list": (put("config", value=[1]), "config in the checkpoint is not what"),
+    "group a list": (put("config", "model", value=[1]), "model: should be keys with values, is list"),
+    "classes a number": (put("classes", value=5), "classes in the checkpoint is not what"),
+    "no classes in it": (put("classes", value=[]), "classes in the checkpoint is not what"),
+    "classes mixed": (put("classes", value=["cat", 5]), "classes in the checkpoint is not what"),
+    "a class twice": (put("classes", value=["cat", "cat"]), "classes in the checkpoint is not what"),
+    "a class that is a path": (
+        put("classes", value=["cat", "../dog"]),
+        "'../dog' holds a slash, which cannot be part of a file's name",
+    ),
+    "a class more": (put("classes", value=["a", "b", "c"]), r"cls_score.weight: \(3, 64\), \(4, 64\) wanted"),
+    "step text": (put("step", value="x"), "step in the checkpoint is not what"),
+    "best nan": (put("best", value=math.nan), "best in the checkpoint is not what"),
+    "optimizer a list": (put("optimizer", value=[]), "optimizer in the checkpoint is not what"),
+    "width huge": (put("config", "model", "width", value=1e9), "model.width=1000000000.0: should be at most 100"),
+    "width nan": (put("config", "model", "width", value=math.nan), "model.width=nan: should be a finite number"),
+    "width text": (put("config", "model", "width", value="x"), "model.width: should be a number, is 'x'"),
+    "width 40": (
+        put("config", "model", "width", value=40),
+        r"conv1_1.weight: \(1, 3, 3, 3\), \(2560, 3, 3, 3\) wanted",
+    ),
+    "roi_size": (put("config", "model", "roi_size", value=2**62), "model.roi_size=4611686018427387904: should be at"),
+    "roi_size yes": (put("config", "model", "roi_size", value=True), "model.roi_size: should be a whole number"),
+    "network": (put("config", "model", "network", value="x"), "model.network=x: should be one of"),
+    "unknown key": (put("config", "model", "widht", value=1), "unknown key 'model.widht'. Did you mean 'width'?"),
+    "long_side": (put("config", "data", "long_side", value=10**9), "data.long_side=1000000000: should be at most"),
+    "long_side 1e9": (put("config", "data", "long_side", value=1e9), "data.long_side: should be a whole number"),
+    "threshold": (
+        put("config", "detection", "score_threshold", value=math.inf),
+        "score_threshold=inf: should be a fin",
+    ),
+    "name": (put("config", "data", "name", value="../x"), "data.name='../x': becomes the name of a folder"),
+    "environment": (put("config", "data", "long_side", value="${oc.env:SECRET}"), r"is '\$\{oc.env:SECRET\}'"),
+    "lists": (lists_of_lists, "data.train: should be text, is list"),
+    "nan": (number("cls_score.weight", math.nan, -1), "cls_score.weight: not all finite"),
+    "infinite": (number("delta_mean", -math.inf), "delta_mean: not all finite"),
+    "divided by 0": (number("pixel_std", 0.0), "pixel_std: 0, which"),
+    "float64": (tensor("cls_score.bias", torch.full((3,), 1e300, dtype=torch.float64)), "cls_score.bias: not all fin"),
+    "whole numbers": (tensor("cls_score.bias", torch.zeros(3).int()), "cls_score.bias: numbers of type torch.int32"),
+    "expanded": (tensor("cls_score.bias", torch.zeros(1).expand(10**9)), "1,000,000,000 numbers in a storage of 1"),
+    "foreign tensor": (tensor("more", torch.zeros(3)), "more: not in the model"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_wrong_content_is_refused_by_name(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("SECRET", SECRET)
+    change, said = CHANGES[name]
+    content = checkpoint.load(made)
+    change(content)
+    checkpoint.save(tmp_path / "x.pt", content)
+    with pytest.raises(UserError, match=said) as caught:
+        load("eval", [f"checkpoint={tmp_path / 'x.pt'}"])
+    assert str(tmp_path / "x.pt") in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+def test_text_in_a_file_is_never_resolved(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", SECRET)
+    content = checkpoint.load(made)
+    texts = ["${oc.env:SECRET}", "${data.name}", "${", "a\\${b}"]
+    content["config"]["data"] |= {"root": texts[0], "train": texts}
+    checkpoint.save(tmp_path / "x.pt", content)
+    config = checkpoints.opened("detect", compose("detect", [f"checkpoint={tmp_path / 'x.pt'}"]), [])[0]
+    assert (config.data.root, config.data.train) == (texts[0], texts)
+
+
+def records(body: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def archive(files: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", how) as into:
+        for name, data in files.items():
+            into.writestr(name, data)
+    return out.getvalue()
+
+
+def overlapping(content: dict) -> bytes:
+    """A hundred names in the directory for one record of a megabyte."""
+    body = archive(records(checkpoint.packed(content)[: -checkpoint.TRAILER].tobytes()) | {"archive/x": bytes(2**20)})
+    out = io.BytesIO(body)
+    with zipfile.ZipFile(out, "a") as into:
+        (first,) = (info for info in into.infolist() if info.filename == "archive/x")
+        for n in range(100):
+            other = zipfile.ZipInfo(f"archive/x{n:03}")
+            other.header_offset, other.file_size, other.compress_size, other.CRC = first.header_offset, 2**20, 2**20, 0
+            into.filelist.append(other)
+            into.NameToInfo[other.filename] = other
+        into._didModify = True  # type: ignore[attr-defined]
+    return out.getvalue()
+
+
+def test_archives_that_unfold_are_refused(made: Path, tmp_path: Path) -> None:
+    whole = records(made.read_bytes()[: -checkpoint.TRAILER])
+    larger = whole | {"archive/data/0": whole["archive/data/0"] + bytes(4)}
+    bodies = {
+        "a compressed record": archive(whole, zipfile.ZIP_DEFLATED),
+        "records of .* bytes in": overlapping(checkpoint.load(made)),
+        "in a record of": archive(larger),
+        "a pickle of": archive(whole | {"archive/data.pkl": bytes(torch_files.LARGEST_PICKLE + 1)}),
+        "big-endian": archive(whole | {"archive/byteorder": b"big"}),
+        "KeyError": archive({k: v for k, v in whole.items() if k != "archive/data/0"}),
+    }
+    for said, body in bodies.items():
+        (tmp_path / "x.pt").write_bytes(signed(body))
+        with pytest.raises(UserError, match=f"cannot be read safely.*{said}"):
+            checkpoint.load(tmp_path / "x.pt")
+
+
+PICKLES = {
+    "a function of torch": b"\x80\x02ctorch._utils\n_rebuild_sparse_tensor\n.",
+    "bytes": b"\x80\x02c__builtin__\nbytearray\nJ\xff\xff\xff\x7f\x85R.",
+    "an object": b"\x80\x02ccollections\nOrderedDict\n)\x81.",
+    "a tensor's state": b"\x80\x02K\x01}b.",
+    "a key of tuples": b"\x80\x02}))\x86K\x01s.",
+    "keys with one hash": b"\x80\x02}\x8a\x09" + (2**61 - 1).to_bytes(9, "little") + b"K\x01s.",
+    "cut": b"\x80\x02}X\xff\xff\xff\xffa",
+    "digits": b"\x80\x02I" + b"9" * 5000 + b"\n.",
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_pickles_of_anything_else_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x.pth").write_bytes(archive({"archive/data.pkl": PICKLES[name]}))
+    with pytest.raises(UserError, match="cannot be read safely"):
+        torch_files.read(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_writes_is_read_as_torch_reads_it(tmp_path: Path, zipped: bool) -> None:
+    x = torch.randn(6, 4)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
+    tensors = {
+        **model.state_dict(),
+        **{f"p.{name}": p for name, p in model.named_parameters()},
+        **{str(dtype): x.to(dtype) for dtype in torch_files.STORAGES.values()},
+        **{"turned": x.t(), "part": x[2:4, 1:], "row": x[1], "none": x[:0], "one": torch.tensor(3.0)},
+    }
+    plain = [1, -5, 2**40, 2.5, None, True, "é", (1, (2,)), {"a": [], 3: {}}]
+    torch.save(collections.OrderedDict(tensors, plain=plain), tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
+    found = torch_files.read(tmp_path / "x.pth")
+    theirs = torch.load(tmp_path / "x.pth", weights_only=True)
+    assert found.pop("plain") == theirs.pop("plain") == plain
+    assert list(found) == list(theirs)
+    for name, value in theirs.items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+        assert found[name].stride() == value.stride()
+        assert torch.equal(found[name], value.detach())
+    assert found["part"].untyped_storage().data_ptr() == found["turned"].untyped_storage().data_ptr()
+
+
+def test_a_legacy_file_that_declares_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(200)}, tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    body = (tmp_path / "x.pth").read_bytes()
+    for start, end in ((b"K\xc8N", b"J\xff\xff\xff\x7fN"), (b"\xc8\0\0\0\0\0\0\0\0", b"\xff" * 6 + b"\0\0\0")):
+        assert start in body
+        (tmp_path / "y.pth").write_bytes(body.replace(start, end))
+        with pytest.raises(UserError, match="cannot be read safely"):
+            torch_files.read(tmp_path / "y.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s["param_groups"].pop(), "other groups"),
+        (lambda s: s["param_groups"][0].update(params=[0]), "other parameters"),
+        (lambda s: s["param_groups"][0].update(momentum=math.nan), "no finite"),
+        (lambda s: s["param_groups"][0].pop("lr_factor"), "no finite"),
+        (lambda s: s["state"][0].update(momentum_buffer=torch.zeros(1)), r"momentum of parameter 0 is \(1,\)"),
+        (lambda s: s["state"][0].update(momentum_buffer=1), "more than a momentum"),
+        (lambda s: s["state"].update({99: {"momentum_buffer": torch.zeros(1)}}), "parameter 99"),
+    ],
+)
+def test_an_optimisers_state_of_other_parameters_is_refused(change: Callable[[dict], object], said: str) -> None:
+    """A momentum of shape (1,) would be added to all weights of a layer."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
+    optimizer = sgd(model)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    saved = optimizer.state_dict()
+    load_state(sgd(model), saved)
+    change(saved)
+    with pytest.raises(ValueError, match=said):
+        load_state(sgd(model), saved)
+
+
+def peak(path: Path) -> int:
+    """Megabytes that a process takes at most to refuse, or to open, a checkpoint."""
+    code = (
+        "import resource, sys\n"
+        "from fastrcnn.cli.trained import load\n"
+        "from fastrcnn.errors import UserError\n"
+        "try:\n    load('eval', ['checkpoint=' + sys.argv[1], 'runtime.device=cpu'])\n"
+        "except UserError:\n    pass\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def test_refusing_takes_no_more_memory_than_opening(made: Path, tmp_path: Path) -> None:
+    """Deflated zeros of 1 GB in a file of 4 MB; a network of 7 GB in half a megabyte."""
+    content = checkpoint.load(made)
+    content["config"]["model"]["width"] = 40
+    checkpoint.save(tmp_path / "wide.pt", content)
+    packed = records(made.read_bytes()[: -checkpoint.TRAILER])
+    with zipfile.ZipFile(tmp_path / "body", "w", zipfile.ZIP_DEFLATED) as into:
+        for name, data in packed.items():
+            into.writestr(name, data)
+        with into.open("archive/data/zeros", "w") as record:
+            for _ in range(1024):
+                record.write(bytes(2**20))
+    (tmp_path / "zeros.pt").write_bytes(signed((tmp_path / "body").read_bytes()))
+    assert os.path.getsize(tmp_path / "zeros.pt") < 4_000_000  # noqa: PTH202
+    opened = peak(made)
+    assert max(peak(tmp_path / "wide.pt"), peak(tmp_path / "zeros.pt")) < opened + 50
