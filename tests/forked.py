@@ -170,12 +170,14 @@ def hold(where: str, call: int, hang: bool = False) -> None:
     setattr(owner, name, held)
 
 
+# What a training imports late: torch's optimisers import torch._dynamo, which takes longer than a short training.
+LATE = ("torch._dynamo", "torch.utils.tensorboard", "torchvision", "fastrcnn.cli.train", "fastrcnn.data.loader")
+LATE += ("fastrcnn.evaluation.evaluate", "fastrcnn.evaluation.report_page", "fastrcnn.training.loop")
+
 if __name__ == "__main__":
-    import torch.utils.tensorboard  # noqa: F401
+    for late in LATE:
+        importlib.import_module(late)
+    from fastrcnn.cli.compose import compose
 
-    import fastrcnn.cli.train
-    import fastrcnn.data.loader
-    import fastrcnn.evaluation.evaluate
-    import fastrcnn.training.loop  # noqa: F401
-
+    compose("train", ["experiment=demo"])
     serve()
