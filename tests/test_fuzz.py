@@ -316,6 +316,15 @@ def test_a_sound_checkpoint_is_read_whole(tmp_path: Path) -> None:
     assert stored(SOUND) == [WEIGHTS.tobytes()]
 
 
+@pytest.mark.parametrize("at", range(0, len(sealed(SOUND)), 97))
+def test_any_changed_byte_of_a_checkpoint_is_noticed(tmp_path: Path, at: int) -> None:
+    data = bytearray(sealed(SOUND))
+    data[at] ^= 1
+    path = tmp_path / "step-3.pt"
+    path.write_bytes(data)
+    assert isinstance(outcome(lambda: checkpoint.load(path), str(path)), UserError)
+
+
 @given(data=damaged() | st.binary(max_size=300) | st.binary(max_size=300).map(sealed))
 def test_any_checkpoint_is_read_rightly_or_refused_by_name(tmp_path: Path, data: bytes) -> None:
     """Where the checksum does not fit, always refused; else nothing but what is stored is read."""
