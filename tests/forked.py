@@ -38,7 +38,7 @@ class Forked:
         return is_held(self.pid)
 
     def release(self) -> None:
-        """Lets a process run that was held; what signals it got meanwhile comes first."""
+        """Lets a process run that was held."""
         os.kill(self.pid, signal.SIGCONT)
 
 
@@ -89,18 +89,19 @@ class Source:
         file_size: int | None = None,
         environment: dict[str, str] | None = None,
         hold: tuple[str, int] | None = None,
-        hang: bool = False,
+        then: str = "goes on",
     ) -> Forked:
         """Starts a command, what it says goes to the file `said`; `file_size`: no file may grow beyond it.
 
         hold: ("module:function", n); the process stops itself where it calls the function for the nth time, so that a
-        test can do something at that moment, however slow the machine is. hang: once released, that call never ends.
+        test can do something at that moment, however slow the machine is. then: what it does once it is released: it
+        `goes on`, `hears` a signal before it goes on, or `hangs`.
         """
         question = {
             "arguments": list(arguments),
             "said": str(said),
             "file_size": file_size,
-            "hold": hold and [*hold, hang],
+            "hold": hold and [*hold, then],
         }
         pid = self.ask(question | {"environment": environment or {}})
         assert pid
@@ -151,8 +152,8 @@ def run(question: dict) -> None:
     sys.exit(main(question["arguments"]))
 
 
-def hold(where: str, call: int, hang: bool = False) -> None:
-    """Makes this process stop itself where it calls the function for the nth time, and then perhaps hang there."""
+def hold(where: str, call: int, then: str = "goes on") -> None:
+    """Makes this process stop itself where it calls the function for the nth time; then: see `start`."""
     module, _, dotted = where.partition(":")
     owner = importlib.import_module(module)
     *outer, name = dotted.split(".")
@@ -162,8 +163,14 @@ def hold(where: str, call: int, hang: bool = False) -> None:
 
     def held(*arguments: object, **keywords: object) -> object:
         if next(number) == call:
+            heard, told = os.pipe()
+            os.set_blocking(told, False)
+            before = signal.set_wakeup_fd(told)  # whichever thread the system gives a signal to
             os.kill(os.getpid(), signal.SIGSTOP)
-            while hang:
+            if then == "hears":
+                os.read(heard, 1)
+            signal.set_wakeup_fd(before)
+            while then == "hangs":
                 signal.pause()
         return function(*arguments, **keywords)
 

@@ -91,7 +91,7 @@ def test_a_run_that_is_told_to_stop_saves_says_how_to_go_on_and_is_the_same_run_
     number, expected = (signal.SIGTERM, 143) if workers else (signal.SIGINT, 130)
     settings = [*soak.SETTINGS, "solver.iterations=12", "runtime.evaluate_every=6", f"runtime.workers={workers}"]
     where, call, step = PHASES[phase]
-    process = source.start(["train", f"run={run}", *settings], said, hold=(where, call))
+    process = source.start(["train", f"run={run}", *settings], said, hold=(where, call), then="hears")
     until(process.held, process)
     assert any((run / "checkpoints").glob(".step-4.pt.*.tmp")) == (phase == "saving")
     os.kill(process.pid, number)
@@ -127,7 +127,7 @@ def test_a_signal_while_the_program_starts_ends_it_and_nothing_is_left(place: Pa
 def test_a_second_signal_ends_it_at_once(source: Source, tmp_path: Path) -> None:
     run, said = tmp_path / "run", tmp_path / "said.txt"
     settings = [*soak.SETTINGS, "solver.iterations=100000", "runtime.workers=2"]
-    process = source.start(["train", f"run={run}", *settings], said, hold=(STEP, 2), hang=True)
+    process = source.start(["train", f"run={run}", *settings], said, hold=(STEP, 2), then="hangs")
     until(process.held, process)
     workers = children(process.pid)
     assert len(workers) == 2

@@ -25,7 +25,7 @@ SETTINGS = [*soak.SETTINGS, f"solver.iterations={STEPS}", "runtime.checkpoint_ev
 
 def pair(source: Source, *arguments: str, hold: tuple[str, int] | None = None) -> list[Forked]:
     """The two processes of a job, as torchrun would start them; what they say is in said-0.txt and said-1.txt.
-    hold: see forked.py, of both."""
+    hold: see forked.py, of both; the second one then waits for a signal."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         there = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
@@ -35,6 +35,7 @@ def pair(source: Source, *arguments: str, hold: tuple[str, int] | None = None) -
             source.place / f"said-{number}.txt",
             environment=there | {"RANK": str(number), "LOCAL_RANK": str(number), "LOCAL_WORLD_SIZE": "2"},
             hold=hold,
+            then="hears" if number else "goes on",
         )
         for number in range(2)
     ]
