@@ -27,7 +27,14 @@ hypothesis.settings.load_profile("repeatable")
 
 
 # Begun first, so that no process is left with one of them while the others are done. See `make test`.
-LONGEST = ("test_survival.py", "test_torchrun.py", "test_end_to_end.py", "test_reproduce_verb.py", "test_fuzz.py")
+LONGEST = (
+    "test_recompute.py",
+    "test_survival.py",
+    "test_torchrun.py",
+    "test_end_to_end.py",
+    "test_reproduce_verb.py",
+    "test_fuzz.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
