@@ -32,9 +32,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/fastrcnn demo
 
-# Files of tests side by side, one process a core, each on one thread.
+# Files of tests side by side, one process a core, each on one thread; whole files, as their fixtures train; the longest
+# first (tests/conftest.py).
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 fuzz: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --hypothesis-profile=search --timeout=3600 -m hypothesis

@@ -18,12 +18,27 @@ Call = Callable[..., tuple[int, str, str]]
 
 # The same examples at every run, so that a change fails for what it does; `make fuzz` looks for new ones.
 _any = hypothesis.settings(
-    deadline=None,  # see limits.py
+    deadline=None,  # a busy machine fails no test; see limits.py
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.register_profile("repeatable", _any, max_examples=100, derandomize=True)
 hypothesis.settings.register_profile("search", _any, max_examples=3000, print_blob=True)
 hypothesis.settings.load_profile("repeatable")
+
+
+# Begun first, so that no process is left with one of them while the others are done. See `make test`.
+LONGEST = (
+    "test_recompute.py",
+    "test_survival.py",
+    "test_torchrun.py",
+    "test_end_to_end.py",
+    "test_reproduce_verb.py",
+    "test_fuzz.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,18 @@ As a program: reads a line of JSON for each command, and answers with a line. Fo
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from limits import PATIENCE
 
 
 class Forked:
@@ -27,6 +32,32 @@ class Forked:
         if self.status is None:
             self.status = self.source.ask({"pid": self.pid})
         return self.status
+
+    def held(self) -> bool:
+        """Whether it waits at the call where `hold` stops it."""
+        return is_held(self.pid)
+
+    def release(self) -> None:
+        """Lets a process run that was held."""
+        os.kill(self.pid, signal.SIGCONT)
+
+
+def is_held(pid: int) -> bool:
+    """Whether a process is stopped, as `hold` and SIGSTOP do."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def until(what: Callable[[], object], process: Forked | subprocess.Popen | None = None) -> None:
+    """Waits for it; fails where the process has ended without it, or nothing comes in a very long time."""
+    end = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < end, "waited for too long"
+        ended = process is not None and process.poll() is not None
+        assert what() or not ended, "the process ended"
+        time.sleep(0.002)
 
 
 class Source:
@@ -57,9 +88,21 @@ class Source:
         said: Path,
         file_size: int | None = None,
         environment: dict[str, str] | None = None,
+        hold: tuple[str, int] | None = None,
+        then: str = "goes on",
     ) -> Forked:
-        """Starts a command, what it says goes to the file `said`; `file_size`: no file may grow beyond it."""
-        question = {"arguments": list(arguments), "said": str(said), "file_size": file_size}
+        """Starts a command, what it says goes to the file `said`; `file_size`: no file may grow beyond it.
+
+        hold: ("module:function", n); the process stops itself where it calls the function for the nth time, so that a
+        test can do something at that moment, however slow the machine is. then: what it does once it is released: it
+        `goes on`, `hears` a signal before it goes on, or `hangs`.
+        """
+        question = {
+            "arguments": list(arguments),
+            "said": str(said),
+            "file_size": file_size,
+            "hold": hold and [*hold, then],
+        }
         pid = self.ask(question | {"environment": environment or {}})
         assert pid
         self.started.append(Forked(self, pid))
@@ -72,7 +115,7 @@ class Source:
                 os.kill(command.pid, signal.SIGKILL)
         assert self.process.stdin
         self.process.stdin.close()
-        self.process.wait(60)
+        self.process.wait(PATIENCE)
 
 
 def serve() -> None:
@@ -102,17 +145,46 @@ def run(question: dict) -> None:
     os.environ.update(question["environment"])
     if question["file_size"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (question["file_size"],) * 2)
+    if question["hold"]:
+        hold(*question["hold"])
     from fastrcnn.cli import main
 
     sys.exit(main(question["arguments"]))
 
 
+def hold(where: str, call: int, then: str = "goes on") -> None:
+    """Makes this process stop itself where it calls the function for the nth time; then: see `start`."""
+    module, _, dotted = where.partition(":")
+    owner = importlib.import_module(module)
+    *outer, name = dotted.split(".")
+    for part in outer:
+        owner = getattr(owner, part)
+    function, number = getattr(owner, name), itertools.count(1)
+
+    def held(*arguments: object, **keywords: object) -> object:
+        if next(number) == call:
+            heard, told = os.pipe()
+            os.set_blocking(told, False)
+            before = signal.set_wakeup_fd(told)  # whichever thread the system gives a signal to
+            os.kill(os.getpid(), signal.SIGSTOP)
+            if then == "hears":
+                os.read(heard, 1)
+            signal.set_wakeup_fd(before)
+            while then == "hangs":
+                signal.pause()
+        return function(*arguments, **keywords)
+
+    setattr(owner, name, held)
+
+
+# What a training imports late: torch's optimisers import torch._dynamo, which takes longer than a short training.
+LATE = ("torch._dynamo", "torch.utils.tensorboard", "torchvision", "fastrcnn.cli.train", "fastrcnn.data.loader")
+LATE += ("fastrcnn.evaluation.evaluate", "fastrcnn.evaluation.report_page", "fastrcnn.training.loop")
+
 if __name__ == "__main__":
-    import torch.utils.tensorboard  # noqa: F401
+    for late in LATE:
+        importlib.import_module(late)
+    from fastrcnn.cli.compose import compose
 
-    import fastrcnn.cli.train
-    import fastrcnn.data.loader
-    import fastrcnn.evaluation.evaluate
-    import fastrcnn.training.loop  # noqa: F401
-
+    compose("train", ["experiment=demo"])
     serve()

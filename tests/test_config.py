@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -9,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from fastrcnn import build, build_data, build_sets
 from fastrcnn.cli import VERBS, main
 from fastrcnn.cli.compose import compose, config_folder, defaults, options, to_dict
 from fastrcnn.config import SCHEMAS, TrainConfig, groups, leaves
+from fastrcnn.data.transforms import Augmentation
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.networks import NETWORKS
 
 FILES = sorted(p.relative_to(config_folder()).as_posix() for p in config_folder().rglob("*.yaml"))
 
@@ -72,23 +77,65 @@ def test_every_file_composes_to_what_it_says(file: str) -> None:
     check(config if group in WHOLE else getattr(config, group), own)
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if f.partition("/")[0] in ("model", *WHOLE)])
-def test_every_model_and_experiment_builds(file: str) -> None:
-    """Its network on no device; what the solver, the detection and the pictures say is accepted."""
-    config = compose("train", arguments(file))
-    with torch.device("meta"):
-        network = build.model(config.model, 20, load=False)
-    assert isinstance(network, FastRCNN)
-    frozen = {n for n, p in network.named_parameters() if not p.requires_grad}
-    assert bool(frozen) == (config.model.finetune_from != "conv1_1")
+def arrives(config: TrainConfig) -> None:
+    """That what is built from a configuration has its values, each where it belongs."""
     if config.model.finetune_from == "bbox_pred":
         config.start = "a run"
     build.check_training(config)
-    build.detection(config.detection)
-    build_data.metric(config.data)
-    assert build_sets.augmentation(config.data).short_sides == tuple(config.data.short_sides)
-    build_sets.test_scaling(config.data)
-    build_sets.selective_search(config.data.selective_search)
+    detection, data, solver = config.detection, config.data, config.solver
+    for name, value in vars(detection).items():
+        assert getattr(build.detection(detection), name) == value, name
+    assert build_data.metric(data) == data.metric
+    train, test = build_sets.augmentation(data), build_sets.test_scaling(data)
+    assert train == Augmentation(
+        tuple(data.short_sides), data.long_side, data.flip, data.flip_vertical, data.transpose, data.colour
+    )
+    assert test == Augmentation(tuple(data.test_short_sides), data.long_side, False, False, False, 0.0)
+    for name, value in vars(data.selective_search).items():
+        found = getattr(build_sets.selective_search(data.selective_search), name)
+        assert (list(found) if isinstance(value, list) else found) == value, name
+    plan = build.schedule(config, 5)
+    for name in ("log_every", "evaluate_every", "checkpoint_every", "pictures_every", "seed"):
+        assert getattr(plan, name) == getattr(config.runtime, name), name
+    assert (plan.iterations, plan.start, plan.accumulate) == (solver.iterations, 5, solver.accumulate)
+    fallen = (1 + math.cos(math.pi * solver.warmup / solver.iterations)) / 2 if solver.schedule == "cosine" else 1
+    assert plan.rate(solver.warmup) == pytest.approx(solver.lr * fallen)
+    assert plan.rate(solver.iterations - 1) < solver.lr
+    cpu = torch.device("cpu")
+    if config.runtime.precision != "auto":
+        assert (
+            build.precision(config.runtime, cpu)
+            == {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.runtime.precision]
+        )
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.partition("/")[0] in ("model", *WHOLE)])
+def test_every_model_and_experiment_builds(file: str) -> None:
+    """Its network on no device; what the solver, the detection and the pictures say arrives."""
+    config = compose("train", arguments(file))
+    model, classes = config.model, 20
+    with torch.device("meta"):
+        network = build.model(model, classes, load=False)
+    assert isinstance(network, FastRCNN)
+    table = NETWORKS[model.network]
+    layers = [*table.conv_names, "reduce", "fc6", "fc7", "cls_score", "bbox_pred"]
+    named = [(next(n for n in reversed(layers) if n in name.split(".")), p) for name, p in network.named_parameters()]
+    trained = {name for name, p in named if p.requires_grad}
+    first = layers.index(model.finetune_from)
+    assert trained == {name for name, _ in named if layers.index(name) >= first}
+    assert (network.roi_size, network.roi_op, list(network.roi_features)) == (
+        model.roi_size,
+        model.roi_op,
+        model.roi_features,
+    )
+    assert network.classifier == model.classifier
+    assert network.cls_score.out_features == classes + 1
+    assert network.bbox_pred.out_features == (4 if model.class_agnostic else 4 * (classes + 1))
+    assert network.head.dropout == model.dropout
+    assert any(isinstance(m, nn.BatchNorm2d) for m in network.modules()) == model.batch_norm
+    full = {"vgg16": 64, "vgg_cnn_m_1024": 96, "caffenet": 96}[model.network]
+    assert next(network.trunk.parameters()).shape[0] == pytest.approx(full * model.width, abs=1)
+    arrives(config)
 
 
 def test_the_papers_network_has_the_papers_size() -> None:
@@ -101,14 +148,10 @@ def test_the_papers_network_has_the_papers_size() -> None:
 
 
 @pytest.mark.parametrize("group", ["data", "solver", "detection", "runtime", "recipe"])
-def test_every_option_of_a_group_is_accepted(group: str) -> None:
+def test_every_option_of_a_group_arrives(group: str) -> None:
+    assert options(group)
     for name in options(group):
-        config = compose("train", [f"{group}={name}"])
-        build.check_training(config)
-        build.detection(config.detection)
-        build_data.metric(config.data)
-        build_sets.augmentation(config.data)
-        build.precision(config.runtime, torch.device("cpu"))
+        arrives(compose("train", [f"{group}={name}"]))
 
 
 def test_recipe_paper_is_the_papers() -> None:
@@ -213,6 +256,7 @@ def test_every_verb_has_a_module() -> None:
     folder = Path(build.__file__).parent / "cli"
     for verb in VERBS:
         assert (folder / f"{verb.replace('-', '_')}.py").is_file(), verb
+        assert callable(importlib.import_module(f"fastrcnn.cli.{verb.replace('-', '_')}").main), verb
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.startswith("experiment/")])

@@ -10,13 +10,16 @@ import multiprocessing
 import os
 import socket
 from dataclasses import replace
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from limits import PATIENCE
 
 from fastrcnn import distributed
 from fastrcnn.build_sets import make_proposals
@@ -95,8 +98,8 @@ def broken(folder: Path) -> str:
     return "nothing"
 
 
-def process(number: int, port: int, folder: Path) -> None:
-    """What each of the two does."""
+def process(number: int, port: int, folder: Path, together: Barrier) -> None:
+    """What each of the two does; together: where one waits for the other."""
     os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "LOCAL_RANK": str(number), "LOCAL_WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -116,6 +119,12 @@ def process(number: int, port: int, folder: Path) -> None:
     torch.save(found, folder / f"found-{number}")
     said = []
     for name, wrong in (("both", True), ("second", number == 1)):
+
+        def meet(_: float = 0.0, name: str = name) -> None:
+            if name == "both":
+                together.wait(PATIENCE)
+
+        distributed.time = SimpleNamespace(sleep=meet)  # type: ignore[attr-defined] - however slow the machine is
         os.environ["MASTER_PORT"] = str(port + 1 + len(said))
         try:
             with distributed.joined(torch.device("cpu")):
@@ -124,6 +133,7 @@ def process(number: int, port: int, folder: Path) -> None:
                 distributed.wait_for_all()
         except (UserError, SystemExit) as error:
             said.append(repr(error))
+            meet()  # the first process has what the second one reads
         torch.distributed.destroy_process_group()
     (folder / f"said-{number}.json").write_text(json.dumps(said))
 
@@ -137,11 +147,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    both = [context.Process(target=process, args=(number, port, place)) for number in range(2)]
+    together = context.Barrier(2)
+    both = [context.Process(target=process, args=(number, port, place, together)) for number in range(2)]
     for each in both:
         each.start()
     for each in both:
-        each.join(120)
+        each.join(PATIENCE)
         assert each.exitcode == 0
     return place
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from limits import PATIENCE
 from voc_folder import fingerprint
 
 from fastrcnn.cli import main
@@ -59,7 +60,7 @@ def in_a_process_of_its_own(folder: Path, *arguments: str) -> str:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -13,30 +13,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from forked import Forked, Source
+from forked import Forked, Source, until
+from limits import PATIENCE
 from script_module import load
 
 from fastrcnn.training import checkpoint
-
-DEADLINE = 60.0
-
+from fastrcnn.training.signals import SAME_REQUEST
 
 soak = load("soak")
-
-
-def until(what: Callable[[], object], process: Forked | None = None) -> None:
-    """Waits for it; fails after a minute, or where the process has ended without it."""
-    deadline = time.monotonic() + DEADLINE
-    while not what():
-        assert time.monotonic() < deadline, "waited for too long"
-        ended = process is not None and process.poll() is not None
-        assert what() or not ended, "the process ended"
-        time.sleep(0.002)
+STEP = "fastrcnn.cli.run_state:RunState.step_over"  # called after each step, when all of it is done
 
 
 def status(process: Forked) -> int:
@@ -86,36 +75,37 @@ def same_run(run: Path, whole: Path) -> None:
 
 
 CLOCK = ("train/steps_per_s", "train/images_per_s", "train/data_wait_share")  # of these no two runs have the same
-PHASES = {
-    "training": lambda run: steps(run)[:1] >= [3],
-    "saving": lambda run: any((run / "checkpoints").glob(".step-*.tmp")) or steps(run)[:1] >= [4],
-    "evaluating in between": lambda run: steps(run)[:1] >= [6],
-    "evaluating at the end": lambda run: steps(run)[:1] >= [12],
+PHASES = {  # the call where a run is held, and the step that is saved when it has ended
+    "training": (STEP, 3, 3),
+    "saving": ("os:fsync", 7, 4),  # two of each step: of the file, under another name, and of its folder
+    "evaluating in between": ("fastrcnn.cli.run_state:RunState.evaluate", 1, 6),
+    "evaluating at the end": ("fastrcnn.cli.run_state:RunState.evaluate", 2, 12),
 }
 
 
 @pytest.mark.parametrize(("phase", "workers"), list(zip(PHASES, (2, 0, 2, 0), strict=True)))
 def test_a_run_that_is_told_to_stop_saves_says_how_to_go_on_and_is_the_same_run_then(
-    source: Source, whole: Path, place: Path, tmp_path: Path, phase: str, workers: int
+    source: Source, whole: Path, tmp_path: Path, phase: str, workers: int
 ) -> None:
     run, said = tmp_path / "run", tmp_path / "said.txt"
     number, expected = (signal.SIGTERM, 143) if workers else (signal.SIGINT, 130)
     settings = [*soak.SETTINGS, "solver.iterations=12", "runtime.evaluate_every=6", f"runtime.workers={workers}"]
-    process = source.start(["train", f"run={run}", *settings], said)
-    until(lambda: PHASES[phase](run), process)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, number)
-    assert status(process) in (expected, 0), said.read_text()  # 0: the end was nearer than the signal
+    where, call, step = PHASES[phase]
+    process = source.start(["train", f"run={run}", *settings], said, hold=(where, call), then="hears")
+    until(process.held, process)
+    assert any((run / "checkpoints").glob(".step-4.pt.*.tmp")) == (phase == "saving")
+    os.kill(process.pid, number)
+    process.release()
+    assert status(process) == expected, said.read_text()
     text = said.read_text()
     assert "Traceback" not in text
-    if process.poll():
-        step = steps(run)[0]
-        assert f"interrupted by {number.name}: step {step} is done and saved" in text
-        assert f"To resume: fastrcnn train run={run} resume=auto" in text
-        assert not list((run / "checkpoints").glob(".*"))
-        again = source.start(["train", f"run={run}", "resume=auto"], said)
-        assert status(again) == 0, said.read_text()
-        assert f"going on from {run}/checkpoints/step-{step}.pt" in said.read_text()
+    assert steps(run)[0] == step
+    assert f"interrupted by {number.name}: step {step} is done and saved" in text
+    assert f"To resume: fastrcnn train run={run} resume=auto" in text
+    assert not list((run / "checkpoints").glob(".*"))
+    again = source.start(["train", f"run={run}", "resume=auto"], said)
+    assert status(again) == 0, said.read_text()
+    assert f"going on from {run}/checkpoints/step-{step}.pt" in said.read_text()
     same_run(run, whole)
 
 
@@ -127,7 +117,7 @@ def test_a_signal_while_the_program_starts_ends_it_and_nothing_is_left(place: Pa
         process = subprocess.Popen(command, cwd=place, stdout=file, stderr=subprocess.STDOUT)
     until(lambda: int(Path(f"/proc/{process.pid}/status").read_text().split("SigCgt:\t")[1].split()[0], 16) & (1 << 14))
     process.send_signal(signal.SIGTERM)
-    assert process.wait(DEADLINE) == 143
+    assert process.wait(PATIENCE) == 143
     later = ": nothing was trained yet. To resume: run the same command again"  # once the verb has begun
     assert said.read_text() in ("fastrcnn: interrupted by SIGTERM.\n", f"fastrcnn: interrupted by SIGTERM{later}\n")
     assert not (place / "starting").exists()
@@ -136,20 +126,18 @@ def test_a_signal_while_the_program_starts_ends_it_and_nothing_is_left(place: Pa
 def test_a_second_signal_ends_it_at_once(source: Source, tmp_path: Path) -> None:
     run, said = tmp_path / "run", tmp_path / "said.txt"
     settings = [*soak.SETTINGS, "solver.iterations=100000", "runtime.workers=2"]
-    process = source.start(["train", f"run={run}", *settings], said)
-    until(lambda: len(steps(run)) > 1, process)
+    process = source.start(["train", f"run={run}", *settings], said, hold=(STEP, 2), then="hangs")
+    until(process.held, process)
     workers = children(process.pid)
     assert len(workers) == 2
-    for worker in workers:  # no batch comes any more, so no step ends
+    for worker in workers:  # they answer nothing any more
         os.kill(worker, signal.SIGSTOP)
-    seen: list[int] = []
-    while seen != (seen := steps(run)):
-        time.sleep(0.5)
+    process.release()
     os.kill(process.pid, signal.SIGTERM)
-    until(lambda: "once more ends at once" in said.read_text() or process.poll() is not None)
-    if process.poll() is None:
-        time.sleep(0.3)  # more than SAME_REQUEST
-        os.kill(process.pid, signal.SIGTERM)
+    until(lambda: "once more ends at once" in said.read_text(), process)
+    time.sleep(1.5 * SAME_REQUEST)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGTERM)
     assert status(process) == 143
     assert "Traceback" not in said.read_text()
     for worker in workers:
@@ -178,12 +166,11 @@ def test_a_loader_process_that_is_killed_is_named_and_the_step_saved(
 ) -> None:
     run, said = tmp_path / "run", tmp_path / "said.txt"
     settings = [*soak.SETTINGS, "solver.iterations=12", "runtime.evaluate_every=6", "runtime.checkpoint_every=100"]
-    process = source.start(["train", f"run={run}", *settings, "runtime.workers=2"], said)
-    until(lambda: len(children(process.pid)) == 2, process)
-    victim = children(process.pid)[1]
-    os.kill(victim, signal.SIGSTOP)  # it has batches in store for nine steps at most
-    until(lambda: "train/loss" in (run / "metrics.csv").read_text(), process)
+    process = source.start(["train", f"run={run}", *settings, "runtime.workers=2"], said, hold=(STEP, 1))
+    until(process.held, process)
+    victim = children(process.pid)[1]  # it has batches in store for nine steps at most
     os.kill(victim, signal.SIGKILL)
+    process.release()
     assert status(process) == 1, said.read_text()
     text = said.read_text()
     assert "Traceback" not in text
@@ -201,8 +188,11 @@ def test_a_loader_process_that_is_killed_is_named_and_the_step_saved(
 def test_a_training_killed_at_random_moments_loses_nothing(source: Source, place: Path, tmp_path: Path) -> None:
     def start(arguments: list[str], said: Path) -> Forked:
         placed = [f"run={tmp_path / a[4:]}" if a.startswith("run=") else a for a in arguments]
-        return source.start([*placed, f"data.root={tmp_path / 'data' / 'demo'}"], said)
+        return source.start([*placed, f"data.root={tmp_path / 'data' / 'demo'}"], said, hold=next(held))
 
+    held = iter(
+        [None, *[("fastrcnn.training.checkpoint:save", soak.STEPS_A_KILL)] * 5, None]
+    )  # alone; killed; the rest
     report = soak.soak(start, tmp_path, kills=5)
     assert report.kills == 5
     assert report.looked_at > 0
@@ -224,11 +214,10 @@ class Hostile:
 def begun(source: Source, run: Path) -> int:
     """Makes a run of 12 steps that was killed after some; gives the last one saved."""
     settings = [*soak.SETTINGS, "solver.iterations=12", "runtime.evaluate_every=6"]
-    process = source.start(["train", f"run={run}", *settings], run.with_suffix(".txt"))
-    until(lambda: steps(run)[:1] >= [3], process)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGKILL)
-    status(process)
+    process = source.start(["train", f"run={run}", *settings], run.with_suffix(".txt"), hold=(STEP, 3))
+    until(process.held, process)
+    os.kill(process.pid, signal.SIGKILL)
+    assert status(process) == -signal.SIGKILL
     return steps(run)[0]
 
 
@@ -289,7 +278,7 @@ def test_a_full_disk_is_an_error_and_the_last_good_checkpoint_stays(
         cwd=source.place,
         capture_output=True,
         text=True,
-        timeout=DEADLINE,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 1, done.stderr

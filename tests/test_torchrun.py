@@ -7,24 +7,25 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from forked import Forked, Source
+from forked import Forked, Source, is_held, until
+from limits import PATIENCE
 from script_module import load
 
 from fastrcnn.cli import main
 from fastrcnn.training import checkpoint
 
 soak = load("soak")
-DEADLINE = 120.0
 STEPS = 60
+STEP = "fastrcnn.cli.run_state:RunState.step_over"  # called after each step, when all of it is done
 SETTINGS = [*soak.SETTINGS, f"solver.iterations={STEPS}", "runtime.checkpoint_every=5", "runtime.evaluate_every=30"]
 
 
-def pair(source: Source, *arguments: str) -> list[Forked]:
-    """The two processes of a job, as torchrun would start them; what they say is in said-0.txt and said-1.txt."""
+def pair(source: Source, *arguments: str, hold: tuple[str, int] | None = None) -> list[Forked]:
+    """The two processes of a job, as torchrun would start them; what they say is in said-0.txt and said-1.txt.
+    hold: see forked.py, of both; the second one then waits for a signal."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         there = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
@@ -33,24 +34,20 @@ def pair(source: Source, *arguments: str) -> list[Forked]:
             arguments,
             source.place / f"said-{number}.txt",
             environment=there | {"RANK": str(number), "LOCAL_RANK": str(number), "LOCAL_WORLD_SIZE": "2"},
+            hold=hold,
+            then="hears" if number else "goes on",
         )
         for number in range(2)
     ]
 
 
 def ended(processes: list[Forked]) -> list[int | None]:
-    deadline = time.monotonic() + DEADLINE
-    while any(p.poll() is None for p in processes) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: all(p.poll() is not None for p in processes))
     return [p.poll() for p in processes]
 
 
 def said(place: Path, number: int) -> str:
     return (place / f"said-{number}.txt").read_text()
-
-
-def reached(run: Path, step: int) -> bool:
-    return any(int(p.stem[5:]) >= step for p in checkpoint.in_order(run / "checkpoints"))
 
 
 @pytest.fixture(scope="module")
@@ -63,21 +60,23 @@ def whole(place: Path, source: Source) -> Path:
     return place / "whole"
 
 
-@pytest.mark.parametrize("when", [10, 30], ids=["training", "evaluating"])
+@pytest.mark.parametrize("when", ["training", "evaluating"])
 def test_both_stop_after_the_same_step_where_one_is_told_to_and_go_on(
-    place: Path, source: Source, whole: Path, when: int
+    place: Path, source: Source, whole: Path, when: str
 ) -> None:
     run = place / f"stopped-{when}"
-    both = pair(source, "train", f"run={run.name}", *SETTINGS)
-    while not reached(run, when):
-        assert all(p.poll() is None for p in both), said(place, 0)
-        time.sleep(0.005)
+    call = ("fastrcnn.cli.run_state:RunState.evaluate", 1) if when == "evaluating" else (STEP, 10)
+    both = pair(source, "train", f"run={run.name}", *SETTINGS, hold=call)
+    for process in both:
+        until(process.held, process)
     os.kill(both[1].pid, signal.SIGTERM)
+    for process in both:
+        process.release()
     assert ended(both) == [143, 143]
     step = checkpoint.load(checkpoint.in_order(run / "checkpoints")[0])["step"]
     text = f"interrupted by a signal to another process: step {step} is done and saved. To resume: torchrun"
     assert text in said(place, 0)
-    assert step < STEPS
+    assert step == (30 if when == "evaluating" else 10)
     assert ended(pair(source, "train", f"run={run.name}", "resume=auto")) == [0, 0], said(place, 0)
     assert f"going on from {run.name}/checkpoints/step-{step}.pt" in said(place, 0)
     assert soak.weights(run, STEPS) == soak.weights(whole, STEPS)
@@ -97,23 +96,34 @@ def test_evaluation_by_two_is_that_of_one(
     assert (place / "one" / "metrics.json").read_bytes() == (whole / "eval" / "test" / "metrics.json").read_bytes()
 
 
+HELD_AT_FIRST = f"""
+import os, runpy, sys
+sys.path.append({str(Path(__file__).parent)!r})
+if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    from forked import hold
+    hold({STEP!r}, 10)
+    with open("pid", "w") as file:
+        file.write(str(os.getpid()))
+sys.path[0] = os.getcwd()
+runpy.run_module("fastrcnn", run_name="__main__")
+"""
+
+
 def test_torchrun_starts_a_run_again_whose_process_was_killed(place: Path, whole: Path) -> None:
     run, text = place / "killed", place / "killed.txt"
     how = ["--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
-    command = [sys.executable, "-m", "torch.distributed.run", *how, "-m", "fastrcnn", "train", "run=killed", *SETTINGS]
+    script = place / "held_at_first.py"
+    script.write_text(HELD_AT_FIRST)
+    command = [sys.executable, "-m", "torch.distributed.run", *how, str(script), "train", "run=killed", *SETTINGS]
     with text.open("w") as file:
         job = subprocess.Popen(command, cwd=place, stdout=file, stderr=subprocess.STDOUT)
-    deadline = time.monotonic() + DEADLINE
-    while not reached(run, 10):
-        assert job.poll() is None, text.read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
-    second = next(c for c in children if b"\0RANK=1\0" in Path(f"/proc/{c}/environ").read_bytes())
-    os.kill(int(second), signal.SIGKILL)
-    assert job.wait(DEADLINE) == 0, text.read_text()
+    until(lambda: (place / "pid").exists() and (place / "pid").read_text(), job)
+    second = int((place / "pid").read_text())
+    until(lambda: is_held(second), job)
+    os.kill(second, signal.SIGKILL)
+    assert job.wait(PATIENCE) == 0, text.read_text()
     assert "another process of this job is gone" in text.read_text()
-    assert "going on from killed/checkpoints/step-" in text.read_text()
+    assert "going on from killed/checkpoints/step-10.pt" in text.read_text()
     assert soak.weights(run, STEPS) == soak.weights(whole, STEPS)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from limits import PATIENCE
 from voc_folder import VocFolder
 
 import fastrcnn
@@ -22,7 +23,7 @@ Call = Callable[..., tuple[int, str, str]]
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
 
@@ -80,7 +81,7 @@ def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     """`fastrcnn train --help | head -1`."""
     command = f"{sys.executable} -m fastrcnn train --help | head -1"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE, check=True)
     assert done.stdout.startswith("fastrcnn train: ")
     assert done.stderr == ""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from limits import PATIENCE
 
 from fastrcnn.data import proposal_making, selective_search
 from fastrcnn.data.proposal_making import propose_all
@@ -266,6 +267,10 @@ def test_however_a_run_ends_no_process_stays_and_its_results_do(
     settings = SelectiveSearchSettings(side=240, k=(25,))
     code = (
         "import signal, sys; from pathlib import Path; from fastrcnn.data.proposal_making import *\n"
+        "from fastrcnn.data import proposal_making\n"
+        "def halting(results, **_):\n"  # so that it cannot be done before it is stopped, however late that is
+        "    for n, result in enumerate(results): yield signal.pause() if n == 16 else result\n"
+        "proposal_making.progress = halting\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background begin by ignoring it
         "folder = Path(sys.argv[1]); images = [(f'id{n}', folder / f'{n}.png') for n in range(32)]\n"
         "propose_all(images, folder / 's.proposals', SelectiveSearchSettings(side=240, k=(25,)), workers=2)"
@@ -281,7 +286,7 @@ def test_however_a_run_ends_no_process_stays_and_its_results_do(
         os.killpg(run.pid, how)  # as Ctrl-C on a terminal does
     else:
         run.send_signal(how)
-    said = run.communicate(timeout=20)[1]
+    said = run.communicate(timeout=PATIENCE)[1]
     assert run.returncode != 0
     assert said.count("Traceback (most") <= 1, said  # none of a worker
     until(lambda: not any(alive(pid) for pid in children))
@@ -298,8 +303,8 @@ def alive(pid: str) -> bool:
         return False
 
 
-def until(condition: object, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
+def until(condition: object) -> None:
+    end = time.monotonic() + PATIENCE
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, "did not come about"
         time.sleep(0.02)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from limits import PATIENCE
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "download_voc.sh"
 ARCHIVE = "VOCtrainval_11-May-2012.tar"
@@ -80,7 +81,7 @@ def download(folder: Path, url: str, trusting: bool) -> subprocess.CompletedProc
         env=os.environ | {"VOC_URL": url, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from limits import PATIENCE
 
 from fastrcnn.training import signals
 from fastrcnn.training.signals import Stopped, handle_signals
@@ -70,18 +71,20 @@ def test_a_thread_that_can_have_no_handlers_does_without() -> None:
 
 
 SECOND = """
-import os, signal, time
-from fastrcnn.training.signals import handle_signals
+import os, signal, types
+from fastrcnn.training import signals
+now = 0.0
+signals.time = types.SimpleNamespace(monotonic=lambda: now)
 class Slow:
     def __del__(self): print("tidied up")
 slow = Slow()
-with handle_signals() as stop:
+with signals.handle_signals() as stop:
     stop.finish_steps()
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)  # as `timeout` does, to the process and its group
         print("goes on", flush=True)
-        time.sleep(0.3)
+        now = 2 * signals.SAME_REQUEST
         os.kill(os.getpid(), signal.SIGINT)
         print("never")
     finally:
@@ -90,7 +93,7 @@ with handle_signals() as stop:
 
 
 def test_a_second_signal_ends_the_process_at_once_and_one_that_is_sent_twice_is_one() -> None:
-    done = subprocess.run([sys.executable, "-c", SECOND], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", SECOND], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 130
     assert done.stdout == "goes on\n"
     assert "Traceback" not in done.stderr

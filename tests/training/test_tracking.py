@@ -6,11 +6,11 @@ import csv
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from limits import a_second_later
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastrcnn.errors import UserError
@@ -31,12 +31,14 @@ def test_rows_are_step_name_value(tmp_path: Path) -> None:
     tracker.close()
 
 
-def test_going_on_leaves_no_row_of_the_earlier_attempt_after_the_checkpoint(tmp_path: Path) -> None:
+def test_going_on_leaves_no_row_of_the_earlier_attempt_after_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = Tracker(tmp_path)
     for step in (10, 20, 30):
         first.scalars(step, {"a": step + 0.5})
     first.close()
-    time.sleep(1.1)  # the files are read in the order of their names, which hold the second
+    a_second_later(monkeypatch)
     second = Tracker(tmp_path, start=20)
     second.scalars(30, {"a": 99.0})
     second.close()
@@ -70,12 +72,14 @@ def test_a_new_run_begins_a_new_file(tmp_path: Path) -> None:
     assert rows(tmp_path) == [["step", "name", "value"]]
 
 
-def test_tensorboard_gets_numbers_and_pictures_and_forgets_the_earlier_attempt(tmp_path: Path) -> None:
+def test_tensorboard_gets_numbers_and_pictures_and_forgets_the_earlier_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = Tracker(tmp_path)
     for step in (10, 20, 30):
         first.scalars(step, {"train/loss": float(step)})
     first.close()
-    time.sleep(1.1)  # the files are read in the order of their names, which hold the second
+    a_second_later(monkeypatch)
     second = Tracker(tmp_path, start=20)
     second.scalars(25, {"train/loss": 0.5})
     picture = np.zeros((6, 4, 3), np.uint8)
@@ -100,11 +104,13 @@ def test_a_run_is_described(tmp_path: Path) -> None:
 
 def test_a_folder_is_held_by_one_process_until_that_ends(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from fastrcnn.training.tracking import claim\n"
-        "with claim(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "import sys; from pathlib import Path; from fastrcnn.training.tracking import claim\n"
+        "with claim(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
     )
     run = tmp_path / "a" / "run"
-    other = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"

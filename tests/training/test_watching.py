@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from limits import a_second_later
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 from test_loop import StoppedError, dataset, run  # noqa: F401 - a fixture
@@ -30,6 +30,7 @@ NAMES += ("steps_per_s", "images_per_s", "data_wait_share")
 def test_tensorboards_curves_of_an_interrupted_run_go_on_without_a_step_twice(
     tmp_path: Path,
     dataset: DetectionDataset,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The first attempt went on to step 5 after its last checkpoint, at 4; the second begins at 4."""
 
@@ -39,7 +40,7 @@ def test_tensorboards_curves_of_an_interrupted_run_go_on_without_a_step_twice(
     with pytest.raises(StoppedError):
         run(tmp_path / "parts", dataset, iterations=5, evaluate=stop)
     (tmp_path / "parts" / "step-5.pt").unlink()
-    time.sleep(1.1)  # TensorBoard reads the files in the order of their names, which hold the second
+    a_second_later(monkeypatch)
     run(tmp_path / "parts", dataset, resume=True)
     events = EventAccumulator(str(tmp_path / "parts" / "tensorboard"))
     events.Reload()
