@@ -16,6 +16,7 @@ from voc_folder import VocFolder
 
 from fastrcnn import build_data, build_sets
 from fastrcnn.config import DataConfig, SelectiveSearchConfig
+from fastrcnn.data.annotations import unused_coco
 from fastrcnn.data.proposals import ImageProposals, write_store
 from fastrcnn.errors import UserError
 
@@ -185,3 +186,91 @@ def test_files_and_images_that_are_not_used_are_reported(
     assert notes["lone"] == (str(root / "train/new.PNG"), "1 images are in no annotation file, and are not used.")
     for file, what in (notes["unused_file"], notes["lone"]):
         assert f"{file}: {what}" in caplog.text
+
+
+def change(path: Path, how: Callable[[Any], None]) -> None:
+    content = json.loads(path.read_text())
+    how(content)
+    path.write_text(json.dumps(content))
+
+
+def twice(content: Any) -> None:
+    content["images"].append(content["images"][0])
+
+
+@pytest.mark.parametrize("fault", ["cut", "utf-16", "an id twice"])
+def test_a_broken_file_does_not_let_another_take_its_place(tmp_path: Path, fault: str) -> None:
+    """Without the training file the test file would be divided, and trained on."""
+    root = export(export(tmp_path / "set", "train"), "test")
+    path = root / "train" / NAME
+    text = path.read_text()
+    if fault == "an id twice":
+        change(path, twice)
+    else:
+        path.write_bytes(text[:-9].encode() if fault == "cut" else text.encode("utf-16"))
+    for split in ("trainval", "test"):
+        with pytest.raises(
+            UserError, match=rf"train/{NAME}(.|\n)*Fix such a file, move it out of the data set, or name"
+        ):
+            build_data.image_ids(config_of(root), [split])
+    (tested,) = build_data.image_ids(config_of(root), [f"test/{NAME}"])
+    notes = unused_coco(root, [tested[0]])
+    assert [(n.kind, n.file) for n in notes] == [("unused_file", str(path))]
+
+
+def test_a_broken_file_alone_is_why_there_is_no_data_set(tmp_path: Path) -> None:
+    root = export(tmp_path / "set", "train")
+    (root / "train" / NAME).write_text("{")
+    with pytest.raises(UserError, match=rf"train/{NAME}, line 1, column 2: not valid JSON"):
+        build_data.image_ids(config_of(root), ["trainval"])
+
+
+def test_coco_files_too_far_down_are_named(tmp_path: Path) -> None:
+    export(tmp_path / "set/export", "train")
+    with pytest.raises(UserError, match=r"too far down. Say data.root=.*set/export\."):
+        build_data.image_ids(config_of(tmp_path / "set"), ["trainval"])
+
+
+def test_xml_files_beside_coco_files_are_reported(tmp_path: Path) -> None:
+    root = export(export(tmp_path / "set", "train"), "test")
+    (root / "Annotations").mkdir()
+    (root / "Annotations/7.xml").write_text("<annotation/>")
+    (note,) = unused_coco(root, [root / "train" / NAME, root / "test" / NAME])
+    assert (note.kind, note.what.startswith("1 XML files, such as 7.xml, are not used")) == ("unused_file", True)
+
+
+def test_rotated_boxes_of_the_test_split_are_notes_of_check_too(tmp_path: Path, call: Call) -> None:
+    root = export(export(tmp_path / "set", "train"), "test", attributes={"rotation": 90}, iscrowd=1)
+    _, _, report = check(call, root)
+    rotated = [(p["file"], p["object"]) for p in report["notes"] if p["kind"] == "rotated"]
+    assert rotated == [(str(root / "test" / NAME), n) for n in (1, 2, 3)]
+    assert not [p for p in report["notes"] if p["kind"] == "crowd"]
+
+
+def test_training_images_without_any_object_are_an_error_of_check_too(tmp_path: Path, call: Call) -> None:
+    root = export(export(tmp_path / "set", "train"), "test")
+    change(root / "train" / NAME, lambda content: content["annotations"].clear())
+    lists = [f"data.train=[train/{NAME}]", f"data.test=[test/{NAME}]"]
+    status, _, report = check(call, root, *lists)
+    assert (status, [(p["kind"], p["what"]) for p in report["errors"]]) == (
+        1,
+        [("no_objects", "none of the 3 training images has an object.")],
+    )
+    with pytest.raises(UserError, match="none of the 3 images has an object to train on"):
+        build_sets.both_sets(config_of(root, train=[f"train/{NAME}"], test=[f"test/{NAME}"]), ["cat"], 0)
+    with pytest.raises(UserError, match=rf"which COCO file is 'trainval'.*train/{NAME} \(without annotations\)"):
+        build_data.image_ids(config_of(root), ["trainval"])
+
+
+def test_a_box_that_all_annotations_lack_is_one_message(tmp_path: Path, call: Call) -> None:
+    """As in exports of masks alone. What follows from it is not reported as well."""
+    root = export(export(tmp_path / "set", "train", images=6), "test", images=6)
+    for split in ("train", "test"):
+        change(root / split / NAME, lambda content: [a.pop("bbox") for a in content["annotations"]])
+    status, _, report = check(call, root)
+    said = "the box None should be four numbers. The same holds for 6 annotations in 1 file; this is the first."
+    assert (status, [p["what"] for p in report["errors"]]) == (1, [said] * 2)
+    assert not {p["kind"] for p in report["notes"]} & {"test_only", "no_truth", "lone"}
+    with pytest.raises(UserError) as caught:
+        build_sets.both_sets(config_of(root), ["cat"], 0)
+    assert str(caught.value).count("the box None") == 1

@@ -164,7 +164,7 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
     from fastrcnn.data import check_report as statistics
     from fastrcnn.data.annotations import is_coco
     from fastrcnn.data.check_findings import class_findings, findings, proposal_findings, report_findings
-    from fastrcnn.data.check_problems import is_error
+    from fastrcnn.data.check_problems import UNREAD, is_error
     from fastrcnn.data.proposals import ProposalStore
     from fastrcnn.data.truth import Problem, by_cause
     from fastrcnn.data.voc import explain_missing
@@ -195,7 +195,8 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
             build_data.checked_names(names, data.test)
         except UserError as error:
             found.append(Problem("classes", root, str(error)))
-    found += findings(records, names, root, leave_out_others)
+    unread = any(p.kind in UNREAD for p in found)
+    found += findings(records, names, root, leave_out_others, unread)
     known = [statistics.known_only(r, names) for r in records]
     stores = [ProposalStore(path) for path in dict.fromkeys(r.task.store for r in records) if path is not None]
     found += proposal_findings(known, stores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from fastrcnn.data.coco import coco_classes, load_coco
 from fastrcnn.data.coco_file import find_coco_files, read_coco_file
@@ -75,7 +75,13 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
         if (only := only_list(source)) and name in WORDS:
             return source, _of_two(read_split(source, only), name, source), True
         return source, read_split(source, name), False
-    files = find_coco_files(source)
+    files, broken = find_coco_files(source)
+    if broken and (files or not annotated_ids(source)):
+        said = "\n".join(broken.values())
+        raise UserError(
+            f"{said}\nFix such a file, move it out of the data set, or name the files that are used: "
+            "data.train=[FILE.json] data.test=[FILE.json]."
+        )
     if len(files) == 1:
         return files[0], _of_two(read_coco_file(files[0]).ids(root), name, files[0]), True
     if files:
@@ -84,7 +90,10 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     if folders := split_folders(source):
         return source, folders[_folder_of(folders, name, source)], False
     if ids := annotated_ids(source):
+        _refuse_nested(ids, source)
         return source, _of_two(ids, name, source), True
+    if below := [f for f in sorted(source.iterdir()) if f.is_dir() and find_coco_files(f)[0]]:
+        raise UserError(f"{source}: its COCO files are too far down. Say data.root={below[0]}.")
     raise UserError(
         f"{source}: no data set. Wanted: JPEGImages/ID.jpg with Annotations/ID.xml (or images/ and annotations/, or "
         "both side by side), and if you like ImageSets/Main/SPLIT.txt; or a COCO annotation file and its images."
@@ -113,6 +122,18 @@ def _folder_of(folders: Collection[str], split: str, source: Path) -> str:
     )
 
 
+def _refuse_nested(ids: Collection[str], source: Path) -> None:
+    """Raises UserError where folders further down have the names of splits, so that their images are not mixed."""
+    parents = {parent for i in ids for parent in PurePosixPath(i).parents}
+    splits = sorted(str(p) for p in parents if p.name.casefold() in SPLIT_NAMES)
+    if len({SPLIT_NAMES[PurePosixPath(s).name.casefold()] for s in splits}) < 2:
+        return
+    raise UserError(
+        f"{source}: {', '.join(splits[:6])} look like splits, and would be mixed. Give the folder right above them as "
+        "data.root, or name them, as data.train=[FOLDER/train] data.test=[FOLDER/test]."
+    )
+
+
 def _of_two(ids: list[str], split: str, source: Path) -> list[str]:
     if split not in WORDS:
         raise UserError(
@@ -135,7 +156,8 @@ def _named(files: list[Path], split: str, folder: Path) -> Path:
             return found[0]
         if found:
             break
-    names = ", ".join(str(f.relative_to(folder)) for f in files)
+    empty = " (without annotations)"
+    names = ", ".join(f"{f.relative_to(folder)}{'' if read_coco_file(f).annotated else empty}" for f in files)
     raise UserError(
         f"{folder}: which COCO file is '{split}'? There are {names}. "
         "Name them: data.train=[FILE.json] data.test=[FILE.json]."
@@ -147,8 +169,16 @@ def unused_coco(root: Path, sources: Iterable[Path]) -> list[Problem]:
     used = {source for source in sources if is_coco(source)}
     if root.is_file() or not used:
         return []
-    files = {*used, *find_coco_files(root)}
-    problems = []
+    found, broken = find_coco_files(root)
+    files = {*used, *found}
+    problems = [
+        Problem("unused_file", str(file), what.removeprefix(f"{file}: "))
+        for file, what in broken.items()
+        if file not in used
+    ]
+    if ids := annotated_ids(root):
+        what = f"{len(ids)} XML files, such as {ids[0]}.xml, are not used, since there are COCO files."
+        problems.append(Problem("unused_file", str(root), what))
     for file in sorted(files - used):
         images = len(read_coco_file(file).images)
         what = (
@@ -158,7 +188,7 @@ def unused_coco(root: Path, sources: Iterable[Path]) -> list[Problem]:
     listed = {f.base / name for f in map(read_coco_file, files) for name in f.images}
     there = {p for folder in {path.parent for path in listed} for p in folder.glob("*")}
     lone = sorted(p for p in there - listed if p.suffix.lower() in IMAGE_SUFFIXES)
-    if lone:
+    if lone and not broken and not any(read_coco_file(file).refused for file in files):  # else that may be why
         problems.append(
             Problem("lone", str(lone[0]), f"{len(lone)} images are in no annotation file, and are not used.")
         )

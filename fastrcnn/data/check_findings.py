@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from fastrcnn.data.annotations import is_coco
 from fastrcnn.data.check import Record
 from fastrcnn.data.check_report import CELL, Report
 from fastrcnn.data.frames import image_notes
@@ -18,11 +19,13 @@ FEW_OBJECTS = 10  # of a class in training; a note is made of fewer
 FEW_BACKGROUND = 0.1  # share of training pictures that cannot fill a step; a note is made of more
 
 
-def findings(records: Sequence[Record], classes: Sequence[str], lists: str, leave_out_others: bool) -> list[Problem]:
+def findings(
+    records: Sequence[Record], classes: Sequence[str], lists: str, leave_out_others: bool, unread: bool = False
+) -> list[Problem]:
     """All of them but those about proposals.
 
     lists: the place of the split lists, for messages. leave_out_others: objects of classes that are not in `classes`
-    are left out on purpose.
+    are left out on purpose. unread: there are annotations that could not be read, which is why objects may be missing.
     """
     return [
         *_unknown_classes(records, classes, "other_classes" if leave_out_others else "unknown_class"),
@@ -30,8 +33,8 @@ def findings(records: Sequence[Record], classes: Sequence[str], lists: str, leav
         *_same_pictures(records),
         *_zero_based(records),
         *_letter_case(records),
-        *_rare_classes(records, classes, lists),
-        *_without_truth(records, classes, lists),
+        *_rare_classes(records, classes, lists, unread),
+        *_without_truth(records, classes, lists, unread),
         *_counted(records),
     ]
 
@@ -45,8 +48,13 @@ def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str
     problems = []
     for name in classes:
         if fault := class_fault(name, test):
-            where = (str(places[name][0].annotation), places[name][1]) if name in places else (lists, None)
-            problems.append(Problem("classes", where[0], f"class {name[:40]!r} {fault}.", object=where[1]))
+            what = f"class {name[:40]!r} {fault}."
+            if name in places:
+                record, number = places[name]
+                unit = "annotation" if is_coco(record.task.source) else "object"
+                problems.append(Problem("classes", str(record.annotation), what, object=number, unit=unit))
+            else:
+                problems.append(Problem("classes", lists, what))
     return problems
 
 
@@ -176,16 +184,22 @@ def _quoted(names: Iterable[str]) -> str:
     return " and ".join(f"'{n}'" for n in names)
 
 
-def _rare_classes(records: Iterable[Record], classes: Sequence[str], lists: str) -> list[Problem]:
+def _rare_classes(records: Iterable[Record], classes: Sequence[str], lists: str, unread: bool) -> list[Problem]:
     counts = {"train": Counter[str](), "test": Counter[str]()}
     for r in records:
         used = zip(r.truth.names, r.trained, strict=True) if r.task.role == "train" else ((n, 1) for n in r.truth.names)
         counts[r.task.role].update(name for name, counted in used if counted)
     problems = []
-    known = [r for r in records if r.task.role == "train" and r.truth.names]
-    if known and not any(counts["train"][name] for name in classes):
-        what = f"none of the {sum(len(r.truth.names) for r in known)} objects in the training images is trained on."
-        return [Problem("no_objects", str(known[0].annotation), what)]
+    train = [r for r in records if r.task.role == "train"]
+    if not any(counts["train"][name] for name in classes):
+        objects = sum(len(r.truth.names) for r in train)
+        first = next((r for r in train if r.truth.names or not objects), None)
+        if first is not None and (objects or not unread):
+            what = f"none of the {objects} objects in the training images is trained on."
+            what = what if objects else f"none of the {len(train)} training images has an object."
+            return [Problem("no_objects", str(first.annotation), what)]
+        if unread:
+            return []
     for name in classes:
         train, test = counts["train"][name], counts["test"][name]
         if train == 0:
@@ -196,12 +210,12 @@ def _rare_classes(records: Iterable[Record], classes: Sequence[str], lists: str)
     return problems
 
 
-def _without_truth(records: Sequence[Record], classes: Sequence[str], lists: str) -> list[Problem]:
+def _without_truth(records: Sequence[Record], classes: Sequence[str], lists: str, unread: bool) -> list[Problem]:
     """Whether no test image has an object that counts."""
     test = [r for r in records if r.task.role == "test"]
-    if not test or any(
-        n in classes and not d for r in test for n, d in zip(r.truth.names, r.truth.difficult, strict=True)
-    ):
+    if (unread and not any(r.truth.names for r in test)) or not test:
+        return []
+    if any(n in classes and not d for r in test for n, d in zip(r.truth.names, r.truth.difficult, strict=True)):
         return []
     what = f"no class has an object in the {len(test)} image(s) to test on, so there will be no mAP and no best.pt."
     return [Problem("no_truth", lists, what)]

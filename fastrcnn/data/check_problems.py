@@ -131,6 +131,9 @@ KINDS = {
     ),
 }
 
+# Kinds that leave objects unread.
+UNREAD = ("split", "missing_picture", "link", "missing_annotation", "normalised", "annotation", "box")
+
 
 def is_error(problem: Problem) -> bool:
     """Whether training refuses it, or would leave something out."""

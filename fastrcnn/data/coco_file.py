@@ -23,6 +23,10 @@ MAX_JSON_BYTES = 2_000_000_000
 Id = int | str
 
 
+class OtherJsonError(UserError):
+    """A JSON file of something else than COCO annotations."""
+
+
 @dataclass(frozen=True)
 class CocoImage:
     """An entry of `images`, and the annotations that belong to it."""
@@ -46,6 +50,7 @@ class CocoFile:
     used: frozenset[Id]  # ids of the categories that annotations use
     annotated: bool  # whether it has annotations, which lists of test images lack
     problems: tuple[Problem, ...]  # entries that cannot be used
+    refused: int  # images among them
 
     def prefix(self, root: Path) -> str:
         """What stands before a `file_name` in an image's id: the folder of the images below `root`, the data set's
@@ -83,7 +88,7 @@ def read_coco_file(path: Path) -> CocoFile:
 def _parse(path: Path, changed: int, size: int) -> CocoFile:
     content = _json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
-        raise UserError(f"{path}: not a COCO annotation file: it lacks the lists `images` and `categories`.")
+        raise OtherJsonError(f"{path}: not a COCO annotation file: it lacks the lists `images` and `categories`.")
     annotations = content.get("annotations") or []  # test sets have none
     if not isinstance(annotations, list):
         raise UserError(f"{path}: `annotations` should be a list.")
@@ -122,6 +127,7 @@ def _parse(path: Path, changed: int, size: int) -> CocoFile:
         used,
         bool(content.get("annotations")),
         tuple(problems.found),
+        len(content["images"]) - len(images),
     )
 
 
@@ -244,18 +250,22 @@ def _leads_out(name: str) -> bool:
     return path.is_absolute() or bool(PureWindowsPath(name).drive) or ".." in path.parts or "\0" in name
 
 
-def find_coco_files(folder: Path) -> list[Path]:
-    """JSON files in a folder, in its `annotations` and in folders right below it that look like COCO's."""
-    found = []
+def find_coco_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The COCO files among the JSON files of a folder and the folders right below it, and what is wrong with those that
+    cannot be read, which may be COCO's too. JSON of something else is neither."""
+    found, broken = [], {}
     for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
         if not path.is_file():
             continue
         try:
             read_coco_file(path)
-        except UserError:  # some other JSON, or a broken one, which is said when somebody names it
+        except OtherJsonError:
             continue
-        found.append(path)
-    return found
+        except UserError as error:
+            broken[path] = str(error)
+        else:
+            found.append(path)
+    return found, broken
 
 
 def _picture_base(path: Path, names: Sequence[str]) -> Path:

@@ -83,10 +83,12 @@ def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
         groups.setdefault((problem.kind, problem.what), []).append(problem)
     one, rest = [], []
     for (kind, what), group in groups.items():
-        files = len({problem.file for problem in group})
-        if (kind in ONCE and len(group) > 1) or (images and files >= max(FEW, NEARLY_ALL * images)):
+        alike = len(group) if group[0].unit == "annotation" else len({problem.file for problem in group})
+        if (kind in ONCE and len(group) > 1) or (images and alike >= max(FEW, NEARLY_ALL * images)):
+            files = len({problem.file for problem in group})
             objects = f"{len(group)} {group[0].unit}s in " if group[0].object else ""
-            one.append(replace(group[0], what=f"{what} The same holds for {objects}{files} files; this is the first."))
+            where = f"{objects}{files} file{'s' if files > 1 else ''}"
+            one.append(replace(group[0], what=f"{what} The same holds for {where}; this is the first."))
         else:
             rest += group
     kept = {id(problem) for problem in rest}

@@ -338,7 +338,8 @@ def test_other_json_files_are_not_taken_for_annotations(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("[]")
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "folder.json").mkdir()
-    assert find_coco_files(tmp_path) == [path]
+    broken = tmp_path / "broken.json"
+    assert find_coco_files(tmp_path) == ([path], {broken: refused(broken)})
 
 
 values = st.recursive(
