@@ -17,6 +17,7 @@ from voc_folder import VocFolder
 from fastrcnn import build_data, build_sets
 from fastrcnn.config import DataConfig, SelectiveSearchConfig
 from fastrcnn.data.annotations import unused_coco
+from fastrcnn.data.coco_file import read_coco_file
 from fastrcnn.data.proposals import ImageProposals, write_store
 from fastrcnn.errors import UserError
 
@@ -274,3 +275,27 @@ def test_a_box_that_all_annotations_lack_is_one_message(tmp_path: Path, call: Ca
     with pytest.raises(UserError) as caught:
         build_sets.both_sets(config_of(root), ["cat"], 0)
     assert str(caught.value).count("the box None") == 1
+
+
+def test_where_images_are_that_nearly_all_are_missing(tmp_path: Path, call: Call) -> None:
+    root = export(tmp_path / "set", "train", images=12)
+    (root / "photos").mkdir()
+    for n in range(12):
+        (root / f"train/{n}.png").rename(root / f"photos/{n}.png")
+    said = f"no such image, which {root}/train/{NAME} names. There is {root}/photos/"
+    status, _, report = check(call, root)
+    (error,) = report["errors"]
+    assert (status, error["what"].startswith(said)) == (1, True)
+    assert "The same holds for 12 files" in error["what"]
+    assert [p["kind"] for p in report["notes"]] == []
+    with pytest.raises(UserError) as caught:
+        build_sets.both_sets(config_of(root), ["cat"], 0)
+    assert str(caught.value).count(said) == 1
+
+
+def test_the_annotations_of_an_image_that_comes_twice_are_counted(tmp_path: Path) -> None:
+    root = export(tmp_path / "set", "train")
+    change(root / "train" / NAME, lambda content: content["images"].append(content["images"][0] | {"id": 9}))
+    change(root / "train" / NAME, lambda content: content["annotations"][0].update(image_id=9))
+    (problem,) = read_coco_file(root / "train" / NAME).problems
+    assert "an image stands in the file once. Its 1 annotation(s) are not read." in problem.what

@@ -165,6 +165,8 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
     from fastrcnn.data.annotations import is_coco
     from fastrcnn.data.check_findings import class_findings, findings, proposal_findings, report_findings
     from fastrcnn.data.check_problems import UNREAD, is_error
+    from fastrcnn.data.coco import explain_missing as explain_missing_coco
+    from fastrcnn.data.coco_file import read_coco_file
     from fastrcnn.data.proposals import ProposalStore
     from fastrcnn.data.truth import Problem, by_cause
     from fastrcnn.data.voc import explain_missing
@@ -180,7 +182,11 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
         of_source = [r for r in records if r.task.source == source]
         part = [p for r in of_source for p in r.problems]
         images = len(of_source)
-        found += by_cause(part if is_coco(source) else explain_missing(part, source, images), images)
+        if is_coco(source):
+            part = explain_missing_coco(part, read_coco_file(source), build_data.root(data), images)
+        else:
+            part = explain_missing(part, source, images)
+        found += by_cause(part, images)
     if leave_out_missing:
         found = [replace(p, kind="left_out") if p.kind == "no_proposals" else p for p in found]
     names = data.classes

@@ -188,7 +188,8 @@ def unused_coco(root: Path, sources: Iterable[Path]) -> list[Problem]:
     listed = {f.base / name for f in map(read_coco_file, files) for name in f.images}
     there = {p for folder in {path.parent for path in listed} for p in folder.glob("*")}
     lone = sorted(p for p in there - listed if p.suffix.lower() in IMAGE_SUFFIXES)
-    if lone and not broken and not any(read_coco_file(file).refused for file in files):  # else that may be why
+    absent = len(listed - there) + sum(read_coco_file(file).refused for file in files)
+    if len(lone) > absent and not broken:  # else they may be those that the files give in another way
         problems.append(
             Problem("lone", str(lone[0]), f"{len(lone)} images are in no annotation file, and are not used.")
         )

@@ -190,13 +190,13 @@ def _rare_classes(records: Iterable[Record], classes: Sequence[str], lists: str,
         used = zip(r.truth.names, r.trained, strict=True) if r.task.role == "train" else ((n, 1) for n in r.truth.names)
         counts[r.task.role].update(name for name, counted in used if counted)
     problems = []
-    train = [r for r in records if r.task.role == "train"]
     if not any(counts["train"][name] for name in classes):
-        objects = sum(len(r.truth.names) for r in train)
-        first = next((r for r in train if r.truth.names or not objects), None)
+        shown = [r for r in records if r.task.role == "train"]
+        objects = sum(len(r.truth.names) for r in shown)
+        first = next((r for r in shown if r.truth.names or not objects), None)
         if first is not None and (objects or not unread):
             what = f"none of the {objects} objects in the training images is trained on."
-            what = what if objects else f"none of the {len(train)} training images has an object."
+            what = what if objects else f"none of the {len(shown)} training images has an object."
             return [Problem("no_objects", str(first.annotation), what)]
         if unread:
             return []

@@ -66,6 +66,11 @@ KINDS = {
         "Annotations not trained on, since they are marked as crowds",
         "Nothing for real crowds. Masks of single objects, as SAM and CVAT's brush export them, need `iscrowd` 0.",
     ),
+    "ignored": Kind(
+        False,
+        "Annotations that evaluation does not count, since they are marked ignore",
+        "pycocotools knows `iscrowd` alone and counts them: remove `ignore` if the figures should equal its own.",
+    ),
     "other_classes": Kind(False, "Objects of other classes", "Nothing: data.other_classes leaves them out."),
     "left_out": Kind(
         False, "Pictures left out for want of proposals", "Nothing: data.missing_proposals leaves them out."

@@ -6,13 +6,14 @@ y + height). Segmentations and keypoints are not read.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastrcnn.data.coco_file import Id, annotation_problem, id_key, is_box, is_number, read_coco_file
-from fastrcnn.data.truth import AnnotatedObject, Problems, Reading, enclosing
+from fastrcnn.data.coco_file import CocoFile, Id, annotation_problem, id_key, is_box, is_number, read_coco_file
+from fastrcnn.data.truth import FEW, NEARLY_ALL, AnnotatedObject, Problem, Problems, Reading, enclosing
 from fastrcnn.structures import Sample
 
 FLAGS = {"0": False, "false": False, "no": False, "": False, "1": True, "true": True, "yes": True}
@@ -80,10 +81,30 @@ def load_coco(
                 key = "iscrowd" if flags["iscrowd"] else "ignore"
                 what = f"has `{key}`: the annotation is not trained on."
                 problems.notes.append(found.problem("crowd", what, found.name))
-            else:
-                objects.append(found)
+                continue
+            if difficult and not flags["iscrowd"]:
+                what = "has `ignore`: evaluation treats it as a crowd."
+                problems.notes.append(found.problem("ignored", what, found.name))
+            objects.append(found)
         reading.add(image_id, picture, image.width, image.height, objects, image.number)
+    problems.found = explain_missing(problems.found, file, root, len(image_ids))
     return reading.result(path, skip_bad)
+
+
+def explain_missing(problems: Sequence[Problem], file: CocoFile, root: Path, images: int) -> list[Problem]:
+    """The problems; if nearly all images are missing, they say where below `root` the first one is."""
+    missing = [p for p in problems if p.kind == "missing_picture"]
+    if not images or len(missing) < max(FEW, NEARLY_ALL * images):
+        return list(problems)
+    name = glob.escape(Path(missing[0].file).name)
+    there = next((root.parent if root.is_file() else root).rglob(name), None)
+    if there is None:
+        return list(problems)
+    what = (
+        f"no such image, which {file.path} names. There is {there}: correct `file_name`, which is looked up in the "
+        "folder of the annotation file, the one above it, and `images` in either."
+    )
+    return [replace(p, what=what) if p.kind == "missing_picture" else p for p in problems]
 
 
 def _flag(value: Any) -> bool | None:

@@ -10,6 +10,7 @@ import functools
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -139,6 +140,7 @@ def _images(
     names: dict[str, int] = {}
     refused: set[Id] = set()
     outside: list[str] = []  # one cause, such as another machine's paths, gets one message
+    of_image = Counter(id_key(a.get("image_id")) for a in annotations if isinstance(a, dict))
     for number, entry in enumerate(entries, 1):
         key = id_key(entry.get("id")) if isinstance(entry, dict) else None
         fault = _image_fault(entry)
@@ -150,7 +152,8 @@ def _images(
         elif not fault and name in names:
             fault = f"`file_name` is '{name}', as of image {names[name]}; an image stands in the file once."
         if fault:
-            problems.add("annotation", path, f"image {number}: {fault}")
+            its = f" Its {of_image[key]} annotation(s) are not read." if key is not None and of_image[key] else ""
+            problems.add("annotation", path, f"image {number}: {fault}{its}")
         if key is not None and (fault or _leads_out(name)):
             refused.add(key)
         elif key is not None:
@@ -158,10 +161,10 @@ def _images(
             images[key] = CocoImage(name, entry["width"], entry["height"], [], entry["id"])
     if outside:
         more = f" ({len(outside)} images have such names.)" if len(outside) > 1 else ""
-        lost = sum(isinstance(a, dict) and id_key(a.get("image_id")) in refused for a in annotations)
+        lost = sum(of_image[key] for key in refused)
         what = (
             f"{outside[0]}, which leads out of the data set; refused.{more} Write paths relative to the folder of the "
-            f"images.{f' {lost} annotations of images that cannot be used are not read.' if lost else ''}"
+            f"images.{f' {lost} annotation(s) of images that cannot be used are not read.' if lost else ''}"
         )
         problems.add("annotation", path, what)
     return images, refused
