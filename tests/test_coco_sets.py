@@ -171,7 +171,7 @@ def test_paths_of_another_machine_are_one_message(tmp_path: Path, call: Call) ->
     for verb in ("check", "train"):
         status, _, err = call(verb, f"data.root={root}", *(["recipe=scratch", "data=custom"] * (verb == "train")))
         assert (status, err.count(f"{root}/train/{NAME}: image 1: `file_name` is 'C:\\me\\0.png'")) == (1, 1), err
-        assert "(3 images have such names.)" in err
+        assert "The same holds for 3 images; this is the first." in err
 
 
 def test_files_and_images_that_are_not_used_are_reported(
@@ -298,4 +298,18 @@ def test_the_annotations_of_an_image_that_comes_twice_are_counted(tmp_path: Path
     change(root / "train" / NAME, lambda content: content["images"].append(content["images"][0] | {"id": 9}))
     change(root / "train" / NAME, lambda content: content["annotations"][0].update(image_id=9))
     (problem,) = read_coco_file(root / "train" / NAME).problems
-    assert "an image stands in the file once. Its 1 annotation(s) are not read." in problem.what
+    assert (
+        "an image stands in the file once. 1 annotation(s) of images that cannot be used are not read." in problem.what
+    )
+
+
+def test_sizes_that_all_images_lack_are_one_message_and_whole_floats_are_sizes(tmp_path: Path) -> None:
+    root = export(export(tmp_path / "set", "train"), "test")
+    change(root / "train" / NAME, lambda content: [entry.update(width=64.0) for entry in content["images"]])
+    assert [(i.width, type(i.width)) for i in read_coco_file(root / "train" / NAME).images.values()] == [(64, int)] * 3
+    change(root / "test" / NAME, lambda content: [entry.pop("width") for entry in content["images"]])
+    (problem,) = read_coco_file(root / "test" / NAME).problems
+    assert problem.what == (
+        "image 1: `width` should be a whole number of pixels, is None. The same holds for 3 images; this is the first. "
+        "3 annotation(s) of images that cannot be used are not read."
+    )

@@ -22,6 +22,8 @@ from fastrcnn.errors import UserError
 # A list in a JSON file takes about a tenth of the memory of what is made of it. COCO's own files have 450 MB.
 MAX_JSON_BYTES = 2_000_000_000
 Id = int | str
+OUTSIDE = "which leads out of the data set; refused. Write paths relative to the folder of the images."
+TWICE = "an image stands in the file once."
 
 
 class OtherJsonError(UserError):
@@ -139,34 +141,30 @@ def _images(
     images: dict[Id, CocoImage] = {}
     names: dict[str, int] = {}
     refused: set[Id] = set()
-    outside: list[str] = []  # one cause, such as another machine's paths, gets one message
-    of_image = Counter(id_key(a.get("image_id")) for a in annotations if isinstance(a, dict))
+    causes: dict[str, list[tuple[str, Id | None]]] = {}  # what to say of each image, and its id; by the cause
     for number, entry in enumerate(entries, 1):
         key = id_key(entry.get("id")) if isinstance(entry, dict) else None
-        fault = _image_fault(entry)
+        cause = fault = _image_fault(entry)
         name = "" if fault else _slashed(entry["file_name"])
         if not fault and (key in images or key in refused):
             raise UserError(f"{path}, image {number}: the id {entry['id']} stands in the file twice. Ids must differ.")
         if not fault and _leads_out(name):
-            outside.append(f"image {number}: `file_name` is '{entry['file_name']}'")
+            cause, fault = OUTSIDE, f"`file_name` is '{entry['file_name']}', {OUTSIDE}"
         elif not fault and name in names:
-            fault = f"`file_name` is '{name}', as of image {names[name]}; an image stands in the file once."
+            cause, fault = TWICE, f"`file_name` is '{name}', as of image {names[name]}; {TWICE}"
         if fault:
-            its = f" Its {of_image[key]} annotation(s) are not read." if key is not None and of_image[key] else ""
-            problems.add("annotation", path, f"image {number}: {fault}{its}")
-        if key is not None and (fault or _leads_out(name)):
+            causes.setdefault(cause, []).append((f"image {number}: {fault}", key))
+        if key is not None and fault:
             refused.add(key)
         elif key is not None:
             names[name] = number
-            images[key] = CocoImage(name, entry["width"], entry["height"], [], entry["id"])
-    if outside:
-        more = f" ({len(outside)} images have such names.)" if len(outside) > 1 else ""
-        lost = sum(of_image[key] for key in refused)
-        what = (
-            f"{outside[0]}, which leads out of the data set; refused.{more} Write paths relative to the folder of the "
-            f"images.{f' {lost} annotation(s) of images that cannot be used are not read.' if lost else ''}"
-        )
-        problems.add("annotation", path, what)
+            images[key] = CocoImage(name, int(entry["width"]), int(entry["height"]), [], entry["id"])
+    of_image = Counter(id_key(a.get("image_id")) for a in annotations if isinstance(a, dict))
+    for found in causes.values():
+        alike = f" The same holds for {len(found)} images; this is the first." if len(found) > 1 else ""
+        lost = sum(of_image[key] for key in {key for _, key in found} & refused)
+        theirs = f" {lost} annotation(s) of images that cannot be used are not read." if lost else ""
+        problems.add("annotation", path, f"{found[0][0]}{alike}{theirs}")
     return images, refused
 
 
@@ -238,8 +236,8 @@ def _image_fault(entry: Any) -> str:
     if id_key(entry.get("id")) is None:
         return "has no `id`."
     for key in ("width", "height"):
-        if type(entry.get(key)) is not int or not 0 < entry[key] < 1_000_000:
-            return f"`{key}` should be a number of pixels, is {entry.get(key)!r}."
+        if not is_number(entry.get(key)) or entry[key] % 1 or not 0 < entry[key] < 1_000_000:
+            return f"`{key}` should be a whole number of pixels, is {entry.get(key)!r}."
     return "" if _text(entry.get("file_name")) else "has no `file_name`."
 
 

@@ -172,7 +172,7 @@ def test_one_cause_is_one_message(tmp_path: Path, folder: str) -> None:
     assert file.images == {}
     (problem,) = file.problems
     assert f"image 1: `file_name` is '{folder}seven.png', which leads out of the data set" in problem.what
-    assert "(2 images have such names.)" in problem.what
+    assert "The same holds for 2 images; this is the first." in problem.what
     assert "3 annotation(s) of images that cannot be used are not read" in problem.what
 
 
@@ -277,8 +277,9 @@ def test_what_is_wrong_with_an_annotation_is_said_with_its_number(
         ({"file_name": "../x.png"}, "image 1: `file_name` is '../x.png', which leads out of the data set"),
         ({"file_name": "/etc/passwd"}, "which leads out of the data set"),
         ({"file_name": ""}, "image 1: has no `file_name`"),
-        ({"width": 0}, "image 1: `width` should be a number of pixels, is 0"),
-        ({"height": "48"}, "image 1: `height` should be a number of pixels, is '48'"),
+        ({"width": 0}, "image 1: `width` should be a whole number of pixels, is 0"),
+        ({"height": "48"}, "image 1: `height` should be a whole number of pixels, is '48'"),
+        ({"height": 48.5}, "image 1: `height` should be a whole number of pixels, is 48.5"),
         ({"id": 1.5}, "image 1: has no `id`"),
         ({"id": 12}, "image 2: the id 12 stands in the file twice"),
         ({"id": "12"}, "image 2: the id 12 stands in the file twice"),
