@@ -199,7 +199,7 @@ def twice(content: Any) -> None:
     content["images"].append(content["images"][0])
 
 
-@pytest.mark.parametrize("fault", ["cut", "utf-16", "an id twice"])
+@pytest.mark.parametrize("fault", ["cut", "utf-16", "an id twice", "no list"])
 def test_a_broken_file_does_not_let_another_take_its_place(tmp_path: Path, fault: str) -> None:
     """Without the training file the test file would be divided, and trained on."""
     root = export(export(tmp_path / "set", "train"), "test")
@@ -207,6 +207,8 @@ def test_a_broken_file_does_not_let_another_take_its_place(tmp_path: Path, fault
     text = path.read_text()
     if fault == "an id twice":
         change(path, twice)
+    elif fault == "no list":
+        change(path, lambda content: content.update(images={}))
     else:
         path.write_bytes(text[:-9].encode() if fault == "cut" else text.encode("utf-16"))
     for split in ("trainval", "test"):
@@ -313,3 +315,12 @@ def test_sizes_that_all_images_lack_are_one_message_and_whole_floats_are_sizes(t
         "image 1: `width` should be a whole number of pixels, is None. The same holds for 3 images; this is the first. "
         "3 annotation(s) of images that cannot be used are not read."
     )
+
+
+def test_annotations_without_an_image_are_one_message(tmp_path: Path, call: Call) -> None:
+    root = export(export(tmp_path / "set", "train", cats=2), "test")
+    change(root / "train" / NAME, lambda content: content["images"].pop())
+    status, _, report = check(call, root)
+    (error,) = report["errors"]
+    what = "there is no image 2 in the file. 2 annotations have no image; this is the first."
+    assert (status, error["what"], error["object"]) == (1, what, 5)

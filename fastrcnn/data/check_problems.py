@@ -137,7 +137,7 @@ KINDS = {
 }
 
 # Kinds that leave objects unread.
-UNREAD = ("split", "missing_picture", "link", "missing_annotation", "normalised", "annotation", "box")
+UNREAD = ("split", "missing_picture", "link", "missing_annotation", "normalised", "annotation", "box", "unknown_class")
 
 
 def is_error(problem: Problem) -> bool:

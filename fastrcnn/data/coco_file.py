@@ -90,8 +90,11 @@ def read_coco_file(path: Path) -> CocoFile:
 @functools.lru_cache(maxsize=4)
 def _parse(path: Path, changed: int, size: int) -> CocoFile:
     content = _json(path)
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in ("images", "categories")):
+    if not isinstance(content, dict) or not {"images", "categories"} <= content.keys():
         raise OtherJsonError(f"{path}: not a COCO annotation file: it lacks the lists `images` and `categories`.")
+    for name in ("images", "categories"):
+        if not isinstance(content[name], list):
+            raise UserError(f"{path}: `{name}` should be a list.")
     annotations = content.get("annotations") or []  # test sets have none
     if not isinstance(annotations, list):
         raise UserError(f"{path}: `annotations` should be a list.")
@@ -108,6 +111,7 @@ def _parse(path: Path, changed: int, size: int) -> CocoFile:
         )
         problems.add("normalised", path, what)
         annotations = []
+    orphans: list[tuple[int, Any]] = []  # annotations without an image, and its id
     for number, entry in enumerate(annotations, 1):
         if not isinstance(entry, dict):
             problems.found.append(annotation_problem(path, number, "not an object."))
@@ -116,8 +120,12 @@ def _parse(path: Path, changed: int, size: int) -> CocoFile:
         if key in images:
             images[key].annotations.append((number, entry))  # type: ignore[index]
         elif key is None or key not in refused:
-            what = f"there is no image {entry.get('image_id')!r} in the file."
-            problems.found.append(annotation_problem(path, number, what))
+            orphans.append((number, entry.get("image_id")))
+    if orphans:
+        number, image_id = orphans[0]
+        alike = f" {len(orphans)} annotations have no image; this is the first." if len(orphans) > 1 else ""
+        what = f"there is no image {repr(image_id)[:80]} in the file.{alike}"
+        problems.found.append(annotation_problem(path, number, what))
     ordered = sorted(images.values(), key=lambda i: (isinstance(i.number, str), i.number))  # as pycocotools sorts
     base = _picture_base(path, [i.file_name for i in images.values()])
     numbers = {id_key(c.get("id")): c["id"] for c in content["categories"] if isinstance(c, dict) and "id" in c}
