@@ -32,6 +32,10 @@ CHOICES = ("refuse", "leave_out")
 MEND_PICTURES = "Mend the files, or leave out what is wrong with data.skip_bad=true."
 
 
+class EncodingError(UserError):
+    """A name that files cannot have on this system, though it is sound elsewhere."""
+
+
 def root(config: DataConfig) -> Path:
     """The data set's folder, or its COCO file."""
     if config.root is None:
@@ -138,7 +142,7 @@ def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
         try:
             name.encode(sys.getfilesystemencoding())
         except UnicodeEncodeError:
-            raise UserError(
+            raise EncodingError(
                 f"data.classes: {name!a} has characters that {sys.getfilesystemencoding()}, the encoding of file names "
                 "here, lacks; the file of its detections is named so. Use UTF-8: set the environment variable "
                 "PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8."

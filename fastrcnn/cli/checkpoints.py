@@ -87,6 +87,8 @@ def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
             raise UserError(f"it lacks {', '.join(lacking)}.")
         build.check_model(whole.model)
         build_data.checked_names(names, whole.data.test)
+    except build_data.EncodingError as error:
+        raise UserError(f"{path}: {error}") from None
     except UserError as error:
         raise UserError(f"{path}: the configuration in it is damaged: {error}") from None
     return {name: group for name, group in to_dict(whole).items() if name in config and isinstance(group, dict)}

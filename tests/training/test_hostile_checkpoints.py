@@ -303,3 +303,11 @@ def test_refusing_takes_no_more_memory_than_opening(made: Path, tmp_path: Path) 
     assert os.path.getsize(tmp_path / "zeros.pt") < 4_000_000  # noqa: PTH202
     opened = peak(made)
     assert max(peak(tmp_path / "wide.pt"), peak(tmp_path / "zeros.pt")) < opened + 50
+
+
+def test_a_class_that_this_system_cannot_write_is_no_damage(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = checkpoint.load(made)
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(UserError, match=r"best.pt: data.classes: '\\u65e5' has characters that ascii") as caught:
+        checkpoints.checked_config(made, content["config"], ["\u65e5"])
+    assert "damaged" not in str(caught.value)
