@@ -131,10 +131,10 @@ def test_check_finds_the_same_frames_and_the_proposals_of_training(album: VocFol
     search = ["data.selective_search.side=64", "data.selective_search.k=[50]", "data.selective_search.min_side=4"]
     given = ["data=custom", "data.name=photos", f"data.root={album.root}", *search]
     assert call("propose", *given)[0] == 0
-    status, out, err = call("check", *given)
+    status, out, err = call("check", *given, "output=checked")
     assert status == 0, out + err
     assert "Images rotated upright: " in out
-    report = json.loads(Path("outputs/check/photos/report.json").read_text())
+    report = json.loads(Path("checked/report.json").read_text())
     assert report["proposals"]["splits"]["trainval"] == {"objects": 5, "at_50": 1.0, "at_70": 1.0}
 
 
