@@ -65,6 +65,14 @@ def test_a_split_gets_a_name_that_a_file_can_bear(splits: list[str], name: str) 
     assert build_data.split_name(splits) == name
 
 
+def test_the_name_of_many_splits_is_cut_and_their_own() -> None:
+    lists = [f"task{n}/annotations/instances_default.json" for n in range(50)]
+    names = [build_data.split_name(some) for some in (lists, lists[:-1], ["日本" * 60])]
+    assert [name[:5] for name in names] == ["task0", "task0", "日本日本日"]
+    assert len({*names}) == 3
+    assert max(len(name.encode()) for name in names) <= build_data.SPLIT_BYTES
+
+
 @pytest.mark.parametrize(
     ("test", "split", "expected"),
     [
