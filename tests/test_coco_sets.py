@@ -201,3 +201,10 @@ def test_of_another_file_of_the_same_images_nothing_is_kept(
         build_sets.both_sets(config, ["cat"], 0)
     assert f"{root}/train/keypoints.json: not read: other files give its 3 images to the splits" in caplog.text
     assert sorted(read) == [NAME, NAME, "captions.json", "keypoints.json"]
+
+
+def test_rotated_boxes_to_test_on_are_reported_too(tmp_path: Path, call: Call) -> None:
+    root = export(export(tmp_path / "set", "train"), "test", attributes={"rotation": 30.0})
+    status, _, report = check(call, root)
+    rotated = [p["file"] for p in report["notes"] if p["kind"] == "rotated"]
+    assert (status, rotated) == (0, [str(root / "test" / NAME)] * 3)
