@@ -171,7 +171,8 @@ def both_sets(config: DataConfig, names: Sequence[str], seed: int) -> tuple[Dete
     """
     varied = augmentation(config)
     plain = test_scaling(config) if config.test else varied
-    say_notes(unused_coco(root(config), [source for source, _ in image_ids(config, [*config.train, *config.test])]))
+    if distributed.leads():  # it reads files that are not needed otherwise
+        say_notes(unused_coco(root(config), [source for source, _ in image_ids(config, [*config.train, *config.test])]))
     train = training_samples(config, names)
     test = samples(config, config.test, names) if config.test else []
     path_of = {s.image_id: s.path for s in train}

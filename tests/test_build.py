@@ -65,6 +65,30 @@ def test_a_split_gets_a_name_that_a_file_can_bear(splits: list[str], name: str) 
     assert build_data.split_name(splits) == name
 
 
+def test_the_log_counts_the_files_of_a_set_without_lists_once(
+    voc: VocFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for image_id in "abcdef":
+        voc.add(image_id, ("cat", (1, 1, 32, 24), False))
+    (voc.root / "Annotations/f.xml").unlink()
+    looks: list[Path] = []
+    real = build_data.pictures_without_annotation
+    monkeypatch.setattr(build_data, "pictures_without_annotation", lambda source: looks.append(source) or real(source))
+    caplog.set_level("INFO")
+    for _ in range(3):
+        build_data.image_ids(config_of(voc), ["trainval", "test"])
+    assert looks == [voc.root, voc.root]  # for each split
+    assert caplog.text.count("; 1 image(s) without an annotation are not used") == 2
+
+
+def test_the_name_of_many_splits_is_cut_and_their_own() -> None:
+    lists = [f"task{n}/annotations/instances_default.json" for n in range(50)]
+    names = [build_data.split_name(some) for some in (lists, lists[:-1], ["日本" * 60])]
+    assert [name[:5] for name in names] == ["task0", "task0", "日本日本日"]
+    assert len({*names}) == 3
+    assert max(len(name.encode()) for name in names) <= build_data.SPLIT_BYTES
+
+
 @pytest.mark.parametrize(
     ("test", "split", "expected"),
     [

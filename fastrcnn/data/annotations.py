@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from fastrcnn.data.coco import coco_classes, load_coco
-from fastrcnn.data.coco_file import find_coco_files, read_coco_file
+from fastrcnn.data.coco_file import coco_images, find_coco_files, json_files, read_coco_file
 from fastrcnn.data.truth import Problem, Problems
 from fastrcnn.data.voc import find_classes, load_voc
 from fastrcnn.data.voc_layout import (
@@ -147,15 +147,22 @@ def unused_coco(root: Path, sources: Iterable[Path]) -> list[Problem]:
     used = {source for source in sources if is_coco(source)}
     if root.is_file() or not used:
         return []
-    files = {*used, *find_coco_files(root)}
+    images = {file: frozenset(read_coco_file(file).paths) for file in used}
+    in_use = frozenset[Path]().union(*images.values())
     problems = []
-    for file in sorted(files - used):
-        images = len(read_coco_file(file).images)
-        what = (
-            f"its {images} images are in no split that is used. To test on them: data.test=[{file.relative_to(root)}]."
-        )
-        problems.append(Problem("unused_file", str(file), what))
-    listed = {f.base / name for f in map(read_coco_file, files) for name in f.images}
+    for file in sorted({*json_files(root)} - used):
+        if own := coco_images(file):  # else no COCO file
+            images[file] = own
+            unused = len(own - in_use)
+            how_many = f"its {len(own)}" if unused == len(own) else f"{unused} of its {len(own)}"
+            what = (
+                f"{how_many} images are in no split that is used. To test on them: "
+                f"data.test=[{file.relative_to(root)}]."
+                if unused
+                else f"not read: other files give its {len(own)} images to the splits that are used."
+            )
+            problems.append(Problem("unused_file", str(file), what))
+    listed = in_use.union(*images.values())
     there = {p for folder in {path.parent for path in listed} for p in folder.glob("*")}
     lone = sorted(p for p in there - listed if p.suffix.lower() in IMAGE_SUFFIXES)
     if lone:

@@ -104,8 +104,9 @@ def read_coco(path: Path, image_ids: Sequence[str], root: Path, training: bool) 
             numbers=tuple(n for n, _ in image.annotations if n not in bad),
             clipped=found.clipped,
         )
-        notes = load_coco(path, [image_id], names, use_crowds=False, skip_bad=True, root=root)[1].notes
-        yield Annotated(picture, path, truth, (*problems, *(notes if training else ())))
+        if training:
+            _, found = load_coco(path, [image_id], names, use_crowds=False, skip_bad=True, root=root)
+        yield Annotated(picture, path, truth, (*problems, *found.notes))
 
 
 def coco_problems(path: Path) -> list[Problem]:

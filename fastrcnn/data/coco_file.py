@@ -54,6 +54,11 @@ class CocoFile:
         parts = [part for part in PurePosixPath(folder).parts if part != ".."]
         return f"{PurePosixPath(*parts)}/" if parts else ""
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the images."""
+        return [self.base / name for name in self.images]
+
     def ids(self, root: Path) -> list[str]:
         """The images' ids, unique in the data set: paths below its folder."""
         return list(self.numbers(root))
@@ -244,18 +249,46 @@ def _leads_out(name: str) -> bool:
     return path.is_absolute() or bool(PureWindowsPath(name).drive) or ".." in path.parts or "\0" in name
 
 
+def json_files(folder: Path) -> list[Path]:
+    """JSON files in a folder and in folders right below it."""
+    return sorted(path for path in [*folder.glob("*.json"), *folder.glob("*/*.json")] if path.is_file())
+
+
 def find_coco_files(folder: Path) -> list[Path]:
     """JSON files in a folder, in its `annotations` and in folders right below it that look like COCO's."""
-    found = []
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
-        if not path.is_file():
-            continue
-        try:
-            read_coco_file(path)
-        except UserError:  # some other JSON, or a broken one, which is said when somebody names it
-            continue
-        found.append(path)
-    return found
+    return [path for path in json_files(folder) if _is_coco_file(path, *_version(path))]
+
+
+@functools.lru_cache(maxsize=256)
+def _is_coco_file(path: Path, changed: int, size: int) -> bool:
+    """Whether a file can be read; not for some other JSON, or a broken one, which is said when somebody names it."""
+    try:
+        read_coco_file(path)
+    except UserError:
+        return False
+    return True
+
+
+def coco_images(path: Path) -> frozenset[Path]:
+    """The images of a COCO file that may not be used otherwise, of which nothing else is kept; empty for other JSON."""
+    return _coco_images(path, *_version(path))
+
+
+@functools.lru_cache(maxsize=256)
+def _coco_images(path: Path, changed: int, size: int) -> frozenset[Path]:
+    try:
+        return frozenset(_parse.__wrapped__(path, changed, size).paths) if size <= MAX_JSON_BYTES else frozenset()
+    except UserError:
+        return frozenset()
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """When a file was changed, and its size; of one that is gone zeros."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_size
 
 
 def _picture_base(path: Path, names: Sequence[str]) -> Path:
