@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -156,11 +156,6 @@ def training_samples(config: DataConfig, names: Sequence[str]) -> list[Sample]:
     if lacking := [name for name, count in zip(names, counts, strict=True) if not count]:
         log.warning("%s: no object to train on of the classes %s", where, ", ".join(lacking))
     return found
-
-
-def training_set(config: DataConfig, names: Sequence[str], seed: int) -> DetectionDataset:
-    """Images, truth and proposals to train on."""
-    return both_sets(replace(config, test=[]), names, seed)[0]
 
 
 def both_sets(config: DataConfig, names: Sequence[str], seed: int) -> tuple[DetectionDataset, DetectionDataset | None]:
