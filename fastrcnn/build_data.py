@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import sys
 from collections import Counter
@@ -28,6 +29,7 @@ from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
 NO_TRUTH = "no mAP: no class has ground truth"
+SPLIT_BYTES = 120  # of a name of split lists: names of classes and suffixes follow it in names of files
 CHOICES = ("refuse", "leave_out")
 MEND_PICTURES = "Mend the files, or leave out what is wrong with data.skip_bad=true."
 
@@ -71,24 +73,31 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
     for split in splits:
         source, ids, made = find_split(root(config), split)
         if made:
-            why = f"there is one list, {name}" if (name := only_list(source)) else "has no split lists"
-            say_once(
-                f"{source}: {why}: it is divided into trainval and test by the images' ids, and {len(ids)} images are "
-                f"its '{split}'{unannotated(source)}"
-            )
+            say_division(source, split, len(ids))
         elif not is_coco(source) and not has_lists(source):
-            say_once(f"{source}: the split '{split}' is the folder {folder_text(source, ids)}{unannotated(source)}")
+            say_division(source, split, len(ids), ids[0].partition("/")[0])
         found.append((source, ids[: config.max_images]))
     return found
 
 
-def folder_text(source: Path, ids: Sequence[str]) -> str:
+@functools.cache  # what is said takes a look at every file
+def say_division(source: Path, split: str, images: int, folder: str | None = None) -> None:
+    """Says once of which images a split consists that no list names. folder: the one that is the split."""
+    if folder is None:
+        why = f"there is one list, {name}" if (name := only_list(source)) else "has no split lists"
+        what = f"{why}: it is divided into trainval and test by the images' ids, and {images} images are its '{split}'"
+    else:
+        what = f"the split '{split}' is the folder {folder_text(source, folder)}"
+    log.info("%s: %s%s", source, what, unannotated(source))
+
+
+def folder_text(source: Path, folder: str) -> str:
     """Words about the folder that is a split, the others, and what is in none of them."""
     folders = split_folders(source)
-    others = [f"{name} ({len(found)})" for name, found in folders.items() if found != list(ids)]
-    outside = len(annotated_ids(source)) - sum(len(found) for found in folders.values())
+    others = [f"{name} ({len(ids)})" for name, ids in folders.items() if name != folder]
+    outside = len(annotated_ids(source)) - sum(map(len, folders.values()))
     unused = f"; {outside} annotation(s) outside these folders are not used" if outside else ""
-    return f"{ids[0].partition('/')[0]} ({len(ids)} images); the others are {', '.join(others)}{unused}"
+    return f"{folder} ({len(folders[folder])} images); the others are {', '.join(others)}{unused}"
 
 
 def unannotated(source: Path) -> str:
@@ -300,8 +309,15 @@ def has_truth(found: Sequence[Sample]) -> bool:
 
 
 def split_name(splits: Sequence[str]) -> str:
-    """A name for split lists that a file can bear: test, VOC2007-test, ... Raises UserError where there is none."""
+    """A name for split lists that a file can have: test, VOC2007-test, ...; of many lists the beginning and a digest.
+
+    Raises UserError for characters that no file's name has.
+    """
     name = "+".join(splits).replace("/", "-")
+    whole = name.encode(errors="surrogateescape")
+    if len(whole) > SPLIT_BYTES:
+        letters = hashlib.sha256(whole).hexdigest()[:8]
+        name = f"{whole[: SPLIT_BYTES - 9].decode(errors='ignore')}-{letters}"
     if name:  # data.test=[] has none
         check_name("split", name)
     return name

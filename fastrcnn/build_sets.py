@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -158,11 +158,6 @@ def training_samples(config: DataConfig, names: Sequence[str]) -> list[Sample]:
     return found
 
 
-def training_set(config: DataConfig, names: Sequence[str], seed: int) -> DetectionDataset:
-    """Images, truth and proposals to train on."""
-    return both_sets(replace(config, test=[]), names, seed)[0]
-
-
 def both_sets(config: DataConfig, names: Sequence[str], seed: int) -> tuple[DetectionDataset, DetectionDataset | None]:
     """Images, truth and proposals to train on and, where data.test has lists, to evaluate on. All files are read before
     proposals are made, which can take hours.
@@ -171,7 +166,8 @@ def both_sets(config: DataConfig, names: Sequence[str], seed: int) -> tuple[Dete
     """
     varied = augmentation(config)
     plain = test_scaling(config) if config.test else varied
-    say_notes(unused_coco(root(config), [source for source, _ in image_ids(config, [*config.train, *config.test])]))
+    if distributed.leads():  # it reads files that are not needed otherwise
+        say_notes(unused_coco(root(config), [source for source, _ in image_ids(config, [*config.train, *config.test])]))
     train = training_samples(config, names)
     test = samples(config, config.test, names) if config.test else []
     path_of = {s.image_id: s.path for s in train}

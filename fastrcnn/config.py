@@ -15,7 +15,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fastrcnn.errors import UserError, nearest
 
-MOST_PIXELS = 32_767  # along a side: a picture of them takes 3 GB
+MOST_PIXELS = 32_767  # along a side; an image of 32,767 x 32,767 takes 3 GB
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 LONGEST_NAME = 150  # bytes; a file system takes 255, of which times, numbers and suffixes need some
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -47,7 +47,7 @@ def written(output: Path, source: str | None = None) -> Iterator[Path]:
     Raises UserError where there is a file that must not be replaced, or none can be written.
     """
     refuse_existing(output, source)
-    part = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
+    part = output.with_name(f".{uuid.uuid4().hex}.part")  # not longer than a name may be
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         part.touch()

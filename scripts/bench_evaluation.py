@@ -13,7 +13,7 @@ import numpy as np
 from measuring import in_turn, processor, ratio_and_quartiles, spread
 from pycocotools.cocoeval import COCOeval
 
-from fastrcnn.evaluation.coco_ap import _coco, _entries
+from fastrcnn.evaluation.coco_ap import _boxes, _coco
 from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, mean_ap
 
 Found, Truth = dict[str, ClassDetections], dict[str, ClassTruth]
@@ -72,18 +72,26 @@ def plain_ap(found: ClassDetections, truth: ClassTruth) -> float:
     return area
 
 
+def entries(of_class: ClassDetections | ClassTruth, category: int) -> list[dict[str, Any]]:
+    """What COCO's files hold of each box of a class."""
+    return [
+        {"image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3]}
+        for image, box in zip(of_class.images.tolist(), _boxes(of_class), strict=True)
+    ]
+
+
 def evaluation(images: int, turns: int) -> dict[str, Any]:
     found, truth = drawn(images, 100, 20, np.random.default_rng(int(time.time())))
     ours, plain = mean_ap(found, truth, "voc10").ap, {name: plain_ap(found[name], truth[name]) for name in truth}
     difference = max(abs((ours[name] or 0.0) - plain[name]) for name in truth)
-    objects = [e | {"iscrowd": 0} for k, name in enumerate(truth, 1) for e in _entries(truth[name], k)]
+    objects = [e | {"iscrowd": 0} for k, name in enumerate(truth, 1) for e in entries(truth[name], k)]
     results = [
         e | {"score": s}
         for k, name in enumerate(truth, 1)
-        for e, s in zip(_entries(found[name], k), found[name].scores.tolist(), strict=True)
+        for e, s in zip(entries(found[name], k), found[name].scores.tolist(), strict=True)
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        pair = [_coco(entries, list(range(images)), list(truth)) for entries in (objects, results)]
+        pair = [_coco(listed, list(range(images)), list(truth)) for listed in (objects, results)]
 
     def peer() -> None:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import get_type_hints
@@ -23,6 +23,7 @@ from fastrcnn.config import (
     TrainConfig,
     check_bounds,
 )
+from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
 from fastrcnn.data.selective_search import SelectiveSearchSettings
 from fastrcnn.data.transforms import Augmentation
@@ -37,6 +38,10 @@ def config_of(voc: VocFolder, **changes: object) -> DataConfig:
     return DataConfig(
         root=str(voc.root), proposal_cache=str(voc.root.parent / "cache"), selective_search=QUICK, **changes
     )
+
+
+def training_set(config: DataConfig, names: list[str]) -> DetectionDataset:
+    return build_sets.both_sets(replace(config, test=[]), names, seed=0)[0]
 
 
 # ------------------------------------------------------------------------------------------ values
@@ -63,6 +68,30 @@ def test_what_varies_in_training_is_fixed_in_evaluation() -> None:
 )
 def test_a_split_gets_a_name_that_a_file_can_bear(splits: list[str], name: str) -> None:
     assert build_data.split_name(splits) == name
+
+
+def test_the_log_counts_the_files_of_a_set_without_lists_once(
+    voc: VocFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for image_id in "abcdef":
+        voc.add(image_id, ("cat", (1, 1, 32, 24), False))
+    (voc.root / "Annotations/f.xml").unlink()
+    looks: list[Path] = []
+    real = build_data.pictures_without_annotation
+    monkeypatch.setattr(build_data, "pictures_without_annotation", lambda source: looks.append(source) or real(source))
+    caplog.set_level("INFO")
+    for _ in range(3):
+        build_data.image_ids(config_of(voc), ["trainval", "test"])
+    assert looks == [voc.root, voc.root]  # for each split
+    assert caplog.text.count("; 1 image(s) without an annotation are not used") == 2
+
+
+def test_the_name_of_many_splits_is_cut_and_their_own() -> None:
+    lists = [f"task{n}/annotations/instances_default.json" for n in range(50)]
+    names = [build_data.split_name(some) for some in (lists, lists[:-1], ["日本" * 60])]
+    assert [name[:5] for name in names] == ["task0", "task0", "日本日本日"]
+    assert len({*names}) == 3
+    assert max(len(name.encode()) for name in names) <= build_data.SPLIT_BYTES
 
 
 @pytest.mark.parametrize(
@@ -216,10 +245,10 @@ def test_difficult_objects_are_trained_on_or_not_and_always_evaluated(tiny: VocF
     write_store(store, [ImageProposals(i, 48, 64, boxes) for i in "abc"], "a test", {})
     config = config_of(tiny, proposals=str(store), use_difficult=False)
     names = ["cat", "dog"]
-    assert [len(s.boxes) for s in build_sets.training_set(config, names, seed=0).samples] == [2, 0]
+    assert [len(s.boxes) for s in training_set(config, names).samples] == [2, 0]
     assert [len(s.boxes) for s in build_sets.test_set(config, names).samples] == [1]
     config.use_difficult = True
-    assert [len(s.boxes) for s in build_sets.training_set(config, names, seed=0).samples] == [2, 1]
+    assert [len(s.boxes) for s in training_set(config, names).samples] == [2, 1]
 
 
 def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
@@ -235,7 +264,7 @@ def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
     tiny.add("good", ("cat", (1, 1, 32, 24), False))
     tiny.split("trainval", "a", "b", "empty", "text", "good")
     with pytest.raises(UserError) as caught:
-        build_sets.training_set(config_of(tiny), ["cat", "dog"], seed=0)
+        training_set(config_of(tiny), ["cat", "dog"])
     for said in (
         "4 of 5 pictures cannot be used",
         "a.jpg: the picture is cut short",
@@ -299,7 +328,7 @@ def test_pictures_without_proposals_are_left_out_where_that_is_asked_for(
     store = tiny.root.parent / "x.proposals"
     write_store(store, [ImageProposals("a", 48, 64, np.array([[0, 0, 9, 9]], np.float32))], "a test", {})
     config = config_of(tiny, proposals=str(store), missing_proposals="leave_out")
-    data = build_sets.training_set(config, ["cat", "dog"], seed=0)
+    data = training_set(config, ["cat", "dog"])
     assert [s.image_id for s in data.samples] == ["a"]
     assert "has nothing for 1 of 2 pictures" in caplog.text
     with pytest.raises(UserError, match="there is none for any of these"):
@@ -308,12 +337,12 @@ def test_pictures_without_proposals_are_left_out_where_that_is_asked_for(
 
 def test_proposals_are_made_once_and_found_again(tiny: VocFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(tiny, name="pets")
-    first = build_sets.training_set(config, ["cat", "dog"], seed=0)
+    first = training_set(config, ["cat", "dog"])
     (kept,) = (tiny.root.parent / "cache").glob("*.proposals")
     assert kept.name.startswith("pets-trainval-")
     assert ProposalStore(kept).ids == ["a", "b"]
     monkeypatch.setattr(build_sets, "propose_all", None)  # may not be called again
-    again = build_sets.training_set(config, ["cat", "dog"], seed=0)
+    again = training_set(config, ["cat", "dog"])
     np.testing.assert_array_equal(again.proposal_boxes(1), first.proposal_boxes(1))
 
 
@@ -335,10 +364,10 @@ def test_proposals_of_other_pictures_are_refused(tiny: VocFolder) -> None:
     boxes = np.zeros((0, 4), np.float32)
     write_store(store, [ImageProposals("a", 48, 64, boxes)], "a test", {})
     with pytest.raises(UserError, match="belong to other images: 1 of 2 images are not in it, the first is 'b'"):
-        build_sets.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
+        training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"])
     write_store(store, [ImageProposals("a", 48, 64, boxes), ImageProposals("b", 64, 48, boxes)], "a test", {})
     with pytest.raises(UserError, match="'b' has 48x64 pixels there, but the image has 64x48"):
-        build_sets.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
+        training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"])
 
 
 # ------------------------------------------------------------------------------------------ recall before training
@@ -349,7 +378,7 @@ def test_what_the_proposals_find_is_said_before_training(tiny: VocFolder, caplog
     store = tiny.root.parent / "x.proposals"
     near = np.array([[0, 0, 32, 20], [1, 1, 3, 3]], np.float32)  # the cat of `a` by 20/24; its dog not at all
     write_store(store, [ImageProposals(i, 48, 64, near) for i in "ab"], "a test", {})
-    data = build_sets.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0)
+    data = training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"])
     build_sets.say_recall(data, ["cat", "dog"])
     assert (
         "proposals: 2 of a picture on average; they find 50.0 % of the objects (IoU .5), in 2 pictures" in caplog.text
@@ -357,9 +386,7 @@ def test_what_the_proposals_find_is_said_before_training(tiny: VocFolder, caplog
     assert "proposals-check" not in caplog.text
     far = np.array([[60, 40, 64, 48]], np.float32)
     write_store(store, [ImageProposals(i, 48, 64, far) for i in "ab"], "a test", {})
-    build_sets.say_recall(
-        build_sets.training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"], seed=0), ["cat", "dog"]
-    )
+    build_sets.say_recall(training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"]), ["cat", "dog"])
     assert "they find 0.0 % of the objects" in caplog.text
     assert "fastrcnn proposals-check" in caplog.text
 

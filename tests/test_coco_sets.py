@@ -16,6 +16,7 @@ from voc_folder import VocFolder
 
 from fastrcnn import build_data, build_sets
 from fastrcnn.config import DataConfig, SelectiveSearchConfig
+from fastrcnn.data import coco_file
 from fastrcnn.data.annotations import unused_coco
 from fastrcnn.data.coco_file import read_coco_file
 from fastrcnn.data.proposals import ImageProposals, write_store
@@ -187,6 +188,28 @@ def test_files_and_images_that_are_not_used_are_reported(
     assert notes["lone"] == (str(root / "train/new.PNG"), "1 images are in no annotation file, and are not used.")
     for file, what in (notes["unused_file"], notes["lone"]):
         assert f"{file}: {what}" in caplog.text
+
+
+def test_of_another_file_of_the_same_images_nothing_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = export(export(tmp_path / "set", "train"), "test")
+    shutil.copy(root / "train" / NAME, root / "train/keypoints.json")
+    (root / "train/captions.json").write_text('{"images": [], "annotations": []}')
+    read = []
+    monkeypatch.setattr(coco_file, "_json", lambda path, real=coco_file._json: read.append(path.name) or real(path))
+    config = config_of(root, train=[f"train/{NAME}"], test=[f"test/{NAME}"])
+    for _ in range(2):
+        build_sets.both_sets(config, ["cat"], 0)
+    assert f"{root}/train/keypoints.json: not read: other files give its 3 images to the splits" in caplog.text
+    assert sorted(read) == [NAME, NAME, "captions.json", "keypoints.json"]
+
+
+def test_rotated_boxes_to_test_on_are_reported_too(tmp_path: Path, call: Call) -> None:
+    root = export(export(tmp_path / "set", "train"), "test", attributes={"rotation": 30.0})
+    status, _, report = check(call, root)
+    rotated = [p["file"] for p in report["notes"] if p["kind"] == "rotated"]
+    assert (status, rotated) == (0, [str(root / "test" / NAME)] * 3)
 
 
 def change(path: Path, how: Callable[[Any], None]) -> None:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from limits import PATIENCE
 from PIL import Image, ImageOps
 
 from fastrcnn.data.selective_search import SelectiveSearchSettings, propose
@@ -219,5 +220,5 @@ for form in forms:
 def test_an_array_that_cannot_be_written_gives_no_warning(tmp_path: Path) -> None:
     """In a process of its own: torch warns once in a process."""
     command = [sys.executable, "-c", READ_ONLY, str(tmp_path / "image.npy")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from limits import PATIENCE
 
 from fastrcnn import processes
 
@@ -54,7 +55,7 @@ def test_a_script_without_a_guard_is_told_so_and_ends(tmp_path: Path, name: str)
         (root / "JPEGImages").rename(tmp_path / "pictures")
     (tmp_path / "script.py").write_text(SCRIPTS[name], encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 1
     assert f"{tmp_path / 'script.py'}: cannot start processes" in done.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrcnn.cli.compose import compose
+from fastrcnn.cli.run_folder import refuse_unusable
 from fastrcnn.config import CheckConfig, DataConfig
 from fastrcnn.errors import UserError
 
@@ -43,6 +44,7 @@ def main(arguments: list[str]) -> int:
     if config.proposals is not None:
         config.data.proposals = config.proposals
     folder = default_folder(config.data) if config.output is None else Path(config.output).expanduser()
+    refuse_unusable(folder, f"output={folder}")
     tasks, problems = find_tasks(config.data)
     settings = Settings(
         max_proposals=config.data.max_proposals,
@@ -53,6 +55,7 @@ def main(arguments: list[str]) -> int:
     )
     records = read_all(tasks, settings, config.workers)
     report = make_report(config, records, problems)
+    print(summary(report))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "report.json").write_text(json.dumps(to_json(report), indent=2) + "\n", encoding="utf-8")
@@ -60,7 +63,6 @@ def main(arguments: list[str]) -> int:
         (folder / "report.html").write_text(html, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(f"{folder}: the report cannot be written ({error.strerror}). Choose another output=.") from None
-    print(summary(report))
     print(f"report: {folder / 'report.html'}")
     print(f"{'mend the errors, then: ' if report.errors else 'next: '}{next_command(arguments, config, report)}")
     return 1 if report.errors else 0

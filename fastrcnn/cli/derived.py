@@ -32,9 +32,9 @@ def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str
         raise UserError(f"output={file}: should be the name of a file that ends in .pt.")
     if file.parent.name == "checkpoints":
         raise UserError(f"output={file}: a run keeps and removes its own checkpoints there; choose another folder.")
+    refuse_unusable(file.parent, f"output={file}")
     source = outputs.digest(path)
     outputs.refuse_existing(file, source)
-    refuse_unusable(file.parent, f"output={file}")
     return file, source
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from fastrcnn.data.coco import coco_classes, load_coco
-from fastrcnn.data.coco_file import find_coco_files, read_coco_file
+from fastrcnn.data.coco_file import coco_images, find_coco_files, json_files, read_coco_file
 from fastrcnn.data.truth import Problem, Problems
 from fastrcnn.data.voc import find_classes, load_voc
 from fastrcnn.data.voc_layout import (
@@ -169,26 +169,32 @@ def unused_coco(root: Path, sources: Iterable[Path]) -> list[Problem]:
     used = {source for source in sources if is_coco(source)}
     if root.is_file() or not used:
         return []
-    found, broken = find_coco_files(root)
-    files = {*used, *found}
-    problems = [
-        Problem("unused_file", str(file), what.removeprefix(f"{file}: "))
-        for file, what in broken.items()
-        if file not in used
-    ]
+    images = {file: frozenset(read_coco_file(file).paths) for file in used}
+    in_use = frozenset[Path]().union(*images.values())
+    problems, broken = [], False
     if ids := annotated_ids(root):
         what = f"{len(ids)} XML files, such as {ids[0]}.xml, are not used, since there are COCO files."
         problems.append(Problem("unused_file", str(root), what))
-    for file in sorted(files - used):
-        images = len(read_coco_file(file).images)
-        what = (
-            f"its {images} images are in no split that is used. To test on them: data.test=[{file.relative_to(root)}]."
-        )
-        problems.append(Problem("unused_file", str(file), what))
-    listed = {f.base / name for f in map(read_coco_file, files) for name in f.images}
+    for file in sorted({*json_files(root)} - used):
+        own = coco_images(file)
+        if isinstance(own, str):
+            problems.append(Problem("unused_file", str(file), own.removeprefix(f"{file}: ")))
+            broken = True
+        elif own:
+            images[file] = own
+            unused = len(own - in_use)
+            how_many = f"its {len(own)}" if unused == len(own) else f"{unused} of its {len(own)}"
+            what = (
+                f"{how_many} images are in no split that is used. To test on them: "
+                f"data.test=[{file.relative_to(root)}]."
+                if unused
+                else f"not read: other files give its {len(own)} images to the splits that are used."
+            )
+            problems.append(Problem("unused_file", str(file), what))
+    listed = in_use.union(*images.values())
     there = {p for folder in {path.parent for path in listed} for p in folder.glob("*")}
     lone = sorted(p for p in there - listed if p.suffix.lower() in IMAGE_SUFFIXES)
-    absent = len(listed - there) + sum(read_coco_file(file).refused for file in files)
+    absent = len(listed - there) + sum(read_coco_file(file).refused for file in used)
     if len(lone) > absent and not broken:  # else they may be those that the files give in another way
         problems.append(
             Problem("lone", str(lone[0]), f"{len(lone)} images are in no annotation file, and are not used.")

@@ -87,7 +87,7 @@ KINDS = {
         "Where the whole data set counts from 0, say data.first_pixel=0; otherwise the boxes are a pixel off.",
     ),
     "rotated": Kind(False, "Rotated boxes", "Nothing: the upright box around each is used."),
-    "flags": Kind(False, "Objects marked deleted or ignore", "Nothing, if it is meant: see what became of each."),
+    "flags": Kind(False, "Objects marked deleted or ignore", "Nothing, if intended: each note says what was done."),
     "filename": Kind(False, "<filename> names another file", "Correct <filename>, or the name of the XML file."),
     "elements": Kind(False, "XML elements that are not used", "Nothing, unless one of them holds truth."),
     "letter_case": Kind(

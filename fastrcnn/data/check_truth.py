@@ -105,7 +105,7 @@ def read_coco(path: Path, image_ids: Sequence[str], root: Path, training: bool) 
             clipped=found.clipped,
         )
         if training:
-            found = load_coco(path, [image_id], names, use_crowds=False, skip_bad=True, root=root)[1]
+            _, found = load_coco(path, [image_id], names, use_crowds=False, skip_bad=True, root=root)
         yield Annotated(picture, path, truth, (*problems, *found.notes))
 
 

@@ -62,6 +62,11 @@ class CocoFile:
         parts = [part for part in PurePosixPath(folder).parts if part != ".."]
         return f"{PurePosixPath(*parts)}/" if parts else ""
 
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the images."""
+        return [self.base / name for name in self.images]
+
     def ids(self, root: Path) -> list[str]:
         """The images' ids, unique in the data set: paths below its folder."""
         return list(self.numbers(root))
@@ -259,22 +264,55 @@ def _leads_out(name: str) -> bool:
     return path.is_absolute() or bool(PureWindowsPath(name).drive) or ".." in path.parts or "\0" in name
 
 
+def json_files(folder: Path) -> list[Path]:
+    """JSON files in a folder and in folders right below it."""
+    return sorted(path for path in [*folder.glob("*.json"), *folder.glob("*/*.json")] if path.is_file())
+
+
 def find_coco_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """The COCO files among the JSON files of a folder and the folders right below it, and what is wrong with those that
     cannot be read, which may be COCO's too. JSON of something else is neither."""
-    found, broken = [], {}
-    for path in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]):
-        if not path.is_file():
-            continue
-        try:
-            read_coco_file(path)
-        except OtherJsonError:
-            continue
-        except UserError as error:
-            broken[path] = str(error)
-        else:
-            found.append(path)
-    return found, broken
+    faults = {path: _fault(path, *_version(path)) for path in json_files(folder)}
+    return [p for p, fault in faults.items() if fault is None], {p: fault for p, fault in faults.items() if fault}
+
+
+@functools.lru_cache(maxsize=256)
+def _fault(path: Path, changed: int, size: int) -> str | None:
+    """Why a file cannot be read, nothing for JSON of something else, and None for a COCO file."""
+    try:
+        read_coco_file(path)
+    except OtherJsonError:
+        return ""
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def coco_images(path: Path) -> frozenset[Path] | str:
+    """The images of a COCO file that may not be used otherwise, of which nothing else is kept; none for other JSON.
+
+    For a file that cannot be read, the reason.
+    """
+    return _coco_images(path, *_version(path))
+
+
+@functools.lru_cache(maxsize=256)
+def _coco_images(path: Path, changed: int, size: int) -> frozenset[Path] | str:
+    try:
+        return frozenset(_parse.__wrapped__(path, changed, size).paths) if size <= MAX_JSON_BYTES else frozenset()
+    except OtherJsonError:
+        return frozenset()
+    except UserError as error:
+        return str(error)
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """When a file was changed, and its size; of one that is gone zeros."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_size
 
 
 def _picture_base(path: Path, names: Sequence[str]) -> Path:

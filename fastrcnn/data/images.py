@@ -81,7 +81,7 @@ def decode_stored(data: bytes, path: Path) -> tuple[np.ndarray, Stored]:
     image = None
     if data[:2] != b"\xff\xd8" or _reaches_its_end(data):  # what a cut JPEG lacks some decoders fill with gray
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        if data.startswith((PNG, *TIFF, b"P5", b"P6")):  # other formats declare their depth, and OpenCV heeds it
+        if data.startswith((PNG, *TIFF, b"P5", b"P6")):  # other formats declare their depth, and OpenCV uses it
             flags |= cv2.IMREAD_ANYDEPTH
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)

@@ -97,6 +97,7 @@ def read_comp4(
 
 
 def _read_comp4_file(path: Path, index: Mapping[str, int]) -> ClassDetections:
+    images = len({*index.values()})
     rows: list[Row] = []
     for number, line in enumerate(_read(path).split("\n"), 1):
         fields = line.split()
@@ -106,7 +107,7 @@ def _read_comp4_file(path: Path, index: Mapping[str, int]) -> ClassDetections:
         if len(fields) != 6:
             raise UserError(f"{where}: wanted `id score xmin ymin xmax ymax`, found {line.strip()[:80]!r}.")
         score, x1, y1, x2, y2 = _numbers(fields[1:], where)
-        image = _image(fields[0], index, where, len({*index.values()}))
+        image = _image(fields[0], index, where, images)
         rows.append((image, score, x1 - 1, y1 - 1, x2, y2, x2 - (x1 - 1), y2 - (y1 - 1)))
     return _arrays(rows)
 

@@ -118,8 +118,10 @@ def unusable(state: Mapping[str, Tensor]) -> list[str]:
         least, most = (float(end.float()) for end in values.aminmax())
         if not math.isfinite(least) or not math.isfinite(most):
             problems.append(f"{name}: not all finite")
-        elif (name.endswith("running_var") and least < 0) or (name == "pixel_std" and least <= 0):
-            problems.append(f"{name}: {least:g}, which no deviation of numbers is")
+        elif name.endswith("running_var") and least < 0:
+            problems.append(f"{name}: {least:g}, but a variance is never negative")
+        elif name == "pixel_std" and least <= 0:
+            problems.append(f"{name}: {least:g}, but a standard deviation is more than 0")
     return problems
 
 

@@ -107,7 +107,7 @@ def test_a_class_without_a_file_is_found_by_check_and_before_training(
     ("argument", "says"),
     [
         (f"run={'r' * 256}", "a folder's name may have 255 bytes, not 256"),
-        (f"name={'ü' * 128}", "a folder's name may have 255 bytes, not 256"),
+        (f"name={'ü' * 128}", "becomes the name of a folder; at most 150 bytes are allowed"),
         (f"run={'/'.join(['r' * 200] * 18)}", "a run's path may have 3500 bytes"),
         ("run=file/run", "file is not a folder"),
         ("hydra.sweep.dir=file/sweep", "file is not a folder"),
@@ -137,7 +137,16 @@ def test_an_evaluation_that_cannot_be_written_is_refused_before_the_work(tmp_pat
 
 def test_a_data_set_of_a_long_name_has_its_proposals(call: Call, tmp_path: Path) -> None:
     data = images(tmp_path / "data", [str(n) for n in range(4)])
-    long = [*(s for s in SMALL if s.startswith("data")), f"data.root={data.root}", f"data.name={'n' * 250}"]
+    long = [
+        *(s for s in SMALL if s.startswith("data")),
+        f"data.root={data.root}",
+        f"data.name={'n' * 150}",
+        f"data.train=[{'t' * 149}]",
+        f"data.test=[{'u' * 149}]",
+    ]
+    (data.root / "ImageSets" / "Main").mkdir(parents=True)
+    data.split("t" * 149, "0", "1", "2")
+    data.split("u" * 149, "3")
     assert call("propose", *long, "workers=1")[0] == 0
     assert len(list(Path("data/proposals").glob("nnn*.proposals"))) == 2  # trainval and test
     assert call("check", *long, "output=checked")[1].splitlines()[-1].startswith("next: fastrcnn train")

@@ -101,7 +101,7 @@ def test_mistakes_in_the_call(tiny: VocFolder, call: Call, tmp_path: Path) -> No
         (["data.root=nowhere"], "nowhere"),
         ([f"data.root={tiny.root}", "data.train=[tran]", "data.test=[tst]"], "tran"),
         ([f"data.root={tiny.root}", "proposals=nothing.proposals"], "nothing.proposals"),
-        ([f"data.root={tiny.root}", f"output={tiny.root}/ImageSets/Main/test.txt"], "cannot be written"),
+        ([f"data.root={tiny.root}", f"output={tiny.root}/ImageSets/Main/test.txt"], "test.txt is not a folder"),
     ]:
         status, out, err = call("check", *arguments)
         assert status == 1

@@ -281,7 +281,7 @@ def test_names_that_a_terminal_cannot_show_are_escaped(
         cwd=tmp_path,
         env=os.environ | environment,
         capture_output=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert b"Traceback" not in done.stderr

@@ -21,9 +21,12 @@ def comp4(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_files_by_hand(call: Call, tiny: VocFolder, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["d", "test-_annotations.coco.json"]
+)  # an evaluation of a COCO split has such a folder
+def test_files_by_hand(call: Call, tiny: VocFolder, tmp_path: Path, name: str) -> None:
     """The test picture `c` holds one cat at (11, 11, 30, 40), one-based; found by the second box: precision 1/2."""
-    folder = comp4(tmp_path / "d", cat="c 0.9 1 1 9 9\nc 0.5 11 11 30 40\n", dog="")
+    folder = comp4(tmp_path / name, cat="c 0.9 1 1 9 9\nc 0.5 11 11 30 40\n", dog="")
     (tiny.root / "JPEGImages" / "c.jpg").unlink()  # not needed
     output = tmp_path / "out"
     arguments = [f"detections={folder}", "data=custom", f"data.root={tiny.root}", f"output={output}"]

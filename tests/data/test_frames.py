@@ -19,6 +19,7 @@ from fastrcnn.config import DataConfig, SelectiveSearchConfig
 from fastrcnn.data import sources
 from fastrcnn.data.check import Settings, Task, read_all
 from fastrcnn.data.coco import load_coco
+from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.frames import image_notes, read_sample, turn_for
 from fastrcnn.data.images import Stored
 from fastrcnn.data.proposals import ProposalStore
@@ -90,6 +91,10 @@ def annotate(voc: VocFolder, image_id: str, pixels: np.ndarray) -> None:
     voc.annotation(image_id, voc_xml([square], pixels.shape[1], pixels.shape[0], f"{image_id}.png"))
 
 
+def training_set(config: DataConfig, names: list[str]) -> DetectionDataset:
+    return build_sets.both_sets(replace(config, test=[]), names, seed=0)[0]
+
+
 @pytest.fixture
 def album(voc: VocFolder) -> VocFolder:
     """Photos stored sideways and annotated upright, o5 to o8, and `s`, annotated as it is stored."""
@@ -108,7 +113,7 @@ def test_training_and_its_proposals_see_what_was_annotated(album: VocFolder, cap
     caplog.set_level("INFO")
     build_data.say_once.cache_clear()
     config = config_of(album)
-    data = build_sets.training_set(config, ["cat"], seed=0)
+    data = training_set(config, ["cat"])
     assert [s.turn for s in data.samples] == [5, 6, 7, 8, 1]
     (kept,) = (album.root.parent / "cache").glob("*.proposals")
     store = ProposalStore(kept)
@@ -131,10 +136,10 @@ def test_check_finds_the_same_frames_and_the_proposals_of_training(album: VocFol
     search = ["data.selective_search.side=64", "data.selective_search.k=[50]", "data.selective_search.min_side=4"]
     given = ["data=custom", "data.name=photos", f"data.root={album.root}", *search]
     assert call("propose", *given)[0] == 0
-    status, out, err = call("check", *given)
+    status, out, err = call("check", *given, "output=checked")
     assert status == 0, out + err
     assert "Images rotated upright: " in out
-    report = json.loads(Path("outputs/check/photos/report.json").read_text())
+    report = json.loads(Path("checked/report.json").read_text())
     assert report["proposals"]["splits"]["trainval"] == {"objects": 5, "at_50": 1.0, "at_70": 1.0}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from limits import PATIENCE
 from torch import Tensor, nn
 
 from fastrcnn.ops import RoIAlign, RoIPool, RoIWarp, batched_nms, nms, roi_align, roi_pool, roi_warp
@@ -184,7 +185,7 @@ def test_worker_process(cpu_library: None, start: str) -> None:
     queue = context.Queue()
     worker = context.Process(target=_in_a_worker, args=(queue,))
     worker.start()
-    assert queue.get(timeout=120) == want.flatten().tolist()
+    assert queue.get(timeout=PATIENCE) == want.flatten().tolist()
     worker.join()
 
 

@@ -118,7 +118,7 @@ CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
     "lists": (lists_of_lists, "data.train: should be text, is list"),
     "nan": (number("cls_score.weight", math.nan, -1), "cls_score.weight: not all finite"),
     "infinite": (number("delta_mean", -math.inf), "delta_mean: not all finite"),
-    "divided by 0": (number("pixel_std", 0.0), "pixel_std: 0, which"),
+    "divided by 0": (number("pixel_std", 0.0), "pixel_std: 0, but"),
     "float64": (tensor("cls_score.bias", torch.full((3,), 1e300, dtype=torch.float64)), "cls_score.bias: not all fin"),
     "whole numbers": (tensor("cls_score.bias", torch.zeros(3).int()), "cls_score.bias: numbers of type torch.int32"),
     "expanded": (tensor("cls_score.bias", torch.zeros(1).expand(10**9)), "1,000,000,000 numbers in a storage of 1"),

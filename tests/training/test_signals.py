@@ -119,7 +119,7 @@ def test_during_an_import_that_would_lose_its_exception_a_signal_ends_the_progra
         encoding="utf-8",
     )
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTING], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", IMPORTING], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert (done.returncode, done.stdout) == (status, "")
     assert done.stderr == f"fastrcnn: interrupted by {number.name}.\n"
