@@ -113,18 +113,18 @@ def test_one_id_of_two_images_is_refused(tmp_path: Path, call: Call) -> None:
 
 @pytest.mark.parametrize("key", ["iscrowd", "ignore"])
 def test_a_set_of_crowds_alone_is_refused_before_proposals_are_made(tmp_path: Path, call: Call, key: str) -> None:
-    root = export(export(tmp_path / "set", "train", **{key: 1}), "test")
+    root = export(export(tmp_path / "set", "train", images=6, **{key: 1}), "test")
     status, out, report = check(call, root)
     assert (status, "NOT READY" in out) == (1, True)
     (error,) = report["errors"]
-    assert (error["kind"], "none of the 3 objects in the training images is trained on" in error["what"]) == (
+    assert (error["kind"], "none of the 6 objects in the training images is trained on" in error["what"]) == (
         "no_objects",
         True,
     )
     notes = [p for p in report["notes"] if p["kind"] == "crowd"]
-    assert [(p["file"], p["object"]) for p in notes] == [(str(root / "train" / NAME), n) for n in (1, 2, 3)]
+    assert [(p["file"], p["object"]) for p in notes] == [(str(root / "train" / NAME), n) for n in range(1, 7)]
     assert "annotation 1 (cat): has" in out
-    with pytest.raises(UserError, match="none of the 3 images has an object to train on"):
+    with pytest.raises(UserError, match="none of the 6 images has an object to train on"):
         build_sets.both_sets(config_of(root), ["cat"], 0)
     assert not (tmp_path / "cache").exists()
 

@@ -186,9 +186,10 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
         images = len(of_source)
         if is_coco(source):
             part = explain_missing_coco(part, read_coco_file(source), build_data.root(data), images)
+            found += by_cause([p for p in part if is_error(p)], images)
+            found += [p for p in part if not is_error(p)]  # each names an annotation of the one file
         else:
-            part = explain_missing(part, source, images)
-        found += by_cause(part, images)
+            found += by_cause(explain_missing(part, source, images), images)
     if leave_out_missing:
         found = [replace(p, kind="left_out") if p.kind == "no_proposals" else p for p in found]
     names = data.classes

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from fastrcnn.data.coco import coco_classes, load_coco
-from fastrcnn.data.coco_file import coco_images, find_coco_files, json_files, read_coco_file
+from fastrcnn.data.coco_file import read_coco_file
+from fastrcnn.data.coco_layout import coco_images, find_coco_files, json_files
 from fastrcnn.data.truth import Problem, Problems
 from fastrcnn.data.voc import find_classes, load_voc
 from fastrcnn.data.voc_layout import (

@@ -78,22 +78,32 @@ class CocoFile:
 
 
 def read_coco_file(path: Path) -> CocoFile:
-    """What a COCO annotation file holds; read once for as long as it does not change.
+    """What a COCO annotation file holds; read once for as long as it does not change. Raises UserError as parse."""
+    return _parse(path, *version(path))
 
-    Raises UserError, with the line where there is one, for a file that is not COCO's, and for ids that two images
-    share.
-    """
+
+def version(path: Path) -> tuple[int, int]:
+    """When a file was changed, and its size in bytes; of one that is gone zeros."""
     try:
         stat = path.stat()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-    if stat.st_size > MAX_JSON_BYTES:
-        raise UserError(f"{path}: larger than {MAX_JSON_BYTES // 1_000_000_000} GB, which is too much for one file.")
-    return _parse(path, stat.st_mtime_ns, stat.st_size)
+    except OSError:
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_size
 
 
 @functools.lru_cache(maxsize=4)
 def _parse(path: Path, changed: int, size: int) -> CocoFile:
+    return parse(path)
+
+
+def parse(path: Path) -> CocoFile:
+    """What a COCO annotation file holds, which is not remembered.
+
+    Raises UserError, with the line where there is one, for a file that is not COCO's (OtherJsonError for other JSON), and
+    for ids that two images share.
+    """
+    if version(path)[1] > MAX_JSON_BYTES:
+        raise UserError(f"{path}: larger than {MAX_JSON_BYTES // 1_000_000_000} GB, which is too much for one file.")
     content = _json(path)
     if not isinstance(content, dict) or not {"images", "categories"} <= content.keys():
         raise OtherJsonError(f"{path}: not a COCO annotation file: it lacks the lists `images` and `categories`.")
@@ -262,57 +272,6 @@ def _slashed(name: str) -> str:
 def _leads_out(name: str) -> bool:
     path = PurePosixPath(name)
     return path.is_absolute() or bool(PureWindowsPath(name).drive) or ".." in path.parts or "\0" in name
-
-
-def json_files(folder: Path) -> list[Path]:
-    """JSON files in a folder and in folders right below it."""
-    return sorted(path for path in [*folder.glob("*.json"), *folder.glob("*/*.json")] if path.is_file())
-
-
-def find_coco_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
-    """The COCO files among the JSON files of a folder and the folders right below it, and what is wrong with those that
-    cannot be read, which may be COCO's too. JSON of something else is neither."""
-    faults = {path: _fault(path, *_version(path)) for path in json_files(folder)}
-    return [p for p, fault in faults.items() if fault is None], {p: fault for p, fault in faults.items() if fault}
-
-
-@functools.lru_cache(maxsize=256)
-def _fault(path: Path, changed: int, size: int) -> str | None:
-    """Why a file cannot be read, nothing for JSON of something else, and None for a COCO file."""
-    try:
-        read_coco_file(path)
-    except OtherJsonError:
-        return ""
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def coco_images(path: Path) -> frozenset[Path] | str:
-    """The images of a COCO file that may not be used otherwise, of which nothing else is kept; none for other JSON.
-
-    For a file that cannot be read, the reason.
-    """
-    return _coco_images(path, *_version(path))
-
-
-@functools.lru_cache(maxsize=256)
-def _coco_images(path: Path, changed: int, size: int) -> frozenset[Path] | str:
-    try:
-        return frozenset(_parse.__wrapped__(path, changed, size).paths) if size <= MAX_JSON_BYTES else frozenset()
-    except OtherJsonError:
-        return frozenset()
-    except UserError as error:
-        return str(error)
-
-
-def _version(path: Path) -> tuple[int, int]:
-    """When a file was changed, and its size; of one that is gone zeros."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return 0, 0
-    return stat.st_mtime_ns, stat.st_size
 
 
 def _picture_base(path: Path, names: Sequence[str]) -> Path:

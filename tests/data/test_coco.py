@@ -16,7 +16,8 @@ from PIL import Image
 from voc_folder import fingerprint
 
 from fastrcnn.data.coco import coco_classes, load_coco
-from fastrcnn.data.coco_file import find_coco_files, read_coco_file
+from fastrcnn.data.coco_file import read_coco_file
+from fastrcnn.data.coco_layout import find_coco_files
 from fastrcnn.data.truth import Problems
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
