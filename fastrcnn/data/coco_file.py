@@ -99,8 +99,8 @@ def _parse(path: Path, changed: int, size: int) -> CocoFile:
 def parse(path: Path) -> CocoFile:
     """What a COCO annotation file holds, which is not remembered.
 
-    Raises UserError, with the line where there is one, for a file that is not COCO's (OtherJsonError for other JSON), and
-    for ids that two images share.
+    Raises UserError, with the line if known, for a file that is not COCO's (OtherJsonError for other JSON) and for ids
+    that two images share.
     """
     if version(path)[1] > MAX_JSON_BYTES:
         raise UserError(f"{path}: larger than {MAX_JSON_BYTES // 1_000_000_000} GB, which is too much for one file.")
