@@ -18,7 +18,7 @@ from fastrcnn import distributed
 from fastrcnn.build import detection, one_of, precision
 from fastrcnn.build_data import CHOICES, image_ids, pictures_alone, root, samples, say_notes, split_name, test_splits
 from fastrcnn.config import DataConfig, DetectConfig, RuntimeConfig, SelectiveSearchConfig
-from fastrcnn.data.annotations import unused_coco
+from fastrcnn.data.annotations import unused
 from fastrcnn.data.dataset import DetectionDataset, Proposals
 from fastrcnn.data.images import pixels_key
 from fastrcnn.data.proposal_making import BusyError, check_order, propose_all, propose_some
@@ -167,7 +167,7 @@ def both_sets(config: DataConfig, names: Sequence[str], seed: int) -> tuple[Dete
     varied = augmentation(config)
     plain = test_scaling(config) if config.test else varied
     if distributed.leads():  # it reads files that are not needed otherwise
-        say_notes(unused_coco(root(config), [source for source, _ in image_ids(config, [*config.train, *config.test])]))
+        say_notes(unused(root(config), image_ids(config, [*config.train, *config.test])))
     train = training_samples(config, names)
     test = samples(config, config.test, names) if config.test else []
     path_of = {s.image_id: s.path for s in train}

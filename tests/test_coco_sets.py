@@ -347,3 +347,31 @@ def test_annotations_without_an_image_are_one_message(tmp_path: Path, call: Call
     (error,) = report["errors"]
     what = "there is no image 2 in the file. 2 annotations have no image; this is the first."
     assert (status, error["what"], error["object"]) == (1, what, 5)
+
+
+def test_folders_and_coco_files_beside_xml_that_are_not_used_are_reported(
+    tmp_path: Path, call: Call, caplog: pytest.LogCaptureFixture
+) -> None:
+    voc = VocFolder(tmp_path / "voc")
+    for n in range(4):
+        voc.add(str(n), ("cat", (1, 1, 32, 24), False))
+    root = tmp_path / "set"
+    for n, split in enumerate(("train", "test", "valid", "other")):
+        (root / split).mkdir(parents=True)
+        shutil.copy(voc.root / f"JPEGImages/{n}.jpg", root / split)
+        shutil.copy(voc.root / f"Annotations/{n}.xml", root / split)
+    build_sets.both_sets(config_of(root), ["cat"], 0)
+    _, _, report = check(call, root)
+    unused = [f"{p['file']}: {p['what']}" for p in report["notes"] if p["kind"] == "unused_file"]
+    assert unused == [
+        f"{root}/valid: its 1 images are in no split that is used. To test on them: data.test=[valid].",
+        f"{root}: 1 XML files outside test, train, valid are not used, such as other/3.xml.",
+    ]
+    assert unused[0] in caplog.text
+    voc.split("trainval", "0", "1")
+    voc.split("test", "2")
+    export(tmp_path / "other", "x")
+    shutil.copy(tmp_path / "other/x" / NAME, voc.root / "coco.json")
+    _, _, report = check(call, voc.root)
+    (note,) = [p for p in report["notes"] if p["kind"] == "unused_file"]
+    assert (note["file"], note["what"].split(":")[0]) == (str(voc.root / "coco.json"), "not read")

@@ -83,7 +83,7 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
     Raises UserError where no list can be read.
     """
     from fastrcnn import build_data
-    from fastrcnn.data.annotations import has_lists, is_coco, unused_coco
+    from fastrcnn.data.annotations import has_lists, is_coco, unused
     from fastrcnn.data.check import Task
     from fastrcnn.data.check_truth import coco_problems, read_coco
     from fastrcnn.data.truth import Problem
@@ -92,7 +92,7 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
     tasks: list[Task] = []
     problems: list[Problem] = []
     root = str(build_data.root(config))
-    sources: set[Path] = set()
+    used: list[tuple[Path, list[str]]] = []
     for role, splits in (("train", config.train), ("test", config.test)):
         of_role: list[Task] = []
         for split in splits:
@@ -104,16 +104,16 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
             if is_coco(source):
                 said = zip(ids, read_coco(source, ids, build_data.root(config), role == "train"), strict=True)
                 of_role += [Task(role, split, source, image_id, None, a) for image_id, a in said]
-                problems += coco_problems(source) if source not in sources else []
-                sources.add(source)
+                problems += coco_problems(source) if all(source != other for other, _ in used) else []
             else:
                 of_role += [Task(role, split, source, image_id, None) for image_id in ids]
                 if role == "train" and not has_lists(source) and (lone := pictures_without_annotation(source)):
                     what = f"{len(lone)} picture(s) have no annotation, and are not used."
                     problems.append(Problem("lone", str(lone[0]), what))
+            used.append((source, ids))
         store = find_store(config, of_role, build_data.split_name(splits))
         tasks += [replace(task, store=store) for task in of_role]
-    problems += unused_coco(build_data.root(config), sources)
+    problems += unused(build_data.root(config), used)
     if not tasks:
         texts = dict.fromkeys(p.what if p.kind == "split" else str(p) for p in problems)
         raise UserError("\n".join(texts) or "data.train and data.test are empty.")

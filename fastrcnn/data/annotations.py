@@ -15,6 +15,7 @@ from fastrcnn.data.voc_layout import (
     IMAGE_SUFFIXES,
     SPLIT_NAMES,
     annotated_ids,
+    annotation_folder,
     read_split,
     split_folders,
     split_lists,
@@ -201,6 +202,35 @@ def unused_coco(root: Path, sources: Iterable[Path]) -> list[Problem]:
             Problem("lone", str(lone[0]), f"{len(lone)} images are in no annotation file, and are not used.")
         )
     return problems
+
+
+def unused_voc(source: Path, ids: Collection[str]) -> list[Problem]:
+    """What of a folder with XML files is not used where the images `ids` of it are: whole folders, and COCO files."""
+    problems = []
+    folders = {} if has_lists(source) else split_folders(source)
+    for name, own in folders.items():
+        if not set(own) & set(ids):
+            what = f"its {len(own)} images are in no split that is used. To test on them: data.test=[{name}]."
+            problems.append(Problem("unused_file", str(annotation_folder(source) / name), what))
+    outside = set(annotated_ids(source)).difference(*folders.values()) if folders else set()
+    if outside:
+        what = f"{len(outside)} XML files outside {', '.join(folders)} are not used, such as {min(outside)}.xml."
+        problems.append(Problem("unused_file", str(source), what))
+    for file in json_files(source):
+        if isinstance(images := coco_images(file), frozenset) and images:
+            what = f"not read: XML files say what is in the images. To use it: data.train=[{file.relative_to(source)}]."
+            problems.append(Problem("unused_file", str(file), what))
+    return problems
+
+
+def unused(root: Path, sources: Iterable[tuple[Path, Sequence[str]]]) -> list[Problem]:
+    """What of a data set is in no split that is used. sources: those of the splits, with the ids that are used."""
+    used: dict[Path, list[str]] = {}
+    for source, ids in sources:
+        used.setdefault(source, []).extend(ids)
+    if coco := [source for source in used if is_coco(source)]:
+        return unused_coco(root, coco)
+    return [problem for source, ids in used.items() for problem in unused_voc(source, ids)]
 
 
 def class_names(source: Path, image_ids: Sequence[str]) -> tuple[list[str], Problems]:

@@ -76,7 +76,7 @@ KINDS = {
         False, "Pictures left out for want of proposals", "Nothing: data.missing_proposals leaves them out."
     ),
     "unused_file": Kind(
-        False, "Annotation file not used", "Nothing, if it is so; else name it in data.train or data.test."
+        False, "Annotations not used", "Nothing, if it is so; else name it in data.train or data.test."
     ),
     "lone": Kind(False, "Pictures without annotation", "Annotate them, with no object in them if there is none."),
     "leak": Kind(False, "Trained on what is tested", "Take the picture out of one of the lists."),
@@ -88,6 +88,9 @@ KINDS = {
     ),
     "rotated": Kind(False, "Rotated boxes", "Nothing: the upright box around each is used."),
     "flags": Kind(False, "Objects marked deleted or ignore", "Nothing, if intended: each note says what was done."),
+    "same_id": Kind(
+        False, "Images that share an id with others", "Give each image a name, and an XML file, of its own."
+    ),
     "filename": Kind(False, "<filename> names another file", "Correct <filename>, or the name of the XML file."),
     "elements": Kind(False, "XML elements that are not used", "Nothing, unless one of them holds truth."),
     "letter_case": Kind(

@@ -79,6 +79,9 @@ def load_voc(
             problems.add("annotation", annotation, f"the image's size is given as {said.width} x {said.height}.")
             continue
         problems.notes += [*said.notes, *_filename_notes(images, said, annotation)]
+        problems.notes += [
+            Problem("same_id", str(other), f"not used: '{images[0].name}' has the same id.") for other in images[1:]
+        ]
         if missing:
             continue
         found = [o for o in said.objects if use_difficult or not o.difficult]

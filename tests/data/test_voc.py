@@ -677,7 +677,9 @@ def test_filename_decides_between_images_of_one_id_and_contradictions_are_noted(
     voc.annotation("a", voc_xml([ONE], filename=filename))
     (sample,), problems = load_voc(voc.root, ["a"], CLASSES)
     assert sample.path == find_image(voc.root, "a") == voc.root / "JPEGImages" / used
-    assert [f"<filename> {said}" in str(p) for p in problems.notes] == [True] * bool(said)
+    assert [f"<filename> {said}" in str(p) for p in problems.notes if p.kind == "filename"] == [True] * bool(said)
+    other = voc.root / "JPEGImages" / {"a.jpg": "a.png", "a.png": "a.jpg"}[used]
+    assert [str(p) for p in problems.notes if p.kind == "same_id"] == [f"{other}: not used: '{used}' has the same id."]
 
 
 @pytest.mark.parametrize("kind", ["JPEGImages/a.jpg", "Annotations/a.xml"])
