@@ -374,7 +374,8 @@ READ: dict[type, Callable[[str], object]] = {  # each refuses what is not of its
 )
 def test_any_argument_is_taken_for_what_it_says_or_refused_by_name(name: str, value: str) -> None:
     """A number or a switch reaches Hydra unchanged, and only where it is one; text is the next test's."""
-    found = outcome(lambda: check_overrides("train", [f"{name}={value}"]), name.partition("=")[0])
+    name, _, value = f"{name}={value}".partition("=")  # a name that was drawn may hold a `=` of its own
+    found = outcome(lambda: check_overrides("train", [f"{name}={value}"]), name)
     if name not in TRAIN:
         assert isinstance(found, UserError)
         return
