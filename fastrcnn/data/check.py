@@ -124,9 +124,10 @@ def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore
     if record.size and truth.size and record.size != truth.size:
         assert record.stored is not None
         problems.append(Problem("picture_size", str(said.file), disagreement(record.stored, truth.size)))
-    # Crowds, which take the part of difficult objects in COCO, are never trained on.
-    difficult_too = settings.use_difficult and not is_coco(task.source)
-    trained = np.ones(len(truth.names), bool) if difficult_too else ~truth.difficult
+    left_out = {p.object for p in problems if p.kind == "crowd"}  # of a COCO file, in the images to train on
+    trained = np.array([number not in left_out for number in truth.numbers], bool)
+    if not settings.use_difficult or is_coco(task.source):  # where crowds take the part of difficult objects
+        trained &= ~truth.difficult
     record = replace(record, trained=trained)
     size = record.size or truth.size
     if task.store is not None and size is not None:

@@ -68,8 +68,8 @@ KINDS = {
     ),
     "ignored": Kind(
         False,
-        "Annotations that evaluation does not count, since they are marked ignore",
-        "pycocotools knows `iscrowd` alone and counts them: remove `ignore` if the figures should equal its own.",
+        "Annotations marked ignore, which evaluation counts",
+        "Nothing, if intended; mark them with `iscrowd` if a detector should not be charged for missing them.",
     ),
     "other_classes": Kind(False, "Objects of other classes", "Nothing: data.other_classes leaves them out."),
     "left_out": Kind(

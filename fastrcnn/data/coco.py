@@ -39,9 +39,9 @@ def load_coco(
 ) -> tuple[list[Sample], Problems]:
     """Samples of the given images of an annotation file, boxes half-open.
 
-    use_crowds: annotations with `iscrowd` (or `ignore`) are kept and marked difficult, as evaluation wants them;
-    else they are left out, as training does, and each is noted. root: the data set's folder, see CocoFile.ids. The
-    rest is as for `load_voc`.
+    use_crowds: annotations with `iscrowd` are kept and marked difficult, and those with `ignore` are kept, as
+    pycocotools evaluates; else both are left out, as training does, and each is noted. root: the data set's folder, see
+    CocoFile.ids. The rest is as for `load_voc`.
 
     Raises UserError, listing everything that is wrong at once, unless `skip_bad`.
     """
@@ -70,20 +70,19 @@ def load_coco(
                 what = f"`{unclear[0]}` should be 0 or 1, is {entry[unclear[0]]!r}."
                 problems.found.append(annotation_problem(path, number, what))
                 continue
-            difficult = any(flags.values())
-            found = _annotated(path, number, entry, file.categories, difficult)
+            found = _annotated(path, number, entry, file.categories, bool(flags["iscrowd"]))
             if not found.fault and (degrees := _rotation(entry)):  # CVAT gives the box before its rotation
                 around, what = enclosing(found.box, found.shown, degrees, (image.width, image.height))
                 x1, y1, x2, y2 = around
                 found = replace(found, box=around, size=(x2 - x1, y2 - y1))
                 problems.notes.append(found.problem("rotated", what, found.name))
-            if difficult and not use_crowds:
+            if any(flags.values()) and not use_crowds:
                 key = "iscrowd" if flags["iscrowd"] else "ignore"
                 what = f"has `{key}`: the annotation is not trained on."
                 problems.notes.append(found.problem("crowd", what, found.name))
                 continue
-            if difficult and not flags["iscrowd"]:
-                what = "has `ignore`: evaluation treats it as a crowd."
+            if flags["ignore"] and not flags["iscrowd"]:
+                what = "has `ignore`: evaluation counts it, as pycocotools does, though it is not trained on."
                 problems.notes.append(found.problem("ignored", what, found.name))
             objects.append(found)
         reading.add(image_id, picture, image.width, image.height, objects, image.number)

@@ -195,7 +195,7 @@ def coco_result(image: int, box: list[float], score: float) -> dict[str, Any]:
 
 
 def random_files(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ids in no order, sides with two decimals, many equal scores, areas of masks, a box beyond the border."""
+    """Ids in no order, two decimals, equal scores, areas of masks, crowds, `ignore`, a box beyond the border."""
     rng = np.random.default_rng(seed)
     ids = rng.permutation(30).tolist()
     boxes = [(int(rng.choice(ids)), rng.uniform(1, 300, 4).round(2).tolist()) for _ in range(60)]
@@ -204,7 +204,10 @@ def random_files(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         coco_result(image, [round(v + float(rng.normal(0, 5)), 2) for v in box], float(rng.integers(1, 5)) / 5)
         for image, box in boxes * 3
     ]
-    return coco_truth(boxes, ids), [f for f in found if min(f["bbox"][2:]) > 0]
+    truth = coco_truth(boxes, ids)
+    for entry in truth["annotations"]:
+        entry |= {"iscrowd": int(rng.random() < 0.2), "ignore": int(rng.random() < 0.2)}
+    return truth, [f for f in found if min(f["bbox"][2:]) > 0]
 
 
 PERFECT = (2, [10.0, 10.0, 100.0, 100.0])

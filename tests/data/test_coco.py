@@ -107,8 +107,9 @@ def test_flags_are_read_as_tools_write_them(tmp_path: Path, key: str, flag: Any,
     value["annotations"][0][key] = flag
     path = write(tmp_path, value)
     samples, problems = load(path, [SEVEN])
-    assert samples[0].difficult.tolist() == [crowd, False]
-    said = [f"{path}, annotation 1 (cat): has `ignore`: evaluation treats it as a crowd."]  # pycocotools does not
+    assert samples[0].difficult.tolist() == [crowd and key == "iscrowd", False]
+    what = "has `ignore`: evaluation counts it, as pycocotools does, though it is not trained on."
+    said = [f"{path}, annotation 1 (cat): {what}"]
     assert [str(note) for note in problems.notes] == (said if crowd and key == "ignore" else [])
     samples, problems = load(path, [SEVEN], use_crowds=False)
     assert samples[0].labels.tolist() == ([2] if crowd else [1, 2])
