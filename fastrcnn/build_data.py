@@ -241,8 +241,9 @@ def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
     return found
 
 
-def category_ids(config: DataConfig, splits: Sequence[str]) -> dict[str, Id]:
-    """Ids of all categories of the splits' COCO file by name, as they stand there; empty where there is no such file.
+def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, Id]:
+    """Ids of categories in COCO results by name: all of the splits' COCO file, as they stand there, else the labels of
+    the classes `names`.
 
     Raises UserError where the files of several splits give them differently.
     """
@@ -251,7 +252,7 @@ def category_ids(config: DataConfig, splits: Sequence[str]) -> dict[str, Id]:
         raise UserError(
             f"{', '.join(splits)}: their files number the categories differently. Take one split at a time."
         )
-    return files[0].category_ids if files else {}
+    return files[0].category_ids if files else {name: label for label, name in enumerate(names, 1)}
 
 
 def report(source: Path, problems: Problems) -> None:

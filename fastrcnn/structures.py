@@ -29,6 +29,11 @@ class Sample:
     turn: int = 1  # EXIF orientation that gives the image its size; see data/frames.py
 
     @property
+    def file_id(self) -> int | str:
+        """The image's id in COCO results: that of its COCO file where it has one."""
+        return self.image_id if self.number is None else self.number
+
+    @property
     def training_boxes(self) -> np.ndarray:
         """The boxes (G, 4) float32 cut off at the image's border, as training uses them."""
         limit = np.array([self.width, self.height, self.width, self.height], np.float32)

@@ -40,7 +40,7 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
             f"{source}: '{splits[0]}' is no list of this data set, but a part of it that would be chosen here. For "
             "competition=true name a list of ImageSets/Main, or a COCO file below data.root, as split=FILE.json."
         )
-    numbers = build_data.category_ids(config.data, splits) or {name: label for label, name in enumerate(names, 1)}
+    numbers = build_data.category_ids(config.data, splits, names)
     if strangers := [name for name in names if name not in numbers]:
         raise UserError(
             f"{source}: has no category named {', '.join(strangers)}, which the model detects. "
@@ -66,7 +66,7 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
     ids = [sample.image_id for sample in samples]
     if is_coco(source):
         path = folder / f"detections_{coco_split(splits[0])}_results.json"
-        written = write_coco(path, found, [s.image_id if s.number is None else s.number for s in samples], numbers)
+        written = write_coco(path, found, [s.file_id for s in samples], numbers)
         following = "Zip this file and hand it in at the data set's evaluation server"
     else:
         parts = splits[0].split("/")  # VOC2012/test, or test below VOC2012

@@ -44,9 +44,8 @@ def main(arguments: list[str]) -> int:
     where = Path(config.detections).expanduser()
     split = build_data.split_name(splits)
     if where.suffix == ".json" and not where.is_dir():  # a COCO split of that name has a folder of that name
-        ids = [s.image_id if s.number is None else s.number for s in samples]
-        numbers = build_data.category_ids(config.data, splits) or {name: label for label, name in enumerate(names, 1)}
-        found = read_coco(where, ids, numbers)
+        numbers = build_data.category_ids(config.data, splits, names)
+        found = read_coco(where, [s.file_id for s in samples], numbers)
         for name in [name for name in found if name not in names]:
             if unused := len(found.pop(name)):
                 log.warning(

@@ -137,6 +137,7 @@ class RunState:
         share is done or it is itself told to end.
         """
         from fastrcnn import distributed
+        from fastrcnn.build_data import NO_TRUTH
         from fastrcnn.data.loader import detection_loader
         from fastrcnn.evaluation.evaluate import evaluate
         from fastrcnn.training import checkpoint
@@ -164,7 +165,7 @@ class RunState:
         known = {f"eval/{n}": v for n, v in values.items() if v is not None}
         self.tracker.scalars(step, known | {EVALUATED: mean_ap})  # last
         if mean_ap is None:
-            log.warning("step %d: no mAP: no class has ground truth, so no best.pt is chosen", step)
+            log.warning("step %d: %s, so no best.pt is chosen", step, NO_TRUTH)
         else:
             log.info("step %d: mAP %.4f", step, mean_ap)
 
