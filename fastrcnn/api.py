@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fastrcnn.detector import Detector
 from fastrcnn.errors import nearest
+from fastrcnn.inference.detector import Detector
 
 
 def load(
@@ -30,11 +30,11 @@ def load(
     Raises UserError for a file that is missing, damaged or none of these, and for values out of bounds; TypeError for
     another keyword.
     """
-    from fastrcnn import build, build_sets
-    from fastrcnn.cli.checkpoints import opened
-    from fastrcnn.cli.compose import compose
-    from fastrcnn.cli.trained import network_of
-    from fastrcnn.config import check_bounds
+    from fastrcnn.build import datasets, machine
+    from fastrcnn.build.checkpoints import opened
+    from fastrcnn.build.trained import network_of
+    from fastrcnn.config.compose import compose
+    from fastrcnn.config.schema import check_bounds
 
     asked = compose("detect", [])
     asked.checkpoint, asked.runtime.device = str(source), device
@@ -46,4 +46,4 @@ def load(
             raise TypeError(f"load() got an unexpected keyword argument '{key}'.{nearest(key, vars(config.detection))}")
         setattr(config.detection, key, value)
     check_bounds(config)
-    return build_sets.detector(config, network_of(path, content, build.device(config.runtime)), content["classes"])
+    return datasets.detector(config, network_of(path, content, machine.device(config.runtime)), content["classes"])

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from fastrcnn.launch import launch
+from fastrcnn.parallel.launch import launch
 
 T = TypeVar("T")
 _silent = False

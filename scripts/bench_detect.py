@@ -34,18 +34,18 @@ import torch
 import torchvision
 from bench_train import CLASSES
 from detect_peer import HEIGHT, SCALE, SETTINGS, WIDTH, Detect, on_device, peer_detection, peer_head, peer_of, scaled
-from measuring import in_turn, machine, matmul_rate, peak_above_now, ratio_and_quartiles, work
+from measuring import in_turn, machine_details, matmul_rate, peak_above_now, ratio_and_quartiles, work
 from torch import Tensor
 
 from fastrcnn import boxes as box_ops
-from fastrcnn import build
-from fastrcnn.config import RuntimeConfig
-from fastrcnn.data.selective_search import SelectiveSearchSettings
+from fastrcnn.build import machine
+from fastrcnn.config.schema import RuntimeConfig
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.detector import Detector
-from fastrcnn.inference import roi_outputs
+from fastrcnn.inference.detect import roi_outputs
+from fastrcnn.inference.detector import Detector
 from fastrcnn.model.fast_rcnn import FastRCNN, round_weights
 from fastrcnn.model.postprocess import best_boxes
+from fastrcnn.proposals.selective_search import SelectiveSearchSettings
 from fastrcnn.structures import Detections
 
 ROIS = 2000
@@ -263,11 +263,11 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device, inputs = torch.device(options.device), Inputs(int(time.time()), options.boxes)
-    build.precision(RuntimeConfig(precision="float32"), device)  # float32 is float32, not TF32
+    machine.precision(RuntimeConfig(precision="float32"), device)  # float32 is float32, not TF32
     if options.peak_of:
         print(peak(options.peak_of, device, inputs))
         return
-    described = machine(device)
+    described = machine_details(device)
     print(described)
     print(
         "| row | torchvision, ms or MiB | ours | ratio | quartiles | goal | the same as the peer's |"

@@ -31,15 +31,15 @@ import torch
 from bench_evaluation import evaluation
 from measuring import in_turn, processor
 
-from fastrcnn import build
-from fastrcnn.cli.compose import compose, to_dict
+from fastrcnn.build import models
+from fastrcnn.config.compose import compose, to_dict
+from fastrcnn.data.annotations.voc import find_classes, load_voc
+from fastrcnn.data.annotations.voc_layout import annotated_ids
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.images import decode, read_bytes
 from fastrcnn.data.loader import collate, training_loader
-from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
 from fastrcnn.data.transforms import Augmentation, resize
-from fastrcnn.data.voc import find_classes, load_voc
-from fastrcnn.data.voc_layout import annotated_ids
+from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 from fastrcnn.structures import Sample
 from fastrcnn.training import checkpoint
 
@@ -133,7 +133,7 @@ def slim_run(made: Path) -> Path:
     """The folder of a run with a slim network that was never trained."""
     config = compose("train", ["data=custom", f"data.root={made}", "model=vgg16", "model.width=0.05"])
     config.data.classes = ["cat", "dog"]
-    model = build.model(config.model, 2, load=False)
+    model = models.model(config.model, 2, load=False)
     content = {"step": 1, "best": 0.0, "classes": config.data.classes, "config": to_dict(config)}
     checkpoint.save(made / "run" / "checkpoints" / "best.pt", content | {"model": model.state_dict()})
     return made / "run"

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
+from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 
 READS = 20_000  # images that a worker looks up
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torchvision
-from measuring import gpu_milliseconds, in_turn, machine, ratio_and_quartiles
+from measuring import gpu_milliseconds, in_turn, machine_details, ratio_and_quartiles
 from torch import Tensor
 
 from fastrcnn.ops import roi_pool
@@ -216,7 +216,7 @@ def main() -> None:
         rows += cuda_rows(options.repeats, options.boxes, generator)
 
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
-    described = machine(device) | {"cpu_backend": choose_backend(torch.device("cpu")).__name__}
+    described = machine_details(device) | {"cpu_backend": choose_backend(torch.device("cpu")).__name__}
     print(described)
     print("| row | threads | torchvision ms | ours ms | ratio | quartiles | goal | equal | of copy bandwidth |")
     print("|---|---|---|---|---|---|---|---|---|")

@@ -24,19 +24,19 @@ import torch
 from bench_evaluation import drawn
 from measuring import peak_above_now, processor
 
-from fastrcnn.data.check import Settings, Task, read_one
+from fastrcnn.audit.check import Settings, Task, read_one
 from fastrcnn.data.demo import write_demo
-from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
-from fastrcnn.data.selective_search import SelectiveSearchSettings
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.detector import Detector
 from fastrcnn.evaluation.evaluate import compare
 from fastrcnn.evaluation.recall import proposal_recall
-from fastrcnn.evaluation.report import make_report
 from fastrcnn.evaluation.voc_ap import detections_by_class, mean_ap
-from fastrcnn.inference import DetectionSettings, roi_outputs
+from fastrcnn.inference.detect import DetectionSettings, roi_outputs
+from fastrcnn.inference.detector import Detector
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.postprocess import best_boxes
+from fastrcnn.proposals.selective_search import SelectiveSearchSettings
+from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
+from fastrcnn.report.report import make_report
 from fastrcnn.structures import Detections, Sample
 
 Run = Callable[[], Any]

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import machine
+from measuring import machine_details
 
+from fastrcnn.data.annotations.voc import load_voc
 from fastrcnn.data.demo import CLASSES, write_demo
-from fastrcnn.data.proposals import ImageProposals, write_store
-from fastrcnn.data.voc import load_voc
+from fastrcnn.proposals.store import ImageProposals, write_store
 from fastrcnn.structures import Sample
 
 SIZE = (500, 375)
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     options = parser.parse_args()
-    described = machine(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    described = machine_details(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root, store = data_set(folder, options.pictures)

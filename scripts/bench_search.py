@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 import cv2
 
 from fastrcnn.data.frames import read_sample
-from fastrcnn.data.proposal_making import propose_all
-from fastrcnn.data.selective_search import SelectiveSearchSettings, propose
 from fastrcnn.progress import be_silent
+from fastrcnn.proposals.generate import propose_all
+from fastrcnn.proposals.selective_search import SelectiveSearchSettings, propose
 
 if TYPE_CHECKING:  # the processes that make proposals import this file, and need no torch
     from fastrcnn.structures import Sample
@@ -38,8 +38,8 @@ SIDES = (160, 240, 320, 500)
 
 def some(root: Path, pictures: int) -> tuple[list[Sample], list[str]]:
     """Samples spread over a data set, and the names of its classes."""
-    from fastrcnn.data.voc import find_classes, load_voc
-    from fastrcnn.data.voc_layout import annotated_ids
+    from fastrcnn.data.annotations.voc import find_classes, load_voc
+    from fastrcnn.data.annotations.voc_layout import annotated_ids
 
     ids = annotated_ids(root)
     classes, _ = find_classes(root, ids)

@@ -25,16 +25,16 @@ import cv2
 import numpy as np
 import torch
 import torchvision
-from measuring import in_turn, machine, matmul_rate, milliseconds, peak_above_now, ratio_and_quartiles, work
+from measuring import in_turn, machine_details, matmul_rate, milliseconds, peak_above_now, ratio_and_quartiles, work
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastrcnn import build
-from fastrcnn.config import RuntimeConfig
+from fastrcnn.build import machine
+from fastrcnn.config.schema import RuntimeConfig
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import training_loader
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.inference import autocast
+from fastrcnn.inference.detect import autocast
 from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN, freeze_before
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.structures import RoITargets, Sample
@@ -222,13 +222,13 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    build.precision(RuntimeConfig(precision="float32"), device)  # float32 is float32, not TF32
+    machine.precision(RuntimeConfig(precision="float32"), device)  # float32 is float32, not TF32
     if options.peak_of:
         name, case, dtype = options.peak_of
         print(peak(name, case, device, getattr(torch, dtype)))
         return
 
-    described = machine(device)
+    described = machine_details(device)
     print(described)
     print(
         "| row | torchvision ms | ours ms | ratio | quartiles | of the rate of a large matrix product | images/s |"

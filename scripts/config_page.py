@@ -11,8 +11,8 @@ import argparse
 import sys
 
 from fastrcnn.cli import VERBS
-from fastrcnn.cli.compose import as_written, config_folder, defaults, options, type_name
-from fastrcnn.config import SCHEMAS, groups, leaves
+from fastrcnn.config.compose import as_written, config_folder, defaults, options, type_name
+from fastrcnn.config.schema import SCHEMAS, groups, leaves
 
 HEAD = """# All keys
 

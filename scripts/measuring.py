@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastrcnn.model import networks
 
 
-def machine(device: torch.device) -> dict[str, str | int | None]:
+def machine_details(device: torch.device) -> dict[str, str | int | None]:
     """Processor, threads, versions and GPU, for the head of a table and its JSON file."""
     return {
         "processor": platform.processor() or platform.machine(),

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from fastrcnn import build
-from fastrcnn.cli.compose import compose, to_dict
+from fastrcnn.build import models
+from fastrcnn.config.compose import compose, to_dict
 from fastrcnn.training import checkpoint
 
 CLASSES = ["cat", "dog"]
@@ -20,7 +20,7 @@ def save(root: Path, run: Path) -> Path:
     config.model.weights = "somewhere/vgg16.pth"
     config.data.classes = CLASSES
     torch.manual_seed(0)
-    model = build.model(config.model, 2, load=False)
+    model = models.model(config.model, 2, load=False)
     with torch.no_grad():
         model.cls_score.weight.mul_(30)
         model.bbox_pred.weight.mul_(300)

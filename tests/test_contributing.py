@@ -15,9 +15,9 @@ TRIAL = """
 import sys
 from pathlib import Path
 import torch
-from fastrcnn.build import model
-from fastrcnn.cli.compose import compose
-from fastrcnn.data.proposal_files import open_proposals
+from fastrcnn.build.models import model
+from fastrcnn.config.compose import compose
+from fastrcnn.proposals.formats.files import open_proposals
 from fastrcnn.model.fast_rcnn import pool_rois
 
 config = compose("train", ["model=vgg11", "model.roi_op=bin_centre", "model.width=0.05"]).model

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from fastrcnn.cli import main
+from fastrcnn.data.annotations.voc import load_voc
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.demo import CLASSES, write_demo
 from fastrcnn.data.loader import training_loader
-from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.data.voc import load_voc
-from fastrcnn.inference import DetectionSettings, detect_batch, network_outputs
+from fastrcnn.inference.detect import DetectionSettings, detect_batch, network_outputs
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.model.loss import fast_rcnn_loss
+from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 from fastrcnn.structures import Batch, RoITargets, Sample
 from fastrcnn.training.features import picture_features
 

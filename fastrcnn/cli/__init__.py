@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 
-from fastrcnn.launch import launch
+from fastrcnn.parallel.launch import launch
 
 SHARED = ("train", "eval", "propose")  # verbs that several processes share the work of
 VERBS = {
@@ -94,7 +94,7 @@ def _answer(arguments: list[str]) -> int:
     # training step with two busy neighbours on two cores). Read when torch is loaded, which is yet to come.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from fastrcnn.errors import UserError, nearest
-    from fastrcnn.processes import refuse_import
+    from fastrcnn.parallel.processes import refuse_import
 
     refuse_import()
     show_any_text()
@@ -117,7 +117,7 @@ def _answer(arguments: list[str]) -> int:
         raise UserError(f"{verb} runs in one process: call it without torchrun. For several: {', '.join(SHARED)}.")
     module = importlib.import_module(f"fastrcnn.cli.{verb.replace('-', '_')}")
     if "-h" in rest or "--help" in rest:
-        from fastrcnn.cli.compose import help_text
+        from fastrcnn.config.compose import help_text
 
         print(help_text(verb, VERBS[verb], module.EXAMPLES))
         return 0
@@ -156,8 +156,8 @@ def speak(arguments: list[str], head: str = "") -> None:
 def speaks() -> bool:
     """Whether this process is to say what went wrong. Before the processes of a job have joined, the same goes wrong in
     all those of a machine, and the first one there says it."""
-    if "fastrcnn.distributed" in sys.modules:
-        from fastrcnn import distributed
+    if "fastrcnn.parallel.distributed" in sys.modules:
+        from fastrcnn.parallel import distributed
 
         if distributed.size() > 1:
             return True

@@ -10,15 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrcnn.cli.compose import compose
-from fastrcnn.cli.run_folder import refuse_unusable
-from fastrcnn.config import CheckConfig, DataConfig
+from fastrcnn.build.run_folder import refuse_unusable
+from fastrcnn.config.compose import compose
+from fastrcnn.config.schema import CheckConfig, DataConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from fastrcnn.data.check import Record, Task
-    from fastrcnn.data.check_report import Report
-    from fastrcnn.data.truth import Problem
+    from fastrcnn.audit.check import Record, Task
+    from fastrcnn.audit.report import Report
+    from fastrcnn.data.annotations.truth import Problem
 
 EXAMPLES = [
     "fastrcnn check data=custom data.root=mydata",
@@ -34,13 +34,13 @@ def main(arguments: list[str]) -> int:
     Returns 0, or 1 where something is wrong that training would refuse or leave out.
     """
     config: CheckConfig = compose("check", arguments)
-    from fastrcnn import build
-    from fastrcnn.data.check import Settings, read_all
-    from fastrcnn.data.check_page import page
-    from fastrcnn.data.check_report import to_json
-    from fastrcnn.data.check_text import summary
+    from fastrcnn.audit.check import Settings, read_all
+    from fastrcnn.audit.page import page
+    from fastrcnn.audit.report import to_json
+    from fastrcnn.audit.text import summary
+    from fastrcnn.build import training
 
-    build.check_solver(config.solver)
+    training.check_solver(config.solver)
     if config.proposals is not None:
         config.data.proposals = config.proposals
     folder = default_folder(config.data) if config.output is None else Path(config.output).expanduser()
@@ -70,9 +70,9 @@ def main(arguments: list[str]) -> int:
 
 def default_folder(config: DataConfig) -> Path:
     """A folder for the report of this data set and no other: those of one name differ in their root or split lists."""
-    from fastrcnn import build_data
+    from fastrcnn.build import annotations
 
-    root = build_data.root(config).resolve()
+    root = annotations.root(config).resolve()
     which = json.dumps([str(root), config.train, config.test]).encode(errors="surrogateescape")
     return Path("outputs/check") / f"{config.name}-{root.stem[:20]}-{hashlib.sha256(which).hexdigest()[:8]}"
 
@@ -82,27 +82,27 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
 
     Raises UserError where no list can be read.
     """
-    from fastrcnn import build_data
-    from fastrcnn.data.annotations import has_lists, is_coco, unused
-    from fastrcnn.data.check import Task
-    from fastrcnn.data.check_truth import coco_problems, read_coco
-    from fastrcnn.data.truth import Problem
-    from fastrcnn.data.voc_layout import pictures_without_annotation
+    from fastrcnn.audit.check import Task
+    from fastrcnn.audit.truth import coco_problems, read_coco
+    from fastrcnn.build import annotations
+    from fastrcnn.data.annotations.splits import has_lists, is_coco, unused
+    from fastrcnn.data.annotations.truth import Problem
+    from fastrcnn.data.annotations.voc_layout import pictures_without_annotation
 
     tasks: list[Task] = []
     problems: list[Problem] = []
-    root = str(build_data.root(config))
+    root = str(annotations.root(config))
     used: list[tuple[Path, list[str]]] = []
     for role, splits in (("train", config.train), ("test", config.test)):
         of_role: list[Task] = []
         for split in splits:
             try:
-                ((source, ids),) = build_data.image_ids(config, [split])
+                ((source, ids),) = annotations.image_ids(config, [split])
             except UserError as error:
                 problems.append(Problem("split", root, str(error)))
                 continue
             if is_coco(source):
-                said = zip(ids, read_coco(source, ids, build_data.root(config), role == "train"), strict=True)
+                said = zip(ids, read_coco(source, ids, annotations.root(config), role == "train"), strict=True)
                 of_role += [Task(role, split, source, image_id, None, a) for image_id, a in said]
                 problems += coco_problems(source) if all(source != other for other, _ in used) else []
             else:
@@ -111,9 +111,9 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
                     what = f"{len(lone)} picture(s) have no annotation, and are not used."
                     problems.append(Problem("lone", str(lone[0]), what))
             used.append((source, ids))
-        store = find_store(config, of_role, build_data.split_name(splits))
+        store = find_store(config, of_role, annotations.split_name(splits))
         tasks += [replace(task, store=store) for task in of_role]
-    problems += unused(build_data.root(config), used)
+    problems += unused(annotations.root(config), used)
     if not tasks:
         texts = dict.fromkeys(p.what if p.kind == "split" else str(p) for p in problems)
         raise UserError("\n".join(texts) or "data.train and data.test are empty.")
@@ -124,17 +124,17 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
     """The proposals that training or evaluation would use for these pictures, if they are there."""
     import numpy as np
 
-    from fastrcnn import build_sets
+    from fastrcnn.build import datasets
+    from fastrcnn.data.annotations.voc_layout import find_annotation, find_image
     from fastrcnn.data.frames import turn_for
     from fastrcnn.data.images import read_bytes, read_header
     from fastrcnn.data.unannotated import annotated_size
-    from fastrcnn.data.voc_layout import find_annotation, find_image
     from fastrcnn.structures import Sample
 
     if config.proposals is not None:
         return Path(config.proposals).expanduser()
     cache = Path(config.proposal_cache).expanduser()
-    prefix = build_sets.store_prefix(config, name)
+    prefix = datasets.store_prefix(config, name)
     if not cache.is_dir() or not any(p.name.startswith(prefix) for p in cache.iterdir()):
         return None  # without reading all pictures for the store's name
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
@@ -156,36 +156,36 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
         for task, file in files
         if file is not None and file.is_file()
     ]
-    path = build_sets.proposal_path(config, found, name)
+    path = datasets.proposal_path(config, found, name)
     return path if path.exists() else None
 
 
 def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequence[Problem]) -> Report:
     """The report, with `problems` that are known already."""
-    from fastrcnn import build, build_data
-    from fastrcnn.data import check_report as statistics
-    from fastrcnn.data.annotations import is_coco
-    from fastrcnn.data.check_findings import class_findings, findings, proposal_findings, report_findings
-    from fastrcnn.data.check_problems import UNREAD, is_error
-    from fastrcnn.data.coco import explain_missing as explain_missing_coco
-    from fastrcnn.data.coco_file import read_coco_file
-    from fastrcnn.data.proposals import ProposalStore
-    from fastrcnn.data.truth import Problem, by_cause
-    from fastrcnn.data.voc import explain_missing
+    from fastrcnn.audit import report as statistics
+    from fastrcnn.audit.findings import class_findings, findings, proposal_findings, report_findings
+    from fastrcnn.audit.problems import UNREAD, is_error
+    from fastrcnn.build import annotations, machine
+    from fastrcnn.data.annotations.coco import explain_missing as explain_missing_coco
+    from fastrcnn.data.annotations.coco_file import read_coco_file
+    from fastrcnn.data.annotations.splits import is_coco
+    from fastrcnn.data.annotations.truth import Problem, by_cause
+    from fastrcnn.data.annotations.voc import explain_missing
+    from fastrcnn.proposals.store import ProposalStore
 
     data, solver = config.data, config.solver
-    leave_out_others = build.one_of("data.other_classes", data.other_classes, build_data.CHOICES) == "leave_out"
+    leave_out_others = machine.one_of("data.other_classes", data.other_classes, annotations.CHOICES) == "leave_out"
     leave_out_missing = (
-        build.one_of("data.missing_proposals", data.missing_proposals, build_data.CHOICES) == "leave_out"
+        machine.one_of("data.missing_proposals", data.missing_proposals, annotations.CHOICES) == "leave_out"
     )
-    root = str(build_data.root(data))
+    root = str(annotations.root(data))
     found = list(problems)
     for source in dict.fromkeys(r.task.source for r in records):
         of_source = [r for r in records if r.task.source == source]
         part = [p for r in of_source for p in r.problems]
         images = len(of_source)
         if is_coco(source):
-            part = explain_missing_coco(part, read_coco_file(source), build_data.root(data), images)
+            part = explain_missing_coco(part, read_coco_file(source), annotations.root(data), images)
             found += by_cause([p for p in part if is_error(p)], images)
             found += [p for p in part if not is_error(p)]  # each names an annotation of the one file
         else:
@@ -197,11 +197,11 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
         names = sorted({n for r in records for n in r.truth.names})
         if not names and not any(is_error(p) for p in found):  # else they are the reason
             found.append(Problem("classes", root, "no usable object in any annotation."))
-    if unusable := class_findings(records, names, root, build_data.split_name(data.test)):
+    if unusable := class_findings(records, names, root, annotations.split_name(data.test)):
         found += unusable
     elif names or data.classes is not None:
         try:
-            build_data.checked_names(names, data.test)
+            annotations.checked_names(names, data.test)
         except UserError as error:
             found.append(Problem("classes", root, str(error)))
     unread = any(p.kind in UNREAD for p in found)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastrcnn.cli.compose import compose
-from fastrcnn.config import CompareConfig
+from fastrcnn.config.compose import compose
+from fastrcnn.config.schema import CompareConfig
 from fastrcnn.errors import UserError
 
 EXAMPLES = [
@@ -22,9 +22,9 @@ def main(arguments: list[str]) -> int:
     if len(given) < 2:
         raise UserError("which runs? fastrcnn compare RUN RUN, two to five runs or folders of evaluations.")
     from fastrcnn.evaluation import matches
-    from fastrcnn.evaluation.compare_page import compare_page
     from fastrcnn.evaluation.comparison import compare_runs, table
     from fastrcnn.evaluation.result_files import replace_file
+    from fastrcnn.report.compare_page import compare_page
 
     runs = {name: matches.read(evaluation_folder(name, config.split)) for name in given}
     found = compare_runs(runs, config.resamples, config.seed)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrcnn.config import EvalConfig
+from fastrcnn.config.schema import EvalConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from fastrcnn.inference import AnyNetwork
+    from fastrcnn.inference.detect import AnyNetwork
 
 
 def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) -> int:
@@ -17,49 +17,50 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
 
     For a data set in VOC layout results.tgz, for a COCO file its results JSON. Raises UserError.
     """
-    from fastrcnn import build, build_data, build_sets, distributed
-    from fastrcnn.cli.run_folder import refuse_unusable
-    from fastrcnn.data.annotations import find_split, is_coco
-    from fastrcnn.data.coco_file import read_coco_file
+    from fastrcnn.build import annotations, datasets, machine, training
+    from fastrcnn.build.run_folder import refuse_unusable
+    from fastrcnn.data.annotations.coco_file import read_coco_file
+    from fastrcnn.data.annotations.splits import find_split, is_coco
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.competition import check_voc_submission, write_voc_submission
     from fastrcnn.evaluation.evaluate import detect_all
     from fastrcnn.evaluation.result_files import write_coco
+    from fastrcnn.parallel import distributed
 
     if config.metric is not None:
         raise UserError(f"metric={config.metric}: with competition=true no AP is computed. Leave one of them out.")
-    splits = build_data.test_splits(config.data, config.split)
+    splits = annotations.test_splits(config.data, config.split)
     if len(splits) != 1:
         raise UserError(
             f"competition=true is for one split list, here are {len(splits)}: {', '.join(splits)}. "
             "Name one, as split=VOC2012/test."
         )
-    source, listed, made = find_split(build_data.root(config.data), splits[0])
+    source, listed, made = find_split(annotations.root(config.data), splits[0])
     if made:
         raise UserError(
             f"{source}: '{splits[0]}' is no list of this data set, but a part of it that would be chosen here. For "
             "competition=true name a list of ImageSets/Main, or a COCO file below data.root, as split=FILE.json."
         )
-    numbers = build_data.category_ids(config.data, splits, names)
+    numbers = annotations.category_ids(config.data, splits, names)
     if strangers := [name for name in names if name not in numbers]:
         raise UserError(
             f"{source}: has no category named {', '.join(strangers)}, which the model detects. "
             f"It has: {', '.join(read_coco_file(source).categories.values())}."
         )
-    default = run / "eval" / build_data.split_name(splits)
+    default = run / "eval" / annotations.split_name(splits)
     folder = Path(config.output).expanduser() if config.output else default
     refuse_unusable(folder, f"output={folder}")
     if not is_coco(source):
         check_voc_submission(splits[0].rpartition("/")[2], names, listed)  # before the work
-    device = build.device(config.runtime)
-    test_set = build_sets.test_set(config.data, names, config.split, truth=False)
+    device = machine.device(config.runtime)
+    test_set = datasets.test_set(config.data, names, config.split, truth=False)
     samples, found = detect_all(
         model,
-        detection_loader(test_set, workers=build.workers(config.runtime)),
+        detection_loader(test_set, workers=machine.workers(config.runtime)),
         len(test_set),
         names,
-        build.detection(config.detection, model.classifier),
-        build.precision(config.runtime, device),
+        training.detection(config.detection, model.classifier),
+        machine.precision(config.runtime, device),
     )
     if not distributed.leads():
         return 0

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrcnn import outputs
-from fastrcnn.cli.checkpoints import opened, require
-from fastrcnn.cli.compose import compose
+from fastrcnn import files
+from fastrcnn.build.checkpoints import opened, require
+from fastrcnn.build.derived import evaluated, network, output_file
 from fastrcnn.cli.compress_report import change, points, shown, size_lines, time_line
-from fastrcnn.cli.derived import evaluated, network, output_file
-from fastrcnn.config import CompressConfig
+from fastrcnn.config.compose import compose
+from fastrcnn.config.schema import CompressConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def compress(
 
     asked: whether the data set's folder was named for this command, and so has to be there.
     """
-    from fastrcnn import build, build_data
+    from fastrcnn.build import annotations, machine, models, training
     from fastrcnn.model.compress import LAYERS, decompose, factored_state, ranks_for
     from fastrcnn.progress import progress
     from fastrcnn.training import checkpoint
@@ -75,12 +75,12 @@ def compress(
         if content["config"]["model"].get(f"{name}_rank") is not None:
             raise UserError(f"{path}: is compressed already ({name} is two layers). Compress the one it was made from.")
     names = content["classes"]
-    device = build.device(config.runtime)
-    dtype = build.precision(config.runtime, device)
-    build.threads(config.runtime)
+    device = machine.device(config.runtime)
+    dtype = machine.precision(config.runtime, device)
+    machine.threads(config.runtime)
     before = network(path, content["config"], names, content["model"], device)
     for name in LAYERS:
-        build.check_rank(name, given[name], *before.state_dict()[f"head.{name}.weight"].shape)
+        models.check_rank(name, given[name], *before.state_dict()[f"head.{name}.weight"].shape)
     test_set = data(config, names, asked)
 
     wanted = [name for name in LAYERS if given[name] is not None] or list(LAYERS)
@@ -95,7 +95,7 @@ def compress(
     def mean_ap(model: FastRCNN) -> float | None:
         if test_set is None:
             return None
-        settings = build.detection(config.detection, model.classifier)
+        settings = training.detection(config.detection, model.classifier)
         return evaluated(config, model, test_set, names, settings, dtype)
 
     ap_before = mean_ap(before)
@@ -118,11 +118,11 @@ def compress(
             "model": after.state_dict(),
         },
     )
-    with outputs.written(output, source) as part:
+    with files.written(output, source) as part:
         part.write_bytes(whole)
     print("\n".join([*tried, *size_lines(before, after, ranks), time_line(before, after, dtype)]))
     if ap_before is not None and ap_after is not None:
-        split = build_data.split_name(build_data.test_splits(config.data, config.split))
+        split = annotations.split_name(annotations.test_splits(config.data, config.split))
         print(f"mAP on {split}: {points(ap_before)} before, {points(ap_after)} after ({change(ap_before, ap_after)})")
     else:
         print(f"mAP: not measured, {'as no class has truth there' if test_set else 'as there is no data set'}")
@@ -138,7 +138,7 @@ def with_ranks(config: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
 
 def data(config: CompressConfig, names: list[str], asked: bool) -> DetectionDataset | None:
     """What the mAP is measured on; None where the data set is no longer where the run had it."""
-    from fastrcnn import build_data, build_sets
+    from fastrcnn.build import annotations, datasets
 
     root = config.data.root
     if config.budget is None and config.split is None and not config.data.test:
@@ -146,11 +146,11 @@ def data(config: CompressConfig, names: list[str], asked: bool) -> DetectionData
         return None
     if root is None or not (asked or Path(root).expanduser().exists()):
         if config.budget is not None or config.split is not None:
-            build_data.root(config.data)  # says what is missing
+            annotations.root(config.data)  # says what is missing
         log.warning("the mAP is not measured: %s", f"there is no {root}" if root else "there is no data.root")
         return None
     try:
-        return build_sets.test_set(config.data, names, config.split)
+        return datasets.test_set(config.data, names, config.split)
     except UserError as error:
         raise UserError(f"{error}\nTo compress without measuring the mAP: data.root=null.") from None
 

@@ -58,7 +58,7 @@ def time_line(before: FastRCNN, after: FastRCNN, dtype: torch.dtype) -> str:
     """How long fc6 and fc7 take for 2,000 RoIs: medians of runs that take turns, so that both meet the same machine."""
     import torch
 
-    from fastrcnn.inference import autocast
+    from fastrcnn.inference.detect import autocast
 
     device = before.delta_mean.device
     fc6 = before.state_dict()["head.fc6.weight"]  # (D, C * side^2)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from fastrcnn.config import ProposeConfig
-from fastrcnn.data.text_files import read_lines
+from fastrcnn.config.schema import ProposeConfig
+from fastrcnn.data.annotations.text_files import read_lines
 from fastrcnn.errors import UserError
 
 EXPORTED = (".mat", ".json")
@@ -17,8 +17,8 @@ def convert(config: ProposeConfig) -> int:
 
     Prints what was matched, clipped and dropped. Returns 0.
     """
-    from fastrcnn.data.conventions import convention
-    from fastrcnn.data.proposal_files import joined, open_proposals
+    from fastrcnn.proposals.conventions import convention
+    from fastrcnn.proposals.formats.files import joined, open_proposals
 
     chosen = None if config.convention is None else convention(config.convention)
     ids = None if config.ids is None else read_ids(Path(config.ids).expanduser())
@@ -29,7 +29,7 @@ def convert(config: ProposeConfig) -> int:
     path, chosen = file.path, chosen or file.convention
     output = None if config.output is None else Path(config.output).expanduser()
     if output is not None and output.suffix.lower() in EXPORTED:
-        from fastrcnn.data.proposal_export import export
+        from fastrcnn.proposals.export import export
 
         numbers = coco_numbers(config) if output.suffix.lower() == ".json" and config.data.root is not None else {}
         print(f"{output}: {export(file, chosen, output, numbers):,} boxes of {len(file.ids)} images")
@@ -37,10 +37,10 @@ def convert(config: ProposeConfig) -> int:
             print(f"  {len(others)} of the images are not in the data set's COCO file: {_some(others)}")
         return 0
 
-    from fastrcnn import build_data
+    from fastrcnn.build import annotations
     from fastrcnn.data import sources
-    from fastrcnn.data.proposal_convert import convert_to_store
-    from fastrcnn.data.proposals import check_target
+    from fastrcnn.proposals.convert import convert_to_store
+    from fastrcnn.proposals.store import check_target
 
     stem = path.name if path.is_dir() and path.suffix != ".proposals" else path.stem
     output = output or Path(config.data.proposal_cache).expanduser() / f"{stem}.proposals"
@@ -49,10 +49,10 @@ def convert(config: ProposeConfig) -> int:
     check_target(output)
     if config.source is not None:
         found, looks = sources.without_truth(sources.pictures(config.source))
-        build_data.say_looks(looks)
+        annotations.say_looks(looks)
     else:
         splits = list(dict.fromkeys([*config.data.train, *config.data.test]))
-        found = build_data.samples(config.data, splits, build_data.classes(config.data), need_pictures=False)
+        found = annotations.samples(config.data, splits, annotations.classes(config.data), need_pictures=False)
     done = convert_to_store(file, chosen, found, output)
 
     counts = done.counts
@@ -78,13 +78,13 @@ def convert(config: ProposeConfig) -> int:
 
 def coco_numbers(config: ProposeConfig) -> dict[str, int | str]:
     """The ids that the data set's images have in their COCO files, by their ids here; none of a VOC data set."""
-    from fastrcnn import build_data
-    from fastrcnn.data.annotations import is_coco
-    from fastrcnn.data.coco_file import read_coco_file
+    from fastrcnn.build import annotations
+    from fastrcnn.data.annotations.coco_file import read_coco_file
+    from fastrcnn.data.annotations.splits import is_coco
 
-    root = build_data.root(config.data)
+    root = annotations.root(config.data)
     splits = list(dict.fromkeys([*config.data.train, *config.data.test]))
-    sources = dict.fromkeys(source for source, _ in build_data.image_ids(config.data, splits) if is_coco(source))
+    sources = dict.fromkeys(source for source, _ in annotations.image_ids(config.data, splits) if is_coco(source))
     return {i: number for source in sources for i, number in read_coco_file(source).numbers(root).items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fastrcnn.cli.compose import compose
+from fastrcnn.config.compose import compose
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
@@ -27,16 +27,16 @@ def main(arguments: list[str]) -> int:
 
     folder, outcome = train.run(config)
     log.info("3/4  detection on %d held-out pictures", SHOWN)
-    from fastrcnn import build_data, build_sets
+    from fastrcnn.build import annotations, datasets
+    from fastrcnn.build.trained import load
     from fastrcnn.cli.detect import detect_pictures
-    from fastrcnn.cli.trained import load
-    from fastrcnn.data.voc_layout import read_split
+    from fastrcnn.data.annotations.voc_layout import read_split
 
     detection, model, names, run = load("detect", [f"checkpoint={folder}"])
     pictures = [root / "JPEGImages" / f"{image_id}.jpg" for image_id in read_split(root, "test")[:SHOWN]]
-    detect_pictures(detection, build_sets.detector(detection, model, names), pictures, run / "detect")
+    detect_pictures(detection, datasets.detector(detection, model, names), pictures, run / "detect")
     assert outcome is not None  # the demo has a test set
-    shown = build_data.NO_TRUTH if outcome.ap.mean is None else f"mAP {outcome.ap.mean:.3f}"
+    shown = annotations.NO_TRUTH if outcome.ap.mean is None else f"mAP {outcome.ap.mean:.3f}"
     print(f"4/4  {shown} on {len(outcome.samples)} held-out pictures")
     print(f"     run:      {folder}")
     print(f"     report:   {folder / 'eval' / 'test' / 'report.html'}")

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrcnn.cli.detect_files import Findings, claim, folder_for, targets, write_picture, write_timing
-from fastrcnn.config import DetectConfig
+from fastrcnn.config.schema import DetectConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from fastrcnn.detector import Detector
+    from fastrcnn.inference.detector import Detector
     from fastrcnn.structures import Detections, Sample
 
 log = logging.getLogger("fastrcnn")
@@ -30,20 +30,20 @@ EXAMPLES = [
 
 def main(arguments: list[str]) -> int:
     """Finds objects in pictures or a video; status 3 where there are none to be drawn."""
-    from fastrcnn.cli.trained import load
+    from fastrcnn.build.trained import load
 
     config, network, names, run = load("detect", arguments)
     if config.source is None:
         raise UserError(
             "which pictures? source=PICTURE, source=FOLDER, source='FOLDER/*.jpg', source=LIST.txt or source=VIDEO."
         )
-    from fastrcnn import build, build_sets
+    from fastrcnn.build import datasets, training
     from fastrcnn.data import sources
 
     if not any(argument.startswith("data.proposals=") for argument in arguments):
         config.data.proposals = None  # the training's are of its own pictures
-    build.check_threshold("draw_threshold", config.draw_threshold, network.classifier)
-    detector = build_sets.detector(config, network, names)
+    training.check_threshold("draw_threshold", config.draw_threshold, network.classifier)
+    detector = datasets.detector(config, network, names)
     folder = folder_for(config.output, run, config.source)
     if sources.is_video(config.source):
         from fastrcnn.cli.detect_video import detect_video
@@ -69,7 +69,7 @@ def detect_pictures(config: DetectConfig, detector: Detector, pictures: list[Pat
     Pictures are rotated upright as their EXIF data ask, and boxes are in pixels of the upright picture. Pictures that
     cannot be read are named and left out. Raises UserError where none is left.
     """
-    from fastrcnn import build_data, build_sets
+    from fastrcnn.build import annotations, datasets
     from fastrcnn.data.sources import readable
     from fastrcnn.progress import progress
     from fastrcnn.visualize import draw_detections, enlarged
@@ -79,13 +79,13 @@ def detect_pictures(config: DetectConfig, detector: Detector, pictures: list[Pat
         log.warning("left out: %s", fault)
     if len(faults) > NAMED:
         log.warning("left out: %d more", len(faults) - NAMED)
-    build_data.say_looks(looks)
+    annotations.say_looks(looks)
     if not samples:
         raise UserError(faults[0] if len(faults) == 1 else f"none of the {len(faults)} files is a picture.")
     files = {sample.image_id: f"{sample.image_id.replace('/', '_')}.png" for sample in samples}
     claim(folder, config.source, [*files.values(), *targets(config.formats, detector.classes)], pictures)
     with detector.watch.stage("proposals"):
-        samples, boxes = build_sets.proposals(config.data, samples, "pictures")
+        samples, boxes = datasets.proposals(config.data, samples, "pictures")
     findings = Findings(detector.classes, ("file",))
     limited = lambda image_id: boxes(image_id)[: config.data.max_proposals]  # noqa: E731
     results = detected(detector, samples, limited, config.batch)

@@ -15,7 +15,7 @@ from fastrcnn.errors import UserError, nearest
 if TYPE_CHECKING:
     import numpy as np
 
-    from fastrcnn.detector import Detector
+    from fastrcnn.inference.detector import Detector
     from fastrcnn.structures import Detections
 
 FORMATS = ("json", "csv", "comp4")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrcnn.cli.detect_files import Findings, claim, targets, write_timing
-from fastrcnn.config import DetectConfig
+from fastrcnn.config.schema import DetectConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from fastrcnn.data.video import Frame
-    from fastrcnn.detector import Detector
+    from fastrcnn.inference.detector import Detector
     from fastrcnn.structures import Detections
 
 log = logging.getLogger("fastrcnn")
@@ -62,7 +62,7 @@ def looked_at(
 
     Frames 0, `every`, 2 `every`, ... are looked at, as many together as proposals can be made for.
     """
-    from fastrcnn.launch import cores
+    from fastrcnn.parallel.launch import cores
 
     together = max(batch, min(cores(), AT_ONCE))
     while chunk := list(islice(frames, every * together)):

@@ -6,10 +6,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrcnn.config import EvalConfig
+from fastrcnn.config.schema import EvalConfig
 
 if TYPE_CHECKING:
-    from fastrcnn.inference import AnyNetwork
+    from fastrcnn.inference.detect import AnyNetwork
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
@@ -23,13 +23,14 @@ EXAMPLES = [
 def main(arguments: list[str]) -> int:
     """Evaluates a checkpoint and writes metrics.json, the detections and a report, or detections alone for a
     competition."""
-    from fastrcnn.cli.trained import load
+    from fastrcnn.build.trained import load
 
     config, model, names, run = load("eval", arguments)
-    from fastrcnn import build, build_sets, distributed
+    from fastrcnn.build import datasets, machine
+    from fastrcnn.parallel import distributed
 
-    build_sets.rounded(model, config.runtime)
-    with distributed.joined(build.device(config.runtime)):
+    datasets.rounded(model, config.runtime)
+    with distributed.joined(machine.device(config.runtime)):
         if config.competition:
             from fastrcnn.cli.competition import compete
 
@@ -39,25 +40,25 @@ def main(arguments: list[str]) -> int:
 
 def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path, arguments: list[str]) -> int:
     """See main."""
-    from fastrcnn import build, build_data, build_sets
+    from fastrcnn.build import annotations, datasets, machine, training
     from fastrcnn.cli import evaluated
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.evaluate import evaluate, table
 
-    metric = build_data.metric(config.data, config.metric)
-    device = build.device(config.runtime)
-    split = build_data.split_name(build_data.test_splits(config.data, config.split))
+    metric = annotations.metric(config.data, config.metric)
+    device = machine.device(config.runtime)
+    split = annotations.split_name(annotations.test_splits(config.data, config.split))
     folder = Path(config.output).expanduser() if config.output else run / "eval" / split
     evaluated.check_place(folder, split, names)
-    test_set = build_sets.test_set(config.data, names, config.split)
+    test_set = datasets.test_set(config.data, names, config.split)
     result = evaluate(
         model,
-        detection_loader(test_set, workers=build.workers(config.runtime)),
+        detection_loader(test_set, workers=machine.workers(config.runtime)),
         len(test_set),
         names,
         metric,
-        build.detection(config.detection, model.classifier),
-        build.precision(config.runtime, device),
+        training.detection(config.detection, model.classifier),
+        machine.precision(config.runtime, device),
     )
     if result is None:  # the first process has it
         return 0

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrcnn.cli.compose import to_yaml
-from fastrcnn.cli.run_folder import refuse_unusable
+from fastrcnn.build.run_folder import refuse_unusable
+from fastrcnn.config.compose import to_yaml
 
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
@@ -22,8 +22,8 @@ def write(result: Evaluation, folder: Path, split: str, title: str, about: Seque
     Raises UserError.
     """
     from fastrcnn.evaluation.evaluate import write_results
-    from fastrcnn.evaluation.report_page import write_report
     from fastrcnn.evaluation.result_files import write_comp4
+    from fastrcnn.report.report_page import write_report
     from fastrcnn.training.tracking import environment
 
     write_results(result, folder)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrcnn.cli.compose import compose
-from fastrcnn.config import ExplainRoiConfig
+from fastrcnn.config.compose import compose
+from fastrcnn.config.schema import ExplainRoiConfig
 from fastrcnn.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from fastrcnn.explain_roi import Question
+    from fastrcnn.report.explain_roi import Question
 
 
 EXAMPLES = [
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
 def run(config: ExplainRoiConfig) -> int:
     """As `main`, for a configuration. Raises UserError for a mistake in it."""
     question, name = question_of(config)
-    from fastrcnn.explain_roi import write_explanation
+    from fastrcnn.report.explain_roi import write_explanation
 
     text, paths = write_explanation(question, Path(config.output).expanduser(), name)
     print(text)
@@ -49,7 +49,7 @@ def question_of(config: ExplainRoiConfig) -> tuple[Question, str]:
     """What is asked, and a name for it."""
     import numpy as np
 
-    from fastrcnn.explain_roi import Question
+    from fastrcnn.report.explain_roi import Question
 
     asked = [k for k in ("example", "grid", "image") if getattr(config, k)]
     if len(asked) > 1:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrcnn import outputs
-from fastrcnn.cli.checkpoints import opened, require, run_of
-from fastrcnn.cli.compose import compose, to_dict
-from fastrcnn.cli.derived import network
-from fastrcnn.config import ExportConfig
+from fastrcnn import files
+from fastrcnn.build.checkpoints import opened, require, run_of
+from fastrcnn.build.derived import network
+from fastrcnn.config.compose import compose, to_dict
+from fastrcnn.config.schema import ExportConfig
 from fastrcnn.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -41,12 +41,12 @@ def main(arguments: list[str]) -> int:
     config, path, content = opened("export", config, arguments)
     import torch
 
-    from fastrcnn import export
+    from fastrcnn.weights import export
 
     known = content["config"]["model"]
     output = output_file(config, run_of(path) / "export" / known["network"])
-    source = outputs.digest(path)
-    outputs.refuse_existing(output, source)
+    source = files.digest(path)
+    files.refuse_existing(output, source)
     names = content["classes"]
     model = network(path, content["config"], names, content.pop("model"), torch.device("cpu"))
     if config.format in ("onnx", "pt2"):
@@ -66,20 +66,20 @@ def deploy(
     config: ExportConfig, content: dict[str, Any], model: FastRCNN, run: Path, output: Path, source: str
 ) -> None:
     """Writes the network as a file that runs by itself, and its model card, the same name and .md, beside it."""
-    from fastrcnn import build
+    from fastrcnn.build import training
     from fastrcnn.deploy.card import model_card
-    from fastrcnn.deploy.description import describe
     from fastrcnn.deploy.onnx_graph import write_onnx
     from fastrcnn.deploy.program import write_program
+    from fastrcnn.inference.description import describe
 
     card = output.with_name(f"{output.name}.md")
-    outputs.refuse_existing(card, source)
-    settings = build.detection(config.detection, model.classifier)
+    files.refuse_existing(card, source)
+    settings = training.detection(config.detection, model.classifier)
     whole = content["config"] | {key: value for key, value in to_dict(config).items() if key in ("data", "detection")}
     description = describe(model, content["classes"], content["step"], whole, evaluations(run))
     write = write_onnx if config.format == "onnx" else write_program
     write(model, description, settings.box_regression, output, source)
-    with outputs.written(card, source) as path:
+    with files.written(card, source) as path:
         path.write_text(model_card(description, output.name, settings.box_regression), encoding="utf-8")
     print(f"how to use it: {card}")
 

@@ -7,15 +7,15 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from fastrcnn.cli.compose import compose
-from fastrcnn.config import ProposalsCheckConfig
+from fastrcnn.config.compose import compose
+from fastrcnn.config.schema import ProposalsCheckConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from fastrcnn.data.proposal_convert import Named
-    from fastrcnn.data.proposal_files import ProposalFile
-    from fastrcnn.evaluation.fit import Outcome
-    from fastrcnn.evaluation.fit_measures import Fit
+    from fastrcnn.proposals.convert import Named
+    from fastrcnn.proposals.fit import Outcome
+    from fastrcnn.proposals.fit_measures import Fit
+    from fastrcnn.proposals.formats.files import ProposalFile
     from fastrcnn.structures import Sample
 
 T = TypeVar("T")
@@ -45,12 +45,12 @@ def main(arguments: list[str]) -> int:
     config: ProposalsCheckConfig = compose("proposals-check", arguments)
     if config.proposals is None:
         raise UserError("which proposals? fastrcnn proposals-check proposals=FILE data=NAME data.root=FOLDER")
-    from fastrcnn import build_data
+    from fastrcnn.build import annotations
     from fastrcnn.cli.convert import read_ids
-    from fastrcnn.data.proposal_files import open_proposals
-    from fastrcnn.evaluation.fit import find_fit
+    from fastrcnn.proposals.fit import find_fit
+    from fastrcnn.proposals.formats.files import open_proposals
 
-    build_data.root(config.data)  # a mistake in it is said before a large file is read
+    annotations.root(config.data)  # a mistake in it is said before a large file is read
     path = Path(config.proposals).expanduser()
     file = open_proposals(path, None if config.ids is None else read_ids(Path(config.ids).expanduser()))
     samples, entries, listed, total = sampled(config, file)
@@ -76,19 +76,19 @@ def sampled(config: ProposalsCheckConfig, file: ProposalFile) -> tuple[list[Samp
     cannot be read is left out: it takes a part of the images only to compare with. Raises UserError where no image of
     the file is in the data set, or none has an object.
     """
-    from fastrcnn import build_data
-    from fastrcnn.data.annotations import class_names, is_coco, load
-    from fastrcnn.data.coco_file import read_coco_file
-    from fastrcnn.data.proposal_convert import match_ids
+    from fastrcnn.build import annotations
+    from fastrcnn.data.annotations.coco_file import read_coco_file
+    from fastrcnn.data.annotations.splits import class_names, is_coco, load
+    from fastrcnn.proposals.convert import match_ids
 
     data = config.data
     both = list(dict.fromkeys([*data.train, *data.test]))
     source_of: dict[str, Path] = {}
     wanted_ids: list[Named] = []
-    for source, ids in build_data.image_ids(
-        data, both if config.split is None else build_data.test_splits(data, config.split)
+    for source, ids in annotations.image_ids(
+        data, both if config.split is None else annotations.test_splits(data, config.split)
     ):
-        numbers = read_coco_file(source).numbers(build_data.root(data)) if is_coco(source) else {}
+        numbers = read_coco_file(source).numbers(annotations.root(data)) if is_coco(source) else {}
         wanted_ids += [(i, numbers.get(i)) for i in ids if i not in source_of]
         for image_id in ids:
             source_of.setdefault(image_id, source)
@@ -115,7 +115,7 @@ def sampled(config: ProposalsCheckConfig, file: ProposalFile) -> tuple[list[Samp
             need_pictures=False,
             first_pixel=data.first_pixel,
             leave_out_others=True,
-            root=build_data.root(data),
+            root=annotations.root(data),
         )
         samples += [s for s in part if (~s.difficult).any()]
     if not samples:
@@ -166,7 +166,7 @@ def verdict(outcome: Outcome, ids: list[str], path: Path, arguments: list[str]) 
 
     ids: of the images looked at. arguments: those of the command line that name the data set, quoted.
     """
-    from fastrcnn.evaluation.readings import AS_IS, PIXELS
+    from fastrcnn.proposals.readings import AS_IS, PIXELS
 
     winner, own = outcome.winner, outcome.own
     r, base = winner.reading, winner.reading.convention.base
@@ -217,7 +217,7 @@ def verdict(outcome: Outcome, ids: list[str], path: Path, arguments: list[str]) 
 
 def doubt(outcome: Outcome) -> list[str]:
     """The readings that are not told apart from the winner, if any."""
-    from fastrcnn.evaluation.readings import AS_IS, PIXELS
+    from fastrcnn.proposals.readings import AS_IS, PIXELS
 
     others = outcome.tried[1 : outcome.equal]
     if not others:
@@ -236,7 +236,7 @@ def doubt(outcome: Outcome) -> list[str]:
 
 def unit(scale: str) -> str:
     """What a scale means, in words."""
-    from fastrcnn.evaluation.readings import RELATIVE
+    from fastrcnn.proposals.readings import RELATIVE
 
     if scale == RELATIVE:
         return "as shares of the image's width and height"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastrcnn.cli.compose import compose
-from fastrcnn.config import ProposeConfig
+from fastrcnn.config.compose import compose
+from fastrcnn.config.schema import ProposeConfig
 from fastrcnn.errors import UserError
-from fastrcnn.launch import launch
+from fastrcnn.parallel.launch import launch
 
 EXAMPLES = [
     "fastrcnn propose data=voc07 data.root=VOCdevkit",
@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> int:
         raise UserError("ids= and convention= are about the file that convert=FILE names; name it, or leave them out.")
     import torch
 
-    from fastrcnn import distributed
-    from fastrcnn.data.proposals import ProposalStore
+    from fastrcnn.parallel import distributed
+    from fastrcnn.proposals.store import ProposalStore
 
     with distributed.joined(torch.device("cpu")):
         made = make(config)
@@ -44,23 +44,23 @@ def main(arguments: list[str]) -> int:
 
 def make(config: ProposeConfig) -> list[Path]:
     """Makes the stores that the configuration asks for."""
-    from fastrcnn import build_data, build_sets
+    from fastrcnn.build import annotations, datasets
     from fastrcnn.data import sources
 
     if config.source is not None:
         if config.output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
         pictures, looks = sources.without_truth(sources.pictures(config.source))
-        build_data.say_looks(looks)
-        return [build_sets.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
-    names = build_data.classes(config.data)
+        annotations.say_looks(looks)
+        return [datasets.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
+    names = annotations.classes(config.data)
     if config.output is not None:
         both = list(dict.fromkeys([*config.data.train, *config.data.test]))
-        everything = build_data.samples(config.data, both, names)
-        return [build_sets.make_proposals(config.data, everything, Path(config.output).expanduser(), config.workers)]
+        everything = annotations.samples(config.data, both, names)
+        return [datasets.make_proposals(config.data, everything, Path(config.output).expanduser(), config.workers)]
     made = []
     for splits in (config.data.train, config.data.test):
-        part = build_data.samples(config.data, splits, names)
-        path = build_sets.proposal_path(config.data, part, build_data.split_name(splits))
-        made.append(build_sets.make_proposals(config.data, part, path, config.workers))
+        part = annotations.samples(config.data, splits, names)
+        path = datasets.proposal_path(config.data, part, annotations.split_name(splits))
+        made.append(datasets.make_proposals(config.data, part, path, config.workers))
     return made

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from fastrcnn.cli.checkpoints import checked
-from fastrcnn.cli.compose import compose
-from fastrcnn.config import RuntimeConfig
+from fastrcnn.build.checkpoints import checked
+from fastrcnn.config.compose import compose
+from fastrcnn.config.schema import RuntimeConfig
 from fastrcnn.errors import UserError
 
 EXAMPLES = ["fastrcnn replay outputs/train/RUN/failed-step-1200.pt"]
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     config = compose("replay", [f"file={a}" if a in plain else a for a in arguments])
     if config.file is None:
         raise UserError("which step? fastrcnn replay FILE, a failed-step-N.pt that training left.")
-    from fastrcnn import build
+    from fastrcnn.build import machine, models
     from fastrcnn.training import checkpoint
     from fastrcnn.training.replay import replay
 
@@ -29,8 +29,8 @@ def main(arguments: list[str]) -> int:
     if not content.keys() >= NEEDED:
         raise UserError(f"{path}: a checkpoint, but not of a failed step. Wanted is a failed-step-N.pt.")
     content = checked(path, content)
-    device = build.device(RuntimeConfig(device=config.device))
-    model = build.trained_model(content["config"], len(content["classes"]))
+    device = machine.device(RuntimeConfig(device=config.device))
+    model = models.trained_model(content["config"], len(content["classes"]))
     model.load_state_dict(content["model"])
     model.to(device)
     found = replay(model, content)

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from fastrcnn.cli import reproduce_report
-from fastrcnn.cli.compose import check_overrides, compose, experiment_content
 from fastrcnn.cli.paper_tables import TABLES, Cell, Table, Work
 from fastrcnn.cli.reproduce_runs import Measured, Plan, measured
-from fastrcnn.config import ReproduceConfig
+from fastrcnn.config.compose import check_overrides, compose, experiment_content
+from fastrcnn.config.schema import ReproduceConfig
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")

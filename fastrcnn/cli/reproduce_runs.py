@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from fastrcnn.cli import train
-from fastrcnn.cli.compose import experiment_content, to_dict
 from fastrcnn.cli.paper_tables import Cell, Work
-from fastrcnn.config import DataConfig, ReproduceConfig, TrainConfig
+from fastrcnn.config.compose import experiment_content, to_dict
+from fastrcnn.config.schema import DataConfig, ReproduceConfig, TrainConfig
 
 log = logging.getLogger("fastrcnn")
 # On the embedded data set: from scratch, at a quarter of the width, in minutes. The numbers have nothing to do with the
@@ -71,17 +71,17 @@ class Plan:
 
     def check(self, works: list[Work]) -> None:
         """Raises UserError for what would be missed only after hours: weights, pictures, ranks, packages."""
-        from fastrcnn import build, build_data
-        from fastrcnn.model import weights
+        from fastrcnn.build import annotations, models
+        from fastrcnn.weights import pretrained
 
         for work in works:
             for name in filter(None, (work.start, work.experiment)):
                 config = train.configure(self.arguments(name, 0))
                 self.fingerprint(config.data)
                 for split in (*config.data.test, *([] if self.own_data else filter(None, [work.server]))):
-                    build_data.image_ids(config.data, [split])
+                    annotations.image_ids(config.data, [split])
                 if config.model.weights not in (None, "imagenet"):
-                    weights.existing(Path(config.model.weights).expanduser())
+                    pretrained.existing(Path(config.model.weights).expanduser())
             verb_name, *arguments = self.then(work) or ("",)
             if verb_name == "svm":
                 from fastrcnn.training.svm import linear_svc
@@ -91,17 +91,17 @@ class Plan:
                 for argument in arguments:
                     layer, _, rank = argument.partition("=")
                     setattr(config.model, f"{layer}_rank", int(rank))
-            build.check_model(config.model)
+            models.check_model(config.model)
 
     def fingerprint(self, data: DataConfig) -> str:
         """Letters that depend on the training pictures' names, sizes and truth, and on the store of their proposals."""
         key = json.dumps(asdict(data), sort_keys=True)
         if key not in self.fingerprints:
-            from fastrcnn import build_data
+            from fastrcnn.build import annotations
 
-            names = build_data.classes(data)
+            names = annotations.classes(data)
             found = hashlib.sha256(repr(names).encode())
-            for s in build_data.samples(data, data.train, names, training=True, need_pictures=False):
+            for s in annotations.samples(data, data.train, names, training=True, need_pictures=False):
                 found.update(f"{s.image_id} {s.width} {s.height}".encode())
                 found.update(s.boxes.tobytes() + s.labels.tobytes() + s.difficult.tobytes())
             if data.proposals is not None:

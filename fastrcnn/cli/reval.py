@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from fastrcnn.cli.compose import compose
+from fastrcnn.config.compose import compose
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
@@ -33,18 +33,18 @@ def main(arguments: list[str]) -> int:
     config = compose("reval", arguments)
     if config.detections is None:
         raise UserError("which detections? fastrcnn reval detections=FOLDER, with comp4_det_*.txt files in it.")
-    from fastrcnn import build_data
+    from fastrcnn.build import annotations
     from fastrcnn.evaluation.evaluate import compare, table
     from fastrcnn.evaluation.result_files import read_coco, read_comp4
 
-    metric = build_data.metric(config.data, config.metric)
-    splits = build_data.test_splits(config.data, config.split)
-    names = build_data.classes(config.data, splits)
-    samples = build_data.samples(config.data, splits, names, need_pictures=False)
+    metric = annotations.metric(config.data, config.metric)
+    splits = annotations.test_splits(config.data, config.split)
+    names = annotations.classes(config.data, splits)
+    samples = annotations.samples(config.data, splits, names, need_pictures=False)
     where = Path(config.detections).expanduser()
-    split = build_data.split_name(splits)
+    split = annotations.split_name(splits)
     if where.suffix == ".json" and not where.is_dir():  # a COCO split of that name has a folder of that name
-        numbers = build_data.category_ids(config.data, splits, names)
+        numbers = annotations.category_ids(config.data, splits, names)
         found = read_coco(where, [s.file_id for s in samples], numbers)
         for name in [name for name in found if name not in names]:
             if unused := len(found.pop(name)):

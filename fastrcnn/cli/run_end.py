@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrcnn.errors import UserError
-from fastrcnn.launch import launch
+from fastrcnn.parallel.launch import launch
 from fastrcnn.training.signals import Stop, Stopped
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def good_order(folder: Path, stop: Stop) -> Iterator[Ending]:
         log.info("%s", stopped)  # into the run's log too
         raise Stopped(stopped.status) from None
     except WorkerDiedError as error:
-        from fastrcnn import distributed
+        from fastrcnn.parallel import distributed
 
         state = ending.state
         if state is not None and state.done > state.saved and distributed.leads():
@@ -59,7 +59,7 @@ def good_order(folder: Path, stop: Stop) -> Iterator[Ending]:
         kept = f"Step {state.saved} is saved. " if state is not None and state.saved else ""
         raise UserError(f"{error} {kept}To resume: {command(folder)}") from None
     except RuntimeError as error:
-        from fastrcnn import distributed
+        from fastrcnn.parallel import distributed
 
         if not distributed.lost(error):
             raise

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastrcnn.cli.checkpoints import checked
-from fastrcnn.cli.compose import to_dict
-from fastrcnn.config import TrainConfig
+from fastrcnn.build.checkpoints import checked
+from fastrcnn.config.compose import to_dict
+from fastrcnn.config.schema import TrainConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.evaluation.evaluate import Evaluation
     from fastrcnn.evaluation.metric import Metric
-    from fastrcnn.inference import DetectionSettings
+    from fastrcnn.inference.detect import DetectionSettings
     from fastrcnn.model.fast_rcnn import FastRCNN
     from fastrcnn.structures import Batch, RoITargets
     from fastrcnn.training.tracking import Tracker
@@ -100,7 +100,7 @@ class RunState:
 
     def save(self, step: int) -> None:
         """Writes step-N.pt, from which the run can go on. Of several processes the first writes."""
-        from fastrcnn import distributed
+        from fastrcnn.parallel import distributed
         from fastrcnn.training import checkpoint
 
         if distributed.leads():
@@ -136,10 +136,10 @@ class RunState:
         Raises Interrupted, at the next picture, where the run is to end; with several processes all do, each when its
         share is done or it is itself told to end.
         """
-        from fastrcnn import distributed
-        from fastrcnn.build_data import NO_TRUTH
+        from fastrcnn.build.annotations import NO_TRUTH
         from fastrcnn.data.loader import detection_loader
         from fastrcnn.evaluation.evaluate import evaluate
+        from fastrcnn.parallel import distributed
         from fastrcnn.training import checkpoint
         from fastrcnn.training.loop import Interrupted
         from fastrcnn.training.tracking import EVALUATED
@@ -180,7 +180,7 @@ class RunState:
 
     def draw(self, step: int, batch: Batch, rois: torch.Tensor, targets: RoITargets) -> None:
         """A picture of the step's RoIs, of several processes those of the first, for TensorBoard."""
-        from fastrcnn import distributed
+        from fastrcnn.parallel import distributed
 
         if not distributed.leads():
             return

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from fastrcnn.cli import checkpoints
+from fastrcnn.build import checkpoints
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from fastrcnn.config import DataConfig, TrainConfig
+    from fastrcnn.config.schema import DataConfig, TrainConfig
     from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.model.fast_rcnn import FastRCNN
 
@@ -58,11 +58,11 @@ def statistics(model: FastRCNN, train_set: DetectionDataset, config: TrainConfig
     """
     if model.delta_mean.any() or (model.delta_std != 1).any():
         return
-    from fastrcnn import build
+    from fastrcnn.build import training
     from fastrcnn.model.box_layer import normalise_box_layer
 
     log.info("its box layer is not normalised; computing the statistics of the regression targets to normalise it")
-    normalise_box_layer(model, *build.delta_statistics_of(train_set, model.num_classes, config))
+    normalise_box_layer(model, *training.delta_statistics_of(train_set, model.num_classes, config))
 
 
 def put_weights(model: FastRCNN, content: dict[str, Any], where: str) -> None:

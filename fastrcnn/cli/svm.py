@@ -10,12 +10,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrcnn import outputs
-from fastrcnn.cli.checkpoints import opened, require
-from fastrcnn.cli.compose import compose
+from fastrcnn import files
+from fastrcnn.build.checkpoints import opened, require
+from fastrcnn.build.derived import evaluated, network, output_file
 from fastrcnn.cli.compress_report import change, points
-from fastrcnn.cli.derived import evaluated, network, output_file
-from fastrcnn.config import SvmConfig
+from fastrcnn.config.compose import compose
+from fastrcnn.config.schema import SvmConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,22 +50,22 @@ def main(arguments: list[str]) -> int:
 def train(config: SvmConfig, path: Path, content: dict[str, Any], output: Path, source: str) -> None:
     """Trains SVMs on the features of the checkpoint's `content`, writes `output` and prints the outcome. source: see
     outputs.py."""
-    from fastrcnn import build, build_data, build_sets
+    from fastrcnn.build import annotations, datasets, machine, training
     from fastrcnn.training import checkpoint
     from fastrcnn.training.svm import linear_svc, put_into
 
     linear_svc()  # says before the work that scikit-learn is missing
     names = content["classes"]
-    device = build.device(config.runtime)
-    dtype = build.precision(config.runtime, device)
-    build.threads(config.runtime)
-    settings = build.detection(config.detection)
-    build_data.metric(config.data)
+    device = machine.device(config.runtime)
+    dtype = machine.precision(config.runtime, device)
+    machine.threads(config.runtime)
+    settings = training.detection(config.detection)
+    annotations.metric(config.data)
     softmax = network(path, content["config"], names, content["model"], device)
     changed = with_margins(content["config"])
     svm = network(path, changed, names, content["model"], device)
-    test_set = build_sets.test_set(config.data, names, config.split) if config.split or config.data.test else None
-    views = build_sets.plain_training_sets(config.data, names)
+    test_set = datasets.test_set(config.data, names, config.split) if config.split or config.data.test else None
+    views = datasets.plain_training_sets(config.data, names)
 
     weights, biases = trained(config, softmax, views, names, dtype)
     put_into(svm.cls_score, weights, biases)
@@ -82,10 +82,10 @@ def train(config: SvmConfig, path: Path, content: dict[str, Any], output: Path, 
             "model": svm.state_dict(),
         },
     )
-    with outputs.written(output, source) as part:
+    with files.written(output, source) as part:
         part.write_bytes(whole)
     if before is not None and after is not None:
-        split = build_data.split_name(build_data.test_splits(config.data, config.split))
+        split = annotations.split_name(annotations.test_splits(config.data, config.split))
         print(f"mAP on {split}: softmax {points(before)}, SVM {points(after)} ({change(before, after)})")
         if settings.score_threshold:
             print(f"the softmax with scores from {settings.score_threshold:g} up, the SVMs with all")
@@ -108,7 +108,7 @@ def trained(
     """Weights (C, D) and biases (C,) of the SVMs. views: the training pictures, and those mirrored, if any."""
     import numpy as np
 
-    from fastrcnn import build
+    from fastrcnn.build import machine, training
     from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.progress import progress
@@ -116,7 +116,7 @@ def trained(
     from fastrcnn.training.svm import gather_positives, train_svms
 
     def seen(datasets: list[DetectionDataset], what: str, proposals: bool = True) -> Iterator[PictureFeatures]:
-        workers, chunk = build.workers(config.runtime), config.detection.rois_per_chunk
+        workers, chunk = machine.workers(config.runtime), config.detection.rois_per_chunk
         pyramids = chain.from_iterable(detection_loader(dataset, workers=workers) for dataset in datasets)
         return progress(picture_features(model, pyramids, proposals, chunk, dtype), sum(map(len, datasets)), what)
 
@@ -132,4 +132,4 @@ def trained(
     scale = config.feature_norm / length
     log.info("features of fc7 are %.3f long on average; scaled by %.4f", length, scale)
     positives = gather_positives(seen(views, "positives", proposals=False), len(names), model.head.out_features)
-    return train_svms(names, positives, seen(views, "negatives"), scale, build.svm(config))
+    return train_svms(names, positives, seen(views, "negatives"), scale, training.svm(config))

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from fastrcnn.cli.compose import check_overrides, compose, config_folder, quoted
-from fastrcnn.cli.run_folder import refuse_unusable
-from fastrcnn.config import SCHEMAS, check_bounds, leaves
+from fastrcnn.build.run_folder import refuse_unusable
+from fastrcnn.config.compose import check_overrides, compose, config_folder, quoted
+from fastrcnn.config.schema import SCHEMAS, check_bounds, leaves
 from fastrcnn.errors import UserError
-from fastrcnn.launch import launch
+from fastrcnn.parallel.launch import launch
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -57,11 +57,11 @@ def sweep(arguments: Sequence[str]) -> int:
     if "hydra/sweeper=optuna" in hydras and not config.data.test:
         raise UserError("hydra/sweeper=optuna: seeks the highest mAP, and with data.test=[] there is none.")
     if "hydra/sweeper=optuna" in hydras:
-        from fastrcnn import build_data
+        from fastrcnn.build import annotations
 
-        names = build_data.classes(config.data)
-        if not build_data.has_truth(build_data.samples(config.data, config.data.test, names, need_pictures=False)):
-            raise UserError(f"hydra/sweeper=optuna: seeks the highest mAP, and there is {build_data.NO_TRUTH}.")
+        names = annotations.classes(config.data)
+        if not annotations.has_truth(annotations.samples(config.data, config.data.test, names, need_pictures=False)):
+            raise UserError(f"hydra/sweeper=optuna: seeks the highest mAP, and there is {annotations.NO_TRUTH}.")
     claim_folder(folder, overrides, hydras)
     hydras = [a for a in hydras if not a.startswith("hydra.sweep.dir=")]
     if "hydra/sweeper=optuna" in hydras and not any(a.startswith("hydra.sweeper.direction=") for a in hydras):

@@ -8,22 +8,15 @@ from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastrcnn.build.run_folder import log_changes, log_to, refuse_used, run_folder, saved_config, warn_of_companions
 from fastrcnn.cli import evaluated, start
-from fastrcnn.cli.compose import compose, experiment_content, to_yaml
 from fastrcnn.cli.run_end import good_order
-from fastrcnn.cli.run_folder import (
-    log_changes,
-    log_to,
-    refuse_used,
-    run_folder,
-    saved_config,
-    warn_of_companions,
-)
 from fastrcnn.cli.run_state import RunState, load_newest
 from fastrcnn.cli.sweep import FLAGS, sweep
-from fastrcnn.config import TrainConfig
+from fastrcnn.config.compose import compose, experiment_content, to_yaml
+from fastrcnn.config.schema import TrainConfig
 from fastrcnn.errors import UserError
-from fastrcnn.launch import launch
+from fastrcnn.parallel.launch import launch
 from fastrcnn.training.signals import Stop, handle_signals
 
 if TYPE_CHECKING:
@@ -106,16 +99,17 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
 
 def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]:
     """See run."""
-    from fastrcnn import build, build_data, build_sets, distributed
+    from fastrcnn.build import annotations, datasets, machine, training
+    from fastrcnn.parallel import distributed
 
-    build.check_training(config)
+    training.check_training(config)
     start.refuse_svm(config)
-    build.detection(config.detection)  # mistakes show before the work
-    build_data.metric(config.data)
+    training.detection(config.detection)  # mistakes show before the work
+    annotations.metric(config.data)
     if config.data.test:
-        build_sets.test_scaling(config.data)
+        datasets.test_scaling(config.data)
     folder, begun = run_folder(config)
-    with distributed.joined(build.device(config.runtime)):
+    with distributed.joined(machine.device(config.runtime)):
         return run_joined(config, stop, distributed.from_first(folder), begun)
 
 
@@ -123,11 +117,12 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
     """The run in its folder, in each process of the job; begun: whether it goes on there."""
     import torch
 
-    from fastrcnn import build, build_data, build_sets, distributed
+    from fastrcnn.build import annotations, datasets, machine, models, training
     from fastrcnn.data.loader import training_loader
     from fastrcnn.evaluation.evaluate import table
     from fastrcnn.memory import advising
     from fastrcnn.model.head import parameter_count
+    from fastrcnn.parallel import distributed
     from fastrcnn.training import checkpoint, loop
     from fastrcnn.training.optim import sgd
     from fastrcnn.training.profiling import profiled
@@ -136,31 +131,31 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
     resumed = begun and bool(checkpoint.in_order(folder / "checkpoints"))
     if begun and not resumed:
         log.info("%s: it ended before its first checkpoint, and begins again", folder)
-    detection, metric = build.detection(config.detection), build_data.metric(config.data)
-    device = build.device(config.runtime)
-    dtype = build.precision(config.runtime, device)
-    build.threads(config.runtime)
-    workers = build.workers(config.runtime)
+    detection, metric = training.detection(config.detection), annotations.metric(config.data)
+    device = machine.device(config.runtime)
+    dtype = machine.precision(config.runtime, device)
+    machine.threads(config.runtime)
+    workers = machine.workers(config.runtime)
     solver, seed = config.solver, config.runtime.seed
 
-    build_data.absolute_paths(config.data)
+    annotations.absolute_paths(config.data)
     begin = start.read(config) if config.start and not resumed else None
     if begin:
         start.take_classes(config.data, begin, str(config.start))
-    names = build_data.classes(config.data)
-    build_data.warn_of_same_files(names)
+    names = annotations.classes(config.data)
+    annotations.warn_of_same_files(names)
     if config.data.test:
-        build_data.image_ids(config.data, config.data.test)  # a list that is missing shows before the work
+        annotations.image_ids(config.data, config.data.test)  # a list that is missing shows before the work
     torch.manual_seed(loop.seed_of(seed))
-    model = build.model(config.model, len(names), load=not (resumed or begin))  # before the data: it may lack weights
+    model = models.model(config.model, len(names), load=not (resumed or begin))  # before the data: it may lack weights
     if begin:
         start.put_weights(model, begin, str(config.start))
-    train_set, test_set = build_sets.both_sets(config.data, names, seed)
-    if test_set and distributed.leads() and not build_data.has_truth(test_set.samples):
-        log.warning("%s: %s; there will be no best.pt", ", ".join(config.data.test), build_data.NO_TRUTH)
+    train_set, test_set = datasets.both_sets(config.data, names, seed)
+    if test_set and distributed.leads() and not annotations.has_truth(test_set.samples):
+        log.warning("%s: %s; there will be no best.pt", ", ".join(config.data.test), annotations.NO_TRUTH)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    build.freeze_unused(model, solver)
-    build.speed_and_memory(model, config.runtime, device)
+    models.freeze_unused(model, solver)
+    machine.speed_and_memory(model, config.runtime, device)
     optimizer = sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer)
     done, best = 0, -1.0
     if resumed:
@@ -168,14 +163,14 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
         stop.state = f"nothing was trained after step {done}"
     else:
         if distributed.leads():
-            build_sets.say_recall(train_set, names)
+            datasets.say_recall(train_set, names)
         if begin:  # the weights of bbox_pred were trained for the statistics that came with them
             log.info("beginning with the weights of %s", config.start)
             start.say_margins(begin)
             start.statistics(model, train_set, config)
         else:
             log.info("%d training pictures; computing the statistics of their regression targets", len(train_set))
-            build.set_delta_statistics(model, train_set, config)
+            training.set_delta_statistics(model, train_set, config)
 
     if (resumed, done) != distributed.from_first((resumed, done)):
         raise UserError(
@@ -186,7 +181,7 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
         claim(folder) if distributed.leads() else nullcontext(),
         log_to(folder) if distributed.leads() else nullcontext(),
         good_order(folder, stop) as ending,
-        advising("training", device, lambda: build.training_memory(config)),
+        advising("training", device, lambda: training.training_memory(config)),
         ExitStack() as during,
     ):
         tracker: Tracker
@@ -235,9 +230,9 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
             loop.train(
                 model,
                 batches,
-                build.sampler(solver, model),
+                training.sampler(solver, model),
                 optimizer,
-                build.schedule(config, done),
+                training.schedule(config, done),
                 state.tracker,
                 save=state.save,
                 evaluate=evaluate,
@@ -250,7 +245,7 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
     state.tracker.close()
     if state.outcome is not None:
         print(table(state.outcome))
-        split = build_data.split_name(config.data.test)
+        split = annotations.split_name(config.data.test)
         report = evaluated.write(
             state.outcome, folder / "eval" / split, split, evaluated.title(folder, split), evaluated.training(folder)
         )

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastrcnn.data.annotations.truth import Problem
 from fastrcnn.data.images import Stored, decode_stored, read_bytes, turned
-from fastrcnn.data.truth import Problem
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, Subset
 
-from fastrcnn import distributed
 from fastrcnn.data.dataset import DetectionDataset, Example, Pyramids, to_tensor
 from fastrcnn.errors import UserError
-from fastrcnn.processes import UNGUARDED, prepare, refuse_import, starting, unguarded
+from fastrcnn.parallel import distributed
+from fastrcnn.parallel.processes import UNGUARDED, prepare, refuse_import, starting, unguarded
 from fastrcnn.structures import Batch
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fastrcnn.data.annotations.text_files import read_lines
+from fastrcnn.data.annotations.voc_layout import IMAGE_SUFFIXES
 from fastrcnn.data.frames import Look
 from fastrcnn.data.images import decode_stored, inspect, read_bytes
-from fastrcnn.data.text_files import read_lines
-from fastrcnn.data.voc_layout import IMAGE_SUFFIXES
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
 from fastrcnn.structures import Sample

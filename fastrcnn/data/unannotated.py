@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.data.annotations import is_coco
-from fastrcnn.data.coco_file import CocoImage, read_coco_file
-from fastrcnn.data.frames import Look, size_fault, turn_for
-from fastrcnn.data.images import inspect
-from fastrcnn.data.truth import FEW, NEARLY_ALL, ProblemError
-from fastrcnn.data.voc_layout import (
+from fastrcnn.data.annotations.coco_file import CocoImage, read_coco_file
+from fastrcnn.data.annotations.splits import is_coco
+from fastrcnn.data.annotations.truth import FEW, NEARLY_ALL, ProblemError
+from fastrcnn.data.annotations.voc_layout import (
     find_annotation,
     find_image,
     homes,
@@ -21,7 +19,9 @@ from fastrcnn.data.voc_layout import (
     picture_folder,
     where_files_are,
 )
-from fastrcnn.data.voc_xml import parse_annotation
+from fastrcnn.data.annotations.voc_xml import parse_annotation
+from fastrcnn.data.frames import Look, size_fault, turn_for
+from fastrcnn.data.images import inspect
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
 from fastrcnn.structures import Sample

@@ -10,6 +10,3 @@ Both take and give the same, so that who runs them needs to scale a picture and 
     scores     (P, classes + 1) float32, probabilities, or margins of SVMs; background first
     boxes      (P, classes + 1, 4) float32, half-open, in pixels of the picture and cut off at its border
 """
-
-INPUTS = ("image", "proposals", "scale", "size")
-OUTPUTS = ("scores", "boxes")

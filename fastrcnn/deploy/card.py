@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from fastrcnn import __version__
-from fastrcnn.deploy.description import Description
 from fastrcnn.deploy.program import LEAST_SIDE
+from fastrcnn.inference.description import Description
 
 POOLING = {
     "fast_rcnn": ". x2 and y2 are lowered by 1 before the scaling, and corners are rounded to whole cells, halves away "
@@ -74,7 +74,7 @@ Boxes are half-open: x2 and y2 lie one past the last pixel, so that a width is x
 3. Scale both sides by it, bilinear, as `cv2.resize` does: the sides are rounded to whole pixels and the pixels to whole
    numbers. The input `scale` is the factor itself, before that rounding.{smallest}
 4. Give it at most {data["max_proposals"]} proposals, the best where they have scores.
-   `fastrcnn.data.selective_search.propose` makes them as for its training, unless that had others.
+   `fastrcnn.proposals.selective_search.propose` makes them as for its training, unless that had others.
 
 Inside, {mean} is subtracted from red, green and blue, and the rest divided by {std}. Proposals are scaled in float64,
 rounded once to float32, and pooled to {model["roi_size"]} x {model["roi_size"]} cells{pooling}.

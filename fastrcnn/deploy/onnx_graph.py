@@ -13,13 +13,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from fastrcnn import __version__, boxes
-from fastrcnn.deploy.description import Description
-from fastrcnn.deploy.onnx_network import PACKAGES
 from fastrcnn.errors import UserError
-from fastrcnn.export import refuse
+from fastrcnn.files import written
+from fastrcnn.inference.description import Description
+from fastrcnn.inference.onnx_network import PACKAGES
 from fastrcnn.model.fast_rcnn import INCLUSIVE, FastRCNN
 from fastrcnn.model.networks import Conv, Network, Pool
-from fastrcnn.outputs import written
+from fastrcnn.weights.export import refuse
 
 OPSET, IR = 17, 8  # of 2022: any ONNX Runtime from 1.12 on
 POOLED = ("fast_rcnn", "roi_align")  # what ONNX has an operator for

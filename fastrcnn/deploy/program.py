@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from fastrcnn import boxes
-from fastrcnn.deploy.description import Description
+from fastrcnn.files import written
+from fastrcnn.inference.description import Description
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.outputs import written
 
 LEAST_SIDE = 64  # so that no map is one cell wide, which torch.export takes for a special case
 

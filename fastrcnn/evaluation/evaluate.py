@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastrcnn import distributed
 from fastrcnn.evaluation import matches
 from fastrcnn.evaluation.metric import Metric, average_precision
 from fastrcnn.evaluation.recall import ProposalRecall, proposal_recall
@@ -26,8 +25,9 @@ from fastrcnn.evaluation.voc_ap import (
     detections_by_class,
     truth_by_class,
 )
-from fastrcnn.inference import AnyNetwork, DetectionSettings, detect
+from fastrcnn.inference.detect import AnyNetwork, DetectionSettings, detect
 from fastrcnn.model.postprocess import class_thresholds
+from fastrcnn.parallel import distributed
 from fastrcnn.progress import progress
 from fastrcnn.structures import Batch, Detections, Sample
 

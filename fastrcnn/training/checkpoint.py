@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fastrcnn.errors import UserError
-from fastrcnn.model import torch_files
-from fastrcnn.model.weights import unusable
+from fastrcnn.weights import torch_files
+from fastrcnn.weights.pretrained import unusable
 
 FORMAT = 2  # 1 had one short side in evaluation
 MAGIC = b"\nfastrcnn-sha256:"
@@ -73,7 +73,7 @@ def load(path: Path, finite: bool = True) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU. Nothing in the file is executed.
 
     finite: refuse weights that are not. Raises UserError where there is no checkpoint, or it is cut short, changed, not
-    ours, or lacks what every checkpoint holds. Whether its weights fit its configuration, cli/checkpoints.py checks.
+    ours, or lacks what every checkpoint holds. Whether its weights fit its configuration, build/checkpoints.py checks.
     """
     try:
         with path.open("rb") as file:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrcnn.inference import at_levels, autocast
+from fastrcnn.inference.detect import at_levels, autocast
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.structures import Batch
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fastrcnn import distributed
 from fastrcnn.errors import UserError
-from fastrcnn.inference import autocast
+from fastrcnn.inference.detect import autocast
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.model.sampling import RoISampler
+from fastrcnn.parallel import distributed
 from fastrcnn.progress import silent
 from fastrcnn.structures import Batch, RoITargets
 from fastrcnn.training.meter import Meter, gradient_norm

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from fastrcnn import distributed
 from fastrcnn.model.loss import Losses
+from fastrcnn.parallel import distributed
 from fastrcnn.structures import Batch, RoITargets
 
 

@@ -13,9 +13,9 @@ from small_run import SETTINGS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from voc_folder import VocFolder, voc_xml
 
-from fastrcnn.build_data import warn_of_same_files
+from fastrcnn.build.annotations import warn_of_same_files
+from fastrcnn.build.derived import output_file
 from fastrcnn.cli import evaluated
-from fastrcnn.cli.derived import output_file
 from fastrcnn.cli.sweep import report, varied
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation import result_files
@@ -28,7 +28,7 @@ CIRCLE = (11, 11, 40, 36)
 
 def images(folder: Path, ids: list[str], name: str = "cat", tested: bool = True) -> VocFolder:
     """A data set without lists; without `tested` the objects of what would be tested on are difficult."""
-    from fastrcnn.data.annotations import divided
+    from fastrcnn.data.annotations.splits import divided
 
     made = VocFolder(folder)
     held_out = divided(ids, "test")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from voc_folder import VocFolder, fingerprint
 
-from fastrcnn.data.proposals import ImageProposals, write_store
+from fastrcnn.proposals.store import ImageProposals, write_store
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -166,7 +166,7 @@ def test_the_bad_boxes_of_bccd(test_data: Path, call: Call) -> None:
 def test_real_selective_search_boxes(test_data: Path, call: Call, tmp_path: Path) -> None:
     from scipy.io import loadmat
 
-    from fastrcnn.data.voc_xml import parse_annotation
+    from fastrcnn.data.annotations.voc_xml import parse_annotation
 
     root = test_data / "VOCdevkit"
     items = []

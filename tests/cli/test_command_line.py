@@ -292,7 +292,7 @@ def test_names_that_a_terminal_cannot_show_are_escaped(
 def test_a_class_that_no_file_can_be_named_after_is_refused_before_the_work(
     call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastrcnn.build_data import checked_names
+    from fastrcnn.build.annotations import checked_names
     from fastrcnn.errors import UserError
 
     assert checked_names(["grün 日本"], ["test"]) == ["grün 日本"]

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from voc_folder import VocFolder, fingerprint
 
-from fastrcnn.data.proposal_convert import match_ids
-from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
 from fastrcnn.errors import UserError
+from fastrcnn.proposals.convert import match_ids
+from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -15,11 +15,11 @@ import slim_run
 from PIL import Image, ImageOps
 from voc_folder import VocFolder, fingerprint
 
-from fastrcnn import build_data
+from fastrcnn.build import annotations
 from fastrcnn.cli.detect_files import folder_for
 from fastrcnn.data import video
 from fastrcnn.data.images import read_image
-from fastrcnn.data.proposals import ImageProposals, ProposalStore, write_store
+from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 
 Call = Callable[..., tuple[int, str, str]]
 HEADER = "image_id,file,category,category_id,score,x1,y1,x2,y2"
@@ -102,7 +102,7 @@ def test_a_photo_stored_sideways_is_found_in_and_drawn_upright(
 ) -> None:
     """As the same photo with its pixels rotated by Pillow; by a store of `propose` too."""
     caplog.set_level("INFO")
-    build_data.say_once.cache_clear()
+    annotations.say_once.cache_clear()
     exif = Image.Exif()
     exif[0x0112] = 6
     plain = voc.picture("p", size=(300, 200), suffix=".png")
@@ -130,7 +130,7 @@ def test_a_photo_stored_sideways_is_found_in_and_drawn_upright(
 def test_twelve_bits_are_detected_in_as_bright_as_eight(
     call: Call, run: Path, voc: VocFolder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    build_data.say_once.cache_clear()
+    annotations.say_once.cache_clear()
     plain = voc.picture("p", size=(60, 40), suffix=".png")
     cv2.imwrite("deep.png", cv2.imread(str(plain)).astype(np.uint16) << 4 | 5)
     for source, name in ((plain, "plain"), ("deep.png", "deep")):

@@ -13,7 +13,7 @@ import torch
 from slim_run import WIDTH
 from voc_folder import VocFolder, fingerprint
 
-from fastrcnn.outputs import MADE
+from fastrcnn.files import MADE
 from fastrcnn.training import checkpoint
 
 Call = Callable[..., tuple[int, str, str]]

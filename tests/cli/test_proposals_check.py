@@ -137,7 +137,7 @@ def test_mistakes_are_one_message(call: Call, zero_based: tuple[VocFolder, list[
 
 def test_the_demo_with_selective_search(call: Call, tmp_path: Path) -> None:
     from fastrcnn.data.demo import write_demo
-    from fastrcnn.data.proposals import ProposalStore
+    from fastrcnn.proposals.store import ProposalStore
 
     root = write_demo(tmp_path / "demo", train=20, val=0, test=4, size=(160, 120))
     data = ["data=demo", f"data.root={root}"]

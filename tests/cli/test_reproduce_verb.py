@@ -11,10 +11,10 @@ import pytest
 from voc_folder import VocFolder
 
 from fastrcnn.cli import paper_tables, reproduce, reproduce_runs
-from fastrcnn.cli.compose import compose, options
 from fastrcnn.cli.paper_tables import TABLES, Cell, Work
 from fastrcnn.cli.reproduce_report import markdown, shown
 from fastrcnn.cli.reproduce_runs import Measured, Plan
+from fastrcnn.config.compose import compose, options
 from fastrcnn.errors import UserError
 
 Call = Callable[..., tuple[int, str, str]]

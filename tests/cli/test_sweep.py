@@ -14,7 +14,7 @@ import yaml
 from small_run import SETTINGS
 
 from fastrcnn.cli.sweep import choices, parts
-from fastrcnn.config import TrainConfig
+from fastrcnn.config.schema import TrainConfig
 from fastrcnn.data.demo import write_demo
 
 Call = Callable[..., tuple[int, str, str]]

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from voc_folder import VocFolder
 
+from fastrcnn.data.annotations.voc import load_voc
 from fastrcnn.data.dataset import DetectionDataset, to_tensor
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.data.voc import load_voc
 from fastrcnn.errors import UserError
 
 PROPOSALS = np.array([[0, 0, 20, 20], [10, 5, 60, 40], [30, 30, 64, 48]], np.float32)

@@ -13,20 +13,20 @@ import pytest
 from PIL import Image, ImageOps
 from voc_folder import VocFolder, voc_xml
 
-from fastrcnn import build_data, build_sets
+from fastrcnn.audit.check import Settings, Task, read_all
+from fastrcnn.build import annotations, datasets
 from fastrcnn.cli.check import truth_pictures
-from fastrcnn.config import DataConfig, SelectiveSearchConfig
+from fastrcnn.config.schema import DataConfig, SelectiveSearchConfig
 from fastrcnn.data import sources
-from fastrcnn.data.check import Settings, Task, read_all
-from fastrcnn.data.coco import load_coco
+from fastrcnn.data.annotations.coco import load_coco
+from fastrcnn.data.annotations.voc import load_voc
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.frames import image_notes, read_sample, turn_for
 from fastrcnn.data.images import Stored
-from fastrcnn.data.proposals import ProposalStore
 from fastrcnn.data.unannotated import load_unannotated
-from fastrcnn.data.voc import load_voc
 from fastrcnn.errors import UserError
-from fastrcnn.evaluation.gallery import Case, with_pictures
+from fastrcnn.proposals.store import ProposalStore
+from fastrcnn.report.gallery import Case, with_pictures
 from fastrcnn.structures import Sample
 
 Call = Callable[..., tuple[int, str, str]]
@@ -92,7 +92,7 @@ def annotate(voc: VocFolder, image_id: str, pixels: np.ndarray) -> None:
 
 
 def training_set(config: DataConfig, names: list[str]) -> DetectionDataset:
-    return build_sets.both_sets(replace(config, test=[]), names, seed=0)[0]
+    return datasets.both_sets(replace(config, test=[]), names, seed=0)[0]
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def album(voc: VocFolder) -> VocFolder:
 
 def test_training_and_its_proposals_see_what_was_annotated(album: VocFolder, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    build_data.say_once.cache_clear()
+    annotations.say_once.cache_clear()
     config = config_of(album)
     data = training_set(config, ["cat"])
     assert [s.turn for s in data.samples] == [5, 6, 7, 8, 1]
@@ -126,10 +126,10 @@ def test_training_and_its_proposals_see_what_was_annotated(album: VocFolder, cap
         "o5.png: 4 image(s) are rotated upright, as their EXIF data ask; the first is o5.png, stored as" in caplog.text
     )
     assert "s.png: 1 image(s) have EXIF data that ask for a rotation, but" in caplog.text
-    turned = build_data.samples(config, ["trainval"], ["cat"])
-    path = build_sets.proposal_path(config, turned, "trainval")
+    turned = annotations.samples(config, ["trainval"], ["cat"])
+    path = datasets.proposal_path(config, turned, "trainval")
     assert path == kept
-    assert build_sets.proposal_path(config, [replace(s, turn=1) for s in turned], "trainval") != path
+    assert datasets.proposal_path(config, [replace(s, turn=1) for s in turned], "trainval") != path
 
 
 def test_check_finds_the_same_frames_and_the_proposals_of_training(album: VocFolder, call: Call) -> None:
@@ -198,7 +198,7 @@ def test_a_coco_files_sizes_decide_with_and_without_truth(tmp_path: Path) -> Non
         json.dumps({"images": images, "annotations": truth, "categories": [{"id": 1, "name": "cat"}]}), encoding="utf-8"
     )
     ids = ["images/a.png", "images/b.png"]
-    found = build_data.whole_pictures(load_coco(file, ids, ["cat"], root=tmp_path)[0], skip_bad=False)
+    found = annotations.whole_pictures(load_coco(file, ids, ["cat"], root=tmp_path)[0], skip_bad=False)
     assert [s.turn for s in found] == [6, 1]
     assert bright(read_sample(found[0])) == tuple(found[0].boxes[0])
     samples, _, faults = load_unannotated(file, ids, tmp_path)

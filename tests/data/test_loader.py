@@ -12,11 +12,11 @@ import pytest
 import torch
 from voc_folder import VocFolder
 
+from fastrcnn.data.annotations.voc import load_voc
 from fastrcnn.data.dataset import DetectionDataset, Example
 from fastrcnn.data.images import read_image
 from fastrcnn.data.loader import EndlessBatches, collate, detection_loader, training_loader
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.data.voc import load_voc
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Batch, Sample
 

@@ -12,9 +12,9 @@ from slim_detectors import CLASSES, KINDS, boxes, described, picture, slim
 from fastrcnn.data.images import read_image
 from fastrcnn.data.transforms import resize, scale_for
 from fastrcnn.deploy.onnx_graph import write_onnx
-from fastrcnn.deploy.onnx_network import OnnxNetwork
 from fastrcnn.deploy.program import WholeNetwork
 from fastrcnn.errors import UserError
+from fastrcnn.inference.onnx_network import OnnxNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN
 
 onnx = pytest.importorskip("onnx")

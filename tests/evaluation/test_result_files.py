@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 
 from fastrcnn.errors import UserError
-from fastrcnn.evaluation.result_files import (
-    read_coco,
-    read_comp4,
-    replace_file,
-    write_coco,
-    write_comp4,
-)
+from fastrcnn.evaluation.result_files import read_coco, read_comp4, replace_file, write_coco, write_comp4
 from fastrcnn.evaluation.voc_ap import ClassDetections
 from fastrcnn.names import same_files
 

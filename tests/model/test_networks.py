@@ -12,8 +12,8 @@ from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.head import Head, parameter_count
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.model.networks import NETWORKS, VGG16, Trunk
-from fastrcnn.model.weights import load_pretrained
 from fastrcnn.structures import RoITargets
+from fastrcnn.weights.pretrained import load_pretrained
 
 CONV_NAMES = VGG16.conv_names
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrcnn import build
-from fastrcnn.config import RuntimeConfig
+from fastrcnn.build import machine
+from fastrcnn.config.schema import RuntimeConfig
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.loss import Losses, fast_rcnn_loss
@@ -62,7 +62,7 @@ def maps_kept(model: FastRCNN) -> int:
 @pytest.mark.parametrize("frozen", [False, True])
 def test_activations_computed_twice_give_the_same_bits(options: dict, frozen: bool) -> None:
     plain, twice = network(**options), network(**options)
-    build.speed_and_memory(twice, RuntimeConfig(checkpoint_activations=True), CPU)
+    machine.speed_and_memory(twice, RuntimeConfig(checkpoint_activations=True), CPU)
     for model in (plain, twice):
         if frozen:
             freeze_before(model, model.trunk.network.conv_names[3])
@@ -87,7 +87,7 @@ def test_what_is_computed_again_is_not_kept() -> None:
 def test_a_compiled_network_gives_the_same_loss_at_any_size() -> None:
     options = {"dropout": 0.0, "width": 0.03}
     plain, compiled = network(**options), network(**options)
-    build.speed_and_memory(compiled, RuntimeConfig(compile=True), CPU)
+    machine.speed_and_memory(compiled, RuntimeConfig(compile=True), CPU)
     assert compiled.trunk._compiled_call_impl is not None
     assert compiled.head._compiled_call_impl is not None
     for size in ((64, 72), (80, 64), (96, 112)):
@@ -104,4 +104,4 @@ def test_a_compiled_network_gives_the_same_loss_at_any_size() -> None:
 def test_without_a_compiler_the_switch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UserError, match=r"runtime.compile=true: .* there is no no-such-compiler"):
-        build.speed_and_memory(network(), RuntimeConfig(compile=True), CPU)
+        machine.speed_and_memory(network(), RuntimeConfig(compile=True), CPU)

@@ -18,13 +18,13 @@ import pytest
 import slim_run
 import torch
 
-from fastrcnn.cli import checkpoints
-from fastrcnn.cli.compose import compose
-from fastrcnn.cli.trained import load
+from fastrcnn.build import checkpoints
+from fastrcnn.build.trained import load
+from fastrcnn.config.compose import compose
 from fastrcnn.errors import UserError
-from fastrcnn.model import torch_files
 from fastrcnn.training import checkpoint
 from fastrcnn.training.optim import load_state, sgd
+from fastrcnn.weights import torch_files
 
 SECRET = "hunter2"
 
@@ -277,7 +277,7 @@ def peak(path: Path) -> int:
     """Megabytes that a process takes at most to refuse, or to open, a checkpoint."""
     code = (
         "import resource, sys\n"
-        "from fastrcnn.cli.trained import load\n"
+        "from fastrcnn.build.trained import load\n"
         "from fastrcnn.errors import UserError\n"
         "try:\n    load('eval', ['checkpoint=' + sys.argv[1], 'runtime.device=cpu'])\n"
         "except UserError:\n    pass\n"

@@ -14,7 +14,7 @@ import torch
 from scipy.optimize import minimize
 
 from fastrcnn.errors import UserError
-from fastrcnn.inference import DetectionSettings, detect_batch, roi_outputs
+from fastrcnn.inference.detect import DetectionSettings, detect_batch, roi_outputs
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.structures import Batch, Sample
 from fastrcnn.training import svm

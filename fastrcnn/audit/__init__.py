@@ -1,0 +1,1 @@
+"""`fastrcnn check`: what is read, what is found, how it is shown."""

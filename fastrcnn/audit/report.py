@@ -1,0 +1,278 @@
+"""The report on a data set: counts, sizes, proposals and problems, from the records of `check.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from fastrcnn.audit.check import Record
+from fastrcnn.audit.problems import KINDS
+from fastrcnn.data.annotations.truth import Problem
+from fastrcnn.data.transforms import scale_for
+
+# Areas in square pixels that part COCO's small, medium and large objects.
+SMALL, MEDIUM = 32**2, 96**2
+CELL = 16  # pixels of the scaled picture that one cell of conv5_3 stands for
+
+
+@dataclass(frozen=True)
+class Range:
+    """Smallest, middle and largest of some numbers; None where there are none."""
+
+    min: float | None
+    median: float | None
+    max: float | None
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Share of the objects, difficult ones left out, that a proposal overlaps enough; None where there are none."""
+
+    objects: int
+    at_50: float | None
+    at_70: float | None
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    objects: int
+    difficult: int
+    images: int  # with at least one object of the class
+
+
+@dataclass(frozen=True)
+class Split:
+    """One list of pictures. Objects are those of known classes with a usable box."""
+
+    name: str
+    role: str  # train or test
+    images: int
+    unreadable: int  # of the images: picture or annotation cannot be used
+    negatives: int  # usable, without an object
+    objects: int
+    difficult: int
+    truncated: int
+    classes: dict[str, ClassCount]
+
+
+@dataclass(frozen=True)
+class Pictures:
+    width: Range  # pixels
+    height: Range
+    aspect: Range  # width over height
+    colours: dict[str, int]  # pictures stored as RGB, gray, palette, CMYK, RGBA, 16-bit
+    turned: int  # with an EXIF rotation, whether it is applied or not
+
+
+@dataclass(frozen=True)
+class Boxes:
+    width: Range  # pixels of the original
+    height: Range
+    aspect: Range
+    sizes: dict[str, int]  # small, medium, large: areas below 32 x 32, below 96 x 96, the rest
+    below_cell: dict[str, int]  # short side of training -> boxes whose shorter side is then less than 16 pixels
+    clipped: int
+
+
+@dataclass(frozen=True)
+class ProposalStatistics:
+    """What the proposals find, over all lists that have them."""
+
+    stores: list[str]
+    images: int
+    fewest: int
+    mean: float
+    most: int
+    all: Recall
+    splits: dict[str, Recall]
+    classes: dict[str, Recall]
+    sizes: dict[str, Recall]
+    untouched: int  # objects that no proposal overlaps at all
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a training step finds to draw from in the pictures of the training lists."""
+
+    images: int
+    rois_per_image: int
+    fg_quota: int  # the most that are drawn as foreground
+    foreground: float  # mean number of RoIs there are, truth included
+    background: float
+    few_foreground: float  # share of pictures with less foreground than the quota
+    few_background: float  # share with less background than is left to draw
+    drawn: float  # mean number of RoIs that can be drawn
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything; `to_json` says how it is written."""
+
+    name: str
+    root: str
+    classes: list[str]
+    splits: list[Split]
+    pictures: Pictures
+    boxes: Boxes
+    proposals: ProposalStatistics | None
+    sampling: Sampling | None
+    errors: list[Problem]
+    notes: list[Problem]
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as plain containers.
+
+    Keys are the fields of Report and of the dataclasses in it, which say what they mean; besides, `ok` (no errors)
+    first, and for each of `errors` and `notes`: kind, title, file, line, object, name, what, mend. Lengths are in
+    pixels of the original pictures, shares and recalls between 0 and 1, null where there is nothing to count.
+    """
+    plain = {"ok": not report.errors, **asdict(report)}
+    for key, problems in (("errors", report.errors), ("notes", report.notes)):
+        plain[key] = [{**asdict(p), "title": KINDS[p.kind].title, "mend": KINDS[p.kind].mend} for p in problems]
+    return plain
+
+
+def known_only(record: Record, classes: Sequence[str]) -> Record:
+    """The record without objects of unknown classes, which the counts leave out as training would."""
+    kept = np.array([name in classes for name in record.truth.names], dtype=bool)
+    if kept.all():
+        return record
+    truth = record.truth
+    truth = replace(
+        truth,
+        names=tuple(n for n, k in zip(truth.names, kept, strict=True) if k),
+        numbers=tuple(n for n, k in zip(truth.numbers, kept, strict=True) if k),
+        boxes=truth.boxes[kept],
+        difficult=truth.difficult[kept],
+    )
+    best = record.best[kept] if record.proposals is not None else record.best
+    return replace(record, truth=truth, trained=record.trained[kept], best=best)
+
+
+def split(records: Sequence[Record], classes: Sequence[str]) -> Split:
+    """The counts of one list; all records are of it."""
+    usable = [r for r in records if r.truth.size and r.size]
+    names = np.array([name for r in usable for name in r.truth.names], dtype=object)
+    difficult = _joined([r.truth.difficult for r in usable]).astype(bool)
+    return Split(
+        name=records[0].task.split,
+        role=records[0].task.role,
+        images=len(records),
+        unreadable=len(records) - len(usable),
+        negatives=sum(not r.truth.names for r in usable),
+        objects=len(names),
+        difficult=int(difficult.sum()),
+        truncated=sum(r.truth.truncated for r in usable),
+        classes={
+            name: ClassCount(
+                objects=int((names == name).sum()),
+                difficult=int(difficult[names == name].sum()) if len(names) else 0,
+                images=sum(name in r.truth.names for r in usable),
+            )
+            for name in classes
+        },
+    )
+
+
+def pictures(records: Sequence[Record]) -> Pictures:
+    """Sizes and colours of all pictures that can be read."""
+    read = [r for r in records if r.size]
+    width, height = np.array([r.size for r in read], dtype=float).reshape(-1, 2).T
+    colours = [r.colour for r in read]
+    return Pictures(
+        width=_range(width),
+        height=_range(height),
+        aspect=_range(width / height),
+        colours={c: colours.count(c) for c in sorted(set(colours))},
+        turned=sum(r.stored is not None and r.stored.orientation != 1 for r in read),
+    )
+
+
+def boxes(records: Sequence[Record], short_sides: Iterable[int], long_side: int) -> Boxes:
+    """Sizes of all boxes, and how many are small at the scales of training."""
+    every = _joined([r.truth.boxes for r in records]).reshape(-1, 4).astype(float)
+    width, height = every[:, 2] - every[:, 0], every[:, 3] - every[:, 1]
+    shorter, below = np.minimum(width, height), {}
+    for side in short_sides:
+        scales = [scale_for(*r.truth.size, side, long_side) for r in records if r.truth.size]
+        factor = np.repeat(scales, [len(r.truth.boxes) for r in records if r.truth.size])
+        below[str(side)] = int((shorter * factor < CELL).sum())
+    return Boxes(
+        width=_range(width),
+        height=_range(height),
+        aspect=_range(width / height),
+        sizes={name: int(which.sum()) for name, which in _sizes(width * height).items()},
+        below_cell=below,
+        clipped=sum(r.truth.clipped for r in records),
+    )
+
+
+def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequence[str]) -> ProposalStatistics | None:
+    """Recall and numbers of the proposals; None where no picture has any list of them."""
+    having = [r for r in records if r.proposals is not None]
+    if not having:
+        return None
+    counts = [r.proposals or 0 for r in having]
+    best = _joined([r.best for r in having])
+    counted = ~_joined([r.truth.difficult for r in having]).astype(bool)
+    names = np.array([n for r in having for n in r.truth.names], dtype=object)
+    places = np.array([r.task.split for r in having for _ in r.truth.names], dtype=object)
+    every = _joined([r.truth.boxes for r in having]).reshape(-1, 4).astype(float)
+    area = (every[:, 2] - every[:, 0]) * (every[:, 3] - every[:, 1])
+    return ProposalStatistics(
+        stores=list(stores),
+        images=len(having),
+        fewest=min(counts),
+        mean=float(np.mean(counts)),
+        most=max(counts),
+        all=_recall(best[counted]),
+        splits={s: _recall(best[counted & (places == s)]) for s in dict.fromkeys(r.task.split for r in having)},
+        classes={name: _recall(best[counted & (names == name)]) for name in classes},
+        sizes={name: _recall(best[counted & which]) for name, which in _sizes(area).items()},
+        untouched=int((best == 0).sum()),
+    )
+
+
+def sampling(records: Sequence[Record], rois_per_image: int, fg_fraction: float) -> Sampling | None:
+    """How far the training pictures fill a step, by the rule of `RoISampler`; None where none has proposals."""
+    having = [r for r in records if r.task.role == "train" and r.proposals is not None]
+    if not having:
+        return None
+    quota = round(fg_fraction * rois_per_image)
+    foreground = np.array([r.foreground for r in having])
+    background = np.array([r.background for r in having])
+    left = rois_per_image - np.minimum(foreground, quota)
+    return Sampling(
+        images=len(having),
+        rois_per_image=rois_per_image,
+        fg_quota=quota,
+        foreground=float(foreground.mean()),
+        background=float(background.mean()),
+        few_foreground=float((foreground < quota).mean()),
+        few_background=float((background < left).mean()),
+        drawn=float((np.minimum(foreground, quota) + np.minimum(background, left)).mean()),
+    )
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _range(values: np.ndarray) -> Range:
+    if not len(values):
+        return Range(None, None, None)
+    return Range(float(values.min()), float(np.median(values)), float(values.max()))
+
+
+def _sizes(area: np.ndarray) -> dict[str, np.ndarray]:
+    return {"small": area < SMALL, "medium": (area >= SMALL) & (area < MEDIUM), "large": area >= MEDIUM}
+
+
+def _recall(best: np.ndarray) -> Recall:
+    if not len(best):
+        return Recall(0, None, None)
+    return Recall(len(best), float((best >= 0.5).mean()), float((best >= 0.7).mean()))

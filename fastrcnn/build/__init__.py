@@ -1,0 +1,1 @@
+"""The only readers of the configuration, beside the command line."""

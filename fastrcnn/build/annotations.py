@@ -1,0 +1,341 @@
+"""The data part of the configuration, first half: splits, classes, and pictures with their truth."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from fastrcnn.audit.problems import KINDS, by_kind
+from fastrcnn.build.machine import one_of
+from fastrcnn.config.schema import DataConfig, check_name
+from fastrcnn.data.annotations.coco_file import Id, read_coco_file
+from fastrcnn.data.annotations.splits import class_names, find_split, has_lists, is_coco, load, only_list
+from fastrcnn.data.annotations.truth import Problem, Problems, shortened
+from fastrcnn.data.annotations.voc_layout import annotated_ids, pictures_without_annotation, split_folders
+from fastrcnn.data.dataset import look_at_pictures
+from fastrcnn.data.frames import Look, image_notes
+from fastrcnn.data.unannotated import load_unannotated, without_annotation
+from fastrcnn.errors import UserError
+from fastrcnn.evaluation.metric import METRICS, Metric
+from fastrcnn.names import SAME_FILES, class_fault, same_files
+from fastrcnn.structures import Sample
+
+log = logging.getLogger(__name__)
+NO_TRUTH = "no mAP: no class has ground truth"
+SPLIT_BYTES = 120  # of a name of split lists: names of classes and suffixes follow it in names of files
+CHOICES = ("refuse", "leave_out")
+MEND_PICTURES = "Mend the files, or leave out what is wrong with data.skip_bad=true."
+
+
+class EncodingError(UserError):
+    """A name that files cannot have on this system, though it is sound elsewhere."""
+
+
+def root(config: DataConfig) -> Path:
+    """The data set's folder, or its COCO file."""
+    if config.root is None:
+        raise UserError(
+            f"data.root is missing: the folder of the data set '{config.name}', as data.root=FOLDER. For VOC it is "
+            "VOCdevkit; for a set of your own the folder with JPEGImages and Annotations, or a COCO annotation file."
+        )
+    folder = Path(config.root).expanduser()
+    if not folder.is_dir() and not (folder.is_file() and is_coco(folder)):
+        raise UserError(f"data.root={config.root}: there is no such folder.")
+    return folder
+
+
+def absolute_paths(config: DataConfig) -> None:
+    """Makes the paths of a data set absolute, so that a run can be evaluated from any folder.
+
+    Raises UserError where the data set's folder is not there, with the path as it was given.
+    """
+    root(config)
+    for name in ("root", "proposals", "proposal_cache"):
+        if (path := getattr(config, name)) is not None:
+            setattr(config, name, str(Path(path).expanduser().resolve()))
+
+
+def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, list[str]]]:
+    """For each split the source of its annotations, a folder in VOC layout or a COCO file, and its image ids."""
+    if not splits:
+        raise UserError(
+            "no split list is named: data.train, or to evaluate data.test or split=NAME, should have at least one, as "
+            "data.train=[trainval]."
+        )
+    found = []
+    for split in splits:
+        source, ids, made = find_split(root(config), split)
+        if made:
+            say_division(source, split, len(ids))
+        elif not is_coco(source) and not has_lists(source):
+            say_division(source, split, len(ids), ids[0].partition("/")[0])
+        found.append((source, ids[: config.max_images]))
+    return found
+
+
+@functools.cache  # what is said takes a look at every file
+def say_division(source: Path, split: str, images: int, folder: str | None = None) -> None:
+    """Says once of which images a split consists that no list names. folder: the one that is the split."""
+    if folder is None:
+        why = f"there is one list, {name}" if (name := only_list(source)) else "has no split lists"
+        what = f"{why}: it is divided into trainval and test by the images' ids, and {images} images are its '{split}'"
+    else:
+        what = f"the split '{split}' is the folder {folder_text(source, folder)}"
+    log.info("%s: %s%s", source, what, unannotated(source))
+
+
+def folder_text(source: Path, folder: str) -> str:
+    """Words about the folder that is a split, the others, and what is in none of them."""
+    folders = split_folders(source)
+    others = [f"{name} ({len(ids)})" for name, ids in folders.items() if name != folder]
+    outside = len(annotated_ids(source)) - sum(map(len, folders.values()))
+    unused = f"; {outside} annotation(s) outside these folders are not used" if outside else ""
+    return f"{folder} ({len(folders[folder])} images); the others are {', '.join(others)}{unused}"
+
+
+def unannotated(source: Path) -> str:
+    """Words about images without an annotation in a folder that has no split lists."""
+    number = 0 if is_coco(source) or has_lists(source) else len(pictures_without_annotation(source))
+    return f"; {number} image(s) without an annotation are not used" if number else ""
+
+
+@functools.cache
+def say_once(text: str, level: int = logging.INFO) -> None:
+    """Puts a line into the log that would otherwise come every time the data set is looked at."""
+    log.log(level, text)
+
+
+def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]:
+    """Names of the classes, those of all splits where none are given; label i is number i - 1 of the list.
+
+    tests: lists to evaluate on without a model, by default data.test. With them lists to train on may be missing, else
+    lists to test on may: whoever evaluates on them says what is wrong.
+    """
+    if config.classes is not None:
+        return checked_names(config.classes, config.test if tests is None else tests)
+    needed, other = (config.train, config.test) if tests is None else (tests, config.train)
+    sources = image_ids(config, needed)
+    try:
+        sources += image_ids(config, other) if other else []
+    except UserError as error:
+        log.debug("no classes from %s: %s", ", ".join(other), error)
+    found = [class_names(source, ids) for source, ids in sources]
+    names = list(dict.fromkeys(name for part, _ in found for name in part))
+    if not all(is_coco(source) for source, _ in sources):
+        names.sort()  # COCO's categories have an order of their own
+    if any(problems.found for _, problems in found[: len(needed)]) and not config.skip_bad:
+        samples(config, needed, names, training=True)  # raises, naming all that is wrong
+    if not names:
+        raise UserError(f"{config.root}: no object in any annotation of {', '.join([*needed, *other])}.")
+    return checked_names(names, config.test if tests is None else tests)
+
+
+def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
+    """The names of the classes. Raises UserError where there are none, one comes twice, or one cannot be part of the
+    names of the files that an evaluation on the split lists `test` writes."""
+    if not names:
+        raise UserError("data.classes=[]: name at least one class, or say null for all that the annotations have.")
+    for name in names:
+        if fault := class_fault(name, split_name(test)):
+            raise UserError(
+                f"data.classes: {name[:40]!r} {fault}. Rename the class there and in the annotations; `fastrcnn check` "
+                "lists the objects."
+            )
+        try:
+            name.encode(sys.getfilesystemencoding())
+        except UnicodeEncodeError:
+            raise EncodingError(
+                f"data.classes: {name!a} has characters that {sys.getfilesystemencoding()}, the encoding of file names "
+                "here, lacks; the file of its detections is named so. Use UTF-8: set the environment variable "
+                "PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8."
+            ) from None
+    twice = [name for name, n in Counter(names).items() if n > 1]
+    if twice:
+        raise UserError(f"data.classes: '{twice[0]}' comes twice.")
+    return list(names)
+
+
+def warn_of_same_files(names: Sequence[str]) -> None:
+    """Says which classes' detections are one file on some file systems."""
+    for alike in same_files(names):
+        log.warning("classes %s %s", " and ".join(map(repr, alike)), SAME_FILES)
+
+
+def samples(
+    config: DataConfig,
+    splits: Sequence[str],
+    names: Sequence[str],
+    training: bool = False,
+    need_pictures: bool = True,
+) -> list[Sample]:
+    """Pictures and truth of the splits.
+
+    training: difficult objects as `data.use_difficult` says, and no crowds; else both are there, and marked.
+    need_pictures: whether the pictures must be there and whole; the truth alone does for saved detections.
+    """
+    one_of("data.other_classes", config.other_classes, CHOICES)
+    found: list[Sample] = []
+    for split, (source, ids) in zip(splits, image_ids(config, splits), strict=True):
+        if not training:
+            refuse_without_truth(source, split, ids, config.skip_bad)
+        part, problems = load(
+            source,
+            ids,
+            names,
+            training=training,
+            use_difficult=config.use_difficult,
+            skip_bad=config.skip_bad,
+            need_pictures=need_pictures,
+            first_pixel=config.first_pixel,
+            leave_out_others=config.other_classes == "leave_out",
+            root=root(config),
+        )
+        report(source, problems)
+        found += part
+    if need_pictures:
+        found = whole_pictures(found, config.skip_bad)
+    if not found:
+        raise UserError(f"{config.root}: no picture of {', '.join(splits) or 'an empty list of splits'} can be used.")
+    twice = [i for i, n in Counter(s.image_id for s in found).items() if n > 1]
+    if twice:
+        raise UserError(
+            f"{', '.join(splits)}: '{twice[0]}' is in more than one of these lists ({len(twice)} such ids). "
+            "Ids must differ, also between folders: proposals and detections are kept by id."
+        )
+    return found
+
+
+def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad: bool) -> None:
+    """Raises UserError where all images of a split lack an annotation, or most do and none may be left out."""
+    lacking = without_annotation(source, ids)
+    if lacking == len(ids) or (2 * lacking > len(ids) and not skip_bad):
+        raise UserError(
+            f"{source}: {lacking} of the {len(ids)} images of '{split}' have no annotation, as in test sets whose "
+            "truth is not public. An AP needs the truth: choose another split, or write the detections for the "
+            "evaluation server by `fastrcnn eval` with competition=true."
+        )
+
+
+def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
+    """The pictures of the splits without truth, whether there is some or not; for sizes see `load_unannotated`."""
+    found: list[Sample] = []
+    bad: list[str] = []
+    looks: list[Look] = []
+    for source, ids in image_ids(config, splits):
+        part, seen, faults = load_unannotated(source, ids, root(config))
+        found += part
+        looks += seen
+        bad += faults
+    if bad and (not config.skip_bad or not found):
+        raise UserError(f"{len(bad)} pictures cannot be used:\n{shortened(bad)}\n{MEND_PICTURES}")
+    if bad:
+        log.warning("%d picture(s) left out (data.skip_bad):\n%s", len(bad), shortened(bad))
+    say_looks(looks)
+    return found
+
+
+def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, Id]:
+    """Ids of categories in COCO results by name: all of the splits' COCO file, as they stand there, else the labels of
+    the classes `names`.
+
+    Raises UserError where the files of several splits give them differently.
+    """
+    files = [read_coco_file(source) for source, _ in image_ids(config, splits) if is_coco(source)]
+    if any(file.category_ids != files[0].category_ids for file in files):
+        raise UserError(
+            f"{', '.join(splits)}: their files number the categories differently. Take one split at a time."
+        )
+    return files[0].category_ids if files else {name: label for label, name in enumerate(names, 1)}
+
+
+def report(source: Path, problems: Problems) -> None:
+    """Says what was done about things that are wrong, but no reason to stop."""
+    if problems.at_zero:
+        log.warning(
+            "%s: %d box(es) begin at 0, before the first pixel, which is 1 in VOC. If the whole data set counts from "
+            "0, say data.first_pixel=0; otherwise they are clipped",
+            source,
+            problems.at_zero,
+        )
+    if problems.clipped > problems.at_zero:
+        log.info("%s: %d box(es) a pixel out of their picture were clipped", source, problems.clipped)
+    if problems.other_classes:
+        others = ", ".join(f"{name} ({n})" for name, n in problems.other_classes.most_common(10))
+        log.info("%s: objects of other classes left out: %s", source, others)
+    say_notes(problems.notes)
+    if problems.found:
+        log.warning("%d left out (data.skip_bad):\n%s", len(problems.found), problems.text())
+
+
+def say_notes(notes: Sequence[Problem]) -> None:
+    """Puts one line for each kind of notes into the log, once."""
+    for kind, group in by_kind(notes).items():
+        more = "" if len(group) == 1 else " `fastrcnn check` lists all of them."
+        say_once(f"{KINDS[kind].title} ({len(group)}): {group[0]} {KINDS[kind].mend}{more}", logging.WARNING)
+
+
+def whole_pictures(found: list[Sample], skip_bad: bool) -> list[Sample]:
+    """Those samples whose picture is whole and of the size that its annotation gives, with the rotation that it needs.
+
+    Raises UserError, naming all that are not, unless `skip_bad`.
+    """
+    looks = look_at_pictures(found)
+    bad = [fault for fault in looks if isinstance(fault, str)]
+    if bad and not skip_bad:
+        lines = shortened(bad)
+        raise UserError(f"{len(bad)} of {len(found)} pictures cannot be used:\n{lines}\n{MEND_PICTURES}")
+    if bad:
+        log.warning("%d picture(s) left out (data.skip_bad):\n%s", len(bad), shortened(bad))
+    whole = [(sample, look) for sample, look in zip(found, looks, strict=True) if not isinstance(look, str)]
+    say_looks([look for _, look in whole])
+    return [replace(sample, turn=turn) for sample, (_, _, turn) in whole]
+
+
+def say_looks(looks: Sequence[Look]) -> None:
+    """Says which images are rotated, or are not though they ask for it, and which are scaled by fewer bits."""
+    for note in image_notes(looks):
+        say_once(str(note), logging.INFO if note.kind == "turned" else logging.WARNING)
+
+
+def has_truth(found: Sequence[Sample]) -> bool:
+    """Whether any object counts, so that there is a mAP."""
+    return any(not sample.difficult.all() for sample in found)
+
+
+def split_name(splits: Sequence[str]) -> str:
+    """A name for split lists that a file can have: test, VOC2007-test, ...; of many lists the beginning and a digest.
+
+    Raises UserError for characters that no file's name has.
+    """
+    name = "+".join(splits).replace("/", "-")
+    whole = name.encode(errors="surrogateescape")
+    if len(whole) > SPLIT_BYTES:
+        letters = hashlib.sha256(whole).hexdigest()[:8]
+        name = f"{whole[: SPLIT_BYTES - 9].decode(errors='ignore')}-{letters}"
+    if name:  # data.test=[] has none
+        check_name("split", name)
+    return name
+
+
+def metric(config: DataConfig, instead: str | None = None) -> Metric:
+    """The AP that is asked for: `instead`, the key `metric` of a verb, or the data set's."""
+    if instead is not None:
+        return cast(Metric, one_of("metric", instead, METRICS))
+    return cast(Metric, one_of("data.metric", config.metric, METRICS))
+
+
+def test_splits(config: DataConfig, split: str | None) -> list[str]:
+    """The split lists of an evaluation: data.test, or `split` in the same folders."""
+    if split is None:
+        return config.test
+    if "/" in split:
+        return [split]
+    folders = dict.fromkeys(t.rpartition("/")[0] for t in config.test or config.train)
+    return [f"{folder}/{split}" if folder else split for folder in folders]

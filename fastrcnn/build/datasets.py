@@ -1,0 +1,256 @@
+"""The data part of the configuration, second half: proposals, and what training and detection read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from fastrcnn.build.annotations import (
+    CHOICES,
+    image_ids,
+    pictures_alone,
+    root,
+    samples,
+    say_notes,
+    split_name,
+    test_splits,
+)
+from fastrcnn.build.machine import one_of, precision
+from fastrcnn.build.training import detection
+from fastrcnn.config.schema import DataConfig, DetectConfig, RuntimeConfig, SelectiveSearchConfig
+from fastrcnn.data.annotations.splits import unused
+from fastrcnn.data.dataset import DetectionDataset, Proposals
+from fastrcnn.data.images import pixels_key
+from fastrcnn.data.transforms import Augmentation, Mirrored
+from fastrcnn.errors import UserError
+from fastrcnn.evaluation.recall import proposal_recall
+from fastrcnn.inference.detect import AnyNetwork
+from fastrcnn.inference.detector import Detector
+from fastrcnn.inference.onnx_network import OnnxNetwork
+from fastrcnn.model.fast_rcnn import round_weights
+from fastrcnn.parallel import distributed
+from fastrcnn.proposals.generate import BusyError, check_order, propose_all, propose_some
+from fastrcnn.proposals.selective_search import ALGORITHM, SelectiveSearchSettings
+from fastrcnn.proposals.store import ProposalStore
+from fastrcnn.structures import Sample
+
+log = logging.getLogger(__name__)
+PREFIX_BYTES = 200  # of the name of a store, which may have 255 with what follows and those of its temporary files
+LOW_RECALL = 0.5  # of the proposals at IoU .5; selective search has .9 and more
+
+
+def selective_search(config: SelectiveSearchConfig) -> SelectiveSearchSettings:
+    """How proposals are made."""
+    return SelectiveSearchSettings(**{**asdict(config), "k": tuple(config.k)})
+
+
+def store_prefix(config: DataConfig, split: str) -> str:
+    """How the names of the kept stores of a data set's split begin: with the names of both, cut if they are long."""
+    names = f"{config.name}-{split.replace('/', '-')}".encode(errors="surrogateescape")
+    return names[:PREFIX_BYTES].decode(errors="ignore") + "-"
+
+
+def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) -> Path:
+    """Where generated proposals of the pictures are kept: a name that depends on the settings, the program, every byte
+    of the pictures and how they are rotated, so that what is found there is never out of date."""
+    how = [ALGORITHM, cv2.__version__, asdict(config.selective_search)]
+    digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
+    for sample in sorted(pictures, key=lambda s: s.image_id):
+        image_id = sample.image_id.encode(errors="surrogateescape")
+        digest.update(image_id + b"\0" + pixels_key(sample.path.read_bytes(), sample.turn))
+    name = f"{store_prefix(config, split)}{digest.hexdigest()[:12]}.proposals"
+    return Path(config.proposal_cache).expanduser() / name
+
+
+def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, workers: int | None = None) -> Path:
+    """Proposals of the pictures by selective search, in the store `path`. In a group of processes each makes a share,
+    and the first puts the store together."""
+    images, settings = [(s.image_id, s.path) for s in pictures], selective_search(config.selective_search)
+    turns = {s.image_id: s.turn for s in pictures}
+    if distributed.size() > 1:
+        check_order(images, path)
+        propose_some(distributed.share(images), path, settings, workers, turns)
+        distributed.wait_for_all()
+    if distributed.leads():
+        propose_all(images, path, settings, workers, turns)
+    distributed.wait_for_all()
+    return path
+
+
+def make_or_await(config: DataConfig, pictures: Sequence[Sample], path: Path) -> None:
+    """Makes the proposals, or waits where another run, of a sweep for one, is making the same."""
+    said = False
+    while True:
+        try:
+            make_proposals(config, pictures, path)
+            return
+        except BusyError:
+            if distributed.size() > 1:
+                raise
+            if not said:
+                log.info("another run is making these proposals; waiting for it")
+            said = True
+            time.sleep(2)
+        if path.exists():
+            return
+
+
+def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tuple[list[Sample], Proposals]:
+    """The pictures that are used, and their boxes: from the store `data.proposals`, or made by selective search and
+    kept. Pictures that the store lacks are left out where `data.missing_proposals` says so.
+
+    name: what the pictures are, for the name of the kept store.
+    """
+    one_of("data.missing_proposals", config.missing_proposals, CHOICES)
+    pictures = list(pictures)
+    if config.proposals is not None:
+        path = Path(config.proposals).expanduser()
+    else:
+        path = proposal_path(config, pictures, name)
+        if distributed.any_of(not path.exists()):
+            log.info("making proposals of %d pictures by selective search: %s", len(pictures), path)
+            make_or_await(config, pictures, path)
+    store = ProposalStore(path)
+    if config.missing_proposals == "leave_out" and (missing := set(store.missing([s.image_id for s in pictures]))):
+        log.warning("%s has nothing for %d of %d pictures, which are left out", path, len(missing), len(pictures))
+        pictures = [s for s in pictures if s.image_id not in missing]
+        if not pictures:
+            raise UserError(f"{path}: the proposals belong to other images: there is none for any of these.")
+    store.check([s.image_id for s in pictures], [(s.height, s.width) for s in pictures])
+    if len(store) > len(pictures):
+        log.info("%s: %d of its %d images are used here", path, len(pictures), len(store))
+    return pictures, store.boxes
+
+
+def augmentation(config: DataConfig) -> Augmentation:
+    """What training does to pictures."""
+    if not config.short_sides:
+        raise UserError("data.short_sides is empty: give at least one length, as data.short_sides=[600].")
+    return Augmentation(
+        tuple(config.short_sides),
+        config.long_side,
+        config.flip,
+        config.flip_vertical,
+        config.transpose,
+        config.colour,
+    )
+
+
+def test_scaling(config: DataConfig) -> Augmentation:
+    """What evaluation and detection do to pictures: the scales, nothing random."""
+    if not config.test_short_sides:
+        raise UserError("data.test_short_sides is empty: give at least one length, as data.test_short_sides=[600].")
+    return Augmentation(tuple(config.test_short_sides), config.long_side, flip=False)
+
+
+def training_samples(config: DataConfig, names: Sequence[str]) -> list[Sample]:
+    """Images and truth to train on. Raises UserError where there is no object, and reports classes that have none."""
+    found = samples(config, config.train, names, training=True)
+    counts = np.bincount(np.concatenate([s.labels for s in found]), minlength=len(names) + 1)[1:]
+    where = f"{config.root}, {', '.join(config.train)}"
+    if not counts.any():
+        left_out = " Difficult objects are left out by data.use_difficult=false." if not config.use_difficult else ""
+        raise UserError(
+            f"{where}: none of the {len(found)} images has an object to train on, so there is nothing to learn."
+            f"{left_out} `fastrcnn check` lists what is left out, and why."
+        )
+    if lacking := [name for name, count in zip(names, counts, strict=True) if not count]:
+        log.warning("%s: no object to train on of the classes %s", where, ", ".join(lacking))
+    return found
+
+
+def both_sets(config: DataConfig, names: Sequence[str], seed: int) -> tuple[DetectionDataset, DetectionDataset | None]:
+    """Images, truth and proposals to train on and, where data.test has lists, to evaluate on. All files are read before
+    proposals are made, which can take hours.
+
+    Raises UserError for one id of two different images, which would get each other's proposals.
+    """
+    varied = augmentation(config)
+    plain = test_scaling(config) if config.test else varied
+    if distributed.leads():  # it reads files that are not needed otherwise
+        say_notes(unused(root(config), image_ids(config, [*config.train, *config.test])))
+    train = training_samples(config, names)
+    test = samples(config, config.test, names) if config.test else []
+    path_of = {s.image_id: s.path for s in train}
+    shared = [s for s in test if s.image_id in path_of]
+    if strangers := [s for s in shared if not s.path.samefile(path_of[s.image_id])]:
+        first = strangers[0]
+        raise UserError(
+            f"'{first.image_id}' is the id of two images, {path_of[first.image_id]} to train on and {first.path} to "
+            f"test on ({len(strangers)} such ids). Proposals and detections are kept by id: rename the files of one."
+        )
+    if shared:
+        log.warning("%d images are both trained on and tested on, such as '%s'", len(shared), shared[0].image_id)
+    found, boxes = proposals(config, train, split_name(config.train))
+    train_set = DetectionDataset(found, boxes, varied, seed, config.max_proposals)
+    if not config.test:
+        return train_set, None
+    found, boxes = proposals(config, test, split_name(config.test))
+    return train_set, DetectionDataset(found, boxes, plain, 0, config.max_proposals)
+
+
+def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[DetectionDataset]:
+    """Pictures, truth and proposals to train on as detection sees pictures; then, with data.flip, all of
+    them mirrored, as the author's code appends them."""
+    found, boxes = proposals(config, training_samples(config, names), split_name(config.train))
+    plain = test_scaling(config)
+    views = [plain, Mirrored(plain.short_sides, plain.long_side, plain.flip)] if config.flip else [plain]
+    return [DetectionDataset(found, boxes, view, 0, config.max_proposals) for view in views]
+
+
+def test_set(
+    config: DataConfig, names: Sequence[str], split: str | None = None, truth: bool = True
+) -> DetectionDataset:
+    """Pictures, proposals, and unless `truth` is false the truth (difficult objects too), to evaluate on."""
+    splits = test_splits(config, split)
+    found = samples(config, splits, names) if truth else pictures_alone(config, splits)
+    found, boxes = proposals(config, found, split_name(splits))
+    return DetectionDataset(found, boxes, test_scaling(config), 0, config.max_proposals)
+
+
+def rounded(network: AnyNetwork, config: RuntimeConfig) -> torch.dtype:
+    """The precision that the network detects in, to which its weights are rounded for good; an ONNX network's stay."""
+    if isinstance(network, OnnxNetwork):
+        return precision(config, torch.device("cpu"))
+    dtype = precision(config, network.delta_mean.device)
+    round_weights(network, dtype)
+    return dtype
+
+
+def detector(config: DetectConfig, network: AnyNetwork, names: Sequence[str]) -> Detector:
+    """The network with all that stands around it when it detects, its weights in the precision that it detects in."""
+    settings = detection(config.detection, network.classifier)
+    search = selective_search(config.data.selective_search)
+    dtype = rounded(network, config.runtime)
+    return Detector(network, names, settings, test_scaling(config.data), search, config.data.max_proposals, dtype)
+
+
+def say_recall(train_set: DetectionDataset, names: Sequence[str]) -> None:
+    """Says what share of the training objects the proposals find, and warns where that is too little to learn from."""
+    chosen = range(0, len(train_set), max(1, len(train_set) // 300))
+    found = proposal_recall(
+        (train_set.proposal_boxes(i) for i in chosen), [train_set.samples[i] for i in chosen], names
+    )
+    if found.all.at_50 is None:
+        return
+    log.info(
+        "proposals: %.0f of a picture on average; they find %.1f %% of the objects (IoU .5), in %d pictures",
+        found.proposals,
+        100 * found.all.at_50,
+        found.images,
+    )
+    if found.all.at_50 < LOW_RECALL:
+        log.warning(
+            "that is little: what has no proposal cannot be learned. If the proposals came from elsewhere, "
+            "`fastrcnn proposals-check proposals=FILE data=... data.root=...` says whether their boxes mean "
+            "something else"
+        )

@@ -1,0 +1,140 @@
+"""Reads the configuration: the network, and the networks of checkpoints."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from fastrcnn.build.machine import one_of
+from fastrcnn.config.schema import ModelConfig, SolverConfig
+from fastrcnn.errors import UserError
+from fastrcnn.model.fast_rcnn import CLASSIFIERS, ROI_OPS, FastRCNN, freeze_before
+from fastrcnn.model.head import largest_rank
+from fastrcnn.model.networks import NETWORKS
+from fastrcnn.weights import caffe, pretrained
+from fastrcnn.weights.pixels import PIXELS
+
+log = logging.getLogger(__name__)
+
+
+def model(config: ModelConfig, num_classes: int, load: bool = True, device: str = "cpu") -> FastRCNN:
+    """The network on a device, whatever torch's default is; `load`: with the weights that the configuration names (not
+    needed before a checkpoint's)."""
+    check_model(config)
+    with torch.device(device):
+        built = FastRCNN(
+            num_classes,
+            config.width,
+            config.batch_norm,
+            config.roi_size,
+            config.roi_op,
+            config.roi_features,
+            config.dropout,
+            classifier=config.classifier,
+            fc6_rank=config.fc6_rank,
+            fc7_rank=config.fc7_rank,
+            network=config.network,
+            class_agnostic=config.class_agnostic,
+        )
+    if load and config.weights is not None:
+        if config.weights == "imagenet":
+            if config.network != "vgg16":
+                raise UserError(
+                    f"model.weights=imagenet: torchvision has none of {config.network}. Give a file, such as the "
+                    "author's .caffemodel, or null to train from scratch."
+                )
+            state, source = pretrained.torchvision_vgg16(), "ImageNet weights"
+        else:
+            state, source = pretrained.read_state_dict(Path(config.weights).expanduser()), config.weights
+        pretrained.load_pretrained(built, state, source, config.pixels)
+    freeze_before(built, config.finetune_from)
+    return built
+
+
+def check_model(config: ModelConfig) -> None:
+    """Raises UserError for values that no network can be made of."""
+    network = NETWORKS[one_of("model.network", config.network, tuple(NETWORKS))]
+    one_of("model.roi_op", config.roi_op, ROI_OPS)
+    one_of("model.classifier", config.classifier, CLASSIFIERS)
+    one_of("model.finetune_from", config.finetune_from, network.finetune_from)
+    one_of("model.pixels", config.pixels, ("auto", *PIXELS))
+    for name in config.roi_features or [""]:
+        one_of("model.roi_features", name, network.conv_names)
+    pooled = network.channels_of(network.conv_names[-1], config.width) * config.roi_size**2
+    fc6, fc7 = network.features_of(config.width)
+    check_rank("model.fc6_rank", config.fc6_rank, fc6, pooled)
+    check_rank("model.fc7_rank", config.fc7_rank, fc7, fc6)
+
+
+def check_rank(key: str, rank: int | None, rows: int, columns: int) -> None:
+    """Raises UserError for a rank whose two factors are no smaller than the layer of rows x columns."""
+    if rank is not None and rank > largest_rank(rows, columns):
+        raise UserError(
+            f"{key}={rank}: two layers of this rank have {rank * (rows + columns):,} weights, no fewer than the "
+            f"{rows * columns:,} of the one layer. At most {largest_rank(rows, columns)} makes it smaller."
+        )
+
+
+def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:
+    """The network of a run's configuration, its weights yet to be loaded."""
+    return model(ModelConfig(**config["model"]), num_classes, load=False)
+
+
+class _WithoutNumbers(TorchFunctionMode):
+    """Leaves out the first values of weights: on the meta device they do nothing, and load half of torch for it."""
+
+    def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in ("normal_", "uniform_"):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def trained_shapes(config: dict[str, Any], num_classes: int) -> dict[str, Tensor]:
+    """The state dict of the network that `trained_model` builds, on the meta device: shapes and types, no memory."""
+    with _WithoutNumbers():
+        return model(ModelConfig(**config["model"]), num_classes, load=False, device="meta").state_dict()
+
+
+def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelConfig, FastRCNN]:
+    """A detector that the author's Caffe code trained, its configuration and itself with its weights.
+
+    Raises UserError where it is none of the paper's networks, or not of as many classes."""
+    state = caffe.read(path)
+    found = pretrained.detector_layout(state, str(path))
+    if found.num_classes != len(names):
+        raise UserError(
+            f"{path}: a detector of {found.num_classes} classes, but data.classes has {len(names)} "
+            f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). It needs the names, in the order of training."
+        )
+    config = ModelConfig(
+        network=found.network,
+        width=found.width,
+        roi_size=pretrained.AUTHORS_ROI_SIZE[found.network],
+        roi_features=[NETWORKS[found.network].conv_names[-1]],
+        finetune_from="conv3_1" if found.network == "vgg16" else "conv2",  # as the author trained it
+        fc6_rank=found.ranks["fc6"],
+        fc7_rank=found.ranks["fc7"],
+    )
+    if problems := pretrained.detector_misfits(state, trained_shapes({"model": asdict(config)}, len(names))):
+        raise UserError(f"{path}: these weights do not fit the model ({pretrained.DETECTOR_FITS}):\n{problems}")
+    built = model(config, len(names), load=False)
+    pretrained.load_detector(built, state, str(path))
+    return config, built
+
+
+def freeze_unused(model: FastRCNN, config: SolverConfig) -> None:
+    """Keeps weights that the loss does not depend on as they are: without a gradient they would only decay, and several
+    processes would wait for it."""
+    for name in model.trunk.network.above(model.roi_features):
+        model.trunk.convs[name].requires_grad_(False)
+        if name in model.trunk.norms:
+            model.trunk.norms[name].requires_grad_(False)
+    if config.box_weight == 0:
+        model.bbox_pred.requires_grad_(False)

@@ -1,0 +1,1 @@
+"""Readers of annotations: VOC and COCO."""

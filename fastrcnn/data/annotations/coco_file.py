@@ -1,0 +1,305 @@
+"""The JSON file of COCO annotations: images, categories and annotations, and which of them cannot be used.
+
+Ids in such a file are unique in this file alone, and exporters number every split from 1; an image's id in this program
+is therefore its path below the data set's folder, as `train/0001.jpg`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+from fastrcnn.data.annotations.truth import Problem, Problems
+from fastrcnn.errors import UserError
+
+# A list in a JSON file takes about a tenth of the memory of what is made of it. COCO's own files have 450 MB.
+MAX_JSON_BYTES = 2_000_000_000
+Id = int | str
+OUTSIDE = "which leads out of the data set; refused. Write paths relative to the folder of the images."
+TWICE = "an image stands in the file once."
+
+
+class OtherJsonError(UserError):
+    """A JSON file of something else than COCO annotations."""
+
+
+@dataclass(frozen=True)
+class CocoImage:
+    """An entry of `images`, and the annotations that belong to it."""
+
+    file_name: str  # with / between folders
+    width: int
+    height: int
+    annotations: list[tuple[int, dict[str, Any]]]  # with their numbers in the file, from 1
+    number: Id  # its id as it stands in the file
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A file of annotations."""
+
+    path: Path
+    base: Path  # the folder that the images' `file_name`s are relative to
+    images: dict[str, CocoImage]  # by file_name; in the order of the file's ids
+    categories: dict[Id, str]  # names by id_key: those that annotations use, and all others of other names
+    category_ids: dict[str, Id]  # by name, as they stand in the file
+    used: frozenset[Id]  # ids of the categories that annotations use
+    annotated: bool  # whether it has annotations, which lists of test images lack
+    problems: tuple[Problem, ...]  # entries that cannot be used
+    refused: int  # images among them
+
+    def prefix(self, root: Path) -> str:
+        """What stands before a `file_name` in an image's id: the folder of the images below `root`, the data set's
+        folder or its only file."""
+        folder = os.path.relpath(self.base, root.parent if root.is_file() else root)
+        parts = [part for part in PurePosixPath(folder).parts if part != ".."]
+        return f"{PurePosixPath(*parts)}/" if parts else ""
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files of the images."""
+        return [self.base / name for name in self.images]
+
+    def ids(self, root: Path) -> list[str]:
+        """The images' ids, unique in the data set: paths below its folder."""
+        return list(self.numbers(root))
+
+    def numbers(self, root: Path) -> dict[str, Id]:
+        """The ids that images have in the file, by their ids."""
+        prefix = self.prefix(root)
+        return {prefix + name: image.number for name, image in self.images.items()}
+
+
+def read_coco_file(path: Path) -> CocoFile:
+    """What a COCO annotation file holds; read once for as long as it does not change. Raises UserError as parse."""
+    return _parse(path, *version(path))
+
+
+def version(path: Path) -> tuple[int, int]:
+    """When a file was changed, and its size in bytes; of one that is gone zeros."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return 0, 0
+    return stat.st_mtime_ns, stat.st_size
+
+
+@functools.lru_cache(maxsize=4)
+def _parse(path: Path, changed: int, size: int) -> CocoFile:
+    return parse(path)
+
+
+def parse(path: Path) -> CocoFile:
+    """What a COCO annotation file holds, which is not remembered.
+
+    Raises UserError, with the line if known, for a file that is not COCO's (OtherJsonError for other JSON) and for ids
+    that two images share.
+    """
+    if version(path)[1] > MAX_JSON_BYTES:
+        raise UserError(f"{path}: larger than {MAX_JSON_BYTES // 1_000_000_000} GB, which is too much for one file.")
+    content = _json(path)
+    if not isinstance(content, dict) or not {"images", "categories"} <= content.keys():
+        raise OtherJsonError(f"{path}: not a COCO annotation file: it lacks the lists `images` and `categories`.")
+    for name in ("images", "categories"):
+        if not isinstance(content[name], list):
+            raise UserError(f"{path}: `{name}` should be a list.")
+    annotations = content.get("annotations") or []  # test sets have none
+    if not isinstance(annotations, list):
+        raise UserError(f"{path}: `annotations` should be a list.")
+    problems = Problems()
+    images, refused = _images(path, content["images"], annotations, problems)
+    entries = [a for a in annotations if isinstance(a, dict)]
+    used = frozenset(key for a in entries if (key := id_key(a.get("category_id"))) is not None)
+    categories = _categories(path, content["categories"], used, problems)
+    boxes: list[list[float]] = [a["bbox"] for a in entries if is_box(a.get("bbox"))]
+    smallest = min((min(i.width, i.height) for i in images.values()), default=1)
+    if boxes and smallest > 1 and all(0 <= v <= 1 for box in boxes for v in box):
+        what = (
+            f"all {len(boxes)} boxes lie between 0 and 1: they look normalised by the images' sizes. They are not read."
+        )
+        problems.add("normalised", path, what)
+        annotations = []
+    orphans: list[tuple[int, Any]] = []  # annotations without an image, and its id
+    for number, entry in enumerate(annotations, 1):
+        if not isinstance(entry, dict):
+            problems.found.append(annotation_problem(path, number, "not an object."))
+            continue
+        key = id_key(entry.get("image_id"))
+        if key in images:
+            images[key].annotations.append((number, entry))  # type: ignore[index]
+        elif key is None or key not in refused:
+            orphans.append((number, entry.get("image_id")))
+    if orphans:
+        number, image_id = orphans[0]
+        alike = f" {len(orphans)} annotations have no image; this is the first." if len(orphans) > 1 else ""
+        what = f"there is no image {repr(image_id)[:80]} in the file.{alike}"
+        problems.found.append(annotation_problem(path, number, what))
+    ordered = sorted(images.values(), key=lambda i: (isinstance(i.number, str), i.number))  # as pycocotools sorts
+    base = _picture_base(path, [i.file_name for i in images.values()])
+    numbers = {id_key(c.get("id")): c["id"] for c in content["categories"] if isinstance(c, dict) and "id" in c}
+    return CocoFile(
+        path,
+        base,
+        {i.file_name: i for i in ordered},
+        categories,
+        {name: numbers[key] for key, name in categories.items()},
+        used,
+        bool(content.get("annotations")),
+        tuple(problems.found),
+        len(content["images"]) - len(images),
+    )
+
+
+def _images(
+    path: Path, entries: list[Any], annotations: list[Any], problems: Problems
+) -> tuple[dict[Id, CocoImage], set[Id]]:
+    """The images that can be used by their ids, and the ids of the others; `problems` grows by what is wrong."""
+    images: dict[Id, CocoImage] = {}
+    names: dict[str, int] = {}
+    refused: set[Id] = set()
+    causes: dict[str, list[tuple[str, Id | None]]] = {}  # what to say of each image, and its id; by the cause
+    for number, entry in enumerate(entries, 1):
+        key = id_key(entry.get("id")) if isinstance(entry, dict) else None
+        cause = fault = _image_fault(entry)
+        name = "" if fault else _slashed(entry["file_name"])
+        if not fault and (key in images or key in refused):
+            raise UserError(f"{path}, image {number}: the id {entry['id']} stands in the file twice. Ids must differ.")
+        if not fault and _leads_out(name):
+            cause, fault = OUTSIDE, f"`file_name` is '{entry['file_name']}', {OUTSIDE}"
+        elif not fault and name in names:
+            cause, fault = TWICE, f"`file_name` is '{name}', as of image {names[name]}; {TWICE}"
+        if fault:
+            causes.setdefault(cause, []).append((f"image {number}: {fault}", key))
+        if key is not None and fault:
+            refused.add(key)
+        elif key is not None:
+            names[name] = number
+            images[key] = CocoImage(name, int(entry["width"]), int(entry["height"]), [], entry["id"])
+    of_image = Counter(id_key(a.get("image_id")) for a in annotations if isinstance(a, dict))
+    for found in causes.values():
+        alike = f" The same holds for {len(found)} images; this is the first." if len(found) > 1 else ""
+        lost = sum(of_image[key] for key in {key for _, key in found} & refused)
+        theirs = f" {lost} annotation(s) of images that cannot be used are not read." if lost else ""
+        problems.add("annotation", path, f"{found[0][0]}{alike}{theirs}")
+    return images, refused
+
+
+def _categories(path: Path, entries: list[Any], used: frozenset[Id], problems: Problems) -> dict[Id, str]:
+    """Names by id. A category that no annotation uses, such as the root that Roboflow adds, takes no name from others.
+
+    What is wrong with categories counts only where annotations use them.
+    """
+    categories: dict[Id, str] = {}
+    spare: dict[Id, str] = {}
+    for number, entry in enumerate(entries, 1):
+        key = id_key(entry.get("id")) if isinstance(entry, dict) else None
+        name = _text(entry.get("name")) if isinstance(entry, dict) else ""
+        if key is not None and key not in used:
+            if name:
+                spare.setdefault(key, name)
+        elif key is None or not name:
+            problems.add("annotation", path, f"category {number}: has no whole number or text as `id`, or no `name`.")
+        elif categories.get(key, name) != name:
+            problems.add("annotation", path, f"category {number}: the id {entry['id']!r} stands in the file twice.")
+        elif key not in categories and name in categories.values():
+            problems.add("annotation", path, f"category {number}: the name '{name}' stands in the file twice.")
+        else:
+            categories[key] = name
+    names = set(categories.values())
+    for key, name in spare.items():
+        if name not in names:
+            categories[key] = name
+            names.add(name)
+    return categories
+
+
+def annotation_problem(path: Path, number: int, what: str) -> Problem:
+    """What is wrong with the annotation of this number in the file, from 1."""
+    return Problem("annotation", str(path), what, None, number, None, "annotation")
+
+
+def id_key(value: Any) -> Id | None:
+    """An id as it is compared: a whole number, also where it is written as 5.0 or "5", or another text; else None."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        text = value.strip()
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else text or None
+    return value if type(value) is int else None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file in UTF-8 (at byte {error.start}).") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists without end
+        raise UserError(f"{path}: not the JSON of COCO annotations ({error}).") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _image_fault(entry: Any) -> str:
+    """What is wrong with an entry of `images`, or nothing."""
+    if not isinstance(entry, dict):
+        return "not an object."
+    if id_key(entry.get("id")) is None:
+        return "has no `id`."
+    for key in ("width", "height"):
+        if not is_number(entry.get(key)) or entry[key] % 1 or not 0 < entry[key] < 1_000_000:
+            return f"`{key}` should be a whole number of pixels, is {entry.get(key)!r}."
+    return "" if _text(entry.get("file_name")) else "has no `file_name`."
+
+
+def _slashed(name: str) -> str:
+    """A path as it is written here: Windows separates folders by a backslash."""
+    return str(PurePosixPath(name.replace("\\", "/")))
+
+
+def _leads_out(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.is_absolute() or bool(PureWindowsPath(name).drive) or ".." in path.parts or "\0" in name
+
+
+def _picture_base(path: Path, names: Sequence[str]) -> Path:
+    """The folder that the images' `file_name`s are relative to: the first of the usual ones that has a first image.
+
+    Usual are the folder of the file, the one above it, `images` and `JPEGImages` in either, and in each of these
+    the part of the file's name after its last underline (instances_train2017.json: train2017).
+    """
+    here, part = path.parent, path.stem.rpartition("_")[2]
+    roots = [
+        here / "images",
+        here / "JPEGImages",
+        here,
+        here.parent / "images",
+        here.parent / "JPEGImages",
+        here.parent,
+    ]
+    for base in [b for r in roots for b in (r / part, r)]:
+        if any((base / name).is_file() for name in names[:20]):
+            return base
+    return here
+
+
+def is_box(box: Any) -> bool:
+    """Whether a value of a JSON file is four numbers."""
+    return isinstance(box, list) and len(box) == 4 and all(is_number(v) for v in box)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a JSON file can be a number of pixels."""
+    return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e7

@@ -1,0 +1,180 @@
+"""A trained detector for pictures in memory: proposals, the network, and what follows it, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import TypeAlias, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastrcnn.data.dataset import Example
+from fastrcnn.data.images import orientation_of, read_image, turned
+from fastrcnn.data.loader import collate_pyramids
+from fastrcnn.data.transforms import Augmentation
+from fastrcnn.inference.detect import AnyNetwork, DetectionSettings, Stopwatch, detect
+from fastrcnn.inference.onnx_network import OnnxNetwork
+from fastrcnn.parallel.launch import cores
+from fastrcnn.proposals.selective_search import SelectiveSearchSettings, propose
+from fastrcnn.proposals.store import clean
+from fastrcnn.structures import Detections, Sample
+
+Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+Boxes: TypeAlias = np.ndarray | Tensor
+SCALE = "of 0 to 1 multiply by 255 and round"
+
+
+class Detector:
+    """Finds objects in pictures. `fastrcnn.load` makes one.
+
+    classes: names; label k of a detection is classes[k - 1], as 0 is the background.
+    network: the network alone. settings: thresholds; see DetectionSettings. scaling: the sizes at which pictures are
+    shown to the network. search, max_proposals: how proposals are made where none are given, and how many are used.
+    dtype: the precision of the network. runs_on: its device, in words. watch: how long the stages have taken so far.
+    """
+
+    def __init__(
+        self,
+        network: AnyNetwork,
+        classes: Sequence[str],
+        settings: DetectionSettings,
+        scaling: Augmentation,
+        search: SelectiveSearchSettings,
+        max_proposals: int,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.network = network
+        self.classes = tuple(classes)
+        self.settings = settings
+        self.scaling = scaling
+        self.search = search
+        self.max_proposals = max_proposals
+        self.dtype = dtype
+        # ONNX Runtime returns when all is computed, wherever that is, so there is no device to wait for.
+        device = torch.device("cpu") if isinstance(network, OnnxNetwork) else network.delta_mean.device
+        self.runs_on = network.runs_on if isinstance(network, OnnxNetwork) else str(device)
+        self.watch = Stopwatch(device)
+
+    @overload
+    def detect(  # type: ignore[overload-overlap]  # a str is one picture, though it is a sequence of str
+        self, images: Picture, proposals: Boxes | None = None, batch: int = 1
+    ) -> Detections: ...
+    @overload
+    def detect(
+        self, images: Sequence[Picture], proposals: Sequence[Boxes] | None = None, batch: int = 1
+    ) -> list[Detections]: ...
+    def detect(
+        self,
+        images: Picture | Sequence[Picture],
+        proposals: Boxes | Sequence[Boxes] | None = None,
+        batch: int = 1,
+    ) -> Detections | list[Detections]:
+        """Objects in a picture, or in each of a list of pictures, best first, on the CPU.
+
+        images: of any size, each one of: the path of a file; a PIL image; an array (H, W, 3) uint8, RGB (OpenCV's BGR
+            must be turned round: `image[..., ::-1]`); a tensor (3, H, W) uint8, RGB. Files and PIL images are rotated
+            upright as their EXIF data ask; `np.array(image)` keeps a PIL image as it is stored. 16-bit files are scaled
+            as `fastrcnn.data.images.bits_used` says; give their paths, as Pillow keeps the high bytes of colour alone.
+        proposals: (P, 4) float, half-open x1 y1 x2 y2 in pixels of the upright picture, for a list of pictures a list
+            of such. What reaches over the picture's edge is cut off. None: selective search makes them, in about a
+            second a picture.
+        batch: pictures that go through the network together, padded to one size. More is faster on a GPU, and changes
+            scores a little at padded edges.
+
+        Boxes of the detections are half-open x1 y1 x2 y2 in pixels of the upright picture, whatever size the network
+        saw.
+
+        Raises TypeError or ValueError, beginning with the argument's name, for what is no picture or no proposals, and
+        UserError for a file that cannot be read.
+        """
+        several = isinstance(images, (list, tuple))
+        pictures = [as_array(image) for image in (images if several else [images])]  # type: ignore[arg-type,list-item,union-attr]
+        if proposals is None:
+            boxes = self.propose(pictures)
+        else:
+            given = list(proposals) if several else [proposals]
+            if len(given) != len(pictures):
+                raise ValueError(f"proposals: expected one array for each of {len(pictures)} images, got {len(given)}")
+            boxes = [as_boxes(b, image.shape) for b, image in zip(given, pictures, strict=True)]  # type: ignore[arg-type]
+        pairs = list(zip(pictures, boxes, strict=True))
+        pyramids = (
+            collate_pyramids([self._pyramid(*pair) for pair in pairs[i : i + batch]])
+            for i in range(0, len(pairs), batch)
+        )
+        found = [
+            replace(of_image, classes=self.classes)
+            for _, of_image in detect(self.network, pyramids, self.settings, self.dtype, self.watch)
+        ]
+        return found if several else found[0]
+
+    def propose(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Proposals (P, 4) of pictures (H, W, 3) uint8 RGB by selective search, several pictures at a time."""
+
+        def one(picture: np.ndarray) -> np.ndarray:
+            return propose(picture, self.search)[: self.max_proposals]
+
+        with self.watch.stage("proposals"), ThreadPool(max(1, min(len(pictures), cores()))) as pool:
+            return pool.map(one, pictures, chunksize=1)
+
+    def _pyramid(self, image: np.ndarray, boxes: np.ndarray) -> list[Example]:
+        nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+        sample = Sample("", Path(), image.shape[1], image.shape[0], *nothing)
+        levels, (proposals,) = self.scaling.levels(image, [boxes])
+        return [
+            Example(level, proposals, sample.training_boxes, sample.labels, scale, sample) for level, scale in levels
+        ]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
+        return f"Detector({len(self.classes)} classes: {shown}; {type(self.network).__name__} on {self.runs_on})"
+
+
+def as_array(image: Picture) -> np.ndarray:
+    """A picture as (H, W, 3) uint8 RGB. Raises as Detector.detect says."""
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image).expanduser())
+    if isinstance(image, Image.Image):
+        if image.mode[0] in "IF":
+            raise TypeError(
+                f"image: expected a PIL image of 8 bits a channel, got the mode {image.mode}; give its file's path"
+            )
+        pixels = np.array(image.convert("RGB"))
+        return turned(pixels, orientation_of(image))  # asked later: Pillow rotates a TIFF when it loads it
+    if isinstance(image, Tensor):
+        if image.dim() != 3 or image.shape[0] != 3:
+            raise ValueError(f"image: expected a tensor of the shape (3, H, W), got {tuple(image.shape)}")
+        image = image.detach().cpu().permute(1, 2, 0).numpy()
+    elif not isinstance(image, np.ndarray):
+        raise TypeError(f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
+    if image.dtype != np.uint8:
+        how = "shift 12-bit values by 4 and 16-bit ones by 8" if image.dtype == np.uint16 else SCALE
+        raise TypeError(f"image: expected uint8, 0 to 255, got {image.dtype}; {how}")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"image: expected an array of the shape (H, W, 3), got {tuple(image.shape)}")
+    return np.ascontiguousarray(image)
+
+
+def as_boxes(proposals: Boxes, shape: Sequence[int]) -> np.ndarray:
+    """Proposals (P, 4) float32, cut off at the edge of a picture of a shape (H, W, ...); those beyond it are left out.
+
+    Raises as Detector.detect says.
+    """
+    array = proposals.detach().cpu().numpy() if isinstance(proposals, Tensor) else np.asarray(proposals)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"proposals: expected numbers, got {array.dtype}")
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise ValueError(f"proposals: expected the shape (P, 4), got {array.shape}")
+    array = array.astype(np.float32)
+    good = np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        raise ValueError(
+            f"proposals: row {row} is no box x1 y1 x2 y2 with x1 < x2 and y1 < y2: {array[row].tolist()} "
+            f"({int((~good).sum())} such rows)"
+        )
+    return clean(array, shape[0], shape[1])[0]

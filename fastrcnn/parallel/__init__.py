@@ -1,0 +1,1 @@
+"""Several processes: torchrun's, and those that this program starts."""

@@ -1,0 +1,1 @@
+"""Proposals: the store, selective search, other programs' files."""

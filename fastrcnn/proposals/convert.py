@@ -1,0 +1,146 @@
+"""From proposals of any format to a store for the images of a data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from fastrcnn.errors import UserError
+from fastrcnn.progress import progress
+from fastrcnn.proposals.conventions import Convention
+from fastrcnn.proposals.formats.files import ProposalFile
+from fastrcnn.proposals.formats.pickles import PICTURES
+from fastrcnn.proposals.store import BoxCounts, ImageProposals, write_store
+from fastrcnn.structures import Sample
+
+Named = tuple[str, int | str | None]  # an image's id, and its number in a COCO file
+SUSPICIOUS = 0.01  # share of boxes dropped or clipped by more than a pixel that speaks of another convention
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """matched: images that got proposals. missing: ids of the data set that the file lacks. foreign: ids of the file
+    that the data set lacks. far: boxes that had to be clipped by more than a pixel."""
+
+    matched: int
+    missing: list[str]
+    foreign: list[str]
+    counts: BoxCounts
+    far: int
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether so many boxes had to be dropped or clipped that they probably follow another convention."""
+        boxes = self.counts.kept + self.counts.dropped
+        return self.counts.dropped + self.far > SUSPICIOUS * boxes
+
+
+def match_ids(wanted: Sequence[Named], found: Sequence[str]) -> dict[str, int]:
+    """For each id wanted its place among those found.
+
+    An image is wanted by its id and, where it has one, its number in a COCO file. Beside equal ids these are matched,
+    where no other id on either side could be meant: numbers of a COCO file; names of files without their folders; ids
+    that differ in an image's suffix or in leading zeros alone (000005.jpg or 5 for 000005).
+
+    Raises UserError where ids may be numbers of several images, since each split counts from 1, and where they are some
+    images' numbers and others' names.
+    """
+    exact = {image_id: n for n, image_id in enumerate(found)}
+    matched = {image_id: exact[image_id] for image_id, _ in wanted if image_id in exact}
+    cores = Counter(map(_core, found))
+    places = {core: n for n, core in enumerate(map(_core, found)) if cores[core] == 1}
+    names = {image_id: {_core(image_id), _core(PurePosixPath(image_id).name)} for image_id, _ in wanted}
+    sharing = Counter(core for of_image in names.values() for core in of_image)
+    by_name = {i: places[c] for i, of_image in names.items() for c in of_image if c in places and sharing[c] == 1}
+    by_number: dict[str, int] = {}
+    holder: dict[int, str] = {}
+    for image_id, number in wanted:
+        place = None if number is None else places.get(_core(str(number)))
+        if place is None or image_id in matched:
+            continue
+        if place in holder:
+            raise UserError(
+                f"'{found[place]}' is the number of '{holder[place]}' and of '{image_id}': each COCO file counts its "
+                "images by itself. Convert one split at a time: data.test=[] for the training images alone."
+            )
+        holder[place] = image_id
+        by_number[image_id] = place
+    for image_id, place in by_number.items():
+        if by_name.get(image_id, place) != place:
+            raise UserError(
+                f"'{image_id}': the ids of the proposals may be numbers of the COCO file ('{found[place]}') or names "
+                f"of images ('{found[by_name[image_id]]}'), which mean different images. Write paths: '{image_id}'."
+            )
+    return by_name | by_number | matched
+
+
+def _core(image_id: str) -> str:
+    """An id without what may differ: the suffix of a picture, and the zeros in front of a number."""
+    name = image_id
+    if PurePosixPath(name).suffix.lower() in PICTURES:
+        name = name[: name.rindex(".")]
+    return (name.lstrip("0") or "0") if name.isascii() and name.isdigit() else name
+
+
+def convert_to_store(file: ProposalFile, convention: Convention, images: Sequence[Sample], output: Path) -> Conversion:
+    """Writes a store of the file's proposals for those of the images that it has.
+
+    Raises UserError where it has none of them, for boxes that cannot be read, and as write_store does.
+    """
+    matched = match_ids([(s.image_id, s.number) for s in images], file.ids)
+    if not matched:
+        theirs = f"the file has '{file.ids[0][:100]}' and so on" if file.ids else "the file has no image at all"
+        raise UserError(
+            f"{file.path}: none of the {len(images)} images of the data set is among its {len(file.ids)}: the data set "
+            f"has '{images[0].image_id}' and so on, {theirs}. Name the file that belongs to the data set, or fix the "
+            "ids."
+        )
+    far = 0
+
+    def items() -> Iterator[ImageProposals]:
+        nonlocal far
+        for s in images:
+            if s.image_id not in matched:
+                continue
+            raw, scores = file.boxes(matched[s.image_id])
+            boxes = convention.read(raw)
+            far += _far(boxes, s.height, s.width)
+            yield ImageProposals(s.image_id, s.height, s.width, boxes, scores)
+
+    settings = {
+        "format": file.format,
+        "convention": str(convention),
+        "sources": {path.name: fingerprint(path) for path in file.parts or (file.path,)},
+    }
+    counts = write_store(output, progress(items(), len(matched), "converting"), "converted", settings)
+    used = set(matched.values())
+    return Conversion(
+        len(matched),
+        [s.image_id for s in images if s.image_id not in matched],
+        [image_id for n, image_id in enumerate(file.ids) if n not in used],
+        counts,
+        far,
+    )
+
+
+def _far(boxes: np.ndarray, height: int, width: int) -> int:
+    """How many boxes overlap the image and stand out of it by more than a pixel."""
+    with np.errstate(invalid="ignore"):
+        x1, y1, x2, y2 = boxes.T
+        overlap = (x2 > x1) & (y2 > y1) & (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0)
+        out = np.maximum.reduce([-x1, -y1, x2 - width, y2 - height])
+        return int((overlap & np.isfinite(boxes).all(axis=1) & (out > 1 + 1e-3)).sum())
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 of a file, or of the names and sha256 of a folder's files in the order of their names."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    parts = [f"{p.name}\0{fingerprint(p)}\n" for p in sorted(path.iterdir()) if p.is_file()]
+    return hashlib.sha256("".join(parts).encode(errors="surrogateescape")).hexdigest()

@@ -1,0 +1,1 @@
+"""Readers of other programs' proposal files; all give the same `Content`."""

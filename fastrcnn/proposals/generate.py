@@ -1,0 +1,217 @@
+"""Selective search of many images at once, into a store: on all cores, and going on where a run was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import cv2
+import numpy as np
+
+from fastrcnn.data.images import decode, pixels_key, read_bytes
+from fastrcnn.errors import UserError
+from fastrcnn.parallel.launch import cores
+from fastrcnn.parallel.processes import pool, prepare, refuse_import
+from fastrcnn.progress import progress
+from fastrcnn.proposals.selective_search import ALGORITHM, SelectiveSearchSettings, propose, segmentation
+from fastrcnn.proposals.store import BoxCounts, ImageProposals, check_target, write_store
+
+GENERATOR = "selective search"
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class BusyError(UserError):
+    """Another run is making the same proposals."""
+
+
+def propose_all(
+    images: Sequence[tuple[str, Path]],
+    store_path: str | Path,
+    settings: SelectiveSearchSettings | None = None,
+    workers: int | None = None,
+    turns: Mapping[str, int] | None = None,
+) -> BoxCounts:
+    """Makes proposals for all `images`, pairs of id and path, and writes the store `store_path`.
+
+    turns: EXIF orientations to apply first, by id; images that are not in it are taken as they are stored.
+    Runs in `workers` processes, by default one a core. Each image's result is kept in a folder beside the
+    store until that is complete, so that a run that was interrupted, in whatever way, goes on where it
+    stopped; results are found again by the image's content, its rotation and the settings, never by its name or date.
+    Scripts that call this need the usual `if __name__ == "__main__":`.
+
+    Raises UserError, with the other images' results kept, naming all images that cannot be read; and for ids
+    that come twice, a store that cannot be written, a second run on the same store, or a lack of OpenCV's
+    extra modules.
+    """
+    refuse_import()
+    settings = settings or SelectiveSearchSettings()
+    store_path = Path(store_path)
+    check_order(images, store_path)
+    work = _work(store_path)
+    with _held(work):
+        results = _results(images, work, settings, workers or cores(), turns or {})
+        found: dict[str, Path] = {}
+        problems: list[str] = []
+        for image_id, result in progress(results, total=len(images), what="Proposals"):
+            if isinstance(result, Path):
+                found[image_id] = result
+            else:
+                problems.append(result)
+        if problems:
+            listed = "\n".join(f"  {problem}" for problem in sorted(problems))
+            raise UserError(
+                f"{len(problems)} of {len(images)} images cannot be read:\n{listed}\nMend them or leave them "
+                f"out, and run again; the proposals of the others are kept and will not be made again."
+            )
+        items = (_load(image_id, found[image_id]) for image_id, _ in images)
+        counts = write_store(store_path, items, GENERATOR, asdict(settings) | {"opencv": cv2.__version__})
+        shutil.rmtree(work, ignore_errors=True)
+    return counts
+
+
+def check_order(images: Sequence[tuple[str, Path]], store_path: Path) -> None:
+    """Raises UserError for what no store could be made of, before any work is done."""
+    twice = [image_id for image_id, n in Counter(image_id for image_id, _ in images).items() if n > 1]
+    if twice:
+        raise UserError(f"{store_path}: image '{twice[0]}' comes twice ({len(twice)} such ids); ids must differ.")
+    check_target(store_path)
+    segmentation()
+
+
+def propose_some(
+    images: Sequence[tuple[str, Path]],
+    store_path: str | Path,
+    settings: SelectiveSearchSettings | None = None,
+    workers: int | None = None,
+    turns: Mapping[str, int] | None = None,
+) -> None:
+    """Makes proposals for some of a store's images, for `propose_all` to find; others may make others meanwhile.
+
+    Raises UserError as `propose_all` does, but not for images that cannot be read, which that will name.
+    """
+    refuse_import()
+    work = _work(Path(store_path))
+    with _held(work, shared=True):
+        results = _results(images, work, settings or SelectiveSearchSettings(), workers or cores(), turns or {})
+        for _ in progress(results, total=len(images), what="Proposals"):
+            pass
+
+
+def _work(store_path: Path) -> Path:
+    """The folder of the results of single images, while their store is not complete."""
+    return store_path.with_name(f".{store_path.name}.work")
+
+
+def _results(
+    images: Sequence[tuple[str, Path]],
+    work: Path,
+    settings: SelectiveSearchSettings,
+    workers: int,
+    turns: Mapping[str, int],
+) -> Iterator[tuple[str, Path | str]]:
+    """For each image, as they come, its id and the file with its result, or else what is wrong with it."""
+    tasks = [(image_id, Path(path), turns.get(image_id, 1), work, settings) for image_id, path in images]
+    workers = min(workers, len(tasks))
+    if workers <= 1:
+        yield from map(_one, tasks)
+        return
+    died = (
+        "A process that makes proposals died, most likely because memory ran out. Run again, perhaps with fewer "
+        "workers; it resumes where it stopped."
+    )
+    with pool(workers, start_worker, died) as executor:
+        yield from _in_parallel(executor, _one, tasks, ahead=4 * workers)
+
+
+def _in_parallel(executor: Executor, function: Callable[[T], R], tasks: Iterable[T], ahead: int) -> Iterator[R]:
+    """Results as they come. Only `ahead` tasks wait at a time: a million futures would take a gigabyte."""
+    pending: set[Future[R]] = set()
+    for task in tasks:
+        if len(pending) >= ahead:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+        pending.add(executor.submit(function, task))
+    while pending:
+        done, pending = wait(pending, return_when=FIRST_COMPLETED)
+        yield from (future.result() for future in done)
+
+
+def start_worker() -> None:
+    """Prepares a spawned process that works on images, on one thread."""
+    prepare()
+    cv2.setNumThreads(1)
+
+
+def _one(task: tuple[str, Path, int, Path, SelectiveSearchSettings]) -> tuple[str, Path | str]:
+    image_id, path, turn, work, settings = task
+    try:
+        data = read_bytes(path)
+        key = _key(data, turn, settings)
+        file = work / key[:2] / f"{key}.npz"
+        if not _sound(file):
+            image = decode(data, path, turn)
+            _save(file, image.shape[:2], propose(image, settings))
+        return image_id, file
+    except UserError as error:
+        return image_id, str(error)
+
+
+def _key(data: bytes, turn: int, settings: SelectiveSearchSettings) -> str:
+    how = json.dumps([ALGORITHM, cv2.__version__, asdict(settings)], sort_keys=True)
+    return hashlib.sha256(how.encode() + b"\0" + pixels_key(data, turn)).hexdigest()
+
+
+def _save(file: Path, size: Sequence[int], boxes: np.ndarray) -> None:
+    file.parent.mkdir(exist_ok=True)
+    new = file.with_name(f"{uuid.uuid4().hex}.new")
+    with new.open("wb") as handle:
+        np.savez(handle, size=np.array(size), boxes=boxes)
+    new.replace(file)
+
+
+def _sound(file: Path) -> bool:
+    """Whether the result is there and whole; a machine that went down may leave an empty file."""
+    try:
+        _load("", file)
+    except Exception:  # whatever a damaged file leads numpy to; the result is then made again
+        return False
+    return True
+
+
+def _load(image_id: str, file: Path) -> ImageProposals:
+    with np.load(file, allow_pickle=False) as result:
+        height, width = result["size"].tolist()
+        return ImageProposals(image_id, height, width, result["boxes"])
+
+
+@contextmanager
+def _held(work: Path, shared: bool = False) -> Iterator[None]:
+    """Makes the folder, and keeps a second run out of it while the body runs, however that ends. shared: keeps out
+    those alone that do not share it. Raises UserError."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        handle = (work / "lock").open("ab+")  # a shared lock over NFS is for files that are read
+    except OSError as error:
+        raise UserError(f"{work}: cannot be written ({error}); choose another place for the store.") from error
+    with handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except ImportError:  # Windows
+            pass
+        except BlockingIOError as error:
+            raise BusyError(f"{work}: another run is making these proposals now; wait for it to end.") from error
+        except OSError as error:
+            raise UserError(f"{work}: cannot be locked ({error}); choose another place for the store.") from error
+        yield

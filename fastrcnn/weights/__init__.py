@@ -1,0 +1,1 @@
+"""Weights of this and other programs: reading, writing, and what pixels they expect."""

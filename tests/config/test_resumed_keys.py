@@ -1,0 +1,62 @@
+"""What a run that resumes says about values that differ from those it was started with."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from fastrcnn.build.run_folder import log_changes
+from fastrcnn.cli.train import configure
+from fastrcnn.config.compose import compose, to_yaml
+
+
+def resume(run: Path, *arguments: str) -> None:
+    log_changes(run, configure([f"run={run}", "resume=auto", *arguments]))
+
+
+@pytest.fixture
+def run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Path:
+    config = compose("train", ["experiment=demo", "solver.schedule=step", "solver.lr_steps=[900]"])
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    caplog.set_level(logging.INFO, "fastrcnn")
+    return tmp_path
+
+
+TEST_SIDES = "data.short_sides=[240] leaves data.test_short_sides=[160]: evaluation and detection keep these sizes"
+LR_STEPS = "solver.iterations=3000 leaves solver.lr_steps=[900]: the learning rate still falls at these steps"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], []),
+        (["data.short_sides=[160]"], []),
+        (["data.short_sides=[240]"], ["data.short_sides=[240], before: [160]", TEST_SIDES]),
+        (
+            ["data.short_sides=[240]", "data.test_short_sides=[240]"],
+            ["data.short_sides=[240], before: [160]", "data.test_short_sides=[240], before: [160]"],
+        ),
+        (["solver.iterations=3000"], ["solver.iterations=3000, before: 1500", LR_STEPS]),
+        (
+            ["solver.iterations=3000", "solver.schedule=cosine"],
+            ["solver.iterations=3000, before: 1500", "solver.schedule=cosine, before: step"],
+        ),
+        (["data.max_images=3"], ["data.max_images=3, before: null"]),
+    ],
+)
+def test_changed_values_and_what_stays_beside_them_are_logged(
+    run: Path, caplog: pytest.LogCaptureFixture, arguments: list[str], said: list[str]
+) -> None:
+    resume(run, *arguments)
+    assert caplog.messages == said
+
+
+def test_a_fresh_run_keeps_its_test_sizes_too_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    config = configure(["experiment=demo", "data.short_sides=[240]"])
+    assert config.data.test_short_sides == [160]
+    assert caplog.messages == [TEST_SIDES]
+    caplog.clear()
+    configure(["experiment=demo", "solver.iterations=10"])  # its schedule is a cosine
+    assert caplog.messages == []

@@ -1,0 +1,287 @@
+"""Which images belong to which split, in every layout that a data set may have."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from voc_folder import VocFolder, fingerprint
+
+from fastrcnn.data.annotations.splits import class_names, divided, find_split, load
+from fastrcnn.data.annotations.voc import load_voc
+from fastrcnn.data.annotations.voc_layout import pictures_without_annotation
+from fastrcnn.errors import UserError
+
+
+def coco_text(*image_ids: int) -> str:
+    return json.dumps(
+        {
+            "images": [{"id": i, "file_name": f"{i}.jpg", "width": 64, "height": 48} for i in image_ids],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 2, 3, 4]} for i in image_ids],
+        }
+    )
+
+
+def test_an_image_is_for_testing_where_its_ids_hash_is_in_the_lowest_fifth() -> None:
+    ids = [f"{n:06d}" for n in range(1000)]
+    test = divided(ids, "test")
+    # the first byte below 51 is a hash in the lowest fifth, the first byte above 51 is none
+    first = {i: hashlib.sha256(i.encode()).digest()[0] for i in ids}
+    assert {i for i in ids if first[i] < 51} <= set(test)
+    assert not {i for i in ids if first[i] > 51} & set(test)
+    assert divided(ids, "trainval") == [i for i in ids if i not in set(test)]
+
+
+def test_an_image_stays_in_its_split_when_others_come_and_go() -> None:
+    ids = [f"p{n}" for n in range(500)]
+    assert divided(ids[:300], "test") == [i for i in divided(ids, "test") if i in set(ids[:300])]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_no_split_is_empty(count: int) -> None:
+    for start in range(0, 100, count):
+        ids = [str(n) for n in range(start, start + count)]
+        train, test = divided(ids, "trainval"), divided(ids, "test")
+        assert train
+        assert test
+        assert sorted(train + test) == sorted(ids)
+
+
+def raw(tmp_path: Path, pictures: str, annotations: str) -> Path:
+    """Ten pictures with XML files in folders of the given names, without lists."""
+    voc = VocFolder(tmp_path / "voc")
+    root = tmp_path / "raw"
+    for n in range(10):
+        voc.add(f"p{n}", ("cat", (1, 1, 32, 24), False))
+    for folder, old in ((pictures, "JPEGImages"), (annotations, "Annotations")):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        for file in (voc.root / old).iterdir():
+            shutil.copy(file, root / folder)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("pictures", "annotations"), [("JPEGImages", "Annotations"), ("images", "annotations"), ("", "")]
+)
+def test_a_folder_without_lists_is_divided_and_not_written_to(tmp_path: Path, pictures: str, annotations: str) -> None:
+    root = raw(tmp_path, pictures, annotations)
+    before = fingerprint(root)
+    ids = [f"p{n}" for n in range(10)]
+    for split in ("trainval", "test"):
+        source, found, made = find_split(root, split)
+        assert (source, found, made) == (root, divided(ids, split), True)
+        assert class_names(source, found)[0] == ["cat"]
+        samples, problems = load(
+            source,
+            found,
+            ["cat"],
+            training=False,
+            use_difficult=True,
+            skip_bad=False,
+            need_pictures=True,
+            first_pixel=1,
+            leave_out_others=False,
+            root=root,
+        )
+        assert problems.lines == []
+        assert [s.image_id for s in samples] == found
+        assert all(s.path == root / pictures / f"{s.image_id}.jpg" for s in samples)
+    assert fingerprint(root) == before
+
+
+def test_lists_count_where_there_are_some(tiny: VocFolder) -> None:
+    assert find_split(tiny.root, "trainval") == (tiny.root, ["a", "b"], False)
+    assert find_split(tiny.root.parent, f"{tiny.root.name}/test") == (tiny.root, ["c"], False)
+    with pytest.raises(UserError, match="no list of images for the split 'val'"):
+        find_split(tiny.root, "val")
+
+
+@pytest.mark.parametrize(
+    ("files", "split", "chosen"),
+    [
+        (("annotations/instances_train2017.json", "annotations/instances_val2017.json"), "trainval", 0),
+        (("annotations/instances_train2017.json", "annotations/instances_val2017.json"), "test", 1),
+        (
+            ("train/_annotations.coco.json", "valid/_annotations.coco.json", "test/_annotations.coco.json"),
+            "trainval",
+            0,
+        ),
+        (("train/_annotations.coco.json", "valid/_annotations.coco.json", "test/_annotations.coco.json"), "test", 2),
+        (("train/_annotations.coco.json", "valid/_annotations.coco.json", "test/_annotations.coco.json"), "val", 1),
+    ],
+)
+def test_coco_files_are_told_apart_by_their_names(
+    tmp_path: Path, files: tuple[str, ...], split: str, chosen: int
+) -> None:
+    for n, name in enumerate(files):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(coco_text(n + 1))
+    folder = (tmp_path / files[chosen]).relative_to(tmp_path).parent
+    image = (folder / f"{chosen + 1}.jpg").as_posix()  # unique in the data set, unlike the file's numbers
+    assert find_split(tmp_path, split) == (tmp_path / files[chosen], [image], False)
+
+
+def test_one_coco_file_is_divided_and_may_be_the_root_itself(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_text(coco_text(*range(1, 21)))
+    ids = [f"{n}.jpg" for n in range(1, 21)]
+    for root in (tmp_path, tmp_path / "labels.json"):
+        for split in ("trainval", "test"):
+            assert find_split(root, split) == (tmp_path / "labels.json", divided(ids, split), True)
+
+
+def test_a_coco_file_may_be_named_as_a_split(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(coco_text(1, 2))
+    (tmp_path / "b.json").write_text(coco_text(3))
+    assert find_split(tmp_path, "b.json") == (tmp_path / "b.json", ["3.jpg"], False)
+
+
+def test_which_file_is_asked_where_the_names_do_not_say(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(coco_text(1, 2))
+    (tmp_path / "b.json").write_text(coco_text(3))
+    with pytest.raises(UserError, match=r"which COCO file is 'trainval'\? There are a\.json, b\.json"):
+        find_split(tmp_path, "trainval")
+
+
+def test_a_folder_without_anything_says_what_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"no data set\. Wanted: JPEGImages/ID\.jpg with Annotations/ID\.xml"):
+        find_split(tmp_path, "trainval")
+
+
+def test_a_split_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    root = raw(tmp_path, "", "")
+    with pytest.raises(UserError, match="divided into trainval and test; there is no 'val'"):
+        find_split(root, "val")
+    for file in sorted(root.glob("*.xml"))[1:]:
+        file.unlink()
+    with pytest.raises(UserError, match="has 1 annotated image"):
+        find_split(root, "trainval")
+
+
+# ------------------------------------------------------------------------------------------ folders for splits
+
+
+def split_set(root: Path, layout: str, *folders: str) -> Path:
+    """Six images in each folder; the same names in all of them. `layout` has the folders of images and XML files."""
+    pictures, annotations = layout.split()
+    for folder in folders:
+        voc = VocFolder(root.with_name(f"of {folder}"))
+        for n in range(6):
+            voc.add(f"p{n}", ("cat", (1, 1, 20 + n, 24), False))
+        for pattern, old in ((pictures, "JPEGImages"), (annotations, "Annotations")):
+            shutil.copytree(voc.root / old, root / pattern.replace("*", folder), dirs_exist_ok=True)
+    return root
+
+
+LAYOUTS = (
+    "* *",
+    "*/images */annotations",
+    "*/images */labels",
+    "*/JPEGImages */Annotations",
+    "images/* annotations/*",
+    "JPEGImages/* Annotations/*",
+    "imgs/* labels/*",
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_folders_for_the_splits_are_the_splits(tmp_path: Path, layout: str) -> None:
+    """Ids hold the folder, so that they differ between splits, and the right image belongs to each."""
+    root = split_set(tmp_path / "set", layout, "train", "valid", "test")
+    for split, folder in (
+        ("trainval", "train"),
+        ("train", "train"),
+        ("test", "test"),
+        ("valid", "valid"),
+        ("val", "valid"),
+    ):
+        source, ids, made = find_split(root, split)
+        assert (source, ids, made) == (root, [f"{folder}/p{n}" for n in range(6)], False)
+        samples, problems = load_voc(source, ids, ["cat"])
+        images = root / layout.split()[0].replace("*", folder)
+        assert [s.path for s in samples] == [images / f"p{n}.jpg" for n in range(6)]
+        assert [s.boxes[0].tolist() for s in samples] == [[0, 0, 20 + n, 24] for n in range(6)]
+        assert (problems.lines, problems.notes) == ([], [])
+    assert pictures_without_annotation(root) == []
+    lone = root / layout.split()[0].replace("*", "valid") / "lone.png"
+    shutil.copy(tmp_path / "of train/JPEGImages/p0.jpg", lone)
+    assert pictures_without_annotation(root) == [lone]
+
+
+@pytest.mark.parametrize(
+    ("folders", "split", "chosen"),
+    [
+        (("train", "valid"), "test", "valid"),  # as for COCO files
+        (("train", "val", "trainval"), "trainval", "trainval"),
+        (("Train", "Validation", "TEST"), "trainval", "Train"),
+        (("Train", "Validation", "TEST"), "test", "TEST"),
+        (("training", "testing"), "trainval", "training"),
+        (("valid", "test"), "trainval", None),
+        (("train", "valid", "test"), "tests", None),
+        (("train", "valid", "validation"), "test", None),
+    ],
+)
+def test_which_folder_a_split_means(tmp_path: Path, folders: tuple[str, ...], split: str, chosen: str | None) -> None:
+    root = split_set(tmp_path / "set", "* *", *folders)
+    if chosen:
+        assert find_split(root, split)[1] == [f"{chosen}/p{n}" for n in range(6)]
+    else:
+        said = rf"which folder is '{split}'\? There are {', '.join(sorted(folders))}\. Name them: data\.train=\["
+        with pytest.raises(UserError, match=said):
+            find_split(root, split)
+
+
+def test_one_folder_with_a_split_s_name_is_divided_with_the_rest(tmp_path: Path) -> None:
+    """Folders of classes may have such a name: `train` beside `bus`."""
+    root = split_set(tmp_path / "set", "* *", "train", "bus")
+    ids = [f"{folder}/p{n}" for folder in ("bus", "train") for n in range(6)]
+    assert find_split(root, "test") == (root, divided(ids, "test"), True)
+
+
+@pytest.mark.parametrize("layout", ["export/* export/*", "images/a/* annotations/a/*"])
+def test_splits_further_down_are_not_mixed(tmp_path: Path, layout: str) -> None:
+    root = split_set(tmp_path / "set", layout, "train", "valid")
+    with pytest.raises(UserError, match=r"(export|a)/train, (export|a)/valid look like splits, and would be mixed"):
+        find_split(root, "trainval")
+    if layout == LAYOUTS[0].replace("*", "export/*"):
+        assert find_split(root / "export", "test")[1] == find_split(root, "export/test")[1]
+        assert find_split(root, "export/test")[1] == [f"valid/p{n}" for n in range(6)]
+
+
+def test_one_list_of_another_name_is_divided(tiny: VocFolder) -> None:
+    folder = tiny.root / "ImageSets" / "Main"
+    (folder / "test.txt").unlink()
+    with pytest.raises(UserError, match=r"'test'\. There are: trainval\.$"):
+        find_split(tiny.root, "test")  # its images are not divided: `trainval` means all of them
+    tiny.split("val", "c")
+    with pytest.raises(UserError, match=r"Name the lists, as data\.train=\[trainval\] data\.test=\[val\]\.$"):
+        find_split(tiny.root, "test")
+    (folder / "val.txt").unlink()
+    (folder / "trainval.txt").rename(folder / "default.txt")
+    tiny.split("cat_default", "a 1", "b -1")  # CVAT writes those too
+    for split in ("trainval", "test"):
+        assert find_split(tiny.root, split) == (tiny.root, divided(["a", "b"], split), True)
+    assert find_split(tiny.root, "default") == (tiny.root, ["a", "b"], False)
+
+
+def test_the_log_says_which_folders_or_list_were_taken(
+    tmp_path: Path, tiny: VocFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    from fastrcnn.build.annotations import image_ids
+    from fastrcnn.config.schema import DataConfig
+
+    caplog.set_level("INFO", "fastrcnn")
+    root = split_set(tmp_path / "folders", "* *", "train", "valid", "test", "other")
+    image_ids(DataConfig(root=str(root)), ["trainval", "test"])
+    others = "the others are {}; 6 annotation(s) outside these folders are not used"
+    assert f"the split 'trainval' is the folder train (6 images); {others.format('test (6), valid (6)')}" in caplog.text
+    assert f"the split 'test' is the folder test (6 images); {others.format('train (6), valid (6)')}" in caplog.text
+    for file in (tiny.root / "ImageSets" / "Main").glob("*.txt"):
+        file.unlink()
+    tiny.split("default", "a", "b", "c")
+    image_ids(DataConfig(root=str(tiny.root)), ["test"])
+    assert "there is one list, default: it is divided into trainval and test" in caplog.text

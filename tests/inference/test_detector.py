@@ -1,0 +1,224 @@
+"""Detection in pictures in memory: what counts as a picture, as proposals, and what comes back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from limits import PATIENCE
+from PIL import Image, ImageOps
+
+from fastrcnn.data.transforms import Augmentation
+from fastrcnn.errors import UserError
+from fastrcnn.inference.detect import DetectionSettings
+from fastrcnn.inference.detector import Detector, as_array
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.proposals.selective_search import SelectiveSearchSettings, propose
+from fastrcnn.structures import Detection, Detections
+
+SEARCH = SelectiveSearchSettings(side=64, k=(50,))
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    torch.manual_seed(0)
+    model = FastRCNN(2, width=0.03, roi_size=3).eval()
+    with torch.no_grad():
+        model.cls_score.weight.normal_(std=0.5)
+        model.bbox_pred.weight.normal_(std=0.05)
+    settings = DetectionSettings(score_threshold=0.1)
+    return Detector(model, ["cat", "dog"], settings, Augmentation((48,), 96, flip=False), SEARCH, 50)
+
+
+@pytest.fixture(scope="module")
+def image() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (80, 60))
+
+
+def same(a: Detections, b: Detections) -> None:
+    for field in ("boxes", "scores", "labels"):
+        assert torch.equal(getattr(a, field), getattr(b, field)), field
+
+
+def nearly(a: Detections, b: Detections) -> None:
+    """Several pictures at a time are summed up in another order, so those that tie may change places."""
+    for one, other in zip(sorted(a, key=by_place), sorted(b, key=by_place), strict=True):
+        assert one.label == other.label
+        assert one.box == pytest.approx(other.box, abs=1e-3)
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+
+
+def by_place(found: Detection) -> tuple[float, ...]:
+    return (found.label, *(round(v, 1) for v in found.box))
+
+
+def test_a_picture_is_the_same_in_every_form(detector: Detector, image: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "a é.png"
+    Image.fromarray(image).save(path)
+    found = detector.detect(image)
+    assert len(found) > 3
+    assert len(set(found.scores.tolist())) > 3
+    assert found.classes == ("cat", "dog")
+    for form in (
+        str(path),
+        path,
+        Image.fromarray(image),
+        Image.fromarray(image).convert("RGBA"),
+        torch.from_numpy(image).permute(2, 0, 1),
+        image[:, ::-1][:, ::-1],
+        np.asfortranarray(image),
+    ):
+        same(detector.detect(form), found)
+    mirrored = detector.detect(np.ascontiguousarray(image[..., ::-1]))
+    assert len(mirrored) != len(found) or not torch.equal(mirrored.scores, found.scores), "BGR is not RGB"
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_files_and_pillows_images_are_rotated_upright(
+    image: np.ndarray, tmp_path: Path, kind: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{kind}"
+    Image.fromarray(image).save(path, exif=exif, **({"lossless": True} if kind == "webp" else {}))
+    with Image.open(path) as opened:
+        upright = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    atol = 4 if kind == "jpg" else 0  # two decoders
+    np.testing.assert_allclose(as_array(path).astype(int), upright, atol=atol)
+    with Image.open(path) as opened:
+        np.testing.assert_array_equal(as_array(opened), upright)
+        np.testing.assert_array_equal(as_array(opened), upright)  # TIFFs are rotated by Pillow when they are loaded
+        np.testing.assert_array_equal(as_array(ImageOps.exif_transpose(opened)), upright)
+        np.testing.assert_array_equal(as_array(opened.convert("RGB")), upright)
+
+
+def test_boxes_are_in_the_pictures_own_pixels(detector: Detector, image: np.ndarray) -> None:
+    """A detector that moves nothing gives its proposals, cut off at the edge, whatever size the network sees."""
+    still = Detector(
+        detector.network,
+        ["cat", "dog"],
+        DetectionSettings(score_threshold=0.0, box_regression=False, nms_iou=1.0),
+        detector.scaling,
+        SEARCH,
+        50,
+    )
+    proposals = np.array([[10, 20, 30, 45], [-5, 0, 400, 59.5], [500, 500, 600, 600]])
+    found = still.detect(image, proposals)
+    boxes = {tuple(box) for box in found.boxes.tolist()}
+    assert boxes == {(10.0, 20.0, 30.0, 45.0), (0.0, 0.0, 80.0, 59.5)}
+    same(still.detect(image, torch.from_numpy(proposals).float()), found)
+    assert len(still.detect(image, np.zeros((0, 4)))) == 0
+
+
+def test_proposals_are_selective_searchs_where_none_are_given(detector: Detector, image: np.ndarray) -> None:
+    own = propose(image, SEARCH)[:50]
+    same(detector.detect(image), detector.detect(image, own))
+    assert set(detector.watch.seconds) == {"proposals", "network", "nms"}
+    assert all(seconds > 0 for seconds in detector.watch.seconds.values())
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_lists_give_lists_in_their_order(detector: Detector, image: np.ndarray, batch: int) -> None:
+    other = np.ascontiguousarray(image[::-1])
+    images = [image, other, image]
+    found = detector.detect(images, batch=batch)
+    assert len(found) == 3
+    for of_image, alone in zip(found, images, strict=True):
+        nearly(of_image, detector.detect(alone))
+    boxes = [propose(i, SEARCH)[:20] for i in images]
+    for of_image, alone, own in zip(detector.detect(images, boxes, batch=batch), images, boxes, strict=True):
+        nearly(of_image, detector.detect(alone, own))
+    assert detector.detect([]) == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 3000), (700, 1), (40, 60)])
+def test_pictures_of_any_size(detector: Detector, size: tuple[int, int]) -> None:
+    found = detector.detect(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    if len(found):
+        assert (found.boxes[:, 2:].amax(dim=0) <= torch.tensor(size[::-1])).all()
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "said"),
+    [
+        (np.zeros((4, 4, 3)), TypeError, "image: expected uint8, 0 to 255, got float64"),
+        (np.zeros((4, 4, 3), np.uint16), TypeError, "got uint16; shift 12-bit values by 4 and 16-bit ones by 8"),
+        (np.zeros((4, 4), np.uint8), ValueError, r"image: expected an array of the shape \(H, W, 3\), got \(4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, "image: expected an array"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), ValueError, r"image: expected a tensor of the shape \(3, H, W\)"),
+        (torch.zeros(3, 4, 4), TypeError, "image: expected uint8"),
+        (
+            Image.new("F", (4, 4)),
+            TypeError,
+            "image: expected a PIL image of 8 bits a channel, got the mode F; give its file's path",
+        ),
+        (Image.new("I;16", (4, 4)), TypeError, "got the mode I;16"),
+        (7, TypeError, "image: expected a path, a PIL image, an array or a tensor, got int"),
+        ("gone.jpg", UserError, "gone.jpg: cannot be read"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, type) else "",
+)
+def test_what_is_no_picture_is_said(detector: Detector, bad: object, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        detector.detect(bad)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "said"),
+    [
+        (np.array([[0, 0, 4, 4], [0, 0, np.nan, 4]]), ValueError, r"row 1 is no box .*nan.* \(1 such rows\)"),
+        (np.array([[5.0, 5, 2, 9]]), ValueError, "row 0 is no box x1 y1 x2 y2 with x1 < x2"),
+        (np.zeros((2, 5)), ValueError, r"expected the shape \(P, 4\), got \(2, 5\)"),
+        ([["a"] * 4], TypeError, "expected numbers"),
+    ],
+    ids=["nan", "inverted", "shape", "text"],
+)
+def test_what_are_no_proposals_is_said(
+    detector: Detector, image: np.ndarray, bad: object, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=f"proposals: {said}"):
+        detector.detect(image, bad)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="proposals: expected one array for each of 2 images, got 1"):
+        detector.detect([image, image], [np.zeros((0, 4))])
+
+
+def test_a_detector_prints_what_it_is(detector: Detector) -> None:
+    assert repr(detector) == "Detector(2 classes: cat, dog; FastRCNN on cpu)"
+
+
+READ_ONLY = """
+import sys, warnings
+import numpy as np, torch
+from fastrcnn.data.loader import collate
+from fastrcnn.data.dataset import Example
+from fastrcnn.structures import Sample
+from pathlib import Path
+warnings.simplefilter("error")
+image = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
+np.save(sys.argv[1], image)
+frozen = image.copy()
+frozen.flags.writeable = False
+forms = [
+    frozen, np.load(sys.argv[1], mmap_mode="r"), np.frombuffer(image.tobytes(), np.uint8).reshape(image.shape),
+    image[:, ::-1].copy()[:, ::-1], np.asfortranarray(image),
+]
+none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+for form in forms:
+    sample = Sample("", Path(), 4, 3, *none)
+    batch = collate([Example(form, none[0], none[0], none[1], 1.0, sample)])
+    assert np.array_equal(batch.images[0].permute(1, 2, 0).numpy(), image)
+"""
+
+
+def test_an_array_that_cannot_be_written_gives_no_warning(tmp_path: Path) -> None:
+    """In a process of its own: torch warns once in a process."""
+    command = [sys.executable, "-c", READ_ONLY, str(tmp_path / "image.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -1,0 +1,256 @@
+"""The reading of a proposal file that fits is found; what the data do not tell is not claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastrcnn.proposals.conventions import CONVENTIONS
+from fastrcnn.proposals.fit import Outcome, find_fit
+from fastrcnn.proposals.fit_measures import Images, mended
+from fastrcnn.proposals.readings import AS_IS, PIXELS, RELATIVE, Reading, Scale, placements, scales
+from fastrcnn.structures import Sample
+
+OWN = CONVENTIONS["xyxy-0-inclusive"]
+Numbers = list[np.ndarray]
+Mutation = Callable[[Numbers, list[Sample]], Numbers]
+
+
+def sample(image_id: str, width: int, height: int, truth: np.ndarray) -> Sample:
+    count = len(truth)
+    nothing = np.zeros(count, bool)
+    return Sample(
+        image_id, Path(f"{image_id}.jpg"), width, height, truth.astype(np.float32), np.ones(count, int), nothing
+    )
+
+
+def made(
+    count: int = 40, size: tuple[int, int] | None = None, boxes: int = 60, margin: int = 0
+) -> tuple[list[Sample], Numbers]:
+    """Images with two objects each, and proposals as half-open integers: some near the objects, others anywhere, of
+    which those at `margin` 0 reach every side now and then."""
+    rng = np.random.default_rng(7)
+    samples, proposals = [], []
+    for n in range(count):
+        width, height = size or (int(rng.integers(150, 400)), int(rng.integers(120, 350)))
+        limit = np.array([width, height, width, height])
+        corner = rng.uniform(0.1, 0.5, (2, 2)) * (width, height)
+        truth = np.rint(np.hstack([corner, corner + rng.uniform(0.15, 0.4, (2, 2)) * (width, height)]))
+        near = np.repeat(truth, 5, axis=0) + np.rint(rng.normal(0, 0.02 * min(width, height), (10, 4)))
+        ends = np.sort(rng.uniform(-0.2, 1.2, (boxes - 10, 2, 2)), axis=1).reshape(-1, 4) * limit
+        found = np.clip(np.rint(np.vstack([near, ends])), margin, limit - margin)
+        samples.append(sample(f"{n:03d}", width, height, truth))
+        proposals.append(found[(found[:, 2] - found[:, 0] > 8) & (found[:, 3] - found[:, 1] > 8)])
+    return samples, proposals
+
+
+def fit(samples: list[Sample], numbers: Sequence[np.ndarray], own: str = str(OWN)) -> Outcome:
+    ids = [s.image_id for s in samples]
+    return find_fit(ids, lambda i: numbers[i], CONVENTIONS[own], samples, range(len(ids)), range(len(ids)))
+
+
+def inclusive(numbers: Numbers) -> Numbers:
+    return [b - [0, 0, 1, 1] for b in numbers]
+
+
+def resized(numbers: Numbers, samples: list[Sample]) -> Numbers:
+    """As boxes found in pictures scaled to short side 600, long side at most 1000; inclusive."""
+    out = []
+    for b, s in zip(numbers, samples, strict=True):
+        factor = min(600 / min(s.width, s.height), 1000 / max(s.width, s.height))
+        out.append(np.rint(b * factor) - [0, 0, 1, 1])
+    return out
+
+
+MUTATIONS: dict[str, tuple[Mutation, Reading]] = {
+    "none": (lambda b, s: inclusive(b), Reading(OWN)),
+    "order yxyx": (lambda b, s: [x[:, [1, 0, 3, 2]] for x in inclusive(b)], Reading(CONVENTIONS["yxyx-0-inclusive"])),
+    "order xxyy": (lambda b, s: [x[:, [0, 2, 1, 3]] for x in inclusive(b)], Reading(CONVENTIONS["xxyy-0-inclusive"])),
+    "one-based": (lambda b, s: [x + 1 for x in inclusive(b)], Reading(CONVENTIONS["xyxy-1-inclusive"])),
+    "half-open": (lambda b, s: b, Reading(CONVENTIONS["xyxy-0-halfopen"])),
+    "width, height": (lambda b, s: [np.c_[x[:, :2], x[:, 2:] - x[:, :2]] for x in b], Reading(CONVENTIONS["xywh-0"])),
+    "scaled": (resized, Reading(OWN, "short side 600")),
+    "halved": (lambda b, s: [np.rint(x / 2) - [0, 0, 1, 1] for x in b], Reading(OWN, "times 0.5")),
+    "shares": (
+        lambda b, s: [x / [i.width, i.height, i.width, i.height] for x, i in zip(b, s, strict=True)],
+        Reading(CONVENTIONS["xyxy-0-halfopen"], RELATIVE),
+    ),
+    "one size": (
+        lambda b, s: [
+            np.rint(x * 512 / [i.width, i.height, i.width, i.height]) - [0, 0, 1, 1]
+            for x, i in zip(b, s, strict=True)
+        ],
+        Reading(OWN, "512 x 512"),
+    ),
+    "ids": (lambda b, s: inclusive([b[-1], *b[:-1]]), Reading(OWN, PIXELS, "1 later")),
+    "ids the other way": (lambda b, s: inclusive([*b[1:], b[0]]), Reading(OWN, PIXELS, "1 earlier")),
+    "reversed": (lambda b, s: inclusive(b[::-1]), Reading(OWN, PIXELS, "reversed")),
+    "the author's": (
+        lambda b, s: [x[:, [1, 0, 3, 2]] + [1, 1, 0, 0] for x in b],
+        Reading(CONVENTIONS["yxyx-1-inclusive"]),
+    ),
+    "the author's, ids too": (
+        lambda b, s: [x[:, [1, 0, 3, 2]] + [1, 1, 0, 0] for x in [b[-1], *b[:-1]]],
+        Reading(CONVENTIONS["yxyx-1-inclusive"], PIXELS, "1 later"),
+    ),
+    "edge boxes": (
+        lambda b, s: [np.c_[x[:, :2] + 1, x[:, 2:] - x[:, :2]] for x in b],
+        Reading(CONVENTIONS["xywh-1"]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [None, (240, 240)], ids=["sizes differ", "one square size"])
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_one_good_file_mutated_is_named_as_what_it_is(name: str, size: tuple[int, int] | None) -> None:
+    """On images of one square size neither borders nor scale tell orders and ids: the overlap has to."""
+    samples, boxes = made(size=size)
+    mutate, expected = MUTATIONS[name]
+    found = fit(samples, mutate(boxes, samples))
+    assert found.fits
+    if name == "one size" and size:  # then that is a common factor, estimated from a largest coordinate of 511
+        assert found.winner.reading.scale == f"times {511 / 240:.4g}"
+        assert found.winner.reading.convention.order == "xyxy"
+        return
+    assert found.winner.reading == expected
+    assert (found.winner.reading == found.own.reading) == (name == "none")
+    assert found.equal == 1
+    assert found.own.reading == Reading(OWN)
+
+
+def test_a_sample_of_the_images_is_enough() -> None:
+    """What is read at first is less than what the readings of other ids need in the end."""
+    samples, boxes = made(count=300)
+    entries = range(0, 300, 3)
+    moved = inclusive([boxes[-1], *boxes[:-1]])
+    for numbers, ids in ((inclusive(boxes), AS_IS), (moved, "1 later")):
+        chosen = [samples[e] for e in entries]
+        found = find_fit([s.image_id for s in samples], numbers.__getitem__, OWN, chosen, entries, range(300))
+        assert found.winner.reading == Reading(OWN, PIXELS, ids)
+        assert found.images == 100
+        assert found.boxes == sum(len(numbers[e]) for e in entries)
+
+
+def test_few_boxes_in_any_order_are_enough() -> None:
+    samples, boxes = made(count=60, boxes=25)
+    rng = np.random.default_rng(0)
+    shuffled = [rng.permutation(b[:, [1, 0, 3, 2]] + [1, 1, 0, 0]) for b in boxes]
+    assert str(fit(samples, shuffled).winner.reading) == "yxyx-1-inclusive"
+
+
+def test_where_no_box_meets_a_border_the_pixel_is_not_claimed_but_the_order_is() -> None:
+    samples, boxes = made(margin=6)
+    found = fit(samples, [b[:, [1, 0, 3, 2]] for b in boxes])
+    equal = {str(f.reading) for f in found.tried[: found.equal]}
+    assert equal == {"yxyx-0-halfopen", "yxyx-0-inclusive", "yxyx-1-halfopen", "yxyx-1-inclusive"}
+    kept = fit(samples, boxes, own="xyxy-1-inclusive")
+    assert kept.winner is kept.own  # nothing speaks against the format's own convention
+
+
+def test_boxes_that_stand_out_everywhere_do_not_tell_the_pixel() -> None:
+    """Of a method that does not clip: a reading by a pixel smaller stands out of fewer sides, which means nothing."""
+    samples, boxes = made()
+    rng = np.random.default_rng(0)
+    beyond = [
+        np.vstack([b, np.array([[0, 0, s.width, s.height]]) + rng.uniform(0.6, 3, 4) * [-1, -1, 1, 1]])
+        for b, s in zip(boxes, samples, strict=True)
+    ]
+    found = fit(samples, beyond, own="xyxy-1-inclusive")
+    assert found.winner is found.own
+    assert "xyxy-0-halfopen" in {str(f.reading) for f in found.tried[: found.equal]}
+
+
+def test_boxes_of_no_image_fit_nothing() -> None:
+    samples, boxes = made()
+    others = np.random.default_rng(1).permutation(len(boxes))
+    assert not fit(samples, [boxes[i] for i in others]).fits
+
+
+def test_the_reading_that_only_makes_boxes_larger_is_not_preferred() -> None:
+    """Corners read as sizes give larger boxes, which overlap anything more; ten boxes an image hide the rest."""
+    samples, boxes = made(count=100)
+    rng = np.random.default_rng(2)
+    few = [rng.permutation(b)[:10] - [0, 0, 1, 1] for b in boxes]
+    assert fit(samples, few).winner.reading == Reading(OWN)
+
+
+def test_a_minus_one_that_wrapped_is_counted_and_understood() -> None:
+    """Zero-based numbers of which one was subtracted as if they were one-based, in 16 bits without a sign."""
+    samples, boxes = made()
+    before = [(b - [0, 0, 1, 1]).astype(np.uint16) for b in boxes]
+    wrapped = [b - np.uint16(1) for b in before]
+    found = fit(samples, wrapped)
+    assert found.wrapped == sum(int((b == 0).sum()) for b in before) > 40
+    assert str(found.winner.reading) == "xyxy-0-inclusive less 1"
+    assert fit(samples, inclusive(boxes)).wrapped == 0
+
+
+def test_numbers_that_are_none_are_left_out_and_counted() -> None:
+    numbers, wrapped, lost = mended(np.array([[0, 1, np.nan, 3], [1, 2, 3, 4], [np.inf, 0, 0, 0], [65534, 0, 5, 5]]))
+    assert numbers.tolist() == [[1, 2, 3, 4], [-2, 0, 5, 5]]
+    assert (wrapped, lost) == (1, 2)
+    assert mended(np.array([[2**32 - 1, 0, 600, 65531]]))[0].tolist() == [[-1, 0, 600, 65531]]
+    assert mended(np.zeros((0, 4)))[0].shape == (0, 4)
+
+
+def test_images_without_boxes_and_single_images() -> None:
+    samples, boxes = made(count=6)
+    gaps = [inclusive(boxes)[0], *(np.zeros((0, 4)) for _ in range(5))]
+    assert fit(samples, gaps).winner.reading.convention.order == "xyxy"
+    assert not fit(samples, [np.zeros((0, 4))] * 6).fits
+    alone = fit(samples[:1], inclusive(boxes)[:1])
+    assert alone.winner is alone.own
+
+
+def test_figures_by_hand() -> None:
+    """An image of 10 x 8, truth 0 0 4 4 and a difficult object; boxes 0 0 4 2 (IoU 1/2) and 5 5 10 9 (1 out)."""
+    truth = np.array([[0, 0, 4, 4], [6, 6, 8, 8]])
+    image = sample("a", 10, 8, truth)
+    image.difficult[1] = True
+    images = Images([image], {3: np.array([[0.0, 0, 4, 2], [5, 5, 10, 9]])})
+    reading, scale, at = Reading(CONVENTIONS["xyxy-0-halfopen"]), Scale(PIXELS, images.sizes), np.array([3])
+    assert images.best(reading, scale, at).tolist() == [0.5]
+    assert images.chance(reading, scale, at).tolist() == [0]
+    borders = images.borders(reading, scale, at)
+    assert borders.sides.tolist() == [[1, 1, 1, -1]]
+    assert (borders.inside, borders.touched, borders.votes) == (0.5, 0.75, 2)
+    assert not borders.strays.any()
+    assert images.extents(reading, at).tolist() == [[10, 9]]
+
+
+def test_chance_gives_each_image_the_stretched_boxes_of_another() -> None:
+    one, two = sample("a", 10, 10, np.array([[0, 0, 5, 5]])), sample("b", 20, 40, np.array([[0, 0, 10, 10]]))
+    images = Images([one, two], {0: np.array([[0.0, 0, 5, 5]]), 1: np.array([[0.0, 0, 10, 10]])})
+    reading, scale, at = Reading(CONVENTIONS["xyxy-0-halfopen"]), Scale(PIXELS, images.sizes), np.array([0, 1])
+    assert images.best(reading, scale, at).tolist() == [1, 1]
+    # 0 0 10 10 of 20 x 40 is 0 0 5 2.5 of 10 x 10: half of the object; 0 0 5 5 becomes 0 0 10 20: twice the object
+    assert images.chance(reading, scale, at).tolist() == [0.5, 0.5]
+
+
+def test_placements_by_hand() -> None:
+    found = placements(["10", "9", "b"], np.array([0, 1, 2]), [2, 0, 1])
+    assert {n: w.tolist() for n, w in found.items()} == {
+        AS_IS: [0, 1, 2],
+        "1 later": [1, 2, 0],
+        "1 earlier": [2, 0, 1],
+        "reversed": [2, 1, 0],
+    }
+    found = placements(["7", "10", "9", "8"], np.arange(4), [])  # as text 10 7 8 9, as numbers 7 8 9 10
+    assert found["sorted by text"].tolist() == [1, 0, 3, 2]
+    assert found["sorted by number"].tolist() == [0, 3, 2, 1]
+    assert not any("list" in name for name in found)
+    found = placements(["a", "c", "b", "e", "d"], np.arange(5), [])
+    assert found["1 later by text"].tolist() == [2, 4, 1, 0, 3]  # after a comes b, the third entry
+
+
+def test_scales_that_nothing_speaks_for_are_not_tried() -> None:
+    sizes = np.array([[100.0, 50], [60, 90]])
+    assert [s.name for s in scales(sizes, sizes)] == [PIXELS]
+    assert [s.name for s in scales(np.full((2, 2), np.nan), sizes)] == [PIXELS]
+    assert [s.name for s in scales(sizes * 0 + 0.99, sizes)] == [PIXELS, RELATIVE]
+    found = scales(sizes * 4.01, sizes)
+    assert "times 4" in [s.name for s in found]
+    assert found[-1].frames.shape == (2, 2)

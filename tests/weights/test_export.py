@@ -1,0 +1,329 @@
+"""Networks in other programs' formats: read back by parsers of the tests' own, and run by those programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import caffemodel
+import numpy as np
+import pytest
+import torch
+from caffe_onnx import as_caffe, onnx_network
+from torch import Tensor, nn
+from torchvision.models import vgg16 as torchvision_vgg16
+
+from fastrcnn.build import models
+from fastrcnn.config.schema import ModelConfig
+from fastrcnn.errors import UserError
+from fastrcnn.inference.detect import DetectionSettings, detect_batch
+from fastrcnn.model.compress import decompose, factored_state
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.structures import Batch, Sample
+from fastrcnn.weights import caffe, export
+from fastrcnn.weights.pretrained import load_pretrained, read_state_dict
+
+NAMES = ["cat", "dog", "owl"]
+STD = np.array([58.0, 57.0, 56.0], np.float32)
+ORDER = {
+    "vgg16": "conv1_1 conv1_2 conv2_1 conv2_2 conv3_1 conv3_2 conv3_3 conv4_1 conv4_2 conv4_3 conv5_1 conv5_2 conv5_3",
+    "vgg_cnn_m_1024": "conv1 conv2 conv3 conv4 conv5",
+    "caffenet": "conv1 conv2 conv3 conv4 conv5",
+}
+
+
+def trained(kind: str, folder: Path, classifier: str = "softmax") -> tuple[FastRCNN, dict[str, np.ndarray]]:
+    """A detector such as a training leaves: pixels with a deviation, normalised deltas. And the weights under Caffe's
+    names that are the same without both."""
+    weights = caffemodel.network(kind, 0.125, classes=3, seed=5)
+    path = folder / "made.caffemodel"
+    model = models.caffe_detector(caffemodel.write(path, weights), NAMES)[1].eval()
+    path.unlink()
+    generator = torch.Generator().manual_seed(0)
+    model.classifier = classifier
+    with torch.no_grad():
+        first = model.trunk.convs[model.trunk.network.convs[0].name]
+        first.weight *= torch.from_numpy(STD).view(1, 3, 1, 1)
+        model.pixel_std.copy_(torch.from_numpy(STD).view(3, 1, 1))
+        model.delta_mean.copy_(torch.randn(4, 4, generator=generator) * 0.05)
+        model.delta_std.copy_(torch.rand(4, 4, generator=generator) * 0.3 + 0.05)
+    mean, std = model.delta_mean.flatten().numpy(), model.delta_std.flatten().numpy()
+    weights["bbox_pred.weight"] = weights["bbox_pred.weight"] * std[:, None]
+    weights["bbox_pred.bias"] = weights["bbox_pred.bias"] * std + mean
+    return model, weights
+
+
+def one_picture(seed: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """RGB (1, 3, H, W) and boxes (K, 5)."""
+    rng = np.random.default_rng(seed)
+    rgb = rng.integers(0, 256, (1, 3, 75, 110), dtype=np.uint8)
+    corner = rng.uniform(0, 30, (20, 2))
+    boxes = np.concatenate((np.zeros((20, 1)), corner, corner + rng.uniform(10, 40, (20, 2))), axis=1)
+    return rgb, boxes.astype(np.float32)
+
+
+def detections(model: FastRCNN) -> list[Tensor]:
+    rgb, boxes = one_picture()
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    batch = Batch(
+        images=torch.from_numpy(rgb),
+        sizes=torch.tensor([[75, 110]]),
+        scales=torch.ones(1, dtype=torch.float64),
+        proposals=[torch.from_numpy(boxes[:, 1:])],
+        boxes=[torch.zeros(0, 4)],
+        labels=[torch.zeros(0, dtype=torch.long)],
+        samples=[Sample("a", Path("a.jpg"), 110, 75, *nothing)],
+    )
+    (found,) = detect_batch(model.eval(), [batch], DetectionSettings(score_threshold=None))
+    assert len(found) > 10
+    return [found.boxes, found.scores, found.labels]
+
+
+def two_layers(model: FastRCNN, kind: str) -> FastRCNN:
+    ranks: dict[str, int | None] = {"fc6": 20, "fc7": 9}
+    state = model.state_dict()
+    found = {name: decompose(state[f"head.{name}.weight"]) for name in ranks}
+    config = {"network": kind, "width": 0.125, "fc6_rank": 20, "fc7_rank": 9}
+    config |= {"roi_size": model.roi_size, "roi_features": list(model.roi_features)}
+    config["finetune_from"] = "fc6"
+    smaller = models.trained_model({"model": config}, 3)
+    smaller.load_state_dict(factored_state(state, found, ranks))
+    return smaller.eval()
+
+
+@pytest.mark.parametrize("svd", [False, True])
+@pytest.mark.parametrize("kind", list(ORDER))
+def test_a_caffemodel_is_the_authors_layout_and_gives_the_same_boxes(tmp_path: Path, kind: str, svd: bool) -> None:
+    model, weights = trained(kind, tmp_path)
+    if svd:
+        model = two_layers(model, kind)
+    path = tmp_path / "new" / "out.caffemodel"
+    export.write_caffemodel(model, kind, path)
+    layers = caffemodel.read(path)
+    fc = ["fc6_L", "fc6_U", "fc7_L", "fc7_U"] if svd else ["fc6", "fc7"]
+    assert list(layers) == [*ORDER[kind].split(), *fc, "cls_score", "bbox_pred"]
+    for name, (layer_type, blobs) in layers.items():
+        assert layer_type == ("Convolution" if name.startswith("conv") else "InnerProduct")
+        assert len(blobs) == (1 if name.endswith("_L") else 2)
+        for part, blob in zip(("weight", "bias"), blobs, strict=False):
+            if f"{name}.{part}" in weights:
+                np.testing.assert_allclose(blob, weights[f"{name}.{part}"], rtol=1e-6, atol=1e-7)
+    parsed = {
+        f"{n}.{p}": b for n, (_, blobs) in layers.items() for p, b in zip(("weight", "bias"), blobs, strict=False)
+    }
+    rgb, boxes = one_picture()
+    feature_map, logits, deltas = onnx_network(parsed, kind).run(None, as_caffe(rgb, boxes))
+    with torch.no_grad():
+        found_logits, found_deltas = model(torch.from_numpy(rgb), torch.from_numpy(boxes))
+        found_map = model.features(torch.from_numpy(rgb))[0]
+    np.testing.assert_allclose(found_map.numpy(), feature_map, rtol=1e-3, atol=1e-4 * feature_map.max())
+    np.testing.assert_allclose(found_logits.numpy(), logits, rtol=1e-3, atol=1e-4 * np.abs(logits).max())
+    decoded = (found_deltas * model.delta_std + model.delta_mean).flatten(1).numpy()
+    np.testing.assert_allclose(decoded, deltas, rtol=1e-3, atol=1e-4 * np.abs(deltas).max())
+
+    _, back = models.caffe_detector(path, NAMES)
+    for ours, again in zip(detections(model), detections(back), strict=True):
+        torch.testing.assert_close(again, ours, rtol=1e-5, atol=1e-5 * float(ours.abs().max()))
+    twice = tmp_path / "twice.caffemodel"
+    export.write_caffemodel(back, kind, twice)
+    assert twice.read_bytes() == path.read_bytes(), "what is in Caffe's units stays to the last bit"
+    assert [p.name for p in path.parent.iterdir()] == ["out.caffemodel"]
+
+
+def test_margins_of_svms_are_cls_score_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "fastrcnn")
+    model, weights = trained("vgg16", tmp_path, "svm")
+    export.write_caffemodel(model, "vgg16", tmp_path / "out.caffemodel")
+    written = caffemodel.read(tmp_path / "out.caffemodel")["cls_score"][1]
+    assert np.array_equal(written[0], weights["cls_score.weight"])
+    assert np.array_equal(written[1], weights["cls_score.bias"])
+    assert "TEST.SVM" in caplog.text
+    assert "num_output in the prototxt: cls_score 4, bbox_pred 16" in caplog.text
+
+
+def test_another_mean_goes_into_the_bias_and_shows_at_the_border_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first convolution by hand, on ours and on the author's pixels."""
+    model, _ = trained("vgg16", tmp_path)
+    model.pixel_mean.copy_(torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1))
+    path = tmp_path / "out.caffemodel"
+    export.write_caffemodel(model, "vgg16", path)
+    assert "differ by up to 0.90 of 255" in caplog.text
+    rgb, boxes = one_picture()
+    state = {k: v.double() for k, v in model.state_dict().items()}
+    ours = nn.functional.conv2d(
+        (torch.from_numpy(rgb).double() - state["pixel_mean"]) / state["pixel_std"],
+        state["trunk.convs.conv1_1.weight"],
+        state["trunk.convs.conv1_1.bias"],
+        padding=1,
+    )
+    weight, bias = (torch.from_numpy(b.copy()).double() for b in caffemodel.read(path)["conv1_1"][1])
+    data = torch.from_numpy(as_caffe(rgb, boxes)["data"]).double()
+    error = (nn.functional.conv2d(data, weight, bias, padding=1) - ours).abs()
+    most = float(weight.abs().sum(dim=(1, 2, 3)).max()) * 0.9033
+    assert float(error[:, :, 1:-1, 1:-1].max()) < 1e-4
+    assert 1e-3 < float(error.max()) < most
+
+    model.pixel_mean.zero_()
+    with pytest.raises(UserError, match=r"subtracts 0, 0, 0 from red, green and blue, other programs 122\.772, 115\.9"):
+        export.write_caffemodel(model, "vgg16", tmp_path / "other.caffemodel")
+    assert not (tmp_path / "other.caffemodel").exists()
+
+
+def test_all_that_the_authors_network_cannot_express_is_said(tmp_path: Path) -> None:
+    config = ModelConfig(
+        width=1 / 64,
+        batch_norm=True,
+        roi_op="roi_align",
+        roi_features=["conv4_3", "conv5_3"],
+        roi_size=6,
+        class_agnostic=True,
+    )
+    model = models.model(config, 3)
+    model.pixel_mean.fill_(100)
+    with pytest.raises(UserError) as caught:
+        export.write_caffemodel(model, "vgg16", tmp_path / "x.caffemodel")
+    lines = str(caught.value).splitlines()
+    assert [line.strip().partition("=")[0] for line in lines[1:-1]] == [
+        *(f"model.{key}" for key in ("batch_norm", "roi_features", "roi_size", "roi_op", "class_agnostic")),
+        lines[-2].strip(),
+    ]
+    assert "this network subtracts 100, 100, 100" in lines[-2]
+    assert lines[-1] == "format=safetensors takes any network."
+    slim = models.model(
+        ModelConfig(width=1 / 64, network="caffenet", roi_features=["conv5"], roi_size=6, finetune_from="conv2"), 3
+    )
+    with pytest.raises(UserError, match=r"model\.network=caffenet: only vgg16 can"):
+        export.write_torchvision(slim, "caffenet", tmp_path / "x.pth")
+    ranks = models.model(ModelConfig(width=1 / 64, fc6_rank=5), 3)
+    with pytest.raises(UserError, match=r"model\.width: torchvision's is 1\n  fc6 or fc7 is two layers"):
+        export.write_torchvision(ranks, "vgg16", tmp_path / "x.pth")
+    assert not list(tmp_path.iterdir())
+
+
+SHAPES = [
+    ModelConfig(width=1 / 32, batch_norm=True, roi_features=["conv4_3", "conv5_3"], class_agnostic=True),
+    ModelConfig(
+        width=1 / 16, network="caffenet", roi_features=["conv5"], roi_size=6, finetune_from="conv2", fc6_rank=7
+    ),
+]
+
+
+@pytest.mark.parametrize("config", SHAPES, ids=lambda c: c.network)
+def test_safetensors_hold_everything_and_begin_a_training(tmp_path: Path, config: ModelConfig) -> None:
+    safetensors = pytest.importorskip("safetensors")
+    torch.manual_seed(0)
+    model = models.model(config, 3).eval()
+    model.pixel_mean.fill_(99)
+    model.pixel_std.fill_(50)
+    for name, buffer in model.named_buffers():
+        if "running_var" in name:
+            buffer.uniform_(0.5, 1.5)
+    path = tmp_path / "out.safetensors"
+    export.write_safetensors(model, {"network": config.network, "width": config.width}, NAMES, path)
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    with safetensors.safe_open(path, "np") as file:
+        metadata = file.metadata()
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    assert json.loads(metadata["network"]) == {"network": config.network, "width": config.width}
+    assert json.loads(metadata["classes"]) == NAMES
+    assert json.loads(metadata["pixels"]) == {"order": "RGB", "mean": [99] * 3, "std": [50] * 3}
+    assert found.keys() == model.state_dict().keys()
+    assert all(np.array_equal(found[k], v.numpy()) for k, v in model.state_dict().items())
+
+    config.weights = str(path)
+    again = models.model(config, 7).eval()  # for other classes
+    rgb, boxes = (torch.from_numpy(v) for v in one_picture())
+    with torch.no_grad():
+        for ours, theirs in zip(model.features(rgb), again.features(rgb), strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.std() > 0
+        assert torch.equal(model.roi_vectors(model.features(rgb), boxes), again.roi_vectors(again.features(rgb), boxes))
+    assert again.delta_std.eq(1).all()
+    config.weights = None
+
+
+def test_safetensors_of_another_network_are_refused_by_name_and_shape(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    path = tmp_path / "out.safetensors"
+    export.write_safetensors(models.model(ModelConfig(width=1 / 64, fc7_rank=3), 3), {}, NAMES, path)
+    with pytest.raises(UserError) as caught:
+        load_pretrained(models.model(ModelConfig(width=1 / 64), 3), read_state_dict(path), "here")
+    said = str(caught.value)
+    assert "`fastrcnn export`" in said
+    assert "  head.fc7.weight: missing, (64, 64) wanted\n" in said
+    assert "  head.fc7.L.weight: not in the model\n" in said
+    state = read_state_dict(path) | {"pixel_std": torch.ones(1)}
+    with pytest.raises(UserError, match=r"pixel_std: \(1,\), \(3, 1, 1\) wanted"):
+        load_pretrained(models.model(ModelConfig(width=1 / 64, fc7_rank=3), 3), state, "here")
+    model = models.model(ModelConfig(width=1 / 64, fc7_rank=3), 3)
+    load_pretrained(model, read_state_dict(path), "here", pixels="caffe_rgb")
+    assert model.pixel_std.eq(1).all(), "what model.pixels says goes before what the file says"
+
+
+def full_while_closing(*_: object) -> None:
+    """As torch.save fails on a full disk: with an error of its own, on top of the reason."""
+    try:
+        raise OSError(28, "No space left on device")
+    finally:
+        raise RuntimeError("unexpected pos 64 vs 0")
+
+
+def test_torchvisions_vgg16_takes_the_file_and_gives_our_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to its last pooling, for maps whose sides are even, which torchvision's poolings do not cut."""
+    with torch.device("meta"):
+        model, theirs = FastRCNN(3).eval(), torchvision_vgg16(init_weights=False).eval()
+    model.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            deviation = 0.01 if value.dim() == 1 else (2 / value[0].numel()) ** 0.5
+            value.copy_(torch.rand(value.shape, generator=generator).sub_(0.5).mul_(12**0.5 * deviation))
+            if name == "trunk.convs.conv1_1.weight":
+                value /= 50
+        model.pixel_mean.copy_(torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1))
+        model.pixel_std.copy_(torch.tensor([1.0, 2, 3]).view(3, 1, 1))
+    path = tmp_path / "vgg16.pth"
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full_while_closing)
+        with pytest.raises(UserError, match=r"vgg16\.pth: cannot be written \(No space left on device\)"):
+            export.write_torchvision(model, "vgg16", path)
+    assert not list(tmp_path.iterdir())
+    export.write_torchvision(model, "vgg16", path)
+    keys = theirs.load_state_dict(torch.load(path, weights_only=True), strict=False, assign=True)
+    path.unlink()  # half a gigabyte
+    assert keys.missing_keys == ["classifier.6.weight", "classifier.6.bias"]
+    assert keys.unexpected_keys == []
+    rgb = torch.randint(0, 256, (1, 3, 112, 112), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    mean, std = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 3, 1, 1)
+    with torch.no_grad():
+        ours = model.features(rgb)[0]  # (1, 512, 7, 7)
+        found = theirs.features[:30]((rgb / 255 - mean) / std)
+        torch.testing.assert_close(found, ours, rtol=1e-3, atol=1e-4 * float(ours.max()))
+        assert ours.std() > 0
+        found = theirs.classifier[:6](ours.flatten(1))
+        torch.testing.assert_close(found, model.head(ours), rtol=1e-4, atol=1e-4 * float(found.max()))
+
+
+def test_nothing_is_replaced_and_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = trained("vgg16", tmp_path)
+    path = tmp_path / "there.caffemodel"
+    path.write_text("mine")
+    with pytest.raises(UserError, match="is there already"):
+        export.write_caffemodel(model, "vgg16", path)
+    assert path.read_text() == "mine"
+
+    def full(*arguments: object) -> None:
+        arguments[0].write(b"part")  # type: ignore[attr-defined]
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(caffe, "write", full)
+    with pytest.raises(UserError, match=r"new\.caffemodel: cannot be written \(No space left on device\)"):
+        export.write_caffemodel(model, "vgg16", tmp_path / "new.caffemodel")
+    with pytest.raises(UserError, match="cannot be written"):
+        export.write_caffemodel(model, "vgg16", path / "below a file.caffemodel")
+    assert [p.name for p in tmp_path.iterdir()] == ["there.caffemodel"]
