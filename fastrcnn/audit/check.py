@@ -1,6 +1,6 @@
 """Reading a whole data set once, on all cores: every annotation, every pixel, every proposal.
 
-What one picture gives is a `Record`; `check_report.py` makes the report of them. Nothing stops at a bad file, and
+What one picture gives is a `Record`; `report.py` makes the report of them. Nothing stops at a bad file, and
 nothing is written.
 """
 

@@ -23,7 +23,7 @@ read_all(tasks, Settings(), workers=2)
 """,
     "proposals": """
 from pathlib import Path
-from fastrcnn.data.proposal_making import propose_all
+from fastrcnn.proposals.generate import propose_all
 propose_all([("a", Path("a.jpg")), ("b", Path("b.jpg"))], "x.proposals", workers=2)
 """,
     "loader, spawn": """
