@@ -17,7 +17,7 @@ REASON = 'call that below `if __name__ == "__main__":`'
 SCRIPTS = {
     "check": """
 from pathlib import Path
-from fastrcnn.data.check import Settings, Task, read_all
+from fastrcnn.audit.check import Settings, Task, read_all
 tasks = [Task("train", "trainval", Path("none"), str(i), None) for i in range(40)]
 read_all(tasks, Settings(), workers=2)
 """,
