@@ -49,7 +49,7 @@ def test_the_wheel_brings_its_configuration_and_documents(installed: Path) -> No
     assert (package / "ops" / "README.md").is_file()
     assert (package / "py.typed").is_file()
     assert list((package / "ops" / "csrc").glob("*.cu"))
-    for name in ("page.css", "page.js", "evaluation/report.js"):
+    for name in ("report/page.css", "report/page.js", "report/report.js"):
         assert (package / name).read_bytes() == (ROOT / "fastrcnn" / name).read_bytes()
 
 

@@ -212,7 +212,7 @@ def test_every_item_of_the_recipe_has_a_test_that_exists() -> None:
     items = page.partition("## The paper's")[2].partition("## What `modern`")[0]
     rows = [line for line in items.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 19
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     for row in rows:
         named = re.findall(r"`(tests/[a-z_/]+\.py)::(test_\w+)`", row)
         assert named, row
