@@ -45,7 +45,7 @@ from fastrcnn.inference.detect import roi_outputs
 from fastrcnn.inference.detector import Detector
 from fastrcnn.model.fast_rcnn import FastRCNN, round_weights
 from fastrcnn.model.postprocess import best_boxes
-from fastrcnn.proposals.selective_search import SelectiveSearchSettings
+from fastrcnn.settings import SelectiveSearchSettings
 from fastrcnn.structures import Detections
 
 ROIS = 2000
