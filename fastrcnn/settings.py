@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-MOST_PIXELS = 32_767  # along a side; an image of 32,767 x 32,767 takes 3 GB
+SIDE: Any = {"least": 1, "most": 32_767}  # bounds in pixels; an image of 32,767 x 32,767 takes 3 GB
 
 NetworkName = Literal["vgg16", "vgg_cnn_m_1024", "caffenet"]
 Pixels = Literal["auto", "imagenet_rgb", "caffe_bgr", "caffe_rgb"]
@@ -50,13 +50,9 @@ class ModelSettings:
     """The network."""
 
     network: NetworkName = key("vgg16", "the paper's L, M and S")
-    width: float = key(
-        1.0, "factor on the channels of the network; 1 is the paper's, 0.25 a slim one", above=0, most=100
-    )
+    width: float = key(1.0, "factor on the channels; 1 is the paper's, 0.25 a slim network", above=0, most=100)
     batch_norm: bool = key(False, "batch normalisation, for training from scratch")
-    weights: str | None = key(
-        None, "'imagenet', a file of the network's weights (.pth, .safetensors, .caffemodel), or null: from scratch"
-    )
+    weights: str | None = key(None, "'imagenet', a file (.pth, .safetensors, .caffemodel), or null: from scratch")
     pixels: Pixels = key("auto", "what `weights` expects; auto: as known")
     finetune_from: str = key(
         "conv1_1", "first layer that is trained: a convolution, fc6, fc7 or bbox_pred; the paper's VGG16: conv3_1"
@@ -76,13 +72,8 @@ class SelectiveSearchSettings:
     """How proposals are made where none are given."""
 
     mode: SearchMode = key("fast", "two or five colour spaces")
-    side: int = key(320, "longer side of the image that is searched, in pixels", least=1, most=MOST_PIXELS)
-    k: list[float] = key(
-        [25.0, 50.0, 100.0, 200.0],
-        "coarseness of the segmentations; larger finds larger things",
-        above=0,
-        some=True,
-    )
+    side: int = key(320, "longer side of the image that is searched, in pixels", **SIDE)
+    k: list[float] = key([25.0, 50.0, 100.0, 200.0], "coarseness; larger finds larger things", above=0, some=True)
     sigma: float = key(0.8, "blur before segmentation, in pixels of the searched image", above=0)
     min_size: int = key(50, "area of the smallest segment, in pixels of the searched image", least=1)
     min_side: float = key(0.0, "boxes with a shorter side are dropped, in pixels of the original")
@@ -103,9 +94,7 @@ class SolverSettings:
     fg_iou: float = key(0.5, "least overlap with the truth that makes a RoI foreground", above=0, most=1)
     bg_iou: list[float] = key([0.1, 0.5], "background: best overlap in [first, second)", least=0, most=1)
     box_weight: float = key(1.0, "weight of the box loss; 0: classes alone are trained", least=0)
-    optimizer: OptimizerName = key(
-        "caffe_sgd", "caffe_sgd has the rate inside the velocity, as Caffe; sgd is torch's; fused_sgd the same, faster"
-    )
+    optimizer: OptimizerName = key("caffe_sgd", "caffe_sgd has the rate inside the velocity; fused_sgd is a faster sgd")
     lr: float = key(0.001, "learning rate", above=0)
     schedule: ScheduleName = key("step", "how the rate falls: at lr_steps, or along half a wave")
     lr_steps: list[int] = key([30000], "steps at which the rate is multiplied by lr_gamma", least=1)
@@ -120,9 +109,7 @@ class SolverSettings:
 class DetectionSettings:
     """From scores and boxes to detections; see model/postprocess.py."""
 
-    score_threshold: float | None = key(
-        0.05, "detections with a lower score are dropped, a probability or a margin of SVMs; null: none are"
-    )
+    score_threshold: float | None = key(0.05, "detections with a lower score, or margin, are dropped; null: none are")
     box_regression: bool = key(True, "move boxes as the network says; false: RoIs are detections as they are")
     nms_iou: float = key(0.3, "a box overlapping a better one of its class by this much is dropped", least=0, most=1)
     max_per_class: int | None = key(None, "best boxes of a class that enter the suppression; null: all", least=1)

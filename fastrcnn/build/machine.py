@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 
@@ -12,8 +11,6 @@ from fastrcnn.config.schema import RuntimeConfig
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.parallel.launch import cores, launch
-
-log = logging.getLogger(__name__)
 
 
 def device(config: RuntimeConfig) -> torch.device:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,28 +19,14 @@ from fastrcnn.model.networks import NETWORKS
 from fastrcnn.settings import ModelSettings, NetworkName, SolverSettings
 from fastrcnn.weights import caffe, pretrained
 
-log = logging.getLogger(__name__)
-
 
 def model(config: ModelSettings, num_classes: int, load: bool = True, device: str = "cpu") -> FastRCNN:
     """The network on a device, whatever torch's default is; `load`: with the weights that the configuration names (not
     needed before a checkpoint's)."""
     check_model(config)
     with torch.device(device):
-        built = FastRCNN(
-            num_classes,
-            config.width,
-            config.batch_norm,
-            config.roi_size,
-            config.roi_op,
-            config.roi_features,
-            config.dropout,
-            classifier=config.classifier,
-            fc6_rank=config.fc6_rank,
-            fc7_rank=config.fc7_rank,
-            network=config.network,
-            class_agnostic=config.class_agnostic,
-        )
+        of_weights = ("weights", "pixels", "finetune_from")
+        built = FastRCNN(num_classes, **{k: v for k, v in vars(config).items() if k not in of_weights})
     if load and config.weights is not None:
         if config.weights == "imagenet":
             if config.network != "vgg16":

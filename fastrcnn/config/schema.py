@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_type_hints
 
 from fastrcnn.settings import (
-    MOST_PIXELS,
+    SIDE,
     DetectionFormat,
     DetectionSettings,
     ExportFormat,
@@ -35,9 +35,7 @@ class DataConfig:
     test: list[str] = key(["test"], "splits to evaluate on; [] trains without an evaluation")
     classes: list[str] | None = key(None, "names of the classes; null: all that the annotations of `train` have")
     other_classes: OtherData = key("refuse", "what happens to objects of classes not in `classes`")
-    first_pixel: int = key(
-        1, "coordinate of the first pixel in XML files: 1 in VOC, 0 in zero-based sets", least=0, most=1
-    )
+    first_pixel: int = key(1, "coordinate of the first pixel in XML files; 0 in zero-based sets", least=0, most=1)
     max_images: int | None = key(None, "use only the first so many images of each split list; null: all", least=1)
     use_difficult: bool = key(True, "train on objects marked difficult, as the author's code does")
     skip_bad: bool = key(False, "leave out broken files and objects and say how many, instead of stopping")
@@ -46,16 +44,10 @@ class DataConfig:
     missing_proposals: OtherData = key("refuse", "what happens to images that `proposals` lacks")
     proposal_cache: str = key("data/proposals", "folder where generated proposals are kept")
     max_proposals: int = key(2000, "proposals used of an image, the best first", least=1)
-    short_sides: list[int] = key(
-        [600], "short side of training images; one of them is drawn for each", least=1, most=MOST_PIXELS, some=True
-    )
-    long_side: int = key(1000, "the long side is at most this", least=1, most=MOST_PIXELS)
+    short_sides: list[int] = key([600], "of training images, of which one is drawn for each", **SIDE, some=True)
+    long_side: int = key(1000, "the long side is at most this", **SIDE)
     test_short_sides: list[int] = key(
-        [600],
-        "short sides in evaluation and detection; each RoI takes the one where its area is nearest 224 x 224",
-        least=1,
-        most=MOST_PIXELS,
-        some=True,
+        [600], "in evaluation and detection; a RoI takes that where its area is nearest 224 x 224", **SIDE, some=True
     )
     flip: bool = key(True, "mirror half of the training images")
     flip_vertical: bool = key(False, "turn half of the training images upside down")
@@ -75,9 +67,7 @@ class RuntimeConfig:
     workers: int | None = key(None, "processes that load images; null: by the number of cores", least=0)
     seed: int = key(0, "decides everything random", least=0)
     compile: bool = key(False, "train with trunk, fc6 and fc7 compiled by torch.compile; needs a C++ compiler")
-    checkpoint_activations: bool = key(
-        False, "train in less memory: most maps of the trunk are computed again on the way back instead of kept"
-    )
+    checkpoint_activations: bool = key(False, "train in less memory: most maps of the trunk are computed twice")
     profile: bool = key(False, "record steps 10 to 19 of a training, as a trace for Perfetto and TensorBoard")
     log_every: int = key(20, "steps between two rows in metrics.csv and TensorBoard", least=1)
     pictures_every: int = key(500, "steps between two pictures in TensorBoard; 0: none", least=0)
@@ -88,14 +78,10 @@ class RuntimeConfig:
 
 @dataclass
 class TrainConfig:
-    """fastrcnn train"""
-
     name: str = key("train", "names the experiment: outputs/<name>/<time>-<id>", in_path=True)
     run: str | None = key(None, "folder of the run; null: a new one under outputs/")
     resume: Literal["auto"] | None = key(None, "resume in the folder `run`, or in the newest run of this name")
-    start: str | None = key(
-        None, "checkpoint or detector's .caffemodel whose weights training begins with; model and classes are as there"
-    )
+    start: str | None = key(None, "a checkpoint or a detector's .caffemodel: weights, model and classes to begin with")
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverSettings = field(default_factory=SolverSettings)
@@ -105,7 +91,7 @@ class TrainConfig:
 
 @dataclass
 class ReproduceConfig(TrainConfig):
-    """fastrcnn reproduce; beside its own keys those of train, for every experiment"""
+    """Beside its own keys those of train, for every experiment."""
 
     table: int | None = key(None, "number of the table in the paper", least=1, most=8)
     seeds: list[int] = key([0], "each experiment is run once for each of them", least=0)
@@ -124,8 +110,6 @@ class Detecting:
 
 @dataclass
 class EvalConfig(Detecting):
-    """fastrcnn eval"""
-
     split: str | None = key(None, "split list to evaluate on in place of data.test's, such as val")
     metric: Metric | None = key(None, "null: data.metric")
     competition: bool = key(False, "for a test set without public truth: no AP, but files for its evaluation server")
@@ -134,8 +118,6 @@ class EvalConfig(Detecting):
 
 @dataclass
 class RevalConfig:
-    """fastrcnn reval"""
-
     detections: str | None = key(None, "folder of comp4_det_<split>_<class>.txt files, or a COCO results JSON")
     split: str | None = key(None, "split list to evaluate on in place of data.test's")
     metric: Metric | None = key(None, "null: data.metric")
@@ -145,8 +127,6 @@ class RevalConfig:
 
 @dataclass
 class CompareConfig:
-    """fastrcnn compare"""
-
     runs: list[str] = key([], "two to five runs, or folders of evaluations; `fastrcnn compare RUN RUN` says the same")
     split: str | None = key(None, "which evaluation of runs that have several: the name of its folder in RUN/eval")
     output: str = key("outputs/compare", "folder for compare.html")
@@ -156,8 +136,6 @@ class CompareConfig:
 
 @dataclass
 class DetectConfig(Detecting):
-    """fastrcnn detect"""
-
     source: str | None = key(
         None,
         "an image, a folder, a pattern such as 'photos/*.jpg', a .txt file with a path a line, or a video; images are "
@@ -172,11 +150,7 @@ class DetectConfig(Detecting):
 
 @dataclass
 class ProposeConfig:
-    """fastrcnn propose"""
-
-    source: str | None = key(
-        None, "a folder or pattern of images, in place of a data set; rotated upright as their EXIF data ask"
-    )
+    source: str | None = key(None, "folder or pattern of images, upright as their EXIF data ask, instead of a data set")
     convert: list[str] = key([], "proposals in any format to write in another one: files, or folders of files")
     convention: str | None = key(None, "of the boxes in `convert`, such as yxyx-1-inclusive; null: its format's own")
     ids: str | None = key(None, "text file with the image ids of `convert`, in its order, where it names none")
@@ -187,12 +161,8 @@ class ProposeConfig:
 
 @dataclass
 class CheckConfig:
-    """fastrcnn check"""
-
     proposals: str | None = key(None, "a proposal store; null: data.proposals, or those made earlier, if any")
-    output: str | None = key(
-        None, "folder for report.html and report.json; null: outputs/check/<data.name>-<root>-<letters>"
-    )
+    output: str | None = key(None, "folder for the report; null: outputs/check/<data.name>-<root>-<letters>")
     workers: int | None = key(None, "processes; null: one a core", least=1)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverSettings = field(default_factory=SolverSettings)
@@ -200,8 +170,6 @@ class CheckConfig:
 
 @dataclass
 class ProposalsCheckConfig:
-    """fastrcnn proposals-check"""
-
     proposals: str | None = key(None, "proposals in any format: a file, a folder of files, or a store")
     ids: str | None = key(None, "text file with the image ids of the proposals, in their order, where they name none")
     split: str | None = key(None, "split list to compare with; null: data.train and data.test")
@@ -219,13 +187,9 @@ class FromRun:
 
 @dataclass
 class CompressConfig(FromRun):
-    """fastrcnn compress"""
-
     fc6: int | None = key(None, "rank of fc6; the paper's is 1024. With fc6 or fc7 alone the other stays", least=1)
     fc7: int | None = key(None, "rank of fc7; the paper's is 256", least=1)
-    keep: float | None = key(
-        None, "share of each layer's energy, its squared singular values, that is kept", above=0, most=1
-    )
+    keep: float | None = key(None, "share of each layer's squared singular values that is kept", above=0, most=1)
     budget: float | None = key(None, "mAP points of 100 that may be lost; the ranks are searched on `split`", least=0)
     split: str | None = key(None, "split list to evaluate on in place of data.test's, such as val")
     output: str | None = key(None, "file to write (NAME.pt); null: compressed/<ranks>/best.pt in the run's folder")
@@ -234,8 +198,6 @@ class CompressConfig(FromRun):
 
 @dataclass
 class SvmConfig(SvmSettings, FromRun):
-    """fastrcnn svm"""
-
     split: str | None = key(None, "split list to evaluate on in place of data.test's, such as val")
     output: str | None = key(None, "file to write (NAME.pt); null: svm/best.pt in the run's folder")
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -243,31 +205,19 @@ class SvmConfig(SvmSettings, FromRun):
 
 @dataclass
 class ExportConfig(FromRun):
-    """fastrcnn export"""
-
-    format: ExportFormat | None = key(
-        None,
-        "onnx and pt2 (torch.export's) run by themselves; caffemodel: the author's layout; torchvision: a VGG16's "
-        "state dict",
-    )
+    format: ExportFormat | None = key(None, "onnx and pt2 run by themselves; torchvision: a VGG16's state dict")
     output: str | None = key(None, "file to write; null: export/<network>.<suffix> in the run's folder")
 
 
 @dataclass
 class ReplayConfig:
-    """fastrcnn replay"""
-
     file: str | None = key(None, "failed-step-N.pt in a run's folder; `fastrcnn replay FILE` says the same")
     device: str = key("auto", "auto | cpu | cuda | cuda:1 ...")
 
 
 @dataclass
 class ExplainRoiConfig:
-    """fastrcnn explain-roi"""
-
-    example: Literal["8x8", "16x16"] | None = key(
-        None, "a worked example; null: 8x8, unless something else is asked for"
-    )
+    example: Literal["8x8", "16x16"] | None = key(None, "a worked example; null: 8x8, or what else is asked for")
     grid: str | None = key(None, "HEIGHTxWIDTH, a map of cells numbered row by row, or a text file of numbers")
     image: str | None = key(None, "an image, whose brightness stands in for a feature map")
     roi: list[float] = key([], "x1, y1, x2, y2 in pixels of the image")

@@ -76,9 +76,9 @@ def typed(key: str, value: Any, hint: Any) -> Any:
 def one_of(key: str, value: Any, known: Collection[str]) -> str:
     """The value. Raises UserError where it is none of those that are known."""
     if not isinstance(value, str) or value not in known:
-        shown = value if isinstance(value, str) else _shown(value)
+        shown = value[:60] if isinstance(value, str) else _shown(value)
         which = f"one of {', '.join(known)}" if len(known) > 1 else ", ".join(known)
-        raise UserError(f"{key}={shown}: should be {which}.{nearest(str(shown)[:60], known)}")
+        raise UserError(f"{key}={shown}: should be {which}.{nearest(shown, known)}")
     return value
 
 
