@@ -38,14 +38,12 @@ from measuring import in_turn, machine_details, matmul_rate, peak_above_now, rat
 from torch import Tensor
 
 from fastrcnn import boxes as box_ops
-from fastrcnn.build import machine
-from fastrcnn.config.schema import RuntimeConfig
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.inference.detect import roi_outputs
 from fastrcnn.inference.detector import Detector
 from fastrcnn.model.fast_rcnn import FastRCNN, round_weights
 from fastrcnn.model.postprocess import best_boxes
-from fastrcnn.proposals.selective_search import SelectiveSearchSettings
+from fastrcnn.settings import SelectiveSearchSettings
 from fastrcnn.structures import Detections
 
 ROIS = 2000
@@ -263,7 +261,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device, inputs = torch.device(options.device), Inputs(int(time.time()), options.boxes)
-    machine.precision(RuntimeConfig(precision="float32"), device)  # float32 is float32, not TF32
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, not TF32
     if options.peak_of:
         print(peak(options.peak_of, device, inputs))
         return

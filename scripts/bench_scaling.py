@@ -30,13 +30,13 @@ from fastrcnn.data.transforms import Augmentation
 from fastrcnn.evaluation.evaluate import compare
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.evaluation.voc_ap import detections_by_class, mean_ap
-from fastrcnn.inference.detect import DetectionSettings, roi_outputs
+from fastrcnn.inference.detect import roi_outputs
 from fastrcnn.inference.detector import Detector
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.postprocess import best_boxes
-from fastrcnn.proposals.selective_search import SelectiveSearchSettings
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 from fastrcnn.report.report import make_report
+from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings
 from fastrcnn.structures import Detections, Sample
 
 Run = Callable[[], Any]

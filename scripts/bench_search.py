@@ -27,7 +27,8 @@ import cv2
 from fastrcnn.data.frames import read_sample
 from fastrcnn.progress import be_silent
 from fastrcnn.proposals.generate import propose_all
-from fastrcnn.proposals.selective_search import SelectiveSearchSettings, propose
+from fastrcnn.proposals.selective_search import propose
+from fastrcnn.settings import SelectiveSearchSettings
 
 if TYPE_CHECKING:  # the processes that make proposals import this file, and need no torch
     from fastrcnn.structures import Sample

@@ -29,8 +29,6 @@ from measuring import in_turn, machine_details, matmul_rate, milliseconds, peak_
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastrcnn.build import machine
-from fastrcnn.config.schema import RuntimeConfig
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import training_loader
 from fastrcnn.data.transforms import Augmentation
@@ -222,7 +220,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    machine.precision(RuntimeConfig(precision="float32"), device)  # float32 is float32, not TF32
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, not TF32
     if options.peak_of:
         name, case, dtype = options.peak_of
         print(peak(name, case, device, getattr(torch, dtype)))

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from operator import attrgetter
 
 from fastrcnn.cli import VERBS
-from fastrcnn.config.compose import as_written, config_folder, defaults, options, type_name
+from fastrcnn.config.compose import compose, config_folder, options
 from fastrcnn.config.schema import SCHEMAS, groups, leaves
+from fastrcnn.config.values import as_written, type_name
 
 HEAD = """# All keys
 
@@ -49,40 +51,35 @@ def table(rows: list[tuple[str, ...]], head: tuple[str, ...]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
-def keys(schema: type, head: str, values: dict[str, object]) -> str:
-    """The keys of a schema, of its groups none but those below it that no file can be chosen for."""
+def keys(schema: type, config: object, head: str = "") -> str:
+    """The keys of a schema but for those of groups that have a section; head: of the names of a group's keys."""
     rows = []
-    for name, (hint, _, text) in leaves(schema).items():
-        written = as_written(values[f"{head}{name}"]).replace(",", ", ")
-        rows.append((f"`{head}{name}`", escaped(type_name(hint)), f"`{written}`", escaped(text)))
-    return table(rows, ("key", "type", "default", "meaning"))
+    for name, (hint, text) in leaves(schema).items():
+        if head or name.partition(".")[0] not in groups(schema):
+            written = as_written(attrgetter(name)(config)).replace(",", ", ")
+            rows.append((f"`{head}{name}`", escaped(type_name(hint)), f"`{written}`", escaped(text)))
+    return table(rows, ("key", "type", "default", "meaning")) + "\n" if rows else ""
 
 
 def page() -> str:
     """The whole page."""
     parts = [HEAD]
     train = groups(SCHEMAS["train"])
-    values = defaults("train")
+    config = compose("train", [])
     for group in [*train, "recipe", "experiment"]:
         parts.append(f"## {group}\n")
         parts.append(
             table([(f"`{group}={name}`", escaped(about(group, name))) for name in options(group)], ("", "")) + "\n"
         )
         if group in train:
-            parts.append(keys(train[group], f"{group}.", values) + "\n")
+            parts.append(keys(train[group], getattr(config, group), f"{group}."))
     for verb, schema in SCHEMAS.items():
-        own = {f"{name}.": sub for name, sub in groups(schema).items()}
-        values = defaults(verb)
-        rows = [
-            (f"`{name}`", escaped(type_name(hint)), f"`{as_written(values[name])}`", escaped(text))
-            for name, (hint, _, text) in leaves(schema).items()
-            if not name.startswith(tuple(own))
-        ]
+        own = groups(schema)
         parts.append(f"## fastrcnn {verb}\n\n{VERBS[verb][0].upper()}{VERBS[verb][1:]}.\n")
         if own:
-            parts.append(f"Groups: {', '.join(f'`{name[:-1]}`' for name in own)}.\n")
-        if rows:
-            parts.append(table(rows, ("key", "type", "default", "meaning")) + "\n")
+            parts.append(f"Groups: {', '.join(f'`{name}`' for name in own)}.\n")
+        if rows := keys(schema, compose(verb, [])):
+            parts.append(rows)
     return "\n".join(parts)
 
 

@@ -12,8 +12,9 @@ from bench_train import CLASSES, Peer
 from torch import Tensor
 
 from fastrcnn import boxes as box_ops
-from fastrcnn.inference.detect import DetectionSettings, autocast
+from fastrcnn.inference.detect import autocast
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Detections
 
 HEIGHT, WIDTH, SCALE = 375, 500, 1.6

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrcnn.config.schema import DataConfig, DetectionConfig, ModelConfig
+from fastrcnn.config.schema import DataConfig
 from fastrcnn.inference.description import Description, describe
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.settings import DetectionSettings, ModelSettings
 
 CLASSES = ("cat", "dog", "owl é")
 SMALL = {"roi_features": ["conv5"], "roi_size": 6}
@@ -46,7 +47,7 @@ def described(model: FastRCNN, width: float = 0.06, **keys: Any) -> Description:
     """keys: of the model; `detection` and `data` groups as they are by default, but for small pictures."""
     data = vars(DataConfig(test_short_sides=[96], long_side=160, root="somewhere"))
     data["selective_search"] = vars(data["selective_search"]) | {"side": 64, "k": [50.0]}
-    whole = {"model": vars(ModelConfig(width=width, **keys)), "data": data, "detection": vars(DetectionConfig())}
+    whole = {"model": vars(ModelSettings(width=width, **keys)), "data": data, "detection": vars(DetectionSettings())}
     return describe(model, CLASSES, 7, whole, {"test": {"mAP": 0.5, "metric": "voc07", "images": 3}})
 
 

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import caffemodel
+import hydra
 import numpy as np
 import pytest
 import slim_run
 import torch
+from hydra.core.global_hydra import GlobalHydra
 
 import fastrcnn
 from fastrcnn.cli import main
@@ -61,6 +63,43 @@ def test_weights_are_kept_in_the_precision_that_is_detected_in(run: Path) -> Non
         network = fastrcnn.load(run, device="cpu", precision=precision).network
         assert isinstance(network, FastRCNN)
         assert network.head.fc7.weight.dtype == getattr(torch, precision)
+
+
+def test_a_caller_that_uses_hydra_keeps_its_own(run: Path, image: np.ndarray, tmp_path: Path) -> None:
+    """Inside an initialised Hydra a detector loads and detects, and Hydra is initialised as before."""
+    (tmp_path / "own.yaml").write_text("a: 1\n")
+    assert not GlobalHydra.instance().is_initialized()
+    fastrcnn.load(run, **PLAIN)
+    assert not GlobalHydra.instance().is_initialized()
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        before = GlobalHydra.instance().hydra
+        fastrcnn.load(run, **PLAIN).detect(image, BOXES)
+        assert GlobalHydra.instance().hydra is before
+        assert hydra.compose("own") == {"a": 1}
+
+
+@pytest.mark.parametrize("flags", [("tf32", "tf32"), ("none", "none"), ("tf32", "ieee"), ("ieee", "none")])
+def test_the_flags_of_cudnn_are_float32s_while_it_detects_and_the_callers_afterwards(
+    run: Path, image: np.ndarray, flags: tuple[str, str]
+) -> None:
+    cudnn = torch.backends.cudnn
+    seen: list[str] = []
+
+    def now() -> tuple[str, str]:
+        return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+
+    cudnn.allow_tf32 = flags == ("tf32", "tf32")  # as torch has it: the old flag says what the two do, or they differ
+    cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = flags  # type: ignore[attr-defined]
+    try:
+        detector = fastrcnn.load(run, **PLAIN)
+        assert now() == flags
+        assert isinstance(detector.network, FastRCNN)
+        detector.network.trunk.register_forward_hook(lambda *_: seen.append(now()[0]))
+        detector.detect(image, BOXES)
+        assert seen == ["ieee"]
+        assert now() == flags
+    finally:
+        cudnn.allow_tf32 = True
 
 
 @pytest.fixture

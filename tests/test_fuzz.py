@@ -33,6 +33,7 @@ from voc_folder import fingerprint, voc_xml
 from fastrcnn.build.run_folder import saved_config
 from fastrcnn.config.compose import check_overrides, compose
 from fastrcnn.config.schema import leaves
+from fastrcnn.config.values import as_written
 from fastrcnn.data.annotations.voc import load_voc
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
@@ -373,7 +374,7 @@ READ: dict[type, Callable[[str], object]] = {  # each refuses what is not of its
     value=awkward | st.sampled_from(["7", "-3", "2.5", ".5e3", "true", "No", "null", "inf", "0x10", "1_0"]),
 )
 def test_any_argument_is_taken_for_what_it_says_or_refused_by_name(name: str, value: str) -> None:
-    """A number or a switch reaches Hydra unchanged, and only where it is one; text is the next test's."""
+    """A number or a switch reaches Hydra, and only where it is one; text is the next test's."""
     name, _, value = f"{name}={value}".partition("=")  # a name that was drawn may hold a `=` of its own
     found = outcome(lambda: check_overrides("train", [f"{name}={value}"]), name)
     if name not in TRAIN:
@@ -383,14 +384,14 @@ def test_any_argument_is_taken_for_what_it_says_or_refused_by_name(name: str, va
     if kind is str or (many and value.startswith("[")) or (optional and value in ("", "null")):
         return
     try:
-        READ[kind](value)
+        read = as_written(READ[kind](value)) if kind is not float else value
     except (KeyError, ValueError):
         assert isinstance(found, UserError)
     else:
-        assert found == [f"{name}=[{value}]" if many else f"{name}={value}"]
+        assert found == [f"{name}=[{read}]" if many else f"{name}={read}"]
 
 
-PATHS = sorted(n for n, (hint, _, _) in TRAIN.items() if kind_of(hint)[:2] == (str, False))
+PATHS = sorted(n for n, (hint, _) in TRAIN.items() if kind_of(hint)[:2] == (str, False))
 
 
 @FEWER

@@ -18,10 +18,11 @@ from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.demo import CLASSES, write_demo
 from fastrcnn.data.loader import training_loader
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.inference.detect import DetectionSettings, detect_batch, network_outputs
+from fastrcnn.inference.detect import detect_batch, network_outputs
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch, RoITargets, Sample
 from fastrcnn.training.features import picture_features
 

@@ -10,11 +10,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 from fastrcnn.audit.problems import KINDS, by_kind
-from fastrcnn.build.machine import one_of
-from fastrcnn.config.schema import DataConfig, check_name
+from fastrcnn.config.schema import DataConfig
+from fastrcnn.config.values import check_name
 from fastrcnn.data.annotations.coco_file import Id, read_coco_file
 from fastrcnn.data.annotations.splits import class_names, find_split, has_lists, is_coco, load, only_list
 from fastrcnn.data.annotations.truth import Problem, Problems, shortened
@@ -23,14 +22,12 @@ from fastrcnn.data.dataset import look_at_pictures
 from fastrcnn.data.frames import Look, image_notes
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.errors import UserError
-from fastrcnn.evaluation.metric import METRICS, Metric
 from fastrcnn.names import SAME_FILES, class_fault, same_files
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
 NO_TRUTH = "no mAP: no class has ground truth"
 SPLIT_BYTES = 120  # of a name of split lists: names of classes and suffixes follow it in names of files
-CHOICES = ("refuse", "leave_out")
 MEND_PICTURES = "Mend the files, or leave out what is wrong with data.skip_bad=true."
 
 
@@ -180,7 +177,6 @@ def samples(
     training: difficult objects as `data.use_difficult` says, and no crowds; else both are there, and marked.
     need_pictures: whether the pictures must be there and whole; the truth alone does for saved detections.
     """
-    one_of("data.other_classes", config.other_classes, CHOICES)
     found: list[Sample] = []
     for split, (source, ids) in zip(splits, image_ids(config, splits), strict=True):
         if not training:
@@ -322,13 +318,6 @@ def split_name(splits: Sequence[str]) -> str:
     if name:  # data.test=[] has none
         check_name("split", name)
     return name
-
-
-def metric(config: DataConfig, instead: str | None = None) -> Metric:
-    """The AP that is asked for: `instead`, the key `metric` of a verb, or the data set's."""
-    if instead is not None:
-        return cast(Metric, one_of("metric", instead, METRICS))
-    return cast(Metric, one_of("data.metric", config.metric, METRICS))
 
 
 def test_splits(config: DataConfig, split: str | None) -> list[str]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fastrcnn.config.compose import check_overrides, compose, to_dict
-from fastrcnn.config.schema import DetectConfig, EvalConfig, TrainConfig, filled, groups
+from fastrcnn.config.schema import DetectConfig, EvalConfig, TrainConfig, groups
+from fastrcnn.config.values import filled
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")

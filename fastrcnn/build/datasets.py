@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from fastrcnn.build.annotations import (
-    CHOICES,
     image_ids,
     pictures_alone,
     root,
@@ -24,9 +23,9 @@ from fastrcnn.build.annotations import (
     split_name,
     test_splits,
 )
-from fastrcnn.build.machine import one_of, precision
+from fastrcnn.build.machine import precision
 from fastrcnn.build.training import detection
-from fastrcnn.config.schema import DataConfig, DetectConfig, RuntimeConfig, SelectiveSearchConfig
+from fastrcnn.config.schema import DataConfig, DetectConfig, RuntimeConfig
 from fastrcnn.data.annotations.splits import unused
 from fastrcnn.data.dataset import DetectionDataset, Proposals
 from fastrcnn.data.images import pixels_key
@@ -39,18 +38,13 @@ from fastrcnn.inference.onnx_network import OnnxNetwork
 from fastrcnn.model.fast_rcnn import round_weights
 from fastrcnn.parallel import distributed
 from fastrcnn.proposals.generate import BusyError, check_order, propose_all, propose_some
-from fastrcnn.proposals.selective_search import ALGORITHM, SelectiveSearchSettings
+from fastrcnn.proposals.selective_search import ALGORITHM
 from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
 PREFIX_BYTES = 200  # of the name of a store, which may have 255 with what follows and those of its temporary files
 LOW_RECALL = 0.5  # of the proposals at IoU .5; selective search has .9 and more
-
-
-def selective_search(config: SelectiveSearchConfig) -> SelectiveSearchSettings:
-    """How proposals are made."""
-    return SelectiveSearchSettings(**{**asdict(config), "k": tuple(config.k)})
 
 
 def store_prefix(config: DataConfig, split: str) -> str:
@@ -74,7 +68,7 @@ def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) ->
 def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, workers: int | None = None) -> Path:
     """Proposals of the pictures by selective search, in the store `path`. In a group of processes each makes a share,
     and the first puts the store together."""
-    images, settings = [(s.image_id, s.path) for s in pictures], selective_search(config.selective_search)
+    images, settings = [(s.image_id, s.path) for s in pictures], config.selective_search
     turns = {s.image_id: s.turn for s in pictures}
     if distributed.size() > 1:
         check_order(images, path)
@@ -110,7 +104,6 @@ def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tupl
 
     name: what the pictures are, for the name of the kept store.
     """
-    one_of("data.missing_proposals", config.missing_proposals, CHOICES)
     pictures = list(pictures)
     if config.proposals is not None:
         path = Path(config.proposals).expanduser()
@@ -133,8 +126,6 @@ def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tupl
 
 def augmentation(config: DataConfig) -> Augmentation:
     """What training does to pictures."""
-    if not config.short_sides:
-        raise UserError("data.short_sides is empty: give at least one length, as data.short_sides=[600].")
     return Augmentation(
         tuple(config.short_sides),
         config.long_side,
@@ -147,8 +138,6 @@ def augmentation(config: DataConfig) -> Augmentation:
 
 def test_scaling(config: DataConfig) -> Augmentation:
     """What evaluation and detection do to pictures: the scales, nothing random."""
-    if not config.test_short_sides:
-        raise UserError("data.test_short_sides is empty: give at least one length, as data.test_short_sides=[600].")
     return Augmentation(tuple(config.test_short_sides), config.long_side, flip=False)
 
 
@@ -229,7 +218,7 @@ def rounded(network: AnyNetwork, config: RuntimeConfig) -> torch.dtype:
 def detector(config: DetectConfig, network: AnyNetwork, names: Sequence[str]) -> Detector:
     """The network with all that stands around it when it detects, its weights in the precision that it detects in."""
     settings = detection(config.detection, network.classifier)
-    search = selective_search(config.data.selective_search)
+    search = config.data.selective_search
     dtype = rounded(network, config.runtime)
     return Detector(network, names, settings, test_scaling(config.data), search, config.data.max_proposals, dtype)
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastrcnn.data.dataset import DetectionDataset
-    from fastrcnn.inference.detect import DetectionSettings
     from fastrcnn.model.fast_rcnn import FastRCNN
+    from fastrcnn.settings import DetectionSettings
 
 
 def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str]:
@@ -63,11 +63,11 @@ def evaluated(
     dtype: torch.dtype,
 ) -> float | None:
     """mAP, 0 to 1; None where no class has truth."""
-    from fastrcnn.build import annotations, machine
+    from fastrcnn.build import machine
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.evaluate import evaluate
 
     batches = detection_loader(test_set, workers=machine.workers(config.runtime))
-    result = evaluate(model, batches, len(test_set), names, annotations.metric(config.data), settings, dtype)
+    result = evaluate(model, batches, len(test_set), names, config.data.metric, settings, dtype)
     assert result is not None, "in the first process, which this one is"
     return result.ap.mean

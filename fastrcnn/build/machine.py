@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-from collections.abc import Sequence
 
 import torch
 
 from fastrcnn.config.schema import RuntimeConfig
-from fastrcnn.errors import UserError, nearest
+from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.parallel.launch import cores, launch
-
-log = logging.getLogger(__name__)
-
-
-def one_of(key: str, value: str, known: Sequence[str]) -> str:
-    """The value, or a UserError with the values there are."""
-    if value not in known:
-        raise UserError(f"{key}={value}: should be one of {', '.join(known)}.{nearest(value, known)}")
-    return value
 
 
 def device(config: RuntimeConfig) -> torch.device:
@@ -53,18 +42,8 @@ def device(config: RuntimeConfig) -> torch.device:
 
 def precision(config: RuntimeConfig, on: torch.device) -> torch.dtype:
     """float32, or bfloat16 where it is asked for or, with `auto`, where the device computes in it natively."""
-    one_of("runtime.precision", config.precision, ("auto", "float32", "bfloat16"))
-    chosen = getattr(torch, config.precision) if config.precision != "auto" else _fastest(on)
-    if chosen == torch.float32:  # and not the 10 bits of TF32, which convolutions take by default
-        torch.backends.cudnn.allow_tf32 = (
-            False  # the old flag too: torch.export reads it, and must find no other answer
-        )
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    return chosen
-
-
-def _fastest(on: torch.device) -> torch.dtype:
-    """bfloat16 where the device computes in it natively, else float32."""
+    if config.precision != "auto":
+        return getattr(torch, config.precision)
     if on.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from fastrcnn.build.machine import one_of
-from fastrcnn.config.schema import ModelConfig, SolverConfig
+from fastrcnn.config.values import one_of
 from fastrcnn.errors import UserError
-from fastrcnn.model.fast_rcnn import CLASSIFIERS, ROI_OPS, FastRCNN, freeze_before
+from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.head import largest_rank
 from fastrcnn.model.networks import NETWORKS
+from fastrcnn.settings import ModelSettings, NetworkName, SolverSettings
 from fastrcnn.weights import caffe, pretrained
-from fastrcnn.weights.pixels import PIXELS
-
-log = logging.getLogger(__name__)
 
 
-def model(config: ModelConfig, num_classes: int, load: bool = True, device: str = "cpu") -> FastRCNN:
+def model(config: ModelSettings, num_classes: int, load: bool = True, device: str = "cpu") -> FastRCNN:
     """The network on a device, whatever torch's default is; `load`: with the weights that the configuration names (not
     needed before a checkpoint's)."""
     check_model(config)
     with torch.device(device):
-        built = FastRCNN(
-            num_classes,
-            config.width,
-            config.batch_norm,
-            config.roi_size,
-            config.roi_op,
-            config.roi_features,
-            config.dropout,
-            classifier=config.classifier,
-            fc6_rank=config.fc6_rank,
-            fc7_rank=config.fc7_rank,
-            network=config.network,
-            class_agnostic=config.class_agnostic,
-        )
+        of_weights = ("weights", "pixels", "finetune_from")
+        built = FastRCNN(num_classes, **{k: v for k, v in vars(config).items() if k not in of_weights})
     if load and config.weights is not None:
         if config.weights == "imagenet":
             if config.network != "vgg16":
@@ -58,14 +42,11 @@ def model(config: ModelConfig, num_classes: int, load: bool = True, device: str 
     return built
 
 
-def check_model(config: ModelConfig) -> None:
+def check_model(config: ModelSettings) -> None:
     """Raises UserError for values that no network can be made of."""
-    network = NETWORKS[one_of("model.network", config.network, tuple(NETWORKS))]
-    one_of("model.roi_op", config.roi_op, ROI_OPS)
-    one_of("model.classifier", config.classifier, CLASSIFIERS)
+    network = NETWORKS[config.network]
     one_of("model.finetune_from", config.finetune_from, network.finetune_from)
-    one_of("model.pixels", config.pixels, ("auto", *PIXELS))
-    for name in config.roi_features or [""]:
+    for name in config.roi_features:
         one_of("model.roi_features", name, network.conv_names)
     pooled = network.channels_of(network.conv_names[-1], config.width) * config.roi_size**2
     fc6, fc7 = network.features_of(config.width)
@@ -84,7 +65,7 @@ def check_rank(key: str, rank: int | None, rows: int, columns: int) -> None:
 
 def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:
     """The network of a run's configuration, its weights yet to be loaded."""
-    return model(ModelConfig(**config["model"]), num_classes, load=False)
+    return model(ModelSettings(**config["model"]), num_classes, load=False)
 
 
 class _WithoutNumbers(TorchFunctionMode):
@@ -99,10 +80,10 @@ class _WithoutNumbers(TorchFunctionMode):
 def trained_shapes(config: dict[str, Any], num_classes: int) -> dict[str, Tensor]:
     """The state dict of the network that `trained_model` builds, on the meta device: shapes and types, no memory."""
     with _WithoutNumbers():
-        return model(ModelConfig(**config["model"]), num_classes, load=False, device="meta").state_dict()
+        return model(ModelSettings(**config["model"]), num_classes, load=False, device="meta").state_dict()
 
 
-def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelConfig, FastRCNN]:
+def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelSettings, FastRCNN]:
     """A detector that the author's Caffe code trained, its configuration and itself with its weights.
 
     Raises UserError where it is none of the paper's networks, or not of as many classes."""
@@ -113,8 +94,8 @@ def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelConfig, FastR
             f"{path}: a detector of {found.num_classes} classes, but data.classes has {len(names)} "
             f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). It needs the names, in the order of training."
         )
-    config = ModelConfig(
-        network=found.network,
+    config = ModelSettings(
+        network=cast(NetworkName, found.network),
         width=found.width,
         roi_size=pretrained.AUTHORS_ROI_SIZE[found.network],
         roi_features=[NETWORKS[found.network].conv_names[-1]],
@@ -129,7 +110,7 @@ def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelConfig, FastR
     return config, built
 
 
-def freeze_unused(model: FastRCNN, config: SolverConfig) -> None:
+def freeze_unused(model: FastRCNN, config: SolverSettings) -> None:
     """Keeps weights that the loss does not depend on as they are: without a gradient they would only decay, and several
     processes would wait for it."""
     for name in model.trunk.network.above(model.roi_features):

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastrcnn.config.compose import as_written, to_dict
+from fastrcnn.config.compose import to_dict
 from fastrcnn.config.schema import TrainConfig, leaves
+from fastrcnn.config.values import as_written
 from fastrcnn.errors import UserError
 from fastrcnn.names import NAME_BYTES
 
@@ -31,8 +32,6 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
 
     Raises UserError where there is nothing to resume, or a run in the folder already.
     """
-    if config.resume not in (None, "auto"):
-        raise UserError(f"resume={config.resume}: should be 'auto' (with run=FOLDER to say which run).")
     if config.resume:
         if config.run:
             return Path(config.run).expanduser(), True

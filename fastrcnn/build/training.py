@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
+from dataclasses import fields
 
 from torch import Tensor
 
-from fastrcnn.build.machine import one_of
-from fastrcnn.config.schema import DetectionConfig, SolverConfig, SvmConfig, TrainConfig
+from fastrcnn.config.schema import SvmConfig, TrainConfig
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.errors import UserError
-from fastrcnn.inference.detect import DetectionSettings
 from fastrcnn.memory import training_advice
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.sampling import RoISampler, delta_statistics
 from fastrcnn.parallel.launch import launch
+from fastrcnn.settings import DetectionSettings, SolverSettings, SvmSettings
 from fastrcnn.training.loop import Schedule
-from fastrcnn.training.optim import OPTIMIZERS, learning_rate
-from fastrcnn.training.svm import SvmSettings
+from fastrcnn.training.optim import learning_rate
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ def check_training(config: TrainConfig) -> None:
         )
 
 
-def check_processes(config: SolverConfig, processes: int) -> None:
+def check_processes(config: SolverSettings, processes: int) -> None:
     """Raises UserError where the pictures of a batch cannot be shared out equally."""
     if config.images_per_batch % processes:
         more = -(-config.images_per_batch // processes) * processes
@@ -51,10 +49,8 @@ def check_processes(config: SolverConfig, processes: int) -> None:
         )
 
 
-def check_solver(config: SolverConfig) -> None:
+def check_solver(config: SolverSettings) -> None:
     """Raises UserError for values that no step can be made of."""
-    one_of("solver.schedule", config.schedule, ("step", "cosine"))
-    one_of("solver.optimizer", config.optimizer, OPTIMIZERS)
     if len(config.bg_iou) != 2 or not config.bg_iou[0] < config.bg_iou[1]:
         raise UserError(f"solver.bg_iou={config.bg_iou}: should be two overlaps, the first below the second.")
     if config.bg_iou[1] > config.fg_iou:
@@ -91,7 +87,7 @@ def set_delta_statistics(model: FastRCNN, train_set: DetectionDataset, config: T
     model.delta_std.copy_(std)
 
 
-def sampler(config: SolverConfig, model: FastRCNN) -> RoISampler:
+def sampler(config: SolverSettings, model: FastRCNN) -> RoISampler:
     """Draws a step's RoIs; targets are normalised by the model's statistics."""
     return RoISampler(
         model.delta_mean.cpu(),
@@ -105,14 +101,7 @@ def sampler(config: SolverConfig, model: FastRCNN) -> RoISampler:
 
 def svm(config: SvmConfig) -> SvmSettings:
     """How SVMs are trained."""
-    return SvmSettings(
-        c=config.c,
-        bias_scaling=config.bias_scaling,
-        positive_weight=config.positive_weight,
-        negative_iou=config.negative_iou,
-        retrain_after=config.retrain_after,
-        seed=config.runtime.seed,
-    )
+    return SvmSettings(**{f.name: getattr(config, f.name) for f in fields(SvmSettings)})
 
 
 def schedule(config: TrainConfig, start: int) -> Schedule:
@@ -131,10 +120,10 @@ def schedule(config: TrainConfig, start: int) -> Schedule:
     )
 
 
-def detection(config: DetectionConfig, classifier: str = "softmax") -> DetectionSettings:
-    """How scores become detections."""
+def detection(config: DetectionSettings, classifier: str = "softmax") -> DetectionSettings:
+    """How scores become detections. Raises UserError for a threshold that the scores cannot have."""
     check_threshold("detection.score_threshold", config.score_threshold, classifier)
-    return DetectionSettings(**asdict(config))
+    return config
 
 
 def check_threshold(key: str, value: float | None, classifier: str) -> None:

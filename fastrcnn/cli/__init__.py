@@ -41,50 +41,49 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, 1 for a mistake of the user's, 2 for a wrong call, 128 and a
     signal's number where it ended the program."""
     arguments = sys.argv[1:] if argv is None else argv
-    from fastrcnn.errors import UserError
     from fastrcnn.training.signals import Stopped, handle_signals
 
     try:
         with handle_signals(to_the_end=argv is None):
             return _answer(arguments)
-    except UserError as error:
-        if speaks():
-            print(f"fastrcnn: {error}", file=sys.stderr)
-        return 1
-    except MemoryError as error:
-        return _out_of_memory(arguments[0], error)
-    except (ImportError, RuntimeError) as error:
-        if "torch" in sys.modules and not isinstance(error, ImportError):
-            from fastrcnn.memory import ran_out
-
-            if ran_out(error):
-                return _out_of_memory(arguments[0], error)
-        if "torchvision" not in f"{error}{getattr(error, 'name', '')}":
-            raise
-        print(f"fastrcnn: {_unfit_pair(error)}", file=sys.stderr)
-        return 1
     except Stopped as stopped:
-        if str(stopped):
-            print(f"fastrcnn: {stopped}", file=sys.stderr)
-        return stopped.status
+        said, status = str(stopped), stopped.status
     except KeyboardInterrupt:  # in a thread, or where another handler took over
-        print("fastrcnn: interrupted.", file=sys.stderr)
-        return 130
+        said, status = "interrupted.", 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except UnicodeEncodeError as error:
-        if error.encoding.replace("_", "-") not in (sys.getfilesystemencoding(), "utf-8"):
+    except Exception as error:
+        said, status = _explained(error, *arguments[:1]), 1
+        if not said:
             raise
-        if speaks():
-            print(f"fastrcnn: {_not_a_name(error)}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.filename is None:  # not of a file
-            raise
-        if speaks():
-            print(f"fastrcnn: {_unusable(error)}", file=sys.stderr)
-        return 1
+    if said and _speaks():
+        print(f"fastrcnn: {said}", file=sys.stderr)
+    return status
+
+
+def _explained(error: Exception, verb: str = "") -> str:
+    """What is wrong and what to do about it; empty where that is a fault of the program."""
+    from fastrcnn.errors import UserError
+
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, UnicodeEncodeError):
+        return _not_a_name(error)
+    if isinstance(error, OSError):
+        return _unusable(error) if error.filename is not None else ""
+    if "torchvision" in f"{error}{getattr(error, 'name', '')}" and isinstance(error, (ImportError, RuntimeError)):
+        return _unfit_pair(error)
+    if isinstance(error, MemoryError) or "torch" in sys.modules:
+        from fastrcnn.memory import out_of_memory, ran_out
+
+        if ran_out(error):  # where no size is known that could be turned down; training and detection say theirs
+            return (
+                f"{verb}: {out_of_memory(error)} Another process may be using it (see nvidia-smi for a GPU, top for "
+                "the machine). Fewer runtime.workers need less of the machine's memory; runtime.device=cpu none of a "
+                "GPU's."
+            )
+    return ""
 
 
 def _answer(arguments: list[str]) -> int:
@@ -108,10 +107,7 @@ def _answer(arguments: list[str]) -> int:
         return 0
     verb, rest = arguments[0], arguments[1:]
     if verb not in VERBS:
-        print(
-            f"fastrcnn: there is no verb '{verb}'.{nearest(verb, VERBS)}\n\n{_overview()}",
-            file=sys.stderr,
-        )
+        print(f"fastrcnn: there is no verb '{verb}'.{nearest(verb, VERBS)}\n\n{_overview()}", file=sys.stderr)
         return 2
     if launch().size > 1 and verb not in SHARED:
         raise UserError(f"{verb} runs in one process: call it without torchrun. For several: {', '.join(SHARED)}.")
@@ -136,49 +132,31 @@ def speak(arguments: list[str], head: str = "") -> None:
     """Sets up what is said on the way: what goes wrong, what is done, or everything with its time and place. head: what
     each line begins with."""
     quiet, verbose = (any(a in flags for a in arguments) for flags in (QUIET, VERBOSE))
-    level = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
-    if launch().rank:  # the first speaks for all
-        level = logging.CRITICAL
     os.environ[FLAGS_SAID] = " ".join(a for a in arguments if a in (*QUIET, *VERBOSE))  # for processes begun from here
-    logging.basicConfig(format=f"{head}%(message)s", level=logging.INFO, stream=sys.stderr)
-    root, own = logging.getLogger(), logging.getLogger("fastrcnn")
-    root.setLevel(logging.INFO if verbose else max(level, logging.WARNING))  # other packages' details are theirs
-    own.setLevel(level)
-    if verbose:
-        for handler in root.handlers:
-            handler.setFormatter(logging.Formatter(f"{head}%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    line = f"{head}%(asctime)s %(name)s: %(message)s" if verbose else f"{head}%(message)s"
+    logging.basicConfig(format=line, datefmt="%H:%M:%S", stream=sys.stderr)
+    ours = logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO
+    others = logging.INFO if verbose else logging.WARNING
+    for name, level in (("fastrcnn", ours), (None, others)):
+        logging.getLogger(name).setLevel(logging.CRITICAL if launch().rank else level)  # the first speaks for all
     if quiet:
         from fastrcnn.progress import be_silent
 
         be_silent()
 
 
-def speaks() -> bool:
+def _speaks() -> bool:
     """Whether this process is to say what went wrong. Before the processes of a job have joined, the same goes wrong in
     all those of a machine, and the first one there says it."""
-    if "fastrcnn.parallel.distributed" in sys.modules:
-        from fastrcnn.parallel import distributed
-
-        if distributed.size() > 1:
-            return True
-    return launch().local_rank == 0
-
-
-def _out_of_memory(verb: str, error: Exception) -> int:
-    """Where no size is known that could be turned down; training and detection say theirs."""
-    from fastrcnn.memory import out_of_memory
-
-    print(
-        f"fastrcnn: {verb}: {out_of_memory(error)} Another process may be using it (see nvidia-smi for a GPU, top for "
-        "the machine). Fewer runtime.workers need less of the machine's memory; runtime.device=cpu none of a GPU's.",
-        file=sys.stderr,
-    )
-    return 1
+    distributed = sys.modules.get("fastrcnn.parallel.distributed")
+    return launch().local_rank == 0 or (distributed is not None and distributed.size() > 1)
 
 
 def _not_a_name(error: UnicodeEncodeError) -> str:
     """What to do about a name that cannot be written in the encoding of file names, or in UTF-8 files."""
     name, encoding = ascii(error.object[:200]), sys.getfilesystemencoding()
+    if error.encoding.replace("_", "-") not in (encoding, "utf-8"):
+        return ""
     if encoding == "utf-8":
         return f"{name}: is not valid UTF-8, in which files are written. Rename what has this name."
     return (
@@ -202,16 +180,11 @@ def _unusable(error: OSError) -> str:
 
 def _unfit_pair(error: Exception) -> str:
     """What to do when torchvision cannot be imported, nearly always because it was built for another torch."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import distributions
 
-    found = []
-    for package in ("torch", "torchvision"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"no {package}")
+    found = [f"{d.name} {d.version}" for d in distributions() if d.name in ("torch", "torchvision")]
     return (
-        f"torchvision cannot be used with this torch ({' and '.join(found)} are installed): {error}\n"
+        f"torchvision cannot be used with this torch (installed: {', '.join(sorted(found)) or 'neither'}): {error}\n"
         "Install the two together, from one index: pip install --force-reinstall torch torchvision"
     )
 

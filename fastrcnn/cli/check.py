@@ -165,7 +165,7 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
     from fastrcnn.audit import report as statistics
     from fastrcnn.audit.findings import class_findings, findings, proposal_findings, report_findings
     from fastrcnn.audit.problems import UNREAD, is_error
-    from fastrcnn.build import annotations, machine
+    from fastrcnn.build import annotations
     from fastrcnn.data.annotations.coco import explain_missing as explain_missing_coco
     from fastrcnn.data.annotations.coco_file import read_coco_file
     from fastrcnn.data.annotations.splits import is_coco
@@ -174,10 +174,6 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
     from fastrcnn.proposals.store import ProposalStore
 
     data, solver = config.data, config.solver
-    leave_out_others = machine.one_of("data.other_classes", data.other_classes, annotations.CHOICES) == "leave_out"
-    leave_out_missing = (
-        machine.one_of("data.missing_proposals", data.missing_proposals, annotations.CHOICES) == "leave_out"
-    )
     root = str(annotations.root(data))
     found = list(problems)
     for source in dict.fromkeys(r.task.source for r in records):
@@ -190,7 +186,7 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
             found += [p for p in part if not is_error(p)]  # each names an annotation of the one file
         else:
             found += by_cause(explain_missing(part, source, images), images)
-    if leave_out_missing:
+    if data.missing_proposals == "leave_out":
         found = [replace(p, kind="left_out") if p.kind == "no_proposals" else p for p in found]
     names = data.classes
     if names is None:
@@ -205,7 +201,7 @@ def make_report(config: CheckConfig, records: Sequence[Record], problems: Sequen
         except UserError as error:
             found.append(Problem("classes", root, str(error)))
     unread = any(p.kind in UNREAD for p in found)
-    found += findings(records, names, root, leave_out_others, unread)
+    found += findings(records, names, root, data.other_classes == "leave_out", unread)
     known = [statistics.known_only(r, names) for r in records]
     stores = [ProposalStore(path) for path in dict.fromkeys(r.task.store for r in records) if path is not None]
     found += proposal_findings(known, stores)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrcnn.errors import UserError, nearest
+from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,21 +18,17 @@ if TYPE_CHECKING:
     from fastrcnn.inference.detector import Detector
     from fastrcnn.structures import Detections
 
-FORMATS = ("json", "csv", "comp4")
 SPLIT = "detect"  # in the names of comp4 files
 STAGES = {"proposals": "proposals", "network": "network", "nms": "suppression of duplicates"}
 TIMING = "timing.json"  # where it names a source, the folder is one of ours
 
 
 def targets(formats: Sequence[str], classes: Sequence[str]) -> list[str]:
-    """Names of the files that hold the detections. Raises UserError for an unknown format, and for a class whose
-    detections cannot have a comp4 file."""
+    """Names of the files that hold the detections. Raises UserError for a class whose detections cannot have a
+    comp4 file."""
     from fastrcnn.evaluation.result_files import check_comp4
     from fastrcnn.names import comp4_name
 
-    for name in formats:
-        if name not in FORMATS:
-            raise UserError(f"formats={name}: should be of {', '.join(FORMATS)}.{nearest(name, FORMATS)}")
     names = [f"detections.{name}" for name in formats if name != "comp4"]
     if "comp4" in formats:
         check_comp4(SPLIT, classes)

@@ -45,7 +45,7 @@ def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: P
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.evaluate import evaluate, table
 
-    metric = annotations.metric(config.data, config.metric)
+    metric = config.metric or config.data.metric
     device = machine.device(config.runtime)
     split = annotations.split_name(annotations.test_splits(config.data, config.split))
     folder = Path(config.output).expanduser() if config.output else run / "eval" / split

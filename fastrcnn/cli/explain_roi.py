@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import ExplainRoiConfig
-from fastrcnn.errors import UserError, nearest
+from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from fastrcnn.report.explain_roi import Question
@@ -60,10 +60,6 @@ def question_of(config: ExplainRoiConfig) -> tuple[Question, str]:
             "16x16": Question(numbered(16, 16), (296, 192, 496, 337), 32, (3, 3)),
         }
         name = config.example or "8x8"
-        if name not in examples:
-            raise UserError(
-                f"example={name}: there is no such example.{nearest(name, examples)} There are: 8x8, 16x16."
-            )
         return examples[name], name
     if len(config.roi) != 4:
         raise UserError("which RoI? roi=[x1,y1,x2,y2], in pixels of the image.")

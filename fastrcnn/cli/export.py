@@ -11,7 +11,7 @@ from fastrcnn.build.checkpoints import opened, require, run_of
 from fastrcnn.build.derived import network
 from fastrcnn.config.compose import compose, to_dict
 from fastrcnn.config.schema import ExportConfig
-from fastrcnn.errors import UserError, nearest
+from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from fastrcnn.model.fast_rcnn import FastRCNN
@@ -100,10 +100,6 @@ def check_format(config: ExportConfig) -> None:
     """Raises UserError where the format is none that can be written."""
     if config.format is None:
         raise UserError(f"which format? format=FORMAT, one of {', '.join(SUFFIXES)}.")
-    if config.format not in SUFFIXES:
-        raise UserError(
-            f"format={config.format}: should be one of {', '.join(SUFFIXES)}.{nearest(config.format, SUFFIXES)}"
-        )
 
 
 def output_file(config: ExportConfig, default: Path) -> Path:

@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.evaluation.evaluate import compare, table
     from fastrcnn.evaluation.result_files import read_coco, read_comp4
 
-    metric = annotations.metric(config.data, config.metric)
+    metric = config.metric or config.data.metric
     splits = annotations.test_splits(config.data, config.split)
     names = annotations.classes(config.data, splits)
     samples = annotations.samples(config.data, splits, names, need_pictures=False)

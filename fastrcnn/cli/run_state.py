@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.evaluation.evaluate import Evaluation
     from fastrcnn.evaluation.metric import Metric
-    from fastrcnn.inference.detect import DetectionSettings
     from fastrcnn.model.fast_rcnn import FastRCNN
+    from fastrcnn.settings import DetectionSettings
     from fastrcnn.structures import Batch, RoITargets
     from fastrcnn.training.tracking import Tracker
 

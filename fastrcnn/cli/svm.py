@@ -60,7 +60,6 @@ def train(config: SvmConfig, path: Path, content: dict[str, Any], output: Path, 
     dtype = machine.precision(config.runtime, device)
     machine.threads(config.runtime)
     settings = training.detection(config.detection)
-    annotations.metric(config.data)
     softmax = network(path, content["config"], names, content["model"], device)
     changed = with_margins(content["config"])
     svm = network(path, changed, names, content["model"], device)
@@ -132,4 +131,4 @@ def trained(
     scale = config.feature_norm / length
     log.info("features of fc7 are %.3f long on average; scaled by %.4f", length, scale)
     positives = gather_positives(seen(views, "positives", proposals=False), len(names), model.head.out_features)
-    return train_svms(names, positives, seen(views, "negatives"), scale, training.svm(config))
+    return train_svms(names, positives, seen(views, "negatives"), scale, training.svm(config), config.runtime.seed)

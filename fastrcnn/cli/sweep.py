@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from fastrcnn.build.run_folder import refuse_unusable
-from fastrcnn.config.compose import check_overrides, compose, config_folder, quoted
-from fastrcnn.config.schema import SCHEMAS, check_bounds, leaves
+from fastrcnn.config.compose import check_overrides, compose, config_folder
+from fastrcnn.config.schema import SCHEMAS, leaves
+from fastrcnn.config.values import filled, quoted
 from fastrcnn.errors import UserError
 from fastrcnn.parallel.launch import launch
 
@@ -168,8 +169,7 @@ def job(composed: DictConfig) -> float:
         return done["mAP"] or 0.0
     result: dict[str, Any] = {"overrides": overrides, "mAP": None, "error": None}
     try:
-        config: Any = OmegaConf.to_object(composed)
-        check_bounds(config)
+        config = filled(SCHEMAS["train"], OmegaConf.to_container(composed))
         if config.start:  # the model is the checkpoint's
             config = configure(overrides)
         config.run = str(folder)

@@ -99,13 +99,12 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
 
 def run_until(config: TrainConfig, stop: Stop) -> tuple[Path, Evaluation | None]:
     """See run."""
-    from fastrcnn.build import annotations, datasets, machine, training
+    from fastrcnn.build import datasets, machine, training
     from fastrcnn.parallel import distributed
 
     training.check_training(config)
     start.refuse_svm(config)
     training.detection(config.detection)  # mistakes show before the work
-    annotations.metric(config.data)
     if config.data.test:
         datasets.test_scaling(config.data)
     folder, begun = run_folder(config)
@@ -131,7 +130,7 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
     resumed = begun and bool(checkpoint.in_order(folder / "checkpoints"))
     if begun and not resumed:
         log.info("%s: it ended before its first checkpoint, and begins again", folder)
-    detection, metric = training.detection(config.detection), annotations.metric(config.data)
+    detection, metric = training.detection(config.detection), config.data.metric
     device = machine.device(config.runtime)
     dtype = machine.precision(config.runtime, device)
     machine.threads(config.runtime)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import types
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
-from fastrcnn.config.schema import NUMBER, SCHEMAS, WORDS, check_bounds, filled, groups, leaves, typed
+from fastrcnn.config.schema import SCHEMAS, groups, leaves
+from fastrcnn.config.values import as_written, filled, for_hydra, type_name
 from fastrcnn.errors import UserError, nearest
-
-ELEMENT = re.compile(r"""\s*('[^']*'|"[^"]*"|[^,]*?)\s*(?:,|$)""")  # of a list, quoted or not, with the comma
-SCALARS = {
-    int: re.compile(r"[+-]?[0-9]+"),
-    float: NUMBER,
-    bool: re.compile(r"true|false|yes|no|on|off", re.IGNORECASE),
-}
 
 
 def config_folder() -> Path:
@@ -35,10 +27,14 @@ def options(group: str) -> list[str]:
 
 def experiment_content(name: str) -> dict[str, Any]:
     """What the YAML file of an experiment says itself, beside the groups that it chooses."""
-    return {key: value for key, value in group_file("experiment", name).items() if key != "defaults"}
+    import yaml
+
+    content = yaml.safe_load((config_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return {key: value for key, value in content.items() if key != "defaults"}
 
 
 def group_names(verb: str) -> list[str]:
+    """Groups that a file can be chosen for."""
     return [*groups(SCHEMAS[verb]), *(["recipe", "experiment"] if verb == "train" else [])]
 
 
@@ -67,7 +63,7 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
                 )
             overrides.append(argument)
         elif name in known:
-            overrides.append(f"{name}={_for_hydra(name, value, known[name][0])}")
+            overrides.append(f"{name}={for_hydra(name, value, known[name][0])}")
         else:
             last = {k.rpartition(".")[2]: k for k in known}  # `lr` for solver.lr
             guess = f" Did you mean '{last[name]}'?" if name in last else nearest(name, [*known, *choices])
@@ -75,97 +71,56 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
     return overrides
 
 
-def _for_hydra(name: str, value: str, hint: Any) -> str:
-    """A value for the key `name` of type `hint`, in Hydra's grammar. Raises UserError for one of another type."""
-    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if value in ("null", "") and type(None) in kinds:
-        return "null"
-    kind = kinds[0]
-    if get_origin(kind) is not list:
-        return _scalar(name, value, kind)
-    if not (value.startswith("[") and value.endswith("]")):  # a list of one
-        if get_args(kind)[0] is not str and "," in value:
-            raise UserError(f"{name}={value}: should be a list, as {name}=[{value}].")
-        return f"[{_scalar(name, value, get_args(kind)[0])}]"
-    return f"[{', '.join(_scalar(name, e, get_args(kind)[0]) for e in _elements(value[1:-1].strip()))}]"
-
-
-def _scalar(name: str, value: str, kind: type) -> str:
-    """A single value; text is quoted, so that any path or name just works."""
-    if kind is str:
-        return quoted(value)
-    if not SCALARS[kind].fullmatch(value):
-        raise UserError(f"{name}: should be {WORDS[kind]}, is '{value}'.")
-    return value
-
-
-def _elements(inside: str) -> list[str]:
-    """The elements of a list of text, as they stand between its brackets."""
-    found, at = [], 0
-    while at < len(inside):
-        match = ELEMENT.match(inside, at)
-        assert match is not None  # the last alternative matches anything up to a comma
-        found.append(match[1])
-        at = match.end()
-    return found
-
-
-def quoted(value: str) -> str:
-    """Text in Hydra's quotes, whatever it is; a pair of quotes that is around it already does not belong to it."""
-    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value[0] not in value[1:-1]:
-        value = value[1:-1]
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # backslashes count only before a quote
-    trailing = len(escaped) - len(escaped.rstrip("\\"))
-    return f"'{escaped}{chr(92) * trailing}'"
-
-
 def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None) -> Any:
     """The configuration object (an instance of SCHEMAS[verb]) for the arguments.
 
     base: configuration of an earlier run, plain data of which nothing is resolved; its groups take the place of the
         defaults, and the arguments go on top.
-    Raises UserError for unknown keys, unknown names and values of the wrong type.
+    Raises UserError for unknown keys, unknown names and values that a key cannot have.
     """
     overrides = check_overrides(verb, arguments)
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.global_hydra import GlobalHydra
+    schema = SCHEMAS[verb]
+    config = filled(schema, _composed(verb, overrides))
+    if not base:
+        return config
+    given = [override.partition("=")[0] for override in overrides]
+    own = vars(config)
+    inherited = filled(schema, asdict(config) | {k: v for k, v in base.items() if k in own and k not in given})
+    for dotted in set(given) & leaves(schema).keys():
+        group, _, last = dotted.rpartition(".")
+        setattr(attrgetter(group)(inherited) if group else inherited, last, attrgetter(dotted)(config))
+    return inherited
+
+
+def _composed(verb: str, overrides: list[str]) -> dict[str, Any]:
+    """What Hydra composes of the YAML files and the overrides: plain data, their types yet to be checked.
+
+    Hydra's loader is called by itself, since hydra.initialize and hydra.compose would need GlobalHydra, of which there
+    is one a process, and that may be the caller's.
+    """
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
     from hydra.errors import HydraException
+    from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    ConfigStore.instance().store(name=f"{verb}_schema", node=SCHEMAS[verb])
-    GlobalHydra.instance().clear()
+    store_schema(verb)
+    loader = ConfigLoaderImpl(create_config_search_path(str(config_folder())))
     try:
-        with initialize_config_dir(str(config_folder()), version_base="1.3"):
-            config = OmegaConf.to_object(hydra_compose(verb, overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None and cause.__cause__ is not cause:
-            cause = cause.__cause__
-        text = str(cause).split("\n    full_key:")
-        where = text[1].strip().splitlines()[0] + ": " if len(text) > 1 else ""
-        raise UserError(f"{where}{text[0].strip()}") from None
-    if base:
-        _inherit(config, verb, base, [o.partition("=")[0] for o in overrides])
-    check_bounds(config)
-    return config
+        config = loader.load_configuration(verb, overrides, RunMode.RUN, from_shell=False)
+    except (HydraException, OmegaConfBaseException) as error:  # of `${`, for one, that nothing follows
+        raise UserError(f"{error}: {error.__cause__ or ''}".splitlines()[0]) from None
+    content: Any = OmegaConf.to_container(config)
+    return {key: value for key, value in content.items() if key != "hydra"}
 
 
-def _inherit(config: Any, verb: str, base: dict[str, Any], given: list[str]) -> None:
-    """Puts the values of an earlier run into a configuration, but for the groups and keys that are `given`."""
-    known = leaves(SCHEMAS[verb])
-    said = {dotted: attrgetter(dotted)(config) for dotted in given if dotted in known}
-    for name, schema in groups(SCHEMAS[verb]).items():
-        if name in base and name not in given:
-            setattr(config, name, filled(schema, base[name], f"{name}."))
-    for dotted, (hint, _, _) in known.items():
-        if "." not in dotted and dotted in base:
-            setattr(config, dotted, typed(dotted, base[dotted], hint))
-    for dotted, value in said.items():
-        group, _, last = dotted.rpartition(".")
-        setattr(attrgetter(group)(config) if group else config, last, value)
+def store_schema(verb: str) -> None:
+    """Makes a verb's keys and their defaults known to Hydra, for the first line of `defaults` in its YAML file. They
+    are plain data, as OmegaConf has no `Literal`; `filled` checks the types."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name=f"fastrcnn_{verb}", node=asdict(SCHEMAS[verb]()))
 
 
 def to_yaml(config: Any) -> str:
@@ -180,71 +135,20 @@ def to_dict(config: Any) -> dict[str, Any]:
     return asdict(config)
 
 
-def defaults(verb: str, experiment: str | None = None) -> dict[str, Any]:
-    """The value of every key where the command line says nothing, or this experiment alone: as Hydra would compose it
-    from the YAML files, which are few enough to be read without it."""
-
-    def group(name: str, choice: str) -> dict[str, Any]:
-        content = group_file(name, choice)
-        below: dict[str, Any] = {}
-        for base in content.pop("defaults", []):
-            below |= group(name, base) if base != "_self_" else {}
-        return below | content
-
-    def chosen(content: dict[str, Any]) -> dict[str, str]:
-        entries = [e for e in content.get("defaults", []) if isinstance(e, dict)]
-        return {k.removeprefix("override ").removeprefix("/"): v for e in entries for k, v in e.items() if v}
-
-    def flat(content: dict[str, Any], head: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in content.items():
-            found |= flat(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
-        return found
-
-    choice = chosen(group_file("", verb))
-    own = group_file("experiment", experiment) if experiment else {}
-    said = chosen(own)
-    if recipe := said.pop("recipe", choice.pop("recipe", None)):
-        choice |= chosen(group_file("recipe", recipe))
-    values = {name: default for name, (_, default, _) in leaves(SCHEMAS[verb]).items()}
-    for name, option in (choice | said).items():
-        values |= flat(group(name, option), f"{name}.")
-    return values | flat({key: value for key, value in own.items() if key != "defaults"})
-
-
-def group_file(group: str, name: str) -> dict[str, Any]:
-    """The content of a YAML file of a group."""
-    import yaml
-
-    return yaml.safe_load((config_folder() / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
-
-
 def help_text(verb: str, what: str, examples: list[str]) -> str:
     """What `fastrcnn VERB --help` prints."""
     keys = "train" if verb == "demo" else verb  # the demo is a training, and takes the same keys
     lines = [f"fastrcnn {verb}: {what}", "", *(f"  {e}" for e in examples), ""]
-    for group in group_names(keys):
-        lines.append(f"{group}=  {' | '.join(options(group))}")
+    lines += [f"{group}=  {' | '.join(options(group))}" for group in group_names(keys)]
     lines.append("")
     section = None
-    values = defaults(keys, "demo" if verb == "demo" else None)
-    for name, (hint, _, text) in leaves(SCHEMAS[keys]).items():
+    config = compose(keys, ["experiment=demo"] if verb == "demo" else [])
+    for name, (hint, text) in leaves(SCHEMAS[keys]).items():
         head = name.rpartition(".")[0]
         if head != section:
             section = head
             lines.append(f"{head or 'keys'}")
-        lines.append(f"  {name:<30} {type_name(hint)}, {as_written(values[name])}\n  {'':<30} {text}")
+        value = as_written(attrgetter(name)(config))
+        lines.append(f"  {name:<30} {type_name(hint)}, {value}\n  {'':<30} {text}")
     lines += ["", "-q, --quiet says only what goes wrong and what comes out; -v, --verbose says more."]
     return "\n".join(lines)
-
-
-def type_name(hint: Any) -> str:
-    """The type of a key, as people read it."""
-    return hint.__name__ if isinstance(hint, type) else str(hint).replace(" | None", " or null")
-
-
-def as_written(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, list):
-        return f"[{','.join(map(as_written, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -25,10 +25,11 @@ from fastrcnn.evaluation.voc_ap import (
     detections_by_class,
     truth_by_class,
 )
-from fastrcnn.inference.detect import AnyNetwork, DetectionSettings, detect
+from fastrcnn.inference.detect import AnyNetwork, detect
 from fastrcnn.model.postprocess import class_thresholds
 from fastrcnn.parallel import distributed
 from fastrcnn.progress import progress
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch, Detections, Sample
 
 

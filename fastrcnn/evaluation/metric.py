@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import get_args
 
 from fastrcnn.evaluation.coco_ap import coco_ap
 from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, MeanAP, mean_ap
+from fastrcnn.settings import Metric
 
-Metric = Literal["voc07", "voc10", "coco"]
 METRICS: tuple[str, ...] = get_args(Metric)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,27 +17,10 @@ from fastrcnn.inference.onnx_network import OnnxNetwork
 from fastrcnn.memory import advising, detection_advice
 from fastrcnn.model.fast_rcnn import FastRCNN, distinct_rois, nearest_level, scaled_rois
 from fastrcnn.model.postprocess import best_boxes, entering_scores
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch, Detections, Sample
 
 AnyNetwork: TypeAlias = FastRCNN | OnnxNetwork
-
-
-@dataclass(frozen=True)
-class DetectionSettings:
-    """How scores and boxes become detections; see postprocess.
-
-    box_regression: whether RoIs are moved as the network says; else they are the detections' boxes.
-    average_per_class: see class_thresholds; a matter of a whole set, so evaluation alone heeds it.
-    rois_per_chunk: RoIs that go through fc6 and fc7 at a time, at most, which bounds memory.
-    """
-
-    score_threshold: float | None = 0.05
-    box_regression: bool = True
-    nms_iou: float = 0.3
-    max_per_class: int | None = None
-    max_per_image: int | None = 100
-    average_per_class: int | None = None
-    rois_per_chunk: int = 500
 
 
 @dataclass
@@ -59,9 +42,35 @@ class Stopwatch:
         return time.perf_counter()
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Mixed precision in `dtype`; float32 turns it off."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+@contextmanager
+def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Mixed precision in `dtype`; float32 turns it off. For the forward pass, within `full_precision`."""
+    with full_precision(dtype), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        yield
+
+
+@contextmanager
+def full_precision(dtype: torch.dtype) -> Iterator[None]:
+    """Where `dtype` is float32, convolutions on a GPU compute in it, and not in TF32, of 10 bits, as they do otherwise.
+    A backward pass needs this as well. The flags are the process's; afterwards they are as before."""
+    if dtype != torch.float32:
+        yield
+        return
+    flags: Any = torch.backends.cudnn
+    before = flags.conv.fp32_precision, flags.rnn.fp32_precision
+    try:
+        old = flags.allow_tf32  # torch.export reads it, and it must agree with the others
+    except RuntimeError:  # as it does where the caller set one of the others alone
+        old = None
+    if old is not None:
+        flags.allow_tf32 = False
+    flags.conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        if old is not None:
+            flags.allow_tf32 = old
+        flags.conv.fp32_precision, flags.rnn.fp32_precision = before
 
 
 @torch.no_grad()

@@ -17,11 +17,12 @@ from fastrcnn.data.dataset import Example
 from fastrcnn.data.images import orientation_of, read_image, turned
 from fastrcnn.data.loader import collate_pyramids
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.inference.detect import AnyNetwork, DetectionSettings, Stopwatch, detect
+from fastrcnn.inference.detect import AnyNetwork, Stopwatch, detect
 from fastrcnn.inference.onnx_network import OnnxNetwork
 from fastrcnn.parallel.launch import cores
-from fastrcnn.proposals.selective_search import SelectiveSearchSettings, propose
+from fastrcnn.proposals.selective_search import propose
 from fastrcnn.proposals.store import clean
+from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings
 from fastrcnn.structures import Detections, Sample
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from fastrcnn.model.head import Head
 from fastrcnn.model.networks import NETWORKS, Trunk
 from fastrcnn.ops import roi_align, roi_pool, roi_warp
+from fastrcnn.settings import Classifier, ModelSettings, NetworkName, RoiOp
 
-ROI_OPS = ("fast_rcnn", "partition", "truncate", "roi_align", "roi_warp")
-CLASSIFIERS = ("softmax", "svm")
+DEFAULT = ModelSettings()
 INCLUSIVE = ("fast_rcnn", "roi_warp")  # take x2, y2 of the last pixel in the box
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0 .. 255, of torchvision's weights
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -83,13 +83,13 @@ class FastRCNN(nn.Module):
     """A convolutional network, RoI pooling, fc6 and fc7, and the two sibling outputs.
 
     num_classes: object classes, without background, which is class 0 of the logits.
-    network: one of NETWORKS. width, batch_norm: see Trunk.
-    roi_op: one of ROI_OPS; "fast_rcnn" is the paper's.
+    network: a key in NETWORKS. width, batch_norm: see Trunk.
+    roi_op: "fast_rcnn" is the paper's; see pool_rois.
     roi_features: layers whose maps are pooled, each at its own stride; where there are several, their pooled cells
         are concatenated. A 1 x 1 convolution brings what is mixed, or has not the last layer's number of channels,
         to that.
     dropout: probability after fc6 and fc7.
-    classifier: one of CLASSIFIERS, what the class logits are for: a softmax over them, or, with "svm", they are the
+    classifier: what the class logits are for: a softmax over them, or, with "svm", they are the
         margins of one-vs-rest SVMs already, and background's mean nothing.
     mean, std: of the pixels the trunk's weights were trained on, RGB in 0 .. 255; part of the state dict, so that
         weights and normalisation cannot part.
@@ -105,19 +105,19 @@ class FastRCNN(nn.Module):
     def __init__(
         self,
         num_classes: int,
-        width: float = 1.0,
-        batch_norm: bool = False,
-        roi_size: int = 7,
-        roi_op: str = "fast_rcnn",
-        roi_features: Sequence[str] = ("conv5_3",),
-        dropout: float = 0.5,
+        width: float = DEFAULT.width,
+        batch_norm: bool = DEFAULT.batch_norm,
+        roi_size: int = DEFAULT.roi_size,
+        roi_op: RoiOp = DEFAULT.roi_op,
+        roi_features: Sequence[str] = DEFAULT.roi_features,
+        dropout: float = DEFAULT.dropout,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
-        classifier: str = "softmax",
+        classifier: Classifier = DEFAULT.classifier,
         fc6_rank: int | None = None,
         fc7_rank: int | None = None,
-        network: str = "vgg16",
-        class_agnostic: bool = False,
+        network: NetworkName = DEFAULT.network,
+        class_agnostic: bool = DEFAULT.class_agnostic,
     ) -> None:
         super().__init__()
         self.num_classes = num_classes

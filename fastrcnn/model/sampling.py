@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from fastrcnn import boxes as box_ops
+from fastrcnn.settings import SolverSettings
 from fastrcnn.structures import RoITargets
+
+PAPER = SolverSettings()
 
 
 def match(rois: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,10 +43,10 @@ class RoISampler:
 
     delta_mean: Tensor
     delta_std: Tensor
-    rois_per_image: int = 64
-    fg_fraction: float = 0.25
-    fg_iou: float = 0.5
-    bg_iou: tuple[float, float] = (0.1, 0.5)
+    rois_per_image: int = PAPER.rois_per_image
+    fg_fraction: float = PAPER.fg_fraction
+    fg_iou: float = PAPER.fg_iou
+    bg_iou: tuple[float, float] = (PAPER.bg_iou[0], PAPER.bg_iou[1])
 
     def __call__(
         self,
@@ -88,7 +91,7 @@ class RoISampler:
 def delta_statistics(
     images: Iterable[tuple[Tensor, Tensor, Tensor]],
     num_classes: int,
-    fg_iou: float = 0.5,
+    fg_iou: float = PAPER.fg_iou,
     flip: bool = True,
     class_agnostic: bool = False,
 ) -> tuple[Tensor, Tensor]:

@@ -22,8 +22,9 @@ from fastrcnn.errors import UserError
 from fastrcnn.parallel.launch import cores
 from fastrcnn.parallel.processes import pool, prepare, refuse_import
 from fastrcnn.progress import progress
-from fastrcnn.proposals.selective_search import ALGORITHM, SelectiveSearchSettings, propose, segmentation
+from fastrcnn.proposals.selective_search import ALGORITHM, propose, segmentation
 from fastrcnn.proposals.store import BoxCounts, ImageProposals, check_target, write_store
+from fastrcnn.settings import SelectiveSearchSettings
 
 GENERATOR = "selective search"
 T = TypeVar("T")

@@ -15,49 +15,20 @@ What differs from OpenCV's ready-made modes, and why (figures in BENCHMARKS.md):
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from fastrcnn.errors import UserError, nearest
+from fastrcnn.errors import UserError
+from fastrcnn.settings import SelectiveSearchSettings
 
 ALGORITHM = 1  # raise it when `propose` comes to give other boxes for the same settings
 
 BLOCK = 128  # boxes that are thinned at a time
+# What is searched, by `mode`: HSV and Lab; for quality also intensity, hue, and red-green-intensity.
 COLOURS = {"fast": ("hsv", "lab"), "quality": ("hsv", "lab", "intensity", "hue", "rgi")}
-
-
-@dataclass(frozen=True)
-class SelectiveSearchSettings:
-    """What to search, and how many boxes to keep.
-
-    Raises UserError for a value that makes no sense.
-    """
-
-    mode: str = "fast"  # colour spaces: "fast" HSV and Lab; "quality" also intensity, hue, and red-green-intensity
-    side: int = 320  # the longer side, in pixels, of the picture that is searched
-    k: tuple[float, ...] = (25, 50, 100, 200)  # coarseness of the segmentations; larger means larger segments
-    sigma: float = 0.8  # blur before segmenting, in pixels of the searched picture
-    min_size: int = 50  # smallest segment, in pixels (an area) of the searched picture
-    min_side: float = 0  # boxes narrower or lower than this, in pixels of the original image, are left out
-    near: float = 0.9  # of boxes that overlap by this much (IoU) or more only one is kept
-    max_boxes: int = 2000
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "k", tuple(self.k))  # a list, as configurations have it, is welcome
-        if self.mode not in COLOURS:
-            raise UserError(
-                f"selective search: mode is '{self.mode}', not one of {', '.join(COLOURS)}."
-                + nearest(str(self.mode), COLOURS)
-            )
-        for name in ("side", "sigma", "min_size", "near", "max_boxes"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"selective search: {name} is {getattr(self, name)}; it must be above 0.")
-        if not self.k or not all(k > 0 for k in self.k):
-            raise UserError(f"selective search: k is {list(self.k)}; give one or more numbers above 0.")
 
 
 def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> np.ndarray:

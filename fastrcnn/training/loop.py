@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from fastrcnn.errors import UserError
-from fastrcnn.inference.detect import autocast
+from fastrcnn.inference.detect import autocast, full_precision
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.model.sampling import RoISampler
@@ -137,7 +137,7 @@ def train(
             _refuse(step, schedule.rate(step), proof, failed)
         # DDP takes the mean over the processes; the loss is that over all RoIs, of which another may have more.
         weight = len(rois) * processes / max(all_rois, 1)
-        with distributed.unshared(network, not last_part):
+        with distributed.unshared(network, not last_part), full_precision(dtype):
             (losses.total * (weight / schedule.accumulate)).backward()
         meter.add_batch(losses, logits.detach(), on_device, len(batch.images), weight)
         if not last_part:

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastrcnn.settings import OptimizerName, ScheduleName, SolverSettings
+
+PAPER = SolverSettings()
+
 
 def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: float) -> list[dict]:
     """Parameters that train, in groups, each with its factor on the learning rate as `lr_factor`.
@@ -63,15 +67,12 @@ class CaffeSGD(torch.optim.Optimizer):
             torch._foreach_sub_(weights, velocities)
 
 
-OPTIMIZERS = ("caffe_sgd", "sgd", "fused_sgd")
-
-
 def sgd(
     model: nn.Module,
-    momentum: float = 0.9,
-    weight_decay: float = 0.0005,
-    bias_lr_factor: float = 2.0,
-    optimizer: str = "caffe_sgd",
+    momentum: float = PAPER.momentum,
+    weight_decay: float = PAPER.weight_decay,
+    bias_lr_factor: float = PAPER.bias_lr_factor,
+    optimizer: OptimizerName = PAPER.optimizer,
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent with the paper's settings; the rate is set for each step by `set_rate`.
 
@@ -111,10 +112,10 @@ def learning_rate(
     step: int,
     iterations: int,
     lr: float,
-    schedule: str = "step",
-    lr_steps: Sequence[int] = (30000,),
-    lr_gamma: float = 0.1,
-    warmup: int = 0,
+    schedule: ScheduleName = PAPER.schedule,
+    lr_steps: Sequence[int] = PAPER.lr_steps,
+    lr_gamma: float = PAPER.lr_gamma,
+    warmup: int = PAPER.warmup,
 ) -> float:
     """The rate of step number `step`, counted from 0, of `iterations`.
 

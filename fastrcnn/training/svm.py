@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,31 +18,13 @@ from torch import Tensor
 from fastrcnn import boxes as box_ops
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
+from fastrcnn.settings import SvmSettings
 from fastrcnn.training.features import PictureFeatures
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SvmSettings:
-    """The author's numbers.
-
-    c, bias_scaling, positive_weight: see objective.
-    negative_iou: a RoI that overlaps every truth box of a class by less can be its negative.
-    hard_score: and is one where its score is above this.
-    retrain_after: more negatives than this since a class was trained last, and it is trained again.
-    evict_score: negatives with a lower score are forgotten after a training.
-    seed: of the order in which liblinear goes through the examples.
-    """
-
-    c: float = 0.001
-    bias_scaling: float = 10.0
-    positive_weight: float = 2.0
-    negative_iou: float = 0.3
-    hard_score: float = -1.0001
-    retrain_after: int = 2000
-    evict_score: float = -1.1
-    seed: int = 0
+# The author's numbers, of which there are no keys.
+HARD_SCORE = -1.0001  # a RoI that can be a class's negative is one where its score is above this
+EVICT_SCORE = -1.1  # negatives with a lower score are forgotten after a training
 
 
 def linear_svc() -> type:
@@ -68,11 +49,14 @@ def objective(
     return float(0.5 * weight @ weight + 0.5 * (bias / settings.bias_scaling) ** 2 + settings.c * losses)
 
 
-def fit(features: np.ndarray, positives: int, settings: SvmSettings, name: str = "") -> tuple[np.ndarray, float]:
+def fit(
+    features: np.ndarray, positives: int, settings: SvmSettings, name: str = "", seed: int = 0
+) -> tuple[np.ndarray, float]:
     """Weights (D,) and bias of the SVM of features (R, D) float64, of which the first `positives` are positive.
 
     Without an example of one kind the answer is the other for everything: no weights, and a bias of 1 or -1.
-    name: of the class, for the warning where liblinear stops short of its tolerance.
+    name: of the class, for the warning where liblinear stops short of its tolerance. seed: of the order in which
+        liblinear goes through the examples.
     """
     if positives in (0, len(features)):
         return np.zeros(features.shape[1]), 1.0 if positives else -1.0
@@ -83,7 +67,7 @@ def fit(features: np.ndarray, positives: int, settings: SvmSettings, name: str =
         penalty="l2",
         loss="hinge",
         dual=True,
-        random_state=settings.seed,
+        random_state=seed,
     )
     labels = np.full(len(features), -1)
     labels[:positives] = 1
@@ -101,12 +85,13 @@ class ClassTrainer:
     weight (D,) float32 and bias are for the features as the network gives them; training multiplies those by `scale`.
     """
 
-    def __init__(self, name: str, positives: np.ndarray, scale: float, settings: SvmSettings) -> None:
+    def __init__(self, name: str, positives: np.ndarray, scale: float, settings: SvmSettings, seed: int = 0) -> None:
         self.name = name
         self.positives = positives  # (P, D) float32
         self.negatives = positives[:0]  # (N, D) float32
         self.scale = scale
         self.settings = settings
+        self.seed = seed
         self.weight = np.zeros(positives.shape[1], np.float32)
         self.bias = 0.0
         self._new: list[np.ndarray] = []
@@ -124,9 +109,9 @@ class ClassTrainer:
         count = len(self.positives)
         features = np.concatenate((self.positives, self.negatives), dtype=np.float64)
         features *= self.scale
-        weight, bias = fit(features, count, self.settings, self.name)
+        weight, bias = fit(features, count, self.settings, self.name, self.seed)
         reached = objective(weight, bias, features[:count], features[count:], self.settings)
-        hard = features[count:] @ weight + bias >= self.settings.evict_score
+        hard = features[count:] @ weight + bias >= EVICT_SCORE
         log.debug("%s: %d positives, %d negatives, %d hard", self.name, count, len(hard), hard.sum())
         if hard.any():
             self.negatives = self.negatives[hard]
@@ -141,7 +126,7 @@ def hard_negatives(
 
     scores: (R, C) of the SVMs. boxes (G, 4), labels (G,): the picture's truth; class k is column k - 1.
     """
-    hard = scores > settings.hard_score
+    hard = scores > HARD_SCORE
     overlaps = box_ops.iou(rois.double(), boxes.double()).numpy()  # (R, G)
     for label in np.unique(labels):
         hard[:, label - 1] &= overlaps[:, labels == label].max(axis=1) < settings.negative_iou
@@ -163,6 +148,7 @@ def train_svms(
     pictures: Iterable[PictureFeatures],
     scale: float,
     settings: SvmSettings,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (C, D) and biases (C,), float32, of SVMs for features as the network gives them.
 
@@ -172,7 +158,7 @@ def train_svms(
     Memory: the positives, and of each class the negatives that are hard or new, float32; while a class is trained,
     these once more in float64 and in liblinear's own form, 16 bytes for each number that is not 0.
     """
-    trainers = [ClassTrainer(name, p, scale, settings) for name, p in zip(names, positives, strict=True)]
+    trainers = [ClassTrainer(name, p, scale, settings, seed) for name, p in zip(names, positives, strict=True)]
     if empty := [t.name for t in trainers if not len(t.positives)]:
         log.warning("no object to train on, so nothing will be found: %s", ", ".join(empty))
     for picture in pictures:

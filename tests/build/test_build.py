@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import get_type_hints
@@ -12,26 +12,17 @@ import pytest
 import torch
 from voc_folder import VocFolder
 
-from fastrcnn.build import annotations, datasets, machine, models, training
-from fastrcnn.config.schema import (
-    DataConfig,
-    DetectionConfig,
-    ModelConfig,
-    RuntimeConfig,
-    SelectiveSearchConfig,
-    SolverConfig,
-    TrainConfig,
-    check_bounds,
-)
+from fastrcnn.build import annotations, datasets, machine, models
+from fastrcnn.config.schema import DataConfig, RuntimeConfig, TrainConfig
+from fastrcnn.config.values import filled
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
-from fastrcnn.inference.detect import DetectionSettings
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.proposals.selective_search import SelectiveSearchSettings
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
+from fastrcnn.settings import DetectionSettings, ModelSettings, SelectiveSearchSettings, SolverSettings
 
-QUICK = SelectiveSearchConfig(side=48, k=[50.0])
+QUICK = SelectiveSearchSettings(side=48, k=[50.0])
 
 
 def config_of(voc: VocFolder, **changes: object) -> DataConfig:
@@ -48,8 +39,6 @@ def training_set(config: DataConfig, names: list[str]) -> DetectionDataset:
 
 
 def test_the_schemas_defaults_are_those_of_the_parts_it_configures() -> None:
-    assert datasets.selective_search(SelectiveSearchConfig()) == SelectiveSearchSettings()
-    assert training.detection(DetectionConfig()) == DetectionSettings()
     assert datasets.augmentation(DataConfig()) == Augmentation()
 
 
@@ -123,7 +112,6 @@ def test_devices_and_precisions() -> None:
     cpu = torch.device("cpu")
     assert machine.device(RuntimeConfig(device="cpu")) == cpu
     assert machine.precision(RuntimeConfig(precision="float32"), cpu) == torch.float32
-    assert torch.backends.cudnn.allow_tf32 is False, "torch raises an error where its old and new flags differ"
     assert machine.precision(RuntimeConfig(precision="bfloat16"), cpu) == torch.bfloat16
     for bad in ("tpu0", "cuda:x", ""):
         with pytest.raises(UserError, match=f"runtime.device={bad}"):
@@ -133,22 +121,22 @@ def test_devices_and_precisions() -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (TrainConfig(name="x", model=ModelConfig(width=0)), "model.width=0: should be more than 0"),
+        (TrainConfig(name="x", model=ModelSettings(width=0)), r"model.width=0\.0: should be more than 0"),
         (TrainConfig(data=DataConfig(short_sides=[600, 0])), r"data.short_sides=\[600, 0\]: should be at least 1"),
         (TrainConfig(runtime=RuntimeConfig(workers=-1)), "runtime.workers=-1: should be at least 0"),
-        (TrainConfig(detection=DetectionConfig(nms_iou=1.5)), "detection.nms_iou=1.5: should be at most 1"),
-        (TrainConfig(model=ModelConfig(width=float("nan"))), "model.width=nan"),
+        (TrainConfig(detection=DetectionSettings(nms_iou=1.5)), "detection.nms_iou=1.5: should be at most 1"),
+        (TrainConfig(model=ModelSettings(width=float("nan"))), "model.width=nan"),
     ],
 )
 def test_numbers_out_of_their_bounds_are_named(config: TrainConfig, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        check_bounds(config)
+        filled(TrainConfig, asdict(config))
 
 
 def test_null_is_within_every_bound() -> None:
-    check_bounds(TrainConfig(runtime=RuntimeConfig(threads=None, workers=None)))
+    filled(RuntimeConfig, {"threads": None, "workers": None})
     with pytest.raises(UserError, match=r"runtime\.threads=0"):
-        check_bounds(TrainConfig(runtime=RuntimeConfig(threads=0, workers=None)))
+        filled(RuntimeConfig, {"threads": 0, "workers": None}, "runtime.")
 
 
 def bounds(schema: type, prefix: str = "") -> list[tuple[str, str, float]]:
@@ -171,7 +159,7 @@ def test_every_bound_of_the_schema_is_kept_at_its_edge(name: str, kind: str, lim
         part = attrgetter(group)(config) if group else config
         setattr(part, last, [value] if isinstance(getattr(part, last), list) else value)
         try:
-            check_bounds(config)
+            filled(TrainConfig, asdict(config))
         except UserError as error:
             return name in str(error)
         return False
@@ -288,8 +276,6 @@ def test_objects_of_other_classes_are_refused_or_left_out_and_counted(
     a, b = annotations.samples(config_of(tiny, other_classes="leave_out"), ["trainval"], ["cat"])
     assert (len(a.boxes), len(b.boxes)) == (1, 0)
     assert "objects of other classes left out: dog (2)" in caplog.text
-    with pytest.raises(UserError, match=r"data\.other_classes=ignore: should be one of refuse, leave_out"):
-        annotations.samples(config_of(tiny, other_classes="ignore"), ["trainval"], ["cat"])
 
 
 def test_a_zero_based_data_set_is_noticed_and_read_as_one(voc: VocFolder, caplog: pytest.LogCaptureFixture) -> None:
@@ -352,7 +338,7 @@ def test_the_name_of_kept_proposals_follows_settings_and_pictures(tiny: VocFolde
     path = datasets.proposal_path(config, samples, "trainval")
     assert datasets.proposal_path(config, samples[::-1], "trainval") == path
     other = config_of(tiny)
-    other.selective_search = SelectiveSearchConfig(side=48, k=[50.0], sigma=0.5)
+    other.selective_search = SelectiveSearchSettings(side=48, k=[50.0], sigma=0.5)
     assert datasets.proposal_path(other, samples, "trainval") != path
     assert datasets.proposal_path(config, samples[:1], "trainval") != path
     (tiny.root / "JPEGImages" / "a.jpg").write_bytes((tiny.root / "JPEGImages" / "b.jpg").read_bytes())
@@ -393,6 +379,6 @@ def test_what_the_proposals_find_is_said_before_training(tiny: VocFolder, caplog
 
 def test_layers_that_no_roi_is_pooled_from_are_not_trained() -> None:
     model = FastRCNN(2, width=0.03, batch_norm=True, roi_features=["conv3_3", "conv4_1"])
-    models.freeze_unused(model, SolverConfig())
+    models.freeze_unused(model, SolverSettings())
     trained = {name.split(".")[2] for name, p in model.trunk.named_parameters(prefix="trunk") if p.requires_grad}
     assert trained == {"conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3", "conv4_1"}

@@ -14,7 +14,7 @@ import torch
 from voc_folder import VocFolder
 
 from fastrcnn.build import models
-from fastrcnn.config.schema import ModelConfig
+from fastrcnn.settings import ModelSettings
 from fastrcnn.training import checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
@@ -185,6 +185,6 @@ def test_a_training_begins_from_a_caffemodel(
     assert torch.equal(state["trunk.convs.conv1_1.weight"].flip(1), torch.from_numpy(weights["conv1_1.weight"]))
     assert state["pixel_mean"].flatten().tolist() == pytest.approx([122.7717, 115.9465, 102.9801])
     assert state["pixel_std"].flatten().tolist() == [1, 1, 1]
-    assert models.model(ModelConfig(width=1 / 64, weights=str(path), pixels="imagenet_rgb"), 2).pixel_std[1] > 50
+    assert models.model(ModelSettings(width=1 / 64, weights=str(path), pixels="imagenet_rgb"), 2).pixel_std[1] > 50
     status, _, err = call("train", "data=custom", f"data.root={tiny.root}", "model.pixels=bgr")
     assert (status, "model.pixels=bgr: should be one of auto, imagenet_rgb, caffe_bgr, caffe_rgb" in err) == (1, True)

@@ -63,9 +63,11 @@ print('imported', status, heavy)
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_help_and_mistakes_are_answered_without_heavy_imports(arguments: list[str], status: int) -> None:
+    """Hydra composes the defaults that a verb's help shows, and imports nothing of the others."""
     done = python(HEAVY, *arguments)
     last = done.stdout.strip().splitlines()[-1]
-    assert last == f"imported {status} []" or (arguments == ["reval"] and last.startswith("imported 1 "))
+    composed = ["hydra", "omegaconf"] if len(arguments) == 2 and arguments[1] in ("--help", "-h") else []
+    assert last == f"imported {status} {composed}" or (arguments == ["reval"] and last.startswith("imported 1 "))
     assert "Traceback" not in done.stderr
 
 
@@ -139,7 +141,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(call: Call, verb: str) -> N
         (["detect", "source=x.jpg"], ["which model? fastrcnn detect checkpoint=RUN"]),
         (["detect", "checkpoint=.", "source=x"], ["checkpoint: . holds no checkpoint"]),
         (["train", "resume=auto"], ["resume=auto: there is no run in outputs/train"]),
-        (["train", "resume=yes"], ["resume=yes: should be 'auto'"]),
+        (["train", "resume=yes"], ["resume=yes: should be auto"]),
         (["train", "solver.schedule=cosin"], ["solver.schedule=cosin: should be one of", "Did you mean 'cosine'?"]),
         (["train", "solver.iterations=0"], ["solver.iterations=0: should be at least 1"]),
         (["train", "solver.lr=-1"], ["solver.lr=-1"]),
@@ -175,7 +177,10 @@ TRAIN = ["train", "data=custom", "model=vgg16_slim", "runtime.device=cpu", "runt
         (["data.short_sides=[0]"], ["data.short_sides"]),
         (["data.metric=voc12"], ["data.metric=voc12: should be one of", "voc07", "voc10"]),
         (["data.proposals=none.proposals"], ["none.proposals: there is no such proposal store"]),
-        (["data.selective_search.mode=fats"], ["mode is 'fats', not one of fast, quality", "Did you mean 'fast'?"]),
+        (
+            ["data.selective_search.mode=fats"],
+            ["data.selective_search.mode=fats: should be one of fast, quality", "Did you mean 'fast'?"],
+        ),
         (["model.roi_op=roialign"], ["model.roi_op=roialign", "Did you mean 'roi_align'?"]),
         (["model.finetune_from=conv9"], ["model.finetune_from=conv9"]),
         (["model.roi_features=[]"], ["model.roi_features"]),

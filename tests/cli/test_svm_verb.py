@@ -111,10 +111,14 @@ def test_training_goes_on_from_svms_only_with_a_softmax(
 def test_the_keys_reach_the_training(call: Call, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
 
-    def watched(names: list[str], positives: list, pictures: object, scale: float, settings: svm.SvmSettings) -> tuple:
+    def watched(
+        names: list[str], positives: list, pictures: object, scale: float, settings: svm.SvmSettings, seed: int
+    ) -> tuple:
         lengths = [np.linalg.norm(p.features.astype(float), axis=1) for p in pictures]  # type: ignore[attr-defined]
         mean = np.concatenate(lengths[: len(lengths) // (2 if seen["mirrored"] else 1)]).mean()
-        seen.update(settings=settings, scaled=mean * scale, pictures=len(lengths), positives=sum(map(len, positives)))
+        seen.update(
+            settings=settings, seed=seed, scaled=mean * scale, pictures=len(lengths), positives=sum(map(len, positives))
+        )
         dimension = positives[0].shape[1]
         return np.zeros((len(names), dimension), np.float32), np.zeros(len(names), np.float32)
 
@@ -129,7 +133,8 @@ def test_the_keys_reach_the_training(call: Call, place: Path, monkeypatch: pytes
     seen["mirrored"] = False
     numbers = ["c=0.5", "bias_scaling=3", "positive_weight=4", "negative_iou=0.2", "retrain_after=7", "runtime.seed=9"]
     done(call, "svm", "checkpoint=run", "data.test=[]", "output=b.pt", "data.flip=false", "feature_norm=5", *numbers)
-    assert seen["settings"] == svm.SvmSettings(0.5, 3, 4, 0.2, retrain_after=7, seed=9)
+    assert seen["settings"] == svm.SvmSettings(0.5, 3, 4, 0.2, retrain_after=7, feature_norm=5)
+    assert seen["seed"] == 9
     assert seen["scaled"] == pytest.approx(5, rel=1e-5)
     assert (seen["pictures"], seen["positives"]) == (10, doubled // 2)  # type: ignore[operator]
 

@@ -145,6 +145,12 @@ def test_values_get_the_type_of_their_key(argument: str, expected: object) -> No
             "data.short_sides=400,600: should be a list, as data.short_sides=[400,600].",
         ),
         ("train", "data.short_sides=[400,x]", "data.short_sides: should be a whole number, is 'x'."),
+        ("train", "model.roi_op=roialign", "model.roi_op=roialign: should be one of fast_rcnn, partition, "),
+        ("train", "model.roi_op=roialign", " Did you mean 'roi_align'?"),
+        ("train", "solver.schedule=", "solver.schedule=: should be one of step, cosine."),
+        ("train", "resume=yes", "resume=yes: should be auto."),
+        ("train", "data.other_classes=ignore", "data.other_classes=ignore: should be one of refuse, leave_out."),
+        ("detect", "formats=[json,cvs]", "formats=cvs: should be one of json, csv, comp4. Did you mean 'csv'?"),
     ],
 )
 def test_mistakes_are_named(verb: str, argument: str, said: str) -> None:

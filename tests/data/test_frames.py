@@ -16,7 +16,7 @@ from voc_folder import VocFolder, voc_xml
 from fastrcnn.audit.check import Settings, Task, read_all
 from fastrcnn.build import annotations, datasets
 from fastrcnn.cli.check import truth_pictures
-from fastrcnn.config.schema import DataConfig, SelectiveSearchConfig
+from fastrcnn.config.schema import DataConfig
 from fastrcnn.data import sources
 from fastrcnn.data.annotations.coco import load_coco
 from fastrcnn.data.annotations.voc import load_voc
@@ -27,6 +27,7 @@ from fastrcnn.data.unannotated import load_unannotated
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.report.gallery import Case, with_pictures
+from fastrcnn.settings import SelectiveSearchSettings
 from fastrcnn.structures import Sample
 
 Call = Callable[..., tuple[int, str, str]]
@@ -79,7 +80,7 @@ def test_the_size_of_the_annotation_decides(tmp_path: Path, orientation: int) ->
 
 
 def config_of(voc: VocFolder, **values: object) -> DataConfig:
-    search = SelectiveSearchConfig(side=64, k=[50.0], min_side=4)
+    search = SelectiveSearchSettings(side=64, k=[50.0], min_side=4)
     cache = str(voc.root.parent / "cache")
     options = {"train": ["trainval"], "test": ["test"], "proposal_cache": cache, "selective_search": search}
     return DataConfig(name="photos", root=str(voc.root), **(options | values))

@@ -16,9 +16,8 @@ from fastrcnn.data.transforms import Augmentation
 from fastrcnn.deploy.card import model_card
 from fastrcnn.deploy.onnx_graph import write_onnx
 from fastrcnn.deploy.program import write_program
-from fastrcnn.inference.detect import DetectionSettings
 from fastrcnn.inference.detector import Detector
-from fastrcnn.proposals.selective_search import SelectiveSearchSettings
+from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings
 
 SETTINGS = DetectionSettings(score_threshold=0.2, nms_iou=0.4, max_per_class=30, max_per_image=12)
 

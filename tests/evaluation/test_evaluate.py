@@ -14,8 +14,8 @@ from fastrcnn.evaluation.evaluate import Evaluation, above_thresholds, compare, 
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.evaluation.result_files import read_comp4, write_comp4
 from fastrcnn.evaluation.voc_ap import ClassDetections
-from fastrcnn.inference.detect import DetectionSettings
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch, Detections, Sample
 
 CLASSES = ["cat", "dog", "cow"]

@@ -15,13 +15,13 @@ from PIL import Image, ImageOps
 
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
-from fastrcnn.inference.detect import DetectionSettings
 from fastrcnn.inference.detector import Detector, as_array
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.proposals.selective_search import SelectiveSearchSettings, propose
+from fastrcnn.proposals.selective_search import propose
+from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings
 from fastrcnn.structures import Detection, Detections
 
-SEARCH = SelectiveSearchSettings(side=64, k=(50,))
+SEARCH = SelectiveSearchSettings(side=64, k=[50])
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastrcnn.inference.detect import DetectionSettings, detect, detect_batch, roi_outputs
+from fastrcnn.inference.detect import detect, detect_batch, roi_outputs
 from fastrcnn.model.fast_rcnn import FastRCNN, nearest_level, round_weights, scaled_rois
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch, Detections, Sample
 
 ALL = DetectionSettings(score_threshold=0.0, nms_iou=2.0, max_per_image=None)  # nothing is dropped

@@ -13,11 +13,10 @@ from slim_detectors import CLASSES, boxes, described, picture, slim
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.deploy.onnx_graph import write_onnx
 from fastrcnn.errors import UserError
-from fastrcnn.inference.detect import DetectionSettings
 from fastrcnn.inference.detector import Detector
 from fastrcnn.inference.onnx_network import OnnxNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.proposals.selective_search import SelectiveSearchSettings
+from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings
 from fastrcnn.structures import Detections
 
 onnx = pytest.importorskip("onnx")

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from fastrcnn.build import models
-from fastrcnn.config.schema import ModelConfig
 from fastrcnn.errors import UserError
 from fastrcnn.model import compress
 from fastrcnn.model.compress import Decomposition, Ranks, decompose, factored_state, ranks_for, search
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.head import Head, largest_rank, parameter_count
+from fastrcnn.settings import ModelSettings
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -58,10 +58,10 @@ def test_the_largest_rank_that_saves_anything(rows: int, columns: int, most: int
 
 
 def test_a_rank_that_saves_nothing_is_refused_with_the_numbers() -> None:
-    config = ModelConfig(width=0.05, fc6_rank=177)  # fc6: 205 x 1274
+    config = ModelSettings(width=0.05, fc6_rank=177)  # fc6: 205 x 1274
     with pytest.raises(UserError, match=r"model.fc6_rank=177: .* 261,783 weights, .* 261,170 .* At most 176"):
         models.model(config, 2)
-    models.model(ModelConfig(width=0.05, fc6_rank=176), 2)
+    models.model(ModelSettings(width=0.05, fc6_rank=176), 2)
 
 
 @pytest.mark.parametrize("shape", [(12, 40), (40, 12), (20, 20)])

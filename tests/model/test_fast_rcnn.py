@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +13,14 @@ from torch import Tensor, nn
 from fastrcnn.model.fast_rcnn import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    ROI_OPS,
     FastRCNN,
     distinct_rois,
     pool_rois,
     scaled_rois,
 )
+from fastrcnn.settings import RoiOp
+
+ROI_OPS = get_args(RoiOp)
 
 
 def tiny(**options: object) -> FastRCNN:

@@ -22,7 +22,7 @@ import torch
 from limits import PATIENCE
 
 from fastrcnn.build.datasets import make_proposals
-from fastrcnn.config.schema import DataConfig, SelectiveSearchConfig
+from fastrcnn.config.schema import DataConfig
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import EndlessBatches, training_loader
 from fastrcnn.data.transforms import Augmentation
@@ -31,13 +31,14 @@ from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel import distributed
 from fastrcnn.parallel.launch import launch
+from fastrcnn.settings import SelectiveSearchSettings
 from fastrcnn.structures import Sample
 from fastrcnn.training.loop import Schedule, train
 from fastrcnn.training.optim import sgd
 from fastrcnn.training.tracking import Silent, Tracker
 
 CLASSES = 2
-DATA = DataConfig(selective_search=SelectiveSearchConfig(side=48, k=[50], max_boxes=20))
+DATA = DataConfig(selective_search=SelectiveSearchSettings(side=48, k=[50], max_boxes=20))
 
 
 def dataset(folder: Path, count: int = 7) -> DetectionDataset:

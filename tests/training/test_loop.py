@@ -146,6 +146,15 @@ def first_batch(dataset: DetectionDataset) -> Batch:
     return next(iter(training_loader(dataset, 2)))
 
 
+def test_the_backward_pass_is_in_float32_too(dataset: DetectionDataset, tmp_path: Path) -> None:
+    """Not in TF32, which convolutions on a GPU take by default; and the flag is as it was afterwards."""
+    flag = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before, seen, model = flag.fp32_precision, [], tiny()
+    model.bbox_pred.weight.register_hook(lambda _: seen.append(flag.fp32_precision))
+    train_on([first_batch(dataset)], model, tmp_path, constant(1, 0.01))
+    assert (before, seen, flag.fp32_precision) == ("tf32", ["ieee"], "tf32")
+
+
 def constant(iterations: int, rate: float, **options: int) -> Schedule:
     return replace(Schedule(iterations, lambda _: rate, log_every=1, pictures_every=0), **options)
 

@@ -14,8 +14,9 @@ import torch
 from scipy.optimize import minimize
 
 from fastrcnn.errors import UserError
-from fastrcnn.inference.detect import DetectionSettings, detect_batch, roi_outputs
+from fastrcnn.inference.detect import detect_batch, roi_outputs
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch, Sample
 from fastrcnn.training import svm
 from fastrcnn.training.features import PictureFeatures, mean_length, picture_features
@@ -123,10 +124,10 @@ def test_mining_traced_by_hand(scale: float, monkeypatch: pytest.MonkeyPatch) ->
     """One positive, at 1. The SVM is 0 at first, so everything is hard until the third negative comes."""
     seen: list[list[float]] = []
 
-    def fitted(features: np.ndarray, positives: int, settings: SvmSettings, name: str = "") -> Any:
+    def fitted(features: np.ndarray, positives: int, settings: SvmSettings, *others: Any) -> Any:
         assert positives == 1
         seen.append(features[:, 0].tolist())
-        return fit(features, positives, settings, name)
+        return fit(features, positives, settings, *others)
 
     monkeypatch.setattr(svm, "fit", fitted)
     pictures = [
@@ -144,14 +145,15 @@ def test_mining_traced_by_hand(scale: float, monkeypatch: pytest.MonkeyPatch) ->
     assert biases[0] == pytest.approx(1 - 2 / 1.9, abs=0.01)
 
 
-def test_easy_negatives_are_forgotten_unless_all_are() -> None:
+def test_easy_negatives_are_forgotten_unless_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = svm.ClassTrainer("cat", np.array([[1.0]], np.float32), 1.0, replace(SEPARATING, retrain_after=100))
     for value in (-1.0, -0.9, -3.0):
         trainer.add(np.array([[value]], np.float32))
     assert len(trainer.negatives) == 0
     trainer.train()
     assert trainer.negatives[:, 0].tolist() == [np.float32(-0.9)]  # -1 scores -1.105
-    loose = svm.ClassTrainer("cat", np.array([[1.0]], np.float32), 1.0, replace(SEPARATING, evict_score=0.0))
+    monkeypatch.setattr(svm, "EVICT_SCORE", 0.0)
+    loose = svm.ClassTrainer("cat", np.array([[1.0]], np.float32), 1.0, replace(SEPARATING, retrain_after=2))
     loose.add(np.array([[-1.0], [-2.0]], np.float32))
     loose.train()
     assert loose.negatives[:, 0].tolist() == [-1, -2]

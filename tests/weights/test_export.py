@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torchvision.models import vgg16 as torchvision_vgg16
 
 from fastrcnn.build import models
-from fastrcnn.config.schema import ModelConfig
 from fastrcnn.errors import UserError
-from fastrcnn.inference.detect import DetectionSettings, detect_batch
+from fastrcnn.inference.detect import detect_batch
 from fastrcnn.model.compress import decompose, factored_state
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.settings import DetectionSettings, ModelSettings
 from fastrcnn.structures import Batch, Sample
 from fastrcnn.weights import caffe, export
 from fastrcnn.weights.pretrained import load_pretrained, read_state_dict
@@ -172,7 +172,7 @@ def test_another_mean_goes_into_the_bias_and_shows_at_the_border_alone(
 
 
 def test_all_that_the_authors_network_cannot_express_is_said(tmp_path: Path) -> None:
-    config = ModelConfig(
+    config = ModelSettings(
         width=1 / 64,
         batch_norm=True,
         roi_op="roi_align",
@@ -192,26 +192,26 @@ def test_all_that_the_authors_network_cannot_express_is_said(tmp_path: Path) -> 
     assert "this network subtracts 100, 100, 100" in lines[-2]
     assert lines[-1] == "format=safetensors takes any network."
     slim = models.model(
-        ModelConfig(width=1 / 64, network="caffenet", roi_features=["conv5"], roi_size=6, finetune_from="conv2"), 3
+        ModelSettings(width=1 / 64, network="caffenet", roi_features=["conv5"], roi_size=6, finetune_from="conv2"), 3
     )
     with pytest.raises(UserError, match=r"model\.network=caffenet: only vgg16 can"):
         export.write_torchvision(slim, "caffenet", tmp_path / "x.pth")
-    ranks = models.model(ModelConfig(width=1 / 64, fc6_rank=5), 3)
+    ranks = models.model(ModelSettings(width=1 / 64, fc6_rank=5), 3)
     with pytest.raises(UserError, match=r"model\.width: torchvision's is 1\n  fc6 or fc7 is two layers"):
         export.write_torchvision(ranks, "vgg16", tmp_path / "x.pth")
     assert not list(tmp_path.iterdir())
 
 
 SHAPES = [
-    ModelConfig(width=1 / 32, batch_norm=True, roi_features=["conv4_3", "conv5_3"], class_agnostic=True),
-    ModelConfig(
+    ModelSettings(width=1 / 32, batch_norm=True, roi_features=["conv4_3", "conv5_3"], class_agnostic=True),
+    ModelSettings(
         width=1 / 16, network="caffenet", roi_features=["conv5"], roi_size=6, finetune_from="conv2", fc6_rank=7
     ),
 ]
 
 
 @pytest.mark.parametrize("config", SHAPES, ids=lambda c: c.network)
-def test_safetensors_hold_everything_and_begin_a_training(tmp_path: Path, config: ModelConfig) -> None:
+def test_safetensors_hold_everything_and_begin_a_training(tmp_path: Path, config: ModelSettings) -> None:
     safetensors = pytest.importorskip("safetensors")
     torch.manual_seed(0)
     model = models.model(config, 3).eval()
@@ -248,17 +248,17 @@ def test_safetensors_hold_everything_and_begin_a_training(tmp_path: Path, config
 def test_safetensors_of_another_network_are_refused_by_name_and_shape(tmp_path: Path) -> None:
     pytest.importorskip("safetensors")
     path = tmp_path / "out.safetensors"
-    export.write_safetensors(models.model(ModelConfig(width=1 / 64, fc7_rank=3), 3), {}, NAMES, path)
+    export.write_safetensors(models.model(ModelSettings(width=1 / 64, fc7_rank=3), 3), {}, NAMES, path)
     with pytest.raises(UserError) as caught:
-        load_pretrained(models.model(ModelConfig(width=1 / 64), 3), read_state_dict(path), "here")
+        load_pretrained(models.model(ModelSettings(width=1 / 64), 3), read_state_dict(path), "here")
     said = str(caught.value)
     assert "`fastrcnn export`" in said
     assert "  head.fc7.weight: missing, (64, 64) wanted\n" in said
     assert "  head.fc7.L.weight: not in the model\n" in said
     state = read_state_dict(path) | {"pixel_std": torch.ones(1)}
     with pytest.raises(UserError, match=r"pixel_std: \(1,\), \(3, 1, 1\) wanted"):
-        load_pretrained(models.model(ModelConfig(width=1 / 64, fc7_rank=3), 3), state, "here")
-    model = models.model(ModelConfig(width=1 / 64, fc7_rank=3), 3)
+        load_pretrained(models.model(ModelSettings(width=1 / 64, fc7_rank=3), 3), state, "here")
+    model = models.model(ModelSettings(width=1 / 64, fc7_rank=3), 3)
     load_pretrained(model, read_state_dict(path), "here", pixels="caffe_rgb")
     assert model.pixel_std.eq(1).all(), "what model.pixels says goes before what the file says"
 

@@ -15,12 +15,13 @@ from PIL import Image
 from voc_folder import VocFolder
 
 from fastrcnn.build import annotations, datasets
-from fastrcnn.config.schema import DataConfig, SelectiveSearchConfig
+from fastrcnn.config.schema import DataConfig
 from fastrcnn.data.annotations import coco_file
 from fastrcnn.data.annotations.coco_file import read_coco_file
 from fastrcnn.data.annotations.splits import unused_coco
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.store import ImageProposals, write_store
+from fastrcnn.settings import SelectiveSearchSettings
 
 Call = Callable[..., tuple[int, str, str]]
 NAME = "_annotations.coco.json"
@@ -44,7 +45,7 @@ def export(root: Path, split: str, images: int = 3, cats: int = 1, dogs: int = 0
 
 
 def config_of(root: Path, **changes: Any) -> DataConfig:
-    quick = SelectiveSearchConfig(side=48, k=[50.0])
+    quick = SelectiveSearchSettings(side=48, k=[50.0])
     return DataConfig(root=str(root), proposal_cache=str(root.parent / "cache"), selective_search=quick, **changes)
 
 
