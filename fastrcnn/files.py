@@ -1,24 +1,121 @@
-"""Files that are made of another file, such as exports of a checkpoint: written whole, and replaced where that is safe.
+"""Writing files and folders whole or not at all, locks between processes, and files that are made of another file.
 
-Beside them lies MADE, which maps the SHA-256 of each such file to that of the file it was made of. So the same command
-can run again, after an interruption or not, and replaces what this program made of the same file, and nothing else.
+Beside the files that are made of another one, such as exports of a checkpoint, lies MADE. It maps the SHA-256 of each
+to that of the file it was made of. So the same command can run again, after an interruption or not, and replaces what
+this program made of the same file, and nothing else.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastrcnn.errors import UserError
 
 log = logging.getLogger(__name__)
 MADE = ".fastrcnn-made.json"
+ADVICE = "Make room there or choose another folder."
+
+
+class BusyError(UserError):
+    """Another process holds the lock."""
+
+
+@contextmanager
+def write_atomically(path: Path, advice: str = ADVICE) -> Iterator[Path]:
+    """A temporary file beside `path`, which takes its name, flushed to disk, when the body ends well, and goes else.
+
+    Makes the folder. Raises UserError, which ends in `advice`, where the file cannot be written.
+    """
+    part = path.with_name(f".{uuid.uuid4().hex}.part")  # not longer than a name may be
+    try:
+        with _say_what_fails(path, advice):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.touch()
+            mode = part.stat().st_mode
+            yield part
+            part.chmod(mode)  # safetensors lets nobody else read its files
+            _flush(part)
+            part.replace(path)
+            _flush(path.parent)
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: bytes) -> Path:
+    """Writes the content to `path`, as `write_atomically` does, and returns `path`."""
+    with write_atomically(path) as part:
+        part.write_bytes(content)
+    return path
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what processes that were killed while they wrote left in a folder, where no other process writes now."""
+    for part in folder.glob(".*.part"):
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
+    """A new folder beside `path`, which takes its name, flushed to disk, when the body ends well, and goes else.
+
+    replace: take the place of a folder that is there. Raises UserError where the folder cannot be written.
+    """
+    mark = uuid.uuid4().hex[:8]
+    new, old = path.with_name(f".{path.name}.new-{mark}"), path.with_name(f".{path.name}.old-{mark}")
+    try:
+        with _say_what_fails(path, ADVICE):
+            new.mkdir(parents=True)
+            yield new
+            for file in new.rglob("*"):
+                _flush(file)
+            replaced = replace and path.exists()
+            if replaced:
+                path.rename(old)  # a folder that holds files cannot be renamed over
+            try:
+                new.rename(path)
+            except BaseException:
+                if replaced:
+                    old.rename(path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def lock(file: Path, name: str, busy: str, advice: str, shared: bool = False) -> Iterator[None]:
+    """Makes `file` and its folder, and keeps other processes from locking it until the body ends, however it ends.
+
+    shared: keeps out only those that do not share the lock. Messages: `name` is what is locked, `busy` says what
+    another process does with it, `advice` where else to go. Raises BusyError, or UserError for a file that cannot be
+    written or locked.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle = file.open("ab+")  # a shared lock over NFS is for files that are read
+    except OSError as error:
+        raise UserError(f"{name}: cannot be written to ({error.strerror or error}); {advice}.") from error
+    with handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except ImportError:  # Windows
+            pass
+        except BlockingIOError:
+            raise BusyError(f"{name}: {busy}. Wait for it to end, or {advice}.") from None
+        except OSError as error:
+            raise UserError(f"{name}: cannot be locked ({error.strerror or error}); {advice}.") from error
+        yield
 
 
 def digest(path: Path) -> str:
@@ -40,32 +137,17 @@ def refuse_existing(output: Path, source: str | None = None) -> None:
         raise UserError(f"{output}: is there already{why}. Name another file with output=FILE, or remove it.")
 
 
-@contextlib.contextmanager
-def written(output: Path, source: str | None = None) -> Iterator[Path]:
-    """A path beside `output` that takes its name when the body ends well. source: see refuse_existing.
-
-    Raises UserError where there is a file that must not be replaced, or none can be written.
-    """
+@contextmanager
+def write_derived(output: Path, source: str | None = None) -> Iterator[Path]:
+    """As `write_atomically`, for a file made of another one; source and errors: see also refuse_existing."""
     refuse_existing(output, source)
-    part = output.with_name(f".{uuid.uuid4().hex}.part")  # not longer than a name may be
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-        mode = part.stat().st_mode
+    with write_atomically(output) as part:
         yield part
-        part.chmod(mode)  # safetensors lets nobody else read its files
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        if source is not None:
-            _note(output.parent, digest(part), source)  # before the file has its name: it is never there without
+        if source is not None:  # before the file has its name: it is never there without
+            made = _made(output.parent) | {digest(part): source}
+            replace_file(output.parent / MADE, (json.dumps(made, indent=1) + "\n").encode())
         if output.exists():
             log.info("%s: replaces what was made of the same file before", output)
-        part.replace(output)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be written ({error.strerror or error}).") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _made(folder: Path) -> dict[str, str]:
@@ -77,10 +159,18 @@ def _made(folder: Path) -> dict[str, str]:
     return made if isinstance(made, dict) else {}
 
 
-def _note(folder: Path, made: str, source: str) -> None:
-    part = folder / f"{MADE}.{uuid.uuid4().hex[:8]}.part"
+@contextmanager
+def _say_what_fails(path: Path, advice: str) -> Iterator[None]:
     try:
-        part.write_text(json.dumps(_made(folder) | {made: source}, indent=1) + "\n", encoding="utf-8")
-        part.replace(folder / MADE)
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}). {advice}") from error
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
     finally:
-        part.unlink(missing_ok=True)
+        os.close(handle)

@@ -157,7 +157,7 @@ def count_start(report: Report, before: int, said: Path) -> None:
 
 def look(report: Report, checkpoints: Path) -> None:
     """What a kill has left."""
-    report.while_saving += any(checkpoints.glob(".*.tmp"))
+    report.while_saving += any(checkpoints.glob(".*.part"))
     for path in checkpoint.in_order(checkpoints):
         report.looked_at += 1
         try:

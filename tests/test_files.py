@@ -1,15 +1,93 @@
-"""Files that are made of another file."""
+"""Files and folders that are written whole or not at all, and locks."""
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
-from fastrcnn.files import written
+import pytest
+
+from fastrcnn.errors import UserError
+from fastrcnn.files import BusyError, lock, remove_parts, replace_file, write_atomically, write_derived, write_folder
 
 
 def test_a_name_as_long_as_a_file_system_takes_is_written(tmp_path: Path) -> None:
     output = tmp_path / f"{'x' * 252}.pt"
-    with written(output, "source") as part:
+    with write_derived(output, "source") as part:
         part.write_bytes(b"1")
     assert output.read_bytes() == b"1"
     assert len(list(tmp_path.iterdir())) == 2  # it, and what says what it was made of
+
+
+def test_a_file_is_replaced_in_a_folder_that_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "x.json"
+    for content in (b"1", b"22"):
+        assert replace_file(path, content) == path
+        assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("where", ["body", "fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_and_no_remains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
+) -> None:
+    path = replace_file(tmp_path / "x", b"old")
+
+    def fail(*_: object) -> None:
+        raise error
+
+    if where != "body":
+        monkeypatch.setattr(*((os, "fsync") if where == "fsync" else (Path, "replace")), fail)
+
+    def write() -> None:
+        with write_atomically(path, "Use another disk.") as part:
+            part.write_bytes(b"new")
+            if where == "body":
+                fail()
+
+    with pytest.raises((UserError, KeyboardInterrupt)) as caught:
+        write()
+    said = f"{path}: cannot be written (No space left on device). Use another disk."
+    assert isinstance(caught.value, KeyboardInterrupt) or str(caught.value) == said
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x", b"old")]
+
+
+def test_the_remains_of_a_process_that_was_killed_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "step-1.pt").touch()
+    with write_atomically(tmp_path / "step-2.pt") as part:
+        part.write_bytes(b"half")
+        part.rename(tmp_path / ".0123.part")
+        part.touch()
+    remove_parts(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-1.pt", "step-2.pt"]
+
+
+def test_a_folder_takes_its_name_whole_and_replaces_only_on_request(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "store"
+    for number in (1, 2):
+        with write_folder(path, replace=number == 2) as folder:
+            (folder / "below").mkdir()
+            (folder / "below" / "x").write_text(str(number))
+            assert path.exists() == (number == 2)
+        assert (path / "below" / "x").read_text() == str(number)
+    with pytest.raises(UserError, match=r"store: cannot be written \("), write_folder(path) as folder:
+        (folder / "x").touch()
+    assert (path / "below" / "x").read_text() == "2"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_lock_keeps_out_those_that_do_not_share_it(tmp_path: Path) -> None:
+    file = tmp_path / "work" / "lock"
+    words = ("work", "another run is at it", "choose another folder")
+    with lock(file, *words, shared=True):
+        with lock(file, *words, shared=True):
+            pass
+        said = r"^work: another run is at it\. Wait for it to end, or choose another folder\.$"
+        with pytest.raises(BusyError, match=said), lock(file, *words):
+            pass
+    with lock(file, *words):
+        pass
+    with pytest.raises(UserError, match=r"^work: cannot be written to \(Not a directory\); choose another folder\.$"):
+        lock(file / "below" / "x", *words).__enter__()

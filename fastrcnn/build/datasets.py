@@ -32,12 +32,13 @@ from fastrcnn.data.images import pixels_key
 from fastrcnn.data.transforms import Augmentation, Mirrored
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.recall import proposal_recall
+from fastrcnn.files import BusyError
 from fastrcnn.inference.detect import AnyNetwork
 from fastrcnn.inference.detector import Detector
 from fastrcnn.inference.onnx_network import OnnxNetwork
 from fastrcnn.model.fast_rcnn import round_weights
 from fastrcnn.parallel import distributed
-from fastrcnn.proposals.generate import BusyError, check_order, propose_all, propose_some
+from fastrcnn.proposals.generate import check_order, propose_all, propose_some
 from fastrcnn.proposals.selective_search import ALGORITHM
 from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.structures import Sample

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str]:
     """The file to write, `output` or `default` below the folder of the run that `path` is the checkpoint of, in a
-    folder of its own, so that what is evaluated from it lies beside it; and `source` for outputs.written.
+    folder of its own, so that what is evaluated from it lies beside it; and `source` for files.write_derived.
 
     Raises UserError where it is there already and was not made of this checkpoint, where it cannot be written, or where
     training would take it for one of its own.

@@ -14,6 +14,7 @@ from fastrcnn.build.run_folder import refuse_unusable
 from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import CheckConfig, DataConfig
 from fastrcnn.errors import UserError
+from fastrcnn.files import replace_file
 
 if TYPE_CHECKING:
     from fastrcnn.audit.check import Record, Task
@@ -56,13 +57,9 @@ def main(arguments: list[str]) -> int:
     records = read_all(tasks, settings, config.workers)
     report = make_report(config, records, problems)
     print(summary(report))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(json.dumps(to_json(report), indent=2) + "\n", encoding="utf-8")
-        html = page(report, truth_pictures(records, report.classes))
-        (folder / "report.html").write_text(html, encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"{folder}: the report cannot be written ({error.strerror}). Choose another output=.") from None
+    replace_file(folder / "report.json", (json.dumps(to_json(report), indent=2) + "\n").encode())
+    html = page(report, truth_pictures(records, report.classes))
+    replace_file(folder / "report.html", html.encode(errors="replace"))
     print(f"report: {folder / 'report.html'}")
     print(f"{'mend the errors, then: ' if report.errors else 'next: '}{next_command(arguments, config, report)}")
     return 1 if report.errors else 0

@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         raise UserError("which runs? fastrcnn compare RUN RUN, two to five runs or folders of evaluations.")
     from fastrcnn.evaluation import matches
     from fastrcnn.evaluation.comparison import compare_runs, table
-    from fastrcnn.evaluation.result_files import replace_file
+    from fastrcnn.files import replace_file
     from fastrcnn.report.compare_page import compare_page
 
     runs = {name: matches.read(evaluation_folder(name, config.split)) for name in given}

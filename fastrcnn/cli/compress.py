@@ -118,7 +118,7 @@ def compress(
             "model": after.state_dict(),
         },
     )
-    with files.written(output, source) as part:
+    with files.write_derived(output, source) as part:
         part.write_bytes(whole)
     print("\n".join([*tried, *size_lines(before, after, ranks), time_line(before, after, dtype)]))
     if ap_before is not None and ap_after is not None:

@@ -154,7 +154,7 @@ class Findings:
 
 def write(path: Path, content: str | bytes) -> None:
     """Writes a file, whole or not at all. Raises UserError where the disk does not take it."""
-    from fastrcnn.evaluation.result_files import replace_file
+    from fastrcnn.files import replace_file
 
     # A file's name need not be text; what stands for its other bytes becomes these again.
     replace_file(path, content.encode(errors="surrogateescape") if isinstance(content, str) else content)

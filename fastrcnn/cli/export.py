@@ -79,7 +79,7 @@ def deploy(
     description = describe(model, content["classes"], content["step"], whole, evaluations(run))
     write = write_onnx if config.format == "onnx" else write_program
     write(model, description, settings.box_regression, output, source)
-    with files.written(card, source) as path:
+    with files.write_derived(card, source) as path:
         path.write_text(model_card(description, output.name, settings.box_regression), encoding="utf-8")
     print(f"how to use it: {card}")
 

@@ -188,7 +188,7 @@ def detection_arguments(config: TrainConfig) -> list[str]:
 
 def evaluation(then: tuple[str, ...], folder: Path, last: Path, trained: TrainConfig) -> dict[str, Any]:
     """mAP and seconds a picture of what the work makes of the checkpoint `last`; kept in the run's folder."""
-    from fastrcnn.evaluation.result_files import replace_file
+    from fastrcnn.files import replace_file
 
     name, *arguments = then or ("eval",)
     asked = detection_arguments(trained)

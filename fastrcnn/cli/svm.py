@@ -81,7 +81,7 @@ def train(config: SvmConfig, path: Path, content: dict[str, Any], output: Path, 
             "model": svm.state_dict(),
         },
     )
-    with files.written(output, source) as part:
+    with files.write_derived(output, source) as part:
         part.write_bytes(whole)
     if before is not None and after is not None:
         split = annotations.split_name(annotations.test_splits(config.data, config.split))

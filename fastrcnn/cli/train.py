@@ -119,6 +119,7 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
     from fastrcnn.build import annotations, datasets, machine, models, training
     from fastrcnn.data.loader import training_loader
     from fastrcnn.evaluation.evaluate import table
+    from fastrcnn.files import remove_parts
     from fastrcnn.memory import advising
     from fastrcnn.model.head import parameter_count
     from fastrcnn.parallel import distributed
@@ -189,7 +190,7 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
                 refuse_used(folder)  # one that began while this one was looking at its data
             elif (folder / "config.yaml").exists():
                 log_changes(folder, config)
-            checkpoint.sweep(folder / "checkpoints")
+            remove_parts(folder / "checkpoints")
             describe_run(folder, to_yaml(config))
             tracker = Tracker(folder, done)
             distributed.from_first(tracker.evaluated)

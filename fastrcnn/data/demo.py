@@ -7,8 +7,6 @@ size, texture and rotation are drawn independently: nothing but the outline tell
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import cv2
 import numpy as np
 
 from fastrcnn.errors import UserError
+from fastrcnn.files import write_folder
 from fastrcnn.progress import progress
 
 CLASSES = ("circle", "square", "triangle", "star", "cross")
@@ -82,19 +81,12 @@ def write_demo(
     _check(settings)
     if _is_finished(root, settings):
         return root
-    partial = root.with_name(f".{root.name}.{os.getpid()}.partial")
     try:
-        try:
-            _write_all(partial, settings)
-            partial.rename(root)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        if _is_finished(root, settings):  # another process was quicker
-            return root
-        raise UserError(
-            f"The demo data set cannot be written to {root}: {error}. Make room there or choose another folder."
-        ) from error
+        with write_folder(root) as folder:
+            _write_all(folder, settings)
+    except UserError:
+        if not _is_finished(root, settings):  # else another process was quicker
+            raise
     return root
 
 

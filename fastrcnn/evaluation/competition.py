@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from fastrcnn.errors import UserError
-from fastrcnn.evaluation.result_files import check_comp4, replace_file, write_comp4
+from fastrcnn.evaluation.result_files import check_comp4, write_comp4
 from fastrcnn.evaluation.voc_ap import ClassDetections
+from fastrcnn.files import replace_file
 from fastrcnn.names import comp4_id
 
 

@@ -15,7 +15,6 @@ import torch
 from fastrcnn.evaluation import matches
 from fastrcnn.evaluation.metric import Metric, average_precision
 from fastrcnn.evaluation.recall import ProposalRecall, proposal_recall
-from fastrcnn.evaluation.result_files import replace_file
 from fastrcnn.evaluation.voc_ap import (
     ClassAP,
     ClassDetections,
@@ -25,6 +24,7 @@ from fastrcnn.evaluation.voc_ap import (
     detections_by_class,
     truth_by_class,
 )
+from fastrcnn.files import replace_file
 from fastrcnn.inference.detect import AnyNetwork, detect
 from fastrcnn.model.postprocess import class_thresholds
 from fastrcnn.parallel import distributed

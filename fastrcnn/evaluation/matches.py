@@ -20,8 +20,8 @@ import numpy as np
 
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.metric import METRICS, Metric
-from fastrcnn.evaluation.result_files import replace_file
 from fastrcnn.evaluation.voc_ap import ClassAP, ClassDetections, ClassTruth
+from fastrcnn.files import replace_file
 
 if TYPE_CHECKING:  # a comparison does without torch
     from fastrcnn.structures import Sample

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy as np
 
 from fastrcnn.errors import UserError, nearest
 from fastrcnn.evaluation.voc_ap import ClassDetections
+from fastrcnn.files import replace_file
 from fastrcnn.names import class_fault, comp4_id, comp4_name
 
 log = logging.getLogger(__name__)
@@ -233,20 +233,3 @@ def _read(path: Path) -> str:
 
 def _write(path: Path, text: str) -> Path:
     return replace_file(path, text.encode("utf-8"))
-
-
-def replace_file(path: Path, content: bytes) -> Path:
-    """Replaces `path` in one step, so that nobody ever reads half a file; UserError where that cannot be."""
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # not longer than a name may be
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written: {error.strerror or error}. Make room there or choose another folder."
-        ) from error
-    return path

@@ -17,7 +17,7 @@ __all__ = ["RoIAlign", "RoIPool", "RoIWarp", "batched_nms", "nms", "roi_align", 
 
 
 def __getattr__(name: str) -> Any:
-    """torchvision's RoIAlign, imported when it is asked for: see torchvision_library."""
+    """torchvision's RoIAlign, imported when it is asked for: see torchvision_backend."""
     if name == "RoIAlign":
         from torchvision.ops import RoIAlign
 

@@ -41,50 +41,57 @@ def also_called(**others: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def checked_features(features: Tensor) -> Tensor:
-    """`features` itself, once it is known to be a tensor (N, C, H, W) of a type that can be pooled."""
-    if not isinstance(features, Tensor):
-        raise TypeError(f"features: expected a tensor, got {type(features).__name__}")
+def check_features(features: Tensor) -> None:
+    """Raises TypeError or ValueError unless `features` is a tensor (N, C, H, W) of a type that can be pooled."""
+    check_tensor(features, "features")
     if features.dim() != 4:
         raise ValueError(f"features: expected the shape (N, C, H, W), got {tuple(features.shape)}")
     if features.dtype not in FEATURE_TYPES:
         raise TypeError(f"features: expected float16, bfloat16, float32 or float64, got {features.dtype}")
-    if features.shape[2] == 0 or features.shape[3] == 0:
+    if 0 in features.shape[2:]:
         raise ValueError(f"features: the map must have at least one cell, got the shape {tuple(features.shape)}")
-    return features
 
 
 def check_rois(rois: Rois, features: Tensor) -> None:
     """Raises TypeError or ValueError unless `rois` is a tensor (K, 5) or a list of N tensors (K_i, 4), of floats."""
     if isinstance(rois, Tensor):
-        _check_table(rois, "rois", 5, features.device)
-        return
-    if not isinstance(rois, (list, tuple)):
+        tables, columns = {"rois": rois}, 5
+    elif isinstance(rois, (list, tuple)):
+        tables, columns = {f"rois[{i}]": boxes for i, boxes in enumerate(rois)}, 4
+        if len(rois) != features.shape[0]:
+            raise ValueError(f"rois: expected one tensor for each of {features.shape[0]} images, got {len(rois)}")
+    else:
         raise TypeError(f"rois: expected a tensor or a list of tensors, got {type(rois).__name__}")
-    if len(rois) != features.shape[0]:
-        raise ValueError(f"rois: expected one tensor for each of {features.shape[0]} images, got {len(rois)}")
-    for i, boxes in enumerate(rois):
-        if not isinstance(boxes, Tensor):
-            raise TypeError(f"rois[{i}]: expected a tensor, got {type(boxes).__name__}")
-        _check_table(boxes, f"rois[{i}]", 4, features.device)
+    for name, table in tables.items():
+        check_tensor(table, name)
+        if table.dim() != 2 or table.shape[1] != columns:
+            raise ValueError(f"{name}: expected the shape (K, {columns}), got {tuple(table.shape)}")
+        if not table.dtype.is_floating_point:
+            raise TypeError(f"{name}: expected a floating type, got {table.dtype}")
+        check_device(table, name, features, "features")
 
 
-def checked_rois(rois: Rois, features: Tensor) -> Tensor:
-    """RoIs as one float32 tensor (K, 5) [batch index, x1, y1, x2, y2] without a gradient.
+def check_tensor(value: Any, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
 
-    Takes such a tensor, of any floating type, or a list with one tensor (K_i, 4) for each of the N images.
-    """
-    check_rois(rois, features)
+
+def check_device(value: Tensor, name: str, other: Tensor, other_name: str) -> None:
+    if value.device != other.device:
+        raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {value.device}")
+
+
+def as_table(rois: Rois, features: Tensor) -> Tensor:
+    """RoIs that `check_rois` passed as one float32 tensor (K, 5) [batch index, x1, y1, x2, y2] without a gradient."""
     if isinstance(rois, Tensor):
         return rois.detach().to(torch.float32).contiguous()
-    parts = []
-    for i, boxes in enumerate(rois):
-        boxes = boxes.detach().to(torch.float32)
-        parts.append(torch.cat([boxes.new_full((len(boxes), 1), i), boxes], dim=1))
-    return torch.cat(parts) if parts else torch.zeros((0, 5), dtype=torch.float32, device=features.device)
+    tables = [boxes.detach().to(torch.float32) for boxes in rois]
+    if not tables:
+        return torch.zeros((0, 5), dtype=torch.float32, device=features.device)
+    return torch.cat([torch.cat([t.new_full((len(t), 1), i), t], dim=1) for i, t in enumerate(tables)])
 
 
-def checked_size(output_size: int | Iterable[int]) -> tuple[int, int]:
+def as_size(output_size: int | Iterable[int]) -> tuple[int, int]:
     """(PH, PW) from one int or two, numpy's and torch's too."""
     size = plain(output_size)
     size = tuple(plain(n) for n in size) if isinstance(size, Iterable) else (size, size)
@@ -93,7 +100,7 @@ def checked_size(output_size: int | Iterable[int]) -> tuple[int, int]:
     return size[0], size[1]
 
 
-def checked_scale(spatial_scale: float) -> float:
+def as_scale(spatial_scale: float) -> float:
     """Cells of the map per pixel of the image."""
     scale = plain(spatial_scale)
     if not (isinstance(scale, float) or is_int(scale)) or not 0 < scale < math.inf:
@@ -101,7 +108,7 @@ def checked_scale(spatial_scale: float) -> float:
     return float(scale)
 
 
-def checked_ratio(sampling_ratio: int) -> int:
+def as_ratio(sampling_ratio: int) -> int:
     """Samples of a bin along each axis; as many as the bin has cells where it is not positive."""
     ratio = plain(sampling_ratio)
     if not is_int(ratio):
@@ -119,11 +126,9 @@ def is_int(value: Any) -> bool:
 
 
 def check_roi_values(rois: Tensor, images: int) -> None:
-    """Raises ValueError for a NaN or an infinity in `rois` (K, 5), or for a batch index outside 0 .. images -
-    1.
+    """Raises ValueError for a NaN or an infinity in `rois` (K, 5), or for a batch index outside 0 .. images - 1.
 
-    On a CUDA device this waits for the RoIs, once, which is why roi_pool lets a caller that made them skip
-    it.
+    On a CUDA device this waits for the RoIs, once, which is why roi_pool lets a caller that made them skip it.
     """
     index = rois[:, 0]
     # A NaN fails every comparison, an infinity the last one.
@@ -135,12 +140,3 @@ def check_roi_values(rois: Tensor, images: int) -> None:
     if all(math.isfinite(v) for v in row):
         raise ValueError(f"rois: batch index {row[0]:g} of RoI {k} is out of range, features holds {images} image(s)")
     raise ValueError(f"rois: RoI {k} is not finite: {row}")
-
-
-def _check_table(rois: Tensor, name: str, columns: int, device: torch.device) -> None:
-    if rois.dim() != 2 or rois.shape[1] != columns:
-        raise ValueError(f"{name}: expected the shape (K, {columns}), got {tuple(rois.shape)}")
-    if not rois.dtype.is_floating_point:
-        raise TypeError(f"{name}: expected a floating type, got {rois.dtype}")
-    if rois.device != device:
-        raise ValueError(f"{name}: expected the device of features, {device}, got {rois.device}")

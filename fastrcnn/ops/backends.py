@@ -16,20 +16,14 @@ from . import cpu, cuda, reference, torchvision_backend
 
 log = logging.getLogger(__name__)
 
-BACKENDS: dict[str, ModuleType] = {
-    "reference": reference,
-    "torchvision": torchvision_backend,
-    "cpu": cpu,
-    "cuda": cuda,
-}
+BACKENDS = {"reference": reference, "torchvision": torchvision_backend, "cpu": cpu, "cuda": cuda}
 
 
 def choose_backend(device: torch.device) -> ModuleType:
-    """The backend for tensors on `device`: the one that FASTRCNN_ROI_BACKEND names, or else the fastest that
-    can run.
+    """The backend for tensors on `device`: the one that FASTRCNN_ROI_BACKEND names, or else the fastest that can run.
 
-    The first time, the log says which one it is and, where that is not our own kernel, why. Raises ValueError
-    for an unknown name, RuntimeError where the named backend cannot run.
+    The log says once which it is and, where it is not our own kernel, why. Raises ValueError for an unknown name,
+    RuntimeError where the named backend cannot run.
     """
     return _choose(device.type, os.environ.get("FASTRCNN_ROI_BACKEND", ""))
 

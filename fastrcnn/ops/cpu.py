@@ -5,26 +5,22 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .arguments import FEATURE_TYPES
 from .reference import VARIANTS
 
-TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-
 LEVELS = ("plain", "avx2", "avx512")
-
-# A thread costs about as much as pooling this many values does.
-VALUES_PER_THREAD = 50_000
+VALUES_PER_THREAD = 50_000  # pooling so many values costs about as much as a thread
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernel, or None where it was not built: beside this file, or where FASTRCNN_ROI_CPU_LIBRARY
-    says.
-    """
+    """The kernel, beside this file or where FASTRCNN_ROI_CPU_LIBRARY says; None where it was not built."""
     forced = os.environ.get("FASTRCNN_ROI_CPU_LIBRARY")
     found = [Path(forced)] if forced else sorted(Path(__file__).parent.glob("_roi_cpu*.so"))
     for path in found:
@@ -49,12 +45,8 @@ def missing() -> str:
 
 
 def level() -> int:
-    """Index into LEVELS of the instructions in use: the best that the processor has, or
-    FASTRCNN_ROI_CPU_LEVEL.
-    """
-    kernel = library()
-    assert kernel is not None
-    best = kernel.roi_pool_best_level()
+    """Index into LEVELS of the instructions in use: the best that the processor has, or FASTRCNN_ROI_CPU_LEVEL."""
+    best = _kernel().roi_pool_best_level()
     name = os.environ.get("FASTRCNN_ROI_CPU_LEVEL", LEVELS[best])
     if name not in LEVELS[: best + 1]:
         known = ", ".join(LEVELS[: best + 1])
@@ -64,21 +56,11 @@ def level() -> int:
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
     """As reference.forward. `out` is contiguous or channels_last, `argmax` contiguous."""
-    kernel = library()
-    assert kernel is not None
-    failed = kernel.roi_pool_forward(
+    failed = _kernel().roi_pool_forward(
         features.data_ptr(),
-        (ctypes.c_int64 * 4)(*features.shape),
-        (ctypes.c_int64 * 4)(*features.stride()),
-        TYPES[features.dtype],
-        rois.data_ptr(),
-        len(rois),
-        out.shape[2],
-        out.shape[3],
-        scale,
-        VARIANTS.index(variant),
-        out.data_ptr(),
-        not out.is_contiguous(),
+        *(_four(features.shape), _four(features.stride()), FEATURE_TYPES.index(features.dtype)),
+        *(rois.data_ptr(), len(rois), *out.shape[2:], scale, VARIANTS.index(variant)),
+        *(out.data_ptr(), not out.is_contiguous()),
         None if argmax is None else argmax.data_ptr(),
         level(),
         _threads(out),
@@ -89,25 +71,25 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
     """As reference.backward."""
-    kernel = library()
-    assert kernel is not None
     grad = grad.to(grad_features.dtype)
-    failed = kernel.roi_pool_backward(
-        grad.data_ptr(),
-        (ctypes.c_int64 * 4)(*grad.stride()),
-        TYPES[grad.dtype],
-        rois.data_ptr(),
-        len(rois),
-        grad.shape[2],
-        grad.shape[3],
-        argmax.data_ptr(),
-        (ctypes.c_int64 * 4)(*grad_features.shape),
-        grad_features.data_ptr(),
-        (ctypes.c_int64 * 4)(*grad_features.stride()),
+    failed = _kernel().roi_pool_backward(
+        *(grad.data_ptr(), _four(grad.stride()), FEATURE_TYPES.index(grad.dtype)),
+        *(rois.data_ptr(), len(rois), *grad.shape[2:], argmax.data_ptr()),
+        *(_four(grad_features.shape), grad_features.data_ptr(), _four(grad_features.stride())),
         _threads(grad),
     )
     if failed:
         raise MemoryError("RoI pooling: no memory for the gradient")
+
+
+def _kernel() -> ctypes.CDLL:
+    kernel = library()
+    assert kernel is not None
+    return kernel
+
+
+def _four(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * 4)(*values)
 
 
 def _threads(values: Tensor) -> int:

@@ -1,6 +1,4 @@
-"""RoI pooling by our own CUDA kernels, csrc/roi_pool.cu, compiled by NVRTC at first use and launched by the
-driver.
-"""
+"""RoI pooling by our own CUDA kernels, csrc/roi_pool.cu, compiled by NVRTC at first use, launched by the driver."""
 
 from __future__ import annotations
 
@@ -13,10 +11,10 @@ import torch
 from torch import Tensor
 
 from . import nvrtc
+from .arguments import FEATURE_TYPES
 from .reference import VARIANTS
 
 SOURCE = Path(__file__).parent / "csrc" / "roi_pool.cu"
-TYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 THREADS = 128  # of a block; THREADS and TILE stand in the source too
 TILE = 32
 
@@ -55,9 +53,7 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
-    """As reference.backward: in its order under torch.use_deterministic_algorithms(True), with atomics
-    else.
-    """
+    """As reference.backward: in its order under torch.use_deterministic_algorithms(True), with atomics else."""
     grad = grad.to(grad_features.dtype).contiguous(memory_format=torch.channels_last)
     images, channels, height, width = grad_features.shape
     count, _, ph, pw = grad.shape
@@ -99,22 +95,16 @@ def _launch(name: str, on: Tensor, grid: Grid, threads: int, arguments: list[Any
     addresses = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
     with torch.cuda.device(on.device):
         device = torch.cuda.current_device()
-        # A thread in which the runtime has not yet done anything, such as autograd's, has no context of its
-        # own.
+        # A thread in which the runtime has not yet done anything, such as autograd's, has no context.
         _check(_loaded().cuCtxSetCurrent(_context(device)), "use the device")
-        kernel = _kernel(name, TYPES[on.dtype], device)
+        kernel = _kernel(name, FEATURE_TYPES.index(on.dtype), device)
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-        _check(
-            _loaded().cuLaunchKernel(kernel, *grid, threads, 1, 1, 0, stream, addresses, None),
-            f"launch {name}",
-        )
+        _check(_loaded().cuLaunchKernel(kernel, *grid, threads, 1, 1, 0, stream, addresses, None), f"launch {name}")
 
 
 @functools.cache
 def _context(device: int) -> ctypes.c_void_p:
-    """torch's context on a device. Number `device` is torch's, which CUDA_VISIBLE_DEVICES shifts for both
-    alike.
-    """
+    """torch's context on a device. Number `device` is torch's, which CUDA_VISIBLE_DEVICES shifts for both alike."""
     handle, context = ctypes.c_int(), ctypes.c_void_p()
     _check(_loaded().cuDeviceGet(ctypes.byref(handle), device), "find the device")
     _check(_loaded().cuDevicePrimaryCtxRetain(ctypes.byref(context), handle), "find the device's context")
@@ -130,9 +120,7 @@ def _kernel(name: str, value: int, device: int) -> ctypes.c_void_p:
 
 @functools.cache
 def _module(value: int, device: int) -> ctypes.c_void_p:
-    """The kernels for one type on one device, whose context is current; compiled where the disk has them
-    not.
-    """
+    """The kernels for one type on one device, whose context is current; compiled where the disk lacks them."""
     arch = nvrtc.target(*torch.cuda.get_device_capability(device))
     binary, module = nvrtc.cached_kernel(SOURCE, arch, [f"VALUE={value}"]), ctypes.c_void_p()
     _check(_loaded().cuModuleLoadData(ctypes.byref(module), binary), "load the compiled kernels")

@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import torchvision_library
-from .arguments import also_called, is_int, plain
-
-torchvision_library.load()
+from . import torchvision_backend  # noqa: F401  makes torchvision's kernel usable
+from .arguments import also_called, check_device, check_tensor, is_int, plain
 
 torch.library.define("fastrcnn::nms", "(Tensor boxes, Tensor scores, Tensor groups, float iou_threshold) -> Tensor")
 
@@ -44,8 +42,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """The operator's kernel: `batched_nms` of arguments that are known to be sound."""
     boxes, scores = boxes.float(), scores.float()
-    # float32 below a float32: the kernel's IoU is float32, so "more than this" is exactly "at least the
-    # threshold".
+    # The kernel's IoU is float32: more than the float32 below the threshold is exactly at least the threshold.
     threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))
     order = groups.argsort(stable=True)  # the groups' members side by side: one look for all groups
     sizes = groups[order].unique_consecutive(return_counts=True)[1].tolist()
@@ -69,10 +66,8 @@ def _(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Te
 def _check_boxes(boxes: Tensor, **each: Tensor) -> None:
     """Raises TypeError or ValueError unless `boxes` is a tensor (R, 4) and each of the others one (R,) beside it."""
     for name, value in {"boxes": boxes, **each}.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if value.device != boxes.device:
-            raise ValueError(f"{name}: expected the device of boxes, {boxes.device}, got {value.device}")
+        check_tensor(value, name)
+        check_device(value, name, boxes, "boxes")
     if boxes.dim() != 2 or boxes.shape[1] != 4:
         raise ValueError(f"boxes: expected the shape (R, 4), got {tuple(boxes.shape)}")
     for name, value in each.items():

@@ -1,5 +1,4 @@
-"""The specification of RoI pooling as plain loops. Every other backend is compared with this file, bit for
-bit.
+"""The specification of RoI pooling as plain loops. Every other backend is compared with this file, bit for bit.
 
 Coordinates are float32, as in Caffe and torchvision: with 7 bins, an RoI of 57 cells ends one cell outside
 itself, and exact arithmetic would not reproduce that.
@@ -14,11 +13,9 @@ import torch
 from torch import Tensor
 
 VARIANTS = ("fast_rcnn", "partition", "truncate")
+FAR = float(2**28)  # cell coordinates beyond this are cut off, lest they overflow an int; no map is that large
 
 Bins = list[tuple[int, int]]
-
-# Cell coordinates beyond this are cut off, lest they overflow an int. No map is that large.
-FAR = float(2**28)
 
 
 def round_half_away(x: float) -> int:
@@ -48,9 +45,7 @@ def far(x: np.float32) -> float:
 
 
 def bins(first: int, length: int, parts: int, cells: int, variant: str) -> Bins:
-    """Half-open ranges of cells of the `parts` bins, clipped to a map of `cells`; an empty range is an empty
-    bin.
-    """
+    """Half-open ranges of cells of the `parts` bins, clipped to a map of `cells`; an empty range is an empty bin."""
     ranges = []
     for i in range(parts):
         if variant == "fast_rcnn":
@@ -71,18 +66,14 @@ def bins(first: int, length: int, parts: int, cells: int, variant: str) -> Bins:
 def roi_bins(
     roi: list[float], scale: float, size: tuple[int, int], height: int, width: int, variant: str
 ) -> tuple[Bins, Bins]:
-    """Rows and columns of the bins of one RoI [batch index, x1, y1, x2, y2] on a map of `height` x `width`
-    cells.
-    """
+    """Rows and columns of the bins of one RoI [batch index, x1, y1, x2, y2] on a map of `height` x `width` cells."""
     _, x1, y1, x2, y2 = roi
     rows = bins(*extent(y1, y2, scale, variant), size[0], height, variant)
-    columns = bins(*extent(x1, x2, scale, variant), size[1], width, variant)
-    return rows, columns
+    return rows, bins(*extent(x1, x2, scale, variant), size[1], width, variant)
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
-    """Fills `out` (K, C, PH, PW) and, where given, `argmax` (K, PH, PW, C) int32 from `features` (N, C, H,
-    W).
+    """Fills `out` (K, C, PH, PW) and, where given, `argmax` (K, PH, PW, C) int32 from `features` (N, C, H, W).
 
     The argmax is row * W + column of the cell that a value came from, -1 for an empty bin. Of equal cells the
     first in row-major order wins; a NaN is larger than everything, and the first NaN wins.
@@ -109,11 +100,9 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
-    """Adds `grad` (K, C, PH, PW) into `grad_features` (N, C, H, W), float32 or float64, at the cells of
-    `argmax`.
+    """Adds `grad` (K, C, PH, PW) into `grad_features` (N, C, H, W), float32 or float64, at the cells of `argmax`.
 
-    RoIs in their order, and the bins of an RoI in row-major order: the order is part of the specification,
-    since sums of floats depend on it.
+    RoIs in their order, and the bins of an RoI in row-major order, on which sums of floats depend.
     """
     images, channels, height, width = grad_features.shape
     flow = grad.detach().to("cpu", grad_features.dtype).numpy()

@@ -38,94 +38,53 @@ def _format(features: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def _empty_result(features: Tensor, rois: Tensor, height: int, width: int, with_argmax: bool) -> tuple[Tensor, Tensor]:
+@torch.library.register_fake("fastrcnn::roi_pool")
+def _empty_result(
+    features: Tensor, rois: Tensor, height: int, width: int, _scale: float, _variant: str, with_argmax: bool, _: bool
+) -> tuple[Tensor, Tensor]:
     shape = (rois.shape[0], features.shape[1], height, width)
     out = torch.empty(shape, dtype=features.dtype, device=features.device, memory_format=_format(features))
     where = (shape[0], height, width, shape[1]) if with_argmax else (0,)
     return out, torch.empty(where, dtype=torch.int32, device=features.device)
 
 
-@torch.library.impl("fastrcnn::roi_pool", "CompositeExplicitAutograd")
-def _roi_pool(
-    features: Tensor,
-    rois: Tensor,
-    height: int,
-    width: int,
-    scale: float,
-    variant: str,
-    with_argmax: bool,
-    check_values: bool,
-) -> tuple[Tensor, Tensor]:
-    if check_values:
+def _fill(
+    features: Tensor, rois: Tensor, scale: float, variant: str, check: bool, out: Tensor, argmax: Tensor | None = None
+) -> None:
+    if check:
         check_roi_values(rois, features.shape[0])
-    out, argmax = _empty_result(features, rois, height, width, with_argmax)
-    backend = choose_backend(features.device)
-    backend.forward(features, rois, scale, variant, out, argmax if with_argmax else None)
+    choose_backend(features.device).forward(features, rois, scale, variant, out, argmax)
+
+
+torch.library.impl("fastrcnn::roi_pool_out", "CompositeExplicitAutograd", _fill)
+torch.library.register_fake("fastrcnn::roi_pool_out", lambda *_: None)
+
+
+@torch.library.impl("fastrcnn::roi_pool", "CompositeExplicitAutograd")
+def _roi_pool(features: Tensor, rois: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *_, scale, variant, with_argmax, check = rest
+    out, argmax = _empty_result(features, rois, *rest)
+    _fill(features, rois, scale, variant, check, out, argmax if with_argmax else None)
     return out, argmax
 
 
-@torch.library.impl("fastrcnn::roi_pool_out", "CompositeExplicitAutograd")
-def _roi_pool_out(features: Tensor, rois: Tensor, scale: float, variant: str, check_values: bool, out: Tensor) -> None:
-    if check_values:
-        check_roi_values(rois, features.shape[0])
-    choose_backend(features.device).forward(features, rois, scale, variant, out, None)
+@torch.library.register_fake("fastrcnn::roi_pool_backward")
+def _empty_gradient(
+    grad: Tensor, _rois: Tensor, _argmax: Tensor, images: int, map_height: int, map_width: int, *rest: Any
+) -> Tensor:
+    memory = torch.channels_last if rest[-1] else torch.contiguous_format
+    shape = (images, grad.shape[1], map_height, map_width)
+    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory)
 
 
 @torch.library.impl("fastrcnn::roi_pool_backward", "CompositeExplicitAutograd")
-def _roi_pool_backward(
-    grad: Tensor,
-    rois: Tensor,
-    argmax: Tensor,
-    images: int,
-    map_height: int,
-    map_width: int,
-    scale: float,
-    variant: str,
-    channels_last: bool,
-) -> Tensor:
+def _roi_pool_backward(grad: Tensor, rois: Tensor, argmax: Tensor, *rest: Any) -> Tensor:
+    *_, scale, variant, _ = rest
     # Sums of half precision are taken in float32 and rounded once.
-    exact = torch.float64 if grad.dtype == torch.float64 else torch.float32
-    memory = torch.channels_last if channels_last else torch.contiguous_format
-    shape = (images, grad.shape[1], map_height, map_width)
-    total = torch.empty(shape, dtype=exact, device=grad.device, memory_format=memory)
-    choose_backend(grad.device).backward(grad, rois, argmax, scale, variant, total)
+    exact = grad if grad.dtype == torch.float64 else grad.float()
+    total = _empty_gradient(exact, rois, argmax, *rest)
+    choose_backend(grad.device).backward(exact, rois, argmax, scale, variant, total)
     return total.to(grad.dtype)
-
-
-@torch.library.register_fake("fastrcnn::roi_pool")
-def _(
-    features: Tensor,
-    rois: Tensor,
-    height: int,
-    width: int,
-    scale: float,
-    variant: str,
-    with_argmax: bool,
-    check_values: bool,
-) -> tuple[Tensor, Tensor]:
-    return _empty_result(features, rois, height, width, with_argmax)
-
-
-@torch.library.register_fake("fastrcnn::roi_pool_out")
-def _(features: Tensor, rois: Tensor, scale: float, variant: str, check_values: bool, out: Tensor) -> None:
-    return None
-
-
-@torch.library.register_fake("fastrcnn::roi_pool_backward")
-def _(
-    grad: Tensor,
-    rois: Tensor,
-    argmax: Tensor,
-    images: int,
-    map_height: int,
-    map_width: int,
-    scale: float,
-    variant: str,
-    channels_last: bool,
-) -> Tensor:
-    memory = torch.channels_last if channels_last else torch.contiguous_format
-    shape = (images, grad.shape[1], map_height, map_width)
-    return torch.empty(shape, dtype=grad.dtype, device=grad.device, memory_format=memory)
 
 
 class Pool(Function):

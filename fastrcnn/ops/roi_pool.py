@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import registration  # defines the operators below torch.ops.fastrcnn
-from .arguments import (
-    Rois,
-    also_called,
-    checked_features,
-    checked_rois,
-    checked_scale,
-    checked_size,
-)
+from .arguments import Rois, also_called, as_scale, as_size, as_table, check_device, check_features, check_rois
 from .reference import VARIANTS
 
 
@@ -35,15 +28,12 @@ def roi_pool(
     """Max pools each RoI into a grid of PH x PW bins.
 
     features       (N, C, H, W) float16, bfloat16, float32 or float64, of any strides
-    rois           (K, 5) [batch index, x1, y1, x2, y2], or a list of N tensors (K_i, 4) x1 y1 x2 y2, in
-                   pixels of the image, of any floating type; computed with in float32. In `fast_rcnn` x2 and
-                   y2 are inclusive
+    rois           (K, 5) [batch index, x1, y1, x2, y2], or a list of N tensors (K_i, 4) x1 y1 x2 y2, in pixels of the
+                   image, of any floating type; computed with in float32. In `fast_rcnn` x2 and y2 are inclusive
     output_size    PH and PW, or one int for both
     spatial_scale  cells of the map per pixel of the image
-    variant        `fast_rcnn` as in Girshick's Caffe layer, torchvision and ONNX MaxRoiPool; `partition` into
-                   disjoint bins; `truncate`, which drops what does not divide. See README.md
-    out            a buffer (K, C, PH, PW) to write into and return, of the type and device of `features`,
-                   contiguous or channels_last; no gradient then
+    variant        `fast_rcnn`, `partition` or `truncate`: see README.md
+    out            a buffer (K, C, PH, PW) to write into and return, contiguous or channels_last; no gradient then
     check_values   False skips looking for a NaN or a batch index out of range in `rois`, which on CUDA waits
                    for them; such an RoI then pools to 0
 
@@ -52,17 +42,13 @@ def roi_pool(
     in a bin makes it NaN. The sign of a zero is not kept.
 
     torchvision's names `input` and `boxes` work for `features` and `rois`. torch.onnx.export(dynamo=True) makes a
-    MaxRoiPool of it.
-
-    Raises TypeError or ValueError; the message begins with the name of the argument at fault.
-
-    After "Fast R-CNN" (Girshick 2015), section 2.1.
+    MaxRoiPool of it. Raises TypeError or ValueError, whose message begins with the name of the argument at fault.
+    Source: "Fast R-CNN" (Girshick 2015), section 2.1.
     """
-    features = checked_features(features)
-    table = checked_rois(rois, features)
-    size, scale = checked_size(output_size), checked_scale(spatial_scale)
-    if variant not in VARIANTS:
-        raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
+    check_features(features)
+    check_rois(rois, features)
+    _check_variant(variant)
+    table, size, scale = as_table(rois, features), as_size(output_size), as_scale(spatial_scale)
     shape = (table.shape[0], features.shape[1], *size)
     if out is None:
         if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
@@ -85,10 +71,8 @@ class RoIPool(nn.Module):
         self, output_size: int | Sequence[int], spatial_scale: float = 1.0, variant: str = "fast_rcnn"
     ) -> None:
         super().__init__()
-        if variant not in VARIANTS:
-            raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
-        self.output_size = checked_size(output_size)
-        self.spatial_scale = checked_scale(spatial_scale)
+        _check_variant(variant)
+        self.output_size, self.spatial_scale = as_size(output_size), as_scale(spatial_scale)
         self.variant = variant
 
     @also_called(input="features", boxes="rois")
@@ -110,12 +94,16 @@ def _max_roi_pool(features: Tensor, rois: Tensor, shape: tuple[int, ...], scale:
     return pooled.to(features.dtype)
 
 
+def _check_variant(variant: str) -> None:
+    if variant not in VARIANTS:
+        raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
+
+
 def _check_out(out: Tensor, features: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(out.shape) != shape:
         raise ValueError(f"out: expected the shape {shape}, got {tuple(out.shape)}")
     if out.dtype != features.dtype:
         raise TypeError(f"out: expected {features.dtype}, the type of features, got {out.dtype}")
-    if out.device != features.device:
-        raise ValueError(f"out: expected the device of features, {features.device}, got {out.device}")
+    check_device(out, "out", features, "features")
     if not (out.is_contiguous() or out.is_contiguous(memory_format=torch.channels_last)):
         raise ValueError(f"out: expected a contiguous or channels_last tensor, got the strides {out.stride()}")

@@ -8,18 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .arguments import (
-    Rois,
-    also_called,
-    check_rois,
-    checked_features,
-    checked_ratio,
-    checked_rois,
-    checked_scale,
-    checked_size,
-)
-
-__all__ = ["RoIWarp", "roi_align", "roi_warp"]
+from .arguments import Rois, also_called, as_ratio, as_scale, as_size, as_table, check_features, check_rois
 
 
 @also_called(input="features", boxes="rois")
@@ -31,16 +20,17 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    """torchvision's `roi_align`, imported when it is called: see torchvision_library.
+    """torchvision's `roi_align`, imported when it is called: see torchvision_backend.
 
-    torchvision has first derivatives in reverse mode only. It raises an error for second ones; in forward mode it
-    would give zero, so this function raises an error.
+    It has first derivatives in reverse mode only: for second ones it raises an error, and in forward mode, where
+    torchvision would give zero, this function does.
     """
     from torchvision.ops import roi_align as theirs
 
     if not (isinstance(features, Tensor) and features.is_quantized):
-        check_rois(rois, checked_features(features))
-    size, scale, ratio = checked_size(output_size), checked_scale(spatial_scale), checked_ratio(sampling_ratio)
+        check_features(features)
+        check_rois(rois, features)
+    size, scale, ratio = as_size(output_size), as_scale(spatial_scale), as_ratio(sampling_ratio)
     if forward_ad.unpack_dual(features).tangent is not None:
         raise NotImplementedError("features: RoI Align has no derivative in forward mode, use reverse mode")
     return theirs(features, rois, size, scale, ratio, aligned)
@@ -54,19 +44,16 @@ def roi_warp(
     spatial_scale: float = 1.0,
     sampling_ratio: int = 2,
 ) -> Tensor:
-    """RoI Warp: the RoI is rounded to whole cells once, as `roi_pool` does it; inside, it is sampled
-    bilinearly.
+    """RoI Warp: the RoI is rounded to whole cells once, as `roi_pool` does it; inside, it is sampled bilinearly.
 
     Arguments and errors as `roi_pool`; a bin is the mean of sampling_ratio x sampling_ratio samples. Returns
     (K, C, PH, PW) in the type of `features`, differentiable with respect to `features`, once and in reverse mode.
-
-    The quantised RoI covers whole cells, and a cell's value stands at its centre. After "Instance-aware
-    Semantic Segmentation via Multi-task Network Cascades" (Dai, He, Sun 2016), with average for max pooling
-    inside a bin.
+    Source: "Instance-aware Semantic Segmentation via Multi-task Network Cascades" (Dai, He, Sun 2016), with average
+    for max pooling inside a bin. A cell's value stands at its centre.
     """
-    features = checked_features(features)
-    rois = checked_rois(rois, features)
-    size, scale = checked_size(output_size), checked_scale(spatial_scale)
+    check_features(features)
+    check_rois(rois, features)
+    rois, size, scale = as_table(rois, features), as_size(output_size), as_scale(spatial_scale)
     corners = rois[:, 1:] * rois.new_tensor(scale)
     whole = corners.trunc()  # halves go away from zero: torch.round would send them to the even neighbour
     cells = whole + corners.sign() * ((corners - whole).abs() >= 0.5)
@@ -82,9 +69,8 @@ class RoIWarp(nn.Module):
 
     def __init__(self, output_size: int | Sequence[int], spatial_scale: float = 1.0, sampling_ratio: int = 2) -> None:
         super().__init__()
-        self.output_size = checked_size(output_size)
-        self.spatial_scale = checked_scale(spatial_scale)
-        self.sampling_ratio = checked_ratio(sampling_ratio)
+        self.output_size, self.spatial_scale = as_size(output_size), as_scale(spatial_scale)
+        self.sampling_ratio = as_ratio(sampling_ratio)
 
     @also_called(input="features", boxes="rois")
     def forward(self, features: Tensor, rois: Rois) -> Tensor:

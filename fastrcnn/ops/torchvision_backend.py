@@ -6,12 +6,29 @@ float64 features, float32 coordinates. Such inputs go to the reference: slower, 
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
-from . import reference, torchvision_library
+from . import reference
 
-torchvision_library.load()
+
+def load_operators() -> None:
+    """Makes `torch.ops.torchvision` usable, without the package's import, which takes as long as torch's."""
+    spec = importlib.util.find_spec("torchvision")
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        for library in Path(folder).glob("_C*"):
+            try:
+                torch.ops.load_library(library)
+            except OSError:  # of another torch, or no library at all; importing the package says it in its own words
+                continue
+    if not hasattr(torch.ops.torchvision, "nms"):
+        importlib.import_module("torchvision.ops")
+
+
+load_operators()
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +18,7 @@ import numpy as np
 
 from fastrcnn.data.images import decode, pixels_key, read_bytes
 from fastrcnn.errors import UserError
+from fastrcnn.files import lock, write_atomically
 from fastrcnn.parallel.launch import cores
 from fastrcnn.parallel.processes import pool, prepare, refuse_import
 from fastrcnn.progress import progress
@@ -29,10 +29,6 @@ from fastrcnn.settings import SelectiveSearchSettings
 GENERATOR = "selective search"
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class BusyError(UserError):
-    """Another run is making the same proposals."""
 
 
 def propose_all(
@@ -159,25 +155,20 @@ def _one(task: tuple[str, Path, int, Path, SelectiveSearchSettings]) -> tuple[st
         data = read_bytes(path)
         key = _key(data, turn, settings)
         file = work / key[:2] / f"{key}.npz"
-        if not _sound(file):
-            image = decode(data, path, turn)
-            _save(file, image.shape[:2], propose(image, settings))
-        return image_id, file
+        if _sound(file):
+            return image_id, file
+        image = decode(data, path, turn)
+        boxes = propose(image, settings)
     except UserError as error:
         return image_id, str(error)
+    with write_atomically(file) as part, part.open("wb") as handle:
+        np.savez(handle, size=np.array(image.shape[:2]), boxes=boxes)
+    return image_id, file
 
 
 def _key(data: bytes, turn: int, settings: SelectiveSearchSettings) -> str:
     how = json.dumps([ALGORITHM, cv2.__version__, asdict(settings)], sort_keys=True)
     return hashlib.sha256(how.encode() + b"\0" + pixels_key(data, turn)).hexdigest()
-
-
-def _save(file: Path, size: Sequence[int], boxes: np.ndarray) -> None:
-    file.parent.mkdir(exist_ok=True)
-    new = file.with_name(f"{uuid.uuid4().hex}.new")
-    with new.open("wb") as handle:
-        np.savez(handle, size=np.array(size), boxes=boxes)
-    new.replace(file)
 
 
 def _sound(file: Path) -> bool:
@@ -195,24 +186,8 @@ def _load(image_id: str, file: Path) -> ImageProposals:
         return ImageProposals(image_id, height, width, result["boxes"])
 
 
-@contextmanager
-def _held(work: Path, shared: bool = False) -> Iterator[None]:
+def _held(work: Path, shared: bool = False) -> AbstractContextManager[None]:
     """Makes the folder, and keeps a second run out of it while the body runs, however that ends. shared: keeps out
-    those alone that do not share it. Raises UserError."""
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        handle = (work / "lock").open("ab+")  # a shared lock over NFS is for files that are read
-    except OSError as error:
-        raise UserError(f"{work}: cannot be written ({error}); choose another place for the store.") from error
-    with handle:
-        try:
-            import fcntl
-
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except ImportError:  # Windows
-            pass
-        except BlockingIOError as error:
-            raise BusyError(f"{work}: another run is making these proposals now; wait for it to end.") from error
-        except OSError as error:
-            raise UserError(f"{work}: cannot be locked ({error}); choose another place for the store.") from error
-        yield
+    those alone that do not share it. Raises BusyError, UserError."""
+    busy = "another run is making these proposals now"
+    return lock(work / "lock", str(work), busy, "choose another place for the store", shared)

@@ -17,11 +17,8 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +26,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastrcnn.errors import UserError
+from fastrcnn.files import write_folder
 
 FORMAT = "fastrcnn proposals"
 VERSION = 1
@@ -201,12 +199,8 @@ def write_store(
     """
     path = Path(path)
     check_target(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _new_folder(path) as folder:
-            return _write_arrays(folder, path, items, generator, settings)
-    except OSError as error:
-        raise UserError(f"{path}: the proposal store cannot be written: {error}. Free or choose a place.") from error
+    with write_folder(path, replace=True) as folder:
+        return _write_arrays(folder, path, items, generator, settings)
 
 
 def check_target(path: Path) -> None:
@@ -283,31 +277,6 @@ def _decode(raw: bytes) -> str:
 def _write_header(file: BinaryIO, like: np.ndarray, rows: int) -> None:
     header = {"descr": "<f4", "fortran_order": False, "shape": (rows, *like.shape[1:])}
     np.lib.format.write_array_header_1_0(file, header)
-
-
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` that takes its place when the body ends well, and vanishes otherwise."""
-    mark = uuid.uuid4().hex[:8]
-    new, old = path.with_name(f".{path.name}.new-{mark}"), path.with_name(f".{path.name}.old-{mark}")
-    new.mkdir()
-    try:
-        yield new
-        for file in new.iterdir():
-            with file.open("rb+") as handle:
-                os.fsync(handle.fileno())
-        replaced = path.exists()
-        if replaced:
-            path.rename(old)  # a folder that holds files cannot be renamed over
-        try:
-            new.rename(path)
-        except BaseException:
-            if replaced:
-                old.rename(path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

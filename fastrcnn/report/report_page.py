@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from fastrcnn.evaluation.evaluate import Evaluation
-from fastrcnn.evaluation.result_files import replace_file
 from fastrcnn.evaluation.sizes import SIZES
+from fastrcnn.files import replace_file
 from fastrcnn.report.diagnosis import MISSED_KINDS
 from fastrcnn.report.gallery_page import gallery
 from fastrcnn.report.page import (

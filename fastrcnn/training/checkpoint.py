@@ -6,7 +6,6 @@ whole. It ends in a SHA-256 of what comes before, so that a later change is noti
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastrcnn.errors import UserError
+from fastrcnn.files import write_atomically
 from fastrcnn.weights import torch_files
 from fastrcnn.weights.pretrained import unusable
 
@@ -36,27 +36,9 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises UserError where the disk is full or the folder cannot be written to.
     """
     data = packed(content)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise UserError(
-            f"{path}: the checkpoint could not be written ({error.strerror}). "
-            "Earlier checkpoints are untouched; make room or choose another folder with run=PATH."
-        ) from error
-    finally:  # an interruption too should leave no half-written gigabyte
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    advice = "Earlier checkpoints are untouched; make room or choose another folder with run=PATH."
+    with write_atomically(path, advice) as part:
+        part.write_bytes(data)
 
 
 def packed(content: dict[str, Any]) -> memoryview:
@@ -192,11 +174,4 @@ def keep_last(folder: Path, n: int) -> None:
     """
     by_time = sorted(in_order(folder), key=lambda p: p.stat().st_mtime_ns, reverse=True)  # of equals the higher step
     for path in by_time[n:]:
-        path.unlink(missing_ok=True)
-
-
-def sweep(folder: Path) -> None:
-    """Removes what processes that were killed while they wrote a checkpoint left behind. Only for who holds the run's
-    folder: another process may be writing."""
-    for path in folder.glob(".*.pt.*.tmp"):
         path.unlink(missing_ok=True)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import csv
-import fcntl
 import json
 import platform
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastrcnn.errors import UserError
 from fastrcnn.evaluation.voc_ap import ClassAP
+from fastrcnn.files import lock, replace_file, write_atomically
 
 EVALUATED = "eval/mAP"  # the last row of an evaluation
 
@@ -43,10 +42,8 @@ class Tracker:
         if not self.evaluated:
             kept = [r for r in kept if int(r[0]) < start or not r[1].startswith("eval/")]
         self._there = {(int(step), name) for step, name, _ in kept if int(step) == start}
-        rewritten = folder / ".metrics.csv.tmp"
-        with rewritten.open("w", newline="", encoding="utf-8") as file:
+        with write_atomically(self.csv_path) as part, part.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([["step", "name", "value"], *kept])
-        rewritten.replace(self.csv_path)
         self._file = self.csv_path.open("a", newline="", encoding="utf-8")
         self._csv = csv.writer(self._file)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
@@ -109,27 +106,13 @@ def curve_counts(found: ClassAP, thresholds: np.ndarray) -> tuple[np.ndarray, ..
     return right, wrong, found.positives - right, rejected, precision, right / max(found.positives, 1)
 
 
-@contextmanager
-def claim(folder: Path) -> Iterator[None]:
+def claim(folder: Path) -> AbstractContextManager[None]:
     """Makes a run's folder, and holds it for this process alone until the body ends, however it ends.
 
     Raises UserError where another process is writing there, or the folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("ab")
-    except OSError as error:
-        raise UserError(
-            f"run={folder}: cannot be written to ({error.strerror}). Choose another with run=PATH."
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of by the system when the process ends
-        except OSError:
-            raise UserError(
-                f"run={folder}: another process is training in this folder. Wait for it, or choose another by run=PATH."
-            ) from None
-        yield
+    busy = "another process is training in this folder"
+    return lock(folder / ".lock", f"run={folder}", busy, "choose another with run=PATH")
 
 
 def environment() -> dict[str, Any]:
@@ -156,11 +139,8 @@ def environment() -> dict[str, Any]:
 
 def describe_run(folder: Path, config_yaml: str) -> None:
     """Writes config.yaml, command.txt and environment.json into a run's folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / ".config.yaml.tmp"  # a run whose configuration is cut short could not go on
-    whole.write_text(config_yaml, encoding="utf-8")
-    whole.replace(folder / "config.yaml")
+    replace_file(folder / "config.yaml", config_yaml.encode())  # cut short, it would keep the run from being resumed
     # a path on the command line need not be text
     with (folder / "command.txt").open("a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}\n")
-    (folder / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+    replace_file(folder / "environment.json", (json.dumps(environment(), indent=2) + "\n").encode())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastrcnn.errors import UserError
-from fastrcnn.files import written
+from fastrcnn.files import write_derived
 from fastrcnn.model.box_layer import box_layer_for
 from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN
 from fastrcnn.model.networks import NETWORKS, VGG16
@@ -55,7 +55,7 @@ def write_caffemodel(model: FastRCNN, network: str, output: Path, source: str | 
         for name, ours in CAFFE_NAMES.items()
         if f"{ours}.weight" in state
     }
-    with written(output, source) as path, path.open("wb") as file:
+    with write_derived(output, source) as path, path.open("wb") as file:
         caffe.write(file, f"fast_rcnn_{network}", progress(layers.items(), len(layers), "export", "layer"))
     sizes = {name: len(parts["weight"]) for name, parts in layers.items() if name in OUTPUTS or name.endswith("_L")}
     log.info("num_output in the prototxt: %s", ", ".join(f"{name} {n}" for name, n in sizes.items()))
@@ -92,7 +92,7 @@ def write_safetensors(
         "pixels": json.dumps(pixels),
     }
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with written(output, source) as path:
+    with write_derived(output, source) as path:
         try:
             save_file(state, path, metadata)
         except SafetensorError as error:
@@ -130,7 +130,7 @@ def write_torchvision(model: FastRCNN, network: str, output: Path, source: str |
         for ours, theirs in places.items()
         for part in ("weight", "bias")
     }
-    with written(output, source) as path, path.open("wb") as file:
+    with write_derived(output, source) as path, path.open("wb") as file:
         try:
             torch.save(named, file)
         except RuntimeError as error:  # raised while its file is closed, on top of the reason

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fastrcnn.errors import UserError
-from fastrcnn.evaluation.result_files import read_coco, read_comp4, replace_file, write_coco, write_comp4
+from fastrcnn.evaluation.result_files import read_coco, read_comp4, write_coco, write_comp4
 from fastrcnn.evaluation.voc_ap import ClassDetections
+from fastrcnn.files import replace_file
 from fastrcnn.names import same_files
 
 IDS = ["000001", "2008_000002", "img-3"]

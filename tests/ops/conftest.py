@@ -18,6 +18,7 @@ import pytest
 from torch import Tensor
 
 from fastrcnn.ops import cpu, cuda, reference, registration, torchvision_backend
+from fastrcnn.ops.arguments import FEATURE_TYPES
 
 CSRC = Path(cpu.__file__).parent / "csrc"
 NO_COMPILER = "no C++ compiler (g++ or c++) on this machine"
@@ -67,7 +68,7 @@ def cuda_on_host(host_kernels: list[ctypes.CDLL], monkeypatch: pytest.MonkeyPatc
 
     def launch(name: str, on: Tensor, grid: cuda.Grid, threads: int, arguments: list[Any]) -> None:
         addresses = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
-        library = host_kernels[cuda.TYPES[on.dtype]]
+        library = host_kernels[FEATURE_TYPES.index(on.dtype)]
         failed = library.roi_launch(
             name.encode(), (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(threads, 1, 1), addresses
         )

@@ -145,7 +145,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_remains(tmp_path: Path, mo
 
 def test_a_folder_that_cannot_be_written_to_is_said(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("a file in the folder's place")
-    with pytest.raises(UserError, match="could not be written"):
+    with pytest.raises(UserError, match="cannot be written"):
         checkpoint.save(tmp_path / "checkpoints" / "step-1.pt", content())
     assert (tmp_path / "checkpoints").read_text() == "a file in the folder's place"
 
