@@ -21,16 +21,11 @@ def write(result: Evaluation, folder: Path, split: str, title: str, about: Seque
     The figures come first and the detections last, so that a name that the file system does not take costs no figures.
     Raises UserError.
     """
-    from fastrcnn.evaluation.evaluate import write_results
-    from fastrcnn.evaluation.result_files import write_comp4
-    from fastrcnn.report.report_page import write_report
+    from fastrcnn.report.report import write_evaluation
     from fastrcnn.training.tracking import environment
 
-    write_results(result, folder)
     about = [*about, ("Environment", json.dumps(environment(), indent=2, ensure_ascii=False))]
-    report = write_report(result, folder, title, about)
-    write_comp4(folder, split, result.detections, [s.image_id for s in result.samples])
-    return report
+    return write_evaluation(result, folder, split, title, about)
 
 
 def check_place(folder: Path, split: str, classes: Sequence[str]) -> None:
