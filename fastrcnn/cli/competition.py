@@ -23,8 +23,8 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
     from fastrcnn.data.annotations.splits import find_split, is_coco
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.competition import check_voc_submission, write_voc_submission
-    from fastrcnn.evaluation.evaluate import detect_all
     from fastrcnn.evaluation.result_files import write_coco
+    from fastrcnn.inference.evaluate import detect_all
     from fastrcnn.parallel import distributed
 
     if config.metric is not None:

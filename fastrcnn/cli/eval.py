@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from fastrcnn.build.run_folder import refuse_unusable
+from fastrcnn.config.compose import to_yaml
 from fastrcnn.config.schema import EvalConfig
 
 if TYPE_CHECKING:
@@ -41,15 +45,19 @@ def main(arguments: list[str]) -> int:
 def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path, arguments: list[str]) -> int:
     """See main."""
     from fastrcnn.build import annotations, datasets, machine, training
-    from fastrcnn.cli import evaluated
     from fastrcnn.data.loader import detection_loader
-    from fastrcnn.evaluation.evaluate import evaluate, table
+    from fastrcnn.evaluation.evaluate import table
+    from fastrcnn.evaluation.result_files import check_comp4
+    from fastrcnn.inference.evaluate import evaluate
+    from fastrcnn.report.report import run_title, training_texts, write_evaluation
+    from fastrcnn.training.tracking import environment
 
     metric = annotations.metric(config.data, config.metric)
     device = machine.device(config.runtime)
     split = annotations.split_name(annotations.test_splits(config.data, config.split))
     folder = Path(config.output).expanduser() if config.output else run / "eval" / split
-    evaluated.check_place(folder, split, names)
+    check_comp4(split, names)
+    refuse_unusable(folder, f"output={folder}")
     test_set = datasets.test_set(config.data, names, config.split)
     result = evaluate(
         model,
@@ -62,8 +70,13 @@ def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: P
     )
     if result is None:  # the first process has it
         return 0
-    about = [*evaluated.command("eval", arguments, config), *evaluated.training(run)]
+    about = [*command_texts("eval", arguments, config), *training_texts(run)]
     print(table(result))
-    report = evaluated.write(result, folder, split, evaluated.title(run, split), about)
+    report = write_evaluation(result, folder, split, run_title(run, split), about, environment())
     print(f"written to {folder}; open {report.name} there first")
     return 0
+
+
+def command_texts(verb: str, arguments: Sequence[str], config: Any) -> list[tuple[str, str]]:
+    """What was asked for: the command, and the configuration that it led to."""
+    return [("Command", shlex.join(["fastrcnn", verb, *arguments])), ("Configuration", to_yaml(config))]

@@ -138,7 +138,7 @@ class RunState:
         """
         from fastrcnn.build.annotations import NO_TRUTH
         from fastrcnn.data.loader import detection_loader
-        from fastrcnn.evaluation.evaluate import evaluate
+        from fastrcnn.inference.evaluate import evaluate
         from fastrcnn.parallel import distributed
         from fastrcnn.training import checkpoint
         from fastrcnn.training.loop import Interrupted

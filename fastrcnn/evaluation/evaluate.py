@@ -1,20 +1,16 @@
-"""A model and a test set to AP and files."""
+"""An evaluation: detections and truth of a data set, their AP, and its files."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from fastrcnn.evaluation import matches
 from fastrcnn.evaluation.metric import Metric, average_precision
-from fastrcnn.evaluation.recall import ProposalRecall, proposal_recall
+from fastrcnn.evaluation.recall import ProposalRecall
 from fastrcnn.evaluation.result_files import replace_file
 from fastrcnn.evaluation.voc_ap import (
     ClassAP,
@@ -22,14 +18,9 @@ from fastrcnn.evaluation.voc_ap import (
     MeanAP,
     VocMetric,
     class_ap,
-    detections_by_class,
     truth_by_class,
 )
-from fastrcnn.inference.detect import AnyNetwork, DetectionSettings, detect
-from fastrcnn.model.postprocess import class_thresholds
-from fastrcnn.parallel import distributed
-from fastrcnn.progress import progress
-from fastrcnn.structures import Batch, Detections, Sample
+from fastrcnn.structures import Sample
 
 
 @dataclass(frozen=True)
@@ -55,73 +46,6 @@ class Evaluation:
             return self.ap.classes
         truth = truth_by_class(self.samples, self.classes)
         return {name: class_ap(self.detections[name], truth[name], self.rule) for name in self.ap.ap}
-
-
-def evaluate(
-    model: AnyNetwork,
-    pyramids: Iterable[Sequence[Batch]],
-    images: int,
-    classes: Sequence[str],
-    metric: Metric,
-    settings: DetectionSettings,
-    dtype: torch.dtype = torch.float32,
-    detected: Callable[[], None] = lambda: None,
-) -> Evaluation | None:
-    """Runs the model over pyramids of batches (see detect_batch), `images` pictures in all, and compares what it finds
-    with their truth. In a group of processes each gives its share of the pictures, and the first has the outcome; the
-    others get None.
-
-    detected: called when the pyramids are at their end, before anything is made of what was found; what it raises
-        leaves.
-    """
-    seconds = 0.0
-    proposals: list[np.ndarray] = []
-
-    def remembered() -> Iterable[Sequence[Batch]]:
-        nonlocal seconds
-        for pyramid in pyramids:
-            proposals.extend(p.numpy() for p in pyramid[0].proposals)
-            start = time.perf_counter()
-            yield pyramid  # until the next one is asked for, this one is detected on
-            seconds += time.perf_counter() - start
-
-    samples, detections = detect_all(model, remembered(), images, classes, settings, dtype, detected)
-    seconds /= max(len(proposals), 1)
-    proposals = distributed.in_order(proposals)
-    if not distributed.leads():
-        return None
-    recall = proposal_recall(proposals, samples, classes)
-    return replace(compare(detections, samples, classes, metric, recall), seconds_per_image=seconds)
-
-
-def detect_all(
-    model: AnyNetwork,
-    pyramids: Iterable[Sequence[Batch]],
-    images: int,
-    classes: Sequence[str],
-    settings: DetectionSettings,
-    dtype: torch.dtype = torch.float32,
-    detected: Callable[[], None] = lambda: None,
-) -> tuple[list[Sample], dict[str, ClassDetections]]:
-    """The `images` pictures of the pyramids, and what the model finds in them: an entry for every class, images
-    counted along the pictures. In a group of processes the first gets all of it, the others nothing. detected: see
-    evaluate."""
-    own = -(-images // distributed.size())
-    part = list(progress(detect(model, pyramids, settings, dtype), own, "detect"))
-    detected()
-    both = distributed.in_order(part)
-    samples = [sample for sample, _ in both]
-    found = [of_image for _, of_image in both]
-    if settings.average_per_class is not None:
-        found = above_thresholds(found, settings.average_per_class)
-    return samples, detections_by_class(found, classes)
-
-
-def above_thresholds(found: Sequence[Detections], average: int) -> list[Detections]:
-    """The detections whose score exceeds their class's threshold over the set; see class_thresholds."""
-    thresholds = class_thresholds([d.entered for d in found if d.entered is not None], average)
-    kept = [d.scores > thresholds[d.labels - 1] for d in found]
-    return [Detections(d.boxes[k], d.scores[k], d.labels[k]) for d, k in zip(found, kept, strict=True)]
 
 
 def compare(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,16 +61,38 @@ class Report:
 
 
 def write_evaluation(
-    result: Evaluation, folder: Path, split: str, title: str, about: Sequence[tuple[str, str]]
+    result: Evaluation,
+    folder: Path,
+    split: str,
+    title: str,
+    about: Sequence[tuple[str, str]],
+    environment: Mapping[str, Any],
 ) -> Path:
     """Writes all files of an evaluation into `folder`: figures, report, detections. Returns the report.
 
-    The detections come last, so that a name that the file system does not take costs no figures. Raises UserError.
+    about, environment: what the report ends with. The detections come last, so that a name that the file system does
+    not take costs no figures. Raises UserError.
     """
     write_results(result, folder)
+    about = [*about, ("Environment", json.dumps(environment, indent=2, ensure_ascii=False))]
     path = write_report(result, folder, title, about)
     write_comp4(folder, split, result.detections, [s.image_id for s in result.samples])
     return path
+
+
+def run_title(run: Path, split: str) -> str:
+    """A heading for the evaluation of a run."""
+    return f"{'/'.join(run.resolve().parts[-2:])} on {split}"
+
+
+def training_texts(run: Path) -> list[tuple[str, str]]:
+    """How a run was trained, as far as its folder says."""
+    files = (("Command of the training", "command.txt"), ("Configuration of the training", "config.yaml"))
+    return [
+        (name, (run / file).read_text(encoding="utf-8", errors="replace"))
+        for name, file in files
+        if (run / file).is_file()
+    ]
 
 
 def write_report(result: Evaluation, folder: Path, title: str, about: Sequence[tuple[str, str]]) -> Path:
