@@ -23,7 +23,7 @@ from fastrcnn.data.dataset import look_at_pictures
 from fastrcnn.data.frames import Look, image_notes
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.errors import UserError
-from fastrcnn.evaluation.metric import METRICS, Metric
+from fastrcnn.evaluation.voc_ap import METRICS, Metric
 from fastrcnn.names import SAME_FILES, class_fault, same_files
 from fastrcnn.structures import Sample
 

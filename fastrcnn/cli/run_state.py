@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.evaluation.evaluate import Evaluation
-    from fastrcnn.evaluation.metric import Metric
+    from fastrcnn.evaluation.voc_ap import Metric
     from fastrcnn.inference.detect import DetectionSettings
     from fastrcnn.model.fast_rcnn import FastRCNN
     from fastrcnn.structures import Batch, RoITargets

@@ -11,8 +11,7 @@ import numpy as np
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.bootstrap import LEVEL, ap_samples, interval, resample
 from fastrcnn.evaluation.matches import ClassMatches, Matches
-from fastrcnn.evaluation.metric import Metric
-from fastrcnn.evaluation.voc_ap import VocMetric
+from fastrcnn.evaluation.voc_ap import Metric, VocMetric
 
 LETTERS = "ABCDE"  # of the runs; as many as there are styles of lines
 

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from fastrcnn.evaluation.evaluate import Evaluation, compare
-from fastrcnn.evaluation.metric import Metric
 from fastrcnn.evaluation.recall import proposal_recall
-from fastrcnn.evaluation.voc_ap import ClassDetections, detections_by_class
+from fastrcnn.evaluation.voc_ap import ClassDetections, Metric, detections_by_class
 from fastrcnn.inference.detect import AnyNetwork, DetectionSettings, detect
 from fastrcnn.model.postprocess import class_thresholds
 from fastrcnn.parallel import distributed

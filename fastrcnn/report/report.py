@@ -120,7 +120,7 @@ def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]
                 recall=float(np.count_nonzero(curve.correct) / curve.positives) if curve.positives else None,
                 ceiling=result.recall.classes[name].at_50 if result.recall else None,
                 sizes=size_ap(found, truth[name], curve, rule),
-                gains=gains(found.scores, d, curve.positives, rule),
+                gains=gains(curve, d, rule),
                 missed=dict(zip(MISSED_KINDS, missed, strict=True)),
                 curve=thin_curve(curve.recall, curve.precision),
             )

@@ -14,9 +14,8 @@ from mistakes import DETECTIONS, OBJECTS, found
 from PIL import Image
 
 from fastrcnn.evaluation.evaluate import Evaluation, compare, write_results
-from fastrcnn.evaluation.metric import METRICS, Metric
 from fastrcnn.evaluation.recall import proposal_recall
-from fastrcnn.evaluation.voc_ap import ClassDetections
+from fastrcnn.evaluation.voc_ap import METRICS, ClassDetections, Metric
 from fastrcnn.report.report import make_report, page, write_report
 from fastrcnn.structures import Sample
 
