@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -95,9 +95,6 @@ class ClassTruth(ClassBoxes):
     # (G, 2) float64, width and height, and (G,) float64, `area`, as a COCO file has them; None: those of the boxes
     sizes: np.ndarray = None  # type: ignore[assignment]
     areas: np.ndarray = None  # type: ignore[assignment]
-
-
-Boxes = TypeVar("Boxes", ClassDetections, ClassTruth)
 
 
 @dataclass(frozen=True)
@@ -253,7 +250,8 @@ def truth_by_class(samples: Sequence[Sample], classes: Sequence[str]) -> dict[st
         "sizes": [box_sizes(s.boxes) if s.sizes is None else s.sizes for s in samples],
         "areas": [box_sizes(s.boxes).prod(1) if s.areas is None else s.areas for s in samples],
     }
-    return _by_class(ClassTruth, [s.labels for s in samples], columns, classes)
+    rows = _by_class([s.labels for s in samples], columns, classes)
+    return {name: ClassTruth(**arrays) for name, arrays in rows.items()}
 
 
 def detections_by_class(detections: Sequence[Detections], classes: Sequence[str]) -> dict[str, ClassDetections]:
@@ -263,18 +261,19 @@ def detections_by_class(detections: Sequence[Detections], classes: Sequence[str]
         "scores": [d.scores.float().cpu().numpy() for d in detections],
         "boxes": [d.boxes.float().cpu().numpy() for d in detections],
     }
-    return _by_class(ClassDetections, [d.labels.cpu().numpy() for d in detections], columns, classes)
+    rows = _by_class([d.labels.cpu().numpy() for d in detections], columns, classes)
+    return {name: ClassDetections(**arrays) for name, arrays in rows.items()}
 
 
 def _by_class(
-    kind: type[Boxes], labels: list[np.ndarray], columns: dict[str, list[np.ndarray]], classes: Sequence[str]
-) -> dict[str, Boxes]:
+    labels: list[np.ndarray], columns: dict[str, list[np.ndarray]], classes: Sequence[str]
+) -> dict[str, dict[str, np.ndarray]]:
     """The rows of each label 1, 2, ..., in their order; labels and columns are lists of arrays, one an image."""
     label = np.concatenate([np.zeros(0, np.int64), *labels])
     order = np.argsort(label, kind="stable")
     ends = np.searchsorted(label[order], np.arange(1, len(classes) + 2))
     arrays = {name: np.concatenate([np.zeros((0, *COLUMNS[name][1])), *parts]) for name, parts in columns.items()}
     return {
-        name: kind(**{column: array[order[start:end]] for column, array in arrays.items()})
+        name: {column: array[order[start:end]] for column, array in arrays.items()}
         for name, (start, end) in zip(classes, pairwise(ends.tolist()), strict=True)
     }
