@@ -110,8 +110,8 @@ def check_alike(name: str, first: Matches, other_name: str, other: Matches) -> N
         raise UserError(f"{both} {number} and {other_number} images: {what}. Evaluate both with the same split=.")
     if first.truth != other.truth:
         raise UserError(
-            f"{both} the same {len(first.image_ids)} images, but with different truth: boxes, classes, difficult marks, "
-            "sizes or their order have changed. Evaluate both again on the data as they are."
+            f"{both} the same {len(first.image_ids)} images, but with different truth: boxes, classes, difficult "
+            "marks, sizes or their order have changed. Evaluate both again on the data as they are."
         )
 
 
