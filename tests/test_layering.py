@@ -27,7 +27,6 @@ EXCEPTIONS = {
     ("visualize", "lettering"): "letters on images",
     ("deploy", "weights"): "what is exported for programs that detect is written as weights are",
     ("deploy", "inference"): "exported networks satisfy the interface that inference/ runs",
-    ("evaluation", "inference"): "an evaluation runs detection",
     ("audit", "report"): "the page of `fastrcnn check` has the frame of all pages",
 }
 

@@ -65,7 +65,7 @@ def evaluated(
     """mAP, 0 to 1; None where no class has truth."""
     from fastrcnn.build import machine
     from fastrcnn.data.loader import detection_loader
-    from fastrcnn.evaluation.evaluate import evaluate
+    from fastrcnn.inference.evaluate import evaluate
 
     batches = detection_loader(test_set, workers=machine.workers(config.runtime))
     result = evaluate(model, batches, len(test_set), names, config.data.metric, settings, dtype)

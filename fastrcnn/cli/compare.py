@@ -23,13 +23,11 @@ def main(arguments: list[str]) -> int:
         raise UserError("which runs? fastrcnn compare RUN RUN, two to five runs or folders of evaluations.")
     from fastrcnn.evaluation import matches
     from fastrcnn.evaluation.comparison import compare_runs, table
-    from fastrcnn.files import replace_file
-    from fastrcnn.report.compare_page import compare_page
+    from fastrcnn.report.compare import write_comparison
 
     runs = {name: matches.read(evaluation_folder(name, config.split)) for name in given}
     found = compare_runs(runs, config.resamples, config.seed)
-    path = Path(config.output).expanduser() / "compare.html"
-    replace_file(path, compare_page(found).encode("utf-8", errors="replace"))
+    path = write_comparison(found, Path(config.output).expanduser())
     print(table(found))
     print(f"page: {path}")
     return 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 
-from fastrcnn.config.compose import compose
+from fastrcnn.config.compose import compose, to_yaml
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
@@ -59,10 +60,11 @@ def main(arguments: list[str]) -> int:
     result = compare(found, samples, names, metric)
     print(table(result))
     if config.output:
-        from fastrcnn.cli import evaluated
+        from fastrcnn.report.report import write_evaluation
+        from fastrcnn.training.tracking import environment
 
-        folder = Path(config.output).expanduser()
-        title = f"{where.name} on {split}"
-        report = evaluated.write(result, folder, split, title, evaluated.command("reval", arguments, config))
+        folder, title = Path(config.output).expanduser(), f"{where.name} on {split}"
+        about = [("Command", shlex.join(["fastrcnn", "reval", *arguments])), ("Configuration", to_yaml(config))]
+        report = write_evaluation(result, folder, split, title, about, environment())
         print(f"written to {folder}; open {report.name} there first")
     return 0

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
     from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.evaluation.evaluate import Evaluation
-    from fastrcnn.evaluation.metric import Metric
     from fastrcnn.model.fast_rcnn import FastRCNN
-    from fastrcnn.settings import DetectionSettings
+    from fastrcnn.settings import DetectionSettings, Metric
     from fastrcnn.structures import Batch, RoITargets
     from fastrcnn.training.tracking import Tracker
 
@@ -138,7 +137,7 @@ class RunState:
         """
         from fastrcnn.build.annotations import NO_TRUTH
         from fastrcnn.data.loader import detection_loader
-        from fastrcnn.evaluation.evaluate import evaluate
+        from fastrcnn.inference.evaluate import evaluate
         from fastrcnn.parallel import distributed
         from fastrcnn.training import checkpoint
         from fastrcnn.training.loop import Interrupted

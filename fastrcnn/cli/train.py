@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrcnn.build.run_folder import log_changes, log_to, refuse_used, run_folder, saved_config, warn_of_companions
-from fastrcnn.cli import evaluated, start
+from fastrcnn.cli import start
 from fastrcnn.cli.run_end import good_order
 from fastrcnn.cli.run_state import RunState, load_newest
 from fastrcnn.cli.sweep import FLAGS, sweep
@@ -123,10 +123,11 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
     from fastrcnn.memory import advising
     from fastrcnn.model.head import parameter_count
     from fastrcnn.parallel import distributed
+    from fastrcnn.report.report import run_title, training_texts, write_evaluation
     from fastrcnn.training import checkpoint, loop
     from fastrcnn.training.optim import sgd
     from fastrcnn.training.profiling import profiled
-    from fastrcnn.training.tracking import Silent, Tracker, claim, describe_run
+    from fastrcnn.training.tracking import Silent, Tracker, claim, describe_run, environment
 
     resumed = begun and bool(checkpoint.in_order(folder / "checkpoints"))
     if begun and not resumed:
@@ -246,9 +247,8 @@ def run_joined(config: TrainConfig, stop: Stop, folder: Path, begun: bool) -> tu
     if state.outcome is not None:
         print(table(state.outcome))
         split = annotations.split_name(config.data.test)
-        report = evaluated.write(
-            state.outcome, folder / "eval" / split, split, evaluated.title(folder, split), evaluated.training(folder)
-        )
+        title, about = run_title(folder, split), training_texts(folder)
+        report = write_evaluation(state.outcome, folder / "eval" / split, split, title, about, environment())
         print(f"report: {report}")
     if distributed.leads():
         print(f"run: {folder}")

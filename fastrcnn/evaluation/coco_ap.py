@@ -17,28 +17,23 @@ from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, MeanAP
 def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth]) -> MeanAP:
     """COCO AP over the classes of `truth`: the mean over IoU .5, .55, ..., .95, in all and for each class.
 
-    The further figures are COCO's other eleven, each a mean over the classes, None where no object is of that kind:
-    AP50 and AP75, at one IoU alone; AP_small, AP_medium and AP_large, of objects below 32 x 32 pixels, up to 96 x 96,
-    and larger; AR_1, AR_10 and AR_100, the recall that the best 1, 10 and 100 detections of each image and class
-    reach, averaged over the IoUs; AR_small, AR_medium and AR_large, the last by size.
+    figures: COCO's other eleven, means over the classes, None where no object is of that kind. AP50 and AP75, at one
+    IoU; AP_small, AP_medium and AP_large, of objects below 32 x 32 pixels, up to 96 x 96, and larger; AR_1, AR_10 and
+    AR_100, the recall of the best 1, 10 and 100 detections of each image and class, averaged over the IoUs; AR_small,
+    AR_medium and AR_large, the last by size.
 
-    The figures equal pycocotools' own on the same files to the last digit: boxes, sizes and areas are the files'
-    numbers in float64, and of equal scores in several images the first image's comes first, as samples of a COCO file
-    are in the order of their ids.
+    All equal pycocotools' own on the same files to the last digit: boxes, sizes and areas are the files' numbers in
+    float64, and of equal scores in several images the first image's comes first, as samples of a COCO file are in the
+    order of their ids.
 
-    Of each class the 100 best detections of an image count, as pycocotools applies its limit `maxDets` to each image
-    and category. COCO's rules allow an image 100 detections over all classes; to keep to that is up to whoever makes
-    them (`detection.max_per_image`, 100 in detection=modern). detection=paper keeps 40 per class and image on
-    average, so that its figures may be a little higher than those rules would give.
+    Of each class the 100 best detections of an image count, as pycocotools applies its limit `maxDets`. COCO's rules
+    allow an image 100 over all classes, which is up to whoever makes them: `detection.max_per_image` is 100 in
+    detection=modern; detection=paper keeps 40 per class and image on average, so that its figures may be a little high.
 
-    Difficult objects take the part of COCO's crowds: nothing is lost by missing one, and a detection whose
-    area lies in one, to a share above the IoU asked for, does not count. An object is small, medium or large by the
-    `area` of a COCO file, which is its mask's; elsewhere by its box. Raises ValueError for detections of a class that
-    `truth` lacks.
+    Difficult objects take the part of COCO's crowds: missing one costs nothing, and a detection whose area lies in one,
+    to a share above the IoU asked for, does not count. An object's size is its `area` in a COCO file, which is its
+    mask's; elsewhere its box's.
     """
-    unknown = sorted(set(detections) - set(truth))
-    if unknown:
-        raise ValueError(f"detections of classes that the truth lacks: {', '.join(unknown)}")
     names = list(truth)
     objects: list[dict[str, Any]] = []  # what pycocotools' files hold
     results: list[dict[str, Any]] = []

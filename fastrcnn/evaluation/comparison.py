@@ -11,8 +11,8 @@ import numpy as np
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.bootstrap import LEVEL, ap_samples, interval, resample
 from fastrcnn.evaluation.matches import ClassMatches, Matches
-from fastrcnn.evaluation.metric import Metric
 from fastrcnn.evaluation.voc_ap import VocMetric
+from fastrcnn.settings import Metric
 
 LETTERS = "ABCDE"  # of the runs; as many as there are styles of lines
 
@@ -94,42 +94,37 @@ def _difference(first: float | None, other: float | None, samples: np.ndarray) -
 
 def check_alike(name: str, first: Matches, other_name: str, other: Matches) -> None:
     """Raises UserError, saying what differs, unless both evaluations asked the same of the same images."""
+    both = f"{name} and {other_name} were evaluated on"
     if first.metric != other.metric:
         raise UserError(
             f"{name} was evaluated by metric={first.metric}, {other_name} by metric={other.metric}. Evaluate one of "
             f"them again, with metric={first.metric}."
         )
     if list(first.ap) != list(other.ap):
-        lacking = [
-            f"{which} lacks {_some([n for n in has if n not in lacks])}"
-            for which, has, lacks in ((other_name, first.ap, other.ap), (name, other.ap, first.ap))
-            if set(has) - set(lacks)
-        ]
-        what = "; ".join(lacking) or "the same, in another order"
+        what = _lacking(name, list(first.ap), other_name, list(other.ap)) or "the same, in another order"
         raise UserError(
-            f"{name} and {other_name} were evaluated on different classes: {what}. Evaluate both with the same "
-            "data.classes; of saved detections every class needs a file."
+            f"{both} different classes: {what}. Evaluate both with the same data.classes; of saved detections every "
+            "class needs a file."
         )
-    ids, other_ids = set(first.image_ids), set(other.image_ids)
-    if ids != other_ids:
-        only = [
-            f"only in {which}: {_some([i for i in m.image_ids if i not in theirs])}"
-            for which, m, theirs in ((name, first, other_ids), (other_name, other, ids))
-            if set(m.image_ids) - theirs
-        ]
-        raise UserError(
-            f"{name} was evaluated on {len(ids)} images, {other_name} on {len(other_ids)}, and not the same ones; "
-            f"{'; '.join(only)}. Evaluate both with the same split=."
-        )
+    if what := _lacking(name, first.image_ids, other_name, other.image_ids):
+        number, other_number = len(first.image_ids), len(other.image_ids)
+        raise UserError(f"{both} {number} and {other_number} images: {what}. Evaluate both with the same split=.")
     if first.truth != other.truth:
         raise UserError(
-            f"{name} and {other_name} were evaluated on the same {len(ids)} images, but with different truth: boxes, "
-            "classes, difficult marks, sizes or their order have changed. Evaluate both again on the data as they are."
+            f"{both} the same {len(first.image_ids)} images, but with different truth: boxes, classes, difficult "
+            "marks, sizes or their order have changed. Evaluate both again on the data as they are."
         )
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _lacking(name: str, has: Sequence[str], other_name: str, other_has: Sequence[str], most: int = 5) -> str:
+    """Words about what one of two lists lacks, or empty."""
+    found = []
+    for lacks, missing in ((other_name, set(has) - set(other_has)), (name, set(other_has) - set(has))):
+        if missing:
+            listed = [n for n in (*has, *other_has) if n in missing]
+            more = f" and {len(listed) - most} more" if len(listed) > most else ""
+            found.append(f"{lacks} lacks {', '.join(listed[:most])}{more}")
+    return "; ".join(found)
 
 
 def signed(value: float) -> str:

@@ -6,13 +6,37 @@ import gzip
 import io
 import tarfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastrcnn.errors import UserError
-from fastrcnn.evaluation.result_files import check_comp4, write_comp4
+from fastrcnn.evaluation.result_files import check_comp4, write_coco, write_comp4
 from fastrcnn.evaluation.voc_ap import ClassDetections
 from fastrcnn.files import replace_file
 from fastrcnn.names import comp4_id
+from fastrcnn.structures import Sample
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Where detections of one split list go, and in which form."""
+
+    folder: Path
+    split: str  # the list, as split=NAME names it
+    short: str  # the list, as names of files have it
+    data_set: str  # the devkit's folder, such as VOC2012; of a COCO file not used
+    category_ids: Mapping[str, int | str] | None  # of a COCO file; None for a data set in VOC layout
+
+    def write(self, detections: Mapping[str, ClassDetections], samples: Sequence[Sample]) -> tuple[Path, Path, str]:
+        """Writes the detections, images counted along `samples`. Returns what `fastrcnn reval` reads, what to hand in,
+        and how. Raises UserError."""
+        if self.category_ids is not None:
+            path = self.folder / f"detections_{self.short}_results.json"
+            write_coco(path, detections, [s.file_id for s in samples], self.category_ids)
+            return path, path, "Zip this file and hand it in at the data set's evaluation server"
+        ids = [s.image_id for s in samples]
+        main, archive = write_voc_submission(self.folder, self.data_set, self.short, detections, ids)
+        return main, archive, "Hand in this archive at the data set's evaluation server (VOC: competition comp4)"
 
 
 def check_voc_submission(split: str, classes: Sequence[str], image_ids: Sequence[str]) -> None:
@@ -31,10 +55,9 @@ def write_voc_submission(
 ) -> tuple[Path, Path]:
     """Writes results/<data_set>/Main/comp4_det_<split>_<class>.txt below `folder` and packs them as results.tgz there.
 
-    This is what the VOC evaluation server unpacks; data_set is the devkit's folder, such as VOC2012. Every class has a
-    file, an empty one where nothing was found. The archive is the same, byte by byte, for the same detections: it
-    holds no times, owners, or names of machines. Returns the folder of the files and the archive. Raises UserError as
-    check_voc_submission and write_comp4 do.
+    This is what the VOC evaluation server unpacks. Every class has a file, an empty one where nothing was found. The
+    archive is the same, byte by byte, for the same detections: it holds no times, owners, or names of machines. Returns
+    the folder of the files and the archive. Raises UserError.
     """
     check_voc_submission(split, list(detections), image_ids)
     main = folder / "results" / data_set / "Main"

@@ -1,36 +1,29 @@
-"""A model and a test set to AP and files."""
+"""An evaluation: detections and truth of a data set, their AP by a metric, and its files."""
 
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from fastrcnn.evaluation import matches
-from fastrcnn.evaluation.metric import Metric, average_precision
-from fastrcnn.evaluation.recall import ProposalRecall, proposal_recall
+from fastrcnn.evaluation.coco_ap import coco_ap
+from fastrcnn.evaluation.recall import ProposalRecall
 from fastrcnn.evaluation.voc_ap import (
     ClassAP,
     ClassDetections,
+    ClassTruth,
     MeanAP,
     VocMetric,
     class_ap,
-    detections_by_class,
+    mean_ap,
     truth_by_class,
 )
 from fastrcnn.files import replace_file
-from fastrcnn.inference.detect import AnyNetwork, detect
-from fastrcnn.model.postprocess import class_thresholds
-from fastrcnn.parallel import distributed
-from fastrcnn.progress import progress
-from fastrcnn.settings import DetectionSettings
-from fastrcnn.structures import Batch, Detections, Sample
+from fastrcnn.settings import Metric
+from fastrcnn.structures import Sample
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class Evaluation:
     samples: list[Sample]
     detections: Mapping[str, ClassDetections]  # by class; images counted along `samples`
     recall: ProposalRecall | None  # of the proposals, which is the most that any detector of them can find
-    seconds_per_image: float | None = None  # of the network and what follows it; reading pictures is not in it
+    seconds_per_image: float | None = None  # of the network and what follows it; reading images is not in it
 
     @property
     def rule(self) -> VocMetric:
@@ -58,73 +51,6 @@ class Evaluation:
         return {name: class_ap(self.detections[name], truth[name], self.rule) for name in self.ap.ap}
 
 
-def evaluate(
-    model: AnyNetwork,
-    pyramids: Iterable[Sequence[Batch]],
-    images: int,
-    classes: Sequence[str],
-    metric: Metric,
-    settings: DetectionSettings,
-    dtype: torch.dtype = torch.float32,
-    detected: Callable[[], None] = lambda: None,
-) -> Evaluation | None:
-    """Runs the model over pyramids of batches (see detect_batch), `images` pictures in all, and compares what it finds
-    with their truth. In a group of processes each gives its share of the pictures, and the first has the outcome; the
-    others get None.
-
-    detected: called when the pyramids are at their end, before anything is made of what was found; what it raises
-        leaves.
-    """
-    seconds = 0.0
-    proposals: list[np.ndarray] = []
-
-    def remembered() -> Iterable[Sequence[Batch]]:
-        nonlocal seconds
-        for pyramid in pyramids:
-            proposals.extend(p.numpy() for p in pyramid[0].proposals)
-            start = time.perf_counter()
-            yield pyramid  # until the next one is asked for, this one is detected on
-            seconds += time.perf_counter() - start
-
-    samples, detections = detect_all(model, remembered(), images, classes, settings, dtype, detected)
-    seconds /= max(len(proposals), 1)
-    proposals = distributed.in_order(proposals)
-    if not distributed.leads():
-        return None
-    recall = proposal_recall(proposals, samples, classes)
-    return replace(compare(detections, samples, classes, metric, recall), seconds_per_image=seconds)
-
-
-def detect_all(
-    model: AnyNetwork,
-    pyramids: Iterable[Sequence[Batch]],
-    images: int,
-    classes: Sequence[str],
-    settings: DetectionSettings,
-    dtype: torch.dtype = torch.float32,
-    detected: Callable[[], None] = lambda: None,
-) -> tuple[list[Sample], dict[str, ClassDetections]]:
-    """The `images` pictures of the pyramids, and what the model finds in them: an entry for every class, images
-    counted along the pictures. In a group of processes the first gets all of it, the others nothing. detected: see
-    evaluate."""
-    own = -(-images // distributed.size())
-    part = list(progress(detect(model, pyramids, settings, dtype), own, "detect"))
-    detected()
-    both = distributed.in_order(part)
-    samples = [sample for sample, _ in both]
-    found = [of_image for _, of_image in both]
-    if settings.average_per_class is not None:
-        found = above_thresholds(found, settings.average_per_class)
-    return samples, detections_by_class(found, classes)
-
-
-def above_thresholds(found: Sequence[Detections], average: int) -> list[Detections]:
-    """The detections whose score exceeds their class's threshold over the set; see class_thresholds."""
-    thresholds = class_thresholds([d.entered for d in found if d.entered is not None], average)
-    kept = [d.scores > thresholds[d.labels - 1] for d in found]
-    return [Detections(d.boxes[k], d.scores[k], d.labels[k]) for d, k in zip(found, kept, strict=True)]
-
-
 def compare(
     detections: Mapping[str, ClassDetections],
     samples: list[Sample],
@@ -135,17 +61,47 @@ def compare(
     """AP of detections, images counted along `samples`, against the samples' truth.
 
     Label k of the truth is classes[k - 1]. A class that `detections` lacks is left out, as competitions allow; one
-    of which nothing was found has an entry, an empty one, and AP 0. average_precision says what becomes of classes and
-    images without truth. Raises ValueError for detections of a class that `classes` lacks.
+    of which nothing was found has an entry, an empty one, and AP 0. Raises ValueError for detections of a class that
+    `classes` lacks.
     """
     truth = {name: t for name, t in truth_by_class(samples, classes).items() if name in detections}
     return Evaluation(average_precision(detections, truth, metric), metric, classes, samples, detections, recall)
 
 
+def average_precision(
+    detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth], metric: Metric
+) -> MeanAP:
+    """AP of each class of `truth`, the mean, and the metric's other figures; see mean_ap and coco_ap.
+
+    What holds for all metrics, also where there is nothing to count:
+
+    - A class without an object that counts, because no image has one or all are difficult, has no AP: None. It is
+      left out of the mean, whatever was detected of it.
+    - A class that has objects and of which nothing was detected has AP 0, and counts in the mean.
+    - Without any class that has an AP the mean is None; without any detection it is 0.
+    - A detection in an image that has no object of its class is false, also where the image has no object at all.
+    - A missed difficult object costs nothing, and a detection of one is left out.
+
+    Raises ValueError for detections of a class that `truth` lacks.
+    """
+    if unknown := sorted(set(detections) - set(truth)):
+        raise ValueError(f"detections of classes that the truth lacks: {', '.join(unknown)}")
+    return coco_ap(detections, truth) if metric == "coco" else mean_ap(detections, truth, metric)
+
+
 def write_results(result: Evaluation, folder: Path) -> None:
     """Writes matches.npz for comparisons, timing.json and metrics.json into `folder`. Raises UserError where it cannot
     be written to."""
-    matches.write(folder / matches.FILE, _matches(result))
+    truth = truth_by_class(result.samples, result.classes)
+    found = matches.Matches(
+        metric=result.metric,
+        mean=result.ap.mean,
+        ap=result.ap.ap,
+        image_ids=[s.image_id for s in result.samples],
+        truth=matches.data_hash(result.samples, result.classes),
+        classes={n: matches.class_matches(result.detections[n], truth[n], c) for n, c in result.curves().items()},
+    )
+    matches.write(folder / matches.FILE, found)
     metrics: dict[str, Any] = {
         "mAP": result.ap.mean,
         **result.ap.figures,
@@ -166,25 +122,11 @@ def write_results(result: Evaluation, folder: Path) -> None:
     replace_file(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())  # last: all is there then
 
 
-def _matches(result: Evaluation) -> matches.Matches:
-    """What `fastrcnn compare` needs of an evaluation."""
-    truth = truth_by_class(result.samples, result.classes)
-    return matches.Matches(
-        metric=result.metric,
-        mean=result.ap.mean,
-        ap=result.ap.ap,
-        image_ids=[s.image_id for s in result.samples],
-        truth=matches.data_hash(result.samples, result.classes),
-        classes={n: matches.class_matches(result.detections[n], truth[n], c) for n, c in result.curves().items()},
-    )
-
-
 def table(result: Evaluation) -> str:
     """The outcome as people read it: AP of each class, beside the objects there are and the proposals' recall."""
     counted = [name for name, value in result.ap.ap.items() if value is not None]
     width = max([5, *(len(name) for name in counted)])
-    head = f"{'class':<{width}}  objects      AP"
-    lines = [head + ("   proposals' recall at .5" if result.recall else "")]
+    lines = [f"{'class':<{width}}  objects      AP" + ("   proposals' recall at .5" if result.recall else "")]
     for name in counted:
         line = f"{name:<{width}}  {result.ap.objects[name]:>7}  {result.ap.ap[name]:6.3f}"
         if result.recall and (found := result.recall.classes[name].at_50) is not None:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastrcnn.errors import UserError
-from fastrcnn.evaluation.metric import METRICS, Metric
-from fastrcnn.evaluation.voc_ap import ClassAP, ClassDetections, ClassTruth
+from fastrcnn.evaluation.voc_ap import METRICS, ClassAP, ClassDetections, ClassTruth
 from fastrcnn.files import replace_file
+from fastrcnn.settings import Metric
 
 if TYPE_CHECKING:  # a comparison does without torch
     from fastrcnn.structures import Sample
@@ -64,12 +64,10 @@ def data_hash(samples: Sequence[Sample], classes: Sequence[str]) -> str:
 
 def class_matches(detections: ClassDetections, truth: ClassTruth, curve: ClassAP) -> ClassMatches:
     """What is kept of a class. curve: what class_ap says at IoU .5."""
-    order = np.argsort(-detections.scores, kind="stable")
-    order = order[~curve.ignored[order]]
     return ClassMatches(
-        detections.images[order].astype(np.int32),
-        detections.scores[order],
-        curve.correct[order],
+        detections.images[curve.order].astype(np.int32),
+        curve.scores,
+        curve.correct[curve.order],
         truth.images[~truth.difficult].astype(np.int32),
     )
 

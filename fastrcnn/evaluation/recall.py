@@ -9,10 +9,8 @@ import numpy as np
 import torch
 
 from fastrcnn import boxes
+from fastrcnn.evaluation.sizes import by_size
 from fastrcnn.structures import Sample
-
-# Areas in square pixels that part COCO's small, medium and large objects.
-SMALL, MEDIUM = 32**2, 96**2
 
 
 @dataclass(frozen=True)
@@ -31,7 +29,7 @@ class ProposalRecall:
 
     all: Recall
     classes: dict[str, Recall]
-    sizes: dict[str, Recall]  # small, medium, large: areas below 32 x 32, below 96 x 96, the rest
+    sizes: dict[str, Recall]  # by SIZES
     images: int
     proposals: float  # mean number per image
     fewest: int
@@ -61,11 +59,7 @@ def proposal_recall(
     return ProposalRecall(
         all=_recall(overlap),
         classes={name: _recall(overlap[label == k]) for k, name in enumerate(classes, 1)},
-        sizes={
-            "small": _recall(overlap[area < SMALL]),
-            "medium": _recall(overlap[(area >= SMALL) & (area < MEDIUM)]),
-            "large": _recall(overlap[area >= MEDIUM]),
-        },
+        sizes={name: _recall(overlap[of_size]) for name, of_size in by_size(area).items()},
         images=len(counts),
         proposals=float(np.mean(counts)) if counts else 0.0,
         fewest=min(counts, default=0),

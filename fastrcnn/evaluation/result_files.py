@@ -37,23 +37,19 @@ def write_comp4(
     replaced. Raises UserError for a class that cannot be part of a file's name, and where the folder cannot be written
     to.
     """
-    folder = Path(folder)
     check_comp4(split, detections)
     ids = [comp4_id(image_id) for image_id in image_ids]
     if escaped := [(image_id, here) for image_id, here in zip(image_ids, ids, strict=True) if image_id != here]:
         log.warning(
             "%s: %d image id(s) hold a space or a %% and are percent-encoded in the comp4 files (%r as %r); `fastrcnn "
-            "reval` reads them back, the devkit does not",
-            folder,
-            len(escaped),
-            *escaped[0],
-        )
+            "reval` reads them back, the devkit does not", folder, len(escaped), *escaped[0],
+        )  # fmt: skip
     paths = []
     for name, found in detections.items():
         boxes = np.add(found.boxes, (1, 1, 0, 0))
         rows = zip(found.images.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
         lines = (f"{ids[i]} {s!r} {b[0]!r} {b[1]!r} {b[2]!r} {b[3]!r}\n" for i, s, b in rows)
-        paths.append(_write(folder / comp4_name(split, name), "".join(lines)))
+        paths.append(replace_file(folder / comp4_name(split, name), "".join(lines).encode()))
     return paths
 
 
@@ -73,13 +69,9 @@ def read_comp4(
     Raises UserError with file and line for what is no detection or is of an image that `image_ids` lacks, for
     a file of a class that `classes` lacks, and where there is no file at all.
     """
-    folder = Path(folder)
     prefix = f"comp4_det_{split}_"
-    files = {
-        p.name[len(prefix) : -len(".txt")]: p
-        for p in sorted(folder.glob("comp4_det_*.txt"))
-        if p.name.startswith(prefix)
-    }
+    paths = sorted(p for p in folder.glob("comp4_det_*.txt") if p.name.startswith(prefix))
+    files = {p.name[len(prefix) : -len(".txt")]: p for p in paths}
     if not files:
         raise UserError(
             f"{folder} holds no file {prefix}<class>.txt. Give the folder with the detections, "
@@ -126,12 +118,12 @@ def write_coco(
     entries = []
     for name, found in detections.items():
         boxes = np.concatenate((found.boxes[:, :2], found.sizes), axis=1)
-        for image, score, box in zip(found.images.tolist(), found.scores.tolist(), boxes.tolist(), strict=True):
-            entries.append(
-                {"image_id": image_ids[image], "category_id": category_ids[name], "bbox": box, "score": score}
-            )
+        entries += [
+            {"image_id": image_ids[image], "category_id": category_ids[name], "bbox": box, "score": score}
+            for image, score, box in zip(found.images.tolist(), found.scores.tolist(), boxes.tolist(), strict=True)
+        ]
     text = ",\n".join(json.dumps(entry, allow_nan=False) for entry in entries)
-    return _write(Path(path), f"[{text}]\n")
+    return replace_file(path, f"[{text}]\n".encode())
 
 
 def read_coco(
@@ -144,40 +136,34 @@ def read_coco(
     with the file and the number of the entry, counted from 1, for what is no detection or is of an unknown
     image or category.
     """
-    path = Path(path)
     try:
         entries = json.loads(_read(path))
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}.") from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # numbers of thousands of digits, lists in lists without end
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists without end
         raise UserError(f"{path}: not the JSON of COCO results: {error}.") from error
     if not isinstance(entries, list):
-        raise UserError(f"{path}: wanted a list of detections, as COCO results are, found {_kind(entries)}.")
+        raise UserError(f"{path}: should be a list of detections, as COCO results are.")
     index = {_whole(i): n for n, i in enumerate(image_ids)}
     index.update({str(image_id): n for n, image_id in enumerate(image_ids)})  # an id that is the same goes first
     names = {_whole(number): name for name, number in category_ids.items()}
     rows: dict[str, list[Row]] = {name: [] for name in category_ids}
     for number, entry in enumerate(entries, 1):
         where = f"{path}, entry {number}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where}: wanted an object, found {_kind(entry)}.")
-        for key in ("image_id", "category_id", "bbox", "score"):
-            if key not in entry:
-                raise UserError(f"{where}: has no {key!r}.")
-        name = names.get(_whole(entry["category_id"]))
-        if name is None:
+        try:
+            image_id, category, score = entry["image_id"], entry["category_id"], entry["score"]
+            x, y, width, height = entry["bbox"]
+        except (TypeError, KeyError, ValueError):
             raise UserError(
-                f"{where}: category {entry['category_id']!r} is unknown. The data set has: "
-                + ", ".join(f"{i} {n}" for n, i in category_ids.items())
-            )
-        if not isinstance(entry["bbox"], list) or len(entry["bbox"]) != 4:
-            raise UserError(f"{where}: 'bbox' must be a list of four numbers, x, y, width, height.")
-        score, x, y, width, height = _numbers([entry["score"], *entry["bbox"]], where)
-        exact = str(entry["image_id"])
-        image = _image(exact if exact in index else _whole(entry["image_id"]), index, where, len(image_ids))
+                f'{where}: should be {{"image_id": ..., "category_id": ..., "bbox": [x, y, width, height], '
+                f'"score": ...}}, found {str(entry)[:200]}.'
+            ) from None
+        name = names.get(_whole(category))
+        if name is None:
+            known = ", ".join(f"{i} {n}" for n, i in category_ids.items())
+            raise UserError(f"{where}: category {category!r} is unknown. The data set has: {known}")
+        score, x, y, width, height = _numbers([score, x, y, width, height], where)
+        image = _image(str(image_id) if str(image_id) in index else _whole(image_id), index, where, len(image_ids))
         rows[name].append((image, score, x, y, x + width, y + height, width, height))
     return {name: _arrays(of_class) for name, of_class in rows.items()}
 
@@ -217,11 +203,6 @@ def _numbers(values: Iterable[Any], where: str) -> list[float]:
     return numbers
 
 
-def _kind(value: Any) -> str:
-    kinds: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
-    return kinds.get(type(value), repr(value))
-
-
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
@@ -229,7 +210,3 @@ def _read(path: Path) -> str:
         raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a text file (at byte {error.start}).") from error
-
-
-def _write(path: Path, text: str) -> Path:
-    return replace_file(path, text.encode("utf-8"))

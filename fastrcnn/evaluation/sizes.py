@@ -1,17 +1,21 @@
-"""AP of small, medium and large objects, by VOC's matching and COCO's areas."""
+"""COCO's small, medium and large objects, and their AP by VOC's matching."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from fastrcnn.evaluation.recall import MEDIUM, SMALL
-from fastrcnn.evaluation.voc_ap import ClassAP, ClassDetections, ClassTruth, VocMetric, area
+from fastrcnn.evaluation.voc_ap import ClassAP, ClassDetections, ClassTruth, VocMetric, box_sizes, ranked_ap
 
-SIZES = {  # square pixels, from and below
-    "small": (0.0, float(SMALL)),
-    "medium": (float(SMALL), float(MEDIUM)),
-    "large": (float(MEDIUM), np.inf),
+SIZES = {  # areas in square pixels, from and below
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, np.inf),
 }
+
+
+def by_size(areas: np.ndarray) -> dict[str, np.ndarray]:
+    """Of each size, which of the areas (N,) are of it (N,)."""
+    return {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
 
 
 def size_ap(
@@ -22,20 +26,13 @@ def size_ap(
     As in COCO's evaluation an object of another size is like a difficult one: a detection of it does not count, and
     nor does one that fits no object and is itself of another size.
     """
-    order = np.argsort(-detections.scores, kind="stable")
-    order = order[~curve.ignored[order]]
-    matches, correct = curve.matches[order], curve.correct[order]
-    areas = _areas(detections.boxes[order])
-    object_areas = _areas(truth.boxes)
+    matches, correct = curve.matches[curve.order], curve.correct[curve.order]
+    areas = box_sizes(detections.boxes[curve.order]).prod(axis=1)
+    object_areas = box_sizes(truth.boxes).prod(axis=1)
     areas[matches >= 0] = object_areas[matches[matches >= 0]]
+    ranked = by_size(areas)
     found: dict[str, float | None] = {}
-    for name, (low, high) in SIZES.items():
-        positives = np.count_nonzero(~truth.difficult & (object_areas >= low) & (object_areas < high))
-        hits = np.cumsum(correct[(areas >= low) & (areas < high)])
-        precision = hits / np.arange(1, len(hits) + 1)
-        found[name] = area(precision, hits / positives, metric) if positives else None
+    for name, objects in by_size(object_areas).items():
+        positives = int(np.count_nonzero(~truth.difficult & objects))
+        found[name] = ranked_ap(correct[ranked[name]], positives, metric) if positives else None
     return found
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)

@@ -3,17 +3,12 @@
 The rules are those of py-faster-rcnn's Python evaluator (voc_eval.py), by which later detectors report VOC figures:
 
 - detections are taken by falling score; of equal scores, the one that comes first in the input is first;
-- each detection looks at the truth box of its image that it overlaps most (the first of several equal
-  ones), and at no other;
+- each detection looks at the truth box of its image that it overlaps most (the first of several equal ones) alone;
 - where that overlap is not above .5, the detection is false; where the box is difficult, the detection is
   left out, neither right nor wrong; the first detection of any other box is right, every later one false.
 
 Fast R-CNN's own figures come from the VOC devkit in MATLAB (VOCevaldet.m, VOCap.m; Everingham et al., IJCV 2010,
-section 4.2), which the author's code calls. It differs in two places:
-
-- a detection whose overlap is exactly .5 can be right: the devkit tests `>=`;
-- of the recalls 0, .1, ..., 1 of `voc07`, the devkit reaches .6 at exactly 6/10 and .7 at exactly 7/10. See
-  ELEVEN_POINTS. `voc10` has no such points.
+section 4.2), which accepts an overlap of exactly .5, and reaches two of the eleven recalls earlier: see ELEVEN_POINTS.
 
 Boxes are half-open, so that plain differences equal the inclusive "+1" widths of both. All sums are float64.
 """
@@ -21,26 +16,62 @@ Boxes are half-open, so that plain differences equal the inclusive "+1" widths o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
+
+from fastrcnn.settings import Metric
 
 if TYPE_CHECKING:  # saved detections are evaluated without loading torch
     from fastrcnn.structures import Detections, Sample
 
 VocMetric = Literal["voc07", "voc10"]  # 11 points of the curve, or the area under it (from VOC2010 on)
 VOC_METRICS: tuple[str, ...] = get_args(VocMetric)
+METRICS: tuple[str, ...] = get_args(Metric)
 
 # As numpy computes them, here and in py-faster-rcnn (`np.arange(0., 1.1, 0.1)`): .3, .6 and .7 come out one rounding
 # step above the decimals, so that a recall of exactly 3/10, 6/10 or 7/10 does not reach its point. MATLAB computes the
 # second half of the devkit's 0:0.1:1 backwards from 1, so its .6 and .7 are the decimals; its .3 is 3 * .1 as here.
 ELEVEN_POINTS = np.linspace(0.0, 1.0, 11)
 
+COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {  # types of the arrays below, and what follows N in their shapes
+    "images": (np.int64, ()),
+    "scores": (np.float64, ()),
+    "boxes": (np.float64, (4,)),
+    "difficult": (np.bool_, ()),
+    "sizes": (np.float64, (2,)),
+    "areas": (np.float64, ()),
+}
+
+
+class ClassBoxes:
+    """What ClassDetections and ClassTruth share: their arrays are converted to COLUMNS, or refused by ValueError."""
+
+    images: np.ndarray
+    boxes: np.ndarray
+    sizes: np.ndarray
+
+    def __post_init__(self) -> None:
+        for column in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, column.name)
+            if value is None:
+                value = box_sizes(self.boxes) if column.name == "sizes" else self.sizes.prod(1)
+            dtype, rest = COLUMNS[column.name]
+            value = np.asarray(value, dtype)
+            if value.shape != (len(self.images), *rest):
+                raise ValueError(f"{column.name} must have shape {(len(self.images), *rest)}, not {value.shape}")
+            object.__setattr__(self, column.name, value)
+        if self.images.min(initial=0) < 0:
+            raise ValueError("an image's index is negative")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
 
 @dataclass(frozen=True)
-class ClassDetections:
+class ClassDetections(ClassBoxes):
     """The detections of one class in all images."""
 
     images: np.ndarray  # (D,) int64, which image each detection is in: its index in the list of images
@@ -50,17 +81,13 @@ class ClassDetections:
     sizes: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sizes", _sizes(self.boxes) if self.sizes is None else self.sizes)
-        _shape(self, images=(np.int64, 0), scores=(np.float64, 0), boxes=(np.float64, 4), sizes=(np.float64, 2))
+        super().__post_init__()
         if np.isnan(self.scores).any():
             raise ValueError("a score is NaN")
 
-    def __len__(self) -> int:
-        return len(self.scores)
-
 
 @dataclass(frozen=True)
-class ClassTruth:
+class ClassTruth(ClassBoxes):
     """The objects of one class in all images."""
 
     images: np.ndarray  # (G,) int64, which image each object is in: its index in the list of images
@@ -70,30 +97,15 @@ class ClassTruth:
     sizes: np.ndarray = None  # type: ignore[assignment]
     areas: np.ndarray = None  # type: ignore[assignment]
 
-    def __post_init__(self) -> None:
-        sizes = _sizes(self.boxes) if self.sizes is None else np.asarray(self.sizes, np.float64)
-        object.__setattr__(self, "sizes", sizes)
-        object.__setattr__(self, "areas", sizes.prod(1) if self.areas is None else self.areas)
-        _shape(
-            self,
-            images=(np.int64, 0),
-            boxes=(np.float64, 4),
-            difficult=(np.bool_, 0),
-            sizes=(np.float64, 2),
-            areas=(np.float64, 0),
-        )
-
-    def __len__(self) -> int:
-        return len(self.images)
-
 
 @dataclass(frozen=True)
 class ClassAP:
-    """What became of the detections of one class."""
+    """What became of the detections of one class. C of them count; the others match difficult boxes."""
 
     ap: float | None  # None where the class has no object that counts
     positives: int  # objects that are not difficult
-    precision: np.ndarray  # (C,) float64 after each detection that counts, by falling score
+    order: np.ndarray  # (C,) int64, the detections that count, by falling score
+    precision: np.ndarray  # (C,) float64 after each of these
     recall: np.ndarray  # (C,) float64
     scores: np.ndarray  # (C,) float64, the score of each point of the curve
     matches: np.ndarray  # (D,) int64, in the input's order: the truth box overlapped most, or -1 if not enough
@@ -121,16 +133,10 @@ def mean_ap(
 ) -> MeanAP:
     """AP of each class of `truth`, and the mean over the classes that have an object which is not difficult.
 
-    A class without detections has AP 0; metric.average_precision has all such definitions. Raises ValueError for
-    detections of a class that `truth` lacks.
+    A class without detections has AP 0; evaluate.average_precision has all such definitions.
     """
-    unknown = sorted(set(detections) - set(truth))
-    if unknown:
-        raise ValueError(f"detections of classes that the truth lacks: {', '.join(unknown)}")
     nothing = ClassDetections(np.zeros(0), np.zeros(0), np.zeros((0, 4)))
-    classes = {
-        name: class_ap(detections.get(name, nothing), of_class, metric, min_iou) for name, of_class in truth.items()
-    }
+    classes = {name: class_ap(detections.get(name, nothing), t, metric, min_iou) for name, t in truth.items()}
     ap = {name: result.ap for name, result in classes.items()}
     known = [value for value in ap.values() if value is not None]
     objects = {name: result.positives for name, result in classes.items()}
@@ -148,21 +154,22 @@ def class_ap(
     ignored = (matches >= 0) & np.append(truth.difficult, False)[matches]  # the appended one answers for -1
 
     order = np.argsort(-detections.scores, kind="stable")
-    candidates = order[(matches[order] >= 0) & ~ignored[order]]
+    order = order[~ignored[order]]
+    candidates = order[matches[order] >= 0]
     correct = np.zeros(len(detections), bool)
     correct[candidates[np.unique(matches[candidates], return_index=True)[1]]] = True  # the first of each truth
 
-    counting = order[~ignored[order]]
     positives = int(np.count_nonzero(~truth.difficult))
-    found = np.cumsum(correct[counting])
-    precision = found / np.arange(1, len(counting) + 1)
+    found = np.cumsum(correct[order])
+    precision = found / np.arange(1, len(order) + 1)
     recall = found / max(positives, 1)
     return ClassAP(
         ap=area(precision, recall, metric) if positives else None,
         positives=positives,
+        order=order,
         precision=precision,
         recall=recall,
-        scores=detections.scores[counting],
+        scores=detections.scores[order],
         matches=matches,
         overlaps=overlaps,
         correct=correct,
@@ -208,19 +215,20 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def area(precision: np.ndarray, recall: np.ndarray, metric: VocMetric) -> float:
-    """AP of a curve: precision and recall (C,) after each detection that counts, by falling score."""
-    return _eleven_points(precision, recall) if metric == "voc07" else _area(precision, recall)
+    """AP of a curve: precision and recall (C,) after each detection that counts, by falling score.
+
+    voc07: the mean over the recalls 0, .1, ..., 1 of the best precision at that recall or a higher one.
+    """
+    best = envelope(precision)
+    if metric == "voc07":
+        return float(np.append(best, 0.0)[np.searchsorted(recall, ELEVEN_POINTS, "left")].mean())
+    return float((np.diff(recall, prepend=0.0) * best).sum())
 
 
-def _eleven_points(precision: np.ndarray, recall: np.ndarray) -> float:
-    """Mean over the recalls 0, .1, ..., 1 of the best precision at that recall or a higher one."""
-    best = np.append(envelope(precision), 0.0)
-    return float(best[np.searchsorted(recall, ELEVEN_POINTS, "left")].mean())
-
-
-def _area(precision: np.ndarray, recall: np.ndarray) -> float:
-    """Area under the curve of the best precision at a recall or a higher one."""
-    return float((np.diff(recall, prepend=0.0) * envelope(precision)).sum())
+def ranked_ap(correct: np.ndarray, positives: int, metric: VocMetric) -> float:
+    """AP of detections (C,) by falling score, each correct or false, where `positives` objects (>= 1) count."""
+    hits = np.cumsum(correct)
+    return area(hits / np.arange(1, len(hits) + 1), hits / positives, metric)
 
 
 def envelope(precision: np.ndarray) -> np.ndarray:
@@ -228,59 +236,45 @@ def envelope(precision: np.ndarray) -> np.ndarray:
     return np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
 
 
-def _sizes(boxes: np.ndarray) -> np.ndarray:
+def box_sizes(boxes: np.ndarray) -> np.ndarray:
     """Widths and heights (N, 2) of boxes (N, 4)."""
     boxes = np.asarray(boxes, np.float64)
     return boxes[..., 2:] - boxes[..., :2]
 
 
-def _shape(arrays: ClassDetections | ClassTruth, **wanted: tuple[type, int]) -> None:
-    """Converts the fields to their types and checks that they are (N,) or (N, columns) with one N."""
-    lengths = set()
-    for name, (dtype, columns) in wanted.items():
-        value: np.ndarray = np.asarray(getattr(arrays, name), dtype=dtype)
-        if value.ndim != (2 if columns else 1) or (columns and value.shape[1] != columns):
-            raise ValueError(f"{name} must have shape (N{f', {columns}' if columns else ','}), not {value.shape}")
-        object.__setattr__(arrays, name, value)
-        lengths.add(len(value))
-    if len(lengths) > 1:
-        raise ValueError(f"{', '.join(wanted)} differ in length")
-    if arrays.images.min(initial=0) < 0:
-        raise ValueError("an image's index is negative")
-
-
-# ------------------------------------------------------------------------- from the program's structures
-
-
 def truth_by_class(samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, ClassTruth]:
     """The objects of `samples`, class by class: label k is classes[k - 1], an image's index is its place."""
-    counts = [len(s.labels) for s in samples]
-    images = np.repeat(np.arange(len(samples)), counts)
-    labels = np.concatenate([s.labels for s in samples] or [np.zeros(0, np.int64)])
-    boxes = np.concatenate([s.boxes for s in samples] or [np.zeros((0, 4))])
-    difficult = np.concatenate([s.difficult for s in samples] or [np.zeros(0, bool)])
-    sizes = np.concatenate([_sizes(s.boxes) if s.sizes is None else s.sizes for s in samples] or [np.zeros((0, 2))])
-    areas = np.concatenate([_sizes(s.boxes).prod(1) if s.areas is None else s.areas for s in samples] or [np.zeros(0)])
-    return {
-        name: ClassTruth(images[rows], boxes[rows], difficult[rows], sizes[rows], areas[rows])
-        for name, rows in zip(classes, _rows(labels, len(classes)), strict=True)
+    columns = {
+        "images": [np.full(len(s.labels), i) for i, s in enumerate(samples)],
+        "boxes": [s.boxes for s in samples],
+        "difficult": [s.difficult for s in samples],
+        "sizes": [box_sizes(s.boxes) if s.sizes is None else s.sizes for s in samples],
+        "areas": [box_sizes(s.boxes).prod(1) if s.areas is None else s.areas for s in samples],
     }
+    rows = _by_class([s.labels for s in samples], columns, classes)
+    return {name: ClassTruth(**arrays) for name, arrays in rows.items()}
 
 
 def detections_by_class(detections: Sequence[Detections], classes: Sequence[str]) -> dict[str, ClassDetections]:
     """The detections of each image, class by class; labels and images are counted as in truth_by_class."""
-    images = np.repeat(np.arange(len(detections)), [len(d) for d in detections])
-    labels = np.concatenate([d.labels.cpu().numpy() for d in detections] or [np.zeros(0, np.int64)])
-    scores = np.concatenate([d.scores.float().cpu().numpy() for d in detections] or [np.zeros(0)])
-    boxes = np.concatenate([d.boxes.float().cpu().numpy() for d in detections] or [np.zeros((0, 4))])
-    return {
-        name: ClassDetections(images[rows], scores[rows], boxes[rows])
-        for name, rows in zip(classes, _rows(labels, len(classes)), strict=True)
+    columns = {
+        "images": [np.full(len(d), i) for i, d in enumerate(detections)],
+        "scores": [d.scores.float().cpu().numpy() for d in detections],
+        "boxes": [d.boxes.float().cpu().numpy() for d in detections],
     }
+    rows = _by_class([d.labels.cpu().numpy() for d in detections], columns, classes)
+    return {name: ClassDetections(**arrays) for name, arrays in rows.items()}
 
 
-def _rows(labels: np.ndarray, classes: int) -> list[np.ndarray]:
-    """The places of each label 1, ..., classes among the labels (N,), rising; sorted once for all classes."""
-    order = np.argsort(labels, kind="stable")
-    ends = np.searchsorted(labels[order], np.arange(1, classes + 2))
-    return [order[start:end] for start, end in pairwise(ends.tolist())]
+def _by_class(
+    labels: list[np.ndarray], columns: dict[str, list[np.ndarray]], classes: Sequence[str]
+) -> dict[str, dict[str, np.ndarray]]:
+    """The rows of each label 1, 2, ..., in their order; labels and columns are lists of arrays, one an image."""
+    label = np.concatenate([np.zeros(0, np.int64), *labels])
+    order = np.argsort(label, kind="stable")
+    ends = np.searchsorted(label[order], np.arange(1, len(classes) + 2))
+    arrays = {name: np.concatenate([np.zeros((0, *COLUMNS[name][1])), *parts]) for name, parts in columns.items()}
+    return {
+        name: {column: array[order[start:end]] for column, array in arrays.items()}
+        for name, (start, end) in zip(classes, pairwise(ends.tolist()), strict=True)
+    }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastrcnn.evaluation.voc_ap import ClassAP, ClassDetections, ClassTruth, VocMetric, area, most_overlapped
+from fastrcnn.evaluation.voc_ap import ClassAP, ClassDetections, ClassTruth, VocMetric, most_overlapped, ranked_ap
 
 FITS = 0.5  # a detection lies on an object: IoU above this
 TOUCHES = 0.1  # it has to do with an object: IoU of at least this
@@ -116,32 +116,25 @@ def _missed(found: Diagnosis, truth: ClassTruth, taken: np.ndarray, proposals: n
     return kinds
 
 
-def gains(scores: np.ndarray, found: Diagnosis, positives: int, metric: VocMetric) -> np.ndarray:
-    """What the AP of a class at IoU .5 would gain (kinds + 1,) if all mistakes of one kind were mended.
+def gains(curve: ClassAP, found: Diagnosis, metric: VocMetric) -> np.ndarray:
+    """What the AP of a class at IoU .5 would gain (kinds + 1,) if all mistakes of one kind were fixed.
 
     The kinds are FALSE_KINDS', then missed objects. False detections are dropped; a poorly placed one takes its object
     instead, where nothing else found that and no poorly placed one of higher score did. Missed objects are not
-    asked for any more; where none is left to ask for, the AP is taken to become 1. scores: of the detections (D,).
+    asked for any more; where none is left to ask for, the AP is taken to become 1. curve: what class_ap says.
     """
+    positives = curve.positives
     if not positives:
         return np.zeros(len(FALSE_KINDS) + 1)
-    order = np.argsort(-scores, kind="stable")
-    order = order[found.kinds[order] != LEFT_OUT]
-    kinds, objects = found.kinds[order], found.objects[order]
+    kinds, objects = found.kinds[curve.order], found.objects[curve.order]
     right = kinds == RIGHT
-
-    def ap(correct: np.ndarray, asked: int) -> float:
-        hits = np.cumsum(correct)
-        return area(hits / np.arange(1, len(hits) + 1), hits / asked, metric)
-
-    before = ap(right, positives)
     after = []
     for kind in range(len(FALSE_KINDS)):
-        mended = right.copy()
+        fixed = right.copy()
         if kind == LOCALISATION:
             candidates = np.flatnonzero((kinds == kind) & (np.append(found.missed, -1)[objects] >= 0))
-            mended[candidates[np.unique(objects[candidates], return_index=True)[1]]] = True
-        after.append(ap(mended[mended | (kinds != kind)], positives))
+            fixed[candidates[np.unique(objects[candidates], return_index=True)[1]]] = True
+        after.append(ranked_ap(fixed[fixed | (kinds != kind)], positives, metric))
     hits = int(right.sum())
-    after.append(ap(right, hits) if hits else 1.0)
-    return np.array(after) - before
+    after.append(ranked_ap(right, hits, metric) if hits else 1.0)
+    return np.array(after) - ranked_ap(right, positives, metric)

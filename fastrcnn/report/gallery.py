@@ -38,7 +38,18 @@ class Case:
     width: float = 0.0  # of the cut
     height: float = 0.0
     jpeg: bytes | None = None
-    problem: str = ""  # why there is no picture
+    problem: str = ""  # why there is no image
+
+    @property
+    def shown_kind(self) -> str:
+        """The kind as the page's filter names it."""
+        return f"missed: {self.kind}" if self.missed else self.kind
+
+    @property
+    def why(self) -> str:
+        """The kind, the other class, and the overlap."""
+        other = f" ({self.other})" if self.other else ""
+        return self.kind + other + (f", IoU {self.overlap:.2f}" if self.overlap and not self.missed else "")
 
 
 def choose(
@@ -127,7 +138,7 @@ def _missed(
     return Case(True, kind, name, taken_for, int(truth[name].images[row]), None, 0.0, tuple(boxes))
 
 
-def with_pictures(
+def cut_out(
     cases: Sequence[Case], samples: Sequence[Sample], read: Callable[[Sample], np.ndarray] = read_sample
 ) -> list[Case]:
     """The cases with a cut of their picture each. One that cannot be read is said to be so, and its boxes are kept."""

@@ -1,22 +1,34 @@
-"""What the report on an evaluation says: numbers of each class and of all, mistakes and their kinds, by threshold."""
+"""report.html, the report on an evaluation: figures of each class and of all, mistakes and their kinds."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastrcnn.evaluation import matches
-from fastrcnn.evaluation.evaluate import Evaluation
-from fastrcnn.evaluation.metric import Metric
-from fastrcnn.evaluation.recall import ProposalRecall
-from fastrcnn.evaluation.sizes import size_ap
+from fastrcnn.evaluation.evaluate import Evaluation, write_results
+from fastrcnn.evaluation.result_files import write_comp4
+from fastrcnn.evaluation.sizes import SIZES, size_ap
 from fastrcnn.evaluation.voc_ap import truth_by_class
-from fastrcnn.report.diagnosis import MISSED_KINDS, diagnose, gains
-from fastrcnn.report.gallery import Case, choose, with_pictures
-from fastrcnn.report.plots import Curve, thinned
+from fastrcnn.files import replace_file
+from fastrcnn.report.diagnosis import FALSE_KINDS, MISSED_KINDS, diagnose, gains
+from fastrcnn.report.gallery import Case, choose, cut_out
+from fastrcnn.report.page import fraction, render
+from fastrcnn.report.plots import Curve, thin_curve
 from fastrcnn.report.thresholds import Thresholds, at_thresholds
+
+METRICS = {
+    "voc07": "VOC07's: the mean of the precision at 11 recalls, at IoU .5",
+    "voc10": "VOC10's: the area under the precision-recall curve, at IoU .5",
+    "coco": "COCO's: the mean over IoU .5, .55, ..., .95",
+}
+MISSED = "No detection is right for the object: above the threshold for the count, at any score for the gain."
+PLOTS, MOST_PLOTS = 24, 200  # shown without a click, and with one
 
 
 @dataclass(frozen=True)
@@ -32,38 +44,73 @@ class ClassReport:
     ceiling: float | None  # recall of the proposals at IoU .5
     sizes: dict[str, float | None]  # AP at IoU .5 of each of SIZES
     gains: np.ndarray  # (kinds + 1,) of AP at IoU .5: see diagnosis.gains
-    missed: np.ndarray  # (kinds,) missed objects, along MISSED_KINDS
+    missed: dict[str, int]  # missed objects by MISSED_KINDS
     curve: Curve
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything on the page."""
+    """What is on the page beside the evaluation itself."""
 
+    result: Evaluation
     title: str
-    metric: Metric
-    mean: float | None
-    figures: dict[str, float | None]  # the metric's others, such as COCO's AP50
-    images: int
-    seconds_per_image: float | None
+    about: Sequence[tuple[str, str]]  # titles and texts that the page ends with: command, configuration, environment
     classes: list[ClassReport]
-    not_evaluated: list[str]  # classes that the detections leave out
-    objects: np.ndarray  # (all classes,) objects that count, also of classes that were not evaluated
-    proposals: ProposalRecall | None
+    objects: list[int]  # that count, of all classes, also of those that were not evaluated
     thresholds: Thresholds
     cases: list[Case]
-    data: str  # matches.data_hash
-    about: list[tuple[str, str]]  # titles and texts: command, configuration, environment
+
+
+def write_evaluation(
+    result: Evaluation,
+    folder: Path,
+    split: str,
+    title: str,
+    about: Sequence[tuple[str, str]],
+    environment: Mapping[str, Any],
+) -> Path:
+    """Writes all files of an evaluation into `folder`: figures, report, detections. Returns the report.
+
+    about, environment: what the report ends with. The detections come last, so that a name that the file system does
+    not take costs no figures. Raises UserError.
+    """
+    write_results(result, folder)
+    about = [*about, ("Environment", json.dumps(environment, indent=2, ensure_ascii=False))]
+    path = write_report(result, folder, title, about)
+    write_comp4(folder, split, result.detections, [s.image_id for s in result.samples])
+    return path
+
+
+def run_title(run: Path, split: str) -> str:
+    """A heading for the evaluation of a run."""
+    return f"{'/'.join(run.resolve().parts[-2:])} on {split}"
+
+
+def training_texts(run: Path) -> list[tuple[str, str]]:
+    """How a run was trained, as far as its folder says."""
+    files = (("Command of the training", "command.txt"), ("Configuration of the training", "config.yaml"))
+    return [
+        (name, (run / file).read_text(encoding="utf-8", errors="replace"))
+        for name, file in files
+        if (run / file).is_file()
+    ]
+
+
+def write_report(result: Evaluation, folder: Path, title: str, about: Sequence[tuple[str, str]]) -> Path:
+    """Writes report.html into `folder`, with titles and texts at its end. Raises UserError where that cannot be."""
+    html = page(make_report(result, title, about))
+    return replace_file(folder / "report.html", html.encode("utf-8", errors="replace"))
 
 
 def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]) -> Report:
-    """The report on an evaluation; reads the few pictures that the gallery shows."""
+    """The report on an evaluation; reads the few images that the gallery shows."""
     truth = truth_by_class(result.samples, result.classes)
     curves, rule = result.curves(), result.rule
     diagnoses = diagnose(result.detections, truth, curves, _proposal_overlaps(result))
     classes = []
     for name, curve in curves.items():
         found, d = result.detections[name], diagnoses[name]
+        missed = np.bincount(d.missed[d.missed >= 0], minlength=len(MISSED_KINDS)).tolist()
         classes.append(
             ClassReport(
                 name=name,
@@ -74,26 +121,19 @@ def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]
                 recall=float(np.count_nonzero(curve.correct) / curve.positives) if curve.positives else None,
                 ceiling=result.recall.classes[name].at_50 if result.recall else None,
                 sizes=size_ap(found, truth[name], curve, rule),
-                gains=gains(found.scores, d, curve.positives, rule),
-                missed=np.bincount(d.missed[d.missed >= 0], minlength=len(MISSED_KINDS)),
-                curve=thinned(curve.recall, curve.precision),
+                gains=gains(curve, d, rule),
+                missed=dict(zip(MISSED_KINDS, missed, strict=True)),
+                curve=thin_curve(curve.recall, curve.precision),
             )
         )
     return Report(
+        result=result,
         title=title,
-        metric=result.metric,
-        mean=result.ap.mean,
-        figures=result.ap.figures,
-        images=len(result.samples),
-        seconds_per_image=result.seconds_per_image,
+        about=about,
         classes=classes,
-        not_evaluated=[name for name in result.classes if name not in curves],
-        objects=np.array([np.count_nonzero(~t.difficult) for t in truth.values()]),
-        proposals=result.recall,
+        objects=[int(np.count_nonzero(~t.difficult)) for t in truth.values()],
         thresholds=at_thresholds(list(result.classes), result.detections, diagnoses),
-        cases=with_pictures(choose(result.detections, truth, diagnoses), result.samples),
-        data=matches.data_hash(result.samples, result.classes),
-        about=list(about),
+        cases=cut_out(choose(result.detections, truth, diagnoses), result.samples),
     )
 
 
@@ -106,3 +146,91 @@ def _proposal_overlaps(result: Evaluation) -> Mapping[str, np.ndarray] | None:
     overlaps = np.zeros(len(labels))
     overlaps[counted] = result.recall.overlaps
     return {name: overlaps[labels == k] for k, name in enumerate(result.classes, 1)}
+
+
+def page(report: Report) -> str:
+    """The page."""
+    result, t, classes = report.result, report.thresholds, report.classes
+    counted = [c for c in classes if c.objects]
+    evaluated = [k for k, name in enumerate(t.names) if name in result.ap.ap]
+    gain_kinds = {**FALSE_KINDS, "missed": MISSED}
+    plotted, order = counted, ""
+    if len(counted) > PLOTS:
+        plotted = sorted(counted, key=lambda c: c.ap_50 or 0.0)[:MOST_PLOTS]
+        least = f"the {MOST_PLOTS} of least AP, " if len(counted) > MOST_PLOTS else ""
+        order = f"Classes: {least}lowest AP first."
+    shown = {c.shown_kind for c in report.cases}
+    return render(
+        "report.html",
+        title=report.title,
+        report=report,
+        metric=METRICS[result.metric],
+        tile_values=_tiles(report),
+        remarks=_remarks(report),
+        plotted=plotted,
+        plot_order=order,
+        few_plots=PLOTS,
+        false_kinds=FALSE_KINDS,
+        missed_kinds=MISSED_KINDS,
+        gain_kinds=gain_kinds,
+        counted=counted,
+        mean_gains=np.mean([c.gains for c in counted], axis=0) if counted else np.zeros(len(gain_kinds)),
+        evaluated=evaluated,
+        best_threshold=t.best(sum(c.objects for c in classes)),
+        case_classes=[c.name for c in classes if any(case.name == c.name for case in report.cases)],
+        case_kinds=[k for k in (*FALSE_KINDS, *(f"missed: {m}" for m in MISSED_KINDS)) if k in shown],
+        unread=list(dict.fromkeys(c.problem for c in report.cases if c.problem)),
+        size_means={size: _mean([c.sizes[size] for c in classes]) for size in SIZES},
+        data_hash=matches.data_hash(result.samples, result.classes),
+        data={
+            "names": t.names,
+            "evaluated": [k in evaluated for k in range(len(t.names))],
+            "objects": report.objects,
+            "thresholds": [round(float(v), 4) for v in t.values],
+            "kinds": list(FALSE_KINDS),
+            "right": [_sparse(row) for row in t.right],
+            "wrong": [[_sparse(row) for row in kinds] for kinds in t.false],
+            "confusions": [[truth, detected, _sparse(row)] for (truth, detected), row in t.confusions.items()],
+        },
+    )
+
+
+def _tiles(report: Report) -> list[tuple[str, str]]:
+    result, recall = report.result, report.result.recall
+    values = [(fraction(result.ap.mean), f"mAP ({result.metric})")]
+    values += [(fraction(result.ap.figures[n]), n) for n in ("AP50", "AP75") if n in result.ap.figures]
+    values += [
+        (f"{len(result.samples):,}", "images"),
+        (f"{sum(c.objects for c in report.classes):,}", "objects that count"),
+        (f"{sum(c.detections for c in report.classes):,}", "detections"),
+    ]
+    if recall:
+        values.append((fraction(recall.all.at_50), "recall of the proposals (IoU .5)"))
+        values.append((f"{recall.proposals:,.0f}", "proposals an image"))
+    if result.seconds_per_image is not None:
+        values.append((f"{1000 * result.seconds_per_image:,.0f} ms", "an image in the network"))
+    return values
+
+
+def _remarks(report: Report) -> list[str]:
+    lines = []
+    if all(c.ap is None for c in report.classes):
+        lines.append("No class has an object that counts in these images, so there is no AP.")
+    elif not any(c.detections for c in report.classes):
+        lines.append("Nothing was detected: every object is missed.")
+    if without := [c.name for c in report.classes if c.ap is None]:
+        lines.append(f"Without an object that counts, and so without AP: {', '.join(without)}.")
+    if left_out := [name for name in report.result.classes if name not in report.result.ap.ap]:
+        lines.append(f"No detections were given, and so left out: {', '.join(left_out)}.")
+    return lines
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _sparse(counts: np.ndarray) -> list[int]:
+    """[bin, count, bin, count, ...] of the counts that are not 0."""
+    bins = np.flatnonzero(counts)
+    return np.stack((bins, counts[bins]), axis=1).ravel().tolist()

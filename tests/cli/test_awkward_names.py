@@ -15,10 +15,10 @@ from voc_folder import VocFolder, voc_xml
 
 from fastrcnn.build.annotations import warn_of_same_files
 from fastrcnn.build.derived import output_file
-from fastrcnn.cli import evaluated
+from fastrcnn.build.run_folder import refuse_unusable
 from fastrcnn.cli.sweep import report, varied
 from fastrcnn.errors import UserError
-from fastrcnn.evaluation import result_files
+from fastrcnn.evaluation.result_files import check_comp4
 from fastrcnn.training.tracking import Tracker
 
 Call = Callable[..., tuple[int, str, str]]
@@ -71,7 +71,7 @@ def test_what_cannot_be_written_costs_no_metrics(call: Call, tmp_path: Path, mon
     def refuse(*_: object) -> None:
         raise UserError("comp4_det_test_<b>.txt cannot be written")
 
-    monkeypatch.setattr(result_files, "write_comp4", refuse)
+    monkeypatch.setattr("fastrcnn.report.report.write_comp4", refuse)
     status, out, err = call("train", "run=run", *SMALL, f"data.root={data.root}")
     assert (status, "cannot be written" in err) == (1, True)
     assert "mAP" in out
@@ -126,10 +126,10 @@ def test_a_run_that_cannot_have_a_folder_is_refused_at_once(
 def test_an_evaluation_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is not a folder"):
-        evaluated.check_place(tmp_path / "file" / "x", "test", ["cat"])
+        refuse_unusable(tmp_path / "file" / "x", "output=x")
     with pytest.raises(UserError, match="holds a slash"):
-        evaluated.check_place(tmp_path / "x", "test", ["cat", "a/b"])
-    evaluated.check_place(tmp_path / "x", "test", ["cat"])
+        check_comp4("test", ["cat", "a/b"])
+    refuse_unusable(tmp_path / "x", "output=x")
     assert not (tmp_path / "x").exists()
     with pytest.raises(UserError, match="file is not a folder"):  # of compress and svm
         output_file(str(tmp_path / "file" / "x.pt"), Path("run/checkpoints/best.pt"), "svm/best.pt")

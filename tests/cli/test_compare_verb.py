@@ -116,7 +116,7 @@ def test_what_cannot_be_compared_is_one_clear_message(
     assert "a was evaluated by metric=voc10, m by metric=voc07" in refused("a", "m")
     evaluated("f", 3, split="few")
     said = refused("a", "f")
-    assert "a was evaluated on 12 images, f on 10, and not the same ones; only in a: p10, p11." in said
+    assert "a and f were evaluated on 12 and 10 images: f lacks p10, p11." in said
     evaluated("o", 3, "data.classes=[dog,cat]")
     assert "different classes: the same, in another order" in refused("a", "o")
     (tmp_path / "a-d" / "comp4_det_test_dog.txt").unlink()

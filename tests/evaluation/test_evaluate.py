@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from fastrcnn.evaluation.evaluate import Evaluation, above_thresholds, compare, evaluate, table, write_results
+from fastrcnn.evaluation.evaluate import Evaluation, compare, table, write_results
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.evaluation.result_files import read_comp4, write_comp4
 from fastrcnn.evaluation.voc_ap import ClassDetections
-from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.settings import DetectionSettings
-from fastrcnn.structures import Batch, Detections, Sample
+from fastrcnn.structures import Sample
 
 CLASSES = ["cat", "dog", "cow"]
 A, B = (0, 0, 10, 10), (20, 20, 40, 30)
@@ -142,84 +138,3 @@ def test_the_table_shows_every_class_and_the_mean(result: Evaluation) -> None:
     assert lines[4][-1] == "cow"  # a class without truth is named, and has no AP
     assert len(lines) == 5
     assert "recall" not in table(compare(DETECTIONS, SAMPLES, CLASSES, "voc10"))
-
-
-class Copying(torch.nn.Module):
-    """Stands in for the network: finds in every proposal a thing of class 1 + (its number modulo 2)."""
-
-    classifier = "softmax"
-    roi_op = "roi_align"  # every RoI counts, also where two have the same cells
-    strides = (16,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("delta_mean", torch.zeros(3, 4))
-        self.register_buffer("delta_std", torch.ones(3, 4))
-
-    def features(self, images: torch.Tensor, sizes: torch.Tensor) -> list[torch.Tensor]:
-        return [images.float()]
-
-    def classify(self, maps: list[torch.Tensor], rois: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = torch.zeros(len(rois), 3)
-        logits[torch.arange(len(rois)), 1 + torch.arange(len(rois)) % 2] = 5.0
-        return logits, torch.zeros(len(rois), 3, 4)
-
-
-def test_evaluate_stays_in_the_pictures_own_pixels() -> None:
-    """Pictures twice and half as large as their originals; proposals that are the truth: AP 1, recall 1."""
-    batches = []
-    for s, scale in zip(SAMPLES[:2], (2.0, 0.5), strict=True):
-        boxes = torch.from_numpy(s.boxes[:2])
-        size = int(40 * scale), int(50 * scale)
-        batches.append(
-            Batch(
-                torch.zeros((1, 3, *size), dtype=torch.uint8),
-                torch.tensor([size]),
-                torch.tensor([scale]),
-                [boxes],
-                [boxes],
-                [torch.from_numpy(s.labels)],
-                [s],
-            )
-        )
-    settings = DetectionSettings(score_threshold=0.5)
-    start = time.perf_counter()
-    result = evaluate(Copying(), [[b] for b in batches], 2, ["cat", "dog"], "voc10", settings)  # type: ignore[arg-type]
-    assert [s.image_id for s in result.samples] == ["000001", "000002"]
-    assert result.seconds_per_image is not None
-    assert 0 < result.seconds_per_image < time.perf_counter() - start
-    assert result.ap.ap == {"cat": 1.0, "dog": 1.0}
-    np.testing.assert_allclose(result.detections["cat"].boxes, [A, B])
-    assert result.detections["cat"].images.tolist() == [0, 1]
-    assert result.recall is not None
-    assert result.recall.classes["dog"].at_50 == 1.0
-
-
-def test_only_what_exceeds_its_classs_threshold_over_the_set_is_kept() -> None:
-    """One a picture on average, two pictures: of class 1 the second best score is .8, of class 2 it is .3."""
-    boxes = torch.tensor([[0.0, 0, 5, 5]])
-    first = Detections(
-        boxes.repeat(3, 1),
-        torch.tensor([0.9, 0.8, 0.3]),
-        torch.tensor([1, 1, 2]),
-        torch.tensor([[0.9, 0.3], [0.8, 0.2]]),
-    )
-    second = Detections(boxes, torch.tensor([0.6]), torch.tensor([2]), torch.tensor([[0.1, 0.6], [0.05, 0.1]]))
-    kept = above_thresholds([first, second], 1)
-    assert [d.scores.tolist() for d in kept] == [[pytest.approx(0.9)], [pytest.approx(0.6)]]
-    assert [d.labels.tolist() for d in kept] == [[1], [2]]
-    everything = above_thresholds([first, second], 2)
-    assert [len(d) for d in everything] == [3, 1]
-
-
-def test_what_comes_up_when_detection_is_done_leaves_before_anything_is_made_of_it() -> None:
-    class Over(Exception):  # noqa: N818 - no error
-        pass
-
-    def detected() -> None:
-        raise Over
-
-    model = FastRCNN(1, width=0.03, roi_size=2)
-    settings = DetectionSettings(average_per_class=3)  # which is made of all pictures, of which there is none here
-    with pytest.raises(Over):
-        evaluate(model, [], 5, ["x"], "voc07", settings, detected=detected)

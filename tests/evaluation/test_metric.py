@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastrcnn.evaluation.metric import METRICS, Metric, average_precision
-from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth
+from fastrcnn.evaluation.evaluate import average_precision
+from fastrcnn.evaluation.voc_ap import METRICS, ClassDetections, ClassTruth
+from fastrcnn.settings import Metric
 
 A, B = [0, 0, 50, 50], [100, 0, 150, 50]
 

@@ -234,12 +234,12 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}
 @pytest.mark.parametrize(
     ("entry", "says"),
     [
-        ([1], "found a list"),
-        ({k: v for k, v in GOOD.items() if k != "score"}, "no 'score'"),
+        ([1], "found [1]"),
+        ({k: v for k, v in GOOD.items() if k != "score"}, 'should be {"image_id"'),
         (GOOD | {"score": None}, "None is not a finite number"),
         (GOOD | {"score": True}, "True is not a finite number"),
         (GOOD | {"score": 10**400}, "not a finite number"),
-        (GOOD | {"bbox": [0, 0, 1]}, "four numbers"),
+        (GOOD | {"bbox": [0, 0, 1]}, "[x, y, width, height]"),
         (GOOD | {"bbox": [0, 0, 1, float("nan")]}, "nan is not a finite number"),
         (GOOD | {"category_id": 3}, "category 3 is unknown"),
         (GOOD | {"category_id": [1]}, "category"),
@@ -261,7 +261,7 @@ def test_coco_names_the_malformed_entry(tmp_path: Path, entry: object, says: str
     [
         ('[\n{"image_id": 1,\n', "line 3: not valid JSON"),
         ("", "line 1: not valid JSON"),
-        ('{"annotations": []}', "found an object"),
+        ('{"annotations": []}', "should be a list of detections"),
         ("[" * 100_000, "results.json"),
         (f"[{'1' * 5000}]", "results.json"),
     ],

@@ -196,15 +196,13 @@ def test_mean_without_any_truth_is_none() -> None:
 
 
 def test_wrong_use_is_refused() -> None:
-    with pytest.raises(ValueError, match="dog"):
-        mean_ap({"dog": found()}, {"cat": truth()})
     with pytest.raises(ValueError, match="voc11"):
         class_ap(found(), truth(), "voc11")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="NaN"):
         found((0, math.nan, A))
     with pytest.raises(ValueError, match="negative"):
         found((-1, 0.5, A))
-    with pytest.raises(ValueError, match="length"):
+    with pytest.raises(ValueError, match="shape"):
         ClassDetections(np.zeros(2), np.zeros(2), np.zeros((3, 4)))
     with pytest.raises(ValueError, match="shape"):
         ClassTruth(np.zeros(2), np.zeros((2, 5)), np.zeros(2))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mistakes import CASES, CATS, DETECTIONS, DOGS, OBJECTS, diagnosed, found, truth
 
-from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth
+from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, VocMetric, class_ap
 from fastrcnn.report.diagnosis import FALSE_KINDS, LEFT_OUT, MISSED_KINDS, RIGHT, Diagnosis, gains
 
 
@@ -69,11 +69,15 @@ def test_nothing_detected_and_nothing_there() -> None:
     assert reasons(diagnosed({"cat": found()}, {"cat": CATS})["cat"]) == ["unseen", "", "unseen"]
 
 
+def gained(detections: ClassDetections, objects: ClassTruth, d: Diagnosis, metric: VocMetric) -> np.ndarray:
+    return gains(class_ap(detections, objects, metric), d, metric)
+
+
 def test_gains_by_hand() -> None:
     """Of two cats that count one is found first: AP 1/2. The box of .6 put in place is the third that counts: precision
     2/3 at recall 1. Without the cat that is missed the AP is 1. False boxes after the last right one cost nothing."""
     cat = diagnosed(DETECTIONS, OBJECTS)["cat"]
-    np.testing.assert_allclose(gains(DETECTIONS["cat"].scores, cat, 2, "voc10"), [0, 0, 1 / 3, 0, 0, 1 / 2])
+    np.testing.assert_allclose(gained(DETECTIONS["cat"], CATS, cat, "voc10"), [0, 0, 1 / 3, 0, 0, 1 / 2])
 
 
 def test_gains_of_what_stands_before_the_right_ones() -> None:
@@ -85,13 +89,14 @@ def test_gains_of_what_stands_before_the_right_ones() -> None:
     cat = diagnosed(detections, objects)["cat"]
     assert words(cat) == ["localisation", "confusion", "both", "background", "background", "right"]
     expected = [0, 1 / 5 - 1 / 6, 1 / 5 - 1 / 6, 1 / 5 - 1 / 6, 1 / 4 - 1 / 6, 0]
-    np.testing.assert_allclose(gains(detections["cat"].scores, cat, 1, "voc10"), expected)
+    np.testing.assert_allclose(gained(detections["cat"], objects["cat"], cat, "voc10"), expected)
 
 
 def test_gains_where_nothing_is_found_or_there() -> None:
     nothing = diagnosed({"cat": found()}, {"cat": CATS})["cat"]
-    np.testing.assert_allclose(gains(np.zeros(0), nothing, 2, "voc07"), [0, 0, 0, 0, 0, 1])
-    np.testing.assert_allclose(gains(np.zeros(0), nothing, 0, "voc07"), [0] * 6)
+    np.testing.assert_allclose(gained(found(), CATS, nothing, "voc07"), [0, 0, 0, 0, 0, 1])
+    nothing = diagnosed({"cat": found()}, {"cat": truth()})["cat"]
+    np.testing.assert_allclose(gained(found(), truth(), nothing, "voc07"), [0] * 6)
 
 
 def in_loops(

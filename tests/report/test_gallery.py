@@ -12,7 +12,7 @@ from mistakes import DETECTIONS, OBJECTS, diagnosed, found, truth
 from PIL import Image
 
 from fastrcnn.report import gallery
-from fastrcnn.report.gallery import Case, choose, with_pictures
+from fastrcnn.report.gallery import Case, choose, cut_out
 from fastrcnn.structures import Sample
 
 
@@ -75,7 +75,7 @@ def test_cuts_and_boxes_by_hand() -> None:
     """A box of 40 x 20 with a margin of a quarter of 40; at the border there is no more picture than there is."""
     pixels = np.zeros((100, 200, 3), np.uint8)
     pixels[50:70, 100:140] = 255  # what is in the first box
-    inside, corner = with_pictures(
+    inside, corner = cut_out(
         [case((100, 50, 140, 70)), case((0, 0, 40, 20))], [sample("a", 200, 100)], lambda _: pixels
     )
     assert (inside.width, inside.height, inside.boxes[0][1]) == (60, 40, (10, 10, 50, 30))
@@ -91,7 +91,7 @@ def test_large_cuts_are_scaled_and_tiny_pictures_work() -> None:
     sizes = [(4000, 1000), (1, 1), (3, 5000)]
     samples = [sample(str(i), *size) for i, size in enumerate(sizes)]
     cases = [case((0, 0, *size), i) for i, size in enumerate(sizes)]
-    cut = with_pictures(cases, samples, lambda s: np.zeros((s.height, s.width, 3), np.uint8))
+    cut = cut_out(cases, samples, lambda s: np.zeros((s.height, s.width, 3), np.uint8))
     assert [(c.width, c.height) for c in cut] == [(320, 80), (1, 1), (1, 320)]
     assert cut[0].boxes[0][1] == (0, 0, 320, 80)
     assert all(c.jpeg for c in cut)
@@ -101,7 +101,7 @@ def test_pictures_that_cannot_be_read_are_said_and_the_rest_goes_on(tmp_path: Pa
     Image.new("RGB", (50, 50)).save(tmp_path / "here.png")
     samples = [replace(sample(name, 50, 50), path=tmp_path / f"{name}.png") for name in ("gone", "here")]
     samples.append(replace(samples[1], width=60))
-    gone, here, other = with_pictures([case((0, 0, 9, 9), i) for i in range(3)], samples)
+    gone, here, other = cut_out([case((0, 0, 9, 9), i) for i in range(3)], samples)
     assert (gone.jpeg, gone.image_id) == (None, "gone")
     assert f"{tmp_path / 'gone.png'}: cannot be read (No such file" in gone.problem
     assert gone.width > 0

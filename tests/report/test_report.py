@@ -14,11 +14,10 @@ from mistakes import DETECTIONS, OBJECTS, found
 from PIL import Image
 
 from fastrcnn.evaluation.evaluate import Evaluation, compare, write_results
-from fastrcnn.evaluation.metric import METRICS, Metric
 from fastrcnn.evaluation.recall import proposal_recall
-from fastrcnn.evaluation.voc_ap import ClassDetections
-from fastrcnn.report.report import make_report
-from fastrcnn.report.report_page import page, write_report
+from fastrcnn.evaluation.voc_ap import METRICS, ClassDetections
+from fastrcnn.report.report import make_report, page, write_report
+from fastrcnn.settings import Metric
 from fastrcnn.structures import Sample
 
 HOSTILE = "</script><script>alert('1')</script><img src=x onerror=\"alert(2)\">&amp;'"
@@ -83,9 +82,9 @@ def test_numbers_of_a_class_by_hand(tmp_path: Path) -> None:
     assert (cat.ap, cat.objects, cat.detections, cat.recall, cat.ceiling) == (0.5, 2, 13, 0.5, 0.5)
     assert (dog.ap, dog.objects, dog.detections, dog.recall, dog.ceiling) == (0.0, 2, 0, 0.0, 0.5)
     assert report.thresholds.false.sum(axis=2).tolist() == [[1, 2, 3, 2, 3], [0] * 5]
-    assert cat.missed.tolist() == [1, 0, 0, 0]  # no proposal
-    assert dog.missed.tolist() == [1, 0, 1, 0]
-    assert (report.mean, report.images, report.objects.tolist()) == (0.25, 2, [2, 2])
+    assert list(cat.missed.values()) == [1, 0, 0, 0]  # no proposal
+    assert list(dog.missed.values()) == [1, 0, 1, 0]
+    assert (report.result.ap.mean, report.objects) == (0.25, [2, 2])
     assert cat.sizes == {"small": 0.5, "medium": None, "large": None}
     np.testing.assert_allclose(cat.curve.best, cat.curve.precision)
     assert (cat.curve.recall[0], cat.curve.recall[-1]) == (0.5, 0.5)
@@ -119,7 +118,7 @@ def test_names_that_are_html_are_text(tmp_path: Path) -> None:
     assert content is not None
     assert json.loads(content[1])["names"] == names
     assert any(attributes.get("data-class") == HOSTILE for _, attributes in reader.tags)
-    assert "gone&#x27;&quot;&lt;b&gt;.png: cannot be read" in html
+    assert "gone&#39;&#34;&lt;b&gt;.png: cannot be read" in html
     for outside in ("http://", "https://", "src='/", "@import", "url("):
         assert outside not in html
 

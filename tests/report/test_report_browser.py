@@ -15,8 +15,8 @@ from fastrcnn.evaluation.comparison import compare_runs
 from fastrcnn.evaluation.evaluate import Evaluation, compare, write_results
 from fastrcnn.evaluation.matches import read
 from fastrcnn.evaluation.voc_ap import ClassDetections
-from fastrcnn.report.compare_page import compare_page
-from fastrcnn.report.report_page import write_report
+from fastrcnn.report.compare import write_comparison
+from fastrcnn.report.report import write_report
 from fastrcnn.structures import Sample
 
 HOSTILE = "<script>document.title='broken'<!--\"'&lt;"
@@ -50,7 +50,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_results(result, folder / name)
         write_report(result, folder, HOSTILE, [("Command", HOSTILE)])
     found = compare_runs({name: read(folder / name) for name in ("one", "two")}, 100, 0)
-    (folder / "compare.html").write_text(compare_page(found), encoding="utf-8")
+    write_comparison(found, folder)
     return folder
 
 

@@ -1,0 +1,86 @@
+"""A network run over a data set: its detections, and their evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from fastrcnn.evaluation.evaluate import Evaluation, compare
+from fastrcnn.evaluation.recall import proposal_recall
+from fastrcnn.evaluation.voc_ap import ClassDetections, detections_by_class
+from fastrcnn.inference.detect import AnyNetwork, DetectionSettings, detect
+from fastrcnn.model.postprocess import class_thresholds
+from fastrcnn.parallel import distributed
+from fastrcnn.progress import progress
+from fastrcnn.settings import Metric
+from fastrcnn.structures import Batch, Detections, Sample
+
+
+def evaluate(
+    model: AnyNetwork,
+    pyramids: Iterable[Sequence[Batch]],
+    images: int,
+    classes: Sequence[str],
+    metric: Metric,
+    settings: DetectionSettings,
+    dtype: torch.dtype = torch.float32,
+    detected: Callable[[], None] = lambda: None,
+) -> Evaluation | None:
+    """Runs the model over pyramids of batches (see detect_batch), `images` images in all, and evaluates what it finds.
+
+    In a group of processes each gives its share of the images; the first gets the outcome, the others None. detected:
+    see detect_all.
+    """
+    seconds = 0.0
+    proposals: list[np.ndarray] = []
+
+    def timed() -> Iterable[Sequence[Batch]]:
+        nonlocal seconds
+        for pyramid in pyramids:
+            proposals.extend(p.numpy() for p in pyramid[0].proposals)
+            start = time.perf_counter()
+            yield pyramid  # until the next one is asked for, this one is detected on
+            seconds += time.perf_counter() - start
+
+    samples, detections = detect_all(model, timed(), images, classes, settings, dtype, detected)
+    seconds /= max(len(proposals), 1)
+    proposals = distributed.in_order(proposals)
+    if not distributed.leads():
+        return None
+    recall = proposal_recall(proposals, samples, classes)
+    return replace(compare(detections, samples, classes, metric, recall), seconds_per_image=seconds)
+
+
+def detect_all(
+    model: AnyNetwork,
+    pyramids: Iterable[Sequence[Batch]],
+    images: int,
+    classes: Sequence[str],
+    settings: DetectionSettings,
+    dtype: torch.dtype = torch.float32,
+    detected: Callable[[], None] = lambda: None,
+) -> tuple[list[Sample], dict[str, ClassDetections]]:
+    """The `images` images of the pyramids, and what the model finds in them: an entry for every class.
+
+    In a group of processes the first gets all of it, the others nothing. detected: called when the pyramids end, before
+    anything is made of what was found; it may raise.
+    """
+    own = -(-images // distributed.size())
+    part = list(progress(detect(model, pyramids, settings, dtype), own, "detect"))
+    detected()
+    both = distributed.in_order(part)
+    samples, found = [sample for sample, _ in both], [of_image for _, of_image in both]
+    if settings.average_per_class is not None:
+        found = above_thresholds(found, settings.average_per_class)
+    return samples, detections_by_class(found, classes)
+
+
+def above_thresholds(found: Sequence[Detections], average: int) -> list[Detections]:
+    """The detections whose score exceeds their class's threshold over the set; see class_thresholds."""
+    thresholds = class_thresholds([d.entered for d in found if d.entered is not None], average)
+    kept = [d.scores > thresholds[d.labels - 1] for d in found]
+    return [Detections(d.boxes[k], d.scores[k], d.labels[k]) for d, k in zip(found, kept, strict=True)]
