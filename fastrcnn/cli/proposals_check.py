@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fastrcnn.proposals.convert import Named
     from fastrcnn.proposals.fit import Outcome
     from fastrcnn.proposals.fit_measures import Fit
-    from fastrcnn.proposals.formats.files import ProposalFile
+    from fastrcnn.proposals.formats.content import Content
     from fastrcnn.structures import Sample
 
 T = TypeVar("T")
@@ -47,8 +47,8 @@ def main(arguments: list[str]) -> int:
         raise UserError("which proposals? fastrcnn proposals-check proposals=FILE data=NAME data.root=FOLDER")
     from fastrcnn.build import annotations
     from fastrcnn.cli.convert import read_ids
+    from fastrcnn.proposals.files import open_proposals
     from fastrcnn.proposals.fit import find_fit
-    from fastrcnn.proposals.formats.files import open_proposals
 
     annotations.root(config.data)  # a mistake in it is said before a large file is read
     path = Path(config.proposals).expanduser()
@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     return 0 if outcome.fits and as_is else 1
 
 
-def sampled(config: ProposalsCheckConfig, file: ProposalFile) -> tuple[list[Sample], list[int], list[int], int]:
+def sampled(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sample], list[int], list[int], int]:
     """Images with truth, spread evenly over those that the file has, and their places in it.
 
     Also gives the places of all images that the file has, in the data set's order, and how many these are. Truth that

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastrcnn.progress import progress
-from fastrcnn.proposals.conventions import ORDERS, Convention
 from fastrcnn.proposals.fit_measures import Borders, Fit, Images, mended
+from fastrcnn.proposals.formats.conventions import ORDERS, Convention
 from fastrcnn.proposals.readings import AS_IS, PIXELS, Reading, Scale, conventions, placements, scales
 from fastrcnn.structures import Sample
 

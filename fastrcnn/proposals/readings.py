@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastrcnn.proposals.conventions import Convention
+from fastrcnn.proposals.formats.conventions import Convention
 
 PIXELS = "pixels"
 RELATIVE = "0..1"

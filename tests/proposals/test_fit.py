@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrcnn.proposals.conventions import CONVENTIONS
 from fastrcnn.proposals.fit import Outcome, find_fit
 from fastrcnn.proposals.fit_measures import Images, mended
+from fastrcnn.proposals.formats.conventions import CONVENTIONS
 from fastrcnn.proposals.readings import AS_IS, PIXELS, RELATIVE, Reading, Scale, placements, scales
 from fastrcnn.structures import Sample
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from limits import in_bounds
 
 from fastrcnn.errors import UserError
-from fastrcnn.proposals.formats.files import ProposalFile, open_proposals
+from fastrcnn.proposals.files import open_proposals
+from fastrcnn.proposals.formats.content import Content
 from fastrcnn.proposals.store import ImageProposals, write_store
 
 io = pytest.importorskip("scipy.io", reason="needs the extra [mat]")
@@ -294,7 +295,7 @@ def test_real_files_of_selective_search(test_data: Path, image_id: str, count: i
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "other.mat": (lambda p: savemat(p, rects=np.zeros((2, 4))), "has no matrix `boxes`"),
     "shape.mat": (lambda p: savemat(p, boxes=np.zeros((2, 5))), r"`boxes`: float64 of shape \(2, 5\)"),
-    "text.mat": (lambda p: savemat(p, boxes="four"), "is text, and must be numbers"),
+    "text.mat": (lambda p: savemat(p, boxes="four"), "`boxes`: Text where numbers of shape"),
     "struct.mat": (lambda p: savemat(p, boxes={"a": 1}), "is struct, and must be numbers"),
     "complex.mat": (lambda p: savemat(p, boxes=np.zeros((2, 4), complex) + 1j), "is complex"),
     "shape73.mat": (lambda p: hdf5(p, boxes=np.ones((2, 5))), r"`boxes`: float64 of shape \(2, 5\)"),
@@ -458,7 +459,7 @@ def test_a_large_file_is_unpacked_image_by_image(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def read_all(path: Path) -> ProposalFile:
+def read_all(path: Path) -> Content:
     """Everything in a file, whether or not it names its images."""
     try:
         found = open_proposals(path)

@@ -3,16 +3,19 @@
 A pickle is a program. This reader carries out only the instructions that build data; a class or function that is
 asked for must be one of the few below, and even these are stand-ins written here, so that neither numpy nor anything
 else is called with what a stranger wrote. An array is made from its own bytes, which the file must hold.
+
+It is Python's own reader in Python and not the one in C, which cannot be kept from hashing tuples of tuples of tuples
+(for ever, or until the stack is full), nor from making room for whatever place in the memo a pickle names.
 """
 
 from __future__ import annotations
 
 import math
-import os
+import mmap
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,81 +28,71 @@ CARRIED_OUT = """
     PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL INST REDUCE
 """
 STANDARD: dict[int, Any] = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
-INSTANCES = "mmengine.structures.instance_data.InstanceData"
 
 
 class _RefusedError(Exception):
     """Its text says what in the pickle is not admitted."""
 
 
-class _DType:
-    """A dtype as a pickle describes it: a type string, and in the state a byte order."""
+class _Object:
+    """What a pickle makes first and gives its state afterwards; `value` is what that comes to."""
 
-    def __init__(self, spec: object, *_: object) -> None:
-        self.spec = spec.decode("latin1") if isinstance(spec, bytes) else spec
-        self.order = "="
+    value: Any = None
 
-    def set_state(self, state: object) -> None:
+    def __init__(self, *_: object) -> None:
+        """Arguments that numpy always gives alike say nothing."""
+
+    def set_state(self, state: Any) -> None:
+        raise NotImplementedError
+
+
+class _DType(_Object):
+    """A dtype: a type string, and in the state a byte order. Only numbers of at most eight bytes are admitted."""
+
+    def __init__(self, spec: object = None, *_: object) -> None:
+        text = spec.decode("latin1") if isinstance(spec, bytes) else str(spec)
+        if len(text) > 3 or text.lstrip("<>=|")[:1] not in tuple("biuf"):
+            what = "objects" if text.lstrip("|")[:1] == "O" else "no numbers"
+            raise _RefusedError(f"an array of {what} (dtype {text[:20]!r})")
+        self.value = np.dtype(text.lstrip("<>=|"))
+
+    def set_state(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) < 3 or any(state[2:5]) or state[1] not in ("<", ">", "|", "="):
             raise _RefusedError("a numpy dtype that is not a plain number")
-        self.order = state[1]
-
-    def resolve(self) -> np.dtype:
-        """The numpy type; only numbers of at most eight bytes are admitted."""
-        if not isinstance(self.spec, str) or len(self.spec) > 3 or self.spec.lstrip("<>=|")[:1] not in tuple("biuf"):
-            what = "an array of objects" if str(self.spec)[:4].lstrip("|")[:1] == "O" else "an array of no numbers"
-            raise _RefusedError(f"{what} (dtype {str(self.spec)[:20]!r})")
-        return np.dtype(self.spec.lstrip("<>=|")).newbyteorder(self.order)  # type: ignore[arg-type]
+        self.value = self.value.newbyteorder(state[1])
 
 
-class _Array:
-    """An array under construction: numpy's pickles first make an empty one, and then give it its state."""
+class _Array(_Object):
+    """An array, which numpy's pickles first make empty."""
 
-    def __init__(self) -> None:
-        self.value: np.ndarray | None = None
-
-    def set_state(self, state: object) -> None:
+    def set_state(self, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) not in (4, 5):
             raise _RefusedError("a numpy array without a proper state")
         shape, dtype, fortran, data = state[-4:]
         self.value = _from_bytes(data, dtype, shape, "F" if fortran else "C")
 
 
-class _Instances:
+class _Instances(_Object):
     """mmdetection's InstanceData, a bag of named arrays, of which mmdet 3 makes one an image."""
 
-    def __init__(self) -> None:
-        self.fields: dict[str, object] = {}
-
-    def set_state(self, state: object) -> None:
+    def set_state(self, state: Any) -> None:
         if not isinstance(state, dict):
             raise _RefusedError("an InstanceData without fields")
-        self.fields = state
+        self.value = state
 
 
 def _from_bytes(data: object, dtype: object, shape: object, order: object = "C") -> np.ndarray:
     """An array over bytes of the pickle; what it declares must be what they are."""
-    if not isinstance(dtype, _DType):
-        raise _RefusedError("a numpy array without a dtype")
-    resolved = dtype.resolve()
+    if not isinstance(dtype, _DType) or isinstance(data, list):
+        raise _RefusedError("an array of objects, or without a dtype")
     if isinstance(data, str):  # of Python 2
         data = data.encode("latin1")
-    if isinstance(data, list):
-        raise _RefusedError("an array of objects")
     sizes = shape if isinstance(shape, tuple) else (shape,)
     if not all(type(n) is int and n >= 0 for n in sizes) or len(sizes) > 4 or not isinstance(data, (bytes, bytearray)):
         raise _RefusedError("a numpy array of no proper shape")
-    if math.prod(sizes) * resolved.itemsize != len(data):
+    if math.prod(sizes) * dtype.value.itemsize != len(data):
         raise _RefusedError("a numpy array whose shape and bytes disagree")
-    return np.frombuffer(data, resolved).reshape(sizes, order="F" if order == "F" else "C")
-
-
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
-
-
-def _scalar(dtype: object, data: object) -> Any:
-    return _from_bytes(data, dtype, ()).item()
+    return np.frombuffer(data, dtype.value).reshape(sizes, order="F" if order == "F" else "C")
 
 
 def _encode(text: object, codec: object = "latin1") -> bytes:
@@ -109,60 +102,24 @@ def _encode(text: object, codec: object = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _no_bytes(*arguments: object) -> bytes:
-    """How protocol 2 writes empty bytes."""
-    if arguments:
-        raise _RefusedError("a call of bytes")
-    return b""
-
-
-def _listed(items: object = ()) -> list[object]:
-    """A set, which only ever holds the names of fields here; as a list, so that nothing is hashed."""
-    if not isinstance(items, (list, tuple)):
-        raise _RefusedError("a set of nothing")
-    return list(items)
-
-
-def _never(*_: object) -> None:
-    raise _RefusedError("a call of numpy.ndarray")
+def _refuse(*_: object) -> Any:
+    raise _RefusedError("an instruction or a call that is not for data")
 
 
 ADMITTED: dict[str, Callable[..., Any]] = {
-    "numpy.ndarray": _never,  # only ever the first argument of _reconstruct
+    "numpy.ndarray": _refuse,  # only ever the first argument of _reconstruct
     "numpy.dtype": _DType,
     "_codecs.encode": _encode,
-    INSTANCES: _Instances,
-    "builtins.set": _listed,
-    "__builtin__.set": _listed,
-    "builtins.bytes": _no_bytes,
-    "__builtin__.bytes": _no_bytes,
-    **{f"numpy.{core}.multiarray._reconstruct": _reconstruct for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
+    "mmengine.structures.instance_data.InstanceData": _Instances,
+    **{f"{module}.bytes": lambda: b"" for module in ("builtins", "__builtin__")},  # how protocol 2 writes empty ones
+    **{f"{module}.set": lambda names=(): names for module in ("builtins", "__builtin__")},  # of fields: never hashed
+    **{f"numpy.{core}.multiarray._reconstruct": _Array for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": lambda d, b: _from_bytes(b, d, ()).item() for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": _from_bytes for core in ("core", "_core")},
 }
 
 
-class _File:
-    """The file, which never gives room for more than it holds."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.size = os.fstat(file.fileno()).st_size
-
-    def read(self, n: int) -> bytes:
-        if n > self.size - self.file.tell():
-            raise EOFError
-        return self.file.read(n)
-
-    def readline(self) -> bytes:
-        return self.file.readline()
-
-
-def _refuse(reader: Any) -> None:
-    raise _RefusedError("an instruction that is not for data")
-
-
-class _Reader(pickle._Unpickler):  # the one in Python: its instructions can be taken away one by one
+class _Reader(pickle._Unpickler):  # its instructions can be taken away one by one
     stack: list[Any]
     append: Callable[[Any], None]
     read: Callable[[int], bytes]
@@ -178,13 +135,11 @@ class _Reader(pickle._Unpickler):  # the one in Python: its instructions can be 
 
     def load_newobj(self) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
-        if kind is not _Instances or arguments != ():
-            raise _RefusedError("an object")
-        self.append(_Instances())
+        self.append(_Instances() if kind is _Instances and arguments == () else _refuse())
 
     def load_build(self) -> None:
         state = self.stack.pop()
-        if not isinstance(self.stack[-1], (_DType, _Array, _Instances)):
+        if not isinstance(self.stack[-1], _Object):
             raise _RefusedError("the state of an object")
         self.stack[-1].set_state(state)
 
@@ -197,14 +152,14 @@ class _Reader(pickle._Unpickler):  # the one in Python: its instructions can be 
         _fill(self.stack[-1], items)
 
     def load_dict(self) -> None:
-        made: dict[object, object] = {}
-        _fill(made, self.pop_mark())
-        self.append(made)
+        items = self.pop_mark()
+        self.append({})
+        _fill(self.stack[-1], items)
 
     dispatch: ClassVar[dict[int, Any]] = {
         **dict.fromkeys(STANDARD, _refuse),
         **{code: STANDARD[code] for code in (getattr(pickle, name)[0] for name in CARRIED_OUT.split())},
-        pickle.EMPTY_SET[0]: STANDARD[pickle.EMPTY_LIST[0]],  # see _listed
+        pickle.EMPTY_SET[0]: STANDARD[pickle.EMPTY_LIST[0]],  # a set of names of fields, as a list: never hashed
         pickle.ADDITEMS[0]: STANDARD[pickle.APPENDS[0]],
         pickle.BYTEARRAY8[0]: load_bytearray8,
         pickle.NEWOBJ[0]: load_newobj,
@@ -225,9 +180,7 @@ def _fill(target: object, items: list[object]) -> None:
 
 def plain(value: object) -> object:
     """A value out of a pickle: the array or the dictionary of fields where a stand-in holds one."""
-    if isinstance(value, _Instances):
-        return value.fields
-    return value.value if isinstance(value, _Array) else value
+    return value.value if isinstance(value, _Object) else value
 
 
 def load_pickle(path: Path) -> object:
@@ -237,14 +190,17 @@ def load_pickle(path: Path) -> object:
     Raises UserError, naming what was asked for, for a pickle that wants any other class or function (before any
     such is looked up or run), and for one that is damaged or cut short.
     """
-    with path.open("rb") as file:
-        try:
-            return _Reader(_File(file), encoding="latin1").load()  # type: ignore[arg-type]
-        except _RefusedError as error:
-            raise UserError(
-                f"{path}: the pickle asks for {error}, which is refused; nothing of it was run. Only numbers, text, "
-                "lists, dictionaries and numpy arrays of numbers are read: write the proposals anew as these."
-            ) from None
-        except Exception as error:  # a damaged pickle leads Python to whatever
-            why = "it is cut short" if isinstance(error, EOFError) else f"{type(error).__name__}: {str(error)[:100]}"
-            raise UserError(f"{path}: not a pickle that can be read ({why}); fetch or write it again.") from None
+    try:
+        # A map gives no more room than the file has bytes, whatever size a pickle declares.
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _Reader(data, encoding="latin1").load()  # type: ignore[arg-type]
+    except OSError:
+        raise
+    except _RefusedError as error:
+        raise UserError(
+            f"{path}: the pickle asks for {error}, which is refused; nothing of it was run. Only numbers, text, "
+            "lists, dictionaries and numpy arrays of numbers are read: write the proposals anew as these."
+        ) from None
+    except Exception as error:  # a damaged pickle leads Python to whatever
+        why = "it is cut short" if isinstance(error, EOFError) else f"{type(error).__name__}: {str(error)[:100]}"
+        raise UserError(f"{path}: not a pickle that can be read ({why}); fetch or write it again.") from None

@@ -8,19 +8,21 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
-from fastrcnn.proposals.conventions import CONVENTIONS, HALF_OPEN
-from fastrcnn.proposals.formats.content import Content
+from fastrcnn.proposals.formats.content import Content, Pair
+from fastrcnn.proposals.formats.conventions import CONVENTIONS, HALF_OPEN, Convention
 
 IDS = ("image_id", "image", "id")
 CORNERS, SIZED = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
 SEPARATORS = (",", ";", "\t")
 MOST = 10  # mistakes shown
 MEGABYTE = 1 << 20
+T = TypeVar("T")
 
 
 class _Rows:
@@ -28,11 +30,13 @@ class _Rows:
 
     def __init__(self) -> None:
         self.numbers: dict[str, array[float]] = {}
-        self.wrong: list[str] = []
+        self.wrong: list[str] = []  # at most MOST
         self.mistakes = 0
         self.scored: bool | None = None
 
-    def add(self, image_id: str, numbers: list[float], scored: bool, where: str) -> None:
+    def add(self, image_id: str, numbers: list[float], where: str) -> None:
+        """numbers: of a box, and its score or not."""
+        scored = len(numbers) == 5
         if self.scored is None:
             self.scored = scored
         if self.scored is not scored:
@@ -47,18 +51,18 @@ class _Rows:
         if len(self.wrong) < MOST:
             self.wrong.append(f"  {where}: {what}")
 
-    def content(self, path: Path, format: str, convention: str) -> Content:
+    def content(self, path: Path, format: str, convention: Convention) -> Content:
         if self.mistakes:
             more = f"\n  and {self.mistakes - MOST} more" if self.mistakes > MOST else ""
             lines = "\n".join(self.wrong)
-            raise UserError(f"{path}: {self.mistakes} mistake(s); mend them and try again:\n{lines}{more}")
+            raise UserError(f"{path}: {self.mistakes} mistake(s); fix them and try again:\n{lines}{more}")
         ids, columns = list(self.numbers), 5 if self.scored else 4
 
-        def read(index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        def read(index: int) -> Pair:
             rows = np.frombuffer(self.numbers[ids[index]]).reshape(-1, columns)
             return rows[:, :4].copy(), rows[:, 4].copy() if columns == 5 else None
 
-        return Content(format, CONVENTIONS[convention], len(ids), ids, read)
+        return Content((path,), format, convention, ids, read)
 
 
 def csv_columns(line: str) -> tuple[str, dict[str, int]] | None:
@@ -88,47 +92,31 @@ def read_csv(path: Path) -> Content:
             if found is None:
                 raise UserError(f"{path}, line {before}: no header with image_id and x1, y1, x2, y2 or x, y, w, h.")
             separator, places = found
-            corners = {*CORNERS} <= {*places}
-            wanted = [*(CORNERS if corners else SIZED), *(["score"] if "score" in places else [])]
-            at = [places[name] for name in wanted]
-            lines = csv.reader(_metered(file, path.stat().st_size), delimiter=separator)
+            numbers = CORNERS if {*CORNERS} <= {*places} else SIZED
+            wanted = [name for name in (*numbers, "score") if name in places]
+            lines = csv.reader(_metered(_measured(file), path.stat().st_size), delimiter=separator)
             for fields in lines:
-                where = f"line {lines.line_num + before}"
-                if not any(fields):
-                    continue
-                if len(fields) <= max(*at, places["id"]):
-                    rows.mistake(where, f"{len(fields)} field(s), fewer than the header")
-                    continue
-                try:
-                    numbers = [float(fields[n]) for n in at]
-                except ValueError:
-                    bad = next(n for n in at if not _is_number(fields[n]))
-                    rows.mistake(where, f"{wanted[at.index(bad)]} should be a number, is '{fields[bad][:40]}'")
-                    continue
-                rows.add(fields[places["id"]].strip(), numbers, len(numbers) == 5, where)
+                if any(fields):
+                    _add_line(rows, fields, places, wanted, f"line {lines.line_num + before}")
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a CSV file in UTF-8 ({error}); export it again.") from None
-    format = f"CSV with {', '.join(CORNERS if corners else SIZED)}"
-    return rows.content(path, format, str(HALF_OPEN) if corners else "xywh-0")
+    convention = HALF_OPEN if numbers == CORNERS else CONVENTIONS["xywh-0"]
+    return rows.content(path, f"CSV with {', '.join(numbers)}", convention)
 
 
-def _metered(lines: Iterable[str], size: int) -> Iterator[str]:
-    """The lines of a file of so many bytes, with progress."""
-    meter, done = progress(range(size // MEGABYTE), size // MEGABYTE, "reading", "MB"), 0
-    for line in lines:
-        yield line
-        done += len(line)
-        while done >= MEGABYTE:
-            next(meter, None)
-            done -= MEGABYTE
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _add_line(rows: _Rows, fields: list[str], places: dict[str, int], wanted: list[str], where: str) -> None:
+    if len(fields) <= max(places[name] for name in (*wanted, "id")):
+        rows.mistake(where, f"{len(fields)} field(s), fewer than the header")
+        return
+    numbers = []
+    for name in wanted:
+        text = fields[places[name]]
+        try:
+            numbers.append(float(text))
+        except ValueError:
+            rows.mistake(where, f"{name} should be a number, is '{text[:40]}'")
+            return
+    rows.add(fields[places["id"]].strip(), numbers, where)
 
 
 def read_json(path: Path) -> Content:
@@ -141,8 +129,15 @@ def read_json(path: Path) -> Content:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not JSON in UTF-8 ({error}); export it again.") from None
-    rows, decode = _Rows(), json.JSONDecoder().raw_decode
-    meter, shown = progress(range(len(text) // MEGABYTE), len(text) // MEGABYTE, "reading", "MB"), 0
+    rows = _Rows()
+    for number, item in enumerate(_metered(_objects(path, text), len(text)), 1):
+        _add_object(rows, item, f"object {number}")
+    return rows.content(path, "a COCO results list (JSON)", CONVENTIONS["xywh-0"])
+
+
+def _objects(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """Where each object of a JSON list ends in the text, and the object."""
+    decode = json.JSONDecoder().raw_decode
     at, number = _skip(text, text.index("[") + 1), 0
     closed = text[at : at + 1] == "]"
     while not closed:
@@ -152,23 +147,17 @@ def read_json(path: Path) -> Content:
         except (ValueError, RecursionError) as error:
             line = text.count("\n", 0, getattr(error, "pos", at)) + 1
             raise UserError(f"{path}, line {line}, object {number}: not JSON, or cut short; export it again.") from None
-        _add(rows, item, f"object {number}")
+        yield at, item
         at = _skip(text, at)
         closed = text[at : at + 1] == "]"
         if not closed and text[at : at + 1] != ",":
             line = text.count("\n", 0, at) + 1
             raise UserError(f"{path}, line {line}: not JSON after object {number}, or cut short; export it again.")
         at = at if closed else _skip(text, at + 1)
-        while at - shown >= MEGABYTE:
-            next(meter, None)
-            shown += MEGABYTE
-    return rows.content(path, "a COCO results list (JSON)", "xywh-0")
 
 
-def _add(rows: _Rows, item: object, where: str) -> None:
-    image_id = item.get("image_id") if isinstance(item, dict) else None
-    box = item.get("bbox") if isinstance(item, dict) else None
-    score = item.get("score") if isinstance(item, dict) else None
+def _add_object(rows: _Rows, item: Any, where: str) -> None:
+    image_id, box, score = (item.get(k) if isinstance(item, dict) else None for k in ("image_id", "bbox", "score"))
     if type(image_id) not in (str, int) or (type(image_id) is int and abs(image_id) >= 1 << 63):
         rows.mistake(where, "`image_id` should be there, text or a whole number")
     elif not isinstance(box, list) or len(box) != 4 or not all(type(n) in (int, float) for n in box):
@@ -177,7 +166,7 @@ def _add(rows: _Rows, item: object, where: str) -> None:
         rows.mistake(where, "`score` should be a number")
     else:
         numbers = [n if abs(n) < 1e300 else math.inf for n in (box if score is None else [*box, score])]
-        rows.add(str(image_id), numbers, score is not None, where)
+        rows.add(str(image_id), numbers, where)
 
 
 def _skip(text: str, at: int) -> int:
@@ -185,3 +174,20 @@ def _skip(text: str, at: int) -> int:
     while text[at : at + 1] in (" ", "\n", "\t", "\r"):
         at += 1
     return at
+
+
+def _measured(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    done = 0
+    for line in lines:
+        done += len(line)
+        yield done, line
+
+
+def _metered(items: Iterable[tuple[int, T]], size: int) -> Iterator[T]:
+    """The items of a file of so many bytes, each with the place where it ends, with progress."""
+    meter, shown = progress(range(size // MEGABYTE), size // MEGABYTE, "reading", "MB"), 0
+    for done, item in items:
+        yield item
+        while done - shown >= MEGABYTE:
+            next(meter, None)
+            shown += MEGABYTE
