@@ -24,7 +24,7 @@ import numpy as np
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.formats.content import Content, Pair, as_boxes, as_scores
 from fastrcnn.proposals.formats.conventions import CONVENTIONS, HALF_OPEN
-from fastrcnn.proposals.formats.safe_pickle import load_pickle, plain
+from fastrcnn.proposals.formats.safe_pickle import load_pickle
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MODES = {0: HALF_OPEN, 1: CONVENTIONS["xywh-0"]}  # detectron2's BoxMode.XYXY_ABS and XYWH_ABS
@@ -32,7 +32,7 @@ MODES = {0: HALF_OPEN, 1: CONVENTIONS["xywh-0"]}  # detectron2's BoxMode.XYXY_AB
 
 def read_pickle(path: Path) -> Content:
     """The proposals in a pickle. Raises UserError for one that could run anything, and for one of other content."""
-    value = plain(load_pickle(path))
+    value = load_pickle(path)
     if isinstance(value, (list, tuple)):
         items = list(value)
         return Content(
@@ -60,23 +60,23 @@ def _detectron(path: Path, value: dict[str, object]) -> Content:
     not state its convention as `bbox_mode`."""
     id_key = "ids" if "ids" in value else "indexes"
     score_key = "objectness_logits" if "objectness_logits" in value else "scores"
-    ids = plain(value[id_key])
+    ids = value[id_key]
     if isinstance(ids, np.ndarray):
         ids = ids.tolist()
     if not isinstance(ids, (list, tuple)) or not all(type(i) in (int, str) and len(str(i)) < 1000 for i in ids):
         raise UserError(f"{path}: `{id_key}` should be a list of texts or whole numbers.")
-    boxes = _one_each(path, "boxes", plain(value["boxes"]), len(ids))
-    given = plain(value.get(score_key))
+    boxes = _one_each(path, "boxes", value["boxes"], len(ids))
+    given = value.get(score_key)
     scores = None if given is None else _one_each(path, score_key, given, len(ids))
     mode = value.get("bbox_mode", 0)
     if type(mode) is not int or mode not in MODES:
         raise UserError(f"{path}: `bbox_mode` is {str(mode)[:30]}; known are 0 (corners) and 1 (corner and size).")
 
     def read(index: int) -> Pair:
-        one, _ = as_boxes(plain(boxes[index]), f"{path}, boxes[{index}] ('{ids[index]}')")
+        one, _ = as_boxes(boxes[index], f"{path}, boxes[{index}] ('{ids[index]}')")
         if scores is None:
             return one, None
-        return one, as_scores(plain(scores[index]), one, f"{path}, {score_key}[{index}]")
+        return one, as_scores(scores[index], one, f"{path}, {score_key}[{index}]")
 
     older = "bbox_mode" not in value and (id_key == "indexes" or (score_key == "scores" and scores is not None))
     writer, convention = ("Detectron", CONVENTIONS["xyxy-0-inclusive"]) if older else ("detectron2", MODES[mode])
@@ -92,11 +92,10 @@ def _one_each(path: Path, name: str, found: object, count: int) -> list | tuple:
 
 def _mmdetection(item: object, where: str) -> Pair:
     """Boxes and scores of an image: an array of five columns or of four, or a dictionary of fields."""
-    item = plain(item)
     if not isinstance(item, dict):
         return as_boxes(item, where, (4, 5))
-    boxes, _ = as_boxes(plain(item.get("bboxes")), f"{where}, `bboxes`")
-    scores = plain(item.get("scores"))
+    boxes, _ = as_boxes(item.get("bboxes"), f"{where}, `bboxes`")
+    scores = item.get("scores")
     return boxes, None if scores is None else as_scores(scores, boxes, f"{where}, `scores`")
 
 
