@@ -7,12 +7,10 @@ import json
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -26,8 +24,7 @@ from fastrcnn.proposals.selective_search import ALGORITHM, SelectiveSearchSettin
 from fastrcnn.proposals.store import BoxCounts, ImageProposals, check_target, write_store
 
 GENERATOR = "selective search"
-T = TypeVar("T")
-R = TypeVar("R")
+BATCH = 100  # images a process that are handed out at a time
 
 
 class BusyError(UserError):
@@ -130,20 +127,8 @@ def _results(
         "workers; it resumes where it stopped."
     )
     with pool(workers, start_worker, died) as executor:
-        yield from _in_parallel(executor, _one, tasks, ahead=4 * workers)
-
-
-def _in_parallel(executor: Executor, function: Callable[[T], R], tasks: Iterable[T], ahead: int) -> Iterator[R]:
-    """Results as they come. Only `ahead` tasks wait at a time: a million futures would take a gigabyte."""
-    pending: set[Future[R]] = set()
-    for task in tasks:
-        if len(pending) >= ahead:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-        pending.add(executor.submit(function, task))
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in done)
+        for start in range(0, len(tasks), BATCH * workers):  # a million futures would take a gigabyte
+            yield from executor.map(_one, tasks[start : start + BATCH * workers])
 
 
 def start_worker() -> None:

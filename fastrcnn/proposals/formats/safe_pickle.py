@@ -74,7 +74,7 @@ def load_pickle(path: Path) -> object:
         raise UserError(f"{path}: not a pickle that can be read ({why}); fetch or write it again.") from None
 
 
-def _instructions(data: mmap.mmap) -> Iterator[tuple[str, Any]]:
+def _instructions(data: Any) -> Iterator[tuple[str, Any]]:
     """Names and arguments, as pickletools.genops gives them, which takes text of Python 2 for ASCII."""
     while code := data.read(1):
         instruction = CODES[code.decode("latin1")]
