@@ -313,11 +313,16 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "scores.pkl": (lambda p: pickled(p, {**OLDER, "scores": [1]}), "`scores` should be a list of 3 arrays.* is 1"),
     "length.pkl": (lambda p: pickled(p, {**DETECTRON2, "ids": ["a"]}), "`boxes` should be a list of 1 arrays.* is 3"),
     "items.pkl": (lambda p: pickled(p, {"a.jpg": "boxes"}), "str where numbers"),
-    "json.json": (lambda p: text(p, '[{"image_id": 1,\n "bbox": [1, 2, 3'), "line 2, object 1: not JSON"),
-    "comma.json": (lambda p: text(p, '[{"image_id": 1, "bbox": [1, 2, 3, 4]}\n{}]'), "line 2: not JSON after object 1"),
+    "json.json": (lambda p: text(p, '[{"image_id": 1,\n "bbox": [1, 2, 3'), "line 2: not JSON, or cut short"),
+    "comma.json": (lambda p: text(p, '[{"image_id": 1, "bbox": [1, 2, 3, 4]}\n{}]'), "line 2: not JSON, or cut short"),
     "list.json": (
         lambda p: text(p, '[{"image_id": 1, "bbox": [1, 2, 3, 4]}, {"bbox": []}, 7, {"image_id": 1, "bbox": [1]}]'),
         "3 mistake.*\n.*object 2: `image_id`.*\n.*object 3: `image_id`.*\n.*object 4: `bbox`",
+    ),
+    "null.json": (lambda p: text(p, '[null, "x"]'), "2 mistake.*\n.*object 1: `image_id`.*\n.*object 2: `image_id`"),
+    "nested.json": (
+        lambda p: text(p, '[{"image_id": 1, "bbox": [1, 2, 3, 4], "x": {"image_id": 1, "bbox": [1, 2, 3, 4]}}]'),
+        "boxes within objects",
     ),
     "mixed.json": (
         lambda p: text(p, '[{"image_id": 1, "bbox": [1, 2, 3, 4]}, {"image_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]'),

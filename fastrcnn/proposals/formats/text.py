@@ -8,13 +8,13 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
-from fastrcnn.proposals.formats.content import Content, Pair
+from fastrcnn.proposals.formats.content import Content, as_boxes
 from fastrcnn.proposals.formats.conventions import CONVENTIONS, HALF_OPEN, Convention
 
 IDS = ("image_id", "image", "id")
@@ -22,7 +22,8 @@ CORNERS, SIZED = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
 SEPARATORS = (",", ";", "\t")
 MOST = 10  # mistakes shown
 MEGABYTE = 1 << 20
-T = TypeVar("T")
+NO_ID = "`image_id` should be there, text or a whole number"
+TAKEN = (None,)
 
 
 class _Rows:
@@ -34,22 +35,23 @@ class _Rows:
         self.mistakes = 0
         self.scored: bool | None = None
 
-    def add(self, image_id: str, numbers: list[float], where: str) -> None:
-        """numbers: of a box, and its score or not."""
+    def add(self, image_id: str, numbers: list[float]) -> str | None:
+        """numbers: of a box, and its score or not. Returns what is wrong, if anything."""
         scored = len(numbers) == 5
-        if self.scored is None:
-            self.scored = scored
+        self.scored = scored if self.scored is None else self.scored
         if self.scored is not scored:
-            self.mistake(where, f"has {'a' if scored else 'no'} score, unlike those before it; give all one, or none")
-        elif not image_id:
-            self.mistake(where, "the image's id is empty")
-        else:
-            self.numbers.setdefault(image_id, array("d")).extend(numbers)
+            return f"has {'a' if scored else 'no'} score, unlike those before it; give all one, or none"
+        if not image_id:
+            return "the image's id is empty"
+        self.numbers.setdefault(image_id, array("d")).extend(numbers)
+        return None
 
-    def mistake(self, where: str, what: str) -> None:
-        self.mistakes += 1
-        if len(self.wrong) < MOST:
-            self.wrong.append(f"  {where}: {what}")
+    def note(self, where: str, mistake: str | None) -> None:
+        """Keeps a mistake, if it is one."""
+        if mistake is not None:
+            self.mistakes += 1
+            if len(self.wrong) < MOST:
+                self.wrong.append(f"  {where}: {mistake}")
 
     def content(self, path: Path, format: str, convention: Convention) -> Content:
         if self.mistakes:
@@ -57,12 +59,13 @@ class _Rows:
             lines = "\n".join(self.wrong)
             raise UserError(f"{path}: {self.mistakes} mistake(s); fix them and try again:\n{lines}{more}")
         ids, columns = list(self.numbers), 5 if self.scored else 4
-
-        def read(index: int) -> Pair:
-            rows = np.frombuffer(self.numbers[ids[index]]).reshape(-1, columns)
-            return rows[:, :4].copy(), rows[:, 4].copy() if columns == 5 else None
-
-        return Content((path,), format, convention, ids, read)
+        return Content(
+            (path,),
+            format,
+            convention,
+            ids,
+            lambda i: as_boxes(np.frombuffer(self.numbers[ids[i]]).reshape(-1, columns), str(path), (columns,)),
+        )
 
 
 def csv_columns(line: str) -> tuple[str, dict[str, int]] | None:
@@ -94,100 +97,70 @@ def read_csv(path: Path) -> Content:
             separator, places = found
             numbers = CORNERS if {*CORNERS} <= {*places} else SIZED
             wanted = [name for name in (*numbers, "score") if name in places]
-            lines = csv.reader(_metered(_measured(file), path.stat().st_size), delimiter=separator)
+            lines = csv.reader(_metered(file, path.stat().st_size), delimiter=separator)
             for fields in lines:
                 if any(fields):
-                    _add_line(rows, fields, places, wanted, f"line {lines.line_num + before}")
+                    rows.note(f"line {lines.line_num + before}", _add_line(rows, fields, places, wanted))
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a CSV file in UTF-8 ({error}); export it again.") from None
     convention = HALF_OPEN if numbers == CORNERS else CONVENTIONS["xywh-0"]
     return rows.content(path, f"CSV with {', '.join(numbers)}", convention)
 
 
-def _add_line(rows: _Rows, fields: list[str], places: dict[str, int], wanted: list[str], where: str) -> None:
+def _add_line(rows: _Rows, fields: list[str], places: dict[str, int], wanted: list[str]) -> str | None:
     if len(fields) <= max(places[name] for name in (*wanted, "id")):
-        rows.mistake(where, f"{len(fields)} field(s), fewer than the header")
-        return
+        return f"{len(fields)} field(s), fewer than the header"
     numbers = []
     for name in wanted:
         text = fields[places[name]]
         try:
             numbers.append(float(text))
         except ValueError:
-            rows.mistake(where, f"{name} should be a number, is '{text[:40]}'")
-            return
-    rows.add(fields[places["id"]].strip(), numbers, where)
+            return f"{name} should be a number, is '{text[:40]}'"
+    return rows.add(fields[places["id"]].strip(), numbers)
+
+
+def _metered(lines: Iterable[str], size: int) -> Iterator[str]:
+    """The lines of a file of so many bytes, with progress."""
+    meter, done = progress(range(size // MEGABYTE), size // MEGABYTE, "reading", "MB"), 0
+    for line in lines:
+        yield line
+        done += len(line)
+        while done >= MEGABYTE:
+            next(meter, None)
+            done -= MEGABYTE
 
 
 def read_json(path: Path) -> Content:
     """A list of objects with `image_id`, `bbox` (x y width height, zero-based) and `score` or not: COCO's results.
 
-    The objects are taken one at a time, since as Python's they take ten times the file. Raises UserError with the
+    Each object is taken as it is parsed, since as Python's they take ten times the file. Raises UserError with the
     number of every object that is wrong, or the place where the JSON ends to be any.
     """
+    rows = _Rows()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        items = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=lambda item: _add_object(rows, item))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not JSON in UTF-8 ({error}); export it again.") from None
-    rows = _Rows()
-    for number, item in enumerate(_metered(_objects(path, text), len(text)), 1):
-        _add_object(rows, item, f"object {number}")
+    except (ValueError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: not JSON, or cut short ({str(error)[:60]}); export it again.") from None
+    for number, item in enumerate(items, 1):
+        rows.note(f"object {number}", item[0] if isinstance(item, tuple) else NO_ID)
+    if not rows.mistakes and sum(map(len, rows.numbers.values())) != len(items) * (5 if rows.scored else 4):
+        raise UserError(f"{path}: has objects with boxes within objects; give a list of them.")
     return rows.content(path, "a COCO results list (JSON)", CONVENTIONS["xywh-0"])
 
 
-def _objects(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """Where each object of a JSON list ends in the text, and the object."""
-    decode = json.JSONDecoder().raw_decode
-    at, number = _skip(text, text.index("[") + 1), 0
-    closed = text[at : at + 1] == "]"
-    while not closed:
-        number += 1
-        try:
-            item, at = decode(text, at)
-        except (ValueError, RecursionError) as error:
-            line = text.count("\n", 0, getattr(error, "pos", at)) + 1
-            raise UserError(f"{path}, line {line}, object {number}: not JSON, or cut short; export it again.") from None
-        yield at, item
-        at = _skip(text, at)
-        closed = text[at : at + 1] == "]"
-        if not closed and text[at : at + 1] != ",":
-            line = text.count("\n", 0, at) + 1
-            raise UserError(f"{path}, line {line}: not JSON after object {number}, or cut short; export it again.")
-        at = at if closed else _skip(text, at + 1)
-
-
-def _add_object(rows: _Rows, item: Any, where: str) -> None:
-    image_id, box, score = (item.get(k) if isinstance(item, dict) else None for k in ("image_id", "bbox", "score"))
+def _add_object(rows: _Rows, item: dict[str, Any]) -> tuple[str | None]:
+    """What is wrong with an object, or None if it was taken; in a tuple, which JSON has not."""
+    image_id, box, score = (item.get(key) for key in ("image_id", "bbox", "score"))
     if type(image_id) not in (str, int) or (type(image_id) is int and abs(image_id) >= 1 << 63):
-        rows.mistake(where, "`image_id` should be there, text or a whole number")
-    elif not isinstance(box, list) or len(box) != 4 or not all(type(n) in (int, float) for n in box):
-        rows.mistake(where, "`bbox` should be four numbers, x y width height")
-    elif score is not None and type(score) not in (int, float):
-        rows.mistake(where, "`score` should be a number")
-    else:
-        numbers = [n if abs(n) < 1e300 else math.inf for n in (box if score is None else [*box, score])]
-        rows.add(str(image_id), numbers, where)
-
-
-def _skip(text: str, at: int) -> int:
-    """The next place that is no white space."""
-    while text[at : at + 1] in (" ", "\n", "\t", "\r"):
-        at += 1
-    return at
-
-
-def _measured(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    done = 0
-    for line in lines:
-        done += len(line)
-        yield done, line
-
-
-def _metered(items: Iterable[tuple[int, T]], size: int) -> Iterator[T]:
-    """The items of a file of so many bytes, each with the place where it ends, with progress."""
-    meter, shown = progress(range(size // MEGABYTE), size // MEGABYTE, "reading", "MB"), 0
-    for done, item in items:
-        yield item
-        while done - shown >= MEGABYTE:
-            next(meter, None)
-            shown += MEGABYTE
+        return (NO_ID,)
+    if not isinstance(box, list) or len(box) != 4 or not all(type(n) in (int, float) for n in box):
+        return ("`bbox` should be four numbers, x y width height",)
+    if score is not None and type(score) not in (int, float):
+        return ("`score` should be a number",)
+    numbers = [n if abs(n) < 1e300 else math.inf for n in (box if score is None else [*box, score])]
+    mistake = rows.add(str(image_id), numbers)
+    return TAKEN if mistake is None else (mistake,)
