@@ -22,7 +22,7 @@ fits if the best reading is no better than the boxes of other images, in the sen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,8 +33,7 @@ from fastrcnn.proposals.formats.conventions import ORDERS, Convention
 from fastrcnn.structures import Sample
 
 OVERLAP, SIGMAS, FEW = 0.02, 3.0, 4
-LOOK_IMAGES, LOOK_BOXES = 60, 300  # of each, that all combinations of order, unit and ids are tried on at first
-CLOSE = 6  # combinations that are then looked at closely, with all images and boxes
+CLOSE = 6  # combinations of order, unit and ids that are looked at closely
 MANY = 5  # images whose largest coordinates agree, before they are taken for the size that all were resized to
 NICE = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 2, 3, 4)  # common factors, preferred to an estimate that is close to one
 PIXELS, RELATIVE, AS_IS = "pixels", "0..1", "as they are"
@@ -54,7 +53,7 @@ class Reading:
         return str(c) if c.base >= 0 else f"{Convention(c.order, 0, c.inclusive)} less 1"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Group:
     """Readings that differ only by a pixel: one order, one unit, one place of each image's boxes.
 
@@ -65,11 +64,8 @@ class Group:
     order: str
     unit: str
     ids: str
-    frames: np.ndarray
-    at: np.ndarray
-
-    def reading(self, convention: Convention) -> Reading:
-        return Reading(convention, self.unit, self.ids)
+    frames: np.ndarray = field(compare=False)
+    at: np.ndarray = field(compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,33 +151,42 @@ def find_fit(
     own: the convention of the file's format. samples: N images with their truth, some object that is not difficult
     among it. entries: (N,) the file's entries of these images.
     """
-    file = Entries(boxes_of)
+    file, at = Entries(boxes_of), np.array(entries)
     own_boxes = [file[e] for e in progress(entries, len(entries), "reading proposals")]
     lowest = min((float(b.min()) for b in own_boxes if len(b)), default=0.0)
-    leaders: list[Fit] = []  # of each group the one that meets the borders best
-    group_of: dict[Reading, Group] = {}
-    close = _promising(file, samples, _placements(ids, np.array(entries)), own)
-    for group in progress(close, len(close), "comparing", unit="reading"):
-        sides = {c: _sides(_read(file, group, c), group.frames) for c in _conventions(group.order, lowest)}
-        convention = max(sides, key=lambda c: (sides[c].sum(), c == own))
-        leaders.append(_measure(file, samples, group, convention))
-        group_of[leaders[-1].reading] = group
-    leader = _choose(leaders, own, overlaps_more)
-    group = group_of[leader.reading]
-    members = [_measure(file, samples, group, c) for c in _conventions(group.order, lowest)]
-    winner = _choose(members, own, meets_borders_better)
+    sizes = np.array([(s.width, s.height) for s in samples], np.float64)
+    own_group = Group(own.order, PIXELS, AS_IS, sizes, at)
+    close = [own_group, *(g for g in _promising(file, samples, _placements(ids, at), sizes) if g != own_group)]
+    fits: dict[Reading, Fit] = {}
 
-    rivals = [f for f in leaders if f is not leader]
-    own_group = next(g for g in close if (g.order, g.unit, g.ids) == (own.order, PIXELS, AS_IS))
-    as_own = next((f for f in [*members, *rivals] if f.reading == Reading(own)), None)
-    as_own = as_own or _measure(file, samples, own_group, own)
+    def measure(group: Group, convention: Convention) -> Fit:
+        reading = Reading(convention, group.unit, group.ids)
+        if reading not in fits:
+            fits[reading] = _measure(file, samples, group, reading)
+        return fits[reading]
+
+    leaders: dict[Fit, Group] = {}  # of each group the reading that meets the borders best
+    for group in progress(close, len(close), "comparing", unit="reading"):
+        sides = {c: _sides(_read(file, group, c), group.frames).sum() for c in _conventions(group.order, lowest)}
+        leaders[measure(group, max(sides, key=lambda c: (sides[c], c == own)))] = group
+    leader = _choose([*leaders], own, overlaps_more)
+    members = [measure(leaders[leader], c) for c in _conventions(leaders[leader].order, lowest)]
+    winner = _choose(members, own, meets_borders_better)
+    as_own = measure(own_group, own)
+
     equal = [f for f in members if f is not winner and not meets_borders_better(winner, f)]
-    equal += sorted((f for f in rivals if not _better(winner, f)), key=lambda f: -f.best.mean())
-    rest = {id(f): f for f in [*members, *rivals, as_own] if f is not winner and f not in equal}
-    fits = len(samples) == 1 or _clear(winner.best - winner.chance)
-    tried = [winner, *equal, *sorted(rest.values(), key=lambda f: -f.best.mean())]
-    boxes = sum(map(len, own_boxes))
-    return Outcome(tried, 1 + len(equal), as_own, fits, len(samples), boxes, file.wrapped, file.not_finite)
+    equal += [f for f in leaders if f is not leader and not _better(winner, f)]
+    rest = [f for f in fits.values() if f is not winner and f not in equal]
+    return Outcome(
+        [winner, *equal, *sorted(rest, key=lambda f: -f.best.mean())],
+        1 + len(equal),
+        as_own,
+        len(samples) == 1 or _clear(winner.best - winner.chance),
+        len(samples),
+        sum(map(len, own_boxes)),
+        file.wrapped,
+        file.not_finite,
+    )
 
 
 def overlaps_more(a: Fit, b: Fit) -> bool:
@@ -220,26 +225,23 @@ def _choose(fits: list[Fit], own: Convention, better: Callable[[Fit, Fit], bool]
     return min(top, key=distance)
 
 
-def _promising(file: Entries, samples: Sequence[Sample], places: dict[str, np.ndarray], own: Convention) -> list[Group]:
-    """The combinations of order, unit and ids that are best by a first look, and the file's own."""
-    first = np.unique(np.linspace(0, len(samples) - 1, min(LOOK_IMAGES, len(samples))).astype(int))
-    sizes = np.array([(s.width, s.height) for s in samples], np.float64)
-    some = [samples[i] for i in first]
-    found: list[tuple[float, bool, Group]] = []
+def _promising(
+    file: Entries, samples: Sequence[Sample], places: dict[str, np.ndarray], sizes: np.ndarray
+) -> list[Group]:
+    """The combinations of order, unit and ids that have most overlap above chance. places: see _placements."""
+    found: list[tuple[float, Group]] = []
     for order in ORDERS:
         plain = Convention(order, 0, False)
         extents = [plain.read(file[e]).max(axis=0, initial=-np.inf)[2:] for e in places[AS_IS].tolist()]
         for unit, frames in _frames(np.array(extents), sizes).items():
-            chance = None  # of the entries as they are, for all
             for ids, at in places.items():
-                look = Group(order, unit, ids, frames[first], at[first])
-                shares = _shares(_read(file, look, plain, LOOK_BOXES), look.frames)
-                chance = _chance(some, shares) if chance is None else chance
-                is_own = (order, unit, ids) == (own.order, PIXELS, AS_IS)
-                above = float((_overlaps(some, shares) - chance).mean())
-                found.append((above, is_own, Group(order, unit, ids, frames, at)))
+                group = Group(order, unit, ids, frames, at)
+                shares = _shares(_read(file, group, plain), frames)
+                if ids == AS_IS:
+                    chance = _chance(samples, shares).mean()  # for all placements
+                found.append((float(_overlaps(samples, shares).mean() - chance), group))
     found.sort(key=lambda f: -f[0])
-    return [group for n, (_, is_own, group) in enumerate(found) if n < CLOSE or is_own]
+    return [group for _, group in found[:CLOSE]]
 
 
 def _conventions(order: str, lowest: float) -> list[Convention]:
@@ -303,16 +305,12 @@ def _placements(ids: Sequence[str], entries: np.ndarray) -> dict[str, np.ndarray
     return unique
 
 
-def _read(file: Entries, group: Group, convention: Convention, most: int | None = None) -> list[np.ndarray]:
-    """Each image's boxes as half-open x1 y1 x2 y2 (P, 4) in units of its frame; at most so many, evenly spaced."""
+def _read(file: Entries, group: Group, convention: Convention) -> list[np.ndarray]:
+    """Each image's boxes as half-open x1 y1 x2 y2 (P, 4) in units of its frame."""
     found = []
     for entry, frame in zip(group.at.tolist(), group.frames, strict=True):
-        numbers = file[entry]
-        if most is not None and len(numbers) > most:
-            numbers = numbers[np.linspace(0, len(numbers) - 1, most).astype(int)]
-        if group.unit == RELATIVE:
-            numbers = numbers * frame[[0 if letter in "xw" else 1 for letter in group.order]]
-        found.append(convention.read(numbers))
+        units = frame[[0 if letter in "xw" else 1 for letter in group.order]] if group.unit == RELATIVE else 1
+        found.append(convention.read(file[entry] * units))
     return found
 
 
@@ -321,11 +319,10 @@ def _shares(found: list[np.ndarray], frames: np.ndarray) -> list[np.ndarray]:
     return [np.clip(b / np.tile(frame, 2), 0, 1) for b, frame in zip(found, frames, strict=True)]
 
 
-def _measure(file: Entries, samples: Sequence[Sample], group: Group, convention: Convention) -> Fit:
-    found = _read(file, group, convention)
+def _measure(file: Entries, samples: Sequence[Sample], group: Group, reading: Reading) -> Fit:
+    found = _read(file, group, reading.convention)
     shares = _shares(found, group.frames)
-    best, chance = _overlaps(samples, shares), _chance(samples, shares)
-    return Fit(group.reading(convention), best, chance, _sides(found, group.frames))
+    return Fit(reading, _overlaps(samples, shares), _chance(samples, shares), _sides(found, group.frames))
 
 
 def _overlaps(samples: Sequence[Sample], shares: list[np.ndarray]) -> np.ndarray:
