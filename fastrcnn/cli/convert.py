@@ -36,9 +36,13 @@ def convert(config: ProposeConfig) -> int:
     output = None if config.output is None else Path(config.output).expanduser()
     if output is None or output.suffix.lower() not in EXPORTED:
         return to_store(config, file, output)
+    from fastrcnn.build import datasets
     from fastrcnn.proposals.export import export
 
-    numbers = coco_numbers(config) if output.suffix.lower() == ".json" and config.data.root is not None else {}
+    numbers: dict[str, int | str] = {}  # of images in their COCO files
+    if output.suffix.lower() == ".json" and config.data.root is not None:
+        sources = datasets.image_sources(config.data, [*config.data.train, *config.data.test])
+        numbers = {image_id: number for image_id, (_, number) in sources.items() if number is not None}
     print(f"{output}: {export(file, output, numbers):,} boxes of {len(file.ids)} images")
     if numbers and (others := [i for i in file.ids if i not in numbers]):
         print(f"  {len(others)} of the images are not in the data set's COCO file: {_some(others)}")
@@ -85,18 +89,6 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> int:
         )
     print(f"Use them with data.proposals={output}")
     return 0
-
-
-def coco_numbers(config: ProposeConfig) -> dict[str, int | str]:
-    """The ids that the data set's images have in their COCO files, by their ids here; none of a VOC data set."""
-    from fastrcnn.build import annotations
-    from fastrcnn.data.annotations.coco_file import read_coco_file
-    from fastrcnn.data.annotations.splits import is_coco
-
-    root = annotations.root(config.data)
-    splits = list(dict.fromkeys([*config.data.train, *config.data.test]))
-    sources = dict.fromkeys(source for source, _ in annotations.image_ids(config.data, splits) if is_coco(source))
-    return {i: number for source in sources for i, number in read_coco_file(source).numbers(root).items()}
 
 
 def read_ids(path: Path) -> list[str]:

@@ -12,7 +12,6 @@ from fastrcnn.config.schema import ProposalsCheckConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from fastrcnn.proposals.convert import Named
     from fastrcnn.proposals.fit import Outcome
     from fastrcnn.proposals.formats.content import Content
     from fastrcnn.structures import Sample
@@ -66,26 +65,18 @@ def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sam
     Truth that cannot be read is left out: it takes a part of the images only to compare with. Raises UserError where
     no image of the file is in the data set, or none has an object.
     """
-    from fastrcnn.build import annotations
-    from fastrcnn.data.annotations.coco_file import read_coco_file
-    from fastrcnn.data.annotations.splits import class_names, is_coco, load
+    from fastrcnn.build import annotations, datasets
+    from fastrcnn.data.annotations.splits import class_names, load
     from fastrcnn.proposals.convert import match_file
 
-    data, root = config.data, annotations.root(config.data)
-    splits = [*dict.fromkeys([*data.train, *data.test])]
-    source_of: dict[str, Path] = {}
-    named: list[Named] = []
-    for source, ids in annotations.image_ids(
-        data, splits if config.split is None else annotations.test_splits(data, config.split)
-    ):
-        numbers = read_coco_file(source).numbers(root) if is_coco(source) else {}
-        named += [(i, numbers.get(i)) for i in ids if i not in source_of]
-        source_of |= {i: source for i in ids if i not in source_of}
-    place = match_file(named, file)
-    wanted = evenly([image_id for image_id in source_of if image_id in place], 2 * IMAGES)
+    data = config.data
+    splits = [*data.train, *data.test] if config.split is None else annotations.test_splits(data, config.split)
+    sources = datasets.image_sources(data, splits)
+    place = match_file([(image_id, number) for image_id, (_, number) in sources.items()], file)
+    wanted = evenly([image_id for image_id in sources if image_id in place], 2 * IMAGES)
     samples: list[Sample] = []
-    for source in dict.fromkeys(source_of[i] for i in wanted):
-        ids = [i for i in wanted if source_of[i] == source]
+    for source in dict.fromkeys(sources[i][0] for i in wanted):
+        ids = [i for i in wanted if sources[i][0] == source]
         names, _ = class_names(source, ids)
         part, _ = load(
             source,
@@ -97,7 +88,7 @@ def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sam
             need_pictures=False,
             first_pixel=data.first_pixel,
             leave_out_others=True,
-            root=root,
+            root=annotations.root(data),
         )
         samples += [s for s in part if (~s.difficult).any()]
     if not samples:
