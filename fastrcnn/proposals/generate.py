@@ -23,7 +23,6 @@ from fastrcnn.progress import progress
 from fastrcnn.proposals.selective_search import ALGORITHM, SelectiveSearchSettings, propose, segmentation
 from fastrcnn.proposals.store import BoxCounts, ImageProposals, check_target, write_store
 
-GENERATOR = "selective search"
 BATCH = 100  # images a process that are handed out at a time
 
 
@@ -57,21 +56,15 @@ def propose_all(
     work = _work(store_path)
     with _held(work):
         results = _results(images, work, settings, workers or cores(), turns or {})
-        found: dict[str, Path] = {}
-        problems: list[str] = []
-        for image_id, result in progress(results, total=len(images), what="Proposals"):
-            if isinstance(result, Path):
-                found[image_id] = result
-            else:
-                problems.append(result)
-        if problems:
-            listed = "\n".join(f"  {problem}" for problem in sorted(problems))
+        found = dict(progress(results, total=len(images), what="Proposals"))
+        if problems := sorted(result for result in found.values() if isinstance(result, str)):
+            listed = "\n".join(f"  {problem}" for problem in problems)
             raise UserError(
-                f"{len(problems)} of {len(images)} images cannot be read:\n{listed}\nMend them or leave them "
+                f"{len(problems)} of {len(images)} images cannot be read:\n{listed}\nFix them or leave them "
                 f"out, and run again; the proposals of the others are kept and will not be made again."
             )
         items = (_load(image_id, found[image_id]) for image_id, _ in images)
-        counts = write_store(store_path, items, GENERATOR, asdict(settings) | {"opencv": cv2.__version__})
+        counts = write_store(store_path, items, "selective search", asdict(settings) | {"opencv": cv2.__version__})
         shutil.rmtree(work, ignore_errors=True)
     return counts
 
@@ -167,13 +160,12 @@ def _save(file: Path, size: Sequence[int], boxes: np.ndarray) -> None:
 def _sound(file: Path) -> bool:
     """Whether the result is there and whole; a machine that went down may leave an empty file."""
     try:
-        _load("", file)
+        return _load("", file).boxes is not None
     except Exception:  # whatever a damaged file leads numpy to; the result is then made again
         return False
-    return True
 
 
-def _load(image_id: str, file: Path) -> ImageProposals:
+def _load(image_id: str, file: Path | str) -> ImageProposals:
     with np.load(file, allow_pickle=False) as result:
         height, width = result["size"].tolist()
         return ImageProposals(image_id, height, width, result["boxes"])

@@ -265,10 +265,10 @@ def test_however_a_run_ends_no_process_stays_and_its_results_do(
     settings = SelectiveSearchSettings(side=240, k=(25,))
     code = (
         "import signal, sys; from pathlib import Path; from fastrcnn.proposals.generate import *\n"
-        "from fastrcnn.data import proposal_making\n"
+        "from fastrcnn.proposals import generate\n"
         "def halting(results, **_):\n"  # so that it cannot be done before it is stopped, however late that is
         "    for n, result in enumerate(results): yield signal.pause() if n == 16 else result\n"
-        "proposal_making.progress = halting\n"
+        "generate.progress = halting\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # jobs in the background begin by ignoring it
         "folder = Path(sys.argv[1]); images = [(f'id{n}', folder / f'{n}.png') for n in range(32)]\n"
         "propose_all(images, folder / 's.proposals', SelectiveSearchSettings(side=240, k=(25,)), workers=2)"
