@@ -163,6 +163,13 @@ BY_HAND = {
     "a dotted module": b"cnumpy.core.multiarray._reconstruct\n__globals__\n.",
     "tuples within tuples as a key": b"}" + b")" + b"2\x86" * 60 + b"Ns.",
     "tuples within tuples in a set": b"\x80\x04\x8f(" + b")" + b"2\x86" * 60 + b"\x91" + b"\x93.",
+    "a dtype of tuples within tuples": b"cnumpy\ndtype\n)"
+    + b"".join(b"q%ch%c\x86" % (n, n) for n in range(1, 60))
+    + b"\x85R(K\x03U\x01<NNNtb.",
+    "a name of tuples within tuples": b"\x80\x04)"
+    + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60))
+    + b"\x8c\x01a\x93.",
+    "a number of 8,000 digits": b"\x80\x02\x8b" + (4000).to_bytes(4, "little") + b"\x7f" * 4000 + b".",
     "nothing on the stack": b"\x80\x02R.",
     "no end": b"\x80\x02",
     "an unknown instruction": b"\x80\x02\xff.",

@@ -70,7 +70,8 @@ def _detectron(path: Path, value: dict[str, object]) -> Content:
     scores = None if given is None else _one_each(path, score_key, given, len(ids))
     mode = value.get("bbox_mode", 0)
     if type(mode) is not int or mode not in MODES:
-        raise UserError(f"{path}: `bbox_mode` is {str(mode)[:30]}; known are 0 (corners) and 1 (corner and size).")
+        shown = mode if isinstance(mode, int) else type(mode).__name__
+        raise UserError(f"{path}: `bbox_mode` is {shown}; known are 0 (corners) and 1 (corner and size).")
 
     def read(index: int) -> Pair:
         one, _ = as_boxes(boxes[index], f"{path}, boxes[{index}] ('{ids[index]}')")

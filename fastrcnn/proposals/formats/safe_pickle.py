@@ -1,6 +1,6 @@
 """Reads pickles of numbers, text, plain containers and numpy arrays, and nothing else.
 
-A pickle is a program for a machine with a stack and a memo. Here pickletools takes it apart and only the instructions
+A pickle is a program for a machine with a stack and a memo. pickletools takes it apart here, and only the instructions
 that build data are carried out: no class or function is looked up, those that numpy's pickles name are known by name,
 and an array is made from its own bytes, which the file must hold. Python's own reader cannot be kept from hashing
 tuples of tuples of tuples, for ever or until the stack is full, nor from making room for whatever a pickle declares.
@@ -93,6 +93,8 @@ def _run(instructions: Iterable[tuple[str, Any]]) -> object:
         if name in ("TUPLE", "LIST", "DICT", "APPENDS", "ADDITEMS", "SETITEMS"):
             items, stack = stack, below.pop()
         match name:
+            case "LONG" | "LONG1" | "LONG4" if argument.bit_length() > 64:
+                raise _RefusedError("a whole number of more than 64 bits")
             case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" | "FLOAT" | "BINFLOAT":
                 stack.append(argument)
             case "UNICODE" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "STRING" | "BINSTRING":
@@ -129,7 +131,7 @@ def _run(instructions: Iterable[tuple[str, Any]]) -> object:
                 stack.append(_kind(argument.replace(" ", ".")))  # as pickletools separates module and name
             case "STACK_GLOBAL":
                 last, module = stack.pop(), stack.pop()
-                stack.append(_kind(f"{module}.{last}"))
+                stack.append(_kind(".".join((module, last))))
             case "REDUCE" | "NEWOBJ":
                 arguments, kind = stack.pop(), stack.pop()
                 stack.append(_make(kind, arguments, called=name == "REDUCE"))
@@ -191,7 +193,9 @@ def _build(unbuilt: object, state: Any) -> Any:
         shape, dtype, fortran, data = state[-4:]
         return _array(data, dtype, shape, "F" if fortran else "C")
     spec = unbuilt.arguments[0]
-    text = spec.decode("latin1") if isinstance(spec, bytes) else str(spec)
+    text = spec.decode("latin1") if isinstance(spec, bytes) else spec
+    if not isinstance(text, str):  # nor shown: tuples of tuples would make a text without end
+        raise _RefusedError("a dtype that is no text")
     if len(text) > 3 or text[:1] not in tuple("biuf") or any(state[2:5]) or state[1] not in ("<", ">", "|", "="):
         what = "objects" if text[:1] == "O" else "anything but plain numbers"
         raise _RefusedError(f"an array of {what} (dtype {text[:20]!r})")
