@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from fastrcnn.build.models import model
 from fastrcnn.config.compose import compose
-from fastrcnn.proposals.formats.files import open_proposals
+from fastrcnn.proposals.files import open_proposals
 from fastrcnn.model.fast_rcnn import pool_rois
 
 config = compose("train", ["model=vgg11", "model.roi_op=bin_centre", "model.width=0.05"]).model

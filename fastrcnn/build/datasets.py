@@ -26,7 +26,8 @@ from fastrcnn.build.annotations import (
 from fastrcnn.build.machine import precision
 from fastrcnn.build.training import detection
 from fastrcnn.config.schema import DataConfig, DetectConfig, RuntimeConfig
-from fastrcnn.data.annotations.splits import unused
+from fastrcnn.data.annotations.coco_file import read_coco_file
+from fastrcnn.data.annotations.splits import is_coco, unused
 from fastrcnn.data.dataset import DetectionDataset, Proposals
 from fastrcnn.data.images import pixels_key
 from fastrcnn.data.transforms import Augmentation, Mirrored
@@ -46,6 +47,16 @@ from fastrcnn.structures import Sample
 log = logging.getLogger(__name__)
 PREFIX_BYTES = 200  # of the name of a store, which may have 255 with what follows and those of its temporary files
 LOW_RECALL = 0.5  # of the proposals at IoU .5; selective search has .9 and more
+
+
+def image_sources(config: DataConfig, splits: Sequence[str]) -> dict[str, tuple[Path, int | str | None]]:
+    """The VOC folder or COCO file that each image of the splits is of, and its number in a COCO file, by its id."""
+    found: dict[str, tuple[Path, int | str | None]] = {}
+    for source, ids in image_ids(config, list(dict.fromkeys(splits))):
+        numbers = read_coco_file(source).numbers(root(config)) if is_coco(source) else {}
+        for image_id in ids:
+            found.setdefault(image_id, (source, numbers.get(image_id)))
+    return found
 
 
 def store_prefix(config: DataConfig, split: str) -> str:
@@ -83,20 +94,18 @@ def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, w
 
 def make_or_await(config: DataConfig, pictures: Sequence[Sample], path: Path) -> None:
     """Makes the proposals, or waits where another run, of a sweep for one, is making the same."""
-    said = False
-    while True:
+    waiting = False
+    while not (waiting and path.exists()):
         try:
             make_proposals(config, pictures, path)
             return
         except BusyError:
             if distributed.size() > 1:
                 raise
-            if not said:
+            if not waiting:
                 log.info("another run is making these proposals; waiting for it")
-            said = True
+            waiting = True
             time.sleep(2)
-        if path.exists():
-            return
 
 
 def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tuple[list[Sample], Proposals]:
@@ -180,12 +189,16 @@ def both_sets(config: DataConfig, names: Sequence[str], seed: int) -> tuple[Dete
         )
     if shared:
         log.warning("%d images are both trained on and tested on, such as '%s'", len(shared), shared[0].image_id)
-    found, boxes = proposals(config, train, split_name(config.train))
-    train_set = DetectionDataset(found, boxes, varied, seed, config.max_proposals)
-    if not config.test:
-        return train_set, None
-    found, boxes = proposals(config, test, split_name(config.test))
-    return train_set, DetectionDataset(found, boxes, plain, 0, config.max_proposals)
+    train_set = with_proposals(config, train, config.train, varied, seed)
+    return train_set, with_proposals(config, test, config.test, plain) if config.test else None
+
+
+def with_proposals(
+    config: DataConfig, pictures: Sequence[Sample], splits: Sequence[str], view: Augmentation, seed: int = 0
+) -> DetectionDataset:
+    """The pictures of the splits with their proposals, as `view` shows them."""
+    found, boxes = proposals(config, pictures, split_name(splits))
+    return DetectionDataset(found, boxes, view, seed, config.max_proposals)
 
 
 def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[DetectionDataset]:
@@ -203,8 +216,7 @@ def test_set(
     """Pictures, proposals, and unless `truth` is false the truth (difficult objects too), to evaluate on."""
     splits = test_splits(config, split)
     found = samples(config, splits, names) if truth else pictures_alone(config, splits)
-    found, boxes = proposals(config, found, split_name(splits))
-    return DetectionDataset(found, boxes, test_scaling(config), 0, config.max_proposals)
+    return with_proposals(config, found, splits, test_scaling(config))
 
 
 def rounded(network: AnyNetwork, config: RuntimeConfig) -> torch.dtype:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastrcnn.config.schema import ProposeConfig
 from fastrcnn.data.annotations.text_files import read_lines
 from fastrcnn.errors import UserError
+
+if TYPE_CHECKING:
+    from fastrcnn.proposals.formats.content import Content
 
 EXPORTED = (".mat", ".json")
 
@@ -17,34 +22,44 @@ def convert(config: ProposeConfig) -> int:
 
     Prints what was matched, clipped and dropped. Returns 0.
     """
-    from fastrcnn.proposals.conventions import convention
-    from fastrcnn.proposals.formats.files import joined, open_proposals
+    from fastrcnn.proposals.files import join_files, open_proposals
+    from fastrcnn.proposals.formats.conventions import convention
 
     chosen = None if config.convention is None else convention(config.convention)
     ids = None if config.ids is None else read_ids(Path(config.ids).expanduser())
     files = [open_proposals(Path(name).expanduser(), ids) for name in config.convert]
+    if chosen is not None:
+        files = [replace(file, convention=chosen) for file in files]
     for part in files:
-        print(f"{part.path}: {part.format}, {len(part.ids)} images; boxes read as {chosen or part.convention}")
-    file = joined(files)
-    path, chosen = file.path, chosen or file.convention
+        print(f"{part.path}: {part.format}, {len(part.ids)} images; boxes read as {part.convention}")
+    file = join_files(files)
     output = None if config.output is None else Path(config.output).expanduser()
-    if output is not None and output.suffix.lower() in EXPORTED:
-        from fastrcnn.proposals.export import export
+    if output is None or output.suffix.lower() not in EXPORTED:
+        return to_store(config, file, output)
+    from fastrcnn.build import datasets
+    from fastrcnn.proposals.export import export
 
-        numbers = coco_numbers(config) if output.suffix.lower() == ".json" and config.data.root is not None else {}
-        print(f"{output}: {export(file, chosen, output, numbers):,} boxes of {len(file.ids)} images")
-        if numbers and (others := [i for i in file.ids if i not in numbers]):
-            print(f"  {len(others)} of the images are not in the data set's COCO file: {_some(others)}")
-        return 0
+    numbers: dict[str, int | str] = {}  # of images in their COCO files
+    if output.suffix.lower() == ".json" and config.data.root is not None:
+        sources = datasets.image_sources(config.data, [*config.data.train, *config.data.test])
+        numbers = {image_id: number for image_id, (_, number) in sources.items() if number is not None}
+    print(f"{output}: {export(file, output, numbers):,} boxes of {len(file.ids)} images")
+    if numbers and (others := [i for i in file.ids if i not in numbers]):
+        print(f"  {len(others)} of the images are not in the data set's COCO file: {_some(others)}")
+    return 0
 
+
+def to_store(config: ProposeConfig, file: Content, output: Path | None) -> int:
+    """Writes a store for the images of the data set, or of `source`. Prints what became of them; returns 0."""
     from fastrcnn.build import annotations
     from fastrcnn.data import sources
     from fastrcnn.proposals.convert import convert_to_store
     from fastrcnn.proposals.store import check_target
 
+    path = file.path
     stem = path.name if path.is_dir() and path.suffix != ".proposals" else path.stem
     output = output or Path(config.data.proposal_cache).expanduser() / f"{stem}.proposals"
-    if output.exists() and any(output.samefile(part.path) for part in files):
+    if output.exists() and any(output.samefile(part) for part in file.paths):
         raise UserError(f"{output}: is what is read; name another store, as output=NAME.proposals.")
     check_target(output)
     if config.source is not None:
@@ -53,7 +68,7 @@ def convert(config: ProposeConfig) -> int:
     else:
         splits = list(dict.fromkeys([*config.data.train, *config.data.test]))
         found = annotations.samples(config.data, splits, annotations.classes(config.data), need_pictures=False)
-    done = convert_to_store(file, chosen, found, output)
+    done = convert_to_store(file, found, output)
 
     counts = done.counts
     why = [f"{counts.not_finite} not finite", f"{counts.inverted} inverted or empty", f"{counts.outside} outside"]
@@ -74,18 +89,6 @@ def convert(config: ProposeConfig) -> int:
         )
     print(f"Use them with data.proposals={output}")
     return 0
-
-
-def coco_numbers(config: ProposeConfig) -> dict[str, int | str]:
-    """The ids that the data set's images have in their COCO files, by their ids here; none of a VOC data set."""
-    from fastrcnn.build import annotations
-    from fastrcnn.data.annotations.coco_file import read_coco_file
-    from fastrcnn.data.annotations.splits import is_coco
-
-    root = annotations.root(config.data)
-    splits = list(dict.fromkeys([*config.data.train, *config.data.test]))
-    sources = dict.fromkeys(source for source, _ in annotations.image_ids(config.data, splits) if is_coco(source))
-    return {i: number for source in sources for i, number in read_coco_file(source).numbers(root).items()}
 
 
 def read_ids(path: Path) -> list[str]:

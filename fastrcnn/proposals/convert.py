@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from fastrcnn.errors import UserError
+from fastrcnn.files import digest
 from fastrcnn.progress import progress
-from fastrcnn.proposals.conventions import Convention
-from fastrcnn.proposals.formats.files import ProposalFile
+from fastrcnn.proposals.formats.content import Content
 from fastrcnn.proposals.formats.pickles import PICTURES
 from fastrcnn.proposals.store import BoxCounts, ImageProposals, write_store
 from fastrcnn.structures import Sample
@@ -38,6 +38,18 @@ class Conversion:
         """Whether so many boxes had to be dropped or clipped that they probably follow another convention."""
         boxes = self.counts.kept + self.counts.dropped
         return self.counts.dropped + self.far > SUSPICIOUS * boxes
+
+
+def match_file(wanted: Sequence[Named], file: Content) -> dict[str, int]:
+    """For each id wanted its place in the file, as `match_ids` finds it. Raises UserError where none is in it."""
+    matched = match_ids(wanted, file.ids)
+    if not matched:
+        theirs = f"the file has '{file.ids[0][:100]}' and so on" if file.ids else "the file has no image at all"
+        raise UserError(
+            f"{file.path}: none of the {len(wanted)} images of the data set is among its {len(file.ids)}: the data set "
+            f"has '{wanted[0][0]}' and so on, {theirs}. Name the file that belongs to the data set, or fix the ids."
+        )
+    return matched
 
 
 def match_ids(wanted: Sequence[Named], found: Sequence[str]) -> dict[str, int]:
@@ -87,45 +99,32 @@ def _core(image_id: str) -> str:
     return (name.lstrip("0") or "0") if name.isascii() and name.isdigit() else name
 
 
-def convert_to_store(file: ProposalFile, convention: Convention, images: Sequence[Sample], output: Path) -> Conversion:
+def convert_to_store(file: Content, images: Sequence[Sample], output: Path) -> Conversion:
     """Writes a store of the file's proposals for those of the images that it has.
 
     Raises UserError where it has none of them, for boxes that cannot be read, and as write_store does.
     """
-    matched = match_ids([(s.image_id, s.number) for s in images], file.ids)
-    if not matched:
-        theirs = f"the file has '{file.ids[0][:100]}' and so on" if file.ids else "the file has no image at all"
-        raise UserError(
-            f"{file.path}: none of the {len(images)} images of the data set is among its {len(file.ids)}: the data set "
-            f"has '{images[0].image_id}' and so on, {theirs}. Name the file that belongs to the data set, or fix the "
-            "ids."
-        )
+    matched = match_file([(s.image_id, s.number) for s in images], file)
     far = 0
 
     def items() -> Iterator[ImageProposals]:
         nonlocal far
         for s in images:
-            if s.image_id not in matched:
-                continue
-            raw, scores = file.boxes(matched[s.image_id])
-            boxes = convention.read(raw)
-            far += _far(boxes, s.height, s.width)
-            yield ImageProposals(s.image_id, s.height, s.width, boxes, scores)
+            if s.image_id in matched:
+                boxes, scores = file.half_open(matched[s.image_id])
+                far += _far(boxes, s.height, s.width)
+                yield ImageProposals(s.image_id, s.height, s.width, boxes, scores)
 
     settings = {
         "format": file.format,
-        "convention": str(convention),
-        "sources": {path.name: fingerprint(path) for path in file.parts or (file.path,)},
+        "convention": str(file.convention),
+        "sources": {path.name: fingerprint(path) for path in file.paths},
     }
     counts = write_store(output, progress(items(), len(matched), "converting"), "converted", settings)
+    missing = [s.image_id for s in images if s.image_id not in matched]
     used = set(matched.values())
-    return Conversion(
-        len(matched),
-        [s.image_id for s in images if s.image_id not in matched],
-        [image_id for n, image_id in enumerate(file.ids) if n not in used],
-        counts,
-        far,
-    )
+    foreign = [image_id for n, image_id in enumerate(file.ids) if n not in used]
+    return Conversion(len(matched), missing, foreign, counts, far)
 
 
 def _far(boxes: np.ndarray, height: int, width: int) -> int:
@@ -140,7 +139,6 @@ def _far(boxes: np.ndarray, height: int, width: int) -> int:
 def fingerprint(path: Path) -> str:
     """sha256 of a file, or of the names and sha256 of a folder's files in the order of their names."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest(path)
     parts = [f"{p.name}\0{fingerprint(p)}\n" for p in sorted(path.iterdir()) if p.is_file()]
     return hashlib.sha256("".join(parts).encode(errors="surrogateescape")).hexdigest()

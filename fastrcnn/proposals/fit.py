@@ -1,19 +1,19 @@
-"""Which reading of a proposal file fits the truth: convention, scale and ids (see readings.py).
+"""Which reading of a proposal file fits the truth: what its numbers mean, in which unit, and whose boxes they are.
 
-How it is decided, in two steps:
+Readings are the mistakes that happen: another order of the four numbers, another first pixel, sizes for corners, boxes
+of an image that was scaled, boxes kept under the next id. How it is decided, in two steps:
 
-1. Order, scale and ids, by overlap. A wrong one puts boxes where no object is, and the best overlap of each object
+1. Order, unit and ids, by overlap. A wrong one puts boxes where no object is, and the best overlap of each object
    falls towards what the boxes of another image give it. What it has above that is compared, not the overlap itself,
    in which a reading gains that merely makes boxes larger. Of two readings one is better if the mean over the objects
    of the difference is at least OVERLAP, and at least SIGMAS of its standard errors. Where none is better so, the
    borders decide, as below.
-2. First pixel, and inclusive or half-open, by the borders. A pixel more or less hardly shows in the overlap, and what
-   shows there says more about how tightly a method frames its objects. But boxes end at the border of the image and so
-   pile up exactly there: read rightly, the outermost box touches the side; read wrongly, it stands a pixel off or a
-   pixel out. Each side of each image votes on each reading, 1 if it is touched, -1 if boxes stand out of it, else 0.
-   Of two readings one is better if it wins more sides than it loses, by SIGMAS standard deviations of chance. (Or wins
-   FEW at least and loses none, where the proposals touch half of all sides: then a few images are enough.) Where boxes
-   stand out of more sides than they touch, as those of methods that do not clip, the borders say nothing.
+2. First pixel, and inclusive or half-open, by the borders. A pixel more or less hardly shows in the overlap. But boxes
+   end at the border of the image and so pile up exactly there: read rightly, the outermost box touches the side; read
+   wrongly, it stands a pixel off or a pixel out. Of two readings one is better if it wins more sides than it loses, by
+   SIGMAS standard deviations of chance. (Or wins FEW at least and loses none, where the proposals touch half of all
+   sides: then a few images are enough.) Where boxes stand out of more sides than they touch, as those of methods that
+   do not clip, the borders say nothing.
 
 The file's own reading is kept unless another one is better, and what is not told apart is given back as such. Nothing
 fits if the best reading is no better than the boxes of other images, in the sense of step 1.
@@ -21,20 +21,76 @@ fits if the best reading is no better than the boxes of other images, in the sen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
+from fastrcnn import boxes
 from fastrcnn.progress import progress
-from fastrcnn.proposals.conventions import ORDERS, Convention
-from fastrcnn.proposals.fit_measures import Borders, Fit, Images, mended
-from fastrcnn.proposals.readings import AS_IS, PIXELS, Reading, Scale, conventions, placements, scales
+from fastrcnn.proposals.formats.conventions import ORDERS, Convention
 from fastrcnn.structures import Sample
 
 OVERLAP, SIGMAS, FEW = 0.02, 3.0, 4
-LOOK_IMAGES, LOOK_BOXES = 60, 300  # of each, that all combinations of order, scale and ids are tried on at first
-CLOSE = 6  # combinations that are then looked at closely, with all images and boxes
+CLOSE = 6  # combinations of order, unit and ids that are looked at closely
+MANY = 5  # images whose largest coordinates agree, before they are taken for the size that all were resized to
+NICE = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 2, 3, 4)  # common factors, preferred to an estimate that is close to one
+PIXELS, RELATIVE, AS_IS = "pixels", "0..1", "as they are"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A way to read a file. unit: of the numbers, a name that `_frames` gives. ids: a name that `_placements` gives."""
+
+    convention: Convention
+    unit: str = PIXELS
+    ids: str = AS_IS
+
+    def __str__(self) -> str:
+        """The convention, readable also where the first pixel is -1, which only a mistake makes."""
+        c = self.convention
+        return str(c) if c.base >= 0 else f"{Convention(c.order, 0, c.inclusive)} less 1"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Readings that differ only by a pixel: one order, one unit, one place of each image's boxes.
+
+    frames: (N, 2) width and height that each image has in the numbers' unit; those of the image for RELATIVE.
+    at: (N,) the file's entry for each image.
+    """
+
+    order: str
+    unit: str
+    ids: str
+    frames: np.ndarray = field(compare=False)
+    at: np.ndarray = field(compare=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """How well a reading fits N images with G objects. Boxes are clipped to their image before overlaps are taken.
+
+    best: (G,) IoU of each object with the best box of its image.
+    chance: (G,) the same with the boxes of another image, stretched to the size of this one; zeros for one image.
+    sides: (N, 4) left, top, right, bottom: 1 where the outermost box ends within half a pixel of the side, -1 where it
+        stands out further, else 0.
+    """
+
+    reading: Reading
+    best: np.ndarray
+    chance: np.ndarray
+    sides: np.ndarray
+
+    def recall(self, threshold: float) -> float:
+        """Share of the objects that some box overlaps by at least the threshold."""
+        return float((self.best >= threshold).mean())
+
+    @property
+    def touched(self) -> float:
+        """Share of the sides that some box ends at."""
+        return float((self.sides == 1).mean())
 
 
 @dataclass(frozen=True)
@@ -60,14 +116,26 @@ class Outcome:
         return self.tried[0]
 
 
-@dataclass(frozen=True)
-class Group:
-    """Readings that differ only by a pixel: one order, one scale, one place of each image's boxes."""
+class Entries:
+    """Numbers (P, 4) of the file's entries, each read once: those that are finite, with the sign that unsigned integers
+    lost (65535 for -1, and the like). wrapped, not_finite: see Outcome."""
 
-    order: str
-    scale: Scale
-    ids: str
-    at: np.ndarray  # (N,) the file's entry for each image
+    def __init__(self, boxes_of: Callable[[int], np.ndarray]) -> None:
+        self.boxes_of, self.wrapped, self.not_finite = boxes_of, 0, 0
+        self.kept: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, entry: int) -> np.ndarray:
+        if entry not in self.kept:
+            numbers = np.array(self.boxes_of(entry), np.float64).reshape(-1, 4)
+            finite = np.isfinite(numbers).all(axis=1)
+            numbers = numbers[finite]
+            for bits in (16, 32):
+                negative = (numbers >= 2**bits - 4) & (numbers < 2**bits)
+                numbers[negative] -= 2**bits
+                self.wrapped += int(negative.sum())
+            self.not_finite += int((~finite).sum())
+            self.kept[entry] = numbers
+        return self.kept[entry]
 
 
 def find_fit(
@@ -76,123 +144,72 @@ def find_fit(
     own: Convention,
     samples: Sequence[Sample],
     entries: Sequence[int],
-    listed: Iterable[int] = (),
 ) -> Outcome:
     """Tries the readings of a proposal file against the truth.
 
     ids: of the file's entries, in its order. boxes_of: numbers (P, 4) of an entry as they stand in the file.
     own: the convention of the file's format. samples: N images with their truth, some object that is not difficult
-    among it. entries: (N,) the file's entries of these images. listed: the entries in the order of the data set's
-    lists, where the file has no others.
+    among it. entries: (N,) the file's entries of these images.
     """
-    where = placements(ids, np.array(entries), listed)
-    first = np.unique(np.linspace(0, len(samples) - 1, min(LOOK_IMAGES, len(samples))).astype(int))
-    kept: dict[int, np.ndarray] = {}
-    wrapped = not_finite = 0
+    file, at = Entries(boxes_of), np.array(entries)
+    own_boxes = [file[e] for e in progress(entries, len(entries), "reading proposals")]
+    lowest = min((float(b.min()) for b in own_boxes if len(b)), default=0.0)
+    sizes = np.array([(s.width, s.height) for s in samples], np.float64)
+    own_group = Group(own.order, PIXELS, AS_IS, sizes, at)
+    close = [own_group, *(g for g in _promising(file, samples, _placements(ids, at), sizes) if g != own_group)]
+    fits: dict[Reading, Fit] = {}
 
-    def fetch(wanted: Iterable[int]) -> None:
-        nonlocal wrapped, not_finite
-        new = [entry for entry in dict.fromkeys(wanted) if entry not in kept]
-        for entry in progress(new, len(new), "reading proposals"):
-            kept[entry], signs, lost = mended(boxes_of(entry))
-            wrapped, not_finite = wrapped + signs, not_finite + lost
+    def measure(group: Group, convention: Convention) -> Fit:
+        reading = Reading(convention, group.unit, group.ids)
+        if reading not in fits:
+            fits[reading] = _measure(file, samples, group, reading)
+        return fits[reading]
 
-    fetch([*where[AS_IS].tolist(), *(e for at in where.values() for e in at[first].tolist())])
-    images = Images(samples, kept)
-    close = _promising(images, samples, first, where, own)
-    fetch(e for group in close for e in group.at.tolist())
-    lowest = min((float(b.min()) for b in kept.values() if len(b)), default=0.0)
-
-    leaders: list[Fit] = []  # of each group the one that meets the borders best
-    group_of: dict[Reading, Group] = {}
+    leaders: dict[Fit, Group] = {}  # of each group the reading that meets the borders best
     for group in progress(close, len(close), "comparing", unit="reading"):
-        found = [
-            (reading, images.borders(reading, group.scale, group.at))
-            for reading in (Reading(c, group.scale.name, group.ids) for c in conventions(group.order, lowest))
-        ]
-        reading, borders = max(found, key=lambda f: (f[1].votes, f[0].convention == own))
-        leaders.append(_fit(images, reading, group, borders))
-        group_of[reading] = group
-    leader = _choose(leaders, own, clearly_overlaps_more)
-    group = group_of[leader.reading]
-    members = [_fit(images, Reading(c, group.scale.name, group.ids), group) for c in conventions(group.order, lowest)]
-    winner = _choose(members, own, clearly_meets_borders_better)
-    own_group = next(g for g in close if (g.order, g.scale.name, g.ids) == (own.order, PIXELS, AS_IS))
-    as_own = next((m for m in members if m.reading == Reading(own)), None) or _fit(images, Reading(own), own_group)
+        sides = {c: _sides(_read(file, group, c), group.frames).sum() for c in _conventions(group.order, lowest)}
+        leaders[measure(group, max(sides, key=lambda c: (sides[c], c == own)))] = group
+    leader = _choose([*leaders], own, overlaps_more)
+    members = [measure(leaders[leader], c) for c in _conventions(leaders[leader].order, lowest)]
+    winner = _choose(members, own, meets_borders_better)
+    as_own = measure(own_group, own)
 
-    equal = [m for m in members if m is not winner and not clearly_meets_borders_better(winner, m)]
-    rivals = [f for f in leaders if f is not leader and not _better(winner, f)]
-    equal += sorted(rivals, key=lambda f: -f.best.mean())
-    rest = sorted((m for m in members if m is not winner and m not in equal), key=lambda m: -m.borders.votes)
-    others = [f for f in leaders if f is not leader and f not in equal and f.reading != as_own.reading]
-    if as_own not in [winner, *equal, *rest]:
-        others.append(as_own)
-    rest += sorted(others, key=lambda f: -f.best.mean())
+    equal = [f for f in members if f is not winner and not meets_borders_better(winner, f)]
+    equal += [f for f in leaders if f is not leader and not _better(winner, f)]
+    rest = [f for f in fits.values() if f is not winner and f not in equal]
     return Outcome(
-        [winner, *equal, *rest],
+        [winner, *equal, *sorted(rest, key=lambda f: -f.best.mean())],
         1 + len(equal),
         as_own,
-        len(samples) == 1 or _clear(_above_chance(winner)),
+        len(samples) == 1 or _clear(winner.best - winner.chance),
         len(samples),
-        sum(len(kept[e]) for e in set(where[AS_IS].tolist())),
-        wrapped,
-        not_finite,
+        sum(map(len, own_boxes)),
+        file.wrapped,
+        file.not_finite,
     )
 
 
-def _promising(
-    images: Images, samples: Sequence[Sample], first: np.ndarray, where: dict[str, np.ndarray], own: Convention
-) -> list[Group]:
-    """The combinations of order, scale and ids that are best by a first look, and the file's own."""
-    look = Images([samples[i] for i in first], {e: _some(b) for e, b in images.entries.items()})
-    found: list[tuple[float, Group]] = []
-    for order in ORDERS:
-        plain = Convention(order, 0, False)
-        for scale in scales(images.extents(Reading(plain), where[AS_IS]), images.sizes):
-            reading, part = Reading(plain, scale.name), Scale(scale.name, scale.frames[first])
-            chance = look.chance(reading, part, where[AS_IS][first]).mean()
-            for name, at in where.items():
-                above = float(look.best(reading, part, at[first]).mean() - chance)
-                found.append((above, Group(order, scale, name, at)))
-    found.sort(key=lambda f: -f[0])
-    is_own = [(g.order, g.scale.name, g.ids) == (own.order, PIXELS, AS_IS) for _, g in found]
-    return [g for n, (_, g) in enumerate(found) if n < CLOSE or is_own[n]]
+def overlaps_more(a: Fit, b: Fit) -> bool:
+    """Whether `a` has clearly more overlap above chance than `b`; step 1 above."""
+    return _clear(a.best - a.chance - (b.best - b.chance))
 
 
-def _fit(images: Images, reading: Reading, group: Group, borders: Borders | None = None) -> Fit:
-    return Fit(
-        reading,
-        images.best(reading, group.scale, group.at),
-        images.chance(reading, group.scale, group.at),
-        borders or images.borders(reading, group.scale, group.at),
-    )
-
-
-def clearly_overlaps_more(a: Fit, b: Fit) -> bool:
-    """Whether `a` has more overlap above chance than `b`; step 1 above."""
-    return _clear(_above_chance(a) - _above_chance(b))
-
-
-def clearly_meets_borders_better(a: Fit, b: Fit) -> bool:
-    """Whether `a` meets the images' borders better than `b`; step 2 above."""
-    if a.borders.votes <= 0:
+def meets_borders_better(a: Fit, b: Fit) -> bool:
+    """Whether `a` clearly meets the images' borders better than `b`; step 2 above."""
+    if a.sides.sum() <= 0:
         return False
-    won, lost = int((a.borders.sides > b.borders.sides).sum()), int((a.borders.sides < b.borders.sides).sum())
-    return won - lost >= SIGMAS * max(won + lost, 1) ** 0.5 or (lost == 0 and won >= FEW and a.borders.touched >= 0.5)
+    won, lost = int((a.sides > b.sides).sum()), int((a.sides < b.sides).sum())
+    return won - lost >= SIGMAS * max(won + lost, 1) ** 0.5 or (lost == 0 and won >= FEW and a.touched >= 0.5)
 
 
-def _above_chance(fit: Fit) -> np.ndarray:
-    return fit.best - fit.chance
+def _better(a: Fit, b: Fit) -> bool:
+    return overlaps_more(a, b) or (not overlaps_more(b, a) and meets_borders_better(a, b))
 
 
 def _clear(difference: np.ndarray) -> bool:
     """Whether the mean of (G,) differences in overlap is clearly above zero."""
     error = max(float(difference.std()), 0.1) / len(difference) ** 0.5  # not below 0.1: a few objects may agree
     return bool(difference.mean() >= max(OVERLAP, SIGMAS * error))
-
-
-def _better(a: Fit, b: Fit) -> bool:
-    return clearly_overlaps_more(a, b) or (not clearly_overlaps_more(b, a) and clearly_meets_borders_better(a, b))
 
 
 def _choose(fits: list[Fit], own: Convention, better: Callable[[Fit, Fit], bool]) -> Fit:
@@ -202,14 +219,133 @@ def _choose(fits: list[Fit], own: Convention, better: Callable[[Fit, Fit], bool]
 
     def distance(f: Fit) -> tuple[bool | float, ...]:
         r = f.reading
-        departures = r.ids != AS_IS, r.scale != PIXELS, r.convention.order != own.order, r.convention != own
-        return *departures, -float(_above_chance(f).mean())
+        departures = r.ids != AS_IS, r.unit != PIXELS, r.convention.order != own.order, r.convention != own
+        return *departures, -float((f.best - f.chance).mean())
 
     return min(top, key=distance)
 
 
-def _some(numbers: np.ndarray) -> np.ndarray:
-    """At most LOOK_BOXES rows of the numbers, evenly spaced."""
-    if len(numbers) <= LOOK_BOXES:
-        return numbers
-    return numbers[np.linspace(0, len(numbers) - 1, LOOK_BOXES).astype(int)]
+def _promising(
+    file: Entries, samples: Sequence[Sample], places: dict[str, np.ndarray], sizes: np.ndarray
+) -> list[Group]:
+    """The combinations of order, unit and ids that have most overlap above chance. places: see _placements."""
+    found: list[tuple[float, Group]] = []
+    for order in ORDERS:
+        plain = Convention(order, 0, False)
+        extents = [plain.read(file[e]).max(axis=0, initial=-np.inf)[2:] for e in places[AS_IS].tolist()]
+        for unit, frames in _frames(np.array(extents), sizes).items():
+            for ids, at in places.items():
+                group = Group(order, unit, ids, frames, at)
+                shares = _shares(_read(file, group, plain), frames)
+                if ids == AS_IS:
+                    chance = _chance(samples, shares).mean()  # for all placements
+                found.append((float(_overlaps(samples, shares).mean() - chance), group))
+    found.sort(key=lambda f: -f[0])
+    return [group for _, group in found[:CLOSE]]
+
+
+def _conventions(order: str, lowest: float) -> list[Convention]:
+    """The conventions of an order to try; with first pixel -1 too where that is the `lowest` number of the file."""
+    bases = (0, 1, -1) if -1.5 <= lowest <= -0.5 else (0, 1)
+    both = [Convention(order, base, inclusive) for base in bases for inclusive in (False, True)]
+    return [c for c in both if not (c.sized and c.inclusive)]
+
+
+def _frames(extents: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """The frames (N, 2) of the units that the largest coordinates speak for, pixels of the image always among them.
+
+    extents: (N, 2) largest x and y among the boxes of each image, in the file's unit; -inf where there is no box.
+    sizes: (N, 2) width and height of the images.
+    """
+    found = {PIXELS: sizes}
+    known = (extents > 0).all(axis=1)
+    extents = extents[known]
+    if not len(extents):
+        return found
+    if np.quantile(extents, 0.9) <= 1.5:
+        return found | {RELATIVE: sizes}
+    short, long = sizes.min(axis=1, keepdims=True), sizes.max(axis=1, keepdims=True)
+    factor = float(np.quantile(extents / sizes[known], 0.9))
+    factor = next((n for n in NICE if abs(factor / n - 1) <= 0.03), factor)
+    candidates = {
+        "short side 600": sizes * np.minimum(600 / short, 1000 / long),
+        "short side 800": sizes * np.minimum(800 / short, 1333 / long),
+        f"times {factor:.4g}": sizes * factor,
+    }
+    if len(extents) >= MANY:
+        side = [round(float(v)) for v in np.quantile(extents, 0.9, axis=0)]
+        side = [32 * round(v / 32) if abs(v - 32 * round(v / 32)) <= 1 else v for v in side]
+        candidates[f"{side[0]} x {side[1]}"] = np.tile(np.array(side, np.float64), (len(sizes), 1))
+    for name, frames in candidates.items():
+        new = all(np.abs(frames / other - 1).max() > 0.05 for other in found.values())
+        if new and 0.35 < np.median((extents / frames[known]).max(axis=1)) < 1.5:
+            found[name] = frames
+    return found
+
+
+def _placements(ids: Sequence[str], entries: np.ndarray) -> dict[str, np.ndarray]:
+    """Where the boxes of some images may really stand in the file, by what would have gone wrong.
+
+    ids: of the file's entries, in its order. entries: (N,) the entries that bear the images' ids. Gives arrays (N,) of
+    entries; no two are equal, the first is `entries`.
+    """
+    n = len(ids)
+    rank = np.argsort(np.array(sorted(range(n), key=lambda i: ids[i])))  # of each entry among the sorted ids
+    found = {
+        AS_IS: entries,
+        "1 later": (entries + 1) % n,
+        "1 earlier": (entries - 1) % n,
+        "reversed": n - 1 - entries,
+        "sorted": rank[entries],
+    }
+    unique: dict[str, np.ndarray] = {}
+    for name, where in found.items():
+        if not any((where == other).all() for other in unique.values()):
+            unique[name] = where
+    return unique
+
+
+def _read(file: Entries, group: Group, convention: Convention) -> list[np.ndarray]:
+    """Each image's boxes as half-open x1 y1 x2 y2 (P, 4) in units of its frame."""
+    found = []
+    for entry, frame in zip(group.at.tolist(), group.frames, strict=True):
+        units = frame[[0 if letter in "xw" else 1 for letter in group.order]] if group.unit == RELATIVE else 1
+        found.append(convention.read(file[entry] * units))
+    return found
+
+
+def _shares(found: list[np.ndarray], frames: np.ndarray) -> list[np.ndarray]:
+    """Boxes in units of their frames, clipped, as shares of the width and the height."""
+    return [np.clip(b / np.tile(frame, 2), 0, 1) for b, frame in zip(found, frames, strict=True)]
+
+
+def _measure(file: Entries, samples: Sequence[Sample], group: Group, reading: Reading) -> Fit:
+    found = _read(file, group, reading.convention)
+    shares = _shares(found, group.frames)
+    return Fit(reading, _overlaps(samples, shares), _chance(samples, shares), _sides(found, group.frames))
+
+
+def _overlaps(samples: Sequence[Sample], shares: list[np.ndarray]) -> np.ndarray:
+    """IoU (G,) of each object that is not difficult with the best of its image's boxes."""
+    found = []
+    for s, share in zip(samples, shares, strict=True):
+        truth = np.asarray(s.boxes[~s.difficult], np.float64).reshape(-1, 4)
+        of_image = torch.from_numpy(share * [s.width, s.height, s.width, s.height])
+        found.append(boxes.iou(torch.from_numpy(truth), of_image).numpy().max(axis=1, initial=0.0))
+    return np.concatenate(found)
+
+
+def _chance(samples: Sequence[Sample], shares: list[np.ndarray]) -> np.ndarray:
+    """What `_overlaps` gives if each image gets the boxes of the one half the list away."""
+    half = len(samples) // 2
+    others = [shares[n - half] for n in range(len(shares))] if half else [np.zeros((0, 4))] * len(shares)
+    return _overlaps(samples, others)
+
+
+def _sides(found: list[np.ndarray], frames: np.ndarray) -> np.ndarray:
+    """See Fit. found: boxes in units of their frames."""
+    sides = []
+    for b, frame in zip(found, frames, strict=True):
+        gaps = np.concatenate((b[:, :2], frame - b[:, 2:]), axis=1).min(axis=0, initial=np.inf)
+        sides.append(np.where(np.abs(gaps) <= 0.5, 1, np.where(gaps < 0, -1, 0)))
+    return np.array(sides)

@@ -6,12 +6,10 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -26,9 +24,7 @@ from fastrcnn.proposals.selective_search import ALGORITHM, propose, segmentation
 from fastrcnn.proposals.store import BoxCounts, ImageProposals, check_target, write_store
 from fastrcnn.settings import SelectiveSearchSettings
 
-GENERATOR = "selective search"
-T = TypeVar("T")
-R = TypeVar("R")
+BATCH = 100  # images a process that are handed out at a time
 
 
 def propose_all(
@@ -57,21 +53,15 @@ def propose_all(
     work = _work(store_path)
     with _held(work):
         results = _results(images, work, settings, workers or cores(), turns or {})
-        found: dict[str, Path] = {}
-        problems: list[str] = []
-        for image_id, result in progress(results, total=len(images), what="Proposals"):
-            if isinstance(result, Path):
-                found[image_id] = result
-            else:
-                problems.append(result)
-        if problems:
-            listed = "\n".join(f"  {problem}" for problem in sorted(problems))
+        found = dict(progress(results, total=len(images), what="Proposals"))
+        if problems := sorted(result for result in found.values() if isinstance(result, str)):
+            listed = "\n".join(f"  {problem}" for problem in problems)
             raise UserError(
-                f"{len(problems)} of {len(images)} images cannot be read:\n{listed}\nMend them or leave them "
+                f"{len(problems)} of {len(images)} images cannot be read:\n{listed}\nFix them or leave them "
                 f"out, and run again; the proposals of the others are kept and will not be made again."
             )
         items = (_load(image_id, found[image_id]) for image_id, _ in images)
-        counts = write_store(store_path, items, GENERATOR, asdict(settings) | {"opencv": cv2.__version__})
+        counts = write_store(store_path, items, "selective search", asdict(settings) | {"opencv": cv2.__version__})
         shutil.rmtree(work, ignore_errors=True)
     return counts
 
@@ -127,20 +117,8 @@ def _results(
         "workers; it resumes where it stopped."
     )
     with pool(workers, start_worker, died) as executor:
-        yield from _in_parallel(executor, _one, tasks, ahead=4 * workers)
-
-
-def _in_parallel(executor: Executor, function: Callable[[T], R], tasks: Iterable[T], ahead: int) -> Iterator[R]:
-    """Results as they come. Only `ahead` tasks wait at a time: a million futures would take a gigabyte."""
-    pending: set[Future[R]] = set()
-    for task in tasks:
-        if len(pending) >= ahead:
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-        pending.add(executor.submit(function, task))
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        yield from (future.result() for future in done)
+        for start in range(0, len(tasks), BATCH * workers):  # a million futures would take a gigabyte
+            yield from executor.map(_one, tasks[start : start + BATCH * workers])
 
 
 def start_worker() -> None:
@@ -174,13 +152,12 @@ def _key(data: bytes, turn: int, settings: SelectiveSearchSettings) -> str:
 def _sound(file: Path) -> bool:
     """Whether the result is there and whole; a machine that went down may leave an empty file."""
     try:
-        _load("", file)
+        return _load("", file).boxes is not None
     except Exception:  # whatever a damaged file leads numpy to; the result is then made again
         return False
-    return True
 
 
-def _load(image_id: str, file: Path) -> ImageProposals:
+def _load(image_id: str, file: Path | str) -> ImageProposals:
     with np.load(file, allow_pickle=False) as result:
         height, width = result["size"].tolist()
         return ImageProposals(image_id, height, width, result["boxes"])

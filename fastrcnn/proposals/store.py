@@ -18,8 +18,7 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,7 +54,7 @@ class BoxCounts:
     outside: int = 0
 
     def __add__(self, other: BoxCounts) -> BoxCounts:
-        return BoxCounts(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+        return BoxCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def dropped(self) -> int:
@@ -142,19 +141,19 @@ class ProposalStore:
 
         `sizes`: height and width of each image. Images of the store that are not among `ids` do not matter.
         """
-        for n, image_id in enumerate(ids):
-            if image_id not in self:
+        wrong = f"{self.path}: the proposals belong to other images:"
+        if missing := self.missing(ids):
+            raise UserError(
+                f"{wrong} {len(missing)} of {len(ids)} images are not in it, the first is '{missing[0]}'; it holds "
+                f"{self._sample()}. Make proposals for these images with `fastrcnn propose`, name the right store, or "
+                "do without these images by data.missing_proposals=leave_out."
+            )
+        for image_id, (height, width) in zip(ids, sizes or (), strict=False):
+            h, w = self.size(image_id)
+            if (h, w) != (height, width):
                 raise UserError(
-                    f"{self.path}: the proposals belong to other images: {len(self.missing(ids))} of "
-                    f"{len(ids)} images are not in it, the first is '{image_id}'; it holds {self._sample()}. "
-                    f"Make proposals for these images with `fastrcnn propose`, name the right store, or do without "
-                    f"these images by data.missing_proposals=leave_out."
-                )
-            if sizes is not None and self.size(image_id) != tuple(sizes[n]):
-                (h, w), (height, width) = self.size(image_id), sizes[n]
-                raise UserError(
-                    f"{self.path}: the proposals belong to other images: '{image_id}' has {w}x{h} pixels "
-                    f"there, but the image has {width}x{height}. Make them again with `fastrcnn propose`."
+                    f"{wrong} '{image_id}' has {w}x{h} pixels there, but the image has {width}x{height}. Make them "
+                    "again with `fastrcnn propose`."
                 )
 
     def _find(self, image_id: str) -> int | None:
@@ -216,30 +215,26 @@ def _write_arrays(
     offsets: list[tuple[int, int]] = []
     sizes: list[tuple[int, int]] = []
     counts = BoxCounts()
-    with ExitStack() as stack:
-        files: dict[str, BinaryIO] = {}
+    scored: bool | None = None
+    with (folder / "boxes.npy").open("wb") as box_file, (folder / "scores.npy").open("wb") as score_file:
+        _write_header(box_file, (0, 4))
+        _write_header(score_file, (0,))
         for item in items:
             boxes, rows, item_counts = clean(item.boxes, item.height, item.width)
-            columns = {"boxes.npy": boxes}
-            if item.scores is not None:
-                columns["scores.npy"] = np.asarray(item.scores, dtype=np.float32)[rows]
-            if not ids:
-                files = {name: stack.enter_context((folder / name).open("wb")) for name in columns}
-                for name, column in columns.items():
-                    _write_header(files[name], column, 0)
-            if columns.keys() != files.keys():
+            scored = item.scores is not None if scored is None else scored
+            if scored is not (item.scores is not None):
                 raise UserError(f"{path}: image '{item.image_id}' differs from the others in having scores or not.")
-            for name, column in columns.items():
-                files[name].write(column.astype(column.dtype.newbyteorder("<")).tobytes())
+            box_file.write(boxes.astype("<f4").tobytes())
+            if item.scores is not None:
+                score_file.write(np.asarray(item.scores)[rows].astype("<f4").tobytes())
             ids.append(_encode(item.image_id, path))
             offsets.append((counts.kept, counts.kept + len(boxes)))
             sizes.append((item.height, item.width))
             counts += item_counts
-        for name, file in files.items():
-            file.seek(0)  # the header has room for any number of rows, so it is written over in place
-            _write_header(file, np.empty((0, 4) if name == "boxes.npy" else 0, np.float32), counts.kept)
-    if not ids:
-        np.save(folder / "boxes.npy", np.empty((0, 4), np.float32))
+        _write_header(box_file, (counts.kept, 4))
+        _write_header(score_file, (counts.kept,))
+    if not scored:
+        (folder / "scores.npy").unlink()
     keys = np.array(ids, dtype="S" if ids else "S1")
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
@@ -257,7 +252,7 @@ def _write_arrays(
         "settings": dict(settings),
         "images": len(ids),
         "boxes": counts.kept,
-        "scores": "scores.npy" in files,
+        "scores": bool(scored),
         "cleaning": asdict(counts),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -274,9 +269,10 @@ def _decode(raw: bytes) -> str:
     return raw.decode(errors="surrogateescape")
 
 
-def _write_header(file: BinaryIO, like: np.ndarray, rows: int) -> None:
-    header = {"descr": "<f4", "fortran_order": False, "shape": (rows, *like.shape[1:])}
-    np.lib.format.write_array_header_1_0(file, header)
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """At the start of the file; there is room in it for any number of rows, so it can be written again."""
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
@@ -299,10 +295,11 @@ def _read_meta(path: Path) -> dict[str, Any]:
             f"{file}: version {meta.get('version')!r} of the format, but this program reads {VERSION}; "
             f"make the proposals again, or use the program that wrote them."
         )
-    if meta.get("convention") != CONVENTION:
-        raise _broken(file, f"`convention` is {meta.get('convention')!r} instead of {CONVENTION!r}")
-    for key, kind in (("images", int), ("boxes", int), ("scores", bool)):
-        if type(meta.get(key)) is not kind:
+    for key, fits in (
+        ("convention", meta.get("convention") == CONVENTION),
+        *((key, type(meta.get(key)) is kind) for key, kind in (("images", int), ("boxes", int), ("scores", bool))),
+    ):
+        if not fits:
             raise _broken(file, f"`{key}` is {meta.get(key)!r}")
     return meta
 

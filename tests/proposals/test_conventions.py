@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastrcnn.errors import UserError
-from fastrcnn.proposals.conventions import CONVENTIONS, HALF_OPEN, ORDERS, Convention, convention
+from fastrcnn.proposals.formats.conventions import CONVENTIONS, HALF_OPEN, ORDERS, Convention, convention
 
 BOX = [2, 5, 5, 11]  # half-open; 3 wide and 6 high
 WRITTEN = {

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrcnn.proposals.conventions import CONVENTIONS
-from fastrcnn.proposals.fit import Outcome, find_fit
-from fastrcnn.proposals.fit_measures import Images, mended
-from fastrcnn.proposals.readings import AS_IS, PIXELS, RELATIVE, Reading, Scale, placements, scales
+from fastrcnn.proposals.fit import AS_IS, PIXELS, RELATIVE, Entries, Outcome, Reading, find_fit
+from fastrcnn.proposals.formats.conventions import CONVENTIONS
 from fastrcnn.structures import Sample
 
 OWN = CONVENTIONS["xyxy-0-inclusive"]
@@ -49,7 +47,7 @@ def made(
 
 def fit(samples: list[Sample], numbers: Sequence[np.ndarray], own: str = str(OWN)) -> Outcome:
     ids = [s.image_id for s in samples]
-    return find_fit(ids, lambda i: numbers[i], CONVENTIONS[own], samples, range(len(ids)), range(len(ids)))
+    return find_fit(ids, lambda i: numbers[i], CONVENTIONS[own], samples, range(len(ids)))
 
 
 def inclusive(numbers: Numbers) -> Numbers:
@@ -112,7 +110,7 @@ def test_one_good_file_mutated_is_named_as_what_it_is(name: str, size: tuple[int
     found = fit(samples, mutate(boxes, samples))
     assert found.fits
     if name == "one size" and size:  # then that is a common factor, estimated from a largest coordinate of 511
-        assert found.winner.reading.scale == f"times {511 / 240:.4g}"
+        assert found.winner.reading.unit == f"times {511 / 240:.4g}"
         assert found.winner.reading.convention.order == "xyxy"
         return
     assert found.winner.reading == expected
@@ -128,7 +126,7 @@ def test_a_sample_of_the_images_is_enough() -> None:
     moved = inclusive([boxes[-1], *boxes[:-1]])
     for numbers, ids in ((inclusive(boxes), AS_IS), (moved, "1 later")):
         chosen = [samples[e] for e in entries]
-        found = find_fit([s.image_id for s in samples], numbers.__getitem__, OWN, chosen, entries, range(300))
+        found = find_fit([s.image_id for s in samples], numbers.__getitem__, OWN, chosen, entries)
         assert found.winner.reading == Reading(OWN, PIXELS, ids)
         assert found.images == 100
         assert found.boxes == sum(len(numbers[e]) for e in entries)
@@ -189,11 +187,17 @@ def test_a_minus_one_that_wrapped_is_counted_and_understood() -> None:
 
 
 def test_numbers_that_are_none_are_left_out_and_counted() -> None:
-    numbers, wrapped, lost = mended(np.array([[0, 1, np.nan, 3], [1, 2, 3, 4], [np.inf, 0, 0, 0], [65534, 0, 5, 5]]))
-    assert numbers.tolist() == [[1, 2, 3, 4], [-2, 0, 5, 5]]
-    assert (wrapped, lost) == (1, 2)
-    assert mended(np.array([[2**32 - 1, 0, 600, 65531]]))[0].tolist() == [[-1, 0, 600, 65531]]
-    assert mended(np.zeros((0, 4)))[0].shape == (0, 4)
+    file = Entries(
+        [
+            np.array([[0, 1, np.nan, 3], [1, 2, 3, 4], [np.inf, 0, 0, 0], [65534, 0, 5, 5]]),
+            np.array([[2**32 - 1, 0, 600, 65531]]),
+            np.zeros((0, 4)),
+        ].__getitem__
+    )
+    assert file[0].tolist() == [[1, 2, 3, 4], [-2, 0, 5, 5]]
+    assert (file.wrapped, file.not_finite) == (1, 2)
+    assert file[1].tolist() == [[-1, 0, 600, 65531]]
+    assert file[2].shape == (0, 4)
 
 
 def test_images_without_boxes_and_single_images() -> None:
@@ -207,50 +211,27 @@ def test_images_without_boxes_and_single_images() -> None:
 
 def test_figures_by_hand() -> None:
     """An image of 10 x 8, truth 0 0 4 4 and a difficult object; boxes 0 0 4 2 (IoU 1/2) and 5 5 10 9 (1 out)."""
-    truth = np.array([[0, 0, 4, 4], [6, 6, 8, 8]])
-    image = sample("a", 10, 8, truth)
+    image = sample("a", 10, 8, np.array([[0, 0, 4, 4], [6, 6, 8, 8]]))
     image.difficult[1] = True
-    images = Images([image], {3: np.array([[0.0, 0, 4, 2], [5, 5, 10, 9]])})
-    reading, scale, at = Reading(CONVENTIONS["xyxy-0-halfopen"]), Scale(PIXELS, images.sizes), np.array([3])
-    assert images.best(reading, scale, at).tolist() == [0.5]
-    assert images.chance(reading, scale, at).tolist() == [0]
-    borders = images.borders(reading, scale, at)
-    assert borders.sides.tolist() == [[1, 1, 1, -1]]
-    assert (borders.inside, borders.touched, borders.votes) == (0.5, 0.75, 2)
-    assert not borders.strays.any()
-    assert images.extents(reading, at).tolist() == [[10, 9]]
+    found = fit([image], [np.array([[0.0, 0, 4, 2], [5, 5, 10, 9]])], own="xyxy-0-halfopen").own
+    np.testing.assert_allclose(found.best, [0.5], rtol=1e-12)
+    assert found.chance.tolist() == [0]
+    assert found.sides.tolist() == [[1, 1, 1, -1]]
+    assert (found.touched, found.recall(0.4), found.recall(0.6)) == (0.75, 1, 0)
 
 
 def test_chance_gives_each_image_the_stretched_boxes_of_another() -> None:
     one, two = sample("a", 10, 10, np.array([[0, 0, 5, 5]])), sample("b", 20, 40, np.array([[0, 0, 10, 10]]))
-    images = Images([one, two], {0: np.array([[0.0, 0, 5, 5]]), 1: np.array([[0.0, 0, 10, 10]])})
-    reading, scale, at = Reading(CONVENTIONS["xyxy-0-halfopen"]), Scale(PIXELS, images.sizes), np.array([0, 1])
-    assert images.best(reading, scale, at).tolist() == [1, 1]
+    found = fit([one, two], [np.array([[0.0, 0, 5, 5]]), np.array([[0.0, 0, 10, 10]])], own="xyxy-0-halfopen").own
+    assert found.best.tolist() == [1, 1]
     # 0 0 10 10 of 20 x 40 is 0 0 5 2.5 of 10 x 10: half of the object; 0 0 5 5 becomes 0 0 10 20: twice the object
-    assert images.chance(reading, scale, at).tolist() == [0.5, 0.5]
+    assert found.chance.tolist() == [0.5, 0.5]
 
 
-def test_placements_by_hand() -> None:
-    found = placements(["10", "9", "b"], np.array([0, 1, 2]), [2, 0, 1])
-    assert {n: w.tolist() for n, w in found.items()} == {
-        AS_IS: [0, 1, 2],
-        "1 later": [1, 2, 0],
-        "1 earlier": [2, 0, 1],
-        "reversed": [2, 1, 0],
-    }
-    found = placements(["7", "10", "9", "8"], np.arange(4), [])  # as text 10 7 8 9, as numbers 7 8 9 10
-    assert found["sorted by text"].tolist() == [1, 0, 3, 2]
-    assert found["sorted by number"].tolist() == [0, 3, 2, 1]
-    assert not any("list" in name for name in found)
-    found = placements(["a", "c", "b", "e", "d"], np.arange(5), [])
-    assert found["1 later by text"].tolist() == [2, 4, 1, 0, 3]  # after a comes b, the third entry
-
-
-def test_scales_that_nothing_speaks_for_are_not_tried() -> None:
-    sizes = np.array([[100.0, 50], [60, 90]])
-    assert [s.name for s in scales(sizes, sizes)] == [PIXELS]
-    assert [s.name for s in scales(np.full((2, 2), np.nan), sizes)] == [PIXELS]
-    assert [s.name for s in scales(sizes * 0 + 0.99, sizes)] == [PIXELS, RELATIVE]
-    found = scales(sizes * 4.01, sizes)
-    assert "times 4" in [s.name for s in found]
-    assert found[-1].frames.shape == (2, 2)
+def test_boxes_in_the_order_of_the_sorted_ids_are_named() -> None:
+    """The ids stand as a folder was listed, the boxes in the order of their names."""
+    samples, boxes = made()
+    order = np.random.default_rng(5).permutation(len(samples)).tolist()
+    chosen = [samples[n] for n in order]
+    found = fit(chosen, inclusive(boxes))
+    assert found.winner.reading == Reading(OWN, PIXELS, "sorted")

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from limits import in_bounds
 
 from fastrcnn.errors import UserError
-from fastrcnn.proposals.formats.files import ProposalFile, open_proposals
+from fastrcnn.proposals.files import open_proposals
+from fastrcnn.proposals.formats.content import Content
 from fastrcnn.proposals.store import ImageProposals, write_store
 
 io = pytest.importorskip("scipy.io", reason="needs the extra [mat]")
@@ -294,7 +295,7 @@ def test_real_files_of_selective_search(test_data: Path, image_id: str, count: i
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "other.mat": (lambda p: savemat(p, rects=np.zeros((2, 4))), "has no matrix `boxes`"),
     "shape.mat": (lambda p: savemat(p, boxes=np.zeros((2, 5))), r"`boxes`: float64 of shape \(2, 5\)"),
-    "text.mat": (lambda p: savemat(p, boxes="four"), "is text, and must be numbers"),
+    "text.mat": (lambda p: savemat(p, boxes="four"), "`boxes`: Text where numbers of shape"),
     "struct.mat": (lambda p: savemat(p, boxes={"a": 1}), "is struct, and must be numbers"),
     "complex.mat": (lambda p: savemat(p, boxes=np.zeros((2, 4), complex) + 1j), "is complex"),
     "shape73.mat": (lambda p: hdf5(p, boxes=np.ones((2, 5))), r"`boxes`: float64 of shape \(2, 5\)"),
@@ -312,11 +313,16 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "scores.pkl": (lambda p: pickled(p, {**OLDER, "scores": [1]}), "`scores` should be a list of 3 arrays.* is 1"),
     "length.pkl": (lambda p: pickled(p, {**DETECTRON2, "ids": ["a"]}), "`boxes` should be a list of 1 arrays.* is 3"),
     "items.pkl": (lambda p: pickled(p, {"a.jpg": "boxes"}), "str where numbers"),
-    "json.json": (lambda p: text(p, '[{"image_id": 1,\n "bbox": [1, 2, 3'), "line 2, object 1: not JSON"),
-    "comma.json": (lambda p: text(p, '[{"image_id": 1, "bbox": [1, 2, 3, 4]}\n{}]'), "line 2: not JSON after object 1"),
+    "json.json": (lambda p: text(p, '[{"image_id": 1,\n "bbox": [1, 2, 3'), "line 2: not JSON, or cut short"),
+    "comma.json": (lambda p: text(p, '[{"image_id": 1, "bbox": [1, 2, 3, 4]}\n{}]'), "line 2: not JSON, or cut short"),
     "list.json": (
         lambda p: text(p, '[{"image_id": 1, "bbox": [1, 2, 3, 4]}, {"bbox": []}, 7, {"image_id": 1, "bbox": [1]}]'),
         "3 mistake.*\n.*object 2: `image_id`.*\n.*object 3: `image_id`.*\n.*object 4: `bbox`",
+    ),
+    "null.json": (lambda p: text(p, '[null, "x"]'), "2 mistake.*\n.*object 1: `image_id`.*\n.*object 2: `image_id`"),
+    "nested.json": (
+        lambda p: text(p, '[{"image_id": 1, "bbox": [1, 2, 3, 4], "x": {"image_id": 1, "bbox": [1, 2, 3, 4]}}]'),
+        "boxes within objects",
     ),
     "mixed.json": (
         lambda p: text(p, '[{"image_id": 1, "bbox": [1, 2, 3, 4]}, {"image_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]'),
@@ -458,7 +464,7 @@ def test_a_large_file_is_unpacked_image_by_image(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def read_all(path: Path) -> ProposalFile:
+def read_all(path: Path) -> Content:
     """Everything in a file, whether or not it names its images."""
     try:
         found = open_proposals(path)

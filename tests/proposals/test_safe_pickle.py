@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fastrcnn.errors import UserError
-from fastrcnn.proposals.formats.safe_pickle import load_pickle, plain
+from fastrcnn.proposals.formats.safe_pickle import load_pickle
 
 ARRAYS = {
     "double": np.arange(8.0).reshape(2, 4),
@@ -47,8 +47,7 @@ def test_arrays_numbers_and_containers_come_back(tmp_path: Path, protocol: int) 
     assert read["ids"] == value["ids"]
     assert read["scalars"] == (0.5, -7, True, None, 2.5)
     assert read["nested"] == value["nested"]
-    for got, wanted in zip(read["boxes"], ARRAYS.values(), strict=True):
-        array = plain(got)
+    for array, wanted in zip(read["boxes"], ARRAYS.values(), strict=True):
         assert isinstance(array, np.ndarray)
         assert array.dtype == wanted.dtype
         np.testing.assert_array_equal(array, wanted)
@@ -62,8 +61,15 @@ def test_numpy_before_2_and_python_2_are_read(tmp_path: Path) -> None:
         b"(K\x01K\x01K\x02\x86cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
         b"K\x00tb\x89U\x10" + raw + b"tb."
     )
-    read = plain(load_pickle(tmp_path / "old.pkl"))
+    read = load_pickle(tmp_path / "old.pkl")
     np.testing.assert_array_equal(read, [[1.5, -2.0]])  # type: ignore[arg-type]
+    text = "".join(f"\\x{byte:02x}" for byte in raw)  # protocol 0, that of pickle.dump without an argument
+    (tmp_path / "older.pkl").write_bytes(
+        b"cnumpy.core.multiarray\n_reconstruct\np0\n(cnumpy\nndarray\np1\n(I0\ntp2\nS'b'\np3\ntp4\nRp5\n"
+        b"(I1\n(I1\nI2\ntp6\ncnumpy\ndtype\np7\n(S'f8'\np8\nI0\nI1\ntp9\nRp10\n(I3\nS'<'\np11\nNNNI-1\nI-1\nI0\n"
+        b"tp12\nbI00\nS'" + text.encode() + b"'\np13\ntp14\nb."
+    )
+    np.testing.assert_array_equal(load_pickle(tmp_path / "older.pkl"), [[1.5, -2.0]])  # type: ignore[arg-type]
 
 
 class Calls:
@@ -157,6 +163,13 @@ BY_HAND = {
     "a dotted module": b"cnumpy.core.multiarray._reconstruct\n__globals__\n.",
     "tuples within tuples as a key": b"}" + b")" + b"2\x86" * 60 + b"Ns.",
     "tuples within tuples in a set": b"\x80\x04\x8f(" + b")" + b"2\x86" * 60 + b"\x91" + b"\x93.",
+    "a dtype of tuples within tuples": b"cnumpy\ndtype\n)"
+    + b"".join(b"q%ch%c\x86" % (n, n) for n in range(1, 60))
+    + b"\x85R(K\x03U\x01<NNNtb.",
+    "a name of tuples within tuples": b"\x80\x04)"
+    + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60))
+    + b"\x8c\x01a\x93.",
+    "a number of 8,000 digits": b"\x80\x02\x8b" + (4000).to_bytes(4, "little") + b"\x7f" * 4000 + b".",
     "nothing on the stack": b"\x80\x02R.",
     "no end": b"\x80\x02",
     "an unknown instruction": b"\x80\x02\xff.",
@@ -234,6 +247,6 @@ def test_instance_data_of_mmdetection_is_a_bag_of_arrays(tmp_path: Path) -> None
         (tmp_path / "x.pkl").write_bytes(buffer.getvalue())
         read = load_pickle(tmp_path / "x.pkl")
         assert isinstance(read, dict)
-        fields = plain(read["train/1.jpg"])
+        fields = read["train/1.jpg"]
         assert isinstance(fields, dict)
-        np.testing.assert_array_equal(plain(fields["bboxes"]), ARRAYS["double"])  # type: ignore[arg-type]
+        np.testing.assert_array_equal(fields["bboxes"], ARRAYS["double"])  # type: ignore[arg-type]

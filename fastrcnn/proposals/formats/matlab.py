@@ -11,56 +11,69 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from fastrcnn.errors import UserError
-from fastrcnn.proposals.conventions import CONVENTIONS
-from fastrcnn.proposals.formats.content import Content, as_boxes, as_scores
-from fastrcnn.proposals.formats.mat5 import MatArray, open_mat, reading
+from fastrcnn.proposals.formats.content import Content, Pair, as_boxes, as_scores
+from fastrcnn.proposals.formats.conventions import CONVENTIONS, Convention
+from fastrcnn.proposals.formats.mat5 import Cells, Text, Value, read_mat5, reading
+from fastrcnn.proposals.formats.mat73 import read_mat73
 
 NAMES = ("boxes", "images", "bboxes", "bbs", "scores", "bboxes_scores")
-AUTHOR, MCG, EDGE_BOXES, PER_IMAGE = (
-    "the author's .mat of a whole split",
-    "MCG .mat",
-    "EdgeBoxes .mat",
-    "per-image .mat",
-)
-CONVENTION = {AUTHOR: "yxyx-1-inclusive", MCG: "yxyx-1-inclusive", EDGE_BOXES: "xywh-1", PER_IMAGE: "xyxy-0-inclusive"}
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
+    """format: in words, for messages. columns: of the matrix of an image's boxes; a fifth one has the scores."""
+
     format: str
-    boxes: MatArray
-    name: str  # of the variable `boxes`
-    scores: MatArray | None
-    images: MatArray | None
+    convention: Convention
+    columns: int = 4
+
+
+AUTHOR = Layout("the author's .mat of a whole split", CONVENTIONS["yxyx-1-inclusive"])
+MCG = Layout("MCG .mat", CONVENTIONS["yxyx-1-inclusive"])
+EDGE_BOXES = Layout("EdgeBoxes .mat", CONVENTIONS["xywh-1"], columns=5)
+PER_IMAGE = Layout("per-image .mat", CONVENTIONS["xyxy-0-inclusive"])
+
+
+@dataclass(frozen=True)
+class Variables:
+    """What a file has: `boxes` under the name that it has there, of one image or as Cells of many."""
+
+    layout: Layout
+    name: str
+    boxes: Value
+    scores: Value | None
+    images: Value | None
+
+
+def is_mat(head: bytes) -> bool:
+    """Whether the first 2 KiB of a file are those of a MATLAB file, or of any HDF5 file."""
+    return head[124:128] in (b"\x00\x01IM", b"\x01\x00MI") or is_hdf5(head)
+
+
+def is_hdf5(head: bytes) -> bool:
+    """Whether HDF5's signature stands at the start, or after a MATLAB 7.3 header."""
+    return any(head[at : at + 8] == b"\x89HDF\r\n\x1a\n" for at in (0, 512, 1024))
 
 
 def read_mat(path: Path) -> Content:
     """The proposals in one MATLAB file, of one image or of many."""
-    layout = _layout(path)
+    found = _variables(path)
+    layout, boxes, scores = found.layout, found.boxes, found.scores
+    if not isinstance(boxes, Cells):
+        return Content((path,), layout.format, layout.convention, [file_id(path)], lambda _: _image(path, found), False)
     with reading(path):
-        if layout.boxes.kind != "cell":
-            format, convention = layout.format, CONVENTIONS[CONVENTION[layout.format]]
-            return Content(format, convention, 1, None, lambda _: _image(path, layout))
-        boxes = layout.boxes.cells()
-        scores = layout.scores.cells() if layout.scores is not None and layout.scores.kind == "cell" else None
-        ids = None if layout.images is None else _texts(layout.images)
+        ids = None if found.images is None else _texts(found.images)
     for name, cells in (("images", ids), ("scores", scores)):
         if cells is not None and len(cells) != len(boxes):
-            raise UserError(f"{path}: {len(boxes)} cells in `{layout.name}`, but {len(cells)} in `{name}`.")
+            raise UserError(f"{path}: {len(boxes)} cells in `{found.name}`, but {len(cells)} in `{name}`.")
 
-    def read(index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        name = f"{path}, {layout.name}{{{index + 1}}}"
+    def read(index: int) -> Pair:
         with reading(path):
-            one = as_boxes(_numbers(boxes[index], name), name, (5,) if layout.format == EDGE_BOXES else (4,))
-            if scores is not None:
-                where = f"{path}, scores{{{index + 1}}}"
-                return one, as_scores(_numbers(scores[index], where), one, where)
-        return _split(one, layout.format == EDGE_BOXES)
+            one = scores[index] if isinstance(scores, Cells) else None
+            return _pair(layout, boxes[index], one, f"{path}, {found.name}{{{index + 1}}}")
 
-    return Content(layout.format, CONVENTIONS[CONVENTION[layout.format]], len(boxes), ids, read)
+    return Content((path,), layout.format, layout.convention, ids or [""] * len(boxes), read, ids is not None)
 
 
 def read_folder(path: Path, files: list[Path]) -> Content:
@@ -68,18 +81,19 @@ def read_folder(path: Path, files: list[Path]) -> Content:
 
     The first file says what the format is, and the others must agree with it when they are read.
     """
-    first = _layout(files[0])
-    if first.boxes.kind == "cell":
+    first = _variables(files[0])
+    if isinstance(first.boxes, Cells):
         raise UserError(f"{files[0]}: has the boxes of many images; name this file alone, in place of its folder.")
 
-    def read(index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        layout = _layout(files[index])
-        if (layout.format, layout.boxes.kind == "cell") != (first.format, False):
-            raise UserError(f"{files[index]}: is {layout.format}, but {files[0].name} beside it is {first.format}.")
-        return _image(files[index], layout)
+    def read(index: int) -> Pair:
+        found, layout = _variables(files[index]), first.layout
+        if found.layout != layout or isinstance(found.boxes, Cells):
+            format = found.layout.format
+            raise UserError(f"{files[index]}: is {format}, but {files[0].name} beside it is {layout.format}.")
+        return _image(files[index], found)
 
-    format, convention = f"a folder of {first.format} files", CONVENTIONS[CONVENTION[first.format]]
-    return Content(format, convention, len(files), [file_id(f) for f in files], read)
+    format = f"a folder of {first.layout.format} files"
+    return Content((path,), format, first.layout.convention, [file_id(f) for f in files], read)
 
 
 def file_id(path: Path) -> str:
@@ -87,46 +101,44 @@ def file_id(path: Path) -> str:
     return path.stem.removesuffix("_boxes") or path.stem
 
 
-def _layout(path: Path) -> _Layout:
-    found = open_mat(path, NAMES)
-    scores = found.get("bboxes_scores", found.get("scores"))
+def _variables(path: Path) -> Variables:
     with reading(path):
-        if "bbs" in found:
-            return _Layout(EDGE_BOXES, found["bbs"], "bbs", None, found.get("images"))
-        if "bboxes" in found:
-            return _Layout(MCG, found["bboxes"], "bboxes", scores, found.get("images"))
-        if "boxes" not in found:
-            raise UserError(f"{path}: has no matrix `boxes`, `bboxes` or `bbs`; a MATLAB file of proposals has one.")
-        if found["boxes"].kind == "cell":
-            return _Layout(AUTHOR, found["boxes"], "boxes", scores, found.get("images"))
-        return _Layout(PER_IMAGE if scores is None else MCG, found["boxes"], "boxes", scores, None)
+        with path.open("rb") as file:
+            head = file.read(2048)
+        if not is_mat(head):
+            raise ValueError("neither version 5 nor 7.3 of the format")
+        found = (read_mat73 if is_hdf5(head) else read_mat5)(path, NAMES)
+    scores, images = found.get("bboxes_scores", found.get("scores")), found.get("images")
+    if "bbs" in found:
+        return Variables(EDGE_BOXES, "bbs", found["bbs"], None, images)
+    if "bboxes" in found:
+        return Variables(MCG, "bboxes", found["bboxes"], scores, images)
+    if "boxes" not in found:
+        raise UserError(f"{path}: has no matrix `boxes`, `bboxes` or `bbs`; a MATLAB file of proposals has one.")
+    many = AUTHOR if isinstance(found["boxes"], Cells) else PER_IMAGE if scores is None else MCG
+    return Variables(many, "boxes", found["boxes"], scores, images)
 
 
-def _image(path: Path, layout: _Layout) -> tuple[np.ndarray, np.ndarray | None]:
-    """Boxes and scores of a file of one image."""
-    where = f"{path}: `{layout.name}`"
-    with reading(path):
-        boxes = as_boxes(_numbers(layout.boxes, where), where, (5,) if layout.format == EDGE_BOXES else (4,))
-        if layout.scores is not None:
-            return boxes, as_scores(_numbers(layout.scores, f"{path}: `scores`"), boxes, f"{path}: `scores`")
-    return _split(boxes, layout.format == EDGE_BOXES)
+def _image(path: Path, found: Variables) -> Pair:
+    return _pair(found.layout, found.boxes, found.scores, f"{path}: `{found.name}`")
 
 
-def _split(boxes: np.ndarray, scored: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
-    """Boxes (P, 4), and the scores in a fifth column where there is one."""
-    if boxes.shape[1] == 5:
-        return boxes[:, :4], boxes[:, 4]
-    return boxes, np.zeros(0) if scored else None  # empty ones have lost their fifth column
+def _pair(layout: Layout, boxes: Value, scores: Value | None, where: str) -> Pair:
+    """Boxes and scores of an image."""
+    numbers, own = as_boxes(boxes, where, (layout.columns,))
+    return numbers, own if scores is None else as_scores(scores, numbers, f"{where}, `scores`")
 
 
-def _numbers(array: MatArray, where: str) -> np.ndarray:
-    if array.kind != "numbers":
-        raise UserError(f"{where}: is {array.kind}, and must be numbers.")
-    return array.numbers()
-
-
-def _texts(images: MatArray) -> list[str]:
+def _texts(images: Value) -> list[str]:
     """Ids, from a cell of texts or a matrix of characters."""
-    if images.kind == "text":
-        return [row.strip() for row in images.text()]
-    return ["".join(cell.text()).strip() for cell in images.cells()]
+    if isinstance(images, Text):
+        return [row.strip() for row in images]
+    if not isinstance(images, Cells):
+        raise ValueError("`images` are no texts")
+    return ["".join(_text(images[n])).strip() for n in range(len(images))]
+
+
+def _text(value: Value) -> Text:
+    if not isinstance(value, Text):
+        raise ValueError("`images` are no texts")
+    return value

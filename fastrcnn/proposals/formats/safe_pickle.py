@@ -1,250 +1,216 @@
 """Reads pickles of numbers, text, plain containers and numpy arrays, and nothing else.
 
-A pickle is a program. This reader carries out only the instructions that build data; a class or function that is
-asked for must be one of the few below, and even these are stand-ins written here, so that neither numpy nor anything
-else is called with what a stranger wrote. An array is made from its own bytes, which the file must hold.
+A pickle is a program for a machine with a stack and a memo. pickletools takes it apart here, and only the instructions
+that build data are carried out: no class or function is looked up, those that numpy's pickles name are known by name,
+and an array is made from its own bytes, which the file must hold. Python's own reader cannot be kept from hashing
+tuples of tuples of tuples, for ever or until the stack is full, nor from making room for whatever a pickle declares.
 """
 
 from __future__ import annotations
 
+import codecs
 import math
-import os
-import pickle
-from collections.abc import Callable
+import mmap
+import pickletools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any
 
 import numpy as np
 
 from fastrcnn.errors import UserError
 
-CARRIED_OUT = """
-    PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT
-    BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES
-    BINBYTES8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT GET BINGET LONG_BINGET
-    PUT BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL INST REDUCE
-"""
-STANDARD: dict[int, Any] = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
-INSTANCES = "mmengine.structures.instance_data.InstanceData"
+CODES = {instruction.code: instruction for instruction in pickletools.opcodes}
+NAMES = {  # of classes and functions -> what they make
+    "numpy.ndarray": "class of arrays",  # only ever the first argument of _reconstruct
+    "numpy.dtype": "dtype",
+    "_codecs.encode": "encoded",  # how protocol 2 writes bytes
+    "mmengine.structures.instance_data.InstanceData": "fields",
+    **{f"{module}.bytes": "bytes" for module in ("builtins", "__builtin__")},
+    **{f"{module}.set": "set" for module in ("builtins", "__builtin__")},
+    **{f"numpy.{core}.multiarray._reconstruct": "array" for core in ("core", "_core")},
+    **{f"numpy.{core}.multiarray.scalar": "scalar" for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": "buffer" for core in ("core", "_core")},
+}
 
 
 class _RefusedError(Exception):
     """Its text says what in the pickle is not admitted."""
 
 
-class _DType:
-    """A dtype as a pickle describes it: a type string, and in the state a byte order."""
-
-    def __init__(self, spec: object, *_: object) -> None:
-        self.spec = spec.decode("latin1") if isinstance(spec, bytes) else spec
-        self.order = "="
-
-    def set_state(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) < 3 or any(state[2:5]) or state[1] not in ("<", ">", "|", "="):
-            raise _RefusedError("a numpy dtype that is not a plain number")
-        self.order = state[1]
-
-    def resolve(self) -> np.dtype:
-        """The numpy type; only numbers of at most eight bytes are admitted."""
-        if not isinstance(self.spec, str) or len(self.spec) > 3 or self.spec.lstrip("<>=|")[:1] not in tuple("biuf"):
-            what = "an array of objects" if str(self.spec)[:4].lstrip("|")[:1] == "O" else "an array of no numbers"
-            raise _RefusedError(f"{what} (dtype {str(self.spec)[:20]!r})")
-        return np.dtype(self.spec.lstrip("<>=|")).newbyteorder(self.order)  # type: ignore[arg-type]
+class _Kind(str):
+    """A class or function of NAMES, by what it makes."""
 
 
-class _Array:
-    """An array under construction: numpy's pickles first make an empty one, and then give it its state."""
+class _Unbuilt:
+    """What a pickle makes first and gives its state afterwards: an array, a dtype, or mmdetection's bag of fields."""
 
-    def __init__(self) -> None:
-        self.value: np.ndarray | None = None
-
-    def set_state(self, state: object) -> None:
-        if not isinstance(state, tuple) or len(state) not in (4, 5):
-            raise _RefusedError("a numpy array without a proper state")
-        shape, dtype, fortran, data = state[-4:]
-        self.value = _from_bytes(data, dtype, shape, "F" if fortran else "C")
+    def __init__(self, kind: str, arguments: tuple) -> None:
+        self.kind, self.arguments = kind, arguments
+        self.places: list[object] = []  # in the memo
 
 
-class _Instances:
-    """mmdetection's InstanceData, a bag of named arrays, of which mmdet 3 makes one an image."""
+def load_pickle(path: Path) -> object:
+    """What the pickle holds: numbers, text, lists, tuples, dictionaries, and arrays.
 
-    def __init__(self) -> None:
-        self.fields: dict[str, object] = {}
-
-    def set_state(self, state: object) -> None:
-        if not isinstance(state, dict):
-            raise _RefusedError("an InstanceData without fields")
-        self.fields = state
-
-
-def _from_bytes(data: object, dtype: object, shape: object, order: object = "C") -> np.ndarray:
-    """An array over bytes of the pickle; what it declares must be what they are."""
-    if not isinstance(dtype, _DType):
-        raise _RefusedError("a numpy array without a dtype")
-    resolved = dtype.resolve()
-    if isinstance(data, str):  # of Python 2
-        data = data.encode("latin1")
-    if isinstance(data, list):
-        raise _RefusedError("an array of objects")
-    sizes = shape if isinstance(shape, tuple) else (shape,)
-    if not all(type(n) is int and n >= 0 for n in sizes) or len(sizes) > 4 or not isinstance(data, (bytes, bytearray)):
-        raise _RefusedError("a numpy array of no proper shape")
-    if math.prod(sizes) * resolved.itemsize != len(data):
-        raise _RefusedError("a numpy array whose shape and bytes disagree")
-    return np.frombuffer(data, resolved).reshape(sizes, order="F" if order == "F" else "C")
+    Text of Python 2 is read as latin1, and an InstanceData of mmdetection as the dictionary of its fields. Arrays are
+    views of the bytes that were read, and cannot be written to.
+    Raises UserError, naming what was asked for, for a pickle that wants any other class or function, and for one that
+    is damaged or cut short.
+    """
+    try:
+        # A map gives no more room than the file has bytes, whatever size a pickle declares.
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _run(_instructions(data))
+    except OSError:
+        raise
+    except _RefusedError as error:
+        raise UserError(
+            f"{path}: the pickle asks for {error}, which is refused; nothing of it was run. Only numbers, text, "
+            "lists, dictionaries and numpy arrays of numbers are read: write the proposals anew as these."
+        ) from None
+    except Exception as error:  # a damaged pickle leads to whatever
+        why = f"{type(error).__name__}: {str(error)[:100]}"
+        raise UserError(f"{path}: not a pickle that can be read ({why}); fetch or write it again.") from None
 
 
-def _reconstruct(*_: object) -> _Array:
-    return _Array()
+def _instructions(data: Any) -> Iterator[tuple[str, Any]]:
+    """Names and arguments, as pickletools.genops gives them, which takes text of Python 2 for ASCII."""
+    while code := data.read(1):
+        instruction = CODES[code.decode("latin1")]
+        if instruction.name == "STRING":
+            yield "STRING", codecs.escape_decode(data.readline().strip()[1:-1])[0].decode("latin1")  # type: ignore[attr-defined]
+        else:
+            yield instruction.name, instruction.arg and instruction.arg.reader(data)
 
 
-def _scalar(dtype: object, data: object) -> Any:
-    return _from_bytes(data, dtype, ()).item()
+def _run(instructions: Iterable[tuple[str, Any]]) -> object:
+    stack: list[Any] = []
+    below: list[list[Any]] = []  # what is below each mark
+    memo: dict[object, Any] = {}
+    for name, argument in instructions:
+        items: list[Any] = []  # those above the last mark
+        if name in ("TUPLE", "LIST", "DICT", "APPENDS", "ADDITEMS", "SETITEMS"):
+            items, stack = stack, below.pop()
+        match name:
+            case "LONG" | "LONG1" | "LONG4" if argument.bit_length() > 64:
+                raise _RefusedError("a whole number of more than 64 bits")
+            case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" | "FLOAT" | "BINFLOAT":
+                stack.append(argument)
+            case "UNICODE" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "STRING" | "BINSTRING":
+                stack.append(argument)
+            case "SHORT_BINSTRING" | "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
+                stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NEWTRUE": True, "NEWFALSE": False}.get(name))
+            case "EMPTY_TUPLE" | "TUPLE":
+                stack.append(tuple(items))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple([stack.pop() for _ in range(int(name[-1]))][::-1]))
+            case "EMPTY_LIST" | "LIST" | "EMPTY_SET":  # a set of names of fields, as a list: never hashed
+                stack.append(items)
+            case "EMPTY_DICT" | "DICT":
+                stack.append(_fill({}, items))
+            case "APPEND" | "APPENDS" | "ADDITEMS":
+                items = items if name != "APPEND" else [stack.pop()]
+                stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = items if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
+                _fill(stack[-1], items)
+            case "MARK":
+                below.append(stack)
+                stack = []
+            case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                place = len(memo) if name == "MEMOIZE" else argument
+                memo[place] = stack[-1]
+                if isinstance(stack[-1], _Unbuilt):
+                    stack[-1].places.append(place)
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "GLOBAL":
+                stack.append(_kind(argument.replace(" ", ".")))  # as pickletools separates module and name
+            case "STACK_GLOBAL":
+                last, module = stack.pop(), stack.pop()
+                stack.append(_kind(".".join((module, last))))
+            case "REDUCE" | "NEWOBJ":
+                arguments, kind = stack.pop(), stack.pop()
+                stack.append(_make(kind, arguments, called=name == "REDUCE"))
+            case "BUILD":
+                state, unbuilt = stack.pop(), stack.pop()
+                stack.append(_build(unbuilt, state))
+                memo.update(dict.fromkeys(unbuilt.places, stack[-1]))
+            case "STOP":
+                return stack.pop()
+            case "PROTO" | "FRAME" if name == "FRAME" or argument <= 5:
+                pass
+            case _:
+                raise _RefusedError(f"the instruction {name}, which is not for data")
+    raise ValueError("it is cut short")
 
 
-def _encode(text: object, codec: object = "latin1") -> bytes:
-    """How protocol 2 writes bytes."""
-    if not isinstance(text, str) or codec not in ("latin1", "latin-1", "iso-8859-1"):
-        raise _RefusedError("_codecs.encode of something else than latin1 text")
-    return text.encode("latin1")
-
-
-def _no_bytes(*arguments: object) -> bytes:
-    """How protocol 2 writes empty bytes."""
-    if arguments:
-        raise _RefusedError("a call of bytes")
-    return b""
-
-
-def _listed(items: object = ()) -> list[object]:
-    """A set, which only ever holds the names of fields here; as a list, so that nothing is hashed."""
-    if not isinstance(items, (list, tuple)):
-        raise _RefusedError("a set of nothing")
-    return list(items)
-
-
-def _never(*_: object) -> None:
-    raise _RefusedError("a call of numpy.ndarray")
-
-
-ADMITTED: dict[str, Callable[..., Any]] = {
-    "numpy.ndarray": _never,  # only ever the first argument of _reconstruct
-    "numpy.dtype": _DType,
-    "_codecs.encode": _encode,
-    INSTANCES: _Instances,
-    "builtins.set": _listed,
-    "__builtin__.set": _listed,
-    "builtins.bytes": _no_bytes,
-    "__builtin__.bytes": _no_bytes,
-    **{f"numpy.{core}.multiarray._reconstruct": _reconstruct for core in ("core", "_core")},
-    **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
-    **{f"numpy.{core}.numeric._frombuffer": _from_bytes for core in ("core", "_core")},
-}
-
-
-class _File:
-    """The file, which never gives room for more than it holds."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.size = os.fstat(file.fileno()).st_size
-
-    def read(self, n: int) -> bytes:
-        if n > self.size - self.file.tell():
-            raise EOFError
-        return self.file.read(n)
-
-    def readline(self) -> bytes:
-        return self.file.readline()
-
-
-def _refuse(reader: Any) -> None:
-    raise _RefusedError("an instruction that is not for data")
-
-
-class _Reader(pickle._Unpickler):  # the one in Python: its instructions can be taken away one by one
-    stack: list[Any]
-    append: Callable[[Any], None]
-    read: Callable[[int], bytes]
-    pop_mark: Callable[[], list[Any]]
-
-    def find_class(self, module: str, name: str) -> Any:
-        if f"{module}.{name}" not in ADMITTED:
-            raise _RefusedError(f"{module[:60]}.{name[:60]}")
-        return ADMITTED[f"{module}.{name}"]
-
-    def load_bytearray8(self) -> None:
-        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
-
-    def load_newobj(self) -> None:
-        arguments, kind = self.stack.pop(), self.stack.pop()
-        if kind is not _Instances or arguments != ():
-            raise _RefusedError("an object")
-        self.append(_Instances())
-
-    def load_build(self) -> None:
-        state = self.stack.pop()
-        if not isinstance(self.stack[-1], (_DType, _Array, _Instances)):
-            raise _RefusedError("the state of an object")
-        self.stack[-1].set_state(state)
-
-    def load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        _fill(self.stack[-1], [key, value])
-
-    def load_setitems(self) -> None:
-        items = self.pop_mark()
-        _fill(self.stack[-1], items)
-
-    def load_dict(self) -> None:
-        made: dict[object, object] = {}
-        _fill(made, self.pop_mark())
-        self.append(made)
-
-    dispatch: ClassVar[dict[int, Any]] = {
-        **dict.fromkeys(STANDARD, _refuse),
-        **{code: STANDARD[code] for code in (getattr(pickle, name)[0] for name in CARRIED_OUT.split())},
-        pickle.EMPTY_SET[0]: STANDARD[pickle.EMPTY_LIST[0]],  # see _listed
-        pickle.ADDITEMS[0]: STANDARD[pickle.APPENDS[0]],
-        pickle.BYTEARRAY8[0]: load_bytearray8,
-        pickle.NEWOBJ[0]: load_newobj,
-        pickle.BUILD[0]: load_build,
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
-        pickle.DICT[0]: load_dict,
-    }
-
-
-def _fill(target: object, items: list[object]) -> None:
-    """Keys are text or numbers alone: to hash a tuple of tuples of tuples may take for ever."""
+def _fill(target: object, items: list[Any]) -> dict[Any, Any]:
+    """The target with new items. Keys are text or numbers alone: to hash tuples of tuples may take for ever."""
     keys = items[::2]
     if type(target) is not dict or len(items) % 2 or not all(isinstance(k, (str, bytes, int)) for k in keys):
         raise _RefusedError("a dictionary whose keys are neither text nor numbers")
     target.update(zip(keys, items[1::2], strict=True))
+    return target
 
 
-def plain(value: object) -> object:
-    """A value out of a pickle: the array or the dictionary of fields where a stand-in holds one."""
-    if isinstance(value, _Instances):
-        return value.fields
-    return value.value if isinstance(value, _Array) else value
+def _kind(name: str) -> _Kind:
+    if name not in NAMES:
+        raise _RefusedError(name[:120])
+    return _Kind(NAMES[name])
 
 
-def load_pickle(path: Path) -> object:
-    """What the pickle holds: numbers, text, lists, tuples, dictionaries, and arrays, each to be taken by `plain`.
+def _make(kind: object, arguments: object, called: bool) -> Any:
+    """What a call of a function, or else a new object of a class, comes to."""
+    if not isinstance(kind, _Kind) or not isinstance(arguments, tuple) or (kind != "fields" and not called):
+        raise _RefusedError("an object, or a call of something else than a function")
+    match kind, *arguments:
+        case "array" | "dtype" | "fields", *_:
+            return _Unbuilt(kind, arguments)
+        case "buffer", data, dtype, shape, order:
+            return _array(data, dtype, shape, order)
+        case "scalar", dtype, data:
+            return _array(data, dtype, ()).item()
+        case ("bytes",):
+            return b""
+        case "set", list(names):
+            return names
+        case "encoded", str(text), "latin1" | "latin-1" | "iso-8859-1":
+            return text.encode("latin1")
+    raise _RefusedError(f"a call for {kind} with other arguments than Python or numpy write")
 
-    Text of Python 2 is read as latin1. Arrays are views of the bytes that were read, and cannot be written to.
-    Raises UserError, naming what was asked for, for a pickle that wants any other class or function (before any
-    such is looked up or run), and for one that is damaged or cut short.
-    """
-    with path.open("rb") as file:
-        try:
-            return _Reader(_File(file), encoding="latin1").load()  # type: ignore[arg-type]
-        except _RefusedError as error:
-            raise UserError(
-                f"{path}: the pickle asks for {error}, which is refused; nothing of it was run. Only numbers, text, "
-                "lists, dictionaries and numpy arrays of numbers are read: write the proposals anew as these."
-            ) from None
-        except Exception as error:  # a damaged pickle leads Python to whatever
-            why = "it is cut short" if isinstance(error, EOFError) else f"{type(error).__name__}: {str(error)[:100]}"
-            raise UserError(f"{path}: not a pickle that can be read ({why}); fetch or write it again.") from None
+
+def _build(unbuilt: object, state: Any) -> Any:
+    """An array, dtype or dictionary of fields, once its state is there."""
+    if not isinstance(unbuilt, _Unbuilt) or not isinstance(state, (dict if unbuilt.kind == "fields" else tuple)):
+        raise _RefusedError("the state of an object")
+    if unbuilt.kind == "fields":
+        return state
+    if unbuilt.kind == "array":
+        shape, dtype, fortran, data = state[-4:]
+        return _array(data, dtype, shape, "F" if fortran else "C")
+    spec = unbuilt.arguments[0]
+    text = spec.decode("latin1") if isinstance(spec, bytes) else spec
+    if not isinstance(text, str):  # nor shown: tuples of tuples would make a text without end
+        raise _RefusedError("a dtype that is no text")
+    if len(text) > 3 or text[:1] not in tuple("biuf") or any(state[2:5]) or state[1] not in ("<", ">", "|", "="):
+        what = "objects" if text[:1] == "O" else "anything but plain numbers"
+        raise _RefusedError(f"an array of {what} (dtype {text[:20]!r})")
+    return np.dtype(text).newbyteorder(state[1])
+
+
+def _array(data: object, dtype: object, shape: object, order: object = "C") -> np.ndarray:
+    """An array over bytes of the pickle; what it declares must be what they are."""
+    if not isinstance(dtype, np.dtype) or isinstance(data, list):
+        raise _RefusedError("an array of objects, or without a dtype")
+    if isinstance(data, str):  # of Python 2
+        data = data.encode("latin1")
+    sizes = shape if isinstance(shape, tuple) else (shape,)
+    if not all(type(n) is int and n >= 0 for n in sizes) or len(sizes) > 4 or not isinstance(data, (bytes, bytearray)):
+        raise _RefusedError("a numpy array of no proper shape")
+    if math.prod(sizes) * dtype.itemsize != len(data):
+        raise _RefusedError("a numpy array whose shape and bytes disagree")
+    return np.frombuffer(data, dtype).reshape(sizes, order="F" if order == "F" else "C")

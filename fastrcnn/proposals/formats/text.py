@@ -8,19 +8,22 @@ import math
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
-from fastrcnn.proposals.conventions import CONVENTIONS, HALF_OPEN
-from fastrcnn.proposals.formats.content import Content
+from fastrcnn.proposals.formats.content import Content, as_boxes
+from fastrcnn.proposals.formats.conventions import CONVENTIONS, HALF_OPEN, Convention
 
 IDS = ("image_id", "image", "id")
 CORNERS, SIZED = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
 SEPARATORS = (",", ";", "\t")
 MOST = 10  # mistakes shown
 MEGABYTE = 1 << 20
+NO_ID = "`image_id` should be there, text or a whole number"
+TAKEN = (None,)
 
 
 class _Rows:
@@ -28,37 +31,41 @@ class _Rows:
 
     def __init__(self) -> None:
         self.numbers: dict[str, array[float]] = {}
-        self.wrong: list[str] = []
+        self.wrong: list[str] = []  # at most MOST
         self.mistakes = 0
         self.scored: bool | None = None
 
-    def add(self, image_id: str, numbers: list[float], scored: bool, where: str) -> None:
-        if self.scored is None:
-            self.scored = scored
+    def add(self, image_id: str, numbers: list[float]) -> str | None:
+        """numbers: of a box, and its score or not. Returns what is wrong, if anything."""
+        scored = len(numbers) == 5
+        self.scored = scored if self.scored is None else self.scored
         if self.scored is not scored:
-            self.mistake(where, f"has {'a' if scored else 'no'} score, unlike those before it; give all one, or none")
-        elif not image_id:
-            self.mistake(where, "the image's id is empty")
-        else:
-            self.numbers.setdefault(image_id, array("d")).extend(numbers)
+            return f"has {'a' if scored else 'no'} score, unlike those before it; give all one, or none"
+        if not image_id:
+            return "the image's id is empty"
+        self.numbers.setdefault(image_id, array("d")).extend(numbers)
+        return None
 
-    def mistake(self, where: str, what: str) -> None:
-        self.mistakes += 1
-        if len(self.wrong) < MOST:
-            self.wrong.append(f"  {where}: {what}")
+    def note(self, where: str, mistake: str | None) -> None:
+        """Keeps a mistake, if it is one."""
+        if mistake is not None:
+            self.mistakes += 1
+            if len(self.wrong) < MOST:
+                self.wrong.append(f"  {where}: {mistake}")
 
-    def content(self, path: Path, format: str, convention: str) -> Content:
+    def content(self, path: Path, format: str, convention: Convention) -> Content:
         if self.mistakes:
             more = f"\n  and {self.mistakes - MOST} more" if self.mistakes > MOST else ""
             lines = "\n".join(self.wrong)
-            raise UserError(f"{path}: {self.mistakes} mistake(s); mend them and try again:\n{lines}{more}")
+            raise UserError(f"{path}: {self.mistakes} mistake(s); fix them and try again:\n{lines}{more}")
         ids, columns = list(self.numbers), 5 if self.scored else 4
-
-        def read(index: int) -> tuple[np.ndarray, np.ndarray | None]:
-            rows = np.frombuffer(self.numbers[ids[index]]).reshape(-1, columns)
-            return rows[:, :4].copy(), rows[:, 4].copy() if columns == 5 else None
-
-        return Content(format, CONVENTIONS[convention], len(ids), ids, read)
+        return Content(
+            (path,),
+            format,
+            convention,
+            ids,
+            lambda i: as_boxes(np.frombuffer(self.numbers[ids[i]]).reshape(-1, columns), str(path), (columns,)),
+        )
 
 
 def csv_columns(line: str) -> tuple[str, dict[str, int]] | None:
@@ -88,28 +95,29 @@ def read_csv(path: Path) -> Content:
             if found is None:
                 raise UserError(f"{path}, line {before}: no header with image_id and x1, y1, x2, y2 or x, y, w, h.")
             separator, places = found
-            corners = {*CORNERS} <= {*places}
-            wanted = [*(CORNERS if corners else SIZED), *(["score"] if "score" in places else [])]
-            at = [places[name] for name in wanted]
+            numbers = CORNERS if {*CORNERS} <= {*places} else SIZED
+            wanted = [name for name in (*numbers, "score") if name in places]
             lines = csv.reader(_metered(file, path.stat().st_size), delimiter=separator)
             for fields in lines:
-                where = f"line {lines.line_num + before}"
-                if not any(fields):
-                    continue
-                if len(fields) <= max(*at, places["id"]):
-                    rows.mistake(where, f"{len(fields)} field(s), fewer than the header")
-                    continue
-                try:
-                    numbers = [float(fields[n]) for n in at]
-                except ValueError:
-                    bad = next(n for n in at if not _is_number(fields[n]))
-                    rows.mistake(where, f"{wanted[at.index(bad)]} should be a number, is '{fields[bad][:40]}'")
-                    continue
-                rows.add(fields[places["id"]].strip(), numbers, len(numbers) == 5, where)
+                if any(fields):
+                    rows.note(f"line {lines.line_num + before}", _add_line(rows, fields, places, wanted))
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a CSV file in UTF-8 ({error}); export it again.") from None
-    format = f"CSV with {', '.join(CORNERS if corners else SIZED)}"
-    return rows.content(path, format, str(HALF_OPEN) if corners else "xywh-0")
+    convention = HALF_OPEN if numbers == CORNERS else CONVENTIONS["xywh-0"]
+    return rows.content(path, f"CSV with {', '.join(numbers)}", convention)
+
+
+def _add_line(rows: _Rows, fields: list[str], places: dict[str, int], wanted: list[str]) -> str | None:
+    if len(fields) <= max(places[name] for name in (*wanted, "id")):
+        return f"{len(fields)} field(s), fewer than the header"
+    numbers = []
+    for name in wanted:
+        text = fields[places[name]]
+        try:
+            numbers.append(float(text))
+        except ValueError:
+            return f"{name} should be a number, is '{text[:40]}'"
+    return rows.add(fields[places["id"]].strip(), numbers)
 
 
 def _metered(lines: Iterable[str], size: int) -> Iterator[str]:
@@ -123,65 +131,36 @@ def _metered(lines: Iterable[str], size: int) -> Iterator[str]:
             done -= MEGABYTE
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def read_json(path: Path) -> Content:
     """A list of objects with `image_id`, `bbox` (x y width height, zero-based) and `score` or not: COCO's results.
 
-    The objects are taken one at a time, since as Python's they take ten times the file. Raises UserError with the
+    Each object is taken as it is parsed, since as Python's they take ten times the file. Raises UserError with the
     number of every object that is wrong, or the place where the JSON ends to be any.
     """
+    rows = _Rows()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        items = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=lambda item: _add_object(rows, item))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not JSON in UTF-8 ({error}); export it again.") from None
-    rows, decode = _Rows(), json.JSONDecoder().raw_decode
-    meter, shown = progress(range(len(text) // MEGABYTE), len(text) // MEGABYTE, "reading", "MB"), 0
-    at, number = _skip(text, text.index("[") + 1), 0
-    closed = text[at : at + 1] == "]"
-    while not closed:
-        number += 1
-        try:
-            item, at = decode(text, at)
-        except (ValueError, RecursionError) as error:
-            line = text.count("\n", 0, getattr(error, "pos", at)) + 1
-            raise UserError(f"{path}, line {line}, object {number}: not JSON, or cut short; export it again.") from None
-        _add(rows, item, f"object {number}")
-        at = _skip(text, at)
-        closed = text[at : at + 1] == "]"
-        if not closed and text[at : at + 1] != ",":
-            line = text.count("\n", 0, at) + 1
-            raise UserError(f"{path}, line {line}: not JSON after object {number}, or cut short; export it again.")
-        at = at if closed else _skip(text, at + 1)
-        while at - shown >= MEGABYTE:
-            next(meter, None)
-            shown += MEGABYTE
-    return rows.content(path, "a COCO results list (JSON)", "xywh-0")
+    except (ValueError, RecursionError) as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}{line}: not JSON, or cut short ({str(error)[:60]}); export it again.") from None
+    for number, item in enumerate(items, 1):
+        rows.note(f"object {number}", item[0] if isinstance(item, tuple) else NO_ID)
+    if not rows.mistakes and sum(map(len, rows.numbers.values())) != len(items) * (5 if rows.scored else 4):
+        raise UserError(f"{path}: has objects with boxes within objects; give a list of them.")
+    return rows.content(path, "a COCO results list (JSON)", CONVENTIONS["xywh-0"])
 
 
-def _add(rows: _Rows, item: object, where: str) -> None:
-    image_id = item.get("image_id") if isinstance(item, dict) else None
-    box = item.get("bbox") if isinstance(item, dict) else None
-    score = item.get("score") if isinstance(item, dict) else None
+def _add_object(rows: _Rows, item: dict[str, Any]) -> tuple[str | None]:
+    """What is wrong with an object, or None if it was taken; in a tuple, which JSON has not."""
+    image_id, box, score = (item.get(key) for key in ("image_id", "bbox", "score"))
     if type(image_id) not in (str, int) or (type(image_id) is int and abs(image_id) >= 1 << 63):
-        rows.mistake(where, "`image_id` should be there, text or a whole number")
-    elif not isinstance(box, list) or len(box) != 4 or not all(type(n) in (int, float) for n in box):
-        rows.mistake(where, "`bbox` should be four numbers, x y width height")
-    elif score is not None and type(score) not in (int, float):
-        rows.mistake(where, "`score` should be a number")
-    else:
-        numbers = [n if abs(n) < 1e300 else math.inf for n in (box if score is None else [*box, score])]
-        rows.add(str(image_id), numbers, score is not None, where)
-
-
-def _skip(text: str, at: int) -> int:
-    """The next place that is no white space."""
-    while text[at : at + 1] in (" ", "\n", "\t", "\r"):
-        at += 1
-    return at
+        return (NO_ID,)
+    if not isinstance(box, list) or len(box) != 4 or not all(type(n) in (int, float) for n in box):
+        return ("`bbox` should be four numbers, x y width height",)
+    if score is not None and type(score) not in (int, float):
+        return ("`score` should be a number",)
+    numbers = [n if abs(n) < 1e300 else math.inf for n in (box if score is None else [*box, score])]
+    mistake = rows.add(str(image_id), numbers)
+    return TAKEN if mistake is None else (mistake,)

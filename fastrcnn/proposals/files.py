@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from fastrcnn.errors import UserError
-from fastrcnn.proposals.conventions import HALF_OPEN, Convention
-from fastrcnn.proposals.formats.content import Content, Reader
-from fastrcnn.proposals.formats.mat5 import is_mat
-from fastrcnn.proposals.formats.matlab import file_id, read_folder, read_mat
+from fastrcnn.proposals.formats.content import Content, Pair
+from fastrcnn.proposals.formats.conventions import HALF_OPEN
+from fastrcnn.proposals.formats.matlab import is_mat, read_folder, read_mat
 from fastrcnn.proposals.formats.pickles import read_pickle
 from fastrcnn.proposals.formats.text import csv_columns, read_csv, read_json
 from fastrcnn.proposals.store import ProposalStore
@@ -35,32 +34,8 @@ FORMATS = """\
   JSON: a list of {"image_id": ..., "bbox": [x, y, width, height], "score": ...}"""
 
 
-@dataclass(frozen=True)
-class ProposalFile:
-    """Proposals as a file or a folder of files has them.
-
-    format: the format, in words for messages.
-    convention: what the boxes of this format mean unless the user says otherwise.
-    ids: image ids in the file's order, no two alike.
-    """
-
-    path: Path
-    format: str
-    convention: Convention
-    ids: list[str]
-    reader: Reader = field(repr=False, compare=False)
-    parts: tuple[Path, ...] = ()  # the files that it was joined from, if it was
-
-    def boxes(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Boxes (P, 4) float64 of the image ids[index], as in the file and not converted, and scores (P,) or None.
-
-        Raises UserError, naming file and image, where there are no such numbers.
-        """
-        return self.reader(index)
-
-
-def open_proposals(path: Path, ids: Sequence[str] | None = None) -> ProposalFile:
-    """The proposals in `path`, a file or a folder.
+def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:
+    """The proposals in `path`, a file or a folder, no two images of one id.
 
     ids: the image ids in the file's order, for formats that name no images.
     Raises UserError where there is nothing, the format is none of those known, or ids are needed and missing, or
@@ -73,24 +48,36 @@ def open_proposals(path: Path, ids: Sequence[str] | None = None) -> ProposalFile
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except MemoryError:
         raise UserError(f"{path}: there is not enough memory to read it.") from None
-    found = _ids(path, content, ids)
-    twice = [i for i, n in Counter(found).items() if n > 1]
+    count = len(content.ids)
+    if ids is not None:
+        if content.named:
+            raise UserError(f"{path}: is {content.format}, which names its images itself; leave out ids=.")
+        if len(ids) != count:
+            raise UserError(
+                f"{path}: has {count} images, but the list of ids has {len(ids)}. It must have one id a line for each "
+                "of them, in their order."
+            )
+        content = replace(content, ids=list(ids), named=True)
+    if not content.named and "" in content.ids:
+        raise UserError(
+            f"{path}: is {content.format}, which does not name its {count} images. Give their ids in the file's order, "
+            "one a line, as ids=LIST.txt."
+        )
+    twice = [i for i, n in Counter(content.ids).items() if n > 1]
     if twice:
         raise UserError(f"{path}: image '{twice[0][:100]}' comes twice ({len(twice)} such ids); ids must differ.")
-    if "" in found:
-        raise UserError(f"{path}: the id of image {found.index('') + 1} is empty; every image needs one.")
-    return ProposalFile(path, content.format, content.convention, found, content.read)
+    if "" in content.ids:
+        raise UserError(f"{path}: the id of image {content.ids.index('') + 1} is empty; every image needs one.")
+    return content
 
 
-def joined(files: Sequence[ProposalFile]) -> ProposalFile:
+def join_files(files: Sequence[Content]) -> Content:
     """Several files, such as one a split, as one that bears the first one's name.
 
     Raises UserError where their boxes mean different things or an image is in two of them.
     """
     first = files[0]
-    if len(files) == 1:
-        return first
-    where: dict[str, tuple[ProposalFile, int]] = {}
+    where: dict[str, tuple[Content, int]] = {}
     for file in files:
         if file.convention != first.convention:
             raise UserError(
@@ -104,13 +91,13 @@ def joined(files: Sequence[ProposalFile]) -> ProposalFile:
                     "different images."
                 )
             where[image_id] = file, index
-    ids = list(where)
-
-    def read(index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        file, at = where[ids[index]]
-        return file.boxes(at)
-
-    return ProposalFile(first.path, first.format, first.convention, ids, read, tuple(f.path for f in files))
+    places = list(where.values())
+    return replace(
+        first,
+        paths=tuple(file.path for file in files),
+        ids=list(where),
+        boxes=lambda index: places[index][0].boxes(places[index][1]),
+    )
 
 
 def _content(path: Path) -> Content:
@@ -143,29 +130,8 @@ def _store(path: Path) -> Content:
     store = ProposalStore(path)
     ids = store.ids
 
-    def read(index: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(index: int) -> Pair:
         scores = store.scores(ids[index])
         return store.boxes(ids[index]).astype(np.float64), None if scores is None else scores.astype(np.float64)
 
-    return Content("a proposal store", HALF_OPEN, len(ids), ids, read)
-
-
-def _ids(path: Path, content: Content, given: Sequence[str] | None) -> list[str]:
-    """The ids of the file, or else those that were given for it."""
-    if given is None:
-        if content.ids is not None:
-            return content.ids
-        if content.format.startswith(("per-image", "MCG", "EdgeBoxes")) and content.count == 1:
-            return [file_id(path)]
-        raise UserError(
-            f"{path}: is {content.format}, which does not name its {content.count} images. Give their ids in the "
-            "file's order, one a line, as ids=LIST.txt."
-        )
-    if content.ids is not None:
-        raise UserError(f"{path}: is {content.format}, which names its images itself; leave out ids=.")
-    if len(given) != content.count:
-        raise UserError(
-            f"{path}: has {content.count} images, but the list of ids has {len(given)}. It must have one id a line for "
-            "each of them, in their order."
-        )
-    return list(given)
+    return Content((path,), "a proposal store", HALF_OPEN, ids, read)
