@@ -20,7 +20,9 @@ from fastrcnn.weights.pixels import PIXELS, decide
 
 log = logging.getLogger(__name__)
 LAYER_WEIGHT = re.compile(r"(features|classifier)\.([0-9]{1,4})\.weight$")  # in torchvision's VGG16
+PARTS = ("trunk.", "head.")  # of the network that other weights are put into
 OUTPUTS = ("cls_score", "bbox_pred")
+OWN_PIXELS = {"pixel_mean", "pixel_std"}  # what weights of ours have, and no others
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CAFFE_NAMES = {
     **{name: f"trunk.convs.{name}" for network in NETWORKS.values() for name in network.conv_names},
@@ -185,19 +187,18 @@ def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixe
     pixels: see pixels.decide; our own weights bring along what they expect. Raises UserError with the layers and shapes
     that do not fit; nothing is loaded then.
     """
-    own: dict[str, Tensor] = {k: state[k] for k in ("pixel_mean", "pixel_std") if k in state}
-    if len(own) == 2:
-        kept = {k: v for k, v in state.items() if k.startswith(("trunk.", "head.", "reduce."))}
+    if state.keys() >= OWN_PIXELS:
         log.info("%s: of this detector the layers for its classes are left out", source)
-        parts = tuple(dict.fromkeys(["trunk.", "head.", *(k[:7] for k in kept if k.startswith("reduce."))]))
-        _load(model, kept, parts, source, pixels, False, EXPORT_FITS, own)
+        kept = {k: v for k, v in state.items() if k.startswith((*PARTS, "reduce.", *OWN_PIXELS))}
+        mixed = ["reduce."] if any(k.startswith("reduce.") for k in kept) else []
+        _load(model, kept, (*PARTS, *mixed, *OWN_PIXELS), source, EXPORT_FITS, pixels, caffe_names=False)
         return
     translated = translate(state)
     outputs = [k for k in translated if k.startswith(OUTPUTS)]
     if outputs:
         log.info("%s: of this detector the layers for its classes are left out: %s", source, ", ".join(outputs))
     kept = {k: v for k, v in translated.items() if k not in outputs}
-    _load(model, kept, ("trunk.", "head."), source, pixels, from_caffe(state), NETWORK_FITS)
+    _load(model, kept, PARTS, source, NETWORK_FITS, pixels, from_caffe(state))
 
 
 @dataclass(frozen=True)
@@ -235,10 +236,9 @@ def detector_layout(state: dict[str, Tensor], source: str) -> Layout:
     return Layout(network, filters / first.channels, len(state["cls_score.weight"]) - 1, ranks)
 
 
-def detector_misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def detector_misfits(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """See misfits; `wanted`: of the whole network, `state`: with Caffe's names."""
-    parts = ("trunk.", "head.", *OUTPUTS)
-    return misfits(translate(dict(state)), {k: v for k, v in wanted.items() if k.startswith(parts)})
+    return misfits(translate(state), {k: v for k, v in wanted.items() if k.startswith((*PARTS, *OUTPUTS))})
 
 
 def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> None:
@@ -248,8 +248,7 @@ def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> Non
     it saves (`snapshot` in lib/fast_rcnn/train.py), so `delta_mean` becomes 0 and `delta_std` 1.
     Raises UserError as load_pretrained does.
     """
-    translated = translate(state)
-    _load(model, translated, ("trunk.", "head.", *OUTPUTS), source, "auto", from_caffe(state), DETECTOR_FITS)
+    _load(model, translate(state), (*PARTS, *OUTPUTS), source, DETECTOR_FITS, "auto", from_caffe(state))
     model.delta_mean.zero_()
     model.delta_std.fill_(1)
     log.info("%s: bbox_pred taken as not normalised, as the author's code saves it", source)
@@ -257,27 +256,26 @@ def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> Non
 
 def _load(
     model: FastRCNN,
-    translated: dict[str, Tensor],
+    state: dict[str, Tensor],
     parts: tuple[str, ...],
     source: str,
+    fits: str,
     pixels: str,
     caffe_names: bool,
-    fits: str,
-    own: dict[str, Tensor] | None = None,
 ) -> None:
-    wanted = {k: v for k, v in model.state_dict().items() if k.startswith((*parts, *(own or {})))}
-    translated = translated | (own or {})
-    if problems := misfits(translated, wanted) or in_lines(unusable(translated)):
+    """Puts a state dict with our names into those `parts` of the model, and what it expects of pixels."""
+    wanted = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
+    if problems := misfits(state, wanted) or in_lines(unusable(state)):
         raise UserError(f"{source}: these weights do not fit the model ({fits}):\n{problems}")
-    if own and pixels == "auto":
+    if state.keys() >= OWN_PIXELS and pixels == "auto":
         log.info("%s: pixels as the file says", source)
-        nn.Module.load_state_dict(model, translated, strict=False)
+        nn.Module.load_state_dict(model, state, strict=False)
         return
     first = f"trunk.convs.{model.trunk.network.convs[0].name}"
-    name, why = decide(pixels, translated[f"{first}.weight"], translated[f"{first}.bias"], caffe_names)
+    name, why = decide(pixels, state[f"{first}.weight"], state[f"{first}.bias"], caffe_names)
     log.info("%s: pixels as %s (%s)", source, name, why)
     if PIXELS[name].turned:
-        translated = translated | {f"{first}.weight": translated[f"{first}.weight"].flip(1)}
-    nn.Module.load_state_dict(model, translated, strict=False)
+        state = state | {f"{first}.weight": state[f"{first}.weight"].flip(1)}
+    nn.Module.load_state_dict(model, state, strict=False)
     model.pixel_mean.copy_(model.pixel_mean.new_tensor(PIXELS[name].mean).view(3, 1, 1))
     model.pixel_std.copy_(model.pixel_std.new_tensor(PIXELS[name].std).view(3, 1, 1))

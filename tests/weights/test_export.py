@@ -17,6 +17,7 @@ from fastrcnn.build import models
 from fastrcnn.config.schema import ModelConfig
 from fastrcnn.errors import UserError
 from fastrcnn.inference.detect import DetectionSettings, detect_batch
+from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.compress import decompose, factored_state
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.structures import Batch, Sample
@@ -74,7 +75,7 @@ def detections(model: FastRCNN) -> list[Tensor]:
         labels=[torch.zeros(0, dtype=torch.long)],
         samples=[Sample("a", Path("a.jpg"), 110, 75, *nothing)],
     )
-    (found,) = detect_batch(model.eval(), [batch], DetectionSettings(score_threshold=None))
+    (found,) = detect_batch(TorchNetwork(model), [batch], DetectionSettings(score_threshold=None))
     assert len(found) > 10
     return [found.boxes, found.scores, found.labels]
 
