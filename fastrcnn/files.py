@@ -41,7 +41,7 @@ def refuse_existing(output: Path, source: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def written(output: Path, source: str | None = None) -> Iterator[Path]:
+def write_derived(output: Path, source: str | None = None) -> Iterator[Path]:
     """A path beside `output` that takes its name when the body ends well. source: see refuse_existing.
 
     Raises UserError where there is a file that must not be replaced, or none can be written.
@@ -66,6 +66,23 @@ def written(output: Path, source: str | None = None) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: bytes) -> Path:
+    """Replaces `path` in one step, so that nobody ever reads half a file; UserError where that cannot be."""
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")  # not longer than a name may be
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}. Make room there or choose another folder."
+        ) from error
+    return path
 
 
 def _made(folder: Path) -> dict[str, str]:

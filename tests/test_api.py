@@ -16,6 +16,7 @@ import torch
 import fastrcnn
 from fastrcnn.cli import main
 from fastrcnn.errors import UserError
+from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN
 
 PLAIN = {"device": "cpu", "precision": "float32"}
@@ -59,8 +60,8 @@ def test_a_run_and_its_checkpoint_are_the_same_detector(run: Path, image: np.nda
 def test_weights_are_kept_in_the_precision_that_is_detected_in(run: Path) -> None:
     for precision in ("float32", "bfloat16"):
         network = fastrcnn.load(run, device="cpu", precision=precision).network
-        assert isinstance(network, FastRCNN)
-        assert network.head.fc7.weight.dtype == getattr(torch, precision)
+        assert isinstance(network, TorchNetwork)
+        assert network.model.head.fc7.weight.dtype == getattr(torch, precision)
 
 
 @pytest.fixture

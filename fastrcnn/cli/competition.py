@@ -9,10 +9,10 @@ from fastrcnn.config.schema import EvalConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from fastrcnn.inference.detect import AnyNetwork
+    from fastrcnn.inference.network import Network
 
 
-def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) -> int:
+def compete(config: EvalConfig, network: Network, names: list[str], run: Path) -> int:
     """Detects on the one split list asked for, and writes what its server takes. Computes no AP.
 
     For a data set in VOC layout results.tgz, for a COCO file its results JSON. Raises UserError.
@@ -52,15 +52,13 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
     refuse_unusable(folder, f"output={folder}")
     if not is_coco(source):
         check_voc_submission(splits[0].rpartition("/")[2], names, listed)  # before the work
-    device = machine.device(config.runtime)
     test_set = datasets.test_set(config.data, names, config.split, truth=False)
     samples, found = detect_all(
-        model,
+        network,
         detection_loader(test_set, workers=machine.workers(config.runtime)),
         len(test_set),
         names,
-        training.detection(config.detection, model.classifier),
-        machine.precision(config.runtime, device),
+        training.detection(config.detection, network.classifier),
     )
     if not distributed.leads():
         return 0

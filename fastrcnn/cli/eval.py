@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastrcnn.config.schema import EvalConfig
 
 if TYPE_CHECKING:
-    from fastrcnn.inference.detect import AnyNetwork
+    from fastrcnn.inference.network import Network
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
@@ -23,22 +23,21 @@ EXAMPLES = [
 def main(arguments: list[str]) -> int:
     """Evaluates a checkpoint and writes metrics.json, the detections and a report, or detections alone for a
     competition."""
-    from fastrcnn.build.trained import load
+    from fastrcnn.build.checkpoints import load
 
-    config, model, names, run = load("eval", arguments)
-    from fastrcnn.build import datasets, machine
+    config, network, names, run = load("eval", arguments)
+    from fastrcnn.build import machine
     from fastrcnn.parallel import distributed
 
-    datasets.rounded(model, config.runtime)
     with distributed.joined(machine.device(config.runtime)):
         if config.competition:
             from fastrcnn.cli.competition import compete
 
-            return compete(config, model, names, run)
-        return evaluate_run(config, model, names, run, arguments)
+            return compete(config, network, names, run)
+        return evaluate_run(config, network, names, run, arguments)
 
 
-def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path, arguments: list[str]) -> int:
+def evaluate_run(config: EvalConfig, network: Network, names: list[str], run: Path, arguments: list[str]) -> int:
     """See main."""
     from fastrcnn.build import annotations, datasets, machine, training
     from fastrcnn.cli import evaluated
@@ -46,19 +45,17 @@ def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: P
     from fastrcnn.evaluation.evaluate import evaluate, table
 
     metric = annotations.metric(config.data, config.metric)
-    device = machine.device(config.runtime)
     split = annotations.split_name(annotations.test_splits(config.data, config.split))
     folder = Path(config.output).expanduser() if config.output else run / "eval" / split
     evaluated.check_place(folder, split, names)
     test_set = datasets.test_set(config.data, names, config.split)
     result = evaluate(
-        model,
+        network,
         detection_loader(test_set, workers=machine.workers(config.runtime)),
         len(test_set),
         names,
         metric,
-        training.detection(config.detection, model.classifier),
-        machine.precision(config.runtime, device),
+        training.detection(config.detection, network.classifier),
     )
     if result is None:  # the first process has it
         return 0

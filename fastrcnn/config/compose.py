@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import types
+from collections.abc import Collection
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
@@ -148,24 +149,29 @@ def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None)
         where = text[1].strip().splitlines()[0] + ": " if len(text) > 1 else ""
         raise UserError(f"{where}{text[0].strip()}") from None
     if base:
-        _inherit(config, verb, base, [o.partition("=")[0] for o in overrides])
+        inherit(config, base, [o.partition("=")[0] for o in overrides])
     check_bounds(config)
     return config
 
 
-def _inherit(config: Any, verb: str, base: dict[str, Any], given: list[str]) -> None:
-    """Puts the values of an earlier run into a configuration, but for the groups and keys that are `given`."""
-    known = leaves(SCHEMAS[verb])
+def inherit(config: Any, base: dict[str, Any], given: Collection[str]) -> None:
+    """Puts the values of an earlier run into a configuration, but for the groups and keys that are `given`.
+
+    base: see compose. Raises UserError for values of the wrong type or out of bounds.
+    """
+    schema = type(config)
+    known = leaves(schema)
     said = {dotted: attrgetter(dotted)(config) for dotted in given if dotted in known}
-    for name, schema in groups(SCHEMAS[verb]).items():
+    for name, nested in groups(schema).items():
         if name in base and name not in given:
-            setattr(config, name, filled(schema, base[name], f"{name}."))
+            setattr(config, name, filled(nested, base[name], f"{name}."))
     for dotted, (hint, _, _) in known.items():
         if "." not in dotted and dotted in base:
             setattr(config, dotted, typed(dotted, base[dotted], hint))
     for dotted, value in said.items():
         group, _, last = dotted.rpartition(".")
         setattr(attrgetter(group)(config) if group else config, last, value)
+    check_bounds(config)
 
 
 def to_yaml(config: Any) -> str:

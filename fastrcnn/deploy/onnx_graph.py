@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fastrcnn import __version__, boxes
 from fastrcnn.errors import UserError
-from fastrcnn.files import written
+from fastrcnn.files import write_derived
 from fastrcnn.inference.description import Description
 from fastrcnn.inference.onnx_network import PACKAGES
 from fastrcnn.model.fast_rcnn import INCLUSIVE, FastRCNN
@@ -64,7 +64,7 @@ def write_onnx(
         producer_version=__version__,
     )
     onnx.helper.set_model_props(made, description.metadata())
-    with written(output, source) as path:
+    with write_derived(output, source) as path:
         path.write_bytes(made.SerializeToString())
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrcnn import boxes
-from fastrcnn.files import written
+from fastrcnn.files import write_derived
 from fastrcnn.inference.description import Description
 from fastrcnn.model.fast_rcnn import FastRCNN
 
@@ -70,5 +70,5 @@ def write_program(
             # That rounding up stays in the map holds for every size, which torch cannot prove.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-    with written(output, source) as path, path.open("wb") as file:
+    with write_derived(output, source) as path, path.open("wb") as file:
         torch.export.save(program, file, extra_files=description.metadata())

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fastrcnn.evaluation import matches
 from fastrcnn.evaluation.metric import Metric, average_precision
@@ -25,7 +24,8 @@ from fastrcnn.evaluation.voc_ap import (
     detections_by_class,
     truth_by_class,
 )
-from fastrcnn.inference.detect import AnyNetwork, DetectionSettings, detect
+from fastrcnn.inference.detect import DetectionSettings, detect
+from fastrcnn.inference.network import Network
 from fastrcnn.model.postprocess import class_thresholds
 from fastrcnn.parallel import distributed
 from fastrcnn.progress import progress
@@ -58,18 +58,17 @@ class Evaluation:
 
 
 def evaluate(
-    model: AnyNetwork,
+    network: Network,
     pyramids: Iterable[Sequence[Batch]],
     images: int,
     classes: Sequence[str],
     metric: Metric,
     settings: DetectionSettings,
-    dtype: torch.dtype = torch.float32,
     detected: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
-    """Runs the model over pyramids of batches (see detect_batch), `images` pictures in all, and compares what it finds
-    with their truth. In a group of processes each gives its share of the pictures, and the first has the outcome; the
-    others get None.
+    """Runs the network over pyramids of batches (see Network.outputs), `images` pictures in all, and compares what it
+    finds with their truth. In a group of processes each gives its share of the pictures, and the first has the outcome;
+    the others get None.
 
     detected: called when the pyramids are at their end, before anything is made of what was found; what it raises
         leaves.
@@ -85,7 +84,7 @@ def evaluate(
             yield pyramid  # until the next one is asked for, this one is detected on
             seconds += time.perf_counter() - start
 
-    samples, detections = detect_all(model, remembered(), images, classes, settings, dtype, detected)
+    samples, detections = detect_all(network, remembered(), images, classes, settings, detected)
     seconds /= max(len(proposals), 1)
     proposals = distributed.in_order(proposals)
     if not distributed.leads():
@@ -95,19 +94,18 @@ def evaluate(
 
 
 def detect_all(
-    model: AnyNetwork,
+    network: Network,
     pyramids: Iterable[Sequence[Batch]],
     images: int,
     classes: Sequence[str],
     settings: DetectionSettings,
-    dtype: torch.dtype = torch.float32,
     detected: Callable[[], None] = lambda: None,
 ) -> tuple[list[Sample], dict[str, ClassDetections]]:
-    """The `images` pictures of the pyramids, and what the model finds in them: an entry for every class, images
+    """The `images` pictures of the pyramids, and what the network finds in them: an entry for every class, images
     counted along the pictures. In a group of processes the first gets all of it, the others nothing. detected: see
     evaluate."""
     own = -(-images // distributed.size())
-    part = list(progress(detect(model, pyramids, settings, dtype), own, "detect"))
+    part = list(progress(detect(network, pyramids, settings), own, "detect"))
     detected()
     both = distributed.in_order(part)
     samples = [sample for sample, _ in both]

@@ -1,15 +1,15 @@
-"""A trained detector for pictures in memory: proposals, the network, and what follows it, in one call."""
+"""A trained detector for images in memory: proposals, the network, and what follows it, in one call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -17,48 +17,51 @@ from fastrcnn.data.dataset import Example
 from fastrcnn.data.images import orientation_of, read_image, turned
 from fastrcnn.data.loader import collate_pyramids
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.inference.detect import AnyNetwork, DetectionSettings, Stopwatch, detect
-from fastrcnn.inference.onnx_network import OnnxNetwork
+from fastrcnn.inference.detect import DetectionSettings, Stopwatch, detect
+from fastrcnn.inference.network import Network
 from fastrcnn.parallel.launch import cores
-from fastrcnn.proposals.selective_search import SelectiveSearchSettings, propose
 from fastrcnn.proposals.store import clean
 from fastrcnn.structures import Detections, Sample
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 Boxes: TypeAlias = np.ndarray | Tensor
+AT_ONCE = 8  # images, at most, that proposals are made for on different cores
 SCALE = "of 0 to 1 multiply by 255 and round"
 
 
+class HasImage(Protocol):
+    """What `Detector.detect_each` goes through. image: (H, W, 3) uint8 RGB."""
+
+    @property
+    def image(self) -> np.ndarray: ...
+
+
+Shown = TypeVar("Shown", bound=HasImage)
+
+
 class Detector:
-    """Finds objects in pictures. `fastrcnn.load` makes one.
+    """Finds objects in images. `fastrcnn.load` makes one.
 
     classes: names; label k of a detection is classes[k - 1], as 0 is the background.
-    network: the network alone. settings: thresholds; see DetectionSettings. scaling: the sizes at which pictures are
-    shown to the network. search, max_proposals: how proposals are made where none are given, and how many are used.
-    dtype: the precision of the network. runs_on: its device, in words. watch: how long the stages have taken so far.
+    network: the network alone. settings: thresholds; see DetectionSettings. scaling: the sizes at which images are
+    shown to the network. propose: makes proposals (P, 4) of an image (H, W, 3) where none are given; it is called in
+    several threads. watch: how long the stages have taken so far.
     """
 
     def __init__(
         self,
-        network: AnyNetwork,
+        network: Network,
         classes: Sequence[str],
         settings: DetectionSettings,
         scaling: Augmentation,
-        search: SelectiveSearchSettings,
-        max_proposals: int,
-        dtype: torch.dtype = torch.float32,
+        propose: Callable[[np.ndarray], np.ndarray],
     ) -> None:
         self.network = network
         self.classes = tuple(classes)
         self.settings = settings
         self.scaling = scaling
-        self.search = search
-        self.max_proposals = max_proposals
-        self.dtype = dtype
-        # ONNX Runtime returns when all is computed, wherever that is, so there is no device to wait for.
-        device = torch.device("cpu") if isinstance(network, OnnxNetwork) else network.delta_mean.device
-        self.runs_on = network.runs_on if isinstance(network, OnnxNetwork) else str(device)
-        self.watch = Stopwatch(device)
+        self.propose = propose
+        self.watch = Stopwatch(network.device)
 
     @overload
     def detect(  # type: ignore[overload-overlap]  # a str is one picture, though it is a sequence of str
@@ -74,7 +77,7 @@ class Detector:
         proposals: Boxes | Sequence[Boxes] | None = None,
         batch: int = 1,
     ) -> Detections | list[Detections]:
-        """Objects in a picture, or in each of a list of pictures, best first, on the CPU.
+        """Objects in an image, or in each of a list of images, best first, on the CPU.
 
         images: of any size, each one of: the path of a file; a PIL image; an array (H, W, 3) uint8, RGB (OpenCV's BGR
             must be turned round: `image[..., ::-1]`); a tensor (3, H, W) uint8, RGB. Files and PIL images are rotated
@@ -95,7 +98,8 @@ class Detector:
         several = isinstance(images, (list, tuple))
         pictures = [as_array(image) for image in (images if several else [images])]  # type: ignore[arg-type,list-item,union-attr]
         if proposals is None:
-            boxes = self.propose(pictures)
+            with self.watch.stage("proposals"), ThreadPool(max(1, min(len(pictures), cores()))) as pool:
+                boxes = pool.map(self.propose, pictures, chunksize=1)
         else:
             given = list(proposals) if several else [proposals]
             if len(given) != len(pictures):
@@ -108,18 +112,29 @@ class Detector:
         )
         found = [
             replace(of_image, classes=self.classes)
-            for _, of_image in detect(self.network, pyramids, self.settings, self.dtype, self.watch)
+            for _, of_image in detect(self.network, pyramids, self.settings, self.watch)
         ]
         return found if several else found[0]
 
-    def propose(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Proposals (P, 4) of pictures (H, W, 3) uint8 RGB by selective search, several pictures at a time."""
+    def detect_each(
+        self,
+        images: Iterable[Shown],
+        proposals: Callable[[Shown], Boxes] | None = None,
+        batch: int = 1,
+        every: int = 1,
+    ) -> Iterator[tuple[Shown, Detections, bool]]:
+        """Each image with the detections of the last one that was looked at, and whether that is this one.
 
-        def one(picture: np.ndarray) -> np.ndarray:
-            return propose(picture, self.search)[: self.max_proposals]
-
-        with self.watch.stage("proposals"), ThreadPool(max(1, min(len(pictures), cores()))) as pool:
-            return pool.map(one, pictures, chunksize=1)
+        Images 0, `every`, 2 `every`, ... are looked at, as many together as proposals can be made for. proposals,
+        batch: see detect.
+        """
+        images, together = iter(images), max(batch, min(cores(), AT_ONCE))
+        while chunk := list(islice(images, every * together)):
+            looked_at = chunk[::every]
+            boxes = None if proposals is None else [proposals(shown) for shown in looked_at]
+            found = self.detect([shown.image for shown in looked_at], boxes, batch)
+            for i, shown in enumerate(chunk):
+                yield shown, found[i // every], i % every == 0
 
     def _pyramid(self, image: np.ndarray, boxes: np.ndarray) -> list[Example]:
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
@@ -131,7 +146,9 @@ class Detector:
 
     def __repr__(self) -> str:
         shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
-        return f"Detector({len(self.classes)} classes: {shown}; {type(self.network).__name__} on {self.runs_on})"
+        return (
+            f"Detector({len(self.classes)} classes: {shown}; {type(self.network).__name__} on {self.network.runs_on})"
+        )
 
 
 def as_array(image: Picture) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastrcnn.errors import UserError
-from fastrcnn.files import refuse_existing, written
+from fastrcnn.files import refuse_existing, write_derived
 from fastrcnn.progress import progress
 from fastrcnn.proposals.conventions import CONVENTIONS, Convention
 from fastrcnn.proposals.convert import fingerprint
@@ -66,7 +66,7 @@ def write_mat(file: ProposalFile, convention: Convention, output: Path) -> int:
         del variables["scores"]
     elif scored < len(file.ids):
         raise UserError(f"{file.path}: only {scored} of {len(file.ids)} images have scores; all must, or none.")
-    with written(output, source_of(file, convention)) as path:
+    with write_derived(output, source_of(file, convention)) as path:
         try:
             savemat(path, variables, appendmat=False)
         except (ValueError, TypeError, MatWriteError) as error:  # what a MATLAB file cannot take
@@ -88,7 +88,7 @@ def write_json(file: ProposalFile, convention: Convention, output: Path, numbers
             f"{file.path}: has images of several COCO files that number them alike, so they cannot share one JSON "
             "file. Convert the proposals of one split."
         )
-    with written(output, source_of(file, convention)) as path, path.open("w", encoding="utf-8") as out:
+    with write_derived(output, source_of(file, convention)) as path, path.open("w", encoding="utf-8") as out:
         separator = "["
         for n in progress(range(len(file.ids)), len(file.ids), "converting"):
             raw, scores = file.boxes(n)
