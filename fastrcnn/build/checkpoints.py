@@ -47,16 +47,13 @@ class Trained:
         return run_of(self.file)
 
     def model(self, device: torch.device) -> FastRCNN:
-        """The network with its weights, for detection. Raises UserError where they do not fit."""
+        """The network with its weights, for detection."""
         import torch
 
         from fastrcnn.build import models
 
         model = models.trained_model(self.config, len(self.classes))
-        try:
-            model.load_state_dict(self.state)
-        except RuntimeError as error:
-            raise UserError(f"{self.file}: the weights do not fit the model they were saved with: {error}") from None
+        model.load_state_dict(self.state)
         return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
 
 
@@ -74,22 +71,17 @@ def compose_for(verb: str, arguments: list[str]) -> Any:
     return compose(verb, arguments)
 
 
-def keys(arguments: list[str]) -> list[str]:
-    """The keys and groups that the command line names."""
-    return [argument.partition("=")[0] for argument in arguments]
-
-
 def load(verb: str, arguments: list[str]) -> tuple[Any, Network, list[str], Path]:
     """The configuration of the training with the arguments on top, and what `open_network` gives. Raises UserError."""
     config = compose_for(verb, arguments)
-    return config, *open_network(config, keys(arguments))
+    return config, *open_network(config, arguments)
 
 
 def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str], Path]:
     """The network that `config.checkpoint` names, ready to detect, its classes, and the folder of its run.
 
-    Puts the configuration of its training into `config`, but for the groups and keys that are `given`. The weights are
-    rounded for good to the precision that it detects in. Raises UserError.
+    Puts the configuration of its training into `config`, but for the groups and keys that are `given`, alone or with
+    values. The weights are rounded for good to the precision that it detects in. Raises UserError.
     """
     from fastrcnn.build import machine
 
@@ -125,7 +117,7 @@ def open_trained(config: Any, given: Collection[str]) -> Trained:
 
 
 def _take_over(config: Any, base: dict[str, Any], given: Collection[str], path: Path) -> None:
-    inherit(config, base, given)
+    inherit(config, base, [key.partition("=")[0] for key in given])
     alone = base.get("solver", {}).get("box_weight") == 0
     if alone and "detection" in groups(type(config)) and config.detection.box_regression:
         log.info("%s: trained without box regression, so RoIs are taken as they are", path)

@@ -66,18 +66,14 @@ def mean_ap(
     return result.ap.mean
 
 
-def split_name(config: CompressConfig | SvmConfig) -> str:
-    """The name of what `mean_ap` is measured on."""
+def ap_line(
+    config: CompressConfig | SvmConfig, form: str, before: float | None, after: float | None, unmeasured: str
+) -> str:
+    """What is said of two mAPs, 0 to 1; form: with places for both. unmeasured: why there are none."""
     from fastrcnn.build import annotations
 
-    return annotations.split_name(annotations.test_splits(config.data, config.split))
-
-
-def points(mean_ap: float) -> str:
-    """A mAP, 0 to 1, as people read it."""
-    return f"{100 * mean_ap:.2f}"
-
-
-def change(before: float, after: float) -> str:
-    """The difference of two mAPs, 0 to 1, in points of a hundred."""
-    return f"{100 * (after - before):+.2f} points"
+    if before is None or after is None:
+        return f"mAP: not measured, as {unmeasured}"
+    split = annotations.split_name(annotations.test_splits(config.data, config.split))
+    both = form.format(f"{100 * before:.2f}", f"{100 * after:.2f}")
+    return f"mAP on {split}: {both} ({100 * (after - before):+.2f} points)"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrcnn.build import derived
-from fastrcnn.build.checkpoints import Trained, compose_for, keys, open_trained
+from fastrcnn.build.checkpoints import Trained, compose_for, open_trained
 from fastrcnn.config.schema import CompressConfig
 from fastrcnn.errors import UserError
 
@@ -30,14 +30,14 @@ def main(arguments: list[str]) -> int:
     """Writes a smaller checkpoint and says what it saves and costs."""
     config = compose_for("compress", arguments)
     check_way(config)
-    trained = open_trained(config, keys(arguments))
+    trained = open_trained(config, arguments)
     output, source = derived.output_file(config.output, trained.file, default_output(config))
     for name in ("fc6", "fc7"):
         if trained.config["model"].get(f"{name}_rank") is not None:
             raise UserError(
                 f"{trained.file}: is compressed already ({name} is two layers). Compress the one it was made from."
             )
-    compress(config, trained, output, source, asked="data.root" in keys(arguments))
+    compress(config, trained, output, source, asked=any(a.startswith("data.root=") for a in arguments))
     return 0
 
 
@@ -108,11 +108,8 @@ def compress(config: CompressConfig, trained: Trained, output: Path, source: str
         ap_after = mean_ap(after)
     derived.write(made, ap_after, output, source)
     print("\n".join([*tried, *size_lines(before.model, after.model, ranks), time_line(before, after)]))
-    if ap_before is not None and ap_after is not None:
-        points, change = derived.points, derived.change(ap_before, ap_after)
-        print(f"mAP on {derived.split_name(config)}: {points(ap_before)} before, {points(ap_after)} after ({change})")
-    else:
-        print(f"mAP: not measured, {'as no class has truth there' if test_set else 'as there is no data set'}")
+    unmeasured = "no class has truth there" if test_set else "there is no data set"
+    print(derived.ap_line(config, "{} before, {} after", ap_before, ap_after, unmeasured))
     print(f"written to {output}")
     if after.classifier == "softmax":
         print(f"to train it further: fastrcnn train start={output} solver.lr=0.0001")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,7 +112,7 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
 
     Raises UserError where the video cannot be read, or proposals are given: those of a frame are made as it comes.
     """
-    from fastrcnn.data.video import WRITERS, Video, video_file
+    from fastrcnn.data.video import WRITERS, Video, VideoFile
     from fastrcnn.inference.output import Output
     from fastrcnn.progress import progress
 
@@ -130,7 +130,7 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
             drawn = draw(config, frame.image, found)
             if file is None:
                 height, width = drawn.shape[:2]
-                file = stack.enter_context(video_file(folder / path.stem, video.rate, width, height))
+                file = stack.enter_context(closing(VideoFile(folder / path.stem, video.rate, width, height)))
             file.write(drawn)
     finish(config, detector, output)
     return output

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrcnn import files
-from fastrcnn.build.checkpoints import Trained, compose_for, keys, open_trained
+from fastrcnn.build.checkpoints import Trained, compose_for, open_trained
 from fastrcnn.config.compose import to_dict
 from fastrcnn.config.schema import ExportConfig
 from fastrcnn.errors import UserError, nearest
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     if config.format not in SUFFIXES:
         what = "which format?" if config.format is None else f"format={config.format}: should be"
         raise UserError(f"{what} one of {', '.join(SUFFIXES)}.{nearest(str(config.format), SUFFIXES)}")
-    trained = open_trained(config, keys(arguments))
+    trained = open_trained(config, arguments)
     import torch
 
     from fastrcnn.weights import export

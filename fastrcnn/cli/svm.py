@@ -10,7 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from fastrcnn.build import derived
-from fastrcnn.build.checkpoints import compose_for, keys, open_trained
+from fastrcnn.build.checkpoints import compose_for, open_trained
 from fastrcnn.config.schema import SvmConfig
 from fastrcnn.errors import UserError
 
@@ -35,7 +35,7 @@ EXAMPLES = [
 def main(arguments: list[str]) -> int:
     """Writes a checkpoint with SVMs in place of the softmax and says what the mAP is with both."""
     config = compose_for("svm", arguments)
-    trained = open_trained(config, keys(arguments))
+    trained = open_trained(config, arguments)
     output, source = derived.output_file(config.output, trained.file, "svm/best.pt")
     if trained.config["model"].get("classifier") == "svm":
         raise UserError(f"{trained.file}: has SVMs already. Train others from the checkpoint that it was made from.")
@@ -58,13 +58,10 @@ def main(arguments: list[str]) -> int:
     every = replace(settings, score_threshold=None)
     after = derived.mean_ap(config, TorchNetwork(svm, dtype), test_set, names, every)
     derived.write(replace(made, state=svm.state_dict()), after, output, source)
-    if before is not None and after is not None:
-        points, change = derived.points, derived.change(before, after)
-        print(f"mAP on {derived.split_name(config)}: softmax {points(before)}, SVM {points(after)} ({change})")
-        if settings.score_threshold:
-            print(f"the softmax with scores from {settings.score_threshold:g} up, the SVMs with all")
-    else:
-        print(f"mAP: not measured, {'as no class has truth there' if test_set else 'as data.test is empty'}")
+    unmeasured = "no class has truth there" if test_set else "data.test is empty"
+    print(derived.ap_line(config, "softmax {}, SVM {}", before, after, unmeasured))
+    if before is not None and settings.score_threshold:
+        print(f"the softmax with scores from {settings.score_threshold:g} up, the SVMs with all")
     print(f"written to {output}")
     return 0
 

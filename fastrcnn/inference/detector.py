@@ -83,16 +83,13 @@ class Detector:
             must be turned round: `image[..., ::-1]`); a tensor (3, H, W) uint8, RGB. Files and PIL images are rotated
             upright as their EXIF data ask; `np.array(image)` keeps a PIL image as it is stored. 16-bit files are scaled
             as `fastrcnn.data.images.bits_used` says; give their paths, as Pillow keeps the high bytes of colour alone.
-        proposals: (P, 4) float, half-open x1 y1 x2 y2 in pixels of the upright picture, for a list of pictures a list
-            of such. What reaches over the picture's edge is cut off. None: selective search makes them, in about a
-            second a picture.
-        batch: pictures that go through the network together, padded to one size. More is faster on a GPU, and changes
+        proposals: (P, 4) float, half-open x1 y1 x2 y2 in pixels of the upright image, for a list of images a list of
+            such. What reaches over the image's edge is cut off. None: selective search makes them, in about a second.
+        batch: images that go through the network together, padded to one size. More is faster on a GPU, and changes
             scores a little at padded edges.
 
-        Boxes of the detections are half-open x1 y1 x2 y2 in pixels of the upright picture, whatever size the network
-        saw.
-
-        Raises TypeError or ValueError, beginning with the argument's name, for what is no picture or no proposals, and
+        Boxes of the detections are half-open x1 y1 x2 y2 in pixels of the upright image, whatever the network saw.
+        Raises TypeError or ValueError, beginning with the argument's name, for what is no image or no proposals, and
         UserError for a file that cannot be read.
         """
         several = isinstance(images, (list, tuple))
@@ -128,7 +125,7 @@ class Detector:
         Images 0, `every`, 2 `every`, ... are looked at, as many together as proposals can be made for. proposals,
         batch: see detect.
         """
-        images, together = iter(images), max(batch, min(cores(), AT_ONCE))
+        images, together = iter(images), batch * max(1, min(cores(), AT_ONCE) // batch)
         while chunk := list(islice(images, every * together)):
             looked_at = chunk[::every]
             boxes = None if proposals is None else [proposals(shown) for shown in looked_at]
@@ -152,7 +149,7 @@ class Detector:
 
 
 def as_array(image: Picture) -> np.ndarray:
-    """A picture as (H, W, 3) uint8 RGB. Raises as Detector.detect says."""
+    """An image as (H, W, 3) uint8 RGB. Raises as Detector.detect says."""
     if isinstance(image, (str, Path)):
         return read_image(Path(image).expanduser())
     if isinstance(image, Image.Image):
@@ -162,12 +159,12 @@ def as_array(image: Picture) -> np.ndarray:
             )
         pixels = np.array(image.convert("RGB"))
         return turned(pixels, orientation_of(image))  # asked later: Pillow rotates a TIFF when it loads it
+    if not isinstance(image, (np.ndarray, Tensor)):
+        raise TypeError(f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3:
             raise ValueError(f"image: expected a tensor of the shape (3, H, W), got {tuple(image.shape)}")
         image = image.detach().cpu().permute(1, 2, 0).numpy()
-    elif not isinstance(image, np.ndarray):
-        raise TypeError(f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
     if image.dtype != np.uint8:
         how = "shift 12-bit values by 4 and 16-bit ones by 8" if image.dtype == np.uint16 else SCALE
         raise TypeError(f"image: expected uint8, 0 to 255, got {image.dtype}; {how}")
@@ -177,7 +174,7 @@ def as_array(image: Picture) -> np.ndarray:
 
 
 def as_boxes(proposals: Boxes, shape: Sequence[int]) -> np.ndarray:
-    """Proposals (P, 4) float32, cut off at the edge of a picture of a shape (H, W, ...); those beyond it are left out.
+    """Proposals (P, 4) float32, cut off at the edge of an image of a shape (H, W, ...); those beyond it are left out.
 
     Raises as Detector.detect says.
     """
@@ -187,11 +184,10 @@ def as_boxes(proposals: Boxes, shape: Sequence[int]) -> np.ndarray:
     if array.ndim != 2 or array.shape[1] != 4:
         raise ValueError(f"proposals: expected the shape (P, 4), got {array.shape}")
     array = array.astype(np.float32)
-    good = np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)
-    if not good.all():
-        row = int(np.flatnonzero(~good)[0])
+    bad = np.flatnonzero(~(np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)))
+    if len(bad):
         raise ValueError(
-            f"proposals: row {row} is no box x1 y1 x2 y2 with x1 < x2 and y1 < y2: {array[row].tolist()} "
-            f"({int((~good).sum())} such rows)"
+            f"proposals: row {bad[0]} is no box x1 y1 x2 y2 with x1 < x2 and y1 < y2: {array[bad[0]].tolist()} "
+            f"({len(bad)} such rows)"
         )
     return clean(array, shape[0], shape[1])[0]

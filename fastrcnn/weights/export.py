@@ -143,19 +143,19 @@ def _state_for(
     Raises UserError with the problems, and whatever else makes it another network or its pixels too different; says so
     where they are not exact.
     """
-    last = NETWORKS[network].conv_names[-1]
+    last, size = NETWORKS[network].conv_names[-1], sizes.get(network)
     apart = means_apart(model, mean)
-    if network not in sizes:
+    if size is None:
         problems = [f"model.network={network}: only {', '.join(sizes)} can"]
     else:
-        if model.trunk.norms:
-            problems.append("model.batch_norm=true: there is no batch normalisation")
-        if model.roi_features != (last,):
-            found = ",".join(model.roi_features)
-            problems.append(f"model.roi_features=[{found}]: RoIs are pooled from {last} alone")
-        if model.roi_size != sizes[network]:
-            cells = f"{sizes[network]} x {sizes[network]}"
-            problems.append(f"model.roi_size={model.roi_size}: fc6 is for {cells} cells")
+        unlike = {
+            "model.batch_norm=true: there is no batch normalisation": bool(model.trunk.norms),
+            f"model.roi_features=[{','.join(model.roi_features)}]: RoIs are pooled from {last} alone": (
+                model.roi_features != (last,)
+            ),
+            f"model.roi_size={model.roi_size}: fc6 is for {size} x {size} cells": model.roi_size != size,
+        }
+        problems = [text for text, true in unlike.items() if true] + problems
     if apart > 1:  # from one value of a pixel to the next; torchvision's mean and Caffe's differ by .90
         own, other = (", ".join(f"{v:g}" for v in values) for values in (model.pixel_mean.flatten().tolist(), mean))
         problems.append(

@@ -139,7 +139,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a .safetensors file, or cut short ({error}).") from error
 
 
-def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with torchvision's names (`features.0.weight`, `classifier.0.weight`) or Caffe's (`conv1_1.weight`,
     `fc6.weight`) with ours.
 
@@ -147,35 +147,22 @@ def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
     neither in `features` nor in `classifier`. With batch normalisation too (torchvision's vgg16_bn). Other layers of a
     Caffe network keep their names, so that they are noticed.
     """
+    parts = [(*key.rpartition(".")[::2], values) for key, values in state.items()]
     if from_caffe(state):
-        split = {key: key.rpartition(".") for key in state}
-        return {
-            f"{CAFFE_NAMES.get(layer, layer)}.{part}": state[key]
-            for key, (layer, _, part) in split.items()
-            if layer != "fc8"
-        }
-    places: dict[str, list[int]] = {"features": [], "classifier": []}
-    for match in filter(None, map(LAYER_WEIGHT.match, state)):
-        places[match[1]].append(int(match[2]))
-    dimensions = {i: state[f"features.{i}.weight"].dim() for i in sorted(places["features"])}
-    convs = [i for i, n in dimensions.items() if n == 4]
-    norms = [i for i, n in dimensions.items() if n == 1]
-    # By their order: 0 and 3 in torchvision's files, 1 and 4 in some that were made of Caffe's.
-    linear = [i for i in sorted(places["classifier"]) if state[f"classifier.{i}.weight"].dim() == 2]
-    translated = {}
-    for part, numbers, names in (
-        ("features", convs, [f"trunk.convs.{name}" for name in VGG16.conv_names]),
-        ("features", norms, [f"trunk.norms.{name}" for name in VGG16.conv_names]),
-        ("classifier", linear, ["head.fc6", "head.fc7"]),
-    ):
-        for name, i in zip(names, numbers, strict=False):
-            for key, value in state.items():
-                if key.startswith(f"{part}.{i}."):
-                    translated[f"{name}.{key.split('.')[2]}"] = value
-    return translated
+        return {f"{CAFFE_NAMES.get(layer, layer)}.{part}": v for layer, part, v in parts if layer != "fc8"}
+    names = {
+        ("features", 4): iter([f"trunk.convs.{name}" for name in VGG16.conv_names]),
+        ("features", 1): iter([f"trunk.norms.{name}" for name in VGG16.conv_names]),
+        # By their order: 0 and 3 in torchvision's files, 1 and 4 in some that were made of Caffe's.
+        ("classifier", 2): iter(["head.fc6", "head.fc7"]),
+    }
+    renamed: dict[str, str | None] = {}
+    for match in sorted(filter(None, map(LAYER_WEIGHT.match, state)), key=lambda m: int(m[2])):
+        renamed[f"{match[1]}.{match[2]}"] = next(names.get((match[1], state[match[0]].dim()), iter([])), None)
+    return {f"{renamed[layer]}.{part}": v for layer, part, v in parts if renamed.get(layer) is not None}
 
 
-def from_caffe(state: dict[str, Tensor]) -> bool:
+def from_caffe(state: Mapping[str, Tensor]) -> bool:
     """Whether the layers bear Caffe's names."""
     return not state.keys().isdisjoint({"conv1_1.weight", "conv1.weight"})
 
@@ -213,30 +200,28 @@ class Layout:
 
 def detector_layout(state: dict[str, Tensor], source: str) -> Layout:
     """The layout of a detector with Caffe's names. Raises UserError where the layers that tell are not there."""
-    first_two = [w for name in ("conv1", "conv2") if (w := state.get(f"{name}.weight")) is not None and w.dim() == 4]
-    grouped = len(first_two) == 2 and 2 * first_two[1].shape[1] == len(first_two[0])
+    shapes = {name: tuple(v.shape) for name, v in state.items() if name.endswith(".weight") and v.dim() > 0}
+    first_two = [shapes.get(f"{name}.weight", ()) for name in ("conv1", "conv2")]
+    grouped = all(len(shape) == 4 for shape in first_two) and 2 * first_two[1][1] == first_two[0][0]
     network = "vgg16" if "conv1_1.weight" in state else "caffenet" if grouped else "vgg_cnn_m_1024"
     first = NETWORKS[network].convs[0]
-    layers = {name: state.get(f"{name}.weight") for name in (first.name, *OUTPUTS)}
-    lacking = [name for name, weight in layers.items() if weight is None or weight.dim() < 2]
+    lacking = [name for name in (first.name, *OUTPUTS) if len(shapes.get(f"{name}.weight", ())) < 2]
     if lacking:
         raise UserError(
             f"{source}: not a detector, it has no {', '.join(lacking)} (there are: "
             f"{', '.join(dict.fromkeys(k.rpartition('.')[0] for k in state))}).\n"
             "Weights to begin a training from are given as model.weights=FILE."
         )
-    filters = len(state[f"{first.name}.weight"])
+    filters = shapes[f"{first.name}.weight"][0]
     if filters > first.channels:
         raise UserError(
             f"{source}: {first.name} has {filters} filters; {network} has {first.channels}, a slim one fewer."
         )
-    ranks = {
-        fc: len(v) if (v := state.get(f"{fc}_L.weight")) is not None and v.dim() else None for fc in ("fc6", "fc7")
-    }
-    return Layout(network, filters / first.channels, len(state["cls_score.weight"]) - 1, ranks)
+    ranks = {fc: shapes.get(f"{fc}_L.weight", (None,))[0] for fc in ("fc6", "fc7")}
+    return Layout(network, filters / first.channels, shapes["cls_score.weight"][0] - 1, ranks)
 
 
-def detector_misfits(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def detector_misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """See misfits; `wanted`: of the whole network, `state`: with Caffe's names."""
     return misfits(translate(state), {k: v for k, v in wanted.items() if k.startswith((*PARTS, *OUTPUTS))})
 

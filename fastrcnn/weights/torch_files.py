@@ -30,17 +30,10 @@ CARRIED_OUT = """
     BINPERSID APPEND APPENDS
 """
 STANDARD: dict[int, Any] = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
-STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+TYPES = {
+    **{"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16},
+    **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8},
+    "Bool": torch.bool,
 }
 
 
@@ -71,7 +64,7 @@ def read(path: Path, size: int | None = None) -> Any:
 
 
 def _archive(file: BinaryIO, size: int) -> Any:
-    """A ZIP archive, as torch 1.6 and later write it: the pickle, and a record for each storage."""
+    """A ZIP archive, of torch 1.6 and later: the pickle, and a record for each storage."""
     with zipfile.ZipFile(file) as archive:
         listed = archive.infolist()
     records = {info.filename: info for info in listed}
@@ -150,11 +143,6 @@ def _tensor(storage: _Storage, offset: Any, size: Any, stride: Any, *_: object) 
     return storage.values.as_strided(size, stride, offset if numel else 0)
 
 
-def _parameter(data: object, *_: object) -> object:
-    """As torch._utils._rebuild_parameter, but the tensor alone."""
-    return data
-
-
 def _dictionary(items: Any = ()) -> dict[object, object]:
     """An OrderedDict, of Python 2 with its items."""
     made: dict[object, object] = {}
@@ -165,8 +153,8 @@ def _dictionary(items: Any = ()) -> dict[object, object]:
 ADMITTED: dict[str, Any] = {
     "collections.OrderedDict": _dictionary,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    **{f"torch.{name}": dtype for name, dtype in STORAGES.items()},
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    **{f"torch.{name}Storage": dtype for name, dtype in TYPES.items()},
 }
 
 
