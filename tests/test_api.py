@@ -18,6 +18,7 @@ from fastrcnn.cli import main
 from fastrcnn.errors import UserError
 from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.training import checkpoint
 
 PLAIN = {"device": "cpu", "precision": "float32"}
 BOXES = np.array([[2, 3, 40, 30], [20, 10, 60, 44], [0, 0, 64, 48]], np.float32)
@@ -62,6 +63,15 @@ def test_weights_are_kept_in_the_precision_that_is_detected_in(run: Path) -> Non
         network = fastrcnn.load(run, device="cpu", precision=precision).network
         assert isinstance(network, TorchNetwork)
         assert network.model.head.fc7.weight.dtype == getattr(torch, precision)
+
+
+def test_the_threads_of_the_training_are_not_those_of_the_process(run: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    content = checkpoint.load(run / "checkpoints" / "best.pt")
+    content["config"]["runtime"] = {"threads": threads + 1}
+    checkpoint.save(tmp_path / "x.pt", content)
+    fastrcnn.load(tmp_path / "x.pt", **PLAIN)
+    assert torch.get_num_threads() == threads
 
 
 @pytest.fixture

@@ -73,8 +73,12 @@ def compose_for(verb: str, arguments: list[str]) -> Any:
 
 def load(verb: str, arguments: list[str]) -> tuple[Any, Network, list[str], Path]:
     """The configuration of the training with the arguments on top, and what `open_network` gives. Raises UserError."""
+    from fastrcnn.build import machine
+
     config = compose_for(verb, arguments)
-    return config, *open_network(config, arguments)
+    network, names, run = open_network(config, arguments)
+    machine.threads(config.runtime)
+    return config, network, names, run
 
 
 def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str], Path]:
@@ -98,7 +102,6 @@ def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str
     from fastrcnn.inference.network import TorchNetwork
     from fastrcnn.model.fast_rcnn import round_weights
 
-    machine.threads(config.runtime)
     device = machine.device(config.runtime)
     dtype = machine.precision(config.runtime, device)
     model = trained.model(device)

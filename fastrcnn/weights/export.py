@@ -1,7 +1,6 @@
 """A trained network in files for other programs: the author's Caffe layout, safetensors, torchvision's VGG16.
 
-What a format cannot express is refused, all of it at once. A file gets its name when it is whole; `source` says which
-file it may replace, see outputs.py.
+What a format cannot express is refused, all of it at once, by a UserError. source: see files.write_derived.
 """
 
 from __future__ import annotations
@@ -33,8 +32,6 @@ def write_caffemodel(model: FastRCNN, network: str, output: Path, source: str | 
 
     network: its key in NETWORKS. The deviations of the pixels go into the first layer, and a difference of the means of
     up to one grey level too; see first_layer_for. Margins of SVMs are cls_score as they are, the author's TEST.SVM.
-
-    Raises UserError for what the author's network cannot express, and where the file cannot be written.
     """
     problems = []
     if model.roi_op != "fast_rcnn":
@@ -71,7 +68,7 @@ def write_safetensors(
     """The whole state dict under our names, buffers included, which `model.weights=` reads.
 
     Metadata, each a JSON text: `network`, the `description`; `classes`, the `names`, whose label is their place counted
-    from 1; `pixels`, the mean and deviation, of RGB in 0 .. 255. Raises UserError where it cannot be written.
+    from 1; `pixels`, the mean and deviation, of RGB in 0 .. 255.
     """
     try:
         from safetensors import SafetensorError
@@ -98,8 +95,6 @@ def write_safetensors(
 def write_torchvision(model: FastRCNN, network: str, output: Path, source: str | None = None) -> None:
     """The trunk, fc6 and fc7 as a state dict with the names of torchvision's VGG16, for RGB pixels that are normalised
     as torchvision's weights want them. `load_state_dict` takes it with strict=False: the class layer is not there.
-
-    Raises UserError for another network, and where the file cannot be written.
     """
     problems = []
     if network == "vgg16":
@@ -140,22 +135,20 @@ def _state_for(
     """The model's state dict, with a first layer for pixels (RGB - mean) / std.
 
     what: the format, for messages. sizes: of the pooled RoIs, in those of the author's networks that may be.
-    Raises UserError with the problems, and whatever else makes it another network or its pixels too different; says so
-    where they are not exact.
+    Raises UserError with the problems, and what else makes network or pixels too different.
     """
     last, size = NETWORKS[network].conv_names[-1], sizes.get(network)
     apart = means_apart(model, mean)
     if size is None:
-        problems = [f"model.network={network}: only {', '.join(sizes)} can"]
+        problems = [f"model.network={network}: only {', '.join(sizes)} can", *problems]
     else:
-        unlike = {
-            "model.batch_norm=true: there is no batch normalisation": bool(model.trunk.norms),
-            f"model.roi_features=[{','.join(model.roi_features)}]: RoIs are pooled from {last} alone": (
-                model.roi_features != (last,)
-            ),
-            f"model.roi_size={model.roi_size}: fc6 is for {size} x {size} cells": model.roi_size != size,
-        }
-        problems = [text for text, true in unlike.items() if true] + problems
+        found, cells = ",".join(model.roi_features), f"{size} x {size} cells"
+        unlike = (
+            (bool(model.trunk.norms), "model.batch_norm=true: there is no batch normalisation"),
+            (found != last, f"model.roi_features=[{found}]: RoIs are pooled from {last} alone"),
+            (model.roi_size != size, f"model.roi_size={model.roi_size}: fc6 is for {cells}"),
+        )
+        problems = [text for differs, text in unlike if differs] + problems
     if apart > 1:  # from one value of a pixel to the next; torchvision's mean and Caffe's differ by .90
         own, other = (", ".join(f"{v:g}" for v in values) for values in (model.pixel_mean.flatten().tolist(), mean))
         problems.append(

@@ -1,12 +1,11 @@
 """What weights of VGG16 expect of pixels: order of the channels, mean, scale.
 
 The network takes RGB in 0 .. 255 and normalises by its buffers `pixel_mean` and `pixel_std`. Weights that were trained
-on BGR have the channels of conv1_1 turned round as they are loaded, which gives the same sums.
+on BGR have the channels of conv1_1 reversed as they are loaded, which gives the same sums.
 
-Of VGG16 two sets of weights are in use: torchvision's, and the authors' own, trained in Caffe, also in PyTorch files
-that bear torchvision's names (`vgg16_caffe.pth`). Neither names nor magnitudes tell them apart: the weights of conv1_1
-reach about .5 in both, though Caffe's pixels are some 58 times larger. The numbers themselves do. Caffe detectors were
-trained with conv1_1 frozen, so theirs are the same.
+Two sets of weights are in use: torchvision's, and the authors' own, trained in Caffe, also in PyTorch files with
+torchvision's names (`vgg16_caffe.pth`). Only the numbers distinguish them. Caffe detectors were trained with conv1_1
+frozen, so theirs are the same.
 """
 
 from __future__ import annotations
