@@ -22,7 +22,7 @@ def load(
 
     source: a run's folder, a .pt file, a .caffemodel, or an .onnx file that `fastrcnn export` wrote.
     classes: names in the order of training, for a .caffemodel, which does not name them.
-    device: auto, cpu, cuda, cuda:1 ...; auto is a GPU where there is one.
+    device: auto, cpu, cuda, cuda:1 ...; auto is a GPU if available.
     precision: auto, float32 or bfloat16; auto is bfloat16 where the device is fast at it.
     detection: what is to differ from training, under the names of the configuration: score_threshold (None: keep all),
         nms_iou, max_per_class, max_per_image, box_regression, rois_per_chunk.
@@ -30,21 +30,20 @@ def load(
     Raises UserError for a file that is missing, damaged or none of these, and for values out of bounds; TypeError for
     another keyword.
     """
-    from fastrcnn.build import datasets, machine
-    from fastrcnn.build.checkpoints import opened
-    from fastrcnn.build.trained import network_of
+    from fastrcnn.build import datasets
+    from fastrcnn.build.checkpoints import open_network
     from fastrcnn.config.compose import compose, to_dict
     from fastrcnn.config.schema import DetectConfig
     from fastrcnn.config.values import filled
 
-    asked = compose("detect", [])
-    asked.checkpoint, asked.runtime.device = str(source), device
-    asked.data.classes = None if classes is None else list(classes)
-    config, path, content = opened("detect", asked, [])
-    config.runtime.device, config.runtime.precision = device, precision
+    config = compose("detect", [])
+    config.checkpoint, config.runtime.device, config.runtime.precision = str(source), device, precision
+    config.data.classes = None if classes is None else list(classes)
     for key, value in detection.items():
         if not hasattr(config.detection, key):
             raise TypeError(f"load() got an unexpected keyword argument '{key}'.{nearest(key, vars(config.detection))}")
         setattr(config.detection, key, value)
     config = filled(DetectConfig, to_dict(config))  # checks the values
-    return datasets.detector(config, network_of(path, content, machine.device(config.runtime)), content["classes"])
+    given = ["runtime.device", "runtime.precision", *(f"detection.{key}" for key in detection)]
+    network, names, _ = open_network(config, given)
+    return datasets.detector(config, network, names)

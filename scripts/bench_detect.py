@@ -39,11 +39,11 @@ from torch import Tensor
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.inference.detect import roi_outputs
 from fastrcnn.inference.detector import Detector
+from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN, round_weights
 from fastrcnn.model.postprocess import best_boxes
-from fastrcnn.settings import SelectiveSearchSettings
+from fastrcnn.proposals.selective_search import propose
 from fastrcnn.structures import Detections
 
 ROIS = 2000
@@ -110,16 +110,16 @@ def our_detection(model: FastRCNN, dtype: torch.dtype) -> Detect:
     round_weights(model, dtype)
     names = [str(i) for i in range(CLASSES)]
     scaling = Augmentation((round(HEIGHT * SCALE),), 1000, flip=False)
-    return Detector(model, names, SETTINGS, scaling, SelectiveSearchSettings(), ROIS, dtype).detect
+    return Detector(TorchNetwork(model, dtype), names, SETTINGS, scaling, propose).detect
 
 
 def our_head(model: FastRCNN, dtype: torch.dtype) -> Callable[[Tensor, np.ndarray], Detections]:
     round_weights(model, dtype)
-    device = model.delta_mean.device
+    network, device = TorchNetwork(model, dtype), model.delta_mean.device
 
     @torch.no_grad()
     def detect(maps: Tensor, boxes: np.ndarray) -> Detections:
-        scores, deltas = roi_outputs(model, [maps], on_device(boxes, torch.device("cpu")), SETTINGS, dtype)
+        scores, deltas = network.roi_outputs([maps], on_device(boxes, torch.device("cpu")), SETTINGS.rois_per_chunk)
         found = box_ops.clip(box_ops.decode(torch.from_numpy(boxes).to(device), deltas), HEIGHT, WIDTH)
         kept = best_boxes(scores, found, *LIMITS)
         return Detections(kept.boxes.cpu(), kept.scores.cpu(), kept.labels.cpu())

@@ -30,13 +30,14 @@ from fastrcnn.data.transforms import Augmentation
 from fastrcnn.evaluation.evaluate import compare
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.evaluation.voc_ap import detections_by_class, mean_ap
-from fastrcnn.inference.detect import roi_outputs
 from fastrcnn.inference.detector import Detector
+from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.postprocess import best_boxes
+from fastrcnn.proposals.selective_search import propose
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 from fastrcnn.report.report import make_report
-from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Detections, Sample
 
 Run = Callable[[], Any]
@@ -116,11 +117,11 @@ def rois(n: int, folder: Path) -> Iterator[tuple[str, Run]]:
     maps = [torch.rand(1, 32, 38, 63).contiguous(memory_format=torch.channels_last)]
     boxes = torch.from_numpy(boxes_in(n, 1000, 600))
     given = torch.cat((torch.zeros(n, 1), boxes), 1)
-    settings = DetectionSettings()
+    network = TorchNetwork(model)
 
     @torch.no_grad()
     def head() -> None:
-        roi_outputs(model, maps, given, settings, torch.float32)
+        network.roi_outputs(maps, given)
 
     yield "pooling, fc6, fc7 of a slim network", head
     scores = (torch.randn(n, 21, generator=torch.Generator().manual_seed(0)) * 3).softmax(1)
@@ -156,7 +157,7 @@ def sides(n: int, folder: Path) -> Iterator[tuple[str, Run]]:
     model = FastRCNN(20, 1 / 16).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     names = [f"class {k}" for k in range(20)]
     scaling = Augmentation((n,), 4 * n)
-    detector = Detector(model, names, DetectionSettings(), scaling, SelectiveSearchSettings(), 2000)
+    detector = Detector(TorchNetwork(model), names, DetectionSettings(), scaling, propose)
     image = np.random.default_rng(0).integers(0, 256, (n, n, 3), dtype=np.uint8)
     boxes = boxes_in(300, n, n)
     yield "a square picture detected at its own size, 300 RoIs", lambda: detector.detect(image, boxes)

@@ -32,7 +32,7 @@ from torch.nn import functional
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import training_loader
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.inference.detect import autocast
+from fastrcnn.inference.network import autocast
 from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN, freeze_before
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.structures import RoITargets, Sample

@@ -12,7 +12,7 @@ from bench_train import CLASSES, Peer
 from torch import Tensor
 
 from fastrcnn import boxes as box_ops
-from fastrcnn.inference.detect import autocast
+from fastrcnn.inference.network import autocast
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Detections

@@ -18,7 +18,9 @@ from hydra.core.global_hydra import GlobalHydra
 import fastrcnn
 from fastrcnn.cli import main
 from fastrcnn.errors import UserError
+from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.training import checkpoint
 
 PLAIN = {"device": "cpu", "precision": "float32"}
 BOXES = np.array([[2, 3, 40, 30], [20, 10, 60, 44], [0, 0, 64, 48]], np.float32)
@@ -61,8 +63,17 @@ def test_a_run_and_its_checkpoint_are_the_same_detector(run: Path, image: np.nda
 def test_weights_are_kept_in_the_precision_that_is_detected_in(run: Path) -> None:
     for precision in ("float32", "bfloat16"):
         network = fastrcnn.load(run, device="cpu", precision=precision).network
-        assert isinstance(network, FastRCNN)
-        assert network.head.fc7.weight.dtype == getattr(torch, precision)
+        assert isinstance(network, TorchNetwork)
+        assert network.model.head.fc7.weight.dtype == getattr(torch, precision)
+
+
+def test_the_threads_of_the_training_are_not_those_of_the_process(run: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    content = checkpoint.load(run / "checkpoints" / "best.pt")
+    content["config"]["runtime"] = {"threads": threads + 1}
+    checkpoint.save(tmp_path / "x.pt", content)
+    fastrcnn.load(tmp_path / "x.pt", **PLAIN)
+    assert torch.get_num_threads() == threads
 
 
 def test_a_caller_that_uses_hydra_keeps_its_own(run: Path, image: np.ndarray, tmp_path: Path) -> None:
@@ -93,8 +104,8 @@ def test_the_flags_of_cudnn_are_float32s_while_it_detects_and_the_callers_afterw
     try:
         detector = fastrcnn.load(run, **PLAIN)
         assert now() == flags
-        assert isinstance(detector.network, FastRCNN)
-        detector.network.trunk.register_forward_hook(lambda *_: seen.append(now()[0]))
+        assert isinstance(detector.network, TorchNetwork)
+        detector.network.model.trunk.register_forward_hook(lambda *_: seen.append(now()[0]))
         detector.detect(image, BOXES)
         assert seen == ["ieee"]
         assert now() == flags
@@ -168,8 +179,8 @@ def test_a_caffemodel_needs_its_classes(tmp_path: Path, image: np.ndarray) -> No
     [
         ("gone", {}, UserError, "there is no file or folder gone"),
         (None, {"scorethreshold": 1}, TypeError, "argument 'scorethreshold'. Did you mean 'score_threshold'?"),
-        (None, {"score_threshold": 2}, UserError, "detection.score_threshold=2: should be from 0 to 1"),
-        (None, {"nms_iou": -1}, UserError, "detection.nms_iou=-1: should be at least 0"),
+        (None, {"score_threshold": 2}, UserError, "detection.score_threshold=2.0: should be from 0 to 1"),
+        (None, {"nms_iou": -1}, UserError, "detection.nms_iou=-1.0: should be at least 0"),
         (None, {"device": "gpu"}, UserError, "runtime.device=gpu: should be auto, cpu, cuda"),
     ],
 )

@@ -18,7 +18,8 @@ from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.demo import CLASSES, write_demo
 from fastrcnn.data.loader import training_loader
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.inference.detect import detect_batch, network_outputs
+from fastrcnn.inference.detect import detect_batch
+from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
@@ -84,8 +85,8 @@ def test_detections_are_the_cpus(gpu: torch.device, levels: int) -> None:
     model = network().eval()
     pyramid = [batch(), halved(batch())][:levels]
     settings = DetectionSettings(score_threshold=0.2, nms_iou=1.0, max_per_image=None, rois_per_chunk=70)
-    want = detect_batch(model, pyramid, settings)
-    found = detect_batch(on(gpu, model), pyramid, settings)
+    want = detect_batch(TorchNetwork(model), pyramid, settings)
+    found = detect_batch(TorchNetwork(on(gpu, model)), pyramid, settings)
     for a, b in zip(found, want, strict=True):
         assert abs(len(a) - len(b)) <= 1  # a score may lie at the threshold
         near = (a.boxes[None] - b.boxes[:, None]).abs().amax(2) <= 1e-2
@@ -114,10 +115,8 @@ def test_pictures_are_pinned_on_their_way(gpu: torch.device, data_set: list[str]
 def test_detection_in_bfloat16_is_near(gpu: torch.device) -> None:
     """Scores of each RoI, before anything is suppressed."""
     model = network().eval()
-    settings = DetectionSettings()
-    want = network_outputs(model, [batch()], settings, torch.float32)
-    with torch.no_grad():
-        found = network_outputs(on(gpu, model), [batch()], settings, torch.bfloat16)
+    want = TorchNetwork(model).outputs([batch()])
+    found = TorchNetwork(on(gpu, model), torch.bfloat16).outputs([batch()])
     for (scores, _), (exact, _) in zip(found, want, strict=True):
         error = (scores.cpu() - exact).norm() / exact.norm()
         assert 1e-6 < error < 2e-2

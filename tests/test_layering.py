@@ -16,7 +16,7 @@ PACKAGE = Path(fastrcnn.__file__).parent
 FLOORS = (
     {"boxes", "structures", "settings", "errors", "names", "files", "progress", "memory", "parallel", "ops"},
     {"model", "data", "proposals", "evaluation", "config"},
-    {"weights", "inference", "visualize", "lettering", "report", "audit", "deploy"},
+    {"weights", "inference", "visualize", "report", "audit", "deploy"},
     {"training"},
     {"build"},
     {"cli", "api"},
@@ -24,7 +24,6 @@ FLOORS = (
 # (who imports, what) -> why
 EXCEPTIONS = {
     ("proposals", "data"): "proposals are made from images, which data/images.py reads",
-    ("visualize", "lettering"): "letters on images",
     ("deploy", "weights"): "what is exported for programs that detect is written as weights are",
     ("deploy", "inference"): "exported networks satisfy the interface that inference/ runs",
     ("audit", "report"): "the page of `fastrcnn check` has the frame of all pages",

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from fastrcnn import lettering as module
-from fastrcnn.lettering import lettering
+from fastrcnn import visualize as module
+from fastrcnn.visualize import lettering
 
 
 def test_plain_text_is_drawn_by_pillows_own_font() -> None:

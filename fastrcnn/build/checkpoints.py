@@ -1,63 +1,151 @@
 """What `checkpoint=` and `start=` may name: a run's folder, a .pt file, a detector's .caffemodel or an exported .onnx.
 
-The last two are given the form of a checkpoint: a .caffemodel so that every verb takes it as one; the network of an
-.onnx file can be run, and no more.
+A .caffemodel is given the form of a checkpoint, so that every verb takes it as one. The network of an .onnx file can be
+run, and no more.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastrcnn.config.compose import check_overrides, compose, to_dict
-from fastrcnn.config.schema import DetectConfig, EvalConfig, TrainConfig, groups
+from fastrcnn.config.compose import check_overrides, compose, inherit, to_dict
+from fastrcnn.config.schema import TrainConfig, groups
 from fastrcnn.config.values import filled
 from fastrcnn.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from fastrcnn.inference.network import Network
+    from fastrcnn.model.fast_rcnn import FastRCNN
 
 log = logging.getLogger("fastrcnn")
 
 
-def require(verb: str, arguments: list[str]) -> None:
-    """Raises UserError where no checkpoint is named, before Hydra or torch are needed."""
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint that was read and checked, its network not made yet.
+
+    classes: names; label k is classes[k - 1]. step: of the training; 0 of a .caffemodel. config: by group the
+    configuration that it was trained with, with all keys. state: the weights.
+    """
+
+    file: Path
+    classes: list[str]
+    step: int
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+
+    @property
+    def run(self) -> Path:
+        """The folder of its run; see run_of."""
+        return run_of(self.file)
+
+    def model(self, device: torch.device) -> FastRCNN:
+        """The network with its weights, for detection."""
+        import torch
+
+        from fastrcnn.build import models
+
+        model = models.trained_model(self.config, len(self.classes))
+        model.load_state_dict(self.state)
+        return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+
+
+def compose_for(verb: str, arguments: list[str]) -> Any:
+    """The verb's configuration of the arguments alone, which have to name a checkpoint.
+
+    Raises UserError where they do not, before Hydra is needed.
+    """
     given = dict(a.split("=", 1) for a in check_overrides(verb, arguments))
     if given.get("checkpoint", "null") == "null":
         raise UserError(
             f"which model? fastrcnn {verb} checkpoint=RUN, the folder of a run, a .pt file, or a detector's "
             ".caffemodel."
         )
+    return compose(verb, arguments)
 
 
-def opened(verb: str, config: Any, arguments: list[str]) -> tuple[Any, Path, dict[str, Any]]:
-    """The configuration of the run that `config.checkpoint` names with the arguments on top, its file and content.
+def load(verb: str, arguments: list[str]) -> tuple[Any, Network, list[str], Path]:
+    """The configuration of the training with the arguments on top, and what `open_network` gives. Raises UserError."""
+    from fastrcnn.build import machine
 
-    config: composed of the arguments alone. Raises UserError.
+    config = compose_for(verb, arguments)
+    network, names, run = open_network(config, arguments)
+    machine.threads(config.runtime)
+    return config, network, names, run
+
+
+def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str], Path]:
+    """The network that `config.checkpoint` names, ready to detect, its classes, and the folder of its run.
+
+    Puts the configuration of its training into `config`, but for the groups and keys that are `given`, alone or with
+    values. The weights are rounded for good to the precision that it detects in. Raises UserError.
     """
-    path, content = read(config.checkpoint, config)
-    found = compose(verb, arguments, base=content["config"])
-    alone = content["config"].get("solver", {}).get("box_weight") == 0
-    if alone and "detection" in groups(type(found)) and found.detection.box_regression:
+    from fastrcnn.build import machine
+
+    path = Path(config.checkpoint).expanduser()
+    if path.suffix == ".onnx":
+        from fastrcnn.inference.onnx_network import OnnxNetwork
+
+        device = None if config.runtime.device == "auto" else machine.device(config.runtime)
+        network = OnnxNetwork(path, device, config.runtime.threads)
+        names = list(network.description.classes)
+        _take_over(config, checked_config(path, network.description.config, names), given, path)
+        return network, names, run_of(path)
+    trained = open_trained(config, given)
+    from fastrcnn.inference.network import TorchNetwork
+    from fastrcnn.model.fast_rcnn import round_weights
+
+    device = machine.device(config.runtime)
+    dtype = machine.precision(config.runtime, device)
+    model = trained.model(device)
+    round_weights(model, dtype)
+    return TorchNetwork(model, dtype), trained.classes, trained.run
+
+
+def open_trained(config: Any, given: Collection[str]) -> Trained:
+    """The checkpoint that `config.checkpoint` names. Puts its configuration into `config`, as open_network does.
+
+    Raises UserError.
+    """
+    trained = read(config.checkpoint, config)
+    _take_over(config, trained.config, given, trained.file)
+    return trained
+
+
+def _take_over(config: Any, base: dict[str, Any], given: Collection[str], path: Path) -> None:
+    inherit(config, base, [key.partition("=")[0] for key in given])
+    alone = base.get("solver", {}).get("box_weight") == 0
+    if alone and "detection" in groups(type(config)) and config.detection.box_regression:
         log.info("%s: trained without box regression, so RoIs are taken as they are", path)
-        found.detection.box_regression = False
-    return found, path, content
+        config.detection.box_regression = False
 
 
-def read(where: str, config: Any) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint's file that a user means by `where`, and its content.
+def read(where: str, config: Any) -> Trained:
+    """The checkpoint that a user means by `where`.
 
     config: of the verb; a .caffemodel, which names no classes, takes them from there. Raises UserError.
     """
     named = Path(where).expanduser()
     if named.suffix == ".onnx":
-        return named, _of_onnx(named, config)
+        raise UserError(
+            f"{named}: an .onnx file can be evaluated and detected with, and no more. Give the run that it was "
+            "exported from."
+        )
     if named.suffix == ".caffemodel":
-        return named, _of_caffe(named, config)
+        return _read_caffe(named, config)
     from fastrcnn.training import checkpoint
 
     path = checkpoint.resolve(named)
-    return path, checked(path, checkpoint.load(path))
+    content = checked(path, checkpoint.load(path))
+    return Trained(path, content["classes"], content["step"], content["config"], content["model"])
 
 
 def checked(path: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +183,7 @@ def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
     return {name: group for name, group in to_dict(whole).items() if name in config and isinstance(group, dict)}
 
 
-def _of_caffe(path: Path, config: Any) -> dict[str, Any]:
+def _read_caffe(path: Path, config: Any) -> Trained:
     """A detector in a .caffemodel as a checkpoint of step 0 that was trained by the verb's configuration."""
     if config.data.classes is None:
         raise UserError(
@@ -110,30 +198,8 @@ def _of_caffe(path: Path, config: Any) -> dict[str, Any]:
     if known.data.root is not None and Path(known.data.root).expanduser().exists():
         annotations.absolute_paths(known.data)
     whole = to_dict(known)
-    return {
-        "step": 0,
-        "best": -1.0,
-        "classes": names,
-        "config": {name: whole[name] for name in groups(type(config))} | {"model": asdict(model_config)},
-        "model": model.state_dict(),
-    }
-
-
-def _of_onnx(path: Path, config: Any) -> dict[str, Any]:
-    """A network of ONNX, under the key `onnx`, with what a checkpoint has beside the weights."""
-    if not isinstance(config, (DetectConfig, EvalConfig)):
-        raise UserError(
-            f"{path}: an .onnx file can be evaluated and detected with, and no more. Give the run that it was exported "
-            "from."
-        )
-    from fastrcnn.build import machine
-    from fastrcnn.inference.onnx_network import OnnxNetwork
-
-    device = None if config.runtime.device == "auto" else machine.device(config.runtime)
-    network = OnnxNetwork(path, device, config.runtime.threads)
-    of = network.description
-    config = checked_config(path, of.config, list(of.classes))
-    return {"step": of.step, "best": -1.0, "classes": list(of.classes), "config": config, "onnx": network}
+    own = {name: whole[name] for name in groups(type(config))} | {"model": asdict(model_config)}
+    return Trained(path, names, 0, own, model.state_dict())
 
 
 def run_of(path: Path) -> Path:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from fastrcnn.build.annotations import (
     image_ids,
@@ -23,9 +22,8 @@ from fastrcnn.build.annotations import (
     split_name,
     test_splits,
 )
-from fastrcnn.build.machine import precision
 from fastrcnn.build.training import detection
-from fastrcnn.config.schema import DataConfig, DetectConfig, RuntimeConfig
+from fastrcnn.config.schema import DataConfig, DetectConfig
 from fastrcnn.data.annotations.coco_file import read_coco_file
 from fastrcnn.data.annotations.splits import is_coco, unused
 from fastrcnn.data.dataset import DetectionDataset, Proposals
@@ -34,13 +32,11 @@ from fastrcnn.data.transforms import Augmentation, Mirrored
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.files import BusyError
-from fastrcnn.inference.detect import AnyNetwork
 from fastrcnn.inference.detector import Detector
-from fastrcnn.inference.onnx_network import OnnxNetwork
-from fastrcnn.model.fast_rcnn import round_weights
+from fastrcnn.inference.network import Network
 from fastrcnn.parallel import distributed
 from fastrcnn.proposals.generate import check_order, propose_all, propose_some
-from fastrcnn.proposals.selective_search import ALGORITHM
+from fastrcnn.proposals.selective_search import ALGORITHM, propose
 from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.structures import Sample
 
@@ -219,21 +215,11 @@ def test_set(
     return with_proposals(config, found, splits, test_scaling(config))
 
 
-def rounded(network: AnyNetwork, config: RuntimeConfig) -> torch.dtype:
-    """The precision that the network detects in, to which its weights are rounded for good; an ONNX network's stay."""
-    if isinstance(network, OnnxNetwork):
-        return precision(config, torch.device("cpu"))
-    dtype = precision(config, network.delta_mean.device)
-    round_weights(network, dtype)
-    return dtype
-
-
-def detector(config: DetectConfig, network: AnyNetwork, names: Sequence[str]) -> Detector:
-    """The network with all that stands around it when it detects, its weights in the precision that it detects in."""
+def detector(config: DetectConfig, network: Network, names: Sequence[str]) -> Detector:
+    """The network with all that stands around it when it detects."""
     settings = detection(config.detection, network.classifier)
-    search = config.data.selective_search
-    dtype = rounded(network, config.runtime)
-    return Detector(network, names, settings, test_scaling(config.data), search, config.data.max_proposals, dtype)
+    search, limit = config.data.selective_search, config.data.max_proposals
+    return Detector(network, names, settings, test_scaling(config.data), lambda image: propose(image, search)[:limit])
 
 
 def say_recall(train_set: DetectionDataset, names: Sequence[str]) -> None:

@@ -1,28 +1,25 @@
-"""A checkpoint's network, and what compress and svm share: a checkpoint that is made from another one."""
+"""What compress and svm share: a checkpoint that is made from another one, and the mAP before and after."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastrcnn import files
-from fastrcnn.build.checkpoints import run_of
+from fastrcnn.build.checkpoints import Trained, run_of
 from fastrcnn.build.run_folder import refuse_unusable
 from fastrcnn.config.schema import CompressConfig, SvmConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
     from fastrcnn.data.dataset import DetectionDataset
-    from fastrcnn.model.fast_rcnn import FastRCNN
+    from fastrcnn.inference.network import Network
     from fastrcnn.settings import DetectionSettings
 
 
 def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str]:
     """The file to write, `output` or `default` below the folder of the run that `path` is the checkpoint of, in a
-    folder of its own, so that what is evaluated from it lies beside it; and `source` for files.write_derived.
+    folder of its own, so that what is evaluated from it lies beside it; and the digest of `path`, for write.
 
     Raises UserError where it is there already and was not made of this checkpoint, where it cannot be written, or where
     training would take it for one of its own.
@@ -38,36 +35,45 @@ def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str
     return file, source
 
 
-def network(
-    path: Path, config: dict[str, Any], names: list[str], state: dict[str, Tensor], device: torch.device
-) -> FastRCNN:
-    """The network of a run's configuration with a state dict, for detection. path: its file, for messages."""
-    import torch
+def write(made: Trained, mean_ap: float | None, output: Path, source: str) -> None:
+    """Writes the checkpoint `made` of the file with the digest `source`, its mAP 0 to 1 or None. Raises UserError."""
+    from fastrcnn.training import checkpoint
 
-    from fastrcnn.build import models
-
-    model = models.trained_model(config, len(names))
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{path}: the weights do not fit the model they were saved with: {error}") from None
-    return model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    best = -1.0 if mean_ap is None else mean_ap
+    content = {"step": made.step, "best": best, "classes": made.classes, "config": made.config, "model": made.state}
+    whole = checkpoint.packed(content)
+    with files.write_derived(output, source) as part:
+        part.write_bytes(whole)
 
 
-def evaluated(
+def mean_ap(
     config: CompressConfig | SvmConfig,
-    model: FastRCNN,
-    test_set: DetectionDataset,
+    network: Network,
+    test_set: DetectionDataset | None,
     names: list[str],
     settings: DetectionSettings,
-    dtype: torch.dtype,
 ) -> float | None:
-    """mAP, 0 to 1; None where no class has truth."""
+    """mAP, 0 to 1; None without a test set, and where no class has truth."""
     from fastrcnn.build import machine
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.inference.evaluate import evaluate
 
+    if test_set is None:
+        return None
     batches = detection_loader(test_set, workers=machine.workers(config.runtime))
-    result = evaluate(model, batches, len(test_set), names, config.data.metric, settings, dtype)
+    result = evaluate(network, batches, len(test_set), names, config.data.metric, settings)
     assert result is not None, "in the first process, which this one is"
     return result.ap.mean
+
+
+def ap_line(
+    config: CompressConfig | SvmConfig, form: str, before: float | None, after: float | None, unmeasured: str
+) -> str:
+    """What is said of two mAPs, 0 to 1; form: with places for both. unmeasured: why there are none."""
+    from fastrcnn.build import annotations
+
+    if before is None or after is None:
+        return f"mAP: not measured, as {unmeasured}"
+    split = annotations.split_name(annotations.test_splits(config.data, config.split))
+    both = form.format(f"{100 * before:.2f}", f"{100 * after:.2f}")
+    return f"mAP on {split}: {both} ({100 * (after - before):+.2f} points)"

@@ -28,13 +28,13 @@ def main(arguments: list[str]) -> int:
     folder, outcome = train.run(config)
     log.info("3/4  detection on %d held-out pictures", SHOWN)
     from fastrcnn.build import annotations, datasets
-    from fastrcnn.build.trained import load
+    from fastrcnn.build.checkpoints import load
     from fastrcnn.cli.detect import detect_pictures
     from fastrcnn.data.annotations.voc_layout import read_split
 
-    detection, model, names, run = load("detect", [f"checkpoint={folder}"])
+    detection, network, names, run = load("detect", [f"checkpoint={folder}"])
     pictures = [root / "JPEGImages" / f"{image_id}.jpg" for image_id in read_split(root, "test")[:SHOWN]]
-    detect_pictures(detection, datasets.detector(detection, model, names), pictures, run / "detect")
+    detect_pictures(detection, datasets.detector(detection, network, names), pictures, run / "detect")
     assert outcome is not None  # the demo has a test set
     shown = annotations.NO_TRUTH if outcome.ap.mean is None else f"mAP {outcome.ap.mean:.3f}"
     print(f"4/4  {shown} on {len(outcome.samples)} held-out pictures")

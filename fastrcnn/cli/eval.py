@@ -10,7 +10,7 @@ from fastrcnn.config.compose import to_yaml
 from fastrcnn.config.schema import EvalConfig
 
 if TYPE_CHECKING:
-    from fastrcnn.inference.detect import AnyNetwork
+    from fastrcnn.inference.network import Network
 
 EXAMPLES = [
     "fastrcnn eval checkpoint=outputs/voc07/...",
@@ -23,21 +23,20 @@ EXAMPLES = [
 def main(arguments: list[str]) -> int:
     """Evaluates a checkpoint and writes metrics.json, the detections and a report, or detections alone for a
     competition."""
-    from fastrcnn.build.trained import load
+    from fastrcnn.build.checkpoints import load
 
-    config, model, names, run = load("eval", arguments)
-    from fastrcnn.build import datasets, machine
+    config, network, names, run = load("eval", arguments)
+    from fastrcnn.build import machine
     from fastrcnn.parallel import distributed
 
-    datasets.rounded(model, config.runtime)
     with distributed.joined(machine.device(config.runtime)):
         if config.competition:
-            return compete(config, model, names, run)
-        return evaluate_run(config, model, names, run, arguments)
+            return compete(config, network, names, run)
+        return evaluate_run(config, network, names, run, arguments)
 
 
-def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path, arguments: list[str]) -> int:
-    """Evaluates the model on its test set and writes the files of the evaluation."""
+def evaluate_run(config: EvalConfig, network: Network, names: list[str], run: Path, arguments: list[str]) -> int:
+    """Evaluates the network on its test set and writes the files of the evaluation."""
     from fastrcnn.build import annotations, datasets, machine, training
     from fastrcnn.build.run_folder import refuse_unusable
     from fastrcnn.data.loader import detection_loader
@@ -54,9 +53,8 @@ def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: P
     refuse_unusable(folder, f"output={folder}")
     test_set = datasets.test_set(config.data, names, config.split)
     batches = detection_loader(test_set, workers=machine.workers(config.runtime))
-    settings = training.detection(config.detection, model.classifier)
-    dtype = machine.precision(config.runtime, machine.device(config.runtime))
-    result = evaluate(model, batches, len(test_set), names, metric, settings, dtype)
+    settings = training.detection(config.detection, network.classifier)
+    result = evaluate(network, batches, len(test_set), names, metric, settings)
     if result is None:  # the first process has it
         return 0
     print(table(result))
@@ -67,7 +65,7 @@ def evaluate_run(config: EvalConfig, model: AnyNetwork, names: list[str], run: P
     return 0
 
 
-def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) -> int:
+def compete(config: EvalConfig, network: Network, names: list[str], run: Path) -> int:
     """Detects on one split list, without its truth, and writes what its evaluation server takes."""
     from fastrcnn.build import datasets, machine, training
     from fastrcnn.build.competition import submission
@@ -78,9 +76,8 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
     target = submission(config, names, run)
     test_set = datasets.test_set(config.data, names, config.split, truth=False)
     batches = detection_loader(test_set, workers=machine.workers(config.runtime))
-    settings = training.detection(config.detection, model.classifier)
-    dtype = machine.precision(config.runtime, machine.device(config.runtime))
-    samples, found = detect_all(model, batches, len(test_set), names, settings, dtype)
+    settings = training.detection(config.detection, network.classifier)
+    samples, found = detect_all(network, batches, len(test_set), names, settings)
     if not distributed.leads():
         return 0
     path, written, advice = target.write(found, samples)

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrcnn import files
-from fastrcnn.build.checkpoints import opened, require, run_of
-from fastrcnn.build.derived import network
-from fastrcnn.config.compose import compose, to_dict
+from fastrcnn.build.checkpoints import Trained, compose_for, open_trained
+from fastrcnn.config.compose import to_dict
 from fastrcnn.config.schema import ExportConfig
 from fastrcnn.errors import UserError
 
@@ -35,36 +34,33 @@ EXAMPLES = [
 
 def main(arguments: list[str]) -> int:
     """Writes the network of a checkpoint in another format."""
-    require("export", arguments)
-    config = compose("export", arguments)
-    check_format(config)
-    config, path, content = opened("export", config, arguments)
+    config = compose_for("export", arguments)
+    if config.format is None:
+        raise UserError(f"which format? format=FORMAT, one of {', '.join(SUFFIXES)}.")
+    trained = open_trained(config, arguments)
     import torch
 
     from fastrcnn.weights import export
 
-    known = content["config"]["model"]
-    output = output_file(config, run_of(path) / "export" / known["network"])
-    source = files.digest(path)
+    known = trained.config["model"]
+    output = output_file(config, trained.run / "export" / known["network"])
+    source = files.digest(trained.file)
     files.refuse_existing(output, source)
-    names = content["classes"]
-    model = network(path, content["config"], names, content.pop("model"), torch.device("cpu"))
+    model = trained.model(torch.device("cpu"))
     if config.format in ("onnx", "pt2"):
-        deploy(config, content, model, run_of(path), output, source)
+        deploy(config, trained, model, output, source)
     elif config.format == "caffemodel":
         export.write_caffemodel(model, known["network"], output, source)
     elif config.format == "torchvision":
         export.write_torchvision(model, known["network"], output, source)
     else:
         shape = {key: value for key, value in known.items() if key not in TRAINING}
-        export.write_safetensors(model, shape, names, output, source)
+        export.write_safetensors(model, shape, trained.classes, output, source)
     print(f"written to {output}, {output.stat().st_size / 2**20:,.1f} MiB")
     return 0
 
 
-def deploy(
-    config: ExportConfig, content: dict[str, Any], model: FastRCNN, run: Path, output: Path, source: str
-) -> None:
+def deploy(config: ExportConfig, trained: Trained, model: FastRCNN, output: Path, source: str) -> None:
     """Writes the network as a file that runs by itself, and its model card, the same name and .md, beside it."""
     from fastrcnn.build import training
     from fastrcnn.deploy.card import model_card
@@ -74,13 +70,13 @@ def deploy(
 
     card = output.with_name(f"{output.name}.md")
     files.refuse_existing(card, source)
-    settings = training.detection(config.detection, model.classifier)
-    whole = content["config"] | {key: value for key, value in to_dict(config).items() if key in ("data", "detection")}
-    description = describe(model, content["classes"], content["step"], whole, evaluations(run))
+    moved = training.detection(config.detection, model.classifier).box_regression
+    whole = trained.config | {key: value for key, value in to_dict(config).items() if key in ("data", "detection")}
+    description = describe(model, trained.classes, trained.step, whole, evaluations(trained.run))
     write = write_onnx if config.format == "onnx" else write_program
-    write(model, description, settings.box_regression, output, source)
+    write(model, description, moved, output, source)
     with files.write_derived(card, source) as path:
-        path.write_text(model_card(description, output.name, settings.box_regression), encoding="utf-8")
+        path.write_text(model_card(description, output.name, moved), encoding="utf-8")
     print(f"how to use it: {card}")
 
 
@@ -96,17 +92,10 @@ def evaluations(run: Path) -> dict[str, Any]:
     return found
 
 
-def check_format(config: ExportConfig) -> None:
-    """Raises UserError where the format is none that can be written."""
-    if config.format is None:
-        raise UserError(f"which format? format=FORMAT, one of {', '.join(SUFFIXES)}.")
-
-
 def output_file(config: ExportConfig, default: Path) -> Path:
     """The file to write: `output`, or `default` with the format's suffix. Raises UserError for another suffix, by which
     no program would know the format."""
-    assert config.format is not None
-    suffix = SUFFIXES[config.format]
+    suffix = SUFFIXES[str(config.format)]
     if config.output is None:
         return default.with_name(default.name + suffix)
     output = Path(config.output).expanduser()

@@ -138,6 +138,7 @@ class RunState:
         from fastrcnn.build.annotations import NO_TRUTH
         from fastrcnn.data.loader import detection_loader
         from fastrcnn.inference.evaluate import evaluate
+        from fastrcnn.inference.network import TorchNetwork
         from fastrcnn.parallel import distributed
         from fastrcnn.training import checkpoint
         from fastrcnn.training.loop import Interrupted
@@ -149,7 +150,8 @@ class RunState:
             if distributed.any_of(self.cut_short):
                 raise Interrupted(step)
 
-        outcome = evaluate(self.model, batches, len(test_set), self.names, metric, detection, dtype, detected)
+        network = TorchNetwork(self.model, dtype)
+        outcome = evaluate(network, batches, len(test_set), self.names, metric, detection, detected)
         if outcome is None:  # the first process has it
             return
         self.outcome = outcome

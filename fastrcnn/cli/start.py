@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastrcnn.build import checkpoints
+from fastrcnn.build.checkpoints import Trained
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,21 +28,21 @@ def refuse_svm(config: TrainConfig) -> None:
         )
 
 
-def say_margins(content: dict[str, Any]) -> None:
+def say_margins(trained: Trained) -> None:
     """Says so where the class layer of the checkpoint is SVMs."""
-    if content["config"]["model"].get("classifier") == "svm":
+    if trained.config["model"].get("classifier") == "svm":
         log.warning("its class layer is SVMs: their margins are the first logits of the softmax, background's are 0")
 
 
-def read(config: TrainConfig) -> dict[str, Any]:
-    """The content of the checkpoint, or .caffemodel, that `start` names. Raises UserError."""
+def read(config: TrainConfig) -> Trained:
+    """The checkpoint, or .caffemodel, that `start` names. Raises UserError."""
     assert config.start is not None
-    return checkpoints.read(config.start, config)[1]
+    return checkpoints.read(config.start, config)
 
 
-def take_classes(config: DataConfig, content: dict[str, Any], where: str) -> None:
+def take_classes(config: DataConfig, trained: Trained, where: str) -> None:
     """Makes the classes of the checkpoint those of the data. Raises UserError where other ones are asked for."""
-    names = content["classes"]
+    names = trained.classes
     if config.classes is not None and list(config.classes) != names:
         raise UserError(
             f"start={where}: was trained on the classes {', '.join(names)}, in this order; "
@@ -65,12 +66,12 @@ def statistics(model: FastRCNN, train_set: DetectionDataset, config: TrainConfig
     normalise_box_layer(model, *training.delta_statistics_of(train_set, model.num_classes, config))
 
 
-def put_weights(model: FastRCNN, content: dict[str, Any], where: str) -> None:
+def put_weights(model: FastRCNN, trained: Trained, where: str) -> None:
     """Puts the checkpoint's weights, and the statistics of its regression targets, into the model.
 
     Raises UserError where the model is another one.
     """
     try:
-        model.load_state_dict(content["model"])
+        model.load_state_dict(trained.state)
     except RuntimeError as error:
         raise UserError(f"start={where}: the model is another one; leave out model.* and model=.\n{error}") from None

@@ -57,7 +57,7 @@ def configure(arguments: list[str]) -> TrainConfig:
         config.run, config.resume = str(folder), "auto"
     elif config.start:  # the model is as it was there, but for what is said again
         said = [experiment_content(a.partition("=")[2]) for a in arguments if a.startswith("experiment=")]
-        model = start.read(config)["config"]["model"]
+        model = start.read(config).config["model"]
         if said and config.model.network != model.get("network", "vgg16"):
             raise UserError(
                 f"start={config.start}: is a {model.get('network', 'vgg16')}, but experiment={config.name} is of "

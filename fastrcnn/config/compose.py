@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
@@ -79,17 +80,23 @@ def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None)
     Raises UserError for unknown keys, unknown names and values that a key cannot have.
     """
     overrides = check_overrides(verb, arguments)
-    schema = SCHEMAS[verb]
-    config = filled(schema, _composed(verb, overrides))
-    if not base:
-        return config
-    given = [override.partition("=")[0] for override in overrides]
-    own = vars(config)
+    config = filled(SCHEMAS[verb], _composed(verb, overrides))
+    if base:
+        inherit(config, base, [override.partition("=")[0] for override in overrides])
+    return config
+
+
+def inherit(config: Any, base: dict[str, Any], given: Collection[str]) -> None:
+    """Puts the values of an earlier run into a configuration, but for the groups and keys that are `given`.
+
+    base: see compose. Raises UserError for values that a key cannot have.
+    """
+    schema, own = type(config), vars(config)
     inherited = filled(schema, asdict(config) | {k: v for k, v in base.items() if k in own and k not in given})
     for dotted in set(given) & leaves(schema).keys():
         group, _, last = dotted.rpartition(".")
         setattr(attrgetter(group)(inherited) if group else inherited, last, attrgetter(dotted)(config))
-    return inherited
+    own.update(vars(inherited))
 
 
 def _composed(verb: str, overrides: list[str]) -> dict[str, Any]:

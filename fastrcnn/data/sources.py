@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Sequence
-from multiprocessing.pool import ThreadPool
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,21 @@ import numpy as np
 from fastrcnn.data.annotations.text_files import read_lines
 from fastrcnn.data.annotations.voc_layout import IMAGE_SUFFIXES
 from fastrcnn.data.frames import Look
-from fastrcnn.data.images import decode_stored, inspect, read_bytes
+from fastrcnn.data.images import decode_stored, inspect, read_bytes, turned
 from fastrcnn.errors import UserError
-from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 NOTHING = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of a file. image: (H, W, 3) uint8 RGB, upright."""
+
+    image_id: str
+    path: Path
+    image: np.ndarray
 
 
 def is_video(source: str) -> bool:
@@ -93,37 +101,37 @@ def image_ids(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def without_truth(paths: Sequence[Path]) -> tuple[list[Sample], list[Look]]:
-    """Samples of pictures that nothing is known about, upright, and what each file says. Raises UserError naming all
-    files that are no whole pictures."""
-    found, looks, bad = [], [], []
+def readable(paths: Sequence[Path]) -> tuple[list[Sample], list[Look], list[str]]:
+    """Samples of images that nothing is known about, upright, what each file says, and what is wrong with those that
+    are no whole images."""
+    found, looks, faults = [], [], []
     for image_id, path in zip(image_ids(paths), paths, strict=True):
         try:
             stored = inspect(path)
         except UserError as error:
-            bad.append(str(error))
+            faults.append(str(error))
             continue
         found.append(Sample(image_id, path, *stored.upright, *NOTHING, turn=stored.orientation))
         looks.append((path, stored, stored.orientation))
-    if bad:
-        raise UserError(f"{len(bad)} of {len(paths)} files cannot be used:\n  " + "\n  ".join(bad))
+    return found, looks, faults
+
+
+def without_truth(paths: Sequence[Path]) -> tuple[list[Sample], list[Look]]:
+    """See readable. Raises UserError naming all files that are no whole images."""
+    found, looks, faults = readable(paths)
+    if faults:
+        raise UserError(f"{len(faults)} of {len(paths)} files cannot be used:\n  " + "\n  ".join(faults))
     return found, looks
 
 
-def readable(paths: Sequence[Path]) -> tuple[list[Sample], list[Look], list[str]]:
-    """Samples of the pictures that can be decoded, upright, what each file says, and what is wrong with the others."""
-
-    def look(pair: tuple[str, Path]) -> tuple[Sample, Look] | str:
-        image_id, path = pair
+def decode_each(paths: Mapping[str, Path], looks: list[Look], faults: list[str]) -> Iterator[Picture]:
+    """The images that can be decoded, upright, of files by their ids. Adds to `looks` what the files say, and to
+    `faults` what is wrong with the others."""
+    for image_id, path in paths.items():
         try:
-            _, stored = decode_stored(read_bytes(path), path)
+            image, stored = decode_stored(read_bytes(path), path)
         except UserError as error:
-            return str(error)
-        sample = Sample(image_id, path, *stored.upright, *NOTHING, turn=stored.orientation)
-        return sample, (path, stored, stored.orientation)
-
-    with ThreadPool(4) as pool:
-        looked = pool.imap(look, zip(image_ids(paths), paths, strict=True), chunksize=4)
-        found = list(progress(looked, len(paths), "looking at pictures"))
-    usable = [pair for pair in found if not isinstance(pair, str)]
-    return [s for s, _ in usable], [seen for _, seen in usable], [fault for fault in found if isinstance(fault, str)]
+            faults.append(str(error))
+            continue
+        looks.append((path, stored, stored.orientation))
+        yield Picture(image_id, path, turned(image, stored.orientation))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,23 +44,21 @@ class Video:
 
     def frames(self) -> Iterator[Frame]:
         """Raises UserError where there is not one."""
-        number = 0
-        while True:
+        for number in itertools.count():
             there, image = self._capture.read()
             if not there:
                 break
             yield Frame(number, number / self.rate, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-            number += 1
         self._capture.release()
         if number == 0:
             raise UserError(f"{self.path}: no frame of the video can be decoded; it is empty, cut short or damaged.")
 
 
 class VideoFile:
-    """A video file that grows by a frame at a time, all of one size. Raises UserError where none can be written."""
+    """A video file that grows by a frame at a time, all of one size; whole when it is closed."""
 
     def __init__(self, stem: Path, rate: float, width: int, height: int) -> None:
-        """stem: the file without its suffix, which depends on what OpenCV can write here."""
+        """stem: the file without its suffix, which depends on what OpenCV can write here. Raises UserError."""
         for code, suffix in WRITERS:
             self.path = stem.with_name(stem.name + suffix)
             fourcc = cv2.VideoWriter.fourcc(*code)
@@ -76,13 +74,3 @@ class VideoFile:
 
     def close(self) -> None:
         self._writer.release()
-
-
-@contextmanager
-def video_file(stem: Path, rate: float, width: int, height: int) -> Iterator[VideoFile]:
-    """A VideoFile that is whole when the body ends, also by an error."""
-    file = VideoFile(stem, rate, width, height)
-    try:
-        yield file
-    finally:
-        file.close()

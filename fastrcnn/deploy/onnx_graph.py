@@ -18,7 +18,7 @@ from fastrcnn.files import write_derived
 from fastrcnn.inference.description import Description
 from fastrcnn.inference.onnx_network import PACKAGES
 from fastrcnn.model.fast_rcnn import INCLUSIVE, FastRCNN
-from fastrcnn.model.networks import Conv, Network, Pool
+from fastrcnn.model.networks import Conv, Pool
 from fastrcnn.weights.export import refuse
 
 OPSET, IR = 17, 8  # of 2022: any ONNX Runtime from 1.12 on
@@ -29,10 +29,10 @@ LARGEST = 2**31 - 2**20  # bytes, what one file of ONNX can hold
 def write_onnx(
     model: FastRCNN, description: Description, box_regression: bool, output: Path, source: str | None = None
 ) -> None:
-    """The network from a scaled picture to scores and boxes, as deploy/__init__.py says, with the description inside.
+    """The network with the inputs and outputs of deploy/__init__.py, the description inside.
 
-    box_regression: whether boxes are moved as the network says; else they are the proposals. source: see outputs.py.
-    Raises UserError for what ONNX has no operator for, a file over 2 GB, and where it cannot be written.
+    box_regression: see Network.outputs. source: see write_derived. Raises UserError for what ONNX has no operator for,
+    a file over 2 GB, and where it cannot be written.
     """
     try:
         import onnx
@@ -137,29 +137,24 @@ def _pixels(g: _Graph, model: FastRCNN) -> str:
 
 
 def _trunk(g: _Graph, model: FastRCNN, x: str) -> list[str]:
-    network: Network = model.trunk.network
+    def window(step: Conv | Pool) -> dict[str, Any]:
+        return {"strides": [step.stride] * 2, "pads": [step.padding] * 4}
+
     maps = {}
-    for conv in network.convs:
+    for conv in model.trunk.network.convs:
         for step in conv.before:
             if isinstance(step, Pool):
-                x = g.add("MaxPool", x, kernel_shape=[step.kernel] * 2, ceil_mode=1, **_window(step))
+                x = g.add("MaxPool", x, kernel_shape=[step.kernel] * 2, ceil_mode=1, **window(step))
             elif not model.trunk.norms:
                 x = g.add("LRN", x, alpha=step.alpha, beta=0.75, bias=step.k, size=5)
-        x = g.layer("Conv", x, model.trunk.convs[conv.name], group=conv.groups, **_window(conv))
+        x = g.layer("Conv", x, model.trunk.convs[conv.name], group=conv.groups, **window(conv))
         if model.trunk.norms:
-            norm = model.trunk.norms[conv.name]
-            assert isinstance(norm, nn.BatchNorm2d)
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
+            norm: Any = model.trunk.norms[conv.name]
             statistics = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
             x = g.add("BatchNormalization", x, *statistics, epsilon=norm.eps)
         x = g.add("Relu", x)
         maps[conv.name] = x
     return [maps[name] for name in model.roi_features]
-
-
-def _window(step: Conv | Pool) -> dict[str, Any]:
-    return {"strides": [step.stride] * 2, "pads": [step.padding] * 4}
 
 
 def _rois(g: _Graph, op: str) -> str:
@@ -176,17 +171,9 @@ def _pooled(g: _Graph, model: FastRCNN, features: str, rois: str, scale: float) 
     if model.roi_op == "fast_rcnn":
         return g.add("MaxRoiPool", features, indexed, pooled_shape=[model.roi_size] * 2, spatial_scale=scale)
     image = g.add("Cast", g.add("Gather", indexed, np.array(0), axis=1), to=_type(np.int64))  # (P,)
-    return g.add(
-        "RoiAlign",
-        features,
-        rois,
-        image,
-        coordinate_transformation_mode="half_pixel",
-        output_height=model.roi_size,
-        output_width=model.roi_size,
-        sampling_ratio=2,
-        spatial_scale=scale,
-    )
+    size: dict[str, Any] = {"output_height": model.roi_size, "output_width": model.roi_size, "spatial_scale": scale}
+    half: dict[str, Any] = {"coordinate_transformation_mode": "half_pixel", "sampling_ratio": 2}
+    return g.add("RoiAlign", features, rois, image, **size, **half)
 
 
 def _boxes(g: _Graph, deltas: str) -> None:

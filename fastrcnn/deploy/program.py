@@ -16,10 +16,7 @@ LEAST_SIDE = 64  # so that no map is one cell wide, which torch.export takes for
 
 
 class WholeNetwork(nn.Module):
-    """The network with the inputs and outputs of deploy/__init__.py. Leaves it in eval mode.
-
-    box_regression: whether boxes are moved as the network says; else they are the proposals.
-    """
+    """The network with the inputs and outputs of deploy/__init__.py. box_regression: see Network.outputs."""
 
     def __init__(self, model: FastRCNN, box_regression: bool = True) -> None:
         super().__init__()
@@ -39,11 +36,10 @@ class WholeNetwork(nn.Module):
 def write_program(
     model: FastRCNN, description: Description, box_regression: bool, output: Path, source: str | None = None
 ) -> None:
-    """The network in inference mode, on the CPU, for scaled pictures of LEAST_SIDE pixels a side or more, and one
-    proposal or more.
+    """The network on the CPU, for scaled images of LEAST_SIDE pixels a side or more, and one proposal or more.
 
-    The description's metadata are its `extra_files`. source: see outputs.py. Raises UserError where the file cannot be
-    written.
+    The description's metadata are its `extra_files`. source: see write_derived. Raises UserError where the file cannot
+    be written.
     """
     example = {
         "image": torch.zeros(97, 121, 3, dtype=torch.uint8),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from fastrcnn.errors import UserError
@@ -38,14 +38,8 @@ class Description:
 
     def metadata(self) -> dict[str, str]:
         """As text by key, for the file itself."""
-        return {
-            "format": FORMAT,
-            "classes": json.dumps(self.classes, ensure_ascii=False),
-            "step": str(self.step),
-            "pixels": json.dumps(self.pixels),
-            "config": json.dumps(self.config),
-            "metrics": json.dumps(self.metrics),
-        }
+        whole = {key: json.dumps(value, ensure_ascii=key != "classes") for key, value in vars(self).items()}
+        return {"format": FORMAT, **whole}
 
 
 def describe(
@@ -73,18 +67,14 @@ def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
             "classes are not known."
         )
     try:
-        classes, pixels, config, metrics = (
-            json.loads(metadata[key]) for key in ("classes", "pixels", "config", "metrics")
-        )
-        step = int(metadata["step"])
-        if (
-            type(classes) is not list
-            or not all(type(name) is str for name in classes)
-            or len(set(classes)) != len(classes)
-        ):
+        found = Description(**{field.name: json.loads(metadata[field.name]) for field in fields(Description)})
+        names = found.classes
+        if type(names) is not list or not all(type(n) is str for n in names) or len({*names}) < len(names):
             raise ValueError("classes should be different names")
-        if not all(type(part) is dict for part in (pixels, config, metrics, config.get("model"))):
+        if not all(
+            type(part) is dict for part in (found.pixels, found.config, found.metrics, found.config.get("model"))
+        ):
             raise ValueError("pixels, config, config.model and metrics should be keys with values")
-        return Description(tuple(classes), step, pixels, config, metrics)
+        return replace(found, classes=tuple(names), step=int(found.step))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{source}: its metadata is damaged ({error}). Export it again.") from None

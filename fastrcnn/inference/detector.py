@@ -1,15 +1,15 @@
-"""A trained detector for pictures in memory: proposals, the network, and what follows it, in one call."""
+"""A trained detector for images in memory: proposals, the network, and what follows it, in one call."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import TypeAlias, overload
+from typing import Protocol, TypeAlias, TypeVar, overload
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -17,49 +17,52 @@ from fastrcnn.data.dataset import Example
 from fastrcnn.data.images import orientation_of, read_image, turned
 from fastrcnn.data.loader import collate_pyramids
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.inference.detect import AnyNetwork, Stopwatch, detect
-from fastrcnn.inference.onnx_network import OnnxNetwork
+from fastrcnn.inference.detect import Stopwatch, detect
+from fastrcnn.inference.network import Network
 from fastrcnn.parallel.launch import cores
-from fastrcnn.proposals.selective_search import propose
 from fastrcnn.proposals.store import clean
-from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Detections, Sample
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 Boxes: TypeAlias = np.ndarray | Tensor
+AT_ONCE = 8  # images, at most, that proposals are made for on different cores
 SCALE = "of 0 to 1 multiply by 255 and round"
 
 
+class HasImage(Protocol):
+    """What `Detector.detect_each` goes through. image: (H, W, 3) uint8 RGB."""
+
+    @property
+    def image(self) -> np.ndarray: ...
+
+
+Shown = TypeVar("Shown", bound=HasImage)
+
+
 class Detector:
-    """Finds objects in pictures. `fastrcnn.load` makes one.
+    """Finds objects in images. `fastrcnn.load` makes one.
 
     classes: names; label k of a detection is classes[k - 1], as 0 is the background.
-    network: the network alone. settings: thresholds; see DetectionSettings. scaling: the sizes at which pictures are
-    shown to the network. search, max_proposals: how proposals are made where none are given, and how many are used.
-    dtype: the precision of the network. runs_on: its device, in words. watch: how long the stages have taken so far.
+    network: the network alone. settings: thresholds; see DetectionSettings. scaling: the sizes at which images are
+    shown to the network. propose: makes proposals (P, 4) of an image (H, W, 3) where none are given; it is called in
+    several threads. watch: how long the stages have taken so far.
     """
 
     def __init__(
         self,
-        network: AnyNetwork,
+        network: Network,
         classes: Sequence[str],
         settings: DetectionSettings,
         scaling: Augmentation,
-        search: SelectiveSearchSettings,
-        max_proposals: int,
-        dtype: torch.dtype = torch.float32,
+        propose: Callable[[np.ndarray], np.ndarray],
     ) -> None:
         self.network = network
         self.classes = tuple(classes)
         self.settings = settings
         self.scaling = scaling
-        self.search = search
-        self.max_proposals = max_proposals
-        self.dtype = dtype
-        # ONNX Runtime returns when all is computed, wherever that is, so there is no device to wait for.
-        device = torch.device("cpu") if isinstance(network, OnnxNetwork) else network.delta_mean.device
-        self.runs_on = network.runs_on if isinstance(network, OnnxNetwork) else str(device)
-        self.watch = Stopwatch(device)
+        self.propose = propose
+        self.watch = Stopwatch(network.device)
 
     @overload
     def detect(  # type: ignore[overload-overlap]  # a str is one picture, though it is a sequence of str
@@ -75,28 +78,26 @@ class Detector:
         proposals: Boxes | Sequence[Boxes] | None = None,
         batch: int = 1,
     ) -> Detections | list[Detections]:
-        """Objects in a picture, or in each of a list of pictures, best first, on the CPU.
+        """Objects in an image, or in each of a list of images, best first, on the CPU.
 
         images: of any size, each one of: the path of a file; a PIL image; an array (H, W, 3) uint8, RGB (OpenCV's BGR
             must be turned round: `image[..., ::-1]`); a tensor (3, H, W) uint8, RGB. Files and PIL images are rotated
             upright as their EXIF data ask; `np.array(image)` keeps a PIL image as it is stored. 16-bit files are scaled
             as `fastrcnn.data.images.bits_used` says; give their paths, as Pillow keeps the high bytes of colour alone.
-        proposals: (P, 4) float, half-open x1 y1 x2 y2 in pixels of the upright picture, for a list of pictures a list
-            of such. What reaches over the picture's edge is cut off. None: selective search makes them, in about a
-            second a picture.
-        batch: pictures that go through the network together, padded to one size. More is faster on a GPU, and changes
+        proposals: (P, 4) float, half-open x1 y1 x2 y2 in pixels of the upright image, for a list of images a list of
+            such. What reaches over the image's edge is cut off. None: selective search makes them, in about a second.
+        batch: images that go through the network together, padded to one size. More is faster on a GPU, and changes
             scores a little at padded edges.
 
-        Boxes of the detections are half-open x1 y1 x2 y2 in pixels of the upright picture, whatever size the network
-        saw.
-
-        Raises TypeError or ValueError, beginning with the argument's name, for what is no picture or no proposals, and
+        Boxes of the detections are half-open x1 y1 x2 y2 in pixels of the upright image, whatever the network saw.
+        Raises TypeError or ValueError, beginning with the argument's name, for what is no image or no proposals, and
         UserError for a file that cannot be read.
         """
         several = isinstance(images, (list, tuple))
         pictures = [as_array(image) for image in (images if several else [images])]  # type: ignore[arg-type,list-item,union-attr]
         if proposals is None:
-            boxes = self.propose(pictures)
+            with self.watch.stage("proposals"), ThreadPool(max(1, min(len(pictures), cores()))) as pool:
+                boxes = pool.map(self.propose, pictures, chunksize=1)
         else:
             given = list(proposals) if several else [proposals]
             if len(given) != len(pictures):
@@ -109,18 +110,29 @@ class Detector:
         )
         found = [
             replace(of_image, classes=self.classes)
-            for _, of_image in detect(self.network, pyramids, self.settings, self.dtype, self.watch)
+            for _, of_image in detect(self.network, pyramids, self.settings, self.watch)
         ]
         return found if several else found[0]
 
-    def propose(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Proposals (P, 4) of pictures (H, W, 3) uint8 RGB by selective search, several pictures at a time."""
+    def detect_each(
+        self,
+        images: Iterable[Shown],
+        proposals: Callable[[Shown], Boxes] | None = None,
+        batch: int = 1,
+        every: int = 1,
+    ) -> Iterator[tuple[Shown, Detections, bool]]:
+        """Each image with the detections of the last one that was looked at, and whether that is this one.
 
-        def one(picture: np.ndarray) -> np.ndarray:
-            return propose(picture, self.search)[: self.max_proposals]
-
-        with self.watch.stage("proposals"), ThreadPool(max(1, min(len(pictures), cores()))) as pool:
-            return pool.map(one, pictures, chunksize=1)
+        Images 0, `every`, 2 `every`, ... are looked at, as many together as proposals can be made for. proposals,
+        batch: see detect.
+        """
+        images, together = iter(images), batch * max(1, min(cores(), AT_ONCE) // batch)
+        while chunk := list(islice(images, every * together)):
+            looked_at = chunk[::every]
+            boxes = None if proposals is None else [proposals(shown) for shown in looked_at]
+            found = self.detect([shown.image for shown in looked_at], boxes, batch)
+            for i, shown in enumerate(chunk):
+                yield shown, found[i // every], i % every == 0
 
     def _pyramid(self, image: np.ndarray, boxes: np.ndarray) -> list[Example]:
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
@@ -132,11 +144,13 @@ class Detector:
 
     def __repr__(self) -> str:
         shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")
-        return f"Detector({len(self.classes)} classes: {shown}; {type(self.network).__name__} on {self.runs_on})"
+        return (
+            f"Detector({len(self.classes)} classes: {shown}; {type(self.network).__name__} on {self.network.runs_on})"
+        )
 
 
 def as_array(image: Picture) -> np.ndarray:
-    """A picture as (H, W, 3) uint8 RGB. Raises as Detector.detect says."""
+    """An image as (H, W, 3) uint8 RGB. Raises as Detector.detect says."""
     if isinstance(image, (str, Path)):
         return read_image(Path(image).expanduser())
     if isinstance(image, Image.Image):
@@ -146,12 +160,12 @@ def as_array(image: Picture) -> np.ndarray:
             )
         pixels = np.array(image.convert("RGB"))
         return turned(pixels, orientation_of(image))  # asked later: Pillow rotates a TIFF when it loads it
+    if not isinstance(image, (np.ndarray, Tensor)):
+        raise TypeError(f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3:
             raise ValueError(f"image: expected a tensor of the shape (3, H, W), got {tuple(image.shape)}")
         image = image.detach().cpu().permute(1, 2, 0).numpy()
-    elif not isinstance(image, np.ndarray):
-        raise TypeError(f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
     if image.dtype != np.uint8:
         how = "shift 12-bit values by 4 and 16-bit ones by 8" if image.dtype == np.uint16 else SCALE
         raise TypeError(f"image: expected uint8, 0 to 255, got {image.dtype}; {how}")
@@ -161,7 +175,7 @@ def as_array(image: Picture) -> np.ndarray:
 
 
 def as_boxes(proposals: Boxes, shape: Sequence[int]) -> np.ndarray:
-    """Proposals (P, 4) float32, cut off at the edge of a picture of a shape (H, W, ...); those beyond it are left out.
+    """Proposals (P, 4) float32, cut off at the edge of an image of a shape (H, W, ...); those beyond it are left out.
 
     Raises as Detector.detect says.
     """
@@ -171,11 +185,10 @@ def as_boxes(proposals: Boxes, shape: Sequence[int]) -> np.ndarray:
     if array.ndim != 2 or array.shape[1] != 4:
         raise ValueError(f"proposals: expected the shape (P, 4), got {array.shape}")
     array = array.astype(np.float32)
-    good = np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)
-    if not good.all():
-        row = int(np.flatnonzero(~good)[0])
+    bad = np.flatnonzero(~(np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)))
+    if len(bad):
         raise ValueError(
-            f"proposals: row {row} is no box x1 y1 x2 y2 with x1 < x2 and y1 < y2: {array[row].tolist()} "
-            f"({int((~good).sum())} such rows)"
+            f"proposals: row {bad[0]} is no box x1 y1 x2 y2 with x1 < x2 and y1 < y2: {array[bad[0]].tolist()} "
+            f"({len(bad)} such rows)"
         )
     return clean(array, shape[0], shape[1])[0]

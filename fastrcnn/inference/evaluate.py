@@ -7,30 +7,29 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from fastrcnn.evaluation.evaluate import Evaluation, compare
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.evaluation.voc_ap import ClassDetections, detections_by_class
-from fastrcnn.inference.detect import AnyNetwork, DetectionSettings, detect
+from fastrcnn.inference.detect import detect
+from fastrcnn.inference.network import Network
 from fastrcnn.model.postprocess import class_thresholds
 from fastrcnn.parallel import distributed
 from fastrcnn.progress import progress
-from fastrcnn.settings import Metric
+from fastrcnn.settings import DetectionSettings, Metric
 from fastrcnn.structures import Batch, Detections, Sample
 
 
 def evaluate(
-    model: AnyNetwork,
+    network: Network,
     pyramids: Iterable[Sequence[Batch]],
     images: int,
     classes: Sequence[str],
     metric: Metric,
     settings: DetectionSettings,
-    dtype: torch.dtype = torch.float32,
     detected: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
-    """Runs the model over pyramids of batches (see detect_batch), `images` images in all, and evaluates what it finds.
+    """Runs the network over pyramids of batches (see Network.outputs), `images` images in all, and evaluates it.
 
     In a group of processes each gives its share of the images; the first gets the outcome, the others None. detected:
     see detect_all.
@@ -46,7 +45,7 @@ def evaluate(
             yield pyramid  # until the next one is asked for, this one is detected on
             seconds += time.perf_counter() - start
 
-    samples, detections = detect_all(model, timed(), images, classes, settings, dtype, detected)
+    samples, detections = detect_all(network, timed(), images, classes, settings, detected)
     seconds /= max(len(proposals), 1)
     proposals = distributed.in_order(proposals)
     if not distributed.leads():
@@ -56,21 +55,20 @@ def evaluate(
 
 
 def detect_all(
-    model: AnyNetwork,
+    network: Network,
     pyramids: Iterable[Sequence[Batch]],
     images: int,
     classes: Sequence[str],
     settings: DetectionSettings,
-    dtype: torch.dtype = torch.float32,
     detected: Callable[[], None] = lambda: None,
 ) -> tuple[list[Sample], dict[str, ClassDetections]]:
-    """The `images` images of the pyramids, and what the model finds in them: an entry for every class.
+    """The `images` images of the pyramids, and what the network finds in them: an entry for every class.
 
     In a group of processes the first gets all of it, the others nothing. detected: called when the pyramids end, before
     anything is made of what was found; it may raise.
     """
     own = -(-images // distributed.size())
-    part = list(progress(detect(model, pyramids, settings, dtype), own, "detect"))
+    part = list(progress(detect(network, pyramids, settings), own, "detect"))
     detected()
     both = distributed.in_order(part)
     samples, found = [sample for sample, _ in both], [of_image for _, of_image in both]

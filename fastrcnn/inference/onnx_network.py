@@ -1,7 +1,8 @@
-"""A detector in an .onnx file, run by ONNX Runtime."""
+"""A detector in an .onnx file, run by ONNX Runtime; the interface is Network's."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastrcnn import boxes as box_ops
 from fastrcnn.errors import UserError
 from fastrcnn.inference.description import INPUTS, OUTPUTS, Description, read_metadata
+from fastrcnn.inference.network import Outputs, at_levels
 from fastrcnn.memory import ran_out
+from fastrcnn.settings import Classifier
+from fastrcnn.structures import Batch
 
 PACKAGES = "needs the packages onnx and onnxruntime: pip install 'fastrcnn[export]'."
 
 
 class OnnxNetwork:
-    """The network alone, as deploy/__init__.py describes its inputs and outputs.
+    """A Network whose inputs and outputs deploy/__init__.py describes. description: what the file says of itself."""
 
-    classifier: "softmax" or "svm", what the scores are. description: what the file says of itself. runs_on: its device,
-    in words.
-    """
+    device = torch.device("cpu")  # ONNX Runtime gives its outputs there, when all is computed
 
     def __init__(self, path: Path, device: torch.device | None = None, threads: int | None = None) -> None:
-        """device: None for a GPU where ONNX Runtime can use one. threads: None for its own choice.
+        """device: None for a GPU if ONNX Runtime can use one. threads: None for its own choice.
 
         Raises UserError where the package or a fitting build of it is missing, and for a file that is none of ours.
         """
@@ -37,6 +40,8 @@ class OnnxNetwork:
             raise UserError(
                 f"{path}: this ONNX Runtime cannot use a GPU. Install onnxruntime-gpu in its place, or say device=cpu."
             )
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file.")
         providers: list[Any] = ["CPUExecutionProvider"]
         if able and (device is None or device.type == "cuda"):
             number = device.index or 0 if device else 0
@@ -46,29 +51,46 @@ class OnnxNetwork:
         try:
             self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its classes are its own, and differ between versions
-            if not path.is_file():
-                raise UserError(f"{path}: there is no such file.") from None
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{path}: ONNX Runtime cannot open it ({reason}). Export it again.") from None
+            raise _failed(path, "open", error) from None
         self.path = path
-        given = (
-            {value.name for value in self.session.get_inputs()},
-            {value.name for value in self.session.get_outputs()},
-        )
-        if given != (set(INPUTS), set(OUTPUTS)):
+        ends = (*self.session.get_inputs(), *self.session.get_outputs())
+        if (given := {value.name for value in ends}) != {*INPUTS, *OUTPUTS}:
             raise UserError(
-                f"{path}: its inputs and outputs are {', '.join(sorted(given[0] | given[1]))[:200]}, but should be "
+                f"{path}: its inputs and outputs are {', '.join(sorted(given))[:200]}, but should be "
                 f"{', '.join((*INPUTS, *OUTPUTS))}. Export it again."
             )
         self.runs_on = "cuda" if "CUDAExecutionProvider" in self.session.get_providers() else "cpu"
         self.description: Description = read_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
-        self.classifier = str(self.description.config["model"].get("classifier", "softmax"))
-        self.num_classes = len(self.description.classes)
+        self.classifier: Classifier = (
+            "svm" if self.description.config["model"].get("classifier") == "svm" else "softmax"
+        )
 
-    def __call__(self, image: Tensor, proposals: Tensor, scale: float, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Scores (P, classes + 1) and boxes (P, classes + 1, 4) of a picture's proposals (P, 4)."""
+    def outputs(
+        self, pyramid: Sequence[Batch], rois_per_chunk: int = 500, box_regression: bool = True
+    ) -> list[Outputs]:
+        """See Network.outputs; all RoIs of an image go through the graph at once."""
+        results = []
+        for i, sample in enumerate(pyramid[0].samples):
+            rois = pyramid[0].proposals[i]
+
+            def at(level: int, some: Tensor, i: int = i) -> Outputs:
+                batch = pyramid[level]
+                height, width = batch.sizes[i].tolist()
+                image = batch.images[i, :, :height, :width].permute(1, 2, 0)
+                size = (batch.samples[i].height, batch.samples[i].width)
+                return self(image, some[:, 1:], float(batch.scales[i]), size)
+
+            scores, boxes = at_levels(rois, torch.stack([level.scales[i] for level in pyramid]), at)
+            if not box_regression:
+                boxes = box_ops.clip(box_ops.decode(rois, torch.zeros_like(boxes)), sample.height, sample.width)
+            results.append((scores, boxes))
+        return results
+
+    def __call__(self, image: Tensor, proposals: Tensor, scale: float, size: tuple[int, int]) -> Outputs:
+        """Scores (P, classes + 1) and boxes (P, classes + 1, 4) of an image's proposals (P, 4)."""
+        shape = (len(proposals), len(self.description.classes) + 1)
         if len(proposals) == 0:
-            none = torch.zeros(0, self.num_classes + 1, 4, dtype=torch.float32, device="cpu")
+            none = torch.zeros(*shape, 4, dtype=torch.float32, device="cpu")
             return none[:, :, 0], none
         inputs = {
             "image": np.ascontiguousarray(image.numpy()),
@@ -81,12 +103,15 @@ class OnnxNetwork:
         except Exception as error:  # see above
             if ran_out(error):
                 raise
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{self.path}: ONNX Runtime cannot run it ({reason[:300]}). Export it again.") from None
-        shape = (len(proposals), self.num_classes + 1)
+            raise _failed(self.path, "run", error) from None
         if scores.shape != shape or boxes.shape != (*shape, 4):
             raise UserError(
                 f"{self.path}: gives scores {scores.shape} and boxes {boxes.shape} for {len(proposals)} proposals of "
-                f"{self.num_classes} classes. Export it again."
+                f"{shape[1] - 1} classes. Export it again."
             )
         return torch.from_numpy(scores), torch.from_numpy(boxes)
+
+
+def _failed(path: Path, verb: str, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{path}: ONNX Runtime cannot {verb} it ({reason[:300]}). Export it again.")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastrcnn.inference.detect import at_levels, autocast
+from fastrcnn.inference.network import at_levels, autocast
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.structures import Batch
 
@@ -36,7 +36,7 @@ def picture_features(
     in which there is no dropout.
 
     Boxes of the same cells each have their row, as with DEDUP_BOXES = 0 in the author's tools/train_svms.py. A picture
-    without any RoI has (0, D) features. pyramids: see inference.detect_batch.
+    without any RoI has (0, D) features. pyramids: see Network.outputs.
     """
     model.eval()
     for pyramid in pyramids:

@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from fastrcnn.errors import UserError
-from fastrcnn.inference.detect import autocast, full_precision
+from fastrcnn.inference.network import autocast, full_precision
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.model.sampling import RoISampler

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastrcnn.inference.detect import autocast
+from fastrcnn.inference.network import autocast
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.loss import Losses, fast_rcnn_loss
 from fastrcnn.structures import Batch, RoITargets

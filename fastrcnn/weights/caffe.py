@@ -1,71 +1,34 @@
 """Reading and writing `.caffemodel` files: the weights of a network in Caffe. Caffe itself is not needed.
 
-Such a file is one protobuf message, a list of layers. Layers are read from it one at a time, so that neither a large
-file nor a hostile one (two bytes are an empty layer, which takes a hundred once it is parsed) needs much memory. The
-few fields that hold weights are declared here, by the numbers they have in Caffe's caffe.proto; the others are passed
-over.
+Such a file is one protobuf message, a list of layers. It is mapped into memory and gone through field by field, so that
+neither a large file nor a hostile one needs much memory beside the weights. The few fields that hold weights are named
+here by the numbers they have in Caffe's caffe.proto; the others are passed over.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
+import mmap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
+import numpy as np
 import torch
-from google.protobuf import descriptor_pb2, descriptor_pool, message, message_factory
 from torch import Tensor
 
 from fastrcnn.errors import UserError
 
-CONVOLUTION = ("Convolution", 4)  # `type` of a layer: a word since 2015, before that a number
-INNER_PRODUCT = ("InnerProduct", 14)
-LAYERS = {2: "OldLayer", 100: "Layer"}  # fields `layers` and `layer` of the whole file's message, NetParameter
+CONVOLUTION = (b"Convolution", 4)  # `type` of a layer: a word since 2015, before that a number
+INNER_PRODUCT = (b"InnerProduct", 14)
+# Fields of the whole message, NetParameter: its name, and its layers; of a layer: name, type, blobs.
+NET_NAME, LAYER, OLD_LAYER = 1, 100, 2
+PARTS = {LAYER: (1, 2, 7), OLD_LAYER: (4, 5, 6)}
+OLD_SHAPE, FLOATS, SHAPE, DOUBLES = (1, 2, 3, 4), 5, 7, 8  # of a blob; the first: num, channels, height, width
+DIMENSIONS = 1  # of a shape
 MOST_LAYERS = 100_000
 MOST_DIMENSIONS = 16
-# Message -> field -> number, type, repeated. Blobs, and in them the runs of little-endian floats, are declared as
-# bytes, which the wire format does not tell from them: they are parsed when their turn comes, floats not at all.
-SCHEMA = {
-    "OldLayer": {"name": (4, "bytes", False), "type": (5, "int32", False), "blobs": (6, "bytes", True)},
-    "Layer": {"name": (1, "bytes", False), "type": (2, "bytes", False), "blobs": (7, "bytes", True)},
-    "Blob": {
-        "num": (1, "int32", False),
-        "channels": (2, "int32", False),
-        "height": (3, "int32", False),
-        "width": (4, "int32", False),
-        "data": (5, "bytes", True),
-        "shape": (7, "Shape", False),
-        "double_data": (8, "bytes", True),
-    },
-    "Shape": {"dim": (1, "int64", True)},
-}
-
-
-@functools.cache
-def messages() -> dict[str, Any]:
-    """The classes of the messages in SCHEMA."""
-    Field = descriptor_pb2.FieldDescriptorProto
-    scalars = {"bytes": Field.TYPE_BYTES, "int32": Field.TYPE_INT32, "int64": Field.TYPE_INT64}
-    file = descriptor_pb2.FileDescriptorProto(name="fastrcnn_caffe.proto", package="fastrcnn_caffe", syntax="proto2")
-    for name, fields in SCHEMA.items():
-        described = file.message_type.add(name=name)
-        for field, (number, kind, repeated) in fields.items():
-            label = Field.LABEL_REPEATED if repeated else Field.LABEL_OPTIONAL
-            if kind in scalars:
-                added = described.field.add(name=field, number=number, label=label, type=scalars[kind])
-                if kind == "int64":
-                    added.options.packed = True  # as caffe.proto says; read in either form
-            else:
-                described.field.add(
-                    name=field, number=number, label=label, type=Field.TYPE_MESSAGE, type_name=f".fastrcnn_caffe.{kind}"
-                )
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    find = pool.FindMessageTypeByName
-    return {name: message_factory.GetMessageClass(find(f"fastrcnn_caffe.{name}")) for name in SCHEMA}
+NOTHING = memoryview(b"")
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -73,7 +36,6 @@ def read(path: Path) -> dict[str, Tensor]:
 
     NAME is the layer's name in Caffe. Weights of a convolution are (out, in, height, width), of an inner product
     (out, in), biases (out,), all float32, channels in the order of the file, which for Caffe's VGG16 is BGR.
-    Beside the result, twice the largest layer is held in memory.
 
     Raises UserError for a file that is not there, is cut short, or is something else.
     """
@@ -82,20 +44,110 @@ def read(path: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     try:
         with path.open("rb") as file:
-            for kind, content in _layers(file, path):
-                layer = messages()[kind].FromString(content)
-                del content  # of a large layer no third copy is to be held
-                convolution = _is(layer.type, CONVOLUTION)
-                if convolution or _is(layer.type, INNER_PRODUCT):
-                    name, blobs = layer.name.decode(errors="replace"), list(layer.blobs[:2])
-                    del layer
-                    _add(found, name, blobs, convolution, path)
+            whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) if file.read(1) else NOTHING
+        layers = ((kind, layer) for kind, _, layer in _fields(whole) if kind in PARTS)
+        for count, (kind, layer) in enumerate(layers):
+            if count == MOST_LAYERS:
+                raise UserError(f"{path}: more than {MOST_LAYERS} layers; this is no network.")
+            for name, values in _layer(kind, layer, path):
+                if name in found:
+                    raise UserError(
+                        f"{path}: the layer '{name.rpartition('.')[0]}' comes twice; only one can be loaded."
+                    )
+                found[name] = values
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (EOFError, message.DecodeError) as error:
+    except EOFError as error:
         raise UserError(f"{path}: not a .caffemodel, or cut short (its protobuf message does not end well).") from error
     if not found:
         raise UserError(f"{path}: no layer with weights in it; this is not a .caffemodel.")
+    return found
+
+
+def _layer(kind: int, content: memoryview, path: Path) -> Iterator[tuple[str, Tensor]]:
+    """The weight and the bias of a layer of the field `kind`, where it has them."""
+    name = ""
+    layer_type: bytes | int = 0
+    blobs: list[memoryview] = []
+    for number, value, part in _fields(content):
+        if number == PARTS[kind][0]:
+            name = bytes(part).decode(errors="replace")
+        elif number == PARTS[kind][1]:
+            layer_type = bytes(part) or value
+        elif number == PARTS[kind][2] and len(blobs) < 2:
+            blobs.append(part)
+    if layer_type not in CONVOLUTION + INNER_PRODUCT:
+        return
+    for part_name, blob in zip(("weight", "bias"), blobs, strict=False):
+        values = _values(blob, f"{path}: layer '{name}', {part_name}")
+        if part_name == "bias":
+            values = values.flatten()
+        elif layer_type in INNER_PRODUCT and values.dim() == 4 and values.shape[:2] == (1, 1):
+            values = values[0, 0]  # as all blobs had four dimensions before 2015
+        yield f"{name}.{part_name}", values
+
+
+def _values(blob: memoryview, where: str) -> Tensor:
+    """The numbers of a blob in its shape. Raises UserError where they are more or fewer than the shape needs."""
+    shape: list[int] = []
+    old_shape, numbers = [0, 0, 0, 0], {FLOATS: NOTHING, DOUBLES: NOTHING}
+    for number, value, part in _fields(blob):
+        if number in OLD_SHAPE:
+            old_shape[number - 1] = value
+        elif number in numbers:
+            numbers[number] = part
+        elif number == SHAPE:
+            for field, one, packed in _fields(part):
+                if field == DIMENSIONS and len(shape) <= MOST_DIMENSIONS:
+                    shape += _varints(packed) if len(packed) else [one]
+    shape = shape or old_shape
+    data, kind = (numbers[FLOATS], "<f4") if len(numbers[FLOATS]) else (numbers[DOUBLES], "<f8")
+    wanted = math.prod(shape) if len(shape) <= MOST_DIMENSIONS else 0
+    if not wanted or len(data) != wanted * np.dtype(kind).itemsize:
+        raise UserError(f"{where}: its shape {tuple(shape)} does not fit the {len(data)} bytes of numbers in it.")
+    return torch.from_numpy(np.frombuffer(data, kind).astype(np.float32).reshape(shape))
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
+    """Of each field of a message its number and, of two forms, its value: a whole number, or a part of the message.
+
+    Raises EOFError where it is no message, or does not end well.
+    """
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        number, form = key >> 3, key & 7
+        if form == 0:
+            value, at = _varint(message, at)
+            yield number, value, NOTHING
+            continue
+        if form == 2:
+            length, at = _varint(message, at)
+        else:
+            length = {1: 8, 5: 4}.get(form, len(message))
+        if length > len(message) - at:
+            raise EOFError
+        yield number, 0, message[at : at + length]
+        at += length
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    """A whole number as protobuf writes it, seven bits a byte, the lowest first; and where it ends."""
+    value = 0
+    for place, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 127) << 7 * place
+        if byte < 128:
+            return value, at + place + 1
+    raise EOFError
+
+
+def _varints(data: memoryview) -> list[int]:
+    """The whole numbers that follow each other, one more than a shape may have at most."""
+    found: list[int] = []
+    at = 0
+    while at < len(data) and len(found) <= MOST_DIMENSIONS:
+        value, at = _varint(data, at)
+        found.append(value)
     return found
 
 
@@ -105,101 +157,29 @@ def write(file: BinaryIO, name: str, layers: Iterable[tuple[str, Mapping[str, Te
     layers: the name of each, with its `weight`, (out, in, height, width) of a convolution or (out, in) of an inner
     product, and its `bias` (out,), if any; float32. Beside them, no copy of a layer is held in memory.
     """
-    _field(file, 1, name.encode())
+    name_field, type_field, blobs_field = PARTS[LAYER]
+    file.write(_field(NET_NAME, name.encode()))
     for layer, tensors in layers:
-        kind = (CONVOLUTION if tensors["weight"].dim() == 4 else INNER_PRODUCT)[0]
-        head = messages()["Layer"](name=layer.encode(), type=kind.encode()).SerializeToString()
-        blobs = []
-        for part in ("weight", "bias"):
-            if part in tensors:
-                shape = messages()["Shape"](dim=tensors[part].shape)
-                numbers = tensors[part].detach().cpu().contiguous().numpy().astype("<f4", copy=False)
-                blobs.append((messages()["Blob"](shape=shape).SerializeToString(), memoryview(numbers.data).cast("B")))
-        sizes = [len(shape) + len(_key(5, len(data))) + len(data) for shape, data in blobs]
-        file.write(_key(100, len(head) + sum(len(_key(7, size)) + size for size in sizes)) + head)
-        for size, (shape, data) in zip(sizes, blobs, strict=True):
-            file.write(_key(7, size) + shape)
-            _field(file, 5, data)
+        kind = CONVOLUTION if tensors["weight"].dim() == 4 else INNER_PRODUCT
+        content: list[bytes | memoryview] = [_field(name_field, layer.encode()), _field(type_field, kind[0])]
+        for values in (tensors[part] for part in ("weight", "bias") if part in tensors):
+            data = memoryview(values.detach().cpu().contiguous().numpy().astype("<f4", copy=False).data).cast("B")
+            head = _field(SHAPE, _field(DIMENSIONS, b"".join(map(_encode, values.shape)))) + _head(FLOATS, len(data))
+            content += [_head(blobs_field, len(head) + len(data)), head, data]
+        file.write(_head(LAYER, sum(map(len, content))))
+        file.writelines(content)
 
 
-def _field(file: BinaryIO, number: int, content: bytes | memoryview) -> None:
-    file.write(_key(number, len(content)))
-    file.write(content)
+def _field(number: int, content: bytes) -> bytes:
+    return _head(number, len(content)) + content
 
 
-def _key(number: int, length: int) -> bytes:
+def _head(number: int, length: int) -> bytes:
     """What stands before a field of `length` bytes."""
-    out = bytearray()
-    for value in (number << 3 | 2, length):
-        while value > 127:
-            out.append(value & 127 | 128)
-            value >>= 7
-        out.append(value)
-    return bytes(out)
+    return _encode(number << 3 | 2) + _encode(length)
 
 
-def _layers(file: BinaryIO, path: Path) -> Iterator[tuple[str, bytes]]:
-    """Kind and content of each layer. Raises EOFError where the file is no message."""
-    size = path.stat().st_size
-    count = 0
-    while file.tell() < size:
-        key = _varint(file)
-        if key & 7 == 0:
-            _varint(file)
-            continue
-        length = {1: 8, 5: 4}.get(key & 7) or (_varint(file) if key & 7 == 2 else size)
-        if length > size - file.tell():
-            raise EOFError
-        if key & 7 == 2 and key >> 3 in LAYERS:
-            count += 1
-            if count > MOST_LAYERS:
-                raise UserError(f"{path}: more than {MOST_LAYERS} layers; this is no network.")
-            yield LAYERS[key >> 3], file.read(length)
-        else:
-            file.seek(length, 1)
-
-
-def _varint(file: BinaryIO) -> int:
-    """A whole number as protobuf writes it: seven bits a byte, the lowest first."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = file.read(1)
-        if not byte:
-            break
-        value |= (byte[0] & 127) << shift
-        if byte[0] < 128:
-            return value
-    raise EOFError
-
-
-def _is(kind: bytes | int, words: tuple[str, int]) -> bool:
-    return (kind.decode(errors="replace") if isinstance(kind, bytes) else kind) in words
-
-
-def _add(found: dict[str, Tensor], name: str, blobs: list[bytes], convolution: bool, path: Path) -> None:
-    """Puts weight and bias of a layer into `found`; empties `blobs`, so that each is freed as soon as it is read."""
-    if f"{name}.weight" in found:
-        raise UserError(f"{path}: the layer '{name}' comes twice; only one can be loaded.")
-    for part in ("weight", "bias")[: len(blobs)]:
-        values = _values(messages()["Blob"].FromString(blobs.pop(0)), f"{path}: layer '{name}', {part}")
-        if part == "bias":
-            values = values.flatten()
-        elif not convolution and values.dim() == 4 and values.shape[:2] == (1, 1):
-            values = values[0, 0]  # as all blobs had four dimensions before 2015
-        found[f"{name}.{part}"] = values
-
-
-def _values(blob: Any, where: str) -> Tensor:
-    """The numbers of a blob in its shape. Raises UserError where they are more or fewer than the shape wants."""
-    if blob.HasField("shape"):
-        shape = tuple(blob.shape.dim)
-    else:
-        shape = (blob.num, blob.channels, blob.height, blob.width)
-    chunks, kind = (blob.data, torch.float32) if blob.data else (blob.double_data, torch.float64)
-    data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    wanted = math.prod(shape) if all(n > 0 for n in shape) and 0 < len(shape) <= MOST_DIMENSIONS else 0
-    if not wanted or len(data) != wanted * kind.itemsize:
-        raise UserError(f"{where}: its shape {shape} does not fit the {len(data)} bytes of {kind} that are there.")
-    with warnings.catch_warnings():  # that the memory cannot be written to: it is only ever read
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.frombuffer(data, dtype=kind).float().view(shape)
+def _encode(value: int) -> bytes:
+    """A whole number as protobuf writes it."""
+    high, low = divmod(value, 128)
+    return bytes([low | 128]) + _encode(high) if high else bytes([low])

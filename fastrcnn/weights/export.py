@@ -1,7 +1,6 @@
 """A trained network in files for other programs: the author's Caffe layout, safetensors, torchvision's VGG16.
 
-What a format cannot express is refused, all of it at once. A file gets its name when it is whole; `source` says which
-file it may replace, see outputs.py.
+What a format cannot express is refused, all of it at once, by a UserError. source: see files.write_derived.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN
 from fastrcnn.model.networks import NETWORKS, VGG16
 from fastrcnn.progress import progress
 from fastrcnn.weights import caffe
-from fastrcnn.weights.pixels import CAFFE_MEAN, first_layer_for
+from fastrcnn.weights.pixels import CAFFE_MEAN, first_layer_for, means_apart
 from fastrcnn.weights.pretrained import AUTHORS_ROI_SIZE, CAFFE_NAMES, OUTPUTS
 
 log = logging.getLogger(__name__)
@@ -33,21 +32,15 @@ def write_caffemodel(model: FastRCNN, network: str, output: Path, source: str | 
 
     network: its key in NETWORKS. The deviations of the pixels go into the first layer, and a difference of the means of
     up to one grey level too; see first_layer_for. Margins of SVMs are cls_score as they are, the author's TEST.SVM.
-
-    Raises UserError for what the author's network cannot express, and where the file cannot be written.
     """
-    problems = _unlike_the_authors(model, network, AUTHORS_ROI_SIZE)
+    problems = []
     if model.roi_op != "fast_rcnn":
         problems.append(f"model.roi_op={model.roi_op}: Caffe's RoI pooling is fast_rcnn")
     if model.bbox_pred.out_features == 4:
         problems.append("model.class_agnostic=true: the author's box layer has four numbers for every class")
-    changed = _first_layer(model, CAFFE_MEAN, (1.0, 1.0, 1.0), problems) if network in NETWORKS else None
-    refuse("a .caffemodel", problems)
-    assert changed is not None
-    weight, bias = changed
-    state = {k: v.detach() for k, v in model.state_dict().items()}
-    first = CAFFE_NAMES[NETWORKS[network].convs[0].name]
-    state |= {f"{first}.weight": weight.flip(1), f"{first}.bias": bias}
+    state = _state_for("a .caffemodel", model, network, AUTHORS_ROI_SIZE, CAFFE_MEAN, (1.0, 1.0, 1.0), problems)
+    first = f"{CAFFE_NAMES[NETWORKS[network].convs[0].name]}.weight"
+    state[first] = state[first].flip(1)
     zero = torch.zeros_like(model.delta_mean)
     state |= dict(zip(("bbox_pred.weight", "bbox_pred.bias"), box_layer_for(model, zero, zero + 1), strict=True))
     layers = {
@@ -75,7 +68,7 @@ def write_safetensors(
     """The whole state dict under our names, buffers included, which `model.weights=` reads.
 
     Metadata, each a JSON text: `network`, the `description`; `classes`, the `names`, whose label is their place counted
-    from 1; `pixels`, the mean and deviation, of RGB in 0 .. 255. Raises UserError where it cannot be written.
+    from 1; `pixels`, the mean and deviation, of RGB in 0 .. 255.
     """
     try:
         from safetensors import SafetensorError
@@ -102,23 +95,16 @@ def write_safetensors(
 def write_torchvision(model: FastRCNN, network: str, output: Path, source: str | None = None) -> None:
     """The trunk, fc6 and fc7 as a state dict with the names of torchvision's VGG16, for RGB pixels that are normalised
     as torchvision's weights want them. `load_state_dict` takes it with strict=False: the class layer is not there.
-
-    Raises UserError for another network, and where the file cannot be written.
     """
-    problems = _unlike_the_authors(model, network, {"vgg16": AUTHORS_ROI_SIZE["vgg16"]})
-    if not problems:
+    problems = []
+    if network == "vgg16":
         convs = model.trunk.convs
         if any(convs[c.name].out_channels != c.channels for c in VGG16.convs) or model.head.out_features != VGG16.fc7:
             problems.append("model.width: torchvision's is 1")
-        if any("_" in name for name in _head_layers(model)):
+        if any(name.endswith(".U.weight") for name in model.head.state_dict()):
             problems.append("fc6 or fc7 is two layers: export the checkpoint that this one was compressed from")
-    changed = _first_layer(model, IMAGENET_MEAN, IMAGENET_STD, problems) if network in NETWORKS else None
-    refuse("torchvision's VGG16", problems)
-    assert changed is not None
-    weight, bias = changed
-    state = {k: v.detach() for k, v in model.state_dict().items()}
-    first = VGG16.convs[0].name
-    state |= {f"trunk.convs.{first}.weight": weight, f"trunk.convs.{first}.bias": bias}
+    sizes = {"vgg16": AUTHORS_ROI_SIZE["vgg16"]}
+    state = _state_for("torchvision's VGG16", model, network, sizes, IMAGENET_MEAN, IMAGENET_STD, problems)
     places, place = {}, 0
     for conv in VGG16.convs:
         place += len(conv.before)
@@ -137,19 +123,49 @@ def write_torchvision(model: FastRCNN, network: str, output: Path, source: str |
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
-def _unlike_the_authors(model: FastRCNN, network: str, sizes: Mapping[str, int]) -> list[str]:
-    """What keeps the network from being one of the author's; sizes: of the pooled RoIs in those that may be."""
-    if network not in sizes:
-        return [f"model.network={network}: only {', '.join(sizes)} can"]
-    problems = []
-    last = NETWORKS[network].conv_names[-1]
-    if model.trunk.norms:
-        problems.append("model.batch_norm=true: there is no batch normalisation")
-    if model.roi_features != (last,):
-        problems.append(f"model.roi_features=[{','.join(model.roi_features)}]: RoIs are pooled from {last} alone")
-    if model.roi_size != sizes[network]:
-        problems.append(f"model.roi_size={model.roi_size}: fc6 is for {sizes[network]} x {sizes[network]} cells")
-    return problems
+def _state_for(
+    what: str,
+    model: FastRCNN,
+    network: str,
+    sizes: Mapping[str, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    problems: list[str],
+) -> dict[str, Tensor]:
+    """The model's state dict, with a first layer for pixels (RGB - mean) / std.
+
+    what: the format, for messages. sizes: of the pooled RoIs, in those of the author's networks that may be.
+    Raises UserError with the problems, and what else makes network or pixels too different.
+    """
+    last, size = NETWORKS[network].conv_names[-1], sizes.get(network)
+    apart = means_apart(model, mean)
+    if size is None:
+        problems = [f"model.network={network}: only {', '.join(sizes)} can", *problems]
+    else:
+        found, cells = ",".join(model.roi_features), f"{size} x {size} cells"
+        unlike = (
+            (bool(model.trunk.norms), "model.batch_norm=true: there is no batch normalisation"),
+            (found != last, f"model.roi_features=[{found}]: RoIs are pooled from {last} alone"),
+            (model.roi_size != size, f"model.roi_size={model.roi_size}: fc6 is for {cells}"),
+        )
+        problems = [text for differs, text in unlike if differs] + problems
+    if apart > 1:  # from one value of a pixel to the next; torchvision's mean and Caffe's differ by .90
+        own, other = (", ".join(f"{v:g}" for v in values) for values in (model.pixel_mean.flatten().tolist(), mean))
+        problems.append(
+            f"this network subtracts {own} from red, green and blue, other programs {other}. What is more than one "
+            "grey level apart cannot be made up for where the picture is padded."
+        )
+    refuse(what, problems)
+    if apart > 0:
+        log.warning(
+            "the means of the pixels differ by up to %.2f of 255; the first layer's bias makes up for it, "
+            "exactly but for the outermost cells, which see the padding",
+            apart,
+        )
+    first = f"trunk.convs.{NETWORKS[network].convs[0].name}"
+    state = {k: v.detach() for k, v in model.state_dict().items()}
+    state[f"{first}.weight"], state[f"{first}.bias"] = first_layer_for(model, mean, std)
+    return state
 
 
 def refuse(what: str, problems: list[str]) -> None:
@@ -160,30 +176,3 @@ def refuse(what: str, problems: list[str]) -> None:
             + "\n".join(f"  {p}" for p in problems)
             + "\nformat=safetensors takes any network."
         )
-
-
-def _first_layer(
-    model: FastRCNN, mean: Sequence[float], std: Sequence[float], problems: list[str]
-) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of the first convolution for other pixels; None, and a problem more, where there are none.
-
-    Says so where they are not exact.
-    """
-    try:
-        weight, bias, apart = first_layer_for(model, mean, std)
-    except UserError as error:
-        problems.append(str(error))
-        return None
-    if apart > 0 and not problems:
-        log.warning(
-            "the means of the pixels differ by up to %.2f of 255; the first layer's bias makes up for it, "
-            "exactly but for the outermost cells, which see the padding",
-            apart,
-        )
-    return weight, bias
-
-
-def _head_layers(model: FastRCNN) -> list[str]:
-    """Caffe's names of what fc6 and fc7 are made of."""
-    state = model.state_dict()
-    return [name for name, ours in CAFFE_NAMES.items() if ours.startswith("head.") and f"{ours}.weight" in state]

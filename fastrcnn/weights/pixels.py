@@ -1,12 +1,11 @@
 """What weights of VGG16 expect of pixels: order of the channels, mean, scale.
 
 The network takes RGB in 0 .. 255 and normalises by its buffers `pixel_mean` and `pixel_std`. Weights that were trained
-on BGR have the channels of conv1_1 turned round as they are loaded, which gives the same sums.
+on BGR have the channels of conv1_1 reversed as they are loaded, which gives the same sums.
 
-Of VGG16 two sets of weights are in use: torchvision's, and the authors' own, trained in Caffe, also in PyTorch files
-that bear torchvision's names (`vgg16_caffe.pth`). Neither names nor magnitudes tell them apart: the weights of conv1_1
-reach about .5 in both, though Caffe's pixels are some 58 times larger. The numbers themselves do. Caffe detectors were
-trained with conv1_1 frozen, so theirs are the same.
+Two sets of weights are in use: torchvision's, and the authors' own, trained in Caffe, also in PyTorch files with
+torchvision's names (`vgg16_caffe.pth`). Only the numbers distinguish them. Caffe detectors were trained with conv1_1
+frozen, so theirs are the same.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN
 
 
@@ -39,7 +37,7 @@ PIXELS = {
 
 @dataclass(frozen=True)
 class Known:
-    """Published weights, told by numbers of conv1_1.
+    """Published weights, recognised by numbers of conv1_1.
 
     bias: of the first filters. centre: the middle weight of the first filter for the first channel.
     forward, backward: the key in PIXELS where that channel is the first, and where it is the last.
@@ -61,17 +59,14 @@ KNOWN = (
 def recognise(weight: Tensor, bias: Tensor) -> str | None:
     """The key in PIXELS of published weights, by conv1_1's weight (64, 3, 3, 3) and bias (64,); None for others, of
     VGG16 or of another network."""
-    if weight.shape[1:] != (3, 3, 3):
+    if weight.shape[1:] != (3, 3, 3) or len(bias) < len(KNOWN[0].bias):
         return None
-    middle = weight[0, :, 1, 1].tolist()
+    first, _, last = weight[0, :, 1, 1].tolist()
     for known in KNOWN:
-        start = bias[: len(known.bias)].tolist()
-        if len(start) == len(known.bias) and all(
-            abs(a - b) < TOLERANCE for a, b in zip(start, known.bias, strict=True)
-        ):
-            for value, name in ((middle[0], known.forward), (middle[2], known.backward)):
-                if abs(value - known.centre) < TOLERANCE:
-                    return name
+        if (bias[: len(known.bias)] - bias.new_tensor(known.bias)).abs().max() < TOLERANCE:
+            if abs(first - known.centre) < TOLERANCE:
+                return known.forward
+            return known.backward if abs(last - known.centre) < TOLERANCE else None
     return None
 
 
@@ -91,29 +86,27 @@ def decide(asked: str, weight: Tensor, bias: Tensor, from_caffe: bool) -> tuple[
     return "imagenet_rgb", "no published weights; if they were trained in Caffe, say model.pixels=caffe_bgr"
 
 
-def first_layer_for(model: FastRCNN, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor, float]:
-    """Weight and bias of the first convolution for pixels (RGB - mean) / std, in place of the model's, and the largest
-    difference between the two means in grey levels.
+def means_apart(model: FastRCNN, mean: Sequence[float]) -> float:
+    """The largest difference between the model's mean of the pixels and another one, in grey levels."""
+    return float((_like(model, mean) - model.pixel_mean.double()).abs().max())
+
+
+def first_layer_for(model: FastRCNN, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the first convolution for pixels (RGB - mean) / std, in place of the model's.
 
     The deviations go into the weights, which is exact: a padding of 0 stays 0. A difference d of the means goes into
     the bias, which is exact but for the outermost cells, those that see the padding: 0 there is a pixel of the mean
-    colour, so that their padding is lighter or darker by d. Raises UserError where d is more than one grey level, from
-    one value of a pixel to the next: torchvision's mean and Caffe's differ by .90.
+    colour, so that their padding is lighter or darker by d.
     """
     name, state = model.trunk.network.convs[0].name, model.trunk.convs.state_dict()
-    old_mean, old_std = model.pixel_mean.double(), model.pixel_std.double()  # (3, 1, 1)
-    # Rounded as the model's are, so that weights for the same pixels stay the same to the last bit.
-    new_mean, new_std = (model.pixel_mean.new_tensor(v).view(3, 1, 1).double() for v in (mean, std))
-    apart = float((new_mean - old_mean).abs().max())
-    if apart > 1:
-        raise UserError(
-            f"this network subtracts {_shown(old_mean)} from red, green and blue, other programs {_shown(new_mean)}. "
-            "What is more than one grey level apart cannot be made up for where the picture is padded."
-        )
+    std_before = model.pixel_std.double()
+    moved = (_like(model, mean) - model.pixel_mean.double()) / std_before
     weight = state[f"{name}.weight"].double()
-    bias = state[f"{name}.bias"].double() + (weight * ((new_mean - old_mean) / old_std)).sum(dim=(1, 2, 3))
-    return (weight * new_std / old_std).float(), bias.float(), apart
+    bias = state[f"{name}.bias"].double() + (weight * moved).sum(dim=(1, 2, 3))
+    return (weight * _like(model, std) / std_before).float(), bias.float()
 
 
-def _shown(mean: Tensor) -> str:
-    return ", ".join(f"{v:g}" for v in mean.flatten().tolist())
+def _like(model: FastRCNN, values: Sequence[float]) -> Tensor:
+    """Values (3, 1, 1) float64, rounded as the model's are, so that weights for the same pixels stay the same to the
+    last bit."""
+    return model.pixel_mean.new_tensor(values).view(3, 1, 1).double()

@@ -20,7 +20,9 @@ from fastrcnn.weights.pixels import PIXELS, decide
 
 log = logging.getLogger(__name__)
 LAYER_WEIGHT = re.compile(r"(features|classifier)\.([0-9]{1,4})\.weight$")  # in torchvision's VGG16
+PARTS = ("trunk.", "head.")  # of the network that other weights are put into
 OUTPUTS = ("cls_score", "bbox_pred")
+OWN_PIXELS = {"pixel_mean", "pixel_std"}  # what weights of ours have, and no others
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CAFFE_NAMES = {
     **{name: f"trunk.convs.{name}" for network in NETWORKS.values() for name in network.conv_names},
@@ -137,7 +139,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a .safetensors file, or cut short ({error}).") from error
 
 
-def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict with torchvision's names (`features.0.weight`, `classifier.0.weight`) or Caffe's (`conv1_1.weight`,
     `fc6.weight`) with ours.
 
@@ -145,35 +147,22 @@ def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
     neither in `features` nor in `classifier`. With batch normalisation too (torchvision's vgg16_bn). Other layers of a
     Caffe network keep their names, so that they are noticed.
     """
+    parts = [(*key.rpartition(".")[::2], values) for key, values in state.items()]
     if from_caffe(state):
-        split = {key: key.rpartition(".") for key in state}
-        return {
-            f"{CAFFE_NAMES.get(layer, layer)}.{part}": state[key]
-            for key, (layer, _, part) in split.items()
-            if layer != "fc8"
-        }
-    places: dict[str, list[int]] = {"features": [], "classifier": []}
-    for match in filter(None, map(LAYER_WEIGHT.match, state)):
-        places[match[1]].append(int(match[2]))
-    dimensions = {i: state[f"features.{i}.weight"].dim() for i in sorted(places["features"])}
-    convs = [i for i, n in dimensions.items() if n == 4]
-    norms = [i for i, n in dimensions.items() if n == 1]
-    # By their order: 0 and 3 in torchvision's files, 1 and 4 in some that were made of Caffe's.
-    linear = [i for i in sorted(places["classifier"]) if state[f"classifier.{i}.weight"].dim() == 2]
-    translated = {}
-    for part, numbers, names in (
-        ("features", convs, [f"trunk.convs.{name}" for name in VGG16.conv_names]),
-        ("features", norms, [f"trunk.norms.{name}" for name in VGG16.conv_names]),
-        ("classifier", linear, ["head.fc6", "head.fc7"]),
-    ):
-        for name, i in zip(names, numbers, strict=False):
-            for key, value in state.items():
-                if key.startswith(f"{part}.{i}."):
-                    translated[f"{name}.{key.split('.')[2]}"] = value
-    return translated
+        return {f"{CAFFE_NAMES.get(layer, layer)}.{part}": v for layer, part, v in parts if layer != "fc8"}
+    names = {
+        ("features", 4): iter([f"trunk.convs.{name}" for name in VGG16.conv_names]),
+        ("features", 1): iter([f"trunk.norms.{name}" for name in VGG16.conv_names]),
+        # By their order: 0 and 3 in torchvision's files, 1 and 4 in some that were made of Caffe's.
+        ("classifier", 2): iter(["head.fc6", "head.fc7"]),
+    }
+    renamed: dict[str, str | None] = {}
+    for match in sorted(filter(None, map(LAYER_WEIGHT.match, state)), key=lambda m: int(m[2])):
+        renamed[f"{match[1]}.{match[2]}"] = next(names.get((match[1], state[match[0]].dim()), iter([])), None)
+    return {f"{renamed[layer]}.{part}": v for layer, part, v in parts if renamed.get(layer) is not None}
 
 
-def from_caffe(state: dict[str, Tensor]) -> bool:
+def from_caffe(state: Mapping[str, Tensor]) -> bool:
     """Whether the layers bear Caffe's names."""
     return not state.keys().isdisjoint({"conv1_1.weight", "conv1.weight"})
 
@@ -185,19 +174,18 @@ def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixe
     pixels: see pixels.decide; our own weights bring along what they expect. Raises UserError with the layers and shapes
     that do not fit; nothing is loaded then.
     """
-    own: dict[str, Tensor] = {k: state[k] for k in ("pixel_mean", "pixel_std") if k in state}
-    if len(own) == 2:
-        kept = {k: v for k, v in state.items() if k.startswith(("trunk.", "head.", "reduce."))}
+    if state.keys() >= OWN_PIXELS:
         log.info("%s: of this detector the layers for its classes are left out", source)
-        parts = tuple(dict.fromkeys(["trunk.", "head.", *(k[:7] for k in kept if k.startswith("reduce."))]))
-        _load(model, kept, parts, source, pixels, False, EXPORT_FITS, own)
+        kept = {k: v for k, v in state.items() if k.startswith((*PARTS, "reduce.", *OWN_PIXELS))}
+        mixed = ["reduce."] if any(k.startswith("reduce.") for k in kept) else []
+        _load(model, kept, (*PARTS, *mixed, *OWN_PIXELS), source, EXPORT_FITS, pixels, caffe_names=False)
         return
     translated = translate(state)
     outputs = [k for k in translated if k.startswith(OUTPUTS)]
     if outputs:
         log.info("%s: of this detector the layers for its classes are left out: %s", source, ", ".join(outputs))
     kept = {k: v for k, v in translated.items() if k not in outputs}
-    _load(model, kept, ("trunk.", "head."), source, pixels, from_caffe(state), NETWORK_FITS)
+    _load(model, kept, PARTS, source, NETWORK_FITS, pixels, from_caffe(state))
 
 
 @dataclass(frozen=True)
@@ -212,33 +200,30 @@ class Layout:
 
 def detector_layout(state: dict[str, Tensor], source: str) -> Layout:
     """The layout of a detector with Caffe's names. Raises UserError where the layers that tell are not there."""
-    first_two = [w for name in ("conv1", "conv2") if (w := state.get(f"{name}.weight")) is not None and w.dim() == 4]
-    grouped = len(first_two) == 2 and 2 * first_two[1].shape[1] == len(first_two[0])
+    shapes = {name: tuple(v.shape) for name, v in state.items() if name.endswith(".weight") and v.dim() > 0}
+    first_two = [shapes.get(f"{name}.weight", ()) for name in ("conv1", "conv2")]
+    grouped = all(len(shape) == 4 for shape in first_two) and 2 * first_two[1][1] == first_two[0][0]
     network = "vgg16" if "conv1_1.weight" in state else "caffenet" if grouped else "vgg_cnn_m_1024"
     first = NETWORKS[network].convs[0]
-    layers = {name: state.get(f"{name}.weight") for name in (first.name, *OUTPUTS)}
-    lacking = [name for name, weight in layers.items() if weight is None or weight.dim() < 2]
+    lacking = [name for name in (first.name, *OUTPUTS) if len(shapes.get(f"{name}.weight", ())) < 2]
     if lacking:
         raise UserError(
             f"{source}: not a detector, it has no {', '.join(lacking)} (there are: "
             f"{', '.join(dict.fromkeys(k.rpartition('.')[0] for k in state))}).\n"
             "Weights to begin a training from are given as model.weights=FILE."
         )
-    filters = len(state[f"{first.name}.weight"])
+    filters = shapes[f"{first.name}.weight"][0]
     if filters > first.channels:
         raise UserError(
             f"{source}: {first.name} has {filters} filters; {network} has {first.channels}, a slim one fewer."
         )
-    ranks = {
-        fc: len(v) if (v := state.get(f"{fc}_L.weight")) is not None and v.dim() else None for fc in ("fc6", "fc7")
-    }
-    return Layout(network, filters / first.channels, len(state["cls_score.weight"]) - 1, ranks)
+    ranks = {fc: shapes.get(f"{fc}_L.weight", (None,))[0] for fc in ("fc6", "fc7")}
+    return Layout(network, filters / first.channels, shapes["cls_score.weight"][0] - 1, ranks)
 
 
 def detector_misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """See misfits; `wanted`: of the whole network, `state`: with Caffe's names."""
-    parts = ("trunk.", "head.", *OUTPUTS)
-    return misfits(translate(dict(state)), {k: v for k, v in wanted.items() if k.startswith(parts)})
+    return misfits(translate(state), {k: v for k, v in wanted.items() if k.startswith((*PARTS, *OUTPUTS))})
 
 
 def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> None:
@@ -248,8 +233,7 @@ def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> Non
     it saves (`snapshot` in lib/fast_rcnn/train.py), so `delta_mean` becomes 0 and `delta_std` 1.
     Raises UserError as load_pretrained does.
     """
-    translated = translate(state)
-    _load(model, translated, ("trunk.", "head.", *OUTPUTS), source, "auto", from_caffe(state), DETECTOR_FITS)
+    _load(model, translate(state), (*PARTS, *OUTPUTS), source, DETECTOR_FITS, "auto", from_caffe(state))
     model.delta_mean.zero_()
     model.delta_std.fill_(1)
     log.info("%s: bbox_pred taken as not normalised, as the author's code saves it", source)
@@ -257,27 +241,26 @@ def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> Non
 
 def _load(
     model: FastRCNN,
-    translated: dict[str, Tensor],
+    state: dict[str, Tensor],
     parts: tuple[str, ...],
     source: str,
+    fits: str,
     pixels: str,
     caffe_names: bool,
-    fits: str,
-    own: dict[str, Tensor] | None = None,
 ) -> None:
-    wanted = {k: v for k, v in model.state_dict().items() if k.startswith((*parts, *(own or {})))}
-    translated = translated | (own or {})
-    if problems := misfits(translated, wanted) or in_lines(unusable(translated)):
+    """Puts a state dict with our names into those `parts` of the model, and what it expects of pixels."""
+    wanted = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
+    if problems := misfits(state, wanted) or in_lines(unusable(state)):
         raise UserError(f"{source}: these weights do not fit the model ({fits}):\n{problems}")
-    if own and pixels == "auto":
+    if state.keys() >= OWN_PIXELS and pixels == "auto":
         log.info("%s: pixels as the file says", source)
-        nn.Module.load_state_dict(model, translated, strict=False)
+        nn.Module.load_state_dict(model, state, strict=False)
         return
     first = f"trunk.convs.{model.trunk.network.convs[0].name}"
-    name, why = decide(pixels, translated[f"{first}.weight"], translated[f"{first}.bias"], caffe_names)
+    name, why = decide(pixels, state[f"{first}.weight"], state[f"{first}.bias"], caffe_names)
     log.info("%s: pixels as %s (%s)", source, name, why)
     if PIXELS[name].turned:
-        translated = translated | {f"{first}.weight": translated[f"{first}.weight"].flip(1)}
-    nn.Module.load_state_dict(model, translated, strict=False)
+        state = state | {f"{first}.weight": state[f"{first}.weight"].flip(1)}
+    nn.Module.load_state_dict(model, state, strict=False)
     model.pixel_mean.copy_(model.pixel_mean.new_tensor(PIXELS[name].mean).view(3, 1, 1))
     model.pixel_std.copy_(model.pixel_std.new_tensor(PIXELS[name].std).view(3, 1, 1))

@@ -13,8 +13,6 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -29,34 +27,18 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of torch before 1.6
 CARRIED_OUT = """
     PROTO STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE BINSTRING SHORT_BINSTRING
     EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST EMPTY_DICT BINGET LONG_BINGET BINPUT LONG_BINPUT GLOBAL REDUCE
-    BINPERSID
+    BINPERSID APPEND APPENDS
 """
 STANDARD: dict[int, Any] = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
-STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
+TYPES = {
+    **{"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16},
+    **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8},
+    "Bool": torch.bool,
 }
 
 
 class _RefusedError(Exception):
     """Its text says what in the file is not admitted."""
-
-
-@dataclass(frozen=True)
-class _Storage:
-    """Numbers in the file; values: None while it is only counted what the file declares."""
-
-    dtype: torch.dtype
-    numel: int
-    values: Tensor | None
 
 
 def read(path: Path, size: int | None = None) -> Any:
@@ -82,7 +64,7 @@ def read(path: Path, size: int | None = None) -> Any:
 
 
 def _archive(file: BinaryIO, size: int) -> Any:
-    """A ZIP archive, as torch 1.6 and later write it: the pickle, and a record for each storage."""
+    """A ZIP archive, of torch 1.6 and later: the pickle, and a record for each storage."""
     with zipfile.ZipFile(file) as archive:
         listed = archive.infolist()
     records = {info.filename: info for info in listed}
@@ -97,13 +79,6 @@ def _archive(file: BinaryIO, size: int) -> Any:
         file.seek(info.header_offset + 26)
         file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)  # over its name and what is added to it
 
-    def values(key: str, dtype: torch.dtype, numel: int) -> Tensor:
-        info = records[f"{folder}data/{key}"]
-        if info.file_size != numel * dtype.itemsize:
-            raise _RefusedError(f"{numel:,} numbers of {dtype} in a record of {info.file_size:,} bytes")
-        seek(info)
-        return _numbers(file, dtype, numel)
-
     (pickled,) = (info for info in listed if info.filename.count("/") == 1 and info.filename.endswith("/data.pkl"))
     folder = pickled.filename.removesuffix("data.pkl")
     if (order := records.get(f"{folder}byteorder")) is not None:
@@ -113,98 +88,73 @@ def _archive(file: BinaryIO, size: int) -> Any:
     if pickled.file_size > LARGEST_PICKLE:
         raise _RefusedError(f"a pickle of {pickled.file_size:,} bytes")
     seek(pickled)
-    return _Reader(io.BytesIO(file.read(pickled.file_size)), values).load()
+    reader = _Reader(io.BytesIO(file.read(pickled.file_size)), size)
+    content = reader.load()
+    for key, values in reader.storages.items():
+        info = records[f"{folder}data/{key}"]
+        if info.file_size != values.nbytes:
+            raise _RefusedError(f"{len(values):,} numbers of {values.dtype} in a record of {info.file_size:,} bytes")
+        seek(info)
+        _read_into(values, file)
+    return content
 
 
 def _legacy(file: BinaryIO, size: int) -> Any:
-    """Five pickles (magic number, version, machine, content, names of the storages), and then the storages."""
-    pickles = _Pickles(file)
-    declared: dict[str, tuple[torch.dtype, int]] = {}
-
-    def declare(key: str, dtype: torch.dtype, numel: int) -> None:
-        declared[key] = dtype, numel
-
-    magic, _, machine = (_Reader(pickles, declare).load() for _ in range(3))
+    """Five pickles (magic number, version, machine, content, keys of the storages), and then the storages."""
+    pickles = io.BytesIO(file.read(LARGEST_PICKLE))
+    reader = _Reader(pickles, size)
+    magic, _, machine, content, keys = (reader.load() for _ in range(5))
     if magic != LEGACY_MAGIC or machine["little_endian"] is not True:
         raise _RefusedError("a beginning that is not torch's, or numbers in big-endian order")
-    begin = file.tell()
-    _Reader(pickles, declare).load()
-    places: dict[str, int] = {}
-    for key in _Reader(pickles, declare).load():
-        dtype, numel = declared[key]
-        if file.read(8) != struct.pack("<q", numel) or numel * dtype.itemsize > size - file.tell():
-            raise _RefusedError(f"{numel:,} numbers of {dtype} that are not there")
-        places[key] = file.tell()
-        file.seek(numel * dtype.itemsize, os.SEEK_CUR)
-
-    def values(key: str, dtype: torch.dtype, numel: int) -> Tensor:
-        file.seek(places[key])
-        return _numbers(file, dtype, numel)
-
-    file.seek(begin)
-    return _Reader(io.BytesIO(file.read(LARGEST_PICKLE)), values).load()
+    if reader.storages.keys() != set(keys):
+        raise _RefusedError("storages that are not there")
+    file.seek(pickles.tell())
+    for key in keys:
+        values = reader.storages[key]
+        if file.read(8) != struct.pack("<q", len(values)):
+            raise _RefusedError(f"another number of numbers than the {len(values):,} declared")
+        _read_into(values, file)
+    return content
 
 
-def _numbers(file: BinaryIO, dtype: torch.dtype, numel: int) -> Tensor:
-    values = torch.empty(numel, dtype=dtype, device="cpu")
-    if numel and file.readinto(values.view(torch.uint8).numpy().data) != values.nbytes:  # type: ignore[attr-defined]
+def _read_into(values: Tensor, file: BinaryIO) -> None:
+    if len(values) and file.readinto(values.view(torch.uint8).numpy().data) != values.nbytes:  # type: ignore[attr-defined]
         raise EOFError("a record ends after the file")
-    return values
 
 
-class _Pickles:
-    """The pickles that a file begins with, of which no more than LARGEST_PICKLE bytes are read."""
+class _Storage:
+    """A storage of the file (N,): a type that no instruction of a pickle can do anything with."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.left = LARGEST_PICKLE
-
-    def read(self, n: int) -> bytes:
-        return self._counted(self.file.read(min(n, self.left + 1)))
-
-    def readline(self) -> bytes:
-        return self._counted(self.file.readline(self.left + 1))
-
-    def _counted(self, content: bytes) -> bytes:
-        self.left -= len(content)
-        if self.left < 0:
-            raise _RefusedError(f"pickles of more than {LARGEST_PICKLE:,} bytes")
-        return content
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> Tensor | None:
+def _tensor(storage: _Storage, offset: Any, size: Any, stride: Any, *_: object) -> Tensor:
     """As torch._utils._rebuild_tensor_v2: a part of a storage in a shape."""
-    plain = isinstance(storage, _Storage) and type(size) is tuple and type(stride) is tuple
-    if not plain or len(size) != len(stride) or len(size) > MOST_DIMENSIONS:
+    held = len(storage.values)
+    if not len(size) == len(stride) <= MOST_DIMENSIONS:
         raise _RefusedError("a tensor of no proper shape")
     if not all(type(n) is int and 0 <= n < 2**62 for n in (offset, *size, *stride)):
         raise _RefusedError("a tensor of no proper shape")
     numel = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if numel > storage.numel or (numel and last >= storage.numel):
-        raise _RefusedError(f"a tensor of {numel:,} numbers in a storage of {storage.numel:,}")
-    return None if storage.values is None else storage.values.as_strided(size, stride, offset if numel else 0)
+    if numel > held or (numel and last >= held):
+        raise _RefusedError(f"a tensor of {numel:,} numbers in a storage of {held:,}")
+    return storage.values.as_strided(size, stride, offset if numel else 0)
 
 
-def _parameter(data: object, *_: object) -> object:
-    """As torch._utils._rebuild_parameter, but the tensor alone."""
-    return data
-
-
-def _dictionary(items: object = ()) -> dict[object, object]:
+def _dictionary(items: Any = ()) -> dict[object, object]:
     """An OrderedDict, of Python 2 with its items."""
     made: dict[object, object] = {}
-    if not isinstance(items, (list, tuple)) or not all(isinstance(i, (list, tuple)) and len(i) == 2 for i in items):
-        raise _RefusedError("a dictionary of no pairs")
-    _fill(made, [part for item in items for part in item])
+    _fill(made, [part for key, value in items for part in (key, value)])
     return made
 
 
 ADMITTED: dict[str, Any] = {
     "collections.OrderedDict": _dictionary,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    **{f"torch.{name}": dtype for name, dtype in STORAGES.items()},
+    "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+    **{f"torch.{name}Storage": dtype for name, dtype in TYPES.items()},
 }
 
 
@@ -213,14 +163,14 @@ def _refuse(reader: Any) -> None:
 
 
 class _Reader(pickle._Unpickler):  # the one in Python: its instructions can be taken away one by one
-    stack: list[Any]
-    pop_mark: Callable[[], list[Any]]
+    """storages: by key, numbers (N,) yet to be read; together at most `size` bytes."""
 
-    def __init__(self, file: Any, values: Callable[[str, torch.dtype, int], Tensor | None]) -> None:
-        """values: gives the numbers of a storage by its key, type and number."""
+    stack: list[Any]
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
         super().__init__(file, encoding="utf-8")
-        self.values = values
-        self.storages: dict[str, _Storage] = {}
+        self.left = size
+        self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in ADMITTED:
@@ -228,29 +178,19 @@ class _Reader(pickle._Unpickler):  # the one in Python: its instructions can be 
         return ADMITTED[f"{module}.{name}"]
 
     def persistent_load(self, saved: Any) -> _Storage:
-        if (
-            not isinstance(saved, tuple)
-            or len(saved) not in (5, 6)
-            or saved[0] != "storage"
-            or saved[5:] not in ((), (None,))
-        ):
+        kind, dtype, key, _, numel, *view = saved
+        if kind != "storage" or view not in ([], [None]) or not isinstance(dtype, torch.dtype):
             raise _RefusedError("a reference to something other than numbers")
-        _, dtype, key, _, numel = saved[:5]
-        if not isinstance(dtype, torch.dtype) or type(key) is not str or type(numel) is not int or numel < 0:
+        if type(key) is not str or type(numel) is not int or numel < 0:
             raise _RefusedError("a storage of no proper size")
         if key not in self.storages:
-            self.storages[key] = _Storage(dtype, numel, self.values(key, dtype, numel))
-        if (self.storages[key].dtype, self.storages[key].numel) != (dtype, numel):
+            self.left -= numel * dtype.itemsize
+            if self.left < 0:
+                raise _RefusedError(f"{numel:,} numbers of {dtype} that are not there")
+            self.storages[key] = torch.empty(numel, dtype=dtype, device="cpu")
+        if (self.storages[key].dtype, len(self.storages[key])) != (dtype, numel):
             raise _RefusedError("a storage of two types or sizes")
-        return self.storages[key]
-
-    def load_append(self) -> None:
-        value = self.stack.pop()
-        _list(self.stack[-1]).append(value)
-
-    def load_appends(self) -> None:
-        values = self.pop_mark()
-        _list(self.stack[-1]).extend(values)
+        return _Storage(self.storages[key])
 
     def load_build(self) -> None:
         self.stack.pop()  # of an OrderedDict: torch's version numbers of modules
@@ -262,24 +202,16 @@ class _Reader(pickle._Unpickler):  # the one in Python: its instructions can be 
         _fill(self.stack[-1], [key, value])
 
     def load_setitems(self) -> None:
-        items = self.pop_mark()
+        items = self.pop_mark()  # type: ignore[attr-defined]
         _fill(self.stack[-1], items)
 
     dispatch: ClassVar[dict[int, Any]] = {
         **dict.fromkeys(STANDARD, _refuse),
         **{code: STANDARD[code] for code in (getattr(pickle, name)[0] for name in CARRIED_OUT.split())},
-        pickle.APPEND[0]: load_append,
-        pickle.APPENDS[0]: load_appends,
         pickle.BUILD[0]: load_build,
         pickle.SETITEM[0]: load_setitem,
         pickle.SETITEMS[0]: load_setitems,
     }
-
-
-def _list(target: object) -> list[object]:
-    if type(target) is not list:
-        raise _RefusedError("elements of something other than a list")
-    return target
 
 
 def _fill(target: object, items: list[object]) -> None:

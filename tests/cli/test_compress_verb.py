@@ -13,8 +13,7 @@ import torch
 from small_run import SETTINGS
 from voc_folder import fingerprint
 
-from fastrcnn.cli import compress_report
-from fastrcnn.cli.compress import within_budget
+from fastrcnn.deploy import compression
 from fastrcnn.errors import UserError
 from fastrcnn.model.compress import decompose
 from fastrcnn.training import checkpoint
@@ -33,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(trained: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, with a copy of the run's checkpoints."""
-    monkeypatch.setattr(compress_report, "ROIS", 20)
+    monkeypatch.setattr(compression, "ROIS", 20)
     return small_run.copy(trained, Path.cwd())
 
 
@@ -169,16 +168,16 @@ def test_a_budget_is_searched_on_a_split(call: Call, place: Path) -> None:
 def test_the_budget_is_in_points_of_a_hundred() -> None:
     """Of .5 two points may go, so that .48 is enough; a share keeps so many of 64 singular values that are all 1."""
     found = {"fc6": decompose(torch.eye(64, 640))}
-    ranks, value, tried = within_budget(2, found, 0.5, lambda r: 0.48 if (r["fc6"] or 0) >= 32 else 0.479)
+    ranks, value, tried = compression.ranks_within(2, found, 0.5, lambda r: 0.48 if (r["fc6"] or 0) >= 32 else 0.479)
     assert (ranks, value) == ({"fc6": 32}, 0.48)
     assert tried[0] == "keep=0.500: fc6 rank 32: mAP 48.00 (-2.00 points)"
     assert tried[1] == "keep=0.250: fc6 rank 16: mAP 47.90 (-2.10 points)"
     assert len(tried) == 6
     with pytest.raises(UserError, match="budget=2: nothing that was tried loses so little") as error:
-        within_budget(2, found, 0.5, lambda r: 0.1)
+        compression.ranks_within(2, found, 0.5, lambda r: 0.1)
     assert "keep=0.500: fc6 rank 32: mAP 10.00 (-40.00 points)" in str(error.value)
     with pytest.raises(UserError, match="no class has truth"):
-        within_budget(2, found, None, lambda r: 0.1)
+        compression.ranks_within(2, found, None, lambda r: 0.1)
 
 
 def test_without_the_data_set_it_is_compressed_but_not_measured(call: Call, place: Path) -> None:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
 import slim_run
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from PIL import Image, ImageOps
 from voc_folder import VocFolder, fingerprint
 
 from fastrcnn.build import annotations
-from fastrcnn.cli.detect_files import folder_for
 from fastrcnn.data import video
 from fastrcnn.data.images import read_image
+from fastrcnn.inference.output import folder_for
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 
 Call = Callable[..., tuple[int, str, str]]
@@ -95,6 +99,25 @@ def test_a_list_with_a_broken_picture_and_two_of_one_name(
     for stage, seconds in timing["seconds"].items():
         assert seconds == pytest.approx(2 * timing["seconds_per_image"][stage], abs=2e-6)
     assert "time per image on cpu: proposals " in caplog.text
+
+
+def test_each_image_is_decoded_once_and_the_configuration_composed_once(
+    call: Call, run: Path, voc: VocFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proposals, detections and the drawing are made of the same array."""
+    pictures = [voc.picture(name, size=(60, 40)) for name in ("a", "b")]
+    listing = Path("some.txt")
+    listing.write_text("".join(f"{path}\n" for path in pictures))
+    calls: Counter[str] = Counter()
+
+    def count(where: ModuleType | type, name: str) -> None:
+        original = getattr(where, name)
+        monkeypatch.setattr(where, name, lambda *a, **k: (calls.update([name]), original(*a, **k))[1])
+
+    count(cv2, "imdecode")
+    count(ConfigLoaderImpl, "load_configuration")
+    detect(call, f"source={listing}", "draw_threshold=0.01")
+    assert calls == {"imdecode": 2, "load_configuration": 1}
 
 
 def test_a_photo_stored_sideways_is_found_in_and_drawn_upright(
@@ -222,7 +245,7 @@ def clip(tmp_path: Path) -> Path:
     """Seven frames, ten a second: a picture that moves to the right."""
     rng = np.random.default_rng(0)
     first = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (256, 192))
-    with video.video_file(tmp_path / "clip", 10, 256, 192) as file:
+    with closing(video.VideoFile(tmp_path / "clip", 10, 256, 192)) as file:
         for number in range(7):
             file.write(np.roll(first, 8 * number, axis=1))
     return file.path

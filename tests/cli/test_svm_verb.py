@@ -14,7 +14,7 @@ import torch
 from small_run import SETTINGS
 from voc_folder import fingerprint
 
-from fastrcnn.cli import compress_report
+from fastrcnn.deploy import compression
 from fastrcnn.training import checkpoint, svm
 
 Call = Callable[..., tuple[int, str, str]]
@@ -31,7 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(trained: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, with a copy of the run's checkpoints."""
-    monkeypatch.setattr(compress_report, "ROIS", 20)
+    monkeypatch.setattr(compression, "ROIS", 20)
     return small_run.copy(trained, Path.cwd())
 
 

@@ -17,7 +17,9 @@ from fastrcnn.deploy.card import model_card
 from fastrcnn.deploy.onnx_graph import write_onnx
 from fastrcnn.deploy.program import write_program
 from fastrcnn.inference.detector import Detector
-from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings
+from fastrcnn.inference.network import TorchNetwork
+from fastrcnn.proposals.selective_search import propose
+from fastrcnn.settings import DetectionSettings
 
 SETTINGS = DetectionSettings(score_threshold=0.2, nms_iou=0.4, max_per_class=30, max_per_image=12)
 
@@ -51,7 +53,7 @@ def test_the_example_runs(
         assert said.startswith("torch.Size([60, 4]) torch.Size([60, 4, 4])")
         return
     scaling = Augmentation((96,), 160, flip=False)
-    detector = Detector(model, CLASSES, SETTINGS, scaling, SelectiveSearchSettings(), 2000)
+    detector = Detector(TorchNetwork(model), CLASSES, SETTINGS, scaling, propose)
     found = detector.detect(picture(120, 150), proposals)
     rows = []
     for line in said.splitlines():

@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.inference.detector import Detector, as_array
+from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.proposals.selective_search import propose
 from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings
@@ -32,7 +33,8 @@ def detector() -> Detector:
         model.cls_score.weight.normal_(std=0.5)
         model.bbox_pred.weight.normal_(std=0.05)
     settings = DetectionSettings(score_threshold=0.1)
-    return Detector(model, ["cat", "dog"], settings, Augmentation((48,), 96, flip=False), SEARCH, 50)
+    scaling = Augmentation((48,), 96, flip=False)
+    return Detector(TorchNetwork(model), ["cat", "dog"], settings, scaling, lambda image: propose(image, SEARCH)[:50])
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +108,7 @@ def test_boxes_are_in_the_pictures_own_pixels(detector: Detector, image: np.ndar
         ["cat", "dog"],
         DetectionSettings(score_threshold=0.0, box_regression=False, nms_iou=1.0),
         detector.scaling,
-        SEARCH,
-        50,
+        propose,
     )
     proposals = np.array([[10, 20, 30, 45], [-5, 0, 400, 59.5], [500, 500, 600, 600]])
     found = still.detect(image, proposals)
@@ -190,7 +191,7 @@ def test_what_are_no_proposals_is_said(
 
 
 def test_a_detector_prints_what_it_is(detector: Detector) -> None:
-    assert repr(detector) == "Detector(2 classes: cat, dog; FastRCNN on cpu)"
+    assert repr(detector) == "Detector(2 classes: cat, dog; TorchNetwork on cpu)"
 
 
 READ_ONLY = """

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastrcnn.inference.detect import DetectionSettings
 from fastrcnn.inference.evaluate import above_thresholds, evaluate
+from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch, Detections, Sample
 
 A, B = (0, 0, 10, 10), (20, 20, 40, 30)
@@ -65,7 +66,8 @@ def test_evaluate_stays_in_the_images_own_pixels() -> None:
         )
     settings = DetectionSettings(score_threshold=0.5)
     start = time.perf_counter()
-    result = evaluate(Copying(), [[b] for b in batches], 2, ["cat", "dog"], "voc10", settings)  # type: ignore[arg-type]
+    network = TorchNetwork(Copying())  # type: ignore[arg-type]
+    result = evaluate(network, [[b] for b in batches], 2, ["cat", "dog"], "voc10", settings)
     assert [s.image_id for s in result.samples] == ["000001", "000002"]
     assert result.seconds_per_image is not None
     assert 0 < result.seconds_per_image < time.perf_counter() - start
@@ -103,4 +105,4 @@ def test_what_comes_up_when_detection_is_done_leaves_before_anything_is_made_of_
     model = FastRCNN(1, width=0.03, roi_size=2)
     settings = DetectionSettings(average_per_class=3)  # which is made of all pictures, of which there is none here
     with pytest.raises(Over):
-        evaluate(model, [], 5, ["x"], "voc07", settings, detected=detected)
+        evaluate(TorchNetwork(model), [], 5, ["x"], "voc07", settings, detected=detected)

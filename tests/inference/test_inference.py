@@ -13,12 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastrcnn.inference.detect import detect, detect_batch, roi_outputs
+from fastrcnn.inference import detect as module
+from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN, nearest_level, round_weights, scaled_rois
 from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch, Detections, Sample
 
 ALL = DetectionSettings(score_threshold=0.0, nms_iou=2.0, max_per_image=None)  # nothing is dropped
+
+
+def detect_batch(
+    model: FastRCNN, pyramid: list[Batch], settings: DetectionSettings, dtype: torch.dtype = torch.float32
+) -> list[Detections]:
+    return module.detect_batch(TorchNetwork(model, dtype), pyramid, settings)
 
 
 def sample(image_id: str, height: int, width: int) -> Sample:
@@ -112,7 +119,7 @@ def test_outputs_are_probabilities_and_deltas_in_the_units_of_decoding() -> None
     model.delta_std.fill_(3.0)
     with torch.no_grad():
         maps = model.features(picture(32, 32)[None])
-        probabilities, deltas = roi_outputs(model, maps, indexed(some_rois(5, 32)), ALL, torch.float32)
+        probabilities, deltas = TorchNetwork(model).roi_outputs(maps, indexed(some_rois(5, 32)))
     torch.testing.assert_close(probabilities, torch.tensor([[0.25, 0.75]]).expand(5, 2))
     torch.testing.assert_close(deltas, torch.full((5, 2, 4), 7.0))
 
@@ -176,7 +183,7 @@ def test_detect_goes_through_batches_in_order_in_eval_mode(model: FastRCNN) -> N
     model.train()
     batches = [batch_of([picture(32, 32, i)], [some_rois(3, 32, i)]) for i in range(3)]
     batches = [replace(b, samples=[sample(f"picture {i}", 32, 32)]) for i, b in enumerate(batches)]
-    found = list(detect(model, [[b] for b in batches], ALL))
+    found = list(module.detect(TorchNetwork(model), [[b] for b in batches], ALL))
     assert [s.image_id for s, _ in found] == ["picture 0", "picture 1", "picture 2"]
     assert not model.training
     for i, (_, detections) in enumerate(found):
@@ -189,8 +196,8 @@ def test_bfloat16_gives_about_the_same_scores(model: FastRCNN) -> None:
     batch = batch_of([picture(48, 64)], [rois])
     with torch.no_grad():
         maps = model.features(batch.images, batch.sizes)
-        exact = roi_outputs(model, maps, indexed(rois), ALL, torch.float32)[0]
-        rounded = roi_outputs(model, maps, indexed(rois), ALL, torch.bfloat16)[0]
+        exact = TorchNetwork(model).roi_outputs(maps, indexed(rois))[0]
+        rounded = TorchNetwork(model, torch.bfloat16).roi_outputs(maps, indexed(rois))[0]
     assert rounded.dtype == torch.float32
     assert not torch.equal(exact, rounded)
     torch.testing.assert_close(rounded, exact, rtol=0, atol=0.03)

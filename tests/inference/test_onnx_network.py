@@ -14,9 +14,10 @@ from fastrcnn.data.transforms import Augmentation
 from fastrcnn.deploy.onnx_graph import write_onnx
 from fastrcnn.errors import UserError
 from fastrcnn.inference.detector import Detector
+from fastrcnn.inference.network import Network, TorchNetwork
 from fastrcnn.inference.onnx_network import OnnxNetwork
-from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings
+from fastrcnn.proposals.selective_search import propose
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Detections
 
 onnx = pytest.importorskip("onnx")
@@ -39,15 +40,15 @@ def test_every_proposal_is_seen_at_its_scale(file: Path) -> None:
     """Two short sides, as a network of torch takes them too; with one of them alone the scores are others."""
     image, rois = picture(120, 150), boxes(40, 120, 150).numpy()
 
-    def found(network: FastRCNN | OnnxNetwork, *sides: int) -> Detections:
+    def found(network: Network, *sides: int) -> Detections:
         settings = DetectionSettings(score_threshold=0.0, nms_iou=1.0, max_per_image=None)
         scaling = Augmentation(sides, 1000, flip=False)
-        return Detector(network, CLASSES, settings, scaling, SelectiveSearchSettings(), 100).detect(image, rois)
+        return Detector(network, CLASSES, settings, scaling, propose).detect(image, rois)
 
-    ours, theirs = found(OnnxNetwork(file), 200, 600), found(slim(), 200, 600)
+    ours, theirs = found(OnnxNetwork(file), 200, 600), found(TorchNetwork(slim()), 200, 600)
     assert len(ours) == len(theirs) == 3 * len({tuple(box) for box in rois.tolist()})
     torch.testing.assert_close(ours.scores, theirs.scores, rtol=0, atol=1e-5)
-    alone = [found(slim(), side).scores for side in (200, 600)]
+    alone = [found(TorchNetwork(slim()), side).scores for side in (200, 600)]
     assert all((scores - theirs.scores).abs().max() > 1e-3 for scores in alone)
 
 
@@ -98,9 +99,9 @@ def test_a_missing_package_is_named(file: Path, tmp_path: Path, monkeypatch: pyt
 def test_weights_that_are_not_finite_and_classes_that_are_not_there_are_said(tmp_path: Path) -> None:
     """What is in the graph is known when it has run: nothing is found in silence."""
 
-    def found(network: FastRCNN | OnnxNetwork) -> Detections:
+    def found(network: Network) -> Detections:
         scaling = Augmentation((96,), 160, flip=False)
-        detector = Detector(network, CLASSES, DetectionSettings(), scaling, SelectiveSearchSettings(), 100)
+        detector = Detector(network, CLASSES, DetectionSettings(), scaling, propose)
         return detector.detect(picture(70, 90), boxes(9, 70, 90).numpy())
 
     model = slim()
@@ -113,6 +114,6 @@ def test_weights_that_are_not_finite_and_classes_that_are_not_there_are_said(tmp
         with torch.no_grad():
             getattr(model, layer).bias[1] = float("nan")
         write_onnx(model, about, True, tmp_path / f"{layer}.onnx")
-        for network in (OnnxNetwork(tmp_path / f"{layer}.onnx"), model):
+        for network in (OnnxNetwork(tmp_path / f"{layer}.onnx"), TorchNetwork(model)):
             with pytest.raises(UserError, match="scores or boxes that are not finite numbers"):
                 found(network)

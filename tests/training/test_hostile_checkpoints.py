@@ -19,8 +19,7 @@ import slim_run
 import torch
 
 from fastrcnn.build import checkpoints
-from fastrcnn.build.trained import load
-from fastrcnn.config.compose import compose
+from fastrcnn.build.checkpoints import load
 from fastrcnn.errors import UserError
 from fastrcnn.training import checkpoint
 from fastrcnn.training.optim import load_state, sgd
@@ -147,7 +146,7 @@ def test_text_in_a_file_is_never_resolved(made: Path, tmp_path: Path, monkeypatc
     texts = ["${oc.env:SECRET}", "${data.name}", "${", "a\\${b}"]
     content["config"]["data"] |= {"root": texts[0], "train": texts}
     checkpoint.save(tmp_path / "x.pt", content)
-    config = checkpoints.opened("detect", compose("detect", [f"checkpoint={tmp_path / 'x.pt'}"]), [])[0]
+    config = load("detect", [f"checkpoint={tmp_path / 'x.pt'}"])[0]
     assert (config.data.root, config.data.train) == (texts[0], texts)
 
 
@@ -222,7 +221,7 @@ def test_what_torch_writes_is_read_as_torch_reads_it(tmp_path: Path, zipped: boo
     tensors = {
         **model.state_dict(),
         **{f"p.{name}": p for name, p in model.named_parameters()},
-        **{str(dtype): x.to(dtype) for dtype in torch_files.STORAGES.values()},
+        **{str(dtype): x.to(dtype) for dtype in torch_files.TYPES.values()},
         **{"turned": x.t(), "part": x[2:4, 1:], "row": x[1], "none": x[:0], "one": torch.tensor(3.0)},
     }
     plain = [1, -5, 2**40, 2.5, None, True, "é", (1, (2,)), {"a": [], 3: {}}]
@@ -277,7 +276,7 @@ def peak(path: Path) -> int:
     """Megabytes that a process takes at most to refuse, or to open, a checkpoint."""
     code = (
         "import resource, sys\n"
-        "from fastrcnn.build.trained import load\n"
+        "from fastrcnn.build.checkpoints import load\n"
         "from fastrcnn.errors import UserError\n"
         "try:\n    load('eval', ['checkpoint=' + sys.argv[1], 'runtime.device=cpu'])\n"
         "except UserError:\n    pass\n"

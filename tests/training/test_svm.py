@@ -14,7 +14,8 @@ import torch
 from scipy.optimize import minimize
 
 from fastrcnn.errors import UserError
-from fastrcnn.inference.detect import detect_batch, roi_outputs
+from fastrcnn.inference.detect import detect_batch
+from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch, Sample
@@ -250,7 +251,7 @@ def test_scores_of_the_network_are_those_of_the_svms(model: FastRCNN) -> None:
     rois = scaled_rois(torch.cat((torch.zeros(14, 1), found[0].rois), dim=1), model.roi_op, first.scales[:1])
     with torch.no_grad():
         maps = [m[:1] for m in model.features(first.images, first.sizes)]
-        scores, _ = roi_outputs(model, maps, rois, DetectionSettings(), torch.float32)
+        scores, _ = TorchNetwork(model).roi_outputs(maps, rois)
     expected = found[0].features.astype(np.float64) @ weights.astype(np.float64).T + biases
     np.testing.assert_allclose(scores[:, 1:], expected, rtol=1e-4, atol=1e-4)
     assert (scores[:, 0] == 0).all()
@@ -260,12 +261,12 @@ def test_scores_of_the_network_are_those_of_the_svms(model: FastRCNN) -> None:
 def test_margins_below_zero_are_detections_without_a_threshold(model: FastRCNN) -> None:
     put_into(model.cls_score, np.zeros((3, 205), np.float32), np.array([-2.0, -0.5, -7.0], np.float32))
     everything = DetectionSettings(score_threshold=None, nms_iou=2.0, max_per_image=None)
-    model.eval()
-    found = detect_batch(model, [batch()], everything)[0]
+    network = TorchNetwork(model)
+    found = detect_batch(network, [batch()], everything)[0]
     assert len(found) == 3 * 12
     assert found.scores.unique().tolist() == [-7, -2, -0.5]
     assert found.labels[:12].tolist() == [2] * 12
-    assert len(detect_batch(model, [batch()], replace(everything, score_threshold=-2.0))[0]) == 24
+    assert len(detect_batch(network, [batch()], replace(everything, score_threshold=-2.0))[0]) == 24
 
 
 def test_without_scikit_learn_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

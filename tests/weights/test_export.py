@@ -16,6 +16,7 @@ from torchvision.models import vgg16 as torchvision_vgg16
 from fastrcnn.build import models
 from fastrcnn.errors import UserError
 from fastrcnn.inference.detect import detect_batch
+from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.compress import decompose, factored_state
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.settings import DetectionSettings, ModelSettings
@@ -74,7 +75,7 @@ def detections(model: FastRCNN) -> list[Tensor]:
         labels=[torch.zeros(0, dtype=torch.long)],
         samples=[Sample("a", Path("a.jpg"), 110, 75, *nothing)],
     )
-    (found,) = detect_batch(model.eval(), [batch], DetectionSettings(score_threshold=None))
+    (found,) = detect_batch(TorchNetwork(model), [batch], DetectionSettings(score_threshold=None))
     assert len(found) > 10
     return [found.boxes, found.scores, found.labels]
 

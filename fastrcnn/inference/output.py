@@ -1,0 +1,161 @@
+"""What `fastrcnn detect` leaves in a folder: images with boxes, detections as JSON and CSV, times."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from fastrcnn.errors import UserError
+from fastrcnn.files import replace_file
+from fastrcnn.inference.detector import Detector
+from fastrcnn.structures import Detections
+
+STAGES = {"proposals": "proposals", "network": "network", "nms": "suppression of duplicates"}
+TIMING = "timing.json"  # where it names a source, the folder is one of ours
+
+
+def folder_for(output: str | None, run: Path, source: str) -> Path:
+    """The folder to write into: `output`, or one in the run's folder with the source's name that does not hold what was
+    found in another source of that name."""
+    if output is not None:
+        return Path(output).expanduser()
+    whole = absolute(source)
+    plain = [part for part in Path(whole).parts if not any(letter in part for letter in "*?[")]
+    named = Path(whole if Path(whole).exists() else str(Path(*plain)))
+    base = run / "detect" / (named.stem or "pictures")
+    folder, number = base, 1
+    while folder.exists() and _timing(folder).get("source") != whole:
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def absolute(source: str) -> str:
+    return str(Path(source).expanduser().absolute())
+
+
+def _timing(folder: Path) -> dict[str, Any]:
+    """What timing.json in a folder says, if there is one."""
+    try:
+        content = json.loads((folder / TIMING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+class Output:
+    """A folder of detections, whose files take the place of what an earlier detect left there. It is made for the first
+    of them.
+
+    columns: what is known of each image or frame beside its id, in the CSV file. rows: one for each detection.
+    image_ids, found: of the images or frames, in their order.
+    """
+
+    def __init__(
+        self, folder: Path, source: str, columns: Sequence[str], names: Sequence[str], inputs: Sequence[Path]
+    ) -> None:
+        """names: of the files to write. inputs: the files to detect in.
+
+        Raises UserError where a file of these names is an input, or was not written by an earlier detect.
+        """
+        self.folder, self.source, self.columns = folder, source, columns
+        self.rows: list[dict[str, Any]] = []
+        self.image_ids: list[str] = []
+        self.found: list[Detections] = []
+        own = {path.resolve() for path in inputs}
+        for name in names:
+            if (folder / name).resolve() in own:
+                raise UserError(f"output={folder}: {name} is one of the pictures to detect in. Choose another folder.")
+        if "source" not in _timing(folder):
+            for name in [*names, TIMING]:
+                if (folder / name).exists():
+                    raise UserError(
+                        f"{folder / name}: is there already, and not from an earlier detect. Choose another folder "
+                        "with output=FOLDER."
+                    )
+
+    def add(self, image_id: str, found: Detections, about: Sequence[Any]) -> None:
+        """about: the values of `columns`. Raises UserError where the folder cannot be made."""
+        if not self.image_ids:
+            self._make_folder()
+        self.image_ids.append(image_id)
+        self.found.append(found)
+        for box, score, label, name in found:
+            x1, y1, x2, y2 = (round(v, 2) for v in box)
+            self.rows.append(
+                {
+                    "image_id": image_id,
+                    **dict(zip(self.columns, about, strict=True)),
+                    "category": name,
+                    "category_id": label,
+                    "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
+                    "score": round(score, 5),
+                }
+            )
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{self.folder}: cannot be made ({error.strerror}); choose another with output=FOLDER."
+            ) from None
+        self._write(TIMING, json.dumps({"source": absolute(self.source)}))
+
+    def at_least(self, score: float) -> int:
+        """How many detections have this score or more."""
+        return sum(int((of_image.scores >= score).sum()) for of_image in self.found)
+
+    @property
+    def best(self) -> float | None:
+        """The best score; None where nothing was found at all."""
+        return max((float(of_image.scores.max()) for of_image in self.found if len(of_image)), default=None)
+
+    def write_json(self) -> None:
+        """Writes detections.json, a COCO results file with more columns."""
+        self._write("detections.json", json.dumps(self.rows, indent=1) + "\n")
+
+    def write_csv(self) -> None:
+        """Writes detections.csv, with corners in place of width and height."""
+        text = io.StringIO()
+        about = ["image_id", *self.columns, "category", "category_id", "score"]
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow([*about, "x1", "y1", "x2", "y2"])
+        for row in self.rows:
+            x, y, width, height = row["bbox"]
+            table.writerow([*(row[key] for key in about), x, y, round(x + width, 2), round(y + height, 2)])
+        self._write("detections.csv", text.getvalue())
+
+    def write_image(self, name: str, image: np.ndarray) -> None:
+        """image: (H, W, 3) uint8 RGB, written as PNG."""
+        ok, data = cv2.imencode(".png", image[:, :, ::-1])
+        assert ok
+        replace_file(self.folder / name, data.tobytes())
+
+    def write_timing(self, detector: Detector, left_out: int) -> str:
+        """Writes timing.json, and returns in words how long an image took. left_out: images that could not be read."""
+        images, runs_on = len(self.found), detector.network.runs_on
+        seconds = {stage: round(of_all, 6) for stage, of_all in detector.watch.seconds.items()}
+        each = {stage: round(of_all / max(images, 1), 6) for stage, of_all in seconds.items()}
+        timing = {
+            "source": absolute(self.source),
+            "device": runs_on,
+            "images": images,
+            "left_out": left_out,
+            "seconds": seconds,
+            "seconds_per_image": each,
+        }
+        self._write(TIMING, json.dumps(timing, indent=1) + "\n")
+        shown = ", ".join(f"{STAGES[stage]} {1000 * value:,.1f} ms" for stage, value in each.items())
+        return f"time per image on {runs_on}: {shown}"
+
+    def _write(self, name: str, content: str) -> None:
+        # A file's name need not be text; what stands for its other bytes becomes these again.
+        replace_file(self.folder / name, content.encode(errors="surrogateescape"))
