@@ -148,8 +148,9 @@ class FastRCNN(nn.Module):
     def train(self, mode: bool = True) -> FastRCNN:
         """As nn.Module.train, but frozen batch normalisation keeps its statistics."""
         super().train(mode)
-        for norm in frozen_norms(self.trunk):
-            norm.eval()
+        for norm in self.trunk.norms.values():
+            if not any(p.requires_grad for p in norm.parameters()):
+                norm.eval()
         return self
 
     def normalise(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
@@ -188,13 +189,7 @@ class FastRCNN(nn.Module):
             # copies, 100 kB a RoI; with a gradient that is faster all the same.
             maps = [m.contiguous() for m in maps]
         pooled = [
-            pool_rois(
-                m,
-                rois.to(m.dtype) if m.dtype == torch.float64 else rois,
-                self.roi_size,
-                1 / stride,
-                self.roi_op,
-            )
+            pool_rois(m, rois.to(torch.promote_types(m.dtype, rois.dtype)), self.roi_size, 1 / stride, self.roi_op)
             for stride, m in zip(self.strides, maps, strict=True)
         ]
         return self.head(self.reduce(torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]))
@@ -203,13 +198,8 @@ class FastRCNN(nn.Module):
         """What `forward` returns, from the maps that `features` gave and RoIs that `scaled_rois` gave."""
         x = self.roi_vectors(maps, rois)  # (K, D)
         logits = self.cls_score(x).float()
-        deltas = (
-            self.bbox_pred(x)
-            .float()
-            .view(x.shape[0], self.bbox_pred.out_features // 4, 4)
-            .expand(-1, self.num_classes + 1, -1)
-        )
-        return logits, deltas
+        deltas = self.bbox_pred(x).float().view(len(x), self.bbox_pred.out_features // 4, 4)
+        return logits, deltas.expand(-1, self.num_classes + 1, -1)
 
 
 def round_weights(model: FastRCNN, dtype: torch.dtype) -> None:
@@ -230,19 +220,37 @@ def freeze_before(model: FastRCNN, first: str) -> None:
     normalisation stay as they are too: see FastRCNN.train. "bbox_pred" leaves nothing but the box regression, the
     second stage of stage-wise training (section 5.1).
     """
-    order = model.trunk.network.finetune_from
-    for name in order[: order.index(first)]:
-        if name in model.trunk.convs:
-            layers: list[nn.Module] = [model.trunk.convs[name]]
-            layers += [model.trunk.norms[name]] if name in model.trunk.norms else []
-        elif name == "fc6":
-            layers = [model.reduce, model.head.fc6]
-        else:
-            layers = [model.head.fc7, *([model.cls_score] if first == "bbox_pred" else [])]
-        for layer in layers:
+    convs, norms = model.trunk.convs, model.trunk.norms
+    layers = {name: [conv, *([norms[name]] if name in norms else [])] for name, conv in convs.items()}
+    layers |= {"fc6": [model.reduce, model.head.fc6], "fc7": [model.head.fc7], "cls_score": [model.cls_score]}
+    for name, before in layers.items():
+        if name == first:
+            break
+        for layer in before:
             layer.requires_grad_(False)
 
 
-def frozen_norms(trunk: Trunk) -> list[nn.Module]:
-    """The batch normalisations whose parameters are frozen."""
-    return [norm for norm in trunk.norms.values() if not any(p.requires_grad for p in norm.parameters())]
+def box_layer_for(model: FastRCNN, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (4 K, D) and bias (4 K,) of the box layer whose deltas, times `std` plus `mean`, are the model's.
+
+    mean, std: (classes + 1, 4). K: classes + 1, or 1 in a class-agnostic model, whose statistics are one row for all.
+    With mean 0 and std 1 this is what `snapshot` in the author's lib/fast_rcnn/train.py saves.
+    """
+    rows = model.bbox_pred.out_features // 4
+    old_mean, old_std, mean, std = (
+        t[-rows:].to(model.delta_mean.device, torch.float64).flatten()
+        for t in (model.delta_mean, model.delta_std, mean, std)
+    )
+    weight = model.bbox_pred.weight.detach().double() * (old_std / std)[:, None]
+    bias = (model.bbox_pred.bias.detach().double() * old_std + old_mean - mean) / std
+    return weight.float(), bias.float()
+
+
+@torch.no_grad()
+def normalise_box_layer(model: FastRCNN, mean: Tensor, std: Tensor) -> None:
+    """Makes `mean` and `std` (classes + 1, 4) the model's statistics; what it detects stays the same."""
+    weight, bias = box_layer_for(model, mean, std)
+    model.bbox_pred.weight.copy_(weight)
+    model.bbox_pred.bias.copy_(bias)
+    model.delta_mean.copy_(mean)
+    model.delta_std.copy_(std)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias
 
@@ -23,14 +24,6 @@ class Window(Protocol):
 Windows: TypeAlias = Sequence[Window]
 
 
-def total_stride(windows: Windows) -> int:
-    """Rows of the input for one of the output of several layers."""
-    stride = 1
-    for window in windows:
-        stride *= window.stride
-    return stride
-
-
 def rows_seen(row: int, windows: Windows) -> tuple[int, int]:
     """The first and last row of the input that a row of the output is computed from; some may lie in the padding."""
     first = last = row
@@ -46,7 +39,7 @@ def in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, windows: Windows, 
     compute: layers with these windows, which pad what they are given. Each strip comes with the rows beyond its edges
     that its outputs see, and what the padding spoils there is cut off; so every value is computed from the same ones.
     """
-    stride, height = total_stride(windows), x.shape[2]
+    stride, height = math.prod(window.stride for window in windows), x.shape[2]
     first, last = rows_seen(0, windows)
     least = -(-(last - first + 1) // stride)  # rows of the output for which a strip is high enough in any case
     count = max(1, min(count, height // stride // least))
