@@ -1,13 +1,13 @@
 """The paper's three networks, up to the map that RoIs are pooled from: S, M and L of its tables.
 
 L is VGG16 (Simonyan and Zisserman, 2014, configuration D) without the fifth pooling; M is VGG_CNN_M_1024 (Chatfield and
-others, 2014); S is CaffeNet, the author's AlexNet (Jia and others, 2014). Layers bear the names of the author's files,
-models/*/train.prototxt. All poolings round up ("ceil mode") as Caffe's do, so that a 600 x 1000 image gives VGG16 a
-38 x 63 map.
+others, 2014); S is CaffeNet, the author's AlexNet (Jia and others, 2014). Layers have the names of the author's files,
+models/*/train.prototxt. All poolings round up as Caffe's do: a 600 x 1000 image gives VGG16 a 38 x 63 map.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,7 @@ from torch.nn import functional
 from fastrcnn.model.recompute import recompute
 from fastrcnn.model.strips import in_strips
 
-# Values of the largest map of a strip, on a CPU: 16 MB in float32. Thinner strips fit its caches better, but more rows
-# are computed twice, for the strips on both sides of an edge.
-STRIP_VALUES = 4_000_000
+STRIP_VALUES = 4_000_000  # of the largest map of a strip, on a CPU; rows at the edges of strips are computed twice
 
 
 @dataclass(frozen=True)
@@ -56,15 +54,12 @@ class Conv:
 
 @dataclass(frozen=True)
 class Network:
-    """A network by its layers.
-
-    fc6, fc7: features. least_side: images with a shorter side are padded with 0 to it, or no cell would be left.
-    """
+    """A network by its layers."""
 
     convs: tuple[Conv, ...]
-    fc6: int
+    fc6: int  # features
     fc7: int
-    least_side: int = 1
+    least_side: int = 1  # images with a shorter side are padded with 0 to it, or no cell would be left
 
     @property
     def conv_names(self) -> tuple[str, ...]:
@@ -87,12 +82,9 @@ class Network:
 
     def stride_of(self, name: str) -> int:
         """Pixels of the image from one cell to the next of the map that the convolution `name` gives."""
-        stride = 1
-        for conv in self.convs[: self.conv_names.index(name) + 1]:
-            for step in conv.before:
-                stride *= step.stride if isinstance(step, Pool) else 1
-            stride *= conv.stride
-        return stride
+        convs = self.convs[: self.conv_names.index(name) + 1]
+        pools = [step for conv in convs for step in conv.before if isinstance(step, Pool)]
+        return math.prod(conv.stride for conv in convs) * math.prod(pool.stride for pool in pools)
 
     def channels_of(self, name: str, width: float) -> int:
         """Channels of the map that the convolution `name` gives where all channels are multiplied by `width`."""

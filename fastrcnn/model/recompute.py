@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def recompute(function: Callable[..., T], *arguments: object, norms: list[nn.BatchNorm2d]) -> T:
-    """What the function gives, keeping its arguments for the way back and nothing within; without anything random.
+    """What the function, in which nothing is random, gives, keeping only its arguments for the way back.
 
     norms: the batch normalisations within, whose running statistics are to see each batch once.
     """
