@@ -17,18 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastrcnn.model.recompute import recompute
-from fastrcnn.model.strips import in_strips
+from fastrcnn.model.strips import Window, in_strips
 
 STRIP_VALUES = 4_000_000  # of the largest map of a strip, on a CPU; rows at the edges of strips are computed twice
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(Window):
     """Max pooling, rounding up."""
-
-    kernel: int
-    stride: int
-    padding: int = 0
 
 
 @dataclass(frozen=True)
@@ -205,7 +200,8 @@ class Trunk(nn.Module):
     def _stage_in_strips(
         self, x: Tensor, stage: Sequence[Conv], after: Sequence[Pool | ResponseNorm], strips: int
     ) -> Tensor:
-        windows = [step for step in (*stage, *after) if not isinstance(step, ResponseNorm)]
+        steps = [step for step in (*stage, *after) if not isinstance(step, ResponseNorm)]
+        windows = [Window(step.kernel, step.stride, step.padding) for step in steps]
         return in_strips(lambda rows: self._stage(rows, stage, after, ())[0], x, windows, strips)
 
     def _strips(self, x: Tensor, stage: Sequence[Conv], wanted: Sequence[str]) -> int:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 
-class Window(Protocol):
+@dataclass(frozen=True)
+class Window:
     """What one row of a layer's output sees: rows of its input, how far apart two windows are, rows of padding."""
 
-    @property
-    def kernel(self) -> int: ...
-    @property
-    def stride(self) -> int: ...
-    @property
-    def padding(self) -> int: ...
+    kernel: int
+    stride: int
+    padding: int = 0
 
 
 Windows: TypeAlias = Sequence[Window]
