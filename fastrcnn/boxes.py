@@ -1,9 +1,7 @@
 """Boxes: overlap, clipping, flipping, and the regression code of R-CNN.
 
 A box is four numbers x1, y1, x2, y2 in pixels, half-open: x2 and y2 lie one past the last pixel, so a width is
-x2 - x1. In overlaps and areas that equals, number for number, the inclusive "+1" convention of the paper's code once
-x2 and y2 there are increased by one. (In the regression code the author's first release takes widths as x2 - x1 of
-inclusive coordinates, one pixel less than everywhere else; ours is the width that overlaps use.)
+x2 - x1. In overlaps and areas that equals, number for number, the inclusive "+1" convention of the paper's code.
 """
 
 from __future__ import annotations
@@ -13,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-# A log size ratio is clamped here before exp() when decoding: 1000 / 16 times the RoI's size and no more, so that an
-# untrained regressor cannot overflow. Not in the original, which lets it overflow; no trained model comes near.
+# A decoded box is at most 1000 / 16 times the RoI's size, so that an untrained regressor cannot overflow. Not in the
+# original; no trained model comes near.
 MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
 

@@ -7,11 +7,8 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
-
-    Its text says what is wrong, where (file, line, object), and how to mend it; the command line prints the text
-    alone, without a traceback.
-    """
+    """A mistake that the user can fix. Its text says what is wrong, where (file, line, object), and what to do; the
+    command line prints the text alone, without a traceback."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

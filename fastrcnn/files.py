@@ -44,7 +44,8 @@ def write_atomically(path: Path, advice: str = ADVICE) -> Iterator[Path]:
             part.chmod(mode)  # safetensors lets nobody else read its files
             _flush(part)
             part.replace(path)
-            _flush(path.parent)
+            with suppress(OSError):  # a folder that may not be read, or whose file system flushes files alone
+                _flush(path.parent)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -76,7 +77,8 @@ def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             new.mkdir(parents=True)
             yield new
             for file in new.rglob("*"):
-                _flush(file)
+                if file.is_file():
+                    _flush(file)
             replaced = replace and path.exists()
             if replaced:
                 path.rename(old)  # a folder that holds files cannot be renamed over

@@ -9,22 +9,15 @@ import torch
 
 from fastrcnn.errors import UserError
 
-# How errors read that have no class of their own: torch's allocator on the CPU, libraries on a GPU, a loader's process
+# How errors read that have no separate class: torch's allocator on the CPU, libraries on a GPU, a loader's process
 # that the system killed, or that found no shared memory.
-SIGNS = (
-    "DefaultCPUAllocator",
-    "ALLOC_FAILED",
-    "out of memory",
-    "is killed by signal: Killed",
-    "out of shared memory",
-)
+SIGNS = ("DefaultCPUAllocator", "ALLOC_FAILED", "out of memory", "signal: Killed", "out of shared memory")
 
 
 def ran_out(error: BaseException) -> bool:
     """Whether the error says that memory, the machine's or a GPU's, ran out."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    named = isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
+    return named or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 @contextmanager
@@ -51,10 +44,8 @@ def out_of_memory(error: BaseException, device: torch.device | None = None) -> s
 def training_advice(
     images: int, accumulate: int, short_sides: Sequence[int], long_side: int, rois: int, *, norm: bool, recompute: bool
 ) -> str:
-    """For a training on batches of so many images, with so many RoIs of each, `accumulate` batches a step.
-
-    norm: whether the network has batch normalisation; recompute: whether activations are computed twice already.
-    """
+    """For a training on batches of so many images, with so many RoIs of each, `accumulate` batches a step. norm: with
+    batch normalisation; recompute: activations are computed twice already."""
     ways = []
     if images > 1:
         part = next(n for n in range(2, images + 1) if images % n == 0)

@@ -42,8 +42,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """N pictures as the network sees them. Boxes are in pixels of the picture before it was scaled, but mirrored with
-    it: overlaps and targets do not depend on the scale, and the network scales RoIs as the author's code does."""
+    """N images as the network sees them. Boxes are in pixels of the image before scaling, but mirrored with it."""
 
     images: Tensor  # (N, 3, H, W) uint8 RGB, padded with 0 at the right and the bottom
     sizes: Tensor  # (N, 2) int64, height and width of each picture in `images`, without the padding
@@ -54,13 +53,13 @@ class Batch:
     samples: list[Sample]  # where each picture came from
 
     def __reduce__(self) -> tuple[Callable[..., Batch], tuple]:
-        """On its way between processes the pictures lie in shared memory. All else is small and goes along as arrays: a
-        tensor is asked for at the other process, which is busy."""
+        """Between processes images go by shared memory, and all else, which is small, as arrays: a tensor is asked for
+        at the other process, which is busy."""
         small = [[t.numpy() for t in tensors] for tensors in (self.proposals, self.boxes, self.labels)]
         return _batch, (self.images, self.sizes.numpy(), self.scales.numpy(), small, self.samples)
 
     def pin_memory(self) -> Batch:
-        """The pictures in memory that a GPU copies from by itself; torch's DataLoader calls it where that is wanted."""
+        """The images in memory that a GPU copies from by itself; torch's DataLoader calls it."""
         return replace(self, images=self.images.pin_memory())
 
 

@@ -60,7 +60,7 @@ def statistics(model: FastRCNN, train_set: DetectionDataset, config: TrainConfig
     if model.delta_mean.any() or (model.delta_std != 1).any():
         return
     from fastrcnn.build import training
-    from fastrcnn.model.box_layer import normalise_box_layer
+    from fastrcnn.model.fast_rcnn import normalise_box_layer
 
     log.info("its box layer is not normalised; computing the statistics of the regression targets to normalise it")
     normalise_box_layer(model, *training.delta_statistics_of(train_set, model.num_classes, config))

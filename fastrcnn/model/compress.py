@@ -22,16 +22,11 @@ Ranks = dict[str, int | None]  # of each layer; None: it stays as it is
 
 @dataclass(frozen=True)
 class Decomposition:
-    """What any number of truncations of one layer need.
+    """What any number of truncations of one layer need."""
 
-    weight: (rows, columns).
-    left: (rows, rows) float64, the left singular vectors as columns, largest singular value first.
-    energy: (rows,) float64, the squared singular values; their sum is that of all squared weights.
-    """
-
-    weight: Tensor
-    left: Tensor
-    energy: Tensor
+    weight: Tensor  # (rows, columns)
+    left: Tensor  # (rows, rows) float64, the left singular vectors as columns, largest singular value first
+    energy: Tensor  # (rows,) float64, the squared singular values
 
     def rank_for(self, keep: float) -> int:
         """The least rank, 1 or more, whose squared singular values sum to the share `keep` of all, in (0, 1]."""
@@ -40,10 +35,7 @@ class Decomposition:
         return int(enough[0]) + 1 if len(enough) else 1
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """L (rank, columns) = S V^T and U (rows, rank) of the largest singular values; U L is nearest to the weight.
-
-        L is computed as U^T W, so that small singular values are not divided by.
-        """
+        """L (rank, columns) = S V^T = U^T W and U (rows, rank) of the largest singular values."""
         u = self.left[:, :rank]
         parts = [u.T @ block.double() for block in self.weight.split(BLOCK, dim=1)]
         return torch.cat(parts, dim=1).to(self.weight.dtype), u.to(self.weight.dtype).contiguous()
@@ -52,8 +44,7 @@ class Decomposition:
 def decompose(weight: Tensor) -> Decomposition:
     """Singular values and left singular vectors of a weight (rows, columns), from the eigenvectors of W W^T.
 
-    For fc6, 4096 x 25088, that takes a quarter of the memory of an SVD in float64 and a fraction of its time. Squaring
-    halves the digits of the small singular values, which truncation drops.
+    Squaring halves the digits of the small singular values, which truncation drops; an SVD takes four times the memory.
     """
     weight = weight.detach()
     gram = weight.new_zeros(len(weight), len(weight), dtype=torch.float64)
@@ -67,29 +58,21 @@ def decompose(weight: Tensor) -> Decomposition:
 def factored_state(
     state: Mapping[str, Tensor], decompositions: Mapping[str, Decomposition], ranks: Ranks
 ) -> dict[str, Tensor]:
-    """The state dict of FastRCNN with layers of the given ranks (None: as it is), from that of one without.
-
-    The bias stays with the second factor.
-    """
+    """The state dict of FastRCNN with layers of the given ranks, from that of one without."""
     result = dict(state)
     for name, rank in ranks.items():
-        if rank is None:
-            continue
-        first, last = decompositions[name].factors(rank)
-        del result[f"head.{name}.weight"]
-        result[f"head.{name}.L.weight"] = first
-        result[f"head.{name}.U.weight"] = last
-        result[f"head.{name}.U.bias"] = result.pop(f"head.{name}.bias")
+        if rank is not None:
+            layer = f"head.{name}"
+            del result[f"{layer}.weight"]
+            result[f"{layer}.L.weight"], result[f"{layer}.U.weight"] = decompositions[name].factors(rank)
+            result[f"{layer}.U.bias"] = result.pop(f"{layer}.bias")
     return result
 
 
 def ranks_for(decompositions: Mapping[str, Decomposition], keep: float) -> Ranks:
     """For each layer by itself the least rank that keeps this share of its energy, where that saves weights."""
-    ranks: Ranks = {}
-    for name, found in decompositions.items():
-        rank = found.rank_for(keep)
-        ranks[name] = rank if rank <= largest_rank(*found.weight.shape) else None
-    return ranks
+    found = {name: (d.rank_for(keep), largest_rank(*d.weight.shape)) for name, d in decompositions.items()}
+    return {name: rank if rank <= largest else None for name, (rank, largest) in found.items()}
 
 
 @dataclass(frozen=True)
@@ -103,10 +86,7 @@ class Trial:
 
 
 def search(
-    decompositions: Mapping[str, Decomposition],
-    measure: Callable[[float, Ranks], float],
-    lowest: float,
-    most: int = 6,
+    decompositions: Mapping[str, Decomposition], measure: Callable[[float, Ranks], float], lowest: float, most: int = 6
 ) -> list[Trial]:
     """Trials that halve the share of energy to keep towards the least with which `measure` gives `lowest` or more.
 

@@ -21,9 +21,7 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 def scaled_rois(rois: Tensor, op: str, scales: Tensor | None = None) -> Tensor:
     """RoIs (K, 5) [image, x1, y1, x2, y2], half-open pixels, as the operator `op` takes them, float32.
 
-    The one place where half-open boxes become the inclusive ones that the paper's RoI pooling, and RoI Warp, are
-    defined on: x2 and y2 are lowered by one pixel. The others take the half-open box as it is.
-
+    The one place where half-open boxes become the INCLUSIVE ones, whose x2 and y2 are a pixel less.
     scales: (N,) pixels of the network's image per pixel of the boxes. A box is lowered first and scaled then, in
     float64 and rounded once, as `_project_im_rois` in the author's lib/fast_rcnn/test.py does: with 375 pixels scaled
     to 600 every tenth edge lies exactly between two cells, where the last bit decides.
@@ -61,8 +59,7 @@ def distinct_rois(rois: Tensor, op: str, strides: Sequence[int]) -> tuple[Tensor
 def nearest_level(rois: Tensor, scales: Tensor) -> Tensor:
     """For each RoI (K, 4), half-open, the number (K,) of the scale (L,) at which its area is nearest to 224 x 224.
 
-    That is how large objects are in ImageNet's pictures (section 2.4 of the paper, after SPPnet's). Source:
-    `_project_im_rois` in the author's lib/fast_rcnn/test.py.
+    Source: section 2.4 of the paper; `_project_im_rois` in the author's lib/fast_rcnn/test.py.
     """
     size = rois[:, 2:].double() - rois[:, :2].double()
     area = size.prod(dim=1)[:, None] * scales.to(size).square()  # (K, L)
@@ -91,8 +88,7 @@ class FastRCNN(nn.Module):
     dropout: probability after fc6 and fc7.
     classifier: what the class logits are for: a softmax over them, or, with "svm", they are the
         margins of one-vs-rest SVMs already, and background's mean nothing.
-    mean, std: of the pixels the trunk's weights were trained on, RGB in 0 .. 255; part of the state dict, so that
-        weights and normalisation cannot part.
+    mean, std: of the pixels the trunk's weights were trained on, RGB in 0 .. 255; part of the state dict.
     fc6_rank, fc7_rank: see Head.
     class_agnostic: one regression for all classes, in place of one for each.
     """
@@ -120,11 +116,8 @@ class FastRCNN(nn.Module):
         class_agnostic: bool = DEFAULT.class_agnostic,
     ) -> None:
         super().__init__()
-        self.num_classes = num_classes
-        self.classifier = classifier
-        self.roi_size = roi_size
-        self.roi_op = roi_op
-        self.roi_features = tuple(roi_features)
+        self.num_classes, self.classifier = num_classes, classifier
+        self.roi_size, self.roi_op, self.roi_features = roi_size, roi_op, tuple(roi_features)
         layers = NETWORKS[network]
         self.strides = [layers.stride_of(name) for name in self.roi_features]  # pixels of the image per cell
         self.trunk = Trunk(layers, width, batch_norm)
@@ -142,14 +135,15 @@ class FastRCNN(nn.Module):
         # What takes the normalised deltas of the output to those of boxes.decode; computed over the training set.
         self.register_buffer("delta_mean", torch.zeros(num_classes + 1, 4, dtype=torch.float32))
         self.register_buffer("delta_std", torch.ones(num_classes + 1, 4, dtype=torch.float32))
-        self.register_buffer("pixel_mean", torch.tensor(mean, dtype=torch.float32).view(3, 1, 1))
-        self.register_buffer("pixel_std", torch.tensor(std, dtype=torch.float32).view(3, 1, 1))
+        for name, values in (("pixel_mean", mean), ("pixel_std", std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
 
     def train(self, mode: bool = True) -> FastRCNN:
         """As nn.Module.train, but frozen batch normalisation keeps its statistics."""
         super().train(mode)
-        for norm in frozen_norms(self.trunk):
-            norm.eval()
+        for norm in self.trunk.norms.values():
+            if not any(p.requires_grad for p in norm.parameters()):
+                norm.eval()
         return self
 
     def normalise(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
@@ -188,13 +182,7 @@ class FastRCNN(nn.Module):
             # copies, 100 kB a RoI; with a gradient that is faster all the same.
             maps = [m.contiguous() for m in maps]
         pooled = [
-            pool_rois(
-                m,
-                rois.to(m.dtype) if m.dtype == torch.float64 else rois,
-                self.roi_size,
-                1 / stride,
-                self.roi_op,
-            )
+            pool_rois(m, rois.to(torch.promote_types(m.dtype, rois.dtype)), self.roi_size, 1 / stride, self.roi_op)
             for stride, m in zip(self.strides, maps, strict=True)
         ]
         return self.head(self.reduce(torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]))
@@ -203,20 +191,14 @@ class FastRCNN(nn.Module):
         """What `forward` returns, from the maps that `features` gave and RoIs that `scaled_rois` gave."""
         x = self.roi_vectors(maps, rois)  # (K, D)
         logits = self.cls_score(x).float()
-        deltas = (
-            self.bbox_pred(x)
-            .float()
-            .view(x.shape[0], self.bbox_pred.out_features // 4, 4)
-            .expand(-1, self.num_classes + 1, -1)
-        )
-        return logits, deltas
+        deltas = self.bbox_pred(x).float().view(len(x), self.bbox_pred.out_features // 4, 4)
+        return logits, deltas.expand(-1, self.num_classes + 1, -1)
 
 
 def round_weights(model: FastRCNN, dtype: torch.dtype) -> None:
     """Rounds the weights to `dtype` for good, of a model that from now on detects, under autocast in that type.
 
-    Autocast would round them anew for each picture, all 134 million of VGG16; what is detected is the same to the last
-    bit. Normalisations, which autocast leaves alone, and the statistics of pixels and deltas stay as they are.
+    Autocast would round them for each image. Normalisations, which it leaves alone, and statistics stay as they are.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -226,23 +208,39 @@ def round_weights(model: FastRCNN, dtype: torch.dtype) -> None:
 def freeze_before(model: FastRCNN, first: str) -> None:
     """Keeps every layer before the layer `first`, one of its network's `finetune_from`, from being trained.
 
-    The paper trains VGG16 from conv3_1 up, the smaller networks from conv2 (section 4.5). Statistics of frozen batch
-    normalisation stay as they are too: see FastRCNN.train. "bbox_pred" leaves nothing but the box regression, the
-    second stage of stage-wise training (section 5.1).
+    Source: sections 4.5 and, for "bbox_pred", which leaves nothing but the box regression to train, 5.1.
     """
-    order = model.trunk.network.finetune_from
-    for name in order[: order.index(first)]:
-        if name in model.trunk.convs:
-            layers: list[nn.Module] = [model.trunk.convs[name]]
-            layers += [model.trunk.norms[name]] if name in model.trunk.norms else []
-        elif name == "fc6":
-            layers = [model.reduce, model.head.fc6]
-        else:
-            layers = [model.head.fc7, *([model.cls_score] if first == "bbox_pred" else [])]
-        for layer in layers:
+    convs, norms = model.trunk.convs, model.trunk.norms
+    layers = {name: [conv, *([norms[name]] if name in norms else [])] for name, conv in convs.items()}
+    layers |= {"fc6": [model.reduce, model.head.fc6], "fc7": [model.head.fc7], "cls_score": [model.cls_score]}
+    for name, before in layers.items():
+        if name == first:
+            break
+        for layer in before:
             layer.requires_grad_(False)
 
 
-def frozen_norms(trunk: Trunk) -> list[nn.Module]:
-    """The batch normalisations whose parameters are frozen."""
-    return [norm for norm in trunk.norms.values() if not any(p.requires_grad for p in norm.parameters())]
+def box_layer_for(model: FastRCNN, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (4 K, D) and bias (4 K,) of the box layer whose deltas, times `std` plus `mean`, are the model's.
+
+    mean, std: (classes + 1, 4). K: classes + 1, or 1 in a class-agnostic model, whose statistics are one row for all.
+    With mean 0 and std 1 this is what `snapshot` in the author's lib/fast_rcnn/train.py saves.
+    """
+    rows = model.bbox_pred.out_features // 4
+    old_mean, old_std, mean, std = (
+        t[-rows:].to(model.delta_mean.device, torch.float64).flatten()
+        for t in (model.delta_mean, model.delta_std, mean, std)
+    )
+    weight = model.bbox_pred.weight.detach().double() * (old_std / std)[:, None]
+    bias = (model.bbox_pred.bias.detach().double() * old_std + old_mean - mean) / std
+    return weight.float(), bias.float()
+
+
+@torch.no_grad()
+def normalise_box_layer(model: FastRCNN, mean: Tensor, std: Tensor) -> None:
+    """Makes `mean` and `std` (classes + 1, 4) the model's statistics; what it detects stays the same."""
+    weight, bias = box_layer_for(model, mean, std)
+    model.bbox_pred.weight.copy_(weight)
+    model.bbox_pred.bias.copy_(bias)
+    model.delta_mean.copy_(mean)
+    model.delta_std.copy_(std)

@@ -14,10 +14,8 @@ def largest_rank(rows: int, columns: int) -> int:
 
 
 def fully_connected(rows: int, columns: int, rank: int | None = None) -> nn.Module:
-    """A layer from `columns` to `rows` features, or with a rank two in its place, nothing between them.
-
-    The two are L, without bias, and U, with it, after the author's fc6_L and fc6_U (section 3.1 of the paper).
-    """
+    """A layer from `columns` to `rows` features; with a rank two in its place, L without bias and U with it, after the
+    author's fc6_L and fc6_U (section 3.1 of the paper)."""
     last = nn.Linear(columns if rank is None else rank, rows, dtype=torch.float32)
     nn.init.kaiming_normal_(last.weight, nonlinearity="relu")
     nn.init.zeros_(last.bias)

@@ -1,13 +1,13 @@
 """The paper's three networks, up to the map that RoIs are pooled from: S, M and L of its tables.
 
 L is VGG16 (Simonyan and Zisserman, 2014, configuration D) without the fifth pooling; M is VGG_CNN_M_1024 (Chatfield and
-others, 2014); S is CaffeNet, the author's AlexNet (Jia and others, 2014). Layers bear the names of the author's files,
-models/*/train.prototxt. All poolings round up ("ceil mode") as Caffe's do, so that a 600 x 1000 image gives VGG16 a
-38 x 63 map.
+others, 2014); S is CaffeNet, the author's AlexNet (Jia and others, 2014). Layers have the names of the author's files,
+models/*/train.prototxt. All poolings round up as Caffe's do: a 600 x 1000 image gives VGG16 a 38 x 63 map.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,21 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastrcnn.model.recompute import recomputed
-from fastrcnn.model.strips import in_strips
+from fastrcnn.model.recompute import recompute
+from fastrcnn.model.strips import Window, in_strips
 
-# Values of the largest map of a strip, on a CPU: 16 MB in float32. Thinner strips fit its caches better, but more rows
-# are computed twice, for the strips on both sides of an edge.
-STRIP_VALUES = 4_000_000
+STRIP_VALUES = 4_000_000  # of the largest map of a strip, on a CPU; rows at the edges of strips are computed twice
 
 
-@dataclass(frozen=True)
-class Pool:
+class Pool(Window):
     """Max pooling, rounding up."""
-
-    kernel: int
-    stride: int
-    padding: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,15 +49,12 @@ class Conv:
 
 @dataclass(frozen=True)
 class Network:
-    """A network by its layers.
-
-    fc6, fc7: features. least_side: images with a shorter side are padded with 0 to it, or no cell would be left.
-    """
+    """A network by its layers."""
 
     convs: tuple[Conv, ...]
-    fc6: int
+    fc6: int  # features
     fc7: int
-    least_side: int = 1
+    least_side: int = 1  # images with a shorter side are padded with 0 to it, or no cell would be left
 
     @property
     def conv_names(self) -> tuple[str, ...]:
@@ -87,12 +77,9 @@ class Network:
 
     def stride_of(self, name: str) -> int:
         """Pixels of the image from one cell to the next of the map that the convolution `name` gives."""
-        stride = 1
-        for conv in self.convs[: self.conv_names.index(name) + 1]:
-            for step in conv.before:
-                stride *= step.stride if isinstance(step, Pool) else 1
-            stride *= conv.stride
-        return stride
+        convs = self.convs[: self.conv_names.index(name) + 1]
+        pools = [step for conv in convs for step in conv.before if isinstance(step, Pool)]
+        return math.prod(conv.stride for conv in convs) * math.prod(pool.stride for pool in pools)
 
     def channels_of(self, name: str, width: float) -> int:
         """Channels of the map that the convolution `name` gives where all channels are multiplied by `width`."""
@@ -144,11 +131,9 @@ class Trunk(nn.Module):
     """The convolutions of a network, each followed by ReLU, with the poolings and normalisations between them.
 
     width: factor on all channel counts; 1 is the paper's, less is a slim network.
-    batch_norm: batch normalisation after every convolution, for training from scratch; local response normalisation is
-        left out then.
-
-    recompute: whether training keeps of each stage (from one pooling between layers to the next) what the next one
-        begins with alone, for the way back, where the other maps are computed again.
+    batch_norm: batch normalisation after every convolution, in place of local response normalisation.
+    recompute: whether training keeps of each stage (from one pooling between layers to the next) only what the next
+        one begins with, and computes the other maps again on the way back.
     """
 
     recompute = False
@@ -163,8 +148,7 @@ class Trunk(nn.Module):
         for conv in network.convs:
             out = network.channels_of(conv.name, width)
             where = (conv.kernel, conv.stride, conv.padding)
-            layer = nn.Conv2d(below, out, *where, groups=conv.groups, dtype=torch.float32)
-            self.convs[conv.name] = layer
+            self.convs[conv.name] = nn.Conv2d(below, out, *where, groups=conv.groups, dtype=torch.float32)
             if batch_norm:
                 self.norms[conv.name] = nn.BatchNorm2d(out, dtype=torch.float32)
             below = out
@@ -176,11 +160,11 @@ class Trunk(nn.Module):
     def forward(self, images: Tensor, wanted: Sequence[str]) -> list[Tensor]:
         """Maps (N, C, H', W') of the convolutions `wanted`, after their ReLU, for images (N, 3, H, W); for VGG16 H' and
         W' are H and W divided by the stride, rounded up. What lies above the last of them is not computed."""
-        maps: dict[str, Tensor] = {}
         height, width = (max(0, self.network.least_side - n) for n in images.shape[2:])
         x = functional.pad(images, (0, width, 0, height)) if height or width else images
         unused = self.network.above(wanted)
         stages = [tuple(conv for conv in stage if conv.name not in unused) for stage in self.network.stages]
+        maps: dict[str, Tensor] = {}
         found: dict[str, Tensor]
         for stage, above in zip(stages, [*stages[1:], ()], strict=True):
             after = above[0].before if above else ()
@@ -188,7 +172,7 @@ class Trunk(nn.Module):
                 x, found = self._stage_in_strips(x, stage, after, strips), {}
             elif self.recompute and torch.is_grad_enabled():
                 norms: list[Any] = [self.norms[conv.name] for conv in stage if self.norms]
-                x, found = recomputed(self._stage, x, stage, after, wanted, norms=norms)
+                x, found = recompute(self._stage, x, stage, after, wanted, norms=norms)
             else:
                 x, found = self._stage(x, stage, after, wanted)
             maps |= found
@@ -197,8 +181,7 @@ class Trunk(nn.Module):
     def _stage(
         self, x: Tensor, stage: Sequence[Conv], after: Sequence[Pool | ResponseNorm], wanted: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the next stage begins with, from what this one begins with, and those of its convolutions' maps that are
-        wanted."""
+        """What the next stage begins with, and the maps of this one's convolutions that are wanted."""
         maps = {}
         for conv in stage:
             x = self.convs[conv.name](x)
@@ -217,22 +200,20 @@ class Trunk(nn.Module):
     def _stage_in_strips(
         self, x: Tensor, stage: Sequence[Conv], after: Sequence[Pool | ResponseNorm], strips: int
     ) -> Tensor:
-        def compute(rows: Tensor) -> Tensor:
-            return self._stage(rows, stage, after, ())[0]
-
-        return in_strips(compute, x, [step for step in (*stage, *after) if not isinstance(step, ResponseNorm)], strips)
+        steps = [step for step in (*stage, *after) if not isinstance(step, ResponseNorm)]
+        windows = [Window(step.kernel, step.stride, step.padding) for step in steps]
+        return in_strips(lambda rows: self._stage(rows, stage, after, ())[0], x, windows, strips)
 
     def _strips(self, x: Tensor, stage: Sequence[Conv], wanted: Sequence[str]) -> int:
-        """How many strips a stage is to be computed in: more than one where its maps are large, on a CPU, and nothing
-        needs them later, neither RoI pooling nor a gradient nor the statistics of a batch."""
+        """How many strips a stage is computed in: more than one where its maps are large, on a CPU, and nothing needs
+        them later, neither RoI pooling nor a gradient nor the statistics of a batch."""
         names = [conv.name for conv in stage]
         if x.device.type != "cpu" or torch.compiler.is_compiling() or not names or not set(names).isdisjoint(wanted):
             return 1
         norms = [self.norms[name] for name in names if self.norms]
         parameters = [p for layer in (*norms, *(self.convs[name] for name in names)) for p in layer.parameters()]
-        if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters)):
-            return 1
-        if any(norm.training for norm in norms):
+        gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (x, *parameters))
+        if gradient or any(norm.training for norm in norms):
             return 1
         cells = x.shape[0] * x.shape[2] * x.shape[3] // stage[0].stride ** 2
         return -(-cells * self.network.channels_of(names[0], self.width) // STRIP_VALUES)

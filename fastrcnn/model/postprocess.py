@@ -1,4 +1,4 @@
-"""From the network's outputs to detections."""
+"""From scores and boxes to detections."""
 
 from __future__ import annotations
 
@@ -7,31 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastrcnn import boxes as box_ops
 from fastrcnn.ops import batched_nms
 from fastrcnn.structures import Detections
-
-
-def postprocess(
-    class_scores: Tensor,
-    deltas: Tensor,
-    rois: Tensor,
-    height: int,
-    width: int,
-    score_threshold: float | None = 0.05,
-    nms_iou: float = 0.3,
-    max_per_class: int | None = None,
-    max_per_image: int | None = 100,
-) -> Detections:
-    """Objects in one image, best first, of RoIs and what the network says about them.
-
-    class_scores: (K, classes + 1), probabilities or margins, background first;
-    deltas: (K, classes + 1, 4), not normalised any more.
-    rois: (K, 4) half-open pixels of the image, whose size is `height` x `width`.
-    The others: see `best_boxes`.
-    """
-    boxes = box_ops.clip(box_ops.decode(rois, deltas), height, width)
-    return best_boxes(class_scores, boxes, score_threshold, nms_iou, max_per_class, max_per_image)
 
 
 def best_boxes(
@@ -71,8 +48,8 @@ def entering_scores(class_scores: Tensor, max_per_class: int | None) -> Tensor:
 
     class_scores: (K, classes + 1), background first; M is K, or `max_per_class` where that is less.
     """
-    scores = class_scores[:, 1:]
-    return scores.topk(len(scores) if max_per_class is None else min(max_per_class, len(scores)), dim=0).values
+    count = len(class_scores) if max_per_class is None else min(max_per_class, len(class_scores))
+    return class_scores[:, 1:].topk(count, dim=0).values
 
 
 def class_thresholds(entered: Sequence[Tensor], average: int) -> Tensor:

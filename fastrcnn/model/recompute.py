@@ -12,20 +12,20 @@ from torch.utils.checkpoint import checkpoint
 T = TypeVar("T")
 
 
-def recomputed(function: Callable[..., T], *arguments: object, norms: list[nn.BatchNorm2d]) -> T:
-    """What the function gives, keeping its arguments for the way back and nothing within; without anything random.
+def recompute(function: Callable[..., T], *arguments: object, norms: list[nn.BatchNorm2d]) -> T:
+    """What the function, in which nothing is random, gives, keeping only its arguments for the way back.
 
     norms: the batch normalisations within, whose running statistics are to see each batch once.
     """
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), _statistics_kept(norms)
+        return nullcontext(), _keep_statistics(norms)
 
     return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
 
 
 @contextmanager
-def _statistics_kept(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
+def _keep_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
     """In training a batch normalisation moves its statistics by 0 and counts on a copy."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, count in before:

@@ -49,11 +49,7 @@ class RoISampler:
     bg_iou: tuple[float, float] = (PAPER.bg_iou[0], PAPER.bg_iou[1])
 
     def __call__(
-        self,
-        proposals: Sequence[Tensor],
-        boxes: Sequence[Tensor],
-        labels: Sequence[Tensor],
-        seeds: Sequence[int],
+        self, proposals: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor], seeds: Sequence[int]
     ) -> tuple[Tensor, RoITargets]:
         """RoIs (K, 5) [image index, x1, y1, x2, y2] and their targets, for N images.
 
@@ -61,31 +57,30 @@ class RoISampler:
         All on the CPU. seeds: N numbers, each of which alone decides what is drawn from its image: in whatever batch,
         or process, the image is, the draw is the same.
         """
-        drawn = [
-            self._one_image(torch.cat((p, b)), b, y, torch.Generator().manual_seed(seed))
-            for p, b, y, seed in zip(proposals, boxes, labels, seeds, strict=True)
-        ]
-        index = torch.cat([r.new_full((len(r), 1), i) for i, (r, _) in enumerate(drawn)])
-        rois = torch.cat((index, torch.cat([r for r, _ in drawn])), dim=1)
-        return rois, RoITargets(torch.cat([t.labels for _, t in drawn]), torch.cat([t.deltas for _, t in drawn]))
+        images = zip(proposals, boxes, labels, seeds, strict=True)
+        drawn = [self._one_image(i, *image) for i, image in enumerate(images)]
+        rois, target_labels, deltas = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        return rois, RoITargets(target_labels, deltas)
 
     def _one_image(
-        self, rois: Tensor, truth: Tensor, labels: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, RoITargets]:
+        self, number: int, proposals: Tensor, truth: Tensor, labels: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """RoIs (K, 5), labels (K,) and deltas (K, 4) of the image with this number in the batch."""
+        rois, generator = torch.cat((proposals, truth)), torch.Generator().manual_seed(seed)
         overlap, index = match(rois, truth)
         foreground = torch.nonzero(overlap >= self.fg_iou).flatten()
         background = torch.nonzero((overlap >= self.bg_iou[0]) & (overlap < self.bg_iou[1])).flatten()
         foreground = choose(foreground, round(self.fg_fraction * self.rois_per_image), generator)
         background = choose(background, self.rois_per_image - len(foreground), generator)
-        kept = torch.cat((foreground, background))
+        kept = rois[torch.cat((foreground, background))]
         target_labels = labels.new_zeros(len(kept))
         deltas = rois.new_zeros((len(kept), 4))
         n = len(foreground)
         if n:
-            target_labels[:n] = labels[index[foreground]]
+            target_labels[:n] = own = labels[index[foreground]]
             raw = box_ops.encode(rois[foreground], truth[index[foreground]])
-            deltas[:n] = (raw - self.delta_mean[target_labels[:n]]) / self.delta_std[target_labels[:n]]
-        return rois[kept], RoITargets(target_labels, deltas)
+            deltas[:n] = (raw - self.delta_mean[own]) / self.delta_std[own]
+        return torch.cat((kept.new_full((len(kept), 1), number), kept), dim=1), target_labels, deltas
 
 
 def delta_statistics(
@@ -102,13 +97,10 @@ def delta_statistics(
     flip: count every image's mirror image as well.
     class_agnostic: over all classes together, the same for each.
 
-    A class without any target, and any of the four numbers that never varies, gets deviation 1, so that nothing is
-    divided by 0. Source: `_compute_targets` and
-    `add_bbox_regression_targets` in the author's lib/roi_data_layer/roidb.py.
+    A class without any target, and any of the four numbers that never varies, gets deviation 1. Source:
+    `_compute_targets` and `add_bbox_regression_targets` in the author's lib/roi_data_layer/roidb.py.
     """
-    count = torch.zeros(num_classes + 1, 1, dtype=torch.float64)
-    total = torch.zeros(num_classes + 1, 4, dtype=torch.float64)
-    squares = torch.zeros_like(total)
+    count, total, squares = (torch.zeros(num_classes + 1, n, dtype=torch.float64) for n in (1, 4, 4))
     for proposals, truth, labels in images:
         rois = torch.cat((proposals, truth))
         overlap, index = match(rois, truth)

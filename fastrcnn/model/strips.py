@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 
-class Window(Protocol):
+@dataclass(frozen=True)
+class Window:
     """What one row of a layer's output sees: rows of its input, how far apart two windows are, rows of padding."""
 
-    @property
-    def kernel(self) -> int: ...
-    @property
-    def stride(self) -> int: ...
-    @property
-    def padding(self) -> int: ...
+    kernel: int
+    stride: int
+    padding: int = 0
 
 
 Windows: TypeAlias = Sequence[Window]
-
-
-def total_stride(windows: Windows) -> int:
-    """Rows of the input for one of the output of several layers."""
-    stride = 1
-    for window in windows:
-        stride *= window.stride
-    return stride
 
 
 def rows_seen(row: int, windows: Windows) -> tuple[int, int]:
@@ -46,7 +38,7 @@ def in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, windows: Windows, 
     compute: layers with these windows, which pad what they are given. Each strip comes with the rows beyond its edges
     that its outputs see, and what the padding spoils there is cut off; so every value is computed from the same ones.
     """
-    stride, height = total_stride(windows), x.shape[2]
+    stride, height = math.prod(window.stride for window in windows), x.shape[2]
     first, last = rows_seen(0, windows)
     least = -(-(last - first + 1) // stride)  # rows of the output for which a strip is high enough in any case
     count = max(1, min(count, height // stride // least))

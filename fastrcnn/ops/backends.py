@@ -50,4 +50,4 @@ def _missing(name: str, device_type: str) -> str:
     """Why the backend `name` cannot run on a device, or an empty string where it can."""
     if name != device_type:
         return f"the tensors are on {device_type}"
-    return cpu.missing() if name == "cpu" else cuda.missing()
+    return str(BACKENDS[name].missing())

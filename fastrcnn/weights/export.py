@@ -15,8 +15,7 @@ from torch import Tensor
 
 from fastrcnn.errors import UserError
 from fastrcnn.files import write_derived
-from fastrcnn.model.box_layer import box_layer_for
-from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN
+from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN, box_layer_for
 from fastrcnn.model.networks import NETWORKS, VGG16
 from fastrcnn.progress import progress
 from fastrcnn.weights import caffe

@@ -10,14 +10,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastrcnn.model.postprocess import class_thresholds, entering_scores, postprocess
+from fastrcnn.boxes import clip, decode
+from fastrcnn.model.postprocess import best_boxes, class_thresholds, entering_scores
+from fastrcnn.structures import Detections
+
+
+def postprocess(
+    scores: Tensor, deltas: Tensor, rois: Tensor, height: int, width: int, *limits: object, **named: object
+) -> Detections:
+    """What the network's outputs make of RoIs."""
+    return best_boxes(scores, clip(decode(rois, deltas), height, width), *limits, **named)  # type: ignore[arg-type]
 
 
 def one_class(boxes: list, scores: list[float], **options: object) -> tuple[list, list]:
     """Boxes and scores that remain of a single class, with deltas 0, in a picture of 100 x 100."""
     probabilities = torch.tensor([[1 - s, s] for s in scores])
     rois = torch.tensor(boxes, dtype=torch.float32)
-    found = postprocess(probabilities, torch.zeros(len(boxes), 2, 4), rois, 100, 100, **options)  # type: ignore[arg-type]
+    found = postprocess(probabilities, torch.zeros(len(boxes), 2, 4), rois, 100, 100, **options)
     assert (found.labels == 1).all()
     return found.boxes.tolist(), found.scores.tolist()
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from fastrcnn.boxes import clip, decode
 from fastrcnn.model.loss import fast_rcnn_loss
-from fastrcnn.model.postprocess import postprocess
+from fastrcnn.model.postprocess import best_boxes
 from fastrcnn.model.sampling import RoISampler, delta_statistics
 from fastrcnn.structures import RoITargets
 from fastrcnn.training.optim import set_rate, sgd
@@ -192,16 +193,8 @@ def test_detections_are_the_same_to_the_last_one(seed: int) -> None:
     p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     deltas = rng.normal(size=(len(rois), CLASSES + 1, 4)) * 0.1
     height, width = PICTURE
-    found = postprocess(
-        torch.from_numpy(p),
-        torch.from_numpy(deltas),
-        half_open(rois, torch.float64),
-        height,
-        width,
-        score_threshold=0.0,
-        max_per_class=100,
-        max_per_image=None,
-    )
+    boxes = clip(decode(half_open(rois, torch.float64), torch.from_numpy(deltas)), height, width)
+    found = best_boxes(torch.from_numpy(p), boxes, score_threshold=0.0, max_per_class=100, max_per_image=None)
     want = sorted(detections(rois, p, deltas), key=lambda d: -d[1])
     assert len(found) == len(want) > 30
     np.testing.assert_array_equal(found.labels, [c for c, _, _ in want])
