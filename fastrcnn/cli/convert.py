@@ -73,7 +73,7 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> int:
     counts = done.counts
     why = [f"{counts.not_finite} not finite", f"{counts.inverted} inverted or empty", f"{counts.outside} outside"]
     reasons = f" ({', '.join(w for w in why if not w.startswith('0 '))})" if counts.dropped else ""
-    far = f" ({done.far:,} by more than a pixel)" if done.far else ""
+    far = f" ({counts.far:,} by more than a pixel)" if counts.far else ""
     print(f"  {done.matched} of {len(found)} images of the data set have proposals")
     if done.missing:
         print(f"  {len(done.missing)} images of the data set are not in the file: {_some(done.missing)}")

@@ -47,20 +47,17 @@ def make(config: ProposeConfig) -> list[Path]:
     from fastrcnn.build import annotations, datasets
     from fastrcnn.data import sources
 
+    data, output = config.data, None if config.output is None else Path(config.output).expanduser()
     if config.source is not None:
-        if config.output is None:
+        if output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
         pictures, looks = sources.without_truth(sources.pictures(config.source))
         annotations.say_looks(looks)
-        return [datasets.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
-    names = annotations.classes(config.data)
-    if config.output is not None:
-        both = list(dict.fromkeys([*config.data.train, *config.data.test]))
-        everything = annotations.samples(config.data, both, names)
-        return [datasets.make_proposals(config.data, everything, Path(config.output).expanduser(), config.workers)]
+        return [datasets.make_proposals(data, pictures, output, config.workers)]
+    names = annotations.classes(data)
     made = []
-    for splits in (config.data.train, config.data.test):
-        part = annotations.samples(config.data, splits, names)
-        path = datasets.proposal_path(config.data, part, annotations.split_name(splits))
-        made.append(datasets.make_proposals(config.data, part, path, config.workers))
+    for splits in (data.train, data.test) if output is None else [list(dict.fromkeys([*data.train, *data.test]))]:
+        part = annotations.samples(data, splits, names)
+        path = output or datasets.proposal_path(data, part, annotations.split_name(splits))
+        made.append(datasets.make_proposals(data, part, path, config.workers))
     return made

@@ -133,12 +133,10 @@ def _texts(images: Value) -> list[str]:
     """Ids, from a cell of texts or a matrix of characters."""
     if isinstance(images, Text):
         return [row.strip() for row in images]
-    if not isinstance(images, Cells):
-        raise ValueError("`images` are no texts")
-    return ["".join(_text(images[n])).strip() for n in range(len(images))]
-
-
-def _text(value: Value) -> Text:
-    if not isinstance(value, Text):
-        raise ValueError("`images` are no texts")
-    return value
+    ids = []
+    for n in range(len(images)):
+        rows = images[n]
+        if not isinstance(rows, Text):
+            raise ValueError("`images` are no texts")
+        ids.append("".join(rows).strip())
+    return ids
