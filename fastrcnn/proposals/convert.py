@@ -36,6 +36,27 @@ class Conversion:
         boxes = self.counts.kept + self.counts.dropped
         return self.counts.dropped + self.counts.far > SUSPICIOUS * boxes
 
+    def lines(self) -> list[str]:
+        """What was matched, clipped and dropped, in words."""
+        c, images = self.counts, self.matched + len(self.missing)
+        lines = [f"{self.matched} of {images} images of the data set have proposals"]
+        if self.missing:
+            lines += [
+                f"{len(self.missing)} images of the data set are not in the file: {first_few(self.missing)}",
+                "  Training refuses them, or goes on without: data.missing_proposals=leave_out",
+            ]
+        if self.foreign:
+            lines.append(f"{len(self.foreign)} images of the file are not in the data set: {first_few(self.foreign)}")
+        far = f" ({c.far:,} by more than a pixel)" if c.far else ""
+        why = {"not finite": c.not_finite, "inverted or empty": c.inverted, "outside": c.outside}
+        reasons = f" ({', '.join(f'{n} {what}' for what, n in why.items() if n)})" if c.dropped else ""
+        return [*lines, f"{c.kept:,} boxes kept, {c.clipped:,} of them clipped{far}; {c.dropped:,} dropped{reasons}"]
+
+
+def first_few(ids: Sequence[str], most: int = 5) -> str:
+    """The first of the ids, for a message."""
+    return ", ".join(i[:60] for i in ids[:most]) + (", ..." if len(ids) > most else "")
+
 
 def match_file(wanted: Sequence[Named], file: Content) -> dict[str, int]:
     """For each id wanted its place in the file, as `match_ids` finds it. Raises UserError where none is in it."""
