@@ -54,7 +54,7 @@ def propose_all(
     store_path = Path(store_path)
     check_order(images, store_path)
     work = _work(store_path)
-    with _held(work):
+    with _lock(work):
         results = _results(images, work, settings, workers or cores(), turns or {})
         found = dict(progress(results, total=len(images), what="Proposals"))
         if problems := sorted(result for result in found.values() if isinstance(result, str)):
@@ -91,7 +91,7 @@ def propose_some(
     """
     refuse_import()
     work = _work(Path(store_path))
-    with _held(work, shared=True):
+    with _lock(work, shared=True):
         results = _results(images, work, settings or SelectiveSearchSettings(), workers or cores(), turns or {})
         for _ in progress(results, total=len(images), what="Proposals"):
             pass
@@ -172,7 +172,7 @@ def _load(image_id: str, file: Path | str) -> ImageProposals:
 
 
 @contextmanager
-def _held(work: Path, shared: bool = False) -> Iterator[None]:
+def _lock(work: Path, shared: bool = False) -> Iterator[None]:
     """Makes the folder, and keeps a second run out of it while the body runs, however that ends. shared: keeps out
     those alone that do not share it. Raises UserError."""
     try:
