@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import ProposeConfig
 from fastrcnn.errors import UserError
 from fastrcnn.parallel.launch import launch
 
+if TYPE_CHECKING:
+    from fastrcnn.proposals.formats.content import Content
+
+EXPORTED = (".mat", ".json")
 EXAMPLES = [
     "fastrcnn propose data=voc07 data.root=VOCdevkit",
     "fastrcnn propose source='photos/*.jpg' output=photos.proposals data.selective_search.mode=quality",
@@ -23,9 +29,8 @@ def main(arguments: list[str]) -> int:
     if config.convert and launch().size > 1:
         raise UserError("convert= is done by one process: call it without torchrun.")
     if config.convert:
-        from fastrcnn.cli.convert import convert
-
-        return convert(config)
+        convert(config)
+        return 0
     if config.ids is not None or config.convention is not None:
         raise UserError("ids= and convention= are about the file that convert=FILE names; name it, or leave them out.")
     import torch
@@ -47,20 +52,82 @@ def make(config: ProposeConfig) -> list[Path]:
     from fastrcnn.build import annotations, datasets
     from fastrcnn.data import sources
 
+    data, output = config.data, None if config.output is None else Path(config.output).expanduser()
     if config.source is not None:
-        if config.output is None:
+        if output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
         pictures, looks = sources.without_truth(sources.pictures(config.source))
         annotations.say_looks(looks)
-        return [datasets.make_proposals(config.data, pictures, Path(config.output).expanduser(), config.workers)]
-    names = annotations.classes(config.data)
-    if config.output is not None:
-        both = list(dict.fromkeys([*config.data.train, *config.data.test]))
-        everything = annotations.samples(config.data, both, names)
-        return [datasets.make_proposals(config.data, everything, Path(config.output).expanduser(), config.workers)]
+        return [datasets.make_proposals(data, pictures, output, config.workers)]
+    names = annotations.classes(data)
     made = []
-    for splits in (config.data.train, config.data.test):
-        part = annotations.samples(config.data, splits, names)
-        path = datasets.proposal_path(config.data, part, annotations.split_name(splits))
-        made.append(datasets.make_proposals(config.data, part, path, config.workers))
+    for splits in (data.train, data.test) if output is None else [list(dict.fromkeys([*data.train, *data.test]))]:
+        part = annotations.samples(data, splits, names)
+        path = output or datasets.proposal_path(data, part, annotations.split_name(splits))
+        made.append(datasets.make_proposals(data, part, path, config.workers))
     return made
+
+
+def convert(config: ProposeConfig) -> None:
+    """Writes proposals of other formats as a store, or with output=NAME.mat or NAME.json in a format of others."""
+    from fastrcnn.proposals.files import join_files, open_proposals, read_ids
+    from fastrcnn.proposals.formats.conventions import convention
+
+    chosen = None if config.convention is None else convention(config.convention)
+    ids = None if config.ids is None else read_ids(Path(config.ids).expanduser())
+    files = [open_proposals(Path(name).expanduser(), ids) for name in config.convert]
+    if chosen is not None:
+        files = [replace(file, convention=chosen) for file in files]
+    for part in files:
+        print(f"{part.path}: {part.format}, {len(part.ids)} images; boxes read as {part.convention}")
+    file = join_files(files)
+    output = None if config.output is None else Path(config.output).expanduser()
+    if output is not None and output.suffix.lower() in EXPORTED:
+        export(config, file, output)
+    else:
+        to_store(config, file, output)
+
+
+def export(config: ProposeConfig, file: Content, output: Path) -> None:
+    """Writes all of the file as NAME.mat or NAME.json, the latter with the numbers of COCO files."""
+    from fastrcnn.build import datasets
+    from fastrcnn.proposals.convert import first_few
+    from fastrcnn.proposals.export import export as write
+
+    numbers: dict[str, int | str] = {}
+    if output.suffix.lower() == ".json" and config.data.root is not None:
+        sources = datasets.image_sources(config.data, [*config.data.train, *config.data.test])
+        numbers = {image_id: number for image_id, (_, number) in sources.items() if number is not None}
+    print(f"{output}: {write(file, output, numbers):,} boxes of {len(file.ids)} images")
+    if numbers and (others := [i for i in file.ids if i not in numbers]):
+        print(f"  {len(others)} of the images are not in the data set's COCO file: {first_few(others)}")
+
+
+def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
+    """Writes a store for the images of the data set, or of `source`."""
+    from fastrcnn.build import annotations
+    from fastrcnn.data import sources
+    from fastrcnn.proposals.convert import convert_to_store
+    from fastrcnn.proposals.store import check_target
+
+    data, path = config.data, file.path
+    stem = path.name if path.is_dir() and path.suffix != ".proposals" else path.stem
+    output = output or Path(data.proposal_cache).expanduser() / f"{stem}.proposals"
+    if output.exists() and any(output.samefile(part) for part in file.paths):
+        raise UserError(f"{output}: is what is read; name another store, as output=NAME.proposals.")
+    check_target(output)
+    if config.source is not None:
+        found, looks = sources.without_truth(sources.pictures(config.source))
+        annotations.say_looks(looks)
+    else:
+        splits = list(dict.fromkeys([*data.train, *data.test]))
+        found = annotations.samples(data, splits, annotations.classes(data), need_pictures=False)
+    done = convert_to_store(file, found, output)
+    print("\n".join(f"  {line}" for line in done.lines()))
+    if done.suspicious:
+        where = f" data.root={data.root}" if data.root else ""
+        print(
+            "  So many that the boxes probably follow another convention. This finds out which:\n"
+            f"    fastrcnn proposals-check proposals={path} data={data.name}{where}"
+        )
+    print(f"Use them with data.proposals={output}")

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from fastrcnn.errors import UserError
 from fastrcnn.files import digest
 from fastrcnn.progress import progress
@@ -25,19 +23,39 @@ SUSPICIOUS = 0.01  # share of boxes dropped or clipped by more than a pixel that
 @dataclass(frozen=True)
 class Conversion:
     """matched: images that got proposals. missing: ids of the data set that the file lacks. foreign: ids of the file
-    that the data set lacks. far: boxes that had to be clipped by more than a pixel."""
+    that the data set lacks."""
 
     matched: int
     missing: list[str]
     foreign: list[str]
     counts: BoxCounts
-    far: int
 
     @property
     def suspicious(self) -> bool:
         """Whether so many boxes had to be dropped or clipped that they probably follow another convention."""
         boxes = self.counts.kept + self.counts.dropped
-        return self.counts.dropped + self.far > SUSPICIOUS * boxes
+        return self.counts.dropped + self.counts.far > SUSPICIOUS * boxes
+
+    def lines(self) -> list[str]:
+        """What was matched, clipped and dropped, in words."""
+        c, images = self.counts, self.matched + len(self.missing)
+        lines = [f"{self.matched} of {images} images of the data set have proposals"]
+        if self.missing:
+            lines += [
+                f"{len(self.missing)} images of the data set are not in the file: {first_few(self.missing)}",
+                "  Training refuses them, or goes on without: data.missing_proposals=leave_out",
+            ]
+        if self.foreign:
+            lines.append(f"{len(self.foreign)} images of the file are not in the data set: {first_few(self.foreign)}")
+        far = f" ({c.far:,} by more than a pixel)" if c.far else ""
+        why = {"not finite": c.not_finite, "inverted or empty": c.inverted, "outside": c.outside}
+        reasons = f" ({', '.join(f'{n} {what}' for what, n in why.items() if n)})" if c.dropped else ""
+        return [*lines, f"{c.kept:,} boxes kept, {c.clipped:,} of them clipped{far}; {c.dropped:,} dropped{reasons}"]
+
+
+def first_few(ids: Sequence[str], most: int = 5) -> str:
+    """The first of the ids, for a message."""
+    return ", ".join(i[:60] for i in ids[:most]) + (", ..." if len(ids) > most else "")
 
 
 def match_file(wanted: Sequence[Named], file: Content) -> dict[str, int]:
@@ -105,14 +123,11 @@ def convert_to_store(file: Content, images: Sequence[Sample], output: Path) -> C
     Raises UserError where it has none of them, for boxes that cannot be read, and as write_store does.
     """
     matched = match_file([(s.image_id, s.number) for s in images], file)
-    far = 0
 
     def items() -> Iterator[ImageProposals]:
-        nonlocal far
         for s in images:
             if s.image_id in matched:
                 boxes, scores = file.half_open(matched[s.image_id])
-                far += _far(boxes, s.height, s.width)
                 yield ImageProposals(s.image_id, s.height, s.width, boxes, scores)
 
     settings = {
@@ -124,16 +139,7 @@ def convert_to_store(file: Content, images: Sequence[Sample], output: Path) -> C
     missing = [s.image_id for s in images if s.image_id not in matched]
     used = set(matched.values())
     foreign = [image_id for n, image_id in enumerate(file.ids) if n not in used]
-    return Conversion(len(matched), missing, foreign, counts, far)
-
-
-def _far(boxes: np.ndarray, height: int, width: int) -> int:
-    """How many boxes overlap the image and stand out of it by more than a pixel."""
-    with np.errstate(invalid="ignore"):
-        x1, y1, x2, y2 = boxes.T
-        overlap = (x2 > x1) & (y2 > y1) & (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0)
-        out = np.maximum.reduce([-x1, -y1, x2 - width, y2 - height])
-        return int((overlap & np.isfinite(boxes).all(axis=1) & (out > 1 + 1e-3)).sum())
+    return Conversion(len(matched), missing, foreign, counts)
 
 
 def fingerprint(path: Path) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastrcnn.data.annotations.text_files import read_lines
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.formats.content import Content, Pair
 from fastrcnn.proposals.formats.conventions import HALF_OPEN
@@ -32,6 +33,14 @@ FORMATS = """\
       mmdetection (a list, or a dictionary by file name)
   CSV with a header: image_id, x1, y1, x2, y2 or x, y, w, h, and a score or not
   JSON: a list of {"image_id": ..., "bbox": [x, y, width, height], "score": ...}"""
+
+
+def read_ids(path: Path) -> list[str]:
+    """Image ids of a text file, one a line. Raises UserError where it cannot be read."""
+    try:
+        return [line.strip() for line in read_lines(path) if line.strip()]
+    except UserError as error:
+        raise UserError(f"ids={error}") from None
 
 
 def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:

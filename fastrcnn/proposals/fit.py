@@ -22,7 +22,7 @@ fits if the best reading is no better than the boxes of other images, in the sen
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -41,31 +41,22 @@ PIXELS, RELATIVE, AS_IS = "pixels", "0..1", "as they are"
 
 @dataclass(frozen=True)
 class Reading:
-    """A way to read a file. unit: of the numbers, a name that `_frames` gives. ids: a name that `_placements` gives."""
-
-    convention: Convention
-    unit: str = PIXELS
-    ids: str = AS_IS
-
-    def __str__(self) -> str:
-        """The convention, readable also where the first pixel is -1, which only a mistake makes."""
-        c = self.convention
-        return str(c) if c.base >= 0 else f"{Convention(c.order, 0, c.inclusive)} less 1"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Readings that differ only by a pixel: one order, one unit, one place of each image's boxes.
+    """A way to read a file. unit: of the numbers, a name that `_frames` gives. ids: a name that `_placements` gives.
 
     frames: (N, 2) width and height that each image has in the numbers' unit; those of the image for RELATIVE.
     at: (N,) the file's entry for each image.
     """
 
-    order: str
-    unit: str
-    ids: str
-    frames: np.ndarray = field(compare=False)
-    at: np.ndarray = field(compare=False)
+    convention: Convention
+    unit: str = PIXELS
+    ids: str = AS_IS
+    frames: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)), compare=False)
+    at: np.ndarray = field(default_factory=lambda: np.zeros(0, int), compare=False)
+
+    def __str__(self) -> str:
+        """The convention, readable also where the first pixel is -1, which only a mistake makes."""
+        c = self.convention
+        return str(c) if c.base >= 0 else f"{Convention(c.order, 0, c.inclusive)} less 1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,24 +146,24 @@ def find_fit(
     own_boxes = [file[e] for e in progress(entries, len(entries), "reading proposals")]
     lowest = min((float(b.min()) for b in own_boxes if len(b)), default=0.0)
     sizes = np.array([(s.width, s.height) for s in samples], np.float64)
-    own_group = Group(own.order, PIXELS, AS_IS, sizes, at)
-    close = [own_group, *(g for g in _promising(file, samples, _placements(ids, at), sizes) if g != own_group)]
+    own_reading = Reading(own, PIXELS, AS_IS, sizes, at)
+    promising = _promising(file, samples, _placements(ids, at), sizes)
     fits: dict[Reading, Fit] = {}
 
-    def measure(group: Group, convention: Convention) -> Fit:
-        reading = Reading(convention, group.unit, group.ids)
+    def measure(reading: Reading) -> Fit:
         if reading not in fits:
-            fits[reading] = _measure(file, samples, group, reading)
+            fits[reading] = _measure(file, samples, reading)
         return fits[reading]
 
-    leaders: dict[Fit, Group] = {}  # of each group the reading that meets the borders best
-    for group in progress(close, len(close), "comparing", unit="reading"):
-        sides = {c: _sides(_read(file, group, c), group.frames).sum() for c in _conventions(group.order, lowest)}
-        leaders[measure(group, max(sides, key=lambda c: (sides[c], c == own)))] = group
-    leader = _choose([*leaders], own, overlaps_more)
-    members = [measure(leaders[leader], c) for c in _conventions(leaders[leader].order, lowest)]
+    leaders: list[Fit] = []  # of each order, unit and ids the reading that meets the borders best
+    for group in progress([own_reading, *promising], 1 + len(promising), "comparing", unit="reading"):
+        sides = {r: _sides(_read(file, r), r.frames).sum() for r in _members(group, lowest)}
+        leaders.append(measure(max(sides, key=lambda r: (sides[r], r.convention == own))))
+    leaders = list(dict.fromkeys(leaders))  # the file's own may be among the promising
+    leader = _choose(leaders, own, overlaps_more)
+    members = [measure(reading) for reading in _members(leader.reading, lowest)]
     winner = _choose(members, own, meets_borders_better)
-    as_own = measure(own_group, own)
+    as_own = measure(own_reading)
 
     equal = [f for f in members if f is not winner and not meets_borders_better(winner, f)]
     equal += [f for f in leaders if f is not leader and not _better(winner, f)]
@@ -227,28 +218,28 @@ def _choose(fits: list[Fit], own: Convention, better: Callable[[Fit, Fit], bool]
 
 def _promising(
     file: Entries, samples: Sequence[Sample], places: dict[str, np.ndarray], sizes: np.ndarray
-) -> list[Group]:
+) -> list[Reading]:
     """The combinations of order, unit and ids that have most overlap above chance. places: see _placements."""
-    found: list[tuple[float, Group]] = []
+    found: list[tuple[float, Reading]] = []
     for order in ORDERS:
         plain = Convention(order, 0, False)
         extents = [plain.read(file[e]).max(axis=0, initial=-np.inf)[2:] for e in places[AS_IS].tolist()]
         for unit, frames in _frames(np.array(extents), sizes).items():
             for ids, at in places.items():
-                group = Group(order, unit, ids, frames, at)
-                shares = _shares(_read(file, group, plain), frames)
+                reading = Reading(plain, unit, ids, frames, at)
+                shares = _shares(_read(file, reading), frames)
                 if ids == AS_IS:
                     chance = _chance(samples, shares).mean()  # for all placements
-                found.append((float(_overlaps(samples, shares).mean() - chance), group))
+                found.append((float(_overlaps(samples, shares).mean() - chance), reading))
     found.sort(key=lambda f: -f[0])
-    return [group for _, group in found[:CLOSE]]
+    return [reading for _, reading in found[:CLOSE]]
 
 
-def _conventions(order: str, lowest: float) -> list[Convention]:
-    """The conventions of an order to try; with first pixel -1 too where that is the `lowest` number of the file."""
+def _members(reading: Reading, lowest: float) -> list[Reading]:
+    """The readings that differ by a pixel; with first pixel -1 too where that is the `lowest` number of the file."""
     bases = (0, 1, -1) if -1.5 <= lowest <= -0.5 else (0, 1)
-    both = [Convention(order, base, inclusive) for base in bases for inclusive in (False, True)]
-    return [c for c in both if not (c.sized and c.inclusive)]
+    both = [Convention(reading.convention.order, base, inclusive) for base in bases for inclusive in (False, True)]
+    return [replace(reading, convention=c) for c in both if not (c.sized and c.inclusive)]
 
 
 def _frames(extents: np.ndarray, sizes: np.ndarray) -> dict[str, np.ndarray]:
@@ -305,12 +296,12 @@ def _placements(ids: Sequence[str], entries: np.ndarray) -> dict[str, np.ndarray
     return unique
 
 
-def _read(file: Entries, group: Group, convention: Convention) -> list[np.ndarray]:
+def _read(file: Entries, reading: Reading) -> list[np.ndarray]:
     """Each image's boxes as half-open x1 y1 x2 y2 (P, 4) in units of its frame."""
     found = []
-    for entry, frame in zip(group.at.tolist(), group.frames, strict=True):
-        units = frame[[0 if letter in "xw" else 1 for letter in group.order]] if group.unit == RELATIVE else 1
-        found.append(convention.read(file[entry] * units))
+    for entry, frame in zip(reading.at.tolist(), reading.frames, strict=True):
+        sides = frame[[0 if letter in "xw" else 1 for letter in reading.convention.order]]
+        found.append(reading.convention.read(file[entry] * (sides if reading.unit == RELATIVE else 1)))
     return found
 
 
@@ -319,10 +310,10 @@ def _shares(found: list[np.ndarray], frames: np.ndarray) -> list[np.ndarray]:
     return [np.clip(b / np.tile(frame, 2), 0, 1) for b, frame in zip(found, frames, strict=True)]
 
 
-def _measure(file: Entries, samples: Sequence[Sample], group: Group, reading: Reading) -> Fit:
-    found = _read(file, group, reading.convention)
-    shares = _shares(found, group.frames)
-    return Fit(reading, _overlaps(samples, shares), _chance(samples, shares), _sides(found, group.frames))
+def _measure(file: Entries, samples: Sequence[Sample], reading: Reading) -> Fit:
+    found = _read(file, reading)
+    shares = _shares(found, reading.frames)
+    return Fit(reading, _overlaps(samples, shares), _chance(samples, shares), _sides(found, reading.frames))
 
 
 def _overlaps(samples: Sequence[Sample], shares: list[np.ndarray]) -> np.ndarray:

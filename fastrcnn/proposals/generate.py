@@ -51,7 +51,7 @@ def propose_all(
     store_path = Path(store_path)
     check_order(images, store_path)
     work = _work(store_path)
-    with _held(work):
+    with _lock(work):
         results = _results(images, work, settings, workers or cores(), turns or {})
         found = dict(progress(results, total=len(images), what="Proposals"))
         if problems := sorted(result for result in found.values() if isinstance(result, str)):
@@ -88,7 +88,7 @@ def propose_some(
     """
     refuse_import()
     work = _work(Path(store_path))
-    with _held(work, shared=True):
+    with _lock(work, shared=True):
         results = _results(images, work, settings or SelectiveSearchSettings(), workers or cores(), turns or {})
         for _ in progress(results, total=len(images), what="Proposals"):
             pass
@@ -163,7 +163,7 @@ def _load(image_id: str, file: Path | str) -> ImageProposals:
         return ImageProposals(image_id, height, width, result["boxes"])
 
 
-def _held(work: Path, shared: bool = False) -> AbstractContextManager[None]:
+def _lock(work: Path, shared: bool = False) -> AbstractContextManager[None]:
     """Makes the folder, and keeps a second run out of it while the body runs, however that ends. shared: keeps out
     those alone that do not share it. Raises BusyError, UserError."""
     busy = "another run is making these proposals now"

@@ -45,13 +45,15 @@ class ImageProposals:
 
 @dataclass(frozen=True)
 class BoxCounts:
-    """How many boxes were kept, how many of those had to be clipped, and how many were dropped and why."""
+    """How many boxes were kept, how many of those had to be clipped (`far`: by more than a pixel), and how many were
+    dropped and why."""
 
     kept: int = 0
     clipped: int = 0
     not_finite: int = 0
     inverted: int = 0
     outside: int = 0
+    far: int = 0
 
     def __add__(self, other: BoxCounts) -> BoxCounts:
         return BoxCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -82,6 +84,7 @@ def clean(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.nd
         not_finite=int((~finite).sum()),
         inverted=int((finite & ~upright).sum()),
         outside=int((upright & ~inside).sum()),
+        far=int((np.abs(kept - boxes[rows]) > 1.001).any(axis=1).sum()),
     )
     return kept, rows, counts
 

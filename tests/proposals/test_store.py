@@ -149,17 +149,18 @@ def test_clean_clips_drops_and_counts() -> None:
         [200, 0, 210, 5],  # right of the image
         [0, -9, 5, 0],  # above it
         [0, 0, 200, 100],  # the whole image is no clipping
+        [-1, 0, 201, 100],  # clipped by a pixel, which is not far
     ]
     kept, rows, counts = clean(np.array(boxes), height=100, width=200)
-    assert kept.tolist() == [[10, 10, 20, 20], [0, 90, 20, 100], [0, 0, 200, 100]]
-    assert rows.tolist() == [0, 1, 8]
-    assert counts == BoxCounts(kept=3, clipped=1, not_finite=2, inverted=2, outside=2)
+    assert kept.tolist() == [[10, 10, 20, 20], [0, 90, 20, 100], [0, 0, 200, 100], [0, 0, 200, 100]]
+    assert rows.tolist() == [0, 1, 8, 9]
+    assert counts == BoxCounts(kept=4, clipped=2, not_finite=2, inverted=2, outside=2, far=1)
     assert counts.dropped == 6
 
 
 def test_counts_of_all_images_are_returned_and_stored(tmp_path: Path) -> None:
     bad = ImageProposals("d", 10, 10, np.array([[0, 0, 20, 5], [3, 3, 1, 1]]))
-    assert write_store(tmp_path / "c.proposals", [A, bad], "test", {}) == BoxCounts(3, 1, 0, 1, 0)
+    assert write_store(tmp_path / "c.proposals", [A, bad], "test", {}) == BoxCounts(3, 1, 0, 1, 0, 1)
     assert ProposalStore(tmp_path / "c.proposals").meta["cleaning"]["inverted"] == 1
 
 

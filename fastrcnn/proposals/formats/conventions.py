@@ -8,7 +8,8 @@ import numpy as np
 
 from fastrcnn.errors import UserError, nearest
 
-ORDERS = ("xyxy", "yxyx", "xxyy", "xywh", "yxhw")
+# Where x y x y, or x y width height, stand among the four numbers; each is its own inverse.
+ORDERS = {"xyxy": (0, 1, 2, 3), "yxyx": (1, 0, 3, 2), "xxyy": (0, 2, 1, 3), "xywh": (0, 1, 2, 3), "yxhw": (1, 0, 3, 2)}
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,7 @@ class Convention:
 
     def read(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes (P, 4) of a file as half-open x1 y1 x2 y2 (P, 4) float64; nothing is clipped and nothing wraps."""
-        numbers = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-        if self.order == "xxyy":
-            numbers = numbers[:, (0, 2, 1, 3)]
-        elif self.order in ("yxyx", "yxhw"):
-            numbers = numbers[:, (1, 0, 3, 2)]
+        numbers = np.array(boxes, dtype=np.float64).reshape(-1, 4)[:, ORDERS[self.order]]
         if self.sized:
             numbers[:, 2:] += numbers[:, :2]
         elif self.inclusive:
@@ -53,9 +50,7 @@ class Convention:
             numbers[:, 2:] -= numbers[:, :2]
         elif self.inclusive:
             numbers[:, 2:] -= 1
-        if self.order == "xxyy":
-            return numbers[:, (0, 2, 1, 3)]
-        return numbers[:, (1, 0, 3, 2)] if self.order in ("yxyx", "yxhw") else numbers
+        return numbers[:, ORDERS[self.order]]
 
 
 CONVENTIONS = {

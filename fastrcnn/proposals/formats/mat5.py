@@ -44,7 +44,11 @@ class Cells:
         return self.unpack(self.packed[index])
 
 
-Value = np.ndarray | Text | Cells  # a variable of a MATLAB file; an array has the shape that MATLAB shows
+class Unread(str):
+    """The name of a kind of variable that is not read, such as struct."""
+
+
+Value = np.ndarray | Text | Cells | Unread  # a variable of a MATLAB file; an array has the shape that MATLAB shows
 
 
 def most_bytes(file_size: int) -> int:
@@ -69,7 +73,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_mat5(path: Path, names: Collection[str]) -> dict[str, Value]:
-    """Those of the named variables that the file has. Raises UserError for other kinds than those of Value."""
+    """Those of the named variables that the file has."""
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     order = "<" if bytes(data[126:128]) == b"IM" else ">"
@@ -77,15 +81,15 @@ def read_mat5(path: Path, names: Collection[str]) -> dict[str, Value]:
     at = 128
     while at + 8 <= len(data):
         kind, part, at = _element(data, order, at, padded=False)
+        begin = part
         if kind == COMPRESSED:
             begin = memoryview(zlib.decompressobj().decompress(part, 512))
-            kind, name = struct.unpack_from(f"{order}I", begin)[0], _header(begin[8:], order)[0]
-            if kind == MATRIX and name in names:
-                _, part, _ = _element(_inflate(part, most_bytes(len(data))), order)
-        elif kind == MATRIX:
-            name = _header(part, order)[0]
-        if kind == MATRIX and name in names and name not in found:
-            found[name] = _value(part, order, f"{path}: `{name}`")
+            kind, begin = struct.unpack_from(f"{order}I", begin)[0], begin[8:]
+        if kind != MATRIX or (name := _header(begin, order)[0]) not in names or name in found:
+            continue
+        if begin is not part:
+            _, part, _ = _element(_inflate(part, most_bytes(len(data))), order)
+        found[name] = _value(part, order)
     return found
 
 
@@ -114,16 +118,16 @@ def _header(data: memoryview, order: str) -> tuple[str, int, bool, tuple[int, ..
     return bytes(name).decode("latin1"), flag & 0xFF, bool(flag & 0x800), shape, data[at:]
 
 
-def _value(data: memoryview, order: str, where: str) -> Value:
-    """What a matrix element holds. Raises UserError, which begins with `where`, for what is not read here."""
+def _value(data: memoryview, order: str) -> Value:
+    """What a matrix element holds."""
     if not data:
         return np.zeros((0, 0))
     _, kind, is_complex, shape, data = _header(data, order)
     if kind == CELL:
-        return Cells(_cells(data, order, math.prod(shape)), lambda cell: _value(cell, order, where))
+        return Cells(_cells(data, order, math.prod(shape)), lambda cell: _value(cell, order))
     if is_complex or kind in (STRUCT, OBJECT, SPARSE) or not CHARACTERS <= kind <= 15:
         name = {STRUCT: "struct", OBJECT: "object", SPARSE: "sparse"}.get(kind, "complex" if is_complex else "unknown")
-        raise UserError(f"{where}: is {name}, and must be numbers.")
+        return Unread(name)
     if math.prod(shape) == 0:
         return Text() if kind == CHARACTERS else np.zeros(shape)
     stored, raw, _ = _element(data, order)

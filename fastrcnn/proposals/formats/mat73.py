@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from fastrcnn.errors import UserError
-from fastrcnn.proposals.formats.mat5 import Cells, Text, Value, most_bytes
+from fastrcnn.proposals.formats.mat5 import Cells, Text, Unread, Value, most_bytes
 
 DEFLATE, SHUFFLE, CHECKSUM = 1, 2, 3  # HDF5's numbers of the filters that are admitted
 
 
 def read_mat73(path: Path, names: Collection[str]) -> dict[str, Value]:
-    """Those of the named variables that the file has. Raises UserError without h5py, and for other kinds."""
+    """Those of the named variables that the file has. Raises UserError without h5py."""
     try:
         import h5py
     except ImportError as error:
@@ -31,11 +31,11 @@ def read_mat73(path: Path, names: Collection[str]) -> dict[str, Value]:
         ) from error
     file, size = h5py.File(path, "r"), path.stat().st_size
     own = [name for name in names if isinstance(file.get(name, getlink=True), h5py.HardLink)]
-    return {name: _value(file, file[name], size, f"{path}: `{name}`") for name in own}
+    return {name: _value(file, file[name], size) for name in own}
 
 
-def _value(file: Any, data: Any, file_size: int, where: str) -> Value:
-    """What a data set of an h5py.File holds. Raises UserError, which begins with `where`, for what is not read here."""
+def _value(file: Any, data: Any, file_size: int) -> Value:
+    """What a data set of an h5py.File holds."""
     import h5py
 
     is_array = isinstance(data, h5py.Dataset)
@@ -44,9 +44,9 @@ def _value(file: Any, data: Any, file_size: int, where: str) -> Value:
         targets = [] if _is_empty(data) else _content(data, file_size).ravel().tolist()
         if not all(isinstance(r, h5py.Reference) and r for r in targets):
             raise ValueError("a cell that leads nowhere")
-        return Cells(targets, lambda target: _value(file, file[target], file_size, where))
+        return Cells(targets, lambda target: _value(file, file[target], file_size))
     if not is_array or data.dtype.kind not in "iuf":
-        raise UserError(f"{where}: is {'unknown' if is_array else 'struct'}, and must be numbers.")
+        return Unread("unknown" if is_array else "struct")
     content = np.zeros((0, 0)) if _is_empty(data) else _content(data, file_size).T
     if _attribute(data, "MATLAB_class") != b"char":
         return content

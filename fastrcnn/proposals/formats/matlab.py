@@ -14,7 +14,7 @@ from pathlib import Path
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.formats.content import Content, Pair, as_boxes, as_scores
 from fastrcnn.proposals.formats.conventions import CONVENTIONS, Convention
-from fastrcnn.proposals.formats.mat5 import Cells, Text, Value, read_mat5, reading
+from fastrcnn.proposals.formats.mat5 import Cells, Text, Unread, Value, read_mat5, reading
 from fastrcnn.proposals.formats.mat73 import read_mat73
 
 NAMES = ("boxes", "images", "bboxes", "bbs", "scores", "bboxes_scores")
@@ -125,20 +125,22 @@ def _image(path: Path, found: Variables) -> Pair:
 
 def _pair(layout: Layout, boxes: Value, scores: Value | None, where: str) -> Pair:
     """Boxes and scores of an image."""
+    if isinstance(boxes, (Unread, Text)):
+        raise UserError(f"{where}: is {'text' if isinstance(boxes, Text) else boxes}, and must be numbers.")
     numbers, own = as_boxes(boxes, where, (layout.columns,))
     return numbers, own if scores is None else as_scores(scores, numbers, f"{where}, `scores`")
 
 
 def _texts(images: Value) -> list[str]:
     """Ids, from a cell of texts or a matrix of characters."""
+    if isinstance(images, Unread):
+        raise ValueError("`images` are no texts")
     if isinstance(images, Text):
         return [row.strip() for row in images]
-    if not isinstance(images, Cells):
-        raise ValueError("`images` are no texts")
-    return ["".join(_text(images[n])).strip() for n in range(len(images))]
-
-
-def _text(value: Value) -> Text:
-    if not isinstance(value, Text):
-        raise ValueError("`images` are no texts")
-    return value
+    ids = []
+    for n in range(len(images)):
+        rows = images[n]
+        if not isinstance(rows, Text):
+            raise ValueError("`images` are no texts")
+        ids.append("".join(rows).strip())
+    return ids

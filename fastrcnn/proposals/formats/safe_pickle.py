@@ -21,6 +21,10 @@ import numpy as np
 from fastrcnn.errors import UserError
 
 CODES = {instruction.code: instruction for instruction in pickletools.opcodes}
+TAKEN = {  # how many things an instruction takes from the stack
+    **{"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2},
+    **dict.fromkeys(("STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD"), 2),
+}
 NAMES = {  # of classes and functions -> what they make
     "numpy.ndarray": "class of arrays",  # only ever the first argument of _reconstruct
     "numpy.dtype": "dtype",
@@ -89,8 +93,8 @@ def _run(instructions: Iterable[tuple[str, Any]]) -> object:
     below: list[list[Any]] = []  # what is below each mark
     memo: dict[object, Any] = {}
     for name, argument in instructions:
-        items: list[Any] = []  # those above the last mark
-        if name in ("TUPLE", "LIST", "DICT", "APPENDS", "ADDITEMS", "SETITEMS"):
+        items = [stack.pop() for _ in range(TAKEN.get(name, 0))][::-1]
+        if name in ("TUPLE", "LIST", "DICT", "APPENDS", "ADDITEMS", "SETITEMS"):  # all above the last mark
             items, stack = stack, below.pop()
         match name:
             case "LONG" | "LONG1" | "LONG4" if argument.bit_length() > 64:
@@ -103,19 +107,15 @@ def _run(instructions: Iterable[tuple[str, Any]]) -> object:
                 stack.append(argument)
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NEWTRUE": True, "NEWFALSE": False}.get(name))
-            case "EMPTY_TUPLE" | "TUPLE":
+            case "EMPTY_TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3" | "TUPLE":
                 stack.append(tuple(items))
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple([stack.pop() for _ in range(int(name[-1]))][::-1]))
             case "EMPTY_LIST" | "LIST" | "EMPTY_SET":  # a set of names of fields, as a list: never hashed
                 stack.append(items)
             case "EMPTY_DICT" | "DICT":
                 stack.append(_fill({}, items))
             case "APPEND" | "APPENDS" | "ADDITEMS":
-                items = items if name != "APPEND" else [stack.pop()]
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
-                items = items if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
                 _fill(stack[-1], items)
             case "MARK":
                 below.append(stack)
@@ -130,15 +130,12 @@ def _run(instructions: Iterable[tuple[str, Any]]) -> object:
             case "GLOBAL":
                 stack.append(_kind(argument.replace(" ", ".")))  # as pickletools separates module and name
             case "STACK_GLOBAL":
-                last, module = stack.pop(), stack.pop()
-                stack.append(_kind(".".join((module, last))))
+                stack.append(_kind(".".join(items)))
             case "REDUCE" | "NEWOBJ":
-                arguments, kind = stack.pop(), stack.pop()
-                stack.append(_make(kind, arguments, called=name == "REDUCE"))
+                stack.append(_make(name == "REDUCE", *items))
             case "BUILD":
-                state, unbuilt = stack.pop(), stack.pop()
-                stack.append(_build(unbuilt, state))
-                memo.update(dict.fromkeys(unbuilt.places, stack[-1]))
+                stack.append(_build(*items))
+                memo.update(dict.fromkeys(items[0].places, stack[-1]))
             case "STOP":
                 return stack.pop()
             case "PROTO" | "FRAME" if name == "FRAME" or argument <= 5:
@@ -163,7 +160,7 @@ def _kind(name: str) -> _Kind:
     return _Kind(NAMES[name])
 
 
-def _make(kind: object, arguments: object, called: bool) -> Any:
+def _make(called: bool, kind: object, arguments: object) -> Any:
     """What a call of a function, or else a new object of a class, comes to."""
     if not isinstance(kind, _Kind) or not isinstance(arguments, tuple) or (kind != "fields" and not called):
         raise _RefusedError("an object, or a call of something else than a function")

@@ -6,14 +6,12 @@ import csv
 import json
 import math
 from array import array
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastrcnn.errors import UserError
-from fastrcnn.progress import progress
 from fastrcnn.proposals.formats.content import Content, as_boxes
 from fastrcnn.proposals.formats.conventions import CONVENTIONS, HALF_OPEN, Convention
 
@@ -21,7 +19,6 @@ IDS = ("image_id", "image", "id")
 CORNERS, SIZED = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
 SEPARATORS = (",", ";", "\t")
 MOST = 10  # mistakes shown
-MEGABYTE = 1 << 20
 NO_ID = "`image_id` should be there, text or a whole number"
 TAKEN = (None,)
 
@@ -97,7 +94,7 @@ def read_csv(path: Path) -> Content:
             separator, places = found
             numbers = CORNERS if {*CORNERS} <= {*places} else SIZED
             wanted = [name for name in (*numbers, "score") if name in places]
-            lines = csv.reader(_metered(file, path.stat().st_size), delimiter=separator)
+            lines = csv.reader(file, delimiter=separator)
             for fields in lines:
                 if any(fields):
                     rows.note(f"line {lines.line_num + before}", _add_line(rows, fields, places, wanted))
@@ -118,17 +115,6 @@ def _add_line(rows: _Rows, fields: list[str], places: dict[str, int], wanted: li
         except ValueError:
             return f"{name} should be a number, is '{text[:40]}'"
     return rows.add(fields[places["id"]].strip(), numbers)
-
-
-def _metered(lines: Iterable[str], size: int) -> Iterator[str]:
-    """The lines of a file of so many bytes, with progress."""
-    meter, done = progress(range(size // MEGABYTE), size // MEGABYTE, "reading", "MB"), 0
-    for line in lines:
-        yield line
-        done += len(line)
-        while done >= MEGABYTE:
-            next(meter, None)
-            done -= MEGABYTE
 
 
 def read_json(path: Path) -> Content:
