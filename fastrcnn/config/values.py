@@ -93,17 +93,18 @@ def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
         raise UserError(f"{key} is empty: give at least one value.")
     if bounds["in_path"]:
         check_name(key, value)
+    shown = str(value).removesuffix(".0")
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{key}={value}: should be a finite number.")
+            raise UserError(f"{key}={shown}: should be a finite number.")
         if not isinstance(number, (int, float)):
             continue
         if bounds["above"] is not None and number <= bounds["above"]:
-            raise UserError(f"{key}={value}: should be more than {bounds['above']}.")
+            raise UserError(f"{key}={shown}: should be more than {bounds['above']}.")
         if bounds["least"] is not None and number < bounds["least"]:
-            raise UserError(f"{key}={value}: should be at least {bounds['least']}.")
+            raise UserError(f"{key}={shown}: should be at least {bounds['least']}.")
         if bounds["most"] is not None and number > bounds["most"]:
-            raise UserError(f"{key}={value}: should be at most {bounds['most']}.")
+            raise UserError(f"{key}={shown}: should be at most {bounds['most']}.")
 
 
 def check_name(key: str, value: str) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.ops import batched_nms
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Detections
 
 
@@ -18,10 +19,10 @@ def postprocess(
     rois: Tensor,
     height: int,
     width: int,
-    score_threshold: float | None = 0.05,
-    nms_iou: float = 0.3,
-    max_per_class: int | None = None,
-    max_per_image: int | None = 100,
+    score_threshold: float | None = DetectionSettings.score_threshold,
+    nms_iou: float = DetectionSettings.nms_iou,
+    max_per_class: int | None = DetectionSettings.max_per_class,
+    max_per_image: int | None = DetectionSettings.max_per_image,
 ) -> Detections:
     """Objects in one image, best first, of RoIs and what the network says about them.
 
@@ -37,10 +38,10 @@ def postprocess(
 def best_boxes(
     class_scores: Tensor,
     boxes: Tensor,
-    score_threshold: float | None = 0.05,
-    nms_iou: float = 0.3,
-    max_per_class: int | None = None,
-    max_per_image: int | None = 100,
+    score_threshold: float | None = DetectionSettings.score_threshold,
+    nms_iou: float = DetectionSettings.nms_iou,
+    max_per_class: int | None = DetectionSettings.max_per_class,
+    max_per_image: int | None = DetectionSettings.max_per_image,
 ) -> Detections:
     """Objects in one image, best first, of scored boxes.
 
