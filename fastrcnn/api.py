@@ -35,7 +35,7 @@ def load(
     from fastrcnn.build.trained import network_of
     from fastrcnn.config.compose import compose, to_dict
     from fastrcnn.config.schema import DetectConfig
-    from fastrcnn.config.values import filled
+    from fastrcnn.config.values import fill
 
     asked = compose("detect", [])
     asked.checkpoint, asked.runtime.device = str(source), device
@@ -46,5 +46,5 @@ def load(
         if not hasattr(config.detection, key):
             raise TypeError(f"load() got an unexpected keyword argument '{key}'.{nearest(key, vars(config.detection))}")
         setattr(config.detection, key, value)
-    config = filled(DetectConfig, to_dict(config))  # checks the values
+    config = fill(DetectConfig, to_dict(config))  # checks the values
     return datasets.detector(config, network_of(path, content, machine.device(config.runtime)), content["classes"])

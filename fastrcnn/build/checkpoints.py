@@ -14,7 +14,7 @@ from typing import Any
 
 from fastrcnn.config.compose import check_overrides, compose, to_dict
 from fastrcnn.config.schema import DetectConfig, EvalConfig, TrainConfig, groups
-from fastrcnn.config.values import filled
+from fastrcnn.config.values import fill
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
@@ -82,7 +82,7 @@ def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
     from fastrcnn.build import annotations, models
 
     try:
-        whole = filled(TrainConfig, config)
+        whole = fill(TrainConfig, config)
         lacking = [name for name in ("model", "data", "detection") if name not in config]
         if lacking:
             raise UserError(f"it lacks {', '.join(lacking)}.")
