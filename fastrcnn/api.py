@@ -34,7 +34,7 @@ def load(
     from fastrcnn.build.checkpoints import open_network
     from fastrcnn.config.compose import compose, to_dict
     from fastrcnn.config.schema import DetectConfig
-    from fastrcnn.config.values import filled
+    from fastrcnn.config.values import fill
 
     config = compose("detect", [])
     config.checkpoint, config.runtime.device, config.runtime.precision = str(source), device, precision
@@ -43,7 +43,7 @@ def load(
         if not hasattr(config.detection, key):
             raise TypeError(f"load() got an unexpected keyword argument '{key}'.{nearest(key, vars(config.detection))}")
         setattr(config.detection, key, value)
-    config = filled(DetectConfig, to_dict(config))  # checks the values
+    config = fill(DetectConfig, to_dict(config))  # checks the values
     given = ["runtime.device", "runtime.precision", *(f"detection.{key}" for key in detection)]
     network, names, _ = open_network(config, given)
     return datasets.detector(config, network, names)

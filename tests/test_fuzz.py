@@ -384,10 +384,11 @@ def test_any_argument_is_taken_for_what_it_says_or_refused_by_name(name: str, va
     if kind is str or (many and value.startswith("[")) or (optional and value in ("", "null")):
         return
     try:
-        read = as_written(READ[kind](value)) if kind is not float else value
+        read = as_written(READ[kind](value))
     except (KeyError, ValueError):
         assert isinstance(found, UserError)
     else:
+        read = value if kind is float else read
         assert found == [f"{name}=[{read}]" if many else f"{name}={read}"]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrcnn.config.compose import check_overrides, compose, inherit, to_dict
 from fastrcnn.config.schema import TrainConfig, groups
-from fastrcnn.config.values import filled
+from fastrcnn.config.values import fill
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
     from fastrcnn.build import annotations, models
 
     try:
-        whole = filled(TrainConfig, config)
+        whole = fill(TrainConfig, config)
         lacking = [name for name in ("model", "data", "detection") if name not in config]
         if lacking:
             raise UserError(f"it lacks {', '.join(lacking)}.")

@@ -129,4 +129,4 @@ def detection(config: DetectionSettings, classifier: str = "softmax") -> Detecti
 def check_threshold(key: str, value: float | None, classifier: str) -> None:
     """Raises UserError for a threshold that is no probability where scores are; margins can be any number."""
     if classifier == "softmax" and value is not None and not 0 <= value <= 1:
-        raise UserError(f"{key}={value}: should be from 0 to 1, as the scores are probabilities.")
+        raise UserError(f"{key}={value:g}: should be from 0 to 1, as the scores are probabilities.")

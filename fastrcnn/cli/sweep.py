@@ -19,7 +19,7 @@ from unittest import mock
 from fastrcnn.build.run_folder import refuse_unusable
 from fastrcnn.config.compose import check_overrides, compose, config_folder
 from fastrcnn.config.schema import SCHEMAS, leaves
-from fastrcnn.config.values import filled, quoted
+from fastrcnn.config.values import fill, quote
 from fastrcnn.errors import UserError
 from fastrcnn.parallel.launch import launch
 
@@ -68,7 +68,7 @@ def sweep(arguments: Sequence[str]) -> int:
     if "hydra/sweeper=optuna" in hydras and not any(a.startswith("hydra.sweeper.direction=") for a in hydras):
         hydras.append("hydra.sweeper.direction=maximize")
     quiet = ["hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null"]
-    places = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=${hydra.job.num}"]
+    places = [f"hydra.sweep.dir={quote(str(folder))}", "hydra.sweep.subdir=${hydra.job.num}"]
     import hydra
 
     entry = hydra.main(config_path=str(config_folder()), config_name="train", version_base="1.3")(job)
@@ -169,7 +169,7 @@ def job(composed: DictConfig) -> float:
         return done["mAP"] or 0.0
     result: dict[str, Any] = {"overrides": overrides, "mAP": None, "error": None}
     try:
-        config = filled(SCHEMAS["train"], OmegaConf.to_container(composed))
+        config = fill(SCHEMAS["train"], OmegaConf.to_container(composed))
         if config.start:  # the model is the checkpoint's
             config = configure(overrides)
         config.run = str(folder)

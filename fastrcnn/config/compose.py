@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrcnn.config.schema import SCHEMAS, groups, leaves
-from fastrcnn.config.values import as_written, filled, for_hydra, type_name
+from fastrcnn.config.values import as_written, fill, for_hydra, type_name
 from fastrcnn.errors import UserError, nearest
 
 
@@ -80,7 +80,7 @@ def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None)
     Raises UserError for unknown keys, unknown names and values that a key cannot have.
     """
     overrides = check_overrides(verb, arguments)
-    config = filled(SCHEMAS[verb], _composed(verb, overrides))
+    config = fill(SCHEMAS[verb], _load_by_hydra(verb, overrides))
     if base:
         inherit(config, base, [override.partition("=")[0] for override in overrides])
     return config
@@ -92,14 +92,14 @@ def inherit(config: Any, base: dict[str, Any], given: Collection[str]) -> None:
     base: see compose. Raises UserError for values that a key cannot have.
     """
     schema, own = type(config), vars(config)
-    inherited = filled(schema, asdict(config) | {k: v for k, v in base.items() if k in own and k not in given})
+    inherited = fill(schema, asdict(config) | {k: v for k, v in base.items() if k in own and k not in given})
     for dotted in set(given) & leaves(schema).keys():
         group, _, last = dotted.rpartition(".")
         setattr(attrgetter(group)(inherited) if group else inherited, last, attrgetter(dotted)(config))
     own.update(vars(inherited))
 
 
-def _composed(verb: str, overrides: list[str]) -> dict[str, Any]:
+def _load_by_hydra(verb: str, overrides: list[str]) -> dict[str, Any]:
     """What Hydra composes of the YAML files and the overrides: plain data, their types yet to be checked.
 
     Hydra's loader is called by itself, since hydra.initialize and hydra.compose would need GlobalHydra, of which there
@@ -116,15 +116,16 @@ def _composed(verb: str, overrides: list[str]) -> dict[str, Any]:
     loader = ConfigLoaderImpl(create_config_search_path(str(config_folder())))
     try:
         config = loader.load_configuration(verb, overrides, RunMode.RUN, from_shell=False)
-    except (HydraException, OmegaConfBaseException) as error:  # of `${`, for one, that nothing follows
-        raise UserError(f"{error}: {error.__cause__ or ''}".splitlines()[0]) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        what = f"{error}: {error.__cause__ or ''}".splitlines()[0]
+        raise UserError(f"{what}. To Hydra, ${{ in a value begins a name that }} ends.") from None
     content: Any = OmegaConf.to_container(config)
     return {key: value for key, value in content.items() if key != "hydra"}
 
 
 def store_schema(verb: str) -> None:
     """Makes a verb's keys and their defaults known to Hydra, for the first line of `defaults` in its YAML file. They
-    are plain data, as OmegaConf has no `Literal`; `filled` checks the types."""
+    are plain data, as OmegaConf has no `Literal`; `fill` checks the types."""
     from hydra.core.config_store import ConfigStore
 
     ConfigStore.instance().store(name=f"fastrcnn_{verb}", node=asdict(SCHEMAS[verb]()))

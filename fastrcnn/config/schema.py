@@ -44,10 +44,10 @@ class DataConfig:
     missing_proposals: OtherData = key("refuse", "what happens to images that `proposals` lacks")
     proposal_cache: str = key("data/proposals", "folder where generated proposals are kept")
     max_proposals: int = key(2000, "proposals used of an image, the best first", least=1)
-    short_sides: list[int] = key([600], "of training images, of which one is drawn for each", **SIDE, some=True)
+    short_sides: list[int] = key([600], "short sides in training; one is drawn for each image", **SIDE, some=True)
     long_side: int = key(1000, "the long side is at most this", **SIDE)
     test_short_sides: list[int] = key(
-        [600], "in evaluation and detection; a RoI takes that where its area is nearest 224 x 224", **SIDE, some=True
+        [600], "short sides in detection; each RoI takes the one where its area is nearest 224 x 224", **SIDE, some=True
     )
     flip: bool = key(True, "mirror half of the training images")
     flip_vertical: bool = key(False, "turn half of the training images upside down")

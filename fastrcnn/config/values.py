@@ -22,7 +22,7 @@ SCALARS = {
 }
 
 
-def filled(schema: type, values: Any, prefix: str = "") -> Any:
+def fill(schema: type, values: Any, prefix: str = "") -> Any:
     """An instance of a schema with values from a file or from Hydra: plain data, of which no `${...}` is resolved.
 
     Keys that are not there keep their defaults. Raises UserError for an unknown key, and for a value of another type,
@@ -39,9 +39,9 @@ def filled(schema: type, values: Any, prefix: str = "") -> Any:
         if hint is None:
             raise UserError(f"unknown key '{where}'.{nearest(str(name)[:60], hints)}")
         if is_dataclass(hint):
-            taken[name] = filled(hint, value, f"{where}.")  # type: ignore[arg-type]
+            taken[name] = fill(hint, value, f"{where}.")  # type: ignore[arg-type]
         else:
-            taken[name] = typed(where, value, hint)
+            taken[name] = as_type(where, value, hint)
             check_bounds(where, taken[name], known[name].metadata)
     return schema(**taken)
 
@@ -53,7 +53,7 @@ def parts(hint: Any) -> tuple[Any, bool, bool]:
     return (get_args(kinds[0])[0] if many else kinds[0]), many, type(None) in kinds
 
 
-def typed(key: str, value: Any, hint: Any) -> Any:
+def as_type(key: str, value: Any, hint: Any) -> Any:
     """A value from a file as the type of its key: `str | None`, `list[int]`, ... Raises UserError for another type."""
     kind, many, optional = parts(hint)
     if value is None and optional:
@@ -61,7 +61,7 @@ def typed(key: str, value: Any, hint: Any) -> Any:
     if many:
         if not isinstance(value, (list, tuple)):
             raise UserError(f"{key}: should be a list, is {_shown(value)}.")
-        return [typed(key, element, kind) for element in value]
+        return [as_type(key, element, kind) for element in value]
     if get_origin(kind) is Literal:
         return one_of(key, value, get_args(kind))
     if kind is float and isinstance(value, str) and NUMBER.fullmatch(value):  # 1e-3 without a point is text to YAML
@@ -93,17 +93,18 @@ def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
         raise UserError(f"{key} is empty: give at least one value.")
     if bounds["in_path"]:
         check_name(key, value)
+    shown = str(value).removesuffix(".0")
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{key}={value}: should be a finite number.")
+            raise UserError(f"{key}={shown}: should be a finite number.")
         if not isinstance(number, (int, float)):
             continue
         if bounds["above"] is not None and number <= bounds["above"]:
-            raise UserError(f"{key}={value}: should be more than {bounds['above']}.")
+            raise UserError(f"{key}={shown}: should be more than {bounds['above']}.")
         if bounds["least"] is not None and number < bounds["least"]:
-            raise UserError(f"{key}={value}: should be at least {bounds['least']}.")
+            raise UserError(f"{key}={shown}: should be at least {bounds['least']}.")
         if bounds["most"] is not None and number > bounds["most"]:
-            raise UserError(f"{key}={value}: should be at most {bounds['most']}.")
+            raise UserError(f"{key}={shown}: should be at most {bounds['most']}.")
 
 
 def check_name(key: str, value: str) -> None:
@@ -136,7 +137,7 @@ def for_hydra(name: str, text: str, hint: Any) -> str:
     if get_origin(kind) is Literal:
         return one_of(name, text, get_args(kind))
     if kind is str:
-        return quoted(text)
+        return quote(text)
     if not SCALARS[kind].fullmatch(text):
         raise UserError(f"{name}: should be {WORDS[kind]}, is '{text}'.")
     if kind is bool:
@@ -144,7 +145,7 @@ def for_hydra(name: str, text: str, hint: Any) -> str:
     return str(int(text)) if kind is int else text  # 007 is text to Hydra
 
 
-def quoted(value: str) -> str:
+def quote(value: str) -> str:
     """Text in Hydra's quotes, whatever it is; a pair of quotes that is around it already does not belong to it."""
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value[0] not in value[1:-1]:
         value = value[1:-1]

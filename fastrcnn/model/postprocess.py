@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from fastrcnn.ops import batched_nms
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Detections
 
 
 def best_boxes(
     class_scores: Tensor,
     boxes: Tensor,
-    score_threshold: float | None = 0.05,
-    nms_iou: float = 0.3,
-    max_per_class: int | None = None,
-    max_per_image: int | None = 100,
+    score_threshold: float | None = DetectionSettings.score_threshold,
+    nms_iou: float = DetectionSettings.nms_iou,
+    max_per_class: int | None = DetectionSettings.max_per_class,
+    max_per_image: int | None = DetectionSettings.max_per_image,
 ) -> Detections:
     """Objects in one image, best first, of scored boxes.
 

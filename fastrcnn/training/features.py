@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastrcnn.inference.network import at_levels, autocast
 from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch
 
 
@@ -29,7 +30,7 @@ def picture_features(
     model: FastRCNN,
     pyramids: Iterable[Sequence[Batch]],
     proposals: bool = True,
-    rois_per_chunk: int = 500,
+    rois_per_chunk: int = DetectionSettings.rois_per_chunk,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[PictureFeatures]:
     """Features of each picture's truth boxes and, where `proposals`, of its proposals. Leaves the model in eval mode,

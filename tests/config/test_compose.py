@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,32 @@ def test_mistakes_are_named(verb: str, argument: str, said: str) -> None:
     with pytest.raises(UserError) as error:
         compose(verb, [argument])
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        (
+            {"solver": {"schedule": "cosin"}},
+            "solver.schedule=cosin: should be one of step, cosine. Did you mean 'cosine'?",
+        ),
+        ({"model": {"network": 5}}, "model.network='5': should be one of vgg16, vgg_cnn_m_1024, caffenet."),
+        ({"data": {"metric": ["coco"]}}, "data.metric=list: should be one of voc07, voc10, coco."),
+        ({"runtime": {"precision": None}}, "runtime.precision='None': should be one of auto, float32, bfloat16."),
+        ({"data": {"short_sides": []}}, "data.short_sides is empty: give at least one value."),
+        ({"resume": "no"}, "resume=no: should be auto."),
+    ],
+)
+def test_values_of_an_earlier_run_are_checked_as_arguments_are(base: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
+        compose("train", [], base)
+
+
+def test_a_dollar_is_a_letter_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra resolves nothing in it, neither a key nor the environment."""
+    monkeypatch.setenv("SECRET", "abracadabra")
+    for text in ("${oc.env:SECRET}", "${data.name}/x"):
+        assert compose("train", [f"data.root={text}"]).data.root == text
 
 
 def test_of_two_values_for_a_key_the_last_counts() -> None:

@@ -15,7 +15,7 @@ import pytest
 from limits import PATIENCE
 
 from fastrcnn.config.schema import DataConfig
-from fastrcnn.config.values import filled
+from fastrcnn.config.values import fill
 from fastrcnn.errors import UserError
 from fastrcnn.proposals import generate, selective_search
 from fastrcnn.proposals.generate import propose_all
@@ -336,4 +336,4 @@ def test_without_the_contrib_build_the_package_to_remove_is_named(
 )
 def test_settings_that_make_no_sense_are_refused(setting: dict[str, object], match: str) -> None:
     with pytest.raises(UserError, match=f"data.selective_search.{match}"):
-        filled(DataConfig, {"selective_search": setting}, "data.")
+        fill(DataConfig, {"selective_search": setting}, "data.")

@@ -95,7 +95,7 @@ CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
     "step text": (put("step", value="x"), "step in the checkpoint is not what"),
     "best nan": (put("best", value=math.nan), "best in the checkpoint is not what"),
     "optimizer a list": (put("optimizer", value=[]), "optimizer in the checkpoint is not what"),
-    "width huge": (put("config", "model", "width", value=1e9), "model.width=1000000000.0: should be at most 100"),
+    "width huge": (put("config", "model", "width", value=1e9), "model.width=1000000000: should be at most 100"),
     "width nan": (put("config", "model", "width", value=math.nan), "model.width=nan: should be a finite number"),
     "width text": (put("config", "model", "width", value="x"), "model.width: should be a number, is 'x'"),
     "width 40": (
