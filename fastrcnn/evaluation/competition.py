@@ -29,13 +29,18 @@ class Submission:
 
     def write(self, detections: Mapping[str, ClassDetections], samples: Sequence[Sample]) -> tuple[Path, Path, str]:
         """Writes the detections, images counted along `samples`. Returns what `fastrcnn reval` reads, what to hand in,
-        and how. Raises UserError."""
+        and how. Raises UserError.
+
+        For VOC results/<data_set>/Main/comp4_det_<short>_<class>.txt, and these packed as results.tgz, which its server
+        unpacks; every class has a file, an empty one where nothing was found. For a COCO file its results JSON.
+        """
         if self.category_ids is not None:
             path = self.folder / f"detections_{self.short}_results.json"
             write_coco(path, detections, [s.file_id for s in samples], self.category_ids)
             return path, path, "Zip this file and hand it in at the data set's evaluation server"
-        ids = [s.image_id for s in samples]
-        main, archive = write_voc_submission(self.folder, self.data_set, self.short, detections, ids)
+        main = self.folder / "results" / self.data_set / "Main"
+        paths = write_comp4(main, self.short, detections, [s.image_id for s in samples])
+        archive = replace_file(self.folder / "results.tgz", pack(self.folder, paths))
         return main, archive, "Hand in this archive at the data set's evaluation server (VOC: competition comp4)"
 
 
@@ -50,18 +55,8 @@ def check_voc_submission(split: str, classes: Sequence[str], image_ids: Sequence
             )
 
 
-def write_voc_submission(
-    folder: Path, data_set: str, split: str, detections: Mapping[str, ClassDetections], image_ids: Sequence[str]
-) -> tuple[Path, Path]:
-    """Writes results/<data_set>/Main/comp4_det_<split>_<class>.txt below `folder` and packs them as results.tgz there.
-
-    This is what the VOC evaluation server unpacks. Every class has a file, an empty one where nothing was found. The
-    archive is the same, byte by byte, for the same detections: it holds no times, owners, or names of machines. Returns
-    the folder of the files and the archive. Raises UserError.
-    """
-    check_voc_submission(split, list(detections), image_ids)
-    main = folder / "results" / data_set / "Main"
-    paths = write_comp4(main, split, detections, image_ids)
+def pack(folder: Path, paths: Sequence[Path]) -> bytes:
+    """Files below `folder` as a .tgz: the same for the same files, as it holds no times, owners, or machines' names."""
     content = io.BytesIO()
     with (
         gzip.GzipFile(filename="", mode="wb", fileobj=content, mtime=0) as zipped,
@@ -72,4 +67,4 @@ def write_voc_submission(
             entry = tarfile.TarInfo(path.relative_to(folder).as_posix())  # its owner is 0, its time 1970
             entry.size = len(text)
             archive.addfile(entry, io.BytesIO(text))
-    return main, replace_file(folder / "results.tgz", content.getvalue())
+    return content.getvalue()

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # a comparison does without torch
 
 FILE = "matches.npz"
 VERSION = 2  # 2: the truth is compared in float64
+COLUMNS = {"images": np.int32, "scores": np.float64, "correct": np.bool_, "objects": np.int32}  # of ClassMatches
 
 
 @dataclass(frozen=True)
@@ -74,22 +75,15 @@ def class_matches(detections: ClassDetections, truth: ClassTruth, curve: ClassAP
 
 def write(path: Path, matches: Matches) -> Path:
     """Writes the file in one step. Raises UserError where it cannot be written."""
-    about = {
-        "version": VERSION,
-        "metric": matches.metric,
-        "mean": matches.mean,
-        "ap": matches.ap,
-        "image_ids": matches.image_ids,
-        "truth": matches.truth,
-    }
-    arrays: dict[str, np.ndarray] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
+    about = {"version": VERSION} | {name: value for name, value in vars(matches).items() if name != "classes"}
+    arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     parts = list(matches.classes.values())
-    for field, dtype in (("images", np.int32), ("scores", np.float64), ("correct", bool), ("objects", np.int32)):
-        arrays[field] = np.concatenate([np.zeros(0, dtype), *(getattr(p, field) for p in parts)]).astype(dtype)
+    for column, dtype in COLUMNS.items():
+        arrays[column] = np.concatenate([np.zeros(0, dtype), *(getattr(p, column) for p in parts)]).astype(dtype)
     arrays["detections"] = np.array([len(p.images) for p in parts], np.int64)
     arrays["positives"] = np.array([len(p.objects) for p in parts], np.int64)
     content = io.BytesIO()
-    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(content, **arrays)
     return replace_file(path, content.getvalue())
 
 
@@ -105,19 +99,13 @@ def read(folder: Path) -> Matches:
     try:
         with np.load(path, allow_pickle=False) as file:
             about = json.loads(file["about"].tobytes())
-            ends, objects = np.cumsum(file["detections"])[:-1], np.cumsum(file["positives"])[:-1]
-            columns = zip(
-                np.split(file["images"], ends),
-                np.split(file["scores"], ends),
-                np.split(file["correct"], ends),
-                np.split(file["objects"], objects),
-                strict=True,
-            )
-            classes = dict(zip(about["ap"], (ClassMatches(*c) for c in columns), strict=True))
-        if about["version"] != VERSION or about["metric"] not in METRICS:
-            raise ValueError(f"version {about['version']}, metric {about['metric']}")
+            ends = {"objects": np.cumsum(file["positives"])[:-1]}
+            columns = [np.split(file[name], ends.get(name, np.cumsum(file["detections"])[:-1])) for name in COLUMNS]
+        classes = dict(zip(about["ap"], (ClassMatches(*c) for c in zip(*columns, strict=True)), strict=True))
+        if about.pop("version") != VERSION or about["metric"] not in METRICS:
+            raise ValueError("another version or metric")
         _check(classes, len(about["image_ids"]))
-        return Matches(about["metric"], about["mean"], about["ap"], list(about["image_ids"]), about["truth"], classes)
+        return Matches(**about, classes=classes)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}). Evaluate again, which writes it anew.") from None
 

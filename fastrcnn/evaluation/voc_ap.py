@@ -149,7 +149,7 @@ def class_ap(
     """AP of one class; a match needs an IoU above `min_iou`. Takes O(D) memory beside the input."""
     if metric not in VOC_METRICS:
         raise ValueError(f"metric must be one of {', '.join(VOC_METRICS)}, not {metric!r}")
-    best, overlaps = most_overlapped(detections, truth)
+    best, overlaps = most_overlapped(detections.images, detections.boxes, truth.images, truth.boxes)
     matches = np.where(overlaps > min_iou, best, -1)
     ignored = (matches >= 0) & np.append(truth.difficult, False)[matches]  # the appended one answers for -1
 
@@ -177,24 +177,26 @@ def class_ap(
     )
 
 
-def most_overlapped(detections: ClassDetections, truth: ClassTruth) -> tuple[np.ndarray, np.ndarray]:
+def most_overlapped(
+    images: np.ndarray, boxes: np.ndarray, truth_images: np.ndarray, truth_boxes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The truth box of its image that each detection (D,) overlaps most, 0 where it overlaps none, and the IoU.
 
     Round k compares every detection with the k-th truth box of its image, so the work is the number of pairs
     and the memory that of a few arrays of length D.
     """
-    by_image = np.argsort(truth.images, kind="stable")
-    number = 1 + max(truth.images.max(initial=-1), detections.images.max(initial=-1))
-    ends = np.cumsum(np.bincount(truth.images, minlength=number))  # of each image's run in `by_image`
-    last = ends[detections.images]
-    first = np.append(0, ends)[detections.images]
-    best = np.zeros(len(detections), np.int64)
-    best_iou = np.zeros(len(detections))
+    by_image = np.argsort(truth_images, kind="stable")
+    number = 1 + max(truth_images.max(initial=-1), images.max(initial=-1))
+    ends = np.cumsum(np.bincount(truth_images, minlength=number))  # of each image's run in `by_image`
+    last = ends[images]
+    first = np.append(0, ends)[images]
+    best = np.zeros(len(images), np.int64)
+    best_iou = np.zeros(len(images))
     left = np.flatnonzero(first < last)  # detections that have a k-th truth box
     k = 0
     while len(left):
         candidates = by_image[first[left] + k]
-        iou = _iou(detections.boxes[left], truth.boxes[candidates])
+        iou = _iou(boxes[left], truth_boxes[candidates])
         better = iou > best_iou[left]
         best[left[better]] = candidates[better]
         best_iou[left[better]] = iou[better]

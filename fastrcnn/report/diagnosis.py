@@ -61,11 +61,7 @@ def diagnose(
     them no object is missed for that reason.
     """
     names = list(truth)
-    everything = ClassTruth(
-        np.concatenate([t.images for t in truth.values()]),
-        np.concatenate([t.boxes for t in truth.values()]),
-        np.concatenate([t.difficult for t in truth.values()]),
-    )
+    images, boxes = (np.concatenate([getattr(t, column) for t in truth.values()]) for column in ("images", "boxes"))
     owner = np.repeat(np.arange(len(names)), [len(t) for t in truth.values()])
     number = np.concatenate([np.arange(len(t)) for t in truth.values()])  # of each object in its class
     taken = np.zeros(len(owner), bool)  # a detection of another class lies on it
@@ -81,12 +77,10 @@ def diagnose(
         false = ~curve.correct & ~curve.ignored
         kinds[false & (curve.matches >= 0)] = DUPLICATE
         rest = np.flatnonzero(false & (curve.matches < 0))
-        part = ClassDetections(own.images[rest], own.scores[rest], own.boxes[rest])
-        nearest, near = most_overlapped(part, truth[name])
+        part = own.images[rest], own.boxes[rest]
+        nearest, near = most_overlapped(*part, truth[name].images, truth[name].boxes)
         strangers = np.flatnonzero(owner != k)
-        stranger, beside = most_overlapped(
-            part, ClassTruth(everything.images[strangers], everything.boxes[strangers], everything.difficult[strangers])
-        )
+        stranger, beside = most_overlapped(*part, images[strangers], boxes[strangers])
         conditions = [beside > FITS, near >= TOUCHES, beside >= TOUCHES]
         kinds[rest] = np.select(conditions, [CONFUSION, LOCALISATION, BOTH], BACKGROUND)
         objects[rest[near >= TOUCHES]] = nearest[near >= TOUCHES]

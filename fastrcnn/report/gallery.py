@@ -1,4 +1,4 @@
-"""The most confident mistakes and the worst misses: which they are, and a cut of the picture around each."""
+"""The most confident mistakes and the worst misses: which they are, and a cut of the image around each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from fastrcnn.data.frames import read_sample
 from fastrcnn.errors import UserError
-from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth
+from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, box_sizes
 from fastrcnn.report.diagnosis import CONFUSION, DUPLICATE, FALSE_KINDS, LOCALISATION, MISSED_KINDS, RIGHT, Diagnosis
 from fastrcnn.structures import Sample
 
@@ -24,7 +24,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Case:
-    """A mistake to look at. Boxes are half-open x1 y1 x2 y2 in pixels of the picture, later of the cut."""
+    """A mistake to look at. Boxes are half-open x1 y1 x2 y2 in pixels of the image, later of the cut."""
 
     missed: bool
     kind: str  # of FALSE_KINDS or MISSED_KINDS
@@ -52,22 +52,61 @@ class Case:
         return self.kind + other + (f", IoU {self.overlap:.2f}" if self.overlap and not self.missed else "")
 
 
+@dataclass(frozen=True)
+class Mistakes:
+    """What `choose` looks at, class by class."""
+
+    detections: Mapping[str, ClassDetections]
+    truth: Mapping[str, ClassTruth]
+    diagnoses: Mapping[str, Diagnosis]
+
+    def false(self, name: str, row: int) -> Case:
+        """The case of a false detection of the class, with the objects and the detection that explain it."""
+        own, d = self.detections[name], self.diagnoses[name]
+        kind, other, boxes = int(d.kinds[row]), "", [("detection", own.boxes[row])]
+        if d.others[row] >= 0:
+            other = list(self.truth)[d.others[row]]
+            boxes.append(("other object", self.truth[other].boxes[d.other_objects[row]]))
+        elif kind in (DUPLICATE, LOCALISATION):
+            boxes.append(("object", self.truth[name].boxes[d.objects[row]]))
+            if kind == DUPLICATE:
+                (better,) = np.flatnonzero((d.kinds == RIGHT) & (d.objects == d.objects[row]))
+                boxes.append(("better detection", own.boxes[better]))
+        score, overlap = float(own.scores[row]), float(d.overlaps[row])
+        return Case(False, list(FALSE_KINDS)[kind], name, other, int(own.images[row]), score, overlap, _plain(boxes))
+
+    def missed(self, name: str, row: int) -> Case:
+        """The case of a missed object, with the detection of highest score that is misplaced at it or takes it for
+        another."""
+        d, k = self.diagnoses[name], list(self.truth).index(name)
+        near = [(name, i) for i in np.flatnonzero((d.kinds == LOCALISATION) & (d.objects == row))]
+        for other, e in self.diagnoses.items():
+            hits = np.flatnonzero((e.kinds == CONFUSION) & (e.others == k) & (e.other_objects == row))
+            near += [(other, i) for i in hits]
+        boxes, taken_for = [("object", self.truth[name].boxes[row])], ""
+        if near:
+            by, i = max(near, key=lambda entry: self.detections[entry[0]].scores[entry[1]])
+            taken_for = "" if by == name else by
+            boxes.append(("detection", self.detections[by].boxes[i]))
+        kind, image = list(MISSED_KINDS)[d.missed[row]], int(self.truth[name].images[row])
+        return Case(True, kind, name, taken_for, image, None, 0.0, _plain(boxes))
+
+
 def choose(
     detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth], diagnoses: Mapping[str, Diagnosis]
 ) -> list[Case]:
     """False detections by falling score, then missed objects by falling area, every class and kind in turn: the first
     of each, then the second of each, as far as the gallery's size goes."""
-    names = list(diagnoses)
+    mistakes, names = Mistakes(detections, truth, diagnoses), list(diagnoses)
     false, missed = [], []
-    for k, name in enumerate(names):
-        d = diagnoses[name]
+    for k, (name, d) in enumerate(diagnoses.items()):
         rows = np.flatnonzero(d.kinds >= 0)
         false.append((np.full(len(rows), k), d.kinds[rows], rows, detections[name].scores[rows]))
         rows = np.flatnonzero(d.missed >= 0)
-        boxes = truth[name].boxes[rows]
-        missed.append((np.full(len(rows), k), d.missed[rows], rows, (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)))
-    cases = [_false(names[k], row, detections, truth, diagnoses) for k, row in _in_turn(false, MOST_FALSE)]
-    return cases + [_missed(names[k], row, detections, truth, diagnoses) for k, row in _in_turn(missed, MOST_MISSED)]
+        areas = box_sizes(truth[name].boxes[rows]).prod(axis=1)
+        missed.append((np.full(len(rows), k), d.missed[rows], rows, areas))
+    cases = [mistakes.false(names[k], row) for k, row in _in_turn(false, MOST_FALSE)]
+    return cases + [mistakes.missed(names[k], row) for k, row in _in_turn(missed, MOST_MISSED)]
 
 
 def _in_turn(parts: Sequence[tuple[np.ndarray, ...]], most: int) -> list[tuple[int, int]]:
@@ -83,77 +122,20 @@ def _in_turn(parts: Sequence[tuple[np.ndarray, ...]], most: int) -> list[tuple[i
     return list(zip(owner[first].tolist(), row[first].tolist(), strict=True))
 
 
-def _false(
-    name: str,
-    row: int,
-    detections: Mapping[str, ClassDetections],
-    truth: Mapping[str, ClassTruth],
-    diagnoses: Mapping[str, Diagnosis],
-) -> Case:
-    own, d = detections[name], diagnoses[name]
-    kind, boxes, other = int(d.kinds[row]), [("detection", _box(own.boxes[row]))], ""
-    if d.others[row] >= 0:
-        other = list(truth)[d.others[row]]
-        boxes.append(("other object", _box(truth[other].boxes[d.other_objects[row]])))
-    elif kind in (DUPLICATE, LOCALISATION):
-        boxes.append(("object", _box(truth[name].boxes[d.objects[row]])))
-        if kind == DUPLICATE:
-            (better,) = np.flatnonzero((d.kinds == RIGHT) & (d.objects == d.objects[row]))
-            boxes.append(("better detection", _box(own.boxes[better])))
-    return Case(
-        False,
-        list(FALSE_KINDS)[kind],
-        name,
-        other,
-        int(own.images[row]),
-        float(own.scores[row]),
-        float(d.overlaps[row]),
-        tuple(boxes),
-    )
-
-
-def _missed(
-    name: str,
-    row: int,
-    detections: Mapping[str, ClassDetections],
-    truth: Mapping[str, ClassTruth],
-    diagnoses: Mapping[str, Diagnosis],
-) -> Case:
-    """A missed object, with the detection of highest score that is misplaced at it or takes it for another."""
-    d, k = diagnoses[name], list(truth).index(name)
-    near = [
-        (float(detections[name].scores[i]), name, i)
-        for i in np.flatnonzero((d.kinds == LOCALISATION) & (d.objects == row))
-    ]
-    for other, e in diagnoses.items():
-        hits = np.flatnonzero((e.kinds == CONFUSION) & (e.others == k) & (e.other_objects == row))
-        near += [(float(detections[other].scores[i]), other, i) for i in hits]
-    boxes = [("object", _box(truth[name].boxes[row]))]
-    taken_for = ""
-    if near:
-        _, by, i = max(near, key=lambda entry: entry[0])
-        taken_for = "" if by == name else by
-        boxes.append(("detection", _box(detections[by].boxes[i])))
-    kind = list(MISSED_KINDS)[d.missed[row]]
-    return Case(True, kind, name, taken_for, int(truth[name].images[row]), None, 0.0, tuple(boxes))
-
-
 def cut_out(
     cases: Sequence[Case], samples: Sequence[Sample], read: Callable[[Sample], np.ndarray] = read_sample
 ) -> list[Case]:
-    """The cases with a cut of their picture each. One that cannot be read is said to be so, and its boxes are kept."""
-    result: list[Case] = list(cases)
-    by_image: dict[int, list[int]] = {}
-    for i, case in enumerate(cases):
-        by_image.setdefault(case.image, []).append(i)
-    for image, members in by_image.items():
-        sample, pixels, problem = samples[image], None, ""
+    """The cases with a cut of their image each. One that cannot be read is reported, and its boxes are kept."""
+    result = list(cases)
+    for image in dict.fromkeys(case.image for case in cases):
+        pixels, problem = None, ""
         try:
-            pixels = read(sample)
+            pixels = read(samples[image])
         except UserError as error:
             problem = str(error)
-        for i in members:
-            result[i] = _cut(cases[i], sample, pixels, problem)
+        for i, case in enumerate(cases):
+            if case.image == image:
+                result[i] = _cut(case, samples[image], pixels, problem)
     return result
 
 
@@ -172,10 +154,10 @@ def _cut(case: Case, sample: Sample, pixels: np.ndarray | None, problem: str) ->
         small = cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA)
         jpeg = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))[1].tobytes()
     scale = np.array([width / (x2 - x1), height / (y2 - y1)] * 2)
-    boxes = tuple((part, _box((np.array(b) - (x1, y1, x1, y1)) * scale)) for part, b in case.boxes)
+    boxes = _plain([(part, (np.array(box) - (x1, y1, x1, y1)) * scale) for part, box in case.boxes])
     return replace(case, image_id=sample.image_id, boxes=boxes, width=width, height=height, jpeg=jpeg, problem=problem)
 
 
-def _box(box: np.ndarray) -> Box:
-    x1, y1, x2, y2 = (float(v) for v in box)
-    return x1, y1, x2, y2
+def _plain(boxes: Sequence[tuple[str, np.ndarray]]) -> tuple[tuple[str, Box], ...]:
+    """The boxes as numbers of Python."""
+    return tuple((part, tuple(box.tolist())) for part, box in boxes)

@@ -18,16 +18,10 @@ from fastrcnn.evaluation.voc_ap import truth_by_class
 from fastrcnn.files import replace_file
 from fastrcnn.report.diagnosis import FALSE_KINDS, MISSED_KINDS, diagnose, gains
 from fastrcnn.report.gallery import Case, choose, cut_out
-from fastrcnn.report.page import fraction, render
+from fastrcnn.report.page import render
 from fastrcnn.report.plots import Curve, thin_curve
 from fastrcnn.report.thresholds import Thresholds, at_thresholds
 
-METRICS = {
-    "voc07": "VOC07's: the mean of the precision at 11 recalls, at IoU .5",
-    "voc10": "VOC10's: the area under the precision-recall curve, at IoU .5",
-    "coco": "COCO's: the mean over IoU .5, .55, ..., .95",
-}
-MISSED = "No detection is right for the object: above the threshold for the count, at any score for the gain."
 PLOTS, MOST_PLOTS = 24, 200  # shown without a click, and with one
 
 
@@ -153,7 +147,6 @@ def page(report: Report) -> str:
     result, t, classes = report.result, report.thresholds, report.classes
     counted = [c for c in classes if c.objects]
     evaluated = [k for k, name in enumerate(t.names) if name in result.ap.ap]
-    gain_kinds = {**FALSE_KINDS, "missed": MISSED}
     plotted, order = counted, ""
     if len(counted) > PLOTS:
         plotted = sorted(counted, key=lambda c: c.ap_50 or 0.0)[:MOST_PLOTS]
@@ -164,17 +157,13 @@ def page(report: Report) -> str:
         "report.html",
         title=report.title,
         report=report,
-        metric=METRICS[result.metric],
-        tile_values=_tiles(report),
-        remarks=_remarks(report),
         plotted=plotted,
         plot_order=order,
         few_plots=PLOTS,
         false_kinds=FALSE_KINDS,
         missed_kinds=MISSED_KINDS,
-        gain_kinds=gain_kinds,
         counted=counted,
-        mean_gains=np.mean([c.gains for c in counted], axis=0) if counted else np.zeros(len(gain_kinds)),
+        mean_gains=np.mean([c.gains for c in counted], axis=0) if counted else np.zeros(len(FALSE_KINDS) + 1),
         evaluated=evaluated,
         best_threshold=t.best(sum(c.objects for c in classes)),
         case_classes=[c.name for c in classes if any(case.name == c.name for case in report.cases)],
@@ -193,36 +182,6 @@ def page(report: Report) -> str:
             "confusions": [[truth, detected, _sparse(row)] for (truth, detected), row in t.confusions.items()],
         },
     )
-
-
-def _tiles(report: Report) -> list[tuple[str, str]]:
-    result, recall = report.result, report.result.recall
-    values = [(fraction(result.ap.mean), f"mAP ({result.metric})")]
-    values += [(fraction(result.ap.figures[n]), n) for n in ("AP50", "AP75") if n in result.ap.figures]
-    values += [
-        (f"{len(result.samples):,}", "images"),
-        (f"{sum(c.objects for c in report.classes):,}", "objects that count"),
-        (f"{sum(c.detections for c in report.classes):,}", "detections"),
-    ]
-    if recall:
-        values.append((fraction(recall.all.at_50), "recall of the proposals (IoU .5)"))
-        values.append((f"{recall.proposals:,.0f}", "proposals an image"))
-    if result.seconds_per_image is not None:
-        values.append((f"{1000 * result.seconds_per_image:,.0f} ms", "an image in the network"))
-    return values
-
-
-def _remarks(report: Report) -> list[str]:
-    lines = []
-    if all(c.ap is None for c in report.classes):
-        lines.append("No class has an object that counts in these images, so there is no AP.")
-    elif not any(c.detections for c in report.classes):
-        lines.append("Nothing was detected: every object is missed.")
-    if without := [c.name for c in report.classes if c.ap is None]:
-        lines.append(f"Without an object that counts, and so without AP: {', '.join(without)}.")
-    if left_out := [name for name in report.result.classes if name not in report.result.ap.ap]:
-        lines.append(f"No detections were given, and so left out: {', '.join(left_out)}.")
-    return lines
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

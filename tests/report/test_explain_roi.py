@@ -11,7 +11,8 @@ from PIL import Image
 
 from fastrcnn.cli.explain_roi import ExplainRoiConfig, question_of, run
 from fastrcnn.errors import UserError
-from fastrcnn.report.explain_roi import explain, write_explanation
+from fastrcnn.report.explain_roi import explain
+from fastrcnn.report.roi_drawing import write_explanation
 
 
 def test_16x16_example() -> None:

@@ -93,6 +93,7 @@ def test_numbers_of_a_class_by_hand(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_page_has_the_ap_of_metrics_json(tmp_path: Path, metric: Metric) -> None:
     result = evaluation(tmp_path, metric)
+    result = replace(result, seconds_per_image=1.2345)
     write_results(result, tmp_path / "out")
     path = write_report(result, tmp_path / "out", "x", [])
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
@@ -101,6 +102,7 @@ def test_the_page_has_the_ap_of_metrics_json(tmp_path: Path, metric: Metric) -> 
     shown = next(row for row in Reader(html).rows if row and row[0] == "cat")
     assert shown[1] == f"{metrics['ap']['cat']:.3f}"
     assert f"<b>{metrics['mAP']:.3f}</b>mAP ({metric})" in html
+    assert "<b>1,234 ms</b>an image in the network" in html
     assert "smallbelow 32 × 32 pixels" in rows
 
 
