@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrcnn.config.schema import DetectConfig
-from fastrcnn.errors import UserError
+from fastrcnn.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -147,11 +147,13 @@ def draw(config: DetectConfig, image: np.ndarray, found: Detections) -> np.ndarr
 def targets(config: DetectConfig, detector: Detector) -> list[str]:
     """Names of the files that hold the detections. Raises UserError for an unknown format, and for a class whose
     detections cannot have a comp4 file."""
-    from fastrcnn.build.machine import one_of
     from fastrcnn.evaluation.result_files import check_comp4
     from fastrcnn.names import comp4_name
 
-    names = [f"detections.{one_of('formats', name, FORMATS)}" for name in config.formats if name != "comp4"]
+    if unknown := [name for name in config.formats if name not in FORMATS]:
+        should = f"should be one of {', '.join(FORMATS)}"
+        raise UserError(f"formats={unknown[0]}: {should}.{nearest(unknown[0], FORMATS)}")
+    names = [f"detections.{name}" for name in config.formats if name != "comp4"]
     if "comp4" in config.formats:
         check_comp4(SPLIT, detector.classes)
         names += [comp4_name(SPLIT, name) for name in detector.classes]
