@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +18,6 @@ from fastrcnn.structures import Sample
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 NOTHING = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image of a file. image: (H, W, 3) uint8 RGB, upright."""
-
-    image_id: str
-    path: Path
-    image: np.ndarray
 
 
 def is_video(source: str) -> bool:
@@ -112,9 +102,9 @@ def without_truth(paths: Sequence[Path]) -> tuple[list[Sample], list[Look]]:
     return found, looks
 
 
-def decode_each(paths: Mapping[str, Path], looks: list[Look], faults: list[str]) -> Iterator[Picture]:
-    """The images that can be decoded, upright, of files by their ids. Adds to `looks` what the files say, and to
-    `faults` what is wrong with the others."""
+def decode_each(paths: Mapping[str, Path], looks: list[Look], faults: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Ids and pixels (H, W, 3) uint8 RGB, upright, of the files (by id) that can be decoded. Adds to `looks` what they
+    say, and to `faults` what is wrong with the others."""
     for image_id, path in paths.items():
         try:
             image, stored = decode_stored(read_bytes(path), path)
@@ -122,4 +112,4 @@ def decode_each(paths: Mapping[str, Path], looks: list[Look], faults: list[str])
             faults.append(str(error))
             continue
         looks.append((path, stored, stored.orientation))
-        yield Picture(image_id, path, turned(image, stored.orientation))
+        yield image_id, turned(image, stored.orientation)
