@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastrcnn.model.compress import Ranks
 
 log = logging.getLogger("fastrcnn")
+WAYS = ("fc6", "fc7", "keep", "budget")  # keys that choose the ranks
 EXAMPLES = [
     "fastrcnn compress checkpoint=RUN fc6=1024 fc7=256",
     "fastrcnn compress checkpoint=RUN keep=0.9",
@@ -29,9 +30,11 @@ EXAMPLES = [
 def main(arguments: list[str]) -> int:
     """Writes a smaller checkpoint and says what it saves and costs."""
     config = compose_for("compress", arguments)
-    check_way(config)
+    ways = {name: value for name in WAYS if (value := getattr(config, name)) is not None}
+    check_way(ways)
     trained = open_trained(config, arguments)
-    output, source = derived.output_file(config.output, trained.file, default_output(config))
+    name = "-".join(f"{way}-{value:g}" for way, value in ways.items())
+    output, source = derived.output_file(config.output, trained.file, f"compressed/{name}/best.pt")
     for name in ("fc6", "fc7"):
         if trained.config["model"].get(f"{name}_rank") is not None:
             raise UserError(
@@ -41,21 +44,13 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def check_way(config: CompressConfig) -> None:
+def check_way(ways: dict[str, float]) -> None:
     """Raises UserError unless there is exactly one way to choose the ranks."""
-    ways = [config.fc6 is not None or config.fc7 is not None, config.keep is not None, config.budget is not None]
-    if sum(ways) != 1:
+    if len({"ranks" if name in ("fc6", "fc7") else name for name in ways}) != 1:
         raise UserError(
             "how small? Give one of: the ranks (fc6=1024 fc7=256, or one of them), the share of energy that is kept "
-            f"(keep=0.9), the mAP points that may be lost (budget=0.5). {'None' if not any(ways) else 'More'} is given."
+            f"(keep=0.9), the mAP points that may be lost (budget=0.5). {'More' if ways else 'None'} is given."
         )
-
-
-def default_output(config: CompressConfig) -> str:
-    """Where the result lies in the run's folder."""
-    ways = (("fc6", config.fc6), ("fc7", config.fc7), ("keep", config.keep), ("budget", config.budget))
-    name = "-".join(f"{way}-{value:g}" for way, value in ways if value is not None)
-    return f"compressed/{name}/best.pt"
 
 
 def compress(config: CompressConfig, trained: Trained, output: Path, source: str, asked: bool) -> None:

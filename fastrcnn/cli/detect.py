@@ -73,26 +73,26 @@ def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path],
     """
     from fastrcnn.build import annotations, datasets
     from fastrcnn.data.frames import Look
-    from fastrcnn.data.sources import Picture, decode_each, image_ids, readable
+    from fastrcnn.data.sources import decode_each, image_ids, readable
     from fastrcnn.inference.output import Output
     from fastrcnn.progress import progress
 
     files = dict(zip(image_ids(paths), paths, strict=True))
     names = {image_id: f"{image_id.replace('/', '_')}.png" for image_id in files}
     output = Output(folder, str(config.source), ("file",), [*names.values(), *targets(config, detector)], paths)
-    proposals: Callable[[Picture], np.ndarray] | None = None
+    proposals: Callable[[str], np.ndarray] | None = None
     if config.data.proposals is not None:
         samples = readable(paths)[0]
         used, boxes = datasets.proposals(config.data, samples, "pictures")
         lacking = {sample.image_id for sample in samples} - {sample.image_id for sample in used}
         files = {image_id: path for image_id, path in files.items() if image_id not in lacking}
-        proposals = lambda picture: boxes(picture.image_id)[: config.data.max_proposals]  # noqa: E731
+        proposals = lambda image_id: boxes(image_id)[: config.data.max_proposals]  # noqa: E731
     looks: list[Look] = []
     faults: list[str] = []
-    pictures = detector.detect_each(decode_each(files, looks, faults), proposals, config.batch)
-    for picture, found, _ in progress(pictures, len(files), "detect"):
-        output.add(picture.image_id, found, [str(picture.path)])
-        output.write_image(names[picture.image_id], draw(config, picture.image, found))
+    images = detector.detect_each(decode_each(files, looks, faults), proposals, config.batch)
+    for image_id, image, found, _ in progress(images, len(files), "detect"):
+        output.add(image_id, found, [str(files[image_id])])
+        output.write_image(names[image_id], draw(config, image, found))
     for fault in faults[:NAMED]:
         log.warning("left out: %s", fault)
     if len(faults) > NAMED:
@@ -120,13 +120,14 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
     video = Video(path)
     names = [*(path.stem + suffix for _, suffix in WRITERS), *targets(config, detector)]
     output = Output(folder, str(config.source), ("frame", "time", "file"), names, [path])
-    frames = detector.detect_each(video.frames(), batch=config.batch, every=config.every)
+    pairs = ((frame, frame.image) for frame in video.frames())
+    frames = detector.detect_each(pairs, batch=config.batch, every=config.every)
     with ExitStack() as stack:
         file = None
-        for frame, found, new in progress(frames, video.length, "detect", "frame"):
+        for frame, image, found, new in progress(frames, video.length, "detect", "frame"):
             if new:
                 output.add(f"{path.stem}-{frame.number:06}", found, [frame.number, round(frame.time, 4), str(path)])
-            drawn = draw(config, frame.image, found)
+            drawn = draw(config, image, found)
             if file is None:
                 height, width = drawn.shape[:2]
                 file = stack.enter_context(closing(VideoFile(folder / path.stem, video.rate, width, height)))

@@ -44,7 +44,7 @@ def question_of(config: ExplainRoiConfig) -> tuple[Question, str]:
     if len(asked) > 1:
         raise UserError(f"{' and '.join(asked)}: one of them is enough.")
     if not asked or config.example:
-        name = config.example or "8x8"
+        name: str = config.example or "8x8"
         return EXAMPLES[name], name
     if len(config.roi) != 4:
         raise UserError("which RoI? roi=[x1,y1,x2,y2], in pixels of the image.")

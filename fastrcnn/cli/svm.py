@@ -49,7 +49,11 @@ def main(arguments: list[str]) -> int:
     machine.threads(config.runtime)
     settings = training.detection(config.detection)
     softmax = trained.model(device)
-    made = replace(trained, config=with_margins(trained.config))
+    changed = {
+        "model": trained.config["model"] | {"classifier": "svm"},
+        "detection": trained.config["detection"] | {"score_threshold": None},  # meant for probabilities
+    }
+    made = replace(trained, config=trained.config | changed)
     svm = made.model(device)
     test_set = datasets.test_set(config.data, names, config.split) if config.split or config.data.test else None
     put_into(svm.cls_score, *train(config, softmax, names, dtype))
@@ -63,14 +67,6 @@ def main(arguments: list[str]) -> int:
         print(f"the softmax with scores from {settings.score_threshold:g} up, the SVMs with all")
     print(f"written to {output}")
     return 0
-
-
-def with_margins(config: dict) -> dict:
-    """A run's configuration, its classifier SVMs; a threshold for probabilities means nothing to them."""
-    return config | {
-        "model": config["model"] | {"classifier": "svm"},
-        "detection": config["detection"] | {"score_threshold": None},
-    }
 
 
 def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +20,6 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 NOTHING = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
 
 
-@dataclass(frozen=True)
-class Picture:
-    """An image of a file. image: (H, W, 3) uint8 RGB, upright."""
-
-    image_id: str
-    path: Path
-    image: np.ndarray
-
-
 def is_video(source: str) -> bool:
     """Whether `source` names a file that a video would be in."""
     path = Path(source).expanduser()
@@ -41,25 +31,20 @@ def pictures(source: str) -> list[Path]:
 
     Raises UserError where there is none, and for lines of a list that name no file.
     """
-    path = Path(source).expanduser()
+    path, kinds = Path(source).expanduser(), ", ".join(IMAGE_SUFFIXES)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+        fault = f"the folder has no picture ({kinds}); those in folders below: source='{path}/**'"
     elif path.is_file() and path.suffix.lower() == ".txt":
-        found = listed(path)
+        found, fault = listed(path), "the list names no picture; it should have a path on each line"
     elif path.exists():
-        found = [path]
+        return [path]
     else:
         matching = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         found = [p for p in matching if p.suffix.lower() in IMAGE_SUFFIXES] or matching  # '*.tif' was meant so
+        fault = f"there is no such file, folder or pattern ({kinds})"
     if not found:
-        what = f"there is no such file, folder or pattern ({', '.join(IMAGE_SUFFIXES)})"
-        if path.is_dir():
-            what = (
-                f"the folder has no picture ({', '.join(IMAGE_SUFFIXES)}); those in folders below: source='{path}/**'"
-            )
-        elif path.exists():
-            what = "the list names no picture; it should have a path on each line"
-        raise UserError(f"source={source}: {what}.")
+        raise UserError(f"source={source}: {fault}.")
     return found
 
 
@@ -68,21 +53,14 @@ def listed(path: Path) -> list[Path]:
 
     Raises UserError with the numbers of all lines that name no file.
     """
-    found, missing = [], []
-    for number, line in enumerate(read_lines(path), 1):
-        if not (name := line.strip()):
-            continue
-        picture = path.parent / Path(name).expanduser()
-        if picture.is_file():
-            found.append(picture)
-        else:
-            missing.append(f"{path}, line {number}: there is no file {picture}.")
+    names = {number: name for number, line in enumerate(read_lines(path), 1) if (name := line.strip())}
+    files = {number: path.parent / Path(name).expanduser() for number, name in names.items()}
+    missing = [f"{path}, line {n}: there is no file {file}." for n, file in files.items() if not file.is_file()]
     if missing:
         more = [f"... and {len(missing) - 10} more"] if len(missing) > 10 else []
-        raise UserError(
-            "\n".join([*missing[:10], *more, "Paths begin at the folder of the list, unless they are whole."])
-        )
-    return found
+        advice = "Paths begin at the folder of the list, unless they are whole."
+        raise UserError("\n".join([*missing[:10], *more, advice]))
+    return list(files.values())
 
 
 def image_ids(paths: Sequence[Path]) -> list[str]:
@@ -124,9 +102,9 @@ def without_truth(paths: Sequence[Path]) -> tuple[list[Sample], list[Look]]:
     return found, looks
 
 
-def decode_each(paths: Mapping[str, Path], looks: list[Look], faults: list[str]) -> Iterator[Picture]:
-    """The images that can be decoded, upright, of files by their ids. Adds to `looks` what the files say, and to
-    `faults` what is wrong with the others."""
+def decode_each(paths: Mapping[str, Path], looks: list[Look], faults: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Ids and pixels (H, W, 3) uint8 RGB, upright, of the files (by id) that can be decoded. Adds to `looks` what they
+    say, and to `faults` what is wrong with the others."""
     for image_id, path in paths.items():
         try:
             image, stored = decode_stored(read_bytes(path), path)
@@ -134,4 +112,4 @@ def decode_each(paths: Mapping[str, Path], looks: list[Look], faults: list[str])
             faults.append(str(error))
             continue
         looks.append((path, stored, stored.orientation))
-        yield Picture(image_id, path, turned(image, stored.orientation))
+        yield image_id, turned(image, stored.orientation)

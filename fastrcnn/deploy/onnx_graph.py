@@ -171,9 +171,8 @@ def _pooled(g: _Graph, model: FastRCNN, features: str, rois: str, scale: float) 
     if model.roi_op == "fast_rcnn":
         return g.add("MaxRoiPool", features, indexed, pooled_shape=[model.roi_size] * 2, spatial_scale=scale)
     image = g.add("Cast", g.add("Gather", indexed, np.array(0), axis=1), to=_type(np.int64))  # (P,)
-    size: dict[str, Any] = {"output_height": model.roi_size, "output_width": model.roi_size, "spatial_scale": scale}
-    half: dict[str, Any] = {"coordinate_transformation_mode": "half_pixel", "sampling_ratio": 2}
-    return g.add("RoiAlign", features, rois, image, **size, **half)
+    how: dict[str, Any] = {"coordinate_transformation_mode": "half_pixel", "sampling_ratio": 2, "spatial_scale": scale}
+    return g.add("RoiAlign", features, rois, image, output_height=model.roi_size, output_width=model.roi_size, **how)
 
 
 def _boxes(g: _Graph, deltas: str) -> None:

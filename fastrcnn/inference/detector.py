@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar, overload
+from typing import TypeAlias, TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -26,18 +26,9 @@ from fastrcnn.structures import Detections, Sample
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 Boxes: TypeAlias = np.ndarray | Tensor
+Key = TypeVar("Key")
 AT_ONCE = 8  # images, at most, that proposals are made for on different cores
 SCALE = "of 0 to 1 multiply by 255 and round"
-
-
-class HasImage(Protocol):
-    """What `Detector.detect_each` goes through. image: (H, W, 3) uint8 RGB."""
-
-    @property
-    def image(self) -> np.ndarray: ...
-
-
-Shown = TypeVar("Shown", bound=HasImage)
 
 
 class Detector:
@@ -116,23 +107,23 @@ class Detector:
 
     def detect_each(
         self,
-        images: Iterable[Shown],
-        proposals: Callable[[Shown], Boxes] | None = None,
+        images: Iterable[tuple[Key, np.ndarray]],
+        proposals: Callable[[Key], Boxes] | None = None,
         batch: int = 1,
         every: int = 1,
-    ) -> Iterator[tuple[Shown, Detections, bool]]:
-        """Each image with the detections of the last one that was looked at, and whether that is this one.
+    ) -> Iterator[tuple[Key, np.ndarray, Detections, bool]]:
+        """Each key and image (H, W, 3) uint8 RGB with the detections of the last one that was looked at, and whether
+        that is this one.
 
         Images 0, `every`, 2 `every`, ... are looked at, as many together as proposals can be made for. proposals,
         batch: see detect.
         """
         images, together = iter(images), batch * max(1, min(cores(), AT_ONCE) // batch)
         while chunk := list(islice(images, every * together)):
-            looked_at = chunk[::every]
-            boxes = None if proposals is None else [proposals(shown) for shown in looked_at]
-            found = self.detect([shown.image for shown in looked_at], boxes, batch)
-            for i, shown in enumerate(chunk):
-                yield shown, found[i // every], i % every == 0
+            boxes = None if proposals is None else [proposals(key) for key, _ in chunk[::every]]
+            found = self.detect([image for _, image in chunk[::every]], boxes, batch)
+            for i, (key, image) in enumerate(chunk):
+                yield key, image, found[i // every], i % every == 0
 
     def _pyramid(self, image: np.ndarray, boxes: np.ndarray) -> list[Example]:
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)

@@ -30,10 +30,17 @@ CARRIED_OUT = """
     BINPERSID APPEND APPENDS
 """
 STANDARD: dict[int, Any] = pickle._Unpickler.dispatch  # type: ignore[attr-defined]
-TYPES = {
-    **{"Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16},
-    **{"Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8},
-    "Bool": torch.bool,
+STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
 }
 
 
@@ -154,7 +161,7 @@ ADMITTED: dict[str, Any] = {
     "collections.OrderedDict": _dictionary,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
-    **{f"torch.{name}Storage": dtype for name, dtype in TYPES.items()},
+    **{f"torch.{name}": dtype for name, dtype in STORAGES.items()},
 }
 
 

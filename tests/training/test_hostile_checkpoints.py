@@ -221,7 +221,7 @@ def test_what_torch_writes_is_read_as_torch_reads_it(tmp_path: Path, zipped: boo
     tensors = {
         **model.state_dict(),
         **{f"p.{name}": p for name, p in model.named_parameters()},
-        **{str(dtype): x.to(dtype) for dtype in torch_files.TYPES.values()},
+        **{str(dtype): x.to(dtype) for dtype in torch_files.STORAGES.values()},
         **{"turned": x.t(), "part": x[2:4, 1:], "row": x[1], "none": x[:0], "one": torch.tensor(3.0)},
     }
     plain = [1, -5, 2**40, 2.5, None, True, "é", (1, (2,)), {"a": [], 3: {}}]
