@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fastrcnn.errors import UserError
+from fastrcnn.names import NAME_BYTES
 
 log = logging.getLogger(__name__)
 MADE = ".fastrcnn-made.json"
+PATH_BYTES = 3500  # bytes of a run's path; Linux takes 4095, and what an evaluation writes is up to 520 longer
 
 
 def digest(path: Path) -> str:
@@ -84,3 +86,19 @@ def _note(folder: Path, made: str, source: str) -> None:
         part.replace(folder / MADE)
     finally:
         part.unlink(missing_ok=True)
+
+
+def refuse_unusable(folder: Path, said: str) -> None:
+    """Raises UserError, which begins with `said`, where the folder cannot be made or written to."""
+    whole = folder.absolute()
+    if (longest := max(len(os.fsencode(part)) for part in whole.parts)) > NAME_BYTES:
+        raise UserError(f"{said}: a folder's name may have {NAME_BYTES} bytes, not {longest}. Choose a shorter one.")
+    if (length := len(os.fsencode(whole))) > PATH_BYTES:
+        raise UserError(f"{said}: a run's path may have {PATH_BYTES} bytes, not {length}. Choose a shorter one.")
+    try:
+        there = next(p for p in (whole, *whole.parents) if p.exists())
+    except OSError as error:
+        raise UserError(f"{said}: {folder} cannot be used ({error.strerror}). Choose another folder.") from None
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if there.is_dir() else "is not a folder"
+        raise UserError(f"{said}: {there} {what}. Choose another folder.")

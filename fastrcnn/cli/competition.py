@@ -18,13 +18,13 @@ def compete(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path) 
     For a data set in VOC layout results.tgz, for a COCO file its results JSON. Raises UserError.
     """
     from fastrcnn.build import annotations, datasets, machine, training
-    from fastrcnn.build.run_folder import refuse_unusable
     from fastrcnn.data.annotations.coco_file import read_coco_file
     from fastrcnn.data.annotations.splits import find_split, is_coco
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.competition import check_voc_submission, write_voc_submission
     from fastrcnn.evaluation.evaluate import detect_all
     from fastrcnn.evaluation.result_files import write_coco
+    from fastrcnn.files import refuse_unusable
     from fastrcnn.parallel import distributed
 
     if config.metric is not None:

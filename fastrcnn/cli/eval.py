@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.parallel import distributed
 
     datasets.rounded(model, config.runtime)
-    with distributed.joined(machine.device(config.runtime)):
+    with distributed.join_processes(machine.device(config.runtime)):
         if config.competition:
             from fastrcnn.cli.competition import compete
 

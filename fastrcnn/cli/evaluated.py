@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrcnn.build.run_folder import refuse_unusable
 from fastrcnn.config.compose import to_yaml
+from fastrcnn.files import refuse_unusable
 
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation

@@ -27,19 +27,20 @@ class Launch:
 
 def launch() -> Launch:
     """As the environment says: RANK, WORLD_SIZE and so on, which torchrun sets."""
-    read = {
-        name: int(os.environ.get(variable, "") or default)
-        for name, variable, default in (
-            ("rank", "RANK", 0),
-            ("size", "WORLD_SIZE", 1),
-            ("local_rank", "LOCAL_RANK", 0),
-            ("local_size", "LOCAL_WORLD_SIZE", 1),
-            ("restarts", "TORCHELASTIC_MAX_RESTARTS", 0),
-            ("attempt", "TORCHELASTIC_RESTART_COUNT", 0),
-        )
-    }
+
+    def number(variable: str, default: int = 0) -> int:
+        return int(os.environ.get(variable, "") or default)
+
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return Launch(**read | {"attempt": read["attempt"] if kept else 0}, kept_store=kept)
+    return Launch(
+        rank=number("RANK"),
+        size=number("WORLD_SIZE", 1),
+        local_rank=number("LOCAL_RANK"),
+        local_size=number("LOCAL_WORLD_SIZE", 1),
+        restarts=number("TORCHELASTIC_MAX_RESTARTS"),
+        kept_store=kept,
+        attempt=number("TORCHELASTIC_RESTART_COUNT") if kept else 0,
+    )
 
 
 def cores() -> int:

@@ -11,7 +11,7 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -142,21 +142,18 @@ def in_order(folder: Path) -> list[Path]:
     return [p for _, p in sorted(numbered, reverse=True)]
 
 
-def newest_sound(
-    folder: Path, needed: Collection[str] = (*HELD, "optimizer"), check: Check = lambda _, content: content
-) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest checkpoint of a folder that can be read, its content, and why newer ones were passed over.
+def newest_sound(folder: Path, check: Check = lambda _, content: content) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest checkpoint of a folder that a run can resume from, its content, and why newer ones were passed over.
 
-    needed: what the content has to have, so that a run can resume from it. check: takes path and content, and returns
-    the content; raises UserError where it cannot be used.
+    check: takes path and content, and returns the content; raises UserError where it cannot be used.
     Raises UserError where there is none.
     """
     refused: list[str] = []
     for path in in_order(folder):
         try:
             content = load(path)
-            if missing := sorted(set(needed) - content.keys()):
-                raise UserError(f"{path}: no run can resume from it, as it lacks {', '.join(missing)}.")
+            if "optimizer" not in content:
+                raise UserError(f"{path}: no run can resume from it, as it lacks optimizer.")
             return path, check(path, content), refused
         except UserError as error:
             refused.append(str(error))

@@ -1,10 +1,11 @@
-"""What a run leaves behind for people: metrics.csv, TensorBoard events, lines on the console."""
+"""What a run leaves in its folder for people: metrics.csv, TensorBoard events, its log and its description."""
 
 from __future__ import annotations
 
 import csv
 import fcntl
 import json
+import logging
 import platform
 import sys
 import time
@@ -18,6 +19,7 @@ import numpy as np
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.voc_ap import ClassAP
 
+log = logging.getLogger("fastrcnn")
 EVALUATED = "eval/mAP"  # the last row of an evaluation
 
 
@@ -35,9 +37,8 @@ class Tracker:
         self.csv_path = folder / "metrics.csv"
         kept = []
         if start and self.csv_path.is_file():
-            with self.csv_path.open(
-                newline="", encoding="utf-8", errors="replace"
-            ) as file:  # the last row may be cut short, where the machine stopped
+            with self.csv_path.open(newline="", encoding="utf-8", errors="replace") as file:
+                # the last row may be cut short, where the machine stopped
                 kept = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) <= start]
         self.evaluated = any(r[:2] == [str(start), EVALUATED] for r in kept)  # else what there is of it is in doubt
         if not self.evaluated:
@@ -78,13 +79,12 @@ class Tracker:
 
 
 class Silent(Tracker):
-    """Of the processes of a run one records; for the others. evaluated: as the one that records has it."""
+    """Records nothing: of the processes of a run the first one does."""
 
-    def __init__(self, evaluated: bool) -> None:
-        self.evaluated = evaluated
+    def __init__(self) -> None:
+        self.evaluated = False
 
-    def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Does nothing, as the others."""
+    def scalars(self, step: int, values: Mapping[str, float | None]) -> None: ...
 
     def precision_recall(self, step: int, name: str, found: ClassAP) -> None: ...
 
@@ -109,6 +109,14 @@ def curve_counts(found: ClassAP, thresholds: np.ndarray) -> tuple[np.ndarray, ..
     return right, wrong, found.positives - right, rejected, precision, right / max(found.positives, 1)
 
 
+def refuse_used(folder: Path) -> None:
+    """Raises UserError where there is a run in the folder already."""
+    if (folder / "checkpoints").is_dir() or (folder / "config.yaml").exists():
+        raise UserError(
+            f"run={folder}: there is a run in this folder already. Go on with it by resume=auto, or name a new one."
+        )
+
+
 @contextmanager
 def claim(folder: Path) -> Iterator[None]:
     """Makes a run's folder, and holds it for this process alone until the body ends, however it ends.
@@ -130,6 +138,26 @@ def claim(folder: Path) -> Iterator[None]:
                 f"run={folder}: another process is training in this folder. Wait for it, or choose another by run=PATH."
             ) from None
         yield
+
+
+class LogFile(logging.FileHandler):
+    """A file that does without what a full disk does not take: a checkpoint that it does not take is an error."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Where logging would print a traceback."""
+
+
+@contextmanager
+def log_to(folder: Path) -> Iterator[None]:
+    """Messages go to train.log in the folder as well."""
+    file = LogFile(folder / "train.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(file)
+    try:
+        yield
+    finally:
+        log.removeHandler(file)
+        file.close()
 
 
 def environment() -> dict[str, Any]:

@@ -104,9 +104,9 @@ def process(number: int, port: int, folder: Path, together: Barrier) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
-    with distributed.joined(torch.device("cpu")):
+    with distributed.join_processes(torch.device("cpu")):
         found["place"] = distributed.rank(), distributed.size(), distributed.leads()
-        found["summed"] = distributed.summed(torch.tensor([1.0, number])).tolist()
+        found["summed"] = distributed.total(torch.tensor([1.0, number])).tolist()
         found["any"] = [distributed.any_of(flag) for flag in (number == 1, False)]
         found["from first"] = distributed.from_first(f"of {number}")
         found["in order"] = distributed.in_order(distributed.share(list("abcde")))
@@ -127,7 +127,7 @@ def process(number: int, port: int, folder: Path, together: Barrier) -> None:
         distributed.time = SimpleNamespace(sleep=meet)  # type: ignore[attr-defined] - however slow the machine is
         os.environ["MASTER_PORT"] = str(port + 1 + len(said))
         try:
-            with distributed.joined(torch.device("cpu")):
+            with distributed.join_processes(torch.device("cpu")):
                 if wrong:
                     raise UserError(f"{name} is wrong")
                 distributed.wait_for_all()
@@ -163,9 +163,9 @@ def found(folder: Path, number: int) -> dict[str, Any]:
 
 def test_a_process_alone_is_number_zero_of_one() -> None:
     assert (distributed.rank(), distributed.size(), distributed.leads()) == (0, 1, True)
-    assert distributed.gathered("x") == ["x"]
+    assert distributed.gather("x") == ["x"]
     assert distributed.in_order(distributed.share("abc")) == ["a", "b", "c"]
-    with distributed.joined(torch.device("cpu")):
+    with distributed.join_processes(torch.device("cpu")):
         assert not torch.distributed.is_initialized()
 
 

@@ -17,13 +17,13 @@ REASON = 'call that below `if __name__ == "__main__":`'
 SCRIPTS = {
     "check": """
 from pathlib import Path
-from fastrcnn.data.check import Settings, Task, read_all
+from fastrcnn.audit.check import Settings, Task, read_all
 tasks = [Task("train", "trainval", Path("none"), str(i), None) for i in range(40)]
 read_all(tasks, Settings(), workers=2)
 """,
     "proposals": """
 from pathlib import Path
-from fastrcnn.data.proposal_making import propose_all
+from fastrcnn.proposals.generate import propose_all
 propose_all([("a", Path("a.jpg")), ("b", Path("b.jpg"))], "x.proposals", workers=2)
 """,
     "loader, spawn": """

@@ -25,7 +25,7 @@ from fastrcnn.training import checkpoint
 from fastrcnn.training.signals import SAME_REQUEST
 
 soak = load("soak")
-STEP = "fastrcnn.cli.run_state:RunState.step_over"  # called after each step, when all of it is done
+STEP = "fastrcnn.training.run:TrainingRun.finish_step"  # called after each step, when all of it is done
 
 
 def status(process: Forked) -> int:
@@ -78,8 +78,8 @@ CLOCK = ("train/steps_per_s", "train/images_per_s", "train/data_wait_share")  # 
 PHASES = {  # the call where a run is held, and the step that is saved when it has ended
     "training": (STEP, 3, 3),
     "saving": ("os:fsync", 7, 4),  # two of each step: of the file, under another name, and of its folder
-    "evaluating in between": ("fastrcnn.cli.run_state:RunState.evaluate", 1, 6),
-    "evaluating at the end": ("fastrcnn.cli.run_state:RunState.evaluate", 2, 12),
+    "evaluating in between": ("fastrcnn.training.run:TrainingRun.evaluate", 1, 6),
+    "evaluating at the end": ("fastrcnn.training.run:TrainingRun.evaluate", 2, 12),
 }
 
 
