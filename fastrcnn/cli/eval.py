@@ -26,6 +26,11 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.build.trained import load
 
     config, model, names, run = load("eval", arguments)
+    return evaluate_network(config, model, names, run, arguments)
+
+
+def evaluate_network(config: EvalConfig, model: AnyNetwork, names: list[str], run: Path, arguments: list[str]) -> int:
+    """The same of a network that is loaded. run: the folder of its run."""
     from fastrcnn.build import datasets, machine
     from fastrcnn.parallel import distributed
 
