@@ -6,7 +6,6 @@ between GPUs, gloo between processors. All processes have to call these function
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,7 +21,6 @@ from fastrcnn.errors import UserError
 from fastrcnn.memory import ran_out
 from fastrcnn.parallel.launch import launch
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)  # for the others' shares of an evaluation or of proposals; of a death torchrun tells
 GRACE = 1.0  # seconds in which the others come to the same error
@@ -49,23 +47,23 @@ def _several() -> bool:
 
 
 class LostError(UserError):
-    """Another process of the job is gone."""
+    """Another process of the job is gone. reason: what torch says of it."""
 
-    def __init__(self, advice: str = "") -> None:
-        super().__init__(f"{GONE}{advice}")
+    def __init__(self, reason: str, advice: str = "") -> None:
+        self.reason = reason.partition("\n")[0]
+        super().__init__(f"{GONE} (torch: {self.reason}){advice}")
 
 
 @contextmanager
 def exchange() -> Iterator[None]:
-    """Raises LostError where what the body asks of the other processes fails: gloo's errors have no class of their own.
-    An end of memory passes."""
+    """Raises LostError where what the body asks of the other processes fails. Its errors have no class in common:
+    gloo's are RuntimeErrors. An end of memory passes."""
     try:
         yield
     except RuntimeError as error:
         if size() == 1 or ran_out(error):
             raise
-        log.debug("%s", error)
-        raise LostError from error
+        raise LostError(str(error)) from error
 
 
 @contextmanager
@@ -87,9 +85,8 @@ def join_processes(device: torch.device) -> Iterator[None]:
     dist.init_process_group(backend, store=group, rank=number, world_size=processes, timeout=PATIENCE)
     try:
         yield
-    except (UserError, dist.DistError) as error:
-        said = error if isinstance(error, UserError) else LostError()
-        raise _agree(said, dist.PrefixStore("errors", store)) from None
+    except UserError as error:
+        raise _agree(error, dist.PrefixStore("errors", store)) from None
     except Exception:
         raise  # the others do not know of it, and would not answer
     except BaseException:  # an end that all have agreed on
@@ -110,7 +107,7 @@ def _agree(error: UserError, store: dist.Store) -> BaseException:
         store.set(f"{kind} {rank()}", str(error))
         time.sleep(GRACE)
         reason_known = kind == "lost" and bool(said_by("fault"))
-        same = [number for number, text in said_by(kind).items() if text == str(error)]
+        same = [number for number, text in said_by(kind).items() if kind == "lost" or text == str(error)]
     except RuntimeError:  # the store was another process's, and went with it
         return error
     if reason_known or same[0] < rank():
@@ -183,7 +180,7 @@ def parallel(model: nn.Module) -> nn.Module:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
         gpus = [device.index]
     with exchange():
-        return DistributedDataParallel(model, gpus, broadcast_buffers=False)  # share_buffers does, when they are used
+        return DistributedDataParallel(model, gpus)
 
 
 def keep_gradients(network: nn.Module, when: bool) -> AbstractContextManager[None]:

@@ -8,21 +8,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those of its job; the defaults are those of a process alone.
+    """This process among those of its job; the defaults are those of a single process."""
 
-    rank: its number of `size`; local_rank, local_size: the same among those of its machine.
-    restarts: how often torchrun would start the job again.
-    kept_store: whether the store in which the processes find each other is torchrun's own, and so still has what was
-        written before a restart; attempt: then the number of the restart, else 0.
-    """
-
-    rank: int = 0
+    rank: int = 0  # of `size`
     size: int = 1
-    local_rank: int = 0
+    local_rank: int = 0  # the same among the processes of its machine
     local_size: int = 1
-    restarts: int = 0
-    kept_store: bool = False
-    attempt: int = 0
+    restarts: int = 0  # how often torchrun would start the job again
+    kept_store: bool = False  # the processes meet in torchrun's own store, which keeps what precedes a restart
+    attempt: int = 0  # then the number of the restart
 
 
 def launch() -> Launch:

@@ -115,7 +115,7 @@ def train(
             images, sent_rois, sizes, scales = send(device, batch.images, rois, batch.sizes, batch.scales)
             sent_targets = RoITargets(*send(device, targets.labels, targets.deltas))
             with distributed.keep_gradients(network, part + 1 < schedule.accumulate):
-                with autocast(device, dtype):
+                with distributed.exchange(), autocast(device, dtype):  # of the statistics of batch normalisation
                     logits, deltas = network(images, sent_rois, sizes, scales)
                 losses = fast_rcnn_loss(logits, deltas, sent_targets, box_weight)
                 broken = not math.isfinite(losses.total.item())
@@ -123,7 +123,7 @@ def train(
                 if any_broken:
                     proof = evidence(batch, rois, targets, losses, dropout_seed, dtype, box_weight)
                     raise not_finite(step, schedule.rate(step), proof if broken else None)
-                with distributed.exchange():
+                with distributed.exchange():  # of the gradients
                     (losses.total * (weight / schedule.accumulate)).backward()
             meter.add_batch(losses, logits.detach(), sent_targets, len(batch.images), weight)
         norm = gradient_norm(optimizer)

@@ -61,7 +61,7 @@ class Meter:
             asked = time.monotonic()
 
     def add_batch(self, losses: Losses, logits: Tensor, targets: RoITargets, images: int, weight: float = 1.0) -> None:
-        """What a batch of so many images gave; all on the device. weight: of its losses among the processes'."""
+        """Counts what a batch of so many images gave. weight: of its losses among the processes'."""
         foreground = targets.labels > 0
         right = foreground & (logits.argmax(dim=1) == targets.labels)
         shares = [v * (weight / self.accumulate) for v in (losses.total, losses.classification, losses.box)]

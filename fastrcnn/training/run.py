@@ -37,7 +37,7 @@ from fastrcnn.training.signals import Stop, Stopped
 from fastrcnn.training.tracking import EVALUATED, Silent, Tracker, claim, describe_run, log_to, refuse_used
 from fastrcnn.visualize import draw_batch
 
-log = logging.getLogger("fastrcnn")
+log = logging.getLogger(__name__)
 Pyramid = TypeVar("Pyramid")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -347,8 +347,8 @@ class TrainingRun:
                 self.save(self.done)
             kept = f"Step {self.saved} is saved. " if self.saved else ""
             raise UserError(f"{error} {kept}To resume: {command}") from None
-        except (distributed.LostError, torch.distributed.DistError):
-            raise distributed.LostError(f" To resume from the last checkpoint: {command}") from None
+        except distributed.LostError as error:
+            raise distributed.LostError(error.reason, f" To resume from the last checkpoint: {command}") from None
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise

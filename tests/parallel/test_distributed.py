@@ -163,6 +163,18 @@ def test_a_process_alone_is_number_zero_of_one() -> None:
         assert not torch.distributed.is_initialized()
 
 
+def test_what_fails_with_others_is_a_lost_process_whatever_the_error_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = RuntimeError("in no known words\nand more")
+    with pytest.raises(RuntimeError, match="in no known"), distributed.exchange():
+        raise fault
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    gone = r"another process of this job is gone.*\(torch: in no known words\)$"
+    with pytest.raises(distributed.LostError, match=gone), distributed.exchange():
+        raise fault
+    with pytest.raises(torch.OutOfMemoryError), distributed.exchange():
+        raise torch.OutOfMemoryError
+
+
 def test_the_environment_says_which_process_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch().size == 1
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "TORCHELASTIC_RESTART_COUNT": "2"}.items():

@@ -98,7 +98,7 @@ def test_evaluation_by_two_is_that_of_one(
 
 HELD_AT_FIRST = f"""
 import os, runpy, sys
-sys.path.append({str(Path(__file__).parent)!r})
+sys.path.append({str(Path(__file__).parents[1])!r})
 if os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
     from forked import hold
     hold({STEP!r}, 10)
