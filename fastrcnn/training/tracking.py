@@ -24,11 +24,11 @@ EVALUATED = "eval/mAP"  # the last row of an evaluation
 
 
 class Tracker:
-    """Records numbers and pictures of a run in its folder.
+    """Records numbers and images of a run in its folder.
 
-    A row of metrics.csv is (step, name, value). When a run goes on from `start`, later rows of an earlier attempt
-    are removed, and TensorBoard is told to drop what it had from that step on. evaluated: whether the evaluation after
-    `start` steps is on record.
+    A row of metrics.csv is (step, name, value). When a run resumes at `start`, later rows of an earlier attempt are
+    removed, and TensorBoard drops what it had from that step on. evaluated: whether the evaluation after `start` steps
+    is on record.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -53,9 +53,8 @@ class Tracker:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Numbers after `step` steps; names as `train/loss`. None, for a number that does not exist, is `nan` in
-        metrics.csv and absent from TensorBoard. A number that the run had already when it was resumed is left out: a
-        run that was over is evaluated again."""
+        """Records numbers after `step` steps, with names such as `train/loss`. None, for a number that does not exist,
+        is `nan` in metrics.csv and absent from TensorBoard. A number that the resumed run has already is left out."""
         for name, value in values.items():
             if (step, name) in self._there:
                 continue
