@@ -182,14 +182,16 @@ class Plan:
         """What a reader of the table must know: data, seeds, what was given that is not the paper's."""
         data = self.config.data
         found = [f"Seeds: {', '.join(map(str, self.config.seeds))}."]
+        other = [a for a in self.given if a.partition("=")[0] not in ("data", "data.root", "data.proposals")]
         if self.own_data:
             found.append(f"Measured on the data set {data.name} (AP: {data.metric}), not on the paper's.")
         if self.small:
             found.append(
                 "Slim networks from scratch on drawn pictures: a rehearsal, not to be compared with the paper."
             )
-        other = [a for a in self.given if a.partition("=")[0] not in ("data", "data.root", "data.proposals")]
-        return [*found, *([f"Not as in the paper: {' '.join(other)}"] if other else [])]
+        if other:
+            found.append(f"Not as in the paper: {' '.join(other)}")
+        return found
 
 
 def shrink(experiment: str, config: ReproduceConfig) -> list[str]:
@@ -324,16 +326,9 @@ def write(text: str, table: Table, results: dict[Cell, list[Measured]], plan: Pl
         "seeds": list(config.seeds),
         "environment": environment(),
         "cells": [
-            {
-                "row": cell.row,
-                "column": cell.column,
-                "measure": cell.measure,
-                "paper": cell.paper,
-                "measured": [v.value for v in values],
-                "runs": [str(v.folder) for v in values],
-                "experiment": f"paper/{cell.work.experiment}",
-                "then": list(plan.then(cell.work)),
-            }
+            {name: getattr(cell, name) for name in ("row", "column", "measure", "paper")}
+            | {"measured": [v.value for v in values], "runs": [str(v.folder) for v in values]}
+            | {"experiment": f"paper/{cell.work.experiment}", "then": list(plan.then(cell.work))}
             for cell, values in results.items()
         ],
     }
