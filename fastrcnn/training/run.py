@@ -6,10 +6,11 @@ import errno
 import logging
 import shlex
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -38,7 +39,6 @@ from fastrcnn.training.tracking import EVALUATED, Silent, Tracker, claim, descri
 from fastrcnn.visualize import draw_batch
 
 log = logging.getLogger(__name__)
-Pyramid = TypeVar("Pyramid")
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
@@ -91,7 +91,6 @@ class TrainingRun:
     saved: int = 0  # the step saved last
     best: float = -1.0  # mAP
     outcome: Evaluation | None = None  # the last one
-    cut_short: bool = False  # whether this process left its share of the last evaluation
 
     def run(self) -> Evaluation | None:
         """Trains to the last step; returns the last evaluation, which the first of several processes has.
@@ -155,10 +154,10 @@ class TrainingRun:
                 f"{self.folder}: this process does not find there what the first one does. All machines need the same "
                 "folder; name one on a disk that they share: run=FOLDER."
             )
-        with ExitStack() as held:
-            if distributed.leads():
-                held.enter_context(claim(self.folder))
-                held.enter_context(log_to(self.folder))
+        if not distributed.leads():
+            yield
+            return
+        with claim(self.folder), log_to(self.folder):
             yield
 
     def open_records(self) -> None:
@@ -243,13 +242,8 @@ class TrainingRun:
 
     def content(self, step: int) -> dict[str, Any]:
         """What every checkpoint holds."""
-        return {
-            "step": step,
-            "best": self.best,
-            "classes": self.names,
-            "config": self.config,
-            "model": self.model.state_dict(),
-        }
+        described = {"step": step, "best": self.best, "classes": self.names, "config": self.config}
+        return described | {"model": self.model.state_dict()}
 
     def save(self, step: int) -> None:
         """Writes step-N.pt, from which the run can resume. Of several processes the first writes."""
@@ -272,15 +266,16 @@ class TrainingRun:
         """
         if self.test_set is None:
             return
+        settings = self.settings
+        pyramids = takewhile(lambda _: not self.stop(), detection_loader(self.test_set, workers=settings.workers))
 
         def detected() -> None:
-            if distributed.any_of(self.cut_short):
+            if distributed.any_of(self.stop()):
                 self.end(step)
 
-        settings = self.settings
         outcome = evaluate(
             self.model,
-            self.until_stopped(detection_loader(self.test_set, workers=settings.workers)),
+            pyramids,
             len(self.test_set),
             self.names,
             settings.metric,
@@ -290,15 +285,6 @@ class TrainingRun:
         )
         if outcome is not None:  # else the first process has it
             self.record(step, outcome)
-
-    def until_stopped(self, pyramids: Iterable[Pyramid]) -> Iterator[Pyramid]:
-        """The pyramids, as long as nothing asks the run to end."""
-        self.cut_short = False
-        for pyramid in pyramids:
-            if self.stop():
-                self.cut_short = True
-                return
-            yield pyramid
 
     def record(self, step: int, outcome: Evaluation) -> None:
         """Records an evaluation, and writes best.pt where it is the best so far."""
