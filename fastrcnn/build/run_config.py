@@ -25,16 +25,16 @@ def configure(arguments: list[str]) -> TrainConfig:
     config = compose("train", arguments)
     restart_in_place(config)
     if config.resume:
-        return resumed(config, arguments)
+        return resume_config(config, arguments)
     if config.start:
-        config = started(config, arguments)
+        config = start_config(config, arguments)
     from fastrcnn.training.resume import warn_of_companions
 
     warn_of_companions([argument.partition("=")[0] for argument in arguments], to_dict(config))
     return config
 
 
-def resumed(config: TrainConfig, arguments: list[str]) -> TrainConfig:
+def resume_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
     """The configuration of the run in its folder, with the arguments on top."""
     from fastrcnn.training.resume import saved_config
 
@@ -47,7 +47,7 @@ def resumed(config: TrainConfig, arguments: list[str]) -> TrainConfig:
     return found
 
 
-def started(config: TrainConfig, arguments: list[str]) -> TrainConfig:
+def start_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
     """The configuration, its model that of the checkpoint that `start` names, but for what the arguments, or an
     experiment among them, set. Raises UserError where the experiment is of another network."""
     given = [argument.partition("=")[0] for argument in arguments]

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastrcnn.build.run_config import started
+from fastrcnn.build.run_config import start_config
 from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import TrainConfig
-from fastrcnn.config.sweep import as_config, choices, multirun, varied
+from fastrcnn.config.sweep import as_config, choices, multirun, varying_keys
 from fastrcnn.errors import UserError
 from fastrcnn.files import refuse_unusable
 from fastrcnn.parallel.launch import launch
@@ -123,7 +123,7 @@ def run_one(composed: Any, folder: Path, overrides: list[str], train: Train) -> 
     try:
         config = as_config(composed)
         if config.start:
-            config = started(config, overrides)
+            config = start_config(config, overrides)
         config.run = str(folder)
         config.resume = "auto" if (folder / "config.yaml").exists() else None
         outcome = train(config)[1]
@@ -144,7 +144,7 @@ def report(folder: Path) -> int:
     runs = [(int(p.parent.name), read(p)) for p in folder.glob(f"*/{RESULT}")]
     runs.sort(key=lambda r: (r[1]["error"] is not None, r[1]["mAP"] is None, -(r[1]["mAP"] or 0), r[0]))
     settings = [dict(o.split("=", 1) for o in result["overrides"]) for _, result in runs]
-    keys = varied(read(folder / "values.json") or [])  # also where few runs are over, or none
+    keys = varying_keys(read(folder / "values.json") or [])  # also where few runs are over, or none
     for key in dict.fromkeys(key for values in settings for key in values):
         if key not in keys and len({values.get(key) for values in settings}) > 1:
             keys.append(key)

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fastrcnn.build.run_config import configure, started
+from fastrcnn.build.run_config import configure, start_config
 from fastrcnn.cli import train
 from fastrcnn.config.compose import check_overrides, compose, experiment_content, to_dict
 from fastrcnn.config.schema import DataConfig, ReproduceConfig, TrainConfig
@@ -131,7 +131,7 @@ class Plan:
         config.runtime.seed = seed
         if start is not None:
             config.start = str(start)
-            config = started(config, arguments)
+            config = start_config(config, arguments)
         return config
 
     def then(self, work: Work) -> tuple[str, ...]:

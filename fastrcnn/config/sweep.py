@@ -36,7 +36,7 @@ def choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     return overrides, first
 
 
-def varied(overrides: Sequence[str]) -> list[str]:
+def varying_keys(overrides: Sequence[str]) -> list[str]:
     """The keys that have several values in overrides for Hydra's multirun."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 

@@ -159,7 +159,7 @@ def markdown(table: Table, results: Mapping[Cell, Sequence[Measured]], notes: Se
     rows: dict[str, dict[str, str]] = {}
     for cell in table.cells:
         paper = "-" if cell.paper is None else f"{cell.paper:.{PAPER_DIGITS[cell.measure]}f}"
-        rows.setdefault(cell.row, {})[cell.column] = f"{paper} / {shown(cell, results.get(cell, []))}"
+        rows.setdefault(cell.row, {})[cell.column] = f"{paper} / {format_values(cell, results.get(cell, []))}"
     cells = [["paper / here", *columns], *([name, *(row.get(c, "-") for c in columns)] for name, row in rows.items())]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in cells]
@@ -169,7 +169,7 @@ def markdown(table: Table, results: Mapping[Cell, Sequence[Measured]], notes: Se
     return "\n".join([f"Table {table.number}. {table.title}", "", *lines, "", *notes, *server])
 
 
-def shown(cell: Cell, values: Sequence[Measured]) -> str:
+def format_values(cell: Cell, values: Sequence[Measured]) -> str:
     """A cell's measured part."""
     numbers = [v.value for v in values if v.value is not None]
     digits = DIGITS[cell.measure]

@@ -17,7 +17,7 @@ from fastrcnn.build.annotations import warn_of_same_files
 from fastrcnn.build.derived import output_file
 from fastrcnn.build.sweep import report
 from fastrcnn.cli import evaluated
-from fastrcnn.config.sweep import varied
+from fastrcnn.config.sweep import varying_keys
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation import result_files
 from fastrcnn.training.tracking import Tracker
@@ -180,7 +180,7 @@ def test_without_ground_truth_there_is_no_map(call: Call, tmp_path: Path, caplog
 def test_a_sweeps_columns_do_not_depend_on_how_many_runs_are_over(tmp_path: Path) -> None:
     overrides = ["a.b=1,2", "c=[1,2]", "d=interval(1,2)", "e='x,y'", r"f='it\'s,it'"]
     (tmp_path / "values.json").write_text(json.dumps(overrides))
-    assert varied(overrides) == ["a.b", "d"]
+    assert varying_keys(overrides) == ["a.b", "d"]
     report(tmp_path)
     assert (tmp_path / "sweep.csv").read_text() == "run,a.b,d,mAP\n"
     for number, value in enumerate((None, 0.0, 0.5)):

@@ -14,7 +14,7 @@ from fastrcnn.cli import reproduce
 from fastrcnn.cli.reproduce import Plan
 from fastrcnn.config.compose import compose, options
 from fastrcnn.errors import UserError
-from fastrcnn.report.paper_tables import TABLES, Cell, Measured, Table, Work, markdown, shown
+from fastrcnn.report.paper_tables import TABLES, Cell, Measured, Table, Work, format_values, markdown
 
 Call = Callable[..., tuple[int, str, str]]
 TINY = [
@@ -374,7 +374,7 @@ def test_without_scikit_learn_nothing_is_trained(call: Call, known: list[str], m
 
 def test_a_cell_says_why_it_has_no_figure() -> None:
     cell, run = Cell("", "", 66.9, Work("s")), Path("run")
-    assert shown(cell, [Measured(66.9, run)]) == "66.9"
-    assert shown(cell, [Measured(None, run)]) == "no ground truth"
-    assert shown(cell, [Measured(None, run, run / "results.tgz")]) == "for the server"
-    assert shown(cell, []) == "-"
+    assert format_values(cell, [Measured(66.9, run)]) == "66.9"
+    assert format_values(cell, [Measured(None, run)]) == "no ground truth"
+    assert format_values(cell, [Measured(None, run, run / "results.tgz")]) == "for the server"
+    assert format_values(cell, []) == "-"
