@@ -18,10 +18,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastrcnn.errors import UserError
+from fastrcnn.names import NAME_BYTES
 
 log = logging.getLogger(__name__)
 MADE = ".fastrcnn-made.json"
 ADVICE = "Make room there or choose another folder."
+PATH_BYTES = 3500  # bytes of a run's path; Linux takes 4095, and what an evaluation writes is up to 520 longer
 
 
 class BusyError(UserError):
@@ -124,6 +126,22 @@ def digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_unusable(folder: Path, said: str) -> None:
+    """Raises UserError, which begins with `said`, where the folder cannot be made or written to."""
+    whole = folder.absolute()
+    if (longest := max(len(os.fsencode(part)) for part in whole.parts)) > NAME_BYTES:
+        raise UserError(f"{said}: a folder's name may have {NAME_BYTES} bytes, not {longest}. Choose a shorter one.")
+    if (length := len(os.fsencode(whole))) > PATH_BYTES:
+        raise UserError(f"{said}: a run's path may have {PATH_BYTES} bytes, not {length}. Choose a shorter one.")
+    try:
+        there = next(p for p in (whole, *whole.parents) if p.exists())
+    except OSError as error:
+        raise UserError(f"{said}: {folder} cannot be used ({error.strerror}). Choose another folder.") from None
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        what = "cannot be written to" if there.is_dir() else "is not a folder"
+        raise UserError(f"{said}: {there} {what}. Choose another folder.")
 
 
 def refuse_existing(output: Path, source: str | None = None) -> None:

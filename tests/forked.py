@@ -179,7 +179,7 @@ def hold(where: str, call: int, then: str = "goes on") -> None:
 
 # What a training imports late: torch's optimisers import torch._dynamo, which takes longer than a short training.
 LATE = ("torch._dynamo", "torch.utils.tensorboard", "torchvision", "fastrcnn.cli.train", "fastrcnn.data.loader")
-LATE += ("fastrcnn.inference.evaluate", "fastrcnn.report.report", "fastrcnn.training.loop")
+LATE += ("fastrcnn.inference.evaluate", "fastrcnn.report.report", "fastrcnn.build.run")
 
 if __name__ == "__main__":
     for late in LATE:

@@ -357,7 +357,9 @@ def test_how_much_a_training_says(flag: str, tmp_path: Path) -> None:
     if flag == "-q":
         assert done.stderr == ""
     else:
-        steps = [line for line in done.stderr.splitlines() if "fastrcnn.training.loop: step " in line]
+        steps = [
+            line for line in done.stderr.splitlines() if "fastrcnn.training.run: step " in line and "loss_cls" in line
+        ]
         assert [line.split(": ")[1] for line in steps] == ["step 1", "step 2"]
         assert all(name in steps[0] for name in ("loss_cls", "grad_norm", "images_per_s"))
         assert re.match(r"\d\d:\d\d:\d\d ", steps[0])

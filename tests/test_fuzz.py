@@ -30,7 +30,6 @@ from hypothesis import strategies as st
 from limits import calls, in_bounds
 from voc_folder import fingerprint, voc_xml
 
-from fastrcnn.build.run_folder import saved_config
 from fastrcnn.config.compose import check_overrides, compose
 from fastrcnn.config.schema import leaves
 from fastrcnn.config.values import as_written
@@ -38,6 +37,7 @@ from fastrcnn.data.annotations.voc import load_voc
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 from fastrcnn.training import checkpoint
+from fastrcnn.training.resume import saved_config
 
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect", "ctypes.dlopen")
 

@@ -25,7 +25,7 @@ from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch, RoITargets, Sample
-from fastrcnn.training.features import picture_features
+from fastrcnn.training.svm import picture_features
 
 pytestmark = pytest.mark.gpu
 

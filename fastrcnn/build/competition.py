@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastrcnn.build.annotations import category_ids, root, split_name, test_splits
-from fastrcnn.build.run_folder import refuse_unusable
 from fastrcnn.config.schema import EvalConfig
 from fastrcnn.data.annotations.coco_file import read_coco_file
 from fastrcnn.data.annotations.splits import find_split, is_coco
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.competition import Submission, check_voc_submission
+from fastrcnn.files import refuse_unusable
 
 
 def submission(config: EvalConfig, names: list[str], run: Path) -> Submission:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from fastrcnn import files
 from fastrcnn.build.checkpoints import Trained, run_of
-from fastrcnn.build.run_folder import refuse_unusable
 from fastrcnn.config.schema import CompressConfig, SvmConfig
 from fastrcnn.errors import UserError
+from fastrcnn.files import refuse_unusable
 
 if TYPE_CHECKING:
     from fastrcnn.data.dataset import DetectionDataset

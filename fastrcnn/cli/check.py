@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrcnn.build.run_folder import refuse_unusable
 from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import CheckConfig, DataConfig
 from fastrcnn.errors import UserError
-from fastrcnn.files import replace_file
+from fastrcnn.files import refuse_unusable, replace_file
 
 if TYPE_CHECKING:
     from fastrcnn.audit.check import Record, Task

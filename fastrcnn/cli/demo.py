@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     shown = annotations.NO_TRUTH if outcome.ap.mean is None else f"mAP {outcome.ap.mean:.3f}"
     print(f"4/4  {shown} on {len(outcome.samples)} held-out pictures")
     print(f"     run:      {folder}")
-    print(f"     report:   {folder / 'eval' / 'test' / 'report.html'}")
+    print(f"     report:   {folder / 'eval' / annotations.split_name(config.data.test) / 'report.html'}")
     print(f"     pictures: {run / 'detect'}")
     print(f"     curves:   tensorboard --logdir {folder / 'tensorboard'}")
     return 0

@@ -26,10 +26,15 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.build.checkpoints import load
 
     config, network, names, run = load("eval", arguments)
+    return evaluate_network(config, network, names, run, arguments)
+
+
+def evaluate_network(config: EvalConfig, network: Network, names: list[str], run: Path, arguments: list[str]) -> int:
+    """The same of a network that is loaded. run: the folder of its run."""
     from fastrcnn.build import machine
     from fastrcnn.parallel import distributed
 
-    with distributed.joined(machine.device(config.runtime)):
+    with distributed.join_processes(machine.device(config.runtime)):
         if config.competition:
             return compete(config, network, names, run)
         return evaluate_run(config, network, names, run, arguments)
@@ -38,10 +43,10 @@ def main(arguments: list[str]) -> int:
 def evaluate_run(config: EvalConfig, network: Network, names: list[str], run: Path, arguments: list[str]) -> int:
     """Evaluates the network on its test set and writes the files of the evaluation."""
     from fastrcnn.build import annotations, datasets, machine, training
-    from fastrcnn.build.run_folder import refuse_unusable
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.evaluation.evaluate import table
     from fastrcnn.evaluation.result_files import check_comp4
+    from fastrcnn.files import refuse_unusable
     from fastrcnn.inference.evaluate import evaluate
     from fastrcnn.report.report import run_title, training_texts, write_evaluation
     from fastrcnn.training.tracking import environment

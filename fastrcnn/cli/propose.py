@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.parallel import distributed
     from fastrcnn.proposals.store import ProposalStore
 
-    with distributed.joined(torch.device("cpu")):
+    with distributed.join_processes(torch.device("cpu")):
         made = make(config)
         for path in made if distributed.leads() else []:
             store = ProposalStore(path)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import hashlib
+import importlib
+import json
 import logging
 import sys
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from fastrcnn.cli import reproduce_report
-from fastrcnn.cli.paper_tables import TABLES, Cell, Table, Work
-from fastrcnn.cli.reproduce_runs import Measured, Plan, measured
-from fastrcnn.config.compose import check_overrides, compose, experiment_content
-from fastrcnn.config.schema import ReproduceConfig
+from fastrcnn.build.run_config import configure, start_config
+from fastrcnn.cli import train
+from fastrcnn.config.compose import check_overrides, compose, experiment_content, to_dict
+from fastrcnn.config.schema import DataConfig, EvalConfig, ReproduceConfig, TrainConfig, groups
 from fastrcnn.errors import UserError
+from fastrcnn.report.paper_tables import TABLES, Cell, Measured, Table, Work, markdown
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
@@ -23,34 +29,49 @@ EXAMPLES = [
 OWN = ("table", "seeds", "output")
 NOT_HERE = ("run", "resume", "start", "name", "runtime.seed", "data.test")  # each experiment has its own
 FREE = ("solver.iterations", "solver.lr_steps")  # may be given though experiments set them: shorter is still the same
+# On the embedded data set: from scratch, at a quarter of the width, in minutes. The numbers have nothing to do with the
+# paper's then; all the ways to them are the same.
+SMALL = (
+    "solver=scratch",
+    "solver.iterations=400",
+    "model.width=0.25",
+    "model.batch_norm=true",
+    "model.weights=null",
+    "model.dropout=0.0",
+    "runtime.pictures_every=0",
+)
+SMALL_RANKS = {"fc6=1024": "fc6=256", "fc7=256": "fc7=64"}
+SHORT_SIDE = 600  # of the paper's images; five scales shrink in proportion
 
 
 def main(arguments: list[str]) -> int:
     """Runs the experiments of a table of the paper, as far as they are not done, and prints it beside the paper's."""
     check_overrides("reproduce", arguments)
     config = compose("reproduce", arguments)
-    table = chosen(config)
-    given = [a for a in arguments if a.partition("=")[0] not in OWN]
-    refuse(table, given)
-    plan = Plan(config, given)
+    table = choose_table(config)
+    plan = Plan(config, [a for a in arguments if a.partition("=")[0] not in OWN])
+    plan.refuse(table)
     if plan.small:
         from fastrcnn.data.demo import write_demo
 
         write_demo(Path(config.data.root))
     folder = Path(config.output or f"outputs/reproduce/{config.data.name}").expanduser()
-    plan.check([cell.work for cell in table.cells])
-    say(table, config)
+    plan.check(table)
+    names = experiments(table)
+    seeds = f" for each of {len(config.seeds)} seeds" if len(config.seeds) > 1 else ""
+    log.info("table %d needs %d trained network(s)%s: %s", table.number, len(names), seeds, ", ".join(names))
     results: dict[Cell, list[Measured]] = {}
     text = ""
     for cell in table.cells:
         with contextlib.redirect_stdout(sys.stderr):  # what the other verbs print
-            results[cell] = [measured(cell, seed, plan) for seed in config.seeds]
-        text = reproduce_report.write(table, results, plan, folder)  # after each, so that hours are never lost
-    print(text)
+            results[cell] = [measure(cell, seed, plan) for seed in config.seeds]
+        text = markdown(table, results, plan.notes())
+        write(text, table, results, plan, folder)  # after each, so that hours are never lost
+    print(f"{text}\n\nwritten to {folder / f'table-{table.number}.md'} and .json")
     return 0
 
 
-def chosen(config: ReproduceConfig) -> Table:
+def choose_table(config: ReproduceConfig) -> Table:
     """The table that is asked for. Raises UserError where it is none of the paper's."""
     if config.table is None:
         titles = "\n".join(f"  table={t.number}  {t.title}" for t in TABLES)
@@ -60,32 +81,255 @@ def chosen(config: ReproduceConfig) -> Table:
     return TABLES[config.table - 1]
 
 
-def experiments(works: list[Work]) -> list[str]:
+def experiments(table: Table) -> list[str]:
     """Names of the experiments that have to be trained, each once, first ones first."""
+    works = [cell.work for cell in table.cells]
     return list(dict.fromkeys(name for w in works for name in (w.start, w.experiment) if name is not None))
 
 
-def refuse(table: Table, given: list[str]) -> None:
-    """Raises UserError for keys that would undo what makes the experiments of the table differ."""
-    set_by: dict[str, str] = {}
-    for name in experiments([cell.work for cell in table.cells]):
-        for group, part in experiment_content(f"paper/{name}").items():
-            if isinstance(part, dict):
-                set_by |= {f"{group}.{key}": name for key in part}
-    for argument in given:
-        key, _, value = argument.partition("=")
-        if key in NOT_HERE:
-            raise UserError(f"{argument}: reproduce decides that for each experiment by itself; leave it out.")
-        if key in ("model", "model.network"):
-            raise UserError(f"{argument}: the networks are the paper's S, M and L; leave it out.")
-        if key == "data" and value.startswith("voc"):
-            raise UserError(f"{argument}: the experiments choose VOC's sets by themselves; give data.root alone.")
-        if key in set_by and key not in FREE:
-            raise UserError(f"{argument}: the experiment paper/{set_by[key]} of this table sets it; leave it out.")
+@dataclass
+class Plan:
+    """What all experiments of a call share. given: the arguments that go to each of them."""
+
+    config: ReproduceConfig
+    given: list[str]
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def small(self) -> bool:
+        return self.config.data.name == "demo"
+
+    @property
+    def own_data(self) -> bool:
+        """Whether everything is measured on a data set that is not the paper's."""
+        return any(a.startswith("data=") for a in self.given)
+
+    def refuse(self, table: Table) -> None:
+        """Raises UserError for keys that would undo what makes the experiments of the table differ."""
+        set_by = {
+            f"{group}.{key}": name
+            for name in experiments(table)
+            for group, part in experiment_content(f"paper/{name}").items()
+            for key in (part if isinstance(part, dict) else ())
+        }
+        for argument in self.given:
+            key, _, value = argument.partition("=")
+            if key in NOT_HERE:
+                raise UserError(f"{argument}: reproduce decides that for each experiment by itself; leave it out.")
+            if key in ("model", "model.network"):
+                raise UserError(f"{argument}: the networks are the paper's S, M and L; leave it out.")
+            if key == "data" and value.startswith("voc"):
+                raise UserError(f"{argument}: the experiments choose VOC's sets by themselves; give data.root alone.")
+            if key in set_by and key not in FREE:
+                raise UserError(f"{argument}: the experiment paper/{set_by[key]} of this table sets it; leave it out.")
+
+    def configuration(self, experiment: str, seed: int = 0, start: Path | None = None) -> TrainConfig:
+        """An experiment's training; start: the checkpoint that it begins with."""
+        shrunk = shrink(experiment, self.config) if self.small else []
+        arguments = [f"experiment=paper/{experiment}", *shrunk, *self.given]
+        config = configure(arguments)
+        config.runtime.seed = seed
+        if start is not None:
+            config.start = str(start)
+            config = start_config(config, arguments)
+        return config
+
+    def then(self, work: Work) -> tuple[str, ...]:
+        """What is done with the trained network, with ranks that fit a small one."""
+        return tuple(SMALL_RANKS.get(a, a) for a in work.then) if self.small else work.then
+
+    def check(self, table: Table) -> None:
+        """Raises UserError for what would be missed only after hours: weights, images, ranks, packages."""
+        from fastrcnn.build import annotations, models
+        from fastrcnn.training import svm
+        from fastrcnn.weights import pretrained
+
+        for work in (cell.work for cell in table.cells):
+            for name in filter(None, (work.start, work.experiment)):
+                config = self.configuration(name)
+                self.fingerprint(config.data)
+                for split in (*config.data.test, *([] if self.own_data else filter(None, [work.server]))):
+                    annotations.image_ids(config.data, [split])
+                if config.model.weights not in (None, "imagenet"):
+                    pretrained.existing(Path(config.model.weights).expanduser())
+            verb, *arguments = self.then(work) or ("",)
+            if verb == "svm":
+                svm.linear_svc()
+            if verb == "compress":
+                for argument in arguments:
+                    layer, _, rank = argument.partition("=")
+                    setattr(config.model, f"{layer}_rank", int(rank))
+            models.check_model(config.model)
+
+    def fingerprint(self, data: DataConfig) -> str:
+        """Letters that depend on the training images' names, sizes and truth, and on the store of their proposals."""
+        key = json.dumps(asdict(data), sort_keys=True)
+        if key not in self.fingerprints:
+            from fastrcnn.build import annotations
+
+            names = annotations.classes(data)
+            found = hashlib.sha256(repr(names).encode())
+            for s in annotations.samples(data, data.train, names, training=True, need_pictures=False):
+                found.update(f"{s.image_id} {s.width} {s.height}".encode())
+                found.update(s.boxes.tobytes() + s.labels.tobytes() + s.difficult.tobytes())
+            if data.proposals is not None:
+                for file in sorted(Path(data.proposals).expanduser().glob("*.json")):
+                    found.update(file.read_bytes())
+            self.fingerprints[key] = found.hexdigest()
+        return self.fingerprints[key]
+
+    def notes(self) -> list[str]:
+        """What a reader of the table must know: data, seeds, what was given that is not the paper's."""
+        data = self.config.data
+        found = [f"Seeds: {', '.join(map(str, self.config.seeds))}."]
+        other = [a for a in self.given if a.partition("=")[0] not in ("data", "data.root", "data.proposals")]
+        if self.own_data:
+            found.append(f"Measured on the data set {data.name} (AP: {data.metric}), not on the paper's.")
+        if self.small:
+            found.append(
+                "Slim networks from scratch on drawn pictures: a rehearsal, not to be compared with the paper."
+            )
+        if other:
+            found.append(f"Not as in the paper: {' '.join(other)}")
+        return found
 
 
-def say(table: Table, config: ReproduceConfig) -> None:
-    """Says how many networks the table takes."""
-    names = experiments([cell.work for cell in table.cells])
-    seeds = f" for each of {len(config.seeds)} seeds" if len(config.seeds) > 1 else ""
-    log.info("table %d needs %d trained network(s)%s: %s", table.number, len(names), seeds, ", ".join(names))
+def shrink(experiment: str, config: ReproduceConfig) -> list[str]:
+    """What makes an experiment small, on the embedded data set."""
+    content = experiment_content(f"paper/{experiment}")
+    found = list(SMALL)
+    if "finetune_from" not in content.get("model", {}):  # nothing was trained before that could be kept
+        found.append(f"model.finetune_from={'conv1_1' if experiment.startswith('l_') else 'conv1'}")
+    factor = config.data.short_sides[0] / SHORT_SIDE
+    for key, value in content.get("data", {}).items():
+        if key in ("short_sides", "test_short_sides"):
+            found.append(f"data.{key}=[{','.join(str(round(side * factor)) for side in value)}]")
+        elif key == "long_side":
+            found.append(f"data.long_side={round(value * factor)}")
+    return found
+
+
+def measure(cell: Cell, seed: int, plan: Plan) -> Measured:
+    """A cell's number for one seed: trains and evaluates what is not there yet."""
+    work = cell.work
+    folder, config = trained_network(work, seed, plan)
+    if cell.measure == "hours":
+        return Measured(training_hours(folder), folder)
+    last = last_checkpoint(folder, config)
+    if work.server is not None and not plan.own_data:
+        output = folder / "reproduce" / work.server.replace("/", "-")
+        archive = output / "results.tgz"
+        if not archive.is_file():
+            evaluate(last, output, config, f"split={work.server}", "competition=true")
+        return Measured(None, folder, archive)
+    output = evaluation(plan.then(work), folder, last, config)
+    if cell.measure == "s/image":
+        return Measured(json.loads((output / "timing.json").read_text(encoding="utf-8"))["seconds_per_image"], folder)
+    mean_ap = json.loads((output / "metrics.json").read_text(encoding="utf-8"))["mAP"]
+    return Measured(None if mean_ap is None else 100 * mean_ap, folder)
+
+
+def last_checkpoint(folder: Path, config: TrainConfig) -> Path:
+    return folder / "checkpoints" / f"step-{config.solver.iterations}.pt"
+
+
+def trained_network(work: Work, seed: int, plan: Plan) -> tuple[Path, TrainConfig]:
+    """The folder of the trained network, and its configuration. A training that was interrupted resumes.
+
+    The folder is known by all that decides what is learned, the truth of the training images included. Nothing is
+    evaluated in it while it trains.
+    """
+    start = last_checkpoint(*trained_network(Work(work.start), seed, plan)) if work.start is not None else None
+    config = plan.configuration(work.experiment, seed, start)
+    folder = Path("outputs") / "reproduce" / f"{work.experiment}-{digest(config, plan.fingerprint(config.data))}"
+    if not last_checkpoint(folder, config).is_file():
+        resume = (folder / "config.yaml").is_file()  # of one without a checkpoint, training begins again
+        log.info("%s %s, seed %d: %s", "going on with" if resume else "training", work.experiment, seed, folder)
+        data = replace(config.data, test=[])
+        train.run(replace(config, run=str(folder), resume="auto" if resume else None, data=data))
+    return folder, config
+
+
+def digest(config: TrainConfig, data: str) -> str:
+    """Letters of all that decides what is learned. data: the fingerprint of the training images."""
+    content = {key: value for key, value in to_dict(config).items() if key in ("model", "solver", "data", "start")}
+    for key in ("name", "test", "test_short_sides", "metric", "proposal_cache"):
+        content["data"].pop(key)
+    content["runtime"] = [config.runtime.seed, config.runtime.precision, data]
+    return letters_of(content)
+
+
+def letters_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def evaluation(then: tuple[str, ...], folder: Path, last: Path, config: TrainConfig) -> Path:
+    """The folder, in the run's, with the evaluation of what the work makes of the checkpoint `last`."""
+    verb, *arguments = then or ("eval",)
+    words = "-".join([verb, *(a.rpartition(".")[2].replace("=", "-") for a in arguments)])
+    data = config.data
+    letters = letters_of([asdict(config.detection), data.test_short_sides, data.metric, data.test])
+    output = folder / "reproduce" / f"{words}-{letters}"
+    if (output / "metrics.json").is_file():  # which is written last
+        return output
+    checkpoint = last
+    if verb != "eval":
+        checkpoint = folder / "reproduce" / words / "best.pt"
+        if not checkpoint.is_file():
+            log.info("%s: %s", folder, " ".join((verb, *arguments)))
+            without = ["data.root=null"] if verb == "compress" else []  # the mAP is measured below
+            main_of_verb = importlib.import_module(f"fastrcnn.cli.{verb}").main
+            main_of_verb([f"checkpoint={last}", f"output={checkpoint}", *without, *arguments])
+        arguments = []
+    if verb == "svm":  # a threshold for probabilities means nothing to margins
+        config = replace(config, detection=replace(config.detection, score_threshold=None))
+    evaluate(checkpoint, output, config, *arguments)
+    return output
+
+
+def evaluate(checkpoint: Path, output: Path, config: TrainConfig, *arguments: str) -> None:
+    """Evaluates as the configuration says, whatever the checkpoint's own says, with the arguments of `eval` on top."""
+    from fastrcnn.build import checkpoints, machine
+    from fastrcnn.cli.eval import evaluate_network
+
+    said = [f"checkpoint={checkpoint}", f"output={output}", *arguments]
+    found = compose("eval", said, base=to_dict(config))
+    machine.threads(found.runtime)
+    network, names, run = checkpoints.open_network(found, groups(EvalConfig))
+    evaluate_network(found, network, names, run, said)
+
+
+def training_hours(folder: Path) -> float:
+    """Hours that the steps of a run took, pauses left out; from its metrics.csv."""
+    seconds, before = 0.0, 0
+    with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        for step, name, value in list(csv.reader(file))[1:]:
+            if name == "train/steps_per_s":
+                seconds += (int(step) - before) / float(value)
+                before = int(step)
+    return seconds / 3600
+
+
+def write(text: str, table: Table, results: dict[Cell, list[Measured]], plan: Plan, folder: Path) -> None:
+    """Writes table-N.md, and for programs table-N.json: every number of every seed, and the run that it comes from."""
+    from fastrcnn.training.tracking import environment
+
+    config = plan.config
+    content = {
+        "table": table.number,
+        "title": table.title,
+        "data": config.data.name,
+        "metric": config.data.metric,
+        "given": plan.given,
+        "seeds": list(config.seeds),
+        "environment": environment(),
+        "cells": [
+            {name: getattr(cell, name) for name in ("row", "column", "measure", "paper")}
+            | {"measured": [v.value for v in values], "runs": [str(v.folder) for v in values]}
+            | {"experiment": f"paper/{cell.work.experiment}", "then": list(plan.then(cell.work))}
+            for cell, values in results.items()
+        ],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"table-{table.number}.md").write_text(text + "\n", encoding="utf-8")
+    (folder / f"table-{table.number}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.model.fast_rcnn import FastRCNN
-    from fastrcnn.training.features import PictureFeatures
+    from fastrcnn.training.svm import PictureFeatures
 
 log = logging.getLogger("fastrcnn")
 NORM_IMAGES = 100  # of the training images, in which the features' length is measured
@@ -77,8 +77,7 @@ def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dty
     from fastrcnn.data.dataset import DetectionDataset
     from fastrcnn.data.loader import detection_loader
     from fastrcnn.progress import progress
-    from fastrcnn.training.features import mean_length, picture_features
-    from fastrcnn.training.svm import gather_positives, train_svms
+    from fastrcnn.training.svm import gather_positives, mean_length, picture_features, train_svms
 
     def seen(datasets: list[DetectionDataset], what: str, proposals: bool = True) -> Iterator[PictureFeatures]:
         workers, chunk = machine.workers(config.runtime), config.detection.rois_per_chunk

@@ -8,38 +8,33 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those of its job; the defaults are those of a process alone.
+    """This process among those of its job; the defaults are those of a single process."""
 
-    rank: its number of `size`; local_rank, local_size: the same among those of its machine.
-    restarts: how often torchrun would start the job again.
-    kept_store: whether the store in which the processes find each other is torchrun's own, and so still has what was
-        written before a restart; attempt: then the number of the restart, else 0.
-    """
-
-    rank: int = 0
+    rank: int = 0  # of `size`
     size: int = 1
-    local_rank: int = 0
+    local_rank: int = 0  # the same among the processes of its machine
     local_size: int = 1
-    restarts: int = 0
-    kept_store: bool = False
-    attempt: int = 0
+    restarts: int = 0  # how often torchrun would start the job again
+    kept_store: bool = False  # the processes meet in torchrun's own store, which keeps what precedes a restart
+    attempt: int = 0  # then the number of the restart
 
 
 def launch() -> Launch:
     """As the environment says: RANK, WORLD_SIZE and so on, which torchrun sets."""
-    read = {
-        name: int(os.environ.get(variable, "") or default)
-        for name, variable, default in (
-            ("rank", "RANK", 0),
-            ("size", "WORLD_SIZE", 1),
-            ("local_rank", "LOCAL_RANK", 0),
-            ("local_size", "LOCAL_WORLD_SIZE", 1),
-            ("restarts", "TORCHELASTIC_MAX_RESTARTS", 0),
-            ("attempt", "TORCHELASTIC_RESTART_COUNT", 0),
-        )
-    }
+
+    def number(variable: str, default: int = 0) -> int:
+        return int(os.environ.get(variable, "") or default)
+
     kept = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return Launch(**read | {"attempt": read["attempt"] if kept else 0}, kept_store=kept)
+    return Launch(
+        rank=number("RANK"),
+        size=number("WORLD_SIZE", 1),
+        local_rank=number("LOCAL_RANK"),
+        local_size=number("LOCAL_WORLD_SIZE", 1),
+        restarts=number("TORCHELASTIC_MAX_RESTARTS"),
+        kept_store=kept,
+        attempt=number("TORCHELASTIC_RESTART_COUNT") if kept else 0,
+    )
 
 
 def cores() -> int:

@@ -13,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
-from types import FrameType
 
 from fastrcnn.errors import UserError
 
@@ -23,11 +22,8 @@ STARTING = "FASTRCNN_STARTING"  # environment variable of processes whose starte
 
 
 def refuse_import() -> None:
-    """Ends a process that is still importing the script that started it.
-
-    A process that is not forked imports the script first. Where the script works without
-    `if __name__ == "__main__":`, the import would do the same work again, and start processes again.
-    """
+    """Ends a process that is still importing the script that started it, as one that is not forked does first. Without
+    `if __name__ == "__main__":` there, the import would do the same work again, and start processes again."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # as Python's own check does
         if STARTING in os.environ:
             os._exit(UNGUARDED)  # a fork server's process would turn SystemExit into the status 1
@@ -48,13 +44,9 @@ def signals_later() -> Iterator[None]:
     """Delays SIGTERM and SIGINT until the body is over. Processes that start in the body are deaf to both until they
     call `prepare`: a traceback from an unfinished import would help nobody."""
     came: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-
     main = threading.current_thread() is threading.main_thread()
     # Other threads may still receive what this one blocks, and Python's handlers run here all the same.
-    before = {number: signal.signal(number, note) for number in SIGNALS} if main else {}
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in SIGNALS} if main else {}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -108,7 +100,6 @@ class Workers(SpawnContext):
     """A context for a pool that keeps the processes it started."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.started: list[Worker] = []
 
     def Process(self, *arguments: object, **options: object) -> Worker:  # type: ignore[override]  # noqa: N802
@@ -118,11 +109,11 @@ class Workers(SpawnContext):
 
 @contextmanager
 def pool(workers: int, start: Callable[[], None], died: str) -> Iterator[ProcessPoolExecutor]:
-    """A pool of `workers` spawned processes, each of which calls `start` first, which should call `prepare`.
+    """A pool of `workers` spawned processes, each of which calls `start` first, which should call `prepare`. They are
+    not forked: the caller may have threads, torch's for one, and a fork of those can hang.
 
-    They are not forked: the caller may have threads, torch's for one, and a fork of those can hang. Where the body
-    ends early, the processes are killed. Raises UserError where one ends by itself: `died`, or that the script that
-    called us lacks its guard.
+    Where the body ends early, the processes are killed. Raises UserError where one ends by itself: `died`, or that the
+    script that called us lacks its guard.
     """
     context = Workers()
     executor = ProcessPoolExecutor(workers, context, start)

@@ -10,9 +10,9 @@ import hashlib
 import io
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,16 +57,19 @@ def load(path: Path, finite: bool = True) -> dict[str, Any]:
     finite: refuse weights that are not. Raises UserError where there is no checkpoint, or it is cut short, changed, not
     ours, or lacks what every checkpoint holds. Whether its weights fit its configuration, build/checkpoints.py checks.
     """
+    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            size = max(0, os.fstat(file.fileno()).st_size - TRAILER)
-            digest = _digest(file, size)
+            left = size = max(0, os.fstat(file.fileno()).st_size - TRAILER)
+            while left and (part := file.read(min(left, 2**20))):
+                digest.update(part)
+                left -= len(part)
             trailer = file.read()
     except OSError as error:
         raise UserError(f"{path}: the checkpoint cannot be read ({error.strerror}).") from None
     if not trailer.startswith(MAGIC):
         raise UserError(f"{path}: not a checkpoint of this program, or cut short (no checksum at its end).")
-    if digest != trailer[len(MAGIC) :]:
+    if digest.hexdigest().encode() != trailer[len(MAGIC) :]:
         raise UserError(f"{path}: the checkpoint has changed since it was written (its checksum does not fit).")
     content = torch_files.read(path, size)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -76,34 +79,27 @@ def load(path: Path, finite: bool = True) -> dict[str, Any]:
     return content
 
 
-def _digest(file: BinaryIO, size: int) -> bytes:
-    """SHA-256 of the next `size` bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    while size > 0 and (part := file.read(min(size, 2**20))):
-        digest.update(part)
-        size -= len(part)
-    return digest.hexdigest().encode()
-
-
 def _check(path: Path, content: dict[str, Any], finite: bool) -> None:
     """Raises UserError where the content lacks a part, or a part is of another kind than training writes."""
     if missing := [name for name in HELD if name not in content]:
         raise UserError(f"{path}: the checkpoint lacks {', '.join(missing)}. Use another checkpoint.")
-    step, best, names, model = (content[name] for name in ("step", "best", "classes", "model"))
+    step, best, names, config, model = (content[name] for name in HELD)
     optimizer = content.get("optimizer", {"state": {}, "param_groups": []})
+    states, groups = (optimizer.get(k) if type(optimizer) is dict else None for k in ("state", "param_groups"))
+
+    def holds(values: Any, kind: type) -> bool:
+        return all(isinstance(value, kind) for value in values)
+
     sound = {
         "step": type(step) is int and 0 <= step < 2**53,
         "best": type(best) in (int, float) and -1 <= best <= 1,
-        "classes": type(names) is list
-        and all(type(name) is str for name in names)
-        and len(set(names)) == len(names) > 0,
-        "config": type(content["config"]) is dict,
-        "model": type(model) is dict and all(type(k) is str and isinstance(v, Tensor) for k, v in model.items()),
-        "optimizer": type(optimizer) is dict
-        and type(optimizer.get("state")) is dict
-        and all(type(state) is dict for state in optimizer["state"].values())
-        and type(optimizer.get("param_groups")) is list
-        and all(type(group) is dict for group in optimizer["param_groups"]),
+        "classes": type(names) is list and holds(names, str) and len(set(names)) == len(names) > 0,
+        "config": type(config) is dict,
+        "model": type(model) is dict and holds(model, str) and holds(model.values(), Tensor),
+        "optimizer": type(states) is dict
+        and type(groups) is list
+        and holds(states.values(), dict)
+        and holds(groups, dict),
     }
     if unsound := [name for name, is_sound in sound.items() if not is_sound]:
         raise UserError(f"{path}: {', '.join(unsound)} in the checkpoint is not what training writes. Use another one.")
@@ -124,21 +120,18 @@ def in_order(folder: Path) -> list[Path]:
     return [p for _, p in sorted(numbered, reverse=True)]
 
 
-def newest_sound(
-    folder: Path, needed: Collection[str] = (*HELD, "optimizer"), check: Check = lambda _, content: content
-) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest checkpoint of a folder that can be read, its content, and why newer ones were passed over.
+def newest_sound(folder: Path, check: Check = lambda _, content: content) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest checkpoint of a folder that a run can resume from, its content, and why newer ones were passed over.
 
-    needed: what the content has to have, so that a run can resume from it. check: takes path and content, and returns
-    the content; raises UserError where it cannot be used.
+    check: takes path and content, and returns the content; raises UserError where it cannot be used.
     Raises UserError where there is none.
     """
     refused: list[str] = []
     for path in in_order(folder):
         try:
             content = load(path)
-            if missing := sorted(set(needed) - content.keys()):
-                raise UserError(f"{path}: no run can resume from it, as it lacks {', '.join(missing)}.")
+            if "optimizer" not in content:
+                raise UserError(f"{path}: no run can resume from it, as it lacks optimizer.")
             return path, check(path, content), refused
         except UserError as error:
             refused.append(str(error))

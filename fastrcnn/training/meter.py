@@ -1,16 +1,24 @@
-"""What is watched in training: losses, gradient, RoIs, speed, and the time that is lost waiting for pictures."""
+"""What is watched in training: losses, gradient, RoIs, speed, and the time that is lost waiting for images."""
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fastrcnn.model.loss import Losses
 from fastrcnn.parallel import distributed
+from fastrcnn.progress import silent
 from fastrcnn.structures import Batch, RoITargets
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
@@ -22,11 +30,9 @@ def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
 class Meter:
     """Means over the steps since the last reading.
 
-    accumulate: batches in a step.
-
-    What the device computes is summed there and fetched when it is read, so that a GPU is not made to wait. The clock
-    runs while a step is made, from asking for its first batch to its end: evaluations, checkpoints and pictures in
-    between do not count.
+    accumulate: batches in a step. What the device computes is summed there and fetched when it is read, so that a GPU
+    does not wait. The clock runs while a step is made, from asking for its first batch to its end: evaluations,
+    checkpoints and drawings in between do not count.
     """
 
     def __init__(self, accumulate: int = 1) -> None:
@@ -44,20 +50,18 @@ class Meter:
         added = torch.stack([v.detach().double() for v in values])
         self._sums = added if self._sums is None else self._sums + added
 
-    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches; each is waited for on the clock."""
+    def time(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches; waiting for them counts."""
         source = iter(batches)
-        while True:
-            asked = time.monotonic()
-            batch = next(source, None)
-            if batch is None:
-                return
+        asked = time.monotonic()
+        while (batch := next(source, None)) is not None:
             self._since = asked if self._since is None else self._since
             self._waited += time.monotonic() - asked
             yield batch
+            asked = time.monotonic()
 
     def add_batch(self, losses: Losses, logits: Tensor, targets: RoITargets, images: int, weight: float = 1.0) -> None:
-        """What a batch of so many images gave; all on the device. weight: of its losses among the processes'."""
+        """Counts what a batch of so many images gave. weight: of its losses among the processes'."""
         foreground = targets.labels > 0
         right = foreground & (logits.argmax(dim=1) == targets.labels)
         shares = [v * (weight / self.accumulate) for v in (losses.total, losses.classification, losses.box)]
@@ -78,8 +82,8 @@ class Meter:
         """The means, over all processes, by the names that they have in metrics.csv and TensorBoard; begins anew. The
         clock is this process's."""
         assert self._sums is not None
-        loss, classification, box, foreground, right, norm = distributed.summed(self._sums).tolist()
-        rois, images = distributed.summed(torch.tensor([self._rois, self._images])).tolist()
+        loss, classification, box, foreground, right, norm = distributed.total(self._sums).tolist()
+        rois, images = distributed.total(torch.tensor([self._rois, self._images])).tolist()
         n, seconds = self._steps, max(self._seconds, 1e-9)
         each = n * distributed.size()
         self.latest = {
@@ -97,3 +101,25 @@ class Meter:
         }
         self._clear()
         return self.latest
+
+
+def show_progress(steps: Iterable[T], start: int, iterations: int, meter: Meter) -> Iterator[T]:
+    """The steps, of which `start` are done; with a bar on a terminal, else with a line in the log now and then."""
+    terminal = sys.stderr.isatty()
+    hidden = not terminal or silent()
+    begun = said = time.monotonic()
+    with tqdm(total=iterations, initial=start, desc="train", unit="step", dynamic_ncols=True, disable=hidden) as bar:
+        for done, step in enumerate(steps, start + 1):
+            yield step
+            bar.update()
+            now = time.monotonic()
+            if silent() or not meter.latest or now - said < (1 if terminal else 15):
+                continue
+            said = now
+            m = meter.latest
+            text = f"loss {m['train/loss']:.3f} (class {m['train/loss_cls']:.3f}, box {m['train/loss_box']:.3f})"
+            if terminal:
+                bar.set_postfix_str(text)
+            else:
+                left = (now - begun) / (done - start) * (iterations - done)
+                log.info("step %d/%d  %s  %.0f s left", done, iterations, text, left)

@@ -20,23 +20,16 @@ def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: floa
     Biases learn at `bias_lr_factor` times the rate and do not decay, as in the author's solver files; the scales of
     batch normalisation do not decay either.
     """
-    weights, biases, norms = [], [], []
+    weights: dict = {"params": [], "weight_decay": weight_decay, "lr_factor": 1.0}
+    biases: dict = {"params": [], "weight_decay": 0.0, "lr_factor": bias_lr_factor}
+    norms: dict = {"params": [], "weight_decay": 0.0, "lr_factor": 1.0}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad:
-                continue
-            if isinstance(module, nn.BatchNorm2d):
-                norms.append(parameter)
-            elif name == "bias":
-                biases.append(parameter)
-            else:
-                weights.append(parameter)
-    groups = [
-        {"params": weights, "weight_decay": weight_decay, "lr_factor": 1.0},
-        {"params": biases, "weight_decay": 0.0, "lr_factor": bias_lr_factor},
-        {"params": norms, "weight_decay": 0.0, "lr_factor": 1.0},
-    ]
-    return [g for g in groups if g["params"]]
+            if parameter.requires_grad:
+                is_norm = isinstance(module, nn.BatchNorm2d)
+                group = norms if is_norm else biases if name == "bias" else weights
+                group["params"].append(parameter)
+    return [group for group in (weights, biases, norms) if group["params"]]
 
 
 class CaffeSGD(torch.optim.Optimizer):
@@ -90,10 +83,8 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     if len(saved["param_groups"]) != len(optimizer.param_groups):
         raise ValueError("it has other groups of parameters")
     for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
-        numbers, places = (
-            [group.get(key) for key in ("lr", "lr_factor", "momentum", "weight_decay")],
-            group.get("params"),
-        )
+        numbers = [group.get(key) for key in ("lr", "lr_factor", "momentum", "weight_decay")]
+        places = group.get("params")
         if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
             raise ValueError("a group of parameters has no finite rate, momentum or decay")
         if not isinstance(places, list) or len(places) != len(own["params"]) or not all(type(n) is int for n in places):

@@ -17,18 +17,18 @@ FIRST, LAST = 10, 20  # steps from the first up to the last, which is not record
 
 
 @contextmanager
-def profiled(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -> Iterator[Iterable[Batch]]:
+def profile_steps(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -> Iterator[Iterable[Batch]]:
     """The batches, for the training loop; what that does with the batches of steps 10 to 19 is recorded.
 
-    accumulate: batches in a step. Steps are counted from 0, or from the one that a run goes on at. In the folder:
+    accumulate: batches in a step. Steps are counted from 0, or from the one that a run resumes at. In the folder:
     steps-10-20.pt.trace.json, every operation with its time, and steps-10-20.txt, the longest ones summed up. A loop
     that ends earlier leaves what there is by then.
     """
     written = []
+    trace = folder / f"steps-{FIRST}-{LAST}.pt.trace.json"
 
     def write(found: profile) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        trace = folder / f"steps-{FIRST}-{LAST}.pt.trace.json"
         found.export_chrome_trace(str(trace))
         longest = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = found.key_averages().table(sort_by=longest, row_limit=30)
@@ -36,7 +36,7 @@ def profiled(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -> Ite
         log.info("profile: %s (for ui.perfetto.dev or TensorBoard); summed up beside it, in .txt", trace)
         written.append(trace)
 
-    def watched() -> Iterator[Batch]:
+    def watch() -> Iterator[Batch]:
         source = iter(batches)
         while True:
             for _ in range(accumulate):
@@ -49,8 +49,7 @@ def profiled(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -> Ite
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     phases = schedule(wait=FIRST - 1, warmup=1, active=LAST - FIRST, repeat=1)
-    recorder = profile(activities=activities, schedule=phases, on_trace_ready=write, record_shapes=True)
-    with recorder:
-        yield watched()
+    with profile(activities=activities, schedule=phases, on_trace_ready=write, record_shapes=True) as recorder:
+        yield watch()
     if not written:
         log.warning("profile: none, as the run was over before its step %d", FIRST)

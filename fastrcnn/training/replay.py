@@ -23,7 +23,7 @@ def evidence(
     dtype: torch.dtype,
     box_weight: float,
 ) -> dict[str, Any]:
-    """All that went into a step, beside the weights: tensors, numbers and strings, fit for a checkpoint."""
+    """All that went into a step, beside the weights, for a checkpoint."""
     return {
         "image_ids": [s.image_id for s in batch.samples],
         "images": batch.images,

@@ -30,10 +30,8 @@ class Stopped(BaseException):  # like KeyboardInterrupt: no error, and no `excep
 
 
 class Stop:
-    """What signals have asked for so far.
-
-    state, advice: what `Stopped` says beside the signal's name, where one arrives before `finish_steps`.
-    """
+    """What signals have asked for so far. state, advice: what `Stopped` says beside the signal's name, where a signal
+    arrives before `finish_steps`."""
 
     def __init__(self, state: str = "", advice: str = "run the same command again") -> None:
         self.state = state
@@ -60,10 +58,8 @@ class Stop:
         return Stopped(self.status or 128 + signal.SIGTERM, f"interrupted by {by}{details}")
 
     def finish_steps(self) -> None:
-        """From now on a signal is noted, and whoever calls this object acts on it; until now it raises Stopped.
-
-        Raises Stopped where one has come, and its exception was lost in code that lets none out.
-        """
+        """From now on a signal is noted, and whoever calls this object acts on it; until now it raises Stopped. So does
+        this call where one has come, and its exception was lost in code that lets none out."""
         self.steps = True
         if self.received:
             raise self.stopped(self.state)
@@ -98,11 +94,9 @@ def imports(frame: FrameType | None) -> int:
 
 @contextmanager
 def handle_signals(state: str = "", to_the_end: bool = False) -> Iterator[Stop]:
-    """While the body runs, SIGTERM and SIGINT do what the Stop says that it is given. In another thread than the
-    main one, where Python has no handlers, nothing changes.
-
-    state: see Stop. to_the_end: the program ends after the body; a signal that comes then ends it at once.
-    """
+    """While the body runs, SIGTERM and SIGINT do what the Stop says that it is given. In another thread than the main
+    one, where Python has no handlers, nothing changes. to_the_end: the program ends after the body; a signal that comes
+    then ends it at once."""
     stop = Stop(state)
     if threading.current_thread() is not threading.main_thread():
         yield stop

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,14 +18,76 @@ from torch import Tensor
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.errors import UserError
+from fastrcnn.inference.network import at_levels, autocast
+from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.progress import progress
-from fastrcnn.settings import SvmSettings
-from fastrcnn.training.features import PictureFeatures
+from fastrcnn.settings import DetectionSettings, SvmSettings
+from fastrcnn.structures import Batch
 
 log = logging.getLogger(__name__)
 # The author's numbers, of which there are no keys.
 HARD_SCORE = -1.0001  # a RoI that can be a class's negative is one where its score is above this
 EVICT_SCORE = -1.1  # negatives with a lower score are forgotten after a training
+
+
+@dataclass(frozen=True)
+class PictureFeatures:
+    """One picture: what the network sees in its RoIs, and its truth. Boxes are half-open pixels of the picture."""
+
+    features: np.ndarray  # (R, D) float32
+    rois: Tensor  # (R, 4) float32, the truth boxes first
+    boxes: Tensor  # (G, 4) float32, the truth
+    labels: np.ndarray  # (G,) int64, 1 .. number of classes
+
+
+@torch.no_grad()
+def picture_features(
+    model: FastRCNN,
+    pyramids: Iterable[Sequence[Batch]],
+    proposals: bool = True,
+    rois_per_chunk: int = DetectionSettings.rois_per_chunk,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[PictureFeatures]:
+    """Features of each image's truth boxes and, where `proposals`, of its proposals, as the network in detection
+    computes them. Leaves the model in eval mode, in which there is no dropout.
+
+    Boxes of the same cells each have their row, as with DEDUP_BOXES = 0 in the author's tools/train_svms.py. An image
+    without any RoI has (0, D) features. pyramids: see Network.outputs.
+    """
+    model.eval()
+    for pyramid in pyramids:
+        for i, (boxes, labels) in enumerate(zip(pyramid[0].boxes, pyramid[0].labels, strict=True)):
+            rois = torch.cat((boxes, pyramid[0].proposals[i])) if proposals else boxes
+            features = np.zeros((0, model.head.out_features), np.float32)
+            if len(rois):
+                features = _vectors(model, pyramid, i, rois, rois_per_chunk, dtype).cpu().numpy()
+            yield PictureFeatures(features, rois, boxes, labels.numpy())
+
+
+def _vectors(
+    model: FastRCNN, pyramid: Sequence[Batch], i: int, rois: Tensor, rois_per_chunk: int, dtype: torch.dtype
+) -> Tensor:
+    """Features (R, D) of RoIs (R, 4) of picture number `i`."""
+    device = model.delta_mean.device
+    scales = torch.stack([level.scales[i] for level in pyramid])  # (L,)
+
+    def at(level: int, some: Tensor) -> tuple[Tensor]:
+        images, sizes = (t[i : i + 1].to(device) for t in (pyramid[level].images, pyramid[level].sizes))
+        scaled = scaled_rois(some, model.roi_op, scales[level : level + 1]).to(device)
+        with autocast(device, dtype):
+            maps = model.features(images, sizes)
+            return (torch.cat([model.roi_vectors(maps, c).float() for c in scaled.split(rois_per_chunk)]),)
+
+    return at_levels(rois, scales, at)[0]
+
+
+def mean_length(pictures: Iterable[PictureFeatures]) -> float:
+    """Mean Euclidean length of the features of all RoIs; 0 where there is none."""
+    total, count = 0.0, 0
+    for picture in pictures:
+        total += float(np.linalg.norm(picture.features.astype(np.float64), axis=1).sum())
+        count += len(picture.features)
+    return total / max(count, 1)
 
 
 def linear_svc() -> type:
@@ -80,10 +143,8 @@ def fit(
 
 
 class ClassTrainer:
-    """The SVM of one class, its positives, and the negatives that it still has to do with.
-
-    weight (D,) float32 and bias are for the features as the network gives them; training multiplies those by `scale`.
-    """
+    """The SVM of one class, its positives, and the negatives that it keeps. weight (D,) float32 and bias are for the
+    features as the network gives them; training multiplies those by `scale`."""
 
     def __init__(self, name: str, positives: np.ndarray, scale: float, settings: SvmSettings, seed: int = 0) -> None:
         self.name = name
@@ -103,8 +164,8 @@ class ClassTrainer:
             self.train()
 
     def train(self) -> float:
-        """Trains on all that there is, and forgets the negatives that are easy then; all of them are kept where all
-        are easy. Returns the objective."""
+        """Trains on all that there is, and forgets the negatives that are easy then, unless all are. Returns the
+        objective."""
         self.negatives, self._new = np.concatenate([self.negatives, *self._new]), []
         count = len(self.positives)
         features = np.concatenate((self.positives, self.negatives), dtype=np.float64)

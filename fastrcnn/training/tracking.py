@@ -1,31 +1,34 @@
-"""What a run leaves behind for people: metrics.csv, TensorBoard events, lines on the console."""
+"""What a run leaves in its folder for people: metrics.csv, TensorBoard events, its log and its description."""
 
 from __future__ import annotations
 
 import csv
 import json
+import logging
 import platform
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fastrcnn.errors import UserError
 from fastrcnn.evaluation.voc_ap import ClassAP
 from fastrcnn.files import lock, replace_file, write_atomically
 
+log = logging.getLogger("fastrcnn")
 EVALUATED = "eval/mAP"  # the last row of an evaluation
 
 
 class Tracker:
-    """Records numbers and pictures of a run in its folder.
+    """Records numbers and images of a run in its folder.
 
-    A row of metrics.csv is (step, name, value). When a run goes on from `start`, later rows of an earlier attempt
-    are removed, and TensorBoard is told to drop what it had from that step on. evaluated: whether the evaluation after
-    `start` steps is on record.
+    A row of metrics.csv is (step, name, value). When a run resumes at `start`, later rows of an earlier attempt are
+    removed, and TensorBoard drops what it had from that step on. evaluated: whether the evaluation after `start` steps
+    is on record.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -34,9 +37,8 @@ class Tracker:
         self.csv_path = folder / "metrics.csv"
         kept = []
         if start and self.csv_path.is_file():
-            with self.csv_path.open(
-                newline="", encoding="utf-8", errors="replace"
-            ) as file:  # the last row may be cut short, where the machine stopped
+            with self.csv_path.open(newline="", encoding="utf-8", errors="replace") as file:
+                # the last row may be cut short, where the machine stopped
                 kept = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) <= start]
         self.evaluated = any(r[:2] == [str(start), EVALUATED] for r in kept)  # else what there is of it is in doubt
         if not self.evaluated:
@@ -49,9 +51,8 @@ class Tracker:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Numbers after `step` steps; names as `train/loss`. None, for a number that does not exist, is `nan` in
-        metrics.csv and absent from TensorBoard. A number that the run had already when it was resumed is left out: a
-        run that was over is evaluated again."""
+        """Records numbers after `step` steps, with names such as `train/loss`. None, for a number that does not exist,
+        is `nan` in metrics.csv and absent from TensorBoard. A number that the resumed run has already is left out."""
         for name, value in values.items():
             if (step, name) in self._there:
                 continue
@@ -75,13 +76,12 @@ class Tracker:
 
 
 class Silent(Tracker):
-    """Of the processes of a run one records; for the others. evaluated: as the one that records has it."""
+    """Records nothing: of the processes of a run the first one does."""
 
-    def __init__(self, evaluated: bool) -> None:
-        self.evaluated = evaluated
+    def __init__(self) -> None:
+        self.evaluated = False
 
-    def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Does nothing, as the others."""
+    def scalars(self, step: int, values: Mapping[str, float | None]) -> None: ...
 
     def precision_recall(self, step: int, name: str, found: ClassAP) -> None: ...
 
@@ -106,6 +106,14 @@ def curve_counts(found: ClassAP, thresholds: np.ndarray) -> tuple[np.ndarray, ..
     return right, wrong, found.positives - right, rejected, precision, right / max(found.positives, 1)
 
 
+def refuse_used(folder: Path) -> None:
+    """Raises UserError where there is a run in the folder already."""
+    if (folder / "checkpoints").is_dir() or (folder / "config.yaml").exists():
+        raise UserError(
+            f"run={folder}: there is a run in this folder already. Go on with it by resume=auto, or name a new one."
+        )
+
+
 def claim(folder: Path) -> AbstractContextManager[None]:
     """Makes a run's folder, and holds it for this process alone until the body ends, however it ends.
 
@@ -113,6 +121,26 @@ def claim(folder: Path) -> AbstractContextManager[None]:
     """
     busy = "another process is training in this folder"
     return lock(folder / ".lock", f"run={folder}", busy, "choose another with run=PATH")
+
+
+class LogFile(logging.FileHandler):
+    """A file that does without what a full disk does not take: a checkpoint that it does not take is an error."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Where logging would print a traceback."""
+
+
+@contextmanager
+def log_to(folder: Path) -> Iterator[None]:
+    """Messages go to train.log in the folder as well."""
+    file = LogFile(folder / "train.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(file)
+    try:
+        yield
+    finally:
+        log.removeHandler(file)
+        file.close()
 
 
 def environment() -> dict[str, Any]:

@@ -15,10 +15,11 @@ from voc_folder import VocFolder, voc_xml
 
 from fastrcnn.build.annotations import warn_of_same_files
 from fastrcnn.build.derived import output_file
-from fastrcnn.build.run_folder import refuse_unusable
-from fastrcnn.cli.sweep import report, varied
+from fastrcnn.build.sweep import report
+from fastrcnn.config.sweep import varying_keys
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.result_files import check_comp4
+from fastrcnn.files import refuse_unusable
 from fastrcnn.training.tracking import Tracker
 
 Call = Callable[..., tuple[int, str, str]]
@@ -177,8 +178,9 @@ def test_without_ground_truth_there_is_no_map(call: Call, tmp_path: Path, caplog
 
 
 def test_a_sweeps_columns_do_not_depend_on_how_many_runs_are_over(tmp_path: Path) -> None:
-    (tmp_path / "values.json").write_text(json.dumps(["a.b=1,2", "c=[1,2]", "d=interval(1,2)", "e='x,y'"]))
-    assert varied(tmp_path) == ["a.b", "d"]
+    overrides = ["a.b=1,2", "c=[1,2]", "d=interval(1,2)", "e='x,y'", r"f='it\'s,it'"]
+    (tmp_path / "values.json").write_text(json.dumps(overrides))
+    assert varying_keys(overrides) == ["a.b", "d"]
     report(tmp_path)
     assert (tmp_path / "sweep.csv").read_text() == "run,a.b,d,mAP\n"
     for number, value in enumerate((None, 0.0, 0.5)):

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 from voc_folder import VocFolder
 
-from fastrcnn.cli import paper_tables, reproduce, reproduce_runs
-from fastrcnn.cli.paper_tables import TABLES, Cell, Work
-from fastrcnn.cli.reproduce_report import markdown, shown
-from fastrcnn.cli.reproduce_runs import Measured, Plan
+from fastrcnn.cli import reproduce
+from fastrcnn.cli.reproduce import Plan
 from fastrcnn.config.compose import compose, options
 from fastrcnn.errors import UserError
+from fastrcnn.report.paper_tables import TABLES, Cell, Measured, Table, Work, format_values, markdown
 
 Call = Callable[..., tuple[int, str, str]]
 TINY = [
@@ -177,7 +176,7 @@ def test_seeds_are_runs_of_their_own_and_changed_truth_is_trained_on_anew(
     call: Call, known: list[str], tiny: VocFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="fastrcnn")
-    only = paper_tables.Table(5, TABLES[4].title, TABLES[4].cells[1:2])
+    only = Table(5, TABLES[4].title, TABLES[4].cells[1:2])
     monkeypatch.setattr(reproduce, "TABLES", (*TABLES[:4], only, *TABLES[5:]))
     assert call("reproduce", "table=5", "seeds=[0,1]", *known)[0] == 0
     assert begun(caplog) == ["l_07", "l_07"]
@@ -200,17 +199,17 @@ def test_seeds_are_runs_of_their_own_and_changed_truth_is_trained_on_anew(
 def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_again(
     call: Call, known: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastrcnn.training import loop
+    from fastrcnn.training.run import TrainingRun
 
-    real = loop.train
+    real = TrainingRun.fit
 
-    def stopped(*arguments: object, **named: object) -> None:
+    def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "train", stopped)
+    monkeypatch.setattr(TrainingRun, "fit", stopped)
     assert call("reproduce", "table=5", *known)[0] == 130
     assert not list(Path().glob("outputs/reproduce/*/checkpoints/*.pt"))
-    monkeypatch.setattr(loop, "train", real)
+    monkeypatch.setattr(TrainingRun, "fit", real)
     status, _, err = call("reproduce", "table=5", *known)
     assert status == 0, err
 
@@ -219,23 +218,18 @@ def test_an_interrupted_table_goes_on(
     call: Call, known: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Stopped in the second training: the first is not run again, the second goes on from its checkpoint."""
-    from fastrcnn.training import loop
+    from fastrcnn.training.run import TrainingRun
 
     caplog.set_level(logging.INFO, logger="fastrcnn")
-    real, steps = loop.train, []
+    real, steps = TrainingRun.save, []
 
-    def stopping(*arguments: object, **named: object) -> None:
-        save = named["save"]
+    def save(run: TrainingRun, step: int) -> None:
+        real(run, step)
+        steps.append(step)
+        if len(steps) == 3:  # 1 and 2 of the first, 1 of the second
+            raise KeyboardInterrupt
 
-        def saved(step: int) -> None:
-            save(step)  # type: ignore[operator]
-            steps.append(step)
-            if len(steps) == 3:  # 1 and 2 of the first, 1 of the second
-                raise KeyboardInterrupt
-
-        real(*arguments, **(named | {"save": saved}))  # type: ignore[arg-type]
-
-    monkeypatch.setattr(loop, "train", stopping)
+    monkeypatch.setattr(TrainingRun, "save", save)
     arguments = ["reproduce", "table=5", *known, "runtime.checkpoint_every=1"]
     assert call(*arguments)[0] == 130
     assert steps == [1, 2, 1]
@@ -257,7 +251,7 @@ def test_compression_svms_and_times_end_to_end(call: Call, known: list[str], mon
                  c.measure)
             for c in table.cells if c.column == "L"
         )  # fmt: skip
-        only = paper_tables.Table(number, table.title, cells)
+        only = Table(number, table.title, cells)
         monkeypatch.setattr(reproduce, "TABLES", (*TABLES[: number - 1], only, *TABLES[number:]))
         status, _, err = call("reproduce", f"table={number}", f"output=out{number}", *known)
         assert status == 0, err
@@ -304,7 +298,7 @@ def test_sets_without_public_truth_give_files_for_the_server(call: Call, voc: Vo
 def test_hours_are_of_the_steps_alone(tmp_path: Path) -> None:
     rows = ["step,name,value", "20,train/loss,1", "20,train/steps_per_s,2", "30,train/steps_per_s,0.5", "30,eval/mAP,1"]
     (tmp_path / "metrics.csv").write_text("\n".join(rows))
-    assert reproduce_runs.training_hours(tmp_path) == pytest.approx((20 / 2 + 10 / 0.5) / 3600)
+    assert reproduce.training_hours(tmp_path) == pytest.approx((20 / 2 + 10 / 0.5) / 3600)
 
 
 def test_several_seeds_are_a_mean_and_a_deviation() -> None:
@@ -313,7 +307,7 @@ def test_several_seeds_are_a_mean_and_a_deviation() -> None:
     found = [Measured(v, Path("run")) for v in (60.0, 62.0, 64.0)]
     none = [Measured(None, Path("run"), Path("results.tgz"))]
     first, second, third = TABLES[0].cells
-    text = markdown(TABLES[0], {first: found, second: none, third: [Measured(1.0, Path("run"))]}, plan)
+    text = markdown(TABLES[0], {first: found, second: none, third: [Measured(1.0, Path("run"))]}, plan.notes())
     assert "| 07                   | 66.9 / 62.0 +- 2.0    |" in text
     assert "| 07 without difficult | 68.1 / for the server |" in text
     assert "| 07+12                | 70.0 / 1.0            |" in text
@@ -321,7 +315,7 @@ def test_several_seeds_are_a_mean_and_a_deviation() -> None:
     assert "not to be compared with the paper" in text
     assert "Measured on the data set demo (AP: voc07)" in text
     assert "Not as in the paper: solver.lr=0.1" in text
-    assert "| 07+12                | 70.0 / -              |" in markdown(TABLES[0], {first: found, second: none}, plan)
+    assert "| 07+12                | 70.0 / -              |" in markdown(TABLES[0], {first: found, second: none}, [])
 
 
 @pytest.mark.parametrize(
@@ -380,7 +374,7 @@ def test_without_scikit_learn_nothing_is_trained(call: Call, known: list[str], m
 
 def test_a_cell_says_why_it_has_no_figure() -> None:
     cell, run = Cell("", "", 66.9, Work("s")), Path("run")
-    assert shown(cell, [Measured(66.9, run)]) == "66.9"
-    assert shown(cell, [Measured(None, run)]) == "no ground truth"
-    assert shown(cell, [Measured(None, run, run / "results.tgz")]) == "for the server"
-    assert shown(cell, []) == "-"
+    assert format_values(cell, [Measured(66.9, run)]) == "66.9"
+    assert format_values(cell, [Measured(None, run)]) == "no ground truth"
+    assert format_values(cell, [Measured(None, run, run / "results.tgz")]) == "for the server"
+    assert format_values(cell, []) == "-"

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from small_run import SETTINGS
 
-from fastrcnn.cli.sweep import choices, parts
 from fastrcnn.config.schema import TrainConfig
+from fastrcnn.config.sweep import choices
 from fastrcnn.data.demo import write_demo
 
 Call = Callable[..., tuple[int, str, str]]
@@ -40,19 +40,24 @@ def table(folder: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"),
+    ("argument", "expected"),
     [
-        ("1", ["1"]),
-        ("1,2", ["1", "2"]),
-        ("[1,2],[3]", ["[1,2]", "[3]"]),
-        ("'a,b',c", ["'a,b'", "c"]),
-        ('"(",x', ['"("', "x"]),
-        ("", [""]),
-        ("a,", ["a", ""]),
+        ("data.root=1", ["'1'"]),
+        ("data.root=1,2", ["'1'", "'2'"]),
+        ("data.train=[1,2],[3]", ["['1', '2']", "['3']"]),
+        ("data.root='a,b',c", ["'a,b'", "'c'"]),
+        ("data.root=a\\'b,c", [r"'a\\\'b'", "'c'"]),
+        ('data.root="(",x', ["'('", "'x'"]),
+        ("data.root=f(1,2),x", ["'f(1,2)'", "'x'"]),
+        ("data.root=[a,b", ["'[a'", "'b'"]),
+        ("data.root=", ["null"]),
+        ("data.root=a,", ["'a'", "null"]),
+        ("data.root=,a", ["null", "'a'"]),
     ],
 )
-def test_values_are_parted_at_commas_outside_brackets_and_quotes(value: str, expected: list[str]) -> None:
-    assert parts(value) == expected
+def test_values_are_split_at_commas_outside_brackets_and_quotes(argument: str, expected: list[str]) -> None:
+    key = argument.partition("=")[0]
+    assert choices([argument])[0] == [f"{key}={','.join(expected)}"]
 
 
 def test_every_value_is_checked_and_the_first_of_each_is_a_run() -> None:

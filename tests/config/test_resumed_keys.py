@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from fastrcnn.build.run_folder import log_changes
-from fastrcnn.cli.train import configure
-from fastrcnn.config.compose import compose, to_yaml
+from fastrcnn.build.run_config import configure
+from fastrcnn.config.compose import compose, to_dict, to_yaml
+from fastrcnn.training.resume import log_changes
 
 
 def resume(run: Path, *arguments: str) -> None:
-    log_changes(run, configure([f"run={run}", "resume=auto", *arguments]))
+    log_changes(run, to_dict(configure([f"run={run}", "resume=auto", *arguments])))
 
 
 @pytest.fixture

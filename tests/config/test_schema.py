@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from fastrcnn import cli
-from fastrcnn.build import datasets, machine, models, training
+from fastrcnn.build import datasets, machine, models, run, training
 from fastrcnn.cli import VERBS, main
 from fastrcnn.cli.export import SUFFIXES
 from fastrcnn.config.compose import compose, config_folder, options, to_dict
@@ -93,10 +93,10 @@ def arrives(config: TrainConfig) -> None:
         tuple(data.short_sides), data.long_side, data.flip, data.flip_vertical, data.transpose, data.colour
     )
     assert test == Augmentation(tuple(data.test_short_sides), data.long_side, False, False, False, 0.0)
-    plan = training.schedule(config, 5)
+    plan = run.schedule(config)
     for name in ("log_every", "evaluate_every", "checkpoint_every", "pictures_every", "seed"):
         assert getattr(plan, name) == getattr(config.runtime, name), name
-    assert (plan.iterations, plan.start, plan.accumulate) == (solver.iterations, 5, solver.accumulate)
+    assert (plan.iterations, plan.accumulate) == (solver.iterations, solver.accumulate)
     fallen = (1 + math.cos(math.pi * solver.warmup / solver.iterations)) / 2 if solver.schedule == "cosine" else 1
     assert plan.rate(solver.warmup) == pytest.approx(solver.lr * fallen)
     assert plan.rate(solver.iterations - 1) < solver.lr

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from a_run import a_run
 from limits import PATIENCE
 
 from fastrcnn.build.datasets import make_proposals
@@ -33,8 +34,8 @@ from fastrcnn.parallel import distributed
 from fastrcnn.parallel.launch import launch
 from fastrcnn.settings import SelectiveSearchSettings
 from fastrcnn.structures import Sample
-from fastrcnn.training.loop import Schedule, train
-from fastrcnn.training.optim import sgd
+from fastrcnn.training import checkpoint
+from fastrcnn.training.loop import Schedule
 from fastrcnn.training.tracking import Silent, Tracker
 
 CLASSES = 2
@@ -57,17 +58,14 @@ def dataset(folder: Path, count: int = 7) -> DetectionDataset:
     return DetectionDataset(samples, proposals.__getitem__, Augmentation((48,), 100), seed=3)
 
 
-def nothing(*_: object) -> None: ...
-
-
 def trained(folder: Path, images: int, accumulate: int, tracker: Tracker) -> dict[str, Any]:
     """Gradients of the third step and the weights after it, of a network in double precision without dropout."""
     torch.manual_seed(0)
     model = FastRCNN(CLASSES, width=0.03, roi_size=3, dropout=0.0).double()
     sampler = RoISampler(torch.zeros(CLASSES + 1, 4), torch.ones(CLASSES + 1, 4), rois_per_image=24)
-    plan = Schedule(3, lambda _: 0.01, 0, 5, log_every=1, pictures_every=0, accumulate=accumulate)
+    plan = Schedule(3, lambda _: 0.01, 5, log_every=1, pictures_every=0, accumulate=accumulate)
     batches = training_loader(dataset(folder), images)
-    train(model, batches, sampler, sgd(model), plan, tracker, save=nothing, evaluate=nothing, draw=nothing)
+    a_run(folder, model, sampler, plan, tracker=tracker).fit(batches)
     tracker.close()
     return {
         "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
@@ -84,15 +82,11 @@ def broken(folder: Path) -> str:
     if distributed.rank():
         batch = replace(batch, images=torch.full(batch.images.shape, float("inf")))
 
-    def failed(step: int, evidence: dict) -> Path:
-        torch.save(evidence, folder / f"evidence-{distributed.rank()}")
-        return folder / "kept"
-
     plan = Schedule(1, lambda _: 0.01, pictures_every=0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    calls: dict[str, Any] = {"save": nothing, "evaluate": nothing, "draw": nothing, "failed": failed}
+    place = folder / f"broken-{distributed.rank()}"
     try:
-        train(model, [batch], sampler, sgd(model), plan, Silent(False), **calls)
+        a_run(place, model, sampler, plan, tracker=Silent()).fit([batch])
     except UserError as error:
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
         return str(error)
@@ -105,15 +99,15 @@ def process(number: int, port: int, folder: Path, together: Barrier) -> None:
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     found: dict[str, Any] = {}
-    with distributed.joined(torch.device("cpu")):
+    with distributed.join_processes(torch.device("cpu")):
         found["place"] = distributed.rank(), distributed.size(), distributed.leads()
-        found["summed"] = distributed.summed(torch.tensor([1.0, number])).tolist()
+        found["summed"] = distributed.total(torch.tensor([1.0, number])).tolist()
         found["any"] = [distributed.any_of(flag) for flag in (number == 1, False)]
         found["from first"] = distributed.from_first(f"of {number}")
         found["in order"] = distributed.in_order(distributed.share(list("abcde")))
         for accumulate in (1, 2):
             (folder / f"run-{accumulate}").mkdir(exist_ok=True)
-            tracker = Silent(False) if number else Tracker(folder / f"run-{accumulate}")
+            tracker = Silent() if number else Tracker(folder / f"run-{accumulate}")
             found[f"trained {accumulate}"] = trained(folder, 4, accumulate, tracker)
         found["broken"] = broken(folder)
         make_proposals(DATA, dataset(folder).samples, folder / "two.proposals")
@@ -128,7 +122,7 @@ def process(number: int, port: int, folder: Path, together: Barrier) -> None:
         distributed.time = SimpleNamespace(sleep=meet)  # type: ignore[attr-defined] - however slow the machine is
         os.environ["MASTER_PORT"] = str(port + 1 + len(said))
         try:
-            with distributed.joined(torch.device("cpu")):
+            with distributed.join_processes(torch.device("cpu")):
                 if wrong:
                     raise UserError(f"{name} is wrong")
                 distributed.wait_for_all()
@@ -164,10 +158,22 @@ def found(folder: Path, number: int) -> dict[str, Any]:
 
 def test_a_process_alone_is_number_zero_of_one() -> None:
     assert (distributed.rank(), distributed.size(), distributed.leads()) == (0, 1, True)
-    assert distributed.gathered("x") == ["x"]
+    assert distributed.gather("x") == ["x"]
     assert distributed.in_order(distributed.share("abc")) == ["a", "b", "c"]
-    with distributed.joined(torch.device("cpu")):
+    with distributed.join_processes(torch.device("cpu")):
         assert not torch.distributed.is_initialized()
+
+
+def test_what_fails_with_others_is_a_lost_process_whatever_the_error_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = RuntimeError("in no known words\nand more")
+    with pytest.raises(RuntimeError, match="in no known"), distributed.exchange():
+        raise fault
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    gone = r"another process of this job is gone.*\(torch: in no known words\)$"
+    with pytest.raises(distributed.LostError, match=gone), distributed.exchange():
+        raise fault
+    with pytest.raises(torch.OutOfMemoryError), distributed.exchange():
+        raise torch.OutOfMemoryError
 
 
 def test_the_environment_says_which_process_this_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,10 +240,10 @@ def test_a_loss_that_is_not_finite_in_one_ends_both_and_the_first_keeps_what_it_
     texts = [found(folder, number)["broken"] for number in range(2)]
     assert texts[0] == texts[1]
     assert "step 0: the loss is nan" in texts[0]
-    kept = torch.load(folder / "evidence-0", weights_only=True)
+    kept = checkpoint.load(folder / "broken-0" / "failed-step-0.pt")
     assert torch.isinf(kept["images"]).all()
     assert ", ".join(kept["image_ids"]) in texts[0]
-    assert not (folder / "evidence-1").exists()
+    assert not list((folder / "broken-1").iterdir())
 
 
 def test_proposals_are_those_of_one_process(folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from fastrcnn.training import checkpoint
 
 soak = load("soak")
 STEPS = 60
-STEP = "fastrcnn.cli.run_state:RunState.step_over"  # called after each step, when all of it is done
+STEP = "fastrcnn.training.run:TrainingRun.finish_step"  # called after each step, when all of it is done
 SETTINGS = [*soak.SETTINGS, f"solver.iterations={STEPS}", "runtime.checkpoint_every=5", "runtime.evaluate_every=30"]
 
 
@@ -65,7 +65,7 @@ def test_both_stop_after_the_same_step_where_one_is_told_to_and_go_on(
     place: Path, source: Source, whole: Path, when: str
 ) -> None:
     run = place / f"stopped-{when}"
-    call = ("fastrcnn.cli.run_state:RunState.evaluate", 1) if when == "evaluating" else (STEP, 10)
+    call = ("fastrcnn.training.run:TrainingRun.evaluate", 1) if when == "evaluating" else (STEP, 10)
     both = pair(source, "train", f"run={run.name}", *SETTINGS, hold=call)
     for process in both:
         until(process.held, process)

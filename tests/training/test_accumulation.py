@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_loop import CLASSES, metrics, nothing, some_sampler
+from a_run import a_run
+from test_loop import CLASSES, metrics, some_sampler
 
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import training_loader
@@ -19,9 +20,8 @@ from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.structures import Batch, Sample
-from fastrcnn.training.loop import Schedule, train
-from fastrcnn.training.optim import sgd
-from fastrcnn.training.tracking import Tracker
+from fastrcnn.training import checkpoint
+from fastrcnn.training.loop import Schedule
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +40,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
     return DetectionDataset(samples, proposals.__getitem__, Augmentation((48,), 100), seed=3)
 
 
-def trained(folder: Path, batches: Iterable[Batch], accumulate: int, iterations: int = 1, start: int = 0) -> FastRCNN:
+def trained(folder: Path, batches: Iterable[Batch], accumulate: int, iterations: int = 1) -> FastRCNN:
     """A network without batch normalisation and dropout, in double precision, after so many steps; its gradients are
     those of the last."""
     torch.manual_seed(0)
     model = FastRCNN(CLASSES, width=0.03, roi_size=3, dropout=0.0).double()
-    folder.mkdir(exist_ok=True)
-    tracker = Tracker(folder)
-    plan = Schedule(iterations, lambda _: 0.01, start, 5, log_every=1, pictures_every=0, accumulate=accumulate)
-    train(model, batches, some_sampler(), sgd(model), plan, tracker, save=nothing, evaluate=nothing, draw=nothing)
-    tracker.close()
+    plan = Schedule(iterations, lambda _: 0.01, 5, log_every=1, pictures_every=0, accumulate=accumulate)
+    run = a_run(folder, model, some_sampler(), plan)
+    run.fit(batches)
+    run.tracker.close()
     return model
 
 
@@ -95,17 +94,11 @@ def test_a_steps_loss_is_the_mean_of_its_batches_each_by_its_own_rois(
 def test_a_broken_batch_in_the_middle_of_a_step_leaves_the_weights(tmp_path: Path, dataset: DetectionDataset) -> None:
     sound = next(iter(training_loader(dataset, 2)))
     spoiled = replace(sound, images=torch.full(sound.images.shape, float("inf")))
-    seen = []
-
-    def failed(step: int, evidence: dict) -> Path:
-        seen.append((step, evidence["dropout_seed"], bool(evidence["images"].isinf().any())))
-        return Path("kept")
-
     model = FastRCNN(CLASSES, width=0.03, roi_size=3)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    plan = Schedule(1, lambda _: 0.01, 0, 5, pictures_every=0, accumulate=2)
-    calls = {"save": nothing, "evaluate": nothing, "draw": nothing, "failed": failed}
-    with pytest.raises(UserError, match="step 0: the loss is nan"):
-        train(model, [sound, spoiled], some_sampler(), sgd(model), plan, Tracker(tmp_path), **calls)  # type: ignore[arg-type]
+    plan = Schedule(1, lambda _: 0.01, 5, pictures_every=0, accumulate=2)
+    with pytest.raises(UserError, match=r"step 0: the loss is nan[^\0]*fastrcnn replay .*failed-step-0\.pt"):
+        a_run(tmp_path, model, some_sampler(), plan).fit([sound, spoiled])
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert [(s, inf) for s, _, inf in seen] == [(0, True)]
+    kept = checkpoint.load(tmp_path / "failed-step-0.pt")
+    assert (kept["step"], bool(kept["images"].isinf().any())) == (0, True)

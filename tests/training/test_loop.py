@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from a_run import QuietRun, a_run
 
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import training_loader
@@ -21,11 +21,11 @@ from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.sampling import RoISampler
-from fastrcnn.structures import Batch, RoITargets, Sample
+from fastrcnn.structures import Batch, Sample
 from fastrcnn.training import checkpoint
-from fastrcnn.training.loop import Interrupted, Schedule, seed_of, train
+from fastrcnn.training.loop import Schedule, Step, seed_of
 from fastrcnn.training.optim import learning_rate, sgd
-from fastrcnn.training.tracking import Tracker
+from fastrcnn.training.signals import Stop, Stopped
 
 CLASSES = 2
 CLOCK = ("train/steps_per_s", "train/images_per_s", "train/data_wait_share")
@@ -64,10 +64,6 @@ def some_sampler() -> RoISampler:
     return RoISampler(torch.zeros(CLASSES + 1, 4), std, rois_per_image=12, bg_iou=(0.0, 0.5))
 
 
-def nothing(*_: object) -> None:
-    pass
-
-
 def sha(model: FastRCNN) -> str:
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
@@ -82,7 +78,7 @@ def run(
     workers: int = 0,
     resume: bool = False,
     stop_after: int | None = None,
-    evaluate: Callable[[int], None] = nothing,
+    evaluate: Callable[[int], None] = lambda _: None,
 ) -> FastRCNN:
     """A run as the command line puts it together; `stop_after`: it ends by an exception after this checkpoint."""
     model = tiny()
@@ -94,28 +90,29 @@ def run(
         optimizer.load_state_dict(state["optimizer"])
         start = state["step"]
 
-    def save(step: int) -> None:
-        state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        checkpoint.save(folder / f"step-{step}.pt", {"best": 0.0, "classes": ["a"], "config": {}} | state)
-        if step == stop_after:
-            raise StoppedError
+    class Run(QuietRun):
+        def save(self, step: int) -> None:
+            content = self.content(step) | {"best": 0.0, "optimizer": optimizer.state_dict()}
+            checkpoint.save(folder / f"step-{step}.pt", content)
+            if step == stop_after:
+                raise StoppedError
+
+        def evaluate(self, step: int) -> None:
+            evaluate(step)
 
     schedule = Schedule(
         iterations=iterations,
         rate=lambda step: learning_rate(step, iterations, 0.02, "cosine", warmup=2),
-        start=start,
         seed=11,
         log_every=1,
         checkpoint_every=2,
         pictures_every=0,
     )
-    folder.mkdir(exist_ok=True)
-    tracker = Tracker(folder, start)
-    loader = training_loader(dataset, 2, workers, start)
+    found = a_run(folder, model, some_sampler(), schedule, kind=Run, optimizer=optimizer, done=start)
     try:
-        train(model, loader, some_sampler(), optimizer, schedule, tracker, save=save, evaluate=evaluate, draw=nothing)
+        found.fit(training_loader(dataset, 2, workers, start))
     finally:
-        tracker.close()
+        found.tracker.close()
     return model
 
 
@@ -126,11 +123,12 @@ def train_on(
     schedule: Schedule,
     **calls: Callable[..., object],
 ) -> None:
-    """The loop on given batches."""
-    tracker = Tracker(folder)
-    handlers: dict = {"save": nothing, "evaluate": nothing, "draw": nothing} | calls
-    train(model, batches, some_sampler(), sgd(model), schedule, tracker, **handlers)
-    tracker.close()
+    """Steps on given batches. calls: in place of the methods `save`, `evaluate`, `draw` and `stop` of the run."""
+    found = a_run(folder, model, some_sampler(), schedule)
+    for name, call in calls.items():
+        setattr(found, name, call)
+    found.fit(batches)
+    found.tracker.close()
 
 
 def metrics(folder: Path) -> list[tuple[int, str, float]]:
@@ -211,7 +209,7 @@ def test_checkpoints_evaluations_and_pictures_come_when_they_should(tmp_path: Pa
         schedule,
         save=lambda step: calls.append(("save", step)),
         evaluate=lambda step: calls.append(("evaluate", step)),
-        draw=lambda step, *_: calls.append(("draw", step)),
+        draw=lambda step: calls.append(("draw", step.done)),
     )
     assert [s for c, s in calls if c == "save"] == [3, 5, 6, 7]
     assert [s for c, s in calls if c == "evaluate"] == [5, 7]
@@ -221,28 +219,30 @@ def test_checkpoints_evaluations_and_pictures_come_when_they_should(tmp_path: Pa
 
 @pytest.mark.parametrize(("step", "saves"), [(2, [2]), (3, [3]), (5, [3, 5]), (7, [3, 5, 6, 7])])
 def test_a_run_that_is_to_end_saves_its_step_once_and_ends_unless_it_is_over(
-    tmp_path: Path, dataset: DetectionDataset, step: int, saves: list[int]
+    tmp_path: Path, dataset: DetectionDataset, step: int, saves: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked: list[int] = []
     saved: list[int] = []
 
-    def interrupted() -> bool:
-        asked.append(len(asked) + 1)
-        return asked[-1] == step
+    class Told(Stop):
+        asked = 0
 
-    expected = pytest.raises(Interrupted) if step < 7 else contextlib.nullcontext()
-    with expected as end:
-        train_on(
-            [first_batch(dataset)] * 7,
-            tiny(),
-            tmp_path,
-            constant(7, 0.0, checkpoint_every=3, evaluate_every=5),
-            save=saved.append,
-            interrupted=interrupted,
-        )
-    assert asked == list(range(1, step + 1)), "once a step"
+        def __call__(self) -> bool:
+            self.asked += 1
+            return self.asked == step
+
+    class Run(QuietRun):
+        def save(self, done: int) -> None:
+            saved.append(done)
+            self.saved = done
+
+    stop, schedule = Told(), constant(7, 0.0, checkpoint_every=3, evaluate_every=5)
+    caplog.set_level("INFO", "fastrcnn")
+    found = a_run(tmp_path, tiny(), some_sampler(), schedule, kind=Run, stop=stop)
+    with pytest.raises(Stopped) if step < 7 else contextlib.nullcontext():
+        found.fit([first_batch(dataset)] * 7)
+    assert stop.asked == found.done == step, "once a step"
     assert saved == saves
-    assert end is None or end.value.step == step
+    assert (f"step {step} is done and saved" in caplog.text) == (step < 7)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_weights(
@@ -292,21 +292,21 @@ def test_batches_without_any_roi_are_survived(tmp_path: Path, dataset: Detection
 
 
 def test_the_loop_hands_on_what_the_sampler_drew(tmp_path: Path, dataset: DetectionDataset) -> None:
-    drawn: list[tuple[Tensor, RoITargets]] = []
+    drawn: list[Step] = []
     batch = first_batch(dataset)
     train_on(
         [batch] * 2,
         tiny(),
         tmp_path,
         constant(2, 0.0, seed=4, pictures_every=1),
-        draw=lambda _, __, rois, targets: drawn.append((rois, targets)),
+        draw=drawn.append,
     )
-    for step, (rois, targets) in enumerate(drawn):
+    for step, each in enumerate(drawn):
         seeds = [seed_of(4, step, 1, place) for place in range(2)]
         expected_rois, expected = some_sampler()(batch.proposals, batch.boxes, batch.labels, seeds)
-        assert torch.equal(rois, expected_rois)
-        assert torch.equal(targets.deltas, expected.deltas)
-    assert not torch.equal(drawn[0][0], drawn[1][0]), "another draw in the next step"
+        assert torch.equal(each.rois, expected_rois)
+        assert torch.equal(each.targets.deltas, expected.deltas)
+    assert not torch.equal(drawn[0].rois, drawn[1].rois), "another draw in the next step"
 
 
 def test_the_rate_of_a_step_is_recorded(tmp_path: Path, dataset: DetectionDataset) -> None:

@@ -25,7 +25,7 @@ from fastrcnn.training import checkpoint
 from fastrcnn.training.signals import SAME_REQUEST
 
 soak = load("soak")
-STEP = "fastrcnn.cli.run_state:RunState.step_over"  # called after each step, when all of it is done
+STEP = "fastrcnn.training.run:TrainingRun.finish_step"  # called after each step, when all of it is done
 
 
 def status(process: Forked) -> int:
@@ -82,8 +82,8 @@ PHASES = {  # the call where a run is held, and the step that is saved when it h
         13,
         4,
     ),  # two of each file: of itself, under another name, and of its folder; three are before
-    "evaluating in between": ("fastrcnn.cli.run_state:RunState.evaluate", 1, 6),
-    "evaluating at the end": ("fastrcnn.cli.run_state:RunState.evaluate", 2, 12),
+    "evaluating in between": ("fastrcnn.training.run:TrainingRun.evaluate", 1, 6),
+    "evaluating at the end": ("fastrcnn.training.run:TrainingRun.evaluate", 2, 12),
 }
 
 

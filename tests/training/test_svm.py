@@ -20,8 +20,18 @@ from fastrcnn.model.fast_rcnn import FastRCNN, scaled_rois
 from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch, Sample
 from fastrcnn.training import svm
-from fastrcnn.training.features import PictureFeatures, mean_length, picture_features
-from fastrcnn.training.svm import SvmSettings, fit, gather_positives, hard_negatives, objective, put_into, train_svms
+from fastrcnn.training.svm import (
+    PictureFeatures,
+    SvmSettings,
+    fit,
+    gather_positives,
+    hard_negatives,
+    mean_length,
+    objective,
+    picture_features,
+    put_into,
+    train_svms,
+)
 
 
 def examples(positives: int, negatives: int, dimension: int, seed: int = 0) -> np.ndarray:

@@ -20,7 +20,7 @@ from fastrcnn.model.loss import Losses
 from fastrcnn.structures import Batch, RoITargets
 from fastrcnn.training import meter as meter_module
 from fastrcnn.training.meter import Meter
-from fastrcnn.training.profiling import profiled
+from fastrcnn.training.profiling import profile_steps
 from fastrcnn.training.tracking import Tracker, curve_counts
 
 NAMES = ("loss", "loss_cls", "loss_box", "lr", "grad_norm", "fg_share", "rois", "rois_fg", "accuracy_fg")
@@ -83,7 +83,7 @@ def test_speeds_and_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> Non
     losses = Losses(torch.tensor(0.5), torch.tensor(0.25), torch.tensor(0.75))
     logits = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     targets = RoITargets(torch.tensor([1, 1, 0, 0]), torch.zeros(4, 4))
-    for number, _ in enumerate(meter.timed(slow()), 1):  # type: ignore[arg-type]
+    for number, _ in enumerate(meter.time(slow()), 1):  # type: ignore[arg-type]
         now += 2
         meter.add_batch(losses, logits, targets, images=3)
         if number % 2 == 0:
@@ -142,7 +142,7 @@ def test_tensorboard_holds_the_curve(tmp_path: Path) -> None:
 
 def test_a_profile_is_a_trace_of_steps_10_to_19(tmp_path: Path) -> None:
     seen = []
-    with profiled([object()] * 60, tmp_path / "profile", accumulate=2) as batches:  # type: ignore[list-item]
+    with profile_steps([object()] * 60, tmp_path / "profile", accumulate=2) as batches:  # type: ignore[list-item]
         for number, batch in enumerate(batches):
             with torch.profiler.record_function(f"batch {number}"):
                 torch.ones(3).add(1)
@@ -157,7 +157,7 @@ def test_a_profile_is_a_trace_of_steps_10_to_19(tmp_path: Path) -> None:
 
 def test_a_run_too_short_for_a_profile_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     none: list[Batch] = []
-    with profiled(none, tmp_path / "profile") as batches:
+    with profile_steps(none, tmp_path / "profile") as batches:
         assert list(batches) == []
     assert "over before its step 10" in caplog.text
     assert not (tmp_path / "profile").exists()

@@ -1,0 +1,178 @@
+"""Reads the configuration: all that a training run is made of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from fastrcnn.build import checkpoints, datasets, machine, models, training
+from fastrcnn.build.annotations import (
+    NO_TRUTH,
+    absolute_paths,
+    classes,
+    has_truth,
+    image_ids,
+    warn_of_same_files,
+)
+from fastrcnn.build.checkpoints import Trained
+from fastrcnn.build.run_config import read_start, run_folder
+from fastrcnn.config.compose import to_dict
+from fastrcnn.config.schema import TrainConfig
+from fastrcnn.errors import UserError
+from fastrcnn.memory import training_advice
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.sampling import RoISampler
+from fastrcnn.parallel import distributed
+from fastrcnn.settings import SolverSettings
+from fastrcnn.training import checkpoint
+from fastrcnn.training.loop import Schedule, seed_of
+from fastrcnn.training.optim import learning_rate, sgd
+from fastrcnn.training.run import Settings, TrainingRun
+from fastrcnn.training.signals import Stop
+
+log = logging.getLogger("fastrcnn")
+
+
+@contextmanager
+def open_run(config: TrainConfig, stop: Stop) -> Iterator[TrainingRun]:
+    """The run that the configuration describes, in each process of its job, which joins the others meanwhile.
+
+    stop: what signals ask for. Raises UserError, as far as possible before the work.
+    """
+    training.check_training(config)
+    training.detection(config.detection)  # mistakes show before the work
+    if config.data.test:
+        datasets.test_scaling(config.data)
+    folder, begun = run_folder(config)
+    with distributed.join_processes(machine.device(config.runtime)):
+        yield prepare(config, distributed.from_first(folder), begun, stop)
+
+
+def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> TrainingRun:
+    """All that the run in the folder needs; begun: whether the run is there already."""
+    resumed = begun and bool(checkpoint.in_order(folder / "checkpoints"))
+    if begun and not resumed:
+        log.info("%s: it ended before its first checkpoint, and begins again", folder)
+    device = machine.device(config.runtime)
+    dtype = machine.precision(config.runtime, device)
+    machine.threads(config.runtime)
+
+    absolute_paths(config.data)
+    given = read_start(config) if config.start and not resumed else None
+    if given:
+        take_classes(config, given)
+    names = classes(config.data)
+    warn_of_same_files(names)
+    if config.data.test:
+        image_ids(config.data, config.data.test)  # a list that is missing shows before the work
+    torch.manual_seed(seed_of(config.runtime.seed))
+    model = models.model(config.model, len(names), load=not (resumed or given))  # before the data: it may lack weights
+    if given:
+        put_weights(model, given, str(config.start))
+    train_set, test_set = datasets.both_sets(config.data, names, config.runtime.seed)
+    if distributed.leads() and test_set and not has_truth(test_set.samples):
+        log.warning("%s: %s; there will be no best.pt", ", ".join(config.data.test), NO_TRUTH)
+    if distributed.leads() and not resumed:
+        datasets.say_recall(train_set, names)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    models.freeze_unused(model, config.solver)
+    machine.speed_and_memory(model, config.runtime, device)
+    solver = config.solver
+    return TrainingRun(
+        folder=folder,
+        begun=begun,
+        resumed=resumed,
+        started=given is not None,
+        config=to_dict(config),
+        check=checkpoints.checked,
+        names=names,
+        model=model,
+        optimizer=sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer),
+        train_set=train_set,
+        test_set=test_set,
+        sampler=sampler(solver, model),
+        schedule=schedule(config),
+        settings=run_settings(config, dtype),
+        stop=stop,
+    )
+
+
+def take_classes(config: TrainConfig, given: Trained) -> None:
+    """Makes the classes of the checkpoint those of the data. Raises UserError where other ones are asked for."""
+    names = given.classes
+    if config.data.classes is not None and list(config.data.classes) != names:
+        raise UserError(
+            f"start={config.start}: was trained on the classes {', '.join(names)}, in this order; "
+            f"data.classes is {', '.join(config.data.classes)}. The last layers fit no others."
+        )
+    config.data.classes = list(names)
+
+
+def put_weights(model: FastRCNN, given: Trained, where: str) -> None:
+    """Puts the checkpoint's weights, and the statistics of its regression targets, into the model.
+
+    Raises UserError where the model is another one.
+    """
+    try:
+        model.load_state_dict(given.state)
+    except RuntimeError as error:
+        raise UserError(f"start={where}: the model is another one; leave out model.* and model=.\n{error}") from None
+    log.info("beginning with the weights of %s", where)
+    if given.config["model"].get("classifier") == "svm":
+        log.warning("its class layer is SVMs: their margins are the first logits of the softmax, background's are 0")
+
+
+def sampler(config: SolverSettings, model: FastRCNN) -> RoISampler:
+    """Draws a step's RoIs; targets are normalised by the model's statistics."""
+    return RoISampler(
+        model.delta_mean.cpu(),
+        model.delta_std.cpu(),
+        config.rois_per_image,
+        config.fg_fraction,
+        config.fg_iou,
+        (config.bg_iou[0], config.bg_iou[1]),
+    )
+
+
+def schedule(config: TrainConfig) -> Schedule:
+    """What happens at which step."""
+    s, r = config.solver, config.runtime
+    return Schedule(
+        iterations=s.iterations,
+        rate=lambda step: learning_rate(step, s.iterations, s.lr, s.schedule, s.lr_steps, s.lr_gamma, s.warmup),
+        seed=r.seed,
+        log_every=r.log_every,
+        evaluate_every=r.evaluate_every,
+        checkpoint_every=r.checkpoint_every,
+        pictures_every=r.pictures_every,
+        accumulate=s.accumulate,
+    )
+
+
+def run_settings(config: TrainConfig, dtype: torch.dtype) -> Settings:
+    """How the run works, beside its schedule; with what to turn down where memory runs out."""
+    solver, data, runtime = config.solver, config.data, config.runtime
+    return Settings(
+        detection=training.detection(config.detection),
+        metric=data.metric,
+        images_per_batch=solver.images_per_batch,
+        group_aspects=solver.group_aspects,
+        workers=machine.workers(runtime),
+        box_weight=solver.box_weight,
+        dtype=dtype,
+        keep_checkpoints=runtime.keep_checkpoints,
+        profile=runtime.profile,
+        advice=training_advice(
+            solver.images_per_batch,
+            solver.accumulate,
+            data.short_sides,
+            data.long_side,
+            solver.rois_per_image,
+            norm=config.model.batch_norm,
+            recompute=runtime.checkpoint_activations,
+        ),
+    )

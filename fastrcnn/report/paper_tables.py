@@ -1,0 +1,182 @@
+"""The tables of the paper as work to do, and as what is printed: the paper's numbers beside the measured ones.
+
+S, M and L are the paper's names of CaffeNet, VGG_CNN_M_1024 and VGG16. Numbers: Girshick, Fast R-CNN, ICCV 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+NETWORKS = ("S", "M", "L")
+DIGITS = {"mAP": 1, "hours": 3, "s/image": 3}
+PAPER_DIGITS = {"mAP": 1, "hours": 1, "s/image": 2}
+SVD = ("compress", "fc6=1024", "fc7=256")
+NO_REGRESSION = ("eval", "detection.box_regression=false")
+
+
+@dataclass(frozen=True)
+class Work:
+    """An experiment (configs/experiment/paper/NAME.yaml), and what is done with the trained network.
+
+    start: the experiment whose network it begins with.
+    then: a verb and its arguments, run on the trained network; none: the network is evaluated as it is.
+    server: the split, without public truth, whose detections the paper's number was computed from.
+    """
+
+    experiment: str
+    start: str | None = None
+    then: tuple[str, ...] = ()
+    server: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number. measure: "mAP" in per cent, "hours" of training, or "s/image" of detection without proposals."""
+
+    row: str
+    column: str
+    paper: float | None
+    work: Work
+    measure: str = "mAP"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper."""
+
+    number: int
+    title: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """value: in the cell's measure; None where there is no ground truth, or none that is public: `archive` is for the
+    evaluation server then."""
+
+    value: float | None
+    folder: Path  # of the run
+    archive: Path | None = None
+
+
+def row(
+    name: str,
+    numbers: Sequence[float],
+    experiment: str = "07",
+    measure: str = "mAP",
+    start: str | None = None,
+    then: tuple[str, ...] = (),
+) -> list[Cell]:
+    """A row with a column for each of the networks S, M and L, as far as there are numbers; `experiment` and `start`
+    are without the network's letter."""
+    cells = []
+    for network, paper in zip(NETWORKS, numbers, strict=False):
+        letter = network.lower()
+        work = Work(f"{letter}_{experiment}", start and f"{letter}_{start}", then)
+        cells.append(Cell(name, network, paper, work, measure))
+    return cells
+
+
+def large(name: str, paper: float, experiment: str, server: str | None = None) -> Cell:
+    """A cell of network L alone."""
+    return Cell(name, "L", paper, Work(f"l_{experiment}", server=server))
+
+
+ONE_SCALE, SECONDS = (57.1, 59.2, 66.9), (0.10, 0.15, 0.32)
+TABLES = (
+    Table(
+        1,
+        "VOC 2007 test: mAP by what the network was trained on",
+        (
+            large("07", 66.9, "07"),
+            large("07 without difficult", 68.1, "07_no_difficult"),
+            large("07+12", 70.0, "0712"),
+        ),
+    ),
+    Table(
+        2,
+        "VOC 2010 test: mAP by what the network was trained on",
+        (large("12", 66.1, "12", "VOC2010/test"), large("07++12", 68.8, "07pp12", "VOC2010/test")),
+    ),
+    Table(
+        3,
+        "VOC 2012 test: mAP by what the network was trained on",
+        (large("12", 65.7, "12", "VOC2012/test"), large("07++12", 68.4, "07pp12", "VOC2012/test")),
+    ),
+    Table(
+        4,
+        "Time of training and detection, and mAP on VOC 2007, with and without truncated SVD",
+        (
+            *row("training, hours", (1.2, 2.0, 9.5), measure="hours"),
+            *row("detection, s/image", SECONDS, measure="s/image"),
+            *row("detection with SVD, s/image", (0.06, 0.08, 0.22), measure="s/image", then=SVD),
+            *row("mAP", ONE_SCALE),
+            *row("mAP with SVD", (56.5, 58.7, 66.6), then=SVD),
+        ),
+    ),
+    Table(
+        5,
+        "mAP on VOC 2007 by the first layer of VGG16 that is trained",
+        (large("fc6", 61.4, "fc6"), large("conv3_1", 66.9, "07"), large("conv2_1", 67.2, "conv2_1")),
+    ),
+    Table(
+        6,
+        "Multi-task training: mAP on VOC 2007",
+        (
+            *row("class loss only", (52.2, 54.7, 62.6), "class_only"),
+            *row("multi-task, no box regression at test", (53.3, 55.5, 63.4), then=NO_REGRESSION),
+            *row("stage-wise", (54.6, 56.6, 64.0), "stagewise", start="class_only"),
+            *row("multi-task", ONE_SCALE),
+        ),
+    ),
+    Table(
+        7,
+        "One and five scales: mAP on VOC 2007 and time of detection",
+        (
+            *row("one scale, s/image", SECONDS, measure="s/image"),
+            *row("five scales, s/image", (0.39, 0.64), "five_scales", "s/image"),
+            *row("one scale, mAP", ONE_SCALE),
+            *row("five scales, mAP", (58.4, 60.7), "five_scales"),
+        ),
+    ),
+    Table(
+        8,
+        "SVMs and softmax: mAP on VOC 2007",
+        (*row("SVM", (56.3, 58.7, 66.8), then=("svm",)), *row("softmax", ONE_SCALE)),
+    ),
+)
+
+
+def markdown(table: Table, results: Mapping[Cell, Sequence[Measured]], notes: Sequence[str]) -> str:
+    """The table, each cell as `paper / here`, with the mean and the deviation where there are several seeds.
+
+    results: of each cell, as far as it is measured, the numbers of all seeds.
+    """
+    columns = list(dict.fromkeys(cell.column for cell in table.cells))
+    rows: dict[str, dict[str, str]] = {}
+    for cell in table.cells:
+        paper = "-" if cell.paper is None else f"{cell.paper:.{PAPER_DIGITS[cell.measure]}f}"
+        rows.setdefault(cell.row, {})[cell.column] = f"{paper} / {format_values(cell, results.get(cell, []))}"
+    cells = [["paper / here", *columns], *([name, *(row.get(c, "-") for c in columns)] for name, row in rows.items())]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    archives = dict.fromkeys(v.archive for values in results.values() for v in values if v.archive is not None)
+    server = [f"For the evaluation server: {path}" for path in archives]
+    return "\n".join([f"Table {table.number}. {table.title}", "", *lines, "", *notes, *server])
+
+
+def format_values(cell: Cell, values: Sequence[Measured]) -> str:
+    """A cell's measured part."""
+    numbers = [v.value for v in values if v.value is not None]
+    digits = DIGITS[cell.measure]
+    if len(numbers) > 1:
+        return f"{mean(numbers):.{digits}f} +- {stdev(numbers):.{digits}f}"
+    if numbers:
+        return f"{numbers[0]:.{digits}f}"
+    if any(v.archive for v in values):
+        return "for the server"
+    return "no ground truth" if values and cell.measure == "mAP" else "-"

@@ -1,0 +1,344 @@
+"""The life of a run: restore or initialise, fit, evaluate and save on the way, end in order."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+
+from fastrcnn.data.dataset import DetectionDataset
+from fastrcnn.data.loader import WorkerDiedError, detection_loader, training_loader
+from fastrcnn.errors import UserError
+from fastrcnn.evaluation.evaluate import Evaluation
+from fastrcnn.files import remove_parts
+from fastrcnn.inference.evaluate import evaluate
+from fastrcnn.inference.network import TorchNetwork
+from fastrcnn.memory import advising
+from fastrcnn.model.fast_rcnn import FastRCNN, normalise_box_layer
+from fastrcnn.model.head import parameter_count
+from fastrcnn.model.sampling import RoISampler, delta_statistics
+from fastrcnn.parallel import distributed
+from fastrcnn.parallel.launch import launch
+from fastrcnn.settings import DetectionSettings, Metric
+from fastrcnn.structures import Batch
+from fastrcnn.training import checkpoint
+from fastrcnn.training.loop import NotFiniteError, Schedule, Step, train
+from fastrcnn.training.meter import Meter, show_progress
+from fastrcnn.training.profiling import profile_steps
+from fastrcnn.training.resume import load_newest, log_changes
+from fastrcnn.training.signals import Stop, Stopped
+from fastrcnn.training.tracking import EVALUATED, Silent, Tracker, claim, describe_run, log_to, refuse_used
+from fastrcnn.visualize import draw_batch
+
+log = logging.getLogger(__name__)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run works, beside its schedule.
+
+    images_per_batch, group_aspects, workers: see data/loader.py. box_weight: see model/loss.py.
+    advice: what helps where memory runs out.
+    """
+
+    detection: DetectionSettings
+    metric: Metric
+    images_per_batch: int = 2
+    group_aspects: bool = False
+    workers: int = 0
+    box_weight: float = 1.0
+    dtype: torch.dtype = torch.float32
+    keep_checkpoints: int = 3
+    profile: bool = False
+    advice: str = ""
+
+
+@dataclass
+class TrainingRun:
+    """A run, in each process of its job; `run` does all of it.
+
+    begun: whether the run is in its folder already; resumed: whether with a checkpoint. started: whether the model has
+    the weights of another run. config: of the run, as plain data, for its folder and its checkpoints. check: see
+    checkpoint.newest_sound. test_set: None where nothing is evaluated.
+    """
+
+    folder: Path
+    begun: bool
+    resumed: bool
+    started: bool
+    config: dict[str, Any]
+    check: checkpoint.Check
+    names: list[str]
+    model: FastRCNN
+    optimizer: torch.optim.Optimizer
+    train_set: DetectionDataset
+    test_set: DetectionDataset | None
+    sampler: RoISampler
+    schedule: Schedule
+    settings: Settings
+    stop: Stop
+    tracker: Tracker = field(default_factory=Silent)
+    done: int = 0  # steps that are over, with all that belongs to them
+    saved: int = 0  # the step saved last
+    best: float = -1.0  # mAP
+    outcome: Evaluation | None = None  # the last one
+
+    def run(self) -> Evaluation | None:
+        """Trains to the last step; returns the last evaluation, which the first of several processes has.
+
+        Raises Stopped, after a step that is saved, where a signal ends it; and UserError.
+        """
+        if self.resumed:
+            self.restore()
+        else:
+            self.initialise()
+        self.sampler = replace(
+            self.sampler, delta_mean=self.model.delta_mean.cpu(), delta_std=self.model.delta_std.cpu()
+        )
+        device = self.model.delta_mean.device
+        with self.hold_folder(), self.end_in_order(), advising("training", device, lambda: self.settings.advice):
+            self.open_records()
+            self.stop.finish_steps()
+            late = self.schedule.evaluates_after(self.done) and not self.tracker.evaluated
+            if self.done >= self.schedule.iterations or (self.done and late):
+                self.evaluate(self.done)  # the run was interrupted there
+            if self.done < self.schedule.iterations:
+                with self.batches() as batches:
+                    self.fit(batches)
+        self.tracker.close()
+        return self.outcome
+
+    def restore(self) -> None:
+        """Resumes from the newest sound checkpoint."""
+        checkpoints = self.folder / "checkpoints"
+        self.done, self.best = load_newest(checkpoints, self.model, self.optimizer, self.names, self.config, self.check)
+        self.saved = self.done
+        self.stop.state = f"nothing was trained after step {self.done}"
+
+    def initialise(self) -> None:
+        """Normalises the box regression by the training set's targets. Weights of another run bring their statistics;
+        a .caffemodel's give deltas as they are, which the loss would count a hundredth of what the recipe means."""
+        model, images = self.model, self.train_set
+        if self.started and (model.delta_mean.any() or (model.delta_std != 1).any()):
+            return
+        if self.started:
+            log.info("its box layer is not normalised; computing the statistics of the regression targets")
+        else:
+            log.info("%d training pictures; computing the statistics of their regression targets", len(images))
+        pairs = (images.truth_and_proposals(i) for i in range(len(images)))
+        agnostic = model.bbox_pred.out_features == 4
+        mean, std = delta_statistics(pairs, model.num_classes, self.sampler.fg_iou, images.augmentation.flip, agnostic)
+        if self.started:
+            normalise_box_layer(model, mean, std)  # what it detects stays the same
+        model.delta_mean.copy_(mean)
+        model.delta_std.copy_(std)
+
+    @contextmanager
+    def hold_folder(self) -> Iterator[None]:
+        """The folder is held, and has the log, while the body runs. Of several processes the first does that.
+
+        Raises UserError where the processes see different folders.
+        """
+        found = self.resumed, self.done
+        if found != distributed.from_first(found):
+            raise UserError(
+                f"{self.folder}: this process does not find there what the first one does. All machines need the same "
+                "folder; name one on a disk that they share: run=FOLDER."
+            )
+        if not distributed.leads():
+            yield
+            return
+        with claim(self.folder), log_to(self.folder):
+            yield
+
+    def open_records(self) -> None:
+        """Writes what the run is into its folder, and opens the record of its numbers."""
+        if distributed.leads():
+            if not self.begun:
+                refuse_used(self.folder)  # one that began while this one was looking at its data
+            elif (self.folder / "config.yaml").exists():
+                log_changes(self.folder, self.config)
+            remove_parts(self.folder / "checkpoints")
+            describe_run(self.folder, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+            self.tracker = Tracker(self.folder, self.done)
+        self.tracker.evaluated = distributed.from_first(self.tracker.evaluated)
+        test, device = self.test_set, self.model.delta_mean.device
+        sizes = len(self.train_set), len(test) if test else 0
+        log.info("%s: %d training and %d test pictures, classes %s", self.folder, *sizes, ", ".join(self.names))
+        where = f"{device}" if distributed.size() == 1 else f"{distributed.size()} processes, each on {device.type}"
+        precision = str(self.settings.dtype).removeprefix("torch.")
+        log.info("%s parameters, %s, %s", f"{parameter_count(self.model):,}", where, precision)
+
+    @contextmanager
+    def batches(self) -> Iterator[Iterable[Batch]]:
+        """The training batches that are left; with a profile of the first steps, where it is asked for."""
+        settings, accumulate = self.settings, self.schedule.accumulate
+        on_gpu = self.model.delta_mean.device.type == "cuda"
+        loader = training_loader(
+            self.train_set,
+            settings.images_per_batch,
+            settings.workers,
+            self.done * accumulate,
+            pin_memory=on_gpu,
+            group_aspects=settings.group_aspects,
+        )
+        if settings.profile and distributed.leads():
+            with profile_steps(loader, self.folder / "profile", accumulate) as watched:
+                yield watched
+        else:
+            yield loader
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        """Takes the steps that are left, and after each what is due: records, a drawing, a checkpoint, an evaluation.
+
+        Several processes end after the same step, where one is to.
+        """
+        schedule, settings, start = self.schedule, self.settings, self.done
+        meter = Meter(schedule.accumulate)
+        steps = train(
+            self.model,
+            batches,
+            self.sampler,
+            self.optimizer,
+            schedule,
+            meter,
+            start,
+            settings.dtype,
+            settings.box_weight,
+        )
+        try:
+            for step in show_progress(steps, start, schedule.iterations, meter):
+                done, last = step.done, step.done == schedule.iterations
+                if last or done % schedule.log_every == 0:
+                    self.tracker.scalars(done, meter.read() | {"train/lr": schedule.rate(done - 1)})
+                    log.debug("step %d: %s", done, ", ".join(f"{n[6:]} {v:.4g}" for n, v in meter.latest.items()))
+                if schedule.pictures_every and (done % schedule.pictures_every == 0 or done == start + 1):
+                    self.draw(step)
+                if schedule.evaluates_after(done) or done % schedule.checkpoint_every == 0:
+                    self.save(done)  # before an evaluation, which may be long, or abandoned
+                if schedule.evaluates_after(done):
+                    distributed.share_buffers(self.model)
+                    self.evaluate(done)
+                if distributed.any_of(self.finish_step()) and not last:
+                    if self.saved != done:
+                        self.save(done)
+                    self.end(done)
+        except NotFiniteError as error:
+            raise self.keep_evidence(error) from None
+
+    def finish_step(self) -> bool:
+        """Counts a step, when all that belongs to it is done; returns whether the run is to end."""
+        self.done += 1
+        return self.stop()
+
+    def content(self, step: int) -> dict[str, Any]:
+        """What every checkpoint holds."""
+        described = {"step": step, "best": self.best, "classes": self.names, "config": self.config}
+        return described | {"model": self.model.state_dict()}
+
+    def save(self, step: int) -> None:
+        """Writes step-N.pt, from which the run can resume. Of several processes the first writes."""
+        if distributed.leads():
+            folder = self.folder / "checkpoints"
+            checkpoint.save(folder / f"step-{step}.pt", self.content(step) | {"optimizer": self.optimizer.state_dict()})
+            checkpoint.keep_last(folder, self.settings.keep_checkpoints)
+        self.saved = step
+
+    def draw(self, step: Step) -> None:
+        """Draws the step's RoIs, of several processes those of the first, for TensorBoard."""
+        if distributed.leads():
+            self.tracker.picture(step.done, "train/rois", draw_batch(step.batch, step.rois, step.targets))
+
+    def evaluate(self, step: int) -> None:
+        """Evaluates, records, and writes best.pt where there is a mAP and it is the best so far.
+
+        Where the run is to end, it ends at the next image; with several processes all end, each when its share is done
+        or it is itself to end.
+        """
+        if self.test_set is None:
+            return
+        settings = self.settings
+        pyramids = takewhile(lambda _: not self.stop(), detection_loader(self.test_set, workers=settings.workers))
+
+        def detected() -> None:
+            if distributed.any_of(self.stop()):
+                self.end(step)
+
+        outcome = evaluate(
+            TorchNetwork(self.model, settings.dtype),
+            pyramids,
+            len(self.test_set),
+            self.names,
+            settings.metric,
+            settings.detection,
+            detected,
+        )
+        if outcome is not None:  # else the first process has it
+            self.record(step, outcome)
+
+    def record(self, step: int, outcome: Evaluation) -> None:
+        """Records an evaluation, and writes best.pt where it is the best so far."""
+        self.outcome = outcome
+        mean_ap = outcome.ap.mean
+        for name, curve in outcome.ap.classes.items():
+            if curve.ap is not None:
+                self.tracker.precision_recall(step, f"eval/pr/{name}", curve)
+        if mean_ap is not None and mean_ap > self.best:
+            self.best = mean_ap
+            checkpoint.save(self.folder / "checkpoints" / "best.pt", self.content(step))
+        values = outcome.ap.figures | {f"ap/{n}": v for n, v in outcome.ap.ap.items()}
+        known = {f"eval/{n}": v for n, v in values.items() if v is not None}
+        self.tracker.scalars(step, known | {EVALUATED: mean_ap})  # last
+        if mean_ap is None:
+            log.warning("step %d: no mAP: no class has ground truth, so no best.pt is chosen", step)
+        else:
+            log.info("step %d: mAP %.4f", step, mean_ap)
+
+    def keep_evidence(self, error: NotFiniteError) -> UserError:
+        """Writes failed-step-N.pt, from which the step can be replayed; returns the error to raise."""
+        kept = ""
+        if error.evidence is not None:
+            path = self.folder / f"failed-step-{error.step}.pt"
+            checkpoint.save(path, self.content(error.step) | error.evidence)
+            kept = f"\nThe step is kept; to look at it again: fastrcnn replay {path}"
+        return UserError(f"{error}{distributed.from_first(kept)}")
+
+    def end(self, step: int) -> NoReturn:
+        """Ends the run after a step that is saved: Stopped."""
+        stopped = self.stop.stopped(f"step {step} is done and saved")
+        log.info("%s", stopped)  # into the run's log too
+        raise Stopped(stopped.status)
+
+    @contextmanager
+    def end_in_order(self) -> Iterator[None]:
+        """Where the death of a process or a full disk ends the body, saves what can be saved, and says how to resume:
+        UserError. A signal's Stopped says so too."""
+        program = "fastrcnn" if launch().size == 1 else "torchrun (its options as before) -m fastrcnn"
+        command = f"{program} train {shlex.quote(f'run={self.folder}')} resume=auto"
+        self.stop.advice = command
+        try:
+            yield
+        except WorkerDiedError as error:
+            if self.done > self.saved and distributed.leads():
+                self.save(self.done)
+            kept = f"Step {self.saved} is saved. " if self.saved else ""
+            raise UserError(f"{error} {kept}To resume: {command}") from None
+        except distributed.LostError as error:
+            raise distributed.LostError(error.reason, f" To resume from the last checkpoint: {command}") from None
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise UserError(
+                f"{error.filename or self.folder}: cannot be written ({error.strerror}). Checkpoints that are there "
+                f"already are untouched; make room, then resume: {command}"
+            ) from None
