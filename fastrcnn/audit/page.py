@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from fastrcnn.audit.problems import KINDS, by_kind
 from fastrcnn.audit.report import Range, Recall, Report
 from fastrcnn.audit.text import percent, verdict
-from fastrcnn.data.annotations.truth import Problem
+from fastrcnn.data.annotations.problems import Problem, by_kind
 from fastrcnn.report.page import document, heading, jpeg_source, number_cell, table, text_cell, tiles
 
 MOST = 200  # problems of a kind that are listed; report.json has them all
@@ -57,7 +56,7 @@ def _problems(root: str, title: str, problems: Sequence[Problem], what: str, ope
     if not problems:
         return ""
     parts = [f"<h2>{title} ({len(problems):,})</h2><p class='soft'>{what}</p>"]
-    for kind, group in by_kind(problems).items():
+    for group in by_kind(problems).values():
         numbers = any(p.object or p.line for p in group)
         rows = []
         for p in group[:MOST]:
@@ -67,8 +66,8 @@ def _problems(root: str, title: str, problems: Sequence[Problem], what: str, ope
         head = [heading(h) for h in ("file", *(["object or line"] if numbers else []), "what")]
         more = f"<p class='soft'>and {len(group) - MOST:,} more, in report.json</p>" if len(group) > MOST else ""
         parts.append(
-            f"<details{shown}><summary>{escape(KINDS[kind].title)} ({len(group):,})</summary>"
-            f"<p><b>To mend:</b> {escape(KINDS[kind].mend)}</p>{table(head, rows)}{more}</details>"
+            f"<details{shown}><summary>{escape(group[0].title)} ({len(group):,})</summary>"
+            f"<p><b>To do:</b> {escape(group[0].mend)}</p>{table(head, rows)}{more}</details>"
         )
     return "".join(parts)
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastrcnn.audit.problems import KINDS, by_kind
 from fastrcnn.audit.report import Range, Recall, Report
-from fastrcnn.data.annotations.truth import Problem
+from fastrcnn.data.annotations.problems import Problem, by_kind
 
 MOST_CLASSES = 6  # shown; the page has them all
 MOST_ERRORS = 7  # lines
@@ -105,20 +104,20 @@ def _errors(problems: Sequence[Problem]) -> list[str]:
     lines: list[str] = []
     groups = by_kind(problems)
     each = max(1, (MOST_ERRORS - len(groups)) // len(groups))
-    for kind, group in groups.items():
+    for group in groups.values():
         if len(lines) + 1 >= MOST_ERRORS:
             lines.append("  and more kinds of errors: see the report")
             break
-        lines.append(f"  {KINDS[kind].title} ({len(group)}). {KINDS[kind].mend}")
+        lines.append(f"  {group[0].title} ({len(group)}). {group[0].mend}")
         lines += [f"    {_short(p)}" for p in group[:each]]
     return lines
 
 
 def _notes(problems: Sequence[Problem]) -> list[str]:
-    groups = list(by_kind(problems).items())
+    groups = list(by_kind(problems).values())
     lines = [
-        f"  {KINDS[kind].title}{f' ({len(group)})' if len(group) > 1 else ''}: {_first(group)}"
-        for kind, group in groups[:MOST_NOTES]
+        f"  {group[0].title}{f' ({len(group)})' if len(group) > 1 else ''}: {_first(group)}"
+        for group in groups[:MOST_NOTES]
     ]
     if len(groups) > MOST_NOTES:
         lines[-1] = f"  and {len(groups) - MOST_NOTES + 1} more kinds: see the report"

@@ -27,7 +27,7 @@ from fastrcnn.build.annotations import (
 from fastrcnn.build.machine import one_of, precision
 from fastrcnn.build.training import detection
 from fastrcnn.config.schema import DataConfig, DetectConfig, RuntimeConfig, SelectiveSearchConfig
-from fastrcnn.data.annotations.splits import unused
+from fastrcnn.data.annotations.unused import unused
 from fastrcnn.data.dataset import DetectionDataset, Proposals
 from fastrcnn.data.images import pixels_key
 from fastrcnn.data.transforms import Augmentation, Mirrored

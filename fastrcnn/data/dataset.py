@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fastrcnn.data.frames import Look, read_sample, size_fault, turn_for
-from fastrcnn.data.images import inspect
+from fastrcnn.data.frames import read_sample
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.errors import UserError
-from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
 
 Proposals = Callable[[str], np.ndarray]  # image id -> (P, 4) float32, half-open, best first
@@ -107,23 +103,6 @@ class Pyramids(Dataset):
 
     def __getitem__(self, index: int) -> list[Example]:
         return self.dataset.pyramid(index)
-
-
-def look_at_pictures(samples: Sequence[Sample]) -> list[Look | str]:
-    """For each sample its image's file, what that says, and the orientation to apply; or what is wrong with it, that it
-    is not whole or of another size."""
-    with ThreadPool(8) as pool:  # the time goes into reading files
-        return list(progress(pool.imap(_look, samples, chunksize=16), len(samples), "looking at pictures"))
-
-
-def _look(sample: Sample) -> Look | str:
-    size = (sample.width, sample.height)
-    try:
-        stored = inspect(sample.path)
-    except UserError as error:
-        return str(error)
-    turn = turn_for(stored, size)
-    return (sample.path, stored, turn) if turn is not None else size_fault(sample.path, stored, size)
 
 
 def to_tensor(boxes: np.ndarray) -> torch.Tensor:

@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 from voc_folder import VocFolder, fingerprint, voc_xml
 
-from fastrcnn.audit.check import Record, Settings, Task, read_all
+from fastrcnn.audit.check import Record, Settings, Task, Truth, read_all, truth_of
 from fastrcnn.audit.findings import findings, proposal_findings
 from fastrcnn.audit.page import page
-from fastrcnn.audit.problems import KINDS, is_error
 from fastrcnn.audit.report import (
     Boxes,
     Pictures,
@@ -32,8 +31,8 @@ from fastrcnn.audit.report import (
     to_json,
 )
 from fastrcnn.audit.text import summary
-from fastrcnn.audit.truth import read_coco, read_voc
-from fastrcnn.data.annotations.truth import Problem
+from fastrcnn.data.annotations import splits
+from fastrcnn.data.annotations.problems import KINDS, Problem
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
@@ -46,6 +45,12 @@ def tasks(folder: VocFolder, *image_ids: str, role: str = "train", store: Path |
 
 def read(folder: VocFolder, *image_ids: str) -> list[Record]:
     return read_all(tasks(folder, *image_ids), Settings())
+
+
+def truth(folder: VocFolder, image_id: str = "a", first_pixel: int = 1) -> Truth:
+    settings = Settings(first_pixel=first_pixel)
+    (image,) = splits.read(folder.root, [image_id], folder.root, first_pixel=first_pixel)
+    return truth_of(image, True, settings)
 
 
 def kinds(records: list[Record]) -> list[str]:
@@ -92,7 +97,7 @@ def test_all_bad_files_are_reported_at_once(tiny: VocFolder) -> None:
         "broken": [("annotation", 3, None)],
         "objects": [("annotation", None, n) for n in (1, 2, 3, 3)],
     }
-    assert all(is_error(p) and Path(p.file).parent.parent == tiny.root for r in records for p in r.problems)
+    assert all(p.error and Path(p.file).parent.parent == tiny.root for r in records for p in r.problems)
     assert "Width and height are swapped" in records[5].problems[0].what
 
 
@@ -138,11 +143,11 @@ def test_pictures_of_all_kinds_are_counted(voc: VocFolder) -> None:
     assert [r.colour for r in records] == ["gray", "palette", "CMYK", "RGBA", "16-bit", "16-bit", "RGB", "16-bit"]
     found = {p.what for p in findings(records, ["cat"], "lists", False) if p.kind in ("colours", "as_stored", "bits")}
     assert found == {
-        "1 picture(s) are gray.",
-        "1 picture(s) are palette.",
-        "1 picture(s) are CMYK.",
-        "1 picture(s) are RGBA.",
-        "3 picture(s) are 16-bit.",
+        "1 image(s) are gray.",
+        "1 image(s) are palette.",
+        "1 image(s) are CMYK.",
+        "1 image(s) are RGBA.",
+        "3 image(s) are 16-bit.",
         "1 image(s) have EXIF data that ask for a rotation, but their annotation has the stored size; they are used "
         "so; the first is turned.jpg, stored as 64 x 48 with orientation 6.",
         "1 image(s) with 16 bits a channel use 12 of them, values up to 4095, and are scaled by that; the first is "
@@ -196,8 +201,8 @@ def test_what_shows_in_the_whole_set_only(tiny: VocFolder) -> None:
     unknown = [p for p in found if p.kind == "unknown_class"]
     assert [(p.object, p.name) for p in unknown] == [(1, "Cat"), (2, "catt")] * 2
     assert all("Did you mean 'cat'?" in p.what and p.file.endswith("f.xml") for p in unknown)
-    assert "No box reaches the picture's last column" not in by_kind["zero_based"].what  # a's dog does
-    assert "2 picture(s) have no object" in by_kind["negative"].what
+    assert "No box reaches the image's last column" not in by_kind["zero_based"].what  # a's dog does
+    assert "2 image(s) have no object" in by_kind["negative"].what
     assert [p.kind for p in findings(records, ["cat"], "lists", True) if p.name == "catt"] == ["other_classes"] * 2
 
 
@@ -226,7 +231,7 @@ def samples_of(records: list[Record], classes: list[str]) -> list[Sample]:
     return [
         Sample(
             r.task.image_id,
-            r.file,
+            r.truth.file,
             64,
             48,
             r.truth.boxes,
@@ -303,8 +308,8 @@ def test_proposals_and_pictures_that_do_not_belong_together(tiny: VocFolder, pro
     found = {p.kind: p.what for p in proposal_findings(records, [ProposalStore(other)])}
     assert found == {
         "dropped_proposals": "boxes dropped: 1 not finite, 1 inverted, 1 outside.",
-        "zero_proposals": "1 picture(s) have no box in the store.",
-        "missed": "3 object(s) in 2 picture(s) are touched by no proposal at all.",
+        "zero_proposals": "1 image(s) have no box in the store.",
+        "missed": "3 object(s) in 2 image(s) are touched by no proposal at all.",
     }
 
 
@@ -351,15 +356,16 @@ def test_coco_files(tmp_path: Path) -> None:
     }
     path = tmp_path / "set.json"
     path.write_text(json.dumps(content))
-    (said,) = read_coco(path, ["x.png"], tmp_path, training=True)
+    (image,) = splits.read(path, ["x.png"], tmp_path)
+    said = truth_of(image, True, Settings())
     assert said.file == tmp_path / "x.png"
-    assert said.truth.boxes.tolist() == [[0, 0, 10, 20], [2.5, 3, 12.5, 23]]
-    assert said.truth.difficult.tolist() == [False, True]
-    assert said.truth.numbers == (1, 4)
-    assert [(p.kind, p.object) for p in said.problems] == [("box", 3), ("unknown_class", 2), ("crowd", 4)]
-    assert read_coco(path, ["x.png"], tmp_path, training=False).__next__().problems == said.problems[:2]
+    assert said.boxes.tolist() == [[0, 0, 10, 20], [2.5, 3, 12.5, 23]]
+    assert said.difficult.tolist() == [False, True]
+    assert said.numbers == (1, 4)
+    assert [(p.kind, p.object) for p in said.problems] == [("unknown_class", 2), ("box", 3), ("crowd", 4)]
+    assert truth_of(image, False, Settings()).problems == said.problems[:2]
     (record,) = read_all([Task("train", "set.json", path, "x.png", None, said)], Settings())
-    assert record.trained.tolist() == [True, False]  # never a crowd
+    assert record.truth.trained.tolist() == [True, False]  # never a crowd
     assert record.size == (64, 48)
     assert record.problems == said.problems
 
@@ -426,8 +432,8 @@ def test_the_summary_is_short_and_ends_with_the_verdict() -> None:
         report,
         classes=names,
         splits=[counts],
-        errors=[p for p in every if is_error(p)],
-        notes=[p for p in every if not is_error(p)],
+        errors=[p for p in every if p.error],
+        notes=[p for p in every if not p.error],
     )
     lines = summary(report).splitlines()
     assert len(lines) <= 36  # two more for the sampling, and two of the verb make forty
@@ -439,17 +445,17 @@ def test_the_summary_is_short_and_ends_with_the_verdict() -> None:
 def test_the_json_says_how_to_mend() -> None:
     plain = to_json(hostile_report())
     assert plain["ok"] is False
-    assert plain["errors"][0]["mend"] == KINDS["box"].mend
+    assert plain["errors"][0]["mend"] == KINDS["box"][1]
     assert set(plain["notes"][0]) == {"kind", "title", "file", "line", "object", "unit", "name", "what", "mend"}
 
 
 def test_an_empty_annotation_and_one_without_size(voc: VocFolder) -> None:
     voc.add("a", width=0)
     voc.add("b")
-    said = read_voc(voc.root, "a")
+    said = truth(voc)
     assert [p.kind for p in said.problems] == ["annotation"]
     assert "0 x 48" in said.problems[0].what
-    assert read_voc(voc.root, "b").truth.boxes.shape == (0, 4)
+    assert truth(voc, "b").boxes.shape == (0, 4)
 
 
 def test_check_reads_what_training_reads_and_notes_what_it_does_not_use(voc: VocFolder) -> None:
@@ -460,14 +466,14 @@ def test_check_reads_what_training_reads_and_notes_what_it_does_not_use(voc: Voc
     first, second, rest = text.split("<pose>", 2)
     voc.annotation("a", f"{first}<pose>{second}<deleted>yes</deleted><pose>{rest}")
     voc.picture("b")
-    said = read_voc(voc.root, "a")
-    assert said.truth.boxes.tolist() == [[15, 5, 25, 25], [0, 0, 64, 47]]
-    assert (said.truth.names, said.truth.numbers, said.truth.at_end) == (("cat", "dog"), (1, 3), 1)
+    said = truth(voc)
+    assert said.boxes.tolist() == [[15, 5, 25, 25], [0, 0, 64, 47]]
+    assert (said.names, said.numbers, said.at_end) == (("cat", "dog"), (1, 3), 1)
     assert {p.kind: p.object for p in said.problems} == {"elements": 1, "rotated": 1, "flags": 2, "filename": None}
-    assert not any(is_error(p) for p in said.problems)
+    assert not any(p.error for p in said.problems)
 
 
 @pytest.mark.parametrize("first_pixel", [0, 1])
 def test_boxes_at_the_end_are_counted_as_the_file_has_them(voc: VocFolder, first_pixel: int) -> None:
     voc.add("a", ("cat", (1, 1, 63, 47), False), ("cat", (1, 1, 64 - 1 + first_pixel, 9), False))
-    assert read_voc(voc.root, "a", first_pixel).truth.at_end == first_pixel
+    assert truth(voc, first_pixel=first_pixel).at_end == first_pixel

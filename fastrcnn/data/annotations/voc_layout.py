@@ -7,17 +7,16 @@ begins the id: `train/ID`. Ids are in Unicode's composed form, since the files m
 
 from __future__ import annotations
 
-import functools
 import os
-import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
-from fastrcnn.data.annotations.text_files import read_lines
-from fastrcnn.data.annotations.voc_xml import named_image
+from fastrcnn.data.annotations.text_files import leads_out, read_lines
+from fastrcnn.data.annotations.versions import read_once
+from fastrcnn.data.annotations.voc_xml import last_part, read_annotation
 from fastrcnn.errors import UserError, nearest
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -28,7 +27,6 @@ ANNOTATION_FOLDERS = ("Annotations", "annotations", "annots", "labels", "xml", "
 SPLIT_NAMES = {"trainval": "trainval", "train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
 ORDER = ("trainval", "train", "val", "test")  # from training to testing
-FRESH = 3_000_000_000  # nanoseconds after which a folder's date tells that it was changed, on any file system
 
 
 @dataclass(frozen=True)
@@ -40,32 +38,26 @@ class Listing:
     folders: dict[str, str]  # names of folders, by the name in lower case
 
 
+@read_once(1024)
 def _list(folder: Path) -> Listing:
-    """What the folder holds; listed once for as long as it does not change."""
-    try:
-        changed = folder.stat().st_mtime_ns
-        if abs(time.time_ns() - changed) < FRESH:
-            return _list_unchanged.__wrapped__(folder, changed)
-        return _list_unchanged(folder, changed)
-    except OSError:
-        return Listing({}, frozenset(), {})
-
-
-@functools.lru_cache(maxsize=1024)
-def _list_unchanged(folder: Path, changed: int) -> Listing:
+    """What the folder holds; nothing if it is not there."""
     names: dict[str, tuple[str, ...]] = {}
     folders: dict[str, str] = {}
     suffixes = set()
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
-            if entry.name.startswith("._"):  # macOS's notes about a file
-                continue
-            if entry.is_dir():
-                folders.setdefault(entry.name.casefold(), entry.name)
-                continue
-            stem, dot, suffix = entry.name.rpartition(".")
-            names[composed(stem)] = (*names.get(composed(stem), ()), entry.name)
-            suffixes.add((dot + suffix).lower())
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda e: e.name)
+    except OSError:
+        entries = []
+    for entry in entries:
+        if entry.name.startswith("._"):  # macOS's notes about a file
+            continue
+        if entry.is_dir():
+            folders.setdefault(entry.name.casefold(), entry.name)
+            continue
+        stem, dot, suffix = entry.name.rpartition(".")
+        names[composed(stem)] = (*names.get(composed(stem), ()), entry.name)
+        suffixes.add((dot + suffix).lower())
     return Listing(names, frozenset(suffixes), folders)
 
 
@@ -128,8 +120,10 @@ def find_images(root: Path, image_id: str) -> list[Path]:
     """The images `ID.*` of a data set; the one that the annotation names comes first."""
     for place, rest in _places(root, image_id):
         if found := _files(picture_folder(place), rest, IMAGE_SUFFIXES):
-            named = composed(named_image(find_annotation(root, image_id))) if len(found) > 1 else ""
-            return sorted(found, key=lambda p: composed(p.name) != named)
+            if len(found) > 1:
+                named = composed(last_part(read_annotation(find_annotation(root, image_id)).filename))
+                found.sort(key=lambda p: composed(p.name) != named)
+            return found
     return []
 
 
@@ -255,7 +249,7 @@ def read_split(root: Path, split: str) -> list[str]:
     for number, raw in enumerate(read_lines(path), 1):
         if not (line := raw.strip()):
             continue
-        if _leads_out(line):
+        if leads_out(line):
             raise UserError(f"{path}, line {number}: the id '{line.split()[0]}' leads out of the data set; refused.")
         image_id = _id_of(root, line.replace("\\", "/"))
         if image_id is None:
@@ -285,9 +279,3 @@ def _id_of(root: Path, line: str) -> str | None:
             if find_images(root, image_id) or find_annotation(root, image_id).is_file():
                 return image_id
     return None if len(texts[-1].split()) > 1 else texts[-1]
-
-
-def _leads_out(name: str) -> bool:
-    """Whether an id is absolute, or has `..` or a null character in it; also as Windows reads it."""
-    paths = [PurePosixPath(name), *([PureWindowsPath(name)] if "\\" in name else [])]
-    return "\0" in name or any(p.is_absolute() or p.drive or p.root or ".." in p.parts for p in paths)

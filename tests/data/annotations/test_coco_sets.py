@@ -18,7 +18,7 @@ from fastrcnn.build import annotations, datasets
 from fastrcnn.config.schema import DataConfig, SelectiveSearchConfig
 from fastrcnn.data.annotations import coco_file
 from fastrcnn.data.annotations.coco_file import read_coco_file
-from fastrcnn.data.annotations.splits import unused_coco
+from fastrcnn.data.annotations.unused import unused_coco
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.store import ImageProposals, write_store
 
