@@ -49,8 +49,9 @@ def test_the_wheel_brings_its_configuration_and_documents(installed: Path) -> No
     assert (package / "ops" / "README.md").is_file()
     assert (package / "py.typed").is_file()
     assert list((package / "ops" / "csrc").glob("*.cu"))
-    for name in ("page.css", "page.js", "evaluation/report.js"):
-        assert (package / name).read_bytes() == (ROOT / "fastrcnn" / name).read_bytes()
+    pages = ROOT / "fastrcnn" / "report" / "templates"
+    for path in pages.iterdir():
+        assert (package / "report" / "templates" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_training_runs_from_the_wheel_in_another_folder(installed: Path, tmp_path: Path) -> None:

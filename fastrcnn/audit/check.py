@@ -20,7 +20,7 @@ from PIL import Image
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.data.annotations.problems import Problem
-from fastrcnn.data.annotations.truth import Annotated, AnnotatedObject, stands_out
+from fastrcnn.data.annotations.truth import Annotated, AnnotatedObject
 from fastrcnn.data.annotations.voc import read_voc
 from fastrcnn.data.frames import disagreement, turn_for
 from fastrcnn.data.images import Stored, decode_stored, is_deep, read_bytes
@@ -53,26 +53,6 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What an annotation says about an image. Boxes are half-open x1 y1 x2 y2 in pixels, clipped to the image."""
-
-    file: Path  # the image, or where it should be
-    annotation: Path
-    problems: tuple[Problem, ...]
-    size: tuple[int, int] | None  # width and height; None where the annotation cannot be used
-    names: tuple[str, ...]  # G names of classes
-    boxes: np.ndarray  # (G, 4) float32
-    difficult: np.ndarray  # (G,) bool
-    trained: np.ndarray  # (G,) bool, objects that training uses
-    numbers: tuple[int, ...]  # G numbers of the objects in the annotation, from 1
-    unit: str  # what the annotation calls an object
-    truncated: int  # objects marked so
-    clipped: int  # boxes that stood out by at most one pixel
-    at_zero: int  # boxes with xmin or ymin 0, which a one-based file cannot have
-    at_end: int  # boxes with xmax or ymax as large as the image, which a zero-based inclusive file cannot have
-
-
-@dataclass(frozen=True)
 class Task:
     """An image to read."""
 
@@ -81,7 +61,7 @@ class Task:
     source: Path  # a folder in VOC layout, or a COCO file
     image_id: str
     store: Path | None = None  # of its proposals
-    truth: Truth | None = None  # what a COCO file says; XML is read with the image
+    image: Annotated | None = None  # what a COCO file says; XML is read with the image
 
 
 @dataclass(frozen=True)
@@ -89,7 +69,8 @@ class Record:
     """What reading one image gave."""
 
     task: Task
-    truth: Truth
+    image: Annotated
+    objects: tuple[AnnotatedObject, ...]  # G usable ones
     problems: tuple[Problem, ...]
     size: tuple[int, int] | None = None  # width and height in pixels as it is used; None where it cannot be decoded
     stored: Stored | None = None  # what the image's file says
@@ -104,14 +85,29 @@ class Record:
     @property
     def usable(self) -> bool:
         """Whether the image and its annotation can be read."""
-        return self.size is not None and self.truth.size is not None
+        return self.size is not None and self.image.size is not None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the objects' classes."""
+        return [o.name for o in self.objects]
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """The objects' boxes (G, 4) float32, half-open, cut off at the image's border."""
+        boxes = np.array([o.box for o in self.objects], np.float32).reshape(-1, 4)
+        return np.clip(boxes, 0, np.array([self.image.width, self.image.height] * 2, np.float32))
+
+    @property
+    def difficult(self) -> np.ndarray:
+        """(G,) bool."""
+        return np.array([o.difficult for o in self.objects], bool)
 
 
-def truth_of(image: Annotated, training: bool, settings: Settings) -> Truth:
+def sort_out(image: Annotated, training: bool) -> tuple[tuple[AnnotatedObject, ...], tuple[Problem, ...]]:
     """The usable objects of an image, and all problems. training: whether the image is to train on."""
-    problems, kept = list(image.problems), list[AnnotatedObject]()
-    objects = image.objects or ()
-    for o in objects:
+    problems, usable = list(image.problems), []
+    for o in image.objects or ():
         if note := o.flag_note(training):
             problems.append(note)
         if not o.listed:
@@ -119,27 +115,8 @@ def truth_of(image: Annotated, training: bool, settings: Settings) -> Truth:
         elif o.fault:
             problems.append(o.box_problem())
         else:
-            kept.append(o)
-    out = np.array([stands_out(o, image) for o in kept], bool).reshape(-1, 2)
-    beyond = 1 - settings.first_pixel  # of the half-open end of a box, beyond the last pixel as an XML file counts it
-    ends = [o.box[2] - beyond >= image.width or o.box[3] - beyond >= image.height for o in objects]
-    boxes = np.array([o.box for o in kept], np.float32).reshape(-1, 4)
-    return Truth(
-        file=image.path,
-        annotation=image.annotation,
-        problems=tuple(problems),
-        size=image.size,
-        names=tuple(o.name for o in kept),
-        boxes=np.clip(boxes, 0, np.array([image.width, image.height] * 2, np.float32)),
-        difficult=np.array([o.difficult for o in kept], bool),
-        trained=np.array([o.trained_on(settings.use_difficult) for o in kept], bool),
-        numbers=tuple(o.number for o in kept),
-        unit=objects[0].unit if objects else "object",
-        truncated=image.truncated,
-        clipped=int(out[:, 0].sum()),
-        at_zero=int(out[:, 1].sum()),
-        at_end=sum(ends) if objects and objects[0].unit == "object" else 0,
-    )
+            usable.append(o)
+    return tuple(usable), tuple(problems)
 
 
 def read_all(tasks: Sequence[Task], settings: Settings, workers: int | None = None) -> list[Record]:
@@ -176,20 +153,19 @@ def _read_chunk(tasks: Sequence[Task], settings: Settings, stores: Mapping[Path,
 
 def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore]) -> Record:
     """Reads one image, its annotation and its proposals; whatever is wrong becomes a Problem of the record."""
-    truth = task.truth
-    if truth is None:
+    image = task.image
+    if image is None:
         (image,) = read_voc(task.source, [task.image_id], first_pixel=settings.first_pixel)
-        truth = truth_of(image, task.role == "train", settings)
-    problems = list(truth.problems)
-    record = Record(task, truth, ())
+    objects, found = sort_out(image, task.role == "train")
+    record, problems = Record(task, image, objects, ()), list(found)
     if not {p.kind for p in problems} & {"missing_picture", "link"}:
         try:
             record = _with_picture(record)
         except UserError as error:
-            problems.append(Problem("bad_picture", str(truth.file), str(error).removeprefix(f"{truth.file}: ")))
-    if record.stored is not None and truth.size and record.size != truth.size:
-        problems.append(Problem("picture_size", str(truth.file), disagreement(record.stored, truth.size)))
-    if task.store is not None and (record.size or truth.size):
+            problems.append(Problem("bad_picture", str(image.path), str(error).removeprefix(f"{image.path}: ")))
+    if record.stored is not None and image.size and record.size != image.size:
+        problems.append(Problem("picture_size", str(image.path), disagreement(record.stored, image.size)))
+    if task.store is not None and (record.size or image.size):
         try:
             record = _with_proposals(record, stores[task.store], settings, problems)
         except UserError as error:
@@ -199,9 +175,9 @@ def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore
 
 def _with_picture(record: Record) -> Record:
     """The record with what the image's file says; raises UserError where it cannot be decoded."""
-    data = read_bytes(record.truth.file)
-    _, stored = decode_stored(data, record.truth.file)
-    turn = turn_for(stored, record.truth.size) or 1  # where neither fits, the sizes are a problem
+    data = read_bytes(record.image.path)
+    _, stored = decode_stored(data, record.image.path)
+    turn = turn_for(stored, record.image.size) or 1  # where neither fits, the sizes are a problem
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as header:
@@ -214,13 +190,13 @@ def _with_picture(record: Record) -> Record:
 
 def _with_proposals(record: Record, store: ProposalStore, settings: Settings, problems: list[Problem]) -> Record:
     """The record with what its proposals give; `problems` grows by what is wrong with them."""
-    path, image_id, truth = store.path, record.task.image_id, record.truth
+    path, image_id, image = store.path, record.task.image_id, record.image
     if image_id not in store:
         kind = "left_out" if settings.leave_out_missing else "no_proposals"
-        problems.append(Problem(kind, str(truth.file), f"{path} has none for '{image_id}'."))
+        problems.append(Problem(kind, str(image.path), f"{path} has none for '{image_id}'."))
         return record
-    (height, width), size = store.size(image_id), record.size or truth.size or (0, 0)
-    if (width, height) != size:
+    (height, width), size = store.size(image_id), record.size or image.size
+    if size and (width, height) != size:
         what = f"'{image_id}' has {width} x {height} pixels there, but the image has {size[0]} x {size[1]}."
         problems.append(Problem("proposal_size", str(path), what))
         return record
@@ -229,8 +205,9 @@ def _with_proposals(record: Record, store: ProposalStore, settings: Settings, pr
     if counts.dropped or counts.clipped:
         what = f"'{image_id}': {counts.dropped + counts.clipped} boxes are no numbers, inverted, or out of the image."
         problems.append(Problem("bad_proposals", str(path), what))
-    overlaps = box_ops.iou(torch.from_numpy(truth.boxes).double(), torch.from_numpy(sound).double())
-    used = torch.from_numpy(truth.boxes[truth.trained])
+    boxes, trained = record.boxes, [o.trained_on(settings.use_difficult) for o in record.objects]
+    overlaps = box_ops.iou(torch.from_numpy(boxes).double(), torch.from_numpy(sound).double())
+    used = torch.from_numpy(boxes[np.array(trained, bool)])
     rois = torch.cat((torch.from_numpy(sound), used))
     best = box_ops.iou(rois, used).amax(dim=1) if len(used) else rois.new_zeros(len(rois))
     low, high = settings.bg_iou

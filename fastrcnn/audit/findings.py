@@ -11,7 +11,7 @@ from fastrcnn.audit.check import Record, Settings
 from fastrcnn.audit.report import CELL, Report
 from fastrcnn.data.annotations.problems import UNREAD, Problem, by_cause
 from fastrcnn.data.annotations.splits import explain_missing
-from fastrcnn.data.annotations.truth import unknown_class
+from fastrcnn.data.annotations.truth import stands_out, unknown_class
 from fastrcnn.data.frames import image_notes
 from fastrcnn.names import SAME_FILES, class_fault, comp4_id, same_files
 from fastrcnn.proposals.store import ProposalStore
@@ -26,7 +26,7 @@ def make_report(
     """The report on a data set. problems: what is known already, those of `file_problems` for one."""
     found = list(problems)
     unread = any(p.kind in UNREAD for p in found)
-    found += findings(records, classes, root, settings.leave_out_others, unread)
+    found += findings(records, classes, root, settings, unread)
     known = [statistics.known_only(r, classes) for r in records]
     stores = [ProposalStore(path) for path in dict.fromkeys(r.task.store for r in records) if path is not None]
     found += proposal_findings(known, stores)
@@ -59,20 +59,20 @@ def file_problems(records: Sequence[Record], root: Path) -> list[Problem]:
 
 
 def findings(
-    records: Sequence[Record], classes: Sequence[str], lists: str, leave_out_others: bool, unread: bool = False
+    records: Sequence[Record], classes: Sequence[str], lists: str, settings: Settings, unread: bool = False
 ) -> list[Problem]:
     """All of them but those about proposals.
 
-    lists: the place of the split lists, for messages. leave_out_others: objects of classes that are not in `classes`
-    are left out on purpose. unread: there are annotations that could not be read, which is why objects may be missing.
+    lists: the place of the split lists, for messages. unread: there are annotations that could not be read, which is
+    why objects may be missing.
     """
     return [
-        *_unknown_classes(records, classes, "other_classes" if leave_out_others else "unknown_class"),
+        *_unknown_classes(records, classes, "other_classes" if settings.leave_out_others else "unknown_class"),
         *_same_ids(records, lists),
         *_same_pictures(records),
         *_zero_based(records),
         *_letter_case(records),
-        *_rare_classes(records, classes, lists, unread),
+        *_rare_classes(records, classes, lists, settings.use_difficult, unread),
         *_without_truth(records, classes, lists, unread),
         *_counted(records),
     ]
@@ -80,18 +80,12 @@ def findings(
 
 def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str, test: str) -> list[Problem]:
     """The classes that an evaluation on the split `test` cannot write files for, each at its first object."""
-    places: dict[str, tuple[Record, int]] = {}
-    for r in records:
-        for number, name in zip(r.truth.numbers, r.truth.names, strict=True):
-            places.setdefault(name, (r, number))
+    first = {o.name: o for r in reversed([*records]) for o in reversed(r.objects)}
     problems = []
     for name in classes:
         if fault := class_fault(name, test):
-            problem = Problem("classes", lists, f"class {name[:40]!r} {fault}.")
-            if name in places:
-                r, number = places[name]
-                problem = Problem("classes", str(r.truth.annotation), problem.what, None, number, None, r.truth.unit)
-            problems.append(problem)
+            what = f"class {name[:40]!r} {fault}."
+            problems.append(first[name].problem("classes", what) if name in first else Problem("classes", lists, what))
     return problems
 
 
@@ -122,18 +116,18 @@ def _sum_up(
     found = [(r, n) for r in records if (n := count(r))]
     if not found:
         return []
-    first = found[0][0].truth
+    first = found[0][0].image
     text = what.format(n=sum(n for _, n in found), images=len(found))
-    return [Problem(kind, str(first.annotation if annotation else first.file), text)]
+    return [Problem(kind, str(first.annotation if annotation else first.path), text)]
 
 
 def _unknown_classes(records: Iterable[Record], classes: Sequence[str], kind: str) -> list[Problem]:
     known = set(classes)
     return [
-        Problem(kind, str(r.truth.annotation), unknown_class(name, classes), object=number, name=name)
+        o.problem(kind, unknown_class(o.name, classes), o.name)
         for r in records
-        for number, name in zip(r.truth.numbers, r.truth.names, strict=True)
-        if name not in known
+        for o in r.objects
+        if o.name not in known
     ]
 
 
@@ -148,7 +142,7 @@ def _same_ids(records: Iterable[Record], lists: str) -> list[Problem]:
             named = [r.task.split for r in found if r.task.role == role]
             if len(named) > 1:
                 problems.append(Problem("duplicate_id", lists, f"'{image_id}' is in {' and in '.join(named)}."))
-        files = {r.truth.file for r in found}
+        files = {r.image.path for r in found}
         if len({r.task.role for r in found}) == 1:
             continue
         if len(files) > 1:
@@ -166,7 +160,7 @@ def _same_pictures(records: Iterable[Record]) -> list[Problem]:
     groups: dict[bytes, dict[Path, Record]] = defaultdict(dict)
     for r in records:
         if r.digest:
-            groups[r.digest].setdefault(r.truth.file, r)
+            groups[r.digest].setdefault(r.image.path, r)
     problems = []
     for group in groups.values():
         if len(group) > 1:
@@ -174,12 +168,17 @@ def _same_pictures(records: Iterable[Record]) -> list[Problem]:
             leak = len({r.task.role for r in group.values()}) > 1
             names = ", ".join(f"'{r.task.image_id}' ({r.task.split})" for r in others)
             what = f"'{first.task.image_id}' ({first.task.split}) is the same file, byte for byte, as {names}."
-            problems.append(Problem("leak" if leak else "copies", str(first.truth.file), what))
+            problems.append(Problem("leak" if leak else "copies", str(first.image.path), what))
     return problems
 
 
 def _zero_based(records: Sequence[Record]) -> list[Problem]:
-    at_end = sum(r.truth.at_end for r in records)
+    def at_zero(r: Record) -> int:
+        return sum(stands_out(o, r.image)[1] for o in r.objects)
+
+    at_end = 0  # boxes that a zero-based inclusive file cannot have
+    for image in (r.image for r in records):
+        at_end += sum(o.box[2] >= image.width or o.box[3] >= image.height for o in image.objects or ())
     rest = (
         f"{at_end} box(es) reach xmax or ymax of the image's full width or height as well, so that x2 and y2 may "
         "be meant as one past the last pixel, or files of two origins are mixed."
@@ -187,34 +186,36 @@ def _zero_based(records: Sequence[Record]) -> list[Problem]:
         else "No box reaches the image's last column or row: the whole data set seems to count from 0."
     )
     what = "{n} box(es) in {images} file(s) start at 0, before the first pixel, which is 1 in VOC. "
-    return _sum_up("zero_based", records, lambda r: r.truth.at_zero, what + rest, annotation=True)
+    return _sum_up("zero_based", records, at_zero, what + rest, annotation=True)
 
 
 def _letter_case(records: Iterable[Record]) -> list[Problem]:
     first: dict[str, Record] = {}
     for r in records:
-        for name in r.truth.names:
+        for name in r.names:
             first.setdefault(name, r)
     problems = []
     for group in same_files(first):
         what = f"there are {' and '.join(map(repr, group))}, which {SAME_FILES}."
-        problems.append(Problem("letter_case", str(first[group[-1]].truth.annotation), what))
+        problems.append(Problem("letter_case", str(first[group[-1]].image.annotation), what))
     return problems
 
 
-def _rare_classes(records: Iterable[Record], classes: Sequence[str], lists: str, unread: bool) -> list[Problem]:
+def _rare_classes(
+    records: Iterable[Record], classes: Sequence[str], lists: str, use_difficult: bool, unread: bool
+) -> list[Problem]:
     counts = {"train": Counter[str](), "test": Counter[str]()}
     for r in records:
-        used = r.truth.trained if r.task.role == "train" else [True] * len(r.truth.names)
-        counts[r.task.role].update(name for name, counted in zip(r.truth.names, used, strict=True) if counted)
+        testing = r.task.role == "test"
+        counts[r.task.role].update(o.name for o in r.objects if testing or o.trained_on(use_difficult))
     if not any(counts["train"][name] for name in classes):
         shown = [r for r in records if r.task.role == "train"]
-        objects = sum(len(r.truth.names) for r in shown)
-        first = next((r for r in shown if r.truth.names or not objects), None)
+        objects = sum(len(r.objects) for r in shown)
+        first = next((r for r in shown if r.objects or not objects), None)
         if first is not None and (objects or not unread):
             what = f"none of the {objects} objects in the training images is trained on."
             what = what if objects else f"none of the {len(shown)} training images has an object."
-            return [Problem("no_objects", str(first.truth.annotation), what)]
+            return [Problem("no_objects", str(first.image.annotation), what)]
         if unread:
             return []
     problems = []
@@ -230,10 +231,10 @@ def _rare_classes(records: Iterable[Record], classes: Sequence[str], lists: str,
 
 def _without_truth(records: Sequence[Record], classes: Sequence[str], lists: str, unread: bool) -> list[Problem]:
     """Whether no test image has an object that counts."""
-    test = [r.truth for r in records if r.task.role == "test"]
-    if not test or (unread and not any(t.names for t in test)):
+    test = [r for r in records if r.task.role == "test"]
+    if not test or (unread and not any(r.objects for r in test)):
         return []
-    if any(n in classes and not d for t in test for n, d in zip(t.names, t.difficult, strict=True)):
+    if any(o.name in classes and not o.difficult for r in test for o in r.objects):
         return []
     what = f"no class has an object in the {len(test)} image(s) to test on, so there will be no mAP and no best.pt."
     return [Problem("no_truth", lists, what)]
@@ -241,19 +242,21 @@ def _without_truth(records: Sequence[Record], classes: Sequence[str], lists: str
 
 def _counted(records: Sequence[Record]) -> list[Problem]:
     def empty(r: Record) -> bool:
-        return r.truth.size is not None and not r.truth.names and not r.problems
+        return r.image.size is not None and not r.objects and not r.problems
 
     def escaped(r: Record) -> bool:
         return comp4_id(r.task.image_id) != r.task.image_id
 
-    clipped = "{n} box(es) in {images} image(s) were clipped."
-    problems = _sum_up("clipped", records, lambda r: r.truth.clipped, clipped)
+    def clipped(r: Record) -> int:
+        return sum(stands_out(o, r.image)[0] for o in r.objects)
+
+    problems = _sum_up("clipped", records, clipped, "{n} box(es) in {images} image(s) were clipped.")
     problems += _sum_up("negative", records, empty, "{n} image(s) have no object.")
     problems += _sum_up("escaped_id", records, escaped, "{n} id(s) hold a space or a %.")
     for colour in sorted({r.colour for r in records} - {"RGB"}):
         of_colour = [r for r in records if r.colour == colour]
         problems += _sum_up("colours", of_colour, lambda r: 1, f"{{n}} image(s) are {colour}.")
-    problems += image_notes([(r.truth.file, r.stored, r.turn) for r in records if r.stored and r.size == r.truth.size])
+    problems += image_notes([(r.image.path, r.stored, r.turn) for r in records if r.stored and r.size == r.image.size])
     return problems
 
 

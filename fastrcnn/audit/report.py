@@ -11,6 +11,7 @@ import numpy as np
 
 from fastrcnn.audit.check import Record
 from fastrcnn.data.annotations.problems import Problem
+from fastrcnn.data.annotations.truth import stands_out
 from fastrcnn.data.transforms import scale_for
 from fastrcnn.evaluation.recall import MEDIUM, SMALL
 
@@ -137,34 +138,26 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def known_only(record: Record, classes: Sequence[str]) -> Record:
     """The record without objects of unknown classes, which the counts leave out as training would."""
-    truth = record.truth
-    kept = np.array([name in classes for name in truth.names], dtype=bool)
-    truth = replace(
-        truth,
-        names=tuple(n for n, k in zip(truth.names, kept, strict=True) if k),
-        numbers=tuple(n for n, k in zip(truth.numbers, kept, strict=True) if k),
-        boxes=truth.boxes[kept],
-        difficult=truth.difficult[kept],
-        trained=truth.trained[kept],
-    )
-    return replace(record, truth=truth, best=record.best if record.proposals is None else record.best[kept])
+    kept = np.array([name in classes for name in record.names], dtype=bool)
+    objects = tuple(o for o, k in zip(record.objects, kept, strict=True) if k)
+    return replace(record, objects=objects, best=record.best if record.proposals is None else record.best[kept])
 
 
 def split(records: Sequence[Record], classes: Sequence[str]) -> Split:
     """The counts of one list; all records are of it."""
-    usable = [r.truth for r in records if r.usable]
-    objects = Counter(name for t in usable for name in t.names)
-    difficult = Counter(name for t in usable for name, hard in zip(t.names, t.difficult, strict=True) if hard)
-    images = Counter(name for t in usable for name in set(t.names))
+    usable = [r for r in records if r.usable]
+    objects = Counter(o.name for r in usable for o in r.objects)
+    difficult = Counter(o.name for r in usable for o in r.objects if o.difficult)
+    images = Counter(name for r in usable for name in set(r.names))
     return Split(
         name=records[0].task.split,
         role=records[0].task.role,
         images=len(records),
         unreadable=len(records) - len(usable),
-        negatives=sum(not t.names for t in usable),
+        negatives=sum(not r.objects for r in usable),
         objects=objects.total(),
         difficult=difficult.total(),
-        truncated=sum(t.truncated for t in usable),
+        truncated=sum(r.image.truncated for r in usable),
         classes={name: ClassCount(objects[name], difficult[name], images[name]) for name in classes},
     )
 
@@ -187,8 +180,8 @@ def boxes(records: Sequence[Record], short_sides: Iterable[int], long_side: int)
     width, height = _sides(records)
     below = {}
     for side in short_sides:
-        scales = [scale_for(*r.truth.size, side, long_side) for r in records if r.truth.size]
-        factor = np.repeat(scales, [len(r.truth.boxes) for r in records if r.truth.size])
+        scales = [scale_for(*r.image.size, side, long_side) for r in records if r.image.size]
+        factor = np.repeat(scales, [len(r.objects) for r in records if r.image.size])
         below[str(side)] = int((np.minimum(width, height) * factor < CELL).sum())
     return Boxes(
         width=_range(width),
@@ -196,7 +189,7 @@ def boxes(records: Sequence[Record], short_sides: Iterable[int], long_side: int)
         aspect=_range(width / height),
         sizes={name: int(which.sum()) for name, which in _sizes(width * height).items()},
         below_cell=below,
-        clipped=sum(r.truth.clipped for r in records),
+        clipped=sum(stands_out(o, r.image)[0] for r in records for o in r.objects),
     )
 
 
@@ -207,9 +200,9 @@ def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequenc
         return None
     counts = [r.proposals or 0 for r in having]
     best = np.concatenate([r.best for r in having])
-    counted = ~np.concatenate([r.truth.difficult for r in having])
-    names = np.array([n for r in having for n in r.truth.names], dtype=object)
-    places = np.array([r.task.split for r in having for _ in r.truth.names], dtype=object)
+    counted = ~np.concatenate([r.difficult for r in having])
+    names = np.array([n for r in having for n in r.names], dtype=object)
+    places = np.array([r.task.split for r in having for _ in r.objects], dtype=object)
     width, height = _sides(having)
     return ProposalStatistics(
         stores=list(stores),
@@ -248,7 +241,7 @@ def sampling(records: Sequence[Record], rois_per_image: int, fg_fraction: float)
 
 def _sides(records: Sequence[Record]) -> np.ndarray:
     """Width and height (2, G) float64 of all boxes."""
-    found = np.concatenate([np.zeros((0, 4)), *(r.truth.boxes for r in records)])
+    found = np.concatenate([np.zeros((0, 4)), *(r.boxes for r in records)])
     return (found[:, 2:] - found[:, :2]).T
 
 

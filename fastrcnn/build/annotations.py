@@ -15,7 +15,7 @@ from typing import cast
 from fastrcnn.build.machine import one_of
 from fastrcnn.config.schema import DataConfig, check_name
 from fastrcnn.data.annotations.coco_file import Id, read_coco_file
-from fastrcnn.data.annotations.problems import Problem, Problems, by_kind, shortened
+from fastrcnn.data.annotations.problems import ROUTINE, Problem, by_kind, shortened
 from fastrcnn.data.annotations.splits import class_names, describe_split, find_split, is_coco, load
 from fastrcnn.data.frames import Look, image_notes, look_at
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
@@ -217,7 +217,10 @@ def samples(
             first_pixel=config.first_pixel,
             leave_out_others=config.other_classes == "leave_out",
         )
-        report(source, problems)
+        say_notes(problems.notes)
+        if problems.errors:
+            number = sum(p.error for p in problems.found)
+            log.warning("%s: %d left out (data.skip_bad):\n%s", source, number, shortened(problems.lines))
         found += part
     if need_pictures:
         found = whole_pictures(found, config.skip_bad)
@@ -281,38 +284,18 @@ def say_bad_images(bad: Sequence[str], number: int, skip_bad: bool) -> None:
         log.warning("%d image(s) left out (data.skip_bad):\n%s", len(bad), shortened(bad))
 
 
-def report(source: Path, problems: Problems) -> None:
-    """Says what was done about things that are wrong, but no reason to stop."""
-    if problems.at_zero:
-        log.warning(
-            "%s: %d box(es) begin at 0, before the first pixel, which is 1 in VOC. If the whole data set counts from "
-            "0, say data.first_pixel=0; otherwise they are clipped",
-            source,
-            problems.at_zero,
-        )
-    if problems.clipped > problems.at_zero:
-        log.info("%s: %d box(es) a pixel out of their image were clipped", source, problems.clipped)
-    if problems.other_classes:
-        others = ", ".join(f"{name} ({n})" for name, n in problems.other_classes.most_common(10))
-        log.info("%s: objects of other classes left out: %s", source, others)
-    say_notes(problems.notes)
-    if problems.errors:
-        number = sum(p.error for p in problems.found)
-        log.warning("%d left out (data.skip_bad):\n%s", number, shortened(problems.lines))
-
-
 def say_notes(notes: Sequence[Problem]) -> None:
     """Puts one line for each kind of notes into the log, once."""
-    for group in by_kind(notes).values():
+    for kind, group in by_kind(notes).items():
         first = group[0]
         more = "" if len(group) == 1 else " `fastrcnn check` lists all of them."
-        say_once(f"{first.title} ({len(group)}): {first} {first.mend}{more}", logging.WARNING)
+        level = logging.INFO if kind in ROUTINE else logging.WARNING
+        say_once(f"{first.title} ({len(group)}): {first} {first.mend}{more}", level)
 
 
 def say_looks(looks: Sequence[Look]) -> None:
     """Says which images are rotated, or are not though they ask for it, and which are scaled by fewer bits."""
-    for note in image_notes(looks):
-        say_once(str(note), logging.INFO if note.kind == "turned" else logging.WARNING)
+    say_notes(image_notes(looks))
 
 
 def has_truth(found: Sequence[Sample]) -> bool:

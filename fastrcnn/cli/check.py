@@ -16,7 +16,7 @@ from fastrcnn.config.schema import CheckConfig, DataConfig
 from fastrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from fastrcnn.audit.check import Record, Settings, Task
+    from fastrcnn.audit.check import Record, Task
     from fastrcnn.audit.report import Report
     from fastrcnn.data.annotations.problems import Problem
 
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
         bg_iou=(solver.bg_iou[0], solver.bg_iou[1]),
     )
     root = annotations.root(data)
-    tasks, problems = find_tasks(data, settings)
+    tasks, problems = find_tasks(data)
     records = read_all(tasks, settings, config.workers)
     problems += file_problems(records, root)
     names, faults = class_list(data, records, problems)
@@ -95,12 +95,12 @@ def default_folder(config: DataConfig) -> Path:
     return Path("outputs/check") / f"{config.name}-{root.stem[:20]}-{hashlib.sha256(which).hexdigest()[:8]}"
 
 
-def find_tasks(config: DataConfig, settings: Settings) -> tuple[list[Task], list[Problem]]:
+def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
     """All images of the training and the test lists, and what is wrong with lists and COCO files as a whole.
 
     Raises UserError where no list can be read.
     """
-    from fastrcnn.audit.check import Task, truth_of
+    from fastrcnn.audit.check import Task
     from fastrcnn.build import annotations
     from fastrcnn.data.annotations.problems import Problem
     from fastrcnn.data.annotations.splits import is_coco, read, source_problems
@@ -119,8 +119,7 @@ def find_tasks(config: DataConfig, settings: Settings) -> tuple[list[Task], list
                 problems.append(Problem("split", str(root), str(error)))
                 continue
             if is_coco(source):
-                truths = (truth_of(image, role == "train", settings) for image in read(source, ids, root))
-                of_role += [Task(role, split, source, i, None, t) for i, t in zip(ids, truths, strict=True)]
+                of_role += [Task(role, split, source, i.image_id, None, i) for i in read(source, ids, root)]
             else:
                 of_role += [Task(role, split, source, image_id) for image_id in ids]
             problems += source_problems(source) if all(source != other for other, _ in used) else []
@@ -149,8 +148,8 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
         return None  # without reading all images for the store's name
     found: dict[str, tuple[Path, tuple[int, int] | None]] = {}
     for task in tasks:
-        if task.truth:
-            found[task.image_id] = (task.truth.file, task.truth.size)
+        if task.image:
+            found[task.image_id] = (task.image.path, task.image.size)
         elif file := find_image(task.source, task.image_id):
             said = read_annotation(find_annotation(task.source, task.image_id), config.first_pixel)
             found[task.image_id] = (file, (said.width, said.height) if said.width else None)
@@ -171,7 +170,7 @@ def class_list(
     root = str(annotations.root(config))
     names = config.classes
     if names is None:
-        names = sorted({n for r in records for n in r.truth.names})
+        names = sorted({n for r in records for n in r.names})
         if not names:
             wrong = Problem("classes", root, "no usable object in any annotation.")
             return [], [] if any(p.error for p in problems) else [wrong]  # else they are the reason
@@ -191,18 +190,18 @@ def truth_pictures(records: Sequence[Record], classes: Sequence[str]) -> list[tu
     from fastrcnn.data.images import read_image
     from fastrcnn.visualize import draw_boxes
 
-    usable = [r for r in records if r.usable and r.size == r.truth.size and r.truth.names]
+    usable = [r for r in records if r.usable and r.size == r.image.size and r.objects]
     chosen = usable[:: max(1, -(-len(usable) // PICTURES))][:PICTURES]
     drawn = []
     label_of = {name: i for i, name in enumerate(classes, 1)}
     for record in chosen:
-        image = read_image(record.truth.file, record.turn)
+        image = read_image(record.image.path, record.turn)
         factor = min(1.0, PICTURE_SIDE / max(image.shape[:2]))
         size = max(1, round(image.shape[1] * factor)), max(1, round(image.shape[0] * factor))
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        labels = [label_of.get(name, len(classes) + 1) for name in record.truth.names]
-        texts = list(record.truth.names) if len(labels) <= 12 else None
-        canvas = draw_boxes(small, record.truth.boxes * np.float32(factor), labels, texts)
+        labels = [label_of.get(name, len(classes) + 1) for name in record.names]
+        texts = record.names if len(labels) <= 12 else None
+        canvas = draw_boxes(small, record.boxes * np.float32(factor), labels, texts)
         jpeg = cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
         drawn.append((f"{record.task.image_id}, {len(labels)} object(s)", jpeg.tobytes()))
     return drawn

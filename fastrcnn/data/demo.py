@@ -25,6 +25,22 @@ VERSION = 1  # of the drawing: raised whenever the same seed gives other picture
 SMALLEST, LARGEST = 24, 110  # pixels, longer side of an object's box
 TINY = 13  # pixels; objects from TINY to SMALLEST are rare and marked difficult
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+ANNOTATION_XML = """<annotation>
+  <folder>demo</folder>
+  <filename>{}</filename>
+  <source><database>drawn by fastrcnn demo</database></source>
+  <size><width>{}</width><height>{}</height><depth>3</depth></size>
+  <segmented>0</segmented>
+{}</annotation>
+"""
+OBJECT_XML = """  <object>
+    <name>{}</name>
+    <pose>Unspecified</pose>
+    <truncated>{}</truncated>
+    <difficult>{}</difficult>
+    <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>
+  </object>
+"""
 SUPERSAMPLING = 4  # outlines are drawn this much larger and averaged, which makes smooth edges
 
 
@@ -144,26 +160,12 @@ def _write_all(folder: Path, settings: Settings) -> None:
 
 def _annotation(filename: str, size: tuple[int, int], objects: list[DrawnObject]) -> str:
     """VOC XML: one-based inclusive coordinates, so half-open x1 y1 x2 y2 is written as x1+1 y1+1 x2 y2."""
-    lines = [
-        "<annotation>",
-        "  <folder>demo</folder>",
-        f"  <filename>{filename}</filename>",
-        "  <source><database>drawn by fastrcnn demo</database></source>",
-        f"  <size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>",
-        "  <segmented>0</segmented>",
-    ]
+    parts = []
     for item in objects:
-        corners = zip(("xmin", "ymin", "xmax", "ymax"), np.add(item.box, (1, 1, 0, 0)), strict=True)
-        lines += [
-            "  <object>",
-            f"    <name>{item.name}</name>",
-            "    <pose>Unspecified</pose>",
-            f"    <truncated>{int(item.truncated)}</truncated>",
-            f"    <difficult>{int(item.difficult)}</difficult>",
-            f"    <bndbox>{''.join(f'<{tag}>{value}</{tag}>' for tag, value in corners)}</bndbox>",
-            "  </object>",
-        ]
-    return "\n".join([*lines, "</annotation>", ""])
+        x1, y1, x2, y2 = item.box
+        flags = int(item.truncated), int(item.difficult)
+        parts.append(OBJECT_XML.format(item.name, *flags, x1 + 1, y1 + 1, x2, y2))
+    return ANNOTATION_XML.format(filename, *size, "".join(parts))
 
 
 # ------------------------------------------------------------------------------------------------ drawing

@@ -1,6 +1,5 @@
-"""A page that needs nothing else: style, scripts and pictures within. The parts that all our HTML reports are made of.
-
-What these functions are given as text they escape; parts that are HTML already are called so.
+"""HTML pages from the templates beside this file. Each is one file that needs nothing else: style, scripts and images
+are inside. Values are escaped (autoescape), so names of classes, files and images stay text.
 """
 
 from __future__ import annotations
@@ -12,7 +11,38 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-STYLE = Path(__file__).with_name("page.css")
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+TEMPLATES = Path(__file__).with_name("templates")
+STYLE = TEMPLATES / "page.css"
+
+
+def render(template: str, **values: Any) -> str:
+    """The page of templates/`template` with `values`. A name in the template that has no value is an error."""
+    return ENVIRONMENT.get_template(template).render(values)
+
+
+def jpeg_source(jpeg: bytes) -> str:
+    """A JPEG file as the source of an <img>."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+
+
+def fraction(value: float | None, digits: int = 3) -> str:
+    """A fraction as text; a dash for none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+ENVIRONMENT.filters |= {"jpeg_source": jpeg_source, "fraction": fraction}
+# `tojson` writes `<` as an escape, so that no text in the data can end its script element.
+ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
 
 
 def document(title: str, parts: Iterable[str], script: str = "", data: Any = None) -> str:
@@ -107,11 +137,6 @@ def sortable(
         f"<div class='scroll' tabindex='0' role='region' aria-label='{escape(caption)}'><table class='sortable'{named}>"
         f"<caption>{escape(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
-
-
-def jpeg_source(jpeg: bytes) -> str:
-    """A JPEG file as the source of an <img>."""
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
 def folded(title: str, content: str) -> str:

@@ -58,7 +58,7 @@ def page(report: Report) -> str:
         _sizes(report),
         _about(report),
     ]
-    scripts = [STYLE.with_name("page.js"), Path(__file__).with_name("report.js")]
+    scripts = [STYLE.with_name("page.js"), STYLE.with_name("report.js")]
     return document(report.title, parts, "\n".join(s.read_text(encoding="utf-8") for s in scripts), script_data(report))
 
 

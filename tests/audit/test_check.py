@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from voc_folder import VocFolder, fingerprint, voc_xml
 
-from fastrcnn.audit.check import Record, Settings, Task, Truth, read_all, truth_of
+from fastrcnn.audit.check import Record, Settings, Task, read_all, sort_out
 from fastrcnn.audit.findings import findings, proposal_findings
 from fastrcnn.audit.page import page
 from fastrcnn.audit.report import (
@@ -47,12 +47,6 @@ def read(folder: VocFolder, *image_ids: str) -> list[Record]:
     return read_all(tasks(folder, *image_ids), Settings())
 
 
-def truth(folder: VocFolder, image_id: str = "a", first_pixel: int = 1) -> Truth:
-    settings = Settings(first_pixel=first_pixel)
-    (image,) = splits.read(folder.root, [image_id], folder.root, first_pixel=first_pixel)
-    return truth_of(image, True, settings)
-
-
 def kinds(records: list[Record]) -> list[str]:
     return [p.kind for r in records for p in r.problems]
 
@@ -62,9 +56,9 @@ def test_a_sound_picture_is_read_whole(tiny: VocFolder) -> None:
     (record,) = read(tiny, "a")
     assert record.problems == ()
     assert record.size == (64, 48)
-    assert record.truth.names == ("cat", "dog")
-    assert record.truth.boxes.tolist() == [[0, 0, 32, 24], [32, 9, 64, 48]]  # one-based inclusive made half-open
-    assert record.truth.truncated == 2
+    assert record.names == ["cat", "dog"]
+    assert record.boxes.tolist() == [[0, 0, 32, 24], [32, 9, 64, 48]]  # one-based inclusive made half-open
+    assert record.image.truncated == 2
     assert record.digest == hashlib.sha256((tiny.root / "JPEGImages/a.jpg").read_bytes()).digest()
     assert fingerprint(tiny.root) == before
 
@@ -109,8 +103,8 @@ def test_bad_boxes_have_file_object_and_class(voc: VocFolder) -> None:
     assert [(p.kind, p.object, p.name) for p in record.problems] == [("box", n, "dog (big)") for n in (2, 3, 4)]
     assert [w in p.what for p, w in zip(record.problems, ("inverted", "point", "out of"), strict=True)] == [True] * 3
     assert {p.file for p in record.problems} == {str(voc.root / "Annotations/a.xml")}
-    assert record.truth.numbers == (1, 5)
-    assert record.truth.clipped == 1
+    assert [o.number for o in record.objects] == [1, 5]
+    assert boxes([record], [600], 1000).clipped == 1
 
 
 def test_a_link_out_of_the_data_set_is_not_followed(tiny: VocFolder, tmp_path: Path) -> None:
@@ -141,7 +135,9 @@ def test_pictures_of_all_kinds_are_counted(voc: VocFolder) -> None:
         voc.annotation(image_id, voc_xml([("cat", (1, 1, 9, 9), False)]))
     records = read(voc, *ids)
     assert [r.colour for r in records] == ["gray", "palette", "CMYK", "RGBA", "16-bit", "16-bit", "RGB", "16-bit"]
-    found = {p.what for p in findings(records, ["cat"], "lists", False) if p.kind in ("colours", "as_stored", "bits")}
+    found = {
+        p.what for p in findings(records, ["cat"], "lists", Settings()) if p.kind in ("colours", "as_stored", "bits")
+    }
     assert found == {
         "1 image(s) are gray.",
         "1 image(s) are palette.",
@@ -169,7 +165,7 @@ def test_an_image_is_rotated_where_its_annotation_has_the_upright_size(voc: VocF
         "picture_size",
         "the image has 50 x 60, or 60 x 50 upright, pixels, but its annotation says 64 x 48.",
     )
-    notes = {p.kind: p.what for p in findings(records, ["cat"], "lists", False)}
+    notes = {p.kind: p.what for p in findings(records, ["cat"], "lists", Settings())}
     assert notes["turned"].startswith("1 image(s) are rotated upright, as their EXIF data ask; the first is a.jpg")
     assert "fits both ways; they are used as stored; the first is c.jpg" in notes["either_way"]
     assert pictures(records).turned == 3
@@ -184,7 +180,7 @@ def test_what_shows_in_the_whole_set_only(tiny: VocFolder) -> None:
     every = tasks(tiny, "a", "b", "d", "e", "f", "f") + tasks(tiny, "c", "b", role="test")
     records = read_all(every, Settings())
     assert kinds(records) == []
-    found = findings(records, ["cat", "dog", "bird"], "lists", False)
+    found = findings(records, ["cat", "dog", "bird"], "lists", Settings())
     assert Counter(p.kind for p in found) == {
         "unknown_class": 4,  # two of them in f, which comes twice
         "duplicate_id": 1,
@@ -203,17 +199,19 @@ def test_what_shows_in_the_whole_set_only(tiny: VocFolder) -> None:
     assert all("Did you mean 'cat'?" in p.what and p.file.endswith("f.xml") for p in unknown)
     assert "No box reaches the image's last column" not in by_kind["zero_based"].what  # a's dog does
     assert "2 image(s) have no object" in by_kind["negative"].what
-    assert [p.kind for p in findings(records, ["cat"], "lists", True) if p.name == "catt"] == ["other_classes"] * 2
+    assert [
+        p.kind for p in findings(records, ["cat"], "lists", Settings(leave_out_others=True)) if p.name == "catt"
+    ] == ["other_classes"] * 2
 
 
 def test_a_zero_based_set_is_said_to_be_one(voc: VocFolder) -> None:
     voc.add("a", ("cat", (0, 0, 63, 47), False), ("cat", (10, 10, 20, 20), False))
-    (zero,) = [p for p in findings(read(voc, "a"), ["cat"], "lists", False) if p.kind == "zero_based"]
+    (zero,) = [p for p in findings(read(voc, "a"), ["cat"], "lists", Settings()) if p.kind == "zero_based"]
     assert "1 box(es) in 1 file(s) start at 0" in zero.what
     assert "the whole data set seems to count from 0" in zero.what
     right = read_all(tasks(voc, "a"), Settings(first_pixel=0))
-    assert not {p.kind for p in findings(right, ["cat"], "lists", False)} & {"zero_based", "clipped"}
-    assert right[0].truth.boxes[0].tolist() == [0, 0, 64, 48]
+    assert not {p.kind for p in findings(right, ["cat"], "lists", Settings())} & {"zero_based", "clipped"}
+    assert right[0].boxes[0].tolist() == [0, 0, 64, 48]
 
 
 @pytest.fixture
@@ -231,12 +229,12 @@ def samples_of(records: list[Record], classes: list[str]) -> list[Sample]:
     return [
         Sample(
             r.task.image_id,
-            r.truth.file,
+            r.image.path,
             64,
             48,
-            r.truth.boxes,
-            np.array([classes.index(n) + 1 for n in r.truth.names]),
-            r.truth.difficult,
+            r.boxes,
+            np.array([classes.index(n) + 1 for n in r.names]),
+            r.difficult,
         )
         for r in records
     ]
@@ -268,8 +266,8 @@ def test_a_step_draws_as_many_rois_as_the_report_says(tiny: VocFolder, proposed:
         sampler = RoISampler(torch.zeros(3, 4), torch.ones(3, 4), rois, fraction)
         drawn, foreground = [], []
         for r in records:
-            kept = np.ones(len(r.truth.boxes), bool) if difficult else ~r.truth.difficult
-            truth = torch.from_numpy(r.truth.boxes[kept])
+            kept = np.ones(len(r.boxes), bool) if difficult else ~r.difficult
+            truth = torch.from_numpy(r.boxes[kept])
             labels = torch.ones(len(truth), dtype=torch.long)
             boxes = torch.from_numpy(store.boxes(r.task.image_id))
             chosen, targets = sampler([boxes], [truth], [labels], [0])
@@ -357,17 +355,15 @@ def test_coco_files(tmp_path: Path) -> None:
     path = tmp_path / "set.json"
     path.write_text(json.dumps(content))
     (image,) = splits.read(path, ["x.png"], tmp_path)
-    said = truth_of(image, True, Settings())
-    assert said.file == tmp_path / "x.png"
-    assert said.boxes.tolist() == [[0, 0, 10, 20], [2.5, 3, 12.5, 23]]
-    assert said.difficult.tolist() == [False, True]
-    assert said.numbers == (1, 4)
-    assert [(p.kind, p.object) for p in said.problems] == [("unknown_class", 2), ("box", 3), ("crowd", 4)]
-    assert truth_of(image, False, Settings()).problems == said.problems[:2]
-    (record,) = read_all([Task("train", "set.json", path, "x.png", None, said)], Settings())
-    assert record.truth.trained.tolist() == [True, False]  # never a crowd
+    (record,) = read_all([Task("train", "set.json", path, "x.png", None, image)], Settings())
+    assert image.path == tmp_path / "x.png"
+    assert record.boxes.tolist() == [[0, 0, 10, 20], [2.5, 3, 12.5, 23]]
+    assert record.difficult.tolist() == [False, True]
+    assert [o.number for o in record.objects] == [1, 4]
+    assert [(p.kind, p.object) for p in record.problems] == [("unknown_class", 2), ("box", 3), ("crowd", 4)]
+    assert sort_out(image, training=False) == (record.objects, record.problems[:2])
+    assert [o.trained_on(use_difficult=True) for o in record.objects] == [True, False]  # never a crowd
     assert record.size == (64, 48)
-    assert record.problems == said.problems
 
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"x"
@@ -452,10 +448,10 @@ def test_the_json_says_how_to_mend() -> None:
 def test_an_empty_annotation_and_one_without_size(voc: VocFolder) -> None:
     voc.add("a", width=0)
     voc.add("b")
-    said = truth(voc)
-    assert [p.kind for p in said.problems] == ["annotation"]
-    assert "0 x 48" in said.problems[0].what
-    assert truth(voc, "b").boxes.shape == (0, 4)
+    a, b = read(voc, "a", "b")
+    assert [p.kind for p in a.problems] == ["annotation"]
+    assert "0 x 48" in a.problems[0].what
+    assert b.boxes.shape == (0, 4)
 
 
 def test_check_reads_what_training_reads_and_notes_what_it_does_not_use(voc: VocFolder) -> None:
@@ -466,14 +462,15 @@ def test_check_reads_what_training_reads_and_notes_what_it_does_not_use(voc: Voc
     first, second, rest = text.split("<pose>", 2)
     voc.annotation("a", f"{first}<pose>{second}<deleted>yes</deleted><pose>{rest}")
     voc.picture("b")
-    said = truth(voc)
+    (said,) = read(voc, "a")
     assert said.boxes.tolist() == [[15, 5, 25, 25], [0, 0, 64, 47]]
-    assert (said.names, said.numbers, said.at_end) == (("cat", "dog"), (1, 3), 1)
+    assert [(o.name, o.number) for o in said.objects] == [("cat", 1), ("dog", 3)]
     assert {p.kind: p.object for p in said.problems} == {"elements": 1, "rotated": 1, "flags": 2, "filename": None}
     assert not any(p.error for p in said.problems)
 
 
-@pytest.mark.parametrize("first_pixel", [0, 1])
-def test_boxes_at_the_end_are_counted_as_the_file_has_them(voc: VocFolder, first_pixel: int) -> None:
-    voc.add("a", ("cat", (1, 1, 63, 47), False), ("cat", (1, 1, 64 - 1 + first_pixel, 9), False))
-    assert truth(voc, first_pixel=first_pixel).at_end == first_pixel
+@pytest.mark.parametrize("last", [63, 64])
+def test_boxes_that_reach_the_end_contradict_a_zero_based_set(voc: VocFolder, last: int) -> None:
+    voc.add("a", ("cat", (0, 1, 63, 47), False), ("cat", (1, 1, last, 9), False))
+    (note,) = [p for p in findings(read(voc, "a"), ["cat"], "lists", Settings()) if p.kind == "zero_based"]
+    assert ("1 box(es) reach xmax or ymax" in note.what) == (last == 64)

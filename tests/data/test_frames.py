@@ -147,8 +147,8 @@ def test_checks_pictures_are_drawn_in_the_frame_of_their_truth(album: VocFolder)
     records = read_all([Task("train", "trainval", album.root, i, None) for i in ids], Settings())
     for (caption, jpeg), record in zip(truth_pictures(records, ["cat"]), records, strict=True):
         drawn = np.asarray(Image.open(io.BytesIO(jpeg)))
-        assert drawn.shape[1::-1] == record.size == record.truth.size, caption
-        _, _, x2, y2 = (int(v) for v in record.truth.boxes[0])
+        assert drawn.shape[1::-1] == record.size == record.image.size, caption
+        _, _, x2, y2 = (int(v) for v in record.boxes[0])
         assert drawn[y2 - 6 : y2 - 3, x2 - 8 : x2 - 3].min() > 150, "the square is in its box, whose name is above"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -21,10 +20,7 @@ ERRORS = {
     "box": ("Unusable box", f"Correct the box or delete the object; {SKIP}"),
     "unknown_class": ("Unknown class", "Correct it, add it to data.classes, or say data.other_classes=leave_out."),
     "classes": ("Names of the classes", "Correct data.classes, or the names in the annotations."),
-    "picture_size": (
-        "Image and annotation differ in size",
-        "Correct the size and the boxes in the annotation; an EXIF rotation is applied where the sizes then agree.",
-    ),
+    "picture_size": ("Image and annotation differ in size", "Correct the size and the boxes in the annotation."),
     "no_proposals": ("Image without proposals", "Make proposals for all images with `fastrcnn propose`."),
     "proposal_size": ("Proposals of another image", "Make them again with `fastrcnn propose`."),
     "bad_proposals": ("Damaged proposals", "Make or convert them again with `fastrcnn propose`."),
@@ -32,13 +28,10 @@ ERRORS = {
 # Notes: nothing stops for them.
 NOTES = {
     "crowd": (
-        "Annotations not trained on, since they are marked as crowds",
-        "Nothing for real crowds. Masks of single objects, as SAM and CVAT's brush export them, need `iscrowd` 0.",
+        "Annotations marked as crowds, not trained on",
+        "Nothing, if real crowds; masks of objects need `iscrowd` 0.",
     ),
-    "ignored": (
-        "Annotations marked ignore, which evaluation counts",
-        "Nothing, if intended; mark them with `iscrowd` if a detector should not be charged for missing them.",
-    ),
+    "ignored": ("Annotations marked ignore, which evaluation counts", "Nothing, if intended; `iscrowd` exempts them."),
     "other_classes": ("Objects of other classes", "Nothing: data.other_classes leaves them out."),
     "left_out": ("Images left out because they have no proposals", "Nothing: data.missing_proposals leaves them out."),
     "unused_file": ("Annotations not used", "Nothing, if it is so; else name it in data.train or data.test."),
@@ -47,7 +40,7 @@ NOTES = {
     "copies": ("The same image twice", "Keep one of them, unless it is meant."),
     "zero_based": (
         "Boxes look zero-based",
-        "Where the whole data set counts from 0, say data.first_pixel=0; otherwise the boxes are a pixel off.",
+        "If the whole data set counts from 0, say data.first_pixel=0; if not, fix these.",
     ),
     "rotated": ("Rotated boxes", "Nothing: the upright box around each is used."),
     "flags": ("Objects marked deleted or ignore", "Nothing, if intended: each note says what was done."),
@@ -55,10 +48,7 @@ NOTES = {
     "filename": ("<filename> names another file", "Correct <filename>, or the name of the XML file."),
     "elements": ("XML elements that are not used", "Nothing, unless one of them holds truth."),
     "letter_case": ("Classes that differ in letter case", "Write the name in one way if they are one class."),
-    "escaped_id": (
-        "Ids with spaces",
-        "comp4 files have them percent-encoded. Rename the images if the VOC devkit or a server is to read the files.",
-    ),
+    "escaped_id": ("Ids with spaces", "comp4 files percent-encode them: rename images for VOC's devkit or server."),
     "no_truth": ("Nothing to test on", "Choose other test lists, or data.test=[]."),
     "test_only": ("Class without training objects", "Add training images of it, or leave the class out."),
     "few_objects": ("Few training objects", "A class with so few can hardly be learned; add images."),
@@ -66,32 +56,18 @@ NOTES = {
     "negative": ("Images without objects", "Nothing, if it is so: they are trained on as background."),
     "colours": ("Images stored in another way", "Nothing: they become RGB with 8 bits when they are read."),
     "turned": ("Images rotated upright", "Nothing: their annotations have the size of the upright image."),
-    "either_way": (
-        "EXIF rotation not applied, as both ways fit",
-        "Look whether the boxes fit the image as stored; if not, rotate its pixels and drop the tag.",
-    ),
-    "as_stored": (
-        "EXIF rotation not applied, as the stored size fits",
-        "Nothing if the boxes fit the image as stored; else correct the annotation's size.",
-    ),
-    "bits": (
-        "16-bit images that use fewer bits",
-        "Nothing where all use the same; else convert them to 8 bits alike, or name their bits in PNG's sBIT chunk.",
-    ),
+    "either_way": ("EXIF rotation not applied, as both ways fit", "If boxes do not fit so, rotate the pixels."),
+    "as_stored": ("EXIF rotation not applied, as the stored size fits", "If boxes do not fit so, correct the size."),
+    "bits": ("16-bit images that use fewer bits", "If they differ, convert them alike, or give PNGs an sBIT chunk."),
     "small_boxes": ("Boxes smaller than a cell", "Larger data.short_sides and data.long_side help."),
     "missed": ("Objects without a proposal", "They can hardly be found; make proposals of a finer search."),
     "zero_proposals": ("Images with an empty list of proposals", "Training uses their truth boxes alone."),
     "foreign_proposals": ("Proposals of images not in the lists", "Nothing: they are not used."),
-    "dropped_proposals": (
-        "Proposals dropped when the store was written",
-        "See where they came from if there are many.",
-    ),
-    "few_rois": (
-        "Few background RoIs",
-        "Steps are smaller than asked for. solver.bg_iou=[0,0.5] takes every RoI of low overlap as background.",
-    ),
+    "dropped_proposals": ("Proposals dropped when the store was made", "See where they came from if there are many."),
+    "few_rois": ("Few background RoIs", "Steps are not full; solver.bg_iou=[0,0.5] takes all RoIs of low overlap."),
 }
 KINDS = ERRORS | NOTES  # in the order in which they are shown
+ROUTINE = ("clipped", "other_classes", "turned")  # notes about what is done as a rule, no warnings
 # Kinds that leave objects unread.
 UNREAD = ("split", "missing_picture", "link", "missing_annotation", "normalised", "annotation", "box", "unknown_class")
 FEW, NEARLY_ALL = 5, 0.9  # images, and share of them, from which on one cause is one problem
@@ -126,6 +102,11 @@ class Problem:
         """What to do about it."""
         return KINDS[self.kind][1]
 
+    @property
+    def place(self) -> str:
+        """Its line or object in the file, if it is about one."""
+        return f"line {self.line}" if self.line else f"{self.object} {self.name or ''}" if self.object else ""
+
     def __str__(self) -> str:
         line = f", line {self.line}" if self.line else ""
         name = f" ({self.name})" if self.name else ""
@@ -138,9 +119,6 @@ class Problems:
 
     found: list[Problem] = field(default_factory=list)  # errors and notes
     images: int = 0  # images that were asked for; 0 where nobody counted
-    clipped: int = 0  # boxes that stood out of their image by at most one pixel
-    at_zero: int = 0  # boxes of XML files that begin before the first pixel, as zero-based ones do
-    other_classes: Counter[str] = field(default_factory=Counter)  # objects that were left out for their class
 
     @property
     def errors(self) -> list[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -134,6 +134,8 @@ def to_samples(
     label_of = {name: i for i, name in enumerate(classes, 1)}
     samples, problems = [], Problems()
     unknown: dict[str, list[AnnotatedObject]] = {}  # the objects of each class that is not in the list
+    clipped: list[AnnotatedObject] = []
+    at_zero: list[AnnotatedObject] = []
     for image in images:
         problems.images += 1
         problems.found += image.problems
@@ -146,20 +148,38 @@ def to_samples(
             if training and not o.trained_on(use_difficult):
                 continue
             if o.name not in label_of:
-                problems.other_classes[o.name] += leave_out_others
                 unknown.setdefault(o.name, []).append(o)
             elif o.fault:
                 problems.found.append(o.box_problem())
             else:
                 kept.append(o)
-                clipped, at_zero = stands_out(o, image)
-                problems.clipped += clipped
-                problems.at_zero += at_zero
+                for out, group in zip(stands_out(o, image), (clipped, at_zero), strict=True):
+                    group += [o] * out
         samples.append(_sample(image, kept, label_of))
-    for name, objects in unknown.items() if not leave_out_others else ():  # one a class: there may be thousands
-        more = f" {len(objects) - 1} more object(s) of it." if len(objects) > 1 else ""
-        problems.found.append(objects[0].problem("unknown_class", unknown_class(name, classes) + more))
+    if at_zero:
+        what = f"{len(at_zero)} box(es) begin at 0, before the first pixel, which is 1 in VOC; this is the first."
+        problems.found.append(at_zero[0].problem("zero_based", what))
+    if clipped:
+        what = (
+            f"{len(clipped)} box(es) that stand out of their image by a pixel at most are clipped; this is the first."
+        )
+        problems.found.append(clipped[0].problem("clipped", what))
+    problems.found += _unknown(unknown, classes, leave_out_others)
     return samples, problems
+
+
+def _unknown(
+    unknown: dict[str, list[AnnotatedObject]], classes: Sequence[str], leave_out_others: bool
+) -> Iterator[Problem]:
+    """What to say about objects of other classes: one problem a class, since there may be thousands; or one note."""
+    if unknown and leave_out_others:
+        most = sorted(unknown.items(), key=lambda item: -len(item[1]))[:10]
+        others = ", ".join(f"{name} ({len(objects)})" for name, objects in most)
+        yield most[0][1][0].problem("other_classes", f"objects of other classes left out: {others}; this is the first.")
+        return
+    for name, objects in unknown.items():
+        more = f" {len(objects) - 1} more object(s) of it." if len(objects) > 1 else ""
+        yield objects[0].problem("unknown_class", unknown_class(name, classes) + more)
 
 
 def unknown_class(name: str, classes: Sequence[str]) -> str:

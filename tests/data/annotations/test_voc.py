@@ -93,7 +93,7 @@ def test_one_based_inclusive_boxes_become_half_open(voc: VocFolder) -> None:
     assert sample.labels.tolist() == [1, 2, 2]
     assert sample.labels.dtype == np.int64
     assert sample.difficult.tolist() == [False, False, True]
-    assert (problems.lines, problems.clipped) == ([], 0)
+    assert (problems.lines, problems.notes) == ([], [])
 
 
 def test_difficult_objects_are_left_out_where_not_wanted(tiny: VocFolder) -> None:
@@ -163,7 +163,8 @@ def test_a_box_out_by_a_pixel_is_clipped_and_counted(voc: VocFolder, box: tuple,
     np.testing.assert_array_equal(sample.training_boxes[1], expected)
     xmin, ymin, xmax, ymax = box
     np.testing.assert_array_equal(sample.boxes[1], [xmin - 1, ymin - 1, xmax, ymax])  # as evaluation has it
-    assert (problems.clipped, problems.lines) == (1, [])
+    (note,) = [p for p in problems.notes if p.kind == "clipped"]
+    assert (note.object, note.what.startswith("1 box(es) that stand out"), problems.lines) == (2, True, [])
 
 
 @pytest.mark.parametrize(
@@ -743,7 +744,7 @@ def test_real_voc2007_pictures_load_and_have_difficult_objects(test_data: Path) 
     assert len(classes) == 20
     samples, problems = load(root, trainval + test, classes)
     assert (len(samples), problems.notes) == (409, [])
-    assert (problems.lines, problems.clipped) == ([], 0)
+    assert (problems.lines, problems.notes) == ([], [])
     assert sum(s.difficult.sum() for s in samples[279:]) > 0
     easy, _ = load(root, test, classes, training=True, use_difficult=False)
     for s, all_of_it in zip(easy, samples[279:], strict=True):
