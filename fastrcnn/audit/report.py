@@ -13,7 +13,7 @@ from fastrcnn.audit.check import Record
 from fastrcnn.data.annotations.problems import Problem
 from fastrcnn.data.annotations.truth import stands_out
 from fastrcnn.data.transforms import scale_for
-from fastrcnn.evaluation.recall import MEDIUM, SMALL
+from fastrcnn.evaluation.sizes import SIZES
 
 CELL = 16  # pixels of the scaled image that one cell of conv5_3 stands for
 
@@ -252,7 +252,7 @@ def _range(values: np.ndarray) -> Range:
 
 
 def _sizes(area: np.ndarray) -> dict[str, np.ndarray]:
-    return {"small": area < SMALL, "medium": (area >= SMALL) & (area < MEDIUM), "large": area >= MEDIUM}
+    return {name: (area >= low) & (area < high) for name, (low, high) in SIZES.items()}
 
 
 def _recall(best: np.ndarray) -> Recall:

@@ -168,18 +168,17 @@ def class_list(
     from fastrcnn.data.annotations.problems import Problem
 
     root = str(annotations.root(config))
-    names = config.classes
-    if names is None:
-        names = sorted({n for r in records for n in r.names})
-        if not names:
-            wrong = Problem("classes", root, "no usable object in any annotation.")
-            return [], [] if any(p.error for p in problems) else [wrong]  # else they are the reason
-    if unusable := class_findings(records, names, root, annotations.split_name(config.test)):
-        return names, unusable
-    try:
-        return annotations.checked_names(names, config.test), []
-    except UserError as error:
-        return names, [Problem("classes", root, str(error))]
+    names = sorted({n for r in records for n in r.names}) if config.classes is None else config.classes
+    faults = class_findings(records, names, root, annotations.split_name(config.test))
+    if not names and config.classes is None:
+        if not any(p.error for p in problems):  # else they are the reason
+            faults = [Problem("classes", root, "no usable object in any annotation.")]
+    elif not faults:
+        try:
+            annotations.checked_names(names, config.test)
+        except UserError as error:
+            faults = [Problem("classes", root, str(error))]
+    return names, faults
 
 
 def truth_pictures(records: Sequence[Record], classes: Sequence[str]) -> list[tuple[str, bytes]]:

@@ -1,7 +1,7 @@
-"""The embedded data set: coloured shapes on cluttered pictures, drawn from a seed, laid out as VOC2007.
+"""The embedded data set: coloured shapes on cluttered images, drawn from a seed, laid out as VOC2007.
 
-Each picture has a random generator of its own, made of the seed and the picture's number, and class, colour,
-size, texture and rotation are drawn independently: nothing but the outline tells the class.
+Each image has its own random generator, made of the seed and the image's number, and class, colour, size, texture and
+rotation are drawn independently: nothing but the outline tells the class.
 """
 
 from __future__ import annotations
@@ -55,14 +55,10 @@ class Settings:
     size: tuple[int, int]  # width, height in pixels
     version: int = VERSION
 
-    @classmethod
-    def read(cls, path: Path) -> Settings | None:
-        """The settings in a marker file, or None where `path` is no marker."""
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**fields, "size": tuple(fields["size"])})
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+    @property
+    def marker(self) -> str:
+        """The content of the marker file."""
+        return json.dumps(asdict(self)) + "\n"
 
 
 @dataclass(frozen=True)
@@ -125,10 +121,11 @@ def _is_finished(root: Path, settings: Settings) -> bool:
     """Whether `root` holds this very demo; a UserError where it holds anything else."""
     if not root.exists() and not root.is_symlink():
         return False
-    found = Settings.read(root / MARKER)
-    if found == settings:
+    marker = root / MARKER
+    found = marker.read_text(encoding="utf-8", errors="replace")[:300] if marker.is_file() else None
+    if found == settings.marker:
         return True
-    what = f"a demo data set of other settings ({found})" if found else "something else than a demo data set"
+    what = f"a demo data set of other settings ({found.strip()})" if found else "something else than a demo data set"
     raise UserError(
         f"{root} exists and holds {what}; it is not overwritten. "
         "Choose another folder, or remove this one if it is not needed."
@@ -147,15 +144,10 @@ def _write_all(folder: Path, settings: Settings) -> None:
         xml = _annotation(f"{image_id}.jpg", settings.size, objects)
         (annotations / f"{image_id}.xml").write_text(xml, encoding="utf-8")
     trainval = settings.train + settings.val
-    splits = {
-        "train": ids[: settings.train],
-        "val": ids[settings.train : trainval],
-        "trainval": ids[:trainval],
-        "test": ids[trainval:],
-    }
-    for split, members in splits.items():
+    train, val, test = ids[: settings.train], ids[settings.train : trainval], ids[trainval:]
+    for split, members in (("train", train), ("val", val), ("trainval", train + val), ("test", test)):
         (lists / f"{split}.txt").write_text("".join(f"{m}\n" for m in members), encoding="utf-8")
-    (folder / MARKER).write_text(json.dumps(asdict(settings)) + "\n", encoding="utf-8")
+    (folder / MARKER).write_text(settings.marker, encoding="utf-8")
 
 
 def _annotation(filename: str, size: tuple[int, int], objects: list[DrawnObject]) -> str:

@@ -75,7 +75,8 @@ def read_annotation(path: Path, first_pixel: int = 1) -> Annotation:
     if not file.errors and min(width, height) < 1:
         file.report(f"the image's size is given as {width:g} x {height:g}.")
     truncated, objects = 0, []
-    for file.number, element in enumerate(root.findall("object"), 1):
+    for number, element in enumerate(root.findall("object"), 1):
+        file.number = number
         truncated += file.flag(element, "truncated", share=True)
         objects.append(_read_object(file, element))
     if file.errors:

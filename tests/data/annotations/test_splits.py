@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from voc_folder import VocFolder, fingerprint
 
+from fastrcnn.data.annotations import voc_xml
 from fastrcnn.data.annotations.splits import class_names, divide, find_split, load
 from fastrcnn.data.annotations.voc_layout import pictures_without_annotation
 from fastrcnn.errors import UserError
@@ -277,3 +280,19 @@ def test_the_log_says_which_folders_or_list_were_taken(
     tiny.split("default", "a", "b", "c")
     image_ids(DataConfig(root=str(tiny.root)), ["test"])
     assert "there is one list, default: it is divided into trainval and test" in caplog.text
+
+
+def test_an_annotation_is_parsed_once_for_classes_and_samples_until_it_changes(
+    tiny: VocFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+    monkeypatch.setattr(
+        voc_xml, "parse", lambda path, real=voc_xml.parse, **how: parsed.append(path) or real(path, **how)
+    )
+    files = [tiny.root / f"Annotations/{i}.xml" for i in "abc"]
+    for age, number in ((3600, 3), (1800, 6), (0, 12)):  # a file that has just changed may change again within its date
+        for file in files:
+            os.utime(file, (time.time() - age,) * 2)
+        names, _ = class_names(tiny.root, ["a", "b", "c"])
+        samples, _ = load(tiny.root, ["a", "b", "c"], names, root=tiny.root, training=True)
+        assert (len(samples), len(parsed)) == (3, number)
