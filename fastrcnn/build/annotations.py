@@ -15,7 +15,7 @@ from typing import cast
 from fastrcnn.build.machine import one_of
 from fastrcnn.config.schema import DataConfig, check_name
 from fastrcnn.data.annotations.coco_file import Id, read_coco_file
-from fastrcnn.data.annotations.problems import ROUTINE, Problem, by_kind, shortened
+from fastrcnn.data.annotations.problems import ROUTINE, Problem, by_kind, shorten
 from fastrcnn.data.annotations.splits import class_names, describe_split, find_split, is_coco, load
 from fastrcnn.data.frames import Look, image_notes, look_at
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
@@ -220,7 +220,7 @@ def samples(
         say_notes(problems.notes)
         if problems.errors:
             number = sum(p.error for p in problems.found)
-            log.warning("%s: %d left out (data.skip_bad):\n%s", source, number, shortened(problems.lines))
+            log.warning("%s: %d left out (data.skip_bad):\n%s", source, number, shorten(problems.lines))
         found += part
     if need_pictures:
         found = whole_pictures(found, config.skip_bad)
@@ -279,9 +279,9 @@ def say_bad_images(bad: Sequence[str], number: int, skip_bad: bool) -> None:
     """Says which of so many images are left out; raises UserError where none may be."""
     if bad and not skip_bad:
         advice = "Fix the files, or leave out what is wrong with data.skip_bad=true."
-        raise UserError(f"{len(bad)} of {number} images cannot be used:\n{shortened(bad)}\n{advice}")
+        raise UserError(f"{len(bad)} of {number} images cannot be used:\n{shorten(bad)}\n{advice}")
     if bad:
-        log.warning("%d image(s) left out (data.skip_bad):\n%s", len(bad), shortened(bad))
+        log.warning("%d image(s) left out (data.skip_bad):\n%s", len(bad), shorten(bad))
 
 
 def say_notes(notes: Sequence[Problem]) -> None:

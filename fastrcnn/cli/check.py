@@ -135,10 +135,8 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
 
 def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | None:
     """The proposals that training or evaluation would use for these images, if they are there."""
-    from fastrcnn.build import datasets
-    from fastrcnn.data.annotations.voc_layout import find_annotation, find_image
-    from fastrcnn.data.annotations.voc_xml import read_annotation
-    from fastrcnn.data.frames import look_at, sample_of
+    from fastrcnn.build import annotations, datasets
+    from fastrcnn.data.unannotated import load_unannotated
 
     if config.proposals is not None:
         return Path(config.proposals).expanduser()
@@ -146,15 +144,10 @@ def find_store(config: DataConfig, tasks: Sequence[Task], name: str) -> Path | N
     prefix = datasets.store_prefix(config, name)
     if not cache.is_dir() or not any(p.name.startswith(prefix) for p in cache.iterdir()):
         return None  # without reading all images for the store's name
-    found: dict[str, tuple[Path, tuple[int, int] | None]] = {}
+    ids: dict[Path, list[str]] = {}
     for task in tasks:
-        if task.image:
-            found[task.image_id] = (task.image.path, task.image.size)
-        elif file := find_image(task.source, task.image_id):
-            said = read_annotation(find_annotation(task.source, task.image_id), config.first_pixel)
-            found[task.image_id] = (file, (said.width, said.height) if said.width else None)
-    looks = look_at(list(found.values()), rotated_only=True)
-    samples = [sample_of(i, look) for i, look in zip(found, looks, strict=True) if not isinstance(look, str)]
+        ids.setdefault(task.source, []).append(task.image_id)
+    samples = [s for source, own in ids.items() for s in load_unannotated(source, own, annotations.root(config))[0]]
     path = datasets.proposal_path(config, samples, name)
     return path if path.exists() else None
 

@@ -12,7 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastrcnn.data.annotations.coco_file import CocoImage, annotation_problem, id_key, is_box, is_number, read_coco_file
+from fastrcnn.data.annotations.coco_file import (
+    CocoFile,
+    CocoImage,
+    annotation_problem,
+    id_key,
+    is_box,
+    is_number,
+    read_coco_file,
+)
 from fastrcnn.data.annotations.problems import Problem
 from fastrcnn.data.annotations.truth import Annotated, AnnotatedObject, box_fault, enclosing, read_flag
 
@@ -49,20 +57,26 @@ def read_coco(path: Path, image_ids: Sequence[str], root: Path, need_pictures: b
             what = "a link leads out of the data set; refused. Put the file itself there."
             yield replace(read, problems=(Problem("link", str(picture), what),))
         else:
-            objects, problems = [], []
-            for number, entry in image.annotations:
-                flags = {key: read_flag(entry.get(key)) for key in FLAGS}
-                if unclear := [key for key, value in flags.items() if value is None]:
-                    what = f"`{unclear[0]}` should be 0 or 1, is {entry[unclear[0]]!r}."
-                    problems.append(annotation_problem(path, number, what))
-                    continue
-                key = id_key(entry.get("category_id"))
-                name = None if key is None else file.categories.get(key)
-                flag = next((key for key, value in flags.items() if value), "")
-                o, note = _read_object(path, number, entry, name, flag, image)
-                objects.append(o)
-                problems += note
+            objects, problems = _read_objects(file, image)
             yield replace(read, objects=tuple(objects), problems=tuple(problems))
+
+
+def _read_objects(file: CocoFile, image: CocoImage) -> tuple[list[AnnotatedObject], list[Problem]]:
+    """The annotations of an image, and what is wrong with their flags."""
+    objects, problems = [], []
+    for number, entry in image.annotations:
+        flags = {key: read_flag(entry.get(key)) for key in FLAGS}
+        if unclear := [key for key, value in flags.items() if value is None]:
+            what = f"`{unclear[0]}` should be 0 or 1, is {entry[unclear[0]]!r}."
+            problems.append(annotation_problem(file.path, number, what))
+            continue
+        key = id_key(entry.get("category_id"))
+        name = None if key is None else file.categories.get(key)
+        flag = next((key for key, value in flags.items() if value), "")
+        o, notes = _read_object(file.path, number, entry, name, flag, image)
+        objects.append(o)
+        problems += notes
+    return objects, problems
 
 
 def _read_object(

@@ -168,7 +168,7 @@ def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
     return summaries + [problem for problem in problems if (problem.kind, problem.what) not in merged]
 
 
-def shortened(lines: Sequence[str], most: int = 20) -> str:
+def shorten(lines: Sequence[str], most: int = 20) -> str:
     """The lines, indented; of more than `most` the number."""
     more = len(lines) - most
     return "\n".join(f"  {line}" for line in lines[:most]) + (f"\n  and {more} more" if more > 0 else "")

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from fastrcnn.data.annotations.coco import coco_classes, read_coco, where_images_are
 from fastrcnn.data.annotations.coco_file import find_coco_files, read_coco_file
-from fastrcnn.data.annotations.problems import Problem, Problems, nearly_all, shortened
+from fastrcnn.data.annotations.problems import Problem, Problems, nearly_all, shorten
 from fastrcnn.data.annotations.truth import Annotated, to_samples
 from fastrcnn.data.annotations.voc import read_voc
 from fastrcnn.data.annotations.voc_layout import (
@@ -40,18 +40,14 @@ def has_lists(source: Path) -> bool:
     return bool(split_lists(source))
 
 
-def split_of(image_id: str) -> float:
-    """A number in [0, 1) that depends on the id alone: images below TEST_SHARE are for testing.
-
-    An image stays in its split when others are added to the data set or removed.
-    """
-    return int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogateescape")).digest()[:7], "big") / 2**56
-
-
 def divide(ids: Sequence[str], split: str) -> list[str]:
-    """The ids that are in `split`, trainval or test, where no list says so; of two ids or more neither is empty."""
-    ordered = sorted(ids, key=split_of)
-    tests = sum(split_of(i) < TEST_SHARE for i in ids)
+    """The ids that are in `split`, trainval or test, where no list says so; of two ids or more neither is empty.
+
+    Ids whose hash is among the lowest are for testing: an image stays in its split when others come and go.
+    """
+    hashes = {i: hashlib.sha256(i.encode(errors="surrogateescape")).digest()[:7] for i in ids}
+    ordered = sorted(ids, key=hashes.__getitem__)
+    tests = sum(int.from_bytes(h, "big") / 2**56 < TEST_SHARE for h in hashes.values())
     tests = min(max(tests, 1), len(ids) - 1)
     chosen = set(ordered[:tests] if split == "test" else ordered[tests:])
     return [i for i in ids if i in chosen]
@@ -126,7 +122,7 @@ def describe_split(source: Path, split: str, ids: Sequence[str], made: bool) -> 
 T = TypeVar("T")
 
 
-def _meant(split: str, found: Callable[[str], list[T]]) -> T | None:
+def _choose(split: str, found: Callable[[str], list[T]]) -> T | None:
     """The one file or folder that a split's name means, or the first of the words for it that finds any."""
     for word in (split, *WORDS.get(split, ())):
         if choices := found(word):
@@ -141,7 +137,7 @@ def _folder_of(folders: Collection[str], split: str, source: Path) -> str:
         alike = [f for f in folders if SPLIT_NAMES[f.casefold()] == SPLIT_NAMES.get(word.casefold())]
         return [word] if word in folders else alike
 
-    if (folder := _meant(split, found)) is not None:
+    if (folder := _choose(split, found)) is not None:
         return folder
     raise UserError(
         f"{source}: which folder is '{split}'? There are {', '.join(folders)}. "
@@ -181,7 +177,7 @@ def _file_of(files: Sequence[Path], split: str, folder: Path) -> Path:
     def found(word: str) -> list[Path]:
         return [f for f in annotated if word in f"{f.parent.name if f.parent != folder else ''}/{f.stem}".lower()]
 
-    if (file := _meant(split, found)) is not None:
+    if (file := _choose(split, found)) is not None:
         return file
     names = [f"{f.relative_to(folder)}{'' if f in annotated else ' (without annotations)'}" for f in files]
     raise UserError(
@@ -272,7 +268,7 @@ def load(
         others = " Objects of unwanted classes can be left out by data.other_classes=leave_out." if unknown else ""
         number = sum(p.error for p in problems.found)
         raise UserError(
-            f"{number} problem(s) in the data set {source}:\n{shortened(problems.lines)}\n"
+            f"{number} problem(s) in the data set {source}:\n{shorten(problems.lines)}\n"
             f"Fix the files, or leave out what is wrong with data.skip_bad=true.{others}"
         )
     return samples, problems

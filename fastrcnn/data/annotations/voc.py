@@ -12,11 +12,11 @@ from fastrcnn.data.annotations.problems import Problem
 from fastrcnn.data.annotations.truth import Annotated
 from fastrcnn.data.annotations.voc_layout import (
     IMAGE_SUFFIXES,
-    composed,
     find_annotation,
     find_images,
     homes,
     missing_image,
+    nfc,
     picture_folder,
 )
 from fastrcnn.data.annotations.voc_xml import last_part, read_annotation
@@ -61,7 +61,7 @@ def _filename_notes(images: Sequence[Path], filename: str, annotation: Path) -> 
         return []
     used, named = images[0].name, last_part(filename)
     notes = [Problem("same_id", str(other), f"not used: '{used}' has the same id.") for other in images[1:]]
-    if composed(named) == composed(used):
+    if nfc(named) == nfc(used):
         return notes
     if Path(named).suffix.lower() in IMAGE_SUFFIXES and (images[0].parent / named).is_file():
         what = f"<filename> is '{named}', another image of the data set; '{used}' is used, by the XML file's name."

@@ -56,12 +56,12 @@ def _list(folder: Path) -> Listing:
             folders.setdefault(entry.name.casefold(), entry.name)
             continue
         stem, dot, suffix = entry.name.rpartition(".")
-        names[composed(stem)] = (*names.get(composed(stem), ()), entry.name)
+        names[nfc(stem)] = (*names.get(nfc(stem), ()), entry.name)
         suffixes.add((dot + suffix).lower())
     return Listing(names, frozenset(suffixes), folders)
 
 
-def composed(name: str) -> str:
+def nfc(name: str) -> str:
     """The name in Unicode's composed form."""
     return unicodedata.normalize("NFC", name)
 
@@ -107,9 +107,9 @@ def _places(root: Path, image_id: str) -> Iterator[tuple[Path, str]]:
 def _files(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> list[Path]:
     """The files `ID.*` of these suffixes in a folder, in their order."""
     path = PurePosixPath(image_id)
-    for form in (str, composed, lambda name: unicodedata.normalize("NFD", name)):
+    for form in (str, nfc, lambda name: unicodedata.normalize("NFD", name)):
         parent = folder / form(str(path.parent))
-        found = [parent / name for name in _list(parent).names.get(composed(path.name), ())]
+        found = [parent / name for name in _list(parent).names.get(nfc(path.name), ())]
         found = [p for p in found if p.suffix.lower() in suffixes and p.is_file()]
         if found:
             return sorted(found, key=lambda p: (suffixes.index(p.suffix.lower()), p.stem != path.name))
@@ -121,8 +121,8 @@ def find_images(root: Path, image_id: str) -> list[Path]:
     for place, rest in _places(root, image_id):
         if found := _files(picture_folder(place), rest, IMAGE_SUFFIXES):
             if len(found) > 1:
-                named = composed(last_part(read_annotation(find_annotation(root, image_id)).filename))
-                found.sort(key=lambda p: composed(p.name) != named)
+                named = nfc(last_part(read_annotation(find_annotation(root, image_id)).filename))
+                found.sort(key=lambda p: nfc(p.name) != named)
             return found
     return []
 
@@ -149,7 +149,7 @@ def homes(root: Path) -> list[Path]:
 def annotated_ids(root: Path) -> list[str]:
     """Ids of all annotations, sorted: what the images of a data set are where no list says so."""
     folder = annotation_folder(root)
-    return sorted(composed(p.relative_to(folder).with_suffix("").as_posix()) for p in _all_files(folder, (".xml",)))
+    return sorted(nfc(p.relative_to(folder).with_suffix("").as_posix()) for p in _all_files(folder, (".xml",)))
 
 
 def _all_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
@@ -182,7 +182,7 @@ def pictures_without_annotation(root: Path) -> list[Path]:
     annotated = set(annotated_ids(root))
     for path in _all_files(folder, IMAGE_SUFFIXES):
         relative = path.relative_to(folder)
-        if relative.parts[0] not in splits and composed(relative.with_suffix("").as_posix()) not in annotated:
+        if relative.parts[0] not in splits and nfc(relative.with_suffix("").as_posix()) not in annotated:
             found.append(path)
     return sorted(found)
 
@@ -192,7 +192,7 @@ def missing_image(root: Path, image_id: str) -> str:
     read = ", ".join(IMAGE_SUFFIXES)
     path = PurePosixPath(image_id)
     for place, rest in _places(root, image_id):
-        names = _list(picture_folder(place) / PurePosixPath(rest).parent).names.get(composed(path.name), ())
+        names = _list(picture_folder(place) / PurePosixPath(rest).parent).names.get(nfc(path.name), ())
         others = sorted({Path(n).suffix.lower() for n in names} - {".xml", ".txt", ".json", ""})
         if others:
             return f"no such image ({read}). There is one in {' and '.join(others)}, which is not read: convert it."
@@ -257,9 +257,9 @@ def read_split(root: Path, split: str) -> list[str]:
                 f"{path}, line {number}: no image or annotation has the id '{line[:80]}'. A line should hold an id, or "
                 "an id and -1, 0 or 1."
             )
-        if composed(image_id) in ids:
-            raise UserError(f"{path}, line {number}: '{image_id}' stands in line {ids[composed(image_id)]} already.")
-        ids[composed(image_id)] = number
+        if nfc(image_id) in ids:
+            raise UserError(f"{path}, line {number}: '{image_id}' stands in line {ids[nfc(image_id)]} already.")
+        ids[nfc(image_id)] = number
     if not ids:
         raise UserError(f"{path}: the list is empty.")
     return list(ids)
