@@ -37,7 +37,6 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.audit.check import Settings, read_all
     from fastrcnn.audit.findings import file_problems, make_report
     from fastrcnn.build import annotations, training
-    from fastrcnn.build.machine import one_of
 
     data, solver = config.data, config.solver
     training.check_solver(solver)
@@ -49,8 +48,8 @@ def main(arguments: list[str]) -> int:
         max_proposals=data.max_proposals,
         use_difficult=data.use_difficult,
         first_pixel=data.first_pixel,
-        leave_out_others=one_of("data.other_classes", data.other_classes, annotations.CHOICES) == "leave_out",
-        leave_out_missing=one_of("data.missing_proposals", data.missing_proposals, annotations.CHOICES) == "leave_out",
+        leave_out_others=data.other_classes == "leave_out",
+        leave_out_missing=data.missing_proposals == "leave_out",
         short_sides=tuple(data.short_sides),
         long_side=data.long_side,
         rois_per_image=solver.rois_per_image,
