@@ -33,7 +33,7 @@ from measuring import in_turn, processor
 
 from fastrcnn.build import models
 from fastrcnn.config.compose import compose, to_dict
-from fastrcnn.data.annotations.voc import find_classes, load_voc
+from fastrcnn.data.annotations.splits import class_names, load
 from fastrcnn.data.annotations.voc_layout import annotated_ids
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.images import decode, read_bytes
@@ -49,7 +49,7 @@ TRAINED = 100  # images/s
 def photographs(folder: Path | None, made: Path, number: int) -> list[Sample]:
     if folder:
         ids = annotated_ids(folder)[:number]
-        return load_voc(folder, ids, find_classes(folder, ids)[0], skip_bad=True)[0]
+        return load(folder, ids, class_names(folder, ids)[0], skip_bad=True)[0]
     rng, nothing = np.random.default_rng(0), (np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool))
     for i in range(number):
         smooth = cv2.resize(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), (500, 375))

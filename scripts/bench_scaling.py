@@ -108,7 +108,7 @@ def checking(n: int, folder: Path) -> Run:
     for i in range(n):
         for kind, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
             (root / kind / f"{i:06d}x.{ending}").hardlink_to(root / kind / f"{name}.{ending}")
-    tasks = [Task("train", "train", root, f"{i:06d}x", None) for i in range(n)]
+    tasks = [Task("train", "train", root, f"{i:06d}x") for i in range(n)]
     return lambda: [read_one(task, Settings(), {}) for task in tasks]
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from measuring import machine_details
 
-from fastrcnn.data.annotations.voc import load_voc
+from fastrcnn.data.annotations.splits import load
 from fastrcnn.data.demo import CLASSES, write_demo
 from fastrcnn.proposals.store import ImageProposals, write_store
 from fastrcnn.structures import Sample
@@ -61,7 +61,7 @@ def data_set(folder: Path, pictures: int) -> tuple[Path, Path]:
     """A data set of so many pictures, and the store of its proposals."""
     root = write_demo(folder / "set", train=pictures, val=1, test=1, size=SIZE)
     ids = (root / "ImageSets" / "Main" / "train.txt").read_text().split()
-    samples, _ = load_voc(root, ids, CLASSES)
+    samples, _ = load(root, ids, CLASSES)
     store = folder / "set.proposals"
     write_store(store, proposals(samples), "drawn for a benchmark", {})
     return root, store

@@ -39,12 +39,12 @@ SIDES = (160, 240, 320, 500)
 
 def some(root: Path, pictures: int) -> tuple[list[Sample], list[str]]:
     """Samples spread over a data set, and the names of its classes."""
-    from fastrcnn.data.annotations.voc import find_classes, load_voc
+    from fastrcnn.data.annotations.splits import class_names, load
     from fastrcnn.data.annotations.voc_layout import annotated_ids
 
     ids = annotated_ids(root)
-    classes, _ = find_classes(root, ids)
-    samples, _ = load_voc(root, ids[:: max(1, len(ids) // pictures)][:pictures], classes, skip_bad=True)
+    classes, _ = class_names(root, ids)
+    samples, _ = load(root, ids[:: max(1, len(ids) // pictures)][:pictures], classes, skip_bad=True)
     return samples, classes
 
 

@@ -33,7 +33,7 @@ from voc_folder import fingerprint, voc_xml
 from fastrcnn.config.compose import check_overrides, compose
 from fastrcnn.config.schema import leaves
 from fastrcnn.config.values import as_written
-from fastrcnn.data.annotations.voc import load_voc
+from fastrcnn.data.annotations.splits import load
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 from fastrcnn.training import checkpoint
@@ -191,7 +191,7 @@ def read_annotation(folder: Path, data: bytes) -> Sample | UserError:
     path = folder / "Annotations" / "a.xml"
     path.write_bytes(data)
     before = fingerprint(folder)
-    found = outcome(lambda: load_voc(folder, ["a"], CLASSES, need_pictures=False)[0][0], str(path), len(data))
+    found = outcome(lambda: load(folder, ["a"], CLASSES, need_pictures=False)[0][0], str(path), len(data))
     assert fingerprint(folder) == before
     return found
 

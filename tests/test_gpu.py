@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastrcnn.cli import main
-from fastrcnn.data.annotations.voc import load_voc
+from fastrcnn.data.annotations.splits import load
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.demo import CLASSES, write_demo
 from fastrcnn.data.loader import training_loader
@@ -107,7 +107,7 @@ def test_features_are_the_cpus(gpu: torch.device) -> None:
 def test_pictures_are_pinned_on_their_way(gpu: torch.device, data_set: list[str], tmp_path: Path) -> None:
     root = tmp_path / "set"
     ids = (root / "ImageSets" / "Main" / "train.txt").read_text().split()
-    samples, _ = load_voc(root, ids, CLASSES)
+    samples, _ = load(root, ids, CLASSES)
     data = DetectionDataset(samples, ProposalStore(tmp_path / "all.proposals").boxes, Augmentation((100,), 200), seed=0)
     assert next(iter(training_loader(data, 2, workers=1, pin_memory=True))).images.is_pinned()
 
@@ -155,7 +155,7 @@ def data_set(tmp_path: Path) -> list[str]:
     stores = []
     for split in ("train", "test"):
         ids = (root / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
-        samples, _ = load_voc(root, ids, CLASSES)
+        samples, _ = load(root, ids, CLASSES)
         items = [
             ImageProposals(
                 s.image_id,

@@ -1,7 +1,7 @@
 """Reading a whole data set once, on all cores: every annotation, every pixel, every proposal.
 
-What one picture gives is a `Record`; `report.py` makes the report of them. Nothing stops at a bad file, and
-nothing is written.
+What one image gives is a `Record`; `report.py` makes the report of them. Nothing stops at a bad file, and nothing is
+written.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 from fastrcnn import boxes as box_ops
-from fastrcnn.audit.truth import Annotated, Truth, read_voc
-from fastrcnn.data.annotations.splits import is_coco
-from fastrcnn.data.annotations.truth import Problem
+from fastrcnn.data.annotations.problems import Problem
+from fastrcnn.data.annotations.truth import Annotated, AnnotatedObject
+from fastrcnn.data.annotations.voc import read_voc
 from fastrcnn.data.frames import disagreement, turn_for
 from fastrcnn.data.images import Stored, decode_stored, is_deep, read_bytes
 from fastrcnn.errors import UserError
@@ -31,56 +31,96 @@ from fastrcnn.progress import progress
 from fastrcnn.proposals.generate import start_worker
 from fastrcnn.proposals.store import ProposalStore, clean
 
-CHUNK = 16  # pictures that a process takes at a time
+CHUNK = 16  # images that a process takes at a time
 COLOURS = {"1": "gray", "L": "gray", "LA": "gray", "P": "palette", "CMYK": "CMYK", "RGBA": "RGBA", "I": "16-bit"}
 
 
 @dataclass(frozen=True)
-class Task:
-    """A picture to read."""
-
-    role: str  # train or test
-    split: str
-    source: Path  # a folder in VOC layout, or a COCO file
-    image_id: str
-    store: Path | None  # of its proposals
-    annotated: Annotated | None = None  # what a COCO file says; XML is read with the picture
-
-
-@dataclass(frozen=True)
 class Settings:
-    """What training will do with the proposals; see `RoISampler` for the overlaps."""
+    """What training will do with the data set; see `RoISampler` for the overlaps."""
 
     max_proposals: int | None = 2000
     use_difficult: bool = True
     first_pixel: int = 1
+    leave_out_others: bool = False  # objects of other classes than those that are named
+    leave_out_missing: bool = False  # images without proposals
+    short_sides: tuple[int, ...] = (600,)
+    long_side: int = 1000
+    rois_per_image: int = 64
+    fg_fraction: float = 0.25
     fg_iou: float = 0.5
     bg_iou: tuple[float, float] = (0.1, 0.5)
 
 
 @dataclass(frozen=True)
+class Task:
+    """An image to read."""
+
+    role: str  # train or test
+    split: str
+    source: Path  # a folder in VOC layout, or a COCO file
+    image_id: str
+    store: Path | None = None  # of its proposals
+    image: Annotated | None = None  # what a COCO file says; XML is read with the image
+
+
+@dataclass(frozen=True)
 class Record:
-    """What reading one picture gave."""
+    """What reading one image gave."""
 
     task: Task
-    file: Path  # the picture, or where it should be
-    annotation: Path
-    truth: Truth
+    image: Annotated
+    objects: tuple[AnnotatedObject, ...]  # G usable ones
     problems: tuple[Problem, ...]
     size: tuple[int, int] | None = None  # width and height in pixels as it is used; None where it cannot be decoded
-    stored: Stored | None = None  # what the picture's file says
+    stored: Stored | None = None  # what the image's file says
     turn: int = 1  # EXIF orientation that is applied when it is read
     colour: str = "RGB"  # RGB, gray, palette, CMYK, RGBA or 16-bit, as stored
     digest: bytes = b""  # SHA-256 of the file
     proposals: int | None = None  # used of it; None where there are none to read
     best: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (G,) float64, IoU with the best proposal
-    trained: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))  # (G,) objects that training uses
     foreground: int = 0  # RoIs, truth included, that a training step may draw as foreground
     background: int = 0
 
+    @property
+    def usable(self) -> bool:
+        """Whether the image and its annotation can be read."""
+        return self.size is not None and self.image.size is not None
+
+    @property
+    def names(self) -> list[str]:
+        """Of the objects' classes."""
+        return [o.name for o in self.objects]
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """The objects' boxes (G, 4) float32, half-open, cut off at the image's border."""
+        boxes = np.array([o.box for o in self.objects], np.float32).reshape(-1, 4)
+        return np.clip(boxes, 0, np.array([self.image.width, self.image.height] * 2, np.float32))
+
+    @property
+    def difficult(self) -> np.ndarray:
+        """(G,) bool."""
+        return np.array([o.difficult for o in self.objects], bool)
+
+
+def sort_out(image: Annotated, training: bool) -> tuple[tuple[AnnotatedObject, ...], tuple[Problem, ...]]:
+    """The usable objects of an image, and all problems. training: whether the image is to train on."""
+    problems, usable = list(image.problems), []
+    for o in image.objects or ():
+        if note := o.flag_note(training):
+            problems.append(note)
+        if not o.listed:
+            problems.append(o.problem("unknown_class", f"unknown class '{o.name}': the file has no such category."))
+        elif o.fault:
+            problems.append(o.box_problem())
+        else:
+            usable.append(o)
+    return tuple(usable), tuple(problems)
+
 
 def read_all(tasks: Sequence[Task], settings: Settings, workers: int | None = None) -> list[Record]:
-    """Reads all pictures, in `workers` processes (by default one a core); records come in the order of the tasks.
+    """Reads all images, in `workers` processes (by default one a core); records come in the order of the tasks.
 
     Raises UserError where a store of proposals cannot be opened or a process dies. Scripts that call this need the
     usual `if __name__ == "__main__":`.
@@ -112,37 +152,32 @@ def _read_chunk(tasks: Sequence[Task], settings: Settings, stores: Mapping[Path,
 
 
 def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore]) -> Record:
-    """Reads one picture, its annotation and its proposals; whatever is wrong becomes a Problem of the record."""
-    said = task.annotated or read_voc(task.source, task.image_id, settings.first_pixel)
-    truth, problems = said.truth, list(said.problems)
-    record = Record(task, said.file, said.annotation, truth, ())
+    """Reads one image, its annotation and its proposals; whatever is wrong becomes a Problem of the record."""
+    image = task.image
+    if image is None:
+        (image,) = read_voc(task.source, [task.image_id], first_pixel=settings.first_pixel)
+    objects, found = sort_out(image, task.role == "train")
+    record, problems = Record(task, image, objects, ()), list(found)
     if not {p.kind for p in problems} & {"missing_picture", "link"}:
         try:
             record = _with_picture(record)
         except UserError as error:
-            problems.append(Problem("bad_picture", str(said.file), str(error).removeprefix(f"{said.file}: ")))
-    if record.size and truth.size and record.size != truth.size:
-        assert record.stored is not None
-        problems.append(Problem("picture_size", str(said.file), disagreement(record.stored, truth.size)))
-    left_out = {p.object for p in problems if p.kind == "crowd"}  # of a COCO file, in the images to train on
-    trained = np.array([number not in left_out for number in truth.numbers], bool)
-    if not settings.use_difficult or is_coco(task.source):  # where crowds take the part of difficult objects
-        trained &= ~truth.difficult
-    record = replace(record, trained=trained)
-    size = record.size or truth.size
-    if task.store is not None and size is not None:
+            problems.append(Problem("bad_picture", str(image.path), str(error).removeprefix(f"{image.path}: ")))
+    if record.stored is not None and image.size and record.size != image.size:
+        problems.append(Problem("picture_size", str(image.path), disagreement(record.stored, image.size)))
+    if task.store is not None and (record.size or image.size):
         try:
-            record = _with_proposals(record, size, stores[task.store], settings, problems)
+            record = _with_proposals(record, stores[task.store], settings, problems)
         except UserError as error:
             problems.append(Problem("bad_proposals", str(task.store), f"'{task.image_id}': {error}"))
     return replace(record, problems=tuple(problems))
 
 
 def _with_picture(record: Record) -> Record:
-    """The record with what the picture's file says; raises UserError where it cannot be decoded."""
-    data = read_bytes(record.file)
-    _, stored = decode_stored(data, record.file)
-    turn = turn_for(stored, record.truth.size) or 1  # where neither fits, the sizes are a problem
+    """The record with what the image's file says; raises UserError where it cannot be decoded."""
+    data = read_bytes(record.image.path)
+    _, stored = decode_stored(data, record.image.path)
+    turn = turn_for(stored, record.image.size) or 1  # where neither fits, the sizes are a problem
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data)) as header:
@@ -153,26 +188,26 @@ def _with_picture(record: Record) -> Record:
     return replace(record, size=size, stored=stored, turn=turn, colour=colour, digest=hashlib.sha256(data).digest())
 
 
-def _with_proposals(
-    record: Record, size: tuple[int, int], store: ProposalStore, settings: Settings, problems: list[Problem]
-) -> Record:
+def _with_proposals(record: Record, store: ProposalStore, settings: Settings, problems: list[Problem]) -> Record:
     """The record with what its proposals give; `problems` grows by what is wrong with them."""
-    path, image_id, truth = store.path, record.task.image_id, record.truth
+    path, image_id, image = store.path, record.task.image_id, record.image
     if image_id not in store:
-        problems.append(Problem("no_proposals", str(record.file), f"{path} has none for '{image_id}'."))
+        kind = "left_out" if settings.leave_out_missing else "no_proposals"
+        problems.append(Problem(kind, str(image.path), f"{path} has none for '{image_id}'."))
         return record
-    height, width = store.size(image_id)
-    if (width, height) != size:
-        what = f"'{image_id}' has {width} x {height} pixels there, but the picture has {size[0]} x {size[1]}."
+    (height, width), size = store.size(image_id), record.size or image.size
+    if size and (width, height) != size:
+        what = f"'{image_id}' has {width} x {height} pixels there, but the image has {size[0]} x {size[1]}."
         problems.append(Problem("proposal_size", str(path), what))
         return record
     found = store.boxes(image_id)[: settings.max_proposals]
     sound, _, counts = clean(found, height, width)
     if counts.dropped or counts.clipped:
-        what = f"'{image_id}': {counts.dropped + counts.clipped} boxes are no numbers, inverted, or out of the picture."
+        what = f"'{image_id}': {counts.dropped + counts.clipped} boxes are no numbers, inverted, or out of the image."
         problems.append(Problem("bad_proposals", str(path), what))
-    overlaps = box_ops.iou(torch.from_numpy(truth.boxes).double(), torch.from_numpy(sound).double())
-    used = torch.from_numpy(truth.boxes[record.trained])
+    boxes, trained = record.boxes, [o.trained_on(settings.use_difficult) for o in record.objects]
+    overlaps = box_ops.iou(torch.from_numpy(boxes).double(), torch.from_numpy(sound).double())
+    used = torch.from_numpy(boxes[np.array(trained, bool)])
     rois = torch.cat((torch.from_numpy(sound), used))
     best = box_ops.iou(rois, used).amax(dim=1) if len(used) else rois.new_zeros(len(rois))
     low, high = settings.bg_iou

@@ -1,4 +1,4 @@
-"""Problems and notes that show only when all pictures of a data set are seen together."""
+"""The report of all records: their problems, and those that show only when all images are seen together."""
 
 from __future__ import annotations
 
@@ -6,34 +6,73 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from fastrcnn.audit.check import Record
+from fastrcnn.audit import report as statistics
+from fastrcnn.audit.check import Record, Settings
 from fastrcnn.audit.report import CELL, Report
-from fastrcnn.data.annotations.splits import is_coco
-from fastrcnn.data.annotations.truth import Problem
+from fastrcnn.data.annotations.problems import UNREAD, Problem, by_cause
+from fastrcnn.data.annotations.splits import explain_missing
+from fastrcnn.data.annotations.truth import stands_out, unknown_class
 from fastrcnn.data.frames import image_notes
-from fastrcnn.errors import nearest
 from fastrcnn.names import SAME_FILES, class_fault, comp4_id, same_files
 from fastrcnn.proposals.store import ProposalStore
 
 FEW_OBJECTS = 10  # of a class in training; a note is made of fewer
-FEW_BACKGROUND = 0.1  # share of training pictures that cannot fill a step; a note is made of more
+FEW_BACKGROUND = 0.1  # share of training images that cannot fill a step; a note is made of more
+
+
+def make_report(
+    records: Sequence[Record], problems: Sequence[Problem], name: str, root: str, classes: list[str], settings: Settings
+) -> Report:
+    """The report on a data set. problems: what is known already, those of `file_problems` for one."""
+    found = list(problems)
+    unread = any(p.kind in UNREAD for p in found)
+    found += findings(records, classes, root, settings, unread)
+    known = [statistics.known_only(r, classes) for r in records]
+    stores = [ProposalStore(path) for path in dict.fromkeys(r.task.store for r in records) if path is not None]
+    found += proposal_findings(known, stores)
+    boxes = statistics.boxes(known, settings.short_sides, settings.long_side)
+    sampling = statistics.sampling(known, settings.rois_per_image, settings.fg_fraction)
+    found += [*_small_boxes(boxes, root), *_few_rois(sampling, root)]
+    lists = dict.fromkeys((r.task.role, r.task.split) for r in records)
+    return Report(
+        name=name,
+        root=root,
+        classes=classes,
+        splits=[statistics.split([r for r in known if (r.task.role, r.task.split) == key], classes) for key in lists],
+        pictures=statistics.pictures(known),
+        boxes=boxes,
+        proposals=statistics.proposals(known, classes, [str(s.path) for s in stores]),
+        sampling=sampling,
+        errors=[p for p in found if p.error],
+        notes=[p for p in found if not p.error],
+    )
+
+
+def file_problems(records: Sequence[Record], root: Path) -> list[Problem]:
+    """The problems of the files, those of one cause once."""
+    found = []
+    for source in dict.fromkeys(r.task.source for r in records):
+        of_source = [r for r in records if r.task.source == source]
+        own = [p for r in of_source for p in r.problems]
+        found += by_cause(explain_missing(own, source, root, len(of_source)), len(of_source))
+    return found
 
 
 def findings(
-    records: Sequence[Record], classes: Sequence[str], lists: str, leave_out_others: bool, unread: bool = False
+    records: Sequence[Record], classes: Sequence[str], lists: str, settings: Settings, unread: bool = False
 ) -> list[Problem]:
     """All of them but those about proposals.
 
-    lists: the place of the split lists, for messages. leave_out_others: objects of classes that are not in `classes`
-    are left out on purpose. unread: there are annotations that could not be read, which is why objects may be missing.
+    lists: the place of the split lists, for messages. unread: there are annotations that could not be read, which is
+    why objects may be missing.
     """
     return [
-        *_unknown_classes(records, classes, "other_classes" if leave_out_others else "unknown_class"),
+        *_unknown_classes(records, classes, "other_classes" if settings.leave_out_others else "unknown_class"),
         *_same_ids(records, lists),
         *_same_pictures(records),
         *_zero_based(records),
         *_letter_case(records),
-        *_rare_classes(records, classes, lists, unread),
+        *_rare_classes(records, classes, lists, settings.use_difficult, unread),
         *_without_truth(records, classes, lists, unread),
         *_counted(records),
     ]
@@ -41,73 +80,54 @@ def findings(
 
 def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str, test: str) -> list[Problem]:
     """The classes that an evaluation on the split `test` cannot write files for, each at its first object."""
-    places: dict[str, tuple[Record, int]] = {}
-    for r in records:
-        for number, name in zip(r.truth.numbers, r.truth.names, strict=True):
-            places.setdefault(name, (r, number))
+    first = {o.name: o for r in reversed([*records]) for o in reversed(r.objects)}
     problems = []
     for name in classes:
         if fault := class_fault(name, test):
             what = f"class {name[:40]!r} {fault}."
-            if name in places:
-                record, number = places[name]
-                unit = "annotation" if is_coco(record.task.source) else "object"
-                problems.append(Problem("classes", str(record.annotation), what, object=number, unit=unit))
-            else:
-                problems.append(Problem("classes", lists, what))
+            problems.append(first[name].problem("classes", what) if name in first else Problem("classes", lists, what))
     return problems
 
 
 def proposal_findings(records: Sequence[Record], stores: Iterable[ProposalStore]) -> list[Problem]:
-    """What the proposals and the pictures say about each other."""
+    """What the proposals and the images say about each other."""
     problems = []
     ids = {r.task.image_id for r in records}
     for store in stores:
-        foreign = [i for i in store.ids if i not in ids]
-        if foreign:
-            what = (
-                f"{len(foreign)} of its {len(store)} pictures are in no list that was checked, such as '{foreign[0]}'."
-            )
+        if foreign := [i for i in store.ids if i not in ids]:
+            what = f"{len(foreign)} of its {len(store)} images are in no list that was checked, such as '{foreign[0]}'."
             problems.append(Problem("foreign_proposals", str(store.path), what))
-        cleaning = store.meta.get("cleaning", {})
-        dropped = {k: n for k, n in cleaning.items() if k in ("not_finite", "inverted", "outside") and n}
-        if dropped:
-            what = ", ".join(f"{n} {k.replace('_', ' ')}" for k, n in dropped.items())
-            problems.append(Problem("dropped_proposals", str(store.path), f"boxes dropped: {what}."))
-    problems += _sum_up(
-        "zero_proposals", records, lambda r: int(r.proposals == 0), "{n} picture(s) have no box in the store."
-    )
-    alone = [(r, int((r.best == 0).sum())) for r in records if r.proposals is not None]
-    total = sum(n for _, n in alone)
-    if total:
-        first = next(r for r, n in alone if n)
-        what = f"{total} object(s) in {sum(n > 0 for _, n in alone)} picture(s) are touched by no proposal at all."
-        problems.append(Problem("missed", str(first.annotation), what))
+        counts = {k: store.meta.get("cleaning", {}).get(k) for k in ("not_finite", "inverted", "outside")}
+        if dropped := [f"{n} {k.replace('_', ' ')}" for k, n in counts.items() if n]:
+            what = f"boxes dropped: {', '.join(dropped)}."
+            problems.append(Problem("dropped_proposals", str(store.path), what))
+    what = "{n} image(s) have no box in the store."
+    problems += _sum_up("zero_proposals", records, lambda r: r.proposals == 0, what)
+    having = [r for r in records if r.proposals is not None]
+    what = "{n} object(s) in {images} image(s) are touched by no proposal at all."
+    problems += _sum_up("missed", having, lambda r: int((r.best == 0).sum()), what, annotation=True)
     return problems
 
 
-def _sum_up(kind: str, records: Iterable[Record], count: Callable[[Record], int], what: str) -> list[Problem]:
-    """One problem for all records that `count` finds something in; it names the first of them."""
+def _sum_up(
+    kind: str, records: Iterable[Record], count: Callable[[Record], int], what: str, annotation: bool = False
+) -> list[Problem]:
+    """One problem for all records that `count` finds something in; it names the file of the first of them."""
     found = [(r, n) for r in records if (n := count(r))]
     if not found:
         return []
-    text = what.format(n=sum(n for _, n in found), pictures=len(found))
-    return [Problem(kind, str(found[0][0].file), text)]
+    first = found[0][0].image
+    text = what.format(n=sum(n for _, n in found), images=len(found))
+    return [Problem(kind, str(first.annotation if annotation else first.path), text)]
 
 
 def _unknown_classes(records: Iterable[Record], classes: Sequence[str], kind: str) -> list[Problem]:
     known = set(classes)
     return [
-        Problem(
-            kind,
-            str(r.annotation),
-            f"unknown class '{name}'.{nearest(name, classes)} Known: {', '.join(classes) or 'none'}.",
-            object=number,
-            name=name,
-        )
+        o.problem(kind, unknown_class(o.name, classes), o.name)
         for r in records
-        for number, name in zip(r.truth.numbers, r.truth.names, strict=True)
-        if name not in known
+        for o in r.objects
+        if o.name not in known
     ]
 
 
@@ -122,7 +142,7 @@ def _same_ids(records: Iterable[Record], lists: str) -> list[Problem]:
             named = [r.task.split for r in found if r.task.role == role]
             if len(named) > 1:
                 problems.append(Problem("duplicate_id", lists, f"'{image_id}' is in {' and in '.join(named)}."))
-        files = {r.file for r in found}
+        files = {r.image.path for r in found}
         if len({r.task.role for r in found}) == 1:
             continue
         if len(files) > 1:
@@ -140,7 +160,7 @@ def _same_pictures(records: Iterable[Record]) -> list[Problem]:
     groups: dict[bytes, dict[Path, Record]] = defaultdict(dict)
     for r in records:
         if r.digest:
-            groups[r.digest].setdefault(r.file, r)
+            groups[r.digest].setdefault(r.image.path, r)
     problems = []
     for group in groups.values():
         if len(group) > 1:
@@ -148,58 +168,57 @@ def _same_pictures(records: Iterable[Record]) -> list[Problem]:
             leak = len({r.task.role for r in group.values()}) > 1
             names = ", ".join(f"'{r.task.image_id}' ({r.task.split})" for r in others)
             what = f"'{first.task.image_id}' ({first.task.split}) is the same file, byte for byte, as {names}."
-            problems.append(Problem("leak" if leak else "copies", str(first.file), what))
+            problems.append(Problem("leak" if leak else "copies", str(first.image.path), what))
     return problems
 
 
 def _zero_based(records: Sequence[Record]) -> list[Problem]:
-    at_zero = [r for r in records if r.truth.at_zero]
-    if not at_zero:
-        return []
-    boxes = sum(r.truth.at_zero for r in at_zero)
-    at_end = sum(r.truth.at_end for r in records)
-    if at_end:
-        rest = (
-            f"{at_end} box(es) reach xmax or ymax of the picture's full width or height as well, so that x2 and y2 may "
-            "be meant as one past the last pixel, or files of two origins are mixed."
-        )
-    else:
-        rest = "No box reaches the picture's last column or row: the whole data set seems to count from 0."
-    what = f"{boxes} box(es) in {len(at_zero)} file(s) start at 0, before the first pixel, which is 1 in VOC. {rest}"
-    return [Problem("zero_based", str(at_zero[0].annotation), what)]
+    def at_zero(r: Record) -> int:
+        return sum(stands_out(o, r.image)[1] for o in r.objects)
+
+    at_end = 0  # boxes that a zero-based inclusive file cannot have
+    for image in (r.image for r in records):
+        at_end += sum(o.box[2] >= image.width or o.box[3] >= image.height for o in image.objects or ())
+    rest = (
+        f"{at_end} box(es) reach xmax or ymax of the image's full width or height as well, so that x2 and y2 may "
+        "be meant as one past the last pixel, or files of two origins are mixed."
+        if at_end
+        else "No box reaches the image's last column or row: the whole data set seems to count from 0."
+    )
+    what = "{n} box(es) in {images} file(s) start at 0, before the first pixel, which is 1 in VOC. "
+    return _sum_up("zero_based", records, at_zero, what + rest, annotation=True)
 
 
 def _letter_case(records: Iterable[Record]) -> list[Problem]:
     first: dict[str, Record] = {}
     for r in records:
-        for name in r.truth.names:
+        for name in r.names:
             first.setdefault(name, r)
-    return [
-        Problem("letter_case", str(first[group[-1]].annotation), f"there are {_quoted(group)}, which {SAME_FILES}.")
-        for group in same_files(first)
-    ]
+    problems = []
+    for group in same_files(first):
+        what = f"there are {' and '.join(map(repr, group))}, which {SAME_FILES}."
+        problems.append(Problem("letter_case", str(first[group[-1]].image.annotation), what))
+    return problems
 
 
-def _quoted(names: Iterable[str]) -> str:
-    return " and ".join(f"'{n}'" for n in names)
-
-
-def _rare_classes(records: Iterable[Record], classes: Sequence[str], lists: str, unread: bool) -> list[Problem]:
+def _rare_classes(
+    records: Iterable[Record], classes: Sequence[str], lists: str, use_difficult: bool, unread: bool
+) -> list[Problem]:
     counts = {"train": Counter[str](), "test": Counter[str]()}
     for r in records:
-        used = zip(r.truth.names, r.trained, strict=True) if r.task.role == "train" else ((n, 1) for n in r.truth.names)
-        counts[r.task.role].update(name for name, counted in used if counted)
-    problems = []
+        testing = r.task.role == "test"
+        counts[r.task.role].update(o.name for o in r.objects if testing or o.trained_on(use_difficult))
     if not any(counts["train"][name] for name in classes):
         shown = [r for r in records if r.task.role == "train"]
-        objects = sum(len(r.truth.names) for r in shown)
-        first = next((r for r in shown if r.truth.names or not objects), None)
+        objects = sum(len(r.objects) for r in shown)
+        first = next((r for r in shown if r.objects or not objects), None)
         if first is not None and (objects or not unread):
             what = f"none of the {objects} objects in the training images is trained on."
             what = what if objects else f"none of the {len(shown)} training images has an object."
-            return [Problem("no_objects", str(first.annotation), what)]
+            return [Problem("no_objects", str(first.image.annotation), what)]
         if unread:
             return []
+    problems = []
     for name in classes:
         train, test = counts["train"][name], counts["test"][name]
         if train == 0:
@@ -213,50 +232,44 @@ def _rare_classes(records: Iterable[Record], classes: Sequence[str], lists: str,
 def _without_truth(records: Sequence[Record], classes: Sequence[str], lists: str, unread: bool) -> list[Problem]:
     """Whether no test image has an object that counts."""
     test = [r for r in records if r.task.role == "test"]
-    if (unread and not any(r.truth.names for r in test)) or not test:
+    if not test or (unread and not any(r.objects for r in test)):
         return []
-    if any(n in classes and not d for r in test for n, d in zip(r.truth.names, r.truth.difficult, strict=True)):
+    if any(o.name in classes and not o.difficult for r in test for o in r.objects):
         return []
     what = f"no class has an object in the {len(test)} image(s) to test on, so there will be no mAP and no best.pt."
     return [Problem("no_truth", lists, what)]
 
 
 def _counted(records: Sequence[Record]) -> list[Problem]:
-    problems = _sum_up(
-        "clipped", records, lambda r: r.truth.clipped, "{n} box(es) in {pictures} picture(s) were clipped."
-    )
-    problems += _sum_up(
-        "negative",
-        records,
-        lambda r: int(r.truth.size is not None and not r.truth.names and not r.problems),
-        "{n} picture(s) have no object.",
-    )
-    problems += _sum_up(
-        "escaped_id",
-        records,
-        lambda r: int(comp4_id(r.task.image_id) != r.task.image_id),
-        "{n} id(s) hold a space or a %.",
-    )
+    def empty(r: Record) -> bool:
+        return r.image.size is not None and not r.objects and not r.problems
+
+    def escaped(r: Record) -> bool:
+        return comp4_id(r.task.image_id) != r.task.image_id
+
+    def clipped(r: Record) -> int:
+        return sum(stands_out(o, r.image)[0] for o in r.objects)
+
+    problems = _sum_up("clipped", records, clipped, "{n} box(es) in {images} image(s) were clipped.")
+    problems += _sum_up("negative", records, empty, "{n} image(s) have no object.")
+    problems += _sum_up("escaped_id", records, escaped, "{n} id(s) hold a space or a %.")
     for colour in sorted({r.colour for r in records} - {"RGB"}):
-        problems += _sum_up(
-            "colours", [r for r in records if r.colour == colour], lambda r: 1, f"{{n}} picture(s) are {colour}."
-        )
-    problems += image_notes([(r.file, r.stored, r.turn) for r in records if r.stored and r.size == r.truth.size])
+        of_colour = [r for r in records if r.colour == colour]
+        problems += _sum_up("colours", of_colour, lambda r: 1, f"{{n}} image(s) are {colour}.")
+    problems += image_notes([(r.image.path, r.stored, r.turn) for r in records if r.stored and r.size == r.image.size])
     return problems
 
 
-def report_findings(report: Report) -> list[Problem]:
-    """What the statistics give reason to say."""
-    problems = []
-    objects = sum(report.boxes.sizes.values())
-    side, below = next(iter(report.boxes.below_cell.items()), ("", 0))
-    if below:
-        what = f"{below} of {objects} boxes are lower or narrower than {CELL} pixels, one cell of conv5_3, when "
-        problems.append(Problem("small_boxes", report.root, f"{what}the short side of the picture has {side} pixels."))
-    s = report.sampling
-    if s is not None and s.few_background > FEW_BACKGROUND:
-        what = f"{100 * s.few_background:.0f} % of the training pictures have too few background RoIs to fill up to "
-        problems.append(
-            Problem("few_rois", report.root, f"{what}{s.rois_per_image}; {s.drawn:.0f} can be drawn on average.")
-        )
-    return problems
+def _small_boxes(boxes: statistics.Boxes, root: str) -> list[Problem]:
+    side, below = next(iter(boxes.below_cell.items()), ("", 0))
+    if not below:
+        return []
+    what = f"{below} of {sum(boxes.sizes.values())} boxes are lower or narrower than {CELL} pixels, one cell of "
+    return [Problem("small_boxes", root, f"{what}conv5_3, when the short side of the image has {side} pixels.")]
+
+
+def _few_rois(s: statistics.Sampling | None, root: str) -> list[Problem]:
+    if s is None or s.few_background <= FEW_BACKGROUND:
+        return []
+    what = f"{100 * s.few_background:.0f} % of the training images have too few background RoIs to fill up to "
+    return [Problem("few_rois", root, f"{what}{s.rois_per_image}; {s.drawn:.0f} can be drawn on average.")]

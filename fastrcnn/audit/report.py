@@ -1,7 +1,8 @@
-"""The report on a data set: counts, sizes, proposals and problems, from the records of `check.py`."""
+"""The report on a data set: counts, sizes and proposals, from the records of `check.py`, and its problems."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -9,13 +10,12 @@ from typing import Any
 import numpy as np
 
 from fastrcnn.audit.check import Record
-from fastrcnn.audit.problems import KINDS
-from fastrcnn.data.annotations.truth import Problem
+from fastrcnn.data.annotations.problems import Problem
+from fastrcnn.data.annotations.truth import stands_out
 from fastrcnn.data.transforms import scale_for
+from fastrcnn.evaluation.sizes import SIZES
 
-# Areas in square pixels that part COCO's small, medium and large objects.
-SMALL, MEDIUM = 32**2, 96**2
-CELL = 16  # pixels of the scaled picture that one cell of conv5_3 stands for
+CELL = 16  # pixels of the scaled image that one cell of conv5_3 stands for
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Split:
-    """One list of pictures. Objects are those of known classes with a usable box."""
+    """One list of images. Objects are those of known classes with a usable box."""
 
     name: str
     role: str  # train or test
     images: int
-    unreadable: int  # of the images: picture or annotation cannot be used
+    unreadable: int  # of the images: image or annotation cannot be used
     negatives: int  # usable, without an object
     objects: int
     difficult: int
@@ -63,7 +63,7 @@ class Pictures:
     width: Range  # pixels
     height: Range
     aspect: Range  # width over height
-    colours: dict[str, int]  # pictures stored as RGB, gray, palette, CMYK, RGBA, 16-bit
+    colours: dict[str, int]  # images stored as RGB, gray, palette, CMYK, RGBA, 16-bit
     turned: int  # with an EXIF rotation, whether it is applied or not
 
 
@@ -95,14 +95,14 @@ class ProposalStatistics:
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a training step finds to draw from in the pictures of the training lists."""
+    """What a training step finds to draw from in the images of the training lists."""
 
     images: int
     rois_per_image: int
     fg_quota: int  # the most that are drawn as foreground
     foreground: float  # mean number of RoIs there are, truth included
     background: float
-    few_foreground: float  # share of pictures with less foreground than the quota
+    few_foreground: float  # share of images with less foreground than the quota
     few_background: float  # share with less background than is left to draw
     drawn: float  # mean number of RoIs that can be drawn
 
@@ -128,101 +128,82 @@ def to_json(report: Report) -> dict[str, Any]:
 
     Keys are the fields of Report and of the dataclasses in it, which say what they mean; besides, `ok` (no errors)
     first, and for each of `errors` and `notes`: kind, title, file, line, object, name, what, mend. Lengths are in
-    pixels of the original pictures, shares and recalls between 0 and 1, null where there is nothing to count.
+    pixels of the original images, shares and recalls between 0 and 1, null where there is nothing to count.
     """
     plain = {"ok": not report.errors, **asdict(report)}
     for key, problems in (("errors", report.errors), ("notes", report.notes)):
-        plain[key] = [{**asdict(p), "title": KINDS[p.kind].title, "mend": KINDS[p.kind].mend} for p in problems]
+        plain[key] = [{**asdict(p), "title": p.title, "mend": p.mend} for p in problems]
     return plain
 
 
 def known_only(record: Record, classes: Sequence[str]) -> Record:
     """The record without objects of unknown classes, which the counts leave out as training would."""
-    kept = np.array([name in classes for name in record.truth.names], dtype=bool)
-    if kept.all():
-        return record
-    truth = record.truth
-    truth = replace(
-        truth,
-        names=tuple(n for n, k in zip(truth.names, kept, strict=True) if k),
-        numbers=tuple(n for n, k in zip(truth.numbers, kept, strict=True) if k),
-        boxes=truth.boxes[kept],
-        difficult=truth.difficult[kept],
-    )
-    best = record.best[kept] if record.proposals is not None else record.best
-    return replace(record, truth=truth, trained=record.trained[kept], best=best)
+    kept = np.array([name in classes for name in record.names], dtype=bool)
+    objects = tuple(o for o, k in zip(record.objects, kept, strict=True) if k)
+    return replace(record, objects=objects, best=record.best if record.proposals is None else record.best[kept])
 
 
 def split(records: Sequence[Record], classes: Sequence[str]) -> Split:
     """The counts of one list; all records are of it."""
-    usable = [r for r in records if r.truth.size and r.size]
-    names = np.array([name for r in usable for name in r.truth.names], dtype=object)
-    difficult = _joined([r.truth.difficult for r in usable]).astype(bool)
+    usable = [r for r in records if r.usable]
+    objects = Counter(o.name for r in usable for o in r.objects)
+    difficult = Counter(o.name for r in usable for o in r.objects if o.difficult)
+    images = Counter(name for r in usable for name in set(r.names))
     return Split(
         name=records[0].task.split,
         role=records[0].task.role,
         images=len(records),
         unreadable=len(records) - len(usable),
-        negatives=sum(not r.truth.names for r in usable),
-        objects=len(names),
-        difficult=int(difficult.sum()),
-        truncated=sum(r.truth.truncated for r in usable),
-        classes={
-            name: ClassCount(
-                objects=int((names == name).sum()),
-                difficult=int(difficult[names == name].sum()) if len(names) else 0,
-                images=sum(name in r.truth.names for r in usable),
-            )
-            for name in classes
-        },
+        negatives=sum(not r.objects for r in usable),
+        objects=objects.total(),
+        difficult=difficult.total(),
+        truncated=sum(r.image.truncated for r in usable),
+        classes={name: ClassCount(objects[name], difficult[name], images[name]) for name in classes},
     )
 
 
 def pictures(records: Sequence[Record]) -> Pictures:
-    """Sizes and colours of all pictures that can be read."""
+    """Sizes and colours of all images that can be read."""
     read = [r for r in records if r.size]
     width, height = np.array([r.size for r in read], dtype=float).reshape(-1, 2).T
-    colours = [r.colour for r in read]
     return Pictures(
         width=_range(width),
         height=_range(height),
         aspect=_range(width / height),
-        colours={c: colours.count(c) for c in sorted(set(colours))},
+        colours=dict(sorted(Counter(r.colour for r in read).items())),
         turned=sum(r.stored is not None and r.stored.orientation != 1 for r in read),
     )
 
 
 def boxes(records: Sequence[Record], short_sides: Iterable[int], long_side: int) -> Boxes:
     """Sizes of all boxes, and how many are small at the scales of training."""
-    every = _joined([r.truth.boxes for r in records]).reshape(-1, 4).astype(float)
-    width, height = every[:, 2] - every[:, 0], every[:, 3] - every[:, 1]
-    shorter, below = np.minimum(width, height), {}
+    width, height = _sides(records)
+    below = {}
     for side in short_sides:
-        scales = [scale_for(*r.truth.size, side, long_side) for r in records if r.truth.size]
-        factor = np.repeat(scales, [len(r.truth.boxes) for r in records if r.truth.size])
-        below[str(side)] = int((shorter * factor < CELL).sum())
+        scales = [scale_for(*r.image.size, side, long_side) for r in records if r.image.size]
+        factor = np.repeat(scales, [len(r.objects) for r in records if r.image.size])
+        below[str(side)] = int((np.minimum(width, height) * factor < CELL).sum())
     return Boxes(
         width=_range(width),
         height=_range(height),
         aspect=_range(width / height),
         sizes={name: int(which.sum()) for name, which in _sizes(width * height).items()},
         below_cell=below,
-        clipped=sum(r.truth.clipped for r in records),
+        clipped=sum(stands_out(o, r.image)[0] for r in records for o in r.objects),
     )
 
 
 def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequence[str]) -> ProposalStatistics | None:
-    """Recall and numbers of the proposals; None where no picture has any list of them."""
+    """Recall and numbers of the proposals; None where no image has any list of them."""
     having = [r for r in records if r.proposals is not None]
     if not having:
         return None
     counts = [r.proposals or 0 for r in having]
-    best = _joined([r.best for r in having])
-    counted = ~_joined([r.truth.difficult for r in having]).astype(bool)
-    names = np.array([n for r in having for n in r.truth.names], dtype=object)
-    places = np.array([r.task.split for r in having for _ in r.truth.names], dtype=object)
-    every = _joined([r.truth.boxes for r in having]).reshape(-1, 4).astype(float)
-    area = (every[:, 2] - every[:, 0]) * (every[:, 3] - every[:, 1])
+    best = np.concatenate([r.best for r in having])
+    counted = ~np.concatenate([r.difficult for r in having])
+    names = np.array([n for r in having for n in r.names], dtype=object)
+    places = np.array([r.task.split for r in having for _ in r.objects], dtype=object)
+    width, height = _sides(having)
     return ProposalStatistics(
         stores=list(stores),
         images=len(having),
@@ -232,13 +213,13 @@ def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequenc
         all=_recall(best[counted]),
         splits={s: _recall(best[counted & (places == s)]) for s in dict.fromkeys(r.task.split for r in having)},
         classes={name: _recall(best[counted & (names == name)]) for name in classes},
-        sizes={name: _recall(best[counted & which]) for name, which in _sizes(area).items()},
+        sizes={name: _recall(best[counted & which]) for name, which in _sizes(width * height).items()},
         untouched=int((best == 0).sum()),
     )
 
 
 def sampling(records: Sequence[Record], rois_per_image: int, fg_fraction: float) -> Sampling | None:
-    """How far the training pictures fill a step, by the rule of `RoISampler`; None where none has proposals."""
+    """How far the training images fill a step, by the rule of `RoISampler`; None where none has proposals."""
     having = [r for r in records if r.task.role == "train" and r.proposals is not None]
     if not having:
         return None
@@ -258,8 +239,10 @@ def sampling(records: Sequence[Record], rois_per_image: int, fg_fraction: float)
     )
 
 
-def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0)
+def _sides(records: Sequence[Record]) -> np.ndarray:
+    """Width and height (2, G) float64 of all boxes."""
+    found = np.concatenate([np.zeros((0, 4)), *(r.boxes for r in records)])
+    return (found[:, 2:] - found[:, :2]).T
 
 
 def _range(values: np.ndarray) -> Range:
@@ -269,7 +252,7 @@ def _range(values: np.ndarray) -> Range:
 
 
 def _sizes(area: np.ndarray) -> dict[str, np.ndarray]:
-    return {"small": area < SMALL, "medium": (area >= SMALL) & (area < MEDIUM), "large": area >= MEDIUM}
+    return {name: (area >= low) & (area < high) for name, (low, high) in SIZES.items()}
 
 
 def _recall(best: np.ndarray) -> Recall:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastrcnn.audit.problems import KINDS, by_kind
-from fastrcnn.audit.report import Range, Recall, Report
-from fastrcnn.data.annotations.truth import Problem
+from fastrcnn.audit.report import Range, Report
+from fastrcnn.data.annotations.problems import Problem, by_kind
 
 MOST_CLASSES = 6  # shown; the page has them all
 MOST_ERRORS = 7  # lines
@@ -15,12 +14,16 @@ MOST_NOTES = 6
 
 def summary(report: Report) -> str:
     """Counts, sizes, proposals, problems and the verdict; fewer than forty lines for any data set."""
-    lines = [f"{report.name}: {report.root}, {len(report.classes)} class(es)", *_counts(report), ""]
     p, b = report.pictures, report.boxes
-    lines.append(f"pictures   width {_range(p.width)}, height {_range(p.height)} pixels")
     sizes = ", ".join(f"{n} {name}" for name, n in b.sizes.items())
-    lines.append(f"boxes      width {_range(b.width)}, height {_range(b.height)} pixels; {sizes}")
-    lines += _proposals(report)
+    lines = [
+        f"{report.name}: {report.root}, {len(report.classes)} class(es)",
+        *_counts(report),
+        "",
+        f"images     width {_range(p.width)}, height {_range(p.height)} pixels",
+        f"boxes      width {_range(b.width)}, height {_range(b.height)} pixels; {sizes}",
+        *_proposals(report),
+    ]
     if report.errors:
         lines += ["", f"errors ({len(report.errors)})", *_errors(report.errors)]
     if report.notes:
@@ -43,19 +46,21 @@ def percent(share: float | None) -> str:
 
 
 def _counts(report: Report) -> list[str]:
-    """A table with a column for each list of pictures."""
+    """A table with a column for each list of images."""
     shown = report.splits[:4]
     width = max([10, *(len(s.name) for s in shown)]) + 2
-    rows: list[tuple[str, list[object]]] = [
-        ("", [s.name for s in shown]),
-        ("images", [s.images for s in shown]),
-        ("  unusable", [s.unreadable for s in shown]),
-        ("  without objects", [s.negatives for s in shown]),
-        ("objects", [s.objects for s in shown]),
-        ("  difficult", [s.difficult for s in shown]),
-        ("  truncated", [s.truncated for s in shown]),
-    ]
-    rows = [r for i, r in enumerate(rows) if i in (0, 1, 4) or any(r[1])]
+    rows: list[tuple[str, list[object]]] = [("", [s.name for s in shown])]
+    for title, key in (
+        ("images", "images"),
+        ("  unusable", "unreadable"),
+        ("  without objects", "negatives"),
+        ("objects", "objects"),
+        ("  difficult", "difficult"),
+        ("  truncated", "truncated"),
+    ):
+        counts = [getattr(s, key) for s in shown]
+        if title == key or any(counts):
+            rows.append((title, counts))
     ordered = sorted(report.classes, key=lambda c: -sum(s.classes[c].objects for s in report.splits))
     few = ordered if len(ordered) <= MOST_CLASSES else ordered[: MOST_CLASSES // 2] + ordered[-MOST_CLASSES // 2 :]
     rows += [(f"  {name[:24]}", [s.classes[name].objects for s in shown]) for name in few]
@@ -66,68 +71,57 @@ def _counts(report: Report) -> list[str]:
 
 
 def _range(values: Range) -> str:
-    if values.min is None:
-        return "-"
-    if values.min == values.max:
-        return f"{values.min:g}"
+    if values.min is None or values.min == values.max:
+        return "-" if values.min is None else f"{values.min:g}"
     return f"{values.min:g} to {values.max:g} (median {values.median:g})"
 
 
 def _proposals(report: Report) -> list[str]:
-    found = report.proposals
+    found, s = report.proposals, report.sampling
     if found is None:
         return ["proposals  none yet"]
     lines = [
-        f"proposals  {found.mean:.0f} a picture ({found.fewest} to {found.most}); they find "
+        f"proposals  {found.mean:.0f} an image ({found.fewest} to {found.most}); they find "
         f"{percent(found.all.at_50)} of the objects at IoU .5, {percent(found.all.at_70)} at .7"
     ]
-    worst = [(r.at_50, name, r) for name, r in found.classes.items() if r.at_50 is not None]
+    worst = [(r.at_50, name) for name, r in found.classes.items() if r.at_50 is not None]
     if len(worst) > 1:
-        _, name, recall = min(worst, key=lambda w: (w[0], w[1]))
-        sizes = ", ".join(f"{size} {_half(r)}" for size, r in found.sizes.items() if r.objects)
-        lines.append(f"           fewest found at .5: {name} {_half(recall)}; by size: {sizes}")
-    s = report.sampling
+        at_50, name = min(worst)
+        sizes = ", ".join(f"{size} {percent(r.at_50)}" for size, r in found.sizes.items() if r.objects)
+        lines.append(f"           fewest found at .5: {name} {percent(at_50)}; by size: {sizes}")
     if s is not None:
         lines += [
-            f"sampling   {s.drawn:.0f} of {s.rois_per_image} RoIs can be drawn of a training picture on average: there "
+            f"sampling   {s.drawn:.0f} of {s.rois_per_image} RoIs can be drawn of a training image on average: there "
             f"are {s.foreground:.0f} foreground, {s.background:.0f} background",
-            f"           {percent(s.few_foreground)} of the pictures have fewer than {s.fg_quota} foreground, "
+            f"           {percent(s.few_foreground)} of the images have fewer than {s.fg_quota} foreground, "
             f"{percent(s.few_background)} too little background to fill up",
         ]
     return lines
 
 
-def _half(recall: Recall) -> str:
-    return percent(recall.at_50)
-
-
 def _errors(problems: Sequence[Problem]) -> list[str]:
-    lines: list[str] = []
-    groups = by_kind(problems)
+    """Each kind with what to do about it, and its first problems."""
+    groups = list(by_kind(problems).values())
     each = max(1, (MOST_ERRORS - len(groups)) // len(groups))
-    for kind, group in groups.items():
+    lines: list[str] = []
+    for group in groups:
         if len(lines) + 1 >= MOST_ERRORS:
-            lines.append("  and more kinds of errors: see the report")
-            break
-        lines.append(f"  {KINDS[kind].title} ({len(group)}). {KINDS[kind].mend}")
+            return [*lines, "  and more kinds of errors: see the report"]
+        lines.append(f"  {group[0].title} ({len(group)}). {group[0].mend}")
         lines += [f"    {_short(p)}" for p in group[:each]]
     return lines
 
 
 def _notes(problems: Sequence[Problem]) -> list[str]:
-    groups = list(by_kind(problems).items())
-    lines = [
-        f"  {KINDS[kind].title}{f' ({len(group)})' if len(group) > 1 else ''}: {_first(group)}"
-        for kind, group in groups[:MOST_NOTES]
-    ]
-    if len(groups) > MOST_NOTES:
-        lines[-1] = f"  and {len(groups) - MOST_NOTES + 1} more kinds: see the report"
+    """The first note of each kind, with its place where it is about one object of many."""
+    lines = []
+    for group in by_kind(problems).values():
+        number = f" ({len(group)})" if len(group) > 1 else ""
+        first = _short(group[0]) if group[0].object else group[0].what[:200]
+        lines.append(f"  {group[0].title}{number}: {first}")
+    if len(lines) > MOST_NOTES:
+        lines[MOST_NOTES - 1 :] = [f"  and {len(lines) - MOST_NOTES + 1} more kinds: see the report"]
     return lines
-
-
-def _first(problems: Sequence[Problem]) -> str:
-    """The first of the notes of one kind; with its place where it is about one object of many."""
-    return _short(problems[0]) if problems[0].object else problems[0].what[:200]
 
 
 def _short(problem: Problem) -> str:

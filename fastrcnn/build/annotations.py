@@ -1,4 +1,4 @@
-"""The data part of the configuration, first half: splits, classes, and pictures with their truth."""
+"""The data part of the configuration, first half: splits, classes, and images with their truth."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fastrcnn.audit.problems import KINDS, by_kind
 from fastrcnn.config.schema import DataConfig
 from fastrcnn.config.values import check_name
 from fastrcnn.data.annotations.coco_file import Id, read_coco_file
-from fastrcnn.data.annotations.splits import class_names, find_split, has_lists, is_coco, load, only_list
-from fastrcnn.data.annotations.truth import Problem, Problems, shortened
-from fastrcnn.data.annotations.voc_layout import annotated_ids, pictures_without_annotation, split_folders
-from fastrcnn.data.dataset import look_at_pictures
-from fastrcnn.data.frames import Look, image_notes
+from fastrcnn.data.annotations.problems import ROUTINE, Problem, by_kind, shorten
+from fastrcnn.data.annotations.splits import class_names, describe_split, find_split, is_coco, load
+from fastrcnn.data.frames import Look, image_notes, look_at
 from fastrcnn.data.unannotated import load_unannotated, without_annotation
 from fastrcnn.errors import UserError
 from fastrcnn.names import SAME_FILES, class_fault, same_files
@@ -28,7 +25,6 @@ from fastrcnn.structures import Sample
 log = logging.getLogger(__name__)
 NO_TRUTH = "no mAP: no class has ground truth"
 SPLIT_BYTES = 120  # of a name of split lists: names of classes and suffixes follow it in names of files
-MEND_PICTURES = "Mend the files, or leave out what is wrong with data.skip_bad=true."
 
 
 class EncodingError(UserError):
@@ -40,7 +36,7 @@ def root(config: DataConfig) -> Path:
     if config.root is None:
         raise UserError(
             f"data.root is missing: the folder of the data set '{config.name}', as data.root=FOLDER. For VOC it is "
-            "VOCdevkit; for a set of your own the folder with JPEGImages and Annotations, or a COCO annotation file."
+            "VOCdevkit; for your own set the folder with JPEGImages and Annotations, or a COCO annotation file."
         )
     folder = Path(config.root).expanduser()
     if not folder.is_dir() and not (folder.is_file() and is_coco(folder)):
@@ -59,6 +55,15 @@ def absolute_paths(config: DataConfig) -> None:
             setattr(config, name, str(Path(path).expanduser().resolve()))
 
 
+@functools.cache
+def say_once(text: str, level: int = logging.INFO) -> None:
+    """Puts a line into the log that would otherwise come every time the data set is looked at."""
+    log.log(level, text)
+
+
+# ------------------------------------------------------------------------------------------------ splits and classes
+
+
 def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, list[str]]]:
     """For each split the source of its annotations, a folder in VOC layout or a COCO file, and its image ids."""
     if not splits:
@@ -69,44 +74,35 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
     found = []
     for split in splits:
         source, ids, made = find_split(root(config), split)
-        if made:
-            say_division(source, split, len(ids))
-        elif not is_coco(source) and not has_lists(source):
-            say_division(source, split, len(ids), ids[0].partition("/")[0])
+        if words := describe_split(source, split, ids, made):
+            say_once(f"{source}: {words}")
         found.append((source, ids[: config.max_images]))
     return found
 
 
-@functools.cache  # what is said takes a look at every file
-def say_division(source: Path, split: str, images: int, folder: str | None = None) -> None:
-    """Says once of which images a split consists that no list names. folder: the one that is the split."""
-    if folder is None:
-        why = f"there is one list, {name}" if (name := only_list(source)) else "has no split lists"
-        what = f"{why}: it is divided into trainval and test by the images' ids, and {images} images are its '{split}'"
-    else:
-        what = f"the split '{split}' is the folder {folder_text(source, folder)}"
-    log.info("%s: %s%s", source, what, unannotated(source))
+def split_name(splits: Sequence[str]) -> str:
+    """A name for split lists that a file can have: test, VOC2007-test, ...; of many lists the beginning and a digest.
+
+    Raises UserError for characters that no file's name has.
+    """
+    name = "+".join(splits).replace("/", "-")
+    whole = name.encode(errors="surrogateescape")
+    if len(whole) > SPLIT_BYTES:
+        letters = hashlib.sha256(whole).hexdigest()[:8]
+        name = f"{whole[: SPLIT_BYTES - 9].decode(errors='ignore')}-{letters}"
+    if name:  # data.test=[] has none
+        check_name("split", name)
+    return name
 
 
-def folder_text(source: Path, folder: str) -> str:
-    """Words about the folder that is a split, the others, and what is in none of them."""
-    folders = split_folders(source)
-    others = [f"{name} ({len(ids)})" for name, ids in folders.items() if name != folder]
-    outside = len(annotated_ids(source)) - sum(map(len, folders.values()))
-    unused = f"; {outside} annotation(s) outside these folders are not used" if outside else ""
-    return f"{folder} ({len(folders[folder])} images); the others are {', '.join(others)}{unused}"
-
-
-def unannotated(source: Path) -> str:
-    """Words about images without an annotation in a folder that has no split lists."""
-    number = 0 if is_coco(source) or has_lists(source) else len(pictures_without_annotation(source))
-    return f"; {number} image(s) without an annotation are not used" if number else ""
-
-
-@functools.cache
-def say_once(text: str, level: int = logging.INFO) -> None:
-    """Puts a line into the log that would otherwise come every time the data set is looked at."""
-    log.log(level, text)
+def test_splits(config: DataConfig, split: str | None) -> list[str]:
+    """The split lists of an evaluation: data.test, or `split` in the same folders."""
+    if split is None:
+        return config.test
+    if "/" in split:
+        return [split]
+    folders = dict.fromkeys(t.rpartition("/")[0] for t in config.test or config.train)
+    return [f"{folder}/{split}" if folder else split for folder in folders]
 
 
 def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]:
@@ -115,8 +111,9 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
     tests: lists to evaluate on without a model, by default data.test. With them lists to train on may be missing, else
     lists to test on may: whoever evaluates on them says what is wrong.
     """
+    evaluated = config.test if tests is None else tests
     if config.classes is not None:
-        return checked_names(config.classes, config.test if tests is None else tests)
+        return checked_names(config.classes, evaluated)
     needed, other = (config.train, config.test) if tests is None else (tests, config.train)
     sources = image_ids(config, needed)
     try:
@@ -131,7 +128,7 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
         samples(config, needed, names, training=True)  # raises, naming all that is wrong
     if not names:
         raise UserError(f"{config.root}: no object in any annotation of {', '.join([*needed, *other])}.")
-    return checked_names(names, config.test if tests is None else tests)
+    return checked_names(names, evaluated)
 
 
 def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
@@ -165,6 +162,23 @@ def warn_of_same_files(names: Sequence[str]) -> None:
         log.warning("classes %s %s", " and ".join(map(repr, alike)), SAME_FILES)
 
 
+def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, Id]:
+    """Ids of categories in COCO results by name: all of the splits' COCO file, as they stand there, else the labels of
+    the classes `names`.
+
+    Raises UserError where the files of several splits give them differently.
+    """
+    files = [read_coco_file(source) for source, _ in image_ids(config, splits) if is_coco(source)]
+    if any(file.category_ids != files[0].category_ids for file in files):
+        raise UserError(
+            f"{', '.join(splits)}: their files number the categories differently. Take one split at a time."
+        )
+    return files[0].category_ids if files else {name: label for label, name in enumerate(names, 1)}
+
+
+# ------------------------------------------------------------------------------------------------ images and truth
+
+
 def samples(
     config: DataConfig,
     splits: Sequence[str],
@@ -172,10 +186,10 @@ def samples(
     training: bool = False,
     need_pictures: bool = True,
 ) -> list[Sample]:
-    """Pictures and truth of the splits.
+    """Images and truth of the splits.
 
     training: difficult objects as `data.use_difficult` says, and no crowds; else both are there, and marked.
-    need_pictures: whether the pictures must be there and whole; the truth alone does for saved detections.
+    need_pictures: whether the images must be there and whole; the truth alone does for saved detections.
     """
     found: list[Sample] = []
     for split, (source, ids) in zip(splits, image_ids(config, splits), strict=True):
@@ -185,20 +199,23 @@ def samples(
             source,
             ids,
             names,
+            root=root(config),
             training=training,
             use_difficult=config.use_difficult,
             skip_bad=config.skip_bad,
             need_pictures=need_pictures,
             first_pixel=config.first_pixel,
             leave_out_others=config.other_classes == "leave_out",
-            root=root(config),
         )
-        report(source, problems)
+        say_notes(problems.notes)
+        if problems.errors:
+            number = sum(p.error for p in problems.found)
+            log.warning("%s: %d left out (data.skip_bad):\n%s", source, number, shorten(problems.lines))
         found += part
     if need_pictures:
         found = whole_pictures(found, config.skip_bad)
     if not found:
-        raise UserError(f"{config.root}: no picture of {', '.join(splits) or 'an empty list of splits'} can be used.")
+        raise UserError(f"{config.root}: no image of {', '.join(splits) or 'an empty list of splits'} can be used.")
     twice = [i for i, n in Counter(s.image_id for s in found).items() if n > 1]
     if twice:
         raise UserError(
@@ -220,111 +237,57 @@ def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad:
 
 
 def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
-    """The pictures of the splits without truth, whether there is some or not; for sizes see `load_unannotated`."""
+    """The images of the splits without truth, whether there is some or not; for sizes see `load_unannotated`."""
     found: list[Sample] = []
     bad: list[str] = []
     looks: list[Look] = []
+    number = 0
     for source, ids in image_ids(config, splits):
         part, seen, faults = load_unannotated(source, ids, root(config))
         found += part
         looks += seen
         bad += faults
-    if bad and (not config.skip_bad or not found):
-        raise UserError(f"{len(bad)} pictures cannot be used:\n{shortened(bad)}\n{MEND_PICTURES}")
-    if bad:
-        log.warning("%d picture(s) left out (data.skip_bad):\n%s", len(bad), shortened(bad))
+        number += len(ids)
+    say_bad_images(bad, number, config.skip_bad and bool(found))
     say_looks(looks)
     return found
 
 
-def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, Id]:
-    """Ids of categories in COCO results by name: all of the splits' COCO file, as they stand there, else the labels of
-    the classes `names`.
-
-    Raises UserError where the files of several splits give them differently.
-    """
-    files = [read_coco_file(source) for source, _ in image_ids(config, splits) if is_coco(source)]
-    if any(file.category_ids != files[0].category_ids for file in files):
-        raise UserError(
-            f"{', '.join(splits)}: their files number the categories differently. Take one split at a time."
-        )
-    return files[0].category_ids if files else {name: label for label, name in enumerate(names, 1)}
-
-
-def report(source: Path, problems: Problems) -> None:
-    """Says what was done about things that are wrong, but no reason to stop."""
-    if problems.at_zero:
-        log.warning(
-            "%s: %d box(es) begin at 0, before the first pixel, which is 1 in VOC. If the whole data set counts from "
-            "0, say data.first_pixel=0; otherwise they are clipped",
-            source,
-            problems.at_zero,
-        )
-    if problems.clipped > problems.at_zero:
-        log.info("%s: %d box(es) a pixel out of their picture were clipped", source, problems.clipped)
-    if problems.other_classes:
-        others = ", ".join(f"{name} ({n})" for name, n in problems.other_classes.most_common(10))
-        log.info("%s: objects of other classes left out: %s", source, others)
-    say_notes(problems.notes)
-    if problems.found:
-        log.warning("%d left out (data.skip_bad):\n%s", len(problems.found), problems.text())
-
-
-def say_notes(notes: Sequence[Problem]) -> None:
-    """Puts one line for each kind of notes into the log, once."""
-    for kind, group in by_kind(notes).items():
-        more = "" if len(group) == 1 else " `fastrcnn check` lists all of them."
-        say_once(f"{KINDS[kind].title} ({len(group)}): {group[0]} {KINDS[kind].mend}{more}", logging.WARNING)
-
-
 def whole_pictures(found: list[Sample], skip_bad: bool) -> list[Sample]:
-    """Those samples whose picture is whole and of the size that its annotation gives, with the rotation that it needs.
+    """Those samples whose image is whole and of the size that its annotation gives, with the rotation that it needs.
 
     Raises UserError, naming all that are not, unless `skip_bad`.
     """
-    looks = look_at_pictures(found)
-    bad = [fault for fault in looks if isinstance(fault, str)]
-    if bad and not skip_bad:
-        lines = shortened(bad)
-        raise UserError(f"{len(bad)} of {len(found)} pictures cannot be used:\n{lines}\n{MEND_PICTURES}")
-    if bad:
-        log.warning("%d picture(s) left out (data.skip_bad):\n%s", len(bad), shortened(bad))
+    looks = look_at([(sample.path, (sample.width, sample.height)) for sample in found])
+    say_bad_images([fault for fault in looks if isinstance(fault, str)], len(found), skip_bad)
     whole = [(sample, look) for sample, look in zip(found, looks, strict=True) if not isinstance(look, str)]
     say_looks([look for _, look in whole])
     return [replace(sample, turn=turn) for sample, (_, _, turn) in whole]
 
 
+def say_bad_images(bad: Sequence[str], number: int, skip_bad: bool) -> None:
+    """Says which of so many images are left out; raises UserError where none may be."""
+    if bad and not skip_bad:
+        advice = "Fix the files, or leave out what is wrong with data.skip_bad=true."
+        raise UserError(f"{len(bad)} of {number} images cannot be used:\n{shorten(bad)}\n{advice}")
+    if bad:
+        log.warning("%d image(s) left out (data.skip_bad):\n%s", len(bad), shorten(bad))
+
+
+def say_notes(notes: Sequence[Problem]) -> None:
+    """Puts one line for each kind of notes into the log, once."""
+    for kind, group in by_kind(notes).items():
+        first = group[0]
+        more = "" if len(group) == 1 else " `fastrcnn check` lists all of them."
+        level = logging.INFO if kind in ROUTINE else logging.WARNING
+        say_once(f"{first.title} ({len(group)}): {first} {first.mend}{more}", level)
+
+
 def say_looks(looks: Sequence[Look]) -> None:
     """Says which images are rotated, or are not though they ask for it, and which are scaled by fewer bits."""
-    for note in image_notes(looks):
-        say_once(str(note), logging.INFO if note.kind == "turned" else logging.WARNING)
+    say_notes(image_notes(looks))
 
 
 def has_truth(found: Sequence[Sample]) -> bool:
     """Whether any object counts, so that there is a mAP."""
     return any(not sample.difficult.all() for sample in found)
-
-
-def split_name(splits: Sequence[str]) -> str:
-    """A name for split lists that a file can have: test, VOC2007-test, ...; of many lists the beginning and a digest.
-
-    Raises UserError for characters that no file's name has.
-    """
-    name = "+".join(splits).replace("/", "-")
-    whole = name.encode(errors="surrogateescape")
-    if len(whole) > SPLIT_BYTES:
-        letters = hashlib.sha256(whole).hexdigest()[:8]
-        name = f"{whole[: SPLIT_BYTES - 9].decode(errors='ignore')}-{letters}"
-    if name:  # data.test=[] has none
-        check_name("split", name)
-    return name
-
-
-def test_splits(config: DataConfig, split: str | None) -> list[str]:
-    """The split lists of an evaluation: data.test, or `split` in the same folders."""
-    if split is None:
-        return config.test
-    if "/" in split:
-        return [split]
-    folders = dict.fromkeys(t.rpartition("/")[0] for t in config.test or config.train)
-    return [f"{folder}/{split}" if folder else split for folder in folders]

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -25,10 +25,11 @@ from fastrcnn.build.annotations import (
 from fastrcnn.build.training import detection
 from fastrcnn.config.schema import DataConfig, DetectConfig
 from fastrcnn.data.annotations.coco_file import read_coco_file
-from fastrcnn.data.annotations.splits import is_coco, unused
+from fastrcnn.data.annotations.splits import is_coco
+from fastrcnn.data.annotations.unused import unused
 from fastrcnn.data.dataset import DetectionDataset, Proposals
 from fastrcnn.data.images import pixels_key
-from fastrcnn.data.transforms import Augmentation, Mirrored
+from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.files import BusyError
@@ -202,7 +203,7 @@ def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[Detect
     them mirrored, as the author's code appends them."""
     found, boxes = proposals(config, training_samples(config, names), split_name(config.train))
     plain = test_scaling(config)
-    views = [plain, Mirrored(plain.short_sides, plain.long_side, plain.flip)] if config.flip else [plain]
+    views = [plain, replace(plain, mirrored=True)] if config.flip else [plain]
     return [DetectionDataset(found, boxes, view, 0, config.max_proposals) for view in views]
 
 

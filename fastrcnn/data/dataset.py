@@ -1,21 +1,17 @@
-"""Samples and their proposals to pictures with boxes, one at a time; runs in the loader's workers."""
+"""Samples and their proposals to images with boxes, one at a time; runs in the loader's workers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fastrcnn.data.frames import Look, read_sample, size_fault, turn_for
-from fastrcnn.data.images import inspect
+from fastrcnn.data.frames import read_sample
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.errors import UserError
-from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
 
 Proposals = Callable[[str], np.ndarray]  # image id -> (P, 4) float32, half-open, best first
@@ -23,7 +19,7 @@ Proposals = Callable[[str], np.ndarray]  # image id -> (P, 4) float32, half-open
 
 @dataclass(frozen=True)
 class Example:
-    """One picture, ready to be put into a Batch. Boxes are in pixels of the picture before it was scaled."""
+    """One image, ready to be put into a Batch. Boxes are in pixels of the image before it was scaled."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     proposals: np.ndarray  # (P, 4) float32
@@ -33,44 +29,31 @@ class Example:
     sample: Sample
 
 
+@dataclass(eq=False)
 class DetectionDataset(Dataset):
-    """Pictures with truth and proposals.
+    """Images with truth and proposals."""
 
-    proposals: gives an image's boxes, best first, in its own pixels.
-    augmentation: how pictures are scaled and varied.
-    seed: together with the epoch and the index it decides all that is random, so that the number of workers and the
-        history of the program do not.
-    max_proposals: the best so many are used; None for all.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        proposals: Proposals,
-        augmentation: Augmentation,
-        seed: int = 0,
-        max_proposals: int | None = None,
-    ) -> None:
-        self.samples = list(samples)
-        self.proposals = proposals
-        self.augmentation = augmentation
-        self.seed = seed
-        self.max_proposals = max_proposals
+    samples: Sequence[Sample]
+    proposals: Proposals
+    augmentation: Augmentation  # how images are scaled and varied
+    # With the epoch and the index it decides all that is random, so that workers and the program's history do not.
+    seed: int = 0
+    max_proposals: int | None = None  # the best so many are used; None for all
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def proposal_boxes(self, index: int) -> np.ndarray:
-        """Proposals (P, 4) of a picture in its own pixels."""
+        """Proposals (P, 4) of an image in its own pixels."""
         return np.asarray(self.proposals(self.samples[index].image_id)[: self.max_proposals])
 
     def truth_and_proposals(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Proposals (P, 4), truth (G, 4) and labels (G,) of a picture in its own pixels, without reading it."""
+        """Proposals (P, 4), truth (G, 4) and labels (G,) of an image in its own pixels, without reading it."""
         sample = self.samples[index]
         return to_tensor(self.proposal_boxes(index)), to_tensor(sample.training_boxes), torch.from_numpy(sample.labels)
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
-        """The picture `index`, varied, in the given epoch; `key` is (epoch, index). Raises as `picture` does."""
+        """The image `index`, varied, in the given epoch; `key` is (epoch, index). Raises as `picture` does."""
         epoch, index = key
         sample = self.samples[index]
         image = self.picture(index)
@@ -81,49 +64,29 @@ class DetectionDataset(Dataset):
         return Example(image, proposals, boxes, sample.labels, scale, sample)
 
     def pyramid(self, index: int) -> list[Example]:
-        """The picture at each of the short sides, not varied otherwise. Raises as `picture` does."""
+        """The image at each of the short sides, not varied otherwise. Raises as `picture` does."""
         sample = self.samples[index]
         boxes = [sample.training_boxes, self.proposal_boxes(index)]
         levels, (truth, proposals) = self.augmentation.levels(self.picture(index), boxes)
         return [Example(level, proposals, truth, sample.labels, scale, sample) for level, scale in levels]
 
     def picture(self, index: int) -> np.ndarray:
-        """The picture (H, W, 3) as it is.
-
-        Raises UserError for an unreadable picture, or one whose size is not the annotation's.
-        """
+        """The image (H, W, 3) as it is. Raises UserError as `read_sample` does."""
         cv2.setNumThreads(0)  # the workers share the cores already
         return read_sample(self.samples[index])
 
 
+@dataclass(eq=False)
 class Pyramids(Dataset):
-    """The pictures of a DetectionDataset by their number, each as its pyramid."""
+    """The images of a DetectionDataset by their number, each as its pyramid."""
 
-    def __init__(self, dataset: DetectionDataset) -> None:
-        self.dataset = dataset
+    dataset: DetectionDataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> list[Example]:
         return self.dataset.pyramid(index)
-
-
-def look_at_pictures(samples: Sequence[Sample]) -> list[Look | str]:
-    """For each sample its image's file, what that says, and the orientation to apply; or what is wrong with it, that it
-    is not whole or of another size."""
-    with ThreadPool(8) as pool:  # the time goes into reading files
-        return list(progress(pool.imap(_look, samples, chunksize=16), len(samples), "looking at pictures"))
-
-
-def _look(sample: Sample) -> Look | str:
-    size = (sample.width, sample.height)
-    try:
-        stored = inspect(sample.path)
-    except UserError as error:
-        return str(error)
-    turn = turn_for(stored, size)
-    return (sample.path, stored, turn) if turn is not None else size_fault(sample.path, stored, size)
 
 
 def to_tensor(boxes: np.ndarray) -> torch.Tensor:

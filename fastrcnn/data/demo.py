@@ -1,7 +1,7 @@
-"""The embedded data set: coloured shapes on cluttered pictures, drawn from a seed, laid out as VOC2007.
+"""The embedded data set: coloured shapes on cluttered images, drawn from a seed, laid out as VOC2007.
 
-Each picture has a random generator of its own, made of the seed and the picture's number, and class, colour,
-size, texture and rotation are drawn independently: nothing but the outline tells the class.
+Each image has its own random generator, made of the seed and the image's number, and class, colour, size, texture and
+rotation are drawn independently: nothing but the outline tells the class.
 """
 
 from __future__ import annotations
@@ -24,6 +24,22 @@ VERSION = 1  # of the drawing: raised whenever the same seed gives other picture
 SMALLEST, LARGEST = 24, 110  # pixels, longer side of an object's box
 TINY = 13  # pixels; objects from TINY to SMALLEST are rare and marked difficult
 JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+ANNOTATION_XML = """<annotation>
+  <folder>demo</folder>
+  <filename>{}</filename>
+  <source><database>drawn by fastrcnn demo</database></source>
+  <size><width>{}</width><height>{}</height><depth>3</depth></size>
+  <segmented>0</segmented>
+{}</annotation>
+"""
+OBJECT_XML = """  <object>
+    <name>{}</name>
+    <pose>Unspecified</pose>
+    <truncated>{}</truncated>
+    <difficult>{}</difficult>
+    <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>
+  </object>
+"""
 SUPERSAMPLING = 4  # outlines are drawn this much larger and averaged, which makes smooth edges
 
 
@@ -38,14 +54,10 @@ class Settings:
     size: tuple[int, int]  # width, height in pixels
     version: int = VERSION
 
-    @classmethod
-    def read(cls, path: Path) -> Settings | None:
-        """The settings in a marker file, or None where `path` is no marker."""
-        try:
-            fields = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{**fields, "size": tuple(fields["size"])})
-        except (OSError, ValueError, TypeError, KeyError):
-            return None
+    @property
+    def marker(self) -> str:
+        """The content of the marker file."""
+        return json.dumps(asdict(self)) + "\n"
 
 
 @dataclass(frozen=True)
@@ -101,10 +113,11 @@ def _is_finished(root: Path, settings: Settings) -> bool:
     """Whether `root` holds this very demo; a UserError where it holds anything else."""
     if not root.exists() and not root.is_symlink():
         return False
-    found = Settings.read(root / MARKER)
-    if found == settings:
+    marker = root / MARKER
+    found = marker.read_text(encoding="utf-8", errors="replace")[:300] if marker.is_file() else None
+    if found == settings.marker:
         return True
-    what = f"a demo data set of other settings ({found})" if found else "something else than a demo data set"
+    what = f"a demo data set of other settings ({found.strip()})" if found else "something else than a demo data set"
     raise UserError(
         f"{root} exists and holds {what}; it is not overwritten. "
         "Choose another folder, or remove this one if it is not needed."
@@ -123,39 +136,20 @@ def _write_all(folder: Path, settings: Settings) -> None:
         xml = _annotation(f"{image_id}.jpg", settings.size, objects)
         (annotations / f"{image_id}.xml").write_text(xml, encoding="utf-8")
     trainval = settings.train + settings.val
-    splits = {
-        "train": ids[: settings.train],
-        "val": ids[settings.train : trainval],
-        "trainval": ids[:trainval],
-        "test": ids[trainval:],
-    }
-    for split, members in splits.items():
+    train, val, test = ids[: settings.train], ids[settings.train : trainval], ids[trainval:]
+    for split, members in (("train", train), ("val", val), ("trainval", train + val), ("test", test)):
         (lists / f"{split}.txt").write_text("".join(f"{m}\n" for m in members), encoding="utf-8")
-    (folder / MARKER).write_text(json.dumps(asdict(settings)) + "\n", encoding="utf-8")
+    (folder / MARKER).write_text(settings.marker, encoding="utf-8")
 
 
 def _annotation(filename: str, size: tuple[int, int], objects: list[DrawnObject]) -> str:
     """VOC XML: one-based inclusive coordinates, so half-open x1 y1 x2 y2 is written as x1+1 y1+1 x2 y2."""
-    lines = [
-        "<annotation>",
-        "  <folder>demo</folder>",
-        f"  <filename>{filename}</filename>",
-        "  <source><database>drawn by fastrcnn demo</database></source>",
-        f"  <size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>",
-        "  <segmented>0</segmented>",
-    ]
+    parts = []
     for item in objects:
-        corners = zip(("xmin", "ymin", "xmax", "ymax"), np.add(item.box, (1, 1, 0, 0)), strict=True)
-        lines += [
-            "  <object>",
-            f"    <name>{item.name}</name>",
-            "    <pose>Unspecified</pose>",
-            f"    <truncated>{int(item.truncated)}</truncated>",
-            f"    <difficult>{int(item.difficult)}</difficult>",
-            f"    <bndbox>{''.join(f'<{tag}>{value}</{tag}>' for tag, value in corners)}</bndbox>",
-            "  </object>",
-        ]
-    return "\n".join([*lines, "</annotation>", ""])
+        x1, y1, x2, y2 = item.box
+        flags = int(item.truncated), int(item.difficult)
+        parts.append(OBJECT_XML.format(item.name, *flags, x1 + 1, y1 + 1, x2, y2))
+    return ANNOTATION_XML.format(filename, *size, "".join(parts))
 
 
 # ------------------------------------------------------------------------------------------------ drawing

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.data.annotations.truth import Problem
-from fastrcnn.data.images import Stored, decode_stored, read_bytes, turned
+from fastrcnn.data.annotations.problems import Problem
+from fastrcnn.data.images import Stored, decode_stored, inspect, read_bytes, turned
 from fastrcnn.errors import UserError
+from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
 
 DONE = {
@@ -24,9 +26,10 @@ DONE = {
     "as_stored": "have EXIF data that ask for a rotation, but their annotation has the stored size; they are used so",
 }
 Look = tuple[Path, Stored, int]  # an image's file, what it says, and the orientation that is applied
+Size = tuple[int, int]  # width and height
 
 
-def turn_for(stored: Stored, size: tuple[int, int] | None) -> int | None:
+def turn_for(stored: Stored, size: Size | None) -> int | None:
     """The EXIF orientation to apply to an image whose annotation says the width and height `size`.
 
     1, the image as stored, where it has that size, also where it has it either way; the file's own where the upright
@@ -37,20 +40,41 @@ def turn_for(stored: Stored, size: tuple[int, int] | None) -> int | None:
     return stored.orientation if size in (None, stored.upright) else None
 
 
-def disagreement(stored: Stored, size: tuple[int, int]) -> str:
+def disagreement(stored: Stored, size: Size) -> str:
     """What to say where `turn_for` gives None."""
     upright = f", or {_pixels(stored.upright)} upright," if stored.upright != stored.size else ""
     swapped = " Width and height are swapped, and no EXIF data ask for that." if stored.size == size[::-1] else ""
     return f"the image has {_pixels(stored.size)}{upright} pixels, but its annotation says {_pixels(size)}.{swapped}"
 
 
-def _pixels(size: tuple[int, int]) -> str:
+def _pixels(size: Size) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def size_fault(path: Path, stored: Stored, size: tuple[int, int]) -> str:
-    """A message about an image that has not the size of its annotation."""
+def _size_fault(path: Path, stored: Stored, size: Size) -> str:
     return f"{path}: {disagreement(stored, size)} Fix the size and the boxes in the annotation."
+
+
+def look_at(images: Sequence[tuple[Path, Size | None]], rotated_only: bool = False) -> list[Look | str]:
+    """For each image file, and the size in its annotation, what the file says and the orientation to apply; or what is
+    wrong with it, that it is not whole or of another size.
+
+    rotated_only: the size matters only where EXIF data ask for a rotation.
+    """
+
+    def look(image: tuple[Path, Size | None]) -> Look | str:
+        path, size = image
+        try:
+            stored = inspect(path)
+        except UserError as error:
+            return str(error)
+        if size is None or (rotated_only and stored.orientation == 1):
+            return path, stored, stored.orientation
+        turn = turn_for(stored, size)
+        return _size_fault(path, stored, size) if turn is None else (path, stored, turn)
+
+    with ThreadPool(8) as pool:  # the time goes into reading files
+        return list(progress(pool.imap(look, images, chunksize=16), len(images), "looking at images"))
 
 
 def read_sample(sample: Sample) -> np.ndarray:
@@ -63,19 +87,26 @@ def read_sample(sample: Sample) -> np.ndarray:
     turn = turn_for(stored, size) if sample.turn == 1 else sample.turn
     pixels = None if turn is None else turned(image, turn)
     if pixels is None or pixels.shape[1::-1] != size:
-        raise UserError(size_fault(sample.path, stored, size))
+        raise UserError(_size_fault(sample.path, stored, size))
     return pixels
+
+
+def sample_of(image_id: str, look: Look, number: int | str | None = None) -> Sample:
+    """A sample without objects. number: the image's id in a COCO file."""
+    path, stored, turn = look
+    nothing = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool)
+    return Sample(image_id, path, *(stored.size if turn == 1 else stored.upright), *nothing, number=number, turn=turn)
 
 
 def image_notes(looks: Sequence[Look]) -> list[Problem]:
     """One note for each thing that is done to images beyond reading what is stored, with their number and the first."""
-    rotated = [look for look in looks if look[2] != 1]
-    left = [look for look in looks if look[2] == 1 and look[1].orientation != 1]
-    groups = {
-        "turned": rotated,
-        "either_way": [look for look in left if look[1].upright == look[1].size],
-        "as_stored": [look for look in left if look[1].upright != look[1].size],
-    }
+    groups: dict[str, list[Look]] = {kind: [] for kind in DONE}
+    for look in looks:
+        _, stored, turn = look
+        if turn != 1:
+            groups["turned"].append(look)
+        elif stored.orientation != 1:
+            groups["either_way" if stored.upright == stored.size else "as_stored"].append(look)
     notes = []
     for kind, some in groups.items():
         if some:

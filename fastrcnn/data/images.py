@@ -10,6 +10,7 @@ import hashlib
 import io
 import re
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,15 +79,13 @@ def decode(data: bytes, path: Path, turn: int | None = None) -> np.ndarray:
 def decode_stored(data: bytes, path: Path) -> tuple[np.ndarray, Stored]:
     """The image in the bytes of a file, not rotated, and what the file says of it. Raises UserError as `read_image`."""
     stored = read_header(data, path)
-    image = None
+    image: np.ndarray | None = None
     if data[:2] != b"\xff\xd8" or _reaches_its_end(data):  # what a cut JPEG lacks some decoders fill with gray
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         if data.startswith((PNG, *TIFF, b"P5", b"P6")):  # other formats declare their depth, and OpenCV uses it
             flags |= cv2.IMREAD_ANYDEPTH
-        try:
+        with suppress(cv2.error):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error:
-            image = None
     if image is None:
         raise UserError(f"{path}: not a picture that can be decoded, or cut short.")
     if image.dtype == np.uint16:

@@ -1,4 +1,4 @@
-"""Batches: which pictures go together, and how they become tensors."""
+"""Batches: which images go together, and how they become tensors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
@@ -21,7 +22,7 @@ from fastrcnn.structures import Batch
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """A Batch of pictures, padded with 0 to the largest height and width among them."""
+    """A Batch of images, padded with 0 to the largest height and width among them."""
     height = max(e.image.shape[0] for e in examples)
     width = max(e.image.shape[1] for e in examples)
     images = torch.zeros((len(examples), 3, height, width), dtype=torch.uint8, device="cpu")
@@ -39,33 +40,26 @@ def collate(examples: Sequence[Example]) -> Batch:
     )
 
 
+@dataclass(eq=False)
 class EndlessBatches(Sampler[list[tuple[int, int]]]):
-    """Lists of (epoch, index) without end, every picture once an epoch, in an order that the seed decides.
+    """Lists of (epoch, index) without end, every image once an epoch, in an order that the seed decides.
 
     Batches run on over the end of an epoch, so that none is short. start: number of batches already used by the run
     that is being resumed. part: of how many processes this is which, (number, of); each has an equal share of every
-    batch, and batch_size is of all together. wide: for each picture whether it is wider than high; then such pictures
-    and the others are put into batches of their own, as far as they fill them, so that less is padded.
+    batch, and batch_size is of all together. wide: for each image whether it is wider than high; then such images
+    and the others are put into separate batches, as far as they fill them, so that less is padded.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        start: int = 0,
-        part: tuple[int, int] = (0, 1),
-        wide: np.ndarray | None = None,
-    ) -> None:
-        self.length = length
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.wide = wide
-        number, parts = part
-        self.own = slice(number * batch_size // parts, (number + 1) * batch_size // parts)
+    length: int
+    batch_size: int
+    seed: int
+    start: int = 0
+    part: tuple[int, int] = (0, 1)
+    wide: np.ndarray | None = None
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        number, parts = self.part
+        own = slice(number * self.batch_size // parts, (number + 1) * self.batch_size // parts)
         epoch, position = divmod(self.start * self.batch_size, self.length)
         order = self._order(epoch)
         while True:
@@ -76,7 +70,7 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
                     order = self._order(epoch)
                 batch.append((epoch, int(order[position])))
                 position += 1
-            yield batch[self.own]
+            yield batch[own]
 
     def _order(self, epoch: int) -> np.ndarray:
         order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
@@ -94,7 +88,7 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
 
 
 class WorkerDiedError(UserError):
-    """A process that loads pictures is gone, and the batches that it was to make."""
+    """A process that loads images is gone, and the batches that it was to make."""
 
 
 class Loader(DataLoader):
@@ -153,8 +147,8 @@ def _obituary(dead: Sequence[BaseProcess]) -> str:
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         causes.append(f"{process.pid} ({how})")
     return (
-        f"a process that loads pictures died: {', '.join(causes)}. Most likely the system killed it for want of "
-        "memory: fewer of them (runtime.workers; 0 is possible) or smaller pictures need less."
+        f"a process that loads pictures died: {', '.join(causes)}. Most likely the system killed it because memory ran "
+        "out: fewer of them (runtime.workers; 0 is possible) or smaller images need less."
     )
 
 

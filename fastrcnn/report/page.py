@@ -5,9 +5,6 @@ are inside. Values are escaped (autoescape), so names of classes, files and imag
 from __future__ import annotations
 
 import base64
-import json
-from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -48,55 +45,3 @@ ENVIRONMENT = Environment(
 ENVIRONMENT.filters |= {"jpeg_source": jpeg_source, "thousands": thousands, "fraction": fraction}
 # `tojson` writes `<` as an escape, so that no text in the data can end its script element.
 ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-
-
-def document(title: str, parts: Iterable[str], script: str = "", data: Any = None) -> str:
-    """A whole page of HTML parts.
-
-    script: JavaScript to run at its end. data: what it finds as JSON in the element `data`; no text in there can end
-    the element, as `<` is written as an escape.
-    """
-    tail = ""
-    if data is not None:
-        content = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-        tail += f"\n<script type='application/json' id='data'>{content}</script>"
-    if script:
-        tail += f"\n<script>\n{script}</script>"
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{STYLE.read_text(encoding='utf-8')}</style></head><body>\n"
-        + "\n".join(part for part in parts if part)
-        + f"{tail}\n</body></html>\n"
-    )
-
-
-def tiles(values: Iterable[tuple[object, str]]) -> str:
-    """Large figures with their names."""
-    shown = "".join(f"<div class=tile><b>{escape(str(value))}</b>{escape(name)}</div>" for value, name in values)
-    return f"<div class='tiles'>{shown}</div>"
-
-
-def text_cell(text: str, kind: str = "") -> str:
-    """A cell with text."""
-    return f"<td class='{kind}'>{escape(text)}</td>" if kind else f"<td>{escape(text)}</td>"
-
-
-def number_cell(value: object, extra: bool = False) -> str:
-    """A cell with a number; `extra` ones are not shown on narrow screens."""
-    shown = f"{value:,}" if isinstance(value, int) else escape(str(value))
-    return f"<td class='number{' extra' if extra else ''}'>{shown}</td>"
-
-
-def heading(text: str, kind: str = "") -> str:
-    """A heading of a column."""
-    return f"<th scope='col' class='{kind}'>{escape(text)}</th>"
-
-
-def table(head: Iterable[str], rows: Iterable[Sequence[str]], identity: str = "") -> str:
-    """A table of HTML cells, which scrolls by itself where it is too wide. identity: its id."""
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    named = f" id='{identity}'" if identity else ""
-    return (
-        f"<div class='scroll'><table{named}><thead><tr>{''.join(head)}</tr></thead><tbody>{body}</tbody></table></div>"
-    )

@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 from voc_folder import VocFolder, fingerprint, voc_xml
 
-from fastrcnn.audit.check import Record, Settings, Task, read_all
+from fastrcnn.audit.check import Record, Settings, Task, read_all, sort_out
 from fastrcnn.audit.findings import findings, proposal_findings
 from fastrcnn.audit.page import page
-from fastrcnn.audit.problems import KINDS, is_error
 from fastrcnn.audit.report import (
     Boxes,
     Pictures,
@@ -32,8 +31,8 @@ from fastrcnn.audit.report import (
     to_json,
 )
 from fastrcnn.audit.text import summary
-from fastrcnn.audit.truth import read_coco, read_voc
-from fastrcnn.data.annotations.truth import Problem
+from fastrcnn.data.annotations import splits
+from fastrcnn.data.annotations.problems import KINDS, Problem
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
@@ -57,9 +56,9 @@ def test_a_sound_picture_is_read_whole(tiny: VocFolder) -> None:
     (record,) = read(tiny, "a")
     assert record.problems == ()
     assert record.size == (64, 48)
-    assert record.truth.names == ("cat", "dog")
-    assert record.truth.boxes.tolist() == [[0, 0, 32, 24], [32, 9, 64, 48]]  # one-based inclusive made half-open
-    assert record.truth.truncated == 2
+    assert record.names == ["cat", "dog"]
+    assert record.boxes.tolist() == [[0, 0, 32, 24], [32, 9, 64, 48]]  # one-based inclusive made half-open
+    assert record.image.truncated == 2
     assert record.digest == hashlib.sha256((tiny.root / "JPEGImages/a.jpg").read_bytes()).digest()
     assert fingerprint(tiny.root) == before
 
@@ -92,7 +91,7 @@ def test_all_bad_files_are_reported_at_once(tiny: VocFolder) -> None:
         "broken": [("annotation", 3, None)],
         "objects": [("annotation", None, n) for n in (1, 2, 3, 3)],
     }
-    assert all(is_error(p) and Path(p.file).parent.parent == tiny.root for r in records for p in r.problems)
+    assert all(p.error and Path(p.file).parent.parent == tiny.root for r in records for p in r.problems)
     assert "Width and height are swapped" in records[5].problems[0].what
 
 
@@ -104,8 +103,8 @@ def test_bad_boxes_have_file_object_and_class(voc: VocFolder) -> None:
     assert [(p.kind, p.object, p.name) for p in record.problems] == [("box", n, "dog (big)") for n in (2, 3, 4)]
     assert [w in p.what for p, w in zip(record.problems, ("inverted", "point", "out of"), strict=True)] == [True] * 3
     assert {p.file for p in record.problems} == {str(voc.root / "Annotations/a.xml")}
-    assert record.truth.numbers == (1, 5)
-    assert record.truth.clipped == 1
+    assert [o.number for o in record.objects] == [1, 5]
+    assert boxes([record], [600], 1000).clipped == 1
 
 
 def test_a_link_out_of_the_data_set_is_not_followed(tiny: VocFolder, tmp_path: Path) -> None:
@@ -136,13 +135,15 @@ def test_pictures_of_all_kinds_are_counted(voc: VocFolder) -> None:
         voc.annotation(image_id, voc_xml([("cat", (1, 1, 9, 9), False)]))
     records = read(voc, *ids)
     assert [r.colour for r in records] == ["gray", "palette", "CMYK", "RGBA", "16-bit", "16-bit", "RGB", "16-bit"]
-    found = {p.what for p in findings(records, ["cat"], "lists", False) if p.kind in ("colours", "as_stored", "bits")}
+    found = {
+        p.what for p in findings(records, ["cat"], "lists", Settings()) if p.kind in ("colours", "as_stored", "bits")
+    }
     assert found == {
-        "1 picture(s) are gray.",
-        "1 picture(s) are palette.",
-        "1 picture(s) are CMYK.",
-        "1 picture(s) are RGBA.",
-        "3 picture(s) are 16-bit.",
+        "1 image(s) are gray.",
+        "1 image(s) are palette.",
+        "1 image(s) are CMYK.",
+        "1 image(s) are RGBA.",
+        "3 image(s) are 16-bit.",
         "1 image(s) have EXIF data that ask for a rotation, but their annotation has the stored size; they are used "
         "so; the first is turned.jpg, stored as 64 x 48 with orientation 6.",
         "1 image(s) with 16 bits a channel use 12 of them, values up to 4095, and are scaled by that; the first is "
@@ -164,7 +165,7 @@ def test_an_image_is_rotated_where_its_annotation_has_the_upright_size(voc: VocF
         "picture_size",
         "the image has 50 x 60, or 60 x 50 upright, pixels, but its annotation says 64 x 48.",
     )
-    notes = {p.kind: p.what for p in findings(records, ["cat"], "lists", False)}
+    notes = {p.kind: p.what for p in findings(records, ["cat"], "lists", Settings())}
     assert notes["turned"].startswith("1 image(s) are rotated upright, as their EXIF data ask; the first is a.jpg")
     assert "fits both ways; they are used as stored; the first is c.jpg" in notes["either_way"]
     assert pictures(records).turned == 3
@@ -179,7 +180,7 @@ def test_what_shows_in_the_whole_set_only(tiny: VocFolder) -> None:
     every = tasks(tiny, "a", "b", "d", "e", "f", "f") + tasks(tiny, "c", "b", role="test")
     records = read_all(every, Settings())
     assert kinds(records) == []
-    found = findings(records, ["cat", "dog", "bird"], "lists", False)
+    found = findings(records, ["cat", "dog", "bird"], "lists", Settings())
     assert Counter(p.kind for p in found) == {
         "unknown_class": 4,  # two of them in f, which comes twice
         "duplicate_id": 1,
@@ -196,19 +197,21 @@ def test_what_shows_in_the_whole_set_only(tiny: VocFolder) -> None:
     unknown = [p for p in found if p.kind == "unknown_class"]
     assert [(p.object, p.name) for p in unknown] == [(1, "Cat"), (2, "catt")] * 2
     assert all("Did you mean 'cat'?" in p.what and p.file.endswith("f.xml") for p in unknown)
-    assert "No box reaches the picture's last column" not in by_kind["zero_based"].what  # a's dog does
-    assert "2 picture(s) have no object" in by_kind["negative"].what
-    assert [p.kind for p in findings(records, ["cat"], "lists", True) if p.name == "catt"] == ["other_classes"] * 2
+    assert "No box reaches the image's last column" not in by_kind["zero_based"].what  # a's dog does
+    assert "2 image(s) have no object" in by_kind["negative"].what
+    assert [
+        p.kind for p in findings(records, ["cat"], "lists", Settings(leave_out_others=True)) if p.name == "catt"
+    ] == ["other_classes"] * 2
 
 
 def test_a_zero_based_set_is_said_to_be_one(voc: VocFolder) -> None:
     voc.add("a", ("cat", (0, 0, 63, 47), False), ("cat", (10, 10, 20, 20), False))
-    (zero,) = [p for p in findings(read(voc, "a"), ["cat"], "lists", False) if p.kind == "zero_based"]
+    (zero,) = [p for p in findings(read(voc, "a"), ["cat"], "lists", Settings()) if p.kind == "zero_based"]
     assert "1 box(es) in 1 file(s) start at 0" in zero.what
     assert "the whole data set seems to count from 0" in zero.what
     right = read_all(tasks(voc, "a"), Settings(first_pixel=0))
-    assert not {p.kind for p in findings(right, ["cat"], "lists", False)} & {"zero_based", "clipped"}
-    assert right[0].truth.boxes[0].tolist() == [0, 0, 64, 48]
+    assert not {p.kind for p in findings(right, ["cat"], "lists", Settings())} & {"zero_based", "clipped"}
+    assert right[0].boxes[0].tolist() == [0, 0, 64, 48]
 
 
 @pytest.fixture
@@ -226,12 +229,12 @@ def samples_of(records: list[Record], classes: list[str]) -> list[Sample]:
     return [
         Sample(
             r.task.image_id,
-            r.file,
+            r.image.path,
             64,
             48,
-            r.truth.boxes,
-            np.array([classes.index(n) + 1 for n in r.truth.names]),
-            r.truth.difficult,
+            r.boxes,
+            np.array([classes.index(n) + 1 for n in r.names]),
+            r.difficult,
         )
         for r in records
     ]
@@ -263,8 +266,8 @@ def test_a_step_draws_as_many_rois_as_the_report_says(tiny: VocFolder, proposed:
         sampler = RoISampler(torch.zeros(3, 4), torch.ones(3, 4), rois, fraction)
         drawn, foreground = [], []
         for r in records:
-            kept = np.ones(len(r.truth.boxes), bool) if difficult else ~r.truth.difficult
-            truth = torch.from_numpy(r.truth.boxes[kept])
+            kept = np.ones(len(r.boxes), bool) if difficult else ~r.difficult
+            truth = torch.from_numpy(r.boxes[kept])
             labels = torch.ones(len(truth), dtype=torch.long)
             boxes = torch.from_numpy(store.boxes(r.task.image_id))
             chosen, targets = sampler([boxes], [truth], [labels], [0])
@@ -303,8 +306,8 @@ def test_proposals_and_pictures_that_do_not_belong_together(tiny: VocFolder, pro
     found = {p.kind: p.what for p in proposal_findings(records, [ProposalStore(other)])}
     assert found == {
         "dropped_proposals": "boxes dropped: 1 not finite, 1 inverted, 1 outside.",
-        "zero_proposals": "1 picture(s) have no box in the store.",
-        "missed": "3 object(s) in 2 picture(s) are touched by no proposal at all.",
+        "zero_proposals": "1 image(s) have no box in the store.",
+        "missed": "3 object(s) in 2 image(s) are touched by no proposal at all.",
     }
 
 
@@ -351,17 +354,16 @@ def test_coco_files(tmp_path: Path) -> None:
     }
     path = tmp_path / "set.json"
     path.write_text(json.dumps(content))
-    (said,) = read_coco(path, ["x.png"], tmp_path, training=True)
-    assert said.file == tmp_path / "x.png"
-    assert said.truth.boxes.tolist() == [[0, 0, 10, 20], [2.5, 3, 12.5, 23]]
-    assert said.truth.difficult.tolist() == [False, True]
-    assert said.truth.numbers == (1, 4)
-    assert [(p.kind, p.object) for p in said.problems] == [("box", 3), ("unknown_class", 2), ("crowd", 4)]
-    assert read_coco(path, ["x.png"], tmp_path, training=False).__next__().problems == said.problems[:2]
-    (record,) = read_all([Task("train", "set.json", path, "x.png", None, said)], Settings())
-    assert record.trained.tolist() == [True, False]  # never a crowd
+    (image,) = splits.read(path, ["x.png"], tmp_path)
+    (record,) = read_all([Task("train", "set.json", path, "x.png", None, image)], Settings())
+    assert image.path == tmp_path / "x.png"
+    assert record.boxes.tolist() == [[0, 0, 10, 20], [2.5, 3, 12.5, 23]]
+    assert record.difficult.tolist() == [False, True]
+    assert [o.number for o in record.objects] == [1, 4]
+    assert [(p.kind, p.object) for p in record.problems] == [("unknown_class", 2), ("box", 3), ("crowd", 4)]
+    assert sort_out(image, training=False) == (record.objects, record.problems[:2])
+    assert [o.trained_on(use_difficult=True) for o in record.objects] == [True, False]  # never a crowd
     assert record.size == (64, 48)
-    assert record.problems == said.problems
 
 
 HOSTILE = "<script>alert('x')</script>\" onload=\"x"
@@ -426,8 +428,8 @@ def test_the_summary_is_short_and_ends_with_the_verdict() -> None:
         report,
         classes=names,
         splits=[counts],
-        errors=[p for p in every if is_error(p)],
-        notes=[p for p in every if not is_error(p)],
+        errors=[p for p in every if p.error],
+        notes=[p for p in every if not p.error],
     )
     lines = summary(report).splitlines()
     assert len(lines) <= 36  # two more for the sampling, and two of the verb make forty
@@ -439,17 +441,17 @@ def test_the_summary_is_short_and_ends_with_the_verdict() -> None:
 def test_the_json_says_how_to_mend() -> None:
     plain = to_json(hostile_report())
     assert plain["ok"] is False
-    assert plain["errors"][0]["mend"] == KINDS["box"].mend
+    assert plain["errors"][0]["mend"] == KINDS["box"][1]
     assert set(plain["notes"][0]) == {"kind", "title", "file", "line", "object", "unit", "name", "what", "mend"}
 
 
 def test_an_empty_annotation_and_one_without_size(voc: VocFolder) -> None:
     voc.add("a", width=0)
     voc.add("b")
-    said = read_voc(voc.root, "a")
-    assert [p.kind for p in said.problems] == ["annotation"]
-    assert "0 x 48" in said.problems[0].what
-    assert read_voc(voc.root, "b").truth.boxes.shape == (0, 4)
+    a, b = read(voc, "a", "b")
+    assert [p.kind for p in a.problems] == ["annotation"]
+    assert "0 x 48" in a.problems[0].what
+    assert b.boxes.shape == (0, 4)
 
 
 def test_check_reads_what_training_reads_and_notes_what_it_does_not_use(voc: VocFolder) -> None:
@@ -460,14 +462,15 @@ def test_check_reads_what_training_reads_and_notes_what_it_does_not_use(voc: Voc
     first, second, rest = text.split("<pose>", 2)
     voc.annotation("a", f"{first}<pose>{second}<deleted>yes</deleted><pose>{rest}")
     voc.picture("b")
-    said = read_voc(voc.root, "a")
-    assert said.truth.boxes.tolist() == [[15, 5, 25, 25], [0, 0, 64, 47]]
-    assert (said.truth.names, said.truth.numbers, said.truth.at_end) == (("cat", "dog"), (1, 3), 1)
+    (said,) = read(voc, "a")
+    assert said.boxes.tolist() == [[15, 5, 25, 25], [0, 0, 64, 47]]
+    assert [(o.name, o.number) for o in said.objects] == [("cat", 1), ("dog", 3)]
     assert {p.kind: p.object for p in said.problems} == {"elements": 1, "rotated": 1, "flags": 2, "filename": None}
-    assert not any(is_error(p) for p in said.problems)
+    assert not any(p.error for p in said.problems)
 
 
-@pytest.mark.parametrize("first_pixel", [0, 1])
-def test_boxes_at_the_end_are_counted_as_the_file_has_them(voc: VocFolder, first_pixel: int) -> None:
-    voc.add("a", ("cat", (1, 1, 63, 47), False), ("cat", (1, 1, 64 - 1 + first_pixel, 9), False))
-    assert read_voc(voc.root, "a", first_pixel).truth.at_end == first_pixel
+@pytest.mark.parametrize("last", [63, 64])
+def test_boxes_that_reach_the_end_contradict_a_zero_based_set(voc: VocFolder, last: int) -> None:
+    voc.add("a", ("cat", (0, 1, 63, 47), False), ("cat", (1, 1, last, 9), False))
+    (note,) = [p for p in findings(read(voc, "a"), ["cat"], "lists", Settings()) if p.kind == "zero_based"]
+    assert ("1 box(es) reach xmax or ymax" in note.what) == (last == 64)

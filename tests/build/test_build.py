@@ -59,20 +59,15 @@ def test_a_split_gets_a_name_that_a_file_can_bear(splits: list[str], name: str) 
     assert annotations.split_name(splits) == name
 
 
-def test_the_log_counts_the_files_of_a_set_without_lists_once(
-    voc: VocFolder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_log_counts_the_files_of_a_set_without_lists_once(voc: VocFolder, caplog: pytest.LogCaptureFixture) -> None:
     for image_id in "abcdef":
         voc.add(image_id, ("cat", (1, 1, 32, 24), False))
     (voc.root / "Annotations/f.xml").unlink()
-    looks: list[Path] = []
-    real = annotations.pictures_without_annotation
-    monkeypatch.setattr(annotations, "pictures_without_annotation", lambda source: looks.append(source) or real(source))
     caplog.set_level("INFO")
     for _ in range(3):
-        annotations.image_ids(config_of(voc), ["trainval", "test"])
-    assert looks == [voc.root, voc.root]  # for each split
-    assert caplog.text.count("; 1 image(s) without an annotation are not used") == 2
+        datasets.both_sets(config_of(voc), ["cat"], 0)
+    assert caplog.text.count("1 image(s) without an annotation are not used") == 1
+    assert caplog.text.count("has no split lists: it is divided into trainval and test") == 2  # once a split
 
 
 def test_the_name_of_many_splits_is_cut_and_their_own() -> None:
@@ -254,7 +249,7 @@ def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
     with pytest.raises(UserError) as caught:
         training_set(config_of(tiny), ["cat", "dog"])
     for said in (
-        "4 of 5 pictures cannot be used",
+        "4 of 5 images cannot be used",
         "a.jpg: the picture is cut short",
         "b.jpg: the image has 48 x 64 pixels, but its annotation says 64 x 48. Width and height are swapped",
         "empty.jpg: the file is empty",
@@ -264,7 +259,7 @@ def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
         assert said in str(caught.value)
     found = annotations.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"])
     assert [s.image_id for s in found] == ["good"]
-    assert "4 picture(s) left out" in caplog.text
+    assert "4 image(s) left out" in caplog.text
 
 
 def test_objects_of_other_classes_are_refused_or_left_out_and_counted(

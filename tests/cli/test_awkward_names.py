@@ -29,10 +29,10 @@ CIRCLE = (11, 11, 40, 36)
 
 def images(folder: Path, ids: list[str], name: str = "cat", tested: bool = True) -> VocFolder:
     """A data set without lists; without `tested` the objects of what would be tested on are difficult."""
-    from fastrcnn.data.annotations.splits import divided
+    from fastrcnn.data.annotations.splits import divide
 
     made = VocFolder(folder)
-    held_out = divided(ids, "test")
+    held_out = divide(ids, "test")
     for image_id in ids:
         made.picture(image_id)
         made.annotation(image_id, voc_xml([(name, CIRCLE, image_id in held_out and not tested)], filename="x.jpg"))

@@ -227,7 +227,7 @@ def test_pictures_that_are_missing_or_broken_are_all_named(
     (year.root / "ImageSets" / "Main" / "test.txt").write_text("2008_000001\n2008_000002\n2008_000009\n")
     wanted = voc_arguments(detector, year, "split=VOC2012/test", "competition=true")
     err = refused(call, *wanted)
-    assert "3 pictures cannot be used" in err
+    assert "3 of 3 images cannot be used" in err
     for said in ("2008_000001.jpg: ", "2008_000002.png: a link leads out", "2008_000009: no such image"):
         assert said in err
     assert not Path("outputs").exists()
@@ -235,7 +235,7 @@ def test_pictures_that_are_missing_or_broken_are_all_named(
     caplog.set_level(logging.WARNING, "fastrcnn")
     status, out, _ = call(*wanted, "data.skip_bad=true")
     assert status == 0
-    assert "2 picture(s) left out" in caplog.text
+    assert "2 image(s) left out" in caplog.text
     assert "in 1 images" in out
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from voc_folder import VocFolder
 
-from fastrcnn.data.annotations.voc import load_voc
+from fastrcnn.data.annotations.splits import load
 from fastrcnn.data.dataset import DetectionDataset, to_tensor
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
@@ -25,7 +25,7 @@ def boxes_of(image_id: str) -> np.ndarray:
 
 
 def dataset(tiny: VocFolder, augmentation: Augmentation = PLAIN, **options: int) -> DetectionDataset:
-    samples, _ = load_voc(tiny.root, ["a", "b", "c"], ["cat", "dog"])
+    samples, _ = load(tiny.root, ["a", "b", "c"], ["cat", "dog"])
     return DetectionDataset(samples, boxes_of, augmentation, **options)
 
 

@@ -18,8 +18,7 @@ from fastrcnn.build import annotations, datasets
 from fastrcnn.cli.check import truth_pictures
 from fastrcnn.config.schema import DataConfig
 from fastrcnn.data import sources
-from fastrcnn.data.annotations.coco import load_coco
-from fastrcnn.data.annotations.voc import load_voc
+from fastrcnn.data.annotations.splits import load
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.frames import image_notes, read_sample, turn_for
 from fastrcnn.data.images import Stored
@@ -149,15 +148,15 @@ def test_checks_pictures_are_drawn_in_the_frame_of_their_truth(album: VocFolder)
     records = read_all([Task("train", "trainval", album.root, i, None) for i in ids], Settings())
     for (caption, jpeg), record in zip(truth_pictures(records, ["cat"]), records, strict=True):
         drawn = np.asarray(Image.open(io.BytesIO(jpeg)))
-        assert drawn.shape[1::-1] == record.size == record.truth.size, caption
-        _, _, x2, y2 = (int(v) for v in record.truth.boxes[0])
+        assert drawn.shape[1::-1] == record.size == record.image.size, caption
+        _, _, x2, y2 = (int(v) for v in record.boxes[0])
         assert drawn[y2 - 6 : y2 - 3, x2 - 8 : x2 - 3].min() > 150, "the square is in its box, whose name is above"
 
 
 def test_the_reports_cuts_are_in_the_frame_of_the_truth(album: VocFolder) -> None:
     """Also those of a re-evaluation, which does not look at the images before."""
     ids = ["o5", "o6", "o7", "o8", "s"]
-    samples, _ = load_voc(album.root, ids, ["cat"], need_pictures=False)
+    samples, _ = load(album.root, ids, ["cat"], need_pictures=False)
     boxes = [tuple(s.boxes[0].tolist()) for s in samples]
     cases = [Case(True, "unseen", "cat", "", i, None, 0.0, (("object", box),)) for i, box in enumerate(boxes)]
     for case in with_pictures(cases, samples):
@@ -199,7 +198,7 @@ def test_a_coco_files_sizes_decide_with_and_without_truth(tmp_path: Path) -> Non
         json.dumps({"images": images, "annotations": truth, "categories": [{"id": 1, "name": "cat"}]}), encoding="utf-8"
     )
     ids = ["images/a.png", "images/b.png"]
-    found = annotations.whole_pictures(load_coco(file, ids, ["cat"], root=tmp_path)[0], skip_bad=False)
+    found = annotations.whole_pictures(load(file, ids, ["cat"], root=tmp_path)[0], skip_bad=False)
     assert [s.turn for s in found] == [6, 1]
     assert bright(read_sample(found[0])) == tuple(found[0].boxes[0])
     samples, _, faults = load_unannotated(file, ids, tmp_path)

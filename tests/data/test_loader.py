@@ -12,7 +12,7 @@ import pytest
 import torch
 from voc_folder import VocFolder
 
-from fastrcnn.data.annotations.voc import load_voc
+from fastrcnn.data.annotations.splits import load
 from fastrcnn.data.dataset import DetectionDataset, Example
 from fastrcnn.data.images import read_image
 from fastrcnn.data.loader import EndlessBatches, collate, detection_loader, training_loader
@@ -115,7 +115,7 @@ def nothing(image_id: str) -> np.ndarray:
 
 @pytest.fixture
 def data(tiny: VocFolder) -> DetectionDataset:
-    samples, _ = load_voc(tiny.root, ["a", "b", "c"], ["cat", "dog"])
+    samples, _ = load(tiny.root, ["a", "b", "c"], ["cat", "dog"])
     return DetectionDataset(samples, nothing, Augmentation((48, 72), 100, colour=0.2), seed=11)
 
 

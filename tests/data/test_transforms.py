@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fastrcnn.data.transforms import Augmentation, Mirrored, flip_boxes, resize, scale_for
+from fastrcnn.data.transforms import Augmentation, flip_boxes, resize, scale_for
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_contrast_is_a_straight_line_cut_off_at_black_and_white() -> None:
 def test_mirrored_is_the_mirror_image_scaled_as_the_picture_is() -> None:
     """Every painted box lies where its pixels are white, at twice the size, whatever is drawn."""
     plain = Augmentation((2 * HEIGHT,), 1000, flip=False)
-    mirrored = Mirrored(plain.short_sides, plain.long_side, plain.flip)
+    mirrored = replace(plain, mirrored=True)
     for image, box in zip(painted(), BOXES, strict=True):
         shown, (boxes,), scale = mirrored(image, [box[None]], np.random.default_rng(0))
         expected = [[WIDTH - box[2], box[1], WIDTH - box[0], box[3]]]

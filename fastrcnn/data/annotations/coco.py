@@ -1,4 +1,4 @@
-"""COCO annotations to Samples.
+"""COCO annotations: what a file says about each image; `coco_file.py` reads the file.
 
 Boxes in the file are x, y, width, height, zero-based, in pixels and fractions of them; they become (x, y, x + width,
 y + height). Segmentations and keypoints are not read.
@@ -7,24 +7,24 @@ y + height). Segmentations and keypoints are not read.
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastrcnn.data.annotations.coco_file import (
     CocoFile,
-    Id,
+    CocoImage,
     annotation_problem,
     id_key,
     is_box,
     is_number,
     read_coco_file,
 )
-from fastrcnn.data.annotations.truth import FEW, NEARLY_ALL, AnnotatedObject, Problem, Problems, Reading, enclosing
-from fastrcnn.structures import Sample
+from fastrcnn.data.annotations.problems import Problem
+from fastrcnn.data.annotations.truth import Annotated, AnnotatedObject, box_fault, enclosing, read_flag
 
-FLAGS = {"0": False, "false": False, "no": False, "": False, "1": True, "true": True, "yes": True}
+FLAGS = ("iscrowd", "ignore")
 
 
 def coco_classes(path: Path) -> list[str]:
@@ -34,93 +34,80 @@ def coco_classes(path: Path) -> list[str]:
     return [file.categories[key] for key in ordered]
 
 
-def load_coco(
-    path: Path,
-    image_ids: Sequence[str],
-    classes: Sequence[str],
-    use_crowds: bool = True,
-    skip_bad: bool = False,
-    need_pictures: bool = True,
-    leave_out_others: bool = False,
-    *,
-    root: Path,
-) -> tuple[list[Sample], Problems]:
-    """Samples of the given images of an annotation file, boxes half-open.
+def read_coco(path: Path, image_ids: Sequence[str], root: Path, need_pictures: bool = True) -> Iterator[Annotated]:
+    """What an annotation file says about each of the images; the file has problems besides.
 
-    use_crowds: annotations with `iscrowd` are kept and marked difficult, and those with `ignore` are kept, as
-    pycocotools evaluates; else both are left out, as training does, and each is noted. root: the data set's folder, see
-    CocoFile.ids. The rest is as for `load_voc`.
-
-    Raises UserError, listing everything that is wrong at once, unless `skip_bad`.
+    Annotations with `iscrowd` are marked difficult, and those with `ignore` are not, as pycocotools evaluates; training
+    leaves both out. root: the data set's folder, see CocoFile.ids. need_pictures: whether the images must be there.
     """
     file = read_coco_file(path)
     prefix = file.prefix(root)
-    reading = Reading(classes, leave_out_others)
-    problems = reading.problems
-    problems.found += file.problems
-    problems.images = len(image_ids)
     for image_id in image_ids:
         image = file.images.get(image_id.removeprefix(prefix))
         if image is None:
-            problems.add("annotation", path, f"there is no image {image_id} in it.")
+            what = f"there is no image {image_id} in it."
+            yield Annotated(image_id, path, path, problems=(Problem("annotation", str(path), what),))
             continue
         picture = file.base / image.file_name
+        read = Annotated(image_id, picture, path, image.width, image.height, number=image.number)
         if need_pictures and not picture.is_file():
-            problems.add("missing_picture", picture, f"no such image, which {path} names.")
-            continue
-        if not picture.resolve().is_relative_to(file.base.resolve()):
-            problems.add("link", picture, "a link leads out of the data set; refused. Put the file itself there.")
-            continue
-        objects = []
-        for number, entry in image.annotations:
-            flags = {key: _flag(entry.get(key)) for key in ("iscrowd", "ignore")}
-            if unclear := [key for key, value in flags.items() if value is None]:
-                what = f"`{unclear[0]}` should be 0 or 1, is {entry[unclear[0]]!r}."
-                problems.found.append(annotation_problem(path, number, what))
-                continue
-            found = _annotated(path, number, entry, file.categories, bool(flags["iscrowd"]))
-            if not found.fault and (degrees := _rotation(entry)):  # CVAT gives the box before its rotation
-                around, what = enclosing(found.box, found.shown, degrees, (image.width, image.height))
-                x1, y1, x2, y2 = around
-                found = replace(found, box=around, size=(x2 - x1, y2 - y1))
-                problems.notes.append(found.problem("rotated", what, found.name))
-            if any(flags.values()) and not use_crowds:
-                key = "iscrowd" if flags["iscrowd"] else "ignore"
-                what = f"has `{key}`: the annotation is not trained on."
-                problems.notes.append(found.problem("crowd", what, found.name))
-                continue
-            if flags["ignore"] and not flags["iscrowd"]:
-                what = "has `ignore`: evaluation counts it, as pycocotools does, though it is not trained on."
-                problems.notes.append(found.problem("ignored", what, found.name))
-            objects.append(found)
-        reading.add(image_id, picture, image.width, image.height, objects, image.number)
-    problems.found = explain_missing(problems.found, file, root, len(image_ids))
-    return reading.result(path, skip_bad)
+            problem = Problem("missing_picture", str(picture), f"no such image, which {path} names.")
+            yield replace(read, problems=(problem,))
+        elif not picture.resolve().is_relative_to(file.base.resolve()):
+            what = "a link leads out of the data set; refused. Put the file itself there."
+            yield replace(read, problems=(Problem("link", str(picture), what),))
+        else:
+            objects, problems = _read_objects(file, image)
+            yield replace(read, objects=tuple(objects), problems=tuple(problems))
 
 
-def explain_missing(problems: Sequence[Problem], file: CocoFile, root: Path, images: int) -> list[Problem]:
-    """The problems; if nearly all images are missing, they say where below `root` the first one is."""
-    missing = [p for p in problems if p.kind == "missing_picture"]
-    if not images or len(missing) < max(FEW, NEARLY_ALL * images):
-        return list(problems)
-    name = glob.escape(Path(missing[0].file).name)
-    there = next((root.parent if root.is_file() else root).rglob(name), None)
-    if there is None:
-        return list(problems)
-    what = (
-        f"no such image, which {file.path} names. There is {there}: correct `file_name`, which is looked up in the "
-        "folder of the annotation file, the one above it, and `images` in either."
+def _read_objects(file: CocoFile, image: CocoImage) -> tuple[list[AnnotatedObject], list[Problem]]:
+    """The annotations of an image, and what is wrong with their flags."""
+    objects, problems = [], []
+    for number, entry in image.annotations:
+        flags = {key: read_flag(entry.get(key)) for key in FLAGS}
+        if unclear := [key for key, value in flags.items() if value is None]:
+            what = f"`{unclear[0]}` should be 0 or 1, is {entry[unclear[0]]!r}."
+            problems.append(annotation_problem(file.path, number, what))
+            continue
+        key = id_key(entry.get("category_id"))
+        name = None if key is None else file.categories.get(key)
+        flag = next((key for key, value in flags.items() if value), "")
+        o, notes = _read_object(file.path, number, entry, name, flag, image)
+        objects.append(o)
+        problems += notes
+    return objects, problems
+
+
+def _read_object(
+    path: Path, number: int, entry: dict[str, Any], category: str | None, flag: str, image: CocoImage
+) -> tuple[AnnotatedObject, list[Problem]]:
+    """An annotation, and what to know about it. category: its name; None: the file does not have it."""
+    name = f"category {entry.get('category_id')!r}" if category is None else category
+    box, area, degrees = entry.get("bbox"), entry.get("area"), _rotation(entry)
+    start = AnnotatedObject(
+        path,
+        number,
+        name,
+        (0.0, 0.0, 0.0, 0.0),
+        f"{box!r}"[:100],
+        difficult=flag == "iscrowd",
+        left_out=flag,
+        listed=category is not None,
+        unit="annotation",
     )
-    return [replace(p, what=what) if p.kind == "missing_picture" else p for p in problems]
-
-
-def _flag(value: Any) -> bool | None:
-    """A flag that is 0 or 1, in the ways in which tools write it; None where it is neither."""
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    if isinstance(value, (int, float)):
-        return bool(value) if value in (0, 1) else None
-    return FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
+    if not isinstance(box, list) or not is_box(box):
+        return replace(start, fault="should be four numbers."), []
+    x, y, width, height = (float(v) for v in box)
+    corners, notes = (x, y, x + width, y + height), []
+    fault = "" if width > 0 and height > 0 else "has no area: width and height should be more than 0."
+    area = float(area) if isinstance(area, (int, float)) and 0 <= area < 1e14 else width * height
+    if degrees and not fault:  # CVAT gives the box before its rotation
+        corners, what = enclosing(corners, start.shown, degrees, (image.width, image.height))
+        width, height = corners[2] - corners[0], corners[3] - corners[1]
+        notes.append(start.problem("rotated", what, name))
+    fault = fault or box_fault(corners, image.width, image.height)
+    return replace(start, box=corners, fault=fault, size=(width, height), area=area), notes
 
 
 def _rotation(entry: dict[str, Any]) -> float:
@@ -130,19 +117,13 @@ def _rotation(entry: dict[str, Any]) -> float:
     return float(degrees) if is_number(degrees) and degrees % 180 else 0.0
 
 
-def _annotated(
-    file: Path, number: int, entry: dict[str, Any], categories: dict[Id, str], difficult: bool
-) -> AnnotatedObject:
-    category = entry.get("category_id")
-    key = id_key(category)
-    name = categories.get(key) if key is not None else None
-    name = f"category {category!r}" if name is None else name
-    box, area = entry.get("bbox"), entry.get("area")
-    if not isinstance(box, list) or not is_box(box):
-        nothing, shown = (0.0, 0.0, 0.0, 0.0), f"{box!r}"[:80]
-        return AnnotatedObject(file, number, name, nothing, shown, difficult, "should be four numbers.", "annotation")
-    x, y, width, height = (float(v) for v in box)
-    area = float(area) if isinstance(area, (int, float)) and 0 <= area < 1e14 else width * height
-    fault = "" if width > 0 and height > 0 else "has no area: width and height should be more than 0."
-    corners = (x, y, x + width, y + height)
-    return AnnotatedObject(file, number, name, corners, f"{box}", difficult, fault, "annotation", (width, height), area)
+def where_images_are(path: Path, missing: Path, root: Path) -> str:
+    """Where below `root` an image is that the file looks for in another place, and what to do; empty if nowhere."""
+    name = glob.escape(missing.name)
+    there = next((root.parent if root.is_file() else root).rglob(name), None)
+    if there is None:
+        return ""
+    return (
+        f"no such image, which {path} names. There is {there}: correct `file_name`, which is looked up in the "
+        "folder of the annotation file, the one above it, and `images` in either."
+    )

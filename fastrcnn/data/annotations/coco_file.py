@@ -1,4 +1,4 @@
-"""The JSON file of COCO annotations: images, categories and annotations, and which of them cannot be used.
+"""The JSON file of COCO annotations: where it is, its images, categories and annotations, and which cannot be used.
 
 Ids in such a file are unique in this file alone, and exporters number every split from 1; an image's id in this program
 is therefore its path below the data set's folder, as `train/0001.jpg`.
@@ -6,17 +6,18 @@ is therefore its path below the data set's folder, as `train/0001.jpg`.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastrcnn.data.annotations.truth import Problem, Problems
+from fastrcnn.data.annotations.problems import Problem
+from fastrcnn.data.annotations.text_files import leads_out
+from fastrcnn.data.annotations.versions import read_once
 from fastrcnn.errors import UserError
 
 # A list in a JSON file takes about a tenth of the memory of what is made of it. COCO's own files have 450 MB.
@@ -63,9 +64,9 @@ class CocoFile:
         return f"{PurePosixPath(*parts)}/" if parts else ""
 
     @property
-    def paths(self) -> list[Path]:
+    def paths(self) -> frozenset[Path]:
         """The files of the images."""
-        return [self.base / name for name in self.images]
+        return frozenset(self.base / name for name in self.images)
 
     def ids(self, root: Path) -> list[str]:
         """The images' ids, unique in the data set: paths below its folder."""
@@ -77,90 +78,119 @@ class CocoFile:
         return {prefix + name: image.number for name, image in self.images.items()}
 
 
-def read_coco_file(path: Path) -> CocoFile:
-    """What a COCO annotation file holds; read once for as long as it does not change. Raises UserError as parse."""
-    return _parse(path, *version(path))
+# ------------------------------------------------------------------------------------------------ which files
 
 
-def version(path: Path) -> tuple[int, int]:
-    """When a file was changed, and its size in bytes; of one that is gone zeros."""
+def json_files(folder: Path) -> list[Path]:
+    """JSON files in a folder and in folders right below it."""
+    return sorted(path for path in [*folder.glob("*.json"), *folder.glob("*/*.json")] if path.is_file())
+
+
+def find_coco_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The COCO files among the JSON files of a folder and the folders right below it, and what is wrong with those that
+    cannot be read, which may be COCO's too. JSON of something else is neither."""
+    faults = {path: _fault(path) for path in json_files(folder)}
+    return [p for p, fault in faults.items() if fault is None], {p: fault for p, fault in faults.items() if fault}
+
+
+@read_once(256, fresh=0)
+def _fault(path: Path) -> str | None:
+    """Why a file cannot be read, nothing for JSON of something else, and None for a COCO file."""
     try:
-        stat = path.stat()
-    except OSError:
-        return 0, 0
-    return stat.st_mtime_ns, stat.st_size
+        read_coco_file(path)
+    except OtherJsonError:
+        return ""
+    except UserError as error:
+        return str(error)
+    return None
 
 
-@functools.lru_cache(maxsize=4)
-def _parse(path: Path, changed: int, size: int) -> CocoFile:
-    return parse(path)
+@read_once(256, fresh=0)
+def coco_images(path: Path) -> frozenset[Path] | str:
+    """The images of a COCO file that may not be used otherwise, of which nothing else is kept; none for other JSON.
+
+    For a file that cannot be read, the reason.
+    """
+    try:
+        return _parse(path).paths
+    except OtherJsonError:
+        return frozenset()
+    except UserError as error:
+        return str(error)
 
 
-def parse(path: Path) -> CocoFile:
-    """What a COCO annotation file holds, which is not remembered.
+# ------------------------------------------------------------------------------------------------ reading one
+
+
+@read_once(4, fresh=0)
+def read_coco_file(path: Path) -> CocoFile:
+    """What a COCO annotation file holds; read once for as long as it does not change.
 
     Raises UserError, with the line if known, for a file that is not COCO's (OtherJsonError for other JSON) and for ids
     that two images share.
     """
-    if version(path)[1] > MAX_JSON_BYTES:
-        raise UserError(f"{path}: larger than {MAX_JSON_BYTES // 1_000_000_000} GB, which is too much for one file.")
+    return _parse(path)
+
+
+def _parse(path: Path) -> CocoFile:
     content = _json(path)
     if not isinstance(content, dict) or not {"images", "categories"} <= content.keys():
         raise OtherJsonError(f"{path}: not a COCO annotation file: it lacks the lists `images` and `categories`.")
-    for name in ("images", "categories"):
+    content["annotations"] = content.get("annotations") or []  # test sets have none
+    for name in ("images", "categories", "annotations"):
         if not isinstance(content[name], list):
             raise UserError(f"{path}: `{name}` should be a list.")
-    annotations = content.get("annotations") or []  # test sets have none
-    if not isinstance(annotations, list):
-        raise UserError(f"{path}: `annotations` should be a list.")
-    problems = Problems()
-    images, refused = _images(path, content["images"], annotations, problems)
+    annotations = content["annotations"]
     entries = [a for a in annotations if isinstance(a, dict)]
+    of_image = Counter(id_key(a.get("image_id")) for a in entries)
+    images, refused, problems = _images(path, content["images"], of_image)
     used = frozenset(key for a in entries if (key := id_key(a.get("category_id"))) is not None)
-    categories = _categories(path, content["categories"], used, problems)
-    boxes: list[list[float]] = [a["bbox"] for a in entries if is_box(a.get("bbox"))]
+    categories, faults = _categories(path, content["categories"], used)
+    problems += faults
     smallest = min((min(i.width, i.height) for i in images.values()), default=1)
+    boxes: list[list[float]] = [a["bbox"] for a in entries if is_box(a.get("bbox"))]
     if boxes and smallest > 1 and all(0 <= v <= 1 for box in boxes for v in box):
-        what = (
-            f"all {len(boxes)} boxes lie between 0 and 1: they look normalised by the images' sizes. They are not read."
-        )
-        problems.add("normalised", path, what)
-        annotations = []
-    orphans: list[tuple[int, Any]] = []  # annotations without an image, and its id
-    for number, entry in enumerate(annotations, 1):
-        if not isinstance(entry, dict):
-            problems.found.append(annotation_problem(path, number, "not an object."))
-            continue
-        key = id_key(entry.get("image_id"))
-        if key in images:
-            images[key].annotations.append((number, entry))  # type: ignore[index]
-        elif key is None or key not in refused:
-            orphans.append((number, entry.get("image_id")))
-    if orphans:
-        number, image_id = orphans[0]
-        alike = f" {len(orphans)} annotations have no image; this is the first." if len(orphans) > 1 else ""
-        what = f"there is no image {repr(image_id)[:80]} in the file.{alike}"
-        problems.found.append(annotation_problem(path, number, what))
+        what = f"all {len(boxes)} boxes lie between 0 and 1: they look normalised by the images' sizes. "
+        problems.append(Problem("normalised", str(path), what + "They are not read."))
+    else:
+        problems += _share_out(path, annotations, images, refused)
     ordered = sorted(images.values(), key=lambda i: (isinstance(i.number, str), i.number))  # as pycocotools sorts
-    base = _picture_base(path, [i.file_name for i in images.values()])
     numbers = {id_key(c.get("id")): c["id"] for c in content["categories"] if isinstance(c, dict) and "id" in c}
     return CocoFile(
         path,
-        base,
+        _picture_base(path, [i.file_name for i in images.values()]),
         {i.file_name: i for i in ordered},
         categories,
         {name: numbers[key] for key, name in categories.items()},
         used,
-        bool(content.get("annotations")),
-        tuple(problems.found),
+        bool(annotations),
+        tuple(problems),
         len(content["images"]) - len(images),
     )
 
 
+def _json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(f"{path}: larger than {MAX_JSON_BYTES // 1_000_000_000} GB, which is too much for a file.")
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file in UTF-8 (at byte {error.start}).") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists without end
+        raise UserError(f"{path}: not the JSON of COCO annotations ({error}).") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
 def _images(
-    path: Path, entries: list[Any], annotations: list[Any], problems: Problems
-) -> tuple[dict[Id, CocoImage], set[Id]]:
-    """The images that can be used by their ids, and the ids of the others; `problems` grows by what is wrong."""
+    path: Path, entries: list[Any], of_image: Counter[Id | None]
+) -> tuple[dict[Id, CocoImage], set[Id], list[Problem]]:
+    """The images that can be used by their ids, the ids of the others, and what is wrong with those, once a cause.
+
+    of_image: how many annotations each image has.
+    """
     images: dict[Id, CocoImage] = {}
     names: dict[str, int] = {}
     refused: set[Id] = set()
@@ -168,10 +198,10 @@ def _images(
     for number, entry in enumerate(entries, 1):
         key = id_key(entry.get("id")) if isinstance(entry, dict) else None
         cause = fault = _image_fault(entry)
-        name = "" if fault else _slashed(entry["file_name"])
+        name = "" if fault else str(PurePosixPath(entry["file_name"].replace("\\", "/")))
         if not fault and (key in images or key in refused):
             raise UserError(f"{path}, image {number}: the id {entry['id']} stands in the file twice. Ids must differ.")
-        if not fault and _leads_out(name):
+        if not fault and leads_out(entry["file_name"]):
             cause, fault = OUTSIDE, f"`file_name` is '{entry['file_name']}', {OUTSIDE}"
         elif not fault and name in names:
             cause, fault = TWICE, f"`file_name` is '{name}', as of image {names[name]}; {TWICE}"
@@ -182,42 +212,87 @@ def _images(
         elif key is not None:
             names[name] = number
             images[key] = CocoImage(name, int(entry["width"]), int(entry["height"]), [], entry["id"])
-    of_image = Counter(id_key(a.get("image_id")) for a in annotations if isinstance(a, dict))
+    problems = []
     for found in causes.values():
         alike = f" The same holds for {len(found)} images; this is the first." if len(found) > 1 else ""
         lost = sum(of_image[key] for key in {key for _, key in found} & refused)
         theirs = f" {lost} annotation(s) of images that cannot be used are not read." if lost else ""
-        problems.add("annotation", path, f"{found[0][0]}{alike}{theirs}")
-    return images, refused
+        problems.append(Problem("annotation", str(path), f"{found[0][0]}{alike}{theirs}"))
+    return images, refused, problems
 
 
-def _categories(path: Path, entries: list[Any], used: frozenset[Id], problems: Problems) -> dict[Id, str]:
-    """Names by id. A category that no annotation uses, such as the root that Roboflow adds, takes no name from others.
+def _image_fault(entry: Any) -> str:
+    """What is wrong with an entry of `images`, or nothing."""
+    if not isinstance(entry, dict):
+        return "not an object."
+    if id_key(entry.get("id")) is None:
+        return "has no `id`."
+    for key in ("width", "height"):
+        if not is_number(entry.get(key)) or entry[key] % 1 or not 0 < entry[key] < 1_000_000:
+            return f"`{key}` should be a whole number of pixels, is {entry.get(key)!r}."
+    return "" if _text(entry.get("file_name")) else "has no `file_name`."
 
-    What is wrong with categories counts only where annotations use them.
+
+def _categories(path: Path, entries: list[Any], used: frozenset[Id]) -> tuple[dict[Id, str], list[Problem]]:
+    """Names by id, and what is wrong with those that annotations use.
+
+    A category that no annotation uses, such as the root that Roboflow adds, takes no name from others.
     """
     categories: dict[Id, str] = {}
-    spare: dict[Id, str] = {}
+    spare: dict[str, Id] = {}
+    faults = []
     for number, entry in enumerate(entries, 1):
         key = id_key(entry.get("id")) if isinstance(entry, dict) else None
         name = _text(entry.get("name")) if isinstance(entry, dict) else ""
         if key is not None and key not in used:
-            if name:
-                spare.setdefault(key, name)
+            if name and key not in spare.values():
+                spare.setdefault(name, key)
         elif key is None or not name:
-            problems.add("annotation", path, f"category {number}: has no whole number or text as `id`, or no `name`.")
+            faults.append(f"category {number}: has no whole number or text as `id`, or no `name`.")
         elif categories.get(key, name) != name:
-            problems.add("annotation", path, f"category {number}: the id {entry['id']!r} stands in the file twice.")
+            faults.append(f"category {number}: the id {entry['id']!r} stands in the file twice.")
         elif key not in categories and name in categories.values():
-            problems.add("annotation", path, f"category {number}: the name '{name}' stands in the file twice.")
+            faults.append(f"category {number}: the name '{name}' stands in the file twice.")
         else:
             categories[key] = name
     names = set(categories.values())
-    for key, name in spare.items():
-        if name not in names:
-            categories[key] = name
-            names.add(name)
-    return categories
+    categories |= {key: name for name, key in spare.items() if name not in names}
+    return categories, [Problem("annotation", str(path), fault) for fault in faults]
+
+
+def _share_out(path: Path, entries: list[Any], images: dict[Id, CocoImage], refused: set[Id]) -> list[Problem]:
+    """Gives each image its annotations; what is wrong with those that have none."""
+    problems = []
+    orphans: list[tuple[int, Any]] = []  # annotations without an image, and its id
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict):
+            problems.append(annotation_problem(path, number, "not an object."))
+            continue
+        key = id_key(entry.get("image_id"))
+        if key in images:
+            images[key].annotations.append((number, entry))  # type: ignore[index]
+        elif key is None or key not in refused:
+            orphans.append((number, entry.get("image_id")))
+    if orphans:
+        number, image_id = orphans[0]
+        alike = f" {len(orphans)} annotations have no image; this is the first." if len(orphans) > 1 else ""
+        what = f"there is no image {repr(image_id)[:80]} in the file.{alike}"
+        problems.append(annotation_problem(path, number, what))
+    return problems
+
+
+def _picture_base(path: Path, names: Sequence[str]) -> Path:
+    """The folder that the images' `file_name`s are relative to: the first of the usual ones that has a first image.
+
+    Usual are the folder of the file, the one above it, `images` and `JPEGImages` in either, and in each of these
+    the part of the file's name after its last underline (instances_train2017.json: train2017).
+    """
+    part = path.stem.rpartition("_")[2]
+    roots = [folder / name for folder in (path.parent, path.parent.parent) for name in ("images", "JPEGImages", ".")]
+    for base in [b for root in roots for b in (root / part, root)]:
+        if any((base / name).is_file() for name in names[:20]):
+            return base
+    return path.parent
 
 
 def annotation_problem(path: Path, number: int, what: str) -> Problem:
@@ -235,64 +310,8 @@ def id_key(value: Any) -> Id | None:
     return value if type(value) is int else None
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}).") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file in UTF-8 (at byte {error.start}).") from None
-    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists without end
-        raise UserError(f"{path}: not the JSON of COCO annotations ({error}).") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-
-
 def _text(value: Any) -> str:
     return value.strip() if isinstance(value, str) else ""
-
-
-def _image_fault(entry: Any) -> str:
-    """What is wrong with an entry of `images`, or nothing."""
-    if not isinstance(entry, dict):
-        return "not an object."
-    if id_key(entry.get("id")) is None:
-        return "has no `id`."
-    for key in ("width", "height"):
-        if not is_number(entry.get(key)) or entry[key] % 1 or not 0 < entry[key] < 1_000_000:
-            return f"`{key}` should be a whole number of pixels, is {entry.get(key)!r}."
-    return "" if _text(entry.get("file_name")) else "has no `file_name`."
-
-
-def _slashed(name: str) -> str:
-    """A path as it is written here: Windows separates folders by a backslash."""
-    return str(PurePosixPath(name.replace("\\", "/")))
-
-
-def _leads_out(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.is_absolute() or bool(PureWindowsPath(name).drive) or ".." in path.parts or "\0" in name
-
-
-def _picture_base(path: Path, names: Sequence[str]) -> Path:
-    """The folder that the images' `file_name`s are relative to: the first of the usual ones that has a first image.
-
-    Usual are the folder of the file, the one above it, `images` and `JPEGImages` in either, and in each of these
-    the part of the file's name after its last underline (instances_train2017.json: train2017).
-    """
-    here, part = path.parent, path.stem.rpartition("_")[2]
-    roots = [
-        here / "images",
-        here / "JPEGImages",
-        here,
-        here.parent / "images",
-        here.parent / "JPEGImages",
-        here.parent,
-    ]
-    for base in [b for r in roots for b in (r / part, r)]:
-        if any((base / name).is_file() for name in names[:20]):
-            return base
-    return here
 
 
 def is_box(box: Any) -> bool:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
-from fastrcnn.data.annotations.coco import coco_classes, load_coco
-from fastrcnn.data.annotations.coco_file import read_coco_file
-from fastrcnn.data.annotations.coco_layout import coco_images, find_coco_files, json_files
-from fastrcnn.data.annotations.truth import Problem, Problems
-from fastrcnn.data.annotations.voc import find_classes, load_voc
+from fastrcnn.data.annotations.coco import coco_classes, read_coco, where_images_are
+from fastrcnn.data.annotations.coco_file import find_coco_files, read_coco_file
+from fastrcnn.data.annotations.problems import Problem, Problems, nearly_all, shorten
+from fastrcnn.data.annotations.truth import Annotated, to_samples
+from fastrcnn.data.annotations.voc import read_voc
 from fastrcnn.data.annotations.voc_layout import (
-    IMAGE_SUFFIXES,
     SPLIT_NAMES,
     annotated_ids,
-    annotation_folder,
     read_split,
     split_folders,
     split_lists,
+    where_files_are,
     whole_lists,
 )
 from fastrcnn.errors import UserError
@@ -39,18 +40,14 @@ def has_lists(source: Path) -> bool:
     return bool(split_lists(source))
 
 
-def split_of(image_id: str) -> float:
-    """A number in [0, 1) that depends on the id alone: images below TEST_SHARE are for testing.
+def divide(ids: Sequence[str], split: str) -> list[str]:
+    """The ids that are in `split`, trainval or test, where no list says so; of two ids or more neither is empty.
 
-    An image stays in its split when others are added to the data set or removed.
+    Ids whose hash is among the lowest are for testing: an image stays in its split when others come and go.
     """
-    return int.from_bytes(hashlib.sha256(image_id.encode(errors="surrogateescape")).digest()[:7], "big") / 2**56
-
-
-def divided(ids: Sequence[str], split: str) -> list[str]:
-    """The ids that are in `split`, trainval or test, where no list says so; of two ids or more neither is empty."""
-    ordered = sorted(ids, key=split_of)
-    tests = sum(split_of(i) < TEST_SHARE for i in ids)
+    hashes = {i: hashlib.sha256(i.encode(errors="surrogateescape")).digest()[:7] for i in ids}
+    ordered = sorted(ids, key=hashes.__getitem__)
+    tests = sum(int.from_bytes(h, "big") / 2**56 < TEST_SHARE for h in hashes.values())
     tests = min(max(tests, 1), len(ids) - 1)
     chosen = set(ordered[:tests] if split == "test" else ordered[tests:])
     return [i for i in ids if i in chosen]
@@ -87,7 +84,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     if len(files) == 1:
         return files[0], _of_two(read_coco_file(files[0]).ids(root), name, files[0]), True
     if files:
-        file = _named(files, name, source)
+        file = _file_of(files, name, source)
         return file, read_coco_file(file).ids(root), False
     if folders := split_folders(source):
         return source, folders[_folder_of(folders, name, source)], False
@@ -108,16 +105,40 @@ def only_list(source: Path) -> str | None:
     return lists[0] if len(lists) == 1 and lists[0].casefold() not in SPLIT_NAMES else None
 
 
+def describe_split(source: Path, split: str, ids: Sequence[str], made: bool) -> str:
+    """Words about a split that no list or file of its own names; empty for any other."""
+    if made:
+        why = f"there is one list, {name}" if (name := only_list(source)) else "has no split lists"
+        return (
+            f"{why}: it is divided into trainval and test by the images' ids, and {len(ids)} images are its '{split}'"
+        )
+    if is_coco(source) or has_lists(source):
+        return ""
+    own = ids[0].partition("/")[0]
+    others = [f"{name} ({len(ids)})" for name, ids in split_folders(source).items() if name != own]
+    return f"the split '{split}' is the folder {own} ({len(ids)} images); the others are {', '.join(others)}"
+
+
+T = TypeVar("T")
+
+
+def _choose(split: str, found: Callable[[str], list[T]]) -> T | None:
+    """The one file or folder that a split's name means, or the first of the words for it that finds any."""
+    for word in (split, *WORDS.get(split, ())):
+        if choices := found(word):
+            return choices[0] if len(choices) == 1 else None
+    return None
+
+
 def _folder_of(folders: Collection[str], split: str, source: Path) -> str:
     """The one of several folders of XML files that a split's name means; as for COCO files, val where test is not."""
-    for word in (split, *WORDS.get(split, ())):
-        meant = [f for f in folders if f == word] or [
-            f for f in folders if SPLIT_NAMES[f.casefold()] == SPLIT_NAMES.get(word.casefold())
-        ]
-        if len(meant) == 1:
-            return meant[0]
-        if meant:
-            break
+
+    def found(word: str) -> list[str]:
+        alike = [f for f in folders if SPLIT_NAMES[f.casefold()] == SPLIT_NAMES.get(word.casefold())]
+        return [word] if word in folders else alike
+
+    if (folder := _choose(split, found)) is not None:
+        return folder
     raise UserError(
         f"{source}: which folder is '{split}'? There are {', '.join(folders)}. "
         "Name them: data.train=[FOLDER] data.test=[FOLDER]."
@@ -146,98 +167,68 @@ def _of_two(ids: list[str], split: str, source: Path) -> list[str]:
         return list(ids)
     if len(ids) < 2:
         raise UserError(f"{source}: has {len(ids)} annotated image(s); at least two are needed, to train and to test.")
-    return divided(ids, split)
+    return divide(ids, split)
 
 
-def _named(files: list[Path], split: str, folder: Path) -> Path:
+def _file_of(files: Sequence[Path], split: str, folder: Path) -> Path:
     """The one of several COCO files that a split's name means."""
-    for word in (split, *WORDS.get(split, ())):
-        found = [f for f in files if word in f"{f.parent.name if f.parent != folder else ''}/{f.stem}".lower()]
-        found = [f for f in found if read_coco_file(f).annotated]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            break
-    empty = " (without annotations)"
-    names = ", ".join(f"{f.relative_to(folder)}{'' if read_coco_file(f).annotated else empty}" for f in files)
+    annotated = [f for f in files if read_coco_file(f).annotated]
+
+    def found(word: str) -> list[Path]:
+        return [f for f in annotated if word in f"{f.parent.name if f.parent != folder else ''}/{f.stem}".lower()]
+
+    if (file := _choose(split, found)) is not None:
+        return file
+    names = [f"{f.relative_to(folder)}{'' if f in annotated else ' (without annotations)'}" for f in files]
     raise UserError(
-        f"{folder}: which COCO file is '{split}'? There are {names}. "
+        f"{folder}: which COCO file is '{split}'? There are {', '.join(names)}. "
         "Name them: data.train=[FILE.json] data.test=[FILE.json]."
     )
 
 
-def unused_coco(root: Path, sources: Iterable[Path]) -> list[Problem]:
-    """What of a folder with COCO files is not used: files other than the `sources`, and images that no file has."""
-    used = {source for source in sources if is_coco(source)}
-    if root.is_file() or not used:
-        return []
-    images = {file: frozenset(read_coco_file(file).paths) for file in used}
-    in_use = frozenset[Path]().union(*images.values())
-    problems, broken = [], False
-    if ids := annotated_ids(root):
-        what = f"{len(ids)} XML files, such as {ids[0]}.xml, are not used, since there are COCO files."
-        problems.append(Problem("unused_file", str(root), what))
-    for file in sorted({*json_files(root)} - used):
-        own = coco_images(file)
-        if isinstance(own, str):
-            problems.append(Problem("unused_file", str(file), own.removeprefix(f"{file}: ")))
-            broken = True
-        elif own:
-            images[file] = own
-            unused = len(own - in_use)
-            how_many = f"its {len(own)}" if unused == len(own) else f"{unused} of its {len(own)}"
-            what = (
-                f"{how_many} images are in no split that is used. To test on them: "
-                f"data.test=[{file.relative_to(root)}]."
-                if unused
-                else f"not read: other files give its {len(own)} images to the splits that are used."
-            )
-            problems.append(Problem("unused_file", str(file), what))
-    listed = in_use.union(*images.values())
-    there = {p for folder in {path.parent for path in listed} for p in folder.glob("*")}
-    lone = sorted(p for p in there - listed if p.suffix.lower() in IMAGE_SUFFIXES)
-    absent = len(listed - there) + sum(read_coco_file(file).refused for file in used)
-    if len(lone) > absent and not broken:  # else they may be those that the files give in another way
-        problems.append(
-            Problem("lone", str(lone[0]), f"{len(lone)} images are in no annotation file, and are not used.")
-        )
-    return problems
+# ------------------------------------------------------------------------------------------------ reading
 
 
-def unused_voc(source: Path, ids: Collection[str]) -> list[Problem]:
-    """What of a folder with XML files is not used where the images `ids` of it are: whole folders, and COCO files."""
-    problems = []
-    folders = {} if has_lists(source) else split_folders(source)
-    for name, own in folders.items():
-        if not set(own) & set(ids):
-            what = f"its {len(own)} images are in no split that is used. To test on them: data.test=[{name}]."
-            problems.append(Problem("unused_file", str(annotation_folder(source) / name), what))
-    outside = set(annotated_ids(source)).difference(*folders.values()) if folders else set()
-    if outside:
-        what = f"{len(outside)} XML files outside {', '.join(folders)} are not used, such as {min(outside)}.xml."
-        problems.append(Problem("unused_file", str(source), what))
-    for file in json_files(source):
-        if isinstance(images := coco_images(file), frozenset) and images:
-            what = f"not read: XML files say what is in the images. To use it: data.train=[{file.relative_to(source)}]."
-            problems.append(Problem("unused_file", str(file), what))
-    return problems
+def read(
+    source: Path, image_ids: Sequence[str], root: Path, need_pictures: bool = True, first_pixel: int = 1
+) -> Iterator[Annotated]:
+    """What the annotations of a source, a folder in VOC layout or a COCO file, say about each of the images.
+
+    root: the data set's folder, which ids of a COCO file's images are relative to. The rest is as for `load`.
+    """
+    if is_coco(source):
+        return read_coco(source, image_ids, root, need_pictures)
+    return read_voc(source, image_ids, need_pictures, first_pixel)
 
 
-def unused(root: Path, sources: Iterable[tuple[Path, Sequence[str]]]) -> list[Problem]:
-    """What of a data set is in no split that is used. sources: those of the splits, with the ids that are used."""
-    used: dict[Path, list[str]] = {}
-    for source, ids in sources:
-        used.setdefault(source, []).extend(ids)
-    if coco := [source for source in used if is_coco(source)]:
-        return unused_coco(root, coco)
-    return [problem for source, ids in used.items() for problem in unused_voc(source, ids)]
+def source_problems(source: Path) -> list[Problem]:
+    """What is wrong with a source beside its images."""
+    return list(read_coco_file(source).problems) if is_coco(source) else []
+
+
+def explain_missing(problems: Sequence[Problem], source: Path, root: Path, images: int) -> list[Problem]:
+    """The problems; if nearly all of the images or annotations are missing, they say where such files are."""
+    for kind in ("missing_picture", "missing_annotation"):
+        missing = [p for p in problems if p.kind == kind]
+        if not nearly_all(len(missing), images):
+            continue
+        if is_coco(source):
+            if what := where_images_are(source, Path(missing[0].file), root):
+                return [replace(p, what=what) if p.kind == kind else p for p in problems]
+        elif where := where_files_are(source):
+            return [replace(p, what=f"{where} Missing: {p.what}") if p.kind == kind else p for p in problems]
+    return list(problems)
 
 
 def class_names(source: Path, image_ids: Sequence[str]) -> tuple[list[str], Problems]:
     """Names of the classes of all objects, and which annotations cannot be read."""
     if is_coco(source):
-        return coco_classes(source), Problems(list(read_coco_file(source).problems))
-    return find_classes(source, image_ids)
+        return coco_classes(source), Problems(source_problems(source))
+    names, problems = set[str](), Problems(images=len(image_ids))
+    for image in read_voc(source, image_ids, need_pictures=False):
+        names.update(o.name for o in image.objects or ())
+        problems.found += [p for p in image.problems if p.error]
+    return sorted(names), problems
 
 
 def load(
@@ -245,20 +236,39 @@ def load(
     image_ids: Sequence[str],
     classes: Sequence[str],
     *,
-    training: bool,
-    use_difficult: bool,
-    skip_bad: bool,
-    need_pictures: bool,
-    first_pixel: int,
-    leave_out_others: bool,
-    root: Path,
+    root: Path | None = None,
+    training: bool = False,
+    use_difficult: bool = True,
+    skip_bad: bool = False,
+    need_pictures: bool = True,
+    first_pixel: int = 1,
+    leave_out_others: bool = False,
 ) -> tuple[list[Sample], Problems]:
-    """Samples of the given images of a source; see `load_voc` and `load_coco`.
+    """Samples of the given images, boxes half-open.
 
-    root: the data set's folder, which ids of a COCO file's images are relative to.
-    training: difficult objects are kept where `use_difficult` says so, and crowds are left out; else both are kept.
+    root: the data set's folder, which ids of a COCO file's images are relative to; by default the source.
+    training: objects marked difficult are kept where `use_difficult` says so, and annotations marked `iscrowd` or
+        `ignore` are left out, and noted; else all of these are kept.
+    skip_bad: leave out whatever is wrong, a file or an object, and report it in the Problems returned.
+    need_pictures: whether the image must be there; the truth alone does for evaluating saved detections.
+    first_pixel: coordinate of the first pixel in XML files, 1 in VOC, 0 in zero-based sets.
+    leave_out_others: objects of classes that are not in the list are left out and counted.
+
+    Raises UserError, listing everything that is wrong at once, unless `skip_bad`: missing files, annotations that
+    cannot be used, unknown classes, boxes that are inverted, a single point, or out of their image by more than one
+    pixel, and files that a link leads to outside the data set.
     """
-    if is_coco(source):
-        return load_coco(source, image_ids, classes, not training, skip_bad, need_pictures, leave_out_others, root=root)
-    difficult = use_difficult or not training
-    return load_voc(source, image_ids, classes, difficult, skip_bad, need_pictures, first_pixel, leave_out_others)
+    root = source if root is None else root
+    images = read(source, image_ids, root, need_pictures, first_pixel)
+    samples, problems = to_samples(images, classes, training, use_difficult, leave_out_others)
+    problems.found = explain_missing([*source_problems(source), *problems.found], source, root, len(image_ids))
+    errors = problems.errors
+    if errors and not skip_bad:
+        unknown = any(p.kind == "unknown_class" for p in errors)
+        others = " Objects of unwanted classes can be left out by data.other_classes=leave_out." if unknown else ""
+        number = sum(p.error for p in problems.found)
+        raise UserError(
+            f"{number} problem(s) in the data set {source}:\n{shorten(problems.lines)}\n"
+            f"Fix the files, or leave out what is wrong with data.skip_bad=true.{others}"
+        )
+    return samples, problems

@@ -1,9 +1,10 @@
-"""Lines of a user's text file, in the encodings that editors write."""
+"""Lines of a user's text file, in the encodings that editors write, and the paths in it."""
 
 from __future__ import annotations
 
 import codecs
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from fastrcnn.errors import UserError
 
@@ -27,3 +28,10 @@ def read_lines(path: Path) -> list[str]:
         raise UserError(
             f"{path}, line {line}: not in {encoding.removesuffix('-sig').upper()}. Save it as UTF-8."
         ) from None
+
+
+def leads_out(name: str) -> bool:
+    """Whether a path is absolute, or has `..` or a null character in it; also as Windows reads it."""
+    windows = [PureWindowsPath(name)] if re.search(r"\\|^[A-Za-z]:/", name) else []
+    paths = [PurePosixPath(name), *windows]
+    return "\0" in name or any(p.is_absolute() or p.drive or p.root or ".." in p.parts for p in paths)

@@ -1,107 +1,23 @@
-"""Annotated objects to Samples, whatever file they come from: checks of boxes and classes, all complaints collected."""
+"""What annotations of any format become: objects, images with their objects, and Samples."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.errors import UserError, nearest
+from fastrcnn.data.annotations.problems import Problem, Problems
+from fastrcnn.errors import nearest
 from fastrcnn.structures import Sample
 
 Box = tuple[float, float, float, float]
+TRUE, FALSE = ("1", "true", "yes", "t", "y"), ("", "0", "false", "no", "f", "n")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with a data set, or worth knowing; reads `FILE, line 3, object 2 (cat): WHAT`.
-
-    kind: a word for problems of one kind; check_problems.py knows them all and how to mend them.
-    object: its number in the file, from 1; unit: what the file calls it; name: of the object's class.
-    """
-
-    kind: str
-    file: str
-    what: str
-    line: int | None = None
-    object: int | None = None
-    name: str | None = None
-    unit: str = "object"
-
-    def __str__(self) -> str:
-        line = f", line {self.line}" if self.line else ""
-        name = f" ({self.name})" if self.name else ""
-        return f"{self.file}{line}{f', {self.unit} {self.object}{name}' if self.object else ''}: {self.what}"
-
-
-class ProblemError(UserError):
-    """A file that cannot be used, for the problems that it has."""
-
-    def __init__(self, *problems: Problem) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = problems
-
-
-@dataclass
-class Problems:
-    """What is wrong with a data set, collected so that everything can be said at once.
-
-    found: what training refuses. notes: what was read in another way than it stands in the file, or is not used;
-    training continues, and reports it.
-    """
-
-    found: list[Problem] = field(default_factory=list)
-    notes: list[Problem] = field(default_factory=list)
-    clipped: int = 0  # boxes that stood out of their image by at most one pixel
-    at_zero: int = 0  # boxes that begin before the first pixel, as those of a zero-based set read as one-based do
-    other_classes: Counter[str] = field(default_factory=Counter)  # objects that were left out for their class
-    images: int = 0  # images that were asked for; 0 where nobody counted
-
-    @property
-    def lines(self) -> list[str]:
-        return [str(problem) for problem in by_cause(self.found, self.images)]
-
-    def add(self, kind: str, file: Path, what: str) -> None:
-        self.found.append(Problem(kind, str(file), what))
-
-    def text(self) -> str:
-        return shortened(self.lines)
-
-
-ONCE = ("normalised",)  # kinds that a data set has as a whole
-FEW, NEARLY_ALL = 5, 0.9  # images, and share of them, from which on one cause is one problem
-
-
-def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
-    """The problems; those that nearly all images have for the same cause become one, and come first."""
-    groups: dict[tuple[str, str], list[Problem]] = {}
-    for problem in problems:
-        groups.setdefault((problem.kind, problem.what), []).append(problem)
-    one, rest = [], []
-    for (kind, what), group in groups.items():
-        alike = len(group) if group[0].unit == "annotation" else len({problem.file for problem in group})
-        if (kind in ONCE and len(group) > 1) or (images and alike >= max(FEW, NEARLY_ALL * images)):
-            files = len({problem.file for problem in group})
-            objects = f"{len(group)} {group[0].unit}s in " if group[0].object else ""
-            where = f"{objects}{files} file{'s' if files > 1 else ''}"
-            one.append(replace(group[0], what=f"{what} The same holds for {where}; this is the first."))
-        else:
-            rest += group
-    kept = {id(problem) for problem in rest}
-    return one + [problem for problem in problems if id(problem) in kept]
-
-
-def shortened(lines: Sequence[str], most: int = 20) -> str:
-    """The lines, indented; of more than `most` the number."""
-    more = len(lines) - most
-    return "\n".join(f"  {line}" for line in lines[:most]) + (f"\n  and {more} more" if more > 0 else "")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class AnnotatedObject:
     """An object of an annotation."""
 
@@ -110,14 +26,73 @@ class AnnotatedObject:
     name: str
     box: Box  # half-open and zero-based, not yet clipped
     shown: str  # the box as it stands in the file
-    difficult: bool
-    fault: str = ""  # what is wrong with the box, as far as its own numbers tell
+    difficult: bool = False  # not counted by an evaluation
+    left_out: str = ""  # the flag of a COCO file, `iscrowd` or `ignore`, for which training leaves it out
+    fault: str = ""  # what is wrong with the box
+    listed: bool = True  # whether its file knows the class
     unit: str = "object"  # what the file calls it
     size: tuple[float, float] | None = None  # width and height as a COCO file has them
     area: float | None = None  # as a COCO file has it
 
     def problem(self, kind: str, what: str, name: str | None = None) -> Problem:
         return Problem(kind, str(self.file), what, None, self.number, name, self.unit)
+
+    def box_problem(self) -> Problem:
+        """Its fault."""
+        return self.problem("box", f"the box {self.shown} {self.fault}", self.name)
+
+    def flag_note(self, training: bool) -> Problem | None:
+        """What to know about an object with a flag of COCO's."""
+        if self.left_out and training:
+            return self.problem("crowd", f"has `{self.left_out}`: the annotation is not trained on.", self.name)
+        if self.left_out == "ignore":
+            what = "has `ignore`: evaluation counts it, as pycocotools does, though it is not trained on."
+            return self.problem("ignored", what, self.name)
+        return None
+
+    def trained_on(self, use_difficult: bool) -> bool:
+        """Whether training uses it."""
+        return not self.left_out and (use_difficult or not self.difficult)
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """What the files of a data set say about one image."""
+
+    image_id: str
+    path: Path  # the image, or where it should be
+    annotation: Path  # the file that says it
+    width: int = 0  # 0 where it is not known
+    height: int = 0
+    objects: tuple[AnnotatedObject, ...] | None = None  # None: the image cannot be used
+    problems: tuple[Problem, ...] = ()  # beside those of boxes and flags, which its objects have
+    truncated: int = 0  # objects marked so
+    number: int | str | None = None  # the image's id in a COCO file
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height, None where they are not known."""
+        return (self.width, self.height) if self.width else None
+
+
+def read_flag(value: object, share: bool = False) -> bool | None:
+    """Whether a flag is set, in the spellings of all tools; None for what is no flag.
+
+    share: a number between 0 and 1 sets it too, as in KITTI.
+    """
+    text = "" if value is None else str(value).strip().casefold()
+    if text in TRUE or text in FALSE:
+        return text in TRUE
+    number = to_float(text)
+    return number > 0 if number in (0, 1) or (share and 0 < number < 1) else None
+
+
+def to_float(text: str) -> float:
+    """A number as text; NaN for anything else."""
+    try:
+        return float("nan" if "_" in text else text)
+    except ValueError:
+        return math.nan
 
 
 def enclosing(box: Box, shown: str, degrees: float, size: tuple[float, float]) -> tuple[Box, str]:
@@ -136,87 +111,9 @@ def enclosing(box: Box, shown: str, degrees: float, size: tuple[float, float]) -
     return around, f"{what}({', '.join(f'{v:g}' for v in around)}) half-open."
 
 
-class Reading:
-    """Turns annotated objects into Samples and collects what is wrong with them.
-
-    classes: label i is number i - 1 of them. leave_out_others: objects of other classes are left out and counted;
-    else they are problems.
-    """
-
-    def __init__(self, classes: Sequence[str], leave_out_others: bool) -> None:
-        self.classes = classes
-        self.leave_out_others = leave_out_others
-        self.label_of = {name: i for i, name in enumerate(classes, 1)}
-        self.problems = Problems()
-        self.unknown: dict[str, list[AnnotatedObject]] = {}  # the objects of each class that is not in the list
-        self.samples: list[Sample] = []
-
-    def add(
-        self,
-        image_id: str,
-        path: Path,
-        width: int,
-        height: int,
-        objects: Sequence[AnnotatedObject],
-        number: int | str | None = None,
-    ) -> None:
-        """An image and its objects. number: the image's id in a COCO file."""
-        kept: list[AnnotatedObject] = []
-        for o in objects:
-            if o.name not in self.label_of:
-                if self.leave_out_others:
-                    self.problems.other_classes[o.name] += 1
-                else:
-                    self.unknown.setdefault(o.name, []).append(o)
-                continue
-            if fault := _fault(o, width, height):
-                self.problems.found.append(o.problem("box", f"the box {o.shown} {fault}", o.name))
-                continue
-            x1, y1, x2, y2 = o.box
-            self.problems.clipped += x1 < 0 or y1 < 0 or x2 > width or y2 > height
-            self.problems.at_zero += x1 < 0 or y1 < 0
-            kept.append(o)
-        of_file = bool(kept) and all(o.size is not None and o.area is not None for o in kept)
-        self.samples.append(
-            Sample(
-                image_id=image_id,
-                path=path,
-                width=width,
-                height=height,
-                boxes=np.array([o.box for o in kept], dtype=np.float64).reshape(-1, 4),
-                labels=np.array([self.label_of[o.name] for o in kept], dtype=np.int64),
-                difficult=np.array([o.difficult for o in kept], dtype=bool),
-                sizes=np.array([o.size for o in kept], dtype=np.float64) if of_file else None,
-                areas=np.array([o.area for o in kept], dtype=np.float64) if of_file else None,
-                number=number,
-            )
-        )
-
-    def result(self, source: Path, skip_bad: bool) -> tuple[list[Sample], Problems]:
-        """All samples and problems. Raises UserError with all that is wrong, unless `skip_bad`."""
-        for name, objects in self.unknown.items():  # one line a class, not one an object: there may be thousands
-            more = f" {len(objects) - 1} more object(s) of it." if len(objects) > 1 else ""
-            known = f"{nearest(name, self.classes)} Known: {', '.join(self.classes)}."
-            what = f"unknown class '{name}'.{known}{more}"
-            self.problems.found.append(objects[0].problem("unknown_class", what))
-        if self.problems.found and not skip_bad:
-            others = (
-                " Objects of classes that are not wanted can be left out by data.other_classes=leave_out."
-                if self.unknown
-                else ""
-            )
-            raise UserError(
-                f"{len(self.problems.found)} problem(s) in the data set {source}:\n{self.problems.text()}\n"
-                f"Mend the files, or leave out what is wrong with data.skip_bad=true.{others}"
-            )
-        return self.samples, self.problems
-
-
-def _fault(o: AnnotatedObject, width: int, height: int) -> str:
-    """What is wrong with the object's box in an image of this size, or nothing."""
-    if o.fault:
-        return o.fault
-    x1, y1, x2, y2 = np.asarray(o.box, dtype=np.float32).tolist()  # as training has them
+def box_fault(box: Box, width: int, height: int) -> str:
+    """What is wrong with a box (half-open) in an image of this size, or nothing."""
+    x1, y1, x2, y2 = np.asarray(box, dtype=np.float32).tolist()  # as training has them
     if x2 <= x1 or y2 <= y1:
         return "has no area: it is thinner than single precision can tell."
     if x1 < -1 or y1 < -1 or x2 > width + 1 or y2 > height + 1:
@@ -224,3 +121,90 @@ def _fault(o: AnnotatedObject, width: int, height: int) -> str:
     if min(x2, float(width)) <= max(x1, 0.0) or min(y2, float(height)) <= max(y1, 0.0):
         return f"lies beside the image of {width} x {height} pixels."
     return ""
+
+
+def to_samples(
+    images: Iterable[Annotated], classes: Sequence[str], training: bool, use_difficult: bool, leave_out_others: bool
+) -> tuple[list[Sample], Problems]:
+    """Samples of the images that can be used, and everything that is wrong with images and objects.
+
+    classes: label i is number i - 1 of them. training: objects that training does not use are left out.
+    leave_out_others: so are objects of other classes, which are counted; else they are problems.
+    """
+    label_of = {name: i for i, name in enumerate(classes, 1)}
+    samples, problems = [], Problems()
+    unknown: dict[str, list[AnnotatedObject]] = {}  # the objects of each class that is not in the list
+    clipped: list[AnnotatedObject] = []
+    at_zero: list[AnnotatedObject] = []
+    for image in images:
+        problems.images += 1
+        problems.found += image.problems
+        if image.objects is None:
+            continue
+        kept = []
+        for o in image.objects:
+            if note := o.flag_note(training):
+                problems.found.append(note)
+            if training and not o.trained_on(use_difficult):
+                continue
+            if o.name not in label_of:
+                unknown.setdefault(o.name, []).append(o)
+            elif o.fault:
+                problems.found.append(o.box_problem())
+            else:
+                kept.append(o)
+                for out, group in zip(stands_out(o, image), (clipped, at_zero), strict=True):
+                    group += [o] * out
+        samples.append(_sample(image, kept, label_of))
+    if at_zero:
+        what = f"{len(at_zero)} box(es) begin at 0, before the first pixel, which is 1 in VOC; this is the first."
+        problems.found.append(at_zero[0].problem("zero_based", what))
+    if clipped:
+        what = (
+            f"{len(clipped)} box(es) that stand out of their image by a pixel at most are clipped; this is the first."
+        )
+        problems.found.append(clipped[0].problem("clipped", what))
+    problems.found += _unknown(unknown, classes, leave_out_others)
+    return samples, problems
+
+
+def _unknown(
+    unknown: dict[str, list[AnnotatedObject]], classes: Sequence[str], leave_out_others: bool
+) -> Iterator[Problem]:
+    """What to say about objects of other classes: one problem a class, since there may be thousands; or one note."""
+    if unknown and leave_out_others:
+        most = sorted(unknown.items(), key=lambda item: -len(item[1]))[:10]
+        others = ", ".join(f"{name} ({len(objects)})" for name, objects in most)
+        yield most[0][1][0].problem("other_classes", f"objects of other classes left out: {others}; this is the first.")
+        return
+    for name, objects in unknown.items():
+        more = f" {len(objects) - 1} more object(s) of it." if len(objects) > 1 else ""
+        yield objects[0].problem("unknown_class", unknown_class(name, classes) + more)
+
+
+def unknown_class(name: str, classes: Sequence[str]) -> str:
+    """What to say about an object of a class that is not in the list."""
+    return f"unknown class '{name}'.{nearest(name, classes)} Known: {', '.join(classes) or 'none'}."
+
+
+def stands_out(o: AnnotatedObject, image: Annotated) -> tuple[bool, bool]:
+    """Whether the box of an object is clipped; and whether it begins before the first pixel of an XML file."""
+    x1, y1, x2, y2 = o.box
+    before = x1 < 0 or y1 < 0
+    return before or x2 > image.width or y2 > image.height, before and o.unit == "object"
+
+
+def _sample(image: Annotated, kept: Sequence[AnnotatedObject], label_of: dict[str, int]) -> Sample:
+    of_coco = bool(kept) and all(o.size is not None and o.area is not None for o in kept)
+    return Sample(
+        image_id=image.image_id,
+        path=image.path,
+        width=image.width,
+        height=image.height,
+        boxes=np.array([o.box for o in kept], dtype=np.float64).reshape(-1, 4),
+        labels=np.array([label_of[o.name] for o in kept], dtype=np.int64),
+        difficult=np.array([o.difficult for o in kept], dtype=bool),
+        sizes=np.array([o.size for o in kept], dtype=np.float64) if of_coco else None,
+        areas=np.array([o.area for o in kept], dtype=np.float64) if of_coco else None,
+        number=image.number,
+    )

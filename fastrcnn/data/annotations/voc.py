@@ -1,117 +1,75 @@
-"""Data sets in Pascal VOC's format to Samples; `voc_layout.py` finds their files, `voc_xml.py` reads one annotation."""
+"""Data sets in Pascal VOC's format: what their files say about each image.
+
+`voc_layout.py` finds the files, `voc_xml.py` reads one annotation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fastrcnn.data.annotations.truth import FEW, NEARLY_ALL, Problem, ProblemError, Problems, Reading
+from fastrcnn.data.annotations.problems import Problem
+from fastrcnn.data.annotations.truth import Annotated
 from fastrcnn.data.annotations.voc_layout import (
     IMAGE_SUFFIXES,
-    composed,
     find_annotation,
     find_images,
     homes,
     missing_image,
+    nfc,
     picture_folder,
-    where_files_are,
 )
-from fastrcnn.data.annotations.voc_xml import Annotation, last_part, parse_annotation
-from fastrcnn.structures import Sample
+from fastrcnn.data.annotations.voc_xml import last_part, read_annotation
 
 
-def find_classes(root: Path, image_ids: Sequence[str]) -> tuple[list[str], Problems]:
-    """Names of all objects in the annotations of `image_ids`, sorted, and which annotations cannot be read."""
-    names: set[str] = set()
-    problems = Problems(images=len(image_ids))
-    for image_id in image_ids:
-        try:
-            names.update(o.name for o in parse_annotation(find_annotation(root, image_id)).objects)
-        except ProblemError as error:
-            problems.found += error.problems
-    return sorted(names), problems
+def read_voc(
+    root: Path, image_ids: Sequence[str], need_pictures: bool = True, first_pixel: int = 1
+) -> Iterator[Annotated]:
+    """What the XML file of each of the images says.
 
-
-def load_voc(
-    root: Path,
-    image_ids: Sequence[str],
-    classes: Sequence[str],
-    use_difficult: bool = True,
-    skip_bad: bool = False,
-    need_pictures: bool = True,
-    first_pixel: int = 1,
-    leave_out_others: bool = False,
-) -> tuple[list[Sample], Problems]:
-    """Samples of the given images, boxes half-open.
-
-    use_difficult: objects marked `difficult` are kept (and marked); else they are left out.
-    skip_bad: leave out whatever is wrong, a file or an object, and report it in the Problems returned.
-    need_pictures: whether the image must be there; the truth alone does for evaluating saved detections.
-    first_pixel: coordinate of the first pixel, 1 in VOC, 0 in zero-based sets.
-    leave_out_others: objects of classes that are not in the list are left out and counted.
-
-    Raises UserError, listing everything that is wrong at once, unless `skip_bad`: missing files, annotations that
-    cannot be used, unknown classes, boxes that are inverted, a single point, or out of their image by more than one
-    pixel, and files that a link leads to outside the data set.
+    need_pictures: whether the image must be there; the truth alone does for evaluating saved detections. first_pixel:
+    coordinate of the first pixel, 1 in VOC, 0 in zero-based sets. Files that a link leads to outside the data set are
+    not read.
     """
-    reading = Reading(classes, leave_out_others)
-    problems = reading.problems
-    problems.images = len(image_ids)
     folders = homes(root)
     for image_id in image_ids:
-        images = find_images(root, image_id)
+        images, annotation = find_images(root, image_id), find_annotation(root, image_id)
         image = images[0] if images else picture_folder(root) / image_id
-        annotation = find_annotation(root, image_id)
-        missing = not images and need_pictures
-        if missing:
-            problems.add("missing_picture", image, missing_image(root, image_id))
-        outside = [p for p in (*images[:1], annotation) if not any(p.resolve().is_relative_to(f) for f in folders)]
-        if outside:
-            problems.add("link", outside[0], "a link leads out of the data set; refused. Put the file itself there.")
+        problems = []
+        if not images and need_pictures:
+            problems.append(Problem("missing_picture", str(image), missing_image(root, image_id)))
+        paths = (*images[:1], annotation)
+        link = next((p for p in paths if not any(p.resolve().is_relative_to(f) for f in folders)), None)
+        if link is not None:
+            what = "a link leads out of the data set; refused. Put the file itself there."
+            problems.append(Problem("link", str(link), what))
+            yield Annotated(image_id, image, annotation, problems=tuple(problems))
             continue
-        try:
-            said = parse_annotation(annotation, first_pixel)
-        except ProblemError as error:
-            problems.found += error.problems
-            continue
-        if said.width < 1 or said.height < 1:
-            problems.add("annotation", annotation, f"the image's size is given as {said.width} x {said.height}.")
-            continue
-        problems.notes += [*said.notes, *_filename_notes(images, said, annotation)]
-        problems.notes += [
-            Problem("same_id", str(other), f"not used: '{images[0].name}' has the same id.") for other in images[1:]
-        ]
-        if missing:
-            continue
-        found = [o for o in said.objects if use_difficult or not o.difficult]
-        path = image if images else image.with_name(f"{image.name}.jpg")
-        reading.add(image_id, path, said.width, said.height, found)
-    problems.found = explain_missing(problems.found, root, len(image_ids))
-    return reading.result(root, skip_bad)
+        said = read_annotation(annotation, first_pixel)
+        problems += said.problems
+        if said.width:
+            problems += _filename_notes(images, said.filename, annotation)
+        objects = None if any(p.error for p in problems) else said.objects
+        path = image if images or need_pictures else image.with_name(f"{image.name}.jpg")
+        size = said.width, said.height
+        yield Annotated(image_id, path, annotation, *size, objects, tuple(problems), said.truncated)
 
 
-def _filename_notes(images: Sequence[Path], said: Annotation, annotation: Path) -> list[Problem]:
-    """What to know where <filename> and the image that is used disagree."""
-    used, named = images[0].name if images else "", last_part(said.filename)
-    if not images or composed(named) == composed(used):
+def _filename_notes(images: Sequence[Path], filename: str, annotation: Path) -> list[Problem]:
+    """What to know where several images have the same id, and where <filename> is not the image that is used."""
+    if not images:
         return []
+    used, named = images[0].name, last_part(filename)
+    notes = [Problem("same_id", str(other), f"not used: '{used}' has the same id.") for other in images[1:]]
+    if nfc(named) == nfc(used):
+        return notes
     if Path(named).suffix.lower() in IMAGE_SUFFIXES and (images[0].parent / named).is_file():
         what = f"<filename> is '{named}', another image of the data set; '{used}' is used, by the XML file's name."
-    elif ".." in said.filename.replace("\\", "/").split("/"):
-        what = f"<filename> is '{said.filename}', which leads out of the data set; '{used}' is used."
+    elif ".." in filename.replace("\\", "/").split("/"):
+        what = f"<filename> is '{filename}', which leads out of the data set; '{used}' is used."
     elif len(images) > 1:
         names = ", ".join(f"'{p.name}'" for p in images)
         what = f"<filename> names none of the images of this id, {names}; '{used}' is used."
     else:
-        return []
-    return [Problem("filename", str(annotation), what)]
-
-
-def explain_missing(problems: Sequence[Problem], root: Path, images: int) -> list[Problem]:
-    """The problems; if nearly all images or annotations are missing, they say where the data set keeps its files."""
-    for kind in ("missing_picture", "missing_annotation"):
-        missing = sum(p.kind == kind for p in problems)
-        if images and missing >= max(FEW, NEARLY_ALL * images) and (where := where_files_are(root)):
-            return [replace(p, what=f"{where} Missing: {p.what}") if p.kind == kind else p for p in problems]
-    return list(problems)
+        return notes
+    return [Problem("filename", str(annotation), what), *notes]

@@ -7,17 +7,16 @@ begins the id: `train/ID`. Ids are in Unicode's composed form, since the files m
 
 from __future__ import annotations
 
-import functools
 import os
-import time
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 
-from fastrcnn.data.annotations.text_files import read_lines
-from fastrcnn.data.annotations.voc_xml import named_image
+from fastrcnn.data.annotations.text_files import leads_out, read_lines
+from fastrcnn.data.annotations.versions import read_once
+from fastrcnn.data.annotations.voc_xml import last_part, read_annotation
 from fastrcnn.errors import UserError, nearest
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -28,7 +27,6 @@ ANNOTATION_FOLDERS = ("Annotations", "annotations", "annots", "labels", "xml", "
 SPLIT_NAMES = {"trainval": "trainval", "train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
 ORDER = ("trainval", "train", "val", "test")  # from training to testing
-FRESH = 3_000_000_000  # nanoseconds after which a folder's date tells that it was changed, on any file system
 
 
 @dataclass(frozen=True)
@@ -40,36 +38,30 @@ class Listing:
     folders: dict[str, str]  # names of folders, by the name in lower case
 
 
+@read_once(1024)
 def _list(folder: Path) -> Listing:
-    """What the folder holds; listed once for as long as it does not change."""
-    try:
-        changed = folder.stat().st_mtime_ns
-        if abs(time.time_ns() - changed) < FRESH:
-            return _list_unchanged.__wrapped__(folder, changed)
-        return _list_unchanged(folder, changed)
-    except OSError:
-        return Listing({}, frozenset(), {})
-
-
-@functools.lru_cache(maxsize=1024)
-def _list_unchanged(folder: Path, changed: int) -> Listing:
+    """What the folder holds; nothing if it is not there."""
     names: dict[str, tuple[str, ...]] = {}
     folders: dict[str, str] = {}
     suffixes = set()
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda e: e.name):
-            if entry.name.startswith("._"):  # macOS's notes about a file
-                continue
-            if entry.is_dir():
-                folders.setdefault(entry.name.casefold(), entry.name)
-                continue
-            stem, dot, suffix = entry.name.rpartition(".")
-            names[composed(stem)] = (*names.get(composed(stem), ()), entry.name)
-            suffixes.add((dot + suffix).lower())
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda e: e.name)
+    except OSError:
+        entries = []
+    for entry in entries:
+        if entry.name.startswith("._"):  # macOS's notes about a file
+            continue
+        if entry.is_dir():
+            folders.setdefault(entry.name.casefold(), entry.name)
+            continue
+        stem, dot, suffix = entry.name.rpartition(".")
+        names[nfc(stem)] = (*names.get(nfc(stem), ()), entry.name)
+        suffixes.add((dot + suffix).lower())
     return Listing(names, frozenset(suffixes), folders)
 
 
-def composed(name: str) -> str:
+def nfc(name: str) -> str:
     """The name in Unicode's composed form."""
     return unicodedata.normalize("NFC", name)
 
@@ -115,9 +107,9 @@ def _places(root: Path, image_id: str) -> Iterator[tuple[Path, str]]:
 def _files(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> list[Path]:
     """The files `ID.*` of these suffixes in a folder, in their order."""
     path = PurePosixPath(image_id)
-    for form in (str, composed, lambda name: unicodedata.normalize("NFD", name)):
+    for form in (str, nfc, lambda name: unicodedata.normalize("NFD", name)):
         parent = folder / form(str(path.parent))
-        found = [parent / name for name in _list(parent).names.get(composed(path.name), ())]
+        found = [parent / name for name in _list(parent).names.get(nfc(path.name), ())]
         found = [p for p in found if p.suffix.lower() in suffixes and p.is_file()]
         if found:
             return sorted(found, key=lambda p: (suffixes.index(p.suffix.lower()), p.stem != path.name))
@@ -128,8 +120,10 @@ def find_images(root: Path, image_id: str) -> list[Path]:
     """The images `ID.*` of a data set; the one that the annotation names comes first."""
     for place, rest in _places(root, image_id):
         if found := _files(picture_folder(place), rest, IMAGE_SUFFIXES):
-            named = composed(named_image(find_annotation(root, image_id))) if len(found) > 1 else ""
-            return sorted(found, key=lambda p: composed(p.name) != named)
+            if len(found) > 1:
+                named = nfc(last_part(read_annotation(find_annotation(root, image_id)).filename))
+                found.sort(key=lambda p: nfc(p.name) != named)
+            return found
     return []
 
 
@@ -155,7 +149,7 @@ def homes(root: Path) -> list[Path]:
 def annotated_ids(root: Path) -> list[str]:
     """Ids of all annotations, sorted: what the images of a data set are where no list says so."""
     folder = annotation_folder(root)
-    return sorted(composed(p.relative_to(folder).with_suffix("").as_posix()) for p in _all_files(folder, (".xml",)))
+    return sorted(nfc(p.relative_to(folder).with_suffix("").as_posix()) for p in _all_files(folder, (".xml",)))
 
 
 def _all_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
@@ -188,7 +182,7 @@ def pictures_without_annotation(root: Path) -> list[Path]:
     annotated = set(annotated_ids(root))
     for path in _all_files(folder, IMAGE_SUFFIXES):
         relative = path.relative_to(folder)
-        if relative.parts[0] not in splits and composed(relative.with_suffix("").as_posix()) not in annotated:
+        if relative.parts[0] not in splits and nfc(relative.with_suffix("").as_posix()) not in annotated:
             found.append(path)
     return sorted(found)
 
@@ -198,7 +192,7 @@ def missing_image(root: Path, image_id: str) -> str:
     read = ", ".join(IMAGE_SUFFIXES)
     path = PurePosixPath(image_id)
     for place, rest in _places(root, image_id):
-        names = _list(picture_folder(place) / PurePosixPath(rest).parent).names.get(composed(path.name), ())
+        names = _list(picture_folder(place) / PurePosixPath(rest).parent).names.get(nfc(path.name), ())
         others = sorted({Path(n).suffix.lower() for n in names} - {".xml", ".txt", ".json", ""})
         if others:
             return f"no such image ({read}). There is one in {' and '.join(others)}, which is not read: convert it."
@@ -255,7 +249,7 @@ def read_split(root: Path, split: str) -> list[str]:
     for number, raw in enumerate(read_lines(path), 1):
         if not (line := raw.strip()):
             continue
-        if _leads_out(line):
+        if leads_out(line):
             raise UserError(f"{path}, line {number}: the id '{line.split()[0]}' leads out of the data set; refused.")
         image_id = _id_of(root, line.replace("\\", "/"))
         if image_id is None:
@@ -263,9 +257,9 @@ def read_split(root: Path, split: str) -> list[str]:
                 f"{path}, line {number}: no image or annotation has the id '{line[:80]}'. A line should hold an id, or "
                 "an id and -1, 0 or 1."
             )
-        if composed(image_id) in ids:
-            raise UserError(f"{path}, line {number}: '{image_id}' stands in line {ids[composed(image_id)]} already.")
-        ids[composed(image_id)] = number
+        if nfc(image_id) in ids:
+            raise UserError(f"{path}, line {number}: '{image_id}' stands in line {ids[nfc(image_id)]} already.")
+        ids[nfc(image_id)] = number
     if not ids:
         raise UserError(f"{path}: the list is empty.")
     return list(ids)
@@ -285,9 +279,3 @@ def _id_of(root: Path, line: str) -> str | None:
             if find_images(root, image_id) or find_annotation(root, image_id).is_file():
                 return image_id
     return None if len(texts[-1].split()) > 1 else texts[-1]
-
-
-def _leads_out(name: str) -> bool:
-    """Whether an id is absolute, or has `..` or a null character in it; also as Windows reads it."""
-    paths = [PurePosixPath(name), *([PureWindowsPath(name)] if "\\" in name else [])]
-    return "\0" in name or any(p.is_absolute() or p.drive or p.root or ".." in p.parts for p in paths)

@@ -15,10 +15,10 @@ from limits import in_bounds
 from PIL import Image
 from voc_folder import fingerprint
 
-from fastrcnn.data.annotations.coco import coco_classes, load_coco
-from fastrcnn.data.annotations.coco_file import read_coco_file
-from fastrcnn.data.annotations.coco_layout import find_coco_files
-from fastrcnn.data.annotations.truth import Problems
+from fastrcnn.data.annotations import splits
+from fastrcnn.data.annotations.coco import coco_classes
+from fastrcnn.data.annotations.coco_file import find_coco_files, read_coco_file
+from fastrcnn.data.annotations.problems import Problems
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 
@@ -59,7 +59,7 @@ BOTH = (SEVEN, TWELVE)
 
 def load(path: Path, ids: Sequence[str] | None = None, **how: bool) -> tuple[list[Sample], Problems]:
     ids = read_coco_file(path).ids(path.parent) if ids is None else ids
-    return load_coco(path, ids, CLASSES, root=path.parent, **how)  # type: ignore[arg-type]
+    return splits.load(path, ids, CLASSES, root=path.parent, **how)  # type: ignore[arg-type]
 
 
 def refused(path: Path) -> str:
@@ -87,12 +87,13 @@ def test_boxes_classes_and_crowds_are_those_that_pycocotools_reads(tmp_path: Pat
         want[:, 2:] += want[:, :2]
         np.testing.assert_array_equal(sample.boxes, want)
         np.testing.assert_array_equal(sample.training_boxes, np.minimum(want, (64, 48, 64, 48)).astype(np.float32))
-    assert problems.clipped == 1  # 30 + 34.4 is .4 of a pixel too far
+    (note,) = problems.notes
+    assert (note.kind, note.object, note.what[:9]) == ("clipped", 3, "1 box(es)")  # 30 + 34.4 is .4 of a pixel too far
     assert samples[0].path == tmp_path / "images" / "seven.png"
 
 
 def test_crowds_are_left_out_of_training(tmp_path: Path) -> None:
-    samples, _ = load(write(tmp_path, content()), [TWELVE], use_crowds=False)
+    samples, _ = load(write(tmp_path, content()), [TWELVE], training=True)
     assert len(samples[0].boxes) == 0
 
 
@@ -110,11 +111,13 @@ def test_flags_are_read_as_tools_write_them(tmp_path: Path, key: str, flag: Any,
     assert samples[0].difficult.tolist() == [crowd and key == "iscrowd", False]
     what = "has `ignore`: evaluation counts it, as pycocotools does, though it is not trained on."
     said = [f"{path}, annotation 1 (cat): {what}"]
-    assert [str(note) for note in problems.notes] == (said if crowd and key == "ignore" else [])
-    samples, problems = load(path, [SEVEN], use_crowds=False)
+    assert [str(note) for note in problems.notes if note.kind != "clipped"] == (
+        said if crowd and key == "ignore" else []
+    )
+    samples, problems = load(path, [SEVEN], training=True)
     assert samples[0].labels.tolist() == ([2] if crowd else [1, 2])
     said = [f"{path}, annotation 1 (cat): has `{key}`: the annotation is not trained on."]
-    assert [str(note) for note in problems.notes] == (said if crowd else [])
+    assert [str(note) for note in problems.notes if note.kind != "clipped"] == (said if crowd else [])
 
 
 @pytest.mark.parametrize("write_id", [int, float, str])
@@ -186,7 +189,7 @@ def test_a_rotated_box_becomes_the_one_around_it(tmp_path: Path) -> None:
     samples, problems = load(write(tmp_path, value))
     np.testing.assert_allclose(samples[0].boxes[0], [15, 5, 25, 25], atol=1e-9)
     np.testing.assert_allclose(samples[0].sizes[0], [10, 20], atol=1e-9)  # type: ignore[index]
-    (note,) = problems.notes
+    (note,) = [note for note in problems.notes if note.kind != "clipped"]
     assert (note.kind, note.object, "rotated by 90 degrees, becomes the upright box" in note.what) == (
         "rotated",
         1,
@@ -241,7 +244,7 @@ def test_pictures_are_found_in_the_usual_places(tmp_path: Path, name: str, where
     assert file.base == tmp_path / where
     ids = file.ids(tmp_path)
     assert ids == [(Path(where) / name).as_posix() for name in ("seven.png", "twelve.png")]
-    assert [s.image_id for s in load_coco(path, ids, CLASSES, root=tmp_path)[0]] == ids
+    assert [s.image_id for s in splits.load(path, ids, CLASSES, root=tmp_path)[0]] == ids
 
 
 @pytest.mark.parametrize(

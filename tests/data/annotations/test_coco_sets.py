@@ -18,7 +18,7 @@ from fastrcnn.build import annotations, datasets
 from fastrcnn.config.schema import DataConfig
 from fastrcnn.data.annotations import coco_file
 from fastrcnn.data.annotations.coco_file import read_coco_file
-from fastrcnn.data.annotations.splits import unused_coco
+from fastrcnn.data.annotations.unused import unused_coco
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.store import ImageProposals, write_store
 from fastrcnn.settings import SelectiveSearchSettings
@@ -141,7 +141,7 @@ def test_some_crowds_are_reported_once(tmp_path: Path, caplog: pytest.LogCapture
         for _ in range(2):
             found = annotations.samples(config_of(root), ["trainval"], ["cat"], training=True)
     assert [len(s.labels) for s in found] == [1, 1, 1]
-    assert caplog.text.count("Annotations not trained on, since they are marked as crowds (3): ") == 1
+    assert caplog.text.count("Annotations marked as crowds, not trained on (3): ") == 1
     assert f"{path}, annotation 1 (cat): has `iscrowd`" in caplog.text
 
 

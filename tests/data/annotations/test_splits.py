@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from voc_folder import VocFolder, fingerprint
 
-from fastrcnn.data.annotations.splits import class_names, divided, find_split, load
-from fastrcnn.data.annotations.voc import load_voc
+from fastrcnn.data.annotations import voc_xml
+from fastrcnn.data.annotations.splits import class_names, divide, find_split, load
 from fastrcnn.data.annotations.voc_layout import pictures_without_annotation
 from fastrcnn.errors import UserError
 
@@ -28,24 +30,24 @@ def coco_text(*image_ids: int) -> str:
 
 def test_an_image_is_for_testing_where_its_ids_hash_is_in_the_lowest_fifth() -> None:
     ids = [f"{n:06d}" for n in range(1000)]
-    test = divided(ids, "test")
+    test = divide(ids, "test")
     # the first byte below 51 is a hash in the lowest fifth, the first byte above 51 is none
     first = {i: hashlib.sha256(i.encode()).digest()[0] for i in ids}
     assert {i for i in ids if first[i] < 51} <= set(test)
     assert not {i for i in ids if first[i] > 51} & set(test)
-    assert divided(ids, "trainval") == [i for i in ids if i not in set(test)]
+    assert divide(ids, "trainval") == [i for i in ids if i not in set(test)]
 
 
 def test_an_image_stays_in_its_split_when_others_come_and_go() -> None:
     ids = [f"p{n}" for n in range(500)]
-    assert divided(ids[:300], "test") == [i for i in divided(ids, "test") if i in set(ids[:300])]
+    assert divide(ids[:300], "test") == [i for i in divide(ids, "test") if i in set(ids[:300])]
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_no_split_is_empty(count: int) -> None:
     for start in range(0, 100, count):
         ids = [str(n) for n in range(start, start + count)]
-        train, test = divided(ids, "trainval"), divided(ids, "test")
+        train, test = divide(ids, "trainval"), divide(ids, "test")
         assert train
         assert test
         assert sorted(train + test) == sorted(ids)
@@ -73,19 +75,12 @@ def test_a_folder_without_lists_is_divided_and_not_written_to(tmp_path: Path, pi
     ids = [f"p{n}" for n in range(10)]
     for split in ("trainval", "test"):
         source, found, made = find_split(root, split)
-        assert (source, found, made) == (root, divided(ids, split), True)
+        assert (source, found, made) == (root, divide(ids, split), True)
         assert class_names(source, found)[0] == ["cat"]
         samples, problems = load(
             source,
             found,
             ["cat"],
-            training=False,
-            use_difficult=True,
-            skip_bad=False,
-            need_pictures=True,
-            first_pixel=1,
-            leave_out_others=False,
-            root=root,
         )
         assert problems.lines == []
         assert [s.image_id for s in samples] == found
@@ -130,7 +125,7 @@ def test_one_coco_file_is_divided_and_may_be_the_root_itself(tmp_path: Path) -> 
     ids = [f"{n}.jpg" for n in range(1, 21)]
     for root in (tmp_path, tmp_path / "labels.json"):
         for split in ("trainval", "test"):
-            assert find_split(root, split) == (tmp_path / "labels.json", divided(ids, split), True)
+            assert find_split(root, split) == (tmp_path / "labels.json", divide(ids, split), True)
 
 
 def test_a_coco_file_may_be_named_as_a_split(tmp_path: Path) -> None:
@@ -201,7 +196,7 @@ def test_folders_for_the_splits_are_the_splits(tmp_path: Path, layout: str) -> N
     ):
         source, ids, made = find_split(root, split)
         assert (source, ids, made) == (root, [f"{folder}/p{n}" for n in range(6)], False)
-        samples, problems = load_voc(source, ids, ["cat"])
+        samples, problems = load(source, ids, ["cat"])
         images = root / layout.split()[0].replace("*", folder)
         assert [s.path for s in samples] == [images / f"p{n}.jpg" for n in range(6)]
         assert [s.boxes[0].tolist() for s in samples] == [[0, 0, 20 + n, 24] for n in range(6)]
@@ -239,7 +234,7 @@ def test_one_folder_with_a_split_s_name_is_divided_with_the_rest(tmp_path: Path)
     """Folders of classes may have such a name: `train` beside `bus`."""
     root = split_set(tmp_path / "set", "* *", "train", "bus")
     ids = [f"{folder}/p{n}" for folder in ("bus", "train") for n in range(6)]
-    assert find_split(root, "test") == (root, divided(ids, "test"), True)
+    assert find_split(root, "test") == (root, divide(ids, "test"), True)
 
 
 @pytest.mark.parametrize("layout", ["export/* export/*", "images/a/* annotations/a/*"])
@@ -264,7 +259,7 @@ def test_one_list_of_another_name_is_divided(tiny: VocFolder) -> None:
     (folder / "trainval.txt").rename(folder / "default.txt")
     tiny.split("cat_default", "a 1", "b -1")  # CVAT writes those too
     for split in ("trainval", "test"):
-        assert find_split(tiny.root, split) == (tiny.root, divided(["a", "b"], split), True)
+        assert find_split(tiny.root, split) == (tiny.root, divide(["a", "b"], split), True)
     assert find_split(tiny.root, "default") == (tiny.root, ["a", "b"], False)
 
 
@@ -277,7 +272,7 @@ def test_the_log_says_which_folders_or_list_were_taken(
     caplog.set_level("INFO", "fastrcnn")
     root = split_set(tmp_path / "folders", "* *", "train", "valid", "test", "other")
     image_ids(DataConfig(root=str(root)), ["trainval", "test"])
-    others = "the others are {}; 6 annotation(s) outside these folders are not used"
+    others = "the others are {}"
     assert f"the split 'trainval' is the folder train (6 images); {others.format('test (6), valid (6)')}" in caplog.text
     assert f"the split 'test' is the folder test (6 images); {others.format('train (6), valid (6)')}" in caplog.text
     for file in (tiny.root / "ImageSets" / "Main").glob("*.txt"):
@@ -285,3 +280,19 @@ def test_the_log_says_which_folders_or_list_were_taken(
     tiny.split("default", "a", "b", "c")
     image_ids(DataConfig(root=str(tiny.root)), ["test"])
     assert "there is one list, default: it is divided into trainval and test" in caplog.text
+
+
+def test_an_annotation_is_parsed_once_for_classes_and_samples_until_it_changes(
+    tiny: VocFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = []
+    monkeypatch.setattr(
+        voc_xml, "parse", lambda path, real=voc_xml.parse, **how: parsed.append(path) or real(path, **how)
+    )
+    files = [tiny.root / f"Annotations/{i}.xml" for i in "abc"]
+    for age, number in ((3600, 3), (1800, 6), (0, 12)):  # a file that has just changed may change again within its date
+        for file in files:
+            os.utime(file, (time.time() - age,) * 2)
+        names, _ = class_names(tiny.root, ["a", "b", "c"])
+        samples, _ = load(tiny.root, ["a", "b", "c"], names, root=tiny.root, training=True)
+        assert (len(samples), len(parsed)) == (3, number)

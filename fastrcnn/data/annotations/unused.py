@@ -1,0 +1,87 @@
+"""What of a data set is in no split that is used."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from fastrcnn.data.annotations.coco_file import coco_images, json_files, read_coco_file
+from fastrcnn.data.annotations.problems import Problem
+from fastrcnn.data.annotations.splits import has_lists, is_coco
+from fastrcnn.data.annotations.voc_layout import (
+    IMAGE_SUFFIXES,
+    annotated_ids,
+    annotation_folder,
+    pictures_without_annotation,
+    split_folders,
+)
+
+
+def unused(root: Path, sources: Iterable[tuple[Path, Sequence[str]]]) -> list[Problem]:
+    """Notes about annotations and images that no split uses. root: the data set's folder. sources: those of the
+    splits, with the ids that are used."""
+    used: dict[Path, list[str]] = {}
+    for source, ids in sources:
+        used.setdefault(source, []).extend(ids)
+    if coco := [source for source in used if is_coco(source)]:
+        return unused_coco(root, coco)
+    return [problem for source, ids in used.items() for problem in unused_voc(source, ids)]
+
+
+def unused_coco(root: Path, used: Collection[Path]) -> list[Problem]:
+    """What of a folder with COCO files is not used: files other than the `used`, and images that no file has."""
+    if root.is_file() or not used:
+        return []
+    images = {file: read_coco_file(file).paths for file in used}
+    in_use = frozenset[Path]().union(*images.values())
+    problems, broken = [], False
+    if ids := annotated_ids(root):
+        what = f"{len(ids)} XML files, such as {ids[0]}.xml, are not used, since there are COCO files."
+        problems.append(_not_used(root, what))
+    for file in sorted({*json_files(root)} - {*used}):
+        own = coco_images(file)
+        if isinstance(own, str):
+            problems.append(_not_used(file, own.removeprefix(f"{file}: ")))
+            broken = True
+        elif own:
+            images[file] = own
+            new = len(own - in_use)
+            how_many = f"its {len(own)}" if new == len(own) else f"{new} of its {len(own)}"
+            what = f"{how_many} images are in no split that is used. To test on them: "
+            what += f"data.test=[{file.relative_to(root)}]."
+            others = f"not read: other files give its {len(own)} images to the splits that are used."
+            problems.append(_not_used(file, what if new else others))
+    listed = in_use.union(*images.values())
+    there = {p for folder in {path.parent for path in listed} for p in folder.glob("*")}
+    lone = sorted(p for p in there - listed if p.suffix.lower() in IMAGE_SUFFIXES)
+    absent = len(listed - there) + sum(read_coco_file(file).refused for file in used)
+    if len(lone) > absent and not broken:  # else they may be those that the files give in another way
+        what = f"{len(lone)} images are in no annotation file, and are not used."
+        problems.append(Problem("lone", str(lone[0]), what))
+    return problems
+
+
+def unused_voc(source: Path, ids: Collection[str]) -> list[Problem]:
+    """What of a folder with XML files is not used where the images `ids` of it are."""
+    problems = []
+    folders = {} if has_lists(source) else split_folders(source)
+    for name, own in folders.items():
+        if not set(own) & set(ids):
+            what = f"its {len(own)} images are in no split that is used. To test on them: data.test=[{name}]."
+            problems.append(_not_used(annotation_folder(source) / name, what))
+    outside = set(annotated_ids(source)).difference(*folders.values()) if folders else set()
+    if outside:
+        what = f"{len(outside)} XML files outside {', '.join(folders)} are not used, such as {min(outside)}.xml."
+        problems.append(_not_used(source, what))
+    if not has_lists(source) and (lone := pictures_without_annotation(source)):
+        what = f"{len(lone)} image(s) without an annotation are not used."
+        problems.append(Problem("lone", str(lone[0]), what))
+    for file in json_files(source):
+        if isinstance(images := coco_images(file), frozenset) and images:
+            what = f"not read: XML files say what is in the images. To use it: data.train=[{file.relative_to(source)}]."
+            problems.append(_not_used(file, what))
+    return problems
+
+
+def _not_used(path: Path, what: str) -> Problem:
+    return Problem("unused_file", str(path), what)
