@@ -25,7 +25,7 @@ from fastrcnn.data.images import Stored
 from fastrcnn.data.unannotated import load_unannotated
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.store import ProposalStore
-from fastrcnn.report.gallery import Case, with_pictures
+from fastrcnn.report.gallery import Case, cut_out
 from fastrcnn.settings import SelectiveSearchSettings
 from fastrcnn.structures import Sample
 
@@ -159,7 +159,7 @@ def test_the_reports_cuts_are_in_the_frame_of_the_truth(album: VocFolder) -> Non
     samples, _ = load(album.root, ids, ["cat"], need_pictures=False)
     boxes = [tuple(s.boxes[0].tolist()) for s in samples]
     cases = [Case(True, "unseen", "cat", "", i, None, 0.0, (("object", box),)) for i, box in enumerate(boxes)]
-    for case in with_pictures(cases, samples):
+    for case in cut_out(cases, samples):
         assert case.jpeg, case.problem
         x1, y1, x2, y2 = (round(v) for v in case.boxes[0][1])
         cut = np.asarray(Image.open(io.BytesIO(case.jpeg)))
