@@ -74,9 +74,9 @@ def compose_for(verb: str, arguments: list[str]) -> Any:
 
 def load(verb: str, arguments: list[str]) -> tuple[Any, Network, list[str], Path]:
     """The configuration of the training with the arguments on top, and what `open_network` gives. Raises UserError."""
+    config = compose_for(verb, arguments)
     from fastrcnn.build import machine
 
-    config = compose_for(verb, arguments)
     network, names, run = open_network(config, arguments)
     machine.threads(config.runtime)
     return config, network, names, run

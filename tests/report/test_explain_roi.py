@@ -75,7 +75,6 @@ def test_an_image_and_a_file_of_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (ExplainRoiConfig(example="16x61"), "Did you mean '16x16'"),
         (ExplainRoiConfig(example="8x8", grid="4x4"), "example and grid: one of them"),
         (ExplainRoiConfig(grid="4x4"), "which RoI"),
         (ExplainRoiConfig(grid="nowhere.txt", roi=[0, 0, 1, 1]), "grid=nowhere.txt"),
@@ -88,3 +87,8 @@ def test_an_image_and_a_file_of_numbers(tmp_path: Path) -> None:
 def test_mistakes_are_named(config: ExplainRoiConfig, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(config)
+
+
+def test_an_example_that_there_is_none_of_is_named() -> None:
+    with pytest.raises(UserError, match=r"example=16x61: .*Did you mean '16x16'"):
+        compose("explain-roi", ["example=16x61"])
