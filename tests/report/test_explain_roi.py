@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fastrcnn.cli.explain_roi import ExplainRoiConfig, question_of, run
+from fastrcnn.config.compose import compose
 from fastrcnn.errors import UserError
 from fastrcnn.report.explain_roi import explain
 from fastrcnn.report.roi_drawing import write_explanation
