@@ -158,7 +158,7 @@ def _size(handed: Any) -> int:
 
 def _call(name: str, target: object, handed: Any) -> object:
     """The result of a function, a new object, or an object with the state that it is handed."""
-    if name == "REDUCE" and isinstance(target, FunctionType):
+    if name == "REDUCE" and isinstance(target, FunctionType) and isinstance(handed, tuple):
         try:
             return target(*handed)
         except TypeError:

@@ -18,8 +18,8 @@ with `bboxes` and `scores`. x2 - x1 is the width. The lists of mmdetection 1 loo
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,11 +41,7 @@ def load(path: Path) -> object:
     cannot be written to. Raises UserError for a pickle of anything else, and for one that is damaged or cut short.
     """
     instead = "Only numbers, text, lists, dictionaries and numpy arrays of numbers are read: write the proposals anew."
-    with (
-        as_user_error(path, instead),
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-    ):
+    with as_user_error(path, instead), path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         return load_pickle(data, ADMITTED)
 
 
@@ -117,7 +113,7 @@ def _mmdetection(path: Path, kind: str, ids: list[str], items: Sequence[object])
 
 
 def _image_id(key: str) -> str:
-    """The name of a picture without folder and suffix."""
+    """The name of an image without folder and suffix."""
     name = PurePosixPath(key.replace("\\", "/")).name
     return name[: name.rindex(".")] if name.lower().endswith(PICTURES) else name
 
