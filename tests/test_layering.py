@@ -14,7 +14,8 @@ PACKAGE = Path(fastrcnn.__file__).parent
 # From the ground up. What is on a floor imports from below, and what EXCEPTIONS names beside it; on the
 # ground floor they may use each other.
 FLOORS = (
-    {"boxes", "structures", "settings", "errors", "names", "files", "progress", "memory", "parallel", "ops"},
+    {"boxes", "structures", "settings", "errors", "names", "files", "safe_pickle", "progress", "memory", "parallel"}
+    | {"ops"},
     {"model", "data", "proposals", "evaluation", "config"},
     {"weights", "inference", "visualize", "report", "audit", "deploy"},
     {"training"},

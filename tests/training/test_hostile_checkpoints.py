@@ -7,6 +7,7 @@ import hashlib
 import io
 import math
 import os
+import pickle
 import subprocess
 import sys
 import zipfile
@@ -202,6 +203,11 @@ PICKLES = {
     "a tensor's state": b"\x80\x02K\x01}b.",
     "a key of tuples": b"\x80\x02}))\x86K\x01s.",
     "keys with one hash": b"\x80\x02}\x8a\x09" + (2**61 - 1).to_bytes(9, "little") + b"K\x01s.",
+    "one list in every dictionary": b"\x80\x02](ccollections\nOrderedDict\nq\x00]("
+    + b"".join(b"K%cK\x01\x86" % n for n in range(200))
+    + b"eq\x01"
+    + b"h\x00h\x01\x85R" * 200
+    + b"e.",
     "cut": b"\x80\x02}X\xff\xff\xff\xffa",
     "digits": b"\x80\x02I" + b"9" * 5000 + b"\n.",
 }
@@ -245,6 +251,15 @@ def test_a_legacy_file_that_declares_more_than_it_holds_is_refused(tmp_path: Pat
         (tmp_path / "y.pth").write_bytes(body.replace(start, end))
         with pytest.raises(UserError, match="cannot be read safely"):
             torch_files.read(tmp_path / "y.pth")
+
+
+def test_tuples_within_tuples_as_keys_of_a_legacy_file_are_not_hashed(tmp_path: Path) -> None:
+    """Hashing these would take 2^60 steps."""
+    parts = (pickle.dumps(part, 2) for part in (torch_files.LEGACY_MAGIC, 1001, {"little_endian": True}, {}))
+    keys = b"\x80\x02]()" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(60)) + b"e."
+    (tmp_path / "x.pth").write_bytes(b"".join(parts) + keys)
+    with pytest.raises(UserError, match="storages that are not there"):
+        torch_files.read(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize(

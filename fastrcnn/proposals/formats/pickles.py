@@ -17,36 +17,43 @@ with `bboxes` and `scores`. x2 - x1 is the width. The lists of mmdetection 1 loo
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.formats.content import Content, Pair, as_boxes, as_scores
 from fastrcnn.proposals.formats.conventions import CONVENTIONS, HALF_OPEN
-from fastrcnn.proposals.formats.safe_pickle import load_pickle
+from fastrcnn.safe_pickle import RefusedError, Unbuilt, as_user_error, load_pickle
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MODES = {0: HALF_OPEN, 1: CONVENTIONS["xywh-0"]}  # detectron2's BoxMode.XYXY_ABS and XYWH_ABS
 
 
+def load(path: Path) -> object:
+    """What a pickle holds: numbers, text, lists, tuples, dictionaries, and numpy arrays of numbers.
+
+    An InstanceData of mmdetection is the dictionary of its fields. Arrays are views of the bytes that were read, and
+    cannot be written to. Raises UserError for a pickle of anything else, and for one that is damaged or cut short.
+    """
+    instead = "Only numbers, text, lists, dictionaries and numpy arrays of numbers are read: write the proposals anew."
+    with as_user_error(path, instead), path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        return load_pickle(data, ADMITTED)
+
+
 def read_pickle(path: Path) -> Content:
     """The proposals in a pickle. Raises UserError for one that could run anything, and for one of other content."""
-    value = load_pickle(path)
-    if isinstance(value, (list, tuple)):
-        items = list(value)
-        return Content(
-            (path,), "mmdetection's list (pickle)", HALF_OPEN, [""] * len(items),
-            lambda i: _mmdetection(items[i], f"{path}, image {i + 1}"), named=False,
-        )  # fmt: skip
+    value = load(path)
     if isinstance(value, dict) and "boxes" in value and {"ids", "indexes"} & {*value}:
         return _detectron(path, value)
-    if isinstance(value, dict) and value and all(isinstance(k, str) for k in value):
-        keys = list(value)
-        return Content(
-            (path,), "mmdetection's dictionary (pickle)", HALF_OPEN, [_image_id(key) for key in keys],
-            lambda i: _mmdetection(value[keys[i]], f"{path}, image {i + 1}"),
-        )  # fmt: skip
+    if isinstance(value, (list, tuple)):
+        return _mmdetection(path, "list", [""] * len(value), value)
+    if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
+        return _mmdetection(path, "dictionary", [_image_id(key) for key in value], list(value.values()))
     has = f" with the keys {', '.join(str(k)[:30] for k in list(value)[:5])}" if isinstance(value, dict) else ""
     raise UserError(
         f"{path}: a pickle of a {type(value).__name__}{has}; known are detectron2's dictionary with `ids`, `boxes` "
@@ -91,16 +98,66 @@ def _one_each(path: Path, name: str, found: object, count: int) -> list | tuple:
     raise UserError(f"{path}: `{name}` should be a list of {count} arrays, one for each id, is {has}.")
 
 
-def _mmdetection(item: object, where: str) -> Pair:
-    """Boxes and scores of an image: an array of five columns or of four, or a dictionary of fields."""
-    if not isinstance(item, dict):
-        return as_boxes(item, where, (4, 5))
-    boxes, _ = as_boxes(item.get("bboxes"), f"{where}, `bboxes`")
-    scores = item.get("scores")
-    return boxes, None if scores is None else as_scores(scores, boxes, f"{where}, `scores`")
+def _mmdetection(path: Path, kind: str, ids: list[str], items: Sequence[object]) -> Content:
+    """Of each image an array of five columns or of four, or a dictionary of fields."""
+
+    def read(index: int) -> Pair:
+        item, where = items[index], f"{path}, image {index + 1}"
+        if not isinstance(item, dict):
+            return as_boxes(item, where, (4, 5))
+        boxes, _ = as_boxes(item.get("bboxes"), f"{where}, `bboxes`")
+        scores = item.get("scores")
+        return boxes, None if scores is None else as_scores(scores, boxes, f"{where}, `scores`")
+
+    return Content((path,), f"mmdetection's {kind} (pickle)", HALF_OPEN, ids, read, named=kind == "dictionary")
 
 
 def _image_id(key: str) -> str:
-    """The name of a picture without folder and suffix."""
+    """The name of an image without folder and suffix."""
     name = PurePosixPath(key.replace("\\", "/")).name
     return name[: name.rindex(".")] if name.lower().endswith(PICTURES) else name
+
+
+def _array(shape: object, dtype: object, fortran: object, data: Any) -> np.ndarray:
+    """An array over bytes of the pickle; what it declares must be what they are."""
+    if not isinstance(dtype, np.dtype) or isinstance(data, list):
+        raise RefusedError("an array of objects, or without a dtype")
+    if isinstance(data, str):  # of Python 2
+        data = data.encode("latin1")
+    sizes = shape if isinstance(shape, tuple) else (shape,)
+    if not all(type(n) is int and n >= 0 for n in sizes) or len(sizes) > 4 or not isinstance(data, (bytes, bytearray)):
+        raise RefusedError("a numpy array of no proper shape")
+    if math.prod(sizes) * dtype.itemsize != len(data):
+        raise RefusedError("a numpy array whose shape and bytes disagree")
+    return np.frombuffer(data, dtype).reshape(sizes, order="F" if fortran else "C")
+
+
+def _dtype(text: object, state: Any) -> np.dtype:
+    if not isinstance(text, str):  # nor shown: tuples of tuples would make a text without end
+        raise RefusedError("a dtype that is no text")
+    if len(text) > 3 or text[:1] not in tuple("biuf") or any(state[2:5]) or state[1] not in ("<", ">", "|", "="):
+        raise RefusedError(f"an array of objects, or of anything but plain numbers (dtype {text[:20]!r})")
+    return np.dtype(text).newbyteorder(state[1])
+
+
+def _encode(text: str, codec: str) -> bytes:
+    """How protocol 2 writes bytes."""
+    if codec not in ("latin1", "latin-1", "iso-8859-1"):
+        raise RefusedError("bytes in another encoding than latin1")
+    return text.encode("latin1")
+
+
+NUMPY = {  # below numpy.core, or numpy._core since numpy 2
+    "multiarray._reconstruct": lambda *_: Unbuilt(lambda state: _array(*state[-4:])),
+    "multiarray.scalar": lambda dtype, data: _array((), dtype, False, data).item(),
+    "numeric._frombuffer": lambda data, dtype, shape, order: _array(shape, dtype, order == "F", data),
+}
+BUILTINS = {"bytes": lambda: b"", "set": lambda names: names}  # a set is a list already, and never hashed
+ADMITTED: dict[str, object] = {
+    **{f"numpy.{core}.{name}": function for core in ("core", "_core") for name, function in NUMPY.items()},
+    **{f"{module}.{name}": function for module in ("builtins", "__builtin__") for name, function in BUILTINS.items()},
+    "numpy.ndarray": object(),  # only ever the first argument of _reconstruct
+    "numpy.dtype": lambda spec, *_: Unbuilt(lambda state: _dtype(spec, state)),
+    "_codecs.encode": _encode,
+    "mmengine.structures.instance_data.InstanceData": Unbuilt,
+}

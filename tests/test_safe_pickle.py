@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from fastrcnn.errors import UserError
-from fastrcnn.proposals.formats.safe_pickle import load_pickle
+from fastrcnn.proposals.formats.pickles import load
+from fastrcnn.safe_pickle import RefusedError, load_pickle
 
 ARRAYS = {
     "double": np.arange(8.0).reshape(2, 4),
@@ -42,7 +43,7 @@ def test_arrays_numbers_and_containers_come_back(tmp_path: Path, protocol: int) 
         "scalars": (np.float32(0.5), np.int64(-7), True, None, 2.5),
         "nested": [[], (), {}, {"a": {"b": (1, 2, 3, 4)}}, b"bytes"],
     }
-    read = load_pickle(dump(tmp_path / "x.pkl", value, protocol))
+    read = load(dump(tmp_path / "x.pkl", value, protocol))
     assert isinstance(read, dict)
     assert read["ids"] == value["ids"]
     assert read["scalars"] == (0.5, -7, True, None, 2.5)
@@ -61,7 +62,7 @@ def test_numpy_before_2_and_python_2_are_read(tmp_path: Path) -> None:
         b"(K\x01K\x01K\x02\x86cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
         b"K\x00tb\x89U\x10" + raw + b"tb."
     )
-    read = load_pickle(tmp_path / "old.pkl")
+    read = load(tmp_path / "old.pkl")
     np.testing.assert_array_equal(read, [[1.5, -2.0]])  # type: ignore[arg-type]
     text = "".join(f"\\x{byte:02x}" for byte in raw)  # protocol 0, that of pickle.dump without an argument
     (tmp_path / "older.pkl").write_bytes(
@@ -69,7 +70,7 @@ def test_numpy_before_2_and_python_2_are_read(tmp_path: Path) -> None:
         b"(I1\n(I1\nI2\ntp6\ncnumpy\ndtype\np7\n(S'f8'\np8\nI0\nI1\ntp9\nRp10\n(I3\nS'<'\np11\nNNNI-1\nI-1\nI0\n"
         b"tp12\nbI00\nS'" + text.encode() + b"'\np13\ntp14\nb."
     )
-    np.testing.assert_array_equal(load_pickle(tmp_path / "older.pkl"), [[1.5, -2.0]])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(load(tmp_path / "older.pkl"), [[1.5, -2.0]])  # type: ignore[arg-type]
 
 
 class Calls:
@@ -130,8 +131,8 @@ def test_what_is_not_data_is_refused_and_does_not_run(tmp_path: Path, name: str,
         (tmp_path / "x.pkl").write_bytes(text)
     else:
         dump(tmp_path / "x.pkl", HOSTILE[name](mark), protocol)
-    with pytest.raises(UserError, match=r"x\.pkl: .*(refused|not a pickle)"):
-        load_pickle(tmp_path / "x.pkl")
+    with pytest.raises(UserError, match=r"x\.pkl: .*cannot be read safely"):
+        load(tmp_path / "x.pkl")
     assert not mark.exists()
 
 
@@ -141,8 +142,8 @@ def test_nothing_is_even_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     imported: list[str] = []
     original = builtins.__import__
     monkeypatch.setattr(builtins, "__import__", lambda name, *a, **k: imported.append(name) or original(name, *a, **k))
-    with pytest.raises(UserError, match=r"asks for antigravity\.fly"):
-        load_pickle(tmp_path / "x.pkl")
+    with pytest.raises(UserError, match=r"it has antigravity\.fly"):
+        load(tmp_path / "x.pkl")
     assert "antigravity" not in imported
 
 
@@ -182,7 +183,7 @@ def test_instructions_by_hand_are_refused(tmp_path: Path, name: str, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.pkl").write_bytes(BY_HAND[name])
     with pytest.raises(UserError, match=r"x\.pkl: "):
-        load_pickle(tmp_path / "x.pkl")
+        load(tmp_path / "x.pkl")
     assert [p.name for p in tmp_path.iterdir()] == ["x.pkl"]
 
 
@@ -203,6 +204,10 @@ BOMBS = {
     "declared text": b"\x80\x04\x8d" + (2 * 10**8).to_bytes(8, "little") + b"abc.",
     "a declared frame": b"\x80\x04\x95" + (2 * 10**8).to_bytes(8, "little") + b"abc.",
     "a declared whole number": b"\x80\x02\x8b" + (2**31 - 1).to_bytes(4, "little") + b"abc.",
+    "one text copied by every call": b"\x80\x02](c_codecs\nencode\nq\x00X\x10\x27\0\0"
+    + b"a" * 10_000
+    + b"q\x01X\x06\0\0\0latin1"
+    b"q\x02" + b"h\x00h\x01h\x02\x86R" * 1000 + b"e.",
     "a place far out in the memo": b"\x80\x02Kar\xff\xff\xff\x7fj\xff\xff\xff\x7f\x85(lR.",
 }
 
@@ -213,10 +218,26 @@ def test_a_size_that_the_file_does_not_have_takes_no_memory(tmp_path: Path, name
     tracemalloc.start()
     try:
         with pytest.raises(UserError, match=r"x\.pkl: "):
-            load_pickle(tmp_path / "x.pkl")
+            load(tmp_path / "x.pkl")
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_persistent_id_is_given_to_who_knows_it() -> None:
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value: object) -> object:
+            return ("kept", 7) if isinstance(value, Plain) else None
+
+    buffer = io.BytesIO()
+    Pickler(buffer, 2).dump([Plain(), 1])
+    pickle.dump("the next one", buffer)
+    buffer.seek(0)
+    assert load_pickle(buffer, {}, lambda saved: saved[1]) == [7, 1]
+    assert load_pickle(buffer, {}) == "the next one"
+    buffer.seek(0)
+    with pytest.raises(RefusedError, match="BINPERSID"):
+        load_pickle(buffer, {})
 
 
 def test_every_cut_of_a_pickle_is_answered(tmp_path: Path) -> None:
@@ -224,7 +245,7 @@ def test_every_cut_of_a_pickle_is_answered(tmp_path: Path) -> None:
     for n in range(len(whole)):
         (tmp_path / "x.pkl").write_bytes(whole[:n])
         with pytest.raises(UserError, match=r"x\.pkl: "):
-            load_pickle(tmp_path / "x.pkl")
+            load(tmp_path / "x.pkl")
 
 
 def test_instance_data_of_mmdetection_is_a_bag_of_arrays(tmp_path: Path) -> None:
@@ -245,7 +266,7 @@ def test_instance_data_of_mmdetection_is_a_bag_of_arrays(tmp_path: Path) -> None
             buffer = io.BytesIO()
             pickle.dump({"train/1.jpg": instance}, buffer, protocol)
         (tmp_path / "x.pkl").write_bytes(buffer.getvalue())
-        read = load_pickle(tmp_path / "x.pkl")
+        read = load(tmp_path / "x.pkl")
         assert isinstance(read, dict)
         fields = read["train/1.jpg"]
         assert isinstance(fields, dict)
