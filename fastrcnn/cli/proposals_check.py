@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import ProposalsCheckConfig
 from fastrcnn.errors import UserError
+from fastrcnn.progress import progress
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fastrcnn.proposals.formats.content import Content
     from fastrcnn.structures import Sample
 
@@ -37,11 +40,11 @@ def main(arguments: list[str]) -> int:
     annotations.root(config.data)  # a mistake in it is reported before a large file is read
     path = Path(config.proposals).expanduser()
     file = open_proposals(path, None if config.ids is None else read_ids(Path(config.ids).expanduser()))
-    samples, entries, total = sample_images(config, file)
-    outcome = find_fit(file.ids, lambda i: file.boxes(i)[0], file.convention, samples, entries)
+    samples, numbers, total = sample_images(config, file)
+    outcome = find_fit(numbers, file.convention, samples)
     print(f"{path}: {file.format}, {len(file.ids):,} images")
     print(
-        f"Compared: {outcome.boxes:,} boxes of {outcome.images} images with {len(outcome.winner.best):,} objects"
+        f"Compared: {outcome.boxes:,} boxes of {len(samples)} images with {len(outcome.winner.best):,} objects"
         f" ({total:,} images of the data set are in the file)\n"
     )
     print(table(outcome) + "\n")
@@ -51,8 +54,9 @@ def main(arguments: list[str]) -> int:
     return 0 if outcome.fits and outcome.winner.reading == outcome.own.reading else 1
 
 
-def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sample], list[int], int]:
-    """Images with truth, spread evenly over those that the file has, their places in it, and how many it has.
+def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sample], list[np.ndarray], int]:
+    """Images with truth, spread evenly over those that the file has, the numbers (P, 4) that it has for each, and how
+    many it has.
 
     Truth that cannot be read is left out: it takes a part of the images only to compare with. Raises UserError where
     no image of the file is in the data set, or none has an object.
@@ -89,7 +93,8 @@ def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sam
             "nothing to compare with. `fastrcnn check` says what is wrong; or name another list with split=NAME."
         )
     samples = evenly(samples, IMAGES)
-    return samples, [place[s.image_id] for s in samples], len(place)
+    places = [place[s.image_id] for s in samples]
+    return samples, [file.boxes(n)[0] for n in progress(places, len(places), "reading proposals")], len(place)
 
 
 def evenly(items: list[T], most: int) -> list[T]:
