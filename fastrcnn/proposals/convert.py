@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath
 from fastrcnn.errors import UserError
 from fastrcnn.files import digest
 from fastrcnn.progress import progress
+from fastrcnn.proposals.clean import BoxCounts
 from fastrcnn.proposals.formats.content import Content
 from fastrcnn.proposals.formats.pickles import PICTURES
-from fastrcnn.proposals.store import BoxCounts, ImageProposals, write_store
+from fastrcnn.proposals.store import ImageProposals, write_store
 from fastrcnn.structures import Sample
 
 Named = tuple[str, int | str | None]  # an image's id, and its number in a COCO file

@@ -20,8 +20,9 @@ from fastrcnn.files import lock, write_atomically
 from fastrcnn.parallel.launch import cores
 from fastrcnn.parallel.processes import pool, prepare, refuse_import
 from fastrcnn.progress import progress
+from fastrcnn.proposals.clean import BoxCounts
 from fastrcnn.proposals.selective_search import ALGORITHM, propose, segmentation
-from fastrcnn.proposals.store import BoxCounts, ImageProposals, check_target, write_store
+from fastrcnn.proposals.store import ImageProposals, check_target, write_store
 from fastrcnn.settings import SelectiveSearchSettings
 
 BATCH = 100  # images a process that are handed out at a time
