@@ -7,7 +7,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -48,20 +48,17 @@ def propose_all(
     extra modules.
     """
     refuse_import()
-    settings = settings or SelectiveSearchSettings()
-    store_path = Path(store_path)
+    settings, store_path = settings or SelectiveSearchSettings(), Path(store_path)
     check_order(images, store_path)
-    work = _work(store_path)
-    with _lock(work):
-        results = _results(images, work, settings, workers or cores(), turns or {})
-        found = dict(progress(results, total=len(images), what="Proposals"))
+    with _work_folder(store_path) as work:
+        found = _make_results(images, work, settings, workers, turns)
         if problems := sorted(result for result in found.values() if isinstance(result, str)):
             listed = "\n".join(f"  {problem}" for problem in problems)
             raise UserError(
                 f"{len(problems)} of {len(images)} images cannot be read:\n{listed}\nFix them or leave them "
                 f"out, and run again; the proposals of the others are kept and will not be made again."
             )
-        items = (_load(image_id, found[image_id]) for image_id, _ in images)
+        items = (ImageProposals(image_id, *_load(found[image_id])) for image_id, _ in images)
         counts = write_store(store_path, items, "selective search", asdict(settings) | {"opencv": cv2.__version__})
         shutil.rmtree(work, ignore_errors=True)
     return counts
@@ -88,38 +85,46 @@ def propose_some(
     Raises UserError as `propose_all` does, but not for images that cannot be read, which that will name.
     """
     refuse_import()
-    work = _work(Path(store_path))
-    with _lock(work, shared=True):
-        results = _results(images, work, settings or SelectiveSearchSettings(), workers or cores(), turns or {})
-        for _ in progress(results, total=len(images), what="Proposals"):
-            pass
+    with _work_folder(Path(store_path), shared=True) as work:
+        _make_results(images, work, settings or SelectiveSearchSettings(), workers, turns)
 
 
-def _work(store_path: Path) -> Path:
-    """The folder of the results of single images, while their store is not complete."""
-    return store_path.with_name(f".{store_path.name}.work")
+@contextmanager
+def _work_folder(store_path: Path, shared: bool = False) -> Iterator[Path]:
+    """The folder of single images' results, beside a store that is not complete; no second run works in it meanwhile.
+
+    shared: keeps out only those runs that do not share it. Raises BusyError, UserError.
+    """
+    work = store_path.with_name(f".{store_path.name}.work")
+    busy = "another run is making these proposals now"
+    with lock(work / "lock", str(work), busy, "choose another place for the store", shared):
+        yield work
 
 
-def _results(
+def _make_results(
     images: Sequence[tuple[str, Path]],
     work: Path,
     settings: SelectiveSearchSettings,
-    workers: int,
-    turns: Mapping[str, int],
-) -> Iterator[tuple[str, Path | str]]:
-    """For each image, as they come, its id and the file with its result, or else what is wrong with it."""
-    tasks = [(image_id, Path(path), turns.get(image_id, 1), work, settings) for image_id, path in images]
-    workers = min(workers, len(tasks))
-    if workers <= 1:
-        yield from map(_one, tasks)
-        return
+    workers: int | None,
+    turns: Mapping[str, int] | None,
+) -> dict[str, Path | str]:
+    """For each image, by id, the file with its result, or else what is wrong with it."""
+    tasks = [(image_id, Path(path), (turns or {}).get(image_id, 1), work, settings) for image_id, path in images]
+    workers = min(workers or cores(), len(tasks))
     died = (
         "A process that makes proposals died, most likely because memory ran out. Run again, perhaps with fewer "
         "workers; it resumes where it stopped."
     )
-    with pool(workers, start_worker, died) as executor:
-        for start in range(0, len(tasks), BATCH * workers):  # a million futures would take a gigabyte
-            yield from executor.map(_one, tasks[start : start + BATCH * workers])
+
+    def results() -> Iterator[tuple[str, Path | str]]:
+        if workers <= 1:
+            yield from map(_make_one, tasks)
+            return
+        with pool(workers, start_worker, died) as executor:
+            for start in range(0, len(tasks), BATCH * workers):  # a million futures would take a gigabyte
+                yield from executor.map(_make_one, tasks[start : start + BATCH * workers])
+
+    return dict(progress(results(), total=len(tasks), what="Proposals"))
 
 
 def start_worker() -> None:
@@ -128,13 +133,15 @@ def start_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def _one(task: tuple[str, Path, int, Path, SelectiveSearchSettings]) -> tuple[str, Path | str]:
+def _make_one(task: tuple[str, Path, int, Path, SelectiveSearchSettings]) -> tuple[str, Path | str]:
     image_id, path, turn, work, settings = task
+    how = json.dumps([ALGORITHM, cv2.__version__, asdict(settings)], sort_keys=True)
     try:
         data = read_bytes(path)
-        key = _key(data, turn, settings)
+        key = hashlib.sha256(how.encode() + b"\0" + pixels_key(data, turn)).hexdigest()
         file = work / key[:2] / f"{key}.npz"
-        if _sound(file):
+        with suppress(Exception):  # whatever a missing or damaged result leads numpy to; it is made again
+            _load(file)
             return image_id, file
         image = decode(data, path, turn)
         boxes = propose(image, settings)
@@ -145,27 +152,8 @@ def _one(task: tuple[str, Path, int, Path, SelectiveSearchSettings]) -> tuple[st
     return image_id, file
 
 
-def _key(data: bytes, turn: int, settings: SelectiveSearchSettings) -> str:
-    how = json.dumps([ALGORITHM, cv2.__version__, asdict(settings)], sort_keys=True)
-    return hashlib.sha256(how.encode() + b"\0" + pixels_key(data, turn)).hexdigest()
-
-
-def _sound(file: Path) -> bool:
-    """Whether the result is there and whole; a machine that went down may leave an empty file."""
-    try:
-        return _load("", file).boxes is not None
-    except Exception:  # whatever a damaged file leads numpy to; the result is then made again
-        return False
-
-
-def _load(image_id: str, file: Path | str) -> ImageProposals:
+def _load(file: Path | str) -> tuple[int, int, np.ndarray]:
+    """Height, width, and boxes (P, 4) of a result."""
     with np.load(file, allow_pickle=False) as result:
         height, width = result["size"].tolist()
-        return ImageProposals(image_id, height, width, result["boxes"])
-
-
-def _lock(work: Path, shared: bool = False) -> AbstractContextManager[None]:
-    """Makes the folder, and keeps a second run out of it while the body runs, however that ends. shared: keeps out
-    those alone that do not share it. Raises BusyError, UserError."""
-    busy = "another run is making these proposals now"
-    return lock(work / "lock", str(work), busy, "choose another place for the store", shared)
+        return height, width, result["boxes"]

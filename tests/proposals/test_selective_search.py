@@ -253,7 +253,7 @@ def test_an_id_that_comes_twice_is_named_before_any_work(
 @pytest.mark.skipif(sys.platform == "win32", reason="has no file locks of this kind")
 def test_a_second_run_on_the_same_store_is_refused(images: list[tuple[str, Path]], tmp_path: Path) -> None:
     with (
-        generate._lock(tmp_path / ".s.proposals.work"),
+        generate._work_folder(tmp_path / "s.proposals"),
         pytest.raises(UserError, match="another run"),
     ):
         propose_all(images, tmp_path / "s.proposals", QUICK, workers=1)

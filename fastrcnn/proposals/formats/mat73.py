@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastrcnn.errors import UserError
-from fastrcnn.proposals.formats.mat5 import Cells, Text, Unread, Value, most_bytes
+from fastrcnn.proposals.formats.mat5 import Cells, Text, Value, most_bytes
 
 DEFLATE, SHUFFLE, CHECKSUM = 1, 2, 3  # HDF5's numbers of the filters that are admitted
 
@@ -46,7 +46,7 @@ def _value(file: Any, data: Any, file_size: int) -> Value:
             raise ValueError("a cell that leads nowhere")
         return Cells(targets, lambda target: _value(file, file[target], file_size))
     if not is_array or data.dtype.kind not in "iuf":
-        return Unread("unknown" if is_array else "struct")
+        return "of an unknown kind" if is_array else "struct"
     content = np.zeros((0, 0)) if _is_empty(data) else _content(data, file_size).T
     if _attribute(data, "MATLAB_class") != b"char":
         return content
