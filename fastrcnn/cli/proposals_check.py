@@ -33,13 +33,13 @@ def main(arguments: list[str]) -> int:
     if config.proposals is None:
         raise UserError("which proposals? fastrcnn proposals-check proposals=FILE data=NAME data.root=FOLDER")
     from fastrcnn.build import annotations
-    from fastrcnn.proposals.files import open_proposals, read_ids
+    from fastrcnn.proposals.files import open_all
     from fastrcnn.proposals.fit import find_fit
     from fastrcnn.proposals.fit_text import table, verdict
 
     annotations.root(config.data)  # a mistake in it is reported before a large file is read
     path = Path(config.proposals).expanduser()
-    file = open_proposals(path, None if config.ids is None else read_ids(Path(config.ids).expanduser()))
+    file = open_all([config.proposals], config.ids)[0]
     samples, numbers, total = sample_images(config, file)
     outcome = find_fit(numbers, file.convention, samples)
     print(f"{path}: {file.format}, {len(file.ids):,} images")

@@ -7,7 +7,6 @@ small multiple of its size.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +16,11 @@ import numpy as np
 from fastrcnn.data.annotations.text_files import read_lines
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.formats.content import Content, Pair
-from fastrcnn.proposals.formats.conventions import HALF_OPEN
+from fastrcnn.proposals.formats.conventions import HALF_OPEN, Convention
 from fastrcnn.proposals.formats.matlab import is_mat, read_folder, read_mat
 from fastrcnn.proposals.formats.pickles import read_pickle
 from fastrcnn.proposals.formats.text import csv_columns, read_csv, read_json
-from fastrcnn.proposals.store import ProposalStore
+from fastrcnn.proposals.store import ProposalStore, refuse_repeated
 
 HEAD = 4096  # bytes that tell the format
 
@@ -35,14 +34,6 @@ FORMATS = """\
   JSON: a list of {"image_id": ..., "bbox": [x, y, width, height], "score": ...}"""
 
 
-def read_ids(path: Path) -> list[str]:
-    """Image ids of a text file, one a line. Raises UserError where it cannot be read."""
-    try:
-        return [line.strip() for line in read_lines(path) if line.strip()]
-    except UserError as error:
-        raise UserError(f"ids={error}") from None
-
-
 def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:
     """The proposals in `path`, a file or a folder, no two images of one id.
 
@@ -50,7 +41,6 @@ def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:
     Raises UserError where there is nothing, the format is none of those known, or ids are needed and missing, or
     their number differs.
     """
-    path = Path(path)
     try:
         content = _content(path)
     except OSError as error:
@@ -66,18 +56,25 @@ def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:
                 f"{path}: has {count} images, but the list of ids has {len(ids)}. It must have one id a line for each "
                 "of them, in their order."
             )
-        content = replace(content, ids=list(ids), named=True)
-    if not content.named and "" in content.ids:
+        content = replace(content, ids=list(ids))
+    elif not content.named and "" in content.ids:
         raise UserError(
             f"{path}: is {content.format}, which does not name its {count} images. Give their ids in the file's order, "
             "one a line, as ids=LIST.txt."
         )
-    twice = [i for i, n in Counter(content.ids).items() if n > 1]
-    if twice:
-        raise UserError(f"{path}: image '{twice[0][:100]}' comes twice ({len(twice)} such ids); ids must differ.")
-    if "" in content.ids:
-        raise UserError(f"{path}: the id of image {content.ids.index('') + 1} is empty; every image needs one.")
+    refuse_repeated(content.ids, path)
     return content
+
+
+def open_all(paths: Sequence[str], ids: str | None, convention: Convention | None = None) -> list[Content]:
+    """The proposals in each of the paths.
+
+    ids: a text file with the image ids, one a line, for formats that name no images. convention: in place of those of
+    the formats. Raises UserError as open_proposals does, and for a text that cannot be read.
+    """
+    lines = None if ids is None else [line.strip() for line in read_lines(Path(ids).expanduser()) if line.strip()]
+    files = [open_proposals(Path(path).expanduser(), lines) for path in paths]
+    return files if convention is None else [replace(file, convention=convention) for file in files]
 
 
 def join_files(files: Sequence[Content]) -> Content:
@@ -94,19 +91,18 @@ def join_files(files: Sequence[Content]) -> Content:
                 "Convert them one by one."
             )
         for index, image_id in enumerate(file.ids):
-            if image_id in where:
+            other, _ = where.setdefault(image_id, (file, index))
+            if other is not file:
                 raise UserError(
-                    f"{file.path}: image '{image_id[:100]}' is in {where[image_id][0].path} as well. Name files of "
-                    "different images."
+                    f"{file.path}: image '{image_id[:100]}' is in {other.path} as well. Name files of different images."
                 )
-            where[image_id] = file, index
     places = list(where.values())
-    return replace(
-        first,
-        paths=tuple(file.path for file in files),
-        ids=list(where),
-        boxes=lambda index: places[index][0].boxes(places[index][1]),
-    )
+
+    def read(index: int) -> Pair:
+        file, at = places[index]
+        return file.boxes(at)
+
+    return replace(first, paths=tuple(file.path for file in files), ids=list(where), boxes=read)
 
 
 def _content(path: Path) -> Content:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from fastrcnn.parallel.processes import pool, prepare, refuse_import
 from fastrcnn.progress import progress
 from fastrcnn.proposals.clean import BoxCounts
 from fastrcnn.proposals.selective_search import ALGORITHM, propose, segmentation
-from fastrcnn.proposals.store import ImageProposals, check_target, write_store
+from fastrcnn.proposals.store import ImageProposals, check_target, refuse_repeated, write_store
 from fastrcnn.settings import SelectiveSearchSettings
 
 BATCH = 100  # images a process that are handed out at a time
@@ -66,9 +65,7 @@ def propose_all(
 
 def check_order(images: Sequence[tuple[str, Path]], store_path: Path) -> None:
     """Raises UserError for what no store could be made of, before any work is done."""
-    twice = [image_id for image_id, n in Counter(image_id for image_id, _ in images).items() if n > 1]
-    if twice:
-        raise UserError(f"{store_path}: image '{twice[0]}' comes twice ({len(twice)} such ids); ids must differ.")
+    refuse_repeated((image_id for image_id, _ in images), store_path)
     check_target(store_path)
     segmentation()
 

@@ -117,10 +117,9 @@ def segmentation() -> Any:
     if module is None:
         names = {d.metadata["Name"] for d in importlib.metadata.distributions()}
         others = sorted(n for n in names if n and n.startswith("opencv") and "contrib" not in n)
-        remove = f"`pip uninstall -y {' '.join(others)}`, then " if others else ""
+        remove = f"`pip uninstall -y {' '.join(others)}`, which took its place, then " if others else ""
         raise UserError(
-            f"OpenCV {cv2.__version__} in {Path(cv2.__file__).parent} has no selective search (cv2.ximgproc)"
-            + (f", because {' and '.join(others)} took the place of the contrib build" if others else "")
-            + f". Run {remove}`pip install --force-reinstall --no-deps opencv-contrib-python-headless`."
+            f"OpenCV {cv2.__version__} in {Path(cv2.__file__).parent} is not the contrib build and has no selective "
+            f"search. Run {remove}`pip install --force-reinstall --no-deps opencv-contrib-python-headless`."
         )
     return module

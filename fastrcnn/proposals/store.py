@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import json
 import mmap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -165,8 +165,7 @@ def write_store(
         entries, counts, scored = _write_boxes(folder, path, items)
         entries.sort()
         ids, rows = [entry[0] for entry in entries], np.array([entry[1:] for entry in entries], "<i8").reshape(-1, 4)
-        if twice := [a for a, b in pairwise(ids) if a == b]:
-            raise UserError(f"{path}: image '{_decode(twice[0])}' comes twice; ids must differ.")
+        refuse_repeated(map(_decode, ids), path)
         np.save(folder / "ids.npy", np.array(ids, dtype="S" if ids else "S1"))
         np.save(folder / "offsets.npy", rows[:, :2])
         np.save(folder / "sizes.npy", rows[:, 2:].astype("<i4"))
@@ -181,6 +180,12 @@ def write_store(
         }
         (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return counts
+
+
+def refuse_repeated(ids: Iterable[str], path: Path) -> None:
+    """Raises UserError for an id that comes twice; path: of the proposals."""
+    if twice := [image_id for image_id, n in Counter(ids).items() if n > 1]:
+        raise UserError(f"{path}: image '{twice[0][:100]}' comes twice ({len(twice)} such ids); ids must differ.")
 
 
 def check_target(path: Path) -> None:

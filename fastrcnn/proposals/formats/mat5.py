@@ -12,10 +12,10 @@ import math
 import mmap
 import struct
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,17 +32,8 @@ class Text(list[str]):
     """The rows of a matrix of characters."""
 
 
-class Cells:
-    """A cell array: its values column by column, each unpacked when it is asked for."""
-
-    def __init__(self, packed: Sequence[Any], unpack: Callable[[Any], Value]) -> None:
-        self.packed, self.unpack = packed, unpack
-
-    def __len__(self) -> int:
-        return len(self.packed)
-
-    def __getitem__(self, index: int) -> Value:
-        return self.unpack(self.packed[index])
+class Cells(list[Callable[[], "Value"]]):
+    """A cell array column by column: functions that unpack its values."""
 
 
 # A variable of a MATLAB file. An array has the shape that MATLAB shows; a str names a kind that is not read.
@@ -61,8 +52,6 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except Exception as error:
         raise UserError(
             f"{path}: not a readable MATLAB file ({str(error)[:120] or type(error).__name__}); "
@@ -122,7 +111,7 @@ def _value(data: memoryview, order: str) -> Value:
         return np.zeros((0, 0))
     _, kind, is_complex, shape, data = _header(data, order)
     if kind == CELL:
-        return Cells(_cells(data, order, math.prod(shape)), lambda cell: _value(cell, order))
+        return Cells(partial(_value, cell, order) for cell in _cells(data, order, math.prod(shape)))
     if is_complex or kind in UNREAD or not CHARACTERS <= kind <= 15:
         return UNREAD.get(kind, "complex" if is_complex else "of an unknown kind")
     if math.prod(shape) == 0:

@@ -64,8 +64,8 @@ def read_mat(path: Path) -> Content:
 
     def read(index: int) -> Pair:
         with reading(path):
-            one = scores[index] if isinstance(scores, Cells) else None
-            return found.pair(boxes[index], one, f"{path}, {found.name}{{{index + 1}}}")
+            one = scores[index]() if isinstance(scores, Cells) else None
+            return found.pair(boxes[index](), one, f"{path}, {found.name}{{{index + 1}}}")
 
     return Content((path,), found.format, found.convention, ids or [""] * len(boxes), read, ids is not None)
 
@@ -121,7 +121,7 @@ def _texts(images: Value) -> list[str]:
     """Ids, from a cell of texts or a matrix of characters."""
     if isinstance(images, Text):
         return [row.strip() for row in images]
-    cells = [images[n] for n in range(len(images))] if isinstance(images, Cells) else [images]
+    cells = [unpack() for unpack in images] if isinstance(images, Cells) else [images]
     texts = ["".join(cell).strip() for cell in cells if isinstance(cell, Text)]
     if len(texts) < len(cells):
         raise ValueError("`images` are no texts")
