@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import ProposalsCheckConfig
@@ -18,13 +18,11 @@ if TYPE_CHECKING:
     from fastrcnn.proposals.formats.content import Content
     from fastrcnn.structures import Sample
 
-T = TypeVar("T")
-
 EXAMPLES = [
     "fastrcnn proposals-check proposals=voc_2007_trainval.mat data=voc07 data.root=VOCdevkit",
     "fastrcnn proposals-check proposals=bbs.mat ids=images.txt data=custom data.root=FOLDER split=trainval",
 ]
-IMAGES = 200  # with truth, that are looked at; twice as many annotations are read to find them
+IMAGES = 200  # with truth, that are looked at, at most; twice as many annotations are read to find them
 
 
 def main(arguments: list[str]) -> int:
@@ -44,7 +42,7 @@ def main(arguments: list[str]) -> int:
     outcome = find_fit(numbers, file.convention, samples)
     print(f"{path}: {file.format}, {len(file.ids):,} images")
     print(
-        f"Compared: {outcome.boxes:,} boxes of {len(samples)} images with {len(outcome.winner.best):,} objects"
+        f"Compared: {sum(map(len, numbers)):,} boxes of {len(samples)} images with {len(outcome.winner.best):,} objects"
         f" ({total:,} images of the data set are in the file)\n"
     )
     print(table(outcome) + "\n")
@@ -69,7 +67,8 @@ def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sam
     splits = [*data.train, *data.test] if config.split is None else annotations.test_splits(data, config.split)
     sources = datasets.image_sources(data, splits)
     place = match_file([(image_id, number) for image_id, (_, number) in sources.items()], file)
-    wanted = evenly([image_id for image_id in sources if image_id in place], 2 * IMAGES)
+    shared = [image_id for image_id in sources if image_id in place]
+    wanted = shared[:: (len(shared) - 1) // (2 * IMAGES) + 1]
     samples: list[Sample] = []
     for source in dict.fromkeys(sources[i][0] for i in wanted):
         ids = [i for i in wanted if sources[i][0] == source]
@@ -92,11 +91,6 @@ def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sam
             f"{data.root}: none of the {len(wanted)} images looked at has an object that can be used, so there is "
             "nothing to compare with. `fastrcnn check` says what is wrong; or name another list with split=NAME."
         )
-    samples = evenly(samples, IMAGES)
+    samples = samples[:: (len(samples) - 1) // IMAGES + 1]
     places = [place[s.image_id] for s in samples]
     return samples, [file.boxes(n)[0] for n in progress(places, len(places), "reading proposals")], len(place)
-
-
-def evenly(items: list[T], most: int) -> list[T]:
-    """At most `most` of the items, evenly spaced."""
-    return items if len(items) <= most else [items[i * len(items) // most] for i in range(most)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fastrcnn.structures import Sample
 
 EXPORTED = (".mat", ".json")
+SUSPICIOUS = 0.01  # share of boxes dropped or clipped by more than a pixel that speaks of another convention
 EXAMPLES = [
     "fastrcnn propose data=voc07 data.root=VOCdevkit",
     "fastrcnn propose source='photos/*.jpg' output=photos.proposals data.selective_search.mode=quality",
@@ -99,7 +101,7 @@ def convert(config: ProposeConfig) -> None:
 def to_file(config: ProposeConfig, file: Content, output: Path) -> None:
     """Writes all of the file as NAME.mat or NAME.json, the latter with the numbers of COCO files."""
     from fastrcnn.build import datasets
-    from fastrcnn.proposals.convert import export, first_few
+    from fastrcnn.proposals.convert import export
 
     numbers: dict[str, int | str] = {}
     if output.suffix.lower() == ".json" and config.data.root is not None:
@@ -114,24 +116,36 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     """Writes a store for the images of the data set, or of `source`."""
     from fastrcnn.build import annotations
     from fastrcnn.proposals.convert import convert_to_store
-    from fastrcnn.proposals.store import check_target
 
     data, path = config.data, file.path
     stem = path.name if path.is_dir() and path.suffix != ".proposals" else path.stem
     output = output or Path(data.proposal_cache).expanduser() / f"{stem}.proposals"
     if output.exists() and any(output.samefile(part) for part in file.paths):
         raise UserError(f"{output}: is what is read; name another store, as output=NAME.proposals.")
-    check_target(output)
     if config.source is not None:
         images = images_of(config.source)
     else:
         images = annotations.samples(data, all_splits(config), annotations.classes(data), need_pictures=False)
-    done = convert_to_store(file, images, output)
-    print("\n".join(f"  {line}" for line in done.lines()))
-    if done.suspicious:
+    matched, counts = convert_to_store(file, images, output)
+    places = set(matched.values())
+    missing = [image.image_id for image in images if image.image_id not in matched]
+    foreign = [image_id for n, image_id in enumerate(file.ids) if n not in places]
+    print(f"  {len(matched)} of {len(images)} images of the data set have proposals")
+    if missing:
+        print(f"  {len(missing)} images of the data set are not in the file: {first_few(missing)}")
+        print("    Training refuses them, or goes on without: data.missing_proposals=leave_out")
+    if foreign:
+        print(f"  {len(foreign)} images of the file are not in the data set: {first_few(foreign)}")
+    print(f"  {counts}")
+    if counts.dropped + counts.far > SUSPICIOUS * (counts.kept + counts.dropped):
         where = f" data.root={data.root}" if data.root else ""
         print(
             "  So many that the boxes probably follow another convention. This finds out which:\n"
             f"    fastrcnn proposals-check proposals={path} data={data.name}{where}"
         )
     print(f"Use them with data.proposals={output}")
+
+
+def first_few(ids: Sequence[str], most: int = 5) -> str:
+    """The first of the ids, for a message."""
+    return ", ".join(i[:60] for i in ids[:most]) + (", ..." if len(ids) > most else "")

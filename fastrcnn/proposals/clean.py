@@ -22,6 +22,12 @@ class BoxCounts:
     def __add__(self, other: BoxCounts) -> BoxCounts:
         return BoxCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
+    def __str__(self) -> str:
+        far = f" ({self.far:,} by more than a pixel)" if self.far else ""
+        why = {"not finite": self.not_finite, "inverted or empty": self.inverted, "outside": self.outside}
+        reasons = f" ({', '.join(f'{n} {what}' for what, n in why.items() if n)})" if self.dropped else ""
+        return f"{self.kept:,} boxes kept, {self.clipped:,} of them clipped{far}; {self.dropped:,} dropped{reasons}"
+
     @property
     def dropped(self) -> int:
         return self.not_finite + self.inverted + self.outside

@@ -6,8 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -26,45 +25,6 @@ from fastrcnn.structures import Sample
 T = TypeVar("T")
 Named = tuple[str, int | str | None]  # an image's id, and its number in a COCO file
 Proposals = tuple[str, np.ndarray, np.ndarray | None]  # an image's id, boxes (P, 4) half-open, and scores (P,)
-SUSPICIOUS = 0.01  # share of boxes dropped or clipped by more than a pixel that speaks of another convention
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """matched: images that got proposals. missing: ids of the data set that the file lacks. foreign: ids of the file
-    that the data set lacks."""
-
-    matched: int
-    missing: list[str]
-    foreign: list[str]
-    counts: BoxCounts
-
-    @property
-    def suspicious(self) -> bool:
-        """Whether so many boxes had to be dropped or clipped that they probably follow another convention."""
-        boxes = self.counts.kept + self.counts.dropped
-        return self.counts.dropped + self.counts.far > SUSPICIOUS * boxes
-
-    def lines(self) -> list[str]:
-        """What was matched, clipped and dropped, in words."""
-        c, images = self.counts, self.matched + len(self.missing)
-        lines = [f"{self.matched} of {images} images of the data set have proposals"]
-        if self.missing:
-            lines += [
-                f"{len(self.missing)} images of the data set are not in the file: {first_few(self.missing)}",
-                "  Training refuses them, or goes on without: data.missing_proposals=leave_out",
-            ]
-        if self.foreign:
-            lines.append(f"{len(self.foreign)} images of the file are not in the data set: {first_few(self.foreign)}")
-        far = f" ({c.far:,} by more than a pixel)" if c.far else ""
-        why = {"not finite": c.not_finite, "inverted or empty": c.inverted, "outside": c.outside}
-        reasons = f" ({', '.join(f'{n} {what}' for what, n in why.items() if n)})" if c.dropped else ""
-        return [*lines, f"{c.kept:,} boxes kept, {c.clipped:,} of them clipped{far}; {c.dropped:,} dropped{reasons}"]
-
-
-def first_few(ids: Sequence[str], most: int = 5) -> str:
-    """The first of the ids, for a message."""
-    return ", ".join(i[:60] for i in ids[:most]) + (", ..." if len(ids) > most else "")
 
 
 def match_file(wanted: Sequence[Named], file: Content) -> dict[str, int]:
@@ -128,28 +88,24 @@ def _core(image_id: str) -> str:
     return (name.lstrip("0") or "0") if name.isascii() and name.isdigit() else name
 
 
-def convert_to_store(file: Content, images: Sequence[Sample], output: Path) -> Conversion:
-    """Writes a store of the file's proposals for those of the images that it has.
+def convert_to_store(file: Content, images: Sequence[Sample], output: Path) -> tuple[dict[str, int], BoxCounts]:
+    """Writes a store of the file's proposals for those of the images that it has. Returns their places in the file by
+    id, and what became of the boxes.
 
     Raises UserError where it has none of them, for boxes that cannot be read, and as write_store does.
     """
     matched = match_file([(s.image_id, s.number) for s in images], file)
-
-    def items() -> Iterator[ImageProposals]:
-        for s in images:
-            if s.image_id in matched:
-                yield ImageProposals(s.image_id, s.height, s.width, *file.half_open(matched[s.image_id]))
-
+    items = (
+        ImageProposals(s.image_id, s.height, s.width, *file.half_open(matched[s.image_id]))
+        for s in images
+        if s.image_id in matched
+    )
     settings = {
         "format": file.format,
         "convention": str(file.convention),
         "sources": {path.name: fingerprint(path) for path in file.paths},
     }
-    counts = write_store(output, progress(items(), len(matched), "converting"), "converted", settings)
-    missing = [s.image_id for s in images if s.image_id not in matched]
-    used = set(matched.values())
-    foreign = [image_id for n, image_id in enumerate(file.ids) if n not in used]
-    return Conversion(len(matched), missing, foreign, counts)
+    return matched, write_store(output, progress(items, len(matched), "converting"), "converted", settings)
 
 
 def fingerprint(path: Path) -> str:

@@ -24,13 +24,11 @@ from fastrcnn.proposals.store import ProposalStore, refuse_repeated
 
 HEAD = 4096  # bytes that tell the format
 
-FORMATS = """\
-  a proposal store of this program, the folder NAME.proposals
-  MATLAB (5 to 7.3): cells `boxes` and `images` (the Fast R-CNN author's); `boxes`, `bboxes` and `scores` (MCG) or
-      `bbs` (EdgeBoxes) of one image, or a folder of such files, ID.mat or ID_boxes.mat; `bbs` as a cell of images
-  a pickle of detectron2 (`ids`, `boxes`, `objectness_logits`), of Detectron (`indexes`, `boxes`, `scores`) or of
-      mmdetection (a list, or a dictionary by file name)
-  CSV with a header: image_id, x1, y1, x2, y2 or x, y, w, h, and a score or not
+FORMATS = """Known are (data/README.md has the details):
+  a proposal store, the folder NAME.proposals
+  MATLAB files with `boxes`, `bboxes` or `bbs`, and folders of such files, ID.mat or ID_boxes.mat
+  pickles of detectron2, Detectron and mmdetection
+  CSV with the header image_id,x1,y1,x2,y2 or image_id,x,y,w,h, and score or not
   JSON: a list of {"image_id": ..., "bbox": [x, y, width, height], "score": ...}"""
 
 
@@ -38,8 +36,7 @@ def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:
     """The proposals in `path`, a file or a folder, no two images of one id.
 
     ids: the image ids in the file's order, for formats that name no images.
-    Raises UserError where there is nothing, the format is none of those known, or ids are needed and missing, or
-    their number differs.
+    Raises UserError where there is nothing, the format is unknown, or ids are missing or of another number.
     """
     try:
         content = _content(path)
@@ -111,7 +108,7 @@ def _content(path: Path) -> Content:
             return _store(path)
         files = sorted(f for f in path.iterdir() if f.suffix.lower() == ".mat" and f.is_file())
         if not files:
-            raise UserError(f"{path}: neither a proposal store nor a folder of .mat files. Known formats:\n{FORMATS}")
+            raise UserError(f"{path}: neither a proposal store nor a folder of .mat files. {FORMATS}")
         return read_folder(path, files)
     if not path.is_file():
         raise UserError(f"{path}: there is no such proposal file; correct the path.")
@@ -128,7 +125,7 @@ def _content(path: Path) -> Content:
         return read_json(path)
     if csv_columns(next(iter(text.splitlines()), b"").decode("utf-8", "replace")) is not None:
         return read_csv(path)
-    raise UserError(f"{path}: no proposals in any of the formats known:\n{FORMATS}")
+    raise UserError(f"{path}: no proposals in a format that is known. {FORMATS}")
 
 
 def _store(path: Path) -> Content:

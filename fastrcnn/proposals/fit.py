@@ -2,16 +2,14 @@
 
 All conventions are tried, in every unit that the size of the numbers allows. The choice takes two steps:
 
-1. Order and unit, by overlap. A wrong one puts boxes where no object is, and the best overlap of each object falls
-   towards what the boxes of another image give it. What it has above that is compared, not the overlap itself, in which
-   a reading gains that merely makes boxes larger. Of two readings one is better if the mean over the objects of the
-   difference is at least OVERLAP, and at least SIGMAS of its standard errors. If none is better, the borders decide.
-2. First pixel, and inclusive or half-open, by the borders. A pixel more or less hardly shows in the overlap. But boxes
-   end at the border of the image and so pile up exactly there: read rightly, the outermost box touches the side; read
-   wrongly, it stands a pixel off or a pixel out. Of two readings one is better if it wins more sides than it loses, by
-   SIGMAS standard deviations of chance. (Or wins FEW at least and loses none, where the proposals touch half of all
-   sides: then a few images are enough.) Where boxes stand out of more sides than they touch, as those of methods that
-   do not clip, the borders say nothing.
+1. Order and unit, by the overlap of each object with its best box, above what the boxes of another image give it: a
+   reading that merely makes boxes larger gains in both. Of two readings one is better if the mean of the difference is
+   at least OVERLAP, and at least SIGMAS of its standard errors. If none is better, the borders decide.
+2. First pixel, and inclusive or half-open, by the borders, since a pixel hardly shows in the overlap. Boxes end at the
+   border of the image: read rightly, the outermost one touches the side; read wrongly, it stands a pixel off or out. Of
+   two readings one is better if it wins more sides than it loses, by SIGMAS standard deviations of chance, or, where
+   the proposals touch half of all sides, if it wins FEW at least and loses none. Boxes that stand out of more sides
+   than they touch, as those of methods that do not clip, say nothing.
 
 The file's own reading is kept unless another one is better, and readings that the data do not tell apart are all
 reported. Nothing fits if the best reading is no better than the boxes of other images, in the sense of step 1.
@@ -79,7 +77,6 @@ class Outcome:
     equal: int
     own: Fit
     fits: bool
-    boxes: int
     wrapped: int  # numbers that were negative before they were kept without a sign
     not_finite: int  # boxes with a NaN or infinite number
 
@@ -115,7 +112,6 @@ def find_fit(numbers: Sequence[np.ndarray], own: Convention, samples: Sequence[S
         1 + len(equal),
         next(f for f in fits if f.reading == Reading(own)),
         len(samples) == 1 or _is_clear(winner.best - winner.chance),
-        sum(map(len, found)),
         wrapped,
         not_finite,
     )

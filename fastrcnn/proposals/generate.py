@@ -37,14 +37,12 @@ def propose_all(
     """Makes proposals for all `images`, pairs of id and path, and writes the store `store_path`.
 
     turns: EXIF orientations to apply first, by id; images that are not in it are taken as they are stored.
-    Runs in `workers` processes, by default one a core. Each image's result is kept in a folder beside the
-    store until that is complete, so that a run that was interrupted, in whatever way, goes on where it
-    stopped; results are found again by the image's content, its rotation and the settings, never by its name or date.
-    Scripts that call this need the usual `if __name__ == "__main__":`.
+    workers: processes, by default one a core; scripts that call this need `if __name__ == "__main__":`.
+    Each image's result is kept in a folder beside the store until that is complete, for a run that resumes, and is
+    found again by the image's content, its rotation and the settings, never by its name or date.
 
-    Raises UserError, with the other images' results kept, naming all images that cannot be read; and for ids
-    that come twice, a store that cannot be written, a second run on the same store, or a lack of OpenCV's
-    extra modules.
+    Raises UserError naming all images that cannot be read, and for ids that come twice, a store that cannot be written,
+    a second run on the same store, or a lack of OpenCV's extra modules.
     """
     refuse_import()
     settings, store_path = settings or SelectiveSearchSettings(), Path(store_path)

@@ -5,11 +5,9 @@ several colour spaces and at several coarsenesses; neighbours are merged, most s
 left; every segment that ever existed gives a box.
 
 What differs from OpenCV's ready-made modes, and why (figures in BENCHMARKS.md):
- - The search runs on a picture of one fixed size, so that the coarseness means the same for every image; a
-   smaller picture costs a fraction of the time, and boxes are hardly less exact for it.
- - OpenCV's own order of the boxes depends on the C library's rand() and differs from call to call. The set
-   of boxes does not. So the set is sorted, shuffled with a fixed seed, and thinned of near-duplicates: what
-   is kept is the same everywhere and spread evenly; a cut through OpenCV's order keeps many copies of few.
+ - The search runs on an image of one fixed size, so that the coarseness means the same for every image.
+ - OpenCV's order of the boxes depends on the C library's rand() and differs from call to call. So they are sorted,
+   shuffled with a fixed seed, and thinned of near-duplicates: what is kept is the same everywhere and spread evenly.
 """
 
 from __future__ import annotations
@@ -34,9 +32,8 @@ COLOURS = {"fast": ("hsv", "lab"), "quality": ("hsv", "lab", "intensity", "hue",
 def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> np.ndarray:
     """Proposals (P, 4) float32 for an image (H, W, 3) uint8 RGB: half-open x1 y1 x2 y2 in its pixels.
 
-    At most `max_boxes`, no two of them near-duplicates, in an order without meaning: the first n are a fair
-    sample of all. The same image and settings give the same boxes, in whatever process and with however many
-    threads.
+    At most `max_boxes`, no two of them near-duplicates, in an order without meaning: the first n are a fair sample. The
+    same image and settings give the same boxes in any process, with any number of threads.
     """
     settings = settings or SelectiveSearchSettings()
     height, width = image.shape[:2]

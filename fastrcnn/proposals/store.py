@@ -9,8 +9,7 @@ A store is a folder `NAME.proposals/`:
     boxes.npy    (K, 4) float32, x1 y1 x2 y2, half-open, in pixels of the original image
     scores.npy   (K,) float32, higher is better; only where the generator gives scores
 
-There is never a pickle in it, and what a process keeps of it in memory does not grow with the number of
-images read.
+There is never a pickle in it, and memory does not grow with the number of images read.
 """
 
 from __future__ import annotations
@@ -52,10 +51,8 @@ class ImageProposals:
 class ProposalStore:
     """Read access to a store, by image id.
 
-    Costs next to nothing to pickle (a worker process opens it again by its path), may be used from several
-    threads, and keeps reading the files that it opened when the store is replaced meanwhile.
-
-    Raises UserError, naming the file, where the store is missing, broken, or none at all.
+    A worker process opens it again by its path. Several threads may use it, and it keeps reading the files that it
+    opened when the store is replaced. Raises UserError, naming the file, where the store is missing or broken.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -153,11 +150,9 @@ def write_store(
 ) -> BoxCounts:
     """Writes a store of the `items`, in any order, each used once; boxes are cleaned (see `clean`).
 
-    Memory grows by a few hundred bytes an image, however many boxes there are. The store appears under `path`
-    when it is complete, and until then an existing one stays as it is. `settings` must be writable as JSON.
-
-    Raises UserError for an id that comes twice or is empty, for scores of some images only, for a `path` that
-    is something else than a store, and where the disk does not take it.
+    Memory grows by a few hundred bytes an image. The store appears under `path` when it is complete, and until then an
+    existing one stays as it is. `settings` must be writable as JSON. Raises UserError for an id that comes twice or is
+    empty, for scores of some images only, for a `path` that is something else, and where the disk does not take it.
     """
     path = Path(path)
     check_target(path)
@@ -277,11 +272,7 @@ def _map(file: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
 
 
 def _forget(array: np.memmap, start: int, stop: int) -> None:
-    """Unmaps the pages of rows that have been copied.
-
-    The system keeps them cached, but a page that stays mapped counts towards the process, so that each loader worker
-    would seem to grow, image by image, to the size of the store. A fault maps neighbours too, hence the wider range.
-    """
+    """Unmaps the pages of rows that were copied, which count towards each loader worker; the system caches them."""
     mapped, row = array.base, array.strides[0]
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         first = (array.offset + start * row) // AROUND * AROUND
