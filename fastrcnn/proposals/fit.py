@@ -40,6 +40,13 @@ class Reading:
     convention: Convention
     unit: str = PIXELS
 
+    def __str__(self) -> str:
+        if self.unit == PIXELS:
+            return f"{self.convention}, in pixels"
+        if self.unit == SHARES:
+            return f"{self.convention}, as shares of the image's width and height"
+        return f"{self.convention}, in pixels of images resized ({self.unit})"
+
 
 @dataclass(frozen=True, eq=False)
 class Fit:

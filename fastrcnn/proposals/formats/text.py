@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from fastrcnn.data.annotations.problems import shorten
 from fastrcnn.errors import UserError
-from fastrcnn.proposals.formats.content import Content, Pair, as_boxes
+from fastrcnn.proposals.formats.content import Content, Pair
 from fastrcnn.proposals.formats.conventions import CONVENTIONS, HALF_OPEN, Convention
 
 IDS = ("image_id", "image", "id")
@@ -29,8 +30,7 @@ class _Rows:
     def __init__(self) -> None:
         self.numbers: dict[str, array[float]] = {}
         self.columns = 0  # 4, or 5 with scores; 0 before the first box
-        self.mistakes = 0
-        self.wrong: list[str] = []  # at most MOST
+        self.mistakes: list[str] = []
 
     def add(self, image_id: str, numbers: list[float]) -> None:
         """numbers: of a box, and its score or not. Raises ValueError."""
@@ -42,21 +42,15 @@ class _Rows:
             raise ValueError("the image's id is empty")
         self.numbers.setdefault(image_id, array("d")).extend(numbers)
 
-    def note(self, where: str, mistake: object) -> None:
-        self.mistakes += 1
-        if self.mistakes <= MOST:
-            self.wrong.append(f"  {where}: {mistake}")
-
     def content(self, path: Path, format: str, convention: Convention) -> Content:
         if self.mistakes:
-            more = [f"  and {self.mistakes - MOST} more"] if self.mistakes > MOST else []
-            lines = "\n".join([*self.wrong, *more])
-            raise UserError(f"{path}: {self.mistakes} mistake(s); fix them and try again:\n{lines}")
+            lines = shorten(self.mistakes, MOST)
+            raise UserError(f"{path}: {len(self.mistakes)} mistake(s); fix them and try again:\n{lines}")
         ids = list(self.numbers)
 
         def read(index: int) -> Pair:
             rows = np.frombuffer(self.numbers[ids[index]]).reshape(-1, self.columns)
-            return as_boxes(rows, str(path), (self.columns,))
+            return rows[:, :4], rows[:, 4] if self.columns == 5 else None
 
         return Content((path,), format, convention, ids, read)
 
@@ -96,7 +90,7 @@ def read_csv(path: Path) -> Content:
                     if any(fields):
                         rows.add(*_parse_line(fields, places, wanted))
                 except ValueError as error:
-                    rows.note(f"line {lines.line_num + before}", error)
+                    rows.mistakes.append(f"line {lines.line_num + before}: {error}")
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a CSV file in UTF-8 ({error}); export it again.") from None
     convention = HALF_OPEN if numbers == CORNERS else CONVENTIONS["xywh-0"]
@@ -141,7 +135,7 @@ def read_json(path: Path) -> Content:
         raise UserError(f"{path}{line}: not JSON, or cut short ({str(error)[:60]}); export it again.") from None
     for number, item in enumerate(items, 1):
         if item is not TAKEN:
-            rows.note(f"object {number}", item if isinstance(item, ValueError) else NO_ID)
+            rows.mistakes.append(f"object {number}: {item if isinstance(item, ValueError) else NO_ID}")
     if not rows.mistakes and sum(map(len, rows.numbers.values())) != len(items) * rows.columns:
         raise UserError(f"{path}: has objects with boxes within objects; give a list of them.")
     return rows.content(path, "a COCO results list (JSON)", CONVENTIONS["xywh-0"])
