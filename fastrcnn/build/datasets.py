@@ -78,14 +78,13 @@ def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) ->
 def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, workers: int | None = None) -> Path:
     """Proposals of the pictures by selective search, in the store `path`. In a group of processes each makes a share,
     and the first puts the store together."""
-    images, settings = [(s.image_id, s.path) for s in pictures], config.selective_search
-    turns = {s.image_id: s.turn for s in pictures}
+    images, settings = [(s.image_id, s.path, s.turn) for s in pictures], config.selective_search
     if distributed.size() > 1:
         check_order(images, path)
-        propose_some(distributed.share(images), path, settings, workers, turns)
+        propose_some(distributed.share(images), path, settings, workers)
         distributed.wait_for_all()
     if distributed.leads():
-        propose_all(images, path, settings, workers, turns)
+        propose_all(images, path, settings, workers)
     distributed.wait_for_all()
     return path
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,19 +24,18 @@ from fastrcnn.proposals.selective_search import ALGORITHM, propose, segmentation
 from fastrcnn.proposals.store import ImageProposals, check_target, refuse_repeated, write_store
 from fastrcnn.settings import SelectiveSearchSettings
 
+Image = tuple[str, Path, int]  # its id, its file, and the EXIF orientation to apply first
 BATCH = 100  # images a process that are handed out at a time
 
 
 def propose_all(
-    images: Sequence[tuple[str, Path]],
+    images: Sequence[Image],
     store_path: str | Path,
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
-    turns: Mapping[str, int] | None = None,
 ) -> BoxCounts:
-    """Makes proposals for all `images`, pairs of id and path, and writes the store `store_path`.
+    """Makes proposals for all `images` and writes the store `store_path`.
 
-    turns: EXIF orientations to apply first, by id; images that are not in it are taken as they are stored.
     workers: processes, by default one a core; scripts that call this need `if __name__ == "__main__":`.
     Each image's result is kept in a folder beside the store until that is complete, for a run that resumes, and is
     found again by the image's content, its rotation and the settings, never by its name or date.
@@ -48,32 +47,31 @@ def propose_all(
     settings, store_path = settings or SelectiveSearchSettings(), Path(store_path)
     check_order(images, store_path)
     with _work_folder(store_path) as work:
-        found = _make_results(images, work, settings, workers, turns)
+        found = _make_results(images, work, settings, workers)
         if problems := sorted(result for result in found.values() if isinstance(result, str)):
             listed = "\n".join(f"  {problem}" for problem in problems)
             raise UserError(
                 f"{len(problems)} of {len(images)} images cannot be read:\n{listed}\nFix them or leave them "
                 f"out, and run again; the proposals of the others are kept and will not be made again."
             )
-        items = (ImageProposals(image_id, *_load(found[image_id])) for image_id, _ in images)
+        items = (ImageProposals(image_id, *_load(found[image_id])) for image_id, _, _ in images)
         counts = write_store(store_path, items, "selective search", asdict(settings) | {"opencv": cv2.__version__})
         shutil.rmtree(work, ignore_errors=True)
     return counts
 
 
-def check_order(images: Sequence[tuple[str, Path]], store_path: Path) -> None:
+def check_order(images: Sequence[Image], store_path: Path) -> None:
     """Raises UserError for what no store could be made of, before any work is done."""
-    refuse_repeated((image_id for image_id, _ in images), store_path)
+    refuse_repeated((image_id for image_id, _, _ in images), store_path)
     check_target(store_path)
     segmentation()
 
 
 def propose_some(
-    images: Sequence[tuple[str, Path]],
+    images: Sequence[Image],
     store_path: str | Path,
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
-    turns: Mapping[str, int] | None = None,
 ) -> None:
     """Makes proposals for some of a store's images, for `propose_all` to find; others may make others meanwhile.
 
@@ -81,7 +79,7 @@ def propose_some(
     """
     refuse_import()
     with _work_folder(Path(store_path), shared=True) as work:
-        _make_results(images, work, settings or SelectiveSearchSettings(), workers, turns)
+        _make_results(images, work, settings or SelectiveSearchSettings(), workers)
 
 
 @contextmanager
@@ -97,14 +95,13 @@ def _work_folder(store_path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def _make_results(
-    images: Sequence[tuple[str, Path]],
+    images: Sequence[Image],
     work: Path,
     settings: SelectiveSearchSettings,
     workers: int | None,
-    turns: Mapping[str, int] | None,
 ) -> dict[str, Path | str]:
     """For each image, by id, the file with its result, or else what is wrong with it."""
-    tasks = [(image_id, Path(path), (turns or {}).get(image_id, 1), work, settings) for image_id, path in images]
+    tasks = [(image, work, settings) for image in images]
     workers = min(workers or cores(), len(tasks))
     died = (
         "A process that makes proposals died, most likely because memory ran out. Run again, perhaps with fewer "
@@ -128,8 +125,8 @@ def start_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def _make_one(task: tuple[str, Path, int, Path, SelectiveSearchSettings]) -> tuple[str, Path | str]:
-    image_id, path, turn, work, settings = task
+def _make_one(task: tuple[Image, Path, SelectiveSearchSettings]) -> tuple[str, Path | str]:
+    (image_id, path, turn), work, settings = task
     how = json.dumps([ALGORITHM, cv2.__version__, asdict(settings)], sort_keys=True)
     try:
         data = read_bytes(path)
