@@ -26,7 +26,7 @@ import cv2
 
 from fastrcnn.data.frames import read_sample
 from fastrcnn.progress import be_silent
-from fastrcnn.proposals.generate import propose_all
+from fastrcnn.proposals.generate import Image, propose_all
 from fastrcnn.proposals.selective_search import propose
 from fastrcnn.settings import SelectiveSearchSettings
 
@@ -89,7 +89,7 @@ def of_processor() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def seconds(images: list[tuple[str, Path]], settings: SelectiveSearchSettings, workers: int) -> tuple[float, float]:
+def seconds(images: list[Image], settings: SelectiveSearchSettings, workers: int) -> tuple[float, float]:
     """The clock's and the processor's, of proposals for all images into a store."""
     with tempfile.TemporaryDirectory() as folder:
         begin, before = time.perf_counter(), of_processor()
@@ -97,13 +97,13 @@ def seconds(images: list[tuple[str, Path]], settings: SelectiveSearchSettings, w
         return time.perf_counter() - begin, of_processor() - before
 
 
-def alone(images: list[tuple[str, Path]], settings: SelectiveSearchSettings) -> None:
+def alone(images: list[Image], settings: SelectiveSearchSettings) -> None:
     cv2.setNumThreads(1)
     be_silent()
     seconds(images, settings, 1)
 
 
-def apart(images: list[tuple[str, Path]], settings: SelectiveSearchSettings) -> float:
+def apart(images: list[Image], settings: SelectiveSearchSettings) -> float:
     """The clock's seconds of two programs, started like the processes, that do half of the images each."""
     context = multiprocessing.get_context("spawn")
     halves = [context.Process(target=alone, args=(images[i::2], settings)) for i in range(2)]
@@ -118,7 +118,7 @@ def apart(images: list[tuple[str, Path]], settings: SelectiveSearchSettings) -> 
 def process_row(root: Path, pictures: int, turns: int) -> dict[str, Any]:
     cv2.setNumThreads(1)  # one process is to take one core
     samples, _ = some(root, pictures)
-    images = [(s.image_id, s.path) for s in samples]
+    images = [(s.image_id, s.path, s.turn) for s in samples]
     settings = SelectiveSearchSettings(mode="quality", side=240)
     one, two, both = [], [], []
     for _ in range(turns):

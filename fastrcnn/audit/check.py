@@ -28,8 +28,9 @@ from fastrcnn.errors import UserError
 from fastrcnn.parallel.launch import cores
 from fastrcnn.parallel.processes import pool, refuse_import
 from fastrcnn.progress import progress
+from fastrcnn.proposals.clean import clean
 from fastrcnn.proposals.generate import start_worker
-from fastrcnn.proposals.store import ProposalStore, clean
+from fastrcnn.proposals.store import ProposalStore
 
 CHUNK = 16  # images that a process takes at a time
 COLOURS = {"1": "gray", "L": "gray", "LA": "gray", "P": "palette", "CMYK": "CMYK", "RGBA": "RGBA", "I": "16-bit"}

@@ -19,6 +19,7 @@ from fastrcnn.build.annotations import (
     root,
     samples,
     say_notes,
+    say_once,
     split_name,
     test_splits,
 )
@@ -77,32 +78,30 @@ def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) ->
 def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, workers: int | None = None) -> Path:
     """Proposals of the pictures by selective search, in the store `path`. In a group of processes each makes a share,
     and the first puts the store together."""
-    images, settings = [(s.image_id, s.path) for s in pictures], config.selective_search
-    turns = {s.image_id: s.turn for s in pictures}
+    images, settings = [(s.image_id, s.path, s.turn) for s in pictures], config.selective_search
     if distributed.size() > 1:
         check_order(images, path)
-        propose_some(distributed.share(images), path, settings, workers, turns)
+        propose_some(distributed.share(images), path, settings, workers)
         distributed.wait_for_all()
     if distributed.leads():
-        propose_all(images, path, settings, workers, turns)
+        propose_all(images, path, settings, workers)
     distributed.wait_for_all()
     return path
 
 
 def make_or_await(config: DataConfig, pictures: Sequence[Sample], path: Path) -> None:
     """Makes the proposals, or waits where another run, of a sweep for one, is making the same."""
-    waiting = False
-    while not (waiting and path.exists()):
+    while True:
         try:
             make_proposals(config, pictures, path)
             return
         except BusyError:
             if distributed.size() > 1:
                 raise
-            if not waiting:
-                log.info("another run is making these proposals; waiting for it")
-            waiting = True
-            time.sleep(2)
+        say_once(f"{path}: another run is making these proposals; waiting for it")
+        time.sleep(2)
+        if path.exists():
+            return
 
 
 def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tuple[list[Sample], Proposals]:
@@ -133,14 +132,8 @@ def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tupl
 
 def augmentation(config: DataConfig) -> Augmentation:
     """What training does to pictures."""
-    return Augmentation(
-        tuple(config.short_sides),
-        config.long_side,
-        config.flip,
-        config.flip_vertical,
-        config.transpose,
-        config.colour,
-    )
+    sides = tuple(config.short_sides)
+    return Augmentation(sides, config.long_side, config.flip, config.flip_vertical, config.transpose, config.colour)
 
 
 def test_scaling(config: DataConfig) -> Augmentation:
@@ -170,8 +163,6 @@ def both_sets(config: DataConfig, names: Sequence[str], seed: int) -> tuple[Dete
 
     Raises UserError for one id of two different images, which would get each other's proposals.
     """
-    varied = augmentation(config)
-    plain = test_scaling(config) if config.test else varied
     if distributed.leads():  # it reads files that are not needed otherwise
         say_notes(unused(root(config), image_ids(config, [*config.train, *config.test])))
     train = training_samples(config, names)
@@ -186,8 +177,8 @@ def both_sets(config: DataConfig, names: Sequence[str], seed: int) -> tuple[Dete
         )
     if shared:
         log.warning("%d images are both trained on and tested on, such as '%s'", len(shared), shared[0].image_id)
-    train_set = with_proposals(config, train, config.train, varied, seed)
-    return train_set, with_proposals(config, test, config.test, plain) if config.test else None
+    train_set = with_proposals(config, train, config.train, augmentation(config), seed)
+    return train_set, with_proposals(config, test, config.test, test_scaling(config)) if config.test else None
 
 
 def with_proposals(
@@ -201,10 +192,8 @@ def with_proposals(
 def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[DetectionDataset]:
     """Pictures, truth and proposals to train on as detection sees pictures; then, with data.flip, all of
     them mirrored, as the author's code appends them."""
-    found, boxes = proposals(config, training_samples(config, names), split_name(config.train))
-    plain = test_scaling(config)
-    views = [plain, replace(plain, mirrored=True)] if config.flip else [plain]
-    return [DetectionDataset(found, boxes, view, 0, config.max_proposals) for view in views]
+    plain = with_proposals(config, training_samples(config, names), config.train, test_scaling(config))
+    return [plain, replace(plain, augmentation=replace(plain.augmentation, mirrored=True))] if config.flip else [plain]
 
 
 def test_set(
@@ -226,18 +215,13 @@ def detector(config: DetectConfig, network: Network, names: Sequence[str]) -> De
 def say_recall(train_set: DetectionDataset, names: Sequence[str]) -> None:
     """Says what share of the training objects the proposals find, and warns where that is too little to learn from."""
     chosen = range(0, len(train_set), max(1, len(train_set) // 300))
-    found = proposal_recall(
-        (train_set.proposal_boxes(i) for i in chosen), [train_set.samples[i] for i in chosen], names
-    )
-    if found.all.at_50 is None:
+    boxes = (train_set.proposal_boxes(i) for i in chosen)
+    found = proposal_recall(boxes, [train_set.samples[i] for i in chosen], names)
+    if (recall := found.all.at_50) is None:
         return
-    log.info(
-        "proposals: %.0f of a picture on average; they find %.1f %% of the objects (IoU .5), in %d pictures",
-        found.proposals,
-        100 * found.all.at_50,
-        found.images,
-    )
-    if found.all.at_50 < LOW_RECALL:
+    what = "proposals: %.0f of a picture on average; they find %.1f %% of the objects (IoU .5), in %d pictures"
+    log.info(what, found.proposals, 100 * recall, found.images)
+    if recall < LOW_RECALL:
         log.warning(
             "that is little: what has no proposal cannot be learned. If the proposals came from elsewhere, "
             "`fastrcnn proposals-check proposals=FILE data=... data.root=...` says whether their boxes mean "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,10 @@ from fastrcnn.parallel.launch import launch
 
 if TYPE_CHECKING:
     from fastrcnn.proposals.formats.content import Content
+    from fastrcnn.structures import Sample
 
 EXPORTED = (".mat", ".json")
+SUSPICIOUS = 0.01  # share of boxes dropped or clipped by more than a pixel that speaks of another convention
 EXAMPLES = [
     "fastrcnn propose data=voc07 data.root=VOCdevkit",
     "fastrcnn propose source='photos/*.jpg' output=photos.proposals data.selective_search.mode=quality",
@@ -50,55 +52,62 @@ def main(arguments: list[str]) -> int:
 def make(config: ProposeConfig) -> list[Path]:
     """Makes the stores that the configuration asks for."""
     from fastrcnn.build import annotations, datasets
-    from fastrcnn.data import sources
 
     data, output = config.data, None if config.output is None else Path(config.output).expanduser()
     if config.source is not None:
         if output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
-        pictures, looks = sources.without_truth(sources.pictures(config.source))
-        annotations.say_looks(looks)
-        return [datasets.make_proposals(data, pictures, output, config.workers)]
+        return [datasets.make_proposals(data, images_of(config.source), output, config.workers)]
     names = annotations.classes(data)
     made = []
-    for splits in (data.train, data.test) if output is None else [list(dict.fromkeys([*data.train, *data.test]))]:
-        part = annotations.samples(data, splits, names)
-        path = output or datasets.proposal_path(data, part, annotations.split_name(splits))
-        made.append(datasets.make_proposals(data, part, path, config.workers))
+    for splits in (data.train, data.test) if output is None else [all_splits(config)]:
+        images = annotations.samples(data, splits, names)
+        path = output or datasets.proposal_path(data, images, annotations.split_name(splits))
+        made.append(datasets.make_proposals(data, images, path, config.workers))
     return made
+
+
+def all_splits(config: ProposeConfig) -> list[str]:
+    return list(dict.fromkeys([*config.data.train, *config.data.test]))
+
+
+def images_of(source: str) -> list[Sample]:
+    """The images that `source` names; the log says what was done to them as they were read."""
+    from fastrcnn.build import annotations
+    from fastrcnn.data import sources
+
+    found, looks = sources.without_truth(sources.pictures(source))
+    annotations.say_looks(looks)
+    return found
 
 
 def convert(config: ProposeConfig) -> None:
     """Writes proposals of other formats as a store, or with output=NAME.mat or NAME.json in a format of others."""
-    from fastrcnn.proposals.files import join_files, open_proposals, read_ids
+    from fastrcnn.proposals.files import join_files, open_all
     from fastrcnn.proposals.formats.conventions import convention
 
     chosen = None if config.convention is None else convention(config.convention)
-    ids = None if config.ids is None else read_ids(Path(config.ids).expanduser())
-    files = [open_proposals(Path(name).expanduser(), ids) for name in config.convert]
-    if chosen is not None:
-        files = [replace(file, convention=chosen) for file in files]
+    files = open_all(config.convert, config.ids, chosen)
     for part in files:
         print(f"{part.path}: {part.format}, {len(part.ids)} images; boxes read as {part.convention}")
     file = join_files(files)
     output = None if config.output is None else Path(config.output).expanduser()
     if output is not None and output.suffix.lower() in EXPORTED:
-        export(config, file, output)
+        to_file(config, file, output)
     else:
         to_store(config, file, output)
 
 
-def export(config: ProposeConfig, file: Content, output: Path) -> None:
+def to_file(config: ProposeConfig, file: Content, output: Path) -> None:
     """Writes all of the file as NAME.mat or NAME.json, the latter with the numbers of COCO files."""
     from fastrcnn.build import datasets
-    from fastrcnn.proposals.convert import first_few
-    from fastrcnn.proposals.export import export as write
+    from fastrcnn.proposals.convert import export
 
     numbers: dict[str, int | str] = {}
     if output.suffix.lower() == ".json" and config.data.root is not None:
-        sources = datasets.image_sources(config.data, [*config.data.train, *config.data.test])
+        sources = datasets.image_sources(config.data, all_splits(config))
         numbers = {image_id: number for image_id, (_, number) in sources.items() if number is not None}
-    print(f"{output}: {write(file, output, numbers):,} boxes of {len(file.ids)} images")
+    print(f"{output}: {export(file, output, numbers):,} boxes of {len(file.ids)} images")
     if numbers and (others := [i for i in file.ids if i not in numbers]):
         print(f"  {len(others)} of the images are not in the data set's COCO file: {first_few(others)}")
 
@@ -106,28 +115,37 @@ def export(config: ProposeConfig, file: Content, output: Path) -> None:
 def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     """Writes a store for the images of the data set, or of `source`."""
     from fastrcnn.build import annotations
-    from fastrcnn.data import sources
     from fastrcnn.proposals.convert import convert_to_store
-    from fastrcnn.proposals.store import check_target
 
     data, path = config.data, file.path
     stem = path.name if path.is_dir() and path.suffix != ".proposals" else path.stem
     output = output or Path(data.proposal_cache).expanduser() / f"{stem}.proposals"
     if output.exists() and any(output.samefile(part) for part in file.paths):
         raise UserError(f"{output}: is what is read; name another store, as output=NAME.proposals.")
-    check_target(output)
     if config.source is not None:
-        found, looks = sources.without_truth(sources.pictures(config.source))
-        annotations.say_looks(looks)
+        images = images_of(config.source)
     else:
-        splits = list(dict.fromkeys([*data.train, *data.test]))
-        found = annotations.samples(data, splits, annotations.classes(data), need_pictures=False)
-    done = convert_to_store(file, found, output)
-    print("\n".join(f"  {line}" for line in done.lines()))
-    if done.suspicious:
+        images = annotations.samples(data, all_splits(config), annotations.classes(data), need_pictures=False)
+    matched, counts = convert_to_store(file, images, output)
+    places = set(matched.values())
+    missing = [image.image_id for image in images if image.image_id not in matched]
+    foreign = [image_id for n, image_id in enumerate(file.ids) if n not in places]
+    print(f"  {len(matched)} of {len(images)} images of the data set have proposals")
+    if missing:
+        print(f"  {len(missing)} images of the data set are not in the file: {first_few(missing)}")
+        print("    Training refuses them, or goes on without: data.missing_proposals=leave_out")
+    if foreign:
+        print(f"  {len(foreign)} images of the file are not in the data set: {first_few(foreign)}")
+    print(f"  {counts}")
+    if counts.dropped + counts.far > SUSPICIOUS * (counts.kept + counts.dropped):
         where = f" data.root={data.root}" if data.root else ""
         print(
             "  So many that the boxes probably follow another convention. This finds out which:\n"
             f"    fastrcnn proposals-check proposals={path} data={data.name}{where}"
         )
     print(f"Use them with data.proposals={output}")
+
+
+def first_few(ids: Sequence[str], most: int = 5) -> str:
+    """The first of the ids, for a message."""
+    return ", ".join(i[:60] for i in ids[:most]) + (", ..." if len(ids) > most else "")

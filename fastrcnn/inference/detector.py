@@ -20,7 +20,7 @@ from fastrcnn.data.transforms import Augmentation
 from fastrcnn.inference.detect import Stopwatch, detect
 from fastrcnn.inference.network import Network
 from fastrcnn.parallel.launch import cores
-from fastrcnn.proposals.store import clean
+from fastrcnn.proposals.clean import clean
 from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Detections, Sample
 

@@ -1,61 +1,30 @@
-"""From proposals of any format to a store for the images of a data set."""
+"""From proposals of any format to a store for the images of a data set, or to a file for other programs: the Fast R-CNN
+author's MATLAB layout, or COCO's results JSON."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import numpy as np
 
 from fastrcnn.errors import UserError
-from fastrcnn.files import digest
+from fastrcnn.files import digest, write_derived
 from fastrcnn.progress import progress
+from fastrcnn.proposals.clean import BoxCounts
 from fastrcnn.proposals.formats.content import Content
+from fastrcnn.proposals.formats.conventions import CONVENTIONS
 from fastrcnn.proposals.formats.pickles import PICTURES
-from fastrcnn.proposals.store import BoxCounts, ImageProposals, write_store
+from fastrcnn.proposals.store import ImageProposals, write_store
 from fastrcnn.structures import Sample
 
+T = TypeVar("T")
 Named = tuple[str, int | str | None]  # an image's id, and its number in a COCO file
-SUSPICIOUS = 0.01  # share of boxes dropped or clipped by more than a pixel that speaks of another convention
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """matched: images that got proposals. missing: ids of the data set that the file lacks. foreign: ids of the file
-    that the data set lacks."""
-
-    matched: int
-    missing: list[str]
-    foreign: list[str]
-    counts: BoxCounts
-
-    @property
-    def suspicious(self) -> bool:
-        """Whether so many boxes had to be dropped or clipped that they probably follow another convention."""
-        boxes = self.counts.kept + self.counts.dropped
-        return self.counts.dropped + self.counts.far > SUSPICIOUS * boxes
-
-    def lines(self) -> list[str]:
-        """What was matched, clipped and dropped, in words."""
-        c, images = self.counts, self.matched + len(self.missing)
-        lines = [f"{self.matched} of {images} images of the data set have proposals"]
-        if self.missing:
-            lines += [
-                f"{len(self.missing)} images of the data set are not in the file: {first_few(self.missing)}",
-                "  Training refuses them, or goes on without: data.missing_proposals=leave_out",
-            ]
-        if self.foreign:
-            lines.append(f"{len(self.foreign)} images of the file are not in the data set: {first_few(self.foreign)}")
-        far = f" ({c.far:,} by more than a pixel)" if c.far else ""
-        why = {"not finite": c.not_finite, "inverted or empty": c.inverted, "outside": c.outside}
-        reasons = f" ({', '.join(f'{n} {what}' for what, n in why.items() if n)})" if c.dropped else ""
-        return [*lines, f"{c.kept:,} boxes kept, {c.clipped:,} of them clipped{far}; {c.dropped:,} dropped{reasons}"]
-
-
-def first_few(ids: Sequence[str], most: int = 5) -> str:
-    """The first of the ids, for a message."""
-    return ", ".join(i[:60] for i in ids[:most]) + (", ..." if len(ids) > most else "")
+Proposals = tuple[str, np.ndarray, np.ndarray | None]  # an image's id, boxes (P, 4) half-open, and scores (P,)
 
 
 def match_file(wanted: Sequence[Named], file: Content) -> dict[str, int]:
@@ -81,65 +50,62 @@ def match_ids(wanted: Sequence[Named], found: Sequence[str]) -> dict[str, int]:
     images' numbers and others' names.
     """
     exact = {image_id: n for n, image_id in enumerate(found)}
-    matched = {image_id: exact[image_id] for image_id, _ in wanted if image_id in exact}
-    cores = Counter(map(_core, found))
-    places = {core: n for n, core in enumerate(map(_core, found)) if cores[core] == 1}
-    names = {image_id: {_core(image_id), _core(PurePosixPath(image_id).name)} for image_id, _ in wanted}
-    sharing = Counter(core for of_image in names.values() for core in of_image)
-    by_name = {i: places[c] for i, of_image in names.items() for c in of_image if c in places and sharing[c] == 1}
-    by_number: dict[str, int] = {}
-    holder: dict[int, str] = {}
+    exact = {image_id: exact[image_id] for image_id, _ in wanted if image_id in exact}
+    places = _unique((_core(image_id), n) for n, image_id in enumerate(found))
+    names = [(i, {_core(i), _core(PurePosixPath(i).name)}) for i, _ in wanted]
+    owners = _unique((name, image_id) for image_id, of_image in names for name in of_image)
+    by_name = {image_id: places[name] for name, image_id in owners.items() if name in places}
+    holders: dict[int, str] = {}  # images whose number stands at a place
     for image_id, number in wanted:
-        place = None if number is None else places.get(_core(str(number)))
-        if place is None or image_id in matched:
+        place = places.get(_core(str(number)))
+        if number is None or place is None or image_id in exact:
             continue
-        if place in holder:
+        if place in holders:
             raise UserError(
-                f"'{found[place]}' is the number of '{holder[place]}' and of '{image_id}': each COCO file counts its "
+                f"'{found[place]}' is the number of '{holders[place]}' and of '{image_id}': each COCO file counts its "
                 "images by itself. Convert one split at a time: data.test=[] for the training images alone."
             )
-        holder[place] = image_id
-        by_number[image_id] = place
-    for image_id, place in by_number.items():
         if by_name.get(image_id, place) != place:
             raise UserError(
                 f"'{image_id}': the ids of the proposals may be numbers of the COCO file ('{found[place]}') or names "
                 f"of images ('{found[by_name[image_id]]}'), which mean different images. Write paths: '{image_id}'."
             )
-    return by_name | by_number | matched
+        holders[place] = image_id
+    return by_name | {image_id: place for place, image_id in holders.items()} | exact
+
+
+def _unique(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
+    """The pairs whose first is in no other pair."""
+    pairs = list(pairs)
+    times = Counter(key for key, _ in pairs)
+    return {key: value for key, value in pairs if times[key] == 1}
 
 
 def _core(image_id: str) -> str:
     """An id without what may differ: the suffix of a picture, and the zeros in front of a number."""
-    name = image_id
-    if PurePosixPath(name).suffix.lower() in PICTURES:
-        name = name[: name.rindex(".")]
+    path = PurePosixPath(image_id)
+    name = image_id.removesuffix(path.suffix) if path.suffix.lower() in PICTURES else image_id
     return (name.lstrip("0") or "0") if name.isascii() and name.isdigit() else name
 
 
-def convert_to_store(file: Content, images: Sequence[Sample], output: Path) -> Conversion:
-    """Writes a store of the file's proposals for those of the images that it has.
+def convert_to_store(file: Content, images: Sequence[Sample], output: Path) -> tuple[dict[str, int], BoxCounts]:
+    """Writes a store of the file's proposals for those of the images that it has. Returns their places in the file by
+    id, and what became of the boxes.
 
     Raises UserError where it has none of them, for boxes that cannot be read, and as write_store does.
     """
     matched = match_file([(s.image_id, s.number) for s in images], file)
-
-    def items() -> Iterator[ImageProposals]:
-        for s in images:
-            if s.image_id in matched:
-                boxes, scores = file.half_open(matched[s.image_id])
-                yield ImageProposals(s.image_id, s.height, s.width, boxes, scores)
-
+    items = (
+        ImageProposals(s.image_id, s.height, s.width, *file.half_open(matched[s.image_id]))
+        for s in images
+        if s.image_id in matched
+    )
     settings = {
         "format": file.format,
         "convention": str(file.convention),
         "sources": {path.name: fingerprint(path) for path in file.paths},
     }
-    counts = write_store(output, progress(items(), len(matched), "converting"), "converted", settings)
-    missing = [s.image_id for s in images if s.image_id not in matched]
-    used = set(matched.values())
-    foreign = [image_id for n, image_id in enumerate(file.ids) if n not in used]
-    return Conversion(len(matched), missing, foreign, counts)
+    return matched, write_store(output, progress(items, len(matched), "converting"), "converted", settings)
 
 
 def fingerprint(path: Path) -> str:
@@ -148,3 +114,78 @@ def fingerprint(path: Path) -> str:
         return digest(path)
     parts = [f"{p.name}\0{fingerprint(p)}\n" for p in sorted(path.iterdir()) if p.is_file()]
     return hashlib.sha256("".join(parts).encode(errors="surrogateescape")).hexdigest()
+
+
+def export(file: Content, output: Path, numbers: Mapping[str, int | str]) -> int:
+    """Writes all proposals of `file` to NAME.mat or NAME.json.
+
+    numbers: for NAME.json the ids that images have in their COCO file. Returns how many boxes were written.
+
+    Raises UserError where `output` exists and was not written from the same proposals, or cannot be written, and for
+    .mat without scipy.
+    """
+    parts = [*map(fingerprint, file.paths), str(file.convention)]
+    each = ((image_id, *file.half_open(n)) for n, image_id in enumerate(file.ids))
+    images = progress(each, len(file.ids), "converting")
+    with write_derived(output, hashlib.sha256("\n".join(parts).encode()).hexdigest()) as part:
+        if output.suffix.lower() == ".mat":
+            return _write_mat(file, images, part, output)
+        return _write_json(file, images, part, numbers)
+
+
+def _write_mat(file: Content, images: Iterable[Proposals], part: Path, output: Path) -> int:
+    """The layout that fast-rcnn reads: cells `boxes` (N, 1), each (P, 4) doubles y1 x1 y2 x2, one-based and inclusive,
+    and `images`, their ids; and `scores`, each (P, 1), where there are scores. All is in memory while it is written.
+    """
+    try:
+        from scipy.io import savemat
+    except ImportError as error:
+        raise UserError(
+            f"{output}: writing .mat files needs scipy; install it with `pip install 'fastrcnn[mat]'`."
+        ) from error
+    variables: dict[str, Any] = {name: np.empty((len(file.ids), 1), object) for name in ("boxes", "images", "scores")}
+    scored = 0
+    for n, (image_id, boxes, scores) in enumerate(images):
+        variables["boxes"][n, 0] = CONVENTIONS["yxyx-1-inclusive"].write(boxes)
+        variables["images"][n, 0] = image_id
+        variables["scores"][n, 0] = None if scores is None else scores.reshape(-1, 1)
+        scored += scores is not None
+    if not scored:
+        del variables["scores"]
+    elif scored < len(file.ids):
+        raise UserError(f"{file.path}: only {scored} of {len(file.ids)} images have scores; all must, or none.")
+    try:
+        savemat(part, variables, appendmat=False)
+    except Exception as error:  # whatever scipy raises for what a MATLAB file cannot take
+        raise UserError(f"{output}: cannot be written ({str(error)[:200]}).") from error
+    return sum(map(len, variables["boxes"][:, 0]))
+
+
+def _write_json(file: Content, images: Iterable[Proposals], part: Path, numbers: Mapping[str, int | str]) -> int:
+    """COCO's results: a list of objects with image_id, category_id 1, bbox [x, y, width, height] zero-based, and score.
+
+    Of images without a number an id that is a number as JSON has it is written as a number. Without scores, 1 stands
+    for all: pycocotools needs one. Boxes that are not finite are left out. Raises UserError where two images have one
+    number, as those of two splits may.
+    """
+    used = [numbers[i] for i in file.ids if i in numbers]
+    if len(set(used)) < len(used):
+        raise UserError(
+            f"{file.path}: has images of several COCO files that number them alike, so they cannot share one JSON "
+            "file. Convert the proposals of one split."
+        )
+    total = 0
+    with part.open("w", encoding="utf-8") as out:
+        for image_id, half_open, scores in images:
+            boxes = CONVENTIONS["xywh-0"].write(half_open)
+            values = np.ones(len(boxes)) if scores is None else scores
+            finite = np.isfinite(boxes).all(axis=1) & np.isfinite(values)  # JSON knows no other numbers
+            is_number = image_id.isascii() and image_id.isdigit() and (image_id[0] != "0" or image_id == "0")
+            name = image_id if is_number else json.dumps(numbers.get(image_id, image_id))
+            for box, score in zip(boxes[finite].tolist(), values[finite].tolist(), strict=True):
+                # Python writes finite numbers, and lists of them, as JSON does.
+                start = ",\n" if total else "["
+                out.write(f'{start}{{"image_id": {name}, "category_id": 1, "bbox": {box}, "score": {score}}}')
+                total += 1
+        out.write("]\n" if total else "[]\n")
+    return total

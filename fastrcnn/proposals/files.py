@@ -7,7 +7,6 @@ small multiple of its size.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,40 +16,28 @@ import numpy as np
 from fastrcnn.data.annotations.text_files import read_lines
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.formats.content import Content, Pair
-from fastrcnn.proposals.formats.conventions import HALF_OPEN
+from fastrcnn.proposals.formats.conventions import HALF_OPEN, Convention
 from fastrcnn.proposals.formats.matlab import is_mat, read_folder, read_mat
 from fastrcnn.proposals.formats.pickles import read_pickle
 from fastrcnn.proposals.formats.text import csv_columns, read_csv, read_json
-from fastrcnn.proposals.store import ProposalStore
+from fastrcnn.proposals.store import ProposalStore, refuse_repeated
 
 HEAD = 4096  # bytes that tell the format
 
-FORMATS = """\
-  a proposal store of this program, the folder NAME.proposals
-  MATLAB (5 to 7.3): cells `boxes` and `images` (the Fast R-CNN author's); `boxes`, `bboxes` and `scores` (MCG) or
-      `bbs` (EdgeBoxes) of one image, or a folder of such files, ID.mat or ID_boxes.mat; `bbs` as a cell of images
-  a pickle of detectron2 (`ids`, `boxes`, `objectness_logits`), of Detectron (`indexes`, `boxes`, `scores`) or of
-      mmdetection (a list, or a dictionary by file name)
-  CSV with a header: image_id, x1, y1, x2, y2 or x, y, w, h, and a score or not
+FORMATS = """Known are (data/README.md has the details):
+  a proposal store, the folder NAME.proposals
+  MATLAB files with `boxes`, `bboxes` or `bbs`, and folders of such files, ID.mat or ID_boxes.mat
+  pickles of detectron2, Detectron and mmdetection
+  CSV with the header image_id,x1,y1,x2,y2 or image_id,x,y,w,h, and score or not
   JSON: a list of {"image_id": ..., "bbox": [x, y, width, height], "score": ...}"""
-
-
-def read_ids(path: Path) -> list[str]:
-    """Image ids of a text file, one a line. Raises UserError where it cannot be read."""
-    try:
-        return [line.strip() for line in read_lines(path) if line.strip()]
-    except UserError as error:
-        raise UserError(f"ids={error}") from None
 
 
 def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:
     """The proposals in `path`, a file or a folder, no two images of one id.
 
     ids: the image ids in the file's order, for formats that name no images.
-    Raises UserError where there is nothing, the format is none of those known, or ids are needed and missing, or
-    their number differs.
+    Raises UserError where there is nothing, the format is unknown, or ids are missing or of another number.
     """
-    path = Path(path)
     try:
         content = _content(path)
     except OSError as error:
@@ -66,18 +53,25 @@ def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:
                 f"{path}: has {count} images, but the list of ids has {len(ids)}. It must have one id a line for each "
                 "of them, in their order."
             )
-        content = replace(content, ids=list(ids), named=True)
-    if not content.named and "" in content.ids:
+        content = replace(content, ids=list(ids))
+    elif not content.named and "" in content.ids:
         raise UserError(
             f"{path}: is {content.format}, which does not name its {count} images. Give their ids in the file's order, "
             "one a line, as ids=LIST.txt."
         )
-    twice = [i for i, n in Counter(content.ids).items() if n > 1]
-    if twice:
-        raise UserError(f"{path}: image '{twice[0][:100]}' comes twice ({len(twice)} such ids); ids must differ.")
-    if "" in content.ids:
-        raise UserError(f"{path}: the id of image {content.ids.index('') + 1} is empty; every image needs one.")
+    refuse_repeated(content.ids, path)
     return content
+
+
+def open_all(paths: Sequence[str], ids: str | None, convention: Convention | None = None) -> list[Content]:
+    """The proposals in each of the paths.
+
+    ids: a text file with the image ids, one a line, for formats that name no images. convention: in place of those of
+    the formats. Raises UserError as open_proposals does, and for a text that cannot be read.
+    """
+    lines = None if ids is None else [line.strip() for line in read_lines(Path(ids).expanduser()) if line.strip()]
+    files = [open_proposals(Path(path).expanduser(), lines) for path in paths]
+    return files if convention is None else [replace(file, convention=convention) for file in files]
 
 
 def join_files(files: Sequence[Content]) -> Content:
@@ -94,19 +88,18 @@ def join_files(files: Sequence[Content]) -> Content:
                 "Convert them one by one."
             )
         for index, image_id in enumerate(file.ids):
-            if image_id in where:
+            other, _ = where.setdefault(image_id, (file, index))
+            if other is not file:
                 raise UserError(
-                    f"{file.path}: image '{image_id[:100]}' is in {where[image_id][0].path} as well. Name files of "
-                    "different images."
+                    f"{file.path}: image '{image_id[:100]}' is in {other.path} as well. Name files of different images."
                 )
-            where[image_id] = file, index
     places = list(where.values())
-    return replace(
-        first,
-        paths=tuple(file.path for file in files),
-        ids=list(where),
-        boxes=lambda index: places[index][0].boxes(places[index][1]),
-    )
+
+    def read(index: int) -> Pair:
+        file, at = places[index]
+        return file.boxes(at)
+
+    return replace(first, paths=tuple(file.path for file in files), ids=list(where), boxes=read)
 
 
 def _content(path: Path) -> Content:
@@ -115,7 +108,7 @@ def _content(path: Path) -> Content:
             return _store(path)
         files = sorted(f for f in path.iterdir() if f.suffix.lower() == ".mat" and f.is_file())
         if not files:
-            raise UserError(f"{path}: neither a proposal store nor a folder of .mat files. Known formats:\n{FORMATS}")
+            raise UserError(f"{path}: neither a proposal store nor a folder of .mat files. {FORMATS}")
         return read_folder(path, files)
     if not path.is_file():
         raise UserError(f"{path}: there is no such proposal file; correct the path.")
@@ -132,7 +125,7 @@ def _content(path: Path) -> Content:
         return read_json(path)
     if csv_columns(next(iter(text.splitlines()), b"").decode("utf-8", "replace")) is not None:
         return read_csv(path)
-    raise UserError(f"{path}: no proposals in any of the formats known:\n{FORMATS}")
+    raise UserError(f"{path}: no proposals in a format that is known. {FORMATS}")
 
 
 def _store(path: Path) -> Content:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,105 +19,104 @@ from fastrcnn.files import lock, write_atomically
 from fastrcnn.parallel.launch import cores
 from fastrcnn.parallel.processes import pool, prepare, refuse_import
 from fastrcnn.progress import progress
+from fastrcnn.proposals.clean import BoxCounts
 from fastrcnn.proposals.selective_search import ALGORITHM, propose, segmentation
-from fastrcnn.proposals.store import BoxCounts, ImageProposals, check_target, write_store
+from fastrcnn.proposals.store import ImageProposals, check_target, refuse_repeated, write_store
 from fastrcnn.settings import SelectiveSearchSettings
 
+Image = tuple[str, Path, int]  # its id, its file, and the EXIF orientation to apply first
 BATCH = 100  # images a process that are handed out at a time
 
 
 def propose_all(
-    images: Sequence[tuple[str, Path]],
+    images: Sequence[Image],
     store_path: str | Path,
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
-    turns: Mapping[str, int] | None = None,
 ) -> BoxCounts:
-    """Makes proposals for all `images`, pairs of id and path, and writes the store `store_path`.
+    """Makes proposals for all `images` and writes the store `store_path`.
 
-    turns: EXIF orientations to apply first, by id; images that are not in it are taken as they are stored.
-    Runs in `workers` processes, by default one a core. Each image's result is kept in a folder beside the
-    store until that is complete, so that a run that was interrupted, in whatever way, goes on where it
-    stopped; results are found again by the image's content, its rotation and the settings, never by its name or date.
-    Scripts that call this need the usual `if __name__ == "__main__":`.
+    workers: processes, by default one a core; scripts that call this need `if __name__ == "__main__":`.
+    Each image's result is kept in a folder beside the store until that is complete, for a run that resumes, and is
+    found again by the image's content, its rotation and the settings, never by its name or date.
 
-    Raises UserError, with the other images' results kept, naming all images that cannot be read; and for ids
-    that come twice, a store that cannot be written, a second run on the same store, or a lack of OpenCV's
-    extra modules.
+    Raises UserError naming all images that cannot be read, and for ids that come twice, a store that cannot be written,
+    a second run on the same store, or a lack of OpenCV's extra modules.
     """
     refuse_import()
-    settings = settings or SelectiveSearchSettings()
-    store_path = Path(store_path)
+    settings, store_path = settings or SelectiveSearchSettings(), Path(store_path)
     check_order(images, store_path)
-    work = _work(store_path)
-    with _lock(work):
-        results = _results(images, work, settings, workers or cores(), turns or {})
-        found = dict(progress(results, total=len(images), what="Proposals"))
+    with _work_folder(store_path) as work:
+        found = _make_results(images, work, settings, workers)
         if problems := sorted(result for result in found.values() if isinstance(result, str)):
             listed = "\n".join(f"  {problem}" for problem in problems)
             raise UserError(
                 f"{len(problems)} of {len(images)} images cannot be read:\n{listed}\nFix them or leave them "
                 f"out, and run again; the proposals of the others are kept and will not be made again."
             )
-        items = (_load(image_id, found[image_id]) for image_id, _ in images)
+        items = (ImageProposals(image_id, *_load(found[image_id])) for image_id, _, _ in images)
         counts = write_store(store_path, items, "selective search", asdict(settings) | {"opencv": cv2.__version__})
         shutil.rmtree(work, ignore_errors=True)
     return counts
 
 
-def check_order(images: Sequence[tuple[str, Path]], store_path: Path) -> None:
+def check_order(images: Sequence[Image], store_path: Path) -> None:
     """Raises UserError for what no store could be made of, before any work is done."""
-    twice = [image_id for image_id, n in Counter(image_id for image_id, _ in images).items() if n > 1]
-    if twice:
-        raise UserError(f"{store_path}: image '{twice[0]}' comes twice ({len(twice)} such ids); ids must differ.")
+    refuse_repeated((image_id for image_id, _, _ in images), store_path)
     check_target(store_path)
     segmentation()
 
 
 def propose_some(
-    images: Sequence[tuple[str, Path]],
+    images: Sequence[Image],
     store_path: str | Path,
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
-    turns: Mapping[str, int] | None = None,
 ) -> None:
     """Makes proposals for some of a store's images, for `propose_all` to find; others may make others meanwhile.
 
     Raises UserError as `propose_all` does, but not for images that cannot be read, which that will name.
     """
     refuse_import()
-    work = _work(Path(store_path))
-    with _lock(work, shared=True):
-        results = _results(images, work, settings or SelectiveSearchSettings(), workers or cores(), turns or {})
-        for _ in progress(results, total=len(images), what="Proposals"):
-            pass
+    with _work_folder(Path(store_path), shared=True) as work:
+        _make_results(images, work, settings or SelectiveSearchSettings(), workers)
 
 
-def _work(store_path: Path) -> Path:
-    """The folder of the results of single images, while their store is not complete."""
-    return store_path.with_name(f".{store_path.name}.work")
+@contextmanager
+def _work_folder(store_path: Path, shared: bool = False) -> Iterator[Path]:
+    """The folder of single images' results, beside a store that is not complete; no second run works in it meanwhile.
+
+    shared: keeps out only those runs that do not share it. Raises BusyError, UserError.
+    """
+    work = store_path.with_name(f".{store_path.name}.work")
+    busy = "another run is making these proposals now"
+    with lock(work / "lock", str(work), busy, "choose another place for the store", shared):
+        yield work
 
 
-def _results(
-    images: Sequence[tuple[str, Path]],
+def _make_results(
+    images: Sequence[Image],
     work: Path,
     settings: SelectiveSearchSettings,
-    workers: int,
-    turns: Mapping[str, int],
-) -> Iterator[tuple[str, Path | str]]:
-    """For each image, as they come, its id and the file with its result, or else what is wrong with it."""
-    tasks = [(image_id, Path(path), turns.get(image_id, 1), work, settings) for image_id, path in images]
-    workers = min(workers, len(tasks))
-    if workers <= 1:
-        yield from map(_one, tasks)
-        return
+    workers: int | None,
+) -> dict[str, Path | str]:
+    """For each image, by id, the file with its result, or else what is wrong with it."""
+    tasks = [(image, work, settings) for image in images]
+    workers = min(workers or cores(), len(tasks))
     died = (
         "A process that makes proposals died, most likely because memory ran out. Run again, perhaps with fewer "
         "workers; it resumes where it stopped."
     )
-    with pool(workers, start_worker, died) as executor:
-        for start in range(0, len(tasks), BATCH * workers):  # a million futures would take a gigabyte
-            yield from executor.map(_one, tasks[start : start + BATCH * workers])
+
+    def results() -> Iterator[tuple[str, Path | str]]:
+        if workers <= 1:
+            yield from map(_make_one, tasks)
+            return
+        with pool(workers, start_worker, died) as executor:
+            for start in range(0, len(tasks), BATCH * workers):  # a million futures would take a gigabyte
+                yield from executor.map(_make_one, tasks[start : start + BATCH * workers])
+
+    return dict(progress(results(), total=len(tasks), what="Proposals"))
 
 
 def start_worker() -> None:
@@ -127,13 +125,15 @@ def start_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def _one(task: tuple[str, Path, int, Path, SelectiveSearchSettings]) -> tuple[str, Path | str]:
-    image_id, path, turn, work, settings = task
+def _make_one(task: tuple[Image, Path, SelectiveSearchSettings]) -> tuple[str, Path | str]:
+    (image_id, path, turn), work, settings = task
+    how = json.dumps([ALGORITHM, cv2.__version__, asdict(settings)], sort_keys=True)
     try:
         data = read_bytes(path)
-        key = _key(data, turn, settings)
+        key = hashlib.sha256(how.encode() + b"\0" + pixels_key(data, turn)).hexdigest()
         file = work / key[:2] / f"{key}.npz"
-        if _sound(file):
+        with suppress(Exception):  # whatever a missing or damaged result leads numpy to; it is made again
+            _load(file)
             return image_id, file
         image = decode(data, path, turn)
         boxes = propose(image, settings)
@@ -144,27 +144,8 @@ def _one(task: tuple[str, Path, int, Path, SelectiveSearchSettings]) -> tuple[st
     return image_id, file
 
 
-def _key(data: bytes, turn: int, settings: SelectiveSearchSettings) -> str:
-    how = json.dumps([ALGORITHM, cv2.__version__, asdict(settings)], sort_keys=True)
-    return hashlib.sha256(how.encode() + b"\0" + pixels_key(data, turn)).hexdigest()
-
-
-def _sound(file: Path) -> bool:
-    """Whether the result is there and whole; a machine that went down may leave an empty file."""
-    try:
-        return _load("", file).boxes is not None
-    except Exception:  # whatever a damaged file leads numpy to; the result is then made again
-        return False
-
-
-def _load(image_id: str, file: Path | str) -> ImageProposals:
+def _load(file: Path | str) -> tuple[int, int, np.ndarray]:
+    """Height, width, and boxes (P, 4) of a result."""
     with np.load(file, allow_pickle=False) as result:
         height, width = result["size"].tolist()
-        return ImageProposals(image_id, height, width, result["boxes"])
-
-
-def _lock(work: Path, shared: bool = False) -> AbstractContextManager[None]:
-    """Makes the folder, and keeps a second run out of it while the body runs, however that ends. shared: keeps out
-    those alone that do not share it. Raises BusyError, UserError."""
-    busy = "another run is making these proposals now"
-    return lock(work / "lock", str(work), busy, "choose another place for the store", shared)
+        return height, width, result["boxes"]

@@ -5,11 +5,9 @@ several colour spaces and at several coarsenesses; neighbours are merged, most s
 left; every segment that ever existed gives a box.
 
 What differs from OpenCV's ready-made modes, and why (figures in BENCHMARKS.md):
- - The search runs on a picture of one fixed size, so that the coarseness means the same for every image; a
-   smaller picture costs a fraction of the time, and boxes are hardly less exact for it.
- - OpenCV's own order of the boxes depends on the C library's rand() and differs from call to call. The set
-   of boxes does not. So the set is sorted, shuffled with a fixed seed, and thinned of near-duplicates: what
-   is kept is the same everywhere and spread evenly; a cut through OpenCV's order keeps many copies of few.
+ - The search runs on an image of one fixed size, so that the coarseness means the same for every image.
+ - OpenCV's order of the boxes depends on the C library's rand() and differs from call to call. So they are sorted,
+   shuffled with a fixed seed, and thinned of near-duplicates: what is kept is the same everywhere and spread evenly.
 """
 
 from __future__ import annotations
@@ -34,9 +32,8 @@ COLOURS = {"fast": ("hsv", "lab"), "quality": ("hsv", "lab", "intensity", "hue",
 def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> np.ndarray:
     """Proposals (P, 4) float32 for an image (H, W, 3) uint8 RGB: half-open x1 y1 x2 y2 in its pixels.
 
-    At most `max_boxes`, no two of them near-duplicates, in an order without meaning: the first n are a fair
-    sample of all. The same image and settings give the same boxes, in whatever process and with however many
-    threads.
+    At most `max_boxes`, no two of them near-duplicates, in an order without meaning: the first n are a fair sample. The
+    same image and settings give the same boxes in any process, with any number of threads.
     """
     settings = settings or SelectiveSearchSettings()
     height, width = image.shape[:2]
@@ -117,10 +114,9 @@ def segmentation() -> Any:
     if module is None:
         names = {d.metadata["Name"] for d in importlib.metadata.distributions()}
         others = sorted(n for n in names if n and n.startswith("opencv") and "contrib" not in n)
-        remove = f"`pip uninstall -y {' '.join(others)}`, then " if others else ""
+        remove = f"`pip uninstall -y {' '.join(others)}`, which took its place, then " if others else ""
         raise UserError(
-            f"OpenCV {cv2.__version__} in {Path(cv2.__file__).parent} has no selective search (cv2.ximgproc)"
-            + (f", because {' and '.join(others)} took the place of the contrib build" if others else "")
-            + f". Run {remove}`pip install --force-reinstall --no-deps opencv-contrib-python-headless`."
+            f"OpenCV {cv2.__version__} in {Path(cv2.__file__).parent} is not the contrib build and has no selective "
+            f"search. Run {remove}`pip install --force-reinstall --no-deps opencv-contrib-python-headless`."
         )
     return module

@@ -9,16 +9,16 @@ A store is a folder `NAME.proposals/`:
     boxes.npy    (K, 4) float32, x1 y1 x2 y2, half-open, in pixels of the original image
     scores.npy   (K,) float32, higher is better; only where the generator gives scores
 
-There is never a pickle in it, and what a process keeps of it in memory does not grow with the number of
-images read.
+There is never a pickle in it, and memory does not grow with the number of images read.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,10 +26,15 @@ import numpy as np
 
 from fastrcnn.errors import UserError
 from fastrcnn.files import write_folder
+from fastrcnn.proposals.clean import BoxCounts, clean
 
-FORMAT = "fastrcnn proposals"
 VERSION = 1
-CONVENTION = "x1 y1 x2 y2, half-open, in pixels of the original image"
+DESCRIPTION = {  # what meta.json must say
+    "format": "fastrcnn proposals",
+    "version": VERSION,
+    "convention": "x1 y1 x2 y2, half-open, in pixels of the original image",
+}
+AROUND = 1 << 20  # bytes, a multiple of a page's; Linux maps 64 KiB around a fault
 
 
 @dataclass(frozen=True)
@@ -43,59 +48,11 @@ class ImageProposals:
     scores: np.ndarray | None = None  # (P,)
 
 
-@dataclass(frozen=True)
-class BoxCounts:
-    """How many boxes were kept, how many of those had to be clipped (`far`: by more than a pixel), and how many were
-    dropped and why."""
-
-    kept: int = 0
-    clipped: int = 0
-    not_finite: int = 0
-    inverted: int = 0
-    outside: int = 0
-    far: int = 0
-
-    def __add__(self, other: BoxCounts) -> BoxCounts:
-        return BoxCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
-
-    @property
-    def dropped(self) -> int:
-        return self.not_finite + self.inverted + self.outside
-
-
-def clean(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray, BoxCounts]:
-    """Clips boxes (P, 4) to an image of `height` x `width` pixels and drops those that are none.
-
-    Dropped are boxes with a NaN or infinite number, inverted or empty ones, and ones outside the image.
-    Returns the boxes left (R, 4) float32 in their order, their rows in the input (R,) int64, and the counts.
-    """
-    boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
-    finite = np.isfinite(boxes).all(axis=1)
-    upright = finite & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-    limit = np.array([width, height, width, height], dtype=np.float32)
-    with np.errstate(invalid="ignore"):
-        clipped = np.clip(boxes, np.float32(0), limit)
-        inside = upright & (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
-    rows = np.flatnonzero(inside)
-    kept = clipped[rows]
-    counts = BoxCounts(
-        kept=len(rows),
-        clipped=int((kept != boxes[rows]).any(axis=1).sum()),
-        not_finite=int((~finite).sum()),
-        inverted=int((finite & ~upright).sum()),
-        outside=int((upright & ~inside).sum()),
-        far=int((np.abs(kept - boxes[rows]) > 1.001).any(axis=1).sum()),
-    )
-    return kept, rows, counts
-
-
 class ProposalStore:
     """Read access to a store, by image id.
 
-    Costs next to nothing to pickle (a worker process opens it again by its path), may be used from several
-    threads, and keeps reading the files that it opened when the store is replaced meanwhile.
-
-    Raises UserError, naming the file, where the store is missing, broken, or none at all.
+    A worker process opens it again by its path. Several threads may use it, and it keeps reading the files that it
+    opened when the store is replaced. Raises UserError, naming the file, where the store is missing or broken.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -124,11 +81,11 @@ class ProposalStore:
 
     def boxes(self, image_id: str) -> np.ndarray:
         """The image's boxes (P, 4) float32, a copy; raises UserError where the store has no such image."""
-        return self._rows(self._boxes, "boxes.npy", image_id)
+        return self._rows(self._boxes, image_id)
 
     def scores(self, image_id: str) -> np.ndarray | None:
         """The boxes' scores (P,) float32, or None where the store has no scores."""
-        return None if self._scores is None else self._rows(self._scores, "scores.npy", image_id)
+        return None if self._scores is None else self._rows(self._scores, image_id)
 
     def size(self, image_id: str) -> tuple[int, int]:
         """Height and width of the image that the proposals were made for."""
@@ -137,7 +94,7 @@ class ProposalStore:
 
     def missing(self, ids: Iterable[str]) -> list[str]:
         """Those of the `ids` that the store does not have."""
-        return [image_id for image_id in ids if self._find(image_id) is None]
+        return [image_id for image_id in ids if image_id not in self]
 
     def check(self, ids: Sequence[str], sizes: Sequence[tuple[int, int]] | None = None) -> None:
         """Raises UserError, naming the first image that differs, unless the store was made for these images.
@@ -179,10 +136,10 @@ class ProposalStore:
     def _sample(self) -> str:
         return f"{len(self)} images" + (f" such as '{_decode(self._ids[0])}'" if len(self) else "")
 
-    def _rows(self, array: np.ndarray, name: str, image_id: str) -> np.ndarray:
+    def _rows(self, array: np.memmap, image_id: str) -> np.ndarray:
         start, stop = self._offsets[self._index(image_id)].tolist()
         if not 0 <= start <= stop <= len(array):
-            raise _broken(self.path / "offsets.npy", f"rows {start} to {stop} of '{image_id}' are not in {name}")
+            raise _broken(self.path / "offsets.npy", f"rows {start} to {stop} of '{image_id}', of {len(array)} boxes")
         rows = np.array(array[start:stop])
         _forget(array, start, stop)
         return rows
@@ -193,16 +150,37 @@ def write_store(
 ) -> BoxCounts:
     """Writes a store of the `items`, in any order, each used once; boxes are cleaned (see `clean`).
 
-    Memory grows by a few hundred bytes an image, however many boxes there are. The store appears under `path`
-    when it is complete, and until then an existing one stays as it is. `settings` must be writable as JSON.
-
-    Raises UserError for an id that comes twice or is empty, for scores of some images only, for a `path` that
-    is something else than a store, and where the disk does not take it.
+    Memory grows by a few hundred bytes an image. The store appears under `path` when it is complete, and until then an
+    existing one stays as it is. `settings` must be writable as JSON. Raises UserError for an id that comes twice or is
+    empty, for scores of some images only, for a `path` that is something else, and where the disk does not take it.
     """
     path = Path(path)
     check_target(path)
     with write_folder(path, replace=True) as folder:
-        return _write_arrays(folder, path, items, generator, settings)
+        entries, counts, scored = _write_boxes(folder, path, items)
+        entries.sort()
+        ids, rows = [entry[0] for entry in entries], np.array([entry[1:] for entry in entries], "<i8").reshape(-1, 4)
+        refuse_repeated(map(_decode, ids), path)
+        np.save(folder / "ids.npy", np.array(ids, dtype="S" if ids else "S1"))
+        np.save(folder / "offsets.npy", rows[:, :2])
+        np.save(folder / "sizes.npy", rows[:, 2:].astype("<i4"))
+        meta = {
+            **DESCRIPTION,
+            "generator": generator,
+            "settings": dict(settings),
+            "images": len(ids),
+            "boxes": counts.kept,
+            "scores": scored,
+            "cleaning": asdict(counts),
+        }
+        (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return counts
+
+
+def refuse_repeated(ids: Iterable[str], path: Path) -> None:
+    """Raises UserError for an id that comes twice; path: of the proposals."""
+    if twice := [image_id for image_id, n in Counter(ids).items() if n > 1]:
+        raise UserError(f"{path}: image '{twice[0][:100]}' comes twice ({len(twice)} such ids); ids must differ.")
 
 
 def check_target(path: Path) -> None:
@@ -211,71 +189,46 @@ def check_target(path: Path) -> None:
         raise UserError(f"{path} exists and is not a proposal store; choose another name, or move it away.")
 
 
-def _write_arrays(
-    folder: Path, path: Path, items: Iterable[ImageProposals], generator: str, settings: Mapping[str, Any]
-) -> BoxCounts:
-    ids: list[bytes] = []
-    offsets: list[tuple[int, int]] = []
-    sizes: list[tuple[int, int]] = []
-    counts = BoxCounts()
-    scored: bool | None = None
+def _write_boxes(
+    folder: Path, path: Path, items: Iterable[ImageProposals]
+) -> tuple[list[tuple[bytes, int, int, int, int]], BoxCounts, bool]:
+    """Writes boxes and scores as they come. Returns the id, first row, one past the last row, height and width of each
+    image, the counts, and whether there are scores."""
+    entries, counts = [], BoxCounts()
     with (folder / "boxes.npy").open("wb") as box_file, (folder / "scores.npy").open("wb") as score_file:
         _write_header(box_file, (0, 4))
         _write_header(score_file, (0,))
+        scored: bool | None = None
         for item in items:
-            boxes, rows, item_counts = clean(item.boxes, item.height, item.width)
+            if not item.image_id or "\0" in item.image_id:
+                raise UserError(
+                    f"{path}: image id {item.image_id!r} is empty or holds a null character; name the image."
+                )
+            boxes, rows, of_image = clean(item.boxes, item.height, item.width)
             scored = item.scores is not None if scored is None else scored
             if scored is not (item.scores is not None):
                 raise UserError(f"{path}: image '{item.image_id}' differs from the others in having scores or not.")
             box_file.write(boxes.astype("<f4").tobytes())
             if item.scores is not None:
                 score_file.write(np.asarray(item.scores)[rows].astype("<f4").tobytes())
-            ids.append(_encode(item.image_id, path))
-            offsets.append((counts.kept, counts.kept + len(boxes)))
-            sizes.append((item.height, item.width))
-            counts += item_counts
+            key = item.image_id.encode(errors="surrogateescape")  # an id may be a file name that is not UTF-8
+            entries.append((key, counts.kept, counts.kept + len(boxes), item.height, item.width))
+            counts += of_image
         _write_header(box_file, (counts.kept, 4))
         _write_header(score_file, (counts.kept,))
     if not scored:
         (folder / "scores.npy").unlink()
-    keys = np.array(ids, dtype="S" if ids else "S1")
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    twice = np.flatnonzero(keys[1:] == keys[:-1])
-    if len(twice):
-        raise UserError(f"{path}: image '{_decode(keys[twice[0]])}' comes twice; ids must differ.")
-    np.save(folder / "ids.npy", keys)
-    np.save(folder / "offsets.npy", np.array(offsets, dtype="<i8").reshape(-1, 2)[order])
-    np.save(folder / "sizes.npy", np.array(sizes, dtype="<i4").reshape(-1, 2)[order])
-    meta = {
-        "format": FORMAT,
-        "version": VERSION,
-        "convention": CONVENTION,
-        "generator": generator,
-        "settings": dict(settings),
-        "images": len(ids),
-        "boxes": counts.kept,
-        "scores": bool(scored),
-        "cleaning": asdict(counts),
-    }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return counts
-
-
-def _encode(image_id: str, path: Path) -> bytes:
-    if not image_id or "\0" in image_id:
-        raise UserError(f"{path}: image id {image_id!r} is empty or holds a null character; name the image.")
-    return image_id.encode(errors="surrogateescape")  # an id may be a file name that is not UTF-8
-
-
-def _decode(raw: bytes) -> str:
-    return raw.decode(errors="surrogateescape")
+    return entries, counts, bool(scored)
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
     """At the start of the file; there is room in it for any number of rows, so it can be written again."""
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+
+
+def _decode(raw: bytes) -> str:
+    return raw.decode(errors="surrogateescape")
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
@@ -291,49 +244,40 @@ def _read_meta(path: Path) -> dict[str, Any]:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _broken(file, str(error)) from error
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
-        raise UserError(f"{file}: not the description of a proposal store; name a NAME.proposals folder.")
-    if meta.get("version") != VERSION:
-        raise UserError(
-            f"{file}: version {meta.get('version')!r} of the format, but this program reads {VERSION}; "
-            f"make the proposals again, or use the program that wrote them."
-        )
-    for key, fits in (
-        ("convention", meta.get("convention") == CONVENTION),
-        *((key, type(meta.get(key)) is kind) for key, kind in (("images", int), ("boxes", int), ("scores", bool))),
-    ):
-        if not fits:
+    if not isinstance(meta, dict):
+        raise _broken(file, "no JSON object")
+    for key, value in DESCRIPTION.items():
+        if meta.get(key) != value:
+            raise UserError(
+                f"{file}: `{key}` is {meta.get(key)!r}, but this program reads {value!r}; make the proposals again, or "
+                "use the program that wrote them."
+            )
+    for key, kind in (("images", int), ("boxes", int), ("scores", bool)):
+        if type(meta.get(key)) is not kind:
             raise _broken(file, f"`{key}` is {meta.get(key)!r}")
     return meta
 
 
-def _map(file: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+def _map(file: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # whatever a damaged header leads numpy to
         raise _broken(file, str(error)) from error
-    kind_fits = isinstance(array, np.memmap) and (array.dtype.kind == "S" if dtype == "S" else array.dtype == dtype)
+    if not isinstance(array, np.memmap):
+        raise _broken(file, "no array")
+    kind_fits = array.dtype.kind == "S" if dtype == "S" else array.dtype == dtype
     if not kind_fits or array.shape != shape or not array.flags.c_contiguous:
-        found = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else "no array"
-        raise _broken(file, f"holds {found} where meta.json leads to expect {dtype} of shape {shape}")
+        raise _broken(file, f"{array.dtype} of shape {array.shape}, not {dtype} of shape {shape} as in meta.json")
     return array
 
 
-def _forget(array: np.ndarray, start: int, stop: int) -> None:
-    """Unmaps the pages of rows that have been copied.
-
-    The system keeps them cached, but a page that stays mapped counts towards the process, so that each
-    loader worker would seem to grow, image by image, to the size of the store. A fault maps neighbours too
-    (64 KiB on Linux), hence the wider range.
-    """
-    mapped = array.base
-    if not isinstance(array, np.memmap) or not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    row = array.strides[0]
-    around = max(mmap.PAGESIZE, 1 << 20)
-    first = (array.offset + start * row) // around * around
-    last = -(-(array.offset + stop * row) // around) * around
-    mapped.madvise(mmap.MADV_DONTNEED, first, min(last, len(mapped)) - first)
+def _forget(array: np.memmap, start: int, stop: int) -> None:
+    """Unmaps the pages of rows that were copied, which count towards each loader worker; the system caches them."""
+    mapped, row = array.base, array.strides[0]
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        first = (array.offset + start * row) // AROUND * AROUND
+        last = min(array.offset + stop * row + AROUND, len(mapped))
+        mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
 def _broken(file: Path, why: str) -> UserError:

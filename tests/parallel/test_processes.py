@@ -24,7 +24,7 @@ read_all(tasks, Settings(), workers=2)
     "proposals": """
 from pathlib import Path
 from fastrcnn.proposals.generate import propose_all
-propose_all([("a", Path("a.jpg")), ("b", Path("b.jpg"))], "x.proposals", workers=2)
+propose_all([("a", Path("a.jpg"), 1), ("b", Path("b.jpg"), 1)], "x.proposals", workers=2)
 """,
     "loader, spawn": """
 import multiprocessing

@@ -308,7 +308,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "count.mat": (lambda p: savemat(p, boxes=cells(BOXES), images=cells(IDS[:2])), "3 cells in `boxes`, but 2"),
     "twice.mat": (lambda p: savemat(p, boxes=cells(BOXES), images=cells(["a", "b", "a"])), "'a' comes twice"),
     "empty.mat": (lambda p: p.write_bytes(b""), "the file is empty"),
-    "junk.mat": (lambda p: p.write_bytes(b"\x00\x01MATLAB?" * 40), "formats known:\n.*\n.*MATLAB"),
+    "junk.mat": (lambda p: p.write_bytes(b"\x00\x01MATLAB?" * 40), "a format that is known.*\n.*\n.*MATLAB"),
     "missing.mat": (lambda p: None, "there is no such"),
     "empty folder": (lambda p: p.mkdir(), "nor a folder of .mat files"),
     "keys.pkl": (lambda p: pickled(p, {1: 2}), "with the keys 1; known are"),
@@ -338,7 +338,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
         "3 mistake.*\n.*line 4: x2 should be a number, is 'three'\n.*line 6: 2 field.*\n.*line 7: .*empty",
     ),
     "latin.csv": (lambda p: p.write_bytes(b"image_id,x1,y1,x2,y2\n\xe9,1,2,3,4\n"), "not a CSV file in UTF-8"),
-    "other.csv": (lambda p: text(p, "name,left,top\na,1,2\n"), "formats known"),
+    "other.csv": (lambda p: text(p, "name,left,top\na,1,2\n"), "a format that is known"),
 }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ import pytest
 
 from fastrcnn.errors import UserError
 from fastrcnn.proposals import store
-from fastrcnn.proposals.store import BoxCounts, ImageProposals, ProposalStore, clean, write_store
+from fastrcnn.proposals.clean import BoxCounts, clean
+from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 
 A = ImageProposals("b/2", 50, 100, np.array([[0, 0, 10, 20], [5, 6, 100, 50]], np.float32))
 B = ImageProposals("a", 30, 40, np.zeros((0, 4), np.float32))
@@ -264,8 +265,8 @@ def test_a_damaged_array_is_named(path: Path, name: str, damage: str) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"format": "something else"}, "not the description of a proposal store"),
-        ({"version": 99}, "version 99"),
+        ({"format": "something else"}, "`format` is 'something else'"),
+        ({"version": 99}, "`version` is 99"),
         ({"convention": "y1 x1 y2 x2"}, "y1 x1 y2 x2"),
         ({"images": 2}, "ids.npy"),
         ({"boxes": 4}, "boxes.npy"),

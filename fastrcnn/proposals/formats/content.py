@@ -71,11 +71,12 @@ def as_scores(value: object, boxes: np.ndarray, where: str) -> np.ndarray:
     """Scores (P,) float64, one for each box (P, 4), out of an array or a list. Raises UserError for anything else."""
     if isinstance(value, (list, tuple)) and _are_numbers(value):
         value = np.array(value, np.float64)
-    if not isinstance(value, np.ndarray) or (value.size and value.dtype.kind not in "iuf"):
-        raise UserError(f"{where}: should be numbers, one for each box.")
-    if value.size != len(boxes) or (value.size and max(value.shape, default=1) != value.size):
+    if not isinstance(value, np.ndarray):
+        raise UserError(f"{where}: {type(value).__name__} where numbers should be, one for each of {len(boxes)} boxes.")
+    is_row = value.size == len(boxes) and max(value.shape, default=1) == value.size
+    if value.size != len(boxes) or (value.size and (value.dtype.kind not in "iuf" or not is_row)):
         raise UserError(
-            f"{where}: {value.dtype} of shape {value.shape} for {len(boxes)} boxes; it must be one for each."
+            f"{where}: {value.dtype} of shape {value.shape} for {len(boxes)} boxes; it must be a number for each."
         )
     return value.astype(np.float64).reshape(-1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -53,14 +54,8 @@ class Convention:
         return numbers[:, ORDERS[self.order]]
 
 
-CONVENTIONS = {
-    str(c): c
-    for order in ORDERS
-    for base in (0, 1)
-    for inclusive in (False, True)
-    if not (inclusive and order in ("xywh", "yxhw"))
-    for c in [Convention(order, base, inclusive)]
-}
+_ALL = [Convention(*each) for each in product(ORDERS, (0, 1), (False, True))]
+CONVENTIONS = {str(c): c for c in _ALL if not (c.sized and c.inclusive)}
 HALF_OPEN = CONVENTIONS["xyxy-0-halfopen"]  # that of this program
 
 

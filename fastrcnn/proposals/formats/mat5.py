@@ -12,10 +12,10 @@ import math
 import mmap
 import struct
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -23,7 +23,8 @@ from fastrcnn.errors import UserError
 
 STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 MATRIX, COMPRESSED, UTF8, UTF16 = 14, 15, 16, 17
-CELL, STRUCT, OBJECT, CHARACTERS, SPARSE = 1, 2, 3, 4, 5  # classes; those from 6 to 15 are numbers
+CELL, CHARACTERS = 1, 4  # classes; those from 6 to 15 are numbers
+UNREAD = {2: "struct", 3: "object", 5: "sparse"}
 EXPANSION, LEAST = 64, 1 << 20  # compressed boxes take a third to a twentieth of their size; what grows more is a bomb
 
 
@@ -31,24 +32,12 @@ class Text(list[str]):
     """The rows of a matrix of characters."""
 
 
-class Cells:
-    """A cell array: its values column by column, each unpacked when it is asked for."""
-
-    def __init__(self, packed: Sequence[Any], unpack: Callable[[Any], Value]) -> None:
-        self.packed, self.unpack = packed, unpack
-
-    def __len__(self) -> int:
-        return len(self.packed)
-
-    def __getitem__(self, index: int) -> Value:
-        return self.unpack(self.packed[index])
+class Cells(list[Callable[[], "Value"]]):
+    """A cell array column by column: functions that unpack its values."""
 
 
-class Unread(str):
-    """The name of a kind of variable that is not read, such as struct."""
-
-
-Value = np.ndarray | Text | Cells | Unread  # a variable of a MATLAB file; an array has the shape that MATLAB shows
+# A variable of a MATLAB file. An array has the shape that MATLAB shows; a str names a kind that is not read.
+Value = np.ndarray | Text | Cells | str
 
 
 def most_bytes(file_size: int) -> int:
@@ -63,8 +52,6 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except Exception as error:
         raise UserError(
             f"{path}: not a readable MATLAB file ({str(error)[:120] or type(error).__name__}); "
@@ -124,10 +111,9 @@ def _value(data: memoryview, order: str) -> Value:
         return np.zeros((0, 0))
     _, kind, is_complex, shape, data = _header(data, order)
     if kind == CELL:
-        return Cells(_cells(data, order, math.prod(shape)), lambda cell: _value(cell, order))
-    if is_complex or kind in (STRUCT, OBJECT, SPARSE) or not CHARACTERS <= kind <= 15:
-        name = {STRUCT: "struct", OBJECT: "object", SPARSE: "sparse"}.get(kind, "complex" if is_complex else "unknown")
-        return Unread(name)
+        return Cells(partial(_value, cell, order) for cell in _cells(data, order, math.prod(shape)))
+    if is_complex or kind in UNREAD or not CHARACTERS <= kind <= 15:
+        return UNREAD.get(kind, "complex" if is_complex else "of an unknown kind")
     if math.prod(shape) == 0:
         return Text() if kind == CHARACTERS else np.zeros(shape)
     stored, raw, _ = _element(data, order)

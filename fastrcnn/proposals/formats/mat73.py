@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastrcnn.errors import UserError
-from fastrcnn.proposals.formats.mat5 import Cells, Text, Unread, Value, most_bytes
+from fastrcnn.proposals.formats.mat5 import Cells, Text, Value, most_bytes
 
 DEFLATE, SHUFFLE, CHECKSUM = 1, 2, 3  # HDF5's numbers of the filters that are admitted
 
@@ -31,22 +32,23 @@ def read_mat73(path: Path, names: Collection[str]) -> dict[str, Value]:
         ) from error
     file, size = h5py.File(path, "r"), path.stat().st_size
     own = [name for name in names if isinstance(file.get(name, getlink=True), h5py.HardLink)]
-    return {name: _value(file, file[name], size) for name in own}
+    return {name: _value(file, name, size) for name in own}
 
 
-def _value(file: Any, data: Any, file_size: int) -> Value:
-    """What a data set of an h5py.File holds."""
+def _value(file: Any, key: Any, file_size: int) -> Value:
+    """What a data set of an h5py.File holds. key: its name, or a reference to it."""
     import h5py
 
+    data = file[key]
     is_array = isinstance(data, h5py.Dataset)
     if is_array and h5py.check_ref_dtype(data.dtype) is h5py.Reference:
         # In C order, which is column by column of what MATLAB shows.
         targets = [] if _is_empty(data) else _content(data, file_size).ravel().tolist()
         if not all(isinstance(r, h5py.Reference) and r for r in targets):
             raise ValueError("a cell that leads nowhere")
-        return Cells(targets, lambda target: _value(file, file[target], file_size))
+        return Cells(partial(_value, file, target, file_size) for target in targets)
     if not is_array or data.dtype.kind not in "iuf":
-        return Unread("unknown" if is_array else "struct")
+        return "of an unknown kind" if is_array else "struct"
     content = np.zeros((0, 0)) if _is_empty(data) else _content(data, file_size).T
     if _attribute(data, "MATLAB_class") != b"char":
         return content

@@ -14,36 +14,30 @@ from pathlib import Path
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.formats.content import Content, Pair, as_boxes, as_scores
 from fastrcnn.proposals.formats.conventions import CONVENTIONS, Convention
-from fastrcnn.proposals.formats.mat5 import Cells, Text, Unread, Value, read_mat5, reading
+from fastrcnn.proposals.formats.mat5 import Cells, Text, Value, read_mat5, reading
 from fastrcnn.proposals.formats.mat73 import read_mat73
 
 NAMES = ("boxes", "images", "bboxes", "bbs", "scores", "bboxes_scores")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """format: in words, for messages. columns: of the matrix of an image's boxes; a fifth one has the scores."""
+class Variables:
+    """What a file has. format: in words, for messages. name: what it calls the `boxes`, of one image or, as Cells, of
+    many. images: their ids."""
 
     format: str
     convention: Convention
-    columns: int = 4
-
-
-AUTHOR = Layout("the author's .mat of a whole split", CONVENTIONS["yxyx-1-inclusive"])
-MCG = Layout("MCG .mat", CONVENTIONS["yxyx-1-inclusive"])
-EDGE_BOXES = Layout("EdgeBoxes .mat", CONVENTIONS["xywh-1"], columns=5)
-PER_IMAGE = Layout("per-image .mat", CONVENTIONS["xyxy-0-inclusive"])
-
-
-@dataclass(frozen=True)
-class Variables:
-    """What a file has: `boxes` under the name that it has there, of one image or as Cells of many."""
-
-    layout: Layout
     name: str
     boxes: Value
     scores: Value | None
     images: Value | None
+
+    def pair(self, boxes: Value, scores: Value | None, where: str) -> Pair:
+        """Boxes and scores of an image. The matrices of EdgeBoxes have the scores in a fifth column."""
+        if isinstance(boxes, (str, Text)):
+            raise UserError(f"{where}: is {'text' if isinstance(boxes, Text) else boxes}, and must be numbers.")
+        numbers, own = as_boxes(boxes, where, (5 if self.name == "bbs" else 4,))
+        return numbers, own if scores is None else as_scores(scores, numbers, f"{where}, `scores`")
 
 
 def is_mat(head: bytes) -> bool:
@@ -59,9 +53,9 @@ def is_hdf5(head: bytes) -> bool:
 def read_mat(path: Path) -> Content:
     """The proposals in one MATLAB file, of one image or of many."""
     found = _variables(path)
-    layout, boxes, scores = found.layout, found.boxes, found.scores
+    boxes, scores = found.boxes, found.scores
     if not isinstance(boxes, Cells):
-        return Content((path,), layout.format, layout.convention, [file_id(path)], lambda _: _image(path, found), False)
+        return _content_of_files(path, [path], found)
     with reading(path):
         ids = None if found.images is None else _texts(found.images)
     for name, cells in (("images", ids), ("scores", scores)):
@@ -70,10 +64,10 @@ def read_mat(path: Path) -> Content:
 
     def read(index: int) -> Pair:
         with reading(path):
-            one = scores[index] if isinstance(scores, Cells) else None
-            return _pair(layout, boxes[index], one, f"{path}, {found.name}{{{index + 1}}}")
+            one = scores[index]() if isinstance(scores, Cells) else None
+            return found.pair(boxes[index](), one, f"{path}, {found.name}{{{index + 1}}}")
 
-    return Content((path,), layout.format, layout.convention, ids or [""] * len(boxes), read, ids is not None)
+    return Content((path,), found.format, found.convention, ids or [""] * len(boxes), read, ids is not None)
 
 
 def read_folder(path: Path, files: list[Path]) -> Content:
@@ -84,21 +78,22 @@ def read_folder(path: Path, files: list[Path]) -> Content:
     first = _variables(files[0])
     if isinstance(first.boxes, Cells):
         raise UserError(f"{files[0]}: has the boxes of many images; name this file alone, in place of its folder.")
+    return _content_of_files(path, files, first)
+
+
+def _content_of_files(path: Path, files: list[Path], first: Variables) -> Content:
+    """The proposals in files of one image each, of which the first is read already; alone it may get another id."""
 
     def read(index: int) -> Pair:
-        found, layout = _variables(files[index]), first.layout
-        if found.layout != layout or isinstance(found.boxes, Cells):
-            format = found.layout.format
-            raise UserError(f"{files[index]}: is {format}, but {files[0].name} beside it is {layout.format}.")
-        return _image(files[index], found)
+        found = first if index == 0 else _variables(files[index])
+        if found.format != first.format or isinstance(found.boxes, Cells):
+            raise UserError(f"{files[index]}: is {found.format}, but {files[0].name} beside it is {first.format}.")
+        return found.pair(found.boxes, found.scores, f"{files[index]}: `{found.name}`")
 
-    format = f"a folder of {first.layout.format} files"
-    return Content((path,), format, first.layout.convention, [file_id(f) for f in files], read)
-
-
-def file_id(path: Path) -> str:
-    """The image's id in the name of a per-image file: 000004 in 000004.mat and in 000004_boxes.mat."""
-    return path.stem.removesuffix("_boxes") or path.stem
+    is_folder = path.is_dir()
+    format = f"a folder of {first.format} files" if is_folder else first.format
+    ids = [file.stem.removesuffix("_boxes") or file.stem for file in files]  # 000004 in 000004_boxes.mat
+    return Content((path,), format, first.convention, ids, read, named=is_folder)
 
 
 def _variables(path: Path) -> Variables:
@@ -109,38 +104,25 @@ def _variables(path: Path) -> Variables:
             raise ValueError("neither version 5 nor 7.3 of the format")
         found = (read_mat73 if is_hdf5(head) else read_mat5)(path, NAMES)
     scores, images = found.get("bboxes_scores", found.get("scores")), found.get("images")
-    if "bbs" in found:
-        return Variables(EDGE_BOXES, "bbs", found["bbs"], None, images)
-    if "bboxes" in found:
-        return Variables(MCG, "bboxes", found["bboxes"], scores, images)
-    if "boxes" not in found:
+    name = next((name for name in ("bbs", "bboxes", "boxes") if name in found), None)
+    if name is None:
         raise UserError(f"{path}: has no matrix `boxes`, `bboxes` or `bbs`; a MATLAB file of proposals has one.")
-    many = AUTHOR if isinstance(found["boxes"], Cells) else PER_IMAGE if scores is None else MCG
-    return Variables(many, "boxes", found["boxes"], scores, images)
-
-
-def _image(path: Path, found: Variables) -> Pair:
-    return _pair(found.layout, found.boxes, found.scores, f"{path}: `{found.name}`")
-
-
-def _pair(layout: Layout, boxes: Value, scores: Value | None, where: str) -> Pair:
-    """Boxes and scores of an image."""
-    if isinstance(boxes, (Unread, Text)):
-        raise UserError(f"{where}: is {'text' if isinstance(boxes, Text) else boxes}, and must be numbers.")
-    numbers, own = as_boxes(boxes, where, (layout.columns,))
-    return numbers, own if scores is None else as_scores(scores, numbers, f"{where}, `scores`")
+    boxes = found[name]
+    if name == "bbs":
+        return Variables("EdgeBoxes .mat", CONVENTIONS["xywh-1"], name, boxes, None, images)
+    if name == "boxes" and scores is None and not isinstance(boxes, Cells):
+        return Variables("per-image .mat", CONVENTIONS["xyxy-0-inclusive"], name, boxes, None, None)
+    is_author = name == "boxes" and isinstance(boxes, Cells)
+    format = "the author's .mat of a whole split" if is_author else "MCG .mat"
+    return Variables(format, CONVENTIONS["yxyx-1-inclusive"], name, boxes, scores, images)
 
 
 def _texts(images: Value) -> list[str]:
     """Ids, from a cell of texts or a matrix of characters."""
-    if isinstance(images, Unread):
-        raise ValueError("`images` are no texts")
     if isinstance(images, Text):
         return [row.strip() for row in images]
-    ids = []
-    for n in range(len(images)):
-        rows = images[n]
-        if not isinstance(rows, Text):
-            raise ValueError("`images` are no texts")
-        ids.append("".join(rows).strip())
-    return ids
+    cells = [unpack() for unpack in images] if isinstance(images, Cells) else [images]
+    texts = ["".join(cell).strip() for cell in cells if isinstance(cell, Text)]
+    if len(texts) < len(cells):
+        raise ValueError("`images` are no texts")
+    return texts

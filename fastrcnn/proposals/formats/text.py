@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from fastrcnn.data.annotations.problems import shorten
 from fastrcnn.errors import UserError
-from fastrcnn.proposals.formats.content import Content, as_boxes
+from fastrcnn.proposals.formats.content import Content, Pair
 from fastrcnn.proposals.formats.conventions import CONVENTIONS, HALF_OPEN, Convention
 
 IDS = ("image_id", "image", "id")
@@ -20,49 +21,38 @@ CORNERS, SIZED = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
 SEPARATORS = (",", ";", "\t")
 MOST = 10  # mistakes shown
 NO_ID = "`image_id` should be there, text or a whole number"
-TAKEN = (None,)
+TAKEN = object()  # in place of a JSON object whose box was kept
 
 
 class _Rows:
-    """Boxes as they are read, by image, with whatever is wrong; eight bytes a number."""
+    """Boxes as they are read, by image, eight bytes a number; and what is wrong with others."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, array[float]] = {}
-        self.wrong: list[str] = []  # at most MOST
-        self.mistakes = 0
-        self.scored: bool | None = None
+        self.columns = 0  # 4, or 5 with scores; 0 before the first box
+        self.mistakes: list[str] = []
 
-    def add(self, image_id: str, numbers: list[float]) -> str | None:
-        """numbers: of a box, and its score or not. Returns what is wrong, if anything."""
-        scored = len(numbers) == 5
-        self.scored = scored if self.scored is None else self.scored
-        if self.scored is not scored:
-            return f"has {'a' if scored else 'no'} score, unlike those before it; give all one, or none"
+    def add(self, image_id: str, numbers: list[float]) -> None:
+        """numbers: of a box, and its score or not. Raises ValueError."""
+        self.columns = self.columns or len(numbers)
+        if len(numbers) != self.columns:
+            has = "has a score" if len(numbers) == 5 else "has no score"
+            raise ValueError(f"{has}, unlike those before it; give all one, or none")
         if not image_id:
-            return "the image's id is empty"
+            raise ValueError("the image's id is empty")
         self.numbers.setdefault(image_id, array("d")).extend(numbers)
-        return None
-
-    def note(self, where: str, mistake: str | None) -> None:
-        """Keeps a mistake, if it is one."""
-        if mistake is not None:
-            self.mistakes += 1
-            if len(self.wrong) < MOST:
-                self.wrong.append(f"  {where}: {mistake}")
 
     def content(self, path: Path, format: str, convention: Convention) -> Content:
         if self.mistakes:
-            more = f"\n  and {self.mistakes - MOST} more" if self.mistakes > MOST else ""
-            lines = "\n".join(self.wrong)
-            raise UserError(f"{path}: {self.mistakes} mistake(s); fix them and try again:\n{lines}{more}")
-        ids, columns = list(self.numbers), 5 if self.scored else 4
-        return Content(
-            (path,),
-            format,
-            convention,
-            ids,
-            lambda i: as_boxes(np.frombuffer(self.numbers[ids[i]]).reshape(-1, columns), str(path), (columns,)),
-        )
+            lines = shorten(self.mistakes, MOST)
+            raise UserError(f"{path}: {len(self.mistakes)} mistake(s); fix them and try again:\n{lines}")
+        ids = list(self.numbers)
+
+        def read(index: int) -> Pair:
+            rows = np.frombuffer(self.numbers[ids[index]]).reshape(-1, self.columns)
+            return rows[:, :4], rows[:, 4] if self.columns == 5 else None
+
+        return Content((path,), format, convention, ids, read)
 
 
 def csv_columns(line: str) -> tuple[str, dict[str, int]] | None:
@@ -96,25 +86,29 @@ def read_csv(path: Path) -> Content:
             wanted = [name for name in (*numbers, "score") if name in places]
             lines = csv.reader(file, delimiter=separator)
             for fields in lines:
-                if any(fields):
-                    rows.note(f"line {lines.line_num + before}", _add_line(rows, fields, places, wanted))
+                try:
+                    if any(fields):
+                        rows.add(*_parse_line(fields, places, wanted))
+                except ValueError as error:
+                    rows.mistakes.append(f"line {lines.line_num + before}: {error}")
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a CSV file in UTF-8 ({error}); export it again.") from None
     convention = HALF_OPEN if numbers == CORNERS else CONVENTIONS["xywh-0"]
     return rows.content(path, f"CSV with {', '.join(numbers)}", convention)
 
 
-def _add_line(rows: _Rows, fields: list[str], places: dict[str, int], wanted: list[str]) -> str | None:
+def _parse_line(fields: list[str], places: dict[str, int], wanted: list[str]) -> tuple[str, list[float]]:
+    """The image's id, and the wanted numbers. Raises ValueError."""
     if len(fields) <= max(places[name] for name in (*wanted, "id")):
-        return f"{len(fields)} field(s), fewer than the header"
+        raise ValueError(f"{len(fields)} field(s), fewer than the header")
     numbers = []
     for name in wanted:
         text = fields[places[name]]
         try:
             numbers.append(float(text))
         except ValueError:
-            return f"{name} should be a number, is '{text[:40]}'"
-    return rows.add(fields[places["id"]].strip(), numbers)
+            raise ValueError(f"{name} should be a number, is '{text[:40]}'") from None
+    return fields[places["id"]].strip(), numbers
 
 
 def read_json(path: Path) -> Content:
@@ -124,29 +118,36 @@ def read_json(path: Path) -> Content:
     number of every object that is wrong, or the place where the JSON ends to be any.
     """
     rows = _Rows()
+
+    def take(item: dict[str, Any]) -> object:
+        try:
+            rows.add(*_parse_object(item))
+        except ValueError as error:
+            return error
+        return TAKEN
+
     try:
-        items = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=lambda item: _add_object(rows, item))
+        items = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=take)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not JSON in UTF-8 ({error}); export it again.") from None
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}{line}: not JSON, or cut short ({str(error)[:60]}); export it again.") from None
     for number, item in enumerate(items, 1):
-        rows.note(f"object {number}", item[0] if isinstance(item, tuple) else NO_ID)
-    if not rows.mistakes and sum(map(len, rows.numbers.values())) != len(items) * (5 if rows.scored else 4):
+        if item is not TAKEN:
+            rows.mistakes.append(f"object {number}: {item if isinstance(item, ValueError) else NO_ID}")
+    if not rows.mistakes and sum(map(len, rows.numbers.values())) != len(items) * rows.columns:
         raise UserError(f"{path}: has objects with boxes within objects; give a list of them.")
     return rows.content(path, "a COCO results list (JSON)", CONVENTIONS["xywh-0"])
 
 
-def _add_object(rows: _Rows, item: dict[str, Any]) -> tuple[str | None]:
-    """What is wrong with an object, or None if it was taken; in a tuple, which JSON has not."""
+def _parse_object(item: dict[str, Any]) -> tuple[str, list[float]]:
+    """The image's id, and the box with its score or without. Raises ValueError."""
     image_id, box, score = (item.get(key) for key in ("image_id", "bbox", "score"))
     if type(image_id) not in (str, int) or (type(image_id) is int and abs(image_id) >= 1 << 63):
-        return (NO_ID,)
+        raise ValueError(NO_ID)
     if not isinstance(box, list) or len(box) != 4 or not all(type(n) in (int, float) for n in box):
-        return ("`bbox` should be four numbers, x y width height",)
+        raise ValueError("`bbox` should be four numbers, x y width height")
     if score is not None and type(score) not in (int, float):
-        return ("`score` should be a number",)
-    numbers = [n if abs(n) < 1e300 else math.inf for n in (box if score is None else [*box, score])]
-    mistake = rows.add(str(image_id), numbers)
-    return TAKEN if mistake is None else (mistake,)
+        raise ValueError("`score` should be a number")
+    return str(image_id), [n if abs(n) < 1e300 else math.inf for n in (box if score is None else [*box, score])]
