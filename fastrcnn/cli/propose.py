@@ -50,14 +50,12 @@ def main(arguments: list[str]) -> int:
 def make(config: ProposeConfig) -> list[Path]:
     """Makes the stores that the configuration asks for."""
     from fastrcnn.build import annotations, datasets
-    from fastrcnn.data import sources
 
     data, output = config.data, None if config.output is None else Path(config.output).expanduser()
     if config.source is not None:
         if output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
-        pictures, looks = sources.without_truth(sources.pictures(config.source))
-        annotations.say_looks(looks)
+        pictures = annotations.source_pictures(config.source, data.skip_bad)
         return [datasets.make_proposals(data, pictures, output, config.workers)]
     names = annotations.classes(data)
     made = []
@@ -106,7 +104,6 @@ def export(config: ProposeConfig, file: Content, output: Path) -> None:
 def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     """Writes a store for the images of the data set, or of `source`."""
     from fastrcnn.build import annotations
-    from fastrcnn.data import sources
     from fastrcnn.proposals.convert import convert_to_store
     from fastrcnn.proposals.store import check_target
 
@@ -117,8 +114,7 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
         raise UserError(f"{output}: is what is read; name another store, as output=NAME.proposals.")
     check_target(output)
     if config.source is not None:
-        found, looks = sources.without_truth(sources.pictures(config.source))
-        annotations.say_looks(looks)
+        found = annotations.source_pictures(config.source, data.skip_bad)
     else:
         splits = list(dict.fromkeys([*data.train, *data.test]))
         found = annotations.samples(data, splits, annotations.classes(data), need_pictures=False)

@@ -11,7 +11,7 @@ import io
 import re
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -37,6 +37,7 @@ class Stored:
     height: int
     orientation: int = 1  # EXIF's, 1 to 8, to apply so that the image is upright; 1 where the file has none
     bits: int | None = None  # that the values of a 16-bit image use, see `bits_used`; known when it is decoded
+    mode: str = field(default="RGB", compare=False)  # Pillow's name for what a pixel is
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,6 +48,10 @@ class Stored:
     def upright(self) -> tuple[int, int]:
         """Width and height when the orientation is applied."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+    def rotated(self, turn: int) -> tuple[int, int]:
+        """Width and height as `turn_for` decides: 1 for the image as stored, else upright."""
+        return self.size if turn == 1 else self.upright
 
 
 def read_image(path: Path, turn: int | None = None) -> np.ndarray:
@@ -192,7 +197,7 @@ def read_header(data: bytes, path: Path) -> Stored:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, KeyError, TypeError):
         kinds = " TIFFs are read with 8 or 16 bits a channel, whole numbers." if data.startswith(TIFF) else ""
         raise UserError(f"{path}: not a picture, or cut short.{kinds}") from None
-    return Stored(width, height, orientation)
+    return Stored(width, height, orientation, mode=header.mode)
 
 
 def _orientation(header: Image.Image, data: bytes) -> int:

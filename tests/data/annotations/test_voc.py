@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from voc_folder import VocFolder, fingerprint, voc_xml
 
+from fastrcnn.build.annotations import find_images
 from fastrcnn.data.annotations.splits import class_names, load
 from fastrcnn.data.annotations.voc_layout import annotated_ids, find_image, pictures_without_annotation, read_split
 from fastrcnn.data.annotations.voc_xml import MAX_XML_BYTES, read_annotation
-from fastrcnn.data.unannotated import load_unannotated
 from fastrcnn.errors import UserError
 
 CLASSES = ["cat", "dog"]
@@ -615,7 +615,7 @@ def test_folders_of_other_names_are_found_or_said_to_be_the_cause(
     assert len(lines) == 3  # a header, one cause, and what to do
     assert f": images are in {images}/ (as 0.jpg), XML files in {annotations}/ (as 0.xml): rename" in lines[1]
     assert "20 files; this is the first." in lines[1]
-    samples, _, faults = load_unannotated(voc.root, ids, voc.root)
+    samples, _, faults = find_images([(voc.root, ids)], voc.root)
     assert (samples, len(faults)) == ([], 1)
     assert "The same holds for 20 files" in faults[0]
 
