@@ -249,7 +249,7 @@ def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad:
         )
 
 
-def find_images(
+def load_unannotated(
     sources: Sequence[tuple[Path, Sequence[str]]], folder: Path
 ) -> tuple[list[Sample], list[Look], list[str]]:
     """Samples without objects of the images that sources name, whether annotations have some or not, with what each
@@ -275,9 +275,9 @@ def find_images(
 
 
 def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
-    """What `find_images` finds. Raises UserError where some are wrong and may not be left out."""
+    """What `load_unannotated` finds. Raises UserError where some are wrong and may not be left out."""
     sources = image_ids(config, splits)
-    found, looks, bad = find_images(sources, root(config))
+    found, looks, bad = load_unannotated(sources, root(config))
     report_images(looks, bad, sum(len(ids) for _, ids in sources), config.skip_bad and bool(found))
     return found
 

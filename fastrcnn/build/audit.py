@@ -11,7 +11,7 @@ import numpy as np
 from fastrcnn.audit.check import Record, Settings, Task, read_all
 from fastrcnn.audit.findings import class_findings, file_problems, make_report
 from fastrcnn.audit.report import Report
-from fastrcnn.build.annotations import checked_names, find_images, image_ids, root, split_name
+from fastrcnn.build.annotations import checked_names, load_unannotated, image_ids, root, split_name
 from fastrcnn.build.datasets import proposal_path, store_prefix
 from fastrcnn.config.schema import CheckConfig, DataConfig
 from fastrcnn.data.annotations.problems import Problem
@@ -82,7 +82,7 @@ def find_store(config: DataConfig, splits: Sequence[str]) -> Path | None:
     if not cache.is_dir() or not any(p.name.startswith(prefix) for p in cache.iterdir()):
         return None  # without reading all images for the store's name
     try:
-        samples, _, _ = find_images(image_ids(config, splits), root(config))
+        samples, _, _ = load_unannotated(image_ids(config, splits), root(config))
     except UserError:  # a list that cannot be read
         return None
     path = proposal_path(config, samples, name)

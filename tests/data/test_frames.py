@@ -169,7 +169,7 @@ def test_images_without_truth_are_used_as_with_it_or_upright(album: VocFolder) -
     photo(album.root / "JPEGImages/free.png", 6)
     photo(album.root / "JPEGImages/other.png", 6, size=(64, 40))
     album.annotation("other", voc_xml([("cat", (1, 1, 9, 9), False)], 50, 50))
-    samples, looks, faults = annotations.find_images([(album.root, ["o6", "s", "free", "other"])], album.root)
+    samples, looks, faults = annotations.load_unannotated([(album.root, ["o6", "s", "free", "other"])], album.root)
     assert [(s.image_id, s.width, s.height, s.turn) for s in samples] == [
         ("o6", 48, 64, 6),
         ("s", 64, 48, 1),
@@ -199,7 +199,7 @@ def test_a_coco_files_sizes_decide_with_and_without_truth(tmp_path: Path) -> Non
     found = look_at(load(file, ids, ["cat"], root=tmp_path)[0])[0]
     assert [s.turn for s in found] == [6, 1]
     assert bright(read_sample(found[0])) == tuple(found[0].boxes[0])
-    samples, _, faults = annotations.find_images([(file, ids)], tmp_path)
+    samples, _, faults = annotations.load_unannotated([(file, ids)], tmp_path)
     assert [(s.width, s.height, s.turn) for s in samples] == [(48, 64, 6), (64, 48, 1)]
     assert faults == []
 

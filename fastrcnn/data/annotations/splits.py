@@ -35,11 +35,6 @@ def is_coco(source: Path) -> bool:
     return source.suffix.lower() == ".json"
 
 
-def has_lists(source: Path) -> bool:
-    """Whether a folder has split lists as VOC has them."""
-    return bool(split_lists(source))
-
-
 def divide(ids: Sequence[str], split: str) -> list[str]:
     """The ids that are in `split`, trainval or test, where no list says so; of two ids or more neither is empty.
 
@@ -70,7 +65,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
         return path, read_coco_file(path).ids(root), False
     folder, _, name = split.rpartition("/")
     source = root / folder
-    if has_lists(source) or not source.is_dir():
+    if split_lists(source) or not source.is_dir():
         if (only := only_list(source)) and name in WORDS:
             return source, _of_two(read_split(source, only), name, source), True
         return source, read_split(source, name), False
@@ -112,7 +107,7 @@ def describe_split(source: Path, split: str, ids: Sequence[str], made: bool) -> 
         return (
             f"{why}: it is divided into trainval and test by the images' ids, and {len(ids)} images are its '{split}'"
         )
-    if is_coco(source) or has_lists(source):
+    if is_coco(source) or split_lists(source):
         return ""
     own = ids[0].partition("/")[0]
     others = [f"{name} ({len(ids)})" for name, ids in split_folders(source).items() if name != own]
@@ -122,12 +117,19 @@ def describe_split(source: Path, split: str, ids: Sequence[str], made: bool) -> 
 T = TypeVar("T")
 
 
-def _choose(split: str, found: Callable[[str], list[T]]) -> T | None:
-    """The one file or folder that a split's name means, or the first of the words for it that finds any."""
-    for word in (split, *WORDS.get(split, ())):
-        if choices := found(word):
-            return choices[0] if len(choices) == 1 else None
-    return None
+def _choose(split: str, source: Path, kind: str, names: Sequence[str], found: Callable[[str], list[T]]) -> T:
+    """The one file or folder that a split's name means, or the first of the words for it that finds any.
+
+    names: all that there are, for messages. found: those that a word means.
+    """
+    choices = next((some for word in (split, *WORDS.get(split, ())) if (some := found(word))), [])
+    if len(choices) == 1:
+        return choices[0]
+    example = "FILE.json" if kind == "COCO file" else "FOLDER"
+    raise UserError(
+        f"{source}: which {kind} is '{split}'? There are {', '.join(names)}. "
+        f"Name them: data.train=[{example}] data.test=[{example}]."
+    )
 
 
 def _folder_of(folders: Collection[str], split: str, source: Path) -> str:
@@ -137,12 +139,7 @@ def _folder_of(folders: Collection[str], split: str, source: Path) -> str:
         alike = [f for f in folders if SPLIT_NAMES[f.casefold()] == SPLIT_NAMES.get(word.casefold())]
         return [word] if word in folders else alike
 
-    if (folder := _choose(split, found)) is not None:
-        return folder
-    raise UserError(
-        f"{source}: which folder is '{split}'? There are {', '.join(folders)}. "
-        "Name them: data.train=[FOLDER] data.test=[FOLDER]."
-    )
+    return _choose(split, source, "folder", list(folders), found)
 
 
 def _refuse_nested(ids: Collection[str], source: Path) -> None:
@@ -177,13 +174,8 @@ def _file_of(files: Sequence[Path], split: str, folder: Path) -> Path:
     def found(word: str) -> list[Path]:
         return [f for f in annotated if word in f"{f.parent.name if f.parent != folder else ''}/{f.stem}".lower()]
 
-    if (file := _choose(split, found)) is not None:
-        return file
     names = [f"{f.relative_to(folder)}{'' if f in annotated else ' (without annotations)'}" for f in files]
-    raise UserError(
-        f"{folder}: which COCO file is '{split}'? There are {', '.join(names)}. "
-        "Name them: data.train=[FILE.json] data.test=[FILE.json]."
-    )
+    return _choose(split, folder, "COCO file", names, found)
 
 
 # ------------------------------------------------------------------------------------------------ reading

@@ -68,6 +68,7 @@ class Annotated:
     problems: tuple[Problem, ...] = ()  # beside those of boxes and flags, which its objects have
     truncated: int = 0  # objects marked so
     number: int | str | None = None  # the image's id in a COCO file
+    filename: str = ""  # <filename> of an XML file
 
     @property
     def size(self) -> tuple[int, int] | None:

@@ -127,11 +127,6 @@ def find_images(root: Path, image_id: str) -> list[Path]:
     return []
 
 
-def find_image(root: Path, image_id: str) -> Path | None:
-    """The image `ID.*` of a data set, or None; of several the one that the annotation names."""
-    return next(iter(find_images(root, image_id)), None)
-
-
 def find_annotation(root: Path, image_id: str) -> Path:
     """The XML file of an image, or where it should be."""
     for place, rest in _places(root, image_id):
