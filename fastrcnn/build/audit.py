@@ -11,7 +11,7 @@ import numpy as np
 from fastrcnn.audit.check import Record, Settings, Task, read_all
 from fastrcnn.audit.findings import class_findings, file_problems, make_report
 from fastrcnn.audit.report import Report
-from fastrcnn.build.annotations import checked_names, load_unannotated, image_ids, root, split_name
+from fastrcnn.build.annotations import checked_names, image_ids, load_unannotated, root, split_name
 from fastrcnn.build.datasets import proposal_path, store_prefix
 from fastrcnn.config.schema import CheckConfig, DataConfig
 from fastrcnn.data.annotations.problems import Problem
