@@ -51,19 +51,20 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    width: Range  # pixels
+class Sizes:
+    width: Range  # pixels of the original
     height: Range
     aspect: Range  # width over height
+
+
+@dataclass(frozen=True)
+class Pictures(Sizes):
     colours: dict[str, int]  # images stored as RGB, gray, palette, CMYK, RGBA, 16-bit
     turned: int  # with an EXIF rotation, whether it is applied or not
 
 
 @dataclass(frozen=True)
-class Boxes:
-    width: Range  # pixels of the original
-    height: Range
-    aspect: Range
+class Boxes(Sizes):
     sizes: dict[str, int]  # small, medium, large: areas below 32 x 32, below 96 x 96, the rest
     below_cell: dict[str, int]  # short side of training -> boxes whose shorter side is then less than 16 pixels
     clipped: int
@@ -159,9 +160,7 @@ def pictures(records: Sequence[Record]) -> Pictures:
     read = [r for r in records if r.size]
     width, height = np.array([r.size for r in read], dtype=float).reshape(-1, 2).T
     return Pictures(
-        width=_range(width),
-        height=_range(height),
-        aspect=_range(width / height),
+        *_ranges(width, height),
         colours=dict(sorted(Counter(r.colour for r in read).items())),
         turned=sum(r.stored is not None and r.stored.orientation != 1 for r in read),
     )
@@ -176,9 +175,7 @@ def boxes(records: Sequence[Record], short_sides: Iterable[int], long_side: int)
         factor = np.repeat(scales, [len(r.objects) for r in records if r.image.size])
         below[str(side)] = int((np.minimum(width, height) * factor < CELL).sum())
     return Boxes(
-        width=_range(width),
-        height=_range(height),
-        aspect=_range(width / height),
+        *_ranges(width, height),
         sizes={name: int(which.sum()) for name, which in by_size(width * height).items()},
         below_cell=below,
         clipped=sum(stands_out(o, r.image)[0] for r in records for o in r.objects),
@@ -235,6 +232,10 @@ def _sides(records: Sequence[Record]) -> np.ndarray:
     """Width and height (2, G) float64 of all boxes."""
     found = np.concatenate([np.zeros((0, 4)), *(r.boxes for r in records)])
     return (found[:, 2:] - found[:, :2]).T
+
+
+def _ranges(width: np.ndarray, height: np.ndarray) -> tuple[Range, Range, Range]:
+    return _range(width), _range(height), _range(width / height)
 
 
 def _range(values: np.ndarray) -> Range:

@@ -186,7 +186,9 @@ def read(
 ) -> Iterator[Annotated]:
     """What the annotations of a source, a folder in VOC layout or a COCO file, say about each of the images.
 
-    root: the data set's folder, which ids of a COCO file's images are relative to. The rest is as for `load`.
+    root: the data set's folder, which ids of a COCO file's images are relative to. need_pictures: whether the image
+    must be there; the truth alone does for evaluating saved detections. first_pixel: coordinate of the first pixel in
+    XML files, 1 in VOC, 0 in zero-based sets.
     """
     if is_coco(source):
         return read_coco(source, image_ids, root, need_pictures)
@@ -236,15 +238,12 @@ def load(
     first_pixel: int = 1,
     leave_out_others: bool = False,
 ) -> tuple[list[Sample], Problems]:
-    """Samples of the given images, boxes half-open.
+    """Samples of the given images, boxes half-open; parameters that `read` has are explained there.
 
-    root: the data set's folder, which ids of a COCO file's images are relative to; by default the source.
-    training: objects marked difficult are kept where `use_difficult` says so, and annotations marked `iscrowd` or
-        `ignore` are left out, and noted; else all of these are kept.
-    skip_bad: leave out whatever is wrong, a file or an object, and report it in the Problems returned.
-    need_pictures: whether the image must be there; the truth alone does for evaluating saved detections.
-    first_pixel: coordinate of the first pixel in XML files, 1 in VOC, 0 in zero-based sets.
-    leave_out_others: objects of classes that are not in the list are left out and counted.
+    root: by default the source. training: objects marked difficult are kept where `use_difficult` says so, and
+    annotations marked `iscrowd` or `ignore` are left out, and noted; else all of these are kept. skip_bad: leave out
+    whatever is wrong, a file or an object, and report it in the Problems returned. leave_out_others: objects of classes
+    that are not in the list are left out and counted.
 
     Raises UserError, listing everything that is wrong at once, unless `skip_bad`: missing files, annotations that
     cannot be used, unknown classes, boxes that are inverted, a single point, or out of their image by more than one

@@ -157,14 +157,12 @@ def to_samples(
                 for out, group in zip(stands_out(o, image), (clipped, at_zero), strict=True):
                     group += [o] * out
         samples.append(_sample(image, kept, label_of))
-    if at_zero:
-        what = f"{len(at_zero)} box(es) begin at 0, before the first pixel, which is 1 in VOC; this is the first."
-        problems.found.append(at_zero[0].problem("zero_based", what))
-    if clipped:
-        what = (
-            f"{len(clipped)} box(es) that stand out of their image by a pixel at most are clipped; this is the first."
-        )
-        problems.found.append(clipped[0].problem("clipped", what))
+    for kind, group, what in (
+        ("zero_based", at_zero, "begin at 0, before the first pixel, which is 1 in VOC"),
+        ("clipped", clipped, "that stand out of their image by a pixel at most are clipped"),
+    ):
+        if group:
+            problems.found.append(group[0].problem(kind, f"{len(group)} box(es) {what}; this is the first."))
     problems.found += _unknown(unknown, classes, leave_out_others)
     return samples, problems
 

@@ -26,12 +26,7 @@ from fastrcnn.data.annotations.voc_xml import last_part, read_annotation
 def read_voc(
     root: Path, image_ids: Sequence[str], need_pictures: bool = True, first_pixel: int = 1
 ) -> Iterator[Annotated]:
-    """What the XML file of each of the images says.
-
-    need_pictures: whether the image must be there; the truth alone does for evaluating saved detections. first_pixel:
-    coordinate of the first pixel, 1 in VOC, 0 in zero-based sets. Files that a link leads to outside the data set are
-    not read.
-    """
+    """What the XML file of each of the images says; see `splits.read`. No link out of the data set is followed."""
     folders = homes(root)
     for image_id in image_ids:
         images, annotation = find_images(root, image_id), find_annotation(root, image_id)
