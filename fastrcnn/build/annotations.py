@@ -54,11 +54,8 @@ def root(config: DataConfig) -> Path:
 
 
 def absolute_paths(config: DataConfig) -> None:
-    """Makes the paths of a data set absolute, so that a run can be evaluated from any folder.
-
-    Raises UserError where the data set's folder is not there, with the path as it was given.
-    """
-    root(config)
+    """Makes the paths of a data set absolute, so that a run can be evaluated from any folder."""
+    root(config)  # names a folder that is not there as it was given
     for name in ("root", "proposals", "proposal_cache"):
         if (path := getattr(config, name)) is not None:
             setattr(config, name, str(Path(path).expanduser().resolve()))
@@ -90,10 +87,7 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
 
 
 def split_name(splits: Sequence[str]) -> str:
-    """A name for split lists that a file can have: test, VOC2007-test, ...; of many lists the beginning and a digest.
-
-    Raises UserError for characters that no file's name has.
-    """
+    """A name for split lists that a file can have: test, VOC2007-test, ...; of many lists the beginning and a digest."""
     name = "+".join(splits).replace("/", "-")
     whole = name.encode(errors="surrogateescape")
     if len(whole) > SPLIT_BYTES:
@@ -117,8 +111,7 @@ def test_splits(config: DataConfig, split: str | None) -> list[str]:
 def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]:
     """Names of the classes, those of all splits where none are given; label i is number i - 1 of the list.
 
-    tests: lists to evaluate on without a model, by default data.test. With them lists to train on may be missing, else
-    lists to test on may: whoever evaluates on them says what is wrong.
+    tests: lists to evaluate on without a model, which must be there; by default the lists to train on must.
     """
     evaluated = config.test if tests is None else tests
     if config.classes is not None:
@@ -173,10 +166,7 @@ def warn_of_same_files(names: Sequence[str]) -> None:
 
 def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, Id]:
     """Ids of categories in COCO results by name: all of the splits' COCO file, as they stand there, else the labels of
-    the classes `names`.
-
-    Raises UserError where the files of several splits give them differently.
-    """
+    the classes `names`."""
     files = [read_coco_file(source) for source, _ in image_ids(config, splits) if is_coco(source)]
     if any(file.category_ids != files[0].category_ids for file in files):
         raise UserError(
@@ -255,10 +245,8 @@ def load_unannotated(
     """Samples without objects of the images that sources name, whether annotations have some or not, with what each
     file says, and what is wrong with the other images. folder: the data set's.
 
-    An image whose EXIF data ask for a rotation is used as an evaluation with truth would use it: in the size that the
-    COCO file or the XML file gives it; without either upright, as `fastrcnn detect` does. An image is wrong that is
-    missing, incomplete, of another size than such a file says though it is rotated, or outside the data set by a link.
-    Each is read, so that nothing breaks hours later.
+    An image whose EXIF data ask for a rotation is used in the size that the COCO file or the XML file gives it, as with
+    truth; without either upright, as `fastrcnn detect` does. Each file is read, so that nothing breaks hours later.
     """
     found: list[Sample] = []
     bad: list[Problem] = []
@@ -284,9 +272,9 @@ def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
 
 def source_pictures(source: str, skip_bad: bool) -> list[Sample]:
     """Samples of the images that `source=` means. Raises UserError where some are broken and may not be left out."""
-    samples = samples_of(pictures(source))
-    found, looks, bad = look_at(samples)
-    report_images(looks, bad, len(samples), skip_bad and bool(found))
+    named = samples_of(pictures(source))
+    found, looks, bad = look_at(named)
+    report_images(looks, bad, len(named), skip_bad and bool(found))
     return found
 
 

@@ -114,11 +114,10 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def bits_used(image: np.ndarray, data: bytes = b"") -> int:
-    """How many of the 16 bits of an image (H, W, ...) uint16 its values use: 8, 10, 12, 14 or 16.
+    """How many of the 16 bits of an image (H, W, ...) uint16 its values use: the fewest of 8, 10, 12, 14 and 16.
 
-    The fewest that hold the largest value, so that 12-bit values are not treated as a sixteenth of the brightness. A
-    file decides alone, and the same always. A PNG's sBIT chunk, where `data` has one, takes precedence: it names the
-    number, unless the values fill 16 bits with zeros below, as the PNG standard asks; then all 16 count.
+    A PNG's sBIT chunk, where `data` has one, takes precedence: it names the number, unless the values fill 16 bits with
+    zeros below, as the PNG standard asks; then all 16 count.
     """
     largest = int(image.max(initial=0))
     named = _named_bits(data)

@@ -227,7 +227,7 @@ def test_a_data_set_of_which_nothing_is_left_is_one_clear_message(call: Call, ti
     arguments = [*TRAIN, f"data.root={tiny.root}"]
     refused(call, arguments, ["2 problem(s)", "a.xml, line 1", "b.xml, line 1", "data.skip_bad=true"])
     refused(call, [*arguments, "data.skip_bad=true"], ["no object in any annotation of trainval"])
-    refused(call, [*arguments, "data.skip_bad=true", "data.classes=[cat]"], ["no picture of trainval can be used"])
+    refused(call, [*arguments, "data.skip_bad=true", "data.classes=[cat]"], ["no image of trainval can be used"])
 
 
 @pytest.mark.parametrize("verb", ["detect", "propose"])

@@ -107,10 +107,8 @@ def _fault(path: Path) -> str | None:
 
 @read_once(256, fresh=0)
 def coco_images(path: Path) -> frozenset[Path] | str:
-    """The images of a COCO file that may not be used otherwise, of which nothing else is kept; none for other JSON.
-
-    For a file that cannot be read, the reason.
-    """
+    """The images of a COCO file that may not be used otherwise, of which nothing else is kept; none for other JSON; for
+    a file that cannot be read, the reason."""
     try:
         return _parse(path).paths
     except OtherJsonError:
@@ -188,10 +186,7 @@ def _json(path: Path) -> Any:
 def _images(
     path: Path, entries: list[dict[str, Any]], of_image: Counter[Id | None]
 ) -> tuple[dict[Id, CocoImage], set[Id], list[Problem]]:
-    """The images that can be used by their ids, the ids of the others, and what is wrong with those, once a cause.
-
-    of_image: how many annotations each image has.
-    """
+    """The images that can be used by their ids, the ids of the others, and what is wrong with those, once a cause."""
     images: dict[Id, CocoImage] = {}
     names: dict[str, int] = {}
     refused: set[Id] = set()
@@ -233,10 +228,7 @@ def _image_fault(entry: dict[str, Any]) -> str:
 
 
 def _categories(path: Path, entries: list[dict[str, Any]], used: frozenset[Id]) -> tuple[dict[Id, str], list[Problem]]:
-    """Names by id, and what is wrong with those that annotations use.
-
-    A category that no annotation uses, such as the root that Roboflow adds, takes no name from others.
-    """
+    """Names by id, and what is wrong with those that annotations use. Others, such as Roboflow's root, take no name."""
     categories: dict[Id, str] = {}
     spare: dict[str, Id] = {}
     faults = []
@@ -277,12 +269,8 @@ def _share_out(
 
 
 def _picture_base(path: Path, names: Sequence[str]) -> Path:
-    """The folder that the images' `file_name`s are relative to: the first of the usual ones that has a first image.
-
-    Usual are the folder of the file, the one above it, `images` and `JPEGImages` in either, and in each of these
-    the part of the file's name after its last underline (instances_train2017.json: train2017).
-    """
-    part = path.stem.rpartition("_")[2]
+    """The folder that the images' `file_name`s are relative to: the first of those below that has a first image."""
+    part = path.stem.rpartition("_")[2]  # train2017 of instances_train2017.json
     roots = [folder / name for folder in (path.parent, path.parent.parent) for name in ("images", "JPEGImages", ".")]
     for base in [b for root in roots for b in (root / part, root)]:
         if any((base / name).is_file() for name in names[:20]):

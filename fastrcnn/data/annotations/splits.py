@@ -55,8 +55,6 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     COCO file below root. Where there are no lists, COCO files and folders of XML files (train, valid, test) are
     recognised by their names; one file alone, XML files without lists, and the images of one list of another name,
     are divided into trainval and test.
-
-    Raises UserError where there is no such split.
     """
     if root.is_file() and split != root.name:
         return root, _of_two(read_coco_file(root).ids(root), split, root), True
@@ -245,9 +243,7 @@ def load(
     whatever is wrong, a file or an object, and report it in the Problems returned. leave_out_others: objects of classes
     that are not in the list are left out and counted.
 
-    Raises UserError, listing everything that is wrong at once, unless `skip_bad`: missing files, annotations that
-    cannot be used, unknown classes, boxes that are inverted, a single point, or out of their image by more than one
-    pixel, and files that a link leads to outside the data set.
+    Raises UserError, listing everything that is wrong at once, unless `skip_bad`: see problems.ERRORS.
     """
     root = source if root is None else root
     images = read(source, image_ids, root, need_pictures, first_pixel)

@@ -142,7 +142,7 @@ def homes(root: Path) -> list[Path]:
 
 
 def annotated_ids(root: Path) -> list[str]:
-    """Ids of all annotations, sorted: what the images of a data set are where no list says so."""
+    """Ids of all annotations, sorted."""
     folder = annotation_folder(root)
     return sorted(nfc(p.relative_to(folder).with_suffix("").as_posix()) for p in _all_files(folder, (".xml",)))
 
@@ -227,9 +227,6 @@ def read_split(root: Path, split: str) -> list[str]:
 
     A line holds an id, or as in the devkit's lists of one class an id and -1, 0 or 1, which is not used. An id may end
     in the suffix of its file, and may hold spaces if there is an image or an annotation of it; CVAT quotes such ids.
-
-    Raises UserError where there is no such list (naming those there are), it is empty, names an id twice, or an id
-    would lead out of the folder.
     """
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
