@@ -118,10 +118,8 @@ def sort_out(image: Annotated, training: bool) -> tuple[list[AnnotatedObject], l
     for o in image.objects or ():
         if note := o.flag_note(training):
             problems.append(note)
-        if not o.listed:
-            problems.append(o.problem("unknown_class", f"unknown class '{o.name}': the file has no such category."))
-        elif o.fault:
-            problems.append(o.box_problem())
+        if error := o.error():
+            problems.append(error)
         else:
             usable.append(o)
     return usable, problems

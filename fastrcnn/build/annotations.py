@@ -87,7 +87,7 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
 
 
 def split_name(splits: Sequence[str]) -> str:
-    """A name for split lists that a file can have: test, VOC2007-test, ...; of many lists the beginning and a digest."""
+    """A name for split lists that a file can have: test, VOC2007-test, ...; of many the beginning and a digest."""
     name = "+".join(splits).replace("/", "-")
     whole = name.encode(errors="surrogateescape")
     if len(whole) > SPLIT_BYTES:

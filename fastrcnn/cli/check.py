@@ -29,9 +29,8 @@ def main(arguments: list[str]) -> int:
     Returns 0, or 1 where something is wrong that training would refuse or leave out.
     """
     config: CheckConfig = compose("check", arguments)
-    from fastrcnn.audit.page import page
     from fastrcnn.audit.report import to_json
-    from fastrcnn.audit.text import summary
+    from fastrcnn.audit.views import page, summary
     from fastrcnn.build.audit import audit, truth_pictures
     from fastrcnn.build.training import check_solver
 

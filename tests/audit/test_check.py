@@ -16,7 +16,6 @@ from voc_folder import VocFolder, fingerprint, voc_xml
 
 from fastrcnn.audit.check import Record, Settings, Task, read_all, sort_out
 from fastrcnn.audit.findings import findings, proposal_findings
-from fastrcnn.audit.page import page
 from fastrcnn.audit.report import (
     Boxes,
     Pictures,
@@ -31,7 +30,7 @@ from fastrcnn.audit.report import (
     split,
     to_json,
 )
-from fastrcnn.audit.text import summary
+from fastrcnn.audit.views import page, summary
 from fastrcnn.data.annotations import splits
 from fastrcnn.data.annotations.problems import KINDS, Problem
 from fastrcnn.evaluation.recall import proposal_recall

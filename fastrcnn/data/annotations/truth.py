@@ -37,9 +37,11 @@ class AnnotatedObject:
     def problem(self, kind: str, what: str, name: str | None = None) -> Problem:
         return Problem(kind, str(self.file), what, None, self.number, name, self.unit)
 
-    def box_problem(self) -> Problem:
-        """Its fault."""
-        return self.problem("box", f"the box {self.shown} {self.fault}", self.name)
+    def error(self) -> Problem | None:
+        """Why it cannot be used, whatever the classes are."""
+        if not self.listed:
+            return self.problem("unknown_class", f"unknown class '{self.name}': the file has no such category.")
+        return self.problem("box", f"the box {self.shown} {self.fault}", self.name) if self.fault else None
 
     def flag_note(self, training: bool) -> Problem | None:
         """What to know about an object with a flag of COCO's."""
@@ -150,8 +152,8 @@ def to_samples(
                 continue
             if o.name not in label_of:
                 unknown.setdefault(o.name, []).append(o)
-            elif o.fault:
-                problems.found.append(o.box_problem())
+            elif error := o.error():
+                problems.found.append(error)
             else:
                 kept.append(o)
                 for out, group in zip(stands_out(o, image), (clipped, at_zero), strict=True):
