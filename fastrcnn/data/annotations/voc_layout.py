@@ -143,14 +143,14 @@ def homes(root: Path) -> list[Path]:
 
 def annotated_ids(root: Path) -> list[str]:
     """Ids of all annotations, sorted."""
-    folder = annotation_folder(root)
-    return sorted(nfc(p.relative_to(folder).with_suffix("").as_posix()) for p in _all_files(folder, (".xml",)))
+    return sorted(image_id for image_id, _ in _all_files(annotation_folder(root), (".xml",)))
 
 
-def _all_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+def _all_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+    """The files below a folder, with the ids that their places mean."""
     for path in folder.rglob("*"):
         if path.suffix.lower() in suffixes and not path.name.startswith("._") and "__MACOSX" not in path.parts:
-            yield path
+            yield nfc(path.relative_to(folder).with_suffix("").as_posix()), path
 
 
 def split_folders(root: Path) -> dict[str, list[str]]:
@@ -168,16 +168,11 @@ def split_folders(root: Path) -> dict[str, list[str]]:
 
 def pictures_without_annotation(root: Path) -> list[Path]:
     """Images of a data set that no XML file belongs to."""
-    folder, splits = picture_folder(root), split_folders(root)
-    found = []
-    if annotation_folder(root) == root and splits:
-        found = [p for name in splits for p in pictures_without_annotation(root / name)]
-    else:
-        splits = {}
-    annotated = set(annotated_ids(root))
-    for path in _all_files(folder, IMAGE_SUFFIXES):
-        relative = path.relative_to(folder)
-        if relative.parts[0] not in splits and nfc(relative.with_suffix("").as_posix()) not in annotated:
+    splits = split_folders(root) if annotation_folder(root) == root else {}
+    found = [path for name in splits for path in pictures_without_annotation(root / name)]
+    annotated, elsewhere = set(annotated_ids(root)), tuple(f"{name}/" for name in splits)
+    for image_id, path in _all_files(picture_folder(root), IMAGE_SUFFIXES):
+        if image_id not in annotated and not image_id.startswith(elsewhere):
             found.append(path)
     return sorted(found)
 
@@ -198,7 +193,7 @@ def where_files_are(root: Path) -> str:
     """Where most images and XML files of a data set are, and what to do if they do not match; empty if it lacks one."""
     found = []
     for suffixes in (IMAGE_SUFFIXES, (".xml",)):
-        files = sorted(_all_files(root, suffixes))
+        files = sorted(path for _, path in _all_files(root, suffixes))
         if not files:
             return ""
         folder = Counter(p.parent for p in files).most_common(1)[0][0]
