@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -96,23 +96,22 @@ def find_coco_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
 @read_once(256, fresh=0)
 def _fault(path: Path) -> str | None:
     """Why a file cannot be read, nothing for JSON of something else, and None for a COCO file."""
-    try:
-        read_coco_file(path)
-    except OtherJsonError:
-        return ""
-    except UserError as error:
-        return str(error)
-    return None
+    found = _or_fault(read_coco_file, path)
+    return found if isinstance(found, str) else None
 
 
 @read_once(256, fresh=0)
 def coco_images(path: Path) -> frozenset[Path] | str:
-    """The images of a COCO file that may not be used otherwise, of which nothing else is kept; none for other JSON; for
-    a file that cannot be read, the reason."""
+    """The images of a COCO file that may not be used otherwise, of which nothing else is kept; or as `_fault`."""
+    found = _or_fault(_parse, path)
+    return found if isinstance(found, str) else found.paths
+
+
+def _or_fault(read: Callable[[Path], CocoFile], path: Path) -> CocoFile | str:
     try:
-        return _parse(path).paths
+        return read(path)
     except OtherJsonError:
-        return frozenset()
+        return ""
     except UserError as error:
         return str(error)
 

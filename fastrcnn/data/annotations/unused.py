@@ -41,10 +41,10 @@ def unused_coco(root: Path, used: Collection[Path]) -> list[Problem]:
         problems.append(_not_used(root, what))
     for file in sorted({*json_files(root)} - {*used}):
         own = coco_images(file)
-        if isinstance(own, str):
+        if own and isinstance(own, str):
             problems.append(_not_used(file, own.removeprefix(f"{file}: ")))
             broken = True
-        elif own:
+        elif isinstance(own, frozenset) and own:
             images[file] = own
             new = len(own - in_use)
             how_many = f"its {len(own)}" if new == len(own) else f"{new} of its {len(own)}"
