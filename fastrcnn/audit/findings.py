@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fastrcnn.audit import report as statistics
@@ -24,15 +24,21 @@ def make_report(
     records: Sequence[Record], problems: Sequence[Problem], name: str, root: str, classes: list[str], settings: Settings
 ) -> Report:
     """The report on a data set. problems: what is known already, those of `file_problems` for one."""
-    found = list(problems)
-    unread = any(p.kind in UNREAD for p in found)
-    found += findings(records, classes, root, settings, unread)
+    unread = any(p.kind in UNREAD for p in problems)
     known = [statistics.known_only(r, classes) for r in records]
     stores = [ProposalStore(path) for path in dict.fromkeys(r.task.store for r in records) if path is not None]
-    found += proposal_findings(known, stores)
     boxes = statistics.boxes(known, settings.short_sides, settings.long_side)
-    sampling = statistics.sampling(known, settings.rois_per_image, settings.fg_fraction)
-    found += [*_small_boxes(boxes, root), *_few_rois(sampling, root)]
+    sampling = statistics.sampling(known, settings.solver.rois_per_image, settings.solver.fg_fraction)
+    found = [*problems, *findings(records, classes, root, settings, unread), *proposal_findings(known, stores)]
+    side, below = next(iter(boxes.below_cell.items()), ("", 0))
+    if below:
+        what = f"{below} of {sum(boxes.sizes.values())} boxes are lower or narrower than {CELL} pixels, one cell of "
+        what += f"conv5_3, when the short side of the image has {side} pixels."
+        found.append(Problem("small_boxes", root, what))
+    if sampling is not None and sampling.few_background > FEW_BACKGROUND:
+        what = f"{100 * sampling.few_background:.0f} % of the training images have too few background RoIs to fill up "
+        what += f"to {sampling.rois_per_image}; {sampling.drawn:.0f} can be drawn on average."
+        found.append(Problem("few_rois", root, what))
     lists = dict.fromkeys((r.task.role, r.task.split) for r in records)
     return Report(
         name=name,
@@ -58,26 +64,6 @@ def file_problems(records: Sequence[Record], root: Path) -> list[Problem]:
     return found
 
 
-def findings(
-    records: Sequence[Record], classes: Sequence[str], lists: str, settings: Settings, unread: bool = False
-) -> list[Problem]:
-    """All of them but those about proposals.
-
-    lists: the place of the split lists, for messages. unread: there are annotations that could not be read, which is
-    why objects may be missing.
-    """
-    return [
-        *_unknown_classes(records, classes, "other_classes" if settings.leave_out_others else "unknown_class"),
-        *_same_ids(records, lists),
-        *_same_pictures(records),
-        *_zero_based(records),
-        *_letter_case(records),
-        *_rare_classes(records, classes, lists, settings.use_difficult, unread),
-        *_without_truth(records, classes, lists, unread),
-        *_counted(records),
-    ]
-
-
 def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str, test: str) -> list[Problem]:
     """The classes that an evaluation on the split `test` cannot write files for, each at its first object."""
     first = {o.name: o for r in reversed([*records]) for o in reversed(r.objects)}
@@ -87,6 +73,29 @@ def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str
             what = f"class {name[:40]!r} {fault}."
             problems.append(first[name].problem("classes", what) if name in first else Problem("classes", lists, what))
     return problems
+
+
+def findings(
+    records: Sequence[Record], classes: Sequence[str], lists: str, settings: Settings, unread: bool = False
+) -> list[Problem]:
+    """All of them but those about proposals.
+
+    lists: the place of the split lists, for messages. unread: there are annotations that could not be read, which is
+    why objects may be missing.
+    """
+    known, kind = set(classes), "other_classes" if settings.leave_out_others else "unknown_class"
+    others = [o for r in records for o in r.objects if o.name not in known]
+    return [
+        *(o.problem(kind, unknown_class(o.name, classes), o.name) for o in others),
+        *_same_ids(records, lists),
+        *_same_pictures(records),
+        *_zero_based(records),
+        *_letter_case(records),
+        *_rare_classes(records, classes, lists, settings.use_difficult, unread),
+        *_without_truth(records, classes, lists, unread),
+        *_of_images(records),
+        *image_notes([(r.image.path, r.stored, r.turn) for r in records if r.stored and r.size == r.image.size]),
+    ]
 
 
 def proposal_findings(records: Sequence[Record], stores: Iterable[ProposalStore]) -> list[Problem]:
@@ -101,54 +110,55 @@ def proposal_findings(records: Sequence[Record], stores: Iterable[ProposalStore]
         if dropped := [f"{n} {k.replace('_', ' ')}" for k, n in counts.items() if n]:
             what = f"boxes dropped: {', '.join(dropped)}."
             problems.append(Problem("dropped_proposals", str(store.path), what))
-    what = "{n} image(s) have no box in the store."
-    problems += _sum_up("zero_proposals", records, lambda r: r.proposals == 0, what)
-    having = [r for r in records if r.proposals is not None]
+    empty, untouched = [r.proposals == 0 for r in records], [int((r.best == 0).sum()) for r in records]
     what = "{n} object(s) in {images} image(s) are touched by no proposal at all."
-    problems += _sum_up("missed", having, lambda r: int((r.best == 0).sum()), what, annotation=True)
-    return problems
-
-
-def _sum_up(
-    kind: str, records: Iterable[Record], count: Callable[[Record], int], what: str, annotation: bool = False
-) -> list[Problem]:
-    """One problem for all records that `count` finds something in; it names the file of the first of them."""
-    found = [(r, n) for r in records if (n := count(r))]
-    if not found:
-        return []
-    first = found[0][0].image
-    text = what.format(n=sum(n for _, n in found), images=len(found))
-    return [Problem(kind, str(first.annotation if annotation else first.path), text)]
-
-
-def _unknown_classes(records: Iterable[Record], classes: Sequence[str], kind: str) -> list[Problem]:
-    known = set(classes)
     return [
-        o.problem(kind, unknown_class(o.name, classes), o.name)
-        for r in records
-        for o in r.objects
-        if o.name not in known
+        *problems,
+        *_sum_up("zero_proposals", records, empty, "{n} image(s) have no box in the store."),
+        *_sum_up("missed", records, untouched, what),
     ]
+
+
+def _sum_up(kind: str, records: Sequence[Record], counts: Sequence[int], what: str) -> list[Problem]:
+    """One problem for all images with a count above 0; it names the file of the first of them."""
+    images = [r.image for r, n in zip(records, counts, strict=True) if n]
+    if not images:
+        return []
+    file = images[0].annotation if kind in ("missed", "zero_based") else images[0].path
+    return [Problem(kind, str(file), what.format(n=sum(counts), images=len(images)))]
+
+
+def _of_images(records: Sequence[Record]) -> list[Problem]:
+    clipped = [sum(stands_out(o, r.image)[0] for o in r.objects) for r in records]
+    negative = [r.image.size is not None and not r.objects and not r.problems for r in records]
+    escaped = [comp4_id(r.task.image_id) != r.task.image_id for r in records]
+    problems = [
+        *_sum_up("clipped", records, clipped, "{n} box(es) in {images} image(s) were clipped."),
+        *_sum_up("negative", records, negative, "{n} image(s) have no object."),
+        *_sum_up("escaped_id", records, escaped, "{n} id(s) hold a space or a %."),
+    ]
+    for colour in sorted({r.colour for r in records} - {"RGB"}):
+        problems += _sum_up("colours", records, [r.colour == colour for r in records], f"{{n}} image(s) are {colour}.")
+    return problems
 
 
 def _same_ids(records: Iterable[Record], lists: str) -> list[Problem]:
     places: dict[str, list[Record]] = defaultdict(list)
     for r in records:
         places[r.task.image_id].append(r)
-    problems = []
-    both: list[str] = []
+    problems, both = [], []
     for image_id, found in places.items():
-        for role in ("train", "test"):
-            named = [r.task.split for r in found if r.task.role == role]
+        roles: dict[str, list[str]] = {"train": [], "test": []}
+        for r in found:
+            roles[r.task.role].append(r.task.split)
+        for named in roles.values():
             if len(named) > 1:
                 problems.append(Problem("duplicate_id", lists, f"'{image_id}' is in {' and in '.join(named)}."))
-        files = {r.image.path for r in found}
-        if len({r.task.role for r in found}) == 1:
-            continue
-        if len(files) > 1:
-            what = f"'{image_id}' is the id of {' and of '.join(sorted(map(str, files)))}."
+        files = {str(r.image.path) for r in found}
+        if all(roles.values()) and len(files) > 1:
+            what = f"'{image_id}' is the id of {' and of '.join(sorted(files))}."
             problems.append(Problem("duplicate_id", lists, what))
-        else:
+        elif all(roles.values()):
             both.append(image_id)
     if both:
         what = f"{len(both)} id(s) are both in the lists to train on and in those to test on, such as '{both[0]}'."
@@ -164,18 +174,15 @@ def _same_pictures(records: Iterable[Record]) -> list[Problem]:
     problems = []
     for group in groups.values():
         if len(group) > 1:
-            first, *others = group.values()
+            first, *others = [f"'{r.task.image_id}' ({r.task.split})" for r in group.values()]
             leak = len({r.task.role for r in group.values()}) > 1
-            names = ", ".join(f"'{r.task.image_id}' ({r.task.split})" for r in others)
-            what = f"'{first.task.image_id}' ({first.task.split}) is the same file, byte for byte, as {names}."
-            problems.append(Problem("leak" if leak else "copies", str(first.image.path), what))
+            what = f"{first} is the same file, byte for byte, as {', '.join(others)}."
+            problems.append(Problem("leak" if leak else "copies", str(next(iter(group))), what))
     return problems
 
 
 def _zero_based(records: Sequence[Record]) -> list[Problem]:
-    def at_zero(r: Record) -> int:
-        return sum(stands_out(o, r.image)[1] for o in r.objects)
-
+    at_zero = [sum(stands_out(o, r.image)[1] for o in r.objects) for r in records]
     at_end = 0  # boxes that a zero-based inclusive file cannot have
     for image in (r.image for r in records):
         at_end += sum(o.box[2] >= image.width or o.box[3] >= image.height for o in image.objects or ())
@@ -186,19 +193,16 @@ def _zero_based(records: Sequence[Record]) -> list[Problem]:
         else "No box reaches the image's last column or row: the whole data set seems to count from 0."
     )
     what = "{n} box(es) in {images} file(s) start at 0, before the first pixel, which is 1 in VOC. "
-    return _sum_up("zero_based", records, at_zero, what + rest, annotation=True)
+    return _sum_up("zero_based", records, at_zero, what + rest)
 
 
-def _letter_case(records: Iterable[Record]) -> list[Problem]:
-    first: dict[str, Record] = {}
-    for r in records:
-        for name in r.names:
-            first.setdefault(name, r)
-    problems = []
-    for group in same_files(first):
-        what = f"there are {' and '.join(map(repr, group))}, which {SAME_FILES}."
-        problems.append(Problem("letter_case", str(first[group[-1]].image.annotation), what))
-    return problems
+def _letter_case(records: Sequence[Record]) -> list[Problem]:
+    first = {name: str(r.image.annotation) for r in reversed(records) for name in reversed(r.names)}
+    ordered = dict.fromkeys(name for r in records for name in r.names)
+    return [
+        Problem("letter_case", first[group[-1]], f"there are {' and '.join(map(repr, group))}, which {SAME_FILES}.")
+        for group in same_files(ordered)
+    ]
 
 
 def _rare_classes(
@@ -238,38 +242,3 @@ def _without_truth(records: Sequence[Record], classes: Sequence[str], lists: str
         return []
     what = f"no class has an object in the {len(test)} image(s) to test on, so there will be no mAP and no best.pt."
     return [Problem("no_truth", lists, what)]
-
-
-def _counted(records: Sequence[Record]) -> list[Problem]:
-    def empty(r: Record) -> bool:
-        return r.image.size is not None and not r.objects and not r.problems
-
-    def escaped(r: Record) -> bool:
-        return comp4_id(r.task.image_id) != r.task.image_id
-
-    def clipped(r: Record) -> int:
-        return sum(stands_out(o, r.image)[0] for o in r.objects)
-
-    problems = _sum_up("clipped", records, clipped, "{n} box(es) in {images} image(s) were clipped.")
-    problems += _sum_up("negative", records, empty, "{n} image(s) have no object.")
-    problems += _sum_up("escaped_id", records, escaped, "{n} id(s) hold a space or a %.")
-    for colour in sorted({r.colour for r in records} - {"RGB"}):
-        of_colour = [r for r in records if r.colour == colour]
-        problems += _sum_up("colours", of_colour, lambda r: 1, f"{{n}} image(s) are {colour}.")
-    problems += image_notes([(r.image.path, r.stored, r.turn) for r in records if r.stored and r.size == r.image.size])
-    return problems
-
-
-def _small_boxes(boxes: statistics.Boxes, root: str) -> list[Problem]:
-    side, below = next(iter(boxes.below_cell.items()), ("", 0))
-    if not below:
-        return []
-    what = f"{below} of {sum(boxes.sizes.values())} boxes are lower or narrower than {CELL} pixels, one cell of "
-    return [Problem("small_boxes", root, f"{what}conv5_3, when the short side of the image has {side} pixels.")]
-
-
-def _few_rois(s: statistics.Sampling | None, root: str) -> list[Problem]:
-    if s is None or s.few_background <= FEW_BACKGROUND:
-        return []
-    what = f"{100 * s.few_background:.0f} % of the training images have too few background RoIs to fill up to "
-    return [Problem("few_rois", root, f"{what}{s.rois_per_image}; {s.drawn:.0f} can be drawn on average.")]

@@ -13,7 +13,8 @@ from fastrcnn.audit.check import Record
 from fastrcnn.data.annotations.problems import Problem
 from fastrcnn.data.annotations.truth import stands_out
 from fastrcnn.data.transforms import scale_for
-from fastrcnn.evaluation.sizes import SIZES
+from fastrcnn.evaluation.recall import Recall, recall
+from fastrcnn.evaluation.sizes import by_size
 
 CELL = 16  # pixels of the scaled image that one cell of conv5_3 stands for
 
@@ -25,15 +26,6 @@ class Range:
     min: float | None
     median: float | None
     max: float | None
-
-
-@dataclass(frozen=True)
-class Recall:
-    """Share of the objects, difficult ones left out, that a proposal overlaps enough; None where there are none."""
-
-    objects: int
-    at_50: float | None
-    at_70: float | None
 
 
 @dataclass(frozen=True)
@@ -59,19 +51,20 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    width: Range  # pixels
+class Sizes:
+    width: Range  # pixels of the original
     height: Range
     aspect: Range  # width over height
+
+
+@dataclass(frozen=True)
+class Pictures(Sizes):
     colours: dict[str, int]  # images stored as RGB, gray, palette, CMYK, RGBA, 16-bit
     turned: int  # with an EXIF rotation, whether it is applied or not
 
 
 @dataclass(frozen=True)
-class Boxes:
-    width: Range  # pixels of the original
-    height: Range
-    aspect: Range
+class Boxes(Sizes):
     sizes: dict[str, int]  # small, medium, large: areas below 32 x 32, below 96 x 96, the rest
     below_cell: dict[str, int]  # short side of training -> boxes whose shorter side is then less than 16 pixels
     clipped: int
@@ -138,8 +131,8 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def known_only(record: Record, classes: Sequence[str]) -> Record:
     """The record without objects of unknown classes, which the counts leave out as training would."""
-    kept = np.array([name in classes for name in record.names], dtype=bool)
-    objects = tuple(o for o, k in zip(record.objects, kept, strict=True) if k)
+    kept = [o.name in classes for o in record.objects]
+    objects = [o for o in record.objects if o.name in classes]
     return replace(record, objects=objects, best=record.best if record.proposals is None else record.best[kept])
 
 
@@ -167,9 +160,7 @@ def pictures(records: Sequence[Record]) -> Pictures:
     read = [r for r in records if r.size]
     width, height = np.array([r.size for r in read], dtype=float).reshape(-1, 2).T
     return Pictures(
-        width=_range(width),
-        height=_range(height),
-        aspect=_range(width / height),
+        *_ranges(width, height),
         colours=dict(sorted(Counter(r.colour for r in read).items())),
         turned=sum(r.stored is not None and r.stored.orientation != 1 for r in read),
     )
@@ -184,10 +175,8 @@ def boxes(records: Sequence[Record], short_sides: Iterable[int], long_side: int)
         factor = np.repeat(scales, [len(r.objects) for r in records if r.image.size])
         below[str(side)] = int((np.minimum(width, height) * factor < CELL).sum())
     return Boxes(
-        width=_range(width),
-        height=_range(height),
-        aspect=_range(width / height),
-        sizes={name: int(which.sum()) for name, which in _sizes(width * height).items()},
+        *_ranges(width, height),
+        sizes={name: int(which.sum()) for name, which in by_size(width * height).items()},
         below_cell=below,
         clipped=sum(stands_out(o, r.image)[0] for r in records for o in r.objects),
     )
@@ -210,10 +199,10 @@ def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequenc
         fewest=min(counts),
         mean=float(np.mean(counts)),
         most=max(counts),
-        all=_recall(best[counted]),
-        splits={s: _recall(best[counted & (places == s)]) for s in dict.fromkeys(r.task.split for r in having)},
-        classes={name: _recall(best[counted & (names == name)]) for name in classes},
-        sizes={name: _recall(best[counted & which]) for name, which in _sizes(width * height).items()},
+        all=recall(best[counted]),
+        splits={s: recall(best[counted & (places == s)]) for s in dict.fromkeys(r.task.split for r in having)},
+        classes={name: recall(best[counted & (names == name)]) for name in classes},
+        sizes={name: recall(best[counted & which]) for name, which in by_size(width * height).items()},
         untouched=int((best == 0).sum()),
     )
 
@@ -245,17 +234,11 @@ def _sides(records: Sequence[Record]) -> np.ndarray:
     return (found[:, 2:] - found[:, :2]).T
 
 
+def _ranges(width: np.ndarray, height: np.ndarray) -> tuple[Range, Range, Range]:
+    return _range(width), _range(height), _range(width / height)
+
+
 def _range(values: np.ndarray) -> Range:
     if not len(values):
         return Range(None, None, None)
     return Range(float(values.min()), float(np.median(values)), float(values.max()))
-
-
-def _sizes(area: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: (area >= low) & (area < high) for name, (low, high) in SIZES.items()}
-
-
-def _recall(best: np.ndarray) -> Recall:
-    if not len(best):
-        return Recall(0, None, None)
-    return Recall(len(best), float((best >= 0.5).mean()), float((best >= 0.7).mean()))

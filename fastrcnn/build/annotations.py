@@ -8,16 +8,25 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from fastrcnn.config.schema import DataConfig
 from fastrcnn.config.values import check_name
 from fastrcnn.data.annotations.coco_file import Id, read_coco_file
-from fastrcnn.data.annotations.problems import ROUTINE, Problem, by_kind, shorten
-from fastrcnn.data.annotations.splits import class_names, describe_split, find_split, is_coco, load
-from fastrcnn.data.frames import Look, image_notes, look_at
-from fastrcnn.data.unannotated import load_unannotated, without_annotation
+from fastrcnn.data.annotations.problems import ROUTINE, Problem, by_cause, by_kind, shorten
+from fastrcnn.data.annotations.splits import (
+    class_names,
+    describe_split,
+    explain_missing,
+    find_split,
+    is_coco,
+    load,
+    read,
+    source_problems,
+)
+from fastrcnn.data.annotations.voc_layout import find_annotation
+from fastrcnn.data.frames import Look, image_notes, look_at, without_objects
+from fastrcnn.data.sources import pictures, samples_of
 from fastrcnn.errors import UserError
 from fastrcnn.names import SAME_FILES, class_fault, same_files
 from fastrcnn.structures import Sample
@@ -45,11 +54,8 @@ def root(config: DataConfig) -> Path:
 
 
 def absolute_paths(config: DataConfig) -> None:
-    """Makes the paths of a data set absolute, so that a run can be evaluated from any folder.
-
-    Raises UserError where the data set's folder is not there, with the path as it was given.
-    """
-    root(config)
+    """Makes the paths of a data set absolute, so that a run can be evaluated from any folder."""
+    root(config)  # names a folder that is not there as it was given
     for name in ("root", "proposals", "proposal_cache"):
         if (path := getattr(config, name)) is not None:
             setattr(config, name, str(Path(path).expanduser().resolve()))
@@ -81,10 +87,7 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
 
 
 def split_name(splits: Sequence[str]) -> str:
-    """A name for split lists that a file can have: test, VOC2007-test, ...; of many lists the beginning and a digest.
-
-    Raises UserError for characters that no file's name has.
-    """
+    """A name for split lists that a file can have: test, VOC2007-test, ...; of many the beginning and a digest."""
     name = "+".join(splits).replace("/", "-")
     whole = name.encode(errors="surrogateescape")
     if len(whole) > SPLIT_BYTES:
@@ -108,8 +111,7 @@ def test_splits(config: DataConfig, split: str | None) -> list[str]:
 def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]:
     """Names of the classes, those of all splits where none are given; label i is number i - 1 of the list.
 
-    tests: lists to evaluate on without a model, by default data.test. With them lists to train on may be missing, else
-    lists to test on may: whoever evaluates on them says what is wrong.
+    tests: lists to evaluate on without a model, which must be there; by default the lists to train on must.
     """
     evaluated = config.test if tests is None else tests
     if config.classes is not None:
@@ -164,10 +166,7 @@ def warn_of_same_files(names: Sequence[str]) -> None:
 
 def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, Id]:
     """Ids of categories in COCO results by name: all of the splits' COCO file, as they stand there, else the labels of
-    the classes `names`.
-
-    Raises UserError where the files of several splits give them differently.
-    """
+    the classes `names`."""
     files = [read_coco_file(source) for source, _ in image_ids(config, splits) if is_coco(source)]
     if any(file.category_ids != files[0].category_ids for file in files):
         raise UserError(
@@ -213,7 +212,8 @@ def samples(
             log.warning("%s: %d left out (data.skip_bad):\n%s", source, number, shorten(problems.lines))
         found += part
     if need_pictures:
-        found = whole_pictures(found, config.skip_bad)
+        listed, (found, looks, bad) = len(found), look_at(found)
+        report_images(looks, bad, listed, config.skip_bad)
     if not found:
         raise UserError(f"{config.root}: no image of {', '.join(splits) or 'an empty list of splits'} can be used.")
     twice = [i for i, n in Counter(s.image_id for s in found).items() if n > 1]
@@ -227,7 +227,10 @@ def samples(
 
 def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad: bool) -> None:
     """Raises UserError where all images of a split lack an annotation, or most do and none may be left out."""
-    lacking = without_annotation(source, ids)
+    if is_coco(source):
+        lacking = 0 if read_coco_file(source).annotated else len(ids)
+    else:
+        lacking = sum(not find_annotation(source, image_id).exists() for image_id in ids)
     if lacking == len(ids) or (2 * lacking > len(ids) and not skip_bad):
         raise UserError(
             f"{source}: {lacking} of the {len(ids)} images of '{split}' have no annotation, as in test sets whose "
@@ -236,42 +239,54 @@ def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad:
         )
 
 
-def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
-    """The images of the splits without truth, whether there is some or not; for sizes see `load_unannotated`."""
+def load_unannotated(
+    sources: Sequence[tuple[Path, Sequence[str]]], folder: Path
+) -> tuple[list[Sample], list[Look], list[str]]:
+    """Samples without objects of the images that sources name, whether annotations have some or not, with what each
+    file says, and what is wrong with the other images. folder: the data set's.
+
+    An image whose EXIF data ask for a rotation is used in the size that the COCO file or the XML file gives it, as with
+    truth; without either upright, as `fastrcnn detect` does. Each file is read, so that nothing breaks hours later.
+    """
     found: list[Sample] = []
-    bad: list[str] = []
-    looks: list[Look] = []
-    number = 0
-    for source, ids in image_ids(config, splits):
-        part, seen, faults = load_unannotated(source, ids, root(config))
-        found += part
-        looks += seen
-        bad += faults
-        number += len(ids)
-    say_bad_images(bad, number, config.skip_bad and bool(found))
-    say_looks(looks)
+    bad: list[Problem] = []
+    for source, ids in sources:
+        problems = source_problems(source)
+        for image in read(source, ids, folder):
+            faults = [p for p in image.problems if p.kind in ("missing_picture", "link") or image.path == source]
+            problems += faults
+            if not faults:
+                found.append(without_objects(image.image_id, image.path, image.size, image.number))
+        bad += by_cause(explain_missing(problems, source, folder, len(ids)), len(ids))
+    found, looks, broken = look_at(found, rotated_only=True)
+    return found, looks, [*map(str, bad), *broken]
+
+
+def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
+    """What `load_unannotated` finds. Raises UserError where some are wrong and may not be left out."""
+    sources = image_ids(config, splits)
+    found, looks, bad = load_unannotated(sources, root(config))
+    report_images(looks, bad, sum(len(ids) for _, ids in sources), config.skip_bad and bool(found))
     return found
 
 
-def whole_pictures(found: list[Sample], skip_bad: bool) -> list[Sample]:
-    """Those samples whose image is whole and of the size that its annotation gives, with the rotation that it needs.
-
-    Raises UserError, naming all that are not, unless `skip_bad`.
-    """
-    looks = look_at([(sample.path, (sample.width, sample.height)) for sample in found])
-    say_bad_images([fault for fault in looks if isinstance(fault, str)], len(found), skip_bad)
-    whole = [(sample, look) for sample, look in zip(found, looks, strict=True) if not isinstance(look, str)]
-    say_looks([look for _, look in whole])
-    return [replace(sample, turn=turn) for sample, (_, _, turn) in whole]
+def source_pictures(source: str, skip_bad: bool) -> list[Sample]:
+    """Samples of the images that `source=` means. Raises UserError where some are broken and may not be left out."""
+    named = samples_of(pictures(source))
+    found, looks, bad = look_at(named)
+    report_images(looks, bad, len(named), skip_bad and bool(found))
+    return found
 
 
-def say_bad_images(bad: Sequence[str], number: int, skip_bad: bool) -> None:
-    """Says which of so many images are left out; raises UserError where none may be."""
+def report_images(looks: Sequence[Look], bad: Sequence[str], number: int, skip_bad: bool) -> None:
+    """Says which of so many images are left out, rotated, or scaled by fewer bits; raises UserError where none may be
+    left out."""
     if bad and not skip_bad:
         advice = "Fix the files, or leave out what is wrong with data.skip_bad=true."
         raise UserError(f"{len(bad)} of {number} images cannot be used:\n{shorten(bad)}\n{advice}")
     if bad:
         log.warning("%d image(s) left out (data.skip_bad):\n%s", len(bad), shorten(bad))
+    say_notes(image_notes(looks))
 
 
 def say_notes(notes: Sequence[Problem]) -> None:
@@ -281,11 +296,6 @@ def say_notes(notes: Sequence[Problem]) -> None:
         more = "" if len(group) == 1 else " `fastrcnn check` lists all of them."
         level = logging.INFO if kind in ROUTINE else logging.WARNING
         say_once(f"{first.title} ({len(group)}): {first} {first.mend}{more}", level)
-
-
-def say_looks(looks: Sequence[Look]) -> None:
-    """Says which images are rotated, or are not though they ask for it, and which are scaled by fewer bits."""
-    say_notes(image_notes(looks))
 
 
 def has_truth(found: Sequence[Sample]) -> bool:

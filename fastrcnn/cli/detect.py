@@ -72,8 +72,8 @@ def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path],
     be read are named and left out. Raises UserError where none is left.
     """
     from fastrcnn.build import annotations, datasets
-    from fastrcnn.data.frames import Look
-    from fastrcnn.data.sources import decode_each, image_ids, readable
+    from fastrcnn.data.frames import Look, image_notes, look_at
+    from fastrcnn.data.sources import decode_each, image_ids, samples_of
     from fastrcnn.inference.output import Output
     from fastrcnn.progress import progress
 
@@ -82,7 +82,7 @@ def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path],
     output = Output(folder, str(config.source), ("file",), [*names.values(), *targets(config, detector)], paths)
     proposals: Callable[[str], np.ndarray] | None = None
     if config.data.proposals is not None:
-        samples = readable(paths)[0]
+        samples = look_at(samples_of(paths))[0]
         used, boxes = datasets.proposals(config.data, samples, "pictures")
         lacking = {sample.image_id for sample in samples} - {sample.image_id for sample in used}
         files = {image_id: path for image_id, path in files.items() if image_id not in lacking}
@@ -99,7 +99,7 @@ def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path],
         log.warning("left out: %d more", len(faults) - NAMED)
     if not output.found:
         raise UserError(faults[0] if len(faults) == 1 else f"none of the {len(faults)} files is a picture.")
-    annotations.say_looks(looks)
+    annotations.say_notes(image_notes(looks))
     finish(config, detector, output, len(faults))
     if faults:
         log.warning("%d of %d files could not be read and were left out", len(faults), len(paths))

@@ -13,7 +13,6 @@ from fastrcnn.parallel.launch import launch
 
 if TYPE_CHECKING:
     from fastrcnn.proposals.formats.content import Content
-    from fastrcnn.structures import Sample
 
 EXPORTED = (".mat", ".json")
 SUSPICIOUS = 0.01  # share of boxes dropped or clipped by more than a pixel that speaks of another convention
@@ -57,7 +56,8 @@ def make(config: ProposeConfig) -> list[Path]:
     if config.source is not None:
         if output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
-        return [datasets.make_proposals(data, images_of(config.source), output, config.workers)]
+        images = annotations.source_pictures(config.source, data.skip_bad)
+        return [datasets.make_proposals(data, images, output, config.workers)]
     names = annotations.classes(data)
     made = []
     for splits in (data.train, data.test) if output is None else [all_splits(config)]:
@@ -69,16 +69,6 @@ def make(config: ProposeConfig) -> list[Path]:
 
 def all_splits(config: ProposeConfig) -> list[str]:
     return list(dict.fromkeys([*config.data.train, *config.data.test]))
-
-
-def images_of(source: str) -> list[Sample]:
-    """The images that `source` names; the log says what was done to them as they were read."""
-    from fastrcnn.build import annotations
-    from fastrcnn.data import sources
-
-    found, looks = sources.without_truth(sources.pictures(source))
-    annotations.say_looks(looks)
-    return found
 
 
 def convert(config: ProposeConfig) -> None:
@@ -123,7 +113,7 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     if output.exists() and any(output.samefile(part) for part in file.paths):
         raise UserError(f"{output}: is what is read; name another store, as output=NAME.proposals.")
     if config.source is not None:
-        images = images_of(config.source)
+        images = annotations.source_pictures(config.source, data.skip_bad)
     else:
         images = annotations.samples(data, all_splits(config), annotations.classes(data), need_pictures=False)
     matched, counts = convert_to_store(file, images, output)

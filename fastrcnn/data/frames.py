@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
@@ -55,26 +56,42 @@ def _size_fault(path: Path, stored: Stored, size: Size) -> str:
     return f"{path}: {disagreement(stored, size)} Fix the size and the boxes in the annotation."
 
 
-def look_at(images: Sequence[tuple[Path, Size | None]], rotated_only: bool = False) -> list[Look | str]:
-    """For each image file, and the size in its annotation, what the file says and the orientation to apply; or what is
-    wrong with it, that it is not whole or of another size.
+def without_objects(image_id: str, path: Path, size: Size | None = None, number: int | str | None = None) -> Sample:
+    """A sample without objects. size: what an annotation says, if any. number: the image's id in a COCO file."""
+    width, height = size or (0, 0)
+    return Sample(
+        image_id, path, width, height, np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool), number=number
+    )
+
+
+def look_at(samples: Sequence[Sample], rotated_only: bool = False) -> tuple[list[Sample], list[Look], list[str]]:
+    """The samples whose image is whole and has the sample's size, with the rotation that it needs; what each file says;
+    and what is wrong with the others. A width of 0 means that any size is right, and the image is used upright.
 
     rotated_only: the size matters only where EXIF data ask for a rotation.
     """
 
-    def look(image: tuple[Path, Size | None]) -> Look | str:
-        path, size = image
+    def look(sample: Sample) -> Look | str:
+        size = (sample.width, sample.height) if sample.width else None
         try:
-            stored = inspect(path)
+            stored = inspect(sample.path)
         except UserError as error:
             return str(error)
         if size is None or (rotated_only and stored.orientation == 1):
-            return path, stored, stored.orientation
+            return sample.path, stored, stored.orientation
         turn = turn_for(stored, size)
-        return _size_fault(path, stored, size) if turn is None else (path, stored, turn)
+        return _size_fault(sample.path, stored, size) if turn is None else (sample.path, stored, turn)
 
     with ThreadPool(8) as pool:  # the time goes into reading files
-        return list(progress(pool.imap(look, images, chunksize=16), len(images), "looking at images"))
+        seen = list(progress(pool.imap(look, samples, chunksize=16), len(samples), "looking at images"))
+    found, looks = [], []
+    for sample, result in zip(samples, seen, strict=True):
+        if not isinstance(result, str):
+            _, stored, turn = result
+            width, height = stored.rotated(turn)
+            found.append(replace(sample, width=width, height=height, turn=turn))
+            looks.append(result)
+    return found, looks, [result for result in seen if isinstance(result, str)]
 
 
 def read_sample(sample: Sample) -> np.ndarray:
@@ -89,13 +106,6 @@ def read_sample(sample: Sample) -> np.ndarray:
     if pixels is None or pixels.shape[1::-1] != size:
         raise UserError(_size_fault(sample.path, stored, size))
     return pixels
-
-
-def sample_of(image_id: str, look: Look, number: int | str | None = None) -> Sample:
-    """A sample without objects. number: the image's id in a COCO file."""
-    path, stored, turn = look
-    nothing = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool)
-    return Sample(image_id, path, *(stored.size if turn == 1 else stored.upright), *nothing, number=number, turn=turn)
 
 
 def image_notes(looks: Sequence[Look]) -> list[Problem]:

@@ -11,7 +11,7 @@ import io
 import re
 import warnings
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -37,6 +37,7 @@ class Stored:
     height: int
     orientation: int = 1  # EXIF's, 1 to 8, to apply so that the image is upright; 1 where the file has none
     bits: int | None = None  # that the values of a 16-bit image use, see `bits_used`; known when it is decoded
+    mode: str = field(default="RGB", compare=False)  # Pillow's name for what a pixel is
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,6 +48,10 @@ class Stored:
     def upright(self) -> tuple[int, int]:
         """Width and height when the orientation is applied."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
+
+    def rotated(self, turn: int) -> tuple[int, int]:
+        """Width and height as `turn_for` decides: 1 for the image as stored, else upright."""
+        return self.size if turn == 1 else self.upright
 
 
 def read_image(path: Path, turn: int | None = None) -> np.ndarray:
@@ -109,11 +114,10 @@ def turned(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def bits_used(image: np.ndarray, data: bytes = b"") -> int:
-    """How many of the 16 bits of an image (H, W, ...) uint16 its values use: 8, 10, 12, 14 or 16.
+    """How many of the 16 bits of an image (H, W, ...) uint16 its values use: the fewest of 8, 10, 12, 14 and 16.
 
-    The fewest that hold the largest value, so that 12-bit values are not treated as a sixteenth of the brightness. A
-    file decides alone, and the same always. A PNG's sBIT chunk, where `data` has one, takes precedence: it names the
-    number, unless the values fill 16 bits with zeros below, as the PNG standard asks; then all 16 count.
+    A PNG's sBIT chunk, where `data` has one, takes precedence: it names the number, unless the values fill 16 bits with
+    zeros below, as the PNG standard asks; then all 16 count.
     """
     largest = int(image.max(initial=0))
     named = _named_bits(data)
@@ -192,7 +196,7 @@ def read_header(data: bytes, path: Path) -> Stored:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, KeyError, TypeError):
         kinds = " TIFFs are read with 8 or 16 bits a channel, whole numbers." if data.startswith(TIFF) else ""
         raise UserError(f"{path}: not a picture, or cut short.{kinds}") from None
-    return Stored(width, height, orientation)
+    return Stored(width, height, orientation, mode=header.mode)
 
 
 def _orientation(header: Image.Image, data: bytes) -> int:

@@ -11,13 +11,12 @@ import numpy as np
 
 from fastrcnn.data.annotations.text_files import read_lines
 from fastrcnn.data.annotations.voc_layout import IMAGE_SUFFIXES
-from fastrcnn.data.frames import Look
-from fastrcnn.data.images import decode_stored, inspect, read_bytes, turned
+from fastrcnn.data.frames import Look, without_objects
+from fastrcnn.data.images import decode_stored, read_bytes, turned
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-NOTHING = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
 
 
 def is_video(source: str) -> bool:
@@ -79,27 +78,9 @@ def image_ids(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def readable(paths: Sequence[Path]) -> tuple[list[Sample], list[Look], list[str]]:
-    """Samples of images that nothing is known about, upright, what each file says, and what is wrong with those that
-    are no whole images."""
-    found, looks, faults = [], [], []
-    for image_id, path in zip(image_ids(paths), paths, strict=True):
-        try:
-            stored = inspect(path)
-        except UserError as error:
-            faults.append(str(error))
-            continue
-        found.append(Sample(image_id, path, *stored.upright, *NOTHING, turn=stored.orientation))
-        looks.append((path, stored, stored.orientation))
-    return found, looks, faults
-
-
-def without_truth(paths: Sequence[Path]) -> tuple[list[Sample], list[Look]]:
-    """See readable. Raises UserError naming all files that are no whole images."""
-    found, looks, faults = readable(paths)
-    if faults:
-        raise UserError(f"{len(faults)} of {len(paths)} files cannot be used:\n  " + "\n  ".join(faults))
-    return found, looks
+def samples_of(paths: Sequence[Path]) -> list[Sample]:
+    """Samples of images that nothing is known about, which `look_at` completes."""
+    return [without_objects(image_id, path) for image_id, path in zip(image_ids(paths), paths, strict=True)]
 
 
 def decode_each(paths: Mapping[str, Path], looks: list[Look], faults: list[str]) -> Iterator[tuple[str, np.ndarray]]:

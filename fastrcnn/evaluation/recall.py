@@ -57,9 +57,9 @@ def proposal_recall(
         areas.append(boxes.area(truth).numpy())
     overlap, label, area = np.concatenate(best), np.concatenate(labels), np.concatenate(areas)
     return ProposalRecall(
-        all=_recall(overlap),
-        classes={name: _recall(overlap[label == k]) for k, name in enumerate(classes, 1)},
-        sizes={name: _recall(overlap[of_size]) for name, of_size in by_size(area).items()},
+        all=recall(overlap),
+        classes={name: recall(overlap[label == k]) for k, name in enumerate(classes, 1)},
+        sizes={name: recall(overlap[of_size]) for name, of_size in by_size(area).items()},
         images=len(counts),
         proposals=float(np.mean(counts)) if counts else 0.0,
         fewest=min(counts, default=0),
@@ -68,7 +68,7 @@ def proposal_recall(
     )
 
 
-def _recall(overlap: np.ndarray) -> Recall:
+def recall(overlap: np.ndarray) -> Recall:
     """Recall from the IoU (G,) of each object with its best proposal."""
     if not len(overlap):
         return Recall(0, None, None, None)

@@ -377,3 +377,14 @@ def test_layers_that_no_roi_is_pooled_from_are_not_trained() -> None:
     models.freeze_unused(model, SolverSettings())
     trained = {name.split(".")[2] for name, p in model.trunk.named_parameters(prefix="trunk") if p.requires_grad}
     assert trained == {"conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv3_3", "conv4_1"}
+
+
+def test_broken_images_of_a_source_are_refused_or_left_out(voc: VocFolder) -> None:
+    good, empty = voc.picture("a"), voc.picture("b")
+    empty.write_bytes(b"")
+    with pytest.raises(UserError, match=r"1 of 2 images cannot be used:\n.*b\.jpg: the file is empty"):
+        annotations.source_pictures(str(good.parent), skip_bad=False)
+    assert [s.path for s in annotations.source_pictures(str(good.parent), skip_bad=True)] == [good]
+    good.write_bytes(b"")
+    with pytest.raises(UserError, match="2 of 2 images cannot be used"):
+        annotations.source_pictures(str(good.parent), skip_bad=True)

@@ -245,7 +245,7 @@ def test_sources_that_hold_no_picture_are_named(call: Call, tmp_path: Path, verb
     refused(
         call,
         [verb, f"source={empty}", "output=x"],
-        ["2 of 2 files cannot be used", "a.jpg: not a picture", "b.png: the file is empty"],
+        ["2 of 2 images cannot be used", "a.jpg: not a picture", "b.png: the file is empty"],
     )
 
 

@@ -15,14 +15,12 @@ from voc_folder import VocFolder, voc_xml
 
 from fastrcnn.audit.check import Settings, Task, read_all
 from fastrcnn.build import annotations, datasets
-from fastrcnn.cli.check import truth_pictures
+from fastrcnn.build.audit import truth_pictures
 from fastrcnn.config.schema import DataConfig
-from fastrcnn.data import sources
 from fastrcnn.data.annotations.splits import load
 from fastrcnn.data.dataset import DetectionDataset
-from fastrcnn.data.frames import image_notes, read_sample, turn_for
+from fastrcnn.data.frames import image_notes, look_at, read_sample, turn_for, without_objects
 from fastrcnn.data.images import Stored
-from fastrcnn.data.unannotated import load_unannotated
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.report.gallery import Case, cut_out
@@ -54,7 +52,7 @@ def bright(pixels: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def sample(path: Path, width: int, height: int, turn: int = 1) -> Sample:
-    return Sample(path.stem, path, width, height, *sources.NOTHING, turn=turn)
+    return replace(without_objects(path.stem, path, (width, height)), turn=turn)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -140,7 +138,7 @@ def test_check_finds_the_same_frames_and_the_proposals_of_training(album: VocFol
     assert status == 0, out + err
     assert "Images rotated upright: " in out
     report = json.loads(Path("checked/report.json").read_text())
-    assert report["proposals"]["splits"]["trainval"] == {"objects": 5, "at_50": 1.0, "at_70": 1.0}
+    assert report["proposals"]["splits"]["trainval"] == {"objects": 5, "at_50": 1.0, "at_70": 1.0, "best_overlap": 1.0}
 
 
 def test_checks_pictures_are_drawn_in_the_frame_of_their_truth(album: VocFolder) -> None:
@@ -171,7 +169,7 @@ def test_images_without_truth_are_used_as_with_it_or_upright(album: VocFolder) -
     photo(album.root / "JPEGImages/free.png", 6)
     photo(album.root / "JPEGImages/other.png", 6, size=(64, 40))
     album.annotation("other", voc_xml([("cat", (1, 1, 9, 9), False)], 50, 50))
-    samples, looks, faults = load_unannotated(album.root, ["o6", "s", "free", "other"], album.root)
+    samples, looks, faults = annotations.load_unannotated([(album.root, ["o6", "s", "free", "other"])], album.root)
     assert [(s.image_id, s.width, s.height, s.turn) for s in samples] == [
         ("o6", 48, 64, 6),
         ("s", 64, 48, 1),
@@ -198,10 +196,10 @@ def test_a_coco_files_sizes_decide_with_and_without_truth(tmp_path: Path) -> Non
         json.dumps({"images": images, "annotations": truth, "categories": [{"id": 1, "name": "cat"}]}), encoding="utf-8"
     )
     ids = ["images/a.png", "images/b.png"]
-    found = annotations.whole_pictures(load(file, ids, ["cat"], root=tmp_path)[0], skip_bad=False)
+    found = look_at(load(file, ids, ["cat"], root=tmp_path)[0])[0]
     assert [s.turn for s in found] == [6, 1]
     assert bright(read_sample(found[0])) == tuple(found[0].boxes[0])
-    samples, _, faults = load_unannotated(file, ids, tmp_path)
+    samples, _, faults = annotations.load_unannotated([(file, ids)], tmp_path)
     assert [(s.width, s.height, s.turn) for s in samples] == [(48, 64, 6), (64, 48, 1)]
     assert faults == []
 

@@ -8,6 +8,7 @@ import pytest
 from voc_folder import VocFolder
 
 from fastrcnn.data import sources
+from fastrcnn.data.frames import look_at
 from fastrcnn.data.images import Stored
 from fastrcnn.errors import UserError
 
@@ -29,7 +30,7 @@ def test_a_name_that_looks_like_a_pattern_is_a_file_where_there_is_one(voc: VocF
 
 def test_pictures_without_truth_have_their_size_and_names_that_differ(voc: VocFolder) -> None:
     one, other, third = voc.picture("x/a", size=(30, 20)), voc.picture("y/a"), voc.picture("b")
-    samples, looks = sources.without_truth([one, other, third])
+    samples, looks, _ = look_at(sources.samples_of([one, other, third]))
     assert [s.image_id for s in samples] == ["x_a.jpg", "y_a.jpg", "b"]
     assert (samples[0].width, samples[0].height, len(samples[0].boxes)) == (30, 20, 0)
     assert looks[0] == (one, Stored(30, 20), 1)
@@ -37,7 +38,7 @@ def test_pictures_without_truth_have_their_size_and_names_that_differ(voc: VocFo
 
 def test_pictures_of_one_name_in_folders_of_one_name_still_differ(voc: VocFolder) -> None:
     paths = [voc.picture("x/s/a"), voc.picture("y/s/a"), voc.picture("x/s/a", suffix=".png")]
-    samples, _ = sources.without_truth(paths)
+    samples = sources.samples_of(paths)
     assert len({s.image_id for s in samples}) == 3
 
 
@@ -84,7 +85,7 @@ def test_what_is_no_source_is_said(tmp_path: Path) -> None:
 def test_broken_pictures_are_told_from_readable_ones(voc: VocFolder) -> None:
     good, cut = voc.picture("a", size=(30, 20)), voc.picture("b")
     cut.write_bytes(cut.read_bytes()[:-300])
-    samples, looks, faults = sources.readable([good, cut, good.parent / "gone.jpg"])
+    samples, looks, faults = look_at(sources.samples_of([good, cut, good.parent / "gone.jpg"]))
     assert [(s.image_id, s.width, s.height) for s in samples] == [("a", 30, 20)]
     assert looks == [(good, Stored(30, 20), 1)]
     assert [fault.split(":")[0] for fault in faults] == [str(cut), str(good.parent / "gone.jpg")]

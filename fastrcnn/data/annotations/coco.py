@@ -21,7 +21,7 @@ from fastrcnn.data.annotations.coco_file import (
     is_number,
     read_coco_file,
 )
-from fastrcnn.data.annotations.problems import Problem
+from fastrcnn.data.annotations.problems import LEADS_OUT, Problem
 from fastrcnn.data.annotations.truth import Annotated, AnnotatedObject, box_fault, enclosing, read_flag
 
 FLAGS = ("iscrowd", "ignore")
@@ -48,45 +48,38 @@ def read_coco(path: Path, image_ids: Sequence[str], root: Path, need_pictures: b
             what = f"there is no image {image_id} in it."
             yield Annotated(image_id, path, path, problems=(Problem("annotation", str(path), what),))
             continue
-        picture = file.base / image.file_name
-        read = Annotated(image_id, picture, path, image.width, image.height, number=image.number)
-        if need_pictures and not picture.is_file():
-            problem = Problem("missing_picture", str(picture), f"no such image, which {path} names.")
+        path_there = file.base / image.file_name
+        read = Annotated(image_id, path_there, path, image.width, image.height, number=image.number)
+        if need_pictures and not path_there.is_file():
+            problem = Problem("missing_picture", str(path_there), f"no such image, which {path} names.")
             yield replace(read, problems=(problem,))
-        elif not picture.resolve().is_relative_to(file.base.resolve()):
-            what = "a link leads out of the data set; refused. Put the file itself there."
-            yield replace(read, problems=(Problem("link", str(picture), what),))
+        elif not path_there.resolve().is_relative_to(file.base.resolve()):
+            yield replace(read, problems=(Problem("link", str(path_there), LEADS_OUT),))
         else:
-            objects, problems = _read_objects(file, image)
+            objects: list[AnnotatedObject] = []
+            problems: list[Problem] = []
+            for number, entry in image.annotations:
+                found, notes = _read_object(file, number, entry, image)
+                objects += [found] if found else []
+                problems += notes
             yield replace(read, objects=tuple(objects), problems=tuple(problems))
 
 
-def _read_objects(file: CocoFile, image: CocoImage) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """The annotations of an image, and what is wrong with their flags."""
-    objects, problems = [], []
-    for number, entry in image.annotations:
-        flags = {key: read_flag(entry.get(key)) for key in FLAGS}
-        if unclear := [key for key, value in flags.items() if value is None]:
-            what = f"`{unclear[0]}` should be 0 or 1, is {entry[unclear[0]]!r}."
-            problems.append(annotation_problem(file.path, number, what))
-            continue
-        key = id_key(entry.get("category_id"))
-        name = None if key is None else file.categories.get(key)
-        flag = next((key for key, value in flags.items() if value), "")
-        o, notes = _read_object(file.path, number, entry, name, flag, image)
-        objects.append(o)
-        problems += notes
-    return objects, problems
-
-
 def _read_object(
-    path: Path, number: int, entry: dict[str, Any], category: str | None, flag: str, image: CocoImage
-) -> tuple[AnnotatedObject, list[Problem]]:
-    """An annotation, and what to know about it. category: its name; None: the file does not have it."""
+    file: CocoFile, number: int, entry: dict[str, Any], image: CocoImage
+) -> tuple[AnnotatedObject | None, list[Problem]]:
+    """An annotation, None if its flags cannot be read, and what to know about it."""
+    flags = {key: read_flag(entry.get(key)) for key in FLAGS}
+    if unclear := [key for key, value in flags.items() if value is None]:
+        what = f"`{unclear[0]}` should be 0 or 1, is {entry[unclear[0]]!r}."
+        return None, [annotation_problem(file.path, number, what)]
+    flag = next((key for key, value in flags.items() if value), "")
+    key = id_key(entry.get("category_id"))
+    category = None if key is None else file.categories.get(key)
     name = f"category {entry.get('category_id')!r}" if category is None else category
     box, area, degrees = entry.get("bbox"), entry.get("area"), _rotation(entry)
     start = AnnotatedObject(
-        path,
+        file.path,
         number,
         name,
         (0.0, 0.0, 0.0, 0.0),

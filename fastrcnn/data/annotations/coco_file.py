@@ -10,7 +10,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -96,25 +96,22 @@ def find_coco_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
 @read_once(256, fresh=0)
 def _fault(path: Path) -> str | None:
     """Why a file cannot be read, nothing for JSON of something else, and None for a COCO file."""
-    try:
-        read_coco_file(path)
-    except OtherJsonError:
-        return ""
-    except UserError as error:
-        return str(error)
-    return None
+    found = _or_fault(read_coco_file, path)
+    return found if isinstance(found, str) else None
 
 
 @read_once(256, fresh=0)
 def coco_images(path: Path) -> frozenset[Path] | str:
-    """The images of a COCO file that may not be used otherwise, of which nothing else is kept; none for other JSON.
+    """The images of a COCO file that may not be used otherwise, of which nothing else is kept; or as `_fault`."""
+    found = _or_fault(_parse, path)
+    return found if isinstance(found, str) else found.paths
 
-    For a file that cannot be read, the reason.
-    """
+
+def _or_fault(read: Callable[[Path], CocoFile], path: Path) -> CocoFile | str:
     try:
-        return _parse(path).paths
+        return read(path)
     except OtherJsonError:
-        return frozenset()
+        return ""
     except UserError as error:
         return str(error)
 
@@ -137,25 +134,26 @@ def _parse(path: Path) -> CocoFile:
     if not isinstance(content, dict) or not {"images", "categories"} <= content.keys():
         raise OtherJsonError(f"{path}: not a COCO annotation file: it lacks the lists `images` and `categories`.")
     content["annotations"] = content.get("annotations") or []  # test sets have none
+    entries: dict[str, list[dict[str, Any]]] = {}
     for name in ("images", "categories", "annotations"):
         if not isinstance(content[name], list):
             raise UserError(f"{path}: `{name}` should be a list.")
-    annotations = content["annotations"]
-    entries = [a for a in annotations if isinstance(a, dict)]
-    of_image = Counter(id_key(a.get("image_id")) for a in entries)
-    images, refused, problems = _images(path, content["images"], of_image)
-    used = frozenset(key for a in entries if (key := id_key(a.get("category_id"))) is not None)
-    categories, faults = _categories(path, content["categories"], used)
+        entries[name] = [e if isinstance(e, dict) else {} for e in content[name]]  # what is no object has no fields
+    annotations = entries["annotations"]
+    of_image = Counter(id_key(a.get("image_id")) for a in annotations)
+    images, refused, problems = _images(path, entries["images"], of_image)
+    used = frozenset(key for a in annotations if (key := id_key(a.get("category_id"))) is not None)
+    categories, faults = _categories(path, entries["categories"], used)
     problems += faults
     smallest = min((min(i.width, i.height) for i in images.values()), default=1)
-    boxes: list[list[float]] = [a["bbox"] for a in entries if is_box(a.get("bbox"))]
+    boxes: list[list[float]] = [a["bbox"] for a in annotations if is_box(a.get("bbox"))]
     if boxes and smallest > 1 and all(0 <= v <= 1 for box in boxes for v in box):
         what = f"all {len(boxes)} boxes lie between 0 and 1: they look normalised by the images' sizes. "
         problems.append(Problem("normalised", str(path), what + "They are not read."))
     else:
         problems += _share_out(path, annotations, images, refused)
     ordered = sorted(images.values(), key=lambda i: (isinstance(i.number, str), i.number))  # as pycocotools sorts
-    numbers = {id_key(c.get("id")): c["id"] for c in content["categories"] if isinstance(c, dict) and "id" in c}
+    numbers: dict[Id | None, Any] = {id_key(c.get("id")): c.get("id") for c in entries["categories"]}
     return CocoFile(
         path,
         _picture_base(path, [i.file_name for i in images.values()]),
@@ -165,7 +163,7 @@ def _parse(path: Path) -> CocoFile:
         used,
         bool(annotations),
         tuple(problems),
-        len(content["images"]) - len(images),
+        len(entries["images"]) - len(images),
     )
 
 
@@ -185,18 +183,15 @@ def _json(path: Path) -> Any:
 
 
 def _images(
-    path: Path, entries: list[Any], of_image: Counter[Id | None]
+    path: Path, entries: list[dict[str, Any]], of_image: Counter[Id | None]
 ) -> tuple[dict[Id, CocoImage], set[Id], list[Problem]]:
-    """The images that can be used by their ids, the ids of the others, and what is wrong with those, once a cause.
-
-    of_image: how many annotations each image has.
-    """
+    """The images that can be used by their ids, the ids of the others, and what is wrong with those, once a cause."""
     images: dict[Id, CocoImage] = {}
     names: dict[str, int] = {}
     refused: set[Id] = set()
     causes: dict[str, list[tuple[str, Id | None]]] = {}  # what to say of each image, and its id; by the cause
     for number, entry in enumerate(entries, 1):
-        key = id_key(entry.get("id")) if isinstance(entry, dict) else None
+        key = id_key(entry.get("id"))
         cause = fault = _image_fault(entry)
         name = "" if fault else str(PurePosixPath(entry["file_name"].replace("\\", "/")))
         if not fault and (key in images or key in refused):
@@ -221,10 +216,8 @@ def _images(
     return images, refused, problems
 
 
-def _image_fault(entry: Any) -> str:
+def _image_fault(entry: dict[str, Any]) -> str:
     """What is wrong with an entry of `images`, or nothing."""
-    if not isinstance(entry, dict):
-        return "not an object."
     if id_key(entry.get("id")) is None:
         return "has no `id`."
     for key in ("width", "height"):
@@ -233,17 +226,13 @@ def _image_fault(entry: Any) -> str:
     return "" if _text(entry.get("file_name")) else "has no `file_name`."
 
 
-def _categories(path: Path, entries: list[Any], used: frozenset[Id]) -> tuple[dict[Id, str], list[Problem]]:
-    """Names by id, and what is wrong with those that annotations use.
-
-    A category that no annotation uses, such as the root that Roboflow adds, takes no name from others.
-    """
+def _categories(path: Path, entries: list[dict[str, Any]], used: frozenset[Id]) -> tuple[dict[Id, str], list[Problem]]:
+    """Names by id, and what is wrong with those that annotations use. Others, such as Roboflow's root, take no name."""
     categories: dict[Id, str] = {}
     spare: dict[str, Id] = {}
     faults = []
     for number, entry in enumerate(entries, 1):
-        key = id_key(entry.get("id")) if isinstance(entry, dict) else None
-        name = _text(entry.get("name")) if isinstance(entry, dict) else ""
+        key, name = id_key(entry.get("id")), _text(entry.get("name"))
         if key is not None and key not in used:
             if name and key not in spare.values():
                 spare.setdefault(name, key)
@@ -260,34 +249,27 @@ def _categories(path: Path, entries: list[Any], used: frozenset[Id]) -> tuple[di
     return categories, [Problem("annotation", str(path), fault) for fault in faults]
 
 
-def _share_out(path: Path, entries: list[Any], images: dict[Id, CocoImage], refused: set[Id]) -> list[Problem]:
+def _share_out(
+    path: Path, entries: list[dict[str, Any]], images: dict[Id, CocoImage], refused: set[Id]
+) -> list[Problem]:
     """Gives each image its annotations; what is wrong with those that have none."""
-    problems = []
     orphans: list[tuple[int, Any]] = []  # annotations without an image, and its id
     for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict):
-            problems.append(annotation_problem(path, number, "not an object."))
-            continue
         key = id_key(entry.get("image_id"))
         if key in images:
             images[key].annotations.append((number, entry))  # type: ignore[index]
-        elif key is None or key not in refused:
+        elif key not in refused:
             orphans.append((number, entry.get("image_id")))
-    if orphans:
-        number, image_id = orphans[0]
-        alike = f" {len(orphans)} annotations have no image; this is the first." if len(orphans) > 1 else ""
-        what = f"there is no image {repr(image_id)[:80]} in the file.{alike}"
-        problems.append(annotation_problem(path, number, what))
-    return problems
+    if not orphans:
+        return []
+    number, image_id = orphans[0]
+    alike = f" {len(orphans)} annotations have no image; this is the first." if len(orphans) > 1 else ""
+    return [annotation_problem(path, number, f"there is no image {repr(image_id)[:80]} in the file.{alike}")]
 
 
 def _picture_base(path: Path, names: Sequence[str]) -> Path:
-    """The folder that the images' `file_name`s are relative to: the first of the usual ones that has a first image.
-
-    Usual are the folder of the file, the one above it, `images` and `JPEGImages` in either, and in each of these
-    the part of the file's name after its last underline (instances_train2017.json: train2017).
-    """
-    part = path.stem.rpartition("_")[2]
+    """The folder that the images' `file_name`s are relative to: the first of those below that has a first image."""
+    part = path.stem.rpartition("_")[2]  # train2017 of instances_train2017.json
     roots = [folder / name for folder in (path.parent, path.parent.parent) for name in ("images", "JPEGImages", ".")]
     for base in [b for root in roots for b in (root / part, root)]:
         if any((base / name).is_file() for name in names[:20]):

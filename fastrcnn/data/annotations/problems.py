@@ -70,6 +70,7 @@ KINDS = ERRORS | NOTES  # in the order in which they are shown
 ROUTINE = ("clipped", "other_classes", "turned")  # notes about what is done as a rule, no warnings
 # Kinds that leave objects unread.
 UNREAD = ("split", "missing_picture", "link", "missing_annotation", "normalised", "annotation", "box", "unknown_class")
+LEADS_OUT = "a link leads out of the data set; refused. Put the file itself there."
 FEW, NEARLY_ALL = 5, 0.9  # images, and share of them, from which on one cause is one problem
 
 

@@ -35,11 +35,6 @@ def is_coco(source: Path) -> bool:
     return source.suffix.lower() == ".json"
 
 
-def has_lists(source: Path) -> bool:
-    """Whether a folder has split lists as VOC has them."""
-    return bool(split_lists(source))
-
-
 def divide(ids: Sequence[str], split: str) -> list[str]:
     """The ids that are in `split`, trainval or test, where no list says so; of two ids or more neither is empty.
 
@@ -60,8 +55,6 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     COCO file below root. Where there are no lists, COCO files and folders of XML files (train, valid, test) are
     recognised by their names; one file alone, XML files without lists, and the images of one list of another name,
     are divided into trainval and test.
-
-    Raises UserError where there is no such split.
     """
     if root.is_file() and split != root.name:
         return root, _of_two(read_coco_file(root).ids(root), split, root), True
@@ -70,7 +63,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
         return path, read_coco_file(path).ids(root), False
     folder, _, name = split.rpartition("/")
     source = root / folder
-    if has_lists(source) or not source.is_dir():
+    if split_lists(source) or not source.is_dir():
         if (only := only_list(source)) and name in WORDS:
             return source, _of_two(read_split(source, only), name, source), True
         return source, read_split(source, name), False
@@ -112,7 +105,7 @@ def describe_split(source: Path, split: str, ids: Sequence[str], made: bool) -> 
         return (
             f"{why}: it is divided into trainval and test by the images' ids, and {len(ids)} images are its '{split}'"
         )
-    if is_coco(source) or has_lists(source):
+    if is_coco(source) or split_lists(source):
         return ""
     own = ids[0].partition("/")[0]
     others = [f"{name} ({len(ids)})" for name, ids in split_folders(source).items() if name != own]
@@ -122,12 +115,19 @@ def describe_split(source: Path, split: str, ids: Sequence[str], made: bool) -> 
 T = TypeVar("T")
 
 
-def _choose(split: str, found: Callable[[str], list[T]]) -> T | None:
-    """The one file or folder that a split's name means, or the first of the words for it that finds any."""
-    for word in (split, *WORDS.get(split, ())):
-        if choices := found(word):
-            return choices[0] if len(choices) == 1 else None
-    return None
+def _choose(split: str, source: Path, kind: str, names: Sequence[str], found: Callable[[str], list[T]]) -> T:
+    """The one file or folder that a split's name means, or the first of the words for it that finds any.
+
+    names: all that there are, for messages. found: those that a word means.
+    """
+    choices = next((some for word in (split, *WORDS.get(split, ())) if (some := found(word))), [])
+    if len(choices) == 1:
+        return choices[0]
+    example = "FILE.json" if kind == "COCO file" else "FOLDER"
+    raise UserError(
+        f"{source}: which {kind} is '{split}'? There are {', '.join(names)}. "
+        f"Name them: data.train=[{example}] data.test=[{example}]."
+    )
 
 
 def _folder_of(folders: Collection[str], split: str, source: Path) -> str:
@@ -137,12 +137,7 @@ def _folder_of(folders: Collection[str], split: str, source: Path) -> str:
         alike = [f for f in folders if SPLIT_NAMES[f.casefold()] == SPLIT_NAMES.get(word.casefold())]
         return [word] if word in folders else alike
 
-    if (folder := _choose(split, found)) is not None:
-        return folder
-    raise UserError(
-        f"{source}: which folder is '{split}'? There are {', '.join(folders)}. "
-        "Name them: data.train=[FOLDER] data.test=[FOLDER]."
-    )
+    return _choose(split, source, "folder", list(folders), found)
 
 
 def _refuse_nested(ids: Collection[str], source: Path) -> None:
@@ -177,13 +172,8 @@ def _file_of(files: Sequence[Path], split: str, folder: Path) -> Path:
     def found(word: str) -> list[Path]:
         return [f for f in annotated if word in f"{f.parent.name if f.parent != folder else ''}/{f.stem}".lower()]
 
-    if (file := _choose(split, found)) is not None:
-        return file
     names = [f"{f.relative_to(folder)}{'' if f in annotated else ' (without annotations)'}" for f in files]
-    raise UserError(
-        f"{folder}: which COCO file is '{split}'? There are {', '.join(names)}. "
-        "Name them: data.train=[FILE.json] data.test=[FILE.json]."
-    )
+    return _choose(split, folder, "COCO file", names, found)
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -194,7 +184,9 @@ def read(
 ) -> Iterator[Annotated]:
     """What the annotations of a source, a folder in VOC layout or a COCO file, say about each of the images.
 
-    root: the data set's folder, which ids of a COCO file's images are relative to. The rest is as for `load`.
+    root: the data set's folder, which ids of a COCO file's images are relative to. need_pictures: whether the image
+    must be there; the truth alone does for evaluating saved detections. first_pixel: coordinate of the first pixel in
+    XML files, 1 in VOC, 0 in zero-based sets.
     """
     if is_coco(source):
         return read_coco(source, image_ids, root, need_pictures)
@@ -244,19 +236,14 @@ def load(
     first_pixel: int = 1,
     leave_out_others: bool = False,
 ) -> tuple[list[Sample], Problems]:
-    """Samples of the given images, boxes half-open.
+    """Samples of the given images, boxes half-open; parameters that `read` has are explained there.
 
-    root: the data set's folder, which ids of a COCO file's images are relative to; by default the source.
-    training: objects marked difficult are kept where `use_difficult` says so, and annotations marked `iscrowd` or
-        `ignore` are left out, and noted; else all of these are kept.
-    skip_bad: leave out whatever is wrong, a file or an object, and report it in the Problems returned.
-    need_pictures: whether the image must be there; the truth alone does for evaluating saved detections.
-    first_pixel: coordinate of the first pixel in XML files, 1 in VOC, 0 in zero-based sets.
-    leave_out_others: objects of classes that are not in the list are left out and counted.
+    root: by default the source. training: objects marked difficult are kept where `use_difficult` says so, and
+    annotations marked `iscrowd` or `ignore` are left out, and noted; else all of these are kept. skip_bad: leave out
+    whatever is wrong, a file or an object, and report it in the Problems returned. leave_out_others: objects of classes
+    that are not in the list are left out and counted.
 
-    Raises UserError, listing everything that is wrong at once, unless `skip_bad`: missing files, annotations that
-    cannot be used, unknown classes, boxes that are inverted, a single point, or out of their image by more than one
-    pixel, and files that a link leads to outside the data set.
+    Raises UserError, listing everything that is wrong at once, unless `skip_bad`: see problems.ERRORS.
     """
     root = source if root is None else root
     images = read(source, image_ids, root, need_pictures, first_pixel)

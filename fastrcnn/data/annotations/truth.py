@@ -37,9 +37,11 @@ class AnnotatedObject:
     def problem(self, kind: str, what: str, name: str | None = None) -> Problem:
         return Problem(kind, str(self.file), what, None, self.number, name, self.unit)
 
-    def box_problem(self) -> Problem:
-        """Its fault."""
-        return self.problem("box", f"the box {self.shown} {self.fault}", self.name)
+    def error(self) -> Problem | None:
+        """Why it cannot be used, whatever the classes are."""
+        if not self.listed:
+            return self.problem("unknown_class", f"unknown class '{self.name}': the file has no such category.")
+        return self.problem("box", f"the box {self.shown} {self.fault}", self.name) if self.fault else None
 
     def flag_note(self, training: bool) -> Problem | None:
         """What to know about an object with a flag of COCO's."""
@@ -68,6 +70,7 @@ class Annotated:
     problems: tuple[Problem, ...] = ()  # beside those of boxes and flags, which its objects have
     truncated: int = 0  # objects marked so
     number: int | str | None = None  # the image's id in a COCO file
+    filename: str = ""  # <filename> of an XML file
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -149,21 +152,19 @@ def to_samples(
                 continue
             if o.name not in label_of:
                 unknown.setdefault(o.name, []).append(o)
-            elif o.fault:
-                problems.found.append(o.box_problem())
+            elif error := o.error():
+                problems.found.append(error)
             else:
                 kept.append(o)
                 for out, group in zip(stands_out(o, image), (clipped, at_zero), strict=True):
                     group += [o] * out
         samples.append(_sample(image, kept, label_of))
-    if at_zero:
-        what = f"{len(at_zero)} box(es) begin at 0, before the first pixel, which is 1 in VOC; this is the first."
-        problems.found.append(at_zero[0].problem("zero_based", what))
-    if clipped:
-        what = (
-            f"{len(clipped)} box(es) that stand out of their image by a pixel at most are clipped; this is the first."
-        )
-        problems.found.append(clipped[0].problem("clipped", what))
+    for kind, group, what in (
+        ("zero_based", at_zero, "begin at 0, before the first pixel, which is 1 in VOC"),
+        ("clipped", clipped, "that stand out of their image by a pixel at most are clipped"),
+    ):
+        if group:
+            problems.found.append(group[0].problem(kind, f"{len(group)} box(es) {what}; this is the first."))
     problems.found += _unknown(unknown, classes, leave_out_others)
     return samples, problems
 

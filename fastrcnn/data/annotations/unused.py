@@ -7,13 +7,14 @@ from pathlib import Path
 
 from fastrcnn.data.annotations.coco_file import coco_images, json_files, read_coco_file
 from fastrcnn.data.annotations.problems import Problem
-from fastrcnn.data.annotations.splits import has_lists, is_coco
+from fastrcnn.data.annotations.splits import is_coco
 from fastrcnn.data.annotations.voc_layout import (
     IMAGE_SUFFIXES,
     annotated_ids,
     annotation_folder,
     pictures_without_annotation,
     split_folders,
+    split_lists,
 )
 
 
@@ -40,10 +41,10 @@ def unused_coco(root: Path, used: Collection[Path]) -> list[Problem]:
         problems.append(_not_used(root, what))
     for file in sorted({*json_files(root)} - {*used}):
         own = coco_images(file)
-        if isinstance(own, str):
+        if own and isinstance(own, str):
             problems.append(_not_used(file, own.removeprefix(f"{file}: ")))
             broken = True
-        elif own:
+        elif isinstance(own, frozenset) and own:
             images[file] = own
             new = len(own - in_use)
             how_many = f"its {len(own)}" if new == len(own) else f"{new} of its {len(own)}"
@@ -64,7 +65,7 @@ def unused_coco(root: Path, used: Collection[Path]) -> list[Problem]:
 def unused_voc(source: Path, ids: Collection[str]) -> list[Problem]:
     """What of a folder with XML files is not used where the images `ids` of it are."""
     problems = []
-    folders = {} if has_lists(source) else split_folders(source)
+    folders = {} if split_lists(source) else split_folders(source)
     for name, own in folders.items():
         if not set(own) & set(ids):
             what = f"its {len(own)} images are in no split that is used. To test on them: data.test=[{name}]."
@@ -73,7 +74,7 @@ def unused_voc(source: Path, ids: Collection[str]) -> list[Problem]:
     if outside:
         what = f"{len(outside)} XML files outside {', '.join(folders)} are not used, such as {min(outside)}.xml."
         problems.append(_not_used(source, what))
-    if not has_lists(source) and (lone := pictures_without_annotation(source)):
+    if not split_lists(source) and (lone := pictures_without_annotation(source)):
         what = f"{len(lone)} image(s) without an annotation are not used."
         problems.append(Problem("lone", str(lone[0]), what))
     for file in json_files(source):

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from fastrcnn.data.annotations.problems import Problem
+from fastrcnn.data.annotations.problems import LEADS_OUT, Problem
 from fastrcnn.data.annotations.truth import Annotated
 from fastrcnn.data.annotations.voc_layout import (
     IMAGE_SUFFIXES,
@@ -25,41 +26,30 @@ from fastrcnn.data.annotations.voc_xml import last_part, read_annotation
 def read_voc(
     root: Path, image_ids: Sequence[str], need_pictures: bool = True, first_pixel: int = 1
 ) -> Iterator[Annotated]:
-    """What the XML file of each of the images says.
-
-    need_pictures: whether the image must be there; the truth alone does for evaluating saved detections. first_pixel:
-    coordinate of the first pixel, 1 in VOC, 0 in zero-based sets. Files that a link leads to outside the data set are
-    not read.
-    """
+    """What the XML file of each of the images says; see `splits.read`. No link out of the data set is followed."""
     folders = homes(root)
     for image_id in image_ids:
         images, annotation = find_images(root, image_id), find_annotation(root, image_id)
         image = images[0] if images else picture_folder(root) / image_id
+        path = image if images or need_pictures else image.with_name(f"{image.name}.jpg")
         problems = []
         if not images and need_pictures:
             problems.append(Problem("missing_picture", str(image), missing_image(root, image_id)))
         paths = (*images[:1], annotation)
         link = next((p for p in paths if not any(p.resolve().is_relative_to(f) for f in folders)), None)
         if link is not None:
-            what = "a link leads out of the data set; refused. Put the file itself there."
-            problems.append(Problem("link", str(link), what))
+            problems.append(Problem("link", str(link), LEADS_OUT))
             yield Annotated(image_id, image, annotation, problems=tuple(problems))
             continue
         said = read_annotation(annotation, first_pixel)
-        problems += said.problems
-        if said.width:
-            problems += _filename_notes(images, said.filename, annotation)
+        problems += [*said.problems, *(_filename_notes(images, said) if said.width and images else [])]
         objects = None if any(p.error for p in problems) else said.objects
-        path = image if images or need_pictures else image.with_name(f"{image.name}.jpg")
-        size = said.width, said.height
-        yield Annotated(image_id, path, annotation, *size, objects, tuple(problems), said.truncated)
+        yield replace(said, image_id=image_id, path=path, objects=objects, problems=tuple(problems))
 
 
-def _filename_notes(images: Sequence[Path], filename: str, annotation: Path) -> list[Problem]:
+def _filename_notes(images: Sequence[Path], said: Annotated) -> list[Problem]:
     """What to know where several images have the same id, and where <filename> is not the image that is used."""
-    if not images:
-        return []
-    used, named = images[0].name, last_part(filename)
+    used, filename, named = images[0].name, said.filename, last_part(said.filename)
     notes = [Problem("same_id", str(other), f"not used: '{used}' has the same id.") for other in images[1:]]
     if nfc(named) == nfc(used):
         return notes
@@ -72,4 +62,4 @@ def _filename_notes(images: Sequence[Path], filename: str, annotation: Path) -> 
         what = f"<filename> names none of the images of this id, {names}; '{used}' is used."
     else:
         return notes
-    return [Problem("filename", str(annotation), what), *notes]
+    return [Problem("filename", str(said.annotation), what), *notes]

@@ -127,11 +127,6 @@ def find_images(root: Path, image_id: str) -> list[Path]:
     return []
 
 
-def find_image(root: Path, image_id: str) -> Path | None:
-    """The image `ID.*` of a data set, or None; of several the one that the annotation names."""
-    return next(iter(find_images(root, image_id)), None)
-
-
 def find_annotation(root: Path, image_id: str) -> Path:
     """The XML file of an image, or where it should be."""
     for place, rest in _places(root, image_id):
@@ -147,15 +142,15 @@ def homes(root: Path) -> list[Path]:
 
 
 def annotated_ids(root: Path) -> list[str]:
-    """Ids of all annotations, sorted: what the images of a data set are where no list says so."""
-    folder = annotation_folder(root)
-    return sorted(nfc(p.relative_to(folder).with_suffix("").as_posix()) for p in _all_files(folder, (".xml",)))
+    """Ids of all annotations, sorted."""
+    return sorted(image_id for image_id, _ in _all_files(annotation_folder(root), (".xml",)))
 
 
-def _all_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+def _all_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
+    """The files below a folder, with the ids that their places mean."""
     for path in folder.rglob("*"):
         if path.suffix.lower() in suffixes and not path.name.startswith("._") and "__MACOSX" not in path.parts:
-            yield path
+            yield nfc(path.relative_to(folder).with_suffix("").as_posix()), path
 
 
 def split_folders(root: Path) -> dict[str, list[str]]:
@@ -173,16 +168,11 @@ def split_folders(root: Path) -> dict[str, list[str]]:
 
 def pictures_without_annotation(root: Path) -> list[Path]:
     """Images of a data set that no XML file belongs to."""
-    folder, splits = picture_folder(root), split_folders(root)
-    found = []
-    if annotation_folder(root) == root and splits:
-        found = [p for name in splits for p in pictures_without_annotation(root / name)]
-    else:
-        splits = {}
-    annotated = set(annotated_ids(root))
-    for path in _all_files(folder, IMAGE_SUFFIXES):
-        relative = path.relative_to(folder)
-        if relative.parts[0] not in splits and nfc(relative.with_suffix("").as_posix()) not in annotated:
+    splits = split_folders(root) if annotation_folder(root) == root else {}
+    found = [path for name in splits for path in pictures_without_annotation(root / name)]
+    annotated, elsewhere = set(annotated_ids(root)), tuple(f"{name}/" for name in splits)
+    for image_id, path in _all_files(picture_folder(root), IMAGE_SUFFIXES):
+        if image_id not in annotated and not image_id.startswith(elsewhere):
             found.append(path)
     return sorted(found)
 
@@ -203,7 +193,7 @@ def where_files_are(root: Path) -> str:
     """Where most images and XML files of a data set are, and what to do if they do not match; empty if it lacks one."""
     found = []
     for suffixes in (IMAGE_SUFFIXES, (".xml",)):
-        files = sorted(_all_files(root, suffixes))
+        files = sorted(path for _, path in _all_files(root, suffixes))
         if not files:
             return ""
         folder = Counter(p.parent for p in files).most_common(1)[0][0]
@@ -232,9 +222,6 @@ def read_split(root: Path, split: str) -> list[str]:
 
     A line holds an id, or as in the devkit's lists of one class an id and -1, 0 or 1, which is not used. An id may end
     in the suffix of its file, and may hold spaces if there is an image or an annotation of it; CVAT quotes such ids.
-
-    Raises UserError where there is no such list (naming those there are), it is empty, names an id twice, or an id
-    would lead out of the folder.
     """
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():

@@ -15,7 +15,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from fastrcnn.data.annotations.problems import Problem
-from fastrcnn.data.annotations.truth import AnnotatedObject, Box, box_fault, enclosing, read_flag, to_float
+from fastrcnn.data.annotations.truth import Annotated, AnnotatedObject, Box, box_fault, enclosing, read_flag, to_float
 from fastrcnn.data.annotations.versions import read_once
 
 MAX_XML_BYTES = 4_000_000  # ten thousand objects; elements in memory take up to a hundred times as much
@@ -40,21 +40,10 @@ SMALLEST = 10  # pixels: in a smaller image a box between 0 and 1 may be one in 
 NOTHING: Box = (0.0, 0.0, 0.0, 0.0)
 
 
-@dataclass(frozen=True)
-class Annotation:
-    """What a VOC file says about an image; where it has errors its problems and `filename` alone."""
-
-    problems: tuple[Problem, ...]  # errors; and what is read in another way than it stands in the file, or not used
-    filename: str = ""  # <filename>
-    width: int = 0
-    height: int = 0
-    objects: tuple[AnnotatedObject, ...] = ()  # without those that are marked deleted
-    truncated: int = 0  # objects marked so
-
-
 @read_once(20_000)
-def read_annotation(path: Path, first_pixel: int = 1) -> Annotation:
-    """What a VOC XML file says. first_pixel: coordinate of the first pixel, 1 in VOC, 0 in zero-based sets.
+def read_annotation(path: Path, first_pixel: int = 1) -> Annotated:
+    """What a VOC XML file says, of an image that the caller knows; its id is empty. Objects marked deleted are left
+    out. first_pixel: coordinate of the first pixel, 1 in VOC, 0 in zero-based sets.
 
     Errors, with a line or the object's number, are malformed XML, entities, fields that are missing, doubled or no
     numbers, objects and boxes in places that are not read, boxes in fractions of the image. A box that does not fit
@@ -62,7 +51,7 @@ def read_annotation(path: Path, first_pixel: int = 1) -> Annotation:
     """
     root = _root(path)
     if isinstance(root, Problem):
-        return Annotation((root,))
+        return Annotated("", path, path, problems=(root,))
     file = _File(path, first_pixel)
     file.report_strays(root, "annotation")
     filename = file.text(root, "filename")
@@ -80,9 +69,9 @@ def read_annotation(path: Path, first_pixel: int = 1) -> Annotation:
         truncated += file.flag(element, "truncated", share=True)
         objects.append(_read_object(file, element))
     if file.errors:
-        return Annotation(tuple(file.errors), filename)
-    kept = tuple(o for o in objects if o is not None)
-    return Annotation(tuple(file.notes), filename, int(width), int(height), kept, truncated)
+        return Annotated("", path, path, problems=tuple(file.errors), filename=filename)
+    kept, notes = tuple(o for o in objects if o is not None), tuple(file.notes)
+    return Annotated("", path, path, int(width), int(height), kept, notes, truncated, filename=filename)
 
 
 def last_part(filename: str) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from voc_folder import VocFolder, fingerprint, voc_xml
 
+from fastrcnn.build.annotations import load_unannotated
 from fastrcnn.data.annotations.splits import class_names, load
-from fastrcnn.data.annotations.voc_layout import annotated_ids, find_image, pictures_without_annotation, read_split
+from fastrcnn.data.annotations.voc_layout import annotated_ids, find_images, pictures_without_annotation, read_split
 from fastrcnn.data.annotations.voc_xml import MAX_XML_BYTES, read_annotation
-from fastrcnn.data.unannotated import load_unannotated
 from fastrcnn.errors import UserError
 
 CLASSES = ["cat", "dog"]
@@ -122,8 +122,8 @@ def test_labels_follow_the_list_of_classes(tiny: VocFolder) -> None:
 @pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".jpeg", ".png", ".bmp", ".webp", ".PNG"])
 def test_pictures_are_found_by_id_with_any_suffix(voc: VocFolder, suffix: str) -> None:
     path = voc.picture("x.y-é 1", suffix=suffix)
-    assert find_image(voc.root, "x.y-é 1") == path
-    assert find_image(voc.root, "x") is None
+    assert find_images(voc.root, "x.y-é 1") == [path]
+    assert find_images(voc.root, "x") == []
 
 
 def test_classes_are_found_in_the_annotations_sorted_and_with_their_letter_case(voc: VocFolder) -> None:
@@ -615,7 +615,7 @@ def test_folders_of_other_names_are_found_or_said_to_be_the_cause(
     assert len(lines) == 3  # a header, one cause, and what to do
     assert f": images are in {images}/ (as 0.jpg), XML files in {annotations}/ (as 0.xml): rename" in lines[1]
     assert "20 files; this is the first." in lines[1]
-    samples, _, faults = load_unannotated(voc.root, ids, voc.root)
+    samples, _, faults = load_unannotated([(voc.root, ids)], voc.root)
     assert (samples, len(faults)) == ([], 1)
     assert "The same holds for 20 files" in faults[0]
 
@@ -657,7 +657,7 @@ def test_filename_decides_between_images_of_one_id_and_contradictions_are_noted(
         voc.picture(path[0], suffix=path[1:])
     voc.annotation("a", voc_xml([ONE], filename=filename))
     (sample,), problems = load(voc.root, ["a"], CLASSES)
-    assert sample.path == find_image(voc.root, "a") == voc.root / "JPEGImages" / used
+    assert sample.path == find_images(voc.root, "a")[0] == voc.root / "JPEGImages" / used
     assert [f"<filename> {said}" in str(p) for p in problems.notes if p.kind == "filename"] == [True] * bool(said)
     other = voc.root / "JPEGImages" / {"a.jpg": "a.png", "a.png": "a.jpg"}[used]
     assert [str(p) for p in problems.notes if p.kind == "same_id"] == [f"{other}: not used: '{used}' has the same id."]

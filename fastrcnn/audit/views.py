@@ -1,4 +1,4 @@
-"""The report on a data set as a few lines for the console."""
+"""The report on a data set as a few lines for the console, and as one HTML page without scripts or other files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 from fastrcnn.audit.report import Range, Report
 from fastrcnn.data.annotations.problems import Problem, by_kind
+from fastrcnn.report.page import render
 
-MOST_CLASSES = 6  # shown; the page has them all
-MOST_ERRORS = 7  # lines
+MOST_CLASSES = 6  # shown on the console; the page has them all
+MOST_ERRORS = 7  # lines on the console
 MOST_NOTES = 6
+LISTED = 200  # problems of a kind in the page; report.json has them all
+OPEN = 20  # errors of a kind that the page shows without a click
 
 
 def summary(report: Report) -> str:
@@ -30,6 +33,33 @@ def summary(report: Report) -> str:
         lines += ["", f"notes ({len(report.notes)})", *_notes(report.notes)]
     lines += ["", verdict(report)]
     return "\n".join(lines).encode(errors="replace").decode()  # names of files need not be text
+
+
+def page(report: Report, pictures: Sequence[tuple[str, bytes]] = ()) -> str:
+    """The page; `pictures` are captions and JPEG files, of the data set with its truth drawn in."""
+    classes = []
+    for name in report.classes:
+        counts = [(s.role, s.classes[name]) for s in report.splits]
+        train, test = (sum(c.objects for role, c in counts if role == wanted) for wanted in ("train", "test"))
+        classes.append((name, train, test, sum(c.difficult for _, c in counts), sum(c.images for _, c in counts)))
+    classes.sort(key=lambda c: -c[1] - c[2])
+    recalls = report.proposals.classes if report.proposals else {}
+    return render(
+        "check.html",
+        title=f"{report.name}: data set report",
+        report=report,
+        root=report.root,
+        verdict=verdict(report),
+        errors=list(by_kind(report.errors).values()),
+        notes=list(by_kind(report.notes).values()),
+        pictures=pictures,
+        classes=classes,
+        most_objects=max([1, *(train + test for _, train, test, *_ in classes)]),
+        class_recalls=sorted(recalls.items(), key=lambda item: item[1].at_50 or 0),
+        percent=percent,
+        most=LISTED,
+        few=OPEN,
+    )
 
 
 def verdict(report: Report) -> str:
