@@ -191,7 +191,7 @@ class FastRCNN(nn.Module):
         """What `forward` returns, from the maps that `features` gave and RoIs that `scaled_rois` gave."""
         x = self.roi_vectors(maps, rois)  # (K, D)
         logits = self.cls_score(x).float()
-        deltas = self.bbox_pred(x).float().view(len(x), self.bbox_pred.out_features // 4, 4)
+        deltas = self.bbox_pred(x).float().view(x.shape[0], self.bbox_pred.out_features // 4, 4)
         return logits, deltas.expand(-1, self.num_classes + 1, -1)
 
 
