@@ -15,7 +15,7 @@ from voc_folder import fingerprint
 
 from fastrcnn.deploy import compression
 from fastrcnn.errors import UserError
-from fastrcnn.model.compress import decompose
+from fastrcnn.model.head import decompose
 from fastrcnn.training import checkpoint
 
 Call = Callable[..., tuple[int, str, str]]
@@ -205,10 +205,10 @@ def test_without_the_data_set_it_is_compressed_but_not_measured(call: Call, plac
         (["checkpoint=run"], ["how small? Give one of", "None is given"]),
         (["checkpoint=run", "fc6=10", "keep=.9"], ["how small?", "More is given"]),
         (["checkpoint=run", "keep=.9", "budget=1"], ["how small?"]),
-        (["checkpoint=run", "keep=0"], ["keep=0.0: should be more than 0"]),
-        (["checkpoint=run", "keep=90"], ["keep=90.0: should be at most 1"]),
+        (["checkpoint=run", "keep=0"], ["keep=0: should be more than 0"]),
+        (["checkpoint=run", "keep=90"], ["keep=90: should be at most 1"]),
         (["checkpoint=run", "fc6=0"], ["fc6=0: should be at least 1"]),
-        (["checkpoint=run", "budget=-1"], ["budget=-1.0: should be at least 0"]),
+        (["checkpoint=run", "budget=-1"], ["budget=-1: should be at least 0"]),
         (["checkpoint=run", "fc6=177"], ["fc6=177", "261,783 weights", "261,170", "At most 176"]),
         (["checkpoint=run", "fc7=103"], ["fc7=103", "42,230 weights", "42,025", "At most 102"]),
         (["checkpoint=run", "fc6=9", "output=folder"], ["output=folder: should be the name of a file", ".pt"]),

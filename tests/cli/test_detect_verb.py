@@ -294,7 +294,7 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
         (["source=cut"], ["none of the 2 files is a picture"]),
         (["source=cut/1.jpg"], ["fastrcnn: cut/1.jpg: not a picture"]),
         (["source=a b.png", "formats=[jsn]"], ["formats=jsn: should be one of json, csv, comp4. Did you mean 'json'?"]),
-        (["source=a b.png", "draw_threshold=7"], ["draw_threshold=7.0: should be from 0 to 1"]),
+        (["source=a b.png", "draw_threshold=7"], ["draw_threshold=7: should be from 0 to 1"]),
         (["source=a b.png", "output=a b.png/x"], ["a b.png/x: cannot be made"]),
         (["source=a b.png", "batch=0"], ["batch=0: should be at least 1"]),
     ],

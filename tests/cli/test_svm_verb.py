@@ -144,14 +144,14 @@ def test_the_keys_reach_the_training(call: Call, place: Path, monkeypatch: pytes
     [
         ([], ["which model? fastrcnn svm checkpoint=RUN"]),
         (["checkpoint=nothing"], ["there is no file or folder nothing"]),
-        (["checkpoint=run", "c=0"], ["c=0.0: should be more than 0"]),
-        (["checkpoint=run", "negative_iou=30"], ["negative_iou=30.0: should be at most 1"]),
+        (["checkpoint=run", "c=0"], ["c=0: should be more than 0"]),
+        (["checkpoint=run", "negative_iou=30"], ["negative_iou=30: should be at most 1"]),
         (["checkpoint=run", "output=folder"], ["output=folder: should be the name of a file", ".pt"]),
         (["checkpoint=run", "output=run/checkpoints/svm.pt"], ["keeps and removes its own checkpoints"]),
         (["checkpoint=run", "output=run/checkpoints/../there.pt"], ["is there already"]),
         (["checkpoint=run", "split=vla"], ["Did you mean 'val'?"]),
         (["checkpoint=run", "data.root=nowhere"], ["data.root=nowhere: there is no such folder"]),
-        (["checkpoint=run", "detection.score_threshold=2"], ["detection.score_threshold=2.0: should be from 0 to 1"]),
+        (["checkpoint=run", "detection.score_threshold=2"], ["detection.score_threshold=2: should be from 0 to 1"]),
         (["checkpoint=run", "C=1"], ["unknown key 'C'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -190,7 +190,7 @@ def test_what_cannot_be_trained_on_is_said(call: Call, place: Path, monkeypatch:
 def test_probabilities_have_thresholds_from_0_to_1(call: Call, place: Path, trained: Path) -> None:
     picture = trained / "data" / "demo" / "JPEGImages" / "000001.jpg"
     for arguments, key in (
-        (["eval", "checkpoint=run", "detection.score_threshold=-1"], "detection.score_threshold=-1.0"),
+        (["eval", "checkpoint=run", "detection.score_threshold=-1"], "detection.score_threshold=-1"),
         (["detect", "checkpoint=run", f"source={picture}", "draw_threshold=80"], "draw_threshold=80.0"),
         (["train", "run=new", "detection.score_threshold=5"], "detection.score_threshold=5.0"),
     ):

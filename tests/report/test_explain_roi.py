@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fastrcnn.cli.explain_roi import ExplainRoiConfig, question_of, run
+from fastrcnn.config.compose import compose
 from fastrcnn.errors import UserError
 from fastrcnn.report.explain_roi import explain
 from fastrcnn.report.roi_drawing import write_explanation
@@ -75,7 +76,6 @@ def test_an_image_and_a_file_of_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (ExplainRoiConfig(example="16x61"), "Did you mean '16x16'"),
         (ExplainRoiConfig(example="8x8", grid="4x4"), "example and grid: one of them"),
         (ExplainRoiConfig(grid="4x4"), "which RoI"),
         (ExplainRoiConfig(grid="nowhere.txt", roi=[0, 0, 1, 1]), "grid=nowhere.txt"),
@@ -88,3 +88,8 @@ def test_an_image_and_a_file_of_numbers(tmp_path: Path) -> None:
 def test_mistakes_are_named(config: ExplainRoiConfig, message: str) -> None:
     with pytest.raises(UserError, match=message):
         run(config)
+
+
+def test_an_unknown_example_is_named() -> None:
+    with pytest.raises(UserError, match="Did you mean '16x16'"):
+        compose("explain-roi", ["example=16x61"])
