@@ -191,7 +191,7 @@ def test_probabilities_have_thresholds_from_0_to_1(call: Call, place: Path, trai
     picture = trained / "data" / "demo" / "JPEGImages" / "000001.jpg"
     for arguments, key in (
         (["eval", "checkpoint=run", "detection.score_threshold=-1"], "detection.score_threshold=-1"),
-        (["detect", "checkpoint=run", f"source={picture}", "draw_threshold=80"], "draw_threshold=80.0"),
+        (["detect", "checkpoint=run", f"source={picture}", "draw_threshold=80"], "draw_threshold=80"),
         (["train", "run=new", "detection.score_threshold=5"], "detection.score_threshold=5.0"),
     ):
         status, _, err = call(*arguments)
