@@ -154,7 +154,7 @@ def test_an_onnx_file_is_the_same_detector_again(
 ) -> None:
     pytest.importorskip("onnxruntime")
     file = tmp_path / "a.onnx"
-    assert main(["export", f"checkpoint={run}", "format=onnx", f"output={file}", "detection.score_threshold=0.02"]) == 0
+    assert main(["export", f"checkpoint={run}", "format=onnx", f"output={file}", "detection.score_threshold=02"]) == 0
     by_torch = fastrcnn.load(run, **PLAIN, score_threshold=0.02).detect(image, BOXES)
     monkeypatch.setattr(FastRCNN, "__init__", None)  # it does without
     model = fastrcnn.load(file, device="cpu")
@@ -179,8 +179,8 @@ def test_a_caffemodel_needs_its_classes(tmp_path: Path, image: np.ndarray) -> No
     [
         ("gone", {}, UserError, "there is no file or folder gone"),
         (None, {"scorethreshold": 1}, TypeError, "argument 'scorethreshold'. Did you mean 'score_threshold'?"),
-        (None, {"score_threshold": 2}, UserError, "detection.score_threshold=2.0: should be from 0 to 1"),
-        (None, {"nms_iou": -1}, UserError, "detection.nms_iou=-1.0: should be at least 0"),
+        (None, {"score_threshold": 2}, UserError, "detection.score_threshold=2: should be from 0 to 1"),
+        (None, {"nms_iou": -1}, UserError, "detection.nms_iou=-1: should be at least 0"),
         (None, {"device": "gpu"}, UserError, "runtime.device=gpu: should be auto, cpu, cuda"),
     ],
 )

@@ -192,7 +192,7 @@ def test_probabilities_have_thresholds_from_0_to_1(call: Call, place: Path, trai
     for arguments, key in (
         (["eval", "checkpoint=run", "detection.score_threshold=-1"], "detection.score_threshold=-1"),
         (["detect", "checkpoint=run", f"source={picture}", "draw_threshold=80"], "draw_threshold=80"),
-        (["train", "run=new", "detection.score_threshold=5"], "detection.score_threshold=5.0"),
+        (["train", "run=new", "detection.score_threshold=5"], "detection.score_threshold=5"),
     ):
         status, _, err = call(*arguments)
         assert status == 1
