@@ -154,7 +154,7 @@ def test_an_onnx_file_is_the_same_detector_again(
 ) -> None:
     pytest.importorskip("onnxruntime")
     file = tmp_path / "a.onnx"
-    assert main(["export", f"checkpoint={run}", "format=onnx", f"output={file}", "detection.score_threshold=02"]) == 0
+    assert main(["export", f"checkpoint={run}", "format=onnx", f"output={file}", "detection.score_threshold=0.02"]) == 0
     by_torch = fastrcnn.load(run, **PLAIN, score_threshold=0.02).detect(image, BOXES)
     monkeypatch.setattr(FastRCNN, "__init__", None)  # it does without
     model = fastrcnn.load(file, device="cpu")
