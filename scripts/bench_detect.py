@@ -24,7 +24,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -48,7 +48,6 @@ from fastrcnn.structures import Detections
 
 ROIS = 2000
 BORDER = (WIDTH, HEIGHT, WIDTH, HEIGHT)
-LIMITS = (SETTINGS.score_threshold, SETTINGS.nms_iou, SETTINGS.max_per_class, SETTINGS.max_per_image)
 RANKS = (1024, 256)  # of fc6 and fc7, the paper's, section 4.4; random factors take as long as an SVD's
 
 
@@ -121,7 +120,7 @@ def our_head(model: FastRCNN, dtype: torch.dtype) -> Callable[[Tensor, np.ndarra
     def detect(maps: Tensor, boxes: np.ndarray) -> Detections:
         scores, deltas = network.roi_outputs([maps], on_device(boxes, torch.device("cpu")), SETTINGS.rois_per_chunk)
         found = box_ops.clip(box_ops.decode(torch.from_numpy(boxes).to(device), deltas), HEIGHT, WIDTH)
-        kept = best_boxes(scores, found, *LIMITS)
+        kept = best_boxes(scores, found, SETTINGS)
         return Detections(kept.boxes.cpu(), kept.scores.cpu(), kept.labels.cpu())
 
     return detect
@@ -203,7 +202,9 @@ def nms_row(device: torch.device, inputs: Inputs, repeats: int) -> Row:
         return found
 
     def ours(scores: Tensor, boxes: Tensor) -> Tensor:
-        return best_boxes(scores, boxes, 0.05, SETTINGS.nms_iou, None, None).boxes.cpu()
+        return best_boxes(
+            scores, boxes, replace(SETTINGS, score_threshold=0.05, max_per_class=None, max_per_image=None)
+        ).boxes.cpu()
 
     given = draw()
     same = sorted(torch.cat(peer(*given)).tolist()) == sorted(ours(*given).tolist())

@@ -13,7 +13,7 @@ import numpy as np
 from measuring import in_turn, processor, ratio_and_quartiles, spread
 from pycocotools.cocoeval import COCOeval
 
-from fastrcnn.evaluation.coco_ap import _boxes, _coco
+from fastrcnn.evaluation.coco_ap import _coco
 from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, mean_ap
 
 Found, Truth = dict[str, ClassDetections], dict[str, ClassTruth]
@@ -76,7 +76,11 @@ def entries(of_class: ClassDetections | ClassTruth, category: int) -> list[dict[
     """What COCO's files hold of each box of a class."""
     return [
         {"image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3]}
-        for image, box in zip(of_class.images.tolist(), _boxes(of_class), strict=True)
+        for image, box in zip(
+            of_class.images.tolist(),
+            np.concatenate((of_class.boxes[:, :2], of_class.sizes), axis=1).tolist(),
+            strict=True,
+        )
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrcnn.config.schema import DataConfig
-from fastrcnn.inference.description import Description, describe
+from fastrcnn.inference.onnx_network import Description, describe
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.settings import DetectionSettings, ModelSettings
 

@@ -13,8 +13,7 @@ from fastrcnn.audit.check import Record
 from fastrcnn.data.annotations.problems import Problem
 from fastrcnn.data.annotations.truth import stands_out
 from fastrcnn.data.transforms import scale_for
-from fastrcnn.evaluation.recall import Recall, recall
-from fastrcnn.evaluation.sizes import by_size
+from fastrcnn.evaluation.recall import Recall, by_size, recall
 
 CELL = 16  # pixels of the scaled image that one cell of conv5_3 stands for
 

@@ -1,20 +1,38 @@
-"""What compress and svm share: a checkpoint that is made from another one, and the mAP before and after."""
+"""What compress and svm make of a checkpoint: another one, and the mAP before and after."""
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
 
 from fastrcnn import files
+from fastrcnn.build import datasets, machine, models, training
+from fastrcnn.build.annotations import split_name, test_splits
 from fastrcnn.build.checkpoints import Trained, run_of
+from fastrcnn.build.evaluation import evaluate_on
 from fastrcnn.config.schema import CompressConfig, SvmConfig
+from fastrcnn.data.dataset import DetectionDataset
+from fastrcnn.data.loader import detection_loader
+from fastrcnn.deploy.compression import ranks_that_keep, ranks_within, size_lines, time_line
 from fastrcnn.errors import UserError
 from fastrcnn.files import refuse_unusable
+from fastrcnn.inference.network import TorchNetwork
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.head import LAYERS, Ranks, decompose, factored_state
+from fastrcnn.progress import progress
+from fastrcnn.settings import DetectionSettings
+from fastrcnn.training import checkpoint, svm
+from fastrcnn.training.svm import PictureFeatures, mean_length, picture_features
 
-if TYPE_CHECKING:
-    from fastrcnn.data.dataset import DetectionDataset
-    from fastrcnn.inference.network import Network
-    from fastrcnn.settings import DetectionSettings
+log = logging.getLogger(__name__)
+NORM_IMAGES = 100  # of the training images, in which the features' length is measured
 
 
 def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str]:
@@ -37,8 +55,6 @@ def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str
 
 def write(made: Trained, mean_ap: float | None, output: Path, source: str) -> None:
     """Writes the checkpoint `made` of the file with the digest `source`, its mAP 0 to 1 or None. Raises UserError."""
-    from fastrcnn.training import checkpoint
-
     best = -1.0 if mean_ap is None else mean_ap
     content = {"step": made.step, "best": best, "classes": made.classes, "config": made.config, "model": made.state}
     whole = checkpoint.packed(content)
@@ -48,20 +64,15 @@ def write(made: Trained, mean_ap: float | None, output: Path, source: str) -> No
 
 def mean_ap(
     config: CompressConfig | SvmConfig,
-    network: Network,
+    network: TorchNetwork,
     test_set: DetectionDataset | None,
     names: list[str],
-    settings: DetectionSettings,
+    settings: DetectionSettings | None = None,
 ) -> float | None:
-    """mAP, 0 to 1; None without a test set, and where no class has truth."""
-    from fastrcnn.build import machine
-    from fastrcnn.data.loader import detection_loader
-    from fastrcnn.inference.evaluate import evaluate
-
+    """mAP, 0 to 1; None without a test set, and where no class has truth. settings: None for the verb's own."""
     if test_set is None:
         return None
-    batches = detection_loader(test_set, workers=machine.workers(config.runtime))
-    result = evaluate(network, batches, len(test_set), names, config.data.metric, settings)
+    result = evaluate_on(test_set, config, network, names, config.data.metric, settings)
     assert result is not None, "in the first process, which this one is"
     return result.ap.mean
 
@@ -70,10 +81,121 @@ def ap_line(
     config: CompressConfig | SvmConfig, form: str, before: float | None, after: float | None, unmeasured: str
 ) -> str:
     """What is said of two mAPs, 0 to 1; form: with places for both. unmeasured: why there are none."""
-    from fastrcnn.build import annotations
-
     if before is None or after is None:
         return f"mAP: not measured, as {unmeasured}"
-    split = annotations.split_name(annotations.test_splits(config.data, config.split))
+    split = split_name(test_splits(config.data, config.split))
     both = form.format(f"{100 * before:.2f}", f"{100 * after:.2f}")
     return f"mAP on {split}: {both} ({100 * (after - before):+.2f} points)"
+
+
+def compress(config: CompressConfig, trained: Trained, output: Path, source: str, asked: bool) -> list[str]:
+    """Compresses the checkpoint, writes `output`, and returns the outcome in lines. source: see write.
+
+    asked: whether the data set's folder was named for this command, and so has to be there.
+    """
+    given: Ranks = {"fc6": config.fc6, "fc7": config.fc7}
+    device = machine.device(config.runtime)
+    dtype = machine.precision(config.runtime, device)
+    machine.threads(config.runtime)
+    before = TorchNetwork(trained.model(device), dtype)
+    state = before.model.state_dict()
+    for name in LAYERS:
+        models.check_rank(name, given[name], *state[f"head.{name}.weight"].shape)
+    test_set = measured_on(config, trained.classes, asked)
+
+    wanted = [name for name in LAYERS if given[name] is not None] or list(LAYERS)
+    log.info("decomposing %s, which takes a few minutes for the paper's network", " and ".join(wanted))
+    layers = progress(wanted, len(wanted), "decompose", "layer")
+    found = {name: decompose(state[f"head.{name}.weight"]) for name in layers}
+
+    def smaller(ranks: Ranks) -> tuple[Trained, TorchNetwork]:
+        model = trained.config["model"] | {f"{name}_rank": rank for name, rank in ranks.items()}
+        state_of = factored_state(state, found, ranks)
+        made = replace(trained, config=trained.config | {"model": model}, state=state_of)
+        return made, TorchNetwork(made.model(device), dtype)
+
+    def measure(network: TorchNetwork) -> float | None:
+        return mean_ap(config, network, test_set, trained.classes)
+
+    ap_before = measure(before)
+    tried: list[str] = []
+    ap_after: float | None
+    if config.budget is not None:
+        ranks, ap_after, tried = ranks_within(config.budget, found, ap_before, lambda r: measure(smaller(r)[1]) or 0.0)
+        made, after = smaller(ranks)
+    else:
+        ranks = given if config.keep is None else ranks_that_keep(config.keep, found)
+        made, after = smaller(ranks)
+        ap_after = measure(after)
+    write(made, ap_after, output, source)
+    unmeasured = "no class has truth there" if test_set else "there is no data set"
+    lines = [*tried, *size_lines(before.model, after.model, ranks), time_line(before, after)]
+    lines += [ap_line(config, "{} before, {} after", ap_before, ap_after, unmeasured), f"written to {output}"]
+    if after.classifier == "softmax":
+        lines.append(f"to train it further: fastrcnn train start={output} solver.lr=0.0001")
+    return lines
+
+
+def measured_on(config: CompressConfig, names: list[str], asked: bool) -> DetectionDataset | None:
+    """What the mAP is measured on; None where the data set is no longer where the run had it. asked: see compress."""
+    root, needed = config.data.root, config.budget is not None or config.split is not None
+    there = root is not None and (asked or Path(root).expanduser().exists())
+    if not needed and not (there and config.data.test):
+        missing = "data.test is empty" if there else f"there is no {root or 'data.root'}"
+        log.warning("the mAP is not measured: %s", missing)
+        return None
+    try:
+        return datasets.test_set(config.data, names, config.split)
+    except UserError as error:
+        raise UserError(f"{error}\nTo compress without measuring the mAP: data.root=null.") from None
+
+
+def replace_softmax(config: SvmConfig, trained: Trained, output: Path, source: str) -> list[str]:
+    """Trains SVMs in place of the checkpoint's softmax, writes `output`, and returns the outcome in lines. source: see
+    write."""
+    svm.linear_svc()  # says before the work that scikit-learn is missing
+    names, device = trained.classes, machine.device(config.runtime)
+    dtype = machine.precision(config.runtime, device)
+    machine.threads(config.runtime)
+    settings = training.detection(config.detection)
+    softmax = trained.model(device)
+    changed = {
+        "model": trained.config["model"] | {"classifier": "svm"},
+        "detection": trained.config["detection"] | {"score_threshold": None},  # meant for probabilities
+    }
+    made = replace(trained, config=trained.config | changed)
+    margins = made.model(device)
+    test_set = datasets.test_set(config.data, names, config.split) if config.split or config.data.test else None
+    svm.put_into(margins.cls_score, *train(config, softmax, names, dtype))
+    before = mean_ap(config, TorchNetwork(softmax, dtype), test_set, names, settings)
+    every = replace(settings, score_threshold=None)
+    after = mean_ap(config, TorchNetwork(margins, dtype), test_set, names, every)
+    write(replace(made, state=margins.state_dict()), after, output, source)
+    unmeasured = "no class has truth there" if test_set else "data.test is empty"
+    lines = [ap_line(config, "softmax {}, SVM {}", before, after, unmeasured)]
+    if before is not None and settings.score_threshold:
+        lines.append(f"the softmax with scores from {settings.score_threshold:g} up, the SVMs with all")
+    return [*lines, f"written to {output}"]
+
+
+def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (C, D) and biases (C,) of the SVMs, of the features that the network has of the training images."""
+
+    def seen(datasets: list[DetectionDataset], what: str, proposals: bool = True) -> Iterator[PictureFeatures]:
+        workers, chunk = machine.workers(config.runtime), config.detection.rois_per_chunk
+        pyramids = chain.from_iterable(detection_loader(dataset, workers=workers) for dataset in datasets)
+        return progress(picture_features(model, pyramids, proposals, chunk, dtype), sum(map(len, datasets)), what)
+
+    views = datasets.plain_training_sets(config.data, names)
+    plain = views[0]
+    rng = np.random.default_rng(config.runtime.seed)
+    chosen = np.sort(rng.choice(len(plain), min(NORM_IMAGES, len(plain)), replace=False))
+    samples = [plain.samples[i] for i in chosen]
+    some = DetectionDataset(samples, plain.proposals, plain.augmentation, max_proposals=plain.max_proposals)
+    length = mean_length(seen([some], "length of features"))
+    if not 0 < length < math.inf:
+        raise UserError(f"checkpoint={config.checkpoint}: the features of fc7 are {length} long; nothing to train on.")
+    scale = config.feature_norm / length
+    log.info("features of fc7 are %.3f long on average; scaled by %.4f", length, scale)
+    positives = svm.gather_positives(seen(views, "positives", proposals=False), len(names), model.head.out_features)
+    return svm.train_svms(names, positives, seen(views, "negatives"), scale, training.svm(config), config.runtime.seed)

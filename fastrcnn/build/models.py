@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.head import largest_rank
 from fastrcnn.model.networks import NETWORKS
-from fastrcnn.settings import ModelSettings, NetworkName, SolverSettings
+from fastrcnn.settings import ModelSettings, SolverSettings
 from fastrcnn.weights import caffe, pretrained
 
 
@@ -88,22 +88,15 @@ def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelSettings, Fas
 
     Raises UserError where it is none of the paper's networks, or not of as many classes."""
     state = caffe.read(path)
-    found = pretrained.detector_layout(state, str(path))
-    if found.num_classes != len(names):
+    config, num_classes = pretrained.detector_settings(state, str(path))
+    if num_classes != len(names):
         raise UserError(
-            f"{path}: a detector of {found.num_classes} classes, but data.classes has {len(names)} "
+            f"{path}: a detector of {num_classes} classes, but data.classes has {len(names)} "
             f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). It needs the names, in the order of training."
         )
-    config = ModelSettings(
-        network=cast(NetworkName, found.network),
-        width=found.width,
-        roi_size=pretrained.AUTHORS_ROI_SIZE[found.network],
-        roi_features=[NETWORKS[found.network].conv_names[-1]],
-        finetune_from="conv3_1" if found.network == "vgg16" else "conv2",  # as the author trained it
-        fc6_rank=found.ranks["fc6"],
-        fc7_rank=found.ranks["fc7"],
-    )
-    if problems := pretrained.detector_misfits(state, trained_shapes({"model": asdict(config)}, len(names))):
+    shapes = trained_shapes({"model": asdict(config)}, num_classes)
+    wanted = {k: v for k, v in shapes.items() if k.startswith((*pretrained.PARTS, *pretrained.OUTPUTS))}
+    if problems := pretrained.misfits(pretrained.translate(state), wanted):
         raise UserError(f"{path}: these weights do not fit the model ({pretrained.DETECTOR_FITS}):\n{problems}")
     built = model(config, len(names), load=False)
     pretrained.load_detector(built, state, str(path))

@@ -128,14 +128,7 @@ def put_weights(model: FastRCNN, given: Trained, where: str) -> None:
 
 def sampler(config: SolverSettings, model: FastRCNN) -> RoISampler:
     """Draws a step's RoIs; targets are normalised by the model's statistics."""
-    return RoISampler(
-        model.delta_mean.cpu(),
-        model.delta_std.cpu(),
-        config.rois_per_image,
-        config.fg_fraction,
-        config.fg_iou,
-        (config.bg_iou[0], config.bg_iou[1]),
-    )
+    return RoISampler(model.delta_mean.cpu(), model.delta_std.cpu(), config)
 
 
 def schedule(config: TrainConfig) -> Schedule:

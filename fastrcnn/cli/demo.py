@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     log.info("3/4  detection on %d held-out pictures", SHOWN)
     from fastrcnn.build import annotations, datasets
     from fastrcnn.build.checkpoints import load
-    from fastrcnn.cli.detect import detect_pictures
+    from fastrcnn.build.detection import detect_pictures
     from fastrcnn.data.annotations.voc_layout import read_split
 
     detection, network, names, run = load("detect", [f"checkpoint={folder}"])

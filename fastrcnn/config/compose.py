@@ -107,12 +107,15 @@ def _load_by_hydra(verb: str, overrides: list[str]) -> dict[str, Any]:
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from hydra.types import RunMode
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    store_schema(verb)
+    # For the first line of `defaults` in the verb's YAML file. Plain data, as OmegaConf has no `Literal`; `fill` checks
+    # the types.
+    ConfigStore.instance().store(name=f"fastrcnn_{verb}", node=asdict(SCHEMAS[verb]()))
     loader = ConfigLoaderImpl(create_config_search_path(str(config_folder())))
     try:
         config = loader.load_configuration(verb, overrides, RunMode.RUN, from_shell=False)
@@ -121,14 +124,6 @@ def _load_by_hydra(verb: str, overrides: list[str]) -> dict[str, Any]:
         raise UserError(f"{what}. To Hydra, ${{ in a value begins a name that }} ends.") from None
     content: Any = OmegaConf.to_container(config)
     return {key: value for key, value in content.items() if key != "hydra"}
-
-
-def store_schema(verb: str) -> None:
-    """Makes a verb's keys and their defaults known to Hydra, for the first line of `defaults` in its YAML file. They
-    are plain data, as OmegaConf has no `Literal`; `fill` checks the types."""
-    from hydra.core.config_store import ConfigStore
-
-    ConfigStore.instance().store(name=f"fastrcnn_{verb}", node=asdict(SCHEMAS[verb]()))
 
 
 def to_yaml(config: Any) -> str:

@@ -1,15 +1,18 @@
-"""The model card of a deployed detector: what whoever runs it needs to know, as Markdown; see model_card.md.j2."""
+"""A deployed detector with its model card: what whoever runs it needs to know, as Markdown; see model_card.md.j2."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fastrcnn import __version__
-from fastrcnn.deploy.program import LEAST_SIDE
-from fastrcnn.inference.description import Description
+from fastrcnn import __version__, files
+from fastrcnn.deploy.onnx_graph import write_onnx
+from fastrcnn.deploy.program import LEAST_SIDE, write_program
+from fastrcnn.inference.onnx_network import Description
+from fastrcnn.model.fast_rcnn import FastRCNN
 
 
 def model_card(description: Description, file: str, box_regression: bool) -> str:
@@ -32,3 +35,31 @@ def model_card(description: Description, file: str, box_regression: bool) -> str
         **{group: description.config[group] for group in ("model", "data", "detection")},
         config=json.dumps(description.config, indent=1, ensure_ascii=False),
     )
+
+
+def write_with_card(
+    model: FastRCNN, description: Description, box_regression: bool, output: Path, source: str | None = None
+) -> Path:
+    """Writes the network as an .onnx or a .pt2, by the name of `output`, and its card beside it, which is returned.
+
+    See write_onnx.
+    """
+    card = output.with_name(f"{output.name}.md")
+    files.refuse_existing(card, source)
+    write = write_onnx if output.suffix == ".onnx" else write_program
+    write(model, description, box_regression, output, source)
+    with files.write_derived(card, source) as path:
+        path.write_text(model_card(description, output.name, box_regression), encoding="utf-8")
+    return card
+
+
+def evaluations(run: Path) -> dict[str, Any]:
+    """What the evaluations of a run found, by split."""
+    found = {}
+    for file in sorted(run.glob("eval/*/metrics.json")):
+        try:
+            metrics = json.loads(file.read_text(encoding="utf-8"))
+            found[file.parent.name] = {key: metrics[key] for key in ("metric", "mAP", "images", "ap")}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # half written, or by another program: the card does without
+    return found

@@ -12,9 +12,8 @@ import torch
 
 from fastrcnn.errors import UserError
 from fastrcnn.inference.network import TorchNetwork, autocast
-from fastrcnn.model.compress import LAYERS, Decomposition, Ranks, ranks_for, search
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.head import largest_rank, parameter_count
+from fastrcnn.model.head import LAYERS, Decomposition, Ranks, largest_rank, parameter_count, ranks_for, search
 
 log = logging.getLogger(__name__)
 TRIALS = 6  # evaluations in a search, beside that of the model as it is

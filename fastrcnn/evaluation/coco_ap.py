@@ -38,18 +38,10 @@ def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, Class
     objects: list[dict[str, Any]] = []  # what pycocotools' files hold
     results: list[dict[str, Any]] = []
     for category, name in enumerate(names, 1):
-        t = truth[name]
-        columns = zip(_boxes(t), t.images.tolist(), t.areas.tolist(), t.difficult.tolist(), strict=True)
-        objects += [
-            {"image_id": image, "category_id": category, "bbox": box, "area": area, "iscrowd": int(crowd)}
-            for box, image, area, crowd in columns
-        ]
-        if name in detections:
-            d = detections[name]
-            results += [
-                {"image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "score": score}
-                for box, image, score in zip(_boxes(d), d.images.tolist(), d.scores.tolist(), strict=True)
-            ]
+        t, d = truth[name], detections.get(name)
+        objects += _entries(category, t, area=t.areas.tolist(), iscrowd=t.difficult.astype(int).tolist())
+        if d is not None:
+            results += _entries(category, d, area=d.sizes.prod(1).tolist(), score=d.scores.tolist())
     images = sorted({entry["image_id"] for entry in (*objects, *results)})
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
         evaluation = COCOeval(_coco(objects, images, names), _coco(results, images, names), "bbox")
@@ -72,9 +64,12 @@ def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, Class
     )
 
 
-def _boxes(boxes: ClassDetections | ClassTruth) -> list[list[float]]:
-    """COCO's x, y, width, height of all boxes of one class."""
-    return np.concatenate((boxes.boxes[:, :2], boxes.sizes), axis=1).tolist()
+def _entries(category: int, of_class: ClassDetections | ClassTruth, **more: list[Any]) -> list[dict[str, Any]]:
+    """Annotations of one class as COCO's files have them; more: by key, one value for each."""
+    boxes = np.concatenate((of_class.boxes[:, :2], of_class.sizes), axis=1).tolist()  # x, y, width, height
+    columns = {"image_id": of_class.images.tolist(), "bbox": boxes, **more}
+    rows = zip(*columns.values(), strict=True)
+    return [{"category_id": category, **dict(zip(columns, row, strict=True))} for row in rows]
 
 
 def _coco(annotations: list[dict[str, Any]], images: list[int], names: list[str]) -> COCO:

@@ -1,4 +1,4 @@
-"""How many objects the proposals find: the ceiling of what a detector that uses them can reach."""
+"""How many objects the proposals find, the ceiling of a detector that uses them; and objects by the sizes of COCO."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import numpy as np
 import torch
 
 from fastrcnn import boxes
-from fastrcnn.evaluation.sizes import by_size
+from fastrcnn.evaluation.voc_ap import ClassAP, ClassDetections, ClassTruth, VocMetric, box_sizes, ranked_ap
 from fastrcnn.structures import Sample
+
+SIZES = {  # areas in square pixels, from and below
+    "small": (0.0, 32.0**2),
+    "medium": (32.0**2, 96.0**2),
+    "large": (96.0**2, np.inf),
+}
 
 
 @dataclass(frozen=True)
@@ -73,3 +79,28 @@ def recall(overlap: np.ndarray) -> Recall:
     if not len(overlap):
         return Recall(0, None, None, None)
     return Recall(len(overlap), float((overlap >= 0.5).mean()), float((overlap >= 0.7).mean()), float(overlap.mean()))
+
+
+def by_size(areas: np.ndarray) -> dict[str, np.ndarray]:
+    """Of each size, which of the areas (N,) are of it (N,)."""
+    return {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
+
+
+def size_ap(
+    detections: ClassDetections, truth: ClassTruth, curve: ClassAP, metric: VocMetric
+) -> dict[str, float | None]:
+    """AP of a class for the objects of each of SIZES; None where it has none. curve: what class_ap says at IoU .5.
+
+    As in COCO's evaluation an object of another size is like a difficult one: a detection of it does not count, and
+    nor does one that fits no object and is itself of another size.
+    """
+    matches, correct = curve.matches[curve.order], curve.correct[curve.order]
+    areas = box_sizes(detections.boxes[curve.order]).prod(axis=1)
+    object_areas = box_sizes(truth.boxes).prod(axis=1)
+    areas[matches >= 0] = object_areas[matches[matches >= 0]]
+    ranked = by_size(areas)
+    found: dict[str, float | None] = {}
+    for name, objects in by_size(object_areas).items():
+        positives = int(np.count_nonzero(~truth.difficult & objects))
+        found[name] = ranked_ap(correct[ranked[name]], positives, metric) if positives else None
+    return found

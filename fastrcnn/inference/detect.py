@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
-from torch import Tensor
 
 from fastrcnn.errors import UserError
 from fastrcnn.inference.network import Network
@@ -44,8 +44,14 @@ def detect(
     watch: Stopwatch | None = None,
 ) -> Iterator[tuple[Sample, Detections]]:
     """Each image with its detections, in order. pyramids: see Network.outputs. watch: see detect_batch."""
+
+    def advice(pyramid: Sequence[Batch]) -> str:
+        scales = [(level.images.shape[2], level.images.shape[3]) for level in pyramid]
+        rois = max(len(p) for p in pyramid[0].proposals)
+        return detection_advice(scales, len(pyramid[0].samples), rois, settings.rois_per_chunk)
+
     for pyramid in pyramids:
-        with advising("detection", network.device, lambda p=pyramid: memory_advice(p, settings)):  # type: ignore[misc]
+        with advising("detection", network.device, partial(advice, pyramid)):
             found = detect_batch(network, pyramid, settings, watch)
         yield from zip(pyramid[0].samples, found, strict=True)
 
@@ -61,6 +67,7 @@ def detect_batch(
     watch = watch or Stopwatch(torch.device("cpu"))
     with watch.stage("network"):
         outputs = network.outputs(pyramid, settings.rois_per_chunk, settings.box_regression)
+    results = []
     with watch.stage("nms"):
         for sample, (scores, boxes) in zip(pyramid[0].samples, outputs, strict=True):
             if not (scores.isfinite().all() and boxes.isfinite().all()):
@@ -68,20 +75,8 @@ def detect_batch(
                     f"{sample.image_id}: the network gives scores or boxes that are not finite numbers, so its weights "
                     "are damaged or far too large. Use another checkpoint, or runtime.precision=float32."
                 )
-        return [_detections(scores, boxes, settings) for scores, boxes in outputs]
-
-
-def _detections(scores: Tensor, boxes: Tensor, settings: DetectionSettings) -> Detections:
-    limits = (settings.score_threshold, settings.nms_iou, settings.max_per_class, settings.max_per_image)
-    found = best_boxes(scores, boxes, *limits)
-    entered = None
-    if settings.average_per_class is not None:
-        entered = entering_scores(scores, settings.max_per_class).cpu()
-    return Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), entered)
-
-
-def memory_advice(pyramid: Sequence[Batch], settings: DetectionSettings) -> str:
-    """What to turn down where memory does not suffice for a batch of images."""
-    scales = [(level.images.shape[2], level.images.shape[3]) for level in pyramid]
-    rois = max(len(p) for p in pyramid[0].proposals)
-    return detection_advice(scales, len(pyramid[0].samples), rois, settings.rois_per_chunk)
+            found = best_boxes(scores, boxes, settings)
+            whole = settings.average_per_class is not None
+            entered = entering_scores(scores, settings.max_per_class).cpu() if whole else None
+            results.append(Detections(found.boxes.cpu(), found.scores.cpu(), found.labels.cpu(), entered))
+    return results

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -31,6 +31,7 @@ AT_ONCE = 8  # images, at most, that proposals are made for on different cores
 SCALE = "of 0 to 1 multiply by 255 and round"
 
 
+@dataclass(eq=False, repr=False)
 class Detector:
     """Finds objects in images. `fastrcnn.load` makes one.
 
@@ -40,20 +41,15 @@ class Detector:
     several threads. watch: how long the stages have taken so far.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        classes: Sequence[str],
-        settings: DetectionSettings,
-        scaling: Augmentation,
-        propose: Callable[[np.ndarray], np.ndarray],
-    ) -> None:
-        self.network = network
-        self.classes = tuple(classes)
-        self.settings = settings
-        self.scaling = scaling
-        self.propose = propose
-        self.watch = Stopwatch(network.device)
+    network: Network
+    classes: Sequence[str]
+    settings: DetectionSettings
+    scaling: Augmentation
+    propose: Callable[[np.ndarray], np.ndarray]
+
+    def __post_init__(self) -> None:
+        self.classes = tuple(self.classes)
+        self.watch = Stopwatch(self.network.device)
 
     @overload
     def detect(  # type: ignore[overload-overlap]  # a str is one picture, though it is a sequence of str
@@ -100,7 +96,7 @@ class Detector:
             for i in range(0, len(pairs), batch)
         )
         found = [
-            replace(of_image, classes=self.classes)
+            replace(of_image, classes=tuple(self.classes))
             for _, of_image in detect(self.network, pyramids, self.settings, self.watch)
         ]
         return found if several else found[0]

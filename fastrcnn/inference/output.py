@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,15 @@ import cv2
 import numpy as np
 
 from fastrcnn.errors import UserError
+from fastrcnn.evaluation.result_files import check_comp4, write_comp4
+from fastrcnn.evaluation.voc_ap import detections_by_class
 from fastrcnn.files import replace_file
 from fastrcnn.inference.detector import Detector
+from fastrcnn.names import comp4_name
 from fastrcnn.structures import Detections
 
+log = logging.getLogger(__name__)
+SPLIT = "detect"  # in the names of comp4 files
 STAGES = {"proposals": "proposals", "network": "network", "nms": "suppression of duplicates"}
 TIMING = "timing.json"  # where it names a source, the folder is one of ours
 
@@ -54,21 +60,33 @@ class Output:
     """A folder of detections, whose files take the place of what an earlier detect left there. It is made for the first
     of them.
 
-    columns: what is known of each image or frame beside its id, in the CSV file. rows: one for each detection.
-    image_ids, found: of the images or frames, in their order.
+    columns: what is known of each image or frame beside its id, in the CSV file. found: of the images or frames, in
+    their order, the id, the values of `columns` and the detections.
     """
 
     def __init__(
-        self, folder: Path, source: str, columns: Sequence[str], names: Sequence[str], inputs: Sequence[Path]
+        self,
+        folder: Path,
+        source: str,
+        columns: Sequence[str],
+        formats: Collection[str],
+        detector: Detector,
+        images: Sequence[str],
+        inputs: Sequence[Path],
     ) -> None:
-        """names: of the files to write. inputs: the files to detect in.
+        """formats: json, csv, comp4, of the detections. images: names of the other files to write. inputs: the files to
+        detect in.
 
-        Raises UserError where a file of these names is an input, or was not written by an earlier detect.
+        Raises UserError where a file to write is an input, or is there and was not written by an earlier detect, and
+        for a class whose detections cannot have a comp4 file.
         """
-        self.folder, self.source, self.columns = folder, source, columns
-        self.rows: list[dict[str, Any]] = []
-        self.image_ids: list[str] = []
-        self.found: list[Detections] = []
+        self.folder, self.source, self.columns, self.formats = folder, source, columns, formats
+        self.detector = detector
+        self.found: list[tuple[str, Sequence[Any], Detections]] = []
+        names = [*images, *(f"detections.{name}" for name in formats if name != "comp4")]
+        if "comp4" in formats:
+            check_comp4(SPLIT, detector.classes)
+            names += [comp4_name(SPLIT, name) for name in detector.classes]
         own = {path.resolve() for path in inputs}
         for name in names:
             if (folder / name).resolve() in own:
@@ -83,55 +101,19 @@ class Output:
 
     def add(self, image_id: str, found: Detections, about: Sequence[Any]) -> None:
         """about: the values of `columns`. Raises UserError where the folder cannot be made."""
-        if not self.image_ids:
-            self._make_folder()
-        self.image_ids.append(image_id)
-        self.found.append(found)
-        for box, score, label, name in found:
-            x1, y1, x2, y2 = (round(v, 2) for v in box)
-            self.rows.append(
-                {
-                    "image_id": image_id,
-                    **dict(zip(self.columns, about, strict=True)),
-                    "category": name,
-                    "category_id": label,
-                    "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
-                    "score": round(score, 5),
-                }
-            )
+        if not self.found:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"{self.folder}: cannot be made ({error.strerror}); choose another with output=FOLDER."
+                ) from None
+            self._write(TIMING, json.dumps({"source": absolute(self.source)}))
+        self.found.append((image_id, about, found))
 
-    def _make_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{self.folder}: cannot be made ({error.strerror}); choose another with output=FOLDER."
-            ) from None
-        self._write(TIMING, json.dumps({"source": absolute(self.source)}))
-
-    def at_least(self, score: float) -> int:
-        """How many detections have this score or more."""
-        return sum(int((of_image.scores >= score).sum()) for of_image in self.found)
-
-    @property
-    def best(self) -> float | None:
-        """The best score; None where nothing was found at all."""
-        return max((float(of_image.scores.max()) for of_image in self.found if len(of_image)), default=None)
-
-    def write_json(self) -> None:
-        """Writes detections.json, a COCO results file with more columns."""
-        self._write("detections.json", json.dumps(self.rows, indent=1) + "\n")
-
-    def write_csv(self) -> None:
-        """Writes detections.csv, with corners in place of width and height."""
-        text = io.StringIO()
-        about = ["image_id", *self.columns, "category", "category_id", "score"]
-        table = csv.writer(text, lineterminator="\n")
-        table.writerow([*about, "x1", "y1", "x2", "y2"])
-        for row in self.rows:
-            x, y, width, height = row["bbox"]
-            table.writerow([*(row[key] for key in about), x, y, round(x + width, 2), round(y + height, 2)])
-        self._write("detections.csv", text.getvalue())
+    def best_scores(self) -> np.ndarray:
+        """The scores of all detections, the best first."""
+        return -np.sort(-np.concatenate([np.zeros(0, np.float32), *(of_image.scores for _, _, of_image in self.found)]))
 
     def write_image(self, name: str, image: np.ndarray) -> None:
         """image: (H, W, 3) uint8 RGB, written as PNG."""
@@ -139,10 +121,35 @@ class Output:
         assert ok
         replace_file(self.folder / name, data.tobytes())
 
-    def write_timing(self, detector: Detector, left_out: int) -> str:
-        """Writes timing.json, and returns in words how long an image took. left_out: images that could not be read."""
-        images, runs_on = len(self.found), detector.network.runs_on
-        seconds = {stage: round(of_all, 6) for stage, of_all in detector.watch.seconds.items()}
+    def write_detections(self) -> None:
+        """Writes the detections in the formats asked for: detections.json, a COCO results file with more columns;
+        detections.csv, with corners in place of width and height; comp4 files."""
+        rows: list[dict[str, Any]] = []
+        for image_id, about, found in self.found:
+            known = {"image_id": image_id, **dict(zip(self.columns, about, strict=True))}
+            for box, score, label, name in found:
+                x1, y1, x2, y2 = (round(v, 2) for v in box)
+                bbox = [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)]
+                rows.append({**known, "category": name, "category_id": label, "bbox": bbox, "score": round(score, 5)})
+        if "json" in self.formats:
+            self._write("detections.json", json.dumps(rows, indent=1) + "\n")
+        if "csv" in self.formats:
+            text = io.StringIO()
+            about = ["image_id", *self.columns, "category", "category_id", "score"]
+            table = csv.writer(text, lineterminator="\n")
+            table.writerow([*about, "x1", "y1", "x2", "y2"])
+            for row in rows:
+                x, y, width, height = row["bbox"]
+                table.writerow([*(row[key] for key in about), x, y, round(x + width, 2), round(y + height, 2)])
+            self._write("detections.csv", text.getvalue())
+        if "comp4" in self.formats:
+            by_class = detections_by_class([found for *_, found in self.found], self.detector.classes)
+            write_comp4(self.folder, SPLIT, by_class, [image_id for image_id, *_ in self.found])
+
+    def write_timing(self, left_out: int) -> None:
+        """Writes timing.json, and says how long an image took. left_out: images that could not be read."""
+        images, runs_on = len(self.found), self.detector.network.runs_on
+        seconds = {stage: round(of_all, 6) for stage, of_all in self.detector.watch.seconds.items()}
         each = {stage: round(of_all / max(images, 1), 6) for stage, of_all in seconds.items()}
         timing = {
             "source": absolute(self.source),
@@ -154,7 +161,7 @@ class Output:
         }
         self._write(TIMING, json.dumps(timing, indent=1) + "\n")
         shown = ", ".join(f"{STAGES[stage]} {1000 * value:,.1f} ms" for stage, value in each.items())
-        return f"time per image on {runs_on}: {shown}"
+        log.info("time per image on %s: %s", runs_on, shown)
 
     def _write(self, name: str, content: str) -> None:
         # A file's name need not be text; what stands for its other bytes becomes these again.

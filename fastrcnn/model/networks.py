@@ -8,18 +8,29 @@ models/*/train.prototxt. All poolings round up as Caffe's do: a 600 x 1000 image
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from fastrcnn.model.recompute import recompute
-from fastrcnn.model.strips import Window, in_strips
+from fastrcnn.settings import NetworkName
 
+T = TypeVar("T")
 STRIP_VALUES = 4_000_000  # of the largest map of a strip, on a CPU; rows at the edges of strips are computed twice
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one row of a layer's output sees: rows of its input, how far apart two windows are, rows of padding."""
+
+    kernel: int
+    stride: int
+    padding: int = 0
 
 
 class Pool(Window):
@@ -49,8 +60,9 @@ class Conv:
 
 @dataclass(frozen=True)
 class Network:
-    """A network by its layers."""
+    """A network by its layers; name: its key in NETWORKS."""
 
+    name: NetworkName
     convs: tuple[Conv, ...]
     fc6: int  # features
     fc7: int
@@ -93,6 +105,7 @@ class Network:
 
 HALF = Pool(2, 2)
 VGG16 = Network(
+    "vgg16",
     tuple(
         Conv(f"conv{stage}_{i}", channels, before=(HALF,) if i == 1 and stage > 1 else ())
         for stage, (channels, number) in enumerate(((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)), 1)
@@ -102,6 +115,7 @@ VGG16 = Network(
     fc7=4096,
 )
 VGG_CNN_M_1024 = Network(
+    "vgg_cnn_m_1024",
     (
         Conv("conv1", 96, kernel=7, stride=2, padding=0),
         Conv("conv2", 256, kernel=5, stride=2, before=(ResponseNorm(0.0005, 2.0), Pool(3, 2))),
@@ -114,6 +128,7 @@ VGG_CNN_M_1024 = Network(
     least_side=25,
 )
 CAFFENET = Network(
+    "caffenet",
     (
         Conv("conv1", 96, kernel=11, stride=4, padding=5),
         Conv("conv2", 256, kernel=5, padding=2, groups=2, before=(Pool(3, 2, 1), ResponseNorm(0.0001, 1.0))),
@@ -124,7 +139,7 @@ CAFFENET = Network(
     fc6=4096,
     fc7=4096,
 )
-NETWORKS = {"vgg16": VGG16, "vgg_cnn_m_1024": VGG_CNN_M_1024, "caffenet": CAFFENET}
+NETWORKS = {network.name: network for network in (VGG16, VGG_CNN_M_1024, CAFFENET)}
 
 
 class Trunk(nn.Module):
@@ -217,3 +232,67 @@ class Trunk(nn.Module):
             return 1
         cells = x.shape[0] * x.shape[2] * x.shape[3] // stage[0].stride ** 2
         return -(-cells * self.network.channels_of(names[0], self.width) // STRIP_VALUES)
+
+
+# Less memory: a stage computed a strip of rows at a time, so that its large maps never exist as a whole, or twice.
+
+
+def rows_seen(row: int, windows: Sequence[Window]) -> tuple[int, int]:
+    """The first and last row of the input that a row of the output is computed from; some may lie in the padding."""
+    first = last = row
+    for window in reversed(windows):
+        first = first * window.stride - window.padding
+        last = last * window.stride - window.padding + window.kernel - 1
+    return first, last
+
+
+def in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, windows: Sequence[Window], count: int) -> Tensor:
+    """What `compute` gives for a map (N, C, H, W), from `count` strips of its rows or fewer.
+
+    compute: layers with these windows, which pad what they are given. Each strip comes with the rows beyond its edges
+    that its outputs see, and what the padding spoils there is cut off; so every value is computed from the same ones.
+    """
+    stride, height = math.prod(window.stride for window in windows), x.shape[2]
+    first, last = rows_seen(0, windows)
+    least = -(-(last - first + 1) // stride)  # rows of the output for which a strip is high enough in any case
+    count = max(1, min(count, height // stride // least))
+    edges = [i * (height // stride) // count for i in range(count)]  # the first row of each strip's output
+    out = x  # until the last strip, which is computed first, has told how many rows there are
+    for top, bottom in reversed(list(zip(edges, [*edges[1:], None], strict=True))):
+        shift = max(0, rows_seen(top, windows)[0]) // stride  # rows of the output that lie before the strip
+        end = height if bottom is None else rows_seen(bottom - 1, windows)[1] + 1
+        part = compute(x[:, :, shift * stride : end])
+        if bottom is None:
+            last = part.is_contiguous(memory_format=torch.channels_last)
+            order = torch.channels_last if last else torch.contiguous_format
+            shape = (*part.shape[:2], shift + part.shape[2], part.shape[3])
+            out = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=order)
+        out[:, :, top:bottom] = part[:, :, top - shift : None if bottom is None else bottom - shift]
+    return out
+
+
+def recompute(function: Callable[..., T], *arguments: object, norms: list[nn.BatchNorm2d]) -> T:
+    """Activation checkpointing: what the function gives, in which nothing is random. Only its arguments are kept for
+    the way back, where it is computed again.
+
+    norms: the batch normalisations within, whose running statistics are to see each batch once.
+    """
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), _keep_statistics(norms)
+
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+
+
+@contextmanager
+def _keep_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
+    """In training a batch normalisation moves its statistics by 0 and counts on a copy."""
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm, _, count in before:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if count is None else count.clone()
+    try:
+        yield
+    finally:
+        for norm, momentum, count in before:
+            norm.momentum, norm.num_batches_tracked = momentum, count

@@ -11,36 +11,29 @@ from fastrcnn.ops import batched_nms
 from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Detections
 
+DEFAULT = DetectionSettings()
 
-def best_boxes(
-    class_scores: Tensor,
-    boxes: Tensor,
-    score_threshold: float | None = DetectionSettings.score_threshold,
-    nms_iou: float = DetectionSettings.nms_iou,
-    max_per_class: int | None = DetectionSettings.max_per_class,
-    max_per_image: int | None = DetectionSettings.max_per_image,
-) -> Detections:
+
+def best_boxes(class_scores: Tensor, boxes: Tensor, settings: DetectionSettings = DEFAULT) -> Detections:
     """Objects in one image, best first, of scored boxes.
 
     class_scores: (K, classes + 1), probabilities or margins, background first.
     boxes: (K, classes + 1, 4), half-open, cut off at the image's border.
-    score_threshold: detections below it are dropped; None keeps all.
-    nms_iou: within a class, a box that overlaps a better one by this much or more is dropped.
-    max_per_class: boxes of a class that enter the suppression, the best ones (100 in the author's test code).
-    max_per_image: detections that leave it.
+    settings: max_per_class limits what enters the suppression (100 in the author's code), max_per_image what leaves it.
     """
     boxes = boxes[:, 1:]  # (K, classes, 4)
     scores = class_scores[:, 1:]  # (K, classes)
-    keep = torch.ones_like(scores, dtype=torch.bool) if score_threshold is None else scores >= score_threshold
-    if max_per_class is not None and len(scores) > max_per_class:
-        best = scores.topk(max_per_class, dim=0).indices  # (max_per_class, classes)
+    least, most = settings.score_threshold, settings.max_per_class
+    keep = torch.ones_like(scores, dtype=torch.bool) if least is None else scores >= least
+    if most is not None and len(scores) > most:
+        best = scores.topk(most, dim=0).indices  # (max_per_class, classes)
         keep &= torch.zeros_like(keep).scatter_(0, best, True)
     row, column = torch.nonzero(keep, as_tuple=True)
     boxes, scores, labels = boxes[row, column], scores[row, column], column + 1
     # A box pushed out of the image has no area and is no detection.
     real = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     boxes, scores, labels = boxes[real], scores[real], labels[real]
-    kept = batched_nms(boxes, scores, labels, nms_iou)[:max_per_image]
+    kept = batched_nms(boxes, scores, labels, settings.nms_iou)[: settings.max_per_image]
     return Detections(boxes[kept], scores[kept], labels[kept])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -32,21 +32,16 @@ def choose(candidates: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class RoISampler:
-    """Draws RoIs from proposals and truth; the defaults are the paper's.
+    """Draws RoIs from proposals and truth.
 
-    rois_per_image: RoIs drawn from one image; fewer where there are too few of either kind.
-    fg_fraction: the largest share of them that is foreground.
-    fg_iou: least overlap with the truth that makes a RoI foreground.
-    bg_iou: a RoI whose best overlap lies in [bg_iou[0], bg_iou[1]) is background.
     delta_mean, delta_std: (classes + 1, 4), the statistics that regression targets are normalised by.
+    settings: how many RoIs (fewer where there are too few of either kind), the largest share of foreground, and the
+        overlaps with the truth, bg_iou[1] left out, that make a RoI foreground or background.
     """
 
     delta_mean: Tensor
     delta_std: Tensor
-    rois_per_image: int = PAPER.rois_per_image
-    fg_fraction: float = PAPER.fg_fraction
-    fg_iou: float = PAPER.fg_iou
-    bg_iou: tuple[float, float] = (PAPER.bg_iou[0], PAPER.bg_iou[1])
+    settings: SolverSettings = field(default_factory=SolverSettings)
 
     def __call__(
         self, proposals: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor], seeds: Sequence[int]
@@ -66,12 +61,12 @@ class RoISampler:
         self, number: int, proposals: Tensor, truth: Tensor, labels: Tensor, seed: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """RoIs (K, 5), labels (K,) and deltas (K, 4) of the image with this number in the batch."""
-        rois, generator = torch.cat((proposals, truth)), torch.Generator().manual_seed(seed)
+        s, rois, generator = self.settings, torch.cat((proposals, truth)), torch.Generator().manual_seed(seed)
         overlap, index = match(rois, truth)
-        foreground = torch.nonzero(overlap >= self.fg_iou).flatten()
-        background = torch.nonzero((overlap >= self.bg_iou[0]) & (overlap < self.bg_iou[1])).flatten()
-        foreground = choose(foreground, round(self.fg_fraction * self.rois_per_image), generator)
-        background = choose(background, self.rois_per_image - len(foreground), generator)
+        foreground = torch.nonzero(overlap >= s.fg_iou).flatten()
+        background = torch.nonzero((overlap >= s.bg_iou[0]) & (overlap < s.bg_iou[1])).flatten()
+        foreground = choose(foreground, round(s.fg_fraction * s.rois_per_image), generator)
+        background = choose(background, s.rois_per_image - len(foreground), generator)
         kept = rois[torch.cat((foreground, background))]
         target_labels = labels.new_zeros(len(kept))
         deltas = rois.new_zeros((len(kept), 4))

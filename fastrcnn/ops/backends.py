@@ -30,24 +30,17 @@ def choose_backend(device: torch.device) -> ModuleType:
 
 @functools.cache
 def _choose(device_type: str, forced: str) -> ModuleType:
-    if forced:
-        if forced not in BACKENDS:
-            raise ValueError(f"FASTRCNN_ROI_BACKEND: expected one of {', '.join(BACKENDS)}, got {forced!r}")
-        if forced in ("cpu", "cuda") and (missing := _missing(forced, device_type)):
-            raise RuntimeError(f"FASTRCNN_ROI_BACKEND={forced} cannot run: {missing}")
-        log.info("RoI pooling on %s: backend %s, as FASTRCNN_ROI_BACKEND asks", device_type, forced)
-        return BACKENDS[forced]
-    own = "cuda" if device_type == "cuda" else "cpu"
-    missing = _missing(own, device_type)
-    if not missing:
-        log.info("RoI pooling on %s: backend %s", device_type, own)
-        return BACKENDS[own]
-    log.warning("RoI pooling on %s runs slower, with torchvision's kernel: %s", device_type, missing)
-    return torchvision_backend
-
-
-def _missing(name: str, device_type: str) -> str:
-    """Why the backend `name` cannot run on a device, or an empty string where it can."""
-    if name != device_type:
-        return f"the tensors are on {device_type}"
-    return str(BACKENDS[name].missing())
+    name = forced or ("cuda" if device_type == "cuda" else "cpu")
+    if name not in BACKENDS:
+        raise ValueError(f"FASTRCNN_ROI_BACKEND: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    missing = ""  # why our own kernel cannot run
+    if name in ("cpu", "cuda"):
+        missing = f"the tensors are on {device_type}" if name != device_type else BACKENDS[name].missing()
+    if missing and forced:
+        raise RuntimeError(f"FASTRCNN_ROI_BACKEND={forced} cannot run: {missing}")
+    if missing:
+        log.warning("RoI pooling on %s runs slower, with torchvision's kernel: %s", device_type, missing)
+        return torchvision_backend
+    asked = ", as FASTRCNN_ROI_BACKEND asks" if forced else ""
+    log.info("RoI pooling on %s: backend %s%s", device_type, name, asked)
+    return BACKENDS[name]

@@ -1,16 +1,22 @@
-"""RoI pooling by our own CUDA kernels, csrc/roi_pool.cu, compiled by NVRTC at first use, launched by the driver."""
+"""RoI pooling by our own CUDA kernels, csrc/roi_pool.cu, compiled at first use and launched by the driver.
+
+The compiler is NVRTC, the library that torch's CUDA wheels bring along; it needs no GPU.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import nvrtc
 from .arguments import FEATURE_TYPES
 from .reference import VARIANTS
 
@@ -25,9 +31,9 @@ def missing() -> str:
     """Why this backend cannot run, or an empty string where it can."""
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    if nvrtc.library() is None:
+    if nvrtc() is None:
         return "NVRTC, which torch's CUDA wheels bring along, was not found"
-    return "" if _driver() is not None else "the CUDA driver library libcuda.so.1 was not found"
+    return "" if driver() is not None else "the CUDA driver library libcuda.so.1 was not found"
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
@@ -121,24 +127,20 @@ def _kernel(name: str, value: int, device: int) -> ctypes.c_void_p:
 @functools.cache
 def _module(value: int, device: int) -> ctypes.c_void_p:
     """The kernels for one type on one device, whose context is current; compiled where the disk lacks them."""
-    arch = nvrtc.target(*torch.cuda.get_device_capability(device))
-    binary, module = nvrtc.cached_kernel(SOURCE, arch, [f"VALUE={value}"]), ctypes.c_void_p()
+    arch = target(*torch.cuda.get_device_capability(device))
+    binary, module = cached_kernel(SOURCE, arch, [f"VALUE={value}"]), ctypes.c_void_p()
     _check(_loaded().cuModuleLoadData(ctypes.byref(module), binary), "load the compiled kernels")
     return module
 
 
 @functools.cache
-def _driver() -> ctypes.CDLL | None:
-    try:
-        return ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
+def driver() -> ctypes.CDLL | None:
+    """The CUDA driver library; None without one."""
+    return _first_library("libcuda.so.1")
 
 
 def _loaded() -> ctypes.CDLL:
-    driver = _driver()
-    assert driver is not None
-    return driver
+    return _needed(driver(), "the CUDA driver library")
 
 
 def _check(code: int, doing: str) -> None:
@@ -146,3 +148,116 @@ def _check(code: int, doing: str) -> None:
         text = ctypes.c_char_p()
         _loaded().cuGetErrorString(code, ctypes.byref(text))
         raise RuntimeError(f"CUDA could not {doing}: {(text.value or b'unknown error').decode()} ({code})")
+
+
+# The compiler.
+
+
+@functools.cache
+def nvrtc() -> ctypes.CDLL | None:
+    """NVRTC as torch's own CUDA version names it: already loaded, beside torch, or on the system. Or None."""
+    if torch.version.cuda is None:
+        return None
+    major = torch.version.cuda.split(".")[0]
+    name = f"libnvrtc.so.{major}"
+    site = Path(torch.__file__).parent.parent
+    wheels = [site / "nvidia" / f"cu{major}" / "lib" / name, site / "nvidia" / "cuda_nvrtc" / "lib" / name]
+    return _first_library(*(str(w) for w in wheels if w.exists()), name)
+
+
+def _first_library(*names: str) -> ctypes.CDLL | None:
+    for name in names:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None
+
+
+def _needed(library: ctypes.CDLL | None, what: str) -> ctypes.CDLL:
+    if library is None:
+        raise RuntimeError(f"{what} was not found")
+    return library
+
+
+def _compiler() -> ctypes.CDLL:
+    return _needed(nvrtc(), "NVRTC, the compiler library of torch's CUDA wheels,")
+
+
+def target(major: int, minor: int) -> str:
+    """What to compile for a device of this capability: `sm_90`, or, for a device newer than this NVRTC, the newest
+    PTX that it makes, `compute_120`, which the driver translates."""
+    compiler, count = _compiler(), ctypes.c_int()
+    compiler.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    known = (ctypes.c_int * count.value)()
+    compiler.nvrtcGetSupportedArchs(known)
+    wanted = 10 * major + minor
+    return f"sm_{wanted}" if wanted in known else f"compute_{max(a for a in known if a <= max(wanted, known[0]))}"
+
+
+def compile_kernel(source: Path, arch: str, defines: Sequence[str]) -> tuple[bytes, str]:
+    """Code from a source file and the headers beside it, a cubin for `sm_90`, PTX for `compute_90`; and the log.
+
+    Raises RuntimeError with the log where the source does not compile.
+    """
+    compiler = _compiler()
+    headers = sorted(source.parent.glob("roi_*.h"))
+    texts = (ctypes.c_char_p * len(headers))(*(h.read_bytes() for h in headers))
+    names = (ctypes.c_char_p * len(headers))(*(h.name.encode() for h in headers))
+    program = ctypes.c_void_p()
+    code = compiler.nvrtcCreateProgram(
+        ctypes.byref(program), source.read_bytes(), source.name.encode(), len(headers), texts, names
+    )
+    if code:
+        raise RuntimeError(f"NVRTC could not read {source.name}: error {code}")
+    options = [o.encode() for o in compile_options(arch, defines)]
+    failed = compiler.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    log = _fetch(program, "ProgramLog").rstrip(b"\0").decode(errors="replace")
+    if failed:
+        compiler.nvrtcDestroyProgram(ctypes.byref(program))
+        raise RuntimeError(f"NVRTC could not compile {source.name} for {arch}:\n{log}")
+    binary = _fetch(program, "PTX" if arch.startswith("compute") else "CUBIN")
+    compiler.nvrtcDestroyProgram(ctypes.byref(program))
+    return binary, log
+
+
+def compile_options(arch: str, defines: Sequence[str]) -> list[str]:
+    """True division and no fused multiply-add: an edge of a bin that is off by one rounding is off by one cell."""
+    exact = ["--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false"]
+    return [f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", *exact, *(f"-D{d}" for d in defines)]
+
+
+def cached_kernel(source: Path, arch: str, defines: Sequence[str]) -> bytes:
+    """As compile_kernel, from the disk where it was compiled before: one file an architecture and source.
+
+    The folder is $XDG_CACHE_HOME/fastrcnn or ~/.cache/fastrcnn; where it cannot be written, the kernel is compiled
+    once a process.
+    """
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _compiler().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    key = hashlib.sha256(repr(((major.value, minor.value), compile_options(arch, defines))).encode())
+    for part in (source, *sorted(source.parent.glob("roi_*.h"))):
+        key.update(part.read_bytes())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastrcnn"
+    path = folder / f"{source.stem}-{arch}-{key.hexdigest()[:20]}.bin"
+    try:
+        return path.read_bytes()
+    except OSError:
+        pass
+    binary, _ = compile_kernel(source, arch, defines)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as part_file:
+            part_file.write(binary)
+        Path(part_file.name).replace(path)  # whole or not at all, whoever else compiles it now
+    except OSError:
+        pass
+    return binary
+
+
+def _fetch(program: ctypes.c_void_p, what: str) -> bytes:
+    size = ctypes.c_size_t()
+    getattr(_compiler(), f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+    buffer = ctypes.create_string_buffer(size.value)
+    getattr(_compiler(), f"nvrtcGet{what}")(program, buffer)
+    return buffer.raw

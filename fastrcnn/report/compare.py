@@ -6,12 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.evaluation.bootstrap import LEVEL
-from fastrcnn.evaluation.comparison import LETTERS, Comparison, note, signed, span
+from fastrcnn.evaluation.comparison import LETTERS, LEVEL, Comparison, fraction, note, signed, span
 from fastrcnn.evaluation.matches import ClassMatches
 from fastrcnn.files import replace_file
-from fastrcnn.report.page import fraction, render
-from fastrcnn.report.plots import thin_curve
+from fastrcnn.report.page import render, thin_curve
 
 MOST_PLOTS = 60
 

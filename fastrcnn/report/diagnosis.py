@@ -2,8 +2,8 @@
 
 In the spirit of Hoiem et al. (ECCV 2012) and TIDE (Bolya et al., ECCV 2020), on top of VOC's matching at IoU .5: a
 detection is right, left out (it matches a difficult object), or false, and a false one is of the first kind of
-FALSE_KINDS that fits. Difficult objects explain false detections as others do; they are never missed. Nothing here
-depends on a threshold of the score: a detection keeps its kind when lower ones are dropped.
+FALSE_KINDS that fits. Difficult objects explain false detections as others do; they are never missed. A kind does not
+depend on a threshold of the score: a detection keeps it when lower ones are dropped, so that Thresholds only counts.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ MISSED_KINDS = {
     "taken for another": "A detection of another class lies on it with an IoU above .5.",
     "unseen": "Nothing of the above: no detection accounts for it.",
 }
+NUMBER = 50  # thresholds of the score
+MOST_PAIRS = 3000  # pairs of classes whose confusions are kept, those with most of them
 RIGHT, LEFT_OUT = -1, -2  # in place of a kind: right, and not counted
 DUPLICATE, CONFUSION, LOCALISATION, BOTH, BACKGROUND = range(5)
 NO_PROPOSAL, MISPLACED, TAKEN, UNSEEN = range(4)
@@ -132,3 +134,59 @@ def gains(curve: ClassAP, found: Diagnosis, metric: VocMetric) -> np.ndarray:
     hits = int(right.sum())
     after.append(ranked_ap(right, hits, metric) if hits else 1.0)
     return np.array(after) - ranked_ap(right, positives, metric)
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Counts between each threshold and the next (T,), so that those above one are the sum from there on.
+
+    Classes are numbered from 0 along `names`; one that was not evaluated has no counts of its own.
+    """
+
+    names: list[str]
+    values: np.ndarray  # (T,) float64, rising
+    right: np.ndarray  # (classes, T) int64
+    false: np.ndarray  # (classes, kinds, T) int64, along FALSE_KINDS
+    confusions: dict[tuple[int, int], np.ndarray]  # (true class, detected class) -> (T,) int64
+    left_out_confusions: int  # those of the pairs beyond MOST_PAIRS
+
+    def best(self, objects: int) -> int:
+        """The number of the threshold at which F1 over all classes is best; objects: of them, that count."""
+        right = self.right.sum(axis=0)[::-1].cumsum()[::-1]
+        false = self.false.sum(axis=(0, 1))[::-1].cumsum()[::-1]
+        return int(np.argmax(right / np.maximum(right + false + objects, 1)))  # F1 / 2
+
+
+def threshold_values(detections: Mapping[str, ClassDetections]) -> np.ndarray:
+    """0, .02, ..., .98 where scores are probabilities; else NUMBER steps from the least score to the greatest."""
+    scores = [d.scores for d in detections.values() if len(d)]
+    least = min((s.min() for s in scores), default=0.0)
+    most = max((s.max() for s in scores), default=1.0)
+    if least >= 0 and most <= 1:
+        return np.arange(NUMBER) / NUMBER
+    return np.linspace(least, most, NUMBER)
+
+
+def at_thresholds(
+    names: list[str], detections: Mapping[str, ClassDetections], diagnoses: Mapping[str, Diagnosis]
+) -> Thresholds:
+    """The counts of all classes; names: of all classes, along which Diagnosis.others counts."""
+    values = threshold_values(detections)
+    right = np.zeros((len(names), len(values)), np.int64)
+    false = np.zeros((len(names), len(FALSE_KINDS), len(values)), np.int64)
+    confusions: dict[tuple[int, int], np.ndarray] = {}
+    for k, name in enumerate(names):
+        if name not in diagnoses:
+            continue
+        kinds, others = diagnoses[name].kinds, diagnoses[name].others
+        bins = np.searchsorted(values, detections[name].scores, side="right") - 1
+        right[k] = np.bincount(bins[kinds == RIGHT], minlength=len(values))
+        for kind in range(len(FALSE_KINDS)):
+            false[k, kind] = np.bincount(bins[kinds == kind], minlength=len(values))
+        confused = kinds == CONFUSION
+        cells = np.bincount(others[confused] * len(values) + bins[confused], minlength=len(names) * len(values))
+        table = cells.reshape(len(names), len(values))
+        confusions |= {(int(t), k): table[t] for t in np.flatnonzero(table.any(axis=1))}
+    ranked = sorted(confusions, key=lambda pair: -int(confusions[pair].sum()))
+    dropped = sum(int(confusions[pair].sum()) for pair in ranked[MOST_PAIRS:])
+    return Thresholds(names, values, right, false, {p: confusions[p] for p in ranked[:MOST_PAIRS]}, dropped)

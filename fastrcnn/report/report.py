@@ -12,15 +12,13 @@ import numpy as np
 
 from fastrcnn.evaluation import matches
 from fastrcnn.evaluation.evaluate import Evaluation, write_results
+from fastrcnn.evaluation.recall import SIZES, size_ap
 from fastrcnn.evaluation.result_files import write_comp4
-from fastrcnn.evaluation.sizes import SIZES, size_ap
 from fastrcnn.evaluation.voc_ap import truth_by_class
 from fastrcnn.files import replace_file
-from fastrcnn.report.diagnosis import FALSE_KINDS, MISSED_KINDS, diagnose, gains
+from fastrcnn.report.diagnosis import FALSE_KINDS, MISSED_KINDS, Thresholds, at_thresholds, diagnose, gains
 from fastrcnn.report.gallery import Case, choose, cut_out
-from fastrcnn.report.page import render
-from fastrcnn.report.plots import Curve, thin_curve
-from fastrcnn.report.thresholds import Thresholds, at_thresholds
+from fastrcnn.report.page import Curve, render, thin_curve
 
 PLOTS, MOST_PLOTS = 24, 200  # shown without a click, and with one
 

@@ -137,7 +137,9 @@ class TrainingRun:
             log.info("%d training pictures; computing the statistics of their regression targets", len(images))
         pairs = (images.truth_and_proposals(i) for i in range(len(images)))
         agnostic = model.bbox_pred.out_features == 4
-        mean, std = delta_statistics(pairs, model.num_classes, self.sampler.fg_iou, images.augmentation.flip, agnostic)
+        mean, std = delta_statistics(
+            pairs, model.num_classes, self.sampler.settings.fg_iou, images.augmentation.flip, agnostic
+        )
         if self.started:
             normalise_box_layer(model, mean, std)  # what it detects stays the same
         model.delta_mean.copy_(mean)

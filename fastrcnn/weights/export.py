@@ -16,7 +16,7 @@ from torch import Tensor
 from fastrcnn.errors import UserError
 from fastrcnn.files import write_derived
 from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN, box_layer_for
-from fastrcnn.model.networks import NETWORKS, VGG16
+from fastrcnn.model.networks import VGG16
 from fastrcnn.progress import progress
 from fastrcnn.weights import caffe
 from fastrcnn.weights.pixels import CAFFE_MEAN, first_layer_for, means_apart
@@ -25,11 +25,11 @@ from fastrcnn.weights.pretrained import AUTHORS_ROI_SIZE, CAFFE_NAMES, OUTPUTS
 log = logging.getLogger(__name__)
 
 
-def write_caffemodel(model: FastRCNN, network: str, output: Path, source: str | None = None) -> None:
+def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -> None:
     """The author's layout: layers of his names, the first one for BGR pixels less his PIXEL_MEANS, and a box layer that
     is not normalised, as `snapshot` in his lib/fast_rcnn/train.py saves it.
 
-    network: its key in NETWORKS. The deviations of the pixels go into the first layer, and a difference of the means of
+    The deviations of the pixels go into the first layer, and a difference of the means of
     up to one grey level too; see first_layer_for. Margins of SVMs are cls_score as they are, the author's TEST.SVM.
     """
     problems = []
@@ -37,8 +37,8 @@ def write_caffemodel(model: FastRCNN, network: str, output: Path, source: str | 
         problems.append(f"model.roi_op={model.roi_op}: Caffe's RoI pooling is fast_rcnn")
     if model.bbox_pred.out_features == 4:
         problems.append("model.class_agnostic=true: the author's box layer has four numbers for every class")
-    state = _state_for("a .caffemodel", model, network, AUTHORS_ROI_SIZE, CAFFE_MEAN, (1.0, 1.0, 1.0), problems)
-    first = f"{CAFFE_NAMES[NETWORKS[network].convs[0].name]}.weight"
+    state = _state_for("a .caffemodel", model, AUTHORS_ROI_SIZE, CAFFE_MEAN, (1.0, 1.0, 1.0), problems)
+    first = f"{CAFFE_NAMES[model.trunk.network.convs[0].name]}.weight"
     state[first] = state[first].flip(1)
     zero = torch.zeros_like(model.delta_mean)
     state |= dict(zip(("bbox_pred.weight", "bbox_pred.bias"), box_layer_for(model, zero, zero + 1), strict=True))
@@ -48,10 +48,12 @@ def write_caffemodel(model: FastRCNN, network: str, output: Path, source: str | 
         if f"{ours}.weight" in state
     }
     with write_derived(output, source) as path, path.open("wb") as file:
-        caffe.write(file, f"fast_rcnn_{network}", progress(layers.items(), len(layers), "export", "layer"))
+        caffe.write(
+            file, f"fast_rcnn_{model.trunk.network.name}", progress(layers.items(), len(layers), "export", "layer")
+        )
     sizes = {name: len(parts["weight"]) for name, parts in layers.items() if name in OUTPUTS or name.endswith("_L")}
     log.info("num_output in the prototxt: %s", ", ".join(f"{name} {n}" for name, n in sizes.items()))
-    if any(state[f"{CAFFE_NAMES[c.name]}.weight"].shape[0] != c.channels for c in NETWORKS[network].convs):
+    if any(state[f"{CAFFE_NAMES[c.name]}.weight"].shape[0] != c.channels for c in model.trunk.network.convs):
         log.info("and of all other layers, as this network is a slim one")
     if model.classifier == "svm":
         log.info("its cls_score are margins of SVMs: the author's code wants TEST.SVM with it")
@@ -91,19 +93,19 @@ def write_safetensors(
             raise UserError(f"{output}: cannot be written ({error}).") from error
 
 
-def write_torchvision(model: FastRCNN, network: str, output: Path, source: str | None = None) -> None:
+def write_torchvision(model: FastRCNN, output: Path, source: str | None = None) -> None:
     """The trunk, fc6 and fc7 as a state dict with the names of torchvision's VGG16, for RGB pixels that are normalised
     as torchvision's weights want them. `load_state_dict` takes it with strict=False: the class layer is not there.
     """
     problems = []
-    if network == "vgg16":
+    if model.trunk.network is VGG16:
         convs = model.trunk.convs
         if any(convs[c.name].out_channels != c.channels for c in VGG16.convs) or model.head.out_features != VGG16.fc7:
             problems.append("model.width: torchvision's is 1")
         if any(name.endswith(".U.weight") for name in model.head.state_dict()):
             problems.append("fc6 or fc7 is two layers: export the checkpoint that this one was compressed from")
     sizes = {"vgg16": AUTHORS_ROI_SIZE["vgg16"]}
-    state = _state_for("torchvision's VGG16", model, network, sizes, IMAGENET_MEAN, IMAGENET_STD, problems)
+    state = _state_for("torchvision's VGG16", model, sizes, IMAGENET_MEAN, IMAGENET_STD, problems)
     places, place = {}, 0
     for conv in VGG16.convs:
         place += len(conv.before)
@@ -125,7 +127,6 @@ def write_torchvision(model: FastRCNN, network: str, output: Path, source: str |
 def _state_for(
     what: str,
     model: FastRCNN,
-    network: str,
     sizes: Mapping[str, int],
     mean: Sequence[float],
     std: Sequence[float],
@@ -136,10 +137,11 @@ def _state_for(
     what: the format, for messages. sizes: of the pooled RoIs, in those of the author's networks that may be.
     Raises UserError with the problems, and what else makes network or pixels too different.
     """
-    last, size = NETWORKS[network].conv_names[-1], sizes.get(network)
+    network = model.trunk.network
+    last, size = network.conv_names[-1], sizes.get(network.name)
     apart = means_apart(model, mean)
     if size is None:
-        problems = [f"model.network={network}: only {', '.join(sizes)} can", *problems]
+        problems = [f"model.network={network.name}: only {', '.join(sizes)} can", *problems]
     else:
         found, cells = ",".join(model.roi_features), f"{size} x {size} cells"
         unlike = (
@@ -161,7 +163,7 @@ def _state_for(
             "exactly but for the outermost cells, which see the padding",
             apart,
         )
-    first = f"trunk.convs.{NETWORKS[network].convs[0].name}"
+    first = f"trunk.convs.{model.trunk.network.convs[0].name}"
     state = {k: v.detach() for k, v in model.state_dict().items()}
     state[f"{first}.weight"], state[f"{first}.bias"] = first_layer_for(model, mean, std)
     return state

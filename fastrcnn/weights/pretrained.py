@@ -6,7 +6,6 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.networks import NETWORKS, VGG16
+from fastrcnn.settings import ModelSettings, NetworkName
 from fastrcnn.weights import caffe, torch_files
 from fastrcnn.weights.pixels import PIXELS, decide
 
@@ -188,22 +188,15 @@ def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixe
     _load(model, kept, PARTS, source, NETWORK_FITS, pixels, from_caffe(state))
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What a detector with Caffe's names is made of; ranks: of fc6 and fc7, None where a layer is not compressed."""
+def detector_settings(state: dict[str, Tensor], source: str) -> tuple[ModelSettings, int]:
+    """The model of a detector with Caffe's names, as the author trained it, and its number of object classes.
 
-    network: str
-    width: float
-    num_classes: int
-    ranks: dict[str, int | None]
-
-
-def detector_layout(state: dict[str, Tensor], source: str) -> Layout:
-    """The layout of a detector with Caffe's names. Raises UserError where the layers that tell are not there."""
+    Raises UserError where the layers that tell are not there.
+    """
     shapes = {name: tuple(v.shape) for name, v in state.items() if name.endswith(".weight") and v.dim() > 0}
     first_two = [shapes.get(f"{name}.weight", ()) for name in ("conv1", "conv2")]
     grouped = all(len(shape) == 4 for shape in first_two) and 2 * first_two[1][1] == first_two[0][0]
-    network = "vgg16" if "conv1_1.weight" in state else "caffenet" if grouped else "vgg_cnn_m_1024"
+    network: NetworkName = "vgg16" if "conv1_1.weight" in state else "caffenet" if grouped else "vgg_cnn_m_1024"
     first = NETWORKS[network].convs[0]
     lacking = [name for name in (first.name, *OUTPUTS) if len(shapes.get(f"{name}.weight", ())) < 2]
     if lacking:
@@ -218,12 +211,16 @@ def detector_layout(state: dict[str, Tensor], source: str) -> Layout:
             f"{source}: {first.name} has {filters} filters; {network} has {first.channels}, a slim one fewer."
         )
     ranks = {fc: shapes.get(f"{fc}_L.weight", (None,))[0] for fc in ("fc6", "fc7")}
-    return Layout(network, filters / first.channels, shapes["cls_score.weight"][0] - 1, ranks)
-
-
-def detector_misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """See misfits; `wanted`: of the whole network, `state`: with Caffe's names."""
-    return misfits(translate(state), {k: v for k, v in wanted.items() if k.startswith((*PARTS, *OUTPUTS))})
+    settings = ModelSettings(
+        network=network,
+        width=filters / first.channels,
+        roi_size=AUTHORS_ROI_SIZE[network],
+        roi_features=[NETWORKS[network].conv_names[-1]],
+        finetune_from="conv3_1" if network == "vgg16" else "conv2",
+        fc6_rank=ranks["fc6"],
+        fc7_rank=ranks["fc7"],
+    )
+    return settings, shapes["cls_score.weight"][0] - 1
 
 
 def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> None:

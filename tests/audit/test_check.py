@@ -36,6 +36,7 @@ from fastrcnn.data.annotations.problems import KINDS, Problem
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
+from fastrcnn.settings import SolverSettings
 from fastrcnn.structures import Sample
 
 
@@ -263,7 +264,9 @@ def test_a_step_draws_as_many_rois_as_the_report_says(tiny: VocFolder, proposed:
         records = read_all(tasks(tiny, "a", "b", store=proposed), Settings(use_difficult=difficult))
         found = sampling(records, rois, fraction)
         assert found is not None
-        sampler = RoISampler(torch.zeros(3, 4), torch.ones(3, 4), rois, fraction)
+        sampler = RoISampler(
+            torch.zeros(3, 4), torch.ones(3, 4), SolverSettings(rois_per_image=rois, fg_fraction=fraction)
+        )
         drawn, foreground = [], []
         for r in records:
             kept = np.ones(len(r.boxes), bool) if difficult else ~r.difficult

@@ -15,7 +15,7 @@ from voc_folder import fingerprint
 
 from fastrcnn.deploy import compression
 from fastrcnn.errors import UserError
-from fastrcnn.model.compress import decompose
+from fastrcnn.model.head import decompose
 from fastrcnn.training import checkpoint
 
 Call = Callable[..., tuple[int, str, str]]

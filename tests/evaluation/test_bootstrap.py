@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastrcnn.evaluation import bootstrap
-from fastrcnn.evaluation.bootstrap import ap_samples, interval, resample, weighted_ap
+from fastrcnn.evaluation import comparison
+from fastrcnn.evaluation.comparison import ap_samples, interval, resample, weighted_ap
 from fastrcnn.evaluation.matches import ClassMatches, class_matches
 from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, VocMetric, class_ap
 
@@ -44,7 +44,7 @@ def test_weights_do_what_repeating_images_does(metric: VocMetric, monkeypatch: p
     expected = [repeated(detections, truth, w, metric) for w in weights]
     assert 0.05 < min(expected) < max(expected) < 0.9
     np.testing.assert_allclose(weighted_ap(found, weights, metric), expected, atol=1e-12)
-    monkeypatch.setattr(bootstrap, "CELLS", 1000)  # five resamples at a time
+    monkeypatch.setattr(comparison, "CELLS", 1000)  # five resamples at a time
     np.testing.assert_allclose(weighted_ap(found, weights, metric), expected, atol=1e-12)
     once = np.ones((1, IMAGES), np.int16)
     assert weighted_ap(found, once, metric)[0] == pytest.approx(class_ap(detections, truth, metric).ap, abs=1e-15)

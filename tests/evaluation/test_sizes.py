@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mistakes import found, truth
 
-from fastrcnn.evaluation.sizes import size_ap
+from fastrcnn.evaluation.recall import size_ap
 from fastrcnn.evaluation.voc_ap import class_ap
 
 

@@ -9,10 +9,19 @@ from torch import Tensor, nn
 
 from fastrcnn.build import models
 from fastrcnn.errors import UserError
-from fastrcnn.model import compress
-from fastrcnn.model.compress import Decomposition, Ranks, decompose, factored_state, ranks_for, search
+from fastrcnn.model import head
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.head import Head, largest_rank, parameter_count
+from fastrcnn.model.head import (
+    Decomposition,
+    Head,
+    Ranks,
+    decompose,
+    factored_state,
+    largest_rank,
+    parameter_count,
+    ranks_for,
+    search,
+)
 from fastrcnn.settings import ModelSettings
 
 
@@ -70,7 +79,7 @@ def test_a_rank_that_saves_nothing_is_refused_with_the_numbers() -> None:
 def test_the_factors_product_is_the_best_approximation_of_its_rank(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], rank: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(compress, "BLOCK", 7)
+    monkeypatch.setattr(head, "BLOCK", 7)
     weight = random(*shape, dtype=dtype)
     first, last = decompose(weight).factors(rank)
     assert (first.shape, last.shape) == ((rank, shape[1]), (shape[0], rank))

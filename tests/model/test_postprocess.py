@@ -12,14 +12,14 @@ from torch import Tensor
 
 from fastrcnn.boxes import clip, decode
 from fastrcnn.model.postprocess import best_boxes, class_thresholds, entering_scores
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Detections
 
 
-def postprocess(
-    scores: Tensor, deltas: Tensor, rois: Tensor, height: int, width: int, *limits: object, **named: object
-) -> Detections:
+def postprocess(scores: Tensor, deltas: Tensor, rois: Tensor, height: int, width: int, **named: object) -> Detections:
     """What the network's outputs make of RoIs."""
-    return best_boxes(scores, clip(decode(rois, deltas), height, width), *limits, **named)  # type: ignore[arg-type]
+    settings = DetectionSettings(**named)  # type: ignore[arg-type]
+    return best_boxes(scores, clip(decode(rois, deltas), height, width), settings)
 
 
 def one_class(boxes: list, scores: list[float], **options: object) -> tuple[list, list]:
@@ -93,7 +93,8 @@ def test_detections_are_those_of_plain_loops(
     threshold: float, nms: float, per_class: int | None, per_image: int | None
 ) -> None:
     probabilities, deltas, rois = random_outputs(60, 3, seed=4)
-    found = postprocess(probabilities, deltas, rois, 90, 110, threshold, nms, per_class, per_image)
+    limits = {"score_threshold": threshold, "nms_iou": nms, "max_per_class": per_class, "max_per_image": per_image}
+    found = postprocess(probabilities, deltas, rois, 90, 110, **limits)
     arrays = (t.double().numpy() for t in (probabilities, deltas, rois))
     expected = numpy_detections(*arrays, 90, 110, threshold, nms, per_class, per_image)
     assert len(expected) >= 5
@@ -158,7 +159,9 @@ def test_boxes_are_clipped_to_height_and_width() -> None:
 def test_a_box_pushed_out_of_the_image_is_no_detection() -> None:
     deltas = torch.zeros(1, 2, 4)
     deltas[0, 1, 0] = -30.0
-    found = postprocess(torch.tensor([[0.1, 0.9]]), deltas, torch.tensor([[0.0, 0, 10, 10]]), 60, 80, 0.0)
+    found = postprocess(
+        torch.tensor([[0.1, 0.9]]), deltas, torch.tensor([[0.0, 0, 10, 10]]), 60, 80, score_threshold=0.0
+    )
     assert len(found) == 0
 
 

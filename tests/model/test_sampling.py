@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastrcnn.model.sampling import RoISampler, choose, delta_statistics, match
+from fastrcnn.settings import SolverSettings
 from fastrcnn.structures import RoITargets
 
 NONE = torch.zeros(0, 4)
@@ -20,7 +21,8 @@ def of_iou(*overlaps: float) -> Tensor:
 
 
 def sampler(classes: int = 3, **options: object) -> RoISampler:
-    return RoISampler(torch.zeros(classes + 1, 4), torch.ones(classes + 1, 4), **options)  # type: ignore[arg-type]
+    settings = SolverSettings(**options)  # type: ignore[arg-type]
+    return RoISampler(torch.zeros(classes + 1, 4), torch.ones(classes + 1, 4), settings)
 
 
 def draw(
@@ -175,7 +177,7 @@ def test_targets_are_those_of_a_plain_transcription() -> None:
     generator = torch.Generator().manual_seed(2)
     mean = torch.randn(4, 4, generator=generator) * 0.1
     std = torch.rand(4, 4, generator=generator) + 0.1
-    s = RoISampler(mean, std, rois_per_image=128)
+    s = RoISampler(mean, std, SolverSettings(rois_per_image=128))
     rois, targets = s([proposals], [truth], [labels], [2])
 
     overlap = numpy_iou(rois[:, 1:].numpy(), truth.numpy())
@@ -257,7 +259,7 @@ def test_normalised_targets_of_the_whole_set_have_mean_zero_and_deviation_one() 
     truth = torch.tensor([[10.0, 10, 80, 60], [100, 40, 180, 140]])
     picture = (crowd(300, truth, 3), truth, torch.tensor([1, 2]))
     mean, std = delta_statistics([picture], num_classes=2, flip=False)
-    every = RoISampler(mean, std, rois_per_image=1000, fg_fraction=1.0)
+    every = RoISampler(mean, std, SolverSettings(rois_per_image=1000, fg_fraction=1.0))
     _, targets = every([picture[0]], [truth], [picture[2]], [0])
     for c in (1, 2):
         own = targets.deltas[targets.labels == c]

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrcnn.model import networks
-from fastrcnn.model.networks import NETWORKS, Trunk
-from fastrcnn.model.strips import Window, in_strips
+from fastrcnn.model.networks import NETWORKS, Trunk, Window, in_strips
 
 
 def trunk(name: str, width: float = 0.125, batch_norm: bool = False) -> Trunk:

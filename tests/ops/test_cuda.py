@@ -15,23 +15,23 @@ import torchvision
 from roi_cases import expected, same
 from torch import Tensor
 
-from fastrcnn.ops import cuda, nvrtc, roi_pool
+from fastrcnn.ops import cuda, roi_pool
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 KERNELS = 4
 
-needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason="no NVRTC: not a CUDA wheel of torch")
+needs_nvrtc = pytest.mark.skipif(cuda.nvrtc() is None, reason="no NVRTC: not a CUDA wheel of torch")
 
 
 @needs_nvrtc
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiles_without_a_spill_or_an_approximation(arch: str) -> None:
     for value in range(4):
-        cubin, log = nvrtc.compile_kernel(cuda.SOURCE, arch, [f"VALUE={value}"])
+        cubin, log = cuda.compile_kernel(cuda.SOURCE, arch, [f"VALUE={value}"])
         assert cubin[:4] == b"\x7fELF"
         spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
         assert spills == [("0", "0")] * KERNELS, log
-        code, _ = nvrtc.compile_kernel(cuda.SOURCE, arch.replace("sm", "compute"), [f"VALUE={value}"])
+        code, _ = cuda.compile_kernel(cuda.SOURCE, arch.replace("sm", "compute"), [f"VALUE={value}"])
         ptx = code.decode()
         assert "div.rn.f32" in ptx  # the width of a bin
         assert not re.findall(r"\b(?:div\.approx|div\.full|rcp|ex2|fma)\S*f32|\S*\.approx\S*|\S*\.ftz\S*", ptx)
@@ -43,10 +43,10 @@ def test_compiles_without_a_spill_or_an_approximation(arch: str) -> None:
 
 @needs_nvrtc
 def test_a_device_newer_than_the_compiler_gets_ptx() -> None:
-    assert nvrtc.target(9, 0) == "sm_90"
-    newest = nvrtc.target(99, 0)
+    assert cuda.target(9, 0) == "sm_90"
+    newest = cuda.target(99, 0)
     assert re.fullmatch(r"compute_\d+", newest)
-    code, _ = nvrtc.compile_kernel(cuda.SOURCE, newest, ["VALUE=1"])
+    code, _ = cuda.compile_kernel(cuda.SOURCE, newest, ["VALUE=1"])
     assert f".target sm_{newest.removeprefix('compute_')}" in code.decode()
 
 
@@ -55,7 +55,7 @@ def test_a_mistake_in_the_source_is_shown(tmp_path: Path) -> None:
     source = tmp_path / "wrong.cu"
     source.write_text("__global__ void f() { nonsense; }")
     with pytest.raises(RuntimeError, match=r"(?s)could not compile wrong\.cu for sm_90.*nonsense"):
-        nvrtc.compile_kernel(source, "sm_90", [])
+        cuda.compile_kernel(source, "sm_90", [])
 
 
 @needs_nvrtc
@@ -65,21 +65,21 @@ def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source.write_text('extern "C" __global__ void f(int* x) { *x = VALUE; }')
     folder = tmp_path / "cache" / "fastrcnn"
 
-    first = nvrtc.cached_kernel(source, "sm_80", ["VALUE=1"])
+    first = cuda.cached_kernel(source, "sm_80", ["VALUE=1"])
     (file,) = folder.iterdir()
     assert file.read_bytes() == first
     assert "sm_80" in file.name
     file.write_bytes(b"from the disk")
-    assert nvrtc.cached_kernel(source, "sm_80", ["VALUE=1"]) == b"from the disk"
+    assert cuda.cached_kernel(source, "sm_80", ["VALUE=1"]) == b"from the disk"
 
-    nvrtc.cached_kernel(source, "sm_90", ["VALUE=1"])  # another architecture, definition, source: another file
-    nvrtc.cached_kernel(source, "sm_80", ["VALUE=2"])
+    cuda.cached_kernel(source, "sm_90", ["VALUE=1"])  # another architecture, definition, source: another file
+    cuda.cached_kernel(source, "sm_80", ["VALUE=2"])
     source.write_text('extern "C" __global__ void f(int* x) { *x = VALUE + 1; }')
-    nvrtc.cached_kernel(source, "sm_80", ["VALUE=1"])
+    cuda.cached_kernel(source, "sm_80", ["VALUE=1"])
     assert len(list(folder.iterdir())) == 4
 
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    assert nvrtc.cached_kernel(source, "sm_80", ["VALUE=1"])[:4] == b"\x7fELF"
+    assert cuda.cached_kernel(source, "sm_80", ["VALUE=1"])[:4] == b"\x7fELF"
 
 
 def test_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

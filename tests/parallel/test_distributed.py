@@ -32,7 +32,7 @@ from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel import distributed
 from fastrcnn.parallel.launch import launch
-from fastrcnn.settings import SelectiveSearchSettings
+from fastrcnn.settings import SelectiveSearchSettings, SolverSettings
 from fastrcnn.structures import Sample
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule
@@ -62,7 +62,7 @@ def trained(folder: Path, images: int, accumulate: int, tracker: Tracker) -> dic
     """Gradients of the third step and the weights after it, of a network in double precision without dropout."""
     torch.manual_seed(0)
     model = FastRCNN(CLASSES, width=0.03, roi_size=3, dropout=0.0).double()
-    sampler = RoISampler(torch.zeros(CLASSES + 1, 4), torch.ones(CLASSES + 1, 4), rois_per_image=24)
+    sampler = RoISampler(torch.zeros(CLASSES + 1, 4), torch.ones(CLASSES + 1, 4), SolverSettings(rois_per_image=24))
     plan = Schedule(3, lambda _: 0.01, 5, log_every=1, pictures_every=0, accumulate=accumulate)
     batches = training_loader(dataset(folder), images)
     a_run(folder, model, sampler, plan, tracker=tracker).fit(batches)
@@ -77,7 +77,7 @@ def broken(folder: Path) -> str:
     """What is said where the second process alone has a loss that is not finite; the first writes what it was."""
     torch.manual_seed(0)
     model = FastRCNN(CLASSES, width=0.03, roi_size=3)
-    sampler = RoISampler(torch.zeros(CLASSES + 1, 4), torch.ones(CLASSES + 1, 4), rois_per_image=24)
+    sampler = RoISampler(torch.zeros(CLASSES + 1, 4), torch.ones(CLASSES + 1, 4), SolverSettings(rois_per_image=24))
     batch = next(iter(training_loader(dataset(folder), 4)))
     if distributed.rank():
         batch = replace(batch, images=torch.full(batch.images.shape, float("inf")))

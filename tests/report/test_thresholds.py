@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from mistakes import DETECTIONS, OBJECTS, diagnosed, found, truth
 
-from fastrcnn.report import thresholds
-from fastrcnn.report.diagnosis import FALSE_KINDS
-from fastrcnn.report.thresholds import at_thresholds, threshold_values
+from fastrcnn.report import diagnosis
+from fastrcnn.report.diagnosis import FALSE_KINDS, at_thresholds, threshold_values
 
 
 def above(counts: np.ndarray, at: float) -> list:
@@ -51,6 +50,6 @@ def test_margins_have_thresholds_of_their_own() -> None:
 
 
 def test_pairs_are_bounded_and_what_is_left_out_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thresholds, "MOST_PAIRS", 0)
+    monkeypatch.setattr(diagnosis, "MOST_PAIRS", 0)
     t = at_thresholds(["cat", "dog"], DETECTIONS, diagnosed(DETECTIONS, OBJECTS))
     assert (t.confusions, t.left_out_confusions) == ({}, 2)

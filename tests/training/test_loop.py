@@ -21,6 +21,7 @@ from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.sampling import RoISampler
+from fastrcnn.settings import SolverSettings
 from fastrcnn.structures import Batch, Sample
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule, Step, seed_of
@@ -61,7 +62,7 @@ def tiny(**options: object) -> FastRCNN:
 
 def some_sampler() -> RoISampler:
     std = torch.full((CLASSES + 1, 4), 0.2)
-    return RoISampler(torch.zeros(CLASSES + 1, 4), std, rois_per_image=12, bg_iou=(0.0, 0.5))
+    return RoISampler(torch.zeros(CLASSES + 1, 4), std, SolverSettings(rois_per_image=12, bg_iou=[0.0, 0.5]))
 
 
 def sha(model: FastRCNN) -> str:

@@ -16,6 +16,7 @@ from fastrcnn.boxes import clip, decode
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.model.postprocess import best_boxes
 from fastrcnn.model.sampling import RoISampler, delta_statistics
+from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import RoITargets
 from fastrcnn.training.optim import set_rate, sgd
 
@@ -194,7 +195,8 @@ def test_detections_are_the_same_to_the_last_one(seed: int) -> None:
     deltas = rng.normal(size=(len(rois), CLASSES + 1, 4)) * 0.1
     height, width = PICTURE
     boxes = clip(decode(half_open(rois, torch.float64), torch.from_numpy(deltas)), height, width)
-    found = best_boxes(torch.from_numpy(p), boxes, score_threshold=0.0, max_per_class=100, max_per_image=None)
+    limits = DetectionSettings(score_threshold=0.0, max_per_class=100, max_per_image=None)
+    found = best_boxes(torch.from_numpy(p), boxes, limits)
     want = sorted(detections(rois, p, deltas), key=lambda d: -d[1])
     assert len(found) == len(want) > 30
     np.testing.assert_array_equal(found.labels, [c for c, _, _ in want])

@@ -14,7 +14,7 @@ from fastrcnn.build import models
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.weights import caffe
-from fastrcnn.weights.pretrained import Layout, detector_layout, load_detector, load_pretrained, read_state_dict
+from fastrcnn.weights.pretrained import detector_settings, load_detector, load_pretrained, read_state_dict
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -132,9 +132,9 @@ def test_a_released_detector_gives_what_onnx_runtime_gives(tmp_path: Path, kind:
     if svd:
         weights = compressed(compressed(weights, "fc6", 20), "fc7", 9)
     path = caffemodel.write(tmp_path / "w.caffemodel", weights, old)
-    layout = detector_layout(read_state_dict(path), "w")
-    ranks: dict[str, int | None] = {"fc6": 20, "fc7": 9} if svd else {"fc6": None, "fc7": None}
-    assert layout == Layout(kind, 0.125, 3, ranks)
+    settings, classes = detector_settings(read_state_dict(path), "w")
+    assert (settings.network, settings.width, classes) == (kind, 0.125, 3)
+    assert (settings.fc6_rank, settings.fc7_rank) == ((20, 9) if svd else (None, None))
     model = models.caffe_detector(path, ["a", "b", "c"])[1].eval()
     assert model.delta_mean.eq(0).all()
     assert model.delta_std.eq(1).all()
@@ -171,12 +171,12 @@ def test_vgg16_of_caffe_gives_the_features_onnx_runtime_gives(tmp_path: Path) ->
 def test_what_is_no_detector_of_vgg16_says_what_it_lacks() -> None:
     state = {k: torch.from_numpy(v) for k, v in caffemodel.vgg16(1 / 64).items()}
     with pytest.raises(UserError, match=r"here: not a detector, it has no cls_score, bbox_pred \(there are: conv1_1, "):
-        detector_layout(state, "here")
+        detector_settings(state, "here")
     with pytest.raises(UserError, match="it has no bbox_pred "):
-        detector_layout({"conv1.weight": torch.zeros(96, 3, 7, 7), "cls_score.weight": torch.zeros(21, 4)}, "here")
+        detector_settings({"conv1.weight": torch.zeros(96, 3, 7, 7), "cls_score.weight": torch.zeros(21, 4)}, "here")
     wide = {f"{n}.weight": torch.zeros(65, 3, 3, 3) for n in ("conv1_1", "cls_score", "bbox_pred")}
     with pytest.raises(UserError, match="conv1_1 has 65 filters; vgg16 has 64"):
-        detector_layout(wide, "here")
+        detector_settings(wide, "here")
 
 
 def test_layers_of_another_detector_are_named() -> None:

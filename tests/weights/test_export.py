@@ -17,8 +17,8 @@ from fastrcnn.build import models
 from fastrcnn.errors import UserError
 from fastrcnn.inference.detect import detect_batch
 from fastrcnn.inference.network import TorchNetwork
-from fastrcnn.model.compress import decompose, factored_state
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.head import decompose, factored_state
 from fastrcnn.settings import DetectionSettings, ModelSettings
 from fastrcnn.structures import Batch, Sample
 from fastrcnn.weights import caffe, export
@@ -99,7 +99,7 @@ def test_a_caffemodel_is_the_authors_layout_and_gives_the_same_boxes(tmp_path: P
     if svd:
         model = two_layers(model, kind)
     path = tmp_path / "new" / "out.caffemodel"
-    export.write_caffemodel(model, kind, path)
+    export.write_caffemodel(model, path)
     layers = caffemodel.read(path)
     fc = ["fc6_L", "fc6_U", "fc7_L", "fc7_U"] if svd else ["fc6", "fc7"]
     assert list(layers) == [*ORDER[kind].split(), *fc, "cls_score", "bbox_pred"]
@@ -126,7 +126,7 @@ def test_a_caffemodel_is_the_authors_layout_and_gives_the_same_boxes(tmp_path: P
     for ours, again in zip(detections(model), detections(back), strict=True):
         torch.testing.assert_close(again, ours, rtol=1e-5, atol=1e-5 * float(ours.abs().max()))
     twice = tmp_path / "twice.caffemodel"
-    export.write_caffemodel(back, kind, twice)
+    export.write_caffemodel(back, twice)
     assert twice.read_bytes() == path.read_bytes(), "what is in Caffe's units stays to the last bit"
     assert [p.name for p in path.parent.iterdir()] == ["out.caffemodel"]
 
@@ -134,7 +134,7 @@ def test_a_caffemodel_is_the_authors_layout_and_gives_the_same_boxes(tmp_path: P
 def test_margins_of_svms_are_cls_score_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "fastrcnn")
     model, weights = trained("vgg16", tmp_path, "svm")
-    export.write_caffemodel(model, "vgg16", tmp_path / "out.caffemodel")
+    export.write_caffemodel(model, tmp_path / "out.caffemodel")
     written = caffemodel.read(tmp_path / "out.caffemodel")["cls_score"][1]
     assert np.array_equal(written[0], weights["cls_score.weight"])
     assert np.array_equal(written[1], weights["cls_score.bias"])
@@ -149,7 +149,7 @@ def test_another_mean_goes_into_the_bias_and_shows_at_the_border_alone(
     model, _ = trained("vgg16", tmp_path)
     model.pixel_mean.copy_(torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1))
     path = tmp_path / "out.caffemodel"
-    export.write_caffemodel(model, "vgg16", path)
+    export.write_caffemodel(model, path)
     assert "differ by up to 0.90 of 255" in caplog.text
     rgb, boxes = one_picture()
     state = {k: v.double() for k, v in model.state_dict().items()}
@@ -168,7 +168,7 @@ def test_another_mean_goes_into_the_bias_and_shows_at_the_border_alone(
 
     model.pixel_mean.zero_()
     with pytest.raises(UserError, match=r"subtracts 0, 0, 0 from red, green and blue, other programs 122\.772, 115\.9"):
-        export.write_caffemodel(model, "vgg16", tmp_path / "other.caffemodel")
+        export.write_caffemodel(model, tmp_path / "other.caffemodel")
     assert not (tmp_path / "other.caffemodel").exists()
 
 
@@ -184,7 +184,7 @@ def test_all_that_the_authors_network_cannot_express_is_said(tmp_path: Path) -> 
     model = models.model(config, 3)
     model.pixel_mean.fill_(100)
     with pytest.raises(UserError) as caught:
-        export.write_caffemodel(model, "vgg16", tmp_path / "x.caffemodel")
+        export.write_caffemodel(model, tmp_path / "x.caffemodel")
     lines = str(caught.value).splitlines()
     assert [line.strip().partition("=")[0] for line in lines[1:-1]] == [
         *(f"model.{key}" for key in ("batch_norm", "roi_features", "roi_size", "roi_op", "class_agnostic")),
@@ -196,10 +196,10 @@ def test_all_that_the_authors_network_cannot_express_is_said(tmp_path: Path) -> 
         ModelSettings(width=1 / 64, network="caffenet", roi_features=["conv5"], roi_size=6, finetune_from="conv2"), 3
     )
     with pytest.raises(UserError, match=r"model\.network=caffenet: only vgg16 can"):
-        export.write_torchvision(slim, "caffenet", tmp_path / "x.pth")
+        export.write_torchvision(slim, tmp_path / "x.pth")
     ranks = models.model(ModelSettings(width=1 / 64, fc6_rank=5), 3)
     with pytest.raises(UserError, match=r"model\.width: torchvision's is 1\n  fc6 or fc7 is two layers"):
-        export.write_torchvision(ranks, "vgg16", tmp_path / "x.pth")
+        export.write_torchvision(ranks, tmp_path / "x.pth")
     assert not list(tmp_path.iterdir())
 
 
@@ -292,9 +292,9 @@ def test_torchvisions_vgg16_takes_the_file_and_gives_our_features(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", full_while_closing)
         with pytest.raises(UserError, match=r"vgg16\.pth: cannot be written \(No space left on device\)"):
-            export.write_torchvision(model, "vgg16", path)
+            export.write_torchvision(model, path)
     assert not list(tmp_path.iterdir())
-    export.write_torchvision(model, "vgg16", path)
+    export.write_torchvision(model, path)
     keys = theirs.load_state_dict(torch.load(path, weights_only=True), strict=False, assign=True)
     path.unlink()  # half a gigabyte
     assert keys.missing_keys == ["classifier.6.weight", "classifier.6.bias"]
@@ -315,7 +315,7 @@ def test_nothing_is_replaced_and_nothing_half_written_stays(tmp_path: Path, monk
     path = tmp_path / "there.caffemodel"
     path.write_text("mine")
     with pytest.raises(UserError, match="is there already"):
-        export.write_caffemodel(model, "vgg16", path)
+        export.write_caffemodel(model, path)
     assert path.read_text() == "mine"
 
     def full(*arguments: object) -> None:
@@ -324,7 +324,7 @@ def test_nothing_is_replaced_and_nothing_half_written_stays(tmp_path: Path, monk
 
     monkeypatch.setattr(caffe, "write", full)
     with pytest.raises(UserError, match=r"new\.caffemodel: cannot be written \(No space left on device\)"):
-        export.write_caffemodel(model, "vgg16", tmp_path / "new.caffemodel")
+        export.write_caffemodel(model, tmp_path / "new.caffemodel")
     with pytest.raises(UserError, match="cannot be written"):
-        export.write_caffemodel(model, "vgg16", path / "below a file.caffemodel")
+        export.write_caffemodel(model, path / "below a file.caffemodel")
     assert [p.name for p in tmp_path.iterdir()] == ["there.caffemodel"]

@@ -1,0 +1,95 @@
+"""What `fastrcnn detect` does with a detector: images or a video into a folder of drawings and detections."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import numpy as np
+
+from fastrcnn.build import datasets
+from fastrcnn.build.annotations import say_notes
+from fastrcnn.config.schema import DetectConfig
+from fastrcnn.data.frames import Look, image_notes, look_at
+from fastrcnn.data.sources import decode_each, image_ids, samples_of
+from fastrcnn.data.video import WRITERS, Video, VideoFile
+from fastrcnn.errors import UserError
+from fastrcnn.inference.detector import Detector
+from fastrcnn.inference.output import Output
+from fastrcnn.progress import progress
+from fastrcnn.structures import Detections
+from fastrcnn.visualize import draw_detections, enlarged
+
+log = logging.getLogger(__name__)
+NAMED = 20  # of the files that cannot be read
+
+
+def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path], folder: Path) -> Output:
+    """Writes each image with boxes, the detections, and timing.json into `folder`.
+
+    Images are rotated upright as their EXIF data ask, and boxes are in pixels of the upright image. Images that cannot
+    be read are named and left out. Raises UserError where none is left.
+    """
+    files = dict(zip(image_ids(paths), paths, strict=True))
+    names = {image_id: f"{image_id.replace('/', '_')}.png" for image_id in files}
+    output = Output(folder, str(config.source), ("file",), config.formats, detector, [*names.values()], paths)
+    proposals: Callable[[str], np.ndarray] | None = None
+    if config.data.proposals is not None:
+        samples = look_at(samples_of(paths))[0]
+        used, boxes = datasets.proposals(config.data, samples, "pictures")
+        lacking = {sample.image_id for sample in samples} - {sample.image_id for sample in used}
+        files = {image_id: path for image_id, path in files.items() if image_id not in lacking}
+        proposals = lambda image_id: boxes(image_id)[: config.data.max_proposals]  # noqa: E731
+    looks: list[Look] = []
+    faults: list[str] = []
+    images = detector.detect_each(decode_each(files, looks, faults), proposals, config.batch)
+    for image_id, image, found, _ in progress(images, len(files), "detect"):
+        output.add(image_id, found, [str(files[image_id])])
+        output.write_image(names[image_id], draw(config, image, found))
+    for fault in faults[:NAMED]:
+        log.warning("left out: %s", fault)
+    if len(faults) > NAMED:
+        log.warning("left out: %d more", len(faults) - NAMED)
+    if not output.found:
+        raise UserError(faults[0] if len(faults) == 1 else f"none of the {len(faults)} files is a picture.")
+    say_notes(image_notes(looks))
+    output.write_detections()
+    output.write_timing(len(faults))
+    if faults:
+        log.warning("%d of %d files could not be read and were left out", len(faults), len(paths))
+    return output
+
+
+def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: Path) -> Output:
+    """Writes the video with boxes, the detections of every frame that was looked at, and timing.json into `folder`.
+
+    Raises UserError where the video cannot be read, or proposals are given: those of a frame are made as it comes.
+    """
+    if config.data.proposals is not None:
+        raise UserError(f"data.proposals={config.data.proposals}: is for pictures; those of a video's frames are made.")
+    video, columns = Video(path), ("frame", "time", "file")
+    names = [path.stem + suffix for _, suffix in WRITERS]
+    output = Output(folder, str(config.source), columns, config.formats, detector, names, [path])
+    pairs = ((frame, frame.image) for frame in video.frames())
+    frames = detector.detect_each(pairs, batch=config.batch, every=config.every)
+    with ExitStack() as stack:
+        file = None
+        for frame, image, found, new in progress(frames, video.length, "detect", "frame"):
+            if new:
+                output.add(f"{path.stem}-{frame.number:06}", found, [frame.number, round(frame.time, 4), str(path)])
+            drawn = draw(config, image, found)
+            if file is None:
+                height, width = drawn.shape[:2]
+                file = stack.enter_context(closing(VideoFile(folder / path.stem, video.rate, width, height)))
+            file.write(drawn)
+    output.write_detections()
+    output.write_timing(left_out=0)
+    return output
+
+
+def draw(config: DetectConfig, image: np.ndarray, found: Detections) -> np.ndarray:
+    """The image (H, W, 3), enlarged if it is small, with what is found in it."""
+    larger, shown = enlarged(image, found)
+    return draw_detections(larger, shown, found.classes, config.draw_threshold)

@@ -1,0 +1,106 @@
+"""A network over a data set, as the configuration says: its evaluation, or its detections for a competition."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastrcnn.build import datasets, machine
+from fastrcnn.build.annotations import category_ids, root, split_name, test_splits
+from fastrcnn.build.training import detection
+from fastrcnn.config.schema import EvalConfig
+from fastrcnn.data.annotations.coco_file import read_coco_file
+from fastrcnn.data.annotations.splits import find_split, is_coco
+from fastrcnn.data.dataset import DetectionDataset
+from fastrcnn.data.loader import detection_loader
+from fastrcnn.errors import UserError
+from fastrcnn.evaluation.evaluate import Evaluation
+from fastrcnn.evaluation.result_files import Submission, check_comp4, check_voc_submission
+from fastrcnn.files import refuse_unusable
+from fastrcnn.inference.evaluate import detect_all, evaluate
+from fastrcnn.inference.network import Network
+from fastrcnn.parallel import distributed
+from fastrcnn.settings import DetectionSettings, Metric
+
+
+def evaluate_on(
+    test_set: DetectionDataset,
+    config: Any,
+    network: Network,
+    names: list[str],
+    metric: Metric,
+    settings: DetectionSettings | None = None,
+) -> Evaluation | None:
+    """The evaluation of a network on a test set; of several processes the first has it, the others None.
+
+    config: of the verb. settings: None for its own.
+    """
+    settings = settings or detection(config.detection, network.classifier)
+    batches = detection_loader(test_set, workers=machine.workers(config.runtime))
+    return evaluate(network, batches, len(test_set), names, metric, settings)
+
+
+def result_folder(config: EvalConfig, run: Path) -> tuple[Path, str]:
+    """Where an evaluation writes, and the name of what it evaluates on. Raises UserError where that cannot be."""
+    split = split_name(test_splits(config.data, config.split))
+    folder = Path(config.output).expanduser() if config.output else run / "eval" / split
+    refuse_unusable(folder, f"output={folder}")
+    return folder, split
+
+
+def evaluate_run(config: EvalConfig, network: Network, names: list[str], split: str) -> Evaluation | None:
+    """The evaluation that `fastrcnn eval` is asked for, on what is called `split`. Raises UserError."""
+    check_comp4(split, names)
+    test_set = datasets.test_set(config.data, names, config.split)
+    return evaluate_on(test_set, config, network, names, config.metric or config.data.metric)
+
+
+def compete(config: EvalConfig, network: Network, names: list[str], run: Path) -> list[str]:
+    """Detects on one split list, without its truth, and writes what its evaluation server takes. Returns what was done,
+    in lines; of several processes the first does. Raises UserError."""
+    target = submission(config, names, run)
+    test_set = datasets.test_set(config.data, names, config.split, truth=False)
+    batches = detection_loader(test_set, workers=machine.workers(config.runtime))
+    settings = detection(config.detection, network.classifier)
+    samples, found = detect_all(network, batches, len(test_set), names, settings)
+    if not distributed.leads():
+        return []
+    path, written, advice = target.write(found, samples)
+    total = f"{sum(len(d) for d in found.values())} detections of {len(names)} classes in {len(samples)} images"
+    reval = f"fastrcnn reval detections={path} split={target.split} data.root=..."
+    return [
+        f"{total}; no AP, since the truth was not looked at",
+        f"written to {written}",
+        f"{advice}, or where you have the truth: {reval}",
+    ]
+
+
+def submission(config: EvalConfig, names: list[str], run: Path) -> Submission:
+    """The submission of detections of the classes. Raises UserError, before the work, where it cannot be made."""
+    if config.metric is not None:
+        raise UserError(f"metric={config.metric}: with competition=true no AP is computed. Leave one of them out.")
+    splits = test_splits(config.data, config.split)
+    if len(splits) != 1:
+        raise UserError(
+            f"competition=true is for one split list, here are {len(splits)}: {', '.join(splits)}. "
+            "Name one, as split=VOC2012/test."
+        )
+    source, listed, made = find_split(root(config.data), splits[0])
+    if made:
+        raise UserError(
+            f"{source}: '{splits[0]}' is no list of this data set, but a part of it that would be chosen here. For "
+            "competition=true name a list of ImageSets/Main, or a COCO file below data.root, as split=FILE.json."
+        )
+    numbers = category_ids(config.data, splits, names)
+    if strangers := [name for name in names if name not in numbers]:
+        raise UserError(
+            f"{source}: has no category named {', '.join(strangers)}, which the model detects. "
+            f"It has: {', '.join(read_coco_file(source).categories.values())}."
+        )
+    folder, _ = result_folder(config, run)
+    year, _, split = splits[0].rpartition("/")  # VOC2012/test, or test below VOC2012
+    if is_coco(source):  # test-dev2017 of annotations/image_info_test-dev2017.json
+        short = Path(split).stem.rpartition("_")[2] if split.lower().endswith(".json") else split
+        return Submission(folder, splits[0], short, "", numbers)
+    check_voc_submission(split, names, listed)
+    return Submission(folder, splits[0], split, year.rpartition("/")[2] or source.resolve().name, None)
