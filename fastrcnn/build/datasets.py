@@ -23,7 +23,7 @@ from fastrcnn.build.annotations import (
     split_name,
     test_splits,
 )
-from fastrcnn.build.training import detection
+from fastrcnn.build.models import detection
 from fastrcnn.config.schema import DataConfig, DetectConfig
 from fastrcnn.data.annotations.coco_file import read_coco_file
 from fastrcnn.data.annotations.splits import is_coco

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import chain
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fastrcnn import files
-from fastrcnn.build import datasets, machine, models, training
+from fastrcnn.build import datasets, machine, models
 from fastrcnn.build.annotations import split_name, test_splits
 from fastrcnn.build.checkpoints import Trained, run_of
 from fastrcnn.build.evaluation import evaluate_on
@@ -27,7 +27,7 @@ from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.head import LAYERS, Ranks, decompose, factored_state
 from fastrcnn.progress import progress
-from fastrcnn.settings import DetectionSettings
+from fastrcnn.settings import DetectionSettings, SvmSettings
 from fastrcnn.training import checkpoint, svm
 from fastrcnn.training.svm import PictureFeatures, mean_length, picture_features
 
@@ -157,7 +157,7 @@ def replace_softmax(config: SvmConfig, trained: Trained, output: Path, source: s
     names, device = trained.classes, machine.device(config.runtime)
     dtype = machine.precision(config.runtime, device)
     machine.threads(config.runtime)
-    settings = training.detection(config.detection)
+    settings = models.detection(config.detection)
     softmax = trained.model(device)
     changed = {
         "model": trained.config["model"] | {"classifier": "svm"},
@@ -198,4 +198,9 @@ def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dty
     scale = config.feature_norm / length
     log.info("features of fc7 are %.3f long on average; scaled by %.4f", length, scale)
     positives = svm.gather_positives(seen(views, "positives", proposals=False), len(names), model.head.out_features)
-    return svm.train_svms(names, positives, seen(views, "negatives"), scale, training.svm(config), config.runtime.seed)
+    return svm.train_svms(names, positives, seen(views, "negatives"), scale, svm_settings(config), config.runtime.seed)
+
+
+def svm_settings(config: SvmConfig) -> SvmSettings:
+    """How SVMs are trained."""
+    return SvmSettings(**{f.name: getattr(config, f.name) for f in fields(SvmSettings)})

@@ -1,4 +1,4 @@
-"""Reads the configuration: the network, and the networks of checkpoints."""
+"""Reads the configuration: the network, the networks of checkpoints, and how scores become detections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.head import largest_rank
 from fastrcnn.model.networks import NETWORKS
-from fastrcnn.settings import ModelSettings, SolverSettings
+from fastrcnn.settings import DetectionSettings, ModelSettings, SolverSettings
 from fastrcnn.weights import caffe, pretrained
 
 
@@ -112,3 +112,15 @@ def freeze_unused(model: FastRCNN, config: SolverSettings) -> None:
             model.trunk.norms[name].requires_grad_(False)
     if config.box_weight == 0:
         model.bbox_pred.requires_grad_(False)
+
+
+def detection(config: DetectionSettings, classifier: str = "softmax") -> DetectionSettings:
+    """How scores become detections. Raises UserError for a threshold that the scores cannot have."""
+    check_threshold("detection.score_threshold", config.score_threshold, classifier)
+    return config
+
+
+def check_threshold(key: str, value: float | None, classifier: str) -> None:
+    """Raises UserError for a threshold that is no probability where scores are; margins can be any number."""
+    if classifier == "softmax" and value is not None and not 0 <= value <= 1:
+        raise UserError(f"{key}={value:g}: should be from 0 to 1, as the scores are probabilities.")

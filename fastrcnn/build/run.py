@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from fastrcnn.build import checkpoints, datasets, machine, models, training
+from fastrcnn.build import checkpoints, datasets, machine, models
 from fastrcnn.build.annotations import (
     NO_TRUTH,
     absolute_paths,
@@ -19,7 +19,7 @@ from fastrcnn.build.annotations import (
     warn_of_same_files,
 )
 from fastrcnn.build.checkpoints import Trained
-from fastrcnn.build.run_config import read_start, run_folder
+from fastrcnn.build.run_config import check_training, read_start, run_folder
 from fastrcnn.config.compose import to_dict
 from fastrcnn.config.schema import TrainConfig
 from fastrcnn.errors import UserError
@@ -43,8 +43,8 @@ def open_run(config: TrainConfig, stop: Stop) -> Iterator[TrainingRun]:
 
     stop: what signals ask for. Raises UserError, as far as possible before the work.
     """
-    training.check_training(config)
-    training.detection(config.detection)  # mistakes show before the work
+    check_training(config)
+    models.detection(config.detection)  # mistakes show before the work
     if config.data.test:
         datasets.test_scaling(config.data)
     folder, begun = run_folder(config)
@@ -150,7 +150,7 @@ def run_settings(config: TrainConfig, dtype: torch.dtype) -> Settings:
     """How the run works, beside its schedule; with what to turn down where memory runs out."""
     solver, data, runtime = config.solver, config.data, config.runtime
     return Settings(
-        detection=training.detection(config.detection),
+        detection=models.detection(config.detection),
         metric=data.metric,
         images_per_batch=solver.images_per_batch,
         group_aspects=solver.group_aspects,

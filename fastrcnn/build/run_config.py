@@ -1,5 +1,5 @@
-"""The configuration of a run, and its folder: of a new run, of one that resumes, of one that starts with the weights of
-another one."""
+"""The configuration of a run, what it may not ask for, and the run's folder: of a new run, of one that resumes, of one that
+starts with the weights of another one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastrcnn.config.values import fill
 from fastrcnn.errors import UserError
 from fastrcnn.files import refuse_unusable
 from fastrcnn.parallel.launch import launch
-from fastrcnn.settings import ModelSettings
+from fastrcnn.settings import ModelSettings, SolverSettings
 
 log = logging.getLogger("fastrcnn")
 
@@ -113,3 +113,49 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
         refuse_unusable(folder, f"run={config.run}")
         refuse_used(folder)
     return folder, bool(config.resume)
+
+
+def check_training(config: TrainConfig) -> None:
+    """Raises UserError for a configuration that cannot be trained with."""
+    check_solver(config.solver)
+    check_processes(config.solver, launch().size)
+    if config.model.classifier == "svm":
+        begin = f"start={config.start}: " if config.start else ""
+        raise UserError(
+            f"{begin}model.classifier=svm: training is by cross-entropy, which makes no SVMs; `fastrcnn svm` makes "
+            "them of a trained run. Train with model.classifier=softmax: a checkpoint with SVMs then begins with their "
+            "weights as those of the class layer."
+        )
+    if config.model.finetune_from == "bbox_pred" and config.start is None:
+        raise UserError(
+            "model.finetune_from=bbox_pred trains the box regression of a network that knows its classes already: say "
+            "which by start=RUN."
+        )
+    if config.solver.box_weight == 0 and config.model.finetune_from == "bbox_pred":
+        raise UserError("model.finetune_from=bbox_pred with solver.box_weight=0: nothing is left to train.")
+    if config.solver.box_weight == 0 and config.detection.box_regression:
+        raise UserError(
+            "solver.box_weight=0: no box regression is trained, so detection must not use it: say "
+            "detection.box_regression=false as well."
+        )
+
+
+def check_processes(config: SolverSettings, processes: int) -> None:
+    """Raises UserError where the pictures of a batch cannot be shared out equally."""
+    if config.images_per_batch % processes:
+        more = -(-config.images_per_batch // processes) * processes
+        raise UserError(
+            f"solver.images_per_batch={config.images_per_batch}: {processes} processes take equal shares of them. "
+            f"Say solver.images_per_batch={more}, with solver.lr in proportion and solver.iterations the other way."
+        )
+
+
+def check_solver(config: SolverSettings) -> None:
+    """Raises UserError for values that no step can be made of."""
+    if len(config.bg_iou) != 2 or not config.bg_iou[0] < config.bg_iou[1]:
+        raise UserError(f"solver.bg_iou={config.bg_iou}: should be two overlaps, the first below the second.")
+    if config.bg_iou[1] > config.fg_iou:
+        raise UserError(
+            f"solver.bg_iou={config.bg_iou}: a RoI with an overlap of {config.fg_iou:g} (solver.fg_iou) would be both "
+            "foreground and background; its second number should be at most that."
+        )

@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.audit.report import to_json
     from fastrcnn.audit.views import page, summary
     from fastrcnn.build.audit import audit, truth_pictures
-    from fastrcnn.build.training import check_solver
+    from fastrcnn.build.run_config import check_solver
 
     check_solver(config.solver)
     if config.proposals is not None:

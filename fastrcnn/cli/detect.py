@@ -24,14 +24,14 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             "which pictures? source=PICTURE, source=FOLDER, source='FOLDER/*.jpg', source=LIST.txt or source=VIDEO."
         )
-    from fastrcnn.build import datasets, training
+    from fastrcnn.build import datasets, models
     from fastrcnn.build.detection import detect_pictures, detect_video
     from fastrcnn.data import sources
     from fastrcnn.inference.output import folder_for
 
     if not any(argument.startswith("data.proposals=") for argument in arguments):
         config.data.proposals = None  # the training's are of its own images
-    training.check_threshold("draw_threshold", config.draw_threshold, network.classifier)
+    models.check_threshold("draw_threshold", config.draw_threshold, network.classifier)
     detector = datasets.detector(config, network, names)
     folder = folder_for(config.output, run, config.source)
     video = sources.is_video(config.source)

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     files.refuse_existing(output, source)
     model = trained.model(torch.device("cpu"))
     if config.format in ("onnx", "pt2"):
-        from fastrcnn.build.training import detection
+        from fastrcnn.build.models import detection
         from fastrcnn.deploy.card import evaluations, write_with_card
         from fastrcnn.inference.onnx_network import describe
 

@@ -14,7 +14,7 @@ import yaml
 from torch import nn
 
 from fastrcnn import cli
-from fastrcnn.build import datasets, machine, models, run, training
+from fastrcnn.build import datasets, machine, models, run, run_config
 from fastrcnn.cli import VERBS, main
 from fastrcnn.cli.export import SUFFIXES
 from fastrcnn.config.compose import compose, config_folder, options, to_dict
@@ -86,7 +86,7 @@ def arrives(config: TrainConfig) -> None:
     """That what is built from a configuration has its values, each where it belongs."""
     if config.model.finetune_from == "bbox_pred":
         config.start = "a run"
-    training.check_training(config)
+    run_config.check_training(config)
     data, solver = config.data, config.solver
     train, test = datasets.augmentation(data), datasets.test_scaling(data)
     assert train == Augmentation(
