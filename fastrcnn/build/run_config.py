@@ -1,5 +1,5 @@
-"""The configuration of a run, what it may not ask for, and the run's folder: of a new run, of one that resumes, of one that
-starts with the weights of another one."""
+"""The configuration and folder of a run, be it new, resumed, or started with the weights of another one; and what a
+training may not ask for."""
 
 from __future__ import annotations
 
