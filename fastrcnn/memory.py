@@ -21,7 +21,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 @contextmanager
-def advising(doing: str, device: torch.device, advice: Callable[[], str]) -> Iterator[None]:
+def advise(doing: str, device: torch.device, advice: Callable[[], str]) -> Iterator[None]:
     """Turns the end of memory in the body into a UserError.
 
     doing: what was being done; advice: gives the sizes in play, and which one to turn down by how much.

@@ -84,7 +84,7 @@ def draw_detections(image: np.ndarray, found: Detections, classes: Sequence[str]
     return draw_boxes(image, found.boxes[kept].numpy(), labels, texts)
 
 
-def enlarged(image: np.ndarray, found: Detections, least: int = 200) -> tuple[np.ndarray, Detections]:
+def enlarge(image: np.ndarray, found: Detections, least: int = 200) -> tuple[np.ndarray, Detections]:
     """A picture whose longer side is shorter than `least` a whole number of times as large, so that names fit into it,
     and its detections. Others as they are."""
     factor = -(-least // max(image.shape[:2]))

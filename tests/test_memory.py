@@ -10,7 +10,7 @@ import torch
 from voc_folder import VocFolder
 
 from fastrcnn.errors import UserError
-from fastrcnn.memory import advising, detection_advice, ran_out, training_advice
+from fastrcnn.memory import advise, detection_advice, ran_out, training_advice
 from fastrcnn.model.head import Head
 
 Call = Callable[..., tuple[int, str, str]]
@@ -123,9 +123,9 @@ def test_elsewhere_the_verb_is_named(call: Call, tiny: VocFolder, monkeypatch: p
 def test_other_errors_are_not_taken_for_it() -> None:
     error = RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
     assert not ran_out(error)
-    with pytest.raises(RuntimeError, match="must match"), advising("x", torch.device("cpu"), lambda: ""):
+    with pytest.raises(RuntimeError, match="must match"), advise("x", torch.device("cpu"), lambda: ""):
         raise error
-    with pytest.raises(UserError, match="file x is missing"), advising("x", torch.device("cpu"), lambda: ""):
+    with pytest.raises(UserError, match="file x is missing"), advise("x", torch.device("cpu"), lambda: ""):
         raise UserError("file x is missing")
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastrcnn.structures import Batch, Detections, RoITargets, Sample
-from fastrcnn.visualize import colour_of, draw_batch, draw_boxes, draw_detections, enlarged
+from fastrcnn.visualize import colour_of, draw_batch, draw_boxes, draw_detections, enlarge
 
 GRAY = 77
 
@@ -131,11 +131,11 @@ def test_labels_of_boxes_at_one_place_do_not_hide_each_other() -> None:
 def test_small_pictures_are_enlarged_with_their_boxes() -> None:
     image = np.arange(40 * 60 * 3, dtype=np.uint32).reshape(40, 60, 3).astype(np.uint8)
     found = Detections(torch.tensor([[10.0, 20, 40, 30.5]]), torch.tensor([0.9]), torch.tensor([1]))
-    larger, shown = enlarged(image, found, least=170)
+    larger, shown = enlarge(image, found, least=170)
     assert larger.shape == (120, 180, 3)
     np.testing.assert_array_equal(larger[1::3, 1::3], image)
     assert shown.boxes.tolist() == [[30.0, 60, 120, 91.5]]
-    same, unchanged = enlarged(image, found, least=60)
+    same, unchanged = enlarge(image, found, least=60)
     assert same is image
     assert unchanged is found
 

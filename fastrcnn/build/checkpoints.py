@@ -144,11 +144,11 @@ def read(where: str, config: Any) -> Trained:
     from fastrcnn.training import checkpoint
 
     path = checkpoint.resolve(named)
-    content = checked(path, checkpoint.load(path))
+    content = check_content(path, checkpoint.load(path))
     return Trained(path, content["classes"], content["step"], content["config"], content["model"])
 
 
-def checked(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+def check_content(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """The content of a checkpoint, the groups of its configuration with all their keys.
 
     Raises UserError, before anything is allocated, for a configuration or classes that are out of the bounds which the
@@ -166,7 +166,7 @@ def checked(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
-    """The groups of a configuration in a file, with all their keys. Raises UserError; see checked."""
+    """The groups of a configuration in a file, with all their keys. Raises UserError; see check_content."""
     from fastrcnn.build import annotations, models
 
     try:

@@ -20,7 +20,7 @@ from fastrcnn.inference.detector import Detector
 from fastrcnn.inference.output import Output
 from fastrcnn.progress import progress
 from fastrcnn.structures import Detections
-from fastrcnn.visualize import draw_detections, enlarged
+from fastrcnn.visualize import draw_detections, enlarge
 
 log = logging.getLogger(__name__)
 NAMED = 20  # of the files that cannot be read
@@ -91,5 +91,5 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
 
 def draw(config: DetectConfig, image: np.ndarray, found: Detections) -> np.ndarray:
     """The image (H, W, 3), enlarged if it is small, with what is found in it."""
-    larger, shown = enlarged(image, found)
+    larger, shown = enlarge(image, found)
     return draw_detections(larger, shown, found.classes, config.draw_threshold)

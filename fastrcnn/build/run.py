@@ -88,7 +88,7 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
         resumed=resumed,
         started=given is not None,
         config=to_dict(config),
-        check=checkpoints.checked,
+        check=checkpoints.check_content,
         names=names,
         model=model,
         optimizer=sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer),

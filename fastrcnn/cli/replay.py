@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from fastrcnn.build.checkpoints import checked
+from fastrcnn.build.checkpoints import check_content
 from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import RuntimeConfig
 from fastrcnn.errors import UserError
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     content = checkpoint.load(path, finite=False)
     if not content.keys() >= NEEDED:
         raise UserError(f"{path}: a checkpoint, but not of a failed step. Wanted is a failed-step-N.pt.")
-    content = checked(path, content)
+    content = check_content(path, content)
     device = machine.device(RuntimeConfig(device=config.device))
     model = models.trained_model(content["config"], len(content["classes"]))
     model.load_state_dict(content["model"])

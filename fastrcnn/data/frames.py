@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fastrcnn.data.annotations.problems import Problem
-from fastrcnn.data.images import Stored, decode_stored, inspect, read_bytes, turned
+from fastrcnn.data.images import Stored, apply_orientation, decode_stored, inspect, read_bytes
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
@@ -102,7 +102,7 @@ def read_sample(sample: Sample) -> np.ndarray:
     image, stored = decode_stored(read_bytes(sample.path), sample.path)
     size = (sample.width, sample.height)
     turn = turn_for(stored, size) if sample.turn == 1 else sample.turn
-    pixels = None if turn is None else turned(image, turn)
+    pixels = None if turn is None else apply_orientation(image, turn)
     if pixels is None or pixels.shape[1::-1] != size:
         raise UserError(_size_fault(sample.path, stored, size))
     return pixels

@@ -78,7 +78,7 @@ def read_bytes(path: Path) -> bytes:
 def decode(data: bytes, path: Path, turn: int | None = None) -> np.ndarray:
     """The image in the bytes of a file; `path` is for messages only. Otherwise as `read_image`."""
     image, stored = decode_stored(data, path)
-    return turned(image, stored.orientation if turn is None else turn)
+    return apply_orientation(image, stored.orientation if turn is None else turn)
 
 
 def decode_stored(data: bytes, path: Path) -> tuple[np.ndarray, Stored]:
@@ -98,11 +98,11 @@ def decode_stored(data: bytes, path: Path) -> tuple[np.ndarray, Stored]:
         stored = replace(stored, bits=bits)
         image = np.right_shift(image, bits - 8).astype(np.uint8)
     if data.startswith(TIFF):  # OpenCV rotates these, whatever the flags say
-        image = turned(image, UNDONE_BY[stored.orientation])
+        image = apply_orientation(image, UNDONE_BY[stored.orientation])
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), stored
 
 
-def turned(image: np.ndarray, orientation: int) -> np.ndarray:
+def apply_orientation(image: np.ndarray, orientation: int) -> np.ndarray:
     """An image (H, W, ...) as stored, rotated and mirrored as an EXIF orientation from 1 to 8 asks."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler, Subset
 from fastrcnn.data.dataset import DetectionDataset, Example, Pyramids, to_tensor
 from fastrcnn.errors import UserError
 from fastrcnn.parallel import distributed
-from fastrcnn.parallel.processes import UNGUARDED, prepare, refuse_import, starting, unguarded
+from fastrcnn.parallel.processes import UNGUARDED, missing_guard, prepare, refuse_import, start_method
 from fastrcnn.structures import Batch
 
 
@@ -104,12 +104,12 @@ class Loader(DataLoader):
         answered = signal.getsignal(signal.SIGCHLD)
         method = multiprocessing.get_start_method()
         try:
-            with starting(method):
+            with start_method(method):
                 iterator = super().__iter__()
         except (OSError, EOFError):  # from the pipe to a process that imports a script
             if method == "fork":
                 raise
-            raise WorkerDiedError(f"A process that loads images ended while it started. {unguarded()}") from None
+            raise WorkerDiedError(f"A process that loads images ended while it started. {missing_guard()}") from None
         if answered is not None and threading.current_thread() is threading.main_thread():
             # torch has set a handler that raises wherever the program is, in the middle of a step or a checkpoint.
             # Without it a death is noticed when a batch does not come, within five seconds.
@@ -124,7 +124,7 @@ class Loader(DataLoader):
         except (RuntimeError, OSError, EOFError):  # by chance: no batch, or a part of one
             if dead := _dead(own):
                 if any(process.exitcode == UNGUARDED for process in dead):
-                    raise UserError(unguarded()) from None
+                    raise UserError(missing_guard()) from None
                 raise WorkerDiedError(_obituary(dead)) from None
             raise
         finally:

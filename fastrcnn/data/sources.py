@@ -12,7 +12,7 @@ import numpy as np
 from fastrcnn.data.annotations.text_files import read_lines
 from fastrcnn.data.annotations.voc_layout import IMAGE_SUFFIXES
 from fastrcnn.data.frames import Look, without_objects
-from fastrcnn.data.images import decode_stored, read_bytes, turned
+from fastrcnn.data.images import apply_orientation, decode_stored, read_bytes
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 
@@ -35,7 +35,7 @@ def pictures(source: str) -> list[Path]:
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
         fault = f"the folder has no picture ({kinds}); those in folders below: source='{path}/**'"
     elif path.is_file() and path.suffix.lower() == ".txt":
-        found, fault = listed(path), "the list names no picture; it should have a path on each line"
+        found, fault = paths_in_list(path), "the list names no picture; it should have a path on each line"
     elif path.exists():
         return [path]
     else:
@@ -47,7 +47,7 @@ def pictures(source: str) -> list[Path]:
     return found
 
 
-def listed(path: Path) -> list[Path]:
+def paths_in_list(path: Path) -> list[Path]:
     """The files that a list names, a path on each line, as it is or from the list's folder; empty lines do not count.
 
     Raises UserError with the numbers of all lines that name no file.
@@ -93,4 +93,4 @@ def decode_each(paths: Mapping[str, Path], looks: list[Look], faults: list[str])
             faults.append(str(error))
             continue
         looks.append((path, stored, stored.orientation))
-        yield image_id, turned(image, stored.orientation)
+        yield image_id, apply_orientation(image, stored.orientation)

@@ -139,7 +139,7 @@ def fraction(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def signed(value: float) -> str:
+def with_sign(value: float) -> str:
     """A difference as text; one that rounds to nothing has no sign."""
     text = f"{value:+.3f}"
     return text[1:] if float(text) == 0 else text
@@ -147,7 +147,7 @@ def signed(value: float) -> str:
 
 def span(difference: Difference | None) -> str:
     """The interval as text."""
-    return "–" if difference is None else f"{signed(difference.low)} … {signed(difference.high)}"
+    return "–" if difference is None else f"{with_sign(difference.low)} … {with_sign(difference.high)}"
 
 
 def table(found: Comparison) -> str:
@@ -161,7 +161,7 @@ def table(found: Comparison) -> str:
     for r in (*found.classes, found.mean):
         line = f"{r.name:<{width}}  {r.objects:>7}" + "".join(f"{fraction(v):>8}" for v in r.ap)
         for d in r.differences:
-            line += f"{'–' if d is None else signed(d.value):>9}   {span(d):<17}"
+            line += f"{'–' if d is None else with_sign(d.value):>9}   {span(d):<17}"
         lines.append(line)
     if found.coco:
         lines.append("COCO's AP, without interval: " + ", ".join(fraction(v) for v in found.coco))

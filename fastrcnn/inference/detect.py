@@ -12,7 +12,7 @@ import torch
 
 from fastrcnn.errors import UserError
 from fastrcnn.inference.network import Network
-from fastrcnn.memory import advising, detection_advice
+from fastrcnn.memory import advise, detection_advice
 from fastrcnn.model.postprocess import best_boxes, entering_scores
 from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Batch, Detections, Sample
@@ -51,7 +51,7 @@ def detect(
         return detection_advice(scales, len(pyramid[0].samples), rois, settings.rois_per_chunk)
 
     for pyramid in pyramids:
-        with advising("detection", network.device, partial(advice, pyramid)):
+        with advise("detection", network.device, partial(advice, pyramid)):
             found = detect_batch(network, pyramid, settings, watch)
         yield from zip(pyramid[0].samples, found, strict=True)
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastrcnn.data.dataset import Example
-from fastrcnn.data.images import orientation_of, read_image, turned
+from fastrcnn.data.images import apply_orientation, orientation_of, read_image
 from fastrcnn.data.loader import collate_pyramids
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.inference.detect import Stopwatch, detect
@@ -146,7 +146,7 @@ def as_array(image: Picture) -> np.ndarray:
                 f"image: expected a PIL image of 8 bits a channel, got the mode {image.mode}; give its file's path"
             )
         pixels = np.array(image.convert("RGB"))
-        return turned(pixels, orientation_of(image))  # asked later: Pillow rotates a TIFF when it loads it
+        return apply_orientation(pixels, orientation_of(image))  # asked later: Pillow rotates a TIFF when it loads it
     if not isinstance(image, (np.ndarray, Tensor)):
         raise TypeError(f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
     if isinstance(image, Tensor):

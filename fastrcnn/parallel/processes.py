@@ -27,10 +27,10 @@ def refuse_import() -> None:
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # as Python's own check does
         if STARTING in os.environ:
             os._exit(UNGUARDED)  # a fork server's process would turn SystemExit into the status 1
-        raise SystemExit(unguarded())
+        raise SystemExit(missing_guard())
 
 
-def unguarded() -> str:
+def missing_guard() -> str:
     """What to do about a script that `refuse_import` stopped."""
     script = getattr(sys.modules.get("__main__"), "__file__", None) or "the script"
     return (
@@ -59,7 +59,7 @@ def signals_later() -> Iterator[None]:
 
 
 @contextmanager
-def starting(method: str) -> Iterator[None]:
+def start_method(method: str) -> Iterator[None]:
     """While processes start by a `method` of multiprocessing: no signal interrupts that, see signals_later."""
     if method != "fork":
         resource_tracker.ensure_running()  # it starts with the first of them, and would unblock the signals
@@ -92,7 +92,7 @@ class Worker(SpawnProcess):
     """A spawned process that no signal interrupts before it is prepared."""
 
     def start(self) -> None:
-        with starting("spawn"):
+        with start_method("spawn"):
             super().start()
 
 
@@ -121,7 +121,7 @@ def pool(workers: int, start: Callable[[], None], died: str) -> Iterator[Process
         yield executor
     except BrokenProcessPool:
         executor.shutdown(cancel_futures=True)
-        raise UserError(unguarded() if any(w.exitcode == UNGUARDED for w in context.started) else died) from None
+        raise UserError(missing_guard() if any(w.exitcode == UNGUARDED for w in context.started) else died) from None
     except BaseException:
         for worker in context.started:
             if worker.pid is not None:

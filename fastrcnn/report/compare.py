@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.evaluation.comparison import LETTERS, LEVEL, Comparison, fraction, note, signed, span
+from fastrcnn.evaluation.comparison import LETTERS, LEVEL, Comparison, fraction, note, span, with_sign
 from fastrcnn.evaluation.matches import ClassMatches
 from fastrcnn.files import replace_file
 from fastrcnn.report.page import render, thin_curve
@@ -31,7 +31,7 @@ def write_comparison(found: Comparison, folder: Path) -> Path:
         note=note(found),
         coco=_by_letter(found.coco),
         curves=[(name, ap[name], [_line(m) for m in runs]) for name, runs in list(found.curves.items())[:MOST_PLOTS]],
-        signed=signed,
+        signed=with_sign,
         span=span,
     )
     return replace_file(folder / "compare.html", html.encode("utf-8", errors="replace"))

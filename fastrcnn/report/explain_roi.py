@@ -117,7 +117,7 @@ def _ranges(ranges: Bins) -> str:
 # Maps to ask about.
 
 
-def numbered(height: int, width: int) -> np.ndarray:
+def number_cells(height: int, width: int) -> np.ndarray:
     """A map (H, W) whose cells are numbered row by row."""
     return np.arange(height * width, dtype=np.float32).reshape(height, width)
 
@@ -126,7 +126,7 @@ def read_grid(text: str) -> tuple[np.ndarray, str]:
     """The numbered map of HEIGHTxWIDTH, or the map in a text file of numbers; and its name. Raises UserError."""
     height, by, width = text.partition("x")
     if by and height.isdigit() and width.isdigit():
-        return numbered(int(height), int(width)), text
+        return number_cells(int(height), int(width)), text
     try:
         return np.loadtxt(Path(text).expanduser(), dtype=np.float32, ndmin=2), Path(text).stem
     except OSError:
@@ -151,5 +151,5 @@ MAP_8X8 = """
 """
 EXAMPLES = {
     "8x8": Question(np.array(MAP_8X8.split(), np.float32).reshape(8, 8), (0, 3, 7, 8), 1, (2, 2)),
-    "16x16": Question(numbered(16, 16), (296, 192, 496, 337), 32, (3, 3)),
+    "16x16": Question(number_cells(16, 16), (296, 192, 496, 337), 32, (3, 3)),
 }

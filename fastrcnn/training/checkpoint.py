@@ -35,13 +35,13 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
     Raises UserError where the disk is full or the folder cannot be written to.
     """
-    data = packed(content)
+    data = pack(content)
     advice = "Earlier checkpoints are untouched; make room or choose another folder with run=PATH."
     with write_atomically(path, advice) as part:
         part.write_bytes(data)
 
 
-def packed(content: dict[str, Any]) -> memoryview:
+def pack(content: dict[str, Any]) -> memoryview:
     """The bytes of a checkpoint with this content."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)

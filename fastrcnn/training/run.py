@@ -22,7 +22,7 @@ from fastrcnn.evaluation.evaluate import Evaluation
 from fastrcnn.files import remove_parts
 from fastrcnn.inference.evaluate import evaluate
 from fastrcnn.inference.network import TorchNetwork
-from fastrcnn.memory import advising
+from fastrcnn.memory import advise
 from fastrcnn.model.fast_rcnn import FastRCNN, normalise_box_layer
 from fastrcnn.model.head import parameter_count
 from fastrcnn.model.sampling import RoISampler, delta_statistics
@@ -106,7 +106,11 @@ class TrainingRun:
             self.sampler, delta_mean=self.model.delta_mean.cpu(), delta_std=self.model.delta_std.cpu()
         )
         device = self.model.delta_mean.device
-        with self.hold_folder(), self.end_in_order(), advising("training", device, lambda: self.settings.advice):
+        with (
+            self.hold_folder(),
+            self.end_in_order(),
+            advise("training", device, lambda: self.settings.advice),
+        ):
             self.open_records()
             self.stop.finish_steps()
             late = self.schedule.evaluates_after(self.done) and not self.tracker.evaluated

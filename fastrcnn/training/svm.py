@@ -225,7 +225,7 @@ def train_svms(
     for picture in pictures:
         if not len(picture.rois):
             continue
-        weights, biases = stacked(trainers)
+        weights, biases = stack(trainers)
         hard = hard_negatives(
             picture.features @ weights.T + biases, picture.rois, picture.boxes, picture.labels, settings
         )
@@ -236,10 +236,10 @@ def train_svms(
         reached = trainer.train()
         counts = len(trainer.positives), len(trainer.negatives)
         log.info("%s: %d positives, %d hard negatives, objective %.4f", trainer.name, *counts, reached)
-    return stacked(trainers)
+    return stack(trainers)
 
 
-def stacked(trainers: Sequence[ClassTrainer]) -> tuple[np.ndarray, np.ndarray]:
+def stack(trainers: Sequence[ClassTrainer]) -> tuple[np.ndarray, np.ndarray]:
     """Weights (C, D) and biases (C,) of all classes as they are."""
     return np.stack([t.weight for t in trainers]), np.array([t.bias for t in trainers], np.float32)
 

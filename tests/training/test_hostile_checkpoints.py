@@ -166,7 +166,7 @@ def archive(files: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
 
 def overlapping(content: dict) -> bytes:
     """A hundred names in the directory for one record of a megabyte."""
-    body = archive(records(checkpoint.packed(content)[: -checkpoint.TRAILER].tobytes()) | {"archive/x": bytes(2**20)})
+    body = archive(records(checkpoint.pack(content)[: -checkpoint.TRAILER].tobytes()) | {"archive/x": bytes(2**20)})
     out = io.BytesIO(body)
     with zipfile.ZipFile(out, "a") as into:
         (first,) = (info for info in into.infolist() if info.filename == "archive/x")
