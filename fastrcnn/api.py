@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def load(
     """
     from fastrcnn.build import datasets
     from fastrcnn.build.checkpoints import open_network
-    from fastrcnn.config.compose import compose, to_dict
+    from fastrcnn.config.compose import compose
     from fastrcnn.config.schema import DetectConfig
     from fastrcnn.config.values import fill
 
@@ -43,7 +44,7 @@ def load(
         if not hasattr(config.detection, key):
             raise TypeError(f"load() got an unexpected keyword argument '{key}'.{nearest(key, vars(config.detection))}")
         setattr(config.detection, key, value)
-    config = fill(DetectConfig, to_dict(config))  # checks the values
+    config = fill(DetectConfig, asdict(config))  # checks the values
     given = ["runtime.device", "runtime.precision", *(f"detection.{key}" for key in detection)]
     network, names, _ = open_network(config, given)
     return datasets.detector(config, network, names)

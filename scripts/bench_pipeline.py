@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from bench_evaluation import evaluation
 from measuring import in_turn, processor
 
 from fastrcnn.build import models
-from fastrcnn.config.compose import compose, to_dict
+from fastrcnn.config.compose import compose
 from fastrcnn.data.annotations.splits import class_names, load
 from fastrcnn.data.annotations.voc_layout import annotated_ids
 from fastrcnn.data.dataset import DetectionDataset
@@ -134,7 +135,7 @@ def slim_run(made: Path) -> Path:
     config = compose("train", ["data=custom", f"data.root={made}", "model=vgg16", "model.width=0.05"])
     config.data.classes = ["cat", "dog"]
     model = models.model(config.model, 2, load=False)
-    content = {"step": 1, "best": 0.0, "classes": config.data.classes, "config": to_dict(config)}
+    content = {"step": 1, "best": 0.0, "classes": config.data.classes, "config": asdict(config)}
     checkpoint.save(made / "run" / "checkpoints" / "best.pt", content | {"model": model.state_dict()})
     return made / "run"
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from fastrcnn.build import models
-from fastrcnn.config.compose import compose, to_dict
+from fastrcnn.config.compose import compose
 from fastrcnn.training import checkpoint
 
 CLASSES = ["cat", "dog"]
@@ -27,6 +28,6 @@ def save(root: Path, run: Path) -> Path:
         model.pixel_mean.copy_(torch.tensor([122.7717, 115.9465, 102.9801]).view(3, 1, 1))
         model.delta_mean.copy_(torch.randn(3, 4) * 0.01)
         model.delta_std.copy_(torch.rand(3, 4) * 0.1 + 0.1)
-    content = {"step": 9, "best": 0.5, "classes": CLASSES, "config": to_dict(config)}
+    content = {"step": 9, "best": 0.5, "classes": CLASSES, "config": asdict(config)}
     checkpoint.save(run / "checkpoints" / "best.pt", content | {"model": model.state_dict()})
     return run

@@ -124,7 +124,7 @@ def to_json(report: Report) -> dict[str, Any]:
     """
     plain = {"ok": not report.errors, **asdict(report)}
     for key, problems in (("errors", report.errors), ("notes", report.notes)):
-        plain[key] = [{**asdict(p), "title": p.title, "mend": p.mend} for p in problems]
+        plain[key] = [{**asdict(p), "title": p.title, "mend": p.advice} for p in problems]
     return plain
 
 

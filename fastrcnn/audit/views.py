@@ -137,7 +137,7 @@ def _errors(problems: Sequence[Problem]) -> list[str]:
     for group in groups:
         if len(lines) + 1 >= MOST_ERRORS:
             return [*lines, "  and more kinds of errors: see the report"]
-        lines.append(f"  {group[0].title} ({len(group)}). {group[0].mend}")
+        lines.append(f"  {group[0].title} ({len(group)}). {group[0].advice}")
         lines += [f"    {_short(p)}" for p in group[:each]]
     return lines
 

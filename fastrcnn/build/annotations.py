@@ -295,7 +295,7 @@ def say_notes(notes: Sequence[Problem]) -> None:
         first = group[0]
         more = "" if len(group) == 1 else " `fastrcnn check` lists all of them."
         level = logging.INFO if kind in ROUTINE else logging.WARNING
-        say_once(f"{first.title} ({len(group)}): {first} {first.mend}{more}", level)
+        say_once(f"{first.title} ({len(group)}): {first} {first.advice}{more}", level)
 
 
 def has_truth(found: Sequence[Sample]) -> bool:

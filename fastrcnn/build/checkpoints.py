@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastrcnn.config.compose import check_overrides, compose, inherit, to_dict
+from fastrcnn.config.compose import check_overrides, compose, inherit
 from fastrcnn.config.schema import TrainConfig, groups
 from fastrcnn.config.values import fill
 from fastrcnn.errors import UserError
@@ -180,7 +180,7 @@ def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from None
     except UserError as error:
         raise UserError(f"{path}: the configuration in it is damaged: {error}") from None
-    return {name: group for name, group in to_dict(whole).items() if name in config and isinstance(group, dict)}
+    return {name: group for name, group in asdict(whole).items() if name in config and isinstance(group, dict)}
 
 
 def _read_caffe(path: Path, config: Any) -> Trained:
@@ -197,7 +197,7 @@ def _read_caffe(path: Path, config: Any) -> Trained:
     known = copy.deepcopy(config)
     if known.data.root is not None and Path(known.data.root).expanduser().exists():
         annotations.absolute_paths(known.data)
-    whole = to_dict(known)
+    whole = asdict(known)
     own = {name: whole[name] for name in groups(type(config))} | {"model": asdict(model_config)}
     return Trained(path, names, 0, own, model.state_dict())
 

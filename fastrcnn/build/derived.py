@@ -94,9 +94,7 @@ def compress(config: CompressConfig, trained: Trained, output: Path, source: str
     asked: whether the data set's folder was named for this command, and so has to be there.
     """
     given: Ranks = {"fc6": config.fc6, "fc7": config.fc7}
-    device = machine.device(config.runtime)
-    dtype = machine.precision(config.runtime, device)
-    machine.threads(config.runtime)
+    device, dtype = machine.set_up(config.runtime)
     before = TorchNetwork(trained.model(device), dtype)
     state = before.model.state_dict()
     for name in LAYERS:
@@ -154,9 +152,8 @@ def replace_softmax(config: SvmConfig, trained: Trained, output: Path, source: s
     """Trains SVMs in place of the checkpoint's softmax, writes `output`, and returns the outcome in lines. source: see
     write."""
     svm.linear_svc()  # says before the work that scikit-learn is missing
-    names, device = trained.classes, machine.device(config.runtime)
-    dtype = machine.precision(config.runtime, device)
-    machine.threads(config.runtime)
+    names = trained.classes
+    device, dtype = machine.set_up(config.runtime)
     settings = models.detection(config.detection)
     softmax = trained.model(device)
     changed = {

@@ -54,6 +54,13 @@ def precision(config: RuntimeConfig, on: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def set_up(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
+    """The device and the precision to run in; sets torch's number of threads too."""
+    threads(config)
+    on = device(config)
+    return on, precision(config, on)
+
+
 def threads(config: RuntimeConfig) -> None:
     """Sets the number of threads that torch uses."""
     if config.threads is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,14 +21,12 @@ from fastrcnn.build.annotations import (
 )
 from fastrcnn.build.checkpoints import Trained
 from fastrcnn.build.run_config import check_training, read_start, run_folder
-from fastrcnn.config.compose import to_dict
 from fastrcnn.config.schema import TrainConfig
 from fastrcnn.errors import UserError
 from fastrcnn.memory import training_advice
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel import distributed
-from fastrcnn.settings import SolverSettings
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule, seed_of
 from fastrcnn.training.optim import learning_rate, sgd
@@ -57,9 +56,7 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
     resumed = begun and bool(checkpoint.in_order(folder / "checkpoints"))
     if begun and not resumed:
         log.info("%s: it ended before its first checkpoint, and begins again", folder)
-    device = machine.device(config.runtime)
-    dtype = machine.precision(config.runtime, device)
-    machine.threads(config.runtime)
+    device, dtype = machine.set_up(config.runtime)
 
     absolute_paths(config.data)
     given = read_start(config) if config.start and not resumed else None
@@ -87,14 +84,14 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
         begun=begun,
         resumed=resumed,
         started=given is not None,
-        config=to_dict(config),
+        config=asdict(config),
         check=checkpoints.check_content,
         names=names,
         model=model,
         optimizer=sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer),
         train_set=train_set,
         test_set=test_set,
-        sampler=sampler(solver, model),
+        sampler=RoISampler(model.delta_mean.cpu(), model.delta_std.cpu(), solver),
         schedule=schedule(config),
         settings=run_settings(config, dtype),
         stop=stop,
@@ -126,11 +123,6 @@ def put_weights(model: FastRCNN, given: Trained, where: str) -> None:
         log.warning("its class layer is SVMs: their margins are the first logits of the softmax, background's are 0")
 
 
-def sampler(config: SolverSettings, model: FastRCNN) -> RoISampler:
-    """Draws a step's RoIs; targets are normalised by the model's statistics."""
-    return RoISampler(model.delta_mean.cpu(), model.delta_std.cpu(), config)
-
-
 def schedule(config: TrainConfig) -> Schedule:
     """What happens at which step."""
     s, r = config.solver, config.runtime
@@ -150,7 +142,7 @@ def run_settings(config: TrainConfig, dtype: torch.dtype) -> Settings:
     """How the run works, beside its schedule; with what to turn down where memory runs out."""
     solver, data, runtime = config.solver, config.data, config.runtime
     return Settings(
-        detection=models.detection(config.detection),
+        detection=config.detection,
         metric=data.metric,
         images_per_batch=solver.images_per_batch,
         group_aspects=solver.group_aspects,

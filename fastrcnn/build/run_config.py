@@ -6,11 +6,12 @@ from __future__ import annotations
 import logging
 import time
 import uuid
+from dataclasses import asdict
 from pathlib import Path
 
 from fastrcnn.build import checkpoints
 from fastrcnn.build.checkpoints import Trained
-from fastrcnn.config.compose import compose, experiment_content, to_dict
+from fastrcnn.config.compose import compose, experiment_content
 from fastrcnn.config.schema import TrainConfig
 from fastrcnn.config.values import fill
 from fastrcnn.errors import UserError
@@ -32,7 +33,7 @@ def configure(arguments: list[str]) -> TrainConfig:
         config = start_config(config, arguments)
     from fastrcnn.training.resume import warn_of_companions
 
-    warn_of_companions([argument.partition("=")[0] for argument in arguments], to_dict(config))
+    warn_of_companions([argument.partition("=")[0] for argument in arguments], asdict(config))
     return config
 
 

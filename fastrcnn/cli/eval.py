@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrcnn.config.compose import to_yaml
 from fastrcnn.config.schema import EvalConfig
+from fastrcnn.config.values import as_yaml
 
 if TYPE_CHECKING:
     from fastrcnn.inference.network import Network
@@ -47,7 +48,7 @@ def evaluate_network(config: EvalConfig, network: Network, names: list[str], run
         if result is None:  # the first process has it
             return 0
         print(table(result))
-        about = [("Command", shlex.join(["fastrcnn", "eval", *arguments])), ("Configuration", to_yaml(config))]
+        about = [("Command", shlex.join(["fastrcnn", "eval", *arguments])), ("Configuration", as_yaml(asdict(config)))]
         about += training_texts(run)
         report = write_evaluation(result, folder, split, run_title(run, split), about, environment())
         print(f"written to {folder}; open {report.name} there first")

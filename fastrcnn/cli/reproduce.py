@@ -15,7 +15,7 @@ from typing import Any
 
 from fastrcnn.build.run_config import configure, start_config
 from fastrcnn.cli import train
-from fastrcnn.config.compose import check_overrides, compose, experiment_content, to_dict
+from fastrcnn.config.compose import check_overrides, compose, experiment_content
 from fastrcnn.config.schema import DataConfig, EvalConfig, ReproduceConfig, TrainConfig, groups
 from fastrcnn.errors import UserError
 from fastrcnn.report.paper_tables import TABLES, Cell, Measured, Table, Work, markdown
@@ -252,7 +252,7 @@ def trained_network(work: Work, seed: int, plan: Plan) -> tuple[Path, TrainConfi
 
 def digest(config: TrainConfig, data: str) -> str:
     """Letters of all that decides what is learned. data: the fingerprint of the training images."""
-    content = {key: value for key, value in to_dict(config).items() if key in ("model", "solver", "data", "start")}
+    content = {key: value for key, value in asdict(config).items() if key in ("model", "solver", "data", "start")}
     for key in ("name", "test", "test_short_sides", "metric", "proposal_cache"):
         content["data"].pop(key)
     content["runtime"] = [config.runtime.seed, config.runtime.precision, data]
@@ -293,7 +293,7 @@ def evaluate(checkpoint: Path, output: Path, config: TrainConfig, *arguments: st
     from fastrcnn.cli.eval import evaluate_network
 
     said = [f"checkpoint={checkpoint}", f"output={output}", *arguments]
-    found = compose("eval", said, base=to_dict(config))
+    found = compose("eval", said, base=asdict(config))
     machine.threads(found.runtime)
     network, names, run = checkpoints.open_network(found, groups(EvalConfig))
     evaluate_network(found, network, names, run, said)

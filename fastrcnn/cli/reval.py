@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
-from fastrcnn.config.compose import compose, to_yaml
+from fastrcnn.config.compose import compose
+from fastrcnn.config.values import as_yaml
 from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
@@ -64,7 +66,7 @@ def main(arguments: list[str]) -> int:
         from fastrcnn.training.tracking import environment
 
         folder, title = Path(config.output).expanduser(), f"{where.name} on {split}"
-        about = [("Command", shlex.join(["fastrcnn", "reval", *arguments])), ("Configuration", to_yaml(config))]
+        about = [("Command", shlex.join(["fastrcnn", "reval", *arguments])), ("Configuration", as_yaml(asdict(config)))]
         report = write_evaluation(result, folder, split, title, about, environment())
         print(f"written to {folder}; open {report.name} there first")
     return 0

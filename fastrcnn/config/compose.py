@@ -126,18 +126,6 @@ def _load_by_hydra(verb: str, overrides: list[str]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "hydra"}
 
 
-def to_yaml(config: Any) -> str:
-    """The configuration as YAML."""
-    import yaml
-
-    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as plain containers, for a checkpoint."""
-    return asdict(config)
-
-
 def help_text(verb: str, what: str, examples: list[str]) -> str:
     """What `fastrcnn VERB --help` prints."""
     keys = "train" if verb == "demo" else verb  # the demo is a training, and takes the same keys

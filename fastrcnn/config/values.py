@@ -166,3 +166,10 @@ def as_written(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(as_written, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def as_yaml(config: Mapping[str, Any]) -> str:
+    """A configuration, as plain data, in YAML."""
+    import yaml
+
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)

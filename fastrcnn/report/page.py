@@ -18,7 +18,6 @@ from fastrcnn.evaluation.voc_ap import envelope
 
 STEPS = 100  # of recall that a curve is drawn in
 TEMPLATES = Path(__file__).with_name("templates")
-STYLE = TEMPLATES / "page.css"
 
 
 def render(template: str, **values: Any) -> str:

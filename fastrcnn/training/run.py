@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 
+from fastrcnn.config.values import as_yaml
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import WorkerDiedError, detection_loader, training_loader
 from fastrcnn.errors import UserError
@@ -175,7 +175,7 @@ class TrainingRun:
             elif (self.folder / "config.yaml").exists():
                 log_changes(self.folder, self.config)
             remove_parts(self.folder / "checkpoints")
-            describe_run(self.folder, yaml.safe_dump(self.config, sort_keys=False, allow_unicode=True))
+            describe_run(self.folder, as_yaml(self.config))
             self.tracker = Tracker(self.folder, self.done)
         self.tracker.evaluated = distributed.from_first(self.tracker.evaluated)
         test, device = self.test_set, self.model.delta_mean.device

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from fastrcnn.config.compose import check_overrides, compose, config_folder, options, to_dict, to_yaml
+from fastrcnn.config.compose import check_overrides, compose, config_folder, options
 from fastrcnn.config.schema import SCHEMAS
+from fastrcnn.config.values import as_yaml
 from fastrcnn.errors import UserError
 
 TEXTS = [
@@ -55,7 +57,7 @@ def test_text_arrives_unchanged(text: str) -> None:
 
 @pytest.mark.parametrize("text", TEXTS[:2])
 def test_a_run_that_is_inherited_keeps_its_text(text: str) -> None:
-    base = to_dict(compose("train", [f"data.root={text}"]))
+    base = asdict(compose("train", [f"data.root={text}"]))
     assert compose("eval", ["checkpoint=x"], base).data.root == text
 
 
@@ -209,7 +211,7 @@ BASE = ["data=custom", "data.root=/old", "data.classes=[x,y]", "data.test_short_
 
 
 def test_eval_inherits_the_run_and_overrides_win() -> None:
-    base = to_dict(compose("train", [*BASE, "runtime.seed=5"]))
+    base = asdict(compose("train", [*BASE, "runtime.seed=5"]))
     inherited = compose("eval", ["checkpoint=x"], base)
     assert inherited.checkpoint == "x"
     assert (inherited.data.root, inherited.data.classes, inherited.data.test_short_sides) == ("/old", ["x", "y"], [99])
@@ -221,7 +223,7 @@ def test_eval_inherits_the_run_and_overrides_win() -> None:
 
 
 def test_a_group_that_is_chosen_replaces_the_inherited_one_whole() -> None:
-    base = to_dict(compose("train", BASE))
+    base = asdict(compose("train", BASE))
     config = compose("eval", ["checkpoint=x", "detection=paper", "detection.nms_iou=0.4"], base)
     assert (config.detection.score_threshold, config.detection.max_per_class) == (None, 100)
     assert config.detection.nms_iou == 0.4
@@ -232,8 +234,8 @@ def test_a_group_that_is_chosen_replaces_the_inherited_one_whole() -> None:
 
 def test_what_is_written_beside_a_run_composes_to_the_same_configuration() -> None:
     config = compose("train", ["experiment=demo", f"data.root={TEXTS[0]}", "data.classes=[null, on, 1]"])
-    again = yaml.safe_load(to_yaml(config))
-    assert again == to_dict(config)
+    again = yaml.safe_load(as_yaml(asdict(config)))
+    assert again == asdict(config)
     assert again["data"]["root"] == TEXTS[0]
     assert again["data"]["classes"] == ["null", "on", "1"]
 

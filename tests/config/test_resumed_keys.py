@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from fastrcnn.build.run_config import configure
-from fastrcnn.config.compose import compose, to_dict, to_yaml
+from fastrcnn.config.compose import compose
+from fastrcnn.config.values import as_yaml
 from fastrcnn.training.resume import log_changes
 
 
 def resume(run: Path, *arguments: str) -> None:
-    log_changes(run, to_dict(configure([f"run={run}", "resume=auto", *arguments])))
+    log_changes(run, asdict(configure([f"run={run}", "resume=auto", *arguments])))
 
 
 @pytest.fixture
 def run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Path:
     config = compose("train", ["experiment=demo", "solver.schedule=step", "solver.lr_steps=[900]"])
-    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    (tmp_path / "config.yaml").write_text(as_yaml(asdict(config)), encoding="utf-8")
     caplog.set_level(logging.INFO, "fastrcnn")
     return tmp_path
 

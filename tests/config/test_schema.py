@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +18,7 @@ from fastrcnn import cli
 from fastrcnn.build import datasets, machine, models, run, run_config
 from fastrcnn.cli import VERBS, main
 from fastrcnn.cli.export import SUFFIXES
-from fastrcnn.config.compose import compose, config_folder, options, to_dict
+from fastrcnn.config.compose import compose, config_folder, options
 from fastrcnn.config.schema import SCHEMAS, TrainConfig, groups, leaves
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.model.fast_rcnn import FastRCNN
@@ -179,8 +180,8 @@ def test_recipe_paper_is_the_papers() -> None:
 
 
 def test_recipe_modern_is_the_default_and_changes_these_switches_alone() -> None:
-    modern, paper = (to_dict(compose("train", [f"recipe={name}"])) for name in ("modern", "paper"))
-    assert to_dict(compose("train", [])) == modern
+    modern, paper = (asdict(compose("train", [f"recipe={name}"])) for name in ("modern", "paper"))
+    assert asdict(compose("train", [])) == modern
 
     def flat(content: dict[str, Any]) -> dict[str, Any]:
         return {f"{g}.{k}": v for g, part in content.items() if isinstance(part, dict) for k, v in part.items()}
@@ -220,7 +221,7 @@ def test_every_item_of_the_recipe_has_a_test_that_exists() -> None:
 
 def test_the_page_of_recipes_lists_what_modern_changes() -> None:
     page = (config_folder() / "recipe" / "README.md").read_text(encoding="utf-8").partition("## What `modern`")[2]
-    modern, paper = (to_dict(compose("train", [f"recipe={name}"])) for name in ("modern", "paper"))
+    modern, paper = (asdict(compose("train", [f"recipe={name}"])) for name in ("modern", "paper"))
     for group in ("model", "solver", "detection", "runtime", "data"):
         for key, value in modern[group].items():
             changed = value != paper[group][key]

@@ -99,7 +99,7 @@ class Problem:
         return KINDS[self.kind][0]
 
     @property
-    def mend(self) -> str:
+    def advice(self) -> str:
         """What to do about it."""
         return KINDS[self.kind][1]
 
