@@ -121,8 +121,9 @@ class Loader(DataLoader):
             ended = True
         except UserError as error:
             raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].rstrip()) from None
-        except (RuntimeError, OSError, EOFError):  # by chance: no batch, or a part of one
-            if dead := _dead(own):
+        except (RuntimeError, OSError, EOFError) as error:  # by chance: no batch, or a part of one
+            # A pipe that closes belongs to a process that is about to be gone, which takes a while on a busy machine.
+            if dead := _dead(own, within=1.0 if isinstance(error, RuntimeError) else 60.0):
                 if any(process.exitcode == UNGUARDED for process in dead):
                     raise UserError(missing_guard()) from None
                 raise WorkerDiedError(_obituary(dead)) from None
@@ -133,8 +134,8 @@ class Loader(DataLoader):
                     process.kill()
 
 
-def _dead(processes: Sequence[BaseProcess], within: float = 1.0) -> list[BaseProcess]:
-    """Those that have ended; where there is none, those that do in so many seconds: a pipe is closed before that."""
+def _dead(processes: Sequence[BaseProcess], within: float) -> list[BaseProcess]:
+    """Those that have ended; where there is none, those that do in so many seconds."""
     wait([process.sentinel for process in processes], timeout=within)
     return [process for process in processes if not process.is_alive()]
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import Counter
 from itertools import islice
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from voc_folder import VocFolder
 
+from fastrcnn.data import loader as module
 from fastrcnn.data.annotations.splits import load
 from fastrcnn.data.dataset import DetectionDataset, Example
 from fastrcnn.data.images import read_image
-from fastrcnn.data.loader import EndlessBatches, collate, detection_loader, training_loader
+from fastrcnn.data.loader import EndlessBatches, WorkerDiedError, collate, detection_loader, training_loader
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Batch, Sample
+
+PATIENT = 30.0  # seconds
 
 
 def sample(image_id: str, width: int, height: int) -> Sample:
@@ -182,3 +188,28 @@ def test_a_bad_picture_is_one_clear_message_also_from_a_worker(data: DetectionDa
     with pytest.raises(UserError) as error:
         list(detection_loader(data, workers=workers))
     assert str(error.value) == f"{path}: not a picture, or cut short."
+
+
+def test_a_worker_whose_pipe_closes_before_it_has_ended_is_waited_for(
+    data: DetectionDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed process closes its pipes first; on a busy machine it is there for seconds after that."""
+    batches = iter(detection_loader(data, workers=1))
+    next(batches)
+    waited = []
+
+    def broken(*_: object, **__: object) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    def end_late(sentinels: list[int], timeout: float) -> list[object]:
+        waited.append(timeout)
+        if timeout >= PATIENT:  # the process ends only after that moment
+            for process in multiprocessing.active_children():
+                process.kill()
+        return wait(sentinels, timeout)
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_next_data", broken)
+    monkeypatch.setattr(module, "wait", end_late)
+    with pytest.raises(WorkerDiedError, match="killed by SIGKILL"):
+        next(batches)
+    assert min(waited) >= PATIENT
