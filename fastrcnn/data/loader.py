@@ -136,7 +136,10 @@ class Loader(DataLoader):
 
 def _dead(processes: Sequence[BaseProcess], within: float) -> list[BaseProcess]:
     """Those that have ended; where there is none, those that do in so many seconds."""
-    wait([process.sentinel for process in processes], timeout=within)
+    ended = wait([process.sentinel for process in processes], timeout=within)
+    for process in processes:
+        if process.sentinel in ended:  # its files are closed; the system may need a moment more
+            process.join(60.0)
     return [process for process in processes if not process.is_alive()]
 
 
