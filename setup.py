@@ -1,4 +1,4 @@
-"""Builds the RoI pooling kernel for the CPU, where there is a compiler. All else stands in pyproject.toml."""
+"""Builds the kernels for the CPU, RoI pooling and selective search, where there is a compiler. All else stands in pyproject.toml."""
 
 from setuptools import Extension, setup
 
@@ -6,10 +6,10 @@ setup(
     ext_modules=[
         Extension(
             "fastrcnn.ops._roi_cpu",
-            sources=["fastrcnn/ops/csrc/roi_pool_cpu.cpp"],
-            depends=["fastrcnn/ops/csrc/roi_bins.h", "fastrcnn/ops/csrc/roi_pool_lanes.h"],
-            # No fused multiply-add: the bin edges are float32, operation by operation, on every machine.
-            extra_compile_args=["-O3", "-std=c++17", "-ffp-contract=off", "-pthread"],
+            sources=["fastrcnn/ops/csrc/roi_pool_cpu.cpp", "fastrcnn/ops/csrc/selective_search.cpp"],
+            depends=[f"fastrcnn/ops/csrc/{n}.h" for n in ("roi_bins", "roi_pool_lanes", "selective_search_level")],
+            # No fused multiply-add: floats are rounded operation by operation, to the same bits on every machine.
+            extra_compile_args=["-O3", "-std=c++17", "-ffp-contract=off", "-pthread", "-Wno-psabi"],
             extra_link_args=["-pthread"],
             language="c++",
             optional=True,  # without a compiler the installation succeeds, and pooling is slower

@@ -13,6 +13,7 @@ What differs from OpenCV's ready-made modes, and why (figures in BENCHMARKS.md):
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,19 @@ import cv2
 import numpy as np
 
 from fastrcnn.errors import UserError
+from fastrcnn.proposals import kernel
 from fastrcnn.settings import SelectiveSearchSettings
 
 ALGORITHM = 1  # raise it when `propose` comes to give other boxes for the same settings
 
 BLOCK = 128  # boxes that are thinned at a time
-# What is searched, by `mode`: HSV and Lab; for quality also intensity, hue, and red-green-intensity.
-COLOURS = {"fast": ("hsv", "lab"), "quality": ("hsv", "lab", "intensity", "hue", "rgi")}
+PLANES = ("hue", "saturation", "value", "lightness", "a", "b", "intensity", "red", "green")
+HSV, LAB, RGI = PLANES[:3], PLANES[3:6], ("red", "green", "intensity")
+COLOUR_IMAGES = {"fast": (HSV, LAB), "quality": (HSV, LAB, ("intensity",), ("hue",), RGI)}  # what is searched, by mode
+SIMILARITIES = (
+    kernel.COLOUR + kernel.TEXTURE + kernel.SIZE + kernel.FILL,
+    kernel.TEXTURE + kernel.SIZE + kernel.FILL,
+)
 
 
 def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> np.ndarray:
@@ -40,42 +47,53 @@ def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) 
     scale = settings.side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    rectangles = np.unique(_search(small, settings), axis=0)  # sorted; x y width height
-    boxes = rectangles.astype(np.float64)
+    boxes = _search(small, settings).astype(np.float64)
     boxes[:, 2:] += boxes[:, :2]
     boxes *= np.array([width, height, width, height]) / np.array([*size, *size])
     boxes = np.minimum(boxes, [width, height, width, height]).astype(np.float32)
     boxes = boxes[(boxes[:, 2:] - boxes[:, :2]).min(axis=1) >= settings.min_side]
     boxes = boxes[np.random.default_rng(0).permutation(len(boxes))]
-    return _thin(boxes, settings.near, settings.max_boxes)
+    thin = kernel.thin if kernel.library() is not None else _thin
+    return thin(boxes, settings.near, settings.max_boxes)
 
 
 def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> np.ndarray:
-    """All rectangles (P, 4) int32 x y width height that OpenCV's search finds; their order means nothing."""
+    """All rectangles (P, 4) int32 x y width height that the search finds, sorted, each once."""
+    hsv = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
+    lab = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2Lab))
+    intensity = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    plane = dict(zip(PLANES, (*hsv, *lab, intensity, image[:, :, 0], image[:, :, 1]), strict=True))
+    colour_images = COLOUR_IMAGES[settings.mode]
+    if kernel.library() is not None:
+        used = [name for name in PLANES if any(name in image for image in colour_images)]
+        planes, numbers = np.stack([plane[name] for name in used]), {name: i for i, name in enumerate(used)}
+        channels = [[numbers[name] for name in image] for image in colour_images]
+        return kernel.search(planes, channels, settings.k, settings.sigma, settings.min_size, SIMILARITIES)
+    images = [cv2.merge([plane[name] for name in image]) for image in colour_images]
+    return np.unique(_search_by_opencv(image, images, settings), axis=0)
+
+
+def _search_by_opencv(
+    image: np.ndarray, images: Sequence[np.ndarray], settings: SelectiveSearchSettings
+) -> np.ndarray:
+    """Rectangles as `_search` gives them; their order means nothing."""
     module = segmentation()
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    colours = {
-        "hsv": hsv,
-        "lab": cv2.cvtColor(image, cv2.COLOR_RGB2Lab),
-        "intensity": grey,
-        "hue": np.ascontiguousarray(hsv[:, :, 0]),
-        "rgi": np.dstack((image[:, :, 0], image[:, :, 1], grey)),
-    }
     search = module.createSelectiveSearchSegmentation()
     search.setBaseImage(image)
-    for name in COLOURS[settings.mode]:
-        search.addImage(colours[name])
+    for colour_image in images:
+        search.addImage(colour_image)
     for k in settings.k:
         search.addGraphSegmentation(module.createGraphSegmentation(settings.sigma, k, settings.min_size))
-    # The same objects in both strategies: they keep the histograms of a segmentation.
-    colour = module.createSelectiveSearchSegmentationStrategyColor()
-    texture = module.createSelectiveSearchSegmentationStrategyTexture()
-    size = module.createSelectiveSearchSegmentationStrategySize()
-    fill = module.createSelectiveSearchSegmentationStrategyFill()
-    multiple = module.createSelectiveSearchSegmentationStrategyMultiple
-    search.addStrategy(multiple(colour, texture, size, fill))
-    search.addStrategy(multiple(texture, size, fill))
+    # The same objects for all similarities: they keep the histograms of a segmentation.
+    measures = {
+        kernel.COLOUR: module.createSelectiveSearchSegmentationStrategyColor(),
+        kernel.TEXTURE: module.createSelectiveSearchSegmentationStrategyTexture(),
+        kernel.SIZE: module.createSelectiveSearchSegmentationStrategySize(),
+        kernel.FILL: module.createSelectiveSearchSegmentationStrategyFill(),
+    }
+    for similarity in SIMILARITIES:
+        chosen = [measure for bit, measure in measures.items() if similarity & bit]
+        search.addStrategy(module.createSelectiveSearchSegmentationStrategyMultiple(*chosen))
     return np.asarray(search.process(), dtype=np.int32).reshape(-1, 4)
 
 

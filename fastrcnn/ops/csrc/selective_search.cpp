@@ -1,0 +1,207 @@
+// Selective search on the CPU: Uijlings et al., IJCV 2013, on the graph segmentation of Felzenszwalb and Huttenlocher,
+// IJCV 2004. A plain C interface, at the end of the file, that fastrcnn/proposals/selective_search.py calls through
+// ctypes; nothing here knows torch or Python.
+//
+// The search gives what OpenCV's does and does once what that repeats: edges are sorted once for a colour image, not for
+// each k; what is the same for all k is segmented once; gradients are taken once of a plane, and histograms once of the
+// parts that no k divides; both similarities start from the same histograms; and merging keeps a heap of neighbours.
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <new>
+#include <vector>
+
+namespace {
+
+enum { COLOUR = 1, TEXTURE = 2, SIZE = 4, FILL = 8 };  // what a similarity is made of
+
+struct Search {
+    int height, width;
+    int planes;
+    const uint8_t* const* plane;  // [planes][height][width]
+    int images;
+    const int32_t* channels;  // of each colour image
+    const int32_t* channel;   // their planes, one image after another
+    int ks;
+    const float* k;
+    int taps;
+    const float* kernel;  // of the blur; symmetric
+    int min_size;
+    int groupings;
+    const int32_t* measures;
+    int32_t* labels;  // [images][ks][height][width], or null
+};
+
+// Memory that is taken piece by piece, given back to a mark, and kept for the thread's next image.
+class Arena {
+public:
+    ~Arena() { release(); }
+
+    template <class T>
+    T* take(size_t count) {
+        return (T*)bytes(count * sizeof(T));
+    }
+
+    struct Mark {
+        explicit Mark(Arena& arena) : arena(arena), block(arena.block), used(arena.used) {}
+        ~Mark() {
+            arena.block = block;
+            arena.used = used;
+        }
+        Arena& arena;
+        const size_t block, used;
+    };
+
+    // Ends an image: one block, as large as all were, if that is not too large to keep.
+    void settle() {
+        size_t sum = 0;
+        for (const Block& b : blocks) sum += b.size;
+        if (blocks.size() > 1 || sum > KEPT) {
+            release();
+            if (sum <= KEPT) add(sum);
+        }
+        block = used = 0;
+    }
+
+private:
+    static constexpr size_t KEPT = (size_t)128 << 20, LEAST = (size_t)8 << 20;
+    struct Block {
+        char* data;
+        size_t size;
+    };
+
+    void add(size_t size) {
+        char* data = (char*)aligned_alloc(64, (size + 63) / 64 * 64);
+        if (!data) throw std::bad_alloc();
+        blocks.push_back({data, size});
+    }
+
+    void release() {
+        for (Block& b : blocks) free(b.data);
+        blocks.clear();
+        block = used = 0;
+    }
+
+    __attribute__((noinline)) void* bytes(size_t size) {
+        size = (size + 63) / 64 * 64;
+        while (block < blocks.size() && used + size > blocks[block].size) {
+            block++;
+            used = 0;
+        }
+        if (block == blocks.size()) add(std::max(size, LEAST));
+        used += size;
+        return blocks[block].data + used - size;
+    }
+
+    std::vector<Block> blocks;
+    size_t block = 0, used = 0;
+};
+
+// Rectangles, x y width height, of 16 bits each.
+struct Found {
+    std::vector<uint64_t> rectangles;
+    __attribute__((noinline)) void add(int x, int y, int width, int height) {
+        rectangles.push_back((uint64_t)x << 48 | (uint64_t)y << 32 | (uint64_t)width << 16 | (uint64_t)height);
+    }
+};
+
+}  // namespace
+
+#define NAME search_plain
+#include "selective_search_level.h"
+#undef NAME
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2")
+#endif
+#define NAME search_avx2
+#include "selective_search_level.h"
+#undef NAME
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+#define NAME search_avx512
+#include "selective_search_level.h"
+#undef NAME
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+namespace {
+
+thread_local Arena arena;
+thread_local Found found;
+
+struct Level {
+    void (*search)(const Search&, Arena&, Found&);
+    int64_t (*thin)(const float*, int64_t, float, int64_t, Arena&, int32_t*);
+};
+
+const Level LEVELS[] = {  // as roi_pool_best_level counts them
+    {search_plain::search, search_plain::thin},
+#if defined(__x86_64__)
+    {search_avx2::search, search_avx2::thin},
+    {search_avx512::search, search_avx512::thin},
+#endif
+};
+
+}  // namespace
+
+extern "C" {
+
+// Searches an image and returns the number of different rectangles, for selective_search_take on the same thread; or -1
+// where memory ran out.
+int64_t selective_search(int height, int width, int planes, const uint8_t* pixels, int images, const int32_t* channels,
+                         const int32_t* channel, int ks, const float* k, int taps, const float* kernel, int min_size,
+                         int groupings, const int32_t* measures, int32_t* labels, int level) {
+    std::vector<uint64_t>& all = found.rectangles;
+    all.clear();
+    try {
+        std::vector<const uint8_t*> plane;
+        for (int p = 0; p < planes; p++) plane.push_back(pixels + (size_t)p * height * width);
+        const Search s = {height, width, planes, plane.data(), images,    channels, channel, ks,
+                          k,      taps,  kernel, min_size,     groupings, measures, labels};
+        LEVELS[level].search(s, arena, found);
+        arena.settle();
+    } catch (const std::bad_alloc&) {
+        arena.settle();
+        return -1;
+    }
+    std::sort(all.begin(), all.end());
+    all.erase(std::unique(all.begin(), all.end()), all.end());
+    return (int64_t)all.size();
+}
+
+// The rectangles of this thread's last search: x y width height of each, sorted.
+void selective_search_take(int32_t* out) {
+    for (const uint64_t r : found.rectangles)
+        for (int shift = 48; shift >= 0; shift -= 16) *out++ = (int32_t)(r >> shift & 0xffff);
+}
+
+// Writes the indices of the first boxes (x1 y1 x2 y2), `limit` at most, that overlap no earlier one of them by an IoU of
+// `near` or more. Returns their number, or -1 where memory ran out.
+int64_t selective_search_thin(const float* boxes, int64_t count, float near, int64_t limit, int32_t* kept, int level) {
+    try {
+        return LEVELS[level].thin(boxes, count, near, limit, arena, kept);
+    } catch (const std::bad_alloc&) {
+        return -1;
+    }
+}
+}

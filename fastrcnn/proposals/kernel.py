@@ -1,0 +1,97 @@
+"""Our own selective search, ops/csrc/selective_search.cpp, which is built with the RoI pooling kernel at install.
+
+It gives the boxes that OpenCV's gives, and the same ones on every processor. Imports neither torch nor the rest of
+ops/, as processes that make proposals need none of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+FOLDER = Path(__file__).parents[1] / "ops"
+LEVELS = ("plain", "avx2", "avx512")
+COLOUR, TEXTURE, SIZE, FILL = 1, 2, 4, 8  # what the similarity of two segments is made of
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernel, in the package or where FASTRCNN_ROI_CPU_LIBRARY says; None where it was not built."""
+    forced = os.environ.get("FASTRCNN_ROI_CPU_LIBRARY")
+    for path in [Path(forced)] if forced else sorted(FOLDER.glob("_roi_cpu*.so")):
+        try:
+            kernel = ctypes.CDLL(str(path))
+            search, take, thin = kernel.selective_search, kernel.selective_search_take, kernel.selective_search_thin
+        except (OSError, AttributeError):  # built for another machine, or without the search
+            continue
+        p, n, i, f = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+        search.argtypes, search.restype = [i, i, i, p, i, p, p, i, p, i, p, i, i, p, p, i], n
+        take.argtypes, take.restype = [p], None
+        thin.argtypes, thin.restype = [p, n, f, n, p, i], n
+        return kernel
+    return None
+
+
+def level() -> int:
+    """Index into LEVELS of the instructions in use: the best that the processor has, or FASTRCNN_SEARCH_LEVEL."""
+    best = _kernel().roi_pool_best_level()
+    name = os.environ.get("FASTRCNN_SEARCH_LEVEL", LEVELS[best])
+    if name not in LEVELS[: best + 1]:
+        known = ", ".join(LEVELS[: best + 1])
+        raise ValueError(f"FASTRCNN_SEARCH_LEVEL: this processor can run {known}, got {name!r}")
+    return LEVELS.index(name)
+
+
+def search(
+    planes: np.ndarray,
+    colour_images: Sequence[Sequence[int]],
+    k: Sequence[float],
+    sigma: float,
+    min_size: int,
+    similarities: Sequence[int],
+    labels: np.ndarray | None = None,
+) -> np.ndarray:
+    """All rectangles (P, 4) int32, x y width height, sorted, of the segments that ever existed.
+
+    planes: (planes, H, W) uint8. colour_images: of each, the planes it consists of. k, sigma, min_size: see
+    SelectiveSearchSettings. similarities: for each hierarchy, a sum of COLOUR, TEXTURE, SIZE and FILL. labels: takes
+    the first segments, (colour images, k, H, W) int32, if given.
+    """
+    planes = np.ascontiguousarray(planes)
+    count, height, width = planes.shape
+    taps = round(8 * sigma + 1) | 1
+    blur = np.ascontiguousarray(cv2.getGaussianKernel(taps, sigma, cv2.CV_32F))
+    channels = np.array([len(image) for image in colour_images], np.int32)
+    channel = np.array([plane for image in colour_images for plane in image], np.int32)
+    coarseness, measures = np.array(k, np.float32), np.array(similarities, np.int32)
+    found = _kernel().selective_search(
+        *(height, width, count, planes.ctypes.data, len(channels), channels.ctypes.data, channel.ctypes.data),
+        *(len(coarseness), coarseness.ctypes.data, taps, blur.ctypes.data, min_size),
+        *(len(measures), measures.ctypes.data, None if labels is None else labels.ctypes.data, level()),
+    )
+    if found < 0:
+        raise MemoryError(f"selective search: no memory for an image of {width} x {height} pixels")
+    rectangles = np.empty((found, 4), np.int32)
+    _kernel().selective_search_take(rectangles.ctypes.data)
+    return rectangles
+
+
+def thin(boxes: np.ndarray, near: float, most: int) -> np.ndarray:
+    """The first `most` of the boxes (P, 4) float32 that do not overlap an earlier one kept by an IoU of `near`."""
+    boxes, kept = np.ascontiguousarray(boxes, np.float32), np.empty(min(most, len(boxes)), np.int32)
+    number = _kernel().selective_search_thin(boxes.ctypes.data, len(boxes), near, most, kept.ctypes.data, level())
+    if number < 0:
+        raise MemoryError(f"selective search: no memory to compare {len(boxes)} boxes")
+    return boxes[kept[:number]]
+
+
+def _kernel() -> ctypes.CDLL:
+    kernel = library()
+    assert kernel is not None
+    return kernel
