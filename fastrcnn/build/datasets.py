@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from fastrcnn.build.annotations import (
@@ -38,7 +37,7 @@ from fastrcnn.inference.detector import Detector
 from fastrcnn.inference.network import Network
 from fastrcnn.parallel import distributed
 from fastrcnn.proposals.generate import check_order, propose_all, propose_some
-from fastrcnn.proposals.selective_search import ALGORITHM, propose
+from fastrcnn.proposals.selective_search import propose, searcher
 from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.structures import Sample
 
@@ -66,7 +65,7 @@ def store_prefix(config: DataConfig, split: str) -> str:
 def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) -> Path:
     """Where generated proposals of the pictures are kept: a name that depends on the settings, the program, every byte
     of the pictures and how they are rotated, so that what is found there is never out of date."""
-    how = [ALGORITHM, cv2.__version__, asdict(config.selective_search)]
+    how = [searcher(), asdict(config.selective_search)]
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     for sample in sorted(pictures, key=lambda s: s.image_id):
         image_id = sample.image_id.encode(errors="surrogateescape")
@@ -209,6 +208,8 @@ def detector(config: DetectConfig, network: Network, names: Sequence[str]) -> De
     """The network with all that stands around it when it detects."""
     settings = detection(config.detection, network.classifier)
     search, limit = config.data.selective_search, config.data.max_proposals
+    if config.data.proposals is None:
+        searcher()
     return Detector(network, names, settings, test_scaling(config.data), lambda image: propose(image, search)[:limit])
 
 

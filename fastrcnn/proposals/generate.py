@@ -20,7 +20,7 @@ from fastrcnn.parallel.launch import cores
 from fastrcnn.parallel.processes import pool, prepare, refuse_import
 from fastrcnn.progress import progress
 from fastrcnn.proposals.clean import BoxCounts
-from fastrcnn.proposals.selective_search import ALGORITHM, propose, segmentation
+from fastrcnn.proposals.selective_search import propose, searcher
 from fastrcnn.proposals.store import ImageProposals, check_target, refuse_repeated, write_store
 from fastrcnn.settings import SelectiveSearchSettings
 
@@ -55,7 +55,7 @@ def propose_all(
                 f"out, and run again; the proposals of the others are kept and will not be made again."
             )
         items = (ImageProposals(image_id, *_load(found[image_id])) for image_id, _, _ in images)
-        counts = write_store(store_path, items, "selective search", asdict(settings) | {"opencv": cv2.__version__})
+        counts = write_store(store_path, items, "selective search", asdict(settings) | searcher())
         shutil.rmtree(work, ignore_errors=True)
     return counts
 
@@ -64,7 +64,7 @@ def check_order(images: Sequence[Image], store_path: Path) -> None:
     """Raises UserError for what no store could be made of, before any work is done."""
     refuse_repeated((image_id for image_id, _, _ in images), store_path)
     check_target(store_path)
-    segmentation()
+    searcher()
 
 
 def propose_some(
@@ -101,7 +101,8 @@ def _make_results(
     workers: int | None,
 ) -> dict[str, Path | str]:
     """For each image, by id, the file with its result, or else what is wrong with it."""
-    tasks = [(image, work, settings) for image in images]
+    how = json.dumps([searcher(), asdict(settings)], sort_keys=True)
+    tasks = [(image, work, settings, how) for image in images]
     workers = min(workers or cores(), len(tasks))
     died = (
         "A process that makes proposals died, most likely because memory ran out. Run again, perhaps with fewer "
@@ -125,9 +126,8 @@ def start_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def _make_one(task: tuple[Image, Path, SelectiveSearchSettings]) -> tuple[str, Path | str]:
-    (image_id, path, turn), work, settings = task
-    how = json.dumps([ALGORITHM, cv2.__version__, asdict(settings)], sort_keys=True)
+def _make_one(task: tuple[Image, Path, SelectiveSearchSettings, str]) -> tuple[str, Path | str]:
+    (image_id, path, turn), work, settings, how = task
     try:
         data = read_bytes(path)
         key = hashlib.sha256(how.encode() + b"\0" + pixels_key(data, turn)).hexdigest()

@@ -15,6 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from fastrcnn.errors import UserError
+
 FOLDER = Path(__file__).parents[1] / "ops"
 LEVELS = ("plain", "avx2", "avx512")
 COLOUR, TEXTURE, SIZE, FILL = 1, 2, 4, 8  # what the similarity of two segments is made of
@@ -39,12 +41,14 @@ def library() -> ctypes.CDLL | None:
 
 
 def level() -> int:
-    """Index into LEVELS of the instructions in use: the best that the processor has, or FASTRCNN_SEARCH_LEVEL."""
+    """Index into LEVELS of the instructions in use: the best that the processor has, or FASTRCNN_SEARCH_LEVEL.
+
+    Raises UserError for a level that it does not have.
+    """
     best = _kernel().roi_pool_best_level()
     name = os.environ.get("FASTRCNN_SEARCH_LEVEL", LEVELS[best])
     if name not in LEVELS[: best + 1]:
-        known = ", ".join(LEVELS[: best + 1])
-        raise ValueError(f"FASTRCNN_SEARCH_LEVEL: this processor can run {known}, got {name!r}")
+        raise UserError(f"FASTRCNN_SEARCH_LEVEL={name}: this processor can run {', '.join(LEVELS[: best + 1])}.")
     return LEVELS.index(name)
 
 

@@ -12,7 +12,9 @@ What differs from OpenCV's ready-made modes, and why (figures in BENCHMARKS.md):
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from fastrcnn.errors import UserError
 from fastrcnn.proposals import kernel
 from fastrcnn.settings import SelectiveSearchSettings
 
-ALGORITHM = 1  # raise it when `propose` comes to give other boxes for the same settings
+log = logging.getLogger(__name__)
+ALGORITHM = 2  # raise it when `propose` comes to give other boxes for the same settings
 
 BLOCK = 128  # boxes that are thinned at a time
 PLANES = ("hue", "saturation", "value", "lightness", "a", "b", "intensity", "red", "green")
@@ -57,6 +60,30 @@ def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) 
     return thin(boxes, settings.near, settings.max_boxes)
 
 
+def searcher() -> dict[str, str]:
+    """Whose search this is, for stores and their names: what boxes depend on beside settings.
+
+    The log has it once. Raises UserError where neither the kernel nor OpenCV's search is there.
+    """
+    own = kernel.library() is not None
+    if own:
+        level = kernel.LEVELS[kernel.level()]
+        _log_once(logging.INFO, f"selective search by the library's own kernel ({level})")
+    else:
+        segmentation()
+        _log_once(
+            logging.WARNING,
+            "selective search by OpenCV, which takes some fifteen times as long: the kernel was not built at install "
+            "(install a C++ compiler, then the package again)",
+        )
+    return {"search": f"fastrcnn {ALGORITHM}" if own else f"OpenCV {ALGORITHM}", "opencv": cv2.__version__}
+
+
+@functools.cache
+def _log_once(level: int, text: str) -> None:
+    log.log(level, text)
+
+
 def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> np.ndarray:
     """All rectangles (P, 4) int32 x y width height that the search finds, sorted, each once."""
     hsv = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
@@ -73,9 +100,7 @@ def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> np.ndarray:
     return np.unique(_search_by_opencv(image, images, settings), axis=0)
 
 
-def _search_by_opencv(
-    image: np.ndarray, images: Sequence[np.ndarray], settings: SelectiveSearchSettings
-) -> np.ndarray:
+def _search_by_opencv(image: np.ndarray, images: Sequence[np.ndarray], settings: SelectiveSearchSettings) -> np.ndarray:
     """Rectangles as `_search` gives them; their order means nothing."""
     module = segmentation()
     search = module.createSelectiveSearchSegmentation()

@@ -17,7 +17,7 @@ from limits import PATIENCE
 from fastrcnn.config.schema import DataConfig
 from fastrcnn.config.values import fill
 from fastrcnn.errors import UserError
-from fastrcnn.proposals import generate, selective_search
+from fastrcnn.proposals import generate, kernel, selective_search
 from fastrcnn.proposals.generate import Image, propose_all
 from fastrcnn.proposals.selective_search import propose
 from fastrcnn.proposals.store import ProposalStore
@@ -317,6 +317,7 @@ def test_without_the_contrib_build_the_package_to_remove_is_named(
 
     monkeypatch.setattr(selective_search.importlib.metadata, "distributions", lambda: [Installed])
     monkeypatch.delattr(cv2, "ximgproc")
+    monkeypatch.setattr(kernel, "library", lambda: None)
     with pytest.raises(UserError, match=r"pip uninstall -y opencv-python`.*opencv-contrib-python-headless"):
         propose_all(images, tmp_path / "s.proposals", QUICK, workers=1)
 
