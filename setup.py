@@ -1,4 +1,4 @@
-"""Builds the kernels for the CPU, RoI pooling and selective search, where there is a compiler. All else stands in pyproject.toml."""
+"""Builds the kernels for the CPU, RoI pooling and selective search, where there is a compiler; see pyproject.toml."""
 
 from setuptools import Extension, setup
 
