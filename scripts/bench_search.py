@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
-"""What selective search costs on real photographs: recall and time by the size that is searched, and by processes.
+"""Selective search on real photographs: time against OpenCV's, what it finds, and what more cores gain.
 
-    python scripts/bench_search.py VOCdevkit/VOC2007 [BCCD ...] [--pictures 40] [--turns 3] [--quick] [--json FILE]
+    python scripts/bench_search.py VOCdevkit/VOC2007 [BCCD ...] [--images 40] [--split NAME] [--rows NAME ...]
+                                   [--turns 3] [--quick] [--json FILE]
 
-Recall is the share of the objects that are not difficult that a proposal overlaps by IoU .5 or .7; seconds are of the
-processor, on one thread. Processes: the pictures of the first data set by `propose_all` in one and in two processes,
-and by two programs that share nothing but the machine, turn by turn, their start included. On a machine that does other
-work besides, the last say what two processes can have on the clock, and the processor's seconds what they cost.
+Three tables. **Peer**: our kernel and OpenCV's search, with the same settings and all that stands around them, take
+turns on each photograph, one thread, seconds of the processor; a ratio is the median of the photographs', with its
+quartiles. Equal: the share of rectangles that both find, of those that either does. **Recall**: the share of objects
+that are not difficult that one of the first 500, 1,000 or 2,000 boxes overlaps by IoU .5 or .7, and the average recall
+from .5 to .95; `opencv` before a row's name: the peer's. **Cores**: the photographs of the first data set by
+`propose_all` in one and in two processes, and by two programs that share nothing but the machine, turn by turn, their
+start included.
 """
 
 from __future__ import annotations
@@ -18,14 +22,19 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import cv2
+import numpy as np
 
 from fastrcnn.data.frames import read_sample
-from fastrcnn.progress import be_silent
+from fastrcnn.progress import be_silent, progress
+from fastrcnn.proposals import kernel, selective_search
 from fastrcnn.proposals.generate import Image, propose_all
 from fastrcnn.proposals.selective_search import propose
 from fastrcnn.settings import SelectiveSearchSettings
@@ -33,54 +42,109 @@ from fastrcnn.settings import SelectiveSearchSettings
 if TYPE_CHECKING:  # the processes that make proposals import this file, and need no torch
     from fastrcnn.structures import Sample
 
-MODES = {"fast": (25.0, 50.0, 100.0, 200.0), "quality": (50.0, 100.0, 200.0)}
-SIDES = (160, 240, 320, 500)
+VOC07 = SelectiveSearchSettings(mode="quality", k=[50.0, 100.0, 200.0], min_side=16)
+ROWS = {
+    "voc07": VOC07,
+    "fast": SelectiveSearchSettings(min_side=16),
+    "voc07, side 240": replace(VOC07, side=240),
+    "voc07, side 500": replace(VOC07, side=500),
+}
+COUNTS = (500, 1000, 2000)
 
 
-def some(root: Path, pictures: int) -> tuple[list[Sample], list[str]]:
+@contextmanager
+def by_opencv() -> Iterator[None]:
+    with mock.patch.object(kernel, "library", return_value=None):
+        yield
+
+
+def some(root: Path, images: int, split: str | None) -> tuple[list[Sample], list[str]]:
     """Samples spread over a data set, and the names of its classes."""
     from fastrcnn.data.annotations.splits import class_names, load
     from fastrcnn.data.annotations.voc_layout import annotated_ids
 
     ids = annotated_ids(root)
+    if split:
+        ids = (root / "ImageSets/Main" / f"{split}.txt").read_text().split()
     classes, _ = class_names(root, ids)
-    samples, _ = load(root, ids[:: max(1, len(ids) // pictures)][:pictures], classes, skip_bad=True)
+    samples, _ = load(root, ids[:: max(1, len(ids) // images)][:images], classes, skip_bad=True)
     return samples, classes
+
+
+def processor(run: Callable[[], Any]) -> tuple[Any, float]:
+    begin = time.process_time()
+    result = run()
+    return result, time.process_time() - begin
+
+
+def peer_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Our time and OpenCV's on each photograph, for each instruction set."""
+    library = kernel.library()
+    if library is None:
+        raise SystemExit("the kernel was not built; nothing to compare")
+    levels = kernel.LEVELS[: library.roi_pool_best_level() + 1]
+    ours: dict[str, list[float]] = {level: [] for level in levels}
+    theirs, equal = [], []
+    for sample in samples:
+        image = read_sample(sample)
+        for level in levels:
+            with mock.patch.dict("os.environ", FASTRCNN_SEARCH_LEVEL=level):
+                propose(image, VOC07)
+                ours[level].append(processor(lambda: propose(image, VOC07))[1])  # noqa: B023
+        height, width = image.shape[:2]
+        scale = VOC07.side / max(height, width)
+        small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+        found = {tuple(r) for r in selective_search._search(small, VOC07).tolist()}
+        with by_opencv():
+            theirs.append(processor(lambda: propose(image, VOC07))[1])  # noqa: B023
+            others = {tuple(r) for r in selective_search._search(small, VOC07).tolist()}
+        equal.append(len(found & others) / len(found | others))
+    rows = []
+    print(f"\nAgainst OpenCV {cv2.__version__}, {len(samples)} photographs, settings of data=voc07, one thread\n")
+    print("| instructions | ours, ms | OpenCV's, ms | ratio (quartiles) |\n|---|---|---|---|")
+    for level in levels:
+        ratios = [a / b for a, b in zip(theirs, ours[level], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        ms, peer_ms = (1e3 * statistics.median(of) for of in (ours[level], theirs))
+        rows.append({"level": level, "ms": ms, "peer_ms": peer_ms, "ratio": middle, "quartiles": [low, high]})
+        print(f"| {level} | {ms:.1f} | {peer_ms:.0f} | **{middle:.1f}x** ({low:.1f} to {high:.1f}) |", flush=True)
+    share = {"mean": statistics.mean(equal), "least": min(equal), "all": sum(e == 1 for e in equal)}
+    print(
+        f"\nRectangles that both find: {share['mean']:.4f} on average, {share['least']:.3f} at least; all of them in "
+        f"{share['all']} of {len(equal)} photographs"
+    )
+    return [*rows, {"equal": share}]
 
 
 def recall_row(samples: Sequence[Sample], classes: Sequence[str], settings: SelectiveSearchSettings) -> dict[str, Any]:
     from fastrcnn.evaluation.recall import proposal_recall
 
     found, spent = [], 0.0
-    for sample in samples:
-        image = read_sample(sample)
-        begin = time.process_time()
-        found.append(propose(image, settings))
-        spent += time.process_time() - begin
-    recall = proposal_recall(found, samples, classes)
-    return {
-        "mode": settings.mode,
-        "side": settings.side,
-        "boxes": recall.proposals,
-        "seconds": spent / len(samples),
-        "objects": recall.all.objects,
-        "at_50": recall.all.at_50,
-        "at_70": recall.all.at_70,
-    }
+    for sample in progress(samples, len(samples), "recall"):
+        boxes, seconds = processor(lambda: propose(read_sample(sample), settings))  # noqa: B023
+        found.append(boxes)
+        spent += seconds
+    row: dict[str, Any] = {"boxes": statistics.mean(map(len, found)), "seconds": spent / len(samples)}
+    for count in COUNTS:
+        overlaps = proposal_recall([boxes[:count] for boxes in found], samples, classes).overlaps
+        thresholds = np.arange(10) * 0.05 + 0.5
+        average = float(np.mean([(overlaps >= threshold - 1e-9).mean() for threshold in thresholds]))
+        row[str(count)] = [float((overlaps >= 0.5).mean()), float((overlaps >= 0.7).mean()), average]
+    return row | {"objects": len(overlaps)}
 
 
-def recall_rows(root: Path, pictures: int, sides: Sequence[int]) -> list[dict[str, Any]]:
-    samples, classes = some(root, pictures)
-    print(f"\n{root.name}, {len(samples)} photographs\n\n| mode | side | recall .5 | .7 | boxes | s of one core |")
-    print("|---|---|---|---|---|---|", flush=True)
-    rows = []
-    for mode, k in MODES.items():
-        for side in sides:
-            row = recall_row(samples, classes, SelectiveSearchSettings(mode=mode, side=side, k=k))
-            rows.append({"set": root.name} | row)
-            shares = f"{row['at_50']:.3f} | {row['at_70']:.3f}"
-            print(f"| {mode} | {side} | {shares} | {row['boxes']:.0f} | {row['seconds']:.2f} |", flush=True)
-    return rows
+def recall_rows(name: str, samples: list[Sample], classes: list[str], rows: Sequence[str]) -> list[dict[str, Any]]:
+    print(f"\n{name}, {len(samples)} photographs; recall at .5 / at .7 / average\n")
+    print(f"| settings | boxes | s of one core | {' | '.join(f'first {count}' for count in COUNTS)} |")
+    print("|---|---|---|" + "---|" * len(COUNTS), flush=True)
+    table = []
+    for row in rows:
+        with by_opencv() if row.startswith("opencv ") else mock.MagicMock():
+            found = recall_row(samples, classes, ROWS[row.removeprefix("opencv ")])
+        table.append({"set": name, "row": row} | found)
+        recalls = " | ".join(" / ".join(f"{share:.3f}" for share in found[str(count)]) for count in COUNTS)
+        print(f"| {row} | {found['boxes']:.0f} | {found['seconds']:.3f} | {recalls} |", flush=True)
+    return table
 
 
 def of_processor() -> float:
@@ -89,24 +153,24 @@ def of_processor() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def seconds(images: list[Image], settings: SelectiveSearchSettings, workers: int) -> tuple[float, float]:
+def seconds(images: list[Image], workers: int) -> tuple[float, float]:
     """The clock's and the processor's, of proposals for all images into a store."""
     with tempfile.TemporaryDirectory() as folder:
         begin, before = time.perf_counter(), of_processor()
-        propose_all(images, Path(folder) / "bench.proposals", settings, workers)
+        propose_all(images, Path(folder) / "bench.proposals", VOC07, workers)
         return time.perf_counter() - begin, of_processor() - before
 
 
-def alone(images: list[Image], settings: SelectiveSearchSettings) -> None:
+def alone(images: list[Image]) -> None:
     cv2.setNumThreads(1)
     be_silent()
-    seconds(images, settings, 1)
+    seconds(images, 1)
 
 
-def apart(images: list[Image], settings: SelectiveSearchSettings) -> float:
+def apart(images: list[Image]) -> float:
     """The clock's seconds of two programs, started like the processes, that do half of the images each."""
     context = multiprocessing.get_context("spawn")
-    halves = [context.Process(target=alone, args=(images[i::2], settings)) for i in range(2)]
+    halves = [context.Process(target=alone, args=(images[i::2],)) for i in range(2)]
     begin = time.perf_counter()
     for process in halves:
         process.start()
@@ -115,49 +179,52 @@ def apart(images: list[Image], settings: SelectiveSearchSettings) -> float:
     return time.perf_counter() - begin
 
 
-def process_row(root: Path, pictures: int, turns: int) -> dict[str, Any]:
-    cv2.setNumThreads(1)  # one process is to take one core
-    samples, _ = some(root, pictures)
+def core_row(samples: Sequence[Sample], turns: int) -> dict[str, Any]:
     images = [(s.image_id, s.path, s.turn) for s in samples]
-    settings = SelectiveSearchSettings(mode="quality", side=240)
     one, two, both = [], [], []
     for _ in range(turns):
-        one.append(seconds(images, settings, 1))
-        two.append(seconds(images, settings, 2))
-        both.append(apart(images, settings))
-    return {
-        "pictures": len(images),
+        one.append(seconds(images, 1))
+        two.append(seconds(images, 2))
+        both.append(apart(images))
+    row = {
+        "images": len(images),
         "turns": turns,
         "efficiency": statistics.median(a / b / 2 for (a, _), (b, _) in zip(one, two, strict=True)),
         "efficiency_apart": statistics.median(a / b / 2 for (a, _), b in zip(one, both, strict=True)),
         "processor": statistics.median(a / b for (_, a), (_, b) in zip(one, two, strict=True)),
+        "images_per_second": len(images) / statistics.median(clock for clock, _ in two),
     }
+    print(
+        f"\n{row['images']} photographs: two processes make {row['efficiency']:.2f} of twice what one makes "
+        f"({row['images_per_second']:.0f} photographs a second), two programs that share nothing "
+        f"{row['efficiency_apart']:.2f}; of the processor's seconds of two processes one needs {row['processor']:.2f}"
+    )
+    return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+", help="data sets in VOC's layout")
-    parser.add_argument("--pictures", type=int, default=40)
-    parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--sides", type=int, nargs="*", default=SIDES, help="none: processes alone")
-    parser.add_argument("--quick", action="store_true", help="a few pictures, small sides, one turn")
+    parser.add_argument("--images", type=int, default=40, help="photographs of each, spread over the set")
+    parser.add_argument("--split", help="a list in ImageSets/Main; default: all images with annotations")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), help="settings whose recall is measured, or none")
+    parser.add_argument("--turns", type=int, default=3, help="of the cores' table; 0 leaves it out")
+    parser.add_argument("--no-peer", action="store_true", help="leave out the comparison with OpenCV")
+    parser.add_argument("--quick", action="store_true", help="a few photographs, one turn")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.quick:
-        options.pictures, options.turns, options.sides = 6, 1, SIDES[:2]
+        options.images, options.turns, options.rows = 6, 1, options.rows[:1]
     be_silent()
     cv2.setNumThreads(1)
-    rows = []
-    for folder in options.folders if options.sides else ():
-        rows += recall_rows(folder, options.pictures, options.sides)
-    row = process_row(options.folders[0], options.pictures, options.turns)
-    print(
-        f"\n{row['pictures']} photographs: two processes make {row['efficiency']:.2f} of twice what one makes, two "
-        f"programs that share nothing {row['efficiency_apart']:.2f}; of the processor's seconds of two processes one "
-        f"needs {row['processor']:.2f}"
-    )
+    sets = {folder.name: some(folder, options.images, options.split) for folder in options.folders}
+    first = next(iter(sets.values()))[0]
+    report: dict[str, Any] = {"peer": [] if options.no_peer else peer_rows(first), "recall": []}
+    for name, (samples, classes) in sets.items() if options.rows else ():
+        report["recall"] += recall_rows(name, samples, classes, options.rows)
+    report["cores"] = core_row(first, options.turns) if options.turns else None
     if options.json:
-        options.json.write_text(json.dumps({"recall": rows, "processes": row}, indent=1) + "\n")
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
