@@ -185,3 +185,35 @@ def test_without_a_compiler_opencv_searches_and_says_so(tmp_path: Path, test_dat
     assert "install a C++ compiler" in said["OpenCV"]
     assert '"search": "fastrcnn' in made["kernel"]
     assert '"search": "OpenCV' in made["OpenCV"]
+
+
+@pytest.mark.parametrize("by", ["kernel", "OpenCV"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((1, 1, 3), np.uint8),
+        np.arange(9000, dtype=np.uint32).astype(np.uint8).reshape(1, 3000, 3),
+        np.arange(9000, dtype=np.uint32).astype(np.uint8).reshape(3000, 1, 3),
+        np.full((200, 300, 3), 255, np.uint8),
+        np.repeat(patches(0, 120, 160, count=1), 3, axis=0).transpose(1, 2, 0),  # grey
+        np.repeat(patches(1, 3, 20_000), 1, axis=0).transpose(1, 2, 0),
+        np.random.default_rng(0).integers(0, 256, (300, 200, 3), np.uint8),
+        (np.indices((90, 90)).sum(axis=0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2),  # a chessboard
+    ],
+    ids=["1x1", "1x3000", "3000x1", "constant", "grey", "3x20000", "noise", "chessboard"],
+)
+def test_hostile_images(image: np.ndarray, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes in the image, the same ones twice; one is the image itself or nearly, if it was not thinned away for that."""
+    if by == "OpenCV":
+        monkeypatch.setattr(kernel, "library", lambda: None)
+    image = np.ascontiguousarray(image)
+    before = image.copy()
+    boxes = propose(image)
+    height, width = image.shape[:2]
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, :2] < boxes[:, 2:]).all()
+    assert (boxes[:, 2:] <= [width, height]).all()
+    if by == "kernel":  # OpenCV takes the pixels of a single row for strangers
+        assert (boxes[:, 2:] - boxes[:, :2]).prod(axis=1).max() >= 0.9 * width * height
+    np.testing.assert_array_equal(boxes, propose(image))
+    np.testing.assert_array_equal(image, before)
