@@ -1,10 +1,10 @@
 """What selective search's first code makes of an image before it segments it: its colour spaces, texture and blur.
 
-The authors of selective search distribute boxes for VOC 2007, which the archive of Fast R-CNN's author contains. They are
-not from the code of their journal paper (IJCV 2013), which R-CNN's selective_search_boxes.m calls, but from the earlier
-one: van de Sande, Uijlings, Gevers and Smeulders, "Segmentation as Selective Search for Object Recognition", ICCV 2011.
-Issues 26 and 41 of rbgirshick/fast-rcnn say that they are from an older version. With what follows, the boxes of both
-images that there are to compare with come out exactly, 2,888 and 2,057 of them.
+The authors of selective search distribute boxes for VOC 2007, and the archive of Fast R-CNN's author contains them.
+They are not from the code of the journal paper (IJCV 2013), which R-CNN's selective_search_boxes.m calls, but from the
+earlier one: van de Sande, Uijlings, Gevers and Smeulders, "Segmentation as Selective Search for Object Recognition",
+ICCV 2011. Issues 26 and 41 of rbgirshick/fast-rcnn say that they are from an older version. With what follows, the
+boxes of both images that there are to compare with come out exactly, 2,888 and 2,057 of them.
 
 What that code does, and where it was found (nothing was copied):
  - The image is not resized; RGB, HSV, rgI and opponent colours; k = 100 and 200, the smallest segment as large as k,
@@ -35,7 +35,7 @@ def planes(image: np.ndarray) -> np.ndarray:
     """The planes (12, H, W) uint8 of an image (H, W, 3) uint8 RGB: three each of RGB, HSV, rgI and opponent colours."""
     red, green, blue = (image[:, :, c] / 255.0 for c in range(3))
     grey = 0.298936021293775 * red + 0.587043074451121 * green + 0.114020904255103 * blue
-    opponent = [  # from Rgb2Ooo.m; the factors before them go where a plane is spread
+    opponent = [  # a factor of all three goes where a plane is spread
         0.000233846 * red + 0.00261968 * green + 0.00127135 * blue,
         0.000726333 * red + 0.000718106 * green - 0.00121377 * blue,
         0.000846833 * red - 0.00173932 * green + 0.000221515 * blue,

@@ -78,6 +78,16 @@ def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> np.ndarray:
     return np.unique(_search_by_opencv(image, images, settings), axis=0)
 
 
+def check_mode(settings: SelectiveSearchSettings) -> None:
+    """Raises UserError for a mode that needs the kernel where it was not built."""
+    if settings.mode == "iccv2011" and kernel.library() is None:
+        raise UserError(
+            "data.selective_search.mode=iccv2011 needs the C++ kernel, which was not built when the package was "
+            "installed; OpenCV's selective search, used instead, has no such mode. Install a C++ compiler (Debian and "
+            "Ubuntu: `apt-get install g++`) and reinstall the package, or set mode=fast or mode=quality."
+        )
+
+
 def _min_sizes(settings: SelectiveSearchSettings) -> list[int]:
     """Area of the smallest segment, for each k."""
     return [settings.min_size or max(1, round(k)) for k in settings.k]
@@ -85,12 +95,7 @@ def _min_sizes(settings: SelectiveSearchSettings) -> list[int]:
 
 def _search_as_iccv2011(image: np.ndarray, settings: SelectiveSearchSettings) -> np.ndarray:
     """Rectangles as `_search` gives them, by the rules of the ICCV 2011 paper's code; see iccv2011.py."""
-    if kernel.library() is None:
-        raise UserError(
-            "data.selective_search.mode=iccv2011 needs the project's own selective search, which was not built when the "
-            "package was installed; OpenCV's, which takes its place, has no such mode. Install a C++ compiler (Debian and "
-            "Ubuntu: `apt-get install g++`) and the package again, or choose mode=fast or mode=quality."
-        )
+    check_mode(settings)
     planes = iccv2011.planes(image)
     channels = np.arange(len(planes)).reshape(-1, 3).tolist()
     texture, blur = iccv2011.texture(planes), iccv2011.blur_kernel(settings.sigma)
