@@ -15,7 +15,7 @@ NetworkName = Literal["vgg16", "vgg_cnn_m_1024", "caffenet"]
 Pixels = Literal["auto", "imagenet_rgb", "caffe_bgr", "caffe_rgb"]
 RoiOp = Literal["fast_rcnn", "partition", "truncate", "roi_align", "roi_warp"]
 Classifier = Literal["softmax", "svm"]
-SearchMode = Literal["fast", "quality"]
+SearchMode = Literal["fast", "quality", "iccv2011"]
 Metric = Literal["voc07", "voc10", "coco"]
 OtherData = Literal["refuse", "leave_out"]
 OptimizerName = Literal["caffe_sgd", "sgd", "fused_sgd"]
@@ -71,11 +71,15 @@ class ModelSettings:
 class SelectiveSearchSettings:
     """How proposals are made where none are given."""
 
-    mode: SearchMode = key("fast", "two or five colour spaces")
-    side: int = key(320, "longer side of the image that is searched, in pixels", **SIDE)
+    mode: SearchMode = key(
+        "fast", "two or five colour spaces; iccv2011: four, with the rules of the first paper's code"
+    )
+    side: int = key(
+        320, "longer side of the image that is searched, in pixels; 0: it is not resized", **SIDE | {"least": 0}
+    )
     k: list[float] = key([25.0, 50.0, 100.0, 200.0], "coarseness; larger finds larger things", above=0, some=True)
     sigma: float = key(0.8, "blur before segmentation, in pixels of the searched image", above=0)
-    min_size: int = key(50, "area of the smallest segment, in pixels of the searched image", least=1)
+    min_size: int = key(50, "area of the smallest segment, in pixels of the searched image; 0: k", least=0)
     min_side: float = key(0.0, "boxes with a shorter side are dropped, in pixels of the original")
     near: float = key(0.9, "of boxes that overlap by this much only one is kept", above=0)
     max_boxes: int = key(2000, "boxes kept of an image", least=1)

@@ -79,7 +79,7 @@ def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, w
     and the first puts the store together."""
     images, settings = [(s.image_id, s.path, s.turn) for s in pictures], config.selective_search
     if distributed.size() > 1:
-        check_order(images, path)
+        check_order(images, path, config.selective_search)
         propose_some(distributed.share(images), path, settings, workers)
         distributed.wait_for_all()
     if distributed.leads():

@@ -20,7 +20,7 @@ from fastrcnn.parallel.launch import cores
 from fastrcnn.parallel.processes import pool, prepare, refuse_import
 from fastrcnn.progress import progress
 from fastrcnn.proposals.clean import BoxCounts
-from fastrcnn.proposals.selective_search import propose, searcher
+from fastrcnn.proposals.selective_search import check_mode, propose, searcher
 from fastrcnn.proposals.store import ImageProposals, check_target, refuse_repeated, write_store
 from fastrcnn.settings import SelectiveSearchSettings
 
@@ -45,7 +45,7 @@ def propose_all(
     """
     refuse_import()
     settings, store_path = settings or SelectiveSearchSettings(), Path(store_path)
-    check_order(images, store_path)
+    check_order(images, store_path, settings)
     with _work_folder(store_path) as work:
         found = _make_results(images, work, settings, workers)
         if problems := sorted(result for result in found.values() if isinstance(result, str)):
@@ -60,11 +60,12 @@ def propose_all(
     return counts
 
 
-def check_order(images: Sequence[Image], store_path: Path) -> None:
+def check_order(images: Sequence[Image], store_path: Path, settings: SelectiveSearchSettings) -> None:
     """Raises UserError for what no store could be made of, before any work is done."""
     refuse_repeated((image_id for image_id, _, _ in images), store_path)
     check_target(store_path)
     searcher()
+    check_mode(settings)
 
 
 def propose_some(

@@ -12,7 +12,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from fastrcnn.errors import UserError
@@ -33,7 +32,7 @@ def library() -> ctypes.CDLL | None:
         except (OSError, AttributeError):  # built for another machine, or without the search
             continue
         p, n, i, f = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-        search.argtypes, search.restype = [i, i, i, p, i, p, p, i, p, i, p, i, i, p, p, i], n
+        search.argtypes, search.restype = [i, i, i, p, i, p, p, i, p, i, p, p, i, p, p, p, i], n
         take.argtypes, take.restype = [p], None
         thin.argtypes, thin.restype = [p, n, f, n, p, i], n
         return kernel
@@ -56,28 +55,36 @@ def search(
     planes: np.ndarray,
     colour_images: Sequence[Sequence[int]],
     k: Sequence[float],
-    sigma: float,
-    min_size: int,
+    blur: np.ndarray,
+    min_size: Sequence[int],
     similarities: Sequence[int],
     labels: np.ndarray | None = None,
+    texture: np.ndarray | None = None,
 ) -> np.ndarray:
     """All rectangles (P, 4) int32, x y width height, sorted, of the segments that ever existed.
 
-    planes: (planes, H, W) uint8. colour_images: of each, the planes it consists of. k, sigma, min_size: see
-    SelectiveSearchSettings. similarities: for each hierarchy, a sum of COLOUR, TEXTURE, SIZE and FILL. labels: takes
-    the first segments, (colour images, k, H, W) int32, if given.
+    planes: (planes, H, W) uint8. colour_images: of each, the planes it consists of. k: see SelectiveSearchSettings.
+    blur: kernel of the blur before segmentation, of an odd length. min_size: area of the smallest segment, for each k.
+    similarities: for each hierarchy, a sum of COLOUR, TEXTURE, SIZE and FILL. labels: takes the first segments, (colour
+    images, k, H, W) int32, if given. texture: (planes, 4, H, W) uint8, the bins of four derivatives, as iccv2011.py
+    makes them; with it the search follows the rules of that code in place of OpenCV's.
     """
     planes = np.ascontiguousarray(planes)
     count, height, width = planes.shape
-    taps = round(8 * sigma + 1) | 1
-    blur = np.ascontiguousarray(cv2.getGaussianKernel(taps, sigma, cv2.CV_32F))
+    blur, sizes = np.ascontiguousarray(blur, np.float32), np.array(min_size, np.int32)
+    assert len(sizes) == len(k)
+    if texture is not None:
+        texture = np.ascontiguousarray(texture)
+        assert texture.shape == (count, 4, height, width)
+        assert texture.dtype == np.uint8
     channels = np.array([len(image) for image in colour_images], np.int32)
     channel = np.array([plane for image in colour_images for plane in image], np.int32)
     coarseness, measures = np.array(k, np.float32), np.array(similarities, np.int32)
     found = _kernel().selective_search(
         *(height, width, count, planes.ctypes.data, len(channels), channels.ctypes.data, channel.ctypes.data),
-        *(len(coarseness), coarseness.ctypes.data, taps, blur.ctypes.data, min_size),
-        *(len(measures), measures.ctypes.data, None if labels is None else labels.ctypes.data, level()),
+        *(len(coarseness), coarseness.ctypes.data, blur.size, blur.ctypes.data, sizes.ctypes.data),
+        *(len(measures), measures.ctypes.data, None if labels is None else labels.ctypes.data),
+        *(None if texture is None else texture.ctypes.data, level()),
     )
     if found < 0:
         raise MemoryError(f"selective search: no memory for an image of {width} x {height} pixels")

@@ -23,13 +23,14 @@ import cv2
 import numpy as np
 
 from fastrcnn.errors import UserError
-from fastrcnn.proposals import kernel
-from fastrcnn.settings import SelectiveSearchSettings
+from fastrcnn.proposals import iccv2011, kernel
+from fastrcnn.settings import SIDE, SelectiveSearchSettings
 
 log = logging.getLogger(__name__)
 ALGORITHM = 2  # raise it when `propose` comes to give other boxes for the same settings
 
 BLOCK = 128  # boxes that are thinned at a time
+LARGEST: int = SIDE["most"]  # longer side of an image that can be searched
 PLANES = ("hue", "saturation", "value", "lightness", "a", "b", "intensity", "red", "green")
 HSV, LAB, RGI = PLANES[:3], PLANES[3:6], ("red", "green", "intensity")
 COLOUR_IMAGES = {"fast": (HSV, LAB), "quality": (HSV, LAB, ("intensity",), ("hue",), RGI)}  # what is searched, by mode
@@ -47,7 +48,8 @@ def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) 
     """
     settings = settings or SelectiveSearchSettings()
     height, width = image.shape[:2]
-    scale = settings.side / max(height, width)
+    longer = max(height, width)
+    scale = (settings.side or min(longer, LARGEST)) / longer
     size = max(1, round(width * scale)), max(1, round(height * scale))
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     boxes = _search(small, settings).astype(np.float64)
@@ -86,6 +88,8 @@ def _log_once(level: int, text: str) -> None:
 
 def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> np.ndarray:
     """All rectangles (P, 4) int32 x y width height that the search finds, sorted, each once."""
+    if settings.mode == "iccv2011":
+        return _search_as_iccv2011(image, settings)
     hsv = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
     lab = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2Lab))
     intensity = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -95,9 +99,35 @@ def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> np.ndarray:
         used = [name for name in PLANES if any(name in image for image in colour_images)]
         planes, numbers = np.stack([plane[name] for name in used]), {name: i for i, name in enumerate(used)}
         channels = [[numbers[name] for name in image] for image in colour_images]
-        return kernel.search(planes, channels, settings.k, settings.sigma, settings.min_size, SIMILARITIES)
+        blur = cv2.getGaussianKernel(round(8 * settings.sigma + 1) | 1, settings.sigma, cv2.CV_32F)
+        return kernel.search(planes, channels, settings.k, blur, _min_sizes(settings), SIMILARITIES)
     images = [cv2.merge([plane[name] for name in image]) for image in colour_images]
     return np.unique(_search_by_opencv(image, images, settings), axis=0)
+
+
+def check_mode(settings: SelectiveSearchSettings) -> None:
+    """Raises UserError for a mode that needs the kernel where it was not built."""
+    if settings.mode == "iccv2011" and kernel.library() is None:
+        raise UserError(
+            "data.selective_search.mode=iccv2011 needs the C++ kernel, which was not built when the package was "
+            "installed; OpenCV's selective search, used instead, has no such mode. Install a C++ compiler (Debian and "
+            "Ubuntu: `apt-get install g++`) and reinstall the package, or set mode=fast or mode=quality."
+        )
+
+
+def _min_sizes(settings: SelectiveSearchSettings) -> list[int]:
+    """Area of the smallest segment, for each k."""
+    return [settings.min_size or max(1, round(k)) for k in settings.k]
+
+
+def _search_as_iccv2011(image: np.ndarray, settings: SelectiveSearchSettings) -> np.ndarray:
+    """Rectangles as `_search` gives them, by the rules of the ICCV 2011 paper's code; see iccv2011.py."""
+    check_mode(settings)
+    planes = iccv2011.planes(image)
+    channels = np.arange(len(planes)).reshape(-1, 3).tolist()
+    texture, blur = iccv2011.texture(planes), iccv2011.blur_kernel(settings.sigma)
+    similarities = [kernel.TEXTURE + kernel.SIZE]
+    return kernel.search(planes, channels, settings.k, blur, _min_sizes(settings), similarities, texture=texture)
 
 
 def _search_by_opencv(image: np.ndarray, images: Sequence[np.ndarray], settings: SelectiveSearchSettings) -> np.ndarray:
@@ -107,8 +137,8 @@ def _search_by_opencv(image: np.ndarray, images: Sequence[np.ndarray], settings:
     search.setBaseImage(image)
     for colour_image in images:
         search.addImage(colour_image)
-    for k in settings.k:
-        search.addGraphSegmentation(module.createGraphSegmentation(settings.sigma, k, settings.min_size))
+    for k, min_size in zip(settings.k, _min_sizes(settings), strict=True):
+        search.addGraphSegmentation(module.createGraphSegmentation(settings.sigma, k, min_size))
     # The same objects for all similarities: they keep the histograms of a segmentation.
     measures = {
         kernel.COLOUR: module.createSelectiveSearchSegmentationStrategyColor(),

@@ -179,7 +179,7 @@ TRAIN = ["train", "data=custom", "model=vgg16_slim", "runtime.device=cpu", "runt
         (["data.proposals=none.proposals"], ["none.proposals: there is no such proposal store"]),
         (
             ["data.selective_search.mode=fats"],
-            ["data.selective_search.mode=fats: should be one of fast, quality", "Did you mean 'fast'?"],
+            ["data.selective_search.mode=fats: should be one of fast, quality, iccv2011", "Did you mean 'fast'?"],
         ),
         (["model.roi_op=roialign"], ["model.roi_op=roialign", "Did you mean 'roi_align'?"]),
         (["model.finetune_from=conv9"], ["model.finetune_from=conv9"]),

@@ -24,6 +24,7 @@ from fastrcnn.settings import SelectiveSearchSettings
 pytestmark = pytest.mark.skipif(kernel.library() is None, reason="the kernel was not built: no C++ compiler")
 
 ALL = kernel.COLOUR + kernel.TEXTURE + kernel.SIZE + kernel.FILL
+BLUR = plain_search.gaussian(0.8)
 SIMILARITIES = (ALL, ALL - kernel.COLOUR, kernel.COLOUR, kernel.TEXTURE, kernel.SIZE + kernel.FILL)
 
 
@@ -43,11 +44,11 @@ def patches(seed: int, height: int, width: int, count: int = 3, noise: int = 6) 
 
 
 def searched(
-    planes: np.ndarray, k: Sequence[float], min_size: int, similarities: Sequence[int], sigma: float = 0.8
+    planes: np.ndarray, k: Sequence[float], min_size: int, similarities: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rectangles and first segments of one colour image with all planes."""
     labels = np.empty((1, len(k), *planes.shape[1:]), np.int32)
-    found = kernel.search(planes, [range(len(planes))], k, sigma, min_size, similarities, labels)
+    found = kernel.search(planes, [range(len(planes))], k, BLUR, [min_size] * len(k), similarities, labels)
     return found, labels[0]
 
 
@@ -71,7 +72,7 @@ def test_the_same_as_a_plain_reference(
 ) -> None:
     """Segments for several k, and all boxes of each similarity, to the last one."""
     monkeypatch.setenv("FASTRCNN_SEARCH_LEVEL", level)
-    blurred = [plain_search.blur(plane, plain_search.gaussian(0.8)) for plane in planes]
+    blurred = [plain_search.blur(plane, BLUR) for plane in planes]
     k = (150.0, 20.0, 60.0)
     expected = [plain_search.segment(blurred, of_k, min_size) for of_k in k]
     _, labels = searched(planes, k, min_size, [ALL])
@@ -88,7 +89,7 @@ def test_the_same_as_a_plain_reference(
 @pytest.mark.parametrize("taken", [[[0, 1, 2]], [[2, 0]], [[1], [1], [0, 2]], [[0] * 20]])
 def test_colour_images_share_planes(taken: list[list[int]]) -> None:
     planes = patches(9, 25, 33)
-    found = kernel.search(planes, taken, [50.0], 0.8, 10, [ALL])
+    found = kernel.search(planes, taken, [50.0], BLUR, [10], [ALL])
     alone = [searched(planes[image], [50.0], 10, [ALL])[0] for image in taken]
     np.testing.assert_array_equal(found, np.unique(np.concatenate(alone), axis=0))
 
@@ -203,7 +204,7 @@ def test_without_a_compiler_opencv_searches_and_says_so(tmp_path: Path, test_dat
     ids=["1x1", "1x3000", "3000x1", "constant", "grey", "3x20000", "noise", "chessboard"],
 )
 def test_hostile_images(image: np.ndarray, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Boxes in the image, the same ones twice; one is the image itself or nearly, if it was not thinned away for that."""
+    """Boxes in the image, the same ones twice; one is the image itself, or near enough to have thinned that away."""
     if by == "OpenCV":
         monkeypatch.setattr(kernel, "library", lambda: None)
     image = np.ascontiguousarray(image)

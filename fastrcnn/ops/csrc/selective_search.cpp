@@ -31,10 +31,14 @@ struct Search {
     const float* k;
     int taps;
     const float* kernel;  // of the blur; symmetric
-    int min_size;
+    const int32_t* min_size;  // for each k
     int groupings;
     const int32_t* measures;
     int32_t* labels;  // [images][ks][height][width], or null
+    // [planes][4][height][width], or null: of four derivatives, 0 to 9 and 10 to 19, the bin of a negative and of a
+    // positive one; 20, none. If it is given, the rest also follows the code of the ICCV 2011 paper: edges lead to all
+    // eight neighbours of a pixel, borders are repeated, and segments that touch at a corner are no neighbours.
+    const uint8_t* texture;
 };
 
 // Memory that is taken piece by piece, given back to a mark, and kept for the thread's next image.
@@ -169,15 +173,16 @@ extern "C" {
 // Searches an image and returns the number of different rectangles, for selective_search_take on the same thread; or -1
 // where memory ran out.
 int64_t selective_search(int height, int width, int planes, const uint8_t* pixels, int images, const int32_t* channels,
-                         const int32_t* channel, int ks, const float* k, int taps, const float* kernel, int min_size,
-                         int groupings, const int32_t* measures, int32_t* labels, int level) {
+                         const int32_t* channel, int ks, const float* k, int taps, const float* kernel,
+                         const int32_t* min_size, int groupings, const int32_t* measures, int32_t* labels,
+                         const uint8_t* texture, int level) {
     std::vector<uint64_t>& all = found.rectangles;
     all.clear();
     try {
         std::vector<const uint8_t*> plane;
         for (int p = 0; p < planes; p++) plane.push_back(pixels + (size_t)p * height * width);
         const Search s = {height, width, planes, plane.data(), images,    channels, channel, ks,
-                          k,      taps,  kernel, min_size,     groupings, measures, labels};
+                          k,      taps,  kernel, min_size,     groupings, measures, labels,   texture};
         LEVELS[level].search(s, arena, found);
         arena.settle();
     } catch (const std::bad_alloc&) {

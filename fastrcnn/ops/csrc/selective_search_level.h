@@ -47,13 +47,14 @@ inline int reflected(int i, int n) {  // gfedcb|abcdefgh|gfedcba
 void blur(const Search& s, const uint8_t* plane, Arena& arena, float* out) {
     const Arena::Mark mark(arena);
     const int h = s.height, w = s.width, r = s.taps / 2;
+    auto inside = [&](int i, int n) { return s.texture ? larger(0, smaller(i, n - 1)) : reflected(i, n); };
     float* rows = arena.take<float>((size_t)h * w);
     float* padded = arena.take<float>((size_t)w + 2 * r);
     for (int y = 0; y < h; y++) {
         const uint8_t* row = plane + (size_t)y * w;
         for (int x = 0; x < r; x++) {
-            padded[x] = row[reflected(x - r, w)];
-            padded[r + w + x] = row[reflected(w + x, w)];
+            padded[x] = row[inside(x - r, w)];
+            padded[r + w + x] = row[inside(w + x, w)];
         }
         for (int x = 0; x < w; x++) padded[r + x] = row[x];
         float* to = rows + (size_t)y * w;
@@ -69,8 +70,8 @@ void blur(const Search& s, const uint8_t* plane, Arena& arena, float* out) {
         float* to = out + (size_t)y * w;
         for (int x = 0; x < w; x++) to[x] = middle[x] * s.kernel[r];
         for (int t = 1; t <= r; t++) {
-            const float* above = rows + (size_t)reflected(y - t, h) * w;
-            const float* below = rows + (size_t)reflected(y + t, h) * w;
+            const float* above = rows + (size_t)inside(y - t, h) * w;
+            const float* below = rows + (size_t)inside(y + t, h) * w;
             const float weight = s.kernel[r + t];
             for (int x = 0; x < w; x++) to[x] += (above[x] + below[x]) * weight;
         }
@@ -79,9 +80,11 @@ void blur(const Search& s, const uint8_t* plane, Arena& arena, float* out) {
 
 // --- edges ---
 
-// An edge between a pixel and its right (even codes) or its lower neighbour. The upper half has the bits of its weight,
-// the lower one its code: twice the pixel, and 1 for down.
+// An edge between a pixel and one of its neighbours. The upper half has the bits of its weight, the lower one its code:
+// four times the pixel, and the direction.
 typedef uint64_t Edge;
+
+enum { RIGHT, DOWN, RIGHT_DOWN, RIGHT_UP };
 
 inline float weight_of(Edge e) {
     const uint32_t bits = (uint32_t)(e >> 32);
@@ -103,13 +106,14 @@ void distances(const float* const* from, const float* const* to, int channels, i
     for (int x = 0; x < n; x++) sums[x] = __builtin_sqrtf(sums[x]);
 }
 
-// All edges of a colour image, by weight; equal ones by pixel, right before down.
+// All edges of a colour image, by weight; equal ones by pixel, then by direction.
 const Edge* sorted_edges(const Search& s, const float* const* planes, int channels, Arena& arena, size_t* count) {
     const int h = s.height, w = s.width;
-    const size_t n = (size_t)h * (w - 1) + (size_t)(h - 1) * w;
+    const bool diagonals = s.texture != nullptr;
+    const size_t n = (size_t)h * (w - 1) + (size_t)(h - 1) * w + (diagonals ? 2 * (size_t)(h - 1) * (w - 1) : 0);
     Edge *edges = arena.take<Edge>(n + 1), *other = arena.take<Edge>(n + 1);
     const float **from = arena.take<const float*>(channels), **to = arena.take<const float*>(channels);
-    float *right = arena.take<float>(w), *down = arena.take<float>(w);
+    float* weights = arena.take<float>(4 * (size_t)w);
     uint32_t* tallies = arena.take<uint32_t>(3 * 2048);
     memset(tallies, 0, 3 * 2048 * sizeof(uint32_t));
     Edge* e = edges;
@@ -122,19 +126,27 @@ const Edge* sorted_edges(const Search& s, const float* const* planes, int channe
         *e++ = (Edge)key << 32 | (uint32_t)code;
     };
     for (int y = 0; y < h; y++) {
-        for (int c = 0; c < channels; c++) {
-            from[c] = planes[c] + (size_t)y * w;
-            to[c] = from[c] + 1;
-        }
-        distances(from, to, channels, w - 1, right);
-        if (y + 1 < h) {
-            for (int c = 0; c < channels; c++) to[c] = from[c] + w;
-            distances(from, to, channels, w, down);
-        }
+        auto measure = [&](int direction, ptrdiff_t step, int pixels) {
+            for (int c = 0; c < channels; c++) {
+                from[c] = planes[c] + (size_t)y * w;
+                to[c] = from[c] + step;
+            }
+            distances(from, to, channels, pixels, weights + (size_t)direction * w);
+        };
+        const bool above = y > 0, below = y + 1 < h;
+        measure(RIGHT, 1, w - 1);
+        if (below) measure(DOWN, w, w);
+        if (diagonals && below) measure(RIGHT_DOWN, w + 1, w - 1);
+        if (diagonals && above) measure(RIGHT_UP, 1 - w, w - 1);
         for (int x = 0; x < w; x++) {
-            const size_t code = ((size_t)y * w + x) * 2;
-            if (x + 1 < w) add(right[x], code);
-            if (y + 1 < h) add(down[x], code + 1);
+            const bool right = x + 1 < w;
+            auto add_if = [&](bool present, int direction) {
+                if (present) add(weights[(size_t)direction * w + x], ((size_t)y * w + x) * 4 + direction);
+            };
+            add_if(right, RIGHT);
+            add_if(below, DOWN);
+            add_if(diagonals && right && below, RIGHT_DOWN);
+            add_if(diagonals && right && above, RIGHT_UP);
         }
     }
     for (int pass = 0; pass < 3; pass++) {
@@ -192,7 +204,7 @@ struct Atoms {
 };
 
 Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, Arena& arena) {
-    const int32_t n = s.height * s.width, w = s.width;
+    const int32_t n = s.height * s.width, w = s.width, steps[] = {1, w, w + 1, 1 - w};  // by direction
     Atoms atoms;
     atoms.of_pixel = arena.take<int32_t>(n);
     atoms.size = arena.take<int32_t>(n);
@@ -209,11 +221,11 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
     Join* left = atoms.joins;
     for (size_t i = 0; i < edge_count; i++) {
         const uint32_t later = (uint32_t)edges[smaller(i + AHEAD, edge_count - 1)];
-        __builtin_prefetch(member + (later >> 1));
-        __builtin_prefetch(member + (later >> 1) + w);
+        __builtin_prefetch(member + (later >> 2));
+        __builtin_prefetch(member + (later >> 2) + w);
         const uint32_t code = (uint32_t)edges[i];
-        const int32_t from = (int32_t)(code >> 1);
-        int32_t a = member[from].name, b = member[from + (code & 1 ? w : 1)].name;
+        const int32_t from = (int32_t)(code >> 2);
+        int32_t a = member[from].name, b = member[from + steps[code & 3]].name;
         if (a == b) continue;
         const float weight = weight_of(edges[i]);
         if (weight <= member[a].limit && weight <= member[b].limit) {
@@ -245,7 +257,7 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
 }
 
 // The segments for one k: a label for each atom, numbered in the order of their first pixels. Returns their number.
-int32_t segment(const Search& s, const Atoms& atoms, float k, Arena& arena, int32_t* labels) {
+int32_t segment(const Atoms& atoms, float k, int32_t min_size, Arena& arena, int32_t* labels) {
     const Arena::Mark mark(arena);
     const int32_t n = atoms.count;
     Member* member = arena.take<Member>(n);
@@ -273,7 +285,7 @@ int32_t segment(const Search& s, const Atoms& atoms, float k, Arena& arena, int3
     }
     for (const Join* j = refused; j < end; j++) {  // segments that are too small join the neighbour most alike
         const int32_t a = member[j->a].name, b = member[j->b].name;
-        if (a != b && (member[a].size < s.min_size || member[b].size < s.min_size)) join(a, b);
+        if (a != b && (member[a].size < min_size || member[b].size < min_size)) join(a, b);
     }
     int32_t count = 0;
     for (int32_t i = 0; i < n; i++) {
@@ -561,6 +573,26 @@ Gradients gradients_of(const Search& s, Arena& arena) {
     return out;
 }
 
+// The same where the derivatives' bins are given.
+Gradients gradients_given(const Search& s, Arena& arena) {
+    const size_t n = (size_t)s.height * s.width;
+    Gradients out;
+    out.stride = s.planes;
+    out.codes = arena.take<uint32_t>(n * s.planes);
+    uint8_t* nothing = arena.take<uint8_t>((size_t)s.planes * 4);
+    memset(nothing, 0, (size_t)s.planes * 4);
+    out.nothing_positive = out.nothing_negative = nothing;
+    for (int p = 0; p < s.planes; p++) {
+        const uint8_t* bin = s.texture + 4 * n * p;
+        for (size_t i = 0; i < n; i++) {
+            uint32_t code = 0;
+            for (int d = 0; d < 4; d++) code |= (uint32_t)(bin[n * d + i] + d * CODES) << 8 * d;
+            out.codes[i * s.planes + p] = code;
+        }
+    }
+    return out;
+}
+
 // --- what grouping begins with ---
 
 // The segments of one colour image for one k, and their histograms. Rows of `histogram`: the colours' bins, with zeros up
@@ -824,7 +856,7 @@ void search_colour_image(const Search& s, const Gradients& gradients, const floa
     int32_t part_count = 1;
     for (int i = 0; i < s.ks; i++) {
         int32_t* of_k = labels + (size_t)i * atoms.count;
-        counts[i] = segment(s, atoms, s.k[i], arena, of_k);
+        counts[i] = segment(atoms, s.k[i], s.min_size[i], arena, of_k);
         part_count = split_parts(parts, part_count, of_k, counts[i], atoms.count, arena);
         if (s.labels) {
             int32_t* to = s.labels + ((size_t)image * s.ks + i) * n;
@@ -861,7 +893,7 @@ void search_colour_image(const Search& s, const Gradients& gradients, const floa
         for (int x = 0; x < w; x++) {
             if (row[x] != above[x] && (row[x] != was || above[x] != was_above))
                 touching[touching_count++] = {was = row[x], was_above = above[x]};
-            if (x && row[x] != above[x - 1] && (row[x] != was || above[x - 1] != was_above))
+            if (x && !s.texture && row[x] != above[x - 1] && (row[x] != was || above[x - 1] != was_above))
                 touching[touching_count++] = {was = row[x], was_above = above[x - 1]};
         }
     }
@@ -923,7 +955,7 @@ void search(const Search& s, Arena& arena, Found& found) {
         blur(s, s.plane[p], arena, plane);
         blurred[p] = plane;
     }
-    const Gradients gradients = gradients_of(s, arena);
+    const Gradients gradients = s.texture ? gradients_given(s, arena) : gradients_of(s, arena);
     for (int i = 0; i < s.images; i++) search_colour_image(s, gradients, blurred, i, arena, found);
 }
 
