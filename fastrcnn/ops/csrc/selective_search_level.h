@@ -187,9 +187,12 @@ struct Atoms {
     int32_t* of_pixel;
     int32_t* size;
     float* inner;  // the largest weight inside
-    Join* joins;   // edges between atoms, by weight
+    Join* joins;   // edges between atoms, by weight; of the same two atoms, hardly more than the first
     size_t join_count;
 };
+
+constexpr int SLOT_BITS = 15;  // of a table of the pairs of atoms met last
+constexpr size_t SLOTS = (size_t)1 << SLOT_BITS;
 
 Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, Arena& arena) {
     const int32_t n = s.height * s.width, w = s.width;
@@ -201,6 +204,7 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
     const Arena::Mark mark(arena);
     Member* member = arena.take<Member>(n);
     int32_t* number = arena.take<int32_t>(n);
+    uint64_t* seen = arena.take<uint64_t>(SLOTS);
     for (int32_t i = 0; i < n; i++) {
         member[i] = {i, i, 1, k};
         number[i] = -1;
@@ -226,7 +230,6 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
             *left++ = {a, b, weight};
         }
     }
-    atoms.join_count = (size_t)(left - atoms.joins);
     atoms.count = 0;  // in the order of their first pixels; so values of `inner` only move down, past what has moved
     for (int32_t i = 0; i < n; i++) {
         const int32_t name = member[i].name;
@@ -237,9 +240,18 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
         }
         atoms.of_pixel[i] = number[name];
     }
-    for (Join* join = atoms.joins; join < left; join++) {
-        join->a = number[join->a];
-        join->b = number[join->b];
+    // Of the edges between the same two atoms only the first counts: it joins them, or one of the two segments is refused
+    // and never grows. The table forgets pairs that share a slot; a repeated edge that stays only costs time.
+    memset(seen, 0, SLOTS * sizeof(uint64_t));
+    atoms.join_count = 0;
+    for (const Join* join = atoms.joins; join < left; join++) {
+        const int32_t a = number[join->a], b = number[join->b];
+        const uint64_t pair = (uint64_t)smaller(a, b) << 32 | (uint32_t)larger(a, b);
+        uint64_t& slot = seen[pair * 0x9e3779b97f4a7c15 >> (64 - SLOT_BITS)];
+        const size_t fresh = slot != pair;
+        slot = pair;
+        atoms.joins[atoms.join_count] = {a, b, join->weight};
+        atoms.join_count += fresh;
     }
     return atoms;
 }
@@ -264,12 +276,14 @@ int32_t segment(const Search& s, const Atoms& atoms, float k, Arena& arena, int3
     };
     for (const Join *j = atoms.joins, *last = j + atoms.join_count; j < last; j++) {
         const int32_t a = member[j->a].name, b = member[j->b].name;
-        if (a == b) continue;
-        if (j->weight <= member[a].limit && j->weight <= member[b].limit) {
+        const bool apart = a != b;
+        if (apart & (j->weight <= smaller(member[a].limit, member[b].limit))) {
             const int32_t whole = join(a, b);
             member[whole].limit = j->weight + k / (float)member[whole].size;
-        } else
-            *end++ = {a, b, j->weight};
+        } else {  // refused, or in one segment already: which of them a processor cannot guess, so no branch
+            *end = {a, b, j->weight};
+            end += apart;
+        }
     }
     for (const Join* j = refused; j < end; j++) {  // segments that are too small join the neighbour most alike
         const int32_t a = member[j->a].name, b = member[j->b].name;
@@ -660,17 +674,32 @@ struct Candidate {
 };
 
 inline bool before(const Candidate& a, const Candidate& b) {
-    return a.key > b.key || (a.key == b.key && a.other > b.other);
+    return (a.key > b.key) | ((a.key == b.key) & (a.other > b.other));
 }
 
-void sift_down(Candidate* heap, size_t i, size_t n) {
-    const Candidate moved = heap[i];
-    for (size_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && before(heap[child + 1], heap[child])) child++;
-        if (!before(heap[child], moved)) break;
+// Fills the place i of a heap with `moved`, or one above it, no higher than `top`.
+inline void sift_up(Candidate* heap, size_t i, size_t top, Candidate moved) {
+    for (; i > top && before(moved, heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = moved;
+}
+
+// The same downwards, in a heap of n. The better child moves up all the way to a leaf, and `moved`, which is
+// likely to belong near one, up from there: the one branch left, the end, is easily guessed.
+void sift_down(Candidate* heap, size_t i, size_t n, Candidate moved) {
+    const size_t top = i;
+    for (size_t child; (child = 2 * i + 2) < n; i = child) {
+        child -= before(heap[child - 1], heap[child]);
         heap[i] = heap[child];
     }
-    heap[i] = moved;
+    if (2 * i + 2 == n) {
+        heap[i] = heap[n - 1];
+        i = n - 1;
+    }
+    sift_up(heap, i, top, moved);
+}
+
+void make_heap(Candidate* heap, size_t n) {
+    for (size_t i = n / 2; i-- > 0;) sift_down(heap, i, n, heap[i]);
 }
 
 inline int32_t root_of(int32_t* parent, int32_t i) {
@@ -745,12 +774,12 @@ void group(const Search& s, const Start& start, int measures, const float* colou
         link(p.b, p.a);
         heap[waiting++] = candidate(p.b, p.a, similarity(p.a, p.b, colours[i], textures[i]));
     }
-    for (size_t i = waiting / 2; i-- > 0;) sift_down(heap, i, waiting);
+    make_heap(heap, waiting);
 
-    for (int32_t fresh = n; waiting;) {
+    for (int32_t fresh = n; fresh < 2 * n - 1;) {  // an image is connected: one segment is left
         const int32_t a = (int32_t)(uint32_t)heap[0].key, b = heap[0].other;
-        heap[0] = heap[--waiting];
-        sift_down(heap, 0, waiting);
+        waiting--;
+        sift_down(heap, 0, waiting, heap[waiting]);
         if (!alive[a] || !alive[b]) continue;
         const int32_t c = fresh++;
         alive[a] = alive[b] = false;
@@ -784,7 +813,7 @@ void group(const Search& s, const Start& start, int measures, const float* colou
                 for (size_t i = 0; i < waiting; i++)
                     if (alive[(uint32_t)heap[i].key] && alive[heap[i].other]) heap[kept++] = heap[i];
                 waiting = kept;
-                for (size_t i = waiting / 2; i-- > 0;) sift_down(heap, i, waiting);
+                make_heap(heap, waiting);
             }
             const float* of = start.histogram + (size_t)neighbour * start.bins;
             const float colour = measures & COLOUR ? shared(histogram, of, start.colour_bins) : 0;
@@ -793,9 +822,7 @@ void group(const Search& s, const Start& start, int measures, const float* colou
                     ? shared(histogram + start.colour_bins, of + start.colour_bins, start.bins - start.colour_bins)
                     : 0;
             const Candidate pushed = candidate(c, neighbour, similarity(c, neighbour, colour, texture));
-            size_t i = waiting++;
-            for (; i && before(pushed, heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
-            heap[i] = pushed;
+            sift_up(heap, waiting++, 0, pushed);
         }
         *from = -1;
     }
