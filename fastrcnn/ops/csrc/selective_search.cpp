@@ -113,7 +113,9 @@ struct Found {
 }  // namespace
 
 #define NAME search_plain
+#define LANES 4
 #include "selective_search_level.h"
+#undef LANES
 #undef NAME
 
 #if defined(__x86_64__)
@@ -124,7 +126,9 @@ struct Found {
 #pragma GCC target("avx2")
 #endif
 #define NAME search_avx2
+#define LANES 8
 #include "selective_search_level.h"
+#undef LANES
 #undef NAME
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -135,7 +139,9 @@ struct Found {
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
 #endif
 #define NAME search_avx512
+#define LANES 16
 #include "selective_search_level.h"
+#undef LANES
 #undef NAME
 #if defined(__clang__)
 #pragma clang attribute pop

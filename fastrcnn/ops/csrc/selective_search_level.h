@@ -7,12 +7,14 @@
 namespace NAME {
 namespace {
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef int16_t Shorts __attribute__((vector_size(32)));
-typedef uint8_t Bytes __attribute__((vector_size(16)));
+// LANES: planes that are filtered together, as many floats as a register of the instruction set holds. Compilers take
+// longer vectors apart, some number by number.
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
+typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 
-constexpr int LANES = 16;      // planes that are filtered together; also the partial sums of histograms' intersection
+constexpr int SUMS = 16;       // partial sums of histograms' intersection, for every instruction set
 constexpr int COLOURS = 25;    // bins of a colour histogram
 constexpr int TEXTURES = 10;   // bins of a texture histogram; a plane has eight of them, for four directions and signs
 constexpr int CODES = 24;      // counters of a direction: 10 of negative gradients, 10 of positive ones, 1 of none
@@ -578,7 +580,7 @@ Gradients gradients_of(const Search& s, Arena& arena) {
 // --- what grouping begins with ---
 
 // The segments of one colour image for one k, and their histograms. Rows of `histogram`: the colours' bins, with zeros up
-// to a multiple of LANES, then those of the texture.
+// to a multiple of SUMS, then those of the texture.
 struct Start {
     int32_t count;
     const int32_t* size;
@@ -645,22 +647,22 @@ void normalise(const uint32_t* counters, const Gradients& gradients, const int32
 
 // --- grouping ---
 
-inline float total(Floats v) {
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) v[i] += v[i + width];
-    return v[0];
-}
-
-// The intersection of two histograms.
+// The intersection of two histograms of n bins, a multiple of SUMS. The order of the sums is the same for all LANES.
 inline float shared(const float* a, const float* b, int n) {
-    Floats sum = {};
-    for (int i = 0; i < n; i += LANES) {
-        Floats x, y;
-        memcpy(&x, a + i, sizeof(x));
-        memcpy(&y, b + i, sizeof(y));
-        sum += x < y ? x : y;
-    }
-    return total(sum);
+    constexpr int VECTORS = SUMS / LANES;
+    Floats sum[VECTORS] = {};
+    for (int i = 0; i < n; i += SUMS)
+        for (int v = 0; v < VECTORS; v++) {
+            Floats x, y;
+            memcpy(&x, a + i + v * LANES, sizeof(x));
+            memcpy(&y, b + i + v * LANES, sizeof(y));
+            sum[v] += x < y ? x : y;
+        }
+    for (int half = VECTORS / 2; half; half /= 2)
+        for (int v = 0; v < half; v++) sum[v] += sum[v + half];
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) sum[0][i] += sum[0][i + half];
+    return sum[0][0];
 }
 
 inline void mix(const float* a, int32_t size_a, const float* b, int32_t size_b, int n, float* out) {
@@ -902,7 +904,7 @@ void search_colour_image(const Search& s, const Gradients& gradients, const floa
         const int32_t count = counts[i];
         Start start;
         start.count = count;
-        start.colour_bins = (COLOURS * channels + LANES - 1) / LANES * LANES;
+        start.colour_bins = (COLOURS * channels + SUMS - 1) / SUMS * SUMS;
         start.bins = start.colour_bins + 8 * TEXTURES * channels;
         start.histogram = arena.take<float>(2 * (size_t)count * start.bins);
         int32_t* size = arena.take<int32_t>(count);
