@@ -12,7 +12,6 @@ namespace {
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
-typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 
 constexpr int SUMS = 16;       // partial sums of histograms' intersection, for every instruction set
 constexpr int COLOURS = 25;    // bins of a colour histogram
@@ -401,33 +400,27 @@ Rotation inverse_rotation(double degrees, double x, double y, double shift_x, do
     return {(float)a, (float)b, (float)(-a * m[2] - b * m[5]), (float)d, (float)e, (float)(-d * m[2] - e * m[5])};
 }
 
-// Conversions go by the next width: compilers take others apart.
-inline Shorts wide(Bytes v) { return __builtin_convertvector(v, Shorts); }
-
+// Conversions go by the next width: compilers take others apart. Pixels are kept as Shorts, which need none for sums.
 inline Floats floats(Shorts v) { return __builtin_convertvector(__builtin_convertvector(v, Ints), Floats); }
 
-inline Floats floats(Bytes v) { return floats(wide(v)); }
+inline Shorts shorts(Floats v) { return __builtin_convertvector(__builtin_convertvector(v, Ints), Shorts); }
 
-inline Bytes bytes(Floats v) {
-    return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(v, Ints), Shorts), Bytes);
-}
-
-// A point's value between four pixels of a grid whose cells are vectors `V`; nothing lies outside.
-template <class V>
-inline Floats sampled(const V* grid, int h, int w, float x, float y) {
+// A point's value between four cells of a grid, of which value(i) gives one; nothing lies outside.
+template <class Value>
+inline Floats sampled(int h, int w, float x, float y, const Value& value) {
     const int ix = (int)__builtin_floorf(x), iy = (int)__builtin_floorf(y);
     const float ax = x - (float)ix, ay = y - (float)iy;
     Floats p[4];
     if (ix >= 0 && iy >= 0 && ix + 1 < w && iy + 1 < h) {
-        const V* at = grid + (size_t)iy * w + ix;
-        p[0] = floats(at[0]);
-        p[1] = floats(at[1]);
-        p[2] = floats(at[w]);
-        p[3] = floats(at[w + 1]);
+        const size_t at = (size_t)iy * w + ix;
+        p[0] = value(at);
+        p[1] = value(at + 1);
+        p[2] = value(at + w);
+        p[3] = value(at + w + 1);
     } else
         for (int i = 0; i < 4; i++) {
             const int xi = ix + (i & 1), yi = iy + (i >> 1);
-            p[i] = xi < 0 || yi < 0 || xi >= w || yi >= h ? Floats{} : floats(grid[(size_t)yi * w + xi]);
+            p[i] = xi < 0 || yi < 0 || xi >= w || yi >= h ? Floats{} : value((size_t)yi * w + xi);
         }
     const Floats top = p[0] + ax * (p[1] - p[0]), bottom = p[2] + ax * (p[3] - p[2]);
     return top + ay * (bottom - top);
@@ -436,30 +429,38 @@ inline Floats sampled(const V* grid, int h, int w, float x, float y) {
 inline Floats rounded(Floats v) { return (v + 12582912.0f) - 12582912.0f; }  // half to even, below 2^22
 
 // Scharr's derivatives at the pixel `at`, whose neighbours lie `left`, `right`, `up` and `low` of it.
-inline void scharr(const Bytes* at, ptrdiff_t left, ptrdiff_t right, ptrdiff_t up, ptrdiff_t low, Shorts* across,
+inline void scharr(const Shorts* at, ptrdiff_t left, ptrdiff_t right, ptrdiff_t up, ptrdiff_t low, Shorts* across,
                    Shorts* down) {
-    const Shorts a = wide(at[up + left]), b = wide(at[up]), c = wide(at[up + right]);
-    const Shorts d = wide(at[left]), e = wide(at[right]);
-    const Shorts f = wide(at[low + left]), g = wide(at[low]), h = wide(at[low + right]);
+    const Shorts a = at[up + left], b = at[up], c = at[up + right];
+    const Shorts d = at[left], e = at[right];
+    const Shorts f = at[low + left], g = at[low], h = at[low + right];
     *across = 3 * (c - a + h - f) + 10 * (e - d);
     *down = 3 * (f - a + h - c) + 10 * (g - b);
 }
 
+constexpr int STRIP = 32;  // columns that are done together, so that what a rotated access touches stays in the cache
+
+// Calls use(x, y) for all pixels of a grid, strip by strip.
+template <class Use>
+inline void each_pixel(int h, int w, const Use& use) {
+    for (int begin = 0; begin < w; begin += STRIP) {
+        const int end = smaller(begin + STRIP, w);
+        for (int y = 0; y < h; y++)
+            for (int x = begin; x < end; x++) use(x, y);
+    }
+}
+
 // Calls use(x, y, across, down) for all pixels of a grid, which is reflected at its edges.
 template <class Use>
-inline void each_scharr(const Bytes* grid, int h, int w, const Use& use) {
-    for (int y = 0; y < h; y++) {
-        const Bytes* row = grid + (size_t)y * w;
-        const ptrdiff_t up = (ptrdiff_t)(reflected(y - 1, h) - y) * w, low = (ptrdiff_t)(reflected(y + 1, h) - y) * w;
-        auto one = [&](int x, ptrdiff_t left, ptrdiff_t right) {
-            Shorts across, down;
-            scharr(row + x, left, right, up, low, &across, &down);
-            use(x, y, across, down);
-        };
-        one(0, reflected(-1, w), reflected(1, w));
-        for (int x = 1; x < w - 1; x++) one(x, -1, 1);
-        if (w > 1) one(w - 1, -1, reflected(w, w) - (w - 1));
-    }
+inline void each_scharr(const Shorts* grid, int h, int w, const Use& use) {
+    each_pixel(h, w, [&](int x, int y) {
+        const ptrdiff_t up = (ptrdiff_t)(y > 0 ? -1 : reflected(-1, h)) * w;
+        const ptrdiff_t low = (ptrdiff_t)(y + 1 < h ? 1 : reflected(h, h) - y) * w;
+        const ptrdiff_t left = x > 0 ? -1 : reflected(-1, w), right = x + 1 < w ? 1 : reflected(w, w) - x;
+        Shorts across, down;
+        scharr(grid + (size_t)y * w + x, left, right, up, low, &across, &down);
+        use(x, y, across, down);
+    });
 }
 
 struct Scale {
@@ -504,37 +505,37 @@ Gradients gradients_of(const Search& s, Arena& arena) {
     const Rotation back = inverse_rotation(-45, rw / 2, rh / 2, 0, 0);
     const int left = (rw - w) / 2, top = (rh - h) / 2;
 
-    Bytes* image = arena.take<Bytes>(n);
-    Bytes* rotated = arena.take<Bytes>((size_t)rw * rh);
-    Shorts* across = arena.take<Shorts>((size_t)rw * rh);
-    Shorts* down = arena.take<Shorts>((size_t)rw * rh);
+    Shorts* image = arena.take<Shorts>(n);
+    Shorts* rotated = arena.take<Shorts>((size_t)rw * rh);
+    struct Slope {
+        Shorts across, down;
+    };
+    Slope* slopes = arena.take<Slope>((size_t)rw * rh);  // of the rotated image
     for (int g = 0; g < groups; g++) {
         const int planes = smaller(LANES, s.planes - g * LANES);
-        memset(image, 0, n * sizeof(Bytes));
+        memset(image, 0, n * sizeof(Shorts));
         for (size_t begin = 0; begin < n; begin += 256)  // what is written stays in the nearest cache
             for (int p = 0; p < planes; p++)
-                for (size_t i = begin; i < n && i < begin + 256; i++) ((uint8_t*)(image + i))[p] = s.plane[g * LANES + p][i];
-        for (int y = 0; y < rh; y++)
-            for (int x = 0; x < rw; x++) {
-                const float px = (float)x * to.a + ((float)y * to.b + to.c);
-                const float py = (float)x * to.d + ((float)y * to.e + to.f);
-                Bytes& cell = rotated[(size_t)y * rw + x];
-                if (px <= -1 || py <= -1 || px >= (float)w || py >= (float)h)
-                    cell = Bytes{};
-                else
-                    cell = bytes(rounded(sampled(image, h, w, px, py)));
-            }
+                for (size_t i = begin; i < n && i < begin + 256; i++) ((int16_t*)(image + i))[p] = s.plane[g * LANES + p][i];
+        each_pixel(rh, rw, [&](int x, int y) {
+            const float px = (float)x * to.a + ((float)y * to.b + to.c);
+            const float py = (float)x * to.d + ((float)y * to.e + to.f);
+            Shorts& cell = rotated[(size_t)y * rw + x];
+            if (px <= -1 || py <= -1 || px >= (float)w || py >= (float)h)
+                cell = Shorts{};
+            else
+                cell = shorts(rounded(sampled(h, w, px, py, [&](size_t i) { return floats(image[i]); })));
+        });
         each_scharr(rotated, rh, rw, [&](int x, int y, Shorts a, Shorts d) {
-            across[(size_t)y * rw + x] = a;
-            down[(size_t)y * rw + x] = d;
+            slopes[(size_t)y * rw + x] = {a, d};
         });
         auto four_at = [&](int x, int y, Shorts a, Shorts d, Floats* four) {
             const float rx = (float)(x + left), ry = (float)(y + top);
             const float px = rx * back.a + (ry * back.b + back.c), py = rx * back.d + (ry * back.e + back.f);
             four[0] = floats(a);
             four[1] = floats(d);
-            four[2] = sampled(across, rh, rw, px, py);
-            four[3] = sampled(down, rh, rw, px, py);
+            four[2] = sampled(rh, rw, px, py, [&](size_t i) { return floats(slopes[i].across); });
+            four[3] = sampled(rh, rw, px, py, [&](size_t i) { return floats(slopes[i].down); });
         };
         const Floats zero = {};
         Floats least[4], most[4];
