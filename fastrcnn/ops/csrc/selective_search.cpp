@@ -11,6 +11,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <new>
@@ -69,15 +72,19 @@ public:
     }
 
 private:
-    static constexpr size_t KEPT = (size_t)128 << 20, LEAST = (size_t)8 << 20;
+    static constexpr size_t KEPT = (size_t)128 << 20, LEAST = (size_t)8 << 20, PAGE = (size_t)2 << 20;
     struct Block {
         char* data;
         size_t size;
     };
 
     void add(size_t size) {
-        char* data = (char*)aligned_alloc(64, (size + 63) / 64 * 64);
+        size = (size + PAGE - 1) / PAGE * PAGE;
+        char* data = (char*)aligned_alloc(PAGE, size);
         if (!data) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+        madvise(data, size, MADV_HUGEPAGE);  // access is scattered: with small pages, their addresses are looked up again
+#endif
         blocks.push_back({data, size});
     }
 
