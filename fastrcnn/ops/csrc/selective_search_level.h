@@ -36,6 +36,13 @@ inline void exchange(T& a, T& b) {
     b = c;
 }
 
+// Exchanges without a branch, where a processor cannot guess.
+inline void exchange_if(bool condition, int32_t& a, int32_t& b) {
+    const int32_t difference = (a ^ b) & -(int32_t)condition;
+    a ^= difference;
+    b ^= difference;
+}
+
 inline int reflected(int i, int n) {  // gfedcb|abcdefgh|gfedcba
     if (n == 1) return 0;
     while (i < 0 || i >= n) i = i < 0 ? -i : 2 * n - 2 - i;
@@ -222,7 +229,7 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
         if (a == b) continue;
         const float weight = weight_of(edges[i]);
         if (weight <= member[a].limit && weight <= member[b].limit) {
-            if (member[a].size < member[b].size) exchange(a, b);
+            exchange_if(member[a].size < member[b].size, a, b);
             unite(member, a, b);
             atoms.inner[a] = weight;
             member[a].limit = weight + k / (float)member[a].size;
@@ -270,7 +277,7 @@ int32_t segment(const Search& s, const Atoms& atoms, float k, Arena& arena, int3
         number[i] = -1;
     }
     auto join = [&](int32_t a, int32_t b) {
-        if (atoms_in[a] < atoms_in[b]) exchange(a, b);
+        exchange_if(atoms_in[a] < atoms_in[b], a, b);
         unite(member, a, b);
         atoms_in[a] += atoms_in[b];
         return a;
