@@ -175,7 +175,9 @@ struct Member {
 // Renames the members of b; a and b name their sets.
 inline void unite(Member* members, int32_t a, int32_t b) {
     members[b].name = a;
-    for (int32_t i = members[b].next; i != b; i = members[i].next) members[i].name = a;
+    int32_t i = members[b].next;  // b itself again, where it is alone: most sets have one or two members and need no loop
+    members[i].name = a;
+    while ((i = members[i].next) != b) members[i].name = a;
     exchange(members[a].next, members[b].next);
     members[a].size += members[b].size;
 }
