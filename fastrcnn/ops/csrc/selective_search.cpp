@@ -11,6 +11,9 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include <algorithm>
 #include <new>
@@ -73,15 +76,19 @@ public:
     }
 
 private:
-    static constexpr size_t KEPT = (size_t)128 << 20, LEAST = (size_t)8 << 20;
+    static constexpr size_t KEPT = (size_t)128 << 20, LEAST = (size_t)8 << 20, PAGE = (size_t)2 << 20;
     struct Block {
         char* data;
         size_t size;
     };
 
     void add(size_t size) {
-        char* data = (char*)aligned_alloc(64, (size + 63) / 64 * 64);
+        size = (size + PAGE - 1) / PAGE * PAGE;
+        char* data = (char*)aligned_alloc(PAGE, size);
         if (!data) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+        madvise(data, size, MADV_HUGEPAGE);  // access is scattered: with small pages, their addresses are looked up again
+#endif
         blocks.push_back({data, size});
     }
 
@@ -117,7 +124,9 @@ struct Found {
 }  // namespace
 
 #define NAME search_plain
+#define LANES 4
 #include "selective_search_level.h"
+#undef LANES
 #undef NAME
 
 #if defined(__x86_64__)
@@ -128,7 +137,9 @@ struct Found {
 #pragma GCC target("avx2")
 #endif
 #define NAME search_avx2
+#define LANES 8
 #include "selective_search_level.h"
+#undef LANES
 #undef NAME
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -139,7 +150,9 @@ struct Found {
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
 #endif
 #define NAME search_avx512
+#define LANES 16
 #include "selective_search_level.h"
+#undef LANES
 #undef NAME
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -7,12 +7,13 @@
 namespace NAME {
 namespace {
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Ints __attribute__((vector_size(64)));
-typedef int16_t Shorts __attribute__((vector_size(32)));
-typedef uint8_t Bytes __attribute__((vector_size(16)));
+// LANES: planes that are filtered together, as many floats as a register of the instruction set holds. Compilers take
+// longer vectors apart, some number by number.
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
 
-constexpr int LANES = 16;      // planes that are filtered together; also the partial sums of histograms' intersection
+constexpr int SUMS = 16;       // partial sums of histograms' intersection, for every instruction set
 constexpr int COLOURS = 25;    // bins of a colour histogram
 constexpr int TEXTURES = 10;   // bins of a texture histogram; a plane has eight of them, for four directions and signs
 constexpr int CODES = 24;      // counters of a direction: 10 of negative gradients, 10 of positive ones, 1 of none
@@ -33,6 +34,13 @@ inline void exchange(T& a, T& b) {
     const T c = a;
     a = b;
     b = c;
+}
+
+// Exchanges without a branch, where a processor cannot guess.
+inline void exchange_if(bool condition, int32_t& a, int32_t& b) {
+    const int32_t difference = (a ^ b) & -(int32_t)condition;
+    a ^= difference;
+    b ^= difference;
 }
 
 inline int reflected(int i, int n) {  // gfedcb|abcdefgh|gfedcba
@@ -179,7 +187,9 @@ struct Member {
 // Renames the members of b; a and b name their sets.
 inline void unite(Member* members, int32_t a, int32_t b) {
     members[b].name = a;
-    for (int32_t i = members[b].next; i != b; i = members[i].next) members[i].name = a;
+    int32_t i = members[b].next;  // b itself again, where it is alone: most sets have one or two members and need no loop
+    members[i].name = a;
+    while ((i = members[i].next) != b) members[i].name = a;
     exchange(members[a].next, members[b].next);
     members[a].size += members[b].size;
 }
@@ -199,9 +209,12 @@ struct Atoms {
     int32_t* of_pixel;
     int32_t* size;
     float* inner;  // the largest weight inside
-    Join* joins;   // edges between atoms, by weight
+    Join* joins;   // edges between atoms, by weight; of the same two atoms, hardly more than the first
     size_t join_count;
 };
+
+constexpr int SLOT_BITS = 15;  // of a table of the pairs of atoms met last
+constexpr size_t SLOTS = (size_t)1 << SLOT_BITS;
 
 Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, Arena& arena) {
     const int32_t n = s.height * s.width, w = s.width, steps[] = {1, w, w + 1, 1 - w};  // by direction
@@ -213,6 +226,7 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
     const Arena::Mark mark(arena);
     Member* member = arena.take<Member>(n);
     int32_t* number = arena.take<int32_t>(n);
+    uint64_t* seen = arena.take<uint64_t>(SLOTS);
     for (int32_t i = 0; i < n; i++) {
         member[i] = {i, i, 1, k};
         number[i] = -1;
@@ -229,7 +243,7 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
         if (a == b) continue;
         const float weight = weight_of(edges[i]);
         if (weight <= member[a].limit && weight <= member[b].limit) {
-            if (member[a].size < member[b].size) exchange(a, b);
+            exchange_if(member[a].size < member[b].size, a, b);
             unite(member, a, b);
             atoms.inner[a] = weight;
             member[a].limit = weight + k / (float)member[a].size;
@@ -238,7 +252,6 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
             *left++ = {a, b, weight};
         }
     }
-    atoms.join_count = (size_t)(left - atoms.joins);
     atoms.count = 0;  // in the order of their first pixels; so values of `inner` only move down, past what has moved
     for (int32_t i = 0; i < n; i++) {
         const int32_t name = member[i].name;
@@ -249,9 +262,18 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
         }
         atoms.of_pixel[i] = number[name];
     }
-    for (Join* join = atoms.joins; join < left; join++) {
-        join->a = number[join->a];
-        join->b = number[join->b];
+    // Of the edges between the same two atoms only the first counts: it joins them, or one of the two segments is refused
+    // and never grows. The table forgets pairs that share a slot; a repeated edge that stays only costs time.
+    memset(seen, 0, SLOTS * sizeof(uint64_t));
+    atoms.join_count = 0;
+    for (const Join* join = atoms.joins; join < left; join++) {
+        const int32_t a = number[join->a], b = number[join->b];
+        const uint64_t pair = (uint64_t)smaller(a, b) << 32 | (uint32_t)larger(a, b);
+        uint64_t& slot = seen[pair * 0x9e3779b97f4a7c15 >> (64 - SLOT_BITS)];
+        const size_t fresh = slot != pair;
+        slot = pair;
+        atoms.joins[atoms.join_count] = {a, b, join->weight};
+        atoms.join_count += fresh;
     }
     return atoms;
 }
@@ -269,19 +291,21 @@ int32_t segment(const Atoms& atoms, float k, int32_t min_size, Arena& arena, int
         number[i] = -1;
     }
     auto join = [&](int32_t a, int32_t b) {
-        if (atoms_in[a] < atoms_in[b]) exchange(a, b);
+        exchange_if(atoms_in[a] < atoms_in[b], a, b);
         unite(member, a, b);
         atoms_in[a] += atoms_in[b];
         return a;
     };
     for (const Join *j = atoms.joins, *last = j + atoms.join_count; j < last; j++) {
         const int32_t a = member[j->a].name, b = member[j->b].name;
-        if (a == b) continue;
-        if (j->weight <= member[a].limit && j->weight <= member[b].limit) {
+        const bool apart = a != b;
+        if (apart & (j->weight <= smaller(member[a].limit, member[b].limit))) {
             const int32_t whole = join(a, b);
             member[whole].limit = j->weight + k / (float)member[whole].size;
-        } else
-            *end++ = {a, b, j->weight};
+        } else {  // refused, or in one segment already: which of them a processor cannot guess, so no branch
+            *end = {a, b, j->weight};
+            end += apart;
+        }
     }
     for (const Join* j = refused; j < end; j++) {  // segments that are too small join the neighbour most alike
         const int32_t a = member[j->a].name, b = member[j->b].name;
@@ -397,33 +421,27 @@ Rotation inverse_rotation(double degrees, double x, double y, double shift_x, do
     return {(float)a, (float)b, (float)(-a * m[2] - b * m[5]), (float)d, (float)e, (float)(-d * m[2] - e * m[5])};
 }
 
-// Conversions go by the next width: compilers take others apart.
-inline Shorts wide(Bytes v) { return __builtin_convertvector(v, Shorts); }
-
+// Conversions go by the next width: compilers take others apart. Pixels are kept as Shorts, which need none for sums.
 inline Floats floats(Shorts v) { return __builtin_convertvector(__builtin_convertvector(v, Ints), Floats); }
 
-inline Floats floats(Bytes v) { return floats(wide(v)); }
+inline Shorts shorts(Floats v) { return __builtin_convertvector(__builtin_convertvector(v, Ints), Shorts); }
 
-inline Bytes bytes(Floats v) {
-    return __builtin_convertvector(__builtin_convertvector(__builtin_convertvector(v, Ints), Shorts), Bytes);
-}
-
-// A point's value between four pixels of a grid whose cells are vectors `V`; nothing lies outside.
-template <class V>
-inline Floats sampled(const V* grid, int h, int w, float x, float y) {
+// A point's value between four cells of a grid, of which value(i) gives one; nothing lies outside.
+template <class Value>
+inline Floats sampled(int h, int w, float x, float y, const Value& value) {
     const int ix = (int)__builtin_floorf(x), iy = (int)__builtin_floorf(y);
     const float ax = x - (float)ix, ay = y - (float)iy;
     Floats p[4];
     if (ix >= 0 && iy >= 0 && ix + 1 < w && iy + 1 < h) {
-        const V* at = grid + (size_t)iy * w + ix;
-        p[0] = floats(at[0]);
-        p[1] = floats(at[1]);
-        p[2] = floats(at[w]);
-        p[3] = floats(at[w + 1]);
+        const size_t at = (size_t)iy * w + ix;
+        p[0] = value(at);
+        p[1] = value(at + 1);
+        p[2] = value(at + w);
+        p[3] = value(at + w + 1);
     } else
         for (int i = 0; i < 4; i++) {
             const int xi = ix + (i & 1), yi = iy + (i >> 1);
-            p[i] = xi < 0 || yi < 0 || xi >= w || yi >= h ? Floats{} : floats(grid[(size_t)yi * w + xi]);
+            p[i] = xi < 0 || yi < 0 || xi >= w || yi >= h ? Floats{} : value((size_t)yi * w + xi);
         }
     const Floats top = p[0] + ax * (p[1] - p[0]), bottom = p[2] + ax * (p[3] - p[2]);
     return top + ay * (bottom - top);
@@ -432,30 +450,38 @@ inline Floats sampled(const V* grid, int h, int w, float x, float y) {
 inline Floats rounded(Floats v) { return (v + 12582912.0f) - 12582912.0f; }  // half to even, below 2^22
 
 // Scharr's derivatives at the pixel `at`, whose neighbours lie `left`, `right`, `up` and `low` of it.
-inline void scharr(const Bytes* at, ptrdiff_t left, ptrdiff_t right, ptrdiff_t up, ptrdiff_t low, Shorts* across,
+inline void scharr(const Shorts* at, ptrdiff_t left, ptrdiff_t right, ptrdiff_t up, ptrdiff_t low, Shorts* across,
                    Shorts* down) {
-    const Shorts a = wide(at[up + left]), b = wide(at[up]), c = wide(at[up + right]);
-    const Shorts d = wide(at[left]), e = wide(at[right]);
-    const Shorts f = wide(at[low + left]), g = wide(at[low]), h = wide(at[low + right]);
+    const Shorts a = at[up + left], b = at[up], c = at[up + right];
+    const Shorts d = at[left], e = at[right];
+    const Shorts f = at[low + left], g = at[low], h = at[low + right];
     *across = 3 * (c - a + h - f) + 10 * (e - d);
     *down = 3 * (f - a + h - c) + 10 * (g - b);
 }
 
+constexpr int STRIP = 32;  // columns that are done together, so that what a rotated access touches stays in the cache
+
+// Calls use(x, y) for all pixels of a grid, strip by strip.
+template <class Use>
+inline void each_pixel(int h, int w, const Use& use) {
+    for (int begin = 0; begin < w; begin += STRIP) {
+        const int end = smaller(begin + STRIP, w);
+        for (int y = 0; y < h; y++)
+            for (int x = begin; x < end; x++) use(x, y);
+    }
+}
+
 // Calls use(x, y, across, down) for all pixels of a grid, which is reflected at its edges.
 template <class Use>
-inline void each_scharr(const Bytes* grid, int h, int w, const Use& use) {
-    for (int y = 0; y < h; y++) {
-        const Bytes* row = grid + (size_t)y * w;
-        const ptrdiff_t up = (ptrdiff_t)(reflected(y - 1, h) - y) * w, low = (ptrdiff_t)(reflected(y + 1, h) - y) * w;
-        auto one = [&](int x, ptrdiff_t left, ptrdiff_t right) {
-            Shorts across, down;
-            scharr(row + x, left, right, up, low, &across, &down);
-            use(x, y, across, down);
-        };
-        one(0, reflected(-1, w), reflected(1, w));
-        for (int x = 1; x < w - 1; x++) one(x, -1, 1);
-        if (w > 1) one(w - 1, -1, reflected(w, w) - (w - 1));
-    }
+inline void each_scharr(const Shorts* grid, int h, int w, const Use& use) {
+    each_pixel(h, w, [&](int x, int y) {
+        const ptrdiff_t up = (ptrdiff_t)(y > 0 ? -1 : reflected(-1, h)) * w;
+        const ptrdiff_t low = (ptrdiff_t)(y + 1 < h ? 1 : reflected(h, h) - y) * w;
+        const ptrdiff_t left = x > 0 ? -1 : reflected(-1, w), right = x + 1 < w ? 1 : reflected(w, w) - x;
+        Shorts across, down;
+        scharr(grid + (size_t)y * w + x, left, right, up, low, &across, &down);
+        use(x, y, across, down);
+    });
 }
 
 struct Scale {
@@ -500,37 +526,37 @@ Gradients gradients_of(const Search& s, Arena& arena) {
     const Rotation back = inverse_rotation(-45, rw / 2, rh / 2, 0, 0);
     const int left = (rw - w) / 2, top = (rh - h) / 2;
 
-    Bytes* image = arena.take<Bytes>(n);
-    Bytes* rotated = arena.take<Bytes>((size_t)rw * rh);
-    Shorts* across = arena.take<Shorts>((size_t)rw * rh);
-    Shorts* down = arena.take<Shorts>((size_t)rw * rh);
+    Shorts* image = arena.take<Shorts>(n);
+    Shorts* rotated = arena.take<Shorts>((size_t)rw * rh);
+    struct Slope {
+        Shorts across, down;
+    };
+    Slope* slopes = arena.take<Slope>((size_t)rw * rh);  // of the rotated image
     for (int g = 0; g < groups; g++) {
         const int planes = smaller(LANES, s.planes - g * LANES);
-        memset(image, 0, n * sizeof(Bytes));
+        memset(image, 0, n * sizeof(Shorts));
         for (size_t begin = 0; begin < n; begin += 256)  // what is written stays in the nearest cache
             for (int p = 0; p < planes; p++)
-                for (size_t i = begin; i < n && i < begin + 256; i++) ((uint8_t*)(image + i))[p] = s.plane[g * LANES + p][i];
-        for (int y = 0; y < rh; y++)
-            for (int x = 0; x < rw; x++) {
-                const float px = (float)x * to.a + ((float)y * to.b + to.c);
-                const float py = (float)x * to.d + ((float)y * to.e + to.f);
-                Bytes& cell = rotated[(size_t)y * rw + x];
-                if (px <= -1 || py <= -1 || px >= (float)w || py >= (float)h)
-                    cell = Bytes{};
-                else
-                    cell = bytes(rounded(sampled(image, h, w, px, py)));
-            }
+                for (size_t i = begin; i < n && i < begin + 256; i++) ((int16_t*)(image + i))[p] = s.plane[g * LANES + p][i];
+        each_pixel(rh, rw, [&](int x, int y) {
+            const float px = (float)x * to.a + ((float)y * to.b + to.c);
+            const float py = (float)x * to.d + ((float)y * to.e + to.f);
+            Shorts& cell = rotated[(size_t)y * rw + x];
+            if (px <= -1 || py <= -1 || px >= (float)w || py >= (float)h)
+                cell = Shorts{};
+            else
+                cell = shorts(rounded(sampled(h, w, px, py, [&](size_t i) { return floats(image[i]); })));
+        });
         each_scharr(rotated, rh, rw, [&](int x, int y, Shorts a, Shorts d) {
-            across[(size_t)y * rw + x] = a;
-            down[(size_t)y * rw + x] = d;
+            slopes[(size_t)y * rw + x] = {a, d};
         });
         auto four_at = [&](int x, int y, Shorts a, Shorts d, Floats* four) {
             const float rx = (float)(x + left), ry = (float)(y + top);
             const float px = rx * back.a + (ry * back.b + back.c), py = rx * back.d + (ry * back.e + back.f);
             four[0] = floats(a);
             four[1] = floats(d);
-            four[2] = sampled(across, rh, rw, px, py);
-            four[3] = sampled(down, rh, rw, px, py);
+            four[2] = sampled(rh, rw, px, py, [&](size_t i) { return floats(slopes[i].across); });
+            four[3] = sampled(rh, rw, px, py, [&](size_t i) { return floats(slopes[i].down); });
         };
         const Floats zero = {};
         Floats least[4], most[4];
@@ -596,7 +622,7 @@ Gradients gradients_given(const Search& s, Arena& arena) {
 // --- what grouping begins with ---
 
 // The segments of one colour image for one k, and their histograms. Rows of `histogram`: the colours' bins, with zeros up
-// to a multiple of LANES, then those of the texture.
+// to a multiple of SUMS, then those of the texture.
 struct Start {
     int32_t count;
     const int32_t* size;
@@ -663,22 +689,22 @@ void normalise(const uint32_t* counters, const Gradients& gradients, const int32
 
 // --- grouping ---
 
-inline float total(Floats v) {
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) v[i] += v[i + width];
-    return v[0];
-}
-
-// The intersection of two histograms.
+// The intersection of two histograms of n bins, a multiple of SUMS. The order of the sums is the same for all LANES.
 inline float shared(const float* a, const float* b, int n) {
-    Floats sum = {};
-    for (int i = 0; i < n; i += LANES) {
-        Floats x, y;
-        memcpy(&x, a + i, sizeof(x));
-        memcpy(&y, b + i, sizeof(y));
-        sum += x < y ? x : y;
-    }
-    return total(sum);
+    constexpr int VECTORS = SUMS / LANES;
+    Floats sum[VECTORS] = {};
+    for (int i = 0; i < n; i += SUMS)
+        for (int v = 0; v < VECTORS; v++) {
+            Floats x, y;
+            memcpy(&x, a + i + v * LANES, sizeof(x));
+            memcpy(&y, b + i + v * LANES, sizeof(y));
+            sum[v] += x < y ? x : y;
+        }
+    for (int half = VECTORS / 2; half; half /= 2)
+        for (int v = 0; v < half; v++) sum[v] += sum[v + half];
+    for (int half = LANES / 2; half; half /= 2)
+        for (int i = 0; i < half; i++) sum[0][i] += sum[0][i + half];
+    return sum[0][0];
 }
 
 inline void mix(const float* a, int32_t size_a, const float* b, int32_t size_b, int n, float* out) {
@@ -692,17 +718,32 @@ struct Candidate {
 };
 
 inline bool before(const Candidate& a, const Candidate& b) {
-    return a.key > b.key || (a.key == b.key && a.other > b.other);
+    return (a.key > b.key) | ((a.key == b.key) & (a.other > b.other));
 }
 
-void sift_down(Candidate* heap, size_t i, size_t n) {
-    const Candidate moved = heap[i];
-    for (size_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && before(heap[child + 1], heap[child])) child++;
-        if (!before(heap[child], moved)) break;
+// Fills the place i of a heap with `moved`, or one above it, no higher than `top`.
+inline void sift_up(Candidate* heap, size_t i, size_t top, Candidate moved) {
+    for (; i > top && before(moved, heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = moved;
+}
+
+// The same downwards, in a heap of n. The better child moves up all the way to a leaf, and `moved`, which is
+// likely to belong near one, up from there: the one branch left, the end, is easily guessed.
+void sift_down(Candidate* heap, size_t i, size_t n, Candidate moved) {
+    const size_t top = i;
+    for (size_t child; (child = 2 * i + 2) < n; i = child) {
+        child -= before(heap[child - 1], heap[child]);
         heap[i] = heap[child];
     }
-    heap[i] = moved;
+    if (2 * i + 2 == n) {
+        heap[i] = heap[n - 1];
+        i = n - 1;
+    }
+    sift_up(heap, i, top, moved);
+}
+
+void make_heap(Candidate* heap, size_t n) {
+    for (size_t i = n / 2; i-- > 0;) sift_down(heap, i, n, heap[i]);
 }
 
 inline int32_t root_of(int32_t* parent, int32_t i) {
@@ -777,12 +818,12 @@ void group(const Search& s, const Start& start, int measures, const float* colou
         link(p.b, p.a);
         heap[waiting++] = candidate(p.b, p.a, similarity(p.a, p.b, colours[i], textures[i]));
     }
-    for (size_t i = waiting / 2; i-- > 0;) sift_down(heap, i, waiting);
+    make_heap(heap, waiting);
 
-    for (int32_t fresh = n; waiting;) {
+    for (int32_t fresh = n; fresh < 2 * n - 1;) {  // an image is connected: one segment is left
         const int32_t a = (int32_t)(uint32_t)heap[0].key, b = heap[0].other;
-        heap[0] = heap[--waiting];
-        sift_down(heap, 0, waiting);
+        waiting--;
+        sift_down(heap, 0, waiting, heap[waiting]);
         if (!alive[a] || !alive[b]) continue;
         const int32_t c = fresh++;
         alive[a] = alive[b] = false;
@@ -816,7 +857,7 @@ void group(const Search& s, const Start& start, int measures, const float* colou
                 for (size_t i = 0; i < waiting; i++)
                     if (alive[(uint32_t)heap[i].key] && alive[heap[i].other]) heap[kept++] = heap[i];
                 waiting = kept;
-                for (size_t i = waiting / 2; i-- > 0;) sift_down(heap, i, waiting);
+                make_heap(heap, waiting);
             }
             const float* of = start.histogram + (size_t)neighbour * start.bins;
             const float colour = measures & COLOUR ? shared(histogram, of, start.colour_bins) : 0;
@@ -825,9 +866,7 @@ void group(const Search& s, const Start& start, int measures, const float* colou
                     ? shared(histogram + start.colour_bins, of + start.colour_bins, start.bins - start.colour_bins)
                     : 0;
             const Candidate pushed = candidate(c, neighbour, similarity(c, neighbour, colour, texture));
-            size_t i = waiting++;
-            for (; i && before(pushed, heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
-            heap[i] = pushed;
+            sift_up(heap, waiting++, 0, pushed);
         }
         *from = -1;
     }
@@ -907,7 +946,7 @@ void search_colour_image(const Search& s, const Gradients& gradients, const floa
         const int32_t count = counts[i];
         Start start;
         start.count = count;
-        start.colour_bins = (COLOURS * channels + LANES - 1) / LANES * LANES;
+        start.colour_bins = (COLOURS * channels + SUMS - 1) / SUMS * SUMS;
         start.bins = start.colour_bins + 8 * TEXTURES * channels;
         start.histogram = arena.take<float>(2 * (size_t)count * start.bins);
         int32_t* size = arena.take<int32_t>(count);
