@@ -95,7 +95,7 @@ def decode_each(
         image, stored = decode_stored(read_bytes(path), path)
         return apply_orientation(image, stored.orientation), stored
 
-    with closing(ahead(decode, paths.values(), threads())) as decoded:
+    with closing(ahead(decode, paths.values(), max(1, threads() // 2))) as decoded:
         for (image_id, path), future in zip(paths.items(), decoded, strict=True):
             try:
                 image, stored = future.result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -20,7 +20,7 @@ from fastrcnn.data.loader import collate_pyramids
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.inference.detect import Stopwatch, detect
 from fastrcnn.inference.network import Network
-from fastrcnn.parallel.ahead import ahead, threads
+from fastrcnn.parallel.ahead import ahead, chunks_of, threads
 from fastrcnn.proposals.clean import clean
 from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Detections, Sample
@@ -28,7 +28,6 @@ from fastrcnn.structures import Detections, Sample
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 Boxes: TypeAlias = np.ndarray | Tensor
 Key = TypeVar("Key")
-Item = TypeVar("Item")
 Chunk: TypeAlias = list[tuple[Key, np.ndarray]]  # an image to look at, and those after it that are not looked at
 SCALE = "of 0 to 1 multiply by 255 and round"
 
@@ -90,7 +89,7 @@ class Detector:
             given = list(proposals) if several else [proposals]  # type: ignore[list-item]
             if len(given) != len(pictures):
                 raise ValueError(f"proposals: expected one array for each of {len(pictures)} images, got {len(given)}")
-        with closing(ahead(as_array, pictures, threads())) as arrays:
+        with closing(ahead(as_array, pictures, max(1, threads() // 2))) as arrays:
             numbered = enumerate(array.result() for array in arrays)
             with closing(self.detect_each(numbered, None if given is None else given.__getitem__, batch)) as each:
                 found = [of_image for *_, of_image, _ in each]
@@ -107,10 +106,11 @@ class Detector:
         that is this one.
 
         Images 0, `every`, 2 `every`, ... are looked at. Proposals of the next ones are made in other threads while the
-        network looks at these; so many images are taken from `images` ahead. Close the generator to end that early.
+        network looks at these, which takes images from `images` ahead; see `ahead`. Close the generator to end early.
         proposals, batch: see detect.
         """
-        with closing(self._with_boxes(chunks_of(images, every), proposals, batch)) as pairs:
+        size = max(batch, threads() // every)  # of a video, all frames between are kept as well
+        with closing(self._with_boxes(chunks_of(images, every), proposals, size)) as pairs:
             while together := list(islice(pairs, batch)):
                 pyramid = collate_pyramids([self._pyramid(chunk[0][1], boxes) for chunk, boxes in together])
                 found = detect(self.network, [pyramid], self.settings, self.watch)
@@ -120,9 +120,9 @@ class Detector:
                         yield key, image, named, i == 0
 
     def _with_boxes(
-        self, chunks: Iterable[Chunk], proposals: Callable[[Key], Boxes] | None, batch: int
+        self, chunks: Iterable[Chunk], proposals: Callable[[Key], Boxes] | None, size: int
     ) -> Generator[tuple[Chunk, np.ndarray], None, None]:
-        """Each chunk with the proposals of its first image."""
+        """Each chunk with the proposals of its first image; they are made for `size` chunks at a time."""
         if proposals is not None:
             for chunk in chunks:
                 key, image = chunk[0]
@@ -134,7 +134,7 @@ class Detector:
             boxes = self.propose(chunk[0][1])
             return chunk, boxes, time.thread_time() - begin
 
-        with closing(ahead(propose, chunks, max(batch, threads()))) as made:
+        with closing(ahead(propose, chunks, size)) as made:
             for future in made:
                 with self.watch.stage("proposals"):
                     chunk, boxes, spent = future.result()
@@ -154,13 +154,6 @@ class Detector:
         return (
             f"Detector({len(self.classes)} classes: {shown}; {type(self.network).__name__} on {self.network.runs_on})"
         )
-
-
-def chunks_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """The items in lists of `size`; the last one may be shorter."""
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk
 
 
 def as_array(image: Picture) -> np.ndarray:

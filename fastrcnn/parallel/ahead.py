@@ -1,10 +1,10 @@
-"""Work that threads do ahead of the caller, in order and bounded."""
+"""Work that threads do ahead of their caller, in order and bounded."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 from fastrcnn.parallel.launch import cores
@@ -20,21 +20,29 @@ def threads() -> int:
 
 
 def ahead(
-    function: Callable[[Item], Result], items: Iterable[Item], most: int
+    function: Callable[[Item], Result], items: Iterable[Item], size: int
 ) -> Generator[Future[Result], None, None]:
     """The future of function(item) for each of the items, in their order.
 
-    Threads compute up to `most` results beyond the last one that the caller asked for. The items are taken in the
-    caller's thread. When the generator is closed, what has not begun is cancelled, and what has is waited for.
+    The caller's thread takes `size` items at a time, one such group ahead of the group whose futures it is given; so
+    2 `size` items are in use at most. A group is computed at once: where the caller itself computes on all cores, work
+    spread over these delays it less than the same work on one core, for which its other threads would wait. When the
+    generator is closed, what has not begun is cancelled, and what has is waited for.
     """
     executor = ThreadPoolExecutor(threads(), thread_name_prefix="ahead")
-    waiting: deque[Future[Result]] = deque()
+    group: list[Future[Result]] = []
     try:
-        for item in items:
-            waiting.append(executor.submit(function, item))
-            if len(waiting) > most:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
+        for chunk in chunks_of(items, size):
+            following = [executor.submit(function, item) for item in chunk]
+            yield from group
+            group = following
+        yield from group
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def chunks_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """The items in lists of `size`; the last one may be shorter."""
+    rest = iter(items)
+    while chunk := list(islice(rest, size)):
+        yield chunk

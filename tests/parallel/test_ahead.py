@@ -44,8 +44,8 @@ def test_results_come_in_the_order_of_the_items(number: int) -> None:
     assert left() == []
 
 
-@pytest.mark.parametrize("most", [1, 3, 8])
-def test_no_more_items_are_taken_than_asked_for(most: int) -> None:
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_no_more_items_are_taken_than_two_groups(size: int) -> None:
     taken = []
 
     def items() -> Iterator[int]:
@@ -53,11 +53,12 @@ def test_no_more_items_are_taken_than_asked_for(most: int) -> None:
             taken.append(i)
             yield i
 
-    with closing(ahead(str, items(), most)) as futures:
-        for asked in range(1, 4):
-            next(futures)
-            assert len(taken) == asked + most
-    assert len(taken) == 3 + most
+    with closing(ahead(str, items(), size)) as futures:
+        assert taken == []
+        for asked in range(2 * size + 1):
+            assert next(futures).result() == str(asked)
+            assert len(taken) == (asked // size + 2) * size
+    assert len(taken) == 4 * size
     assert left() == []
 
 
