@@ -22,11 +22,10 @@ from fastrcnn.structures import Batch, Detections, Sample
 class Stopwatch:
     """How long the stages of detection take.
 
-    seconds: time on the clock that the thread that detects spent in each stage. These times never overlap, so their sum
-        is the time of the detection. A stage begins and ends when the device has done all it was given. The stage
-        "proposals" is the wait for proposals: those that are ready in time cost nothing here.
-    work: processor time that other threads spent on a stage, while the network ran or was waiting. It is no part of
-        that sum.
+    seconds: time on the clock that the thread that detects spent in each stage. These times never overlap, so they add
+        up. A stage begins and ends when the device has done all it was given. The stage "proposals" is the wait for
+        proposals: those that are ready in time cost nothing here.
+    work: processor time that other threads spent on a stage while the network ran or waited; no part of `seconds`.
     """
 
     device: torch.device

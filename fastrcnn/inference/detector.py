@@ -89,7 +89,9 @@ class Detector:
             given = list(proposals) if several else [proposals]  # type: ignore[list-item]
             if len(given) != len(pictures):
                 raise ValueError(f"proposals: expected one array for each of {len(pictures)} images, got {len(given)}")
-        with closing(ahead(as_array, pictures, max(1, threads() // 2))) as arrays:
+        # Only files are left to the threads: two of them must not load the same PIL image, which a list may repeat.
+        sources = (image if isinstance(image, (str, Path)) else as_array(image) for image in pictures)
+        with closing(ahead(as_array, sources, max(1, threads() // 2))) as arrays:
             numbered = enumerate(array.result() for array in arrays)
             with closing(self.detect_each(numbered, None if given is None else given.__getitem__, batch)) as each:
                 found = [of_image for *_, of_image, _ in each]
