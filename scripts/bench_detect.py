@@ -1,7 +1,7 @@
 """Detection against a composition of torchvision's parts: the detection rows of BENCHMARKS.md.
 
     python scripts/bench_detect.py [--device cpu|cuda] [--repeats 7] [--threads N] [--boxes FILE.mat] [--quick]
-                                   [--json FILE]
+                                   [--photos FOLDER] [--json FILE]
 
 The peer (detect_peer.py) is torchvision's VGG16 features without the last pooling, torchvision.ops.roi_pool, the same
 fully connected layers and outputs, softmax, decoding, clipping, and what torchvision's RoIHeads do then: scores below
@@ -12,6 +12,10 @@ outputs' such that some 2,700 pairs of a RoI and a class score .05, more than in
 selective-search boxes (a .mat file with `boxes`, x1 y1 x2 y2 from 0), of which a fifth or so coincide at 1/16; drawn
 ones hardly ever do. Peak memory is that of a process of its own for each, above what it has before its first
 detection.
+
+`--photos` measures detection with its proposals instead, on photographs drawn from a folder. One image: the peer's
+proposals are OpenCV's, and the network is the same. A folder of twelve, from files: the peer makes the proposals of as
+many images as there are cores, then the network looks at these, then the next ones come.
 """
 
 from __future__ import annotations
@@ -23,10 +27,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -39,15 +45,20 @@ from torch import Tensor
 
 from fastrcnn import boxes as box_ops
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.inference.detector import Detector
+from fastrcnn.inference.detector import Detector, as_array
 from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN, round_weights
 from fastrcnn.model.postprocess import best_boxes
+from fastrcnn.parallel.ahead import threads
+from fastrcnn.proposals import kernel
 from fastrcnn.proposals.selective_search import propose
+from fastrcnn.settings import SelectiveSearchSettings
 from fastrcnn.structures import Detections
 
 ROIS = 2000
 BORDER = (WIDTH, HEIGHT, WIDTH, HEIGHT)
+FOLDER = 12  # images
+SEARCH = SelectiveSearchSettings(mode="quality", k=[50, 100, 200], min_side=16)  # of data=voc07
 RANKS = (1024, 256)  # of fc6 and fc7, the paper's, section 4.4; random factors take as long as an SVD's
 
 
@@ -104,12 +115,18 @@ def network(device: torch.device, inputs: Inputs, ranks: tuple[int | None, int |
     return model
 
 
-def our_detection(model: FastRCNN, dtype: torch.dtype) -> Detect:
+def our_detector(
+    model: FastRCNN, dtype: torch.dtype, propose: Callable[[np.ndarray], np.ndarray] = propose
+) -> Detector:
     """What `fastrcnn.load` gives, of a model that it may round the weights of."""
     round_weights(model, dtype)
     names = [str(i) for i in range(CLASSES)]
     scaling = Augmentation((round(HEIGHT * SCALE),), 1000, flip=False)
-    return Detector(TorchNetwork(model, dtype), names, SETTINGS, scaling, propose).detect
+    return Detector(TorchNetwork(model, dtype), names, SETTINGS, scaling, propose)
+
+
+def our_detection(model: FastRCNN, dtype: torch.dtype) -> Detect:
+    return our_detector(model, dtype).detect
 
 
 def our_head(model: FastRCNN, dtype: torch.dtype) -> Callable[[Tensor, np.ndarray], Detections]:
@@ -149,6 +166,35 @@ def detection_rows(device: torch.device, inputs: Inputs, repeats: int) -> list[R
     for r, run, dtype in zip(rows, (exact, rounded), (torch.float32, torch.bfloat16), strict=True):
         r.of_ceiling = work(partial(run, *given)) * 1e3 / r.ours / matmul_rate(device, dtype)
     return rows
+
+
+def photo_rows(device: torch.device, inputs: Inputs, repeats: int, folder: Path) -> Iterator[Row]:
+    """Photographs to detections, proposals included: one, and a folder of files."""
+    model, rng = network(device, inputs), np.random.default_rng(int(time.time()))
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".png"))
+
+    def draw() -> tuple[list[Path]]:
+        return ([files[i] for i in rng.choice(len(files), FOLDER)],)
+
+    def by_opencv(detector: Detector, image: np.ndarray) -> Detections:
+        with mock.patch.object(kernel, "library", return_value=None):
+            return detector.detect(image)
+
+    def in_phases(detector: Detector, paths: list[Path]) -> None:
+        with ThreadPool(threads()) as pool:
+            for start in range(0, len(paths), threads()):
+                images = [as_array(path) for path in paths[start : start + threads()]]
+                detector.detect(images, pool.map(detector.propose, images, chunksize=1))
+
+    for dtype, goal in ((torch.bfloat16, ">= 1.5x"), (torch.float32, ">= 1.3x")):
+        detector = our_detector(copy.deepcopy(model), dtype, partial(propose, settings=SEARCH))
+        name = str(dtype).removeprefix("torch.")
+        spent = in_turn(repeats, partial(by_opencv, detector), detector.detect, draw=lambda: (as_array(draw()[0][0]),))
+        yield row(f"your own image, proposals included, {name}, against OpenCV's search", goal, *spent)
+        if dtype == torch.bfloat16:  # in which the proposals are the larger part
+            spent = in_turn(-(-repeats // 3), partial(in_phases, detector), detector.detect, draw=draw)
+            each = [[ms / FOLDER for ms in turns] for turns in spent]
+            yield row(f"an image of a folder, {name}, against one stage after another", ">= 1x", *each)
 
 
 def matched(found: Detections, want: Detections, pixels: float, score: float) -> str:
@@ -255,6 +301,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--boxes", type=Path)
+    parser.add_argument("--photos", type=Path, help="a folder of images: the rows with proposals, and no others")
     parser.add_argument("--quick", action="store_true", help="two turns of each row, no peaks of memory")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # a process for one peak
@@ -269,17 +316,19 @@ def main() -> None:
     described = machine_details(device)
     print(described)
     print(
-        "| row | torchvision, ms or MiB | ours | ratio | quartiles | goal | the same as the peer's |"
+        "| row | peer, ms or MiB | ours | ratio | quartiles | goal | the same as the peer's |"
         " of the rate of a large matrix product |"
     )
     print("|---|---|---|---|---|---|---|---|", flush=True)
     repeats, rows = 2 if options.quick else options.repeats, []
-    parts = [
+    parts: list[Callable[[], Iterable[Row]]] = [
         lambda: [nms_row(device, inputs, repeats)],
         lambda: detection_rows(device, inputs, repeats),
         lambda: head_rows(device, inputs, repeats),
         lambda: [] if options.quick else memory_rows(options),
     ]
+    if options.photos:
+        parts = [lambda: photo_rows(device, inputs, repeats, options.photos)]
     for part in parts:
         for r in part():
             rows.append(r)

@@ -44,10 +44,13 @@ def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path],
         proposals = lambda image_id: boxes(image_id)[: config.data.max_proposals]  # noqa: E731
     looks: list[Look] = []
     faults: list[str] = []
-    images = detector.detect_each(decode_each(files, looks, faults), proposals, config.batch)
-    for image_id, image, found, _ in progress(images, len(files), "detect"):
-        output.add(image_id, found, [str(files[image_id])])
-        output.write_image(names[image_id], draw(config, image, found))
+    with (
+        closing(decode_each(files, looks, faults)) as decoded,
+        closing(detector.detect_each(decoded, proposals, config.batch)) as images,
+    ):
+        for image_id, image, found, _ in progress(images, len(files), "detect"):
+            output.add(image_id, found, [str(files[image_id])])
+            output.write_image(names[image_id], draw(config, image, found))
     for fault in faults[:NAMED]:
         log.warning("left out: %s", fault)
     if len(faults) > NAMED:
@@ -73,8 +76,8 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
     names = [path.stem + suffix for _, suffix in WRITERS]
     output = Output(folder, str(config.source), columns, config.formats, detector, names, [path])
     pairs = ((frame, frame.image) for frame in video.frames())
-    frames = detector.detect_each(pairs, batch=config.batch, every=config.every)
     with ExitStack() as stack:
+        frames = stack.enter_context(closing(detector.detect_each(pairs, batch=config.batch, every=config.every)))
         file = None
         for frame, image, found, new in progress(frames, video.length, "detect", "frame"):
             if new:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy as np
 from fastrcnn.data.annotations.text_files import read_lines
 from fastrcnn.data.annotations.voc_layout import IMAGE_SUFFIXES
 from fastrcnn.data.frames import Look, without_objects
-from fastrcnn.data.images import apply_orientation, decode_stored, read_bytes
+from fastrcnn.data.images import Stored, apply_orientation, decode_stored, read_bytes
 from fastrcnn.errors import UserError
+from fastrcnn.parallel.ahead import ahead, threads
 from fastrcnn.structures import Sample
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -83,14 +85,22 @@ def samples_of(paths: Sequence[Path]) -> list[Sample]:
     return [without_objects(image_id, path) for image_id, path in zip(image_ids(paths), paths, strict=True)]
 
 
-def decode_each(paths: Mapping[str, Path], looks: list[Look], faults: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+def decode_each(
+    paths: Mapping[str, Path], looks: list[Look], faults: list[str]
+) -> Generator[tuple[str, np.ndarray], None, None]:
     """Ids and pixels (H, W, 3) uint8 RGB, upright, of the files (by id) that can be decoded. Adds to `looks` what they
-    say, and to `faults` what is wrong with the others."""
-    for image_id, path in paths.items():
-        try:
-            image, stored = decode_stored(read_bytes(path), path)
-        except UserError as error:
-            faults.append(str(error))
-            continue
-        looks.append((path, stored, stored.orientation))
-        yield image_id, apply_orientation(image, stored.orientation)
+    say, and to `faults` what is wrong with the others. Threads decode the next files ahead."""
+
+    def decode(path: Path) -> tuple[np.ndarray, Stored]:
+        image, stored = decode_stored(read_bytes(path), path)
+        return apply_orientation(image, stored.orientation), stored
+
+    with closing(ahead(decode, paths.values(), max(1, threads() // 2))) as decoded:
+        for (image_id, path), future in zip(paths.items(), decoded, strict=True):
+            try:
+                image, stored = future.result()
+            except UserError as error:
+                faults.append(str(error))
+                continue
+            looks.append((path, stored, stored.orientation))
+            yield image_id, image

@@ -20,16 +20,26 @@ from fastrcnn.structures import Batch, Detections, Sample
 
 @dataclass
 class Stopwatch:
-    """Seconds spent in each stage of detection; a stage begins and ends when the device has done all it was given."""
+    """How long the stages of detection take.
+
+    seconds: time on the clock that the thread that detects spent in each stage. These times never overlap, so they add
+        up. A stage begins and ends when the device has done all it was given. The stage "proposals" is the wait for
+        proposals: those that are ready in time cost nothing here.
+    work: processor time that other threads spent on a stage while the network ran or waited; no part of `seconds`.
+    """
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
+    work: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         start = self._now()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+
+    def add_work(self, name: str, seconds: float) -> None:
+        self.work[name] = self.work.get(name, 0.0) + seconds
 
     def _now(self) -> float:
         if self.device.type == "cuda":

@@ -147,10 +147,13 @@ class Output:
             write_comp4(self.folder, SPLIT, by_class, [image_id for image_id, *_ in self.found])
 
     def write_timing(self, left_out: int) -> None:
-        """Writes timing.json, and says how long an image took. left_out: images that could not be read."""
-        images, runs_on = len(self.found), self.detector.network.runs_on
-        seconds = {stage: round(of_all, 6) for stage, of_all in self.detector.watch.seconds.items()}
-        each = {stage: round(of_all / max(images, 1), 6) for stage, of_all in seconds.items()}
+        """Writes timing.json, and reports how long an image took; see Stopwatch. left_out: images that could not be
+        read."""
+        images, runs_on, watch = len(self.found), self.detector.network.runs_on, self.detector.watch
+        seconds, work = ({stage: round(t, 6) for stage, t in of_all.items()} for of_all in (watch.seconds, watch.work))
+        each, work_each = (
+            {stage: round(t / max(images, 1), 6) for stage, t in of_all.items()} for of_all in (seconds, work)
+        )
         timing = {
             "source": absolute(self.source),
             "device": runs_on,
@@ -158,9 +161,12 @@ class Output:
             "left_out": left_out,
             "seconds": seconds,
             "seconds_per_image": each,
+            "work": work,
+            "work_per_image": work_each,
         }
         self._write(TIMING, json.dumps(timing, indent=1) + "\n")
-        shown = ", ".join(f"{STAGES[stage]} {1000 * value:,.1f} ms" for stage, value in each.items())
+        beside = {stage: f" of waiting ({1000 * t:,.1f} ms of work in other threads)" for stage, t in work_each.items()}
+        shown = ", ".join(f"{STAGES[stage]} {1000 * t:,.1f} ms{beside.get(stage, '')}" for stage, t in each.items())
         log.info("time per image on %s: %s", runs_on, shown)
 
     def _write(self, name: str, content: str) -> None:

@@ -19,7 +19,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from PIL import Image, ImageOps
 from voc_folder import VocFolder, fingerprint
 
-from fastrcnn.build import annotations
+from fastrcnn.build import annotations, datasets
 from fastrcnn.data import video
 from fastrcnn.data.images import read_image
 from fastrcnn.inference.output import folder_for
@@ -98,13 +98,15 @@ def test_a_list_with_a_broken_picture_and_two_of_one_name(
     assert set(timing["seconds_per_image"]) == {"proposals", "network", "nms"}
     for stage, seconds in timing["seconds"].items():
         assert seconds == pytest.approx(2 * timing["seconds_per_image"][stage], abs=2e-6)
+    assert timing["work"]["proposals"] == pytest.approx(2 * timing["work_per_image"]["proposals"], abs=2e-6)
+    assert timing["work"]["proposals"] > 0
     assert "time per image on cpu: proposals " in caplog.text
 
 
 def test_each_image_is_decoded_once_and_the_configuration_composed_once(
-    call: Call, run: Path, voc: VocFolder, monkeypatch: pytest.MonkeyPatch
+    call: Call, run: Path, voc: VocFolder, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proposals, detections and the drawing are made of the same array."""
+    """Proposals, detections and the drawing are made of the same array; so are those of a video's frames."""
     pictures = [voc.picture(name, size=(60, 40)) for name in ("a", "b")]
     listing = Path("some.txt")
     listing.write_text("".join(f"{path}\n" for path in pictures))
@@ -116,8 +118,13 @@ def test_each_image_is_decoded_once_and_the_configuration_composed_once(
 
     count(cv2, "imdecode")
     count(ConfigLoaderImpl, "load_configuration")
+    count(datasets, "propose")
     detect(call, f"source={listing}", "draw_threshold=0.01")
-    assert calls == {"imdecode": 2, "load_configuration": 1}
+    assert calls == {"imdecode": 2, "load_configuration": 1, "propose": 2}
+    calls.clear()
+    count(video.Video, "frames")
+    detect(call, f"source={clip}", "every=3", "draw_threshold=0.01", "batch=2")
+    assert calls == {"frames": 1, "load_configuration": 1, "propose": 3}, "of frames 0, 3 and 6"
 
 
 def test_a_photo_stored_sideways_is_found_in_and_drawn_upright(

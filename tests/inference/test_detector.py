@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,14 +17,16 @@ import torch
 from limits import PATIENCE
 from PIL import Image, ImageOps
 
+from fastrcnn.data.sources import decode_each
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.inference.detector import Detector, as_array
 from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.parallel import ahead
 from fastrcnn.proposals.selective_search import propose
 from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings
-from fastrcnn.structures import Detection, Detections
+from fastrcnn.structures import Batch, Detection, Detections
 
 SEARCH = SelectiveSearchSettings(side=64, k=[50])
 
@@ -122,7 +128,8 @@ def test_proposals_are_selective_searchs_where_none_are_given(detector: Detector
     own = propose(image, SEARCH)[:50]
     same(detector.detect(image), detector.detect(image, own))
     assert set(detector.watch.seconds) == {"proposals", "network", "nms"}
-    assert all(seconds > 0 for seconds in detector.watch.seconds.values())
+    assert set(detector.watch.work) == {"proposals"}
+    assert all(seconds > 0 for seconds in (*detector.watch.seconds.values(), *detector.watch.work.values()))
 
 
 @pytest.mark.parametrize("batch", [1, 2])
@@ -137,6 +144,128 @@ def test_lists_give_lists_in_their_order(detector: Detector, image: np.ndarray, 
     for of_image, alone, own in zip(detector.detect(images, boxes, batch=batch), images, boxes, strict=True):
         nearly(of_image, detector.detect(alone, own))
     assert detector.detect([]) == []
+
+
+class Watched:
+    """The network of a detector, which is told of each batch before it looks at it."""
+
+    def __init__(self, network: TorchNetwork, told: Callable[[Sequence[Batch]], object]) -> None:
+        self.network, self.told = network, told
+        self.classifier, self.device, self.runs_on = network.classifier, network.device, network.runs_on
+
+    def outputs(self, pyramid: Sequence[Batch], *rest: object) -> list:
+        self.told(pyramid)
+        return self.network.outputs(pyramid, *rest)  # type: ignore[arg-type]
+
+
+def several(image: np.ndarray, number: int) -> list[np.ndarray]:
+    return [np.ascontiguousarray(np.roll(image, 5 * i, axis=1)[:, : 80 - 3 * i]) for i in range(number)]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 8])
+def test_proposals_of_the_next_image_are_made_while_the_network_looks_at_this_one(
+    detector: Detector, image: np.ndarray, monkeypatch: pytest.MonkeyPatch, cores: int
+) -> None:
+    """The network waits with each image until the search for the next one, which itself waits for the network, is
+    over."""
+    monkeypatch.setattr(ahead, "cores", lambda: cores)
+    images = several(image, 4)
+    place = {i.shape[1]: number for number, i in enumerate(images)}
+    looks, made = ([threading.Event() for _ in range(5)] for _ in range(2))
+    made[4].set()
+    at = iter(range(4))
+
+    def search(one: np.ndarray) -> np.ndarray:
+        number = place[one.shape[1]]
+        assert number == 0 or looks[number - 1].wait(30)
+        boxes = detector.propose(one)
+        made[number].set()
+        return boxes
+
+    def look(_: Sequence[Batch]) -> None:
+        number = next(at)
+        looks[number].set()
+        assert made[number + 1].wait(30)
+
+    both = replace(detector, network=Watched(detector.network, look), propose=search)  # type: ignore[arg-type]
+    for of_image, alone in zip(both.detect(images), images, strict=True):
+        same(of_image, detector.detect(alone))
+
+
+@pytest.mark.parametrize(("batch", "every"), [(1, 1), (2, 1), (3, 1), (1, 3), (2, 2)])
+def test_results_are_those_of_proposals_made_before(
+    detector: Detector, image: np.ndarray, batch: int, every: int
+) -> None:
+    """Bit for bit: the same images go through the network together."""
+    images = several(image, 7)
+    boxes = [detector.propose(i) for i in images]
+    batches: list[list[int]] = []
+    watched = replace(
+        detector,
+        network=Watched(detector.network, lambda p: batches.append([s.width for s in p[0].samples])),  # type: ignore[arg-type]
+    )
+    got = list(watched.detect_each(enumerate(images), batch=batch, every=every))
+    want = list(detector.detect_each(enumerate(images), boxes.__getitem__, batch, every))
+    for (key, shown, found, new), (i, _, wanted, _) in zip(got, want, strict=True):
+        assert (key, new) == (i, i % every == 0)
+        assert shown is images[i]
+        same(found, wanted)
+    widths = [i.shape[1] for i in images[::every]]
+    assert batches == [widths[i : i + batch] for i in range(0, len(widths), batch)]
+    if every == 1:
+        for of_list, (_, _, found, _) in zip(detector.detect(images, batch=batch), got, strict=True):
+            same(of_list, found)
+
+
+@pytest.mark.parametrize("end", ["closed", "interrupted", "failed"])
+def test_few_images_are_decoded_ahead_and_no_thread_outlives_the_end(
+    detector: Detector, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    monkeypatch.setattr(ahead, "cores", lambda: 2)
+    paths = {f"{i}": tmp_path / f"{i}.png" for i in range(40)}
+    for path in paths.values():
+        Image.fromarray(image).save(path)
+    decoded, imdecode, searched = [], cv2.imdecode, []
+    monkeypatch.setattr(cv2, "imdecode", lambda *a: (decoded.append(1), imdecode(*a))[1])
+
+    def look(_: Sequence[Batch]) -> None:
+        if end == "interrupted":
+            raise KeyboardInterrupt
+
+    def search(one: np.ndarray) -> np.ndarray:
+        searched.append(1)
+        if end == "failed":
+            raise UserError("no search")
+        return detector.propose(one)
+
+    both = replace(detector, network=Watched(detector.network, look), propose=search)  # type: ignore[arg-type]
+    with closing(decode_each(paths, [], [])) as images, closing(both.detect_each(images)) as each:
+        if end == "closed":
+            assert next(each)[0] == "0"
+        else:
+            with pytest.raises(KeyboardInterrupt if end == "interrupted" else UserError):
+                next(each)
+    assert len(searched) <= 4
+    assert len(decoded) <= 4 + 2, "twice as many as there are cores with proposals, two decoded before"
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_each_file_of_a_list_is_decoded_once(
+    detector: Detector, image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    paths = [tmp_path / f"{i}.png" for i in range(5)]
+    for path, pixels in zip(paths, several(image, 5), strict=True):
+        Image.fromarray(pixels).save(path)
+    decoded, imdecode = [], cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda *a: (decoded.append(1), imdecode(*a))[1])
+    found = detector.detect([str(path) for path in paths], batch=batch)
+    assert len(decoded) == 5
+    for of_file, of_array in zip(found, detector.detect(several(image, 5), batch=batch), strict=True):
+        same(of_file, of_array)
+    paths[3].write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"3\.png: not a picture"):
+        detector.detect(paths, batch=batch)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3000), (700, 1), (40, 60)])
