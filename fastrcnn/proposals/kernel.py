@@ -32,7 +32,7 @@ def library() -> ctypes.CDLL | None:
             continue
         p, n, i, f = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
         search.argtypes, search.restype = [i, i, i, p, i, p, p, i, p, i, p, i, i, p, p, i], n
-        take.argtypes, take.restype = [p], None
+        take.argtypes, take.restype = [p, p, p], None
         thin.argtypes, thin.restype = [p, n, f, n, p, i], n
         return kernel
     return None
@@ -57,7 +57,22 @@ def search(
     similarities: Sequence[int],
     labels: np.ndarray | None = None,
 ) -> np.ndarray:
-    """All rectangles (P, 4) int32, x y width height, sorted, of the segments that ever existed.
+    """All rectangles (P, 4) int32, x y width height, sorted, of the segments that ever existed; see search_ranked."""
+    return search_ranked(planes, colour_images, k, sigma, min_size, similarities, labels)[0]
+
+
+def search_ranked(
+    planes: np.ndarray,
+    colour_images: Sequence[Sequence[int]],
+    k: Sequence[float],
+    sigma: float,
+    min_size: int,
+    similarities: Sequence[int],
+    labels: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All rectangles (P, 4) int32, x y width height, sorted, of the segments that ever existed, with two means (P,)
+    float64 over the segments that have it: log2 of the rank, linear between the powers of two, where a hierarchy's last
+    segment, the whole image, has rank 1, the one before it rank 2; and the share of the rectangle that is the segment's.
 
     planes: (planes, H, W) uint8. colour_images: of each, the planes it consists of. k, sigma, min_size: see
     SelectiveSearchSettings. similarities: for each hierarchy, a sum of COLOUR, TEXTURE, SIZE and FILL. labels: takes
@@ -78,17 +93,18 @@ def search(
     if found < 0:
         raise MemoryError(f"selective search: no memory for an image of {width} x {height} pixels")
     rectangles = np.empty((found, 4), np.int32)
-    _kernel().selective_search_take(rectangles.ctypes.data)
-    return rectangles
+    ranks, fills = np.empty(found), np.empty(found)
+    _kernel().selective_search_take(rectangles.ctypes.data, ranks.ctypes.data, fills.ctypes.data)
+    return rectangles, ranks, fills
 
 
 def thin(boxes: np.ndarray, near: float, most: int) -> np.ndarray:
-    """The first `most` of the boxes (P, 4) float32 that do not overlap an earlier one kept by an IoU of `near`."""
+    """Indices of the first `most` boxes (P, 4) float32 that do not overlap an earlier one kept by an IoU of `near`."""
     boxes, kept = np.ascontiguousarray(boxes, np.float32), np.empty(min(most, len(boxes)), np.int32)
     number = _kernel().selective_search_thin(boxes.ctypes.data, len(boxes), near, most, kept.ctypes.data, level())
     if number < 0:
         raise MemoryError(f"selective search: no memory to compare {len(boxes)} boxes")
-    return boxes[kept[:number]]
+    return kept[:number]
 
 
 def _kernel() -> ctypes.CDLL:
