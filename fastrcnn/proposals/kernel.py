@@ -70,9 +70,11 @@ def search_ranked(
     similarities: Sequence[int],
     labels: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All rectangles (P, 4) int32, x y width height, sorted, of the segments that ever existed, with two means (P,)
-    float64 over the segments that have it: log2 of the rank, linear between the powers of two, where a hierarchy's last
-    segment, the whole image, has rank 1, the one before it rank 2; and the share of the rectangle that is the segment's.
+    """All rectangles (P, 4) int32, x y width height, sorted, of the segments that ever existed, with ranks and fills.
+
+    Both are means (P,) float64 over the segments that have the rectangle. Rank: log2, linear between the powers of two,
+    of 1 for the last segment of a hierarchy, which is the whole image, 2 for the one before, and so on. Fill: the
+    segment's share of the rectangle.
 
     planes: (planes, H, W) uint8. colour_images: of each, the planes it consists of. k, sigma, min_size: see
     SelectiveSearchSettings. similarities: for each hierarchy, a sum of COLOUR, TEXTURE, SIZE and FILL. labels: takes

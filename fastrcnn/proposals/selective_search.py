@@ -6,9 +6,9 @@ left; every segment that ever existed gives a box.
 
 What differs from OpenCV's ready-made modes, and why (figures in BENCHMARKS.md):
  - The search runs on an image of one fixed size, so that the coarseness means the same for every image.
- - A third similarity is of sizes and boxes alone: it costs little, and finds what the two of colour and texture do not.
- - OpenCV's order of the boxes depends on the C library's rand() and differs from call to call. Here the boxes are sorted
-   by `score`, and near-duplicates of better ones are dropped: the first n are the best n, and the same everywhere.
+ - A third similarity uses sizes and boxes alone. It costs little and finds boxes that colour and texture do not.
+ - OpenCV's order of the boxes depends on the C library's rand() and differs from call to call. Here the boxes are
+   sorted by `score`, and near-duplicates of better boxes are dropped. So the first n are the best n, everywhere.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ SIMILARITIES = (
     kernel.SIZE + kernel.FILL,
 )
 WEIGHTS = -0.5, 1.2, 1.2, -1.1, -0.2  # of rank, fill, edges inside, edges outside, aspect; see `score`
-SPREAD = 1000, 0.1  # the first so many boxes overlap each other less than `near`, by so much
+SPREAD = 1000, 0.15  # the first so many boxes overlap each other less than `near`, by so much
 
 
 def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> np.ndarray:
     """Proposals (P, 4) float32 for an image (H, W, 3) uint8 RGB: half-open x1 y1 x2 y2 in its pixels.
 
-    At most `max_boxes`, the best first, no two of them near-duplicates. The same image and settings give the same boxes
-    in any process, with any number of threads, whatever the processor. Without a compiler at install OpenCV makes the
-    boxes: the same ones, but in another order, as it tells nothing of their segments; see `score`.
+    At most `max_boxes`, best first, no two of them near-duplicates. The same image and settings give the same boxes in
+    any process, with any number of threads, on any processor. Without the compiled kernel OpenCV searches. It reports
+    rectangles but not their segments, so the order is less good (see `_search`), and it breaks ties in another way.
     """
     return propose_scored(image, settings)[0]
 
@@ -70,13 +70,15 @@ def propose_scored(image: np.ndarray, settings: SelectiveSearchSettings | None =
 def score(image: np.ndarray, boxes: np.ndarray, ranks: np.ndarray, fills: np.ndarray) -> np.ndarray:
     """How likely each box (P, 4), in whole pixels of the image that is searched, is an object's: (P,) float64.
 
-    A sum of five terms, with weights fitted by logistic regression on images of VOC2007's trainval:
-     - the rank in its hierarchies: what is merged late is more often an object than one of many small segments;
-     - the share of the box that its segment fills;
-     - edges just inside the border, and
-     - none just outside, both against the image's mean: as if an object ended there;
-     - the aspect: few objects are very long.
-    No logarithm of a library, whose last bit could differ between machines, has a part in it.
+    ranks, fills: see kernel.search_ranked. The score is a sum of five terms. Their WEIGHTS are rounded from a logistic
+    regression on images of VOC2007's trainval:
+     - rank: a segment that is merged late is more often an object than one of the many small ones
+     - fill: the segment fills its box
+     - edges just inside the box, and
+     - no edges just outside, as where an object ends; both as log2 of the density relative to the image's mean
+     - aspect: few objects are very long
+
+    It is the same to the last bit on every machine: no function of the C library is used.
     """
     height, width = image.shape[:2]
     edges = np.abs(cv2.Sobel(image, cv2.CV_16S, 1, 0)) + np.abs(cv2.Sobel(image, cv2.CV_16S, 0, 1))
@@ -114,9 +116,9 @@ def _log2(values: np.ndarray) -> np.ndarray:
 def spread(boxes: np.ndarray, scores: np.ndarray, near: float, most: int) -> tuple[np.ndarray, np.ndarray]:
     """The first `most` of the boxes (P, 4) float32, best first, and their scores, without near-duplicates.
 
-    Boxes that overlap an earlier one kept by an IoU of `near` are dropped; SPREAD says how much sooner while there are
-    few: what is found near many objects is worth more then than more boxes of the same. Those that were passed over
-    follow, and their scores are lowered to begin where those of the first ended.
+    A box that overlaps an earlier one by an IoU of `near` is dropped. Among the first SPREAD[0] boxes a smaller overlap
+    is enough, by SPREAD[1]: it is more useful to come near many objects first. The boxes passed over in this way compete
+    for the remaining places. Their scores are lowered to continue below those of the first.
     """
     thin = kernel.thin if kernel.library() is not None else _thin
     few, by = SPREAD
@@ -137,7 +139,7 @@ def spread(boxes: np.ndarray, scores: np.ndarray, near: float, most: int) -> tup
 def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All rectangles that the search finds, each once, with ranks and fills, as kernel.search_ranked gives them.
 
-    OpenCV tells nothing of segments: a box's rank is then taken to be how many of its size the image could hold.
+    OpenCV does not report segments. A box's rank is then how often it would fit into the image, and it counts as filled.
     """
     hsv = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
     lab = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2Lab))
