@@ -33,7 +33,7 @@ from fastrcnn.settings import SelectiveSearchSettings
 if TYPE_CHECKING:  # the processes that make proposals import this file, and need no torch
     from fastrcnn.structures import Sample
 
-MODES = {"fast": (25.0, 50.0, 100.0, 200.0), "quality": (50.0, 100.0, 200.0)}
+MODES = {"fast": (25.0, 50.0, 100.0, 200.0), "quality": (25.0, 50.0, 100.0, 200.0)}
 SIDES = (160, 240, 320, 500)
 
 

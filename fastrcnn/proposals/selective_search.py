@@ -37,7 +37,7 @@ SIMILARITIES = (
     kernel.SIZE + kernel.FILL,
 )
 WEIGHTS = -0.5, 1.2, 1.2, -1.1, -0.2  # of rank, fill, edges inside, edges outside, aspect; see `score`
-SPREAD = 1000, 0.15  # the first so many boxes overlap each other less than `near`, by so much
+SPREAD = 1000, 5 / 6  # among the first so many boxes `near` is smaller, by this factor; see `spread`
 
 
 def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> np.ndarray:
@@ -116,13 +116,13 @@ def _log2(values: np.ndarray) -> np.ndarray:
 def spread(boxes: np.ndarray, scores: np.ndarray, near: float, most: int) -> tuple[np.ndarray, np.ndarray]:
     """The first `most` of the boxes (P, 4) float32, best first, and their scores, without near-duplicates.
 
-    A box that overlaps an earlier one by an IoU of `near` is dropped. Among the first SPREAD[0] boxes a smaller overlap
-    is enough, by SPREAD[1]: it is more useful to come near many objects first. The boxes passed over in this way compete
+    A box that overlaps an earlier one by an IoU of `near` is dropped. Among the first boxes a smaller overlap is
+    enough, as SPREAD says: it is more useful to come near many objects first. The boxes passed over in this way compete
     for the remaining places. Their scores are lowered to continue below those of the first.
     """
     thin = kernel.thin if kernel.library() is not None else _thin
-    few, by = SPREAD
-    first = thin(boxes, near - by, min(few, most))
+    few, factor = SPREAD
+    first = thin(boxes, near * factor, min(few, most))
     if len(first) < most:
         passed = np.ones(len(boxes), bool)
         passed[first] = False
@@ -139,7 +139,7 @@ def spread(boxes: np.ndarray, scores: np.ndarray, near: float, most: int) -> tup
 def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All rectangles that the search finds, each once, with ranks and fills, as kernel.search_ranked gives them.
 
-    OpenCV does not report segments. A box's rank is then how often it would fit into the image, and it counts as filled.
+    OpenCV does not report segments. A box's rank is then how often it would fit into the image, and its fill is 1.
     """
     hsv = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
     lab = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2Lab))
@@ -183,7 +183,7 @@ def _thin(boxes: np.ndarray, near: float, most: int) -> np.ndarray:
     kept: list[int] = []
     for start in range(0, len(boxes), BLOCK):  # nothing behind the last box kept is looked at
         block = boxes[start : start + BLOCK]
-        free = ~_overlap(block, boxes[kept], near).any(axis=1)
+        free = np.asarray(~_overlap(block, boxes[kept], near).any(axis=1))
         alike = _overlap(block, block, near)
         for i in range(len(block)):
             if free[i]:

@@ -184,7 +184,7 @@ def plain_score(image: np.ndarray, box: list[int], rank: float, fill: float) -> 
 
 
 def test_the_first_boxes_lie_farther_apart_and_scores_never_rise(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selective_search, "SPREAD", (12, 0.5))
+    monkeypatch.setattr(selective_search, "SPREAD", (12, 1 / 3))
     rng = np.random.default_rng(0)
     boxes = np.sort(rng.integers(0, 12, (300, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
     scores = np.sort(rng.random(300))[::-1]
@@ -213,6 +213,16 @@ def test_objects_come_first() -> None:
     assert scores.shape == (len(boxes),)
     assert (np.diff(scores) <= 0).all()
     assert overlap(boxes[:10], [40, 30, 90, 70]) > 0.85
+
+
+@needs_kernel
+def test_the_same_boxes_and_scores_with_all_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(4, 120, 160)
+    expected = propose_scored(image)
+    for name in kernel.LEVELS[: kernel.library().roi_pool_best_level() + 1]:
+        monkeypatch.setenv("FASTRCNN_SEARCH_LEVEL", name)
+        for found, of_best in zip(propose_scored(image), expected, strict=True):
+            np.testing.assert_array_equal(found, of_best)
 
 
 @needs_kernel
