@@ -139,7 +139,8 @@ def spread(boxes: np.ndarray, scores: np.ndarray, near: float, most: int) -> tup
 def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All rectangles that the search finds, each once, with ranks and fills, as kernel.search_ranked gives them.
 
-    OpenCV does not report segments. A box's rank is then how often it would fit into the image, and its fill is 1.
+    OpenCV does not report segments. A box's rank is then the ratio of the image's size to its own, both the square root
+    of the area, and its fill is 1.
     """
     hsv = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
     lab = cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2Lab))
@@ -153,7 +154,8 @@ def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> tuple[np.nd
         return kernel.search_ranked(planes, channels, settings.k, settings.sigma, settings.min_size, SIMILARITIES)
     images = [cv2.merge([plane[name] for name in image]) for image in colour_images]
     rectangles = np.unique(_search_by_opencv(image, images, settings), axis=0)
-    return rectangles, _log2(image[:, :, 0].size / rectangles[:, 2:].prod(axis=1)), np.ones(len(rectangles))
+    ratio = image[:, :, 0].size / rectangles[:, 2:].prod(axis=1)  # of areas
+    return rectangles, 0.5 * _log2(ratio), np.ones(len(rectangles))
 
 
 def _search_by_opencv(image: np.ndarray, images: Sequence[np.ndarray], settings: SelectiveSearchSettings) -> np.ndarray:

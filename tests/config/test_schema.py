@@ -23,7 +23,7 @@ from fastrcnn.config.schema import SCHEMAS, TrainConfig, groups, leaves
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.networks import NETWORKS
-from fastrcnn.proposals.selective_search import COLOURS
+from fastrcnn.proposals.selective_search import COLOUR_IMAGES
 from fastrcnn.settings import ExportFormat, NetworkName, Pixels, SearchMode
 from fastrcnn.weights.pixels import PIXELS
 
@@ -270,5 +270,5 @@ def test_every_experiment_opens_with_its_command(file: str) -> None:
 def test_the_names_that_a_key_can_have_are_those_of_the_tables_they_are_looked_up_in() -> None:
     assert get_args(NetworkName) == tuple(NETWORKS)
     assert get_args(Pixels) == ("auto", *PIXELS)
-    assert get_args(SearchMode) == tuple(COLOURS)
+    assert get_args(SearchMode) == tuple(COLOUR_IMAGES)
     assert get_args(ExportFormat) == tuple(SUFFIXES)
