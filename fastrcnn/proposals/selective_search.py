@@ -37,7 +37,7 @@ SIMILARITIES = (
     kernel.SIZE + kernel.FILL,
 )
 WEIGHTS = -0.5, 1.2, 1.2, -1.1, -0.2  # of rank, fill, edges inside, edges outside, aspect; see `score`
-SPREAD = 1000, 5 / 6  # among the first so many boxes `near` is smaller, by this factor; see `spread`
+SPREAD = 1250, 5 / 6  # among the first so many boxes `near` is smaller, by this factor; see `spread`
 
 
 def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> np.ndarray:
@@ -78,7 +78,7 @@ def score(image: np.ndarray, boxes: np.ndarray, ranks: np.ndarray, fills: np.nda
      - no edges just outside, as where an object ends; both as log2 of the density relative to the image's mean
      - aspect: few objects are very long
 
-    It is the same to the last bit on every machine: no function of the C library is used.
+    It is the same to the last bit on every machine: it uses no logarithm of the C library.
     """
     height, width = image.shape[:2]
     edges = np.abs(cv2.Sobel(image, cv2.CV_16S, 1, 0)) + np.abs(cv2.Sobel(image, cv2.CV_16S, 0, 1))
