@@ -20,7 +20,7 @@ from fastrcnn.parallel.launch import cores
 from fastrcnn.parallel.processes import pool, prepare, refuse_import
 from fastrcnn.progress import progress
 from fastrcnn.proposals.clean import BoxCounts
-from fastrcnn.proposals.selective_search import check_mode, propose, searcher
+from fastrcnn.proposals.selective_search import check_mode, propose_scored, searcher
 from fastrcnn.proposals.store import ImageProposals, check_target, refuse_repeated, write_store
 from fastrcnn.settings import SelectiveSearchSettings
 
@@ -137,16 +137,16 @@ def _make_one(task: tuple[Image, Path, SelectiveSearchSettings, str]) -> tuple[s
             _load(file)
             return image_id, file
         image = decode(data, path, turn)
-        boxes = propose(image, settings)
+        boxes, scores = propose_scored(image, settings)
     except UserError as error:
         return image_id, str(error)
     with write_atomically(file) as part, part.open("wb") as handle:
-        np.savez(handle, size=np.array(image.shape[:2]), boxes=boxes)
+        np.savez(handle, size=np.array(image.shape[:2]), boxes=boxes, scores=scores)
     return image_id, file
 
 
-def _load(file: Path | str) -> tuple[int, int, np.ndarray]:
-    """Height, width, and boxes (P, 4) of a result."""
+def _load(file: Path | str) -> tuple[int, int, np.ndarray, np.ndarray]:
+    """Height, width, boxes (P, 4) and their scores (P,) of a result."""
     with np.load(file, allow_pickle=False) as result:
         height, width = result["size"].tolist()
-        return height, width, result["boxes"]
+        return height, width, result["boxes"], result["scores"]

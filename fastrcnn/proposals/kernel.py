@@ -17,23 +17,27 @@ import numpy as np
 from fastrcnn.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "ops"
+INTERFACE = 1  # of the library, as selective_search.cpp counts
 LEVELS = ("plain", "avx2", "avx512")
 COLOUR, TEXTURE, SIZE, FILL = 1, 2, 4, 8  # what the similarity of two segments is made of
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernel, in the package or where FASTRCNN_ROI_CPU_LIBRARY says; None where it was not built."""
+    """The kernel, in the package or where FASTRCNN_ROI_CPU_LIBRARY says; None where it was not built,
+    or from other sources."""
     forced = os.environ.get("FASTRCNN_ROI_CPU_LIBRARY")
     for path in [Path(forced)] if forced else sorted(FOLDER.glob("_roi_cpu*.so")):
         try:
             kernel = ctypes.CDLL(str(path))
             search, take, thin = kernel.selective_search, kernel.selective_search_take, kernel.selective_search_thin
-        except (OSError, AttributeError):  # built for another machine, or without the search
+            if kernel.selective_search_interface() != INTERFACE:
+                continue
+        except (OSError, AttributeError):  # built for another machine, or from older sources
             continue
         p, n, i, f = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
         search.argtypes, search.restype = [i, i, i, p, i, p, p, i, p, i, p, p, i, p, p, p, i], n
-        take.argtypes, take.restype = [p], None
+        take.argtypes, take.restype = [p, p, p], None
         thin.argtypes, thin.restype = [p, n, f, n, p, i], n
         return kernel
     return None
@@ -60,8 +64,12 @@ def search(
     similarities: Sequence[int],
     labels: np.ndarray | None = None,
     texture: np.ndarray | None = None,
-) -> np.ndarray:
-    """All rectangles (P, 4) int32, x y width height, sorted, of the segments that ever existed.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All rectangles (P, 4) int32, x y width height, sorted, of the segments that ever existed, with ranks and fills.
+
+    Both are means (P,) float64 over the segments that have the rectangle. Rank: log2, linear between the powers of two,
+    of 1 for the last segment of a hierarchy, which is the whole image, 2 for the one before, and so on. Fill: the
+    segment's share of the rectangle.
 
     planes: (planes, H, W) uint8. colour_images: of each, the planes it consists of. k: see SelectiveSearchSettings.
     blur: kernel of the blur before segmentation, of an odd length. min_size: area of the smallest segment, for each k.
@@ -89,17 +97,18 @@ def search(
     if found < 0:
         raise MemoryError(f"selective search: no memory for an image of {width} x {height} pixels")
     rectangles = np.empty((found, 4), np.int32)
-    _kernel().selective_search_take(rectangles.ctypes.data)
-    return rectangles
+    ranks, fills = np.empty(found), np.empty(found)
+    _kernel().selective_search_take(rectangles.ctypes.data, ranks.ctypes.data, fills.ctypes.data)
+    return rectangles, ranks, fills
 
 
 def thin(boxes: np.ndarray, near: float, most: int) -> np.ndarray:
-    """The first `most` of the boxes (P, 4) float32 that do not overlap an earlier one kept by an IoU of `near`."""
+    """Indices of the first `most` boxes (P, 4) float32 that do not overlap an earlier one kept by an IoU of `near`."""
     boxes, kept = np.ascontiguousarray(boxes, np.float32), np.empty(min(most, len(boxes)), np.int32)
     number = _kernel().selective_search_thin(boxes.ctypes.data, len(boxes), near, most, kept.ctypes.data, level())
     if number < 0:
         raise MemoryError(f"selective search: no memory to compare {len(boxes)} boxes")
-    return boxes[kept[:number]]
+    return kept[:number]
 
 
 def _kernel() -> ctypes.CDLL:

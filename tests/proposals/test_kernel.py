@@ -48,7 +48,7 @@ def searched(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rectangles and first segments of one colour image with all planes."""
     labels = np.empty((1, len(k), *planes.shape[1:]), np.int32)
-    found = kernel.search(planes, [range(len(planes))], k, BLUR, [min_size] * len(k), similarities, labels)
+    found, _, _ = kernel.search(planes, [range(len(planes))], k, BLUR, [min_size] * len(k), similarities, labels)
     return found, labels[0]
 
 
@@ -89,7 +89,7 @@ def test_the_same_as_a_plain_reference(
 @pytest.mark.parametrize("taken", [[[0, 1, 2]], [[2, 0]], [[1], [1], [0, 2]], [[0] * 20]])
 def test_colour_images_share_planes(taken: list[list[int]]) -> None:
     planes = patches(9, 25, 33)
-    found = kernel.search(planes, taken, [50.0], BLUR, [10], [ALL])
+    found, _, _ = kernel.search(planes, taken, [50.0], BLUR, [10], [ALL])
     alone = [searched(planes[image], [50.0], 10, [ALL])[0] for image in taken]
     np.testing.assert_array_equal(found, np.unique(np.concatenate(alone), axis=0))
 
@@ -100,7 +100,7 @@ def photographs(test_data: Path) -> list[np.ndarray]:
 
 def rectangles(image: np.ndarray, mode: str) -> set[tuple[int, ...]]:
     small = cv2.resize(image, (320, round(320 * image.shape[0] / image.shape[1])), interpolation=cv2.INTER_AREA)
-    return {tuple(r) for r in selective_search._search(small, SelectiveSearchSettings(mode, k=[50, 100])).tolist()}
+    return {tuple(r) for r in selective_search._search(small, SelectiveSearchSettings(mode, k=[50, 100]))[0].tolist()}
 
 
 @pytest.mark.parametrize("mode", ["fast", "quality"])

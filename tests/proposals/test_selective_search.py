@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -19,11 +20,13 @@ from fastrcnn.config.values import fill
 from fastrcnn.errors import UserError
 from fastrcnn.proposals import generate, kernel, selective_search
 from fastrcnn.proposals.generate import Image, propose_all
-from fastrcnn.proposals.selective_search import propose
+from fastrcnn.proposals.selective_search import propose, propose_scored, score, spread
 from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.settings import SelectiveSearchSettings
 
 QUICK = SelectiveSearchSettings(side=96, k=[50, 150], min_size=20)
+BUILT = (kernel.thin,) if kernel.library() is not None else ()
+needs_kernel = pytest.mark.skipif(not BUILT, reason="the kernel was not built")
 
 
 def picture(seed: int, height: int = 60, width: int = 80) -> np.ndarray:
@@ -52,7 +55,7 @@ def images(tmp_path: Path) -> list[Image]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows by one with every image that is really searched (in this process)."""
     made: list[int] = []
-    monkeypatch.setattr(generate, "propose", lambda image, settings: (made.append(1), propose(image, settings))[1])
+    monkeypatch.setattr(generate, "propose_scored", lambda *args: (made.append(1), propose_scored(*args))[1])
     return made
 
 
@@ -88,7 +91,8 @@ def test_thinning_keeps_what_one_box_after_another_would(near: float, monkeypatc
         for box in boxes.astype(int).tolist():
             if len(kept) < most and not any(twins(box, other, near) for other in kept):
                 kept.append(box)
-        assert selective_search._thin(boxes, near, most).tolist() == kept
+        for thin in (selective_search._thin, *BUILT):
+            assert boxes[thin(boxes, near, most)].tolist() == kept
 
 
 def twins(a: list[int], b: list[int], near: float) -> bool:
@@ -115,6 +119,122 @@ def test_fewer_boxes_are_the_first_of_more() -> None:
     few = propose(picture(1), SelectiveSearchSettings(side=96, k=[50, 150], min_size=20, max_boxes=7))
     assert len(many) > 7
     np.testing.assert_array_equal(few, many[:7])
+
+
+@needs_kernel
+def test_ranks_and_fills_by_hand() -> None:
+    """Three segments: an L, the square inside it, and a bar on the right. By size the square and the bar are merged
+    first, by fill the L and the square."""
+    plane = np.full((1, 40, 60), 20, np.uint8)
+    plane[:, 20:, 20:40] = 80
+    plane[:, :, 40:] = 250
+    rectangles, ranks, fills = kernel.search(plane, [[0]], [1.0], np.ones(1), [1], [kernel.SIZE, kernel.FILL])
+    found = dict(zip(map(tuple, rectangles.tolist()), zip(ranks, fills, strict=True), strict=True))
+    assert found == {  # of five, the L has rank 5, the bar 4, the square 3; log2(5) is 2.25 and log2(3) 1.5 on lines
+        (0, 0, 40, 40): (pytest.approx((2.25 + 2.25 + 1) / 3), pytest.approx((0.75 + 0.75 + 1) / 3)),
+        (40, 0, 20, 40): (2, 1),
+        (20, 20, 20, 20): (1.5, 1),
+        (20, 0, 40, 40): (1, 0.75),
+        (0, 0, 60, 40): (0, 1),
+    }
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_are_those_of_a_plain_reference(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    height, width = 23, 31
+    image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    corners = np.sort(np.stack([rng.integers(0, n + 1, (40, 2)) for n in (width, height)], axis=2), axis=1)
+    boxes = np.concatenate([corners.reshape(-1, 4), [[0, 0, width, height]]])
+    boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
+    ranks, fills = rng.random(len(boxes)) * 9, rng.random(len(boxes))
+    expected = [plain_score(image, *args) for args in zip(boxes.tolist(), ranks, fills, strict=True)]
+    np.testing.assert_allclose(score(image, boxes, ranks, fills), expected, rtol=0, atol=1e-9)
+
+
+def plain_score(image: np.ndarray, box: list[int], rank: float, fill: float) -> float:
+    height, width = image.shape[:2]
+    padded = np.pad(image.astype(int), ((1, 1), (1, 1), (0, 0)), "reflect")
+
+    def edge(x: int, y: int) -> int:
+        near = padded[y : y + 3, x : x + 3]
+        across = near[0, 2] - near[0, 0] + 2 * (near[1, 2] - near[1, 0]) + near[2, 2] - near[2, 0]
+        down = near[2, 0] - near[0, 0] + 2 * (near[2, 1] - near[0, 1]) + near[2, 2] - near[0, 2]
+        return int(np.abs(across).sum() + np.abs(down).sum())
+
+    def log2(value: float) -> float:
+        power = math.floor(math.log2(value))
+        return power + value / 2**power - 1
+
+    x1, y1, x2, y2 = box
+    w, h = x2 - x1, y2 - y1
+    dx, dy = min(max(w // 8, 2), w // 2), min(max(h // 8, 2), h // 2)
+    inside, outside, every = [], [], []
+    for y in range(height):
+        for x in range(width):
+            every.append(edge(x, y))
+            if x1 <= x < x2 and y1 <= y < y2:
+                if not (x1 + dx <= x < x2 - dx and y1 + dy <= y < y2 - dy):
+                    inside.append(every[-1])
+            elif x1 - dx <= x < x2 + dx and y1 - dy <= y < y2 + dy:
+                outside.append(every[-1])
+    mean = sum(every) / len(every)
+    near_in, near_out = (log2(sum(e) / max(len(e), 1) / mean + 0.05) for e in (inside, outside))
+    return -0.5 * rank + 1.2 * fill + 1.2 * near_in - 1.1 * near_out - 0.2 * log2(w / h) ** 2
+
+
+def test_the_first_boxes_lie_farther_apart_and_scores_never_rise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selective_search, "SPREAD", (12, 1 / 3))
+    rng = np.random.default_rng(0)
+    boxes = np.sort(rng.integers(0, 12, (300, 2, 2)), axis=1).reshape(-1, 4).astype(np.float32)
+    scores = np.sort(rng.random(300))[::-1]
+    first = [0]
+    for n in range(1, 300):
+        if len(first) < 12 and not any(twins(boxes[n].tolist(), boxes[i].tolist(), 0.25) for i in first):
+            first.append(n)
+    kept = list(first)
+    for n in range(300):
+        if n not in first and not any(twins(boxes[n].tolist(), boxes[i].tolist(), 0.75) for i in kept):
+            kept.append(n)
+    assert len(first) == 12 < len(kept)
+    for most in (1, 7, 12, 13, 1000):
+        found, of_found = spread(boxes, scores, 0.75, most)
+        np.testing.assert_array_equal(found, boxes[kept[:most]])
+        assert (np.diff(of_found) <= 0).all()
+        np.testing.assert_array_equal(of_found[:12], scores[first[:most]].astype(np.float32))
+
+
+def test_objects_come_first() -> None:
+    image = picture(5, 120, 160)
+    image[30:70, 40:90] = 250, 240, 20
+    boxes, scores = propose_scored(image, SelectiveSearchSettings("quality"))
+    assert len(boxes) > 30
+    assert scores.dtype == np.float32
+    assert scores.shape == (len(boxes),)
+    assert (np.diff(scores) <= 0).all()
+    assert overlap(boxes[:10], [40, 30, 90, 70]) > 0.85
+
+
+@needs_kernel
+def test_the_same_boxes_and_scores_with_all_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = picture(4, 120, 160)
+    expected = propose_scored(image)
+    for name in kernel.LEVELS[: kernel.library().roi_pool_best_level() + 1]:
+        monkeypatch.setenv("FASTRCNN_SEARCH_LEVEL", name)
+        for found, of_best in zip(propose_scored(image), expected, strict=True):
+            np.testing.assert_array_equal(found, of_best)
+
+
+@needs_kernel
+def test_without_the_kernel_the_boxes_are_the_same_in_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of similarities without ties; thinning would keep others of boxes that are in another order."""
+    monkeypatch.setattr(selective_search, "SIMILARITIES", selective_search.SIMILARITIES[:2])
+    settings = SelectiveSearchSettings(side=160, near=2, max_boxes=99999)
+    ours = propose(picture(0, 120, 160), settings)
+    monkeypatch.setattr(kernel, "library", lambda: None)
+    other, scores = propose_scored(picture(0, 120, 160), settings)
+    assert sorted(ours.tolist()) == sorted(other.tolist())
+    assert (np.diff(scores) <= 0).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (2, 2), (7, 500)])
@@ -157,7 +277,10 @@ def test_the_same_store_with_one_process_and_with_two(images: list[Image], tmp_p
     assert one.ids == two.ids == [image_id for image_id, _, _ in images]
     for n, image_id in enumerate(one.ids):
         np.testing.assert_array_equal(one.boxes(image_id), two.boxes(image_id))
-        np.testing.assert_array_equal(one.boxes(image_id), propose(picture(n), QUICK))
+        boxes, scores = propose_scored(picture(n), QUICK)
+        np.testing.assert_array_equal(one.boxes(image_id), boxes)
+        np.testing.assert_array_equal(one.scores(image_id), scores)
+        np.testing.assert_array_equal(two.scores(image_id), scores)
         assert one.size(image_id) == (60, 80)
     assert one.meta["settings"]["side"] == 96
     left = {path.name for path in tmp_path.iterdir()}
@@ -167,18 +290,18 @@ def test_the_same_store_with_one_process_and_with_two(images: list[Image], tmp_p
 def test_a_run_goes_on_where_it_stopped(
     images: list[Image], tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = generate.propose
+    counted = generate.propose_scored
 
-    def interrupt(image: np.ndarray, settings: SelectiveSearchSettings) -> np.ndarray:
+    def interrupt(image: np.ndarray, settings: SelectiveSearchSettings) -> tuple[np.ndarray, np.ndarray]:
         if len(calls) == 3:
             raise KeyboardInterrupt
         return counted(image, settings)
 
-    monkeypatch.setattr(generate, "propose", interrupt)
+    monkeypatch.setattr(generate, "propose_scored", interrupt)
     with pytest.raises(KeyboardInterrupt):
         propose_all(images, tmp_path / "s.proposals", QUICK, workers=1)
     assert not (tmp_path / "s.proposals").exists()
-    monkeypatch.setattr(generate, "propose", counted)
+    monkeypatch.setattr(generate, "propose_scored", counted)
     propose_all(images, tmp_path / "s.proposals", QUICK, workers=1)
     assert len(calls) == 5
     store = ProposalStore(tmp_path / "s.proposals")

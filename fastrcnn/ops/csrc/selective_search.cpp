@@ -113,11 +113,42 @@ private:
     size_t block = 0, used = 0;
 };
 
-// Rectangles, x y width height, of 16 bits each.
+// log2, linear between the powers of two, in units of 1 / 65536: whole numbers, whose sums depend on no order.
+inline int64_t log2_of(uint32_t v) {
+    const int exponent = 31 - __builtin_clz(v);
+    return ((int64_t)exponent << 16) + (int64_t)(((uint64_t)v << 16 >> exponent) - 65536);
+}
+
+// Segments by their rectangles: x y width height, of 16 bits each.
 struct Found {
-    std::vector<uint64_t> rectangles;
-    __attribute__((noinline)) void add(int x, int y, int width, int height) {
-        rectangles.push_back((uint64_t)x << 48 | (uint64_t)y << 32 | (uint64_t)width << 16 | (uint64_t)height);
+    struct Entry {
+        uint64_t rectangle;
+        int64_t ranks;  // sum of log2_of(rank)
+        int64_t sizes;  // sum, in pixels
+        int64_t count;
+    };
+    std::vector<Entry> entries;
+
+    // rank: 1 for the segment that its hierarchy made last, the whole image, and so on
+    __attribute__((noinline)) void add(int x, int y, int width, int height, int32_t rank, int32_t size) {
+        const uint64_t rectangle = (uint64_t)x << 48 | (uint64_t)y << 32 | (uint64_t)width << 16 | (uint64_t)height;
+        entries.push_back({rectangle, log2_of((uint32_t)rank), size, 1});
+    }
+
+    // Sorts the rectangles and makes those that are equal one.
+    void settle() {
+        std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.rectangle < b.rectangle; });
+        size_t count = 0;
+        for (const Entry& e : entries) {
+            if (count && entries[count - 1].rectangle == e.rectangle) {
+                Entry& same = entries[count - 1];
+                same.ranks += e.ranks;
+                same.sizes += e.sizes;
+                same.count += e.count;
+            } else
+                entries[count++] = e;
+        }
+        entries.resize(count);
     }
 };
 
@@ -183,14 +214,16 @@ const Level LEVELS[] = {  // as roi_pool_best_level counts them
 
 extern "C" {
 
+// Raised with every change of the functions below, so that a library built from other sources is not called by mistake.
+int selective_search_interface(void) { return 1; }
+
 // Searches an image and returns the number of different rectangles, for selective_search_take on the same thread; or -1
 // where memory ran out.
 int64_t selective_search(int height, int width, int planes, const uint8_t* pixels, int images, const int32_t* channels,
                          const int32_t* channel, int ks, const float* k, int taps, const float* kernel,
                          const int32_t* min_size, int groupings, const int32_t* measures, int32_t* labels,
                          const uint8_t* texture, int level) {
-    std::vector<uint64_t>& all = found.rectangles;
-    all.clear();
+    found.entries.clear();
     try {
         std::vector<const uint8_t*> plane;
         for (int p = 0; p < planes; p++) plane.push_back(pixels + (size_t)p * height * width);
@@ -198,19 +231,23 @@ int64_t selective_search(int height, int width, int planes, const uint8_t* pixel
                           k,      taps,  kernel, min_size,     groupings, measures, labels,   texture};
         LEVELS[level].search(s, arena, found);
         arena.settle();
+        found.settle();
     } catch (const std::bad_alloc&) {
         arena.settle();
         return -1;
     }
-    std::sort(all.begin(), all.end());
-    all.erase(std::unique(all.begin(), all.end()), all.end());
-    return (int64_t)all.size();
+    return (int64_t)found.entries.size();
 }
 
-// The rectangles of this thread's last search: x y width height of each, sorted.
-void selective_search_take(int32_t* out) {
-    for (const uint64_t r : found.rectangles)
-        for (int shift = 48; shift >= 0; shift -= 16) *out++ = (int32_t)(r >> shift & 0xffff);
+// The rectangles of this thread's last search: x y width height of each, sorted; and of the segments that have it, the
+// mean of log2_of(rank), and the mean share of the rectangle that they fill.
+void selective_search_take(int32_t* rectangles, double* ranks, double* fills) {
+    for (const Found::Entry& e : found.entries) {
+        const double area = (double)(e.rectangle >> 16 & 0xffff) * (double)(e.rectangle & 0xffff);
+        for (int shift = 48; shift >= 0; shift -= 16) *rectangles++ = (int32_t)(e.rectangle >> shift & 0xffff);
+        *ranks++ = (double)e.ranks / ((double)e.count * 65536);
+        *fills++ = (double)e.sizes / ((double)e.count * area);
+    }
 }
 
 // Writes the indices of the first boxes (x1 y1 x2 y2), `limit` at most, that overlap no earlier one of them by an IoU of

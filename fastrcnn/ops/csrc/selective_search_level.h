@@ -795,10 +795,13 @@ void group(const Search& s, const Start& start, int measures, const float* colou
         memcpy(&bits, &alike, 4);
         return Candidate{(uint64_t)bits << 32 | (uint32_t)newer, older};
     };
+    auto add = [&](int32_t i) {  // of n segments that are neighbours in the end, n - 1 more are made
+        found.add(box[i].x1, box[i].y1, box[i].x2 - box[i].x1, box[i].y2 - box[i].y1, 2 * n - 1 - i, size[i]);
+    };
     for (int32_t i = 0; i < n; i++) {
         size[i] = start.size[i];
         box[i] = start.box[i];
-        found.add(box[i].x1, box[i].y1, box[i].x2 - box[i].x1, box[i].y2 - box[i].y1);
+        add(i);
     }
     for (size_t i = 0; i < all; i++) {
         parent[i] = (int32_t)i;
@@ -831,7 +834,7 @@ void group(const Search& s, const Start& start, int measures, const float* colou
         parent[a] = parent[b] = c;
         size[c] = size[a] + size[b];
         box[c] = around(box[a], box[b]);
-        found.add(box[c].x1, box[c].y1, box[c].x2 - box[c].x1, box[c].y2 - box[c].y1);
+        add(c);
         float* histogram = start.histogram + (size_t)c * start.bins;
         const float *of_a = start.histogram + (size_t)a * start.bins, *of_b = start.histogram + (size_t)b * start.bins;
         if (measures & COLOUR) mix(of_a, size[a], of_b, size[b], start.colour_bins, histogram);
