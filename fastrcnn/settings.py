@@ -82,7 +82,7 @@ class SelectiveSearchSettings:
     min_size: int = key(50, "area of the smallest segment, in pixels of the searched image; 0: k", least=0)
     min_side: float = key(0.0, "boxes with a shorter side are dropped, in pixels of the original")
     near: float = key(
-        0.9, "of boxes that overlap by this much only the best is kept; of the first 1,250, by 5/6 of it", above=0
+        0.9, "of boxes that overlap by this much only the best is kept; of the first 1,500, by 5/6 of it", above=0
     )
     max_boxes: int = key(2000, "boxes kept of an image", least=1)
 

@@ -42,12 +42,15 @@ from fastrcnn.settings import SelectiveSearchSettings
 if TYPE_CHECKING:  # the processes that make proposals import this file, and need no torch
     from fastrcnn.structures import Sample
 
-VOC07 = SelectiveSearchSettings(mode="quality", k=[50.0, 100.0, 200.0], min_side=16)
+VOC07 = SelectiveSearchSettings(mode="quality", min_side=16)  # as configs/data/voc07.yaml has it
+BEFORE = replace(VOC07, k=[50.0, 100.0, 200.0])
 ROWS = {
     "voc07": VOC07,
-    "fast": SelectiveSearchSettings(min_side=16),
-    "voc07, side 240": replace(VOC07, side=240),
-    "voc07, side 500": replace(VOC07, side=500),
+    "fast": replace(VOC07, mode="fast"),
+    "k 50 100 200": BEFORE,
+    "side 160": replace(VOC07, side=160),
+    "side 240": replace(VOC07, side=240),
+    "side 500": replace(VOC07, side=500),
 }
 COUNTS = (500, 1000, 2000)
 
@@ -94,10 +97,10 @@ def peer_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
         height, width = image.shape[:2]
         scale = VOC07.side / max(height, width)
         small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
-        found = {tuple(r) for r in selective_search._search(small, VOC07).tolist()}
+        found = {tuple(r) for r in selective_search._search(small, VOC07)[0].tolist()}
         with by_opencv():
             theirs.append(processor(lambda: propose(image, VOC07))[1])  # noqa: B023
-            others = {tuple(r) for r in selective_search._search(small, VOC07).tolist()}
+            others = {tuple(r) for r in selective_search._search(small, VOC07)[0].tolist()}
         equal.append(len(found & others) / len(found | others))
     rows = []
     print(f"\nAgainst OpenCV {cv2.__version__}, {len(samples)} photographs, settings of data=voc07, one thread\n")

@@ -42,7 +42,7 @@ SIMILARITIES = (
     kernel.SIZE + kernel.FILL,
 )
 WEIGHTS = -0.5, 1.2, 1.2, -1.1, -0.2  # of rank, fill, edges inside, edges outside, aspect; see `score`
-SPREAD = 1250, 5 / 6  # among the first so many boxes `near` is smaller, by this factor; see `spread`
+SPREAD = 1500, 5 / 6  # among the first so many boxes `near` is smaller, by this factor; see `spread`
 
 
 def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> np.ndarray:
