@@ -58,7 +58,7 @@ from fastrcnn.structures import Detections
 ROIS = 2000
 BORDER = (WIDTH, HEIGHT, WIDTH, HEIGHT)
 FOLDER = 12  # images
-SEARCH = SelectiveSearchSettings(mode="quality", k=[50, 100, 200], min_side=16)  # of data=voc07
+SEARCH = SelectiveSearchSettings(mode="quality", min_side=16)  # of data=voc07
 RANKS = (1024, 256)  # of fc6 and fc7, the paper's, section 4.4; random factors take as long as an SVD's
 
 

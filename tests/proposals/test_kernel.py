@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -130,6 +131,26 @@ def test_an_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("FASTRCNN_SEARCH_LEVEL", "sse9")
     with pytest.raises(UserError, match="FASTRCNN_SEARCH_LEVEL=sse9: this processor can run plain"):
         propose(patches(0, 20, 20).transpose(1, 2, 0))
+
+
+def test_a_library_built_from_other_sources_is_not_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an update of the sources without a new installation: its functions may take other arguments."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if not compiler:
+        pytest.skip("no C compiler")
+    source = tmp_path / "old.c"
+    names = ("selective_search", "selective_search_take", "selective_search_thin")
+    for interface, found in ((kernel.INTERFACE, True), (kernel.INTERFACE - 1, False)):
+        functions = "".join(f"void {name}(void) {{}}\n" for name in names)
+        source.write_text(f"{functions}int selective_search_interface(void) {{ return {interface}; }}\n")
+        library = tmp_path / f"{interface}.so"
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+        monkeypatch.setenv("FASTRCNN_ROI_CPU_LIBRARY", str(library))
+        kernel.library.cache_clear()
+        try:
+            assert (kernel.library() is not None) == found
+        finally:
+            kernel.library.cache_clear()
 
 
 def test_threads_of_one_process_do_not_disturb_each_other() -> None:
