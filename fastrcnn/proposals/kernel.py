@@ -24,9 +24,9 @@ COLOUR, TEXTURE, SIZE, FILL = 1, 2, 4, 8  # what the similarity of two segments 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernel, in the package or where FASTRCNN_ROI_CPU_LIBRARY says; None where it was not built,
+    """The kernel, in the package or where FASTRCNN_SEARCH_LIBRARY says; None where it was not built,
     or from other sources."""
-    forced = os.environ.get("FASTRCNN_ROI_CPU_LIBRARY")
+    forced = os.environ.get("FASTRCNN_SEARCH_LIBRARY")
     for path in [Path(forced)] if forced else sorted(FOLDER.glob("_roi_cpu*.so")):
         try:
             kernel = ctypes.CDLL(str(path))

@@ -145,7 +145,7 @@ def test_a_library_built_from_other_sources_is_not_called(tmp_path: Path, monkey
         source.write_text(f"{functions}int selective_search_interface(void) {{ return {interface}; }}\n")
         library = tmp_path / f"{interface}.so"
         subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
-        monkeypatch.setenv("FASTRCNN_ROI_CPU_LIBRARY", str(library))
+        monkeypatch.setenv("FASTRCNN_SEARCH_LIBRARY", str(library))
         kernel.library.cache_clear()
         try:
             assert (kernel.library() is not None) == found
@@ -192,7 +192,7 @@ def test_without_a_compiler_opencv_searches_and_says_so(tmp_path: Path, test_dat
     source = sorted(folder.glob("*.jpg"))[0]
     settings = ["data.selective_search.side=64", "workers=1"]
     said, made = {}, {}
-    for name, library in (("kernel", {}), ("OpenCV", {"FASTRCNN_ROI_CPU_LIBRARY": str(tmp_path / "none.so")})):
+    for name, library in (("kernel", {}), ("OpenCV", {"FASTRCNN_SEARCH_LIBRARY": str(tmp_path / "none.so")})):
         store = tmp_path / f"{name}.proposals"
         run = subprocess.run(
             [sys.executable, "-m", "fastrcnn", "propose", f"source={source}", f"output={store}", *settings],
