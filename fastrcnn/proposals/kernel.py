@@ -1,7 +1,7 @@
 """Our own selective search, ops/csrc/selective_search.cpp, which is built with the RoI pooling kernel at install.
 
-It gives the boxes that OpenCV's gives, and the same ones on every processor. Imports neither torch nor the rest of
-ops/, as processes that make proposals need none of it.
+It gives the boxes that OpenCV's gives, but where edges or similarities are equal, and the same on every processor.
+Imports neither torch nor the rest of ops/, as processes that make proposals need none of it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""Selective search: class-independent object proposals from hierarchies of merged segments, with OpenCV.
+"""Selective search: class-independent object proposals from hierarchies of merged segments.
 
 Uijlings et al., "Selective Search for Object Recognition", IJCV 2013. An image is cut into segments in
 several colour spaces and at several coarsenesses; neighbours are merged, most similar first, until one is
 left; every segment that ever existed gives a box.
 
-What differs from OpenCV's ready-made modes, and why (figures in BENCHMARKS.md):
+The search itself is kernel.py's, or OpenCV's where that was not built. What differs from OpenCV's ready-made modes, and
+why (figures in BENCHMARKS.md):
  - The search runs on an image of one fixed size, so that the coarseness means the same for every image.
  - A third similarity uses sizes and boxes alone. It costs little and finds boxes that colour and texture do not.
  - OpenCV's order of the boxes depends on the C library's rand() and differs from call to call. Here the boxes are
@@ -169,8 +170,8 @@ def _log_once(level: int, text: str) -> None:
 def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> Found:
     """All rectangles that the search finds, each once, with ranks and fills, as kernel.search gives them.
 
-    OpenCV does not report segments. A box's rank is then the ratio of the image's size to its own, both the square root
-    of the area, and its fill is 1.
+    OpenCV does not report segments. A box's rank is then log2 of the ratio of the image's size to its own, both the
+    square root of the area, and its fill is 1.
     """
     if settings.mode == "iccv2011":
         return _search_as_iccv2011(image, settings)

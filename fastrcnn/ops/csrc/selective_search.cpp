@@ -4,7 +4,7 @@
 //
 // The search gives what OpenCV's does and does once what that repeats: edges are sorted once for a colour image, not for
 // each k; what is the same for all k is segmented once; gradients are taken once of a plane, and histograms once of the
-// parts that no k divides; both similarities start from the same histograms; and merging keeps a heap of neighbours.
+// parts that no k divides; all similarities start from the same histograms; and merging keeps a heap of neighbours.
 
 #include <math.h>
 #include <stddef.h>
