@@ -2,12 +2,14 @@
 
 from setuptools import Extension, setup
 
+HEADERS = ("instruction_sets", "roi_bins", "roi_pool_lanes", "roi_pool_level", "selective_search_level")
+
 setup(
     ext_modules=[
         Extension(
             "fastrcnn.ops._roi_cpu",
             sources=["fastrcnn/ops/csrc/roi_pool_cpu.cpp", "fastrcnn/ops/csrc/selective_search.cpp"],
-            depends=[f"fastrcnn/ops/csrc/{n}.h" for n in ("roi_bins", "roi_pool_lanes", "selective_search_level")],
+            depends=[f"fastrcnn/ops/csrc/{n}.h" for n in HEADERS],
             # No fused multiply-add: floats are rounded operation by operation, to the same bits on every machine.
             extra_compile_args=["-O3", "-std=c++17", "-ffp-contract=off", "-pthread", "-Wno-psabi"],
             extra_link_args=["-pthread"],

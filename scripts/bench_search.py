@@ -22,7 +22,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -74,14 +74,10 @@ def some(root: Path, images: int, split: str | None) -> tuple[list[Sample], list
     return samples, classes
 
 
-def processor(run: Callable[[], Any]) -> tuple[Any, float]:
-    begin = time.process_time()
-    result = run()
-    return result, time.process_time() - begin
-
-
 def peer_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
     """Our time and OpenCV's on each photograph, for each instruction set."""
+    from measuring import processor, ratio_and_quartiles
+
     library = kernel.library()
     if library is None:
         raise SystemExit("the kernel was not built; nothing to compare")
@@ -93,21 +89,18 @@ def peer_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
         for level in levels:
             with mock.patch.dict("os.environ", FASTRCNN_SEARCH_LEVEL=level):
                 propose(image, VOC07)
-                ours[level].append(processor(lambda: propose(image, VOC07))[1])  # noqa: B023
-        height, width = image.shape[:2]
-        scale = VOC07.side / max(height, width)
-        small = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+                ours[level].append(processor(lambda: propose(image, VOC07)))  # noqa: B023
+        small = selective_search.resized(image, VOC07.side)
         found = {tuple(r) for r in selective_search._search(small, VOC07)[0].tolist()}
         with by_opencv():
-            theirs.append(processor(lambda: propose(image, VOC07))[1])  # noqa: B023
+            theirs.append(processor(lambda: propose(image, VOC07)))  # noqa: B023
             others = {tuple(r) for r in selective_search._search(small, VOC07)[0].tolist()}
         equal.append(len(found & others) / len(found | others))
     rows = []
     print(f"\nAgainst OpenCV {cv2.__version__}, {len(samples)} photographs, settings of data=voc07, one thread\n")
     print("| instructions | ours, ms | OpenCV's, ms | ratio (quartiles) |\n|---|---|---|---|")
     for level in levels:
-        ratios = [a / b for a, b in zip(theirs, ours[level], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        middle, (low, high) = ratio_and_quartiles(theirs, ours[level])
         ms, peer_ms = (1e3 * statistics.median(of) for of in (ours[level], theirs))
         rows.append({"level": level, "ms": ms, "peer_ms": peer_ms, "ratio": middle, "quartiles": [low, high]})
         print(f"| {level} | {ms:.1f} | {peer_ms:.0f} | **{middle:.1f}x** ({low:.1f} to {high:.1f}) |", flush=True)
@@ -120,13 +113,15 @@ def peer_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
 
 
 def recall_row(samples: Sequence[Sample], classes: Sequence[str], settings: SelectiveSearchSettings) -> dict[str, Any]:
+    from measuring import processor
+
     from fastrcnn.evaluation.recall import proposal_recall
 
-    found, spent = [], 0.0
+    found: list[np.ndarray] = []
+    spent = 0.0
     for sample in progress(samples, len(samples), "recall"):
-        boxes, seconds = processor(lambda: propose(read_sample(sample), settings))  # noqa: B023
-        found.append(boxes)
-        spent += seconds
+        image = read_sample(sample)
+        spent += processor(lambda: found.append(propose(image, settings)))  # noqa: B023
     row: dict[str, Any] = {"boxes": statistics.mean(map(len, found)), "seconds": spent / len(samples)}
     for count in COUNTS:
         overlaps = proposal_recall([boxes[:count] for boxes in found], samples, classes).overlaps

@@ -65,7 +65,7 @@ def store_prefix(config: DataConfig, split: str) -> str:
 def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) -> Path:
     """Where generated proposals of the pictures are kept: a name that depends on the settings, the program, every byte
     of the pictures and how they are rotated, so that what is found there is never out of date."""
-    how = [searcher(), asdict(config.selective_search)]
+    how = [searcher(config.selective_search), asdict(config.selective_search)]
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     for sample in sorted(pictures, key=lambda s: s.image_id):
         image_id = sample.image_id.encode(errors="surrogateescape")
@@ -209,7 +209,7 @@ def detector(config: DetectConfig, network: Network, names: Sequence[str]) -> De
     settings = detection(config.detection, network.classifier)
     search, limit = config.data.selective_search, config.data.max_proposals
     if config.data.proposals is None:
-        searcher()
+        searcher(search)
     return Detector(network, names, settings, test_scaling(config.data), lambda image: propose(image, search)[:limit])
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import TypeAlias, TypeVar, overload
 
@@ -113,7 +112,7 @@ class Detector:
         """
         size = max(batch, threads() // every)  # of a video, all frames between are kept as well
         with closing(self._with_boxes(chunks_of(images, every), proposals, size)) as pairs:
-            while together := list(islice(pairs, batch)):
+            for together in chunks_of(pairs, batch):
                 pyramid = collate_pyramids([self._pyramid(chunk[0][1], boxes) for chunk, boxes in together])
                 found = detect(self.network, [pyramid], self.settings, self.watch)
                 for (chunk, _), (_, of_image) in zip(together, found, strict=True):

@@ -20,7 +20,7 @@ from fastrcnn.parallel.launch import cores
 from fastrcnn.parallel.processes import pool, prepare, refuse_import
 from fastrcnn.progress import progress
 from fastrcnn.proposals.clean import BoxCounts
-from fastrcnn.proposals.selective_search import check_mode, propose_scored, searcher
+from fastrcnn.proposals.selective_search import propose_scored, searcher
 from fastrcnn.proposals.store import ImageProposals, check_target, refuse_repeated, write_store
 from fastrcnn.settings import SelectiveSearchSettings
 
@@ -55,7 +55,7 @@ def propose_all(
                 f"out, and run again; the proposals of the others are kept and will not be made again."
             )
         items = (ImageProposals(image_id, *_load(found[image_id])) for image_id, _, _ in images)
-        counts = write_store(store_path, items, "selective search", asdict(settings) | searcher())
+        counts = write_store(store_path, items, "selective search", asdict(settings) | searcher(settings))
         shutil.rmtree(work, ignore_errors=True)
     return counts
 
@@ -64,8 +64,7 @@ def check_order(images: Sequence[Image], store_path: Path, settings: SelectiveSe
     """Raises UserError for what no store could be made of, before any work is done."""
     refuse_repeated((image_id for image_id, _, _ in images), store_path)
     check_target(store_path)
-    searcher()
-    check_mode(settings)
+    searcher(settings)
 
 
 def propose_some(
@@ -102,7 +101,7 @@ def _make_results(
     workers: int | None,
 ) -> dict[str, Path | str]:
     """For each image, by id, the file with its result, or else what is wrong with it."""
-    how = json.dumps([searcher(), asdict(settings)], sort_keys=True)
+    how = json.dumps([searcher(settings), asdict(settings)], sort_keys=True)
     tasks = [(image, work, settings, how) for image in images]
     workers = min(workers or cores(), len(tasks))
     died = (

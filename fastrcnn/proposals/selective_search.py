@@ -60,10 +60,8 @@ def propose_scored(image: np.ndarray, settings: SelectiveSearchSettings | None =
     """Proposals as `propose` gives them, and their scores (P,) float32, which never rise from one to the next."""
     settings = settings or SelectiveSearchSettings()
     height, width = image.shape[:2]
-    longer = max(height, width)
-    scale = (settings.side or min(longer, LARGEST)) / longer
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    small = resized(image, settings.side)
+    size = small.shape[1], small.shape[0]
     rectangles, ranks, fills = _search(small, settings)
     rectangles[:, 2:] += rectangles[:, :2]
     boxes = rectangles * (np.array([width, height, width, height]) / np.array([*size, *size]))
@@ -72,6 +70,15 @@ def propose_scored(image: np.ndarray, settings: SelectiveSearchSettings | None =
     scores = score(small, rectangles[large], ranks[large], fills[large])
     order = np.argsort(-scores, kind="stable")
     return spread(boxes[large[order]], scores[order], settings.near, settings.max_boxes)
+
+
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    """The image (H, W, 3) as it is searched: its longer side is `side`, or where that is 0, as it is, up to LARGEST."""
+    height, width = image.shape[:2]
+    longer = max(height, width)
+    scale = (side or min(longer, LARGEST)) / longer
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
 def score(image: np.ndarray, boxes: np.ndarray, ranks: np.ndarray, fills: np.ndarray) -> np.ndarray:
@@ -143,11 +150,13 @@ def spread(boxes: np.ndarray, scores: np.ndarray, near: float, most: int) -> tup
     return boxes[kept], of_kept.astype(np.float32)
 
 
-def searcher() -> dict[str, str]:
+def searcher(settings: SelectiveSearchSettings) -> dict[str, str]:
     """Whose search this is, for stores and their names: what boxes depend on beside settings.
 
-    The log has it once. Raises UserError where neither the kernel nor OpenCV's search is there.
+    The log has it once. Raises UserError where neither the kernel nor OpenCV's search is there, or only OpenCV's, which
+    lacks the mode.
     """
+    _check_mode(settings)
     own = kernel.library() is not None
     if own:
         level = kernel.LEVELS[kernel.level()]
@@ -192,7 +201,7 @@ def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> Found:
     return rectangles, 0.5 * _log2(ratio), np.ones(len(rectangles))
 
 
-def check_mode(settings: SelectiveSearchSettings) -> None:
+def _check_mode(settings: SelectiveSearchSettings) -> None:
     """Raises UserError for a mode that needs the kernel where it was not built."""
     if settings.mode == "iccv2011" and kernel.library() is None:
         raise UserError(
@@ -209,7 +218,7 @@ def _min_sizes(settings: SelectiveSearchSettings) -> list[int]:
 
 def _search_as_iccv2011(image: np.ndarray, settings: SelectiveSearchSettings) -> Found:
     """What `_search` gives, by the rules of the ICCV 2011 paper's code; see iccv2011.py."""
-    check_mode(settings)
+    _check_mode(settings)
     planes = iccv2011.planes(image)
     channels = np.arange(len(planes)).reshape(-1, 3).tolist()
     texture, blur = iccv2011.texture(planes), iccv2011.blur_kernel(settings.sigma)

@@ -43,28 +43,35 @@ def reflect(i: int, n: int) -> int:
     return 0 if n == 1 else min(i, period - i)
 
 
-def edges(planes: Sequence[np.ndarray]) -> list[tuple[F, int, int]]:
-    """Weight and both pixels of all edges, by weight, then by pixel, right before down."""
+STEPS = ((0, 1), (1, 0), (1, 1), (-1, 1))  # down and right to a neighbour; the last two are diagonals
+
+
+def edges(planes: Sequence[np.ndarray], steps: int) -> list[tuple[F, int, int]]:
+    """Weight and both pixels of all edges along the first STEPS, by weight, then by pixel, then by step."""
     h, w = planes[0].shape
     found = []
     for y in range(h):
         for x in range(w):
-            for down, (v, u) in enumerate(((y, x + 1), (y + 1, x))):
-                if v < h and u < w:
+            for step, (down, right) in enumerate(STEPS[:steps]):
+                v, u = y + down, x + right
+                if 0 <= v < h and u < w:
                     total = F(0)
                     for plane in planes:
                         total = F(float(total) + float(plane[y, x] - plane[v, u]) ** 2)
-                    found.append((np.sqrt(total), y * w + x, v * w + u, down))
+                    found.append((np.sqrt(total), y * w + x, v * w + u, step))
     found.sort(key=lambda e: (e[0], e[1], e[3]))
     return [(weight, a, b) for weight, a, b, _ in found]
 
 
-def segment(planes: Sequence[np.ndarray], k: float, min_size: int) -> np.ndarray:
-    """Labels (H, W) of Felzenszwalb and Huttenlocher's segments, numbered in the order of their first pixels."""
+def segment(planes: Sequence[np.ndarray], k: float, min_size: int, steps: int = 2) -> np.ndarray:
+    """Labels (H, W) of Felzenszwalb and Huttenlocher's segments, numbered in the order of their first pixels.
+
+    planes: (H, W) float32 each. steps: 2 for four neighbours of a pixel, 4 for eight.
+    """
     h, w = planes[0].shape
     sets = [{i} for i in range(h * w)]
     limits = {id(s): F(k) for s in sets}
-    every = edges(planes)
+    every = edges(planes, steps)
 
     def join(a: set[int], b: set[int]) -> set[int]:
         if len(a) < len(b):

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import plain_search
 import pytest
 from scipy.io import loadmat
 
@@ -55,30 +56,6 @@ def segments(planes: np.ndarray, k: list[float], min_size: list[int]) -> np.ndar
     return labels[0]
 
 
-def reference(planes: np.ndarray, k: float, min_size: int) -> np.ndarray:
-    """Felzenszwalb and Huttenlocher's segments with eight neighbours, as the paper says, pixel by pixel."""
-    height, width = planes.shape[1:]
-    edges = []
-    for y, x in itertools.product(range(height), range(width)):
-        for order, (dy, dx) in enumerate([(0, 1), (1, 0), (1, 1), (-1, 1)]):
-            if 0 <= y + dy < height and x + dx < width:
-                difference = planes[:, y, x].astype(int) - planes[:, y + dy, x + dx]
-                edges.append((np.sqrt(np.float32((difference**2).sum())), y, x, order, dy, dx))
-    name = np.arange(height * width).reshape(height, width)
-    limit = {n: np.float32(k) for n in range(height * width)}
-    for weight, y, x, _, dy, dx in sorted(edges):
-        a, b = name[y, x], name[y + dy, x + dx]
-        if a != b and weight <= limit[a] and weight <= limit[b]:
-            name[name == b] = a
-            limit[a] = weight + np.float32(k) / np.float32((name == a).sum())
-    for _, y, x, _, dy, dx in sorted(edges):
-        a, b = name[y, x], name[y + dy, x + dx]
-        if a != b and min((name == a).sum(), (name == b).sum()) < min_size:
-            name[name == b] = a
-    firsts = list(dict.fromkeys(name.ravel().tolist()))
-    return np.vectorize(firsts.index)(name)
-
-
 @needs_kernel
 @pytest.mark.parametrize("shape", [(3, 17, 23), (1, 1, 9), (1, 9, 1), (2, 2, 2), (3, 1, 1)])
 def test_segments_are_those_of_a_plain_reference_with_eight_neighbours(shape: tuple[int, ...]) -> None:
@@ -86,7 +63,7 @@ def test_segments_are_those_of_a_plain_reference_with_eight_neighbours(shape: tu
     planes = noise(*shape, levels=8)
     k, min_size = [3.0, 30.0, 9.0], [1, 4, 12]
     for found, *how in zip(segments(planes, k, min_size), k, min_size, strict=True):
-        np.testing.assert_array_equal(found, reference(planes, *how))
+        np.testing.assert_array_equal(found, plain_search.segment(planes.astype(np.float32), *how, steps=4))
 
 
 @needs_kernel

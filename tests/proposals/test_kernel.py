@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 import plain_search
 import pytest
@@ -100,7 +99,7 @@ def photographs(test_data: Path) -> list[np.ndarray]:
 
 
 def rectangles(image: np.ndarray, mode: str) -> set[tuple[int, ...]]:
-    small = cv2.resize(image, (320, round(320 * image.shape[0] / image.shape[1])), interpolation=cv2.INTER_AREA)
+    small = selective_search.resized(image, 320)
     return {tuple(r) for r in selective_search._search(small, SelectiveSearchSettings(mode, k=[50, 100]))[0].tolist()}
 
 

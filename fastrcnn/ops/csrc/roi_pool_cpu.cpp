@@ -28,72 +28,8 @@
 
 // --- the inner loops, for each processor level and width of key ---
 
-#define LANE_BYTES 16
-#if defined(__x86_64__)
-#define STREAM(p, v) _mm_stream_si128((__m128i*)(p), (__m128i)(v))
-#else
-#define STREAM(p, v) *(p) = (v)
-#endif
-#define NAME plain16
-#define KEY int16_t
-#include "roi_pool_lanes.h"
-#define NAME plain32
-#define KEY int32_t
-#include "roi_pool_lanes.h"
-#define NAME plain64
-#define KEY int64_t
-#include "roi_pool_lanes.h"
-#undef LANE_BYTES
-#undef STREAM
-
-#if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2")
-#endif
-#define LANE_BYTES 32
-#define STREAM(p, v) _mm256_stream_si256((__m256i*)(p), (__m256i)(v))
-#define NAME avx2_16
-#define KEY int16_t
-#include "roi_pool_lanes.h"
-#define NAME avx2_32
-#define KEY int32_t
-#include "roi_pool_lanes.h"
-#define NAME avx2_64
-#define KEY int64_t
-#include "roi_pool_lanes.h"
-#undef LANE_BYTES
-#undef STREAM
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
-#endif
-#define LANE_BYTES 64
-#define STREAM(p, v) _mm512_stream_si512((__m512i*)(p), (__m512i)(v))
-#define NAME avx512_16
-#define KEY int16_t
-#include "roi_pool_lanes.h"
-#define NAME avx512_32
-#define KEY int32_t
-#include "roi_pool_lanes.h"
-#define NAME avx512_64
-#define KEY int64_t
-#include "roi_pool_lanes.h"
-#undef LANE_BYTES
-#undef STREAM
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
-
+#define LEVEL_FILE "roi_pool_level.h"
+#include "instruction_sets.h"
 
 struct Lanes {
     int bytes;
@@ -104,12 +40,14 @@ struct Lanes {
 };
 
 #define LANES_OF(bytes, name) {bytes, name##_pool, name##_rows, name##_planes, name##_pack}
+#define LEVEL_OF(bytes, level) \
+    {LANES_OF(bytes, level::keys16), LANES_OF(bytes, level::keys32), LANES_OF(bytes, level::keys64)}
 
 static const Lanes LEVELS[][3] = {  // keys of 16, 32 and 64 bits
-    {LANES_OF(16, plain16), LANES_OF(16, plain32), LANES_OF(16, plain64)},
+    LEVEL_OF(16, plain),
 #if defined(__x86_64__)
-    {LANES_OF(32, avx2_16), LANES_OF(32, avx2_32), LANES_OF(32, avx2_64)},
-    {LANES_OF(64, avx512_16), LANES_OF(64, avx512_32), LANES_OF(64, avx512_64)},
+    LEVEL_OF(32, avx2),
+    LEVEL_OF(64, avx512),
 #endif
 };
 

@@ -75,8 +75,16 @@ public:
         block = used = 0;
     }
 
+    void release() {
+        for (Block& b : blocks) free(b.data);
+        blocks.clear();
+        block = used = 0;
+    }
+
+    static constexpr size_t KEPT = (size_t)128 << 20;  // bytes, at most, between two images
+
 private:
-    static constexpr size_t KEPT = (size_t)128 << 20, LEAST = (size_t)8 << 20, PAGE = (size_t)2 << 20;
+    static constexpr size_t LEAST = (size_t)8 << 20, PAGE = (size_t)2 << 20;
     struct Block {
         char* data;
         size_t size;
@@ -90,12 +98,6 @@ private:
         madvise(data, size, MADV_HUGEPAGE);  // access is scattered: with small pages, their addresses are looked up again
 #endif
         blocks.push_back({data, size});
-    }
-
-    void release() {
-        for (Block& b : blocks) free(b.data);
-        blocks.clear();
-        block = used = 0;
     }
 
     __attribute__((noinline)) void* bytes(size_t size) {
@@ -154,43 +156,8 @@ struct Found {
 
 }  // namespace
 
-#define NAME search_plain
-#define LANES 4
-#include "selective_search_level.h"
-#undef LANES
-#undef NAME
-
-#if defined(__x86_64__)
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2")
-#endif
-#define NAME search_avx2
-#define LANES 8
-#include "selective_search_level.h"
-#undef LANES
-#undef NAME
-#if defined(__clang__)
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
-#endif
-#define NAME search_avx512
-#define LANES 16
-#include "selective_search_level.h"
-#undef LANES
-#undef NAME
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-#endif
+#define LEVEL_FILE "selective_search_level.h"
+#include "instruction_sets.h"
 
 namespace {
 
@@ -203,10 +170,10 @@ struct Level {
 };
 
 const Level LEVELS[] = {  // as roi_pool_best_level counts them
-    {search_plain::search, search_plain::thin},
+    {plain::search, plain::thin},
 #if defined(__x86_64__)
-    {search_avx2::search, search_avx2::thin},
-    {search_avx512::search, search_avx512::thin},
+    {avx2::search, avx2::thin},
+    {avx512::search, avx512::thin},
 #endif
 };
 
@@ -233,13 +200,14 @@ int64_t selective_search(int height, int width, int planes, const uint8_t* pixel
         arena.settle();
         found.settle();
     } catch (const std::bad_alloc&) {
-        arena.settle();
+        arena.release();
+        found = Found();
         return -1;
     }
     return (int64_t)found.entries.size();
 }
 
-// The rectangles of this thread's last search: x y width height of each, sorted; and of the segments that have it, the
+// The rectangles of this thread's last search, once: x y width height of each, sorted; and of the segments that have it, the
 // mean of log2_of(rank), and the mean share of the rectangle that they fill.
 void selective_search_take(int32_t* rectangles, double* ranks, double* fills) {
     for (const Found::Entry& e : found.entries) {
@@ -248,6 +216,7 @@ void selective_search_take(int32_t* rectangles, double* ranks, double* fills) {
         *ranks++ = (double)e.ranks / ((double)e.count * 65536);
         *fills++ = (double)e.sizes / ((double)e.count * area);
     }
+    if (found.entries.capacity() > Arena::KEPT / sizeof(Found::Entry)) found = Found();
 }
 
 // Writes the indices of the first boxes (x1 y1 x2 y2), `limit` at most, that overlap no earlier one of them by an IoU of

@@ -1,14 +1,15 @@
-// The search of one image, for one instruction set: selective_search.cpp includes this file once for each.
+// The search of one image, for one instruction set; see instruction_sets.h.
 //
 // Every operation on floats is written out, in one order, and never fused: all instruction sets give the same bits.
 // Nothing of the standard library's templates is used, and all stays in an unnamed namespace: a template compiled for a
 // newer processor could otherwise be the one copy that all share.
 
-namespace NAME {
+namespace LEVEL {
 namespace {
 
-// LANES: planes that are filtered together, as many floats as a register of the instruction set holds. Compilers take
-// longer vectors apart, some number by number.
+// Planes that are filtered together, as many floats as a register of the instruction set holds. Compilers take longer
+// vectors apart, some number by number.
+constexpr int LANES = LANE_BYTES / 4;
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
@@ -1040,4 +1041,4 @@ int64_t thin(const float* boxes, int64_t n, float near, int64_t limit, Arena& ar
 }
 
 }  // namespace
-}  // namespace NAME
+}  // namespace LEVEL
