@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,22 +41,38 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class View:
+    """How an image is shown to the network (see data/transforms.py): equal views of an image have equal pixels.
+
+    It is transposed first, then mirrored and turned upside down, then scaled. colour: gain and offset of each channel.
+    """
+
+    short_side: int
+    long_side: int
+    transposed: bool = False
+    mirrored: bool = False
+    upside_down: bool = False
+    colour: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+
+
+@dataclass(frozen=True)
 class Batch:
     """N images as the network sees them. Boxes are in pixels of the image before scaling, but mirrored with it."""
 
     images: Tensor  # (N, 3, H, W) uint8 RGB, padded with 0 at the right and the bottom
-    sizes: Tensor  # (N, 2) int64, height and width of each picture in `images`, without the padding
+    sizes: Tensor  # (N, 2) int64, height and width of each image in `images`, without the padding; 0 where it is absent
     scales: Tensor  # (N,) float64, pixels of the scaled picture per pixel of the original
     proposals: list[Tensor]  # N tensors (P_i, 4) float32
     boxes: list[Tensor]  # N tensors (G_i, 4) float32, the truth
     labels: list[Tensor]  # N tensors (G_i,) int64
     samples: list[Sample]  # where each picture came from
+    views: list[View] = field(default_factory=list)  # how each is shown
 
     def __reduce__(self) -> tuple[Callable[..., Batch], tuple]:
         """Between processes images go by shared memory, and all else, which is small, as arrays: a tensor is asked for
         at the other process, which is busy."""
         small = [[t.numpy() for t in tensors] for tensors in (self.proposals, self.boxes, self.labels)]
-        return _batch, (self.images, self.sizes.numpy(), self.scales.numpy(), small, self.samples)
+        return _batch, (self.images, self.sizes.numpy(), self.scales.numpy(), small, self.samples, self.views)
 
     def pin_memory(self) -> Batch:
         """The images in memory that a GPU copies from by itself; torch's DataLoader calls it."""
@@ -64,10 +80,15 @@ class Batch:
 
 
 def _batch(
-    images: Tensor, sizes: np.ndarray, scales: np.ndarray, small: list[list[np.ndarray]], samples: list[Sample]
+    images: Tensor,
+    sizes: np.ndarray,
+    scales: np.ndarray,
+    small: list[list[np.ndarray]],
+    samples: list[Sample],
+    views: list[View],
 ) -> Batch:
     proposals, boxes, labels = ([torch.from_numpy(array) for array in arrays] for arrays in small)
-    return Batch(images, torch.from_numpy(sizes), torch.from_numpy(scales), proposals, boxes, labels, samples)
+    return Batch(images, torch.from_numpy(sizes), torch.from_numpy(scales), proposals, boxes, labels, samples, views)
 
 
 @dataclass(frozen=True)

@@ -151,6 +151,7 @@ def run_settings(config: TrainConfig, dtype: torch.dtype) -> Settings:
         dtype=dtype,
         keep_checkpoints=runtime.keep_checkpoints,
         profile=runtime.profile,
+        cache=runtime.cache,
         advice=training_advice(
             solver.images_per_batch,
             solver.accumulate,

@@ -67,6 +67,9 @@ class RuntimeConfig:
     workers: int | None = key(None, "processes that load images; null: by the number of cores", least=0)
     seed: int = key(0, "decides everything random", least=0)
     compile: bool = key(False, "train with trunk, fc6 and fc7 compiled by torch.compile; needs a C++ compiler")
+    cache: float = key(
+        0.0, "bytes for maps of frozen layers, kept in the run's folder while it trains; 0: computed each time", least=0
+    )
     checkpoint_activations: bool = key(False, "train in less memory: most maps of the trunk are computed twice")
     profile: bool = key(False, "record steps 10 to 19 of a training, as a trace for Perfetto and TensorBoard")
     log_every: int = key(20, "steps between two rows in metrics.csv and TensorBoard", least=1)

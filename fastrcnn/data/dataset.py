@@ -11,22 +11,24 @@ import torch
 from torch.utils.data import Dataset
 
 from fastrcnn.data.frames import read_sample
-from fastrcnn.data.transforms import Augmentation
-from fastrcnn.structures import Sample
+from fastrcnn.data.transforms import Augmentation, boxes_in, scale_for, show
+from fastrcnn.structures import Sample, View
 
 Proposals = Callable[[str], np.ndarray]  # image id -> (P, 4) float32, half-open, best first
+Unneeded = Callable[[Sample, View], bool]
 
 
 @dataclass(frozen=True)
 class Example:
     """One image, ready to be put into a Batch. Boxes are in pixels of the image before it was scaled."""
 
-    image: np.ndarray  # (H, W, 3) uint8 RGB
+    image: np.ndarray | None  # (H, W, 3) uint8 RGB; None where its pixels are not needed
     proposals: np.ndarray  # (P, 4) float32
     boxes: np.ndarray  # (G, 4) float32
     labels: np.ndarray  # (G,) int64
     scale: float
     sample: Sample
+    view: View
 
 
 @dataclass(eq=False)
@@ -39,6 +41,7 @@ class DetectionDataset(Dataset):
     # With the epoch and the index it decides all that is random, so that workers and the program's history do not.
     seed: int = 0
     max_proposals: int | None = None  # the best so many are used; None for all
+    unneeded: Unneeded | None = None  # tells the views of which no pixels are needed; those are not read
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -52,28 +55,67 @@ class DetectionDataset(Dataset):
         sample = self.samples[index]
         return to_tensor(self.proposal_boxes(index)), to_tensor(sample.training_boxes), torch.from_numpy(sample.labels)
 
+    def view(self, epoch: int, index: int) -> View:
+        """How an image is shown in an epoch."""
+        return self.augmentation.view(np.random.default_rng((self.seed, epoch, index)))
+
+    def views(self, epochs: range) -> list[tuple[int, View]]:
+        """How all images, each by its number, are shown in the epochs, in the order of their first use."""
+        ways = len(set(self.augmentation.short_sides)) * 2 ** sum(
+            (self.augmentation.flip, self.augmentation.flip_vertical, self.augmentation.transpose)
+        )
+        found: dict[tuple[int, View], None] = {}
+        for epoch in epochs:
+            if len(found) == ways * len(self):
+                break
+            found |= dict.fromkeys((index, self.view(epoch, index)) for index in range(len(self)))
+        return list(found)
+
     def __getitem__(self, key: tuple[int, int]) -> Example:
         """The image `index`, varied, in the given epoch; `key` is (epoch, index). Raises as `picture` does."""
-        epoch, index = key
-        sample = self.samples[index]
-        image = self.picture(index)
-        rng = np.random.default_rng((self.seed, epoch, index))
-        image, (boxes, proposals), scale = self.augmentation(
-            image, [sample.training_boxes, self.proposal_boxes(index)], rng
-        )
-        return Example(image, proposals, boxes, sample.labels, scale, sample)
+        return self.example(key[1], [self.view(*key)])[0]
 
     def pyramid(self, index: int) -> list[Example]:
         """The image at each of the short sides, not varied otherwise. Raises as `picture` does."""
+        return self.example(index, self.augmentation.levels())
+
+    def example(self, index: int, views: Sequence[View]) -> list[Example]:
+        """Views of the image `index`. Raises as `picture` does."""
         sample = self.samples[index]
-        boxes = [sample.training_boxes, self.proposal_boxes(index)]
-        levels, (truth, proposals) = self.augmentation.levels(self.picture(index), boxes)
-        return [Example(level, proposals, truth, sample.labels, scale, sample) for level, scale in levels]
+        needed = [self.unneeded is None or not self.unneeded(sample, view) for view in views]
+        picture = self.picture(index) if any(needed) else None
+        examples = []
+        for view, pixels in zip(views, needed, strict=True):
+            proposals, boxes = (
+                boxes_in(view, b, sample.width, sample.height)
+                for b in (self.proposal_boxes(index), sample.training_boxes)
+            )
+            if pixels and picture is not None:
+                image, scale = show(picture, view)
+            else:
+                image, scale = None, scale_of(sample, view)
+            examples.append(Example(image, proposals, boxes, sample.labels, scale, sample, view))
+        return examples
 
     def picture(self, index: int) -> np.ndarray:
         """The image (H, W, 3) as it is. Raises UserError as `read_sample` does."""
         cv2.setNumThreads(0)  # the workers share the cores already
         return read_sample(self.samples[index])
+
+
+@dataclass(eq=False)
+class Views(Dataset):
+    """Chosen views of the images of a DetectionDataset, each by its number as a list of one."""
+
+    dataset: DetectionDataset
+    chosen: Sequence[tuple[int, View]]  # of which image
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, number: int) -> list[Example]:
+        index, view = self.chosen[number]
+        return self.dataset.example(index, [view])
 
 
 @dataclass(eq=False)
@@ -87,6 +129,12 @@ class Pyramids(Dataset):
 
     def __getitem__(self, index: int) -> list[Example]:
         return self.dataset.pyramid(index)
+
+
+def scale_of(sample: Sample, view: View) -> float:
+    """The factor from the image's pixels to those of the view."""
+    width, height = (sample.height, sample.width) if view.transposed else (sample.width, sample.height)
+    return scale_for(width, height, view.short_side, view.long_side)
 
 
 def to_tensor(boxes: np.ndarray) -> torch.Tensor:

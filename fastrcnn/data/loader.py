@@ -6,7 +6,7 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 
@@ -14,30 +14,60 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler, Subset
 
-from fastrcnn.data.dataset import DetectionDataset, Example, Pyramids, to_tensor
+from fastrcnn.data.dataset import DetectionDataset, Example, Pyramids, Views, to_tensor
+from fastrcnn.data.frames import read_sample
+from fastrcnn.data.transforms import show
 from fastrcnn.errors import UserError
 from fastrcnn.parallel import distributed
 from fastrcnn.parallel.processes import UNGUARDED, missing_guard, prepare, refuse_import, start_method
-from fastrcnn.structures import Batch
+from fastrcnn.structures import Batch, Sample, View
 
 
 def collate(examples: Sequence[Example]) -> Batch:
     """A Batch of images, padded with 0 to the largest height and width among them."""
-    height = max(e.image.shape[0] for e in examples)
-    width = max(e.image.shape[1] for e in examples)
-    images = torch.zeros((len(examples), 3, height, width), dtype=torch.uint8, device="cpu")
-    for i, e in enumerate(examples):
-        h, w = e.image.shape[:2]
-        images[i, :, :h, :w] = torch.from_numpy(np.require(e.image, requirements=("C", "W"))).permute(2, 0, 1)
+    absent = np.zeros((0, 0, 3), np.uint8)
+    images, sizes = pad([as_tensor(absent if e.image is None else e.image) for e in examples])
     return Batch(
         images=images,
-        sizes=torch.tensor([e.image.shape[:2] for e in examples], device="cpu"),
+        sizes=sizes,
         scales=torch.tensor([e.scale for e in examples], dtype=torch.float64, device="cpu"),
         proposals=[to_tensor(e.proposals) for e in examples],
         boxes=[to_tensor(e.boxes) for e in examples],
         labels=[torch.from_numpy(e.labels.copy()) for e in examples],
         samples=[e.sample for e in examples],
+        views=[e.view for e in examples],
     )
+
+
+def pixels(sample: Sample, view: View) -> torch.Tensor:
+    """The view of an image (3, H, W) uint8, read anew. Raises UserError as `read_sample` does."""
+    return as_tensor(show(read_sample(sample), view)[0])
+
+
+def as_tensor(image: np.ndarray) -> torch.Tensor:
+    """An image (H, W, 3) as a tensor (3, H, W)."""
+    return torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
+
+
+def with_pixels(batch: Batch) -> Batch:
+    """The batch with the pixels of all its images; those that are absent are read."""
+    if batch.sizes.all():
+        return batch
+    shown = [
+        batch.images[i, :, :height, :width] if height else pixels(batch.samples[i], batch.views[i])
+        for i, (height, width) in enumerate(batch.sizes.tolist())
+    ]
+    images, sizes = pad(shown)
+    return replace(batch, images=images, sizes=sizes)
+
+
+def pad(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (3, H_i, W_i) uint8 as one (N, 3, H, W), with 0 at the right and the bottom, and their sizes (N, 2)."""
+    sizes = torch.tensor([image.shape[1:] for image in images], device="cpu")
+    padded = torch.zeros((len(images), 3, *sizes.amax(dim=0).tolist()), dtype=torch.uint8, device="cpu")
+    for i, image in enumerate(images):
+        padded[i, :, : image.shape[1], : image.shape[2]] = image
+    return padded, sizes
 
 
 @dataclass(eq=False)
@@ -188,6 +218,17 @@ def detection_loader(
     a group of processes this one's share, see distributed.in_order."""
     own = Subset(Pyramids(dataset), distributed.share(range(len(dataset))))
     return Loader(own, batch_size=batch_size, collate_fn=collate_pyramids, **_options(workers, pin_memory))
+
+
+def views_loader(dataset: DetectionDataset, chosen: Sequence[tuple[int, View]], workers: int = 0) -> DataLoader:
+    """Each of the chosen views (number of the image, view) as a Batch of its own, in order; see Views."""
+    views = Views(dataset, chosen)
+    return Loader(views, batch_size=1, collate_fn=collate_one, **_options(workers, False))
+
+
+def collate_one(examples: Sequence[list[Example]]) -> Batch:
+    """A Batch of one image's examples."""
+    return collate(examples[0])
 
 
 def collate_pyramids(pyramids: Sequence[list[Example]]) -> list[Batch]:

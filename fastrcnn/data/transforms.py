@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from fastrcnn.structures import View
+
 
 def scale_for(width: int, height: int, short_side: int, long_side: int) -> float:
     """Factor that makes the short side `short_side` pixels long, but the long side at most `long_side`."""
@@ -31,12 +33,33 @@ def flip_boxes(boxes: np.ndarray, width: float, axis: int = 0) -> np.ndarray:
     return flipped
 
 
-def mirror(image: np.ndarray, boxes: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The mirror image, and the boxes in it."""
-    return cv2.flip(image, 1), [flip_boxes(b, image.shape[1]) for b in boxes]  # a quarter of the time of numpy's copy
+def show(image: np.ndarray, view: View) -> tuple[np.ndarray, float]:
+    """The image as the view has it, and the factor from the original's pixels to its own."""
+    if view.transposed:
+        image = cv2.transpose(image)
+    if view.mirrored:
+        image = cv2.flip(image, 1)  # a quarter of the time of numpy's copy
+    if view.upside_down:
+        image = cv2.flip(image, 0)
+    scale = scale_for(image.shape[1], image.shape[0], view.short_side, view.long_side)
+    image = resize(image, scale)
+    if view.colour is not None:
+        gains, offsets = (np.array(values) for values in view.colour)
+        levels = np.arange(256)[:, None]  # contrast about the middle gray, then brightness
+        table = (levels - 128) * (1 + gains) + 128 + 255 * offsets  # (256, 3)
+        image = cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
+    return image, scale
 
 
-Levels = list[tuple[np.ndarray, float]]  # images, each with the factor from the original's pixels
+def boxes_in(view: View, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Boxes (R, 4) of an image of this size, turned as the view turns it but not scaled."""
+    if view.transposed:
+        boxes, width, height = boxes[:, [1, 0, 3, 2]], height, width
+    if view.mirrored:
+        boxes = flip_boxes(boxes, width)
+    if view.upside_down:
+        boxes = flip_boxes(boxes, height, axis=1)
+    return boxes
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,7 @@ class Augmentation:
     short_sides: one of them is drawn for each image, each time.
     flip, flip_vertical, transpose: probability .5 each. The second and third suit images without an up and down.
     colour: contrast and brightness vary by up to this share, each channel on its own; 0 for none.
-    mirrored: the mirror image takes the place of each image.
+    mirrored: `levels` are of the mirror image.
     """
 
     short_sides: tuple[int, ...] = (600,)
@@ -57,37 +80,20 @@ class Augmentation:
     colour: float = 0.0
     mirrored: bool = False
 
-    def levels(self, image: np.ndarray, boxes: list[np.ndarray]) -> tuple[Levels, list[np.ndarray]]:
-        """The image at each of the short sides, and the boxes; nothing is left to chance, as detection needs it."""
-        height, width = image.shape[:2]
-        if self.mirrored:
-            image, boxes = mirror(image, boxes)
-        scales = [scale_for(width, height, side, self.long_side) for side in self.short_sides]
-        return [(resize(image, scale), scale) for scale in scales], boxes
+    def levels(self) -> list[View]:
+        """The image at each of the short sides; nothing is left to chance, as detection needs it."""
+        return [View(side, self.long_side, mirrored=self.mirrored) for side in self.short_sides]
 
-    def __call__(
-        self, image: np.ndarray, boxes: list[np.ndarray], rng: np.random.Generator
-    ) -> tuple[np.ndarray, list[np.ndarray], float]:
-        """The image; arrays of boxes (R, 4), mirrored with it but not scaled; and the factor from the original's
-        pixels to the result's."""
+    def view(self, rng: np.random.Generator) -> View:
+        """A view drawn at random."""
         # All numbers are drawn whether they are needed or not: switching one thing off leaves the others as they were.
         which, flip, upside_down, swap = rng.integers(len(self.short_sides)), *rng.random(3)
         gains, offsets = rng.uniform(-1, 1, (2, 3)) * self.colour
-        if self.mirrored:
-            image, boxes = mirror(image, boxes)
-        if self.transpose and swap < 0.5:
-            image = cv2.transpose(image)
-            boxes = [b[:, [1, 0, 3, 2]] for b in boxes]
-        height, width = image.shape[:2]
-        if self.flip and flip < 0.5:
-            image, boxes = mirror(image, boxes)
-        if self.flip_vertical and upside_down < 0.5:
-            image = cv2.flip(image, 0)
-            boxes = [flip_boxes(b, height, axis=1) for b in boxes]
-        scale = scale_for(width, height, self.short_sides[which], self.long_side)
-        image = resize(image, scale)
-        if self.colour:
-            levels = np.arange(256)[:, None]  # contrast about the middle gray, then brightness
-            table = (levels - 128) * (1 + gains) + 128 + 255 * offsets  # (256, 3)
-            image = cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
-        return image, boxes, scale
+        return View(
+            self.short_sides[which],
+            self.long_side,
+            transposed=self.transpose and bool(swap < 0.5),
+            mirrored=self.flip and bool(flip < 0.5),
+            upside_down=self.flip_vertical and bool(upside_down < 0.5),
+            colour=(tuple(gains.tolist()), tuple(offsets.tolist())) if self.colour else None,
+        )

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastrcnn.data.dataset import Example
 from fastrcnn.data.images import apply_orientation, orientation_of, read_image
 from fastrcnn.data.loader import collate_pyramids
-from fastrcnn.data.transforms import Augmentation
+from fastrcnn.data.transforms import Augmentation, boxes_in, show
 from fastrcnn.inference.detect import Stopwatch, detect
 from fastrcnn.inference.network import Network
 from fastrcnn.parallel.ahead import ahead, chunks_of, threads
@@ -145,10 +145,10 @@ class Detector:
     def _pyramid(self, image: np.ndarray, boxes: np.ndarray) -> list[Example]:
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
         sample = Sample("", Path(), image.shape[1], image.shape[0], *nothing)
-        levels, (proposals,) = self.scaling.levels(image, [boxes])
-        return [
-            Example(level, proposals, sample.training_boxes, sample.labels, scale, sample) for level, scale in levels
-        ]
+        views = self.scaling.levels()
+        shown = [(*show(image, view), boxes_in(view, boxes, sample.width, sample.height), view) for view in views]
+        truth, labels = sample.training_boxes, sample.labels
+        return [Example(level, own, truth, labels, scale, sample, view) for level, scale, own, view in shown]
 
     def __repr__(self) -> str:
         shown = ", ".join(self.classes[:5]) + (", ..." if len(self.classes) > 5 else "")

@@ -44,7 +44,14 @@ class Network(Protocol):
 class TorchNetwork:
     """FastRCNN as a Network, which computes in `dtype`. Leaves the model in eval mode."""
 
-    def __init__(self, model: FastRCNN, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        model: FastRCNN,
+        dtype: torch.dtype = torch.float32,
+        inputs: Callable[[Batch], Tensor | Sequence[Tensor]] | None = None,
+    ) -> None:
+        """inputs: see training/loop.py, `train`; the images, where it is not given."""
+        self.inputs = inputs or (lambda batch: batch.images.to(self.device))
         self.model = model.eval()
         self.dtype = dtype
         self.classifier = model.classifier
@@ -57,7 +64,7 @@ class TorchNetwork:
     ) -> list[Outputs]:
         """See Network.outputs."""
         with autocast(self.device, self.dtype):
-            maps = [self.model.features(level.images.to(self.device), level.sizes.to(self.device)) for level in pyramid]
+            maps = [self.model.features(self.inputs(level), level.sizes.to(self.device)) for level in pyramid]
         results = []
         for i, sample in enumerate(pyramid[0].samples):
             rois = pyramid[0].proposals[i]  # (P, 4), on the CPU: to compare them on a GPU is to wait for it many times

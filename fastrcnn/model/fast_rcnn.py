@@ -159,21 +159,53 @@ class FastRCNN(nn.Module):
         return images
 
     def forward(
-        self, images: Tensor, rois: Tensor, sizes: Tensor | None = None, scales: Tensor | None = None
+        self,
+        images: Tensor | Sequence[Tensor],
+        rois: Tensor,
+        sizes: Tensor | None = None,
+        scales: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Class logits (K, classes + 1) and normalised box deltas (K, classes + 1, 4) of K RoIs.
 
-        images: (N, 3, H, W) uint8 or float RGB in 0 .. 255.
+        images: (N, 3, H, W) uint8 or float RGB in 0 .. 255, or what `frozen_maps` gives for them.
         rois: (K, 5) float [image index, x1, y1, x2, y2], half-open, in pixels of the images before they were scaled. A
             NaN, or the number of no image, raises ValueError on a CPU; on a GPU such a RoI pools to 0.
         sizes: see normalise. scales: (N,) pixels of `images` per pixel of the RoIs, 1 where they are not given.
         """
         return self.classify(self.features(images, sizes), scaled_rois(rois, self.roi_op, scales))
 
-    def features(self, images: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
-        """The maps that RoIs are pooled from, one per name in `roi_features`."""
-        x = self.normalise(images, sizes).contiguous(memory_format=torch.channels_last)
-        return self.trunk(x, self.roi_features)
+    def features(self, images: Tensor | Sequence[Tensor], sizes: Tensor | None = None) -> list[Tensor]:
+        """The maps that RoIs are pooled from, one per name in `roi_features`; see `forward`."""
+        if isinstance(images, Tensor):
+            return self.trunk(self._input(images, sizes), self.roi_features)
+        below, first = self.frozen_layers
+        found = dict(zip(below, images, strict=False))
+        if first is not None:
+            above = [name for name in self.roi_features if name not in below]
+            x = images[-1].contiguous(memory_format=torch.channels_last)
+            found |= zip(above, self.trunk(x, above, first), strict=True)
+        return [found[name] for name in self.roi_features]
+
+    def frozen_maps(self, images: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
+        """What `features` needs of images where not the whole trunk is trained: the maps of the frozen layers that RoIs
+        are pooled from, and the input of the first layer that is trained, if any. They stay the same in training."""
+        below, first = self.frozen_layers
+        x = self._input(images, sizes)
+        return self.trunk(x, below) if first is None else self.trunk.below(x, first, below)
+
+    @property
+    def frozen_layers(self) -> tuple[list[str], str | None]:
+        """Those of `roi_features` whose maps stay as they are, and the first convolution that is trained, if any."""
+        names = self.trunk.network.conv_names
+        used = names[: len(names) - len(self.trunk.network.above(self.roi_features))]
+        layers = {name: [t[name] for t in (self.trunk.convs, self.trunk.norms) if name in t] for name in used}
+        trained = [n for n in used if any(p.requires_grad for layer in layers[n] for p in layer.parameters())]
+        first = trained[0] if trained else None
+        frozen = used if first is None else used[: used.index(first)]
+        return [name for name in self.roi_features if name in frozen], first
+
+    def _input(self, images: Tensor, sizes: Tensor | None) -> Tensor:
+        return self.normalise(images, sizes).contiguous(memory_format=torch.channels_last)
 
     def roi_vectors(self, maps: list[Tensor], rois: Tensor) -> Tensor:
         """Features (K, D) of fc7, from the maps that `features` gave and RoIs that `scaled_rois` gave."""

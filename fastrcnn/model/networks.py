@@ -172,17 +172,37 @@ class Trunk(nn.Module):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
-    def forward(self, images: Tensor, wanted: Sequence[str]) -> list[Tensor]:
+    def forward(self, images: Tensor, wanted: Sequence[str], first: str | None = None) -> list[Tensor]:
         """Maps (N, C, H', W') of the convolutions `wanted`, after their ReLU, for images (N, 3, H, W); for VGG16 H' and
-        W' are H and W divided by the stride, rounded up. What lies above the last of them is not computed."""
+        W' are H and W divided by the stride, rounded up. What lies above the last of them is not computed.
+
+        first: a convolution; then what is given is its input, and all that is wanted lies from it on up."""
+        names = self.network.conv_names
+        x, start = (self._padded(images), 0) if first is None else (images, names.index(first))
+        maps, _ = self._run(x, self.network.convs[start : len(names) - len(self.network.above(wanted))], wanted)
+        return [maps[name] for name in wanted]
+
+    def below(self, images: Tensor, first: str, wanted: Sequence[str]) -> list[Tensor]:
+        """The maps of the convolutions `wanted`, all of them below the convolution `first`, and its input; for images
+        as in `forward`."""
+        end = self.network.conv_names.index(first)
+        maps, x = self._run(self._padded(images), self.network.convs[:end], wanted, self.network.convs[end].before)
+        return [*(maps[name] for name in wanted), x]
+
+    def _padded(self, images: Tensor) -> Tensor:
         height, width = (max(0, self.network.least_side - n) for n in images.shape[2:])
-        x = functional.pad(images, (0, width, 0, height)) if height or width else images
-        unused = self.network.above(wanted)
-        stages = [tuple(conv for conv in stage if conv.name not in unused) for stage in self.network.stages]
+        return functional.pad(images, (0, width, 0, height)) if height or width else images
+
+    def _run(
+        self, x: Tensor, convs: Sequence[Conv], wanted: Sequence[str], last: Sequence[Pool | ResponseNorm] = ()
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The maps of those of the convolutions that are wanted, and what is above the last one, after `last`."""
+        stages = [tuple(conv for conv in stage if conv in convs) for stage in self.network.stages]
+        stages = [stage for stage in stages if stage]
         maps: dict[str, Tensor] = {}
         found: dict[str, Tensor]
         for stage, above in zip(stages, [*stages[1:], ()], strict=True):
-            after = above[0].before if above else ()
+            after = above[0].before if above else last
             if (strips := self._strips(x, stage, wanted)) > 1:
                 x, found = self._stage_in_strips(x, stage, after, strips), {}
             elif self.recompute and torch.is_grad_enabled():
@@ -191,7 +211,7 @@ class Trunk(nn.Module):
             else:
                 x, found = self._stage(x, stage, after, wanted)
             maps |= found
-        return [maps[name] for name in wanted]
+        return maps, x
 
     def _stage(
         self, x: Tensor, stage: Sequence[Conv], after: Sequence[Pool | ResponseNorm], wanted: Sequence[str]

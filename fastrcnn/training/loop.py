@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastrcnn.data.loader import with_pixels
 from fastrcnn.errors import UserError
 from fastrcnn.inference.network import autocast, full_precision
 from fastrcnn.model.fast_rcnn import FastRCNN
@@ -20,6 +21,8 @@ from fastrcnn.structures import Batch, RoITargets
 from fastrcnn.training.meter import Meter, gradient_norm
 from fastrcnn.training.optim import set_rate
 from fastrcnn.training.replay import evidence
+
+Inputs = Callable[[Batch], Tensor | Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ def train(
     start: int = 0,
     dtype: torch.dtype = torch.float32,
     box_weight: float = 1.0,
+    inputs: Inputs = lambda batch: batch.images,
 ) -> Iterator[Step]:
     """Trains `model` from step `start` to the schedule's end, and yields each step when it is taken. The
     loader has as many batches as that takes, or more.
@@ -98,6 +102,8 @@ def train(
     In a group of processes (see distributed.py) each brings its own images of a step. The gradient is that of one
     process with all of them, with the same RoIs; each process draws dropout and pads images for itself.
 
+    inputs: what the model is given of a batch, its images or their `frozen_maps`.
+
     Raises NotFiniteError, in all processes, before the weights are changed.
     """
     device = model.delta_mean.device
@@ -109,10 +115,12 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         for part in range(schedule.accumulate):
             batch = next(batches)
-            dropout_seed, roi_seeds = seeds_of(schedule.seed, step, part, len(batch.images))
+            dropout_seed, roi_seeds = seeds_of(schedule.seed, step, part, len(batch.samples))
             torch.manual_seed(dropout_seed)
             rois, targets = sampler(batch.proposals, batch.boxes, batch.labels, roi_seeds)
-            images, sent_rois, sizes, scales = send(device, batch.images, rois, batch.sizes, batch.scales)
+            given = inputs(batch)
+            images = send(device, given)[0] if isinstance(given, Tensor) else send(device, *given)
+            sent_rois, sizes, scales = send(device, rois, batch.sizes, batch.scales)
             sent_targets = RoITargets(*send(device, targets.labels, targets.deltas))
             with distributed.keep_gradients(network, part + 1 < schedule.accumulate):
                 with distributed.exchange(), autocast(device, dtype):  # of the statistics of batch normalisation
@@ -121,11 +129,11 @@ def train(
                 broken = not math.isfinite(losses.total.item())
                 weight, any_broken = share_of_loss(len(rois), broken)
                 if any_broken:
-                    proof = evidence(batch, rois, targets, losses, dropout_seed, dtype, box_weight)
+                    proof = evidence(with_pixels(batch), rois, targets, losses, dropout_seed, dtype, box_weight)
                     raise not_finite(step, schedule.rate(step), proof if broken else None)
                 with distributed.exchange(), full_precision(dtype):  # of the gradients
                     (losses.total * (weight / schedule.accumulate)).backward()
-            meter.add_batch(losses, logits.detach(), sent_targets, len(batch.images), weight)
+            meter.add_batch(losses, logits.detach(), sent_targets, len(batch.samples), weight)
         norm = gradient_norm(optimizer)
         optimizer.step()
         meter.add_step(norm)

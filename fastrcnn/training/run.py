@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import shlex
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ import torch
 
 from fastrcnn.config.values import as_yaml
 from fastrcnn.data.dataset import DetectionDataset
-from fastrcnn.data.loader import WorkerDiedError, detection_loader, training_loader
+from fastrcnn.data.loader import WorkerDiedError, detection_loader, training_loader, with_pixels
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.evaluate import Evaluation
 from fastrcnn.files import remove_parts
@@ -32,6 +33,7 @@ from fastrcnn.settings import DetectionSettings, Metric
 from fastrcnn.structures import Batch
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import NotFiniteError, Schedule, Step, train
+from fastrcnn.training.maps import Maps, open_maps
 from fastrcnn.training.meter import Meter, show_progress
 from fastrcnn.training.profiling import profile_steps
 from fastrcnn.training.resume import load_newest, log_changes
@@ -40,6 +42,7 @@ from fastrcnn.training.tracking import EVALUATED, Silent, Tracker, claim, descri
 from fastrcnn.visualize import draw_batch
 
 log = logging.getLogger(__name__)
+MAPS = "maps"  # the folder in the run's for what maps.py keeps
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
@@ -48,7 +51,7 @@ class Settings:
     """How a run works, beside its schedule.
 
     images_per_batch, group_aspects, workers: see data/loader.py. box_weight: see model/loss.py.
-    advice: what helps where memory runs out.
+    advice: what helps where memory runs out. cache: bytes of maps that are kept, see maps.py.
     """
 
     detection: DetectionSettings
@@ -61,6 +64,7 @@ class Settings:
     keep_checkpoints: int = 3
     profile: bool = False
     advice: str = ""
+    cache: float = 0.0
 
 
 @dataclass
@@ -92,6 +96,7 @@ class TrainingRun:
     saved: int = 0  # the step saved last
     best: float = -1.0  # mAP
     outcome: Evaluation | None = None  # the last one
+    maps: Maps | None = None  # of the frozen layers, where they are kept
 
     def run(self) -> Evaluation | None:
         """Trains to the last step; returns the last evaluation, which the first of several processes has.
@@ -113,12 +118,16 @@ class TrainingRun:
         ):
             self.open_records()
             self.stop.finish_steps()
+            self.keep_maps()
             late = self.schedule.evaluates_after(self.done) and not self.tracker.evaluated
             if self.done >= self.schedule.iterations or (self.done and late):
                 self.evaluate(self.done)  # the run was interrupted there
             if self.done < self.schedule.iterations:
                 with self.batches() as batches:
                     self.fit(batches)
+        distributed.wait_for_all()
+        if distributed.leads():
+            shutil.rmtree(self.folder / MAPS, ignore_errors=True)
         self.tracker.close()
         return self.outcome
 
@@ -185,6 +194,28 @@ class TrainingRun:
         precision = str(self.settings.dtype).removeprefix("torch.")
         log.info("%s parameters, %s, %s", f"{parameter_count(self.model):,}", where, precision)
 
+    def keep_maps(self) -> None:
+        """Computes what the frozen layers make of the images that are still to come, where that is kept."""
+        settings, images = self.settings, self.train_set
+        looks = self.schedule.accumulate * settings.images_per_batch
+        begin, end = self.done * looks, self.schedule.iterations * looks
+        if begin == end or not settings.cache:
+            return
+        self.maps = open_maps(self.folder / MAPS, self.model, settings.dtype, settings.cache, images.augmentation)
+        if self.maps is None:
+            return
+        self.train_set = replace(images, unneeded=self.maps.files.has)
+        if self.test_set is not None and self.schedule.evaluate_every:
+            self.test_set = replace(self.test_set, unneeded=self.maps.files.has)
+        chosen = images.views(range(begin // len(images), -(-end // len(images))))
+        if len(chosen) >= end - begin:
+            log.info("runtime.cache: hardly any view of an image comes twice, so maps are computed as they are needed")
+            return
+        log.info("computing once what the frozen layers make of the images: %d views of them", len(chosen))
+        self.maps.fill(self.train_set, chosen, settings.workers, self.stop)
+        if distributed.any_of(self.stop()):
+            self.end(self.done, "the maps that are computed are kept")
+
     @contextmanager
     def batches(self) -> Iterator[Iterable[Batch]]:
         """The training batches that are left; with a profile of the first steps, where it is asked for."""
@@ -221,6 +252,7 @@ class TrainingRun:
             start,
             settings.dtype,
             settings.box_weight,
+            self.maps or (lambda batch: batch.images),
         )
         try:
             for step in show_progress(steps, start, schedule.iterations, meter):
@@ -263,7 +295,7 @@ class TrainingRun:
     def draw(self, step: Step) -> None:
         """Draws the step's RoIs, of several processes those of the first, for TensorBoard."""
         if distributed.leads():
-            self.tracker.picture(step.done, "train/rois", draw_batch(step.batch, step.rois, step.targets))
+            self.tracker.picture(step.done, "train/rois", draw_batch(with_pixels(step.batch), step.rois, step.targets))
 
     def evaluate(self, step: int) -> None:
         """Evaluates, records, and writes best.pt where there is a mAP and it is the best so far.
@@ -281,7 +313,7 @@ class TrainingRun:
                 self.end(step)
 
         outcome = evaluate(
-            TorchNetwork(self.model, settings.dtype),
+            TorchNetwork(self.model, settings.dtype, self.maps if self.schedule.evaluate_every else None),
             pyramids,
             len(self.test_set),
             self.names,
@@ -319,9 +351,10 @@ class TrainingRun:
             kept = f"\nThe step is kept; to look at it again: fastrcnn replay {path}"
         return UserError(f"{error}{distributed.from_first(kept)}")
 
-    def end(self, step: int) -> NoReturn:
-        """Ends the run after a step that is saved: Stopped."""
-        stopped = self.stop.stopped(f"step {step} is done and saved")
+    def end(self, step: int, also: str = "") -> NoReturn:
+        """Ends the run after a step that is saved, or before the first: Stopped."""
+        states = [f"step {step} is done and saved"] if step else []
+        stopped = self.stop.stopped(", ".join([*states, *([also] if also else [])]))
         log.info("%s", stopped)  # into the run's log too
         raise Stopped(stopped.status)
 

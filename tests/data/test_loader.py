@@ -22,7 +22,7 @@ from fastrcnn.data.images import read_image
 from fastrcnn.data.loader import EndlessBatches, WorkerDiedError, collate, detection_loader, training_loader
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
-from fastrcnn.structures import Batch, Sample
+from fastrcnn.structures import Batch, Sample, View
 
 PATIENT = 30.0  # seconds
 
@@ -39,8 +39,8 @@ def test_pictures_are_padded_with_black_at_the_right_and_the_bottom() -> None:
     one, none = np.array([[1, 2, 3, 4]], np.float32), np.zeros((0, 4), np.float32)
     batch = collate(
         [
-            Example(wide, one, none, np.zeros(0, np.int64), 0.5, sample("wide", 18, 8)),
-            Example(high, none, one + 1, np.array([3]), 2.0, sample("high", 3, 4)),
+            Example(wide, one, none, np.zeros(0, np.int64), 0.5, sample("wide", 18, 8), View(4, 100)),
+            Example(high, none, one + 1, np.array([3]), 2.0, sample("high", 3, 4), View(5, 100)),
         ]
     )
     assert (batch.images.shape, batch.images.dtype) == ((2, 3, 7, 9), torch.uint8)

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from fastrcnn.data.transforms import Augmentation, flip_boxes, resize, scale_for
+from fastrcnn.data.transforms import Augmentation, boxes_in, flip_boxes, resize, scale_for, show
+from fastrcnn.structures import View
 
 
 @pytest.mark.parametrize(
@@ -75,6 +76,18 @@ def extent(image: np.ndarray) -> tuple[int, int, int, int]:
 PLAIN = Augmentation(short_sides=(30,), long_side=1000, flip=False)
 
 
+def varied(
+    augmentation: Augmentation, image: np.ndarray, boxes: list[np.ndarray], seed: int
+) -> tuple[np.ndarray, list[np.ndarray], float]:
+    """The image, boxes and factor of the view that the seed draws."""
+    return shown(augmentation.view(np.random.default_rng(seed)), image, boxes)
+
+
+def shown(view: View, image: np.ndarray, boxes: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], float]:
+    turned, scale = show(image, view)
+    return turned, [boxes_in(view, b, image.shape[1], image.shape[0]) for b in boxes], scale
+
+
 @pytest.mark.parametrize("factor", [1, 2])
 @pytest.mark.parametrize("which", ["flip", "flip_vertical", "transpose", "all"])
 def test_a_painted_box_moves_with_its_pixels(which: str, factor: int) -> None:
@@ -83,7 +96,7 @@ def test_a_painted_box_moves_with_its_pixels(which: str, factor: int) -> None:
     seen = set()
     for seed in range(24):
         for box, picture in zip(BOXES, painted(), strict=True):
-            image, (moved, same), scale = augmentation(picture, [box[None], box[None]], np.random.default_rng(seed))
+            image, (moved, same), scale = varied(augmentation, picture, [box[None], box[None]], seed)
             assert scale == factor
             if factor == 1:
                 assert extent(image) == tuple(moved[0])
@@ -99,10 +112,7 @@ def test_each_change_happens_half_of_the_time() -> None:
     for switch in ("flip", "flip_vertical", "transpose"):
         augmentation = replace(PLAIN, **{switch: True})
         box, picture = BOXES[:1], painted()[0]
-        changed = sum(
-            not np.array_equal(augmentation(picture, [box], np.random.default_rng(seed))[1][0], box)
-            for seed in range(400)
-        )
+        changed = sum(not np.array_equal(varied(augmentation, picture, [box], seed)[1][0], box) for seed in range(400))
         assert 150 <= changed <= 250  # five standard deviations about 200
 
 
@@ -114,11 +124,11 @@ def test_by_default_pictures_are_mirrored_and_nothing_else() -> None:
 def test_with_everything_off_the_picture_is_only_scaled() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     for seed in range(10):
-        image, (boxes,), scale = PLAIN(picture, [BOXES], np.random.default_rng(seed))
+        image, (boxes,), scale = varied(PLAIN, picture, [BOXES], seed)
         np.testing.assert_array_equal(image, picture)
         np.testing.assert_array_equal(boxes, BOXES)
         assert (scale, boxes.dtype) == (1.0, np.float32)
-    image, (boxes,), scale = replace(PLAIN, short_sides=(45,))(picture, [BOXES], np.random.default_rng(0))
+    image, (boxes,), scale = varied(replace(PLAIN, short_sides=(45,)), picture, [BOXES], 0)
     np.testing.assert_array_equal(image, cv2.resize(picture, (60, 45), interpolation=cv2.INTER_LINEAR))
     np.testing.assert_array_equal(boxes, BOXES)
     assert scale == 1.5
@@ -127,14 +137,14 @@ def test_with_everything_off_the_picture_is_only_scaled() -> None:
 def test_one_of_the_short_sides_is_drawn_each_as_often() -> None:
     augmentation = replace(PLAIN, short_sides=(15, 30, 60))
     picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    scales = [augmentation(picture, [], np.random.default_rng(seed))[2] for seed in range(300)]
+    scales = [varied(augmentation, picture, [], seed)[2] for seed in range(300)]
     counts = {s: scales.count(s) for s in (0.5, 1.0, 2.0)}
     assert sum(counts.values()) == 300
     assert min(counts.values()) > 60
 
 
 def test_the_long_side_bounds_the_scaled_picture() -> None:
-    image, _, scale = replace(PLAIN, short_sides=(300,), long_side=80)(painted()[0], [], np.random.default_rng(0))
+    image, _, scale = varied(replace(PLAIN, short_sides=(300,), long_side=80), painted()[0], [], 0)
     assert (image.shape, scale) == ((60, 80, 3), 2.0)
 
 
@@ -145,8 +155,8 @@ def test_the_generator_decides_everything() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     before = picture.copy()
     for seed in range(20):
-        a, (boxes_a,), scale_a = EVERYTHING(picture, [BOXES], np.random.default_rng(seed))
-        b, (boxes_b,), scale_b = EVERYTHING(picture, [BOXES], np.random.default_rng(seed))
+        a, (boxes_a,), scale_a = varied(EVERYTHING, picture, [BOXES], seed)
+        b, (boxes_b,), scale_b = varied(EVERYTHING, picture, [BOXES], seed)
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(boxes_a, boxes_b)
         assert scale_a == scale_b
@@ -158,8 +168,8 @@ def test_switching_one_thing_off_leaves_the_others_as_they_were() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     equal = seen = 0
     for seed in range(40):
-        a, _, _ = EVERYTHING(picture, [BOXES], np.random.default_rng(seed))
-        b, _, _ = replace(EVERYTHING, flip=False)(picture, [BOXES], np.random.default_rng(seed))
+        a, _, _ = varied(EVERYTHING, picture, [BOXES], seed)
+        b, _, _ = varied(replace(EVERYTHING, flip=False), picture, [BOXES], seed)
         assert a.shape == b.shape
         if min(a.shape[:2]) == 30:  # not scaled, so the mirror image is exact
             same, mirrored = np.array_equal(a, b), np.array_equal(a[:, ::-1], b)
@@ -175,7 +185,7 @@ def test_colours_stay_without_colour_and_vary_within_the_share() -> None:
     gray = np.full((HEIGHT, WIDTH, 3), 128, np.uint8)
     lights = []
     for seed in range(60):
-        image, _, _ = replace(PLAIN, colour=0.3)(gray, [], np.random.default_rng(seed))
+        image, _, _ = varied(replace(PLAIN, colour=0.3), gray, [], seed)
         assert (image == image[0, 0]).all()
         lights.append(image[0, 0].astype(int) - 128)
     shifts = np.array(lights)
@@ -189,7 +199,7 @@ def test_contrast_is_a_straight_line_cut_off_at_black_and_white() -> None:
     ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(2, axis=0)
     lines = []
     for seed in range(40):
-        image, _, _ = Augmentation((2,), 10_000, flip=False, colour=0.5)(ramp, [], np.random.default_rng(seed))
+        image, _, _ = varied(Augmentation((2,), 10_000, flip=False, colour=0.5), ramp, [], seed)
         for channel in range(3):
             curve = image[0, :, channel].astype(float)
             inner = np.flatnonzero((curve > 0) & (curve < 255))
@@ -208,15 +218,9 @@ def test_mirrored_is_the_mirror_image_scaled_as_the_picture_is() -> None:
     plain = Augmentation((2 * HEIGHT,), 1000, flip=False)
     mirrored = replace(plain, mirrored=True)
     for image, box in zip(painted(), BOXES, strict=True):
-        shown, (boxes,), scale = mirrored(image, [box[None]], np.random.default_rng(0))
+        pixels, (boxes,), scale = shown(mirrored.levels()[0], image, [box[None]])
         expected = [[WIDTH - box[2], box[1], WIDTH - box[0], box[3]]]
         np.testing.assert_array_equal(boxes, expected)
         assert scale == 2
-        np.testing.assert_array_equal(shown, plain(image[:, ::-1].copy(), [], np.random.default_rng(1))[0])
-        levels, (boxes,) = mirrored.levels(image, [box[None]])  # as detection takes it
-        np.testing.assert_array_equal(boxes, expected)
-        assert [scale for _, scale in levels] == [2]
-        np.testing.assert_array_equal(levels[0][0], shown)
-        (same,), (boxes,) = plain.levels(image, [box[None]])
-        np.testing.assert_array_equal(boxes, box[None])
-        np.testing.assert_array_equal(same[0], plain(image, [], np.random.default_rng(1))[0])
+        np.testing.assert_array_equal(pixels, varied(plain, image[:, ::-1].copy(), [], 1)[0])
+        np.testing.assert_array_equal(varied(plain, image, [box[None]], 0)[1][0], box[None])

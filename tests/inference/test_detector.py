@@ -328,7 +328,7 @@ import sys, warnings
 import numpy as np, torch
 from fastrcnn.data.loader import collate
 from fastrcnn.data.dataset import Example
-from fastrcnn.structures import Sample
+from fastrcnn.structures import Sample, View
 from pathlib import Path
 warnings.simplefilter("error")
 image = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
@@ -342,7 +342,7 @@ forms = [
 none = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
 for form in forms:
     sample = Sample("", Path(), 4, 3, *none)
-    batch = collate([Example(form, none[0], none[0], none[1], 1.0, sample)])
+    batch = collate([Example(form, none[0], none[0], none[1], 1.0, sample, View(3, 4))])
     assert np.array_equal(batch.images[0].permute(1, 2, 0).numpy(), image)
 """
 
