@@ -122,7 +122,9 @@ class Maps:
         """What FastRCNN.features takes in place of the images of the batch, on the model's device; padded with 0 at the
         right and the bottom. Raises UserError as `read_sample` does."""
         found = [self._of(batch, i) for i in range(len(batch.samples))]
-        return [padded(maps).to(self.model.delta_mean.device, self.dtype) for maps in zip(*found, strict=True)]
+        own = self.model.pixel_mean  # where the model is, and in which precision it is without autocast
+        dtype = self.dtype if self.dtype == self.kept_as else own.dtype
+        return [padded(maps).to(own.device, dtype) for maps in zip(*found, strict=True)]
 
     def _of(self, batch: Batch, i: int) -> list[Tensor]:
         """The maps (C, H, W) of one image of the batch, on the CPU, in half precision."""
@@ -148,7 +150,7 @@ class Maps:
         """The maps (C, H, W) of an image (3, H, W), on the CPU, in half precision. `sample` is for the message."""
         device = self.model.delta_mean.device
         with autocast(device, self.dtype):
-            maps = self.model.frozen_maps(image[None].to(device))
+            maps = self.model.frozen_maps(image[None].contiguous().to(device))
         halves = [m[0].to("cpu", self.kept_as).contiguous() for m in maps]
         if not all(bool(m.isfinite().all()) for m in halves):
             kind = str(self.kept_as).removeprefix("torch.")
