@@ -111,8 +111,8 @@ class Maps:
                 if other != self.files.folder:
                     shutil.rmtree(other, ignore_errors=True)
             remove_parts(self.files.folder)
-        distributed.wait_for_all()
-        kept = sum(entry.stat().st_size for entry in os.scandir(self.files.folder))
+        sizes = [entry.stat().st_size for entry in os.scandir(self.files.folder)] if distributed.leads() else []
+        kept = distributed.from_first(sum(sizes))
         free = shutil.disk_usage(folder).free - SPARE
         if kept + free < budget:
             log.info("runtime.cache: %.2g GB of the disk are free for it, in %s", max(0, free) / 1e9, folder)

@@ -28,14 +28,15 @@ from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import EndlessBatches, training_loader
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
-from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel import distributed
 from fastrcnn.parallel.launch import launch
-from fastrcnn.settings import SelectiveSearchSettings, SolverSettings
+from fastrcnn.settings import DetectionSettings, SelectiveSearchSettings, SolverSettings
 from fastrcnn.structures import Sample
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule
+from fastrcnn.training.run import Settings
 from fastrcnn.training.tracking import Silent, Tracker
 
 CLASSES = 2
@@ -58,14 +59,25 @@ def dataset(folder: Path, count: int = 7) -> DetectionDataset:
     return DetectionDataset(samples, proposals.__getitem__, Augmentation((48,), 100), seed=3)
 
 
-def trained(folder: Path, images: int, accumulate: int, tracker: Tracker) -> dict[str, Any]:
-    """Gradients of the third step and the weights after it, of a network in double precision without dropout."""
+def trained(folder: Path, images: int, accumulate: int, tracker: Tracker, kept: Path | None = None) -> dict[str, Any]:
+    """Gradients of the third step and the weights after it, of a network in double precision without dropout.
+
+    kept: a folder for the maps of the layers below conv5_1, which are frozen then; and four steps."""
     torch.manual_seed(0)
     model = FastRCNN(CLASSES, width=0.03, roi_size=3, dropout=0.0).double()
     sampler = RoISampler(torch.zeros(CLASSES + 1, 4), torch.ones(CLASSES + 1, 4), SolverSettings(rois_per_image=24))
-    plan = Schedule(3, lambda _: 0.01, 5, log_every=1, pictures_every=0, accumulate=accumulate)
-    batches = training_loader(dataset(folder), images)
-    a_run(folder, model, sampler, plan, tracker=tracker).fit(batches)
+    plan = Schedule(4 if kept else 3, lambda _: 0.01, 5, log_every=1, pictures_every=0, accumulate=accumulate)
+    if kept:
+        freeze_before(model, "conv5_1")
+    settings = Settings(DetectionSettings(), "voc07", images_per_batch=images, cache=1e8 if kept else 0)
+    options = {"dataset": dataset(folder), "settings": settings, "tracker": tracker}
+    run = a_run(kept or folder, model, sampler, plan, **options)
+    run.keep_maps()
+    if kept:
+        assert run.maps is not None
+        files = [file for file in kept.glob("maps/*/*") if not file.name.startswith(".")]
+        assert len(files) == len(run.train_set.views(range(3))) > 7, "of every image, and of mirror images"
+    run.fit(training_loader(run.train_set, images))
     tracker.close()
     return {
         "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
@@ -109,6 +121,7 @@ def process(number: int, port: int, folder: Path, together: Barrier) -> None:
             (folder / f"run-{accumulate}").mkdir(exist_ok=True)
             tracker = Silent() if number else Tracker(folder / f"run-{accumulate}")
             found[f"trained {accumulate}"] = trained(folder, 4, accumulate, tracker)
+        found["kept"] = trained(folder, 4, 1, Silent(), folder / "kept")
         found["broken"] = broken(folder)
         make_proposals(DATA, dataset(folder).samples, folder / "two.proposals")
     torch.save(found, folder / f"found-{number}")
@@ -206,6 +219,17 @@ def test_the_shares_of_a_batch_are_the_batch(length: int, batch: int) -> None:
         shares = [next(part) for part in parts]
         assert [len(s) for s in shares] == [batch // 2] * 2
         assert [*shares[0], *shares[1]] == next(whole)
+
+
+def test_maps_that_each_computes_a_share_of_are_those_of_one_process(folder: Path, tmp_path: Path) -> None:
+    expected = trained(folder, 4, 1, Silent(), tmp_path / "kept")
+    for number in range(2):
+        ours = found(folder, number)["kept"]
+        assert ours["gradients"].keys() == expected["gradients"].keys()
+        assert not any("conv4" in name for name in ours["gradients"])
+        for kind in ("gradients", "weights"):
+            for name, value in expected[kind].items():
+                assert (ours[kind][name] - value).norm() <= 1e-6 * value.norm() + 1e-9, name
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
