@@ -19,7 +19,7 @@ from fastrcnn.model.networks import NETWORKS
 from fastrcnn.settings import DetectionSettings, ModelSettings, SolverSettings
 from fastrcnn.training import checkpoint
 from fastrcnn.weights import caffe, pretrained
-from fastrcnn.weights.fitting import in_lines, misfits
+from fastrcnn.weights.fitting import in_lines, misfits, needs_scale
 
 
 def model(config: ModelSettings, num_classes: int, load: bool = True, device: str = "cpu") -> FastRCNN:
@@ -33,11 +33,11 @@ def model(config: ModelSettings, num_classes: int, load: bool = True, device: st
         state, source = weights(config)
         fresh = pretrained.load_pretrained(built, state, source, config.pixels)
         check_frozen(config, fresh, source)
-        if "fc6" in fresh and config.scale_maps is None:
+        if config.scale_maps is None and needs_scale(built, fresh):
             built.map_scale = built.delta_mean.new_ones(len(built.strides))
         if built.map_scale is not None and config.scale_maps is False:
             raise UserError(
-                f"model.scale_maps=false: fc6 of {source} was trained on maps that are scaled; leave it out."
+                f"model.scale_maps=false: {source} was trained on maps that are scaled; leave out model.scale_maps."
             )
     freeze_before(built, config.finetune_from)
     return built

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.weights.names import CAFFE_TRUNK, OUTPUTS
@@ -34,6 +34,7 @@ def fit(model: FastRCNN, state: Mapping[str, Tensor]) -> Fit:
 
     The trunk has to be whole. Above it a layer may be missing or have another shape, and those above that one are then
     not used either: they were trained on its features. Only `reduce` may be new below an fc6 that is used.
+    The factors on the maps come with the layer above them, or are measured for it where it begins anew.
     """
     wanted = {k: v for k, v in model.state_dict().items() if not k.startswith(OUTPUTS)}
     pixels = OWN_PIXELS if state.keys() >= OWN_PIXELS else set()
@@ -48,7 +49,7 @@ def fit(model: FastRCNN, state: Mapping[str, Tensor]) -> Fit:
             below = f"{name} is in the file and not in the model" if theirs else below
         elif not theirs:
             fresh[name] = "not in the file"
-            below = below or (f"{name} is new" if layer != "reduce" else "")
+            below = below or (f"{name} is new" if layer != "reduce" or "map_scale" in state else "")
         elif below:
             fresh[name] = below
         elif ours.keys() != theirs.keys():
@@ -60,12 +61,19 @@ def fit(model: FastRCNN, state: Mapping[str, Tensor]) -> Fit:
         else:
             problems += misfits(theirs, ours)
             used |= theirs
-    if "fc6" not in fresh and "map_scale" in state:
+    if needs_scale(model, fresh):
+        return Fit(used, fresh, problems)
+    if "map_scale" in state:
         used["map_scale"] = state["map_scale"]
         problems += misfits({"map_scale": used["map_scale"]}, {"map_scale": torch.ones(len(model.strides))})
-    elif "fc6" not in fresh and model.map_scale is not None:
-        problems.append("fc6: trained on maps that are not scaled; leave out model.scale_maps")
+    elif model.map_scale is not None:
+        problems.append("the layer above the maps was trained on maps that are not scaled: leave out model.scale_maps")
     return Fit(used, fresh, problems)
+
+
+def needs_scale(model: FastRCNN, fresh: Collection[str]) -> bool:
+    """Whether all that was trained on the maps begins anew, so that their size may change."""
+    return "fc6" in fresh and ("reduce" in fresh or not isinstance(model.reduce, nn.Conv2d))
 
 
 def _part(state: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
@@ -107,7 +115,9 @@ def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
         if k not in wanted:
             problems.append(f"{k}: not in the model")
         elif v.shape != wanted[k].shape:
-            problems.append(f"{k}: {tuple(v.shape)}, {tuple(wanted[k].shape)} wanted")
+            turned = v.dim() == 4 and v.permute(3, 2, 0, 1).shape == wanted[k].shape
+            hint = ": Keras' order of axes; convert each weight by permute(3, 2, 0, 1)" if turned else ""
+            problems.append(f"{k}: {tuple(v.shape)}, {tuple(wanted[k].shape)} wanted{hint}")
         elif v.dtype not in (FLOATS if wanted[k].is_floating_point() else (torch.int64,)):
             problems.append(f"{k}: numbers of type {v.dtype}, {wanted[k].dtype} wanted")
     return problems
