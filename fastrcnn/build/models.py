@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,8 @@ from fastrcnn.training import checkpoint
 from fastrcnn.weights import caffe, pretrained
 from fastrcnn.weights.fitting import in_lines, misfits, needs_scale
 
+log = logging.getLogger("fastrcnn")
+
 
 def model(config: ModelSettings, num_classes: int, load: bool = True, device: str = "cpu") -> FastRCNN:
     """The network on a device, whatever torch's default is; `load`: with the weights that the configuration names (not
@@ -39,6 +42,11 @@ def model(config: ModelSettings, num_classes: int, load: bool = True, device: st
             raise UserError(
                 f"model.scale_maps=false: {source} was trained on maps that are scaled; leave out model.scale_maps."
             )
+    elif load and config.finetune_from != NETWORKS[config.network].conv_names[0]:
+        log.warning(
+            "model.finetune_from=%s without model.weights: layers before it keep the random numbers they begin with",
+            config.finetune_from,
+        )
     freeze_before(built, config.finetune_from)
     return built
 
@@ -125,7 +133,8 @@ def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelSettings, Fas
     if num_classes != len(names):
         raise UserError(
             f"{path}: a detector of {num_classes} classes, but data.classes has {len(names)} "
-            f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). It needs the names, in the order of training."
+            f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). It needs the names, in the order of "
+            f"training. To train its other layers on other classes: model.weights={path}."
         )
     shapes = trained_shapes({"model": asdict(config)}, num_classes)
     wanted = {k: v for k, v in shapes.items() if k.startswith((*pretrained.PARTS, *pretrained.OUTPUTS))}

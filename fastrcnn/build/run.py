@@ -108,7 +108,8 @@ def take_classes(config: TrainConfig, given: Trained) -> None:
     """
     known = given.classes
     if config.data.classes is None:
-        others = [] if config.data.other_classes == "leave_out" else classes(config.data)
+        dropped = config.data.skip_bad or config.data.other_classes == "leave_out"  # and reported, object by object
+        others = [] if dropped else classes(config.data)
         if unknown := [name for name in others if name not in known]:
             raise UserError(
                 f"start={config.start}: was trained on the classes {', '.join(known)}; the data set has "

@@ -24,7 +24,7 @@ KNOWN = (
     "(block1_conv1) or here (trunk.convs.conv1_1)"
 )
 NETWORK_FITS = "VGG16's fit model=vgg16, VGG_CNN_M_1024's model=vgg_cnn_m_1024, CaffeNet's model=caffenet, of width 1"
-EXPORT_FITS = "what `fastrcnn export` wrote fits the model.* keys of the run that it came from"
+EXPORT_FITS = "a run, or what `fastrcnn export` wrote of it, fits the model.* keys of that run; model.head may differ"
 AUTHORS_ROI_SIZE = {"vgg16": 7, "vgg_cnn_m_1024": 6, "caffenet": 6}  # cells along a side, in models/*/train.prototxt
 DETECTOR_FITS = (
     "a detector has one of the paper's three networks, RoIs pooled to 7 x 7 (VGG16) or 6 x 6, and two outputs"

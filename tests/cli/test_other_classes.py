@@ -111,7 +111,7 @@ def test_without_a_shared_class_all_outputs_begin_anew(
     ("arguments", "said"),
     [
         (["start=run"], "start=run: was trained on the classes circle, cross, square, star, triangle; the data set has "
-         "ball, plus too. Name the classes to train, as data.classes=[ball,plus,square,star,triangle]: outputs of classes"),
+         "ball, plus too. Name the classes to train, as data.classes=[ball,plus,square,star,triangle]: outputs "),
         (["start=run", "data.classes=[ball,star]", "data.other_classes=leave_out", "model.finetune_from=bbox_pred"],
          "model.finetune_from=bbox_pred: the class scores of ball, which start=run does not have, would keep the "),
         (["start=run", "data.other_classes=leave_out", "model.head=[9,9]"],
@@ -159,7 +159,7 @@ def test_a_scale_is_measured_once_and_stays_with_the_run(
     status, err = train("demo", "resume=auto", "solver.iterations=2")
     assert status == 0, err
     shutil.move("new", "first")
-    status, err = train("other", "start=first", "data.classes=[ball]", "data.other_classes=leave_out")
+    status, err = train("other", "start=first", ONE, "data.classes=[ball]", "data.other_classes=leave_out")
     assert status == 0, err
     assert caplog.text.count("multiplied by") == 1
     later = checkpoint.load(Path("new/checkpoints/step-1.pt"))["model"]
