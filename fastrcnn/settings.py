@@ -52,14 +52,23 @@ class ModelSettings:
     network: NetworkName = key("vgg16", "the paper's L, M and S")
     width: float = key(1.0, "factor on the channels; 1 is the paper's, 0.25 a slim network", above=0, most=100)
     batch_norm: bool = key(False, "batch normalisation, for training from scratch")
-    weights: str | None = key(None, "'imagenet', a file (.pth, .safetensors, .caffemodel), or null: from scratch")
+    weights: str | None = key(
+        None,
+        "'imagenet', a file (.pth, .safetensors, .caffemodel) of the trunk or more, a run, or null: from scratch",
+    )
     pixels: Pixels = key("auto", "what `weights` expects; auto: as known")
     finetune_from: str = key(
         "conv1_1", "first layer that is trained: a convolution, fc6, fc7 or bbox_pred; the paper's VGG16: conv3_1"
     )
     roi_op: RoiOp = key("fast_rcnn", "how RoIs are pooled; fast_rcnn is the paper's")
+    scale_maps: bool | None = key(
+        None, "divide maps by their size, measured as training begins; null: where fc6 begins anew over `weights`"
+    )
     roi_size: int = key(7, "cells along each side of a pooled RoI", least=1, most=1000)
     roi_features: list[str] = key(["conv5_3"], "layers that RoIs are pooled from", some=True)
+    head: list[int] | None = key(
+        None, "features of fc6 and fc7, as [1024,1024]; null: the paper's times `width`", least=1, most=1_000_000
+    )
     dropout: float = key(0.5, "after fc6 and fc7", least=0, most=1)
     class_agnostic: bool = key(False, "one box regression for all classes, in place of one for each")
     classifier: Classifier = key("softmax", "svm: class scores are margins of SVMs, as `fastrcnn svm` makes them")

@@ -23,6 +23,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "svm": {"classifier": "svm"},
     "svd": {"fc6_rank": 10, "fc7_rank": 9},
     "three maps": {"roi_features": ["conv3_3", "conv4_3", "conv5_3"]},
+    "scaled, a head of its own": {"scale_maps": True, "head": [20, 12]},
+    "scaled, two maps": {"scale_maps": True, "roi_features": ["conv4_3", "conv5_3"]},
+    "scaled, svd": {"scale_maps": True, "fc6_rank": 10},
     "M": {"network": "vgg_cnn_m_1024", **SMALL},
     "S": {"network": "caffenet", **SMALL},
 }
@@ -36,6 +39,8 @@ def slim(width: float = 0.06, **keys: Any) -> FastRCNN:
         model.bbox_pred.weight.normal_(std=0.05)
         model.delta_std.uniform_(0.05, 0.2)
         model.delta_mean.normal_(std=0.1)
+        if model.map_scale is not None:
+            model.map_scale.copy_(torch.tensor([0.5, 2.0])[: len(model.map_scale)])
         for norm in model.trunk.norms.values():
             assert isinstance(norm, torch.nn.BatchNorm2d)
             norm.running_mean.normal_(std=0.1)  # type: ignore[union-attr]

@@ -155,12 +155,13 @@ def check_content(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     command line has, and for weights that are not those of the network that they describe.
     """
     from fastrcnn.build import models
-    from fastrcnn.weights.pretrained import misfits
+    from fastrcnn.weights.fitting import in_lines, misfits
 
     config = checked_config(path, content["config"], content["classes"])
     if problems := misfits(content["model"], models.trained_shapes(config, len(content["classes"]))):
         raise UserError(
-            f"{path}: the weights do not fit the model they were saved with:\n{problems}\nUse another checkpoint."
+            f"{path}: the weights do not fit the model they were saved with:\n{in_lines(problems)}\n"
+            "Use another checkpoint."
         )
     return content | {"config": config}
 

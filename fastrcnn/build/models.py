@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,11 @@ from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.head import largest_rank
 from fastrcnn.model.networks import NETWORKS
 from fastrcnn.settings import DetectionSettings, ModelSettings, SolverSettings
+from fastrcnn.training import checkpoint
 from fastrcnn.weights import caffe, pretrained
+from fastrcnn.weights.fitting import in_lines, misfits, needs_scale
+
+log = logging.getLogger("fastrcnn")
 
 
 def model(config: ModelSettings, num_classes: int, load: bool = True, device: str = "cpu") -> FastRCNN:
@@ -28,18 +33,52 @@ def model(config: ModelSettings, num_classes: int, load: bool = True, device: st
         of_weights = ("weights", "pixels", "finetune_from")
         built = FastRCNN(num_classes, **{k: v for k, v in vars(config).items() if k not in of_weights})
     if load and config.weights is not None:
-        if config.weights == "imagenet":
-            if config.network != "vgg16":
-                raise UserError(
-                    f"model.weights=imagenet: torchvision has none of {config.network}. Give a file, such as the "
-                    "author's .caffemodel, or null to train from scratch."
-                )
-            state, source = pretrained.torchvision_vgg16(), "ImageNet weights"
-        else:
-            state, source = pretrained.read_state_dict(Path(config.weights).expanduser()), config.weights
-        pretrained.load_pretrained(built, state, source, config.pixels)
+        state, source = weights(config)
+        fresh = pretrained.load_pretrained(built, state, source, config.pixels)
+        check_frozen(config, fresh, source)
+        if config.scale_maps is None and needs_scale(built, fresh):
+            built.map_scale = built.delta_mean.new_ones(len(built.strides))
+        if built.map_scale is not None and config.scale_maps is False:
+            raise UserError(
+                f"model.scale_maps=false: {source} was trained on maps that are scaled; leave out model.scale_maps."
+            )
+    elif load and config.finetune_from != NETWORKS[config.network].conv_names[0]:
+        log.warning(
+            "model.finetune_from=%s without model.weights: layers before it keep the random numbers they begin with",
+            config.finetune_from,
+        )
     freeze_before(built, config.finetune_from)
     return built
+
+
+def weights(config: ModelSettings) -> tuple[dict[str, Tensor], str]:
+    """The state dict that `config.weights` means, and what messages call it. Raises UserError."""
+    assert config.weights is not None
+    if config.weights == "imagenet":
+        if config.network != "vgg16":
+            raise UserError(
+                f"model.weights=imagenet: torchvision has none of {config.network}. Give a file, such as the "
+                "author's .caffemodel, or null to train from scratch."
+            )
+        return pretrained.torchvision_vgg16(), "ImageNet weights"
+    path = Path(config.weights).expanduser()
+    if path.is_dir() or checkpoint.is_one(path):
+        path = checkpoint.resolve(path, "model.weights")
+        return checkpoint.load(path)["model"], str(path)
+    return pretrained.read_state_dict(path), config.weights
+
+
+def check_frozen(config: ModelSettings, fresh: Mapping[str, str], source: str) -> None:
+    """Raises UserError where a layer that begins with random numbers would never be trained."""
+    order = NETWORKS[config.network].finetune_from
+    frozen = order[: order.index(config.finetune_from)]
+    stuck = [name for name in fresh if name in frozen or (name == "reduce" and "fc6" in frozen)]
+    if stuck:
+        first = stuck[0] if stuck[0] in order else "fc6"
+        raise UserError(
+            f"model.finetune_from={config.finetune_from}: {' and '.join(stuck)} would keep the random numbers they "
+            f"begin with, as {source} has no weights for them ({fresh[stuck[0]]}). Say model.finetune_from={first}."
+        )
 
 
 def check_model(config: ModelSettings) -> None:
@@ -49,7 +88,9 @@ def check_model(config: ModelSettings) -> None:
     for name in config.roi_features:
         one_of("model.roi_features", name, network.conv_names)
     pooled = network.channels_of(network.conv_names[-1], config.width) * config.roi_size**2
-    fc6, fc7 = network.features_of(config.width)
+    if config.head is not None and len(config.head) != 2:
+        raise UserError(f"model.head={config.head}: should be two numbers, features of fc6 and fc7, as [1024,1024].")
+    fc6, fc7 = network.features_of(config.width, config.head)
     check_rank("model.fc6_rank", config.fc6_rank, fc6, pooled)
     check_rank("model.fc7_rank", config.fc7_rank, fc7, fc6)
 
@@ -92,12 +133,15 @@ def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelSettings, Fas
     if num_classes != len(names):
         raise UserError(
             f"{path}: a detector of {num_classes} classes, but data.classes has {len(names)} "
-            f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). It needs the names, in the order of training."
+            f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). It needs the names, in the order of "
+            f"training. To train its other layers on other classes: model.weights={path}."
         )
     shapes = trained_shapes({"model": asdict(config)}, num_classes)
     wanted = {k: v for k, v in shapes.items() if k.startswith((*pretrained.PARTS, *pretrained.OUTPUTS))}
-    if problems := pretrained.misfits(pretrained.translate(state), wanted):
-        raise UserError(f"{path}: these weights do not fit the model ({pretrained.DETECTOR_FITS}):\n{problems}")
+    if problems := misfits(pretrained.translate(state), wanted):
+        raise UserError(
+            f"{path}: these weights do not fit the model ({pretrained.DETECTOR_FITS}):\n{in_lines(problems)}"
+        )
     built = model(config, len(names), load=False)
     pretrained.load_detector(built, state, str(path))
     return config, built

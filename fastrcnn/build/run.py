@@ -32,6 +32,7 @@ from fastrcnn.training.loop import Schedule, seed_of
 from fastrcnn.training.optim import learning_rate, sgd
 from fastrcnn.training.run import Settings, TrainingRun
 from fastrcnn.training.signals import Stop
+from fastrcnn.weights.classes import for_classes
 
 log = logging.getLogger("fastrcnn")
 
@@ -68,8 +69,7 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
         image_ids(config.data, config.data.test)  # a list that is missing shows before the work
     torch.manual_seed(seed_of(config.runtime.seed))
     model = models.model(config.model, len(names), load=not (resumed or given))  # before the data: it may lack weights
-    if given:
-        put_weights(model, given, str(config.start))
+    kept = put_weights(model, given, str(config.start), names) if given else []
     train_set, test_set = datasets.both_sets(config.data, names, config.runtime.seed)
     if distributed.leads() and test_set and not has_truth(test_set.samples):
         log.warning("%s: %s; there will be no best.pt", ", ".join(config.data.test), NO_TRUTH)
@@ -78,12 +78,15 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     models.freeze_unused(model, config.solver)
     machine.speed_and_memory(model, config.runtime, device)
+    if model.map_scale is not None:
+        config.model.scale_maps = True  # so that a run that resumes has a place for the factors
     solver = config.solver
     return TrainingRun(
         folder=folder,
         begun=begun,
         resumed=resumed,
-        started=given is not None,
+        started=bool(kept),
+        new_labels=[label for label, name in enumerate(names, 1) if kept and name not in kept],
         config=asdict(config),
         check=checkpoints.check_content,
         names=names,
@@ -99,28 +102,58 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
 
 
 def take_classes(config: TrainConfig, given: Trained) -> None:
-    """Makes the classes of the checkpoint those of the data. Raises UserError where other ones are asked for."""
-    names = given.classes
-    if config.data.classes is not None and list(config.data.classes) != names:
+    """Makes the classes of the checkpoint those of the data, where none are named.
+
+    Raises UserError where the data have others, and where outputs that begin anew would not be trained.
+    """
+    known = given.classes
+    if config.data.classes is None:
+        dropped = config.data.skip_bad or config.data.other_classes == "leave_out"  # and reported, object by object
+        others = [] if dropped else classes(config.data)
+        if unknown := [name for name in others if name not in known]:
+            raise UserError(
+                f"start={config.start}: was trained on the classes {', '.join(known)}; the data set has "
+                f"{', '.join(unknown)} too. Name the classes to train, as data.classes=[{','.join(others)}]: outputs "
+                "of classes that both have are kept, others begin anew. Or leave those objects out: "
+                "data.other_classes=leave_out."
+            )
+        config.data.classes = list(known)
+    new = [name for name in config.data.classes if name not in known]
+    if new and config.model.finetune_from == "bbox_pred":
         raise UserError(
-            f"start={config.start}: was trained on the classes {', '.join(names)}, in this order; "
-            f"data.classes is {', '.join(config.data.classes)}. The last layers fit no others."
+            f"model.finetune_from=bbox_pred: the class scores of {', '.join(new)}, which start={config.start} does not "
+            "have, would keep the random numbers they begin with. Say model.finetune_from=fc6."
         )
-    config.data.classes = list(names)
 
 
-def put_weights(model: FastRCNN, given: Trained, where: str) -> None:
-    """Puts the checkpoint's weights, and the statistics of its regression targets, into the model.
+def put_weights(model: FastRCNN, given: Trained, where: str, names: list[str]) -> list[str]:
+    """Puts the checkpoint's weights, and the statistics of its regression targets, into the model of the classes
+    `names`. Returns those whose outputs it has.
 
     Raises UserError where the model is another one.
     """
+    state, known = given.state, given.classes
+    kept = [name for name in names if name in known]
     try:
-        model.load_state_dict(given.state)
+        if names != known:
+            state = for_classes(state, known, model.state_dict(), names)
+        model.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"start={where}: the model is another one; leave out model.* and model=.\n{error}") from None
+        raise UserError(
+            f"start={where}: the model is another one; leave out model.* and model=. To take the layers that fit: "
+            f"model.weights={where} in place of start.\n{error}"
+        ) from None
     log.info("beginning with the weights of %s", where)
+    if names != known:
+        new, gone = ([n for n in some if n not in kept] for some in (names, known))
+        log.info(
+            "%s: other classes; outputs of %s are kept, each at its new place; initialised: %s; not used: %s",
+            where,
+            *(", ".join(some) or "none" for some in (kept, new, gone)),
+        )
     if given.config["model"].get("classifier") == "svm":
         log.warning("its class layer is SVMs: their margins are the first logits of the softmax, background's are 0")
+    return kept
 
 
 def schedule(config: TrainConfig) -> Schedule:

@@ -16,7 +16,7 @@ from fastrcnn import __version__, boxes
 from fastrcnn.errors import UserError
 from fastrcnn.files import write_derived
 from fastrcnn.inference.onnx_network import PACKAGES, Description
-from fastrcnn.model.fast_rcnn import INCLUSIVE, FastRCNN
+from fastrcnn.model.fast_rcnn import INCLUSIVE, FastRCNN, fold_map_scale
 from fastrcnn.model.networks import Conv, Pool
 from fastrcnn.weights.export import refuse
 
@@ -44,7 +44,7 @@ def write_onnx(
         problems.append(f"its weights take {size:,} bytes: a file of ONNX holds 2 GB")
     refuse("ONNX", problems)
     graph = _Graph()
-    _nodes(graph, model, box_regression)
+    _nodes(graph, fold_map_scale(model), box_regression)
     t = onnx.TensorProto
     shapes: dict[str, tuple[int, list[int | str]]] = {
         "image": (t.UINT8, ["height", "width", 3]),

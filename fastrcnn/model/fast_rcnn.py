@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -91,8 +92,12 @@ class FastRCNN(nn.Module):
     mean, std: of the pixels the trunk's weights were trained on, RGB in 0 .. 255; part of the state dict.
     fc6_rank, fc7_rank: see Head.
     class_agnostic: one regression for all classes, in place of one for each.
+    head: features of fc6 and fc7, in place of the network's times `width`.
+    scale_maps: whether the maps are multiplied by `map_scale`, a factor for each that is 1 until it is set: a new fc6
+        above a trunk whose maps have values in the tens or hundreds would diverge at usual rates.
     """
 
+    map_scale: Tensor | None
     delta_mean: Tensor
     delta_std: Tensor
     pixel_mean: Tensor
@@ -114,6 +119,8 @@ class FastRCNN(nn.Module):
         fc7_rank: int | None = None,
         network: NetworkName = DEFAULT.network,
         class_agnostic: bool = DEFAULT.class_agnostic,
+        head: Sequence[int] | None = DEFAULT.head,
+        scale_maps: bool | None = DEFAULT.scale_maps,
     ) -> None:
         super().__init__()
         self.num_classes, self.classifier = num_classes, classifier
@@ -125,7 +132,7 @@ class FastRCNN(nn.Module):
         pooled = sum(layers.channels_of(name, width) for name in self.roi_features)
         mixed = len(self.roi_features) > 1 or pooled != channels
         self.reduce = nn.Conv2d(pooled, channels, 1, dtype=torch.float32) if mixed else nn.Identity()
-        self.head = Head(channels * roi_size**2, layers.features_of(width), dropout, fc6_rank, fc7_rank)
+        self.head = Head(channels * roi_size**2, layers.features_of(width, head), dropout, fc6_rank, fc7_rank)
         self.cls_score = nn.Linear(self.head.out_features, num_classes + 1, dtype=torch.float32)
         outputs = 4 if class_agnostic else 4 * (num_classes + 1)
         self.bbox_pred = nn.Linear(self.head.out_features, outputs, dtype=torch.float32)
@@ -135,6 +142,8 @@ class FastRCNN(nn.Module):
         # What takes the normalised deltas of the output to those of boxes.decode; computed over the training set.
         self.register_buffer("delta_mean", torch.zeros(num_classes + 1, 4, dtype=torch.float32))
         self.register_buffer("delta_std", torch.ones(num_classes + 1, 4, dtype=torch.float32))
+        scale = torch.ones(len(self.roi_features), dtype=torch.float32) if scale_maps else None
+        self.register_buffer("map_scale", scale)
         for name, values in (("pixel_mean", mean), ("pixel_std", std)):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
 
@@ -209,6 +218,8 @@ class FastRCNN(nn.Module):
 
     def roi_vectors(self, maps: list[Tensor], rois: Tensor) -> Tensor:
         """Features (K, D) of fc7, from the maps that `features` gave and RoIs that `scaled_rois` gave."""
+        if self.map_scale is not None:
+            maps = [m * scale for m, scale in zip(maps, self.map_scale, strict=True)]
         if isinstance(self.reduce, nn.Identity) and maps[0].device.type == "cpu" and not torch.is_grad_enabled():
             # A contiguous map pools to rows that fc6 reads as they lie. What a channels_last one pools to flatten()
             # copies, 100 kB a RoI; with a gradient that is faster all the same.
@@ -250,6 +261,27 @@ def freeze_before(model: FastRCNN, first: str) -> None:
             break
         for layer in before:
             layer.requires_grad_(False)
+
+
+def fold_map_scale(model: FastRCNN) -> FastRCNN:
+    """The model for formats that have no place for `map_scale`: where it has one, a copy that has the factors in the
+    weights of the layer above the maps, which gives the same but for rounding. Other layers are shared."""
+    if model.map_scale is None:
+        return model
+    plain = copy.copy(model)
+    plain._buffers, plain._modules = dict(model._buffers), dict(model._modules)
+    plain.map_scale = None
+    with torch.no_grad():
+        if isinstance(model.reduce, nn.Conv2d):
+            plain.reduce = copy.deepcopy(model.reduce)
+            channels = [model.trunk.convs[name].out_channels for name in model.roi_features]
+            factors = torch.cat([s.repeat(n) for s, n in zip(model.map_scale, channels, strict=True)])
+            plain.reduce.weight *= factors[:, None, None]
+        else:
+            plain.head = copy.deepcopy(model.head)
+            layers = plain.head.fc6.modules()
+            next(layer for layer in layers if isinstance(layer, nn.Linear)).weight *= model.map_scale
+    return plain
 
 
 def box_layer_for(model: FastRCNN, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,7 @@ class Head(nn.Module):
         fc7_rank: int | None = None,
     ) -> None:
         super().__init__()
+        self.features = features
         self.out_features = features[1]
         self.fc6 = fully_connected(features[0], inputs, fc6_rank)
         self.fc7 = fully_connected(features[1], features[0], fc7_rank)

@@ -98,8 +98,10 @@ class Network:
         unit = max(conv.groups for conv in self.convs)  # groups must come out even, above and below
         return unit * max(1, round(self.convs[self.conv_names.index(name)].channels * width / unit))
 
-    def features_of(self, width: float) -> tuple[int, int]:
-        """Features of fc6 and fc7, multiplied by `width` as well."""
+    def features_of(self, width: float, head: Sequence[int] | None = None) -> tuple[int, int]:
+        """Features of fc6 and fc7: those of `head`, or its own multiplied by `width` as well."""
+        if head is not None:
+            return head[0], head[1]
         return max(1, round(self.fc6 * width)), max(1, round(self.fc7 * width))
 
 

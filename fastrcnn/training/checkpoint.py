@@ -20,7 +20,7 @@ from torch import Tensor
 from fastrcnn.errors import UserError
 from fastrcnn.files import write_atomically
 from fastrcnn.weights import torch_files
-from fastrcnn.weights.pretrained import unusable
+from fastrcnn.weights.fitting import unusable
 
 FORMAT = 2  # 1 had one short side in evaluation
 MAGIC = b"\nfastrcnn-sha256:"
@@ -139,17 +139,26 @@ def newest_sound(folder: Path, check: Check = lambda _, content: content) -> tup
     raise UserError(f"{folder}: no checkpoint to go on from. {why}")
 
 
-def resolve(where: Path) -> Path:
+def is_one(path: Path) -> bool:
+    """Whether a file is a checkpoint of this program, whole or damaged; other programs' .pt files are not."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TRAILER))
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def resolve(where: Path, key: str = "checkpoint") -> Path:
     """The checkpoint file that a user means by a run's folder or a file: best.pt, else the newest.
 
-    Raises UserError where there is none.
+    key: what named it. Raises UserError where there is none.
     """
     if where.is_file():
         return where
     if not where.exists():
         raise UserError(
-            f"checkpoint: there is no file or folder {where}. Give a run's folder, a .pt file, or a detector's "
-            ".caffemodel."
+            f"{key}: there is no file or folder {where}. Give a run's folder, a .pt file, or a detector's .caffemodel."
         )
     for folder in (where / "checkpoints", where):
         best = folder / "best.pt"
@@ -157,7 +166,7 @@ def resolve(where: Path) -> Path:
             return best
         if newest := in_order(folder):
             return newest[0]
-    raise UserError(f"checkpoint: {where} holds no checkpoint (checkpoints/best.pt or step-N.pt).")
+    raise UserError(f"{key}: {where} holds no checkpoint (checkpoints/best.pt or step-N.pt).")
 
 
 def keep_last(folder: Path, n: int) -> None:

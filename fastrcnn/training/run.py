@@ -6,7 +6,7 @@ import errno
 import logging
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -33,6 +33,7 @@ from fastrcnn.settings import DetectionSettings, Metric
 from fastrcnn.structures import Batch
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import NotFiniteError, Schedule, Step, train
+from fastrcnn.training.map_scale import measure_map_scale
 from fastrcnn.training.maps import Maps, open_maps
 from fastrcnn.training.meter import Meter, show_progress
 from fastrcnn.training.profiling import profile_steps
@@ -72,8 +73,8 @@ class TrainingRun:
     """A run, in each process of its job; `run` does all of it.
 
     begun: whether the run is in its folder already; resumed: whether with a checkpoint. started: whether the model has
-    the weights of another run. config: of the run, as plain data, for its folder and its checkpoints. check: see
-    checkpoint.newest_sound. test_set: None where nothing is evaluated.
+    the outputs of another run; new_labels: the classes that that run did not have. config: of the run, as plain data,
+    for its folder and its checkpoints. check: see checkpoint.newest_sound. test_set: None where nothing is evaluated.
     """
 
     folder: Path
@@ -91,6 +92,7 @@ class TrainingRun:
     schedule: Schedule
     settings: Settings
     stop: Stop
+    new_labels: Sequence[int] = ()
     tracker: Tracker = field(default_factory=Silent)
     done: int = 0  # steps that are over, with all that belongs to them
     saved: int = 0  # the step saved last
@@ -142,17 +144,26 @@ class TrainingRun:
         """Normalises the box regression by the training set's targets. Weights of another run bring their statistics;
         a .caffemodel's give deltas as they are, which the loss would count a hundredth of what the recipe means."""
         model, images = self.model, self.train_set
-        if self.started and (model.delta_mean.any() or (model.delta_std != 1).any()):
+        if model.map_scale is not None and (model.map_scale == 1).all():  # else they came with the weights
+            model.map_scale.copy_(distributed.from_first(measure_map_scale(model, images)))
+        known = self.started and bool(model.delta_mean.any() or (model.delta_std != 1).any())
+        agnostic = model.bbox_pred.out_features == 4
+        if known and (agnostic or not self.new_labels):
             return
-        if self.started:
+        if known:
+            log.info("computing the statistics of the regression targets of the new classes")
+        elif self.started:
             log.info("its box layer is not normalised; computing the statistics of the regression targets")
         else:
             log.info("%d training pictures; computing the statistics of their regression targets", len(images))
         pairs = (images.truth_and_proposals(i) for i in range(len(images)))
-        agnostic = model.bbox_pred.out_features == 4
         mean, std = delta_statistics(
             pairs, model.num_classes, self.sampler.settings.fg_iou, images.augmentation.flip, agnostic
         )
+        if known:
+            for own, computed in ((model.delta_mean, mean), (model.delta_std, std)):
+                own[list(self.new_labels)] = computed[list(self.new_labels)].to(own)
+            return
         if self.started:
             normalise_box_layer(model, mean, std)  # what it detects stays the same
         model.delta_mean.copy_(mean)

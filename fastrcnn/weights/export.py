@@ -15,12 +15,13 @@ from torch import Tensor
 
 from fastrcnn.errors import UserError
 from fastrcnn.files import write_derived
-from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN, box_layer_for
+from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN, box_layer_for, fold_map_scale
 from fastrcnn.model.networks import VGG16
 from fastrcnn.progress import progress
 from fastrcnn.weights import caffe
+from fastrcnn.weights.names import CAFFE_NAMES, OUTPUTS
 from fastrcnn.weights.pixels import CAFFE_MEAN, first_layer_for, means_apart
-from fastrcnn.weights.pretrained import AUTHORS_ROI_SIZE, CAFFE_NAMES, OUTPUTS
+from fastrcnn.weights.pretrained import AUTHORS_ROI_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,10 @@ def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -
         caffe.write(
             file, f"fast_rcnn_{model.trunk.network.name}", progress(layers.items(), len(layers), "export", "layer")
         )
-    sizes = {name: len(parts["weight"]) for name, parts in layers.items() if name in OUTPUTS or name.endswith("_L")}
+    network = model.trunk.network
+    head = () if model.head.features == network.features_of(model.trunk.width) else ("fc6", "fc7")
+    named = (*OUTPUTS, "fc6_L", "fc7_L", *head)
+    sizes = {name: len(parts["weight"]) for name, parts in layers.items() if name.removesuffix("_U") in named}
     log.info("num_output in the prototxt: %s", ", ".join(f"{name} {n}" for name, n in sizes.items()))
     if any(state[f"{CAFFE_NAMES[c.name]}.weight"].shape[0] != c.channels for c in model.trunk.network.convs):
         log.info("and of all other layers, as this network is a slim one")
@@ -100,8 +104,10 @@ def write_torchvision(model: FastRCNN, output: Path, source: str | None = None) 
     problems = []
     if model.trunk.network is VGG16:
         convs = model.trunk.convs
-        if any(convs[c.name].out_channels != c.channels for c in VGG16.convs) or model.head.out_features != VGG16.fc7:
+        if any(convs[c.name].out_channels != c.channels for c in VGG16.convs):
             problems.append("model.width: torchvision's is 1")
+        elif (found := model.head.features) != (VGG16.fc6, VGG16.fc7):
+            problems.append(f"model.head={list(found)}: torchvision's fc6 and fc7 have 4096 features")
         if any(name.endswith(".U.weight") for name in model.head.state_dict()):
             problems.append("fc6 or fc7 is two layers: export the checkpoint that this one was compressed from")
     sizes = {"vgg16": AUTHORS_ROI_SIZE["vgg16"]}
@@ -137,6 +143,7 @@ def _state_for(
     what: the format, for messages. sizes: of the pooled RoIs, in those of the author's networks that may be.
     Raises UserError with the problems, and what else makes network or pixels too different.
     """
+    model = fold_map_scale(model)
     network = model.trunk.network
     last, size = network.conv_names[-1], sizes.get(network.name)
     apart = means_apart(model, mean)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
-import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,24 +10,21 @@ from torch import Tensor, nn
 
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
-from fastrcnn.model.networks import NETWORKS, VGG16
+from fastrcnn.model.networks import NETWORKS
 from fastrcnn.settings import ModelSettings, NetworkName
 from fastrcnn.weights import caffe, torch_files
+from fastrcnn.weights.fitting import BUFFERS, OWN_PIXELS, SHAPE, few, fit, in_lines, layers, misfits, unusable
+from fastrcnn.weights.names import OUTPUTS, from_caffe, from_keras, is_ours, translate
 from fastrcnn.weights.pixels import PIXELS, decide
 
 log = logging.getLogger(__name__)
-LAYER_WEIGHT = re.compile(r"(features|classifier)\.([0-9]{1,4})\.weight$")  # in torchvision's VGG16
-PARTS = ("trunk.", "head.")  # of the network that other weights are put into
-OUTPUTS = ("cls_score", "bbox_pred")
-OWN_PIXELS = {"pixel_mean", "pixel_std"}  # what weights of ours have, and no others
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-CAFFE_NAMES = {
-    **{name: f"trunk.convs.{name}" for network in NETWORKS.values() for name in network.conv_names},
-    **{fc + part: f"head.{fc}{part.replace('_', '.')}" for fc in ("fc6", "fc7") for part in ("", "_L", "_U")},
-    **{name: name for name in OUTPUTS},
-}
+PARTS = ("trunk.", "head.")  # of a detector, beside its outputs
+KNOWN = (
+    "no layer has the name of one of VGG16's convolutions in torchvision (features.0), SSD (0), Caffe (conv1_1), Keras "
+    "(block1_conv1) or here (trunk.convs.conv1_1)"
+)
 NETWORK_FITS = "VGG16's fit model=vgg16, VGG_CNN_M_1024's model=vgg_cnn_m_1024, CaffeNet's model=caffenet, of width 1"
-EXPORT_FITS = "what `fastrcnn export` wrote fits the model.* keys of the run that it came from"
+EXPORT_FITS = "a run, or what `fastrcnn export` wrote of it, fits the model.* keys of that run; model.head may differ"
 AUTHORS_ROI_SIZE = {"vgg16": 7, "vgg_cnn_m_1024": 6, "caffenet": 6}  # cells along a side, in models/*/train.prototxt
 DETECTOR_FITS = (
     "a detector has one of the paper's three networks, RoIs pooled to 7 x 7 (VGG16) or 6 x 6, and two outputs"
@@ -88,45 +82,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What keeps a state dict from being put into a network, whose own is `wanted`, in lines; values are not looked at.
-
-    Layers' counts of batches may be missing, as in files from before 2018."""
-    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
-    problems = [f"{k}: missing, {tuple(wanted[k].shape)} wanted" for k in missing]
-    for k, v in state.items():
-        if k not in wanted:
-            problems.append(f"{k}: not in the model")
-        elif v.shape != wanted[k].shape:
-            problems.append(f"{k}: {tuple(v.shape)}, {tuple(wanted[k].shape)} wanted")
-        elif v.dtype not in (FLOATS if wanted[k].is_floating_point() else (torch.int64,)):
-            problems.append(f"{k}: numbers of type {v.dtype}, {wanted[k].dtype} wanted")
-    return in_lines(problems)
-
-
-def in_lines(problems: Sequence[str], most: int = 12) -> str:
-    """The first problems, each a line."""
-    lines = [f"  {problem}" for problem in problems[:most]]
-    return "\n".join([*lines, *([f"  and {len(problems) - most} more"] if len(problems) > most else [])])
-
-
-def unusable(state: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with the numbers of a state dict: not finite in float32, or nothing that can be divided by."""
-    problems = []
-    for name, values in state.items():
-        if not values.numel():
-            continue
-        # NaN is both least and largest of any numbers that have it
-        least, most = (float(end.float()) for end in values.aminmax())
-        if not math.isfinite(least) or not math.isfinite(most):
-            problems.append(f"{name}: not all finite")
-        elif name.endswith("running_var") and least < 0:
-            problems.append(f"{name}: {least:g}, but a variance is never negative")
-        elif name == "pixel_std" and least <= 0:
-            problems.append(f"{name}: {least:g}, but a standard deviation is more than 0")
-    return problems
-
-
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         from safetensors import SafetensorError
@@ -139,53 +94,26 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a .safetensors file, or cut short ({error}).") from error
 
 
-def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with torchvision's names (`features.0.weight`, `classifier.0.weight`) or Caffe's (`conv1_1.weight`,
-    `fc6.weight`) with ours.
+def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixels: str = "auto") -> dict[str, str]:
+    """Puts the weights of the trunk, and those of fc6 and fc7 where they fit, into `model`, and what they expect of
+    pixels into its buffers. Returns why each other layer below the outputs stays as it was initialised, by its name.
 
-    The classifier's last layer, ImageNet's thousand classes, is left out, and with torchvision's names all that is
-    neither in `features` nor in `classifier`. With batch normalisation too (torchvision's vgg16_bn). Other layers of a
-    Caffe network keep their names, so that they are noticed.
+    state: with Caffe's names, (VGG16) torchvision's, SSD's or Keras', or our own. pixels: see pixels.decide; our own
+    weights bring along what they expect. Raises UserError for what contradicts the model; nothing is loaded then.
     """
-    parts = [(*key.rpartition(".")[::2], values) for key, values in state.items()]
-    if from_caffe(state):
-        return {f"{CAFFE_NAMES.get(layer, layer)}.{part}": v for layer, part, v in parts if layer != "fc8"}
-    names = {
-        ("features", 4): iter([f"trunk.convs.{name}" for name in VGG16.conv_names]),
-        ("features", 1): iter([f"trunk.norms.{name}" for name in VGG16.conv_names]),
-        # By their order: 0 and 3 in torchvision's files, 1 and 4 in some that were made of Caffe's.
-        ("classifier", 2): iter(["head.fc6", "head.fc7"]),
-    }
-    renamed: dict[str, str | None] = {}
-    for match in sorted(filter(None, map(LAYER_WEIGHT.match, state)), key=lambda m: int(m[2])):
-        renamed[f"{match[1]}.{match[2]}"] = next(names.get((match[1], state[match[0]].dim()), iter([])), None)
-    return {f"{renamed[layer]}.{part}": v for layer, part, v in parts if renamed.get(layer) is not None}
-
-
-def from_caffe(state: Mapping[str, Tensor]) -> bool:
-    """Whether the layers bear Caffe's names."""
-    return not state.keys().isdisjoint({"conv1_1.weight", "conv1.weight"})
-
-
-def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixels: str = "auto") -> None:
-    """Puts weights of its network, with Caffe's names, (VGG16) torchvision's, or our own, into the trunk and fc6, fc7
-    of `model`, and what they expect of pixels into its buffers.
-
-    pixels: see pixels.decide; our own weights bring along what they expect. Raises UserError with the layers and shapes
-    that do not fit; nothing is loaded then.
-    """
-    if state.keys() >= OWN_PIXELS:
-        log.info("%s: of this detector the layers for its classes are left out", source)
-        kept = {k: v for k, v in state.items() if k.startswith((*PARTS, "reduce.", *OWN_PIXELS))}
-        mixed = ["reduce."] if any(k.startswith("reduce.") for k in kept) else []
-        _load(model, kept, (*PARTS, *mixed, *OWN_PIXELS), source, EXPORT_FITS, pixels, caffe_names=False)
-        return
-    translated = translate(state)
-    outputs = [k for k in translated if k.startswith(OUTPUTS)]
-    if outputs:
-        log.info("%s: of this detector the layers for its classes are left out: %s", source, ", ".join(outputs))
-    kept = {k: v for k, v in translated.items() if k not in outputs}
-    _load(model, kept, PARTS, source, NETWORK_FITS, pixels, from_caffe(state))
+    named = translate(state)
+    found = fit(model, named)
+    fits = (
+        EXPORT_FITS if is_ours(state) else NETWORK_FITS if is_ours(named) else f"{KNOWN}; it has {few(layers(state))}"
+    )
+    _load(model, found.used, found.problems, source, fits, pixels, from_caffe(state) or from_keras(state))
+    convs = model.trunk.network.conv_names
+    read = [f"{convs[0]} to {convs[-1]}", *(name for name in ("reduce", "fc6", "fc7") if name in layers(found.used))]
+    fresh = [*(f"{layer} ({why})" for layer, why in found.fresh.items()), *OUTPUTS]
+    unused = [name for name in layers(named) if name not in (*layers(found.used), *BUFFERS)]
+    level = logging.WARNING if any(why.startswith(SHAPE) for why in found.fresh.values()) else logging.INFO
+    log.log(level, "%s: read %s; initialised: %s; not used: %s", source, ", ".join(read), ", ".join(fresh), few(unused))
+    return found.fresh
 
 
 def detector_settings(state: dict[str, Tensor], source: str) -> tuple[ModelSettings, int]:
@@ -210,10 +138,14 @@ def detector_settings(state: dict[str, Tensor], source: str) -> tuple[ModelSetti
         raise UserError(
             f"{source}: {first.name} has {filters} filters; {network} has {first.channels}, a slim one fewer."
         )
+    names = {fc: f"{fc}_U" if f"{fc}_U.weight" in shapes else fc for fc in ("fc6", "fc7")}
+    width = filters / first.channels
+    head = [shapes.get(f"{name}.weight", (0,))[0] for name in names.values()]
     ranks = {fc: shapes.get(f"{fc}_L.weight", (None,))[0] for fc in ("fc6", "fc7")}
     settings = ModelSettings(
         network=network,
-        width=filters / first.channels,
+        width=width,
+        head=head if all(head) and tuple(head) != NETWORKS[network].features_of(width) else None,
         roi_size=AUTHORS_ROI_SIZE[network],
         roi_features=[NETWORKS[network].conv_names[-1]],
         finetune_from="conv3_1" if network == "vgg16" else "conv2",
@@ -230,7 +162,9 @@ def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> Non
     it saves (`snapshot` in lib/fast_rcnn/train.py), so `delta_mean` becomes 0 and `delta_std` 1.
     Raises UserError as load_pretrained does.
     """
-    _load(model, translate(state), (*PARTS, *OUTPUTS), source, DETECTOR_FITS, "auto", from_caffe(state))
+    named = translate(state)
+    wanted = {k: v for k, v in model.state_dict().items() if k.startswith((*PARTS, *OUTPUTS))}
+    _load(model, named, misfits(named, wanted), source, DETECTOR_FITS, "auto", from_caffe(state))
     model.delta_mean.zero_()
     model.delta_std.fill_(1)
     log.info("%s: bbox_pred taken as not normalised, as the author's code saves it", source)
@@ -239,22 +173,23 @@ def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> Non
 def _load(
     model: FastRCNN,
     state: dict[str, Tensor],
-    parts: tuple[str, ...],
+    problems: list[str],
     source: str,
     fits: str,
     pixels: str,
-    caffe_names: bool,
+    caffes: bool,
 ) -> None:
-    """Puts a state dict with our names into those `parts` of the model, and what it expects of pixels."""
-    wanted = {k: v for k, v in model.state_dict().items() if k.startswith(parts)}
-    if problems := misfits(state, wanted) or in_lines(unusable(state)):
-        raise UserError(f"{source}: these weights do not fit the model ({fits}):\n{problems}")
+    """Puts a state dict with our names into the model, and what it expects of pixels; raises UserError for problems."""
+    if problems := problems or unusable(state):
+        raise UserError(f"{source}: these weights do not fit the model ({fits}):\n{in_lines(problems)}")
+    if "map_scale" in state:
+        model.map_scale = torch.ones_like(state["map_scale"], dtype=torch.float32)
     if state.keys() >= OWN_PIXELS and pixels == "auto":
         log.info("%s: pixels as the file says", source)
         nn.Module.load_state_dict(model, state, strict=False)
         return
     first = f"trunk.convs.{model.trunk.network.convs[0].name}"
-    name, why = decide(pixels, state[f"{first}.weight"], state[f"{first}.bias"], caffe_names)
+    name, why = decide(pixels, state[f"{first}.weight"], state[f"{first}.bias"], caffes)
     log.info("%s: pixels as %s (%s)", source, name, why)
     if PIXELS[name].turned:
         state = state | {f"{first}.weight": state[f"{first}.weight"].flip(1)}

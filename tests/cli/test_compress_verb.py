@@ -113,7 +113,7 @@ def test_training_goes_on_from_a_compressed_checkpoint(call: Call, place: Path, 
 
     for mistake, text in (
         (["model.width=0.06"], "start=small.pt: the model is another one"),
-        (["data.classes=[cat,dog]"], "start=small.pt: was trained on the classes "),
+        (["data.classes=[cat,dog]"], "unknown class 'c"),
         (["start=none.pt"], "there is no file or folder none.pt"),
     ):
         status, _, err = call("train", "start=small.pt", "run=wrong", *arguments, *mistake)

@@ -221,7 +221,8 @@ def test_every_item_of_the_recipe_has_a_test_that_exists() -> None:
 
 
 def test_the_page_of_recipes_lists_what_modern_changes() -> None:
-    page = (config_folder() / "recipe" / "README.md").read_text(encoding="utf-8").partition("## What `modern`")[2]
+    page = (config_folder() / "recipe" / "README.md").read_text(encoding="utf-8")
+    page = page.partition("## What `modern`")[2].partition("\n## ")[0]
     modern, paper = (asdict(compose("train", [f"recipe={name}"])) for name in ("modern", "paper"))
     for group in ("model", "solver", "detection", "runtime", "data"):
         for key, value in modern[group].items():

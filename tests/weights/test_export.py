@@ -22,6 +22,7 @@ from fastrcnn.model.head import decompose, factored_state
 from fastrcnn.settings import DetectionSettings, ModelSettings
 from fastrcnn.structures import Batch, Sample
 from fastrcnn.weights import caffe, export
+from fastrcnn.weights.pixels import CAFFE_MEAN
 from fastrcnn.weights.pretrained import load_pretrained, read_state_dict
 
 NAMES = ["cat", "dog", "owl"]
@@ -131,6 +132,36 @@ def test_a_caffemodel_is_the_authors_layout_and_gives_the_same_boxes(tmp_path: P
     assert [p.name for p in path.parent.iterdir()] == ["out.caffemodel"]
 
 
+@pytest.mark.parametrize("svd", [False, True])
+def test_a_head_of_another_size_and_factors_on_its_maps_are_in_fc6(
+    tmp_path: Path, svd: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fastrcnn")
+    config = ModelSettings(width=0.125, head=[24, 14], scale_maps=True, fc6_rank=7 if svd else None)
+    torch.manual_seed(1)
+    model = models.model(config, 3).eval()
+    with torch.no_grad():
+        assert model.map_scale is not None
+        model.map_scale.fill_(0.05)
+        model.cls_score.weight.normal_(std=0.5)
+        model.pixel_mean.copy_(torch.tensor(CAFFE_MEAN).view(3, 1, 1))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    export.write_caffemodel(model, tmp_path / "out.caffemodel")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    name = "fc6_L" if svd else "fc6"
+    written = caffemodel.read(tmp_path / "out.caffemodel")[name][1][0]
+    np.testing.assert_allclose(written, 0.05 * before[f"head.{name.replace('_', '.')}.weight"].numpy(), rtol=1e-6)
+    assert f"{'fc6_L 7, fc6_U 24' if svd else 'fc6 24'}, fc7 14" in caplog.text
+    settings, back = models.caffe_detector(tmp_path / "out.caffemodel", NAMES)
+    assert (settings.head, back.map_scale) == ([24, 14], None)
+    for ours, again in zip(detections(model), detections(back.eval()), strict=True):
+        torch.testing.assert_close(again, ours, rtol=1e-4, atol=1e-4 * float(ours.abs().max()))
+    if not svd:
+        full = FastRCNN(1, head=[3, 4])
+        with pytest.raises(UserError, match=r"model\.head=\[3, 4\]: torchvision's fc6 and fc7 have 4096 features"):
+            export.write_torchvision(full, tmp_path / "x.pth")
+
+
 def test_margins_of_svms_are_cls_score_as_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "fastrcnn")
     model, weights = trained("vgg16", tmp_path, "svm")
@@ -208,6 +239,7 @@ SHAPES = [
     ModelSettings(
         width=1 / 16, network="caffenet", roi_features=["conv5"], roi_size=6, finetune_from="conv2", fc6_rank=7
     ),
+    ModelSettings(width=1 / 32, head=[9, 8], scale_maps=True, roi_features=["conv3_3", "conv5_3"]),
 ]
 
 
@@ -219,7 +251,7 @@ def test_safetensors_hold_everything_and_begin_a_training(tmp_path: Path, config
     model.pixel_mean.fill_(99)
     model.pixel_std.fill_(50)
     for name, buffer in model.named_buffers():
-        if "running_var" in name:
+        if "running_var" in name or name == "map_scale":
             buffer.uniform_(0.5, 1.5)
     path = tmp_path / "out.safetensors"
     export.write_safetensors(model, {"network": config.network, "width": config.width}, NAMES, path)
