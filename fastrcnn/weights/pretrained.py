@@ -15,7 +15,7 @@ from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.networks import NETWORKS, VGG16
 from fastrcnn.settings import ModelSettings, NetworkName
-from fastrcnn.weights import caffe, torch_files
+from fastrcnn.weights import caffe, safetensors_files, torch_files
 from fastrcnn.weights.pixels import PIXELS, decide
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".caffemodel":
         return caffe.read(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return safetensors_files.read(path)[0]
     state = torch_files.read(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
@@ -125,18 +125,6 @@ def unusable(state: Mapping[str, Tensor]) -> list[str]:
         elif name == "pixel_std" and least <= 0:
             problems.append(f"{name}: {least:g}, but a standard deviation is more than 0")
     return problems
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f"{path}: reading it needs the package safetensors: pip install safetensors.") from None
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a .safetensors file, or cut short ({error}).") from error
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
