@@ -29,7 +29,9 @@ def _data(data: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
     splits = ", ".join(f"`{split}`" for split in data["train"])
     text = f"Data set `{data['name']}`, {'splits' if len(data['train']) > 1 else 'split'} {splits}"
     if images := counts.get("images"):
-        text += f": {_number(images, 'image')} with {_number(sum(counts.get('objects', {}).values()), 'object')}"
+        text += f": {_number(images, 'image')}"
+        if objects := sum(counts.get("objects", {}).values()):
+            text += f" with {_number(objects, 'object')}"
     lines = [f"{text}."]
     if data["max_images"] is not None:
         lines.append(f"Of each split only the first {_number(data['max_images'], 'image')}.")
@@ -37,13 +39,14 @@ def _data(data: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
         lines.append("Objects marked difficult were left out.")
     if data["other_classes"] == "leave_out":
         lines.append("Objects of classes other than those above were left out.")
-    search = data["selective_search"]
+    search, most = data["selective_search"], data["max_proposals"]
     if data["proposals"] is not None:
-        proposals = f"from `{Path(data['proposals']).name}`"
+        made = f"from `{Path(data['proposals']).name}`"
     else:
-        at = f" at a longer side of {search['side']} pixels" if search["side"] else ""
-        proposals = f"by selective search (`mode={search['mode']}`{at}, {search['max_boxes']:,} boxes or fewer)"
-    lines.append(f"Proposals: {proposals}; at most {data['max_proposals']:,} of an image were used.")
+        most = min(most, search["max_boxes"])
+        at = f", longer side {search['side']} pixels" if search["side"] else ""
+        made = f"by selective search (`mode={search['mode']}`{at})"
+    lines.append(f"Proposals: up to {most:,} of an image, {made}.")
     return lines
 
 
@@ -51,8 +54,8 @@ def _recipe(config: Mapping[str, Any], step: int, images: int | None) -> list[st
     data, solver, model = config["data"], config["solver"], config["model"]
     batch = solver["images_per_batch"] * solver["accumulate"]
     steps = (
-        f"{step:,} of {solver['iterations']:,} steps, each of {_number(batch, 'image')} with "
-        f"{_number(solver['rois_per_image'], 'RoI')} each, up to {100 * solver['fg_fraction']:g} % of them objects"
+        f"{step:,} of {solver['iterations']:,} steps of {_number(batch, 'image')}, "
+        f"{_number(solver['rois_per_image'], 'RoI')} an image, up to {100 * solver['fg_fraction']:g} % of them objects"
     )
     if images:
         steps += f"; {step * batch / images:.1f} passes over the images"
