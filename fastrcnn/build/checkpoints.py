@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,6 +103,7 @@ def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str
         device = None if config.runtime.device == "auto" else machine.device(config.runtime)
         network = OnnxNetwork(path, device, config.runtime.threads)
         names = list(network.description.classes)
+        _say_proposals(path, network.description.record, config)
         _take_over(config, checked_config(path, network.description.config, names), given, path)
         return network, names, run_of(path)
     trained = open_trained(config, given)
@@ -148,7 +149,7 @@ def read(where: str, config: Any) -> Trained:
     if named.suffix == ".caffemodel":
         return _read_caffe(named, config)
     if named.suffix == ".safetensors":
-        return _read_safetensors(named)
+        return _read_safetensors(named, config)
     from fastrcnn.training import checkpoint
 
     path = checkpoint.resolve(named)
@@ -210,8 +211,9 @@ def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
     return {name: group for name, group in asdict(whole).items() if name in config and isinstance(group, dict)}
 
 
-def _read_safetensors(path: Path) -> Trained:
-    """A detector that `fastrcnn export format=safetensors` wrote. Raises UserError for any other file."""
+def _read_safetensors(path: Path, config: Any) -> Trained:
+    """A detector that `fastrcnn export format=safetensors` wrote. config: of the verb. Raises UserError for any other
+    file."""
     import torch
 
     from fastrcnn.inference.description import FORMAT, read_metadata
@@ -237,7 +239,19 @@ def _read_safetensors(path: Path) -> Trained:
     names = list(description.classes)
     content = check_content(path, {"classes": names, "config": description.config, "model": state})
     record, metrics = dict(description.record), dict(description.metrics)
+    _say_proposals(path, record, config)
     return Trained(path, names, description.step, content["config"], state, record, metrics)
+
+
+def _say_proposals(path: Path, record: Mapping[str, Any], config: Any) -> None:
+    """Says that an exported file does not bring the proposals that it was trained with, unless the verb has some."""
+    if record.get("proposals") and config.data.proposals is None:
+        log.warning(
+            "%s: trained with the proposals of %s, which are not in this file; selective search makes others. To use "
+            "those: data.proposals=STORE",
+            path,
+            record["proposals"],
+        )
 
 
 def _read_caffe(path: Path, config: Any) -> Trained:

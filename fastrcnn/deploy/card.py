@@ -77,7 +77,9 @@ def proposal_reach(metrics: Mapping[str, Any]) -> str:
     if not shares:
         return ""
     (least, worst), (most, best) = min(shares), max(shares)
-    return f"{100 * least:.1f} % ({worst})" + (f" to {100 * most:.1f} % ({best})" if least < most else "")
+    if least == most:
+        return f"{100 * least:.1f} % of the objects of every class"
+    return f"{100 * least:.1f} % ({worst}) to {100 * most:.1f} % ({best}) of the objects of a class"
 
 
 def cell(text: str) -> str:

@@ -17,7 +17,9 @@ def training_record(config: Mapping[str, Any], step: int, counts: Mapping[str, A
     data, recipe = _data(config["data"], counts), []
     if "solver" in config:
         recipe = _recipe(config, step, counts.get("images"))
-    return {**counts, "data": data, "recipe": recipe}
+    given = config["data"]["proposals"]
+    known = {} if given is None else {"proposals": Path(given).name}
+    return {**counts, **known, "data": data, "recipe": recipe}
 
 
 def converted_record(file: str) -> dict[str, Any]:

@@ -24,7 +24,8 @@ class Description:
     config: by group the keys that the network was made, trained and is to be run with, but for places of a machine.
     metrics: what evaluations of it found, as metrics.json has it, by split.
     record: what else is known of it, for people. `data`, `recipe`: lists of sentences, see deploy/recipe.py. `images`,
-        and `objects` by class: how many it was trained on. `precision`: what its weights were once rounded to.
+        and `objects` by class: how many it was trained on. `proposals`: the name of the store of the proposals,
+        where they were not made. `precision`: what its weights were once rounded to.
     """
 
     classes: tuple[str, ...]
@@ -99,7 +100,14 @@ def sound_evaluation(metrics: Any) -> bool:
 
 def sound_record(record: Any) -> bool:
     """Whether this is a record as Description has it, or part of one."""
-    if type(record) is not dict or not record.keys() <= {"data", "recipe", "images", "objects", "precision"}:
+    if type(record) is not dict or not record.keys() <= {
+        "data",
+        "recipe",
+        "images",
+        "objects",
+        "proposals",
+        "precision",
+    }:
         return False
     lines = [record.get("data", []), record.get("recipe", [])]
     counts = record.get("objects", {})
@@ -108,5 +116,5 @@ def sound_record(record: Any) -> bool:
         and type(record.get("images", 0)) is int
         and type(counts) is dict
         and all(type(name) is str and type(n) is int for name, n in counts.items())
-        and type(record.get("precision", "")) is str
+        and type(record.get("proposals", "")) is type(record.get("precision", "")) is str
     )

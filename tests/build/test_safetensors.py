@@ -110,6 +110,22 @@ def test_damage_is_one_message(whole: Path, tmp_path: Path, kind: str) -> None:
     assert str(file) in str(caught.value)
 
 
+def test_proposals_that_the_file_cannot_bring_are_said(
+    whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read(whole)
+    assert "proposals" not in caplog.text
+    state, meta = parts(whole)
+    with_text("record", lambda record: record | {"proposals": "mcg.proposals"})(state, meta)  # type: ignore[operator]
+    file = tmp_path / "a.safetensors"
+    save_file(state, file, meta)
+    read(file)
+    assert "trained with the proposals of mcg.proposals, which are not in this file" in caplog.text
+    caplog.clear()
+    checkpoints.read(str(file), compose("export", [f"checkpoint={file}", "data.proposals=mine.proposals"]))
+    assert "proposals" not in caplog.text
+
+
 def test_a_negative_variance_is_refused(tmp_path: Path) -> None:
     run = slim_run.save(tmp_path / "set", tmp_path / "run", batch_norm=True)
     whole, name = tmp_path / "a.safetensors", "trunk.norms.conv1_1.running_var"

@@ -101,9 +101,10 @@ def test_the_card_says_what_a_user_needs(tmp_path: Path) -> None:
 
 
 def test_the_card_of_weights_has_figures_limits_and_commands(tmp_path: Path) -> None:
+    reach = {"cat": 1.0, "dog": 0.125, "owl é": None}
     metrics = {
         "test": {"metric": "voc07", "mAP": 0.25, "images": 9, "ap": {"cat": 0.25, "dog": None}, "recall": {"cat": 0.9}},
-        "a|b": {"metric": "coco", "mAP": 0.5, "images": 8, "ap": {"cat": 0.5}, "unsure": True},
+        "a|b": {"metric": "coco", "mAP": 0.5, "images": 8, "ap": {"cat": 0.5}, "unsure": True, "recall": reach},
     }
     record = {"data": [], "recipe": [], "images": 7, "objects": {"cat": 1234}, "precision": "float16"}
     of = replace(described(slim()), metrics=metrics, record=record)
@@ -118,7 +119,8 @@ def test_the_card_of_weights_has_figures_limits_and_commands(tmp_path: Path) -> 
         "| Class | objects in training | test | a\\|b |\n|---|---|---|---|\n",
         "| cat | 1,234 | 0.250 | 0.500 |\n| dog | 0 |  |  |\n",
         "measured before the weights were rounded to float16",
-        "On test, proposals overlap 90.0 % (cat) of the objects",
+        "On test, proposals overlap 90.0 % of the objects of every class by half or more.",
+        "On a|b, proposals overlap 12.5 % (dog) to 100.0 % (cat) of the objects of a class by half or more.",
         "## Recipe\n\nNot recorded in the checkpoint.\n",
     ):
         assert text in card, text

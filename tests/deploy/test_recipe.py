@@ -60,5 +60,6 @@ def test_the_demo() -> None:
 def test_a_sentence(arguments: list[str], said: str) -> None:
     found = record([*arguments, "data.root=/home/someone/set"])
     text = "\n".join([*found["data"], *found["recipe"]])
+    assert found.get("proposals") == ("mcg.proposals" if "mcg" in arguments[0] else None)
     assert said in text
     assert "someone" not in text, "a place on the machine it was trained on"
