@@ -35,7 +35,15 @@ def model_card(description: Description, output: Path, box_regression: bool, par
         [cell(name), *([f"{objects.get(name, 0):,}"] if objects else []), *(figure(ap.get(name)) for ap in columns)]
         for name in description.classes
     ]
-    listed = json.dumps(description.classes, ensure_ascii=False)
+    unsaid = ""
+    if output.suffix == ".caffemodel":  # which holds weights alone
+        data, listed = description.config["data"], json.dumps(description.classes, ensure_ascii=False)
+        keys = {
+            "classes": listed,
+            "test_short_sides": json.dumps(data["test_short_sides"]),
+            "long_side": data["long_side"],
+        }
+        unsaid = "".join(f" \\\n    {shlex.quote(f'data.{key}={value}')}" for key, value in keys.items())
     return pages.get_template("model_card.md.j2").render(
         file=output.name,
         kind=output.suffix[1:],
@@ -50,9 +58,8 @@ def model_card(description: Description, output: Path, box_regression: bool, par
         cell=cell,
         figure=figure,
         classes=description.classes,
-        classes_said=" " + shlex.quote(f"data.classes={listed}") if output.suffix == ".caffemodel" else "",
+        unsaid=unsaid,
         precision=precision(output, description),
-        listed=listed,
         metrics=description.metrics,
         reached={split: reach for split, m in description.metrics.items() if (reach := proposal_reach(m))},
         rows=rows if any(columns) else [],
@@ -63,12 +70,13 @@ def model_card(description: Description, output: Path, box_regression: bool, par
 
 
 def precision(output: Path, description: Description) -> str:
-    """What the numbers in the file are, in words. A .safetensors with a precision on record may be one of float32 all
-    the same, made of a rounded one."""
+    """What the numbers in the file are, in words."""
     rounded = description.record.get("precision")
     if rounded is None:
         return "float32"
-    return f"weights rounded to {rounded}; normalisation and statistics float32"
+    if output.suffix == ".safetensors":
+        return f"weights rounded to {rounded}; normalisation and statistics float32"
+    return f"float32, made of weights that were rounded to {rounded}"
 
 
 def proposal_reach(metrics: Mapping[str, Any]) -> str:

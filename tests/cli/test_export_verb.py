@@ -145,7 +145,7 @@ def test_half_precision_begins_a_training_and_is_made_into_other_files(call: Cal
     done(call, "compress", "checkpoint=h.safetensors", "fc6=5", "data.root=null", "output=small/best.pt", *FAST)
     done(call, "export", "checkpoint=small/best.pt", "format=onnx", "output=small.onnx")
     card = Path("small.onnx.md").read_text()
-    for text in ("weights rounded to float16", "Initial weights: `vgg16.pth`.", "split `trainval`."):
+    for text in ("weights that were rounded to float16", "Initial weights: `vgg16.pth`.", "split `trainval`."):
         assert text in card
     done(call, "export", "checkpoint=t1", "format=caffemodel", "output=t.caffemodel")
     card = Path("t.caffemodel.md").read_text()
