@@ -107,11 +107,14 @@ def test_the_card_of_weights_has_figures_limits_and_commands(tmp_path: Path) -> 
         "a|b": {"metric": "coco", "mAP": 0.5, "images": 8, "ap": {"cat": 0.5}, "unsure": True, "recall": reach},
     }
     record = {"data": [], "recipe": [], "images": 7, "objects": {"cat": 1234}, "precision": "float16"}
-    of = replace(described(slim()), metrics=metrics, record=record)
+    plain = described(slim())
+    config = {**plain.config, "model": {**plain.config["model"], "head": [1024, 512]}}
+    of = replace(plain, config=config, metrics=metrics, record=record)
     (tmp_path / "d.safetensors").touch()
     card = model_card(of, tmp_path / "d.safetensors", True, 1)
     for text in (
         "detector for 3 classes",
+        "| Network | vgg16, width 0.06, fc6 and fc7 of 1024 and 512 features |",
         "| Precision | weights rounded to float16;",
         "fastrcnn eval checkpoint=d.safetensors data.root=DATASET\n",
         "train start=d.safetensors data=custom",
