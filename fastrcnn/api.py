@@ -21,7 +21,7 @@ def load(
 ) -> Detector:
     """A trained detector, ready for `detect(image)`.
 
-    source: a run's folder, a .pt file, a .caffemodel, or an .onnx file that `fastrcnn export` wrote.
+    source: a run's folder, a .pt file, a .caffemodel, or a .safetensors or .onnx file that `fastrcnn export` wrote.
     classes: names in the order of training, for a .caffemodel, which does not name them.
     device: auto, cpu, cuda, cuda:1 ...; auto is a GPU if available.
     precision: auto, float32 or bfloat16; auto is bfloat16 where the device is fast at it.

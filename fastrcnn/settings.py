@@ -22,6 +22,7 @@ OptimizerName = Literal["caffe_sgd", "sgd", "fused_sgd"]
 ScheduleName = Literal["step", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 DetectionFormat = Literal["json", "csv", "comp4"]
+ExportPrecision = Literal["float32", "float16"]
 ExportFormat = Literal["onnx", "pt2", "caffemodel", "safetensors", "torchvision"]
 
 

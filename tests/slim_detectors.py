@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrcnn.config.schema import DataConfig
-from fastrcnn.inference.onnx_network import Description, describe
+from fastrcnn.inference.description import Description, describe
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.settings import DetectionSettings, ModelSettings
 
@@ -53,7 +53,8 @@ def described(model: FastRCNN, width: float = 0.06, **keys: Any) -> Description:
     data = vars(DataConfig(test_short_sides=[96], long_side=160, root="somewhere"))
     data["selective_search"] = vars(data["selective_search"]) | {"side": 64, "k": [50.0]}
     whole = {"model": vars(ModelSettings(width=width, **keys)), "data": data, "detection": vars(DetectionSettings())}
-    return describe(model, CLASSES, 7, whole, {"test": {"mAP": 0.5, "metric": "voc07", "images": 3}})
+    metrics = {"test": {"mAP": 0.5, "metric": "voc07", "images": 3}}
+    return describe(model, CLASSES, 7, whole, metrics, {"data": ["Nine images."], "recipe": ["Seven steps."]})
 
 
 def boxes(n: int, height: int, width: int) -> Tensor:

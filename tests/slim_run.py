@@ -15,10 +15,12 @@ CLASSES = ["cat", "dog"]
 WIDTH = 1 / 64
 
 
-def save(root: Path, run: Path) -> Path:
-    """root: of the data set that it says it was trained on."""
+def save(root: Path, run: Path, **model_keys: object) -> Path:
+    """root: of the data set that it says it was trained on. model_keys: of the model, beside its width."""
     config = compose("train", ["data=custom", f"data.root={root}", "model=vgg16", f"model.width={WIDTH}"])
     config.model.weights = "somewhere/vgg16.pth"
+    for key, value in model_keys.items():
+        setattr(config.model, key, value)
     config.data.classes = CLASSES
     torch.manual_seed(0)
     model = models.model(config.model, 2, load=False)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import caffemodel
+import cv2
 import hydra
 import numpy as np
 import pytest
@@ -164,6 +165,34 @@ def test_an_onnx_file_is_the_same_detector_again(
     assert len(found) > 1
     torch.testing.assert_close(found.boxes, by_torch.boxes, rtol=0, atol=1e-3)
     torch.testing.assert_close(found.scores, by_torch.scores, rtol=0, atol=1e-5)
+
+
+def test_a_file_in_half_precision_is_the_network_that_its_tensors_make_by_hand(
+    run: Path, image: np.ndarray, tmp_path: Path
+) -> None:
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    file = tmp_path / "a.safetensors"
+    assert main(["export", f"checkpoint={run}", "format=safetensors", "precision=float16", f"output={file}"]) == 0
+    model = FastRCNN(2, width=slim_run.WIDTH).eval()
+    model.load_state_dict(load_file(file))
+    scale = 600 / 48
+    large = cv2.resize(image, None, fx=scale, fy=scale)
+    rois = torch.from_numpy(np.concatenate((np.zeros((3, 1), np.float32), BOXES), axis=1))
+    with torch.no_grad():
+        logits, deltas = model(torch.from_numpy(large).permute(2, 0, 1)[None], rois, scales=torch.tensor([scale]))
+    scores = torch.softmax(logits.double(), dim=1).numpy()
+    moves = (deltas * model.delta_std + model.delta_mean).double().numpy()
+    size, centre = BOXES[:, 2:] - BOXES[:, :2], (BOXES[:, 2:] + BOXES[:, :2]) / 2
+    rows = []
+    for label in (1, 2):
+        middle, sides = centre + moves[:, label, :2] * size, np.exp(moves[:, label, 2:]) * size
+        corners = np.concatenate((middle - sides / 2, middle + sides / 2), axis=1).clip(0, [64, 48, 64, 48])
+        rows += [(scores[k, label], label, *corners[k]) for k in range(3)]
+    detector = fastrcnn.load(file, **PLAIN, score_threshold=None, max_per_image=None, nms_iou=1)
+    assert detector.classes == ("cat", "dog")
+    found = detector.detect(image, BOXES)
+    ours = [(float(s), int(n), *b.tolist()) for b, s, n in zip(found.boxes, found.scores, found.labels, strict=True)]
+    np.testing.assert_allclose(np.array(ours), np.array(sorted(rows, reverse=True)), rtol=0, atol=1e-4)
 
 
 def test_a_caffemodel_needs_its_classes(tmp_path: Path, image: np.ndarray) -> None:

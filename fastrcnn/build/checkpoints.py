@@ -1,15 +1,16 @@
-"""What `checkpoint=` and `start=` may name: a run's folder, a .pt file, a detector's .caffemodel or an exported .onnx.
+"""What `checkpoint=` and `start=` may name: a run's folder, a .pt file, a detector's .caffemodel, or an exported
+.safetensors or .onnx.
 
-A .caffemodel is given the form of a checkpoint, so that every verb takes it as one. The network of an .onnx file can be
-run, and no more.
+A .caffemodel and a .safetensors are given the form of a checkpoint, so that every verb takes them as one. The network
+of an .onnx file can be run, and no more.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,9 @@ class Trained:
     """A checkpoint that was read and checked, its network not made yet.
 
     classes: names; label k is classes[k - 1]. step: of the training; 0 of a .caffemodel. config: by group the
-    configuration that it was trained with, with all keys. state: the weights.
+    configuration that it was trained with, with all keys. state: the weights. record: what else is known of its
+    training, see inference/description.py. metrics: of evaluations, where the file itself has them. best: the mAP of
+    the run's best checkpoint, -1 where it is not known.
     """
 
     file: Path
@@ -41,6 +44,9 @@ class Trained:
     step: int
     config: dict[str, Any]
     state: dict[str, Tensor]
+    record: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    best: float = -1.0
 
     @property
     def run(self) -> Path:
@@ -66,8 +72,8 @@ def compose_for(verb: str, arguments: list[str]) -> Any:
     given = dict(a.split("=", 1) for a in check_overrides(verb, arguments))
     if given.get("checkpoint", "null") == "null":
         raise UserError(
-            f"which model? fastrcnn {verb} checkpoint=RUN, the folder of a run, a .pt file, or a detector's "
-            ".caffemodel."
+            f"which model? fastrcnn {verb} checkpoint=RUN, the folder of a run, a .pt or exported .safetensors "
+            "file, or a detector's .caffemodel."
         )
     return compose(verb, arguments)
 
@@ -97,6 +103,7 @@ def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str
         device = None if config.runtime.device == "auto" else machine.device(config.runtime)
         network = OnnxNetwork(path, device, config.runtime.threads)
         names = list(network.description.classes)
+        _say_proposals(path, network.description.record, config)
         _take_over(config, checked_config(path, network.description.config, names), given, path)
         return network, names, run_of(path)
     trained = open_trained(config, given)
@@ -141,11 +148,32 @@ def read(where: str, config: Any) -> Trained:
         )
     if named.suffix == ".caffemodel":
         return _read_caffe(named, config)
+    if named.suffix == ".safetensors":
+        return _read_safetensors(named, config)
     from fastrcnn.training import checkpoint
 
     path = checkpoint.resolve(named)
-    content = check_content(path, checkpoint.load(path))
-    return Trained(path, content["classes"], content["step"], content["config"], content["model"])
+    loaded = checkpoint.load(path)
+    content = check_content(path, loaded)
+    record = _record(path, loaded, content["config"])
+    classes, step, best = content["classes"], content["step"], float(content["best"])
+    return Trained(path, classes, step, content["config"], content["model"], record, best=best)
+
+
+def _record(path: Path, content: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the training of a checkpoint with this content; see inference/description.py.
+
+    config: that in the content, checked. Raises UserError.
+    """
+    from fastrcnn.deploy.recipe import training_record
+    from fastrcnn.inference.description import sound_record
+
+    kept = content.get("record", {})
+    if not sound_record(kept):
+        raise UserError(f"{path}: record in the checkpoint is not what training writes. Use another one.")
+    if "recipe" in kept:
+        return dict(kept)
+    return training_record({**config, "start": content["config"].get("start")}, content["step"], kept)
 
 
 def check_content(path: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -184,6 +212,49 @@ def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
     return {name: group for name, group in asdict(whole).items() if name in config and isinstance(group, dict)}
 
 
+def _read_safetensors(path: Path, config: Any) -> Trained:
+    """A detector that `fastrcnn export format=safetensors` wrote. config: of the verb. Raises UserError for any other
+    file."""
+    import torch
+
+    from fastrcnn.inference.description import FORMAT, read_metadata
+    from fastrcnn.weights import fitting, safetensors_files
+
+    if not path.is_file():
+        raise UserError(f"checkpoint: there is no file {path}.")
+    state, metadata = safetensors_files.read(path)
+    if metadata.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: is not a detector: its metadata has no format '{FORMAT}', so its network and classes are not "
+            "known. `fastrcnn export checkpoint=RUN format=safetensors` writes detectors. To begin a training from "
+            f"weights alone: model.weights={path}."
+        )
+    description = read_metadata(metadata, str(path))
+    wide = [f"  {name}: {values.dtype}" for name, values in state.items() if values.dtype == torch.float64]
+    if problems := wide + [f"  {problem}" for problem in fitting.unusable(state)]:
+        raise UserError(
+            f"{path}: its weights are not what `fastrcnn export` writes:\n"
+            + "\n".join(problems[:12])
+            + "\nExport it again."
+        )
+    names = list(description.classes)
+    content = check_content(path, {"classes": names, "config": description.config, "model": state})
+    record, metrics = dict(description.record), dict(description.metrics)
+    _say_proposals(path, record, config)
+    return Trained(path, names, description.step, content["config"], state, record, metrics)
+
+
+def _say_proposals(path: Path, record: Mapping[str, Any], config: Any) -> None:
+    """Says that an exported file does not bring the proposals that it was trained with, unless the verb has some."""
+    if record.get("proposals") and config.data.proposals is None:
+        log.warning(
+            "%s: trained with the proposals of %s, which are not in this file; selective search makes others. To use "
+            "those: data.proposals=STORE",
+            path,
+            record["proposals"],
+        )
+
+
 def _read_caffe(path: Path, config: Any) -> Trained:
     """A detector in a .caffemodel as a checkpoint of step 0 that was trained by the verb's configuration."""
     if config.data.classes is None:
@@ -192,6 +263,7 @@ def _read_caffe(path: Path, config: Any) -> Trained:
             "data.classes=[...] (from Python: classes=[...]) with the names in the order they were trained in."
         )
     from fastrcnn.build import annotations, models
+    from fastrcnn.deploy.recipe import converted_record
 
     names = annotations.classes(config.data)
     model_config, model = models.caffe_detector(path, names)
@@ -200,12 +272,25 @@ def _read_caffe(path: Path, config: Any) -> Trained:
         annotations.absolute_paths(known.data)
     whole = asdict(known)
     own = {name: whole[name] for name in groups(type(config))} | {"model": asdict(model_config)}
-    return Trained(path, names, 0, own, model.state_dict())
+    return Trained(path, names, 0, own, model.state_dict(), converted_record(path.name))
+
+
+def evaluations_of(trained: Trained) -> dict[str, Any]:
+    """What evaluations found of a checkpoint, by split, for its model card; see deploy/card.py."""
+    if trained.metrics:
+        return trained.metrics
+    from fastrcnn.build.annotations import split_name
+    from fastrcnn.deploy.card import evaluations
+
+    data, own = trained.config["data"], None
+    if trained.file.name == "best.pt" and trained.file.parent.name == "checkpoints" and trained.best >= 0:
+        own = {"split": split_name(data["test"]), "metric": data["metric"], "mAP": trained.best}
+    return evaluations(trained.run, own)
 
 
 def run_of(path: Path) -> Path:
-    """The folder of the run that a checkpoint's file belongs to; of a .caffemodel or an .onnx outputs/<its name>, as
-    what lies beside it is none of ours."""
-    if path.suffix in (".caffemodel", ".onnx"):
+    """The folder of the run that a checkpoint's file belongs to; of a .caffemodel, .safetensors or .onnx outputs/<its
+    name>, as what lies beside it is none of ours."""
+    if path.suffix in (".caffemodel", ".safetensors", ".onnx"):
         return Path("outputs") / path.stem
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent

@@ -57,6 +57,7 @@ def write(made: Trained, mean_ap: float | None, output: Path, source: str) -> No
     """Writes the checkpoint `made` of the file with the digest `source`, its mAP 0 to 1 or None. Raises UserError."""
     best = -1.0 if mean_ap is None else mean_ap
     content = {"step": made.step, "best": best, "classes": made.classes, "config": made.config, "model": made.state}
+    content["record"] = made.record
     whole = checkpoint.pack(content)
     with files.write_derived(output, source) as part:
         part.write_bytes(whole)

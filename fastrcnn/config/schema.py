@@ -14,6 +14,7 @@ from fastrcnn.settings import (
     DetectionFormat,
     DetectionSettings,
     ExportFormat,
+    ExportPrecision,
     Metric,
     ModelSettings,
     OtherData,
@@ -84,7 +85,9 @@ class TrainConfig:
     name: str = key("train", "names the experiment: outputs/<name>/<time>-<id>", in_path=True)
     run: str | None = key(None, "folder of the run; null: a new one under outputs/")
     resume: Literal["auto"] | None = key(None, "resume in the folder `run`, or in the newest run of this name")
-    start: str | None = key(None, "a checkpoint or a detector's .caffemodel: weights, model and classes to begin with")
+    start: str | None = key(
+        None, "a checkpoint, or a detector's .safetensors or .caffemodel: weights, model and classes to begin with"
+    )
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverSettings = field(default_factory=SolverSettings)
@@ -105,7 +108,9 @@ class ReproduceConfig(TrainConfig):
 class Detecting:
     """What verbs have that run a detector."""
 
-    checkpoint: str | None = key(None, "a run's folder, a .pt or exported .onnx file, or a detector's .caffemodel")
+    checkpoint: str | None = key(
+        None, "a run's folder, a .pt or exported .safetensors or .onnx file, or a detector's .caffemodel"
+    )
     data: DataConfig = field(default_factory=DataConfig)
     detection: DetectionSettings = field(default_factory=DetectionSettings)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -183,7 +188,9 @@ class ProposalsCheckConfig:
 class FromRun:
     """What verbs have that make something else of a checkpoint."""
 
-    checkpoint: str | None = key(None, "a run's folder, a .pt file, or a detector's .caffemodel")
+    checkpoint: str | None = key(
+        None, "a run's folder, a .pt or exported .safetensors file, or a detector's .caffemodel"
+    )
     data: DataConfig = field(default_factory=DataConfig)
     detection: DetectionSettings = field(default_factory=DetectionSettings)
 
@@ -209,6 +216,7 @@ class SvmConfig(SvmSettings, FromRun):
 @dataclass
 class ExportConfig(FromRun):
     format: ExportFormat | None = key(None, "onnx and pt2 run by themselves; torchvision: a VGG16's state dict")
+    precision: ExportPrecision = key("float32", "of the weights; float16: half the size, for format=safetensors only")
     output: str | None = key(None, "file to write; null: export/<network>.<suffix> in the run's folder")
 
 

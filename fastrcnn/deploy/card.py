@@ -1,65 +1,165 @@
-"""A deployed detector with its model card: what whoever runs it needs to know, as Markdown; see model_card.md.j2."""
+"""An exported detector with its model card: what whoever uses it needs to know, as Markdown; see model_card.md.j2."""
 
 from __future__ import annotations
 
 import json
+import logging
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from fastrcnn import __version__, files
 from fastrcnn.deploy.onnx_graph import write_onnx
 from fastrcnn.deploy.program import LEAST_SIDE, write_program
-from fastrcnn.inference.onnx_network import Description
+from fastrcnn.inference.description import Description, sound_evaluation
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.head import parameter_count
+from fastrcnn.weights import export
+
+log = logging.getLogger(__name__)
+SAME = 5e-4  # mAPs that differ by less: rounding, as by another precision
 
 
-def model_card(description: Description, file: str, box_regression: bool) -> str:
-    """The card of the network in the file called `file`, an .onnx or a .pt2."""
+def model_card(description: Description, output: Path, box_regression: bool, parameters: int) -> str:
+    """The card of the network in the file `output`, which is there; its suffix says of which kind it is."""
     here = FileSystemLoader(Path(__file__).parent)
     pages = Environment(loader=here, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     mean, std = (", ".join(f"{v:g}" for v in description.pixels[key]) for key in ("mean", "std"))
+    objects = description.record.get("objects", {})
+    columns = [metrics.get("ap", {}) for metrics in description.metrics.values()]
+    rows = [
+        [cell(name), *([f"{objects.get(name, 0):,}"] if objects else []), *(figure(ap.get(name)) for ap in columns)]
+        for name in description.classes
+    ]
+    unsaid = ""
+    if output.suffix == ".caffemodel":  # which holds weights alone
+        data, listed = description.config["data"], json.dumps(description.classes, ensure_ascii=False)
+        keys = {
+            "classes": listed,
+            "test_short_sides": json.dumps(data["test_short_sides"]),
+            "long_side": data["long_side"],
+        }
+        unsaid = "".join(f" \\\n    {shlex.quote(f'data.{key}={value}')}" for key, value in keys.items())
     return pages.get_template("model_card.md.j2").render(
-        file=file,
-        onnx=file.endswith(".onnx"),
+        file=output.name,
+        kind=output.suffix[1:],
+        size=output.stat().st_size,
+        parameters=parameters,
         version=__version__,
         box_regression=box_regression,
         least_side=LEAST_SIDE,
         mean=mean,
         std=std,
         g=lambda number: f"{number:g}",
+        cell=cell,
+        figure=figure,
         classes=description.classes,
-        step=description.step,
+        unsaid=unsaid,
+        precision=precision(output, description),
         metrics=description.metrics,
+        reached={split: reach for split, m in description.metrics.items() if (reach := proposal_reach(m))},
+        rows=rows if any(columns) else [],
+        record={"data": [], "recipe": [], "objects": {}, "precision": None, **description.record},
         **{group: description.config[group] for group in ("model", "data", "detection")},
         config=json.dumps(description.config, indent=1, ensure_ascii=False),
     )
 
 
-def write_with_card(
-    model: FastRCNN, description: Description, box_regression: bool, output: Path, source: str | None = None
-) -> Path:
-    """Writes the network as an .onnx or a .pt2, by the name of `output`, and its card beside it, which is returned.
+def precision(output: Path, description: Description) -> str:
+    """What the numbers in the file are, in words."""
+    rounded = description.record.get("precision")
+    if rounded is None:
+        return "float32"
+    if output.suffix == ".safetensors":
+        return f"weights rounded to {rounded}; normalisation and statistics float32"
+    return f"float32, made of weights that were rounded to {rounded}"
 
-    See write_onnx.
+
+def proposal_reach(metrics: Mapping[str, Any]) -> str:
+    """What share of the objects proposals overlap, in words; empty where that is not known."""
+    shares = [(share, name) for name, share in (metrics.get("recall") or {}).items() if share is not None]
+    if not shares:
+        return ""
+    (least, worst), (most, best) = min(shares), max(shares)
+    if least == most:
+        return f"{100 * least:.1f} % of the objects of every class"
+    return f"{100 * least:.1f} % ({worst}) to {100 * most:.1f} % ({best}) of the objects of a class"
+
+
+def cell(text: str) -> str:
+    """Text as a cell of a Markdown table."""
+    return text.replace("|", "\\|")
+
+
+def figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def write_with_card(
+    model: FastRCNN,
+    description: Description,
+    box_regression: bool,
+    output: Path,
+    source: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Writes the network in the format that the suffix of `output` means, and its card beside it, which is returned.
+
+    dtype: of the weights in a .safetensors. See the writers of the formats.
     """
     card = output.with_name(f"{output.name}.md")
     files.refuse_existing(card, source)
-    write = write_onnx if output.suffix == ".onnx" else write_program
-    write(model, description, box_regression, output, source)
+    match output.suffix:
+        case ".onnx":
+            write_onnx(model, description, box_regression, output, source)
+        case ".pt2":
+            write_program(model, description, box_regression, output, source)
+        case ".caffemodel":
+            export.write_caffemodel(model, output, source)
+        case ".safetensors":
+            export.write_safetensors(model, description.metadata(), output, source, dtype)
+        case _:
+            export.write_torchvision(model, output, source)
     with files.write_derived(card, source) as path:
-        path.write_text(model_card(description, output.name, box_regression), encoding="utf-8")
+        path.write_text(model_card(description, output, box_regression, parameter_count(model)), encoding="utf-8")
     return card
 
 
-def evaluations(run: Path) -> dict[str, Any]:
-    """What the evaluations of a run found, by split."""
+def evaluations(run: Path, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What evaluations of a run found, by split: metric, mAP, images, AP and proposals' recall by class. `unsure` are
+    those of which it is not known that they are of the exported checkpoint.
+
+    own: `split`, `metric` and `mAP` that the checkpoint itself has on record, if it has; what the folder holds of this
+    split and does not agree is of another checkpoint, or had other settings, and is left out with a warning.
+    """
     found = {}
     for file in sorted(run.glob("eval/*/metrics.json")):
+        split = file.parent.name
         try:
             metrics = json.loads(file.read_text(encoding="utf-8"))
-            found[file.parent.name] = {key: metrics[key] for key in ("metric", "mAP", "images", "ap")}
-        except (OSError, ValueError, KeyError, TypeError):
+            kept = {key: metrics[key] for key in ("metric", "mAP", "images", "ap")}
+            kept["recall"] = metrics.get("proposals", {}).get("recall_50", {})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             continue  # half written, or by another program: the card does without
+        if not sound_evaluation(kept) or kept["mAP"] is None:
+            continue
+        agrees = own is not None and kept["metric"] == own["metric"] and abs(kept["mAP"] - own["mAP"]) < SAME
+        if own is not None and split == own["split"] and not agrees:
+            log.warning(
+                "%s: mAP %.4f by %s is not this checkpoint's (%.4f by %s), so the model card leaves its AP of each "
+                "class out. Evaluate this checkpoint (`fastrcnn eval checkpoint=...`) and export again to have them.",
+                file,
+                kept["mAP"],
+                kept["metric"],
+                own["mAP"],
+                own["metric"],
+            )
+            continue
+        found[split] = kept if own is not None and split == own["split"] else kept | {"unsure": True}
+    if own is not None and own["split"] not in found:
+        found[own["split"]] = {"metric": own["metric"], "mAP": own["mAP"], "images": None, "ap": {}}
     return found

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from fastrcnn import __version__, boxes
 from fastrcnn.errors import UserError
 from fastrcnn.files import write_derived
-from fastrcnn.inference.onnx_network import PACKAGES, Description
+from fastrcnn.inference.description import Description
+from fastrcnn.inference.onnx_network import PACKAGES
 from fastrcnn.model.fast_rcnn import INCLUSIVE, FastRCNN, fold_map_scale
 from fastrcnn.model.networks import Conv, Pool
 from fastrcnn.weights.export import refuse

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastrcnn import boxes
 from fastrcnn.files import write_derived
-from fastrcnn.inference.onnx_network import Description
+from fastrcnn.inference.description import Description
 from fastrcnn.model.fast_rcnn import FastRCNN
 
 LEAST_SIDE = 64  # so that no map is one cell wide, which torch.export takes for a special case

@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 
 from fastrcnn.config.values import as_yaml
@@ -293,7 +294,13 @@ class TrainingRun:
     def content(self, step: int) -> dict[str, Any]:
         """What every checkpoint holds."""
         described = {"step": step, "best": self.best, "classes": self.names, "config": self.config}
-        return described | {"model": self.model.state_dict()}
+        return described | {"record": self.trained_on(), "model": self.model.state_dict()}
+
+    def trained_on(self) -> dict[str, Any]:
+        """How many images, and objects by class, it is trained on."""
+        labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in self.train_set.samples)])
+        counts = np.bincount(labels, minlength=len(self.names) + 1)[1:]
+        return {"images": len(self.train_set), "objects": dict(zip(self.names, counts.tolist(), strict=True))}
 
     def save(self, step: int) -> None:
         """Writes step-N.pt, from which the run can resume. Of several processes the first writes."""

@@ -5,25 +5,26 @@ What a format cannot express is refused, all of it at once, by a UserError. sour
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastrcnn.errors import UserError
 from fastrcnn.files import write_derived
 from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN, box_layer_for, fold_map_scale
 from fastrcnn.model.networks import VGG16
 from fastrcnn.progress import progress
-from fastrcnn.weights import caffe
+from fastrcnn.weights import caffe, safetensors_files
 from fastrcnn.weights.names import CAFFE_NAMES, OUTPUTS
 from fastrcnn.weights.pixels import CAFFE_MEAN, first_layer_for, means_apart
 from fastrcnn.weights.pretrained import AUTHORS_ROI_SIZE
 
 log = logging.getLogger(__name__)
+# Of a layer's length: twice what rounding to the 11 bits of float16 can change where no number is below 6e-5.
+LARGE_CHANGE = 2**-10
 
 
 def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -> None:
@@ -65,36 +66,44 @@ def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -
 
 def write_safetensors(
     model: FastRCNN,
-    description: Mapping[str, object],
-    names: Sequence[str],
+    metadata: Mapping[str, str],
     output: Path,
     source: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
-    """The whole state dict under our names, buffers included, which `model.weights=` reads.
+    """The whole state dict under our names, buffers included.
 
-    Metadata, each a JSON text: `network`, the `description`; `classes`, the `names`, whose label is their place counted
-    from 1; `pixels`, the mean and deviation, of RGB in 0 .. 255.
+    metadata: what the file says of itself, see inference/description.py. dtype: see state_in.
     """
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-    except ImportError:
-        raise UserError(
-            f"{output}: writing it needs the package safetensors: pip install 'fastrcnn[safetensors]'."
-        ) from None
-    pixels = {"order": "RGB", "mean": model.pixel_mean.flatten().tolist(), "std": model.pixel_std.flatten().tolist()}
-    metadata = {
-        "format": "pt",
-        "network": json.dumps(dict(description)),
-        "classes": json.dumps(list(names)),
-        "pixels": json.dumps(pixels),
-    }
+    safetensors_files.write(state_in(model, dtype, str(output)), metadata, output, source)
+
+
+def state_in(model: FastRCNN, dtype: torch.dtype, what: str) -> dict[str, Tensor]:
+    """The state dict on the CPU, the weights and biases of convolutions and linear layers rounded to `dtype`.
+
+    Batch normalisation, and the statistics of pixels and of regression targets, stay float32: they are a thousandth of
+    the file. Warns where a layer's weights are so small that float16 has fewer digits for them.
+    Raises UserError, which begins with `what`, where a number is too large for `dtype`.
+    """
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with write_derived(output, source) as path:
-        try:
-            save_file(state, path, metadata)
-        except SafetensorError as error:
-            raise UserError(f"{output}: cannot be written ({error}).") from error
+    layers = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
+    kept = {k: v.to(dtype) if k.rpartition(".")[0] in layers else v for k, v in state.items()}
+    large = [f"  {k}: {float(state[k].abs().max()):g}" for k, v in kept.items() if not v.isfinite().all()]
+    if large:
+        kind = str(dtype).removeprefix("torch.")
+        raise UserError(
+            f"{what}: {kind} holds numbers up to {torch.finfo(dtype).max:,.0f}, and these weights have larger ones:\n"
+            + "\n".join(large)
+            + "\nExport with precision=float32."
+        )
+    for name, values in kept.items():
+        if name.endswith(".weight") and values.dtype == torch.float16:
+            change = float(
+                (values.double() - state[name].double()).norm() / state[name].double().norm().clamp_min(1e-300)
+            )
+            if change > LARGE_CHANGE:
+                log.warning("%s: float16 changes these weights by %.2g %%, as they are very small", name, 100 * change)
+    return kept
 
 
 def write_torchvision(model: FastRCNN, output: Path, source: str | None = None) -> None:

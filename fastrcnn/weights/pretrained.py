@@ -12,7 +12,7 @@ from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.networks import NETWORKS
 from fastrcnn.settings import ModelSettings, NetworkName
-from fastrcnn.weights import caffe, torch_files
+from fastrcnn.weights import caffe, safetensors_files, torch_files
 from fastrcnn.weights.fitting import BUFFERS, OWN_PIXELS, SHAPE, few, fit, in_lines, layers, misfits, unusable
 from fastrcnn.weights.names import OUTPUTS, from_caffe, from_keras, is_ours, translate
 from fastrcnn.weights.pixels import PIXELS, decide
@@ -73,25 +73,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".caffemodel":
         return caffe.read(path)
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return safetensors_files.read(path)[0]
     state = torch_files.read(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise UserError(f"{path}: expected a state dict, names to tensors.")
     return state
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f"{path}: reading it needs the package safetensors: pip install safetensors.") from None
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a .safetensors file, or cut short ({error}).") from error
 
 
 def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixels: str = "auto") -> dict[str, str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import caffemodel
+import numpy as np
 import pytest
 import slim_run
 import torch
@@ -52,7 +53,7 @@ def found(call: Call, source: Path, where: str, *more: str) -> list[dict]:
 def test_a_caffemodel_detects_what_the_run_does(call: Call, run: Path, tiny: VocFolder) -> None:
     before = fingerprint(run)
     out = done(call, "export", "checkpoint=run", "format=caffemodel", "output=new/d.caffemodel")
-    assert out.startswith("written to new/d.caffemodel, ")
+    assert out.startswith("how to use it: new/d.caffemodel.md\nwritten to new/d.caffemodel, ")
     assert fingerprint(run) == before
     source = tiny.root / "JPEGImages" / "a.jpg"
     again = found(call, source, "new/d.caffemodel", "data.classes=[cat,dog]", "detection.score_threshold=0.01")
@@ -70,9 +71,9 @@ def test_safetensors_lie_in_the_runs_folder_and_begin_a_training(call: Call, run
     done(call, "export", "checkpoint=run", "format=safetensors")
     path = Path("run/export/vgg16.safetensors")
     with safetensors.safe_open(path, "np") as file:
-        network = json.loads(file.metadata()["network"])
+        network = json.loads(file.metadata()["config"])["model"]
     assert (network["network"], network["width"], network["roi_features"]) == ("vgg16", WIDTH, ["conv5_3"])
-    assert "weights" not in network, "a path of the machine it was trained on"
+    assert b"somewhere" not in path.read_bytes(), "a path of the machine it was trained on"
     few = ["solver.iterations=1", "data.short_sides=[48]", *FAST]
     model = ["model=vgg16", f"model.width={WIDTH}", f"model.weights={path}"]
     done(call, "train", "data=custom", f"data.root={tiny.root}", "run=tuned", *model, *few)
@@ -85,6 +86,74 @@ def test_safetensors_lie_in_the_runs_folder_and_begin_a_training(call: Call, run
     assert (status, "head.fc6.L.weight: missing, (5, 392) wanted" in err) == (1, True)
 
 
+def rounded_run(run: Path, other: Path) -> None:
+    """A run whose weights are those of `run`, each rounded to half precision by numpy."""
+    content = checkpoint.load(run / "checkpoints" / "best.pt")
+    for name, values in content["model"].items():
+        if name.endswith((".weight", ".bias")):  # no batch normalisation here
+            content["model"][name] = torch.from_numpy(values.numpy().astype(np.float16).astype(np.float32))
+    content.pop("format")
+    checkpoint.save(other / "checkpoints" / "best.pt", content)
+
+
+def test_half_precision_detects_and_is_evaluated_as_weights_rounded_by_hand(
+    call: Call, run: Path, tiny: VocFolder
+) -> None:
+    pytest.importorskip("safetensors")
+    done(call, "export", "checkpoint=run", "format=safetensors", "output=w.safetensors")
+    done(call, "export", "checkpoint=run", "format=safetensors", "precision=float16", "output=h.safetensors")
+    rounded_run(run, Path("hand"))
+    source = tiny.picture("larger", size=(100, 80))
+    at = "detection.score_threshold=0.01"
+    half, hand, whole = (found(call, source, where, at) for where in ("h.safetensors", "hand", "run"))
+    assert half == hand
+    assert half != whole
+    assert len(half) == len(whole) > 5
+    assert [e["score"] for e in half] == pytest.approx([e["score"] for e in whole], abs=1e-3)
+    assert found(call, source, "w.safetensors", at) == whole
+    for where, folder in (("h.safetensors", "e1"), ("hand", "e2")):
+        done(call, "eval", f"checkpoint={where}", f"data.root={tiny.root}", f"output={folder}", at, *FAST)
+    metrics = json.loads(Path("e1/metrics.json").read_text())
+    assert metrics == json.loads(Path("e2/metrics.json").read_text())
+    assert metrics["mAP"] is not None
+    done(call, "eval", "checkpoint=h.safetensors", f"data.root={tiny.root}", *FAST)
+    assert Path("outputs/h/eval/test/metrics.json").is_file()
+    card = Path("h.safetensors.md").read_text()
+    assert "| test |  | voc10 | 0.500 |" in card
+    assert "Initial weights: `vgg16.pth`." in card
+
+
+def test_half_precision_begins_a_training_and_is_made_into_other_files(call: Call, run: Path, tiny: VocFolder) -> None:
+    pytest.importorskip("safetensors")
+    pytest.importorskip("onnx")
+    done(call, "export", "checkpoint=run", "format=safetensors", "precision=float16", "output=h.safetensors")
+    rounded_run(run, Path("hand"))
+    few = [
+        "data=custom",
+        f"data.root={tiny.root}",
+        "solver.iterations=1",
+        "data.short_sides=[48]",
+        "data.test=[]",
+        *FAST,
+    ]
+    for where, folder in (("h.safetensors", "t1"), ("hand", "t2")):
+        done(call, "train", f"start={where}", f"run={folder}", *few)
+    ours, theirs = (checkpoint.load(Path(f"{folder}/checkpoints/step-1.pt")) for folder in ("t1", "t2"))
+    assert all(torch.equal(values, theirs["model"][name]) for name, values in ours["model"].items())
+    assert ours["classes"] == ["cat", "dog"]
+    assert ours["record"] == {"images": 2, "objects": {"cat": 1, "dog": 2}}
+    done(call, "compress", "checkpoint=h.safetensors", "fc6=5", "data.root=null", "output=small/best.pt", *FAST)
+    done(call, "export", "checkpoint=small/best.pt", "format=onnx", "output=small.onnx")
+    card = Path("small.onnx.md").read_text()
+    for text in ("weights that were rounded to float16", "Initial weights: `vgg16.pth`.", "split `trainval`."):
+        assert text in card
+    done(call, "export", "checkpoint=t1", "format=caffemodel", "output=t.caffemodel")
+    card = Path("t.caffemodel.md").read_text()
+    assert "2 images with 3 objects." in card
+    assert "Initial weights: the checkpoint `h.safetensors`." in card
+    assert "No evaluation of it is recorded." in card
+
+
 def test_a_caffemodel_becomes_safetensors(call: Call, tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors")
     path = caffemodel.write(tmp_path / "author.caffemodel", caffemodel.network("caffenet", 1 / 16, classes=2))
@@ -95,11 +164,15 @@ def test_a_caffemodel_becomes_safetensors(call: Call, tmp_path: Path) -> None:
     with safetensors.safe_open("outputs/author/export/caffenet.safetensors", "np") as file:
         assert json.loads(file.metadata()["classes"]) == ["cat", "dog"]
         assert json.loads(file.metadata()["pixels"])["mean"] == pytest.approx([122.7717, 115.9465, 102.9801])
+    card = Path("outputs/author/export/caffenet.safetensors.md").read_text()
+    assert "Converted from `author.caffemodel`, which does not say" in card
+    assert "ImageNet" not in card
+    assert "`trainval`" not in card
 
 
 def test_an_onnx_file_detects_and_is_evaluated_as_the_run(call: Call, run: Path, tiny: VocFolder) -> None:
     pytest.importorskip("onnxruntime")
-    metrics = {"metric": "voc07", "mAP": 0.25, "images": 3, "ap": {"cat": 0.25}}
+    metrics = {"metric": "voc10", "mAP": 0.5, "images": 3, "ap": {"cat": 0.5}}  # best.pt says .5
     Path("run/eval/test").mkdir(parents=True)
     Path("run/eval/test/metrics.json").write_text(json.dumps(metrics))
     Path("run/eval/torn").mkdir()
@@ -108,7 +181,7 @@ def test_an_onnx_file_detects_and_is_evaluated_as_the_run(call: Call, run: Path,
     out = done(call, "export", "checkpoint=run", "format=onnx", *for_files)
     assert out.splitlines()[0] == "how to use it: run/export/vgg16.onnx.md"
     card = Path("run/export/vgg16.onnx.md").read_text(encoding="utf-8")
-    assert "voc07 mAP on test (3 images): 0.250" in card
+    assert "| test | 3 | voc10 | 0.500 |" in card
     assert "48 / short side" in card
     assert str(tiny.root) not in card
     assert "somewhere" not in card
@@ -177,7 +250,7 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
         assert call(*command)[0] == 130
     assert Path("run/export/vgg16.safetensors").read_bytes() == before
     done(call, *command)
-    assert sorted(p.name for p in Path("run/export").iterdir()) == [MADE, "vgg16.safetensors"]
+    assert sorted(p.name for p in Path("run/export").iterdir()) == [MADE, "vgg16.safetensors", "vgg16.safetensors.md"]
 
 
 @pytest.mark.parametrize(
@@ -194,6 +267,14 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
         (["checkpoint=run", "format=torchvision", "output=there.pth"], ["there.pth: is there already"]),
         (["checkpoint=run", "format=torchvision"], ["model.width: torchvision's is 1", "format=safetensors takes any"]),
         (["checkpoint=run", "format=caffemodel", "output=there.pth/x.caffemodel"], ["cannot be written"]),
+        (
+            ["checkpoint=run", "format=onnx", "precision=float16"],
+            ["precision=float16: format=onnx is written in float32"],
+        ),
+        (["checkpoint=run", "format=pt2", "precision=float16"], ["format=pt2 is written in", "format=safetensors"]),
+        (["checkpoint=run", "format=caffemodel", "precision=float16"], ["format=caffemodel is written in float32"]),
+        (["checkpoint=run", "format=torchvision", "precision=float16"], ["format=torchvision is written in float32"]),
+        (["checkpoint=run", "format=safetensors", "precision=bfloat16"], ["precision=bfloat16: should be one of"]),
         (["checkpoint=run", "form=x"], ["unknown key 'form'", "Did you mean 'format'?"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import runpy
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from slim_detectors import CLASSES, boxes, described, picture, slim
 
 from fastrcnn.data.transforms import Augmentation
-from fastrcnn.deploy.card import model_card
+from fastrcnn.deploy.card import evaluations, model_card
 from fastrcnn.deploy.onnx_graph import write_onnx
 from fastrcnn.deploy.program import write_program
 from fastrcnn.inference.detector import Detector
@@ -40,7 +42,7 @@ def test_the_example_runs(
     of = replace(plain, config={**plain.config, "detection": limits})
     file = tmp_path / f"a{suffix}"
     (write_onnx if suffix == ".onnx" else write_program)(model, of, True, file)
-    card = model_card(of, file.name, True)
+    card = model_card(of, file, True, 1)
     (tmp_path / "example.py").write_text(example(card))
     cv2.imwrite(str(tmp_path / "a.png"), picture(120, 150)[:, :, ::-1])
     proposals = boxes(60, 120, 150).numpy()
@@ -67,12 +69,15 @@ def test_the_example_runs(
     np.testing.assert_allclose([row[1:] for row in sorted(rows)], [row[1:] for row in ours], rtol=0, atol=0.006)
 
 
-def test_the_card_says_what_a_user_needs() -> None:
+def test_the_card_says_what_a_user_needs(tmp_path: Path) -> None:
     model = slim(classifier="svm", roi_op="roi_align")
     of = described(model, classifier="svm", roi_op="roi_align")
     two = {**of.config["data"], "test_short_sides": [480, 600]}
     none = {**of.config["detection"], "score_threshold": None, "max_per_image": None}
-    card = model_card(replace(of, config={**of.config, "data": two, "detection": none}), "d.pt2", False)
+    (tmp_path / "d.pt2").write_bytes(bytes(3 * 2**19))
+    card = model_card(
+        replace(of, config={**of.config, "data": two, "detection": none}), tmp_path / "d.pt2", False, 1234
+    )
     for text in (
         "margins of SVMs",
         "the proposals; this network does not move them",
@@ -83,8 +88,77 @@ def test_the_card_says_what_a_user_needs() -> None:
         "Keep all scores",
         "Then keep all of all classes",
         "3. owl é",
-        "voc07 mAP on test (3 images): 0.500",
+        "| test | 3 | voc07 | 0.500 |",
         "123.675, 116.28, 103.53 is subtracted",
+        "| Parameters | 1,234 |",
+        "| File | 1.5 MiB,",
+        "## Training data\n\n- Nine images.\n\n",
+        "## Recipe\n\n- Seven steps.\n\n",
     ):
         assert text in card
     assert "somewhere" not in card
+    assert "AP of each class" not in card
+
+
+def test_the_card_of_weights_has_figures_limits_and_commands(tmp_path: Path) -> None:
+    reach = {"cat": 1.0, "dog": 0.125, "owl é": None}
+    metrics = {
+        "test": {"metric": "voc07", "mAP": 0.25, "images": 9, "ap": {"cat": 0.25, "dog": None}, "recall": {"cat": 0.9}},
+        "a|b": {"metric": "coco", "mAP": 0.5, "images": 8, "ap": {"cat": 0.5}, "unsure": True, "recall": reach},
+    }
+    record = {"data": [], "recipe": [], "images": 7, "objects": {"cat": 1234}, "precision": "float16"}
+    plain = described(slim())
+    config = {**plain.config, "model": {**plain.config["model"], "head": [1024, 512]}}
+    of = replace(plain, config=config, metrics=metrics, record=record)
+    (tmp_path / "d.safetensors").touch()
+    card = model_card(of, tmp_path / "d.safetensors", True, 1)
+    for text in (
+        "detector for 3 classes",
+        "| Network | vgg16, width 0.06, fc6 and fc7 of 1024 and 512 features |",
+        "| Precision | weights rounded to float16;",
+        "fastrcnn eval checkpoint=d.safetensors data.root=DATASET\n",
+        "train start=d.safetensors data=custom",
+        "| test | 9 | voc07 | 0.250 |\n| a\\|b (\\*) | 8 | coco | 0.500 |",
+        "| Class | objects in training | test | a\\|b |\n|---|---|---|---|\n",
+        "| cat | 1,234 | 0.250 | 0.500 |\n| dog | 0 |  |  |\n",
+        "measured before the weights were rounded to float16",
+        "On test, proposals overlap 90.0 % of the objects of every class by half or more.",
+        "On a|b, proposals overlap 12.5 % (dog) to 100.0 % (cat) of the objects of a class by half or more.",
+        "## Recipe\n\nNot recorded in the checkpoint.\n",
+    ):
+        assert text in card, text
+    assert "## Inputs" not in card
+    compile(example(card), "card", "exec")
+    (tmp_path / "d.caffemodel").touch()
+    card = model_card(replace(of, classes=("it's",), metrics={}), tmp_path / "d.caffemodel", True, 1)
+    said = shlex.split(card[card.index("fastrcnn eval") : card.index("fastrcnn train")].replace("\\\n", ""))
+    assert said[:4] == ["fastrcnn", "eval", "checkpoint=d.caffemodel", "data.root=DATASET"]
+    assert said[4:] == ['data.classes=["it\'s"]', "data.test_short_sides=[96]", "data.long_side=160"]
+    assert "| Precision | float32, made of weights that were rounded to float16 |" in card
+    assert "No evaluation of it is recorded." in card
+    assert "It knows the class above." in card
+
+
+def test_evaluations_of_another_checkpoint_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The folder of a run has that of the last step, which best.pt need not be of."""
+
+    def write(split: str, **metrics: object) -> None:
+        (tmp_path / "eval" / split).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "eval" / split / "metrics.json").write_text(json.dumps(metrics))
+
+    write("test", mAP=0.81, metric="voc07", images=3, ap={"cat": 0.81}, proposals={"recall_50": {"cat": 1.0}})
+    write("val", mAP=0.6, metric="voc07", images=2, ap={"cat": 0.6})
+    write("torn", mAP="high", metric="voc07", images=2, ap={})
+    write("none", mAP=None, metric="voc07", images=2, ap={"cat": None})
+    (tmp_path / "eval" / "torn2").mkdir()
+    (tmp_path / "eval" / "torn2" / "metrics.json").write_text("[" * 10**5)
+    val = {"metric": "voc07", "mAP": 0.6, "images": 2, "ap": {"cat": 0.6}, "recall": {}, "unsure": True}
+    test = {"metric": "voc07", "mAP": 0.81, "images": 3, "ap": {"cat": 0.81}, "recall": {"cat": 1.0}}
+    own = {"split": "test", "metric": "voc07", "mAP": 0.8102}
+    assert evaluations(tmp_path, own) == {"test": test, "val": val}
+    assert evaluations(tmp_path) == {"test": test | {"unsure": True}, "val": val}
+    assert not caplog.text
+    own["mAP"] = 0.83
+    alone = {"metric": "voc07", "mAP": 0.83, "images": None, "ap": {}}
+    assert evaluations(tmp_path, own) == {"val": val, "test": alone}
+    assert "mAP 0.8100 by voc07 is not this checkpoint's (0.8300 by voc07)" in caplog.text

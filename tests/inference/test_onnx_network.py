@@ -60,6 +60,10 @@ def test_files_that_cannot_be_run_are_one_message(file: Path, tmp_path: Path) ->
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(UserError, match=r"other.onnx: not written by `fastrcnn export`"):
         OnnxNetwork(tmp_path / "other.onnx")
+    props = {prop.key: prop.value for prop in onnx.load(file).metadata_props}
+    onnx.helper.set_model_props(model, {key: text for key, text in props.items() if key != "record"})
+    onnx.save(model, tmp_path / "earlier.onnx")
+    assert OnnxNetwork(tmp_path / "earlier.onnx").description.record == {}
     onnx.helper.set_model_props(model, {"format": "fastrcnn 1", "classes": "[", "step": "x"})
     onnx.save(model, tmp_path / "torn.onnx")
     with pytest.raises(UserError, match=r"torn.onnx: its metadata is damaged"):
