@@ -8,11 +8,11 @@ from typing import Any
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.sampling import RoISampler
+from fastrcnn.parallel.signals import Stop
 from fastrcnn.settings import DetectionSettings
 from fastrcnn.training.loop import Schedule
 from fastrcnn.training.optim import sgd
 from fastrcnn.training.run import Settings, TrainingRun
-from fastrcnn.training.signals import Stop
 from fastrcnn.training.tracking import Tracker
 
 

@@ -27,11 +27,11 @@ from fastrcnn.memory import training_advice
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel import distributed
+from fastrcnn.parallel.signals import Stop
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule, seed_of
 from fastrcnn.training.optim import learning_rate, sgd
 from fastrcnn.training.run import Settings, TrainingRun
-from fastrcnn.training.signals import Stop
 from fastrcnn.weights.classes import for_classes
 
 log = logging.getLogger("fastrcnn")

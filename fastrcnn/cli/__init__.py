@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, 1 for a mistake of the user's, 2 for a wrong call, 128 and a
     signal's number where it ended the program."""
     arguments = sys.argv[1:] if argv is None else argv
-    from fastrcnn.training.signals import Stopped, handle_signals
+    from fastrcnn.parallel.signals import Stopped, handle_signals
 
     try:
         with handle_signals(to_the_end=argv is None):

@@ -10,7 +10,7 @@ from fastrcnn.build.run_config import configure
 from fastrcnn.build.sweep import FLAGS, sweep
 from fastrcnn.cli import FLAGS_SAID, show_any_text, speak
 from fastrcnn.config.schema import TrainConfig
-from fastrcnn.training.signals import handle_signals
+from fastrcnn.parallel.signals import handle_signals
 
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation

@@ -30,6 +30,7 @@ from fastrcnn.model.head import parameter_count
 from fastrcnn.model.sampling import RoISampler, delta_statistics
 from fastrcnn.parallel import distributed
 from fastrcnn.parallel.launch import launch
+from fastrcnn.parallel.signals import Stop, Stopped
 from fastrcnn.settings import DetectionSettings, Metric
 from fastrcnn.structures import Batch
 from fastrcnn.training import checkpoint
@@ -39,7 +40,6 @@ from fastrcnn.training.maps import Maps, open_maps
 from fastrcnn.training.meter import Meter, show_progress
 from fastrcnn.training.profiling import profile_steps
 from fastrcnn.training.resume import load_newest, log_changes
-from fastrcnn.training.signals import Stop, Stopped
 from fastrcnn.training.tracking import EVALUATED, Silent, Tracker, claim, describe_run, log_to, refuse_used
 from fastrcnn.visualize import draw_batch
 

@@ -21,12 +21,12 @@ from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.sampling import RoISampler
+from fastrcnn.parallel.signals import Stop, Stopped
 from fastrcnn.settings import SolverSettings
 from fastrcnn.structures import Batch, Sample
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule, Step, seed_of
 from fastrcnn.training.optim import learning_rate, sgd
-from fastrcnn.training.signals import Stop, Stopped
 
 CLASSES = 2
 CLOCK = ("train/steps_per_s", "train/images_per_s", "train/data_wait_share")

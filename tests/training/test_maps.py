@@ -23,6 +23,7 @@ from fastrcnn.data.transforms import Augmentation, show
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.sampling import RoISampler
+from fastrcnn.parallel.signals import Stop, Stopped
 from fastrcnn.settings import DetectionSettings, SolverSettings
 from fastrcnn.structures import Batch, Sample, View
 from fastrcnn.training import maps as maps_module
@@ -30,7 +31,6 @@ from fastrcnn.training.loop import Schedule
 from fastrcnn.training.maps import MapFiles, Maps, open_maps
 from fastrcnn.training.optim import sgd
 from fastrcnn.training.run import Settings, TrainingRun
-from fastrcnn.training.signals import Stop, Stopped
 
 CLASSES = 2
 BUDGET = 1e8

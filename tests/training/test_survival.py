@@ -21,8 +21,8 @@ from forked import Forked, Source, until
 from limits import PATIENCE
 from script_module import load
 
+from fastrcnn.parallel.signals import SAME_REQUEST
 from fastrcnn.training import checkpoint
-from fastrcnn.training.signals import SAME_REQUEST
 
 soak = load("soak")
 STEP = "fastrcnn.training.run:TrainingRun.finish_step"  # called after each step, when all of it is done

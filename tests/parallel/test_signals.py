@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from limits import PATIENCE
 
-from fastrcnn.training import signals
-from fastrcnn.training.signals import Stopped, handle_signals
+from fastrcnn.parallel import signals
+from fastrcnn.parallel.signals import Stopped, handle_signals
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -72,7 +72,7 @@ def test_a_thread_that_can_have_no_handlers_does_without() -> None:
 
 SECOND = """
 import os, signal, types
-from fastrcnn.training import signals
+from fastrcnn.parallel import signals
 now = 0.0
 signals.time = types.SimpleNamespace(monotonic=lambda: now)
 class Slow:
