@@ -13,7 +13,7 @@ import torch
 from voc_folder import VocFolder
 
 from fastrcnn.build import annotations, datasets, machine, models
-from fastrcnn.config.schema import DataConfig, RuntimeConfig, TrainConfig
+from fastrcnn.config.schema import DataConfig, RuntimeConfig, TrainConfig, leaves
 from fastrcnn.config.values import fill
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.transforms import Augmentation
@@ -152,7 +152,7 @@ def test_every_bound_of_the_schema_is_kept_at_its_edge(name: str, kind: str, lim
         config = TrainConfig()
         group, _, last = name.rpartition(".")
         part = attrgetter(group)(config) if group else config
-        setattr(part, last, [value] if isinstance(getattr(part, last), list) else value)
+        setattr(part, last, [value] if "list" in str(leaves(TrainConfig)[name][0]) else value)
         try:
             fill(TrainConfig, asdict(config))
         except UserError as error:
