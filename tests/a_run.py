@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fastrcnn.data.dataset import DetectionDataset
+from fastrcnn.data.transforms import Augmentation
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel.signals import Stop
@@ -36,7 +39,7 @@ def a_run(
     kind: type[TrainingRun] = QuietRun,
     **options: Any,
 ) -> TrainingRun:
-    """A new run in the folder, its records open; options: of TrainingRun."""
+    """A new run in the folder, its records open, on batches or on a data set; options: of TrainingRun."""
     folder.mkdir(exist_ok=True)
     settings = {
         "begun": False,
@@ -46,7 +49,7 @@ def a_run(
         "check": lambda _, content: content,
         "names": ["a"],
         "optimizer": sgd(model),
-        "train_set": dataset,
+        "train_set": dataset or DetectionDataset([], lambda _: np.zeros((0, 4), np.float32), Augmentation()),
         "test_set": None,
         "settings": Settings(DetectionSettings(), "voc07"),
         "stop": Stop(),
