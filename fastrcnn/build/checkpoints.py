@@ -230,12 +230,11 @@ def _read_safetensors(path: Path, config: Any) -> Trained:
             f"weights alone: model.weights={path}."
         )
     description = read_metadata(metadata, str(path))
-    wide = [f"  {name}: {values.dtype}" for name, values in state.items() if values.dtype == torch.float64]
-    if problems := wide + [f"  {problem}" for problem in fitting.unusable(state)]:
+    wide = [f"{name}: {values.dtype}" for name, values in state.items() if values.dtype == torch.float64]
+    if problems := wide + fitting.unusable(state):
         raise UserError(
-            f"{path}: its weights are not what `fastrcnn export` writes:\n"
-            + "\n".join(problems[:12])
-            + "\nExport it again."
+            f"{path}: its weights are not what `fastrcnn export` writes:\n{fitting.in_lines(problems)}\n"
+            "Export it again."
         )
     names = list(description.classes)
     content = check_content(path, {"classes": names, "config": description.config, "model": state})

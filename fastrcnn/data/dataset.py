@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fastrcnn.data.frames import read_sample
-from fastrcnn.data.transforms import Augmentation, boxes_in, scale_for, show
+from fastrcnn.data.transforms import Augmentation, boxes_in, scale_in, show
 from fastrcnn.structures import Sample, View
 
 Proposals = Callable[[str], np.ndarray]  # image id -> (P, 4) float32, half-open, best first
@@ -73,28 +73,21 @@ class DetectionDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
         """The image `index`, varied, in the given epoch; `key` is (epoch, index). Raises as `picture` does."""
-        return self.example(key[1], [self.view(*key)])[0]
+        return self.examples(key[1], [self.view(*key)])[0]
 
-    def pyramid(self, index: int) -> list[Example]:
-        """The image at each of the short sides, not varied otherwise. Raises as `picture` does."""
-        return self.example(index, self.augmentation.levels())
-
-    def example(self, index: int, views: Sequence[View]) -> list[Example]:
+    def examples(self, index: int, views: Sequence[View]) -> list[Example]:
         """Views of the image `index`. Raises as `picture` does."""
         sample = self.samples[index]
-        needed = [self.unneeded is None or not self.unneeded(sample, view) for view in views]
-        picture = self.picture(index) if any(needed) else None
+        size, proposals, truth = (sample.width, sample.height), self.proposal_boxes(index), sample.training_boxes
+        picture: np.ndarray | None = None
         examples = []
-        for view, pixels in zip(views, needed, strict=True):
-            proposals, boxes = (
-                boxes_in(view, b, sample.width, sample.height)
-                for b in (self.proposal_boxes(index), sample.training_boxes)
-            )
-            if pixels and picture is not None:
-                image, scale = show(picture, view)
-            else:
-                image, scale = None, scale_of(sample, view)
-            examples.append(Example(image, proposals, boxes, sample.labels, scale, sample, view))
+        for view in views:
+            image = None
+            if self.unneeded is None or not self.unneeded(sample, view):
+                picture = self.picture(index) if picture is None else picture
+                image, _ = show(picture, view)
+            boxes, objects = (boxes_in(view, b, *size) for b in (proposals, truth))
+            examples.append(Example(image, boxes, objects, sample.labels, scale_in(view, *size), sample, view))
         return examples
 
     def picture(self, index: int) -> np.ndarray:
@@ -105,36 +98,16 @@ class DetectionDataset(Dataset):
 
 @dataclass(eq=False)
 class Views(Dataset):
-    """Chosen views of the images of a DetectionDataset, each by its number as a list of one."""
+    """Chosen views of the images of a DetectionDataset: by its number an image's, as a list."""
 
     dataset: DetectionDataset
-    chosen: Sequence[tuple[int, View]]  # of which image
+    chosen: Sequence[tuple[int, Sequence[View]]]  # of which image
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, number: int) -> list[Example]:
-        index, view = self.chosen[number]
-        return self.dataset.example(index, [view])
-
-
-@dataclass(eq=False)
-class Pyramids(Dataset):
-    """The images of a DetectionDataset by their number, each as its pyramid."""
-
-    dataset: DetectionDataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> list[Example]:
-        return self.dataset.pyramid(index)
-
-
-def scale_of(sample: Sample, view: View) -> float:
-    """The factor from the image's pixels to those of the view."""
-    width, height = (sample.height, sample.width) if view.transposed else (sample.width, sample.height)
-    return scale_for(width, height, view.short_side, view.long_side)
+        return self.dataset.examples(*self.chosen[number])
 
 
 def to_tensor(boxes: np.ndarray) -> torch.Tensor:

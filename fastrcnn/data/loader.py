@@ -12,9 +12,9 @@ from multiprocessing.process import BaseProcess
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler, Subset
+from torch.utils.data import DataLoader, Sampler
 
-from fastrcnn.data.dataset import DetectionDataset, Example, Pyramids, Views, to_tensor
+from fastrcnn.data.dataset import DetectionDataset, Example, Views, to_tensor
 from fastrcnn.data.frames import read_sample
 from fastrcnn.data.transforms import show
 from fastrcnn.errors import UserError
@@ -62,9 +62,10 @@ def with_pixels(batch: Batch) -> Batch:
 
 
 def pad(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (3, H_i, W_i) uint8 as one (N, 3, H, W), with 0 at the right and the bottom, and their sizes (N, 2)."""
+    """Images or maps (C, H_i, W_i) as one (N, C, H, W), with 0 at the right and the bottom; and their sizes (N, 2)."""
     sizes = torch.tensor([image.shape[1:] for image in images], device="cpu")
-    padded = torch.zeros((len(images), 3, *sizes.amax(dim=0).tolist()), dtype=torch.uint8, device="cpu")
+    shape = len(images), len(images[0]), *sizes.amax(dim=0).tolist()
+    padded = torch.zeros(shape, dtype=images[0].dtype, device="cpu")
     for i, image in enumerate(images):
         padded[i, :, : image.shape[1], : image.shape[2]] = image
     return padded, sizes
@@ -216,19 +217,15 @@ def detection_loader(
 ) -> DataLoader:
     """Every picture once, in order, as pyramids: for so many pictures a list of batches, one for each short side. In
     a group of processes this one's share, see distributed.in_order."""
-    own = Subset(Pyramids(dataset), distributed.share(range(len(dataset))))
+    levels = dataset.augmentation.levels()
+    own = Views(dataset, [(index, levels) for index in distributed.share(range(len(dataset)))])
     return Loader(own, batch_size=batch_size, collate_fn=collate_pyramids, **_options(workers, pin_memory))
 
 
 def views_loader(dataset: DetectionDataset, chosen: Sequence[tuple[int, View]], workers: int = 0) -> DataLoader:
-    """Each of the chosen views (number of the image, view) as a Batch of its own, in order; see Views."""
-    views = Views(dataset, chosen)
-    return Loader(views, batch_size=1, collate_fn=collate_one, **_options(workers, False))
-
-
-def collate_one(examples: Sequence[list[Example]]) -> Batch:
-    """A Batch of one image's examples."""
-    return collate(examples[0])
+    """Each of the chosen views (number of the image, view), in order, as a pyramid with this level alone."""
+    own = Views(dataset, [(index, [view]) for index, view in chosen])
+    return Loader(own, batch_size=1, collate_fn=collate_pyramids, **_options(workers, False))
 
 
 def collate_pyramids(pyramids: Sequence[list[Example]]) -> list[Batch]:

@@ -35,13 +35,13 @@ def flip_boxes(boxes: np.ndarray, width: float, axis: int = 0) -> np.ndarray:
 
 def show(image: np.ndarray, view: View) -> tuple[np.ndarray, float]:
     """The image as the view has it, and the factor from the original's pixels to its own."""
+    scale = scale_in(view, image.shape[1], image.shape[0])
     if view.transposed:
         image = cv2.transpose(image)
     if view.mirrored:
         image = cv2.flip(image, 1)  # a quarter of the time of numpy's copy
     if view.upside_down:
         image = cv2.flip(image, 0)
-    scale = scale_for(image.shape[1], image.shape[0], view.short_side, view.long_side)
     image = resize(image, scale)
     if view.colour is not None:
         gains, offsets = (np.array(values) for values in view.colour)
@@ -49,6 +49,11 @@ def show(image: np.ndarray, view: View) -> tuple[np.ndarray, float]:
         table = (levels - 128) * (1 + gains) + 128 + 255 * offsets  # (256, 3)
         image = cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
     return image, scale
+
+
+def scale_in(view: View, width: int, height: int) -> float:
+    """The factor from the pixels of an image of this size to those of the view."""
+    return scale_for(width, height, view.short_side, view.long_side)
 
 
 def boxes_in(view: View, boxes: np.ndarray, width: int, height: int) -> np.ndarray:

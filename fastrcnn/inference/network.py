@@ -14,6 +14,7 @@ from fastrcnn.model.fast_rcnn import FastRCNN, distinct_rois, nearest_level, sca
 from fastrcnn.settings import Classifier
 from fastrcnn.structures import Batch
 
+Inputs = Callable[[Batch], Tensor | Sequence[Tensor]]  # the images, or their `frozen_maps`, on the model's device
 Outputs = tuple[Tensor, Tensor]  # scores (P, classes + 1) and boxes (P, classes + 1, 4)
 
 
@@ -41,6 +42,11 @@ class Network(Protocol):
         ...
 
 
+def images_on(device: torch.device) -> Inputs:
+    """The images of a batch, on the device, which may still be computing."""
+    return lambda batch: batch.images.to(device, non_blocking=True)
+
+
 class TorchNetwork:
     """FastRCNN as a Network, which computes in `dtype`. Leaves the model in eval mode."""
 
@@ -48,14 +54,14 @@ class TorchNetwork:
         self,
         model: FastRCNN,
         dtype: torch.dtype = torch.float32,
-        inputs: Callable[[Batch], Tensor | Sequence[Tensor]] | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
-        """inputs: see training/loop.py, `train`; the images, where it is not given."""
-        self.inputs = inputs or (lambda batch: batch.images.to(self.device))
+        """inputs: what the model is given of a batch; None: its images."""
         self.model = model.eval()
         self.dtype = dtype
         self.classifier = model.classifier
         self.device = model.delta_mean.device
+        self.inputs = inputs or images_on(self.device)
         self.runs_on = str(self.device)
 
     @torch.no_grad()

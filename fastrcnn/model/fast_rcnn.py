@@ -205,8 +205,7 @@ class FastRCNN(nn.Module):
     @property
     def frozen_layers(self) -> tuple[list[str], str | None]:
         """Those of `roi_features` whose maps stay as they are, and the first convolution that is trained, if any."""
-        names = self.trunk.network.conv_names
-        used = names[: len(names) - len(self.trunk.network.above(self.roi_features))]
+        used = self.trunk.network.up_to(self.roi_features)
         layers = {name: [t[name] for t in (self.trunk.convs, self.trunk.norms) if name in t] for name in used}
         trained = [n for n in used if any(p.requires_grad for layer in layers[n] for p in layer.parameters())]
         first = trained[0] if trained else None

@@ -85,7 +85,11 @@ class Network:
 
     def above(self, wanted: Sequence[str]) -> tuple[str, ...]:
         """The convolutions above all that are wanted."""
-        return self.conv_names[1 + max(self.conv_names.index(name) for name in wanted) :]
+        return self.conv_names[len(self.up_to(wanted)) :]
+
+    def up_to(self, wanted: Sequence[str]) -> tuple[str, ...]:
+        """The convolutions up to the last that is wanted, with it."""
+        return self.conv_names[: 1 + max(self.conv_names.index(name) for name in wanted)]
 
     def stride_of(self, name: str) -> int:
         """Pixels of the image from one cell to the next of the map that the convolution `name` gives."""
@@ -179,9 +183,8 @@ class Trunk(nn.Module):
         W' are H and W divided by the stride, rounded up. What lies above the last of them is not computed.
 
         first: a convolution; then what is given is its input, and all that is wanted lies from it on up."""
-        names = self.network.conv_names
-        x, start = (self._padded(images), 0) if first is None else (images, names.index(first))
-        maps, _ = self._run(x, self.network.convs[start : len(names) - len(self.network.above(wanted))], wanted)
+        x, start = (self._padded(images), 0) if first is None else (images, self.network.conv_names.index(first))
+        maps, _ = self._run(x, self.network.convs[start : len(self.network.up_to(wanted))], wanted)
         return [maps[name] for name in wanted]
 
     def below(self, images: Tensor, first: str, wanted: Sequence[str]) -> list[Tensor]:

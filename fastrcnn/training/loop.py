@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastrcnn.data.loader import with_pixels
 from fastrcnn.errors import UserError
-from fastrcnn.inference.network import autocast, full_precision
+from fastrcnn.inference.network import Inputs, autocast, full_precision, images_on
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.model.sampling import RoISampler
@@ -21,8 +21,6 @@ from fastrcnn.structures import Batch, RoITargets
 from fastrcnn.training.meter import Meter, gradient_norm
 from fastrcnn.training.optim import set_rate
 from fastrcnn.training.replay import evidence
-
-Inputs = Callable[[Batch], Tensor | Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ def train(
     start: int = 0,
     dtype: torch.dtype = torch.float32,
     box_weight: float = 1.0,
-    inputs: Inputs = lambda batch: batch.images,
+    inputs: Inputs | None = None,
 ) -> Iterator[Step]:
     """Trains `model` from step `start` to the schedule's end, and yields each step when it is taken. The
     loader has as many batches as that takes, or more.
@@ -102,12 +100,13 @@ def train(
     In a group of processes (see distributed.py) each brings its own images of a step. The gradient is that of one
     process with all of them, with the same RoIs; each process draws dropout and pads images for itself.
 
-    inputs: what the model is given of a batch, its images or their `frozen_maps`.
+    inputs: what the model is given of a batch; None: its images.
 
     Raises NotFiniteError, in all processes, before the weights are changed.
     """
     device = model.delta_mean.device
     network = distributed.parallel(model)
+    inputs = inputs or images_on(device)
     batches = iter(meter.time(loader))
     for step in range(start, schedule.iterations):
         model.train()
@@ -119,12 +118,11 @@ def train(
             torch.manual_seed(dropout_seed)
             rois, targets = sampler(batch.proposals, batch.boxes, batch.labels, roi_seeds)
             given = inputs(batch)
-            images = send(device, given)[0] if isinstance(given, Tensor) else send(device, *given)
             sent_rois, sizes, scales = send(device, rois, batch.sizes, batch.scales)
             sent_targets = RoITargets(*send(device, targets.labels, targets.deltas))
             with distributed.keep_gradients(network, part + 1 < schedule.accumulate):
                 with distributed.exchange(), autocast(device, dtype):  # of the statistics of batch normalisation
-                    logits, deltas = network(images, sent_rois, sizes, scales)
+                    logits, deltas = network(given, sent_rois, sizes, scales)
                 losses = fast_rcnn_loss(logits, deltas, sent_targets, box_weight)
                 broken = not math.isfinite(losses.total.item())
                 weight, any_broken = share_of_loss(len(rois), broken)

@@ -22,10 +22,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fastrcnn.data.dataset import DetectionDataset
-from fastrcnn.data.loader import pixels, views_loader
+from fastrcnn.data.loader import pad, pixels, views_loader
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
 from fastrcnn.files import remove_parts
@@ -124,7 +123,7 @@ class Maps:
         found = [self._of(batch, i) for i in range(len(batch.samples))]
         own = self.model.pixel_mean  # where the model is, and in which precision it is without autocast
         dtype = self.dtype if self.dtype == self.kept_as else own.dtype
-        return [padded(maps).to(own.device, dtype) for maps in zip(*found, strict=True)]
+        return [pad(maps)[0].to(own.device, dtype) for maps in zip(*found, strict=True)]
 
     def _of(self, batch: Batch, i: int) -> list[Tensor]:
         """The maps (C, H, W) of one image of the batch, on the CPU, in half precision."""
@@ -167,7 +166,8 @@ class Maps:
         no more room. In a group of processes each does a share."""
         self.model.eval()
         own, begun = distributed.share(chosen), self.room
-        for done, batch in enumerate(progress(views_loader(dataset, own, workers), len(own), "computing maps", "map")):
+        loader = views_loader(dataset, own, workers)
+        for done, (batch,) in enumerate(progress(loader, len(own), "computing maps", "map")):
             self(batch)
             if self.full:
                 what = "runtime.cache: there is room for the maps of %d of %d views; the others are computed each time"
@@ -192,12 +192,6 @@ def open_maps(
     if budget and reason:
         log.warning("runtime.cache: no maps are kept: %s", reason)
     return None if reason or not budget else Maps(folder, model, dtype, budget)
-
-
-def padded(maps: Sequence[Tensor]) -> Tensor:
-    """Maps (C, H_i, W_i) as one tensor (N, C, H, W), with 0 at the right and the bottom."""
-    height, width = (max(m.shape[axis] for m in maps) for axis in (1, 2))
-    return torch.stack([functional.pad(m, (0, width - m.shape[2], 0, height - m.shape[1])) for m in maps])
 
 
 def digest(model: FastRCNN, dtype: torch.dtype) -> str:

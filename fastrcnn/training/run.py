@@ -211,7 +211,7 @@ class TrainingRun:
         settings, images = self.settings, self.train_set
         looks = self.schedule.accumulate * settings.images_per_batch
         begin, end = self.done * looks, self.schedule.iterations * looks
-        if begin == end or not settings.cache:
+        if begin == end:
             return
         self.maps = open_maps(self.folder / MAPS, self.model, settings.dtype, settings.cache, images.augmentation)
         if self.maps is None:
@@ -264,7 +264,7 @@ class TrainingRun:
             start,
             settings.dtype,
             settings.box_weight,
-            self.maps or (lambda batch: batch.images),
+            self.maps,
         )
         try:
             for step in show_progress(steps, start, schedule.iterations, meter):

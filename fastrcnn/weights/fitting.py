@@ -130,7 +130,8 @@ def in_lines(problems: Sequence[str], most: int = 12) -> str:
 
 
 def unusable(state: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with the numbers of a state dict: not finite in float32, or nothing that can be divided by."""
+    """Tensors of a state dict that no network has: not finite in float32, or a negative variance, or a factor or
+    deviation that is not above 0."""
     problems = []
     for name, values in state.items():
         if not values.numel():

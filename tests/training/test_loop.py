@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from a_run import QuietRun, a_run
+from a_run import QuietRun, a_run, noisy_images
 
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import training_loader
@@ -23,7 +22,7 @@ from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel.signals import Stop, Stopped
 from fastrcnn.settings import SolverSettings
-from fastrcnn.structures import Batch, Sample
+from fastrcnn.structures import Batch
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule, Step, seed_of
 from fastrcnn.training.optim import learning_rate, sgd
@@ -38,21 +37,7 @@ class StoppedError(Exception):
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
-    """Five noisy pictures, each with a bright rectangle of one class or a dark one of the other."""
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    samples, proposals = [], {}
-    for i in range(5):
-        image = rng.integers(90, 160, (48, 64, 3), dtype=np.uint8)
-        x, y = rng.integers(2, 20, 2)
-        image[y : y + 24, x : x + 30] = 250 if i % 2 else 5
-        cv2.imwrite(str(folder / f"{i}.png"), image)
-        box = np.array([[x, y, x + 30, y + 24]], np.float32)
-        samples.append(Sample(str(i), folder / f"{i}.png", 64, 48, box, np.array([1 + i % 2]), np.zeros(1, dtype=bool)))
-        near = box + rng.uniform(-4, 4, (12, 4))
-        far = box * 0.4 + rng.uniform(0, 12, (20, 4))
-        proposals[str(i)] = np.concatenate((near, far)).astype(np.float32)
-    return DetectionDataset(samples, proposals.__getitem__, Augmentation((48,), 100), seed=3)
+    return noisy_images(tmp_path_factory.mktemp("pictures"), Augmentation((48,), 100))
 
 
 def tiny(**options: object) -> FastRCNN:

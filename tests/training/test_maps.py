@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from a_run import a_run
+from a_run import a_run, noisy_images
 from torch import Tensor
 
 from fastrcnn.config.schema import TrainConfig
@@ -39,20 +39,7 @@ PLAIN = Augmentation((48,), 100, flip=False)
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> DetectionDataset:
-    """Five noisy images of 64 x 48, each with a bright rectangle of one class or a dark one of the other."""
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    samples, proposals = [], {}
-    for i in range(5):
-        image = rng.integers(90, 160, (48, 64, 3), dtype=np.uint8)
-        x, y = rng.integers(2, 20, 2)
-        image[y : y + 24, x : x + 30] = 250 if i % 2 else 5
-        cv2.imwrite(str(folder / f"{i}.png"), image)
-        box = np.array([[x, y, x + 30, y + 24]], np.float32)
-        samples.append(Sample(str(i), folder / f"{i}.png", 64, 48, box, np.array([1 + i % 2]), np.zeros(1, dtype=bool)))
-        near, far = box + rng.uniform(-4, 4, (12, 4)), box * 0.4 + rng.uniform(0, 12, (20, 4))
-        proposals[str(i)] = np.concatenate((near, far)).astype(np.float32).clip(0, 48)
-    return DetectionDataset(samples, proposals.__getitem__, PLAIN, seed=3)
+    return noisy_images(tmp_path_factory.mktemp("images"), PLAIN, (0, 48))
 
 
 def tiny(first: str = "fc6", **options: Any) -> FastRCNN:
