@@ -1,0 +1,106 @@
+"""Epochs of training on kept maps against epochs on pixels: the rows on runtime.cache of BENCHMARKS.md.
+
+    python scripts/bench_maps.py [--side 600] [--images 16] [--epochs 5] [--threads N]
+
+Both train a new head of 1,024 above VGG16's frozen convolutions, 4 images x 64 RoIs a step, by the same loop and
+loader, from JPEG files of 500 x 375 with 2,000 proposals each. The two take turns, an epoch each, after an epoch in
+which the maps are computed and kept. The weights are random, which changes no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from measuring import in_turn, machine_details, ratio_and_quartiles
+
+from fastrcnn.build.machine import precision
+from fastrcnn.config.schema import RuntimeConfig
+from fastrcnn.data.dataset import DetectionDataset
+from fastrcnn.data.loader import training_loader
+from fastrcnn.data.transforms import Augmentation
+from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
+from fastrcnn.model.sampling import RoISampler
+from fastrcnn.structures import Sample
+from fastrcnn.training.loop import Schedule, train
+from fastrcnn.training.maps import Maps
+from fastrcnn.training.meter import Meter
+from fastrcnn.training.optim import sgd
+
+CLASSES, PER_STEP = 20, 4
+CASES = {"head alone": "fc6", "conv5 too": "conv5_1"}
+
+
+def samples_in(folder: Path, number: int) -> list[Sample]:
+    """Images of noise, each with one object."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(number):
+        path = folder / f"{i}.jpg"
+        cv2.imwrite(str(path), cv2.resize(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), (500, 375)))
+        box = np.array([[50, 50, 200, 200]], np.float32)
+        samples.append(Sample(str(i), path, 500, 375, box, np.array([1]), np.zeros(1, bool)))
+    return samples
+
+
+def epochs(model: FastRCNN, dataset: DetectionDataset, dtype: torch.dtype, maps: Maps | None) -> Callable[[], object]:
+    """What trains for an epoch each time it is called, on `maps` or on pixels."""
+    sampler = RoISampler(torch.zeros(CLASSES + 1, 4), torch.ones(CLASSES + 1, 4))
+    steps_in_epoch = len(dataset) // PER_STEP
+    steps = train(
+        model,
+        training_loader(dataset, PER_STEP),
+        sampler,
+        sgd(model, optimizer="fused_sgd"),
+        Schedule(10**9, lambda _: 1e-5),
+        Meter(),
+        dtype=dtype,
+        inputs=maps,
+    )
+    return lambda: [next(steps) for _ in range(steps_in_epoch)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--side", type=int, default=600)
+    parser.add_argument("--images", type=int, default=16, help="a multiple of 4")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--threads", type=int)
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    dtype = precision(RuntimeConfig(), torch.device("cpu"))
+    print(machine_details(torch.device("cpu")))
+    print(
+        "| trained | pixels, s an epoch | kept maps, s an epoch | ratio | quartiles |\n|---|---|---|---|---|",
+        flush=True,
+    )
+    for case, first in CASES.items():
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            rng = np.random.default_rng(1)
+            boxes = np.sort(rng.uniform(0, 370, (2000, 2, 2)), axis=1).reshape(2000, 4).astype(np.float32)
+            augmentation = Augmentation((options.side,), flip=False)
+            found = dict.fromkeys(map(str, range(options.images)), boxes)
+            pixels = DetectionDataset(samples_in(folder, options.images), found.__getitem__, augmentation)
+            models = [FastRCNN(CLASSES, head=(1024, 1024)) for _ in range(2)]
+            for model in models:
+                freeze_before(model.to(memory_format=torch.channels_last), first)  # type: ignore[call-overload]
+            maps = Maps(folder / "maps", models[1], dtype, 1e11)
+            kept = replace(pixels, unneeded=maps.files.has)
+            runs = epochs(models[0], pixels, dtype, None), epochs(models[1], kept, dtype, maps)
+            slow, fast = in_turn(options.epochs, *runs)
+        ratio, (low, high) = ratio_and_quartiles(slow, fast)
+        times = " | ".join(f"{statistics.median(spent) / 1e3:.3g}" for spent in (slow, fast))
+        print(f"| {case} | {times} | {ratio:.1f}x | {low:.1f} to {high:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
