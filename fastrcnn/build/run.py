@@ -35,6 +35,7 @@ from fastrcnn.training.run import Settings, TrainingRun
 from fastrcnn.weights.classes import for_classes
 
 log = logging.getLogger("fastrcnn")
+MANY_IMAGES = 2000  # that a run goes through: from here on it says what would be faster
 
 
 @contextmanager
@@ -58,6 +59,8 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
     if begun and not resumed:
         log.info("%s: it ended before its first checkpoint, and begins again", folder)
     device, dtype = machine.set_up(config.runtime)
+    if distributed.leads() and not resumed and device.type == "cpu":
+        warn_of_slow_training(config)
 
     absolute_paths(config.data)
     given = read_start(config) if config.start and not resumed else None
@@ -99,6 +102,22 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
         settings=run_settings(config, dtype),
         stop=stop,
     )
+
+
+def warn_of_slow_training(config: TrainConfig) -> None:
+    """Says which recipes suit a machine without a GPU, where this run trains a large trunk on many images."""
+    model, solver = config.model, config.solver
+    images = solver.iterations * solver.images_per_batch * solver.accumulate
+    first = ("fc6", "fc7", "bbox_pred", "conv5_1", "conv5_2", "conv5_3")  # above maps that can be kept, and few layers
+    if model.width >= 0.5 and model.finetune_from not in first and images >= MANY_IMAGES:
+        log.warning(
+            "no GPU: training %s from %s takes some seconds an image, and this run goes through %s images. "
+            "recipe=transfer trains a head above the same weights, recipe=scratch a small network without weights; "
+            "both take minutes for some hundred images",
+            model.network,
+            model.finetune_from,
+            f"{images:,}",
+        )
 
 
 def take_classes(config: TrainConfig, given: Trained) -> None:

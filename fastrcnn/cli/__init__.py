@@ -197,4 +197,4 @@ def _overview() -> str:
 
 {verbs}
 
-Start with `fastrcnn demo`. Your own pictures: `fastrcnn train recipe=scratch data=custom data.root=FOLDER`."""
+Start with `fastrcnn demo`. Your own images: `fastrcnn train recipe=transfer data=custom data.root=FOLDER`."""

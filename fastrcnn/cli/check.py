@@ -66,5 +66,5 @@ def next_command(arguments: Sequence[str], config: DataConfig, report: Report) -
     if report.proposals is None or unfit:
         return shlex.join(["fastrcnn", "propose", *given])
     store = [f"data.proposals={config.proposals}"] if config.proposals else []
-    small = [] if torch.cuda.is_available() else ["recipe=scratch"]  # the full network needs a GPU
+    small = [] if torch.cuda.is_available() else ["recipe=transfer"]  # training the full network needs a GPU
     return shlex.join(["fastrcnn", "train", *given, *store, *small])

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 UNTRAINED = "nothing was trained yet"
 EXAMPLES = [
     "fastrcnn train experiment=demo",
-    "fastrcnn train recipe=scratch data=custom data.root=mydata",
+    "fastrcnn train recipe=transfer data=custom data.root=mydata        (without a GPU, from ImageNet weights)",
+    "fastrcnn train recipe=scratch data=custom data.root=mydata         (without a GPU and without weights)",
     "fastrcnn train recipe=paper data=voc07 data.root=VOCdevkit",
     "fastrcnn train run=outputs/train/... resume=auto",
     "fastrcnn train -m experiment=demo solver.lr=0.02,0.05 runtime.seed=0,1      (every combination)",

@@ -50,7 +50,7 @@ def test_a_sound_set_and_what_comes_next(
     status, out, _ = call("check", *given, f"proposals={store}", "output=here", "solver.rois_per_image=8")
     assert status == 0
     train = f"next: fastrcnn train data=custom data.root={tiny.root} 'data.proposals={store}'"
-    assert out.splitlines()[-1] == f"{train} recipe=scratch"
+    assert out.splitlines()[-1] == f"{train} recipe=transfer"
     recall = report("here")["proposals"]["all"]
     assert (recall["objects"], recall["at_50"], recall["at_70"]) == (3, 1 / 3, 1 / 3)  # b's is difficult
     assert report("here")["sampling"]["rois_per_image"] == 8

@@ -1,0 +1,101 @@
+"""recipe=transfer and the experiments that use it, in small: what is frozen, kept, and begun anew."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Call
+from voc_folder import VocFolder
+
+from fastrcnn.build.run import warn_of_slow_training
+from fastrcnn.config.compose import compose
+from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.training.checkpoint import in_order
+
+WIDTH = 1 / 16
+SMALL = [
+    f"model.width={WIDTH}",
+    "model.head=[8,8]",
+    "model.roi_size=2",
+    "data.selective_search.mode=fast",
+    "data.selective_search.min_side=0",
+    "data.max_proposals=50",
+    "solver.warmup=2",
+    "runtime.workers=0",
+    "runtime.precision=float32",
+    "runtime.device=cpu",
+]
+
+
+@pytest.fixture
+def convolutions(tmp_path: Path) -> Path:
+    """A file with the convolutions alone, in torchvision's names."""
+    model = FastRCNN(1, width=WIDTH)
+    places = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+    state = {
+        f"features.{place}.{part}": value
+        for place, conv in zip(places, model.trunk.convs.values(), strict=True)
+        for part, value in conv.state_dict().items()
+    }
+    path = tmp_path / "convolutions.pth"
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("keys", "views"),
+    [
+        (["recipe=transfer", "data=custom", "data.short_sides=[64]"], 4),  # two images, and mirrored
+        (["experiment=bccd_transfer", "data.classes=null"], 8),  # and upside down
+        (["experiment=voc07_laptop", "data.classes=null", "data.train=[trainval]", "data.test=[test]"], 4),
+    ],
+)
+def test_a_head_is_trained_on_kept_maps_of_the_weights_given(
+    keys: list[str],
+    views: int,
+    tiny: VocFolder,
+    convolutions: Path,
+    call: Call,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = [*keys, f"data.root={tiny.root}", f"model.weights={convolutions}", *SMALL, "solver.iterations=6", "run=run"]
+    with caplog.at_level(logging.INFO):
+        status, out, err = call("train", *given, "runtime.log_every=1")
+    assert status == 0, err
+    assert "read conv1_1 to conv5_3; initialised:" in caplog.text
+    assert f"computing once what the frozen layers make of the images: {views} views of them" in caplog.text
+    assert "mAP" in out
+    saved = torch.load(in_order(Path("run/checkpoints"))[-1])["model"]
+    assert torch.equal(saved["trunk.convs.conv5_3.weight"], torch.load(convolutions)["features.28.weight"])
+    assert bool((saved["map_scale"] != 1).all())
+    with Path("run/metrics.csv").open(newline="") as file:
+        losses = [float(row["value"]) for row in csv.DictReader(file) if row["name"] == "train/loss"]
+    assert len(losses) == 6
+    assert all(0 < loss < 5 for loss in losses)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ([], "training vgg16 from conv3_1 takes some seconds an image, and this run goes through 80,000 images"),
+        (["recipe=paper"], "goes through 80,000 images"),
+        (["solver.iterations=100", "solver.accumulate=4"], "goes through 3,200 images"),
+        (["solver.iterations=100"], None),
+        (["recipe=scratch"], None),
+        (["recipe=transfer"], None),
+        (["model.finetune_from=conv5_1"], None),
+    ],
+)
+def test_a_long_training_without_a_gpu_names_the_recipes_for_it(
+    keys: list[str], said: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        warn_of_slow_training(compose("train", keys))
+    assert (said is None) == (not caplog.text)
+    assert said is None or (
+        said in caplog.text and "recipe=transfer" in caplog.text and "recipe=scratch" in caplog.text
+    )
