@@ -121,7 +121,8 @@ def test_every_model_and_experiment_builds(file: str) -> None:
     layers = [*table.conv_names, "reduce", "fc6", "fc7", "cls_score", "bbox_pred"]
     named = [(next(n for n in reversed(layers) if n in name.split(".")), p) for name, p in network.named_parameters()]
     trained = {name for name, p in named if p.requires_grad}
-    first = layers.index(model.finetune_from)
+    begins = "reduce" if model.finetune_from == "fc6" else model.finetune_from  # which makes what fc6 is given
+    first = layers.index(begins)
     assert trained == {name for name, _ in named if layers.index(name) >= first}
     assert (network.roi_size, network.roi_op, list(network.roi_features)) == (
         model.roi_size,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Call
 from voc_folder import VocFolder
 
 from fastrcnn.build.run import warn_of_slow_training
@@ -16,6 +16,7 @@ from fastrcnn.config.compose import compose
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.training.checkpoint import in_order
 
+Call = Callable[..., tuple[int, str, str]]
 WIDTH = 1 / 16
 SMALL = [
     f"model.width={WIDTH}",
