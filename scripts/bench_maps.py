@@ -16,10 +16,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
-from measuring import in_turn, machine_details, ratio_and_quartiles
+from measuring import in_turn, jpeg_images, machine_details, ratio_and_quartiles
 
 from fastrcnn.build.machine import precision
 from fastrcnn.config.schema import RuntimeConfig
@@ -28,7 +26,6 @@ from fastrcnn.data.loader import training_loader
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
 from fastrcnn.model.sampling import RoISampler
-from fastrcnn.structures import Sample
 from fastrcnn.training.loop import Schedule, train
 from fastrcnn.training.maps import Maps
 from fastrcnn.training.meter import Meter
@@ -36,18 +33,6 @@ from fastrcnn.training.optim import sgd
 
 CLASSES, PER_STEP = 20, 4
 CASES = {"head alone": "fc6", "conv5 too": "conv5_1"}
-
-
-def samples_in(folder: Path, number: int) -> list[Sample]:
-    """Images of noise, each with one object."""
-    rng = np.random.default_rng(0)
-    samples = []
-    for i in range(number):
-        path = folder / f"{i}.jpg"
-        cv2.imwrite(str(path), cv2.resize(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), (500, 375)))
-        box = np.array([[50, 50, 200, 200]], np.float32)
-        samples.append(Sample(str(i), path, 500, 375, box, np.array([1]), np.zeros(1, bool)))
-    return samples
 
 
 def epochs(model: FastRCNN, dataset: DetectionDataset, dtype: torch.dtype, maps: Maps | None) -> Callable[[], object]:
@@ -85,11 +70,7 @@ def main() -> None:
     for case, first in CASES.items():
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            rng = np.random.default_rng(1)
-            boxes = np.sort(rng.uniform(0, 370, (2000, 2, 2)), axis=1).reshape(2000, 4).astype(np.float32)
-            augmentation = Augmentation((options.side,), flip=False)
-            found = dict.fromkeys(map(str, range(options.images)), boxes)
-            pixels = DetectionDataset(samples_in(folder, options.images), found.__getitem__, augmentation)
+            pixels = jpeg_images(folder, options.images, Augmentation((options.side,), flip=False))
             models = [FastRCNN(CLASSES, head=(1024, 1024)) for _ in range(2)]
             for model in models:
                 freeze_before(model.to(memory_format=torch.channels_last), first)  # type: ignore[call-overload]

@@ -21,21 +21,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 import torchvision
-from measuring import in_turn, machine_details, matmul_rate, milliseconds, peak_above_now, ratio_and_quartiles, work
+from measuring import (
+    in_turn,
+    jpeg_images,
+    machine_details,
+    matmul_rate,
+    milliseconds,
+    peak_above_now,
+    ratio_and_quartiles,
+    work,
+)
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import training_loader
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.inference.network import autocast
 from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN, freeze_before
 from fastrcnn.model.loss import fast_rcnn_loss
-from fastrcnn.structures import RoITargets, Sample
+from fastrcnn.structures import RoITargets
 from fastrcnn.training.meter import gradient_norm
 from fastrcnn.training.optim import set_rate, sgd
 
@@ -172,17 +178,8 @@ def peak(name: str, case: str, device: torch.device, dtype: torch.dtype) -> floa
 
 def loader_seconds(size: tuple[int, int]) -> float:
     """Median seconds in which one process makes a batch from JPEG files of 500 x 375, with 2,000 proposals each."""
-    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        samples = []
-        for i in range(8):
-            path = Path(folder) / f"{i}.jpg"
-            smooth = cv2.resize(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), (500, 375))
-            cv2.imwrite(str(path), smooth)
-            box = np.array([[50, 50, 200, 200]], np.float32)
-            samples.append(Sample(str(i), path, 500, 375, box, np.array([1]), np.zeros(1, bool)))
-        boxes = np.sort(rng.uniform(0, 370, (2000, 2, 2)), axis=1).reshape(2000, 4).astype(np.float32)
-        data = DetectionDataset(samples, lambda _: boxes, Augmentation((size[0],), size[1]), seed=0)
+        data = jpeg_images(Path(folder), 8, Augmentation((size[0],), size[1]))
         batches = iter(training_loader(data, IMAGES))
         spent = []
         for _ in range(12):

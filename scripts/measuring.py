@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, runs in turn, ratios with their spread, ceilings, work and memory."""
+"""What the benchmarks share: the machine, images, runs in turn, ratios with their spread, ceilings, work and memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import cv2
+import numpy as np
 import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
+from fastrcnn.data.dataset import DetectionDataset
+from fastrcnn.data.transforms import Augmentation
 from fastrcnn.model import networks
+from fastrcnn.structures import Sample
 
 
 def machine_details(device: torch.device) -> dict[str, str | int | None]:
@@ -27,6 +32,19 @@ def machine_details(device: torch.device) -> dict[str, str | int | None]:
         "torchvision": torchvision.__version__,
         "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
     }
+
+
+def jpeg_images(folder: Path, number: int, augmentation: Augmentation) -> DetectionDataset:
+    """JPEG files of smooth noise, 500 x 375, written to the folder; each has one object and 2,000 proposals."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for i in range(number):
+        path = folder / f"{i}.jpg"
+        cv2.imwrite(str(path), cv2.resize(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), (500, 375)))
+        box = np.array([[50, 50, 200, 200]], np.float32)
+        samples.append(Sample(str(i), path, 500, 375, box, np.array([1]), np.zeros(1, bool)))
+    boxes = np.sort(rng.uniform(0, 370, (2000, 2, 2)), axis=1).reshape(2000, 4).astype(np.float32)
+    return DetectionDataset(samples, lambda _: boxes, augmentation)
 
 
 def milliseconds(run: Callable[[], object]) -> float:

@@ -25,6 +25,7 @@ from fastrcnn.config.schema import TrainConfig
 from fastrcnn.errors import UserError
 from fastrcnn.memory import training_advice
 from fastrcnn.model.fast_rcnn import FastRCNN
+from fastrcnn.model.networks import VGG16
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel import distributed
 from fastrcnn.parallel.signals import Stop
@@ -108,8 +109,9 @@ def warn_of_slow_training(config: TrainConfig) -> None:
     """Says which recipes suit a machine without a GPU, where this run trains a large trunk on many images."""
     model, solver = config.model, config.solver
     images = solver.iterations * solver.images_per_batch * solver.accumulate
-    first = ("fc6", "fc7", "bbox_pred", "conv5_1", "conv5_2", "conv5_3")  # above maps that can be kept, and few layers
-    if model.width >= 0.5 and model.finetune_from not in first and images >= MANY_IMAGES:
+    most = VGG16.conv_names[: VGG16.conv_names.index("conv5_1")]  # from there on few layers are trained
+    large = model.network == VGG16.name and model.width >= 0.5
+    if large and model.finetune_from in most and images >= MANY_IMAGES:
         log.warning(
             "no GPU: training %s from %s takes some seconds an image, and this run goes through %s images. "
             "recipe=transfer trains a head above the same weights, recipe=scratch a small network without weights; "
