@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastrcnn.build.run_config import configure
 from fastrcnn.build.sweep import FLAGS, sweep
-from fastrcnn.cli import FLAGS_SAID, show_any_text, speak
+from fastrcnn.cli import FLAGS_SAID, keep_freed_memory, show_any_text, speak
 from fastrcnn.config.schema import TrainConfig
 from fastrcnn.parallel.signals import handle_signals
 
@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
 
 def speak_of(number: int) -> None:
     """Sets up what a process says that does a sweep's run of this number."""
+    keep_freed_memory()
     show_any_text()
     speak(os.environ.get(FLAGS_SAID, "").split(), f"{number}: ")
 
