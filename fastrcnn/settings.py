@@ -18,7 +18,7 @@ Classifier = Literal["softmax", "svm"]
 SearchMode = Literal["fast", "quality", "iccv2011"]
 Metric = Literal["voc07", "voc10", "coco"]
 OtherData = Literal["refuse", "leave_out"]
-OptimizerName = Literal["caffe_sgd", "sgd", "fused_sgd"]
+OptimizerName = Literal["caffe_sgd", "sgd", "fused_sgd", "adamw"]
 ScheduleName = Literal["step", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 DetectionFormat = Literal["json", "csv", "comp4"]
@@ -110,13 +110,15 @@ class SolverSettings:
     fg_iou: float = key(0.5, "least overlap with the truth that makes a RoI foreground", above=0, most=1)
     bg_iou: list[float] = key([0.1, 0.5], "background: best overlap in [first, second)", least=0, most=1)
     box_weight: float = key(1.0, "weight of the box loss; 0: classes alone are trained", least=0)
-    optimizer: OptimizerName = key("caffe_sgd", "caffe_sgd has the rate inside the velocity; fused_sgd is a faster sgd")
+    optimizer: OptimizerName = key(
+        "caffe_sgd", "caffe_sgd: rate inside the velocity; fused_sgd: a faster sgd; adamw: lr of .0003, decay of .05"
+    )
     lr: float = key(0.001, "learning rate", above=0)
     schedule: ScheduleName = key("step", "how the rate falls: at lr_steps, or along half a wave")
     lr_steps: list[int] = key([30000], "steps at which the rate is multiplied by lr_gamma", least=1)
     lr_gamma: float = key(0.1, "see lr_steps", above=0)
     warmup: int = key(0, "steps over which the rate rises from 0", least=0)
-    momentum: float = key(0.9, "of stochastic gradient descent", least=0, most=1)
+    momentum: float = key(0.9, "of stochastic gradient descent; of adamw the first beta", least=0, most=1)
     weight_decay: float = key(0.0005, "of weights; biases and normalisation do not decay", least=0)
     bias_lr_factor: float = key(2.0, "factor on the rate of biases", least=0)
 

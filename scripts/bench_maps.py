@@ -29,7 +29,7 @@ from fastrcnn.model.sampling import RoISampler
 from fastrcnn.training.loop import Schedule, train
 from fastrcnn.training.maps import Maps
 from fastrcnn.training.meter import Meter
-from fastrcnn.training.optim import sgd
+from fastrcnn.training.optim import make_optimizer
 
 CLASSES, PER_STEP = 20, 4
 CASES = {"head alone": "fc6", "conv5 too": "conv5_1"}
@@ -43,7 +43,7 @@ def epochs(model: FastRCNN, dataset: DetectionDataset, dtype: torch.dtype, maps:
         model,
         training_loader(dataset, PER_STEP),
         sampler,
-        sgd(model, optimizer="fused_sgd"),
+        make_optimizer(model, optimizer="fused_sgd"),
         Schedule(10**9, lambda _: 1e-5),
         Meter(),
         dtype=dtype,

@@ -43,7 +43,7 @@ from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN, free
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.structures import RoITargets
 from fastrcnn.training.meter import gradient_norm
-from fastrcnn.training.optim import set_rate, sgd
+from fastrcnn.training.optim import make_optimizer, set_rate
 
 CLASSES, IMAGES, PER_IMAGE = 20, 2, 64
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -98,7 +98,7 @@ def our_step(case: str, device: torch.device, dtype: torch.dtype) -> Callable[[I
     model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if case == "full":
         freeze_before(model, "conv3_1")
-    optimizer = sgd(model, optimizer="fused_sgd")
+    optimizer = make_optimizer(model, optimizer="fused_sgd")
 
     def step(given: Inputs) -> float:
         images, rois, targets = given

@@ -16,7 +16,7 @@ from fastrcnn.parallel.signals import Stop
 from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import Sample
 from fastrcnn.training.loop import Schedule
-from fastrcnn.training.optim import sgd
+from fastrcnn.training.optim import make_optimizer
 from fastrcnn.training.run import Settings, TrainingRun
 from fastrcnn.training.tracking import Tracker
 
@@ -72,7 +72,7 @@ def a_run(
         "config": {},
         "check": lambda _, content: content,
         "names": ["a"],
-        "optimizer": sgd(model),
+        "optimizer": make_optimizer(model),
         "train_set": dataset or DetectionDataset([], lambda _: np.zeros((0, 4), np.float32), Augmentation()),
         "test_set": None,
         "settings": Settings(DetectionSettings(), "voc07"),

@@ -31,7 +31,7 @@ from fastrcnn.parallel import distributed
 from fastrcnn.parallel.signals import Stop
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule, seed_of
-from fastrcnn.training.optim import learning_rate, sgd
+from fastrcnn.training.optim import learning_rate, make_optimizer
 from fastrcnn.training.run import Settings, TrainingRun
 from fastrcnn.weights.classes import for_classes
 
@@ -95,7 +95,7 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
         check=checkpoints.check_content,
         names=names,
         model=model,
-        optimizer=sgd(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer),
+        optimizer=make_optimizer(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer),
         train_set=train_set,
         test_set=test_set,
         sampler=RoISampler(model.delta_mean.cpu(), model.delta_std.cpu(), solver),

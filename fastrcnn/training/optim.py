@@ -60,20 +60,23 @@ class CaffeSGD(torch.optim.Optimizer):
             torch._foreach_sub_(weights, velocities)
 
 
-def sgd(
+def make_optimizer(
     model: nn.Module,
     momentum: float = PAPER.momentum,
     weight_decay: float = PAPER.weight_decay,
     bias_lr_factor: float = PAPER.bias_lr_factor,
     optimizer: OptimizerName = PAPER.optimizer,
 ) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with the paper's settings; the rate is set for each step by `set_rate`.
+    """The optimiser, with the paper's settings unless others are given; the rate is set for each step by `set_rate`.
 
-    optimizer: caffe_sgd, see CaffeSGD; sgd, torch's own; fused_sgd, the same with one kernel for all weights.
+    optimizer: caffe_sgd, see CaffeSGD; sgd, torch's own; fused_sgd, the same with one kernel for all weights; adamw,
+    torch's with one kernel (Loshchilov and Hutter, 2019), whose first beta is the momentum.
     """
     groups = parameter_groups(model, weight_decay, bias_lr_factor)
     if optimizer == "caffe_sgd":
         return CaffeSGD(groups, momentum)
+    if optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0, betas=(momentum, 0.999), fused=True)
     return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=optimizer == "fused_sgd")
 
 
@@ -82,20 +85,24 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     shapes: dict[Any, torch.Size] = {}
     if len(saved["param_groups"]) != len(optimizer.param_groups):
         raise ValueError("it has other groups of parameters")
+    adam = isinstance(optimizer, torch.optim.AdamW)
     for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
-        numbers = [group.get(key) for key in ("lr", "lr_factor", "momentum", "weight_decay")]
+        inertia = group.get("betas", (None,)) if adam else (group.get("momentum"),)
+        numbers = [*(group.get(key) for key in ("lr", "lr_factor", "weight_decay")), *inertia]
         places = group.get("params")
         if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
             raise ValueError("a group of parameters has no finite rate, momentum or decay")
         if not isinstance(places, list) or len(places) != len(own["params"]) or not all(type(n) is int for n in places):
             raise ValueError("a group has other parameters")
         shapes |= {place: weight.shape for place, weight in zip(places, own["params"], strict=True)}
+    names = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
     for place, values in saved["state"].items():
-        momentum = values.get("momentum_buffer")
-        if values.keys() - {"momentum_buffer"} or (momentum is not None and not isinstance(momentum, Tensor)):
-            raise ValueError("it has more than a momentum")
-        if momentum is not None and momentum.shape != shapes.get(place):
-            raise ValueError(f"the momentum of parameter {place} is {tuple(momentum.shape)}")
+        buffers = {name: value for name, value in values.items() if adam or value is not None}
+        if buffers.keys() not in (set(), names) or not all(isinstance(value, Tensor) for value in buffers.values()):
+            raise ValueError(f"it has other things than {' and '.join(sorted(names))}")
+        for name, value in buffers.items():
+            if value.shape != (() if name == "step" else shapes.get(place)):
+                raise ValueError(f"{name} of parameter {place} is {tuple(value.shape)}")
     optimizer.load_state_dict(saved)
 
 

@@ -23,7 +23,7 @@ from fastrcnn.build import checkpoints
 from fastrcnn.build.checkpoints import load
 from fastrcnn.errors import UserError
 from fastrcnn.training import checkpoint
-from fastrcnn.training.optim import load_state, sgd
+from fastrcnn.training.optim import load_state, make_optimizer
 from fastrcnn.weights import torch_files
 
 SECRET = "hunter2"
@@ -269,22 +269,46 @@ def test_tuples_within_tuples_as_keys_of_a_legacy_file_are_not_hashed(tmp_path: 
         (lambda s: s["param_groups"][0].update(params=[0]), "other parameters"),
         (lambda s: s["param_groups"][0].update(momentum=math.nan), "no finite"),
         (lambda s: s["param_groups"][0].pop("lr_factor"), "no finite"),
-        (lambda s: s["state"][0].update(momentum_buffer=torch.zeros(1)), r"momentum of parameter 0 is \(1,\)"),
-        (lambda s: s["state"][0].update(momentum_buffer=1), "more than a momentum"),
+        (lambda s: s["state"][0].update(momentum_buffer=torch.zeros(1)), r"buffer of parameter 0 is \(1,\)"),
+        (lambda s: s["state"][0].update(momentum_buffer=1), "other things than momentum_buffer"),
         (lambda s: s["state"].update({99: {"momentum_buffer": torch.zeros(1)}}), "parameter 99"),
     ],
 )
 def test_an_optimisers_state_of_other_parameters_is_refused(change: Callable[[dict], object], said: str) -> None:
     """A momentum of shape (1,) would be added to all weights of a layer."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
-    optimizer = sgd(model)
+    optimizer = make_optimizer(model)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     saved = optimizer.state_dict()
-    load_state(sgd(model), saved)
+    load_state(make_optimizer(model), saved)
     change(saved)
     with pytest.raises(ValueError, match=said):
-        load_state(sgd(model), saved)
+        load_state(make_optimizer(model), saved)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s["param_groups"][0].update(betas=(0.9, math.inf)), "no finite"),
+        (lambda s: s["param_groups"][0].pop("betas"), "no finite"),
+        (lambda s: s["state"][0].update(exp_avg=torch.zeros(1)), r"exp_avg of parameter 0 is \(1,\)"),
+        (lambda s: s["state"][1].update(step=torch.zeros(2)), r"step of parameter 1 is \(2,\)"),
+        (lambda s: s["state"][0].pop("exp_avg_sq"), "other things than exp_avg and exp_avg_sq and step"),
+        (lambda s: s["state"][0].update(exp_avg=None), "other things"),
+        (lambda s: s["state"][0].update(max_exp_avg_sq=torch.zeros(2, 3)), "other things"),
+    ],
+)
+def test_so_is_a_state_that_adamw_cannot_go_on_with(change: Callable[[dict], object], said: str) -> None:
+    model = torch.nn.Linear(3, 2)
+    optimizer = make_optimizer(model, optimizer="adamw")
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    saved = optimizer.state_dict()
+    load_state(make_optimizer(model, optimizer="adamw"), saved)
+    change(saved)
+    with pytest.raises(ValueError, match=said):
+        load_state(make_optimizer(model, optimizer="adamw"), saved)
 
 
 def peak(path: Path) -> int:

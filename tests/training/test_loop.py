@@ -25,7 +25,7 @@ from fastrcnn.settings import SolverSettings
 from fastrcnn.structures import Batch
 from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule, Step, seed_of
-from fastrcnn.training.optim import learning_rate, sgd
+from fastrcnn.training.optim import learning_rate, load_state, make_optimizer
 
 CLASSES = 2
 CLOCK = ("train/steps_per_s", "train/images_per_s", "train/data_wait_share")
@@ -63,17 +63,18 @@ def run(
     iterations: int = 6,
     workers: int = 0,
     resume: bool = False,
+    optimizer_name: str = "caffe_sgd",
     stop_after: int | None = None,
     evaluate: Callable[[int], None] = lambda _: None,
 ) -> FastRCNN:
     """A run as the command line puts it together; `stop_after`: it ends by an exception after this checkpoint."""
     model = tiny()
-    optimizer = sgd(model)
+    optimizer = make_optimizer(model, optimizer=optimizer_name)
     start = 0
     if resume:
         _, state, _ = checkpoint.newest_sound(folder)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        load_state(optimizer, state["optimizer"])
         start = state["step"]
 
     class Run(QuietRun):
@@ -150,13 +151,14 @@ def test_the_loss_falls_on_one_batch(tmp_path: Path, dataset: DetectionDataset) 
     assert np.mean(loss[-5:]) < 0.3 * loss[0]
 
 
+@pytest.mark.parametrize("name", ["caffe_sgd", "adamw"])
 def test_an_interrupted_run_that_goes_on_ends_with_the_same_bits_whatever_the_workers(
-    tmp_path: Path, dataset: DetectionDataset
+    tmp_path: Path, dataset: DetectionDataset, name: str
 ) -> None:
-    whole = sha(run(tmp_path / "whole", dataset))
+    whole = sha(run(tmp_path / "whole", dataset, optimizer_name=name))
     with pytest.raises(StoppedError):
-        run(tmp_path / "parts", dataset, stop_after=4)
-    assert sha(run(tmp_path / "parts", dataset, workers=2, resume=True)) == whole
+        run(tmp_path / "parts", dataset, stop_after=4, optimizer_name=name)
+    assert sha(run(tmp_path / "parts", dataset, workers=2, resume=True, optimizer_name=name)) == whole
     assert sha(run(tmp_path / "shorter", dataset, iterations=4)) != whole
 
     mine = [(s, n, v) for s, n, v in metrics(tmp_path / "parts") if n not in CLOCK]

@@ -29,7 +29,7 @@ from fastrcnn.structures import Batch, Sample, View
 from fastrcnn.training import maps as maps_module
 from fastrcnn.training.loop import Schedule
 from fastrcnn.training.maps import MapFiles, Maps, open_maps
-from fastrcnn.training.optim import sgd
+from fastrcnn.training.optim import make_optimizer
 from fastrcnn.training.run import Settings, TrainingRun
 
 CLASSES = 2
@@ -96,7 +96,7 @@ def run(
         plan,
         data,
         kind=Trained,
-        optimizer=sgd(model),
+        optimizer=make_optimizer(model),
         begun=folder.is_dir(),
         resumed=resumed,
         names=["a", "b"],

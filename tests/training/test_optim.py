@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
-from fastrcnn.training.optim import learning_rate, parameter_groups, set_rate, sgd
+from fastrcnn.training.optim import learning_rate, make_optimizer, parameter_groups, set_rate
 
 
 def group_of(model: nn.Module) -> dict[str, tuple[float, float]]:
@@ -56,7 +56,7 @@ def test_steps_are_those_of_caffes_solver(optimizer_name: str, rates: list[float
     """Caffe: v = momentum v + rate factor (gradient + decay w); w = w - v. torch's is the same at one rate."""
     torch.manual_seed(0)
     layer = nn.Linear(3, 2).double()
-    optimizer = sgd(layer, momentum=0.9, weight_decay=0.05, bias_lr_factor=2.0, optimizer=optimizer_name)
+    optimizer = make_optimizer(layer, momentum=0.9, weight_decay=0.05, bias_lr_factor=2.0, optimizer=optimizer_name)
     w, b = layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
     vw, vb = np.zeros_like(w), np.zeros_like(b)
     generator = torch.Generator().manual_seed(1)
@@ -75,8 +75,36 @@ def test_steps_are_those_of_caffes_solver(optimizer_name: str, rates: list[float
     np.testing.assert_allclose(layer.bias.detach().numpy(), b, rtol=1e-12)
 
 
+def test_steps_are_those_of_adamw_as_its_paper_has_them() -> None:
+    """Algorithm 2 of Loshchilov and Hutter (2019); the rate multiplies the decay too, as in torch."""
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2).double()
+    optimizer = make_optimizer(layer, momentum=0.8, weight_decay=0.05, bias_lr_factor=2.0, optimizer="adamw")
+    w, b = layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
+    moments = [np.zeros_like(a) for a in (w, w, b, b)]
+    generator = torch.Generator().manual_seed(1)
+    for t, rate in enumerate([0.01, 0.02, 0.001], start=1):
+        x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+        out = x.numpy() @ w.T + b
+        slopes = out.T @ x.numpy(), out.sum(axis=0)
+        moves = []
+        for i, slope in enumerate(slopes):
+            moments[2 * i] = 0.8 * moments[2 * i] + 0.2 * slope
+            moments[2 * i + 1] = 0.999 * moments[2 * i + 1] + 0.001 * slope**2
+            mean, square = moments[2 * i] / (1 - 0.8**t), moments[2 * i + 1] / (1 - 0.999**t)
+            moves.append(mean / (np.sqrt(square) + 1e-8))
+        w, b = w - rate * (moves[0] + 0.05 * w), b - 2 * rate * moves[1]
+
+        set_rate(optimizer, rate)
+        optimizer.zero_grad()
+        (layer(x).square().sum() / 2).backward()
+        optimizer.step()
+    np.testing.assert_allclose(layer.weight.detach().numpy(), w, rtol=1e-9)
+    np.testing.assert_allclose(layer.bias.detach().numpy(), b, rtol=1e-9)
+
+
 def test_the_rate_reaches_every_group_by_its_factor() -> None:
-    optimizer = sgd(nn.Linear(2, 2), bias_lr_factor=2.0)
+    optimizer = make_optimizer(nn.Linear(2, 2), bias_lr_factor=2.0)
     set_rate(optimizer, 0.001)
     assert [g["lr"] for g in optimizer.param_groups] == [0.001, 0.002]
     set_rate(optimizer, 0.0001)
@@ -109,7 +137,7 @@ def test_caffes_velocity_runs_out_after_the_rate_falls_and_torchs_stops_at_once(
     for name in ("caffe_sgd", "sgd"):
         weight = nn.Parameter(torch.zeros(1))
         module = nn.ParameterList([weight])
-        optimizer = sgd(module, momentum=0.9, weight_decay=0.0, optimizer=name)
+        optimizer = make_optimizer(module, momentum=0.9, weight_decay=0.0, optimizer=name)
         for rate in (1.0, 0.0):
             set_rate(optimizer, rate)
             weight.grad = torch.ones(1)
@@ -121,7 +149,7 @@ def test_caffes_velocity_runs_out_after_the_rate_falls_and_torchs_stops_at_once(
 def test_an_interrupted_caffe_run_goes_on_with_its_velocity() -> None:
     def run(steps: int, state: dict | None = None, start: float = 0.0) -> tuple[float, dict]:
         weight = nn.Parameter(torch.full((1,), start))
-        optimizer = sgd(nn.ParameterList([weight]), optimizer="caffe_sgd")
+        optimizer = make_optimizer(nn.ParameterList([weight]), optimizer="caffe_sgd")
         if state is not None:
             optimizer.load_state_dict(state)
         for _ in range(steps):

@@ -18,7 +18,7 @@ from fastrcnn.model.postprocess import best_boxes
 from fastrcnn.model.sampling import RoISampler, delta_statistics
 from fastrcnn.settings import DetectionSettings
 from fastrcnn.structures import RoITargets
-from fastrcnn.training.optim import set_rate, sgd
+from fastrcnn.training.optim import make_optimizer, set_rate
 
 CLASSES = 3
 PICTURE = 375, 500  # height, width
@@ -162,7 +162,7 @@ def test_losses_gradients_and_a_step_of_the_solver(seed: int) -> None:
     layer = nn.Linear(10, 5 * (CLASSES + 1)).double()
     w, b = layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()
     vw, vb = np.zeros_like(w), np.zeros_like(b)
-    optimizer = sgd(layer)
+    optimizer = make_optimizer(layer)
     for rate in (0.1, 0.01):
         out = layer(torch.from_numpy(x))
         logits, deltas = out[:, : CLASSES + 1], out[:, CLASSES + 1 :].reshape(64, CLASSES + 1, 4)
