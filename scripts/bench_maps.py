@@ -5,21 +5,27 @@
 Both train a new head of 1,024 above VGG16's frozen convolutions, 4 images x 64 RoIs a step, by the same loop and
 loader, from JPEG files of 500 x 375 with 2,000 proposals each. The two take turns, an epoch each, after an epoch in
 which the maps are computed and kept. The weights are random, which changes no time.
+
+Then a head on kept maps in processes of their own, in turn: in one the C library gives freed memory back as it is used
+to, in the next the process keeps it, as `fastrcnn` has it (`keep_freed_memory`).
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from measuring import in_turn, jpeg_images, machine_details, ratio_and_quartiles
+from measuring import in_turn, jpeg_images, machine_details, milliseconds, ratio_and_quartiles
 
 from fastrcnn.build.machine import precision
+from fastrcnn.cli import keep_freed_memory
 from fastrcnn.config.schema import RuntimeConfig
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import training_loader
@@ -43,7 +49,7 @@ def epochs(model: FastRCNN, dataset: DetectionDataset, dtype: torch.dtype, maps:
         model,
         training_loader(dataset, PER_STEP),
         sampler,
-        make_optimizer(model, optimizer="fused_sgd"),
+        make_optimizer(model, optimizer="adamw"),
         Schedule(10**9, lambda _: 1e-5),
         Meter(),
         dtype=dtype,
@@ -52,16 +58,42 @@ def epochs(model: FastRCNN, dataset: DetectionDataset, dtype: torch.dtype, maps:
     return lambda: [next(steps) for _ in range(steps_in_epoch)]
 
 
+def pair(folder: Path, first: str, images: int, side: int) -> tuple[Callable[[], object], Callable[[], object]]:
+    """An epoch on pixels and one on kept maps, which are in the folder; the network is trained from `first` on."""
+    dtype = precision(RuntimeConfig(), torch.device("cpu"))
+    pixels = jpeg_images(folder, images, Augmentation((side,), flip=False))
+    models = [FastRCNN(CLASSES, head=(1024, 1024)) for _ in range(2)]
+    for model in models:
+        freeze_before(model.to(memory_format=torch.channels_last), first)  # type: ignore[call-overload]
+    maps = Maps(folder / "maps", models[1], dtype, 1e11)
+    kept = replace(pixels, unneeded=maps.files.has)
+    return epochs(models[0], pixels, dtype, None), epochs(models[1], kept, dtype, maps)
+
+
+def in_own_process(freed: str) -> float:
+    """Milliseconds of an epoch on kept maps where freed memory is `kept` or `returned`."""
+    arguments = [sys.executable, __file__, *sys.argv[1:], "--freed", freed]
+    return float(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--side", type=int, default=600)
     parser.add_argument("--images", type=int, default=16, help="a multiple of 4")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--freed", choices=["kept", "returned"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    dtype = precision(RuntimeConfig(), torch.device("cpu"))
+    if options.freed == "kept":
+        keep_freed_memory()
+    if options.freed:
+        with tempfile.TemporaryDirectory() as name:
+            _, kept = pair(Path(name), CASES["head alone"], options.images, options.side)
+            kept()
+            print(statistics.median(milliseconds(kept) for _ in range(options.epochs)))
+        return
     print(machine_details(torch.device("cpu")))
     print(
         "| trained | pixels, s an epoch | kept maps, s an epoch | ratio | quartiles |\n|---|---|---|---|---|",
@@ -69,18 +101,17 @@ def main() -> None:
     )
     for case, first in CASES.items():
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            pixels = jpeg_images(folder, options.images, Augmentation((options.side,), flip=False))
-            models = [FastRCNN(CLASSES, head=(1024, 1024)) for _ in range(2)]
-            for model in models:
-                freeze_before(model.to(memory_format=torch.channels_last), first)  # type: ignore[call-overload]
-            maps = Maps(folder / "maps", models[1], dtype, 1e11)
-            kept = replace(pixels, unneeded=maps.files.has)
-            runs = epochs(models[0], pixels, dtype, None), epochs(models[1], kept, dtype, maps)
-            slow, fast = in_turn(options.epochs, *runs)
-        ratio, (low, high) = ratio_and_quartiles(slow, fast)
-        times = " | ".join(f"{statistics.median(spent) / 1e3:.3g}" for spent in (slow, fast))
-        print(f"| {case} | {times} | {ratio:.1f}x | {low:.1f} to {high:.1f} |", flush=True)
+            report(case, *in_turn(options.epochs, *pair(Path(name), first, options.images, options.side)))
+    took = [(in_own_process("returned"), in_own_process("kept")) for _ in range(options.epochs)]
+    print("\n| trained | memory returned, s | kept, s | ratio | quartiles |\n|---|---|---|---|---|")
+    report("head alone, kept maps", *map(list, zip(*took, strict=True)))
+
+
+def report(case: str, slow: list[float], fast: list[float]) -> None:
+    """Prints a row: medians of the milliseconds, in seconds, and their ratio."""
+    ratio, (low, high) = ratio_and_quartiles(slow, fast)
+    times = " | ".join(f"{statistics.median(spent) / 1e3:.3g}" for spent in (slow, fast))
+    print(f"| {case} | {times} | {ratio:.1f}x | {low:.1f} to {high:.1f} |", flush=True)
 
 
 if __name__ == "__main__":
