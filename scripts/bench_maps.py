@@ -7,7 +7,7 @@ loader, from JPEG files of 500 x 375 with 2,000 proposals each. The two take tur
 which the maps are computed and kept. The weights are random, which changes no time.
 
 Then a head on kept maps in processes of their own, in turn: in one the C library gives freed memory back as it is used
-to, in the next the process keeps it, as `fastrcnn` has it (`keep_freed_memory`).
+to, in the next the process keeps it, as `fastrcnn train` does with `runtime.cache`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from measuring import in_turn, jpeg_images, machine_details, milliseconds, ratio_and_quartiles
 
 from fastrcnn.build.machine import precision
-from fastrcnn.cli import keep_freed_memory
+from fastrcnn.cli.train import keep_freed_memory
 from fastrcnn.config.schema import RuntimeConfig
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import training_loader

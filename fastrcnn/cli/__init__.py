@@ -5,14 +5,12 @@ Neither torch nor Hydra is imported before the arguments have been looked at.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import importlib
 import io
 import logging
 import os
 import sys
-from contextlib import suppress
 
 from fastrcnn.parallel.launch import launch
 
@@ -94,7 +92,6 @@ def _answer(arguments: list[str]) -> int:
     # besides, the loader's processes for one, spinning costs far more than waking up (three times the CPU time for a
     # training step with two busy neighbours on two cores). Read when torch is loaded, which is yet to come.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    keep_freed_memory()
     from fastrcnn.errors import UserError, nearest
     from fastrcnn.parallel.processes import refuse_import
 
@@ -122,21 +119,6 @@ def _answer(arguments: list[str]) -> int:
         return 0
     speak(rest)
     return module.main([argument for argument in rest if argument not in (*QUIET, *VERBOSE)])
-
-
-def keep_freed_memory() -> None:
-    """From now on the process keeps memory that it frees, for its own next use.
-
-    glibc gives back the memory of a large array at once, and the system clears it anew for the next one. A step that
-    trains a head frees and takes hundreds of megabytes (gradients, weights in half precision), and clearing them takes
-    nearly as long as its arithmetic. Does nothing where the C library is another one.
-    """
-    no_mapping, no_trimming = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-    with suppress(OSError, AttributeError, TypeError):  # no such function; no such library
-        library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018  # others may have a mallopt with other numbers
-        library.mallopt(no_mapping, 0)
-        library.mallopt(no_trimming, -1)
 
 
 def show_any_text() -> None:

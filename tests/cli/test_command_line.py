@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import errno
 import os
-import platform
-import resource
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -360,28 +358,3 @@ def test_an_error_that_is_of_no_file_is_a_fault_of_ours(call: Call, monkeypatch:
     monkeypatch.setattr("fastrcnn.cli.explain_roi.main", fail)
     with pytest.raises(OSError, match="Invalid argument"):
         call("explain-roi")
-
-
-FREED = """
-import resource, sys
-import numpy as np
-from fastrcnn.cli import main
-if sys.argv[1:]:
-    main(sys.argv[1:])
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-np.ones(2**24, np.float32)
-before = faults()
-for _ in range(10):
-    np.ones(2**24, np.float32)
-print(faults() - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library gives memory back in its own way")
-def test_a_command_keeps_the_memory_that_it_frees_for_its_next_use() -> None:
-    pages = 2**26 // resource.getpagesize()
-    without = int(python(FREED).stdout)
-    assert without > 9 * pages / 512  # each page, of 2 MB at most, of ten arrays is cleared by the system
-    kept = python(FREED, "--version").stdout.split()
-    assert int(kept[-1]) < without / 5

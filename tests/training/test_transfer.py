@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import logging
+import platform
 import re
+import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from limits import PATIENCE
 from voc_folder import VocFolder
 
 from fastrcnn.build.run import warn_of_slow_training
@@ -99,3 +104,46 @@ def test_a_long_training_without_a_gpu_names_the_recipes_for_it(
     assert said is None or (
         said in caplog.text and "recipe=transfer" in caplog.text and "recipe=scratch" in caplog.text
     )
+
+
+FREED = """
+import resource, sys
+import numpy as np
+from fastrcnn.cli.train import keep_freed_memory
+if sys.argv[1:]:
+    keep_freed_memory()
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+np.ones(2**24, np.float32)
+before = faults()
+for _ in range(10):
+    np.ones(2**24, np.float32)
+print(faults() - before)
+"""
+
+
+def faults(*arguments: str) -> int:
+    """How often the system had to find memory for ten arrays, of 64 MiB each, of which one lives at a time."""
+    command = [sys.executable, "-c", FREED, *arguments]
+    return int(subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library gives memory back in its own way")
+def test_freed_memory_is_kept_for_the_next_use() -> None:
+    pages = 2**26 // resource.getpagesize()
+    given_back = faults()
+    assert given_back > 9 * pages / 512  # a page of 2 MB at most at a time
+    assert faults("keep") < given_back / 5
+
+
+@pytest.mark.parametrize(("cache", "times"), [("1e9", 1), ("0", 0)])
+def test_a_training_on_kept_maps_keeps_its_freed_memory(
+    cache: str, times: int, tiny: VocFolder, convolutions: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[None] = []
+    monkeypatch.setattr("fastrcnn.cli.train.keep_freed_memory", lambda: called.append(None))
+    given = ["recipe=transfer", "data=custom", f"data.root={tiny.root}", f"model.weights={convolutions}", *SMALL]
+    given += ["data.short_sides=[64]", "data.test=[]", "solver.iterations=2", f"runtime.cache={cache}", "run=run"]
+    status, _, err = call("train", *given)
+    assert status == 0, err
+    assert len(called) == times
