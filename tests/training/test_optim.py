@@ -43,6 +43,14 @@ def test_a_network_without_batch_normalisation_has_no_empty_group() -> None:
     assert len(parameter_groups(nn.Linear(2, 2, bias=False), 0.0005, 2.0)) == 1
 
 
+def step_on(x: torch.Tensor, layer: nn.Module, optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """A step that makes the layer's outputs smaller: the loss is half the sum of their squares."""
+    set_rate(optimizer, rate)
+    optimizer.zero_grad()
+    (layer(x).square().sum() / 2).backward()
+    optimizer.step()
+
+
 @pytest.mark.parametrize(
     ("optimizer_name", "rates"),
     [
@@ -67,10 +75,7 @@ def test_steps_are_those_of_caffes_solver(optimizer_name: str, rates: list[float
         vb = 0.9 * vb + rate * 2 * out.sum(axis=0)
         w, b = w - vw, b - vb
 
-        set_rate(optimizer, rate)
-        optimizer.zero_grad()
-        (layer(x).square().sum() / 2).backward()
-        optimizer.step()
+        step_on(x, layer, optimizer, rate)
     np.testing.assert_allclose(layer.weight.detach().numpy(), w, rtol=1e-12)
     np.testing.assert_allclose(layer.bias.detach().numpy(), b, rtol=1e-12)
 
@@ -95,10 +100,7 @@ def test_steps_are_those_of_adamw_as_its_paper_has_them() -> None:
             moves.append(mean / (np.sqrt(square) + 1e-8))
         w, b = w - rate * (moves[0] + 0.05 * w), b - 2 * rate * moves[1]
 
-        set_rate(optimizer, rate)
-        optimizer.zero_grad()
-        (layer(x).square().sum() / 2).backward()
-        optimizer.step()
+        step_on(x, layer, optimizer, rate)
     np.testing.assert_allclose(layer.weight.detach().numpy(), w, rtol=1e-9)
     np.testing.assert_allclose(layer.bias.detach().numpy(), b, rtol=1e-9)
 
