@@ -34,8 +34,8 @@ from measuring import in_turn, processor
 
 from fastrcnn.build import models
 from fastrcnn.config.compose import compose
+from fastrcnn.data.annotations.formats.voc_layout import annotated_ids
 from fastrcnn.data.annotations.splits import class_names, load
-from fastrcnn.data.annotations.voc_layout import annotated_ids
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.images import decode, read_bytes
 from fastrcnn.data.loader import collate, training_loader

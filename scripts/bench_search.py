@@ -63,8 +63,8 @@ def by_opencv() -> Iterator[None]:
 
 def some(root: Path, images: int, split: str | None) -> tuple[list[Sample], list[str]]:
     """Samples spread over a data set, and the names of its classes."""
+    from fastrcnn.data.annotations.formats.voc_layout import annotated_ids
     from fastrcnn.data.annotations.splits import class_names, load
-    from fastrcnn.data.annotations.voc_layout import annotated_ids
 
     ids = annotated_ids(root)
     if split:

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from fastrcnn import boxes as box_ops
-from fastrcnn.data.annotations.problems import Problem
-from fastrcnn.data.annotations.truth import Annotated, AnnotatedObject
-from fastrcnn.data.annotations.voc import read_voc
+from fastrcnn.data.annotations.formats.voc import read_voc
 from fastrcnn.data.frames import disagreement, turn_for
 from fastrcnn.data.images import Stored, decode_stored, read_bytes
+from fastrcnn.data.truth.annotated import Annotated, AnnotatedObject
+from fastrcnn.data.truth.problems import Problem
 from fastrcnn.errors import UserError
 from fastrcnn.parallel.launch import cores
 from fastrcnn.parallel.processes import pool, refuse_import

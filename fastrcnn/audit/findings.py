@@ -9,10 +9,10 @@ from pathlib import Path
 from fastrcnn.audit import report as statistics
 from fastrcnn.audit.check import Record, Settings
 from fastrcnn.audit.report import CELL, Report
-from fastrcnn.data.annotations.problems import UNREAD, Problem, by_cause
 from fastrcnn.data.annotations.splits import explain_missing
-from fastrcnn.data.annotations.truth import stands_out, unknown_class
 from fastrcnn.data.frames import image_notes
+from fastrcnn.data.truth.annotated import stands_out, unknown_class
+from fastrcnn.data.truth.problems import UNREAD, Problem, by_cause
 from fastrcnn.names import SAME_FILES, class_fault, comp4_id, same_files
 from fastrcnn.proposals.store import ProposalStore
 

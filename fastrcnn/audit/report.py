@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from fastrcnn.audit.check import Record
-from fastrcnn.data.annotations.problems import Problem
-from fastrcnn.data.annotations.truth import stands_out
 from fastrcnn.data.transforms import scale_for
+from fastrcnn.data.truth.annotated import stands_out
+from fastrcnn.data.truth.problems import Problem
 from fastrcnn.evaluation.recall import Recall, by_size, recall
 
 CELL = 16  # pixels of the scaled image that one cell of conv5_3 stands for

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastrcnn.audit.report import Range, Report
-from fastrcnn.data.annotations.problems import Problem, by_kind
+from fastrcnn.data.truth.problems import Problem, by_kind
 from fastrcnn.report.page import render
 
 MOST_CLASSES = 6  # shown on the console; the page has them all

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from fastrcnn.config.schema import DataConfig
 from fastrcnn.config.values import check_name
-from fastrcnn.data.annotations.coco_file import Id, read_coco_file
-from fastrcnn.data.annotations.problems import ROUTINE, Problem, by_cause, by_kind, shorten
+from fastrcnn.data.annotations.formats.coco_file import Id, read_coco_file
+from fastrcnn.data.annotations.formats.voc_layout import find_annotation
 from fastrcnn.data.annotations.splits import (
     class_names,
     describe_split,
@@ -24,9 +24,9 @@ from fastrcnn.data.annotations.splits import (
     read,
     source_problems,
 )
-from fastrcnn.data.annotations.voc_layout import find_annotation
 from fastrcnn.data.frames import Look, image_notes, look_at, without_objects
 from fastrcnn.data.sources import pictures, samples_of
+from fastrcnn.data.truth.problems import ROUTINE, Problem, by_cause, by_kind, shorten
 from fastrcnn.errors import UserError
 from fastrcnn.names import SAME_FILES, class_fault, same_files
 from fastrcnn.structures import Sample

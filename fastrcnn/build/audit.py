@@ -14,10 +14,10 @@ from fastrcnn.audit.report import Report
 from fastrcnn.build.annotations import checked_names, image_ids, load_unannotated, root, split_name
 from fastrcnn.build.datasets import proposal_path, store_prefix
 from fastrcnn.config.schema import CheckConfig, DataConfig
-from fastrcnn.data.annotations.problems import Problem
 from fastrcnn.data.annotations.splits import is_coco, read, source_problems
 from fastrcnn.data.annotations.unused import unused
 from fastrcnn.data.images import read_image
+from fastrcnn.data.truth.problems import Problem
 from fastrcnn.errors import UserError
 from fastrcnn.visualize import draw_boxes
 

@@ -24,7 +24,7 @@ from fastrcnn.build.annotations import (
 )
 from fastrcnn.build.models import detection
 from fastrcnn.config.schema import DataConfig, DetectConfig
-from fastrcnn.data.annotations.coco_file import read_coco_file
+from fastrcnn.data.annotations.formats.coco_file import read_coco_file
 from fastrcnn.data.annotations.splits import is_coco
 from fastrcnn.data.annotations.unused import unused
 from fastrcnn.data.dataset import DetectionDataset, Proposals

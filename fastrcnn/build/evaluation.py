@@ -9,7 +9,7 @@ from fastrcnn.build import datasets, machine
 from fastrcnn.build.annotations import category_ids, root, split_name, test_splits
 from fastrcnn.build.models import detection
 from fastrcnn.config.schema import EvalConfig
-from fastrcnn.data.annotations.coco_file import read_coco_file
+from fastrcnn.data.annotations.formats.coco_file import read_coco_file
 from fastrcnn.data.annotations.splits import find_split, is_coco
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import detection_loader

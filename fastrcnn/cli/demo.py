@@ -30,7 +30,7 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.build import annotations, datasets
     from fastrcnn.build.checkpoints import load
     from fastrcnn.build.detection import detect_pictures
-    from fastrcnn.data.annotations.voc_layout import read_split
+    from fastrcnn.data.annotations.formats.voc_layout import read_split
 
     detection, network, names, run = load("detect", [f"checkpoint={folder}"])
     pictures = [root / "JPEGImages" / f"{image_id}.jpg" for image_id in read_split(root, "test")[:SHOWN]]

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.data.annotations.problems import Problem
 from fastrcnn.data.images import Stored, apply_orientation, decode_stored, inspect, read_bytes
+from fastrcnn.data.truth.problems import Problem
 from fastrcnn.errors import UserError
 from fastrcnn.progress import progress
 from fastrcnn.structures import Sample

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from fastrcnn.errors import UserError
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # of the files of a data set that are its images
 # A picture with more is refused from its header, before it is decoded; Pillow's own limit.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG: no escaped 0xFF, filler or restart

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.data.annotations.text_files import read_lines
-from fastrcnn.data.annotations.voc_layout import IMAGE_SUFFIXES
 from fastrcnn.data.frames import Look, without_objects
-from fastrcnn.data.images import Stored, apply_orientation, decode_stored, read_bytes
+from fastrcnn.data.images import IMAGE_SUFFIXES, Stored, apply_orientation, decode_stored, read_bytes
+from fastrcnn.data.truth.text_files import read_lines
 from fastrcnn.errors import UserError
 from fastrcnn.parallel.ahead import ahead, threads
 from fastrcnn.structures import Sample

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.data.annotations.text_files import read_lines
+from fastrcnn.data.truth.text_files import read_lines
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.formats.content import Content, Pair
 from fastrcnn.proposals.formats.conventions import HALF_OPEN, Convention

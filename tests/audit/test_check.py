@@ -32,7 +32,7 @@ from fastrcnn.audit.report import (
 )
 from fastrcnn.audit.views import page, summary
 from fastrcnn.data.annotations import splits
-from fastrcnn.data.annotations.problems import KINDS, Problem
+from fastrcnn.data.truth.problems import KINDS, Problem
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store

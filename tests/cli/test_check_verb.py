@@ -163,7 +163,7 @@ def test_the_bad_boxes_of_bccd(test_data: Path, call: Call) -> None:
 def test_real_selective_search_boxes(test_data: Path, call: Call, tmp_path: Path) -> None:
     from scipy.io import loadmat
 
-    from fastrcnn.data.annotations.voc_xml import read_annotation
+    from fastrcnn.data.annotations.formats.voc_xml import read_annotation
 
     root = test_data / "VOCdevkit"
     items = []

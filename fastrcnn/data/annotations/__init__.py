@@ -1,1 +1,1 @@
-"""Readers of annotations: VOC and COCO."""
+"""Annotations of a data set, whatever their format: splits, classes, and what is not used."""

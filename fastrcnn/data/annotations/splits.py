@@ -8,12 +8,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
-from fastrcnn.data.annotations.coco import coco_classes, read_coco, where_images_are
-from fastrcnn.data.annotations.coco_file import find_coco_files, read_coco_file
-from fastrcnn.data.annotations.problems import Problem, Problems, nearly_all, shorten
-from fastrcnn.data.annotations.truth import Annotated, to_samples
-from fastrcnn.data.annotations.voc import read_voc
-from fastrcnn.data.annotations.voc_layout import (
+from fastrcnn.data.annotations.formats.coco import coco_classes, read_coco, where_images_are
+from fastrcnn.data.annotations.formats.coco_file import find_coco_files, read_coco_file
+from fastrcnn.data.annotations.formats.voc import read_voc
+from fastrcnn.data.annotations.formats.voc_layout import (
     SPLIT_NAMES,
     annotated_ids,
     read_split,
@@ -22,6 +20,8 @@ from fastrcnn.data.annotations.voc_layout import (
     where_files_are,
     whole_lists,
 )
+from fastrcnn.data.truth.annotated import Annotated, to_samples
+from fastrcnn.data.truth.problems import Problem, Problems, nearly_all, shorten
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 

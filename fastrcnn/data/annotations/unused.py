@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from fastrcnn.data.annotations.coco_file import coco_images, json_files, read_coco_file
-from fastrcnn.data.annotations.problems import Problem
-from fastrcnn.data.annotations.splits import is_coco
-from fastrcnn.data.annotations.voc_layout import (
-    IMAGE_SUFFIXES,
+from fastrcnn.data.annotations.formats.coco_file import coco_images, json_files, read_coco_file
+from fastrcnn.data.annotations.formats.voc_layout import (
     annotated_ids,
     annotation_folder,
     pictures_without_annotation,
     split_folders,
     split_lists,
 )
+from fastrcnn.data.annotations.splits import is_coco
+from fastrcnn.data.images import IMAGE_SUFFIXES
+from fastrcnn.data.truth.problems import Problem
 
 
 def unused(root: Path, sources: Iterable[tuple[Path, Sequence[str]]]) -> list[Problem]:

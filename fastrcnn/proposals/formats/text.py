@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrcnn.data.annotations.problems import shorten
+from fastrcnn.data.truth.problems import shorten
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.formats.content import Content, Pair
 from fastrcnn.proposals.formats.conventions import CONVENTIONS, HALF_OPEN, Convention

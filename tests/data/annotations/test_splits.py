@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from voc_folder import VocFolder, fingerprint
 
-from fastrcnn.data.annotations import voc_xml
+from fastrcnn.data.annotations.formats import voc_xml
+from fastrcnn.data.annotations.formats.voc_layout import pictures_without_annotation
 from fastrcnn.data.annotations.splits import class_names, divide, find_split, load
-from fastrcnn.data.annotations.voc_layout import pictures_without_annotation
 from fastrcnn.errors import UserError
 
 

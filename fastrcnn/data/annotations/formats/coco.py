@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastrcnn.data.annotations.coco_file import (
+from fastrcnn.data.annotations.formats.coco_file import (
     CocoFile,
     CocoImage,
     annotation_problem,
@@ -21,8 +21,8 @@ from fastrcnn.data.annotations.coco_file import (
     is_number,
     read_coco_file,
 )
-from fastrcnn.data.annotations.problems import LEADS_OUT, Problem
-from fastrcnn.data.annotations.truth import Annotated, AnnotatedObject, box_fault, enclosing, read_flag
+from fastrcnn.data.truth.annotated import Annotated, AnnotatedObject, box_fault, enclosing, read_flag
+from fastrcnn.data.truth.problems import LEADS_OUT, Problem
 
 FLAGS = ("iscrowd", "ignore")
 

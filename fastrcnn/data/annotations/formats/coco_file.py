@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastrcnn.data.annotations.problems import Problem
-from fastrcnn.data.annotations.text_files import leads_out
-from fastrcnn.data.annotations.versions import read_once
+from fastrcnn.data.truth.problems import Problem
+from fastrcnn.data.truth.text_files import leads_out
+from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
 # A list in a JSON file takes about a tenth of the memory of what is made of it. COCO's own files have 450 MB.

@@ -16,9 +16,9 @@ from PIL import Image
 from voc_folder import fingerprint
 
 from fastrcnn.data.annotations import splits
-from fastrcnn.data.annotations.coco import coco_classes
-from fastrcnn.data.annotations.coco_file import find_coco_files, read_coco_file
-from fastrcnn.data.annotations.problems import Problems
+from fastrcnn.data.annotations.formats.coco import coco_classes
+from fastrcnn.data.annotations.formats.coco_file import find_coco_files, read_coco_file
+from fastrcnn.data.truth.problems import Problems
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 

@@ -9,10 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fastrcnn.data.annotations.problems import LEADS_OUT, Problem
-from fastrcnn.data.annotations.truth import Annotated
-from fastrcnn.data.annotations.voc_layout import (
-    IMAGE_SUFFIXES,
+from fastrcnn.data.annotations.formats.voc_layout import (
     find_annotation,
     find_images,
     homes,
@@ -20,7 +17,10 @@ from fastrcnn.data.annotations.voc_layout import (
     nfc,
     picture_folder,
 )
-from fastrcnn.data.annotations.voc_xml import last_part, read_annotation
+from fastrcnn.data.annotations.formats.voc_xml import last_part, read_annotation
+from fastrcnn.data.images import IMAGE_SUFFIXES
+from fastrcnn.data.truth.annotated import Annotated
+from fastrcnn.data.truth.problems import LEADS_OUT, Problem
 
 
 def read_voc(

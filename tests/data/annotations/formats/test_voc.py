@@ -12,9 +12,14 @@ import pytest
 from voc_folder import VocFolder, fingerprint, voc_xml
 
 from fastrcnn.build.annotations import load_unannotated
+from fastrcnn.data.annotations.formats.voc_layout import (
+    annotated_ids,
+    find_images,
+    pictures_without_annotation,
+    read_split,
+)
+from fastrcnn.data.annotations.formats.voc_xml import MAX_XML_BYTES, read_annotation
 from fastrcnn.data.annotations.splits import class_names, load
-from fastrcnn.data.annotations.voc_layout import annotated_ids, find_images, pictures_without_annotation, read_split
-from fastrcnn.data.annotations.voc_xml import MAX_XML_BYTES, read_annotation
 from fastrcnn.errors import UserError
 
 CLASSES = ["cat", "dog"]

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from fastrcnn.data.annotations.text_files import leads_out, read_lines
-from fastrcnn.data.annotations.versions import read_once
-from fastrcnn.data.annotations.voc_xml import last_part, read_annotation
+from fastrcnn.data.annotations.formats.voc_xml import last_part, read_annotation
+from fastrcnn.data.images import IMAGE_SUFFIXES
+from fastrcnn.data.truth.text_files import leads_out, read_lines
+from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError, nearest
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 # Names of folders in any letter case, the better ones first; the first two do not need to hold a file themselves.
 IMAGE_FOLDERS = ("JPEGImages", "images", "imgs", "img")
 ANNOTATION_FOLDERS = ("Annotations", "annotations", "annots", "labels", "xml", "xmls")

@@ -14,9 +14,9 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse
 
-from fastrcnn.data.annotations.problems import Problem
-from fastrcnn.data.annotations.truth import Annotated, AnnotatedObject, Box, box_fault, enclosing, read_flag, to_float
-from fastrcnn.data.annotations.versions import read_once
+from fastrcnn.data.truth.annotated import Annotated, AnnotatedObject, Box, box_fault, enclosing, read_flag, to_float
+from fastrcnn.data.truth.problems import Problem
+from fastrcnn.data.truth.versions import read_once
 
 MAX_XML_BYTES = 4_000_000  # ten thousand objects; elements in memory take up to a hundred times as much
 SIDES = ("xmin", "ymin", "xmax", "ymax")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrcnn.data.annotations.problems import Problem, Problems
+from fastrcnn.data.truth.problems import Problem, Problems
 from fastrcnn.errors import nearest
 from fastrcnn.structures import Sample
 

@@ -16,8 +16,8 @@ from voc_folder import VocFolder
 
 from fastrcnn.build import annotations, datasets
 from fastrcnn.config.schema import DataConfig
-from fastrcnn.data.annotations import coco_file
-from fastrcnn.data.annotations.coco_file import read_coco_file
+from fastrcnn.data.annotations.formats import coco_file
+from fastrcnn.data.annotations.formats.coco_file import read_coco_file
 from fastrcnn.data.annotations.unused import unused_coco
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.store import ImageProposals, write_store
