@@ -54,10 +54,10 @@ class Task:
 
     role: str  # train or test
     split: str
-    source: Path  # a folder in VOC layout, or a COCO file
+    source: Path  # a folder in VOC layout, or a file of annotations
     image_id: str
     store: Path | None = None  # of its proposals
-    image: Annotated | None = None  # what a COCO file says; XML is read with the image
+    image: Annotated | None = None  # what a file of annotations says; XML is read with the image
 
 
 @dataclass

@@ -13,13 +13,13 @@ from pathlib import Path
 from fastrcnn.config.schema import DataConfig
 from fastrcnn.config.values import check_name
 from fastrcnn.data.annotations.formats.coco_file import Id, read_coco_file
-from fastrcnn.data.annotations.formats.voc_layout import find_annotation
+from fastrcnn.data.annotations.layouts import is_annotation_file, is_coco
 from fastrcnn.data.annotations.splits import (
+    annotated,
     class_names,
     describe_split,
     explain_missing,
     find_split,
-    is_coco,
     load,
     read,
     source_problems,
@@ -41,15 +41,15 @@ class EncodingError(UserError):
 
 
 def root(config: DataConfig) -> Path:
-    """The data set's folder, or its COCO file."""
+    """The data set's folder, or its only file of annotations."""
     if config.root is None:
         raise UserError(
             f"data.root is missing: the folder of the data set '{config.name}', as data.root=FOLDER. For VOC it is "
-            "VOCdevkit; for your own set the folder with JPEGImages and Annotations, or a COCO annotation file."
+            "VOCdevkit; for your own set the folder with the images and their annotations."
         )
     folder = Path(config.root).expanduser()
-    if not folder.is_dir() and not (folder.is_file() and is_coco(folder)):
-        raise UserError(f"data.root={config.root}: there is no such folder.")
+    if not folder.is_dir() and not (folder.is_file() and is_annotation_file(folder)):
+        raise UserError(f"data.root={config.root}: there is no such folder, and no such file of annotations.")
     return folder
 
 
@@ -71,7 +71,7 @@ def say_once(text: str, level: int = logging.INFO) -> None:
 
 
 def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, list[str]]]:
-    """For each split the source of its annotations, a folder in VOC layout or a COCO file, and its image ids."""
+    """For each split the source of its annotations, a folder in VOC layout or a file, and its image ids."""
     if not splits:
         raise UserError(
             "no split list is named: data.train, or to evaluate data.test or split=NAME, should have at least one, as "
@@ -122,10 +122,10 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
         sources += image_ids(config, other) if other else []
     except UserError as error:
         log.debug("no classes from %s: %s", ", ".join(other), error)
-    found = [class_names(source, ids) for source, ids in sources]
+    found = [class_names(source, ids, root(config)) for source, ids in sources]
     names = list(dict.fromkeys(name for part, _ in found for name in part))
-    if not all(is_coco(source) for source, _ in sources):
-        names.sort()  # COCO's categories have an order of their own
+    if any(source.is_dir() for source, _ in sources):
+        names.sort()  # the classes of a file have an order of their own
     if any(problems.found for _, problems in found[: len(needed)]) and not config.skip_bad:
         samples(config, needed, names, training=True)  # raises, naming all that is wrong
     if not names:
@@ -193,7 +193,7 @@ def samples(
     found: list[Sample] = []
     for split, (source, ids) in zip(splits, image_ids(config, splits), strict=True):
         if not training:
-            refuse_without_truth(source, split, ids, config.skip_bad)
+            refuse_without_truth(source, split, ids, config.skip_bad, root(config))
         part, problems = load(
             source,
             ids,
@@ -225,12 +225,9 @@ def samples(
     return found
 
 
-def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad: bool) -> None:
+def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad: bool, folder: Path) -> None:
     """Raises UserError where all images of a split lack an annotation, or most do and none may be left out."""
-    if is_coco(source):
-        lacking = 0 if read_coco_file(source).annotated else len(ids)
-    else:
-        lacking = sum(not find_annotation(source, image_id).exists() for image_id in ids)
+    lacking = annotated(source, ids, folder).count(False)
     if lacking == len(ids) or (2 * lacking > len(ids) and not skip_bad):
         raise UserError(
             f"{source}: {lacking} of the {len(ids)} images of '{split}' have no annotation, as in test sets whose "
@@ -251,7 +248,7 @@ def load_unannotated(
     found: list[Sample] = []
     bad: list[Problem] = []
     for source, ids in sources:
-        problems = source_problems(source)
+        problems = source_problems(source, folder)
         for image in read(source, ids, folder):
             faults = [p for p in image.problems if p.kind in ("missing_picture", "link") or image.path == source]
             problems += faults

@@ -14,7 +14,7 @@ from fastrcnn.audit.report import Report
 from fastrcnn.build.annotations import checked_names, image_ids, load_unannotated, root, split_name
 from fastrcnn.build.datasets import proposal_path, store_prefix
 from fastrcnn.config.schema import CheckConfig, DataConfig
-from fastrcnn.data.annotations.splits import is_coco, read, source_problems
+from fastrcnn.data.annotations.splits import read, source_problems
 from fastrcnn.data.annotations.unused import unused
 from fastrcnn.data.images import read_image
 from fastrcnn.data.truth.problems import Problem
@@ -46,7 +46,7 @@ def audit(config: CheckConfig) -> tuple[Report, list[Record]]:
 
 
 def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
-    """All images of the training and the test lists, and what is wrong with lists and COCO files as a whole.
+    """All images of the training and the test lists, and what is wrong with lists and files of annotations as a whole.
 
     Raises UserError where no list can be read.
     """
@@ -62,9 +62,9 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
             except UserError as error:
                 problems.append(Problem("split", str(folder), str(error)))
                 continue
-            said = {image.image_id: image for image in read(source, ids, folder)} if is_coco(source) else {}
+            said = {image.image_id: image for image in read(source, ids, folder)} if source.is_file() else {}
             tasks += [Task(role, split, source, image_id, store, said.get(image_id)) for image_id in ids]
-            problems += source_problems(source) if all(source != other for other, _ in used) else []
+            problems += source_problems(source, folder) if all(source != other for other, _ in used) else []
             used.append((source, ids))
     problems += unused(folder, used)
     if not tasks:

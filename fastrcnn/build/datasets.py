@@ -25,7 +25,7 @@ from fastrcnn.build.annotations import (
 from fastrcnn.build.models import detection
 from fastrcnn.config.schema import DataConfig, DetectConfig
 from fastrcnn.data.annotations.formats.coco_file import read_coco_file
-from fastrcnn.data.annotations.splits import is_coco
+from fastrcnn.data.annotations.layouts import is_coco
 from fastrcnn.data.annotations.unused import unused
 from fastrcnn.data.dataset import DetectionDataset, Proposals
 from fastrcnn.data.images import pixels_key
@@ -47,7 +47,7 @@ LOW_RECALL = 0.5  # of the proposals at IoU .5; selective search has .9 and more
 
 
 def image_sources(config: DataConfig, splits: Sequence[str]) -> dict[str, tuple[Path, int | str | None]]:
-    """The VOC folder or COCO file that each image of the splits is of, and its number in a COCO file, by its id."""
+    """The source of the annotations of each image of the splits, and its number in a COCO file, by its id."""
     found: dict[str, tuple[Path, int | str | None]] = {}
     for source, ids in image_ids(config, list(dict.fromkeys(splits))):
         numbers = read_coco_file(source).numbers(root(config)) if is_coco(source) else {}

@@ -10,7 +10,8 @@ from fastrcnn.build.annotations import category_ids, root, split_name, test_spli
 from fastrcnn.build.models import detection
 from fastrcnn.config.schema import EvalConfig
 from fastrcnn.data.annotations.formats.coco_file import read_coco_file
-from fastrcnn.data.annotations.splits import find_split, is_coco
+from fastrcnn.data.annotations.layouts import is_coco
+from fastrcnn.data.annotations.splits import find_split
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import detection_loader
 from fastrcnn.errors import UserError
@@ -89,7 +90,7 @@ def submission(config: EvalConfig, names: list[str], run: Path) -> Submission:
     if made:
         raise UserError(
             f"{source}: '{splits[0]}' is no list of this data set, but a part of it that would be chosen here. For "
-            "competition=true name a list of ImageSets/Main, or a COCO file below data.root, as split=FILE.json."
+            "competition=true name a list of ImageSets/Main, or a file below data.root, as split=FILE.json."
         )
     numbers = category_ids(config.data, splits, names)
     if strangers := [name for name in names if name not in numbers]:
@@ -103,4 +104,5 @@ def submission(config: EvalConfig, names: list[str], run: Path) -> Submission:
         short = Path(split).stem.rpartition("_")[2] if split.lower().endswith(".json") else split
         return Submission(folder, splits[0], short, "", numbers)
     check_voc_submission(split, names, listed)
-    return Submission(folder, splits[0], split, year.rpartition("/")[2] or source.resolve().name, None)
+    home = source if source.is_dir() else root(config.data)
+    return Submission(folder, splits[0], split, year.rpartition("/")[2] or home.resolve().stem, None)

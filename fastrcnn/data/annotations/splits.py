@@ -10,16 +10,19 @@ from typing import TypeVar
 
 from fastrcnn.data.annotations.formats.coco import coco_classes, read_coco, where_images_are
 from fastrcnn.data.annotations.formats.coco_file import find_coco_files, read_coco_file
+from fastrcnn.data.annotations.formats.listing import SPLIT_NAMES
 from fastrcnn.data.annotations.formats.voc import read_voc
 from fastrcnn.data.annotations.formats.voc_layout import (
-    SPLIT_NAMES,
     annotated_ids,
+    find_annotation,
     read_split,
     split_folders,
     split_lists,
     where_files_are,
     whole_lists,
 )
+from fastrcnn.data.annotations.layouts import described, is_annotation_file, is_coco, read_listing, undescribed
+from fastrcnn.data.annotations.unread import unread
 from fastrcnn.data.truth.annotated import Annotated, to_samples
 from fastrcnn.data.truth.problems import Problem, Problems, nearly_all, shorten
 from fastrcnn.errors import UserError
@@ -28,11 +31,6 @@ from fastrcnn.structures import Sample
 TEST_SHARE = 0.2
 # Words by which the name of a COCO file says what it is for, the better ones first.
 WORDS = {"trainval": ("trainval", "train"), "test": ("test", "val")}
-
-
-def is_coco(source: Path) -> bool:
-    """Whether a source of annotations is a COCO file; else it is a folder in VOC layout."""
-    return source.suffix.lower() == ".json"
 
 
 def divide(ids: Sequence[str], split: str) -> list[str]:
@@ -51,22 +49,26 @@ def divide(ids: Sequence[str], split: str) -> list[str]:
 def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     """The source of the annotations of a split, its image ids, and whether the split was made here.
 
-    root: the data set's folder, or its only COCO file. split: the name of a list, as SPLIT or FOLDER/SPLIT, or a
-    COCO file below root. Where there are no lists, COCO files and folders of XML files (train, valid, test) are
-    recognised by their names; one file alone, XML files without lists, and the images of one list of another name,
-    are divided into trainval and test.
+    root: the data set's folder, or its only file of annotations. split: the name of a list, as SPLIT or FOLDER/SPLIT,
+    or a file of annotations below root. Where there are no lists, files of annotations, the splits in them, and folders
+    (train, valid, test) are recognised by their names; one file alone without splits, annotations without lists, and
+    the images of one list of another name, are divided into trainval and test.
     """
     if root.is_file() and split != root.name:
-        return root, _of_two(read_coco_file(root).ids(root), split, root), True
-    if is_coco(Path(split)):
+        return _of_file(root, split, root)
+    if is_annotation_file(Path(split)):
         path = root if root.is_file() else root / split
-        return path, read_coco_file(path).ids(root), False
+        if not path.is_file():
+            raise UserError(f"{path}: there is no such file.")
+        return path, _ids(path, root), False
     folder, _, name = split.rpartition("/")
     source = root / folder
     if split_lists(source) or not source.is_dir():
         if (only := only_list(source)) and name in WORDS:
             return source, _of_two(read_split(source, only), name, source), True
         return source, read_split(source, name), False
+    if files := described(source):
+        return _of_file(files[0], name, root)
     files, broken = find_coco_files(source)
     if broken and (files or not annotated_ids(source)):
         said = "\n".join(broken.values())
@@ -74,22 +76,51 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
             f"{said}\nFix such a file, move it out of the data set, or name the files that are used: "
             "data.train=[FILE.json] data.test=[FILE.json]."
         )
-    if len(files) == 1:
-        return files[0], _of_two(read_coco_file(files[0]).ids(root), name, files[0]), True
     if files:
-        file = _file_of(files, name, source)
-        return file, read_coco_file(file).ids(root), False
+        return _of_files(files, name, source, root)
     if folders := split_folders(source):
-        return source, folders[_folder_of(folders, name, source)], False
+        return source, folders[_named(folders, name, source, "folder")], False
     if ids := annotated_ids(source):
         _refuse_nested(ids, source)
         return source, _of_two(ids, name, source), True
+    if files := undescribed(source):
+        return _of_files(files, name, source, root)
     if below := [f for f in sorted(source.iterdir()) if f.is_dir() and find_coco_files(f)[0]]:
         raise UserError(f"{source}: its COCO files are too far down. Say data.root={below[0]}.")
     raise UserError(
-        f"{source}: no data set. Wanted: JPEGImages/ID.jpg with Annotations/ID.xml (or images/ and annotations/, or "
-        "both side by side), and if you like ImageSets/Main/SPLIT.txt; or a COCO annotation file and its images."
+        f"{source}: no annotations that can be read.{unread(source)} What is read, below data.root: Pascal VOC's XML "
+        "files and their images, files of COCO, YOLO's labels with data.yaml or classes.txt, CSV files, files of CVAT "
+        "and of Label Studio; data/README.md shows each of them."
     )
+
+
+def _of_file(file: Path, split: str, root: Path) -> tuple[Path, list[str], bool]:
+    """What a split means in a file of annotations: one of those that the file names, else a part of its images."""
+    if is_coco(file):
+        return file, _of_two(read_coco_file(file).ids(root), split, file), True
+    listing = read_listing(file, _folder_of(root))
+    named = {name: ids for name, ids in listing.splits.items() if name}
+    if len(named) > 1:
+        return file, named[_named(list(named), split, file, "split")], False
+    return file, _of_two(list(listing.images), split, file), True
+
+
+def _of_files(files: Sequence[Path], split: str, source: Path, root: Path) -> tuple[Path, list[str], bool]:
+    """What a split means where there are these files of annotations."""
+    if len(files) == 1:
+        return _of_file(files[0], split, root)
+    file = _file_of(files, split, source)
+    return file, _ids(file, root), False
+
+
+def _ids(file: Path, root: Path) -> list[str]:
+    """The ids of all images of a file of annotations."""
+    return read_coco_file(file).ids(root) if is_coco(file) else list(read_listing(file, _folder_of(root)).images)
+
+
+def _folder_of(root: Path) -> Path:
+    """The folder of a data set that is named by it or by its only file."""
+    return root.parent if root.is_file() else root
 
 
 def only_list(source: Path) -> str | None:
@@ -105,7 +136,7 @@ def describe_split(source: Path, split: str, ids: Sequence[str], made: bool) -> 
         return (
             f"{why}: it is divided into trainval and test by the images' ids, and {len(ids)} images are its '{split}'"
         )
-    if is_coco(source) or split_lists(source):
+    if source.is_file() or split_lists(source):
         return ""
     own = ids[0].partition("/")[0]
     others = [f"{name} ({len(ids)})" for name, ids in split_folders(source).items() if name != own]
@@ -123,21 +154,22 @@ def _choose(split: str, source: Path, kind: str, names: Sequence[str], found: Ca
     choices = next((some for word in (split, *WORDS.get(split, ())) if (some := found(word))), [])
     if len(choices) == 1:
         return choices[0]
-    example = "FILE.json" if kind == "COCO file" else "FOLDER"
+    example = {"file": "FILE", "folder": "FOLDER"}.get(kind, "SPLIT")
     raise UserError(
         f"{source}: which {kind} is '{split}'? There are {', '.join(names)}. "
         f"Name them: data.train=[{example}] data.test=[{example}]."
     )
 
 
-def _folder_of(folders: Collection[str], split: str, source: Path) -> str:
-    """The one of several folders of XML files that a split's name means; as for COCO files, val where test is not."""
+def _named(names: Collection[str], split: str, source: Path, kind: str) -> str:
+    """The one of several folders or splits of a file that a split's name means; as for COCO files, val where test is
+    not."""
 
     def found(word: str) -> list[str]:
-        alike = [f for f in folders if SPLIT_NAMES[f.casefold()] == SPLIT_NAMES.get(word.casefold())]
-        return [word] if word in folders else alike
+        alike = [n for n in names if SPLIT_NAMES.get(n.casefold(), n) == SPLIT_NAMES.get(word.casefold())]
+        return [word] if word in names else alike
 
-    return _choose(split, source, "folder", list(folders), found)
+    return _choose(split, source, kind, list(names), found)
 
 
 def _refuse_nested(ids: Collection[str], source: Path) -> None:
@@ -166,14 +198,14 @@ def _of_two(ids: list[str], split: str, source: Path) -> list[str]:
 
 
 def _file_of(files: Sequence[Path], split: str, folder: Path) -> Path:
-    """The one of several COCO files that a split's name means."""
-    annotated = [f for f in files if read_coco_file(f).annotated]
+    """The one of several files of annotations that a split's name means."""
+    annotated = [f for f in files if not is_coco(f) or read_coco_file(f).annotated]
 
     def found(word: str) -> list[Path]:
         return [f for f in annotated if word in f"{f.parent.name if f.parent != folder else ''}/{f.stem}".lower()]
 
     names = [f"{f.relative_to(folder)}{'' if f in annotated else ' (without annotations)'}" for f in files]
-    return _choose(split, folder, "COCO file", names, found)
+    return _choose(split, folder, "file", names, found)
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -182,20 +214,35 @@ def _file_of(files: Sequence[Path], split: str, folder: Path) -> Path:
 def read(
     source: Path, image_ids: Sequence[str], root: Path, need_pictures: bool = True, first_pixel: int = 1
 ) -> Iterator[Annotated]:
-    """What the annotations of a source, a folder in VOC layout or a COCO file, say about each of the images.
+    """What the annotations of a source, a folder in VOC layout or a file, say about each of the images.
 
-    root: the data set's folder, which ids of a COCO file's images are relative to. need_pictures: whether the image
+    root: the data set's folder, which ids of the images of a file are relative to. need_pictures: whether the image
     must be there; the truth alone does for evaluating saved detections. first_pixel: coordinate of the first pixel in
     XML files, 1 in VOC, 0 in zero-based sets.
     """
     if is_coco(source):
         return read_coco(source, image_ids, root, need_pictures)
+    if source.is_file():
+        folder = _folder_of(root)
+        return read_listing(source, folder).read(image_ids, folder, need_pictures)
     return read_voc(source, image_ids, need_pictures, first_pixel)
 
 
-def source_problems(source: Path) -> list[Problem]:
-    """What is wrong with a source beside its images."""
-    return list(read_coco_file(source).problems) if is_coco(source) else []
+def annotated(source: Path, image_ids: Sequence[str], root: Path) -> list[bool]:
+    """Whether each of the images has an annotation, or for a COCO file whether any has."""
+    if is_coco(source):
+        return [read_coco_file(source).annotated] * len(image_ids)
+    if source.is_file():
+        images = read_listing(source, _folder_of(root)).images
+        return [image_id in images and images[image_id].annotated for image_id in image_ids]
+    return [find_annotation(source, image_id).exists() for image_id in image_ids]
+
+
+def source_problems(source: Path, root: Path | None = None) -> list[Problem]:
+    """What is wrong with a source beside its images. root: the data set's folder, by default the source's own."""
+    if is_coco(source):
+        return list(read_coco_file(source).problems)
+    return list(read_listing(source, _folder_of(root or source)).problems) if source.is_file() else []
 
 
 def explain_missing(problems: Sequence[Problem], source: Path, root: Path, images: int) -> list[Problem]:
@@ -207,20 +254,22 @@ def explain_missing(problems: Sequence[Problem], source: Path, root: Path, image
         if is_coco(source):
             if what := where_images_are(source, Path(missing[0].file), root):
                 return [replace(p, what=what) if p.kind == kind else p for p in problems]
-        elif where := where_files_are(source):
+        elif source.is_dir() and (where := where_files_are(source)):
             return [replace(p, what=f"{where} Missing: {p.what}") if p.kind == kind else p for p in problems]
     return list(problems)
 
 
-def class_names(source: Path, image_ids: Sequence[str]) -> tuple[list[str], Problems]:
-    """Names of the classes of all objects, and which annotations cannot be read."""
+def class_names(source: Path, image_ids: Sequence[str], root: Path | None = None) -> tuple[list[str], Problems]:
+    """Names of the classes of all objects, in the order of the file or else sorted, and which annotations cannot be
+    read. root: the data set's folder, by default the source's own."""
     if is_coco(source):
         return coco_classes(source), Problems(source_problems(source))
     names, problems = set[str](), Problems(images=len(image_ids))
-    for image in read_voc(source, image_ids, need_pictures=False):
-        names.update(o.name for o in image.objects or ())
+    for image in read(source, image_ids, _folder_of(root or source), need_pictures=False):
+        names.update(o.name for o in image.objects or () if o.listed)
         problems.found += [p for p in image.problems if p.error]
-    return sorted(names), problems
+    order = read_listing(source, _folder_of(root or source)).classes if source.is_file() else sorted(names)
+    return [name for name in order if name in names], problems
 
 
 def load(
@@ -248,7 +297,7 @@ def load(
     root = source if root is None else root
     images = read(source, image_ids, root, need_pictures, first_pixel)
     samples, problems = to_samples(images, classes, training, use_difficult, leave_out_others)
-    problems.found = explain_missing([*source_problems(source), *problems.found], source, root, len(image_ids))
+    problems.found = explain_missing([*source_problems(source, root), *problems.found], source, root, len(image_ids))
     errors = problems.errors
     if errors and not skip_bad:
         unknown = any(p.kind == "unknown_class" for p in errors)

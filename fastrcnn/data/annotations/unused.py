@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from fastrcnn.data.annotations.formats.coco_file import coco_images, json_files, read_coco_file
+from fastrcnn.data.annotations.formats.listing import image_id, images_below
 from fastrcnn.data.annotations.formats.voc_layout import (
     annotated_ids,
     annotation_folder,
@@ -13,7 +14,7 @@ from fastrcnn.data.annotations.formats.voc_layout import (
     split_folders,
     split_lists,
 )
-from fastrcnn.data.annotations.splits import is_coco
+from fastrcnn.data.annotations.layouts import described, is_coco, read_listing, undescribed
 from fastrcnn.data.images import IMAGE_SUFFIXES
 from fastrcnn.data.truth.problems import Problem
 
@@ -26,6 +27,8 @@ def unused(root: Path, sources: Iterable[tuple[Path, Sequence[str]]]) -> list[Pr
         used.setdefault(source, []).extend(ids)
     if coco := [source for source in used if is_coco(source)]:
         return unused_coco(root, coco)
+    if files := [source for source in used if source.is_file()]:
+        return unused_listed(root, files, {i for source in files for i in used[source]})
     return [problem for source, ids in used.items() for problem in unused_voc(source, ids)]
 
 
@@ -57,6 +60,32 @@ def unused_coco(root: Path, used: Collection[Path]) -> list[Problem]:
     lone = sorted(p for p in there - listed if p.suffix.lower() in IMAGE_SUFFIXES)
     absent = len(listed - there) + sum(read_coco_file(file).refused for file in used)
     if len(lone) > absent and not broken:  # else they may be those that the files give in another way
+        what = f"{len(lone)} images are in no annotation file, and are not used."
+        problems.append(Problem("lone", str(lone[0]), what))
+    return problems
+
+
+def unused_listed(root: Path, used: Sequence[Path], ids: Collection[str]) -> list[Problem]:
+    """What of a data set in another format is not used where the images `ids` of the files `used` are: splits, other
+    files, and images that no file lists."""
+    if root.is_file():
+        return []
+    problems, listed = [], set[str]()
+    for file in used:
+        listing = read_listing(file, root)
+        listed.update(listing.images)
+        for name, own in listing.splits.items():
+            if own and not set(own) & set(ids):
+                what = f"the {len(own)} images of '{name}' are in no split that is used. To test on them: "
+                problems.append(_not_used(file, f"{what}data.test=[{name}]."))
+    for file in [*described(root), *undescribed(root)]:
+        if file not in used:
+            own = list(read_listing(file, root).images)
+            listed.update(own)
+            what = f"its {len(own)} images are in no split that is used. To test on them: "
+            problems.append(_not_used(file, f"{what}data.test=[{file.relative_to(root)}]."))
+    lone = [path for path in images_below(root) if image_id(path, root) not in listed]
+    if lone:
         what = f"{len(lone)} images are in no annotation file, and are not used."
         problems.append(Problem("lone", str(lone[0]), what))
     return problems

@@ -43,6 +43,10 @@ NOTES = {
         "If the whole data set counts from 0, say data.first_pixel=0; if not, fix these.",
     ),
     "rotated": ("Rotated boxes", "Nothing: the upright box around each is used."),
+    "unlabelled": ("Images without a label file", "Nothing, if no object is in them; else put the files there."),
+    "polygons": ("Polygons and other outlines", "Nothing: the upright box around each is used."),
+    "scores": ("Scores of detections in label files", "Nothing, if you have checked the boxes."),
+    "several": ("Several annotations of an image", "Keep one of them, if the newest is not the one that you mean."),
     "flags": ("Objects marked deleted or ignore", "Nothing, if intended: each note says what was done."),
     "same_id": ("Images that share an id with others", "Give each image its own name and its own XML file."),
     "filename": ("<filename> names another file", "Correct <filename>, or the name of the XML file."),
@@ -67,7 +71,7 @@ NOTES = {
     "few_rois": ("Few background RoIs", "Steps are not full; solver.bg_iou=[0,0.5] takes all RoIs of low overlap."),
 }
 KINDS = ERRORS | NOTES  # in the order in which they are shown
-ROUTINE = ("clipped", "other_classes", "turned")  # notes about what is done as a rule, no warnings
+ROUTINE = ("clipped", "other_classes", "turned", "polygons")  # notes about what is done as a rule, no warnings
 # Kinds that leave objects unread.
 UNREAD = ("split", "missing_picture", "link", "missing_annotation", "normalised", "annotation", "box", "unknown_class")
 LEADS_OUT = "a link leads out of the data set; refused. Put the file itself there."
@@ -151,7 +155,7 @@ def nearly_all(number: int, images: int) -> bool:
 def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
     """The problems; those that nearly all images have for the same cause become one, and come first.
 
-    Notes about annotations of a COCO file are kept apart: they all name the same file.
+    Notes about objects of a file that has all images are kept apart: they all name the same file.
     """
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
@@ -159,8 +163,8 @@ def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
     summaries, merged = [], set[tuple[str, str]]()
     for key, group in groups.items():
         first, files = group[0], len({problem.file for problem in group})
-        of_coco = first.unit == "annotation"
-        alike = nearly_all(len(group) if of_coco else files, images) and (first.error or not of_coco)
+        of_one = first.unit not in ("object", "line")
+        alike = nearly_all(len(group) if of_one else files, images) and (first.error or not of_one)
         if alike or (first.kind == "normalised" and len(group) > 1):
             objects = f"{len(group)} {first.unit}s in " if first.object else ""
             where = f"{objects}{files} file{'s' if files > 1 else ''}"

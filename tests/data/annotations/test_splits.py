@@ -137,13 +137,13 @@ def test_a_coco_file_may_be_named_as_a_split(tmp_path: Path) -> None:
 def test_which_file_is_asked_where_the_names_do_not_say(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(coco_text(1, 2))
     (tmp_path / "b.json").write_text(coco_text(3))
-    with pytest.raises(UserError, match=r"which COCO file is 'trainval'\? There are a\.json, b\.json"):
+    with pytest.raises(UserError, match=r"which file is 'trainval'\? There are a\.json, b\.json"):
         find_split(tmp_path, "trainval")
 
 
 def test_a_folder_without_anything_says_what_is_wanted(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"no data set\. Wanted: JPEGImages/ID\.jpg with Annotations/ID\.xml"):
+    with pytest.raises(UserError, match=r"no annotations that can be read\. What is read.*data\.yaml"):
         find_split(tmp_path, "trainval")
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from fastrcnn.data.annotations.formats.listing import SPLIT_NAMES
 from fastrcnn.data.annotations.formats.voc_xml import last_part, read_annotation
 from fastrcnn.data.images import IMAGE_SUFFIXES
 from fastrcnn.data.truth.text_files import leads_out, read_lines
@@ -23,9 +24,6 @@ from fastrcnn.errors import UserError, nearest
 # Names of folders in any letter case, the better ones first; the first two do not need to hold a file themselves.
 IMAGE_FOLDERS = ("JPEGImages", "images", "imgs", "img")
 ANNOTATION_FOLDERS = ("Annotations", "annotations", "annots", "labels", "xml", "xmls")
-# What the names of folders and lists mean.
-SPLIT_NAMES = {"trainval": "trainval", "train": "train", "training": "train", "test": "test", "testing": "test"}
-SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
 ORDER = ("trainval", "train", "val", "test")  # from training to testing
 
 
@@ -86,7 +84,10 @@ def _folder(root: Path, names: tuple[str, ...], suffixes: set[str]) -> Path:
         return found[0]
     if here.suffixes & suffixes:
         return root
-    return next((folder for folder in found if _holds(folder, suffixes)), root)
+    if holding := [folder for folder in found if _holds(folder, suffixes)]:
+        return holding[0]
+    holding = [root / name for name in here.folders.values() if _list(root / name).suffixes & suffixes]
+    return holding[0] if len(holding) == 1 and holding[0].name.casefold() not in SPLIT_NAMES else root
 
 
 def _holds(folder: Path, suffixes: set[str]) -> bool:
@@ -117,13 +118,29 @@ def _files(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> list[Path]
 
 
 def find_images(root: Path, image_id: str) -> list[Path]:
-    """The images `ID.*` of a data set; the one that the annotation names comes first."""
+    """The images `ID.*` of a data set; the one that the annotation names comes first. Without any it is the image that
+    the annotation names."""
     for place, rest in _places(root, image_id):
         if found := _files(picture_folder(place), rest, IMAGE_SUFFIXES):
             if len(found) > 1:
                 named = nfc(last_part(read_annotation(find_annotation(root, image_id)).filename))
                 found.sort(key=lambda p: nfc(p.name) != named)
             return found
+    return named_image(root, image_id)
+
+
+def named_image(root: Path, image_id: str) -> list[Path]:
+    """The image that <filename> of an annotation names, in the folder of the images; none if it is not there, or has an
+    annotation of its own name."""
+    path = find_annotation(root, image_id)
+    name = PurePosixPath(last_part(read_annotation(path).filename)) if path.is_file() else PurePosixPath()
+    if name.suffix.lower() not in IMAGE_SUFFIXES:
+        return []
+    for place, rest in _places(root, image_id):
+        stem = str(PurePosixPath(rest).parent / name.stem)
+        here = _files(picture_folder(place), stem, (name.suffix.lower(),))
+        if here and not _files(annotation_folder(place), stem, (".xml",)):
+            return here[:1]
     return []
 
 
@@ -174,6 +191,9 @@ def pictures_without_annotation(root: Path) -> list[Path]:
     for image_id, path in _all_files(picture_folder(root), IMAGE_SUFFIXES):
         if image_id not in annotated and not image_id.startswith(elsewhere):
             found.append(path)
+    if annotated and found:  # some may belong to XML files of other names
+        named = {path for image_id in annotated for path in find_images(root, image_id)[:1]}
+        found = [path for path in found if path not in named]
     return sorted(found)
 
 

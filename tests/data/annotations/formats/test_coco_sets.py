@@ -285,7 +285,7 @@ def test_training_images_without_any_object_are_an_error_of_check_too(tmp_path: 
     )
     with pytest.raises(UserError, match="none of the 3 images has an object to train on"):
         datasets.both_sets(config_of(root, train=[f"train/{NAME}"], test=[f"test/{NAME}"]), ["cat"], 0)
-    with pytest.raises(UserError, match=rf"which COCO file is 'trainval'.*train/{NAME} \(without annotations\)"):
+    with pytest.raises(UserError, match=rf"which file is 'trainval'.*train/{NAME} \(without annotations\)"):
         annotations.image_ids(config_of(root), ["trainval"])
 
 

@@ -601,8 +601,10 @@ def test_suffixes_count_in_any_letter_case_and_others_are_named(voc: VocFolder) 
         ("images", "labels", True),
         ("Images", "XML", True),
         ("imgs", "xmls", True),
-        ("JPEGImages", "truth", False),
-        ("pixels", "Annotations", False),
+        ("JPEGImages", "truth", True),
+        ("pixels", "Annotations", True),
+        ("photos", "boxes", True),
+        ("photos/2024", "boxes", False),
     ],
 )
 def test_folders_of_other_names_are_found_or_said_to_be_the_cause(
@@ -610,6 +612,7 @@ def test_folders_of_other_names_are_found_or_said_to_be_the_cause(
 ) -> None:
     for n in range(20):
         voc.add(f"{n}", ONE)
+    (voc.root / images).parent.mkdir(exist_ok=True)
     (voc.root / "JPEGImages").rename(voc.root / images)
     (voc.root / "Annotations").rename(voc.root / annotations)
     ids = annotated_ids(voc.root)

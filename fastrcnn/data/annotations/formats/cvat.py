@@ -1,0 +1,187 @@
+"""CVAT's own XML, "CVAT for images 1.1": `annotations.xml`, with all images and what is drawn in them.
+
+Coordinates are pixels from the image's edge (xtl, ytl, xbr, ybr), and fractions of them. A box is given before its
+rotation about its centre. Polygons, ellipses and masks become the upright boxes around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import iterparse
+
+from fastrcnn.data.annotations.formats.listing import (
+    ListedImage,
+    Listing,
+    Size,
+    box_around,
+    image_id,
+    picture_bases,
+    resolve,
+)
+from fastrcnn.data.truth.annotated import AnnotatedObject, Box, box_fault, enclosing, read_flag, to_float
+from fastrcnn.data.truth.problems import Problem
+from fastrcnn.data.truth.text_files import leads_out
+from fastrcnn.data.truth.versions import read_once
+from fastrcnn.errors import UserError
+
+MAX_BYTES = 500_000_000
+UNREAD = ("polyline", "points", "cuboid", "skeleton", "tag")
+
+
+@dataclass(frozen=True)
+class _Shape:
+    tag: str
+    number: int  # in the image, from 1
+    values: dict[str, str]  # its attributes
+    difficult: str  # CVAT's attribute of that name
+
+
+@dataclass(frozen=True)
+class _Image:
+    name: str
+    size: Size
+    split: str
+    shapes: list[_Shape] = field(default_factory=list)
+
+
+def cvat_files(folder: Path) -> list[Path]:
+    """CVAT's files in a folder and the folders right below it."""
+    return [file for file in sorted([*folder.glob("*.xml"), *folder.glob("*/*.xml")]) if _is_cvat(file)]
+
+
+def read_cvat(file: Path, folder: Path) -> Listing:
+    """The images in a file of CVAT. folder: the data set's. Raises UserError for one that cannot be read, has an image
+    twice, or is of a video."""
+    splits: dict[str, list[str]] = {}
+    images: dict[str, ListedImage] = {}
+    labels, found = _read_file(file)
+    for image in found:
+        if leads_out(image.name):
+            raise UserError(f"{file}: the image '{image.name}' leads out of the data set; refused.")
+        bases = picture_bases(file.parent, folder)
+        within = [base / image.split for base in bases] if image.split else []  # as images/Train/a.jpg
+        path = resolve(image.name, [*within, *bases]) or file.parent / "images" / image.name
+        own = image_id(path, folder)
+        if own in images:
+            raise UserError(f"{file}: the image {own} is in it twice. Keep one of them.")
+        objects = partial(_objects, file, image.name, tuple(image.shapes))
+        images[own] = ListedImage(path, file, objects, image.size)
+        splits.setdefault(image.split, []).append(own)
+    return Listing("CVAT", file, splits, images, labels, file.name)
+
+
+@read_once(1000)
+def _is_cvat(path: Path) -> bool:
+    """Whether the root element is CVAT's."""
+    try:
+        with path.open("rb") as file:
+            return next(iterparse(file, events=("start",), forbid_dtd=True))[1].tag == "annotations"
+    except (OSError, ParseError, DefusedXmlException, StopIteration, ValueError, LookupError):
+        return False
+
+
+@read_once(4, fresh=0)
+def _read_file(path: Path) -> tuple[list[str], list[_Image]]:
+    """The names of the labels and the images of a file. Raises UserError."""
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: larger than {MAX_BYTES // 1_000_000} MB, which is too much for one file.")
+    labels: list[str] = []
+    images: list[_Image] = []
+    try:
+        with path.open("rb") as file:
+            for _, element in iterparse(file, events=("end",), forbid_dtd=True):
+                if element.tag == "label" and element.find("name") is not None:
+                    labels.append((element.findtext("name") or "").strip())
+                elif element.tag == "track":
+                    raise UserError(
+                        f"{path}: is of a video, with tracks. Export the task as 'CVAT for images', 'COCO' or 'Pascal "
+                        "VOC', with its images."
+                    )
+                elif element.tag == "image":
+                    images.append(_read_image(path, element, len(images) + 1))
+                    element.clear()
+    except ParseError as error:
+        line, column = error.position
+        raise UserError(f"{path}, line {line}: not well-formed XML at column {column} ({error.msg}).") from None
+    except DefusedXmlException:
+        raise UserError(f"{path}: a document type, and so entities, are refused. Remove it.") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (ValueError, LookupError) as error:
+        raise UserError(f"{path}: not a text that can be read ({error}).") from None
+    used = {shape.values.get("label", "") for image in images for shape in image.shapes}
+    return list(dict.fromkeys([*filter(None, labels), *sorted(used - {""})])), images
+
+
+def _read_image(path: Path, element: Element, number: int) -> _Image:
+    name = (element.get("name") or "").replace("\\", "/").strip()
+    width, height = (to_float(element.get(key) or "") for key in ("width", "height"))
+    if not name or not (1 <= width < 1e6 and 1 <= height < 1e6):
+        raise UserError(f"{path}, image {number} ('{name}'): should have a name, and width and height in pixels.")
+    image = _Image(name, (int(width), int(height)), (element.get("subset") or "").strip())
+    for count, child in enumerate(element, 1):
+        flags = [a.text or "" for a in child.findall("attribute") if (a.get("name") or "").casefold() == "difficult"]
+        image.shapes.append(_Shape(str(child.tag), count, dict(child.attrib), "".join(flags).strip()))
+    return image
+
+
+def _objects(
+    path: Path, image: str, shapes: Sequence[_Shape], size: Size
+) -> tuple[list[AnnotatedObject], list[Problem]]:
+    """The objects of an image, and what is wrong with or not used of its shapes."""
+    objects, problems = [], []
+    around, unread = dict[str, int](), dict[str, int]()
+    for shape in shapes:
+        name = shape.values.get("label", "").strip()
+        if shape.tag in UNREAD:
+            unread[shape.tag] = unread.get(shape.tag, 0) + 1
+            continue
+        box, shown = _box(shape)
+        difficult = read_flag(shape.difficult)
+        if box is None or not name or difficult is None:
+            what = f"{image}, <{shape.tag}>: its label, coordinates or flags cannot be read ({shown})."
+            problems.append(Problem("annotation", str(path), what, object=shape.number, name=name or None))
+            continue
+        fault = "" if box[0] < box[2] and box[1] < box[3] else "has no area."
+        degrees = to_float(shape.values.get("rotation", "0"))
+        if shape.tag != "box":
+            around[shape.tag] = around.get(shape.tag, 0) + 1
+        if degrees % 180 and not fault:
+            box, what = enclosing(box, shown, degrees, size)
+            note = Problem("rotated", str(path), f"{image}: {what}", object=shape.number, name=name)
+            problems.append(note)
+        fault = fault or box_fault(box, *size)
+        shown = f"{shown} in {image}"
+        objects.append(AnnotatedObject(path, shape.number, name, box, shown, difficult, fault=fault, unit="shape"))
+    if around:
+        kinds = ", ".join(f"{number} <{tag}>" for tag, number in around.items())
+        problems.append(Problem("polygons", str(path), f"{image}: {kinds}; the upright box around each is used."))
+    if unread:
+        kinds = ", ".join(f"{number} <{tag}>" for tag, number in unread.items())
+        problems.append(Problem("elements", str(path), f"{image}: {kinds} not used."))
+    return objects, problems
+
+
+def _box(shape: _Shape) -> tuple[Box | None, str]:
+    """The box of a shape before its rotation, and its numbers as they stand in the file."""
+    keys = {"box": ("xtl", "ytl", "xbr", "ybr"), "ellipse": ("cx", "cy", "rx", "ry")}
+    keys["mask"] = ("left", "top", "width", "height")
+    if shape.tag == "polygon":
+        text = shape.values.get("points", "")
+        points = [tuple(to_float(v) for v in point.split(",")) for point in text.split(";") if point.strip()]
+        if len(points) < 2 or not all(len(p) == 2 and all(abs(v) < 1e7 for v in p) for p in points):
+            return None, text[:80]
+        return box_around([(p[0], p[1]) for p in points]), text[:40]
+    texts = [shape.values.get(key, "") for key in keys.get(shape.tag, ())]
+    shown = f"({', '.join(texts)})"
+    a, b, c, d = values = [to_float(text) for text in texts] if texts else [to_float("")] * 4
+    if not all(abs(v) < 1e7 for v in values):
+        return None, shown
+    boxes = {"box": (a, b, c, d), "ellipse": (a - c, b - d, a + c, b + d), "mask": (a, b, a + c, b + d)}
+    return boxes[shape.tag], shown

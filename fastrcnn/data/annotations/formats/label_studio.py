@@ -1,0 +1,239 @@
+"""Label Studio's exports "JSON" and "JSON-MIN": a list of tasks, each with an image and what was drawn in it.
+
+Coordinates are per cent of the image as a browser shows it, which is upright. A rectangle is given before its rotation
+about its first corner. Polygons, ellipses become the upright boxes around them. Of a task that several people annotated
+the newest annotation is read.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from fastrcnn.data.annotations.formats.listing import (
+    ListedImage,
+    Listing,
+    Size,
+    box_around,
+    image_id,
+    picture_bases,
+    resolve,
+)
+from fastrcnn.data.images import IMAGE_SUFFIXES
+from fastrcnn.data.truth.annotated import AnnotatedObject, Box, box_fault
+from fastrcnn.data.truth.problems import Problem
+from fastrcnn.data.truth.versions import read_once
+from fastrcnn.errors import UserError
+
+MAX_BYTES = 500_000_000
+SHAPES = {"rectanglelabels": "rectangle", "polygonlabels": "polygon", "ellipselabels": "ellipse"}
+UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of a file that it was given
+Task = dict[str, Any]
+
+
+def label_studio_files(folder: Path) -> list[Path]:
+    """Label Studio's files in a folder and the folders right below it."""
+    return [p for p in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]) if _read_tasks(p) is not None]
+
+
+def read_label_studio(path: Path, folder: Path) -> Listing:
+    """The images in a file of Label Studio. folder: the data set's. Raises UserError for JSON of something else, and
+    for two tasks of one image."""
+    tasks = _read_tasks(path)
+    if tasks is None:
+        raise UserError(f"{path}: neither COCO's annotations nor tasks of Label Studio (its exports JSON or JSON-MIN).")
+    images: dict[str, ListedImage] = {}
+    names: dict[str, None] = {}
+    problems: list[Problem] = []
+    left_out: list[Any] = []
+    several: list[Any] = []
+    for number, task in enumerate(tasks, 1):
+        which = task.get("id", number)
+        regions, annotations = _regions(task)
+        if regions is None:
+            left_out.append(which)
+            continue
+        if annotations > 1:
+            several.append(which)
+        place = _image_of(task, folder)
+        if place is None:
+            raise UserError(f"{path}, task {which}: names no image.")
+        own = image_id(place, folder)
+        if own in images:
+            raise UserError(f"{path}, task {which}: the image {own} is in another task too. Keep one of them.")
+        names |= dict.fromkeys(name for region in regions for name in _labels(region))
+        images[own] = ListedImage(place, path, partial(_objects, path, which, tuple(regions)), _size(regions))
+    if left_out:
+        what = f"{len(left_out)} task(s) without an annotation are not used, such as task {left_out[0]}."
+        problems.append(Problem("lone", str(path), what))
+    if several:
+        what = f"{len(several)} task(s) have several annotations, such as task {several[0]}; the newest is read."
+        problems.append(Problem("several", str(path), what))
+    return Listing("Label Studio", path, {"": list(images)}, images, sorted(names), path.name, tuple(problems))
+
+
+def is_json_list(path: Path) -> bool:
+    """Whether a file begins as a list in JSON does, and as COCO's does not."""
+    try:
+        with path.open("rb") as file:
+            return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+    except OSError:
+        return False
+
+
+@read_once(4, fresh=0)
+def _read_tasks(path: Path) -> list[Task] | None:
+    """The tasks of a file; None for JSON of something else, or none at all."""
+    try:
+        if path.stat().st_size > MAX_BYTES or not is_json_list(path):
+            return None
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(content, list) or not content or not all(isinstance(task, dict) for task in content):
+        return None
+    whole = all(isinstance(task.get("data"), dict) and isinstance(task.get("annotations"), list) for task in content)
+    return content if whole or all("annotation_id" in task and "id" in task for task in content) else None
+
+
+def _regions(task: Task) -> tuple[list[dict[str, Any]] | None, int]:
+    """What is drawn in the image of a task, None if nobody annotated it; and how many annotations there are."""
+    if "data" not in task:  # JSON-MIN: a list of regions under the name that the labelling interface gives it
+        lists = [value for value in task.values() if isinstance(value, list)]
+        return [r for value in lists for r in value if isinstance(r, dict) and _is_region(r)], 1
+    done = [a for a in task["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")]
+    if not done:
+        return None, 0
+    newest = max(done, key=lambda a: str(a.get("updated_at") or a.get("created_at") or ""))
+    results = newest.get("result")
+    results = [r for r in results if isinstance(r, dict)] if isinstance(results, list) else []
+    flat = [{**r, **r["value"]} for r in results if isinstance(r.get("value"), dict)]
+    return [r for r in flat if _is_region(r)], len(done)
+
+
+def _is_region(result: dict[str, Any]) -> bool:
+    """Whether a result is something drawn in the image; else it is text or a choice."""
+    return any(map(_is_shape, result)) or {"x", "y", "width", "height"} <= result.keys() or "points" in result
+
+
+def _is_shape(key: str) -> bool:
+    return key.endswith("labels") and key != "labels"
+
+
+def _labels(region: dict[str, Any]) -> list[str]:
+    """The names of the classes of a region."""
+    found = [value for key, value in region.items() if _is_shape(key) and isinstance(value, list)]
+    return [name for names in found for name in names if isinstance(name, str) and name]
+
+
+def _image_of(task: Task, folder: Path) -> Path | None:
+    """The image of a task, or where it should be; None if the task names none."""
+    data = task["data"] if isinstance(task.get("data"), dict) else task
+    texts = [data.get("image"), data.get("img"), *data.values()]
+    named = [text for text in texts if isinstance(text, str) and _suffix(text) in IMAGE_SUFFIXES]
+    if not named:
+        return None
+    path = PurePosixPath(_local(named[0]))
+    uploaded = task.get("file_upload")
+    for name in (str(path), *([uploaded] if isinstance(uploaded, str) else []), UPLOADED.sub("", path.name)):
+        if there := resolve(name, picture_bases(folder)):
+            return there
+    return folder / "images" / path.name
+
+
+def _local(text: str) -> str:
+    """The path in an address: of `/data/local-files/?d=a/b.jpg` it is a/b.jpg."""
+    address = urlsplit(text.replace("\\", "/"))
+    return parse_qs(address.query).get("d", [unquote(address.path)])[0]
+
+
+def _suffix(text: str) -> str:
+    return PurePosixPath(_local(text)).suffix.lower()
+
+
+def _size(regions: Sequence[dict[str, Any]]) -> Size | None:
+    """Width and height of the image as its regions have them; None without one that does."""
+    for region in regions:
+        size = region.get("original_width"), region.get("original_height")
+        if all(type(v) is int and 0 < v < 1_000_000 for v in size):
+            return size  # type: ignore[return-value]
+    return None
+
+
+def _objects(
+    path: Path, task: Any, regions: Sequence[dict[str, Any]], size: Size
+) -> tuple[list[AnnotatedObject], list[Problem]]:
+    """The objects of a task, and what is wrong with or not used of its regions."""
+    objects, problems = [], []
+    around = unread = 0
+    for number, region in enumerate(regions, 1):
+        kind = next((key for key in region if _is_shape(key)), "")
+        names = _labels(region)
+        if kind and kind not in SHAPES:
+            unread += 1
+            continue
+        if len(names) != 1:
+            box, fault = None, f"has {len(names)} labels; give it one."
+        elif region.get("image_rotation"):
+            box, fault = None, f"the image was rotated by {region['image_rotation']} degrees. Rotate the file instead."
+        else:
+            box, shown, fault = _box(SHAPES[kind], region, size)
+        if box is None:
+            what = f"task {task}: {fault}"
+            problems.append(Problem("annotation", str(path), what, object=number, name=names[0] if names else None))
+            continue
+        around += SHAPES[kind] != "rectangle"
+        if SHAPES[kind] == "rectangle" and _number(region.get("rotation", 0)) % 90:
+            what = f"task {task}: the box {shown} is rotated; the upright box around it is used."
+            problems.append(Problem("rotated", str(path), what, object=number, name=names[0]))
+        fault = "has no area." if box[0] >= box[2] or box[1] >= box[3] else box_fault(box, *size)
+        shown = f"{shown} of task {task}"
+        objects.append(AnnotatedObject(path, number, names[0], box, shown, fault=fault, unit="region"))
+    if around:
+        what = f"task {task}: {around} polygon(s) or ellipse(s); the upright box around each is used."
+        problems.append(Problem("polygons", str(path), what))
+    if unread:
+        problems.append(Problem("elements", str(path), f"task {task}: {unread} region(s) that are no box not used."))
+    return objects, problems
+
+
+def _number(value: Any) -> float:
+    """A number of a JSON file; NaN for anything else."""
+    return float(value) if type(value) in (int, float) and abs(value) < 1e7 else math.nan
+
+
+def _box(shape: str, region: dict[str, Any], size: Size) -> tuple[Box | None, str, str]:
+    """The upright box in pixels around a region; its numbers in the file; and what is wrong with them."""
+    if shape == "polygon":
+        points = region.get("points")
+        pairs = [p for p in points if isinstance(p, list) and len(p) == 2] if isinstance(points, list) else []
+        corners = [(_number(x), _number(y)) for x, y in pairs]
+        shown = f"({repr(points)[:60]})"
+        if len(corners) < 2 or not all(math.isfinite(v) for corner in corners for v in corner):
+            return None, shown, f"its points {shown} should be pairs of numbers."
+    else:
+        keys = ("x", "y", "width", "height") if shape == "rectangle" else ("x", "y", "radiusX", "radiusY")
+        x, y, w, h = values = [_number(region.get(key)) for key in keys]
+        shown = f"({', '.join(f'{v:g}' for v in values)})"
+        turn = _number(region.get("rotation", 0))
+        if not all(map(math.isfinite, (*values, turn))):
+            return None, shown, f"its numbers {shown} and rotation {region.get('rotation', 0)!r} should be finite."
+        offsets = [(0.0, 0.0), (w, 0.0), (w, h), (0.0, h)] if shape == "rectangle" else [(-w, -h), (w, h)]
+        # rotated in pixels: per cent of width and of height differ
+        cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+        ratio = size[1] / size[0]
+        if shape == "ellipse" and turn % 180:
+            across, down = math.hypot(w * cos, h * ratio * sin), math.hypot(w / ratio * sin, h * cos)
+            offsets = [(-across, -down), (across, down)]
+        elif shape == "rectangle" and turn % 360:
+            offsets = [(dx * cos - dy * ratio * sin, dx / ratio * sin + dy * cos) for dx, dy in offsets]
+        corners = [(x + dx, y + dy) for dx, dy in offsets]
+    x1, y1, x2, y2 = box_around(corners)
+    return (x1 * size[0] / 100, y1 * size[1] / 100, x2 * size[0] / 100, y2 * size[1] / 100), shown, ""

@@ -1,0 +1,182 @@
+"""CSV files with a row an object: TensorFlow's columns (`filename,width,height,class,xmin,ymin,xmax,ymax`, in any order
+and under the usual other names), or Keras-RetinaNet's rows without a header (`path,x1,y1,x2,y2,class`).
+
+Coordinates are pixels from the image's edge: xmin, ymin of the first pixel are 0, and xmax, ymax are where the box
+ends. Files of several splits (`train/_annotations.csv`, `test_labels.csv`) are one data set; so is one with a column
+`split`. A row with an image and no box is an image without objects.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fastrcnn.data.annotations.formats.listing import (
+    ListedImage,
+    Listing,
+    Size,
+    image_id,
+    picture_bases,
+    resolve,
+)
+from fastrcnn.data.images import IMAGE_SUFFIXES
+from fastrcnn.data.truth.annotated import AnnotatedObject, box_fault, to_float
+from fastrcnn.data.truth.problems import Problem
+from fastrcnn.data.truth.text_files import leads_out, read_lines
+from fastrcnn.data.truth.versions import read_once
+from fastrcnn.errors import UserError
+
+MAX_BYTES = 500_000_000
+# What the columns are called; the first that a header has counts.
+COLUMNS = {
+    "image": ("filename", "file_name", "image_path", "path", "image", "image_name", "img", "image_id", "imageid"),
+    "class": ("class", "class_name", "label", "name", "category", "labelname", "class_id"),
+    "x1": ("xmin", "x_min", "x1", "left", "bbox_xmin"),
+    "y1": ("ymin", "y_min", "y1", "top", "bbox_ymin"),
+    "x2": ("xmax", "x_max", "x2", "right", "bbox_xmax"),
+    "y2": ("ymax", "y_max", "y2", "bottom", "bbox_ymax"),
+    "width": ("width", "image_width", "img_width"),
+    "height": ("height", "image_height", "img_height"),
+    "split": ("split", "set", "subset", "usage"),
+}
+NEEDED = ("image", "class", "x1", "y1", "x2", "y2")
+WANTED = "filename,width,height,class,xmin,ymin,xmax,ymax"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    number: int  # of the line
+    name: str
+    corners: tuple[str, ...]  # as they stand in the file
+
+
+@dataclass(frozen=True)
+class _Image:
+    written: str  # its path in the file
+    size: tuple[str, str] | None
+    split: str
+    rows: list[_Row]
+
+
+def table_files(folder: Path) -> list[Path]:
+    """The tables of boxes in a folder and the folders right below it. Raises UserError for a CSV file that cannot be
+    read."""
+    return [file for file in sorted([*folder.glob("*.csv"), *folder.glob("*/*.csv")]) if _read_rows(file) is not None]
+
+
+def read_table(file: Path, folder: Path) -> Listing:
+    """The images in a CSV file. folder: the data set's.
+
+    Raises UserError for a file that cannot be read, for a table of something else, and for an image that it has by two
+    paths.
+    """
+    found = _read_rows(file)
+    if found is None:
+        raise UserError(f"{file}: no table of boxes. Wanted: the header {WANTED}, or rows of path,x1,y1,x2,y2,class.")
+    splits: dict[str, list[str]] = {}
+    images: dict[str, ListedImage] = {}
+    names: dict[str, None] = {}
+    for image in found.values():
+        path = resolve(image.written, picture_bases(file.parent, folder)) or file.parent / _tidy(image.written)
+        own = image_id(path, folder)
+        if own in images:
+            raise UserError(f"{file}, line {image.rows[0].number}: the image {own} is in it by another path too.")
+        size = None if image.size is None else _size(image.size)
+        images[own] = ListedImage(path, file, partial(_objects, file, tuple(image.rows)), size)
+        splits.setdefault(image.split, []).append(own)
+        names.update(dict.fromkeys(row.name for row in image.rows if row.name))
+    return Listing("CSV", file, splits, images, sorted(names), "its rows")
+
+
+def _tidy(written: str) -> str:
+    """The name of an image that is not there."""
+    return "missing image" if leads_out(written) else written.replace("\\", "/")
+
+
+def _size(texts: tuple[str, str]) -> Size | None:
+    """Width and height of an image as the file has them; None where they are no whole numbers of pixels."""
+    width, height = (to_float(text) for text in texts)
+    return (int(width), int(height)) if 1 <= width < 1e6 and 1 <= height < 1e6 else None
+
+
+def columns_of(header: Sequence[str]) -> dict[str, int] | None:
+    """Where each column is, if the header is of such a table."""
+    names = [cell.strip().strip("\ufeff").casefold() for cell in header]
+    found = {key: names.index(name) for key, alike in COLUMNS.items() for name in alike[::-1] if name in names}
+    return found if set(NEEDED) <= found.keys() else None
+
+
+@read_once(16, fresh=0)
+def _read_rows(path: Path) -> dict[str, _Image] | None:
+    """The images of a CSV file by their paths in it; None for a table of something else."""
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path}: larger than {MAX_BYTES // 1_000_000} MB, which is too much for a table of boxes.")
+    lines = read_lines(path)
+    first = next((line for line in lines if line.strip()), "")
+    mark = max(",;\t", key=first.count)
+    try:
+        rows = [(number, row) for number, row in enumerate(csv.reader(lines, delimiter=mark), 1) if any(row)]
+    except csv.Error as error:
+        raise UserError(f"{path}: not a CSV file ({error}).") from None
+    if not rows:
+        return None
+    columns = columns_of(rows[0][1])
+    if columns is not None:
+        rows = rows[1:]
+    elif _is_keras(rows[0][1]):
+        columns = {"image": 0, "x1": 1, "y1": 2, "x2": 3, "y2": 4, "class": 5}
+    else:
+        return None
+    images: dict[str, _Image] = {}
+    width = max(columns[key] for key in columns) + 1
+    for number, row in rows:
+        cells = [cell.strip() for cell in row] + [""] * (width - len(row))
+        written = cells[columns["image"]]
+        if not written:
+            raise UserError(f"{path}, line {number}: names no image.")
+        corners = tuple(cells[columns[key]] for key in ("x1", "y1", "x2", "y2"))
+        size = (cells[columns["width"]], cells[columns["height"]]) if {"width", "height"} <= columns.keys() else None
+        split = cells[columns["split"]] if "split" in columns else ""
+        image = images.setdefault(written, _Image(written, size, split, []))
+        if (image.size, image.split) != (size, split):
+            raise UserError(
+                f"{path}, line {number}: the image {written} has another size or split here than in line "
+                f"{image.rows[0].number}."
+            )
+        image.rows.append(_Row(number, cells[columns["class"]], corners))
+    return images
+
+
+def _is_keras(row: Sequence[str]) -> bool:
+    """Whether a row is PATH,x1,y1,x2,y2,CLASS, or PATH,,,,, for an image without objects."""
+    image = len(row) == 6 and Path(row[0].strip().replace("\\", "/")).suffix.lower() in IMAGE_SUFFIXES
+    return image and (not any(cell.strip() for cell in row[1:]) or all(to_float(cell) < 1e7 for cell in row[1:5]))
+
+
+def _objects(path: Path, rows: Sequence[_Row], size: Size) -> tuple[list[AnnotatedObject], list[Problem]]:
+    """The objects in the rows of an image of this size, and what is wrong with them."""
+    objects, problems = [], []
+    for row in rows:
+        if not row.name and not any(row.corners):
+            if len(rows) > 1:
+                what = "is of an image without objects, which has objects in other rows. Delete it."
+                problems.append(Problem("annotation", str(path), what, line=row.number))
+            continue
+        values = [to_float(text) for text in row.corners]
+        shown = f"({', '.join(row.corners)})"
+        if not all(abs(v) < 1e7 for v in values) or not row.name:
+            what = f"should have a class and four numbers of pixels, has '{row.name}' and {shown}."
+            problems.append(Problem("annotation", str(path), what[:300], line=row.number))
+            continue
+        x1, y1, x2, y2 = values
+        if min(size) > 10 and all(0 <= v <= 1 for v in values):
+            what = f"the box {shown} looks normalised to 0..1. Pixels are needed: multiply it by the image's size."
+            problems.append(Problem("normalised", str(path), what, line=row.number))
+            continue
+        fault = "is inverted: xmax < xmin or ymax < ymin." if x2 < x1 or y2 < y1 else ""
+        fault = fault or box_fault((x1, y1, x2, y2), *size)
+        objects.append(AnnotatedObject(path, row.number, row.name, (x1, y1, x2, y2), shown, fault=fault, unit="row"))
+    return objects, problems

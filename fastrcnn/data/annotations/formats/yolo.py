@@ -1,0 +1,355 @@
+"""YOLO's labels: a text file an image, a line an object: the number of its class, then its box or the corners of its
+polygon, in fractions of the image's width and height.
+
+The names of the classes, and the splits, are in Ultralytics' `data.yaml` or Darknet's `obj.data`; or the names alone
+are in a file of one name a line (`classes.txt`, `obj.names`, Roboflow's `_darknet.labels`), and folders are the splits.
+A box is centre x, centre y, width, height; the image is the upright one, as all these programs read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastrcnn.data.annotations.formats.listing import (
+    IMAGE_FOLDERS,
+    SPLIT_NAMES,
+    ListedImage,
+    Listing,
+    Size,
+    box_around,
+    image_id,
+    images_below,
+    resolve,
+    split_of,
+)
+from fastrcnn.data.images import IMAGE_SUFFIXES
+from fastrcnn.data.truth.annotated import AnnotatedObject, Box, box_fault, to_float
+from fastrcnn.data.truth.problems import Problem, shorten
+from fastrcnn.data.truth.text_files import read_lines
+from fastrcnn.data.truth.versions import read_once
+from fastrcnn.errors import UserError
+
+NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
+MAX_YAML_BYTES = 1_000_000
+OUT = 0.001  # of the image's side: rounded to a few digits, a box may stand out of it by this
+PIXELS = 1.5  # a number above it is no fraction of an image
+ADVICE = "Write the numbers as fractions of the image's width and height, or export the labels again."
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What names the classes and the splits."""
+
+    path: Path
+    names: list[str]
+    splits: dict[str, list[str]]  # folders, or files of paths, as they are written; none: the folders' names say it
+    keypoints: bool = False  # whether a line has keypoints after its box
+
+
+def is_yolo_file(path: Path) -> bool:
+    """Whether data.root or a split may be this file."""
+    return path.suffix.lower() in (".yaml", ".yml", ".data", ".names") or path.name in NAME_FILES
+
+
+def described_file(folder: Path) -> Path | None:
+    """The `data.yaml` or `obj.data` of a folder. Raises UserError for several, and for one that cannot be read."""
+    head = _described(folder)
+    return head.path if head else None
+
+
+def names_file(folder: Path) -> Path | None:
+    """The file with the names of classes of a folder that has YOLO's labels and no description of them. Raises
+    UserError for labels without such a file, and for files that differ."""
+    head = _names_alone(folder)
+    if head is None or not any(_label_of(image, folder).is_file() for image in images_below(folder)):
+        return None
+    return head.path
+
+
+def read_yolo(file: Path, folder: Path) -> Listing:
+    """The images of the data set that a file describes, or gives the names of the classes of. folder: the data set's.
+
+    Raises UserError for a file that cannot be read, for paths of splits that mean nothing, and where no image has a
+    label file.
+    """
+    head = _head_of(file)
+    if head is None:
+        raise UserError(f"{file}: does not describe a YOLO data set: it lacks `names`, or for Darknet `train`.")
+    splits = _splits(head, folder)
+    images: dict[str, ListedImage] = {}
+    for path in dict.fromkeys(path for paths in splits.values() for path in paths):
+        label = _label_of(path, folder)
+        objects = partial(_objects, label, tuple(head.names), head.keypoints)
+        there = label.is_file()
+        images[image_id(path, folder)] = ListedImage(path, label, objects, annotated=there)
+    if not any(image.annotated for image in images.values()):
+        example = next(iter(images.values()), None)
+        looked = f" The first was looked for as {example.annotation}." if example else ""
+        raise UserError(
+            f"{head.path}: none of its {len(images)} images has a label file.{looked} Labels belong in `labels/` where "
+            "the images are in `images/`, or beside the images, and have their names: a.jpg, a.txt."
+        )
+    named = {split: [image_id(path, folder) for path in paths] for split, paths in splits.items()}
+    problems = _notes(folder, head, images)
+    return Listing("YOLO", head.path, named, images, head.names, head.path.name, tuple(problems))
+
+
+# ------------------------------------------------------------------------------------------------ names and splits
+
+
+def _described(folder: Path) -> _Head | None:
+    """What a file with splits says, if there is one."""
+    files = sorted(p for pattern in ("*.yaml", "*.yml", "*.data") for p in folder.glob(pattern) if p.is_file())
+    found = [head for head in (_head_of(path) for path in files) if head is not None and head.splits]
+    if len(found) > 1:
+        usual = [head for head in found if head.path.name in ("data.yaml", "obj.data")]
+        if len(usual) != 1:
+            names = ", ".join(head.path.name for head in found)
+            raise UserError(f"{folder}: which file describes the data set, {names}? Say data.root={found[0].path}.")
+        found = usual
+    return found[0] if found else None
+
+
+def _head_of(path: Path) -> _Head | None:
+    """What a file says of classes and splits; None for a file of something else."""
+    if path.suffix.lower() in (".yaml", ".yml"):
+        return _read_yaml(path)
+    return _read_data(path) if path.suffix.lower() == ".data" else _Head(path, _read_names(path), {})
+
+
+def _read_yaml(path: Path) -> _Head | None:
+    if path.stat().st_size > MAX_YAML_BYTES:
+        return None
+    try:
+        content = yaml.safe_load("\n".join(read_lines(path)))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}).") from None
+    except RecursionError:
+        raise UserError(f"{path}: not a data set's YAML file; its lists are nested too deep.") from None
+    if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
+        return None
+    names = content["names"]
+    if isinstance(names, dict):
+        keys = sorted(names, key=lambda k: (not isinstance(k, int), str(k) if not isinstance(k, int) else k))
+        if keys != list(range(len(keys))):
+            raise UserError(f"{path}: `names` should number the classes from 0 without a gap, has {keys!r:.80}.")
+        names = [names[key] for key in keys]
+    names = _checked_names(path, names)
+    number = content.get("nc", len(names))
+    if number != len(names):
+        raise UserError(f"{path}: `nc` is {number!r:.20}, but `names` has {len(names)} names. Correct one of them.")
+    splits: dict[str, list[str]] = {}
+    base = content.get("path") or ""
+    for split in ("train", "val", "valid", "test"):
+        where = content.get(split) or []
+        where = [where] if isinstance(where, str) else where
+        if not isinstance(where, list) or not all(isinstance(w, str) for w in where):
+            raise UserError(f"{path}: `{split}` should be a folder or a list of folders, is {where!r:.80}.")
+        if where:
+            splits[split] = [w if w.startswith("/") or not base else f"{base}/{w}" for w in where]
+    return _Head(path, names, splits, keypoints="kpt_shape" in content)
+
+
+def _checked_names(path: Path, names: Iterable[Any]) -> list[str]:
+    texts = [str(name).strip() if isinstance(name, (str, int, float)) else "" for name in names]
+    for number, text in enumerate(texts):
+        if not text:
+            raise UserError(f"{path}: class {number} has no name.")
+        if texts.index(text) != number:
+            raise UserError(f"{path}: classes {texts.index(text)} and {number} have the same name '{text}'.")
+    if not texts:
+        raise UserError(f"{path}: names no class.")
+    return texts
+
+
+def _read_data(path: Path) -> _Head | None:
+    """Darknet's `KEY = VALUE` lines."""
+    pairs = [line.partition("=") for line in read_lines(path) if line.strip() and not line.strip().startswith("#")]
+    values = {key.strip().casefold(): value.strip() for key, _, value in pairs}
+    if not {"names", "train"} <= values.keys():
+        return None
+    if (file := resolve(values["names"], [path.parent])) is None or not file.is_file():
+        raise UserError(f"{path}: there is no {values['names']}, which it says has the names of the classes.")
+    splits = {split: [values[split]] for split in ("train", "valid", "test") if values.get(split)}
+    return _Head(path, _read_names(file), splits)
+
+
+def _read_names(path: Path) -> list[str]:
+    return _checked_names(path, [line for line in read_lines(path) if line.strip()])
+
+
+def _names_alone(folder: Path) -> _Head | None:
+    """The file with the names of classes, for labels that nothing else describes; None where there are no labels."""
+    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))]
+    files = [p / name for p in places for name in NAME_FILES if (p / name).is_file()]
+    files = files or sorted(file for p in places for file in p.glob("*.names"))
+    if files:
+        names = {tuple(_read_names(file)) for file in files}
+        if len(names) > 1:
+            raise UserError(f"{files[0]} and {files[1]} name other classes. Make them equal, or keep one.")
+        return _Head(files[0], list(names.pop()), {})
+    labels = (path for image in images_below(folder) if (path := _label_of(image, folder)).is_file())
+    if (first := next(labels, None)) is None or _parse(first)[1] or not _parse(first)[0]:
+        return None
+    raise UserError(
+        f"{folder}: has YOLO labels, such as {first.relative_to(folder)}, but no names of the classes. Write them into "
+        f"{folder / 'classes.txt'}, one a line, in the order of their numbers."
+    )
+
+
+def _splits(head: _Head, folder: Path) -> dict[str, list[Path]]:
+    """The images of each split. Those of `data.yaml` that are not there, such as a `test` without images, are left out,
+    if any other is there."""
+    if not head.splits:
+        found: dict[str, list[Path]] = {}
+        for path in images_below(folder):
+            found.setdefault(split_of(path, folder), []).append(path)
+        order = ["", *SPLIT_NAMES]
+        return {split: found[split] for split in sorted(found, key=lambda name: order.index(name.casefold()))}
+    splits, missing = {}, []
+    for split, places in head.splits.items():
+        paths: list[Path] = []
+        for written in places:
+            there = resolve(written, [head.path.parent])
+            if there is None:
+                missing.append(f"`{split}`: {written}")
+            elif there.is_dir():
+                paths += images_below(there)
+            else:
+                paths += _listed(there, folder)
+        if paths:
+            splits[split] = list(dict.fromkeys(paths))
+    if "train" not in splits:
+        lines = shorten(missing) or "  its folders hold no images"
+        kinds = ", ".join(IMAGE_SUFFIXES)
+        raise UserError(
+            f"{head.path}: the images to train on ({kinds}) are not there:\n{lines}\n"
+            f"Paths in it are looked up from {head.path.parent}; correct them, or move the file to where they fit."
+        )
+    return splits
+
+
+def _listed(file: Path, folder: Path) -> list[Path]:
+    """The images that a text file lists, a path a line."""
+    paths, names = [], [line.strip() for line in read_lines(file)]
+    for number, name in enumerate(names, 1):
+        if name:
+            there = resolve(name, [file.parent, folder])
+            if there is None or not there.is_file() or there.suffix.lower() not in IMAGE_SUFFIXES:
+                raise UserError(f"{file}, line {number}: there is no image {name[:200]}.")
+            paths.append(there)
+    return paths
+
+
+def _label_of(image: Path, folder: Path) -> Path:
+    """The label file of an image, or where it should be: in `labels` where the image is in `images`, or beside it."""
+    parts = image.relative_to(folder).parts
+    for at in reversed(range(len(parts) - 1)):
+        if parts[at].casefold() in [name.casefold() for name in IMAGE_FOLDERS]:
+            label = folder.joinpath(*parts[:at], "labels", *parts[at + 1 :]).with_suffix(".txt")
+            beside = image.with_suffix(".txt")
+            return beside if beside.is_file() and not label.is_file() else label
+    return image.with_suffix(".txt")
+
+
+def _notes(folder: Path, head: _Head, images: dict[str, ListedImage]) -> list[Problem]:
+    """What to know of images without labels, and of labels without images."""
+    notes = []
+    bare = [image for image in images.values() if not image.annotated]
+    if bare:
+        what = f"{len(bare)} of {len(images)} images have no label file: they are images without objects, as for YOLO."
+        notes.append(Problem("unlabelled", str(bare[0].path), what))
+    used = {image.annotation for image in images.values()}
+    parents = dict.fromkeys(path.parent for path in used)
+    others = [p for parent in parents for p in sorted(parent.glob("*.txt")) if p not in used and _parse(p)[0]]
+    others = [p for p in others if p.name not in NAME_FILES]
+    if others:
+        what = f"{len(others)} label file(s) have no image that is used; this is the first."
+        notes.append(Problem("unused_file", str(others[0]), what))
+    return notes
+
+
+# ------------------------------------------------------------------------------------------------ labels
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    number: int  # of the line
+    label: int
+    values: tuple[float, ...]
+
+
+@read_once(20_000)
+def _parse(path: Path) -> tuple[tuple[_Row, ...], tuple[Problem, ...]]:
+    """The lines of a label file, and what is wrong with it."""
+    rows, problems = [], []
+    try:
+        lines = read_lines(path)
+    except UserError as error:
+        return (), (Problem("annotation", str(path), str(error).removeprefix(f"{path}: ")),)
+    for number, line in enumerate(lines, 1):
+        if not (texts := line.split()):
+            continue
+        numbers = [to_float(text) for text in texts]
+        label = numbers[0]
+        if not all(abs(v) < 1e7 for v in numbers) or label != label // 1 or label < 0:
+            what = f"should be the number of a class and fractions of the image, is '{line.strip()[:80]}'."
+            problems.append(Problem("annotation", str(path), what, line=number))
+        else:
+            rows.append(_Row(number, int(label), tuple(numbers[1:])))
+    return tuple(rows), tuple(problems)
+
+
+def _objects(
+    path: Path, names: Sequence[str], keypoints: bool, size: Size
+) -> tuple[list[AnnotatedObject], list[Problem]]:
+    """The objects in a label file of an image of this size, and what is wrong with or not used of them."""
+    rows, faults = _parse(path) if path.is_file() else ((), ())
+    objects, problems = [], list(faults)
+    scored = outlines = 0
+    for row in rows:
+        known = row.label < len(names)
+        name = names[row.label] if known else f"class {row.label}"
+        values = row.values
+        if max(values, default=0) > PIXELS:
+            what = f"has the number {max(values):g}, which is no fraction of the image. {ADVICE}"
+            problems.append(Problem("annotation", str(path), what, line=row.number, name=name))
+            continue
+        if len(values) == 5 or keypoints:
+            scored += not keypoints
+            values = values[:4]
+        if len(values) == 4:
+            cx, cy, width, height = values
+            box, fault = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), ""
+            fault = "" if width > 0 and height > 0 else "has no area: width and height should be more than 0."
+        elif len(values) >= 6 and len(values) % 2 == 0:
+            box, fault = box_around(list(zip(values[::2], values[1::2], strict=True))), ""
+            outlines += 1
+        else:
+            what = f"has {len(values)} numbers after the class; a box has 4, a polygon x and y of 3 corners or more."
+            problems.append(Problem("annotation", str(path), what, line=row.number, name=name))
+            continue
+        shown = f"({', '.join(f'{v:g}' for v in values[:4])}{', ...' if len(values) > 4 else ''})"
+        pixels = _in_pixels(box, size)
+        fault = fault or box_fault(pixels, *size)
+        objects.append(AnnotatedObject(path, row.number, name, pixels, shown, fault=fault, listed=known, unit="line"))
+    if outlines:
+        what = f"{outlines} polygon(s); the upright box around each is used."
+        problems.append(Problem("polygons", str(path), what))
+    if scored:
+        problems.append(Problem("scores", str(path), f"{scored} line(s) have a score, which is not used."))
+    return objects, problems
+
+
+def _in_pixels(box: Box, size: Size) -> Box:
+    """A box in pixels. One that stands out of the image by no more than its digits are rounded ends at the border."""
+    x1, y1, x2, y2 = (1.0 if 1 < v <= 1 + OUT else 0.0 if -OUT <= v < 0 else v for v in box)
+    return x1 * size[0], y1 * size[1], x2 * size[0], y2 * size[1]
