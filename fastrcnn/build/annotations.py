@@ -21,6 +21,7 @@ from fastrcnn.data.annotations.splits import (
     explain_missing,
     find_split,
     load,
+    overview,
     read,
     source_problems,
 )
@@ -80,6 +81,9 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
     found = []
     for split in splits:
         source, ids, made = find_split(root(config), split)
+        if not is_annotation_file(Path(split)):
+            whole = source if source.is_dir() else root(config)
+            say_once(f"{whole}: {overview(whole, root(config))}")
         if words := describe_split(source, split, ids, made):
             say_once(f"{source}: {words}")
         found.append((source, ids[: config.max_images]))

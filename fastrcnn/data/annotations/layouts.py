@@ -39,18 +39,18 @@ def read_listing(file: Path, folder: Path) -> Listing:
 
 
 def described(folder: Path) -> list[Path]:
-    """The file that says what is in a folder whatever else is in it: YOLO's `data.yaml`, Darknet's `obj.data`."""
+    """The files that say what is in a folder whatever else is in it: YOLO's `data.yaml`, Darknet's `obj.data`; else
+    those of CVAT."""
     file = described_file(folder)
-    return [file] if file else []
+    return [file] if file else cvat_files(folder)
 
 
 def undescribed(folder: Path) -> list[Path]:
     """The files of annotations of a folder that has no XML file for each image: YOLO's labels with the names of their
-    classes, tables, files of CVAT or of Label Studio; of one format alone."""
+    classes, tables, or files of Label Studio; of one format alone."""
     found = {
         "YOLO": [file] if (file := names_file(folder)) else [],
         "CSV": table_files(folder),
-        "CVAT": cvat_files(folder),
         "Label Studio": label_studio_files(folder),
     }
     there = {name: files for name, files in found.items() if files}

@@ -68,7 +68,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
             return source, _of_two(read_split(source, only), name, source), True
         return source, read_split(source, name), False
     if files := described(source):
-        return _of_file(files[0], name, root)
+        return _of_files(files, name, source, root)
     files, broken = find_coco_files(source)
     if broken and (files or not annotated_ids(source)):
         said = "\n".join(broken.values())
@@ -141,6 +141,32 @@ def describe_split(source: Path, split: str, ids: Sequence[str], made: bool) -> 
     own = ids[0].partition("/")[0]
     others = [f"{name} ({len(ids)})" for name, ids in split_folders(source).items() if name != own]
     return f"the split '{split}' is the folder {own} ({len(ids)} images); the others are {', '.join(others)}"
+
+
+def overview(source: Path, root: Path) -> str:
+    """What a data set is, in one line: its format, its splits with their numbers of images, and where the names of the
+    classes come from. source: the folder of its lists, or its only file. root: the data set's folder."""
+    if source.is_dir() and (lists := whole_lists(source)):
+        return _line("Pascal VOC", "list", {name: len(read_split(source, name)) for name in lists})
+    files = [source] if source.is_file() else described(source) or find_coco_files(source)[0]
+    if not files and (folders := split_folders(source)):
+        return _line("Pascal VOC's XML", "folder", {name: len(ids) for name, ids in folders.items()})
+    if not files and (ids := annotated_ids(source)):
+        return f"Pascal VOC's XML, {len(ids)} images without split lists"
+    if len(files := files or undescribed(source)) != 1 or is_coco(files[0]):
+        kind = "COCO" if files and is_coco(files[0]) else "" if not files else read_listing(files[0], root).format
+        return _line(kind, "file", {str(f.relative_to(source)): len(_ids(f, root)) for f in files})
+    listing = read_listing(files[0], _folder_of(root))
+    named = {name or "none": len(ids) for name, ids in listing.splits.items()}
+    names = f"; classes from {listing.classes_from}"
+    if len(named) > 1:
+        return _line(listing.format, "split", named) + names
+    return f"{listing.format}, {len(listing.images)} images without splits{names}"
+
+
+def _line(kind: str, unit: str, numbers: dict[str, int]) -> str:
+    several = "s" if len(numbers) != 1 else ""
+    return f"{kind}, {len(numbers)} {unit}{several}: {', '.join(f'{name} {n}' for name, n in numbers.items())}"
 
 
 T = TypeVar("T")

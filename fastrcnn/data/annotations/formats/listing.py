@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from fastrcnn.data.images import IMAGE_SUFFIXES, read_bytes, read_header
 from fastrcnn.data.truth.annotated import Annotated, AnnotatedObject, Box
 from fastrcnn.data.truth.problems import LEADS_OUT, Problem
+from fastrcnn.data.truth.text_files import leads_out
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
@@ -125,6 +126,12 @@ def resolve(written: str, bases: Sequence[Path]) -> Path | None:
             if (there := base.joinpath(*parts[start:])).exists():
                 return there
     return None
+
+
+def tidy(written: str, base: Path) -> Path:
+    """Where an image should be that is not there: below `base`, also where its path leads elsewhere."""
+    path = PurePosixPath(written.replace("\\", "/"))
+    return base / path.name if leads_out(written) else base / path
 
 
 def picture_bases(*folders: Path) -> list[Path]:

@@ -21,11 +21,12 @@ from fastrcnn.data.annotations.formats.listing import (
     image_id,
     picture_bases,
     resolve,
+    tidy,
 )
 from fastrcnn.data.images import IMAGE_SUFFIXES
 from fastrcnn.data.truth.annotated import AnnotatedObject, box_fault, to_float
 from fastrcnn.data.truth.problems import Problem
-from fastrcnn.data.truth.text_files import leads_out, read_lines
+from fastrcnn.data.truth.text_files import read_lines
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
@@ -80,7 +81,7 @@ def read_table(file: Path, folder: Path) -> Listing:
     images: dict[str, ListedImage] = {}
     names: dict[str, None] = {}
     for image in found.values():
-        path = resolve(image.written, picture_bases(file.parent, folder)) or file.parent / _tidy(image.written)
+        path = resolve(image.written, picture_bases(file.parent, folder)) or tidy(image.written, file.parent)
         own = image_id(path, folder)
         if own in images:
             raise UserError(f"{file}, line {image.rows[0].number}: the image {own} is in it by another path too.")
@@ -89,11 +90,6 @@ def read_table(file: Path, folder: Path) -> Listing:
         splits.setdefault(image.split, []).append(own)
         names.update(dict.fromkeys(row.name for row in image.rows if row.name))
     return Listing("CSV", file, splits, images, sorted(names), "its rows")
-
-
-def _tidy(written: str) -> str:
-    """The name of an image that is not there."""
-    return "missing image" if leads_out(written) else written.replace("\\", "/")
 
 
 def _size(texts: tuple[str, str]) -> Size | None:

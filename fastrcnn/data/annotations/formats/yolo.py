@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -27,6 +27,7 @@ from fastrcnn.data.annotations.formats.listing import (
     images_below,
     resolve,
     split_of,
+    tidy,
 )
 from fastrcnn.data.images import IMAGE_SUFFIXES
 from fastrcnn.data.truth.annotated import AnnotatedObject, Box, box_fault, to_float
@@ -242,10 +243,10 @@ def _listed(file: Path, folder: Path) -> list[Path]:
     paths, names = [], [line.strip() for line in read_lines(file)]
     for number, name in enumerate(names, 1):
         if name:
-            there = resolve(name, [file.parent, folder])
-            if there is None or not there.is_file() or there.suffix.lower() not in IMAGE_SUFFIXES:
-                raise UserError(f"{file}, line {number}: there is no image {name[:200]}.")
-            paths.append(there)
+            if PurePosixPath(name.replace("\\", "/")).suffix.lower() not in IMAGE_SUFFIXES:
+                kinds = ", ".join(IMAGE_SUFFIXES)
+                raise UserError(f"{file}, line {number}: should be the path of an image ({kinds}), is {name[:200]!r}.")
+            paths.append(resolve(name, [file.parent, folder]) or tidy(name, file.parent))
     return paths
 
 
