@@ -78,7 +78,7 @@ def unused_listed(root: Path, used: Sequence[Path], ids: Collection[str]) -> lis
             if own and not set(own) & set(ids):
                 what = f"the {len(own)} images of '{name}' are in no split that is used. To test on them: "
                 problems.append(_not_used(file, f"{what}data.test=[{name}]."))
-    for file in [*described(root), *undescribed(root)]:
+    for file in described(root) or undescribed(root):
         if file not in used:
             own = list(read_listing(file, root).images)
             listed.update(own)

@@ -40,7 +40,9 @@ class AnnotatedObject:
     def error(self) -> Problem | None:
         """Why it cannot be used, whatever the classes are."""
         if not self.listed:
-            return self.problem("unknown_class", f"unknown class '{self.name}': the file has no such category.")
+            of_coco = self.unit == "annotation"
+            why = "the file has no such category." if of_coco else "the list of the classes' names has no such number."
+            return self.problem("unknown_class", f"unknown class '{self.name}': {why}")
         return self.problem("box", f"the box {self.shown} {self.fault}", self.name) if self.fault else None
 
     def flag_note(self, training: bool) -> Problem | None:

@@ -318,14 +318,14 @@ def _objects(
     scored = outlines = 0
     for row in rows:
         known = row.label < len(names)
-        name = names[row.label] if known else f"class {row.label}"
-        values = row.values
+        name = names[row.label] if known else f"{row.label}"
+        values = row.values[:4] if keypoints else row.values
         if max(values, default=0) > PIXELS:
             what = f"has the number {max(values):g}, which is no fraction of the image. {ADVICE}"
             problems.append(Problem("annotation", str(path), what, line=row.number, name=name))
             continue
-        if len(values) == 5 or keypoints:
-            scored += not keypoints
+        if len(values) == 5:
+            scored += 1
             values = values[:4]
         if len(values) == 4:
             cx, cy, width, height = values

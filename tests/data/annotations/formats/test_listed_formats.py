@@ -1,0 +1,416 @@
+"""Files of YOLO, CSV, CVAT and Label Studio: what is wrong in them, and shapes that become boxes. Values by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import exports
+import numpy as np
+import pytest
+from exports import label_studio_region, picture, write, yolo_line
+from PIL import Image
+
+from fastrcnn.data.annotations.layouts import read_listing
+from fastrcnn.data.annotations.splits import find_split, load
+from fastrcnn.data.annotations.unused import unused
+from fastrcnn.data.truth.annotated import Annotated
+from fastrcnn.data.truth.problems import Problems
+from fastrcnn.errors import UserError
+from fastrcnn.structures import Sample
+
+
+def one(root: Path, file: Path) -> Annotated:
+    """What the only image of a file is read as."""
+    listing = read_listing(file, root)
+    (image,) = listing.read(list(listing.images), root)
+    return image
+
+
+def training(root: Path, **how: bool) -> tuple[list[Sample], Problems]:
+    """The samples to train on, and all problems."""
+    source, ids, _ = find_split(root, "trainval")
+    return load(source, ids, ["cat", "dog"], root=root, training=True, **how)  # type: ignore[arg-type]
+
+
+def boxes(image: Annotated) -> list[tuple[str, list[float]]]:
+    return [(o.name, np.round(o.box, 3).tolist()) for o in image.objects or ()]
+
+
+# ------------------------------------------------------------------------------------------------ YOLO
+
+
+def yolo(root: Path, *lines: str) -> Annotated:
+    """The image a of 100 x 80 pixels with these lines in its label file."""
+    picture(root / "a.jpg")
+    write(root / "a.txt", "\n".join(lines))
+    return one(root, write(root / "classes.txt", "cat\ndog\n"))
+
+
+def test_polygons_become_the_boxes_around_them(tmp_path: Path) -> None:
+    image = yolo(tmp_path, "0 0.1 0.5 0.3 0.25 0.5 0.75", "1 0.2 0.2 0.6 0.2 0.6 0.4 0.2 0.4")
+    assert boxes(image) == [("cat", [10, 20, 50, 60]), ("dog", [20, 16, 60, 32])]
+    assert [(p.kind, p.what) for p in image.problems] == [
+        ("polygons", "2 polygon(s); the upright box around each is used.")
+    ]
+
+
+def test_a_score_after_the_box_is_reported_and_not_used(tmp_path: Path) -> None:
+    image = yolo(tmp_path, yolo_line("cat", exports.CAT) + " 0.87")
+    assert boxes(image) == [("cat", [10, 20, 50, 60])]
+    assert [p.kind for p in image.problems] == ["scores"]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("0 30 40 40 40", r"a\.txt, line 2: has the number 40, which is no fraction of the image"),
+        ("cat 0.3 0.5 0.4 0.5", r"a\.txt, line 2: should be the number of a class .*is 'cat 0\.3"),
+        ("0.5 0.3 0.5 0.4 0.5", r"a\.txt, line 2: should be the number of a class"),
+        ("-1 0.3 0.5 0.4 0.5", r"a\.txt, line 2: should be the number of a class"),
+        ("0 0.3 0.5 0.4", r"a\.txt, line 2: has 3 numbers after the class; a box has 4"),
+        ("0 0.3 0.5 0.4 0.5 0.1 0.1 0.1", r"a\.txt, line 2: has 7 numbers after the class"),
+        ("0 0.3 0.5 nan 0.5", r"a\.txt, line 2: should be"),
+    ],
+)
+def test_a_line_that_is_no_label_is_an_error_with_its_number(tmp_path: Path, line: str, what: str) -> None:
+    image = yolo(tmp_path, yolo_line("cat", exports.CAT), line)
+    assert image.objects is None
+    assert [bool(re.search(what, str(p))) for p in image.problems] == [True]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("7 0.3 0.5 0.4 0.5", "unknown class '7': the list of the classes' names has no such number"),
+        ("0 0.3 0.5 0 0.5", "has no area"),
+        ("0 0.9 0.5 0.4 0.5", "stands out of the image"),
+    ],
+)
+def test_a_box_that_cannot_be_used_is_an_error_of_its_line(tmp_path: Path, line: str, what: str) -> None:
+    image = yolo(tmp_path, line)
+    assert image.objects is not None
+    error = image.objects[0].error()
+    assert error is not None
+    assert what in error.what
+    assert str(error).startswith(f"{tmp_path / 'a.txt'}, line 1")
+
+
+def test_a_box_that_rounding_puts_out_of_the_image_ends_at_the_border(tmp_path: Path) -> None:
+    # 0.950001 + 0.1 / 2 is 1.000001, which would be 4e-5 pixels out of the image
+    assert boxes(yolo(tmp_path, "0 0.950001 0.5 0.1 0.5")) == [("cat", [90, 20, 100, 60])]
+    assert one(tmp_path, tmp_path / "classes.txt").objects[0].box[2] == 100  # type: ignore[index]
+
+
+def test_boxes_are_those_of_the_upright_image(tmp_path: Path) -> None:
+    """The stored image is 100 x 80 and has to be turned: upright it is 80 x 100."""
+    yolo(tmp_path, "0 0.5 0.5 0.5 0.2")
+    image, exif = Image.open(tmp_path / "a.jpg"), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=exif)
+    found = one(tmp_path, tmp_path / "classes.txt")
+    assert (found.width, found.height) == (80, 100)
+    assert boxes(found) == [("cat", [20, 40, 60, 60])]
+
+
+def test_keypoints_after_the_box_are_not_a_polygon(tmp_path: Path) -> None:
+    picture(tmp_path / "train/images/a.jpg")
+    write(tmp_path / "train/labels/a.txt", "0 0.3 0.5 0.4 0.5 0.1 0.1 2 0.9 0.9 2")
+    file = write(tmp_path / "data.yaml", "train: train/images\nval: train/images\nkpt_shape: [2, 3]\nnames: {0: cat}\n")
+    assert boxes(one(tmp_path, file)) == [("cat", [10, 20, 50, 60])]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("names: [cat, dog]\nnc: 3\ntrain: images", r"`nc` is 3, but `names` has 2 names"),
+        ("names: {0: cat, 2: dog}\ntrain: images", r"should number the classes from 0 without a gap, has \[0, 2\]"),
+        ("names: [cat, cat]\ntrain: images", r"classes 0 and 1 have the same name 'cat'"),
+        ("names: [cat, '']\ntrain: images", r"class 1 has no name"),
+        ("names: []\ntrain: images", r"names no class"),
+        ("names: [cat]\ntrain: pixels\nval: images", r"`train`: pixels"),
+        ("names: [cat]\ntrain: 5", r"`train` should be a folder or a list of folders, is \[?5"),
+        ("names: [cat\ntrain: images", r"data\.yaml, line 2: not valid YAML"),
+    ],
+)
+def test_a_data_yaml_that_does_not_fit_is_refused(tmp_path: Path, text: str, what: str) -> None:
+    picture(tmp_path / "images/a.jpg")
+    write(tmp_path / "labels/a.txt", yolo_line("cat", exports.CAT))
+    write(tmp_path / "data.yaml", text)
+    with pytest.raises(UserError, match=what):
+        find_split(tmp_path, "trainval")
+
+
+def test_labels_without_names_of_classes_say_what_to_write(tmp_path: Path) -> None:
+    exports.labelimg_yolo(tmp_path)
+    (tmp_path / "classes.txt").unlink()
+    with pytest.raises(UserError, match=rf"Write them into {tmp_path / 'classes.txt'}, one a line"):
+        find_split(tmp_path, "trainval")
+
+
+def test_images_without_labels_and_labels_without_images_are_reported(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    exports.ultralytics(root)
+    write(root / "labels/train/gone.txt", yolo_line("dog", exports.DOG))
+    notes = {p.kind: p for p in read_listing(root / "set.yaml", root).problems}
+    assert notes["unlabelled"].what.startswith("1 of 6 images have no label file")
+    assert notes["unused_file"].file == str(root / "labels/train/gone.txt")
+    (root / "labels").rename(root / "boxes")
+    with pytest.raises(UserError, match=r"none of its 6 images has a label file.*labels/train/a\.txt"):
+        find_split(root, "trainval")
+
+
+def test_a_split_that_is_not_used_and_images_in_none_are_reported(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    exports.roboflow_yolo(root)
+    picture(root / "more" / "x.jpg")
+    used = [find_split(root, split)[:2] for split in ("trainval", "test")]
+    notes = [(p.kind, p.what) for p in unused(root, used)]
+    assert notes == [
+        ("unused_file", "the 1 images of 'val' are in no split that is used. To test on them: data.test=[val]."),
+        ("lone", "1 images are in no annotation file, and are not used."),
+    ]
+
+
+def test_paths_that_lead_out_of_the_data_set_are_not_followed(tmp_path: Path) -> None:
+    picture(tmp_path / "secret.jpg")
+    root = tmp_path / "set"
+    exports.cvat_yolo(root)
+    write(root / "train.txt", "../secret.jpg\n/etc/hosts.jpg\ndata/obj_train_data/a.jpg\n")
+    samples, problems = training(root, skip_bad=True)
+    assert [s.path.name for s in samples] == ["a.jpg"]
+    assert {p.file for p in problems.errors} == {str(root / "secret.jpg"), str(root / "hosts.jpg")}
+    (root / "obj_train_data/a.jpg").unlink()
+    (root / "obj_train_data/a.jpg").symlink_to(tmp_path / "secret.jpg")
+    with pytest.raises(UserError, match=r"a\.jpg: a link leads out of the data set; refused"):
+        training(root)
+
+
+# ------------------------------------------------------------------------------------------------ CSV
+
+
+def table(root: Path, *rows: str, header: str = "filename,width,height,class,xmin,ymin,xmax,ymax") -> Annotated:
+    picture(root / "a.jpg")
+    return one(root, write(root / "a.csv", "\n".join([header, *rows, ""])))
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ("a.jpg,100,80,cat,50,20,10,60", "row 2 (cat): the box (50, 20, 10, 60) is inverted"),
+        ("a.jpg,100,80,cat,10,20,10,60", "row 2 (cat): the box (10, 20, 10, 60) has no area"),
+        ("a.jpg,100,80,cat,10,20,150,60", "row 2 (cat): the box (10, 20, 150, 60) stands out of the image"),
+    ],
+)
+def test_a_row_with_an_unusable_box_is_named(tmp_path: Path, row: str, what: str) -> None:
+    (found,) = table(tmp_path, row).objects or ()
+    assert what in str(found.error())
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ("a.jpg,100,80,cat,x,20,50,60", "line 2: should have a class and four numbers of pixels, has 'cat' and (x, 20"),
+        ("a.jpg,100,80,,10,20,50,60", "line 2: should have a class and four numbers"),
+        ("a.jpg,100,80,cat,0.1,0.25,0.5,0.75", "line 2: the box (0.1, 0.25, 0.5, 0.75) looks normalised to 0..1"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, row: str, what: str) -> None:
+    image = table(tmp_path, row)
+    assert image.objects is None
+    assert what in str(image.problems[0])
+
+
+def test_the_size_of_the_image_is_compared_with_the_table(tmp_path: Path) -> None:
+    from fastrcnn.data.frames import look_at
+
+    table(tmp_path, "a.jpg,90,80,cat,10,20,50,60")
+    samples, _ = load(tmp_path / "a.csv", ["a.jpg"], ["cat"], root=tmp_path)
+    assert "the image has 100 x 80 pixels, but its annotation says 90 x 80" in look_at(samples)[2][0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "what"),
+    [
+        (
+            ["a.jpg,100,80,cat,1,2,3,4", "a.jpg,90,80,cat,1,2,3,4"],
+            r"line 3: the image a\.jpg has another size",
+        ),
+        (
+            ["a.jpg,100,80,cat,1,2,3,4", "x/a.jpg,100,80,cat,1,2,3,4"],
+            r"line 3: the image a\.jpg is in it by",
+        ),
+        ([",100,80,cat,1,2,3,4"], r"line 2: names no image"),
+    ],
+)
+def test_a_table_that_contradicts_itself_is_refused(tmp_path: Path, rows: list[str], what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        table(tmp_path, *rows)
+
+
+def test_a_table_of_something_else_is_none_of_boxes(tmp_path: Path) -> None:
+    picture(tmp_path / "a.jpg")
+    write(tmp_path / "prices.csv", "name,price\ncat,3\n")
+    with pytest.raises(UserError, match=r"no annotations that can be read\. There are 1 images"):
+        find_split(tmp_path, "trainval")
+
+
+# ------------------------------------------------------------------------------------------------ CVAT
+
+
+def cvat(root: Path, *shapes: str) -> Annotated:
+    picture(root / "images/a.jpg")
+    image = f'<image id="0" name="a.jpg" width="100" height="80">{"".join(shapes)}</image>'
+    return one(root, write(root / "annotations.xml", f"<annotations><version>1.1</version>{image}</annotations>"))
+
+
+def test_shapes_of_cvat_become_boxes_and_others_are_reported(tmp_path: Path) -> None:
+    box = '<box label="cat" xtl="10.0" ytl="20.0" xbr="50.0" ybr="60.0" {}></box>'
+    image = cvat(
+        tmp_path,
+        box.format('rotation="90.0"'),
+        '<polygon label="dog" points="40.0,8.0;90.0,30.0;60.0,72.0" z_order="0"></polygon>',
+        '<ellipse label="cat" cx="50" cy="40" rx="20" ry="10"></ellipse>',
+        '<mask label="cat" rle="1" left="5" top="6" width="7" height="8"></mask>',
+        '<points label="cat" points="1,2"></points>',
+        box.replace("></box>", '><attribute name="difficult">true</attribute></box>').format(""),
+    )
+    assert boxes(image) == [
+        ("cat", [10, 20, 50, 60]),  # a square turned by 90 degrees is itself
+        ("dog", [40, 8, 90, 72]),
+        ("cat", [30, 30, 70, 50]),
+        ("cat", [5, 6, 12, 14]),
+        ("cat", [10, 20, 50, 60]),
+    ]
+    assert [o.difficult for o in image.objects or ()] == [False] * 4 + [True]
+    assert [p.kind for p in image.problems] == ["rotated", "polygons", "elements"]
+
+
+def test_a_video_of_cvat_says_how_to_export_it(tmp_path: Path) -> None:
+    write(tmp_path / "annotations.xml", '<annotations><track id="0" label="cat"></track></annotations>')
+    with pytest.raises(UserError, match=r"is of a video, with tracks\. Export the task as 'CVAT for images'"):
+        find_split(tmp_path, "trainval")
+
+
+@pytest.mark.parametrize(
+    ("shape", "what"),
+    [
+        ('<box label="cat" xtl="a" ytl="20" xbr="50" ybr="60"/>', "its label, coordinates or flags cannot be read"),
+        ('<box xtl="10" ytl="20" xbr="50" ybr="60"/>', "its label, coordinates or flags cannot be read"),
+        ('<polygon label="cat" points="1,2;3"/>', "its label, coordinates or flags cannot be read (1,2;3)"),
+    ],
+)
+def test_a_shape_that_cannot_be_read_is_an_error(tmp_path: Path, shape: str, what: str) -> None:
+    image = cvat(tmp_path, shape)
+    assert image.objects is None
+    assert what in str(image.problems[0])
+
+
+# ------------------------------------------------------------------------------------------------ Label Studio
+
+
+def label_studio(root: Path, *regions: dict, kind: str = "rectanglelabels", **more: object) -> Annotated:
+    picture(root / "images/a.jpg")
+    results = [
+        {"original_width": 100, "original_height": 80, "type": kind, "image_rotation": 0} | more | {"value": region}
+        for region in regions
+    ]
+    done = {"result": results, "was_cancelled": False, "updated_at": "2024-02"}
+    cancelled = {"result": [], "was_cancelled": True, "updated_at": "2024-03"}
+    task = {"id": 9, "data": {"image": "/data/upload/1/a.jpg"}, "annotations": [done, cancelled]}
+    return one(root, write(root / "tasks.json", json.dumps([task])))
+
+
+def test_a_rectangle_is_rotated_about_its_first_corner_in_pixels(tmp_path: Path) -> None:
+    """(10, 20) to (50, 60) pixels, turned clockwise by 90 degrees about (10, 20): x from -30 to 10, y from 20 to 60."""
+    turned = label_studio_region("cat", exports.CAT) | {"x": 60.0, "rotation": 90}
+    image = label_studio(tmp_path, turned)
+    assert boxes(image) == [("cat", [20, 20, 60, 60])]
+    # by 45 degrees the square of 40 pixels reaches 40 / sqrt(2) = 28.284 to the left and right, 56.569 down
+    image = label_studio(tmp_path, turned | {"y": 0.0, "rotation": 45})
+    assert boxes(image) == [("cat", [31.716, 0, 88.284, 56.569])]
+    assert [p.kind for p in image.problems] == ["rotated"]
+
+
+def test_polygons_and_ellipses_of_label_studio_become_boxes(tmp_path: Path) -> None:
+    points = {"points": [[10, 25], [50, 50], [20, 75]], "polygonlabels": ["cat"]}
+    assert boxes(label_studio(tmp_path, points)) == [("cat", [10, 20, 50, 60])]
+    ellipse = {"x": 50, "y": 50, "radiusX": 20, "radiusY": 25, "rotation": 90, "ellipselabels": ["cat"]}
+    # 20 pixels across and 20 down, so that turning it changes nothing
+    assert boxes(label_studio(tmp_path, ellipse)) == [("cat", [30, 20, 70, 60])]
+
+
+def test_regions_that_cannot_be_read_are_errors_and_others_notes(tmp_path: Path) -> None:
+    region = label_studio_region("cat", exports.CAT)
+    two = label_studio(tmp_path, region | {"rectanglelabels": ["cat", "dog"]})
+    assert "task 9: has 2 labels; give it one" in str(two.problems[0])
+    none = label_studio(tmp_path, {k: v for k, v in region.items() if k != "rectanglelabels"})
+    assert "task 9: has 0 labels; give it one" in str(none.problems[0])
+    bad = label_studio(tmp_path, region | {"x": "left"})
+    assert "its numbers (nan, 25, 40, 50)" in str(bad.problems[0])
+    turned = label_studio(tmp_path, region, image_rotation=90)
+    assert "the image was rotated by 90 degrees" in str(turned.problems[0])
+    assert [i.objects for i in (two, none, bad, turned)] == [None] * 4
+    brush = label_studio(tmp_path, {"rle": [1, 2], "brushlabels": ["cat"]})
+    assert brush.objects == ()
+    assert [p.kind for p in brush.problems] == ["elements"]
+
+
+def test_tasks_nobody_annotated_are_left_out_and_of_several_annotations_the_newest_is_read(tmp_path: Path) -> None:
+    def done(name: str, date: str) -> dict:
+        value = {"value": label_studio_region(name, exports.CAT)}
+        return {"result": [value], "was_cancelled": False, "updated_at": date}
+
+    for name in "abc":
+        picture(tmp_path / f"{name}.jpg")
+    tasks = [
+        {
+            "id": 1,
+            "data": {"image": "/data/upload/a.jpg"},
+            "annotations": [done("dog", "2024-02"), done("cat", "2024-01")],
+        },
+        {"id": 2, "data": {"image": "/data/upload/b.jpg"}, "annotations": []},
+        {"id": 3, "data": {"image": "https://host/c.jpg?x=1"}, "annotations": [done("cat", "2024-01")]},
+    ]
+    listing = read_listing(write(tmp_path / "tasks.json", json.dumps(tasks)), tmp_path)
+    assert list(listing.images) == ["a.jpg", "c.jpg"]
+    assert [o.name for o in next(listing.read(["a.jpg"], tmp_path)).objects or ()] == ["dog"]
+    assert [(p.kind, p.what.partition(",")[0]) for p in listing.problems] == [
+        ("lone", "1 task(s) without an annotation are not used"),
+        ("several", "1 task(s) have several annotations"),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ none of them
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("a.json", '{"shapes": [], "imagePath": "a.jpg"}', r"a file of LabelMe, such as a\.json, .*labelme2coco"),
+        ("via.json", '{"_via_img_metadata": {}}', r"a project of VIA, .*Export Annotations \(COCO format\)"),
+        ("c.json", '[{"image": "a.jpg", "annotations": []}]', r"a CreateML file"),
+        ("v.csv", "#filename,file_size,region_shape_attributes\n", r"a VIA table"),
+        ("t.tfrecord", "x", r"a TFRecord, such as t\.tfrecord, .*fiftyone convert"),
+        (
+            "000000.txt",
+            "Car 0.00 0 -1.58 587 173 614 200 1.65 1.67 3.64 -0.65 1.71 46.7 -1.59",
+            r"KITTI's label",
+        ),
+    ],
+)
+def test_a_format_that_is_not_read_is_named_with_the_way_to_convert_it(
+    tmp_path: Path, name: str, text: str, what: str
+) -> None:
+    picture(tmp_path / "a.jpg")
+    write(tmp_path / name, text)
+    with pytest.raises(UserError, match=rf"no annotations that can be read\. There is {what}"):
+        find_split(tmp_path, "trainval")
+
+
+def test_annotations_in_two_formats_are_refused(tmp_path: Path) -> None:
+    exports.labelimg_yolo(tmp_path)
+    write(tmp_path / "boxes.csv", "filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,1,2,3,4\n")
+    with pytest.raises(UserError, match=r"in several formats, YOLO \(classes\.txt\); CSV \(boxes\.csv\)\. Say which"):
+        find_split(tmp_path, "trainval")
