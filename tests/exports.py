@@ -261,3 +261,4 @@ EXPORTS: dict[Callable[[Path], None], str] = {
     coco: "COCO, 3 files: test/a.coco.json 1, train/a.coco.json 4, valid/a.coco.json 1".replace("a.", "_annotations."),
     voc_of_other_names: "Pascal VOC's XML, 6 images without split lists",
 }
+WITHOUT_SPLITS = (labelimg_yolo, label_studio_yolo, label_studio_json, label_studio_min, voc_of_other_names)

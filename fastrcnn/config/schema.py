@@ -31,8 +31,10 @@ class DataConfig:
     """The data set, its proposals, and how images are prepared."""
 
     name: str = key("custom", "names the folder of the run and of generated proposals", in_path=True)
-    root: str | None = key(None, "folder of the data set (for VOC: VOCdevkit), or a COCO annotation file")
-    train: list[str] = key(["trainval"], "splits to train on: SPLIT or FOLDER/SPLIT below root, or a COCO FILE.json")
+    root: str | None = key(None, "folder of the data set (for VOC: VOCdevkit), or its only file of annotations")
+    train: list[str] = key(
+        ["trainval"], "splits to train on: SPLIT or FOLDER/SPLIT below root, or a file of annotations there"
+    )
     test: list[str] = key(["test"], "splits to evaluate on; [] trains without an evaluation")
     classes: list[str] | None = key(None, "names of the classes; null: all that the annotations of `train` have")
     other_classes: OtherData = key("refuse", "what happens to objects of classes not in `classes`")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from exports import EXPORTS, WITHOUT_SPLITS
 from voc_folder import VocFolder, fingerprint
 
 from fastrcnn.proposals.store import ImageProposals, write_store
@@ -55,6 +56,21 @@ def test_a_sound_set_and_what_comes_next(
     assert (recall["objects"], recall["at_50"], recall["at_70"]) == (3, 1 / 3, 1 / 3)  # b's is difficult
     assert report("here")["sampling"]["rois_per_image"] == 8
     assert fingerprint(tiny.root) == before
+
+
+@pytest.mark.parametrize("export", EXPORTS, ids=lambda e: e.__name__)
+def test_the_files_of_every_tool_are_checked_with_one_command(
+    tmp_path: Path, call: Call, export: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fastrcnn")
+    root = tmp_path / "set"
+    export(root)
+    status, out, _ = call("check", "data=custom", f"data.root={root}", "workers=1")
+    assert (status, "READY: no errors" in out) == (0, True)
+    assert f"{root}: {EXPORTS[export]}" in caplog.text
+    splits = report()["splits"]
+    assert sum(s["objects"] for s in splits) == (6 if export in WITHOUT_SPLITS else 5)  # e is in no split that is used
+    assert report()["classes"] == ["cat", "dog"]
 
 
 def test_pictures_without_annotation_are_noted_where_there_are_no_lists(voc: VocFolder, call: Call) -> None:

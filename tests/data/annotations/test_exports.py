@@ -8,20 +8,13 @@ from pathlib import Path
 import exports
 import numpy as np
 import pytest
-from exports import EXPORTS, SPLIT_OF, TRUTH
+from exports import EXPORTS, SPLIT_OF, TRUTH, WITHOUT_SPLITS
 from voc_folder import fingerprint
 
 from fastrcnn.data.annotations.splits import class_names, divide, find_split, load, overview, read
 from fastrcnn.structures import Sample
 
 Export = Callable[[Path], None]
-WITHOUT_SPLITS = (
-    exports.labelimg_yolo,
-    exports.label_studio_yolo,
-    exports.label_studio_json,
-    exports.label_studio_min,
-    exports.voc_of_other_names,
-)
 
 
 def all_images(root: Path) -> dict[str, tuple[str, Sample]]:
