@@ -18,3 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return load
     raise AttributeError(f"module 'fastrcnn' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -5,10 +5,26 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from pathlib import Path
+
+from fastrcnn.errors import UserError
 
 NAME_BYTES = 255  # of a file's name, on the usual file systems
 SAME_FILES = "differ in letter case only; on macOS and Windows the comp4 file of one replaces the other's"
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories of controls, lone surrogates, line separators
+
+
+def refuse_stream(source: str | None) -> None:
+    """Raises UserError for a `source=` that is a camera or an address."""
+    if source is None or Path(source).expanduser().exists():
+        return
+    if re.fullmatch(r"\d{1,3}|/dev/video\d+", source):
+        raise UserError(
+            f"source={source}: cameras are not read. Record a video, as `ffmpeg -i /dev/video0 -t 10 clip.mp4`, and "
+            "give its file."
+        )
+    if re.match(r"[a-z][a-z0-9+.-]+://", source, re.IGNORECASE):
+        raise UserError(f"source={source[:100]}: addresses are not read. Download the file, and give its path.")
 
 
 def comp4_name(split: str, name: str) -> str:

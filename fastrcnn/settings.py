@@ -21,7 +21,7 @@ OtherData = Literal["refuse", "leave_out"]
 OptimizerName = Literal["caffe_sgd", "sgd", "fused_sgd", "adamw"]
 ScheduleName = Literal["step", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
-DetectionFormat = Literal["json", "csv", "comp4"]
+DetectionFormat = Literal["json", "csv", "comp4", "voc", "yolo", "coco", "labelstudio"]
 ExportPrecision = Literal["float32", "float16"]
 ExportFormat = Literal["onnx", "pt2", "caffemodel", "safetensors", "torchvision"]
 
@@ -102,6 +102,7 @@ class SolverSettings:
     """The mini-batch, the loss and the optimiser; the defaults are the paper's."""
 
     iterations: int = key(40000, "training steps", least=1)
+    patience: int = key(0, "evaluations on data.val without a better mAP after which training ends; 0: never", least=0)
     images_per_batch: int = key(2, "images in a batch, of all processes together", least=1)
     group_aspects: bool = key(False, "batches of images all wider than high, or none: less padding")
     accumulate: int = key(1, "batches in a step, whose gradients are averaged: as larger ones, in less memory", least=1)

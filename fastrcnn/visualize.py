@@ -10,12 +10,14 @@ from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastrcnn.structures import Batch, Detections, RoITargets
 
 SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf", "Arial.ttf")
+NESTED = 0.9  # share of a box's area
 ABSENT = "\U0010fffe"  # a character that no font has
 Place: TypeAlias = tuple[int, int, int, int]  # half-open x1 y1 x2 y2 in pixels
 
@@ -76,9 +78,26 @@ def _overlap(a: Place, b: Place) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
+def worth_drawing(found: Detections, threshold: float) -> list[int]:
+    """The detections of at least `threshold`, best first, but for boxes of which NESTED lies in a better one of their
+    class: suppression leaves these, as their IoU with it is small."""
+    kept: list[int] = []
+    boxes, labels = found.boxes.double(), found.labels
+    areas = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
+    for i in range(len(found)):
+        if found.scores[i] < threshold:
+            continue
+        better = [j for j in kept if labels[j] == labels[i]]
+        low, high = torch.maximum(boxes[better, :2], boxes[i, :2]), torch.minimum(boxes[better, 2:], boxes[i, 2:])
+        inside = (high - low).clamp(min=0).prod(dim=1)
+        if not bool((inside > NESTED * areas[i]).any()):
+            kept.append(i)
+    return kept
+
+
 def draw_detections(image: np.ndarray, found: Detections, classes: Sequence[str], threshold: float = 0.5) -> np.ndarray:
-    """The picture with every detection of at least `threshold`, named, the best drawn last."""
-    kept = [i for i in range(len(found)) if found.scores[i] >= threshold][::-1]
+    """The picture with the detections that are worth drawing, named, the best drawn last."""
+    kept = worth_drawing(found, threshold)[::-1]
     labels = [int(found.labels[i]) for i in kept]
     texts = [f"{classes[n - 1]} {found.scores[i]:.2f}" for i, n in zip(kept, labels, strict=True)]
     return draw_boxes(image, found.boxes[kept].numpy(), labels, texts)

@@ -74,6 +74,7 @@ def a_run(
         "names": ["a"],
         "optimizer": make_optimizer(model),
         "train_set": dataset or DetectionDataset([], lambda _: np.zeros((0, 4), np.float32), Augmentation()),
+        "val_set": None,
         "test_set": None,
         "settings": Settings(DetectionSettings(), "voc07"),
         "stop": Stop(),

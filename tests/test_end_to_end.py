@@ -233,7 +233,7 @@ def test_detect_draws_a_folder_and_a_pattern(command: Command, place: Path, tmp_
     # A pattern: one picture, and nothing that reaches the threshold for drawing. That is status 3.
     arguments = ["checkpoint=run", f"source={photos}/1*.jpg", f"output={pattern}", "draw_threshold=1"]
     out, _ = command("detect", *arguments, status=3)
-    assert out.startswith("0 object(s) found")
+    assert out.startswith("0 drawn of ")
     assert {p.name for p in pattern.iterdir()} == {"1 é.png", "detections.json", "timing.json"}
     assert detections(pattern) == [e for e in entries if e["image_id"] == "1 é"]
     undrawn = cv2.imdecode(np.fromfile(pattern / "1 é.png", np.uint8), cv2.IMREAD_COLOR)

@@ -27,6 +27,7 @@ EXCEPTIONS = {
     ("proposals", "data"): "proposals are made from images, which data/images.py reads",
     ("deploy", "weights"): "what is exported for programs that detect is written as weights are",
     ("deploy", "inference"): "exported networks satisfy the interface that inference/ runs",
+    ("inference", "visualize"): "what `detect` returns can draw itself",
     ("audit", "report"): "the page of `fastrcnn check` has the frame of all pages",
 }
 

@@ -52,7 +52,7 @@ class Settings:
 class Task:
     """An image to read."""
 
-    role: str  # train or test
+    role: str  # train, val or test
     split: str
     source: Path  # a folder in VOC layout, or a file of annotations
     image_id: str

@@ -148,20 +148,20 @@ def _same_ids(records: Iterable[Record], lists: str) -> list[Problem]:
         places[r.task.image_id].append(r)
     problems, both = [], []
     for image_id, found in places.items():
-        roles: dict[str, list[str]] = {"train": [], "test": []}
+        roles: dict[str, list[str]] = defaultdict(list)
         for r in found:
             roles[r.task.role].append(r.task.split)
         for named in roles.values():
             if len(named) > 1:
                 problems.append(Problem("duplicate_id", lists, f"'{image_id}' is in {' and in '.join(named)}."))
         files = {str(r.image.path) for r in found}
-        if all(roles.values()) and len(files) > 1:
+        if len(roles) > 1 and len(files) > 1:
             what = f"'{image_id}' is the id of {' and of '.join(sorted(files))}."
             problems.append(Problem("duplicate_id", lists, what))
-        elif all(roles.values()):
+        elif len(roles) > 1:
             both.append(image_id)
     if both:
-        what = f"{len(both)} id(s) are both in the lists to train on and in those to test on, such as '{both[0]}'."
+        what = f"{len(both)} id(s) are in lists of different use (train, val, test), such as '{both[0]}'."
         problems.append(Problem("leak", lists, what))
     return problems
 
@@ -208,10 +208,11 @@ def _letter_case(records: Sequence[Record]) -> list[Problem]:
 def _rare_classes(
     records: Iterable[Record], classes: Sequence[str], lists: str, use_difficult: bool, unread: bool
 ) -> list[Problem]:
-    counts = {"train": Counter[str](), "test": Counter[str]()}
+    counts = {"train": Counter[str](), "test": Counter[str]()}  # the latter with those of data.val
     for r in records:
-        testing = r.task.role == "test"
-        counts[r.task.role].update(o.name for o in r.objects if testing or o.trained_on(use_difficult))
+        training = r.task.role == "train"
+        names = (o.name for o in r.objects if o.trained_on(use_difficult) or not training)
+        counts["train" if training else "test"].update(names)
     if not any(counts["train"][name] for name in classes):
         shown = [r for r in records if r.task.role == "train"]
         objects = sum(len(r.objects) for r in shown)

@@ -39,7 +39,7 @@ class Split:
     """One list of images. Objects are those of known classes with a usable box."""
 
     name: str
-    role: str  # train or test
+    role: str  # train, val or test
     images: int
     unreadable: int  # of the images: image or annotation cannot be used
     negatives: int  # usable, without an object

@@ -40,7 +40,7 @@ def page(report: Report, pictures: Sequence[tuple[str, bytes]] = ()) -> str:
     classes = []
     for name in report.classes:
         counts = [(s.role, s.classes[name]) for s in report.splits]
-        train, test = (sum(c.objects for role, c in counts if role == wanted) for wanted in ("train", "test"))
+        train, test = (sum(c.objects for role, c in counts if (role == "train") == wanted) for wanted in (True, False))
         classes.append((name, train, test, sum(c.difficult for _, c in counts), sum(c.images for _, c in counts)))
     classes.sort(key=lambda c: -c[1] - c[2])
     recalls = report.proposals.classes if report.proposals else {}

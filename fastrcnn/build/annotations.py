@@ -102,6 +102,23 @@ def split_name(splits: Sequence[str]) -> str:
     return name
 
 
+def validation_splits(config: DataConfig) -> list[str]:
+    """The splits to choose the best weights on: `data.val`; where that is null `val` beside each of the training
+    splits, if all are there and have no image that is trained on or tested on."""
+    if config.val is not None:
+        return config.val
+    whole = root(config)
+    used = {i for split in (*config.train, *config.test) for i in find_split(whole, split)[1]}
+    folders = dict.fromkeys("" if is_annotation_file(Path(t)) else t.rpartition("/")[0] for t in config.train)
+    found = [f"{folder}/val" if folder else "val" for folder in folders]
+    try:
+        ids = [find_split(whole, split)[1] for split in found]
+    except UserError as error:
+        log.debug("no validation split: %s", error)
+        return []
+    return [] if used.intersection(*[set().union(*ids)]) else found
+
+
 def test_splits(config: DataConfig, split: str | None) -> list[str]:
     """The split lists of an evaluation: data.test, or `split` in the same folders."""
     if split is None:
@@ -121,6 +138,7 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
     if config.classes is not None:
         return checked_names(config.classes, evaluated)
     needed, other = (config.train, config.test) if tests is None else (tests, config.train)
+    needed = [*needed, *(validation_splits(config) if tests is None else [])]
     sources = image_ids(config, needed)
     try:
         sources += image_ids(config, other) if other else []

@@ -11,7 +11,14 @@ import numpy as np
 from fastrcnn.audit.check import Record, Settings, Task, read_all
 from fastrcnn.audit.findings import class_findings, file_problems, make_report
 from fastrcnn.audit.report import Report
-from fastrcnn.build.annotations import checked_names, image_ids, load_unannotated, root, split_name
+from fastrcnn.build.annotations import (
+    checked_names,
+    image_ids,
+    load_unannotated,
+    root,
+    split_name,
+    validation_splits,
+)
 from fastrcnn.build.datasets import proposal_path, store_prefix
 from fastrcnn.config.schema import CheckConfig, DataConfig
 from fastrcnn.data.annotations.splits import read, source_problems
@@ -54,7 +61,8 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
     tasks: list[Task] = []
     problems: list[Problem] = []
     used: list[tuple[Path, list[str]]] = []
-    for role, splits in (("train", config.train), ("test", config.test)):
+    val = validation_or_none(config)
+    for role, splits in (("train", config.train), ("val", val), ("test", config.test)):
         store = find_store(config, splits)
         for split in splits:
             try:
@@ -71,6 +79,14 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
         texts = dict.fromkeys(p.what if p.kind == "split" else str(p) for p in problems)
         raise UserError("\n".join(texts) or "data.train and data.test are empty.")
     return tasks, problems
+
+
+def validation_or_none(config: DataConfig) -> list[str]:
+    """The validation splits; none where the others cannot be read, which is reported with them."""
+    try:
+        return validation_splits(config)
+    except UserError:
+        return []
 
 
 def find_store(config: DataConfig, splits: Sequence[str]) -> Path | None:

@@ -104,6 +104,7 @@ def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str
         network = OnnxNetwork(path, device, config.runtime.threads)
         names = list(network.description.classes)
         _say_proposals(path, network.description.record, config)
+        _take_threshold(network.description.record, config)
         _take_over(config, checked_config(path, network.description.config, names), given, path)
         return network, names, run_of(path)
     trained = open_trained(config, given)
@@ -112,6 +113,7 @@ def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str
 
     device = machine.device(config.runtime)
     dtype = machine.precision(config.runtime, device)
+    _take_threshold(trained.record, config)
     model = trained.model(device)
     round_weights(model, dtype)
     return TorchNetwork(model, dtype), trained.classes, trained.run
@@ -133,6 +135,14 @@ def _take_over(config: Any, base: dict[str, Any], given: Collection[str], path: 
     if alone and "detection" in groups(type(config)) and config.detection.box_regression:
         log.info("%s: trained without box regression, so RoIs are taken as they are", path)
         config.detection.box_regression = False
+
+
+def _take_threshold(record: Mapping[str, Any], config: Any) -> None:
+    """Puts the threshold that was best in the network's evaluation into the configuration of `detect`, where none is
+    given."""
+    if getattr(config, "draw_threshold", 0.0) is None and "draw_threshold" in record:
+        config.draw_threshold = record["draw_threshold"]
+        log.info("draw_threshold=%.2f: the score of the best F1 in its evaluation", config.draw_threshold)
 
 
 def read(where: str, config: Any) -> Trained:

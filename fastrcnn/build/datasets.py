@@ -21,6 +21,7 @@ from fastrcnn.build.annotations import (
     say_once,
     split_name,
     test_splits,
+    validation_splits,
 )
 from fastrcnn.build.models import detection
 from fastrcnn.config.schema import DataConfig, DetectConfig
@@ -156,28 +157,39 @@ def training_samples(config: DataConfig, names: Sequence[str]) -> list[Sample]:
     return found
 
 
-def both_sets(config: DataConfig, names: Sequence[str], seed: int) -> tuple[DetectionDataset, DetectionDataset | None]:
-    """Images, truth and proposals to train on and, where data.test has lists, to evaluate on. All files are read before
-    proposals are made, which can take hours.
+def run_sets(
+    config: DataConfig, names: Sequence[str], seed: int
+) -> tuple[DetectionDataset, DetectionDataset | None, DetectionDataset | None]:
+    """Images, truth and proposals to train on; to choose the best weights on, and to evaluate on, where there are such
+    splits. All files are read before proposals are made, which can take hours.
 
     Raises UserError for one id of two different images, which would get each other's proposals.
     """
+    val_splits = validation_splits(config)
     if distributed.leads():  # it reads files that are not needed otherwise
-        say_notes(unused(root(config), image_ids(config, [*config.train, *config.test])))
+        say_notes(unused(root(config), image_ids(config, [*config.train, *val_splits, *config.test])))
     train = training_samples(config, names)
-    test = samples(config, config.test, names) if config.test else []
-    path_of = {s.image_id: s.path for s in train}
-    shared = [s for s in test if s.image_id in path_of]
+    val, test = (samples(config, splits, names) if splits else [] for splits in (val_splits, config.test))
+    report_shared(train, val, "trained on and in data.val, which should show images that training has not seen")
+    report_shared(train, test, "trained on and tested on")
+    report_shared(val, test, "in data.val and data.test, so that the best weights are chosen on what is tested")
+    train_set = with_proposals(config, train, config.train, augmentation(config), seed)
+    val_set = with_proposals(config, val, val_splits, test_scaling(config)) if val else None
+    return train_set, val_set, with_proposals(config, test, config.test, test_scaling(config)) if test else None
+
+
+def report_shared(some: Sequence[Sample], others: Sequence[Sample], what: str) -> None:
+    """Warns of images that two sets share. Raises UserError for one id of two different images."""
+    path_of = {s.image_id: s.path for s in some}
+    shared = [s for s in others if s.image_id in path_of]
     if strangers := [s for s in shared if not s.path.samefile(path_of[s.image_id])]:
         first = strangers[0]
         raise UserError(
-            f"'{first.image_id}' is the id of two images, {path_of[first.image_id]} to train on and {first.path} to "
-            f"test on ({len(strangers)} such ids). Proposals and detections are kept by id: rename the files of one."
+            f"'{first.image_id}' is the id of two images in different splits, {path_of[first.image_id]} and "
+            f"{first.path} ({len(strangers)} such ids). Proposals and detections are kept by id: rename one of them."
         )
     if shared:
-        log.warning("%d images are both trained on and tested on, such as '%s'", len(shared), shared[0].image_id)
-    train_set = with_proposals(config, train, config.train, augmentation(config), seed)
-    return train_set, with_proposals(config, test, config.test, test_scaling(config)) if config.test else None
+        log.warning("%d images are both %s, such as '%s'", len(shared), what, shared[0].image_id)
 
 
 def with_proposals(
@@ -210,7 +222,9 @@ def detector(config: DetectConfig, network: Network, names: Sequence[str]) -> De
     search, limit = config.data.selective_search, config.data.max_proposals
     if config.data.proposals is None:
         searcher(search)
-    return Detector(network, names, settings, test_scaling(config.data), lambda image: propose(image, search)[:limit])
+    threshold = 0.5 if config.draw_threshold is None else config.draw_threshold
+    proposals = lambda image: propose(image, search)[:limit]  # noqa: E731
+    return Detector(network, names, settings, test_scaling(config.data), proposals, threshold)
 
 
 def say_recall(train_set: DetectionDataset, names: Sequence[str]) -> None:

@@ -161,7 +161,8 @@ def replace_softmax(config: SvmConfig, trained: Trained, output: Path, source: s
         "model": trained.config["model"] | {"classifier": "svm"},
         "detection": trained.config["detection"] | {"score_threshold": None},  # meant for probabilities
     }
-    made = replace(trained, config=trained.config | changed)
+    record = {key: value for key, value in trained.record.items() if key != "draw_threshold"}  # a probability
+    made = replace(trained, config=trained.config | changed, record=record)
     margins = made.model(device)
     test_set = datasets.test_set(config.data, names, config.split) if config.split or config.data.test else None
     svm.put_into(margins.cls_score, *train(config, softmax, names, dtype))

@@ -17,12 +17,14 @@ from fastrcnn.data.sources import decode_each, image_ids, samples_of
 from fastrcnn.data.video import WRITERS, Video, VideoFile
 from fastrcnn.errors import UserError
 from fastrcnn.inference.detector import Detector
+from fastrcnn.inference.labels import FORMATS
 from fastrcnn.inference.output import Output
 from fastrcnn.progress import progress
 from fastrcnn.structures import Detections
-from fastrcnn.visualize import draw_detections, enlarge
+from fastrcnn.visualize import draw_detections, enlarge, worth_drawing
 
 log = logging.getLogger(__name__)
+DRAWN_FROM = 0.5  # a score, where no evaluation of the network is known
 NAMED = 20  # of the files that cannot be read
 
 
@@ -32,7 +34,7 @@ def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path],
     Images are rotated upright as their EXIF data ask, and boxes are in pixels of the upright image. Images that cannot
     be read are named and left out. Raises UserError where none is left.
     """
-    files = dict(zip(image_ids(paths), paths, strict=True))
+    files, threshold = dict(zip(image_ids(paths), paths, strict=True)), threshold_of(config)
     names = {image_id: f"{image_id.replace('/', '_')}.png" for image_id in files}
     output = Output(folder, str(config.source), ("file",), config.formats, detector, [*names.values()], paths)
     proposals: Callable[[str], np.ndarray] | None = None
@@ -50,7 +52,9 @@ def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path],
     ):
         for image_id, image, found, _ in progress(images, len(files), "detect"):
             output.add(image_id, found, [str(files[image_id])])
-            output.write_image(names[image_id], draw(config, image, found))
+            chosen = worth_drawing(found, threshold)
+            output.count_drawn(image_id, files[image_id], image.shape[1::-1], found, chosen)
+            output.write_image(names[image_id], draw(image, found, threshold))
     for fault in faults[:NAMED]:
         log.warning("left out: %s", fault)
     if len(faults) > NAMED:
@@ -72,7 +76,9 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
     """
     if config.data.proposals is not None:
         raise UserError(f"data.proposals={config.data.proposals}: is for pictures; those of a video's frames are made.")
-    video, columns = Video(path), ("frame", "time", "file")
+    if labels := [name for name in config.formats if name in FORMATS]:
+        raise UserError(f"formats=[{','.join(labels)}]: label files are of images, not of a video's frames.")
+    video, columns, threshold = Video(path), ("frame", "time", "file"), threshold_of(config)
     names = [path.stem + suffix for _, suffix in WRITERS]
     output = Output(folder, str(config.source), columns, config.formats, detector, names, [path])
     pairs = ((frame, frame.image) for frame in video.frames())
@@ -82,7 +88,8 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
         for frame, image, found, new in progress(frames, video.length, "detect", "frame"):
             if new:
                 output.add(f"{path.stem}-{frame.number:06}", found, [frame.number, round(frame.time, 4), str(path)])
-            drawn = draw(config, image, found)
+                output.drawn += len(worth_drawing(found, threshold))
+            drawn = draw(image, found, threshold)
             if file is None:
                 height, width = drawn.shape[:2]
                 file = stack.enter_context(closing(VideoFile(folder / path.stem, video.rate, width, height)))
@@ -92,7 +99,12 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
     return output
 
 
-def draw(config: DetectConfig, image: np.ndarray, found: Detections) -> np.ndarray:
+def threshold_of(config: DetectConfig) -> float:
+    """The score from which on detections are drawn."""
+    return DRAWN_FROM if config.draw_threshold is None else config.draw_threshold
+
+
+def draw(image: np.ndarray, found: Detections, threshold: float) -> np.ndarray:
     """The image (H, W, 3), enlarged if it is small, with what is found in it."""
     larger, shown = enlarge(image, found)
-    return draw_detections(larger, shown, found.classes, config.draw_threshold)
+    return draw_detections(larger, shown, found.classes, threshold)

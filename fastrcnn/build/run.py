@@ -17,6 +17,7 @@ from fastrcnn.build.annotations import (
     classes,
     has_truth,
     image_ids,
+    validation_splits,
     warn_of_same_files,
 )
 from fastrcnn.build.checkpoints import Trained
@@ -36,6 +37,7 @@ from fastrcnn.training.run import Settings, TrainingRun
 from fastrcnn.weights.classes import for_classes
 
 log = logging.getLogger("fastrcnn")
+EVALUATIONS = 10  # on the way, with data.val
 MANY_IMAGES = 2000  # that a run goes through: from here on it says what would be faster
 
 
@@ -64,6 +66,8 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
         warn_of_slow_training(config)
 
     absolute_paths(config.data)
+    config.data.val = validation_splits(config.data)
+    check_validation(config)
     given = read_start(config) if config.start and not resumed else None
     if given:
         take_classes(config, given)
@@ -74,9 +78,10 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
     torch.manual_seed(seed_of(config.runtime.seed))
     model = models.model(config.model, len(names), load=not (resumed or given))  # before the data: it may lack weights
     kept = put_weights(model, given, str(config.start), names) if given else []
-    train_set, test_set = datasets.both_sets(config.data, names, config.runtime.seed)
-    if distributed.leads() and test_set and not has_truth(test_set.samples):
-        log.warning("%s: %s; there will be no best.pt", ", ".join(config.data.test), NO_TRUTH)
+    train_set, val_set, test_set = datasets.run_sets(config.data, names, config.runtime.seed)
+    for chosen, splits in ((val_set, config.data.val), (test_set, config.data.test)):
+        if distributed.leads() and chosen and not has_truth(chosen.samples):
+            log.warning("%s: %s", ", ".join(splits), NO_TRUTH)
     if distributed.leads() and not resumed:
         datasets.say_recall(train_set, names)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -97,12 +102,27 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
         model=model,
         optimizer=make_optimizer(model, solver.momentum, solver.weight_decay, solver.bias_lr_factor, solver.optimizer),
         train_set=train_set,
+        val_set=val_set,
         test_set=test_set,
         sampler=RoISampler(model.delta_mean.cpu(), model.delta_std.cpu(), solver),
         schedule=schedule(config),
         settings=run_settings(config, dtype),
         stop=stop,
     )
+
+
+def check_validation(config: TrainConfig) -> None:
+    """Raises UserError where training is to end early, and nothing tells when."""
+    if config.solver.patience and not config.data.val:
+        raise UserError(
+            f"solver.patience={config.solver.patience}: there is no validation split to tell when training no longer "
+            "gains. Name one, data.val=[SPLIT], that is neither trained on nor tested on."
+        )
+    if config.solver.patience and config.runtime.evaluate_every == 0:
+        raise UserError(
+            f"solver.patience={config.solver.patience}: counts evaluations during training, and with "
+            "runtime.evaluate_every=0 there are none. Leave out the latter."
+        )
 
 
 def warn_of_slow_training(config: TrainConfig) -> None:
@@ -180,12 +200,15 @@ def put_weights(model: FastRCNN, given: Trained, where: str, names: list[str]) -
 def schedule(config: TrainConfig) -> Schedule:
     """What happens at which step."""
     s, r = config.solver, config.runtime
+    every = r.evaluate_every
+    if every is None:
+        every = max(1, s.iterations // EVALUATIONS) if config.data.val else 0
     return Schedule(
         iterations=s.iterations,
         rate=lambda step: learning_rate(step, s.iterations, s.lr, s.schedule, s.lr_steps, s.lr_gamma, s.warmup),
         seed=r.seed,
         log_every=r.log_every,
-        evaluate_every=r.evaluate_every,
+        evaluate_every=every,
         checkpoint_every=r.checkpoint_every,
         pictures_every=r.pictures_every,
         accumulate=s.accumulate,
@@ -205,6 +228,7 @@ def run_settings(config: TrainConfig, dtype: torch.dtype) -> Settings:
         dtype=dtype,
         keep_checkpoints=runtime.keep_checkpoints,
         profile=runtime.profile,
+        patience=solver.patience,
         cache=runtime.cache,
         advice=training_advice(
             solver.images_per_batch,

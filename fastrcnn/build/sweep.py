@@ -27,7 +27,7 @@ HYDRAS = ("hydra.", "hydra/", "+hydra.", "++hydra.", "+hydra/")  # arguments tha
 OPTUNA = "hydra/sweeper=optuna"
 PLUGINS = {"joblib": "hydra-joblib-launcher", "optuna": "hydra-optuna-sweeper", "submitit": "hydra-submitit-launcher"}
 RESULT = "sweep.json"  # in the folder of a run that is over
-Train = Callable[[TrainConfig], tuple[Path, Any]]  # gives the run's folder, and its Evaluation or None
+Train = Callable[[TrainConfig], tuple[Path, Any, float | None]]  # gives the run's folder, its Evaluation, and its mAP
 
 
 def sweep(arguments: Sequence[str], train: Train, speak: Callable[[int], None]) -> int:
@@ -91,12 +91,13 @@ def require_plugins(hydras: Sequence[str]) -> None:
 
 def require_truth(config: TrainConfig) -> None:
     """Raises UserError where there is no mAP that Optuna could maximise."""
-    if not config.data.test:
-        raise UserError(f"{OPTUNA}: seeks the highest mAP, and with data.test=[] there is none.")
     from fastrcnn.build import annotations
 
+    splits = annotations.validation_splits(config.data) or config.data.test
+    if not splits:
+        raise UserError(f"{OPTUNA}: seeks the highest mAP, and with data.test=[] there is none.")
     names = annotations.classes(config.data)
-    if not annotations.has_truth(annotations.samples(config.data, config.data.test, names, need_pictures=False)):
+    if not annotations.has_truth(annotations.samples(config.data, splits, names, need_pictures=False)):
         raise UserError(f"{OPTUNA}: seeks the highest mAP, and there is {annotations.NO_TRUTH}.")
 
 
@@ -126,8 +127,7 @@ def run_one(composed: Any, folder: Path, overrides: list[str], train: Train) -> 
             config = start_config(config, overrides)
         config.run = str(folder)
         config.resume = "auto" if (folder / "config.yaml").exists() else None
-        outcome = train(config)[1]
-        result["mAP"] = outcome.ap.mean if outcome is not None else None
+        result["mAP"] = train(config)[2]
     except Exception as error:  # the others may do better
         log.error("run %s: %s", folder, error, exc_info=not isinstance(error, UserError))
         result["error"] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -34,7 +34,7 @@ VERBS = {
 }
 FLAGS_SAID = "FASTRCNN_FLAGS"
 QUIET, VERBOSE = ("-q", "--quiet"), ("-v", "--verbose")
-USAGE = "usage: fastrcnn VERB [key=value ...]      (fastrcnn VERB --help lists a verb's keys)"
+USAGE = "usage: fastrcnn VERB [key=value ...]      (fastrcnn VERB --help lists the keys of a verb)"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,7 +115,8 @@ def _answer(arguments: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         from fastrcnn.config.compose import help_text
 
-        print(help_text(verb, VERBS[verb], module.EXAMPLES))
+        given = [a for a in rest if a not in ("-h", "--help", *QUIET, *VERBOSE)]
+        print(help_text(verb, VERBS[verb], module.EXAMPLES, given, getattr(module, "EVERYDAY", None)))
         return 0
     speak(rest)
     return module.main([argument for argument in rest if argument not in (*QUIET, *VERBOSE)])

@@ -20,6 +20,18 @@ EXAMPLES = [
     "fastrcnn check data=custom data.root=mydata",
     "fastrcnn check data=voc07 data.root=VOCdevkit proposals=voc07.proposals",
 ]
+EVERYDAY = [
+    "proposals",
+    "output",
+    "data.root",
+    "data.train",
+    "data.val",
+    "data.test",
+    "data.classes",
+    "data.other_classes",
+    "data.first_pixel",
+    "data.skip_bad",
+]
 
 
 def main(arguments: list[str]) -> int:

@@ -10,6 +10,7 @@ from fastrcnn.errors import UserError
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = ["fastrcnn demo", "fastrcnn demo solver.iterations=300 model.roi_op=roi_align"]
+EVERYDAY = ["name", "solver.iterations", "solver.images_per_batch", "solver.lr", "data.short_sides", "runtime.device"]
 SHOWN = 6  # pictures that detections are drawn on
 
 
@@ -25,7 +26,7 @@ def main(arguments: list[str]) -> int:
     log.info("2/4  proposals and training")
     from fastrcnn.cli import train
 
-    folder, outcome = train.run(config)
+    folder, outcome, _ = train.run(config)
     log.info("3/4  detection on %d held-out pictures", SHOWN)
     from fastrcnn.build import annotations, datasets
     from fastrcnn.build.checkpoints import load

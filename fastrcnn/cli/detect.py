@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastrcnn.errors import UserError
+from fastrcnn.names import refuse_stream
 
 NOTHING_FOUND = 3
 EXAMPLES = [
@@ -13,10 +14,26 @@ EXAMPLES = [
     "fastrcnn detect checkpoint=RUN source=list.txt data.proposals=mine.proposals",
     "fastrcnn detect checkpoint=model.onnx source=street.mp4 every=5",
 ]
+EVERYDAY = [
+    "checkpoint",
+    "source",
+    "output",
+    "formats",
+    "batch",
+    "every",
+    "draw_threshold",
+    "data.proposals",
+    "data.test_short_sides",
+    "detection.score_threshold",
+    "detection.nms_iou",
+    "detection.max_per_image",
+    "runtime.device",
+]
 
 
 def main(arguments: list[str]) -> int:
     """Finds objects in pictures or a video; status 3 where there are none to be drawn."""
+    refuse_stream(next((a.removeprefix("source=") for a in arguments if a.startswith("source=")), None))
     from fastrcnn.build.checkpoints import load
 
     config, network, names, run = load("detect", arguments)
@@ -25,7 +42,7 @@ def main(arguments: list[str]) -> int:
             "which pictures? source=PICTURE, source=FOLDER, source='FOLDER/*.jpg', source=LIST.txt or source=VIDEO."
         )
     from fastrcnn.build import datasets, models
-    from fastrcnn.build.detection import detect_pictures, detect_video
+    from fastrcnn.build.detection import detect_pictures, detect_video, threshold_of
     from fastrcnn.data import sources
     from fastrcnn.inference.output import folder_for
 
@@ -39,13 +56,17 @@ def main(arguments: list[str]) -> int:
         output = detect_video(config, detector, Path(config.source).expanduser(), folder)
     else:
         output = detect_pictures(config, detector, sources.pictures(config.source), folder)
-    scores = output.best_scores()
-    drawn = int((scores >= config.draw_threshold).sum())
-    what = ["video" if video else "pictures"]
-    what += ["comp4 files" if name == "comp4" else f"detections.{name}" for name in config.formats]
-    print(f"{drawn} object(s) found; {' and '.join(what)} in {folder}")
-    if drawn:
+    scores, threshold = output.best_scores(), threshold_of(config)
+    above = int((scores >= threshold).sum())
+    what = ["video" if video else "images"]
+    files = {"json": "detections.json", "csv": "detections.csv", "comp4": "comp4 files"}
+    what += [files.get(name, f"labels_{name}") for name in config.formats]
+    print(f"{output.drawn} drawn of {len(scores)} detections: those with a score of {threshold:.2f} or more")
+    if nested := above - output.drawn:
+        print(f"{nested} more lie within a better one of their class, and are not drawn")
+    print(f"{' and '.join(what)} in {folder}")
+    if output.drawn:
         return 0
     why = f"the best score is {scores[0]:.3f}" if len(scores) else "no score reaches detection.score_threshold"
-    print(f"nothing is drawn: {why}, and draw_threshold={config.draw_threshold:g}")
+    print(f"nothing is drawn: {why}, and draw_threshold={threshold:g}")
     return NOTHING_FOUND

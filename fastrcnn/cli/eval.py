@@ -19,6 +19,20 @@ EXAMPLES = [
     "fastrcnn eval checkpoint=RUN data=voc07 data.root=VOCdevkit detection=paper",
     "fastrcnn eval checkpoint=RUN data=voc12 data.root=VOCdevkit split=VOC2012/test competition=true",
 ]
+EVERYDAY = [
+    "checkpoint",
+    "split",
+    "metric",
+    "competition",
+    "output",
+    "data.root",
+    "data.test",
+    "data.test_short_sides",
+    "data.proposals",
+    "detection.score_threshold",
+    "detection.nms_iou",
+    "runtime.device",
+]
 
 
 def main(arguments: list[str]) -> int:

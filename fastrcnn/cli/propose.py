@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import ProposeConfig
 from fastrcnn.errors import UserError
+from fastrcnn.names import refuse_stream
 from fastrcnn.parallel.launch import launch
 
 if TYPE_CHECKING:
@@ -21,6 +22,19 @@ EXAMPLES = [
     "fastrcnn propose source='photos/*.jpg' output=photos.proposals data.selective_search.mode=quality",
     "fastrcnn propose convert=[voc_2007_trainval.mat,voc_2007_test.mat] data=voc07 data.root=VOCdevkit",
     "fastrcnn propose convert=NAME.proposals output=NAME.mat",
+]
+EVERYDAY = [
+    "source",
+    "convert",
+    "output",
+    "workers",
+    "data.root",
+    "data.train",
+    "data.val",
+    "data.test",
+    "data.selective_search.mode",
+    "data.selective_search.side",
+    "data.selective_search.max_boxes",
 ]
 
 
@@ -54,13 +68,17 @@ def make(config: ProposeConfig) -> list[Path]:
 
     data, output = config.data, None if config.output is None else Path(config.output).expanduser()
     if config.source is not None:
+        refuse_stream(config.source)
         if output is None:
             raise UserError("where to? With source=, name the store: output=NAME.proposals.")
         images = annotations.source_pictures(config.source, data.skip_bad)
         return [datasets.make_proposals(data, images, output, config.workers)]
     names = annotations.classes(data)
     made = []
-    for splits in (data.train, data.test) if output is None else [all_splits(config)]:
+    used = [data.train, annotations.validation_splits(data), data.test]
+    for splits in used if output is None else [all_splits(config)]:
+        if not splits:
+            continue
         images = annotations.samples(data, splits, names)
         path = output or datasets.proposal_path(data, images, annotations.split_name(splits))
         made.append(datasets.make_proposals(data, images, path, config.workers))
@@ -68,7 +86,9 @@ def make(config: ProposeConfig) -> list[Path]:
 
 
 def all_splits(config: ProposeConfig) -> list[str]:
-    return list(dict.fromkeys([*config.data.train, *config.data.test]))
+    from fastrcnn.build.annotations import validation_splits
+
+    return list(dict.fromkeys([*config.data.train, *validation_splits(config.data), *config.data.test]))
 
 
 def convert(config: ProposeConfig) -> None:

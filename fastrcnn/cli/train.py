@@ -17,6 +17,7 @@ from fastrcnn.parallel.signals import handle_signals
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
 
+NONE_YET = -1.0  # the best mAP where there was no evaluation
 UNTRAINED = "nothing was trained yet"
 EXAMPLES = [
     "fastrcnn train experiment=demo",
@@ -26,6 +27,25 @@ EXAMPLES = [
     "fastrcnn train run=outputs/train/... resume=auto",
     "fastrcnn train -m experiment=demo solver.lr=0.02,0.05 runtime.seed=0,1      (every combination)",
     "fastrcnn train start=outputs/train/... data=custom data.root=mydata solver.lr=0.0001",
+]
+
+
+EVERYDAY = [
+    "name",
+    "start",
+    "resume",
+    "model.weights",
+    "data.root",
+    "data.train",
+    "data.val",
+    "data.test",
+    "data.classes",
+    "data.short_sides",
+    "solver.iterations",
+    "solver.images_per_batch",
+    "solver.lr",
+    "solver.patience",
+    "runtime.max_hours",
 ]
 
 
@@ -44,9 +64,9 @@ def speak_of(number: int) -> None:
     speak(os.environ.get(FLAGS_SAID, "").split(), f"{number}: ")
 
 
-def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
-    """Trains as the configuration says; returns the run's folder and the last evaluation, None where `data.test` is
-    empty.
+def run(config: TrainConfig) -> tuple[Path, Evaluation | None, float | None]:
+    """Trains as the configuration says; returns the run's folder, the last evaluation, and the mAP by which to choose
+    between runs: on the validation splits, where there are such, else on `data.test`. None for what was not measured.
 
     SIGTERM or SIGINT end it after a step, which is saved: Stopped.
     """
@@ -58,19 +78,22 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None]:
         from fastrcnn.report.report import run_title, training_texts, write_evaluation
         from fastrcnn.training.tracking import environment
 
+        if config.runtime.max_hours:
+            stop.most_seconds = 3600 * config.runtime.max_hours
         if config.runtime.cache:
             keep_freed_memory()
         with open_run(config, stop) as training:
             folder, outcome = training.folder, training.run()
             if outcome is not None:
                 print(table(outcome))
-                split = annotations.split_name(config.data.test)
+                split = annotations.split_name(config.data.test or config.data.val or [])
                 title, about = run_title(folder, split), training_texts(folder)
                 report = write_evaluation(outcome, folder / "eval" / split, split, title, about, environment())
                 print(f"report: {report}")
             if distributed.leads():
                 print(f"run: {folder}")
-    return folder, outcome
+    choosing = training.best if config.data.val else outcome.ap.mean if outcome else None
+    return folder, outcome, None if choosing == NONE_YET else choosing
 
 
 def keep_freed_memory() -> None:

@@ -8,6 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from fastrcnn.config.other_names import REMARKS, our_name
 from fastrcnn.config.schema import SCHEMAS, groups, leaves
 from fastrcnn.config.values import as_written, fill, for_hydra, type_name
 from fastrcnn.errors import UserError, nearest
@@ -49,6 +50,10 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
     overrides = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
+        plain = name.lstrip("-").replace("-", "_")
+        ours = plain if name.startswith("-") and plain in known else our_name(name, known)
+        if ours is not None and name not in known and (name not in choices or value not in options(name)):
+            raise UserError(translation(name, ours, known[ours][1]))
         if not equals:
             guess = f" It lacks a value: {argument}=..." if argument in {*known, *choices} else ""
             raise UserError(
@@ -70,6 +75,12 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
             guess = f" Did you mean '{last[name]}'?" if name in last else nearest(name, [*known, *choices])
             raise UserError(f"unknown key '{name}'.{guess} `fastrcnn {verb} --help` lists the keys.")
     return overrides
+
+
+def translation(name: str, ours: str, meaning: str) -> str:
+    """What to say where a key or a flag of another program was given."""
+    remark = f" {REMARKS[ours]}." if ours in REMARKS else ""
+    return f"'{name}' is not a key here; say {ours}=...: {meaning}.{remark}"
 
 
 def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None) -> Any:
@@ -126,20 +137,32 @@ def _load_by_hydra(verb: str, overrides: list[str]) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key != "hydra"}
 
 
-def help_text(verb: str, what: str, examples: list[str]) -> str:
-    """What `fastrcnn VERB --help` prints."""
+def help_text(
+    verb: str, what: str, examples: list[str], arguments: list[str], everyday: Collection[str] | None = None
+) -> str:
+    """What `fastrcnn VERB ARGUMENTS --help` prints: the keys with the values that the arguments give them.
+
+    everyday: the keys to show; None: those in no group, and where the data are. With the argument `all` all are shown.
+    """
     keys = "train" if verb == "demo" else verb  # the demo is a training, and takes the same keys
     lines = [f"fastrcnn {verb}: {what}", "", *(f"  {e}" for e in examples), ""]
     lines += [f"{group}=  {' | '.join(options(group))}" for group in group_names(keys)]
     lines.append("")
     section = None
-    config = compose(keys, ["experiment=demo"] if verb == "demo" else [])
-    for name, (hint, text) in leaves(SCHEMAS[keys]).items():
+    known, given = leaves(SCHEMAS[keys]), [a for a in arguments if a != "all"]
+    config = compose(keys, [*(["experiment=demo"] if verb == "demo" else []), *given])
+    chosen = everyday or [name for name in known if "." not in name or name in ("data.root", "data.test")]
+    shown = known if "all" in arguments else {name: known[name] for name in known if name in chosen}
+    for name, (hint, text) in shown.items():
         head = name.rpartition(".")[0]
         if head != section:
             section = head
             lines.append(f"{head or 'keys'}")
         value = as_written(attrgetter(name)(config))
         lines.append(f"  {name:<30} {type_name(hint)}, {value}\n  {'':<30} {text}")
-    lines += ["", "-q, --quiet says only what goes wrong and what comes out; -v, --verbose says more."]
+    lines.append("")
+    if rest := len(known) - len(shown):
+        command = " ".join(["fastrcnn", verb, *given, "--help all"])
+        lines.append(f"These are the everyday keys, with the values of this command. {rest} more: {command}")
+    lines.append("-q, --quiet prints errors and results only; -v, --verbose prints more.")
     return "\n".join(lines)

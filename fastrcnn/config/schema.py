@@ -32,10 +32,9 @@ class DataConfig:
 
     name: str = key("custom", "names the folder of the run and of generated proposals", in_path=True)
     root: str | None = key(None, "folder of the data set (for VOC: VOCdevkit), or its only file of annotations")
-    train: list[str] = key(
-        ["trainval"], "splits to train on: SPLIT or FOLDER/SPLIT below root, or a file of annotations there"
-    )
-    test: list[str] = key(["test"], "splits to evaluate on; [] trains without an evaluation")
+    train: list[str] = key(["trainval"], "splits to train on: SPLIT or FOLDER/SPLIT below root, or a file there")
+    val: list[str] | None = key([], "splits to choose the best weights on; null: val, if neither train nor test has it")
+    test: list[str] = key(["test"], "splits to evaluate on at the end; [] trains without")
     classes: list[str] | None = key(None, "names of the classes; null: all that the annotations of `train` have")
     other_classes: OtherData = key("refuse", "what happens to objects of classes not in `classes`")
     first_pixel: int = key(1, "coordinate of the first pixel in XML files; 0 in zero-based sets", least=0, most=1)
@@ -79,7 +78,12 @@ class RuntimeConfig:
     pictures_every: int = key(500, "steps between two pictures in TensorBoard; 0: none", least=0)
     checkpoint_every: int = key(1000, "steps between two checkpoints", least=1)
     keep_checkpoints: int = key(2, "the newest so many are kept, and the best", least=1)
-    evaluate_every: int = key(0, "steps between two evaluations; 0: at the end only", least=0)
+    evaluate_every: int | None = key(
+        None,
+        "steps between evaluations on data.val, else data.test; 0: at the end; null: a tenth with data.val",
+        least=0,
+    )
+    max_hours: float = key(0.0, "hours after which training saves and ends, to be resumed; 0: no limit", least=0)
 
 
 @dataclass
@@ -152,10 +156,15 @@ class DetectConfig(Detecting):
         "rotated upright as their EXIF data ask, and boxes are in pixels of the upright image",
     )
     output: str | None = key(None, "folder for images and detections; null: detect/<source> in the run's folder")
-    formats: list[DetectionFormat] = key(["json"], "of the detections: json: COCO's results; comp4: the VOC devkit's")
+    formats: list[DetectionFormat] = key(
+        ["json"],
+        "json: COCO results; csv; comp4: the devkit's; voc, yolo, coco, labelstudio: labels of what is drawn",
+    )
     batch: int = key(1, "images that go through the network together; more is faster on a GPU", least=1)
     every: int = key(1, "of a video, frames from one that is looked at to the next; boxes stay in between", least=1)
-    draw_threshold: float = key(0.5, "detections with a lower score, a probability or a margin, are not drawn")
+    draw_threshold: float | None = key(
+        None, "detections with a lower score are not drawn; null: the score of the best F1 in the evaluation, else .5"
+    )
 
 
 @dataclass

@@ -15,7 +15,7 @@ Boxes are half-open, so that plain differences equal the inclusive "+1" widths o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, get_args
@@ -112,6 +112,18 @@ class ClassAP:
     overlaps: np.ndarray  # (D,) float64: IoU with the truth box overlapped most, matched or not; 0 without one
     correct: np.ndarray  # (D,) bool: the first detection of its truth box
     ignored: np.ndarray  # (D,) bool: matches a difficult box, does not count
+
+
+def best_threshold(classes: Iterable[ClassAP]) -> float | None:
+    """The score from which on the detections of all classes together have the best F1; None where none is right."""
+    curves = list(classes)
+    scores = np.concatenate([np.zeros(0), *(c.scores for c in curves)])
+    right = np.concatenate([np.zeros(0), *(np.diff(np.round(c.recall * c.positives), prepend=0.0) for c in curves)])
+    order = np.argsort(-scores, kind="stable")
+    scores, right = scores[order], np.cumsum(right[order])
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))[: len(scores)]  # of those with the same score
+    f1 = 2 * right[last] / (last + 1 + sum(c.positives for c in curves))
+    return float(scores[last[f1.argmax()]]) if len(last) and right[-1] else None
 
 
 @dataclass(frozen=True)

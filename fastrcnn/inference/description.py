@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -25,7 +26,8 @@ class Description:
     metrics: what evaluations of it found, as metrics.json has it, by split.
     record: what else is known of it, for people. `data`, `recipe`: lists of sentences, see deploy/recipe.py. `images`,
         and `objects` by class: how many it was trained on. `proposals`: the name of the store of the proposals,
-        where they were not made. `precision`: what its weights were once rounded to.
+        where they were not made. `precision`: what its weights were once rounded to. `draw_threshold`: the score that
+        gave the best F1 in the evaluation that chose it.
     """
 
     classes: tuple[str, ...]
@@ -107,6 +109,7 @@ def sound_record(record: Any) -> bool:
         "objects",
         "proposals",
         "precision",
+        "draw_threshold",
     }:
         return False
     lines = [record.get("data", []), record.get("recipe", [])]
@@ -114,6 +117,8 @@ def sound_record(record: Any) -> bool:
     return (
         all(type(part) is list and all(type(line) is str for line in part) for part in lines)
         and type(record.get("images", 0)) is int
+        and type(threshold := record.get("draw_threshold", 0.0)) is float
+        and math.isfinite(threshold)
         and type(counts) is dict
         and all(type(name) is str and type(n) is int for name, n in counts.items())
         and type(record.get("proposals", "")) is type(record.get("precision", "")) is str

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias, TypeVar, overload
 
@@ -18,6 +19,7 @@ from fastrcnn.data.images import apply_orientation, orientation_of, read_image
 from fastrcnn.data.loader import collate_pyramids
 from fastrcnn.data.transforms import Augmentation, boxes_in, show
 from fastrcnn.inference.detect import Stopwatch, detect
+from fastrcnn.inference.found import Found
 from fastrcnn.inference.network import Network
 from fastrcnn.parallel.ahead import ahead, chunks_of, threads
 from fastrcnn.proposals.clean import clean
@@ -46,6 +48,7 @@ class Detector:
     settings: DetectionSettings
     scaling: Augmentation
     propose: Callable[[np.ndarray], np.ndarray]
+    draw_threshold: float = 0.5  # of what it finds, the score from which on it is drawn
 
     def __post_init__(self) -> None:
         self.classes = tuple(self.classes)
@@ -54,17 +57,17 @@ class Detector:
     @overload
     def detect(  # type: ignore[overload-overlap]  # a str is one picture, though it is a sequence of str
         self, images: Picture, proposals: Boxes | None = None, batch: int = 1
-    ) -> Detections: ...
+    ) -> Found: ...
     @overload
     def detect(
         self, images: Sequence[Picture], proposals: Sequence[Boxes] | None = None, batch: int = 1
-    ) -> list[Detections]: ...
+    ) -> list[Found]: ...
     def detect(
         self,
         images: Picture | Sequence[Picture],
         proposals: Boxes | Sequence[Boxes] | None = None,
         batch: int = 1,
-    ) -> Detections | list[Detections]:
+    ) -> Found | list[Found]:
         """Objects in an image, or in each of a list of images, best first, on the CPU.
 
         images: of any size, each one of: the path of a file; a PIL image; an array (H, W, 3) uint8, RGB (OpenCV's BGR
@@ -93,7 +96,10 @@ class Detector:
         with closing(ahead(as_array, sources, max(1, threads() // 2))) as arrays:
             numbered = enumerate(array.result() for array in arrays)
             with closing(self.detect_each(numbered, None if given is None else given.__getitem__, batch)) as each:
-                found = [of_image for *_, of_image, _ in each]
+                found = [
+                    Found(**vars(of_image), pixels=partial(as_array, image), draw_threshold=self.draw_threshold)
+                    for image, (*_, of_image, _) in zip(pictures, each, strict=True)
+                ]
         return found if several else found[0]
 
     def detect_each(

@@ -18,6 +18,7 @@ from fastrcnn.evaluation.result_files import check_comp4, write_comp4
 from fastrcnn.evaluation.voc_ap import detections_by_class
 from fastrcnn.files import replace_file
 from fastrcnn.inference.detector import Detector
+from fastrcnn.inference.labels import FORMATS, Labelled, label_files
 from fastrcnn.names import comp4_name
 from fastrcnn.structures import Detections
 
@@ -74,8 +75,8 @@ class Output:
         images: Sequence[str],
         inputs: Sequence[Path],
     ) -> None:
-        """formats: json, csv, comp4, of the detections. images: names of the other files to write. inputs: the files to
-        detect in.
+        """formats: json, csv, comp4, or of labels.FORMATS, of the detections. images: names of the other files to
+        write. inputs: the files to detect in.
 
         Raises UserError where a file to write is an input, or is there and was not written by an earlier detect, and
         for a class whose detections cannot have a comp4 file.
@@ -83,7 +84,9 @@ class Output:
         self.folder, self.source, self.columns, self.formats = folder, source, columns, formats
         self.detector = detector
         self.found: list[tuple[str, Sequence[Any], Detections]] = []
-        names = [*images, *(f"detections.{name}" for name in formats if name != "comp4")]
+        self.drawn = 0  # of the detections
+        self.labelled: list[Labelled] = []
+        names = [*images, *(f"detections.{name}" for name in formats if name in ("json", "csv"))]
         if "comp4" in formats:
             check_comp4(SPLIT, detector.classes)
             names += [comp4_name(SPLIT, name) for name in detector.classes]
@@ -111,6 +114,14 @@ class Output:
             self._write(TIMING, json.dumps({"source": absolute(self.source)}))
         self.found.append((image_id, about, found))
 
+    def count_drawn(self, image_id: str, file: Path, size: Sequence[int], found: Detections, chosen: list[int]) -> None:
+        """Counts the chosen detections of an image as drawn, and keeps them for label files. size: width and height."""
+        self.drawn += len(chosen)
+        if any(name in FORMATS for name in self.formats):
+            every, (width, height) = list(found), size
+            kept = [every[i] for i in chosen]
+            self.labelled.append(Labelled(image_id.replace("/", "_"), file, width, height, kept))
+
     def best_scores(self) -> np.ndarray:
         """The scores of all detections, the best first."""
         return -np.sort(-np.concatenate([np.zeros(0, np.float32), *(of_image.scores for _, _, of_image in self.found)]))
@@ -123,7 +134,7 @@ class Output:
 
     def write_detections(self) -> None:
         """Writes the detections in the formats asked for: detections.json, a COCO results file with more columns;
-        detections.csv, with corners in place of width and height; comp4 files."""
+        detections.csv, with corners in place of width and height; comp4 files; label files of what is drawn."""
         rows: list[dict[str, Any]] = []
         for image_id, about, found in self.found:
             known = {"image_id": image_id, **dict(zip(self.columns, about, strict=True))}
@@ -145,6 +156,10 @@ class Output:
         if "comp4" in self.formats:
             by_class = detections_by_class([found for *_, found in self.found], self.detector.classes)
             write_comp4(self.folder, SPLIT, by_class, [image_id for image_id, *_ in self.found])
+        for name in [name for name in self.formats if name in FORMATS]:
+            for path, content in label_files(name, self.labelled, self.detector.classes).items():
+                (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+                self._write(path, content)
 
     def write_timing(self, left_out: int) -> None:
         """Writes timing.json, and reports how long an image took; see Stopwatch. left_out: images that could not be

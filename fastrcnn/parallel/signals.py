@@ -6,6 +6,7 @@ Imports nothing but the standard library, so that signals are handled before tor
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # `timeout`, `make` and batch systems send a signal to a process and then to its group, which it is in; these two, some
 # microseconds apart, are one request.
+OUT_OF_TIME = 75  # exit status: EX_TEMPFAIL of sysexits.h, to be tried again
 SAME_REQUEST = 0.2  # seconds
 
 
@@ -39,23 +41,29 @@ class Stop:
         self.received: signal.Signals | None = None
         self.imports = imports(sys._getframe())
         self._when = 0.0
+        self._begun = time.monotonic()
+        self.most_seconds = math.inf  # since this object was made, after which the program is to end
         self.steps = False
 
     def __call__(self) -> bool:
-        """Whether a signal has come."""
-        return self.received is not None
+        """Whether a signal has come, or the time is over."""
+        return self.received is not None or self._late()
+
+    def _late(self) -> bool:
+        return time.monotonic() - self._begun > self.most_seconds
 
     @property
     def status(self) -> int:
-        """The exit status by which shells know the signal: 128 and its number; 0 where there was none."""
-        return 128 + self.received if self.received else 0
+        """The exit status by which shells know the signal: 128 and its number; OUT_OF_TIME; 0 for neither."""
+        return 128 + self.received if self.received else OUT_OF_TIME if self._late() else 0
 
     def stopped(self, state: str) -> Stopped:
         """The exception that ends the program, with the state that it is left in. Where no signal has come, another
         process of the job had one."""
         by = self.received.name if self.received else "a signal to another process"
+        why = "ended by runtime.max_hours" if self.status == OUT_OF_TIME else f"interrupted by {by}"
         details = f": {state}. To resume: {self.advice}" if state else "."
-        return Stopped(self.status or 128 + signal.SIGTERM, f"interrupted by {by}{details}")
+        return Stopped(self.status or 128 + signal.SIGTERM, f"{why}{details}")
 
     def finish_steps(self) -> None:
         """From now on a signal is noted, and whoever calls this object acts on it; until now it raises Stopped. So does
@@ -105,7 +113,7 @@ def handle_signals(state: str = "", to_the_end: bool = False) -> Iterator[Stop]:
     try:
         yield stop
     except Exception:
-        if stop() and not stop.steps:  # the exception of the signal was lost, and led to this one
+        if stop.received and not stop.steps:  # the exception of the signal was lost, and led to this one
             raise stop.stopped(stop.state) from None
         raise
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from fastrcnn.files import write_atomically
 from fastrcnn.weights import torch_files
 from fastrcnn.weights.fitting import unusable
 
+log = logging.getLogger("fastrcnn")
 FORMAT = 2  # 1 had one short side in evaluation
 MAGIC = b"\nfastrcnn-sha256:"
 TRAILER = len(MAGIC) + 64
@@ -150,7 +152,8 @@ def is_one(path: Path) -> bool:
 
 
 def resolve(where: Path, key: str = "checkpoint") -> Path:
-    """The checkpoint file that a user means by a run's folder or a file: best.pt, else the newest.
+    """The checkpoint file that a user means by a file, or by a run's folder: best.pt, else the newest. A folder of runs
+    (outputs/NAME) means its newest run.
 
     key: what named it. Raises UserError where there is none.
     """
@@ -160,12 +163,14 @@ def resolve(where: Path, key: str = "checkpoint") -> Path:
         raise UserError(
             f"{key}: there is no file or folder {where}. Give a run's folder, a .pt file, or a detector's .caffemodel."
         )
-    for folder in (where / "checkpoints", where):
+    runs = sorted(where.glob("*/checkpoints"), key=lambda p: (p.stat().st_mtime_ns, p))
+    for folder in (where / "checkpoints", where, *runs[::-1]):
         best = folder / "best.pt"
-        if best.is_file():
-            return best
-        if newest := in_order(folder):
-            return newest[0]
+        found = best if best.is_file() else next(iter(in_order(folder)), None)
+        if found is not None:
+            if folder in runs:
+                log.info("%s: its newest run is %s", where, folder.parent.name)
+            return found
     raise UserError(f"{key}: {where} holds no checkpoint (checkpoints/best.pt or step-N.pt).")
 
 

@@ -71,10 +71,11 @@ def warn_of_companions(changed: Collection[str], config: Config) -> None:
 
 def load_newest(
     folder: Path, model: FastRCNN, optimizer: torch.optim.Optimizer, names: list[str], config: Config, check: Check
-) -> tuple[int, float]:
-    """Puts the folder's newest sound checkpoint into model and optimiser; returns its step and the best mAP so far.
+) -> tuple[int, float, int]:
+    """Puts the folder's newest sound checkpoint into model and optimiser; returns its step, and the best weights'
+    mAP and step so far; without any -1 and its own step.
 
-    The best mAP is forgotten where it was measured in another way, or on other images, than now. check: see
+    The best are forgotten where it was measured in another way, or on other images, than now. check: see
     checkpoint.newest_sound. Raises UserError where there is no checkpoint, or it is of another model, of other classes,
     or of another optimiser.
     """
@@ -108,5 +109,8 @@ def load_newest(
             written.append(check(best, checkpoint.load(best)))
         except UserError as error:
             log.warning("passed over: %s", error)
-    alike = [w for w in written if all(w["config"]["data"][k] == config["data"][k] for k in ("metric", "test"))]
-    return state["step"], max((w["best"] for w in alike), default=-1.0)
+    measured = ("metric", "val") if config["data"]["val"] else ("metric", "val", "test")
+    alike = [w for w in written if all(w["config"]["data"].get(k, []) == config["data"][k] for k in measured)]
+    mean_ap = max((w["best"] for w in alike), default=-1.0)
+    chosen = alike[-1]["step"] if alike and alike[-1] is not state and mean_ap >= 0 else state["step"]
+    return state["step"], mean_ap, chosen

@@ -21,6 +21,7 @@ from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.loader import WorkerDiedError, detection_loader, training_loader, with_pixels
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.evaluate import Evaluation
+from fastrcnn.evaluation.voc_ap import best_threshold
 from fastrcnn.files import remove_parts
 from fastrcnn.inference.evaluate import evaluate
 from fastrcnn.inference.network import TorchNetwork
@@ -53,7 +54,8 @@ class Settings:
     """How a run works, beside its schedule.
 
     images_per_batch, group_aspects, workers: see data/loader.py. box_weight: see model/loss.py.
-    advice: what helps where memory runs out. cache: bytes of maps that are kept, see maps.py.
+    advice: what helps where memory runs out. cache: bytes of maps that are kept, see maps.py. patience: evaluations
+    without a better mAP after which the run ends, 0 for never.
     """
 
     detection: DetectionSettings
@@ -65,6 +67,7 @@ class Settings:
     dtype: torch.dtype = torch.float32
     keep_checkpoints: int = 3
     profile: bool = False
+    patience: int = 0
     advice: str = ""
     cache: float = 0.0
 
@@ -75,7 +78,9 @@ class TrainingRun:
 
     begun: whether the run is in its folder already; resumed: whether with a checkpoint. started: whether the model has
     the outputs of another run; new_labels: the classes that that run did not have. config: of the run, as plain data,
-    for its folder and its checkpoints. check: see checkpoint.newest_sound. test_set: None where nothing is evaluated.
+    for its folder and its checkpoints. check: see checkpoint.newest_sound. val_set: what best.pt is chosen on during
+    training; None: it is the last step's. test_set: what the chosen weights are evaluated on at the end, and without a
+    val_set during training too; None where nothing is.
     """
 
     folder: Path
@@ -88,6 +93,7 @@ class TrainingRun:
     model: FastRCNN
     optimizer: torch.optim.Optimizer
     train_set: DetectionDataset
+    val_set: DetectionDataset | None
     test_set: DetectionDataset | None
     sampler: RoISampler
     schedule: Schedule
@@ -97,12 +103,15 @@ class TrainingRun:
     tracker: Tracker = field(default_factory=Silent)
     done: int = 0  # steps that are over, with all that belongs to them
     saved: int = 0  # the step saved last
-    best: float = -1.0  # mAP
+    best: float = -1.0  # mAP of best.pt
+    best_step: int = 0  # of best.pt, or where counting evaluations without a better one began
     outcome: Evaluation | None = None  # the last one
+    threshold: float | None = None  # of the score, at which F1 was best in the last evaluation
     maps: Maps | None = None  # of the frozen layers, where they are kept
 
     def run(self) -> Evaluation | None:
-        """Trains to the last step; returns the last evaluation, which the first of several processes has.
+        """Trains to the last step, or until the validation set shows no more gain; returns the last evaluation, which
+        the first of several processes has.
 
         Raises Stopped, after a step that is saved, where a signal ends it; and UserError.
         """
@@ -122,12 +131,15 @@ class TrainingRun:
             self.open_records()
             self.stop.finish_steps()
             self.keep_maps()
+            over = self.done >= self.schedule.iterations
             late = self.schedule.evaluates_after(self.done) and not self.tracker.evaluated
-            if self.done >= self.schedule.iterations or (self.done and late):
+            if self.done and (late or (over and self.val_set is None)):
                 self.evaluate(self.done)  # the run was interrupted there
-            if self.done < self.schedule.iterations:
+            if not over and not self.gains_no_more():
                 with self.batches() as batches:
                     self.fit(batches)
+            if self.val_set is not None and self.test_set is not None:
+                self.evaluate_chosen()
         distributed.wait_for_all()
         if distributed.leads():
             shutil.rmtree(self.folder / MAPS, ignore_errors=True)
@@ -137,7 +149,9 @@ class TrainingRun:
     def restore(self) -> None:
         """Resumes from the newest sound checkpoint."""
         checkpoints = self.folder / "checkpoints"
-        self.done, self.best = load_newest(checkpoints, self.model, self.optimizer, self.names, self.config, self.check)
+        self.done, self.best, self.best_step = load_newest(
+            checkpoints, self.model, self.optimizer, self.names, self.config, self.check
+        )
         self.saved = self.done
         self.stop.state = f"nothing was trained after step {self.done}"
 
@@ -199,9 +213,11 @@ class TrainingRun:
             describe_run(self.folder, as_yaml(self.config))
             self.tracker = Tracker(self.folder, self.done)
         self.tracker.evaluated = distributed.from_first(self.tracker.evaluated)
-        test, device = self.test_set, self.model.delta_mean.device
-        sizes = len(self.train_set), len(test) if test else 0
-        log.info("%s: %d training and %d test pictures, classes %s", self.folder, *sizes, ", ".join(self.names))
+        device = self.model.delta_mean.device
+        sizes = [f"{len(self.train_set)} training"]
+        sizes += [f"{len(self.val_set)} validation"] if self.val_set else []
+        sizes += [f"{len(self.test_set)} test"] if self.test_set else []
+        log.info("%s: %s images, classes %s", self.folder, " and ".join(sizes), ", ".join(self.names))
         where = f"{device}" if distributed.size() == 1 else f"{distributed.size()} processes, each on {device.type}"
         precision = str(self.settings.dtype).removeprefix("torch.")
         log.info("%s parameters, %s, %s", f"{parameter_count(self.model):,}", where, precision)
@@ -217,8 +233,10 @@ class TrainingRun:
         if self.maps is None:
             return
         self.train_set = replace(images, unneeded=self.maps.files.has)
-        if self.test_set is not None and self.schedule.evaluate_every:
-            self.test_set = replace(self.test_set, unneeded=self.maps.files.has)
+        if self.schedule.evaluate_every:
+            self.val_set, self.test_set = (
+                some and replace(some, unneeded=self.maps.files.has) for some in (self.val_set, self.test_set)
+            )
         chosen = images.views(range(begin // len(images), -(-end // len(images))))
         if len(chosen) >= end - begin:
             log.info("runtime.cache: hardly any view of an image comes twice, so maps are computed as they are needed")
@@ -283,6 +301,9 @@ class TrainingRun:
                     if self.saved != done:
                         self.save(done)
                     self.end(done)
+                if schedule.evaluates_after(done) and self.gains_no_more():
+                    log.info("step %d: no better mAP in %d evaluations (solver.patience)", done, settings.patience)
+                    break
         except NotFiniteError as error:
             raise self.keep_evidence(error) from None
 
@@ -297,10 +318,11 @@ class TrainingRun:
         return described | {"record": self.trained_on(), "model": self.model.state_dict()}
 
     def trained_on(self) -> dict[str, Any]:
-        """How many images, and objects by class, it is trained on."""
+        """How many images, and objects by class, it is trained on, and the best threshold of the last evaluation."""
         labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in self.train_set.samples)])
         counts = np.bincount(labels, minlength=len(self.names) + 1)[1:]
-        return {"images": len(self.train_set), "objects": dict(zip(self.names, counts.tolist(), strict=True))}
+        known = {} if self.threshold is None else {"draw_threshold": self.threshold}
+        return {"images": len(self.train_set), "objects": dict(zip(self.names, counts.tolist(), strict=True))} | known
 
     def save(self, step: int) -> None:
         """Writes step-N.pt, from which the run can resume. Of several processes the first writes."""
@@ -316,41 +338,64 @@ class TrainingRun:
             self.tracker.picture(step.done, "train/rois", draw_batch(with_pixels(step.batch), step.rois, step.targets))
 
     def evaluate(self, step: int) -> None:
-        """Evaluates, records, and writes best.pt where there is a mAP and it is the best so far.
+        """Evaluates on the validation set, else on the test set, and records it."""
+        watched = self.val_set or self.test_set
+        if watched is None:
+            return
+        if (outcome := self.evaluate_on(watched, step)) is not None:  # else the first process has it
+            self.record(step, outcome)
+
+    def evaluate_chosen(self) -> None:
+        """Evaluates, on the test set, the weights that were best on the validation set."""
+        assert self.test_set is not None
+        best = self.folder / "checkpoints" / "best.pt"
+        step = distributed.from_first(self.best_step if self.best >= 0 else self.done)
+        if step != self.done:
+            self.model.load_state_dict(self.check(best, checkpoint.load(best))["model"])
+        log.info("testing the weights of step %d, which are the best on the validation images", step)
+        if (outcome := self.evaluate_on(self.test_set, self.done)) is not None:
+            self.outcome = outcome
+            self.tracker.scalars(self.done, {"test/mAP": outcome.ap.mean})
+
+    def gains_no_more(self) -> bool:
+        """Whether the last `patience` evaluations gave no better mAP, as the first of several processes knows."""
+        waited = self.settings.patience * self.schedule.evaluate_every
+        return distributed.from_first(0 < waited <= self.done - self.best_step)
+
+    def evaluate_on(self, images: DetectionDataset, step: int) -> Evaluation | None:
+        """The evaluation on the images, which the first of several processes has.
 
         Where the run is to end, it ends at the next image; with several processes all end, each when its share is done
         or it is itself to end.
         """
-        if self.test_set is None:
-            return
         settings = self.settings
-        pyramids = takewhile(lambda _: not self.stop(), detection_loader(self.test_set, workers=settings.workers))
+        pyramids = takewhile(lambda _: not self.stop(), detection_loader(images, workers=settings.workers))
 
         def detected() -> None:
             if distributed.any_of(self.stop()):
                 self.end(step)
 
-        outcome = evaluate(
+        return evaluate(
             TorchNetwork(self.model, settings.dtype, self.maps if self.schedule.evaluate_every else None),
             pyramids,
-            len(self.test_set),
+            len(images),
             self.names,
             settings.metric,
             settings.detection,
             detected,
         )
-        if outcome is not None:  # else the first process has it
-            self.record(step, outcome)
 
     def record(self, step: int, outcome: Evaluation) -> None:
-        """Records an evaluation, and writes best.pt where it is the best so far."""
+        """Records an evaluation, and writes best.pt where there is a mAP, and it is the best on the validation set so
+        far; without such a set, at the last step."""
         self.outcome = outcome
-        mean_ap = outcome.ap.mean
+        mean_ap, self.threshold = outcome.ap.mean, best_threshold(outcome.ap.classes.values())
         for name, curve in outcome.ap.classes.items():
             if curve.ap is not None:
                 self.tracker.precision_recall(step, f"eval/pr/{name}", curve)
-        if mean_ap is not None and mean_ap > self.best:
-            self.best = mean_ap
+        chosen = step == self.schedule.iterations if self.val_set is None else (mean_ap or 0.0) > self.best
+        if mean_ap is not None and chosen:
+            self.best, self.best_step = mean_ap, step
             checkpoint.save(self.folder / "checkpoints" / "best.pt", self.content(step))
         values = outcome.ap.figures | {f"ap/{n}": v for n, v in outcome.ap.ap.items()}
         known = {f"eval/{n}": v for n, v in values.items() if v is not None}

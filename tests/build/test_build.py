@@ -32,7 +32,7 @@ def config_of(voc: VocFolder, **changes: object) -> DataConfig:
 
 
 def training_set(config: DataConfig, names: list[str]) -> DetectionDataset:
-    return datasets.both_sets(replace(config, test=[]), names, seed=0)[0]
+    return datasets.run_sets(replace(config, test=[]), names, seed=0)[0]
 
 
 # ------------------------------------------------------------------------------------------ values
@@ -65,7 +65,7 @@ def test_the_log_counts_the_files_of_a_set_without_lists_once(voc: VocFolder, ca
     (voc.root / "Annotations/f.xml").unlink()
     caplog.set_level("INFO")
     for _ in range(3):
-        datasets.both_sets(config_of(voc), ["cat"], 0)
+        datasets.run_sets(config_of(voc), ["cat"], 0)
     assert caplog.text.count("1 image(s) without an annotation are not used") == 1
     assert caplog.text.count("has no split lists: it is divided into trainval and test") == 2  # once a split
 

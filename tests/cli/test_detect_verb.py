@@ -240,7 +240,7 @@ def test_nothing_found_is_status_3_and_says_why(call: Call, run: Path, voc: VocF
     picture = voc.picture("p")
     out, _ = detect(call, f"source={picture}", "draw_threshold=1", status=3)
     best = max(e["score"] for e in entries(run / "detect" / "p"))
-    assert out.startswith("0 object(s) found; ")
+    assert out.startswith("0 drawn of ")
     assert f"nothing is drawn: the best score is {best:.3f}, and draw_threshold=1" in out
     out, _ = detect(call, f"source={picture}", "detection.score_threshold=1", "formats=csv", status=3)
     assert "nothing is drawn: no score reaches detection.score_threshold" in out

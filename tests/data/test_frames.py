@@ -90,7 +90,7 @@ def annotate(voc: VocFolder, image_id: str, pixels: np.ndarray) -> None:
 
 
 def training_set(config: DataConfig, names: list[str]) -> DetectionDataset:
-    return datasets.both_sets(replace(config, test=[]), names, seed=0)[0]
+    return datasets.run_sets(replace(config, test=[]), names, seed=0)[0]
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def check(call: Call, root: Path, *more: str) -> tuple[int, str, dict[str, Any]]
 def test_images_of_one_number_in_two_splits_keep_their_own_proposals(tmp_path: Path) -> None:
     root = export(export(tmp_path / "set", "train"), "test")
     config = config_of(root)
-    train, test = datasets.both_sets(config, ["cat"], 0)
+    train, _, test = datasets.run_sets(config, ["cat"], 0)
     assert [s.image_id for s in train.samples] == ["train/0.png", "train/1.png", "train/2.png"]
     assert test is not None
     assert [(s.image_id, s.number) for s in test.samples] == [("test/0.png", 0), ("test/1.png", 1), ("test/2.png", 2)]
@@ -106,7 +106,7 @@ def test_one_id_of_two_images_is_refused(tmp_path: Path, call: Call) -> None:
         voc.split("all", "0")
     config = config_of(tmp_path / "set", train=["a/all"], test=["b/all"])
     with pytest.raises(UserError, match=r"'0' is the id of two images, .*a/JPEGImages/0.jpg to train on and .*b/JPEG"):
-        datasets.both_sets(config, ["cat"], 0)
+        datasets.run_sets(config, ["cat"], 0)
     status, _, report = check(call, tmp_path / "set", "data.train=[a/all]", "data.test=[b/all]")
     assert (status, [p["kind"] for p in report["errors"]]) == (1, ["duplicate_id"])
     assert "'0' is the id of " in report["errors"][0]["what"]
@@ -126,7 +126,7 @@ def test_a_set_of_crowds_alone_is_refused_before_proposals_are_made(tmp_path: Pa
     assert [(p["file"], p["object"]) for p in notes] == [(str(root / "train" / NAME), n) for n in range(1, 7)]
     assert "annotation 1 (cat): has" in out
     with pytest.raises(UserError, match="none of the 6 images has an object to train on"):
-        datasets.both_sets(config_of(root), ["cat"], 0)
+        datasets.run_sets(config_of(root), ["cat"], 0)
     assert not (tmp_path / "cache").exists()
 
 
@@ -149,7 +149,7 @@ def test_classes_are_those_of_all_splits(tmp_path: Path, call: Call, caplog: pyt
     root = export(export(tmp_path / "set", "train"), "test", dogs=2)
     config = config_of(root)
     assert annotations.classes(config) == ["cat", "dog"]
-    train, _ = datasets.both_sets(config, ["cat", "dog"], 0)
+    train, *_ = datasets.run_sets(config, ["cat", "dog"], 0)
     assert {label for s in train.samples for label in s.labels.tolist()} == {1}
     assert "no object to train on of the classes dog" in caplog.text
     status, _, report = check(call, root)
@@ -161,7 +161,7 @@ def test_a_wrong_test_image_shows_before_proposals_are_made(tmp_path: Path) -> N
     root = export(export(tmp_path / "set", "train"), "test")
     (root / "test/1.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"test/1.png: the file is empty"):
-        datasets.both_sets(config_of(root), ["cat"], 0)
+        datasets.run_sets(config_of(root), ["cat"], 0)
     assert not (tmp_path / "cache").exists()
 
 
@@ -181,7 +181,7 @@ def test_files_and_images_that_are_not_used_are_reported(
 ) -> None:
     root = export(export(export(tmp_path / "set", "train"), "test"), "valid", images=2)
     shutil.copy(root / "train/0.png", root / "train/new.PNG")
-    datasets.both_sets(config_of(root), ["cat"], 0)
+    datasets.run_sets(config_of(root), ["cat"], 0)
     _, _, report = check(call, root)
     notes = {p["kind"]: (p["file"], p["what"]) for p in report["notes"]}
     file, what = notes["unused_file"]
@@ -201,7 +201,7 @@ def test_of_another_file_of_the_same_images_nothing_is_kept(
     monkeypatch.setattr(coco_file, "_json", lambda path, real=coco_file._json: read.append(path.name) or real(path))
     config = config_of(root, train=[f"train/{NAME}"], test=[f"test/{NAME}"])
     for _ in range(2):
-        datasets.both_sets(config, ["cat"], 0)
+        datasets.run_sets(config, ["cat"], 0)
     assert f"{root}/train/keypoints.json: not read: other files give its 3 images to the splits" in caplog.text
     assert sorted(read) == [NAME, NAME, "captions.json", "keypoints.json"]
 
@@ -284,7 +284,7 @@ def test_training_images_without_any_object_are_an_error_of_check_too(tmp_path: 
         [("no_objects", "none of the 3 training images has an object.")],
     )
     with pytest.raises(UserError, match="none of the 3 images has an object to train on"):
-        datasets.both_sets(config_of(root, train=[f"train/{NAME}"], test=[f"test/{NAME}"]), ["cat"], 0)
+        datasets.run_sets(config_of(root, train=[f"train/{NAME}"], test=[f"test/{NAME}"]), ["cat"], 0)
     with pytest.raises(UserError, match=rf"which file is 'trainval'.*train/{NAME} \(without annotations\)"):
         annotations.image_ids(config_of(root), ["trainval"])
 
@@ -299,7 +299,7 @@ def test_a_box_that_all_annotations_lack_is_one_message(tmp_path: Path, call: Ca
     assert (status, [p["what"] for p in report["errors"]]) == (1, [said] * 2)
     assert not {p["kind"] for p in report["notes"]} & {"test_only", "no_truth", "lone"}
     with pytest.raises(UserError) as caught:
-        datasets.both_sets(config_of(root), ["cat"], 0)
+        datasets.run_sets(config_of(root), ["cat"], 0)
     assert str(caught.value).count("the box None") == 1
 
 
@@ -315,7 +315,7 @@ def test_where_images_are_that_nearly_all_are_missing(tmp_path: Path, call: Call
     assert "The same holds for 12 files" in error["what"]
     assert [p["kind"] for p in report["notes"]] == []
     with pytest.raises(UserError) as caught:
-        datasets.both_sets(config_of(root), ["cat"], 0)
+        datasets.run_sets(config_of(root), ["cat"], 0)
     assert str(caught.value).count(said) == 1
 
 
@@ -361,7 +361,7 @@ def test_folders_and_coco_files_beside_xml_that_are_not_used_are_reported(
         (root / split).mkdir(parents=True)
         shutil.copy(voc.root / f"JPEGImages/{n}.jpg", root / split)
         shutil.copy(voc.root / f"Annotations/{n}.xml", root / split)
-    datasets.both_sets(config_of(root), ["cat"], 0)
+    datasets.run_sets(config_of(root), ["cat"], 0)
     _, _, report = check(call, root)
     unused = [f"{p['file']}: {p['what']}" for p in report["notes"] if p["kind"] == "unused_file"]
     assert unused == [
