@@ -21,6 +21,14 @@ def be_silent() -> None:
     _silent = True
 
 
+def duration(seconds: float) -> str:
+    """A time that is left, in words: "40 s", "25 min", "2 h 10 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def silent() -> bool:
     """Whether this process shows none: it was told so, or is not the first of several that do one job."""
     return _silent or launch().rank > 0

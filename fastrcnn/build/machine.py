@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 
@@ -11,6 +12,9 @@ from fastrcnn.config.schema import RuntimeConfig
 from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.parallel.launch import cores, launch
+
+log = logging.getLogger(__name__)
+BUSY = 1.5  # threads that run, a core
 
 
 def device(config: RuntimeConfig) -> torch.device:
@@ -62,9 +66,18 @@ def set_up(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
 
 
 def threads(config: RuntimeConfig) -> None:
-    """Sets the number of threads that torch uses."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    """Sets the number of threads that torch uses: by default its own choice, and in a container no more than cores."""
+    chosen = config.threads if config.threads is not None else min(torch.get_num_threads(), cores())
+    torch.set_num_threads(chosen)
+
+
+def warn_of_others(on: torch.device) -> None:
+    """Says that other programs use the machine, where training on its processor takes longer for it."""
+    if on.type != "cpu" or not hasattr(os, "getloadavg"):
+        return
+    load, here = os.getloadavg()[0], cores()
+    if load > BUSY * here:
+        log.warning("other programs use this machine (load %.1f on %d cores), so training is slower", load, here)
 
 
 def workers(config: RuntimeConfig) -> int:

@@ -64,6 +64,8 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
     device, dtype = machine.set_up(config.runtime)
     if distributed.leads() and not resumed and device.type == "cpu":
         warn_of_slow_training(config)
+    if distributed.leads():
+        machine.warn_of_others(device)
 
     absolute_paths(config.data)
     config.data.val = validation_splits(config.data)

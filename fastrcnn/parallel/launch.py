@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,24 @@ def launch() -> Launch:
 
 
 def cores() -> int:
-    """How many cores this process may use: its share, where its machine has several of the job."""
+    """How many cores this process may use: its share, where its machine has several of the job. A container may have
+    the time of fewer cores than it sees."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, here // launch().local_size)
+    return max(1, _least(here, quota()) // launch().local_size)
+
+
+def _least(cores: int, share: float) -> int:
+    return cores if math.isinf(share) else min(cores, math.ceil(share))
+
+
+def quota(folder: Path = Path("/sys/fs/cgroup")) -> float:
+    """The cores whose time the control group of a container allows; infinity without a limit."""
+    for path, name in ((folder / "cpu.max", ""), (folder / "cpu" / "cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        try:
+            words = path.read_text().split() + ((path.parent / name).read_text().split() if name else [])
+            share, period = float(words[0]), float(words[1])  # "max" is no number, -1 no limit
+        except (OSError, ValueError, IndexError):
+            continue
+        if share > 0 and period > 0:
+            return share / period
+    return math.inf

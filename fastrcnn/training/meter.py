@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from fastrcnn.model.loss import Losses
 from fastrcnn.parallel import distributed
-from fastrcnn.progress import silent
+from fastrcnn.progress import duration, silent
 from fastrcnn.structures import Batch, RoITargets
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+FIRST = 5  # steps, and seconds, that an estimate is made of
 
 
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
@@ -103,17 +106,46 @@ class Meter:
         return self.latest
 
 
-def show_progress(steps: Iterable[T], start: int, iterations: int, meter: Meter) -> Iterator[T]:
-    """The steps, of which `start` are done; with a bar on a terminal, else with a line in the log now and then."""
+def show_progress(
+    steps: Iterable[T],
+    start: int,
+    iterations: int,
+    meter: Meter,
+    evaluations: Callable[[int], float] = lambda _: 0.0,
+    unsure: float = 0.25,
+) -> Iterator[T]:
+    """The steps, of which `start` are done; with a bar on a terminal, else with a line in the log now and then.
+
+    After a few steps the log says how long all of it will take, and again where that has changed by `unsure` of it.
+    evaluations: the seconds that those take which come after so many steps.
+    """
     terminal = sys.stderr.isatty()
     hidden = not terminal or silent()
-    begun = said = time.monotonic()
+    begun = said = asked = time.monotonic()
+    stepping = 0.0  # seconds; evaluations and checkpoints come between steps
+    expected: float | None = None  # seconds from beginning to end
     with tqdm(total=iterations, initial=start, desc="train", unit="step", dynamic_ncols=True, disable=hidden) as bar:
         for done, step in enumerate(steps, start + 1):
+            stepping += time.monotonic() - asked
             yield step
             bar.update()
-            now = time.monotonic()
-            if silent() or not meter.latest or now - said < (1 if terminal else 15):
+            asked = now = time.monotonic()
+            if silent():
+                continue
+            left = stepping / (done - start) * (iterations - done)
+            whole = now - begun + left + evaluations(done)
+            if (
+                done - start >= FIRST
+                and now - begun >= FIRST
+                and (expected is None or abs(whole - expected) > unsure * expected)
+            ):
+                text = "about %s left: %d steps %s" if expected is None else "now about %s left: %d steps %s"
+                later = evaluations(done)
+                parts = duration(left + later), iterations - done, duration(left)
+                with logging_redirect_tqdm([logging.getLogger("fastrcnn")]) if terminal else nullcontext():
+                    log.info(f"{text}{f', evaluation {duration(later)}' if later >= 1 else ''}", *parts)
+                expected = whole
+            if not meter.latest or now - said < (1 if terminal else 15):
                 continue
             said = now
             m = meter.latest
@@ -121,5 +153,4 @@ def show_progress(steps: Iterable[T], start: int, iterations: int, meter: Meter)
             if terminal:
                 bar.set_postfix_str(text)
             else:
-                left = (now - begun) / (done - start) * (iterations - done)
-                log.info("step %d/%d  %s  %.0f s left", done, iterations, text, left)
+                log.info("step %d/%d  %s  %s left", done, iterations, text, duration(left + evaluations(done)))

@@ -6,7 +6,8 @@ import errno
 import logging
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
@@ -23,6 +24,7 @@ from fastrcnn.errors import UserError
 from fastrcnn.evaluation.evaluate import Evaluation
 from fastrcnn.evaluation.voc_ap import best_threshold
 from fastrcnn.files import remove_parts
+from fastrcnn.inference.detect import detect
 from fastrcnn.inference.evaluate import evaluate
 from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.memory import advise
@@ -45,6 +47,7 @@ from fastrcnn.training.tracking import EVALUATED, Silent, Tracker, claim, descri
 from fastrcnn.visualize import draw_batch
 
 log = logging.getLogger(__name__)
+TIMED = 2  # images that an evaluation's time is estimated from
 MAPS = "maps"  # the folder in the run's for what maps.py keeps
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -285,7 +288,7 @@ class TrainingRun:
             self.maps,
         )
         try:
-            for step in show_progress(steps, start, schedule.iterations, meter):
+            for step in show_progress(steps, start, schedule.iterations, meter, self.seconds_to_evaluate()):
                 done, last = step.done, step.done == schedule.iterations
                 if last or done % schedule.log_every == 0:
                     self.tracker.scalars(done, meter.read() | {"train/lr": schedule.rate(done - 1)})
@@ -306,6 +309,25 @@ class TrainingRun:
                     break
         except NotFiniteError as error:
             raise self.keep_evidence(error) from None
+
+    def seconds_to_evaluate(self) -> Callable[[int], float]:
+        """How long the evaluations take that come after so many steps, from the time that an image takes now."""
+        images, tests = self.val_set or self.test_set, self.test_set if self.val_set else None
+        if images is None or not distributed.leads():
+            return lambda _: 0.0
+        few = replace(images, samples=images.samples[:TIMED])
+        begin = time.monotonic()
+        network = TorchNetwork(self.model, self.settings.dtype)
+        for _ in detect(network, detection_loader(few), self.settings.detection):
+            pass
+        each = (time.monotonic() - begin) / len(few) / distributed.size()
+        last, every = self.schedule.iterations, self.schedule.evaluate_every
+
+        def seconds(done: int) -> float:
+            number = last // every - done // every + bool(last % every) if every else 1
+            return each * (number * len(images) + (len(tests) if tests else 0))
+
+        return seconds
 
     def finish_step(self) -> bool:
         """Counts a step, when all that belongs to it is done; returns whether the run is to end."""

@@ -25,7 +25,7 @@ Call = Callable[..., tuple[int, str, str]]
     [
         (
             ["train", "epochs=10"],
-            "'epochs' is not a key here; say solver.iterations=...: training steps. An epoch of N",
+            "'epochs' is not a key here; say solver.iterations=...: training steps. An epoch",
         ),
         (["train", "--epochs", "10"], "'--epochs' is not a key here; say solver.iterations=..."),
         (["train", "batch=8"], "say solver.images_per_batch=...: images in a batch"),
