@@ -113,7 +113,8 @@ def enlarge(image: np.ndarray, found: Detections, least: int = 200) -> tuple[np.
 
 
 def draw_batch(batch: Batch, rois: Tensor, targets: RoITargets, most: int = 4) -> np.ndarray:
-    """The batch's pictures side by side with the RoIs of a step: background gray, foreground by class, truth thick."""
+    """The batch's images side by side with the RoIs of a step and the files' names: background gray, foreground by
+    class, truth thick."""
     tiles = []
     for i in range(min(most, len(batch.samples))):
         height, width = batch.sizes[i].tolist()
@@ -125,6 +126,9 @@ def draw_batch(batch: Batch, rois: Tensor, targets: RoITargets, most: int = 4) -
             draw.rectangle(_inclusive(roi), outline=colour_of(label) if label else (128, 128, 128))
         for box, label in zip((batch.boxes[i] * scale).tolist(), batch.labels[i].tolist(), strict=True):
             draw.rectangle(_inclusive(box), outline=colour_of(label), width=3)
+        name = lettering(batch.samples[i].path.name, 11)
+        draw.rectangle((0, height - name.shape[0] - 6, name.shape[1] + 6, height), fill="black")
+        draw.bitmap((3, height - name.shape[0] - 3), Image.fromarray(name), fill="white")
         tiles.append(np.asarray(canvas))
     sheet = np.zeros((max(t.shape[0] for t in tiles), sum(t.shape[1] for t in tiles), 3), np.uint8)
     left = 0

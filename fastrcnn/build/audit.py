@@ -136,5 +136,7 @@ def truth_pictures(records: Sequence[Record], classes: Sequence[str]) -> list[tu
         texts = record.names if len(labels) <= 12 else None
         canvas = draw_boxes(small, record.boxes * np.float32(factor), labels, texts)
         jpeg = cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
-        drawn.append((f"{record.task.image_id}, {len(labels)} object(s)", jpeg.tobytes()))
+        suffix = record.image.path.suffix
+        file = record.task.image_id.removesuffix(suffix) + suffix
+        drawn.append((f"{file}, {len(labels)} object(s)", jpeg.tobytes()))
     return drawn

@@ -35,6 +35,7 @@ class Case:
     overlap: float  # with the object that explains a false detection
     boxes: tuple[tuple[str, Box], ...]  # each with its part: detection, object, other object, better detection
     image_id: str = ""
+    file: str = ""  # the id with the suffix of the file
     width: float = 0.0  # of the cut
     height: float = 0.0
     jpeg: bytes | None = None
@@ -155,7 +156,17 @@ def _cut(case: Case, sample: Sample, pixels: np.ndarray | None, problem: str) ->
         jpeg = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))[1].tobytes()
     scale = np.array([width / (x2 - x1), height / (y2 - y1)] * 2)
     boxes = _plain([(part, (np.array(box) - (x1, y1, x1, y1)) * scale) for part, box in case.boxes])
-    return replace(case, image_id=sample.image_id, boxes=boxes, width=width, height=height, jpeg=jpeg, problem=problem)
+    file = sample.image_id.removesuffix(sample.path.suffix) + sample.path.suffix
+    return replace(
+        case,
+        image_id=sample.image_id,
+        file=file,
+        boxes=boxes,
+        width=width,
+        height=height,
+        jpeg=jpeg,
+        problem=problem,
+    )
 
 
 def _plain(boxes: Sequence[tuple[str, np.ndarray]]) -> tuple[tuple[str, Box], ...]:
