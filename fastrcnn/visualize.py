@@ -17,6 +17,7 @@ from torch import Tensor
 from fastrcnn.structures import Batch, Detections, RoITargets
 
 SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf", "Arial.ttf")
+CAPTION = 18  # pixels below an image, for its file's name
 NESTED = 0.9  # share of a box's area
 ABSENT = "\U0010fffe"  # a character that no font has
 Place: TypeAlias = tuple[int, int, int, int]  # half-open x1 y1 x2 y2 in pixels
@@ -113,8 +114,8 @@ def enlarge(image: np.ndarray, found: Detections, least: int = 200) -> tuple[np.
 
 
 def draw_batch(batch: Batch, rois: Tensor, targets: RoITargets, most: int = 4) -> np.ndarray:
-    """The batch's images side by side with the RoIs of a step and the files' names: background gray, foreground by
-    class, truth thick."""
+    """The batch's images side by side with the RoIs of a step: background gray, foreground by class, truth thick. The
+    name of its file is below each."""
     tiles = []
     for i in range(min(most, len(batch.samples))):
         height, width = batch.sizes[i].tolist()
@@ -126,10 +127,10 @@ def draw_batch(batch: Batch, rois: Tensor, targets: RoITargets, most: int = 4) -
             draw.rectangle(_inclusive(roi), outline=colour_of(label) if label else (128, 128, 128))
         for box, label in zip((batch.boxes[i] * scale).tolist(), batch.labels[i].tolist(), strict=True):
             draw.rectangle(_inclusive(box), outline=colour_of(label), width=3)
-        name = lettering(batch.samples[i].path.name, 11)
-        draw.rectangle((0, height - name.shape[0] - 6, name.shape[1] + 6, height), fill="black")
-        draw.bitmap((3, height - name.shape[0] - 3), Image.fromarray(name), fill="white")
-        tiles.append(np.asarray(canvas))
+        caption = np.zeros((CAPTION, width, 3), np.uint8)
+        name = lettering(batch.samples[i].path.name, 11)[: CAPTION - 6, : max(0, width - 6)]
+        caption[3 : 3 + name.shape[0], 3 : 3 + name.shape[1]] = name[:, :, None]
+        tiles.append(np.concatenate((np.asarray(canvas), caption)))
     sheet = np.zeros((max(t.shape[0] for t in tiles), sum(t.shape[1] for t in tiles), 3), np.uint8)
     left = 0
     for tile in tiles:

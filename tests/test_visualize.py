@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastrcnn.structures import Batch, Detections, RoITargets, Sample
-from fastrcnn.visualize import colour_of, draw_batch, draw_boxes, draw_detections, enlarge
+from fastrcnn.visualize import CAPTION, colour_of, draw_batch, draw_boxes, draw_detections, enlarge
 
 GRAY = 77
 
@@ -165,14 +165,18 @@ def test_a_batch_is_drawn_side_by_side_without_its_padding() -> None:
     before = b.images.clone()
     sheet = draw_batch(b, rois, targets)
     assert torch.equal(b.images, before), "the batch is not drawn on"
-    assert sheet.shape == (40, 50 + 60, 3)
+    assert sheet.shape == (40 + CAPTION, 50 + 60, 3)
+    images = sheet[:40].copy()
+    images[30:, 50:] = 0  # the name of the second is below its smaller image
     background = outline(40, 110, 30, 10, 45, 20) | outline(40, 110, 52, 2, 58, 8)
-    np.testing.assert_array_equal(where(sheet, (128, 128, 128)), background)
-    np.testing.assert_array_equal(where(sheet, colour_of(2)), outline(40, 110, 60, 5, 100, 25))
-    np.testing.assert_array_equal(where(sheet, colour_of(4)), outline(40, 110, 5, 5, 25, 35, line=3))
-    assert not sheet[30:, 50:].any(), "below the smaller picture is black"
+    np.testing.assert_array_equal(where(images, (128, 128, 128)), background)
+    np.testing.assert_array_equal(where(images, colour_of(2)), outline(40, 110, 60, 5, 100, 25))
+    np.testing.assert_array_equal(where(images, colour_of(4)), outline(40, 110, 5, 5, 25, 35, line=3))
+    assert sheet[40:, :50].any(), "its file's name"
+    assert sheet[30 : 30 + CAPTION, 50:].any()
+    assert not sheet[30 + CAPTION :, 50:].any(), "below the smaller picture is black"
 
 
 def test_no_more_pictures_of_a_batch_than_asked_for() -> None:
     empty = RoITargets(torch.zeros(0, dtype=torch.long), torch.zeros(0, 4))
-    assert draw_batch(batch(), torch.zeros(0, 5), empty, most=1).shape == (40, 50, 3)
+    assert draw_batch(batch(), torch.zeros(0, 5), empty, most=1).shape == (40 + CAPTION, 50, 3)
