@@ -136,8 +136,9 @@ class TrainingRun:
             self.keep_maps()
             over = self.done >= self.schedule.iterations
             late = self.schedule.evaluates_after(self.done) and not self.tracker.evaluated
-            if self.done and (late or (over and self.val_set is None)):
-                self.evaluate(self.done)  # the run was interrupted there
+            again = over and (self.val_set is None or self.test_set is None)  # for its report
+            if self.done and (late or again):  # the run was interrupted there, or is over
+                self.evaluate(self.done)
             if not over and not self.gains_no_more():
                 with self.batches() as batches:
                     self.fit(batches)
