@@ -68,6 +68,15 @@ def say_once(text: str, level: int = logging.INFO) -> None:
     log.log(level, text)
 
 
+@functools.cache
+def say_overview(source: Path, folder: Path) -> None:
+    """Says in a line what a data set is. What is wrong with parts of it that are not used is no error."""
+    try:
+        log.info("%s: %s", source, overview(source, folder))
+    except UserError as error:
+        log.debug("no overview of %s: %s", source, error)
+
+
 # ------------------------------------------------------------------------------------------------ splits and classes
 
 
@@ -82,8 +91,7 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
     for split in splits:
         source, ids, made = find_split(root(config), split)
         if not is_annotation_file(Path(split)):
-            whole = source if source.is_dir() else root(config)
-            say_once(f"{whole}: {overview(whole, root(config))}")
+            say_overview(source if source.is_dir() else root(config), root(config))
         if words := describe_split(source, split, ids, made):
             say_once(f"{source}: {words}")
         found.append((source, ids[: config.max_images]))

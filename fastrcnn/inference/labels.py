@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
+from urllib.parse import quote
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from fastrcnn.structures import Detection
@@ -19,13 +20,22 @@ FORMATS = ("voc", "yolo", "coco", "labelstudio")
 
 @dataclass(frozen=True)
 class Labelled:
-    """An image and its objects. stem: a name for its label file, which no other image has."""
+    """An image and its objects. id: names its label file; no other image has it."""
 
-    stem: str
-    file: PurePath
+    id: str
+    path: PurePath
     width: int
     height: int
     objects: Sequence[Detection]
+
+    @property
+    def file(self) -> str:
+        """The name of the image that the labels are for: the file's, or with its folder where two have the same."""
+        return self.id.removesuffix(self.path.suffix).replace("/", "_") + self.path.suffix
+
+    @property
+    def stem(self) -> str:
+        return self.file.removesuffix(self.path.suffix)
 
 
 def label_files(format: str, images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
@@ -39,7 +49,7 @@ def _voc(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
     files = {}
     for image in images:
         root = Element("annotation")
-        SubElement(root, "filename").text = image.file.name
+        SubElement(root, "filename").text = image.file
         size = SubElement(root, "size")
         for name, value in (("width", image.width), ("height", image.height), ("depth", 3)):
             SubElement(size, name).text = str(value)
@@ -63,15 +73,17 @@ def whole_pixels(box: Sequence[float], image: Labelled) -> tuple[int, int, int, 
 
 
 def _yolo(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
-    """A text file an image, with the score as the sixth number of a line; and the names of the classes."""
-    files = {"classes.txt": "".join(f"{name}\n" for name in classes)}
+    """A text file an image, without scores, since tools refuse a sixth number; and the names of the classes, where
+    Label Studio looks for them and where LabelImg does."""
+    names = "".join(f"{name}\n" for name in classes)
+    files = {"classes.txt": names, "labels/classes.txt": names}
     for image in images:
         lines = []
         for found in image.objects:
             x1, y1, x2, y2 = found.box
             centre = (x1 + x2) / 2 / image.width, (y1 + y2) / 2 / image.height
             numbers = (*centre, (x2 - x1) / image.width, (y2 - y1) / image.height)
-            lines.append(f"{found.label - 1} {' '.join(f'{v:.6f}' for v in numbers)} {found.score:.4f}\n")
+            lines.append(f"{found.label - 1} {' '.join(f'{v:.6f}' for v in numbers)}\n")
         files[f"labels/{image.stem}.txt"] = "".join(lines)
     return files
 
@@ -80,7 +92,7 @@ def _coco(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
     entries: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, image in enumerate(images, 1):
-        entries.append({"id": number, "file_name": image.file.name, "width": image.width, "height": image.height})
+        entries.append({"id": number, "file_name": image.file, "width": image.width, "height": image.height})
         for found in image.objects:
             x1, y1, x2, y2 = found.box
             box = [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]
@@ -111,7 +123,7 @@ def _label_studio(images: Sequence[Labelled], classes: Sequence[str]) -> dict[st
             results.append(result | {"score": found.score, "value": value | {"rectanglelabels": [found.name]}})
         score = min((found.score for found in image.objects), default=0.0)
         prediction = {"model_version": "fastrcnn", "score": score, "result": results}
-        address = f"/data/local-files/?d={image.file.name}"
+        address = f"/data/local-files/?d={quote(image.file)}"
         tasks.append({"data": {"image": address}, "predictions": [prediction]})
     view, labels = Element("View"), Element("RectangleLabels", name="label", toName="image")
     view.extend([Element("Image", name="image", value="$image"), labels])

@@ -90,6 +90,12 @@ class Output:
         if "comp4" in formats:
             check_comp4(SPLIT, detector.classes)
             names += [comp4_name(SPLIT, name) for name in detector.classes]
+        for name in formats:
+            if name in FORMATS and (folder / f"labels_{name}").exists():
+                raise UserError(
+                    f"{folder / f'labels_{name}'}: is there already, and may have been corrected by you. Move it "
+                    "away, or choose another folder with output=FOLDER."
+                )
         own = {path.resolve() for path in inputs}
         for name in names:
             if (folder / name).resolve() in own:
@@ -120,7 +126,7 @@ class Output:
         if any(name in FORMATS for name in self.formats):
             every, (width, height) = list(found), size
             kept = [every[i] for i in chosen]
-            self.labelled.append(Labelled(image_id.replace("/", "_"), file, width, height, kept))
+            self.labelled.append(Labelled(image_id, file, width, height, kept))
 
     def best_scores(self) -> np.ndarray:
         """The scores of all detections, the best first."""

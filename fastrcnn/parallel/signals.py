@@ -19,6 +19,7 @@ from types import FrameType
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # `timeout`, `make` and batch systems send a signal to a process and then to its group, which it is in; these two, some
 # microseconds apart, are one request.
+APART = 30  # seconds by which the processes of a job may begin one after another
 OUT_OF_TIME = 75  # exit status: EX_TEMPFAIL of sysexits.h, to be tried again
 SAME_REQUEST = 0.2  # seconds
 
@@ -49,13 +50,13 @@ class Stop:
         """Whether a signal has come, or the time is over."""
         return self.received is not None or self._late()
 
-    def _late(self) -> bool:
-        return time.monotonic() - self._begun > self.most_seconds
+    def _late(self, early: float = 0.0) -> bool:
+        return time.monotonic() - self._begun > self.most_seconds - early
 
     @property
     def status(self) -> int:
         """The exit status by which shells know the signal: 128 and its number; OUT_OF_TIME; 0 for neither."""
-        return 128 + self.received if self.received else OUT_OF_TIME if self._late() else 0
+        return 128 + self.received if self.received else OUT_OF_TIME if self._late(APART) else 0
 
     def stopped(self, state: str) -> Stopped:
         """The exception that ends the program, with the state that it is left in. Where no signal has come, another

@@ -111,6 +111,5 @@ def load_newest(
             log.warning("passed over: %s", error)
     measured = ("metric", "val") if config["data"]["val"] else ("metric", "val", "test")
     alike = [w for w in written if all(w["config"]["data"].get(k, []) == config["data"][k] for k in measured)]
-    mean_ap = max((w["best"] for w in alike), default=-1.0)
-    chosen = alike[-1]["step"] if alike and alike[-1] is not state and mean_ap >= 0 else state["step"]
-    return state["step"], mean_ap, chosen
+    chosen = next((w for w in alike if w is not state), {"best": -1.0, "step": state["step"]})
+    return state["step"], chosen["best"], chosen["step"]

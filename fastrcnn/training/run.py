@@ -133,13 +133,14 @@ class TrainingRun:
         ):
             self.open_records()
             self.stop.finish_steps()
-            self.keep_maps()
-            over = self.done >= self.schedule.iterations
+            over = self.done >= self.schedule.iterations or self.gains_no_more()
+            if not over:
+                self.keep_maps()
             late = self.schedule.evaluates_after(self.done) and not self.tracker.evaluated
             again = over and (self.val_set is None or self.test_set is None)  # for its report
             if self.done and (late or again):  # the run was interrupted there, or is over
                 self.evaluate(self.done)
-            if not over and not self.gains_no_more():
+            if not over:
                 with self.batches() as batches:
                     self.fit(batches)
             if self.val_set is not None and self.test_set is not None:
@@ -316,17 +317,15 @@ class TrainingRun:
         images, tests = self.val_set or self.test_set, self.test_set if self.val_set else None
         if images is None or not distributed.leads():
             return lambda _: 0.0
-        few = replace(images, samples=images.samples[:TIMED])
+        few = replace(images, samples=images.samples[: TIMED * distributed.size()])  # each process has its share
         begin = time.monotonic()
-        network = TorchNetwork(self.model, self.settings.dtype)
-        for _ in detect(network, detection_loader(few), self.settings.detection):
-            pass
-        each = (time.monotonic() - begin) / len(few) / distributed.size()
+        number = sum(1 for _ in detect(self.network(), detection_loader(few), self.settings.detection))
+        each = (time.monotonic() - begin) / max(number, 1) / distributed.size()
         last, every = self.schedule.iterations, self.schedule.evaluate_every
 
         def seconds(done: int) -> float:
-            number = last // every - done // every + bool(last % every) if every else 1
-            return each * (number * len(images) + (len(tests) if tests else 0))
+            times = last // every - done // every + bool(last % every) if every else 1
+            return each * (times * len(images) + (len(tests) if tests else 0))
 
         return seconds
 
@@ -374,8 +373,12 @@ class TrainingRun:
         best = self.folder / "checkpoints" / "best.pt"
         step = distributed.from_first(self.best_step if self.best >= 0 else self.done)
         if step != self.done:
-            self.model.load_state_dict(self.check(best, checkpoint.load(best))["model"])
-        log.info("testing the weights of step %d, which are the best on the validation images", step)
+            try:
+                self.model.load_state_dict(self.check(best, checkpoint.load(best))["model"])
+            except UserError as error:
+                log.warning("the last weights are tested, as those that were best cannot be read: %s", error)
+                step = self.done
+        log.info("testing the weights of step %d", step)
         if (outcome := self.evaluate_on(self.test_set, self.done)) is not None:
             self.outcome = outcome
             self.tracker.scalars(self.done, {"test/mAP": outcome.ap.mean})
@@ -384,6 +387,10 @@ class TrainingRun:
         """Whether the last `patience` evaluations gave no better mAP, as the first of several processes knows."""
         waited = self.settings.patience * self.schedule.evaluate_every
         return distributed.from_first(0 < waited <= self.done - self.best_step)
+
+    def network(self) -> TorchNetwork:
+        """The network as it is, for detection; with the maps of images that are evaluated more than once."""
+        return TorchNetwork(self.model, self.settings.dtype, self.maps if self.schedule.evaluate_every else None)
 
     def evaluate_on(self, images: DetectionDataset, step: int) -> Evaluation | None:
         """The evaluation on the images, which the first of several processes has.
@@ -399,7 +406,7 @@ class TrainingRun:
                 self.end(step)
 
         return evaluate(
-            TorchNetwork(self.model, settings.dtype, self.maps if self.schedule.evaluate_every else None),
+            self.network(),
             pyramids,
             len(images),
             self.names,

@@ -64,8 +64,7 @@ def test_what_is_written_is_read_again(tmp_path: Path, format: str) -> None:
 
 
 def test_scores_are_kept_where_the_format_has_a_place(tmp_path: Path) -> None:
-    yolo = (written(tmp_path, "yolo") / "labels/a.txt").read_text()
-    assert yolo.split()[5] == "0.8750"
+    assert len((written(tmp_path, "yolo") / "labels/a.txt").read_text().split()) == 5  # tools refuse a sixth number
     coco = json.loads((written(tmp_path, "coco") / "annotations.json").read_text())
     assert [a["score"] for a in coco["annotations"]] == [0.875, 0.5, 0.875]
     tasks = json.loads((written(tmp_path, "labelstudio") / "tasks.json").read_text())
@@ -116,9 +115,23 @@ def test_the_label_files_of_detect_are_those_of_what_is_drawn(
     )
     assert status == 0, err
     drawn = int(out.split()[0])
-    lines = [line for file in Path("found/labels_yolo/labels").glob("*.txt") for line in file.read_text().splitlines()]
+    lines = [line for n in "ab" for line in Path(f"found/labels_yolo/labels/{n}.txt").read_text().splitlines()]
     coco = json.loads(Path("found/labels_coco/annotations.json").read_text())["annotations"]
     objects = sum(f.read_text().count("<object>") for f in Path("found/labels_voc/Annotations").glob("*.xml"))
     assert drawn == len(lines) == len(coco) == objects > 0
-    assert all(float(line.split()[5]) >= 0.02 for line in lines)
+    assert all(a["score"] >= 0.02 for a in coco)
     assert sorted(p.name for p in Path("found/labels_voc/Annotations").iterdir()) == ["a.xml", "b.xml"]
+    status, _, err = call("detect", f"checkpoint={run}", f"source={voc.root / 'JPEGImages'}", "output=found", names)
+    assert status == 1
+    assert "found/labels_voc: is there already, and may have been corrected by you" in err
+
+
+def test_images_of_one_name_in_several_folders_get_names_of_their_own() -> None:
+    images = [Labelled(f"cam{n}_1.jpg", Path(f"cam{n}/1.jpg"), 100, 80, [CAT]) for n in (1, 2)]
+    assert {n for n in label_files("yolo", images, CLASSES) if "cam" in n} == {
+        "labels_yolo/labels/cam1_1.txt",
+        "labels_yolo/labels/cam2_1.txt",
+    }
+    coco = json.loads(label_files("coco", images, CLASSES)["labels_coco/annotations.json"])
+    assert [i["file_name"] for i in coco["images"]] == ["cam1_1.jpg", "cam2_1.jpg"]
+    assert "<filename>cam2_1.jpg</filename>" in label_files("voc", images, CLASSES)["labels_voc/Annotations/cam2_1.xml"]

@@ -152,6 +152,21 @@ def test_a_resumed_run_counts_on(
     assert (made.done, made.best_step, made.best) == (8, 2, 0.5)
 
 
+def test_the_last_weights_are_tested_where_the_best_are_lost(
+    tmp_path: Path, images: DetectionDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "evaluate", Evaluations(0.5, 0.4, 0.45))
+    train(tmp_path / "run", images, val=2, steps=4)
+    (tmp_path / "run/checkpoints/best.pt").unlink()
+    again = Evaluations(0.3)
+    monkeypatch.setattr(run_module, "evaluate", again)
+    made = train(tmp_path / "run", images, val=2, steps=4)
+    assert [n for n, _ in again.seen] == [3]
+    last = checkpoint.load(tmp_path / "run/checkpoints/step-4.pt")["model"]["cls_score.weight"]
+    assert torch.equal(again.seen[0][1], last)
+    assert made.best == -1.0
+
+
 def test_a_run_ends_in_time_and_can_be_resumed(tmp_path: Path, images: DetectionDataset) -> None:
     stop = Stop()
     stop.most_seconds = 0.0

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from fastrcnn.data.annotations.formats.coco import coco_classes, read_coco, where_images_are
 from fastrcnn.data.annotations.formats.coco_file import find_coco_files, read_coco_file
+from fastrcnn.data.annotations.formats.cvat import cvat_files
 from fastrcnn.data.annotations.formats.listing import SPLIT_NAMES
 from fastrcnn.data.annotations.formats.voc import read_voc
 from fastrcnn.data.annotations.formats.voc_layout import (
@@ -21,7 +22,7 @@ from fastrcnn.data.annotations.formats.voc_layout import (
     where_files_are,
     whole_lists,
 )
-from fastrcnn.data.annotations.layouts import described, is_annotation_file, is_coco, read_listing, undescribed
+from fastrcnn.data.annotations.layouts import is_annotation_file, is_coco, listing_files, read_listing
 from fastrcnn.data.annotations.unread import unread
 from fastrcnn.data.truth.annotated import Annotated, to_samples
 from fastrcnn.data.truth.problems import Problem, Problems, nearly_all, shorten
@@ -60,6 +61,10 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
         path = root if root.is_file() else root / split
         if not path.is_file():
             raise UserError(f"{path}: there is no such file.")
+        if not is_coco(path) and not path.is_relative_to(_folder_of(root)):
+            if not path.resolve().is_relative_to(root.resolve()):
+                raise UserError(f"{path}: is not below data.root={root}. Give the folder of it and the images.")
+            path = root / path.resolve().relative_to(root.resolve())
         return path, _ids(path, root), False
     folder, _, name = split.rpartition("/")
     source = root / folder
@@ -67,8 +72,6 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
         if (only := only_list(source)) and name in WORDS:
             return source, _of_two(read_split(source, only), name, source), True
         return source, read_split(source, name), False
-    if files := described(source):
-        return _of_files(files, name, source, root)
     files, broken = find_coco_files(source)
     if broken and (files or not annotated_ids(source)):
         said = "\n".join(broken.values())
@@ -76,14 +79,14 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
             f"{said}\nFix such a file, move it out of the data set, or name the files that are used: "
             "data.train=[FILE.json] data.test=[FILE.json]."
         )
-    if files:
+    if files or (files := cvat_files(source)):
         return _of_files(files, name, source, root)
     if folders := split_folders(source):
         return source, folders[_named(folders, name, source, "folder")], False
     if ids := annotated_ids(source):
         _refuse_nested(ids, source)
         return source, _of_two(ids, name, source), True
-    if files := undescribed(source):
+    if files := listing_files(source):
         return _of_files(files, name, source, root)
     if below := [f for f in sorted(source.iterdir()) if f.is_dir() and find_coco_files(f)[0]]:
         raise UserError(f"{source}: its COCO files are too far down. Say data.root={below[0]}.")
@@ -148,20 +151,22 @@ def overview(source: Path, root: Path) -> str:
     classes come from. source: the folder of its lists, or its only file. root: the data set's folder."""
     if source.is_dir() and (lists := whole_lists(source)):
         return _line("Pascal VOC", "list", {name: len(read_split(source, name)) for name in lists})
-    files = [source] if source.is_file() else described(source) or find_coco_files(source)[0]
+    files = [source] if source.is_file() else find_coco_files(source)[0] or cvat_files(source)
     if not files and (folders := split_folders(source)):
         return _line("Pascal VOC's XML", "folder", {name: len(ids) for name, ids in folders.items()})
     if not files and (ids := annotated_ids(source)):
         return f"Pascal VOC's XML, {len(ids)} images without split lists"
-    if len(files := files or undescribed(source)) != 1 or is_coco(files[0]):
-        kind = "COCO" if files and is_coco(files[0]) else "" if not files else read_listing(files[0], root).format
-        return _line(kind, "file", {str(f.relative_to(source)): len(_ids(f, root)) for f in files})
+    files = files or listing_files(source)
+    if not files or len(files) > 1 or is_coco(files[0]):
+        kind = "nothing" if not files else "COCO" if is_coco(files[0]) else read_listing(files[0], root).format
+        names = [f.name if f == source else f.relative_to(source).as_posix() for f in files]
+        return _line(kind, "file", {name: len(_ids(f, root)) for name, f in zip(names, files, strict=True)})
     listing = read_listing(files[0], _folder_of(root))
-    named = {name or "none": len(ids) for name, ids in listing.splits.items()}
-    names = f"; classes from {listing.classes_from}"
+    named = {name or "no split": len(ids) for name, ids in listing.splits.items()}
+    origin = f"; classes from {listing.classes_from}"
     if len(named) > 1:
-        return _line(listing.format, "split", named) + names
-    return f"{listing.format}, {len(listing.images)} images without splits{names}"
+        return _line(listing.format, "split", named) + origin
+    return f"{listing.format}, {len(listing.images)} images without splits{origin}"
 
 
 def _line(kind: str, unit: str, numbers: dict[str, int]) -> str:
@@ -259,8 +264,7 @@ def annotated(source: Path, image_ids: Sequence[str], root: Path) -> list[bool]:
     if is_coco(source):
         return [read_coco_file(source).annotated] * len(image_ids)
     if source.is_file():
-        images = read_listing(source, _folder_of(root)).images
-        return [image_id in images and images[image_id].annotated for image_id in image_ids]
+        return [True] * len(image_ids)  # it lists those that have
     return [find_annotation(source, image_id).exists() for image_id in image_ids]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fastrcnn.data.annotations.formats.coco_file import coco_images, json_files, read_coco_file
@@ -14,7 +14,7 @@ from fastrcnn.data.annotations.formats.voc_layout import (
     split_folders,
     split_lists,
 )
-from fastrcnn.data.annotations.layouts import described, is_coco, read_listing, undescribed
+from fastrcnn.data.annotations.layouts import every_file, is_coco, read_listing
 from fastrcnn.data.images import IMAGE_SUFFIXES
 from fastrcnn.data.truth.problems import Problem
 
@@ -25,11 +25,25 @@ def unused(root: Path, sources: Iterable[tuple[Path, Sequence[str]]]) -> list[Pr
     used: dict[Path, list[str]] = {}
     for source, ids in sources:
         used.setdefault(source, []).extend(ids)
+    if root.is_dir() and all(is_coco(source) or source.is_dir() for source in used):
+        others = list(unused_files(root, used))
+    else:
+        others = []
     if coco := [source for source in used if is_coco(source)]:
-        return unused_coco(root, coco)
+        return [*unused_coco(root, coco), *others]
     if files := [source for source in used if source.is_file()]:
         return unused_listed(root, files, {i for source in files for i in used[source]})
-    return [problem for source, ids in used.items() for problem in unused_voc(source, ids)]
+    return [*(problem for source, ids in used.items() for problem in unused_voc(source, ids)), *others]
+
+
+def unused_files(root: Path, used: Collection[Path]) -> Iterator[Problem]:
+    """What of other formats than VOC's and COCO's is in a data set's folder and not used."""
+    files, faults = every_file(root)
+    for file in files:
+        if file not in used:
+            yield _not_used(file, f"not read. To use it instead: data.root={file}.")
+    for fault in faults:
+        yield _not_used(root, f"not read: {fault}")
 
 
 def unused_coco(root: Path, used: Collection[Path]) -> list[Problem]:
@@ -76,14 +90,19 @@ def unused_listed(root: Path, used: Sequence[Path], ids: Collection[str]) -> lis
         listed.update(listing.images)
         for name, own in listing.splits.items():
             if own and not set(own) & set(ids):
-                what = f"the {len(own)} images of '{name}' are in no split that is used. To test on them: "
-                problems.append(_not_used(file, f"{what}data.test=[{name}]."))
-    for file in described(root) or undescribed(root):
-        if file not in used:
-            own = list(read_listing(file, root).images)
-            listed.update(own)
-            what = f"its {len(own)} images are in no split that is used. To test on them: "
-            problems.append(_not_used(file, f"{what}data.test=[{file.relative_to(root)}]."))
+                of, advice = (f" of '{name}'", f" To test on them: data.test=[{name}].") if name else ("", "")
+                what = f"{len(own)} images{of} are in no split that is used.{advice}"
+                problems.append(_not_used(file, what))
+    same = {file.suffix for file in used}
+    files, _ = every_file(root)
+    for file in files:
+        if file in used or file.suffix not in same:
+            continue
+        own = list(read_listing(file, root).images)
+        listed.update(own)
+        what = f"its {len(own)} images are in no split that is used. To test on them: "
+        problems.append(_not_used(file, f"{what}data.test=[{file.relative_to(root)}]."))
+    problems += [p for p in unused_files(root, used) if Path(p.file).suffix not in same]
     lone = [path for path in images_below(root) if image_id(path, root) not in listed]
     if lone:
         what = f"{len(lone)} images are in no annotation file, and are not used."

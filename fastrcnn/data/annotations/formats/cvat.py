@@ -6,6 +6,7 @@ rotation about its centre. Polygons, ellipses and masks become the upright boxes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -157,7 +158,7 @@ def _objects(
         degrees = to_float(shape.values.get("rotation", "0"))
         if shape.tag != "box":
             around[shape.tag] = around.get(shape.tag, 0) + 1
-        if degrees % 180 and not fault:
+        if degrees % 180 and not fault and shape.tag == "box":
             box, what = enclosing(box, shown, degrees, size)
             note = Problem("rotated", str(path), f"{image}: {what}", object=shape.number, name=name)
             problems.append(note)
@@ -188,5 +189,9 @@ def _box(shape: _Shape) -> tuple[Box | None, str]:
     a, b, c, d = values = [to_float(text) for text in texts] if texts else [to_float("")] * 4
     if not all(abs(v) < 1e7 for v in values):
         return None, shown
-    boxes = {"box": (a, b, c, d), "ellipse": (a - c, b - d, a + c, b + d), "mask": (a, b, a + c, b + d)}
-    return boxes[shape.tag], shown
+    if shape.tag == "ellipse":
+        turn = math.radians(to_float(shape.values.get("rotation", "0")))
+        across = math.hypot(c * math.cos(turn), d * math.sin(turn))
+        down = math.hypot(c * math.sin(turn), d * math.cos(turn))
+        return (None if math.isnan(across) else (a - across, b - down, a + across, b + down)), shown
+    return ((a, b, c, d) if shape.tag == "box" else (a, b, a + c, b + d)), shown

@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -33,7 +34,7 @@ from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
 MAX_BYTES = 500_000_000
-SHAPES = {"rectanglelabels": "rectangle", "polygonlabels": "polygon", "ellipselabels": "ellipse"}
+SHAPES = ("rectangle", "polygon", "ellipse", "rectanglelabels", "polygonlabels", "ellipselabels")  # types of results
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of a file that it was given
 Task = dict[str, Any]
 
@@ -50,24 +51,29 @@ def read_label_studio(path: Path, folder: Path) -> Listing:
     if tasks is None:
         raise UserError(f"{path}: neither COCO's annotations nor tasks of Label Studio (its exports JSON or JSON-MIN).")
     images: dict[str, ListedImage] = {}
+    newest: dict[str, str] = {}
     names: dict[str, None] = {}
     problems: list[Problem] = []
     left_out: list[Any] = []
     several: list[Any] = []
+    finder = _Finder(folder)
     for number, task in enumerate(tasks, 1):
         which = task.get("id", number)
         regions, annotations = _regions(task)
         if regions is None:
             left_out.append(which)
             continue
-        if annotations > 1:
-            several.append(which)
-        place = _image_of(task, folder)
+        place = finder.image_of(task)
         if place is None:
             raise UserError(f"{path}, task {which}: names no image.")
-        own = image_id(place, folder)
-        if own in images:
+        own, date = image_id(place, folder), str(task.get("updated_at") or "")
+        if own in images and "data" in task:
             raise UserError(f"{path}, task {which}: the image {own} is in another task too. Keep one of them.")
+        if annotations > 1 or own in images:
+            several.append(which)
+        if date < newest.get(own, ""):  # JSON-MIN has an entry for each annotation
+            continue
+        newest[own] = date
         names |= dict.fromkeys(name for region in regions for name in _labels(region))
         images[own] = ListedImage(place, path, partial(_objects, path, which, tuple(regions)), _size(regions))
     if left_out:
@@ -106,25 +112,38 @@ def _read_tasks(path: Path) -> list[Task] | None:
 def _regions(task: Task) -> tuple[list[dict[str, Any]] | None, int]:
     """What is drawn in the image of a task, None if nobody annotated it; and how many annotations there are."""
     if "data" not in task:  # JSON-MIN: a list of regions under the name that the labelling interface gives it
+        if task.get("annotation_id") is None:
+            return None, 0
         lists = [value for value in task.values() if isinstance(value, list)]
-        return [r for value in lists for r in value if isinstance(r, dict) and _is_region(r)], 1
+        return _drawn([r for value in lists for r in value if isinstance(r, dict)]), 1
     done = [a for a in task["annotations"] if isinstance(a, dict) and not a.get("was_cancelled")]
     if not done:
         return None, 0
     newest = max(done, key=lambda a: str(a.get("updated_at") or a.get("created_at") or ""))
     results = newest.get("result")
     results = [r for r in results if isinstance(r, dict)] if isinstance(results, list) else []
-    flat = [{**r, **r["value"]} for r in results if isinstance(r.get("value"), dict)]
-    return [r for r in flat if _is_region(r)], len(done)
+    return _drawn([{**r, **r["value"]} for r in results if isinstance(r.get("value"), dict)]), len(done)
 
 
-def _is_region(result: dict[str, Any]) -> bool:
-    """Whether a result is something drawn in the image; else it is text or a choice."""
-    return any(map(_is_shape, result)) or {"x", "y", "width", "height"} <= result.keys() or "points" in result
+def _drawn(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The regions among the results of an annotation. Text, choices and the like of a region repeat its coordinates; so
+    does its label, where a shape and its label are two results."""
+    labelled = {r.get("id") for r in results if any(map(_is_shape, r))}
+    alone = [r for r in results if r.get("type") in SHAPES and r.get("id") not in labelled]
+    return [r for r in results if any(map(_is_shape, r)) or any(r is other for other in alone)]
 
 
 def _is_shape(key: str) -> bool:
-    return key.endswith("labels") and key != "labels"
+    return key.endswith("labels")
+
+
+def _shape(region: dict[str, Any]) -> str:
+    """What a region is, by its coordinates: rectangle, polygon or ellipse; else empty."""
+    if "rle" in region or "sequence" in region:
+        return ""
+    if isinstance(region.get("points"), list):
+        return "polygon"
+    return "ellipse" if "radiusX" in region else "rectangle" if {"x", "y", "width", "height"} <= region.keys() else ""
 
 
 def _labels(region: dict[str, Any]) -> list[str]:
@@ -133,19 +152,34 @@ def _labels(region: dict[str, Any]) -> list[str]:
     return [name for names in found for name in names if isinstance(name, str) and name]
 
 
-def _image_of(task: Task, folder: Path) -> Path | None:
-    """The image of a task, or where it should be; None if the task names none."""
-    data = task["data"] if isinstance(task.get("data"), dict) else task
-    texts = [data.get("image"), data.get("img"), *data.values()]
-    named = [text for text in texts if isinstance(text, str) and _suffix(text) in IMAGE_SUFFIXES]
-    if not named:
-        return None
-    path = PurePosixPath(_local(named[0]))
-    uploaded = task.get("file_upload")
-    for name in (str(path), *([uploaded] if isinstance(uploaded, str) else []), UPLOADED.sub("", path.name)):
-        if there := resolve(name, picture_bases(folder)):
-            return there
-    return folder / "images" / path.name
+@dataclass
+class _Finder:
+    """Finds the images of tasks below a data set's folder."""
+
+    folder: Path
+    stored: dict[str, Path] | None = None  # files by the name that Label Studio would store them under
+
+    def image_of(self, task: Task) -> Path | None:
+        """The image of a task, or where it should be; None if the task names none."""
+        data = task["data"] if isinstance(task.get("data"), dict) else task
+        texts = [data.get("image"), data.get("img"), *data.values()]
+        named = [text for text in texts if isinstance(text, str) and _suffix(text) in IMAGE_SUFFIXES]
+        if not named:
+            return None
+        path = PurePosixPath(_local(named[0]))
+        uploaded, plain = task.get("file_upload"), UPLOADED.sub("", path.name)
+        for name in (str(path), *([uploaded] if isinstance(uploaded, str) else []), plain):
+            if there := resolve(name, picture_bases(self.folder)):
+                return there
+        if self.stored is None:
+            files = [p for base in picture_bases(self.folder) if base.is_dir() for p in sorted(base.iterdir())]
+            self.stored = {_stored_name(p.name): p for p in files[::-1] if p.suffix.lower() in IMAGE_SUFFIXES}
+        return self.stored.get(plain, self.folder / "images" / path.name)
+
+
+def _stored_name(name: str) -> str:
+    """The name under which Label Studio stores a file of this name: no spaces or other signs."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
 def _local(text: str) -> str:
@@ -174,9 +208,8 @@ def _objects(
     objects, problems = [], []
     around = unread = 0
     for number, region in enumerate(regions, 1):
-        kind = next((key for key in region if _is_shape(key)), "")
-        names = _labels(region)
-        if kind and kind not in SHAPES:
+        shape, names = _shape(region), _labels(region)
+        if not shape:
             unread += 1
             continue
         if len(names) != 1:
@@ -184,13 +217,16 @@ def _objects(
         elif region.get("image_rotation"):
             box, fault = None, f"the image was rotated by {region['image_rotation']} degrees. Rotate the file instead."
         else:
-            box, shown, fault = _box(SHAPES[kind], region, size)
+            box, shown, fault = _box(shape, region, size)
         if box is None:
             what = f"task {task}: {fault}"
             problems.append(Problem("annotation", str(path), what, object=number, name=names[0] if names else None))
             continue
-        around += SHAPES[kind] != "rectangle"
-        if SHAPES[kind] == "rectangle" and _number(region.get("rotation", 0)) % 90:
+        around += shape != "rectangle"
+        if shape == "rectangle" and _number(region.get("rotation", 0)) % 90:
+            x1, y1, x2, y2 = box
+            inside = max(x1, 0.0), max(y1, 0.0), min(x2, float(size[0])), min(y2, float(size[1]))
+            box = inside if inside[0] < inside[2] and inside[1] < inside[3] else box
             what = f"task {task}: the box {shown} is rotated; the upright box around it is used."
             problems.append(Problem("rotated", str(path), what, object=number, name=names[0]))
         fault = "has no area." if box[0] >= box[2] or box[1] >= box[3] else box_fault(box, *size)

@@ -35,7 +35,6 @@ class ListedImage:
     annotation: Path  # the file that says what is in it, or where that file should be
     objects: Objects = field(repr=False, compare=False)
     size: Size | None = None  # as the files have it; None: the image's own, upright
-    annotated: bool = True  # whether the files say anything about it
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,8 @@ def _read(image_id: str, image: ListedImage, home: Path, need_pictures: bool) ->
         return replace(found, problems=(Problem(kind, str(file), what),))
 
     if not image.path.is_file() and (need_pictures or image.size is None):
-        return refused("missing_picture", image.path, f"no such image, which {image.annotation} names.")
+        where = "It was looked for beside that file, in the data set's folder, and in `images` and the like in both."
+        return refused("missing_picture", image.path, f"no such image, which {image.annotation} names. {where}")
     for file in (image.path, image.annotation):
         if not file.resolve().is_relative_to(home):
             return refused("link", file, LEADS_OUT)
@@ -137,6 +137,15 @@ def tidy(written: str, base: Path) -> Path:
 def picture_bases(*folders: Path) -> list[Path]:
     """Where the images may be that a file in one of these folders names: there, or in `images` and the like."""
     return list(dict.fromkeys(base for f in folders for base in (f, *(f / name for name in IMAGE_FOLDERS))))
+
+
+def folders_of(split: str, base: Path) -> list[str]:
+    """The folders below `base` whose names mean the split: train, training, ..."""
+    meant = SPLIT_NAMES.get(split.casefold(), split.casefold())
+    if not split or not base.is_dir():
+        return []
+    names = sorted(p.name for p in base.iterdir() if p.is_dir())
+    return [name for name in names if SPLIT_NAMES.get(name.casefold(), name.casefold()) == meant]
 
 
 def split_of(path: Path, folder: Path) -> str:

@@ -18,9 +18,11 @@ from fastrcnn.data.annotations.formats.listing import (
     ListedImage,
     Listing,
     Size,
+    folders_of,
     image_id,
     picture_bases,
     resolve,
+    split_of,
     tidy,
 )
 from fastrcnn.data.images import IMAGE_SUFFIXES
@@ -81,7 +83,11 @@ def read_table(file: Path, folder: Path) -> Listing:
     images: dict[str, ListedImage] = {}
     names: dict[str, None] = {}
     for image in found.values():
-        path = resolve(image.written, picture_bases(file.parent, folder)) or tidy(image.written, file.parent)
+        split = image.split or split_of(file, folder)
+        within = [base / name for base in picture_bases(folder) for name in folders_of(split, base)]
+        path = resolve(image.written, [*picture_bases(file.parent, folder), *within]) or tidy(
+            image.written, file.parent
+        )
         own = image_id(path, folder)
         if own in images:
             raise UserError(f"{file}, line {image.rows[0].number}: the image {own} is in it by another path too.")

@@ -8,6 +8,7 @@ A box is centre x, centre y, width, height; the image is the upright one, as all
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,7 @@ from fastrcnn.errors import UserError
 
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
 MAX_YAML_BYTES = 1_000_000
+NAMES = re.compile(r"['\"]?names['\"]?\s*:")
 OUT = 0.001  # of the image's side: rounded to a few digits, a box may stand out of it by this
 PIXELS = 1.5  # a number above it is no fraction of an image
 ADVICE = "Write the numbers as fractions of the image's width and height, or export the labels again."
@@ -49,7 +51,8 @@ class _Head:
 
     path: Path
     names: list[str]
-    splits: dict[str, list[str]]  # folders, or files of paths, as they are written; none: the folders' names say it
+    splits: dict[str, list[list[str]]]  # of each the places, folders or files of paths, each in the ways to look it up;
+    # none: the folders' names say it
     keypoints: bool = False  # whether a line has keypoints after its box
 
 
@@ -82,14 +85,14 @@ def read_yolo(file: Path, folder: Path) -> Listing:
     head = _head_of(file)
     if head is None:
         raise UserError(f"{file}: does not describe a YOLO data set: it lacks `names`, or for Darknet `train`.")
-    splits = _splits(head, folder)
+    splits, missing = _splits(head, folder)
     images: dict[str, ListedImage] = {}
     for path in dict.fromkeys(path for paths in splits.values() for path in paths):
         label = _label_of(path, folder)
         objects = partial(_objects, label, tuple(head.names), head.keypoints)
-        there = label.is_file()
-        images[image_id(path, folder)] = ListedImage(path, label, objects, annotated=there)
-    if not any(image.annotated for image in images.values()):
+        images[image_id(path, folder)] = ListedImage(path, label, objects)
+    bare = [image for image in images.values() if not image.annotation.is_file()]
+    if len(bare) == len(images):
         example = next(iter(images.values()), None)
         looked = f" The first was looked for as {example.annotation}." if example else ""
         raise UserError(
@@ -97,7 +100,10 @@ def read_yolo(file: Path, folder: Path) -> Listing:
             "the images are in `images/`, or beside the images, and have their names: a.jpg, a.txt."
         )
     named = {split: [image_id(path, folder) for path in paths] for split, paths in splits.items()}
-    problems = _notes(folder, head, images)
+    problems = [
+        Problem("unused_file", str(file), f"{split} is not there, so there is no such split.") for split in missing
+    ]
+    problems += _notes(folder, images, bare)
     return Listing("YOLO", head.path, named, images, head.names, head.path.name, tuple(problems))
 
 
@@ -125,10 +131,12 @@ def _head_of(path: Path) -> _Head | None:
 
 
 def _read_yaml(path: Path) -> _Head | None:
-    if path.stat().st_size > MAX_YAML_BYTES:
+    if path.stat().st_size > MAX_YAML_BYTES or not (lines := _lines(path)):
+        return None
+    if not any(NAMES.match(line) for line in lines):  # a YAML file of something else
         return None
     try:
-        content = yaml.safe_load("\n".join(read_lines(path)))
+        content = yaml.safe_load("\n".join(lines))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
@@ -147,16 +155,25 @@ def _read_yaml(path: Path) -> _Head | None:
     number = content.get("nc", len(names))
     if number != len(names):
         raise UserError(f"{path}: `nc` is {number!r:.20}, but `names` has {len(names)} names. Correct one of them.")
-    splits: dict[str, list[str]] = {}
-    base = content.get("path") or ""
+    splits: dict[str, list[list[str]]] = {}
+    base = PurePosixPath(str(content.get("path") or "").replace("\\", "/")).parts
+    bases = ["/".join(base[start:]) for start in range(len(base) + 1)]  # it may be a place on another machine
     for split in ("train", "val", "valid", "test"):
         where = content.get(split) or []
         where = [where] if isinstance(where, str) else where
         if not isinstance(where, list) or not all(isinstance(w, str) for w in where):
             raise UserError(f"{path}: `{split}` should be a folder or a list of folders, is {where!r:.80}.")
         if where:
-            splits[split] = [w if w.startswith("/") or not base else f"{base}/{w}" for w in where]
+            splits[split] = [[f"{own}/{place}" if own else place for own in bases] for place in where]
     return _Head(path, names, splits, keypoints="kpt_shape" in content)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file that may be of anything; none where it is no text."""
+    try:
+        return read_lines(path)
+    except UserError:
+        return []
 
 
 def _checked_names(path: Path, names: Iterable[Any]) -> list[str]:
@@ -173,13 +190,13 @@ def _checked_names(path: Path, names: Iterable[Any]) -> list[str]:
 
 def _read_data(path: Path) -> _Head | None:
     """Darknet's `KEY = VALUE` lines."""
-    pairs = [line.partition("=") for line in read_lines(path) if line.strip() and not line.strip().startswith("#")]
+    pairs = [line.partition("=") for line in _lines(path) if line.strip() and not line.strip().startswith("#")]
     values = {key.strip().casefold(): value.strip() for key, _, value in pairs}
     if not {"names", "train"} <= values.keys():
         return None
     if (file := resolve(values["names"], [path.parent])) is None or not file.is_file():
         raise UserError(f"{path}: there is no {values['names']}, which it says has the names of the classes.")
-    splits = {split: [values[split]] for split in ("train", "valid", "test") if values.get(split)}
+    splits = {split: [[values[split]]] for split in ("train", "valid", "test") if values.get(split)}
     return _Head(path, _read_names(file), splits)
 
 
@@ -189,14 +206,14 @@ def _read_names(path: Path) -> list[str]:
 
 def _names_alone(folder: Path) -> _Head | None:
     """The file with the names of classes, for labels that nothing else describes; None where there are no labels."""
-    places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))]
-    files = [p / name for p in places for name in NAME_FILES if (p / name).is_file()]
-    files = files or sorted(file for p in places for file in p.glob("*.names"))
+    levels = ("", "*/", "*/*/")  # LabelImg writes classes.txt beside the labels, as in labels/train
+    files = [file for level in levels for name in NAME_FILES for file in sorted(folder.glob(f"{level}{name}"))]
+    files = files or [file for level in levels for file in sorted(folder.glob(f"{level}*.names"))]
     if files:
-        names = {tuple(_read_names(file)) for file in files}
-        if len(names) > 1:
-            raise UserError(f"{files[0]} and {files[1]} name other classes. Make them equal, or keep one.")
-        return _Head(files[0], list(names.pop()), {})
+        names = _read_names(files[0])
+        if other := next((file for file in files[1:] if _read_names(file) != names), None):
+            raise UserError(f"{files[0]} and {other} name other classes. Make them equal, or keep one.")
+        return _Head(files[0], names, {})
     labels = (path for image in images_below(folder) if (path := _label_of(image, folder)).is_file())
     if (first := next(labels, None)) is None or _parse(first)[1] or not _parse(first)[0]:
         return None
@@ -206,22 +223,22 @@ def _names_alone(folder: Path) -> _Head | None:
     )
 
 
-def _splits(head: _Head, folder: Path) -> dict[str, list[Path]]:
-    """The images of each split. Those of `data.yaml` that are not there, such as a `test` without images, are left out,
-    if any other is there."""
+def _splits(head: _Head, folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
+    """The images of each split, and the splits that are not there, such as a `test` without images. Raises UserError
+    where there is nothing to train on."""
     if not head.splits:
         found: dict[str, list[Path]] = {}
         for path in images_below(folder):
             found.setdefault(split_of(path, folder), []).append(path)
         order = ["", *SPLIT_NAMES]
-        return {split: found[split] for split in sorted(found, key=lambda name: order.index(name.casefold()))}
+        return {split: found[split] for split in sorted(found, key=lambda name: order.index(name.casefold()))}, []
     splits, missing = {}, []
     for split, places in head.splits.items():
         paths: list[Path] = []
-        for written in places:
-            there = resolve(written, [head.path.parent])
+        for ways in places:
+            there = _place(ways, head.path.parent)
             if there is None:
-                missing.append(f"`{split}`: {written}")
+                missing.append(f"`{split}`: {ways[-1]}")
             elif there.is_dir():
                 paths += images_below(there)
             else:
@@ -235,7 +252,18 @@ def _splits(head: _Head, folder: Path) -> dict[str, list[Path]]:
             f"{head.path}: the images to train on ({kinds}) are not there:\n{lines}\n"
             f"Paths in it are looked up from {head.path.parent}; correct them, or move the file to where they fit."
         )
-    return splits
+    return splits, missing
+
+
+def _place(ways: Sequence[str], base: Path) -> Path | None:
+    """The folder or file that a path means, which may be written in several ways. Of a folder only `..` is dropped: a
+    shorter path would be another split's too."""
+    for way in ways:
+        parts = [part for part in PurePosixPath(way.replace("\\", "/")).parts if part not in ("..", ".", "/")]
+        if "\0" not in way and (there := base.joinpath(*parts)).exists():
+            return there
+    file = resolve(ways[-1], [base])
+    return file if file is not None and file.is_file() else None
 
 
 def _listed(file: Path, folder: Path) -> list[Path]:
@@ -261,10 +289,9 @@ def _label_of(image: Path, folder: Path) -> Path:
     return image.with_suffix(".txt")
 
 
-def _notes(folder: Path, head: _Head, images: dict[str, ListedImage]) -> list[Problem]:
-    """What to know of images without labels, and of labels without images."""
+def _notes(folder: Path, images: dict[str, ListedImage], bare: Sequence[ListedImage]) -> list[Problem]:
+    """What to know of images without labels, the `bare`, and of labels without images."""
     notes = []
-    bare = [image for image in images.values() if not image.annotated]
     if bare:
         what = f"{len(bare)} of {len(images)} images have no label file: they are images without objects, as for YOLO."
         notes.append(Problem("unlabelled", str(bare[0].path), what))

@@ -168,7 +168,7 @@ def test_a_split_that_is_not_used_and_images_in_none_are_reported(tmp_path: Path
     used = [find_split(root, split)[:2] for split in ("trainval", "test")]
     notes = [(p.kind, p.what) for p in unused(root, used)]
     assert notes == [
-        ("unused_file", "the 1 images of 'val' are in no split that is used. To test on them: data.test=[val]."),
+        ("unused_file", "1 images of 'val' are in no split that is used. To test on them: data.test=[val]."),
         ("lone", "1 images are in no annotation file, and are not used."),
     ]
 
@@ -185,6 +185,57 @@ def test_paths_that_lead_out_of_the_data_set_are_not_followed(tmp_path: Path) ->
     (root / "obj_train_data/a.jpg").symlink_to(tmp_path / "secret.jpg")
     with pytest.raises(UserError, match=r"a\.jpg: a link leads out of the data set; refused"):
         training(root)
+
+
+def test_a_split_that_is_not_there_is_no_other_folder(tmp_path: Path) -> None:
+    """`../test/images` must not become `images`, which holds what is trained on."""
+    root = tmp_path / "set"
+    exports.ultralytics(root)
+    lines = ["train: images/train", "val: images/valid", "test: ../test/images", "names: [cat, dog]"]
+    write(root / "set.yaml", "\n".join(lines))
+    listing = read_listing(root / "set.yaml", root)
+    assert {name: len(ids) for name, ids in listing.splits.items()} == {"train": 4, "val": 1}
+    assert "`test`: ../test/images is not there; it is left out." in [p.what for p in listing.problems]
+
+
+def test_other_yaml_files_and_lists_that_are_not_used_do_not_matter(tmp_path: Path) -> None:
+    exports.coco(tmp_path)
+    write(tmp_path / "mkdocs.yml", "a: !!python/name:x.y\n---\nb: 1\n")
+    write(tmp_path / "x.data", "\x00\xff")
+    assert find_split(tmp_path, "trainval")[0].name == "_annotations.coco.json"
+
+
+def test_xml_files_come_before_yolo_labels_which_are_reported(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    exports.voc_of_other_names(root)
+    write(root / "labels/a.txt", yolo_line("cat", exports.CAT))
+    write(root / "data.yaml", "train: photos\nnames: [cat, dog]\n")
+    source, ids, _ = find_split(root, "trainval")
+    assert source == root
+    assert all(i.isdigit() for i in ids)
+
+
+def test_images_without_labels_are_no_test_set_without_truth(tmp_path: Path) -> None:
+    from fastrcnn.build import annotations
+    from fastrcnn.config.schema import DataConfig
+
+    root = tmp_path / "set"
+    exports.ultralytics(root)
+    for name in "xyz":
+        picture(root / f"images/test/{name}.jpg")
+    found = annotations.samples(DataConfig(root=str(root)), ["test"], ["cat", "dog"])
+    assert sorted(len(s.labels) for s in found) == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize("place", ["labels/train", "train/labels"])
+def test_labelimgs_list_of_classes_is_found_beside_the_labels(tmp_path: Path, place: str) -> None:
+    images = place.replace("labels", "images")
+    for name in ("a", "b"):
+        picture(tmp_path / images / f"{name}.jpg")
+        write(tmp_path / place / f"{name}.txt", yolo_line("dog", exports.DOG))
+    write(tmp_path / place / "classes.txt", "cat\ndog\n")
+    source, ids, _ = find_split(tmp_path, "trainval")
+    assert (source, len(ids)) == (tmp_path / place / "classes.txt", 1)
 
 
 # ------------------------------------------------------------------------------------------------ CSV
@@ -249,6 +300,35 @@ def test_a_table_that_contradicts_itself_is_refused(tmp_path: Path, rows: list[s
         table(tmp_path, *rows)
 
 
+@pytest.mark.parametrize("images", ["images/train", "train"])
+def test_images_in_the_folder_of_the_split_are_found(tmp_path: Path, images: str) -> None:
+    for split, name in (("train", "a"), ("test", "b")):
+        picture(tmp_path / images.replace("train", split) / f"{name}.jpg")
+        header = "filename,width,height,class,xmin,ymin,xmax,ymax"
+        write(tmp_path / f"{split}_labels.csv", f"{header}\n{name}.jpg,100,80,cat,10,20,50,60\n")
+    assert find_split(tmp_path, "trainval")[1] == [f"{images}/a.jpg"]
+    assert find_split(tmp_path, "test")[1] == [f"{images.replace('train', 'test')}/b.jpg"]
+
+
+def test_a_table_outside_the_data_set_is_refused_and_one_inside_may_be_named_in_full(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    exports.tensorflow_csv(root)
+    whole = str(root / "train/_annotations.csv")
+    assert find_split(root, whole)[1] == ["train/a.jpg", "train/b.jpg", "train/c.jpg", "train/d.jpg"]
+    other = write(tmp_path / "other.csv", "filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,1,2,3,4\n")
+    with pytest.raises(UserError, match=r"other\.csv: is not below data\.root="):
+        find_split(root, str(other))
+
+
+def test_tables_that_are_named_do_not_mind_labels_of_another_format(tmp_path: Path) -> None:
+    exports.labelimg_yolo(tmp_path)
+    for name in "ab":
+        write(tmp_path / f"{name}.csv", f"filename,class,xmin,ymin,xmax,ymax\n{name}.jpg,cat,1,2,30,40\n")
+    used = [find_split(tmp_path, f"{name}.csv")[:2] for name in "ab"]
+    notes = unused(tmp_path, used)
+    assert [(Path(p.file).name, p.what[:8]) for p in notes if p.kind == "unused_file"] == [("classes.txt", "not read")]
+
+
 def test_a_table_of_something_else_is_none_of_boxes(tmp_path: Path) -> None:
     picture(tmp_path / "a.jpg")
     write(tmp_path / "prices.csv", "name,price\ncat,3\n")
@@ -291,6 +371,12 @@ def test_a_video_of_cvat_says_how_to_export_it(tmp_path: Path) -> None:
     write(tmp_path / "annotations.xml", '<annotations><track id="0" label="cat"></track></annotations>')
     with pytest.raises(UserError, match=r"is of a video, with tracks\. Export the task as 'CVAT for images'"):
         find_split(tmp_path, "trainval")
+
+
+def test_a_rotated_ellipse_has_the_box_of_the_ellipse(tmp_path: Path) -> None:
+    shape = '<ellipse label="cat" cx="50" cy="40" rx="{}" ry="{}" rotation="{}"></ellipse>'
+    image = cvat(tmp_path, shape.format(20, 20, 45), shape.format(30, 10, 90))
+    assert boxes(image) == [("cat", [30, 20, 70, 60]), ("cat", [40, 10, 60, 70])]
 
 
 @pytest.mark.parametrize(
@@ -339,6 +425,51 @@ def test_polygons_and_ellipses_of_label_studio_become_boxes(tmp_path: Path) -> N
     ellipse = {"x": 50, "y": 50, "radiusX": 20, "radiusY": 25, "rotation": 90, "ellipselabels": ["cat"]}
     # 20 pixels across and 20 down, so that turning it changes nothing
     assert boxes(label_studio(tmp_path, ellipse)) == [("cat", [30, 20, 70, 60])]
+
+
+def test_a_rotated_rectangle_ends_at_the_border(tmp_path: Path) -> None:
+    image = label_studio(tmp_path, label_studio_region("cat", (80, 10, 100, 30)) | {"rotation": 30})
+    (box,) = [o.box for o in image.objects or ()]
+    assert (box[2] <= 100, image.objects and image.objects[0].fault) == (True, "")
+
+
+def test_text_and_choices_of_a_region_are_no_regions(tmp_path: Path) -> None:
+    """They repeat its id and coordinates; so does `Labels` beside a `Rectangle`."""
+    region = label_studio_region("cat", exports.CAT)
+    plain = {key: value for key, value in region.items() if key != "rectanglelabels"}
+    picture(tmp_path / "images/a.jpg")
+    size = {"original_width": 100, "original_height": 80}
+    results = [
+        size | {"id": "r1", "type": "rectanglelabels", "value": region},
+        size | {"id": "r1", "type": "choices", "value": plain | {"choices": ["large"]}},
+        size | {"id": "r1", "type": "textarea", "value": plain | {"text": ["a cat"]}},
+        size | {"id": "r2", "type": "rectangle", "value": plain},
+        size | {"id": "r2", "type": "labels", "value": plain | {"labels": ["dog"]}},
+    ]
+    task = {"id": 1, "data": {"image": "a.jpg"}, "annotations": [{"result": results, "was_cancelled": False}]}
+    image = one(tmp_path, write(tmp_path / "tasks.json", json.dumps([task])))
+    assert boxes(image) == [("cat", [10, 20, 50, 60]), ("dog", [10, 20, 50, 60])]
+    assert image.problems == ()
+
+
+def test_json_min_of_several_people_and_of_nobody(tmp_path: Path) -> None:
+    def entry(image: str, name: str | None, date: str | None, number: int | None) -> dict:
+        size = {"original_width": 100, "original_height": 80}
+        regions = {"label": [label_studio_region(name, exports.CAT) | size]} if name else {}
+        return {"image": image, "id": 1, "annotation_id": number, "updated_at": date, **regions}
+
+    for name in ("a", "b", "c (1)"):
+        picture(tmp_path / f"{name}.jpg")
+    tasks = [
+        entry("/data/upload/1/0a1b2c3d-a.jpg", "dog", "2024-02", 1),
+        entry("/data/upload/1/0a1b2c3d-a.jpg", "cat", "2024-01", 2),
+        entry("/data/upload/1/0a1b2c3d-b.jpg", None, None, None),
+        entry("/data/upload/1/0a1b2c3d-c_1.jpg", "cat", "2024-01", 3),
+    ]
+    listing = read_listing(write(tmp_path / "tasks.json", json.dumps(tasks)), tmp_path)
+    assert list(listing.images) == ["a.jpg", "c (1).jpg"]
+    assert [o.name for o in next(listing.read(["a.jpg"], tmp_path)).objects or ()] == ["dog"]
+    assert [p.kind for p in listing.problems] == ["lone", "several"]
 
 
 def test_regions_that_cannot_be_read_are_errors_and_others_notes(tmp_path: Path) -> None:
