@@ -44,7 +44,8 @@ class Sample:
 class View:
     """How an image is shown to the network (see data/transforms.py): equal views of an image have equal pixels.
 
-    It is transposed first, then mirrored and turned upside down, then scaled. colour: gain and offset of each channel.
+    It is cut out first, then transposed, then mirrored and turned upside down, then scaled. colour: gain and offset of
+    each channel. part: x1, y1, x2, y2 of what is cut out, half-open, in pixels of the image; None for all of it.
     """
 
     short_side: int
@@ -53,6 +54,7 @@ class View:
     mirrored: bool = False
     upside_down: bool = False
     colour: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    part: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)

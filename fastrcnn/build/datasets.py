@@ -133,7 +133,8 @@ def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tupl
 def augmentation(config: DataConfig) -> Augmentation:
     """What training does to pictures."""
     sides = tuple(config.short_sides)
-    return Augmentation(sides, config.long_side, config.flip, config.flip_vertical, config.transpose, config.colour)
+    turns = config.flip, config.flip_vertical, config.transpose
+    return Augmentation(sides, config.long_side, *turns, config.colour, crop=config.crop)
 
 
 def test_scaling(config: DataConfig) -> Augmentation:

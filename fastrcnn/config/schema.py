@@ -55,6 +55,7 @@ class DataConfig:
     flip_vertical: bool = key(False, "turn half of the training images upside down")
     transpose: bool = key(False, "swap x and y in half of the training images")
     colour: float = key(0.0, "vary contrast and brightness of each channel by up to this share", least=0, most=1)
+    crop: float = key(0.0, "share of training images of which a part is shown, which cuts no object", least=0, most=1)
     selective_search: SelectiveSearchSettings = field(default_factory=SelectiveSearchSettings)
 
 

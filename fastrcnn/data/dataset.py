@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fastrcnn.data.frames import read_sample
-from fastrcnn.data.transforms import Augmentation, boxes_in, scale_in, show
+from fastrcnn.data.transforms import Augmentation, boxes_in, scale_in, seen_in, show
 from fastrcnn.structures import Sample, View
 
 Proposals = Callable[[str], np.ndarray]  # image id -> (P, 4) float32, half-open, best first
@@ -57,7 +57,9 @@ class DetectionDataset(Dataset):
 
     def view(self, epoch: int, index: int) -> View:
         """How an image is shown in an epoch."""
-        return self.augmentation.view(np.random.default_rng((self.seed, epoch, index)))
+        sample = self.samples[index]
+        rng = np.random.default_rng((self.seed, epoch, index))
+        return self.augmentation.view(rng, sample.training_boxes, sample.width, sample.height)
 
     def views(self, epochs: range) -> list[tuple[int, View]]:
         """How all images, each by its number, are shown in the epochs, in the order of their first use."""
@@ -86,8 +88,9 @@ class DetectionDataset(Dataset):
             if self.unneeded is None or not self.unneeded(sample, view):
                 picture = self.picture(index) if picture is None else picture
                 image, _ = show(picture, view)
-            boxes, objects = (boxes_in(view, b, *size) for b in (proposals, truth))
-            examples.append(Example(image, boxes, objects, sample.labels, scale_in(view, *size), sample, view))
+            shown = seen_in(view, truth)
+            boxes, objects = (boxes_in(view, b[seen_in(view, b)], *size) for b in (proposals, truth))
+            examples.append(Example(image, boxes, objects, sample.labels[shown], scale_in(view, *size), sample, view))
         return examples
 
     def picture(self, index: int) -> np.ndarray:

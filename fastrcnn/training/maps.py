@@ -189,6 +189,8 @@ def open_maps(
         reason = "model.finetune_from leaves no layer of the trunk as it is"
     elif augmentation.colour:
         reason = "data.colour shows each image in other colours each time"
+    elif augmentation.crop:
+        reason = "data.crop shows another part of an image each time"
     if budget and reason:
         log.warning("runtime.cache: no maps are kept: %s", reason)
     return None if reason or not budget else Maps(folder, model, dtype, budget)

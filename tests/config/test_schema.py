@@ -91,7 +91,13 @@ def arrives(config: TrainConfig) -> None:
     data, solver = config.data, config.solver
     train, test = datasets.augmentation(data), datasets.test_scaling(data)
     assert train == Augmentation(
-        tuple(data.short_sides), data.long_side, data.flip, data.flip_vertical, data.transpose, data.colour
+        tuple(data.short_sides),
+        data.long_side,
+        data.flip,
+        data.flip_vertical,
+        data.transpose,
+        data.colour,
+        crop=data.crop,
     )
     assert test == Augmentation(tuple(data.test_short_sides), data.long_side, False, False, False, 0.0)
     plan = run.schedule(config)

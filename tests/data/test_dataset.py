@@ -41,6 +41,17 @@ def test_a_picture_comes_scaled_and_its_boxes_do_not(tiny: VocFolder) -> None:
     assert example.sample is data.samples[0]
 
 
+def test_a_part_of_an_image_has_its_objects_alone(tiny: VocFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The right half of 64 x 48 has the second object alone."""
+    from fastrcnn.data import transforms
+
+    monkeypatch.setattr(transforms, "part_with_objects", lambda *_: (32, 0, 64, 48))
+    example = dataset(tiny, Augmentation((96,), 1000, flip=False, crop=1.0))[(0, 0)]
+    assert (example.image.shape, example.scale) == ((288 // 2, 96, 3), 3.0)
+    np.testing.assert_array_equal(example.boxes, [[0, 9, 32, 48]])
+    assert example.labels.tolist() == [2]
+
+
 def test_truth_and_proposals_come_unscaled_without_the_picture(tiny: VocFolder) -> None:
     data = dataset(tiny)
     data.samples[0].path.unlink()

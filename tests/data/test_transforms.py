@@ -8,7 +8,16 @@ import cv2
 import numpy as np
 import pytest
 
-from fastrcnn.data.transforms import Augmentation, boxes_in, flip_boxes, resize, scale_for, show
+from fastrcnn.data.transforms import (
+    Augmentation,
+    boxes_in,
+    flip_boxes,
+    part_with_objects,
+    resize,
+    scale_for,
+    seen_in,
+    show,
+)
 from fastrcnn.structures import View
 
 
@@ -80,7 +89,8 @@ def varied(
     augmentation: Augmentation, image: np.ndarray, boxes: list[np.ndarray], seed: int
 ) -> tuple[np.ndarray, list[np.ndarray], float]:
     """The image, boxes and factor of the view that the seed draws."""
-    return shown(augmentation.view(np.random.default_rng(seed)), image, boxes)
+    view = augmentation.view(np.random.default_rng(seed), boxes[0], image.shape[1], image.shape[0])
+    return shown(view, image, boxes)
 
 
 def shown(view: View, image: np.ndarray, boxes: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray], float]:
@@ -224,3 +234,53 @@ def test_mirrored_is_the_mirror_image_scaled_as_the_picture_is() -> None:
         assert scale == 2
         np.testing.assert_array_equal(pixels, varied(plain, image[:, ::-1].copy(), [], 1)[0])
         np.testing.assert_array_equal(varied(plain, image, [box[None]], 0)[1][0], box[None])
+
+
+def test_a_part_is_shown_with_its_boxes() -> None:
+    """Columns 10 to 50 and rows 5 to 25 of an image of 60 x 30, mirrored, at twice the size."""
+    image = np.zeros((30, 60, 3), np.uint8)
+    image[10:20, 15:25] = 255
+    view = View(40, 1000, mirrored=True, part=(10, 5, 50, 25))
+    boxes = np.array([[15, 10, 25, 20], [0, 0, 60, 30]], np.float32)
+    seen, (moved,), scale = shown(view, image, [boxes])
+    assert (seen.shape, scale) == ((40, 80, 3), 2.0)
+    np.testing.assert_array_equal(moved, [[25, 5, 35, 15], [0, 0, 40, 20]])  # 40 - (25 - 10), 40 - (15 - 10)
+    assert extent(seen) == (50, 10, 70, 30)
+
+
+def test_boxes_of_which_less_than_half_is_shown_are_left_out() -> None:
+    boxes = np.array([[0, 0, 20, 10], [5, 0, 15, 10], [1, 0, 21, 10], [30, 0, 40, 10]], np.float32)
+    assert seen_in(View(40, 1000, part=(10, 0, 30, 10)), boxes).tolist() == [True, True, True, False]
+    assert seen_in(View(40, 1000, part=(11, 0, 30, 10)), boxes).tolist() == [False, False, True, False]
+    assert seen_in(View(40, 1000), boxes).all()
+
+
+def test_a_part_has_an_object_and_cuts_none() -> None:
+    rng = np.random.default_rng(0)
+    cropped = 0
+    for _ in range(500):
+        width, height = (int(v) for v in rng.integers(20, 200, 2))
+        corners = rng.uniform(0, 1, (int(rng.integers(1, 6)), 2, 2)) * (width, height)
+        boxes = np.concatenate((corners.min(axis=1), corners.max(axis=1)), axis=1)
+        part = part_with_objects(boxes, width, height, rng.random(5))
+        if part is None:
+            continue
+        cropped += 1
+        x1, y1, x2, y2 = part
+        assert 0 <= x1 < x2 <= width
+        assert 0 <= y1 < y2 <= height
+        assert (x2 - x1 >= width / 2 - 1) and (y2 - y1 >= height / 2 - 1)  # noqa: PT018
+        inside = (boxes[:, :2] >= (x1, y1)).all(axis=1) & (boxes[:, 2:] <= (x2, y2)).all(axis=1)
+        overlap = np.minimum(boxes[:, 2:], (x2, y2)) - np.maximum(boxes[:, :2], (x1, y1))
+        assert inside.any()
+        assert (inside | (overlap < 1).any(axis=1)).all()
+    assert cropped > 200
+
+
+def test_the_part_is_where_its_numbers_say() -> None:
+    """One object, 10 to 20 of 100: a part of half the side begins between 0 and 10, one of .75 there too."""
+    box = np.array([[10.0, 10.0, 20.0, 20.0]])
+    assert part_with_objects(box, 100, 100, np.array([0, 0, 0, 0, 0])) == (0, 0, 50, 50)
+    assert part_with_objects(box, 100, 100, np.array([0, 0.5, 0, 1, 1])) == (10, 10, 85, 60)
+    assert part_with_objects(box, 100, 100, np.array([0, 1, 1, 0.5, 0.5])) is None
+    assert part_with_objects(np.zeros((0, 4)), 100, 100, np.zeros(5)) is None
