@@ -1,9 +1,8 @@
-"""YOLO's labels: a text file an image, a line an object: the number of its class, then its box or the corners of its
-polygon, in fractions of the image's width and height.
+"""YOLO's data sets: where images, labels, names of classes and splits are. `yolo_labels.py` reads one label file.
 
 The names of the classes, and the splits, are in Ultralytics' `data.yaml` or Darknet's `obj.data`; or the names alone
 are in a file of one name a line (`classes.txt`, `obj.names`, Roboflow's `_darknet.labels`), and folders are the splits.
-A box is centre x, centre y, width, height; the image is the upright one, as all these programs read it.
+Images are used upright, as all these programs read them.
 """
 
 from __future__ import annotations
@@ -22,27 +21,21 @@ from fastrcnn.data.annotations.formats.listing import (
     SPLIT_NAMES,
     ListedImage,
     Listing,
-    Size,
-    box_around,
     image_id,
     images_below,
     resolve,
     split_of,
     tidy,
 )
+from fastrcnn.data.annotations.formats.yolo_labels import objects_in, parse_labels
 from fastrcnn.data.images import IMAGE_SUFFIXES
-from fastrcnn.data.truth.annotated import AnnotatedObject, Box, box_fault, to_float
 from fastrcnn.data.truth.problems import Problem, shorten
 from fastrcnn.data.truth.text_files import read_lines
-from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
 NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt")
 MAX_YAML_BYTES = 1_000_000
 NAMES = re.compile(r"['\"]?names['\"]?\s*:")
-OUT = 0.001  # of the image's side: rounded to a few digits, a box may stand out of it by this
-PIXELS = 1.5  # a number above it is no fraction of an image
-ADVICE = "Write the numbers as fractions of the image's width and height, or export the labels again."
 
 
 @dataclass(frozen=True)
@@ -51,8 +44,8 @@ class _Head:
 
     path: Path
     names: list[str]
-    splits: dict[str, list[list[str]]]  # of each the places, folders or files of paths, each in the ways to look it up;
-    # none: the folders' names say it
+    # Of each split the places, folders or files of paths, each in the ways to look it up; none: folders are the splits.
+    splits: dict[str, list[list[str]]]
     keypoints: bool = False  # whether a line has keypoints after its box
 
 
@@ -89,7 +82,7 @@ def read_yolo(file: Path, folder: Path) -> Listing:
     images: dict[str, ListedImage] = {}
     for path in dict.fromkeys(path for paths in splits.values() for path in paths):
         label = _label_of(path, folder)
-        objects = partial(_objects, label, tuple(head.names), head.keypoints)
+        objects = partial(objects_in, label, tuple(head.names), head.keypoints)
         images[image_id(path, folder)] = ListedImage(path, label, objects)
     bare = [image for image in images.values() if not image.annotation.is_file()]
     if len(bare) == len(images):
@@ -100,9 +93,7 @@ def read_yolo(file: Path, folder: Path) -> Listing:
             "the images are in `images/`, or beside the images, and have their names: a.jpg, a.txt."
         )
     named = {split: [image_id(path, folder) for path in paths] for split, paths in splits.items()}
-    problems = [
-        Problem("unused_file", str(file), f"{split} is not there, so there is no such split.") for split in missing
-    ]
+    problems = [Problem("unused_file", str(file), f"{place} is not there; it is left out.") for place in missing]
     problems += _notes(folder, images, bare)
     return Listing("YOLO", head.path, named, images, head.names, head.path.name, tuple(problems))
 
@@ -215,7 +206,7 @@ def _names_alone(folder: Path) -> _Head | None:
             raise UserError(f"{files[0]} and {other} name other classes. Make them equal, or keep one.")
         return _Head(files[0], names, {})
     labels = (path for image in images_below(folder) if (path := _label_of(image, folder)).is_file())
-    if (first := next(labels, None)) is None or _parse(first)[1] or not _parse(first)[0]:
+    if (first := next(labels, None)) is None or parse_labels(first)[1] or not parse_labels(first)[0]:
         return None
     raise UserError(
         f"{folder}: has YOLO labels, such as {first.relative_to(folder)}, but no names of the classes. Write them into "
@@ -297,87 +288,9 @@ def _notes(folder: Path, images: dict[str, ListedImage], bare: Sequence[ListedIm
         notes.append(Problem("unlabelled", str(bare[0].path), what))
     used = {image.annotation for image in images.values()}
     parents = dict.fromkeys(path.parent for path in used)
-    others = [p for parent in parents for p in sorted(parent.glob("*.txt")) if p not in used and _parse(p)[0]]
+    others = [p for parent in parents for p in sorted(parent.glob("*.txt")) if p not in used and parse_labels(p)[0]]
     others = [p for p in others if p.name not in NAME_FILES]
     if others:
         what = f"{len(others)} label file(s) have no image that is used; this is the first."
         notes.append(Problem("unused_file", str(others[0]), what))
     return notes
-
-
-# ------------------------------------------------------------------------------------------------ labels
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    number: int  # of the line
-    label: int
-    values: tuple[float, ...]
-
-
-@read_once(20_000)
-def _parse(path: Path) -> tuple[tuple[_Row, ...], tuple[Problem, ...]]:
-    """The lines of a label file, and what is wrong with it."""
-    rows, problems = [], []
-    try:
-        lines = read_lines(path)
-    except UserError as error:
-        return (), (Problem("annotation", str(path), str(error).removeprefix(f"{path}: ")),)
-    for number, line in enumerate(lines, 1):
-        if not (texts := line.split()):
-            continue
-        numbers = [to_float(text) for text in texts]
-        label = numbers[0]
-        if not all(abs(v) < 1e7 for v in numbers) or label != label // 1 or label < 0:
-            what = f"should be the number of a class and fractions of the image, is '{line.strip()[:80]}'."
-            problems.append(Problem("annotation", str(path), what, line=number))
-        else:
-            rows.append(_Row(number, int(label), tuple(numbers[1:])))
-    return tuple(rows), tuple(problems)
-
-
-def _objects(
-    path: Path, names: Sequence[str], keypoints: bool, size: Size
-) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """The objects in a label file of an image of this size, and what is wrong with or not used of them."""
-    rows, faults = _parse(path) if path.is_file() else ((), ())
-    objects, problems = [], list(faults)
-    scored = outlines = 0
-    for row in rows:
-        known = row.label < len(names)
-        name = names[row.label] if known else f"{row.label}"
-        values = row.values[:4] if keypoints else row.values
-        if max(values, default=0) > PIXELS:
-            what = f"has the number {max(values):g}, which is no fraction of the image. {ADVICE}"
-            problems.append(Problem("annotation", str(path), what, line=row.number, name=name))
-            continue
-        if len(values) == 5:
-            scored += 1
-            values = values[:4]
-        if len(values) == 4:
-            cx, cy, width, height = values
-            box, fault = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), ""
-            fault = "" if width > 0 and height > 0 else "has no area: width and height should be more than 0."
-        elif len(values) >= 6 and len(values) % 2 == 0:
-            box, fault = box_around(list(zip(values[::2], values[1::2], strict=True))), ""
-            outlines += 1
-        else:
-            what = f"has {len(values)} numbers after the class; a box has 4, a polygon x and y of 3 corners or more."
-            problems.append(Problem("annotation", str(path), what, line=row.number, name=name))
-            continue
-        shown = f"({', '.join(f'{v:g}' for v in values[:4])}{', ...' if len(values) > 4 else ''})"
-        pixels = _in_pixels(box, size)
-        fault = fault or box_fault(pixels, *size)
-        objects.append(AnnotatedObject(path, row.number, name, pixels, shown, fault=fault, listed=known, unit="line"))
-    if outlines:
-        what = f"{outlines} polygon(s); the upright box around each is used."
-        problems.append(Problem("polygons", str(path), what))
-    if scored:
-        problems.append(Problem("scores", str(path), f"{scored} line(s) have a score, which is not used."))
-    return objects, problems
-
-
-def _in_pixels(box: Box, size: Size) -> Box:
-    """A box in pixels. One that stands out of the image by no more than its digits are rounded ends at the border."""
-    x1, y1, x2, y2 = (1.0 if 1 < v <= 1 + OUT else 0.0 if -OUT <= v < 0 else v for v in box)
-    return x1 * size[0], y1 * size[1], x2 * size[0], y2 * size[1]
