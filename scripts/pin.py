@@ -153,7 +153,8 @@ def help_texts() -> str:
     overview = call("--help")
     verbs = re.findall(r"^  ([a-z-]+) {2,}\S", overview, re.MULTILINE)
     texts = {"fastrcnn --help": overview}
-    texts |= {f"fastrcnn {verb} --help": call(verb, "--help") for verb in verbs}
+    texts |= {f"fastrcnn {verb} --help all": call(verb, "--help", "all") for verb in verbs}
+    texts |= {f"fastrcnn {verb} --help": call(verb, "--help") for verb in ("train", "detect")}
     return "\n".join(f"$ {command}\n{text}" for command, text in texts.items())
 
 

@@ -131,5 +131,5 @@ def _label_studio(images: Sequence[Labelled], classes: Sequence[str]) -> dict[st
     indent(view)
     return {
         "tasks.json": json.dumps(tasks, indent=1) + "\n",
-        "interface.xml": tostring(view, encoding="unicode") + "\n",
+        "interface.txt": tostring(view, encoding="unicode") + "\n",
     }

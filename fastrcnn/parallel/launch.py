@@ -52,9 +52,9 @@ def _least(cores: int, share: float) -> int:
 
 def quota(folder: Path = Path("/sys/fs/cgroup")) -> float:
     """The cores whose time the control group of a container allows; infinity without a limit."""
-    for path, name in ((folder / "cpu.max", ""), (folder / "cpu" / "cpu.cfs_quota_us", "cpu.cfs_period_us")):
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # versions 2 and 1
         try:
-            words = path.read_text().split() + ((path.parent / name).read_text().split() if name else [])
+            words = [word for name in names for word in (folder / name).read_text(encoding="ascii").split()]
             share, period = float(words[0]), float(words[1])  # "max" is no number, -1 no limit
         except (OSError, ValueError, IndexError):
             continue

@@ -129,7 +129,10 @@ def test_an_unknown_key_is_answered_with_the_nearest(call: Call, verb: str) -> N
     ("arguments", "said"),
     [
         (["train", "model=vgg16_slim"], ["data.root is missing: the folder of the data set 'voc07', as data.root="]),
-        (["train", "model=vgg16_slim", "data=custom"], ["data.root is missing", "JPEGImages and Annotations"]),
+        (
+            ["train", "model=vgg16_slim", "data=custom"],
+            ["data.root is missing", "the folder with the images and their annotations"],
+        ),
         (["train", "model=vgg16_slim", "data.root=no/such"], ["data.root=no/such: there is no such folder"]),
         (["propose", "data=custom"], ["data.root is missing"]),
         (["propose", "source=no/*.jpg"], ["With source=", "output=NAME.proposals"]),

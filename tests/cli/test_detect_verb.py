@@ -66,7 +66,7 @@ def test_a_list_with_a_broken_picture_and_two_of_one_name(
     assert f"left out: {cut}: not a picture that can be decoded, or cut short." in caplog.text
     assert "1 of 3 files could not be read" in caplog.text
     folder = run / "detect" / "some"
-    assert f"pictures and detections.json and detections.csv and comp4 files in {folder}" in out
+    assert f"images and detections.json and detections.csv and comp4 files in {folder}" in out
     names = {"x_p.jpg.png", "y_p.jpg.png", "detections.json", "detections.csv", "timing.json"}
     assert {p.name for p in folder.iterdir()} == names | {f"comp4_det_detect_{c}.txt" for c in slim_run.CLASSES}
     assert read_image(folder / "x_p.jpg.png").shape == (160, 240, 3), "enlarged, so that names fit in"
@@ -300,7 +300,10 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
         (["source=bad.txt"], ["bad.txt, line 2: there is no file gone.jpg."]),
         (["source=cut"], ["none of the 2 files is a picture"]),
         (["source=cut/1.jpg"], ["fastrcnn: cut/1.jpg: not a picture"]),
-        (["source=a b.png", "formats=[jsn]"], ["formats=jsn: should be one of json, csv, comp4. Did you mean 'json'?"]),
+        (
+            ["source=a b.png", "formats=[jsn]"],
+            ["formats=jsn: should be one of json, csv, comp4, voc, yolo, coco, labelstudio. Did you mean 'json'?"],
+        ),
         (["source=a b.png", "draw_threshold=7"], ["draw_threshold=7: should be from 0 to 1"]),
         (["source=a b.png", "output=a b.png/x"], ["a b.png/x: cannot be made"]),
         (["source=a b.png", "batch=0"], ["batch=0: should be at least 1"]),

@@ -130,7 +130,7 @@ def test_values_get_the_type_of_their_key(argument: str, expected: object) -> No
         ("eval", "solver.lr=1", "unknown key 'solver.lr'"),
         ("eval", "spilt=val", "Did you mean 'split'?"),
         ("detect", "experiment=demo", "unknown key 'experiment'"),
-        ("train", "--data.root", "'--data.root' is not of the form key=value. Did you mean 'data.root'?"),
+        ("train", "--data.root", "'--data.root' is not a key here; say data.root=..."),
         ("train", "data.root", "'data.root' is not of the form key=value. It lacks a value: data.root=..."),
         ("train", "experiment", "It lacks a value: experiment=..."),
         ("train", "=x", "unknown key ''"),
@@ -153,7 +153,11 @@ def test_values_get_the_type_of_their_key(argument: str, expected: object) -> No
         ("train", "solver.schedule=", "solver.schedule=: should be one of step, cosine."),
         ("train", "resume=yes", "resume=yes: should be auto."),
         ("train", "data.other_classes=ignore", "data.other_classes=ignore: should be one of refuse, leave_out."),
-        ("detect", "formats=[json,cvs]", "formats=cvs: should be one of json, csv, comp4. Did you mean 'csv'?"),
+        (
+            "detect",
+            "formats=[json,cvs]",
+            "formats=cvs: should be one of json, csv, comp4, voc, yolo, coco, labelstudio. Did you mean 'csv'?",
+        ),
     ],
 )
 def test_mistakes_are_named(verb: str, argument: str, said: str) -> None:

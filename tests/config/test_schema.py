@@ -250,7 +250,7 @@ def test_a_group_on_the_command_line_goes_before_the_recipes() -> None:
 
 @pytest.mark.parametrize("verb", SCHEMAS)
 def test_every_key_is_explained_and_listed_by_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([verb, "--help"]) == 0
+    assert main([verb, "--help", "all"]) == 0
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines()]
     for name, (_, text) in leaves(SCHEMAS[verb]).items():

@@ -89,7 +89,8 @@ def varied(
     augmentation: Augmentation, image: np.ndarray, boxes: list[np.ndarray], seed: int
 ) -> tuple[np.ndarray, list[np.ndarray], float]:
     """The image, boxes and factor of the view that the seed draws."""
-    view = augmentation.view(np.random.default_rng(seed), boxes[0], image.shape[1], image.shape[0])
+    objects = boxes[0] if boxes else np.zeros((0, 4))
+    view = augmentation.view(np.random.default_rng(seed), objects, image.shape[1], image.shape[0])
     return shown(view, image, boxes)
 
 

@@ -69,7 +69,7 @@ def test_scores_are_kept_where_the_format_has_a_place(tmp_path: Path) -> None:
     assert [a["score"] for a in coco["annotations"]] == [0.875, 0.5, 0.875]
     tasks = json.loads((written(tmp_path, "labelstudio") / "tasks.json").read_text())
     assert [[r["score"] for r in t["predictions"][0]["result"]] for t in tasks] == [[0.875], [0.5, 0.875], []]
-    assert '<Label value="dog" />' in (tmp_path / "labels_labelstudio/interface.xml").read_text()
+    assert '<Label value="dog" />' in (tmp_path / "labels_labelstudio/interface.txt").read_text()
 
 
 @pytest.mark.parametrize(

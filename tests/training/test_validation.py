@@ -26,6 +26,7 @@ from fastrcnn.training import checkpoint
 from fastrcnn.training import run as run_module
 from fastrcnn.training.loop import Schedule
 from fastrcnn.training.run import Settings, TrainingRun
+from fastrcnn.training.tracking import Silent
 
 PLAIN = Augmentation((48,), 100, flip=False)
 
@@ -85,8 +86,8 @@ def train(
         test_set=first(3),
         settings=Settings(DetectionSettings(), "voc07", patience=patience),
         stop=stop or Stop(),
+        tracker=Silent(),  # until the run opens its own
     )
-    made.tracker.close()
     made.run()
     return made
 

@@ -7,7 +7,9 @@ begins the id: `train/ID`. Ids are in Unicode's composed form, since the files m
 
 from __future__ import annotations
 
+import html
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +26,8 @@ from fastrcnn.errors import UserError, nearest
 # Names of folders in any letter case, the better ones first; the first two do not need to hold a file themselves.
 IMAGE_FOLDERS = ("JPEGImages", "images", "imgs", "img")
 ANNOTATION_FOLDERS = ("Annotations", "annotations", "annots", "labels", "xml", "xmls")
+HEAD_BYTES = 4096  # of an XML file, in which its <filename> is
+FILENAME = re.compile(r"<filename>([^<]*)</filename>")
 ORDER = ("trainval", "train", "val", "test")  # from training to testing
 
 
@@ -132,8 +136,7 @@ def find_images(root: Path, image_id: str) -> list[Path]:
 def named_image(root: Path, image_id: str) -> list[Path]:
     """The image that <filename> of an annotation names, in the folder of the images; none if it is not there, or has an
     annotation of its own name."""
-    path = find_annotation(root, image_id)
-    name = PurePosixPath(last_part(read_annotation(path).filename)) if path.is_file() else PurePosixPath()
+    name = PurePosixPath(last_part(_filename_in(find_annotation(root, image_id))))
     if name.suffix.lower() not in IMAGE_SUFFIXES:
         return []
     for place, rest in _places(root, image_id):
@@ -142,6 +145,17 @@ def named_image(root: Path, image_id: str) -> list[Path]:
         if here and not _files(annotation_folder(place), stem, (".xml",)):
             return here[:1]
     return []
+
+
+def _filename_in(path: Path) -> str:
+    """What <filename> at the beginning of an XML file says, without reading all of it; empty if it is not there."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+    found = FILENAME.search(head)
+    return html.unescape(found[1].strip()) if found else ""
 
 
 def find_annotation(root: Path, image_id: str) -> Path:
