@@ -40,6 +40,7 @@ TRAIN = [
     "data.selective_search.k=[50]",
     "data.selective_search.max_boxes=40",
     "model.width=0.05",
+    "model.roi_features=[conv3_3,conv4_3,conv5_3]",
     "model.weights=null",
     f"solver.iterations={STEPS}",
     "solver.rois_per_image=16",
