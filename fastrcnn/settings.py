@@ -112,7 +112,7 @@ class SolverSettings:
     bg_iou: list[float] = key([0.1, 0.5], "background: best overlap in [first, second)", least=0, most=1)
     box_weight: float = key(1.0, "weight of the box loss; 0: classes alone are trained", least=0)
     optimizer: OptimizerName = key(
-        "caffe_sgd", "caffe_sgd: rate inside the velocity; fused_sgd: a faster sgd; adamw: wants an lr near .0001"
+        "caffe_sgd", "caffe_sgd: rate inside the velocity; fused_sgd: a faster sgd; adamw: needs an lr near .0001"
     )
     lr: float = key(0.001, "learning rate", above=0)
     schedule: ScheduleName = key("step", "how the rate falls: at lr_steps, or along half a wave")

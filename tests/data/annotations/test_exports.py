@@ -12,6 +12,7 @@ from exports import EXPORTS, SPLIT_OF, TRUTH, WITHOUT_SPLITS
 from voc_folder import fingerprint
 
 from fastrcnn.data.annotations.splits import class_names, divide, find_split, load, overview, read
+from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 
 Export = Callable[[Path], None]
@@ -23,7 +24,7 @@ def all_images(root: Path) -> dict[str, tuple[str, Sample]]:
     for split in ("trainval", "val", "test"):
         try:
             source, ids, _ = find_split(root, split)
-        except Exception:
+        except UserError:
             continue
         names, faults = class_names(source, ids, root)
         assert faults.found == [] or not any(p.error for p in faults.found)
