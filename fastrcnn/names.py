@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from fastrcnn.errors import UserError
 
@@ -25,6 +25,11 @@ def refuse_stream(source: str | None) -> None:
         )
     if re.match(r"[a-z][a-z0-9+.-]+://", source, re.IGNORECASE):
         raise UserError(f"source={source[:100]}: addresses are not read. Download the file, and give its path.")
+
+
+def file_of(image_id: str, path: PurePath) -> str:
+    """An image's id with the suffix of its file; some ids have it already."""
+    return image_id.removesuffix(path.suffix) + path.suffix
 
 
 def comp4_name(split: str, name: str) -> str:

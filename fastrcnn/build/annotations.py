@@ -70,7 +70,7 @@ def say_once(text: str, level: int = logging.INFO) -> None:
 
 @functools.cache
 def say_overview(source: Path, folder: Path) -> None:
-    """Says in a line what a data set is. What is wrong with parts of it that are not used is no error."""
+    """Logs in one line what a data set is. Errors in parts of it that are not used do not matter here."""
     try:
         log.info("%s: %s", source, overview(source, folder))
     except UserError as error:
@@ -124,7 +124,7 @@ def validation_splits(config: DataConfig) -> list[str]:
     except UserError as error:
         log.debug("no validation split: %s", error)
         return []
-    return [] if used.intersection(*[set().union(*ids)]) else found
+    return [] if used.intersection(i for own in ids for i in own) else found
 
 
 def test_splits(config: DataConfig, split: str | None) -> list[str]:

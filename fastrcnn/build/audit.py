@@ -26,6 +26,7 @@ from fastrcnn.data.annotations.unused import unused
 from fastrcnn.data.images import read_image
 from fastrcnn.data.truth.problems import Problem
 from fastrcnn.errors import UserError
+from fastrcnn.names import file_of
 from fastrcnn.visualize import draw_boxes
 
 PICTURES = 6  # images shown in the page with their truth
@@ -136,7 +137,6 @@ def truth_pictures(records: Sequence[Record], classes: Sequence[str]) -> list[tu
         texts = record.names if len(labels) <= 12 else None
         canvas = draw_boxes(small, record.boxes * np.float32(factor), labels, texts)
         jpeg = cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, 80))[1]
-        suffix = record.image.path.suffix
-        file = record.task.image_id.removesuffix(suffix) + suffix
+        file = file_of(record.task.image_id, record.image.path)
         drawn.append((f"{file}, {len(labels)} object(s)", jpeg.tobytes()))
     return drawn

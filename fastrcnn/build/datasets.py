@@ -44,6 +44,7 @@ from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
 PREFIX_BYTES = 200  # of the name of a store, which may have 255 with what follows and those of its temporary files
+DRAWN_FROM = 0.5  # a score, where no evaluation of the network is known
 LOW_RECALL = 0.5  # of the proposals at IoU .5; selective search has .9 and more
 
 
@@ -223,7 +224,7 @@ def detector(config: DetectConfig, network: Network, names: Sequence[str]) -> De
     search, limit = config.data.selective_search, config.data.max_proposals
     if config.data.proposals is None:
         searcher(search)
-    threshold = 0.5 if config.draw_threshold is None else config.draw_threshold
+    threshold = DRAWN_FROM if config.draw_threshold is None else config.draw_threshold
     proposals = lambda image: propose(image, search)[:limit]  # noqa: E731
     return Detector(network, names, settings, test_scaling(config.data), proposals, threshold)
 

@@ -24,7 +24,6 @@ from fastrcnn.structures import Detections
 from fastrcnn.visualize import draw_detections, enlarge, worth_drawing
 
 log = logging.getLogger(__name__)
-DRAWN_FROM = 0.5  # a score, where no evaluation of the network is known
 NAMED = 20  # of the files that cannot be read
 
 
@@ -34,7 +33,7 @@ def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path],
     Images are rotated upright as their EXIF data ask, and boxes are in pixels of the upright image. Images that cannot
     be read are named and left out. Raises UserError where none is left.
     """
-    files, threshold = dict(zip(image_ids(paths), paths, strict=True)), threshold_of(config)
+    files, threshold = dict(zip(image_ids(paths), paths, strict=True)), detector.draw_threshold
     names = {image_id: f"{image_id.replace('/', '_')}.png" for image_id in files}
     output = Output(folder, str(config.source), ("file",), config.formats, detector, [*names.values()], paths)
     proposals: Callable[[str], np.ndarray] | None = None
@@ -78,7 +77,7 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
         raise UserError(f"data.proposals={config.data.proposals}: is for pictures; those of a video's frames are made.")
     if labels := [name for name in config.formats if name in FORMATS]:
         raise UserError(f"formats=[{','.join(labels)}]: label files are of images, not of a video's frames.")
-    video, columns, threshold = Video(path), ("frame", "time", "file"), threshold_of(config)
+    video, columns, threshold = Video(path), ("frame", "time", "file"), detector.draw_threshold
     names = [path.stem + suffix for _, suffix in WRITERS]
     output = Output(folder, str(config.source), columns, config.formats, detector, names, [path])
     pairs = ((frame, frame.image) for frame in video.frames())
@@ -97,11 +96,6 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
     output.write_detections()
     output.write_timing(left_out=0)
     return output
-
-
-def threshold_of(config: DetectConfig) -> float:
-    """The score from which on detections are drawn."""
-    return DRAWN_FROM if config.draw_threshold is None else config.draw_threshold
 
 
 def draw(image: np.ndarray, found: Detections, threshold: float) -> np.ndarray:

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
             "which pictures? source=PICTURE, source=FOLDER, source='FOLDER/*.jpg', source=LIST.txt or source=VIDEO."
         )
     from fastrcnn.build import datasets, models
-    from fastrcnn.build.detection import detect_pictures, detect_video, threshold_of
+    from fastrcnn.build.detection import detect_pictures, detect_video
     from fastrcnn.data import sources
     from fastrcnn.inference.output import folder_for
 
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         output = detect_video(config, detector, Path(config.source).expanduser(), folder)
     else:
         output = detect_pictures(config, detector, sources.pictures(config.source), folder)
-    scores, threshold = output.best_scores(), threshold_of(config)
+    scores, threshold = output.best_scores(), detector.draw_threshold
     above = int((scores >= threshold).sum())
     what = ["video" if video else "images"]
     files = {"json": "detections.json", "csv": "detections.csv", "comp4": "comp4 files"}

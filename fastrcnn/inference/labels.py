@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from fastrcnn.names import file_of
 from fastrcnn.structures import Detection
 
 FORMATS = ("voc", "yolo", "coco", "labelstudio")
@@ -31,7 +32,7 @@ class Labelled:
     @property
     def file(self) -> str:
         """The name of the image that the labels are for: the file's, or with its folder where two have the same."""
-        return self.id.removesuffix(self.path.suffix).replace("/", "_") + self.path.suffix
+        return file_of(self.id, self.path).replace("/", "_")
 
     @property
     def stem(self) -> str:

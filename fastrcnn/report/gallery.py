@@ -11,6 +11,7 @@ import numpy as np
 from fastrcnn.data.frames import read_sample
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, box_sizes
+from fastrcnn.names import file_of
 from fastrcnn.report.diagnosis import CONFUSION, DUPLICATE, FALSE_KINDS, LOCALISATION, MISSED_KINDS, RIGHT, Diagnosis
 from fastrcnn.structures import Sample
 
@@ -156,7 +157,7 @@ def _cut(case: Case, sample: Sample, pixels: np.ndarray | None, problem: str) ->
         jpeg = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, QUALITY))[1].tobytes()
     scale = np.array([width / (x2 - x1), height / (y2 - y1)] * 2)
     boxes = _plain([(part, (np.array(box) - (x1, y1, x1, y1)) * scale) for part, box in case.boxes])
-    file = sample.image_id.removesuffix(sample.path.suffix) + sample.path.suffix
+    file = file_of(sample.image_id, sample.path)
     return replace(
         case,
         image_id=sample.image_id,

@@ -82,12 +82,13 @@ def read_table(file: Path, folder: Path) -> Listing:
     splits: dict[str, list[str]] = {}
     images: dict[str, ListedImage] = {}
     names: dict[str, None] = {}
+    bases: dict[str, list[Path]] = {}  # where the images of a split may be; found once, as folders may be large
     for image in found.values():
         split = image.split or split_of(file, folder)
-        within = [base / name for base in picture_bases(folder) for name in folders_of(split, base)]
-        path = resolve(image.written, [*picture_bases(file.parent, folder), *within]) or tidy(
-            image.written, file.parent
-        )
+        if split not in bases:
+            within = [base / name for base in picture_bases(folder) for name in folders_of(split, base)]
+            bases[split] = [*picture_bases(file.parent, folder), *within]
+        path = resolve(image.written, bases[split]) or tidy(image.written, file.parent)
         own = image_id(path, folder)
         if own in images:
             raise UserError(f"{file}, line {image.rows[0].number}: the image {own} is in it by another path too.")
