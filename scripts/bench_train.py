@@ -42,8 +42,7 @@ from fastrcnn.inference.network import autocast
 from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN, freeze_before
 from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.structures import RoITargets
-from fastrcnn.training.meter import gradient_norm
-from fastrcnn.training.optim import make_optimizer, set_rate
+from fastrcnn.training.optim import clip_gradients, make_optimizer, set_rate
 
 CLASSES, IMAGES, PER_IMAGE = 20, 2, 64
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
@@ -110,7 +109,7 @@ def our_step(case: str, device: torch.device, dtype: torch.dtype) -> Callable[[I
         loss = fast_rcnn_loss(logits, deltas, wanted).total
         total = loss.item()
         loss.backward()
-        gradient_norm(optimizer)
+        clip_gradients(optimizer)
         optimizer.step()
         return total
 

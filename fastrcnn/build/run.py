@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -214,6 +215,7 @@ def schedule(config: TrainConfig) -> Schedule:
         checkpoint_every=r.checkpoint_every,
         pictures_every=r.pictures_every,
         accumulate=s.accumulate,
+        clip_gradients=math.inf if s.clip_gradients is None else s.clip_gradients,
     )
 
 

@@ -18,8 +18,8 @@ from fastrcnn.model.loss import fast_rcnn_loss
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel import distributed
 from fastrcnn.structures import Batch, RoITargets
-from fastrcnn.training.meter import Meter, gradient_norm
-from fastrcnn.training.optim import set_rate
+from fastrcnn.training.meter import Meter
+from fastrcnn.training.optim import clip_gradients, set_rate
 from fastrcnn.training.replay import evidence
 
 
@@ -27,7 +27,8 @@ from fastrcnn.training.replay import evidence
 class Schedule:
     """When things happen, in steps.
 
-    rate: the learning rate of a step, counted from 0. accumulate: batches in a step, see train.
+    rate: the learning rate of a step, counted from 0. accumulate: batches in a step, see train. clip_gradients: the
+    largest Euclidean norm of a step's gradient; a longer gradient is scaled down to it.
     """
 
     iterations: int
@@ -38,6 +39,7 @@ class Schedule:
     checkpoint_every: int = 1000
     pictures_every: int = 500
     accumulate: int = 1
+    clip_gradients: float = math.inf
 
     def evaluates_after(self, done: int) -> bool:
         """Whether the model is evaluated after so many steps."""
@@ -132,7 +134,7 @@ def train(
                 with distributed.exchange(), full_precision(dtype):  # of the gradients
                     (losses.total * (weight / schedule.accumulate)).backward()
             meter.add_batch(losses, logits.detach(), sent_targets, len(batch.samples), weight)
-        norm = gradient_norm(optimizer)
+        norm = clip_gradients(optimizer, schedule.clip_gradients)
         optimizer.step()
         meter.add_step(norm)
         yield Step(step + 1, batch, rois, targets)
@@ -170,6 +172,7 @@ def not_finite(step: int, rate: float, proof: dict[str, Any] | None) -> NotFinit
         total = first["loss_cls"] + first["box_weight"] * first["loss_box"]
         text = (
             f"step {step}: the loss is {total}. The weights were not changed by this step; its pictures: "
-            f"{', '.join(first['image_ids'])}. Try a lower rate (solver.lr is {rate:g} here) or solver.warmup."
+            f"{', '.join(first['image_ids'])}. Try a lower rate (solver.lr is {rate:g} here), a longer "
+            "solver.warmup, or solver.clip_gradients=10."
         )
     return NotFiniteError(step, distributed.from_first(text), proofs[0] if proofs else None)

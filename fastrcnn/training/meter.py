@@ -24,12 +24,6 @@ T = TypeVar("T")
 FIRST = 5  # steps, and seconds, that an estimate is made of
 
 
-def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
-    """Euclidean length (), on the device, of the gradient of all that is trained."""
-    slopes = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return torch.nn.utils.get_total_norm(slopes)
-
-
 class Meter:
     """Means over the steps since the last reading.
 

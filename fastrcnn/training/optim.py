@@ -60,6 +60,16 @@ class CaffeSGD(torch.optim.Optimizer):
             torch._foreach_sub_(weights, velocities)
 
 
+def clip_gradients(optimizer: torch.optim.Optimizer, largest: float = math.inf) -> Tensor:
+    """The Euclidean norm (), on the device, of the gradient of all that is trained, before it is scaled down to
+    `largest` where it is longer."""
+    weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
+    if largest < math.inf:
+        torch.nn.utils.clip_grads_with_norm_(weights, largest, norm)
+    return norm
+
+
 def make_optimizer(
     model: nn.Module,
     momentum: float = PAPER.momentum,

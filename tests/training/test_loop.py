@@ -140,7 +140,7 @@ def test_the_backward_pass_is_in_float32_too(dataset: DetectionDataset, tmp_path
     assert (before, seen, flag.fp32_precision) == ("tf32", ["ieee"], "tf32")
 
 
-def constant(iterations: int, rate: float, **options: int) -> Schedule:
+def constant(iterations: int, rate: float, **options: float) -> Schedule:
     return replace(Schedule(iterations, lambda _: rate, log_every=1, pictures_every=0), **options)
 
 
@@ -309,6 +309,20 @@ def test_a_step_is_taken_at_its_own_rate(tmp_path: Path, dataset: DetectionDatas
     schedule = Schedule(2, lambda step: 0.05 if step == 0 else 0.0, log_every=1, pictures_every=0)
     train_on([first_batch(dataset)] * 2, model, tmp_path, schedule)
     assert not torch.equal(model.cls_score.weight, before)
+
+
+def test_a_step_is_no_longer_than_its_rate_times_the_limit(tmp_path: Path, dataset: DetectionDataset) -> None:
+    """Of plain gradient descent; the record has the gradient before it is scaled."""
+    model = tiny()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = make_optimizer(model, weight_decay=0.0, bias_lr_factor=1.0, optimizer="sgd")
+    schedule = constant(1, 0.5, clip_gradients=0.01)
+    found = a_run(tmp_path, model, some_sampler(), schedule, optimizer=optimizer)
+    found.fit([first_batch(dataset)])
+    found.tracker.close()
+    moved = sum((p - before[name]).double().square().sum().item() for name, p in model.named_parameters())
+    assert moved**0.5 == pytest.approx(0.5 * 0.01, rel=1e-3)
+    assert series(tmp_path, "train/grad_norm")[0] > 0.1
 
 
 def test_what_lies_in_the_padding_of_a_batch_does_not_matter(tmp_path: Path, dataset: DetectionDataset) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fastrcnn.model.fast_rcnn import FastRCNN, freeze_before
-from fastrcnn.training.optim import learning_rate, make_optimizer, parameter_groups, set_rate
+from fastrcnn.training.optim import clip_gradients, learning_rate, make_optimizer, parameter_groups, set_rate
 
 
 def group_of(model: nn.Module) -> dict[str, tuple[float, float]]:
@@ -163,3 +163,21 @@ def test_an_interrupted_caffe_run_goes_on_with_its_velocity() -> None:
     whole, _ = run(5)
     half, state = run(2)
     assert run(3, state, half)[0] == whole
+
+
+def test_a_gradient_longer_than_the_limit_is_scaled_down_to_it() -> None:
+    """Gradients 3 and 4 of two weights are a vector of length 5; a weight that is not trained does not count."""
+    first, second, still = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [first, still]}, {"params": [second]}], lr=1.0)
+
+    def gradients() -> list[list[float]]:
+        return [p.grad.tolist() for p in (first, second) if p.grad is not None]
+
+    for limit, expected in ((2.5, [[1.5], [0.0, 2.0]]), (5.0, [[3.0], [0.0, 4.0]]), (math.inf, [[3.0], [0.0, 4.0]])):
+        first.grad, second.grad = torch.tensor([3.0]), torch.tensor([0.0, 4.0])
+        assert clip_gradients(optimizer, limit).item() == 5.0, "the norm before it is scaled"
+        assert gradients() == [pytest.approx(row, rel=1e-6) for row in expected]
+    first.grad, second.grad = torch.tensor([0.1]), torch.tensor([0.2, 0.3])
+    before = gradients()
+    clip_gradients(optimizer, 10.0)
+    assert gradients() == before, "a shorter one keeps its bits"
