@@ -75,7 +75,7 @@ def next_command(arguments: Sequence[str], config: DataConfig, report: Report) -
 
     given = [a for a in arguments if a.startswith(("data=", "data.")) and not a.startswith("data.proposals=")]
     unfit = {"no_proposals", "proposal_size", "bad_proposals"} & {p.kind for p in report.errors}
-    if report.proposals is None or unfit:
+    if unfit:
         return shlex.join(["fastrcnn", "propose", *given])
     store = [f"data.proposals={config.proposals}"] if config.proposals else []
     small = [] if torch.cuda.is_available() else ["recipe=transfer"]  # training the full network needs a GPU

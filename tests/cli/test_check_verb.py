@@ -38,7 +38,7 @@ def test_a_sound_set_and_what_comes_next(
     assert status == 0
     assert out.splitlines()[-3].startswith("READY: no errors")
     assert re.fullmatch(r"report: outputs/check/custom-set-[0-9a-f]{8}/report\.html", out.splitlines()[-2])
-    assert out.splitlines()[-1] == f"next: fastrcnn propose data=custom data.root={tiny.root}"
+    assert out.splitlines()[-1] == f"next: fastrcnn train data=custom data.root={tiny.root} recipe=transfer"
     found = report()
     assert found["ok"] is True
     assert [(s["name"], s["images"], s["objects"]) for s in found["splits"]] == [("trainval", 2, 3), ("test", 1, 1)]
@@ -97,7 +97,7 @@ def test_what_is_wrong_is_said_even_where_training_would_skip_it(tiny: VocFolder
     assert [(p["kind"], p["object"]) for p in report()["errors"]] == [("bad_picture", None), ("box", 1)]
     (alone,) = [p for p in report()["notes"] if p["kind"] == "test_only"]
     assert alone["what"] == "'bird' has 1 object(s) to test on and none to train on."
-    assert out.splitlines()[-1].startswith("fix the errors, then: fastrcnn propose")
+    assert out.splitlines()[-1].startswith("fix the errors, then: fastrcnn train")
     status, _, _ = call("check", f"data.root={tiny.root}", "data.other_classes=leave_out")
     assert [p["kind"] for p in report()["errors"]] == ["bad_picture", "box"]
 

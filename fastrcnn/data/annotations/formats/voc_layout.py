@@ -90,7 +90,7 @@ def _folder(root: Path, names: tuple[str, ...], suffixes: set[str]) -> Path:
         return root
     if holding := [folder for folder in found if _holds(folder, suffixes)]:
         return holding[0]
-    holding = [root / name for name in here.folders.values() if _list(root / name).suffixes & suffixes]
+    holding = [root / name for name in here.folders.values() if _holds(root / name, suffixes)]
     return holding[0] if len(holding) == 1 and holding[0].name.casefold() not in SPLIT_NAMES else root
 
 
