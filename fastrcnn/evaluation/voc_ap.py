@@ -115,7 +115,11 @@ class ClassAP:
 
 
 def best_threshold(classes: Iterable[ClassAP]) -> float | None:
-    """The score from which on the detections of all classes together have the best F1; None where none is right."""
+    """The score from which on the detections of all classes together have the best F1; None where none is right.
+
+    Any score down to that of the next detection gives this F1. The result is halfway to it: in other images the
+    detections that are right have lower scores too.
+    """
     curves = list(classes)
     scores = np.concatenate([np.zeros(0), *(c.scores for c in curves)])
     right = np.concatenate([np.zeros(0), *(np.diff(np.round(c.recall * c.positives), prepend=0.0) for c in curves)])
@@ -123,7 +127,10 @@ def best_threshold(classes: Iterable[ClassAP]) -> float | None:
     scores, right = scores[order], np.cumsum(right[order])
     last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))[: len(scores)]  # of those with the same score
     f1 = 2 * right[last] / (last + 1 + sum(c.positives for c in curves))
-    return float(scores[last[f1.argmax()]]) if len(last) and right[-1] else None
+    if not len(last) or not right[-1]:
+        return None
+    least, rest = scores[last[f1.argmax()]], scores[last[f1.argmax()] + 1 :]
+    return float((least + rest[0]) / 2 if len(rest) else least)
 
 
 @dataclass(frozen=True)

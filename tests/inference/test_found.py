@@ -67,8 +67,9 @@ def test_the_best_threshold_is_that_of_the_best_f1_of_all_classes() -> None:
     2/5, 4/6, 4/7, 6/8, 6/9, 6/10."""
     first = curve(3, (0.9, True), (0.7, False), (0.6, True), (0.1, False))
     second = curve(1, (0.8, True), (0.5, False))
-    assert best_threshold([first, second]) == 0.6
-    assert best_threshold([second]) == 0.8
+    assert best_threshold([first, second]) == 0.55, "halfway from .6 to .5"
+    assert best_threshold([second]) == pytest.approx(0.65)
+    assert best_threshold([curve(1, (0.8, True))]) == 0.8, "nothing below"
     assert best_threshold([curve(2, (0.9, False))]) is None
     assert best_threshold([curve(2)]) is None
     assert best_threshold([]) is None
@@ -76,4 +77,4 @@ def test_the_best_threshold_is_that_of_the_best_f1_of_all_classes() -> None:
 
 def test_detections_of_one_score_are_kept_together() -> None:
     # at .5 two are right and three wrong, whatever their order: F1 4/7; at .9 it is 2/3
-    assert best_threshold([curve(2, (0.9, True), (0.5, True), (0.5, False), (0.5, False), (0.5, False))]) == 0.9
+    assert best_threshold([curve(2, (0.9, True), (0.5, True), (0.5, False), (0.5, False), (0.5, False))]) == 0.7
