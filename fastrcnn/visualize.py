@@ -40,7 +40,7 @@ def draw_boxes(
     """
     canvas = Image.fromarray(image).convert("RGB")
     draw = ImageDraw.Draw(canvas)
-    line = max(1, round(max(image.shape[:2]) / 400))
+    line = max(1, round(max(image.shape[:2]) / 300))
     for box, label in zip(boxes, labels, strict=True):
         draw.rectangle(_inclusive([float(v) for v in box]), outline=colour_of(label), width=line)
     if texts:

@@ -54,7 +54,7 @@ def test_a_box_to_the_pictures_edge_shows_all_its_sides() -> None:
 
 def test_lines_grow_with_the_picture() -> None:
     drawn = draw_boxes(canvas(100, 1200), np.array([[100.0, 20, 300, 80]]), [1])
-    np.testing.assert_array_equal(where(drawn, colour_of(1)), outline(100, 1200, 100, 20, 300, 80, line=3))
+    np.testing.assert_array_equal(where(drawn, colour_of(1)), outline(100, 1200, 100, 20, 300, 80, line=4))
 
 
 def test_boxes_of_a_pixel_or_none_and_outside_are_survived() -> None:
