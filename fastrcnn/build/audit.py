@@ -69,17 +69,16 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
             try:
                 ((source, ids),) = image_ids(config, [split])
             except UserError as error:
-                problems.append(Problem("split", str(folder), str(error)))
+                problems.append(Problem("split", str(folder), str(error).removeprefix(f"{folder}: ")))
                 continue
             said = {image.image_id: image for image in read(source, ids, folder)} if source.is_file() else {}
             tasks += [Task(role, split, source, image_id, store, said.get(image_id)) for image_id in ids]
             problems += source_problems(source, folder) if all(source != other for other, _ in used) else []
             used.append((source, ids))
-    problems += unused(folder, used)
     if not tasks:
-        texts = dict.fromkeys(p.what if p.kind == "split" else str(p) for p in problems)
+        texts = dict.fromkeys(p.what if p.what.startswith(str(folder)) else str(p) for p in problems)
         raise UserError("\n".join(texts) or "data.train and data.test are empty.")
-    return tasks, problems
+    return tasks, [*problems, *unused(folder, used)]
 
 
 def validation_or_none(config: DataConfig) -> list[str]:
