@@ -69,10 +69,10 @@ def say_once(text: str, level: int = logging.INFO) -> None:
 
 
 @functools.cache
-def say_overview(source: Path, folder: Path) -> None:
+def say_overview(source: Path, folder: Path, made: bool) -> None:
     """Logs in one line what a data set is. Errors in parts of it that are not used do not matter here."""
     try:
-        log.info("%s: %s", source, overview(source, folder))
+        log.info("%s: %s", source, overview(source, folder, made))
     except UserError as error:
         log.debug("no overview of %s: %s", source, error)
 
@@ -91,8 +91,8 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
     for split in splits:
         source, ids, made = find_split(root(config), split)
         if not is_annotation_file(Path(split)):
-            say_overview(source if source.is_dir() else root(config), root(config))
-        if words := describe_split(source, split, ids, made):
+            say_overview(source if source.is_dir() else root(config), root(config), made)
+        if words := describe_split(source, split, ids):
             say_once(f"{source}: {words}")
         found.append((source, ids[: config.max_images]))
     return found

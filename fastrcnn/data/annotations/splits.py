@@ -11,7 +11,7 @@ from typing import TypeVar
 from fastrcnn.data.annotations.formats.coco import coco_classes, read_coco, where_images_are
 from fastrcnn.data.annotations.formats.coco_file import find_coco_files, read_coco_file
 from fastrcnn.data.annotations.formats.cvat import cvat_files
-from fastrcnn.data.annotations.formats.listing import SPLIT_NAMES
+from fastrcnn.data.annotations.formats.listing import IMAGE_FOLDERS, SPLIT_NAMES, images_below
 from fastrcnn.data.annotations.formats.voc import read_voc
 from fastrcnn.data.annotations.formats.voc_layout import (
     annotated_ids,
@@ -32,6 +32,7 @@ from fastrcnn.structures import Sample
 TEST_SHARE = 0.2
 # Words by which the name of a COCO file says what it is for, the better ones first.
 WORDS = {"trainval": ("trainval", "train"), "test": ("test", "val")}
+USUAL = [("trainval", "train"), ("trainval", "training")]  # splits, and folders that nobody would take for another
 
 
 def divide(ids: Sequence[str], split: str) -> list[str]:
@@ -122,8 +123,13 @@ def _ids(file: Path, root: Path) -> list[str]:
 
 
 def _folder_of(root: Path) -> Path:
-    """The folder of a data set that is named by it or by its only file."""
-    return root.parent if root.is_file() else root
+    """The folder of a data set that is named by it or by its only file. Where that file's folder has no image, it is
+    the one above if that has a folder of images: `data/labels.csv` beside `images/`."""
+    if not root.is_file():
+        return root
+    above = root.parent.parent
+    beside = any((above / name).is_dir() for name in IMAGE_FOLDERS) and not images_below(root.parent)
+    return above if beside else root.parent
 
 
 def only_list(source: Path) -> str | None:
@@ -132,41 +138,51 @@ def only_list(source: Path) -> str | None:
     return lists[0] if len(lists) == 1 and lists[0].casefold() not in SPLIT_NAMES else None
 
 
-def describe_split(source: Path, split: str, ids: Sequence[str], made: bool) -> str:
-    """Words about a split that no list or file of its own names; empty for any other."""
-    if made:
-        why = f"there is one list, {name}" if (name := only_list(source)) else "has no split lists"
-        return (
-            f"{why}: it is divided into trainval and test by the images' ids, and {len(ids)} images are its '{split}'"
-        )
+def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
+    """Words about a split that is a folder of another meaning, as `val` where there is no `test`; else empty."""
     if source.is_file() or split_lists(source):
         return ""
-    own = ids[0].partition("/")[0]
-    others = [f"{name} ({len(ids)})" for name, ids in split_folders(source).items() if name != own]
+    own, folders = ids[0].partition("/")[0], split_folders(source)
+    meant = SPLIT_NAMES.get(own.casefold())
+    if own not in folders or SPLIT_NAMES.get(split.casefold()) == meant or (split, own.casefold()) in USUAL:
+        return ""
+    others = [f"{name} ({len(ids)})" for name, ids in folders.items() if name != own]
     return f"the split '{split}' is the folder {own} ({len(ids)} images); the others are {', '.join(others)}"
 
 
-def overview(source: Path, root: Path) -> str:
+def overview(source: Path, root: Path, made: bool = False) -> str:
     """What a data set is, in one line: its format, its splits with their numbers of images, and where the names of the
-    classes come from. source: the folder of its lists, or its only file. root: the data set's folder."""
+    classes come from. source: the folder of its lists, or its only file. root: the data set's folder. made: whether its
+    splits are made here (see find_split)."""
     if source.is_dir() and (lists := whole_lists(source)):
-        return _line("Pascal VOC", "list", {name: len(read_split(source, name)) for name in lists})
+        text = _line("Pascal VOC", "list", {name: len(read_split(source, name)) for name in lists})
+        return text + _divided(read_split(source, lists[0]), made)
     files = [source] if source.is_file() else find_coco_files(source)[0] or cvat_files(source)
     if not files and (folders := split_folders(source)):
         return _line("Pascal VOC's XML", "folder", {name: len(ids) for name, ids in folders.items()})
     if not files and (ids := annotated_ids(source)):
-        return f"Pascal VOC's XML, {len(ids)} images without split lists"
+        return f"Pascal VOC's XML, {len(ids)} images without split lists{_divided(ids, made)}"
     files = files or listing_files(source)
     if not files or len(files) > 1 or is_coco(files[0]):
         kind = "nothing" if not files else "COCO" if is_coco(files[0]) else read_listing(files[0], root).format
         names = [f.name if f == source else f.relative_to(source).as_posix() for f in files]
-        return _line(kind, "file", {name: len(_ids(f, root)) for name, f in zip(names, files, strict=True)})
+        ids_of = {name: _ids(f, root) for name, f in zip(names, files, strict=True)}
+        text = _line(kind, "file", {name: len(ids) for name, ids in ids_of.items()})
+        return text + (_divided(ids_of[names[0]], made) if files else "")
     listing = read_listing(files[0], _folder_of(root))
     named = {name or "no split": len(ids) for name, ids in listing.splits.items()}
     origin = f"; classes from {listing.classes_from}"
     if len(named) > 1:
         return _line(listing.format, "split", named) + origin
-    return f"{listing.format}, {len(listing.images)} images without splits{origin}"
+    number = len(listing.images)
+    return f"{listing.format}, {number} images without splits{_divided(list(listing.images), made)}{origin}"
+
+
+def _divided(ids: Sequence[str], made: bool) -> str:
+    if not made or len(ids) < 2:
+        return ""
+    train, test = (len(divide(ids, split)) for split in ("trainval", "test"))
+    return f", divided by their ids into trainval {train} and test {test}"
 
 
 def _line(kind: str, unit: str, numbers: dict[str, int]) -> str:

@@ -310,6 +310,24 @@ def test_images_in_the_folder_of_the_split_are_found(tmp_path: Path, images: str
     assert find_split(tmp_path, "test")[1] == [f"{images.replace('train', 'test')}/b.jpg"]
 
 
+def test_a_table_beside_the_folder_of_the_images_finds_them(tmp_path: Path) -> None:
+    """`data/boxes.csv` and `images/a.jpg`, as in TensorFlow's tutorials; but not where it has images of its own."""
+    rows = "filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,10,20,50,60\n"
+    for name in ("data/boxes.csv", "own/boxes.csv", "own/part/boxes.csv"):
+        write(tmp_path / name, rows + rows.splitlines()[1].replace("a", "b", 1))
+    for name in ("images/a.jpg", "images/b.jpg", "own/part/a.jpg", "own/part/b.jpg"):
+        picture(tmp_path / name)
+    for file, images in (("data/boxes.csv", "images"), ("own/boxes.csv", None), ("own/part/boxes.csv", "own/part")):
+        root = tmp_path / file
+        found = [find_split(root, split)[1] for split in ("trainval", "test")]
+        samples, problems = load(root, [i for ids in found for i in ids], ["cat"], root=root, skip_bad=True)
+        if images:
+            assert sorted(s.path for s in samples) == [tmp_path / images / f"{n}.jpg" for n in "ab"]
+            assert samples[0].boxes.tolist() == [[10, 20, 50, 60]]
+        else:
+            assert {p.kind for p in problems.errors} == {"missing_picture"}
+
+
 def test_a_table_outside_the_data_set_is_refused_and_one_inside_may_be_named_in_full(tmp_path: Path) -> None:
     root = tmp_path / "set"
     exports.tensorflow_csv(root)
