@@ -242,8 +242,18 @@ def _splits(head: _Head, folder: Path) -> tuple[dict[str, list[Path]], list[str]
         raise UserError(
             f"{head.path}: the images to train on ({kinds}) are not there:\n{lines}\n"
             f"Paths in it are looked up from {head.path.parent}; correct them, or move the file to where they fit."
+            f"{_without_splits(folder)}"
         )
     return splits, missing
+
+
+def _without_splits(folder: Path) -> str:
+    """How to read the labels of a folder without the splits that a file names; empty where there is no way."""
+    try:
+        names = names_file(folder)
+    except UserError:
+        return ""
+    return f" To read the labels beside the images without these splits: data.root={names}" if names else ""
 
 
 def _place(ways: Sequence[str], base: Path) -> Path | None:

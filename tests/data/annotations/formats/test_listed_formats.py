@@ -227,6 +227,17 @@ def test_images_without_labels_are_no_test_set_without_truth(tmp_path: Path) -> 
     assert sorted(len(s.labels) for s in found) == [0, 0, 0, 1]
 
 
+def test_darknets_lists_that_are_not_there_say_how_to_read_the_labels_alone(tmp_path: Path) -> None:
+    exports.labelimg_yolo(tmp_path)
+    write(tmp_path / "obj.data", "classes = 2\ntrain = data/train.txt\nvalid = data/test.txt\nnames = classes.txt\n")
+    alone = f"To read the labels beside the images without these splits: data.root={tmp_path / 'classes.txt'}"
+    with pytest.raises(UserError, match=r"`train`: data/train\.txt") as raised:
+        find_split(tmp_path, "trainval")
+    assert str(raised.value).endswith(alone)
+    ids = [i for split in ("trainval", "test") for i in find_split(tmp_path / "classes.txt", split)[1]]
+    assert sorted(ids) == [f"{name}.jpg" for name in "abcdef"]
+
+
 @pytest.mark.parametrize("place", ["labels/train", "train/labels"])
 def test_labelimgs_list_of_classes_is_found_beside_the_labels(tmp_path: Path, place: str) -> None:
     images = place.replace("labels", "images")
