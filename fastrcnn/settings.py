@@ -122,7 +122,9 @@ class SolverSettings:
     momentum: float = key(0.9, "of stochastic gradient descent; of adamw the first beta", least=0, most=1)
     weight_decay: float = key(0.0005, "of weights; biases and normalisation do not decay", least=0)
     bias_lr_factor: float = key(2.0, "factor on the rate of biases", least=0)
-    clip_gradients: float | None = key(None, "longest gradient of a step; a longer one is scaled to it", above=0)
+    clip_gradients: float | None = key(
+        None, "largest norm of a step's gradient; a larger one is scaled down to it; null: no limit", above=0
+    )
 
 
 @dataclass
