@@ -36,7 +36,8 @@ def draw_boxes(
     """A copy of the picture (H, W, 3) uint8 RGB with boxes (R, 4), half-open, coloured by label; texts on top, the last
     ones where they can be read best.
 
-    Lines and letters grow with the picture, and letters are black or white, whichever is readable.
+    Lines and letters grow with the picture, and letters are black or white, whichever is readable. Where the boxes are
+    low, letters are smaller, down to half the size, so that they cover less of the objects.
     """
     canvas = Image.fromarray(image).convert("RGB")
     draw = ImageDraw.Draw(canvas)
@@ -44,7 +45,8 @@ def draw_boxes(
     for box, label in zip(boxes, labels, strict=True):
         draw.rectangle(_inclusive([float(v) for v in box]), outline=colour_of(label), width=line)
     if texts:
-        size = round(max(10, max(image.shape[:2]) / 45))
+        side, heights = max(image.shape[:2]), boxes[:, 3] - boxes[:, 1]
+        size = round(max(10.0, side / 90, min(side / 45, float(np.median(heights)) / 7)))
         masks = [lettering(text, size) for text in texts]
         margin = 2 + size // 12
         for mask, (x, y, right, bottom), label in zip(masks, _places(boxes, masks, margin, image), labels, strict=True):

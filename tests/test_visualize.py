@@ -69,6 +69,18 @@ def test_boxes_of_a_pixel_or_none_and_outside_are_survived() -> None:
     np.testing.assert_array_equal(draw_boxes(canvas(), np.zeros((0, 4)), []), canvas())
 
 
+def test_letters_are_half_as_high_above_low_boxes() -> None:
+    """In an image of 1,800 pixels they are 40 high, above boxes of 140 pixels 20."""
+    heights = []
+    for bottom in (1200, 640):
+        box = np.array([[100.0, 500, 700, bottom]])
+        labelled = draw_boxes(canvas(1300, 1800), box, [1], ["cat"])
+        plate = (labelled[:500] != GRAY).any(axis=2)
+        heights.append(int(plate.any(axis=1).sum()))
+    assert heights[0] == pytest.approx(2 * heights[1], abs=4)
+    assert heights[1] > 15
+
+
 def test_the_input_is_not_modified() -> None:
     image = canvas()
     draw_boxes(image, np.array([[10.0, 20, 40, 50]]), [3], ["thing"])
