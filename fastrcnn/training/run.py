@@ -419,7 +419,7 @@ class TrainingRun:
         """Records an evaluation, and writes best.pt where there is a mAP, and it is the best on the validation set so
         far; without such a set, at the last step."""
         self.outcome = outcome
-        mean_ap, self.threshold = outcome.ap.mean, best_threshold(outcome.ap.classes.values())
+        mean_ap, self.threshold = outcome.ap.mean, best_threshold(outcome.curves().values())
         for name, curve in outcome.ap.classes.items():
             if curve.ap is not None:
                 self.tracker.precision_recall(step, f"eval/pr/{name}", curve)

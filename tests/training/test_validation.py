@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import exports
+import numpy as np
 import pytest
 import torch
 from a_run import a_run, noisy_images
@@ -18,10 +19,12 @@ from fastrcnn.config.schema import DataConfig, RuntimeConfig, TrainConfig
 from fastrcnn.data.dataset import DetectionDataset
 from fastrcnn.data.transforms import Augmentation
 from fastrcnn.errors import UserError
+from fastrcnn.evaluation.evaluate import compare
+from fastrcnn.evaluation.voc_ap import ClassDetections
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel.signals import Stop, Stopped
-from fastrcnn.settings import DetectionSettings, SolverSettings
+from fastrcnn.settings import DetectionSettings, Metric, SolverSettings
 from fastrcnn.training import checkpoint
 from fastrcnn.training import run as run_module
 from fastrcnn.training.loop import Schedule
@@ -45,7 +48,8 @@ class Evaluations:
 
     def __call__(self, network: Any, pyramids: Any, images: int, *_: Any) -> Any:
         self.seen.append((images, network.model.cls_score.weight.detach().clone()))
-        return SimpleNamespace(ap=SimpleNamespace(mean=next(self.values), classes={}, figures={}, ap={}))
+        ap = SimpleNamespace(mean=next(self.values), classes={}, figures={}, ap={})
+        return SimpleNamespace(ap=ap, curves=dict)
 
 
 def train(
@@ -118,6 +122,24 @@ def test_the_best_on_the_validation_images_are_tested_once(
     assert rows(tmp_path / "run", "test/mAP") == [(8, 0.45)]
 
 
+@pytest.mark.parametrize("metric", ["voc07", "voc10", "coco"])
+def test_the_threshold_to_draw_with_is_kept_whatever_the_metric(
+    tmp_path: Path, images: DetectionDataset, metric: Metric
+) -> None:
+    """Of two objects one is found at .9 and one at .4, and two detections at .6 and .2 are wrong. F1 after each: 2/3,
+    2/4, 4/5, 4/6; so it is halfway from .4 to .2."""
+    samples = [s for s in images.samples if s.labels.tolist() == [1]][:2]
+    right = [s.boxes[0].astype(np.float64) for s in samples]
+    wrong = np.array([60.0, 44, 64, 48])
+    boxes, scores = np.stack([right[0], right[1], wrong, wrong]), np.array([0.9, 0.4, 0.6, 0.2])
+    detections = {"a": ClassDetections(np.array([0, 1, 0, 1]), scores, boxes)}
+    made = a_run(tmp_path, FastRCNN(1, width=0.03, roi_size=3), None, Schedule(2, lambda _: 0.0))  # type: ignore[arg-type]
+    made.record(2, compare(detections, samples, ["a"], metric))
+    made.tracker.close()
+    best = checkpoint.load(tmp_path / "checkpoints/best.pt")
+    assert best["record"]["draw_threshold"] == pytest.approx(0.3)
+
+
 def test_without_validation_images_nothing_is_chosen_by_the_test_images(
     tmp_path: Path, images: DetectionDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,16 +190,18 @@ def test_the_last_weights_are_tested_where_the_best_are_lost(
     assert made.best == -1.0
 
 
-def test_a_run_ends_in_time_and_can_be_resumed(tmp_path: Path, images: DetectionDataset) -> None:
+def test_a_run_ends_in_time_and_can_be_resumed(
+    tmp_path: Path, images: DetectionDataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fastrcnn")
     stop = Stop()
     stop.most_seconds = 0.0
     with pytest.raises(Stopped) as ended:
         train(tmp_path / "run", images, val=0, steps=4, stop=stop)
     assert ended.value.status == 75
     assert (tmp_path / "run/checkpoints/step-1.pt").is_file()
-    assert (
-        "ended by runtime.max_hours: step 1 is done and saved. To resume: " in (tmp_path / "run/train.log").read_text()
-    )
+    log = (tmp_path / "run/train.log").read_text()
+    assert "ended by runtime.max_hours: step 1 is done and saved. To resume: " in log
     assert train(tmp_path / "run", images, val=0, steps=4).done == 4
 
 
