@@ -140,7 +140,7 @@ def _read_image(path: Path, element: Element, number: int) -> _Image:
 def _objects(
     path: Path, image: str, shapes: Sequence[_Shape], size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """The objects of an image, and what is wrong with or not used of its shapes."""
+    """The objects of an image, and the problems: shapes that are wrong, and what of them is not used."""
     objects, problems = [], []
     around, unread = dict[str, int](), dict[str, int]()
     for shape in shapes:

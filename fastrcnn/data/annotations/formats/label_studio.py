@@ -204,7 +204,7 @@ def _size(regions: Sequence[dict[str, Any]]) -> Size | None:
 def _objects(
     path: Path, task: Any, regions: Sequence[dict[str, Any]], size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """The objects of a task, and what is wrong with or not used of its regions."""
+    """The objects of a task, and the problems: regions that are wrong, and what of them is not used."""
     objects, problems = [], []
     around = unread = 0
     for number, region in enumerate(regions, 1):

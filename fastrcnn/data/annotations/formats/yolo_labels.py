@@ -51,7 +51,7 @@ def parse_labels(path: Path) -> tuple[tuple[_Row, ...], tuple[Problem, ...]]:
 def objects_in(
     path: Path, names: Sequence[str], keypoints: bool, size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """The objects in a label file of an image of this size, and what is wrong with or not used of them."""
+    """The objects in a label file of an image of this size, and the problems: wrong lines, and what is not used."""
     rows, faults = parse_labels(path) if path.is_file() else ((), ())
     objects, problems = [], list(faults)
     scored = outlines = 0
