@@ -28,17 +28,17 @@ from fastrcnn.inference.detect import detect
 from fastrcnn.inference.evaluate import evaluate
 from fastrcnn.inference.network import TorchNetwork
 from fastrcnn.memory import advise
-from fastrcnn.model.fast_rcnn import FastRCNN, normalise_box_layer
+from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.head import parameter_count
-from fastrcnn.model.sampling import RoISampler, delta_statistics
+from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel import distributed
 from fastrcnn.parallel.launch import launch
 from fastrcnn.parallel.signals import Stop, Stopped
 from fastrcnn.settings import DetectionSettings, Metric
 from fastrcnn.structures import Batch
 from fastrcnn.training import checkpoint
+from fastrcnn.training.initial import initialise
 from fastrcnn.training.loop import NotFiniteError, Schedule, Step, train
-from fastrcnn.training.map_scale import measure_map_scale
 from fastrcnn.training.maps import Maps, open_maps
 from fastrcnn.training.meter import Meter, show_progress
 from fastrcnn.training.profiling import profile_steps
@@ -121,7 +121,7 @@ class TrainingRun:
         if self.resumed:
             self.restore()
         else:
-            self.initialise()
+            initialise(self.model, self.train_set, self.sampler.settings.fg_iou, self.started, self.new_labels)
         self.sampler = replace(
             self.sampler, delta_mean=self.model.delta_mean.cpu(), delta_std=self.model.delta_std.cpu()
         )
@@ -159,35 +159,6 @@ class TrainingRun:
         )
         self.saved = self.done
         self.stop.state = f"nothing was trained after step {self.done}"
-
-    def initialise(self) -> None:
-        """Normalises the box regression by the training set's targets. Weights of another run bring their statistics;
-        a .caffemodel's give deltas as they are, which the loss would count a hundredth of what the recipe means."""
-        model, images = self.model, self.train_set
-        if model.map_scale is not None and (model.map_scale == 1).all():  # else they came with the weights
-            model.map_scale.copy_(distributed.from_first(measure_map_scale(model, images)))
-        known = self.started and bool(model.delta_mean.any() or (model.delta_std != 1).any())
-        agnostic = model.bbox_pred.out_features == 4
-        if known and (agnostic or not self.new_labels):
-            return
-        if known:
-            log.info("computing the statistics of the regression targets of the new classes")
-        elif self.started:
-            log.info("its box layer is not normalised; computing the statistics of the regression targets")
-        else:
-            log.info("%d training pictures; computing the statistics of their regression targets", len(images))
-        pairs = (images.truth_and_proposals(i) for i in range(len(images)))
-        mean, std = delta_statistics(
-            pairs, model.num_classes, self.sampler.settings.fg_iou, images.augmentation.flip, agnostic
-        )
-        if known:
-            for own, computed in ((model.delta_mean, mean), (model.delta_std, std)):
-                own[list(self.new_labels)] = computed[list(self.new_labels)].to(own)
-            return
-        if self.started:
-            normalise_box_layer(model, mean, std)  # what it detects stays the same
-        model.delta_mean.copy_(mean)
-        model.delta_std.copy_(std)
 
     @contextmanager
     def hold_folder(self) -> Iterator[None]:

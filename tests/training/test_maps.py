@@ -27,6 +27,7 @@ from fastrcnn.parallel.signals import Stop, Stopped
 from fastrcnn.settings import DetectionSettings, SolverSettings
 from fastrcnn.structures import Batch, Sample, View
 from fastrcnn.training import maps as maps_module
+from fastrcnn.training import run as run_module
 from fastrcnn.training.loop import Schedule
 from fastrcnn.training.maps import MapFiles, Maps, open_maps
 from fastrcnn.training.optim import make_optimizer
@@ -56,12 +57,16 @@ def sampler() -> RoISampler:
     return RoISampler(torch.zeros(CLASSES + 1, 4), std, SolverSettings(rois_per_image=12, bg_iou=[0.0, 0.5]))
 
 
+@pytest.fixture(autouse=True)
+def no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs begin without the statistics of their training set, so that `by_hand` needs none."""
+    monkeypatch.setattr(run_module, "initialise", lambda *_: None)
+
+
 class Trained(TrainingRun):
     """A run whose evaluations are counted, and which may be told to stop after a step."""
 
     stop_after = 0
-
-    def initialise(self) -> None: ...
 
     def evaluate(self, step: int) -> None:
         if self.test_set is not None:
