@@ -34,14 +34,15 @@ from fastrcnn.model.sampling import RoISampler
 from fastrcnn.parallel import distributed
 from fastrcnn.parallel.launch import launch
 from fastrcnn.parallel.signals import Stop, Stopped
+from fastrcnn.progress import duration
 from fastrcnn.settings import DetectionSettings, Metric
-from fastrcnn.structures import Batch
+from fastrcnn.structures import Batch, View
 from fastrcnn.training import checkpoint
 from fastrcnn.training.initial import initialise
 from fastrcnn.training.loop import NotFiniteError, Schedule, Step, train
 from fastrcnn.training.maps import Maps, open_maps
 from fastrcnn.training.meter import Meter, show_progress
-from fastrcnn.training.profiling import profile_steps
+from fastrcnn.training.profiling import profile_steps, seconds_of_a_batch
 from fastrcnn.training.resume import load_newest, log_changes
 from fastrcnn.training.tracking import EVALUATED, Silent, Tracker, claim, describe_run, log_to, refuse_used
 from fastrcnn.visualize import draw_batch
@@ -218,9 +219,28 @@ class TrainingRun:
             log.info("runtime.cache: hardly any view of an image comes twice, so maps are computed as they are needed")
             return
         log.info("computing once what the frozen layers make of the images: %d views of them", len(chosen))
+        self.say_whole_time(self.maps, chosen)
         self.maps.fill(self.train_set, chosen, settings.workers, self.stop)
         if distributed.any_of(self.stop()):
             self.end(self.done, "the maps that are computed are kept")
+
+    def say_whole_time(self, maps: Maps, chosen: Sequence[tuple[int, View]]) -> None:
+        """Logs how long the maps of the chosen views, the steps and the evaluations will take, since the maps alone may
+        take an hour. In a group of processes nothing is said."""
+        images, schedule, settings = self.train_set, self.schedule, self.settings
+        views, steps = sum(not maps.files.has(images.samples[i], v) for i, v in chosen), schedule.iterations - self.done
+        if distributed.size() > 1 or not views:
+            return
+        batch = next(iter(training_loader(images, settings.images_per_batch, 0, self.done * schedule.accumulate)))
+        tried = self.model.eval(), self.optimizer, self.sampler, batch, schedule, self.done
+        try:
+            of_maps, of_step = seconds_of_a_batch(*tried, settings.dtype, settings.box_weight)
+        except NotFiniteError:  # which the training itself will report
+            return
+        times = views * of_maps / len(batch.samples), steps * of_step, self.seconds_to_evaluate()(self.done)
+        whole, *parts = (duration(seconds) for seconds in (sum(times), *times))
+        text = "about %s left: %d maps %s, %d steps %s, evaluation %s"
+        log.info(text, whole, views, parts[0], steps, parts[1], parts[2])
 
     @contextmanager
     def batches(self) -> Iterator[Iterable[Batch]]:

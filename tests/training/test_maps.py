@@ -241,7 +241,22 @@ def test_each_image_is_read_and_computed_once(
     test = replace(dataset, augmentation=PLAIN)
     made = run(tmp_path / "run", data, tiny(), iterations=20, test_set=test, evaluate_every=5)
     assert made.outcome is not None
-    assert len(read) == len(computed) == 10, "test images are not mirrored, and were trained on"
+    assert len(computed) == 10, "test images are not mirrored, and were trained on"
+    assert len(read) == 10 + 2, "the first batch is read once more, to say how long all will take"
+
+
+def test_the_whole_time_is_said_before_the_maps_are_computed(
+    tmp_path: Path, dataset: DetectionDataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A batch of two images takes 6 s for its maps and .5 s for a step; there are five views and eight steps."""
+    caplog.set_level("INFO", "fastrcnn")
+    monkeypatch.setattr(run_module, "seconds_of_a_batch", lambda *_: (6.0, 0.5))
+    with pytest.raises(Stopped):
+        run(tmp_path / "run", dataset, tiny(), stop_after=2)
+    assert "about 19 s left: 5 maps 15 s, 8 steps 4 s, evaluation 0 s" in caplog.messages
+    caplog.clear()
+    run(tmp_path / "run", dataset, tiny())
+    assert not [line for line in caplog.messages if line.startswith("about") and "maps" in line], "they are kept"
 
 
 @pytest.mark.parametrize("stop", [3, 5])
