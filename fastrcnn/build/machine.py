@@ -77,7 +77,7 @@ def warn_of_others(on: torch.device) -> None:
         return
     load, here = os.getloadavg()[0], cores()
     if load > BUSY * here:
-        log.info("other programs use this machine (load %.1f on %d cores), so training is slower", load, here)
+        log.info("other programs use this machine (load %.1f, cores %d), so training is slower", load, here)
 
 
 def workers(config: RuntimeConfig) -> int:
