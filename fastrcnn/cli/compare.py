@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import CompareConfig
 from fastrcnn.errors import UserError
 
+log = logging.getLogger(__name__)
 EXAMPLES = [
     "fastrcnn compare outputs/voc07/RUN outputs/voc07/OTHER_RUN",
     "fastrcnn compare RUN/eval/VOC2007-test OTHER_RUN/eval/VOC2007-test output=compared",
@@ -34,7 +36,8 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluation_folder(name: str, split: str | None) -> Path:
-    """The folder of the evaluation that a user means: the folder itself, or of a run the one in eval/.
+    """The folder of the evaluation that a user means: the folder itself, or of a run the one in eval/. A folder of runs
+    (outputs/NAME) means its newest run that has an evaluation.
 
     Raises UserError where there is none, or several of which `split` names none.
     """
@@ -44,6 +47,11 @@ def evaluation_folder(name: str, split: str | None) -> Path:
     if (folder / "metrics.json").is_file():
         return folder
     found = sorted(p.parent for p in folder.glob("eval/*/metrics.json"))
+    runs = {p.parents[2] for p in folder.glob("*/eval/*/metrics.json")}
+    if not found and runs:
+        newest = max(runs, key=lambda run: ((run / "eval").stat().st_mtime_ns, run))
+        log.info("%s: its newest run is %s", name, newest.name)
+        return evaluation_folder(str(newest), split)
     if not found:
         raise UserError(
             f"{name}: has no evaluation, neither metrics.json nor eval/SPLIT/metrics.json. Make one: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -79,6 +80,20 @@ def test_runs_and_several_of_them(call: Call, evaluated: Callable[..., Path]) ->
     assert call("compare", "one", "two", "split=test")[0] == 0
     status, _, err = call("compare", "one", "two", "split=few")
     assert (status, err) == (1, "fastrcnn: two: has no evaluation on split=few. There are: test.\n")
+
+
+def test_a_folder_of_runs_means_the_newest_with_an_evaluation(
+    call: Call, evaluated: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "fastrcnn")
+    for n, (run, cats) in enumerate((("b/second", 4), ("b/first", 2), ("a", 2)), 1):
+        folder = evaluated(f"{run}/eval/test", cats)
+        os.utime(folder.parent, (n, n))
+    Path("b/third/checkpoints").mkdir(parents=True)
+    status, out, err = call("compare", "a", "b", "resamples=100")
+    assert status == 0, err
+    assert "b: its newest run is first" in caplog.messages
+    assert re.search(r"cat +12 +(\S+) +\1 +\+0\.000", out)
 
 
 def test_coco_has_ap_at_50_with_intervals(call: Call, evaluated: Callable[..., Path]) -> None:
