@@ -93,7 +93,7 @@ def test_a_folder_of_runs_means_the_newest_with_an_evaluation(
     status, out, err = call("compare", "a", "b", "resamples=100")
     assert status == 0, err
     assert "b: its newest run is first" in caplog.messages
-    assert re.search(r"cat +12 +(\S+) +\1 +\+0\.000", out)
+    assert re.search(r"cat +12 +(\S+) +\1 +0\.000", out)
 
 
 def test_coco_has_ap_at_50_with_intervals(call: Call, evaluated: Callable[..., Path]) -> None:
