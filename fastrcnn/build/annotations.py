@@ -14,14 +14,13 @@ from fastrcnn.config.schema import DataConfig
 from fastrcnn.config.values import check_name
 from fastrcnn.data.annotations.formats.coco_file import Id, read_coco_file
 from fastrcnn.data.annotations.layouts import is_annotation_file, is_coco
+from fastrcnn.data.annotations.overview import describe_split, overview
 from fastrcnn.data.annotations.splits import (
     annotated,
     class_names,
-    describe_split,
     explain_missing,
     find_split,
     load,
-    overview,
     read,
     source_problems,
 )

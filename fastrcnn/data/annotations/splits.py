@@ -32,7 +32,6 @@ from fastrcnn.structures import Sample
 TEST_SHARE = 0.2
 # Words by which the name of a COCO file says what it is for, the better ones first.
 WORDS = {"trainval": ("trainval", "train"), "test": ("test", "val")}
-USUAL = [("trainval", "train"), ("trainval", "training")]  # splits, and folders that nobody would take for another
 
 
 def divide(ids: Sequence[str], split: str) -> list[str]:
@@ -62,11 +61,11 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
         path = root if root.is_file() else root / split
         if not path.is_file():
             raise UserError(f"{path}: there is no such file.")
-        if not is_coco(path) and not path.is_relative_to(_folder_of(root)):
+        if not is_coco(path) and not path.is_relative_to(folder_of(root)):
             if not path.resolve().is_relative_to(root.resolve()):
                 raise UserError(f"{path}: is not below data.root={root}. Give the folder of it and the images.")
             path = root / path.resolve().relative_to(root.resolve())
-        return path, _ids(path, root), False
+        return path, ids_in(path, root), False
     folder, _, name = split.rpartition("/")
     source = root / folder
     if split_lists(source) or not source.is_dir():
@@ -102,7 +101,7 @@ def _of_file(file: Path, split: str, root: Path) -> tuple[Path, list[str], bool]
     """What a split means in a file of annotations: one of those that the file names, else a part of its images."""
     if is_coco(file):
         return file, _of_two(read_coco_file(file).ids(root), split, file), True
-    listing = read_listing(file, _folder_of(root))
+    listing = read_listing(file, folder_of(root))
     named = {name: ids for name, ids in listing.splits.items() if name}
     if len(named) > 1:
         return file, named[_named(list(named), split, file, "split")], False
@@ -114,15 +113,15 @@ def _of_files(files: Sequence[Path], split: str, source: Path, root: Path) -> tu
     if len(files) == 1:
         return _of_file(files[0], split, root)
     file = _file_of(files, split, source)
-    return file, _ids(file, root), False
+    return file, ids_in(file, root), False
 
 
-def _ids(file: Path, root: Path) -> list[str]:
+def ids_in(file: Path, root: Path) -> list[str]:
     """The ids of all images of a file of annotations."""
-    return read_coco_file(file).ids(root) if is_coco(file) else list(read_listing(file, _folder_of(root)).images)
+    return read_coco_file(file).ids(root) if is_coco(file) else list(read_listing(file, folder_of(root)).images)
 
 
-def _folder_of(root: Path) -> Path:
+def folder_of(root: Path) -> Path:
     """The folder of a data set that is named by it or by its only file. Where that file's folder has no image, it is
     the one above if that has a folder of images: `data/labels.csv` beside `images/`."""
     if not root.is_file():
@@ -136,58 +135,6 @@ def only_list(source: Path) -> str | None:
     """The only split list of a folder, if its name says nothing about its use: CVAT calls it default."""
     lists = whole_lists(source)
     return lists[0] if len(lists) == 1 and lists[0].casefold() not in SPLIT_NAMES else None
-
-
-def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
-    """Words about a split that is a folder of another meaning, as `val` where there is no `test`; else empty."""
-    if source.is_file() or split_lists(source):
-        return ""
-    own, folders = ids[0].partition("/")[0], split_folders(source)
-    meant = SPLIT_NAMES.get(own.casefold())
-    if own not in folders or SPLIT_NAMES.get(split.casefold()) == meant or (split, own.casefold()) in USUAL:
-        return ""
-    others = [f"{name} ({len(ids)})" for name, ids in folders.items() if name != own]
-    return f"the split '{split}' is the folder {own} ({len(ids)} images); the others are {', '.join(others)}"
-
-
-def overview(source: Path, root: Path, made: bool = False) -> str:
-    """What a data set is, in one line: its format, its splits with their numbers of images, and where the names of the
-    classes come from. source: the folder of its lists, or its only file. root: the data set's folder. made: whether its
-    splits are made here (see find_split)."""
-    if source.is_dir() and (lists := whole_lists(source)):
-        text = _line("Pascal VOC", "list", {name: len(read_split(source, name)) for name in lists})
-        return text + _divided(read_split(source, lists[0]), made)
-    files = [source] if source.is_file() else find_coco_files(source)[0] or cvat_files(source)
-    if not files and (folders := split_folders(source)):
-        return _line("Pascal VOC's XML", "folder", {name: len(ids) for name, ids in folders.items()})
-    if not files and (ids := annotated_ids(source)):
-        return f"Pascal VOC's XML, {len(ids)} images without split lists{_divided(ids, made)}"
-    files = files or listing_files(source)
-    if not files or len(files) > 1 or is_coco(files[0]):
-        kind = "nothing" if not files else "COCO" if is_coco(files[0]) else read_listing(files[0], root).format
-        names = [f.name if f == source else f.relative_to(source).as_posix() for f in files]
-        ids_of = {name: _ids(f, root) for name, f in zip(names, files, strict=True)}
-        text = _line(kind, "file", {name: len(ids) for name, ids in ids_of.items()})
-        return text + (_divided(ids_of[names[0]], made) if files else "")
-    listing = read_listing(files[0], _folder_of(root))
-    named = {name or "no split": len(ids) for name, ids in listing.splits.items()}
-    origin = f"; classes from {listing.classes_from}"
-    if len(named) > 1:
-        return _line(listing.format, "split", named) + origin
-    number = len(listing.images)
-    return f"{listing.format}, {number} images without splits{_divided(list(listing.images), made)}{origin}"
-
-
-def _divided(ids: Sequence[str], made: bool) -> str:
-    if not made or len(ids) < 2:
-        return ""
-    train, test = (len(divide(ids, split)) for split in ("trainval", "test"))
-    return f", divided by their ids into trainval {train} and test {test}"
-
-
-def _line(kind: str, unit: str, numbers: dict[str, int]) -> str:
-    several = "s" if len(numbers) != 1 else ""
-    return f"{kind}, {len(numbers)} {unit}{several}: {', '.join(f'{name} {n}' for name, n in numbers.items())}"
 
 
 T = TypeVar("T")
@@ -270,7 +217,7 @@ def read(
     if is_coco(source):
         return read_coco(source, image_ids, root, need_pictures)
     if source.is_file():
-        folder = _folder_of(root)
+        folder = folder_of(root)
         return read_listing(source, folder).read(image_ids, folder, need_pictures)
     return read_voc(source, image_ids, need_pictures, first_pixel)
 
@@ -288,7 +235,7 @@ def source_problems(source: Path, root: Path | None = None) -> list[Problem]:
     """What is wrong with a source beside its images. root: the data set's folder, by default the source's own."""
     if is_coco(source):
         return list(read_coco_file(source).problems)
-    return list(read_listing(source, _folder_of(root or source)).problems) if source.is_file() else []
+    return list(read_listing(source, folder_of(root or source)).problems) if source.is_file() else []
 
 
 def explain_missing(problems: Sequence[Problem], source: Path, root: Path, images: int) -> list[Problem]:
@@ -311,10 +258,10 @@ def class_names(source: Path, image_ids: Sequence[str], root: Path | None = None
     if is_coco(source):
         return coco_classes(source), Problems(source_problems(source))
     names, problems = set[str](), Problems(images=len(image_ids))
-    for image in read(source, image_ids, _folder_of(root or source), need_pictures=False):
+    for image in read(source, image_ids, folder_of(root or source), need_pictures=False):
         names.update(o.name for o in image.objects or () if o.listed)
         problems.found += [p for p in image.problems if p.error]
-    order = read_listing(source, _folder_of(root or source)).classes if source.is_file() else sorted(names)
+    order = read_listing(source, folder_of(root or source)).classes if source.is_file() else sorted(names)
     return [name for name in order if name in names], problems
 
 

@@ -11,7 +11,8 @@ import pytest
 from exports import EXPORTS, SPLIT_OF, TRUTH, WITHOUT_SPLITS
 from voc_folder import fingerprint
 
-from fastrcnn.data.annotations.splits import class_names, divide, find_split, load, overview, read
+from fastrcnn.data.annotations.overview import overview
+from fastrcnn.data.annotations.splits import class_names, divide, find_split, load, read
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 

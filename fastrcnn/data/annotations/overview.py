@@ -1,0 +1,73 @@
+"""What a data set is, in a line for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastrcnn.data.annotations.formats.coco_file import find_coco_files
+from fastrcnn.data.annotations.formats.cvat import cvat_files
+from fastrcnn.data.annotations.formats.listing import SPLIT_NAMES
+from fastrcnn.data.annotations.formats.voc_layout import (
+    annotated_ids,
+    read_split,
+    split_folders,
+    split_lists,
+    whole_lists,
+)
+from fastrcnn.data.annotations.layouts import is_coco, listing_files, read_listing
+from fastrcnn.data.annotations.splits import divide, folder_of, ids_in
+
+USUAL = [("trainval", "train"), ("trainval", "training")]  # splits, and folders that nobody would take for another
+
+
+def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
+    """Words about a split that is a folder of another meaning, as `val` where there is no `test`; else empty."""
+    if source.is_file() or split_lists(source):
+        return ""
+    own, folders = ids[0].partition("/")[0], split_folders(source)
+    meant = SPLIT_NAMES.get(own.casefold())
+    if own not in folders or SPLIT_NAMES.get(split.casefold()) == meant or (split, own.casefold()) in USUAL:
+        return ""
+    others = [f"{name} ({len(ids)})" for name, ids in folders.items() if name != own]
+    return f"the split '{split}' is the folder {own} ({len(ids)} images); the others are {', '.join(others)}"
+
+
+def overview(source: Path, root: Path, made: bool = False) -> str:
+    """What a data set is, in one line: its format, its splits with their numbers of images, and where the names of the
+    classes come from. source: the folder of its lists, or its only file. root: the data set's folder. made: whether its
+    splits are made here (see find_split)."""
+    if source.is_dir() and (lists := whole_lists(source)):
+        text = _line("Pascal VOC", "list", {name: len(read_split(source, name)) for name in lists})
+        return text + _divided(read_split(source, lists[0]), made)
+    files = [source] if source.is_file() else find_coco_files(source)[0] or cvat_files(source)
+    if not files and (folders := split_folders(source)):
+        return _line("Pascal VOC's XML", "folder", {name: len(ids) for name, ids in folders.items()})
+    if not files and (ids := annotated_ids(source)):
+        return f"Pascal VOC's XML, {len(ids)} images without split lists{_divided(ids, made)}"
+    files = files or listing_files(source)
+    if not files or len(files) > 1 or is_coco(files[0]):
+        kind = "nothing" if not files else "COCO" if is_coco(files[0]) else read_listing(files[0], root).format
+        names = [f.name if f == source else f.relative_to(source).as_posix() for f in files]
+        ids_of = {name: ids_in(f, root) for name, f in zip(names, files, strict=True)}
+        text = _line(kind, "file", {name: len(ids) for name, ids in ids_of.items()})
+        return text + (_divided(ids_of[names[0]], made) if files else "")
+    listing = read_listing(files[0], folder_of(root))
+    named = {name or "no split": len(ids) for name, ids in listing.splits.items()}
+    origin = f"; classes from {listing.classes_from}"
+    if len(named) > 1:
+        return _line(listing.format, "split", named) + origin
+    number = len(listing.images)
+    return f"{listing.format}, {number} images without splits{_divided(list(listing.images), made)}{origin}"
+
+
+def _divided(ids: Sequence[str], made: bool) -> str:
+    if not made or len(ids) < 2:
+        return ""
+    train, test = (len(divide(ids, split)) for split in ("trainval", "test"))
+    return f", divided by their ids into trainval {train} and test {test}"
+
+
+def _line(kind: str, unit: str, numbers: dict[str, int]) -> str:
+    several = "s" if len(numbers) != 1 else ""
+    return f"{kind}, {len(numbers)} {unit}{several}: {', '.join(f'{name} {n}' for name, n in numbers.items())}"
