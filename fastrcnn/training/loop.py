@@ -173,6 +173,6 @@ def not_finite(step: int, rate: float, proof: dict[str, Any] | None) -> NotFinit
         text = (
             f"step {step}: the loss is {total}. The weights were not changed by this step; its pictures: "
             f"{', '.join(first['image_ids'])}. Try a lower rate (solver.lr is {rate:g} here), a longer "
-            "solver.warmup, or solver.clip_gradients=2."
+            "solver.warmup, or a limit of the gradient's norm (solver.clip_gradients)."
         )
     return NotFiniteError(step, distributed.from_first(text), proofs[0] if proofs else None)

@@ -120,7 +120,13 @@ class Maps:
     def __call__(self, batch: Batch) -> list[Tensor]:
         """What FastRCNN.features takes in place of the images of the batch, on the model's device; padded with 0 at the
         right and the bottom. Raises UserError as `read_sample` does."""
-        found = [self._of(batch, i) for i in range(len(batch.samples))]
+        return self._together([self._of(batch, i) for i in range(len(batch.samples))])
+
+    def fresh(self, batch: Batch) -> list[Tensor]:
+        """The same, all computed whether they are kept or not, and not kept. The batch has all images' pixels."""
+        return self._together([self.compute(_image(batch, i), sample) for i, sample in enumerate(batch.samples)])
+
+    def _together(self, found: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         own = self.model.pixel_mean  # where the model is, and in which precision it is without autocast
         dtype = self.dtype if self.dtype == self.kept_as else own.dtype
         return [pad(maps)[0].to(own.device, dtype) for maps in zip(*found, strict=True)]
@@ -130,8 +136,7 @@ class Maps:
         sample, view = batch.samples[i], batch.views[i]
         if (kept := self.files.read(sample, view)) is not None:
             return kept
-        height, width = batch.sizes[i].tolist()
-        maps = self.compute(batch.images[i, :, :height, :width] if height else pixels(sample, view), sample)
+        maps = self.compute(_image(batch, i) if batch.sizes[i, 0] else pixels(sample, view), sample)
         size = sum(m.nbytes for m in maps) + LARGEST_HEAD
         if size > self.room:
             self.full = True
@@ -177,6 +182,12 @@ class Maps:
                 log.info("they take about %.2g GB", (begun - self.room) * len(chosen) / 1e9)
             if stop():
                 break
+
+
+def _image(batch: Batch, i: int) -> Tensor:
+    """An image (3, H, W) of the batch without its padding."""
+    height, width = batch.sizes[i].tolist()
+    return batch.images[i, :, :height, :width]
 
 
 def open_maps(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from fastrcnn.inference.network import autocast
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.structures import Batch
@@ -31,33 +30,34 @@ def seconds_of_a_batch(
     optimizer: torch.optim.Optimizer,
     sampler: RoISampler,
     batch: Batch,
+    frozen: Callable[[Batch], Sequence[torch.Tensor]],
     plan: Schedule,
     done: int,
     dtype: torch.dtype,
     box_weight: float,
 ) -> tuple[float, float]:
-    """How long the frozen layers take for the batch, and the step that follows `done` steps with their maps.
+    """How long the frozen layers take for the batch, by `frozen`, and the step after `done` steps with their maps.
 
-    Copies of the model and its optimiser take these steps. Raises NotFiniteError where a loss is not finite.
+    Copies of the model and its optimiser take the steps; the frozen layers are not copied. Raises NotFiniteError where
+    a loss is not finite.
     """
-    model, optimizer = deepcopy((model, optimizer))
-    device = model.delta_mean.device
-
-    def frozen() -> list[torch.Tensor]:
-        with torch.no_grad(), autocast(device, dtype):
-            return [m.cpu() for m in model.frozen_maps(batch.images.to(device))]
-
-    given = [m.to(device) for m in frozen()]
+    fixed = {id(p): p for p in model.parameters() if not p.requires_grad}
+    model, optimizer = deepcopy((model, optimizer), fixed)
+    given = frozen(batch)
     few = replace(plan, iterations=min(done + TRIED, plan.iterations))
     batches = [batch] * (TRIED * few.accumulate)
     steps = train(
         model, batches, sampler, optimizer, few, Meter(few.accumulate), done, dtype, box_weight, lambda _: given
     )
-    return min(_seconds_between(frozen() for _ in range(TRIED))), min(_seconds_between(steps))
+    return min(_seconds_between(frozen(batch) for _ in range(TRIED))), min(_seconds_between(steps))
 
 
 def _seconds_between(events: Iterable[object]) -> list[float]:
-    times = [time.monotonic(), *(time.monotonic() for _ in events)]
+    times = [time.monotonic()]
+    for _ in events:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # else the next event waits for this one
+        times.append(time.monotonic())
     return [after - before for before, after in pairwise(times)]
 
 

@@ -231,13 +231,21 @@ class TrainingRun:
         views, steps = sum(not maps.files.has(images.samples[i], v) for i, v in chosen), schedule.iterations - self.done
         if distributed.size() > 1 or not views:
             return
-        batch = next(iter(training_loader(images, settings.images_per_batch, 0, self.done * schedule.accumulate)))
-        tried = self.model.eval(), self.optimizer, self.sampler, batch, schedule, self.done
+        pictures = replace(images, unneeded=None)  # with the pixels of those whose maps are kept
+        first = self.done * schedule.accumulate
+        loader = training_loader(pictures, settings.images_per_batch, 0, first, group_aspects=settings.group_aspects)
+        batch = next(iter(loader))
+        self.model.eval()  # as where the maps are computed
+        tried = self.model, self.optimizer, self.sampler, batch, maps.fresh, schedule, self.done
         try:
             of_maps, of_step = seconds_of_a_batch(*tried, settings.dtype, settings.box_weight)
         except NotFiniteError:  # which the training itself will report
             return
-        times = views * of_maps / len(batch.samples), steps * of_step, self.seconds_to_evaluate()(self.done)
+        of_view = of_maps / len(batch.samples)
+        if schedule.evaluate_every:  # their maps are kept too; those of the images that are timed are computed here
+            self.seconds_to_evaluate()
+            views += sum(len(some) for some in (self.val_set, self.test_set) if some)
+        times = views * of_view, steps * of_step, self.seconds_to_evaluate()(self.done)
         whole, *parts = (duration(seconds) for seconds in (sum(times), *times))
         text = "about %s left: %d maps %s, %d steps %s, evaluation %s"
         log.info(text, whole, views, parts[0], steps, parts[1], parts[2])

@@ -25,9 +25,9 @@ def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
     """Words about a split that is a folder of another meaning, as `val` where there is no `test`; else empty."""
     if source.is_file() or split_lists(source):
         return ""
-    own, folders = ids[0].partition("/")[0], split_folders(source)
+    own, folders, name = ids[0].partition("/")[0], split_folders(source), split.rpartition("/")[2]
     meant = SPLIT_NAMES.get(own.casefold())
-    if own not in folders or SPLIT_NAMES.get(split.casefold()) == meant or (split, own.casefold()) in USUAL:
+    if own not in folders or SPLIT_NAMES.get(name.casefold()) == meant or (name, own.casefold()) in USUAL:
         return ""
     others = [f"{name} ({len(ids)})" for name, ids in folders.items() if name != own]
     return f"the split '{split}' is the folder {own} ({len(ids)} images); the others are {', '.join(others)}"

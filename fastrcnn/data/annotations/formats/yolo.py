@@ -253,7 +253,9 @@ def _without_splits(folder: Path) -> str:
         names = names_file(folder)
     except UserError:
         return ""
-    return f" To read the labels beside the images without these splits: data.root={names}" if names else ""
+    if names is None or names.parent != folder:
+        return ""
+    return f" To read the labels beside the images without these splits: data.root={names}"
 
 
 def _place(ways: Sequence[str], base: Path) -> Path | None:
