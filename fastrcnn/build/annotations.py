@@ -50,7 +50,7 @@ def root(config: DataConfig) -> Path:
     folder = Path(config.root).expanduser()
     if not folder.is_dir() and not (folder.is_file() and is_annotation_file(folder)):
         raise UserError(f"data.root={config.root}: there is no such folder, and no such file of annotations.")
-    return folder
+    return folder if folder.is_dir() else folder.absolute()  # its images may be in the folder above
 
 
 def absolute_paths(config: DataConfig) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exports import EXPORTS, WITHOUT_SPLITS
+from exports import EXPORTS, WITHOUT_SPLITS, picture, write
 from voc_folder import VocFolder, fingerprint
 
 from fastrcnn.proposals.store import ImageProposals, write_store
@@ -56,6 +56,18 @@ def test_a_sound_set_and_what_comes_next(
     assert (recall["objects"], recall["at_50"], recall["at_70"]) == (3, 1 / 3, 1 / 3)  # b's is difficult
     assert report("here")["sampling"]["rois_per_image"] == 8
     assert fingerprint(tiny.root) == before
+
+
+def test_a_table_named_from_its_own_folder_has_images_in_the_folder_above(
+    tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "".join(f"{name}.jpg,cat,10,20,50,60\n" for name in "ab")
+    write(tmp_path / "data/boxes.csv", f"filename,class,xmin,ymin,xmax,ymax\n{rows}")
+    for name in "ab":
+        picture(tmp_path / f"images/{name}.jpg")
+    monkeypatch.chdir(tmp_path / "data")
+    status, out, _ = call("check", "data=custom", "data.root=boxes.csv", "workers=1")
+    assert (status, "READY: no errors" in out) == (0, True)
 
 
 @pytest.mark.parametrize("export", EXPORTS, ids=lambda e: e.__name__)
