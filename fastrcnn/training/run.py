@@ -226,7 +226,7 @@ class TrainingRun:
 
     def say_whole_time(self, maps: Maps, chosen: Sequence[tuple[int, View]]) -> None:
         """Logs how long the maps of the chosen views, the steps and the evaluations will take, since the maps alone may
-        take an hour. In a group of processes nothing is said."""
+        take an hour. Several processes log nothing here."""
         images, schedule, settings = self.train_set, self.schedule, self.settings
         views, steps = sum(not maps.files.has(images.samples[i], v) for i, v in chosen), schedule.iterations - self.done
         if distributed.size() > 1 or not views:

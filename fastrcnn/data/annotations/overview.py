@@ -18,8 +18,6 @@ from fastrcnn.data.annotations.formats.voc_layout import (
 from fastrcnn.data.annotations.layouts import is_coco, listing_files, read_listing
 from fastrcnn.data.annotations.splits import divide, folder_of, ids_in
 
-USUAL = [("trainval", "train"), ("trainval", "training")]  # splits, and folders that nobody would take for another
-
 
 def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
     """Words about a split that is a folder of another meaning, as `val` where there is no `test`; else empty."""
@@ -27,7 +25,7 @@ def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
         return ""
     own, folders, name = ids[0].partition("/")[0], split_folders(source), split.rpartition("/")[2]
     meant = SPLIT_NAMES.get(own.casefold())
-    if own not in folders or SPLIT_NAMES.get(name.casefold()) == meant or (name, own.casefold()) in USUAL:
+    if own not in folders or meant == SPLIT_NAMES.get(name.casefold()) or (name, meant) == ("trainval", "train"):
         return ""
     others = [f"{name} ({len(ids)})" for name, ids in folders.items() if name != own]
     return f"the split '{split}' is the folder {own} ({len(ids)} images); the others are {', '.join(others)}"

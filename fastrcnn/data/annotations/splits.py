@@ -69,7 +69,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     folder, _, name = split.rpartition("/")
     source = root / folder
     if split_lists(source) or not source.is_dir():
-        if (only := only_list(source)) and name in WORDS:
+        if (only := _only_list(source)) and name in WORDS:
             return source, _of_two(read_split(source, only), name, source), True
         return source, read_split(source, name), False
     files, broken = find_coco_files(source)
@@ -131,7 +131,7 @@ def folder_of(root: Path) -> Path:
     return above if beside else root.parent
 
 
-def only_list(source: Path) -> str | None:
+def _only_list(source: Path) -> str | None:
     """The only split list of a folder, if its name says nothing about its use: CVAT calls it default."""
     lists = whole_lists(source)
     return lists[0] if len(lists) == 1 and lists[0].casefold() not in SPLIT_NAMES else None

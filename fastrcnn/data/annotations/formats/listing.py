@@ -23,7 +23,7 @@ SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img")
 
 Size = tuple[int, int]  # width and height
-# From the size of an image to its objects, and the problems: what is wrong with them, and what is not used.
+# Takes the size of an image; gives its objects, and the problems: what is wrong with them, and what is not used.
 Objects = Callable[[Size], tuple[list[AnnotatedObject], list[Problem]]]
 
 
