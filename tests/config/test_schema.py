@@ -216,8 +216,8 @@ def test_recipe_modern_is_the_default_and_changes_these_switches_alone() -> None
 
 
 def test_every_item_of_the_recipe_has_a_test_that_exists() -> None:
-    page = (config_folder() / "recipe" / "README.md").read_text(encoding="utf-8")
-    items = page.partition("## The paper's")[2].partition("## What `modern`")[0]
+    page = (config_folder().parent / "docs" / "paper.md").read_text(encoding="utf-8")
+    items = page.partition("## The recipe, item by item")[2].partition("\n## ")[0]
     rows = [line for line in items.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 20
     root = Path(__file__).parents[2]
@@ -229,8 +229,8 @@ def test_every_item_of_the_recipe_has_a_test_that_exists() -> None:
 
 
 def test_the_page_of_recipes_lists_what_modern_changes() -> None:
-    page = (config_folder() / "recipe" / "README.md").read_text(encoding="utf-8")
-    page = page.partition("## What `modern`")[2].partition("\n## ")[0]
+    page = (config_folder().parent / "docs" / "training.md").read_text(encoding="utf-8")
+    page = page.partition("### `modern`")[2].partition("\n### ")[0]
     modern, paper = (asdict(compose("train", [f"recipe={name}"])) for name in ("modern", "paper"))
     for group in ("model", "solver", "detection", "runtime", "data"):
         for key, value in modern[group].items():
