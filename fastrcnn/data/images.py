@@ -205,7 +205,7 @@ def read_header(data: bytes, path: Path) -> Stored:
     except Image.DecompressionBombError:
         raise UserError(f"{path}: the image has more pixels than the maximum of {MAX_PIXELS:,}. Resize it.") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, KeyError, TypeError):
-        kinds = " TIFF files must have 8-bit or 16-bit integer channels." if data.startswith(TIFF) else ""
+        kinds = " TIFF files must have integer channels of 8 or 16 bits." if data.startswith(TIFF) else ""
         raise UserError(f"{path}: the file is not an image, or it is truncated.{kinds}") from None
     return Stored(width, height, orientation, mode=header.mode)
 
