@@ -63,7 +63,10 @@ def failing(error: Exception, training: bool) -> Callable:
     ("error", "said"),
     [
         (torch.OutOfMemoryError(GPU), "Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 15.77 GiB"),
-        (MemoryError("RoI pooling: no memory for the gradient"), "RoI pooling: no memory for the gradient"),
+        (
+            MemoryError("RoI pooling: cannot allocate memory for the gradient"),
+            "RoI pooling: cannot allocate memory for the gradient",
+        ),
         (MemoryError(), "out of memory on cpu.\n"),
         (allocation_failure(), "you tried to allocate 4503599627370496 bytes"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "is killed by signal"),

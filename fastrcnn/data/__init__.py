@@ -1,1 +1,1 @@
-"""From files to batches: annotations, proposals, pictures."""
+"""Loading a data set: annotations, images, augmentation and batches."""

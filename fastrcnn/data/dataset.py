@@ -1,4 +1,4 @@
-"""Samples and their proposals to images with boxes, one at a time; runs in the loader's workers."""
+"""Load images with their boxes and proposals, one image at a time. Runs in the loader's workers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Unneeded = Callable[[Sample, View], bool]
 
 @dataclass(frozen=True)
 class Example:
-    """One image, ready to be put into a Batch. Boxes are in pixels of the image before it was scaled."""
+    """One image with its boxes, ready to be collated into a Batch. Boxes are in pixels of the image before scaling."""
 
-    image: np.ndarray | None  # (H, W, 3) uint8 RGB; None where its pixels are not needed
+    image: np.ndarray | None  # (H, W, 3) uint8 RGB; None if the pixels are not needed
     proposals: np.ndarray  # (P, 4) float32
     boxes: np.ndarray  # (G, 4) float32
     labels: np.ndarray  # (G,) int64
@@ -33,36 +33,39 @@ class Example:
 
 @dataclass(eq=False)
 class DetectionDataset(Dataset):
-    """Images with truth and proposals."""
+    """Images with ground truth and proposals."""
 
     samples: Sequence[Sample]
     proposals: Proposals
-    augmentation: Augmentation  # how images are scaled and varied
-    # With the epoch and the index it decides all that is random, so that workers and the program's history do not.
+    augmentation: Augmentation  # scales and random changes
+    # Random numbers depend only on the seed, the epoch and the index, so the number of workers does not change them.
     seed: int = 0
-    max_proposals: int | None = None  # the best so many are used; None for all
-    unneeded: Unneeded | None = None  # tells the views of which no pixels are needed; those are not read
+    max_proposals: int | None = None  # use only the best max_proposals of each image; None uses all
+    unneeded: Unneeded | None = None  # returns True for views that are needed without pixels; their images are not read
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def proposal_boxes(self, index: int) -> np.ndarray:
-        """Proposals (P, 4) of an image in its own pixels."""
+        """Return the proposals (P, 4) of an image, in pixels of the original image."""
         return np.asarray(self.proposals(self.samples[index].image_id)[: self.max_proposals])
 
     def truth_and_proposals(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Proposals (P, 4), truth (G, 4) and labels (G,) of an image in its own pixels, without reading it."""
+        """Return proposals (P, 4), ground-truth boxes (G, 4) and labels (G,) without reading the image.
+
+        Boxes are in pixels of the original image.
+        """
         sample = self.samples[index]
         return to_tensor(self.proposal_boxes(index)), to_tensor(sample.training_boxes), torch.from_numpy(sample.labels)
 
     def view(self, epoch: int, index: int) -> View:
-        """How an image is shown in an epoch."""
+        """Return the random view of an image for an epoch."""
         sample = self.samples[index]
         rng = np.random.default_rng((self.seed, epoch, index))
         return self.augmentation.view(rng, sample.training_boxes, sample.width, sample.height)
 
     def views(self, epochs: range) -> list[tuple[int, View]]:
-        """How all images, each by its number, are shown in the epochs, in the order of their first use."""
+        """Return the distinct (index, view) pairs of all images in the epochs, in the order of their first use."""
         ways = len(set(self.augmentation.short_sides)) * 2 ** sum(
             (self.augmentation.flip, self.augmentation.flip_vertical, self.augmentation.transpose)
         )
@@ -74,11 +77,11 @@ class DetectionDataset(Dataset):
         return list(found)
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
-        """The image `index`, varied, in the given epoch; `key` is (epoch, index). Raises as `picture` does."""
+        """Return the augmented image for `key`, an (epoch, index) pair. Raises UserError: see `picture`."""
         return self.examples(key[1], [self.view(*key)])[0]
 
     def examples(self, index: int, views: Sequence[View]) -> list[Example]:
-        """Views of the image `index`. Raises as `picture` does."""
+        """Return the given views of the image `index`, which is read at most once. Raises UserError: see `picture`."""
         sample = self.samples[index]
         size, proposals, truth = (sample.width, sample.height), self.proposal_boxes(index), sample.training_boxes
         picture: np.ndarray | None = None
@@ -94,17 +97,17 @@ class DetectionDataset(Dataset):
         return examples
 
     def picture(self, index: int) -> np.ndarray:
-        """The image (H, W, 3) as it is. Raises UserError as `read_sample` does."""
-        cv2.setNumThreads(0)  # the workers share the cores already
+        """Read the original image (H, W, 3). Raises UserError: see `read_sample`."""
+        cv2.setNumThreads(0)  # the workers already use all cores
         return read_sample(self.samples[index])
 
 
 @dataclass(eq=False)
 class Views(Dataset):
-    """Chosen views of the images of a DetectionDataset: by its number an image's, as a list."""
+    """Selected views of the images of a DetectionDataset. Each item is the list of Examples of one image."""
 
     dataset: DetectionDataset
-    chosen: Sequence[tuple[int, Sequence[View]]]  # of which image
+    chosen: Sequence[tuple[int, Sequence[View]]]  # (image index, views) of each item
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -114,5 +117,5 @@ class Views(Dataset):
 
 
 def to_tensor(boxes: np.ndarray) -> torch.Tensor:
-    """Boxes (R, 4) as a tensor of their own (memory-mapped arrays are read-only)."""
+    """Copy boxes (R, 4) to a float32 tensor. They can come from a memory-mapped array, which is read-only."""
     return torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 4))

@@ -1,7 +1,7 @@
-"""The embedded data set: coloured shapes on cluttered images, drawn from a seed, laid out as VOC2007.
+"""The demo data set: coloured shapes on cluttered backgrounds, generated from a seed, in the VOC2007 layout.
 
-Each image has its own random generator, made of the seed and the image's number, and class, colour, size, texture and
-rotation are drawn independently: nothing but the outline tells the class.
+Each image has its own random generator, seeded with the seed and the number of the image. Class, colour, size, texture
+and rotation are drawn independently, so only the outline of an object identifies its class.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fastrcnn.files import write_folder
 from fastrcnn.progress import progress
 
 CLASSES = ("circle", "square", "triangle", "star", "cross")
-MARKER = "demo.json"  # its content says which demo a folder holds; it exists only in a finished one
-VERSION = 1  # of the drawing: raised whenever the same seed gives other pictures
+MARKER = "demo.json"  # contains the settings of the demo; written last, so it exists only in a complete demo
+VERSION = 1  # of the generator; increased whenever the same seed gives different images
 
 SMALLEST, LARGEST = 24, 110  # pixels, longer side of an object's box
 TINY = 13  # pixels; objects from TINY to SMALLEST are rare and marked difficult
@@ -40,15 +40,15 @@ OBJECT_XML = """  <object>
     <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>
   </object>
 """
-SUPERSAMPLING = 4  # outlines are drawn this much larger and averaged, which makes smooth edges
+SUPERSAMPLING = 4  # outlines are drawn larger by this factor and averaged, which gives smooth edges
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a demo data set is drawn from; two with equal settings are equal byte for byte."""
+    """The settings of a demo data set. Equal settings give data sets that are equal byte for byte."""
 
     seed: int
-    train: int  # pictures in each split
+    train: int  # images in each split
     val: int
     test: int
     size: tuple[int, int]  # width, height in pixels
@@ -56,19 +56,19 @@ class Settings:
 
     @property
     def marker(self) -> str:
-        """The content of the marker file."""
+        """The contents of the marker file."""
         return json.dumps(asdict(self)) + "\n"
 
 
 @dataclass(frozen=True)
 class DrawnObject:
-    """One object of a picture. The box is the half-open x1 y1 x2 y2 of `mask`."""
+    """One object of an image. The box is the half-open x1 y1 x2 y2 of `mask`."""
 
     name: str
-    mask: np.ndarray  # (H, W) bool, the pixels it covers, were nothing drawn over it
+    mask: np.ndarray  # (H, W) bool, the object's pixels, including those hidden by later objects
     box: tuple[int, int, int, int]
-    truncated: bool  # reaches beyond the picture
-    difficult: bool  # tiny, or less than half of it to be seen
+    truncated: bool  # extends beyond the image
+    difficult: bool  # tiny, or less than half visible
 
 
 def write_demo(
@@ -79,14 +79,14 @@ def write_demo(
     test: int = 100,
     size: tuple[int, int] = (224, 160),
 ) -> Path:
-    """Draws the data set into the new folder `root` and returns `root`.
+    """Write the demo data set to the new folder `root` and return `root`.
 
-    `root` then holds JPEGImages, Annotations and ImageSets/Main/{train,val,trainval,test}.txt as VOC2007
-    does. `train`, `val` and `test` count pictures; `size` is their width and height in pixels. A box is the
-    extent of the whole object, hidden parts included, clipped to the picture.
+    The folder contains JPEGImages, Annotations and ImageSets/Main/{train,val,trainval,test}.txt, like VOC2007.
+    `train`, `val` and `test` are numbers of images; `size` is the width and height of each image in pixels. A box
+    is the extent of the whole object, including hidden parts, clipped to the image.
 
-    The folder appears whole or not at all. A finished demo of the same settings is left as it is; whatever
-    else exists at `root` raises a UserError and is not touched.
+    The folder is written atomically. If `root` already contains a complete demo with the same settings, it is left
+    unchanged. Raises UserError if anything else exists at `root`.
     """
     root = Path(root)
     settings = Settings(seed, train, val, test, (int(size[0]), int(size[1])))
@@ -97,30 +97,30 @@ def write_demo(
         with write_folder(root) as folder:
             _write_all(folder, settings)
     except UserError:
-        if not _is_finished(root, settings):  # else another process was quicker
+        if not _is_finished(root, settings):  # otherwise another process wrote the same demo in the meantime
             raise
     return root
 
 
 def _check(settings: Settings) -> None:
     if settings.seed < 0 or min(settings.train, settings.val, settings.test) < 0:
-        raise UserError(f"The demo's seed and numbers of pictures must be 0 or more, not {settings}.")
+        raise UserError(f"The demo's seed and numbers of images must be 0 or greater, got {settings}.")
     if min(settings.size) < 64 or max(settings.size) > 4096:
-        raise UserError(f"The demo's pictures must be 64 to 4096 pixels wide and high, not {settings.size}.")
+        raise UserError(f"The demo's images must be 64 to 4096 pixels wide and high, got {settings.size}.")
 
 
 def _is_finished(root: Path, settings: Settings) -> bool:
-    """Whether `root` holds this very demo; a UserError where it holds anything else."""
+    """Return whether `root` is a complete demo with these settings. Raises UserError if anything else exists there."""
     if not root.exists() and not root.is_symlink():
         return False
     marker = root / MARKER
     found = marker.read_text(encoding="utf-8", errors="replace")[:300] if marker.is_file() else None
     if found == settings.marker:
         return True
-    what = f"a demo data set of other settings ({found.strip()})" if found else "something else than a demo data set"
+    what = f"a demo data set with other settings ({found.strip()})" if found else "something other than a demo data set"
     raise UserError(
-        f"{root} exists and holds {what}; it is not overwritten. "
-        "Choose another folder, or remove this one if it is not needed."
+        f"{root} already exists and contains {what}. It is not overwritten. "
+        "Choose another folder, or remove this one if you do not need it."
     )
 
 
@@ -129,7 +129,7 @@ def _write_all(folder: Path, settings: Settings) -> None:
     for new in (images, annotations, lists):
         new.mkdir(parents=True)
     ids = [f"{number:06d}" for number in range(1, settings.train + settings.val + settings.test + 1)]
-    for image_id in progress(ids, len(ids), "drawing the demo"):
+    for image_id in progress(ids, len(ids), "drawing images"):
         picture, objects = draw_picture(settings.seed, int(image_id), settings.size)
         jpeg = cv2.imencode(".jpg", picture, JPEG)[1]
         (images / f"{image_id}.jpg").write_bytes(jpeg.tobytes())
@@ -143,7 +143,7 @@ def _write_all(folder: Path, settings: Settings) -> None:
 
 
 def _annotation(filename: str, size: tuple[int, int], objects: list[DrawnObject]) -> str:
-    """VOC XML: one-based inclusive coordinates, so half-open x1 y1 x2 y2 is written as x1+1 y1+1 x2 y2."""
+    """Return VOC XML. VOC coordinates are one-based and inclusive: half-open x1 y1 x2 y2 becomes x1+1 y1+1 x2 y2."""
     parts = []
     for item in objects:
         x1, y1, x2, y2 = item.box
@@ -156,7 +156,7 @@ def _annotation(filename: str, size: tuple[int, int], objects: list[DrawnObject]
 
 
 def draw_picture(seed: int, number: int, size: tuple[int, int]) -> tuple[np.ndarray, list[DrawnObject]]:
-    """Picture `number` of the data set: (H, W, 3) uint8 BGR, and its objects, those in front last."""
+    """Draw image `number` of the data set. Return it (H, W, 3) uint8 BGR, and its objects from back to front."""
     rng = np.random.default_rng([seed, number])
     canvas = _background(rng, *size)
     placed: list[_Placed] = []
@@ -165,7 +165,7 @@ def draw_picture(seed: int, number: int, size: tuple[int, int]) -> tuple[np.ndar
         if new is not None:
             placed.append(new)
             _paint(rng, canvas, new.coverage)
-    canvas += rng.normal(0, rng.uniform(1.5, 4.5), canvas.shape)  # the camera's grain, over everything
+    canvas += rng.normal(0, rng.uniform(1.5, 4.5), canvas.shape)  # sensor noise on the entire image
     objects = []
     for item, visible in zip(placed, _visible(placed), strict=True):
         mask = item.coverage >= 0.5
@@ -179,13 +179,13 @@ def draw_picture(seed: int, number: int, size: tuple[int, int]) -> tuple[np.ndar
 @dataclass(frozen=True)
 class _Placed:
     name: str
-    coverage: np.ndarray  # (H, W) float32, share of each pixel that the object covers
-    pixels: int  # of the whole object, inside the picture or not
-    side: float  # longer side of the whole object's box, pixels
+    coverage: np.ndarray  # (H, W) float32, fraction of each pixel that the object covers
+    pixels: int  # area of the whole object, including parts outside the image
+    side: float  # longer side of the whole object's box, in pixels
 
 
 def _outline(name: str) -> np.ndarray:
-    """Corners (N, 2) of a shape around 0, 0, in any unit."""
+    """Return the corners (N, 2) of a shape centred at the origin, in arbitrary units."""
     if name == "cross":
         a, b = 0.36, 1.0
         return np.array([(a, b), (a, a), (b, a), (b, -a), (a, -a), (a, -b),
@@ -197,21 +197,21 @@ def _outline(name: str) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, size: tuple[int, int], placed: list[_Placed]) -> _Placed | None:
-    """A new object that hides little of the others, or, now and then, much; None where there is no room."""
+    """Return a new object such that at least 75 % (sometimes 25 %) of every object is visible, or None if none fits."""
     name = CLASSES[rng.integers(len(CLASSES))]
     largest = min(LARGEST, 0.7 * min(size))
     side = rng.uniform(TINY, SMALLEST) if rng.random() < 0.04 else np.exp(rng.uniform(*np.log((SMALLEST, largest))))
     least_visible = 0.25 if rng.random() < 0.1 else 0.75
     angle = rng.uniform(0, 2 * np.pi)
     corners = _outline(name) @ np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))])
-    # The longer side of the box is `side` whatever the shape, so that size does not tell the class.
+    # The longer side of the box is `side` for every shape, so the size does not reveal the class.
     corners = (corners - corners.min(0)) * (side / np.ptp(corners, axis=0).max())
     extent = int(side) + 3
     fine = np.zeros((extent * SUPERSAMPLING, extent * SUPERSAMPLING), np.float32)
     cv2.fillPoly(fine, [np.rint((corners + rng.random(2)) * SUPERSAMPLING).astype(np.int32)], 1.0)
     patch = cv2.resize(fine, (extent, extent), interpolation=cv2.INTER_AREA)
     for _ in range(30):
-        beyond = 0.45 * side if rng.random() < 0.15 else 0.0  # some reach over the border
+        beyond = 0.45 * side if rng.random() < 0.15 else 0.0  # some objects extend beyond the image
         x, y = (int(rng.uniform(-beyond, length - extent + beyond)) for length in size)
         pasted = np.zeros((size[1], size[0]), np.float32)
         x1, y1, x2, y2 = max(x, 0), max(y, 0), min(x + extent, size[0]), min(y + extent, size[1])
@@ -223,7 +223,7 @@ def _place(rng: np.random.Generator, size: tuple[int, int], placed: list[_Placed
 
 
 def _visible(placed: list[_Placed]) -> list[float]:
-    """The share of each object that is to be seen: inside the picture, and nothing later drawn over it."""
+    """Return the visible fraction of each object: inside the image and not covered by later objects."""
     shares = []
     covered: np.ndarray | bool = False
     for item in reversed(placed):
@@ -234,7 +234,7 @@ def _visible(placed: list[_Placed]) -> list[float]:
 
 
 def _nests(coverage: np.ndarray, placed: list[_Placed]) -> bool:
-    """Whether a new object lies mostly upon a single other: an emblem on a plate is a puzzle about names."""
+    """Return whether more than half of a new object is on top of one other object, which makes the class ambiguous."""
     mask = coverage >= 0.5
     return any((mask & (other.coverage >= 0.5)).sum() > 0.5 * mask.sum() for other in placed)
 
@@ -243,7 +243,7 @@ def _nests(coverage: np.ndarray, placed: list[_Placed]) -> bool:
 
 
 def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """(H, W, 3) float32: a gradient with soft clouds and a weave, and blobs and lines that are no objects."""
+    """Return a background (H, W, 3) float32: a gradient with smooth noise and stripes, plus blobs and lines."""
     first, second = (_colour(rng, (0.1, 0.5), (0.35, 0.95)) for _ in range(2))
     blend = _ramp(rng, width, height)[..., None]
     canvas = first * (1 - blend) + second * blend
@@ -269,7 +269,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
 
 
 def _paint(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray) -> None:
-    """Paints an object into `canvas` in a colour that stands out from what lies around and under it."""
+    """Paint an object onto `canvas` in a colour that contrasts with the pixels around and under it."""
     height, width = coverage.shape
     around = cv2.dilate(coverage, np.ones((9, 9), np.uint8)) > 0
     colour = _standing_out(rng, canvas[around])
@@ -292,7 +292,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray) -
 
 
 def _standing_out(rng: np.random.Generator, surroundings: np.ndarray) -> np.ndarray:
-    """A random colour (3,) that differs from most of the pixels `surroundings` (P, 3) to the eye."""
+    """Return a random colour (3,) that differs visibly from most of the pixels `surroundings` (P, 3)."""
     lab = _lab(surroundings[:: max(1, len(surroundings) // 500)])
     wanted = rng.uniform(26, 45)
     best, best_distance = None, -1.0
@@ -308,19 +308,19 @@ def _standing_out(rng: np.random.Generator, surroundings: np.ndarray) -> np.ndar
 
 
 def _lab(bgr: np.ndarray) -> np.ndarray:
-    """CIE L*a*b* (P, 3), in which distances are what the eye sees, of colours (P, 3) from 0 to 255."""
+    """Convert BGR colours (P, 3) from 0 to 255 to CIE L*a*b*, in which distances match perceived differences."""
     share = np.clip(bgr, 0, 255).astype(np.float32)[None] / 255
     return np.asarray(cv2.cvtColor(share, cv2.COLOR_BGR2LAB))[0]
 
 
 def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
-    """A colour (3,) float32 BGR from 0 to 255 of any hue."""
+    """Return a random colour (3,) float32 BGR from 0 to 255, of any hue."""
     hsv = np.array([[[rng.uniform(0, 360), rng.uniform(*saturation), rng.uniform(*value)]]], np.float32)
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR))[0, 0] * 255
 
 
 def _ramp(rng: np.random.Generator, width: int, height: int, mask: np.ndarray | None = None) -> np.ndarray:
-    """(H, W) float32 that rises evenly in a random direction, from 0 to 1 within the `mask`."""
+    """Return an (H, W) float32 linear ramp in a random direction, from 0 to 1 within `mask`."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     ramp = np.cos(angle) * x + np.sin(angle) * y
@@ -329,14 +329,14 @@ def _ramp(rng: np.random.Generator, width: int, height: int, mask: np.ndarray | 
 
 
 def _stripes(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """(H, W) float32 waves from -1 to 1 in a random direction, 5 to 12 pixels from crest to crest."""
+    """Return (H, W) float32 sine waves from -1 to 1 in a random direction, with a period of 5 to 12 pixels."""
     angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(5, 12)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return np.sin((np.cos(angle) * x + np.sin(angle) * y) * (2 * np.pi / period))
 
 
 def _blob(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """(H, W) float32 from 0 to 1: a long, wavy stain with a soft edge, like none of the classes."""
+    """Return (H, W) float32 from 0 to 1: an elongated, wavy blob with a soft edge, unlike any of the classes."""
     t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     waves = [rng.uniform(0.1, 0.3) * np.cos(k * t + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4)]
     radius = rng.uniform(0.08, 0.22) * min(width, height) * (1 + np.sum(waves, axis=0))

@@ -1,7 +1,7 @@
-"""Which way round an image of a data set is used, and what is said where its file is not taken as it is stored.
+"""The orientation of the images of a data set, and notes about images that are not used as they are stored.
 
-The boxes of an annotation are in pixels of the image that its author saw, which may be the stored one or the upright
-one that EXIF data ask for. The size in the annotation tells which.
+The boxes of an annotation are in pixels of the image that its author saw: either the image as stored, or the upright
+image after its EXIF orientation is applied. The size in the annotation decides between the two.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ from fastrcnn.progress import progress
 from fastrcnn.structures import Sample
 
 DONE = {
-    "turned": "are rotated upright, as their EXIF data ask",
-    "either_way": "have EXIF data that ask for a rotation or a mirror image, but their annotation fits both "
-    "ways; they are used as stored",
-    "as_stored": "have EXIF data that ask for a rotation, but their annotation has the stored size; they are used so",
+    "turned": "are rotated upright according to their EXIF orientation",
+    "either_way": "have an EXIF orientation, but the size in their annotation fits both the stored and the upright "
+    "image; they are used as stored",
+    "as_stored": "have an EXIF orientation, but their annotation has the size of the stored image; they are used as "
+    "stored",
 }
-Look = tuple[Path, Stored, int]  # an image's file, what it says, and the orientation that is applied
+Look = tuple[Path, Stored, int]  # an image's file, its properties, and the orientation to apply
 Size = tuple[int, int]  # width and height
 
 
 def turn_for(stored: Stored, size: Size | None) -> int | None:
-    """The EXIF orientation to apply to an image whose annotation says the width and height `size`.
+    """Return the EXIF orientation to apply to an image whose annotation gives the width and height `size`.
 
-    1, the image as stored, where it has that size, also where it has it either way; the file's own where the upright
-    image has it; None where neither does. Without an annotation (None) the file's own: such images are used upright.
+    Returns 1 (the image as stored) if the stored image has this size, even if the upright image has it too. Returns
+    the file's orientation if only the upright image has this size, or if `size` is None (no annotation). Returns None
+    if neither image has this size.
     """
     if size == stored.size:
         return 1
@@ -42,10 +44,11 @@ def turn_for(stored: Stored, size: Size | None) -> int | None:
 
 
 def disagreement(stored: Stored, size: Size) -> str:
-    """What to say where `turn_for` gives None."""
-    upright = f", or {_pixels(stored.upright)} upright," if stored.upright != stored.size else ""
-    swapped = " Width and height are swapped, and no EXIF data ask for that." if stored.size == size[::-1] else ""
-    return f"the image has {_pixels(stored.size)}{upright} pixels, but its annotation says {_pixels(size)}.{swapped}"
+    """Describe the difference in size for which `turn_for` returns None."""
+    upright = f" (upright: {_pixels(stored.upright)})" if stored.upright != stored.size else ""
+    swapped = " Width and height are swapped, but the image has no EXIF orientation that swaps them."
+    end = swapped if stored.size == size[::-1] else ""
+    return f"the image has {_pixels(stored.size)} pixels{upright}, but its annotation says {_pixels(size)}.{end}"
 
 
 def _pixels(size: Size) -> str:
@@ -57,7 +60,7 @@ def _size_fault(path: Path, stored: Stored, size: Size) -> str:
 
 
 def without_objects(image_id: str, path: Path, size: Size | None = None, number: int | str | None = None) -> Sample:
-    """A sample without objects. size: what an annotation says, if any. number: the image's id in a COCO file."""
+    """Return a sample without objects. size: from an annotation, if any. number: the image's id in a COCO file."""
     width, height = size or (0, 0)
     return Sample(
         image_id, path, width, height, np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool), number=number
@@ -65,10 +68,12 @@ def without_objects(image_id: str, path: Path, size: Size | None = None, number:
 
 
 def look_at(samples: Sequence[Sample], rotated_only: bool = False) -> tuple[list[Sample], list[Look], list[str]]:
-    """The samples whose image is whole and has the sample's size, with the rotation that it needs; what each file says;
-    and what is wrong with the others. A width of 0 means that any size is right, and the image is used upright.
+    """Check that the image of each sample is complete and has the sample's size, as stored or upright.
 
-    rotated_only: the size matters only where EXIF data ask for a rotation.
+    Returns the valid samples with the size and the orientation of their image, the properties of their files, and an
+    error message for each of the other samples. A sample of width 0 accepts any size, and its image is used upright.
+
+    rotated_only: check the size only of images that have an EXIF orientation.
     """
 
     def look(sample: Sample) -> Look | str:
@@ -82,8 +87,8 @@ def look_at(samples: Sequence[Sample], rotated_only: bool = False) -> tuple[list
         turn = turn_for(stored, size)
         return _size_fault(sample.path, stored, size) if turn is None else (sample.path, stored, turn)
 
-    with ThreadPool(8) as pool:  # the time goes into reading files
-        seen = list(progress(pool.imap(look, samples, chunksize=16), len(samples), "looking at images"))
+    with ThreadPool(8) as pool:  # most of the time is spent reading files
+        seen = list(progress(pool.imap(look, samples, chunksize=16), len(samples), "checking images"))
     found, looks = [], []
     for sample, result in zip(samples, seen, strict=True):
         if not isinstance(result, str):
@@ -95,9 +100,9 @@ def look_at(samples: Sequence[Sample], rotated_only: bool = False) -> tuple[list
 
 
 def read_sample(sample: Sample) -> np.ndarray:
-    """The pixels (H, W, 3) uint8 RGB that a sample's boxes are about.
+    """Read the image (H, W, 3) uint8 RGB of a sample, in the orientation that its boxes refer to.
 
-    Raises UserError for an image that cannot be read, or has not the sample's size either way.
+    Raises UserError if the image cannot be read, or if it does not have the sample's size, as stored or upright.
     """
     image, stored = decode_stored(read_bytes(sample.path), sample.path)
     size = (sample.width, sample.height)
@@ -109,7 +114,7 @@ def read_sample(sample: Sample) -> np.ndarray:
 
 
 def image_notes(looks: Sequence[Look]) -> list[Problem]:
-    """One note for each thing that is done to images beyond reading what is stored, with their number and the first."""
+    """Return a note for each kind of conversion (rotation, 16 bits), with the number of images and the first one."""
     groups: dict[str, list[Look]] = {kind: [] for kind in DONE}
     for look in looks:
         _, stored, turn = look
@@ -121,11 +126,11 @@ def image_notes(looks: Sequence[Look]) -> list[Problem]:
     for kind, some in groups.items():
         if some:
             path, stored, _ = some[0]
-            first = f"{path.name}, stored as {_pixels(stored.size)} with orientation {stored.orientation}"
+            first = f"{path.name}, stored as {_pixels(stored.size)} with EXIF orientation {stored.orientation}"
             notes.append(Problem(kind, str(path), f"{len(some)} image(s) {DONE[kind]}; the first is {first}."))
     few = [(stored.bits, path) for path, stored, _ in looks if stored.bits is not None and stored.bits < 16]
     for bits, number in sorted(Counter(bits for bits, _ in few).items()):
         path = next(path for own, path in few if own == bits)
-        what = f"{number} image(s) with 16 bits a channel use {bits} of them, values up to {(1 << bits) - 1}, and are "
-        notes.append(Problem("bits", str(path), f"{what}scaled by that; the first is {path.name}."))
+        what = f"{number} image(s) with 16 bits per channel use only {bits} of them (values up to {(1 << bits) - 1})"
+        notes.append(Problem("bits", str(path), f"{what} and are scaled accordingly; the first is {path.name}."))
     return notes

@@ -1,7 +1,7 @@
-"""Reading images. Pixels are uint8 RGB (H, W, 3), rotated as the caller asks: upright, or as they are stored.
+"""Read images. Pixels are uint8 RGB (H, W, 3), either as stored or rotated upright.
 
-The rotation is EXIF's orientation, of JPEG, PNG, WebP and TIFF alike. Values of 16-bit files are shifted to 8 bits by
-the number of bits that the file uses, see `bits_used`.
+The rotation is the EXIF orientation of JPEG, PNG, WebP and TIFF files. 16-bit values are shifted to 8 bits according to
+the number of bits that the file uses: see `bits_used`.
 """
 
 from __future__ import annotations
@@ -20,25 +20,27 @@ from PIL import Image, UnidentifiedImageError
 
 from fastrcnn.errors import UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # of the files of a data set that are its images
-# A picture with more is refused from its header, before it is decoded; Pillow's own limit.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # files of a data set with these suffixes are images
+# Larger images are rejected from their header, before they are decoded. This is Pillow's own limit.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
-MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")  # of a JPEG: no escaped 0xFF, filler or restart
+MARKER = re.compile(
+    rb"\xff([\x01-\xcf\xd8-\xfe])"
+)  # a JPEG marker other than an escaped 0xFF, a fill byte or a restart marker
 PNG = b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 ORIENTATION = 0x0112  # the EXIF tag
-UNDONE_BY = (0, 1, 2, 3, 4, 5, 8, 7, 6)  # the orientation that takes back another
+UNDONE_BY = (0, 1, 2, 3, 4, 5, 8, 7, 6)  # the inverse of each orientation
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An image as its file has it, before any rotation."""
+    """The properties of an image as it is stored in its file, before any rotation."""
 
     width: int
     height: int
-    orientation: int = 1  # EXIF's, 1 to 8, to apply so that the image is upright; 1 where the file has none
-    bits: int | None = None  # that the values of a 16-bit image use, see `bits_used`; known when it is decoded
-    mode: str = field(default="RGB", compare=False)  # Pillow's name for what a pixel is
+    orientation: int = 1  # EXIF orientation, 1 to 8, that makes the image upright; 1 if the file has none
+    bits: int | None = None  # used by the values of a 16-bit image, see `bits_used`; set by decoding
+    mode: str = field(default="RGB", compare=False)  # Pillow's mode of the image
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,26 +49,27 @@ class Stored:
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Width and height when the orientation is applied."""
+        """Width and height after the orientation is applied."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
     def rotated(self, turn: int) -> tuple[int, int]:
-        """Width and height as `turn_for` decides: 1 for the image as stored, else upright."""
+        """Return width and height, as stored if `turn` is 1, otherwise upright. See `turn_for`."""
         return self.size if turn == 1 else self.upright
 
 
 def read_image(path: Path, turn: int | None = None) -> np.ndarray:
-    """The image in a file. Gray, palette, CMYK and transparent images become RGB; 16-bit ones are scaled.
+    """Read an image file. Greyscale, palette, CMYK and transparent images become RGB; 16-bit values are scaled.
 
-    turn: the EXIF orientation to apply, 1 for the image as it is stored; None: the file's own, so that it is upright.
+    turn: the EXIF orientation to apply. 1 returns the image as stored. None applies the file's own orientation, which
+    makes the image upright.
 
-    Raises UserError for a file that is missing, empty, cut short, no image, or has more than MAX_PIXELS.
+    Raises UserError if the file is missing, empty, truncated, not an image, or has more than MAX_PIXELS pixels.
     """
     return decode(read_bytes(path), path, turn)
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's content; UserError where it cannot be read or has none."""
+    """Return the contents of a file. Raises UserError if it cannot be read or is empty."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -77,34 +80,36 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(data: bytes, path: Path, turn: int | None = None) -> np.ndarray:
-    """The image in the bytes of a file; `path` is for messages only. Otherwise as `read_image`."""
+    """Decode the contents of an image file. `path` is used only in messages. See `read_image`."""
     image, stored = decode_stored(data, path)
     return apply_orientation(image, stored.orientation if turn is None else turn)
 
 
 def decode_stored(data: bytes, path: Path) -> tuple[np.ndarray, Stored]:
-    """The image in the bytes of a file, not rotated, and what the file says of it. Raises UserError as `read_image`."""
+    """Decode the contents of an image file without rotating the image. Also return its properties. See `read_image`."""
     stored = read_header(data, path)
     image: np.ndarray | None = None
-    if data[:2] != b"\xff\xd8" or _reaches_its_end(data):  # what a cut JPEG lacks some decoders fill with gray
+    if data[:2] != b"\xff\xd8" or _reaches_its_end(data):  # some decoders fill a truncated JPEG with grey
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        if data.startswith((PNG, *TIFF, b"P5", b"P6")):  # other formats declare their depth, and OpenCV uses it
+        if data.startswith(
+            (PNG, *TIFF, b"P5", b"P6")
+        ):  # for other formats, OpenCV uses the depth that the file declares
             flags |= cv2.IMREAD_ANYDEPTH
         with suppress(cv2.error):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if image is None:
-        raise UserError(f"{path}: not a picture that can be decoded, or cut short.")
+        raise UserError(f"{path}: the image cannot be decoded. The file is truncated, damaged or not an image.")
     if image.dtype == np.uint16:
         bits = bits_used(image, data)
         stored = replace(stored, bits=bits)
         image = np.right_shift(image, bits - 8).astype(np.uint8)
-    if data.startswith(TIFF):  # OpenCV rotates these, whatever the flags say
+    if data.startswith(TIFF):  # OpenCV rotates TIFF files even with IMREAD_IGNORE_ORIENTATION
         image = apply_orientation(image, UNDONE_BY[stored.orientation])
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), stored
 
 
 def apply_orientation(image: np.ndarray, orientation: int) -> np.ndarray:
-    """An image (H, W, ...) as stored, rotated and mirrored as an EXIF orientation from 1 to 8 asks."""
+    """Rotate and mirror a stored image (H, W, ...) according to its EXIF orientation, 1 to 8."""
     if orientation >= 5:
         image = image.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -115,10 +120,10 @@ def apply_orientation(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def bits_used(image: np.ndarray, data: bytes = b"") -> int:
-    """How many of the 16 bits of an image (H, W, ...) uint16 its values use: the fewest of 8, 10, 12, 14 and 16.
+    """Return the number of bits that a uint16 image (H, W, ...) uses: the smallest of 8, 10, 12, 14 and 16 that fits.
 
-    A PNG's sBIT chunk, where `data` has one, takes precedence: it names the number, unless the values fill 16 bits with
-    zeros below, as the PNG standard asks; then all 16 count.
+    The sBIT chunk of a PNG takes precedence if `data` has one: it gives the number of significant bits. If the values
+    are shifted left to fill 16 bits, as the PNG standard requires, the result is 16.
     """
     largest = int(image.max(initial=0))
     named = _named_bits(data)
@@ -129,7 +134,7 @@ def bits_used(image: np.ndarray, data: bytes = b"") -> int:
 
 
 def _named_bits(data: bytes) -> int | None:
-    """What the sBIT chunk of a PNG says, for the channel that has most; None where there is none that makes sense."""
+    """Return the bits of the sBIT chunk of a PNG, the maximum over the channels. None if there is no valid chunk."""
     at = 8
     while data.startswith(PNG) and at + 8 <= len(data) and (kind := data[at + 4 : at + 8]) != b"IDAT":
         length = int.from_bytes(data[at : at + 4], "big")
@@ -141,10 +146,10 @@ def _named_bits(data: bytes) -> int | None:
 
 
 def inspect(path: Path) -> Stored:
-    """What a file says of its image, which is looked at just far enough to know that it is whole.
+    """Return the properties of an image file, and check that the file is complete.
 
-    JPEG and PNG have a mark at their end; other images, and 16-bit PNGs for their bits, are decoded. Raises UserError
-    as `read_image` does.
+    For JPEG and PNG files, the end marker is checked. Files of other formats are decoded, and so are 16-bit PNGs,
+    because the number of used bits depends on the pixels. Raises UserError: see `read_image`.
     """
     data = read_bytes(path)
     jpeg = data.startswith(b"\xff\xd8")
@@ -152,12 +157,12 @@ def inspect(path: Path) -> Stored:
         return decode_stored(data, path)[1]
     stored = read_header(data, path)
     if not (_reaches_its_end(data) if jpeg else b"IEND\xaeB`\x82" in data):
-        raise UserError(f"{path}: the picture is cut short.")
+        raise UserError(f"{path}: the image is truncated: its end marker is missing.")
     return stored
 
 
 def _reaches_its_end(jpeg: bytes) -> bool:
-    """Whether the picture's end marker is there. Thumbnails within and data after the end do not confuse it."""
+    """Return whether a JPEG contains its end marker. Markers of embedded thumbnails are not counted."""
     at = 2
     while found := MARKER.search(jpeg, at):
         marker = found[1][0]
@@ -170,52 +175,57 @@ def _reaches_its_end(jpeg: bytes) -> bool:
 
 
 def is_deep(data: bytes) -> bool:
-    """Whether the bytes of a file are a PNG of 16 bits a channel, by its header."""
+    """Return whether the contents of a file start with the header of a PNG with 16 bits per channel."""
     return data.startswith(PNG) and data[24:25] == b"\x10"
 
 
 def read_header(data: bytes, path: Path) -> Stored:
-    """Size and orientation from the header alone. Raises UserError for what is no image or has too many pixels."""
+    """Read size and orientation from the header of an image.
+
+    Raises UserError if the file is not an image or has too many pixels.
+    """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # below the limit is below the limit
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # Pillow warns at half of its limit
             with Image.open(io.BytesIO(data)) as header:
                 width, height = header.size
                 if width * height > MAX_PIXELS:
                     raise UserError(
-                        f"{path}: {width} x {height} pixels are more than the {MAX_PIXELS:,} allowed; refused."
+                        f"{path}: the image has {width} x {height} pixels, more than the maximum of {MAX_PIXELS:,}. "
+                        "Resize it."
                     )
                 orientation = _orientation(header, data)
                 if (tags := getattr(header, "tag_v2", None)) is not None and data.startswith(TIFF):
-                    width, height = int(tags[256]), int(tags[257])  # Pillow gives the size after the rotation
+                    width, height = int(tags[256]), int(tags[257])  # Pillow returns the size after the rotation
                     if (bits := max(tags.get(258, (1,)))) > 16:
                         raise UserError(
-                            f"{path}: has {bits} bits a channel; convert it to 8 or 16, scaled to their range."
+                            f"{path}: the image has {bits} bits per channel. "
+                            "Convert it to 8 or 16 bits, scaled to their range."
                         )
     except Image.DecompressionBombError:
-        raise UserError(f"{path}: has more than the {MAX_PIXELS:,} pixels allowed; refused.") from None
+        raise UserError(f"{path}: the image has more pixels than the maximum of {MAX_PIXELS:,}. Resize it.") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, KeyError, TypeError):
-        kinds = " TIFFs are read with 8 or 16 bits a channel, whole numbers." if data.startswith(TIFF) else ""
-        raise UserError(f"{path}: not a picture, or cut short.{kinds}") from None
+        kinds = " TIFF files must have integer channels of 8 or 16 bits." if data.startswith(TIFF) else ""
+        raise UserError(f"{path}: the file is not an image, or it is truncated.{kinds}") from None
     return Stored(width, height, orientation, mode=header.mode)
 
 
 def _orientation(header: Image.Image, data: bytes) -> int:
-    # For a PNG without EXIF before its pixels Pillow decodes it all, to look behind them.
+    # If a PNG has no EXIF data before its pixels, Pillow decodes the entire image to search after them.
     if data.startswith(PNG) and "exif" not in header.info and b"eXIf" not in data and b"Raw profile" not in data:
         return 1
-    if data.startswith(TIFF):  # the tag alone, as OpenCV rotates by that; Pillow also looks into XMP
+    if data.startswith(TIFF):  # use only the tag, because OpenCV rotates by it; Pillow also reads XMP
         return _valid(getattr(header, "tag_v2", {}).get(ORIENTATION))
     return orientation_of(header)
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation of an image of Pillow's; 1 where it has none, or one that cannot be understood."""
+    """Return the EXIF orientation of a Pillow image, or 1 if it has none or an invalid one."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # whatever broken EXIF data lead Pillow to; the image itself is sound
+    except Exception:  # invalid EXIF data can raise anything; the image itself is still usable
         return 1
     return _valid(found)
 
@@ -225,9 +235,9 @@ def _valid(orientation: object) -> int:
 
 
 def pixels_key(data: bytes, turn: int) -> bytes:
-    """Bytes that differ where the pixels differ that a file and a rotation give, for keys of what is computed of them.
+    """Return a cache key for values that are computed from the pixels of a file after a rotation.
 
-    Files whose pixels an earlier version of this module read otherwise, 16-bit PNGs and TIFFs, have another key now.
+    16-bit PNGs and TIFF files have a different key than in earlier versions, which decoded them differently.
     """
     key = hashlib.sha256(data).digest()
     if turn != 1:

@@ -1,4 +1,4 @@
-"""Batches: which images go together, and how they become tensors."""
+"""Batches: which images they contain, and how they become tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastrcnn.structures import Batch, Sample, View
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """A Batch of images, padded with 0 to the largest height and width among them."""
+    """Collate images into a Batch, padded with 0 to the largest height and width among them."""
     absent = np.zeros((0, 0, 3), np.uint8)
     images, sizes = pad([as_tensor(absent if e.image is None else e.image) for e in examples])
     return Batch(
@@ -40,17 +40,17 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def pixels(sample: Sample, view: View) -> torch.Tensor:
-    """The view of an image (3, H, W) uint8, read anew. Raises UserError as `read_sample` does."""
+    """Read an image file and return the view (3, H, W) uint8. Raises UserError: see `read_sample`."""
     return as_tensor(show(read_sample(sample), view)[0])
 
 
 def as_tensor(image: np.ndarray) -> torch.Tensor:
-    """An image (H, W, 3) as a tensor (3, H, W)."""
+    """Convert an image (H, W, 3) to a tensor (3, H, W)."""
     return torch.from_numpy(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
 
 
 def with_pixels(batch: Batch) -> Batch:
-    """The batch with the pixels of all its images; those that are absent are read."""
+    """Return the batch with the pixels of all images. Missing pixels are read from the image files."""
     if batch.sizes.all():
         return batch
     shown = [
@@ -62,7 +62,7 @@ def with_pixels(batch: Batch) -> Batch:
 
 
 def pad(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images or maps (C, H_i, W_i) as one (N, C, H, W), with 0 at the right and the bottom; and their sizes (N, 2)."""
+    """Stack images or feature maps (C, H_i, W_i), padded with 0 at the right and bottom. Also return sizes (N, 2)."""
     sizes = torch.tensor([image.shape[1:] for image in images], device="cpu")
     shape = len(images), len(images[0]), *sizes.amax(dim=0).tolist()
     padded = torch.zeros(shape, dtype=images[0].dtype, device="cpu")
@@ -73,12 +73,15 @@ def pad(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(eq=False)
 class EndlessBatches(Sampler[list[tuple[int, int]]]):
-    """Lists of (epoch, index) without end, every image once an epoch, in an order that the seed decides.
+    """Endless batches of (epoch, index) pairs. Each epoch contains every image once, in an order given by the seed.
 
-    Batches run on over the end of an epoch, so that none is short. start: number of batches already used by the run
-    that is being resumed. part: of how many processes this is which, (number, of); each has an equal share of every
-    batch, and batch_size is of all together. wide: for each image whether it is wider than high; then such images
-    and the others are put into separate batches, as far as they fill them, so that less is padded.
+    A batch can contain images of two epochs, so all batches have the same size.
+
+    batch_size: number of images in a batch, over all processes.
+    start: number of batches that the run used before it was resumed.
+    part: (rank, number of processes). Each process gets an equal share of every batch.
+    wide: whether each image is wider than high. If given, wide images and other images are put into separate batches
+    as far as they fill them, which reduces padding.
     """
 
     length: int
@@ -107,24 +110,26 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
         order = np.random.default_rng((self.seed, epoch)).permutation(self.length)
         if self.wide is None:
             return order
-        begun = -epoch * self.length % self.batch_size  # so many complete the batch that the last epoch began
+        begun = -epoch * self.length % self.batch_size  # images that complete the last batch of the previous epoch
         places = np.arange(begun, self.length)
         batches, left = [], []
         for alike in (places[self.wide[order[begun:]]], places[~self.wide[order[begun:]]]):
             full = len(alike) - len(alike) % self.batch_size
             batches.extend(alike[:full].reshape(-1, self.batch_size))
             left.extend(alike[full:])
-        batches.sort(key=lambda batch: int(batch[0]))  # as they are drawn, neither kind first
+        batches.sort(key=lambda batch: int(batch[0]))  # in random order, so that neither kind comes first
         return order[np.concatenate([np.arange(min(begun, self.length)), *batches, np.sort(left)]).astype(np.int64)]
 
 
 class WorkerDiedError(UserError):
-    """A process that loads images is gone, and the batches that it was to make."""
+    """A process that loads images died, and the batches assigned to it are lost."""
 
 
 class Loader(DataLoader):
-    """A DataLoader whose workers' UserErrors arrive as they were raised, without the workers' traceback, and which
-    says of a worker that died what it died of: WorkerDiedError, raised where a batch is asked for and nowhere else."""
+    """A DataLoader that re-raises a worker's UserError without the worker's traceback.
+
+    If a worker process dies, the next batch raises WorkerDiedError with the cause.
+    """
 
     def __iter__(self) -> Iterator:  # type: ignore[override]
         if not self.num_workers:
@@ -137,13 +142,13 @@ class Loader(DataLoader):
         try:
             with start_method(method):
                 iterator = super().__iter__()
-        except (OSError, EOFError):  # from the pipe to a process that imports a script
+        except (OSError, EOFError):  # from the pipe to a process that is importing the main script
             if method == "fork":
                 raise
-            raise WorkerDiedError(f"A process that loads images ended while it started. {missing_guard()}") from None
+            raise WorkerDiedError(f"A process that loads images ended during its start. {missing_guard()}") from None
         if answered is not None and threading.current_thread() is threading.main_thread():
-            # torch has set a handler that raises wherever the program is, in the middle of a step or a checkpoint.
-            # Without it a death is noticed when a batch does not come, within five seconds.
+            # torch installed a handler that raises at any point of the program, even while a checkpoint is written.
+            # Without this handler, a dead worker is noticed within five seconds, when its batch does not arrive.
             signal.signal(signal.SIGCHLD, answered)
         own = [process for process in multiprocessing.active_children() if process not in others]
         ended = False
@@ -152,43 +157,43 @@ class Loader(DataLoader):
             ended = True
         except UserError as error:
             raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].rstrip()) from None
-        except (RuntimeError, OSError, EOFError) as error:  # by chance: no batch, or a part of one
-            # A pipe that closes belongs to a process that is about to be gone, which takes a while on a busy machine.
+        except (RuntimeError, OSError, EOFError) as error:  # no batch arrived, or only a part of one
+            # A closed pipe belongs to a process that is about to end, which can take a while on a busy machine.
             if dead := _dead(own, within=1.0 if isinstance(error, RuntimeError) else 60.0):
                 if any(process.exitcode == UNGUARDED for process in dead):
                     raise UserError(missing_guard()) from None
                 raise WorkerDiedError(_obituary(dead)) from None
             raise
         finally:
-            if not ended:  # one that died may have taken a lock with it, for which the others would wait for ever
+            if not ended:  # a worker that died may have held a lock that the others would wait for forever
                 for process in own:
                     process.kill()
 
 
 def _dead(processes: Sequence[BaseProcess], within: float) -> list[BaseProcess]:
-    """Those that have ended; where there is none, those that do in so many seconds."""
+    """Return the processes that have ended. If there are none, wait up to `within` seconds for the first."""
     ended = wait([process.sentinel for process in processes], timeout=within)
     for process in processes:
-        if process.sentinel in ended:  # its files are closed; the system may need a moment more
+        if process.sentinel in ended:  # its files are closed, but its end can take a moment longer
             process.join(60.0)
     return [process for process in processes if not process.is_alive()]
 
 
 def _obituary(dead: Sequence[BaseProcess]) -> str:
-    """What the processes died of, and what helps."""
+    """Return an error message with the causes of death and advice."""
     causes = []
     for process in dead:
         code = process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         causes.append(f"{process.pid} ({how})")
     return (
-        f"a process that loads pictures died: {', '.join(causes)}. Most likely the system killed it because memory ran "
-        "out: fewer of them (runtime.workers; 0 is possible) or smaller images need less."
+        f"A process that loads images died: {', '.join(causes)}. The system probably killed it because memory ran out. "
+        "Reduce runtime.workers (0 is possible), or use smaller images."
     )
 
 
 def start_worker(_number: int) -> None:
-    """Prepares a process that loads images."""
+    """Prepare a worker process for loading images."""
     prepare((signal.SIGINT, signal.SIGTERM))
 
 
@@ -200,8 +205,12 @@ def training_loader(
     pin_memory: bool = False,
     group_aspects: bool = False,
 ) -> DataLoader:
-    """Batches without end for training, from batch number `start` on. In a group of processes (see distributed.py)
-    this one's share of each. group_aspects: pictures wider than high, and the others, in batches of their own."""
+    """Return a loader of endless training batches that begins with batch number `start`.
+
+    In distributed training, each process gets its share of every batch: see distributed.py.
+
+    group_aspects: put images that are wider than high and other images into separate batches.
+    """
     wide = np.array([s.width > s.height for s in dataset.samples]) if group_aspects else None
     part = distributed.rank(), distributed.size()
     return Loader(
@@ -215,26 +224,29 @@ def training_loader(
 def detection_loader(
     dataset: DetectionDataset, batch_size: int = 1, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Every picture once, in order, as pyramids: for so many pictures a list of batches, one for each short side. In
-    a group of processes this one's share, see distributed.in_order."""
+    """Return a loader of image pyramids that contains every image once, in order.
+
+    Each item is a list of batches of the same `batch_size` images, one batch for each short side. With several
+    processes, each gets its share of the images: see distributed.in_order.
+    """
     levels = dataset.augmentation.levels()
     own = Views(dataset, [(index, levels) for index in distributed.share(range(len(dataset)))])
     return Loader(own, batch_size=batch_size, collate_fn=collate_pyramids, **_options(workers, pin_memory))
 
 
 def views_loader(dataset: DetectionDataset, chosen: Sequence[tuple[int, View]], workers: int = 0) -> DataLoader:
-    """Each of the chosen views (number of the image, view), in order, as a pyramid with this level alone."""
+    """Return a loader of the given (image index, view) pairs, in order. Each item is a pyramid with only this level."""
     own = Views(dataset, [(index, [view]) for index, view in chosen])
     return Loader(own, batch_size=1, collate_fn=collate_pyramids, **_options(workers, False))
 
 
 def collate_pyramids(pyramids: Sequence[list[Example]]) -> list[Batch]:
-    """For each level of the pictures' pyramids a Batch."""
+    """Collate the image pyramids into one Batch for each level."""
     return [collate(level) for level in zip(*pyramids, strict=True)]
 
 
 def _options(workers: int, pin_memory: bool) -> dict:
-    # A generator of its own: a DataLoader's iterator draws a number, which must not come from the global generator.
+    # The iterator of a DataLoader draws a random number, which must not come from the global generator.
     generator = torch.Generator().manual_seed(0)
     return {
         "num_workers": workers,

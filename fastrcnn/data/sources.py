@@ -1,4 +1,4 @@
-"""What `source=` may mean: a picture, a folder, a pattern, a list of pictures in a text file, or a video."""
+"""Inputs that `source=` accepts: an image, a folder, a glob pattern, a text file with image paths, or a video."""
 
 from __future__ import annotations
 
@@ -21,57 +21,60 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 
 
 def is_video(source: str) -> bool:
-    """Whether `source` names a file that a video would be in."""
+    """Return whether `source` is an existing file with a video suffix."""
     path = Path(source).expanduser()
     return path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
 
 
 def pictures(source: str) -> list[Path]:
-    """The pictures that `source` means: a file, a folder, a pattern, or a text file with a path a line.
+    """Return the image files of a source: a file, a folder, a glob pattern, or a text file with one path per line.
 
-    Raises UserError where there is none, and for lines of a list that name no file.
+    Raises UserError if there are none, or if a file that the text file lists does not exist.
     """
     path, kinds = Path(source).expanduser(), ", ".join(IMAGE_SUFFIXES)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
-        fault = f"the folder has no picture ({kinds}); those in folders below: source='{path}/**'"
+        fault = f"the folder contains no images ({kinds}). To search its subfolders as well, use source='{path}/**'"
     elif path.is_file() and path.suffix.lower() == ".txt":
-        found, fault = paths_in_list(path), "the list names no picture; it should have a path on each line"
+        found, fault = paths_in_list(path), "the text file lists no images. It must contain one path per line"
     elif path.exists():
         return [path]
     else:
         matching = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-        found = [p for p in matching if p.suffix.lower() in IMAGE_SUFFIXES] or matching  # '*.tif' was meant so
-        fault = f"there is no such file, folder or pattern ({kinds})"
+        found = [
+            p for p in matching if p.suffix.lower() in IMAGE_SUFFIXES
+        ] or matching  # '*.tif' selects other formats explicitly
+        fault = f"no such file or folder, and no file matches it as a pattern. Images are files in {kinds}"
     if not found:
         raise UserError(f"source={source}: {fault}.")
     return found
 
 
 def paths_in_list(path: Path) -> list[Path]:
-    """The files that a list names, a path on each line, as it is or from the list's folder; empty lines do not count.
+    """Return the files that a text file lists, one path per line. Empty lines are ignored.
 
-    Raises UserError with the numbers of all lines that name no file.
+    Relative paths start at the folder of the text file. Raises UserError if files are missing; the message lists them
+    with their line numbers.
     """
     names = {number: name for number, line in enumerate(read_lines(path), 1) if (name := line.strip())}
     files = {number: path.parent / Path(name).expanduser() for number, name in names.items()}
-    missing = [f"{path}, line {n}: there is no file {file}." for n, file in files.items() if not file.is_file()]
+    missing = [f"{path}, line {n}: the file {file} does not exist." for n, file in files.items() if not file.is_file()]
     if missing:
         more = [f"... and {len(missing) - 10} more"] if len(missing) > 10 else []
-        advice = "Paths begin at the folder of the list, unless they are whole."
+        advice = "Relative paths start at the folder of the text file."
         raise UserError("\n".join([*missing[:10], *more, advice]))
     return list(files.values())
 
 
 def image_ids(paths: Sequence[Path]) -> list[str]:
-    """An id for each picture, no two the same: the file's name, with its folder where two agree."""
+    """Return a unique id for each image: the stem of its file name, or FOLDER_NAME if several files share a stem."""
     stems = Counter(path.stem for path in paths)
     taken: set[str] = set()
     found = []
     for path in paths:
         image_id = name = path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.name}"
         number = 1
-        while image_id in taken:  # folders of one name in different places
+        while image_id in taken:  # several folders with the same name
             number += 1
             image_id = f"{name}_{number}"
         taken.add(image_id)
@@ -80,15 +83,18 @@ def image_ids(paths: Sequence[Path]) -> list[str]:
 
 
 def samples_of(paths: Sequence[Path]) -> list[Sample]:
-    """Samples of images that nothing is known about, which `look_at` completes."""
+    """Return samples without annotations for the images. Their sizes are unknown: see `look_at`."""
     return [without_objects(image_id, path) for image_id, path in zip(image_ids(paths), paths, strict=True)]
 
 
 def decode_each(
     paths: Mapping[str, Path], looks: list[Look], faults: list[str]
 ) -> Generator[tuple[str, np.ndarray], None, None]:
-    """Ids and pixels (H, W, 3) uint8 RGB, upright, of the files (by id) that can be decoded. Adds to `looks` what they
-    say, and to `faults` what is wrong with the others. Threads decode the next files ahead."""
+    """Decode image files (by id). Yield the id and the upright pixels (H, W, 3) uint8 RGB of each valid file.
+
+    Appends the properties of valid files to `looks` and the error messages of the others to `faults`. Threads decode
+    the next files in advance.
+    """
 
     def decode(path: Path) -> tuple[np.ndarray, Stored]:
         image, stored = decode_stored(read_bytes(path), path)

@@ -1,4 +1,4 @@
-"""Scaling and varying images and their boxes. Images are uint8 RGB (H, W, 3)."""
+"""Resize and augment images and their boxes. Images are uint8 RGB (H, W, 3)."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 
 from fastrcnn.structures import View
 
-LEAST_PART = 0.5  # of an image's side, in a part of it
+LEAST_PART = 0.5  # minimum side of a crop, as a fraction of the image's side
 
 
 def scale_for(width: int, height: int, short_side: int, long_side: int) -> float:
-    """Factor that makes the short side `short_side` pixels long, but the long side at most `long_side`."""
+    """Return the factor that makes the short side `short_side` pixels long, and the long side at most `long_side`."""
     return min(short_side / min(width, height), long_side / max(width, height))
 
 
 def resize(image: np.ndarray, scale: float) -> np.ndarray:
-    """The image scaled, bilinear, as the author's code does with cv2.resize."""
+    """Resize an image bilinearly with cv2.resize, like the author's code."""
     if scale == 1.0:
         return image
-    if min(image.shape[:2]) * scale <= 0.5:  # of an image a thousand times as long as wide nothing would be left
+    if min(image.shape[:2]) * scale <= 0.5:  # the short side of a very elongated image would become 0
         height, width = (max(1, round(side * scale)) for side in image.shape[:2])
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
 
 
 def flip_boxes(boxes: np.ndarray, width: float, axis: int = 0) -> np.ndarray:
-    """Boxes (R, 4) in the mirror image of an image `width` wide; `axis` 1 turns it upside down (`width`: height)."""
+    """Flip boxes (R, 4) horizontally in an image of this width. axis=1: flip vertically; `width` is the height."""
     flipped = boxes.copy()
     flipped[:, axis] = width - boxes[:, axis + 2]
     flipped[:, axis + 2] = width - boxes[:, axis]
@@ -36,7 +36,7 @@ def flip_boxes(boxes: np.ndarray, width: float, axis: int = 0) -> np.ndarray:
 
 
 def show(image: np.ndarray, view: View) -> tuple[np.ndarray, float]:
-    """The image as the view has it, and the factor from the original's pixels to its own."""
+    """Apply a view to an image. Also return the scale factor from the original image to the result."""
     scale = scale_in(view, image.shape[1], image.shape[0])
     if view.part is not None:
         x1, y1, x2, y2 = view.part
@@ -44,30 +44,30 @@ def show(image: np.ndarray, view: View) -> tuple[np.ndarray, float]:
     if view.transposed:
         image = cv2.transpose(image)
     if view.mirrored:
-        image = cv2.flip(image, 1)  # a quarter of the time of numpy's copy
+        image = cv2.flip(image, 1)  # four times as fast as a copy by numpy
     if view.upside_down:
         image = cv2.flip(image, 0)
     image = resize(image, scale)
     if view.colour is not None:
         gains, offsets = (np.array(values) for values in view.colour)
-        levels = np.arange(256)[:, None]  # contrast about the middle gray, then brightness
+        levels = np.arange(256)[:, None]  # contrast around mid-grey, then brightness
         table = (levels - 128) * (1 + gains) + 128 + 255 * offsets  # (256, 3)
         image = cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
     return image, scale
 
 
 def scale_in(view: View, width: int, height: int) -> float:
-    """The factor from the pixels of an image of this size to those of the view."""
+    """Return the scale factor of the view for an image of this size."""
     return scale_for(*size_in(view, width, height), view.short_side, view.long_side)
 
 
 def size_in(view: View, width: int, height: int) -> tuple[int, int]:
-    """Width and height, in pixels of the image, of what the view shows before it is transposed."""
+    """Return width and height of the part of the image that the view shows, in image pixels, before transposing."""
     return (width, height) if view.part is None else (view.part[2] - view.part[0], view.part[3] - view.part[1])
 
 
 def boxes_in(view: View, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Boxes (R, 4) of an image of this size, cut off and turned as the view does it but not scaled."""
+    """Crop, transpose and flip boxes (R, 4) of an image of this size like the view, without scaling them."""
     if view.part is not None:
         x1, y1, x2, y2 = view.part
         low, high = np.array([[x1, y1, x1, y1], [x2, y2, x2, y2]], boxes.dtype)
@@ -83,7 +83,7 @@ def boxes_in(view: View, boxes: np.ndarray, width: int, height: int) -> np.ndarr
 
 
 def seen_in(view: View, boxes: np.ndarray) -> np.ndarray:
-    """Which of the boxes (R, 4) the view shows (R,) bool: those of which half or more lies in its part."""
+    """Return a mask (R,) of the boxes (R, 4) that the view shows: at least half of their area is in its part."""
     if view.part is None:
         return np.ones(len(boxes), bool)
     x1, y1, x2, y2 = view.part
@@ -95,10 +95,10 @@ def seen_in(view: View, boxes: np.ndarray) -> np.ndarray:
 def part_with_objects(
     boxes: np.ndarray, width: int, height: int, numbers: np.ndarray
 ) -> tuple[int, int, int, int] | None:
-    """A part of an image that has one of the objects (G, 4), and cuts none; None for all of the image.
+    """Return a crop x1 y1 x2 y2 that contains at least one object (G, 4) and cuts none, or None for the entire image.
 
-    numbers: 5 from 0 to 1, which decide the object, the part's size, each side LEAST_PART of the image's or more, and
-    its place. A part that cuts an object grows until it has all of it.
+    numbers: 5 random numbers from 0 to 1 that select the object, the size of the crop and its position. Each side of
+    the crop is at least LEAST_PART of the image's side. A crop that cuts an object is enlarged to contain it.
     """
     if not len(boxes):
         return None
@@ -122,13 +122,13 @@ def part_with_objects(
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images vary. The paper's: one of the short sides, and a mirror image half of the time.
+    """The random augmentation of training images. The paper uses only `short_sides` and `flip`.
 
-    short_sides: one of them is drawn for each image, each time.
-    flip, flip_vertical, transpose: probability .5 each. The second and third suit images without an up and down.
-    colour: contrast and brightness vary by up to this share, each channel on its own; 0 for none.
-    mirrored: `levels` are of the mirror image.
-    crop: share of the images of which only a part is shown, which cuts no object.
+    short_sides: one of them is chosen at random for each view.
+    flip, flip_vertical, transpose: each has probability 0.5. The last two suit images that have no natural "up".
+    colour: maximum relative change of contrast and brightness, independent for each channel; 0 disables it.
+    mirrored: `levels` returns horizontally flipped views.
+    crop: probability of a random crop that cuts no object.
     """
 
     short_sides: tuple[int, ...] = (600,)
@@ -141,12 +141,12 @@ class Augmentation:
     crop: float = 0.0
 
     def levels(self) -> list[View]:
-        """The image at each of the short sides; nothing is left to chance, as detection needs it."""
+        """Return one view for each short side, without random changes. Detection uses these."""
         return [View(side, self.long_side, mirrored=self.mirrored) for side in self.short_sides]
 
     def view(self, rng: np.random.Generator, boxes: np.ndarray, width: int, height: int) -> View:
-        """A view drawn at random, of an image of this size with objects (G, 4)."""
-        # All numbers are drawn whether they are needed or not: switching one thing off leaves the others as they were.
+        """Return a random view of an image of this size with objects (G, 4)."""
+        # All random numbers are always drawn, so that disabling one change does not affect the others.
         which, flip, upside_down, swap = rng.integers(len(self.short_sides)), *rng.random(3)
         gains, offsets = rng.uniform(-1, 1, (2, 3)) * self.colour
         cut, numbers = rng.random(), rng.random(5)

@@ -1,4 +1,4 @@
-"""Frames of a video, in and out, by OpenCV."""
+"""Read and write videos with OpenCV."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ import numpy as np
 
 from fastrcnn.errors import UserError
 
-USUAL_RATE = 25.0  # frames a second, where a file does not say
-WRITERS = (("mp4v", ".mp4"), ("MJPG", ".avi"))  # what is tried; OpenCV has the second everywhere
+USUAL_RATE = 25.0  # frames per second, if the file has no valid rate
+WRITERS = (("mp4v", ".mp4"), ("MJPG", ".avi"))  # tried in this order; every OpenCV build supports the second
 
 
 @dataclass(frozen=True)
 class Frame:
-    """number: counted from 0. time: seconds from the beginning. image: (H, W, 3) uint8 RGB."""
+    """A frame of a video.
+
+    number: counted from 0. time: seconds from the start. image: (H, W, 3) uint8 RGB.
+    """
 
     number: int
     time: float
@@ -26,10 +29,10 @@ class Frame:
 
 
 class Video:
-    """A video file that is read once, from its beginning; frames are upright, as the file's rotation asks.
+    """A video file that is read once, from its start. Frames are rotated upright according to the file's metadata.
 
-    rate: frames a second. length: number of frames as the file says it, which may be wrong.
-    Raises UserError for what OpenCV cannot read.
+    rate: frames per second. length: number of frames according to the file, which can be wrong.
+    Raises UserError if OpenCV cannot read the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,13 +40,13 @@ class Video:
         self._capture = cv2.VideoCapture(str(path))
         self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
         if not self._capture.isOpened():
-            raise UserError(f"{path}: not a video that OpenCV can read; convert it to .mp4 (H.264) or .avi.")
+            raise UserError(f"{path}: OpenCV cannot read this video. Convert it to .mp4 (H.264) or .avi.")
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = rate if 0 < rate < 1000 else USUAL_RATE
         self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def frames(self) -> Iterator[Frame]:
-        """Raises UserError where there is not one."""
+        """Yield the frames of the video. Raises UserError if there are none."""
         for number in itertools.count():
             there, image = self._capture.read()
             if not there:
@@ -51,14 +54,17 @@ class Video:
             yield Frame(number, number / self.rate, cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
         self._capture.release()
         if number == 0:
-            raise UserError(f"{self.path}: no frame of the video can be decoded; it is empty, cut short or damaged.")
+            raise UserError(f"{self.path}: no frame can be decoded. The video is empty, truncated or damaged.")
 
 
 class VideoFile:
-    """A video file that grows by a frame at a time, all of one size; whole when it is closed."""
+    """A video file that is written frame by frame. All frames have the same size. `close` completes the file."""
 
     def __init__(self, stem: Path, rate: float, width: int, height: int) -> None:
-        """stem: the file without its suffix, which depends on what OpenCV can write here. Raises UserError."""
+        """Create the file. Raises UserError if OpenCV cannot.
+
+        stem: the path without suffix. The suffix depends on the codecs that OpenCV has here.
+        """
         for code, suffix in WRITERS:
             self.path = stem.with_name(stem.name + suffix)
             fourcc = cv2.VideoWriter.fourcc(*code)
@@ -66,10 +72,10 @@ class VideoFile:
             if self._writer.isOpened():
                 return
             self.path.unlink(missing_ok=True)
-        raise UserError(f"{stem}: OpenCV can write no video there ({', '.join(s for _, s in WRITERS)}).")
+        raise UserError(f"{stem}: OpenCV cannot write a video here (tried {', '.join(s for _, s in WRITERS)}).")
 
     def write(self, image: np.ndarray) -> None:
-        """image: (H, W, 3) uint8 RGB."""
+        """Append a frame (H, W, 3) uint8 RGB."""
         self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """RoI operators and non-maximum suppression.
 
-Imports torch, torchvision, numpy and the standard library only: this folder can be copied out whole and used
-on its own. README.md beside this file is the contract.
+This folder imports only torch, torchvision, numpy and the standard library, so it can be copied into other projects.
+README.md in this folder is the specification.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ __all__ = ["RoIAlign", "RoIPool", "RoIWarp", "batched_nms", "nms", "roi_align", 
 
 
 def __getattr__(name: str) -> Any:
-    """torchvision's RoIAlign, imported when it is asked for: see torchvision_backend."""
+    """Import torchvision's RoIAlign on first access, because the import is slow: see torchvision_backend."""
     if name == "RoIAlign":
         from torchvision.ops import RoIAlign
 

@@ -1,7 +1,7 @@
-"""The arguments that every RoI operator takes: their names, their checks and their normal forms.
+"""Checks and conversions of the arguments of the RoI operators.
 
-All messages are made here, before a backend is chosen, so that they are the same on every device. Each one
-begins with the name of the argument at fault.
+Arguments are checked before a backend is chosen, so the error messages are the same on every device. Each message
+begins with the name of the invalid argument.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 def also_called(**others: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorator: lets keyword arguments have other names, `also_called(input="features")`, as torchvision has."""
+    """Decorator that adds aliases of keyword arguments, for example torchvision's: `also_called(input="features")`."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
@@ -32,7 +32,7 @@ def also_called(**others: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             for other, name in others.items():
                 if other in kwargs:
                     if name in kwargs:
-                        raise TypeError(f"{other}: another name of {name}, which is given too")
+                        raise TypeError(f"{other}: an alias of {name}; expected only one of the two")
                     kwargs[name] = kwargs.pop(other)
             return function(*args, **kwargs)
 
@@ -42,18 +42,18 @@ def also_called(**others: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def check_features(features: Tensor) -> None:
-    """Raises TypeError or ValueError unless `features` is a tensor (N, C, H, W) of a type that can be pooled."""
+    """Raise TypeError or ValueError unless `features` is a tensor (N, C, H, W) of a supported type."""
     check_tensor(features, "features")
     if features.dim() != 4:
         raise ValueError(f"features: expected the shape (N, C, H, W), got {tuple(features.shape)}")
     if features.dtype not in FEATURE_TYPES:
         raise TypeError(f"features: expected float16, bfloat16, float32 or float64, got {features.dtype}")
     if 0 in features.shape[2:]:
-        raise ValueError(f"features: the map must have at least one cell, got the shape {tuple(features.shape)}")
+        raise ValueError(f"features: expected a map of at least one cell, got the shape {tuple(features.shape)}")
 
 
 def check_rois(rois: Rois, features: Tensor) -> None:
-    """Raises TypeError or ValueError unless `rois` is a tensor (K, 5) or a list of N tensors (K_i, 4), of floats."""
+    """Raise TypeError or ValueError unless `rois` is a floating tensor (K, 5) or a list of N such tensors (K_i, 4)."""
     if isinstance(rois, Tensor):
         tables, columns = {"rois": rois}, 5
     elif isinstance(rois, (list, tuple)):
@@ -78,11 +78,11 @@ def check_tensor(value: Any, name: str) -> None:
 
 def check_device(value: Tensor, name: str, other: Tensor, other_name: str) -> None:
     if value.device != other.device:
-        raise ValueError(f"{name}: expected the device of {other_name}, {other.device}, got {value.device}")
+        raise ValueError(f"{name}: expected a tensor on {other.device}, the device of {other_name}, got {value.device}")
 
 
 def as_table(rois: Rois, features: Tensor) -> Tensor:
-    """RoIs that `check_rois` passed as one float32 tensor (K, 5) [batch index, x1, y1, x2, y2] without a gradient."""
+    """Convert valid RoIs to one detached float32 tensor (K, 5) [batch index, x1, y1, x2, y2]."""
     if isinstance(rois, Tensor):
         return rois.detach().to(torch.float32).contiguous()
     tables = [boxes.detach().to(torch.float32) for boxes in rois]
@@ -92,16 +92,16 @@ def as_table(rois: Rois, features: Tensor) -> Tensor:
 
 
 def as_size(output_size: int | Iterable[int]) -> tuple[int, int]:
-    """(PH, PW) from one int or two, numpy's and torch's too."""
+    """Convert one or two integers of Python, numpy or torch to (PH, PW)."""
     size = plain(output_size)
     size = tuple(plain(n) for n in size) if isinstance(size, Iterable) else (size, size)
     if len(size) != 2 or not all(is_int(n) and n > 0 for n in size):
-        raise ValueError(f"output_size: expected a positive int or two of them, got {output_size!r}")
+        raise ValueError(f"output_size: expected one or two positive ints, got {output_size!r}")
     return size[0], size[1]
 
 
 def as_scale(spatial_scale: float) -> float:
-    """Cells of the map per pixel of the image."""
+    """Convert the number of feature map cells per image pixel to a float."""
     scale = plain(spatial_scale)
     if not (isinstance(scale, float) or is_int(scale)) or not 0 < scale < math.inf:
         raise ValueError(f"spatial_scale: expected a positive number, got {spatial_scale!r}")
@@ -109,7 +109,7 @@ def as_scale(spatial_scale: float) -> float:
 
 
 def as_ratio(sampling_ratio: int) -> int:
-    """Samples of a bin along each axis; as many as the bin has cells where it is not positive."""
+    """Convert the samples per bin and axis to an int. If it is not positive, RoI Align adapts it to the bin."""
     ratio = plain(sampling_ratio)
     if not is_int(ratio):
         raise TypeError(f"sampling_ratio: expected an int, got {sampling_ratio!r}")
@@ -117,7 +117,7 @@ def as_ratio(sampling_ratio: int) -> int:
 
 
 def plain(value: Any) -> Any:
-    """Python's number or list in place of numpy's or torch's."""
+    """Convert a value of numpy or torch to a Python number or list."""
     return value.tolist() if isinstance(value, (np.generic, np.ndarray, Tensor)) else value
 
 
@@ -126,17 +126,17 @@ def is_int(value: Any) -> bool:
 
 
 def check_roi_values(rois: Tensor, images: int) -> None:
-    """Raises ValueError for a NaN or an infinity in `rois` (K, 5), or for a batch index outside 0 .. images - 1.
+    """Raise ValueError if `rois` (K, 5) contains NaN, infinity, or a batch index outside 0 .. images - 1.
 
-    On a CUDA device this waits for the RoIs, once, which is why roi_pool lets a caller that made them skip it.
+    On a CUDA device this synchronises once, so roi_pool can skip it with check_values=False.
     """
     index = rois[:, 0]
-    # A NaN fails every comparison, an infinity the last one.
+    # NaN fails every comparison, infinity fails the last one.
     good = (index >= 0) & (index < images) & (rois.abs().amax(dim=1) < math.inf)
     if rois.shape[0] == 0 or bool(good.all()):
         return
     k = int((~good).nonzero()[0])
     row = rois[k].tolist()
     if all(math.isfinite(v) for v in row):
-        raise ValueError(f"rois: batch index {row[0]:g} of RoI {k} is out of range, features holds {images} image(s)")
-    raise ValueError(f"rois: RoI {k} is not finite: {row}")
+        raise ValueError(f"rois: batch index {row[0]:g} of RoI {k} is out of range for features of {images} image(s)")
+    raise ValueError(f"rois: expected finite values, got {row} for RoI {k}")

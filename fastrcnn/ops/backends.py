@@ -1,6 +1,6 @@
-"""The choice of the backend, in one place.
+"""The choice of the RoI pooling backend.
 
-A backend is a module of two functions with the signatures of reference.py's `forward` and `backward`.
+A backend is a module with the functions `forward` and `backward`, which have the same signatures as in reference.py.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ BACKENDS = {"reference": reference, "torchvision": torchvision_backend, "cpu": c
 
 
 def choose_backend(device: torch.device) -> ModuleType:
-    """The backend for tensors on `device`: the one that FASTRCNN_ROI_BACKEND names, or else the fastest that can run.
+    """Return the backend for tensors on `device`: the one in FASTRCNN_ROI_BACKEND, or the fastest one available.
 
-    The log says once which it is and, where it is not our own kernel, why. Raises ValueError for an unknown name,
-    RuntimeError where the named backend cannot run.
+    The choice is logged once, with the reason if our own kernel is not available. Raises ValueError if the backend in
+    FASTRCNN_ROI_BACKEND is unknown, and RuntimeError if it cannot run here.
     """
     return _choose(device.type, os.environ.get("FASTRCNN_ROI_BACKEND", ""))
 
@@ -33,14 +33,14 @@ def _choose(device_type: str, forced: str) -> ModuleType:
     name = forced or ("cuda" if device_type == "cuda" else "cpu")
     if name not in BACKENDS:
         raise ValueError(f"FASTRCNN_ROI_BACKEND: expected one of {', '.join(BACKENDS)}, got {name!r}")
-    missing = ""  # why our own kernel cannot run
+    missing = ""  # reason why our own kernel cannot run
     if name in ("cpu", "cuda"):
         missing = f"the tensors are on {device_type}" if name != device_type else BACKENDS[name].missing()
     if missing and forced:
         raise RuntimeError(f"FASTRCNN_ROI_BACKEND={forced} cannot run: {missing}")
     if missing:
-        log.warning("RoI pooling on %s runs slower, with torchvision's kernel: %s", device_type, missing)
+        log.warning("RoI pooling on %s uses torchvision's slower kernel: %s", device_type, missing)
         return torchvision_backend
-    asked = ", as FASTRCNN_ROI_BACKEND asks" if forced else ""
-    log.info("RoI pooling on %s: backend %s%s", device_type, name, asked)
+    source = " (from FASTRCNN_ROI_BACKEND)" if forced else ""
+    log.info("RoI pooling on %s: backend %s%s", device_type, name, source)
     return BACKENDS[name]

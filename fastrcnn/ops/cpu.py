@@ -1,4 +1,4 @@
-"""RoI pooling by our own CPU kernel, csrc/roi_pool_cpu.cpp, which is built when the package is installed."""
+"""RoI pooling with our own CPU kernel, csrc/roi_pool_cpu.cpp, which is built when the package is installed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .arguments import FEATURE_TYPES
 from .reference import VARIANTS
 
 LEVELS = ("plain", "avx2", "avx512")
-VALUES_PER_THREAD = 50_000  # pooling so many values costs about as much as a thread
+VALUES_PER_THREAD = 50_000  # pooling this many output values takes about as long as starting a thread
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernel, beside this file or where FASTRCNN_ROI_CPU_LIBRARY says; None where it was not built."""
+    """Load the kernel from this folder or from FASTRCNN_ROI_CPU_LIBRARY. Returns None if it was not built."""
     forced = os.environ.get("FASTRCNN_ROI_CPU_LIBRARY")
     found = [Path(forced)] if forced else sorted(Path(__file__).parent.glob("_roi_cpu*.so"))
     for path in found:
         try:
             kernel = ctypes.CDLL(str(path))
-        except OSError:  # built for another machine
+        except OSError:  # built for another kind of machine
             continue
         p, n, i, f = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
         kernel.roi_pool_forward.argtypes = [p, p, p, i, p, n, i, i, f, i, p, i, p, i, i]
@@ -38,24 +38,24 @@ def library() -> ctypes.CDLL | None:
 
 
 def missing() -> str:
-    """Why this backend cannot run, or an empty string where it can."""
+    """Return the reason why this backend cannot run, or an empty string if it can."""
     if library() is not None:
         return ""
-    return "its CPU kernel was not built at install (install a C++ compiler, then the package again)"
+    return "the CPU kernel was not built during installation. Install a C++ compiler, then reinstall the package"
 
 
 def level() -> int:
-    """Index into LEVELS of the instructions in use: the best that the processor has, or FASTRCNN_ROI_CPU_LEVEL."""
+    """Return the index in LEVELS of the instruction set: the best of this processor, or FASTRCNN_ROI_CPU_LEVEL."""
     best = _kernel().roi_pool_best_level()
     name = os.environ.get("FASTRCNN_ROI_CPU_LEVEL", LEVELS[best])
     if name not in LEVELS[: best + 1]:
         known = ", ".join(LEVELS[: best + 1])
-        raise ValueError(f"FASTRCNN_ROI_CPU_LEVEL: this processor can run {known}, got {name!r}")
+        raise ValueError(f"FASTRCNN_ROI_CPU_LEVEL: this processor supports {known}, got {name!r}")
     return LEVELS.index(name)
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
-    """As reference.forward. `out` is contiguous or channels_last, `argmax` contiguous."""
+    """See reference.forward. `out` is contiguous or channels_last, `argmax` is contiguous."""
     failed = _kernel().roi_pool_forward(
         features.data_ptr(),
         *(_four(features.shape), _four(features.stride()), FEATURE_TYPES.index(features.dtype)),
@@ -66,11 +66,11 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
         _threads(out),
     )
     if failed:
-        raise MemoryError("RoI pooling: no memory for the repacked features")
+        raise MemoryError("RoI pooling: cannot allocate memory for the repacked features")
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
-    """As reference.backward."""
+    """See reference.backward."""
     grad = grad.to(grad_features.dtype)
     failed = _kernel().roi_pool_backward(
         *(grad.data_ptr(), _four(grad.stride()), FEATURE_TYPES.index(grad.dtype)),
@@ -79,7 +79,7 @@ def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: 
         _threads(grad),
     )
     if failed:
-        raise MemoryError("RoI pooling: no memory for the gradient")
+        raise MemoryError("RoI pooling: cannot allocate memory for the gradient")
 
 
 def _kernel() -> ctypes.CDLL:

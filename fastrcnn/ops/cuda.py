@@ -1,6 +1,6 @@
-"""RoI pooling by our own CUDA kernels, csrc/roi_pool.cu, compiled at first use and launched by the driver.
+"""RoI pooling with our own CUDA kernels, csrc/roi_pool.cu, compiled at first use and launched through the driver API.
 
-The compiler is NVRTC, the library that torch's CUDA wheels bring along; it needs no GPU.
+The compiler is NVRTC, a library that torch's CUDA wheels include. Compiling does not need a GPU.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from .arguments import FEATURE_TYPES
 from .reference import VARIANTS
 
 SOURCE = Path(__file__).parent / "csrc" / "roi_pool.cu"
-THREADS = 128  # of a block; THREADS and TILE stand in the source too
+THREADS = 128  # per block; THREADS and TILE must match the constants in roi_pool.cu
 TILE = 32
 
 Grid = tuple[int, int, int]
 
 
 def missing() -> str:
-    """Why this backend cannot run, or an empty string where it can."""
+    """Return the reason why this backend cannot run, or an empty string if it can."""
     if not torch.cuda.is_available():
-        return "torch finds no CUDA device"
+        return "torch found no CUDA device"
     if nvrtc() is None:
-        return "NVRTC, which torch's CUDA wheels bring along, was not found"
+        return "NVRTC, which torch's CUDA wheels include, was not found"
     return "" if driver() is not None else "the CUDA driver library libcuda.so.1 was not found"
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
-    """As reference.forward. `out` is contiguous or channels_last, `argmax` contiguous."""
+    """See reference.forward. `out` is contiguous or channels_last, `argmax` is contiguous."""
     features = features.contiguous(memory_format=torch.channels_last)
     images, channels, height, width = features.shape
     count, _, ph, pw = out.shape
@@ -46,7 +46,7 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
     result = out if _is_channels_last(out) else torch.empty_like(out, memory_format=torch.channels_last)
     lanes = 16 // features.element_size()
     together = channels % lanes == 0 and features.data_ptr() % 16 == 0 and result.data_ptr() % 16 == 0
-    wide = channels // lanes if together else channels  # threads that one bin takes
+    wide = channels // lanes if together else channels  # number of threads for one bin
     threads = min(THREADS, -(-wide // 32) * 32)
     arguments = [
         *(_pointer(features), _pointer(rois), *_ints(images, channels, height, width, ph, pw)),
@@ -59,7 +59,7 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
-    """As reference.backward: in its order under torch.use_deterministic_algorithms(True), with atomics else."""
+    """See reference.backward. Sums are atomic, or in order with torch.use_deterministic_algorithms(True)."""
     grad = grad.to(grad_features.dtype).contiguous(memory_format=torch.channels_last)
     images, channels, height, width = grad_features.shape
     count, _, ph, pw = grad.shape
@@ -97,11 +97,11 @@ def _ints(*values: int) -> list[ctypes.c_int]:
 
 
 def _launch(name: str, on: Tensor, grid: Grid, threads: int, arguments: list[Any]) -> None:
-    """Launches a kernel for the type of `on`, on its device and the stream that is current there."""
+    """Launch a kernel for the data type of `on`, on its device and on the current stream of that device."""
     addresses = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
     with torch.cuda.device(on.device):
         device = torch.cuda.current_device()
-        # A thread in which the runtime has not yet done anything, such as autograd's, has no context.
+        # A thread that has not used the CUDA runtime yet, such as an autograd thread, has no current context.
         _check(_loaded().cuCtxSetCurrent(_context(device)), "use the device")
         kernel = _kernel(name, FEATURE_TYPES.index(on.dtype), device)
         stream = ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
@@ -110,7 +110,7 @@ def _launch(name: str, on: Tensor, grid: Grid, threads: int, arguments: list[Any
 
 @functools.cache
 def _context(device: int) -> ctypes.c_void_p:
-    """torch's context on a device. Number `device` is torch's, which CUDA_VISIBLE_DEVICES shifts for both alike."""
+    """Return torch's context of a device. CUDA_VISIBLE_DEVICES affects the device numbers of torch and driver alike."""
     handle, context = ctypes.c_int(), ctypes.c_void_p()
     _check(_loaded().cuDeviceGet(ctypes.byref(handle), device), "find the device")
     _check(_loaded().cuDevicePrimaryCtxRetain(ctypes.byref(context), handle), "find the device's context")
@@ -126,7 +126,7 @@ def _kernel(name: str, value: int, device: int) -> ctypes.c_void_p:
 
 @functools.cache
 def _module(value: int, device: int) -> ctypes.c_void_p:
-    """The kernels for one type on one device, whose context is current; compiled where the disk lacks them."""
+    """Load the kernels for one data type on one device, whose context is current. Compile them if not cached."""
     arch = target(*torch.cuda.get_device_capability(device))
     binary, module = cached_kernel(SOURCE, arch, [f"VALUE={value}"]), ctypes.c_void_p()
     _check(_loaded().cuModuleLoadData(ctypes.byref(module), binary), "load the compiled kernels")
@@ -135,7 +135,7 @@ def _module(value: int, device: int) -> ctypes.c_void_p:
 
 @functools.cache
 def driver() -> ctypes.CDLL | None:
-    """The CUDA driver library; None without one."""
+    """Load the CUDA driver library. Returns None if there is none."""
     return _first_library("libcuda.so.1")
 
 
@@ -150,12 +150,12 @@ def _check(code: int, doing: str) -> None:
         raise RuntimeError(f"CUDA could not {doing}: {(text.value or b'unknown error').decode()} ({code})")
 
 
-# The compiler.
+# Compilation.
 
 
 @functools.cache
 def nvrtc() -> ctypes.CDLL | None:
-    """NVRTC as torch's own CUDA version names it: already loaded, beside torch, or on the system. Or None."""
+    """Load NVRTC for the CUDA version of torch, from torch's wheels or from the system. Returns None if not found."""
     if torch.version.cuda is None:
         return None
     major = torch.version.cuda.split(".")[0]
@@ -185,8 +185,11 @@ def _compiler() -> ctypes.CDLL:
 
 
 def target(major: int, minor: int) -> str:
-    """What to compile for a device of this capability: `sm_90`, or, for a device newer than this NVRTC, the newest
-    PTX that it makes, `compute_120`, which the driver translates."""
+    """Return the compilation target for a device of this compute capability, for example `sm_90`.
+
+    If the device is newer than NVRTC, return its newest PTX target, for example `compute_120`, which the driver
+    translates.
+    """
     compiler, count = _compiler(), ctypes.c_int()
     compiler.nvrtcGetNumSupportedArchs(ctypes.byref(count))
     known = (ctypes.c_int * count.value)()
@@ -196,9 +199,10 @@ def target(major: int, minor: int) -> str:
 
 
 def compile_kernel(source: Path, arch: str, defines: Sequence[str]) -> tuple[bytes, str]:
-    """Code from a source file and the headers beside it, a cubin for `sm_90`, PTX for `compute_90`; and the log.
+    """Compile a source file and the headers in its folder. Return the code and the compiler's log.
 
-    Raises RuntimeError with the log where the source does not compile.
+    The code is a cubin for targets such as `sm_90`, and PTX for targets such as `compute_90`. Raises RuntimeError with
+    the log if the source does not compile.
     """
     compiler = _compiler()
     headers = sorted(source.parent.glob("roi_*.h"))
@@ -222,16 +226,19 @@ def compile_kernel(source: Path, arch: str, defines: Sequence[str]) -> tuple[byt
 
 
 def compile_options(arch: str, defines: Sequence[str]) -> list[str]:
-    """True division and no fused multiply-add: an edge of a bin that is off by one rounding is off by one cell."""
+    """Return the compiler options.
+
+    Division is exact and multiply-add is not fused, because one rounding error can move the edge of a bin by a cell.
+    """
     exact = ["--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false"]
     return [f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v", *exact, *(f"-D{d}" for d in defines)]
 
 
 def cached_kernel(source: Path, arch: str, defines: Sequence[str]) -> bytes:
-    """As compile_kernel, from the disk where it was compiled before: one file an architecture and source.
+    """Return the compiled code from the disk cache, or compile it. There is one file per architecture and source.
 
-    The folder is $XDG_CACHE_HOME/fastrcnn or ~/.cache/fastrcnn; where it cannot be written, the kernel is compiled
-    once a process.
+    The cache is in $XDG_CACHE_HOME/fastrcnn or ~/.cache/fastrcnn. If this folder is not writable, every process
+    compiles the kernels again.
     """
     major, minor = ctypes.c_int(), ctypes.c_int()
     _compiler().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
@@ -249,7 +256,7 @@ def cached_kernel(source: Path, arch: str, defines: Sequence[str]) -> bytes:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, delete=False) as part_file:
             part_file.write(binary)
-        Path(part_file.name).replace(path)  # whole or not at all, whoever else compiles it now
+        Path(part_file.name).replace(path)  # atomic, because other processes can compile the same kernel now
     except OSError:
         pass
     return binary

@@ -1,7 +1,7 @@
-"""Non-maximum suppression, of all boxes or group by group, by torchvision's kernel.
+"""Non-maximum suppression of all boxes together or in groups, with torchvision's kernel.
 
-Registered as torch.ops.fastrcnn.nms, so that torch.compile keeps it in the graph: the number of groups, and of boxes
-that stay, follows from the values.
+It is registered as torch.ops.fastrcnn.nms, so that torch.compile keeps it in the graph although the numbers of groups
+and of remaining boxes depend on the values.
 """
 
 from __future__ import annotations
@@ -12,46 +12,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import torchvision_backend  # noqa: F401  makes torchvision's kernel usable
+from . import torchvision_backend  # noqa: F401  loads torchvision's kernel
 from .arguments import also_called, check_device, check_tensor, is_int, plain
 
 torch.library.define("fastrcnn::nms", "(Tensor boxes, Tensor scores, Tensor groups, float iou_threshold) -> Tensor")
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """`batched_nms` of boxes that are all of one group."""
+    """Non-maximum suppression of boxes that are all in one group: see `batched_nms`."""
     _check_boxes(boxes, scores=scores)
     return torch.ops.fastrcnn.nms(boxes, scores, torch.zeros_like(scores), _checked_threshold(iou_threshold))
 
 
 @also_called(idxs="groups")
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """Indices (M,) int64 of the boxes that stay, best score first.
+    """Return the indices (M,) int64 of the remaining boxes, sorted by decreasing score.
 
-    boxes (R, 4) half-open x1 y1 x2 y2 in pixels, computed with in float32; scores (R,); groups (R,): boxes of
-    different groups never suppress one another. A box goes where its IoU with a better one of its group is at
-    least `iou_threshold`, as in Fast R-CNN's code; for torchvision's functions it has to be more than that.
+    boxes (R, 4) are half-open x1 y1 x2 y2 in pixels, converted to float32. scores have the shape (R,). groups (R,)
+    separate the boxes: boxes of different groups do not suppress each other. A box is removed if its IoU with a
+    remaining, higher-scoring box of its group is at least `iou_threshold`, as in the author's code. torchvision's
+    functions remove it only if the IoU is greater than the threshold.
 
-    torchvision's name `idxs` works for `groups`. Raises TypeError or ValueError; the message begins with the name of
-    the argument at fault.
+    `idxs` is an alias of `groups`, as in torchvision. Raises TypeError or ValueError; the message begins with the name
+    of the invalid argument.
     """
     _check_boxes(boxes, scores=scores, groups=groups)
     return torch.ops.fastrcnn.nms(boxes, scores, groups, _checked_threshold(iou_threshold))
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """The operator's kernel: `batched_nms` of arguments that are known to be sound."""
+    """The kernel of the operator: `batched_nms` without checking the arguments."""
     boxes, scores = boxes.float(), scores.float()
-    # The kernel's IoU is float32: more than the float32 below the threshold is exactly at least the threshold.
+    # The kernel computes float32 IoUs and tests for >. With the next smaller float32, this is >= iou_threshold.
     threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))
-    order = groups.argsort(stable=True)  # the groups' members side by side: one look for all groups
+    order = groups.argsort(stable=True)  # members of a group are adjacent, so one synchronisation finds all groups
     sizes = groups[order].unique_consecutive(return_counts=True)[1].tolist()
     parts = (t.split(sizes) for t in (order, boxes[order], scores[order]))
     theirs = torch.ops.torchvision.nms
     kept = [members[theirs(own, own_scores, threshold)] for members, own, own_scores in zip(*parts, strict=True)]
     if not sizes:
         return groups.new_zeros((0,), dtype=torch.int64)
-    keep = torch.cat(kept).sort().values  # so that of equal scores the earlier box comes first
+    keep = torch.cat(kept).sort().values  # for equal scores, the earlier box comes first
     return keep[scores[keep].sort(descending=True, stable=True).indices]
 
 
@@ -64,7 +65,7 @@ def _(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Te
 
 
 def _check_boxes(boxes: Tensor, **each: Tensor) -> None:
-    """Raises TypeError or ValueError unless `boxes` is a tensor (R, 4) and each of the others one (R,) beside it."""
+    """Raise TypeError or ValueError unless `boxes` is a tensor (R, 4) and the others are tensors (R,) on its device."""
     for name, value in {"boxes": boxes, **each}.items():
         check_tensor(value, name)
         check_device(value, name, boxes, "boxes")

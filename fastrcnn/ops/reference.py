@@ -1,7 +1,7 @@
-"""The specification of RoI pooling as plain loops. Every other backend is compared with this file, bit for bit.
+"""The specification of RoI pooling in plain loops. All other backends must return exactly the same bits.
 
-Coordinates are float32, as in Caffe and torchvision: with 7 bins, an RoI of 57 cells ends one cell outside
-itself, and exact arithmetic would not reproduce that.
+Coordinates are float32, as in Caffe and torchvision. With 7 bins, the last bin of an RoI of 57 cells extends one cell
+beyond the RoI; exact arithmetic would not reproduce this.
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ import torch
 from torch import Tensor
 
 VARIANTS = ("fast_rcnn", "partition", "truncate")
-FAR = float(2**28)  # cell coordinates beyond this are cut off, lest they overflow an int; no map is that large
+FAR = float(2**28)  # cell coordinates are clamped to this, to avoid int overflow; no map is this large
 
 Bins = list[tuple[int, int]]
 
 
 def round_half_away(x: float) -> int:
-    """C's round(): halves go away from zero. Python's and torch's go to the even neighbour."""
+    """Round half away from zero, like round() in C. Python and torch round half to even."""
     whole = math.trunc(x)
     return whole + int(math.copysign(1, x)) if abs(x - whole) >= 0.5 else whole
 
 
 def extent(start: float, end: float, scale: float, variant: str) -> tuple[int, int]:
-    """First cell and number of cells of an RoI along one axis, before it is clipped to the map."""
+    """Return the first cell and the number of cells of an RoI along one axis, before clipping to the map."""
     a, b, s = np.float32(start), np.float32(end), np.float32(scale)
-    with np.errstate(over="ignore"):  # to infinity, which `far` cuts off
+    with np.errstate(over="ignore"):  # overflow gives infinity, which `far` clamps
         if variant == "fast_rcnn":  # the end is inclusive
             first = round_half_away(far(a * s))
             return first, max(round_half_away(far(b * s)) - first + 1, 1)
         if variant == "partition":  # the end is exclusive
             first = math.floor(far(a * s))
             return first, max(math.floor(far(b * s)) - first, 1)
-        if variant == "truncate":  # the length is scaled by itself
+        if variant == "truncate":  # the length is scaled and rounded separately
             return math.floor(far(a * s)), max(math.floor(far((b - a) * s)), 1)
     raise ValueError(f"variant: expected one of {', '.join(VARIANTS)}, got {variant!r}")
 
 
 def far(x: np.float32) -> float:
-    """`x`, a float32 and thus exact as a float, within -FAR .. FAR."""
+    """Clamp `x` to -FAR .. FAR. The conversion from float32 to float is exact."""
     return min(max(float(x), -FAR), FAR)
 
 
 def bins(first: int, length: int, parts: int, cells: int, variant: str) -> Bins:
-    """Half-open ranges of cells of the `parts` bins, clipped to a map of `cells`; an empty range is an empty bin."""
+    """Return half-open cell ranges of `parts` bins, clipped to a map of `cells`. An empty range is an empty bin."""
     ranges = []
     for i in range(parts):
         if variant == "fast_rcnn":
@@ -66,17 +66,17 @@ def bins(first: int, length: int, parts: int, cells: int, variant: str) -> Bins:
 def roi_bins(
     roi: list[float], scale: float, size: tuple[int, int], height: int, width: int, variant: str
 ) -> tuple[Bins, Bins]:
-    """Rows and columns of the bins of one RoI [batch index, x1, y1, x2, y2] on a map of `height` x `width` cells."""
+    """Return the row and column ranges of the bins of one RoI [batch index, x1, y1, x2, y2] on a map of this size."""
     _, x1, y1, x2, y2 = roi
     rows = bins(*extent(y1, y2, scale, variant), size[0], height, variant)
     return rows, bins(*extent(x1, x2, scale, variant), size[1], width, variant)
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
-    """Fills `out` (K, C, PH, PW) and, where given, `argmax` (K, PH, PW, C) int32 from `features` (N, C, H, W).
+    """Pool `features` (N, C, H, W) into `out` (K, C, PH, PW) and, if given, `argmax` (K, PH, PW, C) int32.
 
-    The argmax is row * W + column of the cell that a value came from, -1 for an empty bin. Of equal cells the
-    first in row-major order wins; a NaN is larger than everything, and the first NaN wins.
+    The argmax is row * W + column of the cell with the maximum, or -1 for an empty bin. If several cells are equal, the
+    first one in row-major order is used. NaN is greater than every number, and the first NaN is used.
     """
     height, width = features.shape[2:]
     size = (out.shape[2], out.shape[3])
@@ -89,9 +89,9 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
         for i, (y1, y2) in enumerate(rows):
             for j, (x1, x2) in enumerate(columns):
                 if y1 >= y2 or x1 >= x2:
-                    continue  # an empty bin: 0, and no gradient
+                    continue  # an empty bin has the value 0 and no gradient
                 cells = maps[int(roi[0]), :, y1:y2, x1:x2].reshape(maps.shape[1], (y2 - y1) * (x2 - x1))
-                best = cells.argmax(axis=1)  # numpy's takes the first of equals, and NaN for the largest
+                best = cells.argmax(axis=1)  # numpy also returns the first maximum and treats NaN as the greatest
                 values[k, :, i, j] = np.take_along_axis(cells, best[:, None], axis=1)[:, 0]
                 where[k, i, j] = (y1 + best // (x2 - x1)) * width + x1 + best % (x2 - x1)
     out.copy_(torch.from_numpy(values))
@@ -100,9 +100,9 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
-    """Adds `grad` (K, C, PH, PW) into `grad_features` (N, C, H, W), float32 or float64, at the cells of `argmax`.
+    """Sum `grad` (K, C, PH, PW) into `grad_features` (N, C, H, W), float32 or float64, at the cells in `argmax`.
 
-    RoIs in their order, and the bins of an RoI in row-major order, on which sums of floats depend.
+    The order of the additions affects floating-point sums. It is fixed: RoI by RoI, and the bins in row-major order.
     """
     images, channels, height, width = grad_features.shape
     flow = grad.detach().to("cpu", grad_features.dtype).numpy()

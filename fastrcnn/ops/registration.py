@@ -1,7 +1,7 @@
-"""The operators as torch sees them: torch.ops.fastrcnn.roi_pool, roi_pool_out and roi_pool_backward.
+"""Registration of the operators torch.ops.fastrcnn.roi_pool, roi_pool_out and roi_pool_backward.
 
-Registered with fake kernels, for torch.compile and export, and with derivatives of every order. Under autocast
-nothing is cast: features in bfloat16 are pooled in bfloat16, and RoIs keep the float32 that they need.
+They have fake kernels, for torch.compile and torch.export, and derivatives of every order. Autocast does not cast their
+inputs: bfloat16 features are pooled in bfloat16, and RoIs remain float32, because bin edges need that precision.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ torch.library.define(
 
 
 def _format(features: Tensor) -> torch.memory_format:
-    """The memory format of features, and so of the output. Contiguous where both would fit."""
+    """Return the memory format of features, which the output also gets. Contiguous if both formats match."""
     if not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
@@ -80,7 +80,7 @@ def _empty_gradient(
 @torch.library.impl("fastrcnn::roi_pool_backward", "CompositeExplicitAutograd")
 def _roi_pool_backward(grad: Tensor, rois: Tensor, argmax: Tensor, *rest: Any) -> Tensor:
     *_, scale, variant, _ = rest
-    # Sums of half precision are taken in float32 and rounded once.
+    # Half-precision gradients are summed in float32 and rounded once.
     exact = grad if grad.dtype == torch.float64 else grad.float()
     total = _empty_gradient(exact, rois, argmax, *rest)
     choose_backend(grad.device).backward(exact, rois, argmax, scale, variant, total)
@@ -88,10 +88,10 @@ def _roi_pool_backward(grad: Tensor, rois: Tensor, argmax: Tensor, *rest: Any) -
 
 
 class Pool(Function):
-    """The derivatives of roi_pool, of every order: its backward is a scatter, whose derivative is a gather.
+    """The derivatives of roi_pool of every order. Its backward is a scatter, and the derivative of that is a gather.
 
-    As an autograd.Function it works in forward mode and below torch.func's transforms, where an operator of
-    torch.library has a zero derivative or none. `pool` chooses.
+    An autograd.Function also supports forward mode and torch.func transforms, in which an operator of torch.library has
+    a zero derivative or none. `pool` selects one of them.
     """
 
     generate_vmap_rule = True
@@ -153,7 +153,7 @@ torch.library.register_autograd("fastrcnn::roi_pool_backward", Scatter.backward,
 
 
 def pool(features: Tensor, rois: Tensor, size: tuple[int, int], scale: float, variant: str, check: bool) -> Tensor:
-    """RoI pooling (K, C, PH, PW), with whatever derivative is needed."""
+    """Return pooled features (K, C, PH, PW) that support the derivatives that are currently needed."""
     transformed = _transformed(features)
     run = Pool.apply if transformed else torch.ops.fastrcnn.roi_pool
     return run(features, rois, *size, scale, variant, transformed or _requires_gradient(features), check)[0]
@@ -168,23 +168,23 @@ def _requires_gradient(features: Tensor) -> bool:
 
 
 def _transformed(x: Tensor) -> bool:
-    """Whether `x` has a tangent, for a derivative in forward mode, or may have one inside of torch.func's wrappers."""
+    """Return whether `x` has a tangent for forward mode, or can have one inside a torch.func transform."""
     wrapped = torch._C._are_functorch_transforms_active()
     if wrapped and not torch.compiler.is_compiling():
         return True
     tangent = forward_ad.unpack_dual(x).tangent is not None
-    if tangent and torch.compiler.is_compiling():  # which would leave out Pool.jvp without a word
-        raise NotImplementedError("RoI pooling has no derivative in forward mode below torch.compile")
+    if tangent and torch.compiler.is_compiling():  # torch.compile would silently ignore Pool.jvp
+        raise NotImplementedError("RoI pooling has no forward-mode derivative under torch.compile")
     return wrapped or tangent
 
 
 def gather(features: Tensor, rois: Tensor, argmax: Tensor) -> Tensor:
-    """Values (K, C, PH, PW) of `features` (N, C, H, W) at the cells of `argmax` (K, PH, PW, C); 0 for an empty bin.
+    """Return the values (K, C, PH, PW) of `features` (N, C, H, W) at the cells in `argmax`, and 0 for empty bins.
 
-    Made of torch's operators, which have derivatives of every order.
+    `argmax` has the shape (K, PH, PW, C). Only torch operators with derivatives of every order are used.
     """
     images, channels = features.shape[:2]
-    # An RoI of no image has empty bins alone, but its index has to be a valid one.
+    # An RoI with an invalid batch index has only empty bins, but the index must be valid for the gather.
     image = rois[:, 0].nan_to_num().clamp(0, images - 1).long()[:, None, None, None]
     channel = torch.arange(channels, device=features.device)
     values = features.flatten(2)[image, channel, argmax.clamp(min=0).long()]

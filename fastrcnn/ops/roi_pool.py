@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import registration  # defines the operators below torch.ops.fastrcnn
+from . import registration  # defines the operators in torch.ops.fastrcnn
 from .arguments import Rois, also_called, as_scale, as_size, as_table, check_device, check_features, check_rois
 from .reference import VARIANTS
 
@@ -25,24 +25,24 @@ def roi_pool(
     out: Tensor | None = None,
     check_values: bool = True,
 ) -> Tensor:
-    """Max pools each RoI into a grid of PH x PW bins.
+    """Max-pool each RoI into a grid of PH x PW bins.
 
-    features       (N, C, H, W) float16, bfloat16, float32 or float64, of any strides
-    rois           (K, 5) [batch index, x1, y1, x2, y2], or a list of N tensors (K_i, 4) x1 y1 x2 y2, in pixels of the
-                   image, of any floating type; computed with in float32. In `fast_rcnn` x2 and y2 are inclusive
+    features       (N, C, H, W) float16, bfloat16, float32 or float64, with any strides
+    rois           (K, 5) [batch index, x1, y1, x2, y2], or a list of N tensors (K_i, 4) x1 y1 x2 y2, in image pixels.
+                   Any floating type; converted to float32. In `fast_rcnn`, x2 and y2 are inclusive
     output_size    PH and PW, or one int for both
-    spatial_scale  cells of the map per pixel of the image
+    spatial_scale  feature map cells per image pixel
     variant        `fast_rcnn`, `partition` or `truncate`: see README.md
-    out            a buffer (K, C, PH, PW) to write into and return, contiguous or channels_last; no gradient then
-    check_values   False skips looking for a NaN or a batch index out of range in `rois`, which on CUDA waits
-                   for them; such an RoI then pools to 0
+    out            a contiguous or channels_last tensor (K, C, PH, PW) for the result; does not support gradients
+    check_values   False skips the check of `rois` for NaN, infinity and batch indices out of range, which synchronises
+                   on CUDA. An RoI with an invalid batch index is then pooled to 0
 
-    Returns (K, C, PH, PW) in the type of `features`, channels_last where `features` is, contiguous otherwise;
-    differentiable with respect to `features`, any number of times. An empty bin is 0 and has no gradient. A NaN
-    in a bin makes it NaN. The sign of a zero is not kept.
+    Returns (K, C, PH, PW) with the dtype of `features`, channels_last if `features` is, otherwise contiguous. The
+    result is differentiable with respect to `features`, any number of times. An empty bin is 0 and has no gradient. A
+    bin that contains NaN is NaN. The sign of zero is not preserved.
 
-    torchvision's names `input` and `boxes` work for `features` and `rois`. torch.onnx.export(dynamo=True) makes a
-    MaxRoiPool of it. Raises TypeError or ValueError, whose message begins with the name of the argument at fault.
+    `input` and `boxes` are aliases of `features` and `rois`, as in torchvision. torch.onnx.export(dynamo=True) exports
+    a MaxRoiPool node. Raises TypeError or ValueError; the message begins with the name of the invalid argument.
     Source: "Fast R-CNN" (Girshick 2015), section 2.1.
     """
     check_features(features)
@@ -54,18 +54,18 @@ def roi_pool(
         if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():
             if variant == "fast_rcnn":
                 return _max_roi_pool(features, table, shape, scale)
-            # torch.onnx.export swallows errors here, and gives another one later.
-            warnings.warn(f"variant: ONNX has an operator for fast_rcnn alone, got {variant!r}", stacklevel=2)
+            # torch.onnx.export hides errors that are raised here and reports a different one later.
+            warnings.warn(f"variant: ONNX supports only fast_rcnn, got {variant!r}", stacklevel=2)
         return registration.pool(features, table, size, scale, variant, check_values)
     if registration.needs_derivative(features):
-        raise ValueError("out: cannot be given where a gradient of features is needed")
+        raise ValueError("out: not supported if features needs a gradient")
     _check_out(out, features, shape)
     torch.ops.fastrcnn.roi_pool_out(features, table, scale, variant, check_values, out)
     return out
 
 
 class RoIPool(nn.Module):
-    """`roi_pool` as a module; the same arguments as torchvision's, and `variant`."""
+    """`roi_pool` as a module, with the arguments of torchvision's RoIPool and `variant`."""
 
     def __init__(
         self, output_size: int | Sequence[int], spatial_scale: float = 1.0, variant: str = "fast_rcnn"
@@ -84,8 +84,8 @@ class RoIPool(nn.Module):
 
 
 def _max_roi_pool(features: Tensor, rois: Tensor, shape: tuple[int, ...], scale: float) -> Tensor:
-    """The pooling as a node of the ONNX graph that torch.onnx.export is about to write."""
-    # ONNX has one type for both. float32 holds features of half precision exactly, and leaves RoIs what they need.
+    """Return the pooling as a node of the ONNX graph during torch.onnx.export."""
+    # In ONNX both inputs have the same type. float32 represents half-precision features exactly, and RoIs need it.
     exact = torch.float64 if features.dtype == torch.float64 else torch.float32
     inputs = (features.to(exact), rois.to(exact))
     pooled = torch.onnx.ops.symbolic(
@@ -103,7 +103,7 @@ def _check_out(out: Tensor, features: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(out.shape) != shape:
         raise ValueError(f"out: expected the shape {shape}, got {tuple(out.shape)}")
     if out.dtype != features.dtype:
-        raise TypeError(f"out: expected {features.dtype}, the type of features, got {out.dtype}")
+        raise TypeError(f"out: expected {features.dtype}, the dtype of features, got {out.dtype}")
     check_device(out, "out", features, "features")
     if not (out.is_contiguous() or out.is_contiguous(memory_format=torch.channels_last)):
         raise ValueError(f"out: expected a contiguous or channels_last tensor, got the strides {out.stride()}")

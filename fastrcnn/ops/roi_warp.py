@@ -1,4 +1,4 @@
-"""RoI Align, which is torchvision's, and RoI Warp, which lies between it and RoI pooling."""
+"""RoI Align from torchvision, and RoI Warp, an intermediate form between RoI pooling and RoI Align."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    """torchvision's `roi_align`, imported when it is called: see torchvision_backend.
+    """Call torchvision's `roi_align`, which is imported at the first call: see torchvision_backend.
 
-    It has first derivatives in reverse mode only: for second ones it raises an error, and in forward mode, where
-    torchvision would give zero, this function does.
+    Only first derivatives in reverse mode are supported. torchvision raises an error for second derivatives, and this
+    function raises one for forward mode, in which torchvision would return zero.
     """
     from torchvision.ops import roi_align as theirs
 
@@ -32,7 +32,7 @@ def roi_align(
         check_rois(rois, features)
     size, scale, ratio = as_size(output_size), as_scale(spatial_scale), as_ratio(sampling_ratio)
     if forward_ad.unpack_dual(features).tangent is not None:
-        raise NotImplementedError("features: RoI Align has no derivative in forward mode, use reverse mode")
+        raise NotImplementedError("features: RoI Align has no forward-mode derivative; use reverse mode")
     return theirs(features, rois, size, scale, ratio, aligned)
 
 
@@ -44,18 +44,19 @@ def roi_warp(
     spatial_scale: float = 1.0,
     sampling_ratio: int = 2,
 ) -> Tensor:
-    """RoI Warp: the RoI is rounded to whole cells once, as `roi_pool` does it; inside, it is sampled bilinearly.
+    """Round each RoI to complete cells like `roi_pool`, then sample its bins bilinearly like RoI Align.
 
-    Arguments and errors as `roi_pool`; a bin is the mean of sampling_ratio x sampling_ratio samples. Returns
-    (K, C, PH, PW) in the type of `features`, differentiable with respect to `features`, once and in reverse mode.
-    Source: "Instance-aware Semantic Segmentation via Multi-task Network Cascades" (Dai, He, Sun 2016), with average
-    for max pooling inside a bin. A cell's value stands at its centre.
+    For the other arguments and for errors, see `roi_pool`. The value of a bin is the mean of sampling_ratio x
+    sampling_ratio samples. Cell values are located at the centres of the cells. Returns (K, C, PH, PW) with the dtype
+    of `features`. Only first derivatives with respect to `features` in reverse mode are supported.
+    Source: "Instance-aware Semantic Segmentation via Multi-task Network Cascades" (Dai, He, Sun 2016), but with average
+    pooling inside a bin instead of max pooling.
     """
     check_features(features)
     check_rois(rois, features)
     rois, size, scale = as_table(rois, features), as_size(output_size), as_scale(spatial_scale)
     corners = rois[:, 1:] * rois.new_tensor(scale)
-    whole = corners.trunc()  # halves go away from zero: torch.round would send them to the even neighbour
+    whole = corners.trunc()  # round half away from zero; torch.round rounds half to even
     cells = whole + corners.sign() * ((corners - whole).abs() >= 0.5)
     start, end = cells[:, :2], cells[:, 2:] + 1  # the last cell belongs to the RoI
     quantised = torch.cat([rois[:, :1], start, torch.maximum(end, start + 1)], dim=1)

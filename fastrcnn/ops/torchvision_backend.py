@@ -1,7 +1,8 @@
-"""RoI pooling by torchvision's kernel, for where ours cannot run. It knows the `fast_rcnn` variant only.
+"""RoI pooling with torchvision's kernel, for machines on which our own kernels cannot run.
 
-torchvision skips single NaNs and gives -3.4e38 for a bin of NaN or -inf, takes neither bfloat16 nor, with
-float64 features, float32 coordinates. Such inputs go to the reference: slower, and right.
+torchvision's kernel supports only the `fast_rcnn` variant. It ignores single NaNs, returns -3.4e38 for a bin of NaN or
+-inf, and supports neither bfloat16 nor float32 coordinates with float64 features. For inputs that it does not handle
+correctly, the slower reference is used.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from . import reference
 
 
 def load_operators() -> None:
-    """Makes `torch.ops.torchvision` usable, without the package's import, which takes as long as torch's."""
+    """Load `torch.ops.torchvision` without importing torchvision, which takes as long as importing torch."""
     spec = importlib.util.find_spec("torchvision")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         for library in Path(folder).glob("_C*"):
             try:
                 torch.ops.load_library(library)
-            except OSError:  # of another torch, or no library at all; importing the package says it in its own words
+            except OSError:  # built for another torch, or not a library; the import below raises torchvision's error
                 continue
     if not hasattr(torch.ops.torchvision, "nms"):
         importlib.import_module("torchvision.ops")
@@ -32,7 +33,7 @@ load_operators()
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
-    """As reference.forward."""
+    """See reference.forward."""
     plain = features.dtype != torch.float64 and bool(torch.isfinite(features).all())
     if variant != "fast_rcnn" or not plain or float(rois.abs().amax() if len(rois) else 0) * scale >= reference.FAR:
         reference.forward(features, rois, scale, variant, out, argmax)
@@ -45,7 +46,7 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
-    """As reference.backward."""
+    """See reference.backward."""
     images, channels, height, width = grad_features.shape
     plane = torch.arange(channels, device=grad.device) + rois[:, 0, None].long() * channels  # (K, C)
     cell = argmax + plane[:, None, None, :] * (height * width)  # (K, PH, PW, C)

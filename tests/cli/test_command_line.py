@@ -136,7 +136,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(call: Call, verb: str) -> N
         (["train", "model=vgg16_slim", "data.root=no/such"], ["data.root=no/such: there is no such folder"]),
         (["propose", "data=custom"], ["data.root is missing"]),
         (["propose", "source=no/*.jpg"], ["With source=", "output=NAME.proposals"]),
-        (["propose", "source=no/*.jpg", "output=x"], ["source=no/*.jpg: there is no such file, folder or pattern"]),
+        (["propose", "source=no/*.jpg", "output=x"], ["source=no/*.jpg: no such file or folder"]),
         (["reval", "data=custom"], ["which detections?", "detections=FOLDER"]),
         (["eval"], ["which model? fastrcnn eval checkpoint=RUN"]),
         (["eval", "checkpoint="], ["which model?"]),
@@ -242,13 +242,13 @@ def test_sources_that_hold_no_picture_are_named(call: Call, tmp_path: Path, verb
     empty = tmp_path / "no pictures here"
     empty.mkdir()
     (empty / "notes.txt").write_text("x")
-    refused(call, [verb, f"source={empty}", "output=x"], [f"source={empty}: the folder has no picture (.jpg"])
+    refused(call, [verb, f"source={empty}", "output=x"], [f"source={empty}: the folder contains no images (.jpg"])
     (empty / "a.jpg").write_text("no picture")
     (empty / "b.png").touch()
     refused(
         call,
         [verb, f"source={empty}", "output=x"],
-        ["2 of 2 images cannot be used", "a.jpg: not a picture", "b.png: the file is empty"],
+        ["2 of 2 images cannot be used", "a.jpg: the file is not an image", "b.png: the file is empty"],
     )
 
 

@@ -63,7 +63,7 @@ def test_a_list_with_a_broken_picture_and_two_of_one_name(
     before = fingerprint(voc.root)
     out, _ = detect(call, f"source={listing}", "draw_threshold=0.01", "formats=[json,csv,comp4]", "batch=2")
     assert fingerprint(voc.root) == before
-    assert f"left out: {cut}: not a picture that can be decoded, or cut short." in caplog.text
+    assert f"left out: {cut}: the image cannot be decoded" in caplog.text
     assert "1 of 3 files could not be read" in caplog.text
     folder = run / "detect" / "some"
     assert f"images and detections.json and detections.csv and comp4 files in {folder}" in out
@@ -154,7 +154,7 @@ def test_a_photo_stored_sideways_is_found_in_and_drawn_upright(
     assert one.size("phone") == (300, 200)
     np.testing.assert_array_equal(one.boxes("phone"), other.boxes("upright"))
     detect(call, "source=phone.png", "output=given", "draw_threshold=0.01", "data.proposals=phone.proposals")
-    assert "phone.png: 1 image(s) are rotated upright, as their EXIF data ask" in caplog.text
+    assert "phone.png: 1 image(s) are rotated upright according to their EXIF orientation" in caplog.text
 
 
 def test_twelve_bits_are_detected_in_as_bright_as_eight(
@@ -166,7 +166,7 @@ def test_twelve_bits_are_detected_in_as_bright_as_eight(
     for source, name in ((plain, "plain"), ("deep.png", "deep")):
         detect(call, f"source={source}", f"output={name}", "draw_threshold=0.01")
     assert [(e["bbox"], e["score"]) for e in entries("deep")] == [(e["bbox"], e["score"]) for e in entries("plain")]
-    assert "deep.png: 1 image(s) with 16 bits a channel use 12 of them" in caplog.text
+    assert "deep.png: 1 image(s) with 16 bits per channel use only 12 of them" in caplog.text
 
 
 def test_folders_are_named_after_their_source_and_shared_by_no_two(tmp_path: Path) -> None:
@@ -294,12 +294,12 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["source=bad.mp4"], ["bad.mp4: not a video that OpenCV can read"]),
+        (["source=bad.mp4"], ["bad.mp4: OpenCV cannot read this video"]),
         (["source=clip.mp4", "data.proposals=x.proposals"], ["data.proposals=x.proposals: is for pictures"]),
-        (["source=empty"], ["source=empty: the folder has no picture (.jpg, "]),
-        (["source=bad.txt"], ["bad.txt, line 2: there is no file gone.jpg."]),
+        (["source=empty"], ["source=empty: the folder contains no images (.jpg, "]),
+        (["source=bad.txt"], ["bad.txt, line 2: the file gone.jpg does not exist."]),
         (["source=cut"], ["none of the 2 files is a picture"]),
-        (["source=cut/1.jpg"], ["fastrcnn: cut/1.jpg: not a picture"]),
+        (["source=cut/1.jpg"], ["fastrcnn: cut/1.jpg: the file is not an image"]),
         (
             ["source=a b.png", "formats=[jsn]"],
             ["formats=jsn: should be one of json, csv, comp4, voc, yolo, coco, labelstudio. Did you mean 'json'?"],

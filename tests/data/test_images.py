@@ -237,7 +237,7 @@ def test_missing_and_empty_files_and_folders_are_refused(tmp_path: Path) -> None
 def test_what_is_no_picture_is_refused(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(data)
-    with pytest.raises(UserError, match=r"a\.jpg: not a picture"):
+    with pytest.raises(UserError, match=r"a\.jpg: .*not an image"):
         read_image(path)
 
 
@@ -251,9 +251,9 @@ def test_a_picture_that_is_cut_short_is_refused_wherever_it_is_cut(tmp_path: Pat
     cuts = [1, 20, len(data) // 2, len(data) * 9 // 10]
     for length in [*cuts, len(data) - 2] if kind != "png" else cuts:  # a PNG's last bytes hold nothing
         path.write_bytes(data[:length])
-        with pytest.raises(UserError, match="cut short"):
+        with pytest.raises(UserError, match="truncated"):
             read_image(path)
-        with pytest.raises(UserError, match="cut short"):
+        with pytest.raises(UserError, match="truncated"):
             inspect(path)
     path.write_bytes(data)
     assert inspect(path) == Stored(48, 32)
@@ -282,7 +282,7 @@ def test_a_thumbnails_end_is_not_taken_for_the_pictures(tmp_path: Path) -> None:
     whole = jpeg(smooth())
     path = tmp_path / "a.jpg"
     path.write_bytes((whole[:2] + segment + whole[2:])[:-9])
-    with pytest.raises(UserError, match="cut short"):
+    with pytest.raises(UserError, match="truncated"):
         read_image(path)
 
 
@@ -314,7 +314,7 @@ def test_a_cut_jpeg_is_refused_also_where_the_decoder_would_fill_it_up(
     path.write_bytes(jpeg(smooth()))
     assert read_image(path).shape == (32, 48, 3)
     path.write_bytes(jpeg(smooth())[:-9])
-    with pytest.raises(UserError, match=r"a\.jpg: .*cut short"):
+    with pytest.raises(UserError, match=r"a\.jpg: .*truncated"):
         read_image(path)
 
 
@@ -324,7 +324,7 @@ def test_the_limit_is_ours_whatever_pillows_is(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(images, "MAX_PIXELS", 32 * 48)
     assert read_image(path).shape == (32, 48, 3)
     monkeypatch.setattr(images, "MAX_PIXELS", 32 * 48 - 1)
-    with pytest.raises(UserError, match="48 x 32 pixels are more than the 1,535 allowed; refused"):
+    with pytest.raises(UserError, match="48 x 32 pixels, more than the maximum of 1,535"):
         read_image(path)
 
 
@@ -338,7 +338,7 @@ def bomb(width: int, height: int) -> bytes:
 def test_too_many_pixels_are_refused_from_the_header(tmp_path: Path, width: int, height: int) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(bomb(width, height))
-    with pytest.raises(UserError, match=r"a\.png: .*pixels.*allowed; refused"):
+    with pytest.raises(UserError, match=rf"a\.png: .*more.* than the maximum of {MAX_PIXELS:,}"):
         read_image(path)
 
 

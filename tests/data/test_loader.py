@@ -187,7 +187,7 @@ def test_a_bad_picture_is_one_clear_message_also_from_a_worker(data: DetectionDa
     path.write_bytes(b"no picture")
     with pytest.raises(UserError) as error:
         list(detection_loader(data, workers=workers))
-    assert str(error.value) == f"{path}: not a picture, or cut short."
+    assert str(error.value) == f"{path}: the file is not an image, or it is truncated."
 
 
 def test_a_worker_whose_pipe_closes_before_it_has_ended_is_waited_for(

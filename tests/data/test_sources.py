@@ -64,10 +64,10 @@ def test_a_list_has_paths_from_its_own_folder(voc: VocFolder, tmp_path: Path) ->
     listing.write_text(f"{near}\nno.jpg\n\ngone/b.jpg\n")
     with pytest.raises(UserError) as error:
         sources.pictures(str(listing))
-    assert f"{listing}, line 2: there is no file {tmp_path / 'no.jpg'}." in str(error.value)
+    assert f"{listing}, line 2: the file {tmp_path / 'no.jpg'} does not exist." in str(error.value)
     assert f"{listing}, line 4: " in str(error.value)
     listing.write_text("\n")
-    with pytest.raises(UserError, match="the list names no picture"):
+    with pytest.raises(UserError, match="the text file lists no images"):
         sources.pictures(str(listing))
     listing.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"list\.txt, line 1: not in UTF-16\. Save it as UTF-8"):
@@ -76,9 +76,9 @@ def test_a_list_has_paths_from_its_own_folder(voc: VocFolder, tmp_path: Path) ->
 
 def test_what_is_no_source_is_said(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("x")
-    with pytest.raises(UserError, match=r"the folder has no picture .*in folders below"):
+    with pytest.raises(UserError, match=r"the folder contains no images \(\.jpg.*subfolders.*/\*\*"):
         sources.pictures(str(tmp_path))
-    with pytest.raises(UserError, match="there is no such file, folder or pattern"):
+    with pytest.raises(UserError, match=r"gone\.jpg: no such file or folder, and no file matches"):
         sources.pictures(str(tmp_path / "gone.jpg"))
 
 

@@ -61,8 +61,8 @@ def test_frames_of_a_telephone_held_upright_are_upright(tmp_path: Path) -> None:
 def test_what_is_no_video_is_said(tmp_path: Path) -> None:
     path = tmp_path / "a.mp4"
     path.write_bytes(b"nothing of the kind" * 99)
-    with pytest.raises(UserError, match=r"a.mp4: not a video that OpenCV can read"):
+    with pytest.raises(UserError, match=r"a.mp4: OpenCV cannot read this video"):
         video.Video(path)
     cv2.imwrite(str(tmp_path / "b.png"), shade(1))
-    with pytest.raises(UserError, match="OpenCV can write no video there"):
+    with pytest.raises(UserError, match="c: OpenCV cannot write a video here"):
         video.VideoFile(tmp_path / "no folder" / "c", 10, 64, 48)

@@ -264,7 +264,7 @@ def test_each_file_of_a_list_is_decoded_once(
     for of_file, of_array in zip(found, detector.detect(several(image, 5), batch=batch), strict=True):
         same(of_file, of_array)
     paths[3].write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"3\.png: not a picture"):
+    with pytest.raises(UserError, match=r"3\.png: the file is not an image"):
         detector.detect(paths, batch=batch)
 
 

@@ -51,8 +51,8 @@ def test_without_the_kernel_it_says_so_once(
         (record,) = caplog.records
         assert record.levelname == "WARNING"
         assert record.getMessage() == (
-            "RoI pooling on cpu runs slower, with torchvision's kernel: its CPU kernel was not built at install "
-            "(install a C++ compiler, then the package again)"
+            "RoI pooling on cpu uses torchvision's slower kernel: the CPU kernel was not built during installation. "
+            "Install a C++ compiler, then reinstall the package"
         )
     finally:
         cpu.library.cache_clear()
@@ -71,7 +71,7 @@ def test_the_choice_can_be_forced(monkeypatch: pytest.MonkeyPatch, cpu_library: 
     with pytest.raises(ValueError, match="expected one of reference, torchvision, cpu, cuda, got 'gpu'"):
         backends.choose_backend(here)
     monkeypatch.setenv("FASTRCNN_ROI_CPU_LEVEL", "sse9")
-    with pytest.raises(ValueError, match="FASTRCNN_ROI_CPU_LEVEL: this processor can run plain"):
+    with pytest.raises(ValueError, match="FASTRCNN_ROI_CPU_LEVEL: this processor supports plain"):
         cpu.level()
 
 

@@ -20,7 +20,7 @@ WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, f"features: expected {FLOATS}, got torch.int32", {"features": GOOD.int()}),
     (
         ValueError,
-        "features: the map must have at least one cell, got the shape (2, 3, 0, 5)",
+        "features: expected a map of at least one cell, got the shape (2, 3, 0, 5)",
         {"features": GOOD[:, :, :0]},
     ),
     (TypeError, "features: expected a tensor, got ndarray", {"features": GOOD.numpy()}),
@@ -29,35 +29,35 @@ WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, "rois: expected one tensor for each of 2 images, got 1", {"rois": [ROI[:, 1:]]}),
     (ValueError, "rois[1]: expected the shape (K, 4), got (1, 5)", {"rois": [ROI[:, 1:], ROI]}),
     (TypeError, "rois: expected a tensor or a list of tensors, got str", {"rois": "boxes"}),
-    (ValueError, "rois: expected the device of features, cpu, got meta", {"rois": ROI.to("meta")}),
+    (ValueError, "rois: expected a tensor on cpu, the device of features, got meta", {"rois": ROI.to("meta")}),
     (
         ValueError,
-        "rois: batch index 2 of RoI 0 is out of range, features holds 2 image(s)",
+        "rois: batch index 2 of RoI 0 is out of range for features of 2 image(s)",
         {"rois": torch.tensor([[2, 0, 0, 4, 4.0]])},
     ),
     (
         ValueError,
-        "rois: batch index -1 of RoI 1 is out of range, features holds 2 image(s)",
+        "rois: batch index -1 of RoI 1 is out of range for features of 2 image(s)",
         {"rois": torch.tensor([[0, 0, 0, 4, 4], [-1, 0, 0, 4, 4.0]])},
     ),
     (
         ValueError,
-        "rois: RoI 0 is not finite: [0.0, nan, 0.0, 4.0, 4.0]",
+        "rois: expected finite values, got [0.0, nan, 0.0, 4.0, 4.0] for RoI 0",
         {"rois": torch.tensor([[0, NAN, 0, 4, 4]])},
     ),
     (
         ValueError,
-        "rois: RoI 0 is not finite: [0.0, 0.0, 0.0, inf, 4.0]",
+        "rois: expected finite values, got [0.0, 0.0, 0.0, inf, 4.0] for RoI 0",
         {"rois": torch.tensor([[0, 0, 0, float("inf"), 4]])},
     ),
-    (ValueError, "output_size: expected a positive int or two of them, got 0", {"output_size": 0}),
-    (ValueError, "output_size: expected a positive int or two of them, got (7, 7, 7)", {"output_size": (7, 7, 7)}),
+    (ValueError, "output_size: expected one or two positive ints, got 0", {"output_size": 0}),
+    (ValueError, "output_size: expected one or two positive ints, got (7, 7, 7)", {"output_size": (7, 7, 7)}),
     (ValueError, "spatial_scale: expected a positive number, got nan", {"spatial_scale": NAN}),
     (ValueError, "variant: expected one of fast_rcnn, partition, truncate, got 'caffe'", {"variant": "caffe"}),
     (ValueError, "out: expected the shape (1, 3, 7, 7), got (1, 3, 7, 6)", {"out": torch.empty(1, 3, 7, 6)}),
     (
         TypeError,
-        "out: expected torch.float32, the type of features, got torch.float16",
+        "out: expected torch.float32, the dtype of features, got torch.float16",
         {"out": torch.empty(1, 3, 7, 7).half()},
     ),
     (
@@ -67,7 +67,7 @@ WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
     ),
     (
         ValueError,
-        "out: cannot be given where a gradient of features is needed",
+        "out: not supported if features needs a gradient",
         {"features": GOOD.clone().requires_grad_(), "out": torch.empty(1, 3, 7, 7)},
     ),
 ]

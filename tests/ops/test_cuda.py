@@ -84,7 +84,7 @@ def test_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert cuda.missing() == "torch finds no CUDA device"
+    assert cuda.missing() == "torch found no CUDA device"
 
 
 # --- with a GPU ---
@@ -214,9 +214,9 @@ def test_gpu_other_device(gpu: torch.device) -> None:
 def test_gpu_names_the_argument_at_fault(gpu: torch.device) -> None:
     features, rois = vgg_case(gpu)
     rois[5, 0] = 2
-    with pytest.raises(ValueError, match=r"rois: batch index 2 of RoI 5 is out of range, features holds 2 image\(s\)"):
+    with pytest.raises(ValueError, match=r"rois: batch index 2 of RoI 5 is out of range for features of 2 image\(s\)"):
         roi_pool(features, rois, 7, 1 / 16)
-    with pytest.raises(ValueError, match="rois: expected the device of features, cuda:0, got cpu"):
+    with pytest.raises(ValueError, match="rois: expected a tensor on cuda:0, the device of features, got cpu"):
         roi_pool(features, rois.cpu(), 7, 1 / 16)
 
 

@@ -85,7 +85,7 @@ def test_names_the_argument() -> None:
             batched_nms(*wrong, 0.5)
     with pytest.raises(ValueError, match=r"^boxes: expected the shape \(R, 4\), got \(2,\)"):
         nms(good[1], good[1], 0.5)
-    with pytest.raises(ValueError, match=r"^scores: expected the device of boxes, cpu, got meta"):
+    with pytest.raises(ValueError, match=r"^scores: expected a tensor on cpu, the device of boxes, got meta"):
         nms(good[0], good[1].to("meta"), 0.5)
     for threshold in (float("nan"), "a", None, True):
         with pytest.raises(ValueError, match=f"^iou_threshold: expected a number, got {threshold!r}"):

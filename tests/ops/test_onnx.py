@@ -98,5 +98,5 @@ def test_the_captured_node(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "onnx_symbolic._symbolic.default" in found
     assert "fastrcnn.roi_pool.default" not in found
     model.pool = RoIPool((2, 3), 1 / 16, "partition")
-    with pytest.warns(UserWarning, match="variant: ONNX has an operator for fast_rcnn alone, got 'partition'"):
+    with pytest.warns(UserWarning, match="variant: ONNX supports only fast_rcnn, got 'partition'"):
         assert "onnx_symbolic._symbolic.default" not in targets()

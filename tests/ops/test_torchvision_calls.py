@@ -57,7 +57,7 @@ def test_modules(size: Any) -> None:
 def test_our_names_work_beside_theirs() -> None:
     want = ours.roi_pool(X, ROIS, 2)
     assert torch.equal(ours.roi_pool(features=X, boxes=ROIS, output_size=2), want)
-    with pytest.raises(TypeError, match=r"^input: another name of features, which is given too"):
+    with pytest.raises(TypeError, match=r"^input: an alias of features; expected only one"):
         ours.roi_pool(input=X, features=X, rois=ROIS, output_size=2)
     with pytest.raises(TypeError, match="unexpected keyword argument 'inputs'"):
         ours.roi_pool(inputs=X, rois=ROIS, output_size=2)
@@ -76,7 +76,7 @@ def test_quantized_roi_align() -> None:
 
 WRONG: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     *[
-        ("roi_pool", ValueError, f"output_size: expected a positive int or two of them, got {size!r}", {"size": size})
+        ("roi_pool", ValueError, f"output_size: expected one or two positive ints, got {size!r}", {"size": size})
         for size in (2.0, True, None, "22", (2, 0), (2, 2.5), np.array([1, 2, 3]))
     ],
     *[
@@ -85,7 +85,7 @@ WRONG: list[tuple[str, type[Exception], str, dict[str, Any]]] = [
     ],
     ("roi_align", TypeError, "rois: expected a tensor or a list of tensors, got str", {"rois": "boxes"}),
     ("roi_align", ValueError, "rois: expected the shape (K, 5), got (3, 4)", {"rois": ROIS[:, 1:]}),
-    ("roi_align", ValueError, "output_size: expected a positive int or two of them, got 0", {"size": 0}),
+    ("roi_align", ValueError, "output_size: expected one or two positive ints, got 0", {"size": 0}),
     ("roi_align", TypeError, "sampling_ratio: expected an int, got 2.5", {"ratio": 2.5}),
     ("roi_warp", TypeError, "sampling_ratio: expected an int, got 'a'", {"ratio": "a"}),
 ]

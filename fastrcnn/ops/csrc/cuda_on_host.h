@@ -1,5 +1,5 @@
-// Enough of CUDA for a host compiler to build roi_pool.cu, so that its arithmetic is tested where there is no GPU.
-// Blocks and threads run one after another, which is right for kernels that do not synchronise.
+// The subset of CUDA that a host compiler needs to build roi_pool.cu, so that it can be tested without a GPU. Blocks
+// and threads run one after another, which is correct for kernels that do not synchronise.
 #include <math.h>
 #include <string.h>
 
@@ -20,8 +20,8 @@ static void atomicAdd(T* at, T value) {
 
 #include "roi_pool.cu"
 
-// The driver's way of a launch: a grid, a block, and an array of pointers to the arguments. Returns 1 for a kernel that
-// is not there.
+// Launches a kernel like the CUDA driver: with a grid, a block, and an array of pointers to the arguments. Returns 1 if
+// the kernel does not exist.
 extern "C" int roi_launch(const char* name, const unsigned* grid, const unsigned* block, void** a) {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};

@@ -1,7 +1,7 @@
-// Where the bins of an RoI lie: the one definition that the CPU kernel and the CUDA kernel share.
+// The edges of the bins of an RoI. The CPU kernel and the CUDA kernel share this definition.
 //
-// reference.py says the same in Python. All arithmetic that decides an edge is float32, with true division and
-// without fused multiply-add: both matter, see README.md.
+// reference.py contains the same definition in Python. All arithmetic that determines an edge is float32, with exact
+// division and without fused multiply-add. Both matter: see docs/roi_pooling.md.
 #ifndef ROI_BINS_H
 #define ROI_BINS_H
 
@@ -16,22 +16,22 @@ typedef struct {
 } RoiExtent;
 
 typedef struct {
-    int start, stop;  // half-open, clipped to the map; start >= stop is an empty bin
+    int start, stop;  // half-open, clipped to the map; the bin is empty if start >= stop
 } RoiRange;
 
-// No map is this large, and int arithmetic on such coordinates cannot overflow. A NaN becomes -2^28.
+// Clamps a coordinate to +-2^28, so that int arithmetic cannot overflow. No map is this large. NaN becomes -2^28.
 ROI_FN float roi_near(float x) { return fminf(fmaxf(x, -268435456.0f), 268435456.0f); }
 
-// The RoI's cells along one axis, from its two coordinates in image pixels.
+// Returns the RoI's cells along one axis, given its two coordinates in image pixels.
 ROI_FN RoiExtent roi_extent(float start, float end, float scale, int variant) {
     RoiExtent e;
-    if (variant == ROI_FAST_RCNN) {  // roundf: halves go away from zero; the end is inclusive
+    if (variant == ROI_FAST_RCNN) {  // roundf rounds half away from zero; the end is inclusive
         e.first = (int)roundf(roi_near(start * scale));
         e.length = (int)roundf(roi_near(end * scale)) - e.first + 1;
     } else if (variant == ROI_PARTITION) {  // the end is exclusive
         e.first = (int)floorf(roi_near(start * scale));
         e.length = (int)floorf(roi_near(end * scale)) - e.first;
-    } else {  // the length is scaled by itself
+    } else {  // the length is scaled and rounded separately
         e.first = (int)floorf(roi_near(start * scale));
         e.length = (int)floorf(roi_near((end - start) * scale));
     }
@@ -41,7 +41,7 @@ ROI_FN RoiExtent roi_extent(float start, float end, float scale, int variant) {
 
 ROI_FN int roi_clip(int x, int cells) { return x < 0 ? 0 : x > cells ? cells : x; }
 
-// Bin i of `parts` along one axis of a map of `cells`.
+// Returns bin i of `parts` along one axis of a map of `cells`.
 ROI_FN RoiRange roi_bin(RoiExtent e, int i, int parts, int cells, int variant) {
     int start, stop;
     if (variant == ROI_FAST_RCNN) {

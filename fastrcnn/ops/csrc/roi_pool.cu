@@ -1,7 +1,7 @@
-// RoI max pooling on CUDA. Compiled by NVRTC at first use, one module for each type of features (-DVALUE=...), or by a
-// host compiler behind cuda_on_host.h for the tests. It includes no header but our own.
+// RoI max pooling on CUDA. NVRTC compiles this file at first use, one module for each type of features (-DVALUE=...).
+// For the tests, a host compiler compiles it through cuda_on_host.h. It includes only our own headers.
 //
-// Features, results, indices and gradients are channels last: [N][H][W][C] and [K][PH][PW][C]. A thread carries the
+// Features, results, indices and gradients are channels last: [N][H][W][C] and [K][PH][PW][C]. A thread processes the
 // channels of one 16-byte load, so that a warp reads 512 contiguous bytes of a cell.
 
 #ifndef ROI_ON_HOST
@@ -9,7 +9,7 @@
 #endif
 #include "roi_bins.h"
 
-// VALUE: 0 float16, 1 bfloat16, 2 float32, 3 float64. Sum is the type in which gradients are added up.
+// VALUE: 0 float16, 1 bfloat16, 2 float32, 3 float64. Sum is the type in which gradients are summed.
 #if VALUE <= 1
 typedef unsigned short Value;
 typedef float Sum;
@@ -22,9 +22,9 @@ typedef double Sum;
 #endif
 
 enum {
-    LANES = 16 / (int)sizeof(Value),  // channels of a thread
-    THREADS = 128,                    // of a block at most, and of every block of the deterministic backward
-    TILE = 32,                        // cells of a row whose gradient a block of the deterministic backward holds
+    LANES = 16 / (int)sizeof(Value),  // channels per thread
+    THREADS = 128,                    // maximum per block; exact number in the deterministic backward
+    TILE = 32,                        // cells of a row that a block of the deterministic backward sums
 };
 
 template <int N>
@@ -32,9 +32,9 @@ struct alignas(N * sizeof(Value)) Part {
     Value lane[N];
 };
 
-// --- moving 16 bytes at once ---
+// --- 16-byte loads and stores ---
 
-// Spelled out for the device: left to the compiler, a copy of eight halves became eight loads.
+// Uses inline assembly on the device, because the compiler turned a copy of eight halves into eight loads.
 template <int N>
 ROI_FN Part<N> load(const Value* from) {
 #if defined(__CUDA_ARCH__)
@@ -72,9 +72,10 @@ ROI_FN void store(T* to, const T (&lane)[N]) {
         for (int l = 0; l < N; l++) to[l] = lane[l];
 }
 
-// --- comparing ---
+// --- comparison ---
 
-// What is compared: floats as they are, half precision as integers that order as the values do, NaN largest.
+// A Key is compared instead of a value. Floats are their own keys. Half-precision values become integers with the same
+// order, in which NaN is the largest.
 #if VALUE <= 1
 typedef int Key;
 ROI_FN Key to_key(Value bits) {
@@ -88,11 +89,11 @@ ROI_FN bool beats(Key a, Key b) { return a > b; }
 typedef Value Key;
 ROI_FN Key to_key(Value v) { return v; }
 ROI_FN Value from_key(Key v) { return v; }
-ROI_FN bool beats(Key a, Key b) { return a > b || (a != a && b == b); }  // of two NaNs the first stays
+ROI_FN bool beats(Key a, Key b) { return a > b || (a != a && b == b); }  // if both are NaN, the first one is kept
 #endif
 
-// best = max(best, cell), lane by lane, where the place does not matter: one instruction for one float or two halves
-// where the processor has it.
+// Computes best = max(best, cell) for each lane if the index is not needed. Uses one instruction for one float or two
+// halves if the GPU has it.
 template <int N>
 ROI_FN void take_larger(Part<N>& best, const Part<N>& cell) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800 && VALUE == 2
@@ -122,7 +123,7 @@ ROI_FN void take_larger(Part<N>& best, const Part<N>& cell) {
 
 // --- forward ---
 
-// Grid: x an RoI, y a row of its bins, z a stretch of blockDim.x * N channels. `argmax` may be null.
+// Grid: x is the RoI, y the row of its bins, z a range of blockDim.x * N channels. `argmax` can be null.
 template <int N>
 ROI_FN void pool(const Value* __restrict__ features, const float* __restrict__ rois, int images, int channels,
                  int height, int width, int ph, int pw, float scale, int variant, Value* __restrict__ out,
@@ -131,7 +132,7 @@ ROI_FN void pool(const Value* __restrict__ features, const float* __restrict__ r
     const int i = (int)blockIdx.y, c = (int)(blockIdx.z * blockDim.x + threadIdx.x) * N;
     if (c >= channels) return;
     const float* roi = rois + k * 5;
-    const bool known = roi[0] >= 0.0f && roi[0] < (float)images;  // an RoI of no image pools to 0
+    const bool known = roi[0] >= 0.0f && roi[0] < (float)images;  // an RoI with an invalid batch index is pooled to 0
     const RoiRange y = roi_bin(roi_extent(roi[2], roi[4], scale, variant), i, ph, height, variant);
     const RoiExtent wide = roi_extent(roi[1], roi[3], scale, variant);
     const Value* map = features + (known ? (long long)roi[0] : 0) * height * width * channels + c;
@@ -183,31 +184,32 @@ ROI_FN void pool(const Value* __restrict__ features, const float* __restrict__ r
         pool<N>(features, rois, images, channels, height, width, ph, pw, scale, variant, out, argmax);              \
     }
 
-FORWARD(roi_pool_forward, LANES)     // channels a multiple of LANES, memory aligned to 16 bytes
-FORWARD(roi_pool_forward_odd, 1)     // any other
+FORWARD(roi_pool_forward, LANES)     // channels are a multiple of LANES, memory is aligned to 16 bytes
+FORWARD(roi_pool_forward_odd, 1)     // all other cases
 
 // --- backward ---
 
-// Adds with atomics: the order of the sums, and so their last bits, differ from run to run. One thread an element.
+// Sums with atomics. The order of the additions, and therefore the last bits of the sums, differ between runs. Each
+// thread processes one element at a time.
 extern "C" __global__ void roi_pool_backward(const Sum* grad, const float* rois, const int* argmax, long long count,
                                              int per_roi, int channels, long long cells, Sum* total) {
     for (long long e = (long long)blockIdx.x * blockDim.x + threadIdx.x; e < count;
          e += (long long)gridDim.x * blockDim.x) {
         const int cell = argmax[e];
-        if (cell < 0) continue;  // an empty bin, or an RoI of no image
+        if (cell < 0) continue;  // an empty bin, or an RoI with an invalid batch index
         const long long image = (long long)rois[e / per_roi * 5];
         atomicAdd(total + (image * cells + cell) * channels + e % channels, grad[e]);
     }
 }
 
-// The same sums in one fixed order, that of the reference: RoIs, then bins. Each block owns up to TILE cells of one row
-// of one image, each thread one channel of them, and goes through all RoIs that reach the row. Every cell of `total` is
-// written, none needs to be zeroed.
-// Grid: x image, row and tile; y a stretch of THREADS channels.
+// Computes the same sums in the fixed order of the reference: RoI by RoI, then bin by bin. Each block owns up to TILE
+// cells of one row of one image, and each thread one channel of these cells. It loops over all RoIs that reach the row.
+// Every cell of `total` is written, so it does not need to be zeroed.
+// Grid: x is image, row and tile; y is a range of THREADS channels.
 extern "C" __global__ void roi_pool_backward_in_order(const Sum* grad, const float* rois, const int* argmax, int count,
                                                       int ph, int pw, int channels, int height, int width, float scale,
                                                       int variant, Sum* total) {
-    __shared__ Sum sums[TILE][THREADS];  // a thread touches its own column only: nothing to synchronise
+    __shared__ Sum sums[TILE][THREADS];  // a thread uses only its own column, so no synchronisation is needed
     const int t = (int)threadIdx.x, c = (int)blockIdx.y * THREADS + t;
     if (c >= channels) return;
     const int tiles = (width + TILE - 1) / TILE;
@@ -219,7 +221,7 @@ extern "C" __global__ void roi_pool_backward_in_order(const Sum* grad, const flo
         const float* roi = rois + (long long)k * 5;
         if (!(roi[0] >= (float)image && roi[0] < (float)(image + 1))) continue;
         const RoiExtent high = roi_extent(roi[2], roi[4], scale, variant);
-        if (row < high.first || row > high.first + high.length) continue;  // rounding may reach one cell further
+        if (row < high.first || row > high.first + high.length) continue;  // rounding can add one cell
         const RoiExtent wide = roi_extent(roi[1], roi[3], scale, variant);
         for (int i = 0; i < ph; i++) {
             const RoiRange y = roi_bin(high, i, ph, height, variant);

@@ -1,10 +1,10 @@
-// RoI max pooling on the CPU. A plain C interface, at the end of the file, that cpu.py calls through ctypes; nothing
-// here knows torch or Python.
+// RoI max pooling on the CPU. cpu.py calls the plain C interface at the end of this file through ctypes. This file does
+// not depend on torch or Python.
 //
-// Forward goes in two phases. First the features are repacked into blocks of channels, [image][block][cell][channel],
-// as integer keys that order as the floats do. A block of a VGG16 map fits the L2 cache, and integers compare as fast
-// as floats but without their trouble: NaN is the largest key, so that it wins, and float16 and bfloat16 need no
-// conversion. Then the threads pool RoIs, block by block.
+// The forward pass has two phases. First, the features are repacked into blocks of channels,
+// [image][block][cell][channel], as integer keys with the same order as the floats. A block of a VGG16 map fits into
+// the L2 cache. Integers are compared as fast as floats, NaN is simply the largest key, and float16 and bfloat16 do not
+// need a conversion. Then the threads pool the RoIs, block by block.
 
 #include <math.h>
 #include <stdint.h>
@@ -26,7 +26,7 @@
 
 #include "roi_bins.h"
 
-// --- the inner loops, for each processor level and width of key ---
+// --- the inner loops, for each instruction set and key width ---
 
 #define LEVEL_FILE "roi_pool_level.h"
 #include "instruction_sets.h"
@@ -53,8 +53,8 @@ static const Lanes LEVELS[][3] = {  // keys of 16, 32 and 64 bits
 
 // --- memory ---
 
-// Asks for large pages under memory that is about to be written for the first time: the page faults of a fresh 200 MB
-// cost several times what writing it does.
+// Requests large pages for memory that is about to be written for the first time. Without them, the page faults of a
+// new buffer of 200 MB take several times as long as writing it.
 static void expect_writes(void* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     const uintptr_t page = (uintptr_t)2 << 20, begin = ((uintptr_t)data + 4095) / 4096 * 4096;
@@ -67,22 +67,22 @@ static void expect_writes(void* data, size_t bytes) {
 
 // --- threads ---
 
-// Runs work(task) for every task below `tasks`, on `threads` threads of which one is the caller's. Plain threads, made
-// anew each time: a second OpenMP runtime beside torch's would fight with it over the cores, and thirty microseconds a
-// thread are little beside the milliseconds of work.
+// Runs work(task) for every task below `tasks` on `threads` threads, including the calling thread. New threads are
+// created for each call, because a second OpenMP runtime next to torch's would compete with it for the cores. Creating
+// a thread takes about 30 microseconds, which is little compared with milliseconds of work.
 template <class Work>
 static void share_out(int64_t tasks, int threads, const Work& work) {
     std::atomic<int64_t> next(0);
     auto run = [&] {
         for (int64_t t; (t = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) work(t);
 #if defined(__x86_64__)
-        _mm_sfence();  // stores past the caches are seen by others from here on
+        _mm_sfence();  // makes streaming stores visible to other threads
 #endif
     };
     std::vector<std::thread> helpers;
     try {
         for (int i = 1; i < threads && i < tasks; i++) helpers.emplace_back(run);
-    } catch (const std::system_error&) {  // no more threads to be had: those that run do all of it
+    } catch (const std::system_error&) {  // no more threads available: the existing ones do all of the work
     }
     run();
     for (auto& helper : helpers) helper.join();
@@ -90,7 +90,8 @@ static void share_out(int64_t tasks, int threads, const Work& work) {
 
 // --- keys ---
 
-// Float bits to an integer of the same order. Both zeros are 0, as they are equal; every NaN is the largest integer.
+// Converts float bits to an integer of the same order. Both zeros become 0, because they are equal. NaN becomes the
+// largest integer.
 template <class Key>
 static inline Key to_key(Key bits, Key infinity) {
     const Key magnitude = (Key)(((Key)1 << (8 * sizeof(Key) - 2)) - 1 + ((Key)1 << (8 * sizeof(Key) - 2)));
@@ -108,10 +109,10 @@ static inline Key from_key(Key key) {
 struct Map {
     const void* data;
     int64_t images, channels, height, width;
-    int64_t stride[4];  // in elements, of N, C, H, W
+    int64_t stride[4];  // of N, C, H, W, in elements
 };
 
-// One block of channels of one image: [H * W][block] keys of `Key` from floats whose bits are `Bits`.
+// Packs one block of channels of one image into keys [H * W][block]. `Bits` is the integer type of the floats' bits.
 template <class Bits, class Key>
 static void pack(const Map& map, const Lanes& lanes, int64_t image, int64_t block, int64_t channel, Bits infinity,
                  Key* keys) {
@@ -119,7 +120,7 @@ static void pack(const Map& map, const Lanes& lanes, int64_t image, int64_t bloc
     const Bits* source = (const Bits*)map.data + image * map.stride[0] + channel * map.stride[1];
     const int64_t cells = map.height * map.width, in_lanes = lanes.bytes / (int64_t)sizeof(Key);
     if (sizeof(Bits) == sizeof(Key) && count == block && cells >= in_lanes && map.stride[3] == 1 &&
-        map.stride[2] == map.width) {  // whole planes, side by side
+        map.stride[2] == map.width) {  // complete, contiguous planes
         lanes.pack(source, cells, map.stride[1], infinity, keys);
         return;
     }
@@ -138,7 +139,7 @@ static void pack(const Map& map, const Lanes& lanes, int64_t image, int64_t bloc
     }
 }
 
-// Keys [bins][block] of `count` channels to the output of one RoI.
+// Writes the keys [bins][block] of `count` channels to the output of one RoI.
 template <class Bits, class Key>
 static void unpack(const Key* keys, int64_t bins, int64_t block, int64_t count, bool channels_last, int64_t channels,
                    Bits* out) {
@@ -159,7 +160,7 @@ struct Pooling {
     int64_t count;      // K
     int ph, pw, variant;
     float scale;
-    void* out;  // [K][C][PH][PW] or, channels last, [K][PH][PW][C]
+    void* out;  // [K][C][PH][PW], or [K][PH][PW][C] if channels_last
     bool channels_last;
     int32_t* argmax;  // [K][PH][PW][C] or null
 };
@@ -179,7 +180,7 @@ static void forward(const Pooling& p, const Lanes& lanes, Bits infinity, int thr
     };
     Buffer packed((size_t)(p.map.images * blocks * cells * block) * sizeof(Key));
     Key* keys = (Key*)packed.data;
-    std::vector<RoiRange> ranges((size_t)(p.count * (p.ph + p.pw)));  // rows, then columns, of each RoI
+    std::vector<RoiRange> ranges((size_t)(p.count * (p.ph + p.pw)));  // of each RoI: rows, then columns
 
     share_out(p.map.images * blocks, threads, [&](int64_t t) {
         pack<Bits, Key>(p.map, lanes, t / blocks, block, t % blocks * block, infinity, keys + t * cells * block);
@@ -215,7 +216,7 @@ static void forward(const Pooling& p, const Lanes& lanes, Bits infinity, int thr
             if (image >= 0 && image < (float)p.map.images) {
                 const Key* base = keys + ((int64_t)image * blocks + b) * cells * block;
                 lanes.pool(base, (int)p.map.width, range, p.ph, range + p.ph, p.pw, best, where);
-            } else {  // the caller chose not to have the RoIs checked
+            } else {  // invalid batch index; the caller disabled the check
                 memset(best, 0, (size_t)(bins * block) * sizeof(Key));
                 if (where) memset(where, 0xff, (size_t)(bins * block) * sizeof(int32_t));
             }
@@ -238,19 +239,19 @@ static void forward(const Pooling& p, const Lanes& lanes, Bits infinity, int thr
 
 struct Gradient {
     const void* grad;
-    const int64_t* stride;  // of grad, in elements, of K, C, PH, PW
+    const int64_t* stride;  // of grad: K, C, PH, PW, in elements
     const float* rois;
     int64_t count;
     int ph, pw;
     const int32_t* argmax;
     int64_t images, channels, cells;
     void* total;
-    const int64_t* map_stride;  // of total, in elements, of N, C, H, W
+    const int64_t* map_stride;  // of total: N, C, H, W, in elements
 };
 
-// Each task owns 32 channels of one image and goes through RoIs and bins in their order: no atomics, and the same sums
-// whatever the number of threads. It adds up in a small block of its own: in a channels_last gradient the cells lie a
-// multiple of 2 KB apart, and would fight for the same few lines of the cache.
+// Each task owns 32 channels of one image and processes RoIs and bins in order. This needs no atomics, and the sums do
+// not depend on the number of threads. A task sums into its own small block, because the cells of a channels_last
+// gradient are a multiple of 2 KB apart and would compete for a few cache lines.
 template <class Real>
 static void backward(const Gradient& g, int threads) {
     const int64_t block = 32, blocks = (g.channels + block - 1) / block;
@@ -268,7 +269,7 @@ static void backward(const Gradient& g, int threads) {
                     const int32_t* where = g.argmax + ((k * g.ph + i) * g.pw + j) * g.channels + begin;
                     const Real* flow = (const Real*)g.grad + k * g.stride[0] + begin * g.stride[1] + i * g.stride[2] +
                                        j * g.stride[3];
-                    for (int64_t c = 0; c < count; c += 16) {  // bins lie a page apart: ask for a later one now
+                    for (int64_t c = 0; c < count; c += 16) {  // bins are a page apart: prefetch a later one
                         __builtin_prefetch(where + 4 * g.channels + c);
                         if (g.stride[1] == 1) __builtin_prefetch(flow + 4 * g.channels + c);
                     }
@@ -287,7 +288,7 @@ static void backward(const Gradient& g, int threads) {
             for (int64_t x = 0; x < g.cells; x++)
                 memcpy(total + x * g.map_stride[3], sum + x * block, (size_t)count * sizeof(Real));
         } else {
-            for (int64_t first = 0; first < g.cells; first += 16)  // 16 cells at a time stay in the L1 cache
+            for (int64_t first = 0; first < g.cells; first += 16)  // blocks of 16 cells stay in the L1 cache
                 for (int64_t c = 0; c < count; c++)
                     for (int64_t x = first; x < g.cells && x < first + 16; x++)
                         total[c * g.map_stride[1] + x] = sum[x * block + c];
@@ -297,10 +298,10 @@ static void backward(const Gradient& g, int threads) {
 
 // --- the interface ---
 
-// Types of features: 0 float16, 1 bfloat16, 2 float32, 3 float64. Returns 0, or 1 where memory ran out.
+// Types of features: 0 float16, 1 bfloat16, 2 float32, 3 float64. Functions return 0, or 1 if memory runs out.
 extern "C" {
 
-// The highest level that this processor can run: 0 plain, 1 AVX2, 2 AVX-512.
+// Returns the highest level that this processor supports: 0 plain, 1 AVX2, 2 AVX-512.
 int roi_pool_best_level(void) {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -322,7 +323,7 @@ int roi_pool_forward(const void* features, const int64_t* shape, const int64_t* 
             forward<int64_t, int64_t>(p, lanes[2], 0x7ff0000000000000, threads);
         else if (type == 2)
             forward<int32_t, int32_t>(p, lanes[1], 0x7f800000, threads);
-        else if (argmax)  // indices need 32 bits, and so the keys have them too
+        else if (argmax)  // indices need 32 bits, so the keys have 32 bits too
             forward<int16_t, int32_t>(p, lanes[1], type == 1 ? 0x7f80 : 0x7c00, threads);
         else
             forward<int16_t, int16_t>(p, lanes[0], type == 1 ? 0x7f80 : 0x7c00, threads);
@@ -332,7 +333,7 @@ int roi_pool_forward(const void* features, const int64_t* shape, const int64_t* 
     return 0;
 }
 
-// Fills `total`: float32 or, where `type` is 3, float64; `grad` is of the same type.
+// Fills `total`, which is float64 if `type` is 3, otherwise float32. `grad` has the same type.
 int roi_pool_backward(const void* grad, const int64_t* stride, int type, const float* rois, int64_t count, int ph,
                       int pw, const int32_t* argmax, const int64_t* map_shape, void* total, const int64_t* map_stride,
                       int threads) {

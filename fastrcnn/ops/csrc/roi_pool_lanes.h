@@ -1,7 +1,7 @@
-// The inner loops, written once and compiled for each processor level and key type: included by roi_pool_cpu.cpp
-// with KEY (a signed integer), LANE_BYTES (bytes of one vector), STREAM and NAME defined; undefines KEY and NAME.
+// The inner loops, compiled for each instruction set and key type. Included by roi_pool_level.h with KEY (a signed
+// integer type), LANE_BYTES (bytes of one vector), STREAM and NAME defined. Undefines KEY and NAME.
 //
-// A block is four vectors wide. The four accumulators of a bin stay in registers while its cells stream past.
+// A block is four vectors wide. The four accumulators of a bin stay in registers while its cells are read.
 
 #define JOIN2(a, b) a##b
 #define JOIN(a, b) JOIN2(a, b)
@@ -9,7 +9,7 @@
 #define LANES (LANE_BYTES / (int)sizeof(KEY))
 #define WIDTH (4 * LANES)
 #define VMAX(a, b) ((a) > (b) ? (a) : (b))
-#if defined(__clang__)  // its builtin wants the lanes as constants: left to the optimiser
+#if defined(__clang__)  // its builtin needs constant lanes, so the optimiser has to find the shuffle
 #define SHUFFLE(a, b, mask) JOIN(NAME, _shuffle)(a, b, mask)
 #else
 #define SHUFFLE(a, b, mask) __builtin_shuffle(a, b, mask)
@@ -17,9 +17,9 @@
 
 typedef KEY VEC __attribute__((vector_size(LANE_BYTES)));
 
-// Largest keys of one RoI in one block of channels. `cells` is [H * W][WIDTH]; `rows` and `columns` are its bins;
-// `best` is [PH * PW][WIDTH]. Where `where` is given, it takes the row-major index of the first largest cell, -1 for
-// an empty bin.
+// Computes the largest keys of one RoI in one block of channels. `cells` is [H * W][WIDTH], `rows` and `columns` are
+// the RoI's bins, and `best` is [PH * PW][WIDTH]. If `where` is not null, it receives the row-major index of the first
+// largest cell, or -1 for an empty bin.
 static void JOIN(NAME, _pool)(const void* cells, int width, const RoiRange* rows, int ph, const RoiRange* columns,
                               int pw, void* best, int32_t* where) {
     VEC* out = (VEC*)best;
@@ -70,7 +70,8 @@ static void JOIN(NAME, _pool)(const void* cells, int width, const RoiRange* rows
     }
 }
 
-// Float bits to integers of the same order. Both zeros are 0, as they are equal; every NaN is the largest integer.
+// Converts float bits to integers of the same order. Both zeros become 0, because they are equal. NaN becomes the
+// largest integer.
 static inline __attribute__((always_inline)) VEC JOIN(NAME, _keys)(VEC bits, KEY infinity) {
     const VEC largest = VEC{} + (KEY) ~((KEY)1 << (8 * sizeof(KEY) - 1));
     const VEC size = bits & largest, negative = bits >> (8 * (int)sizeof(KEY) - 1);
@@ -90,9 +91,9 @@ static inline __attribute__((always_inline)) VEC JOIN(NAME, _shuffle)(VEC a, VEC
 }
 #endif
 
-// Transposes a square of LANES vectors: log2(LANES) perfect shuffles of its rows.
+// Transposes a square of LANES vectors with log2(LANES) perfect shuffles of its rows.
 static inline __attribute__((always_inline)) void JOIN(NAME, _transpose)(VEC* rows) {
-    VEC low, high;  // which lanes of two vectors, numbered on, are interleaved
+    VEC low, high;  // shuffle masks that interleave two vectors, whose lanes are numbered consecutively
     for (int l = 0; l < LANES; l++) {
         low[l] = (KEY)(l / 2 + l % 2 * LANES);
         high[l] = (KEY)(low[l] + LANES / 2);
@@ -107,7 +108,8 @@ static inline __attribute__((always_inline)) void JOIN(NAME, _transpose)(VEC* ro
     }
 }
 
-// A square between [.][WIDTH] keys and rows of floats, `stride` apart and anywhere in memory.
+// Copies a transposed square from rows of floats to [.][WIDTH] keys, or back. Rows are `stride` apart and need not be
+// aligned.
 static void JOIN(NAME, _square_in)(const KEY* floats, int64_t stride, KEY infinity, KEY* keys) {
     VEC t[LANES];
     for (int r = 0; r < LANES; r++) {
@@ -125,8 +127,8 @@ static void JOIN(NAME, _square_out)(const KEY* keys, int64_t stride, KEY* floats
     for (int r = 0; r < LANES; r++) memcpy(floats + r * stride, &t[r], LANE_BYTES);
 }
 
-// WIDTH planes of `cells` >= LANES floats, `stride` apart, to keys [cells][WIDTH]. The last square overlaps the one
-// before it, so that none is cut.
+// Converts WIDTH planes of `cells` >= LANES floats, `stride` apart, to keys [cells][WIDTH]. The last square overlaps
+// the previous one, so that every square is complete.
 static void JOIN(NAME, _pack)(const void* planes, int64_t cells, int64_t stride, int64_t infinity, void* keys) {
     for (int64_t begin = 0; begin < cells; begin += LANES) {
         const int64_t x = begin + LANES > cells ? cells - LANES : begin;
@@ -136,7 +138,7 @@ static void JOIN(NAME, _pack)(const void* planes, int64_t cells, int64_t stride,
     }
 }
 
-// The way back: keys [bins][WIDTH], with bins >= LANES, to WIDTH planes [WIDTH][bins] of floats.
+// Converts keys [bins][WIDTH], with bins >= LANES, to planes [WIDTH][bins] of floats.
 static void JOIN(NAME, _planes)(const void* best, int64_t bins, void* out) {
     for (int c = 0; c < WIDTH; c += LANES)
         for (int64_t begin = 0; begin < bins; begin += LANES) {
@@ -145,9 +147,9 @@ static void JOIN(NAME, _planes)(const void* best, int64_t bins, void* out) {
         }
 }
 
-// Keys [bins][WIDTH] to floats, at `out` and every `stride` floats from there; all of it aligned to a vector. With
-// `stream` the stores go past the caches: what is written is then far larger than they are, and to read each line
-// before overwriting it would cost as much again.
+// Converts keys [bins][WIDTH] to rows of floats at `out`, `stride` floats apart and aligned to a vector. With `stream`,
+// the stores bypass the caches. This is faster for outputs that are much larger than the caches, because a normal store
+// reads each cache line before it overwrites it.
 static void JOIN(NAME, _rows)(const void* best, int64_t bins, int64_t stride, void* out, bool stream) {
     const VEC* keys = (const VEC*)best;
     for (int64_t b = 0; b < bins; b++) {

@@ -1,4 +1,4 @@
-// The inner loops of RoI pooling for one instruction set (see instruction_sets.h), for keys of each width.
+// The inner loops of RoI pooling for one instruction set and for keys of each width. See instruction_sets.h.
 
 #if !defined(__x86_64__)
 #define STREAM(p, v) *(p) = (v)

@@ -1,10 +1,11 @@
-// Selective search on the CPU: Uijlings et al., IJCV 2013, on the graph segmentation of Felzenszwalb and Huttenlocher,
-// IJCV 2004. A plain C interface, at the end of the file, that fastrcnn/proposals/selective_search.py calls through
-// ctypes; nothing here knows torch or Python.
+// Selective search on the CPU (Uijlings et al., IJCV 2013), based on the graph segmentation of Felzenszwalb and
+// Huttenlocher (IJCV 2004). fastrcnn/proposals/kernel.py calls the plain C interface at the end of this file through
+// ctypes. This file does not depend on torch or Python.
 //
-// The search gives what OpenCV's does and does once what that repeats: edges are sorted once for a colour image, not for
-// each k; what is the same for all k is segmented once; gradients are taken once of a plane, and histograms once of the
-// parts that no k divides; all similarities start from the same histograms; and merging keeps a heap of neighbours.
+// The results are those of OpenCV, but work that OpenCV repeats is done only once: edges are sorted once per colour
+// image instead of once per k; the segmentation that all k have in common is computed once; gradients are computed once
+// per plane, and histograms once for the parts that no k divides; and all similarities start from the same histograms.
+// Merging uses a heap of neighbours.
 
 #include <math.h>
 #include <stddef.h>
@@ -21,30 +22,31 @@
 
 namespace {
 
-enum { COLOUR = 1, TEXTURE = 2, SIZE = 4, FILL = 8 };  // what a similarity is made of
+enum { COLOUR = 1, TEXTURE = 2, SIZE = 4, FILL = 8 };  // the measures in a similarity
 
 struct Search {
     int height, width;
     int planes;
     const uint8_t* const* plane;  // [planes][height][width]
     int images;
-    const int32_t* channels;  // of each colour image
-    const int32_t* channel;   // their planes, one image after another
+    const int32_t* channels;  // number of channels of each colour image
+    const int32_t* channel;   // plane of each channel, image by image
     int ks;
     const float* k;
     int taps;
-    const float* kernel;  // of the blur; symmetric
+    const float* kernel;  // blur kernel; symmetric
     const int32_t* min_size;  // for each k
     int groupings;
     const int32_t* measures;
     int32_t* labels;  // [images][ks][height][width], or null
-    // [planes][4][height][width], or null: of four derivatives, 0 to 9 and 10 to 19, the bin of a negative and of a
-    // positive one; 20, none. If it is given, the rest also follows the code of the ICCV 2011 paper: edges lead to all
-    // eight neighbours of a pixel, borders are repeated, and segments that touch at a corner are no neighbours.
+    // [planes][4][height][width], or null: the bins of four derivatives. 0 to 9 are bins of negative values, 10 to 19
+    // are bins of positive values, and 20 means zero. If it is given, the search follows the code of the ICCV 2011
+    // paper: edges connect a pixel to all eight neighbours, the blur repeats border pixels, and segments that touch
+    // only at a corner are not neighbours.
     const uint8_t* texture;
 };
 
-// Memory that is taken piece by piece, given back to a mark, and kept for the thread's next image.
+// An arena allocator. A Mark frees everything allocated after it, and the memory is reused for the thread's next image.
 class Arena {
 public:
     ~Arena() { release(); }
@@ -64,7 +66,8 @@ public:
         const size_t block, used;
     };
 
-    // Ends an image: one block, as large as all were, if that is not too large to keep.
+    // To be called after each image. Replaces all blocks with one of the same total size, unless it is too large to
+    // keep.
     void settle() {
         size_t sum = 0;
         for (const Block& b : blocks) sum += b.size;
@@ -81,7 +84,7 @@ public:
         block = used = 0;
     }
 
-    static constexpr size_t KEPT = (size_t)128 << 20;  // bytes, at most, between two images
+    static constexpr size_t KEPT = (size_t)128 << 20;  // maximum bytes kept between two images
 
 private:
     static constexpr size_t LEAST = (size_t)8 << 20, PAGE = (size_t)2 << 20;
@@ -95,7 +98,7 @@ private:
         char* data = (char*)aligned_alloc(PAGE, size);
         if (!data) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
-        madvise(data, size, MADV_HUGEPAGE);  // access is scattered: with small pages, their addresses are looked up again
+        madvise(data, size, MADV_HUGEPAGE);  // access is scattered, and small pages would cause TLB misses
 #endif
         blocks.push_back({data, size});
     }
@@ -115,13 +118,13 @@ private:
     size_t block = 0, used = 0;
 };
 
-// log2, linear between the powers of two, in units of 1 / 65536: whole numbers, whose sums depend on no order.
+// Returns log2 in units of 1 / 65536, linear between powers of two. Sums of integers do not depend on the order.
 inline int64_t log2_of(uint32_t v) {
     const int exponent = 31 - __builtin_clz(v);
     return ((int64_t)exponent << 16) + (int64_t)(((uint64_t)v << 16 >> exponent) - 65536);
 }
 
-// Segments by their rectangles: x y width height, of 16 bits each.
+// Segments, identified by their rectangles: x y width height, 16 bits each.
 struct Found {
     struct Entry {
         uint64_t rectangle;
@@ -131,13 +134,13 @@ struct Found {
     };
     std::vector<Entry> entries;
 
-    // rank: 1 for the segment that its hierarchy made last, the whole image, and so on
+    // rank: 1 for the last segment of its hierarchy (the entire image), 2 for the one before it, and so on
     __attribute__((noinline)) void add(int x, int y, int width, int height, int32_t rank, int32_t size) {
         const uint64_t rectangle = (uint64_t)x << 48 | (uint64_t)y << 32 | (uint64_t)width << 16 | (uint64_t)height;
         entries.push_back({rectangle, log2_of((uint32_t)rank), size, 1});
     }
 
-    // Sorts the rectangles and makes those that are equal one.
+    // Sorts the rectangles and combines equal ones.
     void settle() {
         std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) { return a.rectangle < b.rectangle; });
         size_t count = 0;
@@ -169,7 +172,7 @@ struct Level {
     int64_t (*thin)(const float*, int64_t, float, int64_t, Arena&, int32_t*);
 };
 
-const Level LEVELS[] = {  // as roi_pool_best_level counts them
+const Level LEVELS[] = {  // in the order of roi_pool_best_level
     {plain::search, plain::thin},
 #if defined(__x86_64__)
     {avx2::search, avx2::thin},
@@ -181,11 +184,12 @@ const Level LEVELS[] = {  // as roi_pool_best_level counts them
 
 extern "C" {
 
-// Raised with every change of the functions below, so that a library built from other sources is not called by mistake.
+// The version of the functions below, increased with every change. It prevents calls into a library built from other
+// sources.
 int selective_search_interface(void) { return 1; }
 
-// Searches an image and returns the number of different rectangles, for selective_search_take on the same thread; or -1
-// where memory ran out.
+// Searches an image and returns the number of distinct rectangles, or -1 if memory runs out. To get the rectangles,
+// call selective_search_take on the same thread.
 int64_t selective_search(int height, int width, int planes, const uint8_t* pixels, int images, const int32_t* channels,
                          const int32_t* channel, int ks, const float* k, int taps, const float* kernel,
                          const int32_t* min_size, int groupings, const int32_t* measures, int32_t* labels,
@@ -207,8 +211,9 @@ int64_t selective_search(int height, int width, int planes, const uint8_t* pixel
     return (int64_t)found.entries.size();
 }
 
-// The rectangles of this thread's last search, once: x y width height of each, sorted; and of the segments that have it, the
-// mean of log2_of(rank), and the mean share of the rectangle that they fill.
+// Returns the rectangles of this thread's last search. Call it only once per search. For each rectangle, in sorted
+// order: x y width height, and, over the segments with this rectangle, the mean of log2_of(rank) and the mean fraction
+// of the rectangle that they fill.
 void selective_search_take(int32_t* rectangles, double* ranks, double* fills) {
     for (const Found::Entry& e : found.entries) {
         const double area = (double)(e.rectangle >> 16 & 0xffff) * (double)(e.rectangle & 0xffff);
@@ -219,8 +224,8 @@ void selective_search_take(int32_t* rectangles, double* ranks, double* fills) {
     if (found.entries.capacity() > Arena::KEPT / sizeof(Found::Entry)) found = Found();
 }
 
-// Writes the indices of the first boxes (x1 y1 x2 y2), `limit` at most, that overlap no earlier one of them by an IoU of
-// `near` or more. Returns their number, or -1 where memory ran out.
+// Selects boxes (x1 y1 x2 y2) in order, skipping each one whose IoU with a selected box is `near` or more. Writes the
+// indices of the first `limit` selected boxes. Returns their number, or -1 if memory runs out.
 int64_t selective_search_thin(const float* boxes, int64_t count, float near, int64_t limit, int32_t* kept, int level) {
     try {
         return LEVELS[level].thin(boxes, count, near, limit, arena, kept);

@@ -1,24 +1,24 @@
-// The search of one image, for one instruction set; see instruction_sets.h.
+// The search of one image for one instruction set. See instruction_sets.h.
 //
-// Every operation on floats is written out, in one order, and never fused: all instruction sets give the same bits.
-// Nothing of the standard library's templates is used, and all stays in an unnamed namespace: a template compiled for a
-// newer processor could otherwise be the one copy that all share.
+// Floating-point operations are written out in a fixed order and never fused, so all instruction sets give the same
+// bits. This file uses no templates of the standard library, and everything is in an unnamed namespace. Otherwise the
+// linker could keep a template compiled for a newer processor as the only copy.
 
 namespace LEVEL {
 namespace {
 
-// Planes that are filtered together, as many floats as a register of the instruction set holds. Compilers take longer
-// vectors apart, some number by number.
+// The number of planes that are filtered together, which is the number of floats in a register. Compilers split longer
+// vectors, some of them into single numbers.
 constexpr int LANES = LANE_BYTES / 4;
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
 
-constexpr int SUMS = 16;       // partial sums of histograms' intersection, for every instruction set
+constexpr int SUMS = 16;       // partial sums of a histogram intersection, for every instruction set
 constexpr int COLOURS = 25;    // bins of a colour histogram
-constexpr int TEXTURES = 10;   // bins of a texture histogram; a plane has eight of them, for four directions and signs
-constexpr int CODES = 24;      // counters of a direction: 10 of negative gradients, 10 of positive ones, 1 of none
-constexpr int COUNTERS = 128;  // of a plane: four directions, then the colours
+constexpr int TEXTURES = 10;   // bins of a texture histogram; a plane has eight: four directions, two signs
+constexpr int CODES = 24;      // counters of a direction: 10 for negative gradients, 10 for positive ones, 1 for zero
+constexpr int COUNTERS = 128;  // counters of a plane: four directions, then the colours
 
 template <class T>
 inline T smaller(T a, T b) {
@@ -37,7 +37,7 @@ inline void exchange(T& a, T& b) {
     b = c;
 }
 
-// Exchanges without a branch, where a processor cannot guess.
+// Exchanges without a branch, because the condition is unpredictable.
 inline void exchange_if(bool condition, int32_t& a, int32_t& b) {
     const int32_t difference = (a ^ b) & -(int32_t)condition;
     a ^= difference;
@@ -52,7 +52,7 @@ inline int reflected(int i, int n) {  // gfedcb|abcdefgh|gfedcba
 
 // --- blur ---
 
-// A plane blurred by a symmetric kernel, along the rows and then along the columns.
+// Blurs a plane with a symmetric kernel, first along the rows and then along the columns.
 void blur(const Search& s, const uint8_t* plane, Arena& arena, float* out) {
     const Arena::Mark mark(arena);
     const int h = s.height, w = s.width, r = s.taps / 2;
@@ -89,8 +89,8 @@ void blur(const Search& s, const uint8_t* plane, Arena& arena, float* out) {
 
 // --- edges ---
 
-// An edge between a pixel and one of its neighbours. The upper half has the bits of its weight, the lower one its code:
-// four times the pixel, and the direction.
+// An edge between a pixel and one of its neighbours. The upper half contains the bits of its weight, and the lower half
+// its code, which is 4 * pixel + direction.
 typedef uint64_t Edge;
 
 enum { RIGHT, DOWN, RIGHT_DOWN, RIGHT_UP };
@@ -102,7 +102,7 @@ inline float weight_of(Edge e) {
     return weight;
 }
 
-// Colour distances between two rows of n pixels.
+// Computes the colour distances between two rows of n pixels.
 void distances(const float* const* from, const float* const* to, int channels, int n, float* sums) {
     for (int x = 0; x < n; x++) sums[x] = 0;
     for (int c = 0; c < channels; c++) {
@@ -115,7 +115,7 @@ void distances(const float* const* from, const float* const* to, int channels, i
     for (int x = 0; x < n; x++) sums[x] = __builtin_sqrtf(sums[x]);
 }
 
-// All edges of a colour image, by weight; equal ones by pixel, then by direction.
+// Returns all edges of a colour image, sorted by weight, then by pixel, then by direction.
 const Edge* sorted_edges(const Search& s, const float* const* planes, int channels, Arena& arena, size_t* count) {
     const int h = s.height, w = s.width;
     const bool diagonals = s.texture != nullptr;
@@ -161,7 +161,7 @@ const Edge* sorted_edges(const Search& s, const float* const* planes, int channe
     for (int pass = 0; pass < 3; pass++) {
         uint32_t* tally = tallies + 2048 * pass;
         const int shift = 32 + 11 * pass;
-        if (n == 0 || tally[edges[0] >> shift & 2047] == n) continue;  // all are alike
+        if (n == 0 || tally[edges[0] >> shift & 2047] == n) continue;  // all keys have the same digit
         uint32_t sum = 0;
         for (int i = 0; i < 2048; i++) {
             const uint32_t here = tally[i];
@@ -177,44 +177,46 @@ const Edge* sorted_edges(const Search& s, const float* const* planes, int channe
 
 // --- segmentation ---
 
-// A member of a set that only grows. The name of its set is one look away, as the members of the smaller set are renamed
-// when two join: looking is what is done most often, and nothing is worse for it than a chain of unknown length.
+// A member of a set in a union-find structure. A look-up needs only one access, because a union renames all members of
+// the smaller set. Look-ups are by far the most frequent operation, and following chains of unknown length would be
+// slower.
 struct Member {
-    int32_t name, next;  // the member that names the set, and the next one of the circle
-    int32_t size;        // of the set, in pixels, if this one names it
-    float limit;         // the largest weight that may join it to another
+    int32_t name, next;  // the member that names the set, and the next member in the circular list
+    int32_t size;        // of the set in pixels, if this member names it
+    float limit;         // the largest edge weight over which the set can be joined to another
 };
 
-// Renames the members of b; a and b name their sets.
+// Joins the sets named by a and b by renaming the members of b.
 inline void unite(Member* members, int32_t a, int32_t b) {
     members[b].name = a;
-    int32_t i = members[b].next;  // b itself again, where it is alone: most sets have one or two members and need no loop
+    int32_t i = members[b].next;  // b itself if it is alone; most sets have one or two members and need no loop
     members[i].name = a;
     while ((i = members[i].next) != b) members[i].name = a;
     exchange(members[a].next, members[b].next);
     members[a].size += members[b].size;
 }
 
-constexpr size_t AHEAD = 16;  // edges ahead for which memory is asked
+constexpr size_t AHEAD = 16;  // prefetch distance in edges
 
 struct Join {
     int32_t a, b;
     float weight;
 };
 
-// What is the same for all k. Segments grow as for the smallest k until one is refused; it and its neighbour then stay as
-// they are, and so does whatever would join them. Up to there a larger k joins the same pixels, as the weights were the
-// same and its limits higher. For each k only the edges between these atoms are left.
+// The segments that all k have in common. Segments are joined as for the smallest k until a join is rejected. The two
+// segments of the rejected join are then final, and so are segments that would be joined with them. Up to this point, a
+// larger k joins the same pixels, because the edges are the same and its limits are higher. For each k, only the edges
+// between these atoms remain to be processed.
 struct Atoms {
     int32_t count;
     int32_t* of_pixel;
     int32_t* size;
-    float* inner;  // the largest weight inside
-    Join* joins;   // edges between atoms, by weight; of the same two atoms, hardly more than the first
+    float* inner;  // the largest weight inside the atom
+    Join* joins;   // edges between atoms by weight; for each pair of atoms usually only the first one
     size_t join_count;
 };
 
-constexpr int SLOT_BITS = 15;  // of a table of the pairs of atoms met last
+constexpr int SLOT_BITS = 15;  // size of the table of recently found pairs of atoms
 constexpr size_t SLOTS = (size_t)1 << SLOT_BITS;
 
 Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, Arena& arena) {
@@ -249,11 +251,11 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
             atoms.inner[a] = weight;
             member[a].limit = weight + k / (float)member[a].size;
         } else {
-            member[a].limit = member[b].limit = -1;  // stays as it is
+            member[a].limit = member[b].limit = -1;  // both are final
             *left++ = {a, b, weight};
         }
     }
-    atoms.count = 0;  // in the order of their first pixels; so values of `inner` only move down, past what has moved
+    atoms.count = 0;  // numbered by first pixel, so `inner` can be compacted in place
     for (int32_t i = 0; i < n; i++) {
         const int32_t name = member[i].name;
         if (number[name] < 0) {
@@ -263,8 +265,9 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
         }
         atoms.of_pixel[i] = number[name];
     }
-    // Of the edges between the same two atoms only the first counts: it joins them, or one of the two segments is refused
-    // and never grows. The table forgets pairs that share a slot; a repeated edge that stays only costs time.
+    // Only the first edge between two atoms matters: either it joins them, or one of the two segments is rejected and
+    // never grows again. The table keeps only the last pair of each slot. A duplicate edge that remains only costs
+    // time.
     memset(seen, 0, SLOTS * sizeof(uint64_t));
     atoms.join_count = 0;
     for (const Join* join = atoms.joins; join < left; join++) {
@@ -279,7 +282,8 @@ Atoms atoms_of(const Search& s, const Edge* edges, size_t edge_count, float k, A
     return atoms;
 }
 
-// The segments for one k: a label for each atom, numbered in the order of their first pixels. Returns their number.
+// Computes the segments for one k. Writes a label for each atom, numbered by the first pixel of the segments, and
+// returns the number of segments.
 int32_t segment(const Atoms& atoms, float k, int32_t min_size, Arena& arena, int32_t* labels) {
     const Arena::Mark mark(arena);
     const int32_t n = atoms.count;
@@ -303,12 +307,12 @@ int32_t segment(const Atoms& atoms, float k, int32_t min_size, Arena& arena, int
         if (apart & (j->weight <= smaller(member[a].limit, member[b].limit))) {
             const int32_t whole = join(a, b);
             member[whole].limit = j->weight + k / (float)member[whole].size;
-        } else {  // refused, or in one segment already: which of them a processor cannot guess, so no branch
+        } else {  // rejected, or already in one segment; no branch, because this is unpredictable
             *end = {a, b, j->weight};
             end += apart;
         }
     }
-    for (const Join* j = refused; j < end; j++) {  // segments that are too small join the neighbour most alike
+    for (const Join* j = refused; j < end; j++) {  // join segments that are too small to their most similar neighbour
         const int32_t a = member[j->a].name, b = member[j->b].name;
         if (a != b && (member[a].size < min_size || member[b].size < min_size)) join(a, b);
     }
@@ -321,8 +325,8 @@ int32_t segment(const Atoms& atoms, float k, int32_t min_size, Arena& arena, int
     return count;
 }
 
-// Parts: pixels with the same segment for every k so far. Splits them by one more labelling of `n` atoms, in place, and
-// returns their number; they stay numbered in the order of their first pixels.
+// A part is a set of pixels that are in the same segment for every k processed so far. Splits the parts by the labels
+// of another k, in place, and returns the new number of parts. Parts are numbered by their first pixel.
 int32_t split_parts(int32_t* parts, int32_t part_count, const int32_t* labels, int32_t label_count, int32_t n,
                     Arena& arena) {
     const Arena::Mark mark(arena);
@@ -367,7 +371,8 @@ struct Pair {
     int32_t a, b;
 };
 
-// Each pair once, the smaller number first, by that; those of equal numbers go. Returns how many there are.
+// Removes duplicate pairs and pairs of equal numbers, in place. The result has the smaller number of each pair first
+// and is sorted by it. Returns the number of pairs.
 size_t distinct(Pair* pairs, size_t n, int32_t numbers, Arena& arena) {
     const Arena::Mark mark(arena);
     int32_t *first = arena.take<int32_t>((size_t)numbers + 1), *others = arena.take<int32_t>(n);
@@ -396,23 +401,24 @@ size_t distinct(Pair* pairs, size_t n, int32_t numbers, Arena& arena) {
 
 // --- gradients ---
 
-// The four derivatives of all planes, LANES at a time, as Scharr's: across, down, and the same in the image rotated by 45
-// degrees and sampled back. A pixel's code of a plane has four bytes, one for each direction: 0 to 9 and 10 to 19, the
-// bin of a negative and of a positive one between the least and the largest of the image; 20, none. They count from 0,
-// CODES, 2 CODES and 3 CODES.
+// The four Scharr derivatives of all planes, computed LANES planes at a time: across, down, and both again in the image
+// rotated by 45 degrees, sampled back. The code of a pixel and plane has four bytes, one for each direction: 0 to 9 is
+// the bin of a negative derivative, 10 to 19 the bin of a positive one, and 20 means zero. The bins divide the range
+// between the smallest and the largest derivative of the image. The bytes have the offsets 0, CODES, 2 CODES and 3
+// CODES.
 struct Gradients {
-    uint32_t* codes;  // [pixels][planes up to a multiple of LANES]
+    uint32_t* codes;  // [pixels][planes, padded to a multiple of LANES]
     int stride;
-    const uint8_t* nothing_positive;  // [planes][4]: the bin of a pixel without a positive gradient
+    const uint8_t* nothing_positive;  // [planes][4], the bin of a pixel without a positive gradient
     const uint8_t* nothing_negative;
 };
 
-// Where a point of a grid lies in another, between four pixels of it.
+// An affine map from the points of one grid to those of another.
 struct Rotation {
     float a, b, c, d, e, f;  // x' = a x + b y + c, y' = d x + e y + f
 };
 
-// Of a matrix as cv::getRotationMatrix2D gives it, the inverse.
+// Returns the inverse of the matrix that cv::getRotationMatrix2D returns, with a shift.
 Rotation inverse_rotation(double degrees, double x, double y, double shift_x, double shift_y) {
     const double angle = degrees * M_PI / 180, alpha = cos(angle), beta = sin(angle);
     const double m[6] = {alpha, beta, (1 - alpha) * x - beta * y + shift_x,
@@ -422,12 +428,13 @@ Rotation inverse_rotation(double degrees, double x, double y, double shift_x, do
     return {(float)a, (float)b, (float)(-a * m[2] - b * m[5]), (float)d, (float)e, (float)(-d * m[2] - e * m[5])};
 }
 
-// Conversions go by the next width: compilers take others apart. Pixels are kept as Shorts, which need none for sums.
+// Conversions go through the intermediate width, because compilers split direct ones. Pixels are stored as Shorts,
+// which can be summed without a conversion.
 inline Floats floats(Shorts v) { return __builtin_convertvector(__builtin_convertvector(v, Ints), Floats); }
 
 inline Shorts shorts(Floats v) { return __builtin_convertvector(__builtin_convertvector(v, Ints), Shorts); }
 
-// A point's value between four cells of a grid, of which value(i) gives one; nothing lies outside.
+// Interpolates bilinearly between four cells of a grid. value(i) returns the value of cell i. Cells outside are 0.
 template <class Value>
 inline Floats sampled(int h, int w, float x, float y, const Value& value) {
     const int ix = (int)__builtin_floorf(x), iy = (int)__builtin_floorf(y);
@@ -448,9 +455,9 @@ inline Floats sampled(int h, int w, float x, float y, const Value& value) {
     return top + ay * (bottom - top);
 }
 
-inline Floats rounded(Floats v) { return (v + 12582912.0f) - 12582912.0f; }  // half to even, below 2^22
+inline Floats rounded(Floats v) { return (v + 12582912.0f) - 12582912.0f; }  // half to even; only below 2^22
 
-// Scharr's derivatives at the pixel `at`, whose neighbours lie `left`, `right`, `up` and `low` of it.
+// Computes the Scharr derivatives at the pixel `at`. `left`, `right`, `up` and `low` are the offsets of its neighbours.
 inline void scharr(const Shorts* at, ptrdiff_t left, ptrdiff_t right, ptrdiff_t up, ptrdiff_t low, Shorts* across,
                    Shorts* down) {
     const Shorts a = at[up + left], b = at[up], c = at[up + right];
@@ -460,7 +467,7 @@ inline void scharr(const Shorts* at, ptrdiff_t left, ptrdiff_t right, ptrdiff_t 
     *down = 3 * (f - a + h - c) + 10 * (g - b);
 }
 
-constexpr int STRIP = 32;  // columns that are done together, so that what a rotated access touches stays in the cache
+constexpr int STRIP = 32;  // columns that are processed together, so that rotated accesses stay in the cache
 
 // Calls use(x, y) for all pixels of a grid, strip by strip.
 template <class Use>
@@ -472,7 +479,7 @@ inline void each_pixel(int h, int w, const Use& use) {
     }
 }
 
-// Calls use(x, y, across, down) for all pixels of a grid, which is reflected at its edges.
+// Calls use(x, y, across, down) for all pixels of a grid. The grid is reflected at its edges.
 template <class Use>
 inline void each_scharr(const Shorts* grid, int h, int w, const Use& use) {
     each_pixel(h, w, [&](int x, int y) {
@@ -489,7 +496,7 @@ struct Scale {
     Floats factor, shift;
 };
 
-// From least to most onto 0 to 255; NaN, which counts as 0, where they are the same.
+// Returns the linear map from least..most to 0..255. If both are equal, it is NaN, which is treated as 0.
 inline Scale scale_to_bytes(Floats least, Floats most) {
     Scale s;
     for (int i = 0; i < LANES; i++) {
@@ -518,7 +525,7 @@ Gradients gradients_of(const Search& s, Arena& arena) {
     out.nothing_negative = nothing + (size_t)out.stride * 4;
     const Arena::Mark mark(arena);
 
-    // The rotated image, as large as holds all of it.
+    // The size of the rotated image, which contains the entire original.
     const float half = (float)sqrt(0.5) * 0.5f;
     const float x0 = w / 2.0f - half * (float)h - half * (float)w, y0 = h / 2.0f - half * (float)h - half * (float)w;
     const int rw = (int)ceilf((float)w - x0) - (int)floorf(x0) + 1;
@@ -532,11 +539,11 @@ Gradients gradients_of(const Search& s, Arena& arena) {
     struct Slope {
         Shorts across, down;
     };
-    Slope* slopes = arena.take<Slope>((size_t)rw * rh);  // of the rotated image
+    Slope* slopes = arena.take<Slope>((size_t)rw * rh);  // derivatives of the rotated image
     for (int g = 0; g < groups; g++) {
         const int planes = smaller(LANES, s.planes - g * LANES);
         memset(image, 0, n * sizeof(Shorts));
-        for (size_t begin = 0; begin < n; begin += 256)  // what is written stays in the nearest cache
+        for (size_t begin = 0; begin < n; begin += 256)  // written memory stays in the L1 cache
             for (int p = 0; p < planes; p++)
                 for (size_t i = begin; i < n && i < begin + 256; i++) ((int16_t*)(image + i))[p] = s.plane[g * LANES + p][i];
         each_pixel(rh, rw, [&](int x, int y) {
@@ -600,7 +607,7 @@ Gradients gradients_of(const Search& s, Arena& arena) {
     return out;
 }
 
-// The same where the derivatives' bins are given.
+// Returns the gradients if the bins of the derivatives are given.
 Gradients gradients_given(const Search& s, Arena& arena) {
     const size_t n = (size_t)s.height * s.width;
     Gradients out;
@@ -620,21 +627,21 @@ Gradients gradients_given(const Search& s, Arena& arena) {
     return out;
 }
 
-// --- what grouping begins with ---
+// --- the start of grouping ---
 
-// The segments of one colour image for one k, and their histograms. Rows of `histogram`: the colours' bins, with zeros up
-// to a multiple of SUMS, then those of the texture.
+// The segments of one colour image for one k, and their histograms. A row of `histogram` contains the colour bins,
+// padded with zeros to a multiple of SUMS, and then the texture bins.
 struct Start {
     int32_t count;
     const int32_t* size;
     const Box* box;
-    const Pair* pairs;  // of neighbours
+    const Pair* pairs;  // pairs of neighbours
     size_t pair_count;
-    float* histogram;  // [2 count][bins]: room for those of merged segments too
+    float* histogram;  // [2 count][bins], with room for merged segments
     int colour_bins, bins;
 };
 
-// Histograms of the parts of a colour image: COUNTERS numbers for each of its channels.
+// Counts the histograms of the parts of a colour image: COUNTERS numbers for each channel.
 uint32_t* counted(const Search& s, const Gradients& gradients, const int32_t* channel, int channels,
                   const int32_t* part_of_pixel, int32_t parts, Arena& arena) {
     const size_t n = (size_t)s.height * s.width, stride = (size_t)channels * COUNTERS;
@@ -659,7 +666,7 @@ uint32_t* counted(const Search& s, const Gradients& gradients, const int32_t* ch
     return counters;
 }
 
-// A segment's counters to its histograms.
+// Converts the counters of a segment to its normalised histograms.
 void normalise(const uint32_t* counters, const Gradients& gradients, const int32_t* channel, int channels, int32_t size,
                const Start& start, float* out) {
     const float colours = (float)size * (float)channels, textures = (float)((int64_t)size * channels * 8);
@@ -690,7 +697,8 @@ void normalise(const uint32_t* counters, const Gradients& gradients, const int32
 
 // --- grouping ---
 
-// The intersection of two histograms of n bins, a multiple of SUMS. The order of the sums is the same for all LANES.
+// Returns the intersection of two histograms of n bins, a multiple of SUMS. The order of additions is the same for all
+// values of LANES.
 inline float shared(const float* a, const float* b, int n) {
     constexpr int VECTORS = SUMS / LANES;
     Floats sum[VECTORS] = {};
@@ -714,7 +722,7 @@ inline void mix(const float* a, int32_t size_a, const float* b, int32_t size_b, 
 }
 
 struct Candidate {
-    uint64_t key;   // bits of the similarity, then the newer segment
+    uint64_t key;   // upper half: bits of the similarity; lower half: the newer segment
     int32_t other;  // the older one
 };
 
@@ -722,14 +730,14 @@ inline bool before(const Candidate& a, const Candidate& b) {
     return (a.key > b.key) | ((a.key == b.key) & (a.other > b.other));
 }
 
-// Fills the place i of a heap with `moved`, or one above it, no higher than `top`.
+// Puts `moved` at position i of a heap or above it, at most at `top`.
 inline void sift_up(Candidate* heap, size_t i, size_t top, Candidate moved) {
     for (; i > top && before(moved, heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
     heap[i] = moved;
 }
 
-// The same downwards, in a heap of n. The better child moves up all the way to a leaf, and `moved`, which is
-// likely to belong near one, up from there: the one branch left, the end, is easily guessed.
+// Puts `moved` at position i of a heap of n or below it. The better child moves up at every level down to a leaf, and
+// then `moved`, which usually belongs near a leaf, moves up from there. The only remaining branch is easy to predict.
 void sift_down(Candidate* heap, size_t i, size_t n, Candidate moved) {
     const size_t top = i;
     for (size_t child; (child = 2 * i + 2) < n; i = child) {
@@ -759,8 +767,8 @@ struct Neighbour {
     int32_t segment, next;  // next: index of the list's next entry, or -1
 };
 
-// Merges the most similar neighbours until there are none, by one similarity; equal ones, the newest segment first.
-// Every segment's box is found.
+// Merges the most similar neighbours by one similarity measure until one segment is left. Of equal similarities, the
+// one with the newest segment comes first. Adds the box of every segment to `found`.
 void group(const Search& s, const Start& start, int measures, const float* colours, const float* textures, Arena& arena,
            Found& found) {
     const Arena::Mark mark(arena);
@@ -796,7 +804,7 @@ void group(const Search& s, const Start& start, int measures, const float* colou
         memcpy(&bits, &alike, 4);
         return Candidate{(uint64_t)bits << 32 | (uint32_t)newer, older};
     };
-    auto add = [&](int32_t i) {  // of n segments that are neighbours in the end, n - 1 more are made
+    auto add = [&](int32_t i) {  // n connected segments give n - 1 merged ones
         found.add(box[i].x1, box[i].y1, box[i].x2 - box[i].x1, box[i].y2 - box[i].y1, 2 * n - 1 - i, size[i]);
     };
     for (int32_t i = 0; i < n; i++) {
@@ -824,7 +832,7 @@ void group(const Search& s, const Start& start, int measures, const float* colou
     }
     make_heap(heap, waiting);
 
-    for (int32_t fresh = n; fresh < 2 * n - 1;) {  // an image is connected: one segment is left
+    for (int32_t fresh = n; fresh < 2 * n - 1;) {  // an image is connected, so one segment is left
         const int32_t a = (int32_t)(uint32_t)heap[0].key, b = heap[0].other;
         waiting--;
         sift_down(heap, 0, waiting, heap[waiting]);
@@ -843,7 +851,7 @@ void group(const Search& s, const Start& start, int measures, const float* colou
             mix(of_a + start.colour_bins, size[a], of_b + start.colour_bins, size[b], start.bins - start.colour_bins,
                 histogram + start.colour_bins);
 
-        // Both lists become one, without what has become the same.
+        // Concatenate both lists of neighbours and remove duplicates.
         first[c] = first[a];
         entries[last[a]].next = first[b];
         last[c] = -1;
@@ -856,7 +864,7 @@ void group(const Search& s, const Start& start, int measures, const float* colou
             *from = e;
             from = &entries[e].next;
             last[c] = e;
-            if (waiting == room) {  // what has been merged makes room; at most half of it is alive
+            if (waiting == room) {  // remove candidates of merged segments; at most half are alive
                 size_t kept = 0;
                 for (size_t i = 0; i < waiting; i++)
                     if (alive[(uint32_t)heap[i].key] && alive[heap[i].other]) heap[kept++] = heap[i];
@@ -876,7 +884,7 @@ void group(const Search& s, const Start& start, int measures, const float* colou
     }
 }
 
-// --- the whole ---
+// --- the complete search ---
 
 void search_colour_image(const Search& s, const Gradients& gradients, const float* const* blurred, int image,
                          Arena& arena, Found& found) {
@@ -911,7 +919,7 @@ void search_colour_image(const Search& s, const Gradients& gradients, const floa
     int32_t* part_of_pixel = atoms.of_pixel;
     for (size_t i = 0; i < n; i++) part_of_pixel[i] = parts[atoms.of_pixel[i]];
 
-    // Boxes, sizes and neighbours of the parts.
+    // Find boxes, sizes and neighbours of the parts.
     Box* part_box = arena.take<Box>(part_count);
     int32_t* part_size = arena.take<int32_t>(part_count);
     Pair* touching = arena.take<Pair>(3 * n);
@@ -1002,7 +1010,8 @@ void search(const Search& s, Arena& arena, Found& found) {
     for (int i = 0; i < s.images; i++) search_colour_image(s, gradients, blurred, i, arena, found);
 }
 
-// Indices of the first boxes, `limit` at most, that overlap no earlier one of them by an IoU of `near` or more.
+// Selects boxes in order, skipping each one whose IoU with a selected box is `near` or more. Writes the indices of the
+// first `limit` selected boxes and returns their number.
 int64_t thin(const float* boxes, int64_t n, float near, int64_t limit, Arena& arena, int32_t* kept) {
     const Arena::Mark mark(arena);
     struct Block {
@@ -1028,7 +1037,7 @@ int64_t thin(const float* boxes, int64_t n, float near, int64_t limit, Arena& ar
         }
         if (!free) continue;
         Block& last = blocks[count / LANES];
-        if (count % LANES == 0) last = {zero, zero, zero - 1, zero - 1, zero + INFINITY};  // alike to nothing
+        if (count % LANES == 0) last = {zero, zero, zero - 1, zero - 1, zero + INFINITY};  // overlaps nothing
         const int lane = (int)(count % LANES);
         last.x1[lane] = x1;
         last.y1[lane] = y1;
