@@ -27,7 +27,7 @@ def is_coco(source: Path) -> bool:
 
 
 def is_annotation_file(path: Path) -> bool:
-    """Return whether `data.root` or the name of a split names an annotation file."""
+    """Return whether `data.root` or a split is an annotation file, judging by its name."""
     return path.suffix.lower() in SUFFIXES or is_yolo_file(path)
 
 
@@ -46,7 +46,7 @@ def read_listing(file: Path, folder: Path) -> Listing:
 
 
 def listing_files(folder: Path) -> list[Path]:
-    """Find the annotation files of a folder that has no COCO, CVAT or VOC XML files. All have the same format.
+    """Find the annotation files, all of the same format, in a folder without COCO, CVAT or VOC XML files.
 
     Raises UserError if the folder has several formats or a file cannot be read.
     """
@@ -57,7 +57,7 @@ def listing_files(folder: Path) -> list[Path]:
     if len(there) > 1:
         some = "; ".join(f"{name} ({files[0].relative_to(folder)})" for name, files in there.items())
         first = next(iter(there.values()))[0]
-        raise UserError(f"{folder}: annotations in several formats: {some}. Choose one, for example data.root={first}.")
+        raise UserError(f"{folder}: found annotations in several formats, {some}. Choose one: data.root={first}.")
     return next(iter(there.values()), [])
 
 

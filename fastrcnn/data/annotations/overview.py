@@ -20,7 +20,7 @@ from fastrcnn.data.annotations.splits import divide, folder_of, ids_in
 
 
 def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
-    """Describe a split that a folder with another name stands in for, such as `val` if there is no `test`.
+    """Describe the folder that a split uses if its name differs, such as `val` if there is no `test`.
 
     Returns an empty string for all other splits.
     """
@@ -31,7 +31,7 @@ def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
     if own not in folders or meant == SPLIT_NAMES.get(name.casefold()) or (name, meant) == ("trainval", "train"):
         return ""
     others = [f"{name} ({len(ids)})" for name, ids in folders.items() if name != own]
-    return f"the split '{split}' is the folder {own} ({len(ids)} images); other folders: {', '.join(others)}"
+    return f"the split '{split}' uses the folder {own} ({len(ids)} images). Other folders: {', '.join(others)}"
 
 
 def overview(source: Path, root: Path, made: bool = False) -> str:

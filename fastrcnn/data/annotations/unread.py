@@ -13,9 +13,9 @@ from fastrcnn.data.truth.annotated import to_float
 from fastrcnn.data.truth.text_files import read_lines
 from fastrcnn.errors import UserError
 
-MAX_BYTES = 20_000_000  # of a file whose format is detected
-MOST = 50  # files of each suffix whose format is detected
-FIFTYONE = "`fiftyone convert` writes VOC, COCO and YOLO"
+MAX_BYTES = 20_000_000  # of a file that is inspected
+MOST = 50  # files that are inspected per pattern
+FIFTYONE = "convert it to VOC, COCO or YOLO with `fiftyone convert`"
 
 
 def unread(folder: Path) -> str:
@@ -37,7 +37,7 @@ def _found(folder: Path) -> Iterator[tuple[str, Path, str]]:
     """Yield the name of each unsupported format, a file in that format, and how to convert it."""
     for pattern in ("*.tfrecord", "*.record", "*.tfrecord-*"):
         for file in _files(folder, pattern):
-            yield "a TFRecord", file, f"export the data set as VOC, COCO or YOLO, or convert it: {FIFTYONE}"
+            yield "a TFRecord", file, f"export the data set in another format, or {FIFTYONE}"
     for file in _files(folder, "*.json"):
         if found := _json_format(file):
             yield found[0], file, found[1]
@@ -47,9 +47,13 @@ def _found(folder: Path) -> Iterator[tuple[str, Path, str]]:
     for file in _files(folder, "*.txt"):
         words = _first_line(file).split()
         if len(words) in (15, 16) and to_float(words[0]) != to_float(words[0]) and to_float(words[4]) >= 0:
-            yield "a KITTI label file", file, f"convert it: {FIFTYONE}"
+            yield "a KITTI label file", file, FIFTYONE
     for file in _files(folder, "*.mat"):
-        yield "a MATLAB file", file, "write its boxes as a CSV file: filename,width,height,class,xmin,ymin,xmax,ymax"
+        yield (
+            "a MATLAB file",
+            file,
+            "save its boxes in a CSV file with the columns filename,width,height,class,xmin,ymin,xmax,ymax",
+        )
 
 
 def _json_format(file: Path) -> tuple[str, str] | None:

@@ -48,9 +48,11 @@ class AnnotatedObject:
     def flag_note(self, training: bool) -> Problem | None:
         """Return a note about the object if it has a COCO flag."""
         if self.left_out and training:
-            return self.problem("crowd", f"has `{self.left_out}`: training does not use the annotation.", self.name)
+            return self.problem(
+                "crowd", f"`{self.left_out}` is set, so training does not use the annotation.", self.name
+            )
         if self.left_out == "ignore":
-            what = "has `ignore`: training does not use it, but evaluation counts it, like pycocotools."
+            what = "`ignore` is set. Training does not use the annotation, but evaluation counts it, like pycocotools."
             return self.problem("ignored", what, self.name)
         return None
 

@@ -42,7 +42,7 @@ NOTES = {
     ),
     "ignored": (
         "Annotations with ignore, which evaluation counts",
-        "No action needed if this is intended. Set `iscrowd` to exempt them.",
+        "No action needed if this is intended. To exempt them, set `iscrowd`.",
     ),
     "other_classes": ("Objects of other classes", "No action needed: data.other_classes=leave_out skips them."),
     "left_out": (
@@ -97,7 +97,7 @@ NOTES = {
     ),
     "bits": (
         "16-bit images that use fewer bits",
-        "If the images use different numbers of bits, convert them to the same one, or add an sBIT chunk to PNG files.",
+        "If the numbers of bits differ, convert the images to the same number, or add an sBIT chunk to PNG files.",
     ),
     "small_boxes": ("Boxes smaller than a cell of the feature map", "Increase data.short_sides and data.long_side."),
     "missed": ("Objects without a proposal", "They are unlikely to be detected. Use a finer proposal search."),

@@ -51,7 +51,7 @@ def read_coco(path: Path, image_ids: Sequence[str], root: Path, need_pictures: b
         path_there = file.base / image.file_name
         read = Annotated(image_id, path_there, path, image.width, image.height, number=image.number)
         if need_pictures and not path_there.is_file():
-            problem = Problem("missing_picture", str(path_there), f"no such image, named in {path}.")
+            problem = Problem("missing_picture", str(path_there), f"no such image. It is named in {path}.")
             yield replace(read, problems=(problem,))
         elif not path_there.resolve().is_relative_to(file.base.resolve()):
             yield replace(read, problems=(Problem("link", str(path_there), LEADS_OUT),))
@@ -111,12 +111,12 @@ def _rotation(entry: dict[str, Any]) -> float:
 
 
 def where_images_are(path: Path, missing: Path, root: Path) -> str:
-    """Return a message with the actual place of a missing image below `root`, or an empty string."""
+    """Return a message with the actual location of a missing image below `root`, or an empty string."""
     name = glob.escape(missing.name)
     there = next((root.parent if root.is_file() else root).rglob(name), None)
     if there is None:
         return ""
     return (
-        f"no such image, named in {path}. It exists as {there}. Fix `file_name`, which can be relative to the folder "
-        "of the annotation file, its parent folder, or `images` in either."
+        f"no such image. It is named in {path}, but was found at {there}. Fix `file_name`, which is relative to the "
+        "folder of the annotation file, its parent folder, or `images` in either."
     )

@@ -43,7 +43,7 @@ class Listing:
 
     format: name of the format, for messages. path: the main file. splits: image ids by split name; the name is "" if
     the files name no split. classes: class names in the order of the files, including classes without objects.
-    classes_from: source of the class names, for messages. problems: problems that no single image has.
+    classes_from: source of the class names, for messages. problems: problems of the files as a whole.
     """
 
     format: str
@@ -77,7 +77,7 @@ def _read(image_id: str, image: ListedImage, home: Path, need_pictures: bool) ->
 
     if not image.path.is_file() and (need_pictures or image.size is None):
         where = "Searched the folder of that file, the data set's folder, and `images` and similar folders in both."
-        return refused("missing_picture", image.path, f"no such image, named in {image.annotation}. {where}")
+        return refused("missing_picture", image.path, f"no such image. It is named in {image.annotation}. {where}")
     for file in (image.path, image.annotation):
         if not file.resolve().is_relative_to(home):
             return refused("link", file, LEADS_OUT)
@@ -135,7 +135,7 @@ def tidy(written: str, base: Path) -> Path:
 
 
 def picture_bases(*folders: Path) -> list[Path]:
-    """Return the folders to search for images named by a file in one of these folders, such as `images`."""
+    """Return the folders to search for images that a file in one of `folders` names: these and their `images`."""
     return list(dict.fromkeys(base for f in folders for base in (f, *(f / name for name in IMAGE_FOLDERS))))
 
 

@@ -29,7 +29,7 @@ KNOWN = {
     | {"pose", "occluded", "part", "parts", "actions", "point", "polygon", "mask", "segmented", "type", "view", "id"},
     "bndbox": set(SIDES),
 }
-# These elements are errors in any other place or letter case, because they contain something that should be read.
+# These elements are errors in any other place or letter case, because their content would be lost.
 MEANT = {"object", "bndbox", "robndbox", "difficult", *SIDES}
 READ = {"annotation": {"size"}, "size": {"width", "height"}, "object": {"name", "truncated", "ignore", "deleted"}}
 NORMALISED = (
@@ -46,9 +46,9 @@ def read_annotation(path: Path, first_pixel: int = 1) -> Annotated:
 
     first_pixel: coordinate of the first pixel, 1 in VOC, 0 in zero-based data sets.
 
-    Errors have a line or the number of the object: malformed XML, entities, missing, duplicate or non-numeric fields,
-    objects and boxes in places that are not read, and boxes in fractions of the image. A box that does not fit into the
-    image is a fault of its object.
+    The errors, which state the line or the object, are malformed XML, entities, missing, duplicate or non-numeric
+    fields, objects and boxes in places that are not read, and boxes in fractions of the image. A box that does not fit
+    into the image is a fault of its object.
     """
     root = _root(path)
     if isinstance(root, Problem):
@@ -210,8 +210,8 @@ def _upright_box(file: _File, element: Element) -> tuple[Box, str, str, float]:
     """
     bndbox = file.only_child(element, "bndbox")
     if bndbox is None:
-        there = ", ".join(f"<{child.tag}>" for child in element) or "nothing"
-        file.report(f"no <bndbox>, found {there}. Export the data set again with bounding boxes.")
+        there = ", ".join(f"<{child.tag}>" for child in element) or "an empty <object>"
+        file.report(f"<bndbox> is missing, found only {there}. Export the data set again with bounding boxes.")
         return NOTHING, "", "", 0.0
     before = len(file.errors)
     file.report_strays(bndbox, "bndbox")

@@ -78,7 +78,7 @@ def read_yolo(file: Path, folder: Path) -> Listing:
     """
     head = _head_of(file)
     if head is None:
-        raise UserError(f"{file}: not the description of a YOLO data set: `names`, or for Darknet `train`, is missing.")
+        raise UserError(f"{file}: not a YOLO data set description. `names` is missing, or `train` for Darknet.")
     splits, missing = _splits(head, folder)
     images: dict[str, ListedImage] = {}
     for path in dict.fromkeys(path for paths in splits.values() for path in paths):
@@ -135,7 +135,7 @@ def _read_yaml(path: Path) -> _Head | None:
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}).") from None
     except RecursionError:
-        raise UserError(f"{path}: not a YAML file of a data set, because its lists are nested too deep.") from None
+        raise UserError(f"{path}: not a data set description, because its lists are nested too deeply.") from None
     if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
         return None
     names = content["names"]
@@ -162,7 +162,7 @@ def _read_yaml(path: Path) -> _Head | None:
 
 
 def _lines(path: Path) -> list[str]:
-    """Read the lines of any file. Return none if it is not text."""
+    """Read the lines of a file. Return an empty list if it is not text."""
     try:
         return read_lines(path)
     except UserError:
@@ -211,13 +211,13 @@ def _names_alone(folder: Path) -> _Head | None:
     if (first := next(labels, None)) is None or parse_labels(first)[1] or not parse_labels(first)[0]:
         return None
     raise UserError(
-        f"{folder}: YOLO labels, such as {first.relative_to(folder)}, but no class names. Write the names to "
+        f"{folder}: found YOLO labels, such as {first.relative_to(folder)}, but no class names. Write the names to "
         f"{folder / 'classes.txt'}, one per line, in the order of the class numbers."
     )
 
 
 def _splits(head: _Head, folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Find the images of each split, and the missing places of splits, such as a `test` without images.
+    """Find the images of each split, and the missing folders or lists of splits, such as a `test` without images.
 
     Raises UserError if there are no images to train on.
     """
