@@ -20,7 +20,7 @@ from fastrcnn.data.truth.text_files import leads_out
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
-# Parsed JSON takes about ten times the size of the file in memory. COCO's own files have 450 MB.
+# Parsed JSON takes about ten times the size of the file in memory. COCO's own files are 450 MB large.
 MAX_JSON_BYTES = 2_000_000_000
 Id = int | str
 OUTSIDE = "which points outside the data set. Paths must be relative to the folder of the images."

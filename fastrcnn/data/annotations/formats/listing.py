@@ -149,7 +149,7 @@ def folders_of(split: str, base: Path) -> list[str]:
 
 
 def split_of(path: Path, folder: Path) -> str:
-    """Return the split name in the folders of a file or image, or else in its own name; "" if there is none."""
+    """Return the split named by a parent folder of a file, or else by the file itself; "" if there is none."""
     parts = path.relative_to(folder).parts
     for part in reversed(parts[:-1]):
         if part.casefold() in SPLIT_NAMES:

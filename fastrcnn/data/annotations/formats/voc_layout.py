@@ -231,7 +231,7 @@ def missing_image(root: Path, image_id: str) -> str:
 
 
 def where_files_are(root: Path) -> str:
-    """Say where most images and XML files are and how to fix it. Empty if the data set has no images or no XML."""
+    """Return where most images and XML files are and how to fix it, or an empty string if either are missing."""
     found = []
     for suffixes in (IMAGE_SUFFIXES, (".xml",)):
         files = sorted(path for _, path in _all_files(root, suffixes))
@@ -280,7 +280,7 @@ def read_split(root: Path, split: str) -> list[str]:
         if not (line := raw.strip()):
             continue
         if leads_out(line):
-            raise UserError(f"{path}, line {number}: the id '{line.split()[0]}' points outside the data set.")
+            raise UserError(f"{path}, line {number}: the id '{line.split()[0]}' points outside the data set. Fix it.")
         image_id = _id_of(root, line.replace("\\", "/"))
         if image_id is None:
             raise UserError(
