@@ -87,9 +87,8 @@ def read_table(file: Path, folder: Path) -> Listing:
     splits: dict[str, list[str]] = {}
     images: dict[str, ListedImage] = {}
     names: dict[str, None] = {}
-    bases: dict[
-        str, list[Path]
-    ] = {}  # folders to search for the images of each split; cached because folders can be large
+    # Folders to search for the images of each split, cached because folders can be large.
+    bases: dict[str, list[Path]] = {}
     for image in found.values():
         split = image.split or split_of(file, folder)
         if split not in bases:
