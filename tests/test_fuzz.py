@@ -237,11 +237,11 @@ def test_an_annotation_of_other_values_is_read_where_it_is_clear(tmp_path: Path,
             "<!DOCTYPE a ["
             + "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10}">' for i in range(1, 30))
             + "]><a>&e29;</a>",
-            "refused",
+            "line 1: a DOCTYPE declaration is not allowed",
         ),
         (
             '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>',
-            "line 1: a document type",
+            "line 1: a DOCTYPE declaration is not allowed",
         ),
         ("<annotation>" + "<a>" * 200_000, "not well-formed"),
         ("<annotation>" + "<a>" * 100_000 + "</a>" * 100_000 + "</annotation>", "size/width"),

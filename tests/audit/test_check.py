@@ -102,7 +102,8 @@ def test_bad_boxes_have_file_object_and_class(voc: VocFolder) -> None:
     voc.add("a", *objects)
     (record,) = read(voc, "a")
     assert [(p.kind, p.object, p.name) for p in record.problems] == [("box", n, "dog (big)") for n in (2, 3, 4)]
-    assert [w in p.what for p, w in zip(record.problems, ("inverted", "point", "out of"), strict=True)] == [True] * 3
+    said = ("inverted", "point", "extends beyond")
+    assert [w in p.what for p, w in zip(record.problems, said, strict=True)] == [True] * 3
     assert {p.file for p in record.problems} == {str(voc.root / "Annotations/a.xml")}
     assert [o.number for o in record.objects] == [1, 5]
     assert boxes([record], [600], 1000).clipped == 1

@@ -273,14 +273,14 @@ def test_objects_of_other_classes_are_refused_or_left_out_and_counted(
     caplog.set_level("INFO")
     a, b = annotations.samples(config_of(tiny, other_classes="leave_out"), ["trainval"], ["cat"])
     assert (len(a.boxes), len(b.boxes)) == (1, 0)
-    assert "objects of other classes left out: dog (2)" in caplog.text
+    assert "skipped objects of other classes: dog (2)" in caplog.text
 
 
 def test_a_zero_based_data_set_is_noticed_and_read_as_one(voc: VocFolder, caplog: pytest.LogCaptureFixture) -> None:
     voc.add("a", ("cat", (0, 0, 31, 23), False), ("cat", (10, 0, 63, 47), False), ("cat", (5, 5, 9, 9), False))
     voc.split("trainval", "a")
     (sample,) = annotations.samples(config_of(voc), ["trainval"], ["cat"])
-    assert "2 box(es) begin at 0" in caplog.text
+    assert "2 box(es) start at 0" in caplog.text
     assert "data.first_pixel=0" in caplog.text
     np.testing.assert_array_equal(sample.boxes, [[-1, -1, 31, 23], [9, -1, 63, 47], [4, 4, 9, 9]])
     np.testing.assert_array_equal(sample.training_boxes, [[0, 0, 31, 23], [9, 0, 63, 47], [4, 4, 9, 9]])

@@ -241,10 +241,9 @@ def test_one_cause_is_one_error(voc: VocFolder, call: Call) -> None:
     status, out, _ = call("check", f"data.root={voc.root}")
     assert status == 1
     (error,) = report()["errors"]
-    assert error["what"].startswith(
-        "images are in JPEGImages/ (as p0.jpg), XML files in truth/2024/ (as p0.xml): rename"
-    )
-    assert "truth/2024/ (as p0.xml): rename these folders to JPEGImages and Annotations" in out
+    what = "images are in JPEGImages/ (such as p0.jpg), XML files are in truth/2024/ (such as p0.xml)."
+    assert error["what"].startswith(what)
+    assert "truth/2024/ (such as p0.xml). Rename these folders to JPEGImages and Annotations" in out
 
 
 def test_what_check_finds_wrong_with_xml_training_refuses(tiny: VocFolder, call: Call) -> None:
@@ -255,7 +254,7 @@ def test_what_check_finds_wrong_with_xml_training_refuses(tiny: VocFolder, call:
     assert errors == [("annotation", "a.xml")]
     status, _, err = call("train", "recipe=scratch", "data=custom", f"data.root={tiny.root}")
     assert status != 0
-    assert "a.xml: <Object> is not read in <annotation>" in err
+    assert "a.xml: <Object> is not allowed in <annotation>" in err
 
 
 def test_folders_for_splits_are_what_is_checked(tiny: VocFolder, call: Call, tmp_path: Path) -> None:

@@ -168,11 +168,11 @@ TRAIN = ["train", "data=custom", "model=vgg16_slim", "runtime.device=cpu", "runt
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["data.train=[trainvl]"], ["trainvl.txt: no list of images", "There are: test, trainval. Did you mean"]),
-        (["data.test=[val]"], ["no list of images for the split 'val'. There are: test, trainval."]),
-        (["data.train=[VOC2007/trainval]"], ["there is no folder", "VOC2007"]),
+        (["data.train=[trainvl]"], ["trainvl.txt: no image list", "Available lists: test, trainval. Did you mean"]),
+        (["data.test=[val]"], ["no image list for the split 'val'. Available lists: test, trainval."]),
+        (["data.train=[VOC2007/trainval]"], ["no such folder", "VOC2007"]),
         (["data.train=[]"], ["data.train"]),
-        (["data.classes=[cat]"], ["unknown class 'dog'", "Known: cat"]),
+        (["data.classes=[cat]"], ["unknown class 'dog'", "Known classes: cat"]),
         (["data.classes=[]"], ["data.classes"]),
         (["data.classes=[cat,dog,cat]"], ["cat"]),
         (["data.train=[trainval,trainval]"], ["'a' is in more than one of these lists"]),

@@ -228,7 +228,7 @@ def test_pictures_that_are_missing_or_broken_are_all_named(
     wanted = voc_arguments(detector, year, "split=VOC2012/test", "competition=true")
     err = refused(call, *wanted)
     assert "3 of 3 images cannot be used" in err
-    for said in ("2008_000001.jpg: ", "2008_000002.png: a link leads out", "2008_000009: no such image"):
+    for said in ("2008_000001.jpg: ", "2008_000002.png: the link points outside", "2008_000009: no such image"):
         assert said in err
     assert not Path("outputs").exists()
     (pictures / "2008_000001.jpg").write_bytes(whole)

@@ -132,7 +132,7 @@ def test_a_list_of_ids_for_a_file_that_has_none(numbered: VocFolder, tmp_path: P
     assert scores is not None
     assert scores.tolist() == [0.5, 0.5]
     status, _, err = call("propose", f"convert={path}", f"data.root={numbered.root}", "ids=none.txt")
-    assert (status, "none.txt: cannot be read" in err) == (1, True)
+    assert (status, "none.txt: the file cannot be read" in err) == (1, True)
 
 
 def test_sizes_may_come_from_pictures_alone(numbered: VocFolder, tmp_path: Path, call: Call) -> None:

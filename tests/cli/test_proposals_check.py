@@ -122,7 +122,7 @@ def test_mistakes_are_one_message(call: Call, zero_based: tuple[VocFolder, list[
         ([f"proposals={path}"], "data.root is missing"),
         ([f"proposals={tmp_path / 'none.mat'}", root], "none.mat"),
         ([f"proposals={path}", root], "the data set has '0000' and so on, the file has 'dog' and so on"),
-        ([f"proposals={path}", root, "split=val"], "no list of images for the split 'val'"),
+        ([f"proposals={path}", root, "split=val"], "no image list for the split 'val'"),
     ):
         status, out, err = call("proposals-check", *arguments)
         assert (status, out) == (1, "")

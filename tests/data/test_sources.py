@@ -70,7 +70,7 @@ def test_a_list_has_paths_from_its_own_folder(voc: VocFolder, tmp_path: Path) ->
     with pytest.raises(UserError, match="the text file lists no images"):
         sources.pictures(str(listing))
     listing.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"list\.txt, line 1: not in UTF-16\. Save it as UTF-8"):
+    with pytest.raises(UserError, match=r"list\.txt, line 1: not valid UTF-16\. Save the file as UTF-8"):
         sources.pictures(str(listing))
 
 

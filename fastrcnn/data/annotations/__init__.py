@@ -1,1 +1,1 @@
-"""Annotations of a data set, whatever their format: splits, classes, and what is not used."""
+"""Annotations of a data set in any format: splits, classes, and unused files."""

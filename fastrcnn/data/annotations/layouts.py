@@ -1,4 +1,4 @@
-"""Which format a data set's files have, where that is neither VOC's nor COCO's, and the reader for it."""
+"""Detect the annotation format of a data set that is neither VOC nor COCO, and read it."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ FINDERS: dict[str, Callable[[Path], list[Path]]] = {
     "CSV": table_files,
     "Label Studio": label_studio_files,
 }
-SUFFIXES = (".json", ".csv", ".xml", ".yaml", ".yml", ".data", ".names")  # of files that data.root or a split may be
+# Suffixes of annotation files that data.root or a split can name.
+SUFFIXES = (".json", ".csv", ".xml", ".yaml", ".yml", ".data", ".names")
 
 
 def is_coco(source: Path) -> bool:
-    """Whether a source of annotations is a COCO file."""
+    """Return whether a source of annotations is a COCO file."""
     return source.suffix.lower() == ".json" and not is_json_list(source)
 
 
 def is_annotation_file(path: Path) -> bool:
-    """Whether `data.root` or the name of a split is a file of annotations, by its name."""
+    """Return whether `data.root` or a split is an annotation file, judging by its name."""
     return path.suffix.lower() in SUFFIXES or is_yolo_file(path)
 
 
 def read_listing(file: Path, folder: Path) -> Listing:
-    """What a file of annotations that is not COCO's lists. folder: the data set's. Raises UserError."""
+    """Read an annotation file that is not COCO. folder: the data set's folder. Raises UserError."""
     suffix = file.suffix.lower()
     if suffix == ".csv":
         return read_table(file, folder)
@@ -41,12 +42,14 @@ def read_listing(file: Path, folder: Path) -> Listing:
         return read_label_studio(file, folder)
     if is_yolo_file(file):
         return read_yolo(file, folder)
-    raise UserError(f"{file}: no file of annotations; those end in {', '.join(SUFFIXES)}.")
+    raise UserError(f"{file}: not an annotation file. Supported suffixes: {', '.join(SUFFIXES)}.")
 
 
 def listing_files(folder: Path) -> list[Path]:
-    """The files of annotations of a folder that has neither COCO's, CVAT's, nor an XML file for each image: of one
-    format alone. Raises UserError where there are several formats, and for a file that cannot be read."""
+    """Find the annotation files, all of the same format, in a folder without COCO, CVAT or VOC XML files.
+
+    Raises UserError if the folder has several formats or a file cannot be read.
+    """
     if file := described_file(folder):
         return [file]
     found = {name: find(folder) for name, find in FINDERS.items()}
@@ -54,12 +57,12 @@ def listing_files(folder: Path) -> list[Path]:
     if len(there) > 1:
         some = "; ".join(f"{name} ({files[0].relative_to(folder)})" for name, files in there.items())
         first = next(iter(there.values()))[0]
-        raise UserError(f"{folder}: has annotations in several formats, {some}. Say which, as data.root={first}.")
+        raise UserError(f"{folder}: found annotations in several formats, {some}. Choose one: data.root={first}.")
     return next(iter(there.values()), [])
 
 
 def every_file(folder: Path) -> tuple[list[Path], list[str]]:
-    """The files of annotations of all these formats in a folder, and what is wrong with those that cannot be read."""
+    """Find the annotation files of all these formats in a folder. Also return the errors of unreadable files."""
     files, faults = [], []
     for find in FINDERS.values():
         try:

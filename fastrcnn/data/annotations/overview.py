@@ -1,4 +1,4 @@
-"""What a data set is, in a line for the user."""
+"""One-line descriptions of data sets and splits for the log."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from fastrcnn.data.annotations.splits import divide, folder_of, ids_in
 
 
 def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
-    """Words about a split that is a folder of another meaning, as `val` where there is no `test`; else empty."""
+    """Describe the folder that a split uses if its name differs, such as `val` if there is no `test`.
+
+    Returns an empty string for all other splits.
+    """
     if source.is_file() or split_lists(source):
         return ""
     own, folders, name = ids[0].partition("/")[0], split_folders(source), split.rpartition("/")[2]
@@ -28,13 +31,15 @@ def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
     if own not in folders or meant == SPLIT_NAMES.get(name.casefold()) or (name, meant) == ("trainval", "train"):
         return ""
     others = [f"{name} ({len(ids)})" for name, ids in folders.items() if name != own]
-    return f"the split '{split}' is the folder {own} ({len(ids)} images); the others are {', '.join(others)}"
+    return f"the split '{split}' uses the folder {own} ({len(ids)} images). Other folders: {', '.join(others)}"
 
 
 def overview(source: Path, root: Path, made: bool = False) -> str:
-    """What a data set is, in one line: its format, its splits with their numbers of images, and where the names of the
-    classes come from. source: the folder of its lists, or its only file. root: the data set's folder. made: whether its
-    splits are made here (see find_split)."""
+    """Describe a data set in one line: its format, the number of images in each split, and the source of class names.
+
+    source: the folder of its lists, or its only file. root: the data set's folder. made: whether the splits were
+    generated (see find_split).
+    """
     if source.is_dir() and (lists := whole_lists(source)):
         text = _line("Pascal VOC", "list", {name: len(read_split(source, name)) for name in lists})
         return text + _divided(read_split(source, lists[0]), made)

@@ -1,4 +1,4 @@
-"""What a data set consists of: which images belong to which split, and their truth, whatever the files' format."""
+"""Find the splits of a data set and read their images and ground truth, in any annotation format."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ from fastrcnn.data.truth.problems import Problem, Problems, nearly_all, shorten
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 
-TEST_SHARE = 0.2
-# Words by which the name of a COCO file says what it is for, the better ones first.
+TEST_SHARE = 0.2  # of the images, if they are divided
+# Words in the names of annotation files that identify a split, in order of preference.
 WORDS = {"trainval": ("trainval", "train"), "test": ("test", "val")}
 
 
 def divide(ids: Sequence[str], split: str) -> list[str]:
-    """The ids that are in `split`, trainval or test, where no list says so; of two ids or more neither is empty.
+    """Return the ids that belong to `split`, trainval or test, of a data set without split lists.
 
-    Ids whose hash is among the lowest are for testing: an image stays in its split when others come and go.
+    An id belongs to test if its hash is in the lowest fifth of the range, so an image stays in its split when other
+    images are added or removed. With two or more ids, both splits contain at least one.
     """
     hashes = {i: hashlib.sha256(i.encode(errors="surrogateescape")).digest()[:7] for i in ids}
     ordered = sorted(ids, key=hashes.__getitem__)
@@ -48,22 +49,25 @@ def divide(ids: Sequence[str], split: str) -> list[str]:
 
 
 def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
-    """The source of the annotations of a split, its image ids, and whether the split was made here.
+    """Find the source of a split's annotations, its image ids, and whether `divide` generated the split.
 
-    root: the data set's folder, or its only file of annotations. split: the name of a list, as SPLIT or FOLDER/SPLIT,
-    or a file of annotations below root. Where there are no lists, files of annotations, the splits in them, and folders
-    (train, valid, test) are recognised by their names; one file alone without splits, annotations without lists, and
-    the images of one list of another name, are divided into trainval and test.
+    root: the data set's folder, or its only annotation file. split: the name of a list (SPLIT or FOLDER/SPLIT), or an
+    annotation file below root. Without lists, splits are recognised by the names of annotation files, of splits in
+    those files, or of folders (train, valid, test). The images are divided into trainval and test if there are no
+    splits, or only one list whose name is not a known split.
     """
     if root.is_file() and split != root.name:
         return _of_file(root, split, root)
     if is_annotation_file(Path(split)):
         path = root if root.is_file() else root / split
         if not path.is_file():
-            raise UserError(f"{path}: there is no such file.")
+            raise UserError(f"{path}: no such file.")
         if not is_coco(path) and not path.is_relative_to(folder_of(root)):
             if not path.resolve().is_relative_to(root.resolve()):
-                raise UserError(f"{path}: is not below data.root={root}. Give the folder of it and the images.")
+                raise UserError(
+                    f"{path}: not below data.root={root}. Set data.root to the folder that contains this file and the "
+                    "images."
+                )
             path = root / path.resolve().relative_to(root.resolve())
         return path, ids_in(path, root), False
     folder, _, name = split.rpartition("/")
@@ -76,8 +80,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     if broken and (files or not annotated_ids(source)):
         said = "\n".join(broken.values())
         raise UserError(
-            f"{said}\nFix such a file, move it out of the data set, or name the files that are used: "
-            "data.train=[FILE.json] data.test=[FILE.json]."
+            f"{said}\nFix or move these files, or name the files to use: data.train=[FILE.json] data.test=[FILE.json]."
         )
     if files or (files := cvat_files(source)):
         return _of_files(files, name, source, root)
@@ -89,16 +92,15 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     if files := listing_files(source):
         return _of_files(files, name, source, root)
     if below := [f for f in sorted(source.iterdir()) if f.is_dir() and find_coco_files(f)[0]]:
-        raise UserError(f"{source}: its COCO files are too far down. Say data.root={below[0]}.")
+        raise UserError(f"{source}: the COCO files are nested too deeply. Set data.root={below[0]}.")
     raise UserError(
-        f"{source}: no annotations that can be read.{unread(source)} What is read, below data.root: Pascal VOC's XML "
-        "files and their images, files of COCO, YOLO's labels with data.yaml or classes.txt, CSV files, files of CVAT "
-        "and of Label Studio; data/README.md shows each of them."
+        f"{source}: no supported annotations found.{unread(source)} Supported formats: Pascal VOC XML, COCO JSON, YOLO "
+        "labels with data.yaml or classes.txt, CSV, CVAT XML and Label Studio JSON. See docs/data.md."
     )
 
 
 def _of_file(file: Path, split: str, root: Path) -> tuple[Path, list[str], bool]:
-    """What a split means in a file of annotations: one of those that the file names, else a part of its images."""
+    """Find a split in an annotation file: a split that the file defines, or a part of its images."""
     if is_coco(file):
         return file, _of_two(read_coco_file(file).ids(root), split, file), True
     listing = read_listing(file, folder_of(root))
@@ -109,7 +111,7 @@ def _of_file(file: Path, split: str, root: Path) -> tuple[Path, list[str], bool]
 
 
 def _of_files(files: Sequence[Path], split: str, source: Path, root: Path) -> tuple[Path, list[str], bool]:
-    """What a split means where there are these files of annotations."""
+    """Find a split in one or more annotation files."""
     if len(files) == 1:
         return _of_file(files[0], split, root)
     file = _file_of(files, split, source)
@@ -117,13 +119,16 @@ def _of_files(files: Sequence[Path], split: str, source: Path, root: Path) -> tu
 
 
 def ids_in(file: Path, root: Path) -> list[str]:
-    """The ids of all images of a file of annotations."""
+    """Return the ids of all images in an annotation file."""
     return read_coco_file(file).ids(root) if is_coco(file) else list(read_listing(file, folder_of(root)).images)
 
 
 def folder_of(root: Path) -> Path:
-    """The folder of a data set that is named by it or by its only file. Where that file's folder has no image, it is
-    the one above if that has a folder of images: `data/labels.csv` beside `images/`."""
+    """Return the folder of a data set, given the folder or its only annotation file.
+
+    For a file, this is the folder that contains it. If that folder has no images and its parent has an image folder, it
+    is the parent: `data/labels.csv` next to `images/`.
+    """
     if not root.is_file():
         return root
     above = root.parent.parent
@@ -132,7 +137,7 @@ def folder_of(root: Path) -> Path:
 
 
 def _only_list(source: Path) -> str | None:
-    """The only split list of a folder, if its name says nothing about its use: CVAT calls it default."""
+    """Return the only split list of a folder if its name is not a known split, such as CVAT's `default`."""
     lists = whole_lists(source)
     return lists[0] if len(lists) == 1 and lists[0].casefold() not in SPLIT_NAMES else None
 
@@ -141,23 +146,23 @@ T = TypeVar("T")
 
 
 def _choose(split: str, source: Path, kind: str, names: Sequence[str], found: Callable[[str], list[T]]) -> T:
-    """The one file or folder that a split's name means, or the first of the words for it that finds any.
+    """Return the only candidate for a split's name, or for the first of its synonyms that has candidates.
 
-    names: all that there are, for messages. found: those that a word means.
+    names: all candidates, for the error message. found: returns the candidates for a word. Raises UserError if not
+    exactly one candidate is found.
     """
     choices = next((some for word in (split, *WORDS.get(split, ())) if (some := found(word))), [])
     if len(choices) == 1:
         return choices[0]
     example = {"file": "FILE", "folder": "FOLDER"}.get(kind, "SPLIT")
     raise UserError(
-        f"{source}: which {kind} is '{split}'? There are {', '.join(names)}. "
-        f"Name them: data.train=[{example}] data.test=[{example}]."
+        f"{source}: cannot tell which {kind} is '{split}'. Available: {', '.join(names)}. "
+        f"Name them with data.train=[{example}] data.test=[{example}]."
     )
 
 
 def _named(names: Collection[str], split: str, source: Path, kind: str) -> str:
-    """The one of several folders or splits of a file that a split's name means; as for COCO files, val where test is
-    not."""
+    """Return the folder, or the split of a file, that a split's name refers to. Uses val if there is no test."""
 
     def found(word: str) -> list[str]:
         alike = [n for n in names if SPLIT_NAMES.get(n.casefold(), n) == SPLIT_NAMES.get(word.casefold())]
@@ -167,32 +172,31 @@ def _named(names: Collection[str], split: str, source: Path, kind: str) -> str:
 
 
 def _refuse_nested(ids: Collection[str], source: Path) -> None:
-    """Raises UserError where folders further down have the names of splits, so that their images are not mixed."""
+    """Raise UserError if nested folders have the names of splits, because their images would be mixed."""
     parents = {parent for i in ids for parent in PurePosixPath(i).parents}
     splits = sorted(str(p) for p in parents if p.name.casefold() in SPLIT_NAMES)
     if len({SPLIT_NAMES[PurePosixPath(s).name.casefold()] for s in splits}) < 2:
         return
     raise UserError(
-        f"{source}: {', '.join(splits[:6])} look like splits, and would be mixed. Give the folder right above them as "
-        "data.root, or name them, as data.train=[FOLDER/train] data.test=[FOLDER/test]."
+        f"{source}: {', '.join(splits[:6])} look like splits, and their images would be mixed. Set data.root to their "
+        "parent folder, or name them: data.train=[FOLDER/train] data.test=[FOLDER/test]."
     )
 
 
 def _of_two(ids: list[str], split: str, source: Path) -> list[str]:
     if split not in WORDS:
         raise UserError(
-            f"{source}: there are no split lists, so the images are divided into trainval and test; "
-            f"there is no '{split}'."
+            f"{source}: no split '{split}'. Without split lists, images are divided into trainval and test."
         )
     if len(ids) == 1 and split == "test":  # enough to evaluate saved detections
         return list(ids)
     if len(ids) < 2:
-        raise UserError(f"{source}: has {len(ids)} annotated image(s); at least two are needed, to train and to test.")
+        raise UserError(f"{source}: found {len(ids)} annotated image(s). Training and testing need at least two.")
     return divide(ids, split)
 
 
 def _file_of(files: Sequence[Path], split: str, folder: Path) -> Path:
-    """The one of several files of annotations that a split's name means."""
+    """Return the annotation file that a split's name refers to."""
     annotated = [f for f in files if not is_coco(f) or read_coco_file(f).annotated]
 
     def found(word: str) -> list[Path]:
@@ -208,11 +212,11 @@ def _file_of(files: Sequence[Path], split: str, folder: Path) -> Path:
 def read(
     source: Path, image_ids: Sequence[str], root: Path, need_pictures: bool = True, first_pixel: int = 1
 ) -> Iterator[Annotated]:
-    """What the annotations of a source, a folder in VOC layout or a file, say about each of the images.
+    """Read the annotations of the images from a source, which is a folder in VOC layout or an annotation file.
 
-    root: the data set's folder, which ids of the images of a file are relative to. need_pictures: whether the image
-    must be there; the truth alone does for evaluating saved detections. first_pixel: coordinate of the first pixel in
-    XML files, 1 in VOC, 0 in zero-based sets.
+    root: the data set's folder, to which the image ids of an annotation file are relative. need_pictures: whether a
+    missing image is an error; evaluating saved detections does not need images. first_pixel: coordinate of the first
+    pixel in XML files, 1 in VOC, 0 in zero-based data sets.
     """
     if is_coco(source):
         return read_coco(source, image_ids, root, need_pictures)
@@ -223,23 +227,23 @@ def read(
 
 
 def annotated(source: Path, image_ids: Sequence[str], root: Path) -> list[bool]:
-    """Whether each of the images has an annotation, or for a COCO file whether any has."""
+    """Return whether each image has an annotation. For a COCO file, return whether any image has one."""
     if is_coco(source):
         return [read_coco_file(source).annotated] * len(image_ids)
     if source.is_file():
-        return [True] * len(image_ids)  # it lists those that have
+        return [True] * len(image_ids)  # these files list only annotated images
     return [find_annotation(source, image_id).exists() for image_id in image_ids]
 
 
 def source_problems(source: Path, root: Path | None = None) -> list[Problem]:
-    """What is wrong with a source beside its images. root: the data set's folder, by default the source's own."""
+    """Return the problems of a source as a whole. root: the data set's folder, by default the source."""
     if is_coco(source):
         return list(read_coco_file(source).problems)
     return list(read_listing(source, folder_of(root or source)).problems) if source.is_file() else []
 
 
 def explain_missing(problems: Sequence[Problem], source: Path, root: Path, images: int) -> list[Problem]:
-    """The problems; if nearly all of the images or annotations are missing, they say where such files are."""
+    """Return the problems. If nearly all images or annotations are missing, add where such files were found."""
     for kind in ("missing_picture", "missing_annotation"):
         missing = [p for p in problems if p.kind == kind]
         if not nearly_all(len(missing), images):
@@ -253,8 +257,10 @@ def explain_missing(problems: Sequence[Problem], source: Path, root: Path, image
 
 
 def class_names(source: Path, image_ids: Sequence[str], root: Path | None = None) -> tuple[list[str], Problems]:
-    """Names of the classes of all objects, in the order of the file or else sorted, and which annotations cannot be
-    read. root: the data set's folder, by default the source's own."""
+    """Return the class names of all objects, and the annotations that cannot be read.
+
+    Names have the order of the annotation file, or are sorted. root: the data set's folder, by default the source.
+    """
     if is_coco(source):
         return coco_classes(source), Problems(source_problems(source))
     names, problems = set[str](), Problems(images=len(image_ids))
@@ -278,14 +284,13 @@ def load(
     first_pixel: int = 1,
     leave_out_others: bool = False,
 ) -> tuple[list[Sample], Problems]:
-    """Samples of the given images, boxes half-open; parameters that `read` has are explained there.
+    """Load the given images as samples with half-open boxes. See `read` for parameters not described here.
 
-    root: by default the source. training: objects marked difficult are kept where `use_difficult` says so, and
-    annotations marked `iscrowd` or `ignore` are left out, and noted; else all of these are kept. skip_bad: leave out
-    whatever is wrong, a file or an object, and report it in the Problems returned. leave_out_others: objects of classes
-    that are not in the list are left out and counted.
+    root: by default the source. training: exclude annotations with `iscrowd` or `ignore`, with a note, and difficult
+    objects unless `use_difficult`; otherwise keep them all. skip_bad: skip unusable files and objects, and report them
+    in the returned Problems. leave_out_others: exclude objects of classes that are not in the list, and count them.
 
-    Raises UserError, listing everything that is wrong at once, unless `skip_bad`: see problems.ERRORS.
+    Raises UserError with all errors (see problems.ERRORS) unless `skip_bad`.
     """
     root = source if root is None else root
     images = read(source, image_ids, root, need_pictures, first_pixel)
@@ -294,10 +299,10 @@ def load(
     errors = problems.errors
     if errors and not skip_bad:
         unknown = any(p.kind == "unknown_class" for p in errors)
-        others = " Objects of unwanted classes can be left out by data.other_classes=leave_out." if unknown else ""
+        others = " Exclude objects of other classes with data.other_classes=leave_out." if unknown else ""
         number = sum(p.error for p in problems.found)
         raise UserError(
             f"{number} problem(s) in the data set {source}:\n{shorten(problems.lines)}\n"
-            f"Fix the files, or leave out what is wrong with data.skip_bad=true.{others}"
+            f"Fix the files, or skip unusable files and objects with data.skip_bad=true.{others}"
         )
     return samples, problems

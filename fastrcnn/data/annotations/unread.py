@@ -1,4 +1,4 @@
-"""Formats of annotations that are not read: how they are recognised, and how to convert them."""
+"""Recognise unsupported annotation formats, and say how to convert them."""
 
 from __future__ import annotations
 
@@ -13,45 +13,51 @@ from fastrcnn.data.truth.annotated import to_float
 from fastrcnn.data.truth.text_files import read_lines
 from fastrcnn.errors import UserError
 
-MAX_BYTES = 20_000_000  # of a JSON file that is looked into
-MOST = 50  # files of a kind that are looked into
-FIFTYONE = "`fiftyone convert` writes VOC, COCO and YOLO"
+MAX_BYTES = 20_000_000  # of a file that is inspected
+MOST = 50  # files that are inspected per pattern
+FIFTYONE = "convert it to VOC, COCO or YOLO with `fiftyone convert`"
 
 
 def unread(folder: Path) -> str:
-    """A sentence that names a format in a folder that is not read, and what to do; or that there are images alone;
-    empty if there is nothing to say."""
+    """Return a sentence about an unsupported format or missing annotations in a folder, and what to do about it.
+
+    The sentence starts with a space. It is empty if the folder has neither unsupported files nor images.
+    """
     for name, file, advice in _found(folder):
-        return f" There is {name}, such as {file.relative_to(folder)}, which is not read: {advice}."
+        return f" Found {name}, {file.relative_to(folder)}, which is not supported: {advice}."
     if images := images_below(folder):
         return (
-            f" There are {len(images)} images, such as {images[0].relative_to(folder)}, and no annotations: draw boxes "
+            f" Found {len(images)} images, such as {images[0].relative_to(folder)}, but no annotations. Draw boxes "
             "with a tool such as CVAT, Label Studio or LabelImg, and export them."
         )
     return ""
 
 
 def _found(folder: Path) -> Iterator[tuple[str, Path, str]]:
-    """What is recognised: its name, the first file of it, and how to convert it."""
+    """Yield the name of each unsupported format, a file in that format, and how to convert it."""
     for pattern in ("*.tfrecord", "*.record", "*.tfrecord-*"):
         for file in _files(folder, pattern):
-            yield "a TFRecord", file, f"export the data set as VOC, COCO or YOLO, or convert it: {FIFTYONE}"
+            yield "a TFRecord", file, f"export the data set in another format, or {FIFTYONE}"
     for file in _files(folder, "*.json"):
         if found := _json_format(file):
             yield found[0], file, found[1]
     for file in _files(folder, "*.csv"):
         if "region_shape_attributes" in _first_line(file):
-            yield "a VIA table", file, "in VIA, Annotation, Export Annotations (COCO format)"
+            yield "a VIA table", file, "in VIA, use Annotation > Export Annotations (COCO format)"
     for file in _files(folder, "*.txt"):
         words = _first_line(file).split()
         if len(words) in (15, 16) and to_float(words[0]) != to_float(words[0]) and to_float(words[4]) >= 0:
-            yield "KITTI's label file", file, f"convert it: {FIFTYONE}"
+            yield "a KITTI label file", file, FIFTYONE
     for file in _files(folder, "*.mat"):
-        yield "a MATLAB file", file, "write its boxes as a CSV file: filename,width,height,class,xmin,ymin,xmax,ymax"
+        yield (
+            "a MATLAB file",
+            file,
+            "save its boxes in a CSV file with the columns filename,width,height,class,xmin,ymin,xmax,ymax",
+        )
 
 
 def _json_format(file: Path) -> tuple[str, str] | None:
-    """The name of the format of a JSON file that is not read, and how to convert it."""
+    """Return the name of the unsupported format of a JSON file and how to convert it, or None."""
     try:
         content: Any = None
         if file.stat().st_size <= MAX_BYTES:
@@ -63,15 +69,15 @@ def _json_format(file: Path) -> tuple[str, str] | None:
         return None
     if {"shapes", "imagePath"} <= first.keys():
         return (
-            "a file of LabelMe",
-            "its script labelme2voc.py writes VOC's XML, the program labelme2coco COCO's",
+            "a LabelMe file",
+            "convert it to VOC with LabelMe's script labelme2voc.py, or to COCO with labelme2coco",
         )
     if "_via_img_metadata" in first or any(isinstance(v, dict) and "regions" in v for v in first.values()):
-        return "a project of VIA", "in VIA, Annotation, Export Annotations (COCO format)"
+        return "a VIA project", "in VIA, use Annotation > Export Annotations (COCO format)"
     if isinstance(first.get("annotations"), list) and ("image" in first or "imagefilename" in first):
         return "a CreateML file", "export the data set as VOC, COCO or YOLO instead"
     if {"objects", "size"} <= first.keys():
-        return "a file of Supervisely", "its apps export the project as COCO, VOC or YOLO"
+        return "a Supervisely file", "export the project as COCO, VOC or YOLO with an app of Supervisely"
     return None
 
 

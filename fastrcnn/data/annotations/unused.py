@@ -1,4 +1,4 @@
-"""What of a data set is in no split that is used."""
+"""Find annotations and images of a data set that no split uses."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from fastrcnn.data.truth.problems import Problem
 
 
 def unused(root: Path, sources: Iterable[tuple[Path, Sequence[str]]]) -> list[Problem]:
-    """Notes about annotations and images that no split uses. root: the data set's folder. sources: those of the
-    splits, with the ids that are used."""
+    """Return notes about annotations and images that no split uses.
+
+    root: the data set's folder. sources: the sources of the splits, with the ids of the used images.
+    """
     used: dict[Path, list[str]] = {}
     for source, ids in sources:
         used.setdefault(source, []).extend(ids)
@@ -37,24 +39,24 @@ def unused(root: Path, sources: Iterable[tuple[Path, Sequence[str]]]) -> list[Pr
 
 
 def unused_files(root: Path, used: Collection[Path]) -> Iterator[Problem]:
-    """What of other formats than VOC's and COCO's is in a data set's folder and not used."""
+    """Report unused annotation files in formats other than VOC and COCO."""
     files, faults = every_file(root)
     for file in files:
         if file not in used:
-            yield _not_used(file, f"not read. To use it instead: data.root={file}.")
+            yield _not_used(file, f"the file is not read. To use it instead, set data.root={file}.")
     for fault in faults:
-        yield _not_used(root, f"not read: {fault}")
+        yield _not_used(root, f"a file is not read: {fault}")
 
 
 def unused_coco(root: Path, used: Collection[Path]) -> list[Problem]:
-    """What of a folder with COCO files is not used: files other than the `used`, and images that no file has."""
+    """Report unused files in a folder with COCO files, and images that no file lists. used: the COCO files in use."""
     if root.is_file() or not used:
         return []
     images = {file: read_coco_file(file).paths for file in used}
     in_use = frozenset[Path]().union(*images.values())
     problems, broken = [], False
     if ids := annotated_ids(root):
-        what = f"{len(ids)} XML files, such as {ids[0]}.xml, are not used, since there are COCO files."
+        what = f"{len(ids)} XML files, such as {ids[0]}.xml, are not used because the data set has COCO files."
         problems.append(_not_used(root, what))
     for file in sorted({*json_files(root)} - {*used}):
         own = coco_images(file)
@@ -65,23 +67,25 @@ def unused_coco(root: Path, used: Collection[Path]) -> list[Problem]:
             images[file] = own
             new = len(own - in_use)
             how_many = f"its {len(own)}" if new == len(own) else f"{new} of its {len(own)}"
-            what = f"{how_many} images are in no split that is used. To test on them: "
+            what = f"{how_many} images are not in any used split. To test on them, set "
             what += f"data.test=[{file.relative_to(root)}]."
-            others = f"not read: other files give its {len(own)} images to the splits that are used."
+            others = f"the file is not read, because the used files contain all of its {len(own)} images."
             problems.append(_not_used(file, what if new else others))
     listed = in_use.union(*images.values())
     there = {p for folder in {path.parent for path in listed} for p in folder.glob("*")}
     lone = sorted(p for p in there - listed if p.suffix.lower() in IMAGE_SUFFIXES)
     absent = len(listed - there) + sum(read_coco_file(file).refused for file in used)
-    if len(lone) > absent and not broken:  # else they may be those that the files give in another way
-        what = f"{len(lone)} images are in no annotation file, and are not used."
+    if len(lone) > absent and not broken:  # otherwise they can be listed images whose paths are wrong in the files
+        what = f"{len(lone)} images are not in any annotation file, and are not used."
         problems.append(Problem("lone", str(lone[0]), what))
     return problems
 
 
 def unused_listed(root: Path, used: Sequence[Path], ids: Collection[str]) -> list[Problem]:
-    """What of a data set in another format is not used where the images `ids` of the files `used` are: splits, other
-    files, and images that no file lists."""
+    """Report unused splits, files and images of a data set that is neither VOC nor COCO.
+
+    used: the annotation files in use. ids: the images in use.
+    """
     if root.is_file():
         return []
     problems, listed = [], set[str]()
@@ -90,8 +94,8 @@ def unused_listed(root: Path, used: Sequence[Path], ids: Collection[str]) -> lis
         listed.update(listing.images)
         for name, own in listing.splits.items():
             if own and not set(own) & set(ids):
-                of, advice = (f" of '{name}'", f" To test on them: data.test=[{name}].") if name else ("", "")
-                what = f"{len(own)} images{of} are in no split that is used.{advice}"
+                of, advice = (f" of '{name}'", f" To test on them, set data.test=[{name}].") if name else ("", "")
+                what = f"{len(own)} images{of} are not in any used split.{advice}"
                 problems.append(_not_used(file, what))
     same = {file.suffix for file in used}
     files, _ = every_file(root)
@@ -100,34 +104,35 @@ def unused_listed(root: Path, used: Sequence[Path], ids: Collection[str]) -> lis
             continue
         own = list(read_listing(file, root).images)
         listed.update(own)
-        what = f"its {len(own)} images are in no split that is used. To test on them: "
+        what = f"its {len(own)} images are not in any used split. To test on them, set "
         problems.append(_not_used(file, f"{what}data.test=[{file.relative_to(root)}]."))
     problems += [p for p in unused_files(root, used) if Path(p.file).suffix not in same]
     lone = [path for path in images_below(root) if image_id(path, root) not in listed]
     if lone:
-        what = f"{len(lone)} images are in no annotation file, and are not used."
+        what = f"{len(lone)} images are not in any annotation file, and are not used."
         problems.append(Problem("lone", str(lone[0]), what))
     return problems
 
 
 def unused_voc(source: Path, ids: Collection[str]) -> list[Problem]:
-    """What of a folder with XML files is not used where the images `ids` of it are."""
+    """Report unused files and images of a folder with XML files. ids: the images in use."""
     problems = []
     folders = {} if split_lists(source) else split_folders(source)
     for name, own in folders.items():
         if not set(own) & set(ids):
-            what = f"its {len(own)} images are in no split that is used. To test on them: data.test=[{name}]."
+            what = f"its {len(own)} images are not in any used split. To test on them, set data.test=[{name}]."
             problems.append(_not_used(annotation_folder(source) / name, what))
     outside = set(annotated_ids(source)).difference(*folders.values()) if folders else set()
     if outside:
-        what = f"{len(outside)} XML files outside {', '.join(folders)} are not used, such as {min(outside)}.xml."
+        what = f"{len(outside)} XML files outside {', '.join(folders)}, such as {min(outside)}.xml, are not used."
         problems.append(_not_used(source, what))
     if not split_lists(source) and (lone := pictures_without_annotation(source)):
         what = f"{len(lone)} image(s) without an annotation are not used."
         problems.append(Problem("lone", str(lone[0]), what))
     for file in json_files(source):
         if isinstance(images := coco_images(file), frozenset) and images:
-            what = f"not read: XML files say what is in the images. To use it: data.train=[{file.relative_to(source)}]."
+            what = "the file is not read, because the images have XML files. To use it, set "
+            what += f"data.train=[{file.relative_to(source)}]."
             problems.append(_not_used(file, what))
     return problems
 

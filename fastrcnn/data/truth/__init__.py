@@ -1,1 +1,1 @@
-"""What annotations of any format become, what can be wrong with them, and how their text is read."""
+"""Ground truth that is independent of the annotation format, problems in data sets, and reading of text files."""

@@ -1,4 +1,4 @@
-"""What annotations of any format become: objects, images with their objects, and Samples."""
+"""Annotations in a format-independent form: objects, images with their objects, and Samples."""
 
 from __future__ import annotations
 
@@ -19,71 +19,73 @@ TRUE, FALSE = ("1", "true", "yes", "t", "y"), ("", "0", "false", "no", "f", "n")
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedObject:
-    """An object of an annotation."""
+    """An annotated object."""
 
     file: Path
     number: int  # in the file, from 1
     name: str
     box: Box  # half-open and zero-based, not yet clipped
-    shown: str  # the box as it stands in the file
-    difficult: bool = False  # not counted by an evaluation
-    left_out: str = ""  # the flag of a COCO file, `iscrowd` or `ignore`, for which training leaves it out
-    fault: str = ""  # what is wrong with the box
-    listed: bool = True  # whether its file knows the class
-    unit: str = "object"  # what the file calls it
-    size: tuple[float, float] | None = None  # width and height as a COCO file has them
-    area: float | None = None  # as a COCO file has it
+    shown: str  # the box as written in the file, for messages
+    difficult: bool = False  # ignored by evaluation
+    left_out: str = ""  # COCO flag, `iscrowd` or `ignore`, that excludes it from training
+    fault: str = ""  # error of the box, empty if it is valid
+    listed: bool = True  # whether its file defines the class
+    unit: str = "object"  # the format's term for it
+    size: tuple[float, float] | None = None  # width and height, only from a COCO file
+    area: float | None = None  # only from a COCO file
 
     def problem(self, kind: str, what: str, name: str | None = None) -> Problem:
         return Problem(kind, str(self.file), what, None, self.number, name, self.unit)
 
     def error(self) -> Problem | None:
-        """Why it cannot be used, whatever the classes are."""
+        """Return the error that makes the object unusable with any list of classes, if there is one."""
         if not self.listed:
             of_coco = self.unit == "annotation"
-            why = "the file has no such category." if of_coco else "the list of the classes' names has no such number."
+            why = "the file has no such category." if of_coco else "the list of class names has no such number."
             return self.problem("unknown_class", f"unknown class '{self.name}': {why}")
         return self.problem("box", f"the box {self.shown} {self.fault}", self.name) if self.fault else None
 
     def flag_note(self, training: bool) -> Problem | None:
-        """What to know about an object with a flag of COCO's."""
+        """Return a note about the object if it has a COCO flag."""
         if self.left_out and training:
-            return self.problem("crowd", f"has `{self.left_out}`: the annotation is not trained on.", self.name)
+            return self.problem(
+                "crowd", f"`{self.left_out}` is set, so training does not use the annotation.", self.name
+            )
         if self.left_out == "ignore":
-            what = "has `ignore`: evaluation counts it, as pycocotools does, though it is not trained on."
+            what = "`ignore` is set. Training does not use the annotation, but evaluation counts it, like pycocotools."
             return self.problem("ignored", what, self.name)
         return None
 
     def trained_on(self, use_difficult: bool) -> bool:
-        """Whether training uses it."""
+        """Return whether training uses the object."""
         return not self.left_out and (use_difficult or not self.difficult)
 
 
 @dataclass(frozen=True)
 class Annotated:
-    """What the files of a data set say about one image."""
+    """An image with its annotations."""
 
     image_id: str
     path: Path  # the image, or where it should be
-    annotation: Path  # the file that says it
-    width: int = 0  # 0 where it is not known
+    annotation: Path  # file that describes the image
+    width: int = 0  # 0 if unknown
     height: int = 0
-    objects: tuple[AnnotatedObject, ...] | None = None  # None: the image cannot be used
-    problems: tuple[Problem, ...] = ()  # beside those of boxes and flags, which its objects have
-    truncated: int = 0  # objects marked so
+    objects: tuple[AnnotatedObject, ...] | None = None  # None if the image cannot be used
+    problems: tuple[Problem, ...] = ()  # excluding those of boxes and flags, which its objects have
+    truncated: int = 0  # number of objects marked truncated
     number: int | str | None = None  # the image's id in a COCO file
     filename: str = ""  # <filename> of an XML file
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Width and height, None where they are not known."""
+        """Return width and height, or None if they are unknown."""
         return (self.width, self.height) if self.width else None
 
 
 def read_flag(value: object, share: bool = False) -> bool | None:
-    """Whether a flag is set, in the spellings of all tools; None for what is no flag.
+    """Parse a flag in any of the spellings that tools write. Return None if it is not a flag.
 
-    share: a number between 0 and 1 sets it too, as in KITTI.
+    share: accept fractions between 0 and 1 as set, as in KITTI.
     """
     text = "" if value is None else str(value).strip().casefold()
     if text in TRUE or text in FALSE:
@@ -93,7 +95,7 @@ def read_flag(value: object, share: bool = False) -> bool | None:
 
 
 def to_float(text: str) -> float:
-    """A number as text; NaN for anything else."""
+    """Convert text to a float. Return NaN if it is not a number."""
     try:
         return float("nan" if "_" in text else text)
     except ValueError:
@@ -101,9 +103,9 @@ def to_float(text: str) -> float:
 
 
 def enclosing(box: Box, shown: str, degrees: float, size: tuple[float, float]) -> tuple[Box, str]:
-    """The upright box around a box that is rotated about its centre, and a note that says so.
+    """Return the axis-aligned bounding box of a box rotated about its centre, and the text of a note about it.
 
-    shown: the box as it stands in the file. size: width and height of the image, which the box is cut off at.
+    shown: the box as written in the file. size: width and height of the image, to which the result is clipped.
     """
     x1, y1, x2, y2 = box
     cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
@@ -112,33 +114,33 @@ def enclosing(box: Box, shown: str, degrees: float, size: tuple[float, float]) -
     around = (cx - across, cy - down, cx + across, cy + down)
     inside = (max(around[0], 0.0), max(around[1], 0.0), min(around[2], size[0]), min(around[3], size[1]))
     around = inside if inside[0] < inside[2] and inside[1] < inside[3] else around
-    what = f"the box {shown}, rotated by {degrees:g} degrees, becomes the upright box around it, "
-    return around, f"{what}({', '.join(f'{v:g}' for v in around)}) half-open."
+    what = f"the box {shown} is rotated by {degrees:g} degrees. Its axis-aligned bounding box is used: "
+    return around, f"{what}({', '.join(f'{v:g}' for v in around)}), half-open."
 
 
 def box_fault(box: Box, width: int, height: int) -> str:
-    """What is wrong with a box (half-open) in an image of this size, or nothing."""
-    x1, y1, x2, y2 = np.asarray(box, dtype=np.float32).tolist()  # as training has them
+    """Return the error of a half-open box in an image of this size, or an empty string."""
+    x1, y1, x2, y2 = np.asarray(box, dtype=np.float32).tolist()  # as in training
     if x2 <= x1 or y2 <= y1:
-        return "has no area: it is thinner than single precision can tell."
+        return "has no area: its width or height is 0 in single precision."
     if x1 < -1 or y1 < -1 or x2 > width + 1 or y2 > height + 1:
-        return f"stands out of the image of {width} x {height} pixels."
+        return f"extends beyond the image of {width} x {height} pixels."
     if min(x2, float(width)) <= max(x1, 0.0) or min(y2, float(height)) <= max(y1, 0.0):
-        return f"lies beside the image of {width} x {height} pixels."
+        return f"is outside the image of {width} x {height} pixels."
     return ""
 
 
 def to_samples(
     images: Iterable[Annotated], classes: Sequence[str], training: bool, use_difficult: bool, leave_out_others: bool
 ) -> tuple[list[Sample], Problems]:
-    """Samples of the images that can be used, and everything that is wrong with images and objects.
+    """Convert the usable images to samples, and collect all problems of images and objects.
 
-    classes: label i is number i - 1 of them. training: objects that training does not use are left out.
-    leave_out_others: so are objects of other classes, which are counted; else they are problems.
+    classes: label i is classes[i - 1]. training: exclude objects that training does not use. leave_out_others: exclude
+    objects of other classes and count them in a note; otherwise they are errors.
     """
     label_of = {name: i for i, name in enumerate(classes, 1)}
     samples, problems = [], Problems()
-    unknown: dict[str, list[AnnotatedObject]] = {}  # the objects of each class that is not in the list
+    unknown: dict[str, list[AnnotatedObject]] = {}  # objects by class, for classes not in the list
     clipped: list[AnnotatedObject] = []
     at_zero: list[AnnotatedObject] = []
     for image in images:
@@ -162,11 +164,11 @@ def to_samples(
                     group += [o] * out
         samples.append(_sample(image, kept, label_of))
     for kind, group, what in (
-        ("zero_based", at_zero, "begin at 0, before the first pixel, which is 1 in VOC"),
-        ("clipped", clipped, "that stand out of their image by a pixel at most are clipped"),
+        ("zero_based", at_zero, "start at 0, before the first pixel, which is 1 in VOC"),
+        ("clipped", clipped, "that extend beyond the image by at most one pixel are clipped"),
     ):
         if group:
-            problems.found.append(group[0].problem(kind, f"{len(group)} box(es) {what}; this is the first."))
+            problems.found.append(group[0].problem(kind, f"{len(group)} box(es) {what}. This is the first."))
     problems.found += _unknown(unknown, classes, leave_out_others)
     return samples, problems
 
@@ -174,24 +176,24 @@ def to_samples(
 def _unknown(
     unknown: dict[str, list[AnnotatedObject]], classes: Sequence[str], leave_out_others: bool
 ) -> Iterator[Problem]:
-    """What to say about objects of other classes: one problem a class, since there may be thousands; or one note."""
+    """Report objects of other classes: one problem per class, because there may be thousands, or one note."""
     if unknown and leave_out_others:
         most = sorted(unknown.items(), key=lambda item: -len(item[1]))[:10]
         others = ", ".join(f"{name} ({len(objects)})" for name, objects in most)
-        yield most[0][1][0].problem("other_classes", f"objects of other classes left out: {others}; this is the first.")
+        yield most[0][1][0].problem("other_classes", f"skipped objects of other classes: {others}. This is the first.")
         return
     for name, objects in unknown.items():
-        more = f" {len(objects) - 1} more object(s) of it." if len(objects) > 1 else ""
+        more = f" {len(objects) - 1} more object(s) have this class." if len(objects) > 1 else ""
         yield objects[0].problem("unknown_class", unknown_class(name, classes) + more)
 
 
 def unknown_class(name: str, classes: Sequence[str]) -> str:
-    """What to say about an object of a class that is not in the list."""
-    return f"unknown class '{name}'.{nearest(name, classes)} Known: {', '.join(classes) or 'none'}."
+    """Return the message about an object of a class that is not in the list."""
+    return f"unknown class '{name}'.{nearest(name, classes)} Known classes: {', '.join(classes) or 'none'}."
 
 
 def stands_out(o: AnnotatedObject, image: Annotated) -> tuple[bool, bool]:
-    """Whether the box of an object is clipped; and whether it begins before the first pixel of an XML file."""
+    """Return whether the box is clipped, and whether it starts before the first pixel of an XML file."""
     x1, y1, x2, y2 = o.box
     before = x1 < 0 or y1 < 0
     return before or x2 > image.width or y2 > image.height, before and o.unit == "object"

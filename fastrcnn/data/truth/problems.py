@@ -1,88 +1,128 @@
-"""What can be wrong with a data set, or worth knowing about it: the kinds of problems, and what to do about each."""
+"""Problems of a data set: the kinds of errors and notes, with a title and advice for each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-SKIP = "data.skip_bad=true leaves it out."
-# Errors: training refuses them, or leaves something out. Each kind has a title and what to do.
+SKIP = "or skip it with data.skip_bad=true."
+# Errors: training stops, or skips the image or object. Each kind has a title and advice.
 ERRORS = {
-    "split": ("List of images", "Fix the list; its images were not checked."),
-    "duplicate_id": ("Id in two lists", "Rename one of the images: all is kept by id, between folders too."),
-    "missing_picture": ("Missing image", f"Put the image there, or take its id out of the list; {SKIP}"),
-    "bad_picture": ("Unreadable image", f"Fetch or export the file again; {SKIP}"),
-    "link": ("Link out of the data set", "Put the file itself there instead of the link."),
-    "missing_annotation": ("Missing annotation", f"Put the file there, or take its id out of the list; {SKIP}"),
-    "normalised": ("Boxes normalised to 0..1", "Multiply them by the image's size, or export them in pixels."),
-    "annotation": ("Unusable annotation", "Correct the file, or export it again."),
-    "no_objects": ("No object to train on", "Add objects that training uses; the notes say what it does not."),
-    "box": ("Unusable box", f"Correct the box or delete the object; {SKIP}"),
-    "unknown_class": ("Unknown class", "Correct it, add it to data.classes, or say data.other_classes=leave_out."),
-    "classes": ("Names of the classes", "Correct data.classes, or the names in the annotations."),
-    "picture_size": ("Image and annotation differ in size", "Correct the size and the boxes in the annotation."),
-    "no_proposals": ("Image without proposals", "Make proposals for all images with `fastrcnn propose`."),
-    "proposal_size": ("Proposals of another image", "Make them again with `fastrcnn propose`."),
-    "bad_proposals": ("Damaged proposals", "Make or convert them again with `fastrcnn propose`."),
+    "split": ("Unusable split", "Fix the split. Its images were not checked."),
+    "duplicate_id": (
+        "Duplicate image id",
+        "Rename one of the images, or remove the id from one of the lists. Ids must be unique across all folders.",
+    ),
+    "missing_picture": ("Missing image", f"Add the image, remove its id from the list, {SKIP}"),
+    "bad_picture": ("Unreadable image", f"Download or export the file again, {SKIP}"),
+    "link": ("Link to a file outside the data set", "Replace the link with the file itself."),
+    "missing_annotation": ("Missing annotation", f"Add the file, remove the id from the list, {SKIP}"),
+    "normalised": (
+        "Boxes normalised to 0..1",
+        "Multiply the coordinates by the image's size, or export the boxes in pixels.",
+    ),
+    "annotation": ("Unusable annotation", "Fix the file, or export it again."),
+    "no_objects": ("No objects to train on", "Add objects that training uses. The notes list those that it ignores."),
+    "box": ("Unusable box", f"Fix the box, delete the object, {SKIP}"),
+    "unknown_class": (
+        "Unknown class",
+        "Fix the name, add the class to data.classes, or set data.other_classes=leave_out.",
+    ),
+    "classes": ("Class names", "Fix data.classes, or the names in the annotations."),
+    "picture_size": ("Image and annotation differ in size", "Fix the size and the boxes in the annotation."),
+    "no_proposals": ("Image without proposals", "Generate proposals for all images with `fastrcnn propose`."),
+    "proposal_size": ("Proposals for an image of another size", "Generate them again with `fastrcnn propose`."),
+    "bad_proposals": ("Damaged proposals", "Generate or convert them again with `fastrcnn propose`."),
 }
-# Notes: nothing stops for them.
+# Notes: training continues.
 NOTES = {
     "crowd": (
-        "Annotations marked as crowds, not trained on",
-        "Nothing, if real crowds; masks of objects need `iscrowd` 0.",
+        "Annotations with iscrowd or ignore, excluded from training",
+        "No action needed if the flags are correct. The mask of a single object needs `iscrowd` 0.",
     ),
-    "ignored": ("Annotations marked ignore, which evaluation counts", "Nothing, if intended; `iscrowd` exempts them."),
-    "other_classes": ("Objects of other classes", "Nothing: data.other_classes leaves them out."),
-    "left_out": ("Images left out because they have no proposals", "Nothing: data.missing_proposals leaves them out."),
-    "unused_file": ("Annotations not used", "Nothing, if it is so; else name it in data.train or data.test."),
-    "lone": ("Images without annotation", "Annotate them, with no object in them if there is none."),
-    "leak": ("Trained on what is tested", "Take the image out of one of the lists."),
-    "copies": ("The same image twice", "Keep one of them, unless it is meant."),
+    "ignored": (
+        "Annotations with ignore, which evaluation counts",
+        "No action needed if this is intended. To exempt them, set `iscrowd`.",
+    ),
+    "other_classes": ("Objects of other classes", "No action needed: data.other_classes=leave_out skips them."),
+    "left_out": (
+        "Images skipped because they have no proposals",
+        "No action needed: data.missing_proposals=leave_out skips them.",
+    ),
+    "unused_file": (
+        "Unused annotations",
+        "No action needed if this is intended. Otherwise name the file or split in data.train or data.test.",
+    ),
+    "lone": ("Images without annotation", "Annotate them. For images without objects, add empty annotations."),
+    "leak": ("Training and test data overlap", "Remove the image from one of the lists."),
+    "copies": ("Duplicate images", "Keep only one of them, unless this is intended."),
     "zero_based": (
         "Boxes look zero-based",
-        "If the whole data set counts from 0, say data.first_pixel=0; if not, fix these.",
+        "If the entire data set counts pixels from 0, set data.first_pixel=0. Otherwise fix these boxes.",
     ),
-    "rotated": ("Rotated boxes", "Nothing: the upright box around each is used."),
-    "unlabelled": ("Images without a label file", "Nothing, if no object is in them; else put the files there."),
-    "polygons": ("Polygons and other outlines", "Nothing: the upright box around each is used."),
-    "scores": ("Scores of detections in label files", "Nothing, if you have checked the boxes."),
-    "several": ("Several annotations of an image", "Keep one of them, if the newest is not the one that you mean."),
-    "flags": ("Objects marked deleted or ignore", "Nothing, if intended: each note says what was done."),
-    "same_id": ("Images that share an id with others", "Give each image its own name and its own XML file."),
-    "filename": ("<filename> names another file", "Correct <filename>, or the name of the XML file."),
-    "elements": ("XML elements that are not used", "Nothing, unless one of them holds truth."),
-    "letter_case": ("Classes that differ in letter case", "Write the name in one way if they are one class."),
-    "escaped_id": ("Ids with spaces", "comp4 files percent-encode them: rename images for VOC's devkit or server."),
-    "no_truth": ("Nothing to test on", "Choose other test lists, or data.test=[]."),
-    "test_only": ("Class without training objects", "Add training images of it, or leave the class out."),
-    "few_objects": ("Few training objects", "A class with so few can hardly be learned; add images."),
-    "clipped": ("Boxes clipped", "Nothing needs to be done: they were at most a pixel out of the image."),
-    "negative": ("Images without objects", "Nothing, if it is so: they are trained on as background."),
-    "colours": ("Images stored in another way", "Nothing: they become RGB with 8 bits when they are read."),
-    "turned": ("Images rotated upright", "Nothing: their annotations have the size of the upright image."),
-    "either_way": ("EXIF rotation not applied, as both ways fit", "If boxes do not fit so, rotate the pixels."),
-    "as_stored": ("EXIF rotation not applied, as the stored size fits", "If boxes do not fit so, correct the size."),
-    "bits": ("16-bit images that use fewer bits", "If they differ, convert them alike, or give PNGs an sBIT chunk."),
-    "small_boxes": ("Boxes smaller than a cell", "Larger data.short_sides and data.long_side help."),
-    "missed": ("Objects without a proposal", "They can hardly be found; make proposals of a finer search."),
-    "zero_proposals": ("Images with an empty list of proposals", "Training uses their truth boxes alone."),
-    "foreign_proposals": ("Proposals of images not in the lists", "Nothing: they are not used."),
-    "dropped_proposals": ("Proposals dropped when the store was made", "See where they came from if there are many."),
-    "few_rois": ("Few background RoIs", "Steps are not full; solver.bg_iou=[0,0.5] takes all RoIs of low overlap."),
+    "rotated": ("Rotated boxes", "No action needed: the axis-aligned bounding box of each is used."),
+    "unlabelled": (
+        "Images without a label file",
+        "No action needed if they contain no objects. Otherwise add the label files.",
+    ),
+    "polygons": ("Polygons and other outlines", "No action needed: the axis-aligned bounding box of each is used."),
+    "scores": ("Detection scores in label files", "No action needed if you have checked the boxes."),
+    "several": ("Several annotations of one image", "To use an older annotation, delete the newer ones."),
+    "flags": (
+        "Objects marked deleted or ignore",
+        "No action needed if this is intended. Each note says how the object is treated.",
+    ),
+    "same_id": ("Images with the same id", "Give each image its own name and its own XML file."),
+    "filename": ("<filename> names another file", "Fix <filename>, or rename the XML file."),
+    "elements": ("Unused elements", "No action needed, unless one of them contains ground truth."),
+    "letter_case": ("Class names that differ only in case", "If they are the same class, use one spelling."),
+    "escaped_id": (
+        "Ids with spaces",
+        "comp4 files percent-encode these ids. To use VOC's devkit or server, rename the images.",
+    ),
+    "no_truth": ("No ground truth to test on", "Choose other test lists, or set data.test=[]."),
+    "test_only": ("Class without training objects", "Add training images of it, or remove the class."),
+    "few_objects": ("Few training objects", "A class with so few objects is hard to learn. Add images."),
+    "clipped": ("Clipped boxes", "No action needed: they extended beyond the image by at most one pixel."),
+    "negative": ("Images without objects", "No action needed if this is correct: training uses them as background."),
+    "colours": ("Images that are not stored as 8-bit RGB", "No action needed: they are converted when they are read."),
+    "turned": ("Images rotated upright", "No action needed: their annotations have the size of the upright image."),
+    "either_way": (
+        "EXIF rotation not applied because both orientations fit",
+        "If the boxes do not fit, rotate the pixels.",
+    ),
+    "as_stored": (
+        "EXIF rotation not applied because the stored size fits",
+        "If the boxes do not fit, fix the size in the annotation.",
+    ),
+    "bits": (
+        "16-bit images that use fewer bits",
+        "If the numbers of bits differ, convert the images to the same number, or add an sBIT chunk to PNG files.",
+    ),
+    "small_boxes": ("Boxes smaller than a cell of the feature map", "Increase data.short_sides and data.long_side."),
+    "missed": ("Objects without a proposal", "They are unlikely to be detected. Use a finer proposal search."),
+    "zero_proposals": ("Images with an empty list of proposals", "Training uses only their ground-truth boxes."),
+    "foreign_proposals": ("Proposals for images that are not in the lists", "No action needed: they are not used."),
+    "dropped_proposals": ("Proposals dropped when the store was written", "If there are many, check their source."),
+    "few_rois": (
+        "Few background RoIs",
+        "Some batches are not full. solver.bg_iou=[0,0.5] accepts all RoIs with a low overlap.",
+    ),
 }
 KINDS = ERRORS | NOTES  # in the order in which they are shown
-ROUTINE = ("clipped", "other_classes", "turned", "polygons")  # notes about what is done as a rule, no warnings
-# Kinds that leave objects unread.
+ROUTINE = ("clipped", "other_classes", "turned", "polygons")  # notes that are logged as information, not as warnings
+# Kinds that can hide objects, because an annotation or image was not read.
 UNREAD = ("split", "missing_picture", "link", "missing_annotation", "normalised", "annotation", "box", "unknown_class")
-LEADS_OUT = "a link leads out of the data set; refused. Put the file itself there."
-FEW, NEARLY_ALL = 5, 0.9  # images, and share of them, from which on one cause is one problem
+LEADS_OUT = "the link points outside the data set and is not followed. Replace it with the file itself."
+FEW, NEARLY_ALL = 5, 0.9  # minimum number and share of images for which a common cause is reported once
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with a data set, or worth knowing; reads `FILE, line 3, object 2 (cat): WHAT`.
+    """An error in a data set or a note about it. Its text is `FILE, line 3, object 2 (cat): WHAT`.
 
-    kind: one of KINDS. object: its number in the file, from 1; unit: what the file calls it; name: of its class.
+    kind: a key of KINDS. object: the number of the object in the file, from 1. name: its class. unit: the format's
+    term for an object, such as `row`.
     """
 
     kind: str
@@ -95,7 +135,7 @@ class Problem:
 
     @property
     def error(self) -> bool:
-        """Whether training refuses it, or would leave something out."""
+        """Return whether training stops because of it or has to skip something."""
         return self.kind in ERRORS
 
     @property
@@ -104,12 +144,12 @@ class Problem:
 
     @property
     def advice(self) -> str:
-        """What to do about it."""
+        """Return what the user can do about it."""
         return KINDS[self.kind][1]
 
     @property
     def place(self) -> str:
-        """Its line or object in the file, if it is about one."""
+        """Return the line or the object in the file, or an empty string."""
         return f"line {self.line}" if self.line else f"{self.object} {self.name or ''}" if self.object else ""
 
     def __str__(self) -> str:
@@ -120,10 +160,10 @@ class Problem:
 
 @dataclass
 class Problems:
-    """What was found when annotations were read, so that everything can be reported at once."""
+    """All problems found while reading annotations, to report them together."""
 
     found: list[Problem] = field(default_factory=list)  # errors and notes
-    images: int = 0  # images that were asked for; 0 where nobody counted
+    images: int = 0  # number of images requested; 0 if unknown
 
     @property
     def errors(self) -> list[Problem]:
@@ -135,12 +175,12 @@ class Problems:
 
     @property
     def lines(self) -> list[str]:
-        """The errors as text."""
+        """Return the errors as text."""
         return [str(problem) for problem in self.errors]
 
 
 def by_kind(problems: Iterable[Problem]) -> dict[str, list[Problem]]:
-    """The problems grouped, kinds in the order of KINDS."""
+    """Group problems by kind, in the order of KINDS."""
     groups: dict[str, list[Problem]] = {kind: [] for kind in KINDS}
     for problem in problems:
         groups[problem.kind].append(problem)
@@ -148,14 +188,14 @@ def by_kind(problems: Iterable[Problem]) -> dict[str, list[Problem]]:
 
 
 def nearly_all(number: int, images: int) -> bool:
-    """Whether so many of the images have a problem that it is likely to have one cause."""
+    """Return whether so many images have a problem that a common cause is likely."""
     return images > 0 and number >= max(FEW, NEARLY_ALL * images)
 
 
 def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
-    """The problems; those that nearly all images have for the same cause become one, and come first.
+    """Merge problems with the same cause into one if nearly all images have them. Merged problems come first.
 
-    Notes about objects of a file that has all images are kept apart: they all name the same file.
+    Notes about objects are not merged if one file annotates all images, because they all name that file.
     """
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
@@ -168,12 +208,13 @@ def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
         if alike or (first.kind == "normalised" and len(group) > 1):
             objects = f"{len(group)} {first.unit}s in " if first.object else ""
             where = f"{objects}{files} file{'s' if files > 1 else ''}"
-            summaries.append(replace(first, what=f"{first.what} The same holds for {where}; this is the first."))
+            what = f"{first.what} The same problem occurs in {where}. This is the first."
+            summaries.append(replace(first, what=what))
             merged.add(key)
     return summaries + [problem for problem in problems if (problem.kind, problem.what) not in merged]
 
 
 def shorten(lines: Sequence[str], most: int = 20) -> str:
-    """The lines, indented; of more than `most` the number."""
+    """Join the lines, indented. Lines after the first `most` are only counted."""
     more = len(lines) - most
     return "\n".join(f"  {line}" for line in lines[:most]) + (f"\n  and {more} more" if more > 0 else "")

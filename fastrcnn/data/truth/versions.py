@@ -1,4 +1,4 @@
-"""Files and folders that are read once for as long as they do not change."""
+"""Cache the results of reading files and folders until they change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-FRESH = 3_000_000_000  # nanoseconds after which a date tells that a file was changed, on any file system
+FRESH = 3_000_000_000  # nanoseconds; longer than the resolution of modification times on any file system
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -16,9 +16,9 @@ Read = Callable[Concatenate[Path, P], T]
 
 
 def read_once(most: int, fresh: int = FRESH) -> Callable[[Read[P, T]], Read[P, T]]:
-    """Decorator of a function of a path: its results, the last `most`, are kept until the file's date or size changes.
+    """Decorate a function of a path to cache its last `most` results until the file's date or size changes.
 
-    fresh: nanoseconds for which a file is read again each time after a change.
+    fresh: nanoseconds after a change during which the result is not cached.
     """
 
     def decorate(read: Read[P, T]) -> Read[P, T]:

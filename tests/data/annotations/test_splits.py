@@ -91,7 +91,7 @@ def test_a_folder_without_lists_is_divided_and_not_written_to(tmp_path: Path, pi
 def test_lists_count_where_there_are_some(tiny: VocFolder) -> None:
     assert find_split(tiny.root, "trainval") == (tiny.root, ["a", "b"], False)
     assert find_split(tiny.root.parent, f"{tiny.root.name}/test") == (tiny.root, ["c"], False)
-    with pytest.raises(UserError, match="no list of images for the split 'val'"):
+    with pytest.raises(UserError, match="no image list for the split 'val'"):
         find_split(tiny.root, "val")
 
 
@@ -137,23 +137,23 @@ def test_a_coco_file_may_be_named_as_a_split(tmp_path: Path) -> None:
 def test_which_file_is_asked_where_the_names_do_not_say(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(coco_text(1, 2))
     (tmp_path / "b.json").write_text(coco_text(3))
-    with pytest.raises(UserError, match=r"which file is 'trainval'\? There are a\.json, b\.json"):
+    with pytest.raises(UserError, match=r"which file is 'trainval'\. Available: a\.json, b\.json"):
         find_split(tmp_path, "trainval")
 
 
 def test_a_folder_without_anything_says_what_is_wanted(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"no annotations that can be read\. What is read.*data\.yaml"):
+    with pytest.raises(UserError, match=r"no supported annotations found\. .*data\.yaml.*docs/data\.md"):
         find_split(tmp_path, "trainval")
 
 
 def test_a_split_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     root = raw(tmp_path, "", "")
-    with pytest.raises(UserError, match="divided into trainval and test; there is no 'val'"):
+    with pytest.raises(UserError, match=r"no split 'val'.*divided into trainval and test"):
         find_split(root, "val")
     for file in sorted(root.glob("*.xml"))[1:]:
         file.unlink()
-    with pytest.raises(UserError, match="has 1 annotated image"):
+    with pytest.raises(UserError, match="found 1 annotated image"):
         find_split(root, "trainval")
 
 
@@ -227,7 +227,7 @@ def test_which_folder_a_split_means(tmp_path: Path, folders: tuple[str, ...], sp
     if chosen:
         assert find_split(root, split)[1] == [f"{chosen}/p{n}" for n in range(6)]
     else:
-        said = rf"which folder is '{split}'\? There are {', '.join(sorted(folders))}\. Name them: data\.train=\["
+        said = rf"which folder is '{split}'\. Available: {', '.join(sorted(folders))}\. Name them with data\.train=\["
         with pytest.raises(UserError, match=said):
             find_split(root, split)
 
@@ -242,7 +242,7 @@ def test_one_folder_with_a_split_s_name_is_divided_with_the_rest(tmp_path: Path)
 @pytest.mark.parametrize("layout", ["my/export/* my/export/*", "images/a/* annotations/a/*"])
 def test_splits_further_down_are_not_mixed(tmp_path: Path, layout: str) -> None:
     root = split_set(tmp_path / "set", layout, "train", "valid")
-    with pytest.raises(UserError, match=r"(export|a)/train, .*(export|a)/valid look like splits, and would be mixed"):
+    with pytest.raises(UserError, match=r"(export|a)/train, .*(export|a)/valid look like splits"):
         find_split(root, "trainval")
     if layout.startswith("my"):
         assert find_split(root / "my", "test")[1] == find_split(root, "my/test")[1]
@@ -252,10 +252,10 @@ def test_splits_further_down_are_not_mixed(tmp_path: Path, layout: str) -> None:
 def test_one_list_of_another_name_is_divided(tiny: VocFolder) -> None:
     folder = tiny.root / "ImageSets" / "Main"
     (folder / "test.txt").unlink()
-    with pytest.raises(UserError, match=r"'test'\. There are: trainval\.$"):
+    with pytest.raises(UserError, match=r"'test'\. Available lists: trainval\.$"):
         find_split(tiny.root, "test")  # its images are not divided: `trainval` means all of them
     tiny.split("val", "c")
-    with pytest.raises(UserError, match=r"Name the lists, as data\.train=\[trainval\] data\.test=\[val\]\.$"):
+    with pytest.raises(UserError, match=r"For example, set data\.train=\[trainval\] data\.test=\[val\]\.$"):
         find_split(tiny.root, "test")
     (folder / "val.txt").unlink()
     (folder / "trainval.txt").rename(folder / "default.txt")
@@ -275,8 +275,8 @@ def test_the_log_says_which_folders_or_list_were_taken(
     root = split_set(tmp_path / "folders", "* *", "train", "valid", "other")
     image_ids(DataConfig(root=str(root)), ["trainval", "test"])
     assert "2 folders: train 6, valid 6" in caplog.text
-    assert "the split 'test' is the folder valid (6 images); the others are train (6)" in caplog.text
-    assert "'trainval' is the folder" not in caplog.text, "that goes without saying"
+    assert "the split 'test' uses the folder valid (6 images). Other folders: train (6)" in caplog.text
+    assert "'trainval' uses the folder" not in caplog.text, "that goes without saying"
     for file in (tiny.root / "ImageSets" / "Main").glob("*.txt"):
         file.unlink()
     tiny.split("default", "a", "b", "c")

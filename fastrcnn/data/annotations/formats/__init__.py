@@ -1,1 +1,1 @@
-"""Readers of annotations, one format a file, or two where it is large; all give `Annotated` images."""
+"""Readers of annotation formats, which return `Annotated` images. Each format has one or two modules."""

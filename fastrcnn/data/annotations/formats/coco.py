@@ -1,6 +1,6 @@
-"""COCO annotations: what a file says about each image; `coco_file.py` reads the file.
+"""Reader of the COCO annotations of each image; `coco_file.py` reads the file.
 
-Boxes in the file are x, y, width, height, zero-based, in pixels and fractions of them; they become (x, y, x + width,
+Boxes in the file are x, y, width, height, in zero-based pixels that can be fractional. They become (x, y, x + width,
 y + height). Segmentations and keypoints are not read.
 """
 
@@ -28,30 +28,30 @@ FLAGS = ("iscrowd", "ignore")
 
 
 def coco_classes(path: Path) -> list[str]:
-    """Names of the categories that any annotation has, in the order of their ids."""
+    """Return the names of all categories with annotations, in the order of their ids."""
     file = read_coco_file(path)
     ordered = sorted(file.used & file.categories.keys(), key=lambda key: (isinstance(key, str), key))
     return [file.categories[key] for key in ordered]
 
 
 def read_coco(path: Path, image_ids: Sequence[str], root: Path, need_pictures: bool = True) -> Iterator[Annotated]:
-    """What an annotation file says about each of the images; the file has problems besides.
+    """Read the annotations of each image. Problems of the file itself are in CocoFile.problems.
 
-    Annotations with `iscrowd` are marked difficult, and those with `ignore` are not, as pycocotools evaluates; training
-    leaves both out. root: the data set's folder, see CocoFile.ids. need_pictures: whether the images must be there.
+    Annotations with `iscrowd` are marked difficult, but those with `ignore` are not, as in pycocotools. Training
+    excludes both. root: the data set's folder, see CocoFile.ids. need_pictures: whether a missing image is an error.
     """
     file = read_coco_file(path)
     prefix = file.prefix(root)
     for image_id in image_ids:
         image = file.images.get(image_id.removeprefix(prefix))
         if image is None:
-            what = f"there is no image {image_id} in it."
+            what = f"the file does not list image {image_id}."
             yield Annotated(image_id, path, path, problems=(Problem("annotation", str(path), what),))
             continue
         path_there = file.base / image.file_name
         read = Annotated(image_id, path_there, path, image.width, image.height, number=image.number)
         if need_pictures and not path_there.is_file():
-            problem = Problem("missing_picture", str(path_there), f"no such image, which {path} names.")
+            problem = Problem("missing_picture", str(path_there), f"no such image. It is named in {path}.")
             yield replace(read, problems=(problem,))
         elif not path_there.resolve().is_relative_to(file.base.resolve()):
             yield replace(read, problems=(Problem("link", str(path_there), LEADS_OUT),))
@@ -68,10 +68,10 @@ def read_coco(path: Path, image_ids: Sequence[str], root: Path, need_pictures: b
 def _read_object(
     file: CocoFile, number: int, entry: dict[str, Any], image: CocoImage
 ) -> tuple[AnnotatedObject | None, list[Problem]]:
-    """An annotation, None if its flags cannot be read, and what to know about it."""
+    """Read an annotation. Return the object, or None if its flags are invalid, and its problems."""
     flags = {key: read_flag(entry.get(key)) for key in FLAGS}
     if unclear := [key for key, value in flags.items() if value is None]:
-        what = f"`{unclear[0]}` should be 0 or 1, is {entry[unclear[0]]!r}."
+        what = f"`{unclear[0]}` must be 0 or 1, but is {entry[unclear[0]]!r}."
         return None, [annotation_problem(file.path, number, what)]
     flag = next((key for key, value in flags.items() if value), "")
     key = id_key(entry.get("category_id"))
@@ -90,12 +90,12 @@ def _read_object(
         unit="annotation",
     )
     if not isinstance(box, list) or not is_box(box):
-        return replace(start, fault="should be four numbers."), []
+        return replace(start, fault="is not a list of four numbers."), []
     x, y, width, height = (float(v) for v in box)
     corners, notes = (x, y, x + width, y + height), []
-    fault = "" if width > 0 and height > 0 else "has no area: width and height should be more than 0."
+    fault = "" if width > 0 and height > 0 else "has no area: width and height must be greater than 0."
     area = float(area) if isinstance(area, (int, float)) and 0 <= area < 1e14 else width * height
-    if degrees and not fault:  # CVAT gives the box before its rotation
+    if degrees and not fault:  # CVAT stores the box before its rotation
         corners, what = enclosing(corners, start.shown, degrees, (image.width, image.height))
         width, height = corners[2] - corners[0], corners[3] - corners[1]
         notes.append(start.problem("rotated", what, name))
@@ -104,19 +104,19 @@ def _read_object(
 
 
 def _rotation(entry: dict[str, Any]) -> float:
-    """Degrees in the attribute `rotation`, as far as they matter to a box; 0 if there is none."""
+    """Return the attribute `rotation` in degrees; 0 if it is missing or does not change the box."""
     attributes = entry.get("attributes")
     degrees: Any = attributes.get("rotation") if isinstance(attributes, dict) else None
     return float(degrees) if is_number(degrees) and degrees % 180 else 0.0
 
 
 def where_images_are(path: Path, missing: Path, root: Path) -> str:
-    """Where below `root` an image is that the file looks for in another place, and what to do; empty if nowhere."""
+    """Return a message with the actual location of a missing image below `root`, or an empty string."""
     name = glob.escape(missing.name)
     there = next((root.parent if root.is_file() else root).rglob(name), None)
     if there is None:
         return ""
     return (
-        f"no such image, which {path} names. There is {there}: correct `file_name`, which is looked up in the "
-        "folder of the annotation file, the one above it, and `images` in either."
+        f"no such image. It is named in {path}, but was found at {there}. Fix `file_name`, which is relative to the "
+        "folder of the annotation file, its parent folder, or `images` in either."
     )

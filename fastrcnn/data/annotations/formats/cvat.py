@@ -1,7 +1,7 @@
-"""CVAT's own XML, "CVAT for images 1.1": `annotations.xml`, with all images and what is drawn in them.
+"""Reader of CVAT's XML format "CVAT for images 1.1": one file `annotations.xml` with all images and their shapes.
 
-Coordinates are pixels from the image's edge (xtl, ytl, xbr, ybr), and fractions of them. A box is given before its
-rotation about its centre. Polygons, ellipses and masks become the upright boxes around them.
+Coordinates (xtl, ytl, xbr, ybr) are in pixels, measured from the image's edge, and can be fractional. Rotated boxes are
+stored before the rotation about their centre. Polygons, ellipses and masks become axis-aligned bounding boxes.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ UNREAD = ("polyline", "points", "cuboid", "skeleton", "tag")
 class _Shape:
     tag: str
     number: int  # in the image, from 1
-    values: dict[str, str]  # its attributes
-    difficult: str  # CVAT's attribute of that name
+    values: dict[str, str]  # XML attributes
+    difficult: str  # value of the CVAT attribute `difficult`
 
 
 @dataclass(frozen=True)
@@ -54,28 +54,32 @@ class _Image:
 
 
 def cvat_files(folder: Path) -> list[Path]:
-    """CVAT's files in a folder and the folders right below it. It writes few; where there are many XML files, they are
-    not looked into."""
+    """Find CVAT files in a folder and its direct subfolders.
+
+    Folders with more than FEW XML files are skipped without reading the files, because CVAT writes only a few.
+    """
     found = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
     few = [files for place in found if 0 < len(files := list(islice(place.glob("*.xml"), FEW + 1))) <= FEW]
     return [file for files in few for file in sorted(files) if _is_cvat(file)]
 
 
 def read_cvat(file: Path, folder: Path) -> Listing:
-    """The images in a file of CVAT. folder: the data set's. Raises UserError for one that cannot be read, has an image
-    twice, or is of a video."""
+    """Read a CVAT file. folder: the data set's folder.
+
+    Raises UserError if the file cannot be read, contains an image twice, or annotates a video.
+    """
     splits: dict[str, list[str]] = {}
     images: dict[str, ListedImage] = {}
     labels, found = _read_file(file)
     for image in found:
         if leads_out(image.name):
-            raise UserError(f"{file}: the image '{image.name}' leads out of the data set; refused.")
+            raise UserError(f"{file}: the path '{image.name}' of an image points outside the data set. Fix the path.")
         bases = picture_bases(file.parent, folder)
-        within = [base / image.split for base in bases] if image.split else []  # as images/Train/a.jpg
+        within = [base / image.split for base in bases] if image.split else []  # for example images/Train/a.jpg
         path = resolve(image.name, [*within, *bases]) or file.parent / "images" / image.name
         own = image_id(path, folder)
         if own in images:
-            raise UserError(f"{file}: the image {own} is in it twice. Keep one of them.")
+            raise UserError(f"{file}: image {own} appears twice. Remove one of the entries.")
         objects = partial(_objects, file, image.name, tuple(image.shapes))
         images[own] = ListedImage(path, file, objects, image.size)
         splits.setdefault(image.split, []).append(own)
@@ -84,7 +88,7 @@ def read_cvat(file: Path, folder: Path) -> Listing:
 
 @read_once(1000)
 def _is_cvat(path: Path) -> bool:
-    """Whether the root element is CVAT's."""
+    """Return whether the root element is that of a CVAT file."""
     try:
         with path.open("rb") as file:
             return next(iterparse(file, events=("start",), forbid_dtd=True))[1].tag == "annotations"
@@ -94,9 +98,9 @@ def _is_cvat(path: Path) -> bool:
 
 @read_once(4, fresh=0)
 def _read_file(path: Path) -> tuple[list[str], list[_Image]]:
-    """The names of the labels and the images of a file. Raises UserError."""
+    """Read the label names and the images of a file. Raises UserError."""
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{path}: larger than {MAX_BYTES // 1_000_000} MB, which is too much for one file.")
+        raise UserError(f"{path}: the file is larger than the limit of {MAX_BYTES // 1_000_000} MB.")
     labels: list[str] = []
     images: list[_Image] = []
     try:
@@ -106,21 +110,21 @@ def _read_file(path: Path) -> tuple[list[str], list[_Image]]:
                     labels.append((element.findtext("name") or "").strip())
                 elif element.tag == "track":
                     raise UserError(
-                        f"{path}: is of a video, with tracks. Export the task as 'CVAT for images', 'COCO' or 'Pascal "
-                        "VOC', with its images."
+                        f"{path}: the file annotates a video with tracks. Export the task as 'CVAT for images', 'COCO' "
+                        "or 'Pascal VOC', with its images."
                     )
                 elif element.tag == "image":
                     images.append(_read_image(path, element, len(images) + 1))
                     element.clear()
     except ParseError as error:
         line, column = error.position
-        raise UserError(f"{path}, line {line}: not well-formed XML at column {column} ({error.msg}).") from None
+        raise UserError(f"{path}, line {line}, column {column}: not well-formed XML ({error.msg}).") from None
     except DefusedXmlException:
-        raise UserError(f"{path}: a document type, and so entities, are refused. Remove it.") from None
+        raise UserError(f"{path}: a DOCTYPE declaration is not allowed. Remove it.") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
+        raise UserError(f"{path}: the file cannot be read ({error.strerror}).") from None
     except (ValueError, LookupError) as error:
-        raise UserError(f"{path}: not a text that can be read ({error}).") from None
+        raise UserError(f"{path}: the text cannot be decoded ({error}).") from None
     used = {shape.values.get("label", "") for image in images for shape in image.shapes}
     return list(dict.fromkeys([*filter(None, labels), *sorted(used - {""})])), images
 
@@ -129,7 +133,7 @@ def _read_image(path: Path, element: Element, number: int) -> _Image:
     name = (element.get("name") or "").replace("\\", "/").strip()
     width, height = (to_float(element.get(key) or "") for key in ("width", "height"))
     if not name or not (1 <= width < 1e6 and 1 <= height < 1e6):
-        raise UserError(f"{path}, image {number} ('{name}'): should have a name, and width and height in pixels.")
+        raise UserError(f"{path}, image {number} ('{name}'): the image needs a name, and width and height in pixels.")
     image = _Image(name, (int(width), int(height)), (element.get("subset") or "").strip())
     for count, child in enumerate(element, 1):
         flags = [a.text or "" for a in child.findall("attribute") if (a.get("name") or "").casefold() == "difficult"]
@@ -140,7 +144,7 @@ def _read_image(path: Path, element: Element, number: int) -> _Image:
 def _objects(
     path: Path, image: str, shapes: Sequence[_Shape], size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """The objects of an image, and the problems: shapes that are wrong, and what of them is not used."""
+    """Return the objects of an image, and problems: invalid shapes and notes about unused ones."""
     objects, problems = [], []
     around, unread = dict[str, int](), dict[str, int]()
     for shape in shapes:
@@ -151,7 +155,7 @@ def _objects(
         box, shown = _box(shape)
         difficult = read_flag(shape.difficult)
         if box is None or not name or difficult is None:
-            what = f"{image}, <{shape.tag}>: its label, coordinates or flags cannot be read ({shown})."
+            what = f"{image}, <{shape.tag}>: the label, coordinates or flags are missing or invalid ({shown})."
             problems.append(Problem("annotation", str(path), what, object=shape.number, name=name or None))
             continue
         fault = "" if box[0] < box[2] and box[1] < box[3] else "has no area."
@@ -167,15 +171,16 @@ def _objects(
         objects.append(AnnotatedObject(path, shape.number, name, box, shown, difficult, fault=fault, unit="shape"))
     if around:
         kinds = ", ".join(f"{number} <{tag}>" for tag, number in around.items())
-        problems.append(Problem("polygons", str(path), f"{image}: {kinds}; the upright box around each is used."))
+        what = f"{image}: {kinds}. The axis-aligned bounding box of each is used."
+        problems.append(Problem("polygons", str(path), what))
     if unread:
         kinds = ", ".join(f"{number} <{tag}>" for tag, number in unread.items())
-        problems.append(Problem("elements", str(path), f"{image}: {kinds} not used."))
+        problems.append(Problem("elements", str(path), f"{image}: {kinds} ignored."))
     return objects, problems
 
 
 def _box(shape: _Shape) -> tuple[Box | None, str]:
-    """The box of a shape before its rotation, and its numbers as they stand in the file."""
+    """Return the box of a shape before its rotation (an ellipse after it), and its numbers as written in the file."""
     keys = {"box": ("xtl", "ytl", "xbr", "ybr"), "ellipse": ("cx", "cy", "rx", "ry")}
     keys["mask"] = ("left", "top", "width", "height")
     if shape.tag == "polygon":

@@ -1,8 +1,8 @@
-"""Label Studio's exports "JSON" and "JSON-MIN": a list of tasks, each with an image and what was drawn in it.
+"""Reader of Label Studio's exports "JSON" and "JSON-MIN": a list of tasks, each with an image and its regions.
 
-Coordinates are per cent of the image as a browser shows it, which is upright. A rectangle is given before its rotation
-about its first corner. Polygons, ellipses become the upright boxes around them. Of a task that several people annotated
-the newest annotation is read.
+Coordinates are percentages of the upright image, as a browser shows it. Rotated rectangles are stored before the
+rotation about their first corner. Polygons and ellipses become axis-aligned bounding boxes. If a task has several
+annotations, the newest is used.
 """
 
 from __future__ import annotations
@@ -35,21 +35,23 @@ from fastrcnn.errors import UserError
 
 MAX_BYTES = 500_000_000
 SHAPES = ("rectangle", "polygon", "ellipse", "rectanglelabels", "polygonlabels", "ellipselabels")  # types of results
-UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the name of a file that it was given
+UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # prefix that Label Studio adds to the names of uploaded files
 Task = dict[str, Any]
 
 
 def label_studio_files(folder: Path) -> list[Path]:
-    """Label Studio's files in a folder and the folders right below it."""
+    """Find Label Studio files in a folder and its direct subfolders."""
     return [p for p in sorted([*folder.glob("*.json"), *folder.glob("*/*.json")]) if _read_tasks(p) is not None]
 
 
 def read_label_studio(path: Path, folder: Path) -> Listing:
-    """The images in a file of Label Studio. folder: the data set's. Raises UserError for JSON of something else, and
-    for two tasks of one image."""
+    """Read a Label Studio file. folder: the data set's folder.
+
+    Raises UserError if the JSON has another format, or if two tasks have the same image.
+    """
     tasks = _read_tasks(path)
     if tasks is None:
-        raise UserError(f"{path}: neither COCO's annotations nor tasks of Label Studio (its exports JSON or JSON-MIN).")
+        raise UserError(f"{path}: neither COCO annotations nor Label Studio tasks (exported as JSON or JSON-MIN).")
     images: dict[str, ListedImage] = {}
     newest: dict[str, str] = {}
     names: dict[str, None] = {}
@@ -65,28 +67,28 @@ def read_label_studio(path: Path, folder: Path) -> Listing:
             continue
         place = finder.image_of(task)
         if place is None:
-            raise UserError(f"{path}, task {which}: names no image.")
+            raise UserError(f"{path}, task {which}: the task names no image.")
         own, date = image_id(place, folder), str(task.get("updated_at") or "")
         if own in images and "data" in task:
-            raise UserError(f"{path}, task {which}: the image {own} is in another task too. Keep one of them.")
+            raise UserError(f"{path}, task {which}: another task also has the image {own}. Remove one of them.")
         if annotations > 1 or own in images:
             several.append(which)
-        if date < newest.get(own, ""):  # JSON-MIN has an entry for each annotation
+        if date < newest.get(own, ""):  # JSON-MIN has one entry for each annotation
             continue
         newest[own] = date
         names |= dict.fromkeys(name for region in regions for name in _labels(region))
         images[own] = ListedImage(place, path, partial(_objects, path, which, tuple(regions)), _size(regions))
     if left_out:
-        what = f"{len(left_out)} task(s) without an annotation are not used, such as task {left_out[0]}."
+        what = f"{len(left_out)} task(s) without an annotation, such as task {left_out[0]}, are not used."
         problems.append(Problem("lone", str(path), what))
     if several:
-        what = f"{len(several)} task(s) have several annotations, such as task {several[0]}; the newest is read."
+        what = f"{len(several)} task(s), such as task {several[0]}, have several annotations. The newest is used."
         problems.append(Problem("several", str(path), what))
     return Listing("Label Studio", path, {"": list(images)}, images, sorted(names), path.name, tuple(problems))
 
 
 def is_json_list(path: Path) -> bool:
-    """Whether a file begins as a list in JSON does, and as COCO's does not."""
+    """Return whether a JSON file starts with a list. A COCO file does not."""
     try:
         with path.open("rb") as file:
             return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
@@ -96,7 +98,7 @@ def is_json_list(path: Path) -> bool:
 
 @read_once(4, fresh=0)
 def _read_tasks(path: Path) -> list[Task] | None:
-    """The tasks of a file; None for JSON of something else, or none at all."""
+    """Read the tasks of a file. Return None if it is not JSON or has another format."""
     try:
         if path.stat().st_size > MAX_BYTES or not is_json_list(path):
             return None
@@ -110,8 +112,8 @@ def _read_tasks(path: Path) -> list[Task] | None:
 
 
 def _regions(task: Task) -> tuple[list[dict[str, Any]] | None, int]:
-    """What is drawn in the image of a task, None if nobody annotated it; and how many annotations there are."""
-    if "data" not in task:  # JSON-MIN: a list of regions under the name that the labelling interface gives it
+    """Return the regions of a task, or None if it has no annotation, and the number of annotations."""
+    if "data" not in task:  # JSON-MIN: the labelling interface defines the key of the list of regions
         if task.get("annotation_id") is None:
             return None, 0
         lists = [value for value in task.values() if isinstance(value, list)]
@@ -126,8 +128,11 @@ def _regions(task: Task) -> tuple[list[dict[str, Any]] | None, int]:
 
 
 def _drawn(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The regions among the results of an annotation. Text, choices and the like of a region repeat its coordinates; so
-    does its label, where a shape and its label are two results."""
+    """Return the regions among the results of an annotation, each once.
+
+    Other results of a region, such as text and choices, repeat its coordinates. The label does too if the shape and its
+    label are separate results.
+    """
     labelled = {r.get("id") for r in results if any(map(_is_shape, r))}
     alone = [r for r in results if r.get("type") in SHAPES and r.get("id") not in labelled]
     return [r for r in results if any(map(_is_shape, r)) or any(r is other for other in alone)]
@@ -138,7 +143,7 @@ def _is_shape(key: str) -> bool:
 
 
 def _shape(region: dict[str, Any]) -> str:
-    """What a region is, by its coordinates: rectangle, polygon or ellipse; else empty."""
+    """Return the shape of a region: rectangle, polygon or ellipse; empty for any other."""
     if "rle" in region or "sequence" in region:
         return ""
     if isinstance(region.get("points"), list):
@@ -147,20 +152,20 @@ def _shape(region: dict[str, Any]) -> str:
 
 
 def _labels(region: dict[str, Any]) -> list[str]:
-    """The names of the classes of a region."""
+    """Return the class names of a region."""
     found = [value for key, value in region.items() if _is_shape(key) and isinstance(value, list)]
     return [name for names in found for name in names if isinstance(name, str) and name]
 
 
 @dataclass
 class _Finder:
-    """Finds the images of tasks below a data set's folder."""
+    """Find the images of tasks below a data set's folder."""
 
     folder: Path
-    stored: dict[str, Path] | None = None  # files by the name that Label Studio would store them under
+    stored: dict[str, Path] | None = None  # files by the names that Label Studio stores them under
 
     def image_of(self, task: Task) -> Path | None:
-        """The image of a task, or where it should be; None if the task names none."""
+        """Return the image of a task, or where it should be. Return None if the task names no image."""
         data = task["data"] if isinstance(task.get("data"), dict) else task
         texts = [data.get("image"), data.get("img"), *data.values()]
         named = [text for text in texts if isinstance(text, str) and _suffix(text) in IMAGE_SUFFIXES]
@@ -178,12 +183,12 @@ class _Finder:
 
 
 def _stored_name(name: str) -> str:
-    """The name under which Label Studio stores a file of this name: no spaces or other signs."""
+    """Return the name under which Label Studio stores a file: without spaces and special characters."""
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
 def _local(text: str) -> str:
-    """The path in an address: of `/data/local-files/?d=a/b.jpg` it is a/b.jpg."""
+    """Return the path in a URL: a/b.jpg for `/data/local-files/?d=a/b.jpg`."""
     address = urlsplit(text.replace("\\", "/"))
     return parse_qs(address.query).get("d", [unquote(address.path)])[0]
 
@@ -193,7 +198,7 @@ def _suffix(text: str) -> str:
 
 
 def _size(regions: Sequence[dict[str, Any]]) -> Size | None:
-    """Width and height of the image as its regions have them; None without one that does."""
+    """Return width and height of the image as stated in its regions, or None if no region states them."""
     for region in regions:
         size = region.get("original_width"), region.get("original_height")
         if all(type(v) is int and 0 < v < 1_000_000 for v in size):
@@ -204,7 +209,7 @@ def _size(regions: Sequence[dict[str, Any]]) -> Size | None:
 def _objects(
     path: Path, task: Any, regions: Sequence[dict[str, Any]], size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """The objects of a task, and the problems: regions that are wrong, and what of them is not used."""
+    """Return the objects of a task, and problems: invalid regions and notes about unused ones."""
     objects, problems = [], []
     around = unread = 0
     for number, region in enumerate(regions, 1):
@@ -213,9 +218,9 @@ def _objects(
             unread += 1
             continue
         if len(names) != 1:
-            box, fault = None, f"has {len(names)} labels; give it one."
+            box, fault = None, f"the region has {len(names)} labels. Give it exactly one."
         elif region.get("image_rotation"):
-            box, fault = None, f"the image was rotated by {region['image_rotation']} degrees. Rotate the file instead."
+            box, fault = None, f"Label Studio rotated the image by {region['image_rotation']} degrees. Rotate the file."
         else:
             box, shown, fault = _box(shape, region, size)
         if box is None:
@@ -227,42 +232,42 @@ def _objects(
             x1, y1, x2, y2 = box
             inside = max(x1, 0.0), max(y1, 0.0), min(x2, float(size[0])), min(y2, float(size[1]))
             box = inside if inside[0] < inside[2] and inside[1] < inside[3] else box
-            what = f"task {task}: the box {shown} is rotated; the upright box around it is used."
+            what = f"task {task}: the box {shown} is rotated. Its axis-aligned bounding box is used."
             problems.append(Problem("rotated", str(path), what, object=number, name=names[0]))
         fault = "has no area." if box[0] >= box[2] or box[1] >= box[3] else box_fault(box, *size)
         shown = f"{shown} of task {task}"
         objects.append(AnnotatedObject(path, number, names[0], box, shown, fault=fault, unit="region"))
     if around:
-        what = f"task {task}: {around} polygon(s) or ellipse(s); the upright box around each is used."
+        what = f"task {task}: {around} polygon(s) or ellipse(s). The axis-aligned bounding box of each is used."
         problems.append(Problem("polygons", str(path), what))
     if unread:
-        problems.append(Problem("elements", str(path), f"task {task}: {unread} region(s) that are no box not used."))
+        problems.append(Problem("elements", str(path), f"task {task}: {unread} region(s) without a box are ignored."))
     return objects, problems
 
 
 def _number(value: Any) -> float:
-    """A number of a JSON file; NaN for anything else."""
+    """Convert a JSON number to a float. Return NaN for anything else."""
     return float(value) if type(value) in (int, float) and abs(value) < 1e7 else math.nan
 
 
 def _box(shape: str, region: dict[str, Any], size: Size) -> tuple[Box | None, str, str]:
-    """The upright box in pixels around a region; its numbers in the file; and what is wrong with them."""
+    """Return the axis-aligned bounding box of a region in pixels, its numbers as in the file, and their error."""
     if shape == "polygon":
         points = region.get("points")
         pairs = [p for p in points if isinstance(p, list) and len(p) == 2] if isinstance(points, list) else []
         corners = [(_number(x), _number(y)) for x, y in pairs]
         shown = f"({repr(points)[:60]})"
         if len(corners) < 2 or not all(math.isfinite(v) for corner in corners for v in corner):
-            return None, shown, f"its points {shown} should be pairs of numbers."
+            return None, shown, f"the points {shown} must be pairs of numbers."
     else:
         keys = ("x", "y", "width", "height") if shape == "rectangle" else ("x", "y", "radiusX", "radiusY")
         x, y, w, h = values = [_number(region.get(key)) for key in keys]
         shown = f"({', '.join(f'{v:g}' for v in values)})"
         turn = _number(region.get("rotation", 0))
         if not all(map(math.isfinite, (*values, turn))):
-            return None, shown, f"its numbers {shown} and rotation {region.get('rotation', 0)!r} should be finite."
+            return None, shown, f"the numbers {shown} and the rotation {region.get('rotation', 0)!r} must be finite."
         offsets = [(0.0, 0.0), (w, 0.0), (w, h), (0.0, h)] if shape == "rectangle" else [(-w, -h), (w, h)]
-        # rotated in pixels: per cent of width and of height differ
+        # Rotate in pixels, because percentages of width and of height have different scales.
         cos, sin = math.cos(math.radians(turn)), math.sin(math.radians(turn))
         ratio = size[1] / size[0]
         if shape == "ellipse" and turn % 180:

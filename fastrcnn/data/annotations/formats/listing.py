@@ -1,6 +1,6 @@
-"""What every reader of a format returns whose files are neither VOC's nor COCO's: images by id, in splits with names.
+"""The result of reading any format other than VOC and COCO: images by id, and named splits.
 
-An image's id is its path below the data set's folder, as `train/images/0001.jpg`.
+An image id is the path of the image relative to the data set's folder, such as `train/images/0001.jpg`.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from fastrcnn.data.truth.text_files import leads_out
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
-# What the names of folders, lists and files mean.
+# Names of folders, lists and files, and the splits that they stand for.
 SPLIT_NAMES = {"trainval": "trainval", "train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img")
 
 Size = tuple[int, int]  # width and height
-# Takes the size of an image; gives its objects, and the problems: what is wrong with them, and what is not used.
+# From the size of an image, returns its objects and its problems: errors, and notes about unused annotations.
 Objects = Callable[[Size], tuple[list[AnnotatedObject], list[Problem]]]
 
 
 @dataclass(frozen=True)
 class ListedImage:
-    """An image that files of a format list."""
+    """An image listed by annotation files."""
 
     path: Path
-    annotation: Path  # the file that says what is in it, or where that file should be
+    annotation: Path  # file with its annotations, or where that file should be
     objects: Objects = field(repr=False, compare=False)
-    size: Size | None = None  # as the files have it; None: the image's own, upright
+    size: Size | None = None  # as stated in the files; None: the size of the upright image
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a data set, as files of one format list them.
+    """The images of a data set, as listed by files of one format.
 
-    format: its name, for messages. path: the file that stands for all of them. splits: ids by the name that the files
-    give a split; "" where they name none. classes: names in the files' order, of which some may have no object.
-    classes_from: where the names come from, for messages. problems: what is wrong beside single images.
+    format: name of the format, for messages. path: the main file. splits: image ids by split name; the name is "" if
+    the files name no split. classes: class names in the order of the files, including classes without objects.
+    classes_from: source of the class names, for messages. problems: problems of the files as a whole.
     """
 
     format: str
@@ -55,15 +55,15 @@ class Listing:
     problems: tuple[Problem, ...] = ()
 
     def read(self, image_ids: Sequence[str], folder: Path, need_pictures: bool = True) -> Iterator[Annotated]:
-        """What the files say about each of the images. folder: the data set's, which no link may lead out of.
+        """Read the annotations of the images. folder: the data set's folder; links to files outside it are errors.
 
-        need_pictures: whether the image must be there; without it one of unknown size is an error all the same.
+        need_pictures: whether a missing image is an error. It is always an error if the files do not state its size.
         """
         home = folder.resolve()
         for image_id in image_ids:
             image = self.images.get(image_id)
             if image is None:
-                what = f"there is no image {image_id} in it."
+                what = f"the file does not list image {image_id}."
                 yield Annotated(image_id, self.path, self.path, problems=(Problem("annotation", str(self.path), what),))
             else:
                 yield _read(image_id, image, home, need_pictures)
@@ -76,8 +76,8 @@ def _read(image_id: str, image: ListedImage, home: Path, need_pictures: bool) ->
         return replace(found, problems=(Problem(kind, str(file), what),))
 
     if not image.path.is_file() and (need_pictures or image.size is None):
-        where = "It was looked for beside that file, in the data set's folder, and in `images` and the like in both."
-        return refused("missing_picture", image.path, f"no such image, which {image.annotation} names. {where}")
+        where = "Searched the folder of that file, the data set's folder, and `images` and similar folders in both."
+        return refused("missing_picture", image.path, f"no such image. It is named in {image.annotation}. {where}")
     for file in (image.path, image.annotation):
         if not file.resolve().is_relative_to(home):
             return refused("link", file, LEADS_OUT)
@@ -94,12 +94,12 @@ def _read(image_id: str, image: ListedImage, home: Path, need_pictures: bool) ->
 
 @read_once(20_000)
 def upright_size(path: Path) -> Size:
-    """Width and height of an image, rotated as its EXIF data ask. Raises UserError where it cannot be read."""
+    """Return width and height of an image after its EXIF rotation. Raises UserError if it cannot be read."""
     return read_header(read_bytes(path), path).upright
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All images in a folder and the folders below it, in the order of their paths."""
+    """Find all images in a folder and its subfolders, sorted by path."""
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != "__MACOSX" and not name.startswith(".")]
@@ -108,15 +108,15 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def image_id(path: Path, folder: Path) -> str:
-    """The id of an image below the data set's folder."""
+    """Return the id of an image, given the data set's folder."""
     return path.relative_to(folder).as_posix()
 
 
 def resolve(written: str, bases: Sequence[Path]) -> Path | None:
-    """The file or folder that a path in a user's file means: below the first of the bases that has it.
+    """Find the file or folder that a path in a user's file refers to, below the first base that contains it.
 
-    Exporters write paths of the machine or the zip they were made on (`../train/images`, `/content/data/a.jpg`,
-    `data/obj_train_data/a.jpg`), so that leading parts are left out one by one, and none above a base is looked at.
+    Exporters write paths of another machine or of a zip file (`../train/images`, `/content/data/a.jpg`,
+    `data/obj_train_data/a.jpg`), so leading parts are dropped one by one. Only paths below a base are tried.
     """
     windows = "\\" in written or PureWindowsPath(written).drive
     parts = (PureWindowsPath(written) if windows else PurePosixPath(written)).parts
@@ -129,18 +129,18 @@ def resolve(written: str, bases: Sequence[Path]) -> Path | None:
 
 
 def tidy(written: str, base: Path) -> Path:
-    """Where an image should be that is not there: below `base`, also where its path leads elsewhere."""
+    """Return the expected path of a missing image: below `base`, even if its written path leads elsewhere."""
     path = PurePosixPath(written.replace("\\", "/"))
     return base / path.name if leads_out(written) else base / path
 
 
 def picture_bases(*folders: Path) -> list[Path]:
-    """Where the images may be that a file in one of these folders names: there, or in `images` and the like."""
+    """Return the folders to search for images that a file in one of `folders` names: these and their `images`."""
     return list(dict.fromkeys(base for f in folders for base in (f, *(f / name for name in IMAGE_FOLDERS))))
 
 
 def folders_of(split: str, base: Path) -> list[str]:
-    """The folders below `base` whose names mean the split: train, training, ..."""
+    """Return the names of the folders in `base` that stand for the split, such as train or training."""
     meant = SPLIT_NAMES.get(split.casefold(), split.casefold())
     if not split or not base.is_dir():
         return []
@@ -149,7 +149,7 @@ def folders_of(split: str, base: Path) -> list[str]:
 
 
 def split_of(path: Path, folder: Path) -> str:
-    """The name of the split that a file or image is of, by the folders it is in, else by its own name; "" for none."""
+    """Return the split named by a parent folder of a file, or else by the file itself; "" if there is none."""
     parts = path.relative_to(folder).parts
     for part in reversed(parts[:-1]):
         if part.casefold() in SPLIT_NAMES:
@@ -159,6 +159,6 @@ def split_of(path: Path, folder: Path) -> str:
 
 
 def box_around(points: Sequence[tuple[float, float]]) -> Box:
-    """The smallest upright box around points x, y."""
+    """Return the axis-aligned bounding box of points (x, y)."""
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs), max(ys)

@@ -1,9 +1,11 @@
-"""CSV files with a row an object: TensorFlow's columns (`filename,width,height,class,xmin,ymin,xmax,ymax`, in any order
-and under the usual other names), or Keras-RetinaNet's rows without a header (`path,x1,y1,x2,y2,class`).
+"""Reader of CSV files with one object per row.
 
-Coordinates are pixels from the image's edge: xmin, ymin of the first pixel are 0, and xmax, ymax are where the box
-ends. Files of several splits (`train/_annotations.csv`, `test_labels.csv`) are one data set; so is one with a column
-`split`. A row with an image and no box is an image without objects.
+The columns are those of TensorFlow (`filename,width,height,class,xmin,ymin,xmax,ymax`, in any order, with common
+alternative names), or those of Keras-RetinaNet without a header (`path,x1,y1,x2,y2,class`).
+
+Coordinates are in pixels, measured from the image's edge: the first pixel is 0, and boxes are half-open. A data set can
+have a file for each split (`train/_annotations.csv`, `test_labels.csv`) or a column `split`. A row without a box is an
+image without objects.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
 MAX_BYTES = 500_000_000
-# What the columns are called; the first that a header has counts.
+# Column names. If a header has several names of a column, the first one here is used.
 COLUMNS = {
     "image": ("filename", "file_name", "image_path", "path", "image", "image_name", "img", "image_id", "imageid"),
     "class": ("class", "class_name", "label", "name", "category", "labelname", "class_id"),
@@ -53,36 +55,40 @@ WANTED = "filename,width,height,class,xmin,ymin,xmax,ymax"
 class _Row:
     number: int  # of the line
     name: str
-    corners: tuple[str, ...]  # as they stand in the file
+    corners: tuple[str, ...]  # as written in the file
 
 
 @dataclass(frozen=True)
 class _Image:
-    written: str  # its path in the file
+    written: str  # path as written in the file
     size: tuple[str, str] | None
     split: str
     rows: list[_Row]
 
 
 def table_files(folder: Path) -> list[Path]:
-    """The tables of boxes in a folder and the folders right below it. Raises UserError for a CSV file that cannot be
-    read."""
+    """Find CSV files with boxes in a folder and its direct subfolders.
+
+    Raises UserError if a CSV file cannot be read.
+    """
     return [file for file in sorted([*folder.glob("*.csv"), *folder.glob("*/*.csv")]) if _read_rows(file) is not None]
 
 
 def read_table(file: Path, folder: Path) -> Listing:
-    """The images in a CSV file. folder: the data set's.
+    """Read a CSV file. folder: the data set's folder.
 
-    Raises UserError for a file that cannot be read, for a table of something else, and for an image that it has by two
-    paths.
+    Raises UserError if the file cannot be read, is not a table of boxes, or refers to an image by two paths.
     """
     found = _read_rows(file)
     if found is None:
-        raise UserError(f"{file}: no table of boxes. Wanted: the header {WANTED}, or rows of path,x1,y1,x2,y2,class.")
+        raise UserError(
+            f"{file}: not a table of boxes. It needs the header {WANTED}, or rows of path,x1,y1,x2,y2,class."
+        )
     splits: dict[str, list[str]] = {}
     images: dict[str, ListedImage] = {}
     names: dict[str, None] = {}
-    bases: dict[str, list[Path]] = {}  # where the images of a split may be; found once, as folders may be large
+    # Folders to search for the images of each split, cached because folders can be large.
+    bases: dict[str, list[Path]] = {}
     for image in found.values():
         split = image.split or split_of(file, folder)
         if split not in bases:
@@ -91,7 +97,9 @@ def read_table(file: Path, folder: Path) -> Listing:
         path = resolve(image.written, bases[split]) or tidy(image.written, file.parent)
         own = image_id(path, folder)
         if own in images:
-            raise UserError(f"{file}, line {image.rows[0].number}: the image {own} is in it by another path too.")
+            raise UserError(
+                f"{file}, line {image.rows[0].number}: the file also contains image {own} with another path."
+            )
         size = None if image.size is None else _size(image.size)
         images[own] = ListedImage(path, file, partial(_objects, file, tuple(image.rows)), size)
         splits.setdefault(image.split, []).append(own)
@@ -100,13 +108,13 @@ def read_table(file: Path, folder: Path) -> Listing:
 
 
 def _size(texts: tuple[str, str]) -> Size | None:
-    """Width and height of an image as the file has them; None where they are no whole numbers of pixels."""
+    """Return width and height of an image as stated in the file, or None if they are invalid."""
     width, height = (to_float(text) for text in texts)
     return (int(width), int(height)) if 1 <= width < 1e6 and 1 <= height < 1e6 else None
 
 
 def columns_of(header: Sequence[str]) -> dict[str, int] | None:
-    """Where each column is, if the header is of such a table."""
+    """Return the index of each column, or None if the header is not that of a table of boxes."""
     names = [cell.strip().strip("\ufeff").casefold() for cell in header]
     found = {key: names.index(name) for key, alike in COLUMNS.items() for name in alike[::-1] if name in names}
     return found if set(NEEDED) <= found.keys() else None
@@ -114,9 +122,9 @@ def columns_of(header: Sequence[str]) -> dict[str, int] | None:
 
 @read_once(16, fresh=0)
 def _read_rows(path: Path) -> dict[str, _Image] | None:
-    """The images of a CSV file by their paths in it; None for a table of something else."""
+    """Read the images of a CSV file by their written paths. Return None if it is not a table of boxes."""
     if path.stat().st_size > MAX_BYTES:
-        raise UserError(f"{path}: larger than {MAX_BYTES // 1_000_000} MB, which is too much for a table of boxes.")
+        raise UserError(f"{path}: the file is larger than the limit of {MAX_BYTES // 1_000_000} MB.")
     lines = read_lines(path)
     first = next((line for line in lines if line.strip()), "")
     mark = max(",;\t", key=first.count)
@@ -139,44 +147,43 @@ def _read_rows(path: Path) -> dict[str, _Image] | None:
         cells = [cell.strip() for cell in row] + [""] * (width - len(row))
         written = cells[columns["image"]]
         if not written:
-            raise UserError(f"{path}, line {number}: names no image.")
+            raise UserError(f"{path}, line {number}: the row names no image.")
         corners = tuple(cells[columns[key]] for key in ("x1", "y1", "x2", "y2"))
         size = (cells[columns["width"]], cells[columns["height"]]) if {"width", "height"} <= columns.keys() else None
         split = cells[columns["split"]] if "split" in columns else ""
         image = images.setdefault(written, _Image(written, size, split, []))
         if (image.size, image.split) != (size, split):
             raise UserError(
-                f"{path}, line {number}: the image {written} has another size or split here than in line "
-                f"{image.rows[0].number}."
+                f"{path}, line {number}: the size or split of image {written} differs from line {image.rows[0].number}."
             )
         image.rows.append(_Row(number, cells[columns["class"]], corners))
     return images
 
 
 def _is_keras(row: Sequence[str]) -> bool:
-    """Whether a row is PATH,x1,y1,x2,y2,CLASS, or PATH,,,,, for an image without objects."""
+    """Return whether a row is PATH,x1,y1,x2,y2,CLASS, or PATH,,,,, for an image without objects."""
     image = len(row) == 6 and Path(row[0].strip().replace("\\", "/")).suffix.lower() in IMAGE_SUFFIXES
     return image and (not any(cell.strip() for cell in row[1:]) or all(to_float(cell) < 1e7 for cell in row[1:5]))
 
 
 def _objects(path: Path, rows: Sequence[_Row], size: Size) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """The objects in the rows of an image of this size, and what is wrong with them."""
+    """Return the objects in the rows of an image of this size, and the errors of the rows."""
     objects, problems = [], []
     for row in rows:
         if not row.name and not any(row.corners):
             if len(rows) > 1:
-                what = "is of an image without objects, which has objects in other rows. Delete it."
+                what = "the row has no object, but other rows of the image do. Delete it."
                 problems.append(Problem("annotation", str(path), what, line=row.number))
             continue
         values = [to_float(text) for text in row.corners]
         shown = f"({', '.join(row.corners)})"
         if not all(abs(v) < 1e7 for v in values) or not row.name:
-            what = f"should have a class and four numbers of pixels, has '{row.name}' and {shown}."
+            what = f"the row needs a class and four numbers of pixels, but has '{row.name}' and {shown}."
             problems.append(Problem("annotation", str(path), what[:300], line=row.number))
             continue
         x1, y1, x2, y2 = values
         if min(size) > 10 and all(0 <= v <= 1 for v in values):
-            what = f"the box {shown} looks normalised to 0..1. Pixels are needed: multiply it by the image's size."
+            what = f"the box {shown} looks normalised to 0..1, but must be in pixels. Multiply it by the image's size."
             problems.append(Problem("normalised", str(path), what, line=row.number))
             continue
         fault = "is inverted: xmax < xmin or ymax < ymin." if x2 < x1 or y2 < y1 else ""

@@ -1,7 +1,4 @@
-"""Data sets in Pascal VOC's format: what their files say about each image.
-
-`voc_layout.py` finds the files, `voc_xml.py` reads one annotation.
-"""
+"""Reader of data sets in Pascal VOC's format. `voc_layout.py` finds the files, `voc_xml.py` reads one annotation."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ from fastrcnn.data.truth.problems import LEADS_OUT, Problem
 def read_voc(
     root: Path, image_ids: Sequence[str], need_pictures: bool = True, first_pixel: int = 1
 ) -> Iterator[Annotated]:
-    """What the XML file of each of the images says; see `splits.read`. No link out of the data set is followed."""
+    """Read the XML file of each image; see `splits.read`. Links to files outside the data set are errors."""
     folders = homes(root)
     for image_id in image_ids:
         images, annotation = find_images(root, image_id), find_annotation(root, image_id)
@@ -48,18 +45,21 @@ def read_voc(
 
 
 def _filename_notes(images: Sequence[Path], said: Annotated) -> list[Problem]:
-    """What to know where several images have the same id, and where <filename> is not the image that is used."""
+    """Return notes about images with the same id, and about a <filename> that is not the used image."""
     used, filename, named = images[0].name, said.filename, last_part(said.filename)
-    notes = [Problem("same_id", str(other), f"not used: '{used}' has the same id.") for other in images[1:]]
+    notes = [
+        Problem("same_id", str(other), f"the image is not used, because '{used}' has the same id.")
+        for other in images[1:]
+    ]
     if nfc(named) == nfc(used):
         return notes
     if Path(named).suffix.lower() in IMAGE_SUFFIXES and (images[0].parent / named).is_file():
-        what = f"<filename> is '{named}', another image of the data set; '{used}' is used, by the XML file's name."
+        what = f"<filename> is '{named}', another image of the data set. '{used}', with the XML file's name, is used."
     elif ".." in filename.replace("\\", "/").split("/"):
-        what = f"<filename> is '{filename}', which leads out of the data set; '{used}' is used."
+        what = f"<filename> is '{filename}', which points outside the data set. '{used}' is used."
     elif len(images) > 1:
         names = ", ".join(f"'{p.name}'" for p in images)
-        what = f"<filename> names none of the images of this id, {names}; '{used}' is used."
+        what = f"<filename> is none of the images with this id: {names}. '{used}' is used."
     else:
         return notes
     return [Problem("filename", str(said.annotation), what), *notes]

@@ -1,6 +1,6 @@
-"""One Pascal VOC XML file: its objects, everything that is wrong with it, and what of it is not used.
+"""Reader of a Pascal VOC XML file: its objects, its errors, and notes about unused elements.
 
-Boxes in the files are one-based and inclusive (xmin, ymin, xmax, ymax); they become (xmin - 1, ymin - 1, xmax, ymax).
+Boxes in the file are one-based and inclusive (xmin, ymin, xmax, ymax). They become (xmin - 1, ymin - 1, xmax, ymax).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fastrcnn.data.truth.annotated import Annotated, AnnotatedObject, Box, box_f
 from fastrcnn.data.truth.problems import Problem
 from fastrcnn.data.truth.versions import read_once
 
-MAX_XML_BYTES = 4_000_000  # ten thousand objects; elements in memory take up to a hundred times as much
+MAX_XML_BYTES = 4_000_000  # about ten thousand objects; parsed elements take up to 100 times as much memory
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
-# What an element may hold without a note: what is read, and what VOC and the usual tools write beside it.
+# Children of elements that cause no note: those that are read, and those that VOC and common tools also write.
 KNOWN = {
     "annotation": {"folder", "filename", "path", "source", "owner", "size", "segmented", "verified", "object"},
     "size": {"width", "height", "depth"},
@@ -29,24 +29,25 @@ KNOWN = {
     | {"pose", "occluded", "part", "parts", "actions", "point", "polygon", "mask", "segmented", "type", "view", "id"},
     "bndbox": set(SIDES),
 }
-# Whoever writes one of these in another place or in other letters means something that is read.
+# These elements are errors in any other place or letter case, because their content would be lost.
 MEANT = {"object", "bndbox", "robndbox", "difficult", *SIDES}
 READ = {"annotation": {"size"}, "size": {"width", "height"}, "object": {"name", "truncated", "ignore", "deleted"}}
 NORMALISED = (
-    "boxes look normalised to 0..1. Pixels are needed: multiply x by the image's width and y by its height, or export "
-    "the data set again."
+    "boxes look normalised to 0..1, but must be in pixels. Multiply x by the image's width and y by its height, or "
+    "export the data set again."
 )
-SMALLEST = 10  # pixels: in a smaller image a box between 0 and 1 may be one in pixels
+SMALLEST = 10  # pixels; in a smaller image a box between 0 and 1 can be in pixels
 NOTHING: Box = (0.0, 0.0, 0.0, 0.0)
 
 
 @read_once(20_000)
 def read_annotation(path: Path, first_pixel: int = 1) -> Annotated:
-    """What a VOC XML file says, of an image that the caller knows; its id is empty. Objects marked deleted are left
-    out. first_pixel: coordinate of the first pixel, 1 in VOC, 0 in zero-based sets.
+    """Read a VOC XML file. The image id of the result is empty. Objects marked deleted are excluded.
 
-    Errors, with a line or the object's number, are malformed XML, entities, fields that are missing, doubled or no
-    numbers, objects and boxes in places that are not read, boxes in fractions of the image. A box that does not fit
+    first_pixel: coordinate of the first pixel, 1 in VOC, 0 in zero-based data sets.
+
+    The errors, which state the line or the object, are malformed XML, entities, missing, duplicate or non-numeric
+    fields, objects and boxes in places that are not read, and boxes in fractions of the image. A box that does not fit
     into the image is a fault of its object.
     """
     root = _root(path)
@@ -60,9 +61,9 @@ def read_annotation(path: Path, first_pixel: int = 1) -> Annotated:
     width, height = file.size = (file.pixels(size, "width", "size/width"), file.pixels(size, "height", "size/height"))
     for key, value in (("width", width), ("height", height)):
         if value != math.trunc(value):
-            file.report(f"<size/{key}> should be a whole number of pixels, is '{value:g}'.")
+            file.report(f"<size/{key}> must be an integer number of pixels, but is '{value:g}'.")
     if not file.errors and min(width, height) < 1:
-        file.report(f"the image's size is given as {width:g} x {height:g}.")
+        file.report(f"the image size {width:g} x {height:g} is not positive.")
     truncated, objects = 0, []
     for number, element in enumerate(root.findall("object"), 1):
         file.number = number
@@ -75,47 +76,47 @@ def read_annotation(path: Path, first_pixel: int = 1) -> Annotated:
 
 
 def last_part(filename: str) -> str:
-    """The name at the end of a path of any system."""
+    """Return the file name in a path of any operating system."""
     return re.split(r"[/\\]", filename)[-1]
 
 
 def _root(path: Path) -> Element | Problem:
-    """The root element, or why the file cannot be used."""
+    """Return the root element, or the error that makes the file unusable."""
     line = None
     try:
         if path.stat().st_size <= MAX_XML_BYTES:
             root = parse(path, forbid_dtd=True).getroot()
             if root is not None and root.tag == "annotation":
                 return root
-            what = "the root element is not <annotation>; this is no VOC annotation."
+            what = "not a VOC annotation, because the root element is not <annotation>."
         else:
-            what = f"larger than {MAX_XML_BYTES // 1_000_000} MB, not an annotation."
+            what = f"the file is larger than the limit of {MAX_XML_BYTES // 1_000_000} MB for an annotation."
     except ParseError as error:
         line, column = error.position
         what = f"not well-formed XML at column {column} ({error.msg})."
     except DefusedXmlException:
         line = path.read_bytes().partition(b"<!DOCTYPE")[0].count(b"\n") + 1
-        what = "a document type, and so entities, are refused. Remove it."
+        what = "a DOCTYPE declaration is not allowed. Remove it."
     except FileNotFoundError:
         return Problem("missing_annotation", str(path), "no such annotation.")
     except OSError as error:
-        what = f"cannot be read ({error.strerror})."
-    except (ValueError, LookupError) as error:  # an encoding that does not exist or does not fit
-        what = f"not a text that can be read ({error})."
+        what = f"the file cannot be read ({error.strerror})."
+    except (ValueError, LookupError) as error:  # an unknown or wrong encoding
+        what = f"the text cannot be decoded ({error})."
     return Problem("annotation", str(path), what, line)
 
 
 @dataclass
 class _File:
-    """Reads fields of a file and collects what is wrong with them."""
+    """Read the fields of a file and collect errors and notes."""
 
     path: Path
     first_pixel: int
     size: tuple[float, float] = (0.0, 0.0)  # of the image
-    number: int | None = None  # of the object that is read
+    number: int | None = None  # of the current object
     errors: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)
-    unused: set[str] = field(default_factory=set)  # tags that a note says are not used
+    unused: set[str] = field(default_factory=set)  # unused tags for which there is a note
 
     def report(self, what: str, kind: str = "annotation") -> None:
         self.errors.append(Problem(kind, str(self.path), what, object=self.number))
@@ -124,11 +125,11 @@ class _File:
         self.notes.append(Problem(kind, str(self.path), what, object=self.number, name=name))
 
     def only_child(self, element: Element | None, tag: str) -> Element | None:
-        """The child of this tag; several are reported."""
+        """Return the child with this tag. Report an error if there are several."""
         found = [] if element is None else element.findall(tag)
         if len(found) > 1:
             advice = "Give each box its own <object>." if tag == "bndbox" else "Keep one of them."
-            self.report(f"has {len(found)} <{tag}>; only one can be read. {advice}")
+            self.report(f"{len(found)} <{tag}> elements, but only one is allowed. {advice}")
         return found[0] if found else None
 
     def text(self, element: Element | None, tag: str) -> str:
@@ -136,21 +137,21 @@ class _File:
         return "" if child is None else (child.text or "").strip()
 
     def pixels(self, element: Element | None, tag: str, shown: str) -> float:
-        """The child as a number; 0, and reported, if it is none."""
+        """Return the child as a number. If it is not a number, report an error and return 0."""
         text = self.text(element, tag)
-        if abs(value := to_float(text)) < 1e7:  # neither NaN nor infinity
+        if abs(value := to_float(text)) < 1e7:  # False for NaN and infinity
             return value
-        self.report(f"<{shown}> should be a number of pixels, is '{text}'.")
+        self.report(f"<{shown}> must be a number of pixels, but is '{text}'.")
         return 0.0
 
     def flag(self, element: Element, tag: str, share: bool = False) -> bool:
         text = self.text(element, tag)
         if (value := read_flag(text, share)) is None:
-            self.report(f"<{tag}> should be 0 or 1 (or true, false, yes, no), is '{text}'.")
+            self.report(f"<{tag}> must be 0 or 1 (or true, false, yes, no), but is '{text}'.")
         return bool(value)
 
     def report_strays(self, element: Element, tag: str, also: str = "") -> bool:
-        """Reports children that are not read; whether there is an error, because they hold what is meant to be read."""
+        """Report children that are not read. Return whether any is an error because it contains known elements."""
         unused, refused = set[str](), set[str]()
         for child in element:
             if child.tag in KNOWN[tag] or child.tag == also or child.tag in refused:
@@ -158,26 +159,26 @@ class _File:
             held = next((e.tag for e in child.iter() if _plain(e) in MEANT), None)
             if held is not None or _plain(child) in READ.get(tag, ()):
                 refused.add(child.tag)
-                holds = f", which holds <{held}>," if held not in (None, child.tag) else ""
+                holds = f", which contains <{held}>," if held not in (None, child.tag) else ""
                 self.report(
-                    f"<{child.tag}>{holds} is not read in <{tag}>. VOC's layout, in these letters, is annotation/"
+                    f"<{child.tag}>{holds} is not allowed in <{tag}>. The case-sensitive paths of VOC are annotation/"
                     "object/name and annotation/object/bndbox/xmin."
                 )
             else:
                 unused.add(child.tag)
-        if new := sorted(unused - self.unused):  # the first object that has one stands for all of the file
+        if new := sorted(unused - self.unused):  # one note per tag and file
             self.unused |= unused
-            self.note("elements", f"not used: {', '.join(f'<{t}>' for t in new)}."[:200])
+            self.note("elements", f"unused elements: {', '.join(f'<{t}>' for t in new)}."[:200])
         return bool(refused)
 
 
 def _plain(element: Element) -> str:
-    """An element's tag without namespace and letter case."""
+    """Return an element's tag in lower case, without its namespace."""
     return element.tag.rpartition("}")[2].casefold()
 
 
 def _read_object(file: _File, element: Element) -> AnnotatedObject | None:
-    """An object of a file; None if it is deleted or cannot be read."""
+    """Read an object of a file. Return None if it is deleted or cannot be read."""
     before = len(file.errors)
     rotated_only = element.find("bndbox") is None and element.find("robndbox") is not None
     if file.report_strays(element, "object", also="robndbox" if rotated_only else ""):
@@ -188,13 +189,13 @@ def _read_object(file: _File, element: Element) -> AnnotatedObject | None:
     box, shown, fault, degrees = (_rotated_box if rotated_only else _upright_box)(file, element)
     if file.flag(element, "deleted"):
         del file.errors[before:]
-        file.note("flags", "is marked <deleted>, and left out.", name or None)
+        file.note("flags", "the object is marked <deleted> and excluded.", name or None)
         return None
     if len(file.errors) > before:
         return None
     if file.flag(element, "ignore"):
         difficult = True
-        file.note("flags", "is marked <ignore>, and treated as <difficult>.", name)
+        file.note("flags", "the object is marked <ignore> and treated as <difficult>.", name)
     if not fault and degrees % 180:
         box, what = enclosing(box, shown, degrees, file.size)
         file.note("rotated", what, name)
@@ -203,14 +204,14 @@ def _read_object(file: _File, element: Element) -> AnnotatedObject | None:
 
 
 def _upright_box(file: _File, element: Element) -> tuple[Box, str, str, float]:
-    """The <bndbox>, half-open; as it stands there; what is wrong with it by its own numbers; its rotation in degrees.
+    """Read <bndbox>. Return the half-open box, the text of the box, its fault, and its rotation in degrees.
 
-    CVAT gives the box before its rotation about its centre, and the angle as an attribute.
+    CVAT stores the box before the rotation about its centre, and the angle as an attribute.
     """
     bndbox = file.only_child(element, "bndbox")
     if bndbox is None:
-        there = ", ".join(f"<{child.tag}>" for child in element) or "nothing"
-        file.report(f"has no <bndbox>, only {there}. Export the data set again with bounding boxes.")
+        there = ", ".join(f"<{child.tag}>" for child in element) or "an empty <object>"
+        file.report(f"<bndbox> is missing, found only {there}. Export the data set again with bounding boxes.")
         return NOTHING, "", "", 0.0
     before = len(file.errors)
     file.report_strays(bndbox, "bndbox")
@@ -231,20 +232,20 @@ def _upright_box(file: _File, element: Element) -> tuple[Box, str, str, float]:
 
 
 def _cvat_rotation(file: _File, element: Element) -> float:
-    """Degrees in the attribute `rotation`; 0 if there is none."""
+    """Return the attribute `rotation` in degrees, or 0 if it is missing."""
     for attribute in element.findall("attributes/attribute"):
         if (attribute.findtext("name") or "").strip().casefold() == "rotation":
             text = (attribute.findtext("value") or "").strip()
             if math.isfinite(degrees := to_float(text)):
                 return degrees
-            file.report(f"its attribute rotation should be a number of degrees, is '{text}'.")
+            file.report(f"the attribute rotation must be a number of degrees, but is '{text}'.")
     return 0.0
 
 
 def _rotated_box(file: _File, element: Element) -> tuple[Box, str, str, float]:
-    """roLabelImg's <robndbox>: centre, sides, and the angle in radians; its coordinates begin at the image's edge."""
+    """Read roLabelImg's <robndbox>: centre and sides, measured from the image's edge, and the angle in radians."""
     rotated = file.only_child(element, "robndbox")
     cx, cy, w, h, angle = (file.pixels(rotated, key, f"robndbox/{key}") for key in ("cx", "cy", "w", "h", "angle"))
     shown = f"(cx {cx:g}, cy {cy:g}, w {w:g}, h {h:g})"
-    fault = "" if w > 0 and h > 0 else "has no area: w and h should be more than 0."
+    fault = "" if w > 0 and h > 0 else "has no area: w and h must be greater than 0."
     return (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), shown, fault, math.degrees(angle)

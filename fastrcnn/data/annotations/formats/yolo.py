@@ -1,8 +1,8 @@
-"""YOLO's data sets: where images, labels, names of classes and splits are. `yolo_labels.py` reads one label file.
+"""Reader of YOLO data sets: finds images, labels, class names and splits. `yolo_labels.py` reads one label file.
 
-The names of the classes, and the splits, are in Ultralytics' `data.yaml` or Darknet's `obj.data`; or the names alone
-are in a file of one name a line (`classes.txt`, `obj.names`, Roboflow's `_darknet.labels`), and folders are the splits.
-Images are used upright, as all these programs read them.
+Class names and splits are in Ultralytics' `data.yaml` or Darknet's `obj.data`. Otherwise a file with one class name per
+line (`classes.txt`, `obj.names`, Roboflow's `_darknet.labels`) defines the classes, and folders define the splits.
+Images are used upright, as in all these programs.
 """
 
 from __future__ import annotations
@@ -40,29 +40,31 @@ NAMES = re.compile(r"['\"]?names['\"]?\s*:")
 
 @dataclass(frozen=True)
 class _Head:
-    """What names the classes and the splits."""
+    """Class names and splits of a data set."""
 
     path: Path
     names: list[str]
-    # Of each split the places, folders or files of paths, each in the ways to look it up; none: folders are the splits.
+    # By split: its folders or image lists, each with alternative paths. Empty if folders define the splits.
     splits: dict[str, list[list[str]]]
-    keypoints: bool = False  # whether a line has keypoints after its box
+    keypoints: bool = False  # whether lines contain keypoints after the box
 
 
 def is_yolo_file(path: Path) -> bool:
-    """Whether data.root or a split may be this file."""
+    """Return whether data.root or a split can name this file."""
     return path.suffix.lower() in (".yaml", ".yml", ".data", ".names") or path.name in NAME_FILES
 
 
 def described_file(folder: Path) -> Path | None:
-    """The `data.yaml` or `obj.data` of a folder. Raises UserError for several, and for one that cannot be read."""
+    """Find the `data.yaml` or `obj.data` of a folder. Raises UserError if it is ambiguous or cannot be read."""
     head = _described(folder)
     return head.path if head else None
 
 
 def names_file(folder: Path) -> Path | None:
-    """The file with the names of classes of a folder that has YOLO's labels and no description of them. Raises
-    UserError for labels without such a file, and for files that differ."""
+    """Find the file with the class names of a folder that has YOLO labels but no `data.yaml` or `obj.data`.
+
+    Raises UserError if labels have no such file, or if several such files differ.
+    """
     head = _names_alone(folder)
     if head is None or not any(_label_of(image, folder).is_file() for image in images_below(folder)):
         return None
@@ -70,14 +72,13 @@ def names_file(folder: Path) -> Path | None:
 
 
 def read_yolo(file: Path, folder: Path) -> Listing:
-    """The images of the data set that a file describes, or gives the names of the classes of. folder: the data set's.
+    """Read a data set, given its description or its file with class names. folder: the data set's folder.
 
-    Raises UserError for a file that cannot be read, for paths of splits that mean nothing, and where no image has a
-    label file.
+    Raises UserError if the file cannot be read, the images to train on do not exist, or no image has a label file.
     """
     head = _head_of(file)
     if head is None:
-        raise UserError(f"{file}: does not describe a YOLO data set: it lacks `names`, or for Darknet `train`.")
+        raise UserError(f"{file}: not a YOLO data set description. `names` is missing, or `train` for Darknet.")
     splits, missing = _splits(head, folder)
     images: dict[str, ListedImage] = {}
     for path in dict.fromkeys(path for paths in splits.values() for path in paths):
@@ -87,13 +88,13 @@ def read_yolo(file: Path, folder: Path) -> Listing:
     bare = [image for image in images.values() if not image.annotation.is_file()]
     if len(bare) == len(images):
         example = next(iter(images.values()), None)
-        looked = f" The first was looked for as {example.annotation}." if example else ""
+        looked = f" The first one should be {example.annotation}." if example else ""
         raise UserError(
-            f"{head.path}: none of its {len(images)} images has a label file.{looked} Labels belong in `labels/` where "
-            "the images are in `images/`, or beside the images, and have their names: a.jpg, a.txt."
+            f"{head.path}: none of its {len(images)} images has a label file.{looked} Put label files into `labels/` "
+            "if the images are in `images/`, or next to the images, and name them like the images: a.txt for a.jpg."
         )
     named = {split: [image_id(path, folder) for path in paths] for split, paths in splits.items()}
-    problems = [Problem("unused_file", str(file), f"{place} is not there; it is left out.") for place in missing]
+    problems = [Problem("unused_file", str(file), f"{place} does not exist and is ignored.") for place in missing]
     problems += _notes(folder, images, bare)
     return Listing("YOLO", head.path, named, images, head.names, head.path.name, tuple(problems))
 
@@ -102,20 +103,21 @@ def read_yolo(file: Path, folder: Path) -> Listing:
 
 
 def _described(folder: Path) -> _Head | None:
-    """What a file with splits says, if there is one."""
+    """Read the file that describes the data set in a folder and its splits, if there is one."""
     files = sorted(p for pattern in ("*.yaml", "*.yml", "*.data") for p in folder.glob(pattern) if p.is_file())
     found = [head for head in (_head_of(path) for path in files) if head is not None and head.splits]
     if len(found) > 1:
         usual = [head for head in found if head.path.name in ("data.yaml", "obj.data")]
         if len(usual) != 1:
             names = ", ".join(head.path.name for head in found)
-            raise UserError(f"{folder}: which file describes the data set, {names}? Say data.root={found[0].path}.")
+            first = found[0].path
+            raise UserError(f"{folder}: several files describe the data set: {names}. Choose one: data.root={first}.")
         found = usual
     return found[0] if found else None
 
 
 def _head_of(path: Path) -> _Head | None:
-    """What a file says of classes and splits; None for a file of something else."""
+    """Read classes and splits from a file. Return None if the file has another purpose."""
     if path.suffix.lower() in (".yaml", ".yml"):
         return _read_yaml(path)
     return _read_data(path) if path.suffix.lower() == ".data" else _Head(path, _read_names(path), {})
@@ -124,7 +126,7 @@ def _head_of(path: Path) -> _Head | None:
 def _read_yaml(path: Path) -> _Head | None:
     if path.stat().st_size > MAX_YAML_BYTES or not (lines := _lines(path)):
         return None
-    if not any(NAMES.match(line) for line in lines):  # a YAML file of something else
+    if not any(NAMES.match(line) for line in lines):  # a YAML file with another purpose
         return None
     try:
         content = yaml.safe_load("\n".join(lines))
@@ -133,34 +135,34 @@ def _read_yaml(path: Path) -> _Head | None:
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}).") from None
     except RecursionError:
-        raise UserError(f"{path}: not a data set's YAML file; its lists are nested too deep.") from None
+        raise UserError(f"{path}: not a data set description, because its lists are nested too deeply.") from None
     if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
         return None
     names = content["names"]
     if isinstance(names, dict):
         keys = sorted(names, key=lambda k: (not isinstance(k, int), str(k) if not isinstance(k, int) else k))
         if keys != list(range(len(keys))):
-            raise UserError(f"{path}: `names` should number the classes from 0 without a gap, has {keys!r:.80}.")
+            raise UserError(f"{path}: `names` must number the classes from 0 without gaps, but has {keys!r:.80}.")
         names = [names[key] for key in keys]
     names = _checked_names(path, names)
     number = content.get("nc", len(names))
     if number != len(names):
-        raise UserError(f"{path}: `nc` is {number!r:.20}, but `names` has {len(names)} names. Correct one of them.")
+        raise UserError(f"{path}: `nc` is {number!r:.20}, but `names` has {len(names)} names. Fix one of them.")
     splits: dict[str, list[list[str]]] = {}
     base = PurePosixPath(str(content.get("path") or "").replace("\\", "/")).parts
-    bases = ["/".join(base[start:]) for start in range(len(base) + 1)]  # it may be a place on another machine
+    bases = ["/".join(base[start:]) for start in range(len(base) + 1)]  # it can be a path on another machine
     for split in ("train", "val", "valid", "test"):
         where = content.get(split) or []
         where = [where] if isinstance(where, str) else where
         if not isinstance(where, list) or not all(isinstance(w, str) for w in where):
-            raise UserError(f"{path}: `{split}` should be a folder or a list of folders, is {where!r:.80}.")
+            raise UserError(f"{path}: `{split}` must be a folder or a list of folders, but is {where!r:.80}.")
         if where:
             splits[split] = [[f"{own}/{place}" if own else place for own in bases] for place in where]
     return _Head(path, names, splits, keypoints="kpt_shape" in content)
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file that may be of anything; none where it is no text."""
+    """Read the lines of a file. Return an empty list if it is not text."""
     try:
         return read_lines(path)
     except UserError:
@@ -175,18 +177,18 @@ def _checked_names(path: Path, names: Iterable[Any]) -> list[str]:
         if texts.index(text) != number:
             raise UserError(f"{path}: classes {texts.index(text)} and {number} have the same name '{text}'.")
     if not texts:
-        raise UserError(f"{path}: names no class.")
+        raise UserError(f"{path}: the file names no classes.")
     return texts
 
 
 def _read_data(path: Path) -> _Head | None:
-    """Darknet's `KEY = VALUE` lines."""
+    """Read Darknet's `KEY = VALUE` lines."""
     pairs = [line.partition("=") for line in _lines(path) if line.strip() and not line.strip().startswith("#")]
     values = {key.strip().casefold(): value.strip() for key, _, value in pairs}
     if not {"names", "train"} <= values.keys():
         return None
     if (file := resolve(values["names"], [path.parent])) is None or not file.is_file():
-        raise UserError(f"{path}: there is no {values['names']}, which it says has the names of the classes.")
+        raise UserError(f"{path}: the file of class names, {values['names']}, does not exist.")
     splits = {split: [[values[split]]] for split in ("train", "valid", "test") if values.get(split)}
     return _Head(path, _read_names(file), splits)
 
@@ -196,27 +198,29 @@ def _read_names(path: Path) -> list[str]:
 
 
 def _names_alone(folder: Path) -> _Head | None:
-    """The file with the names of classes, for labels that nothing else describes; None where there are no labels."""
-    levels = ("", "*/", "*/*/")  # LabelImg writes classes.txt beside the labels, as in labels/train
+    """Read the class names of a folder without a description of the data set. Return None if it has no labels."""
+    levels = ("", "*/", "*/*/")  # LabelImg writes classes.txt next to the labels, such as in labels/train
     files = [file for level in levels for name in NAME_FILES for file in sorted(folder.glob(f"{level}{name}"))]
     files = files or [file for level in levels for file in sorted(folder.glob(f"{level}*.names"))]
     if files:
         names = _read_names(files[0])
         if other := next((file for file in files[1:] if _read_names(file) != names), None):
-            raise UserError(f"{files[0]} and {other} name other classes. Make them equal, or keep one.")
+            raise UserError(f"{files[0]} and {other} name different classes. Make them equal, or delete one.")
         return _Head(files[0], names, {})
     labels = (path for image in images_below(folder) if (path := _label_of(image, folder)).is_file())
     if (first := next(labels, None)) is None or parse_labels(first)[1] or not parse_labels(first)[0]:
         return None
     raise UserError(
-        f"{folder}: has YOLO labels, such as {first.relative_to(folder)}, but no names of the classes. Write them into "
-        f"{folder / 'classes.txt'}, one a line, in the order of their numbers."
+        f"{folder}: found YOLO labels, such as {first.relative_to(folder)}, but no class names. Write the names to "
+        f"{folder / 'classes.txt'}, one per line, in the order of the class numbers."
     )
 
 
 def _splits(head: _Head, folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """The images of each split, and the splits that are not there, such as a `test` without images. Raises UserError
-    where there is nothing to train on."""
+    """Find the images of each split, and the missing folders or lists of splits, such as a `test` without images.
+
+    Raises UserError if there are no images to train on.
+    """
     if not head.splits:
         found: dict[str, list[Path]] = {}
         for path in images_below(folder):
@@ -237,30 +241,32 @@ def _splits(head: _Head, folder: Path) -> tuple[dict[str, list[Path]], list[str]
         if paths:
             splits[split] = list(dict.fromkeys(paths))
     if "train" not in splits:
-        lines = shorten(missing) or "  its folders hold no images"
+        lines = shorten(missing) or "  its folders contain no images"
         kinds = ", ".join(IMAGE_SUFFIXES)
         raise UserError(
-            f"{head.path}: the images to train on ({kinds}) are not there:\n{lines}\n"
-            f"Paths in it are looked up from {head.path.parent}; correct them, or move the file to where they fit."
+            f"{head.path}: the images to train on ({kinds}) do not exist:\n{lines}\n"
+            f"Paths in the file are relative to {head.path.parent}. Fix them, or move the file to where they are valid."
             f"{_without_splits(folder)}"
         )
     return splits, missing
 
 
 def _without_splits(folder: Path) -> str:
-    """How to read the labels of a folder without the splits that a file names; empty where there is no way."""
+    """Return a sentence on how to read the labels without the splits of a description, or an empty string."""
     try:
         names = names_file(folder)
     except UserError:
         return ""
     if names is None or names.parent != folder:
         return ""
-    return f" To read the labels beside the images without these splits: data.root={names}"
+    return f" To read the labels next to the images without these splits, set data.root={names}."
 
 
 def _place(ways: Sequence[str], base: Path) -> Path | None:
-    """The folder or file that a path means, which may be written in several ways. Of a folder only `..` is dropped: a
-    shorter path would be another split's too."""
+    """Find the folder or file that a path refers to, given its alternatives.
+
+    From the path of a folder only `..` is dropped, because a shorter path could be the folder of another split.
+    """
     for way in ways:
         parts = [part for part in PurePosixPath(way.replace("\\", "/")).parts if part not in ("..", ".", "/")]
         if "\0" not in way and (there := base.joinpath(*parts)).exists():
@@ -270,19 +276,19 @@ def _place(ways: Sequence[str], base: Path) -> Path | None:
 
 
 def _listed(file: Path, folder: Path) -> list[Path]:
-    """The images that a text file lists, a path a line."""
+    """Read the images that a text file lists, one path per line."""
     paths, names = [], [line.strip() for line in read_lines(file)]
     for number, name in enumerate(names, 1):
         if name:
             if PurePosixPath(name.replace("\\", "/")).suffix.lower() not in IMAGE_SUFFIXES:
                 kinds = ", ".join(IMAGE_SUFFIXES)
-                raise UserError(f"{file}, line {number}: should be the path of an image ({kinds}), is {name[:200]!r}.")
+                raise UserError(f"{file}, line {number}: {name[:200]!r} is not the path of an image ({kinds}).")
             paths.append(resolve(name, [file.parent, folder]) or tidy(name, file.parent))
     return paths
 
 
 def _label_of(image: Path, folder: Path) -> Path:
-    """The label file of an image, or where it should be: in `labels` where the image is in `images`, or beside it."""
+    """Return the path of an image's label file: in `labels` if the image is in `images`, or next to the image."""
     parts = image.relative_to(folder).parts
     for at in reversed(range(len(parts) - 1)):
         if parts[at].casefold() in [name.casefold() for name in IMAGE_FOLDERS]:
@@ -293,16 +299,16 @@ def _label_of(image: Path, folder: Path) -> Path:
 
 
 def _notes(folder: Path, images: dict[str, ListedImage], bare: Sequence[ListedImage]) -> list[Problem]:
-    """What to know of images without labels, the `bare`, and of labels without images."""
+    """Return notes about images without labels (`bare`) and labels without images."""
     notes = []
     if bare:
-        what = f"{len(bare)} of {len(images)} images have no label file: they are images without objects, as for YOLO."
+        what = f"{len(bare)} of {len(images)} images have no label file. They are used as images without objects."
         notes.append(Problem("unlabelled", str(bare[0].path), what))
     used = {image.annotation for image in images.values()}
     parents = dict.fromkeys(path.parent for path in used)
     others = [p for parent in parents for p in sorted(parent.glob("*.txt")) if p not in used and parse_labels(p)[0]]
     others = [p for p in others if p.name not in NAME_FILES]
     if others:
-        what = f"{len(others)} label file(s) have no image that is used; this is the first."
+        what = f"{len(others)} label file(s) do not belong to a used image. This is the first."
         notes.append(Problem("unused_file", str(others[0]), what))
     return notes

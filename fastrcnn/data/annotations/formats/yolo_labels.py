@@ -1,5 +1,7 @@
-"""One label file of YOLO: a line an object. The number of its class comes first, then its box as centre x, centre y,
-width and height, or x and y of the corners of a polygon, in fractions of the image's width and height.
+"""Reader of a YOLO label file, which contains one object per line.
+
+A line contains the class number and then the box (centre x, centre y, width, height), or the x and y of the corners of
+a polygon. Coordinates are fractions of the image's width and height.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from fastrcnn.data.truth.text_files import read_lines
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
-OUT = 0.001  # of the image's side: rounded to a few digits, a box may stand out of it by this
-PIXELS = 1.5  # a number above it is no fraction of an image
+OUT = 0.001  # of the image's side; a box with rounded coordinates can exceed the image by this much
+PIXELS = 1.5  # larger numbers cannot be fractions of the image
 ADVICE = "Write the numbers as fractions of the image's width and height, or export the labels again."
 
 
@@ -29,7 +31,7 @@ class _Row:
 
 @read_once(20_000)
 def parse_labels(path: Path) -> tuple[tuple[_Row, ...], tuple[Problem, ...]]:
-    """The lines of a label file, and what is wrong with it."""
+    """Read the lines of a label file, and collect its errors."""
     rows, problems = [], []
     try:
         lines = read_lines(path)
@@ -41,7 +43,7 @@ def parse_labels(path: Path) -> tuple[tuple[_Row, ...], tuple[Problem, ...]]:
         numbers = [to_float(text) for text in texts]
         label = numbers[0]
         if not all(abs(v) < 1e7 for v in numbers) or label != label // 1 or label < 0:
-            what = f"should be the number of a class and fractions of the image, is '{line.strip()[:80]}'."
+            what = f"'{line.strip()[:80]}' is not a class number followed by fractions of the image."
             problems.append(Problem("annotation", str(path), what, line=number))
         else:
             rows.append(_Row(number, int(label), tuple(numbers[1:])))
@@ -51,7 +53,7 @@ def parse_labels(path: Path) -> tuple[tuple[_Row, ...], tuple[Problem, ...]]:
 def objects_in(
     path: Path, names: Sequence[str], keypoints: bool, size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """The objects in a label file of an image of this size, and the problems: wrong lines, and what is not used."""
+    """Return the objects in a label file of an image of this size, and problems: invalid lines and notes."""
     rows, faults = parse_labels(path) if path.is_file() else ((), ())
     objects, problems = [], list(faults)
     scored = outlines = 0
@@ -60,7 +62,7 @@ def objects_in(
         name = names[row.label] if known else f"{row.label}"
         values = row.values[:4] if keypoints else row.values
         if max(values, default=0) > PIXELS:
-            what = f"has the number {max(values):g}, which is no fraction of the image. {ADVICE}"
+            what = f"{max(values):g} is not a fraction of the image. {ADVICE}"
             problems.append(Problem("annotation", str(path), what, line=row.number, name=name))
             continue
         if len(values) == 5:
@@ -69,12 +71,12 @@ def objects_in(
         if len(values) == 4:
             cx, cy, width, height = values
             box, fault = (cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), ""
-            fault = "" if width > 0 and height > 0 else "has no area: width and height should be more than 0."
+            fault = "" if width > 0 and height > 0 else "has no area: width and height must be greater than 0."
         elif len(values) >= 6 and len(values) % 2 == 0:
             box, fault = box_around(list(zip(values[::2], values[1::2], strict=True))), ""
             outlines += 1
         else:
-            what = f"has {len(values)} numbers after the class; a box has 4, a polygon x and y of 3 corners or more."
+            what = f"{len(values)} numbers after the class. A box has 4, a polygon has x and y of at least 3 corners."
             problems.append(Problem("annotation", str(path), what, line=row.number, name=name))
             continue
         shown = f"({', '.join(f'{v:g}' for v in values[:4])}{', ...' if len(values) > 4 else ''})"
@@ -82,14 +84,14 @@ def objects_in(
         fault = fault or box_fault(pixels, *size)
         objects.append(AnnotatedObject(path, row.number, name, pixels, shown, fault=fault, listed=known, unit="line"))
     if outlines:
-        what = f"{outlines} polygon(s); the upright box around each is used."
+        what = f"{outlines} polygon(s). The axis-aligned bounding box of each is used."
         problems.append(Problem("polygons", str(path), what))
     if scored:
-        problems.append(Problem("scores", str(path), f"{scored} line(s) have a score, which is not used."))
+        problems.append(Problem("scores", str(path), f"{scored} line(s) contain a score, which is not used."))
     return objects, problems
 
 
 def _in_pixels(box: Box, size: Size) -> Box:
-    """A box in pixels. One that stands out of the image by no more than its digits are rounded ends at the border."""
+    """Convert a box to pixels. Clip it if it exceeds the image only by rounding (see OUT)."""
     x1, y1, x2, y2 = (1.0 if 1 < v <= 1 + OUT else 0.0 if -OUT <= v < 0 else v for v in box)
     return x1 * size[0], y1 * size[1], x2 * size[0], y2 * size[1]

@@ -109,14 +109,14 @@ def test_flags_are_read_as_tools_write_them(tmp_path: Path, key: str, flag: Any,
     path = write(tmp_path, value)
     samples, problems = load(path, [SEVEN])
     assert samples[0].difficult.tolist() == [crowd and key == "iscrowd", False]
-    what = "has `ignore`: evaluation counts it, as pycocotools does, though it is not trained on."
+    what = "`ignore` is set. Training does not use the annotation, but evaluation counts it, like pycocotools."
     said = [f"{path}, annotation 1 (cat): {what}"]
     assert [str(note) for note in problems.notes if note.kind != "clipped"] == (
         said if crowd and key == "ignore" else []
     )
     samples, problems = load(path, [SEVEN], training=True)
     assert samples[0].labels.tolist() == ([2] if crowd else [1, 2])
-    said = [f"{path}, annotation 1 (cat): has `{key}`: the annotation is not trained on."]
+    said = [f"{path}, annotation 1 (cat): `{key}` is set, so training does not use the annotation."]
     assert [str(note) for note in problems.notes if note.kind != "clipped"] == (said if crowd else [])
 
 
@@ -153,7 +153,7 @@ def test_categories_without_annotations_do_not_count(tmp_path: Path) -> None:
     assert (coco_classes(path), file.problems) == (["cat", "dog"], ())
     assert file.category_ids == {"dog": 18, "cat": 17, "ship": 5}
     value["annotations"][1]["category_id"] = 0
-    assert "category 4: the name 'cat' stands in the file twice" in refused(write(tmp_path, value))
+    assert "category 4: the name 'cat' is used twice" in refused(write(tmp_path, value))
 
 
 def test_windows_paths_are_read(tmp_path: Path) -> None:
@@ -176,9 +176,9 @@ def test_one_cause_is_one_message(tmp_path: Path, folder: str) -> None:
     file = read_coco_file(path)
     assert file.images == {}
     (problem,) = file.problems
-    assert f"image 1: `file_name` is '{folder}seven.png', which leads out of the data set" in problem.what
-    assert "The same holds for 2 images; this is the first." in problem.what
-    assert "3 annotation(s) of images that cannot be used are not read" in problem.what
+    assert f"image 1: `file_name` is '{folder}seven.png', which points outside the data set" in problem.what
+    assert "The same problem occurs in 2 images. This is the first." in problem.what
+    assert "3 annotation(s) of unusable images are not read" in problem.what
 
 
 def test_a_rotated_box_becomes_the_one_around_it(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_rotated_box_becomes_the_one_around_it(tmp_path: Path) -> None:
     np.testing.assert_allclose(samples[0].boxes[0], [15, 5, 25, 25], atol=1e-9)
     np.testing.assert_allclose(samples[0].sizes[0], [10, 20], atol=1e-9)  # type: ignore[index]
     (note,) = [note for note in problems.notes if note.kind != "clipped"]
-    assert (note.kind, note.object, "rotated by 90 degrees, becomes the upright box" in note.what) == (
+    assert (note.kind, note.object, "rotated by 90 degrees" in note.what) == (
         "rotated",
         1,
         True,
@@ -205,7 +205,7 @@ def test_images_that_are_all_missing_are_one_problem(tmp_path: Path) -> None:
     path.write_text(json.dumps(value))
     message = refused(path)
     assert message.count("no such image") == 1
-    assert "The same holds for 20 files" in message
+    assert "The same problem occurs in 20 files" in message
 
 
 def test_boxes_normalised_to_1_are_one_problem(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_boxes_normalised_to_1_are_one_problem(tmp_path: Path) -> None:
         entry["bbox"] = [0.1, 0.2, 0.5, 1]
     path = write(tmp_path, value)
     (problem,) = read_coco_file(path).problems
-    assert (problem.kind, "all 3 boxes lie between 0 and 1" in problem.what) == ("normalised", True)
+    assert (problem.kind, "all 3 boxes are between 0 and 1" in problem.what) == ("normalised", True)
     assert "look normalised" in refused(path)
     value["annotations"][0]["bbox"] = [0, 0, 1, 1.5]
     assert read_coco_file(write(tmp_path, value)).problems == ()
@@ -252,16 +252,16 @@ def test_pictures_are_found_in_the_usual_places(tmp_path: Path, name: str, where
     [
         ({"bbox": [3, 4, 0, 5]}, "annotation 1 (cat): the box [3, 4, 0, 5] has no area"),
         ({"bbox": [3, 4, -2, 5]}, "annotation 1 (cat): the box [3, 4, -2, 5] has no area"),
-        ({"bbox": [3, 4, 5]}, "annotation 1 (cat): the box [3, 4, 5] should be four numbers"),
-        ({"bbox": None}, "annotation 1 (cat): the box None should be four numbers"),
-        ({"bbox": [1, 2, 3, float("nan")]}, "should be four numbers"),
-        ({"bbox": [1, 2, True, 4]}, "should be four numbers"),
-        ({"bbox": [60, 4, 8, 5]}, "stands out of the image of 64 x 48 pixels"),
+        ({"bbox": [3, 4, 5]}, "annotation 1 (cat): the box [3, 4, 5] is not a list of four numbers"),
+        ({"bbox": None}, "annotation 1 (cat): the box None is not a list of four numbers"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "is not a list of four numbers"),
+        ({"bbox": [1, 2, True, 4]}, "is not a list of four numbers"),
+        ({"bbox": [60, 4, 8, 5]}, "extends beyond the image of 64 x 48 pixels"),
         ({"category_id": 99}, "annotation 1: unknown class 'category 99'"),
-        ({"category_id": 5}, "annotation 1: unknown class 'ship'. Known: cat, dog."),
-        ({"image_id": 8}, "annotation 1: there is no image 8 in the file"),
-        ({"iscrowd": "maybe"}, "annotation 1: `iscrowd` should be 0 or 1, is 'maybe'"),
-        ({"ignore": 2}, "annotation 1: `ignore` should be 0 or 1, is 2"),
+        ({"category_id": 5}, "annotation 1: unknown class 'ship'. Known classes: cat, dog."),
+        ({"image_id": 8}, "annotation 1: the file has no image 8"),
+        ({"iscrowd": "maybe"}, "annotation 1: `iscrowd` must be 0 or 1, but is 'maybe'"),
+        ({"ignore": 2}, "annotation 1: `ignore` must be 0 or 1, but is 2"),
     ],
 )
 def test_what_is_wrong_with_an_annotation_is_said_with_its_number(
@@ -279,16 +279,16 @@ def test_what_is_wrong_with_an_annotation_is_said_with_its_number(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"file_name": "../x.png"}, "image 1: `file_name` is '../x.png', which leads out of the data set"),
-        ({"file_name": "/etc/passwd"}, "which leads out of the data set"),
-        ({"file_name": ""}, "image 1: has no `file_name`"),
-        ({"width": 0}, "image 1: `width` should be a whole number of pixels, is 0"),
-        ({"height": "48"}, "image 1: `height` should be a whole number of pixels, is '48'"),
-        ({"height": 48.5}, "image 1: `height` should be a whole number of pixels, is 48.5"),
-        ({"id": 1.5}, "image 1: has no `id`"),
-        ({"id": 12}, "image 2: the id 12 stands in the file twice"),
-        ({"id": "12"}, "image 2: the id 12 stands in the file twice"),
-        ({"file_name": "twelve.png"}, "image 2: `file_name` is 'twelve.png', as of image 1"),
+        ({"file_name": "../x.png"}, "image 1: `file_name` is '../x.png', which points outside the data set"),
+        ({"file_name": "/etc/passwd"}, "which points outside the data set"),
+        ({"file_name": ""}, "image 1: `file_name` is missing"),
+        ({"width": 0}, "image 1: `width` must be an integer number of pixels, but is 0"),
+        ({"height": "48"}, "image 1: `height` must be an integer number of pixels, but is '48'"),
+        ({"height": 48.5}, "image 1: `height` must be an integer number of pixels, but is 48.5"),
+        ({"id": 1.5}, "image 1: `id` is missing"),
+        ({"id": 12}, "image 2: the id 12 is used twice"),
+        ({"id": "12"}, "image 2: the id 12 is used twice"),
+        ({"file_name": "twelve.png"}, "image 2: `file_name` 'twelve.png' is the same as in image 1"),
         ({"file_name": "eight.png"}, "eight.png: no such image"),
     ],
 )
@@ -304,12 +304,12 @@ def test_what_is_wrong_with_an_image_is_said_with_its_number(tmp_path: Path, cha
     ("text", "said"),
     [
         ('{"images": [\n{]}', "line 2, column 2: not valid JSON"),
-        ("[]", "lacks the lists `images` and `categories`"),
-        ('{"images": []}', "lacks the lists"),
-        ('{"images": [], "categories": [], "annotations": 5}', "`annotations` should be a list"),
-        ("[" * 100_000, "not the JSON of COCO annotations"),
-        ("\xff\xfe", "not a text file in UTF-8 (at byte 0)"),
-        ('{"a": ' + "9" * 10_000 + "}", "not the JSON of COCO annotations"),
+        ("[]", "the list `images` or `categories` is missing"),
+        ('{"images": []}', "the list `images` or `categories` is missing"),
+        ('{"images": [], "categories": [], "annotations": 5}', "`annotations` must be a list"),
+        ("[" * 100_000, "the JSON cannot be read"),
+        ("\xff\xfe", "not valid UTF-8 (at byte 0)"),
+        ('{"a": ' + "9" * 10_000 + "}", "the JSON cannot be read"),
     ],
 )
 def test_what_is_no_coco_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -324,7 +324,7 @@ def test_a_link_out_of_the_data_set_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(secret)
     (tmp_path / "set" / "images" / "seven.png").unlink()
     (tmp_path / "set" / "images" / "seven.png").symlink_to(secret)
-    assert "a link leads out of the data set" in refused_data(path)
+    assert "the link points outside the data set" in refused_data(path)
 
 
 def refused_data(path: Path) -> str:

@@ -126,7 +126,7 @@ def test_a_set_of_crowds_alone_is_refused_before_proposals_are_made(tmp_path: Pa
     )
     notes = [p for p in report["notes"] if p["kind"] == "crowd"]
     assert [(p["file"], p["object"]) for p in notes] == [(str(root / "train" / NAME), n) for n in range(1, 7)]
-    assert "annotation 1 (cat): has" in out
+    assert "annotation 1 (cat): `" in out
     with pytest.raises(UserError, match="none of the 6 images has an object to train on"):
         datasets.run_sets(config_of(root), ["cat"], 0)
     assert not (tmp_path / "cache").exists()
@@ -143,8 +143,8 @@ def test_some_crowds_are_reported_once(tmp_path: Path, caplog: pytest.LogCapture
         for _ in range(2):
             found = annotations.samples(config_of(root), ["trainval"], ["cat"], training=True)
     assert [len(s.labels) for s in found] == [1, 1, 1]
-    assert caplog.text.count("Annotations marked as crowds, not trained on (3): ") == 1
-    assert f"{path}, annotation 1 (cat): has `iscrowd`" in caplog.text
+    assert caplog.text.count("Annotations with iscrowd or ignore, excluded from training (3): ") == 1
+    assert f"{path}, annotation 1 (cat): `iscrowd` is set" in caplog.text
 
 
 def test_classes_are_those_of_all_splits(tmp_path: Path, call: Call, caplog: pytest.LogCaptureFixture) -> None:
@@ -175,7 +175,7 @@ def test_paths_of_another_machine_are_one_message(tmp_path: Path, call: Call) ->
     for verb in ("check", "train"):
         status, _, err = call(verb, f"data.root={root}", *(["recipe=scratch", "data=custom"] * (verb == "train")))
         assert (status, err.count(f"{root}/train/{NAME}: image 1: `file_name` is 'C:\\me\\0.png'")) == (1, 1), err
-        assert "The same holds for 3 images; this is the first." in err
+        assert "The same problem occurs in 3 images. This is the first." in err
 
 
 def test_files_and_images_that_are_not_used_are_reported(
@@ -187,8 +187,8 @@ def test_files_and_images_that_are_not_used_are_reported(
     _, _, report = check(call, root, "data.val=[]")
     notes = {p["kind"]: (p["file"], p["what"]) for p in report["notes"]}
     file, what = notes["unused_file"]
-    assert (file, what.startswith("its 2 images are in no split that is used")) == (str(root / "valid" / NAME), True)
-    assert notes["lone"] == (str(root / "train/new.PNG"), "1 images are in no annotation file, and are not used.")
+    assert (file, what.startswith("its 2 images are not in any used split")) == (str(root / "valid" / NAME), True)
+    assert notes["lone"] == (str(root / "train/new.PNG"), "1 images are not in any annotation file, and are not used.")
     for file, what in (notes["unused_file"], notes["lone"]):
         assert f"{file}: {what}" in caplog.text
 
@@ -204,7 +204,10 @@ def test_of_another_file_of_the_same_images_nothing_is_kept(
     config = config_of(root, train=[f"train/{NAME}"], test=[f"test/{NAME}"])
     for _ in range(2):
         datasets.run_sets(config, ["cat"], 0)
-    assert f"{root}/train/keypoints.json: not read: other files give its 3 images to the splits" in caplog.text
+    assert (
+        f"{root}/train/keypoints.json: the file is not read, because the used files contain all of its 3 images"
+        in caplog.text
+    )
     assert sorted(read) == [NAME, NAME, "captions.json", "keypoints.json"]
 
 
@@ -238,9 +241,7 @@ def test_a_broken_file_does_not_let_another_take_its_place(tmp_path: Path, fault
     else:
         path.write_bytes(text[:-9].encode() if fault == "cut" else text.encode("utf-16"))
     for split in ("trainval", "test"):
-        with pytest.raises(
-            UserError, match=rf"train/{NAME}(.|\n)*Fix such a file, move it out of the data set, or name"
-        ):
+        with pytest.raises(UserError, match=rf"train/{NAME}(.|\n)*Fix or move these files, or name"):
             annotations.image_ids(config_of(root), [split])
     (tested,) = annotations.image_ids(config_of(root), [f"test/{NAME}"])
     notes = unused_coco(root, [tested[0]])
@@ -256,7 +257,7 @@ def test_a_broken_file_alone_is_why_there_is_no_data_set(tmp_path: Path) -> None
 
 def test_coco_files_too_far_down_are_named(tmp_path: Path) -> None:
     export(tmp_path / "set/export", "train")
-    with pytest.raises(UserError, match=r"too far down. Say data.root=.*set/export\."):
+    with pytest.raises(UserError, match=r"nested too deeply\. Set data\.root=.*set/export\."):
         annotations.image_ids(config_of(tmp_path / "set"), ["trainval"])
 
 
@@ -297,7 +298,8 @@ def test_a_box_that_all_annotations_lack_is_one_message(tmp_path: Path, call: Ca
     for split in ("train", "test"):
         change(root / split / NAME, lambda content: [a.pop("bbox") for a in content["annotations"]])
     status, _, report = check(call, root)
-    said = "the box None should be four numbers. The same holds for 6 annotations in 1 file; this is the first."
+    said = "the box None is not a list of four numbers. The same problem occurs in 6 annotations in 1 file. "
+    said += "This is the first."
     assert (status, [p["what"] for p in report["errors"]]) == (1, [said] * 2)
     assert not {p["kind"] for p in report["notes"]} & {"test_only", "no_truth", "lone"}
     with pytest.raises(UserError) as caught:
@@ -310,11 +312,11 @@ def test_where_images_are_that_nearly_all_are_missing(tmp_path: Path, call: Call
     (root / "photos").mkdir()
     for n in range(12):
         (root / f"train/{n}.png").rename(root / f"photos/{n}.png")
-    said = f"no such image, which {root}/train/{NAME} names. There is {root}/photos/"
+    said = f"no such image. It is named in {root}/train/{NAME}, but was found at {root}/photos/"
     status, _, report = check(call, root)
     (error,) = report["errors"]
     assert (status, error["what"].startswith(said)) == (1, True)
-    assert "The same holds for 12 files" in error["what"]
+    assert "The same problem occurs in 12 files" in error["what"]
     assert [p["kind"] for p in report["notes"]] == []
     with pytest.raises(UserError) as caught:
         datasets.run_sets(config_of(root), ["cat"], 0)
@@ -326,9 +328,7 @@ def test_the_annotations_of_an_image_that_comes_twice_are_counted(tmp_path: Path
     change(root / "train" / NAME, lambda content: content["images"].append(content["images"][0] | {"id": 9}))
     change(root / "train" / NAME, lambda content: content["annotations"][0].update(image_id=9))
     (problem,) = read_coco_file(root / "train" / NAME).problems
-    assert (
-        "an image stands in the file once. 1 annotation(s) of images that cannot be used are not read." in problem.what
-    )
+    assert problem.what.endswith("1 annotation(s) of unusable images are not read.")
 
 
 def test_sizes_that_all_images_lack_are_one_message_and_whole_floats_are_sizes(tmp_path: Path) -> None:
@@ -338,8 +338,8 @@ def test_sizes_that_all_images_lack_are_one_message_and_whole_floats_are_sizes(t
     change(root / "test" / NAME, lambda content: [entry.pop("width") for entry in content["images"]])
     (problem,) = read_coco_file(root / "test" / NAME).problems
     assert problem.what == (
-        "image 1: `width` should be a whole number of pixels, is None. The same holds for 3 images; this is the first. "
-        "3 annotation(s) of images that cannot be used are not read."
+        "image 1: `width` must be an integer number of pixels, but is None. The same problem occurs in 3 images. "
+        "This is the first. 3 annotation(s) of unusable images are not read."
     )
 
 
@@ -348,7 +348,7 @@ def test_annotations_without_an_image_are_one_message(tmp_path: Path, call: Call
     change(root / "train" / NAME, lambda content: content["images"].pop())
     status, _, report = check(call, root)
     (error,) = report["errors"]
-    what = "there is no image 2 in the file. 2 annotations have no image; this is the first."
+    what = "the file has no image 2. 2 annotations have no image. This is the first."
     assert (status, error["what"], error["object"]) == (1, what, 5)
 
 
@@ -367,8 +367,8 @@ def test_folders_and_coco_files_beside_xml_that_are_not_used_are_reported(
     _, _, report = check(call, root, "data.val=[]")
     unused = [f"{p['file']}: {p['what']}" for p in report["notes"] if p["kind"] == "unused_file"]
     assert unused == [
-        f"{root}/valid: its 1 images are in no split that is used. To test on them: data.test=[valid].",
-        f"{root}: 1 XML files outside test, train, valid are not used, such as other/3.xml.",
+        f"{root}/valid: its 1 images are not in any used split. To test on them, set data.test=[valid].",
+        f"{root}: 1 XML files outside test, train, valid, such as other/3.xml, are not used.",
     ]
     assert unused[0] in caplog.text
     voc.split("trainval", "0", "1")
@@ -377,4 +377,4 @@ def test_folders_and_coco_files_beside_xml_that_are_not_used_are_reported(
     shutil.copy(tmp_path / "other/x" / NAME, voc.root / "coco.json")
     _, _, report = check(call, voc.root)
     (note,) = [p for p in report["notes"] if p["kind"] == "unused_file"]
-    assert (note["file"], note["what"].split(":")[0]) == (str(voc.root / "coco.json"), "not read")
+    assert (note["file"], note["what"].split(",")[0]) == (str(voc.root / "coco.json"), "the file is not read")

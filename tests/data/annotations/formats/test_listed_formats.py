@@ -52,7 +52,7 @@ def test_polygons_become_the_boxes_around_them(tmp_path: Path) -> None:
     image = yolo(tmp_path, "0 0.1 0.5 0.3 0.25 0.5 0.75", "1 0.2 0.2 0.6 0.2 0.6 0.4 0.2 0.4")
     assert boxes(image) == [("cat", [10, 20, 50, 60]), ("dog", [20, 16, 60, 32])]
     assert [(p.kind, p.what) for p in image.problems] == [
-        ("polygons", "2 polygon(s); the upright box around each is used.")
+        ("polygons", "2 polygon(s). The axis-aligned bounding box of each is used.")
     ]
 
 
@@ -65,13 +65,13 @@ def test_a_score_after_the_box_is_reported_and_not_used(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("0 30 40 40 40", r"a\.txt, line 2: has the number 40, which is no fraction of the image"),
-        ("cat 0.3 0.5 0.4 0.5", r"a\.txt, line 2: should be the number of a class .*is 'cat 0\.3"),
-        ("0.5 0.3 0.5 0.4 0.5", r"a\.txt, line 2: should be the number of a class"),
-        ("-1 0.3 0.5 0.4 0.5", r"a\.txt, line 2: should be the number of a class"),
-        ("0 0.3 0.5 0.4", r"a\.txt, line 2: has 3 numbers after the class; a box has 4"),
-        ("0 0.3 0.5 0.4 0.5 0.1 0.1 0.1", r"a\.txt, line 2: has 7 numbers after the class"),
-        ("0 0.3 0.5 nan 0.5", r"a\.txt, line 2: should be"),
+        ("0 30 40 40 40", r"a\.txt, line 2: 40 is not a fraction of the image"),
+        ("cat 0.3 0.5 0.4 0.5", r"a\.txt, line 2: 'cat 0\.3 .*' is not a class number"),
+        ("0.5 0.3 0.5 0.4 0.5", r"a\.txt, line 2: '0\.5 .*' is not a class number"),
+        ("-1 0.3 0.5 0.4 0.5", r"a\.txt, line 2: '-1 .*' is not a class number"),
+        ("0 0.3 0.5 0.4", r"a\.txt, line 2: 3 numbers after the class\. A box has 4"),
+        ("0 0.3 0.5 0.4 0.5 0.1 0.1 0.1", r"a\.txt, line 2: 7 numbers after the class"),
+        ("0 0.3 0.5 nan 0.5", r"a\.txt, line 2: '0 0\.3 0\.5 nan 0\.5' is not"),
     ],
 )
 def test_a_line_that_is_no_label_is_an_error_with_its_number(tmp_path: Path, line: str, what: str) -> None:
@@ -83,9 +83,9 @@ def test_a_line_that_is_no_label_is_an_error_with_its_number(tmp_path: Path, lin
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("7 0.3 0.5 0.4 0.5", "unknown class '7': the list of the classes' names has no such number"),
+        ("7 0.3 0.5 0.4 0.5", "unknown class '7': the list of class names has no such number"),
         ("0 0.3 0.5 0 0.5", "has no area"),
-        ("0 0.9 0.5 0.4 0.5", "stands out of the image"),
+        ("0 0.9 0.5 0.4 0.5", "extends beyond the image"),
     ],
 )
 def test_a_box_that_cannot_be_used_is_an_error_of_its_line(tmp_path: Path, line: str, what: str) -> None:
@@ -125,12 +125,12 @@ def test_keypoints_after_the_box_are_not_a_polygon(tmp_path: Path) -> None:
     ("text", "what"),
     [
         ("names: [cat, dog]\nnc: 3\ntrain: images", r"`nc` is 3, but `names` has 2 names"),
-        ("names: {0: cat, 2: dog}\ntrain: images", r"should number the classes from 0 without a gap, has \[0, 2\]"),
+        ("names: {0: cat, 2: dog}\ntrain: images", r"must number the classes from 0 without gaps, but has \[0, 2\]"),
         ("names: [cat, cat]\ntrain: images", r"classes 0 and 1 have the same name 'cat'"),
         ("names: [cat, '']\ntrain: images", r"class 1 has no name"),
-        ("names: []\ntrain: images", r"names no class"),
+        ("names: []\ntrain: images", r"the file names no classes"),
         ("names: [cat]\ntrain: pixels\nval: images", r"`train`: pixels"),
-        ("names: [cat]\ntrain: 5", r"`train` should be a folder or a list of folders, is \[?5"),
+        ("names: [cat]\ntrain: 5", r"`train` must be a folder or a list of folders, but is \[?5"),
         ("names: [cat\ntrain: images", r"data\.yaml, line 2: not valid YAML"),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_data_yaml_that_does_not_fit_is_refused(tmp_path: Path, text: str, wha
 def test_labels_without_names_of_classes_say_what_to_write(tmp_path: Path) -> None:
     exports.labelimg_yolo(tmp_path)
     (tmp_path / "classes.txt").unlink()
-    with pytest.raises(UserError, match=rf"Write them into {tmp_path / 'classes.txt'}, one a line"):
+    with pytest.raises(UserError, match=rf"Write the names to {tmp_path / 'classes.txt'}, one per line"):
         find_split(tmp_path, "trainval")
 
 
@@ -168,8 +168,8 @@ def test_a_split_that_is_not_used_and_images_in_none_are_reported(tmp_path: Path
     used = [find_split(root, split)[:2] for split in ("trainval", "test")]
     notes = [(p.kind, p.what) for p in unused(root, used)]
     assert notes == [
-        ("unused_file", "1 images of 'val' are in no split that is used. To test on them: data.test=[val]."),
-        ("lone", "1 images are in no annotation file, and are not used."),
+        ("unused_file", "1 images of 'val' are not in any used split. To test on them, set data.test=[val]."),
+        ("lone", "1 images are not in any annotation file, and are not used."),
     ]
 
 
@@ -183,7 +183,7 @@ def test_paths_that_lead_out_of_the_data_set_are_not_followed(tmp_path: Path) ->
     assert {p.file for p in problems.errors} == {str(root / "secret.jpg"), str(root / "hosts.jpg")}
     (root / "obj_train_data/a.jpg").unlink()
     (root / "obj_train_data/a.jpg").symlink_to(tmp_path / "secret.jpg")
-    with pytest.raises(UserError, match=r"a\.jpg: a link leads out of the data set; refused"):
+    with pytest.raises(UserError, match=r"a\.jpg: the link points outside the data set"):
         training(root)
 
 
@@ -195,7 +195,7 @@ def test_a_split_that_is_not_there_is_no_other_folder(tmp_path: Path) -> None:
     write(root / "set.yaml", "\n".join(lines))
     listing = read_listing(root / "set.yaml", root)
     assert {name: len(ids) for name, ids in listing.splits.items()} == {"train": 4, "val": 1}
-    assert "`test`: ../test/images is not there; it is left out." in [p.what for p in listing.problems]
+    assert "`test`: ../test/images does not exist and is ignored." in [p.what for p in listing.problems]
 
 
 def test_other_yaml_files_and_lists_that_are_not_used_do_not_matter(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_images_without_labels_are_no_test_set_without_truth(tmp_path: Path) -> 
 def test_darknets_lists_that_are_not_there_say_how_to_read_the_labels_alone(tmp_path: Path) -> None:
     exports.labelimg_yolo(tmp_path)
     write(tmp_path / "obj.data", "classes = 2\ntrain = data/train.txt\nvalid = data/test.txt\nnames = classes.txt\n")
-    alone = f"To read the labels beside the images without these splits: data.root={tmp_path / 'classes.txt'}"
+    alone = f"To read the labels next to the images without these splits, set data.root={tmp_path / 'classes.txt'}."
     with pytest.raises(UserError, match=r"`train`: data/train\.txt") as raised:
         find_split(tmp_path, "trainval")
     assert str(raised.value).endswith(alone)
@@ -262,7 +262,7 @@ def table(root: Path, *rows: str, header: str = "filename,width,height,class,xmi
     [
         ("a.jpg,100,80,cat,50,20,10,60", "row 2 (cat): the box (50, 20, 10, 60) is inverted"),
         ("a.jpg,100,80,cat,10,20,10,60", "row 2 (cat): the box (10, 20, 10, 60) has no area"),
-        ("a.jpg,100,80,cat,10,20,150,60", "row 2 (cat): the box (10, 20, 150, 60) stands out of the image"),
+        ("a.jpg,100,80,cat,10,20,150,60", "row 2 (cat): the box (10, 20, 150, 60) extends beyond the image"),
     ],
 )
 def test_a_row_with_an_unusable_box_is_named(tmp_path: Path, row: str, what: str) -> None:
@@ -273,8 +273,11 @@ def test_a_row_with_an_unusable_box_is_named(tmp_path: Path, row: str, what: str
 @pytest.mark.parametrize(
     ("row", "what"),
     [
-        ("a.jpg,100,80,cat,x,20,50,60", "line 2: should have a class and four numbers of pixels, has 'cat' and (x, 20"),
-        ("a.jpg,100,80,,10,20,50,60", "line 2: should have a class and four numbers"),
+        (
+            "a.jpg,100,80,cat,x,20,50,60",
+            "line 2: the row needs a class and four numbers of pixels, but has 'cat' and (x, 20",
+        ),
+        ("a.jpg,100,80,,10,20,50,60", "line 2: the row needs a class and four numbers"),
         ("a.jpg,100,80,cat,0.1,0.25,0.5,0.75", "line 2: the box (0.1, 0.25, 0.5, 0.75) looks normalised to 0..1"),
     ],
 )
@@ -297,13 +300,13 @@ def test_the_size_of_the_image_is_compared_with_the_table(tmp_path: Path) -> Non
     [
         (
             ["a.jpg,100,80,cat,1,2,3,4", "a.jpg,90,80,cat,1,2,3,4"],
-            r"line 3: the image a\.jpg has another size",
+            r"line 3: the size or split of image a\.jpg differs from line 2",
         ),
         (
             ["a.jpg,100,80,cat,1,2,3,4", "x/a.jpg,100,80,cat,1,2,3,4"],
-            r"line 3: the image a\.jpg is in it by",
+            r"line 3: the file also contains image a\.jpg with another path",
         ),
-        ([",100,80,cat,1,2,3,4"], r"line 2: names no image"),
+        ([",100,80,cat,1,2,3,4"], r"line 2: the row names no image"),
     ],
 )
 def test_a_table_that_contradicts_itself_is_refused(tmp_path: Path, rows: list[str], what: str) -> None:
@@ -345,7 +348,7 @@ def test_a_table_outside_the_data_set_is_refused_and_one_inside_may_be_named_in_
     whole = str(root / "train/_annotations.csv")
     assert find_split(root, whole)[1] == ["train/a.jpg", "train/b.jpg", "train/c.jpg", "train/d.jpg"]
     other = write(tmp_path / "other.csv", "filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,1,2,3,4\n")
-    with pytest.raises(UserError, match=r"other\.csv: is not below data\.root="):
+    with pytest.raises(UserError, match=r"other\.csv: not below data\.root="):
         find_split(root, str(other))
 
 
@@ -355,13 +358,13 @@ def test_tables_that_are_named_do_not_mind_labels_of_another_format(tmp_path: Pa
         write(tmp_path / f"{name}.csv", f"filename,class,xmin,ymin,xmax,ymax\n{name}.jpg,cat,1,2,30,40\n")
     used = [find_split(tmp_path, f"{name}.csv")[:2] for name in "ab"]
     notes = unused(tmp_path, used)
-    assert [(Path(p.file).name, p.what[:8]) for p in notes if p.kind == "unused_file"] == [("classes.txt", "not read")]
+    assert [Path(p.file).name for p in notes if p.kind == "unused_file"] == ["classes.txt"]
 
 
 def test_a_table_of_something_else_is_none_of_boxes(tmp_path: Path) -> None:
     picture(tmp_path / "a.jpg")
     write(tmp_path / "prices.csv", "name,price\ncat,3\n")
-    with pytest.raises(UserError, match=r"no annotations that can be read\. There are 1 images"):
+    with pytest.raises(UserError, match=r"no supported annotations found\. Found 1 images"):
         find_split(tmp_path, "trainval")
 
 
@@ -398,7 +401,9 @@ def test_shapes_of_cvat_become_boxes_and_others_are_reported(tmp_path: Path) -> 
 
 def test_a_video_of_cvat_says_how_to_export_it(tmp_path: Path) -> None:
     write(tmp_path / "annotations.xml", '<annotations><track id="0" label="cat"></track></annotations>')
-    with pytest.raises(UserError, match=r"is of a video, with tracks\. Export the task as 'CVAT for images'"):
+    with pytest.raises(
+        UserError, match=r"the file annotates a video with tracks\. Export the task as 'CVAT for images'"
+    ):
         find_split(tmp_path, "trainval")
 
 
@@ -411,9 +416,12 @@ def test_a_rotated_ellipse_has_the_box_of_the_ellipse(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "what"),
     [
-        ('<box label="cat" xtl="a" ytl="20" xbr="50" ybr="60"/>', "its label, coordinates or flags cannot be read"),
-        ('<box xtl="10" ytl="20" xbr="50" ybr="60"/>', "its label, coordinates or flags cannot be read"),
-        ('<polygon label="cat" points="1,2;3"/>', "its label, coordinates or flags cannot be read (1,2;3)"),
+        (
+            '<box label="cat" xtl="a" ytl="20" xbr="50" ybr="60"/>',
+            "the label, coordinates or flags are missing or invalid",
+        ),
+        ('<box xtl="10" ytl="20" xbr="50" ybr="60"/>', "the label, coordinates or flags are missing or invalid"),
+        ('<polygon label="cat" points="1,2;3"/>', "the label, coordinates or flags are missing or invalid (1,2;3)"),
     ],
 )
 def test_a_shape_that_cannot_be_read_is_an_error(tmp_path: Path, shape: str, what: str) -> None:
@@ -504,13 +512,13 @@ def test_json_min_of_several_people_and_of_nobody(tmp_path: Path) -> None:
 def test_regions_that_cannot_be_read_are_errors_and_others_notes(tmp_path: Path) -> None:
     region = label_studio_region("cat", exports.CAT)
     two = label_studio(tmp_path, region | {"rectanglelabels": ["cat", "dog"]})
-    assert "task 9: has 2 labels; give it one" in str(two.problems[0])
+    assert "task 9: the region has 2 labels" in str(two.problems[0])
     none = label_studio(tmp_path, {k: v for k, v in region.items() if k != "rectanglelabels"})
-    assert "task 9: has 0 labels; give it one" in str(none.problems[0])
+    assert "task 9: the region has 0 labels" in str(none.problems[0])
     bad = label_studio(tmp_path, region | {"x": "left"})
-    assert "its numbers (nan, 25, 40, 50)" in str(bad.problems[0])
+    assert "the numbers (nan, 25, 40, 50)" in str(bad.problems[0])
     turned = label_studio(tmp_path, region, image_rotation=90)
-    assert "the image was rotated by 90 degrees" in str(turned.problems[0])
+    assert "rotated the image by 90 degrees" in str(turned.problems[0])
     assert [i.objects for i in (two, none, bad, turned)] == [None] * 4
     brush = label_studio(tmp_path, {"rle": [1, 2], "brushlabels": ["cat"]})
     assert brush.objects == ()
@@ -536,9 +544,9 @@ def test_tasks_nobody_annotated_are_left_out_and_of_several_annotations_the_newe
     listing = read_listing(write(tmp_path / "tasks.json", json.dumps(tasks)), tmp_path)
     assert list(listing.images) == ["a.jpg", "c.jpg"]
     assert [o.name for o in next(listing.read(["a.jpg"], tmp_path)).objects or ()] == ["dog"]
-    assert [(p.kind, p.what.partition(",")[0]) for p in listing.problems] == [
-        ("lone", "1 task(s) without an annotation are not used"),
-        ("several", "1 task(s) have several annotations"),
+    assert [(p.kind, p.what) for p in listing.problems] == [
+        ("lone", "1 task(s) without an annotation, such as task 2, are not used."),
+        ("several", "1 task(s), such as task 1, have several annotations. The newest is used."),
     ]
 
 
@@ -548,15 +556,15 @@ def test_tasks_nobody_annotated_are_left_out_and_of_several_annotations_the_newe
 @pytest.mark.parametrize(
     ("name", "text", "what"),
     [
-        ("a.json", '{"shapes": [], "imagePath": "a.jpg"}', r"a file of LabelMe, such as a\.json, .*labelme2coco"),
-        ("via.json", '{"_via_img_metadata": {}}', r"a project of VIA, .*Export Annotations \(COCO format\)"),
+        ("a.json", '{"shapes": [], "imagePath": "a.jpg"}', r"a LabelMe file, a\.json, .*labelme2coco"),
+        ("via.json", '{"_via_img_metadata": {}}', r"a VIA project, .*Export Annotations \(COCO format\)"),
         ("c.json", '[{"image": "a.jpg", "annotations": []}]', r"a CreateML file"),
         ("v.csv", "#filename,file_size,region_shape_attributes\n", r"a VIA table"),
-        ("t.tfrecord", "x", r"a TFRecord, such as t\.tfrecord, .*fiftyone convert"),
+        ("t.tfrecord", "x", r"a TFRecord, t\.tfrecord, .*fiftyone convert"),
         (
             "000000.txt",
             "Car 0.00 0 -1.58 587 173 614 200 1.65 1.67 3.64 -0.65 1.71 46.7 -1.59",
-            r"KITTI's label",
+            r"a KITTI label file",
         ),
     ],
 )
@@ -565,12 +573,12 @@ def test_a_format_that_is_not_read_is_named_with_the_way_to_convert_it(
 ) -> None:
     picture(tmp_path / "a.jpg")
     write(tmp_path / name, text)
-    with pytest.raises(UserError, match=rf"no annotations that can be read\. There is {what}"):
+    with pytest.raises(UserError, match=rf"no supported annotations found\. Found {what}"):
         find_split(tmp_path, "trainval")
 
 
 def test_annotations_in_two_formats_are_refused(tmp_path: Path) -> None:
     exports.labelimg_yolo(tmp_path)
     write(tmp_path / "boxes.csv", "filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,1,2,3,4\n")
-    with pytest.raises(UserError, match=r"in several formats, YOLO \(classes\.txt\); CSV \(boxes\.csv\)\. Say which"):
+    with pytest.raises(UserError, match=r"in several formats, YOLO \(classes\.txt\); CSV \(boxes\.csv\)\. Choose one"):
         find_split(tmp_path, "trainval")

@@ -169,22 +169,22 @@ def test_a_box_out_by_a_pixel_is_clipped_and_counted(voc: VocFolder, box: tuple,
     xmin, ymin, xmax, ymax = box
     np.testing.assert_array_equal(sample.boxes[1], [xmin - 1, ymin - 1, xmax, ymax])  # as evaluation has it
     (note,) = [p for p in problems.notes if p.kind == "clipped"]
-    assert (note.object, note.what.startswith("1 box(es) that stand out"), problems.lines) == (2, True, [])
+    assert (note.object, note.what.startswith("1 box(es) that extend beyond"), problems.lines) == (2, True, [])
 
 
 @pytest.mark.parametrize(
     ("box", "said"),
     [
-        ((-1, 1, 10, 10), "(-1, 1, 10, 10) stands out of the image of 64 x 48 pixels"),
-        ((1, -0.5, 10, 10), "stands out"),
-        ((1, 1, 66, 10), "stands out"),
-        ((1, 1, 10, 49.5), "stands out"),
+        ((-1, 1, 10, 10), "(-1, 1, 10, 10) extends beyond the image of 64 x 48 pixels"),
+        ((1, -0.5, 10, 10), "extends beyond"),
+        ((1, 1, 66, 10), "extends beyond"),
+        ((1, 1, 10, 49.5), "extends beyond"),
         ((20, 1, 10, 10), "(20, 1, 10, 10) is inverted: xmax < xmin or ymax < ymin"),
         ((1, 20, 10, 10), "inverted"),
         ((10, 10, 10, 10), "(10, 10, 10, 10) is a single point"),
-        ((0, 1, 0, 10), "lies beside the image"),  # out by a pixel, and clipping would leave nothing of it
-        ((65, 1, 65, 10), "lies beside the image"),
-        ((1, 49, 10, 49), "lies beside the image"),
+        ((0, 1, 0, 10), "is outside the image"),  # out by a pixel, and clipping would leave nothing of it
+        ((65, 1, 65, 10), "is outside the image"),
+        ((1, 49, 10, 49), "is outside the image"),
     ],
 )
 def test_a_box_that_cannot_be_is_an_error_with_its_number(voc: VocFolder, box: tuple, said: str) -> None:
@@ -200,15 +200,15 @@ def test_a_box_that_cannot_be_is_an_error_with_its_number(voc: VocFolder, box: t
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e300", "ten", "", "1,5", "0x10", "1_0"])
 def test_a_coordinate_that_is_no_number_of_pixels_is_refused(voc: VocFolder, value: str) -> None:
     voc.add("a", ONE, ("dog", (1, 1, value, 10), False))
-    assert f"a.xml, object 2: <bndbox/xmax> should be a number of pixels, is '{value}'." in refused(voc, "a")
+    assert f"a.xml, object 2: <bndbox/xmax> must be a number of pixels, but is '{value}'." in refused(voc, "a")
 
 
 @pytest.mark.parametrize(
     ("what", "said"),
     [
         ("<name>cat</name>", "object 1: <name> is missing or empty"),
-        ("<xmin>2</xmin>", "object 1: <bndbox/xmin> should be a number of pixels, is ''"),
-        ("<width>64</width>", "a.xml: <size/width> should be a number of pixels, is ''"),
+        ("<xmin>2</xmin>", "object 1: <bndbox/xmin> must be a number of pixels, but is ''"),
+        ("<width>64</width>", "a.xml: <size/width> must be a number of pixels, but is ''"),
     ],
 )
 def test_a_field_that_is_missing_is_named(voc: VocFolder, what: str, said: str) -> None:
@@ -228,23 +228,35 @@ BNDBOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndb
         (
             "</bndbox>",
             f"</bndbox>{BNDBOX}",
-            "object 1: has 2 <bndbox>; only one can be read. Give each box its own <object>",
+            "object 1: 2 <bndbox> elements, but only one is allowed. Give each box its own <object>",
         ),
-        ("</bndbox>", "<xmin>5</xmin></bndbox>", "object 1: has 2 <xmin>; only one can be read. Keep one"),
-        ("</name>", "</name><name>dog</name>", "object 1: has 2 <name>"),
-        ("</size>", "</size><size><width>9</width><height>9</height></size>", "a.xml: has 2 <size>"),
-        ("object>", "Object>", "a.xml: <Object> is not read in <annotation>. VOC's layout, in these letters, is"),
-        ("\t<object>", "<objects><object>", "a.xml: <objects>, which holds <object>, is not read in <annotation>"),
-        ("\t<object>", "<item><x><object>", "a.xml: <item>, which holds <object>, is not read"),
+        ("</bndbox>", "<xmin>5</xmin></bndbox>", "object 1: 2 <xmin> elements, but only one is allowed. Keep one"),
+        ("</name>", "</name><name>dog</name>", "object 1: 2 <name> elements"),
+        ("</size>", "</size><size><width>9</width><height>9</height></size>", "a.xml: 2 <size> elements"),
+        ("object>", "Object>", "a.xml: <Object> is not allowed in <annotation>. The case-sensitive paths"),
+        (
+            "\t<object>",
+            "<objects><object>",
+            "a.xml: <objects>, which contains <object>, is not allowed in <annotation>",
+        ),
+        ("\t<object>", "<item><x><object>", "a.xml: <item>, which contains <object>, is not allowed"),
         ("object>", "o:object>", "a.xml: <{urn:o}object>"),
-        ("bndbox>", "Bndbox>", "object 1: <Bndbox> is not read in <object>"),
-        ("bndbox>", "box>", "object 1: <box>, which holds <xmin>, is not read in <object>"),
-        ("xmin>", "XMin>", "object 1: <XMin> is not read in <bndbox>"),
-        ("name>", "Name>", "object 1: <Name> is not read in <object>"),
-        ("difficult>", "Difficult>", "object 1: <Difficult> is not read in <object>"),
-        ("</name>", "</name><flags><difficult>1</difficult></flags>", "<flags>, which holds <difficult>, is not read"),
-        ("bndbox>", "polygon>", "object 1: has no <bndbox>, only <name>, <pose>, <truncated>, <difficult>, <polygon>"),
-        ("<width>64<", "<width>64.5<", "a.xml: <size/width> should be a whole number of pixels, is '64.5'"),
+        ("bndbox>", "Bndbox>", "object 1: <Bndbox> is not allowed in <object>"),
+        ("bndbox>", "box>", "object 1: <box>, which contains <xmin>, is not allowed in <object>"),
+        ("xmin>", "XMin>", "object 1: <XMin> is not allowed in <bndbox>"),
+        ("name>", "Name>", "object 1: <Name> is not allowed in <object>"),
+        ("difficult>", "Difficult>", "object 1: <Difficult> is not allowed in <object>"),
+        (
+            "</name>",
+            "</name><flags><difficult>1</difficult></flags>",
+            "<flags>, which contains <difficult>, is not allowed",
+        ),
+        (
+            "bndbox>",
+            "polygon>",
+            "object 1: <bndbox> is missing, found only <name>, <pose>, <truncated>, <difficult>, <polygon>",
+        ),
+        ("<width>64<", "<width>64.5<", "a.xml: <size/width> must be an integer number of pixels, but is '64.5'"),
     ],
 )
 def test_what_would_be_dropped_is_refused_with_file_and_object(voc: VocFolder, old: str, new: str, said: str) -> None:
@@ -284,7 +296,7 @@ def test_flags_in_the_usual_spellings(voc: VocFolder, tag: str, text: str, expec
     path = voc.annotation("a", voc_xml([ONE]).replace(f"<{tag}>{int(tag == 'truncated')}<", f"<{tag}>{text}<"))
     if expected is None and (tag, text) != ("truncated", "0.5"):  # KITTI gives the share that is cut off
         (problem,) = read_annotation(path).problems
-        assert re.search(rf"a\.xml, object 1: <{tag}> should be 0 or 1 .*, is '{text}'", str(problem))
+        assert re.search(rf"a\.xml, object 1: <{tag}> must be 0 or 1 .*, but is '{text}'", str(problem))
         return
     said = read_annotation(path)
     found = said.objects[0].difficult if tag == "difficult" else bool(said.truncated)
@@ -344,7 +356,7 @@ def test_flags_and_elements_that_voc_does_not_have_are_noted(voc: VocFolder) -> 
         ("flags", 2),
         ("flags", 3),
     ]
-    assert "not used: <weather>" in problems.notes[1].what
+    assert "unused elements: <weather>" in problems.notes[1].what
 
 
 @pytest.mark.parametrize(
@@ -363,23 +375,23 @@ def test_boxes_normalised_to_one_are_refused(voc: VocFolder, box: tuple, size: i
     if refuses:
         lines = refused(voc, "a", "b").splitlines()
         assert len(lines) == 3  # once for the data set
-        assert "a.xml, object 1: boxes look normalised to 0..1." in lines[1]
-        assert "for 3 objects in 2 files" in lines[1]
+        assert "a.xml, object 1: boxes look normalised to 0..1, but must be in pixels." in lines[1]
+        assert "in 3 objects in 2 files" in lines[1]
     else:
         assert len(load(voc.root, ["a", "b"], CLASSES)[0]) == 2
 
 
 def test_a_picture_of_no_size_is_refused(voc: VocFolder) -> None:
     voc.add("a", width=0)
-    assert "the image's size is given as 0 x 48" in refused(voc, "a")
+    assert "the image size 0 x 48 is not positive" in refused(voc, "a")
 
 
 def test_an_unknown_class_is_answered_with_the_nearest_and_all_names(voc: VocFolder) -> None:
     voc.add("a", ONE, ("Cat", (1, 1, 9, 9), False), ("dogs", (1, 1, 9, 9), False), ("bus", (1, 1, 9, 9), False))
     text = refused(voc, "a")
-    assert "a.xml, object 2: unknown class 'Cat'. Did you mean 'cat'? Known: cat, dog." in text
+    assert "a.xml, object 2: unknown class 'Cat'. Did you mean 'cat'? Known classes: cat, dog." in text
     assert "object 3: unknown class 'dogs'. Did you mean 'dog'?" in text
-    assert "object 4: unknown class 'bus'. Known" in text
+    assert "object 4: unknown class 'bus'. Known classes" in text
     (sample,), _ = load(voc.root, ["a"], CLASSES, skip_bad=True)
     assert sample.labels.tolist() == [1]
 
@@ -426,14 +438,14 @@ def test_entities_are_refused_with_the_line_and_nothing_is_fetched(voc: VocFolde
     declaration = declaration.replace("SECRET", secret.as_uri())
     voc.annotation("a", f"<?xml version='1.0'?>\n{declaration}\n{voc_xml([('&e;', (1, 1, 9, 9), False)])}")
     text = refused(voc, "a")
-    assert "a.xml, line 2: a document type, and so entities, are refused" in text
+    assert "a.xml, line 2: a DOCTYPE declaration is not allowed" in text
 
 
 def test_a_huge_annotation_is_refused_unread(voc: VocFolder) -> None:
     voc.add("a")
     with (voc.root / "Annotations" / "a.xml").open("wb") as file:
         file.truncate(MAX_XML_BYTES + 1)
-    assert "a.xml: larger than 4 MB" in refused(voc, "a")
+    assert "a.xml: the file is larger than the limit of 4 MB" in refused(voc, "a")
 
 
 def test_elements_nested_without_end_are_refused(voc: VocFolder) -> None:
@@ -527,7 +539,7 @@ def test_a_list_that_windows_wrote_is_read(voc: VocFolder) -> None:
 @pytest.mark.parametrize("image_id", ["../x", "a/../../x", "/etc/passwd", "..", "a\\..\\b", "C:\\x", "a\0b"])
 def test_an_id_that_leads_out_of_the_data_set_is_refused(voc: VocFolder, image_id: str) -> None:
     voc.split("train", "a", image_id)
-    with pytest.raises(UserError, match=r"train\.txt, line 2: the id '.*' leads out of the data set; refused"):
+    with pytest.raises(UserError, match=r"train\.txt, line 2: the id '.*' points outside the data set"):
         read_split(voc.root, "train")
 
 
@@ -558,8 +570,8 @@ def test_ids_with_spaces_and_with_suffixes_are_those_of_files(voc: VocFolder) ->
         ("a\né\n".encode("utf-16"), ""),
         (b"\xfe\xff" + "a\né\n".encode("utf-16-be"), ""),
         ("a\né\n".encode("utf-32"), ""),
-        ("a\né\n".encode("utf-16-le"), "looks like UTF-16 without a byte order mark. Save it as UTF-8"),
-        ("a\né\n".encode("latin-1"), "line 2: not in UTF-8. Save it as UTF-8"),
+        ("a\né\n".encode("utf-16-le"), "the file looks like UTF-16 without a byte order mark. Save it as UTF-8"),
+        ("a\né\n".encode("latin-1"), "line 2: not valid UTF-8. Save the file as UTF-8"),
     ],
 )
 def test_the_encoding_of_a_list(voc: VocFolder, data: bytes, said: str) -> None:
@@ -591,7 +603,10 @@ def test_suffixes_count_in_any_letter_case_and_others_are_named(voc: VocFolder) 
     assert annotated_ids(voc.root) == ["a", "b", "c"]
     assert [s.path.name for s in load(voc.root, ["a", "b"], CLASSES)[0]] == ["a.Jpg", "b.JPEG"]
     assert pictures_without_annotation(voc.root) == [voc.root / "JPEGImages/d.jPg"]
-    assert "JPEGImages/c: no such image (.jpg, .jpeg, .png, .bmp, .webp). There is one in .tif" in refused(voc, "c")
+    assert (
+        "JPEGImages/c: no such image (.jpg, .jpeg, .png, .bmp, .webp). There is one with the unsupported suffix .tif"
+        in refused(voc, "c")
+    )
 
 
 @pytest.mark.parametrize(
@@ -621,16 +636,17 @@ def test_folders_of_other_names_are_found_or_said_to_be_the_cause(
         return
     lines = refused(voc, *ids).splitlines()
     assert len(lines) == 3  # a header, one cause, and what to do
-    assert f": images are in {images}/ (as 0.jpg), XML files in {annotations}/ (as 0.xml): rename" in lines[1]
-    assert "20 files; this is the first." in lines[1]
+    where = f"images are in {images}/ (such as 0.jpg), XML files are in {annotations}/ (such as 0.xml)."
+    assert f": {where} Rename" in lines[1]
+    assert "20 files. This is the first." in lines[1]
     samples, _, faults = load_unannotated([(voc.root, ids)], voc.root)
     assert (samples, len(faults)) == ([], 1)
-    assert "The same holds for 20 files" in faults[0]
+    assert "The same problem occurs in 20 files" in faults[0]
 
 
 def test_an_id_twice_is_refused_with_both_lines(voc: VocFolder) -> None:
     voc.split("train", "a", "b", "", "a")
-    with pytest.raises(UserError, match=r"line 4: 'a' stands in line 1 already"):
+    with pytest.raises(UserError, match=r"line 4: 'a' is already in line 1"):
         read_split(voc.root, "train")
 
 
@@ -641,9 +657,9 @@ def test_an_empty_list_is_refused(voc: VocFolder) -> None:
 
 
 def test_a_list_that_is_not_there_is_answered_with_those_that_are(tiny: VocFolder) -> None:
-    with pytest.raises(UserError, match=r"'tset'\. There are: test, trainval\. Did you mean 'test'\?"):
+    with pytest.raises(UserError, match=r"'tset'\. Available lists: test, trainval\. Did you mean 'test'\?"):
         read_split(tiny.root, "tset")
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match="no such folder"):
         read_split(tiny.root / "VOC2008", "test")
 
 
@@ -652,10 +668,10 @@ def test_a_list_that_is_not_there_is_answered_with_those_that_are(tiny: VocFolde
     [
         ("/home/me/a.png", "a.png", ""),  # of a path the name alone counts
         ("C:\\imgs\\a.jpg", "a.jpg", ""),
-        ("a.bmp", "a.jpg", "names none of the images of this id, 'a.jpg', 'a.png'; 'a.jpg' is used"),
-        ("b.jpg", "a.jpg", "is 'b.jpg', another image of the data set; 'a.jpg' is used"),
+        ("a.bmp", "a.jpg", "is none of the images with this id: 'a.jpg', 'a.png'. 'a.jpg' is used"),
+        ("b.jpg", "a.jpg", "is 'b.jpg', another image of the data set. 'a.jpg', with"),
         ("../../a.png", "a.png", ""),
-        ("../../x.jpg", "a.jpg", "is '../../x.jpg', which leads out of the data set; 'a.jpg' is used"),
+        ("../../x.jpg", "a.jpg", "is '../../x.jpg', which points outside the data set. 'a.jpg' is used"),
     ],
 )
 def test_filename_decides_between_images_of_one_id_and_contradictions_are_noted(
@@ -668,7 +684,8 @@ def test_filename_decides_between_images_of_one_id_and_contradictions_are_noted(
     assert sample.path == find_images(voc.root, "a")[0] == voc.root / "JPEGImages" / used
     assert [f"<filename> {said}" in str(p) for p in problems.notes if p.kind == "filename"] == [True] * bool(said)
     other = voc.root / "JPEGImages" / {"a.jpg": "a.png", "a.png": "a.jpg"}[used]
-    assert [str(p) for p in problems.notes if p.kind == "same_id"] == [f"{other}: not used: '{used}' has the same id."]
+    what = f"the image is not used, because '{used}' has the same id."
+    assert [str(p) for p in problems.notes if p.kind == "same_id"] == [f"{other}: {what}"]
 
 
 @pytest.mark.parametrize("kind", ["JPEGImages/a.jpg", "Annotations/a.xml"])
@@ -677,14 +694,14 @@ def test_a_file_that_is_a_link_out_of_the_data_set_is_refused(voc: VocFolder, tm
     inside, outside = voc.root / kind, tmp_path / "outside"
     inside.rename(outside)
     inside.symlink_to(outside)
-    assert f"{inside}: a link leads out of the data set; refused" in refused(voc, "a")
+    assert f"{inside}: the link points outside the data set" in refused(voc, "a")
 
 
 def test_a_folder_within_that_is_a_link_out_of_the_data_set_is_refused(voc: VocFolder, tmp_path: Path) -> None:
     voc.add("sub/a", ONE)
     (voc.root / "JPEGImages" / "sub").rename(tmp_path / "outside")
     (voc.root / "JPEGImages" / "sub").symlink_to(tmp_path / "outside")
-    assert "sub/a.jpg: a link leads out of the data set" in refused(voc, "sub/a")
+    assert "sub/a.jpg: the link points outside the data set" in refused(voc, "sub/a")
 
 
 def test_links_within_the_data_set_and_a_folder_of_pictures_elsewhere_are_fine(voc: VocFolder, tmp_path: Path) -> None:
@@ -703,11 +720,11 @@ def test_links_within_the_data_set_and_a_folder_of_pictures_elsewhere_are_fine(v
     [
         (
             "other {}.jpg",
-            "images are in JPEGImages/ (as other 0.jpg), XML files in Annotations/ (as 0.xml): give an image",
+            "images are in JPEGImages/ (such as other 0.jpg), XML files are in Annotations/ (such as 0.xml). Give each",
         ),
         (
             "{}.tif",
-            "no such image (.jpg, .jpeg, .png, .bmp, .webp). There is one in .tif, which is not read: convert it.",
+            "no such image (.jpg, .jpeg, .png, .bmp, .webp). There is one with the unsupported suffix .tif.",
         ),
     ],
 )
