@@ -166,8 +166,8 @@ FORMATS: dict[str, Made] = {
     # Text formats have one box per line, so they contain no images without boxes.
     "xyxy.csv": (lambda p: as_csv(p, "x1 y1 x2 y2"), "CSV", "xyxy-0-halfopen", ["000012", "a-b"], True),
     "xywh.csv": (lambda p: as_csv(p, "x y w h", False), "CSV", "xywh-0", ["000012", "a-b"], False),
-    "coco.json": (as_json, "COCO", "xywh-0", ["000012", "a-b"], True),
-    "bare.json": (lambda p: as_json(p, False), "COCO", "xywh-0", ["000012", "a-b"], False),
+    "coco.json": (as_json, "JSON in COCO", "xywh-0", ["000012", "a-b"], True),
+    "bare.json": (lambda p: as_json(p, False), "JSON in COCO", "xywh-0", ["000012", "a-b"], False),
 }
 
 

@@ -96,7 +96,7 @@ def _detectron(path: Path, value: dict[str, object]) -> Content:
 
     older = "bbox_mode" not in value and (id_key == "indexes" or (score_key == "scores" and scores is not None))
     writer, convention = ("Detectron", CONVENTIONS["xyxy-0-inclusive"]) if older else ("detectron2", MODES[mode])
-    return Content((path,), f"{writer} dictionary (pickle)", convention, [str(i) for i in ids], read)
+    return Content((path,), f"{writer} pickle", convention, [str(i) for i in ids], read)
 
 
 def _one_each(path: Path, name: str, found: object, count: int) -> list | tuple:
@@ -117,7 +117,7 @@ def _mmdetection(path: Path, kind: str, ids: list[str], items: Sequence[object])
         scores = item.get("scores")
         return boxes, None if scores is None else as_scores(scores, boxes, f"{where}, `scores`")
 
-    return Content((path,), f"mmdetection {kind} (pickle)", HALF_OPEN, ids, read, named=kind == "dictionary")
+    return Content((path,), f"mmdetection pickle with a {kind}", HALF_OPEN, ids, read, named=kind == "dictionary")
 
 
 def _image_id(key: str) -> str:

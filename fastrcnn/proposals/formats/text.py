@@ -143,7 +143,7 @@ def read_json(path: Path) -> Content:
             rows.errors.append(f"object {number}: {item if isinstance(item, ValueError) else NO_ID}")
     if not rows.errors and sum(map(len, rows.numbers.values())) != len(items) * rows.columns:
         raise UserError(f"{path}: the file has objects with boxes inside other objects. Use a flat list of objects.")
-    return rows.content(path, "COCO results (JSON)", CONVENTIONS["xywh-0"])
+    return rows.content(path, "JSON in COCO results format", CONVENTIONS["xywh-0"])
 
 
 def _parse_object(item: dict[str, Any]) -> tuple[str, list[float]]:
