@@ -189,7 +189,7 @@ def _whole(value: Any) -> str:
 def _image(image_id: str, index: Mapping[str, int], where: str, images: int) -> int:
     if image_id not in index:
         raise UserError(
-            f"{where}: image {image_id!r} is not in the split, which has {images} images. Use the split that the "
+            f"{where}: image {image_id!r} is not in the split, which has {images} image(s). Use the split that the "
             "detections belong to."
         )
     return index[image_id]

@@ -214,7 +214,7 @@ def most_overlapped(
     first = np.append(0, ends)[images]
     best = np.zeros(len(images), np.int64)
     best_iou = np.zeros(len(images))
-    left = np.flatnonzero(first < last)  # detections that have a k-th truth box
+    left = np.flatnonzero(first < last)  # detections with a k-th ground-truth box
     k = 0
     while len(left):
         candidates = by_image[first[left] + k]

@@ -11,7 +11,7 @@ import numpy as np
 class BoxCounts:
     """The number of boxes that were kept, and the number of boxes that were dropped for each reason.
 
-    clipped: kept boxes that had to be clipped. far: kept boxes that were clipped by more than a pixel.
+    clipped: kept boxes that were clipped. far: kept boxes that were clipped by more than a pixel.
     """
 
     kept: int = 0

@@ -183,7 +183,7 @@ def refuse_repeated(ids: Iterable[str], path: Path) -> None:
     """Raise UserError if an id is repeated. path: path of the proposals, for the message."""
     if twice := [image_id for image_id, n in Counter(ids).items() if n > 1]:
         raise UserError(
-            f"{path}: {len(twice)} image ids occur more than once, for example '{twice[0][:100]}'. Image ids must be "
+            f"{path}: {len(twice)} image id(s) occur more than once, for example '{twice[0][:100]}'. Image ids must be "
             "unique."
         )
 

@@ -142,7 +142,7 @@ def test_numbers_of_categories_are_the_coco_files_own(call: Call, tmp_path: Path
     [
         ({}, "contains no file comp4_det_test_<class>.txt"),
         ({"cta": ""}, "the data set has no class 'cta'. Did you mean 'cat'?"),
-        ({"cat": "z 0.5 1 1 9 9\n"}, "line 1: image 'z' is not in the split, which has 1 images"),
+        ({"cat": "z 0.5 1 1 9 9\n"}, "line 1: image 'z' is not in the split, which has 1 image(s)"),
         ({"cat": "c 0.5 1 1 9 9\nc 0.5 1 1 9\n"}, "comp4_det_test_cat.txt, line 2: expected"),
     ],
 )
@@ -259,7 +259,7 @@ def test_an_image_that_is_not_there_is_counted_among_the_images_there_are(call: 
     arguments, _ = coco_case(tmp_path / "c", coco_truth([PERFECT], [1, 2, 3]), [coco_result(2, PERFECT[1], 0.5)])
     (tmp_path / "c/found.json").write_text(json.dumps([coco_result(7, PERFECT[1], 0.5)]))
     status, _, err = call("reval", *arguments)
-    assert (status, "entry 1: image '7' is not in the split, which has 3 images" in err) == (1, True)
+    assert (status, "entry 1: image '7' is not in the split, which has 3 image(s)" in err) == (1, True)
 
 
 def test_voc_truth_is_evaluated_in_the_files_own_precision(call: Call, voc: VocFolder, tmp_path: Path) -> None:
