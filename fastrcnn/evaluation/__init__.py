@@ -1,4 +1,4 @@
-"""How good detections and proposals are: PASCAL VOC AP, COCO AP, recall, and the files they are kept in.
+"""Evaluation of detections and proposals: PASCAL VOC AP, COCO AP, recall, and result files.
 
-Everything here works on numpy arrays with half-open boxes x1 y1 x2 y2 in the pixels of the original image.
+All functions use numpy arrays with half-open boxes x1 y1 x2 y2 in pixels of the original image.
 """

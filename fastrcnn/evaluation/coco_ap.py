@@ -15,27 +15,28 @@ from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, MeanAP
 
 
 def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth]) -> MeanAP:
-    """COCO AP over the classes of `truth`: the mean over IoU .5, .55, ..., .95, in all and for each class.
+    """Compute COCO AP for the classes of `truth`: the mean over IoU 0.5, 0.55, ..., 0.95, per class and overall.
 
-    figures: COCO's other eleven, means over the classes, None where no object is of that kind. AP50 and AP75, at one
-    IoU; AP_small, AP_medium and AP_large, of objects below 32 x 32 pixels, up to 96 x 96, and larger; AR_1, AR_10 and
-    AR_100, the recall of the best 1, 10 and 100 detections of each image and class, averaged over the IoUs; AR_small,
-    AR_medium and AR_large, the last by size.
+    `figures` of the result has COCO's eleven other metrics as means over the classes, or None if no object counts:
+    AP50 and AP75 at one IoU; AP_small, AP_medium and AP_large for objects up to 32 x 32 pixels, up to 96 x 96 pixels,
+    and larger; AR_1, AR_10 and AR_100, the recall of the best 1, 10 and 100 detections per image and class, averaged
+    over the IoUs; AR_small, AR_medium and AR_large, which are AR_100 by object size.
 
-    All equal pycocotools' own on the same files to the last digit: boxes, sizes and areas are the files' numbers in
-    float64, and of equal scores in several images the first image's comes first, as samples of a COCO file are in the
+    All values are bit-identical to those of pycocotools on the same files. Boxes, sizes and areas are the numbers of
+    the files in float64. Detections with equal scores are ordered by image, and the samples of a COCO file are in the
     order of their ids.
 
-    Of each class the 100 best detections of an image count, as pycocotools applies its limit `maxDets`. COCO's rules
-    allow an image 100 over all classes, which is up to whoever makes them: `detection.max_per_image` is 100 in
-    detection=modern; detection=paper keeps 40 per class and image on average, so that its figures may be a little high.
+    For each image, the 100 best detections of each class count, because pycocotools applies its limit `maxDets` per
+    class. COCO's rules allow 100 detections per image over all classes, but nothing enforces this. With
+    detection=modern, `detection.max_per_image` is 100. With detection=paper, 40 detections per class and image are kept
+    on average, so its results can be slightly too high.
 
-    Difficult objects take the part of COCO's crowds: missing one costs nothing, and a detection whose area lies in one,
-    to a share above the IoU asked for, does not count. An object's size is its `area` in a COCO file, which is its
-    mask's; elsewhere its box's.
+    Difficult objects are treated as COCO crowds: a missed one is no error, and a detection does not count if the
+    fraction of its area inside a difficult object reaches the IoU threshold. The size of an object is its `area` in a
+    COCO file, which is the area of its mask, or else the area of its box.
     """
     names = list(truth)
-    objects: list[dict[str, Any]] = []  # what pycocotools' files hold
+    objects: list[dict[str, Any]] = []  # the annotations of a COCO file
     results: list[dict[str, Any]] = []
     for category, name in enumerate(names, 1):
         t, d = truth[name], detections.get(name)
@@ -43,7 +44,7 @@ def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, Class
         if d is not None:
             results += _entries(category, d, area=d.sizes.prod(1).tolist(), score=d.scores.tolist())
     images = sorted({entry["image_id"] for entry in (*objects, *results)})
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports every step
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints every step
         evaluation = COCOeval(_coco(objects, images, names), _coco(results, images, names), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
@@ -65,7 +66,7 @@ def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, Class
 
 
 def _entries(category: int, of_class: ClassDetections | ClassTruth, **more: list[Any]) -> list[dict[str, Any]]:
-    """Annotations of one class as COCO's files have them; more: by key, one value for each."""
+    """Return the annotations of one class in COCO format. more: additional columns by key, one value per annotation."""
     boxes = np.concatenate((of_class.boxes[:, :2], of_class.sizes), axis=1).tolist()  # x, y, width, height
     columns = {"image_id": of_class.images.tolist(), "bbox": boxes, **more}
     rows = zip(*columns.values(), strict=True)
@@ -77,7 +78,7 @@ def _coco(annotations: list[dict[str, Any]], images: list[int], names: list[str]
     coco.dataset = {
         "images": [{"id": image} for image in images],
         "categories": [{"id": category, "name": name} for category, name in enumerate(names, 1)],
-        # Ids count from 1, since pycocotools takes an id of 0 for "matched to nothing".
+        # Ids start at 1, because pycocotools uses id 0 for "not matched".
         "annotations": [{"id": number} | entry for number, entry in enumerate(annotations, 1)],
     }
     coco.createIndex()
@@ -85,6 +86,6 @@ def _coco(annotations: list[dict[str, Any]], images: list[int], names: list[str]
 
 
 def _mean(precision: np.ndarray) -> float | None:
-    """Mean of the entries that mean anything; pycocotools marks the others with -1."""
+    """Return the mean of the valid entries. pycocotools marks invalid entries with -1."""
     known = precision[precision > -1]
     return float(known.mean()) if known.size else None

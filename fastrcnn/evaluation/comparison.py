@@ -1,8 +1,9 @@
-"""Evaluations of the same images side by side: AP of each class, and how sure the differences to the first are.
+"""Compare evaluations of the same images: AP of each class, and confidence intervals of the differences to the first.
 
-The paired bootstrap over images says how sure. A resample draws as many images as there are, with replacement, and is
-the same for all that is compared. Drawing an image w times means that each of its detections and objects counts w
-times, so a resample is a row of weights, and the AP of all resamples comes from sums along each class's ranking.
+The intervals are computed with the paired bootstrap over images. A resample draws N of the N images with replacement,
+and is the same for all evaluations. If an image is drawn w times, each of its detections and objects counts w times. A
+resample is therefore a row of weights, and the AP of all resamples is computed from cumulative sums along the ranking
+of each class.
 """
 
 from __future__ import annotations
@@ -18,54 +19,56 @@ from fastrcnn.evaluation.matches import ClassMatches, Matches
 from fastrcnn.evaluation.voc_ap import ELEVEN_POINTS, VocMetric, envelope
 from fastrcnn.settings import Metric
 
-LETTERS = "ABCDE"  # of the runs; as many as there are styles of lines
-LEVEL = 0.95  # of the intervals
+LETTERS = "ABCDE"  # labels of the runs, one for each line style
+LEVEL = 0.95  # confidence level of the intervals
 RESAMPLES = 1000
-CELLS = 4_000_000  # of the largest array at a time
+CELLS = 4_000_000  # maximum number of elements of an array
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much higher an AP is than the first run's."""
+    """The difference of an AP to the AP of the first run."""
 
     value: float
-    low: float  # ends of the interval
+    low: float  # bounds of the interval
     high: float
 
     @property
     def verdict(self) -> str:
-        """What the interval says."""
+        """The conclusion from the interval, in words."""
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "not certain"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One class, or the mean over them. Lists are along the runs."""
+    """One class, or the mean over the classes. Lists have one entry per run."""
 
     name: str
     objects: int
-    ap: list[float | None]  # at IoU .5
-    differences: list[Difference | None]  # of the second run and those after it
+    ap: list[float | None]  # at IoU 0.5
+    differences: list[Difference | None]  # for the second and later runs
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that is shown."""
+    """The result of a comparison."""
 
     runs: list[str]
     metric: Metric
-    coco: list[float | None]  # COCO's AP of each run, where the metric is coco; else empty
+    coco: list[float | None]  # COCO AP of each run if the metric is coco, otherwise empty
     images: int
     resamples: int
     mean: Row
     classes: list[Row]
-    curves: dict[str, list[ClassMatches]]  # of each class with objects
+    curves: dict[str, list[ClassMatches]]  # for each class with objects, one entry per run
 
 
 def compare_runs(runs: Mapping[str, Matches], resamples: int, seed: int) -> Comparison:
-    """The comparison of evaluations, named as they were given. Raises UserError where they cannot be compared."""
+    """Compare evaluations. runs: evaluations by name. Raises UserError if they are not comparable."""
     if not 2 <= len(runs) <= len(LETTERS):
-        raise UserError(f"compare takes 2 to {len(LETTERS)} different runs, not {len(runs)}: fastrcnn compare RUN RUN")
+        raise UserError(
+            f"compare needs 2 to {len(LETTERS)} different runs, but got {len(runs)}. Usage: fastrcnn compare RUN RUN"
+        )
     names, found = list(runs), list(runs.values())
     for name, other in zip(names[1:], found[1:], strict=True):
         check_alike(names[0], found[0], name, other)
@@ -100,58 +103,61 @@ def _difference(first: float | None, other: float | None, samples: np.ndarray) -
 
 
 def check_alike(name: str, first: Matches, other_name: str, other: Matches) -> None:
-    """Raises UserError, saying what differs, unless both evaluations asked the same of the same images."""
+    """Raise UserError, with the difference, unless both evaluations have the same metric, classes and ground truth."""
     both = f"{name} and {other_name} were evaluated on"
     if first.metric != other.metric:
         raise UserError(
-            f"{name} was evaluated by metric={first.metric}, {other_name} by metric={other.metric}. Evaluate one of "
-            f"them again, with metric={first.metric}."
+            f"{name} was evaluated with metric={first.metric}, but {other_name} with metric={other.metric}. Evaluate "
+            f"{other_name} again with metric={first.metric}."
         )
     if list(first.ap) != list(other.ap):
-        what = _lacking(name, list(first.ap), other_name, list(other.ap)) or "the same, in another order"
+        what = _lacking(name, list(first.ap), other_name, list(other.ap)) or "the order of the classes differs"
         raise UserError(
-            f"{both} different classes: {what}. Evaluate both with the same data.classes; of saved detections every "
-            "class needs a file."
+            f"{both} different classes: {what}. Evaluate both with the same data.classes. Saved detections need a file "
+            "for every class."
         )
     if what := _lacking(name, first.image_ids, other_name, other.image_ids):
         number, other_number = len(first.image_ids), len(other.image_ids)
-        raise UserError(f"{both} {number} and {other_number} images: {what}. Evaluate both with the same split=.")
+        raise UserError(
+            f"{both} different images ({number} and {other_number}): {what}. Evaluate both with the same split=."
+        )
     if first.truth != other.truth:
         raise UserError(
-            f"{both} the same {len(first.image_ids)} images, but with different truth: boxes, classes, difficult "
-            "marks, sizes or their order have changed. Evaluate both again on the data as they are."
+            f"{both} the same {len(first.image_ids)} images, but with different ground truth: boxes, classes, "
+            "difficult flags, image sizes or the order of the images have changed. Evaluate both again on the current "
+            "data."
         )
 
 
 def _lacking(name: str, has: Sequence[str], other_name: str, other_has: Sequence[str], most: int = 5) -> str:
-    """Words about what one of two lists lacks, or empty."""
+    """Describe which entries are in only one of two lists. Returns an empty string if there are none."""
     found = []
     for lacks, missing in ((other_name, set(has) - set(other_has)), (name, set(other_has) - set(has))):
         if missing:
             listed = [n for n in (*has, *other_has) if n in missing]
             more = f" and {len(listed) - most} more" if len(listed) > most else ""
-            found.append(f"{lacks} lacks {', '.join(listed[:most])}{more}")
+            found.append(f"{lacks} does not have {', '.join(listed[:most])}{more}")
     return "; ".join(found)
 
 
 def fraction(value: float | None, digits: int = 3) -> str:
-    """A fraction as text; a dash for none."""
+    """Format a fraction. None becomes a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def with_sign(value: float) -> str:
-    """A difference as text; one that rounds to nothing has no sign."""
+    """Format a difference with its sign, or without a sign if it rounds to zero."""
     text = f"{value:+.3f}"
     return text[1:] if float(text) == 0 else text
 
 
 def span(difference: Difference | None) -> str:
-    """The interval as text."""
+    """Format an interval."""
     return "–" if difference is None else f"{with_sign(difference.low)} … {with_sign(difference.high)}"
 
 
 def table(found: Comparison) -> str:
-    """The comparison as people read it on a terminal."""
+    """Format the comparison as a table for the terminal."""
     letters = LETTERS[: len(found.runs)]
     lines = [f"{letter}  {run}" for letter, run in zip(letters, found.runs, strict=True)]
     level = f"{100 * LEVEL:.0f} % interval"
@@ -164,22 +170,22 @@ def table(found: Comparison) -> str:
             line += f"{'–' if d is None else with_sign(d.value):>9}   {span(d):<17}"
         lines.append(line)
     if found.coco:
-        lines.append("COCO's AP, without interval: " + ", ".join(fraction(v) for v in found.coco))
+        lines.append("COCO AP (without intervals): " + ", ".join(fraction(v) for v in found.coco))
     return "\n".join([*(line.rstrip() for line in lines), "", textwrap.fill(note(found), 100)])
 
 
 def note(found: Comparison) -> str:
-    """How the numbers came about."""
-    how = {"voc07": "VOC07's 11 points", "voc10": "area under the curve", "coco": "area under the curve"}[found.metric]
+    """Explain how the numbers were computed."""
+    how = {"voc07": "VOC07, 11 points", "voc10": "area under the curve", "coco": "area under the curve"}[found.metric]
     return (
-        f"AP at IoU .5, {how}. Intervals: paired bootstrap over the {found.images:,} images, {found.resamples:,} "
-        "resamples. They hold for other images of the kind, not for another training of the same model; one in twenty "
-        "lies off by chance."
+        f"AP at IoU 0.5 ({how}). Intervals: paired bootstrap over the {found.images:,} images, {found.resamples:,} "
+        "resamples. They show how much the differences vary with the choice of images, but not how much they vary if "
+        "a model is trained again. By chance, 1 in 20 intervals does not contain the true difference."
     )
 
 
 def resample(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """How often each image is drawn (resamples, images) int16, the same for the same arguments."""
+    """Return how often each image is drawn (resamples, images) int16. The same arguments give the same result."""
     rng = np.random.default_rng(seed)
     weights = np.zeros((resamples, images), np.int16)
     for row in weights:
@@ -188,10 +194,10 @@ def resample(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarr
 
 
 def weighted_ap(found: ClassMatches, weights: np.ndarray, metric: VocMetric) -> np.ndarray:
-    """AP (R,) of a class where image i counts weights[r, i] times; NaN where no object is left.
+    """Return the AP (R,) of a class if image i counts weights[r, i] times, or NaN if no object is left.
 
-    Equals class_ap of the images repeated so often. The curve's envelope is reached after right detections, so it is
-    computed there alone: false ones only count.
+    The result equals `class_ap` on images repeated that often. The envelope of the curve is computed only at correct
+    detections, because it changes only there. False detections only contribute to the counts.
     """
     hits = np.flatnonzero(found.correct)
     rows = max(1, CELLS // max(len(found.images), len(found.objects), 1))
@@ -215,7 +221,7 @@ def weighted_ap(found: ClassMatches, weights: np.ndarray, metric: VocMetric) -> 
 
 
 def ap_samples(classes: Mapping[str, ClassMatches], weights: np.ndarray, metric: VocMetric) -> dict[str, np.ndarray]:
-    """AP (R,) of every class in each resample, and under "" the mean over the classes with objects there."""
+    """Return the AP (R,) of every class in each resample. The key "" has the mean over the classes with objects."""
     found = {name: weighted_ap(c, weights, metric) for name, c in classes.items()}
     table = np.array(list(found.values())).reshape(len(found), len(weights))
     known = ~np.isnan(table)
@@ -226,7 +232,7 @@ def ap_samples(classes: Mapping[str, ClassMatches], weights: np.ndarray, metric:
 
 
 def interval(differences: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
-    """The percentile interval of the differences; None where no resample has one."""
+    """Return the percentile interval of the differences, or None if all of them are NaN."""
     known = np.asarray(differences)[~np.isnan(differences)]
     if not len(known):
         return None

@@ -1,4 +1,4 @@
-"""An evaluation: detections and truth of a data set, their AP by a metric, and its files."""
+"""Evaluate the detections of a data set against its ground truth, and write the results."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from fastrcnn.structures import Sample
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The outcome of one evaluation."""
+    """The result of one evaluation."""
 
     ap: MeanAP
     metric: Metric
-    classes: Sequence[str]  # all; label k of the truth is classes[k - 1]
+    classes: Sequence[str]  # all classes; label k of the ground truth is classes[k - 1]
     samples: list[Sample]
-    detections: Mapping[str, ClassDetections]  # by class; images counted along `samples`
-    recall: ProposalRecall | None  # of the proposals, which is the most that any detector of them can find
-    seconds_per_image: float | None = None  # of the network and what follows it; reading images is not in it
+    detections: Mapping[str, ClassDetections]  # by class; image indices are positions in `samples`
+    recall: ProposalRecall | None  # recall of the proposals
+    seconds_per_image: float | None = None  # network and postprocessing, without reading images
 
     @property
     def rule(self) -> VocMetric:
-        """How the AP at IoU .5 is computed: as the metric says, the area under the curve where that is COCO's."""
+        """The rule for AP at IoU 0.5: the metric itself, or the area under the curve if the metric is coco."""
         return "voc10" if self.metric == "coco" else self.metric
 
     def curves(self) -> Mapping[str, ClassAP]:
-        """Every class that was evaluated at IoU .5, by VOC's matching."""
+        """Return the curve of each evaluated class at IoU 0.5, with VOC's matching rules."""
         if self.metric != "coco":
             return self.ap.classes
         truth = truth_by_class(self.samples, self.classes)
@@ -58,11 +58,11 @@ def compare(
     metric: Metric,
     recall: ProposalRecall | None = None,
 ) -> Evaluation:
-    """AP of detections, images counted along `samples`, against the samples' truth.
+    """Compute the AP of detections against the ground truth of `samples`.
 
-    Label k of the truth is classes[k - 1]. A class that `detections` lacks is left out, as competitions allow; one
-    of which nothing was found has an entry, an empty one, and AP 0. Raises ValueError for detections of a class that
-    `classes` lacks.
+    Image indices in `detections` are positions in `samples`. Label k of the ground truth is classes[k - 1]. A class
+    without an entry in `detections` is excluded, as VOC competitions allow. A class with an empty entry has AP 0.
+    Raises ValueError if `detections` has a class that is not in `classes`.
     """
     truth = {name: t for name, t in truth_by_class(samples, classes).items() if name in detections}
     return Evaluation(average_precision(detections, truth, metric), metric, classes, samples, detections, recall)
@@ -71,27 +71,29 @@ def compare(
 def average_precision(
     detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth], metric: Metric
 ) -> MeanAP:
-    """AP of each class of `truth`, the mean, and the metric's other figures; see mean_ap and coco_ap.
+    """Compute the AP of each class of `truth`, the mean, and the other figures of the metric; see mean_ap and coco_ap.
 
-    What holds for all metrics, also where there is nothing to count:
+    The following rules apply to all metrics:
 
-    - A class without an object that counts, because no image has one or all are difficult, has no AP: None. It is
-      left out of the mean, whatever was detected of it.
-    - A class that has objects and of which nothing was detected has AP 0, and counts in the mean.
-    - Without any class that has an AP the mean is None; without any detection it is 0.
-    - A detection in an image that has no object of its class is false, also where the image has no object at all.
-    - A missed difficult object costs nothing, and a detection of one is left out.
+    - If a class has no objects, or only difficult ones, its AP is None. It is excluded from the mean, even if there are
+      detections of the class.
+    - If a class has objects but no detections, its AP is 0, and it is included in the mean.
+    - If no class has an AP, the mean is None. If there are objects but no detections at all, the mean is 0.
+    - A detection in an image without objects of its class is false.
+    - A missed difficult object is no error, and a detection of a difficult object is ignored.
 
-    Raises ValueError for detections of a class that `truth` lacks.
+    Raises ValueError if `detections` has a class that is not in `truth`.
     """
     if unknown := sorted(set(detections) - set(truth)):
-        raise ValueError(f"detections of classes that the truth lacks: {', '.join(unknown)}")
+        raise ValueError(f"detections of classes that are not in the ground truth: {', '.join(unknown)}")
     return coco_ap(detections, truth) if metric == "coco" else mean_ap(detections, truth, metric)
 
 
 def write_results(result: Evaluation, folder: Path) -> None:
-    """Writes matches.npz for comparisons, timing.json and metrics.json into `folder`. Raises UserError where it cannot
-    be written to."""
+    """Write matches.npz (for comparisons), timing.json and metrics.json to `folder`.
+
+    Raises UserError if the files cannot be written.
+    """
     truth = truth_by_class(result.samples, result.classes)
     found = matches.Matches(
         metric=result.metric,
@@ -116,27 +118,27 @@ def write_results(result: Evaluation, folder: Path) -> None:
             "recall_50": {name: r.at_50 for name, r in result.recall.classes.items()},
             "recall_70": {name: r.at_70 for name, r in result.recall.classes.items()},
         }
-    if result.seconds_per_image is not None:  # by itself, so that the same run gives the same metrics.json
+    if result.seconds_per_image is not None:  # separate, so that metrics.json is reproducible
         timing = {"seconds_per_image": result.seconds_per_image}
         replace_file(folder / "timing.json", (json.dumps(timing) + "\n").encode())
-    replace_file(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())  # last: all is there then
+    replace_file(folder / "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())  # written last
 
 
 def table(result: Evaluation) -> str:
-    """The outcome as people read it: AP of each class, beside the objects there are and the proposals' recall."""
+    """Format the results as a table: number of objects, AP and proposal recall of each class."""
     counted = [name for name, value in result.ap.ap.items() if value is not None]
     width = max([5, *(len(name) for name in counted)])
-    lines = [f"{'class':<{width}}  objects      AP" + ("   proposals' recall at .5" if result.recall else "")]
+    lines = [f"{'class':<{width}}  objects      AP" + ("   proposal recall at IoU 0.5" if result.recall else "")]
     for name in counted:
         line = f"{name:<{width}}  {result.ap.objects[name]:>7}  {result.ap.ap[name]:6.3f}"
         if result.recall and (found := result.recall.classes[name].at_50) is not None:
             line += f"   {found:6.3f}"
         lines.append(line)
-    mean = "no class has truth" if result.ap.mean is None else f"{result.ap.mean:6.3f}"
+    mean = "no class has ground truth" if result.ap.mean is None else f"{result.ap.mean:6.3f}"
     lines.append(f"{'mAP':<{width}}  {'':>7}  {mean}   ({result.metric}, {len(result.samples)} images)")
     if result.ap.figures:
         shown = [f"{name} {'none' if value is None else f'{value:.3f}'}" for name, value in result.ap.figures.items()]
         lines += [", ".join(text for text in shown if text.startswith(kind)) for kind in ("AP", "AR")]
     if without := [name for name in result.ap.ap if name not in counted]:
-        lines.append(f"without truth in these images: {', '.join(without)}")
+        lines.append(f"no ground truth in these images: {', '.join(without)}")
     return "\n".join(lines)

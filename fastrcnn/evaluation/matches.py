@@ -1,7 +1,7 @@
-"""What two evaluations are compared by: of every detection its image, its score and whether it is right.
+"""Read and write matches.npz: the image, score and correctness of every detection of an evaluation.
 
-Matching at IoU .5 looks at one image at a time, so with this the AP of any choice of images is had without boxes,
-pictures or model. matches.npz holds it beside metrics.json.
+Matching at IoU 0.5 treats each image separately. These data are therefore sufficient to compute the AP of any subset of
+the images without boxes, images or a model. matches.npz is stored next to metrics.json.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from fastrcnn.evaluation.voc_ap import METRICS, ClassAP, ClassDetections, ClassT
 from fastrcnn.files import replace_file
 from fastrcnn.settings import Metric
 
-if TYPE_CHECKING:  # a comparison does without torch
+if TYPE_CHECKING:  # a comparison does not need torch
     from fastrcnn.structures import Sample
 
 FILE = "matches.npz"
-VERSION = 2  # 2: the truth is compared in float64
+VERSION = 2  # since version 2, the ground truth is compared in float64
 COLUMNS = {"images": np.int32, "scores": np.float64, "correct": np.bool_, "objects": np.int32}  # of ClassMatches
 
 
 @dataclass(frozen=True)
 class ClassMatches:
-    """The detections (C,) of a class that count, by falling score, and its objects (P,) that do."""
+    """The C detections of a class that count, by descending score, and its P objects that count."""
 
     images: np.ndarray  # (C,) int32, the index of each detection's image
     scores: np.ndarray  # (C,) float64
@@ -43,7 +43,7 @@ class ClassMatches:
 
 @dataclass(frozen=True)
 class Matches:
-    """An evaluation, as far as a comparison needs it."""
+    """The data of an evaluation that a comparison needs."""
 
     metric: Metric
     mean: float | None  # AP by `metric`, as in metrics.json
@@ -54,7 +54,7 @@ class Matches:
 
 
 def data_hash(samples: Sequence[Sample], classes: Sequence[str]) -> str:
-    """sha256 over class names, and ids, sizes and truth of the images: equal where the same was asked."""
+    """Return the SHA-256 of the class names and of the ids, sizes and ground truth of the images."""
     found = hashlib.sha256(json.dumps(list(classes)).encode())
     for s in samples:
         found.update(json.dumps([s.image_id, int(s.width), int(s.height), len(s.labels)]).encode())
@@ -64,7 +64,7 @@ def data_hash(samples: Sequence[Sample], classes: Sequence[str]) -> str:
 
 
 def class_matches(detections: ClassDetections, truth: ClassTruth, curve: ClassAP) -> ClassMatches:
-    """What is kept of a class. curve: what class_ap says at IoU .5."""
+    """Return the matches of a class. curve: the result of `class_ap` at IoU 0.5."""
     return ClassMatches(
         detections.images[curve.order].astype(np.int32),
         curve.scores,
@@ -74,7 +74,7 @@ def class_matches(detections: ClassDetections, truth: ClassTruth, curve: ClassAP
 
 
 def write(path: Path, matches: Matches) -> Path:
-    """Writes the file in one step. Raises UserError where it cannot be written."""
+    """Write the file atomically. Raises UserError if it cannot be written."""
     about = {"version": VERSION} | {name: value for name, value in vars(matches).items() if name != "classes"}
     arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     parts = list(matches.classes.values())
@@ -88,13 +88,13 @@ def write(path: Path, matches: Matches) -> Path:
 
 
 def read(folder: Path) -> Matches:
-    """The matches of an evaluation's folder. Raises UserError where there are none or they cannot be read."""
+    """Read the matches in the folder of an evaluation. Raises UserError if the file is missing or cannot be read."""
     path = folder / FILE
     if not path.is_file():
         raise UserError(
-            f"{folder}: has no {FILE}, which `fastrcnn compare` needs and `eval`, `reval` with output=FOLDER and "
-            "`train` write. Evaluate again: fastrcnn eval checkpoint=RUN, or fastrcnn reval detections=FOLDER "
-            "output=FOLDER data=..."
+            f"{folder}: the folder contains no {FILE}, which `fastrcnn compare` needs. `fastrcnn train`, `fastrcnn "
+            "eval checkpoint=RUN` and `fastrcnn reval detections=FOLDER output=FOLDER data=...` write this file. Run "
+            "the evaluation again."
         )
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -103,17 +103,17 @@ def read(folder: Path) -> Matches:
             columns = [np.split(file[name], ends.get(name, np.cumsum(file["detections"])[:-1])) for name in COLUMNS]
         classes = dict(zip(about["ap"], (ClassMatches(*c) for c in zip(*columns, strict=True)), strict=True))
         if about.pop("version") != VERSION or about["metric"] not in METRICS:
-            raise ValueError("another version or metric")
+            raise ValueError("unknown version or metric")
         _check(classes, len(about["image_ids"]))
         return Matches(**about, classes=classes)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Evaluate again, which writes it anew.") from None
+        raise UserError(f"{path}: cannot be read ({error}). Run the evaluation again to replace it.") from None
 
 
 def _check(classes: Mapping[str, ClassMatches], images: int) -> None:
     for name, c in classes.items():
         if not len(c.images) == len(c.scores) == len(c.correct) or not np.isfinite(c.scores).all():
-            raise ValueError(f"the columns of {name} do not fit")
+            raise ValueError(f"the arrays of class {name} are inconsistent")
         for column in (c.images, c.objects):
             if column.min(initial=0) < 0 or column.max(initial=-1) >= images:
-                raise ValueError(f"{name} has an image that is not in the list")
+                raise ValueError(f"class {name} has an image index out of range")

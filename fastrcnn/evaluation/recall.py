@@ -1,4 +1,4 @@
-"""How many objects the proposals find, the ceiling of a detector that uses them; and objects by the sizes of COCO."""
+"""Compute the recall of proposals, which usually limits the recall of a detector, and AP by COCO's object sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastrcnn import boxes
 from fastrcnn.evaluation.voc_ap import ClassAP, ClassDetections, ClassTruth, VocMetric, box_sizes, ranked_ap
 from fastrcnn.structures import Sample
 
-SIZES = {  # areas in square pixels, from and below
+SIZES = {  # ranges of areas in square pixels: lower bound included, upper bound excluded
     "small": (0.0, 32.0**2),
     "medium": (32.0**2, 96.0**2),
     "large": (96.0**2, np.inf),
@@ -21,17 +21,17 @@ SIZES = {  # areas in square pixels, from and below
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall of some objects; None where there are none."""
+    """Recall of a set of objects; None if the set is empty."""
 
-    objects: int  # that are not difficult
-    at_50: float | None  # share of objects that a proposal overlaps with IoU >= .5
+    objects: int  # number of objects that are not difficult
+    at_50: float | None  # fraction of objects that a proposal overlaps with IoU >= 0.5
     at_70: float | None
-    best_overlap: float | None  # mean over the objects of the IoU with the best proposal (ABO)
+    best_overlap: float | None  # average best overlap (ABO): mean IoU of the objects with their best proposal
 
 
 @dataclass(frozen=True)
 class ProposalRecall:
-    """What the proposals of a data set find, in all, by class and by size."""
+    """Recall of the proposals of a data set: overall, by class and by size."""
 
     all: Recall
     classes: dict[str, Recall]
@@ -46,11 +46,12 @@ class ProposalRecall:
 def proposal_recall(
     proposals: Iterable[np.ndarray], samples: Iterable[Sample], classes: Sequence[str]
 ) -> ProposalRecall:
-    """Recall of the `proposals`, arrays (P_i, 4) one for each of the `samples`, in the images' own pixels.
+    """Compute the recall of proposals.
 
-    Label k is classes[k - 1]. Difficult objects are left out, as in evaluation; `overlaps` has the others in the order
-    of the samples. Both inputs are read once and one image at a time. Raises ValueError where one is longer than the
-    other.
+    proposals: for each sample an array (P, 4) in pixels of the original image. Label k is classes[k - 1].
+    Difficult objects are ignored, as in the evaluation of detections. `overlaps` of the result has the other objects in
+    the order of the samples. Both inputs are iterated once, one image at a time. Raises ValueError if their lengths
+    differ.
     """
     counts, best, labels, areas = [], [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0)]
     for found, sample in zip(proposals, samples, strict=True):
@@ -75,24 +76,24 @@ def proposal_recall(
 
 
 def recall(overlap: np.ndarray) -> Recall:
-    """Recall from the IoU (G,) of each object with its best proposal."""
+    """Compute the recall from the IoU (G,) of each object with its best proposal."""
     if not len(overlap):
         return Recall(0, None, None, None)
     return Recall(len(overlap), float((overlap >= 0.5).mean()), float((overlap >= 0.7).mean()), float(overlap.mean()))
 
 
 def by_size(areas: np.ndarray) -> dict[str, np.ndarray]:
-    """Of each size, which of the areas (N,) are of it (N,)."""
+    """Return for each size in SIZES a mask (N,) of the areas (N,) in its range."""
     return {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
 
 
 def size_ap(
     detections: ClassDetections, truth: ClassTruth, curve: ClassAP, metric: VocMetric
 ) -> dict[str, float | None]:
-    """AP of a class for the objects of each of SIZES; None where it has none. curve: what class_ap says at IoU .5.
+    """Compute the AP of a class for each size in SIZES, or None if the class has no objects of the size.
 
-    As in COCO's evaluation an object of another size is like a difficult one: a detection of it does not count, and
-    nor does one that fits no object and is itself of another size.
+    curve: the result of `class_ap` at IoU 0.5. As in COCO's evaluation, objects of other sizes are treated like
+    difficult objects: detections that match them are ignored. Unmatched detections of other sizes are also ignored.
     """
     matches, correct = curve.matches[curve.order], curve.correct[curve.order]
     areas = box_sizes(detections.boxes[curve.order]).prod(axis=1)

@@ -1,16 +1,18 @@
-"""Average precision as PASCAL VOC defines it, for one class and for many.
+"""Average precision as defined by PASCAL VOC, for one class and for several classes.
 
-The rules are those of py-faster-rcnn's Python evaluator (voc_eval.py), by which later detectors report VOC figures:
+The rules are those of py-faster-rcnn's Python evaluator (voc_eval.py), which later detectors use for VOC results:
 
-- detections are taken by falling score; of equal scores, the one that comes first in the input is first;
-- each detection looks at the truth box of its image that it overlaps most (the first of several equal ones) alone;
-- where that overlap is not above .5, the detection is false; where the box is difficult, the detection is
-  left out, neither right nor wrong; the first detection of any other box is right, every later one false.
+- Detections are processed by descending score. Detections with equal scores keep their input order.
+- Each detection is compared only with the ground-truth box of its image that it overlaps most (the first one if
+  several overlaps are equal).
+- If this overlap is not above 0.5, the detection is false. If the box is difficult, the detection is ignored. The first
+  detection of any other box is correct, and every later one is false.
 
-Fast R-CNN's own figures come from the VOC devkit in MATLAB (VOCevaldet.m, VOCap.m; Everingham et al., IJCV 2010,
-section 4.2), which accepts an overlap of exactly .5, and reaches two of the eleven recalls earlier: see ELEVEN_POINTS.
+The results in the Fast R-CNN paper were computed with the VOC devkit in MATLAB (VOCevaldet.m, VOCap.m; Everingham et
+al., IJCV 2010, section 4.2). The devkit also accepts an overlap of exactly 0.5, and it differs for two of the eleven
+recall levels (see ELEVEN_POINTS).
 
-Boxes are half-open, so that plain differences equal the inclusive "+1" widths of both. All sums are float64.
+Boxes are half-open, so their differences equal the inclusive "+1" widths of both programs. All sums are float64.
 """
 
 from __future__ import annotations
@@ -31,12 +33,13 @@ VocMetric = Literal["voc07", "voc10"]  # 11 points of the curve, or the area und
 VOC_METRICS: tuple[str, ...] = get_args(VocMetric)
 METRICS: tuple[str, ...] = get_args(Metric)
 
-# As numpy computes them, here and in py-faster-rcnn (`np.arange(0., 1.1, 0.1)`): .3, .6 and .7 come out one rounding
-# step above the decimals, so that a recall of exactly 3/10, 6/10 or 7/10 does not reach its point. MATLAB computes the
-# second half of the devkit's 0:0.1:1 backwards from 1, so its .6 and .7 are the decimals; its .3 is 3 * .1 as here.
+# The same values as in py-faster-rcnn (`np.arange(0., 1.1, 0.1)`). In numpy, 0.3, 0.6 and 0.7 are one rounding step
+# above the nearest float64, so a recall of exactly 3/10, 6/10 or 7/10 does not reach its point. MATLAB computes the
+# second half of the devkit's 0:0.1:1 backwards from 1, so its 0.6 and 0.7 are the nearest float64. Its 0.3 is 3 * 0.1,
+# as in numpy.
 ELEVEN_POINTS = np.linspace(0.0, 1.0, 11)
 
-COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {  # types of the arrays below, and what follows N in their shapes
+COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {  # dtypes of the arrays below, and their shapes without N
     "images": (np.int64, ()),
     "scores": (np.float64, ()),
     "boxes": (np.float64, (4,)),
@@ -47,7 +50,7 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {  # types of the arrays belo
 
 
 class ClassBoxes:
-    """What ClassDetections and ClassTruth share: their arrays are converted to COLUMNS, or refused by ValueError."""
+    """Base class of ClassDetections and ClassTruth. Converts the arrays to COLUMNS, or raises ValueError."""
 
     images: np.ndarray
     boxes: np.ndarray
@@ -64,7 +67,7 @@ class ClassBoxes:
                 raise ValueError(f"{column.name} must have shape {(len(self.images), *rest)}, not {value.shape}")
             object.__setattr__(self, column.name, value)
         if self.images.min(initial=0) < 0:
-            raise ValueError("an image's index is negative")
+            raise ValueError("an image index is negative")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -74,10 +77,10 @@ class ClassBoxes:
 class ClassDetections(ClassBoxes):
     """The detections of one class in all images."""
 
-    images: np.ndarray  # (D,) int64, which image each detection is in: its index in the list of images
+    images: np.ndarray  # (D,) int64, index of the image of each detection
     scores: np.ndarray  # (D,) float64
     boxes: np.ndarray  # (D, 4) float64, half-open x1 y1 x2 y2 in pixels
-    # (D, 2) float64, width and height as a COCO file has them; None: those of the boxes
+    # (D, 2) float64, width and height in a COCO file; None: computed from the boxes
     sizes: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -90,42 +93,42 @@ class ClassDetections(ClassBoxes):
 class ClassTruth(ClassBoxes):
     """The objects of one class in all images."""
 
-    images: np.ndarray  # (G,) int64, which image each object is in: its index in the list of images
+    images: np.ndarray  # (G,) int64, index of the image of each object
     boxes: np.ndarray  # (G, 4) float64, half-open x1 y1 x2 y2 in pixels
     difficult: np.ndarray  # (G,) bool
-    # (G, 2) float64, width and height, and (G,) float64, `area`, as a COCO file has them; None: those of the boxes
+    # (G, 2) float64 width and height, and (G,) float64 `area`, in a COCO file; None: computed from the boxes
     sizes: np.ndarray = None  # type: ignore[assignment]
     areas: np.ndarray = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class ClassAP:
-    """What became of the detections of one class. C of them count; the others match difficult boxes."""
+    """The result of evaluating one class. C of the D detections count; the others match difficult boxes."""
 
-    ap: float | None  # None where the class has no object that counts
-    positives: int  # objects that are not difficult
-    order: np.ndarray  # (C,) int64, the detections that count, by falling score
-    precision: np.ndarray  # (C,) float64 after each of these
-    recall: np.ndarray  # (C,) float64
+    ap: float | None  # None if the class has no object that counts
+    positives: int  # number of objects that are not difficult
+    order: np.ndarray  # (C,) int64, the detections that count, by descending score
+    precision: np.ndarray  # (C,) float64, after each of these detections
+    recall: np.ndarray  # (C,) float64, after each of these detections
     scores: np.ndarray  # (C,) float64, the score of each point of the curve
-    matches: np.ndarray  # (D,) int64, in the input's order: the truth box overlapped most, or -1 if not enough
-    overlaps: np.ndarray  # (D,) float64: IoU with the truth box overlapped most, matched or not; 0 without one
-    correct: np.ndarray  # (D,) bool: the first detection of its truth box
-    ignored: np.ndarray  # (D,) bool: matches a difficult box, does not count
+    matches: np.ndarray  # (D,) int64, in input order: the ground-truth box with the largest IoU, or -1 if it is too low
+    overlaps: np.ndarray  # (D,) float64: the largest IoU with a ground-truth box, matched or not; 0 if there is none
+    correct: np.ndarray  # (D,) bool: the first detection of its ground-truth box
+    ignored: np.ndarray  # (D,) bool: matches a difficult box and does not count
 
 
 def best_threshold(classes: Iterable[ClassAP]) -> float | None:
-    """The score from which on the detections of all classes together have the best F1; None where none is right.
+    """Return the score threshold with the best F1 over all classes, or None if no detection is correct.
 
-    Any score down to that of the next detection gives this F1. The result is halfway to it: in other images the
-    detections that are right have lower scores too.
+    All thresholds between the last accepted detection and the next one have the same F1. The result is the midpoint,
+    because correct detections in other images can have lower scores.
     """
     curves = list(classes)
     scores = np.concatenate([np.zeros(0), *(c.scores for c in curves)])
     right = np.concatenate([np.zeros(0), *(np.diff(np.round(c.recall * c.positives), prepend=0.0) for c in curves)])
     order = np.argsort(-scores, kind="stable")
     scores, right = scores[order], np.cumsum(right[order])
-    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))[: len(scores)]  # of those with the same score
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))[: len(scores)]  # last detection of each score
     f1 = 2 * right[last] / (last + 1 + sum(c.positives for c in curves))
     if not len(last) or not right[-1]:
         return None
@@ -137,11 +140,11 @@ def best_threshold(classes: Iterable[ClassAP]) -> float | None:
 class MeanAP:
     """AP of every class by one metric, from 0 to 1."""
 
-    mean: float | None  # over the classes that have an object that counts; None where no class has
-    ap: dict[str, float | None]  # None: the class has no object that counts
-    objects: dict[str, int]  # of each class, those that are not difficult
-    figures: dict[str, float | None] = field(default_factory=dict)  # the metric's others by name, such as COCO's AP50
-    classes: dict[str, ClassAP] = field(default_factory=dict, repr=False)  # the curves, where a class has just one
+    mean: float | None  # over the classes with an object that counts; None if there is no such class
+    ap: dict[str, float | None]  # None if the class has no object that counts
+    objects: dict[str, int]  # number of objects of each class that are not difficult
+    figures: dict[str, float | None] = field(default_factory=dict)  # other figures of the metric, such as COCO's AP50
+    classes: dict[str, ClassAP] = field(default_factory=dict, repr=False)  # curves, for metrics with one per class
 
 
 def mean_ap(
@@ -150,9 +153,9 @@ def mean_ap(
     metric: VocMetric = "voc07",
     min_iou: float = 0.5,
 ) -> MeanAP:
-    """AP of each class of `truth`, and the mean over the classes that have an object which is not difficult.
+    """Compute the AP of each class of `truth`, and the mean over the classes with an object that is not difficult.
 
-    A class without detections has AP 0; evaluate.average_precision has all such definitions.
+    A class without detections has AP 0. See `evaluate.average_precision` for all special cases.
     """
     nothing = ClassDetections(np.zeros(0), np.zeros(0), np.zeros((0, 4)))
     classes = {name: class_ap(detections.get(name, nothing), t, metric, min_iou) for name, t in truth.items()}
@@ -165,18 +168,18 @@ def mean_ap(
 def class_ap(
     detections: ClassDetections, truth: ClassTruth, metric: VocMetric = "voc07", min_iou: float = 0.5
 ) -> ClassAP:
-    """AP of one class; a match needs an IoU above `min_iou`. Takes O(D) memory beside the input."""
+    """Compute the AP of one class. A match needs an IoU above `min_iou`. Needs O(D) memory in addition to the input."""
     if metric not in VOC_METRICS:
         raise ValueError(f"metric must be one of {', '.join(VOC_METRICS)}, not {metric!r}")
     best, overlaps = most_overlapped(detections.images, detections.boxes, truth.images, truth.boxes)
     matches = np.where(overlaps > min_iou, best, -1)
-    ignored = (matches >= 0) & np.append(truth.difficult, False)[matches]  # the appended one answers for -1
+    ignored = (matches >= 0) & np.append(truth.difficult, False)[matches]  # the appended value is for -1
 
     order = np.argsort(-detections.scores, kind="stable")
     order = order[~ignored[order]]
     candidates = order[matches[order] >= 0]
     correct = np.zeros(len(detections), bool)
-    correct[candidates[np.unique(matches[candidates], return_index=True)[1]]] = True  # the first of each truth
+    correct[candidates[np.unique(matches[candidates], return_index=True)[1]]] = True  # first of each box
 
     positives = int(np.count_nonzero(~truth.difficult))
     found = np.cumsum(correct[order])
@@ -199,19 +202,19 @@ def class_ap(
 def most_overlapped(
     images: np.ndarray, boxes: np.ndarray, truth_images: np.ndarray, truth_boxes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The truth box of its image that each detection (D,) overlaps most, 0 where it overlaps none, and the IoU.
+    """Return for each detection (D,) the ground-truth box of its image with the largest IoU, and this IoU.
 
-    Round k compares every detection with the k-th truth box of its image, so the work is the number of pairs
-    and the memory that of a few arrays of length D.
+    If a detection overlaps no box, both are 0. Round k compares every detection with the k-th ground-truth box of its
+    image, so the time is proportional to the number of pairs and the memory is a few arrays of length D.
     """
     by_image = np.argsort(truth_images, kind="stable")
     number = 1 + max(truth_images.max(initial=-1), images.max(initial=-1))
-    ends = np.cumsum(np.bincount(truth_images, minlength=number))  # of each image's run in `by_image`
+    ends = np.cumsum(np.bincount(truth_images, minlength=number))  # end of each image's range in `by_image`
     last = ends[images]
     first = np.append(0, ends)[images]
     best = np.zeros(len(images), np.int64)
     best_iou = np.zeros(len(images))
-    left = np.flatnonzero(first < last)  # detections that have a k-th truth box
+    left = np.flatnonzero(first < last)  # detections with a k-th ground-truth box
     k = 0
     while len(left):
         candidates = by_image[first[left] + k]
@@ -225,7 +228,7 @@ def most_overlapped(
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU (R,) of each box of `a` (R, 4) with the box of `b` (R, 4) beside it; 0 for empty boxes."""
+    """Return the IoU (R,) of box a[i] with box b[i]. a, b: (R, 4). The IoU of empty boxes is 0."""
     width = np.minimum(a[:, 2], b[:, 2]) - np.maximum(a[:, 0], b[:, 0])
     height = np.minimum(a[:, 3], b[:, 3]) - np.maximum(a[:, 1], b[:, 1])
     meet = (width > 0) & (height > 0)
@@ -236,9 +239,10 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def area(precision: np.ndarray, recall: np.ndarray, metric: VocMetric) -> float:
-    """AP of a curve: precision and recall (C,) after each detection that counts, by falling score.
+    """Compute the AP of a curve. precision, recall: (C,) after each detection that counts, by descending score.
 
-    voc07: the mean over the recalls 0, .1, ..., 1 of the best precision at that recall or a higher one.
+    voc07 is the mean over the recall levels 0, 0.1, ..., 1 of the best precision at this recall or a higher one. voc10
+    is the area under the curve.
     """
     best = envelope(precision)
     if metric == "voc07":
@@ -247,24 +251,24 @@ def area(precision: np.ndarray, recall: np.ndarray, metric: VocMetric) -> float:
 
 
 def ranked_ap(correct: np.ndarray, positives: int, metric: VocMetric) -> float:
-    """AP of detections (C,) by falling score, each correct or false, where `positives` objects (>= 1) count."""
+    """Compute the AP of detections. correct: (C,) bool, by descending score. positives: number of objects (>= 1)."""
     hits = np.cumsum(correct)
     return area(hits / np.arange(1, len(hits) + 1), hits / positives, metric)
 
 
 def envelope(precision: np.ndarray) -> np.ndarray:
-    """The best precision (..., C) at a recall or a higher one; recall rises along the last axis."""
+    """Return the best precision (..., C) at each recall or a higher one. Recall increases along the last axis."""
     return np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
 
 
 def box_sizes(boxes: np.ndarray) -> np.ndarray:
-    """Widths and heights (N, 2) of boxes (N, 4)."""
+    """Return the widths and heights (N, 2) of boxes (N, 4)."""
     boxes = np.asarray(boxes, np.float64)
     return boxes[..., 2:] - boxes[..., :2]
 
 
 def truth_by_class(samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, ClassTruth]:
-    """The objects of `samples`, class by class: label k is classes[k - 1], an image's index is its place."""
+    """Return the objects of `samples` by class. Label k is classes[k - 1]. Image indices are positions in `samples`."""
     columns = {
         "images": [np.full(len(s.labels), i) for i, s in enumerate(samples)],
         "boxes": [s.boxes for s in samples],
@@ -277,7 +281,7 @@ def truth_by_class(samples: Sequence[Sample], classes: Sequence[str]) -> dict[st
 
 
 def detections_by_class(detections: Sequence[Detections], classes: Sequence[str]) -> dict[str, ClassDetections]:
-    """The detections of each image, class by class; labels and images are counted as in truth_by_class."""
+    """Return the detections by class. detections: one entry per image. Labels and indices are as in truth_by_class."""
     columns = {
         "images": [np.full(len(d), i) for i, d in enumerate(detections)],
         "scores": [d.scores.float().cpu().numpy() for d in detections],
@@ -290,7 +294,7 @@ def detections_by_class(detections: Sequence[Detections], classes: Sequence[str]
 def _by_class(
     labels: list[np.ndarray], columns: dict[str, list[np.ndarray]], classes: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The rows of each label 1, 2, ..., in their order; labels and columns are lists of arrays, one an image."""
+    """Return the rows of each label 1, 2, ... in input order. labels and each column: lists of one array per image."""
     label = np.concatenate([np.zeros(0, np.int64), *labels])
     order = np.argsort(label, kind="stable")
     ends = np.searchsorted(label[order], np.arange(1, len(classes) + 2))

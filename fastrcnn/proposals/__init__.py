@@ -1,1 +1,1 @@
-"""Proposals: the store, selective search, other programs' files."""
+"""Proposals: selective search, the proposal store, and conversion from and to other formats."""

@@ -1,4 +1,4 @@
-"""Boxes are clipped to their image; what is no box in it is dropped and counted."""
+"""Clip boxes to their image, and drop and count invalid boxes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BoxCounts:
-    """How many boxes were kept, how many of those had to be clipped (`far`: by more than a pixel), and how many were
-    dropped and why."""
+    """The number of boxes that were kept, and the number of boxes that were dropped for each reason.
+
+    clipped: kept boxes that were clipped. far: kept boxes that were clipped by more than a pixel.
+    """
 
     kept: int = 0
     clipped: int = 0
@@ -34,10 +36,10 @@ class BoxCounts:
 
 
 def clean(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray, BoxCounts]:
-    """Clips boxes (P, 4) to an image of `height` x `width` pixels and drops those that are none.
+    """Clip boxes (P, 4) to an image of `height` x `width` pixels and drop invalid boxes.
 
-    Dropped are boxes with a NaN or infinite number, inverted or empty ones, and ones outside the image.
-    Returns the boxes left (R, 4) float32 in their order, their rows in the input (R,) int64, and the counts.
+    A box is dropped if it has a NaN or infinite coordinate, if it is inverted or empty, or if it is outside the image.
+    Returns the remaining boxes (R, 4) float32 in input order, their row indices (R,) int64, and the counts.
     """
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     finite = np.isfinite(boxes).all(axis=1)

@@ -1,8 +1,8 @@
-"""Proposals in whatever format they come: opened here, boxes as they stand in the file, images by id.
+"""Open proposal files of any supported format. Boxes keep the numbers of the file, and images are identified by id.
 
-The format is recognised from the content, never from the suffix alone. Nothing in a file is trusted: whatever its
-bytes are, there is a result or a UserError with the file's name, nothing in it is run, and memory stays within a
-small multiple of its size.
+The format is recognised from the content; the suffix only helps to recognise a pickle. Files are not trusted: any
+sequence of bytes gives either a result or a UserError with the file name, no code in a file is run, and memory use
+stays within a small multiple of the file size.
 """
 
 from __future__ import annotations
@@ -22,52 +22,54 @@ from fastrcnn.proposals.formats.pickles import read_pickle
 from fastrcnn.proposals.formats.text import csv_columns, read_csv, read_json
 from fastrcnn.proposals.store import ProposalStore, refuse_repeated
 
-HEAD = 4096  # bytes that tell the format
+HEAD = 4096  # bytes that are read to recognise the format
 
-FORMATS = """Known are (data/README.md has the details):
-  a proposal store, the folder NAME.proposals
-  MATLAB files with `boxes`, `bboxes` or `bbs`, and folders of such files, ID.mat or ID_boxes.mat
+FORMATS = """Supported formats (details in docs/proposals.md):
+  proposal stores: folders NAME.proposals
+  MATLAB files with `boxes`, `bboxes` or `bbs`, and folders of such files named ID.mat or ID_boxes.mat
   pickles of detectron2, Detectron and mmdetection
-  CSV with the header image_id,x1,y1,x2,y2 or image_id,x,y,w,h, and score or not
+  CSV with the header image_id,x1,y1,x2,y2 or image_id,x,y,w,h, optionally with score
   JSON: a list of {"image_id": ..., "bbox": [x, y, width, height], "score": ...}"""
 
 
 def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:
-    """The proposals in `path`, a file or a folder, no two images of one id.
+    """Open the proposals in `path`, a file or a folder. The image ids of the result are unique.
 
-    ids: the image ids in the file's order, for formats that name no images.
-    Raises UserError where there is nothing, the format is unknown, or ids are missing or of another number.
+    ids: the image ids in file order, for formats that contain no image ids.
+    Raises UserError if the path does not exist or cannot be read, if the format is unknown, if image ids are missing or
+    repeated, or if `ids` does not fit the file.
     """
     try:
         content = _content(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except MemoryError:
-        raise UserError(f"{path}: there is not enough memory to read it.") from None
+        raise UserError(f"{path}: not enough memory to read this file.") from None
     count = len(content.ids)
     if ids is not None:
         if content.named:
-            raise UserError(f"{path}: is {content.format}, which names its images itself; leave out ids=.")
+            raise UserError(f"{path}: this file ({content.format}) already contains image ids. Remove ids=.")
         if len(ids) != count:
             raise UserError(
-                f"{path}: has {count} images, but the list of ids has {len(ids)}. It must have one id a line for each "
-                "of them, in their order."
+                f"{path}: the file has {count} images, but the list of ids has {len(ids)}. The list must have one id "
+                "per line for each image, in file order."
             )
         content = replace(content, ids=list(ids))
     elif not content.named and "" in content.ids:
         raise UserError(
-            f"{path}: is {content.format}, which does not name its {count} images. Give their ids in the file's order, "
-            "one a line, as ids=LIST.txt."
+            f"{path}: this file ({content.format}) contains no image ids. Write the ids of its {count} images to a "
+            "text file, one per line in file order, and add ids=LIST.txt."
         )
     refuse_repeated(content.ids, path)
     return content
 
 
 def open_all(paths: Sequence[str], ids: str | None, convention: Convention | None = None) -> list[Content]:
-    """The proposals in each of the paths.
+    """Open the proposals in each of the paths.
 
-    ids: a text file with the image ids, one a line, for formats that name no images. convention: in place of those of
-    the formats. Raises UserError as open_proposals does, and for a text that cannot be read.
+    ids: a text file with the image ids, one per line, for formats that contain no image ids.
+    convention: replaces the convention of each format.
+    Raises UserError if `open_proposals` does, or if the text file cannot be read.
     """
     lines = None if ids is None else [line.strip() for line in read_lines(Path(ids).expanduser()) if line.strip()]
     files = [open_proposals(Path(path).expanduser(), lines) for path in paths]
@@ -75,23 +77,24 @@ def open_all(paths: Sequence[str], ids: str | None, convention: Convention | Non
 
 
 def join_files(files: Sequence[Content]) -> Content:
-    """Several files, such as one a split, as one that bears the first one's name.
+    """Join several files, such as one per split. The result has the format and convention of the first file.
 
-    Raises UserError where their boxes mean different things or an image is in two of them.
+    Raises UserError if the files have different box conventions, or if an image is in two of them.
     """
     first = files[0]
     where: dict[str, tuple[Content, int]] = {}
     for file in files:
         if file.convention != first.convention:
             raise UserError(
-                f"{file.path}: its boxes are {file.convention}, but those of {first.path} are {first.convention}. "
-                "Convert them one by one."
+                f"{file.path}: the box convention is {file.convention}, but that of {first.path} is "
+                f"{first.convention}. Convert the files separately."
             )
         for index, image_id in enumerate(file.ids):
             other, _ = where.setdefault(image_id, (file, index))
             if other is not file:
                 raise UserError(
-                    f"{file.path}: image '{image_id[:100]}' is in {other.path} as well. Name files of different images."
+                    f"{file.path}: image '{image_id[:100]}' is also in {other.path}. Use files that have no images in "
+                    "common."
                 )
     places = list(where.values())
 
@@ -108,14 +111,14 @@ def _content(path: Path) -> Content:
             return _store(path)
         files = sorted(f for f in path.iterdir() if f.suffix.lower() == ".mat" and f.is_file())
         if not files:
-            raise UserError(f"{path}: neither a proposal store nor a folder of .mat files. {FORMATS}")
+            raise UserError(f"{path}: this folder is not a proposal store and contains no .mat files. {FORMATS}")
         return read_folder(path, files)
     if not path.is_file():
-        raise UserError(f"{path}: there is no such proposal file; correct the path.")
+        raise UserError(f"{path}: this proposal file does not exist. Check the path.")
     with path.open("rb") as file:
         head = file.read(HEAD)
     if not head:
-        raise UserError(f"{path}: the file is empty; fetch or export it again.")
+        raise UserError(f"{path}: the file is empty. Download or export it again.")
     if is_mat(head):
         return read_mat(path)
     if head[:1] in (b"\x80", b"(", b"]", b"}") or path.suffix.lower() in (".pkl", ".pickle"):
@@ -125,7 +128,7 @@ def _content(path: Path) -> Content:
         return read_json(path)
     if csv_columns(next(iter(text.splitlines()), b"").decode("utf-8", "replace")) is not None:
         return read_csv(path)
-    raise UserError(f"{path}: no proposals in a format that is known. {FORMATS}")
+    raise UserError(f"{path}: this file is not in a supported proposal format. {FORMATS}")
 
 
 def _store(path: Path) -> Content:
@@ -136,4 +139,4 @@ def _store(path: Path) -> Content:
         scores = store.scores(ids[index])
         return store.boxes(ids[index]).astype(np.float64), None if scores is None else scores.astype(np.float64)
 
-    return Content((path,), "a proposal store", HALF_OPEN, ids, read)
+    return Content((path,), "proposal store", HALF_OPEN, ids, read)

@@ -1,18 +1,21 @@
-"""Which reading of a proposal file fits the truth: what the four numbers of a box mean, and in which unit they are.
+"""Find the reading of a proposal file that fits the ground truth.
 
-All conventions are tried, in every unit that the size of the numbers allows. The choice takes two steps:
+A reading is a box convention and a unit. All conventions are tried in every unit that the size of the numbers allows.
+The best reading is chosen in two steps:
 
-1. Order and unit, by the overlap of each object with its best box, above what the boxes of another image give it: a
-   reading that merely makes boxes larger gains in both. Of two readings one is better if the mean of the difference is
-   at least OVERLAP, and at least SIGMAS of its standard errors. If none is better, the borders decide.
-2. First pixel, and inclusive or half-open, by the borders, since a pixel hardly shows in the overlap. Boxes end at the
-   border of the image: read rightly, the outermost one touches the side; read wrongly, it stands a pixel off or out. Of
-   two readings one is better if it wins more sides than it loses, by SIGMAS standard deviations of chance, or, where
-   the proposals touch half of all sides, if it wins FEW at least and loses none. Boxes that stand out of more sides
-   than they touch, as those of methods that do not clip, say nothing.
+1. The order and the unit are chosen by overlap: the IoU of each object with its best box, minus the same IoU for the
+   boxes of another image. The subtraction is needed because a reading that only enlarges the boxes increases both. A
+   reading is better than another if the mean difference is at least OVERLAP and at least SIGMAS standard errors. If no
+   reading is better, the image borders decide.
+2. The first pixel and inclusive or half-open are chosen by the image borders, because one pixel hardly changes the
+   overlap. Boxes often end at the border of the image. With the correct reading the outermost box touches the side;
+   with a wrong reading it ends a pixel inside or outside the image. A reading is better than another if the number of
+   sides that it wins exceeds the number that it loses by SIGMAS standard deviations of chance. If the proposals touch
+   half of all sides, it is also better if it wins at least FEW sides and loses none. Boxes that cross at least as many
+   sides as they touch, which is typical of methods that do not clip, are no evidence.
 
-The file's own reading is kept unless another one is better, and readings that the data do not tell apart are all
-reported. Nothing fits if the best reading is no better than the boxes of other images, in the sense of step 1.
+The file's own reading is kept unless another one is better. All readings that the data cannot distinguish are reported.
+No reading fits if the best one is not better than the boxes of other images by the criterion of step 1.
 """
 
 from __future__ import annotations
@@ -29,13 +32,13 @@ from fastrcnn.proposals.formats.conventions import CONVENTIONS, ORDERS, Conventi
 from fastrcnn.structures import Sample
 
 OVERLAP, SIGMAS, FEW = 0.02, 3.0, 4
-COMMON_FACTORS = (1 / 4, 1 / 2, 2, 4)  # preferred to an estimate that is close to one
+COMMON_FACTORS = (1 / 4, 1 / 2, 2, 4)  # used instead of an estimate that is close to one of them
 PIXELS, SHARES, SHORT_SIDE = "pixels", "0..1", "short side 600"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A way to read a file. unit: one of those that `_frames` gives."""
+    """A way to interpret the numbers of a file. unit: one of the keys that `_frames` returns."""
 
     convention: Convention
     unit: str = PIXELS
@@ -44,18 +47,19 @@ class Reading:
         if self.unit == PIXELS:
             return f"{self.convention}, in pixels"
         if self.unit == SHARES:
-            return f"{self.convention}, as shares of the image's width and height"
-        return f"{self.convention}, in pixels of images resized ({self.unit})"
+            return f"{self.convention}, as fractions of the image width and height"
+        return f"{self.convention}, in pixels of resized images ({self.unit})"
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """How well a reading fits N images with G objects. Boxes are clipped to their image before overlaps are taken.
+    """How well a reading fits N images with G objects. Boxes are clipped to their image before overlaps are computed.
 
     best: (G,) IoU of each object with the best box of its image.
-    chance: (G,) the same with the boxes of another image, stretched to the size of this one; zeros for one image.
-    sides: (N, 4) left, top, right, bottom: 1 where the outermost box ends within half a pixel of the side, -1 where it
-        stands out further, else 0.
+    chance: (G,) the same with the boxes of another image, stretched to the size of this image; zeros if there is only
+        one image.
+    sides: (N, 4) left, top, right, bottom: 1 if the outermost box ends within half a pixel of the side, -1 if it ends
+        further outside, otherwise 0.
     """
 
     reading: Reading
@@ -64,27 +68,30 @@ class Fit:
     sides: np.ndarray
 
     def recall(self, threshold: float) -> float:
-        """Share of the objects that some box overlaps by at least the threshold."""
+        """Return the fraction of objects whose best box has an IoU of at least `threshold`."""
         return float((self.best >= threshold).mean())
 
     @property
     def touched(self) -> float:
-        """Share of the sides that some box ends at."""
+        """The fraction of image sides that the outermost box touches."""
         return float((self.sides == 1).mean())
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """tried: all readings, the winner first, then those not told apart from it, then the rest.
-    equal: how many of `tried`, from the start, the data do not tell apart.
-    own: the file's own reading. fits: whether the winner is better than the boxes of other images.
+    """The result of `find_fit`.
+
+    tried: all readings: the winner, then those that the data cannot distinguish from it, then the rest.
+    equal: the number of readings at the start of `tried` that the data cannot distinguish.
+    own: the file's own reading.
+    fits: whether the winner is better than the boxes of other images.
     """
 
     tried: list[Fit]
     equal: int
     own: Fit
     fits: bool
-    wrapped: int  # numbers that were negative before they were kept without a sign
+    wrapped: int  # negative numbers that were stored as unsigned integers
     not_finite: int  # boxes with a NaN or infinite number
 
     @property
@@ -93,19 +100,20 @@ class Outcome:
 
 
 def find_fit(numbers: Sequence[np.ndarray], own: Convention, samples: Sequence[Sample]) -> Outcome:
-    """Tries the readings of a proposal file against the truth.
+    """Compare all readings of a proposal file with the ground truth.
 
-    numbers: (P, 4) of each image, as they stand in the file. own: the convention of the file's format. samples: the
-    images with their truth, which has an object that is not difficult.
+    numbers: (P, 4) for each image, unchanged from the file.
+    own: the convention of the file's format.
+    samples: the images with their ground truth. At least one object must not be difficult.
     """
     found, wrapped, not_finite = _usable(numbers)
     frames = _frames(found, np.array([(s.width, s.height) for s in samples], np.float64))
     groups = [[Reading(c, u) for c in CONVENTIONS.values() if c.order == order] for u in frames for order in ORDERS]
     measured = [
         [_measure(found, samples, r, frames[r.unit]) for r in group]
-        for group in progress(groups, len(groups), "comparing", unit="order")
+        for group in progress(groups, len(groups), "Comparing", unit="order")
     ]
-    # Of each order and unit the reading that meets the borders best.
+    # For each order and unit, the reading that fits the borders best.
     leaders = [max(group, key=lambda f: (f.sides.sum(), f.reading.convention == own)) for group in measured]
     leader = _choose(leaders, own, overlaps_more)
     members = measured[leaders.index(leader)]
@@ -125,12 +133,12 @@ def find_fit(numbers: Sequence[np.ndarray], own: Convention, samples: Sequence[S
 
 
 def overlaps_more(a: Fit, b: Fit) -> bool:
-    """Whether `a` has clearly more overlap above chance than `b`; step 1 above."""
+    """Return whether `a` has clearly more overlap above chance than `b` (step 1 of the module docstring)."""
     return _is_clear(a.best - a.chance - (b.best - b.chance))
 
 
 def meets_borders_better(a: Fit, b: Fit) -> bool:
-    """Whether `a` clearly meets the images' borders better than `b`; step 2 above."""
+    """Return whether `a` fits the image borders clearly better than `b` (step 2 of the module docstring)."""
     if a.sides.sum() <= 0:
         return False
     won, lost = int((a.sides > b.sides).sum()), int((a.sides < b.sides).sum())
@@ -142,13 +150,14 @@ def _better(a: Fit, b: Fit) -> bool:
 
 
 def _is_clear(difference: np.ndarray) -> bool:
-    """Whether the mean of (G,) differences in overlap is clearly above zero."""
-    error = max(float(difference.std()), 0.1) / len(difference) ** 0.5  # not below 0.1: a few objects may agree
+    """Return whether the mean of the overlap differences (G,) is clearly above zero."""
+    # At least 0.1, because a few objects can agree by chance.
+    error = max(float(difference.std()), 0.1) / len(difference) ** 0.5
     return bool(difference.mean() >= max(OVERLAP, SIGMAS * error))
 
 
 def _choose(fits: list[Fit], own: Convention, better: Callable[[Fit, Fit], bool]) -> Fit:
-    """The one that none is better than; of several the one closest to the file's own reading."""
+    """Return the fit that no other fit beats; among several, the one that is closest to the file's own reading."""
     top = [f for f in fits if not any(better(other, f) for other in fits)] or fits
     top = [f for f in top if not any(_better(other, f) for other in top)] or top
 
@@ -160,8 +169,10 @@ def _choose(fits: list[Fit], own: Convention, better: Callable[[Fit, Fit], bool]
 
 
 def _usable(numbers: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int, int]:
-    """The finite boxes with the sign that unsigned integers lost (65535 for -1, and the like), how many numbers had
-    lost it, and how many boxes are not finite."""
+    """Remove boxes that are not finite, and restore negative numbers that were stored as unsigned integers.
+
+    For example, 65535 becomes -1. Returns the boxes, the number of restored numbers, and the number of removed boxes.
+    """
     usable, wrapped, not_finite = [], 0, 0
     for given in numbers:
         found = np.array(given, np.float64).reshape(-1, 4)
@@ -177,10 +188,10 @@ def _usable(numbers: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int, int]:
 
 
 def _frames(numbers: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """The width and height (N, 2) of each image in those units that the size of the numbers allows; pixels of the
-    image are always among them. sizes: (N, 2) in pixels.
+    """Return the width and height (N, 2) of the images in each unit that the size of the numbers allows.
 
-    In any order of the numbers the largest one comes close to the longer side.
+    Pixels of the image are always included. The unit is estimated from the largest number of each image, which is close
+    to the longer side in any order of the numbers. sizes: (N, 2) width and height in pixels.
     """
     found = {PIXELS: sizes}
     largest = np.array([n.max(initial=0.0) for n in numbers])
@@ -201,10 +212,10 @@ def _frames(numbers: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarra
 
 
 def _measure(numbers: list[np.ndarray], samples: Sequence[Sample], reading: Reading, frames: np.ndarray) -> Fit:
-    """numbers: (P, 4) of each image. frames: (N, 2) of the reading's unit."""
+    """Measure how well a reading fits. numbers: (P, 4) per image. frames: (N, 2) image sizes in the reading's unit."""
     convention = reading.convention
     axes = [0 if letter in "xw" else 1 for letter in convention.order]
-    shares, sides = [], []  # boxes as shares of the width and the height; see Fit
+    shares, sides = [], []  # boxes as fractions of the width and height; see Fit for the sides
     for found, frame in zip(numbers, frames, strict=True):
         half_open = convention.read(found * frame[axes] if reading.unit == SHARES else found)
         gaps = np.concatenate((half_open[:, :2], frame - half_open[:, 2:]), axis=1).min(axis=0, initial=np.inf)
@@ -216,7 +227,7 @@ def _measure(numbers: list[np.ndarray], samples: Sequence[Sample], reading: Read
 
 
 def _overlaps(samples: Sequence[Sample], shares: list[np.ndarray]) -> np.ndarray:
-    """IoU (G,) of each object that is not difficult with the best of its image's boxes."""
+    """Return the IoU (G,) of each object that is not difficult with the best box of its image."""
     found = []
     for s, share in zip(samples, shares, strict=True):
         truth = np.asarray(s.boxes[~s.difficult], np.float64).reshape(-1, 4)

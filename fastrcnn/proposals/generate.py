@@ -1,4 +1,4 @@
-"""Selective search of many images at once, into a store: on all cores, and going on where a run was stopped."""
+"""Run selective search on many images and write a store: on all cores, and resumable after an interruption."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from fastrcnn.proposals.selective_search import propose_scored, searcher
 from fastrcnn.proposals.store import ImageProposals, check_target, refuse_repeated, write_store
 from fastrcnn.settings import SelectiveSearchSettings
 
-Image = tuple[str, Path, int]  # its id, its file, and the EXIF orientation to apply first
-BATCH = 100  # images a process that are handed out at a time
+Image = tuple[str, Path, int]  # image id, file, and the EXIF orientation to apply first
+BATCH = 100  # images per process that are submitted at a time
 
 
 def propose_all(
@@ -34,14 +34,16 @@ def propose_all(
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
 ) -> BoxCounts:
-    """Makes proposals for all `images` and writes the store `store_path`.
+    """Generate proposals for all `images` and write the store `store_path`.
 
-    workers: processes, by default one a core; scripts that call this need `if __name__ == "__main__":`.
-    Each image's result is kept in a folder beside the store until that is complete, for a run that resumes, and is
-    found again by the image's content, its rotation and the settings, never by its name or date.
+    workers: the number of processes, by default one per core. Scripts that call this function need
+    `if __name__ == "__main__":`.
+    Until the store is complete, the result of each image is kept in a folder next to it, so that an interrupted call
+    can resume. Results are identified by the content of the image, its rotation and the settings, not by file name or
+    date.
 
-    Raises UserError naming all images that cannot be read, and for ids that come twice, a store that cannot be written,
-    a second run on the same store, or a lack of OpenCV's extra modules.
+    Raises UserError if images cannot be read (the message lists all of them), if an id occurs twice, if the store
+    cannot be written, if another process is generating the same store, or if selective search is not available.
     """
     refuse_import()
     settings, store_path = settings or SelectiveSearchSettings(), Path(store_path)
@@ -51,8 +53,8 @@ def propose_all(
         if problems := sorted(result for result in found.values() if isinstance(result, str)):
             listed = "\n".join(f"  {problem}" for problem in problems)
             raise UserError(
-                f"{len(problems)} of {len(images)} images cannot be read:\n{listed}\nFix them or leave them "
-                f"out, and run again; the proposals of the others are kept and will not be made again."
+                f"{len(problems)} of {len(images)} images cannot be read:\n{listed}\nFix or remove these images, then "
+                "run the command again. The proposals of the other images are kept and will be reused."
             )
         items = (ImageProposals(image_id, *_load(found[image_id])) for image_id, _, _ in images)
         counts = write_store(store_path, items, "selective search", asdict(settings) | searcher(settings))
@@ -61,7 +63,7 @@ def propose_all(
 
 
 def check_order(images: Sequence[Image], store_path: Path, settings: SelectiveSearchSettings) -> None:
-    """Raises UserError for what no store could be made of, before any work is done."""
+    """Raise UserError if no store can be generated, before any work is done."""
     refuse_repeated((image_id for image_id, _, _ in images), store_path)
     check_target(store_path)
     searcher(settings)
@@ -73,9 +75,10 @@ def propose_some(
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
 ) -> None:
-    """Makes proposals for some of a store's images, for `propose_all` to find; others may make others meanwhile.
+    """Generate proposals for some images of a store. A later call of `propose_all` reuses them.
 
-    Raises UserError as `propose_all` does, but not for images that cannot be read, which that will name.
+    Several processes can do this at the same time. Raises UserError for the same reasons as `propose_all`, except for
+    images that cannot be read, which `propose_all` reports.
     """
     refuse_import()
     with _work_folder(Path(store_path), shared=True) as work:
@@ -84,13 +87,14 @@ def propose_some(
 
 @contextmanager
 def _work_folder(store_path: Path, shared: bool = False) -> Iterator[Path]:
-    """The folder of single images' results, beside a store that is not complete; no second run works in it meanwhile.
+    """Lock the folder with the results of single images, which is next to a store until the store is complete.
 
-    shared: keeps out only those runs that do not share it. Raises BusyError, UserError.
+    shared: allow other processes that also pass shared=True. Raises BusyError if the folder is locked, and UserError if
+    it cannot be written.
     """
     work = store_path.with_name(f".{store_path.name}.work")
-    busy = "another run is making these proposals now"
-    with lock(work / "lock", str(work), busy, "choose another place for the store", shared):
+    busy = "another process is generating these proposals"
+    with lock(work / "lock", str(work), busy, "choose another path for the store", shared):
         yield work
 
 
@@ -100,13 +104,13 @@ def _make_results(
     settings: SelectiveSearchSettings,
     workers: int | None,
 ) -> dict[str, Path | str]:
-    """For each image, by id, the file with its result, or else what is wrong with it."""
+    """Return for each image id the file with its result, or an error message if the image cannot be read."""
     how = json.dumps([searcher(settings), asdict(settings)], sort_keys=True)
     tasks = [(image, work, settings, how) for image in images]
     workers = min(workers or cores(), len(tasks))
     died = (
-        "A process that makes proposals died, most likely because memory ran out. Run again, perhaps with fewer "
-        "workers; it resumes where it stopped."
+        "A process that generates proposals died, most likely because it ran out of memory. Run the command again to "
+        "resume, with fewer workers if it fails again."
     )
 
     def results() -> Iterator[tuple[str, Path | str]]:
@@ -114,14 +118,14 @@ def _make_results(
             yield from map(_make_one, tasks)
             return
         with pool(workers, start_worker, died) as executor:
-            for start in range(0, len(tasks), BATCH * workers):  # a million futures would take a gigabyte
+            for start in range(0, len(tasks), BATCH * workers):  # a million futures would need a gigabyte
                 yield from executor.map(_make_one, tasks[start : start + BATCH * workers])
 
     return dict(progress(results(), total=len(tasks), what="Proposals"))
 
 
 def start_worker() -> None:
-    """Prepares a spawned process that works on images, on one thread."""
+    """Initialise a spawned process that processes images on one thread."""
     prepare()
     cv2.setNumThreads(1)
 
@@ -132,7 +136,7 @@ def _make_one(task: tuple[Image, Path, SelectiveSearchSettings, str]) -> tuple[s
         data = read_bytes(path)
         key = hashlib.sha256(how.encode() + b"\0" + pixels_key(data, turn)).hexdigest()
         file = work / key[:2] / f"{key}.npz"
-        with suppress(Exception):  # whatever a missing or damaged result leads numpy to; it is made again
+        with suppress(Exception):  # numpy raises various errors for a missing or damaged result
             _load(file)
             return image_id, file
         image = decode(data, path, turn)
@@ -145,7 +149,7 @@ def _make_one(task: tuple[Image, Path, SelectiveSearchSettings, str]) -> tuple[s
 
 
 def _load(file: Path | str) -> tuple[int, int, np.ndarray, np.ndarray]:
-    """Height, width, boxes (P, 4) and their scores (P,) of a result."""
+    """Return the height, width, boxes (P, 4) and scores (P,) of a result."""
     with np.load(file, allow_pickle=False) as result:
         height, width = result["size"].tolist()
         return height, width, result["boxes"], result["scores"]

@@ -1,23 +1,24 @@
-"""What selective search's first code makes of an image before it segments it: its colour spaces, texture and blur.
+"""Colour spaces, texture and blur of the first selective search code (ICCV 2011).
 
-The authors of selective search distribute boxes for VOC 2007, and the archive of Fast R-CNN's author contains them.
-They are not from the code of the journal paper (IJCV 2013), which R-CNN's selective_search_boxes.m calls, but from the
-earlier one: van de Sande, Uijlings, Gevers and Smeulders, "Segmentation as Selective Search for Object Recognition",
-ICCV 2011. Issues 26 and 41 of rbgirshick/fast-rcnn say that they are from an older version. With what follows, the
-boxes of both images that there are to compare with come out exactly, 2,888 and 2,057 of them.
+The authors of selective search distribute boxes for VOC 2007, and the archive of the Fast R-CNN author contains these
+boxes. They were not generated with the code of the journal paper (IJCV 2013), which R-CNN's selective_search_boxes.m
+calls, but with the code of the earlier paper: van de Sande, Uijlings, Gevers and Smeulders, "Segmentation as Selective
+Search for Object Recognition", ICCV 2011. Issues 26 and 41 of rbgirshick/fast-rcnn also say that the boxes are from an
+older version. This module reproduces the boxes of the two images that were available for comparison exactly (2,888 and
+2,057 boxes).
 
-What that code does, and where it was found (nothing was copied):
- - The image is not resized; RGB, HSV, rgI and opponent colours; k = 100 and 200, the smallest segment as large as k,
-   sigma .8; all boxes of all hierarchies, each once: SelectiveSearchPcode/demo.m in weiliu89/selectivesearch. The rest
-   of that code is not readable.
- - The colour spaces' formulas: Image2ColourSpace.m, Rgb2Rgi.m and Rgb2Ooo.m of the IJCV code.
- - The segmentation is Felzenszwalb's, with edges to eight neighbours; two segments are neighbours if pixels of them
-   share a side: mexFelzenSegmentIndex.cpp of the IJCV code.
- - Neighbours are merged by texture and size: the paper, section 3.1.
- - Texture: eight orientations of Gaussian derivatives at sigma .8, in ten bins up to .43: Image2OrientedGradients.m,
-   BlobStructTextureHist.m and Vector2Hist.m of the IJCV code. The diagonals are from a recursive filter, anigauss.c.
-   Across and down are from a sampled kernel with zeros around the image: no source says so, but only this gives the
-   same boxes.
+The steps of that code and their sources (no code was copied):
+ - The image is not resized. Colour spaces: RGB, HSV, rgI and opponent colours; k = 100 and 200; minimum segment size k;
+   sigma 0.8. The result is the set of boxes of all hierarchies. Source: SelectiveSearchPcode/demo.m in
+   weiliu89/selectivesearch; the rest of that code is distributed only as MATLAB P-code.
+ - Formulas of the colour spaces: Image2ColourSpace.m, Rgb2Rgi.m and Rgb2Ooo.m of the IJCV code.
+ - Segmentation: Felzenszwalb's algorithm with edges to eight neighbours. Two segments are neighbours if a pixel of one
+   shares a side with a pixel of the other. Source: mexFelzenSegmentIndex.cpp of the IJCV code.
+ - Neighbours are merged by texture and size. Source: section 3.1 of the paper.
+ - Texture: Gaussian derivatives in eight orientations at sigma 0.8, in ten bins up to 0.43. Source:
+   Image2OrientedGradients.m, BlobStructTextureHist.m and Vector2Hist.m of the IJCV code. The diagonal derivatives are
+   computed with a recursive filter (anigauss.c). The horizontal and vertical derivatives are computed with a sampled
+   kernel and zero padding. No source documents this, but only this variant gives the same boxes.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ import math
 import cv2
 import numpy as np
 
-SIGMA, BINS, LARGEST = 0.8, 10, 0.43  # of the texture; a derivative in shares of 255 a pixel
-UNIT = 2**20  # weights of filters are whole multiples of 1 / UNIT, so that sums are exact in any order
+SIGMA, BINS, LARGEST = 0.8, 10, 0.43  # of the texture; LARGEST is a derivative, in multiples of 255 per pixel
+UNIT = 2**20  # filter weights are integer multiples of 1 / UNIT, so that sums are exact in any order
 
 
 def planes(image: np.ndarray) -> np.ndarray:
-    """The planes (12, H, W) uint8 of an image (H, W, 3) uint8 RGB: three each of RGB, HSV, rgI and opponent colours."""
+    """Return the planes (12, H, W) uint8 of an RGB image (H, W, 3) uint8: RGB, HSV, rgI and opponent colours."""
     red, green, blue = (image[:, :, c] / 255.0 for c in range(3))
     grey = 0.298936021293775 * red + 0.587043074451121 * green + 0.114020904255103 * blue
-    opponent = [  # a factor of all three goes where a plane is spread
+    opponent = [  # constant factors do not matter, because each plane is rescaled below
         0.000233846 * red + 0.00261968 * green + 0.00127135 * blue,
         0.000726333 * red + 0.000718106 * green - 0.00121377 * blue,
         0.000846833 * red - 0.00173932 * green + 0.000221515 * blue,
@@ -48,7 +49,7 @@ def planes(image: np.ndarray) -> np.ndarray:
 
 
 def _hsv(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> list[np.ndarray]:
-    """Hue, saturation and value, each from 0 to 1."""
+    """Return the hue, saturation and value, each from 0 to 1."""
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)
     grey = chroma == 0
@@ -62,22 +63,23 @@ def _hsv(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> list[np.ndarra
 
 
 def _spread(plane: np.ndarray) -> np.ndarray:
-    """The plane from its least to its largest value onto 0 to 1."""
+    """Rescale the values of a plane linearly to the range 0 to 1."""
     least, largest = plane.min(), plane.max()
     return (plane - least) / (largest - least) if largest > least else np.zeros_like(plane)
 
 
 def blur_kernel(sigma: float) -> np.ndarray:
-    """Felzenszwalb's kernel of the blur before segmentation: a Gaussian up to four sigma."""
+    """Return Felzenszwalb's kernel for the blur before segmentation: a Gaussian truncated at four sigma."""
     far = math.ceil(4 * sigma)
     weights = np.array([math.exp(-0.5 * (i / sigma) ** 2) for i in range(-far, far + 1)])
     return weights / weights.sum()
 
 
 def texture(planes: np.ndarray) -> np.ndarray:
-    """Bins (planes, 4, H, W) uint8 of derivatives: across, down, and along both diagonals.
+    """Return the bins (planes, 4, H, W) uint8 of the horizontal, vertical and two diagonal derivatives.
 
-    0 to 9 of negative ones, 10 to 19 of positive ones, the larger the further from 0; 20, of none.
+    Bins 0 to 9 are negative derivatives, bins 10 to 19 positive derivatives; in both, the bin grows with the absolute
+    value. Bin 20 is a derivative of zero.
     """
     far = math.ceil(3 * SIGMA)
     gauss = np.array([math.exp(-0.5 * (i / SIGMA) ** 2) for i in range(-far, far + 1)])
@@ -88,8 +90,8 @@ def texture(planes: np.ndarray) -> np.ndarray:
     for plane, bins in zip(planes, out, strict=True):
         across, down = (_filtered(plane, *along, cv2.BORDER_CONSTANT) for along in ((slope, gauss), (gauss, slope)))
         smooth = np.pad(_filtered(plane, recursive, recursive, cv2.BORDER_REPLICATE), 1, mode="edge")
-        # Twice the derivatives across and down of the smooth plane; their sum and difference are twice sqrt(2) times
-        # those along the diagonals.
+        # Twice the horizontal and vertical derivatives of the smoothed plane. Their sum and difference are 2 sqrt(2)
+        # times the diagonal derivatives.
         right, below = smooth[1:-1, 2:] - smooth[1:-1, :-2], smooth[2:, 1:-1] - smooth[:-2, 1:-1]
         for bin, derivative, factor in zip(
             bins, (across, down, right + below, right - below), (1, 1, math.sqrt(8), math.sqrt(8)), strict=True
@@ -105,19 +107,19 @@ def _whole(weights: np.ndarray) -> np.ndarray:
 
 
 def _filtered(plane: np.ndarray, along_x: np.ndarray, along_y: np.ndarray, border: int) -> np.ndarray:
-    """The plane correlated with both kernels."""
+    """Correlate a plane with both kernels."""
     return cv2.sepFilter2D(plane.astype(np.float64), cv2.CV_64F, along_x, along_y, borderType=border)
 
 
 def _recursive_gauss() -> np.ndarray:
-    """What the recursive Gaussian of Young, van Vliet and van Ginkel (2002) makes of a single pixel, forth and back."""
+    """Return the impulse response of the recursive Gaussian of Young, van Vliet and van Ginkel (2002), both passes."""
     m0, m1, m2 = 1.1668, 1.10783, 1.40586
     q = -0.2568 + 0.5784 * SIGMA + 0.0561 * SIGMA**2
     norm, scale = m1**2 + m2**2, (m0 + q) * (m1**2 + m2**2 + 2 * m1 * q + q**2)
     b1 = q * (2 * m0 * m1 + norm + (2 * m0 + 4 * m1) * q + 3 * q**2) / scale
     b2, b3 = -(q**2) * (m0 + 2 * m1 + 3 * q) / scale, q**3 / scale
     forth = [m0 * norm / scale]
-    for _ in range(8):  # less than a millionth follows
+    for _ in range(8):  # the remaining terms are below one millionth
         one, two, three = [*forth[::-1], 0, 0][:3]
         forth.append(b1 * one + b2 * two + b3 * three)
     return np.correlate(forth, forth, "full")

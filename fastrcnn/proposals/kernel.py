@@ -1,7 +1,8 @@
-"""Our own selective search, ops/csrc/selective_search.cpp, which is built with the RoI pooling kernel at install.
+"""Interface to the C++ selective search kernel, ops/csrc/selective_search.cpp.
 
-It gives the boxes that OpenCV's gives, but where edges or similarities are equal, and the same on every processor.
-Imports neither torch nor the rest of ops/, as processes that make proposals need none of it.
+The kernel is compiled together with the RoI pooling kernel when the package is installed. It gives the same boxes as
+OpenCV, except where edges or similarities are equal, and the same boxes on every processor. This module imports neither
+torch nor the rest of ops/, because processes that generate proposals do not need them.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ import numpy as np
 from fastrcnn.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "ops"
-INTERFACE = 1  # of the library, as selective_search.cpp counts
+INTERFACE = 1  # must equal the interface version in selective_search.cpp
 LEVELS = ("plain", "avx2", "avx512")
-COLOUR, TEXTURE, SIZE, FILL = 1, 2, 4, 8  # what the similarity of two segments is made of
+COLOUR, TEXTURE, SIZE, FILL = 1, 2, 4, 8  # parts of the similarity of two segments
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernel, in the package or where FASTRCNN_SEARCH_LIBRARY says; None where it was not built,
-    or from other sources."""
+    """Load the kernel from the package, or from the path in FASTRCNN_SEARCH_LIBRARY.
+
+    Returns None if the kernel was not built, or if it was built from a different version of the sources.
+    """
     forced = os.environ.get("FASTRCNN_SEARCH_LIBRARY")
     for path in [Path(forced)] if forced else sorted(FOLDER.glob("_roi_cpu*.so")):
         try:
@@ -33,7 +36,7 @@ def library() -> ctypes.CDLL | None:
             search, take, thin = kernel.selective_search, kernel.selective_search_take, kernel.selective_search_thin
             if kernel.selective_search_interface() != INTERFACE:
                 continue
-        except (OSError, AttributeError):  # built for another machine, or from older sources
+        except (OSError, AttributeError):  # compiled for another machine or from older sources
             continue
         p, n, i, f = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
         search.argtypes, search.restype = [i, i, i, p, i, p, p, i, p, i, p, p, i, p, p, p, i], n
@@ -44,14 +47,17 @@ def library() -> ctypes.CDLL | None:
 
 
 def level() -> int:
-    """Index into LEVELS of the instructions in use: the best that the processor has, or FASTRCNN_SEARCH_LEVEL.
+    """Return the index into LEVELS of the instruction set to use: the best supported one, or FASTRCNN_SEARCH_LEVEL.
 
-    Raises UserError for a level that it does not have.
+    Raises UserError if the processor does not support the level.
     """
     best = _kernel().roi_pool_best_level()
     name = os.environ.get("FASTRCNN_SEARCH_LEVEL", LEVELS[best])
     if name not in LEVELS[: best + 1]:
-        raise UserError(f"FASTRCNN_SEARCH_LEVEL={name}: this processor can run {', '.join(LEVELS[: best + 1])}.")
+        raise UserError(
+            f"FASTRCNN_SEARCH_LEVEL={name}: this level is unknown or not supported by this processor. Use one of: "
+            f"{', '.join(LEVELS[: best + 1])}."
+        )
     return LEVELS.index(name)
 
 
@@ -65,17 +71,22 @@ def search(
     labels: np.ndarray | None = None,
     texture: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All rectangles (P, 4) int32, x y width height, sorted, of the segments that ever existed, with ranks and fills.
+    """Return the sorted bounding rectangles of all segments, with their ranks and fills.
 
-    Both are means (P,) float64 over the segments that have the rectangle. Rank: log2, linear between the powers of two,
-    of 1 for the last segment of a hierarchy, which is the whole image, 2 for the one before, and so on. Fill: the
-    segment's share of the rectangle.
+    The rectangles (P, 4) int32 are x y width height. Ranks and fills (P,) float64 are means over all segments with the
+    same rectangle. The rank of a segment is log2, linear between powers of two, of its position in its hierarchy
+    counted from the end: 1 for the last segment, which is the entire image, 2 for the segment before it, and so on. The
+    fill is the fraction of the rectangle that the segment covers.
 
-    planes: (planes, H, W) uint8. colour_images: of each, the planes it consists of. k: see SelectiveSearchSettings.
-    blur: kernel of the blur before segmentation, of an odd length. min_size: area of the smallest segment, for each k.
-    similarities: for each hierarchy, a sum of COLOUR, TEXTURE, SIZE and FILL. labels: takes the first segments, (colour
-    images, k, H, W) int32, if given. texture: (planes, 4, H, W) uint8, the bins of four derivatives, as iccv2011.py
-    makes them; with it the search follows the rules of that code in place of OpenCV's.
+    planes: (planes, H, W) uint8.
+    colour_images: the indices of the planes of each colour image.
+    k: see SelectiveSearchSettings.
+    blur: the kernel of the blur before segmentation. Its length is odd.
+    min_size: the area of the smallest segment, for each k.
+    similarities: for each hierarchy, a sum of COLOUR, TEXTURE, SIZE and FILL.
+    labels: if given, an array (colour images, k, H, W) int32 that receives the initial segments.
+    texture: (planes, 4, H, W) uint8, the bins of four derivatives from `iccv2011.texture`. If given, the search follows
+        the rules of the ICCV 2011 code instead of OpenCV's.
     """
     planes = np.ascontiguousarray(planes)
     count, height, width = planes.shape
@@ -95,7 +106,7 @@ def search(
         *(None if texture is None else texture.ctypes.data, level()),
     )
     if found < 0:
-        raise MemoryError(f"selective search: no memory for an image of {width} x {height} pixels")
+        raise MemoryError(f"selective search: not enough memory for an image of {width} x {height} pixels")
     rectangles = np.empty((found, 4), np.int32)
     ranks, fills = np.empty(found), np.empty(found)
     _kernel().selective_search_take(rectangles.ctypes.data, ranks.ctypes.data, fills.ctypes.data)
@@ -103,11 +114,14 @@ def search(
 
 
 def thin(boxes: np.ndarray, near: float, most: int) -> np.ndarray:
-    """Indices of the first `most` boxes (P, 4) float32 that do not overlap an earlier one kept by an IoU of `near`."""
+    """Return the indices of the first `most` boxes that do not overlap an earlier kept box by an IoU of `near` or more.
+
+    boxes: (P, 4) float32.
+    """
     boxes, kept = np.ascontiguousarray(boxes, np.float32), np.empty(min(most, len(boxes)), np.int32)
     number = _kernel().selective_search_thin(boxes.ctypes.data, len(boxes), near, most, kept.ctypes.data, level())
     if number < 0:
-        raise MemoryError(f"selective search: no memory to compare {len(boxes)} boxes")
+        raise MemoryError(f"selective search: not enough memory to compare {len(boxes)} boxes")
     return kept[:number]
 
 

@@ -1,15 +1,15 @@
 """Selective search: class-independent object proposals from hierarchies of merged segments.
 
-Uijlings et al., "Selective Search for Object Recognition", IJCV 2013. An image is cut into segments in
-several colour spaces and at several coarsenesses; neighbours are merged, most similar first, until one is
-left; every segment that ever existed gives a box.
+Uijlings et al., "Selective Search for Object Recognition", IJCV 2013. An image is divided into segments in several
+colour spaces and at several scales. Neighbouring segments are merged, most similar first, until one segment is left.
+The bounding boxes of all initial and merged segments are the proposals.
 
-The search itself is kernel.py's, or OpenCV's where that was not built. What differs from OpenCV's ready-made modes, and
-why (figures in BENCHMARKS.md):
- - The search runs on an image of one fixed size, so that the coarseness means the same for every image.
- - A third similarity uses sizes and boxes alone. It costs little and finds boxes that colour and texture do not.
- - OpenCV's order of the boxes depends on the C library's rand() and differs from call to call. Here the boxes are
-   sorted by `score`, and near-duplicates of better boxes are dropped. So the first n are the best n, everywhere.
+The search runs in the C++ kernel (kernel.py), or in OpenCV if the kernel was not built. Differences from OpenCV's
+built-in modes (figures are in BENCHMARKS.md):
+ - Every image is resized to the same longer side, so that the scale parameter k has the same meaning for every image.
+ - A third similarity uses only sizes and boxes. It is cheap and finds boxes that colour and texture do not find.
+ - The order of OpenCV's boxes depends on rand() of the C library and differs between calls. Here the boxes are sorted
+   by `score`, and near-duplicates of better boxes are dropped. The first n boxes are therefore always the best n.
 """
 
 from __future__ import annotations
@@ -30,34 +30,35 @@ from fastrcnn.settings import SIDE, SelectiveSearchSettings
 
 log = logging.getLogger(__name__)
 Found: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # rectangles, ranks and fills; see kernel.search
-ALGORITHM = 2  # raise it when `propose` comes to give other boxes for the same settings
+ALGORITHM = 2  # increase this when `propose` gives different boxes for the same settings
 
 BLOCK = 128  # boxes that are thinned at a time
-LARGEST: int = SIDE["most"]  # longer side of an image that can be searched
+LARGEST: int = SIDE["most"]  # maximum longer side of an image that can be searched
 PLANES = ("hue", "saturation", "value", "lightness", "a", "b", "intensity", "red", "green")
 HSV, LAB, RGI = PLANES[:3], PLANES[3:6], ("red", "green", "intensity")
-COLOUR_IMAGES = {"fast": (HSV, LAB), "quality": (HSV, LAB, ("intensity",), ("hue",), RGI)}  # what is searched, by mode
+COLOUR_IMAGES = {"fast": (HSV, LAB), "quality": (HSV, LAB, ("intensity",), ("hue",), RGI)}  # by mode
 SIMILARITIES = (
     kernel.COLOUR + kernel.TEXTURE + kernel.SIZE + kernel.FILL,
     kernel.TEXTURE + kernel.SIZE + kernel.FILL,
     kernel.SIZE + kernel.FILL,
 )
 WEIGHTS = -0.5, 1.2, 1.2, -1.1, -0.2  # of rank, fill, edges inside, edges outside, aspect; see `score`
-SPREAD = 1500, 5 / 6  # among the first so many boxes `near` is smaller, by this factor; see `spread`
+SPREAD = 1500, 5 / 6  # for the first 1,500 boxes, `near` is multiplied by 5 / 6; see `spread`
 
 
 def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> np.ndarray:
-    """Proposals (P, 4) float32 for an image (H, W, 3) uint8 RGB: half-open x1 y1 x2 y2 in its pixels.
+    """Generate proposals for an RGB image (H, W, 3) uint8.
 
-    At most `max_boxes`, best first, no two of them near-duplicates. The same image and settings give the same boxes in
-    any process, with any number of threads, on any processor. Without the compiled kernel OpenCV searches. It reports
-    rectangles but not their segments, so the order is less good (see `_search`), and it breaks ties in another way.
+    Returns at most `max_boxes` boxes (P, 4) float32, half-open x1 y1 x2 y2 in pixels of the image, best first and
+    without near-duplicates. The same image and settings give the same boxes in any process, with any number of threads
+    and on any processor. Without the compiled kernel, OpenCV's search is used. OpenCV returns rectangles but not their
+    segments, so the order is less accurate (see `_search`), and it breaks ties differently.
     """
     return propose_scored(image, settings)[0]
 
 
 def propose_scored(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Proposals as `propose` gives them, and their scores (P,) float32, which never rise from one to the next."""
+    """Return the boxes of `propose` and their scores (P,) float32 in descending order."""
     settings = settings or SelectiveSearchSettings()
     height, width = image.shape[:2]
     small = resized(image, settings.side)
@@ -73,7 +74,10 @@ def propose_scored(image: np.ndarray, settings: SelectiveSearchSettings | None =
 
 
 def resized(image: np.ndarray, side: int) -> np.ndarray:
-    """The image (H, W, 3) as it is searched: its longer side is `side`, or where that is 0, as it is, up to LARGEST."""
+    """Resize an image (H, W, 3) so that its longer side is `side`.
+
+    If `side` is 0, only images with a longer side above LARGEST are resized, to LARGEST.
+    """
     height, width = image.shape[:2]
     longer = max(height, width)
     scale = (side or min(longer, LARGEST)) / longer
@@ -82,22 +86,23 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def score(image: np.ndarray, boxes: np.ndarray, ranks: np.ndarray, fills: np.ndarray) -> np.ndarray:
-    """How likely each box (P, 4), in whole pixels of the image that is searched, is an object's: (P,) float64.
+    """Return a score (P,) float64 for each box: the higher, the more likely the box contains an object.
 
-    ranks, fills: see kernel.search. The score is a sum of five terms. Their WEIGHTS are rounded from a logistic
-    regression on images of VOC2007's trainval:
-     - rank: a segment that is merged late is more often an object than one of the many small ones
+    boxes: (P, 4), in integer pixels of the resized image. ranks, fills: see `kernel.search`.
+    The score is a weighted sum of five terms. The WEIGHTS are rounded coefficients of a logistic regression on images
+    of VOC2007 trainval:
+     - rank: segments that are merged late are more often objects than the many small segments
      - fill: the segment fills its box
-     - edges just inside the box, and
-     - no edges just outside, as where an object ends; both as log2 of the density relative to the image's mean
+     - edges just inside the box, as log2 of their density relative to the mean of the image
+     - edges just outside the box, in the same unit, with a negative weight, because an object ends at its box
      - aspect: few objects are very long
 
-    It is the same to the last bit on every machine: it uses no logarithm of the C library.
+    The score is bit-identical on every machine, because it does not use the logarithm of the C library.
     """
     height, width = image.shape[:2]
     edges = np.abs(cv2.Sobel(image, cv2.CV_16S, 1, 0)) + np.abs(cv2.Sobel(image, cv2.CV_16S, 0, 1))
-    edges = cv2.transform(edges, np.ones((1, 3))).reshape(height, width)  # of three colours, one sum
-    sums = cv2.integral(edges.astype(np.float32), sdepth=cv2.CV_64F).ravel()  # whole numbers: exact
+    edges = cv2.transform(edges, np.ones((1, 3))).reshape(height, width)  # sum over the colours
+    sums = cv2.integral(edges.astype(np.float32), sdepth=cv2.CV_64F).ravel()  # integers, so sums are exact
 
     def measure(x1: np.ndarray, y1: np.ndarray, x2: np.ndarray, y2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         above, below = y1 * (width + 1), y2 * (width + 1)
@@ -105,7 +110,7 @@ def score(image: np.ndarray, boxes: np.ndarray, ranks: np.ndarray, fills: np.nda
 
     x1, y1, x2, y2 = boxes.T.astype(np.int64)
     w, h = x2 - x1, y2 - y1
-    dx, dy = np.minimum(np.maximum(w // 8, 2), w // 2), np.minimum(np.maximum(h // 8, 2), h // 2)  # of the strips
+    dx, dy = np.minimum(np.maximum(w // 8, 2), w // 2), np.minimum(np.maximum(h // 8, 2), h // 2)  # strip widths
     inner = measure(x1 + dx, y1 + dy, x2 - dx, y2 - dy)
     whole = measure(x1, y1, x2, y2)
     outer = measure(
@@ -122,17 +127,18 @@ def score(image: np.ndarray, boxes: np.ndarray, ranks: np.ndarray, fills: np.nda
 
 
 def _log2(values: np.ndarray) -> np.ndarray:
-    """log2, linear between the powers of two, to the same bit on every machine."""
+    """Return log2, linear between powers of two and bit-identical on every machine."""
     mantissa, exponent = np.frexp(values)
     return exponent + (2 * mantissa - 2)
 
 
 def spread(boxes: np.ndarray, scores: np.ndarray, near: float, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first `most` of the boxes (P, 4) float32, best first, and their scores, without near-duplicates.
+    """Drop near-duplicates and return the first `most` boxes and their scores.
 
-    A box that overlaps an earlier one by an IoU of `near` is dropped. Among the first boxes a smaller overlap is
-    enough, as SPREAD says: it is more useful to come near many objects first. The boxes passed over in this way compete
-    for the remaining places. Their scores are lowered to continue below those of the first.
+    boxes: (P, 4) float32, best first. A box is dropped if its IoU with an earlier box is `near` or more. For the first
+    boxes the threshold is lower (see SPREAD), because these boxes should cover many different objects. The remaining
+    boxes follow after them, with the threshold `near`. Their scores are reduced so that all scores are in descending
+    order.
     """
     thin = kernel.thin if kernel.library() is not None else _thin
     few, factor = SPREAD
@@ -151,22 +157,23 @@ def spread(boxes: np.ndarray, scores: np.ndarray, near: float, most: int) -> tup
 
 
 def searcher(settings: SelectiveSearchSettings) -> dict[str, str]:
-    """Whose search this is, for stores and their names: what boxes depend on beside settings.
+    """Return the implementation and its version: everything besides the settings that the boxes depend on.
 
-    The log has it once. Raises UserError where neither the kernel nor OpenCV's search is there, or only OpenCV's, which
-    lacks the mode.
+    The result is saved in stores and determines their names. The implementation is logged once per process. Raises
+    UserError if neither the kernel nor OpenCV's search is available, or if the mode needs the kernel and only OpenCV's
+    search is available.
     """
     _check_mode(settings)
     own = kernel.library() is not None
     if own:
         level = kernel.LEVELS[kernel.level()]
-        _log_once(logging.INFO, f"selective search by the library's own kernel ({level})")
+        _log_once(logging.INFO, f"Selective search uses the compiled kernel ({level})")
     else:
         segmentation()
         _log_once(
             logging.WARNING,
-            "selective search by OpenCV, which takes some fifteen times as long: the kernel was not built at install "
-            "(install a C++ compiler, then the package again)",
+            "Selective search uses OpenCV, which is about 15 times slower, because the C++ kernel was not built when "
+            "the package was installed. To build it, install a C++ compiler and reinstall the package.",
         )
     return {"search": f"fastrcnn {ALGORITHM}" if own else f"OpenCV {ALGORITHM}", "opencv": cv2.__version__}
 
@@ -177,10 +184,10 @@ def _log_once(level: int, text: str) -> None:
 
 
 def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> Found:
-    """All rectangles that the search finds, each once, with ranks and fills, as kernel.search gives them.
+    """Return the distinct rectangles that the search finds, with ranks and fills as in `kernel.search`.
 
-    OpenCV does not report segments. A box's rank is then log2 of the ratio of the image's size to its own, both the
-    square root of the area, and its fill is 1.
+    OpenCV does not return segments. With OpenCV, the rank of a box is half the log2 of the ratio of image area to box
+    area, and its fill is 1.
     """
     if settings.mode == "iccv2011":
         return _search_as_iccv2011(image, settings)
@@ -202,22 +209,23 @@ def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> Found:
 
 
 def _check_mode(settings: SelectiveSearchSettings) -> None:
-    """Raises UserError for a mode that needs the kernel where it was not built."""
+    """Raise UserError if the mode needs the kernel and the kernel was not built."""
     if settings.mode == "iccv2011" and kernel.library() is None:
         raise UserError(
             "data.selective_search.mode=iccv2011 needs the C++ kernel, which was not built when the package was "
-            "installed; OpenCV's selective search, used instead, has no such mode. Install a C++ compiler (Debian and "
-            "Ubuntu: `apt-get install g++`) and reinstall the package, or set mode=fast or mode=quality."
+            "installed. OpenCV's selective search, which is used instead, does not have this mode. Install a C++ "
+            "compiler (Debian and Ubuntu: `apt-get install g++`) and reinstall the package, or set "
+            "data.selective_search.mode=fast or quality."
         )
 
 
 def _min_sizes(settings: SelectiveSearchSettings) -> list[int]:
-    """Area of the smallest segment, for each k."""
+    """Return the area of the smallest segment for each k."""
     return [settings.min_size or max(1, round(k)) for k in settings.k]
 
 
 def _search_as_iccv2011(image: np.ndarray, settings: SelectiveSearchSettings) -> Found:
-    """What `_search` gives, by the rules of the ICCV 2011 paper's code; see iccv2011.py."""
+    """Search by the rules of the ICCV 2011 code (see iccv2011.py). Returns the same arrays as `_search`."""
     _check_mode(settings)
     planes = iccv2011.planes(image)
     channels = np.arange(len(planes)).reshape(-1, 3).tolist()
@@ -227,7 +235,7 @@ def _search_as_iccv2011(image: np.ndarray, settings: SelectiveSearchSettings) ->
 
 
 def _search_by_opencv(image: np.ndarray, images: Sequence[np.ndarray], settings: SelectiveSearchSettings) -> np.ndarray:
-    """Rectangles as `_search` gives them; their order means nothing."""
+    """Search with OpenCV. Returns rectangles like `_search`, in arbitrary order and possibly repeated."""
     module = segmentation()
     search = module.createSelectiveSearchSegmentation()
     search.setBaseImage(image)
@@ -235,7 +243,7 @@ def _search_by_opencv(image: np.ndarray, images: Sequence[np.ndarray], settings:
         search.addImage(colour_image)
     for k, min_size in zip(settings.k, _min_sizes(settings), strict=True):
         search.addGraphSegmentation(module.createGraphSegmentation(settings.sigma, k, min_size))
-    # The same objects for all similarities: they keep the histograms of a segmentation.
+    # All similarities share these objects, which cache the histograms of a segmentation.
     measures = {
         kernel.COLOUR: module.createSelectiveSearchSegmentationStrategyColor(),
         kernel.TEXTURE: module.createSelectiveSearchSegmentationStrategyTexture(),
@@ -249,9 +257,9 @@ def _search_by_opencv(image: np.ndarray, images: Sequence[np.ndarray], settings:
 
 
 def _thin(boxes: np.ndarray, near: float, most: int) -> np.ndarray:
-    """As kernel.thin."""
+    """Python version of `kernel.thin`."""
     kept: list[int] = []
-    for start in range(0, len(boxes), BLOCK):  # nothing behind the last box kept is looked at
+    for start in range(0, len(boxes), BLOCK):  # in blocks, because boxes after the last kept box need no comparison
         block = boxes[start : start + BLOCK]
         free = np.asarray(~_overlap(block, boxes[kept], near).any(axis=1))
         alike = _overlap(block, block, near)
@@ -265,7 +273,7 @@ def _thin(boxes: np.ndarray, near: float, most: int) -> np.ndarray:
 
 
 def _overlap(a: np.ndarray, b: np.ndarray, near: float) -> np.ndarray:
-    """Whether each box of `a` (A, 4) overlaps each of `b` (B, 4) by an IoU of `near` or more: (A, B)."""
+    """Return a matrix (A, B) bool: whether box a[i] and box b[j] have an IoU of `near` or more."""
     ax1, ay1, ax2, ay2 = a.T[:, :, None]
     bx1, by1, bx2, by2 = np.ascontiguousarray(b.T)
     width = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)
@@ -276,12 +284,12 @@ def _overlap(a: np.ndarray, b: np.ndarray, near: float) -> np.ndarray:
 
 
 def segmentation() -> Any:
-    """OpenCV's module; raises UserError, with the way to get it, where it is not there."""
+    """Return OpenCV's selective search module. Raises UserError with instructions if it is missing."""
     module = getattr(getattr(cv2, "ximgproc", None), "segmentation", None)
     if module is None:
         names = {d.metadata["Name"] for d in importlib.metadata.distributions()}
         others = sorted(n for n in names if n and n.startswith("opencv") and "contrib" not in n)
-        remove = f"`pip uninstall -y {' '.join(others)}`, which took its place, then " if others else ""
+        remove = f"`pip uninstall -y {' '.join(others)}` to remove the other build, then " if others else ""
         raise UserError(
             f"OpenCV {cv2.__version__} in {Path(cv2.__file__).parent} is not the contrib build and has no selective "
             f"search. Run {remove}`pip install --force-reinstall --no-deps opencv-contrib-python-headless`."

@@ -1,4 +1,4 @@
-"""The proposal store: the boxes of all images of a data set, as memory-mapped arrays matched to images by id.
+"""The proposal store: the boxes of all images of a data set in memory-mapped arrays, looked up by image id.
 
 A store is a folder `NAME.proposals/`:
 
@@ -7,9 +7,9 @@ A store is a folder `NAME.proposals/`:
     offsets.npy  (N, 2) int64, first row and one past the last row of the image's boxes
     sizes.npy    (N, 2) int32, height and width of the image
     boxes.npy    (K, 4) float32, x1 y1 x2 y2, half-open, in pixels of the original image
-    scores.npy   (K,) float32, higher is better; only where the generator gives scores
+    scores.npy   (K,) float32, higher is better; only if the proposals have scores
 
-There is never a pickle in it, and memory does not grow with the number of images read.
+A store contains no pickles, and memory use does not grow with the number of images read.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from fastrcnn.files import write_folder
 from fastrcnn.proposals.clean import BoxCounts, clean
 
 VERSION = 1
-DESCRIPTION = {  # what meta.json must say
+DESCRIPTION = {  # required content of meta.json
     "format": "fastrcnn proposals",
     "version": VERSION,
     "convention": "x1 y1 x2 y2, half-open, in pixels of the original image",
 }
-AROUND = 1 << 20  # bytes, a multiple of a page's; Linux maps 64 KiB around a fault
+AROUND = 1 << 20  # bytes, a multiple of the page size; Linux maps 64 KiB around a page fault
 
 
 @dataclass(frozen=True)
 class ImageProposals:
-    """The proposals of one image; the boxes half-open x1 y1 x2 y2 in its own pixels."""
+    """The proposals of one image. Boxes are half-open x1 y1 x2 y2 in pixels of the image."""
 
     image_id: str
     height: int
@@ -49,10 +49,11 @@ class ImageProposals:
 
 
 class ProposalStore:
-    """Read access to a store, by image id.
+    """Read access to a store by image id.
 
-    A worker process opens it again by its path. Several threads may use it, and it keeps reading the files that it
-    opened when the store is replaced. Raises UserError, naming the file, where the store is missing or broken.
+    Pickling keeps only the path, so each worker process opens the store itself. Several threads can use an instance. If
+    the store is replaced, an instance continues to read the old files. Raises UserError with the file name if the store
+    is missing or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -76,49 +77,49 @@ class ProposalStore:
 
     @property
     def ids(self) -> list[str]:
-        """The ids of all images, in the order of their bytes."""
+        """The ids of all images, sorted by their bytes."""
         return [_decode(raw) for raw in self._ids.tolist()]
 
     def boxes(self, image_id: str) -> np.ndarray:
-        """The image's boxes (P, 4) float32, a copy; raises UserError where the store has no such image."""
+        """Return a copy of the boxes (P, 4) float32 of an image. Raises UserError if the image is not in the store."""
         return self._rows(self._boxes, image_id)
 
     def scores(self, image_id: str) -> np.ndarray | None:
-        """The boxes' scores (P,) float32, or None where the store has no scores."""
+        """Return the scores (P,) float32 of the boxes, or None if the store has no scores."""
         return None if self._scores is None else self._rows(self._scores, image_id)
 
     def size(self, image_id: str) -> tuple[int, int]:
-        """Height and width of the image that the proposals were made for."""
+        """Return the height and width of the image for which the proposals were generated."""
         height, width = self._sizes[self._index(image_id)].tolist()
         return height, width
 
     def missing(self, ids: Iterable[str]) -> list[str]:
-        """Those of the `ids` that the store does not have."""
+        """Return those `ids` that are not in the store."""
         return [image_id for image_id in ids if image_id not in self]
 
     def check(self, ids: Sequence[str], sizes: Sequence[tuple[int, int]] | None = None) -> None:
-        """Raises UserError, naming the first image that differs, unless the store was made for these images.
+        """Raise UserError unless the store contains proposals for all of these images with these sizes.
 
-        `sizes`: height and width of each image. Images of the store that are not among `ids` do not matter.
+        sizes: height and width of each image. The store can contain other images as well.
         """
         wrong = f"{self.path}: the proposals belong to other images:"
         if missing := self.missing(ids):
             raise UserError(
-                f"{wrong} {len(missing)} of {len(ids)} images are not in it, the first is '{missing[0]}'; it holds "
-                f"{self._sample()}. Make proposals for these images with `fastrcnn propose`, name the right store, or "
-                "do without these images by data.missing_proposals=leave_out."
+                f"{wrong} {len(missing)} of {len(ids)} images are not in the store, for example '{missing[0]}'. The "
+                f"store contains {self._sample()}. Generate proposals for these images with `fastrcnn propose`, use "
+                "the store that belongs to the data set, or skip these images with data.missing_proposals=leave_out."
             )
         for image_id, (height, width) in zip(ids, sizes or (), strict=False):
             h, w = self.size(image_id)
             if (h, w) != (height, width):
                 raise UserError(
-                    f"{wrong} '{image_id}' has {w}x{h} pixels there, but the image has {width}x{height}. Make them "
-                    "again with `fastrcnn propose`."
+                    f"{wrong} image '{image_id}' has {w}x{h} pixels in the store, but the image file has "
+                    f"{width}x{height}. Generate the proposals again with `fastrcnn propose`."
                 )
 
     def _find(self, image_id: str) -> int | None:
         key = image_id.encode(errors="surrogateescape")
-        # A longer key would make searchsorted convert, and so copy, the whole array.
+        # With a longer key, searchsorted would convert and copy the entire array.
         if not 0 < len(key) <= self._ids.itemsize:
             return None
         index = int(np.searchsorted(self._ids, np.array(key, dtype=self._ids.dtype)))
@@ -128,18 +129,18 @@ class ProposalStore:
         index = self._find(image_id)
         if index is None:
             raise UserError(
-                f"{self.path}: no proposals for image '{image_id}'; it holds {self._sample()}. Make "
-                f"them with `fastrcnn propose`, or name the store that belongs to the data set."
+                f"{self.path}: no proposals for image '{image_id}'. The store contains {self._sample()}. Generate the "
+                "proposals with `fastrcnn propose`, or use the store that belongs to the data set."
             )
         return index
 
     def _sample(self) -> str:
-        return f"{len(self)} images" + (f" such as '{_decode(self._ids[0])}'" if len(self) else "")
+        return f"{len(self)} images" + (f", such as '{_decode(self._ids[0])}'" if len(self) else "")
 
     def _rows(self, array: np.memmap, image_id: str) -> np.ndarray:
         start, stop = self._offsets[self._index(image_id)].tolist()
         if not 0 <= start <= stop <= len(array):
-            raise _broken(self.path / "offsets.npy", f"rows {start} to {stop} of '{image_id}', of {len(array)} boxes")
+            raise _broken(self.path / "offsets.npy", f"rows {start} to {stop} for '{image_id}', but {len(array)} boxes")
         rows = np.array(array[start:stop])
         _forget(array, start, stop)
         return rows
@@ -148,11 +149,12 @@ class ProposalStore:
 def write_store(
     path: str | Path, items: Iterable[ImageProposals], generator: str, settings: Mapping[str, Any]
 ) -> BoxCounts:
-    """Writes a store of the `items`, in any order, each used once; boxes are cleaned (see `clean`).
+    """Write a store of the `items`, in any order. Boxes are cleaned (see `clean`).
 
-    Memory grows by a few hundred bytes an image. The store appears under `path` when it is complete, and until then an
-    existing one stays as it is. `settings` must be writable as JSON. Raises UserError for an id that comes twice or is
-    empty, for scores of some images only, for a `path` that is something else, and where the disk does not take it.
+    Memory use grows by a few hundred bytes per image. The store is written atomically: until it is complete, an
+    existing store at `path` is unchanged. `settings` must be serialisable as JSON. Raises UserError if an id is
+    repeated or empty, if only some images have scores, if `path` exists and is not a store, or if the store cannot be
+    written to disk.
     """
     path = Path(path)
     check_target(path)
@@ -178,22 +180,28 @@ def write_store(
 
 
 def refuse_repeated(ids: Iterable[str], path: Path) -> None:
-    """Raises UserError for an id that comes twice; path: of the proposals."""
+    """Raise UserError if an id is repeated. path: path of the proposals, for the message."""
     if twice := [image_id for image_id, n in Counter(ids).items() if n > 1]:
-        raise UserError(f"{path}: image '{twice[0][:100]}' comes twice ({len(twice)} such ids); ids must differ.")
+        raise UserError(
+            f"{path}: {len(twice)} image id(s) occur more than once, for example '{twice[0][:100]}'. Image ids must be "
+            "unique."
+        )
 
 
 def check_target(path: Path) -> None:
-    """Raises UserError where `path` is something else than a store, and so must not be replaced."""
+    """Raise UserError if `path` exists and is not a store, because it must not be replaced in this case."""
     if path.exists() and not (path / "meta.json").is_file():
-        raise UserError(f"{path} exists and is not a proposal store; choose another name, or move it away.")
+        raise UserError(f"{path}: the path exists and is not a proposal store. Choose another path or move it away.")
 
 
 def _write_boxes(
     folder: Path, path: Path, items: Iterable[ImageProposals]
 ) -> tuple[list[tuple[bytes, int, int, int, int]], BoxCounts, bool]:
-    """Writes boxes and scores as they come. Returns the id, first row, one past the last row, height and width of each
-    image, the counts, and whether there are scores."""
+    """Write the boxes and scores of the items one by one.
+
+    Returns the id, first row, one past the last row, height and width of each image, the counts, and whether the items
+    have scores.
+    """
     entries, counts = [], BoxCounts()
     with (folder / "boxes.npy").open("wb") as box_file, (folder / "scores.npy").open("wb") as score_file:
         _write_header(box_file, (0, 4))
@@ -202,16 +210,20 @@ def _write_boxes(
         for item in items:
             if not item.image_id or "\0" in item.image_id:
                 raise UserError(
-                    f"{path}: image id {item.image_id!r} is empty or holds a null character; name the image."
+                    f"{path}: image id {item.image_id!r} is empty or contains a null character. Rename the image."
                 )
             boxes, rows, of_image = clean(item.boxes, item.height, item.width)
             scored = item.scores is not None if scored is None else scored
             if scored is not (item.scores is not None):
-                raise UserError(f"{path}: image '{item.image_id}' differs from the others in having scores or not.")
+                has = "has no scores" if scored else "has scores"
+                raise UserError(
+                    f"{path}: image '{item.image_id}' {has}, unlike the images before it. Provide scores for all "
+                    "images or for none."
+                )
             box_file.write(boxes.astype("<f4").tobytes())
             if item.scores is not None:
                 score_file.write(np.asarray(item.scores)[rows].astype("<f4").tobytes())
-            key = item.image_id.encode(errors="surrogateescape")  # an id may be a file name that is not UTF-8
+            key = item.image_id.encode(errors="surrogateescape")  # an id can be a file name that is not UTF-8
             entries.append((key, counts.kept, counts.kept + len(boxes), item.height, item.width))
             counts += of_image
         _write_header(box_file, (counts.kept, 4))
@@ -222,7 +234,10 @@ def _write_boxes(
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
-    """At the start of the file; there is room in it for any number of rows, so it can be written again."""
+    """Write the header at the start of the file.
+
+    The header has padding for any number of rows, so it can be overwritten when the number is known.
+    """
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
 
@@ -234,23 +249,23 @@ def _decode(raw: bytes) -> str:
 def _read_meta(path: Path) -> dict[str, Any]:
     file = path / "meta.json"
     if not path.exists():
-        raise UserError(f"{path}: there is no such proposal store; make it with `fastrcnn propose`.")
+        raise UserError(f"{path}: this proposal store does not exist. Generate it with `fastrcnn propose`.")
     if not file.is_file():
         raise UserError(
-            f"{path}: not a proposal store, since it has no meta.json. Name a NAME.proposals folder; proposals in "
-            f"another format become one by `fastrcnn propose convert={path} data=... data.root=...`."
+            f"{path}: this is not a proposal store, because it contains no meta.json. Use a folder NAME.proposals, or "
+            f"convert proposals in another format with `fastrcnn propose convert={path} data=... data.root=...`."
         )
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise _broken(file, str(error)) from error
     if not isinstance(meta, dict):
-        raise _broken(file, "no JSON object")
+        raise _broken(file, "not a JSON object")
     for key, value in DESCRIPTION.items():
         if meta.get(key) != value:
             raise UserError(
-                f"{file}: `{key}` is {meta.get(key)!r}, but this program reads {value!r}; make the proposals again, or "
-                "use the program that wrote them."
+                f"{file}: `{key}` is {meta.get(key)!r}, but this version of fastrcnn reads only {value!r}. Generate "
+                "the proposals again, or use the version that wrote them."
             )
     for key, kind in (("images", int), ("boxes", int), ("scores", bool)):
         if type(meta.get(key)) is not kind:
@@ -261,18 +276,21 @@ def _read_meta(path: Path) -> dict[str, Any]:
 def _map(file: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # whatever a damaged header leads numpy to
+    except Exception as error:  # numpy raises various errors for a damaged header
         raise _broken(file, str(error)) from error
     if not isinstance(array, np.memmap):
-        raise _broken(file, "no array")
+        raise _broken(file, "not an array")
     kind_fits = array.dtype.kind == "S" if dtype == "S" else array.dtype == dtype
     if not kind_fits or array.shape != shape or not array.flags.c_contiguous:
-        raise _broken(file, f"{array.dtype} of shape {array.shape}, not {dtype} of shape {shape} as in meta.json")
+        raise _broken(file, f"{array.dtype} of shape {array.shape}; meta.json requires {dtype} of shape {shape}")
     return array
 
 
 def _forget(array: np.memmap, start: int, stop: int) -> None:
-    """Unmaps the pages of rows that were copied, which count towards each loader worker; the system caches them."""
+    """Unmap the pages of rows that were copied. They would count as memory of each loader worker.
+
+    They stay in the page cache of the operating system.
+    """
     mapped, row = array.base, array.strides[0]
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
         first = (array.offset + start * row) // AROUND * AROUND
@@ -281,4 +299,4 @@ def _forget(array: np.memmap, start: int, stop: int) -> None:
 
 
 def _broken(file: Path, why: str) -> UserError:
-    return UserError(f"{file}: the proposal store is damaged ({why}); make it again with `fastrcnn propose`.")
+    return UserError(f"{file}: the proposal store is damaged ({why}). Generate it again with `fastrcnn propose`.")

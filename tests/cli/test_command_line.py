@@ -179,7 +179,7 @@ TRAIN = ["train", "data=custom", "model=vgg16_slim", "runtime.device=cpu", "runt
         (["data.short_sides=[]"], ["data.short_sides is empty"]),
         (["data.short_sides=[0]"], ["data.short_sides"]),
         (["data.metric=voc12"], ["data.metric=voc12: should be one of", "voc07", "voc10"]),
-        (["data.proposals=none.proposals"], ["none.proposals: there is no such proposal store"]),
+        (["data.proposals=none.proposals"], ["none.proposals: this proposal store does not exist"]),
         (
             ["data.selective_search.mode=fats"],
             ["data.selective_search.mode=fats: should be one of fast, quality, iccv2011", "Did you mean 'fast'?"],

@@ -103,7 +103,7 @@ def test_coco_has_ap_at_50_with_intervals(call: Call, evaluated: Callable[..., P
     assert status == 0, err
     assert out.splitlines()[4].split()[:5] == ["cat", "12", "0.188", "0.593", "+0.405"]
     means = [json.loads(Path(name, "metrics.json").read_text())["mAP"] for name in "ab"]
-    assert f"COCO's AP, without interval: {means[0]:.3f}, {means[1]:.3f}" in out
+    assert f"COCO AP (without intervals): {means[0]:.3f}, {means[1]:.3f}" in out
 
 
 def test_what_cannot_be_compared_is_one_clear_message(
@@ -120,26 +120,26 @@ def test_what_cannot_be_compared_is_one_clear_message(
 
     assert "which runs? fastrcnn compare RUN RUN" in refused()
     assert "which runs?" in refused("a")
-    assert "2 to 5 different runs, not 1" in refused("a", "a")
+    assert "2 to 5 different runs, but got 1" in refused("a", "a")
     assert "nowhere: there is no such folder" in refused("a", "nowhere")
     (tmp_path / "here" / "empty").mkdir()
     assert "empty: has no evaluation, neither metrics.json nor eval/SPLIT/metrics.json" in refused("a", "empty")
     shutil.copytree("a", "old")
     Path("old/matches.npz").unlink()
-    assert "old: has no matches.npz" in refused("a", "old")
+    assert "old: the folder contains no matches.npz" in refused("a", "old")
     evaluated("m", 3, "metric=voc07")
-    assert "a was evaluated by metric=voc10, m by metric=voc07" in refused("a", "m")
+    assert "a was evaluated with metric=voc10, but m with metric=voc07" in refused("a", "m")
     evaluated("f", 3, split="few")
     said = refused("a", "f")
-    assert "a and f were evaluated on 12 and 10 images: f lacks p10, p11." in said
+    assert "a and f were evaluated on different images (12 and 10): f does not have p10, p11." in said
     evaluated("o", 3, "data.classes=[dog,cat]")
-    assert "different classes: the same, in another order" in refused("a", "o")
+    assert "different classes: the order of the classes differs" in refused("a", "o")
     (tmp_path / "a-d" / "comp4_det_test_dog.txt").unlink()
     keys = ["data=custom", f"data.root={voc.root}", "output=c"]
     assert call("reval", f"detections={tmp_path / 'a-d'}", *keys)[0] == 0
-    assert "different classes: c lacks dog." in refused("a", "c")
-    assert "different classes: c lacks dog." in refused("c", "a")
+    assert "different classes: c does not have dog." in refused("a", "c")
+    assert "different classes: c does not have dog." in refused("c", "a")
     voc.add("p03", ("cat", (11, 11, 30, 40), True), ("dog", (41, 11, 60, 40), False))
     evaluated("t", 3)
-    assert "on the same 12 images, but with different truth" in refused("a", "t")
+    assert "on the same 12 images, but with different ground truth" in refused("a", "t")
     assert "unknown key 'sed'. Did you mean 'seed'?" in refused("a", "t", "sed=1")

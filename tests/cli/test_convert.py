@@ -54,7 +54,7 @@ def test_the_authors_file_becomes_a_store(numbered: VocFolder, tmp_path: Path, c
     status, out, err = call("propose", f"convert={path}", f"data.root={numbered.root}")
     assert status == 0, err
     assert fingerprint(numbered.root) == before
-    assert "the author's .mat of a whole split, 4 images; boxes read as yxyx-1-inclusive" in out
+    assert "Fast R-CNN author's .mat, 4 images; boxes read as yxyx-1-inclusive" in out
     assert "3 of 3 images of the data set have proposals" in out
     assert "1 images of the file are not in the data set: stranger" in out
     assert "6 boxes kept, 0 of them clipped; 0 dropped\n" in out
@@ -64,7 +64,7 @@ def test_the_authors_file_becomes_a_store(numbered: VocFolder, tmp_path: Path, c
     assert {i: store.boxes(i).tolist() for i in store.ids} == BOXES
     assert store.size("000005") == (48, 64)
     assert store.meta["settings"] == {
-        "format": "the author's .mat of a whole split",
+        "format": "Fast R-CNN author's .mat",
         "convention": "yxyx-1-inclusive",
         "sources": {"voc 2007.mat": hashlib.sha256(path.read_bytes()).hexdigest()},
     }
@@ -109,18 +109,18 @@ def test_a_wrong_convention_is_suspected(numbered: VocFolder, tmp_path: Path, ca
 def test_an_unknown_convention_and_options_that_stand_alone(numbered: VocFolder, tmp_path: Path, call: Call) -> None:
     path = author(tmp_path / "p.mat", BOXES)
     status, _, err = call("propose", f"convert={path}", f"data.root={numbered.root}", "convention=yxyx-1")
-    assert (status, "convention=yxyx-1: unknown. Did you mean" in err) == (1, True)
+    assert (status, "convention=yxyx-1: unknown convention. Did you mean" in err) == (1, True)
     status, _, err = call("propose", f"data.root={numbered.root}", "convention=xywh-0")
     assert (status, "convert=FILE" in err) == (1, True)
     status, _, err = call("propose", "convert=nowhere.mat", f"data.root={numbered.root}")
-    assert (status, "nowhere.mat: there is no such proposal file" in err) == (1, True)
+    assert (status, "nowhere.mat: this proposal file does not exist" in err) == (1, True)
 
 
 def test_a_list_of_ids_for_a_file_that_has_none(numbered: VocFolder, tmp_path: Path, call: Call) -> None:
     path, ids = tmp_path / "p.pkl", tmp_path / "ids.txt"
     path.write_bytes(pickle.dumps([np.array([[*b, 0.5] for b in BOXES[i]]) for i in reversed(IDS)]))
     status, _, err = call("propose", f"convert={path}", f"data.root={numbered.root}")
-    assert (status, "does not name its 3 images" in err) == (1, True)
+    assert (status, "contains no image ids" in err) == (1, True)
     ids.write_text("".join(f"{i}.jpg\n" for i in reversed(IDS)))
     status, _, err = call(
         "propose", f"convert={path}", f"data.root={numbered.root}", f"ids={ids}", "output=x.proposals"
@@ -270,10 +270,10 @@ def test_images_of_a_coco_file_are_matched_by_number_or_name() -> None:
     assert match_ids(train, ["2", "1"]) == {"train/a.jpg": 1, "train/b.jpg": 0}
     assert match_ids(train, ["b", "a.jpg"]) == {"train/a.jpg": 1, "train/b.jpg": 0}
     assert match_ids([("val/000000000139.jpg", 139)], ["139"]) == {"val/000000000139.jpg": 0}
-    with pytest.raises(UserError, match=r"'1' is the number of 'train/a\.jpg' and of 'test/c\.jpg'"):
+    with pytest.raises(UserError, match=r"'1' is the number of both 'train/a\.jpg' and 'test/c\.jpg'"):
         match_ids([*train, ("test/c.jpg", 1)], ["1", "2"])
     with pytest.raises(
-        UserError, match=r"'train/2\.jpg': .* numbers of the COCO file \('1'\) or names of images \('2'\)"
+        UserError, match=r"'train/2\.jpg' .* its number in the COCO file .* id '1', but its name matches '2'"
     ):
         match_ids([("train/2.jpg", 1), ("train/1.jpg", 2)], ["1", "2"])
 
@@ -305,8 +305,8 @@ def test_files_of_several_splits_become_one_store(numbered: VocFolder, tmp_path:
     assert store.meta["settings"]["sources"] == digest
 
     status, _, err = call("propose", f"convert=[{first},{second},{first}]", f"data.root={numbered.root}")
-    assert (status, f"image '000005' is in {first} as well" in err) == (1, True)
+    assert (status, f"image '000005' is also in {first}" in err) == (1, True)
     other = tmp_path / "other.csv"
     other.write_text("image_id,x1,y1,x2,y2\nx,1,2,3,4\n")
     status, _, err = call("propose", f"convert=[{first},{other}]", f"data.root={numbered.root}")
-    assert (status, "its boxes are xyxy-0-halfopen, but those of" in err) == (1, True)
+    assert (status, "the box convention is xyxy-0-halfopen, but that of" in err) == (1, True)

@@ -99,7 +99,7 @@ def test_wrong_ids_and_scale_are_said_to_need_another_file(
     path = author_file(tmp_path / "scale.mat", shares)
     status, out, _ = call("proposals-check", f"proposals={path}", "data=custom", root)
     assert status == 1
-    assert "yxyx-0-inclusive, as shares of the image's width and height" in " ".join(out.split())
+    assert "yxyx-0-inclusive, as fractions of the image width and height" in " ".join(out.split())
 
 
 def test_boxes_that_fit_nothing_are_said_to(
@@ -121,7 +121,7 @@ def test_mistakes_are_one_message(call: Call, zero_based: tuple[VocFolder, list[
         ([], "which proposals? fastrcnn proposals-check proposals=FILE"),
         ([f"proposals={path}"], "data.root is missing"),
         ([f"proposals={tmp_path / 'none.mat'}", root], "none.mat"),
-        ([f"proposals={path}", root], "the data set has '0000' and so on, the file has 'dog' and so on"),
+        ([f"proposals={path}", root], "The data set has images such as '0000'; the file has 2 images, such as 'dog'"),
         ([f"proposals={path}", root, "split=val"], "no image list for the split 'val'"),
     ):
         status, out, err = call("proposals-check", *arguments)

@@ -83,7 +83,7 @@ def test_what_there_is_nothing_of(call: Call, voc: VocFolder, tmp_path: Path, me
     assert (found["mAP"], found["metric"], found["images"]) == (pytest.approx(0.25), metric, 3)
     assert found["objects"] == {"cat": 1, "dog": 1, "cow": 0, "pig": 0}
     assert out.splitlines()[-2:] == [
-        "without truth in these images: cow, pig",
+        "no ground truth in these images: cow, pig",
         "written to some; open report.html there first",
     ]
     assert Path("some/report.html").is_file()
@@ -91,12 +91,12 @@ def test_what_there_is_nothing_of(call: Call, voc: VocFolder, tmp_path: Path, me
     assert (nothing["mAP"], nothing["ap"]) == (0, {"cat": 0, "dog": 0, "cow": None, "pig": None})
     hard, out = reval("hard", cow=f"a 0.5 {box}", pig=f"b 0.5 {box}a 0.4 {box}")
     assert (hard["mAP"], hard["ap"]) == (None, {"cow": None, "pig": None})
-    assert "no class has truth" in out
+    assert "no class has ground truth" in out
     for folder in tmp_path.glob("*-d"):
         (folder / "comp4_det_test_sheep.txt").write_text(f"a 0.5 {box}", encoding="utf-8")
         status, _, err = call("reval", f"detections={folder}", *arguments)
         assert status == 1
-        assert "is of class 'sheep', which the data set lacks" in err
+        assert "the data set has no class 'sheep'" in err
 
 
 def test_the_metric_is_the_data_sets_unless_said_otherwise(call: Call, tiny: VocFolder, tmp_path: Path) -> None:
@@ -140,10 +140,10 @@ def test_numbers_of_categories_are_the_coco_files_own(call: Call, tmp_path: Path
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({}, "holds no file comp4_det_test_<class>.txt"),
-        ({"cta": ""}, "is of class 'cta', which the data set lacks. Did you mean 'cat'?"),
-        ({"cat": "z 0.5 1 1 9 9\n"}, "line 1: image 'z' is not among the 1 images of the split"),
-        ({"cat": "c 0.5 1 1 9 9\nc 0.5 1 1 9\n"}, "comp4_det_test_cat.txt, line 2: wanted"),
+        ({}, "contains no file comp4_det_test_<class>.txt"),
+        ({"cta": ""}, "the data set has no class 'cta'. Did you mean 'cat'?"),
+        ({"cat": "z 0.5 1 1 9 9\n"}, "line 1: image 'z' is not in the split, which has 1 image(s)"),
+        ({"cat": "c 0.5 1 1 9 9\nc 0.5 1 1 9\n"}, "comp4_det_test_cat.txt, line 2: expected"),
     ],
 )
 def test_files_that_do_not_fit_are_one_clear_message(
@@ -259,7 +259,7 @@ def test_an_image_that_is_not_there_is_counted_among_the_images_there_are(call: 
     arguments, _ = coco_case(tmp_path / "c", coco_truth([PERFECT], [1, 2, 3]), [coco_result(2, PERFECT[1], 0.5)])
     (tmp_path / "c/found.json").write_text(json.dumps([coco_result(7, PERFECT[1], 0.5)]))
     status, _, err = call("reval", *arguments)
-    assert (status, "entry 1: image '7' is not among the 3 images of the split" in err) == (1, True)
+    assert (status, "entry 1: image '7' is not in the split, which has 3 image(s)" in err) == (1, True)
 
 
 def test_voc_truth_is_evaluated_in_the_files_own_precision(call: Call, voc: VocFolder, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def broken(path: Path, **changes: np.ndarray) -> None:
 
 def test_files_that_cannot_be_used_are_one_clear_message(tmp_path: Path) -> None:
     path = tmp_path / FILE
-    with pytest.raises(UserError, match=r"has no matches.npz.*fastrcnn eval checkpoint=RUN"):
+    with pytest.raises(UserError, match=r"contains no matches.npz.*fastrcnn eval checkpoint=RUN"):
         read(tmp_path)
     write(path, MATCHES)
     whole = path.read_bytes()

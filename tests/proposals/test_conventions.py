@@ -77,9 +77,11 @@ def test_no_boxes_are_no_boxes() -> None:
 
 
 def test_an_unknown_name_is_answered_with_those_there_are() -> None:
-    with pytest.raises(UserError, match=r"convention=yxyx-1-inclusiv: unknown. Did you mean 'yxyx-1-inclusive'\?"):
+    with pytest.raises(
+        UserError, match=r"convention=yxyx-1-inclusiv: unknown convention. Did you mean 'yxyx-1-inclusive'\?"
+    ):
         convention("yxyx-1-inclusiv")
-    with pytest.raises(UserError, match="There are: xyxy-0-halfopen"):
+    with pytest.raises(UserError, match="Use one of: xyxy-0-halfopen"):
         convention("")
 
 

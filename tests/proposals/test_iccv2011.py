@@ -108,7 +108,7 @@ def test_without_the_kernel_the_mode_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel, "library", lambda: None)
-    with pytest.raises(UserError, match=r"mode=iccv2011 needs the C\+\+ kernel.*set mode=fast"):
+    with pytest.raises(UserError, match=r"mode=iccv2011 needs the C\+\+ kernel.*set data.selective_search.mode=fast"):
         propose_all([("a", tmp_path / "missing.png", 1)], tmp_path / "s.proposals", SETTINGS)
     with pytest.raises(UserError, match="mode=iccv2011 needs"):
         propose(noise(9, 9, 3), SETTINGS)

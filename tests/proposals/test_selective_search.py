@@ -366,7 +366,7 @@ def test_all_bad_images_are_named_and_the_others_are_not_lost(
 
 
 def test_an_id_that_comes_twice_is_named_before_any_work(images: list[Image], tmp_path: Path, calls: list[int]) -> None:
-    with pytest.raises(UserError, match="'id0' comes twice"):
+    with pytest.raises(UserError, match="more than once, for example 'id0'"):
         propose_all([*images, images[0]], tmp_path / "s.proposals", QUICK, workers=1)
     assert calls == []
 
@@ -375,7 +375,7 @@ def test_an_id_that_comes_twice_is_named_before_any_work(images: list[Image], tm
 def test_a_second_run_on_the_same_store_is_refused(images: list[Image], tmp_path: Path) -> None:
     with (
         generate._work_folder(tmp_path / "s.proposals"),
-        pytest.raises(UserError, match="another run"),
+        pytest.raises(UserError, match="another process is generating these proposals"),
     ):
         propose_all(images, tmp_path / "s.proposals", QUICK, workers=1)
 

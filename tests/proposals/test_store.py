@@ -168,16 +168,16 @@ def test_counts_of_all_images_are_returned_and_stored(tmp_path: Path) -> None:
 def test_check_names_the_first_image_that_differs(path: Path) -> None:
     store = ProposalStore(path)
     store.check(["b/2", "a"], [(50, 100), (30, 40)])
-    with pytest.raises(UserError, match=r"x\.proposals.* 2 of 3 images.*first is 'q'"):
+    with pytest.raises(UserError, match=r"x\.proposals.* 2 of 3 images.*example 'q'"):
         store.check(["a", "q", "r"])
-    with pytest.raises(UserError, match=r"'b/2' has 100x50 pixels there, but the image has 50x100"):
+    with pytest.raises(UserError, match=r"'b/2' has 100x50 pixels in the store, but the image file has 50x100"):
         store.check(["a", "b/2"], [(30, 40), (100, 50)])
     assert store.missing(["q", "a"]) == ["q"]
 
 
 @pytest.mark.parametrize("twice", ["a", "bé-long-name"])
 def test_an_id_that_comes_twice_is_named(tmp_path: Path, twice: str) -> None:
-    with pytest.raises(UserError, match=f"'{twice}' comes twice"):
+    with pytest.raises(UserError, match=f"more than once, for example '{twice}'"):
         write_store(tmp_path / "t.proposals", [A, B, C, replace(A, image_id=twice)], "test", {})
     assert list(tmp_path.iterdir()) == []
 
@@ -229,7 +229,7 @@ def test_a_new_store_replaces_the_old_one_and_an_open_one_keeps_reading(path: Pa
 def test_a_folder_that_is_no_store_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "me.jpg").write_bytes(b"precious")
-    with pytest.raises(UserError, match="photos exists and is not a proposal store"):
+    with pytest.raises(UserError, match="photos: the path exists and is not a proposal store"):
         write_store(tmp_path / "photos", [A], "test", {})
     assert (tmp_path / "photos" / "me.jpg").read_bytes() == b"precious"
 

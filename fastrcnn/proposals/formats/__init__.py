@@ -1,1 +1,1 @@
-"""Readers of other programs' proposal files; all give the same `Content`."""
+"""Readers for the proposal files of other programs. All of them return a `Content`."""

@@ -1,4 +1,4 @@
-"""What a reader of one proposal format finds in a file, and the checks that all of them share."""
+"""The content of a proposal file, which every reader returns, and checks that the readers share."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Pair = tuple[np.ndarray, np.ndarray | None]  # boxes (P, 4) float64, and scores 
 
 @dataclass(frozen=True)
 class Content:
-    """The proposals of a file, or of several; each image's are read when they are asked for.
+    """The proposals of one or more files. The proposals of an image are read on demand.
 
-    paths: the files, of which the first one names them all in messages.
-    format: the format, in words for messages.
-    convention: what the numbers of a box mean.
-    ids: image ids in the file's order; "" for images that neither the file nor its name tells.
-    boxes: numbers (P, 4) as they stand in the file, and scores, of the image ids[index]. Raises UserError, naming file
-        and image, where there are no such numbers.
-    named: whether the ids stand in the file, so that no others may be given for them.
+    paths: the files. Messages name the first one.
+    format: description of the format, for messages.
+    convention: the meaning of the four numbers of a box.
+    ids: image ids in file order; "" if neither the file nor its name contains the id.
+    boxes: function that returns the numbers (P, 4), unchanged from the file, and the scores of image ids[index]. Raises
+        UserError with the file and image if the numbers are invalid.
+    named: whether the file contains the ids. If it does, the user cannot give other ids.
     """
 
     paths: tuple[Path, ...]
@@ -36,47 +36,48 @@ class Content:
 
     @property
     def path(self) -> Path:
-        """The file that messages name."""
+        """The file name for messages."""
         return self.paths[0]
 
     def half_open(self, index: int) -> Pair:
-        """The boxes (P, 4) of an image as half-open x1 y1 x2 y2, and their scores."""
+        """Return the boxes (P, 4) of an image as half-open x1 y1 x2 y2, and their scores."""
         numbers, scores = self.boxes(index)
         return self.convention.read(numbers), scores
 
 
 def as_boxes(value: object, where: str, columns: tuple[int, ...] = (4,)) -> Pair:
-    """Boxes out of an array (P, one of `columns`) or a list of rows, and the scores of a fifth column if there is one.
+    """Convert an array, or a list of rows, to boxes and to scores if there is a fifth column.
 
-    Raises UserError, which begins with `where`, for anything else. Whatever is empty has no boxes.
+    columns: the allowed numbers of columns. An empty value has no boxes. Raises UserError, with a message that starts
+    with `where`, if the value is anything else.
     """
-    wanted = f"where numbers of shape {' or '.join(f'(P, {n})' for n in columns)} should be"
+    wanted = f"expected numbers of shape {' or '.join(f'(P, {n})' for n in columns)}"
     if isinstance(value, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in value):
-        # Rows are looked at one by one, since lists within lists may be far larger than the bytes that hold them.
+        # Check each row before np.array, because nested lists can be far larger than the bytes of the file.
         if not all(len(row) in columns and len(row) == len(value[0]) and _are_numbers(row) for row in value):
-            raise UserError(f"{where}: rows of another length, or of no numbers, {wanted}.")
+            raise UserError(f"{where}: {wanted}, but found rows with other lengths or values.")
         value = np.array(value, np.float64)
     if not isinstance(value, np.ndarray):
-        raise UserError(f"{where}: {type(value).__name__} {wanted}.")
+        raise UserError(f"{where}: {wanted}, but found {type(value).__name__}.")
     if value.size == 0:
         scored = columns == (5,) or value.shape[1:] == (5,)
         return np.zeros((0, 4)), np.zeros(0) if scored else None
     if value.dtype.kind not in "iuf" or value.ndim != 2 or value.shape[1] not in columns:
-        raise UserError(f"{where}: {value.dtype} of shape {value.shape} {wanted}.")
+        raise UserError(f"{where}: {wanted}, but found {value.dtype} of shape {value.shape}.")
     numbers = value.astype(np.float64)
     return numbers[:, :4], numbers[:, 4] if numbers.shape[1] == 5 else None
 
 
 def as_scores(value: object, boxes: np.ndarray, where: str) -> np.ndarray:
-    """Scores (P,) float64, one for each box (P, 4), out of an array or a list. Raises UserError for anything else."""
+    """Convert an array or a list to scores (P,) float64, one for each box. Raises UserError for any other value."""
     if isinstance(value, (list, tuple)) and _are_numbers(value):
         value = np.array(value, np.float64)
     if not isinstance(value, np.ndarray):
-        raise UserError(f"{where}: {type(value).__name__} where numbers should be, one for each of {len(boxes)} boxes.")
+        raise UserError(f"{where}: expected {len(boxes)} numbers, one for each box, but found {type(value).__name__}.")
     is_row = value.size == len(boxes) and max(value.shape, default=1) == value.size
     if value.size != len(boxes) or (value.size and (value.dtype.kind not in "iuf" or not is_row)):
         raise UserError(
-            f"{where}: {value.dtype} of shape {value.shape} for {len(boxes)} boxes; it must be a number for each."
+            f"{where}: expected {len(boxes)} numbers, one for each box, but found {value.dtype} of shape {value.shape}."
         )
     return value.astype(np.float64).reshape(-1)
 

@@ -1,4 +1,4 @@
-"""What the four numbers of a box may mean in a file, and the way from there to half-open x1 y1 x2 y2 and back."""
+"""Box conventions of proposal files, and conversion to and from half-open x1 y1 x2 y2."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 
 from fastrcnn.errors import UserError, nearest
 
-# Where x y x y, or x y width height, stand among the four numbers; each is its own inverse.
+# Positions of x y x y, or x y width height, among the four numbers. Each permutation is its own inverse.
 ORDERS = {"xyxy": (0, 1, 2, 3), "yxyx": (1, 0, 3, 2), "xxyy": (0, 2, 1, 3), "xywh": (0, 1, 2, 3), "yxhw": (1, 0, 3, 2)}
 
 
 @dataclass(frozen=True)
 class Convention:
-    """How a box is written.
+    """The meaning of the four numbers of a box.
 
-    order: xyxy, yxyx or xxyy for two corners, xywh or yxhw for a corner and a size.
-    base: coordinate of the first pixel, 0 or 1.
-    inclusive: whether x2, y2 are those of the last pixel in the box, or of the one after it. A size is always
-        the number of pixels, and says nothing of either.
+    order: xyxy, yxyx or xxyy for two corners; xywh or yxhw for a corner and a size.
+    base: the coordinate of the first pixel, 0 or 1.
+    inclusive: whether x2, y2 are the last pixel in the box (inclusive) or the pixel after it (half-open). A width or
+        height is always the number of pixels, so this field is unused for xywh and yxhw.
     """
 
     order: str
@@ -32,11 +32,11 @@ class Convention:
 
     @property
     def sized(self) -> bool:
-        """Whether the last two numbers are a width and a height."""
+        """Whether two of the numbers are a width and a height."""
         return self.order in ("xywh", "yxhw")
 
     def read(self, boxes: np.ndarray) -> np.ndarray:
-        """Boxes (P, 4) of a file as half-open x1 y1 x2 y2 (P, 4) float64; nothing is clipped and nothing wraps."""
+        """Convert boxes (P, 4) of a file to half-open x1 y1 x2 y2 (P, 4) float64, without clipping or overflow."""
         numbers = np.array(boxes, dtype=np.float64).reshape(-1, 4)[:, ORDERS[self.order]]
         if self.sized:
             numbers[:, 2:] += numbers[:, :2]
@@ -45,7 +45,7 @@ class Convention:
         return numbers - self.base
 
     def write(self, boxes: np.ndarray) -> np.ndarray:
-        """Half-open boxes x1 y1 x2 y2 (P, 4) as a file of this convention has them, (P, 4) float64."""
+        """Convert half-open boxes x1 y1 x2 y2 (P, 4) to this convention, (P, 4) float64."""
         numbers = np.array(boxes, dtype=np.float64).reshape(-1, 4) + self.base
         if self.sized:
             numbers[:, 2:] -= numbers[:, :2]
@@ -56,11 +56,13 @@ class Convention:
 
 _ALL = [Convention(*each) for each in product(ORDERS, (0, 1), (False, True))]
 CONVENTIONS = {str(c): c for c in _ALL if not (c.sized and c.inclusive)}
-HALF_OPEN = CONVENTIONS["xyxy-0-halfopen"]  # that of this program
+HALF_OPEN = CONVENTIONS["xyxy-0-halfopen"]  # the convention of fastrcnn
 
 
 def convention(text: str) -> Convention:
-    """The convention that `text` names, such as yxyx-1-inclusive. Raises UserError with those there are."""
+    """Return the convention with a name such as yxyx-1-inclusive. Raises UserError for an unknown name."""
     if text not in CONVENTIONS:
-        raise UserError(f"convention={text}: unknown.{nearest(text, CONVENTIONS)} There are: {', '.join(CONVENTIONS)}.")
+        raise UserError(
+            f"convention={text}: unknown convention.{nearest(text, CONVENTIONS)} Use one of: {', '.join(CONVENTIONS)}."
+        )
     return CONVENTIONS[text]

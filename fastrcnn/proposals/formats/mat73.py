@@ -1,7 +1,7 @@
-"""MATLAB files of version 7.3, which are HDF5: arrays lie transposed, a cell is a reference, text is numbers.
+"""Read MATLAB files of version 7.3, which are HDF5: arrays are transposed, cells are references, text is numbers.
 
-HDF5 can do far more than MATLAB uses: data in other files, filters from plug-ins, sizes that have no bytes behind
-them. Whatever MATLAB has no use for is refused before it is read.
+HDF5 has many features that MATLAB does not use, such as data in other files, filters from plug-ins, and arrays without
+stored data. Files that use these features are refused before any data is read.
 """
 
 from __future__ import annotations
@@ -18,17 +18,16 @@ import numpy as np
 from fastrcnn.errors import UserError
 from fastrcnn.proposals.formats.mat5 import Cells, Text, Value, most_bytes
 
-DEFLATE, SHUFFLE, CHECKSUM = 1, 2, 3  # HDF5's numbers of the filters that are admitted
+DEFLATE, SHUFFLE, CHECKSUM = 1, 2, 3  # HDF5 ids of the allowed filters
 
 
 def read_mat73(path: Path, names: Collection[str]) -> dict[str, Value]:
-    """Those of the named variables that the file has. Raises UserError without h5py."""
+    """Read those of the named variables that are in the file. Raises UserError if h5py is not installed."""
     try:
         import h5py
     except ImportError as error:
         raise UserError(
-            f"{path}: a MATLAB 7.3 file is HDF5, and reading it needs h5py; install it with "
-            "`pip install 'fastrcnn[mat]'`."
+            f"{path}: reading MATLAB 7.3 files (HDF5) needs h5py. Install it with `pip install 'fastrcnn[mat]'`."
         ) from error
     file, size = h5py.File(path, "r"), path.stat().st_size
     own = [name for name in names if isinstance(file.get(name, getlink=True), h5py.HardLink)]
@@ -36,24 +35,24 @@ def read_mat73(path: Path, names: Collection[str]) -> dict[str, Value]:
 
 
 def _value(file: Any, key: Any, file_size: int) -> Value:
-    """What a data set of an h5py.File holds. key: its name, or a reference to it."""
+    """Return the value of a dataset in an h5py.File. key: its name, or a reference to it."""
     import h5py
 
     data = file[key]
     is_array = isinstance(data, h5py.Dataset)
     if is_array and h5py.check_ref_dtype(data.dtype) is h5py.Reference:
-        # In C order, which is column by column of what MATLAB shows.
+        # C order of the transposed array is MATLAB's column-major order.
         targets = [] if _is_empty(data) else _content(data, file_size).ravel().tolist()
         if not all(isinstance(r, h5py.Reference) and r for r in targets):
-            raise ValueError("a cell that leads nowhere")
+            raise ValueError("a cell with an invalid reference")
         return Cells(partial(_value, file, target, file_size) for target in targets)
     if not is_array or data.dtype.kind not in "iuf":
-        return "of an unknown kind" if is_array else "struct"
+        return "an unknown type" if is_array else "a struct"
     content = np.zeros((0, 0)) if _is_empty(data) else _content(data, file_size).T
     if _attribute(data, "MATLAB_class") != b"char":
         return content
     if content.size and (content.dtype.kind != "u" or content.ndim != 2):
-        raise ValueError("no text where text should be")
+        raise ValueError("a character array that contains no text")
     return Text(row.astype("<u2").tobytes().decode("utf-16-le") for row in content)
 
 
@@ -69,16 +68,16 @@ def _attribute(data: Any, name: str) -> Any:
 
 
 def _content(data: Any, file_size: int) -> np.ndarray:
-    """The array as it lies in the file, if that is a small multiple of the file and in it."""
+    """Return the array as stored in the file. Raises ValueError if it is too large for the file or stored elsewhere."""
     import h5py
 
     made, limit = data.id.get_create_plist(), most_bytes(file_size)
     layout = made.get_layout()
     if layout not in (h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED) or made.get_external_count():
-        raise ValueError("data that lies in other files, which is refused")
+        raise ValueError("data in other files, which is not allowed")
     size = math.prod(data.shape) * data.dtype.itemsize
     if size > (limit if layout == h5py.h5d.CHUNKED else file_size):
-        raise ValueError("an array that is larger than the file allows")
+        raise ValueError("an array that is too large for the size of the file")
     if layout == h5py.h5d.CHUNKED:
         _check_chunks(data, [made.get_filter(i)[0] for i in range(made.get_nfilters())], limit)
     return data[()]
@@ -87,7 +86,7 @@ def _content(data: Any, file_size: int) -> np.ndarray:
 def _check_chunks(data: Any, filters: list[int], limit: int) -> None:
     chunk = math.prod(data.chunks) * data.dtype.itemsize
     if not {*filters} <= {DEFLATE, SHUFFLE, CHECKSUM} or len({*filters}) < len(filters) or chunk > limit:
-        raise ValueError("compression or chunks that MATLAB does not write")
+        raise ValueError("filters or chunks that MATLAB does not write")
     places: list[tuple[int, ...]] = []
     data.id.chunk_iter(lambda info: places.append(info.chunk_offset))
     if DEFLATE not in filters:
@@ -96,4 +95,4 @@ def _check_chunks(data: Any, filters: list[int], limit: int) -> None:
     for place in places:
         skipped, raw = data.id.read_direct_chunk(place)
         if not skipped & bit and len(zlib.decompressobj().decompress(raw, chunk + 64)) > chunk + 4:
-            raise ValueError("a chunk that unpacks to more than it should")
+            raise ValueError("a chunk that unpacks to more than its declared size")

@@ -1,9 +1,11 @@
-"""The layouts in which proposals come as MATLAB files: of a whole split, or one file an image.
+"""Read proposals from MATLAB files: one file for an entire split, or one file per image.
 
-Sources: fast-rcnn, lib/datasets/pascal_voc.py, reads the author's files as `boxes[i][:, (1, 0, 3, 2)] - 1`, and the
-per-image files of selective search "IJCV" as `boxes - 1`; py-faster-rcnn, lib/datasets/coco.py, and the converters
-of Detectron (convert_mcg.py) read MCG's `boxes` and `scores` in the order y1 x1 y2 x2 from one, and others MCG's older
-`bboxes` and `bboxes_scores` alike; EdgeBoxes (edgeBoxes.m) describes `bbs` as [x y w h score], MATLAB's from one.
+Sources of the conventions:
+ - fast-rcnn, lib/datasets/pascal_voc.py, reads the author's files as `boxes[i][:, (1, 0, 3, 2)] - 1`, and the per-image
+   files of selective search "IJCV" as `boxes - 1`.
+ - py-faster-rcnn, lib/datasets/coco.py, and Detectron's converter (convert_mcg.py) read MCG's `boxes` and `scores` as
+   one-based y1 x1 y2 x2. The variables of older MCG files, `bboxes` and `bboxes_scores`, have the same convention.
+ - EdgeBoxes (edgeBoxes.m) documents `bbs` as [x y w h score]. The coordinates are one-based, as usual in MATLAB.
 """
 
 from __future__ import annotations
@@ -22,8 +24,13 @@ NAMES = ("boxes", "images", "bboxes", "bbs", "scores", "bboxes_scores")
 
 @dataclass(frozen=True)
 class Variables:
-    """What a file has. format: in words, for messages. name: what it calls the `boxes`, of one image or, as Cells, of
-    many. images: their ids."""
+    """The variables of a file.
+
+    format: description of the format, for messages.
+    name: the variable name of `boxes`.
+    boxes: the boxes of one image, or of many images as Cells.
+    images: the image ids.
+    """
 
     format: str
     convention: Convention
@@ -33,25 +40,25 @@ class Variables:
     images: Value | None
 
     def pair(self, boxes: Value, scores: Value | None, where: str) -> Pair:
-        """Boxes and scores of an image. The matrices of EdgeBoxes have the scores in a fifth column."""
+        """Return the boxes and scores of an image. EdgeBoxes matrices have the scores in a fifth column."""
         if isinstance(boxes, (str, Text)):
-            raise UserError(f"{where}: is {'text' if isinstance(boxes, Text) else boxes}, and must be numbers.")
+            raise UserError(f"{where}: expected numbers, but found {'text' if isinstance(boxes, Text) else boxes}.")
         numbers, own = as_boxes(boxes, where, (5 if self.name == "bbs" else 4,))
         return numbers, own if scores is None else as_scores(scores, numbers, f"{where}, `scores`")
 
 
 def is_mat(head: bytes) -> bool:
-    """Whether the first 2 KiB of a file are those of a MATLAB file, or of any HDF5 file."""
+    """Return whether the first 2 KiB of a file are the start of a MATLAB file or of any HDF5 file."""
     return head[124:128] in (b"\x00\x01IM", b"\x01\x00MI") or is_hdf5(head)
 
 
 def is_hdf5(head: bytes) -> bool:
-    """Whether HDF5's signature stands at the start, or after a MATLAB 7.3 header."""
+    """Return whether the HDF5 signature is at the start of the file or after a MATLAB 7.3 header."""
     return any(head[at : at + 8] == b"\x89HDF\r\n\x1a\n" for at in (0, 512, 1024))
 
 
 def read_mat(path: Path) -> Content:
-    """The proposals in one MATLAB file, of one image or of many."""
+    """Read the proposals of one or many images from a MATLAB file."""
     found = _variables(path)
     boxes, scores = found.boxes, found.scores
     if not isinstance(boxes, Cells):
@@ -60,7 +67,10 @@ def read_mat(path: Path) -> Content:
         ids = None if found.images is None else _texts(found.images)
     for name, cells in (("images", ids), ("scores", scores)):
         if cells is not None and len(cells) != len(boxes):
-            raise UserError(f"{path}: {len(boxes)} cells in `{found.name}`, but {len(cells)} in `{name}`.")
+            raise UserError(
+                f"{path}: `{found.name}` has {len(boxes)} cells, but `{name}` has {len(cells)}. Each image needs one "
+                "cell in both."
+            )
 
     def read(index: int) -> Pair:
         with reading(path):
@@ -71,27 +81,36 @@ def read_mat(path: Path) -> Content:
 
 
 def read_folder(path: Path, files: list[Path]) -> Content:
-    """The proposals in a folder of per-image MATLAB files; the id is the file's name without `_boxes` and suffix.
+    """Read the proposals from a folder of per-image MATLAB files.
 
-    The first file says what the format is, and the others must agree with it when they are read.
+    The image id is the file name without suffix and without `_boxes`. All files must have the format of the first file,
+    which is checked when a file is read.
     """
     first = _variables(files[0])
     if isinstance(first.boxes, Cells):
-        raise UserError(f"{files[0]}: has the boxes of many images; name this file alone, in place of its folder.")
+        raise UserError(
+            f"{files[0]}: the file contains boxes of many images. Use the path of this file, not its folder."
+        )
     return _content_of_files(path, files, first)
 
 
 def _content_of_files(path: Path, files: list[Path], first: Variables) -> Content:
-    """The proposals in files of one image each, of which the first is read already; alone it may get another id."""
+    """Return the proposals in files of one image each. `first` is the content of the first file.
+
+    If `path` is a single file, the user can give another id for its image.
+    """
 
     def read(index: int) -> Pair:
         found = first if index == 0 else _variables(files[index])
         if found.format != first.format or isinstance(found.boxes, Cells):
-            raise UserError(f"{files[index]}: is {found.format}, but {files[0].name} beside it is {first.format}.")
+            raise UserError(
+                f"{files[index]}: the format ({found.format}) differs from that of {files[0].name} ({first.format}). "
+                "All files in a folder must have the same format."
+            )
         return found.pair(found.boxes, found.scores, f"{files[index]}: `{found.name}`")
 
     is_folder = path.is_dir()
-    format = f"a folder of {first.format} files" if is_folder else first.format
+    format = f"folder of {first.format} files" if is_folder else first.format
     ids = [file.stem.removesuffix("_boxes") or file.stem for file in files]  # 000004 in 000004_boxes.mat
     return Content((path,), format, first.convention, ids, read, named=is_folder)
 
@@ -101,28 +120,30 @@ def _variables(path: Path) -> Variables:
         with path.open("rb") as file:
             head = file.read(2048)
         if not is_mat(head):
-            raise ValueError("neither version 5 nor 7.3 of the format")
+            raise ValueError("neither version 5 nor 7.3 of the MATLAB format")
         found = (read_mat73 if is_hdf5(head) else read_mat5)(path, NAMES)
     scores, images = found.get("bboxes_scores", found.get("scores")), found.get("images")
     name = next((name for name in ("bbs", "bboxes", "boxes") if name in found), None)
     if name is None:
-        raise UserError(f"{path}: has no matrix `boxes`, `bboxes` or `bbs`; a MATLAB file of proposals has one.")
+        raise UserError(
+            f"{path}: the file has no variable `boxes`, `bboxes` or `bbs`. A proposal file needs one of these."
+        )
     boxes = found[name]
     if name == "bbs":
         return Variables("EdgeBoxes .mat", CONVENTIONS["xywh-1"], name, boxes, None, images)
     if name == "boxes" and scores is None and not isinstance(boxes, Cells):
         return Variables("per-image .mat", CONVENTIONS["xyxy-0-inclusive"], name, boxes, None, None)
     is_author = name == "boxes" and isinstance(boxes, Cells)
-    format = "the author's .mat of a whole split" if is_author else "MCG .mat"
+    format = "Fast R-CNN author's .mat" if is_author else "MCG .mat"
     return Variables(format, CONVENTIONS["yxyx-1-inclusive"], name, boxes, scores, images)
 
 
 def _texts(images: Value) -> list[str]:
-    """Ids, from a cell of texts or a matrix of characters."""
+    """Return the image ids in a cell array of text or a character matrix."""
     if isinstance(images, Text):
         return [row.strip() for row in images]
     cells = [unpack() for unpack in images] if isinstance(images, Cells) else [images]
     texts = ["".join(cell).strip() for cell in cells if isinstance(cell, Text)]
     if len(texts) < len(cells):
-        raise ValueError("`images` are no texts")
+        raise ValueError("`images` contains values that are not text")
     return texts

@@ -1,18 +1,19 @@
-"""Proposals that Detectron, detectron2 and mmdetection pickled. All count from zero.
+"""Read proposals that Detectron, detectron2 and mmdetection pickled. All coordinates are zero-based.
 
-Detectron: a dictionary with `boxes`, `scores` and `indexes`; PCL and wetectron use its files. Its
-tools/convert_selective_search.py subtracts 1 from MATLAB's inclusive boxes and no more, so x2 - x1 + 1 is the width, as
-in its utils/boxes.py. Its core/test_engine.py, generate_rpn_on_dataset, writes `ids` instead of `indexes`;
-datasets/json_dataset.py, _add_proposals, reads both.
+Detectron: a dictionary with `boxes`, `scores` and `indexes`. PCL and wetectron use the same files. Boxes are inclusive
+(the width is x2 - x1 + 1): tools/convert_selective_search.py only subtracts 1 from MATLAB's inclusive boxes, and
+utils/boxes.py agrees. generate_rpn_on_dataset in core/test_engine.py writes `ids` instead of `indexes`; _add_proposals
+in datasets/json_dataset.py reads both.
 
-detectron2: a dictionary with `ids`, `boxes`, `objectness_logits` and `bbox_mode` (0 for corners, 1 for corner and
-size), which evaluation/coco_evaluation.py writes; x2 - x1 is the width. Its data/build.py,
-load_proposals_into_dataset, only renames the keys of Detectron's files, and so reads their boxes a pixel too narrow;
-this reader does not.
+detectron2: a dictionary with `ids`, `boxes`, `objectness_logits` and `bbox_mode` (0 for corners, 1 for a corner and a
+size), written by evaluation/coco_evaluation.py. Boxes are half-open (the width is x2 - x1).
+load_proposals_into_dataset in data/build.py only renames the keys of Detectron's files, so detectron2 reads their boxes
+one pixel too narrow. This reader reads them correctly.
 
-mmdetection 2, tools/test.py --out of an RPN: a list of arrays (P, 5), one an image in the order of the annotations, and
-no ids. mmdetection 3, evaluation/metrics/dump_proposals_metric.py: a dictionary from FOLDER/NAME.jpg to an InstanceData
-with `bboxes` and `scores`. x2 - x1 is the width. The lists of mmdetection 1 look the same and are inclusive.
+mmdetection 2, `tools/test.py --out` of an RPN: a list of arrays (P, 5), one per image in annotation order, without ids.
+mmdetection 3, evaluation/metrics/dump_proposals_metric.py: a dictionary from FOLDER/NAME.jpg to an InstanceData with
+`bboxes` and `scores`. Boxes are half-open in both. The lists of mmdetection 1 have the same structure, but inclusive
+boxes.
 """
 
 from __future__ import annotations
@@ -35,18 +36,21 @@ MODES = {0: HALF_OPEN, 1: CONVENTIONS["xywh-0"]}  # detectron2's BoxMode.XYXY_AB
 
 
 def load(path: Path) -> object:
-    """What a pickle holds: numbers, text, lists, tuples, dictionaries, and numpy arrays of numbers.
+    """Load a pickle that contains only numbers, text, lists, tuples, dictionaries and numeric numpy arrays.
 
-    An InstanceData of mmdetection is the dictionary of its fields. Arrays are views of the bytes that were read, and
-    cannot be written to. Raises UserError for a pickle of anything else, and for one that is damaged or cut short.
+    An mmdetection InstanceData becomes the dictionary of its fields. Arrays are read-only views of the bytes that were
+    read. Raises UserError if the pickle contains anything else, or if it is damaged or truncated.
     """
-    instead = "Only numbers, text, lists, dictionaries and numpy arrays of numbers are read: write the proposals anew."
+    instead = (
+        "Export the proposals again as a pickle that contains only numbers, text, lists, dictionaries and numeric "
+        "numpy arrays."
+    )
     with as_user_error(path, instead), path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
         return load_pickle(data, ADMITTED)
 
 
 def read_pickle(path: Path) -> Content:
-    """The proposals in a pickle. Raises UserError for one that could run anything, and for one of other content."""
+    """Read the proposals in a pickle. Raises UserError if the pickle could run code or has an unsupported structure."""
     value = load(path)
     if isinstance(value, dict) and "boxes" in value and {"ids", "indexes"} & {*value}:
         return _detectron(path, value)
@@ -56,29 +60,33 @@ def read_pickle(path: Path) -> Content:
         return _mmdetection(path, "dictionary", [_image_id(key) for key in value], list(value.values()))
     has = f" with the keys {', '.join(str(k)[:30] for k in list(value)[:5])}" if isinstance(value, dict) else ""
     raise UserError(
-        f"{path}: a pickle of a {type(value).__name__}{has}; known are detectron2's dictionary with `ids`, `boxes` "
-        "and `objectness_logits`, Detectron's with `indexes`, `boxes` and `scores`, and mmdetection's list of arrays "
-        "or dictionary of them by the name of the image."
+        f"{path}: the pickle contains an object of type {type(value).__name__}{has}. Supported are detectron2's "
+        "dictionary with `ids`, `boxes` and `objectness_logits`, Detectron's dictionary with `indexes`, `boxes` and "
+        "`scores`, and mmdetection's list of arrays or dictionary from image names to arrays."
     )
 
 
 def _detectron(path: Path, value: dict[str, object]) -> Content:
-    """The dictionary of detectron2, or of Detectron where it has one of the names that only Detectron writes and does
-    not state its convention as `bbox_mode`."""
+    """Read the dictionary of detectron2 or Detectron.
+
+    It is recognised as Detectron's if it has a key that only Detectron writes and no `bbox_mode`.
+    """
     id_key = "ids" if "ids" in value else "indexes"
     score_key = "objectness_logits" if "objectness_logits" in value else "scores"
     ids = value[id_key]
     if isinstance(ids, np.ndarray):
         ids = ids.tolist()
     if not isinstance(ids, (list, tuple)) or not all(type(i) in (int, str) and len(str(i)) < 1000 for i in ids):
-        raise UserError(f"{path}: `{id_key}` should be a list of texts or whole numbers.")
+        raise UserError(f"{path}: `{id_key}` must be a list of strings or integers.")
     boxes = _one_each(path, "boxes", value["boxes"], len(ids))
     given = value.get(score_key)
     scores = None if given is None else _one_each(path, score_key, given, len(ids))
     mode = value.get("bbox_mode", 0)
     if type(mode) is not int or mode not in MODES:
         shown = mode if isinstance(mode, int) else type(mode).__name__
-        raise UserError(f"{path}: `bbox_mode` is {shown}; known are 0 (corners) and 1 (corner and size).")
+        raise UserError(
+            f"{path}: `bbox_mode` is {shown}. Supported modes are 0 (two corners) and 1 (a corner and a size)."
+        )
 
     def read(index: int) -> Pair:
         one, _ = as_boxes(boxes[index], f"{path}, boxes[{index}] ('{ids[index]}')")
@@ -88,18 +96,18 @@ def _detectron(path: Path, value: dict[str, object]) -> Content:
 
     older = "bbox_mode" not in value and (id_key == "indexes" or (score_key == "scores" and scores is not None))
     writer, convention = ("Detectron", CONVENTIONS["xyxy-0-inclusive"]) if older else ("detectron2", MODES[mode])
-    return Content((path,), f"{writer}'s dictionary (pickle)", convention, [str(i) for i in ids], read)
+    return Content((path,), f"{writer} pickle", convention, [str(i) for i in ids], read)
 
 
 def _one_each(path: Path, name: str, found: object, count: int) -> list | tuple:
     if isinstance(found, (list, tuple)) and len(found) == count:
         return found
-    has = len(found) if isinstance(found, (list, tuple)) else type(found).__name__
-    raise UserError(f"{path}: `{name}` should be a list of {count} arrays, one for each id, is {has}.")
+    has = f"has {len(found)}" if isinstance(found, (list, tuple)) else f"is of type {type(found).__name__}"
+    raise UserError(f"{path}: `{name}` must be a list of {count} arrays, one for each id, but {has}.")
 
 
 def _mmdetection(path: Path, kind: str, ids: list[str], items: Sequence[object]) -> Content:
-    """Of each image an array of five columns or of four, or a dictionary of fields."""
+    """Read mmdetection's proposals: for each image an array with four or five columns, or a dictionary of fields."""
 
     def read(index: int) -> Pair:
         item, where = items[index], f"{path}, image {index + 1}"
@@ -109,54 +117,54 @@ def _mmdetection(path: Path, kind: str, ids: list[str], items: Sequence[object])
         scores = item.get("scores")
         return boxes, None if scores is None else as_scores(scores, boxes, f"{where}, `scores`")
 
-    return Content((path,), f"mmdetection's {kind} (pickle)", HALF_OPEN, ids, read, named=kind == "dictionary")
+    return Content((path,), f"mmdetection pickle with a {kind}", HALF_OPEN, ids, read, named=kind == "dictionary")
 
 
 def _image_id(key: str) -> str:
-    """The name of an image without folder and suffix."""
+    """Return the name of an image without folder and suffix."""
     name = PurePosixPath(key.replace("\\", "/")).name
     return name[: name.rindex(".")] if name.lower().endswith(PICTURES) else name
 
 
 def _array(shape: object, dtype: object, fortran: object, data: Any) -> np.ndarray:
-    """An array over bytes of the pickle; what it declares must be what they are."""
+    """Create an array view of bytes in the pickle. Raises RefusedError if the declared shape and type do not fit."""
     if not isinstance(dtype, np.dtype) or isinstance(data, list):
-        raise RefusedError("an array of objects, or without a dtype")
-    if isinstance(data, str):  # of Python 2
+        raise RefusedError("an array of objects or an array without a dtype")
+    if isinstance(data, str):  # a Python 2 string
         data = data.encode("latin1")
     sizes = shape if isinstance(shape, tuple) else (shape,)
     if not all(type(n) is int and n >= 0 for n in sizes) or len(sizes) > 4 or not isinstance(data, (bytes, bytearray)):
-        raise RefusedError("a numpy array of no proper shape")
+        raise RefusedError("a numpy array with an invalid shape")
     if math.prod(sizes) * dtype.itemsize != len(data):
-        raise RefusedError("a numpy array whose shape and bytes disagree")
+        raise RefusedError("a numpy array whose shape does not fit its number of bytes")
     return np.frombuffer(data, dtype).reshape(sizes, order="F" if fortran else "C")
 
 
 def _dtype(text: object, state: Any) -> np.dtype:
-    if not isinstance(text, str):  # nor shown: tuples of tuples would make a text without end
-        raise RefusedError("a dtype that is no text")
+    if not isinstance(text, str):  # not shown, because the text of nested tuples could be endless
+        raise RefusedError("a dtype that is not a string")
     if len(text) > 3 or text[:1] not in tuple("biuf") or any(state[2:5]) or state[1] not in ("<", ">", "|", "="):
-        raise RefusedError(f"an array of objects, or of anything but plain numbers (dtype {text[:20]!r})")
+        raise RefusedError(f"an array that is not plain numbers (dtype {text[:20]!r})")
     return np.dtype(text).newbyteorder(state[1])
 
 
 def _encode(text: str, codec: str) -> bytes:
-    """How protocol 2 writes bytes."""
+    """Decode bytes as pickle protocol 2 stores them."""
     if codec not in ("latin1", "latin-1", "iso-8859-1"):
-        raise RefusedError("bytes in another encoding than latin1")
+        raise RefusedError("bytes in an encoding other than latin1")
     return text.encode("latin1")
 
 
-NUMPY = {  # below numpy.core, or numpy._core since numpy 2
+NUMPY = {  # in numpy.core, or in numpy._core since numpy 2
     "multiarray._reconstruct": lambda *_: Unbuilt(lambda state: _array(*state[-4:])),
     "multiarray.scalar": lambda dtype, data: _array((), dtype, False, data).item(),
     "numeric._frombuffer": lambda data, dtype, shape, order: _array(shape, dtype, order == "F", data),
 }
-BUILTINS = {"bytes": lambda: b"", "set": lambda names: names}  # a set is a list already, and never hashed
+BUILTINS = {"bytes": lambda: b"", "set": lambda names: names}  # load_pickle reads a set as a list, without hashing
 ADMITTED: dict[str, object] = {
     **{f"numpy.{core}.{name}": function for core in ("core", "_core") for name, function in NUMPY.items()},
     **{f"{module}.{name}": function for module in ("builtins", "__builtin__") for name, function in BUILTINS.items()},
-    "numpy.ndarray": object(),  # only ever the first argument of _reconstruct
+    "numpy.ndarray": object(),  # only used as the first argument of _reconstruct
     "numpy.dtype": lambda spec, *_: Unbuilt(lambda state: _dtype(spec, state)),
     "_codecs.encode": _encode,
     "mmengine.structures.instance_data.InstanceData": Unbuilt,

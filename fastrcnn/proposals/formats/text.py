@@ -1,4 +1,4 @@
-"""Proposals as text: CSV with a header, and lists of boxes in JSON as COCO's results have them."""
+"""Read proposals from text files: CSV with a header, and JSON in the format of COCO results."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from fastrcnn.proposals.formats.conventions import CONVENTIONS, HALF_OPEN, Conve
 IDS = ("image_id", "image", "id")
 CORNERS, SIZED = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
 SEPARATORS = (",", ";", "\t")
-MOST = 10  # mistakes shown
-NO_ID = "`image_id` should be there, text or a whole number"
-TAKEN = object()  # in place of a JSON object whose box was kept
+MOST = 10  # number of errors shown
+NO_ID = "`image_id` must be a string or an integer"
+TAKEN = object()  # replaces a JSON object whose box was stored
 
 
 class _Rows:
-    """Boxes as they are read, by image, eight bytes a number; and what is wrong with others."""
+    """The boxes read so far, by image, with eight bytes per number; and messages about invalid boxes."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, array[float]] = {}
         self.columns = 0  # 4, or 5 with scores; 0 before the first box
-        self.mistakes: list[str] = []
+        self.errors: list[str] = []
 
     def add(self, image_id: str, numbers: list[float]) -> None:
-        """numbers: of a box, and its score or not. Raises ValueError."""
+        """Add a box. numbers: the four numbers of the box, and optionally its score. Raises ValueError."""
         self.columns = self.columns or len(numbers)
         if len(numbers) != self.columns:
             has = "has a score" if len(numbers) == 5 else "has no score"
-            raise ValueError(f"{has}, unlike those before it; give all one, or none")
+            raise ValueError(f"{has}, unlike the boxes before it; either all boxes or none must have a score")
         if not image_id:
-            raise ValueError("the image's id is empty")
+            raise ValueError("the image id is empty")
         self.numbers.setdefault(image_id, array("d")).extend(numbers)
 
     def content(self, path: Path, format: str, convention: Convention) -> Content:
-        if self.mistakes:
-            lines = shorten(self.mistakes, MOST)
-            raise UserError(f"{path}: {len(self.mistakes)} mistake(s); fix them and try again:\n{lines}")
+        if self.errors:
+            lines = shorten(self.errors, MOST)
+            raise UserError(f"{path}: the file has {len(self.errors)} error(s). Fix them and try again:\n{lines}")
         ids = list(self.numbers)
 
         def read(index: int) -> Pair:
@@ -56,7 +56,7 @@ class _Rows:
 
 
 def csv_columns(line: str) -> tuple[str, dict[str, int]] | None:
-    """Separator and places of the known columns, if `line` is the header of a proposal file."""
+    """Return the separator and the indices of the known columns, or None if `line` is no header of a proposal file."""
     for separator in SEPARATORS:
         names = [name.strip().strip('"').lower() for name in line.strip().split(separator)]
         places = {name: names.index(name) for name in (*CORNERS, *SIZED, "score") if name in names}
@@ -67,10 +67,10 @@ def csv_columns(line: str) -> tuple[str, dict[str, int]] | None:
 
 
 def read_csv(path: Path) -> Content:
-    """A line a box. Columns, in any order: image_id (or image, id); x1, y1, x2, y2, half-open, or x, y, w, h; and a
-    score or not. Zero-based.
+    """Read a CSV file with one box per line. Coordinates are zero-based.
 
-    Raises UserError with the number of every line that is wrong.
+    Columns in any order: image_id (or image, id); x1, y1, x2, y2 (half-open) or x, y, w, h; optionally score.
+    Raises UserError with the numbers of all invalid lines.
     """
     rows = _Rows()
     try:
@@ -80,7 +80,9 @@ def read_csv(path: Path) -> Content:
                 header, before = file.readline(), before + 1
             found = csv_columns(header)
             if found is None:
-                raise UserError(f"{path}, line {before}: no header with image_id and x1, y1, x2, y2 or x, y, w, h.")
+                raise UserError(
+                    f"{path}, line {before}: this line is not a header with image_id and x1, y1, x2, y2 or x, y, w, h."
+                )
             separator, places = found
             numbers = CORNERS if {*CORNERS} <= {*places} else SIZED
             wanted = [name for name in (*numbers, "score") if name in places]
@@ -90,32 +92,33 @@ def read_csv(path: Path) -> Content:
                     if any(fields):
                         rows.add(*_parse_line(fields, places, wanted))
                 except ValueError as error:
-                    rows.mistakes.append(f"line {lines.line_num + before}: {error}")
+                    rows.errors.append(f"line {lines.line_num + before}: {error}")
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a CSV file in UTF-8 ({error}); export it again.") from None
+        raise UserError(f"{path}: the file is not valid CSV in UTF-8 ({error}). Export it again.") from None
     convention = HALF_OPEN if numbers == CORNERS else CONVENTIONS["xywh-0"]
     return rows.content(path, f"CSV with {', '.join(numbers)}", convention)
 
 
 def _parse_line(fields: list[str], places: dict[str, int], wanted: list[str]) -> tuple[str, list[float]]:
-    """The image's id, and the wanted numbers. Raises ValueError."""
+    """Return the image id and the numbers of the columns `wanted`. Raises ValueError."""
     if len(fields) <= max(places[name] for name in (*wanted, "id")):
-        raise ValueError(f"{len(fields)} field(s), fewer than the header")
+        raise ValueError(f"the line has {len(fields)} field(s), fewer than the header")
     numbers = []
     for name in wanted:
         text = fields[places[name]]
         try:
             numbers.append(float(text))
         except ValueError:
-            raise ValueError(f"{name} should be a number, is '{text[:40]}'") from None
+            raise ValueError(f"{name} must be a number, not '{text[:40]}'") from None
     return fields[places["id"]].strip(), numbers
 
 
 def read_json(path: Path) -> Content:
-    """A list of objects with `image_id`, `bbox` (x y width height, zero-based) and `score` or not: COCO's results.
+    """Read COCO results: a list of objects with `image_id`, `bbox` and optionally `score`.
 
-    Each object is taken as it is parsed, since as Python's they take ten times the file. Raises UserError with the
-    number of every object that is wrong, or the place where the JSON ends to be any.
+    bbox is x y width height, zero-based. The box of each object is stored while the file is parsed, because Python
+    objects would need ten times the size of the file. Raises UserError with the numbers of all invalid objects, or with
+    the line of a JSON syntax error.
     """
     rows = _Rows()
 
@@ -129,25 +132,27 @@ def read_json(path: Path) -> Content:
     try:
         items = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=take)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not JSON in UTF-8 ({error}); export it again.") from None
+        raise UserError(f"{path}: the file is not JSON in UTF-8 ({error}). Export it again.") from None
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}{line}: not JSON, or cut short ({str(error)[:60]}); export it again.") from None
+        raise UserError(
+            f"{path}{line}: the file is not valid JSON or is truncated ({str(error)[:60]}). Export it again."
+        ) from None
     for number, item in enumerate(items, 1):
         if item is not TAKEN:
-            rows.mistakes.append(f"object {number}: {item if isinstance(item, ValueError) else NO_ID}")
-    if not rows.mistakes and sum(map(len, rows.numbers.values())) != len(items) * rows.columns:
-        raise UserError(f"{path}: has objects with boxes within objects; give a list of them.")
-    return rows.content(path, "a COCO results list (JSON)", CONVENTIONS["xywh-0"])
+            rows.errors.append(f"object {number}: {item if isinstance(item, ValueError) else NO_ID}")
+    if not rows.errors and sum(map(len, rows.numbers.values())) != len(items) * rows.columns:
+        raise UserError(f"{path}: the file has objects with boxes inside other objects. Use a flat list of objects.")
+    return rows.content(path, "JSON in COCO results format", CONVENTIONS["xywh-0"])
 
 
 def _parse_object(item: dict[str, Any]) -> tuple[str, list[float]]:
-    """The image's id, and the box with its score or without. Raises ValueError."""
+    """Return the image id, and the numbers of the box followed by its score if it has one. Raises ValueError."""
     image_id, box, score = (item.get(key) for key in ("image_id", "bbox", "score"))
     if type(image_id) not in (str, int) or (type(image_id) is int and abs(image_id) >= 1 << 63):
         raise ValueError(NO_ID)
     if not isinstance(box, list) or len(box) != 4 or not all(type(n) in (int, float) for n in box):
-        raise ValueError("`bbox` should be four numbers, x y width height")
+        raise ValueError("`bbox` must be four numbers: x y width height")
     if score is not None and type(score) not in (int, float):
-        raise ValueError("`score` should be a number")
+        raise ValueError("`score` must be a number")
     return str(image_id), [n if abs(n) < 1e300 else math.inf for n in (box if score is None else [*box, score])]
