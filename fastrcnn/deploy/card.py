@@ -107,7 +107,7 @@ def write_with_card(
     source: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write the network in the format given by the suffix of `output`, write its card next to it, return the card's path.
+    """Write the network in the format that the suffix of `output` selects, and its card next to it. Return the card.
 
     source: see files.write_derived. dtype: precision of the weights, for .safetensors only.
     """
@@ -133,8 +133,8 @@ def evaluations(run: Path, own: Mapping[str, Any] | None = None) -> dict[str, An
     """Return the evaluation results of a run by split: metric, mAP, image count, and AP and proposal recall per class.
 
     Results that cannot be attributed to the exported checkpoint are marked as `unsure`.
-    own: `split`, `metric` and `mAP` stored in the checkpoint itself, if any. Results for this split that differ are from
-    another checkpoint or from other settings. They are excluded with a warning.
+    own: `split`, `metric` and `mAP` stored in the checkpoint itself, if any. Results for this split that differ are
+    from another checkpoint or from other settings. They are excluded with a warning.
     """
     found = {}
     for file in sorted(run.glob("eval/*/metrics.json")):
@@ -150,8 +150,8 @@ def evaluations(run: Path, own: Mapping[str, Any] | None = None) -> dict[str, An
         agrees = own is not None and kept["metric"] == own["metric"] and abs(kept["mAP"] - own["mAP"]) < SAME
         if own is not None and split == own["split"] and not agrees:
             log.warning(
-                "%s: the mAP %.4f (%s) is not that of this checkpoint, %.4f (%s). The model card does not include the AP "
-                "per class from this file. To include it, run `fastrcnn eval checkpoint=...` and export again.",
+                "%s: the mAP %.4f (%s) is not that of this checkpoint, %.4f (%s). The model card does not include the "
+                "AP per class from this file. To include it, run `fastrcnn eval checkpoint=...` and export again.",
                 file,
                 kept["mAP"],
                 kept["metric"],

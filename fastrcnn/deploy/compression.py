@@ -36,8 +36,8 @@ def ranks_that_keep(keep: float, found: Mapping[str, Decomposition]) -> Ranks:
     """
     ranks = ranks_for(found, keep)
     stay = [
-        f"{name}: keeping {keep:g} of its energy requires rank {found[name].rank_for(keep)}, but compression reduces its "
-        f"size only up to rank {largest_rank(*found[name].weight.shape)}"
+        f"{name}: keeping {keep:g} of its energy requires rank {found[name].rank_for(keep)}, but compression reduces "
+        f"its size only up to rank {largest_rank(*found[name].weight.shape)}"
         for name, rank in ranks.items()
         if rank is None
     ]

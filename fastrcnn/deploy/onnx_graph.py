@@ -31,8 +31,8 @@ def write_onnx(
 ) -> None:
     """Write the network as ONNX, with the inputs and outputs of deploy/__init__.py and the description as metadata.
 
-    box_regression: see Network.outputs. source: see write_derived. Raises UserError if ONNX has no matching operator, if
-    the file would exceed 2 GB, or if it cannot be written.
+    box_regression: see Network.outputs. source: see write_derived. Raises UserError if ONNX has no matching operator,
+    if the file would exceed 2 GB, or if it cannot be written.
     """
     try:
         import onnx

@@ -36,10 +36,10 @@ class WholeNetwork(nn.Module):
 def write_program(
     model: FastRCNN, description: Description, box_regression: bool, output: Path, source: str | None = None
 ) -> None:
-    """Write the network for the CPU. It accepts images with sides of LEAST_SIDE pixels or more and at least one proposal.
+    """Write the network for the CPU, for image sides of at least LEAST_SIDE pixels and at least one proposal.
 
-    The description's metadata is stored as `extra_files`. source: see write_derived. Raises UserError if the file cannot
-    be written.
+    The description's metadata is stored as `extra_files`. source: see write_derived. Raises UserError if the file
+    cannot be written.
     """
     example = {
         "image": torch.zeros(97, 121, 3, dtype=torch.uint8),

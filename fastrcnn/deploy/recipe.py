@@ -57,7 +57,8 @@ def _recipe(config: Mapping[str, Any], step: int, images: int | None) -> list[st
     batch = solver["images_per_batch"] * solver["accumulate"]
     steps = (
         f"Steps: {step:,} of {solver['iterations']:,}, with {_number(batch, 'image')} per step and "
-        f"{_number(solver['rois_per_image'], 'RoI')} per image, up to {100 * solver['fg_fraction']:g} % of them foreground"
+        f"{_number(solver['rois_per_image'], 'RoI')} per image, of which up to {100 * solver['fg_fraction']:g} % are "
+        "foreground"
     )
     if images:
         steps += f"; {step * batch / images:.1f} epochs"
@@ -77,8 +78,8 @@ def _recipe(config: Mapping[str, Any], step: int, images: int | None) -> list[st
         f"Trained layers: {_trained_layers(model, solver)}.",
         f"{steps}.",
         f"{rate}.",
-        f"Optimiser: `{solver['optimizer']}`, momentum {solver['momentum']:g}, weight decay {solver['weight_decay']:g}, "
-        f"dropout {model['dropout']:g}.",
+        f"Optimiser: `{solver['optimizer']}`, momentum {solver['momentum']:g}, weight decay "
+        f"{solver['weight_decay']:g}. Dropout: {model['dropout']:g}.",
         f"Image size: short side {sides} pixels, long side at most {data['long_side']} pixels.",
         f"Augmentation: {', '.join(changes) or 'none'}.",
     ]

@@ -25,8 +25,8 @@ class Description:
     pixels: `mean` and `std` of red, green and blue, 0 to 255; `order` is RGB.
     config: the configuration by group, without local paths.
     metrics: evaluation results by split, in the format of metrics.json.
-    record: information for users. `data`, `recipe`: lists of sentences, see deploy/recipe.py. `images`, and `objects` by
-        class: number of training images and objects. `proposals`: name of the proposal file, if training used one.
+    record: information for users. `data`, `recipe`: lists of sentences, see deploy/recipe.py. `images`, and `objects`
+        by class: number of training images and objects. `proposals`: name of the proposal file, if training used one.
         `precision`: type that the weights were rounded to. `draw_threshold`: score threshold with the best F1 in the
         evaluation that selected the checkpoint.
     """

@@ -69,10 +69,10 @@ class Detector:
     ) -> Found | list[Found]:
         """Detect objects in an image or in each image of a list. Detections are on the CPU, sorted by score.
 
-        images: images of any size. Each is a file path, a PIL image, an array (H, W, 3) uint8 RGB, or a tensor (3, H, W)
-            uint8 RGB. Convert OpenCV's BGR images with `image[..., ::-1]`. Files and PIL images are rotated according
-            to their EXIF orientation; pass `np.array(image)` to prevent this. 16-bit files are scaled according to
-            `fastrcnn.data.images.bits_used`; pass their paths, because Pillow keeps only the high bytes of colour.
+        images: of any size. Each is a file path, a PIL image, an array (H, W, 3) uint8 RGB, or a tensor (3, H, W) uint8
+            RGB. Convert OpenCV's BGR images with `image[..., ::-1]`. Files and PIL images are rotated according to
+            their EXIF orientation; pass `np.array(image)` to prevent this. 16-bit files are scaled according to
+            `fastrcnn.data.images.bits_used`. Pass their paths, because Pillow keeps only the high bytes of colour.
         proposals: (P, 4) float, half-open x1 y1 x2 y2 in pixels of the upright image; for a list of images, a list of
             such arrays. Boxes are clipped to the image. None: generate proposals by selective search (about 0.04 s on
             one core for a 500 x 375 image). This runs in other threads, ahead of the network.
@@ -80,8 +80,8 @@ class Detector:
             padding changes scores slightly.
 
         Boxes of the detections are half-open x1 y1 x2 y2 in pixels of the upright image.
-        Raises TypeError or ValueError, starting with the argument's name, for invalid images or proposals, and UserError
-        for a file that cannot be read.
+        Raises TypeError or ValueError, starting with the argument's name, for invalid images or proposals, and
+        UserError for a file that cannot be read.
         """
         several = isinstance(images, (list, tuple))
         pictures: Sequence[Picture] = images if several else [images]  # type: ignore[assignment,list-item]
@@ -112,9 +112,9 @@ class Detector:
     ) -> Generator[tuple[Key, np.ndarray, Detections, bool], None, None]:
         """Detect in every `every`-th image. Yield each key, its image (H, W, 3) uint8 RGB, detections, and a flag.
 
-        The detections are those of the last image that the network processed, and the flag is true if that is this image.
-        Other threads generate proposals ahead of the network, so images are also read ahead; see `ahead`. Close the
-        generator to stop early. proposals, batch: see detect.
+        The detections are those of the last image that the network processed, and the flag is true if that is this
+        image. Other threads generate proposals ahead of the network, so images are also read ahead; see `ahead`. Close
+        the generator to stop early. proposals, batch: see detect.
         """
         size = max(batch, threads() // every)  # for a video, the frames in between are also in memory
         with closing(self._with_boxes(chunks_of(images, every), proposals, size)) as pairs:
@@ -170,7 +170,8 @@ def as_array(image: Picture) -> np.ndarray:
     if isinstance(image, Image.Image):
         if image.mode[0] in "IF":
             raise TypeError(
-                f"image: expected a PIL image with 8 bits per channel, got mode {image.mode}. Pass the file's path instead."
+                f"image: expected a PIL image with 8 bits per channel, got mode {image.mode}. Pass the file's path "
+                "instead."
             )
         pixels = np.array(image.convert("RGB"))
         # Read the orientation after loading, because Pillow rotates a TIFF when it loads the pixels.
@@ -206,7 +207,7 @@ def as_boxes(proposals: Boxes, shape: Sequence[int]) -> np.ndarray:
     bad = np.flatnonzero(~(np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)))
     if len(bad):
         raise ValueError(
-            f"proposals: row {bad[0]} is {array[bad[0]].tolist()}, which is not a finite box x1 y1 x2 y2 with x1 < x2 and "
-            f"y1 < y2. Number of such rows: {len(bad)}."
+            f"proposals: row {bad[0]} is {array[bad[0]].tolist()}, which is not a finite box x1 y1 x2 y2 with x1 < x2 "
+            f"and y1 < y2. Number of such rows: {len(bad)}."
         )
     return clean(array, shape[0], shape[1])[0]

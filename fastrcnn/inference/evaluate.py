@@ -31,8 +31,8 @@ def evaluate(
 ) -> Evaluation | None:
     """Run the network on pyramids of batches (see Network.outputs) and evaluate its detections.
 
-    images: total number of images. detected: see detect_all. In distributed evaluation, each process passes its share of
-    the images. Rank 0 returns the result, the other processes return None.
+    images: total number of images. detected: see detect_all. In distributed evaluation, each process passes its share
+    of the images. Rank 0 returns the result, the other processes return None.
     """
     seconds = 0.0
     proposals: list[np.ndarray] = []
@@ -65,7 +65,8 @@ def detect_all(
     """Return the images of the pyramids and the detections of the network, with an entry for every class.
 
     In distributed evaluation, rank 0 returns the images and detections of all processes, the others return none.
-    images: total number of images. detected: called after the last pyramid, before detections are gathered. It can raise.
+    images: total number of images. detected: called after the last pyramid, before detections are gathered. It can
+    raise.
     """
     own = -(-images // distributed.size())
     part = list(progress(detect(network, pyramids, settings), own, "detect"))

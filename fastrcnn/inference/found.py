@@ -30,8 +30,8 @@ class Found(Detections):
     def plot(self, threshold: float | None = None) -> np.ndarray:
         """Draw the detections with a score of at least `threshold` (None: `draw_threshold`) on the image.
 
-        Return the image (H, W, 3) uint8 RGB. Small images are enlarged. Raises UserError if the image file can no longer
-        be read.
+        Return the image (H, W, 3) uint8 RGB. Small images are enlarged. Raises UserError if the image file can no
+        longer be read.
         """
         assert self.pixels is not None
         image, shown = enlarge(self.pixels(), self)

@@ -21,8 +21,8 @@ Outputs = tuple[Tensor, Tensor]  # scores (P, classes + 1) and boxes (P, classes
 class Network(Protocol):
     """A trained network with its weights, ready to detect.
 
-    classifier: "softmax" if the scores are probabilities, "svm" if they are margins. device: device of the outputs, whose
-    memory the network uses. runs_on: name of the device that runs the network.
+    classifier: "softmax" if the scores are probabilities, "svm" if they are margins. device: device of the outputs,
+    whose memory the network uses. runs_on: name of the device that runs the network.
     """
 
     classifier: Classifier
@@ -73,7 +73,9 @@ class TorchNetwork:
             maps = [self.model.features(self.inputs(level), level.sizes.to(self.device)) for level in pyramid]
         results = []
         for i, sample in enumerate(pyramid[0].samples):
-            rois = pyramid[0].proposals[i]  # (P, 4), on the CPU, because comparing them on a GPU synchronises repeatedly
+            rois = pyramid[0].proposals[
+                i
+            ]  # (P, 4), on the CPU, because comparing them on a GPU synchronises repeatedly
             scales = torch.stack([level.scales[i] for level in pyramid])
 
             def at(level: int, some: Tensor, i: int = i, scales: Tensor = scales) -> Outputs:
@@ -95,7 +97,9 @@ class TorchNetwork:
         model, outputs = self.model, []
         rows, place = distinct_rois(rois, model.roi_op, model.strides)
         chunks = rois[rows].to(maps[0].device, non_blocking=True).chunk(max(1, -(-len(rows) // rois_per_chunk)))
-        with autocast(maps[0].device, self.dtype):  # around all chunks, because its end clears the cache of cast weights
+        with autocast(
+            maps[0].device, self.dtype
+        ):  # around all chunks, because its end clears the cache of cast weights
             for chunk in chunks:
                 outputs.append(model.classify(maps, chunk))
         logits = torch.cat([logits for logits, _ in outputs])

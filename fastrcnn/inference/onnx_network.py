@@ -32,7 +32,8 @@ class OnnxNetwork:
     def __init__(self, path: Path, device: torch.device | None = None, threads: int | None = None) -> None:
         """device: None: use a GPU if ONNX Runtime supports it. threads: None: the default of ONNX Runtime.
 
-        Raises UserError if onnxruntime is missing or cannot use the device, or if `fastrcnn export` did not write the file.
+        Raises UserError if onnxruntime is missing, if it cannot use the device, or if `fastrcnn export` did not write
+        the file.
         """
         try:
             import onnxruntime
@@ -41,7 +42,8 @@ class OnnxNetwork:
         able = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         if device is not None and device.type == "cuda" and not able:
             raise UserError(
-                f"{path}: the installed ONNX Runtime cannot use a GPU. Replace it with onnxruntime-gpu, or set device=cpu."
+                f"{path}: the installed ONNX Runtime cannot use a GPU. Replace it with onnxruntime-gpu, or set "
+                "device=cpu."
             )
         if not path.is_file():
             raise UserError(f"{path}: file not found.")
@@ -109,8 +111,8 @@ class OnnxNetwork:
             raise _failed(self.path, "run", error) from None
         if scores.shape != shape or boxes.shape != (*shape, 4):
             raise UserError(
-                f"{self.path}: the network returned scores of shape {scores.shape} and boxes of shape {boxes.shape} for "
-                f"{len(proposals)} proposals and {shape[1] - 1} classes. Export the detector again."
+                f"{self.path}: the network returned scores of shape {scores.shape} and boxes of shape {boxes.shape} "
+                f"for {len(proposals)} proposals and {shape[1] - 1} classes. Export the detector again."
             )
         return torch.from_numpy(scores), torch.from_numpy(boxes)
 

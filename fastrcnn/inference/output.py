@@ -76,11 +76,11 @@ class Output:
         images: Sequence[str],
         inputs: Sequence[Path],
     ) -> None:
-        """formats: output formats: json, csv, comp4, or one of labels.FORMATS. images: names of the image files that will
-        be written. inputs: the input files.
+        """formats: json, csv, comp4 or one of labels.FORMATS. images: names of the image files to write. inputs: the
+        input files.
 
-        Raises UserError if an output file is also an input, if it exists and `fastrcnn detect` did not write it, or if a
-        class name cannot be used in the name of a comp4 file.
+        Raises UserError if an output file is also an input, if it exists and `fastrcnn detect` did not write it, or if
+        a class name cannot be used in the name of a comp4 file.
         """
         self.folder, self.source, self.columns, self.formats = folder, source, columns, formats
         self.detector = detector
@@ -94,8 +94,8 @@ class Output:
         for name in formats:
             if name in FORMATS and (folder / f"labels_{name}").exists():
                 raise UserError(
-                    f"{folder / f'labels_{name}'}: the folder already exists and can contain your corrections. Move it, or "
-                    "choose another output folder with output=FOLDER."
+                    f"{folder / f'labels_{name}'}: the folder already exists and can contain your corrections. Move "
+                    "it, or choose another output folder with output=FOLDER."
                 )
         own = {path.resolve() for path in inputs}
         for name in names:
@@ -107,8 +107,8 @@ class Output:
             for name in [*names, TIMING]:
                 if (folder / name).exists():
                     raise UserError(
-                        f"{folder / name}: the file already exists and `fastrcnn detect` did not write it. Choose another "
-                        "output folder with output=FOLDER."
+                        f"{folder / name}: the file already exists and `fastrcnn detect` did not write it. Choose "
+                        "another output folder with output=FOLDER."
                     )
 
     def add(self, image_id: str, found: Detections, about: Sequence[Any]) -> None:
@@ -121,8 +121,8 @@ class Output:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(
-                    f"{self.folder}: the folder cannot be created ({error.strerror}). Choose another output folder with "
-                    "output=FOLDER."
+                    f"{self.folder}: the folder cannot be created ({error.strerror}). Choose another output folder "
+                    "with output=FOLDER."
                 ) from None
             self._write(TIMING, json.dumps({"source": absolute(self.source)}))
         self.found.append((image_id, about, found))
@@ -148,8 +148,8 @@ class Output:
     def write_detections(self) -> None:
         """Write the detections in the requested formats.
 
-        detections.json is a COCO results file with additional keys. detections.csv contains corners instead of width and
-        height. Label files contain only the detections that are drawn.
+        detections.json is a COCO results file with additional keys. detections.csv contains corners instead of width
+        and height. Label files contain only the detections that are drawn.
         """
         rows: list[dict[str, Any]] = []
         for image_id, about, found in self.found:
@@ -178,7 +178,7 @@ class Output:
                 self._write(path, content)
 
     def write_timing(self, left_out: int) -> None:
-        """Write timing.json and log the time per image; see Stopwatch. left_out: number of images that could not be read."""
+        """Write timing.json and log the time per image; see Stopwatch. left_out: number of unreadable images."""
         images, runs_on, watch = len(self.found), self.detector.network.runs_on, self.detector.watch
         seconds, work = ({stage: round(t, 6) for stage, t in of_all.items()} for of_all in (watch.seconds, watch.work))
         each, work_each = (

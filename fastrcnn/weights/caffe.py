@@ -1,8 +1,8 @@
 """Read and write `.caffemodel` files, the weights of a Caffe network. Caffe itself is not required.
 
 A file is one protobuf message, which is a list of layers. It is memory-mapped and parsed field by field, so neither a
-large file nor a malicious one needs much memory in addition to the weights. The constants below are the field numbers in
-Caffe's caffe.proto. Other fields are skipped.
+large file nor a malicious one needs much memory in addition to the weights. The constants below are the field numbers
+in Caffe's caffe.proto. Other fields are skipped.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, Tensor]:
             for name, values in _layer(kind, layer, path):
                 if name in found:
                     raise UserError(
-                        f"{path}: the layer name '{name.rpartition('.')[0]}' is not unique, so the layer cannot be loaded."
+                        f"{path}: two layers have the name '{name.rpartition('.')[0]}', so neither can be loaded."
                     )
                 found[name] = values
     except OSError as error:

@@ -15,10 +15,10 @@ def for_classes(
 ) -> dict[str, Tensor]:
     """Convert the state dict of a detector from the classes `old` to the classes `new`.
 
-    Shared classes and the background keep their rows in the output layers and in the regression target statistics. Other
-    rows are copied from `fresh`, the state dict of a newly initialised network with the classes `new`. If no class is
-    shared, all output rows are fresh, because the trained background row would dominate all scores. A class-agnostic box
-    layer is kept.
+    Shared classes and the background keep their rows in the output layers and in the regression target statistics.
+    Other rows are copied from `fresh`, the state dict of a newly initialised network with the classes `new`. If no
+    class is shared, all output rows are fresh, because the trained background row would dominate all scores. A
+    class-agnostic box layer is kept.
     """
     shared = [name for name in new if name in old]
     to = [0, *(new.index(name) + 1 for name in shared)] if shared else []

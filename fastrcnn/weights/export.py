@@ -92,7 +92,7 @@ def state_in(model: FastRCNN, dtype: torch.dtype, what: str) -> dict[str, Tensor
     if large:
         kind = str(dtype).removeprefix("torch.")
         raise UserError(
-            f"{what}: the largest {kind} value is {torch.finfo(dtype).max:,.0f}, but these weights contain larger values:\n"
+            f"{what}: these weights contain values larger than {torch.finfo(dtype).max:,.0f}, the maximum of {kind}:\n"
             + "\n".join(large)
             + "\nExport with precision=float32."
         )
@@ -172,8 +172,8 @@ def _state_for(
     if apart > 1:  # grey level; the means of torchvision and Caffe differ by 0.90
         own, other = (", ".join(f"{v:g}" for v in values) for values in (model.pixel_mean.flatten().tolist(), mean))
         problems.append(
-            f"the network subtracts {own} from red, green and blue, but the format requires {other}. A difference of more "
-            "than one grey level cannot be compensated at padded borders"
+            f"the network subtracts {own} from red, green and blue, but the format requires {other}. A difference of "
+            "more than one grey level cannot be compensated at padded borders"
         )
     refuse(what, problems)
     if apart > 0:

@@ -23,8 +23,8 @@ SHAPE = "different shape"
 class Fit:
     """The result of `fit`.
 
-    used: tensors to load into the model. fresh: the other layers below the outputs, which keep their initial values, with
-    the reason. problems: contradictions to the model; if there are any, nothing should be loaded.
+    used: tensors to load into the model. fresh: the other layers below the outputs, which keep their initial values,
+    with the reason. problems: contradictions to the model; if there are any, nothing should be loaded.
     """
 
     used: dict[str, Tensor]
@@ -35,9 +35,10 @@ class Fit:
 def fit(model: FastRCNN, state: Mapping[str, Tensor]) -> Fit:
     """Select the tensors of a state dict with our names that fit the model below its outputs.
 
-    The trunk must be complete. Above it, a layer can be missing or have a different shape. The layers above such a layer
-    are not used either, because they were trained on its features. Only `reduce` can be new below an fc6 that is used.
-    The factors on the maps (`map_scale`) belong to the layer above them. If that layer is new, they are measured again.
+    The trunk must be complete. Above it, a layer can be missing or have a different shape. The layers above such a
+    layer are not used either, because they were trained on its features. Only `reduce` can be new below an fc6 that is
+    used. The factors on the maps (`map_scale`) belong to the layer above them. If that layer is new, they are measured
+    again.
     """
     wanted = {k: v for k, v in model.state_dict().items() if not k.startswith(OUTPUTS)}
     pixels = OWN_PIXELS if state.keys() >= OWN_PIXELS else set()

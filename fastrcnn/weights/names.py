@@ -28,8 +28,8 @@ def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Names that are already ours and layers other than the trunk, fc6, fc7, cls_score and bbox_pred are unchanged. The
     batch normalisation of torchvision's vgg16_bn is supported. If fc6 and fc7 are convolutions, their weights are
-    flattened to (out, in), which is equivalent. Keras' fc1 and fc2 are not translated, because they order the cells of a
-    RoI differently.
+    flattened to (out, in), which is equivalent. Keras' fc1 and fc2 are not translated, because they order the cells of
+    a RoI differently.
     """
     if is_ours(state):
         return dict(state)

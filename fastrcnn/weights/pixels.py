@@ -109,5 +109,5 @@ def first_layer_for(model: FastRCNN, mean: Sequence[float], std: Sequence[float]
 
 
 def _like(model: FastRCNN, values: Sequence[float]) -> Tensor:
-    """Convert values to (3, 1, 1) float64, rounded like the model's, so identical normalisation leaves weights exact."""
+    """Convert values to (3, 1, 1) float64, rounded like the model's, so that equal values cancel exactly."""
     return model.pixel_mean.new_tensor(values).view(3, 1, 1).double()

@@ -24,15 +24,16 @@ KNOWN = (
     "(block1_conv1) or this project (trunk.convs.conv1_1)"
 )
 NETWORK_FITS = (
-    "use model=vgg16 for weights of VGG16, model=vgg_cnn_m_1024 for VGG_CNN_M_1024 and model=caffenet for CaffeNet, each "
-    "with model.width=1"
+    "use model=vgg16 for weights of VGG16, model=vgg_cnn_m_1024 for VGG_CNN_M_1024 and model=caffenet for CaffeNet, "
+    "each with model.width=1"
 )
 EXPORT_FITS = (
     "for weights of a run or from `fastrcnn export`, set the model.* keys of that run; only model.head can differ"
 )
 AUTHORS_ROI_SIZE = {"vgg16": 7, "vgg_cnn_m_1024": 6, "caffenet": 6}  # cells along a side, in models/*/train.prototxt
 DETECTOR_FITS = (
-    "a detector must have one of the paper's three networks, RoIs pooled to 7 x 7 (VGG16) or 6 x 6 cells, and two outputs"
+    "a detector must have one of the paper's three networks, RoIs pooled to 7 x 7 (VGG16) or 6 x 6 cells, and two "
+    "output layers"
 )
 
 
@@ -91,9 +92,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixels: str = "auto") -> dict[str, str]:
     """Load the weights of the trunk, those of fc6 and fc7 if they fit, and the pixel normalisation into `model`.
 
-    state: names are Caffe's, ours, or (for VGG16) those of torchvision, SSD or Keras. pixels: see pixels.decide; our own
-    weights contain their pixel normalisation. Returns the other layers below the outputs, which keep their initial
-    values, by name with the reason. Raises UserError if the weights contradict the model. Nothing is loaded in this case.
+    state: names are Caffe's, ours, or (for VGG16) those of torchvision, SSD or Keras. pixels: see pixels.decide; our
+    own weights contain their pixel normalisation. Returns the other layers below the outputs, which keep their initial
+    values, by name with the reason. Raises UserError if the weights contradict the model. Nothing is loaded in this
+    case.
     """
     named = translate(state)
     found = fit(model, named)
@@ -136,8 +138,8 @@ def detector_settings(state: dict[str, Tensor], source: str) -> tuple[ModelSetti
     filters = shapes[f"{first.name}.weight"][0]
     if filters > first.channels:
         raise UserError(
-            f"{source}: {first.name} has {filters} filters, but {network} has at most {first.channels}. Use a detector with "
-            "one of the paper's networks."
+            f"{source}: {first.name} has {filters} filters, but {network} has at most {first.channels}. Use a detector "
+            "with one of the paper's networks."
         )
     names = {fc: f"{fc}_U" if f"{fc}_U.weight" in shapes else fc for fc in ("fc6", "fc7")}
     width = filters / first.channels

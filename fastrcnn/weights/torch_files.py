@@ -1,8 +1,8 @@
 """Read files written by `torch.save`, restricted to tensors, numbers, text and plain containers.
 
 `torch.load(weights_only=True)` does not execute code in a file either, but it decompresses records, allocates the sizes
-that the file declares, and calls many torch functions. This reader supports only the types that state dicts contain, and
-it never allocates more than the size of the file.
+that the file declares, and calls many torch functions. This reader supports only the types that state dicts contain,
+and it never allocates more than the size of the file.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def read(path: Path, size: int | None = None) -> Any:
     """Read a file written by `torch.save`, with tensors on the CPU. No code in the file is executed.
 
     size: number of bytes at the start of the file that torch wrote; None: the entire file.
-    Raises UserError if the file is invalid, declares more data than it contains, or contains objects other than tensors,
-    numbers, text, lists, tuples and dictionaries.
+    Raises UserError if the file is invalid, declares more data than it contains, or contains objects other than
+    tensors, numbers, text, lists, tuples and dictionaries.
     """
     instead = "Use a weights file that contains only tensors, numbers, text, lists, tuples and dictionaries."
     with as_user_error(path, instead), path.open("rb") as file:
