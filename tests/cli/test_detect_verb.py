@@ -100,7 +100,7 @@ def test_a_list_with_a_broken_picture_and_two_of_one_name(
         assert seconds == pytest.approx(2 * timing["seconds_per_image"][stage], abs=2e-6)
     assert timing["work"]["proposals"] == pytest.approx(2 * timing["work_per_image"]["proposals"], abs=2e-6)
     assert timing["work"]["proposals"] > 0
-    assert "time per image on cpu: proposals " in caplog.text
+    assert "Time per image on cpu: proposals " in caplog.text
 
 
 def test_each_image_is_decoded_once_and_the_configuration_composed_once(
@@ -192,12 +192,12 @@ def test_nothing_is_overwritten_that_an_earlier_detect_did_not_write(call: Call,
     Path("mine").mkdir()
     Path("mine/detections.json").write_text("precious")
     _, err = detect(call, f"source={picture}", "output=mine", status=1)
-    assert "mine/detections.json: is there already, and not from an earlier detect" in err
+    assert "mine/detections.json: the file already exists and `fastrcnn detect` did not write it" in err
     assert [p.name for p in Path("mine").iterdir()] == ["detections.json"]
     Path("mine/detections.json").rename("mine/notes.json")
     Path("mine/timing.json").write_text('{"seconds_per_image": 1}')
     _, err = detect(call, f"source={picture}", "output=mine", status=1)
-    assert "mine/timing.json: is there already" in err, "an evaluation's"
+    assert "mine/timing.json: the file already exists" in err, "an evaluation's"
     Path("mine/timing.json").unlink()
     for _ in range(2):
         detect(call, f"source={picture}", "output=mine", "draw_threshold=0.01")
