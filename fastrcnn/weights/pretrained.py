@@ -131,8 +131,8 @@ def detector_settings(state: dict[str, Tensor], source: str) -> tuple[ModelSetti
     lacking = [name for name in (first.name, *OUTPUTS) if len(shapes.get(f"{name}.weight", ())) < 2]
     if lacking:
         raise UserError(
-            f"{source}: not a detector, because {', '.join(lacking)} is missing (the file contains: "
-            f"{', '.join(dict.fromkeys(k.rpartition('.')[0] for k in state))}).\n"
+            f"{source}: not a detector. Missing layers: {', '.join(lacking)}. Layers in the file: "
+            f"{', '.join(dict.fromkeys(k.rpartition('.')[0] for k in state))}.\n"
             "To start training from these weights, set model.weights=FILE."
         )
     filters = shapes[f"{first.name}.weight"][0]

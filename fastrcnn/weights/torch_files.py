@@ -2,7 +2,7 @@
 
 `torch.load(weights_only=True)` does not execute code in a file either, but it decompresses records, allocates the sizes
 that the file declares, and calls many torch functions. This reader supports only the types that state dicts contain,
-and it never allocates more than the size of the file.
+and no size that a file declares can make it allocate more than the size of the file.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def test_a_caffemodel_that_is_none_or_no_detector_is_one_clear_message(call: Cal
     assert (status, err.startswith(f"fastrcnn: {path}: not a .caffemodel")) == (1, True)
     caffemodel.write(path, caffemodel.vgg16(1 / 64))
     status, _, err = call("eval", f"checkpoint={path}", TWO)
-    assert (status, "not a detector, because cls_score, bbox_pred is missing" in err) == (1, True)
+    assert (status, "not a detector. Missing layers: cls_score, bbox_pred" in err) == (1, True)
 
 
 def same_as_in_the_file(state: dict[str, torch.Tensor], weights: dict[str, np.ndarray], *layers: str) -> bool:

@@ -170,9 +170,9 @@ def test_vgg16_of_caffe_gives_the_features_onnx_runtime_gives(tmp_path: Path) ->
 
 def test_what_is_no_detector_of_vgg16_says_what_it_lacks() -> None:
     state = {k: torch.from_numpy(v) for k, v in caffemodel.vgg16(1 / 64).items()}
-    with pytest.raises(UserError, match=r"here: not a detector, because cls_score, bbox_pred is missing .*: conv1_1, "):
+    with pytest.raises(UserError, match=r"here: not a detector\. Missing layers: cls_score, bbox_pred\. .*: conv1_1, "):
         detector_settings(state, "here")
-    with pytest.raises(UserError, match="bbox_pred is missing"):
+    with pytest.raises(UserError, match="Missing layers: bbox_pred"):
         detector_settings({"conv1.weight": torch.zeros(96, 3, 7, 7), "cls_score.weight": torch.zeros(21, 4)}, "here")
     wide = {f"{n}.weight": torch.zeros(65, 3, 3, 3) for n in ("conv1_1", "cls_score", "bbox_pred")}
     with pytest.raises(UserError, match="conv1_1 has 65 filters, but vgg16 has at most 64"):

@@ -158,7 +158,7 @@ def changed(**tensors: Tensor | None) -> State:
 WRONG = {
     "missing in the middle": (changed(conv3_2__weight=None), "trunk.convs.conv3_2.weight: missing"),
     "no bias": (changed(conv3_2__bias=None), "trunk.convs.conv3_2.bias: missing"),
-    "another shape": (changed(conv4_1__weight=torch.zeros(64, 16, 3, 3)), r"conv4_1.weight: shape \(64, 16, 3, 3\), expected \(64,"),
+    "another shape": (changed(conv4_1__weight=torch.zeros(64, 16, 3, 3)), r"conv4_1.weight: shape \(64, 16, 3, 3\), "),
     "VGG19": (changed(conv3_4__weight=torch.zeros(32, 32, 3, 3)), "conv3_4.weight: not in the model"),
     "the head alone": ({k: v for k, v in caffes().items() if k.startswith("fc")}, "conv1_1.weight: missing"),
     "nothing for the trunk": ({"layer1.0.weight": torch.zeros(2)}, r"no layer has the name .* contains layer1.0\)"),
