@@ -12,7 +12,7 @@ from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 
 FORMAT = "fastrcnn 1"
-# Keys that contain local paths or refer to local files. They are not exported.
+# Local paths, and keys that only apply to the training machine. They are not exported.
 PLACES = {"model": ("weights",), "data": ("root", "proposals", "proposal_cache")}
 GROUPS = ("model", "data", "solver", "detection")
 

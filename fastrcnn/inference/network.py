@@ -73,9 +73,7 @@ class TorchNetwork:
             maps = [self.model.features(self.inputs(level), level.sizes.to(self.device)) for level in pyramid]
         results = []
         for i, sample in enumerate(pyramid[0].samples):
-            rois = pyramid[0].proposals[
-                i
-            ]  # (P, 4), on the CPU, because comparing them on a GPU synchronises repeatedly
+            rois = pyramid[0].proposals[i]  # (P, 4), on the CPU: comparisons on a GPU would synchronise repeatedly
             scales = torch.stack([level.scales[i] for level in pyramid])
 
             def at(level: int, some: Tensor, i: int = i, scales: Tensor = scales) -> Outputs:
@@ -97,9 +95,8 @@ class TorchNetwork:
         model, outputs = self.model, []
         rows, place = distinct_rois(rois, model.roi_op, model.strides)
         chunks = rois[rows].to(maps[0].device, non_blocking=True).chunk(max(1, -(-len(rows) // rois_per_chunk)))
-        with autocast(
-            maps[0].device, self.dtype
-        ):  # around all chunks, because its end clears the cache of cast weights
+        # One context for all chunks, because autocast clears its cache of cast weights at the end.
+        with autocast(maps[0].device, self.dtype):
             for chunk in chunks:
                 outputs.append(model.classify(maps, chunk))
         logits = torch.cat([logits for logits, _ in outputs])

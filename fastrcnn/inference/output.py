@@ -94,8 +94,8 @@ class Output:
         for name in formats:
             if name in FORMATS and (folder / f"labels_{name}").exists():
                 raise UserError(
-                    f"{folder / f'labels_{name}'}: the folder already exists and can contain your corrections. Move "
-                    "it, or choose another output folder with output=FOLDER."
+                    f"{folder / f'labels_{name}'}: the folder already exists and may contain labels that you "
+                    "corrected. Move it, or choose another output folder with output=FOLDER."
                 )
         own = {path.resolve() for path in inputs}
         for name in names:
