@@ -155,7 +155,7 @@ def count_start(report: Report, before: int, said: Path) -> None:
             report.from_newest += 1
         else:
             report.from_others += 1
-    elif "begins again" in text:
+    elif "before its first checkpoint" in text:
         report.before_any += 1
 
 
