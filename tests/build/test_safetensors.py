@@ -94,7 +94,7 @@ DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
     "float64": (with_tensor(FC7, lambda t: t.double()), f"{FC7}: torch.float64"),
     "NaN": (with_tensor(FC7, lambda t: t * math.nan), f"{FC7}: .*not finite"),
     "overflow": (with_tensor(FC7, lambda t: t * math.inf), f"{FC7}: .*not finite"),
-    "no deviation": (with_tensor(PIXELS, torch.zeros_like), f"{PIXELS}: 0, but "),
+    "no deviation": (with_tensor(PIXELS, torch.zeros_like), f"{PIXELS}: contains 0, but "),
 }
 
 

@@ -51,7 +51,7 @@ def test_a_compressed_checkpoint_is_evaluated_and_detected_with(call: Call, plac
     rows = {line.split(":")[0]: re.findall(r"[\d,.]+", line.partition(":")[2]) for line in out.splitlines()}
     assert rows["fc6, rank 100"] == ["261,170", "147,900", "56.6"]  # 205 x 1274 and 100 x (205 + 1274)
     assert rows["fc7, rank 30"] == ["42,025", "12,300", "29.3"]  # 205 x 205 and 30 x 410
-    numbers = [int(n.replace(",", "")) for n in rows["whole network"][:2]]
+    numbers = [int(n.replace(",", "")) for n in rows["entire network"][:2]]
     assert numbers[0] - numbers[1] == 261_170 - 147_900 + 42_025 - 12_300
     assert re.search(r"fc6 and fc7 for 20 RoIs: \d+\.\d\d times as fast", out)
 

@@ -188,7 +188,7 @@ def test_nothing_is_overwritten_that_an_earlier_detect_did_not_write(call: Call,
     picture = voc.picture("p", suffix=".png")
     before = fingerprint(voc.root)
     _, err = detect(call, f"source={picture}", f"output={picture.parent}", status=1)
-    assert f"output={picture.parent}: p.png is one of the pictures to detect in." in err
+    assert f"output={picture.parent}: the output file p.png would overwrite an input image." in err
     Path("mine").mkdir()
     Path("mine/detections.json").write_text("precious")
     _, err = detect(call, f"source={picture}", "output=mine", status=1)
@@ -305,7 +305,7 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
             ["formats=jsn: should be one of json, csv, comp4, voc, yolo, coco, labelstudio. Did you mean 'json'?"],
         ),
         (["source=a b.png", "draw_threshold=7"], ["draw_threshold=7: should be from 0 to 1"]),
-        (["source=a b.png", "output=a b.png/x"], ["a b.png/x: cannot be made"]),
+        (["source=a b.png", "output=a b.png/x"], ["a b.png/x: the folder cannot be created"]),
         (["source=a b.png", "batch=0"], ["batch=0: should be at least 1"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -151,7 +151,7 @@ def test_half_precision_begins_a_training_and_is_made_into_other_files(call: Cal
     card = Path("t.caffemodel.md").read_text()
     assert "2 images with 3 objects." in card
     assert "Initial weights: the checkpoint `h.safetensors`." in card
-    assert "No evaluation of it is recorded." in card
+    assert "No evaluation of this detector is recorded." in card
 
 
 def test_a_caffemodel_becomes_safetensors(call: Call, tmp_path: Path) -> None:
