@@ -1,20 +1,20 @@
 # syntax=docker/dockerfile:1
 #
-#   docker build -t fastrcnn .                                                  with NVIDIA's base, runs without a GPU too
-#   docker build -t fastrcnn --build-arg BASE=debian:trixie-slim .              a smaller base, for machines without one
+#   docker build -t fastrcnn .                                          NVIDIA's base image, also runs without a GPU
+#   docker build -t fastrcnn --build-arg BASE=debian:trixie-slim .      a smaller base image, for machines without a GPU
 #
 #   docker run --rm -v "$PWD/data:/app/data" -v "$PWD/outputs:/app/outputs" fastrcnn demo
 #   docker run --rm --gpus all --ipc=host -v /data/VOCdevkit:/voc:ro -v "$PWD/data:/app/data" \
 #       -v "$PWD/outputs:/app/outputs" fastrcnn train data=voc07 data.root=/voc
 #
-# --ipc=host      loader processes hand pictures over in shared memory, of which a container has 64 MB; --shm-size=2g does
-#                 as well. With runtime.workers=0 neither is needed.
-# -v ...outputs   what is written there stays; the container's user is number 1000. Where your own number is another, add
+# --ipc=host      Data loader workers pass images in shared memory, and a container has only 64 MB of it by default.
+#                 --shm-size=2g works too. Neither is needed with runtime.workers=0.
+# -v ...outputs   Files written here persist. The user ID in the container is 1000. If your own user ID differs, add
 #                 --user "$(id -u):$(id -g)".
-# -v ...:ro       your pictures: nothing is ever written to them.
+# -v ...:ro       Your images. They are mounted read-only, because the program never writes to them.
 #
-# torch's wheel brings the CUDA libraries, so the base need only make the driver known: `base`, not `runtime`, which would
-# hold the same libraries a second time.
+# The base image is `base`, not `runtime`: torch's wheel contains the CUDA libraries, and `runtime` would contain them a
+# second time. The base image only has to provide access to the driver.
 ARG BASE=nvidia/cuda:13.0.1-base-ubuntu24.04
 
 FROM ${BASE} AS build
@@ -25,7 +25,7 @@ RUN apt-get update \
 RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /src
-# The heavy packages first: they change seldom, so their layer is kept when the code changes.
+# Install the large packages first. They rarely change, so their layer stays cached when the code changes.
 COPY constraints.txt ./
 RUN pip install --no-cache-dir --constraint constraints.txt torch torchvision
 COPY pyproject.toml setup.py README.md LICENSE ./

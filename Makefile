@@ -1,5 +1,5 @@
-# make demo   the whole job on the embedded data set        make test   the test suite
-# Both create the environment in .venv first, where it is missing. PYTHON=python3.12 chooses the interpreter.
+# make demo   run the complete workflow on the demo data set   make test   run the test suite
+# Both first create the environment in .venv if it does not exist. PYTHON=python3.12 selects the interpreter.
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,17 +11,17 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard fastrcnn/ops/csrc/
 
 help:
 	@sed -n '1,2s/^# //p' Makefile
-	@echo 'make check  format, lint, types and tests      make format  formats the code'
-	@echo 'make bench  the benchmarks                     make wheel   builds dist/*.whl'
-	@echo 'make fuzz   looks for inputs that break a reader  make soak   kills trainings 60 times'
+	@echo 'make check  check format, lint, types and tests              make format  format the code'
+	@echo 'make bench  run the benchmarks                               make wheel   build dist/*.whl'
+	@echo 'make fuzz   search for inputs that break the file readers    make soak    kill and resume runs 60 times'
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
-		{ echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 ..."; exit 1; }
+		{ echo "Python 3.11, 3.12 or 3.13 is required, but $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
-	@echo 'Installing; torch with its CUDA libraries is about 5.5 GB, which takes a few minutes.'
+	@echo 'Installing packages. This takes a few minutes, because torch with its CUDA libraries is about 5.5 GB.'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
@@ -32,8 +32,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/fastrcnn demo
 
-# Files of tests side by side, one process a core, each on one thread; whole files, as their fixtures train; the longest
-# first (tests/conftest.py).
+# Test files run in parallel, with one single-threaded process per core. Files are not split, because their fixtures are
+# expensive (they train models). The slowest files start first (tests/conftest.py).
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
@@ -57,7 +57,8 @@ types: $(VENV)/.installed-dev
 
 check: lint types test
 
-# BOXES=FILE.mat: real boxes in place of drawn ones. DATA=FOLDER in VOC's layout: photographs, and selective search on them.
+# BOXES=FILE.mat: use real boxes instead of random ones. DATA=FOLDER (VOC layout): use photographs, and also run
+# bench_search.py on them.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python scripts/bench_roi_pool.py $(if $(BOXES),--boxes $(BOXES))
 	$(BIN)/python scripts/bench_detect.py $(if $(BOXES),--boxes $(BOXES))

@@ -1,4 +1,4 @@
-"""Builds the kernels for the CPU, RoI pooling and selective search, where there is a compiler; see pyproject.toml."""
+"""Build the CPU kernels for RoI pooling and selective search if a compiler is available; see pyproject.toml."""
 
 from setuptools import Extension, setup
 
@@ -10,11 +10,11 @@ setup(
             "fastrcnn.ops._roi_cpu",
             sources=["fastrcnn/ops/csrc/roi_pool_cpu.cpp", "fastrcnn/ops/csrc/selective_search.cpp"],
             depends=[f"fastrcnn/ops/csrc/{n}.h" for n in HEADERS],
-            # No fused multiply-add: floats are rounded operation by operation, to the same bits on every machine.
+            # No fused multiply-add: each operation is rounded separately, so results are bit-identical everywhere.
             extra_compile_args=["-O3", "-std=c++17", "-ffp-contract=off", "-pthread", "-Wno-psabi"],
             extra_link_args=["-pthread"],
             language="c++",
-            optional=True,  # without a compiler the installation succeeds, and pooling is slower
+            optional=True,  # without a compiler, the installation succeeds but pooling is slower
         )
     ]
 )

@@ -1,21 +1,23 @@
-"""Detection against a composition of torchvision's parts: the detection rows of BENCHMARKS.md.
+"""Benchmark detection against a detector built from torchvision's components (detection rows of BENCHMARKS.md).
 
     python scripts/bench_detect.py [--device cpu|cuda] [--repeats 7] [--threads N] [--boxes FILE.mat] [--quick]
                                    [--photos FOLDER] [--json FILE]
 
-The peer (detect_peer.py) is torchvision's VGG16 features without the last pooling, torchvision.ops.roi_pool, the same
-fully connected layers and outputs, softmax, decoding, clipping, and what torchvision's RoIHeads do then: scores below
-.05 go, then torchvision.ops.batched_nms. On the CPU it computes in float32, on a GPU under autocast in bfloat16. Both
-have the same weights, and take turns in one process on pictures drawn afresh, from a uint8 picture of 500 x 375 and
-2,000 boxes to detections; a ratio is the median of the turns' ratios, with their quartiles. Weights are random, the
-outputs' such that some 2,700 pairs of a RoI and a class score .05, more than in a photograph. `--boxes` reads real
-selective-search boxes (a .mat file with `boxes`, x1 y1 x2 y2 from 0), of which a fifth or so coincide at 1/16; drawn
-ones hardly ever do. Peak memory is that of a process of its own for each, above what it has before its first
-detection.
+The peer (detect_peer.py) consists of torchvision's VGG16 features without the last pooling, torchvision.ops.roi_pool,
+the same fully connected layers and outputs, softmax, box decoding and clipping. As in torchvision's RoIHeads, it then
+drops scores below 0.05 and applies torchvision.ops.batched_nms. It uses float32 on the CPU and bfloat16 autocast on a
+GPU.
 
-`--photos` measures detection with its proposals instead, on photographs drawn from a folder. One image: the peer's
-proposals are OpenCV's, and the network is the same. A folder of twelve, from files: the peer makes the proposals of as
-many images as there are cores, then the network looks at these, then the next ones come.
+Both detectors have the same weights. They alternate in one process on new random images, from a uint8 image of 500 x
+375 and 2,000 boxes to detections. The ratio is the median of the ratios per turn, with quartiles. The weights are
+random and scaled so that about 2,700 pairs of RoI and class score 0.05 or more, which is more than in a photograph.
+`--boxes` reads real selective search boxes from a .mat file with `boxes` (zero-based x1 y1 x2 y2). About a fifth of
+these coincide at scale 1/16, while random boxes rarely do. Peak memory is measured in a separate process for each
+detector, relative to the usage before the first detection.
+
+`--photos` measures detection including proposal generation, on photographs from a folder. For single images, the peer
+generates proposals with OpenCV and uses the same network. For a folder of 12 files, the peer generates proposals for
+one image per core, then runs the network on these images, and then continues with the next ones.
 """
 
 from __future__ import annotations
@@ -58,8 +60,8 @@ from fastrcnn.structures import Detections
 ROIS = 2000
 BORDER = (WIDTH, HEIGHT, WIDTH, HEIGHT)
 FOLDER = 12  # images
-SEARCH = SelectiveSearchSettings(mode="quality", min_side=16)  # of data=voc07
-RANKS = (1024, 256)  # of fc6 and fc7, the paper's, section 4.4; random factors take as long as an SVD's
+SEARCH = SelectiveSearchSettings(mode="quality", min_side=16)  # settings of data=voc07
+RANKS = (1024, 256)  # of fc6 and fc7, as in section 4.4 of the paper; random factors are as fast as SVD factors
 
 
 @dataclass
@@ -68,14 +70,14 @@ class Row:
     peer: float  # milliseconds, or MiB
     ours: float
     ratio: float
-    spread: tuple[float, float]  # quartiles of the turns' ratios
+    spread: tuple[float, float]  # quartiles of the ratios per turn
     goal: str
-    same: str = ""  # as the peer in float32
-    of_ceiling: float | None = None  # ours, share of the rate of a large matrix product
+    same: str = ""  # agreement with the peer in float32
+    of_ceiling: float | None = None  # our rate as a fraction of the rate of a large matrix product
 
 
 class Inputs:
-    """Pictures (H, W, 3) uint8 and boxes (ROIS, 4), half-open, drawn afresh at each call."""
+    """Generate random images (H, W, 3) uint8 and half-open boxes (ROIS, 4), new ones on each call."""
 
     def __init__(self, seed: int, file: Path | None) -> None:
         self.rng = np.random.default_rng(seed)
@@ -100,8 +102,10 @@ class Inputs:
 
 @torch.no_grad()
 def network(device: torch.device, inputs: Inputs, ranks: tuple[int | None, int | None] = (None, None)) -> FastRCNN:
-    """The full VGG16, with fc6 and fc7 of these ranks, with random weights. The logits of a
-    class vary over a picture's RoIs by a deviation of 2, its deltas by 1 before they are scaled."""
+    """Return VGG16 of width 1 with random weights and with the given ranks of fc6 and fc7.
+
+    Over the RoIs of an image, the standard deviation of the logits of a class is 2, that of its unscaled deltas is 1.
+    """
     torch.manual_seed(0)
     model = FastRCNN(CLASSES, fc6_rank=ranks[0], fc7_rank=ranks[1]).to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     model.delta_std[:] = model.delta_std.new_tensor([0.1, 0.1, 0.2, 0.2])
@@ -118,7 +122,7 @@ def network(device: torch.device, inputs: Inputs, ranks: tuple[int | None, int |
 def our_detector(
     model: FastRCNN, dtype: torch.dtype, propose: Callable[[np.ndarray], np.ndarray] = propose
 ) -> Detector:
-    """What `fastrcnn.load` gives, of a model that it may round the weights of."""
+    """Return a detector like that of `fastrcnn.load`. Rounds the weights of the model to `dtype`."""
     round_weights(model, dtype)
     names = [str(i) for i in range(CLASSES)]
     scaling = Augmentation((round(HEIGHT * SCALE),), 1000, flip=False)
@@ -149,7 +153,7 @@ def row(what: str, goal: str, peer: list[float], ours: list[float], same: str = 
 
 
 def detection_rows(device: torch.device, inputs: Inputs, repeats: int) -> list[Row]:
-    """A picture from its pixels to detections, in float32 and bfloat16."""
+    """Measure detection of an image, from pixels to detections, in float32 and bfloat16."""
     cuda = device.type == "cuda"
     model = network(device, inputs)
     reference = peer_detection(model, torch.float32)
@@ -160,8 +164,8 @@ def detection_rows(device: torch.device, inputs: Inputs, repeats: int) -> list[R
     theirs, ours32, ours16 = in_turn(repeats, peer, exact, rounded, draw=inputs)
     goal = ">= 2x; <= 4 ms" if cuda else ">= 3x"
     rows = [
-        row("detection of one picture, float32", "", theirs, ours32, matched(exact(*given), want, 0.01, 1e-4)),
-        row("detection of one picture, bfloat16", goal, theirs, ours16, matched(rounded(*given), want, 0.5, 0.02)),
+        row("detection of one image, float32", "", theirs, ours32, matched(exact(*given), want, 0.01, 1e-4)),
+        row("detection of one image, bfloat16", goal, theirs, ours16, matched(rounded(*given), want, 0.5, 0.02)),
     ]
     for r, run, dtype in zip(rows, (exact, rounded), (torch.float32, torch.bfloat16), strict=True):
         r.of_ceiling = work(partial(run, *given)) * 1e3 / r.ours / matmul_rate(device, dtype)
@@ -169,7 +173,7 @@ def detection_rows(device: torch.device, inputs: Inputs, repeats: int) -> list[R
 
 
 def photo_rows(device: torch.device, inputs: Inputs, repeats: int, folder: Path) -> Iterator[Row]:
-    """Photographs to detections, proposals included: one, and a folder of files."""
+    """Measure detection including proposal generation, for one photograph and for a folder of files."""
     model, rng = network(device, inputs), np.random.default_rng(int(time.time()))
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".png"))
 
@@ -190,15 +194,15 @@ def photo_rows(device: torch.device, inputs: Inputs, repeats: int, folder: Path)
         detector = our_detector(copy.deepcopy(model), dtype, partial(propose, settings=SEARCH))
         name = str(dtype).removeprefix("torch.")
         spent = in_turn(repeats, partial(by_opencv, detector), detector.detect, draw=lambda: (as_array(draw()[0][0]),))
-        yield row(f"your own image, proposals included, {name}, against OpenCV's search", goal, *spent)
-        if dtype == torch.bfloat16:  # in which the proposals are the larger part
+        yield row(f"one image including proposals, {name}, compared to OpenCV's selective search", goal, *spent)
+        if dtype == torch.bfloat16:  # most of the time is spent on proposals
             spent = in_turn(-(-repeats // 3), partial(in_phases, detector), detector.detect, draw=draw)
             each = [[ms / FOLDER for ms in turns] for turns in spent]
-            yield row(f"an image of a folder, {name}, against one stage after another", ">= 1x", *each)
+            yield row(f"image from a folder, {name}, compared to sequential stages", ">= 1x", *each)
 
 
 def matched(found: Detections, want: Detections, pixels: float, score: float) -> str:
-    """How many of the detections wanted were found, the same class, box and score within these bounds."""
+    """Report the number of expected detections that were found with the same class and within these tolerances."""
     near = (found.boxes[None] - want.boxes[:, None]).abs().amax(2) <= pixels  # (want, found)
     near &= (found.scores[None] - want.scores[:, None]).abs() <= score
     near &= found.labels[None] == want.labels[:, None]
@@ -206,7 +210,7 @@ def matched(found: Detections, want: Detections, pixels: float, score: float) ->
 
 
 def head_rows(device: torch.device, inputs: Inputs, repeats: int) -> list[Row]:
-    """Pooling, fc6, fc7, the outputs and the suppression, on the map of a picture's size."""
+    """Measure pooling, fc6, fc7, the outputs and non-maximum suppression on the feature map of an image."""
     whole, low = network(device, inputs), network(device, inputs, RANKS)
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
@@ -228,8 +232,11 @@ def head_rows(device: torch.device, inputs: Inputs, repeats: int) -> list[Row]:
 
 
 def nms_row(device: torch.device, inputs: Inputs, repeats: int) -> Row:
-    """20 classes x 2,000 boxes: scores first, then the suppression, against a loop over classes of all boxes. Boxes are
-    RoIs moved a little for each class; some 500 of the 40,000 score .05 or more."""
+    """Measure NMS for 20 classes x 2,000 boxes.
+
+    We drop low scores before NMS. The peer runs NMS on all boxes of each class. Boxes are RoIs that are shifted
+    slightly for each class. About 500 of the 40,000 scores are 0.05 or more.
+    """
     generator = torch.Generator().manual_seed(int(time.time()))
 
     def draw() -> tuple[Tensor, Tensor]:
@@ -255,22 +262,24 @@ def nms_row(device: torch.device, inputs: Inputs, repeats: int) -> Row:
     given = draw()
     same = sorted(torch.cat(peer(*given)).tolist()) == sorted(ours(*given).tolist())
     spent = in_turn(3 * repeats, peer, ours, draw=draw)
-    return row("NMS of 20 classes x 2,000 boxes at .05", ">= 50x", *spent, "equal" if same else "NOT EQUAL")
+    return row(
+        "NMS, 20 classes x 2,000 boxes, score threshold 0.05", ">= 50x", *spent, "equal" if same else "NOT EQUAL"
+    )
 
 
 def peak(name: str, device: torch.device, inputs: Inputs) -> float:
-    """MiB at most in use while two pictures are looked at, above what there is before; for a process of its own."""
+    """Return the peak memory in MiB during two detections, above the usage before. Call it in a separate process."""
     model = network(device, inputs)
     given = inputs()
     run: Callable
-    if name == "pooling":  # torchvision's alone: output and argmax
+    if name == "pooling":  # only torchvision's pooling: output and argmax
         given = (torch.rand(1, 512, 38, 50, device=device), on_device(given[1], device))
         run = partial(torchvision.ops.roi_pool, output_size=7, spatial_scale=1 / 16)
     elif name == "torchvision":
         run = peer_detection(model, torch.bfloat16 if device.type == "cuda" else torch.float32)
     else:
         run = our_detection(model, getattr(torch, name))
-    run(given[0], given[1][:8])  # libraries, which take memory as well, are loaded by now
+    run(given[0], given[1][:8])  # load the libraries before the measurement, because they use memory too
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -290,8 +299,10 @@ def memory_rows(options: argparse.Namespace) -> list[Row]:
     rows = []
     for name in ("float32", "bfloat16"):
         for against, goal in (("torchvision", ">= 2x"), ("pooling", ">= 4x")):
-            what = {"torchvision": "the composition's", "pooling": "torchvision's pooling alone"}[against]
-            rows.append(row(f"peak MiB of a detection, {name}, against {what}", goal, [peaks[against]], [peaks[name]]))
+            what = {"torchvision": "the peer", "pooling": "torchvision's pooling only"}[against]
+            rows.append(
+                row(f"peak MiB of a detection, {name}, compared to {what}", goal, [peaks[against]], [peaks[name]])
+            )
     return rows
 
 
@@ -301,23 +312,23 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--boxes", type=Path)
-    parser.add_argument("--photos", type=Path, help="a folder of images: the rows with proposals, and no others")
-    parser.add_argument("--quick", action="store_true", help="two turns of each row, no peaks of memory")
+    parser.add_argument("--photos", type=Path, help="measure only detection with proposals, on images from this folder")
+    parser.add_argument("--quick", action="store_true", help="only two turns per row, without peak memory")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # a process for one peak
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)  # measures one peak in this process
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     device, inputs = torch.device(options.device), Inputs(int(time.time()), options.boxes)
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, not TF32
+    torch.backends.cudnn.allow_tf32 = False  # float32 must not use TF32
     if options.peak_of:
         print(peak(options.peak_of, device, inputs))
         return
     described = machine_details(device)
     print(described)
     print(
-        "| row | peer, ms or MiB | ours | ratio | quartiles | goal | the same as the peer's |"
-        " of the rate of a large matrix product |"
+        "| row | peer, ms or MiB | ours | ratio | quartiles | goal | agreement with the peer |"
+        " share of the rate of a large matrix product |"
     )
     print("|---|---|---|---|---|---|---|---|", flush=True)
     repeats, rows = 2 if options.quick else options.repeats, []

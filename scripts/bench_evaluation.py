@@ -1,4 +1,4 @@
-"""VOC AP of drawn detections against a plain Python loop and against pycocotools; a part of bench_pipeline.py."""
+"""Benchmark VOC AP on random detections against a plain Python loop and pycocotools (part of bench_pipeline.py)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Found, Truth = dict[str, ClassDetections], dict[str, ClassTruth]
 
 
 def drawn(images: int, each: int, classes: int, rng: np.random.Generator) -> tuple[Found, Truth]:
-    """Detections, half of them objects that were moved a little, and two or three objects an image, some difficult."""
+    """Generate 2.5 objects per image, some of them difficult, and detections, half of which are shifted objects."""
     number, count = images * each, images * 5 // 2
     place, label = rng.integers(0, images, count), rng.integers(0, classes, count)
     boxes = np.sort(rng.uniform(0, 500, (count, 2, 2)), axis=1).reshape(count, 4)
@@ -37,7 +37,7 @@ def drawn(images: int, each: int, classes: int, rng: np.random.Generator) -> tup
 
 
 def plain_ap(found: ClassDetections, truth: ClassTruth) -> float:
-    """Area under the curve, by the devkit's procedure over Python numbers."""
+    """Return the area under the precision-recall curve, computed like the devkit in plain Python."""
     objects: dict[int, list[list[Any]]] = {}
     for image, box, difficult in zip(
         truth.images.tolist(), truth.boxes.tolist(), truth.difficult.tolist(), strict=True
@@ -73,7 +73,7 @@ def plain_ap(found: ClassDetections, truth: ClassTruth) -> float:
 
 
 def entries(of_class: ClassDetections | ClassTruth, category: int) -> list[dict[str, Any]]:
-    """What COCO's files hold of each box of a class."""
+    """Return the boxes of a class as entries of a COCO file."""
     return [
         {"image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3]}
         for image, box in zip(
@@ -120,9 +120,9 @@ def evaluation(images: int, turns: int) -> dict[str, Any]:
     row = {"images": images, "detections": images * 100, "seconds": seconds, "loop": to_loop, "pycocotools": to_coco}
     row |= {"difference": difference, "peak_mib": peak, "input_mib": held}
     print(
-        f"| AP, {images * 100:,} boxes | {seconds:.2f} s of the processor: {spread(to_loop)} a plain loop (goal 10x), "
-        f"{spread(to_coco)} pycocotools (goal 50x); equal to {difference:.1e}; "
-        f"{peak:.0f} MiB beside {held:.0f} of input |",
+        f"| AP, {images * 100:,} boxes | {seconds:.2f} s CPU time; speedup: {spread(to_loop)} over a plain loop "
+        f"(goal 10x), {spread(to_coco)} over pycocotools (goal 50x); maximum difference {difference:.1e}; "
+        f"{peak:.0f} MiB in addition to {held:.0f} MiB of input |",
         flush=True,
     )
     return row

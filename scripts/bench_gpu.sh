@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# What wants a CUDA device. Without a second argument, in less than 8 minutes: the tests marked `gpu`, then RoI pooling,
-# the training step and detection against torchvision's parts, with their shares of the device's own ceilings, and 2,000
-# steps of a training from files. With "schedule": the paper's 40,000 steps from start to end. Tables go to FOLDER/*.md,
-# figures to FOLDER/*.json.
+# Run the tests and benchmarks that need a CUDA device.
 #   scripts/bench_gpu.sh [FOLDER] [schedule]
-# Needs the checkout alone, pytest, torch >= 2.11 with torchvision, OpenCV (no contrib modules), tensorboard, and
-# hydra-core, omegaconf, pycocotools and defusedxml.
+# By default, it runs (in less than 8 minutes) the tests marked `gpu`; RoI pooling, the training step and detection,
+# compared to torchvision's components and to the peak rates of the device; and 2,000 training steps on image files. With
+# "schedule", it runs the paper's 40,000 steps instead. Tables are written to FOLDER/*.md, values to FOLDER/*.json.
+# The checkout does not have to be installed. Requires pytest, torch >= 2.11 with torchvision, OpenCV (without contrib
+# modules), tensorboard, hydra-core, omegaconf, pycocotools and defusedxml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out="${1:-outputs/bench}"
@@ -13,13 +13,13 @@ mkdir -p "$out"
 python="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' ||
-    { echo "torch sees no CUDA device here, so there is nothing to measure." >&2; exit 1; }
+    { echo "bench_gpu.sh: torch finds no CUDA device. Run this script on a machine with a GPU." >&2; exit 1; }
 
 if [ "${2:-}" = schedule ]; then
     "$python" scripts/bench_schedule.py --json "$out/schedule.json" | tee "$out/schedule.md"
     exit
 fi
-# Without the options and fixtures that the whole suite wants, and so without its needs.
+# Skip the options and fixtures of the complete test suite, because they need additional packages.
 "$python" -m pytest -o addopts= -p no:cacheprovider --noconftest -q --junitxml="$out/gpu-tests.xml" \
     -m gpu tests/test_gpu.py tests/ops/test_cuda.py
 "$python" scripts/bench_roi_pool.py --device cuda --json "$out/roi-pool.json" | tee "$out/roi-pool.md"

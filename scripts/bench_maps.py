@@ -1,13 +1,13 @@
-"""Epochs of training on kept maps against epochs on pixels: the rows on runtime.cache of BENCHMARKS.md.
+"""Benchmark training epochs on cached feature maps against epochs on pixels (runtime.cache rows of BENCHMARKS.md).
 
     python scripts/bench_maps.py [--side 600] [--images 16] [--epochs 5] [--threads N]
 
-Both train a new head of 1,024 above VGG16's frozen convolutions, 4 images x 64 RoIs a step, by the same loop and
-loader, from JPEG files of 500 x 375 with 2,000 proposals each. The two take turns, an epoch each, after an epoch in
-which the maps are computed and kept. The weights are random, which changes no time.
+Both train a new head with 1,024 features on VGG16's frozen convolutions, with 4 images x 64 RoIs per step. They use the
+same loop and loader, and JPEG files of 500 x 375 with 2,000 proposals each. After an epoch that computes and caches the
+maps, they alternate epoch by epoch. The weights are random, which does not affect the time.
 
-Then a head on kept maps in processes of their own, in turn: in one the C library gives freed memory back as it is used
-to, in the next the process keeps it, as `fastrcnn train` does with `runtime.cache`.
+A second table measures a head on cached maps in separate, alternating processes. In one, the C library returns freed
+memory to the system as usual. In the other, the process keeps it, as `fastrcnn train` does with `runtime.cache`.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from fastrcnn.training.meter import Meter
 from fastrcnn.training.optim import make_optimizer
 
 CLASSES, PER_STEP = 20, 4
-CASES = {"head alone": "fc6", "conv5 too": "conv5_1"}
+CASES = {"head only": "fc6", "head and conv5": "conv5_1"}
 
 
 def epochs(model: FastRCNN, dataset: DetectionDataset, dtype: torch.dtype, maps: Maps | None) -> Callable[[], object]:
-    """What trains for an epoch each time it is called, on `maps` or on pixels."""
+    """Return a function that trains for one epoch per call, on `maps` or on pixels."""
     sampler = RoISampler(torch.zeros(CLASSES + 1, 4), torch.ones(CLASSES + 1, 4))
     steps_in_epoch = len(dataset) // PER_STEP
     steps = train(
@@ -59,7 +59,7 @@ def epochs(model: FastRCNN, dataset: DetectionDataset, dtype: torch.dtype, maps:
 
 
 def pair(folder: Path, first: str, images: int, side: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """An epoch on pixels and one on kept maps, which are in the folder; the network is trained from `first` on."""
+    """Return functions that train an epoch on pixels and on maps cached in the folder, from layer `first` on."""
     dtype = precision(RuntimeConfig(), torch.device("cpu"))
     pixels = jpeg_images(folder, images, Augmentation((side,), flip=False))
     models = [FastRCNN(CLASSES, head=(1024, 1024)) for _ in range(2)]
@@ -71,7 +71,7 @@ def pair(folder: Path, first: str, images: int, side: int) -> tuple[Callable[[],
 
 
 def in_own_process(freed: str) -> float:
-    """Milliseconds of an epoch on kept maps where freed memory is `kept` or `returned`."""
+    """Return the milliseconds of an epoch on cached maps if freed memory is `kept` or `returned`."""
     arguments = [sys.executable, __file__, *sys.argv[1:], "--freed", freed]
     return float(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
 
@@ -90,25 +90,25 @@ def main() -> None:
         keep_freed_memory()
     if options.freed:
         with tempfile.TemporaryDirectory() as name:
-            _, kept = pair(Path(name), CASES["head alone"], options.images, options.side)
+            _, kept = pair(Path(name), CASES["head only"], options.images, options.side)
             kept()
             print(statistics.median(milliseconds(kept) for _ in range(options.epochs)))
         return
     print(machine_details(torch.device("cpu")))
     print(
-        "| trained | pixels, s an epoch | kept maps, s an epoch | ratio | quartiles |\n|---|---|---|---|---|",
+        "| trained | pixels, s per epoch | cached maps, s per epoch | ratio | quartiles |\n|---|---|---|---|---|",
         flush=True,
     )
     for case, first in CASES.items():
         with tempfile.TemporaryDirectory() as name:
             report(case, *in_turn(options.epochs, *pair(Path(name), first, options.images, options.side)))
     took = [(in_own_process("returned"), in_own_process("kept")) for _ in range(options.epochs)]
-    print("\n| trained | memory returned, s | kept, s | ratio | quartiles |\n|---|---|---|---|---|")
-    report("head alone, kept maps", *map(list, zip(*took, strict=True)))
+    print("\n| trained | memory returned, s | memory kept, s | ratio | quartiles |\n|---|---|---|---|---|")
+    report("head only, cached maps", *map(list, zip(*took, strict=True)))
 
 
 def report(case: str, slow: list[float], fast: list[float]) -> None:
-    """Prints a row: medians of the milliseconds, in seconds, and their ratio."""
+    """Print a row with the median times in seconds, given milliseconds, and their ratio."""
     ratio, (low, high) = ratio_and_quartiles(slow, fast)
     times = " | ".join(f"{statistics.median(spent) / 1e3:.3g}" for spent in (slow, fast))
     print(f"| {case} | {times} | {ratio:.1f}x | {low:.1f} to {high:.1f} |", flush=True)

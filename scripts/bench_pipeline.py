@@ -1,12 +1,11 @@
-"""Around the network: evaluation, the loader and the start of the program, as in BENCHMARKS.md.
+"""Benchmark evaluation, the data loader and the start-up time of the commands (pipeline rows of BENCHMARKS.md).
 
     python scripts/bench_pipeline.py [--data VOCdevkit/VOC2007] [--turns 5] [--quick] [--json FILE]
 
-Evaluation: VOC AP of drawn detections against a plain Python loop, and against pycocotools at IoU .5 and all areas, to
-which its entries are given. Loader: batches of two photographs at 600 pixels with 2,000 proposals each, of a folder in
-VOC's layout or, without one, of drawn pictures. Start: programs of their own; `detect` is given proposals, and what
-timing.json says of the network and what follows it is subtracted from the clock. What is compared takes turns.
-Milliseconds and seconds are of the processor unless they are the clock's by name.
+Evaluation: VOC AP on random detections, compared to a plain Python loop and to pycocotools at IoU 0.5 and all areas,
+which gets the prepared entries. Loader: batches of two images at 600 pixels with 2,000 proposals each, from a folder in
+VOC layout or from random images. Start-up: separate processes; `detect` reads proposals, and the times in timing.json
+are subtracted from the wall-clock time. Compared runs alternate. Times are CPU times unless marked as wall-clock times.
 """
 
 from __future__ import annotations
@@ -67,10 +66,10 @@ def loader(folder: Path | None, made: Path, turns: int, batches: int) -> dict[st
     examples = [data[0, i] for i in range(len(samples))]
     stages: dict[str, Callable[[], Any]] = {
         "reading and decoding": lambda: [data.picture(i) for i in range(len(samples))],
-        "scaling": lambda: [resize(image, 600 / min(image.shape[:2])) for image in images],
+        "resizing": lambda: [resize(image, 600 / min(image.shape[:2])) for image in images],
         "proposals": lambda: [data.proposal_boxes(i) for i in range(len(samples))],
         "collation": lambda: [collate(examples[i : i + 2]) for i in range(0, len(examples), 2)],
-        "all, mirroring half": lambda: [collate([data[0, i], data[0, i + 1]]) for i in range(0, len(samples) - 1, 2)],
+        "total, half flipped": lambda: [collate([data[0, i], data[0, i + 1]]) for i in range(0, len(samples) - 1, 2)],
     }
     spent = in_turn(turns, *stages.values(), clock=processor)
     cost = {name: statistics.median(s) * 1e3 / len(samples) for name, s in zip(stages, spent, strict=True)}
@@ -78,31 +77,31 @@ def loader(folder: Path | None, made: Path, turns: int, batches: int) -> dict[st
     for _ in range(turns):
         for workers, found in rates.items():
             source = iter(training_loader(data, 2, workers))
-            list(islice(source, 8 * max(workers, 1)))  # what was made while the processes started does not count
+            list(islice(source, 8 * max(workers, 1)))  # exclude batches that were prepared while the workers started
             begin = time.perf_counter()
             list(islice(source, batches))
             found.append(2 * batches / (time.perf_counter() - begin))
             source.close()  # type: ignore[attr-defined]
     waits = {n: [waited_for(data, n, batches) for _ in range(turns)] for n in (1, 2, 4)}
-    print("| loader, ms an image | " + ", ".join(f"{name} {ms:.2f}" for name, ms in cost.items()) + " |")
-    print("| loader, images/s, workers: median (least to most) | " + of_turns(rates, "{:.0f}") + " |")
-    print(f"| cores for 100 images/s | {cost['all, mirroring half'] / 10:.2f} |")
+    print("| loader, ms per image | " + ", ".join(f"{name} {ms:.2f}" for name, ms in cost.items()) + " |")
+    print("| loader, images/s by workers: median (minimum to maximum) | " + of_turns(rates, "{:.0f}") + " |")
+    print(f"| cores for 100 images/s | {cost['total, half flipped'] / 10:.2f} |")
     print(
-        f"| share of its time that a training of {TRAINED} images/s waits, workers: median | "
-        f"{of_turns(waits, '{:.1%}')} |",
+        f"| share of time that training at {TRAINED} images/s waits for data, by workers: median "
+        f"(minimum to maximum) | {of_turns(waits, '{:.1%}')} |",
         flush=True,
     )
     return {"ms": cost, "images_per_s": rates, "waiting": waits}
 
 
 def of_turns(found: dict[int, list[float]], style: str) -> str:
-    """Of each number of workers the median of the turns, and the least and the most."""
+    """Format the median, minimum and maximum of the turns for each number of workers."""
     parts = (map(style.format, (statistics.median(f), min(f), max(f))) for f in found.values())
     return ", ".join("{}: {} ({} to {})".format(n, *part) for n, part in zip(found, parts, strict=True))
 
 
 def waited_for(data: DetectionDataset, workers: int, batches: int) -> float:
-    """The share of its time that a training waits which needs a batch of two pictures every 2 / TRAINED seconds."""
+    """Return the share of time that training waits for data if it takes 2 / TRAINED seconds per batch of two images."""
     source = iter(training_loader(data, 2, workers))
     list(islice(source, 8 * workers))
     waited, begin = 0.0, time.perf_counter()
@@ -123,7 +122,7 @@ def store(made: Path, samples: list[Sample], boxes: np.ndarray) -> Callable[[str
 
 
 def program(*arguments: str) -> tuple[float, float]:
-    """Seconds of the clock and of the processor of a program of its own."""
+    """Run Python with these arguments in a new process. Return its wall-clock time and CPU time in seconds."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, *arguments], capture_output=True, check=False)
     clock, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -131,7 +130,7 @@ def program(*arguments: str) -> tuple[float, float]:
 
 
 def slim_run(made: Path) -> Path:
-    """The folder of a run with a slim network that was never trained."""
+    """Create the folder of a run with a slim, untrained network."""
     config = compose("train", ["data=custom", f"data.root={made}", "model=vgg16", "model.width=0.05"])
     config.data.classes = ["cat", "dog"]
     model = models.model(config.model, 2, load=False)
@@ -151,8 +150,8 @@ def start(folder: Path | None, made: Path, turns: int) -> dict[str, Any]:
         "python -c 'import torch'": ["-c", "import torch"],
         "fastrcnn --help": [*verbs, "--help"],
         "fastrcnn train --help": [*verbs, "train", "--help"],
-        "a verb mistyped": [*verbs, "trian"],
-        "a key mistyped": [*verbs, "train", "solvr.lr=1"],
+        "misspelled command": [*verbs, "trian"],
+        "misspelled key": [*verbs, "train", "solvr.lr=1"],
         "fastrcnn detect": [*verbs, *detect, f"data.proposals={made / 'bench.proposals'}"],
     }
     clock: dict[str, list[float]] = {name: [] for name in programs}
@@ -167,24 +166,24 @@ def start(folder: Path | None, made: Path, turns: int) -> dict[str, Any]:
     rows = {name: {"clock": min(clock[name]), "processor": statistics.median(spent[name])} for name in programs}
     for name, row in rows.items():
         print(
-            f"| {name} | {row['clock']:.2f} s on the clock at best, {max(clock[name]):.2f} at worst; "
-            f"{row['processor']:.2f} s of the processor |"
+            f"| {name} | wall clock: minimum {row['clock']:.2f} s, maximum {max(clock[name]):.2f} s; "
+            f"CPU time: {row['processor']:.2f} s |"
         )
     return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="photographs, a folder in VOC's layout")
+    parser.add_argument("--data", type=Path, help="folder with images in VOC layout; default: random images")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the evaluation, one turn")
+    parser.add_argument("--quick", action="store_true", help="evaluate a tenth of the images, in one turn")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     turns = 1 if options.quick else options.turns
-    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parents[1]))  # for the programs of their own
+    os.environ.setdefault("PYTHONPATH", str(Path(__file__).parents[1]))  # for the separate processes
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    print("| what | figure |\n|---|---|", flush=True)
+    print("| measurement | result |\n|---|---|", flush=True)
     rows = {"evaluation": evaluation(495 if options.quick else 4952, turns)}
     with tempfile.TemporaryDirectory() as folder:
         rows["loader"] = loader(options.data, Path(folder), turns, 20 if options.quick else 60)

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What the proposals cost a loader's worker: memory on top of an idle one, and time for an image's boxes.
+"""Benchmark the proposal store in a data loader worker: additional memory, and time to look up the boxes of an image.
 
-Peer: the boxes of all images as a list of arrays, as a pickle gives them. A worker is a forked process that looks up
-images in random order; its memory is its proportional set size (Linux) less that of a worker that does nothing.
+The peer is a dictionary with an array of boxes per image, as loaded from a pickle. A worker is a forked process that
+looks up images in random order. Its memory is its proportional set size (Linux) minus that of an idle worker.
 
     python scripts/bench_proposals.py [--images 1000 16000 1000000] [--boxes 2000] [--folder DIR] [--json FILE]
 """
@@ -22,11 +22,11 @@ import numpy as np
 
 from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
 
-READS = 20_000  # images that a worker looks up
+READS = 20_000  # look-ups per worker
 
 
 def drawn(images: int, boxes: int) -> Iterator[ImageProposals]:
-    """Images of 500 x 375 with the same random boxes, rolled, so that drawing them takes no time."""
+    """Yield images of 500 x 375 that share the same random boxes, because new boxes would take too long to generate."""
     corners = np.sort(np.random.default_rng(0).random((boxes, 2, 2)), axis=1) * (500, 375)
     ready = corners.reshape(boxes, 4).astype(np.float32)
     for n in range(images):
@@ -34,7 +34,7 @@ def drawn(images: int, boxes: int) -> Iterator[ImageProposals]:
 
 
 def proportional_set_size() -> int:
-    """Bytes of this process, what it shares counted in parts."""
+    """Return the proportional set size of this process in bytes."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
@@ -42,7 +42,7 @@ def proportional_set_size() -> int:
 def work(
     look_up: Callable[[str], np.ndarray] | None, images: int, answer: multiprocessing.connection.Connection
 ) -> None:
-    """A worker: looks up images, and answers with its memory and the median seconds of a look-up."""
+    """Look up images, and send the memory of this process and the median seconds per look-up."""
     seconds, order = [], random.Random(0)
     for _ in range(READS if look_up else 0):
         image_id = f"{order.randrange(images):08d}"
@@ -66,12 +66,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[1_000, 16_000, 1_000_000])
     parser.add_argument("--boxes", type=int, default=2_000)
-    parser.add_argument("--most", type=int, default=40_000_000, help="boxes of a store; images have fewer beyond that")
-    parser.add_argument("--folder", type=Path, help="where the stores are written; default: a temporary one")
+    parser.add_argument(
+        "--most", type=int, default=40_000_000, help="maximum number of boxes in a store; limits the boxes per image"
+    )
+    parser.add_argument("--folder", type=Path, help="folder for the stores; default: a temporary folder")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
-    print("| images | boxes each | store: memory | a look-up | list of arrays: memory |\n|---|---|---|---|---|")
+    print("| images | boxes per image | store: memory | store: look-up | arrays: memory |\n|---|---|---|---|---|")
     for images in arguments.images:
         boxes = min(arguments.boxes, max(1, arguments.most // images))
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

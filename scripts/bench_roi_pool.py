@@ -1,12 +1,12 @@
-"""RoI pooling against torchvision's: the RoI rows of BENCHMARKS.md.
+"""Benchmark RoI pooling against torchvision's (RoI pooling rows of BENCHMARKS.md).
 
     python scripts/bench_roi_pool.py [--device cpu|cuda] [--repeats 15] [--boxes FILE.mat] [--json FILE]
 
-Every row is a median of ratios: ours and torchvision's, run alternately in one process, on inputs that are drawn when
-the program starts. Each is given the memory format it is fastest with: torchvision contiguous features, ours
-channels_last; the rows marked NCHW give ours contiguous ones too. `--boxes` reads real selective search boxes (a .mat
-file with `boxes`, x1 y1 x2 y2); without it, boxes of a like distribution are drawn. On a GPU a row also says what share
-of the device's own copy bandwidth it reaches: bytes that have to move, over time.
+Each ratio is a median over turns. Our operator and torchvision's alternate in one process, on random inputs that are
+generated at the start. Each gets its fastest memory format: contiguous features for torchvision, channels_last for
+ours. In rows marked NCHW, ours also gets contiguous features. `--boxes` reads real selective search boxes from a .mat
+file with `boxes` (x1 y1 x2 y2). By default, random boxes with a similar distribution are used. On a GPU, rows also
+contain the achieved share of the device's copy bandwidth: the bytes that have to be moved, divided by the time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from fastrcnn.ops import roi_pool
 from fastrcnn.ops.backends import choose_backend
 
-HEIGHT, WIDTH, CHANNELS, SCALE = 38, 63, 512, 1 / 16  # conv5_3 of VGG16 for an image of 600 x 1000
+HEIGHT, WIDTH, CHANNELS, SCALE = 38, 63, 512, 1 / 16  # conv5_3 of VGG16 for a 600 x 1000 image
 
 LAST = torch.channels_last
 
@@ -39,14 +39,14 @@ class Row:
     peer_ms: float
     ours_ms: float
     ratio: float
-    spread: tuple[float, float]  # quartiles of the turns' ratios
+    spread: tuple[float, float]  # quartiles of the ratios per turn
     equal: bool
     goal: str
     share_of_copy_bandwidth: float | None = None
 
 
 def drawn_boxes(count: int, generator: torch.Generator) -> Tensor:
-    """(count, 4) in an image of 600 x 1000: sides log-uniform from 20 pixels up, as selective search's nearly are."""
+    """Generate boxes (count, 4) in a 600 x 1000 image, with log-uniform sides from 20 pixels like selective search."""
     longest = torch.tensor([1000.0, 600.0])
     sides = 20 * (longest / 20) ** torch.rand(count, 2, generator=generator)
     corners = torch.rand(count, 2, generator=generator) * (longest - sides)
@@ -101,7 +101,7 @@ def cpu_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> li
     pair = torch.relu(torch.randn(2, CHANNELS, HEIGHT, WIDTH, generator=generator))
     pair_last = pair.contiguous(memory_format=LAST)
     some = rois_for(2, 128, boxes, generator)
-    grad = torch.randint(-4, 5, (128, CHANNELS, 7, 7), generator=generator).float()  # exact sums, so: bit-equal
+    grad = torch.randint(-4, 5, (128, CHANNELS, 7, 7), generator=generator).float()  # sums are exact, so bit-equal
     grad_last = grad.contiguous(memory_format=LAST)
     want_grad = train(theirs, pair, some, grad)
 
@@ -134,7 +134,7 @@ def cpu_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> li
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second of a large copy on the device, read and written."""
+    """Return the bytes per second, read and written, of a large copy on the device."""
     source = torch.empty(2**28, dtype=torch.int32, device=device)
     target = torch.empty_like(source)
     (spent,) = in_turn(10, lambda: target.copy_(source), clock=gpu_milliseconds)
@@ -166,7 +166,7 @@ def cuda_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> l
             def own(x: Tensor = x, out: Tensor = out) -> Tensor:
                 return roi_pool(x, rois, 7, SCALE, out=out, check_values=False)
 
-            name = f"forward, K = 2000, {str(dtype)[6:]} against {str(peer_type)[6:]}"
+            name = f"forward, K = 2000, {str(dtype)[6:]} compared to {str(peer_type)[6:]}"
             spent = in_turn(repeats, peer, own, clock=gpu_milliseconds)
             equal = torch.equal(own().float(), exact)
             rows.append(
@@ -203,7 +203,7 @@ def cuda_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: both, as far as they are there")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: all available devices")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--boxes", type=Path)
     parser.add_argument("--json", type=Path)
@@ -218,7 +218,7 @@ def main() -> None:
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
     described = machine_details(device) | {"cpu_backend": choose_backend(torch.device("cpu")).__name__}
     print(described)
-    print("| row | threads | torchvision ms | ours ms | ratio | quartiles | goal | equal | of copy bandwidth |")
+    print("| row | threads | torchvision ms | ours ms | ratio | quartiles | goal | equal | share of copy bandwidth |")
     print("|---|---|---|---|---|---|---|---|---|")
     for r in rows:
         share = f"{r.share_of_copy_bandwidth:.0%}" if r.share_of_copy_bandwidth is not None else ""

@@ -1,11 +1,11 @@
-"""How time and memory grow with images, RoIs, classes and the size of a picture: a table for BENCHMARKS.md.
+"""Benchmark how time and memory grow with images, RoIs, classes and image size (scaling table of BENCHMARKS.md).
 
     python scripts/bench_scaling.py [--quick] [--only images rois classes sides] [--json FILE]
 
-Time is of the processor, the best of three calls; memory is what a call uses at most on top of what is there before it.
-The last column is the exponent p of time ~ n^p between a row and the one of the size before: 1 is linear, or 2 for the
-side of a picture, and clearly more at the end would be a cliff. The network is VGG16 with a sixteenth of the channels,
-never trained.
+The time is the CPU time, the minimum of three calls. The memory is the peak during a call, above the usage before it.
+The last column is the exponent p of time ~ n^p between a row and the row of the previous size. Linear growth is 1, or 2
+for the side of an image. A much larger value for the largest sizes indicates a performance problem. The network is an
+untrained VGG16 of width 1/16.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SIZES = {
 
 
 def boxes_in(count: int, width: float, height: float) -> np.ndarray:
-    """(count, 4) float32, at least one pixel wide and high."""
+    """Generate boxes (count, 4) float32, at least one pixel wide and high."""
     corners = np.sort(np.random.default_rng(count).random((count, 2, 2)), axis=1)
     corners = corners * (width - 1, height - 1) + [[[0, 0], [1, 1]]]
     return corners.reshape(count, 4).astype(np.float32)
@@ -86,23 +86,23 @@ def found_in(images: int, classes: int, each: int) -> list[Detections]:
 
 def images(n: int, folder: Path) -> Iterator[tuple[str, Run]]:
     found, truth = drawn(n, 100, 20, np.random.default_rng(0))
-    yield "AP, 100 detections an image", lambda: mean_ap(found, truth)
+    yield "AP, 100 detections per image", lambda: mean_ap(found, truth)
     boxes = boxes_in(2000, 500, 375)
     path = folder / f"{n}.proposals"
     if n <= 1_000:
         samples = samples_of(n, 20)
         names = [f"class {k}" for k in range(20)]
-        yield "recall of 2,000 proposals an image", lambda: proposal_recall([boxes] * n, samples, names)
-        yield "check of pictures and their annotations", checking(n, folder)
+        yield "recall of 2,000 proposals per image", lambda: proposal_recall([boxes] * n, samples, names)
+        yield "check of images and their annotations", checking(n, folder)
     small = boxes[:200]
     items = lambda: (ImageProposals(f"{i:06d}", 375, 500, small) for i in range(n))  # noqa: E731
-    yield "store of 200 proposals an image, written", lambda: write_store(path, items(), "benchmark", {})
+    yield "writing a store with 200 proposals per image", lambda: write_store(path, items(), "benchmark", {})
     store = ProposalStore(path)
-    yield "and read", lambda: [store.boxes(f"{i:06d}") for i in range(n)]
+    yield "reading this store", lambda: [store.boxes(f"{i:06d}") for i in range(n)]
 
 
 def checking(n: int, folder: Path) -> Run:
-    """The reading of `fastrcnn check`, of n copies of one picture."""
+    """Return a function that reads n copies of an image like `fastrcnn check`."""
     root = write_demo(folder / "set", train=1, val=1, test=1)
     (name,) = (root / "ImageSets" / "Main" / "train.txt").read_text().split()
     for i in range(n):
@@ -123,7 +123,7 @@ def rois(n: int, folder: Path) -> Iterator[tuple[str, Run]]:
     def head() -> None:
         network.roi_outputs(maps, given)
 
-    yield "pooling, fc6, fc7 of a slim network", head
+    yield "pooling, fc6 and fc7 of a slim network", head
     scores = (torch.randn(n, 21, generator=torch.Generator().manual_seed(0)) * 3).softmax(1)
     every = boxes[:, None].expand(n, 21, 4)
     yield "scores to detections, 20 classes", lambda: best_boxes(scores, every)
@@ -145,7 +145,7 @@ def classes(n: int, folder: Path) -> Iterator[tuple[str, Run]]:
 
 
 def with_pictures(samples: list[Sample], folder: Path) -> None:
-    """The report's gallery reads them."""
+    """Write an image for all samples, because the gallery of the report reads the images."""
     import cv2
 
     cv2.imwrite(str(folder / "none.jpg"), np.zeros((375, 500, 3), np.uint8))
@@ -160,11 +160,11 @@ def sides(n: int, folder: Path) -> Iterator[tuple[str, Run]]:
     detector = Detector(TorchNetwork(model), names, DetectionSettings(), scaling, propose)
     image = np.random.default_rng(0).integers(0, 256, (n, n, 3), dtype=np.uint8)
     boxes = boxes_in(300, n, n)
-    yield "a square picture detected at its own size, 300 RoIs", lambda: detector.detect(image, boxes)
+    yield "detection of a square image at its original size, 300 RoIs", lambda: detector.detect(image, boxes)
 
 
 def measured(run: Run) -> tuple[float, float]:
-    """Seconds of the processor, and MiB."""
+    """Return the CPU time in seconds and the peak memory in MiB."""
     spent: list[float] = []
     memory = peak_above_now(lambda: spent.append(processor(run)))
     return min([*spent, *(processor(run) for _ in range(2))]), memory
@@ -172,14 +172,14 @@ def measured(run: Run) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="without the largest sizes")
+    parser.add_argument("--quick", action="store_true", help="skip the largest sizes")
     parser.add_argument("--only", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     tables = {"images": images, "rois": rois, "classes": classes, "sides": sides}
-    print("| what | n | ms | MiB | exponent |\n|---|---|---|---|---|", flush=True)
+    print("| measurement | n | ms | MiB | exponent |\n|---|---|---|---|---|", flush=True)
     for name in options.only:
         last: dict[str, tuple[int, float]] = {}
         for n in SIZES[name][: -1 if options.quick else None]:

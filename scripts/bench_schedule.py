@@ -1,10 +1,10 @@
-"""A whole training, from starting the command to its end, pictures loaded from files: the paper's schedule by default.
+"""Benchmark a complete training run on image files, from the start of the command to its end.
 
     python scripts/bench_schedule.py [--iterations 40000] [--pictures 500] [--json FILE] [KEY=VALUE ...]
 
-Pictures of 500 x 375 are drawn as for `fastrcnn demo`, with 2,000 proposals each (the truth moved about, and boxes
-anywhere), and `fastrcnn train` runs on them with the paper's solver, VGG16 of random weights, in bfloat16. What is
-learned does not matter here. KEY=VALUE go to `fastrcnn train`.
+The default is the paper's schedule. Images of 500 x 375 are generated as for `fastrcnn demo`, with 2,000 proposals each
+(shifted ground-truth boxes and random boxes). `fastrcnn train` then trains a randomly initialised VGG16 on them, with
+the paper's solver, in bfloat16. Accuracy is not measured. KEY=VALUE arguments are passed to `fastrcnn train`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SETTINGS = (
 
 
 def proposals(samples: Sequence[Sample]) -> Iterator[ImageProposals]:
-    """Each sample's truth, 40 times moved by up to a third of its sides, and boxes anywhere."""
+    """Yield 40 copies of each ground-truth box, shifted by up to a third of its sides, and random boxes."""
     rng = np.random.default_rng(0)
     longest = np.float32(SIZE)
     for sample in samples:
@@ -58,7 +58,7 @@ def proposals(samples: Sequence[Sample]) -> Iterator[ImageProposals]:
 
 
 def data_set(folder: Path, pictures: int) -> tuple[Path, Path]:
-    """A data set of so many pictures, and the store of its proposals."""
+    """Create a data set with this number of images and its proposal store. Return their paths."""
     root = write_demo(folder / "set", train=pictures, val=1, test=1, size=SIZE)
     ids = (root / "ImageSets" / "Main" / "train.txt").read_text().split()
     samples, _ = load(root, ids, CLASSES)
@@ -68,7 +68,7 @@ def data_set(folder: Path, pictures: int) -> tuple[Path, Path]:
 
 
 def trained(folder: Path, root: Path, store: Path, iterations: int, settings: Sequence[str]) -> dict[str, float]:
-    """What a training took, and its own account of it."""
+    """Run the training and return its duration and the values that it logged."""
     run = folder / "run"
     keys = [f"data.root={root}", f"data.proposals={store}", f"solver.iterations={iterations}", f"run={run}"]
     start = time.perf_counter()
@@ -102,11 +102,11 @@ def main() -> None:
         result = trained(folder, root, store, options.iterations, options.settings)
     print(described)
     print(
-        f"{options.iterations} steps of 2 pictures from start to end: {result['seconds']:.0f} s, "
-        f"{result['ms_per_step']:.2f} ms a step; without start, checkpoints and end "
-        f"{2e3 / result['images_per_s_while_training']:.2f} ms, "
-        f"{result['share_waiting_for_pictures']:.1%} of the time spent waiting for pictures; "
-        f"last loss {result['last_loss']:.3f}. Goal, of 40,000 steps on an H200: 360 s"
+        f"{options.iterations} steps with 2 images each: {result['seconds']:.0f} s in total, "
+        f"{result['ms_per_step']:.2f} ms per step; without start-up, checkpoints and shutdown "
+        f"{2e3 / result['images_per_s_while_training']:.2f} ms per step, "
+        f"{result['share_waiting_for_pictures']:.1%} of this time waiting for images; "
+        f"last loss {result['last_loss']:.3f}. Goal for 40,000 steps on an H200: 360 s."
     )
     if options.json:
         options.json.write_text(json.dumps({"machine": described, "rows": [result]}, indent=1) + "\n")

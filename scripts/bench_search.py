@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Selective search on real photographs: time against OpenCV's, what it finds, and what more cores gain.
+"""Benchmark selective search on photographs: time compared to OpenCV, recall, and scaling with cores.
 
     python scripts/bench_search.py VOCdevkit/VOC2007 [BCCD ...] [--images 40] [--split NAME] [--rows NAME ...]
                                    [--turns 3] [--quick] [--json FILE]
 
-Three tables. **Peer**: our kernel and OpenCV's search, with the same settings and all that stands around them, take
-turns on each photograph, one thread, seconds of the processor; a ratio is the median of the photographs', with its
-quartiles. Equal: the share of rectangles that both find, of those that either does. **Recall**: the share of objects
-that are not difficult that one of the first 500, 1,000 or 2,000 boxes overlaps by IoU .5 or .7, and the average recall
-from .5 to .95; `opencv` before a row's name: the peer's. **Cores**: the photographs of the first data set by
-`propose_all` in one and in two processes, and by two programs that share nothing but the machine, turn by turn, their
-start included.
+The script prints three tables:
+
+Peer: CPU time of our kernel and of OpenCV's selective search with the same settings and the same surrounding code. Both
+    alternate on each photograph, with one thread. The ratio is the median over photographs, with quartiles. "Equal" is
+    the number of rectangles that both find, divided by the number that at least one of them finds.
+Recall: share of the objects that are not difficult for which one of the first 500, 1,000 or 2,000 boxes has an IoU of
+    at least 0.5 or 0.7, and the average recall from 0.5 to 0.95. The prefix `opencv` in a row's name selects the peer.
+Cores: time of `propose_all` on the photographs of the first data set with one and with two processes, and of two
+    independent programs. They alternate, and the time includes their start-up.
 """
 
 from __future__ import annotations
@@ -39,10 +41,10 @@ from fastrcnn.proposals.generate import Image, propose_all
 from fastrcnn.proposals.selective_search import propose
 from fastrcnn.settings import SelectiveSearchSettings
 
-if TYPE_CHECKING:  # the processes that make proposals import this file, and need no torch
+if TYPE_CHECKING:  # the proposal workers import this file and do not need torch
     from fastrcnn.structures import Sample
 
-VOC07 = SelectiveSearchSettings(mode="quality", min_side=16)  # as configs/data/voc07.yaml has it
+VOC07 = SelectiveSearchSettings(mode="quality", min_side=16)  # settings of configs/data/voc07.yaml
 BEFORE = replace(VOC07, k=[50.0, 100.0, 200.0])
 ROWS = {
     "voc07": VOC07,
@@ -62,7 +64,7 @@ def by_opencv() -> Iterator[None]:
 
 
 def some(root: Path, images: int, split: str | None) -> tuple[list[Sample], list[str]]:
-    """Samples spread over a data set, and the names of its classes."""
+    """Return evenly spaced samples of a data set, and its class names."""
     from fastrcnn.data.annotations.formats.voc_layout import annotated_ids
     from fastrcnn.data.annotations.splits import class_names, load
 
@@ -75,12 +77,12 @@ def some(root: Path, images: int, split: str | None) -> tuple[list[Sample], list
 
 
 def peer_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Our time and OpenCV's on each photograph, for each instruction set."""
+    """Compare our time to OpenCV's on each photograph, for each instruction set."""
     from measuring import processor, ratio_and_quartiles
 
     library = kernel.library()
     if library is None:
-        raise SystemExit("the kernel was not built; nothing to compare")
+        raise SystemExit("The compiled kernel is missing. Install a C++ compiler, then reinstall the package.")
     levels = kernel.LEVELS[: library.roi_pool_best_level() + 1]
     ours: dict[str, list[float]] = {level: [] for level in levels}
     theirs, equal = [], []
@@ -97,8 +99,8 @@ def peer_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
             others = {tuple(r) for r in selective_search._search(small, VOC07)[0].tolist()}
         equal.append(len(found & others) / len(found | others))
     rows = []
-    print(f"\nAgainst OpenCV {cv2.__version__}, {len(samples)} photographs, settings of data=voc07, one thread\n")
-    print("| instructions | ours, ms | OpenCV's, ms | ratio (quartiles) |\n|---|---|---|---|")
+    print(f"\nComparison to OpenCV {cv2.__version__}: {len(samples)} photographs, settings of data=voc07, one thread\n")
+    print("| instruction set | ours, ms | OpenCV, ms | ratio (quartiles) |\n|---|---|---|---|")
     for level in levels:
         middle, (low, high) = ratio_and_quartiles(theirs, ours[level])
         ms, peer_ms = (1e3 * statistics.median(of) for of in (ours[level], theirs))
@@ -106,8 +108,8 @@ def peer_rows(samples: Sequence[Sample]) -> list[dict[str, Any]]:
         print(f"| {level} | {ms:.1f} | {peer_ms:.0f} | **{middle:.1f}x** ({low:.1f} to {high:.1f}) |", flush=True)
     share = {"mean": statistics.mean(equal), "least": min(equal), "all": sum(e == 1 for e in equal)}
     print(
-        f"\nRectangles that both find: {share['mean']:.4f} on average, {share['least']:.3f} at least; all of them in "
-        f"{share['all']} of {len(equal)} photographs"
+        f"\nShare of rectangles that both find: {share['mean']:.4f} on average, {share['least']:.3f} at minimum; all "
+        f"rectangles are equal in {share['all']} of {len(equal)} photographs"
     )
     return [*rows, {"equal": share}]
 
@@ -132,8 +134,8 @@ def recall_row(samples: Sequence[Sample], classes: Sequence[str], settings: Sele
 
 
 def recall_rows(name: str, samples: list[Sample], classes: list[str], rows: Sequence[str]) -> list[dict[str, Any]]:
-    print(f"\n{name}, {len(samples)} photographs; recall at .5 / at .7 / average\n")
-    print(f"| settings | boxes | s of one core | {' | '.join(f'first {count}' for count in COUNTS)} |")
+    print(f"\n{name}, {len(samples)} photographs; recall at IoU 0.5 / at IoU 0.7 / average\n")
+    print(f"| settings | boxes | CPU s per image | {' | '.join(f'first {count}' for count in COUNTS)} |")
     print("|---|---|---|" + "---|" * len(COUNTS), flush=True)
     table = []
     for row in rows:
@@ -146,13 +148,13 @@ def recall_rows(name: str, samples: list[Sample], classes: list[str], rows: Sequ
 
 
 def of_processor() -> float:
-    """Seconds of this process and of those that it has started and that have ended."""
+    """Return the CPU time in seconds of this process and of its finished child processes."""
     used = [resource.getrusage(of) for of in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 def seconds(images: list[Image], workers: int) -> tuple[float, float]:
-    """The clock's and the processor's, of proposals for all images into a store."""
+    """Generate proposals for all images. Return the wall-clock time and the CPU time in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         begin, before = time.perf_counter(), of_processor()
         propose_all(images, Path(folder) / "bench.proposals", VOC07, workers)
@@ -166,7 +168,7 @@ def alone(images: list[Image]) -> None:
 
 
 def apart(images: list[Image]) -> float:
-    """The clock's seconds of two programs, started like the processes, that do half of the images each."""
+    """Return the wall-clock time in seconds of two independent processes that each handle half of the images."""
     context = multiprocessing.get_context("spawn")
     halves = [context.Process(target=alone, args=(images[i::2],)) for i in range(2)]
     begin = time.perf_counter()
@@ -193,22 +195,22 @@ def core_row(samples: Sequence[Sample], turns: int) -> dict[str, Any]:
         "images_per_second": len(images) / statistics.median(clock for clock, _ in two),
     }
     print(
-        f"\n{row['images']} photographs: two processes make {row['efficiency']:.2f} of twice what one makes "
-        f"({row['images_per_second']:.0f} photographs a second), two programs that share nothing "
-        f"{row['efficiency_apart']:.2f}; of the processor's seconds of two processes one needs {row['processor']:.2f}"
+        f"\n{row['images']} photographs: parallel efficiency {row['efficiency']:.2f} with two processes "
+        f"({row['images_per_second']:.0f} photographs per second), {row['efficiency_apart']:.2f} with two independent "
+        f"programs; CPU time with one process divided by CPU time with two: {row['processor']:.2f}"
     )
     return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", type=Path, nargs="+", help="data sets in VOC's layout")
-    parser.add_argument("--images", type=int, default=40, help="photographs of each, spread over the set")
-    parser.add_argument("--split", help="a list in ImageSets/Main; default: all images with annotations")
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), help="settings whose recall is measured, or none")
-    parser.add_argument("--turns", type=int, default=3, help="of the cores' table; 0 leaves it out")
-    parser.add_argument("--no-peer", action="store_true", help="leave out the comparison with OpenCV")
-    parser.add_argument("--quick", action="store_true", help="a few photographs, one turn")
+    parser.add_argument("folders", type=Path, nargs="+", help="data sets in VOC layout")
+    parser.add_argument("--images", type=int, default=40, help="number of photographs per data set, evenly spaced")
+    parser.add_argument("--split", help="split in ImageSets/Main; default: all images with annotations")
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), help="settings in the recall table; can be empty")
+    parser.add_argument("--turns", type=int, default=3, help="number of turns for the cores table; 0: skip the table")
+    parser.add_argument("--no-peer", action="store_true", help="skip the comparison to OpenCV")
+    parser.add_argument("--quick", action="store_true", help="use a few photographs and one turn")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.quick:

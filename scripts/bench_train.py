@@ -1,12 +1,13 @@
-"""A training step against Fast R-CNN composed of torchvision's parts: the training rows of BENCHMARKS.md.
+"""Benchmark a training step against Fast R-CNN built from torchvision's components (training rows of BENCHMARKS.md).
 
     python scripts/bench_train.py [--device cpu|cuda] [--repeats 7] [--threads N] [--profile FOLDER] [--json FILE]
 
-The peer is torchvision's VGG16 features without the last pooling, torchvision.ops.roi_pool, the same fully connected
-layers and outputs, cross_entropy and smooth_l1, torch.optim.SGD, with the same layers frozen. Slim means a quarter of
-the channels and batch normalisation, for both. The two take turns in one process on the same pictures and RoIs, drawn
-afresh each turn, from uint8 pictures on the host to changed weights. Peak memory is that of a process of its own for
-each, above what it has before its first step; the loader's time is that of making a batch from JPEG files on one core.
+The peer consists of torchvision's VGG16 features without the last pooling, torchvision.ops.roi_pool, the same fully
+connected layers and outputs, cross_entropy and smooth_l1, and torch.optim.SGD, with the same frozen layers. "slim"
+means a quarter of the channels and batch normalisation, for both. Both alternate in one process on the same random
+images and RoIs, new ones each turn. A step starts with uint8 images on the host and ends with the updated weights. Peak
+memory is measured in a separate process for each, relative to the usage before the first step. The loader time is the
+time to load a batch from JPEG files on one core.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ from fastrcnn.training.optim import clip_gradients, make_optimizer, set_rate
 
 CLASSES, IMAGES, PER_IMAGE = 20, 2, 64
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-CASES = {"slim": (0.25, True, (320, 480)), "full": (1.0, False, (600, 1000))}  # width, normalisation, picture
+CASES = {"slim": (0.25, True, (320, 480)), "full": (1.0, False, (600, 1000))}  # width, batch_norm, image size
 Inputs = tuple[Tensor, Tensor, RoITargets]
 
 
 class Peer(nn.Module):
-    """Fast R-CNN of torchvision's parts."""
+    """Fast R-CNN built from torchvision's components."""
 
     def __init__(self, width: float, batch_norm: bool) -> None:
         super().__init__()
@@ -72,12 +73,12 @@ class Peer(nn.Module):
 
     def forward(self, images: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.features((images.float() - self.mean) / self.std)
-        x = self.head(torchvision.ops.roi_pool(maps.float(), rois, 7, 1 / 16))  # it knows no bfloat16 on a CPU
+        x = self.head(torchvision.ops.roi_pool(maps.float(), rois, 7, 1 / 16))  # does not support bfloat16 on a CPU
         return self.scores(x).float(), self.boxes(x).float()
 
 
 def inputs(size: tuple[int, int], generator: torch.Generator) -> Inputs:
-    """Pictures, RoIs (K, 5), half-open, and their targets."""
+    """Generate random images, half-open RoIs (K, 5) and their targets."""
     height, width = size
     images = torch.randint(0, 256, (IMAGES, 3, height, width), generator=generator, dtype=torch.uint8)
     longest = torch.tensor([float(width), float(height)])
@@ -149,7 +150,7 @@ STEPS = {"torchvision": peer_step, "ours": our_step}
 def alternate(
     case: str, device: torch.device, dtype: torch.dtype, repeats: int
 ) -> tuple[dict[str, list[float]], float]:
-    """Milliseconds of each step of each, and the TFLOP of one of ours."""
+    """Return the milliseconds of each step by implementation, and the TFLOP of one of our steps."""
     steps = {name: make(case, device, dtype) for name, make in STEPS.items()}
     generator = torch.Generator().manual_seed(int(time.time()))
 
@@ -164,7 +165,7 @@ def alternate(
 
 
 def peak(name: str, case: str, device: torch.device, dtype: torch.dtype) -> float:
-    """MiB at most in use while two steps are made, above what there is before them; for a process of its own."""
+    """Return the peak memory in MiB during two steps, above the usage before. Call it in a separate process."""
     step = STEPS[name](case, device, dtype)
     given = inputs(CASES[case][2], torch.Generator().manual_seed(0))
     if device.type == "cuda":
@@ -176,7 +177,7 @@ def peak(name: str, case: str, device: torch.device, dtype: torch.dtype) -> floa
 
 
 def loader_seconds(size: tuple[int, int]) -> float:
-    """Median seconds in which one process makes a batch from JPEG files of 500 x 375, with 2,000 proposals each."""
+    """Return the median seconds to load a batch in one process, from 500 x 375 JPEG files with 2,000 proposals each."""
     with tempfile.TemporaryDirectory() as folder:
         data = jpeg_images(Path(folder), 8, Augmentation((size[0],), size[1]))
         batches = iter(training_loader(data, IMAGES))
@@ -189,7 +190,7 @@ def loader_seconds(size: tuple[int, int]) -> float:
 
 
 def profiled(case: str, device: torch.device, dtype: torch.dtype, folder: Path) -> None:
-    """Writes what takes longest in three steps of each, NAME-CASE.txt."""
+    """Profile three steps of each implementation and write the slowest operations to NAME-CASE.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     given = inputs(CASES[case][2], torch.Generator().manual_seed(0))
     for name, make in STEPS.items():
@@ -211,12 +212,12 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--profile", type=Path)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)  # NAME CASE DTYPE: a process for one peak
+    parser.add_argument("--peak-of", nargs=3, help=argparse.SUPPRESS)  # NAME CASE DTYPE: measures one peak
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, not TF32
+    torch.backends.cudnn.allow_tf32 = False  # float32 must not use TF32
     if options.peak_of:
         name, case, dtype = options.peak_of
         print(peak(name, case, device, getattr(torch, dtype)))
@@ -225,8 +226,8 @@ def main() -> None:
     described = machine_details(device)
     print(described)
     print(
-        "| row | torchvision ms | ours ms | ratio | quartiles | of the rate of a large matrix product | images/s |"
-        " loader ms | peak MiB, torchvision | ours |"
+        "| row | torchvision ms | ours ms | ratio | quartiles | share of the rate of a large matrix product |"
+        " images/s | loader ms | peak MiB, torchvision | peak MiB, ours |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
     rows = []

@@ -1,4 +1,4 @@
-"""Fast R-CNN detection composed of torchvision's parts: what bench_detect.py measures against."""
+"""Fast R-CNN detection built from torchvision's components, the peer of bench_detect.py."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from fastrcnn.structures import Detections
 
 HEIGHT, WIDTH, SCALE = 375, 500, 1.6
 SETTINGS = DetectionSettings()
-Detect = Callable[[np.ndarray, np.ndarray], Detections]  # of a picture (H, W, 3) and half-open boxes (K, 4)
+Detect = Callable[[np.ndarray, np.ndarray], Detections]  # arguments: image (H, W, 3), half-open boxes (K, 4)
 
 
 def scaled(picture: np.ndarray) -> Tensor:
-    """(1, 3, H, W) uint8, as the network sees a picture."""
+    """Resize an image to the network's input size, (1, 3, H, W) uint8."""
     return torch.from_numpy(cv2.resize(picture, None, fx=SCALE, fy=SCALE)).permute(2, 0, 1)[None]
 
 
 def on_device(boxes: np.ndarray, device: torch.device) -> Tensor:
-    """RoIs (K, 5) of half-open boxes (K, 4), inclusive and scaled."""
+    """Convert half-open boxes (K, 4) to inclusive, scaled RoIs (K, 5)."""
     rois = torch.from_numpy(np.pad(boxes, ((0, 0), (1, 0)))).to(device)
     return scaled_rois(rois, "fast_rcnn", torch.tensor([SCALE], dtype=torch.float64, device=device))
 
 
 @torch.no_grad()
 def peer_of(model: FastRCNN) -> Peer:
-    """The peer, with the model's weights."""
+    """Return the peer with the model's weights."""
     peer = Peer(1.0, False)
     for layer in peer.features:
         if isinstance(layer, torch.nn.MaxPool2d):
-            layer.ceil_mode = True  # a map of 38 x 50 cells, as ours
+            layer.ceil_mode = True  # a map of 38 x 50 cells, like ours
     convs = [layer for layer in peer.features if isinstance(layer, torch.nn.Conv2d)]
     theirs = [*convs, peer.head[1], peer.head[4], peer.scores, peer.boxes]
     own = [*model.trunk.convs.values(), model.head.fc6, model.head.fc7, model.cls_score, model.bbox_pred]
@@ -49,7 +49,7 @@ def peer_of(model: FastRCNN) -> Peer:
 
 
 def peer_outputs(logits: Tensor, deltas: Tensor, std: Tensor, boxes: Tensor) -> Detections:
-    """As torchvision's RoIHeads.postprocess_detections."""
+    """Postprocess the outputs like torchvision's RoIHeads.postprocess_detections."""
     scores = logits.softmax(1)
     found = box_ops.decode(boxes, deltas.view(len(boxes), CLASSES + 1, 4) * std)
     found = torchvision.ops.clip_boxes_to_image(found, (HEIGHT, WIDTH))

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Fetches Pascal VOC, and the selective-search boxes and ImageNet weights that the author of Fast R-CNN published, into a
-# folder.
+# Download Pascal VOC, and the selective search boxes and ImageNet weights that the author of Fast R-CNN published.
+#
 #   scripts/download_voc.sh [07] [12] [boxes] [weights] [FOLDER]
-#       07       VOC 2007 trainval and test      (0.9 GB)  FOLDER/VOCdevkit/VOC2007
-#       12       VOC 2012 trainval               (1.9 GB)  FOLDER/VOCdevkit/VOC2012
-#       boxes    boxes for both                  (0.5 GB)  FOLDER/selective_search_data/voc_2007_trainval.mat ...
-#       weights  VGG16 and smaller ones of Caffe (1.0 GB)  FOLDER/imagenet_models/VGG16.v2.caffemodel ...
-#   Without a choice: 07. FOLDER is `data` unless given. Goes on where it was interrupted; checks what it fetched.
+#       07       VOC 2007 trainval and test         (0.9 GB)  FOLDER/VOCdevkit/VOC2007
+#       12       VOC 2012 trainval                  (1.9 GB)  FOLDER/VOCdevkit/VOC2012
+#       boxes    proposals for both                 (0.5 GB)  FOLDER/selective_search_data/voc_2007_trainval.mat ...
+#       weights  VGG16 and smaller Caffe networks   (1.0 GB)  FOLDER/imagenet_models/VGG16.v2.caffemodel ...
+#   The default is 07. The default FOLDER is `data`. Resumes interrupted downloads and verifies checksums.
 set -euo pipefail
 
 voc="${VOC_URL:-https://thor.robots.ox.ac.uk/pascal/VOC}"
@@ -18,7 +18,7 @@ for argument in "$@"; do
     case "$argument" in
         07 | 12 | boxes | weights) choices+=("$argument") ;;
         -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
-        -*) echo "download_voc.sh: there is no option $argument; see --help." >&2; exit 2 ;;
+        -*) echo "download_voc.sh: unknown option $argument. See --help." >&2; exit 2 ;;
         *) folder="$argument" ;;
     esac
 done
@@ -29,15 +29,15 @@ md5_of() {
     if command -v md5sum > /dev/null; then md5sum "$1" | cut -d ' ' -f 1; else md5 -q "$1"; fi
 }
 
-# fetch URL FILE MD5: FILE is there and whole afterwards, or the script ends.
+# fetch URL FILE MD5: download and verify FILE, or exit.
 fetch() {
     local url="$1" file="$2" sum="$3"
     if [ -f "$file" ] && [ "$(md5_of "$file")" = "$sum" ]; then
-        echo "$file: is here already"
+        echo "$file: already downloaded"
         return
     fi
-    echo "$file: fetching $url"
-    if [ -f "$file.part" ] && [ "$(md5_of "$file.part")" = "$sum" ]; then  # whole, but not renamed any more
+    echo "$file: downloading $url"
+    if [ -f "$file.part" ] && [ "$(md5_of "$file.part")" = "$sum" ]; then  # complete, but not renamed yet
         mv "$file.part" "$file"
         return
     fi
@@ -46,23 +46,23 @@ fetch() {
     elif command -v wget > /dev/null; then
         wget --continue --tries 5 --output-document "$file.part" "$url"
     else
-        echo "download_voc.sh: neither curl nor wget is installed; install one, or fetch $url by hand." >&2
+        echo "download_voc.sh: curl or wget is required. Install one of them, or download $url manually." >&2
         exit 1
     fi || {
-        echo "download_voc.sh: $url could not be fetched. Run the same command again to go on where it stopped," >&2
-        echo "or fetch it elsewhere and put it at $file (MD5 $sum)." >&2
+        echo "download_voc.sh: $url could not be downloaded. Run the same command again to resume the download," >&2
+        echo "or download the file on another machine and save it as $file (MD5 $sum)." >&2
         exit 1
     }
     if [ "$(md5_of "$file.part")" != "$sum" ]; then
         mv "$file.part" "$file.bad"
-        echo "download_voc.sh: $file is not what was published: MD5 $(md5_of "$file.bad") instead of $sum." >&2
-        echo "Kept as $file.bad; run the same command again to fetch it anew." >&2
+        echo "download_voc.sh: $file: wrong checksum: MD5 $(md5_of "$file.bad"), expected $sum." >&2
+        echo "The file was renamed to $file.bad. Run the same command again to download it again." >&2
         exit 1
     fi
     mv "$file.part" "$file"
 }
 
-# unpack FILE: once; a mark beside the archive says that it was done.
+# unpack FILE: unpack an archive once, and create FILE.unpacked to record this.
 unpack() {
     if [ ! -f "$1.unpacked" ]; then
         echo "$1: unpacking"

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, images, runs in turn, ratios with their spread, ceilings, work and memory."""
+"""Helpers of the benchmarks: machine details, images, alternating runs, ratios, peak rates, FLOP and memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastrcnn.structures import Sample
 
 
 def machine_details(device: torch.device) -> dict[str, str | int | None]:
-    """Processor, threads, versions and GPU, for the head of a table and its JSON file."""
+    """Return the processor, threads, versions and GPU, for the heading of a table and for its JSON file."""
     return {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
@@ -35,7 +35,7 @@ def machine_details(device: torch.device) -> dict[str, str | int | None]:
 
 
 def jpeg_images(folder: Path, number: int, augmentation: Augmentation) -> DetectionDataset:
-    """JPEG files of smooth noise, 500 x 375, written to the folder; each has one object and 2,000 proposals."""
+    """Write 500 x 375 JPEG files with smooth noise. Return a data set with one object and 2,000 proposals per image."""
     rng = np.random.default_rng(0)
     samples = []
     for i in range(number):
@@ -48,14 +48,14 @@ def jpeg_images(folder: Path, number: int, augmentation: Augmentation) -> Detect
 
 
 def milliseconds(run: Callable[[], object]) -> float:
-    """Of the clock."""
+    """Return the wall-clock time of a call in milliseconds."""
     start = time.perf_counter()
     run()
     return (time.perf_counter() - start) * 1e3
 
 
 def gpu_milliseconds(run: Callable[[], object]) -> float:
-    """Of a CUDA device, from its doing nothing to its having done all that `run` gave it."""
+    """Return the time in milliseconds that an idle CUDA device needs for the work of a call."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
     begin.record()
@@ -66,7 +66,7 @@ def gpu_milliseconds(run: Callable[[], object]) -> float:
 
 
 def processor(run: Callable[[], object]) -> float:
-    """Seconds of the processor, in all threads."""
+    """Return the CPU time of a call in seconds, over all threads."""
     begin = time.process_time()
     run()
     return time.process_time() - begin
@@ -79,8 +79,10 @@ def in_turn(
     clock: Callable[[Callable[[], object]], float] = milliseconds,
     skip: int = 1,
 ) -> list[list[float]]:
-    """What the clock says of each run in each turn, one after another on what `draw` gives; the first `skip` turns do
-    not count."""
+    """Measure the runs one after another in each turn, with new arguments from `draw` per turn.
+
+    Return the measurements of each run. The first `skip` turns are excluded.
+    """
     spent: list[list[float]] = [[] for _ in runs]
     for turn in range(turns + skip):
         given = draw()
@@ -92,20 +94,20 @@ def in_turn(
 
 
 def ratio_and_quartiles(peer: Sequence[float], ours: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """The median of the turns' ratios, and their quartiles."""
+    """Return the median and the quartiles of the ratios per turn."""
     ratios = [a / b for a, b in zip(peer, ours, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return middle, (low, high)
 
 
 def spread(ratio: tuple[float, tuple[float, float]]) -> str:
-    """What `ratio_and_quartiles` gives, in words."""
+    """Format the result of `ratio_and_quartiles`."""
     middle, (low, high) = ratio
     return f"{middle:.3g}x ({low:.3g} to {high:.3g})"
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """TFLOP/s of a large matrix product, the ceiling of convolutions and fully connected layers; median of 9."""
+    """Return the TFLOP/s of a large matrix product (median of 9), the peak rate of convolutions and linear layers."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     (spent,) = in_turn(9, lambda: a @ b, clock=gpu_milliseconds if device.type == "cuda" else milliseconds, skip=2)
@@ -113,7 +115,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def work(run: Callable[[], object]) -> float:
-    """TFLOP of the convolutions and matrix products in a run, of the rows of strips that are computed twice one."""
+    """Return the TFLOP of the convolutions and matrix products in a call. Rows that strips compute twice count once."""
     whole = mock.patch.object(networks, "STRIP_VALUES", 2**62)
     with whole, FlopCounterMode(display=False) as counter:
         run()
@@ -121,9 +123,9 @@ def work(run: Callable[[], object]) -> float:
 
 
 def peak_above_now(run: Callable[[], object], times: int = 1) -> float:
-    """MiB at most in use while `run` runs so many times, above what there is before; on Linux."""
-    ctypes.CDLL(None).malloc_trim(0)  # what is free already goes back to the system, or `run` would use it uncounted
-    Path("/proc/self/clear_refs").write_text("5")  # the highest use so far is forgotten
+    """Return the peak memory in MiB during `times` calls, above the usage before. Linux only."""
+    ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system; otherwise `run` would reuse it uncounted
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak (VmHWM)
     before = _in_use("VmRSS")
     for _ in range(times):
         run()
@@ -131,6 +133,6 @@ def peak_above_now(run: Callable[[], object], times: int = 1) -> float:
 
 
 def _in_use(what: str) -> float:
-    """MiB of memory of this process, now (VmRSS) or at most (VmHWM), as Linux counts it."""
+    """Return the current (VmRSS) or peak (VmHWM) memory of this process in MiB."""
     (line,) = (n for n in Path("/proc/self/status").read_text().splitlines() if n.startswith(what))
     return int(line.split()[1]) / 2**10

@@ -1,9 +1,9 @@
-"""Writes what tests/test_pinned.py compares with: losses, weights, detections, AP and help texts of tiny seeded runs.
+"""Write the reference values of tests/test_pinned.py: losses, weights, detections, AP and help texts of small runs.
 
     python scripts/pin.py [FOLDER]
 
-Run it after a deliberate change of behaviour, and review the difference in tests/pinned before you commit it. It uses
-the command line, `fastrcnn.load` and the files of a run alone, so that internal modules can move without a change here.
+Run this script after an intentional change of behaviour, and review the diff of tests/pinned before you commit it. The
+script uses only the command line, `fastrcnn.load` and the files of a run, so it does not depend on internal modules.
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ RUNS = {
     "two_processes": SCRATCH,
 }
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastrcnn"]
-IMAGES = [f"data/demo/JPEGImages/{number:06}.jpg" for number in (351, 352, 353)]  # the test set's first
-TIMES = ("_per_s", "data_wait_share")  # ends of the names of what a clock measures
+IMAGES = [f"data/demo/JPEGImages/{number:06}.jpg" for number in (351, 352, 353)]  # the first images of the test split
+TIMES = ("_per_s", "data_wait_share")  # suffixes of scalars that depend on the time
 
 
 def measure(place: Path) -> dict[str, Any]:
-    """Trains, evaluates and detects in the empty folder `place`; returns what JSON can hold."""
+    """Train, evaluate and detect in the empty folder `place`. Return the results as JSON-compatible values."""
     with contextlib.chdir(place):
-        # The demo draws the data set, trains from scratch, evaluates and detects.
+        # The demo generates the data set, trains from scratch, evaluates and detects.
         call("demo", "run=scratch", *TRAIN[1:], *RUNS["scratch"], "data.test=[val]")
         for run in ("paper", "accumulate"):
             call("train", f"run={run}", *TRAIN, *RUNS[run], "data.test=[]")
@@ -86,7 +86,7 @@ def measure(place: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What floats depend on to their last digit."""
+    """Return the versions and hardware that affect floating-point results."""
     cpu = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.is_file() else [platform.processor()]
     packages = ("torch", "torchvision", "numpy", "opencv-contrib-python-headless")
@@ -100,16 +100,16 @@ def environment() -> dict[str, Any]:
 
 
 def call(*arguments: str) -> str:
-    """Runs a command line, which is to succeed; returns what it prints."""
+    """Run a command and return its output. Raises SystemExit if the command fails."""
     with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()) as said:
         status = main(list(arguments))
     if status:
-        raise SystemExit(f"fastrcnn {' '.join(arguments)}: status {status}\n{said.getvalue()}")
+        raise SystemExit(f"fastrcnn {' '.join(arguments)}: failed with exit status {status}\n{said.getvalue()}")
     return printed.getvalue()
 
 
 def scalars(run: Path) -> dict[str, list[float]]:
-    """Losses and the other numbers of each step, by name: TensorBoard has all their digits, metrics.csv has six."""
+    """Return the scalars of each step by name, from TensorBoard, because metrics.csv contains only six digits."""
     events = EventAccumulator(str(run / "tensorboard")).Reload()
     return {
         tag: [event.value for event in events.Scalars(tag)]
@@ -119,7 +119,7 @@ def scalars(run: Path) -> dict[str, list[float]]:
 
 
 def weights(run: Path) -> str:
-    """SHA-256 over the names, shapes, types and bytes of the weights after the last step, sorted by name."""
+    """Return the SHA-256 of the names, shapes, dtypes and bytes of the final weights, sorted by name."""
     packed, _, _ = (run / "checkpoints" / f"step-{STEPS}.pt").read_bytes().rpartition(b"\nfastrcnn-sha256:")
     state: Mapping[str, torch.Tensor] = torch.load(io.BytesIO(packed), weights_only=True)["model"]
     digest = hashlib.sha256()
@@ -129,7 +129,7 @@ def weights(run: Path) -> str:
 
 
 def detect_verb() -> list[dict[str, Any]]:
-    """Detections that `fastrcnn detect` writes."""
+    """Return the detections of `fastrcnn detect`."""
     Path("images.txt").write_text("".join(f"{Path(image).absolute()}\n" for image in IMAGES), encoding="utf-8")
     call("detect", "checkpoint=scratch", "source=images.txt", "output=found", "draw_threshold=0.05")
     rows = json.loads(Path("found/detections.json").read_text(encoding="utf-8"))
@@ -137,7 +137,7 @@ def detect_verb() -> list[dict[str, Any]]:
 
 
 def load_and_detect() -> list[dict[str, Any]]:
-    """Detections of `fastrcnn.load`."""
+    """Return the detections of a detector from `fastrcnn.load`."""
     detector = fastrcnn.load("scratch", device="cpu", precision="float32")
     return [
         {
@@ -150,7 +150,7 @@ def load_and_detect() -> list[dict[str, Any]]:
 
 
 def help_texts() -> str:
-    """What --help prints, of the program and of each verb."""
+    """Return the --help output of the program and of each command."""
     overview = call("--help")
     verbs = re.findall(r"^  ([a-z-]+) {2,}\S", overview, re.MULTILINE)
     texts = {"fastrcnn --help": overview}
@@ -160,7 +160,7 @@ def help_texts() -> str:
 
 
 def write(folder: Path) -> None:
-    """Writes values.json and help.txt; computed by one thread, without a GPU, and outside of any job of torchrun."""
+    """Write values.json and help.txt, computed with one thread, without a GPU and without torchrun's environment."""
     torch.set_num_threads(1)
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):

@@ -1,10 +1,10 @@
-"""Kills a training at random moments and goes on with it, and says what became of its checkpoints.
+"""Kill a training run repeatedly at random times, resume it, and check its checkpoints and its final weights.
 
     python scripts/soak.py [--kills 50] [--seed 0]
 
-The training, of a tiny network on nine pictures of the embedded data set, saves after every step. It is killed by
-SIGKILL at moments drawn at random, some of them before it has loaded anything, most while it trains or saves, and goes
-on with no and with two loader processes in turn. Its last weights are compared with those of a run left alone.
+The run trains a tiny network on nine images of the demo data set and saves a checkpoint after every step. It is killed
+with SIGKILL at random times, mostly while it trains or saves, and sometimes during start-up. It is then resumed,
+alternately with no and with two data loader workers. Its final weights are compared to those of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from fastrcnn.data.demo import write_demo
 from fastrcnn.errors import UserError
 from fastrcnn.training import checkpoint
 
-STEPS_A_KILL = 12  # a run is killed after so many steps at the latest, so that enough are left for the next one
-DEADLINE = 120.0  # seconds for anything
+STEPS_A_KILL = 12  # maximum number of steps before a kill, so that enough steps remain for the next kills
+DEADLINE = 120.0  # seconds; maximum time to wait for progress
 SETTINGS = [
     "experiment=demo",
     "model.width=0.03",
@@ -53,20 +53,24 @@ SETTINGS = [
 
 
 class Process(Protocol):
-    """What subprocess.Popen has."""
+    """The parts of the interface of subprocess.Popen that `soak` uses."""
 
     pid: int
 
     def poll(self) -> int | None: ...
 
 
-Start = Callable[[list[str], Path], Process]  # arguments of fastrcnn, file for what it says
+Start = Callable[[list[str], Path], Process]  # parameters: arguments of fastrcnn, file for its output
 
 
 @dataclass
 class Report:
-    """kills; those that left a checkpoint half written; checkpoints looked at after them, and those that cannot be
-    read; goings-on from the newest sound one (or from the beginning, where there was none) and from anything else."""
+    """The results of a soak test.
+
+    while_saving: kills that left an incomplete checkpoint. before_any: restarts without a checkpoint. looked_at,
+    unreadable: checkpoints that were read after kills, and those that could not be read. from_newest, from_others:
+    resumptions from the newest valid checkpoint, and from any other. equal: whether the final weights are equal.
+    """
 
     kills: int = 0
     while_saving: int = 0
@@ -81,7 +85,7 @@ class Report:
 
 
 def soak(start: Start, place: Path, kills: int, seed: int = 0) -> Report:
-    """Runs it in the empty folder `place`, which is the working folder of what `start` starts."""
+    """Run the soak test in the empty folder `place`. `start` must use it as the working directory of its processes."""
     began = time.monotonic()
     rng = random.Random(seed)
     write_demo(place / "data" / "demo", train=6, val=3, test=3)
@@ -110,7 +114,7 @@ def soak(start: Start, place: Path, kills: int, seed: int = 0) -> Report:
 
 
 def newest(checkpoints: Path) -> int:
-    """Number of the newest checkpoint that can be read; 0 where there is none."""
+    """Return the step of the newest valid checkpoint, or 0 if there is none."""
     try:
         return checkpoint.newest_sound(checkpoints)[1]["step"]
     except UserError:
@@ -118,7 +122,7 @@ def newest(checkpoints: Path) -> int:
 
 
 def wait_and_kill(process: Process, checkpoints: Path, before: int, rng: random.Random) -> None:
-    """Kills one process in ten soon after its start, the others up to half a second after their first new step."""
+    """Kill the process: in one of ten cases shortly after its start, otherwise within 0.5 s of its first new step."""
     early = rng.random() < 0.1
     moment = time.monotonic() + rng.uniform(0, 3) if early else None
     deadline = time.monotonic() + DEADLINE
@@ -129,34 +133,34 @@ def wait_and_kill(process: Process, checkpoints: Path, before: int, rng: random.
         if (moment is not None and time.monotonic() >= moment) or step >= before + STEPS_A_KILL:
             break
         time.sleep(0.001)
-    assert process.poll() is None, "it ended by itself"
+    assert process.poll() is None, "the process ended before it was killed"
     os.kill(process.pid, signal.SIGKILL)
     while process.poll() is None:
         time.sleep(0.001)
 
 
 def finish(process: Process, said: Path) -> None:
-    """Waits for the end of a run that is to end well."""
+    """Wait for a run to end. Raises SystemExit if the run fails."""
     while process.poll() is None:
         time.sleep(0.01)
     if process.poll() != 0:
-        raise SystemExit(f"a run that was left alone failed:\n{said.read_text()}")
+        raise SystemExit(f"A run failed although it was not killed:\n{said.read_text()}")
 
 
 def count_start(report: Report, before: int, said: Path) -> None:
-    """Whether the run went on from where it should, as far as it came to that."""
+    """Count from which checkpoint the run was resumed, if it was not killed before."""
     text = said.read_text()
-    if found := re.search(r"going on from .*step-(\d+)\.pt", text):
+    if found := re.search(r"Resuming from .*step-(\d+)\.pt", text):
         if int(found[1]) == before:
             report.from_newest += 1
         else:
             report.from_others += 1
-    elif "begins again" in text:
+    elif "before its first checkpoint" in text:
         report.before_any += 1
 
 
 def look(report: Report, checkpoints: Path) -> None:
-    """What a kill has left."""
+    """Check the files that remain after a kill."""
     report.while_saving += any(checkpoints.glob(".*.part"))
     for path in checkpoint.in_order(checkpoints):
         report.looked_at += 1
@@ -167,7 +171,7 @@ def look(report: Report, checkpoints: Path) -> None:
 
 
 def weights(run: Path, step: int) -> str:
-    """SHA-256 of the weights after the last step."""
+    """Return the SHA-256 of the weights after the last step."""
     digest = hashlib.sha256()
     for name, value in checkpoint.load(run / "checkpoints" / f"step-{step}.pt")["model"].items():
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
@@ -175,7 +179,7 @@ def weights(run: Path, step: int) -> str:
 
 
 def main() -> None:
-    """Runs the soak with processes as a shell starts them, and prints the table of BENCHMARKS.md."""
+    """Run the soak test with separate processes and print the table of BENCHMARKS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -190,12 +194,13 @@ def main() -> None:
                 )
 
         report = soak(start, place, options.kills, options.seed)
-    print("| what | figure |\n|---|---|")
-    print(f"| kills (SIGKILL), {report.steps} steps in all | {report.kills} |")
-    print(f"| kills that hit a checkpoint half written | {report.while_saving} |")
+    print("| measurement | result |\n|---|---|")
+    print(f"| kills (SIGKILL) during {report.steps} steps | {report.kills} |")
+    print(f"| kills while a checkpoint was being written | {report.while_saving} |")
     print(f"| checkpoints that could not be read | {report.unreadable} of {report.looked_at} |")
-    print(f"| resumed from the newest sound checkpoint | {report.from_newest}; from another one {report.from_others} |")
-    print(f"| SHA-256 of the last weights equal to the uninterrupted run's | {'yes' if report.equal else 'NO'} |")
+    print(f"| resumed from the newest valid checkpoint | {report.from_newest} |")
+    print(f"| resumed from another checkpoint | {report.from_others} |")
+    print(f"| final weights equal to those of the uninterrupted run (SHA-256) | {'yes' if report.equal else 'NO'} |")
     print(f"| minutes | {report.seconds / 60:.1f} |")
     sys.exit(report.unreadable > 0 or report.from_others > 0 or not report.equal)
 

@@ -1,10 +1,10 @@
-"""Kills processes of a torchrun job at random moments and says whether it came to the end that it would have come to.
+"""Kill processes of a torchrun job at random times and check that the job ends with the same weights.
 
     python scripts/soak_torchrun.py [--kills 10] [--seed 0]
 
-Two processes train a tiny network on nine pictures of the embedded data set. One of them, drawn at random, is killed by
-SIGKILL some moments after the job has come further than before; torchrun starts both again, and the run goes on. Its
-last weights are compared with those of a job left alone.
+Two processes train a tiny network on nine images of the demo data set. Each time the job has made progress, one of
+them, selected at random, is killed with SIGKILL. torchrun then restarts both, and the run resumes. Its final weights
+are compared to those of an uninterrupted job.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STEPS_A_KILL = 40
 
 
 def torchrun(place: Path, run: str, steps: int, kills: int, said: Path) -> subprocess.Popen:
-    """A job of two processes in the folder `run` below `place`."""
+    """Start a job with two processes in the folder `run` within `place`."""
     settings = [*SETTINGS, f"solver.iterations={steps}", "runtime.checkpoint_every=5"]
     how = ["--standalone", "--nproc-per-node", "2", "--max-restarts", str(kills)]
     command = [sys.executable, "-m", "torch.distributed.run", *how, "-m", "fastrcnn", "train", f"run={run}", *settings]
@@ -38,42 +38,42 @@ def torchrun(place: Path, run: str, steps: int, kills: int, said: Path) -> subpr
 
 
 def processes_of(job: int) -> list[int]:
-    """The processes that torchrun has started."""
+    """Return the IDs of the processes that torchrun has started."""
     found = []
     for child in Path(f"/proc/{job}/task/{job}/children").read_text().split():
-        with contextlib.suppress(OSError):  # it has ended
+        with contextlib.suppress(OSError):  # the process has ended
             if b"RANK=" in Path(f"/proc/{child}/environ").read_bytes():
                 found.append(int(child))
     return found
 
 
 def soak(place: Path, kills: int, seed: int) -> tuple[int, bool, str]:
-    """How many restarts went on from the newest checkpoint, and whether the last weights are those of a job alone."""
+    """Run the soak test. Return the number of resumptions, whether the final weights are equal, and the output."""
     rng = random.Random(seed)
     write_demo(place / "data" / "demo", train=6, val=3, test=3)
     steps = STEPS_A_KILL * (kills + 1)
     alone = torchrun(place, "alone", steps, 0, place / "alone.txt")
     if alone.wait() != 0:
-        raise SystemExit(f"a job that was left alone failed:\n{(place / 'alone.txt').read_text()}")
+        raise SystemExit(f"A job failed although no process was killed:\n{(place / 'alone.txt').read_text()}")
     said, checkpoints = place / "killed.txt", place / "killed" / "checkpoints"
     job = torchrun(place, "killed", steps, kills, said)
     for _ in range(kills):
         before, deadline = newest(checkpoints), time.monotonic() + DEADLINE
         while newest(checkpoints) <= before:
             if job.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the job came no further than step {before}:\n{said.read_text()}")
+                raise SystemExit(f"The job made no progress after step {before}:\n{said.read_text()}")
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.3))
         os.kill(rng.choice(processes_of(job.pid)), signal.SIGKILL)
-        print(f"killed one after step {newest(checkpoints)}", file=sys.stderr, flush=True)
+        print(f"Killed a process after step {newest(checkpoints)}", file=sys.stderr, flush=True)
     status = job.wait(10 * DEADLINE)
-    went_on = len(re.findall(r"going on from .*step-\d+\.pt", said.read_text()))
+    went_on = len(re.findall(r"Resuming from .*step-\d+\.pt", said.read_text()))
     equal = status == 0 and weights(place / "killed", steps) == weights(place / "alone", steps)
     return went_on, equal, said.read_text()
 
 
 def main() -> None:
-    """Runs the soak and prints the table of BENCHMARKS.md."""
+    """Run the soak test and print the table of BENCHMARKS.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
@@ -81,10 +81,10 @@ def main() -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         went_on, equal, said = soak(Path(folder), options.kills, options.seed)
-    print("| what | figure |\n|---|---|")
-    print(f"| processes killed (SIGKILL), of two | {options.kills} |")
-    print(f"| restarts that went on from a checkpoint | {went_on} |")
-    print(f"| SHA-256 of the last weights equal to the uninterrupted job's | {'yes' if equal else 'NO'} |")
+    print("| measurement | result |\n|---|---|")
+    print(f"| kills (SIGKILL) of one of the two processes | {options.kills} |")
+    print(f"| restarts that resumed from a checkpoint | {went_on} |")
+    print(f"| final weights equal to those of the uninterrupted job (SHA-256) | {'yes' if equal else 'NO'} |")
     print(f"| minutes | {(time.monotonic() - began) / 60:.1f} |")
     if went_on != options.kills or not equal:
         raise SystemExit(said)

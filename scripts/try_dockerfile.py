@@ -1,11 +1,12 @@
-"""Carries out the Dockerfile where there is no Docker: its commands, in its order, in an empty Debian below a folder.
+"""Execute the instructions of the Dockerfile in a new Debian system within a folder, on a machine without Docker.
 
     sudo python scripts/try_dockerfile.py FOLDER [--suite trixie] [-- demo solver.iterations=5]
 
-Needs root and debootstrap, 15 GB and the network. FROM becomes a fresh Debian of the suite, RUN runs in it by chroot
-with nothing of this machine's environment but how it reaches the network (resolv.conf, certificates, pip's settings),
-COPY takes what git knows and .dockerignore does not leave out. At last the entry point is called as the image's user,
-without arguments and with those after `--`. Stops at the first command that fails.
+Requires root, debootstrap, 15 GB of disk space and network access. FROM creates a new Debian system of the suite. RUN
+uses chroot; only the network settings of the host are passed on (resolv.conf, certificates, proxies, pip settings).
+COPY copies the files that are tracked by git and not excluded by .dockerignore. Finally, the entry point is run as the
+image's user, without arguments and then with the arguments after `--`. The script stops at the first command that
+fails.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ NETWORK = ("/etc/resolv.conf", "/etc/ssl/certs/ca-certificates.crt", "/etc/pip.c
 
 @dataclass
 class Stage:
-    """A build stage: its root folder, and what ENV, WORKDIR, USER, ENTRYPOINT and CMD have said so far."""
+    """A build stage: its root folder and the current values of ENV, WORKDIR, USER, ENTRYPOINT and CMD."""
 
     root: Path
     environment: dict[str, str] = field(default_factory=lambda: {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
@@ -41,7 +42,7 @@ class Stage:
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """Pairs of an instruction and its arguments, lines that go on joined, comments left out."""
+    """Return pairs of instruction and arguments. Continuation lines are joined, comments are removed."""
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     joined = re.sub(r"\\\n\s*", "", lines)
     return [
@@ -50,26 +51,26 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 
 def context() -> list[str]:
-    """Files that a build would be sent."""
+    """Return the files of the build context."""
     ignored = [line.strip() for line in (ROOT / ".dockerignore").read_text().splitlines() if line.strip()]
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     return [n for n in names if n and not any(fnmatch.fnmatch(n, i) or n.startswith(f"{i}/") for i in ignored)]
 
 
 def copied(source: str, target: str, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Files of the context that `COPY source target` takes, and where each goes: a folder's content, or a file."""
+    """Return the files of the context that `COPY source target` copies, with their targets."""
     inside = [n for n in names if n.startswith(f"{source}/")]
     target = target.removeprefix("./")
     if inside:
         return [(n, f"{target.rstrip('/')}/{n[len(source) + 1 :]}") for n in inside]
     if source not in names:
-        raise SystemExit(f"COPY {source}: there is no such file among those that a build is sent")
+        raise SystemExit(f"COPY {source}: the file is not in the build context")
     return [(source, f"{target}{source}" if not target or target.endswith("/") else target)]
 
 
 def run(stage: Stage, command: Sequence[str], user: str) -> None:
-    """A command in the stage, by chroot; what it prints goes to the terminal."""
-    for file in map(Path, NETWORK):  # each time: packages write some of these anew
+    """Run a command in the stage with chroot. Its output goes to the terminal."""
+    for file in map(Path, NETWORK):  # before every command, because packages can overwrite these files
         if file.exists():
             target = stage.root / file.relative_to("/")
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -80,23 +81,23 @@ def run(stage: Stage, command: Sequence[str], user: str) -> None:
     whole = ["chroot", f"--userspec={user}:{user}", str(stage.root), "env", "-i", *setting, "sh", "-c", inside]
     print("+", shlex.join(command), file=sys.stderr, flush=True)
     if subprocess.run(whole, check=False).returncode:
-        raise SystemExit(f"failed: {shlex.join(command)}")
+        raise SystemExit(f"Command failed: {shlex.join(command)}")
 
 
 def fresh(place: Path, name: str, suite: str) -> Stage:
-    """An empty Debian."""
+    """Create a stage with a new Debian system."""
     base, root = place / f"base-{suite}", place / name
     if not base.exists():
         subprocess.run(["debootstrap", "--variant=minbase", suite, str(base)], check=True, stdout=subprocess.DEVNULL)
     shutil.rmtree(root, ignore_errors=True)
     subprocess.run(["cp", "-a", str(base), str(root)], check=True)
-    (root / "dev" / "shm").mkdir(exist_ok=True)  # which a container has
+    (root / "dev" / "shm").mkdir(exist_ok=True)  # exists in a container
     (root / "dev" / "shm").chmod(0o1777)
     return Stage(root)
 
 
 def carry_out(text: str, place: Path, suite: str) -> Stage:
-    """The last stage of the Dockerfile with this text, built below the folder."""
+    """Build the stages of a Dockerfile within a folder and return the last one. text: content of the Dockerfile."""
     stages: dict[str, Stage] = {}
     stage = Stage(place)
     for word, rest in instructions(text):
@@ -130,14 +131,14 @@ def carry_out(text: str, place: Path, suite: str) -> Stage:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(ROOT / name, path)
         elif word != "ARG":
-            raise SystemExit(f"{word} is not among the instructions that this script knows")
+            raise SystemExit(f"{word}: this script does not support the instruction")
     return stage
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--suite", default="trixie", help="of Debian: bookworm has Python 3.11, trixie 3.13")
+    parser.add_argument("--suite", default="trixie", help="Debian suite: bookworm has Python 3.11, trixie has 3.13")
     ours, _, arguments = " ".join(map(shlex.quote, sys.argv[1:])).partition(" -- ")
     options = parser.parse_args(shlex.split(ours))
     options.folder.mkdir(parents=True, exist_ok=True)

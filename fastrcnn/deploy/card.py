@@ -1,4 +1,4 @@
-"""An exported detector with its model card: what whoever uses it needs to know, as Markdown; see model_card.md.j2."""
+"""Write an exported detector with its model card, a Markdown file for its users (template: model_card.md.j2)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fastrcnn.model.head import parameter_count
 from fastrcnn.weights import export
 
 log = logging.getLogger(__name__)
-SAME = 5e-4  # mAPs that differ by less: rounding, as by another precision
+SAME = 5e-4  # mAPs that differ by less are equal up to rounding, e.g. because of a different precision
 
 
 def model_card(description: Description, output: Path, box_regression: bool, parameters: int) -> str:
-    """The card of the network in the file `output`, which is there; its suffix says of which kind it is."""
+    """Return the model card for the existing file `output`, whose suffix is the export format."""
     here = FileSystemLoader(Path(__file__).parent)
     pages = Environment(loader=here, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     mean, std = (", ".join(f"{v:g}" for v in description.pixels[key]) for key in ("mean", "std"))
@@ -36,7 +36,7 @@ def model_card(description: Description, output: Path, box_regression: bool, par
         for name in description.classes
     ]
     unsaid = ""
-    if output.suffix == ".caffemodel":  # which holds weights alone
+    if output.suffix == ".caffemodel":  # contains only weights
         data, listed = description.config["data"], json.dumps(description.classes, ensure_ascii=False)
         keys = {
             "classes": listed,
@@ -70,28 +70,28 @@ def model_card(description: Description, output: Path, box_regression: bool, par
 
 
 def precision(output: Path, description: Description) -> str:
-    """What the numbers in the file are, in words."""
+    """Describe the precision of the weights in the file."""
     rounded = description.record.get("precision")
     if rounded is None:
         return "float32"
     if output.suffix == ".safetensors":
         return f"weights rounded to {rounded}; normalisation and statistics float32"
-    return f"float32, made of weights that were rounded to {rounded}"
+    return f"float32, converted from weights that were rounded to {rounded}"
 
 
 def proposal_reach(metrics: Mapping[str, Any]) -> str:
-    """What share of the objects proposals overlap, in words; empty where that is not known."""
+    """Describe the recall of the proposals, or return an empty string if the recall is not known."""
     shares = [(share, name) for name, share in (metrics.get("recall") or {}).items() if share is not None]
     if not shares:
         return ""
     (least, worst), (most, best) = min(shares), max(shares)
     if least == most:
         return f"{100 * least:.1f} % of the objects of every class"
-    return f"{100 * least:.1f} % ({worst}) to {100 * most:.1f} % ({best}) of the objects of a class"
+    return f"{100 * least:.1f} % ({worst}) to {100 * most:.1f} % ({best}) of the objects of each class"
 
 
 def cell(text: str) -> str:
-    """Text as a cell of a Markdown table."""
+    """Escape text for a cell of a Markdown table."""
     return text.replace("|", "\\|")
 
 
@@ -107,9 +107,9 @@ def write_with_card(
     source: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Writes the network in the format that the suffix of `output` means, and its card beside it, which is returned.
+    """Write the network in the format that the suffix of `output` selects, and its card next to it. Return the card.
 
-    dtype: of the weights in a .safetensors. See the writers of the formats.
+    source: see files.write_derived. dtype: precision of the weights, for .safetensors only.
     """
     card = output.with_name(f"{output.name}.md")
     files.refuse_existing(card, source)
@@ -130,11 +130,11 @@ def write_with_card(
 
 
 def evaluations(run: Path, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What evaluations of a run found, by split: metric, mAP, images, AP and proposals' recall by class. `unsure` are
-    those of which it is not known that they are of the exported checkpoint.
+    """Return the evaluation results of a run by split: metric, mAP, image count, and AP and proposal recall per class.
 
-    own: `split`, `metric` and `mAP` that the checkpoint itself has on record, if it has; what the folder holds of this
-    split and does not agree is of another checkpoint, or had other settings, and is left out with a warning.
+    Results that cannot be attributed to the exported checkpoint are marked as `unsure`.
+    own: `split`, `metric` and `mAP` stored in the checkpoint itself, if any. Results for this split that differ are
+    from another checkpoint or from other settings. They are excluded with a warning.
     """
     found = {}
     for file in sorted(run.glob("eval/*/metrics.json")):
@@ -144,14 +144,14 @@ def evaluations(run: Path, own: Mapping[str, Any] | None = None) -> dict[str, An
             kept = {key: metrics[key] for key in ("metric", "mAP", "images", "ap")}
             kept["recall"] = metrics.get("proposals", {}).get("recall_50", {})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue  # half written, or by another program: the card does without
+            continue  # incomplete, or written by another program
         if not sound_evaluation(kept) or kept["mAP"] is None:
             continue
         agrees = own is not None and kept["metric"] == own["metric"] and abs(kept["mAP"] - own["mAP"]) < SAME
         if own is not None and split == own["split"] and not agrees:
             log.warning(
-                "%s: mAP %.4f by %s is not this checkpoint's (%.4f by %s), so the model card leaves its AP of each "
-                "class out. Evaluate this checkpoint (`fastrcnn eval checkpoint=...`) and export again to have them.",
+                "%s: the mAP %.4f (%s) is not that of this checkpoint, %.4f (%s). The model card does not include the "
+                "AP per class from this file. To include it, run `fastrcnn eval checkpoint=...` and export again.",
                 file,
                 kept["mAP"],
                 kept["metric"],

@@ -1,4 +1,4 @@
-"""How small fc6 and fc7 are made, and what that saves, in words."""
+"""Choose the ranks of compressed fc6 and fc7 layers and report the savings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.head import LAYERS, Decomposition, Ranks, largest_rank, parameter_count, ranks_for, search
 
 log = logging.getLogger(__name__)
-TRIALS = 6  # evaluations in a search, beside that of the model as it is
-ROIS, ROUNDS = 2000, 5  # of the timing
+TRIALS = 6  # evaluations in a search, in addition to the evaluation of the original model
+ROIS, ROUNDS = 2000, 5  # for timing
 
 
 def shown(ranks: Ranks) -> str:
@@ -25,39 +25,46 @@ def shown(ranks: Ranks) -> str:
 
 
 def _shown(rank: int | None) -> str:
-    return "as it is" if rank is None else f"rank {rank}"
+    return "unchanged" if rank is None else f"rank {rank}"
 
 
 def ranks_that_keep(keep: float, found: Mapping[str, Decomposition]) -> Ranks:
-    """The ranks that keep this share of each layer's energy. Says which layers stay as they are, since that takes too
-    many; raises UserError where all do."""
+    """Return the ranks that keep this share of each layer's energy.
+
+    A layer whose rank would be too high for compression stays unchanged, which is logged. Raises UserError if this
+    applies to all layers.
+    """
     ranks = ranks_for(found, keep)
     stay = [
-        f"{name}: a rank of {found[name].rank_for(keep)} is needed to keep {keep:g} of its energy, but only up to "
-        f"{largest_rank(*found[name].weight.shape)} are two layers smaller than one"
+        f"{name}: keeping {keep:g} of its energy requires rank {found[name].rank_for(keep)}, but compression reduces "
+        f"its size only up to rank {largest_rank(*found[name].weight.shape)}"
         for name, rank in ranks.items()
         if rank is None
     ]
     if not any(ranks.values()):
-        raise UserError(f"keep={keep}: there is nothing to compress.\n" + "\n".join(stay))
+        raise UserError(f"keep={keep}: no layer can be compressed. Use a smaller keep.\n" + "\n".join(stay))
     for line in stay:
-        log.info("%s; it stays as it is", line)
+        log.info("%s. The layer stays unchanged.", line)
     return ranks
 
 
 def ranks_within(
     budget: float, found: Mapping[str, Decomposition], before: float | None, measure: Callable[[Ranks], float]
 ) -> tuple[Ranks, float, list[str]]:
-    """The smallest ranks tried that lose at most `budget` points, their mAP, and what was tried as people read it.
+    """Return the smallest ranks tried that lose at most `budget` points of mAP, their mAP, and a text line per trial.
 
-    before, and what `measure` gives for ranks: mAP, 0 to 1. Raises UserError where nothing tried is good enough.
+    before: mAP of the original model, 0 to 1. measure: computes the mAP for given ranks. Raises UserError if all trials
+    lose more.
     """
     if before is None:
-        raise UserError("budget: there is no mAP to lose, as no class has truth in these pictures. Give keep=0.9.")
+        raise UserError(
+            "budget: the mAP cannot be computed, because these images contain no ground truth of any class. Set "
+            "keep=0.9 instead."
+        )
     tried: list[str] = []
 
     def measured(keep: float, ranks: Ranks) -> float:
-        log.info("trial %d of at most %d: %s", len(tried) + 1, TRIALS, shown(ranks))
+        log.info("Trial %d of at most %d: %s", len(tried) + 1, TRIALS, shown(ranks))
         value = measure(ranks)
         lost = 100 * (value - before)
         tried.append(f"keep={keep:.3f}: {shown(ranks)}: mAP {100 * value:.2f} ({lost:+.2f} points)")
@@ -66,29 +73,31 @@ def ranks_within(
 
     good = [t for t in search(found, measured, before - budget / 100 - 1e-9, TRIALS) if t.enough]
     if not good:
-        raise UserError(f"budget={budget:g}: nothing that was tried loses so little.\n" + "\n".join(tried))
+        raise UserError(
+            f"budget={budget:g}: every trial lost more mAP than this. Set a larger budget.\n" + "\n".join(tried)
+        )
     return good[-1].ranks, good[-1].value, tried
 
 
 def size_lines(before: FastRCNN, after: FastRCNN, ranks: Ranks) -> list[str]:
-    """A table of the weights of each layer and the parameters of the whole, before and after."""
+    """Return a table with the weights of each layer and the parameters of the entire network, before and after."""
     rows = [
         (f"{name}, {_shown(ranks.get(name))}: weights", _weights(before, name), _weights(after, name))
         for name in LAYERS
     ]
-    rows.append(("whole network: parameters", parameter_count(before), parameter_count(after)))
+    rows.append(("entire network: parameters", parameter_count(before), parameter_count(after)))
     width = max(len(row[0]) for row in rows)
     lines = [f"{'':<{width}}  {'before':>13}  {'after':>13}   share"]
     return lines + [f"{what:<{width}}  {a:>13,}  {b:>13,}  {100 * b / a:5.1f} %" for what, a, b in rows]
 
 
 def _weights(model: FastRCNN, name: str) -> int:
-    """Weights of fc6 or fc7, of both factors where it is two; biases are not counted."""
+    """Count the weights of fc6 or fc7, or of its two factors, without biases."""
     return sum(p.numel() for n, p in model.named_parameters() if re.fullmatch(rf"head\.{name}\.(.*\.)?weight", n))
 
 
 def time_line(before: TorchNetwork, after: TorchNetwork) -> str:
-    """How long fc6 and fc7 take for 2,000 RoIs: medians of runs that take turns, so that both meet the same machine."""
+    """Report the median time of fc6 and fc7 for 2,000 RoIs. The networks alternate, so changes in load affect both."""
     device, dtype, side = before.device, before.dtype, before.model.roi_size
     fc6 = before.model.state_dict()["head.fc6.weight"]  # (D, C * side^2)
     pooled = torch.rand(ROIS, fc6.shape[1] // side**2, side, side, device=device)
@@ -100,10 +109,10 @@ def time_line(before: TorchNetwork, after: TorchNetwork) -> str:
                 network.model.head(pooled)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
-                if turn:  # the first is slower, whatever it runs
+                if turn:  # the first round is a warm-up
                     taken.append(time.perf_counter() - start)
     a, b = (statistics.median(taken) for taken in times)
     return (
-        f"fc6 and fc7 of {ROIS:,} RoIs: {a / b:.2f} times as fast "
+        f"fc6 and fc7 for {ROIS:,} RoIs: {a / b:.2f} times as fast "
         f"({1000 * a:.0f} ms before, {1000 * b:.0f} ms after; {device}, {str(dtype).removeprefix('torch.')})"
     )

@@ -1,7 +1,7 @@
-"""A network as an ONNX graph, node by node from the table of its layers (model/networks.py).
+"""Build the ONNX graph of a network node by node from its layer table (model/networks.py).
 
-By hand, and not by torch's exporter: the graph is the same whatever the version of torch, needs no tracing, and pools
-by ONNX's own MaxRoiPool, which rounds as our operator does (see ops/README.md).
+torch's exporter is not used: this way the graph does not depend on the version of torch, needs no tracing, and uses
+ONNX's MaxRoiPool, which rounds like our operator (see ops/README.md).
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from fastrcnn.model.fast_rcnn import INCLUSIVE, FastRCNN, fold_map_scale
 from fastrcnn.model.networks import Conv, Pool
 from fastrcnn.weights.export import refuse
 
-OPSET, IR = 17, 8  # of 2022: any ONNX Runtime from 1.12 on
-POOLED = ("fast_rcnn", "roi_align")  # what ONNX has an operator for
-LARGEST = 2**31 - 2**20  # bytes, what one file of ONNX can hold
+OPSET, IR = 17, 8  # from 2022, supported by ONNX Runtime 1.12 and later
+POOLED = ("fast_rcnn", "roi_align")  # operators that ONNX supports
+LARGEST = 2**31 - 2**20  # bytes, the limit of a single ONNX file
 
 
 def write_onnx(
     model: FastRCNN, description: Description, box_regression: bool, output: Path, source: str | None = None
 ) -> None:
-    """The network with the inputs and outputs of deploy/__init__.py, the description inside.
+    """Write the network as ONNX, with the inputs and outputs of deploy/__init__.py and the description as metadata.
 
-    box_regression: see Network.outputs. source: see write_derived. Raises UserError for what ONNX has no operator for,
-    a file over 2 GB, and where it cannot be written.
+    box_regression: see Network.outputs. source: see write_derived. Raises UserError if ONNX has no matching operator,
+    if the file would exceed 2 GB, or if it cannot be written.
     """
     try:
         import onnx
     except ImportError:
-        raise UserError(f"{output}: writing it {PACKAGES}") from None
+        raise UserError(f"{output}: writing an .onnx file {PACKAGES}") from None
     problems = []
     if model.roi_op not in POOLED:
-        problems.append(f"model.roi_op={model.roi_op}: ONNX has {' and '.join(POOLED)} alone")
+        problems.append(f"model.roi_op={model.roi_op}: ONNX only supports {' and '.join(POOLED)}")
     if (size := sum(p.numel() * 4 for p in model.state_dict().values())) > LARGEST:
-        problems.append(f"its weights take {size:,} bytes: a file of ONNX holds 2 GB")
+        problems.append(f"the weights take {size:,} bytes, but an ONNX file is limited to 2 GB")
     refuse("ONNX", problems)
     graph = _Graph()
     _nodes(graph, fold_map_scale(model), box_regression)
@@ -69,14 +69,14 @@ def write_onnx(
 
 
 class _Graph:
-    """Nodes and constants, in the order in which they are added; a value is known by its name."""
+    """Nodes and constants in insertion order. Values are referenced by name."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
     def add(self, kind: str, *inputs: str | np.ndarray | Tensor, output: str | None = None, **attributes: Any) -> str:
-        """The name of what an operator makes of its inputs; arrays become constants."""
+        """Add an operator and return the name of its output. Arrays among the inputs become constants."""
         from onnx import helper
 
         name = output or f"{kind}_{len(self.nodes)}"
@@ -93,7 +93,7 @@ class _Graph:
         return name
 
     def layer(self, kind: str, x: str, module: nn.Module, **attributes: Any) -> str:
-        """A convolution or a fully connected layer, with its bias where it has one."""
+        """Add a convolution or a fully connected layer, with its bias if it has one."""
         weights = [p for p in (module.weight, module.bias) if isinstance(p, Tensor)]
         return self.add(kind, x, *weights, **attributes)
 
@@ -107,7 +107,7 @@ def _nodes(g: _Graph, model: FastRCNN, box_regression: bool) -> None:
         x = g.layer("Conv", x, model.reduce)
     x = g.add("Flatten", x)
     for layer in (model.head.fc6, model.head.fc7):
-        for part in layer if isinstance(layer, nn.Sequential) else [layer]:  # two of a compressed one
+        for part in layer if isinstance(layer, nn.Sequential) else [layer]:  # a compressed layer has two parts
             x = g.layer("Gemm", x, part, transB=1)
         x = g.add("Relu", x)
     logits = g.layer("Gemm", x, model.cls_score, transB=1)
@@ -116,7 +116,7 @@ def _nodes(g: _Graph, model: FastRCNN, box_regression: bool) -> None:
     else:
         g.add("Softmax", logits, axis=1, output="scores")
     deltas = g.layer("Gemm", x, model.bbox_pred, transB=1)
-    per_class = model.bbox_pred.out_features // 4  # 1 in a class-agnostic network: the statistics spread it
+    per_class = model.bbox_pred.out_features // 4  # 1 if class-agnostic; delta_std below broadcasts it to all classes
     deltas = g.add("Reshape", deltas, np.array([0, per_class, 4]))
     used = 1.0 if box_regression else 0.0
     deltas = g.add("Add", g.add("Mul", deltas, model.delta_std * used), model.delta_mean * used)
@@ -124,7 +124,7 @@ def _nodes(g: _Graph, model: FastRCNN, box_regression: bool) -> None:
 
 
 def _pixels(g: _Graph, model: FastRCNN) -> str:
-    """FastRCNN.normalise, of one picture (H, W, 3), and the padding of Trunk.forward."""
+    """FastRCNN.normalise for one image (H, W, 3), and the padding of Trunk.forward."""
     x = g.add("Cast", g.add("Transpose", "image", perm=[2, 0, 1]), to=_type(np.float32))
     x = g.add("Div", g.add("Sub", x, model.pixel_mean), model.pixel_std)
     x = g.add("Unsqueeze", x, np.array([0]))
@@ -158,7 +158,7 @@ def _trunk(g: _Graph, model: FastRCNN, x: str) -> list[str]:
 
 
 def _rois(g: _Graph, op: str) -> str:
-    """`scaled_rois`: (P, 4) float32, lowered and scaled in float64 and rounded once."""
+    """`scaled_rois`: (P, 4) float32, computed in float64 and rounded once."""
     box = g.add("Cast", "proposals", to=_type(np.float64))
     if op in INCLUSIVE:
         box = g.add("Sub", box, np.array([0.0, 0, 1, 1]))
@@ -166,8 +166,8 @@ def _rois(g: _Graph, op: str) -> str:
 
 
 def _pooled(g: _Graph, model: FastRCNN, features: str, rois: str, scale: float) -> str:
-    """`pool_rois`, of RoIs (P, 4) that all lie in the one picture."""
-    indexed = g.add("Pad", rois, np.array([0, 1, 0, 0]))  # (P, 5), a column of zeros in front
+    """`pool_rois` for RoIs (P, 4) of a single image."""
+    indexed = g.add("Pad", rois, np.array([0, 1, 0, 0]))  # (P, 5), image index 0 in the first column
     if model.roi_op == "fast_rcnn":
         return g.add("MaxRoiPool", features, indexed, pooled_shape=[model.roi_size] * 2, spatial_scale=scale)
     image = g.add("Cast", g.add("Gather", indexed, np.array(0), axis=1), to=_type(np.int64))  # (P,)

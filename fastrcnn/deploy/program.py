@@ -1,4 +1,4 @@
-"""A network as a program of torch.export, which runs where torch and our RoI operators are installed."""
+"""Export a network as a torch.export program, which needs torch and our RoI operators to run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fastrcnn.files import write_derived
 from fastrcnn.inference.description import Description
 from fastrcnn.model.fast_rcnn import FastRCNN
 
-LEAST_SIDE = 64  # so that no map is one cell wide, which torch.export takes for a special case
+LEAST_SIDE = 64  # pixels; keeps every map wider than one cell, a size that torch.export would specialise
 
 
 class WholeNetwork(nn.Module):
-    """The network with the inputs and outputs of deploy/__init__.py. box_regression: see Network.outputs."""
+    """A network with the inputs and outputs of deploy/__init__.py. box_regression: see Network.outputs."""
 
     def __init__(self, model: FastRCNN, box_regression: bool = True) -> None:
         super().__init__()
@@ -36,10 +36,10 @@ class WholeNetwork(nn.Module):
 def write_program(
     model: FastRCNN, description: Description, box_regression: bool, output: Path, source: str | None = None
 ) -> None:
-    """The network on the CPU, for scaled images of LEAST_SIDE pixels a side or more, and one proposal or more.
+    """Write the network for the CPU, for image sides of at least LEAST_SIDE pixels and at least one proposal.
 
-    The description's metadata are its `extra_files`. source: see write_derived. Raises UserError where the file cannot
-    be written.
+    The description's metadata is stored as `extra_files`. source: see write_derived. Raises UserError if the file
+    cannot be written.
     """
     example = {
         "image": torch.zeros(97, 121, 3, dtype=torch.uint8),
@@ -53,7 +53,7 @@ def write_program(
         "scale": None,
         "size": None,
     }
-    # Weights in channels_last, as detection has them, are more than the file's format can tell apart.
+    # The file format cannot represent channels_last weights, which detection uses.
     plain = model.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     network = WholeNetwork(plain, box_regression).requires_grad_(False)
     with torch.no_grad():
@@ -63,7 +63,7 @@ def write_program(
             example,
             dynamic_shapes=shapes,
             strict=False,
-            # That rounding up stays in the map holds for every size, which torch cannot prove.
+            # torch cannot prove that rounding up stays within the map, although this is true for every size.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     with write_derived(output, source) as path, path.open("wb") as file:

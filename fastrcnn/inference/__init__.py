@@ -1,1 +1,1 @@
-"""Images to detections."""
+"""Detection: networks, detectors and their output."""

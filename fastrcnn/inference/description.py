@@ -1,4 +1,4 @@
-"""What an exported detector says of itself: its classes, how it was made and is to be run, what is known of it."""
+"""The metadata of an exported detector: its classes, its configuration, its results and its training record."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 
 FORMAT = "fastrcnn 1"
-# Keys that name places on the machine it was trained on, or what to do there.
+# Local paths, and keys that only apply to the training machine. They are not exported.
 PLACES = {"model": ("weights",), "data": ("root", "proposals", "proposal_cache")}
 GROUPS = ("model", "data", "solver", "detection")
 
 
 @dataclass(frozen=True)
 class Description:
-    """classes: names; label k is classes[k - 1]. step: of the training; 0 where it is not known.
+    """The metadata of an exported detector.
 
-    pixels: `mean` and `std` of red, green and blue, 0 .. 255; `order` is RGB.
-    config: by group the keys that the network was made, trained and is to be run with, but for places of a machine.
-    metrics: what evaluations of it found, as metrics.json has it, by split.
-    record: what else is known of it, for people. `data`, `recipe`: lists of sentences, see deploy/recipe.py. `images`,
-        and `objects` by class: how many it was trained on. `proposals`: the name of the store of the proposals,
-        where they were not made. `precision`: what its weights were once rounded to. `draw_threshold`: the score that
-        gave the best F1 in the evaluation that chose it.
+    classes: names; label k is classes[k - 1]. step: training step of the checkpoint; 0 if it is not known.
+    pixels: `mean` and `std` of red, green and blue, 0 to 255; `order` is RGB.
+    config: the configuration by group, without local paths.
+    metrics: evaluation results by split, in the format of metrics.json.
+    record: information for users. `data`, `recipe`: lists of sentences, see deploy/recipe.py. `images`, and `objects`
+        by class: number of training images and objects. `proposals`: name of the proposal file, if training used one.
+        `precision`: type that the weights were rounded to. `draw_threshold`: score threshold with the best F1 in the
+        evaluation that selected the checkpoint.
     """
 
     classes: tuple[str, ...]
@@ -38,7 +39,7 @@ class Description:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, str]:
-        """As text by key, for the file itself."""
+        """Return the metadata as strings by key, for storage in a file."""
         whole = {key: json.dumps(value, ensure_ascii=key != "classes") for key, value in vars(self).items()}
         return {"format": FORMAT, **whole}
 
@@ -51,7 +52,7 @@ def describe(
     metrics: Mapping[str, Mapping[str, Any]],
     record: Mapping[str, Any],
 ) -> Description:
-    """The description of a network that was trained with `config`, all its groups."""
+    """Return the description of a network that was trained with `config` (all groups)."""
     kept = {
         group: {key: value for key, value in config[group].items() if key not in PLACES.get(group, ())}
         for group in GROUPS
@@ -62,33 +63,36 @@ def describe(
 
 
 def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
-    """What `metadata` gave. source: the file, for messages. Raises UserError where it is another program's."""
+    """Parse the result of `Description.metadata`. source: the file, for messages.
+
+    Raises UserError if another program wrote the metadata or if it is damaged.
+    """
     if metadata.get("format") != FORMAT:
         raise UserError(
-            f"{source}: not written by `fastrcnn export` (its metadata has no format '{FORMAT}'), so its inputs and "
-            "classes are not known."
+            f"{source}: this file was not written by `fastrcnn export` (its metadata does not contain the format "
+            f"'{FORMAT}'), so its classes are unknown. Use a file that `fastrcnn export` wrote."
         )
     try:
-        whole = {"record": "{}", **metadata}  # files of earlier versions have none
+        whole = {"record": "{}", **metadata}  # files of earlier versions have no record
         found = Description(**{part.name: json.loads(whole[part.name]) for part in fields(Description)})
         names = found.classes
         if type(names) is not list or not all(type(n) is str for n in names) or len({*names}) < len(names):
-            raise ValueError("classes should be different names")
+            raise ValueError("classes must be a list of distinct names")
         if not all(
             type(part) is dict for part in (found.pixels, found.config, found.metrics, found.config.get("model"))
         ):
-            raise ValueError("pixels, config, config.model and metrics should be keys with values")
+            raise ValueError("pixels, config, config.model and metrics must be dictionaries")
         if type(found.step) is not int or not 0 <= found.step < 2**53:
-            raise ValueError("step should be a whole number")
+            raise ValueError("step must be a non-negative integer")
         if not all(map(sound_evaluation, found.metrics.values())) or not sound_record(found.record):
-            raise ValueError("metrics or record is not what export writes")
+            raise ValueError("metrics or record has an invalid format")
         return replace(found, classes=tuple(names))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise UserError(f"{source}: its metadata is damaged ({error}). Export it again.") from None
+        raise UserError(f"{source}: the metadata is damaged ({error}). Export the detector again.") from None
 
 
 def sound_evaluation(metrics: Any) -> bool:
-    """Whether this is what metrics.json has, as far as a model card shows it."""
+    """Return whether the values that a model card shows have the types and ranges of metrics.json."""
     if type(metrics) is not dict or type(metrics.get("metric")) is not str:
         return False
     tables = [metrics.get("ap", {}), metrics.get("recall", {})]
@@ -101,7 +105,7 @@ def sound_evaluation(metrics: Any) -> bool:
 
 
 def sound_record(record: Any) -> bool:
-    """Whether this is a record as Description has it, or part of one."""
+    """Return whether this is a valid `record` of a Description. Keys can be missing."""
     if type(record) is not dict or not record.keys() <= {
         "data",
         "recipe",

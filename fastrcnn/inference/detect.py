@@ -1,4 +1,4 @@
-"""Detection: batches of images through the network to objects in each image's own pixels."""
+"""Run a network on batches of images and return detections in pixels of the original images."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from fastrcnn.structures import Batch, Detections, Sample
 
 @dataclass
 class Stopwatch:
-    """How long the stages of detection take.
+    """Times of the stages of detection.
 
-    seconds: time on the clock that the thread that detects spent in each stage. These times never overlap, so they add
-        up. A stage begins and ends when the device has done all it was given. The stage "proposals" is the wait for
-        proposals: those that are ready in time cost nothing here.
-    work: processor time that other threads spent on a stage while the network ran or waited; no part of `seconds`.
+    seconds: wall-clock time of the detecting thread in each stage. The stages never overlap. The device is synchronised
+        at the start and at the end of a stage. The stage "proposals" is the time spent waiting for proposals.
+    work: CPU time that other threads spent on a stage. It is not included in `seconds`.
     """
 
     device: torch.device
@@ -53,7 +52,7 @@ def detect(
     settings: DetectionSettings,
     watch: Stopwatch | None = None,
 ) -> Iterator[tuple[Sample, Detections]]:
-    """Each image with its detections, in order. pyramids: see Network.outputs. watch: see detect_batch."""
+    """Yield each image with its detections, in order. pyramids: see Network.outputs. watch: see detect_batch."""
 
     def advice(pyramid: Sequence[Batch]) -> str:
         scales = [(level.images.shape[2], level.images.shape[3]) for level in pyramid]
@@ -70,9 +69,9 @@ def detect(
 def detect_batch(
     network: Network, pyramid: Sequence[Batch], settings: DetectionSettings, watch: Stopwatch | None = None
 ) -> list[Detections]:
-    """Detections, on the CPU, for each image of a batch. watch: is told what the stages "network" and "nms" take.
+    """Return the detections for each image of a batch, on the CPU. watch: records the stages "network" and "nms".
 
-    Raises UserError where the network's outputs are not finite.
+    Raises UserError if the outputs of the network are not finite.
     """
     watch = watch or Stopwatch(torch.device("cpu"))
     with watch.stage("network"):
@@ -82,8 +81,8 @@ def detect_batch(
         for sample, (scores, boxes) in zip(pyramid[0].samples, outputs, strict=True):
             if not (scores.isfinite().all() and boxes.isfinite().all()):
                 raise UserError(
-                    f"{sample.image_id}: the network gives scores or boxes that are not finite numbers, so its weights "
-                    "are damaged or far too large. Use another checkpoint, or runtime.precision=float32."
+                    f"{sample.image_id}: the network returned scores or boxes that are not finite. Its weights are "
+                    "damaged or too large. Use another checkpoint, or set runtime.precision=float32."
                 )
             found = best_boxes(scores, boxes, settings)
             whole = settings.average_per_class is not None

@@ -1,4 +1,4 @@
-"""A trained detector for images in memory: proposals, the network, and what follows it, in one call."""
+"""A trained detector that runs proposal generation, the network and postprocessing in one call."""
 
 from __future__ import annotations
 
@@ -29,18 +29,17 @@ from fastrcnn.structures import Detections, Sample
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 Boxes: TypeAlias = np.ndarray | Tensor
 Key = TypeVar("Key")
-Chunk: TypeAlias = list[tuple[Key, np.ndarray]]  # an image to look at, and those after it that are not looked at
-SCALE = "of 0 to 1 multiply by 255 and round"
+Chunk: TypeAlias = list[tuple[Key, np.ndarray]]  # an image to detect in, followed by images that are skipped
 
 
 @dataclass(eq=False, repr=False)
 class Detector:
-    """Finds objects in images. `fastrcnn.load` makes one.
+    """A detector that finds objects in images. `fastrcnn.load` returns one.
 
-    classes: names; label k of a detection is classes[k - 1], as 0 is the background.
-    network: the network alone. settings: thresholds; see DetectionSettings. scaling: the sizes at which images are
-    shown to the network. propose: makes proposals (P, 4) of an image (H, W, 3) where none are given; it is called in
-    several threads at once. watch: how long the stages have taken so far.
+    classes: names; label k of a detection is classes[k - 1], because 0 is the background.
+    network: the network. settings: thresholds; see DetectionSettings. scaling: the sizes of the images that the network
+    processes. propose: generates proposals (P, 4) for an image (H, W, 3) if the caller passes none; it is called from
+    several threads. watch: accumulated times of the stages.
     """
 
     network: Network
@@ -48,14 +47,14 @@ class Detector:
     settings: DetectionSettings
     scaling: Augmentation
     propose: Callable[[np.ndarray], np.ndarray]
-    draw_threshold: float = 0.5  # of what it finds, the score from which on it is drawn
+    draw_threshold: float = 0.5  # minimum score of detections that are drawn
 
     def __post_init__(self) -> None:
         self.classes = tuple(self.classes)
         self.watch = Stopwatch(self.network.device)
 
     @overload
-    def detect(  # type: ignore[overload-overlap]  # a str is one picture, though it is a sequence of str
+    def detect(  # type: ignore[overload-overlap]  # a str is one image, although it is also a sequence of str
         self, images: Picture, proposals: Boxes | None = None, batch: int = 1
     ) -> Found: ...
     @overload
@@ -68,20 +67,20 @@ class Detector:
         proposals: Boxes | Sequence[Boxes] | None = None,
         batch: int = 1,
     ) -> Found | list[Found]:
-        """Objects in an image, or in each of a list of images, best first, on the CPU.
+        """Detect objects in an image or in each image of a list. Detections are on the CPU, sorted by score.
 
-        images: of any size, each one of: the path of a file; a PIL image; an array (H, W, 3) uint8, RGB (OpenCV's BGR
-            must be turned round: `image[..., ::-1]`); a tensor (3, H, W) uint8, RGB. Files and PIL images are rotated
-            upright as their EXIF data ask; `np.array(image)` keeps a PIL image as it is stored. 16-bit files are scaled
-            as `fastrcnn.data.images.bits_used` says; give their paths, as Pillow keeps the high bytes of colour alone.
-        proposals: (P, 4) float, half-open x1 y1 x2 y2 in pixels of the upright image, for a list of images a list of
-            such. What reaches over the image's edge is cut off. None: selective search makes them, in about .04 s of a
-            core for a photograph of 500 x 375; those of the next images while the network looks at this one.
-        batch: images that go through the network together, padded to one size. More is faster on a GPU, and changes
-            scores a little at padded edges.
+        images: of any size. Each is a file path, a PIL image, an array (H, W, 3) uint8 RGB, or a tensor (3, H, W) uint8
+            RGB. Convert OpenCV's BGR images with `image[..., ::-1]`. Files and PIL images are rotated according to
+            their EXIF orientation; pass `np.array(image)` to prevent this. 16-bit files are scaled according to
+            `fastrcnn.data.images.bits_used`. Pass their paths, because Pillow keeps only the high bytes of colour.
+        proposals: (P, 4) float, half-open x1 y1 x2 y2 in pixels of the upright image; for a list of images, a list of
+            such arrays. Boxes are clipped to the image. None: generate proposals by selective search (about 0.04 s on
+            one core for a 500 x 375 image). This runs in other threads, ahead of the network.
+        batch: number of images per forward pass, padded to the same size. Larger batches are faster on a GPU. The
+            padding changes scores slightly.
 
-        Boxes of the detections are half-open x1 y1 x2 y2 in pixels of the upright image, whatever the network saw.
-        Raises TypeError or ValueError, beginning with the argument's name, for what is no image or no proposals, and
+        Boxes of the detections are half-open x1 y1 x2 y2 in pixels of the upright image.
+        Raises TypeError or ValueError, starting with the argument's name, for invalid images or proposals, and
         UserError for a file that cannot be read.
         """
         several = isinstance(images, (list, tuple))
@@ -90,8 +89,10 @@ class Detector:
         if proposals is not None:
             given = list(proposals) if several else [proposals]  # type: ignore[list-item]
             if len(given) != len(pictures):
-                raise ValueError(f"proposals: expected one array for each of {len(pictures)} images, got {len(given)}")
-        # Only files are left to the threads: two of them must not load the same PIL image, which a list may repeat.
+                raise ValueError(
+                    f"proposals: expected one array per image ({len(pictures)} images), got {len(given)} arrays"
+                )
+        # Threads only read files: two threads must not load the same PIL image, and a list can contain it twice.
         sources = (image if isinstance(image, (str, Path)) else as_array(image) for image in pictures)
         with closing(ahead(as_array, sources, max(1, threads() // 2))) as arrays:
             numbered = enumerate(array.result() for array in arrays)
@@ -109,14 +110,13 @@ class Detector:
         batch: int = 1,
         every: int = 1,
     ) -> Generator[tuple[Key, np.ndarray, Detections, bool], None, None]:
-        """Each key and image (H, W, 3) uint8 RGB with the detections of the last one that was looked at, and whether
-        that is this one.
+        """Detect in every `every`-th image. Yield each key, its image (H, W, 3) uint8 RGB, detections, and a flag.
 
-        Images 0, `every`, 2 `every`, ... are looked at. Proposals of the next ones are made in other threads while the
-        network looks at these, which takes images from `images` ahead; see `ahead`. Close the generator to end early.
-        proposals, batch: see detect.
+        The detections are those of the last image that the network processed, and the flag is true if that is this
+        image. Other threads generate proposals ahead of the network, so images are also read ahead; see `ahead`. Close
+        the generator to stop early. proposals, batch: see detect.
         """
-        size = max(batch, threads() // every)  # of a video, all frames between are kept as well
+        size = max(batch, threads() // every)  # for a video, the frames in between are also in memory
         with closing(self._with_boxes(chunks_of(images, every), proposals, size)) as pairs:
             for together in chunks_of(pairs, batch):
                 pyramid = collate_pyramids([self._pyramid(chunk[0][1], boxes) for chunk, boxes in together])
@@ -129,7 +129,7 @@ class Detector:
     def _with_boxes(
         self, chunks: Iterable[Chunk], proposals: Callable[[Key], Boxes] | None, size: int
     ) -> Generator[tuple[Chunk, np.ndarray], None, None]:
-        """Each chunk with the proposals of its first image; they are made for `size` chunks at a time."""
+        """Yield each chunk with the proposals of its first image, generated for up to `size` chunks in parallel."""
         if proposals is not None:
             for chunk in chunks:
                 key, image = chunk[0]
@@ -164,45 +164,50 @@ class Detector:
 
 
 def as_array(image: Picture) -> np.ndarray:
-    """An image as (H, W, 3) uint8 RGB. Raises as Detector.detect says."""
+    """Convert an image to (H, W, 3) uint8 RGB. For the errors raised, see Detector.detect."""
     if isinstance(image, (str, Path)):
         return read_image(Path(image).expanduser())
     if isinstance(image, Image.Image):
         if image.mode[0] in "IF":
             raise TypeError(
-                f"image: expected a PIL image of 8 bits a channel, got the mode {image.mode}; give its file's path"
+                f"image: expected a PIL image with 8 bits per channel, got mode {image.mode}. Pass the file's path "
+                "instead."
             )
         pixels = np.array(image.convert("RGB"))
-        return apply_orientation(pixels, orientation_of(image))  # asked later: Pillow rotates a TIFF when it loads it
+        # Read the orientation after loading, because Pillow rotates a TIFF when it loads the pixels.
+        return apply_orientation(pixels, orientation_of(image))
     if not isinstance(image, (np.ndarray, Tensor)):
         raise TypeError(f"image: expected a path, a PIL image, an array or a tensor, got {type(image).__name__}")
     if isinstance(image, Tensor):
         if image.dim() != 3 or image.shape[0] != 3:
-            raise ValueError(f"image: expected a tensor of the shape (3, H, W), got {tuple(image.shape)}")
+            raise ValueError(f"image: expected a tensor with shape (3, H, W), got {tuple(image.shape)}")
         image = image.detach().cpu().permute(1, 2, 0).numpy()
     if image.dtype != np.uint8:
-        how = "shift 12-bit values by 4 and 16-bit ones by 8" if image.dtype == np.uint16 else SCALE
-        raise TypeError(f"image: expected uint8, 0 to 255, got {image.dtype}; {how}")
+        if image.dtype == np.uint16:
+            how = "Shift 12-bit values right by 4 bits, 16-bit values by 8 bits."
+        else:
+            how = "If the values are in the range 0 to 1, multiply them by 255 and round."
+        raise TypeError(f"image: expected dtype uint8, values 0 to 255, got {image.dtype}. {how}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"image: expected an array of the shape (H, W, 3), got {tuple(image.shape)}")
+        raise ValueError(f"image: expected a non-empty array with shape (H, W, 3), got {tuple(image.shape)}")
     return np.ascontiguousarray(image)
 
 
 def as_boxes(proposals: Boxes, shape: Sequence[int]) -> np.ndarray:
-    """Proposals (P, 4) float32, cut off at the edge of an image of a shape (H, W, ...); those beyond it are left out.
+    """Convert proposals to (P, 4) float32, clip them to an image of shape (H, W, ...), and drop those outside it.
 
-    Raises as Detector.detect says.
+    For the errors raised, see Detector.detect.
     """
     array = proposals.detach().cpu().numpy() if isinstance(proposals, Tensor) else np.asarray(proposals)
     if array.dtype.kind not in "fiu":
-        raise TypeError(f"proposals: expected numbers, got {array.dtype}")
+        raise TypeError(f"proposals: expected a numeric dtype, got {array.dtype}")
     if array.ndim != 2 or array.shape[1] != 4:
-        raise ValueError(f"proposals: expected the shape (P, 4), got {array.shape}")
+        raise ValueError(f"proposals: expected shape (P, 4), got {array.shape}")
     array = array.astype(np.float32)
     bad = np.flatnonzero(~(np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)))
     if len(bad):
         raise ValueError(
-            f"proposals: row {bad[0]} is no box x1 y1 x2 y2 with x1 < x2 and y1 < y2: {array[bad[0]].tolist()} "
-            f"({len(bad)} such rows)"
+            f"proposals: row {bad[0]} is {array[bad[0]].tolist()}, which is not a finite box x1 y1 x2 y2 with x1 < x2 "
+            f"and y1 < y2. Number of such rows: {len(bad)}."
         )
     return clean(array, shape[0], shape[1])[0]

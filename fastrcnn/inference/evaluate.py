@@ -1,4 +1,4 @@
-"""A network run over a data set: its detections, and their evaluation."""
+"""Run a network on a data set and evaluate its detections."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def evaluate(
     settings: DetectionSettings,
     detected: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
-    """Runs the network over pyramids of batches (see Network.outputs), `images` images in all, and evaluates it.
+    """Run the network on pyramids of batches (see Network.outputs) and evaluate its detections.
 
-    In a group of processes each gives its share of the images; the first gets the outcome, the others None. detected:
-    see detect_all.
+    images: total number of images. detected: see detect_all. In distributed evaluation, each process passes its share
+    of the images. Rank 0 returns the result, the other processes return None.
     """
     seconds = 0.0
     proposals: list[np.ndarray] = []
@@ -42,7 +42,7 @@ def evaluate(
         for pyramid in pyramids:
             proposals.extend(p.numpy() for p in pyramid[0].proposals)
             start = time.perf_counter()
-            yield pyramid  # until the next one is asked for, this one is detected on
+            yield pyramid  # the time until the generator resumes is the detection time of this pyramid
             seconds += time.perf_counter() - start
 
     samples, detections = detect_all(network, timed(), images, classes, settings, detected)
@@ -62,10 +62,11 @@ def detect_all(
     settings: DetectionSettings,
     detected: Callable[[], None] = lambda: None,
 ) -> tuple[list[Sample], dict[str, ClassDetections]]:
-    """The `images` images of the pyramids, and what the network finds in them: an entry for every class.
+    """Return the images of the pyramids and the detections of the network, with an entry for every class.
 
-    In a group of processes the first gets all of it, the others nothing. detected: called when the pyramids end, before
-    anything is made of what was found; it may raise.
+    In distributed evaluation, rank 0 returns the images and detections of all processes, the others return none.
+    images: total number of images. detected: called after the last pyramid, before detections are gathered. It can
+    raise.
     """
     own = -(-images // distributed.size())
     part = list(progress(detect(network, pyramids, settings), own, "detect"))
@@ -78,7 +79,7 @@ def detect_all(
 
 
 def above_thresholds(found: Sequence[Detections], average: int) -> list[Detections]:
-    """The detections whose score exceeds their class's threshold over the set; see class_thresholds."""
+    """Return the detections whose score exceeds the threshold of their class; see class_thresholds."""
     thresholds = class_thresholds([d.entered for d in found if d.entered is not None], average)
     kept = [d.scores > thresholds[d.labels - 1] for d in found]
     return [Detections(d.boxes[k], d.scores[k], d.labels[k]) for d, k in zip(found, kept, strict=True)]

@@ -1,4 +1,4 @@
-"""What `detect(image)` returns: detections that know their image, so that they can be drawn."""
+"""The result of `detect(image)`: detections with a reference to their image, for drawing."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ from fastrcnn.visualize import draw_detections, enlarge
 
 @dataclass(frozen=True, repr=False)
 class Found(Detections):
-    """Objects found in one image, best first.
+    """Detections in one image, sorted by score.
 
-    pixels: gives the image (H, W, 3) uint8 RGB, upright; a file is read again. draw_threshold: the score from which on
-    they are drawn, the best in the evaluation of the network or else .5.
+    pixels: returns the image (H, W, 3) uint8 RGB, upright. If the image is a file, it is read again. draw_threshold:
+    minimum score of detections that are drawn: the best threshold from the network's evaluation, or 0.5.
     """
 
     pixels: Callable[[], np.ndarray] | None = field(default=None, compare=False)
     draw_threshold: float = 0.5
 
     def plot(self, threshold: float | None = None) -> np.ndarray:
-        """The image (H, W, 3) uint8 RGB, enlarged if it is small, with the objects whose score is `threshold` or more;
-        None for `draw_threshold`. Raises UserError where the file cannot be read any more."""
+        """Draw the detections with a score of at least `threshold` (None: `draw_threshold`) on the image.
+
+        Return the image (H, W, 3) uint8 RGB. Small images are enlarged. Raises UserError if the image file can no
+        longer be read.
+        """
         assert self.pixels is not None
         image, shown = enlarge(self.pixels(), self)
         return draw_detections(image, shown, self.classes, self.draw_threshold if threshold is None else threshold)
 
     def save(self, path: str | Path, threshold: float | None = None) -> Path:
-        """Writes what `plot` draws; the suffix of the path says in which format, as .png or .jpg. Returns the path.
+        """Write the result of `plot` to an image file and return its path. The suffix selects the format.
 
-        Raises UserError for a suffix that is none of an image, and OSError where the file cannot be written.
+        Raises UserError if the suffix is not that of an image format or if the file cannot be written.
         """
         path = Path(path).expanduser()
         try:
@@ -45,10 +48,10 @@ class Found(Detections):
         except cv2.error:
             done = False
         if not done:
-            raise UserError(f"{path}: should end in the suffix of an image, such as .png or .jpg.")
+            raise UserError(f"{path}: the suffix is not that of an image format. Use a suffix such as .png or .jpg.")
         replace_file(path, data.tobytes())
         return path
 
     def to_dict(self) -> dict[str, Tensor]:
-        """The tensors as torchvision's detectors return them: `boxes` (D, 4), `labels` (D,) and `scores` (D,)."""
+        """Return a dictionary like torchvision's detectors: `boxes` (D, 4), `labels` (D,) and `scores` (D,)."""
         return {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}

@@ -1,6 +1,6 @@
-"""Detections as label files, in formats that annotation tools open, so that they can be corrected and trained on.
+"""Write detections as label files for annotation tools, to correct them and train on them.
 
-Boxes that come in are half-open and zero-based, in pixels of the upright image.
+Input boxes are half-open and zero-based, in pixels of the upright image.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FORMATS = ("voc", "yolo", "coco", "labelstudio")
 
 @dataclass(frozen=True)
 class Labelled:
-    """An image and its objects. id: names its label file; no other image has it."""
+    """An image and its objects. id: unique id of the image, from which the name of its label file is derived."""
 
     id: str
     path: PurePath
@@ -31,7 +31,7 @@ class Labelled:
 
     @property
     def file(self) -> str:
-        """The name of the image that the labels are for: the file's, or with its folder where two have the same."""
+        """The image name in the label files: the file name, with its folder if two images have the same file name."""
         return file_of(self.id, self.path).replace("/", "_")
 
     @property
@@ -40,13 +40,13 @@ class Labelled:
 
 
 def label_files(format: str, images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
-    """The texts of the files of one of FORMATS, by their paths below the output folder."""
+    """Return the content of the label files in one of FORMATS, by path relative to the output folder."""
     writers = {"voc": _voc, "yolo": _yolo, "coco": _coco, "labelstudio": _label_studio}
     return {f"labels_{format}/{name}": text for name, text in writers[format](images, classes).items()}
 
 
 def _voc(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
-    """An XML file an image, in whole pixels; it has no place for scores."""
+    """Return one XML file per image, with boxes in integer pixels. The format has no scores."""
     files = {}
     for image in images:
         root = Element("annotation")
@@ -67,15 +67,17 @@ def _voc(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
 
 
 def whole_pixels(box: Sequence[float], image: Labelled) -> tuple[int, int, int, int]:
-    """A box as VOC has it, one-based and inclusive: the pixels of which half or more lie in it, and at least one."""
+    """Round a box to VOC's one-based, inclusive pixels, at least one pixel wide and high."""
     x1, y1, x2, y2 = (round(v) for v in box)
     x1, y1 = min(max(x1, 0), image.width - 1), min(max(y1, 0), image.height - 1)
     return x1 + 1, y1 + 1, min(max(x2, x1 + 1), image.width), min(max(y2, y1 + 1), image.height)
 
 
 def _yolo(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
-    """A text file an image, without scores, since tools refuse a sixth number; and the names of the classes, where
-    Label Studio looks for them and where LabelImg does."""
+    """Return one text file per image, and classes.txt in the two places where Label Studio and LabelImg expect it.
+
+    The text files have no scores, because annotation tools reject a sixth number.
+    """
     names = "".join(f"{name}\n" for name in classes)
     files = {"classes.txt": names, "labels/classes.txt": names}
     for image in images:
@@ -106,7 +108,7 @@ def _coco(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
 
 
 def _label_studio(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
-    """Tasks with predictions, as Label Studio imports them, and the labelling interface that they need."""
+    """Return tasks with predictions for import into Label Studio, and the labelling interface that they need."""
     tasks = []
     for image in images:
         results = []

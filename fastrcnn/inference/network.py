@@ -1,4 +1,4 @@
-"""What detection asks of a network, and FastRCNN behind that interface; onnx_network.py has ONNX Runtime behind it."""
+"""The network interface of detection, and its implementation for FastRCNN. onnx_network.py implements it for ONNX."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Outputs = tuple[Tensor, Tensor]  # scores (P, classes + 1) and boxes (P, classes
 class Network(Protocol):
     """A trained network with its weights, ready to detect.
 
-    classifier: "softmax" or "svm", what the scores are: probabilities or margins. device: where its outputs are, and
-    whose memory it needs. runs_on: where it computes, in words.
+    classifier: "softmax" if the scores are probabilities, "svm" if they are margins. device: device of the outputs,
+    whose memory the network uses. runs_on: name of the device that runs the network.
     """
 
     classifier: Classifier
@@ -32,23 +32,23 @@ class Network(Protocol):
     def outputs(
         self, pyramid: Sequence[Batch], rois_per_chunk: int = 500, box_regression: bool = True
     ) -> list[Outputs]:
-        """For each image of a batch its proposals' scores, background first, and boxes, in the image's own pixels and
-        cut off at its border.
+        """Return the scores and boxes of the proposals for each image of a batch.
 
-        pyramid: the same images at one or more scales; each RoI is pooled at the one that `nearest_level` says.
-        rois_per_chunk: RoIs that go through fc6 and fc7 at a time, at most, which bounds memory.
-        box_regression: whether RoIs are moved as the network says; else the boxes are the RoIs.
+        Scores start with the background. Boxes are in pixels of the original image and clipped to its border.
+        pyramid: the same images at one or more scales. `nearest_level` selects the scale at which each RoI is pooled.
+        rois_per_chunk: maximum number of RoIs that pass through fc6 and fc7 together, which limits memory.
+        box_regression: apply the predicted box deltas; otherwise the boxes are the proposals.
         """
         ...
 
 
 def images_on(device: torch.device) -> Inputs:
-    """The images of a batch, on the device, which may still be computing."""
+    """Return a function that copies the images of a batch to the device asynchronously."""
     return lambda batch: batch.images.to(device, non_blocking=True)
 
 
 class TorchNetwork:
-    """FastRCNN as a Network, which computes in `dtype`. Leaves the model in eval mode."""
+    """FastRCNN as a Network that computes in `dtype`. Sets the model to eval mode."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class TorchNetwork:
         dtype: torch.dtype = torch.float32,
         inputs: Inputs | None = None,
     ) -> None:
-        """inputs: what the model is given of a batch; None: its images."""
+        """inputs: returns the model's inputs for a batch. None: the images of the batch."""
         self.model = model.eval()
         self.dtype = dtype
         self.classifier = model.classifier
@@ -73,7 +73,7 @@ class TorchNetwork:
             maps = [self.model.features(self.inputs(level), level.sizes.to(self.device)) for level in pyramid]
         results = []
         for i, sample in enumerate(pyramid[0].samples):
-            rois = pyramid[0].proposals[i]  # (P, 4), on the CPU: to compare them on a GPU is to wait for it many times
+            rois = pyramid[0].proposals[i]  # (P, 4), on the CPU: comparisons on a GPU would synchronise repeatedly
             scales = torch.stack([level.scales[i] for level in pyramid])
 
             def at(level: int, some: Tensor, i: int = i, scales: Tensor = scales) -> Outputs:
@@ -88,12 +88,15 @@ class TorchNetwork:
         return results
 
     def roi_outputs(self, maps: list[Tensor], rois: Tensor, rois_per_chunk: int = 500) -> Outputs:
-        """Class scores (P, classes + 1) and deltas (P, classes + 1, 4), not normalised, of one image's RoIs (P, 5) as
-        `scaled_rois` gives them."""
+        """Return class scores (P, classes + 1) and denormalised deltas (P, classes + 1, 4) for the RoIs of one image.
+
+        rois: (P, 5), the result of `scaled_rois`.
+        """
         model, outputs = self.model, []
         rows, place = distinct_rois(rois, model.roi_op, model.strides)
         chunks = rois[rows].to(maps[0].device, non_blocking=True).chunk(max(1, -(-len(rows) // rois_per_chunk)))
-        with autocast(maps[0].device, self.dtype):  # around all chunks: at its end autocast forgets the rounded weights
+        # One context for all chunks, because autocast clears its cache of cast weights at the end.
+        with autocast(maps[0].device, self.dtype):
             for chunk in chunks:
                 outputs.append(model.classify(maps, chunk))
         logits = torch.cat([logits for logits, _ in outputs])
@@ -104,23 +107,25 @@ class TorchNetwork:
 
 @contextmanager
 def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Mixed precision in `dtype`; float32 turns it off. For the forward pass, within `full_precision`."""
+    """Run the forward pass in mixed precision with `dtype`, or in full precision if `dtype` is float32."""
     with full_precision(dtype), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         yield
 
 
 @contextmanager
 def full_precision(dtype: torch.dtype) -> Iterator[None]:
-    """Where `dtype` is float32, convolutions on a GPU compute in it, and not in TF32, of 10 bits, as they do otherwise.
-    A backward pass needs this as well. The flags are the process's; afterwards they are as before."""
+    """Disable TF32 (10-bit mantissa) for convolutions on a GPU if `dtype` is float32.
+
+    The backward pass needs this too. The flags are global to the process and are restored at the end.
+    """
     if dtype != torch.float32:
         yield
         return
     flags: Any = torch.backends.cudnn
     before = flags.conv.fp32_precision, flags.rnn.fp32_precision
     try:
-        old = flags.allow_tf32  # torch.export reads it, and it must agree with the others
-    except RuntimeError:  # as it does where the caller set one of the others alone
+        old = flags.allow_tf32  # read by torch.export; it must agree with the other flags
+    except RuntimeError:  # raised if the caller set only one of the other flags
         old = None
     if old is not None:
         flags.allow_tf32 = False
@@ -134,10 +139,11 @@ def full_precision(dtype: torch.dtype) -> Iterator[None]:
 
 
 def at_levels(rois: Tensor, scales: Tensor, compute: Callable[[int, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """What `compute` gives for one image's RoIs (P, 4), in its own pixels, each at its level of the scales (L,).
+    """Call `compute` for the RoIs (P, 4) of each pyramid level and return its results in the order of the RoIs.
 
-    compute: takes the number of a level and RoIs (R, 5) in pixels of the image, returns tensors with R rows. It is
-    called for every level that has RoIs, and for the first in any case.
+    rois: in pixels of the original image. scales: (L,), one per level. compute: takes the index of a level and RoIs
+    (R, 5) in pixels of the original image, and returns tensors with R rows. It is called for every level that has RoIs,
+    and always for the first level.
     """
     level = nearest_level(rois, scales)
     indexed = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)

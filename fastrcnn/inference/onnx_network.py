@@ -1,4 +1,4 @@
-"""A detector in an .onnx file, run by ONNX Runtime."""
+"""Run a detector in an .onnx file with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ from fastrcnn.memory import ran_out
 from fastrcnn.settings import Classifier
 from fastrcnn.structures import Batch
 
-# What exported networks take and give; see fastrcnn/deploy/__init__.py.
+# Inputs and outputs of exported networks; see fastrcnn/deploy/__init__.py.
 INPUTS = ("image", "proposals", "scale", "size")
 OUTPUTS = ("scores", "boxes")
-PACKAGES = "needs the packages onnx and onnxruntime: pip install 'fastrcnn[export]'."
+PACKAGES = "requires the packages onnx and onnxruntime. Install them with: pip install 'fastrcnn[export]'"
 
 
 class OnnxNetwork:
-    """A Network whose inputs and outputs deploy/__init__.py describes. description: what the file says of itself."""
+    """A Network for an .onnx file with the inputs and outputs of deploy/__init__.py. description: its metadata."""
 
-    device = torch.device("cpu")  # ONNX Runtime gives its outputs there, when all is computed
+    device = torch.device("cpu")  # ONNX Runtime returns its outputs on the CPU
 
     def __init__(self, path: Path, device: torch.device | None = None, threads: int | None = None) -> None:
-        """device: None for a GPU if ONNX Runtime can use one. threads: None for its own choice.
+        """device: None: use a GPU if ONNX Runtime supports it. threads: None: the default of ONNX Runtime.
 
-        Raises UserError where the package or a fitting build of it is missing, and for a file that is none of ours.
+        Raises UserError if onnxruntime is missing, if it cannot use the device, or if `fastrcnn export` did not write
+        the file.
         """
         try:
             import onnxruntime
         except ImportError:
-            raise UserError(f"{path}: running it {PACKAGES}") from None
+            raise UserError(f"{path}: running an .onnx file {PACKAGES}") from None
         able = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
         if device is not None and device.type == "cuda" and not able:
             raise UserError(
-                f"{path}: this ONNX Runtime cannot use a GPU. Install onnxruntime-gpu in its place, or say device=cpu."
+                f"{path}: the installed ONNX Runtime cannot use a GPU. Replace it with onnxruntime-gpu, or set "
+                "device=cpu."
             )
         if not path.is_file():
-            raise UserError(f"{path}: there is no such file.")
+            raise UserError(f"{path}: file not found.")
         providers: list[Any] = ["CPUExecutionProvider"]
         if able and (device is None or device.type == "cuda"):
             number = device.index or 0 if device else 0
@@ -53,14 +55,14 @@ class OnnxNetwork:
         options.intra_op_num_threads = threads or 0
         try:
             self.session: Any = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # its classes are its own, and differ between versions
+        except Exception as error:  # ONNX Runtime's exception classes differ between versions
             raise _failed(path, "open", error) from None
         self.path = path
         ends = (*self.session.get_inputs(), *self.session.get_outputs())
         if (given := {value.name for value in ends}) != {*INPUTS, *OUTPUTS}:
             raise UserError(
-                f"{path}: its inputs and outputs are {', '.join(sorted(given))[:200]}, but should be "
-                f"{', '.join((*INPUTS, *OUTPUTS))}. Export it again."
+                f"{path}: the inputs and outputs are {', '.join(sorted(given))[:200]}, expected "
+                f"{', '.join((*INPUTS, *OUTPUTS))}. Export the detector again."
             )
         self.runs_on = "cuda" if "CUDAExecutionProvider" in self.session.get_providers() else "cpu"
         self.description: Description = read_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
@@ -71,7 +73,7 @@ class OnnxNetwork:
     def outputs(
         self, pyramid: Sequence[Batch], rois_per_chunk: int = 500, box_regression: bool = True
     ) -> list[Outputs]:
-        """See Network.outputs; all RoIs of an image go through the graph at once."""
+        """See Network.outputs. All RoIs of an image are processed together."""
         results = []
         for i, sample in enumerate(pyramid[0].samples):
             rois = pyramid[0].proposals[i]
@@ -90,7 +92,7 @@ class OnnxNetwork:
         return results
 
     def __call__(self, image: Tensor, proposals: Tensor, scale: float, size: tuple[int, int]) -> Outputs:
-        """Scores (P, classes + 1) and boxes (P, classes + 1, 4) of an image's proposals (P, 4)."""
+        """Return scores (P, classes + 1) and boxes (P, classes + 1, 4) for the proposals (P, 4) of an image."""
         shape = (len(proposals), len(self.description.classes) + 1)
         if len(proposals) == 0:
             none = torch.zeros(*shape, 4, dtype=torch.float32, device="cpu")
@@ -103,18 +105,18 @@ class OnnxNetwork:
         }
         try:
             scores, boxes = self.session.run(list(OUTPUTS), inputs)
-        except Exception as error:  # see above
+        except Exception as error:  # as above
             if ran_out(error):
                 raise
             raise _failed(self.path, "run", error) from None
         if scores.shape != shape or boxes.shape != (*shape, 4):
             raise UserError(
-                f"{self.path}: gives scores {scores.shape} and boxes {boxes.shape} for {len(proposals)} proposals of "
-                f"{shape[1] - 1} classes. Export it again."
+                f"{self.path}: the network returned scores of shape {scores.shape} and boxes of shape {boxes.shape} "
+                f"for {len(proposals)} proposals and {shape[1] - 1} classes. Export the detector again."
             )
         return torch.from_numpy(scores), torch.from_numpy(boxes)
 
 
 def _failed(path: Path, verb: str, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"{path}: ONNX Runtime cannot {verb} it ({reason[:300]}). Export it again.")
+    return UserError(f"{path}: ONNX Runtime cannot {verb} the file ({reason[:300]}). Export the detector again.")

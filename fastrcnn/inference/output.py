@@ -1,4 +1,4 @@
-"""What `fastrcnn detect` leaves in a folder: images with boxes, detections as JSON and CSV, times."""
+"""The output folder of `fastrcnn detect`: images with boxes, detections as JSON and CSV, and times."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ from fastrcnn.structures import Detections
 
 log = logging.getLogger(__name__)
 SPLIT = "detect"  # in the names of comp4 files
-STAGES = {"proposals": "proposals", "network": "network", "nms": "suppression of duplicates"}
-TIMING = "timing.json"  # where it names a source, the folder is one of ours
+STAGES = {"proposals": "proposals", "network": "network", "nms": "non-maximum suppression"}
+TIMING = "timing.json"  # if it contains a source, `fastrcnn detect` wrote the folder
 
 
 def folder_for(output: str | None, run: Path, source: str) -> Path:
-    """The folder to write into: `output`, or one in the run's folder with the source's name that does not hold what was
-    found in another source of that name."""
+    """Return the output folder: `output`, or a folder in the run's folder that is named after the source.
+
+    A number is appended if that folder contains the detections of another source.
+    """
     if output is not None:
         return Path(output).expanduser()
     whole = absolute(source)
@@ -49,7 +51,7 @@ def absolute(source: str) -> str:
 
 
 def _timing(folder: Path) -> dict[str, Any]:
-    """What timing.json in a folder says, if there is one."""
+    """Return the content of timing.json in a folder, or an empty dictionary."""
     try:
         content = json.loads((folder / TIMING).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -58,11 +60,10 @@ def _timing(folder: Path) -> dict[str, Any]:
 
 
 class Output:
-    """A folder of detections, whose files take the place of what an earlier detect left there. It is made for the first
-    of them.
+    """An output folder. It is created with the first image, and its files overwrite those of an earlier detection.
 
-    columns: what is known of each image or frame beside its id, in the CSV file. found: of the images or frames, in
-    their order, the id, the values of `columns` and the detections.
+    columns: names of the CSV columns that describe an image or frame, in addition to its id. found: the id, the values
+    of `columns` and the detections of each image or frame, in order.
     """
 
     def __init__(
@@ -75,16 +76,16 @@ class Output:
         images: Sequence[str],
         inputs: Sequence[Path],
     ) -> None:
-        """formats: json, csv, comp4, or of labels.FORMATS, of the detections. images: names of the other files to
-        write. inputs: the files to detect in.
+        """formats: json, csv, comp4 or one of labels.FORMATS. images: names of the image files to write. inputs: the
+        input files.
 
-        Raises UserError where a file to write is an input, or is there and was not written by an earlier detect, and
-        for a class whose detections cannot have a comp4 file.
+        Raises UserError if an output file is also an input, if it exists and `fastrcnn detect` did not write it, or if
+        a class name cannot be used in the name of a comp4 file.
         """
         self.folder, self.source, self.columns, self.formats = folder, source, columns, formats
         self.detector = detector
         self.found: list[tuple[str, Sequence[Any], Detections]] = []
-        self.drawn = 0  # of the detections
+        self.drawn = 0  # number of detections drawn
         self.labelled: list[Labelled] = []
         names = [*images, *(f"detections.{name}" for name in formats if name in ("json", "csv"))]
         if "comp4" in formats:
@@ -93,35 +94,41 @@ class Output:
         for name in formats:
             if name in FORMATS and (folder / f"labels_{name}").exists():
                 raise UserError(
-                    f"{folder / f'labels_{name}'}: is there already, and may have been corrected by you. Move it "
-                    "away, or choose another folder with output=FOLDER."
+                    f"{folder / f'labels_{name}'}: the folder already exists and may contain labels that you "
+                    "corrected. Move it, or choose another output folder with output=FOLDER."
                 )
         own = {path.resolve() for path in inputs}
         for name in names:
             if (folder / name).resolve() in own:
-                raise UserError(f"output={folder}: {name} is one of the pictures to detect in. Choose another folder.")
+                raise UserError(
+                    f"output={folder}: the output file {name} would overwrite an input image. Choose another folder."
+                )
         if "source" not in _timing(folder):
             for name in [*names, TIMING]:
                 if (folder / name).exists():
                     raise UserError(
-                        f"{folder / name}: is there already, and not from an earlier detect. Choose another folder "
-                        "with output=FOLDER."
+                        f"{folder / name}: the file already exists and `fastrcnn detect` did not write it. Choose "
+                        "another output folder with output=FOLDER."
                     )
 
     def add(self, image_id: str, found: Detections, about: Sequence[Any]) -> None:
-        """about: the values of `columns`. Raises UserError where the folder cannot be made."""
+        """Add the detections of an image. about: the values of `columns`.
+
+        Raises UserError if the folder cannot be created.
+        """
         if not self.found:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise UserError(
-                    f"{self.folder}: cannot be made ({error.strerror}); choose another with output=FOLDER."
+                    f"{self.folder}: the folder cannot be created ({error.strerror}). Choose another output folder "
+                    "with output=FOLDER."
                 ) from None
             self._write(TIMING, json.dumps({"source": absolute(self.source)}))
         self.found.append((image_id, about, found))
 
     def count_drawn(self, image_id: str, file: Path, size: Sequence[int], found: Detections, chosen: list[int]) -> None:
-        """Counts the chosen detections of an image as drawn, and keeps them for label files. size: width and height."""
+        """Count the chosen detections of an image as drawn and keep them for label files. size: width and height."""
         self.drawn += len(chosen)
         if any(name in FORMATS for name in self.formats):
             every, (width, height) = list(found), size
@@ -129,18 +136,21 @@ class Output:
             self.labelled.append(Labelled(image_id, file, width, height, kept))
 
     def best_scores(self) -> np.ndarray:
-        """The scores of all detections, the best first."""
+        """Return the scores of all detections, in descending order."""
         return -np.sort(-np.concatenate([np.zeros(0, np.float32), *(of_image.scores for _, _, of_image in self.found)]))
 
     def write_image(self, name: str, image: np.ndarray) -> None:
-        """image: (H, W, 3) uint8 RGB, written as PNG."""
+        """Write an image (H, W, 3) uint8 RGB as PNG."""
         ok, data = cv2.imencode(".png", image[:, :, ::-1])
         assert ok
         replace_file(self.folder / name, data.tobytes())
 
     def write_detections(self) -> None:
-        """Writes the detections in the formats asked for: detections.json, a COCO results file with more columns;
-        detections.csv, with corners in place of width and height; comp4 files; label files of what is drawn."""
+        """Write the detections in the requested formats.
+
+        detections.json is a COCO results file with additional keys. detections.csv contains corners instead of width
+        and height. Label files contain only the detections that are drawn.
+        """
         rows: list[dict[str, Any]] = []
         for image_id, about, found in self.found:
             known = {"image_id": image_id, **dict(zip(self.columns, about, strict=True))}
@@ -168,8 +178,7 @@ class Output:
                 self._write(path, content)
 
     def write_timing(self, left_out: int) -> None:
-        """Writes timing.json, and reports how long an image took; see Stopwatch. left_out: images that could not be
-        read."""
+        """Write timing.json and log the time per image; see Stopwatch. left_out: number of unreadable images."""
         images, runs_on, watch = len(self.found), self.detector.network.runs_on, self.detector.watch
         seconds, work = ({stage: round(t, 6) for stage, t in of_all.items()} for of_all in (watch.seconds, watch.work))
         each, work_each = (
@@ -186,10 +195,10 @@ class Output:
             "work_per_image": work_each,
         }
         self._write(TIMING, json.dumps(timing, indent=1) + "\n")
-        beside = {stage: f" of waiting ({1000 * t:,.1f} ms of work in other threads)" for stage, t in work_each.items()}
+        beside = {stage: f" waiting ({1000 * t:,.1f} ms CPU time in other threads)" for stage, t in work_each.items()}
         shown = ", ".join(f"{STAGES[stage]} {1000 * t:,.1f} ms{beside.get(stage, '')}" for stage, t in each.items())
-        log.info("time per image on %s: %s", runs_on, shown)
+        log.info("Time per image on %s: %s", runs_on, shown)
 
     def _write(self, name: str, content: str) -> None:
-        # A file's name need not be text; what stands for its other bytes becomes these again.
+        # File names can contain bytes that are not UTF-8. surrogateescape restores them.
         replace_file(self.folder / name, content.encode(errors="surrogateescape"))

@@ -1,1 +1,1 @@
-"""Weights of this and other programs: reading, writing, and what pixels they expect."""
+"""Read and write weights of this and other programs, and determine the pixel normalisation that they expect."""

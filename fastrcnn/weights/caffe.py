@@ -1,8 +1,8 @@
-"""Reading and writing `.caffemodel` files: the weights of a network in Caffe. Caffe itself is not needed.
+"""Read and write `.caffemodel` files, the weights of a Caffe network. Caffe itself is not required.
 
-Such a file is one protobuf message, a list of layers. It is mapped into memory and gone through field by field, so that
-neither a large file nor a hostile one needs much memory beside the weights. The few fields that hold weights are named
-here by the numbers they have in Caffe's caffe.proto; the others are passed over.
+A file is one protobuf message, which is a list of layers. It is memory-mapped and parsed field by field, so neither a
+large file nor a malicious one needs much memory in addition to the weights. The constants below are the field numbers
+in Caffe's caffe.proto. Other fields are skipped.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from torch import Tensor
 
 from fastrcnn.errors import UserError
 
-CONVOLUTION = (b"Convolution", 4)  # `type` of a layer: a word since 2015, before that a number
+CONVOLUTION = (b"Convolution", 4)  # `type` of a layer: a string since 2015, previously a number
 INNER_PRODUCT = (b"InnerProduct", 14)
-# Fields of the whole message, NetParameter: its name, and its layers; of a layer: name, type, blobs.
-NET_NAME, LAYER, OLD_LAYER = 1, 100, 2
-PARTS = {LAYER: (1, 2, 7), OLD_LAYER: (4, 5, 6)}
-OLD_SHAPE, FLOATS, SHAPE, DOUBLES = (1, 2, 3, 4), 5, 7, 8  # of a blob; the first: num, channels, height, width
-DIMENSIONS = 1  # of a shape
+NET_NAME, LAYER, OLD_LAYER = 1, 100, 2  # fields of the message, NetParameter
+PARTS = {LAYER: (1, 2, 7), OLD_LAYER: (4, 5, 6)}  # fields of a layer: name, type, blobs
+# Fields of a blob. OLD_SHAPE: num, channels, height, width.
+OLD_SHAPE, FLOATS, SHAPE, DOUBLES = (1, 2, 3, 4), 5, 7, 8
+DIMENSIONS = 1  # field of a shape
 MOST_LAYERS = 100_000
 MOST_DIMENSIONS = 16
 NOTHING = memoryview(b"")
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Weights and biases of the convolutions and inner products in a `.caffemodel`, as NAME.weight and NAME.bias.
+    """Read the convolution and inner product layers of a `.caffemodel` as NAME.weight and NAME.bias.
 
-    NAME is the layer's name in Caffe. Weights of a convolution are (out, in, height, width), of an inner product
-    (out, in), biases (out,), all float32, channels in the order of the file, which for Caffe's VGG16 is BGR.
+    NAME is the layer's name in Caffe. Weights are (out, in, height, width) for a convolution and (out, in) for an inner
+    product, biases are (out,), all float32. Channels stay in the order of the file, which is BGR for Caffe's VGG16.
 
-    Raises UserError for a file that is not there, is cut short, or is something else.
+    Raises UserError if the file is missing, truncated or not a .caffemodel.
     """
     if not path.is_file():
-        raise UserError(f"there is no file {path}. Give the path of a .caffemodel.")
+        raise UserError(f"{path}: file not found. Set the path of a .caffemodel file.")
     found: dict[str, Tensor] = {}
     try:
         with path.open("rb") as file:
@@ -48,24 +48,24 @@ def read(path: Path) -> dict[str, Tensor]:
         layers = ((kind, layer) for kind, _, layer in _fields(whole) if kind in PARTS)
         for count, (kind, layer) in enumerate(layers):
             if count == MOST_LAYERS:
-                raise UserError(f"{path}: more than {MOST_LAYERS} layers; this is no network.")
+                raise UserError(f"{path}: the file contains more than {MOST_LAYERS} layers, so it is not a network.")
             for name, values in _layer(kind, layer, path):
                 if name in found:
                     raise UserError(
-                        f"{path}: the layer '{name.rpartition('.')[0]}' comes twice; only one can be loaded."
+                        f"{path}: two layers have the name '{name.rpartition('.')[0]}', so neither can be loaded."
                     )
                 found[name] = values
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise UserError(f"{path}: the file cannot be read ({error.strerror}).") from error
     except EOFError as error:
-        raise UserError(f"{path}: not a .caffemodel, or cut short (its protobuf message does not end well).") from error
+        raise UserError(f"{path}: not a .caffemodel, or truncated (the protobuf message is incomplete).") from error
     if not found:
-        raise UserError(f"{path}: no layer with weights in it; this is not a .caffemodel.")
+        raise UserError(f"{path}: the file contains no layer with weights, so it is not a .caffemodel.")
     return found
 
 
 def _layer(kind: int, content: memoryview, path: Path) -> Iterator[tuple[str, Tensor]]:
-    """The weight and the bias of a layer of the field `kind`, where it has them."""
+    """Yield the weight and the bias of a layer, if it has them. kind: LAYER or OLD_LAYER."""
     name = ""
     layer_type: bytes | int = 0
     blobs: list[memoryview] = []
@@ -83,12 +83,12 @@ def _layer(kind: int, content: memoryview, path: Path) -> Iterator[tuple[str, Te
         if part_name == "bias":
             values = values.flatten()
         elif layer_type in INNER_PRODUCT and values.dim() == 4 and values.shape[:2] == (1, 1):
-            values = values[0, 0]  # as all blobs had four dimensions before 2015
+            values = values[0, 0]  # all blobs had four dimensions before 2015
         yield f"{name}.{part_name}", values
 
 
 def _values(blob: memoryview, where: str) -> Tensor:
-    """The numbers of a blob in its shape. Raises UserError where they are more or fewer than the shape needs."""
+    """Return the values of a blob in its shape. Raises UserError if their number does not match the shape."""
     shape: list[int] = []
     old_shape, numbers = [0, 0, 0, 0], {FLOATS: NOTHING, DOUBLES: NOTHING}
     for number, value, part in _fields(blob):
@@ -104,14 +104,14 @@ def _values(blob: memoryview, where: str) -> Tensor:
     data, kind = (numbers[FLOATS], "<f4") if len(numbers[FLOATS]) else (numbers[DOUBLES], "<f8")
     wanted = math.prod(shape) if len(shape) <= MOST_DIMENSIONS else 0
     if not wanted or len(data) != wanted * np.dtype(kind).itemsize:
-        raise UserError(f"{where}: its shape {tuple(shape)} does not fit the {len(data)} bytes of numbers in it.")
+        raise UserError(f"{where}: the shape {tuple(shape)} does not match the {len(data)} bytes of data.")
     return torch.from_numpy(np.frombuffer(data, kind).astype(np.float32).reshape(shape))
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-    """Of each field of a message its number and, of two forms, its value: a whole number, or a part of the message.
+    """Yield the number, the integer value (0 if the field contains bytes) and the bytes of each field of a message.
 
-    Raises EOFError where it is no message, or does not end well.
+    Raises EOFError if the message is invalid or truncated.
     """
     at = 0
     while at < len(message):
@@ -132,7 +132,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A whole number as protobuf writes it, seven bits a byte, the lowest first; and where it ends."""
+    """Decode a varint: seven bits per byte, lowest first. Return its value and the position after it."""
     value = 0
     for place, byte in enumerate(data[at : at + 10]):
         value |= (byte & 127) << 7 * place
@@ -142,7 +142,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _varints(data: memoryview) -> list[int]:
-    """The whole numbers that follow each other, one more than a shape may have at most."""
+    """Decode consecutive varints, at most one more than a shape can have."""
     found: list[int] = []
     at = 0
     while at < len(data) and len(found) <= MOST_DIMENSIONS:
@@ -152,10 +152,10 @@ def _varints(data: memoryview) -> list[int]:
 
 
 def write(file: BinaryIO, name: str, layers: Iterable[tuple[str, Mapping[str, Tensor]]]) -> None:
-    """Writes a network of this name, in the form that Caffe has had since 2015.
+    """Write a network in the format that Caffe has used since 2015. name: name of the network.
 
-    layers: the name of each, with its `weight`, (out, in, height, width) of a convolution or (out, in) of an inner
-    product, and its `bias` (out,), if any; float32. Beside them, no copy of a layer is held in memory.
+    layers: the name of each layer, with its `weight`, (out, in, height, width) for a convolution or (out, in) for an
+    inner product, and optionally its `bias` (out,), all float32. Layers are not copied.
     """
     name_field, type_field, blobs_field = PARTS[LAYER]
     file.write(_field(NET_NAME, name.encode()))
@@ -175,11 +175,11 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 def _head(number: int, length: int) -> bytes:
-    """What stands before a field of `length` bytes."""
+    """Return the header of a field of `length` bytes."""
     return _encode(number << 3 | 2) + _encode(length)
 
 
 def _encode(value: int) -> bytes:
-    """A whole number as protobuf writes it."""
+    """Encode a non-negative integer as a varint."""
     high, low = divmod(value, 128)
     return bytes([low | 128]) + _encode(high) if high else bytes([low])

@@ -1,4 +1,4 @@
-"""The weights of a detector for other classes than it was trained on."""
+"""Convert the weights of a detector to a different set of classes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from fastrcnn.weights.names import OUTPUTS
 def for_classes(
     state: Mapping[str, Tensor], old: Sequence[str], fresh: Mapping[str, Tensor], new: Sequence[str]
 ) -> dict[str, Tensor]:
-    """The state dict of a detector of the classes `old` for one of the classes `new`.
+    """Convert the state dict of a detector from the classes `old` to the classes `new`.
 
-    Classes that both have keep their rows of the outputs and of the statistics of the regression targets, background
-    too; other rows are those of `fresh`, the state dict of a new network of the classes `new`. Without any shared class
-    the outputs are all fresh, so that background does not win everywhere. A box layer for all classes together stays.
+    Shared classes and the background keep their rows in the output layers and in the regression target statistics.
+    Other rows are copied from `fresh`, the state dict of a newly initialised network with the classes `new`. If no
+    class is shared, all output rows are fresh, because the trained background row would dominate all scores. A
+    class-agnostic box layer is kept.
     """
     shared = [name for name in new if name in old]
     to = [0, *(new.index(name) + 1 for name in shared)] if shared else []
@@ -28,9 +29,9 @@ def for_classes(
         if key.startswith("bbox_pred") and len(values) == len(target) == 4:
             continue
         if key.startswith("delta_") and len(state["bbox_pred.bias"]) == 4:
-            result[key] = values[-1:].expand_as(target).clone()  # one row for all
+            result[key] = values[-1:].expand_as(target).clone()  # the same row for all classes
             continue
-        width = 4 if key.startswith("bbox_pred") else 1  # rows of a class
+        width = 4 if key.startswith("bbox_pred") else 1  # rows per class
         rows = target.unflatten(0, (-1, width))
         rows[torch.tensor(to, dtype=torch.long)] = values.unflatten(0, (-1, width))[come].to(target)
         result[key] = rows.flatten(0, 1)

@@ -1,6 +1,6 @@
-"""A trained network in files for other programs: the author's Caffe layout, safetensors, torchvision's VGG16.
+"""Write a trained network for other programs: the author's Caffe layout, safetensors, torchvision's VGG16.
 
-What a format cannot express is refused, all of it at once, by a UserError. source: see files.write_derived.
+If a format cannot represent the network, a UserError lists all reasons. source: see files.write_derived.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from fastrcnn.weights.pixels import CAFFE_MEAN, first_layer_for, means_apart
 from fastrcnn.weights.pretrained import AUTHORS_ROI_SIZE
 
 log = logging.getLogger(__name__)
-# Of a layer's length: twice what rounding to the 11 bits of float16 can change where no number is below 6e-5.
+# Relative change of a layer's norm: twice the maximum error of rounding to float16 (11 bits) without subnormal numbers.
 LARGE_CHANGE = 2**-10
 
 
 def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -> None:
-    """The author's layout: layers of his names, the first one for BGR pixels less his PIXEL_MEANS, and a box layer that
-    is not normalised, as `snapshot` in his lib/fast_rcnn/train.py saves it.
+    """Write a .caffemodel for the author's code: his layer names, BGR pixels minus his PIXEL_MEANS, raw box deltas.
 
-    The deviations of the pixels go into the first layer, and a difference of the means of
-    up to one grey level too; see first_layer_for. Margins of SVMs are cls_score as they are, the author's TEST.SVM.
+    bbox_pred is denormalised as in `snapshot` in the author's lib/fast_rcnn/train.py. The standard deviations of the
+    pixels are folded into the first layer, and so is a difference of the means of up to one grey level; see
+    first_layer_for. SVM weights are written to cls_score, for the author's option TEST.SVM.
     """
     problems = []
     if model.roi_op != "fast_rcnn":
-        problems.append(f"model.roi_op={model.roi_op}: Caffe's RoI pooling is fast_rcnn")
+        problems.append(f"model.roi_op={model.roi_op}: Caffe only supports fast_rcnn")
     if model.bbox_pred.out_features == 4:
-        problems.append("model.class_agnostic=true: the author's box layer has four numbers for every class")
+        problems.append("model.class_agnostic=true: the author's box layer has four outputs per class")
     state = _state_for("a .caffemodel", model, AUTHORS_ROI_SIZE, CAFFE_MEAN, (1.0, 1.0, 1.0), problems)
     first = f"{CAFFE_NAMES[model.trunk.network.convs[0].name]}.weight"
     state[first] = state[first].flip(1)
@@ -57,11 +57,11 @@ def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -
     head = () if model.head.features == network.features_of(model.trunk.width) else ("fc6", "fc7")
     named = (*OUTPUTS, "fc6_L", "fc7_L", *head)
     sizes = {name: len(parts["weight"]) for name, parts in layers.items() if name.removesuffix("_U") in named}
-    log.info("num_output in the prototxt: %s", ", ".join(f"{name} {n}" for name, n in sizes.items()))
+    log.info("Set num_output in the prototxt: %s", ", ".join(f"{name} {n}" for name, n in sizes.items()))
     if any(state[f"{CAFFE_NAMES[c.name]}.weight"].shape[0] != c.channels for c in model.trunk.network.convs):
-        log.info("and of all other layers, as this network is a slim one")
+        log.info("Also set num_output of all other layers, because the width of this network is not 1")
     if model.classifier == "svm":
-        log.info("its cls_score are margins of SVMs: the author's code wants TEST.SVM with it")
+        log.info("cls_score contains SVM weights: set TEST.SVM in the author's code")
 
 
 def write_safetensors(
@@ -71,19 +71,19 @@ def write_safetensors(
     source: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """The whole state dict under our names, buffers included.
+    """Write the complete state dict, including buffers.
 
-    metadata: what the file says of itself, see inference/description.py. dtype: see state_in.
+    metadata: the metadata of the file, see inference/description.py. dtype: see state_in.
     """
     safetensors_files.write(state_in(model, dtype, str(output)), metadata, output, source)
 
 
 def state_in(model: FastRCNN, dtype: torch.dtype, what: str) -> dict[str, Tensor]:
-    """The state dict on the CPU, the weights and biases of convolutions and linear layers rounded to `dtype`.
+    """Return the state dict on the CPU, with the weights and biases of convolutions and linear layers cast to `dtype`.
 
-    Batch normalisation, and the statistics of pixels and of regression targets, stay float32: they are a thousandth of
-    the file. Warns where a layer's weights are so small that float16 has fewer digits for them.
-    Raises UserError, which begins with `what`, where a number is too large for `dtype`.
+    Batch normalisation and the statistics of pixels and regression targets stay float32, because they are only a
+    thousandth of the file. Warns if a layer's weights are so small that float16 loses precision.
+    Raises UserError, starting with `what`, if a value is too large for `dtype`.
     """
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     layers = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
@@ -92,7 +92,7 @@ def state_in(model: FastRCNN, dtype: torch.dtype, what: str) -> dict[str, Tensor
     if large:
         kind = str(dtype).removeprefix("torch.")
         raise UserError(
-            f"{what}: {kind} holds numbers up to {torch.finfo(dtype).max:,.0f}, and these weights have larger ones:\n"
+            f"{what}: these weights contain values larger than {torch.finfo(dtype).max:,.0f}, the maximum of {kind}:\n"
             + "\n".join(large)
             + "\nExport with precision=float32."
         )
@@ -102,30 +102,33 @@ def state_in(model: FastRCNN, dtype: torch.dtype, what: str) -> dict[str, Tensor
                 (values.double() - state[name].double()).norm() / state[name].double().norm().clamp_min(1e-300)
             )
             if change > LARGE_CHANGE:
-                log.warning("%s: float16 changes these weights by %.2g %%, as they are very small", name, 100 * change)
+                log.warning(
+                    "%s: float16 changes these weights by %.2g %%, because they are very small", name, 100 * change
+                )
     return kept
 
 
 def write_torchvision(model: FastRCNN, output: Path, source: str | None = None) -> None:
-    """The trunk, fc6 and fc7 as a state dict with the names of torchvision's VGG16, for RGB pixels that are normalised
-    as torchvision's weights want them. `load_state_dict` takes it with strict=False: the class layer is not there.
+    """Write the trunk, fc6 and fc7 as a state dict for torchvision's VGG16, with torchvision's pixel normalisation.
+
+    `load_state_dict` needs strict=False, because the classification layer is not included.
     """
     problems = []
     if model.trunk.network is VGG16:
         convs = model.trunk.convs
         if any(convs[c.name].out_channels != c.channels for c in VGG16.convs):
-            problems.append("model.width: torchvision's is 1")
+            problems.append("model.width: torchvision's VGG16 has width 1")
         elif (found := model.head.features) != (VGG16.fc6, VGG16.fc7):
             problems.append(f"model.head={list(found)}: torchvision's fc6 and fc7 have 4096 features")
         if any(name.endswith(".U.weight") for name in model.head.state_dict()):
-            problems.append("fc6 or fc7 is two layers: export the checkpoint that this one was compressed from")
+            problems.append("fc6 or fc7 is compressed: export the checkpoint from before the compression instead")
     sizes = {"vgg16": AUTHORS_ROI_SIZE["vgg16"]}
     state = _state_for("torchvision's VGG16", model, sizes, IMAGENET_MEAN, IMAGENET_STD, problems)
     places, place = {}, 0
     for conv in VGG16.convs:
         place += len(conv.before)
         places[f"trunk.convs.{conv.name}"] = f"features.{place}"
-        place += 2  # with its ReLU
+        place += 2  # the convolution and its ReLU
     places |= {"head.fc6": "classifier.0", "head.fc7": "classifier.3"}
     named = {
         f"{theirs}.{part}": state[f"{ours}.{part}"].cpu().contiguous()
@@ -135,7 +138,7 @@ def write_torchvision(model: FastRCNN, output: Path, source: str | None = None) 
     with write_derived(output, source) as path, path.open("wb") as file:
         try:
             torch.save(named, file)
-        except RuntimeError as error:  # raised while its file is closed, on top of the reason
+        except RuntimeError as error:  # raised when torch closes the file; the cause is in __context__
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
@@ -147,36 +150,36 @@ def _state_for(
     std: Sequence[float],
     problems: list[str],
 ) -> dict[str, Tensor]:
-    """The model's state dict, with a first layer for pixels (RGB - mean) / std.
+    """Return the model's state dict with a first layer for pixels (RGB - mean) / std.
 
-    what: the format, for messages. sizes: of the pooled RoIs, in those of the author's networks that may be.
-    Raises UserError with the problems, and what else makes network or pixels too different.
+    what: the format, for messages. sizes: the supported networks with the side of their pooled RoIs, in cells.
+    Raises UserError if `problems` is not empty or if the network or its pixel normalisation is not supported.
     """
     model = fold_map_scale(model)
     network = model.trunk.network
     last, size = network.conv_names[-1], sizes.get(network.name)
     apart = means_apart(model, mean)
     if size is None:
-        problems = [f"model.network={network.name}: only {', '.join(sizes)} can", *problems]
+        problems = [f"model.network={network.name}: the format only supports {', '.join(sizes)}", *problems]
     else:
         found, cells = ",".join(model.roi_features), f"{size} x {size} cells"
         unlike = (
-            (bool(model.trunk.norms), "model.batch_norm=true: there is no batch normalisation"),
-            (found != last, f"model.roi_features=[{found}]: RoIs are pooled from {last} alone"),
-            (model.roi_size != size, f"model.roi_size={model.roi_size}: fc6 is for {cells}"),
+            (bool(model.trunk.norms), "model.batch_norm=true: the format does not support batch normalisation"),
+            (found != last, f"model.roi_features=[{found}]: the format only supports pooling from {last}"),
+            (model.roi_size != size, f"model.roi_size={model.roi_size}: fc6 expects {cells}"),
         )
         problems = [text for differs, text in unlike if differs] + problems
-    if apart > 1:  # from one value of a pixel to the next; torchvision's mean and Caffe's differ by .90
+    if apart > 1:  # grey level; the means of torchvision and Caffe differ by 0.90
         own, other = (", ".join(f"{v:g}" for v in values) for values in (model.pixel_mean.flatten().tolist(), mean))
         problems.append(
-            f"this network subtracts {own} from red, green and blue, other programs {other}. What is more than one "
-            "grey level apart cannot be made up for where the picture is padded."
+            f"the network subtracts {own} from red, green and blue, but the format requires {other}. A difference of "
+            "more than one grey level cannot be compensated at padded borders"
         )
     refuse(what, problems)
     if apart > 0:
         log.warning(
-            "the means of the pixels differ by up to %.2f of 255; the first layer's bias makes up for it, "
-            "exactly but for the outermost cells, which see the padding",
+            "The pixel means differ by up to %.2f of 255. The bias of the first layer compensates for this, exactly "
+            "except in the outermost cells, which overlap the padding.",
             apart,
         )
     first = f"trunk.convs.{model.trunk.network.convs[0].name}"
@@ -186,10 +189,10 @@ def _state_for(
 
 
 def refuse(what: str, problems: list[str]) -> None:
-    """Raises UserError that names the problems, all of them, if there are any."""
+    """Raise a UserError that lists the problems, if there are any."""
     if problems:
         raise UserError(
             f"this network cannot be written as {what}:\n"
             + "\n".join(f"  {p}" for p in problems)
-            + "\nformat=safetensors takes any network."
+            + "\nUse format=safetensors, which supports every network."
         )

@@ -1,4 +1,4 @@
-"""Layers of VGG16, VGG_CNN_M_1024 and CaffeNet under the names that other programs give them, and under ours."""
+"""Translate the layer names that other programs use for VGG16, VGG_CNN_M_1024 and CaffeNet to ours."""
 
 from __future__ import annotations
 
@@ -15,20 +15,21 @@ CAFFE_NAMES = {
     **{fc + part: f"head.{fc}{part.replace('_', '.')}" for fc in ("fc6", "fc7") for part in ("", "_L", "_U")},
     **{name: name for name in OUTPUTS},
 }
-CAFFE_TRUNK = re.compile(r"conv[1-5](_[0-9])?\.(weight|bias)$")  # VGG19 has VGG16's and three more
-# torchvision's VGG16 (features.0.weight), also inside another module, and SSD's (0.weight, vgg.0.weight).
+CAFFE_TRUNK = re.compile(r"conv[1-5](_[0-9])?\.(weight|bias)$")  # VGG19 has VGG16's layers and three more
+# torchvision's VGG16 (features.0.weight), also as a submodule, and SSD's (0.weight, vgg.0.weight).
 FEATURES = re.compile(r"((?:(?:module|backbone|model|vgg|base|features)\.)*)([0-9]{1,4})\.weight$")
 CLASSIFIER = re.compile(r"((?:(?:module|backbone|model|vgg)\.)*classifier\.)([0-9]{1,4})\.weight$")
-# Keras' block1_conv1.weight, block1_conv1_W_1:0, block1_conv1/kernel:0, also below folders of an HDF5 file.
+# Keras' block1_conv1.weight, block1_conv1_W_1:0, block1_conv1/kernel:0, also within groups of an HDF5 file.
 KERAS = re.compile(r"(?:.*[./])?block([1-5])_conv([1-9])[._/](weight|kernel|W|bias|b)(?:_[0-9]+)?(?::0)?$")
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with the names of Caffe, torchvision, SSD or Keras with ours, or as it is where it has ours.
+    """Rename the layers of a state dict from Caffe, torchvision, SSD or Keras names to ours.
 
-    A layer that is none of the trunk, fc6, fc7, cls_score and bbox_pred keeps its name. With batch normalisation too
-    (torchvision's vgg16_bn). Weights of fc6 and fc7 that are convolutions become (out, in), which is the same sum;
-    Keras' fc1 and fc2 count the cells of a RoI in another order, and are left alone.
+    Names that are already ours and layers other than the trunk, fc6, fc7, cls_score and bbox_pred are unchanged. The
+    batch normalisation of torchvision's vgg16_bn is supported. If fc6 and fc7 are convolutions, their weights are
+    flattened to (out, in), which is equivalent. Keras' fc1 and fc2 are not translated, because they order the cells of
+    a RoI differently.
     """
     if is_ours(state):
         return dict(state)
@@ -45,23 +46,23 @@ def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_ours(state: Mapping[str, Tensor]) -> bool:
-    """Whether the layers have our names."""
+    """Return whether the layers have our names."""
     return any(key.startswith("trunk.convs.") for key in state)
 
 
 def from_caffe(state: Mapping[str, Tensor]) -> bool:
-    """Whether the layers have Caffe's names."""
+    """Return whether the layers have Caffe's names."""
     return not state.keys().isdisjoint({"conv1_1.weight", "conv1.weight"})
 
 
 def from_keras(state: Mapping[str, Tensor]) -> bool:
-    """Whether the layers have the names of VGG16 in Keras, whose numbers are Caffe's."""
+    """Return whether the layers have the names of VGG16 in Keras, whose weights are those of Caffe's VGG16."""
     return any(KERAS.match(key) for key in state)
 
 
 def _torchvision_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Our name of each layer, by their order: `classifier` has 0 and 3 in torchvision's files, 1 and 4 in some that
-    were made of Caffe's."""
+    """Map each layer to our name by its order, because indices differ: the layers of `classifier` are 0 and 3 in
+    torchvision's files, but 1 and 4 in some files that were converted from Caffe."""
     ours = {
         (FEATURES, 4): iter([f"trunk.convs.{name}" for name in VGG16.conv_names]),
         (FEATURES, 1): iter([f"trunk.norms.{name}" for name in VGG16.conv_names]),

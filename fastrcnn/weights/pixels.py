@@ -1,11 +1,11 @@
-"""What weights of VGG16 expect of pixels: order of the channels, mean, scale.
+"""Determine the pixel normalisation that weights of VGG16 expect: channel order, mean and scale.
 
-The network takes RGB in 0 .. 255 and normalises by its buffers `pixel_mean` and `pixel_std`. Weights that were trained
-on BGR have the channels of conv1_1 reversed as they are loaded, which gives the same sums.
+The network accepts RGB, 0 to 255, and normalises it with its buffers `pixel_mean` and `pixel_std`. If weights were
+trained on BGR, the channels of conv1_1 are reversed on loading, which is equivalent.
 
-Two sets of weights are in use: torchvision's, and the authors' own, trained in Caffe, also in PyTorch files with
-torchvision's names (`vgg16_caffe.pth`). Only the numbers distinguish them. Caffe detectors were trained with conv1_1
-frozen, so theirs are the same.
+Two sets of weights are in common use: torchvision's, and those of the VGG authors, trained in Caffe. The latter also
+exist in PyTorch files with torchvision's names (`vgg16_caffe.pth`). Only their values distinguish them. Caffe detectors
+were trained with conv1_1 frozen, so their values are the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN
 
 @dataclass(frozen=True)
 class Pixels:
-    """mean, std: RGB, 0 .. 255. turned: whether the file's conv1_1 takes BGR."""
+    """Pixel normalisation. mean, std: RGB, 0 to 255. turned: whether conv1_1 in the file expects BGR."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -31,16 +31,16 @@ CAFFE_MEAN = (122.7717, 115.9465, 102.9801)  # PIXEL_MEANS in the author's lib/f
 PIXELS = {
     "imagenet_rgb": Pixels(IMAGENET_MEAN, IMAGENET_STD, turned=False),
     "caffe_bgr": Pixels(CAFFE_MEAN, (1.0, 1.0, 1.0), turned=True),
-    "caffe_rgb": Pixels(CAFFE_MEAN, (1.0, 1.0, 1.0), turned=False),  # turned by whoever converted them
+    "caffe_rgb": Pixels(CAFFE_MEAN, (1.0, 1.0, 1.0), turned=False),  # reversed during conversion
 }
 
 
 @dataclass(frozen=True)
 class Known:
-    """Published weights, recognised by numbers of conv1_1.
+    """Published weights, recognised by values of conv1_1.
 
-    bias: of the first filters. centre: the middle weight of the first filter for the first channel.
-    forward, backward: the key in PIXELS where that channel is the first, and where it is the last.
+    bias: biases of the first filters. centre: the central weight of the first filter for one channel.
+    forward, backward: the key in PIXELS if that channel is the first, or the last.
     """
 
     bias: tuple[float, ...]
@@ -57,8 +57,10 @@ KNOWN = (
 
 
 def recognise(weight: Tensor, bias: Tensor) -> str | None:
-    """The key in PIXELS of published weights, by conv1_1's weight (64, 3, 3, 3) and bias (64,); None for others, of
-    VGG16 or of another network."""
+    """Return the key in PIXELS of published weights, given conv1_1's weight (64, 3, 3, 3) and bias (64,).
+
+    Return None for other weights of VGG16 or of another network.
+    """
     if weight.shape[1:] != (3, 3, 3) or len(bias) < len(KNOWN[0].bias):
         return None
     first, _, last = weight[0, :, 1, 1].tolist()
@@ -71,32 +73,32 @@ def recognise(weight: Tensor, bias: Tensor) -> str | None:
 
 
 def decide(asked: str, weight: Tensor, bias: Tensor, from_caffe: bool) -> tuple[str, str]:
-    """The key in PIXELS for weights, and words that say why.
+    """Return the key in PIXELS for weights, and the reason.
 
-    asked: such a key, which is then taken, or "auto". from_caffe: whether the layers bear Caffe's names.
+    asked: a key, which is then returned, or "auto". from_caffe: whether the layers have Caffe's names.
     """
     recognised = recognise(weight, bias)
     if asked != "auto":
-        other = f", though the first layer is that of {recognised}" if recognised not in (None, asked) else ""
-        return asked, f"as model.pixels says{other}"
+        other = f", although the first layer is that of {recognised}" if recognised not in (None, asked) else ""
+        return asked, f"set by model.pixels{other}"
     if recognised is not None:
-        return recognised, "known by the numbers of the first layer"
+        return recognised, "recognised by the values of the first layer"
     if from_caffe:
-        return "caffe_bgr", "the layers bear Caffe's names"
-    return "imagenet_rgb", "no published weights; if they were trained in Caffe, say model.pixels=caffe_bgr"
+        return "caffe_bgr", "the layers have Caffe's names"
+    return "imagenet_rgb", "the weights are unknown; if they were trained in Caffe, set model.pixels=caffe_bgr"
 
 
 def means_apart(model: FastRCNN, mean: Sequence[float]) -> float:
-    """The largest difference between the model's mean of the pixels and another one, in grey levels."""
+    """Return the largest difference between the model's pixel mean and `mean`, in grey levels."""
     return float((_like(model, mean) - model.pixel_mean.double()).abs().max())
 
 
 def first_layer_for(model: FastRCNN, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the first convolution for pixels (RGB - mean) / std, in place of the model's.
+    """Convert weight and bias of the first convolution to pixels (RGB - mean) / std.
 
-    The deviations go into the weights, which is exact: a padding of 0 stays 0. A difference d of the means goes into
-    the bias, which is exact but for the outermost cells, those that see the padding: 0 there is a pixel of the mean
-    colour, so that their padding is lighter or darker by d.
+    The standard deviations are folded into the weights, which is exact. A difference of the means is folded into the
+    bias. This is exact except in the outermost cells, which overlap the padding: a padding of 0 represents the mean
+    colour, which changes by this difference.
     """
     name, state = model.trunk.network.convs[0].name, model.trunk.convs.state_dict()
     std_before = model.pixel_std.double()
@@ -107,6 +109,5 @@ def first_layer_for(model: FastRCNN, mean: Sequence[float], std: Sequence[float]
 
 
 def _like(model: FastRCNN, values: Sequence[float]) -> Tensor:
-    """Values (3, 1, 1) float64, rounded as the model's are, so that weights for the same pixels stay the same to the
-    last bit."""
+    """Convert values to (3, 1, 1) float64, rounded like the model's, so that equal values cancel exactly."""
     return model.pixel_mean.new_tensor(values).view(3, 1, 1).double()

@@ -1,4 +1,4 @@
-"""Reading weights into the network."""
+"""Load pre-trained weights and Caffe detectors into the network."""
 
 from __future__ import annotations
 
@@ -18,23 +18,29 @@ from fastrcnn.weights.names import OUTPUTS, from_caffe, from_keras, is_ours, tra
 from fastrcnn.weights.pixels import PIXELS, decide
 
 log = logging.getLogger(__name__)
-PARTS = ("trunk.", "head.")  # of a detector, beside its outputs
+PARTS = ("trunk.", "head.")  # the parts of a detector below its outputs
 KNOWN = (
-    "no layer has the name of one of VGG16's convolutions in torchvision (features.0), SSD (0), Caffe (conv1_1), Keras "
-    "(block1_conv1) or here (trunk.convs.conv1_1)"
+    "no layer has the name of a VGG16 convolution in torchvision (features.0), SSD (0), Caffe (conv1_1), Keras "
+    "(block1_conv1) or this project (trunk.convs.conv1_1)"
 )
-NETWORK_FITS = "VGG16's fit model=vgg16, VGG_CNN_M_1024's model=vgg_cnn_m_1024, CaffeNet's model=caffenet, of width 1"
-EXPORT_FITS = "a run, or what `fastrcnn export` wrote of it, fits the model.* keys of that run; model.head may differ"
+NETWORK_FITS = (
+    "use model=vgg16 for weights of VGG16, model=vgg_cnn_m_1024 for VGG_CNN_M_1024 and model=caffenet for CaffeNet, "
+    "each with model.width=1"
+)
+EXPORT_FITS = (
+    "for weights of a run or from `fastrcnn export`, set the model.* keys of that run; only model.head can differ"
+)
 AUTHORS_ROI_SIZE = {"vgg16": 7, "vgg_cnn_m_1024": 6, "caffenet": 6}  # cells along a side, in models/*/train.prototxt
 DETECTOR_FITS = (
-    "a detector has one of the paper's three networks, RoIs pooled to 7 x 7 (VGG16) or 6 x 6, and two outputs"
+    "a detector must have one of the paper's three networks, RoIs pooled to 7 x 7 (VGG16) or 6 x 6 cells, and two "
+    "output layers"
 )
 
 
 def torchvision_vgg16() -> dict[str, Tensor]:
-    """State dict of torchvision's VGG16 trained on ImageNet; downloaded once into torch's hub folder.
+    """Return the state dict of torchvision's VGG16 trained on ImageNet. It is downloaded once, to torch's hub folder.
 
-    Raises UserError where it cannot be downloaded.
+    Raises UserError if the download fails.
     """
     from torchvision.models import VGG16_Weights
 
@@ -47,27 +53,28 @@ def torchvision_vgg16() -> dict[str, Tensor]:
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"The ImageNet weights of VGG16 could not be downloaded ({error}).\n"
-                f"On a machine with network, fetch {url} and put the file as\n"
+                f"On a machine with internet access, download {url}. Save the file as\n"
                 f"  {path}\n"
-                "or name it: model.weights=/path/to/vgg16.pth. To train without them: recipe=scratch."
+                "or set model.weights=/path/to/vgg16.pth. To train without these weights, set recipe=scratch."
             ) from error
-    return read_state_dict(path)  # torch.hub would run what a changed file asks it to
+    return read_state_dict(path)  # torch.hub would execute code in a manipulated file
 
 
 def existing(path: Path) -> Path:
-    """The path of a file of weights. Raises UserError where there is none."""
+    """Return the path of a weights file. Raises UserError if the file does not exist."""
     if not path.is_file():
         raise UserError(
-            f"model.weights: there is no file {path}. Give the path of a state dict (.pth, .safetensors) or of a "
-            ".caffemodel, or 'imagenet' for torchvision's VGG16. scripts/download_voc.sh weights fetches Caffe's."
+            f"model.weights: {path}: file not found. Set the path of a state dict (.pth, .safetensors) or of a "
+            ".caffemodel, or set 'imagenet' for torchvision's VGG16. To download Caffe's weights, run "
+            "`scripts/download_voc.sh weights`."
         )
     return path
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The weights in a `.pth`, `.safetensors` or `.caffemodel` file, read without running anything in it.
+    """Read the weights in a `.pth`, `.safetensors` or `.caffemodel` file, without executing code in it.
 
-    Raises UserError.
+    Raises UserError if the file is missing or invalid.
     """
     existing(path)
     if path.suffix == ".caffemodel":
@@ -78,21 +85,26 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise UserError(f"{path}: expected a state dict, names to tensors.")
+        raise UserError(f"{path}: expected a state dict (a dictionary of tensors by name). Use another weights file.")
     return state
 
 
 def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixels: str = "auto") -> dict[str, str]:
-    """Puts the weights of the trunk, and those of fc6 and fc7 where they fit, into `model`, and what they expect of
-    pixels into its buffers. Returns why each other layer below the outputs stays as it was initialised, by its name.
+    """Load the weights of the trunk, those of fc6 and fc7 if they fit, and the pixel normalisation into `model`.
 
-    state: with Caffe's names, (VGG16) torchvision's, SSD's or Keras', or our own. pixels: see pixels.decide; our own
-    weights bring along what they expect. Raises UserError for what contradicts the model; nothing is loaded then.
+    state: names are Caffe's, ours, or (for VGG16) those of torchvision, SSD or Keras. pixels: see pixels.decide; our
+    own weights contain their pixel normalisation. Returns the other layers below the outputs, which keep their initial
+    values, by name with the reason. Raises UserError if the weights contradict the model. Nothing is loaded in this
+    case.
     """
     named = translate(state)
     found = fit(model, named)
     fits = (
-        EXPORT_FITS if is_ours(state) else NETWORK_FITS if is_ours(named) else f"{KNOWN}; it has {few(layers(state))}"
+        EXPORT_FITS
+        if is_ours(state)
+        else NETWORK_FITS
+        if is_ours(named)
+        else f"{KNOWN}; the file contains {few(layers(state))}"
     )
     _load(model, found.used, found.problems, source, fits, pixels, from_caffe(state) or from_keras(state))
     convs = model.trunk.network.conv_names
@@ -100,14 +112,16 @@ def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixe
     fresh = [*(f"{layer} ({why})" for layer, why in found.fresh.items()), *OUTPUTS]
     unused = [name for name in layers(named) if name not in (*layers(found.used), *BUFFERS)]
     level = logging.WARNING if any(why.startswith(SHAPE) for why in found.fresh.values()) else logging.INFO
-    log.log(level, "%s: read %s; initialised: %s; not used: %s", source, ", ".join(read), ", ".join(fresh), few(unused))
+    log.log(
+        level, "%s: loaded: %s; initialised: %s; not used: %s", source, ", ".join(read), ", ".join(fresh), few(unused)
+    )
     return found.fresh
 
 
 def detector_settings(state: dict[str, Tensor], source: str) -> tuple[ModelSettings, int]:
-    """The model of a detector with Caffe's names, as the author trained it, and its number of object classes.
+    """Return the model settings and the number of object classes of a detector with Caffe's names.
 
-    Raises UserError where the layers that tell are not there.
+    Raises UserError if the layers that determine them are missing.
     """
     shapes = {name: tuple(v.shape) for name, v in state.items() if name.endswith(".weight") and v.dim() > 0}
     first_two = [shapes.get(f"{name}.weight", ()) for name in ("conv1", "conv2")]
@@ -117,14 +131,15 @@ def detector_settings(state: dict[str, Tensor], source: str) -> tuple[ModelSetti
     lacking = [name for name in (first.name, *OUTPUTS) if len(shapes.get(f"{name}.weight", ())) < 2]
     if lacking:
         raise UserError(
-            f"{source}: not a detector, it has no {', '.join(lacking)} (there are: "
-            f"{', '.join(dict.fromkeys(k.rpartition('.')[0] for k in state))}).\n"
-            "Weights to begin a training from are given as model.weights=FILE."
+            f"{source}: not a detector. Missing layers: {', '.join(lacking)}. Layers in the file: "
+            f"{', '.join(dict.fromkeys(k.rpartition('.')[0] for k in state))}.\n"
+            "To start training from these weights, set model.weights=FILE."
         )
     filters = shapes[f"{first.name}.weight"][0]
     if filters > first.channels:
         raise UserError(
-            f"{source}: {first.name} has {filters} filters; {network} has {first.channels}, a slim one fewer."
+            f"{source}: {first.name} has {filters} filters, but {network} has at most {first.channels}. Use a detector "
+            "with one of the paper's networks."
         )
     names = {fc: f"{fc}_U" if f"{fc}_U.weight" in shapes else fc for fc in ("fc6", "fc7")}
     width = filters / first.channels
@@ -144,18 +159,18 @@ def detector_settings(state: dict[str, Tensor], source: str) -> tuple[ModelSetti
 
 
 def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> None:
-    """Puts all layers of a detector with Caffe's names into `model`.
+    """Load all layers of a detector with Caffe's names into `model`.
 
-    The author's training multiplies bbox_pred by the deviations of the regression targets and adds their means before
-    it saves (`snapshot` in lib/fast_rcnn/train.py), so `delta_mean` becomes 0 and `delta_std` 1.
-    Raises UserError as load_pretrained does.
+    Before saving, the author's code multiplies bbox_pred by the standard deviations of the regression targets and adds
+    their means (`snapshot` in lib/fast_rcnn/train.py). Therefore `delta_mean` is set to 0 and `delta_std` to 1.
+    Raises UserError if the weights contradict the model.
     """
     named = translate(state)
     wanted = {k: v for k, v in model.state_dict().items() if k.startswith((*PARTS, *OUTPUTS))}
     _load(model, named, misfits(named, wanted), source, DETECTOR_FITS, "auto", from_caffe(state))
     model.delta_mean.zero_()
     model.delta_std.fill_(1)
-    log.info("%s: bbox_pred taken as not normalised, as the author's code saves it", source)
+    log.info("%s: bbox_pred is denormalised, because the author's code saves it this way", source)
 
 
 def _load(
@@ -167,18 +182,18 @@ def _load(
     pixels: str,
     caffes: bool,
 ) -> None:
-    """Puts a state dict with our names into the model, and what it expects of pixels; raises UserError for problems."""
+    """Load a state dict with our names and its pixel normalisation. Raises UserError if there are problems."""
     if problems := problems or unusable(state):
         raise UserError(f"{source}: these weights do not fit the model ({fits}):\n{in_lines(problems)}")
     if "map_scale" in state:
         model.map_scale = torch.ones_like(state["map_scale"], dtype=torch.float32)
     if state.keys() >= OWN_PIXELS and pixels == "auto":
-        log.info("%s: pixels as the file says", source)
+        log.info("%s: pixel normalisation: read from the file", source)
         nn.Module.load_state_dict(model, state, strict=False)
         return
     first = f"trunk.convs.{model.trunk.network.convs[0].name}"
     name, why = decide(pixels, state[f"{first}.weight"], state[f"{first}.bias"], caffes)
-    log.info("%s: pixels as %s (%s)", source, name, why)
+    log.info("%s: pixel normalisation: %s (%s)", source, name, why)
     if PIXELS[name].turned:
         state = state | {f"{first}.weight": state[f"{first}.weight"].flip(1)}
     nn.Module.load_state_dict(model, state, strict=False)

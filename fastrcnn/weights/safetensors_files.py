@@ -1,7 +1,7 @@
-"""Reading and writing .safetensors files: tensors by name, and metadata, which is text by name.
+"""Read and write .safetensors files: tensors by name, and metadata, which is text by name.
 
-A file is tensors and a header that says where each lies; the package checks the header against the file's size before
-it allocates anything, and nothing in a file is run.
+A file consists of tensors and a header with their offsets. The package safetensors checks the header against the file
+size before it allocates memory, and a file cannot contain code.
 """
 
 from __future__ import annotations
@@ -16,31 +16,35 @@ from fastrcnn.files import write_derived
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, on the CPU, and its metadata. Raises UserError where it is no such file, or damaged."""
+    """Read the tensors of a file, on the CPU, and its metadata. Raises UserError if the file is invalid."""
     try:
         from safetensors import SafetensorError, safe_open
         from safetensors.torch import load_file
     except ImportError:
-        raise UserError(f"{path}: reading it needs the package safetensors: pip install safetensors.") from None
+        raise UserError(
+            f"{path}: reading a .safetensors file requires the package safetensors. Install it with: pip install "
+            "'fastrcnn[safetensors]'"
+        ) from None
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         return load_file(path), metadata
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a .safetensors file, or cut short ({error}).") from error
+        raise UserError(f"{path}: not a .safetensors file, or truncated ({error}).") from error
 
 
 def write(state: Mapping[str, Tensor], metadata: Mapping[str, str], output: Path, source: str | None = None) -> None:
-    """Writes tensors and metadata. source: see write_derived. Raises UserError where that cannot be."""
+    """Write tensors and metadata. source: see write_derived. Raises UserError if the file cannot be written."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
     except ImportError:
         raise UserError(
-            f"{output}: writing it needs the package safetensors: pip install 'fastrcnn[safetensors]'."
+            f"{output}: writing a .safetensors file requires the package safetensors. Install it with: pip install "
+            "'fastrcnn[safetensors]'"
         ) from None
     with write_derived(output, source) as path:
         try:
             save_file(dict(state), path, dict(metadata))
         except SafetensorError as error:
-            raise UserError(f"{output}: cannot be written ({error}).") from error
+            raise UserError(f"{output}: the file cannot be written ({error}).") from error

@@ -1,8 +1,8 @@
-"""Reads files of `torch.save`: tensors, numbers, text and plain containers, and nothing else.
+"""Read files written by `torch.save`, restricted to tensors, numbers, text and plain containers.
 
-`torch.load(weights_only=True)` runs nothing in a file either, but it unpacks compressed records, allocates what the
-file declares, and calls many functions of torch. This reader takes only what state dicts are made of, and no number in
-a file makes it allocate more than the file holds.
+`torch.load(weights_only=True)` does not execute code in a file either, but it decompresses records, allocates the sizes
+that the file declares, and calls many torch functions. This reader supports only the types that state dicts contain,
+and no size that a file declares can make it allocate more than the size of the file.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from fastrcnn.safe_pickle import RefusedError, as_user_error, fill, load_pickle
 
-LARGEST_PICKLE = 4 * 2**20  # bytes; a thousand tensors take a tenth of a megabyte, and a hostile byte 80 of memory
+# Bytes. A thousand tensors take 0.1 MB. A malicious pickle can use up to 80 bytes of memory per byte.
+LARGEST_PICKLE = 4 * 2**20
 MOST_DIMENSIONS = 16
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of torch before 1.6
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # format of torch before 1.6
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -38,12 +39,13 @@ STORAGES = {
 
 
 def read(path: Path, size: int | None = None) -> Any:
-    """What a file of `torch.save` holds, tensors on the CPU. size: bytes of it that are torch's; None: all.
+    """Read a file written by `torch.save`, with tensors on the CPU. No code in the file is executed.
 
-    Raises UserError for whatever is no such file, declares more than it holds, or asks for anything but tensors,
-    numbers, text, lists, tuples and dictionaries. Nothing in it is run.
+    size: number of bytes at the start of the file that torch wrote; None: the entire file.
+    Raises UserError if the file is invalid, declares more data than it contains, or contains objects other than
+    tensors, numbers, text, lists, tuples and dictionaries.
     """
-    instead = "Only tensors, numbers, text, lists, tuples and dictionaries are read: use another file of weights."
+    instead = "Use a weights file that contains only tensors, numbers, text, lists, tuples and dictionaries."
     with as_user_error(path, instead), path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size if size is None else size
         archive = file.read(4) == b"PK\3\4"
@@ -52,20 +54,20 @@ def read(path: Path, size: int | None = None) -> Any:
 
 
 def _archive(file: BinaryIO, size: int) -> Any:
-    """A ZIP archive, of torch 1.6 and later: the pickle, and a record for each storage."""
+    """Read the format of torch 1.6 and later: a ZIP archive with a pickle and a record for each storage."""
     with zipfile.ZipFile(file) as archive:
         listed = archive.infolist()
     records = {info.filename: info for info in listed}
     if len(records) < len(listed):
-        raise RefusedError("two records of one name")
+        raise RefusedError("two records with the same name")
     if packed := [info.filename for info in listed if info.compress_type != zipfile.ZIP_STORED]:
         raise RefusedError(f"a compressed record ({packed[0][:60]})")
     if (declared := sum(info.file_size for info in listed)) > size:
-        raise RefusedError(f"records of {declared:,} bytes in {size:,} bytes")
+        raise RefusedError(f"records with a total size of {declared:,} bytes in a file of {size:,} bytes")
 
     def seek(info: zipfile.ZipInfo) -> None:
         file.seek(info.header_offset + 26)
-        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)  # over its name and what is added to it
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)  # skip the name and the extra field
 
     (pickled,) = (info for info in listed if info.filename.count("/") == 1 and info.filename.endswith("/data.pkl"))
     folder = pickled.filename.removesuffix("data.pkl")
@@ -74,72 +76,73 @@ def _archive(file: BinaryIO, size: int) -> Any:
         if file.read(6) != b"little":
             raise RefusedError("numbers in big-endian order")
     if pickled.file_size > LARGEST_PICKLE:
-        raise RefusedError(f"a pickle of {pickled.file_size:,} bytes")
+        raise RefusedError(f"a pickle of {pickled.file_size:,} bytes (limit: {LARGEST_PICKLE:,})")
     seek(pickled)
     storages = _Storages(size)
     content = load_pickle(io.BytesIO(file.read(pickled.file_size)), ADMITTED, storages.find)
     for key, values in storages.by_key.items():
         info = records[f"{folder}data/{key}"]
         if info.file_size != values.nbytes:
-            raise RefusedError(f"{len(values):,} numbers of {values.dtype} in a record of {info.file_size:,} bytes")
+            raise RefusedError(f"{len(values):,} {values.dtype} numbers in a record of {info.file_size:,} bytes")
         seek(info)
         _read_into(values, file)
     return content
 
 
 def _legacy(file: BinaryIO, size: int) -> Any:
-    """Five pickles (magic number, version, machine, content, keys of the storages), and then the storages."""
+    """Read the format before torch 1.6: pickles of magic number, version, system, content and keys, then storages."""
     pickles = io.BytesIO(file.read(LARGEST_PICKLE))
     storages = _Storages(size)
     magic, _, machine, content, keys = (load_pickle(pickles, ADMITTED, storages.find) for _ in range(5))
     if magic != LEGACY_MAGIC or machine["little_endian"] is not True:
-        raise RefusedError("a beginning that is not torch's, or numbers in big-endian order")
+        raise RefusedError("an unknown magic number, or numbers in big-endian order")
     if not all(type(key) is str for key in keys) or storages.by_key.keys() != set(keys):
-        raise RefusedError("storages that are not there")
+        raise RefusedError("references to missing storages")
     file.seek(pickles.tell())
     for key in keys:
         values = storages.by_key[key]
         if file.read(8) != struct.pack("<q", len(values)):
-            raise RefusedError(f"another number of numbers than the {len(values):,} declared")
+            raise RefusedError(f"a storage whose length is not the declared {len(values):,}")
         _read_into(values, file)
     return content
 
 
 def _read_into(values: Tensor, file: BinaryIO) -> None:
     if len(values) and file.readinto(values.view(torch.uint8).numpy().data) != values.nbytes:  # type: ignore[attr-defined]
-        raise EOFError("a record ends after the file")
+        raise EOFError("a record extends past the end of the file")
 
 
 class _Storages:
-    """Numbers (N,) that a file refers to by keys, yet to be read; together at most `size` bytes."""
+    """Storages (N,) that a file references by key. They are allocated here and read later. Their total size is limited
+    to `size` bytes."""
 
     def __init__(self, size: int) -> None:
         self.left = size
         self.by_key: dict[str, Tensor] = {}
 
     def find(self, saved: Any) -> Tensor:
-        """The storage of a persistent id of torch."""
+        """Return the storage for a persistent id of torch."""
         kind, dtype, key, _, numel, *view = saved
         if kind != "storage" or view not in ([], [None]) or not isinstance(dtype, torch.dtype) or type(key) is not str:
-            raise RefusedError("a reference to something other than numbers")
+            raise RefusedError("a reference to something other than a storage")
         if type(numel) is not int or numel < 0:
-            raise RefusedError("a storage of no proper size")
+            raise RefusedError("a storage with an invalid size")
         if key not in self.by_key:
             self.left -= numel * dtype.itemsize
             if self.left < 0:
-                raise RefusedError(f"{numel:,} numbers of {dtype} that are not there")
+                raise RefusedError(f"a storage of {numel:,} {dtype} numbers, more than the file contains")
             self.by_key[key] = torch.empty(numel, dtype=dtype, device="cpu")
         if (self.by_key[key].dtype, len(self.by_key[key])) != (dtype, numel):
-            raise RefusedError("a storage of two types or sizes")
+            raise RefusedError("a storage with conflicting types or sizes")
         return self.by_key[key]
 
 
 def _tensor(storage: Tensor, offset: Any, size: Any, stride: Any, *_: object) -> Tensor:
-    """As torch._utils._rebuild_tensor_v2: a part of a storage in a shape."""
+    """Replace torch._utils._rebuild_tensor_v2: return a view of a storage."""
     held = storage.numel()
     sound = all(type(n) is int and 0 <= n < 2**62 for n in (offset, *size, *stride))
     if not sound or not len(size) == len(stride) <= MOST_DIMENSIONS:
-        raise RefusedError("a tensor of no proper shape")
+        raise RefusedError("a tensor with an invalid shape")
     numel = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if numel > held or (numel and last >= held):
@@ -148,7 +151,7 @@ def _tensor(storage: Tensor, offset: Any, size: Any, stride: Any, *_: object) ->
 
 
 def _dictionary(items: Any = ()) -> dict[object, object]:
-    """An OrderedDict, of Python 2 with its items."""
+    """Replace OrderedDict. Files from Python 2 pass its items as arguments."""
     return fill({}, [part for key, value in items for part in (key, value)])
 
 

@@ -74,27 +74,27 @@ FC7, PIXELS = "head.fc7.weight", "pixel_std"
 DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
     "no metadata": (lambda _, meta: meta.clear(), "is not a detector: its metadata has no format 'fastrcnn 1'"),
     "another program's": (lambda _, meta: meta.update(format="pt"), "model.weights="),
-    "a part is missing": (lambda _, meta: meta.pop("config"), "its metadata is damaged"),
-    "no JSON": (lambda _, meta: meta.update(config="{"), "its metadata is damaged"),
-    "deep JSON": (lambda _, meta: meta.update(config="[" * 10**5), "its metadata is damaged"),
-    "step": (lambda _, meta: meta.update(step="Infinity"), "step should be a whole number"),
-    "classes": (with_text("classes", lambda _: ["a", "a"]), "classes should be different names"),
+    "a part is missing": (lambda _, meta: meta.pop("config"), "the metadata is damaged"),
+    "no JSON": (lambda _, meta: meta.update(config="{"), "the metadata is damaged"),
+    "deep JSON": (lambda _, meta: meta.update(config="[" * 10**5), "the metadata is damaged"),
+    "step": (lambda _, meta: meta.update(step="Infinity"), "step must be a non-negative integer"),
+    "classes": (with_text("classes", lambda _: ["a", "a"]), "classes must be a list of distinct names"),
     "one class more": (with_text("classes", lambda names: [*names, "owl"]), "cls_score.weight"),  # type: ignore[misc]
     "a class that no file can have": (with_text("classes", lambda _: ["a/b", "c"]), "holds a slash"),
-    "metrics": (with_text("metrics", lambda _: {"test": {"mAP": "x"}}), "metrics or record is not"),
-    "record": (with_text("record", lambda _: {"recipe": [1]}), "metrics or record is not"),
+    "metrics": (with_text("metrics", lambda _: {"test": {"mAP": "x"}}), "metrics or record has an invalid"),
+    "record": (with_text("record", lambda _: {"recipe": [1]}), "metrics or record has an invalid"),
     "a key out of bounds": (in_config("model", width=1e9), "model.width"),
     "an unknown key": (in_config("model", widht=1), "unknown key 'model.widht'"),
-    "a network too large for any machine": (in_config("model", width=100.0), "wanted"),
+    "a network too large for any machine": (in_config("model", width=100.0), "expected"),
     "no data": (with_text("config", lambda config: {"model": config["model"]}), "lacks data"),  # type: ignore[index]
     "a tensor less": (lambda state, _: state.pop(FC7), f"{FC7}: missing"),
     "a tensor more": (lambda state, _: state.update(x=torch.ones(1)), "x: not in the model"),
-    "another shape": (with_tensor(FC7, lambda t: t[:1].clone()), f"{FC7}: \\(1, 64\\), \\(64, 64\\) wanted"),
-    "whole numbers": (with_tensor(FC7, lambda t: t.int()), "numbers of type torch.int32"),
+    "another shape": (with_tensor(FC7, lambda t: t[:1].clone()), f"{FC7}: shape \\(1, 64\\), expected \\(64, 64\\)"),
+    "whole numbers": (with_tensor(FC7, lambda t: t.int()), "dtype torch.int32"),
     "float64": (with_tensor(FC7, lambda t: t.double()), f"{FC7}: torch.float64"),
-    "NaN": (with_tensor(FC7, lambda t: t * math.nan), f"{FC7}: not all finite"),
-    "overflow": (with_tensor(FC7, lambda t: t * math.inf), f"{FC7}: not all finite"),
-    "no deviation": (with_tensor(PIXELS, torch.zeros_like), f"{PIXELS}: 0, but "),
+    "NaN": (with_tensor(FC7, lambda t: t * math.nan), f"{FC7}: .*not finite"),
+    "overflow": (with_tensor(FC7, lambda t: t * math.inf), f"{FC7}: .*not finite"),
+    "no deviation": (with_tensor(PIXELS, torch.zeros_like), f"{PIXELS}: contains 0, but "),
 }
 
 
@@ -133,7 +133,7 @@ def test_a_negative_variance_is_refused(tmp_path: Path) -> None:
     state, meta = parts(whole)
     assert {state[f"trunk.norms.conv1_1.{part}"].dtype for part in ("weight", "bias", "running_var")} == {torch.float32}
     save_file(state | {name: -state[name]}, tmp_path / "b.safetensors", meta)
-    with pytest.raises(UserError, match=rf"{name}: -1, but a variance is never negative"):
+    with pytest.raises(UserError, match=rf"{name}: contains -1, but a variance cannot be negative"):
         read(tmp_path / "b.safetensors")
 
 
@@ -142,7 +142,7 @@ def test_a_file_cut_short_and_a_header_that_lies(whole: Path, tmp_path: Path) ->
     content, file = whole.read_bytes(), tmp_path / "cut.safetensors"
     for torn in (b"", content[:7], content[:300], content[:-1], (2**62).to_bytes(8, "little") + content[8:]):
         file.write_bytes(torn)
-        with pytest.raises(UserError, match=r"cut.safetensors: not a .safetensors file, or cut short"):
+        with pytest.raises(UserError, match=r"cut.safetensors: not a .safetensors file, or truncated"):
             read(file)
     with pytest.raises(UserError, match=r"there is no file .*gone.safetensors"):
         read(tmp_path / "gone.safetensors")

@@ -51,9 +51,9 @@ def test_a_compressed_checkpoint_is_evaluated_and_detected_with(call: Call, plac
     rows = {line.split(":")[0]: re.findall(r"[\d,.]+", line.partition(":")[2]) for line in out.splitlines()}
     assert rows["fc6, rank 100"] == ["261,170", "147,900", "56.6"]  # 205 x 1274 and 100 x (205 + 1274)
     assert rows["fc7, rank 30"] == ["42,025", "12,300", "29.3"]  # 205 x 205 and 30 x 410
-    numbers = [int(n.replace(",", "")) for n in rows["whole network"][:2]]
+    numbers = [int(n.replace(",", "")) for n in rows["entire network"][:2]]
     assert numbers[0] - numbers[1] == 261_170 - 147_900 + 42_025 - 12_300
-    assert re.search(r"fc6 and fc7 of 20 RoIs: \d+\.\d\d times as fast", out)
+    assert re.search(r"fc6 and fc7 for 20 RoIs: \d+\.\d\d times as fast", out)
 
     content = checkpoint.load(folder / "best.pt")
     original = checkpoint.load(Path("run/checkpoints/best.pt"))
@@ -135,9 +135,12 @@ def test_a_share_of_the_energy_leaves_a_layer_as_it_is_where_that_saves_nothing(
     checkpoint.save(Path("made.pt"), content)
     with caplog.at_level("INFO", "fastrcnn"):
         out = done(call, "compress", "checkpoint=made.pt", "keep=0.5", NO_DATA)
-    assert "fc7: a rank of 103 is needed to keep 0.5 of its energy, but only up to 102" in caplog.text
+    assert (
+        "fc7: keeping 0.5 of its energy requires rank 103, but compression reduces its size only up to rank 102"
+        in caplog.text
+    )
     assert "fc6, rank 25: weights" in out
-    assert "fc7, as it is: weights" in out
+    assert "fc7, unchanged: weights" in out
     assert "mAP: not measured" in out
     kept = checkpoint.load(Path("compressed/keep-0.5/best.pt"))
     assert torch.equal(kept["model"]["head.fc7.weight"], eye)
@@ -149,7 +152,7 @@ def test_a_share_of_the_energy_leaves_a_layer_as_it_is_where_that_saves_nothing(
     checkpoint.save(Path("full.pt"), content)
     status, _, err = call("compress", "checkpoint=full.pt", "keep=.99", "output=y.pt", NO_DATA)
     assert status == 1
-    assert "there is nothing to compress" in err
+    assert "no layer can be compressed" in err
     assert not Path("y.pt").exists()
 
 
@@ -173,10 +176,10 @@ def test_the_budget_is_in_points_of_a_hundred() -> None:
     assert tried[0] == "keep=0.500: fc6 rank 32: mAP 48.00 (-2.00 points)"
     assert tried[1] == "keep=0.250: fc6 rank 16: mAP 47.90 (-2.10 points)"
     assert len(tried) == 6
-    with pytest.raises(UserError, match="budget=2: nothing that was tried loses so little") as error:
+    with pytest.raises(UserError, match="budget=2: every trial lost more mAP than this") as error:
         compression.ranks_within(2, found, 0.5, lambda r: 0.1)
     assert "keep=0.500: fc6 rank 32: mAP 10.00 (-40.00 points)" in str(error.value)
-    with pytest.raises(UserError, match="no class has truth"):
+    with pytest.raises(UserError, match="no ground truth of any class"):
         compression.ranks_within(2, found, None, lambda r: 0.1)
 
 

@@ -100,7 +100,7 @@ def test_a_list_with_a_broken_picture_and_two_of_one_name(
         assert seconds == pytest.approx(2 * timing["seconds_per_image"][stage], abs=2e-6)
     assert timing["work"]["proposals"] == pytest.approx(2 * timing["work_per_image"]["proposals"], abs=2e-6)
     assert timing["work"]["proposals"] > 0
-    assert "time per image on cpu: proposals " in caplog.text
+    assert "Time per image on cpu: proposals " in caplog.text
 
 
 def test_each_image_is_decoded_once_and_the_configuration_composed_once(
@@ -188,16 +188,16 @@ def test_nothing_is_overwritten_that_an_earlier_detect_did_not_write(call: Call,
     picture = voc.picture("p", suffix=".png")
     before = fingerprint(voc.root)
     _, err = detect(call, f"source={picture}", f"output={picture.parent}", status=1)
-    assert f"output={picture.parent}: p.png is one of the pictures to detect in." in err
+    assert f"output={picture.parent}: the output file p.png would overwrite an input image." in err
     Path("mine").mkdir()
     Path("mine/detections.json").write_text("precious")
     _, err = detect(call, f"source={picture}", "output=mine", status=1)
-    assert "mine/detections.json: is there already, and not from an earlier detect" in err
+    assert "mine/detections.json: the file already exists and `fastrcnn detect` did not write it" in err
     assert [p.name for p in Path("mine").iterdir()] == ["detections.json"]
     Path("mine/detections.json").rename("mine/notes.json")
     Path("mine/timing.json").write_text('{"seconds_per_image": 1}')
     _, err = detect(call, f"source={picture}", "output=mine", status=1)
-    assert "mine/timing.json: is there already" in err, "an evaluation's"
+    assert "mine/timing.json: the file already exists" in err, "an evaluation's"
     Path("mine/timing.json").unlink()
     for _ in range(2):
         detect(call, f"source={picture}", "output=mine", "draw_threshold=0.01")
@@ -305,7 +305,7 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
             ["formats=jsn: should be one of json, csv, comp4, voc, yolo, coco, labelstudio. Did you mean 'json'?"],
         ),
         (["source=a b.png", "draw_threshold=7"], ["draw_threshold=7: should be from 0 to 1"]),
-        (["source=a b.png", "output=a b.png/x"], ["a b.png/x: cannot be made"]),
+        (["source=a b.png", "output=a b.png/x"], ["a b.png/x: the folder cannot be created"]),
         (["source=a b.png", "batch=0"], ["batch=0: should be at least 1"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

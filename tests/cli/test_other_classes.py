@@ -140,7 +140,7 @@ def test_weights_of_a_run_for_other_classes(
     old, new = states()
     assert all(torch.allclose(v, old[k], atol=1e-8) for k, v in new.items() if k.startswith(("trunk.convs", "head")))
     assert (new["delta_std"][1:] < 0.9).all()
-    assert "read conv1_1 to conv5_3, reduce, fc6, fc7; initialised: cls_score, bbox_pred" in caplog.text
+    assert "loaded: conv1_1 to conv5_3, reduce, fc6, fc7; initialised: cls_score, bbox_pred" in caplog.text
     assert "map_scale" not in new
 
 

@@ -348,7 +348,7 @@ def test_missing_weights_are_said_before_anything_is_trained(call: Call, tiny: V
         Path(f"data/imagenet_models/{name}.v2.caffemodel").touch()
     status, _, err = call("reproduce", "table=4", "data=custom", f"data.root={tiny.root}")
     assert status == 1
-    assert "there is no file data/imagenet_models/VGG16.v2.caffemodel" in err
+    assert "data/imagenet_models/VGG16.v2.caffemodel: file not found" in err
     assert not Path("outputs/reproduce").exists()
 
 

@@ -79,25 +79,25 @@ def test_the_card_says_what_a_user_needs(tmp_path: Path) -> None:
         replace(of, config={**of.config, "data": two, "detection": none}), tmp_path / "d.pt2", False, 1234
     )
     for text in (
-        "margins of SVMs",
-        "the proposals; this network does not move them",
+        "SVM margins",
+        "the proposals, unchanged; this network does not use box regression",
         "`scale = min(480 / short side, 160 / long side)`",
-        "short sides 480, 600: each proposal",
-        "by RoI Align",
-        "No side of `image` may be shorter than 64 pixels",
+        "several short sides (480, 600): each proposal",
+        "with RoI Align",
+        "Each side of `image` must be at least 64 pixels",
         "Keep all scores",
-        "Then keep all of all classes",
+        "Then keep all detections over all classes",
         "3. owl é",
         "| test | 3 | voc07 | 0.500 |",
-        "123.675, 116.28, 103.53 is subtracted",
+        "subtracts 123.675, 116.28, 103.53 from",
         "| Parameters | 1,234 |",
         "| File | 1.5 MiB,",
         "## Training data\n\n- Nine images.\n\n",
-        "## Recipe\n\n- Seven steps.\n\n",
+        "## Training recipe\n\n- Seven steps.\n\n",
     ):
         assert text in card
     assert "somewhere" not in card
-    assert "AP of each class" not in card
+    assert "AP per class" not in card
 
 
 def test_the_card_of_weights_has_figures_limits_and_commands(tmp_path: Path) -> None:
@@ -114,17 +114,17 @@ def test_the_card_of_weights_has_figures_limits_and_commands(tmp_path: Path) -> 
     card = model_card(of, tmp_path / "d.safetensors", True, 1)
     for text in (
         "detector for 3 classes",
-        "| Network | vgg16, width 0.06, fc6 and fc7 of 1024 and 512 features |",
+        "| Network | vgg16, width 0.06, fc6 and fc7 with 1024 and 512 features |",
         "| Precision | weights rounded to float16;",
         "fastrcnn eval checkpoint=d.safetensors data.root=DATASET\n",
         "train start=d.safetensors data=custom",
         "| test | 9 | voc07 | 0.250 |\n| a\\|b (\\*) | 8 | coco | 0.500 |",
-        "| Class | objects in training | test | a\\|b |\n|---|---|---|---|\n",
+        "| Class | training objects | test | a\\|b |\n|---|---|---|---|\n",
         "| cat | 1,234 | 0.250 | 0.500 |\n| dog | 0 |  |  |\n",
         "measured before the weights were rounded to float16",
-        "On test, proposals overlap 90.0 % of the objects of every class by half or more.",
-        "On a|b, proposals overlap 12.5 % (dog) to 100.0 % (cat) of the objects of a class by half or more.",
-        "## Recipe\n\nNot recorded in the checkpoint.\n",
+        "On test, 90.0 % of the objects of every class have a proposal with an IoU of 0.5 or more.",
+        "On a|b, 12.5 % (dog) to 100.0 % (cat) of the objects of each class have a proposal with an IoU of 0.5",
+        "## Training recipe\n\nNot recorded in the checkpoint.\n",
     ):
         assert text in card, text
     assert "## Inputs" not in card
@@ -134,9 +134,9 @@ def test_the_card_of_weights_has_figures_limits_and_commands(tmp_path: Path) -> 
     said = shlex.split(card[card.index("fastrcnn eval") : card.index("fastrcnn train")].replace("\\\n", ""))
     assert said[:4] == ["fastrcnn", "eval", "checkpoint=d.caffemodel", "data.root=DATASET"]
     assert said[4:] == ['data.classes=["it\'s"]', "data.test_short_sides=[96]", "data.long_side=160"]
-    assert "| Precision | float32, made of weights that were rounded to float16 |" in card
-    assert "No evaluation of it is recorded." in card
-    assert "It knows the class above." in card
+    assert "| Precision | float32, converted from weights that were rounded to float16 |" in card
+    assert "No evaluation of this detector is recorded." in card
+    assert "The detector recognises only the class above." in card
 
 
 def test_evaluations_of_another_checkpoint_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -161,4 +161,4 @@ def test_evaluations_of_another_checkpoint_are_left_out(tmp_path: Path, caplog: 
     own["mAP"] = 0.83
     alone = {"metric": "voc07", "mAP": 0.83, "images": None, "ap": {}}
     assert evaluations(tmp_path, own) == {"val": val, "test": alone}
-    assert "mAP 0.8100 by voc07 is not this checkpoint's (0.8300 by voc07)" in caplog.text
+    assert "the mAP 0.8100 (voc07) is not that of this checkpoint, 0.8300 (voc07)" in caplog.text

@@ -278,18 +278,18 @@ def test_pictures_of_any_size(detector: Detector, size: tuple[int, int]) -> None
 @pytest.mark.parametrize(
     ("bad", "error", "said"),
     [
-        (np.zeros((4, 4, 3)), TypeError, "image: expected uint8, 0 to 255, got float64"),
-        (np.zeros((4, 4, 3), np.uint16), TypeError, "got uint16; shift 12-bit values by 4 and 16-bit ones by 8"),
-        (np.zeros((4, 4), np.uint8), ValueError, r"image: expected an array of the shape \(H, W, 3\), got \(4, 4\)"),
-        (np.zeros((0, 4, 3), np.uint8), ValueError, "image: expected an array"),
-        (torch.zeros(4, 4, 3, dtype=torch.uint8), ValueError, r"image: expected a tensor of the shape \(3, H, W\)"),
-        (torch.zeros(3, 4, 4), TypeError, "image: expected uint8"),
+        (np.zeros((4, 4, 3)), TypeError, "image: expected dtype uint8, values 0 to 255, got float64"),
+        (np.zeros((4, 4, 3), np.uint16), TypeError, "got uint16. Shift 12-bit values right by 4 bits, 16-bit"),
+        (np.zeros((4, 4), np.uint8), ValueError, r"image: .* array with shape \(H, W, 3\), got \(4, 4\)"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, "image: expected a non-empty array"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8), ValueError, r"image: expected a tensor with shape \(3, H, W\)"),
+        (torch.zeros(3, 4, 4), TypeError, "image: expected dtype uint8"),
         (
             Image.new("F", (4, 4)),
             TypeError,
-            "image: expected a PIL image of 8 bits a channel, got the mode F; give its file's path",
+            "image: expected a PIL image with 8 bits per channel, got mode F. Pass the file's path",
         ),
-        (Image.new("I;16", (4, 4)), TypeError, "got the mode I;16"),
+        (Image.new("I;16", (4, 4)), TypeError, "got mode I;16"),
         (7, TypeError, "image: expected a path, a PIL image, an array or a tensor, got int"),
         ("gone.jpg", UserError, "gone.jpg: cannot be read"),
     ],
@@ -303,10 +303,18 @@ def test_what_is_no_picture_is_said(detector: Detector, bad: object, error: type
 @pytest.mark.parametrize(
     ("bad", "error", "said"),
     [
-        (np.array([[0, 0, 4, 4], [0, 0, np.nan, 4]]), ValueError, r"row 1 is no box .*nan.* \(1 such rows\)"),
-        (np.array([[5.0, 5, 2, 9]]), ValueError, "row 0 is no box x1 y1 x2 y2 with x1 < x2"),
-        (np.zeros((2, 5)), ValueError, r"expected the shape \(P, 4\), got \(2, 5\)"),
-        ([["a"] * 4], TypeError, "expected numbers"),
+        (
+            np.array([[0, 0, 4, 4], [0, 0, np.nan, 4]]),
+            ValueError,
+            r"row 1 is .*nan.*, which is not a finite box .* such rows: 1\.",
+        ),
+        (
+            np.array([[5.0, 5, 2, 9]]),
+            ValueError,
+            r"row 0 is \[5.0, 5.0, 2.0, 9.0\], which is not a finite box x1 y1 x2 y2 with x1 < x2",
+        ),
+        (np.zeros((2, 5)), ValueError, r"expected shape \(P, 4\), got \(2, 5\)"),
+        ([["a"] * 4], TypeError, "expected a numeric dtype"),
     ],
     ids=["nan", "inverted", "shape", "text"],
 )
@@ -315,7 +323,7 @@ def test_what_are_no_proposals_is_said(
 ) -> None:
     with pytest.raises(error, match=f"proposals: {said}"):
         detector.detect(image, bad)  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match="proposals: expected one array for each of 2 images, got 1"):
+    with pytest.raises(ValueError, match=r"proposals: expected one array per image \(2 images\), got 1"):
         detector.detect([image, image], [np.zeros((0, 4))])
 
 

@@ -123,7 +123,7 @@ def test_the_label_files_of_detect_are_those_of_what_is_drawn(
     assert sorted(p.name for p in Path("found/labels_voc/Annotations").iterdir()) == ["a.xml", "b.xml"]
     status, _, err = call("detect", f"checkpoint={run}", f"source={voc.root / 'JPEGImages'}", "output=found", names)
     assert status == 1
-    assert "found/labels_voc: is there already, and may have been corrected by you" in err
+    assert "found/labels_voc: the folder already exists and may contain labels that you corrected" in err
 
 
 def test_images_of_one_name_in_several_folders_get_names_of_their_own() -> None:

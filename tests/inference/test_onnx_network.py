@@ -53,12 +53,12 @@ def test_every_proposal_is_seen_at_its_scale(file: Path) -> None:
 
 
 def test_files_that_cannot_be_run_are_one_message(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone.onnx: there is no such file"):
+    with pytest.raises(UserError, match=r"gone.onnx: file not found"):
         OnnxNetwork(tmp_path / "gone.onnx")
     model = onnx.load(file)
     del model.metadata_props[:]
     onnx.save(model, tmp_path / "other.onnx")
-    with pytest.raises(UserError, match=r"other.onnx: not written by `fastrcnn export`"):
+    with pytest.raises(UserError, match=r"other.onnx: .* not written by `fastrcnn export`"):
         OnnxNetwork(tmp_path / "other.onnx")
     props = {prop.key: prop.value for prop in onnx.load(file).metadata_props}
     onnx.helper.set_model_props(model, {key: text for key, text in props.items() if key != "record"})
@@ -66,7 +66,7 @@ def test_files_that_cannot_be_run_are_one_message(file: Path, tmp_path: Path) ->
     assert OnnxNetwork(tmp_path / "earlier.onnx").description.record == {}
     onnx.helper.set_model_props(model, {"format": "fastrcnn 1", "classes": "[", "step": "x"})
     onnx.save(model, tmp_path / "torn.onnx")
-    with pytest.raises(UserError, match=r"torn.onnx: its metadata is damaged"):
+    with pytest.raises(UserError, match=r"torn.onnx: the metadata is damaged"):
         OnnxNetwork(tmp_path / "torn.onnx")
     for key, text in (
         ("config", "[1]"), ("config", '{"model": 1}'), ("classes", '["a", 1]'), ("classes", "5"), ("step", "many"),
@@ -75,28 +75,28 @@ def test_files_that_cannot_be_run_are_one_message(file: Path, tmp_path: Path) ->
         whole = described(slim()).metadata()
         onnx.helper.set_model_props(model, whole | {key: text})
         onnx.save(model, tmp_path / "torn.onnx")
-        with pytest.raises(UserError, match=r"torn.onnx: its metadata is damaged"):
+        with pytest.raises(UserError, match=r"torn.onnx: the metadata is damaged"):
             OnnxNetwork(tmp_path / "torn.onnx")
     model.graph.output[0].name = "marks"
     for node in model.graph.node:
         node.output[:] = ["marks" if name == "scores" else name for name in node.output]
     onnx.save(model, tmp_path / "names.onnx")
-    with pytest.raises(UserError, match=r"names.onnx: its inputs and outputs are boxes, image, marks"):
+    with pytest.raises(UserError, match=r"names.onnx: the inputs and outputs are boxes, image, marks"):
         OnnxNetwork(tmp_path / "names.onnx")
     (tmp_path / "cut.onnx").write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"cut.onnx: ONNX Runtime cannot open it \("):
+    with pytest.raises(UserError, match=r"cut.onnx: ONNX Runtime cannot open the file \("):
         OnnxNetwork(tmp_path / "cut.onnx")
     if "CUDAExecutionProvider" not in __import__("onnxruntime").get_available_providers():
-        with pytest.raises(UserError, match="this ONNX Runtime cannot use a GPU"):
+        with pytest.raises(UserError, match="the installed ONNX Runtime cannot use a GPU"):
             OnnxNetwork(file, torch.device("cuda"))
 
 
 def test_a_missing_package_is_named(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"running it needs .* pip install 'fastrcnn\[export\]'"):
+    with pytest.raises(UserError, match=r"running .* requires .* pip install 'fastrcnn\[export\]'"):
         OnnxNetwork(file)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(UserError, match=r"new.onnx: writing it needs .* pip install 'fastrcnn\[export\]'"):
+    with pytest.raises(UserError, match=r"new.onnx: writing .* requires .* pip install 'fastrcnn\[export\]'"):
         write_onnx(slim(), described(slim()), True, tmp_path / "new.onnx")
 
 
@@ -111,7 +111,9 @@ def test_weights_that_are_not_finite_and_classes_that_are_not_there_are_said(tmp
     model = slim()
     about = described(model)
     write_onnx(model, replace(about, classes=("cat",)), True, tmp_path / "few.onnx")
-    with pytest.raises(UserError, match=r"few.onnx: gives scores \(9, 4\) and boxes \(9, 4, 4\) for 9 proposals of 1"):
+    with pytest.raises(
+        UserError, match=r"few.onnx: .* scores of shape \(9, 4\) and boxes of shape \(9, 4, 4\) for 9 proposals and 1"
+    ):
         found(OnnxNetwork(tmp_path / "few.onnx"))
     for layer in ("cls_score", "bbox_pred"):
         model = slim()
@@ -119,5 +121,5 @@ def test_weights_that_are_not_finite_and_classes_that_are_not_there_are_said(tmp
             getattr(model, layer).bias[1] = float("nan")
         write_onnx(model, about, True, tmp_path / f"{layer}.onnx")
         for network in (OnnxNetwork(tmp_path / f"{layer}.onnx"), TorchNetwork(model)):
-            with pytest.raises(UserError, match="scores or boxes that are not finite numbers"):
+            with pytest.raises(UserError, match="scores or boxes that are not finite"):
                 found(network)

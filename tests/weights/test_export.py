@@ -197,7 +197,9 @@ def test_another_mean_goes_into_the_bias_and_shows_at_the_border_alone(
     assert 1e-3 < float(error.max()) < most
 
     model.pixel_mean.zero_()
-    with pytest.raises(UserError, match=r"subtracts 0, 0, 0 from red, green and blue, other programs 122\.772, 115\.9"):
+    with pytest.raises(
+        UserError, match=r"subtracts 0, 0, 0 from red, green and blue, but the format requires 122\.772, 115\.9"
+    ):
         export.write_caffemodel(model, tmp_path / "other.caffemodel")
     assert not (tmp_path / "other.caffemodel").exists()
 
@@ -220,15 +222,15 @@ def test_all_that_the_authors_network_cannot_express_is_said(tmp_path: Path) -> 
         *(f"model.{key}" for key in ("batch_norm", "roi_features", "roi_size", "roi_op", "class_agnostic")),
         lines[-2].strip(),
     ]
-    assert "this network subtracts 100, 100, 100" in lines[-2]
-    assert lines[-1] == "format=safetensors takes any network."
+    assert "the network subtracts 100, 100, 100" in lines[-2]
+    assert lines[-1] == "Use format=safetensors, which supports every network."
     slim = models.model(
         ModelSettings(width=1 / 64, network="caffenet", roi_features=["conv5"], roi_size=6, finetune_from="conv2"), 3
     )
-    with pytest.raises(UserError, match=r"model\.network=caffenet: only vgg16 can"):
+    with pytest.raises(UserError, match=r"model\.network=caffenet: the format only supports vgg16"):
         export.write_torchvision(slim, tmp_path / "x.pth")
     ranks = models.model(ModelSettings(width=1 / 64, fc6_rank=5), 3)
-    with pytest.raises(UserError, match=r"model\.width: torchvision's is 1\n  fc6 or fc7 is two layers"):
+    with pytest.raises(UserError, match=r"model\.width: torchvision's VGG16 has width 1\n  fc6 or fc7 is compressed"):
         export.write_torchvision(ranks, tmp_path / "x.pth")
     assert not list(tmp_path.iterdir())
 
@@ -283,10 +285,10 @@ def test_safetensors_of_another_network_are_refused_by_name_and_shape(tmp_path: 
         load_pretrained(models.model(ModelSettings(width=1 / 64), 3), read_state_dict(path), "here")
     said = str(caught.value)
     assert "`fastrcnn export`" in said
-    assert "  head.fc7.weight: missing, (64, 64) wanted\n" in said
+    assert "  head.fc7.weight: missing, expected shape (64, 64)\n" in said
     assert "  head.fc7.L.weight: not in the model\n" in said
     state = read_state_dict(path) | {"pixel_std": torch.ones(1)}
-    with pytest.raises(UserError, match=r"pixel_std: \(1,\), \(3, 1, 1\) wanted"):
+    with pytest.raises(UserError, match=r"pixel_std: shape \(1,\), expected \(3, 1, 1\)"):
         load_pretrained(models.model(ModelSettings(width=1 / 64, fc7_rank=3), 3), state, "here")
     model = models.model(ModelSettings(width=1 / 64, fc7_rank=3), 3)
     load_pretrained(model, read_state_dict(path), "here", pixels="caffe_rgb")
@@ -327,7 +329,7 @@ def test_what_half_precision_cannot_hold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         export.write_safetensors(model, {}, path, dtype=torch.float16)
     assert str(caught.value).splitlines() == [
-        f"{path}: float16 holds numbers up to 65,504, and these weights have larger ones:",
+        f"{path}: these weights contain values larger than 65,504, the maximum of float16:",
         "  cls_score.weight: 65520",
         "Export with precision=float32.",
     ]
