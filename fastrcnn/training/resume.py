@@ -103,7 +103,7 @@ def load_newest(
         was, now = state["config"][group].get(key), config[group][key]
         if was != now and (key != "box_weight" or (was == 0) != (now == 0)):
             raise UserError(
-                f"{group}.{key}={now}: the run was started with {was}, and its optimiser state fits only this value. "
+                f"{group}.{key}={now}: the run was started with {was}, and its optimiser state does not fit {now}. "
                 f"Omit the key, or start a new run with start={path}."
             )
     try:

@@ -276,8 +276,7 @@ class TrainingRun:
             yield loader
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Take the remaining steps. After each step, write the metrics, drawing and checkpoint that are due, and
-        evaluate if an evaluation is due.
+        """Take the remaining steps, each followed by the metrics, drawing, checkpoint and evaluation that are due.
 
         If one process must end, all processes end after the same step.
         """
