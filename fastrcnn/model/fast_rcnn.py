@@ -23,9 +23,9 @@ def scaled_rois(rois: Tensor, op: str, scales: Tensor | None = None) -> Tensor:
     """Convert half-open RoIs (K, 5) [image, x1, y1, x2, y2] to the float32 RoIs that the operator `op` expects.
 
     Only this function converts half-open boxes to inclusive ones (see INCLUSIVE), whose x2 and y2 are one less.
-    scales: (N,) pixels of the network's image per pixel of the boxes. Boxes are scaled after the conversion, in float64,
-    and rounded once, as in `_project_im_rois` in the author's lib/fast_rcnn/test.py. The precision matters: if 375
-    pixels are scaled to 600, every tenth edge is exactly halfway between two cells.
+    scales: (N,) pixels of the network's image per pixel of the boxes. Boxes are scaled after the conversion, in
+    float64, and rounded once, as in `_project_im_rois` in the author's lib/fast_rcnn/test.py. The precision matters: if
+    375 pixels are scaled to 600, every tenth edge is exactly halfway between two cells.
     """
     box = rois[:, 1:].double()
     if op in INCLUSIVE:
@@ -209,7 +209,7 @@ class FastRCNN(nn.Module):
 
     @property
     def frozen_layers(self) -> tuple[list[str], str | None]:
-        """The layers in `roi_features` whose maps do not change in training, and the first trained convolution or None."""
+        """The layers in `roi_features` whose maps do not change, and the first convolution that is trained or None."""
         used = self.trunk.network.up_to(self.roi_features)
         layers = {name: [t[name] for t in (self.trunk.convs, self.trunk.norms) if name in t] for name in used}
         trained = [n for n in used if any(p.requires_grad for layer in layers[n] for p in layer.parameters())]
@@ -295,8 +295,8 @@ def fold_map_scale(model: FastRCNN) -> FastRCNN:
 def box_layer_for(model: FastRCNN, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the box layer for other statistics: its outputs times `std` plus `mean` are the model's deltas.
 
-    Returns weight (4 K, D) and bias (4 K,). K is classes + 1, or 1 in a class-agnostic model, whose statistics are equal
-    for all classes. mean, std: (classes + 1, 4). With mean 0 and std 1, this is the layer that `snapshot` in the
+    Returns weight (4 K, D) and bias (4 K,). K is classes + 1, or 1 in a class-agnostic model, whose statistics are
+    equal for all classes. mean, std: (classes + 1, 4). With mean 0 and std 1, this is the layer that `snapshot` in the
     author's lib/fast_rcnn/train.py saves.
     """
     rows = model.bbox_pred.out_features // 4

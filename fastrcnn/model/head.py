@@ -85,7 +85,7 @@ class Decomposition:
     energy: Tensor  # (rows,) float64, squared singular values
 
     def rank_for(self, keep: float) -> int:
-        """Return the smallest rank, at least 1, whose squared singular values sum to the fraction `keep` (0, 1] of all."""
+        """Return the smallest rank, at least 1, that keeps the fraction `keep` in (0, 1] of the energy."""
         share = self.energy.cumsum(0) / self.energy.sum().clamp(min=torch.finfo(torch.float64).tiny)
         enough = (share >= keep - 1e-12).nonzero()  # tolerates rounding errors, so that keep=1 is reached
         return int(enough[0]) + 1 if len(enough) else 1

@@ -78,7 +78,7 @@ def load(path: Path, finite: bool = True) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
         raise UserError(
-            f"{path}: the checkpoint has format {str(found)[:20]}, but this version of fastrcnn reads only {FORMAT}."
+            f"{path}: the checkpoint has format {str(found)[:20]}. This version of fastrcnn reads only format {FORMAT}."
         )
     _check(path, content, finite)
     return content
@@ -87,7 +87,7 @@ def load(path: Path, finite: bool = True) -> dict[str, Any]:
 def _check(path: Path, content: dict[str, Any], finite: bool) -> None:
     """Raise UserError if an entry is missing or has an invalid type or value."""
     if missing := [name for name in HELD if name not in content]:
-        raise UserError(f"{path}: the checkpoint has no entry {', '.join(missing)}. Use another checkpoint.")
+        raise UserError(f"{path}: the checkpoint is missing {', '.join(missing)}. Use another checkpoint.")
     step, best, names, config, model = (content[name] for name in HELD)
     optimizer = content.get("optimizer", {"state": {}, "param_groups": []})
     states, groups = (optimizer.get(k) if type(optimizer) is dict else None for k in ("state", "param_groups"))
@@ -107,7 +107,7 @@ def _check(path: Path, content: dict[str, Any], finite: bool) -> None:
         and holds(groups, dict),
     }
     if unsound := [name for name, is_sound in sound.items() if not is_sound]:
-        raise UserError(f"{path}: the checkpoint has an invalid entry {', '.join(unsound)}. Use another checkpoint.")
+        raise UserError(f"{path}: the checkpoint has invalid values for {', '.join(unsound)}. Use another checkpoint.")
     if finite:
         tensors = dict(model)
         for number, state in optimizer["state"].items():
@@ -137,7 +137,7 @@ def newest_sound(folder: Path, check: Check = lambda _, content: content) -> tup
         try:
             content = load(path)
             if "optimizer" not in content:
-                raise UserError(f"{path}: a run cannot resume from this checkpoint, because it has no entry optimizer.")
+                raise UserError(f"{path}: a run cannot resume from this checkpoint, because it is missing optimizer.")
             return path, check(path, content), refused
         except UserError as error:
             refused.append(str(error))

@@ -90,8 +90,8 @@ def train(
 ) -> Iterator[Step]:
     """Train `model` from step `start` to the end of the schedule, and yield each completed step.
 
-    The loader must have enough batches. Everything random in a step, which is the choice of RoIs and dropout, depends
-    only on the seed and the step's number. A resumed run therefore takes the same steps as an uninterrupted one.
+    The loader must have enough batches. The random choices in a step (its RoIs and dropout) depend only on the seed and
+    the step's number. A resumed run therefore takes the same steps as an uninterrupted one.
 
     A step uses `schedule.accumulate` batches. The loss of a batch is divided by its number of RoIs, and the loss of the
     step is the mean over its batches. If every image has the same number of RoIs, this equals the loss of one large

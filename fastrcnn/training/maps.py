@@ -98,8 +98,10 @@ class Maps:
     """
 
     def __init__(self, folder: Path, model: FastRCNN, dtype: torch.dtype, budget: float) -> None:
-        """Create `folder`. budget: its maximum size in bytes, for all processes together. The model must be on its
-        device."""
+        """Create `folder`. budget: its maximum size in bytes, for all processes together.
+
+        The model must already be on its device.
+        """
         self.model, self.dtype = model, dtype
         self.kept_as = dtype if dtype == torch.bfloat16 else torch.float16
         self.files = MapFiles(folder / digest(model, self.kept_as))
