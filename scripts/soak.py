@@ -146,7 +146,7 @@ def finish(process: Process, said: Path) -> None:
 def count_start(report: Report, before: int, said: Path) -> None:
     """Whether the run went on from where it should, as far as it came to that."""
     text = said.read_text()
-    if found := re.search(r"going on from .*step-(\d+)\.pt", text):
+    if found := re.search(r"Resuming from .*step-(\d+)\.pt", text):
         if int(found[1]) == before:
             report.from_newest += 1
         else:

@@ -67,7 +67,7 @@ def soak(place: Path, kills: int, seed: int) -> tuple[int, bool, str]:
         os.kill(rng.choice(processes_of(job.pid)), signal.SIGKILL)
         print(f"killed one after step {newest(checkpoints)}", file=sys.stderr, flush=True)
     status = job.wait(10 * DEADLINE)
-    went_on = len(re.findall(r"going on from .*step-\d+\.pt", said.read_text()))
+    went_on = len(re.findall(r"Resuming from .*step-\d+\.pt", said.read_text()))
     equal = status == 0 and weights(place / "killed", steps) == weights(place / "alone", steps)
     return went_on, equal, said.read_text()
 

@@ -142,7 +142,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(call: Call, verb: str) -> N
         (["eval", "checkpoint="], ["which model?"]),
         (["eval", "checkpoint=no/such"], ["there is no file or folder no/such"]),
         (["detect", "source=x.jpg"], ["which model? fastrcnn detect checkpoint=RUN"]),
-        (["detect", "checkpoint=.", "source=x"], ["checkpoint: . holds no checkpoint"]),
+        (["detect", "checkpoint=.", "source=x"], ["checkpoint: . contains no checkpoint"]),
         (["train", "resume=auto"], ["resume=auto: there is no run in outputs/train"]),
         (["train", "resume=yes"], ["resume=yes: should be auto"]),
         (["train", "solver.schedule=cosin"], ["solver.schedule=cosin: should be one of", "Did you mean 'cosine'?"]),

@@ -78,7 +78,7 @@ def tensor(name: str, value: torch.Tensor) -> Callable[[dict], None]:
 
 
 CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
-    **{f"no {key}": (without(key), f"the checkpoint lacks {key}") for key in checkpoint.HELD},
+    **{f"no {key}": (without(key), f"the checkpoint is missing {key}") for key in checkpoint.HELD},
     "no group": (without("config", "data"), "it lacks data"),
     "model a list": (put("model", value=[1]), "model in the checkpoint is not what"),
     "model of lists": (put("model", "x", value=[1]), "model in the checkpoint is not what"),
@@ -266,11 +266,14 @@ def test_tuples_within_tuples_as_keys_of_a_legacy_file_are_not_hashed(tmp_path: 
     ("change", "said"),
     [
         (lambda s: s["param_groups"].pop(), "other groups"),
-        (lambda s: s["param_groups"][0].update(params=[0]), "other parameters"),
+        (lambda s: s["param_groups"][0].update(params=[0]), "the parameters of a group differ"),
         (lambda s: s["param_groups"][0].update(momentum=math.nan), "no finite"),
         (lambda s: s["param_groups"][0].pop("lr_factor"), "no finite"),
-        (lambda s: s["state"][0].update(momentum_buffer=torch.zeros(1)), r"buffer of parameter 0 is \(1,\)"),
-        (lambda s: s["state"][0].update(momentum_buffer=1), "other things than momentum_buffer"),
+        (
+            lambda s: s["state"][0].update(momentum_buffer=torch.zeros(1)),
+            r"buffer of parameter 0 has the wrong shape \(1,\)",
+        ),
+        (lambda s: s["state"][0].update(momentum_buffer=1), "parameter 0 does not consist of momentum_buffer"),
         (lambda s: s["state"].update({99: {"momentum_buffer": torch.zeros(1)}}), "parameter 99"),
     ],
 )
@@ -292,9 +295,9 @@ def test_an_optimisers_state_of_other_parameters_is_refused(change: Callable[[di
     [
         (lambda s: s["param_groups"][0].update(betas=(0.9, math.inf)), "no finite"),
         (lambda s: s["param_groups"][0].pop("betas"), "no finite"),
-        (lambda s: s["state"][0].update(exp_avg=torch.zeros(1)), r"exp_avg of parameter 0 is \(1,\)"),
-        (lambda s: s["state"][1].update(step=torch.zeros(2)), r"step of parameter 1 is \(2,\)"),
-        (lambda s: s["state"][0].pop("exp_avg_sq"), "other things than exp_avg and exp_avg_sq and step"),
+        (lambda s: s["state"][0].update(exp_avg=torch.zeros(1)), r"exp_avg of parameter 0 has the wrong shape \(1,\)"),
+        (lambda s: s["state"][1].update(step=torch.zeros(2)), r"step of parameter 1 has the wrong shape \(2,\)"),
+        (lambda s: s["state"][0].pop("exp_avg_sq"), "does not consist of exp_avg and exp_avg_sq and step"),
         (lambda s: s["state"][0].update(exp_avg=None), "other things"),
         (lambda s: s["state"][0].update(max_exp_avg_sq=torch.zeros(2, 3)), "other things"),
     ],
