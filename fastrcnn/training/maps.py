@@ -1,8 +1,9 @@
 """Feature maps of the frozen layers, computed once for each view of an image and cached in files.
 
 If the first layers of the trunk are frozen, their output for an image is the same in every epoch. Each view has its own
-file, in half precision: bfloat16 if training computes in bfloat16, which loses nothing, else float16. Maps that are not
-cached, because there is no space left, are rounded in the same way, so training does not depend on the space.
+file, in half precision: bfloat16 if training computes in bfloat16, which loses nothing, else float16. If the disk space
+runs out, the other maps are not cached, but they are rounded in the same way. The trained weights are therefore the
+same with any amount of disk space.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def _seconds_between(events: Iterable[object]) -> list[float]:
 def profile_steps(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -> Iterator[Iterable[Batch]]:
     """Provide the batches for the training loop and profile steps 10 to 19.
 
-    accumulate: batches per step. Steps are counted from 0 at the start of the run, or where the run was resumed. The
+    accumulate: batches per step. Step 0 is the first step of the run, or the first step after the run was resumed. The
     profile consists of steps-10-20.pt.trace.json, which contains every operation with its time, and steps-10-20.txt,
     which summarises the longest operations. If the loop ends earlier, the profile contains the steps until then.
     """

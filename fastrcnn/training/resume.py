@@ -38,7 +38,7 @@ def saved_config(folder: Path) -> Config:
         config = yaml.safe_load(text)
     except Exception as error:  # errors of the file or of YAML
         raise UserError(
-            f"{path}: the run cannot be resumed, because its configuration is not readable ({error})."
+            f"{path}: the run's configuration cannot be read ({error}), so the run cannot be resumed."
         ) from None
     if not isinstance(config, dict) or not config:
         raise UserError(f"{path}: the run cannot be resumed, because this file contains no configuration keys.")

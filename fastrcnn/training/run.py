@@ -442,7 +442,7 @@ class TrainingRun:
         known = {f"eval/{n}": v for n, v in values.items() if v is not None}
         self.tracker.scalars(step, known | {EVALUATED: mean_ap})  # EVALUATED is last: it marks a complete evaluation
         if mean_ap is None:
-            log.warning("step %d: no class has ground truth, so mAP is undefined and best.pt is not written", step)
+            log.warning("step %d: no mAP because no class has ground truth; best.pt is not written", step)
         else:
             log.info("step %d: mAP %.4f", step, mean_ap)
 

@@ -13,7 +13,7 @@ from limits import PATIENCE
 
 from fastrcnn.parallel import processes
 
-REASON = 'call that below `if __name__ == "__main__":`'
+REASON = 'call it below `if __name__ == "__main__":`'
 SCRIPTS = {
     "check": """
 from pathlib import Path
