@@ -114,8 +114,8 @@ def show_progress(
     """Yield the steps and show progress: a progress bar on a terminal, otherwise occasional log lines.
 
     After a few steps, the estimated remaining time is logged. It is logged again if the estimate of the total time
-    changes by more than the fraction `unsure`. start: number of steps that are already completed. evaluations: returns
-    the seconds that all evaluations after a given number of steps take.
+    changes by more than the fraction `unsure`. start: number of steps that are already completed. evaluations: takes a
+    number of completed steps and estimates the seconds of all later evaluations.
     """
     terminal = sys.stderr.isatty()
     hidden = not terminal or silent()

@@ -321,7 +321,7 @@ class TrainingRun:
     def seconds_to_evaluate(self) -> Callable[[int], float]:
         """Time the evaluation of a few images.
 
-        Returns a function that estimates how long all evaluations after a given number of steps take, in seconds.
+        Returns a function that takes a number of completed steps and estimates the seconds of all later evaluations.
         """
         images, tests = self.val_set or self.test_set, self.test_set if self.val_set else None
         if images is None or not distributed.leads():
@@ -364,7 +364,7 @@ class TrainingRun:
         self.saved = step
 
     def draw(self, step: Step) -> None:
-        """Draw the step's RoIs for TensorBoard. Only the first process draws its RoIs."""
+        """Draw the step's RoIs for TensorBoard, in the first process only."""
         if distributed.leads():
             self.tracker.picture(step.done, "train/rois", draw_batch(with_pixels(step.batch), step.rois, step.targets))
 
@@ -377,7 +377,7 @@ class TrainingRun:
             self.record(step, outcome)
 
     def evaluate_chosen(self) -> None:
-        """Evaluate the weights with the best mAP on the validation set on the test set."""
+        """Load the weights with the best validation mAP and evaluate them on the test set."""
         assert self.test_set is not None
         best = self.folder / "checkpoints" / "best.pt"
         step = distributed.from_first(self.best_step if self.best >= 0 else self.done)
@@ -464,7 +464,7 @@ class TrainingRun:
 
     @contextmanager
     def end_in_order(self) -> Iterator[None]:
-        """If a process dies or the disk is full, save the last step if possible and raise a UserError.
+        """Raise a UserError if a process dies or the disk is full. If a loader process dies, first save the last step.
 
         The messages of the UserError and of Stopped contain the command that resumes the run.
         """

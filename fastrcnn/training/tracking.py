@@ -127,7 +127,7 @@ def claim(folder: Path) -> AbstractContextManager[None]:
 
 
 class LogFile(logging.FileHandler):
-    """A log file that ignores write errors, such as a full disk. A full disk ends a run only at a checkpoint."""
+    """A log file that ignores write errors, for example on a full disk. A run can continue without its log."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Ignore the error. By default, logging prints a traceback."""

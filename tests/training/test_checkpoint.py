@@ -91,7 +91,7 @@ def test_a_flipped_bit_of_the_checksum_is_noticed(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match="has changed"):
+    with pytest.raises(UserError, match="checksum does not match"):
         checkpoint.load(path)
 
 
@@ -99,7 +99,7 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
     torch.save(content(), tmp_path / "theirs.pt")
     (tmp_path / "text.pt").write_text("hello")
     for name in ("theirs.pt", "text.pt"):
-        with pytest.raises(UserError, match="not a checkpoint of this program"):
+        with pytest.raises(UserError, match="not a fastrcnn checkpoint"):
             checkpoint.load(tmp_path / name)
 
 
@@ -117,7 +117,7 @@ def test_another_format_is_refused(tmp_path: Path, inside: object) -> None:
     buffer = io.BytesIO()
     torch.save(inside, buffer)
     (tmp_path / "x.pt").write_bytes(signed(buffer.getvalue()))
-    with pytest.raises(UserError, match=r"format 1.*reads only format 2"):
+    with pytest.raises(UserError, match="reads only format 2"):
         checkpoint.load(tmp_path / "x.pt")
 
 
@@ -200,7 +200,7 @@ def test_the_newest_sound_checkpoint_passes_over_broken_ones_and_says_so(tmp_pat
 
 
 def test_no_sound_checkpoint_is_an_error_that_says_why(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"There is no step-N\.pt file"):
+    with pytest.raises(UserError, match=r"contains no step-N\.pt file"):
         checkpoint.newest_sound(tmp_path)
     (tmp_path / "step-3.pt").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"(?s)no checkpoint to resume from.*step-3\.pt.*truncated"):
@@ -221,5 +221,5 @@ def test_what_a_user_means_by_a_run(tmp_path: Path) -> None:
     assert checkpoint.resolve(tmp_path / "run") == folder / "best.pt"
     assert checkpoint.resolve(folder) == folder / "best.pt"
     assert checkpoint.resolve(folder / "step-9.pt") == folder / "step-9.pt"
-    with pytest.raises(UserError, match="no file or folder"):
+    with pytest.raises(UserError, match="nothing does not exist"):
         checkpoint.resolve(tmp_path / "nothing")
