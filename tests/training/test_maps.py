@@ -258,7 +258,7 @@ def test_the_whole_time_is_said_before_the_maps_are_computed(
     assert "About 19 s left: 5 feature maps 15 s, 8 steps 4 s, evaluation 0 s" in caplog.messages
     caplog.clear()
     run(tmp_path / "run", dataset, tiny())
-    assert not [line for line in caplog.messages if line.startswith("about") and "maps" in line], "they are kept"
+    assert not [line for line in caplog.messages if line.startswith("About") and "maps" in line], "they are kept"
 
 
 def test_a_run_resumes_where_the_maps_of_its_first_batch_are_kept_and_others_are_not(
@@ -280,7 +280,7 @@ def test_a_run_resumes_where_the_maps_of_its_first_batch_are_kept_and_others_are
     run(tmp_path / "run", dataset, tiny())
     assert len(timed) == 2
     assert timed[1][3].sizes.tolist() == [[48, 64], [48, 64]]
-    assert [line for line in caplog.messages if "left: 3 maps" in line]
+    assert [line for line in caplog.messages if "left: 3 feature maps" in line]
 
 
 @pytest.mark.parametrize("stop", [3, 5])
