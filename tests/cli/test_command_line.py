@@ -140,7 +140,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(call: Call, verb: str) -> N
         (["reval", "data=custom"], ["which detections?", "detections=FOLDER"]),
         (["eval"], ["which model? fastrcnn eval checkpoint=RUN"]),
         (["eval", "checkpoint="], ["which model?"]),
-        (["eval", "checkpoint=no/such"], ["there is no file or folder no/such"]),
+        (["eval", "checkpoint=no/such"], ["no/such does not exist"]),
         (["detect", "source=x.jpg"], ["which model? fastrcnn detect checkpoint=RUN"]),
         (["detect", "checkpoint=.", "source=x"], ["checkpoint: . contains no checkpoint"]),
         (["train", "resume=auto"], ["resume=auto: there is no run in outputs/train"]),
