@@ -244,7 +244,7 @@ def test_detect_draws_a_folder_and_a_pattern(command: Command, place: Path, tmp_
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "run=run", *SETTINGS], "there is a run in this folder already"),
+        (["train", "run=run", *SETTINGS], "this folder already contains a run"),
         (["eval", "checkpoint=run", "split=vla"], "Available lists: test, train, trainval, val. Did you mean 'val'?"),
         (["detect", "checkpoint=run"], "which pictures? source=PICTURE"),
         (["detect", "checkpoint=run", "source=nothing/*.jpg"], "source=nothing/*.jpg: there is no such file"),
@@ -269,7 +269,7 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(
     command("train", "run=half", *SETTINGS, "solver.iterations=3", "solver.schedule=step")
     whole, _ = command("train", "run=whole", *SETTINGS, "solver.schedule=step")
     resumed, _ = command("train", "run=half", "resume=auto", *SETTINGS, "solver.schedule=step")
-    assert "going on from half/checkpoints/step-3.pt" in caplog.text
+    assert "Resuming from half/checkpoints/step-3.pt" in caplog.text
     assert metrics(place / "half" / "eval" / "test") == metrics(place / "whole" / "eval" / "test")
 
     def last(run: str) -> list[list[str]]:
@@ -306,7 +306,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint_and_a_step_to
 def test_a_second_run_in_a_folder_is_refused(command: Command, place: Path) -> None:
     before = fingerprint(place / "run")
     _, err = command("train", "run=run", *SETTINGS, status=1)
-    assert "there is a run in this folder already" in err
+    assert "this folder already contains a run" in err
     with claim(place / "run"):
         _, err = command("train", "run=run", "resume=auto", *SETTINGS, status=1)
     assert "another process is training in this folder" in err
@@ -328,7 +328,7 @@ def test_accumulation_profile_and_recomputation_by_their_keys(command: Command, 
     command("train", f"run={parts}", "resume=auto", *settings, "solver.iterations=12", "runtime.profile=true")
     command("train", f"run={whole}", *settings, "solver.iterations=12", "runtime.profile=true")
     assert not (parts / "profile").exists()  # it went on for nine steps
-    assert "over before its step 10" in (parts / "train.log").read_text(encoding="utf-8")
+    assert "the run ended before step 10" in (parts / "train.log").read_text(encoding="utf-8")
     trace = json.loads((whole / "profile" / "steps-10-20.pt.trace.json").read_text(encoding="utf-8"))
     assert any(e.get("name") == "aten::conv2d" for e in trace["traceEvents"])
 

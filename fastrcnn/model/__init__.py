@@ -1,1 +1,1 @@
-"""The network, the sampling of RoIs it is trained on, its loss, and the way from its outputs to detections."""
+"""The network, RoI sampling, the loss, and postprocessing of outputs to detections."""

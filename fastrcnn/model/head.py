@@ -1,7 +1,8 @@
-"""What follows RoI pooling: fc6 and fc7, each one layer or, compressed, two (Girshick, 2015, section 3.1).
+"""The head: fc6 and fc7, and their compression by truncated SVD (Girshick, 2015, section 3.1).
 
-A layer W (rows, columns) = U S V^T is compressed to two, S V^T of the t largest singular values and then U, with
-t (rows + columns) weights in place of rows x columns. No other pair of that rank is nearer to W (Eckart and Young).
+A layer W (rows, columns) = U S V^T is compressed to two layers, S V^T and U, which contain the t largest singular
+values. They have t (rows + columns) weights instead of rows x columns. No other two layers of rank t approximate W
+better (Eckart and Young).
 """
 
 from __future__ import annotations
@@ -13,20 +14,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-BLOCK = 2048  # columns that are turned into float64 at a time
+BLOCK = 2048  # number of columns that are converted to float64 at a time
 LAYERS = ("fc6", "fc7")
 
-Ranks = dict[str, int | None]  # of each layer; None: it stays as it is
+Ranks = dict[str, int | None]  # the rank of each layer; None: the layer is not compressed
 
 
 def largest_rank(rows: int, columns: int) -> int:
-    """The largest rank whose two factors have fewer weights than a layer of rows x columns; 0 where there is none."""
+    """Return the largest rank whose two factors have fewer weights than a layer of rows x columns; 0 if none."""
     return (rows * columns - 1) // (rows + columns)
 
 
 def fully_connected(rows: int, columns: int, rank: int | None = None) -> nn.Module:
-    """A layer from `columns` to `rows` features; with a rank two in its place, L without bias and U with it, after the
-    author's fc6_L and fc6_U (section 3.1 of the paper)."""
+    """Create a layer from `columns` to `rows` features; with a rank, two layers L and U, of which only U has a bias.
+
+    L and U correspond to the author's fc6_L and fc6_U (section 3.1 of the paper).
+    """
     last = nn.Linear(columns if rank is None else rank, rows, dtype=torch.float32)
     nn.init.kaiming_normal_(last.weight, nonlinearity="relu")
     nn.init.zeros_(last.bias)
@@ -40,8 +43,8 @@ def fully_connected(rows: int, columns: int, rank: int | None = None) -> nn.Modu
 class Head(nn.Module):
     """fc6 and fc7 with ReLU and dropout, on pooled RoIs.
 
-    inputs: channels x cells of a pooled RoI; features: of fc6 and fc7. dropout: probability after each.
-    fc6_rank, fc7_rank: of a layer that stands as two, see fully_connected; None: one layer.
+    inputs: channels x cells of a pooled RoI. features: outputs of fc6 and fc7. dropout: probability after each.
+    fc6_rank, fc7_rank: the rank of a layer that is compressed to two, see fully_connected; None: a single layer.
     """
 
     def __init__(
@@ -60,7 +63,7 @@ class Head(nn.Module):
         self.dropout = dropout
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Features (K, D) of pooled RoIs (K, C, roi_size, roi_size)."""
+        """Compute features (K, D) from pooled RoIs (K, C, roi_size, roi_size)."""
         x = pooled.flatten(1)  # (K, C * roi_size^2)
         for layer in (self.fc6, self.fc7):
             x = nn.functional.relu(layer(x), inplace=True)
@@ -69,49 +72,50 @@ class Head(nn.Module):
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Number of parameters; 134,690,729 for the paper's VGG16 with 20 classes."""
+    """Return the number of parameters: 134,690,729 for the paper's VGG16 with 20 classes."""
     return sum(p.numel() for p in module.parameters())
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """What any number of truncations of one layer need."""
+    """The decomposition of a layer, from which it can be truncated to any rank."""
 
     weight: Tensor  # (rows, columns)
-    left: Tensor  # (rows, rows) float64, the left singular vectors as columns, largest singular value first
-    energy: Tensor  # (rows,) float64, the squared singular values
+    left: Tensor  # (rows, rows) float64, left singular vectors as columns, largest singular value first
+    energy: Tensor  # (rows,) float64, squared singular values
 
     def rank_for(self, keep: float) -> int:
-        """The least rank, 1 or more, whose squared singular values sum to the share `keep` of all, in (0, 1]."""
+        """Return the smallest rank, at least 1, that keeps the fraction `keep` in (0, 1] of the energy."""
         share = self.energy.cumsum(0) / self.energy.sum().clamp(min=torch.finfo(torch.float64).tiny)
-        enough = (share >= keep - 1e-12).nonzero()  # the sum has rounding errors, and keep=1 should be reached
+        enough = (share >= keep - 1e-12).nonzero()  # tolerates rounding errors, so that keep=1 is reached
         return int(enough[0]) + 1 if len(enough) else 1
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """L (rank, columns) = S V^T = U^T W and U (rows, rank) of the largest singular values."""
+        """Return L (rank, columns) = S V^T = U^T W and U (rows, rank) for the largest singular values."""
         u = self.left[:, :rank]
         parts = [u.T @ block.double() for block in self.weight.split(BLOCK, dim=1)]
         return torch.cat(parts, dim=1).to(self.weight.dtype), u.to(self.weight.dtype).contiguous()
 
 
 def decompose(weight: Tensor) -> Decomposition:
-    """Singular values and left singular vectors of a weight (rows, columns), from the eigenvectors of W W^T.
+    """Compute singular values and left singular vectors of a weight W (rows, columns) from the eigenvectors of W W^T.
 
-    Squaring halves the digits of the small singular values, which truncation drops; an SVD takes four times the memory.
+    Squaring halves the precision of small singular values, but truncation drops them. An SVD needs four times as much
+    memory.
     """
     weight = weight.detach()
     gram = weight.new_zeros(len(weight), len(weight), dtype=torch.float64)
     for block in weight.split(BLOCK, dim=1):
         wide = block.double()
         gram.addmm_(wide, wide.T)
-    values, vectors = torch.linalg.eigh(gram)  # rising
+    values, vectors = torch.linalg.eigh(gram)  # in ascending order
     return Decomposition(weight, vectors.flip(1), values.flip(0).clamp(min=0))
 
 
 def factored_state(
     state: Mapping[str, Tensor], decompositions: Mapping[str, Decomposition], ranks: Ranks
 ) -> dict[str, Tensor]:
-    """The state dict of FastRCNN with layers of the given ranks, from that of one without."""
+    """Convert the state dict of an uncompressed FastRCNN to that of a FastRCNN with layers of the given ranks."""
     result = dict(state)
     for name, rank in ranks.items():
         if rank is not None:
@@ -123,14 +127,17 @@ def factored_state(
 
 
 def ranks_for(decompositions: Mapping[str, Decomposition], keep: float) -> Ranks:
-    """For each layer by itself the least rank that keeps this share of its energy, where that saves weights."""
+    """Return for each layer the smallest rank that keeps the fraction `keep` of its energy.
+
+    The rank is None if compression would not save weights.
+    """
     found = {name: (d.rank_for(keep), largest_rank(*d.weight.shape)) for name, d in decompositions.items()}
     return {name: rank if rank <= largest else None for name, (rank, largest) in found.items()}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One step of `search`: the share of energy kept, the ranks, what `measure` gave, and whether that is enough."""
+    """One step of `search`: the fraction of energy kept, the ranks, the measured value, and whether it is enough."""
 
     keep: float
     ranks: Ranks
@@ -141,12 +148,13 @@ class Trial:
 def search(
     decompositions: Mapping[str, Decomposition], measure: Callable[[float, Ranks], float], lowest: float, most: int = 6
 ) -> list[Trial]:
-    """Trials that halve the share of energy to keep towards the least with which `measure` gives `lowest` or more.
+    """Bisect for the smallest fraction of energy with which `measure` returns at least `lowest`; return all trials.
 
-    measure: called with the share and the ranks, at most `most` times, and never twice with the same ranks or with
-        none. The last trial that is enough has the least share of those; where there is no such, nothing is enough.
+    measure: called with the fraction and the ranks at most `most` times, never twice with the same ranks, and never
+        with ranks that compress no layer. The last trial that is enough has the smallest fraction of these. If no trial
+        is enough, the search failed.
     """
-    low, high = 0.0, 1.0  # too little, enough
+    low, high = 0.0, 1.0  # fractions that are too small and large enough
     trials: list[Trial] = []
     for _ in range(2 * most):
         keep = (low + high) / 2

@@ -13,18 +13,19 @@ from fastrcnn.structures import RoITargets
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars."""
+    """The losses of a batch; all tensors are scalars."""
 
     classification: Tensor
-    box: Tensor  # before its weight
+    box: Tensor  # without box_weight
     total: Tensor
 
 
 def fast_rcnn_loss(logits: Tensor, deltas: Tensor, targets: RoITargets, box_weight: float = 1.0) -> Losses:
-    """Cross-entropy over all RoIs, plus `box_weight` times smooth L1 over the foreground.
+    """Compute the cross-entropy over all RoIs, plus `box_weight` times the smooth L1 loss over the foreground.
 
-    logits: (K, classes + 1); deltas: (K, classes + 1, 4), of which only the true class's count.
-    Both sums are divided by K, the number of RoIs, as the author's Caffe layers do. K = 0 gives 0, with gradients.
+    logits: (K, classes + 1). deltas: (K, classes + 1, 4), of which only those of the target class are used.
+    Both sums are divided by the number of RoIs K, as in the author's Caffe layers. For K = 0, the losses are 0, and
+    gradients can still be computed.
     """
     k = max(len(logits), 1)
     classification = functional.cross_entropy(logits, targets.labels, reduction="sum") / k

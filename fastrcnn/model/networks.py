@@ -1,8 +1,8 @@
-"""The paper's three networks, up to the map that RoIs are pooled from: S, M and L of its tables.
+"""The paper's three networks S, M and L, up to the map that RoIs are pooled from.
 
 L is VGG16 (Simonyan and Zisserman, 2014, configuration D) without the fifth pooling; M is VGG_CNN_M_1024 (Chatfield and
-others, 2014); S is CaffeNet, the author's AlexNet (Jia and others, 2014). Layers have the names of the author's files,
-models/*/train.prototxt. All poolings round up as Caffe's do: a 600 x 1000 image gives VGG16 a 38 x 63 map.
+others, 2014); S is CaffeNet, the author's AlexNet (Jia and others, 2014). Layers have the same names as in the author's
+models/*/train.prototxt. All pooling layers round up as in Caffe: VGG16 computes a 38 x 63 map from a 600 x 1000 image.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from torch.utils.checkpoint import checkpoint
 from fastrcnn.settings import NetworkName
 
 T = TypeVar("T")
-STRIP_VALUES = 4_000_000  # of the largest map of a strip, on a CPU; rows at the edges of strips are computed twice
+STRIP_VALUES = 4_000_000  # in a strip's largest map, on a CPU; smaller strips recompute more rows at their edges
 
 
 @dataclass(frozen=True)
 class Window:
-    """What one row of a layer's output sees: rows of its input, how far apart two windows are, rows of padding."""
+    """The receptive field of a layer along one axis, in rows of its input."""
 
     kernel: int
     stride: int
@@ -34,12 +34,12 @@ class Window:
 
 
 class Pool(Window):
-    """Max pooling, rounding up."""
+    """Max pooling that rounds the output size up."""
 
 
 @dataclass(frozen=True)
 class ResponseNorm:
-    """Local response normalisation over five channels, exponent .75 (Krizhevsky and others, 2012, section 3.3)."""
+    """Local response normalisation over five channels, exponent 0.75 (Krizhevsky and others, 2012, section 3.3)."""
 
     alpha: float
     k: float
@@ -47,7 +47,7 @@ class ResponseNorm:
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution followed by ReLU. before: what happens to the map of the layer below first."""
+    """A convolution followed by ReLU. before: pooling and normalisation of its input."""
 
     name: str
     channels: int
@@ -60,13 +60,13 @@ class Conv:
 
 @dataclass(frozen=True)
 class Network:
-    """A network by its layers; name: its key in NETWORKS."""
+    """The layers of a network. name: its key in NETWORKS."""
 
     name: NetworkName
     convs: tuple[Conv, ...]
-    fc6: int  # features
+    fc6: int  # number of features
     fc7: int
-    least_side: int = 1  # images with a shorter side are padded with 0 to it, or no cell would be left
+    least_side: int = 1  # a shorter side of an image is padded with 0 to this length, so that at least one cell is left
 
     @property
     def conv_names(self) -> tuple[str, ...]:
@@ -74,36 +74,36 @@ class Network:
 
     @property
     def stages(self) -> list[tuple[Conv, ...]]:
-        """The convolutions, parted where something happens in between."""
+        """The convolutions, divided at every pooling or normalisation layer."""
         starts = [i for i, conv in enumerate(self.convs) if conv.before or i == 0]
         return [self.convs[a:b] for a, b in zip(starts, [*starts[1:], len(self.convs)], strict=True)]
 
     @property
     def finetune_from(self) -> tuple[str, ...]:
-        """Layers at which training may begin; what lies before stays as it is."""
+        """The layers from which fine-tuning can start; earlier layers are frozen."""
         return (*self.conv_names, "fc6", "fc7", "bbox_pred")
 
     def above(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        """The convolutions above all that are wanted."""
+        """Return the convolutions after the last wanted one."""
         return self.conv_names[len(self.up_to(wanted)) :]
 
     def up_to(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        """The convolutions up to the last that is wanted, with it."""
+        """Return the convolutions up to and including the last wanted one."""
         return self.conv_names[: 1 + max(self.conv_names.index(name) for name in wanted)]
 
     def stride_of(self, name: str) -> int:
-        """Pixels of the image from one cell to the next of the map that the convolution `name` gives."""
+        """Return the stride of the map of the convolution `name`, in pixels of the image per cell."""
         convs = self.convs[: self.conv_names.index(name) + 1]
         pools = [step for conv in convs for step in conv.before if isinstance(step, Pool)]
         return math.prod(conv.stride for conv in convs) * math.prod(pool.stride for pool in pools)
 
     def channels_of(self, name: str, width: float) -> int:
-        """Channels of the map that the convolution `name` gives where all channels are multiplied by `width`."""
-        unit = max(conv.groups for conv in self.convs)  # groups must come out even, above and below
+        """Return the number of channels of the convolution `name` if all channels are multiplied by `width`."""
+        unit = max(conv.groups for conv in self.convs)  # inputs and outputs must be divisible by the number of groups
         return unit * max(1, round(self.convs[self.conv_names.index(name)].channels * width / unit))
 
     def features_of(self, width: float, head: Sequence[int] | None = None) -> tuple[int, int]:
-        """Features of fc6 and fc7: those of `head`, or its own multiplied by `width` as well."""
+        """Return the numbers of features of fc6 and fc7: those in `head`, or the network's multiplied by `width`."""
         if head is not None:
             return head[0], head[1]
         return max(1, round(self.fc6 * width)), max(1, round(self.fc7 * width))
@@ -149,12 +149,12 @@ NETWORKS = {network.name: network for network in (VGG16, VGG_CNN_M_1024, CAFFENE
 
 
 class Trunk(nn.Module):
-    """The convolutions of a network, each followed by ReLU, with the poolings and normalisations between them.
+    """The convolutions of a network, each followed by ReLU, with the pooling and normalisation layers between them.
 
-    width: factor on all channel counts; 1 is the paper's, less is a slim network.
-    batch_norm: batch normalisation after every convolution, in place of local response normalisation.
-    recompute: whether training keeps of each stage (from one pooling between layers to the next) only what the next
-        one begins with, and computes the other maps again on the way back.
+    width: factor on all numbers of channels; 1 is the paper's network, less is a slim network.
+    batch_norm: use batch normalisation after every convolution instead of local response normalisation.
+    recompute: activation checkpointing. Training keeps only the input of each stage (the layers between two pooling
+        layers) and recomputes the other maps in the backward pass.
     """
 
     recompute = False
@@ -179,17 +179,20 @@ class Trunk(nn.Module):
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, wanted: Sequence[str], first: str | None = None) -> list[Tensor]:
-        """Maps (N, C, H', W') of the convolutions `wanted`, after their ReLU, for images (N, 3, H, W); for VGG16 H' and
-        W' are H and W divided by the stride, rounded up. What lies above the last of them is not computed.
+        """Compute the maps (N, C, H', W') of the convolutions `wanted`, after ReLU, from images (N, 3, H, W).
 
-        first: a convolution; then what is given is its input, and all that is wanted lies from it on up."""
+        For VGG16, H' and W' are H and W divided by the stride, rounded up. Layers after the last wanted one are not
+        computed. first: a convolution; if given, `images` is its input, and no wanted layer can precede it.
+        """
         x, start = (self._padded(images), 0) if first is None else (images, self.network.conv_names.index(first))
         maps, _ = self._run(x, self.network.convs[start : len(self.network.up_to(wanted))], wanted)
         return [maps[name] for name in wanted]
 
     def below(self, images: Tensor, first: str, wanted: Sequence[str]) -> list[Tensor]:
-        """The maps of the convolutions `wanted`, all of them below the convolution `first`, and its input; for images
-        as in `forward`."""
+        """Compute the maps of the convolutions `wanted`, which must precede the convolution `first`, and its input.
+
+        images: see `forward`.
+        """
         end = self.network.conv_names.index(first)
         maps, x = self._run(self._padded(images), self.network.convs[:end], wanted, self.network.convs[end].before)
         return [*(maps[name] for name in wanted), x]
@@ -201,7 +204,7 @@ class Trunk(nn.Module):
     def _run(
         self, x: Tensor, convs: Sequence[Conv], wanted: Sequence[str], last: Sequence[Pool | ResponseNorm] = ()
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The maps of those of the convolutions that are wanted, and what is above the last one, after `last`."""
+        """Run the convolutions and then the layers `last`; return the wanted maps and the output."""
         stages = [tuple(conv for conv in stage if conv in convs) for stage in self.network.stages]
         stages = [stage for stage in stages if stage]
         maps: dict[str, Tensor] = {}
@@ -221,7 +224,7 @@ class Trunk(nn.Module):
     def _stage(
         self, x: Tensor, stage: Sequence[Conv], after: Sequence[Pool | ResponseNorm], wanted: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the next stage begins with, and the maps of this one's convolutions that are wanted."""
+        """Run a stage and then the layers `after`; return the input of the next stage and the wanted maps."""
         maps = {}
         for conv in stage:
             x = self.convs[conv.name](x)
@@ -245,8 +248,11 @@ class Trunk(nn.Module):
         return in_strips(lambda rows: self._stage(rows, stage, after, ())[0], x, windows, strips)
 
     def _strips(self, x: Tensor, stage: Sequence[Conv], wanted: Sequence[str]) -> int:
-        """How many strips a stage is computed in: more than one where its maps are large, on a CPU, and nothing needs
-        them later, neither RoI pooling nor a gradient nor the statistics of a batch."""
+        """Return the number of strips for a stage.
+
+        It is more than 1 only on a CPU, if the stage's maps are large and not needed later: they are not wanted, no
+        gradient is computed, and batch normalisation does not use the batch's statistics.
+        """
         names = [conv.name for conv in stage]
         if x.device.type != "cpu" or torch.compiler.is_compiling() or not names or not set(names).isdisjoint(wanted):
             return 1
@@ -259,11 +265,11 @@ class Trunk(nn.Module):
         return -(-cells * self.network.channels_of(names[0], self.width) // STRIP_VALUES)
 
 
-# Less memory: a stage computed a strip of rows at a time, so that its large maps never exist as a whole, or twice.
+# Computing a stage in strips of rows needs less memory, because its large maps are never completely in memory.
 
 
 def rows_seen(row: int, windows: Sequence[Window]) -> tuple[int, int]:
-    """The first and last row of the input that a row of the output is computed from; some may lie in the padding."""
+    """Return the first and the last input row that an output row depends on; both can be in the padding."""
     first = last = row
     for window in reversed(windows):
         first = first * window.stride - window.padding
@@ -272,19 +278,19 @@ def rows_seen(row: int, windows: Sequence[Window]) -> tuple[int, int]:
 
 
 def in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, windows: Sequence[Window], count: int) -> Tensor:
-    """What `compute` gives for a map (N, C, H, W), from `count` strips of its rows or fewer.
+    """Return the result of `compute` for a map (N, C, H, W), computed in at most `count` strips of rows.
 
-    compute: layers with these windows, which pad what they are given. Each strip comes with the rows beyond its edges
-    that its outputs see, and what the padding spoils there is cut off; so every value is computed from the same ones.
+    compute: layers with these windows, which pad their input. Each strip includes the rows beyond its edges that its
+    outputs depend on. Output rows that depend on padding at these edges are cut off, so the result is unchanged.
     """
     stride, height = math.prod(window.stride for window in windows), x.shape[2]
     first, last = rows_seen(0, windows)
-    least = -(-(last - first + 1) // stride)  # rows of the output for which a strip is high enough in any case
+    least = -(-(last - first + 1) // stride)  # output rows for which any strip is high enough
     count = max(1, min(count, height // stride // least))
     edges = [i * (height // stride) // count for i in range(count)]  # the first row of each strip's output
-    out = x  # until the last strip, which is computed first, has told how many rows there are
+    out = x  # replaced when the last strip, which is computed first, determines the number of rows
     for top, bottom in reversed(list(zip(edges, [*edges[1:], None], strict=True))):
-        shift = max(0, rows_seen(top, windows)[0]) // stride  # rows of the output that lie before the strip
+        shift = max(0, rows_seen(top, windows)[0]) // stride  # number of output rows before the strip
         end = height if bottom is None else rows_seen(bottom - 1, windows)[1] + 1
         part = compute(x[:, :, shift * stride : end])
         if bottom is None:
@@ -297,10 +303,10 @@ def in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, windows: Sequence[
 
 
 def recompute(function: Callable[..., T], *arguments: object, norms: list[nn.BatchNorm2d]) -> T:
-    """Activation checkpointing: what the function gives, in which nothing is random. Only its arguments are kept for
-    the way back, where it is computed again.
+    """Call a function with activation checkpointing: only its arguments are kept, and the backward pass recomputes it.
 
-    norms: the batch normalisations within, whose running statistics are to see each batch once.
+    The function must not be random. norms: the batch normalisation layers in it. The recomputation does not update
+    their running statistics, so that each batch counts once.
     """
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -311,7 +317,7 @@ def recompute(function: Callable[..., T], *arguments: object, norms: list[nn.Bat
 
 @contextmanager
 def _keep_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
-    """In training a batch normalisation moves its statistics by 0 and counts on a copy."""
+    """Prevent batch normalisation layers in training mode from changing their statistics while the body runs."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, count in before:
         norm.momentum = 0.0

@@ -1,4 +1,4 @@
-"""From scores and boxes to detections."""
+"""Postprocessing: convert scores and boxes to detections."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ DEFAULT = DetectionSettings()
 
 
 def best_boxes(class_scores: Tensor, boxes: Tensor, settings: DetectionSettings = DEFAULT) -> Detections:
-    """Objects in one image, best first, of scored boxes.
+    """Select the detections of one image, best first, from scored boxes.
 
     class_scores: (K, classes + 1), probabilities or margins, background first.
-    boxes: (K, classes + 1, 4), half-open, cut off at the image's border.
-    settings: max_per_class limits what enters the suppression (100 in the author's code), max_per_image what leaves it.
+    boxes: (K, classes + 1, 4), half-open, clipped to the image.
+    settings: max_per_class limits the boxes of a class before suppression (100 in the author's code), max_per_image
+        the detections after suppression.
     """
     boxes = boxes[:, 1:]  # (K, classes, 4)
     scores = class_scores[:, 1:]  # (K, classes)
@@ -30,7 +31,7 @@ def best_boxes(class_scores: Tensor, boxes: Tensor, settings: DetectionSettings 
         keep &= torch.zeros_like(keep).scatter_(0, best, True)
     row, column = torch.nonzero(keep, as_tuple=True)
     boxes, scores, labels = boxes[row, column], scores[row, column], column + 1
-    # A box pushed out of the image has no area and is no detection.
+    # A box that was entirely outside the image has no area after clipping.
     real = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     boxes, scores, labels = boxes[real], scores[real], labels[real]
     kept = batched_nms(boxes, scores, labels, settings.nms_iou)[: settings.max_per_image]
@@ -38,23 +39,24 @@ def best_boxes(class_scores: Tensor, boxes: Tensor, settings: DetectionSettings 
 
 
 def entering_scores(class_scores: Tensor, max_per_class: int | None) -> Tensor:
-    """Scores (M, classes), the best first, of the boxes of each class that enter the suppression.
+    """Return the scores (M, classes), best first, of each class's boxes that enter suppression.
 
-    class_scores: (K, classes + 1), background first; M is K, or `max_per_class` where that is less.
+    class_scores: (K, classes + 1), background first. M is K, or `max_per_class` if that is less.
     """
     count = len(class_scores) if max_per_class is None else min(max_per_class, len(class_scores))
     return class_scores[:, 1:].topk(count, dim=0).values
 
 
 def class_thresholds(entered: Sequence[Tensor], average: int) -> Tensor:
-    """A score for each class (classes,) that detections must exceed, chosen over a whole set of images.
+    """Compute a score threshold (classes,) for each class over a set of images; detections must exceed it.
 
-    entered: for each of N images the scores (M_i, classes) that entered the suppression. average: so many of each
-    class are to be kept per image on average: the threshold is the (average x N)-th best score, and minus infinity
-    where there are not more than that.
+    entered: for each of N images, the scores (M_i, classes) that entered suppression. average: number of boxes of a
+    class to keep per image on average. The threshold is the (average x N)-th best score of the class, or minus infinity
+    if there are no more scores than that.
 
-    Suppression keeps the best boxes whatever becomes of the others, so to drop what lies below the threshold after it
-    is the same as before. Source: test_net in the author's lib/fast_rcnn/test.py, whose heap ends at this score.
+    The threshold can be applied after suppression with the same result as before it, because a box can only be
+    suppressed by a box with a higher score. Source: test_net in the author's lib/fast_rcnn/test.py, which finds this
+    score with a heap.
     """
     scores = torch.cat(list(entered))
     limit = average * len(entered)

@@ -1,4 +1,4 @@
-"""Which RoIs a training step looks at, and what they should be called (section 2.3 of the paper)."""
+"""Sampling of the RoIs of a training step, and their targets (section 2.3 of the paper)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ PAPER = SolverSettings()
 
 
 def match(rois: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Best overlap (R,) of each RoI (R, 4) with the truth (G, 4), and the index (R,) of that truth; 0 where none."""
+    """Return the best overlap (R,) of each RoI (R, 4) with the ground truth (G, 4), and the index (R,) of that box.
+
+    Without ground truth, both are 0.
+    """
     if len(truth) == 0:
         return rois.new_zeros(len(rois)), rois.new_zeros(len(rois), dtype=torch.long)
     overlap, index = box_ops.iou(rois, truth).max(dim=1)
@@ -24,7 +27,7 @@ def match(rois: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def choose(candidates: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """`n` of the `candidates` (M,) at random without repetition; all of them, in order, where there are no more."""
+    """Choose `n` of the `candidates` (M,) at random without replacement; all of them, in order, if M <= n."""
     if len(candidates) <= n:
         return candidates
     return candidates[torch.randperm(len(candidates), generator=generator)[:n]]
@@ -32,11 +35,12 @@ def choose(candidates: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class RoISampler:
-    """Draws RoIs from proposals and truth.
+    """Draws RoIs from proposals and ground-truth boxes.
 
-    delta_mean, delta_std: (classes + 1, 4), the statistics that regression targets are normalised by.
-    settings: how many RoIs (fewer where there are too few of either kind), the largest share of foreground, and the
-        overlaps with the truth, bg_iou[1] left out, that make a RoI foreground or background.
+    delta_mean, delta_std: (classes + 1, 4), the statistics that normalise regression targets.
+    settings: the number of RoIs per image (fewer if there are not enough foreground and background RoIs), the maximum
+        fraction of foreground, and the overlaps with the ground truth that define foreground and background. The upper
+        limit bg_iou[1] is exclusive.
     """
 
     delta_mean: Tensor
@@ -46,11 +50,11 @@ class RoISampler:
     def __call__(
         self, proposals: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor], seeds: Sequence[int]
     ) -> tuple[Tensor, RoITargets]:
-        """RoIs (K, 5) [image index, x1, y1, x2, y2] and their targets, for N images.
+        """Draw RoIs (K, 5) [image index, x1, y1, x2, y2] and their targets for N images.
 
-        proposals: N tensors (P_i, 4); boxes: N tensors (G_i, 4), which join the proposals; labels: N tensors (G_i,).
-        All on the CPU. seeds: N numbers, each of which alone decides what is drawn from its image: in whatever batch,
-        or process, the image is, the draw is the same.
+        proposals: N tensors (P_i, 4). boxes: N tensors (G_i, 4), the ground truth, which is added to the proposals.
+        labels: N tensors (G_i,). All tensors are on the CPU. seeds: one number per image. The RoIs of an image depend
+        only on its seed, not on the batch or the process that contains the image.
         """
         images = zip(proposals, boxes, labels, seeds, strict=True)
         drawn = [self._one_image(i, *image) for i, image in enumerate(images)]
@@ -60,7 +64,7 @@ class RoISampler:
     def _one_image(
         self, number: int, proposals: Tensor, truth: Tensor, labels: Tensor, seed: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """RoIs (K, 5), labels (K,) and deltas (K, 4) of the image with this number in the batch."""
+        """Draw RoIs (K, 5), labels (K,) and deltas (K, 4) for the image with index `number` in the batch."""
         s, rois, generator = self.settings, torch.cat((proposals, truth)), torch.Generator().manual_seed(seed)
         overlap, index = match(rois, truth)
         foreground = torch.nonzero(overlap >= s.fg_iou).flatten()
@@ -85,14 +89,15 @@ def delta_statistics(
     flip: bool = True,
     class_agnostic: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, each (classes + 1, 4) float32, of the regression targets of a training set.
+    """Compute the mean and standard deviation, each (classes + 1, 4) float32, of a training set's regression targets.
 
-    images: proposals (P, 4), truth (G, 4), labels (G,) of every image, in its own pixels.
-    fg_iou: RoIs that overlap the truth by this much have a target; the truth itself counts too, with target 0.
-    flip: count every image's mirror image as well.
-    class_agnostic: over all classes together, the same for each.
+    images: proposals (P, 4), ground truth (G, 4) and labels (G,) of every image, in pixels of the image.
+    fg_iou: minimum overlap of a RoI with the ground truth to have a target. Ground-truth boxes count too, with target
+        0.
+    flip: also count the mirror image of every image.
+    class_agnostic: compute the statistics over all classes together; they are the same for each class.
 
-    A class without any target, and any of the four numbers that never varies, gets deviation 1. Source:
+    The standard deviation is 1 for a class without targets and for a component that does not vary. Source:
     `_compute_targets` and `add_bbox_regression_targets` in the author's lib/roi_data_layer/roidb.py.
     """
     count, total, squares = (torch.zeros(num_classes + 1, n, dtype=torch.float64) for n in (1, 4, 4))

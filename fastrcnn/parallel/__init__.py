@@ -1,1 +1,1 @@
-"""Several processes: torchrun's, and those that this program starts."""
+"""Several processes: those that torchrun starts, and worker processes that this program starts."""

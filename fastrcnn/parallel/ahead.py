@@ -1,4 +1,4 @@
-"""Work that threads do ahead of their caller, in order and bounded."""
+"""Run work in threads ahead of the caller, in order and in groups of bounded size."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from typing import TypeVar
 
 from fastrcnn.parallel.launch import cores
 
-AT_ONCE = 8  # threads, at most
+AT_ONCE = 8  # maximum number of threads
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def threads() -> int:
-    """How many threads work ahead: one a core, up to AT_ONCE."""
+    """Return the number of threads: one per core, up to AT_ONCE."""
     return min(cores(), AT_ONCE)
 
 
 def ahead(
     function: Callable[[Item], Result], items: Iterable[Item], size: int
 ) -> Generator[Future[Result], None, None]:
-    """The future of function(item) for each of the items, in their order.
+    """Yield a future of function(item) for each item, in order.
 
-    The caller's thread takes `size` items at a time, one such group ahead of the group whose futures it is given; so
-    2 `size` items are in use at most. A group is computed at once: where the caller itself computes on all cores, work
-    spread over these delays it less than the same work on one core, for which its other threads would wait. When the
-    generator is closed, what has not begun is cancelled, and what has is waited for.
+    The caller's thread takes the items in groups of `size`. It submits the next group before it yields the futures of
+    the current one, so at most 2 `size` items are in use. All items of a group run concurrently: if the caller itself
+    computes on all cores, work that is spread over them delays it less than the same work on one core would. Closing
+    the generator cancels pending work and waits for running work.
     """
     executor = ThreadPoolExecutor(threads(), thread_name_prefix="ahead")
     group: list[Future[Result]] = []
@@ -42,7 +42,7 @@ def ahead(
 
 
 def chunks_of(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """The items in lists of `size`; the last one may be shorter."""
+    """Yield the items in lists of `size`; the last list can be shorter."""
     rest = iter(items)
     while chunk := list(islice(rest, size)):
         yield chunk

@@ -1,7 +1,7 @@
-"""Several processes that do one job together, as torchrun starts them: which one this is, what they tell each other.
+"""Communication between the processes of one job, which torchrun starts.
 
-Everything here works in a single process too, which is number 0 of 1. The group is torch.distributed's own: NCCL
-between GPUs, gloo between processors. All processes have to call these functions, in the same order.
+All functions also work in a single process, which has rank 0 and size 1. The process group is torch.distributed's: NCCL
+between GPUs, gloo between CPUs. All processes must call these functions, in the same order.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ from fastrcnn.memory import ran_out
 from fastrcnn.parallel.launch import launch
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # for the others' shares of an evaluation or of proposals; of a death torchrun tells
-GRACE = 1.0  # seconds in which the others come to the same error
-GONE = "another process of this job is gone: killed, perhaps because memory ran out. torchrun says below which it was."
+PATIENCE = timedelta(hours=2)  # long enough for the others' shares of an evaluation; torchrun detects dead processes
+GRACE = 1.0  # seconds in which the other processes can reach the same error
+GONE = (
+    "another process of this job ended unexpectedly, perhaps killed because memory ran out. torchrun reports below "
+    "which process it was."
+)
 
 
 def rank() -> int:
-    """The number of this process among those that have joined."""
+    """Return the rank of this process in the process group; 0 in a single process."""
     return dist.get_rank() if _several() else 0
 
 
 def size() -> int:
-    """How many processes have joined."""
+    """Return the number of processes in the group; 1 in a single process."""
     return dist.get_world_size() if _several() else 1
 
 
 def leads() -> bool:
-    """Whether this is the process that writes and speaks for all."""
+    """Return whether this is the first process, which writes the files and the log."""
     return rank() == 0
 
 
@@ -47,7 +50,7 @@ def _several() -> bool:
 
 
 class LostError(UserError):
-    """Another process of the job is gone. reason: what torch says of it."""
+    """Another process of the job ended unexpectedly. reason: torch's error message, shortened to its first line."""
 
     def __init__(self, reason: str, advice: str = "") -> None:
         self.reason = reason.partition("\n")[0]
@@ -56,8 +59,11 @@ class LostError(UserError):
 
 @contextmanager
 def exchange() -> Iterator[None]:
-    """Raises LostError where what the body asks of the other processes fails. Its errors have no class in common:
-    gloo's are RuntimeErrors. An end of memory passes."""
+    """Turn failed communication with other processes in the body into a LostError.
+
+    torch has no separate class for these errors (gloo raises RuntimeError), so every RuntimeError is turned into a
+    LostError, except for out-of-memory errors.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -68,10 +74,10 @@ def exchange() -> Iterator[None]:
 
 @contextmanager
 def join_processes(device: torch.device) -> Iterator[None]:
-    """While the body runs, the processes of the job are one group. Where there is only one, nothing happens.
+    """Join the processes of the job into a process group while the body runs. A single process does nothing.
 
-    A UserError that several of them raise leaves one process; the others raise SystemExit, without a message. Raises
-    LostError where another process is gone and has not said why.
+    If several processes raise the same UserError, only the first of them raises it here; the others raise SystemExit
+    without a message. Raises LostError if another process ended without reporting an error.
     """
     if launch().size == 1:
         yield
@@ -79,7 +85,7 @@ def join_processes(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, number, processes = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"start {launch().attempt}", store)  # else gloo finds addresses of processes that are gone
+    store = dist.PrefixStore(f"start {launch().attempt}", store)  # else gloo finds addresses from before a restart
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=number, world_size=processes, timeout=PATIENCE)
@@ -88,17 +94,17 @@ def join_processes(device: torch.device) -> Iterator[None]:
     except UserError as error:
         raise _agree(error, dist.PrefixStore("errors", store)) from None
     except Exception:
-        raise  # the others do not know of it, and would not answer
-    except BaseException:  # an end that all have agreed on
+        raise  # the others do not know of this error, so destroying the group would wait for them
+    except BaseException:  # such as Stopped, which all processes raise together
         dist.destroy_process_group()
         raise
     dist.destroy_process_group()
 
 
 def _agree(error: UserError, store: dist.Store) -> BaseException:
-    """What this process is to raise instead, when the others have had a moment to come to the same error."""
+    """Give the other processes time to reach the same error, then return the exception that this one should raise."""
 
-    def said_by(kind: str) -> dict[int, str]:
+    def reports(kind: str) -> dict[int, str]:
         keys = {number: f"{kind} {number}" for number in range(size())}
         return {number: store.get(key).decode() for number, key in keys.items() if store.check([key])}
 
@@ -106,24 +112,24 @@ def _agree(error: UserError, store: dist.Store) -> BaseException:
     try:
         store.set(f"{kind} {rank()}", str(error))
         time.sleep(GRACE)
-        reason_known = kind == "lost" and bool(said_by("fault"))
-        same = [number for number, text in said_by(kind).items() if kind == "lost" or text == str(error)]
-    except RuntimeError:  # the store was another process's, and went with it
+        reason_known = kind == "lost" and bool(reports("fault"))
+        same = [number for number, text in reports(kind).items() if kind == "lost" or text == str(error)]
+    except RuntimeError:  # the process that hosted the store has ended
         return error
     if reason_known or same[0] < rank():
         return SystemExit(1)
     if kind == "lost" or len(same) == size():
         return error
-    return UserError(f"process {', '.join(map(str, same))} of {size()}: {error}")
+    return UserError(f"rank {', '.join(map(str, same))} of {size()} processes: {error}")
 
 
 def wait_for_all() -> None:
-    """Returns when every process has called it."""
+    """Wait until every process has called this function."""
     total(torch.zeros(1))
 
 
 def total(values: Tensor) -> Tensor:
-    """The sum of the processes' tensors, at each of them."""
+    """Return the sum of all processes' tensors, in every process."""
     if size() == 1:
         return values
     result = values.clone()
@@ -133,12 +139,12 @@ def total(values: Tensor) -> Tensor:
 
 
 def any_of(flag: bool) -> bool:
-    """Whether it is true at one of the processes."""
+    """Return whether `flag` is true in at least one process."""
     return bool(total(torch.tensor(float(flag)))) if size() > 1 else flag
 
 
 def from_first(thing: T) -> T:
-    """What the first process has."""
+    """Return the first process's `thing` in every process."""
     if size() == 1:
         return thing
     box = [thing]
@@ -148,7 +154,7 @@ def from_first(thing: T) -> T:
 
 
 def gather(thing: T) -> list[T]:
-    """The processes' things at the first, by number; at the others nothing."""
+    """Return every process's `thing`, ordered by rank, in the first process; an empty list in the others."""
     if size() == 1:
         return [thing]
     things: list[T] | None = [thing] * size() if leads() else None
@@ -158,25 +164,30 @@ def gather(thing: T) -> list[T]:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This process's part of the items: every so many-th."""
+    """Return this process's share of the items: every size()-th item, starting at its rank."""
     return items[rank() :: size()]
 
 
 def in_order(part: Sequence[T]) -> list[T]:
-    """At the first process the items whose shares the processes have, in their order; at the others nothing."""
+    """Merge the processes' shares (see `share`) in the items' original order, in the first process.
+
+    The others return an empty list.
+    """
     parts = gather(part)
     count = len(parts)
     return [parts[i % count][i // count] for i in range(sum(map(len, parts)))]
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """The model as training calls it: gradients become the mean of the processes', and on GPUs batch normalisation has
-    the statistics of all their images. In a single process it is the model."""
+    """Wrap the model for training: gradients are averaged over the processes.
+
+    On GPUs, batch normalisation uses the statistics of all processes' images. A single process returns the model.
+    """
     if size() == 1:
         return model
     device = next(model.parameters()).device
     gpus = None
-    if device.type == "cuda":  # torch has it for GPUs alone
+    if device.type == "cuda":  # SyncBatchNorm supports only GPUs
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
         gpus = [device.index]
     with exchange():
@@ -184,12 +195,12 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 def keep_gradients(network: nn.Module, when: bool) -> AbstractContextManager[None]:
-    """While the body runs, and if `when`, what `parallel` gave adds up gradients without telling the others."""
+    """If `when`, accumulate the gradients of a network from `parallel` in the body without averaging them."""
     return network.no_sync() if when and isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Gives every process the first one's buffers: each has its own statistics of batch normalisation."""
+    """Copy the first process's buffers to all: each process has its own running statistics of batch normalisation."""
     if size() > 1:
         with exchange():
             for buffer in model.buffers():

@@ -1,4 +1,4 @@
-"""What torchrun, or whatever else started the processes of one job, has told this one. Imports nothing of torch."""
+"""The place of this process in its job, as torchrun or another launcher sets it. Does not import torch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Launch:
-    """This process among those of its job; the defaults are those of a single process."""
+    """The place of this process in its job. The defaults describe a single process."""
 
-    rank: int = 0  # of `size`
+    rank: int = 0  # 0 .. size - 1
     size: int = 1
-    local_rank: int = 0  # the same among the processes of its machine
+    local_rank: int = 0  # rank among the processes on the same machine
     local_size: int = 1
-    restarts: int = 0  # how often torchrun would start the job again
-    kept_store: bool = False  # the processes meet in torchrun's own store, which keeps what precedes a restart
-    attempt: int = 0  # then the number of the restart
+    restarts: int = 0  # number of times that torchrun can restart the job
+    kept_store: bool = False  # the processes use torchrun's store, which keeps its content over a restart
+    attempt: int = 0  # number of the restart if kept_store, else 0
 
 
 def launch() -> Launch:
-    """As the environment says: RANK, WORLD_SIZE and so on, which torchrun sets."""
+    """Read the environment variables that torchrun sets, such as RANK and WORLD_SIZE."""
 
     def number(variable: str, default: int = 0) -> int:
         return int(os.environ.get(variable, "") or default)
@@ -40,8 +40,10 @@ def launch() -> Launch:
 
 
 def cores() -> int:
-    """How many cores this process may use: its share, where its machine has several of the job. A container may have
-    the time of fewer cores than it sees."""
+    """Return the number of cores that this process can use: its share of the machine's cores.
+
+    A container's quota of CPU time can be lower than the number of cores that it sees.
+    """
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, _least(here, quota()) // launch().local_size)
 
@@ -51,11 +53,11 @@ def _least(cores: int, share: float) -> int:
 
 
 def quota(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """The cores whose time the control group of a container allows; infinity without a limit."""
+    """Return the number of cores that a container's control group allows; infinity without a limit."""
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # versions 2 and 1
         try:
             words = [word for name in names for word in (folder / name).read_text(encoding="ascii").split()]
-            share, period = float(words[0]), float(words[1])  # "max" is no number, -1 no limit
+            share, period = float(words[0]), float(words[1])  # no limit is "max" or -1
         except (OSError, ValueError, IndexError):
             continue
         if share > 0 and period > 0:

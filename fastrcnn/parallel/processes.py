@@ -1,4 +1,4 @@
-"""Starting processes that work for this one, and what each of them does first. Imports neither torch nor OpenCV."""
+"""Start worker processes and prepare them. Imports neither torch nor OpenCV."""
 
 from __future__ import annotations
 
@@ -17,35 +17,41 @@ from multiprocessing.context import SpawnContext, SpawnProcess
 from fastrcnn.errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-UNGUARDED = 113  # exit status of a process that stopped importing the script that started it
-STARTING = "FASTRCNN_STARTING"  # environment variable of processes whose starter reports why they stopped
+UNGUARDED = 113  # exit status of a worker that `refuse_import` stopped
+STARTING = "FASTRCNN_STARTING"  # environment variable of workers whose parent reports why they stopped
 
 
 def refuse_import() -> None:
-    """Ends a process that is still importing the script that started it, as one that is not forked does first. Without
-    `if __name__ == "__main__":` there, the import would do the same work again, and start processes again."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as Python's own check does
+    """Exit if this worker process is still importing the script that started it.
+
+    A process that is not forked imports that script first. If the script lacks `if __name__ == "__main__":`, the import
+    would repeat the script's work and start processes again.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # Python's own check uses this attribute too
         if STARTING in os.environ:
-            os._exit(UNGUARDED)  # a fork server's process would turn SystemExit into the status 1
+            os._exit(UNGUARDED)  # SystemExit would become exit status 1 in a process of a fork server
         raise SystemExit(missing_guard())
 
 
 def missing_guard() -> str:
-    """What to do about a script that `refuse_import` stopped."""
+    """Return the error message for a script that `refuse_import` stopped."""
     script = getattr(sys.modules.get("__main__"), "__file__", None) or "the script"
     return (
-        f"{script}: cannot start processes, because each of them imports the script and would do its work again. Put "
-        'the work into a function, and call that below `if __name__ == "__main__":`.'
+        f"{script}: cannot start worker processes, because each of them imports the script and would repeat its work. "
+        'Move the work into a function and call it below `if __name__ == "__main__":`.'
     )
 
 
 @contextmanager
 def signals_later() -> Iterator[None]:
-    """Delays SIGTERM and SIGINT until the body is over. Processes that start in the body are deaf to both until they
-    call `prepare`: a traceback from an unfinished import would help nobody."""
+    """Delay SIGTERM and SIGINT until the body ends.
+
+    Processes that start in the body block both signals until they call `prepare`. Otherwise a signal would print a
+    traceback from the middle of their imports.
+    """
     came: list[int] = []
     main = threading.current_thread() is threading.main_thread()
-    # Other threads may still receive what this one blocks, and Python's handlers run here all the same.
+    # Blocking is not enough: another thread can still receive the signal, and Python runs the handler in this thread.
     before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in SIGNALS} if main else {}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -60,9 +66,9 @@ def signals_later() -> Iterator[None]:
 
 @contextmanager
 def start_method(method: str) -> Iterator[None]:
-    """While processes start by a `method` of multiprocessing: no signal interrupts that, see signals_later."""
+    """Delay signals while the body starts processes by this start method of multiprocessing; see signals_later."""
     if method != "fork":
-        resource_tracker.ensure_running()  # it starts with the first of them, and would unblock the signals
+        resource_tracker.ensure_running()  # else the first process would start it, and it would unblock the signals
     with signals_later():
         os.environ[STARTING] = "1"
         try:
@@ -72,8 +78,10 @@ def start_method(method: str) -> Iterator[None]:
 
 
 def prepare(ignored: tuple[signal.Signals, ...] = (signal.SIGINT,)) -> None:
-    """Prepares a process that works for its parent: it ignores signals that the parent handles, and ends when the
-    parent does, however that ended. Pools end their processes by SIGTERM."""
+    """Prepare this worker process: ignore signals that the parent handles, and exit as soon as the parent ends.
+
+    By default SIGTERM is not ignored, because pools end their processes with it.
+    """
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -83,13 +91,13 @@ def prepare(ignored: tuple[signal.Signals, ...] = (signal.SIGINT,)) -> None:
     def leave_with_parent() -> None:
         assert parent is not None
         parent.join()
-        os._exit(1)  # a killed parent cannot end us, and nobody waits for our results
+        os._exit(1)  # a killed parent cannot end its workers, and nothing needs their results
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
 
 
 class Worker(SpawnProcess):
-    """A spawned process that no signal interrupts before it is prepared."""
+    """A spawned process that signals cannot interrupt until it calls `prepare`."""
 
     def start(self) -> None:
         with start_method("spawn"):
@@ -97,7 +105,7 @@ class Worker(SpawnProcess):
 
 
 class Workers(SpawnContext):
-    """A context for a pool that keeps the processes it started."""
+    """A multiprocessing context for a pool; keeps a list of the processes that it started."""
 
     def __init__(self) -> None:
         self.started: list[Worker] = []
@@ -109,11 +117,11 @@ class Workers(SpawnContext):
 
 @contextmanager
 def pool(workers: int, start: Callable[[], None], died: str) -> Iterator[ProcessPoolExecutor]:
-    """A pool of `workers` spawned processes, each of which calls `start` first, which should call `prepare`. They are
-    not forked: the caller may have threads, torch's for one, and a fork of those can hang.
+    """Run a pool of `workers` processes during the body. Each process first calls `start`, which should call `prepare`.
 
-    Where the body ends early, the processes are killed. Raises UserError where one ends by itself: `died`, or that the
-    script that called us lacks its guard.
+    The processes are spawned, because forking can hang if the caller has threads, such as torch's. If the body raises,
+    they are killed. Raises UserError if a process ends unexpectedly: with the message `died`, or with `missing_guard`
+    if the calling script lacks `if __name__ == "__main__":`.
     """
     context = Workers()
     executor = ProcessPoolExecutor(workers, context, start)

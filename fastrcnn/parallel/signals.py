@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT: the first one ends a program, or asks a training to end in good order; a second one ends the
-process at once.
+"""Handling of SIGTERM and SIGINT.
 
-Imports nothing but the standard library, so that signals are handled before torch is loaded.
+The first signal ends the program, or ends training after the current step. A second one ends the process immediately.
+Imports only the standard library, so that signals are handled before torch is imported.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# `timeout`, `make` and batch systems send a signal to a process and then to its group, which it is in; these two, some
-# microseconds apart, are one request.
-APART = 30  # seconds by which the processes of a job may begin one after another
-OUT_OF_TIME = 75  # exit status: EX_TEMPFAIL of sysexits.h, to be tried again
+APART = 30  # seconds; the processes of a job start at most this long after each other
+OUT_OF_TIME = 75  # exit status EX_TEMPFAIL of sysexits.h: temporary failure, try again
+# `timeout`, `make` and batch systems send a signal to a process and again to its process group. The process receives
+# both within microseconds, and they count as one request.
 SAME_REQUEST = 0.2  # seconds
 
 
-class Stopped(BaseException):  # like KeyboardInterrupt: no error, and no `except Exception` takes it for one
-    """The program was asked to end, and does. status: its exit status; the text, if any, is for the user."""
+class Stopped(BaseException):  # not an Exception, like KeyboardInterrupt: `except Exception` must not catch it
+    """The program ends because it was asked to. status: its exit status. The text, if any, is for the user."""
 
     def __init__(self, status: int, text: str = "") -> None:
         super().__init__(text)
@@ -33,8 +33,11 @@ class Stopped(BaseException):  # like KeyboardInterrupt: no error, and no `excep
 
 
 class Stop:
-    """What signals have asked for so far. state, advice: what `Stopped` says beside the signal's name, where a signal
-    arrives before `finish_steps`."""
+    """Records whether the program has been asked to end.
+
+    state, advice: parts of the message if a signal arrives before `finish_steps`: the state of the run, and how to
+    resume it.
+    """
 
     def __init__(self, state: str = "", advice: str = "run the same command again") -> None:
         self.state = state
@@ -43,11 +46,11 @@ class Stop:
         self.imports = imports(sys._getframe())
         self._when = 0.0
         self._begun = time.monotonic()
-        self.most_seconds = math.inf  # since this object was made, after which the program is to end
+        self.most_seconds = math.inf  # time limit of the program, counted from here
         self.steps = False
 
     def __call__(self) -> bool:
-        """Whether a signal has come, or the time is over."""
+        """Return whether a signal has arrived or the time limit has passed."""
         return self.received is not None or self._late()
 
     def _late(self, early: float = 0.0) -> bool:
@@ -55,45 +58,50 @@ class Stop:
 
     @property
     def status(self) -> int:
-        """The exit status by which shells know the signal: 128 and its number; OUT_OF_TIME; 0 for neither."""
+        """The exit status: 128 plus the signal's number, as in shells; OUT_OF_TIME; 0 if neither applies."""
         return 128 + self.received if self.received else OUT_OF_TIME if self._late(APART) else 0
 
     def stopped(self, state: str) -> Stopped:
-        """The exception that ends the program, with the state that it is left in. Where no signal has come, another
-        process of the job had one."""
+        """Return the exception that ends the program. state: the state that the run is left in.
+
+        If this process has received no signal, another process of the job has.
+        """
         by = self.received.name if self.received else "a signal to another process"
         why = "ended by runtime.max_hours" if self.status == OUT_OF_TIME else f"interrupted by {by}"
         details = f": {state}. To resume: {self.advice}" if state else "."
         return Stopped(self.status or 128 + signal.SIGTERM, f"{why}{details}")
 
     def finish_steps(self) -> None:
-        """From now on a signal is noted, and whoever calls this object acts on it; until now it raises Stopped. So does
-        this call where one has come, and its exception was lost in code that lets none out."""
+        """From now on only record a signal instead of raising Stopped; the training loop checks for it after each step.
+
+        Raises Stopped if a signal has already arrived, because its exception can be lost in code that catches all.
+        """
         self.steps = True
         if self.received:
             raise self.stopped(self.state)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Of the signals' handlers the one there is."""
+        """Handle SIGTERM and SIGINT."""
         now = time.monotonic()
         if self.received:
             if now - self._when > SAME_REQUEST:
-                os._exit(128 + number)  # nothing is waited for, nothing is written
+                os._exit(128 + number)  # without any cleanup
             return
         self.received, self._when = signal.Signals(number), now
         if not self.steps:
             stopped = self.stopped(self.state)
-            if imports(frame) > self.imports:  # C code that imports may lose the exception, or end the process
+            if imports(frame) > self.imports:  # C code that imports can lose the exception or crash
                 os.write(2, f"fastrcnn: {stopped}\n".encode(errors="backslashreplace"))
                 os._exit(stopped.status)
             raise stopped
-        # Not by `logging` or `print`: either may be what the signal has interrupted.
-        text = f"{self.received.name}: ending after this step; once more ends at once, without saving\n"
+        # `logging` and `print` are not safe here: the signal may have interrupted one of them.
+        name = self.received.name
+        text = f"{name}: training ends after this step. Another signal ends it immediately, without saving.\n"
         os.write(2, text.encode())
 
 
 def imports(frame: FrameType | None) -> int:
-    """How many of the frames, from this one out, are Python's import of a module."""
+    """Return the number of frames, from this one outwards, in which Python imports a module."""
     found = 0
     while frame is not None:
         found += frame.f_code.co_filename == "<frozen importlib._bootstrap>"
@@ -103,9 +111,11 @@ def imports(frame: FrameType | None) -> int:
 
 @contextmanager
 def handle_signals(state: str = "", to_the_end: bool = False) -> Iterator[Stop]:
-    """While the body runs, SIGTERM and SIGINT do what the Stop says that it is given. In another thread than the main
-    one, where Python has no handlers, nothing changes. to_the_end: the program ends after the body; a signal that comes
-    then ends it at once."""
+    """Handle SIGTERM and SIGINT with the `Stop` that the body receives.
+
+    Outside the main thread, where Python cannot set signal handlers, nothing changes. to_the_end: the program ends
+    after the body, so a signal that arrives later ends it immediately.
+    """
     stop = Stop(state)
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -114,7 +124,7 @@ def handle_signals(state: str = "", to_the_end: bool = False) -> Iterator[Stop]:
     try:
         yield stop
     except Exception:
-        if stop.received and not stop.steps:  # the exception of the signal was lost, and led to this one
+        if stop.received and not stop.steps:  # Stopped was lost, and caused this exception
             raise stop.stopped(stop.state) from None
         raise
     finally:

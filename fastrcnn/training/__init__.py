@@ -1,1 +1,1 @@
-"""The training loop and what it needs: optimiser, checkpoints, records."""
+"""Training: the loop, the optimiser, checkpoints, resuming, records and SVMs."""

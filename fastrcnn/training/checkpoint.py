@@ -1,7 +1,7 @@
-"""Checkpoints: everything a run needs to go on, in files that hold only tensors, numbers, strings and containers.
+"""Checkpoints: everything that a run needs to resume, in files of tensors, numbers, strings and containers only.
 
-A file is written under another name, flushed to disk and renamed, so that one that bears a checkpoint's name is
-whole. It ends in a SHA-256 of what comes before, so that a later change is noticed.
+A checkpoint is written to a temporary file, flushed to disk and renamed, so it is never incomplete. It ends with the
+SHA-256 of its content, so later damage is detected.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from fastrcnn.weights import torch_files
 from fastrcnn.weights.fitting import unusable
 
 log = logging.getLogger("fastrcnn")
-FORMAT = 2  # 1 had one short side in evaluation
+FORMAT = 2  # format 1 had a single short side for evaluation
 MAGIC = b"\nfastrcnn-sha256:"
 TRAILER = len(MAGIC) + 64
 NAME = re.compile(r"step-(\d+)\.pt$")
 Check = Callable[[Path, dict[str, Any]], dict[str, Any]]
-HELD = ("step", "best", "classes", "config", "model")  # by every checkpoint; of a run that can be resumed: `optimizer`
+HELD = ("step", "best", "classes", "config", "model")  # in every checkpoint; resuming also needs `optimizer`
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes `content`, plus the format's number, to `path`; an existing file is replaced only by a whole one.
+    """Write `content` and the number of the format to `path` atomically.
 
-    Raises UserError where the disk is full or the folder cannot be written to.
+    Raises UserError if the disk is full or the folder is not writable.
     """
     data = pack(content)
-    advice = "Earlier checkpoints are untouched; make room or choose another folder with run=PATH."
+    advice = "Existing checkpoints are unchanged. Free disk space, or choose another folder with run=PATH."
     with write_atomically(path, advice) as part:
         part.write_bytes(data)
 
 
 def pack(content: dict[str, Any]) -> memoryview:
-    """The bytes of a checkpoint with this content."""
+    """Return the bytes of a checkpoint with this content."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
@@ -54,10 +54,11 @@ def pack(content: dict[str, Any]) -> memoryview:
 
 
 def load(path: Path, finite: bool = True) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU. Nothing in the file is executed.
+    """Read a checkpoint, with tensors on the CPU. Nothing in the file is executed.
 
-    finite: refuse weights that are not. Raises UserError where there is no checkpoint, or it is cut short, changed, not
-    ours, or lacks what every checkpoint holds. Whether its weights fit its configuration, build/checkpoints.py checks.
+    finite: raise an error for weights that are not finite.
+    Raises UserError if the file is missing, truncated, damaged or not a checkpoint, or if an entry is missing or has
+    the wrong type. build/checkpoints.py checks whether the weights fit the configuration.
     """
     digest = hashlib.sha256()
     try:
@@ -70,21 +71,23 @@ def load(path: Path, finite: bool = True) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: the checkpoint cannot be read ({error.strerror}).") from None
     if not trailer.startswith(MAGIC):
-        raise UserError(f"{path}: not a checkpoint of this program, or cut short (no checksum at its end).")
+        raise UserError(f"{path}: not a fastrcnn checkpoint, or truncated (it has no checksum at its end).")
     if digest.hexdigest().encode() != trailer[len(MAGIC) :]:
-        raise UserError(f"{path}: the checkpoint has changed since it was written (its checksum does not fit).")
+        raise UserError(f"{path}: the checkpoint is damaged (its checksum does not match). Use another checkpoint.")
     content = torch_files.read(path, size)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else None
-        raise UserError(f"{path}: a checkpoint of format {str(found)[:20]}; this program reads format {FORMAT}.")
+        raise UserError(
+            f"{path}: the checkpoint has format {str(found)[:20]}. This version of fastrcnn reads only format {FORMAT}."
+        )
     _check(path, content, finite)
     return content
 
 
 def _check(path: Path, content: dict[str, Any], finite: bool) -> None:
-    """Raises UserError where the content lacks a part, or a part is of another kind than training writes."""
+    """Raise UserError if an entry is missing or has an invalid type or value."""
     if missing := [name for name in HELD if name not in content]:
-        raise UserError(f"{path}: the checkpoint lacks {', '.join(missing)}. Use another checkpoint.")
+        raise UserError(f"{path}: the checkpoint is missing {', '.join(missing)}. Use another checkpoint.")
     step, best, names, config, model = (content[name] for name in HELD)
     optimizer = content.get("optimizer", {"state": {}, "param_groups": []})
     states, groups = (optimizer.get(k) if type(optimizer) is dict else None for k in ("state", "param_groups"))
@@ -104,7 +107,7 @@ def _check(path: Path, content: dict[str, Any], finite: bool) -> None:
         and holds(groups, dict),
     }
     if unsound := [name for name, is_sound in sound.items() if not is_sound]:
-        raise UserError(f"{path}: {', '.join(unsound)} in the checkpoint is not what training writes. Use another one.")
+        raise UserError(f"{path}: the checkpoint has invalid values for {', '.join(unsound)}. Use another checkpoint.")
     if finite:
         tensors = dict(model)
         for number, state in optimizer["state"].items():
@@ -112,37 +115,38 @@ def _check(path: Path, content: dict[str, Any], finite: bool) -> None:
         if problems := unusable(tensors):
             more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
             raise UserError(
-                f"{path}: the checkpoint's weights cannot be used: {'; '.join(problems[:3])}{more}. Use an earlier one."
+                f"{path}: the checkpoint's weights cannot be used: {'; '.join(problems[:3])}{more}. "
+                "Use an earlier checkpoint."
             )
 
 
 def in_order(folder: Path) -> list[Path]:
-    """The `step-N.pt` files of a folder, newest first."""
+    """Return the `step-N.pt` files of a folder, highest step first."""
     numbered = [(int(m[1]), p) for p in folder.glob("step-*.pt") if (m := NAME.search(p.name))]
     return [p for _, p in sorted(numbered, reverse=True)]
 
 
 def newest_sound(folder: Path, check: Check = lambda _, content: content) -> tuple[Path, dict[str, Any], list[str]]:
-    """The newest checkpoint of a folder that a run can resume from, its content, and why newer ones were passed over.
+    """Find the newest checkpoint of a folder that a run can resume from.
 
-    check: takes path and content, and returns the content; raises UserError where it cannot be used.
-    Raises UserError where there is none.
+    Returns its path, its content, and the reasons why newer checkpoints were skipped. check: called with a path and a
+    content; returns the content, or raises UserError if it is not usable. Raises UserError if no checkpoint is usable.
     """
     refused: list[str] = []
     for path in in_order(folder):
         try:
             content = load(path)
             if "optimizer" not in content:
-                raise UserError(f"{path}: no run can resume from it, as it lacks optimizer.")
+                raise UserError(f"{path}: a run cannot resume from this checkpoint, because it is missing optimizer.")
             return path, check(path, content), refused
         except UserError as error:
             refused.append(str(error))
-    why = "\n".join(refused) if refused else "There is no step-N.pt file."
-    raise UserError(f"{folder}: no checkpoint to go on from. {why}")
+    why = "\n".join(refused) if refused else "The folder contains no step-N.pt file."
+    raise UserError(f"{folder}: no checkpoint to resume from. {why}")
 
 
 def is_one(path: Path) -> bool:
-    """Whether a file is a checkpoint of this program, whole or damaged; other programs' .pt files are not."""
+    """Return whether a file has the trailer of a fastrcnn checkpoint, which other programs' .pt files do not have."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TRAILER))
@@ -152,16 +156,16 @@ def is_one(path: Path) -> bool:
 
 
 def resolve(where: Path, key: str = "checkpoint") -> Path:
-    """The checkpoint file that a user means by a file, or by a run's folder: best.pt, else the newest. A folder of runs
-    (outputs/NAME) means its newest run.
+    """Find the checkpoint for a path that a user gave: a file, a run's folder, or a folder of runs (outputs/NAME).
 
-    key: what named it. Raises UserError where there is none.
+    In a run's folder it is best.pt, or else the newest checkpoint. In a folder of runs, the newest run is used.
+    key: the configuration key of the path, for messages. Raises UserError if no checkpoint is found.
     """
     if where.is_file():
         return where
     if not where.exists():
         raise UserError(
-            f"{key}: there is no file or folder {where}. Give a run's folder, a .pt file, or a detector's .caffemodel."
+            f"{key}: {where} does not exist. Give a run's folder, a .pt file, or a detector's .caffemodel file."
         )
     runs = sorted(where.glob("*/checkpoints"), key=lambda p: (p.stat().st_mtime_ns, p))
     for folder in (where / "checkpoints", where, *runs[::-1]):
@@ -169,16 +173,16 @@ def resolve(where: Path, key: str = "checkpoint") -> Path:
         found = best if best.is_file() else next(iter(in_order(folder)), None)
         if found is not None:
             if folder in runs:
-                log.info("%s: its newest run is %s", where, folder.parent.name)
+                log.info("%s: using the newest run, %s", where, folder.parent.name)
             return found
-    raise UserError(f"{key}: {where} holds no checkpoint (checkpoints/best.pt or step-N.pt).")
+    raise UserError(f"{key}: {where} contains no checkpoint (checkpoints/best.pt or step-N.pt).")
 
 
 def keep_last(folder: Path, n: int) -> None:
-    """Removes all but the `n` step-N.pt files written last.
+    """Remove all step-N.pt files except the last `n` that were written.
 
-    Not those of the highest steps: a broken one that a resumed run passed over would then outlive the sound ones.
+    The order of steps is not used: a damaged checkpoint that a resumed run skipped would outlive newer sound ones.
     """
-    by_time = sorted(in_order(folder), key=lambda p: p.stat().st_mtime_ns, reverse=True)  # of equals the higher step
+    by_time = sorted(in_order(folder), key=lambda p: p.stat().st_mtime_ns, reverse=True)  # ties: higher step first
     for path in by_time[n:]:
         path.unlink(missing_ok=True)

@@ -1,5 +1,4 @@
-"""What a new run measures in its training set before the first step: the statistics of the regression targets, and how
-large the maps are that RoIs are pooled from."""
+"""Initialise a new run from its training set: the scale of feature maps and the statistics of regression targets."""
 
 from __future__ import annotations
 
@@ -17,31 +16,31 @@ from fastrcnn.model.sampling import delta_statistics
 from fastrcnn.parallel import distributed
 
 log = logging.getLogger(__name__)
-IMAGES, ROIS = 16, 64  # of the training set, and of each image, that are looked at
+IMAGES, ROIS = 16, 64  # number of training images, and of RoIs per image, used to measure the scale of feature maps
 
 
 def initialise(
     model: FastRCNN, images: DetectionDataset, fg_iou: float, started: bool, new_labels: Sequence[int] = ()
 ) -> None:
-    """Sets the model's scale of maps, and its mean and standard deviation of regression targets.
+    """Set the model's scale of feature maps, and the mean and standard deviation of its regression targets.
 
-    fg_iou: least overlap of a proposal whose target counts. started: whether the model has the outputs of another run,
-    which bring their statistics; new_labels: the classes that that run did not have, whose statistics are computed. A
-    .caffemodel has none: its deltas are as they are, which the loss would count a hundredth of what the recipe means,
-    so its box layer is normalised.
+    fg_iou: minimum overlap of a proposal whose target is included. started: whether the model has the output layers of
+    another run, which come with their statistics. new_labels: the classes that the other run did not have; their
+    statistics are computed. A .caffemodel has no statistics, because its box layer predicts unnormalised deltas. Their
+    loss would be about a hundredth of the loss that the recipe expects, so the box layer is normalised.
     """
-    if model.map_scale is not None and (model.map_scale == 1).all():  # else they came with the weights
+    if model.map_scale is not None and (model.map_scale == 1).all():  # else the scale came with the weights
         model.map_scale.copy_(distributed.from_first(measure_map_scale(model, images)))
     known = started and bool(model.delta_mean.any() or (model.delta_std != 1).any())
     agnostic = model.bbox_pred.out_features == 4
     if known and (agnostic or not new_labels):
         return
     if known:
-        log.info("computing the statistics of the regression targets of the new classes")
+        log.info("Computing the statistics of the regression targets for the new classes")
     elif started:
-        log.info("its box layer is not normalised; computing the statistics of the regression targets")
+        log.info("The box layer is not normalised. Computing the statistics of the regression targets")
     else:
-        log.info("%d training images; computing the statistics of their regression targets", len(images))
+        log.info("Computing the statistics of the regression targets for %d training images", len(images))
     pairs = (images.truth_and_proposals(i) for i in range(len(images)))
     mean, std = delta_statistics(pairs, model.num_classes, fg_iou, images.augmentation.flip, agnostic)
     if known:
@@ -49,19 +48,21 @@ def initialise(
             own[list(new_labels)] = computed[list(new_labels)].to(own)
         return
     if started:
-        normalise_box_layer(model, mean, std)  # what it detects stays the same
+        normalise_box_layer(model, mean, std)  # does not change the detections
     model.delta_mean.copy_(mean)
     model.delta_std.copy_(std)
 
 
 @torch.no_grad()
 def measure_map_scale(model: FastRCNN, images: DetectionDataset) -> Tensor:
-    """Factors (maps,) that give what is pooled from each map a mean square of 1/2, so that a layer above with He's
-    initialisation begins with outputs of variance 1. A map that is 0 everywhere has the factor 1.
+    """Compute factors (maps,) that give the values pooled from each feature map a mean square of 1/2.
 
-    The images are evenly spaced in the training set, and so are the RoIs among the proposals of an image. Data decide
-    as in Krähenbühl and others, Data-dependent initializations of convolutional neural networks, 2016; but a factor on
-    the weights alone would leave inputs of tens or hundreds, on which a step of the solver depends by their square.
+    The layer above, with He's initialisation, then starts with outputs of variance 1. A map that is 0 everywhere gets
+    the factor 1. The images are evenly spaced in the training set, and the RoIs among an image's proposals.
+
+    The factors depend on the data, as in Krähenbühl and others, Data-dependent initializations of convolutional neural
+    networks, 2016. They scale the inputs of the layer instead of its weights: a solver step depends on the square of
+    the inputs, which would otherwise be in the tens or hundreds.
     """
     squares, training, device = [], model.training, model.delta_mean.device
     model.eval()
@@ -78,8 +79,9 @@ def measure_map_scale(model: FastRCNN, images: DetectionDataset) -> Tensor:
         ]
         squares.append(torch.stack([p.double().square().mean() for p in pooled]))
     model.train(training)
-    size = torch.stack(squares).nanmean(dim=0).cpu()  # an image without proposals has none
+    size = torch.stack(squares).nanmean(dim=0).cpu()  # NaN for an image without proposals
     scale = torch.where((size > 0) & size.isfinite(), (2 * size).rsqrt(), 1.0)
     for name, square, factor in zip(model.roi_features, size.tolist(), scale.tolist(), strict=True):
-        log.info("%s: RoIs pool values of root mean square %.3g; multiplied by %.3g", name, square**0.5, factor)
+        text = "%s: pooled values have a root mean square of %.3g and are multiplied by %.3g"
+        log.info(text, name, square**0.5, factor)
     return scale.float()

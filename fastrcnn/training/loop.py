@@ -25,10 +25,10 @@ from fastrcnn.training.replay import evidence
 
 @dataclass(frozen=True)
 class Schedule:
-    """When things happen, in steps.
+    """The schedule of training, in steps.
 
-    rate: the learning rate of a step, counted from 0. accumulate: batches in a step, see train. clip_gradients: the
-    largest Euclidean norm of a step's gradient; a longer gradient is scaled down to it.
+    rate: returns the learning rate of a step, counted from 0. accumulate: batches per step, see train.
+    clip_gradients: the maximum Euclidean norm of a step's gradient; a larger gradient is scaled down to it.
     """
 
     iterations: int
@@ -42,22 +42,22 @@ class Schedule:
     clip_gradients: float = math.inf
 
     def evaluates_after(self, done: int) -> bool:
-        """Whether the model is evaluated after so many steps."""
+        """Return whether the model is evaluated after `done` steps."""
         return done == self.iterations or (self.evaluate_every > 0 and done % self.evaluate_every == 0)
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was taken, and the last of its batches."""
+    """A completed step, with its last batch."""
 
-    done: int  # steps, with this one
+    done: int  # number of completed steps, including this one
     batch: Batch
     rois: Tensor  # (K, 5)
     targets: RoITargets
 
 
 class NotFiniteError(UserError):
-    """The loss of a step is not finite. evidence: in the first process, all that went into the step (see replay.py)."""
+    """The loss of a step is not finite. evidence: the step's inputs (see replay.py), only in the first process."""
 
     def __init__(self, step: int, text: str, evidence: dict[str, Any] | None) -> None:
         super().__init__(text)
@@ -66,7 +66,7 @@ class NotFiniteError(UserError):
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed of 63 bits that depends on all the numbers (splitmix64's finisher over their sequence)."""
+    """Return a 63-bit seed that depends on all the numbers (splitmix64's finisher, applied to the sequence)."""
     value = 0
     for number in numbers:
         value = (value + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
@@ -88,23 +88,22 @@ def train(
     box_weight: float = 1.0,
     inputs: Inputs | None = None,
 ) -> Iterator[Step]:
-    """Trains `model` from step `start` to the schedule's end, and yields each step when it is taken. The
-    loader has as many batches as that takes, or more.
+    """Train `model` from step `start` to the end of the schedule, and yield each completed step.
 
-    Everything random in a step, which RoIs are drawn and what dropout drops, follows from the seed and the step's
-    number alone, so a run that is interrupted and resumed is the same run.
+    The loader must have enough batches. The random choices in a step (its RoIs and dropout) depend only on the seed and
+    the step's number. A resumed run therefore takes the same steps as an uninterrupted one.
 
-    A step takes `schedule.accumulate` batches, and its loss is the mean of theirs, each divided by its own number of
-    RoIs: that of one batch of all their images, if every image gives as many RoIs. RoIs are drawn as from that batch
-    too. What differs is batch normalisation, whose statistics are those of each batch; dropout, a draw for each; and
-    padding, where images differ in size.
+    A step uses `schedule.accumulate` batches. The loss of a batch is divided by its number of RoIs, and the loss of the
+    step is the mean over its batches. If every image has the same number of RoIs, this equals the loss of one large
+    batch of the same images, and the same RoIs are drawn. Three things differ: batch normalisation uses the statistics
+    of each batch, dropout is drawn for each batch, and images are padded to the largest in each batch.
 
-    In a group of processes (see distributed.py) each brings its own images of a step. The gradient is that of one
-    process with all of them, with the same RoIs; each process draws dropout and pads images for itself.
+    In a group of processes (see distributed.py), each process has its own images of a step. The RoIs and the gradient
+    are those of a single process with all images, but each process draws dropout and pads images separately.
 
-    inputs: what the model is given of a batch; None: its images.
+    inputs: computes the model's input from a batch; None: the batch's images.
 
-    Raises NotFiniteError, in all processes, before the weights are changed.
+    Raises NotFiniteError in all processes, before the weights change.
     """
     device = model.delta_mean.device
     network = distributed.parallel(model)
@@ -123,7 +122,7 @@ def train(
             sent_rois, sizes, scales = send(device, rois, batch.sizes, batch.scales)
             sent_targets = RoITargets(*send(device, targets.labels, targets.deltas))
             with distributed.keep_gradients(network, part + 1 < schedule.accumulate):
-                with distributed.exchange(), autocast(device, dtype):  # of the statistics of batch normalisation
+                with distributed.exchange(), autocast(device, dtype):  # exchanges batch normalisation statistics
                     logits, deltas = network(given, sent_rois, sizes, scales)
                 losses = fast_rcnn_loss(logits, deltas, sent_targets, box_weight)
                 broken = not math.isfinite(losses.total.item())
@@ -131,7 +130,7 @@ def train(
                 if any_broken:
                     proof = evidence(with_pixels(batch), rois, targets, losses, dropout_seed, dtype, box_weight)
                     raise not_finite(step, schedule.rate(step), proof if broken else None)
-                with distributed.exchange(), full_precision(dtype):  # of the gradients
+                with distributed.exchange(), full_precision(dtype):  # exchanges gradients
                     (losses.total * (weight / schedule.accumulate)).backward()
             meter.add_batch(losses, logits.detach(), sent_targets, len(batch.samples), weight)
         norm = clip_gradients(optimizer, schedule.clip_gradients)
@@ -141,38 +140,41 @@ def train(
 
 
 def seeds_of(seed: int, step: int, part: int, images: int) -> tuple[int, list[int]]:
-    """The seed of dropout, and one for each image's RoIs, of this process's batch number `part` of a step."""
+    """Return the seed of dropout, and a seed for each image's RoIs, for this process's batch number `part` of a step.
+
+    images: number of images in the batch.
+    """
     processes, number = distributed.size(), distributed.rank()
     which = [part, number] if number else [part] if part else []
-    first = (part * processes + number) * images  # the number, in the step, of the first image
+    first = (part * processes + number) * images  # index of the batch's first image in the step
     return seed_of(seed, step, 0, *which), [seed_of(seed, step, 1, first + i) for i in range(images)]
 
 
 def send(device: torch.device, *tensors: Tensor) -> list[Tensor]:
-    """The tensors on the device, which may still be computing the last step."""
+    """Copy the tensors to the device without waiting for work in progress there."""
     return [t.to(device=device, non_blocking=True) for t in tensors]
 
 
 def share_of_loss(rois: int, broken: bool) -> tuple[float, bool]:
-    """The factor on this process's loss, a mean over its RoIs, and whether the loss of any process is broken.
+    """Return the factor on this process's loss, and whether the loss of any process is not finite.
 
-    The mean over the processes, which DistributedDataParallel takes, of losses times their factors is the mean over
-    all RoIs.
+    A process's loss is a mean over its `rois` RoIs, and DistributedDataParallel averages gradients over the processes.
+    With these factors, the average is the mean over the RoIs of all processes.
     """
     all_rois, any_broken = distributed.total(torch.tensor([rois, broken], dtype=torch.float64)).tolist()
     return rois * distributed.size() / max(all_rois, 1), bool(any_broken)
 
 
 def not_finite(step: int, rate: float, proof: dict[str, Any] | None) -> NotFiniteError:
-    """The error for all processes; proof: the evidence of a process whose loss is not finite."""
+    """Return the error that all processes raise. proof: the evidence of a process whose loss is not finite."""
     proofs = [p for p in distributed.gather(proof) if p is not None]
     text = ""
     if proofs:
         first = proofs[0]
         total = first["loss_cls"] + first["box_weight"] * first["loss_box"]
         text = (
-            f"step {step}: the loss is {total}. The weights were not changed by this step; its pictures: "
-            f"{', '.join(first['image_ids'])}. Try a lower rate (solver.lr is {rate:g} here), a longer "
-            "solver.warmup, or a limit of the gradient's norm (solver.clip_gradients)."
+            f"step {step}: the loss is {total}. This step did not change the weights. Its images are "
+            f"{', '.join(first['image_ids'])}. Try a lower solver.lr (the learning rate of this step is {rate:g}), a "
+            "longer solver.warmup, or a limit on the gradient norm (solver.clip_gradients)."
         )
     return NotFiniteError(step, distributed.from_first(text), proofs[0] if proofs else None)

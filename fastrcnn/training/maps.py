@@ -1,9 +1,9 @@
-"""Maps of the frozen layers, computed once for each view of an image and kept in files.
+"""Feature maps of the frozen layers, computed once for each view of an image and cached in files.
 
-Where the first layers of the trunk are not trained, what they make of an image is the same in every epoch. Each view
-has a file of its own, in half precision: bfloat16 where the training computes in it, so that nothing is lost, else
-float16. Maps that are not kept, because there is no room, are rounded as well, so what is learned does not depend on
-the room.
+If the first layers of the trunk are frozen, their output for an image is the same in every epoch. Each view has its own
+file, in half precision: bfloat16 if training computes in bfloat16, which loses nothing, else float16. If the disk space
+runs out, the other maps are not cached, but they are rounded in the same way. The trained weights are therefore the
+same with any amount of disk space.
 """
 
 from __future__ import annotations
@@ -35,36 +35,36 @@ from fastrcnn.progress import progress
 from fastrcnn.structures import Batch, Sample, View
 
 log = logging.getLogger(__name__)
-SPARE = 1e9  # bytes that are left free on the disk
-LARGEST_HEAD = 4096  # bytes of a file before its numbers
+SPARE = 1e9  # bytes on the disk that stay free
+LARGEST_HEAD = 4096  # maximum size of a file's header in bytes
 
 
 @dataclass(frozen=True)
 class MapFiles:
-    """A folder with a file for each view whose maps are kept. What finds one spoilt, or gone, has none."""
+    """A folder with one file for each view whose maps are cached. A damaged file counts as missing."""
 
     folder: Path
 
     def path(self, sample: Sample, view: View) -> Path:
-        """The file for a view of the image as it is now: another one when the image has changed."""
-        with suppress(OSError):  # which reading it will tell
+        """Return the file for a view of the image. If the image file changes, the path changes too."""
+        with suppress(OSError):  # reading the image will report the error
             status = sample.path.stat()
             what = f"{sample.image_id}\0{view}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape")
             return self.folder / hashlib.sha256(what).hexdigest()[:32]
         return self.folder / "none"
 
     def has(self, sample: Sample, view: View) -> bool:
-        """Whether the maps are kept."""
+        """Return whether the maps are cached."""
         return self.path(sample, view).exists()
 
     def read(self, sample: Sample, view: View) -> list[Tensor] | None:
-        """The maps (C, H, W) that are kept, or None."""
+        """Read the cached maps (C, H, W); None if there are none or the file is damaged."""
         try:
             content = bytearray(self.path(sample, view).read_bytes())
             head, _, _ = content.partition(b"\n")
             described = json.loads(head)
             values = memoryview(content)[len(head) + 1 :]
-            if zlib.crc32(values) != described["crc32"]:  # a machine that stopped may leave a file half written
+            if zlib.crc32(values) != described["crc32"]:  # a crash of the machine can leave an incomplete file
                 return None
             numbers = torch.frombuffer(values, dtype=getattr(torch, described["dtype"]))
             shapes = [torch.Size(shape) for shape in described["shapes"]]
@@ -74,7 +74,7 @@ class MapFiles:
             return None
 
     def write(self, sample: Sample, view: View, maps: Sequence[Tensor]) -> None:
-        """Keeps the maps. Raises OSError."""
+        """Write the maps to their file atomically. Raises OSError."""
         values: memoryview = torch.cat([m.flatten() for m in maps]).view(torch.uint8).numpy().data
         described = {
             "crc32": zlib.crc32(values),
@@ -93,20 +93,23 @@ class MapFiles:
 
 
 class Maps:
-    """The maps of the frozen layers of a model, as training and the evaluations within it ask for them.
+    """Provides the feature maps of a model's frozen layers to training and to the evaluations during training.
 
-    room: bytes that this process may still write; full: whether there was something that they did not hold.
+    room: number of bytes that this process can still write. full: whether some maps did not fit or were not written.
     """
 
     def __init__(self, folder: Path, model: FastRCNN, dtype: torch.dtype, budget: float) -> None:
-        """budget: bytes in `folder`, which is made, of all processes together. The model is on its device."""
+        """Create `folder`. budget: its maximum size in bytes, for all processes together.
+
+        The model must already be on its device.
+        """
         self.model, self.dtype = model, dtype
         self.kept_as = dtype if dtype == torch.bfloat16 else torch.float16
         self.files = MapFiles(folder / digest(model, self.kept_as))
         self.full = False
         self.files.folder.mkdir(parents=True, exist_ok=True)
         if distributed.leads():
-            for other in folder.iterdir():  # of the same run in another precision
+            for other in folder.iterdir():  # maps from before a change of the precision or the frozen layers
                 if other != self.files.folder:
                     shutil.rmtree(other, ignore_errors=True)
             remove_parts(self.files.folder)
@@ -114,25 +117,28 @@ class Maps:
         kept = distributed.from_first(sum(sizes))
         free = shutil.disk_usage(folder).free - SPARE
         if kept + free < budget:
-            log.info("runtime.cache: %.2g GB of the disk are free for it, in %s", max(0, free) / 1e9, folder)
+            text = "runtime.cache: only %.2g GB of disk space are available for feature maps in %s"
+            log.info(text, max(0, free) / 1e9, folder)
         self.room = (min(budget - kept, free)) / distributed.size()
 
     def __call__(self, batch: Batch) -> list[Tensor]:
-        """What FastRCNN.features takes in place of the images of the batch, on the model's device; padded with 0 at the
-        right and the bottom. Raises UserError as `read_sample` does."""
+        """Return the maps of the batch, on the model's device, as the input of FastRCNN.features instead of the images.
+
+        They are padded with 0 at the right and the bottom. Raises the same UserErrors as `read_sample`.
+        """
         return self._together([self._of(batch, i) for i in range(len(batch.samples))])
 
     def fresh(self, batch: Batch) -> list[Tensor]:
-        """The same, all computed whether they are kept or not, and not kept. The batch has all images' pixels."""
+        """Compute all maps of the batch without using the cache. The batch must have the pixels of all images."""
         return self._together([self.compute(_image(batch, i), sample) for i, sample in enumerate(batch.samples)])
 
     def _together(self, found: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        own = self.model.pixel_mean  # where the model is, and in which precision it is without autocast
+        own = self.model.pixel_mean  # has the model's device, and its precision without autocast
         dtype = self.dtype if self.dtype == self.kept_as else own.dtype
         return [pad(maps)[0].to(own.device, dtype) for maps in zip(*found, strict=True)]
 
     def _of(self, batch: Batch, i: int) -> list[Tensor]:
-        """The maps (C, H, W) of one image of the batch, on the CPU, in half precision."""
+        """Read or compute the maps (C, H, W) of one image of the batch, on the CPU, in half precision."""
         sample, view = batch.samples[i], batch.views[i]
         if (kept := self.files.read(sample, view)) is not None:
             return kept
@@ -145,13 +151,16 @@ class Maps:
                 self.files.write(sample, view, maps)
                 self.room -= size
             except OSError as error:
-                log.warning("%s: no more maps are kept there (%s)", self.files.folder, error.strerror)
+                log.warning("%s: no more feature maps are cached (%s)", self.files.folder, error.strerror)
                 self.full, self.room = True, 0.0
         return maps
 
     @torch.no_grad()
     def compute(self, image: Tensor, sample: Sample) -> list[Tensor]:
-        """The maps (C, H, W) of an image (3, H, W), on the CPU, in half precision. `sample` is for the message."""
+        """Compute the maps (C, H, W) of an image (3, H, W), on the CPU, in half precision.
+
+        Raises UserError, with the path of `sample`, if a value is too large for half precision.
+        """
         device = self.model.delta_mean.device
         with autocast(device, self.dtype):
             maps = self.model.frozen_maps(image[None].contiguous().to(device))
@@ -159,33 +168,35 @@ class Maps:
         if not all(bool(m.isfinite().all()) for m in halves):
             kind = str(self.kept_as).removeprefix("torch.")
             raise UserError(
-                f"{sample.path}: the frozen layers give values that {kind} cannot hold. runtime.cache=0 trains without "
-                "keeping maps."
+                f"{sample.path}: the frozen layers compute values that {kind} cannot represent. Set runtime.cache=0 to "
+                "train without cached feature maps."
             )
         return halves
 
     def fill(
         self, dataset: DetectionDataset, chosen: Sequence[tuple[int, View]], workers: int, stop: Callable[[], bool]
     ) -> None:
-        """Computes and keeps the maps of the chosen views (number of the image, view), until `stop` says so or there is
-        no more room. In a group of processes each does a share."""
+        """Compute and cache the maps of the chosen views, until `stop` returns true or there is no space left.
+
+        chosen: pairs of an image's index and a view. In a group of processes, each computes its share.
+        """
         self.model.eval()
         own, begun = distributed.share(chosen), self.room
         loader = views_loader(dataset, own, workers)
-        for done, (batch,) in enumerate(progress(loader, len(own), "computing maps", "map")):
+        for done, (batch,) in enumerate(progress(loader, len(own), "feature maps", "map")):
             self(batch)
             if self.full:
-                what = "runtime.cache: there is room for the maps of %d of %d views; the others are computed each time"
-                log.warning(what, done, len(own))
+                text = "runtime.cache: only the feature maps of %d of %d views fit; the others are computed when needed"
+                log.warning(text, done, len(own))
                 break
             if done == 0 and begun > self.room:
-                log.info("they take about %.2g GB", (begun - self.room) * len(chosen) / 1e9)
+                log.info("The feature maps need about %.2g GB", (begun - self.room) * len(chosen) / 1e9)
             if stop():
                 break
 
 
 def _image(batch: Batch, i: int) -> Tensor:
-    """An image (3, H, W) of the batch without its padding."""
+    """Return an image (3, H, W) of the batch without its padding."""
     height, width = batch.sizes[i].tolist()
     return batch.images[i, :, :height, :width]
 
@@ -193,22 +204,22 @@ def _image(batch: Batch, i: int) -> Tensor:
 def open_maps(
     folder: Path, model: FastRCNN, dtype: torch.dtype, budget: float, augmentation: Augmentation
 ) -> Maps | None:
-    """The maps of a training, in files in the folder; None where they cannot be kept, or are not to: a budget of 0."""
+    """Create the feature map cache of a run in `folder`; None if caching is impossible or `budget` is 0."""
     below, first = model.frozen_layers
     reason = None
     if not below and first == model.trunk.network.conv_names[0]:
-        reason = "model.finetune_from leaves no layer of the trunk as it is"
+        reason = "model.finetune_from freezes no layer of the trunk"
     elif augmentation.colour:
-        reason = "data.colour shows each image in other colours each time"
+        reason = "data.colour changes an image's colours each time"
     elif augmentation.crop:
-        reason = "data.crop shows another part of an image each time"
+        reason = "data.crop cuts out a different part of an image each time"
     if budget and reason:
-        log.warning("runtime.cache: no maps are kept: %s", reason)
+        log.warning("runtime.cache: feature maps are not cached, because %s", reason)
     return None if reason or not budget else Maps(folder, model, dtype, budget)
 
 
 def digest(model: FastRCNN, dtype: torch.dtype) -> str:
-    """Hexadecimal digits that name what maps depend on beside the image."""
+    """Return a hexadecimal digest of everything that the maps depend on, except the image."""
     below, first = model.frozen_layers
     names = model.trunk.network.conv_names
     frozen = names if first is None else names[: names.index(first)]

@@ -1,4 +1,4 @@
-"""What is watched in training: losses, gradient, RoIs, speed, and the time that is lost waiting for images."""
+"""Training metrics: losses, gradient norm, RoIs, speed, and the time spent waiting for images."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ from fastrcnn.structures import Batch, RoITargets
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-FIRST = 5  # steps, and seconds, that an estimate is made of
+FIRST = 5  # minimum number of steps, and of seconds, before the first estimate of the remaining time
 
 
 class Meter:
-    """Means over the steps since the last reading.
+    """Computes means over the steps since the last call of `read`.
 
-    accumulate: batches in a step. What the device computes is summed there and fetched when it is read, so that a GPU
-    does not wait. The clock runs while a step is made, from asking for its first batch to its end: evaluations,
-    checkpoints and drawings in between do not count.
+    accumulate: batches per step. Sums stay on the device until `read`, so that a GPU does not have to wait. The clock
+    runs during steps only, from the request for a step's first batch to the step's end. It does not run during
+    evaluations, checkpoints and drawings.
     """
 
     def __init__(self, accumulate: int = 1) -> None:
         self.accumulate = accumulate
-        self.latest: dict[str, float] = {}  # the last reading
+        self.latest: dict[str, float] = {}  # the last result of `read`
         self._clear()
 
     def _clear(self) -> None:
-        self._sums: Tensor | None = None  # (6,) float64: three losses, foreground, that classified rightly, gradient
+        # (6,) float64: three losses, foreground RoIs, correctly classified foreground RoIs, gradient norm
+        self._sums: Tensor | None = None
         self._steps = self._images = self._rois = 0
         self._seconds = self._waited = 0.0
-        self._since: float | None = None  # when the clock was started; None: it stands
+        self._since: float | None = None  # when the clock was started; None: it is stopped
 
     def _add(self, values: list[Tensor]) -> None:
         added = torch.stack([v.detach().double() for v in values])
         self._sums = added if self._sums is None else self._sums + added
 
     def time(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches; waiting for them counts."""
+        """Yield the batches and measure the time spent waiting for them."""
         source = iter(batches)
         asked = time.monotonic()
         while (batch := next(source, None)) is not None:
@@ -58,7 +59,7 @@ class Meter:
             asked = time.monotonic()
 
     def add_batch(self, losses: Losses, logits: Tensor, targets: RoITargets, images: int, weight: float = 1.0) -> None:
-        """Counts what a batch of so many images gave. weight: of its losses among the processes'."""
+        """Add the results of a batch. images: number of its images. weight: factor on its losses (share_of_loss)."""
         foreground = targets.labels > 0
         right = foreground & (logits.argmax(dim=1) == targets.labels)
         shares = [v * (weight / self.accumulate) for v in (losses.total, losses.classification, losses.box)]
@@ -67,7 +68,7 @@ class Meter:
         self._images += images
 
     def add_step(self, norm: Tensor) -> None:
-        """The end of a step with a gradient of this length."""
+        """Add the end of a step. norm: the norm () of its gradient."""
         zero = norm.new_zeros(())
         self._add([zero] * 5 + [norm])
         self._steps += 1
@@ -76,8 +77,10 @@ class Meter:
         self._since = None
 
     def read(self) -> dict[str, float]:
-        """The means, over all processes, by the names that they have in metrics.csv and TensorBoard; begins anew. The
-        clock is this process's."""
+        """Return the means over all processes by their names in metrics.csv and TensorBoard, and reset the meter.
+
+        Times are measured in this process only.
+        """
         assert self._sums is not None
         loss, classification, box, foreground, right, norm = distributed.total(self._sums).tolist()
         rois, images = distributed.total(torch.tensor([self._rois, self._images])).tolist()
@@ -108,16 +111,17 @@ def show_progress(
     evaluations: Callable[[int], float] = lambda _: 0.0,
     unsure: float = 0.25,
 ) -> Iterator[T]:
-    """The steps, of which `start` are done; with a bar on a terminal, else with a line in the log now and then.
+    """Yield the steps and show progress: a progress bar on a terminal, otherwise occasional log lines.
 
-    After a few steps the log says how long all of it will take, and again where that has changed by `unsure` of it.
-    evaluations: the seconds that those take which come after so many steps.
+    After a few steps, the estimated remaining time is logged. It is logged again if the estimate of the total time
+    changes by more than the fraction `unsure`. start: number of steps that are already completed. evaluations: takes a
+    number of completed steps and estimates the seconds of all later evaluations.
     """
     terminal = sys.stderr.isatty()
     hidden = not terminal or silent()
     begun = said = asked = time.monotonic()
-    stepping = 0.0  # seconds; evaluations and checkpoints come between steps
-    expected: float | None = None  # seconds from beginning to end
+    stepping = 0.0  # seconds spent in steps, without evaluations and checkpoints
+    expected: float | None = None  # estimated total time in seconds
     with tqdm(total=iterations, initial=start, desc="train", unit="step", dynamic_ncols=True, disable=hidden) as bar:
         for done, step in enumerate(steps, start + 1):
             stepping += time.monotonic() - asked
@@ -133,7 +137,7 @@ def show_progress(
                 and now - begun >= FIRST
                 and (expected is None or abs(whole - expected) > unsure * expected)
             ):
-                text = "about %s left: %d steps %s" if expected is None else "now about %s left: %d steps %s"
+                text = "About %s left: %d steps %s" if expected is None else "Now about %s left: %d steps %s"
                 later = evaluations(done)
                 parts = duration(left + later), iterations - done, duration(left)
                 with logging_redirect_tqdm([logging.getLogger("fastrcnn")]) if terminal else nullcontext():

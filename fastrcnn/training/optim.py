@@ -1,4 +1,4 @@
-"""The optimiser and its schedule."""
+"""The optimiser and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PAPER = SolverSettings()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: float) -> list[dict]:
-    """Parameters that train, in groups, each with its factor on the learning rate as `lr_factor`.
+    """Return the trainable parameters in groups; `lr_factor` of a group is its factor on the learning rate.
 
-    Biases learn at `bias_lr_factor` times the rate and do not decay, as in the author's solver files; the scales of
-    batch normalisation do not decay either.
+    Biases have `bias_lr_factor` times the learning rate and no weight decay, as in the author's prototxt files. The
+    scales of batch normalisation have no weight decay either.
     """
     weights: dict = {"params": [], "weight_decay": weight_decay, "lr_factor": 1.0}
     biases: dict = {"params": [], "weight_decay": 0.0, "lr_factor": bias_lr_factor}
@@ -33,11 +33,11 @@ def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: floa
 
 
 class CaffeSGD(torch.optim.Optimizer):
-    """Stochastic gradient descent as Caffe computes it: V = momentum V + rate (gradient + decay W), W = W - V.
+    """Stochastic gradient descent as in Caffe: V = momentum V + rate (gradient + decay W), W = W - V.
 
-    In torch.optim.SGD the rate multiplies the whole velocity, so that a lower rate slows at once what was built up at
-    the higher one; here it runs out over the next steps. The two are the same while the rate stays. Source:
-    src/caffe/solvers/sgd_solver.cpp, Regularize and ComputeUpdateValue.
+    In torch.optim.SGD the rate multiplies the entire velocity, so lowering the rate immediately slows down the velocity
+    from earlier steps. Here, that velocity decays over the next steps. Both are equal while the rate is constant.
+    Source: src/caffe/solvers/sgd_solver.cpp, Regularize and ComputeUpdateValue.
     """
 
     def __init__(self, groups: list[dict], momentum: float) -> None:
@@ -45,7 +45,7 @@ class CaffeSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step with the gradients that are there."""
+        """Update the parameters that have a gradient."""
         for group in self.param_groups:
             weights = [p for p in group["params"] if p.grad is not None]
             if not weights:
@@ -61,8 +61,10 @@ class CaffeSGD(torch.optim.Optimizer):
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, largest: float = math.inf) -> Tensor:
-    """The Euclidean norm (), on the device, of the gradient of all that is trained, before it is scaled down to
-    `largest` where it is longer."""
+    """Scale the gradient of all trained parameters down to the Euclidean norm `largest` if its norm is greater.
+
+    Returns the norm () before scaling, on the device.
+    """
     weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
     if largest < math.inf:
@@ -77,10 +79,10 @@ def make_optimizer(
     bias_lr_factor: float = PAPER.bias_lr_factor,
     optimizer: OptimizerName = PAPER.optimizer,
 ) -> torch.optim.Optimizer:
-    """The optimiser, with the paper's settings unless others are given; the rate is set for each step by `set_rate`.
+    """Create the optimiser, by default with the paper's settings. `set_rate` sets the learning rate of each step.
 
-    optimizer: caffe_sgd, see CaffeSGD; sgd, torch's own; fused_sgd, the same with one kernel for all weights; adamw,
-    torch's with one kernel (Loshchilov and Hutter, 2019), whose first beta is the momentum.
+    optimizer: caffe_sgd: see CaffeSGD; sgd: torch's SGD; fused_sgd: torch's SGD in a single kernel for all weights;
+    adamw: torch's AdamW (Loshchilov and Hutter, 2019) in a single kernel, with the momentum as its first beta.
     """
     groups = parameter_groups(model, weight_decay, bias_lr_factor)
     if optimizer == "caffe_sgd":
@@ -91,28 +93,28 @@ def make_optimizer(
 
 
 def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Puts a state that was saved into the optimiser. Raises ValueError where it is not that of these parameters."""
+    """Load a saved state into the optimiser. Raises ValueError if the state does not fit the parameters."""
     shapes: dict[Any, torch.Size] = {}
     if len(saved["param_groups"]) != len(optimizer.param_groups):
-        raise ValueError("it has other groups of parameters")
+        raise ValueError("the number of parameter groups differs")
     adam = isinstance(optimizer, torch.optim.AdamW)
     for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
         inertia = group.get("betas", (None,)) if adam else (group.get("momentum"),)
         numbers = [*(group.get(key) for key in ("lr", "lr_factor", "weight_decay")), *inertia]
         places = group.get("params")
         if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
-            raise ValueError("a group of parameters has no finite rate, momentum or decay")
+            raise ValueError("a parameter group has no finite learning rate, momentum or weight decay")
         if not isinstance(places, list) or len(places) != len(own["params"]) or not all(type(n) is int for n in places):
-            raise ValueError("a group has other parameters")
+            raise ValueError("the parameters of a group differ")
         shapes |= {place: weight.shape for place, weight in zip(places, own["params"], strict=True)}
     names = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
     for place, values in saved["state"].items():
         buffers = {name: value for name, value in values.items() if adam or value is not None}
         if buffers.keys() not in (set(), names) or not all(isinstance(value, Tensor) for value in buffers.values()):
-            raise ValueError(f"it has other things than {' and '.join(sorted(names))}")
+            raise ValueError(f"the state of parameter {place} does not consist of {' and '.join(sorted(names))}")
         for name, value in buffers.items():
             if value.shape != (() if name == "step" else shapes.get(place)):
-                raise ValueError(f"{name} of parameter {place} is {tuple(value.shape)}")
+                raise ValueError(f"{name} of parameter {place} has the wrong shape {tuple(value.shape)}")
     optimizer.load_state_dict(saved)
 
 
@@ -125,10 +127,10 @@ def learning_rate(
     lr_gamma: float = PAPER.lr_gamma,
     warmup: int = PAPER.warmup,
 ) -> float:
-    """The rate of step number `step`, counted from 0, of `iterations`.
+    """Return the learning rate of step `step` (counted from 0) of `iterations` steps.
 
-    schedule: "step" multiplies by `lr_gamma` at each of `lr_steps`; "cosine" falls to 0 along half a wave.
-    warmup: steps over which the rate first rises in a straight line.
+    schedule: "step" multiplies the rate by `lr_gamma` at each of `lr_steps`; "cosine" lowers it to 0 along half a wave.
+    warmup: number of steps at the start over which the rate rises linearly.
     """
     if schedule == "cosine":
         rate = lr * 0.5 * (1 + math.cos(math.pi * step / iterations))
@@ -138,6 +140,6 @@ def learning_rate(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Gives every parameter group the rate times its own factor."""
+    """Set the learning rate of every parameter group to `rate` times the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]

@@ -1,4 +1,4 @@
-"""How long a batch takes, and where the time of training goes: a trace for Perfetto and TensorBoard's profiler."""
+"""Measure the time of a batch, and profile training: a trace for Perfetto and TensorBoard's profiler."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fastrcnn.training.loop import Schedule, train
 from fastrcnn.training.meter import Meter
 
 log = logging.getLogger(__name__)
-FIRST, LAST = 10, 20  # steps from the first up to the last, which is not recorded; the earlier ones warm up
-TRIED = 2  # times that a batch is timed, of which the fastest counts
+FIRST, LAST = 10, 20  # steps FIRST .. LAST - 1 are recorded; earlier steps are for warming up
+TRIED = 2  # number of times that a batch is timed; the fastest time is used
 
 
 def seconds_of_a_batch(
@@ -36,10 +36,10 @@ def seconds_of_a_batch(
     dtype: torch.dtype,
     box_weight: float,
 ) -> tuple[float, float]:
-    """How long the frozen layers take for the batch, by `frozen`, and the step after `done` steps with their maps.
+    """Measure how long the frozen layers take for a batch, and how long a training step takes with their maps.
 
-    Copies of the model and its optimiser take the steps; the frozen layers are not copied. Raises NotFiniteError where
-    a loss is not finite.
+    frozen: computes the maps of a batch. done: number of steps that are already completed. The steps are taken with
+    copies of the optimiser and of the trained layers. Raises NotFiniteError if a loss is not finite.
     """
     fixed = {id(p): p for p in model.parameters() if not p.requires_grad}
     model, optimizer = deepcopy((model, optimizer), fixed)
@@ -56,18 +56,18 @@ def _seconds_between(events: Iterable[object]) -> list[float]:
     times = [time.monotonic()]
     for _ in events:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # else the next event waits for this one
+            torch.cuda.synchronize()  # else the next event would include the work of this one
         times.append(time.monotonic())
     return [after - before for before, after in pairwise(times)]
 
 
 @contextmanager
 def profile_steps(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -> Iterator[Iterable[Batch]]:
-    """The batches, for the training loop; what that does with the batches of steps 10 to 19 is recorded.
+    """Provide the batches for the training loop and profile steps 10 to 19.
 
-    accumulate: batches in a step. Steps are counted from 0, or from the one that a run resumes at. In the folder:
-    steps-10-20.pt.trace.json, every operation with its time, and steps-10-20.txt, the longest ones summed up. A loop
-    that ends earlier leaves what there is by then.
+    accumulate: batches per step. Step 0 is the first step of the run, or the first step after the run was resumed. The
+    profile consists of steps-10-20.pt.trace.json, which contains every operation with its time, and steps-10-20.txt,
+    which summarises the longest operations. If the loop ends earlier, the profile contains the steps until then.
     """
     written = []
     trace = folder / f"steps-{FIRST}-{LAST}.pt.trace.json"
@@ -77,8 +77,9 @@ def profile_steps(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -
         found.export_chrome_trace(str(trace))
         longest = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = found.key_averages().table(sort_by=longest, row_limit=30)
-        (folder / f"steps-{FIRST}-{LAST}.txt").write_text(table + "\n", encoding="utf-8")
-        log.info("profile: %s (for ui.perfetto.dev or TensorBoard); summed up beside it, in .txt", trace)
+        name = f"steps-{FIRST}-{LAST}.txt"
+        (folder / name).write_text(table + "\n", encoding="utf-8")
+        log.info("Saved profile %s (open it in ui.perfetto.dev or TensorBoard) and its summary %s", trace, name)
         written.append(trace)
 
     def watch() -> Iterator[Batch]:
@@ -97,4 +98,4 @@ def profile_steps(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -
     with profile(activities=activities, schedule=phases, on_trace_ready=write, record_shapes=True) as recorder:
         yield watch()
     if not written:
-        log.warning("profile: none, as the run was over before its step %d", FIRST)
+        log.warning("No profile was recorded, because the run ended before step %d", FIRST)

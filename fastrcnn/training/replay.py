@@ -1,4 +1,4 @@
-"""A training step whose loss was not finite, kept and done again to find where it broke."""
+"""Save a training step whose loss is not finite, and replay it to find the layer that caused it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def evidence(
     dtype: torch.dtype,
     box_weight: float,
 ) -> dict[str, Any]:
-    """All that went into a step, beside the weights, for a checkpoint."""
+    """Return all inputs of a step except the weights, as entries of a checkpoint."""
     return {
         "image_ids": [s.image_id for s in batch.samples],
         "images": batch.images,
@@ -42,20 +42,20 @@ def evidence(
 
 @dataclass(frozen=True)
 class Replay:
-    """What a step that was done again gave."""
+    """The result of a replayed step. It lists the tensors that contain values that are not finite."""
 
     loss_cls: float
     loss_box: float
-    inputs: list[str]  # which inputs hold a number that is not finite: images, rois, deltas
-    weights: list[str]  # which of the model's tensors do
-    layer: str | None  # the first layer whose output does
-    rois: list[int]  # numbers of the RoIs whose outputs do
+    inputs: list[str]  # of images, rois and deltas
+    weights: list[str]  # names of the model's tensors
+    layer: str | None  # the first layer with such an output
+    rois: list[int]  # indices of the RoIs with such an output
 
 
 def replay(model: FastRCNN, content: dict[str, Any]) -> Replay:
-    """Does the step again with the model, which has its weights already, on the model's device."""
+    """Replay the step on the model's device. The model must already have the weights of the step."""
     device = model.delta_mean.device
-    broken: dict[str, bool] = {}  # of each layer, in the order of their first calls: one computed in strips has several
+    broken: dict[str, bool] = {}  # layers in the order of their first call; a layer computed in strips is called often
 
     def look(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:

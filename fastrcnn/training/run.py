@@ -1,4 +1,4 @@
-"""The life of a run: restore or initialise, fit, evaluate and save on the way, end in order."""
+"""The life of a run: initialise or resume it, train, evaluate and save at intervals, and end in order."""
 
 from __future__ import annotations
 
@@ -48,18 +48,19 @@ from fastrcnn.training.tracking import EVALUATED, Silent, Tracker, claim, descri
 from fastrcnn.visualize import draw_batch
 
 log = logging.getLogger(__name__)
-TIMED = 2  # images that an evaluation's time is estimated from
-MAPS = "maps"  # the folder in the run's for what maps.py keeps
+TIMED = 2  # number of images from which an evaluation's time is estimated
+MAPS = "maps"  # subfolder of the run's folder for feature maps, see maps.py
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run works, beside its schedule.
+    """The settings of a run that are not in its schedule.
 
     images_per_batch, group_aspects, workers: see data/loader.py. box_weight: see model/loss.py.
-    advice: what helps where memory runs out. cache: bytes of maps that are kept, see maps.py. patience: evaluations
-    without a better mAP after which the run ends, 0 for never.
+    patience: number of evaluations without a better mAP after which the run ends; 0: the run does not end early.
+    advice: what the user can do if memory runs out. cache: maximum size of the feature maps on disk in bytes, see
+    maps.py.
     """
 
     detection: DetectionSettings
@@ -78,13 +79,16 @@ class Settings:
 
 @dataclass
 class TrainingRun:
-    """A run, in each process of its job; `run` does all of it.
+    """A training run, in each process of its job; call `run`.
 
-    begun: whether the run is in its folder already; resumed: whether with a checkpoint. started: whether the model has
-    the outputs of another run; new_labels: the classes that that run did not have. config: of the run, as plain data,
-    for its folder and its checkpoints. check: see checkpoint.newest_sound. val_set: what best.pt is chosen on during
-    training; None: it is the last step's. test_set: what the chosen weights are evaluated on at the end, and without a
-    val_set during training too; None where nothing is.
+    begun: whether the folder already contains this run. resumed: whether it also contains a checkpoint.
+    started: whether the model has the output layers of another run. new_labels: the classes that the other run did not
+        have.
+    config: the run's configuration as plain data, for its folder and its checkpoints.
+    check: see checkpoint.newest_sound.
+    val_set: the images that decide which weights become best.pt; None: the weights of the last step become best.pt.
+    test_set: the images for the evaluation at the end of the run; without a `val_set`, they are also used for the
+        evaluations during training. None: no test.
     """
 
     folder: Path
@@ -105,19 +109,19 @@ class TrainingRun:
     stop: Stop
     new_labels: Sequence[int] = ()
     tracker: Tracker = field(default_factory=Silent)
-    done: int = 0  # steps that are over, with all that belongs to them
-    saved: int = 0  # the step saved last
+    done: int = 0  # number of completed steps, including their evaluations and checkpoints
+    saved: int = 0  # step of the last checkpoint
     best: float = -1.0  # mAP of best.pt
-    best_step: int = 0  # of best.pt, or where counting evaluations without a better one began
-    outcome: Evaluation | None = None  # the last one
-    threshold: float | None = None  # of the score, at which F1 was best in the last evaluation
-    maps: Maps | None = None  # of the frozen layers, where they are kept
+    best_step: int = 0  # step of best.pt, or the step from which evaluations without a better mAP are counted
+    outcome: Evaluation | None = None  # the last evaluation
+    threshold: float | None = None  # score threshold with the best F1 in the last evaluation
+    maps: Maps | None = None  # feature maps of the frozen layers, if they are cached
 
     def run(self) -> Evaluation | None:
-        """Trains to the last step, or until the validation set shows no more gain; returns the last evaluation, which
-        the first of several processes has.
+        """Train to the last step, or until the mAP on the validation set stops improving.
 
-        Raises Stopped, after a step that is saved, where a signal ends it; and UserError.
+        Returns the last evaluation in the first process, and None in the others. Raises UserError, and Stopped if a
+        signal ends the run; the last step is then saved.
         """
         if self.resumed:
             self.restore()
@@ -138,8 +142,8 @@ class TrainingRun:
             if not over:
                 self.keep_maps()
             late = self.schedule.evaluates_after(self.done) and not self.tracker.evaluated
-            again = over and (self.val_set is None or self.test_set is None)  # for its report
-            if self.done and (late or again):  # the run was interrupted there, or is over
+            again = over and (self.val_set is None or self.test_set is None)  # the final report needs an evaluation
+            if self.done and (late or again):  # the run was interrupted before its evaluation, or is complete
                 self.evaluate(self.done)
             if not over:
                 with self.batches() as batches:
@@ -153,25 +157,25 @@ class TrainingRun:
         return self.outcome
 
     def restore(self) -> None:
-        """Resumes from the newest sound checkpoint."""
+        """Load the newest sound checkpoint."""
         checkpoints = self.folder / "checkpoints"
         self.done, self.best, self.best_step = load_newest(
             checkpoints, self.model, self.optimizer, self.names, self.config, self.check
         )
         self.saved = self.done
-        self.stop.state = f"nothing was trained after step {self.done}"
+        self.stop.state = f"no step was trained after step {self.done}"
 
     @contextmanager
     def hold_folder(self) -> Iterator[None]:
-        """The folder is held, and has the log, while the body runs. Of several processes the first does that.
+        """Lock the run's folder and write the log to it while the body runs. Only the first process does so.
 
-        Raises UserError where the processes see different folders.
+        Raises UserError if the processes find different checkpoints in the folder.
         """
         found = self.resumed, self.done
         if found != distributed.from_first(found):
             raise UserError(
-                f"{self.folder}: this process does not find there what the first one does. All machines need the same "
-                "folder; name one on a disk that they share: run=FOLDER."
+                f"{self.folder}: this process and the first one find different checkpoints in this folder. All "
+                "machines need the same folder. Choose one on a shared disk with run=FOLDER."
             )
         if not distributed.leads():
             yield
@@ -180,10 +184,10 @@ class TrainingRun:
             yield
 
     def open_records(self) -> None:
-        """Writes what the run is into its folder, and opens the record of its numbers."""
+        """Write the run's description into its folder, and open the tracker for its metrics."""
         if distributed.leads():
             if not self.begun:
-                refuse_used(self.folder)  # one that began while this one was looking at its data
+                refuse_used(self.folder)  # another run can have started here while this one read its data
             elif (self.folder / "config.yaml").exists():
                 log_changes(self.folder, self.config)
             remove_parts(self.folder / "checkpoints")
@@ -200,7 +204,7 @@ class TrainingRun:
         log.info("%s parameters, %s, %s", f"{parameter_count(self.model):,}", where, precision)
 
     def keep_maps(self) -> None:
-        """Computes what the frozen layers make of the images that are still to come, where that is kept."""
+        """Compute the frozen layers' feature maps for the remaining steps in advance, if they are cached."""
         settings, images = self.settings, self.train_set
         looks = self.schedule.accumulate * settings.images_per_batch
         begin, end = self.done * looks, self.schedule.iterations * looks
@@ -216,43 +220,45 @@ class TrainingRun:
             )
         chosen = images.views(range(begin // len(images), -(-end // len(images))))
         if len(chosen) >= end - begin:
-            log.info("runtime.cache: hardly any view of an image comes twice, so maps are computed as they are needed")
+            log.info("runtime.cache: almost no view of an image repeats, so feature maps are computed when needed")
             return
-        log.info("computing once what the frozen layers make of the images: %d views of them", len(chosen))
+        log.info("Computing feature maps of the frozen layers for %d views of the images", len(chosen))
         self.say_whole_time(self.maps, chosen)
         self.maps.fill(self.train_set, chosen, settings.workers, self.stop)
         if distributed.any_of(self.stop()):
-            self.end(self.done, "the maps that are computed are kept")
+            self.end(self.done, "the feature maps computed so far are kept")
 
     def say_whole_time(self, maps: Maps, chosen: Sequence[tuple[int, View]]) -> None:
-        """Logs how long the maps of the chosen views, the steps and the evaluations will take, since the maps alone may
-        take an hour. Several processes log nothing here."""
+        """Log an estimate of the time for the feature maps of the chosen views, the steps and the evaluations.
+
+        The maps alone can take an hour. With several processes, nothing is logged.
+        """
         images, schedule, settings = self.train_set, self.schedule, self.settings
         views, steps = sum(not maps.files.has(images.samples[i], v) for i, v in chosen), schedule.iterations - self.done
         if distributed.size() > 1 or not views:
             return
-        pictures = replace(images, unneeded=None)  # with the pixels of those whose maps are kept
+        pictures = replace(images, unneeded=None)  # also load the pixels of images whose maps are cached
         first = self.done * schedule.accumulate
         loader = training_loader(pictures, settings.images_per_batch, 0, first, group_aspects=settings.group_aspects)
         batch = next(iter(loader))
-        self.model.eval()  # as where the maps are computed
+        self.model.eval()  # the mode in which Maps.fill computes the maps
         tried = self.model, self.optimizer, self.sampler, batch, maps.fresh, schedule, self.done
         try:
             of_maps, of_step = seconds_of_a_batch(*tried, settings.dtype, settings.box_weight)
-        except NotFiniteError:  # which the training itself will report
+        except NotFiniteError:  # training will report it
             return
         of_view = of_maps / len(batch.samples)
-        if schedule.evaluate_every:  # their maps are kept too; those of the images that are timed are computed here
-            self.seconds_to_evaluate()
+        if schedule.evaluate_every:  # maps of evaluated images are cached too, so they are computed only once
+            self.seconds_to_evaluate()  # computes the maps of the timed images
             views += sum(len(some) for some in (self.val_set, self.test_set) if some)
         times = views * of_view, steps * of_step, self.seconds_to_evaluate()(self.done)
         whole, *parts = (duration(seconds) for seconds in (sum(times), *times))
-        text = "about %s left: %d maps %s, %d steps %s, evaluation %s"
+        text = "About %s left: %d feature maps %s, %d steps %s, evaluation %s"
         log.info(text, whole, views, parts[0], steps, parts[1], parts[2])
 
     @contextmanager
     def batches(self) -> Iterator[Iterable[Batch]]:
-        """The training batches that are left; with a profile of the first steps, where it is asked for."""
+        """Load the remaining training batches. If `settings.profile` is set, profile the first steps."""
         settings, accumulate = self.settings, self.schedule.accumulate
         on_gpu = self.model.delta_mean.device.type == "cuda"
         loader = training_loader(
@@ -270,9 +276,9 @@ class TrainingRun:
             yield loader
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Takes the steps that are left, and after each what is due: records, a drawing, a checkpoint, an evaluation.
+        """Take the remaining steps, each followed by the metrics, drawing, checkpoint and evaluation that are due.
 
-        Several processes end after the same step, where one is to.
+        If one process must end, all processes end after the same step.
         """
         schedule, settings, start = self.schedule, self.settings, self.done
         meter = Meter(schedule.accumulate)
@@ -297,7 +303,7 @@ class TrainingRun:
                 if schedule.pictures_every and (done % schedule.pictures_every == 0 or done == start + 1):
                     self.draw(step)
                 if schedule.evaluates_after(done) or done % schedule.checkpoint_every == 0:
-                    self.save(done)  # before an evaluation, which may be long, or abandoned
+                    self.save(done)  # before the evaluation, which can take long or be interrupted
                 if schedule.evaluates_after(done):
                     distributed.share_buffers(self.model)
                     self.evaluate(done)
@@ -306,17 +312,21 @@ class TrainingRun:
                         self.save(done)
                     self.end(done)
                 if schedule.evaluates_after(done) and self.gains_no_more():
-                    log.info("step %d: no better mAP in %d evaluations (solver.patience)", done, settings.patience)
+                    text = "step %d: ending early, because mAP did not improve in %d evaluations (solver.patience)"
+                    log.info(text, done, settings.patience)
                     break
         except NotFiniteError as error:
             raise self.keep_evidence(error) from None
 
     def seconds_to_evaluate(self) -> Callable[[int], float]:
-        """How long the evaluations take that come after so many steps, from the time that an image takes now."""
+        """Time the evaluation of a few images.
+
+        Returns a function that takes a number of completed steps and estimates the seconds of all later evaluations.
+        """
         images, tests = self.val_set or self.test_set, self.test_set if self.val_set else None
         if images is None or not distributed.leads():
             return lambda _: 0.0
-        few = replace(images, samples=images.samples[: TIMED * distributed.size()])  # each process has its share
+        few = replace(images, samples=images.samples[: TIMED * distributed.size()])  # each process evaluates its share
         begin = time.monotonic()
         number = sum(1 for _ in detect(self.network(), detection_loader(few), self.settings.detection))
         each = (time.monotonic() - begin) / max(number, 1) / distributed.size()
@@ -329,24 +339,24 @@ class TrainingRun:
         return seconds
 
     def finish_step(self) -> bool:
-        """Counts a step, when all that belongs to it is done; returns whether the run is to end."""
+        """Count a completed step; return whether this process must end."""
         self.done += 1
         return self.stop()
 
     def content(self, step: int) -> dict[str, Any]:
-        """What every checkpoint holds."""
+        """Return the content that all checkpoints have in common."""
         described = {"step": step, "best": self.best, "classes": self.names, "config": self.config}
         return described | {"record": self.trained_on(), "model": self.model.state_dict()}
 
     def trained_on(self) -> dict[str, Any]:
-        """How many images, and objects by class, it is trained on, and the best threshold of the last evaluation."""
+        """Return the numbers of training images and of objects per class, and the last evaluation's best threshold."""
         labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in self.train_set.samples)])
         counts = np.bincount(labels, minlength=len(self.names) + 1)[1:]
         known = {} if self.threshold is None else {"draw_threshold": self.threshold}
         return {"images": len(self.train_set), "objects": dict(zip(self.names, counts.tolist(), strict=True))} | known
 
     def save(self, step: int) -> None:
-        """Writes step-N.pt, from which the run can resume. Of several processes the first writes."""
+        """Write step-N.pt, from which the run can resume. Only the first process writes it."""
         if distributed.leads():
             folder = self.folder / "checkpoints"
             checkpoint.save(folder / f"step-{step}.pt", self.content(step) | {"optimizer": self.optimizer.state_dict()})
@@ -354,20 +364,20 @@ class TrainingRun:
         self.saved = step
 
     def draw(self, step: Step) -> None:
-        """Draws the step's RoIs, of several processes those of the first, for TensorBoard."""
+        """Draw the step's RoIs for TensorBoard, in the first process only."""
         if distributed.leads():
             self.tracker.picture(step.done, "train/rois", draw_batch(with_pixels(step.batch), step.rois, step.targets))
 
     def evaluate(self, step: int) -> None:
-        """Evaluates on the validation set, else on the test set, and records it."""
+        """Evaluate on the validation set, or on the test set if there is none, and record the result."""
         watched = self.val_set or self.test_set
         if watched is None:
             return
-        if (outcome := self.evaluate_on(watched, step)) is not None:  # else the first process has it
+        if (outcome := self.evaluate_on(watched, step)) is not None:  # only the first process has it
             self.record(step, outcome)
 
     def evaluate_chosen(self) -> None:
-        """Evaluates, on the test set, the weights that were best on the validation set."""
+        """Load the weights with the best validation mAP and evaluate them on the test set."""
         assert self.test_set is not None
         best = self.folder / "checkpoints" / "best.pt"
         step = distributed.from_first(self.best_step if self.best >= 0 else self.done)
@@ -375,27 +385,27 @@ class TrainingRun:
             try:
                 self.model.load_state_dict(self.check(best, checkpoint.load(best))["model"])
             except UserError as error:
-                log.warning("the last weights are tested, as those that were best cannot be read: %s", error)
+                log.warning("Testing the last weights, because the best weights cannot be read: %s", error)
                 step = self.done
-        log.info("testing the weights of step %d", step)
+        log.info("Testing the weights of step %d", step)
         if (outcome := self.evaluate_on(self.test_set, self.done)) is not None:
             self.outcome = outcome
             self.tracker.scalars(self.done, {"test/mAP": outcome.ap.mean})
 
     def gains_no_more(self) -> bool:
-        """Whether the last `patience` evaluations gave no better mAP, as the first of several processes knows."""
+        """Return whether mAP did not improve in the last `patience` evaluations, according to the first process."""
         waited = self.settings.patience * self.schedule.evaluate_every
         return distributed.from_first(0 < waited <= self.done - self.best_step)
 
     def network(self) -> TorchNetwork:
-        """The network as it is, for detection; with the maps of images that are evaluated more than once."""
+        """Return the current network for detection, with cached feature maps if there are several evaluations."""
         return TorchNetwork(self.model, self.settings.dtype, self.maps if self.schedule.evaluate_every else None)
 
     def evaluate_on(self, images: DetectionDataset, step: int) -> Evaluation | None:
-        """The evaluation on the images, which the first of several processes has.
+        """Evaluate on the images; return the result in the first process, and None in the others.
 
-        Where the run is to end, it ends at the next image; with several processes all end, each when its share is done
-        or it is itself to end.
+        If the run must end, it ends at the next image. With several processes, a process that was not asked to end
+        first completes its share; then all processes end.
         """
         settings = self.settings
         pyramids = takewhile(lambda _: not self.stop(), detection_loader(images, workers=settings.workers))
@@ -415,8 +425,10 @@ class TrainingRun:
         )
 
     def record(self, step: int, outcome: Evaluation) -> None:
-        """Records an evaluation, and writes best.pt where there is a mAP, and it is the best on the validation set so
-        far; without such a set, at the last step."""
+        """Record an evaluation. Write best.pt if its mAP is the best on the validation set so far.
+
+        Without a validation set, best.pt is written at the last step. Without a mAP, best.pt is not written.
+        """
         self.outcome = outcome
         mean_ap, self.threshold = outcome.ap.mean, best_threshold(outcome.curves().values())
         for name, curve in outcome.ap.classes.items():
@@ -428,33 +440,35 @@ class TrainingRun:
             checkpoint.save(self.folder / "checkpoints" / "best.pt", self.content(step))
         values = outcome.ap.figures | {f"ap/{n}": v for n, v in outcome.ap.ap.items()}
         known = {f"eval/{n}": v for n, v in values.items() if v is not None}
-        self.tracker.scalars(step, known | {EVALUATED: mean_ap})  # last
+        self.tracker.scalars(step, known | {EVALUATED: mean_ap})  # EVALUATED is last: it marks a complete evaluation
         if mean_ap is None:
-            log.warning("step %d: no mAP: no class has ground truth, so no best.pt is chosen", step)
+            log.warning("step %d: no mAP because no class has ground truth; best.pt is not written", step)
         else:
             log.info("step %d: mAP %.4f", step, mean_ap)
 
     def keep_evidence(self, error: NotFiniteError) -> UserError:
-        """Writes failed-step-N.pt, from which the step can be replayed; returns the error to raise."""
+        """Write failed-step-N.pt, from which the step can be replayed; return the error to raise."""
         kept = ""
         if error.evidence is not None:
             path = self.folder / f"failed-step-{error.step}.pt"
             checkpoint.save(path, self.content(error.step) | error.evidence)
-            kept = f"\nThe step is kept; to look at it again: fastrcnn replay {path}"
+            kept = f"\nThe step was saved. To inspect it: fastrcnn replay {path}"
         return UserError(f"{error}{distributed.from_first(kept)}")
 
     def end(self, step: int, also: str = "") -> NoReturn:
-        """Ends the run after a step that is saved, or before the first: Stopped."""
-        states = [f"step {step} is done and saved"] if step else []
+        """End the run after a saved step, or before the first step. Raises Stopped. also: added to its message."""
+        states = [f"step {step} is saved"] if step else []
         stopped = self.stop.stopped(", ".join([*states, *([also] if also else [])]))
-        log.info("%s", stopped)  # into the run's log too
+        log.info("%s", stopped)  # also written to the run's log
         raise Stopped(stopped.status)
 
     @contextmanager
     def end_in_order(self) -> Iterator[None]:
-        """Where the death of a process or a full disk ends the body, saves what can be saved, and says how to resume:
-        UserError. A signal's Stopped says so too."""
-        program = "fastrcnn" if launch().size == 1 else "torchrun (its options as before) -m fastrcnn"
+        """Raise a UserError if a process dies or the disk is full. If a loader process dies, first save the last step.
+
+        The messages of the UserError and of Stopped contain the command that resumes the run.
+        """
+        program = "fastrcnn" if launch().size == 1 else "torchrun (same options) -m fastrcnn"
         command = f"{program} train {shlex.quote(f'run={self.folder}')} resume=auto"
         self.stop.advice = command
         try:
@@ -470,6 +484,6 @@ class TrainingRun:
             if error.errno not in NO_ROOM:
                 raise
             raise UserError(
-                f"{error.filename or self.folder}: cannot be written ({error.strerror}). Checkpoints that are there "
-                f"already are untouched; make room, then resume: {command}"
+                f"{error.filename or self.folder}: cannot be written ({error.strerror}). Existing checkpoints are "
+                f"unchanged. Free disk space or correct the permissions, then resume: {command}"
             ) from None

@@ -1,8 +1,9 @@
-"""One linear SVM a class on the features of fc7, by hard negative mining (section 5.4 of the paper).
+"""Train one linear SVM per class on the features of fc7 with hard negative mining (section 5.4 of the paper).
 
-After SVMTrainer and SVMClassTrainer in the author's tools/train_svms.py, which takes over R-CNN's method and numbers:
-positives of a class are its truth boxes alone, and negatives are gathered in one pass over the pictures from what the
-SVM, as it is then, does not yet leave below its margin. Where this differs from the author's is in CONTRIBUTING.md.
+This follows SVMTrainer and SVMClassTrainer in the author's tools/train_svms.py, which use the method and the constants
+of R-CNN. The positives of a class are its ground-truth boxes only. The negatives are collected in one pass over the
+images: they are the RoIs that the current SVM does not score below its margin. CONTRIBUTING.md lists the differences
+from the author's code.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from fastrcnn.settings import DetectionSettings, SvmSettings
 from fastrcnn.structures import Batch
 
 log = logging.getLogger(__name__)
-# The author's numbers, of which there are no keys.
-HARD_SCORE = -1.0001  # a RoI that can be a class's negative is one where its score is above this
-EVICT_SCORE = -1.1  # negatives with a lower score are forgotten after a training
+# The author's constants, which are not configurable.
+HARD_SCORE = -1.0001  # candidates for a class's negatives with a higher score are hard negatives
+EVICT_SCORE = -1.1  # negatives with a lower score are dropped after training
 
 
 @dataclass(frozen=True)
 class PictureFeatures:
-    """One picture: what the network sees in its RoIs, and its truth. Boxes are half-open pixels of the picture."""
+    """The features of an image's RoIs, and its ground truth. Boxes are half-open, in pixels of the image."""
 
     features: np.ndarray  # (R, D) float32
-    rois: Tensor  # (R, 4) float32, the truth boxes first
-    boxes: Tensor  # (G, 4) float32, the truth
+    rois: Tensor  # (R, 4) float32, ground-truth boxes first
+    boxes: Tensor  # (G, 4) float32, ground truth
     labels: np.ndarray  # (G,) int64, 1 .. number of classes
 
 
@@ -48,11 +49,11 @@ def picture_features(
     rois_per_chunk: int = DetectionSettings.rois_per_chunk,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[PictureFeatures]:
-    """Features of each image's truth boxes and, where `proposals`, of its proposals, as the network in detection
-    computes them. Leaves the model in eval mode, in which there is no dropout.
+    """Compute the features of each image's ground-truth boxes and, if `proposals`, of its proposals, as in detection.
 
-    Boxes of the same cells each have their row, as with DEDUP_BOXES = 0 in the author's tools/train_svms.py. An image
-    without any RoI has (0, D) features. pyramids: see Network.outputs.
+    The model stays in eval mode, which disables dropout. RoIs that pool the same cells are not merged, as with
+    DEDUP_BOXES = 0 in the author's tools/train_svms.py. An image without RoIs has features of shape (0, D).
+    pyramids: see Network.outputs.
     """
     model.eval()
     for pyramid in pyramids:
@@ -67,7 +68,7 @@ def picture_features(
 def _vectors(
     model: FastRCNN, pyramid: Sequence[Batch], i: int, rois: Tensor, rois_per_chunk: int, dtype: torch.dtype
 ) -> Tensor:
-    """Features (R, D) of RoIs (R, 4) of picture number `i`."""
+    """Compute the features (R, D) of RoIs (R, 4) of image `i`."""
     device = model.delta_mean.device
     scales = torch.stack([level.scales[i] for level in pyramid])  # (L,)
 
@@ -82,7 +83,7 @@ def _vectors(
 
 
 def mean_length(pictures: Iterable[PictureFeatures]) -> float:
-    """Mean Euclidean length of the features of all RoIs; 0 where there is none."""
+    """Compute the mean Euclidean norm of the features over all RoIs; 0 without RoIs."""
     total, count = 0.0, 0
     for picture in pictures:
         total += float(np.linalg.norm(picture.features.astype(np.float64), axis=1).sum())
@@ -91,20 +92,20 @@ def mean_length(pictures: Iterable[PictureFeatures]) -> float:
 
 
 def linear_svc() -> type:
-    """scikit-learn's LinearSVC, which is liblinear. Raises UserError where scikit-learn is not installed."""
+    """Import scikit-learn's LinearSVC, which uses liblinear. Raises UserError if scikit-learn is not installed."""
     try:
         from sklearn.svm import LinearSVC
     except ImportError:
-        raise UserError("training SVMs needs scikit-learn; install it with `pip install 'fastrcnn[svm]'`.") from None
+        raise UserError("Training SVMs needs scikit-learn. Install it with `pip install 'fastrcnn[svm]'`.") from None
     return LinearSVC
 
 
 def objective(
     weight: np.ndarray, bias: float, positives: np.ndarray, negatives: np.ndarray, settings: SvmSettings
 ) -> float:
-    """What training makes smallest, for features (P, D) and (N, D):
+    """Compute the objective that training minimises, for positive features (P, D) and negative features (N, D).
 
-    1/2 |weight|^2 + 1/2 (bias / bias_scaling)^2 + c (positive_weight sum of max(0, 1 - score) over the positives
+    It is 1/2 |weight|^2 + 1/2 (bias / bias_scaling)^2 + c (positive_weight sum of max(0, 1 - score) over the positives
     + sum of max(0, 1 + score) over the negatives).
     """
     losses = settings.positive_weight * np.maximum(0, 1 - positives @ weight - bias).sum()
@@ -115,11 +116,10 @@ def objective(
 def fit(
     features: np.ndarray, positives: int, settings: SvmSettings, name: str = "", seed: int = 0
 ) -> tuple[np.ndarray, float]:
-    """Weights (D,) and bias of the SVM of features (R, D) float64, of which the first `positives` are positive.
+    """Train an SVM on features (R, D) float64, of which the first `positives` are positive; return weights (D,), bias.
 
-    Without an example of one kind the answer is the other for everything: no weights, and a bias of 1 or -1.
-    name: of the class, for the warning where liblinear stops short of its tolerance. seed: of the order in which
-        liblinear goes through the examples.
+    Without positives or without negatives, the weights are 0 and the bias is -1 or 1. name: the class, for the warning
+    if liblinear does not converge. seed: determines the order in which liblinear visits the examples.
     """
     if positives in (0, len(features)):
         return np.zeros(features.shape[1]), 1.0 if positives else -1.0
@@ -134,17 +134,19 @@ def fit(
     )
     labels = np.full(len(features), -1)
     labels[:positives] = 1
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         svm.fit(features, labels)
-    if any("converge" in str(w.message) for w in said):
-        log.warning("%s: the SVM of %d examples is not at its optimum yet; a smaller c is easier", name, len(features))
+    if any("converge" in str(w.message) for w in caught):
+        log.warning("%s: the SVM did not converge on %d examples. Try a smaller c", name, len(features))
     return svm.coef_[0], float(svm.intercept_[0])
 
 
 class ClassTrainer:
-    """The SVM of one class, its positives, and the negatives that it keeps. weight (D,) float32 and bias are for the
-    features as the network gives them; training multiplies those by `scale`."""
+    """Trains the SVM of one class and keeps its positives and hard negatives.
+
+    weight (D,) float32 and bias apply to the features from the network. Training multiplies the features by `scale`.
+    """
 
     def __init__(self, name: str, positives: np.ndarray, scale: float, settings: SvmSettings, seed: int = 0) -> None:
         self.name = name
@@ -158,14 +160,13 @@ class ClassTrainer:
         self._new: list[np.ndarray] = []
 
     def add(self, negatives: np.ndarray) -> None:
-        """Takes in negatives (N, D), and trains where there are enough new ones."""
+        """Add negatives (N, D), and train if there are enough new ones."""
         self._new.append(negatives)
         if sum(map(len, self._new)) > self.settings.retrain_after:
             self.train()
 
     def train(self) -> float:
-        """Trains on all that there is, and forgets the negatives that are easy then, unless all are. Returns the
-        objective."""
+        """Train on all examples, then drop the easy negatives, unless all are easy. Returns the objective."""
         self.negatives, self._new = np.concatenate([self.negatives, *self._new]), []
         count = len(self.positives)
         features = np.concatenate((self.positives, self.negatives), dtype=np.float64)
@@ -183,9 +184,9 @@ class ClassTrainer:
 def hard_negatives(
     scores: np.ndarray, rois: Tensor, boxes: Tensor, labels: np.ndarray, settings: SvmSettings
 ) -> np.ndarray:
-    """Which of R RoIs (R, 4) are hard negatives of which of C classes: (R, C) bool.
+    """Return which RoIs (R, 4) are hard negatives of which of C classes: (R, C) bool.
 
-    scores: (R, C) of the SVMs. boxes (G, 4), labels (G,): the picture's truth; class k is column k - 1.
+    scores: (R, C), from the SVMs. boxes (G, 4), labels (G,): the image's ground truth. Class k is column k - 1.
     """
     hard = scores > HARD_SCORE
     overlaps = box_ops.iou(rois.double(), boxes.double()).numpy()  # (R, G)
@@ -195,7 +196,7 @@ def hard_negatives(
 
 
 def gather_positives(pictures: Iterable[PictureFeatures], classes: int, dimension: int) -> list[np.ndarray]:
-    """For each class the features (P, dimension) of its truth boxes, from pictures whose RoIs are those alone."""
+    """Collect for each class the features (P, dimension) of its ground-truth boxes, from images without other RoIs."""
     found: list[list[np.ndarray]] = [[np.zeros((0, dimension), np.float32)] for _ in range(classes)]
     for picture in pictures:
         for label in np.unique(picture.labels):
@@ -211,17 +212,17 @@ def train_svms(
     settings: SvmSettings,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (C, D) and biases (C,), float32, of SVMs for features as the network gives them.
+    """Train one SVM per class; return weights (C, D) and biases (C,), float32, for the features from the network.
 
-    positives: of each class (P, D). pictures: all there are, each once, with the features of all RoIs. scale: factor on
-    the features in training. A class without positives says -1 to everything.
+    positives: features (P, D) of each class. pictures: every image once, with the features of all RoIs. scale: factor
+    on the features during training. The SVM of a class without positives gives every RoI the score -1.
 
-    Memory: the positives, and of each class the negatives that are hard or new, float32; while a class is trained,
-    these once more in float64 and in liblinear's own form, 16 bytes for each number that is not 0.
+    Memory holds the positives, and the hard and new negatives of every class, in float32. While a class is trained, its
+    examples are also in memory in float64, and in liblinear's format with 16 bytes for each number that is not 0.
     """
     trainers = [ClassTrainer(name, p, scale, settings, seed) for name, p in zip(names, positives, strict=True)]
     if empty := [t.name for t in trainers if not len(t.positives)]:
-        log.warning("no object to train on, so nothing will be found: %s", ", ".join(empty))
+        log.warning("No training objects, so these classes will not be detected: %s", ", ".join(empty))
     for picture in pictures:
         if not len(picture.rois):
             continue
@@ -232,7 +233,7 @@ def train_svms(
         for trainer, rows in zip(trainers, hard.T, strict=True):
             if rows.any() and len(trainer.positives):
                 trainer.add(picture.features[rows])
-    for trainer in progress(trainers, len(trainers), "last training", "SVM"):
+    for trainer in progress(trainers, len(trainers), "final training", "SVM"):
         reached = trainer.train()
         counts = len(trainer.positives), len(trainer.negatives)
         log.info("%s: %d positives, %d hard negatives, objective %.4f", trainer.name, *counts, reached)
@@ -240,12 +241,12 @@ def train_svms(
 
 
 def stack(trainers: Sequence[ClassTrainer]) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (C, D) and biases (C,) of all classes as they are."""
+    """Return the current weights (C, D) and biases (C,) of all classes."""
     return np.stack([t.weight for t in trainers]), np.array([t.bias for t in trainers], np.float32)
 
 
 @torch.no_grad()
 def put_into(layer: torch.nn.Linear, weights: np.ndarray, biases: np.ndarray) -> None:
-    """Makes SVMs the class layer: background's row, the first, is 0, and class k's is row k - 1 of the arrays."""
+    """Copy SVMs into the class layer. Row 0, background, becomes 0; row k is row k - 1 of the arrays."""
     layer.weight.copy_(torch.from_numpy(np.concatenate((np.zeros_like(weights[:1]), weights))))
     layer.bias.copy_(torch.from_numpy(np.concatenate((np.zeros_like(biases[:1]), biases))))

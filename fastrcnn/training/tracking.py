@@ -1,4 +1,4 @@
-"""What a run leaves in its folder for people: metrics.csv, TensorBoard events, its log and its description."""
+"""Records of a run in its folder: metrics.csv, TensorBoard events, the log and the run's description."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fastrcnn.evaluation.voc_ap import ClassAP
 from fastrcnn.files import lock, replace_file, write_atomically
 
 log = logging.getLogger("fastrcnn")
-EVALUATED = "eval/mAP"  # the last row of an evaluation
+EVALUATED = "eval/mAP"  # name of the last row of an evaluation in metrics.csv
 
 
 class Tracker:
-    """Records numbers and images of a run in its folder.
+    """Records the metrics and images of a run in its folder.
 
-    A row of metrics.csv is (step, name, value). When a run resumes at `start`, later rows of an earlier attempt are
-    removed, and TensorBoard drops what it had from that step on. evaluated: whether the evaluation after `start` steps
-    is on record.
+    A row of metrics.csv is (step, name, value). If a run resumes after `start` steps, the rows of later steps are
+    removed, and TensorBoard hides its events of those steps. evaluated: whether metrics.csv contains the complete
+    evaluation after `start` steps.
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
@@ -38,9 +38,9 @@ class Tracker:
         kept = []
         if start and self.csv_path.is_file():
             with self.csv_path.open(newline="", encoding="utf-8", errors="replace") as file:
-                # the last row may be cut short, where the machine stopped
+                # the last row can be incomplete after a crash
                 kept = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) <= start]
-        self.evaluated = any(r[:2] == [str(start), EVALUATED] for r in kept)  # else what there is of it is in doubt
+        self.evaluated = any(r[:2] == [str(start), EVALUATED] for r in kept)  # else rows of it can be missing
         if not self.evaluated:
             kept = [r for r in kept if int(r[0]) < start or not r[1].startswith("eval/")]
         self._there = {(int(step), name) for step, name, _ in kept if int(step) == start}
@@ -51,8 +51,11 @@ class Tracker:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Records numbers after `step` steps, with names such as `train/loss`. None, for a number that does not exist,
-        is `nan` in metrics.csv and absent from TensorBoard. A number that the resumed run has already is left out."""
+        """Record values after `step` steps under names such as `train/loss`.
+
+        None means that a value is undefined: it is written as `nan` to metrics.csv, and not written to TensorBoard.
+        Values that metrics.csv already contains when a run resumes are skipped.
+        """
         for name, value in values.items():
             if (step, name) in self._there:
                 continue
@@ -62,12 +65,12 @@ class Tracker:
         self._file.flush()
 
     def precision_recall(self, step: int, name: str, found: ClassAP) -> None:
-        """The curve of a class, at the thresholds 0, 1/126, 2/126, ..., 1 of the score."""
+        """Record the precision-recall curve of a class at the score thresholds 0, 1/126, 2/126, ..., 1."""
         counts = curve_counts(found, np.linspace(0.0, 1.0, 127))
         self._board.add_pr_curve_raw(name, *counts, step, 127)  # type: ignore[call-arg]
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """A picture, (H, W, 3) uint8 RGB."""
+        """Record an image (H, W, 3) uint8 RGB."""
         self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -76,7 +79,7 @@ class Tracker:
 
 
 class Silent(Tracker):
-    """Records nothing: of the processes of a run the first one does."""
+    """Records nothing. It is used in all processes of a run except the first."""
 
     def __init__(self) -> None:
         self.evaluated = False
@@ -91,14 +94,13 @@ class Silent(Tracker):
 
 
 def curve_counts(found: ClassAP, thresholds: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Right and wrong detections, wrong and right rejections, precision and recall (T,) of a class where detections
-    that score less than a threshold (T,) are rejected.
+    """Count true positives, false positives, false negatives and true negatives of a class at thresholds (T,).
 
-    Precision is 1 where nothing is left. Of wrong boxes that were never detected there is no number: the right
-    rejections are those of detections.
+    Returns the four counts, the precision and the recall, each (T,). Detections with a score below a threshold are
+    rejected. Precision is 1 if all detections are rejected. True negatives are rejected wrong detections.
     """
-    correct = np.diff(np.round(found.recall * found.positives), prepend=0.0)  # by falling score
-    left = np.searchsorted(-found.scores, -thresholds, side="right")  # detections that score as much or more
+    correct = np.diff(np.round(found.recall * found.positives), prepend=0.0)  # by descending score
+    left = np.searchsorted(-found.scores, -thresholds, side="right")  # number of detections that are not rejected
     right = np.append(0.0, np.cumsum(correct))[left]
     wrong = left - right
     precision = np.divide(right, left, out=np.ones(len(thresholds)), where=left > 0)
@@ -107,32 +109,33 @@ def curve_counts(found: ClassAP, thresholds: np.ndarray) -> tuple[np.ndarray, ..
 
 
 def refuse_used(folder: Path) -> None:
-    """Raises UserError where there is a run in the folder already."""
+    """Raise UserError if the folder already contains a run."""
     if (folder / "checkpoints").is_dir() or (folder / "config.yaml").exists():
         raise UserError(
-            f"run={folder}: there is a run in this folder already. Go on with it by resume=auto, or name a new one."
+            f"run={folder}: this folder already contains a run. Continue it with resume=auto, or choose another folder "
+            "with run=PATH."
         )
 
 
 def claim(folder: Path) -> AbstractContextManager[None]:
-    """Makes a run's folder, and holds it for this process alone until the body ends, however it ends.
+    """Create a run's folder and lock it while the body runs.
 
-    Raises UserError where another process is writing there, or the folder cannot be made.
+    Raises UserError if another process has locked the folder, or if the folder cannot be created.
     """
     busy = "another process is training in this folder"
     return lock(folder / ".lock", f"run={folder}", busy, "choose another with run=PATH")
 
 
 class LogFile(logging.FileHandler):
-    """A file that does without what a full disk does not take: a checkpoint that it does not take is an error."""
+    """A log file that ignores write errors, for example on a full disk. A run can continue without its log."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Where logging would print a traceback."""
+        """Ignore the error. By default, logging prints a traceback."""
 
 
 @contextmanager
 def log_to(folder: Path) -> Iterator[None]:
-    """Messages go to train.log in the folder as well."""
+    """Also write log messages to train.log in the folder while the body runs."""
     file = LogFile(folder / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)
@@ -144,7 +147,7 @@ def log_to(folder: Path) -> Iterator[None]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware, for environment.json."""
+    """Return the versions and the hardware for environment.json."""
     import cv2
     import torch
     import torchvision
@@ -166,9 +169,9 @@ def environment() -> dict[str, Any]:
 
 
 def describe_run(folder: Path, config_yaml: str) -> None:
-    """Writes config.yaml, command.txt and environment.json into a run's folder."""
-    replace_file(folder / "config.yaml", config_yaml.encode())  # cut short, it would keep the run from being resumed
-    # a path on the command line need not be text
+    """Write config.yaml, command.txt and environment.json into a run's folder."""
+    replace_file(folder / "config.yaml", config_yaml.encode())  # atomically: an incomplete file would prevent resuming
+    # A path on the command line can be invalid Unicode.
     with (folder / "command.txt").open("a", encoding="utf-8", errors="surrogateescape") as file:
         file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {' '.join(sys.argv)}\n")
     replace_file(folder / "environment.json", (json.dumps(environment(), indent=2) + "\n").encode())

@@ -114,7 +114,7 @@ def test_training_goes_on_from_a_compressed_checkpoint(call: Call, place: Path, 
     for mistake, text in (
         (["model.width=0.06"], "start=small.pt: the model is another one"),
         (["data.classes=[cat,dog]"], "unknown class 'c"),
-        (["start=none.pt"], "there is no file or folder none.pt"),
+        (["start=none.pt"], "none.pt does not exist"),
     ):
         status, _, err = call("train", "start=small.pt", "run=wrong", *arguments, *mistake)
         assert status == 1
@@ -218,7 +218,7 @@ def test_without_the_data_set_it_is_compressed_but_not_measured(call: Call, plac
         (["checkpoint=run", "fc6=9", "output=run/checkpoints/step-9.pt"], ["keeps and removes its own checkpoints"]),
         (["checkpoint=run", "fc6=9", "output=run/checkpoints/best.pt"], ["choose another folder"]),
         (["checkpoint=run", "fc6=9", "split=vla"], ["Did you mean 'val'?", "data.root=null"]),
-        (["checkpoint=nothing", "fc6=9"], ["there is no file or folder nothing"]),
+        (["checkpoint=nothing", "fc6=9"], ["nothing does not exist"]),
         (["checkpoint=run", "rank=9"], ["unknown key 'rank'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

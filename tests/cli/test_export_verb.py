@@ -261,7 +261,7 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
         (["checkpoint=run", "format=cafemodel"], ["format=cafemodel: should be one of", "Did you mean 'caffemodel'?"]),
         (
             ["checkpoint=nothing", "format=caffemodel"],
-            ["there is no file or folder nothing", "a detector's .caffemodel"],
+            ["nothing does not exist", "a detector's .caffemodel"],
         ),
         (["checkpoint=run", "format=caffemodel", "output=x.pt"], ["output=x.pt", "ends in .caffemodel"]),
         (["checkpoint=run", "format=torchvision", "output=there.pth"], ["there.pth: is there already"]),

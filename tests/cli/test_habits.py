@@ -95,7 +95,7 @@ def test_a_folder_of_runs_means_the_newest(tiny: VocFolder, tmp_path: Path) -> N
         file.unlink()
     os.utime(made[1] / "checkpoints", (200, 200))
     assert resolve(runs).is_relative_to(made[0])
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="contains no checkpoint"):
         resolve(tmp_path)
 
 

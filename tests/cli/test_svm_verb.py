@@ -143,7 +143,7 @@ def test_the_keys_reach_the_training(call: Call, place: Path, monkeypatch: pytes
     ("arguments", "said"),
     [
         ([], ["which model? fastrcnn svm checkpoint=RUN"]),
-        (["checkpoint=nothing"], ["there is no file or folder nothing"]),
+        (["checkpoint=nothing"], ["checkpoint: nothing does not exist"]),
         (["checkpoint=run", "c=0"], ["c=0: should be more than 0"]),
         (["checkpoint=run", "negative_iou=30"], ["negative_iou=30: should be at most 1"]),
         (["checkpoint=run", "output=folder"], ["output=folder: should be the name of a file", ".pt"]),

@@ -123,7 +123,7 @@ def test_runs_of_all_combinations_some_that_fail_and_a_table(
     caplog.clear()
     assert call(*arguments)[0] == 1
     assert f"run {here}/all/0 is over already" in caplog.text
-    assert f"going on from {here}/all/1/checkpoints/step-3.pt" in caplog.text
+    assert f"Resuming from {here}/all/1/checkpoints/step-3.pt" in caplog.text
     assert table(here / "all") == rows
     assert {p: p.stat().st_mtime_ns for p in (here / "all" / "0").rglob("*.pt")} == written
     status, _, err = call(*arguments, "solver.momentum=0.5")

@@ -26,8 +26,10 @@ def run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Path:
     return tmp_path
 
 
-TEST_SIDES = "data.short_sides=[240] leaves data.test_short_sides=[160]: evaluation and detection keep these sizes"
-LR_STEPS = "solver.iterations=3000 leaves solver.lr_steps=[900]: the learning rate still falls at these steps"
+TEST_SIDES = (
+    "data.short_sides=[240] does not change data.test_short_sides=[160]: evaluation and detection keep these sizes"
+)
+LR_STEPS = "solver.iterations=3000 does not change solver.lr_steps=[900]: the learning rate still falls at these steps"
 
 
 @pytest.mark.parametrize(
@@ -35,17 +37,20 @@ LR_STEPS = "solver.iterations=3000 leaves solver.lr_steps=[900]: the learning ra
     [
         ([], []),
         (["data.short_sides=[160]"], []),
-        (["data.short_sides=[240]"], ["data.short_sides=[240], before: [160]", TEST_SIDES]),
+        (["data.short_sides=[240]"], ["Changed: data.short_sides=[240] (previously [160])", TEST_SIDES]),
         (
             ["data.short_sides=[240]", "data.test_short_sides=[240]"],
-            ["data.short_sides=[240], before: [160]", "data.test_short_sides=[240], before: [160]"],
+            [
+                "Changed: data.short_sides=[240] (previously [160])",
+                "Changed: data.test_short_sides=[240] (previously [160])",
+            ],
         ),
-        (["solver.iterations=3000"], ["solver.iterations=3000, before: 1500", LR_STEPS]),
+        (["solver.iterations=3000"], ["Changed: solver.iterations=3000 (previously 1500)", LR_STEPS]),
         (
             ["solver.iterations=3000", "solver.schedule=cosine"],
-            ["solver.iterations=3000, before: 1500", "solver.schedule=cosine, before: step"],
+            ["Changed: solver.iterations=3000 (previously 1500)", "Changed: solver.schedule=cosine (previously step)"],
         ),
-        (["data.max_images=3"], ["data.max_images=3, before: null"]),
+        (["data.max_images=3"], ["Changed: data.max_images=3 (previously null)"]),
     ],
 )
 def test_changed_values_and_what_stays_beside_them_are_logged(

@@ -182,7 +182,7 @@ def test_what_fails_with_others_is_a_lost_process_whatever_the_error_says(monkey
     with pytest.raises(RuntimeError, match="in no known"), distributed.exchange():
         raise fault
     monkeypatch.setattr(distributed, "size", lambda: 2)
-    gone = r"another process of this job is gone.*\(torch: in no known words\)$"
+    gone = r"another process of this job ended unexpectedly.*\(torch: in no known words\)$"
     with pytest.raises(distributed.LostError, match=gone), distributed.exchange():
         raise fault
     with pytest.raises(torch.OutOfMemoryError), distributed.exchange():
@@ -280,4 +280,4 @@ def test_proposals_are_those_of_one_process(folder: Path, tmp_path: Path) -> Non
 def test_what_is_wrong_is_said_once_and_where(folder: Path) -> None:
     first, second = (json.loads((folder / f"said-{number}.json").read_text()) for number in range(2))
     assert first == ["UserError('both is wrong')", "SystemExit(1)"]
-    assert second == ["SystemExit(1)", "UserError('process 1 of 2: second is wrong')"]
+    assert second == ["SystemExit(1)", "UserError('rank 1 of 2 processes: second is wrong')"]

@@ -13,7 +13,7 @@ from limits import PATIENCE
 
 from fastrcnn.parallel import processes
 
-REASON = 'call that below `if __name__ == "__main__":`'
+REASON = 'call it below `if __name__ == "__main__":`'
 SCRIPTS = {
     "check": """
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_a_script_without_a_guard_is_told_so_and_ends(tmp_path: Path, name: str)
         [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert done.returncode == 1
-    assert f"{tmp_path / 'script.py'}: cannot start processes" in done.stderr
+    assert f"{tmp_path / 'script.py'}: cannot start worker processes" in done.stderr
     assert done.stderr.count(REASON) == 1
     assert "memory" not in done.stderr
 
@@ -67,7 +67,7 @@ def test_a_process_that_another_program_started_gives_the_reason_itself(monkeypa
     processes.refuse_import()
     monkeypatch.setattr(processes.multiprocessing.current_process(), "_inheriting", True, raising=False)
     monkeypatch.delenv(processes.STARTING, raising=False)
-    with pytest.raises(SystemExit, match="cannot start processes"):
+    with pytest.raises(SystemExit, match="cannot start worker processes"):
         processes.refuse_import()
 
 

@@ -37,7 +37,9 @@ def test_later_it_is_noted_and_nothing_is_cut_short(capfd: pytest.CaptureFixture
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
         assert stop.status == 143
-    assert capfd.readouterr().err == "SIGTERM: ending after this step; once more ends at once, without saving\n"
+    assert capfd.readouterr().err == (
+        "SIGTERM: training ends after this step. Another signal ends it immediately, without saving.\n"
+    )
 
 
 def test_one_whose_exception_was_lost_counts_when_the_steps_begin() -> None:

@@ -74,11 +74,11 @@ def test_both_stop_after_the_same_step_where_one_is_told_to_and_go_on(
         process.release()
     assert ended(both) == [143, 143]
     step = checkpoint.load(checkpoint.in_order(run / "checkpoints")[0])["step"]
-    text = f"interrupted by a signal to another process: step {step} is done and saved. To resume: torchrun"
+    text = f"interrupted by a signal to another process: step {step} is saved. To resume: torchrun"
     assert text in said(place, 0)
     assert step == (30 if when == "evaluating" else 10)
     assert ended(pair(source, "train", f"run={run.name}", "resume=auto")) == [0, 0], said(place, 0)
-    assert f"going on from {run.name}/checkpoints/step-{step}.pt" in said(place, 0)
+    assert f"Resuming from {run.name}/checkpoints/step-{step}.pt" in said(place, 0)
     assert soak.weights(run, STEPS) == soak.weights(whole, STEPS)
     for name in ("metrics.json", "comp4_det_test_star.txt"):
         assert (run / "eval" / "test" / name).read_bytes() == (whole / "eval" / "test" / name).read_bytes()
@@ -122,8 +122,8 @@ def test_torchrun_starts_a_run_again_whose_process_was_killed(place: Path, whole
     until(lambda: is_held(second), job)
     os.kill(second, signal.SIGKILL)
     assert job.wait(PATIENCE) == 0, text.read_text()
-    assert "another process of this job is gone" in text.read_text()
-    assert "going on from killed/checkpoints/step-10.pt" in text.read_text()
+    assert "another process of this job ended unexpectedly" in text.read_text()
+    assert "Resuming from killed/checkpoints/step-10.pt" in text.read_text()
     assert soak.weights(run, STEPS) == soak.weights(whole, STEPS)
 
 

@@ -78,24 +78,24 @@ def tensor(name: str, value: torch.Tensor) -> Callable[[dict], None]:
 
 
 CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
-    **{f"no {key}": (without(key), f"the checkpoint lacks {key}") for key in checkpoint.HELD},
+    **{f"no {key}": (without(key), f"the checkpoint is missing {key}") for key in checkpoint.HELD},
     "no group": (without("config", "data"), "it lacks data"),
-    "model a list": (put("model", value=[1]), "model in the checkpoint is not what"),
-    "model of lists": (put("model", "x", value=[1]), "model in the checkpoint is not what"),
-    "config a list": (put("config", value=[1]), "config in the checkpoint is not what"),
+    "model a list": (put("model", value=[1]), "invalid values for model"),
+    "model of lists": (put("model", "x", value=[1]), "invalid values for model"),
+    "config a list": (put("config", value=[1]), "invalid values for config"),
     "group a list": (put("config", "model", value=[1]), "model: should be keys with values, is list"),
-    "classes a number": (put("classes", value=5), "classes in the checkpoint is not what"),
-    "no classes in it": (put("classes", value=[]), "classes in the checkpoint is not what"),
-    "classes mixed": (put("classes", value=["cat", 5]), "classes in the checkpoint is not what"),
-    "a class twice": (put("classes", value=["cat", "cat"]), "classes in the checkpoint is not what"),
+    "classes a number": (put("classes", value=5), "invalid values for classes"),
+    "no classes in it": (put("classes", value=[]), "invalid values for classes"),
+    "classes mixed": (put("classes", value=["cat", 5]), "invalid values for classes"),
+    "a class twice": (put("classes", value=["cat", "cat"]), "invalid values for classes"),
     "a class that is a path": (
         put("classes", value=["cat", "../dog"]),
         "'../dog' holds a slash, which cannot be part of a file's name",
     ),
     "a class more": (put("classes", value=["a", "b", "c"]), r"cls_score.weight: shape \(3, 64\), expected \(4, 64\)"),
-    "step text": (put("step", value="x"), "step in the checkpoint is not what"),
-    "best nan": (put("best", value=math.nan), "best in the checkpoint is not what"),
-    "optimizer a list": (put("optimizer", value=[]), "optimizer in the checkpoint is not what"),
+    "step text": (put("step", value="x"), "invalid values for step"),
+    "best nan": (put("best", value=math.nan), "invalid values for best"),
+    "optimizer a list": (put("optimizer", value=[]), "invalid values for optimizer"),
     "width huge": (put("config", "model", "width", value=1e9), "model.width=1000000000: should be at most 100"),
     "width nan": (put("config", "model", "width", value=math.nan), "model.width=nan: should be a finite number"),
     "width text": (put("config", "model", "width", value="x"), "model.width: should be a number, is 'x'"),
@@ -265,12 +265,15 @@ def test_tuples_within_tuples_as_keys_of_a_legacy_file_are_not_hashed(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda s: s["param_groups"].pop(), "other groups"),
-        (lambda s: s["param_groups"][0].update(params=[0]), "other parameters"),
+        (lambda s: s["param_groups"].pop(), "number of parameter groups differs"),
+        (lambda s: s["param_groups"][0].update(params=[0]), "the parameters of a group differ"),
         (lambda s: s["param_groups"][0].update(momentum=math.nan), "no finite"),
         (lambda s: s["param_groups"][0].pop("lr_factor"), "no finite"),
-        (lambda s: s["state"][0].update(momentum_buffer=torch.zeros(1)), r"buffer of parameter 0 is \(1,\)"),
-        (lambda s: s["state"][0].update(momentum_buffer=1), "other things than momentum_buffer"),
+        (
+            lambda s: s["state"][0].update(momentum_buffer=torch.zeros(1)),
+            r"buffer of parameter 0 has the wrong shape \(1,\)",
+        ),
+        (lambda s: s["state"][0].update(momentum_buffer=1), "parameter 0 does not consist of momentum_buffer"),
         (lambda s: s["state"].update({99: {"momentum_buffer": torch.zeros(1)}}), "parameter 99"),
     ],
 )
@@ -292,11 +295,11 @@ def test_an_optimisers_state_of_other_parameters_is_refused(change: Callable[[di
     [
         (lambda s: s["param_groups"][0].update(betas=(0.9, math.inf)), "no finite"),
         (lambda s: s["param_groups"][0].pop("betas"), "no finite"),
-        (lambda s: s["state"][0].update(exp_avg=torch.zeros(1)), r"exp_avg of parameter 0 is \(1,\)"),
-        (lambda s: s["state"][1].update(step=torch.zeros(2)), r"step of parameter 1 is \(2,\)"),
-        (lambda s: s["state"][0].pop("exp_avg_sq"), "other things than exp_avg and exp_avg_sq and step"),
-        (lambda s: s["state"][0].update(exp_avg=None), "other things"),
-        (lambda s: s["state"][0].update(max_exp_avg_sq=torch.zeros(2, 3)), "other things"),
+        (lambda s: s["state"][0].update(exp_avg=torch.zeros(1)), r"exp_avg of parameter 0 has the wrong shape \(1,\)"),
+        (lambda s: s["state"][1].update(step=torch.zeros(2)), r"step of parameter 1 has the wrong shape \(2,\)"),
+        (lambda s: s["state"][0].pop("exp_avg_sq"), "does not consist of exp_avg and exp_avg_sq and step"),
+        (lambda s: s["state"][0].update(exp_avg=None), "does not consist of exp_avg"),
+        (lambda s: s["state"][0].update(max_exp_avg_sq=torch.zeros(2, 3)), "does not consist of exp_avg"),
     ],
 )
 def test_so_is_a_state_that_adamw_cannot_go_on_with(change: Callable[[dict], object], said: str) -> None:

@@ -230,7 +230,7 @@ def test_a_run_that_is_to_end_saves_its_step_once_and_ends_unless_it_is_over(
         found.fit([first_batch(dataset)] * 7)
     assert stop.asked == found.done == step, "once a step"
     assert saved == saves
-    assert (f"step {step} is done and saved" in caplog.text) == (step < 7)
+    assert (f"step {step} is saved" in caplog.text) == (step < 7)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_weights(
@@ -249,7 +249,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_the_weights(
         train_on(spoiled(), model, tmp_path, constant(3, 0.01))
     assert sha(model) == seen[0]
     assert all(s.image_id in str(caught.value) for s in batch.samples)
-    assert "solver.lr is 0.01" in str(caught.value)
+    assert "the learning rate of this step is 0.01" in str(caught.value)
 
 
 def test_frozen_layers_do_not_move_and_the_others_do(tmp_path: Path, dataset: DetectionDataset) -> None:

@@ -255,10 +255,10 @@ def test_the_whole_time_is_said_before_the_maps_are_computed(
     monkeypatch.setattr(run_module, "seconds_of_a_batch", lambda *_: (6.0, 0.5))
     with pytest.raises(Stopped):
         run(tmp_path / "run", dataset, tiny(), stop_after=2)
-    assert "about 19 s left: 5 maps 15 s, 8 steps 4 s, evaluation 0 s" in caplog.messages
+    assert "About 19 s left: 5 feature maps 15 s, 8 steps 4 s, evaluation 0 s" in caplog.messages
     caplog.clear()
     run(tmp_path / "run", dataset, tiny())
-    assert not [line for line in caplog.messages if line.startswith("about") and "maps" in line], "they are kept"
+    assert not [line for line in caplog.messages if line.startswith("About") and "maps" in line], "they are kept"
 
 
 def test_a_run_resumes_where_the_maps_of_its_first_batch_are_kept_and_others_are_not(
@@ -280,7 +280,7 @@ def test_a_run_resumes_where_the_maps_of_its_first_batch_are_kept_and_others_are
     run(tmp_path / "run", dataset, tiny())
     assert len(timed) == 2
     assert timed[1][3].sizes.tolist() == [[48, 64], [48, 64]]
-    assert [line for line in caplog.messages if "left: 3 maps" in line]
+    assert [line for line in caplog.messages if "left: 3 feature maps" in line]
 
 
 @pytest.mark.parametrize("stop", [3, 5])
@@ -316,7 +316,7 @@ def test_a_signal_while_maps_are_computed_leaves_them_for_the_next_start(
 
     with pytest.raises(Stopped):
         run(tmp_path / "run", dataset, tiny(), stop=Told())
-    assert "the maps that are computed are kept. To resume: fastrcnn train" in caplog.text
+    assert "the feature maps computed so far are kept. To resume: fastrcnn train" in caplog.text
     model, whole = tiny(), tiny()
     run(tmp_path / "run", dataset, model)
     assert len(written) == 5
@@ -342,7 +342,7 @@ def test_what_does_not_fit_is_computed_each_time_with_the_same_result(
     run(tmp_path / "run", dataset, model, cache=2.5 * size)
     assert torch.equal(weights(model), weights(whole))
     assert max(largest) <= 2.5 * size
-    assert "there is room for the maps of 2 of 5 views" in caplog.text
+    assert "only the feature maps of 2 of 5 views fit" in caplog.text
     assert len(computed) > 5
 
 
@@ -357,7 +357,7 @@ def test_a_full_disk_does_not_end_the_run(
     monkeypatch.setattr(MapFiles, "write", full)
     run(tmp_path / "run", dataset, model)
     assert torch.equal(weights(model), weights(whole))
-    assert "no more maps are kept there (No space left on device)" in caplog.text
+    assert "no more feature maps are cached (No space left on device)" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "gone"])
@@ -404,15 +404,15 @@ def test_an_image_that_has_changed_has_no_maps_yet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "augmentation", "said"),
     [
-        ("conv1_1", PLAIN, "model.finetune_from leaves no layer of the trunk as it is"),
-        ("fc6", replace(PLAIN, colour=0.1), "data.colour shows each image in other colours each time"),
+        ("conv1_1", PLAIN, "model.finetune_from freezes no layer of the trunk"),
+        ("fc6", replace(PLAIN, colour=0.1), "data.colour changes an image's colours each time"),
     ],
 )
 def test_where_no_maps_can_be_kept_it_says_why(
     first: str, augmentation: Augmentation, said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert open_maps(tmp_path / "maps", tiny(first), torch.float32, BUDGET, augmentation) is None
-    assert f"no maps are kept: {said}" in caplog.text
+    assert f"feature maps are not cached, because {said}" in caplog.text
     caplog.clear()
     assert open_maps(tmp_path / "maps", tiny(first), torch.float32, 0, augmentation) is None
     assert not caplog.text
@@ -423,14 +423,14 @@ def test_nothing_is_kept_where_hardly_a_view_comes_twice(
 ) -> None:
     caplog.set_level("INFO", "fastrcnn")
     run(tmp_path / "run", dataset, tiny(), iterations=2)
-    assert "hardly any view of an image comes twice" in caplog.text
+    assert "almost no view of an image repeats" in caplog.text
 
 
 def test_values_that_half_precision_cannot_hold_are_refused(tmp_path: Path, dataset: DetectionDataset) -> None:
     model = tiny()
     with torch.no_grad():
         model.trunk.convs["conv5_3"].bias.fill_(1e5)  # type: ignore[operator]
-    with pytest.raises(UserError, match=r"\d\.png.*float16 cannot hold. runtime.cache=0"):
+    with pytest.raises(UserError, match=r"\d\.png.*float16 cannot represent. Set runtime.cache=0"):
         run(tmp_path / "run", dataset, model)
 
 

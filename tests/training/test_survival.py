@@ -104,12 +104,12 @@ def test_a_run_that_is_told_to_stop_saves_says_how_to_go_on_and_is_the_same_run_
     text = said.read_text()
     assert "Traceback" not in text
     assert steps(run)[0] == step
-    assert f"interrupted by {number.name}: step {step} is done and saved" in text
+    assert f"interrupted by {number.name}: step {step} is saved" in text
     assert f"To resume: fastrcnn train run={run} resume=auto" in text
     assert not list((run / "checkpoints").glob(".*"))
     again = source.start(["train", f"run={run}", "resume=auto"], said)
     assert status(again) == 0, said.read_text()
-    assert f"going on from {run}/checkpoints/step-{step}.pt" in said.read_text()
+    assert f"Resuming from {run}/checkpoints/step-{step}.pt" in said.read_text()
     same_run(run, whole)
 
 
@@ -138,7 +138,7 @@ def test_a_second_signal_ends_it_at_once(source: Source, tmp_path: Path) -> None
         os.kill(worker, signal.SIGSTOP)
     process.release()
     os.kill(process.pid, signal.SIGTERM)
-    until(lambda: "once more ends at once" in said.read_text(), process)
+    until(lambda: "ends it immediately, without saving" in said.read_text(), process)
     time.sleep(1.5 * SAME_REQUEST)
     assert process.poll() is None
     os.kill(process.pid, signal.SIGTERM)
@@ -240,9 +240,9 @@ def test_broken_newest_checkpoints_are_passed_over_and_said(source: Source, whol
     checkpoint.save(other, {"step": good + 4, "model": {}})
     assert status(source.start(["train", f"run={run}", "resume=auto"], said)) == 0, said.read_text()
     text = said.read_text()
-    for path, reason in ((flipped, "changed"), (cut, "cut short"), (hostile, "read safely"), (other, "lacks best")):
-        assert re.search(f"passed over: {path}: .*{reason}", text), text
-    assert f"going on from {sound}" in text
+    for path, reason in ((flipped, "damaged"), (cut, "truncated"), (hostile, "read safely"), (other, "missing best")):
+        assert re.search(f"Skipped a checkpoint: {path}: .*{reason}", text), text
+    assert f"Resuming from {sound}" in text
     assert not (tmp_path / "made").exists()
     same_run(run, whole)
 

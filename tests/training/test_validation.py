@@ -201,7 +201,7 @@ def test_a_run_ends_in_time_and_can_be_resumed(
     assert ended.value.status == 75
     assert (tmp_path / "run/checkpoints/step-1.pt").is_file()
     log = (tmp_path / "run/train.log").read_text()
-    assert "ended by runtime.max_hours: step 1 is done and saved. To resume: " in log
+    assert "ended by runtime.max_hours: step 1 is saved. To resume: " in log
     assert train(tmp_path / "run", images, val=0, steps=4).done == 4
 
 

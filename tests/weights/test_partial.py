@@ -301,10 +301,10 @@ def test_a_damaged_checkpoint_and_a_folder_without_one_say_so(tmp_path: Path) ->
     data = bytearray((tmp_path / "w.pt").read_bytes())
     data[5000] ^= 1
     (tmp_path / "w.pt").write_bytes(data)
-    with pytest.raises(UserError, match="has changed since it was written"):
+    with pytest.raises(UserError, match="checksum does not match"):
         models.model(settings(weights=str(tmp_path / "w.pt")), 2)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"model\.weights: .*empty holds no checkpoint"):
+    with pytest.raises(UserError, match=r"model\.weights: .*empty contains no checkpoint"):
         models.model(settings(weights=str(tmp_path / "empty")), 2)
     torch.save(trunk(caffes()), tmp_path / "others.pt")  # a state dict of another program
     assert models.model(settings(weights=str(tmp_path / "others.pt")), 2).map_scale is not None
