@@ -94,7 +94,7 @@ class Silent(Tracker):
 
 
 def curve_counts(found: ClassAP, thresholds: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Count true positives, false positives, false negatives and true negatives of a class at thresholds (T,).
+    """Count true positives, false positives, true negatives and false negatives of a class at thresholds (T,).
 
     Returns the four counts, the precision and the recall, each (T,). Detections with a score below a threshold are
     rejected. Precision is 1 if all detections are rejected. True negatives are rejected wrong detections.
@@ -105,7 +105,7 @@ def curve_counts(found: ClassAP, thresholds: np.ndarray) -> tuple[np.ndarray, ..
     wrong = left - right
     precision = np.divide(right, left, out=np.ones(len(thresholds)), where=left > 0)
     rejected = len(correct) - correct.sum() - wrong
-    return right, wrong, found.positives - right, rejected, precision, right / max(found.positives, 1)
+    return right, wrong, rejected, found.positives - right, precision, right / max(found.positives, 1)
 
 
 def refuse_used(folder: Path) -> None:

@@ -117,7 +117,7 @@ def a_class() -> tuple[ClassDetections, ClassTruth]:
 
 def test_the_curve_of_a_class_counted_by_hand() -> None:
     counts = curve_counts(class_ap(*a_class()), np.array([0.0, 0.1, 0.3, 0.5, 0.6, 0.85, 0.95]))
-    right, wrong, missed, rejected, precision, recall = counts
+    right, wrong, rejected, missed, precision, recall = counts
     assert right.tolist() == [2, 2, 2, 2, 1, 1, 0]
     assert wrong.tolist() == [2, 2, 1, 1, 1, 0, 0]
     assert missed.tolist() == [1, 1, 1, 1, 2, 2, 3]
@@ -134,9 +134,9 @@ def test_tensorboard_holds_the_curve(tmp_path: Path) -> None:
     events.Reload()
     (event,) = events.Tensors("eval/pr/cat")
     assert event.step == 7
-    table = tensor_util.make_ndarray(event.tensor_proto)  # right, wrong, ..., precision, recall by threshold
+    table = tensor_util.make_ndarray(event.tensor_proto)  # TP, FP, TN, FN, precision, recall at each threshold
     assert table.shape == (6, 127)
-    assert table[:2, 63].tolist() == [2, 1], "at the threshold 63 / 126 = .5"
+    assert table[:4, 76].tolist() == [1, 1, 1, 2], "at the threshold 76 / 126 = 0.603"
     assert events.summary_metadata["eval/pr/cat"].plugin_data.plugin_name == "pr_curves"
 
 
