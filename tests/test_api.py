@@ -209,7 +209,7 @@ def test_a_caffemodel_needs_its_classes(tmp_path: Path, image: np.ndarray) -> No
         ("gone", {}, UserError, "there is no file or folder gone"),
         (None, {"scorethreshold": 1}, TypeError, "argument 'scorethreshold'. Did you mean 'score_threshold'?"),
         (None, {"score_threshold": 2}, UserError, "detection.score_threshold=2: should be from 0 to 1"),
-        (None, {"nms_iou": -1}, UserError, "detection.nms_iou=-1: should be at least 0"),
+        (None, {"nms_iou": -1}, UserError, "detection.nms_iou=-1: must be at least 0"),
         (None, {"device": "gpu"}, UserError, "runtime.device=gpu: should be auto, cpu, cuda"),
     ],
 )

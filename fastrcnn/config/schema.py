@@ -64,24 +64,29 @@ class DataConfig:
     max_proposals: int = key(2000, "maximum number of proposals per image; the best are used", least=1)
     short_sides: list[int] = key(
         [600],
-        "training: short side of images in pixels; one of the list is chosen at random per image",
+        "short side of training images in pixels; one of the list is chosen at random per image",
         **SIDE,
         some=True,
     )
     long_side: int = key(1000, "maximum long side of images, in pixels", **SIDE)
     test_short_sides: list[int] = key(
         [600],
-        "detection: short sides in pixels; each RoI uses the scale at which its area is closest to 224 x 224",
+        "short sides of test images in pixels; each RoI uses the scale at which its area is closest to 224 x 224",
         **SIDE,
         some=True,
     )
-    flip: bool = key(True, "training: flip images horizontally with probability 0.5")
-    flip_vertical: bool = key(False, "training: flip images vertically with probability 0.5")
-    transpose: bool = key(False, "training: transpose images (swap x and y) with probability 0.5")
+    flip: bool = key(True, "flip training images horizontally with probability 0.5")
+    flip_vertical: bool = key(False, "flip training images vertically with probability 0.5")
+    transpose: bool = key(False, "transpose training images (swap x and y) with probability 0.5")
     colour: float = key(
-        0.0, "training: maximum random change of contrast and brightness per channel, as a fraction", least=0, most=1
+        0.0,
+        "maximum random change of contrast and brightness per channel of training images, as a fraction",
+        least=0,
+        most=1,
     )
-    crop: float = key(0.0, "training: probability of a random crop; crops do not cut any object", least=0, most=1)
+    crop: float = key(
+        0.0, "probability of cropping a training image at random; crops do not cut any object", least=0, most=1
+    )
     selective_search: SelectiveSearchSettings = field(default_factory=SelectiveSearchSettings)
 
 
@@ -99,7 +104,7 @@ class RuntimeConfig:
     workers: int | None = key(None, "number of processes that load images; null: one per two cores, at most 4", least=0)
     seed: int = key(0, "random seed", least=0)
     compile: bool = key(
-        False, "training: compile the trunk, fc6 and fc7 with torch.compile; on the CPU this needs a C++ compiler"
+        False, "compile the trunk, fc6 and fc7 with torch.compile for training; on the CPU this needs a C++ compiler"
     )
     cache: float = key(
         0.0,
@@ -107,9 +112,9 @@ class RuntimeConfig:
         least=0,
     )
     checkpoint_activations: bool = key(
-        False, "training: recompute most feature maps of the trunk in the backward pass, to save memory"
+        False, "recompute most feature maps of the trunk in the backward pass, to train in less memory"
     )
-    profile: bool = key(False, "training: profile steps 10 to 19 and write a trace for Perfetto and TensorBoard")
+    profile: bool = key(False, "profile training steps 10 to 19 and write a trace for Perfetto and TensorBoard")
     log_every: int = key(20, "steps between rows of metrics.csv and points in TensorBoard", least=1)
     pictures_every: int = key(500, "steps between images in TensorBoard; 0: no images", least=0)
     checkpoint_every: int = key(1000, "steps between checkpoints", least=1)
@@ -203,8 +208,8 @@ class DetectConfig(Detecting):
     output: str | None = key(None, "output folder; null: detect/<source> in the run's folder")
     formats: list[DetectionFormat] = key(
         ["json"],
-        "json: COCO results; csv: a table; comp4: files of the VOC devkit; voc, yolo, coco, labelstudio: annotation files "
-        "with the objects that are drawn",
+        "json: COCO results; csv: a table; comp4: files of the VOC devkit; voc, yolo, coco, labelstudio: annotation "
+        "files with the objects that are drawn",
     )
     batch: int = key(1, "images per forward pass; larger batches are faster on a GPU", least=1)
     every: int = key(

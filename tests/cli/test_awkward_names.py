@@ -108,7 +108,7 @@ def test_a_class_without_a_file_is_found_by_check_and_before_training(
     ("argument", "says"),
     [
         (f"run={'r' * 256}", "a folder's name may have 255 bytes, not 256"),
-        (f"name={'ü' * 128}", "becomes the name of a folder; at most 150 bytes are allowed"),
+        (f"name={'ü' * 128}", "used as a folder name and must not exceed 150 bytes"),
         (f"run={'/'.join(['r' * 200] * 18)}", "a run's path may have 3500 bytes"),
         ("run=file/run", "file is not a folder"),
         ("hydra.sweep.dir=file/sweep", "file is not a folder"),

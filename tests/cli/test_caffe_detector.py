@@ -187,4 +187,4 @@ def test_a_training_begins_from_a_caffemodel(
     assert state["pixel_std"].flatten().tolist() == [1, 1, 1]
     assert models.model(ModelSettings(width=1 / 64, weights=str(path), pixels="imagenet_rgb"), 2).pixel_std[1] > 50
     status, _, err = call("train", "data=custom", f"data.root={tiny.root}", "model.pixels=bgr")
-    assert (status, "model.pixels=bgr: should be one of auto, imagenet_rgb, caffe_bgr, caffe_rgb" in err) == (1, True)
+    assert (status, "model.pixels=bgr: must be one of auto, imagenet_rgb, caffe_bgr, caffe_rgb" in err) == (1, True)

@@ -302,11 +302,11 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
         (["source=cut/1.jpg"], ["fastrcnn: cut/1.jpg: not a picture"]),
         (
             ["source=a b.png", "formats=[jsn]"],
-            ["formats=jsn: should be one of json, csv, comp4, voc, yolo, coco, labelstudio. Did you mean 'json'?"],
+            ["formats=jsn: must be one of json, csv, comp4, voc, yolo, coco, labelstudio. Did you mean 'json'?"],
         ),
         (["source=a b.png", "draw_threshold=7"], ["draw_threshold=7: should be from 0 to 1"]),
         (["source=a b.png", "output=a b.png/x"], ["a b.png/x: cannot be made"]),
-        (["source=a b.png", "batch=0"], ["batch=0: should be at least 1"]),
+        (["source=a b.png", "batch=0"], ["batch=0: must be at least 1"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -258,7 +258,7 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
     [
         ([], ["which model? fastrcnn export checkpoint=RUN", ".caffemodel"]),
         (["checkpoint=run"], ["which format?", "onnx, pt2, caffemodel, safetensors, torchvision"]),
-        (["checkpoint=run", "format=cafemodel"], ["format=cafemodel: should be one of", "Did you mean 'caffemodel'?"]),
+        (["checkpoint=run", "format=cafemodel"], ["format=cafemodel: must be one of", "Did you mean 'caffemodel'?"]),
         (
             ["checkpoint=nothing", "format=caffemodel"],
             ["there is no file or folder nothing", "a detector's .caffemodel"],
@@ -274,7 +274,7 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
         (["checkpoint=run", "format=pt2", "precision=float16"], ["format=pt2 is written in", "format=safetensors"]),
         (["checkpoint=run", "format=caffemodel", "precision=float16"], ["format=caffemodel is written in float32"]),
         (["checkpoint=run", "format=torchvision", "precision=float16"], ["format=torchvision is written in float32"]),
-        (["checkpoint=run", "format=safetensors", "precision=bfloat16"], ["precision=bfloat16: should be one of"]),
+        (["checkpoint=run", "format=safetensors", "precision=bfloat16"], ["precision=bfloat16: must be one of"]),
         (["checkpoint=run", "form=x"], ["unknown key 'form'", "Did you mean 'format'?"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

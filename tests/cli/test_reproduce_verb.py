@@ -322,7 +322,7 @@ def test_several_seeds_are_a_mean_and_a_deviation() -> None:
     ("arguments", "said"),
     [
         ([], "which table of the paper?"),
-        (["table=9"], "table=9: should be at most 8"),
+        (["table=9"], "table=9: must be at most 8"),
         (["table=1", "seeds=[]"], "seeds=[]: give at least one"),
         (["table=1", "seeds=[3,3]"], "seeds=[3, 3]: give at least one, each once"),
         (["table=1", "run=foo"], "run=foo: reproduce decides that"),

@@ -144,8 +144,8 @@ def test_the_keys_reach_the_training(call: Call, place: Path, monkeypatch: pytes
     [
         ([], ["which model? fastrcnn svm checkpoint=RUN"]),
         (["checkpoint=nothing"], ["there is no file or folder nothing"]),
-        (["checkpoint=run", "c=0"], ["c=0: should be more than 0"]),
-        (["checkpoint=run", "negative_iou=30"], ["negative_iou=30: should be at most 1"]),
+        (["checkpoint=run", "c=0"], ["c=0: must be greater than 0"]),
+        (["checkpoint=run", "negative_iou=30"], ["negative_iou=30: must be at most 1"]),
         (["checkpoint=run", "output=folder"], ["output=folder: should be the name of a file", ".pt"]),
         (["checkpoint=run", "output=run/checkpoints/svm.pt"], ["keeps and removes its own checkpoints"]),
         (["checkpoint=run", "output=run/checkpoints/../there.pt"], ["is there already"]),

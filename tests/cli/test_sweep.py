@@ -72,10 +72,10 @@ def test_every_value_is_checked_and_the_first_of_each_is_a_run() -> None:
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("solver.lr=1,x", "solver.lr: should be a number, is 'x'"),
+        ("solver.lr=1,x", "solver.lr: must be a number, not 'x'"),
         ("solver.lrr=1,2", "Did you mean 'solver.lr'"),
         ("solver.lrr=interval(1,2)", "Did you mean 'solver.lr'"),
-        ("model=vgg16,vgg17", "model=vgg17: there is no such model"),
+        ("model=vgg16,vgg17", "model=vgg17: the group 'model' has no option 'vgg17'"),
         ("run=x", "a sweep names its runs' folders"),
         ("solver.lr", "not of the form key=value"),
         ("hydra/launcher=submitit_local", "pip install hydra-submitit-launcher"),
