@@ -80,7 +80,7 @@ DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
     "step": (lambda _, meta: meta.update(step="Infinity"), "step should be a whole number"),
     "classes": (with_text("classes", lambda _: ["a", "a"]), "classes should be different names"),
     "one class more": (with_text("classes", lambda names: [*names, "owl"]), "cls_score.weight"),  # type: ignore[misc]
-    "a class that no file can have": (with_text("classes", lambda _: ["a/b", "c"]), "holds a slash"),
+    "a class that no file can have": (with_text("classes", lambda _: ["a/b", "c"]), "contains a slash"),
     "metrics": (with_text("metrics", lambda _: {"test": {"mAP": "x"}}), "metrics or record is not"),
     "record": (with_text("record", lambda _: {"recipe": [1]}), "metrics or record is not"),
     "a key out of bounds": (in_config("model", width=1e9), "model.width"),

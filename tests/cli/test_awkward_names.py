@@ -82,10 +82,10 @@ def test_what_cannot_be_written_costs_no_metrics(call: Call, tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("c" * 240, "is too long: the name of the file with its detections on 'test' would have 259 bytes"),
-        ("cir\ncle", r"holds the character '\n'"),
-        ("cir\tcle", r"holds the character '\t'"),
-        ("cat/dog", "holds a slash"),
+        ("c" * 240, "is too long: the name of its detection file for 'test' would have 259 bytes"),
+        ("cir\ncle", r"contains the character '\n'"),
+        ("cir\tcle", r"contains the character '\t'"),
+        ("cat/dog", "contains a slash"),
     ],
 )
 def test_a_class_without_a_file_is_found_by_check_and_before_training(
@@ -107,9 +107,9 @@ def test_a_class_without_a_file_is_found_by_check_and_before_training(
 @pytest.mark.parametrize(
     ("argument", "says"),
     [
-        (f"run={'r' * 256}", "a folder's name may have 255 bytes, not 256"),
+        (f"run={'r' * 256}", "a folder name of 256 bytes exceeds the limit of 255"),
         (f"name={'ü' * 128}", "used as a folder name and must not exceed 150 bytes"),
-        (f"run={'/'.join(['r' * 200] * 18)}", "a run's path may have 3500 bytes"),
+        (f"run={'/'.join(['r' * 200] * 18)}", "exceeds the limit of 3500"),
         ("run=file/run", "file is not a folder"),
         ("hydra.sweep.dir=file/sweep", "file is not a folder"),
     ],
@@ -128,7 +128,7 @@ def test_an_evaluation_that_cannot_be_written_is_refused_before_the_work(tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is not a folder"):
         refuse_unusable(tmp_path / "file" / "x", "output=x")
-    with pytest.raises(UserError, match="holds a slash"):
+    with pytest.raises(UserError, match="contains a slash"):
         check_comp4("test", ["cat", "a/b"])
     refuse_unusable(tmp_path / "x", "output=x")
     assert not (tmp_path / "x").exists()
@@ -200,4 +200,4 @@ def test_a_sweeps_columns_do_not_depend_on_how_many_runs_are_over(tmp_path: Path
 
 def test_classes_that_differ_in_letter_case_are_named(caplog: pytest.LogCaptureFixture) -> None:
     warn_of_same_files(["Cat", "dog", "cat"])
-    assert "classes 'Cat' and 'cat' differ in letter case only" in caplog.text
+    assert "classes 'Cat' and 'cat' differ only in letter case" in caplog.text

@@ -116,7 +116,7 @@ def test_compress_takes_a_caffemodel(call: Call, tiny: VocFolder, tmp_path: Path
     assert call(*again)[0] == 0
     path.write_bytes(path.read_bytes() + caffemodel.field(1, b"another file"))
     status, _, err = call(*again)
-    assert (status, f"{written}: is there already, made from another file" in err) == (1, True)
+    assert (status, f"{written} already exists and was created from another file" in err) == (1, True)
 
 
 def test_svm_takes_a_caffemodel(call: Call, tiny: VocFolder, tmp_path: Path) -> None:

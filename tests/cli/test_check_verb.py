@@ -153,7 +153,7 @@ def test_names_that_are_markup_or_no_file_name(voc: VocFolder, call: Call) -> No
     voc.split("test", "b")
     status, out, _ = call("check", f"data.root={voc.root}")
     assert status == 1
-    assert "object 2: class '</b>' holds a slash, which cannot be part of a file's name" in out
+    assert "object 2: class '</b>' contains a slash, which is not allowed" in out
     html = (folder() / "report.html").read_text()
     assert "<script" not in html
     assert "&lt;script&gt;" in html

@@ -304,7 +304,7 @@ def test_a_class_that_no_file_can_be_named_after_is_refused_before_the_work(
     from fastrcnn.errors import UserError
 
     assert checked_names(["grün 日本"], ["test"]) == ["grün 日本"]
-    with pytest.raises(UserError, match="holds the character"):
+    with pytest.raises(UserError, match="contains the character"):
         checked_names(["a\udce6"], ["test"])
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "iso8859-1")
     assert checked_names(["grün"], ["test"]) == ["grün"]

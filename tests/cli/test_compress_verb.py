@@ -241,8 +241,8 @@ def test_nothing_is_overwritten_or_compressed_twice(call: Call, place: Path) -> 
     Path("mine.pt").write_text("mine")
     before = fingerprint(place)
     for arguments, said in (
-        (["checkpoint=other", "fc6=20", f"output={path}"], f"{path}: is there already, made from another file"),
-        (["checkpoint=run", "fc6=20", "output=mine.pt"], "mine.pt: is there already. Name"),
+        (["checkpoint=other", "fc6=20", f"output={path}"], f"{path} already exists and was created from another file"),
+        (["checkpoint=run", "fc6=20", "output=mine.pt"], "mine.pt already exists. Choose"),
         ([f"checkpoint={path}", "fc7=20"], "is compressed already (fc6 is two layers)"),
     ):
         status, _, err = call("compress", *arguments, NO_DATA)

@@ -227,12 +227,12 @@ def test_formats_share_a_folder_and_an_export_can_run_again(call: Call, run: Pat
     assert contents(folder) != there
     (folder / "vgg16.onnx.md").write_text("mine")
     status, _, err = call(*command)
-    assert (status, "vgg16.onnx.md: is there already. Name" in err) == (1, True)
+    assert (status, "vgg16.onnx.md already exists. Choose" in err) == (1, True)
     (folder / "vgg16.onnx.md").unlink()
     content = checkpoint.load(Path("run/checkpoints/best.pt"))
     checkpoint.save(Path("run/checkpoints/best.pt"), content | {"step": 10})
     status, _, err = call(*command)
-    assert (status, "vgg16.onnx: is there already, made from another file" in err) == (1, True)
+    assert (status, "vgg16.onnx already exists and was created from another file" in err) == (1, True)
 
 
 def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
@@ -264,7 +264,7 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
             ["there is no file or folder nothing", "a detector's .caffemodel"],
         ),
         (["checkpoint=run", "format=caffemodel", "output=x.pt"], ["output=x.pt", "ends in .caffemodel"]),
-        (["checkpoint=run", "format=torchvision", "output=there.pth"], ["there.pth: is there already"]),
+        (["checkpoint=run", "format=torchvision", "output=there.pth"], ["there.pth already exists"]),
         (["checkpoint=run", "format=torchvision"], ["model.width: torchvision's is 1", "format=safetensors takes any"]),
         (["checkpoint=run", "format=caffemodel", "output=there.pth/x.caffemodel"], ["cannot be written"]),
         (

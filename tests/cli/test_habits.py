@@ -72,10 +72,10 @@ def test_help_shows_the_everyday_keys_with_the_values_of_the_line(call: Call) ->
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("0", "cameras are not read. Record a video"),
-        ("/dev/video7", "cameras are not read"),
-        ("https://host/a.jpg", "addresses are not read. Download the file"),
-        ("rtsp://host/live", "addresses are not read"),
+        ("0", "cameras are not supported. Record a video"),
+        ("/dev/video7", "cameras are not supported"),
+        ("https://host/a.jpg", "URLs are not supported. Download the file"),
+        ("rtsp://host/live", "URLs are not supported"),
     ],
 )
 def test_cameras_and_addresses_are_answered_at_once(call: Call, source: str, said: str) -> None:

@@ -148,7 +148,7 @@ def test_the_keys_reach_the_training(call: Call, place: Path, monkeypatch: pytes
         (["checkpoint=run", "negative_iou=30"], ["negative_iou=30: must be at most 1"]),
         (["checkpoint=run", "output=folder"], ["output=folder: should be the name of a file", ".pt"]),
         (["checkpoint=run", "output=run/checkpoints/svm.pt"], ["keeps and removes its own checkpoints"]),
-        (["checkpoint=run", "output=run/checkpoints/../there.pt"], ["is there already"]),
+        (["checkpoint=run", "output=run/checkpoints/../there.pt"], ["already exists"]),
         (["checkpoint=run", "split=vla"], ["Did you mean 'val'?"]),
         (["checkpoint=run", "data.root=nowhere"], ["data.root=nowhere: there is no such folder"]),
         (["checkpoint=run", "detection.score_threshold=2"], ["detection.score_threshold=2: should be from 0 to 1"]),

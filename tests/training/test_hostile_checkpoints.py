@@ -90,7 +90,7 @@ CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
     "a class twice": (put("classes", value=["cat", "cat"]), "classes in the checkpoint is not what"),
     "a class that is a path": (
         put("classes", value=["cat", "../dog"]),
-        "'../dog' holds a slash, which cannot be part of a file's name",
+        "'../dog' contains a slash, which is not allowed",
     ),
     "a class more": (put("classes", value=["a", "b", "c"]), r"cls_score.weight: \(3, 64\), \(4, 64\) wanted"),
     "step text": (put("step", value="x"), "step in the checkpoint is not what"),
