@@ -120,8 +120,8 @@ def check_validation(config: TrainConfig) -> None:
     """Raise UserError if solver.patience is set but there are no evaluations on data.val."""
     if config.solver.patience and not config.data.val:
         raise UserError(
-            f"solver.patience={config.solver.patience}: early stopping needs a validation split. Set data.val=[SPLIT] to "
-            "a split that is not used for training or testing."
+            f"solver.patience={config.solver.patience}: early stopping needs a validation split. Set data.val=[SPLIT] "
+            "to a split that is not used for training or testing."
         )
     if config.solver.patience and config.runtime.evaluate_every == 0:
         raise UserError(

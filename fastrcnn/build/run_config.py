@@ -93,8 +93,8 @@ def restart_in_place(config: TrainConfig) -> None:
     if here.kept_store and here.size > here.local_size:  # each machine counts its own restarts
         raise UserError(
             "torchrun --max-restarts on several machines needs the environment variable "
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each machine. Without it, restarted processes can wait forever for "
-            "processes that no longer exist."
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each machine. Without it, restarted processes can wait forever "
+            "for processes that no longer exist."
         )
     if (Path(config.run).expanduser() / "config.yaml").exists():
         config.resume = "auto"
@@ -141,7 +141,7 @@ def check_training(config: TrainConfig) -> None:
         )
     if config.solver.box_weight == 0 and config.model.finetune_from == "bbox_pred":
         raise UserError(
-            "model.finetune_from=bbox_pred with solver.box_weight=0: no layer would be trained. Remove one of these keys."
+            "model.finetune_from=bbox_pred with solver.box_weight=0: no layer would be trained. Remove one of these."
         )
     if config.solver.box_weight == 0 and config.detection.box_regression:
         raise UserError(
@@ -155,7 +155,8 @@ def check_processes(config: SolverSettings, processes: int) -> None:
     if config.images_per_batch % processes:
         more = -(-config.images_per_batch // processes) * processes
         raise UserError(
-            f"solver.images_per_batch={config.images_per_batch}: must be a multiple of the {processes} processes. Set "
+            f"solver.images_per_batch={config.images_per_batch}: must be a multiple of {processes}, the number of "
+            f"processes. Set "
             f"solver.images_per_batch={more}, and scale solver.lr proportionally and solver.iterations inversely."
         )
 

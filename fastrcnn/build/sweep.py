@@ -33,8 +33,8 @@ Train = Callable[[TrainConfig], tuple[Path, Any, float | None]]  # returns the r
 def sweep(arguments: Sequence[str], train: Train, speak: Callable[[int], None]) -> int:
     """Train all combinations, sequentially or with Hydra's launcher, and print the table. Returns 1 if a run failed.
 
-    The runs are in the folders 0, 1, ... of `hydra.sweep.dir`, by default outputs/NAME/sweep-TIME. If a stopped sweep is
-    called again, it skips finished runs and resumes the unfinished one. speak: sets up logging in a new process for
+    The runs are in the folders 0, 1, ... of `hydra.sweep.dir`, by default outputs/NAME/sweep-TIME. A stopped sweep that
+    is called again skips its finished runs and resumes the unfinished one. speak: sets up logging in a new process for
     the run with the given number.
     """
     hydras = [a for a in arguments if a.startswith(HYDRAS)]
@@ -78,7 +78,7 @@ def refuse(ours: Sequence[str], hydras: Sequence[str]) -> None:
     for argument in hydras:
         if argument.startswith("hydra.sweep.subdir=") or (argument.startswith("hydra.sweep.dir=") and "${" in argument):
             raise UserError(
-                f"{argument}: the runs are in the folders 0, 1, ... of hydra.sweep.dir=FOLDER, which must be a plain path."
+                f"{argument}: runs are in the folders 0, 1, ... of hydra.sweep.dir=FOLDER, which must be a plain path."
             )
 
 
@@ -112,8 +112,9 @@ def claim_folder(folder: Path, overrides: Sequence[str], hydras: Sequence[str]) 
     there = read(path)
     if there is not None and (there != asked or OPTUNA in asked):
         raise UserError(
-            f"hydra.sweep.dir={folder}: this folder contains another sweep. Choose another folder, or use the values of "
-            "that sweep to resume it. Optuna sweeps can only be resumed with hydra.sweeper.storage."
+            f"hydra.sweep.dir={folder}: this folder contains another sweep. Choose another folder, or give the values "
+            "of that sweep to resume it. An Optuna sweep cannot be resumed in its folder, but hydra.sweeper.storage "
+            "keeps its trials."
         )
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asked) + "\n", encoding="utf-8")

@@ -72,7 +72,7 @@ def in_config(group: str, **values: object) -> Callable[[State, Meta], None]:
 
 FC7, PIXELS = "head.fc7.weight", "pixel_std"
 DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
-    "no metadata": (lambda _, meta: meta.clear(), "is not a detector: its metadata has no format 'fastrcnn 1'"),
+    "no metadata": (lambda _, meta: meta.clear(), "is not a detector. Its metadata has no format 'fastrcnn 1'"),
     "another program's": (lambda _, meta: meta.update(format="pt"), "model.weights="),
     "a part is missing": (lambda _, meta: meta.pop("config"), "its metadata is damaged"),
     "no JSON": (lambda _, meta: meta.update(config="{"), "its metadata is damaged"),
@@ -86,7 +86,7 @@ DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
     "a key out of bounds": (in_config("model", width=1e9), "model.width"),
     "an unknown key": (in_config("model", widht=1), "unknown key 'model.widht'"),
     "a network too large for any machine": (in_config("model", width=100.0), "wanted"),
-    "no data": (with_text("config", lambda config: {"model": config["model"]}), "lacks data"),  # type: ignore[index]
+    "no data": (with_text("config", lambda config: {"model": config["model"]}), r"missing group\(s\): data"),  # type: ignore[index]
     "a tensor less": (lambda state, _: state.pop(FC7), f"{FC7}: missing"),
     "a tensor more": (lambda state, _: state.update(x=torch.ones(1)), "x: not in the model"),
     "another shape": (with_tensor(FC7, lambda t: t[:1].clone()), f"{FC7}: \\(1, 64\\), \\(64, 64\\) wanted"),
@@ -120,7 +120,7 @@ def test_proposals_that_the_file_cannot_bring_are_said(
     file = tmp_path / "a.safetensors"
     save_file(state, file, meta)
     read(file)
-    assert "trained with the proposals of mcg.proposals, which are not in this file" in caplog.text
+    assert "trained with the proposals of mcg.proposals, which this file does not contain" in caplog.text
     caplog.clear()
     checkpoints.read(str(file), compose("export", [f"checkpoint={file}", "data.proposals=mine.proposals"]))
     assert "proposals" not in caplog.text
@@ -144,7 +144,7 @@ def test_a_file_cut_short_and_a_header_that_lies(whole: Path, tmp_path: Path) ->
         file.write_bytes(torn)
         with pytest.raises(UserError, match=r"cut.safetensors: not a .safetensors file, or cut short"):
             read(file)
-    with pytest.raises(UserError, match=r"there is no file .*gone.safetensors"):
+    with pytest.raises(UserError, match=r"gone.safetensors: this file does not exist"):
         read(tmp_path / "gone.safetensors")
 
 

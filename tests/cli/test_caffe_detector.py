@@ -56,7 +56,7 @@ def test_detect_takes_a_caffemodel_with_the_names_in_their_order(call: Call, tin
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], ["does not name its classes", "data=voc07"]),
+        ([], ["does not contain class names", "data=voc07"]),
         (["data=voc07"], ["a detector of 2 classes, but data.classes has 20 (aeroplane, bicycle"]),
         (["data.classes=[cat]"], ["a detector of 2 classes, but data.classes has 1 (cat)"]),
     ],
@@ -140,7 +140,7 @@ def test_train_starts_with_a_caffemodel(call: Call, tiny: VocFolder, tmp_path: P
     few = ["solver.iterations=1", "solver.lr=1e-12", "data.short_sides=[48]", "model.dropout=0", *FAST]
     arguments = ["data=custom", f"data.root={tiny.root}", *few]
     status, _, err = call("train", f"start={path}", "run=run", *arguments)
-    assert (status, "does not name its classes" in err, Path("run").exists()) == (1, True, False)
+    assert (status, "does not contain class names" in err, Path("run").exists()) == (1, True, False)
     status, _, err = call("train", f"start={path}", "run=run", TWO, *arguments)
     assert (status, "Traceback" in err) == (0, False), err
     content = checkpoint.load(Path("run/checkpoints/step-1.pt"))

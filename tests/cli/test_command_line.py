@@ -128,30 +128,33 @@ def test_an_unknown_key_is_answered_with_the_nearest(call: Call, verb: str) -> N
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train", "model=vgg16_slim"], ["data.root is missing: the folder of the data set 'voc07', as data.root="]),
+        (
+            ["train", "model=vgg16_slim"],
+            ["data.root is missing. Set data.root=FOLDER to the folder of the data set 'voc07'"],
+        ),
         (
             ["train", "model=vgg16_slim", "data=custom"],
             ["data.root is missing", "the folder with the images and their annotations"],
         ),
-        (["train", "model=vgg16_slim", "data.root=no/such"], ["data.root=no/such: there is no such folder"]),
+        (["train", "model=vgg16_slim", "data.root=no/such"], ["data.root=no/such: no such folder"]),
         (["propose", "data=custom"], ["data.root is missing"]),
         (["propose", "source=no/*.jpg"], ["With source=", "output=NAME.proposals"]),
         (["propose", "source=no/*.jpg", "output=x"], ["source=no/*.jpg: there is no such file, folder or pattern"]),
         (["reval", "data=custom"], ["which detections?", "detections=FOLDER"]),
-        (["eval"], ["which model? fastrcnn eval checkpoint=RUN"]),
-        (["eval", "checkpoint="], ["which model?"]),
+        (["eval"], ["no model is given fastrcnn eval checkpoint=RUN"]),
+        (["eval", "checkpoint="], ["no model is given"]),
         (["eval", "checkpoint=no/such"], ["there is no file or folder no/such"]),
-        (["detect", "source=x.jpg"], ["which model? fastrcnn detect checkpoint=RUN"]),
+        (["detect", "source=x.jpg"], ["no model is given fastrcnn detect checkpoint=RUN"]),
         (["detect", "checkpoint=.", "source=x"], ["checkpoint: . holds no checkpoint"]),
         (["train", "resume=auto"], ["resume=auto: there is no run in outputs/train"]),
         (["train", "resume=yes"], ["resume=yes: must be auto"]),
         (["train", "solver.schedule=cosin"], ["solver.schedule=cosin: must be one of", "Did you mean 'cosine'?"]),
         (["train", "solver.iterations=0"], ["solver.iterations=0: must be at least 1"]),
         (["train", "solver.lr=-1"], ["solver.lr=-1"]),
-        (["train", "solver.bg_iou=[0.5]"], ["solver.bg_iou=[0.5]: should be two overlaps"]),
-        (["train", "solver.bg_iou=[0.5,0.1]"], ["the first below the second"]),
-        (["train", "runtime.device=gpu"], ["runtime.device=gpu: should be auto, cpu, cuda or cuda:N"]),
-        (["train", "runtime.device=cuda:99"], ["runtime.device=cuda:99: torch sees"]),
+        (["train", "solver.bg_iou=[0.5]"], ["solver.bg_iou=[0.5]: must be two overlaps"]),
+        (["train", "solver.bg_iou=[0.5,0.1]"], ["the first less than the second"]),
+        (["train", "runtime.device=gpu"], ["runtime.device=gpu: must be auto, cpu, cuda or cuda:N"]),
+        (["train", "runtime.device=cuda:99"], ["runtime.device=cuda:99: torch finds"]),
         (["train", "runtime.device=cpu", "runtime.precision=half"], ["must be one of auto, float32, bfloat16"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -175,7 +178,7 @@ TRAIN = ["train", "data=custom", "model=vgg16_slim", "runtime.device=cpu", "runt
         (["data.classes=[cat]"], ["unknown class 'dog'", "Known: cat"]),
         (["data.classes=[]"], ["data.classes"]),
         (["data.classes=[cat,dog,cat]"], ["cat"]),
-        (["data.train=[trainval,trainval]"], ["'a' is in more than one of these lists"]),
+        (["data.train=[trainval,trainval]"], ["'a' is in more than one of these splits"]),
         (["data.short_sides=[]"], ["data.short_sides is empty"]),
         (["data.short_sides=[0]"], ["data.short_sides"]),
         (["data.metric=voc12"], ["data.metric=voc12: must be one of", "voc07", "voc10"]),
@@ -237,7 +240,7 @@ def test_a_data_set_of_which_nothing_is_left_is_one_clear_message(call: Call, ti
 def test_sources_that_hold_no_picture_are_named(call: Call, tmp_path: Path, verb: str) -> None:
     """For detect the model is looked for first; propose needs none."""
     if verb == "detect":
-        refused(call, [verb, f"source={tmp_path}"], ["which model?"])
+        refused(call, [verb, f"source={tmp_path}"], ["no model is given"])
         return
     empty = tmp_path / "no pictures here"
     empty.mkdir()

@@ -63,8 +63,8 @@ def test_a_list_with_a_broken_picture_and_two_of_one_name(
     before = fingerprint(voc.root)
     out, _ = detect(call, f"source={listing}", "draw_threshold=0.01", "formats=[json,csv,comp4]", "batch=2")
     assert fingerprint(voc.root) == before
-    assert f"left out: {cut}: not a picture that can be decoded, or cut short." in caplog.text
-    assert "1 of 3 files could not be read" in caplog.text
+    assert f"Skipped: {cut}: not a picture that can be decoded, or cut short." in caplog.text
+    assert "Skipped 1 of 3 files" in caplog.text
     folder = run / "detect" / "some"
     assert f"images and detections.json and detections.csv and comp4 files in {folder}" in out
     names = {"x_p.jpg.png", "y_p.jpg.png", "detections.json", "detections.csv", "timing.json"}
@@ -298,13 +298,13 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
         (["source=clip.mp4", "data.proposals=x.proposals"], ["data.proposals=x.proposals: is for pictures"]),
         (["source=empty"], ["source=empty: the folder has no picture (.jpg, "]),
         (["source=bad.txt"], ["bad.txt, line 2: there is no file gone.jpg."]),
-        (["source=cut"], ["none of the 2 files is a picture"]),
+        (["source=cut"], ["None of the 2 files is a readable image"]),
         (["source=cut/1.jpg"], ["fastrcnn: cut/1.jpg: not a picture"]),
         (
             ["source=a b.png", "formats=[jsn]"],
             ["formats=jsn: must be one of json, csv, comp4, voc, yolo, coco, labelstudio. Did you mean 'json'?"],
         ),
-        (["source=a b.png", "draw_threshold=7"], ["draw_threshold=7: should be from 0 to 1"]),
+        (["source=a b.png", "draw_threshold=7"], ["draw_threshold=7: must be from 0 to 1"]),
         (["source=a b.png", "output=a b.png/x"], ["a b.png/x: cannot be made"]),
         (["source=a b.png", "batch=0"], ["batch=0: must be at least 1"]),
     ],

@@ -79,7 +79,7 @@ def tensor(name: str, value: torch.Tensor) -> Callable[[dict], None]:
 
 CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
     **{f"no {key}": (without(key), f"the checkpoint lacks {key}") for key in checkpoint.HELD},
-    "no group": (without("config", "data"), "it lacks data"),
+    "no group": (without("config", "data"), r"missing group\(s\): data"),
     "model a list": (put("model", value=[1]), "model in the checkpoint is not what"),
     "model of lists": (put("model", "x", value=[1]), "model in the checkpoint is not what"),
     "config a list": (put("config", value=[1]), "config in the checkpoint is not what"),
