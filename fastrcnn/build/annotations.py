@@ -83,7 +83,7 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
     """Return for each split the source of its annotations (a VOC folder or a file) and its image ids."""
     if not splits:
         raise UserError(
-            "no split is given. Set data.train for training (e.g. data.train=[trainval]), and data.test or split=NAME "
+            "No split is given. Set data.train for training (e.g. data.train=[trainval]), and data.test or split=NAME "
             "for evaluation."
         )
     found = []

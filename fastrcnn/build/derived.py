@@ -196,7 +196,7 @@ def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dty
     length = mean_length(seen([some], "feature norm"))
     if not 0 < length < math.inf:
         raise UserError(
-            f"checkpoint={config.checkpoint}: the mean norm of fc7 features is {length}. SVMs need finite features."
+            f"checkpoint={config.checkpoint}: the mean norm of fc7 features is {length}. SVMs need a positive norm."
         )
     scale = config.feature_norm / length
     log.info("Mean norm of fc7 features: %.3f; scaling them by %.4f", length, scale)

@@ -141,10 +141,10 @@ def test_an_unknown_key_is_answered_with_the_nearest(call: Call, verb: str) -> N
         (["propose", "source=no/*.jpg"], ["With source=", "output=NAME.proposals"]),
         (["propose", "source=no/*.jpg", "output=x"], ["source=no/*.jpg: there is no such file, folder or pattern"]),
         (["reval", "data=custom"], ["which detections?", "detections=FOLDER"]),
-        (["eval"], ["no model is given fastrcnn eval checkpoint=RUN"]),
-        (["eval", "checkpoint="], ["no model is given"]),
+        (["eval"], ["No model is given. Use `fastrcnn eval checkpoint=PATH`"]),
+        (["eval", "checkpoint="], ["No model is given"]),
         (["eval", "checkpoint=no/such"], ["there is no file or folder no/such"]),
-        (["detect", "source=x.jpg"], ["no model is given fastrcnn detect checkpoint=RUN"]),
+        (["detect", "source=x.jpg"], ["No model is given. Use `fastrcnn detect checkpoint=PATH`"]),
         (["detect", "checkpoint=.", "source=x"], ["checkpoint: . holds no checkpoint"]),
         (["train", "resume=auto"], ["resume=auto: there is no run in outputs/train"]),
         (["train", "resume=yes"], ["resume=yes: must be auto"]),
@@ -240,7 +240,7 @@ def test_a_data_set_of_which_nothing_is_left_is_one_clear_message(call: Call, ti
 def test_sources_that_hold_no_picture_are_named(call: Call, tmp_path: Path, verb: str) -> None:
     """For detect the model is looked for first; propose needs none."""
     if verb == "detect":
-        refused(call, [verb, f"source={tmp_path}"], ["no model is given"])
+        refused(call, [verb, f"source={tmp_path}"], ["No model is given"])
         return
     empty = tmp_path / "no pictures here"
     empty.mkdir()

@@ -259,6 +259,6 @@ def test_what_makes_no_sense_is_one_message(
 def test_a_category_that_the_file_lacks_and_a_part_chosen_here(call: Call, detector: Path, coco: Path) -> None:
     base = ["eval", f"checkpoint={detector}", *FAST[:-1], "data.classes=[cat,wolf]", "competition=true"]
     err = refused(call, *base, f"data.root={coco}", "split=annotations/instances_test.json")
-    assert "no category named wolf, which the model detects. It has: dog, cat, ship." in err
+    assert "no category named wolf, which the model detects. Available: dog, cat, ship." in err
     err = refused(call, *base, f"data.root={coco / 'annotations' / 'instances_test.json'}")
     assert "'test' is not a split of this data set" in err

@@ -201,7 +201,7 @@ def test_without_the_data_set_it_is_compressed_but_not_measured(call: Call, plac
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], ["which model? fastrcnn compress checkpoint=RUN"]),
+        ([], ["No model is given. Use `fastrcnn compress checkpoint=PATH`"]),
         (["checkpoint=run"], ["how small? Give one of", "None is given"]),
         (["checkpoint=run", "fc6=10", "keep=.9"], ["how small?", "More is given"]),
         (["checkpoint=run", "keep=.9", "budget=1"], ["how small?"]),

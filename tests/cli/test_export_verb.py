@@ -256,7 +256,7 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], ["which model? fastrcnn export checkpoint=RUN", ".caffemodel"]),
+        ([], ["No model is given. Use `fastrcnn export checkpoint=PATH`", ".caffemodel"]),
         (["checkpoint=run"], ["which format?", "onnx, pt2, caffemodel, safetensors, torchvision"]),
         (["checkpoint=run", "format=cafemodel"], ["format=cafemodel: must be one of", "Did you mean 'caffemodel'?"]),
         (

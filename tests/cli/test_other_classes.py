@@ -80,7 +80,7 @@ def test_shared_classes_keep_their_outputs_at_their_new_places(
         assert new["cls_score.weight"][label].std() == pytest.approx(0.01, rel=0.3)
         assert new["bbox_pred.weight"][4 * label : 4 * label + 4].std() == pytest.approx(0.001, rel=0.3)
         assert (new["delta_std"][label] < 0.9).all(), "of this training set"
-    kept = "outputs of triangle, square, star are kept, each at its new place; initialised: ball, plus; not used: "
+    kept = "Outputs copied: triangle, square, star; newly initialised: ball, plus; not used: "
     assert f"run: other classes; {kept}circle, cross" in caplog.text
     status, err = train("other", "resume=auto", "solver.iterations=2")
     assert status == 0, err

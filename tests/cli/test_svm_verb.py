@@ -142,7 +142,7 @@ def test_the_keys_reach_the_training(call: Call, place: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], ["which model? fastrcnn svm checkpoint=RUN"]),
+        ([], ["No model is given. Use `fastrcnn svm checkpoint=PATH`"]),
         (["checkpoint=nothing"], ["there is no file or folder nothing"]),
         (["checkpoint=run", "c=0"], ["c=0: must be greater than 0"]),
         (["checkpoint=run", "negative_iou=30"], ["negative_iou=30: must be at most 1"]),
@@ -176,7 +176,7 @@ def test_what_cannot_be_trained_on_is_said(call: Call, place: Path, monkeypatch:
     checkpoint.save(Path("dead.pt"), content)
     content["config"]["model"]["classifier"] = "svm"
     checkpoint.save(Path("margins.pt"), content)
-    for name, text in (("dead.pt", "the features of fc7 are 0.0 long"), ("margins.pt", "has SVMs already")):
+    for name, text in (("dead.pt", "the mean norm of fc7 features is 0.0"), ("margins.pt", "has SVMs already")):
         status, _, err = call("svm", f"checkpoint={name}", "output=x.pt")
         assert status == 1
         assert text in err
