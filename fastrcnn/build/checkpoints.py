@@ -72,8 +72,8 @@ def compose_for(verb: str, arguments: list[str]) -> Any:
     given = dict(a.split("=", 1) for a in check_overrides(verb, arguments))
     if given.get("checkpoint", "null") == "null":
         raise UserError(
-            f"No model is given. Use `fastrcnn {verb} checkpoint=PATH`, where PATH is the folder of a run, a .pt file, an "
-            "exported .safetensors file, or a detector's .caffemodel."
+            f"No model is given. Use `fastrcnn {verb} checkpoint=PATH`, where PATH is the folder of a run, a .pt file, "
+            "an exported .safetensors file, or a detector's .caffemodel."
         )
     return compose(verb, arguments)
 
