@@ -57,8 +57,8 @@ def test_detect_takes_a_caffemodel_with_the_names_in_their_order(call: Call, tin
     ("arguments", "said"),
     [
         ([], ["does not contain class names", "data=voc07"]),
-        (["data=voc07"], ["a detector of 2 classes, but data.classes has 20 (aeroplane, bicycle"]),
-        (["data.classes=[cat]"], ["a detector of 2 classes, but data.classes has 1 (cat)"]),
+        (["data=voc07"], ["this detector has 2 classes, but data.classes has 20 (aeroplane, bicycle"]),
+        (["data.classes=[cat]"], ["this detector has 2 classes, but data.classes has 1 (cat)"]),
     ],
 )
 def test_the_classes_must_be_said_and_fit(call: Call, detector: Path, arguments: list[str], said: list[str]) -> None:

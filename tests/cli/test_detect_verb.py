@@ -295,7 +295,7 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
     ("arguments", "said"),
     [
         (["source=bad.mp4"], ["bad.mp4: not a video that OpenCV can read"]),
-        (["source=clip.mp4", "data.proposals=x.proposals"], ["data.proposals=x.proposals: is for pictures"]),
+        (["source=clip.mp4", "data.proposals=x.proposals"], ["data.proposals=x.proposals: not supported for videos"]),
         (["source=empty"], ["source=empty: the folder has no picture (.jpg, "]),
         (["source=bad.txt"], ["bad.txt, line 2: there is no file gone.jpg."]),
         (["source=cut"], ["None of the 2 files is a readable image"]),
