@@ -1,4 +1,4 @@
-"""Fast R-CNN, end to end. See README.md for the tour and CONTRIBUTING.md for the map of the code."""
+"""Fast R-CNN, end to end. README.md describes its use, and CONTRIBUTING.md the structure of the code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load`, once it is asked for: the command line answers mistakes before torch is imported."""
+    """Import `load` on first access, so that the command line can report errors before torch is imported."""
     if name == "load":
         from fastrcnn.api import load
 

@@ -1,4 +1,4 @@
-"""`python -m fastrcnn`, for torchrun."""
+"""Entry point of `python -m fastrcnn`, which torchrun uses."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The library's face in Python: `fastrcnn.load`."""
+"""The public Python API: `fastrcnn.load`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def load(
     precision: str = "auto",
     **detection: Any,
 ) -> Detector:
-    """A trained detector, ready for `detect(image)`.
+    """Load a trained detector, whose `detect(image)` finds the objects in an image.
 
-    source: a run's folder, a .pt file, a .caffemodel, or a .safetensors or .onnx file that `fastrcnn export` wrote.
-    classes: names in the order of training, for a .caffemodel, which does not name them.
-    device: auto, cpu, cuda, cuda:1 ...; auto is a GPU if available.
-    precision: auto, float32 or bfloat16; auto is bfloat16 where the device is fast at it.
-    detection: what is to differ from training, under the names of the configuration: score_threshold (None: keep all),
+    source: the folder of a run, a .pt file, a .caffemodel, or a .safetensors or .onnx file from `fastrcnn export`.
+    classes: class names in training order; only needed for a .caffemodel, which does not contain them.
+    device: auto, cpu, cuda or cuda:N; auto uses a GPU if available.
+    precision: auto, float32 or bfloat16; auto uses bfloat16 if the device supports it natively.
+    detection: settings that override those of the training configuration: score_threshold (None: no threshold),
         nms_iou, max_per_class, max_per_image, box_regression, rois_per_chunk.
 
-    Raises UserError for a file that is missing, damaged or none of these, and for values out of bounds; TypeError for
-    another keyword.
+    Raises UserError if the file is missing, damaged or of another type, or if a value is out of bounds, and TypeError
+    for an unknown keyword.
     """
     from fastrcnn.build import datasets
     from fastrcnn.build.checkpoints import open_network

@@ -1,7 +1,7 @@
-"""Boxes: overlap, clipping, flipping, and the regression code of R-CNN.
+"""Box operations: area, IoU, clipping, and the box regression of R-CNN.
 
-A box is four numbers x1, y1, x2, y2 in pixels, half-open: x2 and y2 lie one past the last pixel, so a width is
-x2 - x1. In overlaps and areas that equals, number for number, the inclusive "+1" convention of the paper's code.
+A box is four numbers x1, y1, x2, y2 in pixels and half-open: x2 and y2 are one past the last pixel, so the width is
+x2 - x1. Areas and overlaps have exactly the same values as in the inclusive "+1" convention of the author's code.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import math
 import torch
 from torch import Tensor
 
-# A decoded box is at most 1000 / 16 times the RoI's size, so that an untrained regressor cannot overflow. Not in the
-# original; no trained model comes near.
+# A decoded box is at most 1000 / 16 times the size of its RoI, so the output of an untrained regressor cannot overflow.
+# The author's code has no such limit; trained models do not reach it.
 MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Areas (R,) of boxes (R, 4); an inverted box has none. Small types are widened: see `iou`."""
+    """Return the areas (R,) of boxes (R, 4); an inverted box has area 0. Small types are widened as in `iou`."""
     boxes = _widen(boxes)
     return (boxes[:, 2] - boxes[:, 0]).clamp(min=0) * (boxes[:, 3] - boxes[:, 1]).clamp(min=0)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union (A, B) of every box of `a` (A, 4) with every box of `b` (B, 4); 0 for empty boxes.
+    """Return the intersection over union (A, B) of all pairs of boxes `a` (A, 4) and `b` (B, 4); 0 for empty boxes.
 
-    float16 and bfloat16 are computed in float32, integers in int64: the area of 290 x 290 pixels does not fit into
-    float16 or int16.
+    float16 and bfloat16 boxes are computed in float32, and integers in int64, because the area of 290 x 290 pixels does
+    not fit in float16 or int16.
     """
     a, b = _widen(a), _widen(b)
     top_left = torch.maximum(a[:, None, :2], b[None, :, :2])  # (A, B, 2)
@@ -38,14 +38,14 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _widen(boxes: Tensor) -> Tensor:
-    """Boxes in a type that holds their areas."""
+    """Convert boxes to a type that can represent their areas."""
     if boxes.is_floating_point():
         return boxes if boxes.dtype == torch.float64 else boxes.float()
     return boxes.long()
 
 
 def clip(boxes: Tensor, height: float | Tensor, width: float | Tensor) -> Tensor:
-    """Boxes (..., 4) cut off at the border of an image of `height` x `width` pixels."""
+    """Clip boxes (..., 4) to an image of `height` x `width` pixels."""
     x = boxes[..., 0::2].clamp(min=0)
     y = boxes[..., 1::2].clamp(min=0)
     x = torch.minimum(x, torch.as_tensor(width, dtype=boxes.dtype, device=boxes.device))
@@ -54,10 +54,10 @@ def clip(boxes: Tensor, height: float | Tensor, width: float | Tensor) -> Tensor
 
 
 def encode(rois: Tensor, truth: Tensor) -> Tensor:
-    """Regression targets (R, 4) = dx, dy, dw, dh that take `rois` (R, 4) to `truth` (R, 4).
+    """Return the regression targets (R, 4) = dx, dy, dw, dh that transform `rois` (R, 4) into `truth` (R, 4).
 
-    Offsets of the centres in units of the RoI's size, and log ratios of the sizes (R-CNN, appendix C;
-    Fast R-CNN, section 2.3).
+    dx and dy are offsets of the centre in units of the RoI's size, dw and dh are log ratios of the sizes (R-CNN,
+    appendix C; Fast R-CNN, section 2.3).
     """
     size = rois[:, 2:] - rois[:, :2]
     centre = rois[:, :2] + 0.5 * size
@@ -67,7 +67,7 @@ def encode(rois: Tensor, truth: Tensor) -> Tensor:
 
 
 def decode(rois: Tensor, deltas: Tensor) -> Tensor:
-    """Boxes (R, K, 4) that the regression `deltas` (R, K, 4), not normalised, make of `rois` (R, 4)."""
+    """Apply unnormalised regression `deltas` (R, K, 4) to `rois` (R, 4) and return boxes (R, K, 4)."""
     size = (rois[:, 2:] - rois[:, :2])[:, None]  # (R, 1, 2)
     centre = rois[:, None, :2] + 0.5 * size
     new_centre = centre + deltas[..., :2] * size

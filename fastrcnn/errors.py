@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read."""
+"""The exception for errors that the user can fix."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can fix. Its text says what is wrong, where (file, line, object), and what to do; the
-    command line prints the text alone, without a traceback."""
+    """An error that the user can fix.
+
+    The message states what is wrong, where (file, line, object) and how to fix it. The command line prints only the
+    message, without a traceback.
+    """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` for the known name closest to `name`, or an empty string where none is close."""
+    """Return ` Did you mean 'x'?` with the known name closest to `name`, or an empty string if none is close."""
     known = list(known)
     by_lower = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)

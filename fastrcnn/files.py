@@ -1,8 +1,8 @@
-"""Writing files and folders whole or not at all, locks between processes, and files that are made of another file.
+"""Atomic writes of files and folders, locks between processes, and files that are derived from another file.
 
-Beside the files that are made of another one, such as exports of a checkpoint, lies MADE. It maps the SHA-256 of each
-to that of the file it was made of. So the same command can run again, after an interruption or not, and replaces what
-this program made of the same file, and nothing else.
+A folder with derived files, such as exports of a checkpoint, contains the file MADE. It maps the SHA-256 digest of each
+derived file to the digest of its source. A command can therefore be repeated, also after an interruption: it overwrites
+a file only if this program created it from the same source.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fastrcnn.names import NAME_BYTES
 
 log = logging.getLogger(__name__)
 MADE = ".fastrcnn-made.json"
-ADVICE = "Make room there or choose another folder."
-PATH_BYTES = 3500  # bytes of a run's path; Linux takes 4095, and what an evaluation writes is up to 520 longer
+ADVICE = "Free some disk space or choose another folder."
+PATH_BYTES = 3500  # of a run's folder; Linux allows 4095, and paths of evaluation files are up to 520 longer
 
 
 class BusyError(UserError):
@@ -32,21 +32,22 @@ class BusyError(UserError):
 
 @contextmanager
 def write_atomically(path: Path, advice: str = ADVICE) -> Iterator[Path]:
-    """A temporary file beside `path`, which takes its name, flushed to disk, when the body ends well, and goes else.
+    """Yield a temporary file next to `path`, and rename it to `path` when the body succeeds.
 
-    Makes the folder. Raises UserError, which ends in `advice`, where the file cannot be written.
+    The content is flushed to disk before the file is renamed. If the body fails, the temporary file is deleted. The
+    folder is created if needed. Raises UserError, whose message ends with `advice`, if the file cannot be written.
     """
-    part = path.with_name(f".{uuid.uuid4().hex}.part")  # not longer than a name may be
+    part = path.with_name(f".{uuid.uuid4().hex}.part")  # short enough for every file system
     try:
-        with _say_what_fails(path, advice):
+        with _explain_errors(path, advice):
             path.parent.mkdir(parents=True, exist_ok=True)
             part.touch()
             mode = part.stat().st_mode
             yield part
-            part.chmod(mode)  # safetensors lets nobody else read its files
+            part.chmod(mode)  # safetensors makes its files readable only by the owner
             _flush(part)
             part.replace(path)
-            with suppress(OSError):  # a folder that may not be read, or whose file system flushes files alone
+            with suppress(OSError):  # unreadable folder, or a file system that flushes only files
                 _flush(path.parent)
     finally:
         with suppress(OSError):
@@ -54,28 +55,29 @@ def write_atomically(path: Path, advice: str = ADVICE) -> Iterator[Path]:
 
 
 def replace_file(path: Path, content: bytes) -> Path:
-    """Writes the content to `path`, as `write_atomically` does, and returns `path`."""
+    """Write the content to `path` atomically and return `path`. Raises UserError as in write_atomically."""
     with write_atomically(path) as part:
         part.write_bytes(content)
     return path
 
 
 def remove_parts(folder: Path) -> None:
-    """Removes what processes that were killed while they wrote left in a folder, where no other process writes now."""
+    """Delete the temporary files of killed processes in a folder that no other process is writing to."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 
 
 @contextmanager
 def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """A new folder beside `path`, which takes its name, flushed to disk, when the body ends well, and goes else.
+    """Yield a temporary folder next to `path`, and rename it to `path` when the body succeeds.
 
-    replace: take the place of a folder that is there. Raises UserError where the folder cannot be written.
+    The files are flushed to disk before the folder is renamed. If the body fails, the temporary folder is deleted.
+    replace: replace an existing folder. Raises UserError if the folder cannot be written.
     """
     mark = uuid.uuid4().hex[:8]
     new, old = path.with_name(f".{path.name}.new-{mark}"), path.with_name(f".{path.name}.old-{mark}")
     try:
-        with _say_what_fails(path, ADVICE):
+        with _explain_errors(path, ADVICE):
             new.mkdir(parents=True)
             yield new
             for file in new.rglob("*"):
@@ -83,7 +85,7 @@ def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
                     _flush(file)
             replaced = replace and path.exists()
             if replaced:
-                path.rename(old)  # a folder that holds files cannot be renamed over
+                path.rename(old)  # rename does not replace a folder that is not empty
             try:
                 new.rename(path)
             except BaseException:
@@ -97,15 +99,15 @@ def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def lock(file: Path, name: str, busy: str, advice: str, shared: bool = False) -> Iterator[None]:
-    """Makes `file` and its folder, and keeps other processes from locking it until the body ends, however it ends.
+    """Lock `file` against other processes while the body runs. The file and its folder are created if needed.
 
-    shared: keeps out only those that do not share the lock. Messages: `name` is what is locked, `busy` says what
-    another process does with it, `advice` where else to go. Raises BusyError, or UserError for a file that cannot be
-    written or locked.
+    shared: take a shared lock, which excludes only exclusive locks. For error messages: `name` is the locked object,
+    `busy` states what another process does with it, and `advice` names an alternative. Raises BusyError if another
+    process holds the lock, and UserError if the file cannot be written or locked.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle = file.open("ab+")  # a shared lock over NFS is for files that are read
+        handle = file.open("ab+")  # a shared lock on NFS needs a file that is open for reading
     except OSError as error:
         raise UserError(f"{name}: cannot be written to ({error.strerror or error}); {advice}.") from error
     with handle:
@@ -123,18 +125,20 @@ def lock(file: Path, name: str, busy: str, advice: str, shared: bool = False) ->
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal. Raises OSError."""
+    """Return the SHA-256 digest of a file in hexadecimal. Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_unusable(folder: Path, said: str) -> None:
-    """Raises UserError, which begins with `said`, where the folder cannot be made or written to."""
+    """Raise UserError, whose message starts with `said`, if the folder cannot be created or written to."""
     whole = folder.absolute()
     if (longest := max(len(os.fsencode(part)) for part in whole.parts)) > NAME_BYTES:
-        raise UserError(f"{said}: a folder's name may have {NAME_BYTES} bytes, not {longest}. Choose a shorter one.")
+        raise UserError(
+            f"{said}: a folder name of {longest} bytes exceeds the limit of {NAME_BYTES}. Use a shorter one."
+        )
     if (length := len(os.fsencode(whole))) > PATH_BYTES:
-        raise UserError(f"{said}: a run's path may have {PATH_BYTES} bytes, not {length}. Choose a shorter one.")
+        raise UserError(f"{said}: a path of {length} bytes exceeds the limit of {PATH_BYTES}. Use a shorter one.")
     try:
         there = next(p for p in (whole, *whole.parents) if p.exists())
     except OSError as error:
@@ -145,33 +149,33 @@ def refuse_unusable(folder: Path, said: str) -> None:
 
 
 def refuse_existing(output: Path, source: str | None = None) -> None:
-    """Raises UserError where `output` exists, unless this program made it of the same file.
+    """Raise UserError if `output` exists, unless this program created it from the same file.
 
-    source: the digest of the file that `output` is made of; None: whatever exists is refused.
+    source: digest of the file that `output` is derived from; None: refuse every existing file.
     """
     if not output.exists():
         return
     made_of = _made(output.parent).get(digest(output)) if output.is_file() else None
     if made_of is None or made_of != source:
-        why = "" if made_of is None or source is None else ", made from another file"
-        raise UserError(f"{output}: is there already{why}. Name another file with output=FILE, or remove it.")
+        why = "" if made_of is None or source is None else " and was created from another file"
+        raise UserError(f"{output} already exists{why}. Choose another file with output=FILE, or remove it.")
 
 
 @contextmanager
 def write_derived(output: Path, source: str | None = None) -> Iterator[Path]:
-    """As `write_atomically`, for a file made of another one; source and errors: see also refuse_existing."""
+    """Write a derived file atomically; see write_atomically and, for `source` and errors, refuse_existing."""
     refuse_existing(output, source)
     with write_atomically(output) as part:
         yield part
-        if source is not None:  # before the file has its name: it is never there without
+        if source is not None:  # before the rename, so that the file never exists without its entry
             made = _made(output.parent) | {digest(part): source}
             replace_file(output.parent / MADE, (json.dumps(made, indent=1) + "\n").encode())
         if output.exists():
-            log.info("%s: replaces what was made of the same file before", output)
+            log.info("Replacing %s, which was created from the same file", output)
 
 
 def _made(folder: Path) -> dict[str, str]:
-    """What MADE in a folder says; nothing where it is not there or damaged."""
+    """Read MADE in a folder; a missing or damaged file counts as empty."""
     try:
         made = json.loads((folder / MADE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -180,7 +184,7 @@ def _made(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _say_what_fails(path: Path, advice: str) -> Iterator[None]:
+def _explain_errors(path: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -188,7 +192,7 @@ def _say_what_fails(path: Path, advice: str) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    """Flush a file, or the directory entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

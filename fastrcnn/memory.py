@@ -1,4 +1,4 @@
-"""What to do when memory runs out."""
+"""Advice for out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 
 from fastrcnn.errors import UserError
 
-# How errors read that have no separate class: torch's allocator on the CPU, libraries on a GPU, a loader's process
-# that the system killed, or that found no shared memory.
+# Texts in errors that have no class of their own: from torch's CPU allocator, from GPU libraries, and from loader
+# processes that the system killed or that ran out of shared memory.
 SIGNS = ("DefaultCPUAllocator", "ALLOC_FAILED", "out of memory", "signal: Killed", "out of shared memory")
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether the error says that memory, the machine's or a GPU's, ran out."""
+    """Return whether the error means that host or GPU memory ran out."""
     named = isinstance(error, RuntimeError) and any(sign in str(error) for sign in SIGNS)
     return named or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
 @contextmanager
 def advise(doing: str, device: torch.device, advice: Callable[[], str]) -> Iterator[None]:
-    """Turns the end of memory in the body into a UserError.
+    """Convert an out-of-memory error in the body to a UserError.
 
-    doing: what was being done; advice: gives the sizes in play, and which one to turn down by how much.
+    doing: the activity, for the message. advice: returns the sizes in memory and which keys to reduce.
     """
     try:
         yield
@@ -35,7 +35,7 @@ def advise(doing: str, device: torch.device, advice: Callable[[], str]) -> Itera
 
 
 def out_of_memory(error: BaseException, device: torch.device | None = None) -> str:
-    """The error in a sentence, with the beginning of its text: how much was asked for, and what there is."""
+    """Return a sentence with the start of the error's text, which has the requested and the available size."""
     lines = str(error).strip().splitlines()
     said = ". ".join(lines[0].split(". ")[:3]).rstrip(".") if lines else ""
     return f"out of memory{f' on {device}' if device else ''}{f' ({said})' if said else ''}."
@@ -44,37 +44,40 @@ def out_of_memory(error: BaseException, device: torch.device | None = None) -> s
 def training_advice(
     images: int, accumulate: int, short_sides: Sequence[int], long_side: int, rois: int, *, norm: bool, recompute: bool
 ) -> str:
-    """For a training on batches of so many images, with so many RoIs of each, `accumulate` batches a step. norm: with
-    batch normalisation; recompute: activations are computed twice already."""
+    """Return advice for training.
+
+    images: per batch. accumulate: batches per step. rois: per image. norm: the model has batch normalisation.
+    recompute: activations are already recomputed in the backward pass.
+    """
     ways = []
     if images > 1:
         part = next(n for n in range(2, images + 1) if images % n == 0)
-        same = "nearly the same gradient: batch normalisation sees fewer pictures" if norm else "the same gradient"
+        same = "nearly the same gradient: batch normalisation uses fewer images" if norm else "the same gradient"
         ways.append(f"solver.images_per_batch={images // part} solver.accumulate={accumulate * part} ({same})")
     if not recompute:
-        ways.append("runtime.checkpoint_activations=true (the same gradient; steps take longer)")
+        ways.append("runtime.checkpoint_activations=true (the same gradient, but slower steps)")
     halves = f"[{','.join(str(side // 2) for side in short_sides)}]"
-    ways.append(f"data.short_sides={halves} data.long_side={long_side // 2} (a quarter of the pixels: less is learned)")
+    ways.append(f"data.short_sides={halves} data.long_side={long_side // 2} (a quarter of the pixels: lower accuracy)")
     return _text(
-        f"solver.images_per_batch={images} pictures at a time, short side up to {max(short_sides)} and long side up to "
-        f"{long_side} pixels, {rois} RoIs of each.",
+        f"solver.images_per_batch={images} images, short side up to {max(short_sides)} and long side up to {long_side} "
+        f"pixels, {rois} RoIs per image.",
         ways,
     )
 
 
 def detection_advice(scales: Sequence[tuple[int, int]], images: int, rois: int, rois_per_chunk: int) -> str:
-    """For a batch of so many images at each of the `scales` (height, width), with `rois` RoIs at most in one."""
+    """Return advice for detection on `images` at `scales` (height, width) with at most `rois` RoIs per image."""
     at_once = min(rois, rois_per_chunk)
     short, long = (size // 2 for size in max(sorted(scale) for scale in scales))
     return _text(
-        f"{images} picture(s) at {', '.join(f'{h} x {w}' for h, w in scales)} pixels; {rois} RoIs, of which "
-        f"detection.rois_per_chunk={rois_per_chunk} go through fc6 and fc7 at a time.",
+        f"{images} image(s) of {', '.join(f'{h} x {w}' for h, w in scales)} pixels; {rois} RoIs, in chunks of "
+        f"detection.rois_per_chunk={rois_per_chunk}.",
         [
             f"detection.rois_per_chunk={max(at_once // 2, 1)} (the same result)",
-            f"data.test_short_sides=[{short}] data.long_side={long} (a quarter of the pixels: small objects are lost)",
+            f"data.test_short_sides=[{short}] data.long_side={long} (a quarter of the pixels: misses small objects)",
         ],
     )
 
 
 def _text(sizes: str, ways: list[str]) -> str:
-    return "\n".join([f"In memory: {sizes}", "What helps, what costs least first:", *(f"  {way}" for way in ways)])
+    return "\n".join([f"In memory: {sizes}", "To use less memory (cheapest first):", *(f"  {way}" for way in ways)])

@@ -1,4 +1,4 @@
-"""Progress of long jobs: a bar with time left on a terminal, a plain line now and then elsewhere."""
+"""Progress of long jobs: a bar with the remaining time on a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _silent = False
 
 
 def be_silent() -> None:
-    """From now on this process shows no progress."""
+    """Turn off the progress output of this process."""
     global _silent
     _silent = True
 
 
 def duration(seconds: float) -> str:
-    """A time that is left, in words: "40 s", "25 min", "2 h 10 min"."""
+    """Format a duration: "40 s", "25 min", "2 h 10 min"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -30,14 +30,14 @@ def duration(seconds: float) -> str:
 
 
 def silent() -> bool:
-    """Whether this process shows none: it was told so, or is not the first of several that do one job."""
+    """Return whether progress output is off: after be_silent, and in all but the first process of a distributed job."""
     return _silent or launch().rank > 0
 
 
 def progress(items: Iterable[T], total: int, what: str, unit: str = "image", every: float = 10.0) -> Iterator[T]:
-    """Yields the `items`, showing on stderr how many of `total` are done and how long the rest will take.
+    """Yield the `items`, and show on stderr the number done of `total` and the remaining time.
 
-    `every`: seconds between two lines where stderr is not a terminal.
+    every: seconds between lines if stderr is not a terminal.
     """
     if silent():
         yield from items

@@ -1,9 +1,9 @@
-"""Reads pickles of data from files of strangers, and runs nothing in them.
+"""Read data from untrusted pickles without running code in them.
 
-A pickle is a program for a machine with a stack and a memo. pickletools takes it apart here, and only the instructions
-that build data are carried out. No class or function is looked up: the caller gives what replaces those that it admits.
-Python's own reader cannot be kept from hashing tuples of tuples of tuples, for ever or until the stack is full, nor
-from allocating whatever size a pickle declares.
+A pickle is a program for a machine with a stack and a memo. This module parses it with pickletools and executes only
+instructions that build data. It does not import any class or function: the caller passes replacements for those that it
+admits. A restricted pickle.Unpickler is not sufficient: a pickle can make it hash deeply nested tuples, which takes
+forever or overflows the stack, or allocate memory of any size that the pickle declares.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any
 from fastrcnn.errors import UserError
 
 CODES = {instruction.code: instruction for instruction in pickletools.opcodes}
-MARKED = ("TUPLE", "LIST", "DICT", "APPENDS", "ADDITEMS", "SETITEMS")  # take all above the last mark
-TAKEN = {  # how many values the other instructions take from the stack
+MARKED = ("TUPLE", "LIST", "DICT", "APPENDS", "ADDITEMS", "SETITEMS")  # pop all items above the last mark
+TAKEN = {  # number of items that the other instructions pop
     **{"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "BINPERSID": 1},
     **dict.fromkeys(("STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD"), 2),
 }
-MOST_BITS = 128  # of a whole number; that at the beginning of torch's older files has 77
+MOST_BITS = 128  # of an integer; the magic number of torch's older files has 77
 
 
 class RefusedError(Exception):
-    """Its text says what in the file is not admitted."""
+    """Content that is not allowed. The message is a noun phrase for that content."""
 
 
 class Unbuilt:
-    """What a pickle makes first and gives its state afterwards. build: from the state to the value."""
+    """An object that a pickle creates first and whose state follows. build: converts the state to the value."""
 
     def __init__(self, build: Callable[[Any], object] = lambda state: state) -> None:
         self.build = build
@@ -41,32 +41,34 @@ class Unbuilt:
 
 @contextlib.contextmanager
 def as_user_error(path: Path, instead: str) -> Iterator[None]:
-    """Raises UserError for whatever a hostile or damaged file leads to. instead: what to do about it."""
+    """Convert every error that a hostile or damaged file causes to a UserError. instead: advice for the user."""
     try:
         yield
     except RefusedError as error:
         raise UserError(
-            f"{path}: cannot be read safely: it has {error}, which is refused; nothing in it was run. {instead}"
+            f"{path}: cannot be read safely. It contains {error}, which is not allowed. No code in it was run. "
+            f"{instead}"
         ) from None
     except MemoryError:
         raise
-    except Exception as error:  # damage leads to whatever
+    except Exception as error:  # a damaged file can cause any exception
         why = f"{type(error).__name__}: {str(error)[:100]}"
         raise UserError(f"{path}: cannot be read safely ({why}). {instead}") from None
 
 
 def load_pickle(file: Any, admitted: Mapping[str, object], find_stored: Callable[[Any], object] | None = None) -> Any:
-    """The content of the next pickle in a file: numbers, text, bytes, lists, tuples, dictionaries, and what `admitted`
-    makes. Text of Python 2 is read as latin1, a set as a list.
+    """Read the next pickle in a file: numbers, text, bytes, lists, tuples, dictionaries, and results of `admitted`.
 
-    file: one that gives no more memory than it has bytes: mmap or BytesIO.
-    admitted: by the full name of a class or function, the function to call in its place, `Unbuilt` for a class whose
-        objects become their state, or any other value to hand to such functions.
-    find_stored: gives what a persistent id refers to.
-    Raises RefusedError for what asks for anything else, and any other exception for what is damaged.
+    Python 2 strings are read as latin1, and sets as lists.
+
+    file: mmap or BytesIO, whose reads cannot allocate more memory than the file has bytes.
+    admitted: maps the full name of a class or function to the function to call instead, to `Unbuilt` for a class whose
+        objects are replaced by their state, or to any other value that is passed to such functions.
+    find_stored: returns the object for a persistent id.
+    Raises RefusedError for any other content, and any other exception for a damaged pickle.
     """
     stack: list[Any] = []
-    below: list[list[Any]] = []  # what is below each mark
+    below: list[list[Any]] = []  # the stack below each mark
     memo: dict[int, Any] = {}
     handed = 0
     for name, argument in _instructions(file):
@@ -93,8 +95,8 @@ def load_pickle(file: Any, admitted: Mapping[str, object], find_stored: Callable
                 stack.append(find_stored(*items))
             case "REDUCE" | "NEWOBJ" | "BUILD":
                 handed += _size(items[1])
-                if handed > file.tell():  # one text in the memo could be copied by every call
-                    raise RefusedError("calls that take more than the file holds")
+                if handed > file.tell():  # otherwise every call could copy the same large text from the memo
+                    raise RefusedError("calls whose arguments are larger than the file")
                 stack.append(_call(name, *items))
             case "PROTO" | "FRAME" if name == "FRAME" or argument <= 5:
                 pass
@@ -104,18 +106,18 @@ def load_pickle(file: Any, admitted: Mapping[str, object], find_stored: Callable
 
 
 def fill(target: object, items: list[Any]) -> dict[Any, Any]:
-    """The target with new keys and values. Other keys could be chosen so that hashing them takes for ever."""
+    """Add keys and values to a dictionary. Other key types are refused because hashing them can take forever."""
     keys = items[::2]
     if type(target) is not dict or len(items) % 2:
-        raise RefusedError("items of something other than a dictionary")
+        raise RefusedError("dictionary items for an object that is not a dictionary")
     if not all(type(key) in (str, bytes) or (type(key) is int and 0 <= key < 2**31) for key in keys):
-        raise RefusedError("a dictionary whose keys are neither text nor small whole numbers")
+        raise RefusedError("a dictionary with keys other than text and small integers")
     target.update(zip(keys, items[1::2], strict=True))
     return target
 
 
 def _instructions(file: Any) -> Iterator[tuple[str, Any]]:
-    """Names and arguments, as pickletools.genops gives them, which takes text of Python 2 for ASCII."""
+    """Yield names and arguments of instructions like pickletools.genops, but read Python 2 strings as latin1."""
     while code := file.read(1):
         instruction = CODES[code.decode("latin1")]
         if instruction.name == "STRING":
@@ -125,10 +127,10 @@ def _instructions(file: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _value(name: str, argument: Any, items: list[Any], admitted: Mapping[str, object]) -> object:
-    """What an instruction makes out of its argument, or out of the items that it takes from the stack."""
+    """Return the value that an instruction builds from its argument or the items that it pops."""
     match name:
         case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" if argument.bit_length() > MOST_BITS:
-            raise RefusedError(f"a whole number of more than {MOST_BITS} bits")
+            raise RefusedError(f"an integer of more than {MOST_BITS} bits")
         case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" | "FLOAT" | "BINFLOAT":
             return argument
         case "UNICODE" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8" | "STRING" | "BINSTRING":
@@ -148,26 +150,26 @@ def _value(name: str, argument: Any, items: list[Any], admitted: Mapping[str, ob
             if full not in admitted:
                 raise RefusedError(full[:120])
             return admitted[full]
-    raise RefusedError(f"the instruction {name}, which is not for data")
+    raise RefusedError(f"the instruction {name}, which does not build data")
 
 
 def _size(handed: Any) -> int:
-    """How much a call is given: arguments and what they hold."""
+    """Return the size of the arguments of a call, including their items."""
     return len(handed) + sum(len(part) for part in handed if isinstance(part, (str, bytes, bytearray, list, tuple)))
 
 
 def _call(name: str, target: object, handed: Any) -> object:
-    """The result of a function, a new object, or an object with the state that it is handed."""
+    """Call a function, create an object, or set the state of an object, and return the result."""
     if name == "REDUCE" and isinstance(target, FunctionType) and isinstance(handed, tuple):
         try:
             return target(*handed)
         except TypeError:
-            raise RefusedError("a call with other arguments than Python, numpy or torch write") from None
+            raise RefusedError("a call with arguments that Python, numpy and torch do not write") from None
     if name == "NEWOBJ" and target is Unbuilt:
         return Unbuilt()
     if name == "BUILD" and isinstance(target, Unbuilt):
         target.value = target.build(handed)
         return target.value
     if name == "BUILD" and type(target) is dict:
-        return target  # an OrderedDict, whose state is torch's version numbers of modules
-    raise RefusedError("an object, the state of one, or a call of something other than a function")
+        return target  # an OrderedDict; its state has the version numbers of torch modules
+    raise RefusedError("an object, the state of an object, or a call of something that is not a function")

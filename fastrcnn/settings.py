@@ -1,7 +1,7 @@
-"""Settings that the library takes and the command line has keys for: each key's type, default, bounds and meaning.
+"""Settings of the library that are also configuration keys: the type, default, bounds and help text of each key.
 
-They are declared here once. config/schema.py includes them as groups of keys; this module imports neither torch nor
-Hydra, so that a mistyped key is answered at once.
+Each setting is declared only here; config/schema.py includes the classes as groups of keys. This module imports neither
+torch nor Hydra, so an error in a key is reported immediately.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ def key(
     some: bool = False,
     in_path: bool = False,
 ) -> Any:
-    """A field with its explanation and the bounds of its value, or of each of them.
+    """Return a dataclass field with a help text and bounds; for a list, the bounds apply to each element.
 
-    some: a list must not be empty. in_path: the value becomes the name of a file or folder, or a part of it.
+    above: exclusive lower bound. least, most: inclusive bounds. some: the list must not be empty. in_path: the value
+    is used in the name of a file or folder.
     """
     metadata = {"help": help, "above": above, "least": least, "most": most, "some": some, "in_path": in_path}
     if isinstance(default, list):
@@ -50,105 +51,154 @@ def key(
 class ModelSettings:
     """The network."""
 
-    network: NetworkName = key("vgg16", "the paper's L, M and S")
-    width: float = key(1.0, "factor on the channels; 1 is the paper's, 0.25 a slim network", above=0, most=100)
-    batch_norm: bool = key(False, "batch normalisation, for training from scratch")
+    network: NetworkName = key("vgg16", "vgg16, vgg_cnn_m_1024 and caffenet are the paper's models L, M and S")
+    width: float = key(
+        1.0, "multiplier of the number of channels; 1: the paper's network, 0.25: a slim network", above=0, most=100
+    )
+    batch_norm: bool = key(False, "use batch normalisation; recommended when training from scratch")
     weights: str | None = key(
         None,
-        "'imagenet', a file (.pth, .safetensors, .caffemodel) of the trunk or more, a run, or null: from scratch",
+        "initial weights: 'imagenet', a file (.pth, .safetensors, .caffemodel) with at least the trunk, or a run; "
+        "null: train from scratch",
     )
-    pixels: Pixels = key("auto", "what `weights` expects; auto: as known")
+    pixels: Pixels = key("auto", "pixel normalisation that `weights` expect; auto: detect it from the weights")
     finetune_from: str = key(
-        "conv1_1", "first layer that is trained: a convolution, fc6, fc7 or bbox_pred; the paper's VGG16: conv3_1"
+        "conv1_1",
+        "first layer to train (a convolution, fc6, fc7 or bbox_pred); earlier layers are frozen; the paper's VGG16 "
+        "uses conv3_1",
     )
-    roi_op: RoiOp = key("fast_rcnn", "how RoIs are pooled; fast_rcnn is the paper's")
+    roi_op: RoiOp = key("fast_rcnn", "RoI pooling operation; fast_rcnn: the paper's")
     scale_maps: bool | None = key(
-        None, "divide maps by their size, measured as training begins; null: where fc6 begins anew over `weights`"
+        None,
+        "scale feature maps by a factor that is measured when training starts; null: only if `weights` are given and "
+        "fc6 is newly initialised",
     )
-    roi_size: int = key(7, "cells along each side of a pooled RoI", least=1, most=1000)
-    roi_features: list[str] = key(["conv5_3"], "layers that RoIs are pooled from", some=True)
+    roi_size: int = key(7, "height and width of a pooled RoI, in bins", least=1, most=1000)
+    roi_features: list[str] = key(["conv5_3"], "layers to pool RoIs from", some=True)
     head: list[int] | None = key(
-        None, "features of fc6 and fc7, as [1024,1024]; null: the paper's times `width`", least=1, most=1_000_000
+        None,
+        "output features of fc6 and fc7, e.g. [1024,1024]; null: the paper's multiplied by `width`",
+        least=1,
+        most=1_000_000,
     )
-    dropout: float = key(0.5, "after fc6 and fc7", least=0, most=1)
-    class_agnostic: bool = key(False, "one box regression for all classes, in place of one for each")
-    classifier: Classifier = key("softmax", "svm: class scores are margins of SVMs, as `fastrcnn svm` makes them")
-    fc6_rank: int | None = key(None, "fc6 as two layers of this rank, as `compress` makes them; null: one", least=1)
-    fc7_rank: int | None = key(None, "the same of fc7", least=1)
+    dropout: float = key(0.5, "dropout probability after fc6 and fc7", least=0, most=1)
+    class_agnostic: bool = key(False, "predict one box for all classes instead of one per class")
+    classifier: Classifier = key(
+        "softmax", "softmax: class scores are probabilities; svm: they are SVM margins (see `fastrcnn svm`)"
+    )
+    fc6_rank: int | None = key(
+        None, "rank of fc6 if it is factored into two layers (see `fastrcnn compress`); null: not factored", least=1
+    )
+    fc7_rank: int | None = key(None, "rank of fc7 if it is factored into two layers; null: not factored", least=1)
 
 
 @dataclass
 class SelectiveSearchSettings:
-    """How proposals are made where none are given."""
+    """How proposals are generated if none are given."""
 
     mode: SearchMode = key(
-        "fast", "two or five colour spaces; iccv2011: four, with the rules of the first paper's code"
+        "fast", "fast: two colour spaces; quality: five; iccv2011: four, with the rules of the ICCV 2011 paper's code"
     )
     side: int = key(
-        320, "longer side of the image that is searched, in pixels; 0: it is not resized", **SIDE | {"least": 0}
+        320,
+        "resize the longer side of the image to this before the search, in pixels; 0: no resizing",
+        **SIDE | {"least": 0},
     )
-    k: list[float] = key([25.0, 50.0, 100.0, 200.0], "coarseness; larger finds larger things", above=0, some=True)
-    sigma: float = key(0.8, "blur before segmentation, in pixels of the searched image", above=0)
-    min_size: int = key(50, "area of the smallest segment, in pixels of the searched image; 0: k", least=0)
-    min_side: float = key(0.0, "boxes with a shorter side are dropped, in pixels of the original")
+    k: list[float] = key(
+        [25.0, 50.0, 100.0, 200.0],
+        "scale parameters of the initial segmentation; a larger k gives larger segments",
+        above=0,
+        some=True,
+    )
+    sigma: float = key(0.8, "Gaussian blur before segmentation, in pixels of the resized image", above=0)
+    min_size: int = key(50, "minimum segment area, in pixels of the resized image; 0: use k", least=0)
+    min_side: float = key(0.0, "drop boxes whose shorter side is less than this, in pixels of the original image")
     near: float = key(
-        0.9, "of boxes that overlap by this much only the best is kept; of the first 1,500, by 5/6 of it", above=0
+        0.9,
+        "drop a box whose IoU with a better box is this or more; 5/6 of this for the 1,500 best boxes",
+        above=0,
     )
-    max_boxes: int = key(2000, "boxes kept of an image", least=1)
+    max_boxes: int = key(2000, "maximum number of boxes per image", least=1)
 
 
 @dataclass
 class SolverSettings:
     """The mini-batch, the loss and the optimiser; the defaults are the paper's."""
 
-    iterations: int = key(40000, "training steps", least=1)
-    patience: int = key(0, "evaluations on data.val without a better mAP after which training ends; 0: never", least=0)
-    images_per_batch: int = key(2, "images in a batch, of all processes together", least=1)
-    group_aspects: bool = key(False, "batches of images all wider than high, or none: less padding")
-    accumulate: int = key(1, "batches in a step, whose gradients are averaged: as larger ones, in less memory", least=1)
-    rois_per_image: int = key(64, "RoIs drawn from each", least=1)
-    fg_fraction: float = key(0.25, "largest share of foreground among them", least=0, most=1)
-    fg_iou: float = key(0.5, "least overlap with the truth that makes a RoI foreground", above=0, most=1)
-    bg_iou: list[float] = key([0.1, 0.5], "background: best overlap in [first, second)", least=0, most=1)
-    box_weight: float = key(1.0, "weight of the box loss; 0: classes alone are trained", least=0)
+    iterations: int = key(40000, "number of training steps", least=1)
+    patience: int = key(
+        0, "stop after this many evaluations on data.val without a better mAP; 0: never stop early", least=0
+    )
+    images_per_batch: int = key(2, "images per batch, over all processes", least=1)
+    group_aspects: bool = key(False, "put landscape images and other images in separate batches, to reduce padding")
+    accumulate: int = key(
+        1, "batches per step; their gradients are averaged, which imitates a larger batch in less memory", least=1
+    )
+    rois_per_image: int = key(64, "RoIs sampled per image", least=1)
+    fg_fraction: float = key(0.25, "maximum fraction of foreground RoIs", least=0, most=1)
+    fg_iou: float = key(0.5, "minimum IoU with a ground-truth box for a foreground RoI", above=0, most=1)
+    bg_iou: list[float] = key(
+        [0.1, 0.5], "range [low, high) of the maximum IoU with ground truth for a background RoI", least=0, most=1
+    )
+    box_weight: float = key(1.0, "weight of the box loss; 0: train only the classifier", least=0)
     optimizer: OptimizerName = key(
-        "caffe_sgd", "caffe_sgd: rate inside the velocity; fused_sgd: a faster sgd; adamw: needs an lr near .0001"
+        "caffe_sgd",
+        "caffe_sgd: SGD with the learning rate inside the velocity; sgd: PyTorch's SGD; fused_sgd: the same, faster; "
+        "adamw: AdamW, which needs an lr near 0.0001",
     )
     lr: float = key(0.001, "learning rate", above=0)
-    schedule: ScheduleName = key("step", "how the rate falls: at lr_steps, or along half a wave")
-    lr_steps: list[int] = key([30000], "steps at which the rate is multiplied by lr_gamma", least=1)
-    lr_gamma: float = key(0.1, "see lr_steps", above=0)
-    warmup: int = key(0, "steps over which the rate rises from 0", least=0)
-    momentum: float = key(0.9, "of stochastic gradient descent; of adamw the first beta", least=0, most=1)
-    weight_decay: float = key(0.0005, "of weights; biases and normalisation do not decay", least=0)
-    bias_lr_factor: float = key(2.0, "factor on the rate of biases", least=0)
+    schedule: ScheduleName = key(
+        "step", "learning rate schedule; step: multiply by lr_gamma at lr_steps; cosine: half a cosine wave"
+    )
+    lr_steps: list[int] = key([30000], "steps at which the learning rate is multiplied by lr_gamma", least=1)
+    lr_gamma: float = key(0.1, "factor applied to the learning rate at each of lr_steps", above=0)
+    warmup: int = key(0, "steps over which the learning rate rises linearly from 0; 0: no warm-up", least=0)
+    momentum: float = key(0.9, "momentum of SGD, or beta1 of AdamW", least=0, most=1)
+    weight_decay: float = key(0.0005, "weight decay; not applied to biases and normalisation layers", least=0)
+    bias_lr_factor: float = key(2.0, "multiplier of the learning rate for biases", least=0)
     clip_gradients: float | None = key(
-        None, "largest norm of a step's gradient; a larger one is scaled down to it; null: no limit", above=0
+        None, "maximum norm of the gradient; larger gradients are scaled down to it; null: no limit", above=0
     )
 
 
 @dataclass
 class DetectionSettings:
-    """From scores and boxes to detections; see model/postprocess.py."""
+    """How scores and boxes become detections; see model/postprocess.py."""
 
-    score_threshold: float | None = key(0.05, "detections with a lower score, or margin, are dropped; null: none are")
-    box_regression: bool = key(True, "move boxes as the network says; false: RoIs are detections as they are")
-    nms_iou: float = key(0.3, "a box overlapping a better one of its class by this much is dropped", least=0, most=1)
-    max_per_class: int | None = key(None, "best boxes of a class that enter the suppression; null: all", least=1)
-    max_per_image: int | None = key(100, "detections kept of an image; null: all", least=1)
-    average_per_class: int | None = key(
-        None, "evaluation: best boxes of a class before suppression, kept per image on average; null: all", least=1
+    score_threshold: float | None = key(
+        0.05, "drop detections whose score (probability or SVM margin) is lower; null: no threshold"
     )
-    rois_per_chunk: int = key(500, "RoIs that go through fc6 and fc7 at a time; less needs less memory", least=1)
+    box_regression: bool = key(True, "apply the predicted box regression; false: use RoIs as detections unchanged")
+    nms_iou: float = key(
+        0.3,
+        "IoU threshold of non-maximum suppression: drop a box that overlaps a better box of its class by more",
+        least=0,
+        most=1,
+    )
+    max_per_class: int | None = key(
+        None, "maximum number of boxes per class before non-maximum suppression; null: no limit", least=1
+    )
+    max_per_image: int | None = key(100, "maximum number of detections per image; null: no limit", least=1)
+    average_per_class: int | None = key(
+        None,
+        "evaluation only: maximum number of boxes per class before non-maximum suppression, averaged over all images; "
+        "null: no limit",
+        least=1,
+    )
+    rois_per_chunk: int = key(500, "RoIs per forward pass of fc6 and fc7; fewer need less memory", least=1)
 
 
 @dataclass
 class SvmSettings:
-    """How SVMs are trained on the features of fc7; the defaults are the author's."""
+    """How SVMs are trained on fc7 features; the defaults are those of the author's code."""
 
-    c: float = key(0.001, "weight of the hinge losses against half the squared length of the weights", above=0)
-    bias_scaling: float = key(10.0, "the bias is a weight on a feature of this constant value", above=0)
-    positive_weight: float = key(2.0, "factor on the loss of positives", above=0)
-    negative_iou: float = key(0.3, "boxes that overlap every object of a class by less are negatives", above=0, most=1)
-    retrain_after: int = key(2000, "a class is trained again once more than so many negatives came to it", least=1)
-    feature_norm: float = key(20.0, "mean length that the features of fc7 are scaled to", above=0)
+    c: float = key(0.001, "weight of the hinge loss relative to the regularisation term ||w||^2 / 2", above=0)
+    bias_scaling: float = key(
+        10.0, "value of the constant feature whose weight is the bias (scikit-learn's intercept_scaling)", above=0
+    )
+    positive_weight: float = key(2.0, "multiplier of the loss of positives", above=0)
+    negative_iou: float = key(
+        0.3, "a box is a negative for a class if its IoU with every object of the class is less", above=0, most=1
+    )
+    retrain_after: int = key(2000, "retrain the SVM of a class after more than this many new hard negatives", least=1)
+    feature_norm: float = key(20.0, "mean norm that fc7 features are scaled to", above=0)

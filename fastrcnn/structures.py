@@ -1,4 +1,4 @@
-"""What travels between the parts of the program. Boxes are half-open x1 y1 x2 y2 in pixels (see boxes.py)."""
+"""Data structures that the parts of the program share. Boxes are half-open x1 y1 x2 y2 in pixels (see boxes.py)."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Sample:
-    """An image and its truth, without the pixels. Boxes are in the image's own pixels, as the annotation has them."""
+    """An image and its ground truth, without the pixel values. Boxes are in pixels of the original image."""
 
     image_id: str  # unique in the data set
-    path: Path  # of the image
+    path: Path  # image file
     width: int
     height: int
-    boxes: np.ndarray  # (G, 4) float64; may reach a pixel beyond the image
-    labels: np.ndarray  # (G,) int64, 1 .. number of classes; 0 would be background
+    boxes: np.ndarray  # (G, 4) float64; can extend one pixel beyond the image
+    labels: np.ndarray  # (G,) int64, 1 .. number of classes
     difficult: np.ndarray  # (G,) bool
-    sizes: np.ndarray | None = None  # (G, 2) float64, a COCO file's width and height; None: x2 - x1 and y2 - y1
-    areas: np.ndarray | None = None  # (G,) float64, a COCO file's `area`, of a mask for one; None: the boxes' areas
-    number: int | str | None = None  # the image's id in a COCO file, which is unique there alone
-    turn: int = 1  # EXIF orientation that gives the image its size; see data/frames.py
+    sizes: np.ndarray | None = None  # (G, 2) float64, width and height in the COCO file; None: x2 - x1 and y2 - y1
+    areas: np.ndarray | None = None  # (G,) float64, `area` in the COCO file (e.g. of a mask); None: box areas
+    number: int | str | None = None  # image id in the COCO file; only unique within that file
+    turn: int = 1  # EXIF orientation that width and height refer to; see data/frames.py
 
     @property
     def file_id(self) -> int | str:
-        """The image's id in COCO results: that of its COCO file where it has one."""
+        """The image id for COCO results: the id in the COCO file if it exists, otherwise image_id."""
         return self.image_id if self.number is None else self.number
 
     @property
     def training_boxes(self) -> np.ndarray:
-        """The boxes (G, 4) float32 cut off at the image's border, as training uses them."""
+        """The boxes (G, 4) float32 for training, clipped to the image."""
         limit = np.array([self.width, self.height, self.width, self.height], np.float32)
         return np.clip(np.asarray(self.boxes, np.float32).reshape(-1, 4), np.float32(0), limit)
 
 
 @dataclass(frozen=True)
 class View:
-    """How an image is shown to the network (see data/transforms.py): equal views of an image have equal pixels.
+    """How an image is transformed for the network (see data/transforms.py). Equal views of an image have equal pixels.
 
-    It is cut out first, then transposed, then mirrored and turned upside down, then scaled. colour: gain and offset of
-    each channel. part: x1, y1, x2, y2 of what is cut out, half-open, in pixels of the image; None for all of it.
+    The order is crop, transpose, flip (horizontally, vertically), scale. colour: gain and offset of each channel.
+    part: the crop as half-open x1, y1, x2, y2 in pixels of the original image; None: no crop.
     """
 
     short_side: int
@@ -59,25 +59,28 @@ class View:
 
 @dataclass(frozen=True)
 class Batch:
-    """N images as the network sees them. Boxes are in pixels of the image before scaling, but mirrored with it."""
+    """N images as input of the network. Boxes are in pixels of the cropped and flipped image, before scaling."""
 
-    images: Tensor  # (N, 3, H, W) uint8 RGB, padded with 0 at the right and the bottom
-    sizes: Tensor  # (N, 2) int64, height and width of each image in `images`, without the padding; 0 where it is absent
-    scales: Tensor  # (N,) float64, pixels of the scaled picture per pixel of the original
+    images: Tensor  # (N, 3, H, W) uint8 RGB, padded with 0 at the right and bottom
+    sizes: Tensor  # (N, 2) int64, height and width of each image without padding; 0 for an absent image
+    scales: Tensor  # (N,) float64, pixels of the scaled image per pixel of the original
     proposals: list[Tensor]  # N tensors (P_i, 4) float32
-    boxes: list[Tensor]  # N tensors (G_i, 4) float32, the truth
+    boxes: list[Tensor]  # N tensors (G_i, 4) float32, ground-truth boxes
     labels: list[Tensor]  # N tensors (G_i,) int64
-    samples: list[Sample]  # where each picture came from
-    views: list[View] = field(default_factory=list)  # how each is shown
+    samples: list[Sample]  # source of each image
+    views: list[View] = field(default_factory=list)  # transformation of each image
 
     def __reduce__(self) -> tuple[Callable[..., Batch], tuple]:
-        """Between processes images go by shared memory, and all else, which is small, as arrays: a tensor is asked for
-        at the other process, which is busy."""
+        """Pickle the batch for another process: images in shared memory, all other tensors as NumPy arrays.
+
+        For each tensor in shared memory the receiver must connect to the sender, which is busy. Only the images are
+        large enough to justify this.
+        """
         small = [[t.numpy() for t in tensors] for tensors in (self.proposals, self.boxes, self.labels)]
         return _batch, (self.images, self.sizes.numpy(), self.scales.numpy(), small, self.samples, self.views)
 
     def pin_memory(self) -> Batch:
-        """The images in memory that a GPU copies from by itself; torch's DataLoader calls it."""
+        """Return the batch with images in pinned memory. torch's DataLoader calls this method."""
         return replace(self, images=self.images.pin_memory())
 
 
@@ -95,14 +98,14 @@ def _batch(
 
 @dataclass(frozen=True)
 class RoITargets:
-    """What the network should say about K RoIs."""
+    """Training targets of K RoIs."""
 
-    labels: Tensor  # (K,) int64, 0 is background
+    labels: Tensor  # (K,) int64, 0: background
     deltas: Tensor  # (K, 4) float32, normalised regression targets; 0 for background
 
 
 class Detection(NamedTuple):
-    """One object: its half-open box x1 y1 x2 y2 in pixels, its score, and its class by label and name."""
+    """A detected object: half-open box x1 y1 x2 y2 in pixels, score, class label and class name."""
 
     box: tuple[float, float, float, float]
     score: float
@@ -112,20 +115,20 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Detections:
-    """Objects found in one image, best first. Boxes are in the image's own pixels. Iterating gives a Detection each."""
+    """The detections of one image, best first, in pixels of the original image. Iteration yields Detection objects."""
 
     boxes: Tensor  # (D, 4) float32
-    scores: Tensor  # (D,) float32, probabilities, or margins of SVMs
+    scores: Tensor  # (D,) float32, probabilities or SVM margins
     labels: Tensor  # (D,) int64, 1 .. number of classes
-    entered: Tensor | None = None  # (M, classes) scores that entered the suppression, where they were asked for
-    classes: tuple[str, ...] = ()  # names, where they are known; label k is classes[k - 1]
+    entered: Tensor | None = None  # (M, classes) scores before NMS, if requested
+    classes: tuple[str, ...] = ()  # names, if known; label k is classes[k - 1]
 
     def __len__(self) -> int:
         return len(self.scores)
 
     @property
     def names(self) -> list[str]:
-        """The name of each object's class."""
+        """The class name of each detection."""
         return [self.classes[label - 1] if self.classes else f"class {label}" for label in self.labels.tolist()]
 
     def __iter__(self) -> Iterator[Detection]:

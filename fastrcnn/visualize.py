@@ -1,4 +1,4 @@
-"""Pictures with boxes."""
+"""Draw boxes on images."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch import Tensor
 from fastrcnn.structures import Batch, Detections, RoITargets
 
 SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf", "Arial.ttf")
-CAPTION = 18  # pixels below an image, for its file's name
-NESTED = 0.9  # share of a box's area
+CAPTION = 18  # height in pixels of the caption with the file name below an image
+NESTED = 0.9  # fraction of the area of a box inside a better one
 ABSENT = "\U0010fffe"  # a character that no font has
 Place: TypeAlias = tuple[int, int, int, int]  # half-open x1 y1 x2 y2 in pixels
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
-    """A colour for a label, RGB; labels next to each other get hues far apart."""
-    hue = (label - 1) * 0.618033988749895 % 1.0  # the golden ratio spreads any number of them
+    """Return an RGB colour for a label. Consecutive labels get very different hues."""
+    hue = (label - 1) * 0.618033988749895 % 1.0  # the golden ratio spreads any number of hues evenly
     r, g, b = colorsys.hsv_to_rgb(hue, 0.85, 0.95)
     return round(255 * r), round(255 * g), round(255 * b)
 
@@ -33,11 +33,11 @@ def colour_of(label: int) -> tuple[int, int, int]:
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str] | None = None
 ) -> np.ndarray:
-    """A copy of the picture (H, W, 3) uint8 RGB with boxes (R, 4), half-open, coloured by label; texts on top, the last
-    ones where they can be read best.
+    """Return a copy of the image (H, W, 3) uint8 RGB with half-open boxes (R, 4), coloured by label, and their texts.
 
-    Lines and letters grow with the picture, and letters are black or white, whichever is readable. Where the boxes are
-    low, letters are smaller, down to half the size, so that they cover less of the objects.
+    The texts of later boxes get the better places. Line width and text size grow with the image. The text is smaller,
+    down to half the size, if the boxes are low, so that it covers less of the objects. It is black or white, whichever
+    has more contrast.
     """
     canvas = Image.fromarray(image).convert("RGB")
     draw = ImageDraw.Draw(canvas)
@@ -59,8 +59,10 @@ def draw_boxes(
 
 
 def _places(boxes: np.ndarray, masks: Sequence[np.ndarray], margin: int, image: np.ndarray) -> list[Place]:
-    """For each box where its text goes, within the picture and where possible not over that of a later box: above the
-    box, in its upper left corner, below it, or above its right end."""
+    """Return the place of each text inside the image, if possible without overlap with the text of a later box.
+
+    Candidates: above the box, in its upper left corner, below it, above its right end.
+    """
     places: list[Place] = []
     for box, mask in zip(boxes[::-1], masks[::-1], strict=True):
         x1, y1, x2, y2 = (round(float(v)) for v in box)
@@ -82,8 +84,11 @@ def _overlap(a: Place, b: Place) -> bool:
 
 
 def worth_drawing(found: Detections, threshold: float) -> list[int]:
-    """The detections of at least `threshold`, best first, but for boxes of which NESTED lies in a better one of their
-    class: suppression leaves these, as their IoU with it is small."""
+    """Return the indices of detections with a score of at least `threshold`, best first.
+
+    Boxes that are almost completely (NESTED) inside a better box of their class are excluded. Non-maximum suppression
+    keeps these, because their IoU with the larger box is low.
+    """
     kept: list[int] = []
     boxes, labels = found.boxes.double(), found.labels
     areas = (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(dim=1)
@@ -99,7 +104,7 @@ def worth_drawing(found: Detections, threshold: float) -> list[int]:
 
 
 def draw_detections(image: np.ndarray, found: Detections, classes: Sequence[str], threshold: float = 0.5) -> np.ndarray:
-    """The picture with the detections that are worth drawing, named, the best drawn last."""
+    """Return the image with the selected detections, class names and scores. The best detection is drawn last."""
     kept = worth_drawing(found, threshold)[::-1]
     labels = [int(found.labels[i]) for i in kept]
     texts = [f"{classes[n - 1]} {found.scores[i]:.2f}" for i, n in zip(kept, labels, strict=True)]
@@ -107,8 +112,10 @@ def draw_detections(image: np.ndarray, found: Detections, classes: Sequence[str]
 
 
 def enlarge(image: np.ndarray, found: Detections, least: int = 200) -> tuple[np.ndarray, Detections]:
-    """A picture whose longer side is shorter than `least` a whole number of times as large, so that names fit into it,
-    and its detections. Others as they are."""
+    """Enlarge a small image and its detections by an integer factor, so that class names fit into the image.
+
+    least: minimum length of the longer side in pixels; larger images are returned unchanged.
+    """
     factor = -(-least // max(image.shape[:2]))
     if factor == 1:
         return image, found
@@ -116,8 +123,10 @@ def enlarge(image: np.ndarray, found: Detections, least: int = 200) -> tuple[np.
 
 
 def draw_batch(batch: Batch, rois: Tensor, targets: RoITargets, most: int = 4) -> np.ndarray:
-    """The batch's images side by side with the RoIs of a step: background gray, foreground by class, truth thick. The
-    name of its file is below each."""
+    """Return the images of a batch side by side, with the sampled RoIs and the file names as captions.
+
+    Background RoIs are grey, foreground RoIs are coloured by class, and ground-truth boxes have thick lines.
+    """
     tiles = []
     for i in range(min(most, len(batch.samples))):
         height, width = batch.sizes[i].tolist()
@@ -147,10 +156,10 @@ def _inclusive(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def lettering(text: str, size: int) -> np.ndarray:
-    """Opacity (h, w) uint8 of a line of text `size` pixels high, without an empty border.
+    """Return the opacity (h, w) uint8 of a line of text that is `size` pixels high, without an empty border.
 
-    In the font that Pillow brings, which has little more than ASCII; else in a common one of the system's that has all
-    letters; else in the one that OpenCV 5 brings, which has nearly all. Without that, boxes stand for what is lacking.
+    The font is the first that has all letters: Pillow's default font (little more than ASCII), a common system font, or
+    the font of OpenCV 5 (almost all letters). Without any of these, missing letters are drawn as boxes.
     """
     plain = ImageFont.load_default(size=size)
     font = plain if _has(plain, text) else _system_font(text, size)
@@ -160,7 +169,7 @@ def lettering(text: str, size: int) -> np.ndarray:
 
 
 def _has(font: Any, text: str) -> bool:
-    """Whether the font has every letter of the text."""
+    """Return whether the font has every letter of the text."""
     absent = bytes(font.getmask(ABSENT))
     return all(letter.isspace() or bytes(font.getmask(letter)) != absent for letter in set(text))
 

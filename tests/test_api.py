@@ -197,7 +197,7 @@ def test_a_file_in_half_precision_is_the_network_that_its_tensors_make_by_hand(
 
 def test_a_caffemodel_needs_its_classes(tmp_path: Path, image: np.ndarray) -> None:
     path = caffemodel.write(tmp_path / "author.caffemodel", caffemodel.network("caffenet", 1 / 16, classes=2))
-    with pytest.raises(UserError, match="does not name its classes"):
+    with pytest.raises(UserError, match="does not contain class names"):
         fastrcnn.load(path)
     model = fastrcnn.load(path, classes=["cat", "dog"], **PLAIN, score_threshold=0)
     assert set(model.detect(image, BOXES).names) == {"cat", "dog"}
@@ -208,9 +208,9 @@ def test_a_caffemodel_needs_its_classes(tmp_path: Path, image: np.ndarray) -> No
     [
         ("gone", {}, UserError, "gone does not exist"),
         (None, {"scorethreshold": 1}, TypeError, "argument 'scorethreshold'. Did you mean 'score_threshold'?"),
-        (None, {"score_threshold": 2}, UserError, "detection.score_threshold=2: should be from 0 to 1"),
-        (None, {"nms_iou": -1}, UserError, "detection.nms_iou=-1: should be at least 0"),
-        (None, {"device": "gpu"}, UserError, "runtime.device=gpu: should be auto, cpu, cuda"),
+        (None, {"score_threshold": 2}, UserError, "detection.score_threshold=2: must be from 0 to 1"),
+        (None, {"nms_iou": -1}, UserError, "detection.nms_iou=-1: must be at least 0"),
+        (None, {"device": "gpu"}, UserError, "runtime.device=gpu: must be auto, cpu, cuda"),
     ],
 )
 def test_mistakes_are_one_message(

@@ -1,1 +1,1 @@
-"""The only readers of the configuration, beside the command line."""
+"""Functions that build objects from the configuration. Apart from the command line, only this package reads it."""

@@ -1,4 +1,4 @@
-"""The data part of the configuration, first half: splits, classes, and images with their truth."""
+"""Read splits, classes, images and ground truth as the data configuration specifies."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ from fastrcnn.names import SAME_FILES, class_fault, same_files
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
-NO_TRUTH = "no mAP: no class has ground truth"
-SPLIT_BYTES = 120  # of a name of split lists: names of classes and suffixes follow it in names of files
+NO_TRUTH = "no mAP because no class has ground truth"
+SPLIT_BYTES = 120  # limit of a split name; file names append class names and suffixes to it
 
 
 class EncodingError(UserError):
-    """A name that files cannot have on this system, though it is sound elsewhere."""
+    """A name that the file name encoding of this system cannot represent, although the name is valid."""
 
 
 def root(config: DataConfig) -> Path:
-    """The data set's folder, or its only file of annotations."""
+    """Return the folder of the data set, or its single annotation file. Raises UserError if it does not exist."""
     if config.root is None:
         raise UserError(
-            f"data.root is missing: the folder of the data set '{config.name}', as data.root=FOLDER. For VOC it is "
-            "VOCdevkit; for your own set the folder with the images and their annotations."
+            f"data.root is missing. Set data.root=FOLDER to the folder of the data set '{config.name}': VOCdevkit for "
+            "VOC, or the folder with the images and their annotations for your own data set."
         )
     folder = Path(config.root).expanduser()
     if not folder.is_dir() and not (folder.is_file() and is_annotation_file(folder)):
-        raise UserError(f"data.root={config.root}: there is no such folder, and no such file of annotations.")
-    return folder if folder.is_dir() else folder.absolute()  # its images may be in the folder above
+        raise UserError(f"data.root={config.root}: no such folder or annotation file.")
+    return folder if folder.is_dir() else folder.absolute()  # its images can be in the parent folder
 
 
 def absolute_paths(config: DataConfig) -> None:
-    """Makes the paths of a data set absolute, so that a run can be evaluated from any folder."""
-    root(config)  # names a folder that is not there as it was given
+    """Make the paths of a data set absolute, so that a run can be evaluated from any folder."""
+    root(config)  # reports a missing folder with the path that the user gave
     for name in ("root", "proposals", "proposal_cache"):
         if (path := getattr(config, name)) is not None:
             setattr(config, name, str(Path(path).expanduser().resolve()))
@@ -63,13 +63,13 @@ def absolute_paths(config: DataConfig) -> None:
 
 @functools.cache
 def say_once(text: str, level: int = logging.INFO) -> None:
-    """Puts a line into the log that would otherwise come every time the data set is looked at."""
+    """Log a line that would otherwise be repeated every time the data set is read."""
     log.log(level, text)
 
 
 @functools.cache
 def say_overview(source: Path, folder: Path, made: bool) -> None:
-    """Logs in one line what a data set is. Errors in parts of it that are not used do not matter here."""
+    """Log a one-line description of a data set. Errors in unused parts of it are ignored here."""
     try:
         log.info("%s: %s", source, overview(source, folder, made))
     except UserError as error:
@@ -80,11 +80,11 @@ def say_overview(source: Path, folder: Path, made: bool) -> None:
 
 
 def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, list[str]]]:
-    """For each split the source of its annotations, a folder in VOC layout or a file, and its image ids."""
+    """Return for each split the source of its annotations (a VOC folder or a file) and its image ids."""
     if not splits:
         raise UserError(
-            "no split list is named: data.train, or to evaluate data.test or split=NAME, should have at least one, as "
-            "data.train=[trainval]."
+            "No split is given. Set data.train for training (e.g. data.train=[trainval]), and data.test or split=NAME "
+            "for evaluation."
         )
     found = []
     for split in splits:
@@ -98,7 +98,7 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
 
 
 def split_name(splits: Sequence[str]) -> str:
-    """A name for split lists that a file can have: test, VOC2007-test, ...; of many the beginning and a digest."""
+    """Return a name for splits that is valid in file names: test, VOC2007-test, ... Long names end in a digest."""
     name = "+".join(splits).replace("/", "-")
     whole = name.encode(errors="surrogateescape")
     if len(whole) > SPLIT_BYTES:
@@ -110,8 +110,11 @@ def split_name(splits: Sequence[str]) -> str:
 
 
 def validation_splits(config: DataConfig) -> list[str]:
-    """The splits to choose the best weights on: `data.val`; where that is null `val` beside each of the training
-    splits, if all are there and have no image that is trained on or tested on."""
+    """Return the splits to select the best checkpoint on.
+
+    These are `data.val`. If it is null, they are the splits `val` in the folders of the training splits, if all of them
+    exist and share no image with the training and test splits.
+    """
     if config.val is not None:
         return config.val
     whole = root(config)
@@ -127,7 +130,7 @@ def validation_splits(config: DataConfig) -> list[str]:
 
 
 def test_splits(config: DataConfig, split: str | None) -> list[str]:
-    """The split lists of an evaluation: data.test, or `split` in the same folders."""
+    """Return the splits of an evaluation: data.test, or `split` in the same folders."""
     if split is None:
         return config.test
     if "/" in split:
@@ -137,9 +140,9 @@ def test_splits(config: DataConfig, split: str | None) -> list[str]:
 
 
 def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]:
-    """Names of the classes, those of all splits where none are given; label i is number i - 1 of the list.
+    """Return the class names: data.classes, or those of all splits if it is null. Label i is element i - 1.
 
-    tests: lists to evaluate on without a model, which must be there; by default the lists to train on must.
+    tests: splits to evaluate saved detections on. They must exist; without `tests`, the training splits must exist.
     """
     evaluated = config.test if tests is None else tests
     if config.classes is not None:
@@ -154,57 +157,62 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
     found = [class_names(source, ids, root(config)) for source, ids in sources]
     names = list(dict.fromkeys(name for part, _ in found for name in part))
     if any(source.is_dir() for source, _ in sources):
-        names.sort()  # the classes of a file have an order of their own
+        names.sort()  # the classes of an annotation file have a defined order
     if any(problems.found for _, problems in found[: len(needed)]) and not config.skip_bad:
-        samples(config, needed, names, training=True)  # raises, naming all that is wrong
+        samples(config, needed, names, training=True)  # raises an error with all problems
     if not names:
-        raise UserError(f"{config.root}: no object in any annotation of {', '.join([*needed, *other])}.")
+        raise UserError(f"{config.root}: the annotations of {', '.join([*needed, *other])} contain no objects.")
     return checked_names(names, evaluated)
 
 
 def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
-    """The names of the classes. Raises UserError where there are none, one comes twice, or one cannot be part of the
-    names of the files that an evaluation on the split lists `test` writes."""
+    """Return the class names.
+
+    Raises UserError if there are none, if one occurs twice, or if one is not valid in the names of the files that an
+    evaluation on the splits `test` writes.
+    """
     if not names:
-        raise UserError("data.classes=[]: name at least one class, or say null for all that the annotations have.")
+        raise UserError("data.classes=[]: give at least one class, or null for all classes in the annotations.")
     for name in names:
         if fault := class_fault(name, split_name(test)):
             raise UserError(
-                f"data.classes: {name[:40]!r} {fault}. Rename the class there and in the annotations; `fastrcnn check` "
-                "lists the objects."
+                f"data.classes: {name[:40]!r} {fault}. Rename the class there and in the annotations. `fastrcnn check` "
+                "lists its objects."
             )
         try:
             name.encode(sys.getfilesystemencoding())
         except UnicodeEncodeError:
             raise EncodingError(
-                f"data.classes: {name!a} has characters that {sys.getfilesystemencoding()}, the encoding of file names "
-                "here, lacks; the file of its detections is named so. Use UTF-8: set the environment variable "
-                "PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8."
+                f"data.classes: {name!a} contains characters that the file name encoding of this system "
+                f"({sys.getfilesystemencoding()}) cannot represent, and the name of its detection file contains the "
+                "class name. Set the environment variable PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8."
             ) from None
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
-        raise UserError(f"data.classes: '{twice[0]}' comes twice.")
+        raise UserError(f"data.classes: '{twice[0]}' occurs twice. Remove one of them.")
     return list(names)
 
 
 def warn_of_same_files(names: Sequence[str]) -> None:
-    """Says which classes' detections are one file on some file systems."""
+    """Log the classes whose detections have the same file name on some file systems."""
     for alike in same_files(names):
         log.warning("classes %s %s", " and ".join(map(repr, alike)), SAME_FILES)
 
 
 def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, Id]:
-    """Ids of categories in COCO results by name: all of the splits' COCO file, as they stand there, else the labels of
-    the classes `names`."""
+    """Return the category ids for COCO results by class name.
+
+    They are those of the splits' COCO file (all categories in it), or else the labels of the classes `names`.
+    """
     files = [read_coco_file(source) for source, _ in image_ids(config, splits) if is_coco(source)]
     if any(file.category_ids != files[0].category_ids for file in files):
         raise UserError(
-            f"{', '.join(splits)}: their files number the categories differently. Take one split at a time."
+            f"{', '.join(splits)}: the files of these splits have different category ids. Evaluate one split at a time."
         )
     return files[0].category_ids if files else {name: label for label, name in enumerate(names, 1)}
 
 
-# ------------------------------------------------------------------------------------------------ images and truth
+# ------------------------------------------------------------------------------------------ images and ground truth
 
 
 def samples(
@@ -214,10 +222,10 @@ def samples(
     training: bool = False,
     need_pictures: bool = True,
 ) -> list[Sample]:
-    """Images and truth of the splits.
+    """Read the images and ground truth of the splits. Raises UserError if they cannot be used.
 
-    training: difficult objects as `data.use_difficult` says, and no crowds; else both are there, and marked.
-    need_pictures: whether the images must be there and whole; the truth alone does for saved detections.
+    training: exclude crowds, and difficult objects unless data.use_difficult; otherwise both are included and marked.
+    need_pictures: the image files must exist and be complete; saved detections can be evaluated without them.
     """
     found: list[Sample] = []
     for split, (source, ids) in zip(splits, image_ids(config, splits), strict=True):
@@ -238,7 +246,7 @@ def samples(
         say_notes(problems.notes)
         if problems.errors:
             number = sum(p.error for p in problems.found)
-            log.warning("%s: %d left out (data.skip_bad):\n%s", source, number, shorten(problems.lines))
+            log.warning("%s: skipped %d invalid entries (data.skip_bad):\n%s", source, number, shorten(problems.lines))
         found += part
     if need_pictures:
         listed, (found, looks, bad) = len(found), look_at(found)
@@ -248,31 +256,31 @@ def samples(
     twice = [i for i, n in Counter(s.image_id for s in found).items() if n > 1]
     if twice:
         raise UserError(
-            f"{', '.join(splits)}: '{twice[0]}' is in more than one of these lists ({len(twice)} such ids). "
-            "Ids must differ, also between folders: proposals and detections are kept by id."
+            f"{', '.join(splits)}: '{twice[0]}' is in more than one of these splits ({len(twice)} such ids). "
+            "Image ids must be unique, also across folders, because proposals and detections are stored by id."
         )
     return found
 
 
 def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad: bool, folder: Path) -> None:
-    """Raises UserError where all images of a split lack an annotation, or most do and none may be left out."""
+    """Raise UserError if no image of a split has an annotation, or if most have none and skip_bad is false."""
     lacking = annotated(source, ids, folder).count(False)
     if lacking == len(ids) or (2 * lacking > len(ids) and not skip_bad):
         raise UserError(
-            f"{source}: {lacking} of the {len(ids)} images of '{split}' have no annotation, as in test sets whose "
-            "truth is not public. An AP needs the truth: choose another split, or write the detections for the "
-            "evaluation server by `fastrcnn eval` with competition=true."
+            f"{source}: {lacking} of the {len(ids)} images of '{split}' have no annotation. AP requires ground truth, "
+            "which is not public for some test sets. Choose another split, or write the detections for the evaluation "
+            "server with `fastrcnn eval` and competition=true."
         )
 
 
 def load_unannotated(
     sources: Sequence[tuple[Path, Sequence[str]]], folder: Path
 ) -> tuple[list[Sample], list[Look], list[str]]:
-    """Samples without objects of the images that sources name, whether annotations have some or not, with what each
-    file says, and what is wrong with the other images. folder: the data set's.
+    """Return samples without objects for all images of the sources, the properties of their files, and the problems.
 
-    An image whose EXIF data ask for a rotation is used in the size that the COCO file or the XML file gives it, as with
-    truth; without either upright, as `fastrcnn detect` does. Each file is read, so that nothing breaks hours later.
+    folder: that of the data set. An image with an EXIF rotation is used in the orientation whose size is in the COCO or
+    XML file, as with ground truth. If neither has a size, the image is rotated upright, as in `fastrcnn detect`. Every
+    file is read, so that a damaged file is reported now and not hours later.
     """
     found: list[Sample] = []
     bad: list[Problem] = []
@@ -289,7 +297,7 @@ def load_unannotated(
 
 
 def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
-    """What `load_unannotated` finds. Raises UserError where some are wrong and may not be left out."""
+    """Return the samples of load_unannotated. Raises UserError for unusable images unless data.skip_bad."""
     sources = image_ids(config, splits)
     found, looks, bad = load_unannotated(sources, root(config))
     report_images(looks, bad, sum(len(ids) for _, ids in sources), config.skip_bad and bool(found))
@@ -297,7 +305,7 @@ def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
 
 
 def source_pictures(source: str, skip_bad: bool) -> list[Sample]:
-    """Samples of the images that `source=` means. Raises UserError where some are broken and may not be left out."""
+    """Return samples of the images in `source=`. Raises UserError for unusable images unless skip_bad."""
     named = samples_of(pictures(source))
     found, looks, bad = look_at(named)
     report_images(looks, bad, len(named), skip_bad and bool(found))
@@ -305,18 +313,20 @@ def source_pictures(source: str, skip_bad: bool) -> list[Sample]:
 
 
 def report_images(looks: Sequence[Look], bad: Sequence[str], number: int, skip_bad: bool) -> None:
-    """Says which of so many images are left out, rotated, or scaled by fewer bits; raises UserError where none may be
-    left out."""
+    """Log which of `number` images are skipped, rotated, or scaled from fewer bits.
+
+    Raises UserError for unusable images unless skip_bad.
+    """
     if bad and not skip_bad:
-        advice = "Fix the files, or leave out what is wrong with data.skip_bad=true."
+        advice = "Fix the files, or skip these images with data.skip_bad=true."
         raise UserError(f"{len(bad)} of {number} images cannot be used:\n{shorten(bad)}\n{advice}")
     if bad:
-        log.warning("%d image(s) left out (data.skip_bad):\n%s", len(bad), shorten(bad))
+        log.warning("Skipped %d image(s) (data.skip_bad):\n%s", len(bad), shorten(bad))
     say_notes(image_notes(looks))
 
 
 def say_notes(notes: Sequence[Problem]) -> None:
-    """Puts one line for each kind of notes into the log, once."""
+    """Log one line for each kind of notes, once per process."""
     for kind, group in by_kind(notes).items():
         first = group[0]
         more = "" if len(group) == 1 else " `fastrcnn check` lists all of them."
@@ -325,5 +335,5 @@ def say_notes(notes: Sequence[Problem]) -> None:
 
 
 def has_truth(found: Sequence[Sample]) -> bool:
-    """Whether any object counts, so that there is a mAP."""
+    """Return whether any object is not difficult; otherwise there is no mAP."""
     return any(not sample.difficult.all() for sample in found)

@@ -1,4 +1,4 @@
-"""What `fastrcnn check` reads, from its configuration: all images of the lists, their proposals, and the classes."""
+"""Read what `fastrcnn check` reports on: all images of the splits, their proposals, and the classes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from fastrcnn.errors import UserError
 from fastrcnn.names import file_of
 from fastrcnn.visualize import draw_boxes
 
-PICTURES = 6  # images shown in the page with their truth
-PICTURE_SIDE = 640  # pixels
+PICTURES = 6  # images with ground truth on the page
+PICTURE_SIDE = 640  # maximum side of these images, in pixels
 
 
 def audit(config: CheckConfig) -> tuple[Report, list[Record]]:
-    """Reads the data set and its proposals once. Raises UserError where no list can be read."""
+    """Read the data set and its proposals once. Raises UserError if no split can be read."""
     data, folder = config.data, root(config.data)
     settings = Settings(
         max_proposals=data.max_proposals,
@@ -54,9 +54,9 @@ def audit(config: CheckConfig) -> tuple[Report, list[Record]]:
 
 
 def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
-    """All images of the training and the test lists, and what is wrong with lists and files of annotations as a whole.
+    """Return all images of the training, validation and test splits, and the problems of splits and annotation files.
 
-    Raises UserError where no list can be read.
+    Raises UserError if no split can be read.
     """
     folder = root(config)
     tasks: list[Task] = []
@@ -82,7 +82,7 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
 
 
 def validation_or_none(config: DataConfig) -> list[str]:
-    """The validation splits; none where the others cannot be read, which is reported with them."""
+    """Return the validation splits; none if the other splits cannot be read, which is reported with those."""
     try:
         return validation_splits(config)
     except UserError:
@@ -90,16 +90,16 @@ def validation_or_none(config: DataConfig) -> list[str]:
 
 
 def find_store(config: DataConfig, splits: Sequence[str]) -> Path | None:
-    """The proposals that training or evaluation would use for the images of these lists, if they are there."""
+    """Return the proposal store that training or evaluation would use for these splits, or None if it is missing."""
     if config.proposals is not None:
         return Path(config.proposals).expanduser()
     name = split_name(splits)
     cache, prefix = Path(config.proposal_cache).expanduser(), store_prefix(config, name)
     if not cache.is_dir() or not any(p.name.startswith(prefix) for p in cache.iterdir()):
-        return None  # without reading all images for the store's name
+        return None  # avoids reading all images to compute the name of the store
     try:
         samples, _, _ = load_unannotated(image_ids(config, splits), root(config))
-    except UserError:  # a list that cannot be read
+    except UserError:  # a split that cannot be read
         return None
     path = proposal_path(config, samples, name)
     return path if path.exists() else None
@@ -108,12 +108,12 @@ def find_store(config: DataConfig, splits: Sequence[str]) -> Path | None:
 def class_list(
     config: DataConfig, records: Sequence[Record], problems: Sequence[Problem]
 ) -> tuple[list[str], list[Problem]]:
-    """The names of the classes, those of the annotations where none are given, and what is wrong with them."""
+    """Return the class names (data.classes, or those in the annotations if it is null) and their problems."""
     folder = str(root(config))
     names = sorted({n for r in records for n in r.names}) if config.classes is None else config.classes
     if not names and config.classes is None:
-        lacking = [Problem("classes", folder, "no usable object in any annotation.")]
-        return [], [] if any(p.error for p in problems) else lacking  # else they are the reason
+        lacking = [Problem("classes", folder, "The annotations contain no usable objects.")]
+        return [], [] if any(p.error for p in problems) else lacking  # errors explain the lack
     if faults := class_findings(records, names, folder, split_name(config.test)):
         return names, faults
     try:
@@ -123,7 +123,7 @@ def class_list(
 
 
 def truth_pictures(records: Sequence[Record], classes: Sequence[str]) -> list[tuple[str, bytes]]:
-    """Captions and JPEG files of a few images with their truth drawn in."""
+    """Return captions and JPEG files of a few images with their ground truth drawn."""
     usable = [r for r in records if r.usable and r.size == r.image.size and r.objects]
     drawn = []
     label_of = {name: i for i, name in enumerate(classes, 1)}

@@ -1,8 +1,8 @@
-"""What `checkpoint=` and `start=` may name: a run's folder, a .pt file, a detector's .caffemodel, or an exported
-.safetensors or .onnx.
+"""Open what `checkpoint=` and `start=` accept: a run, a .pt file, a detector's .caffemodel, or an exported
+.safetensors or .onnx file.
 
-A .caffemodel and a .safetensors are given the form of a checkpoint, so that every verb takes them as one. The network
-of an .onnx file can be run, and no more.
+.caffemodel and .safetensors files are converted to checkpoints, so all commands accept them. The network of an .onnx
+file can only be run.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ log = logging.getLogger("fastrcnn")
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint that was read and checked, its network not made yet.
+    """A checkpoint that was read and checked. Its network is not created yet.
 
-    classes: names; label k is classes[k - 1]. step: of the training; 0 of a .caffemodel. config: by group the
-    configuration that it was trained with, with all keys. state: the weights. record: what else is known of its
-    training, see inference/description.py. metrics: of evaluations, where the file itself has them. best: the mAP of
-    the run's best checkpoint, -1 where it is not known.
+    classes: names; label k is classes[k - 1]. step: training step; 0 for a .caffemodel. config: the groups of the
+    training configuration, with all keys. state: the weights. record: more information about the training, see
+    inference/description.py. metrics: evaluation results, if the file contains them. best: mAP of the run's best
+    checkpoint, or -1 if unknown.
     """
 
     file: Path
@@ -50,11 +50,11 @@ class Trained:
 
     @property
     def run(self) -> Path:
-        """The folder of its run; see run_of."""
+        """The folder of the run; see run_of."""
         return run_of(self.file)
 
     def model(self, device: torch.device) -> FastRCNN:
-        """The network with its weights, for detection."""
+        """Create the network with its weights, in evaluation mode."""
         import torch
 
         from fastrcnn.build import models
@@ -65,21 +65,21 @@ class Trained:
 
 
 def compose_for(verb: str, arguments: list[str]) -> Any:
-    """The verb's configuration of the arguments alone, which have to name a checkpoint.
+    """Compose the configuration of a command from its arguments, without that of the checkpoint's training.
 
-    Raises UserError where they do not, before Hydra is needed.
+    Raises UserError, before Hydra is imported, if the arguments do not name a checkpoint.
     """
     given = dict(a.split("=", 1) for a in check_overrides(verb, arguments))
     if given.get("checkpoint", "null") == "null":
         raise UserError(
-            f"which model? fastrcnn {verb} checkpoint=RUN, the folder of a run, a .pt or exported .safetensors "
-            "file, or a detector's .caffemodel."
+            f"No model is given. Use `fastrcnn {verb} checkpoint=PATH`, where PATH is the folder of a run, a .pt file, "
+            "an exported .safetensors file, or a detector's .caffemodel."
         )
     return compose(verb, arguments)
 
 
 def load(verb: str, arguments: list[str]) -> tuple[Any, Network, list[str], Path]:
-    """The configuration of the training with the arguments on top, and what `open_network` gives. Raises UserError."""
+    """Return the training configuration with the arguments applied, and the results of open_network."""
     config = compose_for(verb, arguments)
     from fastrcnn.build import machine
 
@@ -89,10 +89,10 @@ def load(verb: str, arguments: list[str]) -> tuple[Any, Network, list[str], Path
 
 
 def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str], Path]:
-    """The network that `config.checkpoint` names, ready to detect, its classes, and the folder of its run.
+    """Load the network of `config.checkpoint` for detection, and return it with its classes and the folder of its run.
 
-    Puts the configuration of its training into `config`, but for the groups and keys that are `given`, alone or with
-    values. The weights are rounded for good to the precision that it detects in. Raises UserError.
+    The training configuration is copied to `config`, except for the groups and keys in `given` (KEY or KEY=VALUE). The
+    weights are rounded permanently to the precision of the detection. Raises UserError.
     """
     from fastrcnn.build import machine
 
@@ -120,7 +120,7 @@ def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str
 
 
 def open_trained(config: Any, given: Collection[str]) -> Trained:
-    """The checkpoint that `config.checkpoint` names. Puts its configuration into `config`, as open_network does.
+    """Read the checkpoint `config.checkpoint`, and copy its configuration to `config` as in open_network.
 
     Raises UserError.
     """
@@ -133,28 +133,28 @@ def _take_over(config: Any, base: dict[str, Any], given: Collection[str], path: 
     inherit(config, base, [key.partition("=")[0] for key in given])
     alone = base.get("solver", {}).get("box_weight") == 0
     if alone and "detection" in groups(type(config)) and config.detection.box_regression:
-        log.info("%s: trained without box regression, so RoIs are taken as they are", path)
+        log.info("%s: trained without box regression; RoIs are used as detections unchanged", path)
         config.detection.box_regression = False
 
 
 def _take_threshold(record: Mapping[str, Any], config: Any) -> None:
-    """Puts the threshold that was best in the network's evaluation into the configuration of `detect`, where none is
-    given."""
+    """Set draw_threshold in the configuration of `detect` to the best one of the evaluation, unless it is given."""
     if getattr(config, "draw_threshold", 0.0) is None and "draw_threshold" in record:
         config.draw_threshold = record["draw_threshold"]
-        log.info("draw_threshold=%.2f: the score of the best F1 in its evaluation", config.draw_threshold)
+        log.info("Using draw_threshold=%.2f, the score with the best F1 in the evaluation", config.draw_threshold)
 
 
 def read(where: str, config: Any) -> Trained:
-    """The checkpoint that a user means by `where`.
+    """Read the checkpoint at the path `where` that the user gave.
 
-    config: of the verb; a .caffemodel, which names no classes, takes them from there. Raises UserError.
+    config: that of the command. It provides the classes for a .caffemodel, which does not contain them. Raises
+    UserError.
     """
     named = Path(where).expanduser()
     if named.suffix == ".onnx":
         raise UserError(
-            f"{named}: an .onnx file can be evaluated and detected with, and no more. Give the run that it was "
-            "exported from."
+            f"{named}: an .onnx file can only be used for evaluation and detection. Give the run that it was exported "
+            "from."
         )
     if named.suffix == ".caffemodel":
         return _read_caffe(named, config)
@@ -171,26 +171,26 @@ def read(where: str, config: Any) -> Trained:
 
 
 def _record(path: Path, content: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """What is known of the training of a checkpoint with this content; see inference/description.py.
+    """Return the training record of a checkpoint's content; see inference/description.py.
 
-    config: that in the content, checked. Raises UserError.
+    config: the checked configuration of the content. Raises UserError if the record is invalid.
     """
     from fastrcnn.deploy.recipe import training_record
     from fastrcnn.inference.description import sound_record
 
     kept = content.get("record", {})
     if not sound_record(kept):
-        raise UserError(f"{path}: record in the checkpoint is not what training writes. Use another one.")
+        raise UserError(f"{path}: the training record in the checkpoint is invalid. Use another checkpoint.")
     if "recipe" in kept:
         return dict(kept)
     return training_record({**config, "start": content["config"].get("start")}, content["step"], kept)
 
 
 def check_content(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The content of a checkpoint, the groups of its configuration with all their keys.
+    """Return the content of a checkpoint, with all keys in the groups of its configuration.
 
-    Raises UserError, before anything is allocated, for a configuration or classes that are out of the bounds which the
-    command line has, and for weights that are not those of the network that they describe.
+    Raises UserError if the configuration or the classes are invalid, by the same rules as on the command line, or if
+    the weights do not fit the network. This is checked before the network is allocated.
     """
     from fastrcnn.build import models
     from fastrcnn.weights.fitting import in_lines, misfits
@@ -198,53 +198,53 @@ def check_content(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     config = checked_config(path, content["config"], content["classes"])
     if problems := misfits(content["model"], models.trained_shapes(config, len(content["classes"]))):
         raise UserError(
-            f"{path}: the weights do not fit the model they were saved with:\n{in_lines(problems)}\n"
-            "Use another checkpoint."
+            f"{path}: the weights do not fit the model in the same file:\n{in_lines(problems)}\nUse another checkpoint."
         )
     return content | {"config": config}
 
 
 def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
-    """The groups of a configuration in a file, with all their keys. Raises UserError; see check_content."""
+    """Return the groups of a configuration in a file, with all keys. Raises UserError as in check_content."""
     from fastrcnn.build import annotations, models
 
     try:
         whole = fill(TrainConfig, config)
         lacking = [name for name in ("model", "data", "detection") if name not in config]
         if lacking:
-            raise UserError(f"it lacks {', '.join(lacking)}.")
+            raise UserError(f"missing group(s): {', '.join(lacking)}.")
         models.check_model(whole.model)
         annotations.checked_names(names, whole.data.test)
     except annotations.EncodingError as error:
         raise UserError(f"{path}: {error}") from None
     except UserError as error:
-        raise UserError(f"{path}: the configuration in it is damaged: {error}") from None
+        raise UserError(f"{path}: the configuration in this file is damaged: {error}") from None
     return {name: group for name, group in asdict(whole).items() if name in config and isinstance(group, dict)}
 
 
 def _read_safetensors(path: Path, config: Any) -> Trained:
-    """A detector that `fastrcnn export format=safetensors` wrote. config: of the verb. Raises UserError for any other
-    file."""
+    """Read a detector from `fastrcnn export format=safetensors`. Raises UserError for any other file.
+
+    config: that of the command.
+    """
     import torch
 
     from fastrcnn.inference.description import FORMAT, read_metadata
     from fastrcnn.weights import fitting, safetensors_files
 
     if not path.is_file():
-        raise UserError(f"checkpoint: there is no file {path}.")
+        raise UserError(f"checkpoint={path}: this file does not exist.")
     state, metadata = safetensors_files.read(path)
     if metadata.get("format") != FORMAT:
         raise UserError(
-            f"{path}: is not a detector: its metadata has no format '{FORMAT}', so its network and classes are not "
-            "known. `fastrcnn export checkpoint=RUN format=safetensors` writes detectors. To begin a training from "
-            f"weights alone: model.weights={path}."
+            f"{path}: is not a detector. Its metadata has no format '{FORMAT}', so its network and classes are "
+            "unknown. `fastrcnn export checkpoint=RUN format=safetensors` writes detectors. To initialise training "
+            f"with these weights, set model.weights={path}."
         )
     description = read_metadata(metadata, str(path))
     wide = [f"{name}: {values.dtype}" for name, values in state.items() if values.dtype == torch.float64]
     if problems := wide + fitting.unusable(state):
         raise UserError(
-            f"{path}: its weights are not what `fastrcnn export` writes:\n{fitting.in_lines(problems)}\n"
-            "Export it again."
+            f"{path}: `fastrcnn export` does not write such weights:\n{fitting.in_lines(problems)}\nExport it again."
         )
     names = list(description.classes)
     content = check_content(path, {"classes": names, "config": description.config, "model": state})
@@ -254,22 +254,22 @@ def _read_safetensors(path: Path, config: Any) -> Trained:
 
 
 def _say_proposals(path: Path, record: Mapping[str, Any], config: Any) -> None:
-    """Says that an exported file does not bring the proposals that it was trained with, unless the verb has some."""
+    """Warn that an exported file does not contain the proposals of its training, unless data.proposals is set."""
     if record.get("proposals") and config.data.proposals is None:
         log.warning(
-            "%s: trained with the proposals of %s, which are not in this file; selective search makes others. To use "
-            "those: data.proposals=STORE",
+            "%s was trained with the proposals of %s, which this file does not contain. Selective search generates "
+            "other proposals. To use the original ones, set data.proposals=STORE",
             path,
             record["proposals"],
         )
 
 
 def _read_caffe(path: Path, config: Any) -> Trained:
-    """A detector in a .caffemodel as a checkpoint of step 0 that was trained by the verb's configuration."""
+    """Read a detector from a .caffemodel as a checkpoint of step 0 with the configuration of the command."""
     if config.data.classes is None:
         raise UserError(
-            f"{path}: a .caffemodel does not name its classes. Say data=voc07 for the author's detectors of VOC, or "
-            "data.classes=[...] (from Python: classes=[...]) with the names in the order they were trained in."
+            f"{path}: a .caffemodel does not contain class names. Set data=voc07 for the author's VOC detectors, or "
+            "data.classes=[...] (in Python: classes=[...]) with the names in training order."
         )
     from fastrcnn.build import annotations, models
     from fastrcnn.deploy.recipe import converted_record
@@ -285,7 +285,7 @@ def _read_caffe(path: Path, config: Any) -> Trained:
 
 
 def evaluations_of(trained: Trained) -> dict[str, Any]:
-    """What evaluations found of a checkpoint, by split, for its model card; see deploy/card.py."""
+    """Return the evaluation results of a checkpoint by split, for its model card; see deploy/card.py."""
     if trained.metrics:
         return trained.metrics
     from fastrcnn.build.annotations import split_name
@@ -298,8 +298,10 @@ def evaluations_of(trained: Trained) -> dict[str, Any]:
 
 
 def run_of(path: Path) -> Path:
-    """The folder of the run that a checkpoint's file belongs to; of a .caffemodel, .safetensors or .onnx outputs/<its
-    name>, as what lies beside it is none of ours."""
+    """Return the folder of the run that a checkpoint file belongs to.
+
+    For .caffemodel, .safetensors and .onnx files this is outputs/NAME, because they are not in the folder of a run.
+    """
     if path.suffix in (".caffemodel", ".safetensors", ".onnx"):
         return Path("outputs") / path.stem
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent

@@ -1,4 +1,4 @@
-"""The data part of the configuration, second half: proposals, and what training and detection read."""
+"""Build proposals and the data sets for training, evaluation and detection from the data configuration."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
-PREFIX_BYTES = 200  # of the name of a store, which may have 255 with what follows and those of its temporary files
-DRAWN_FROM = 0.5  # a score, where no evaluation of the network is known
-LOW_RECALL = 0.5  # of the proposals at IoU .5; selective search has .9 and more
+PREFIX_BYTES = 200  # limit of the prefix of a store's name; with suffixes, file names can have 255
+DRAWN_FROM = 0.5  # default draw_threshold if the network was not evaluated
+LOW_RECALL = 0.5  # of the proposals at IoU 0.5; selective search reaches 0.9 or more
 
 
 def image_sources(config: DataConfig, splits: Sequence[str]) -> dict[str, tuple[Path, int | str | None]]:
-    """The source of the annotations of each image of the splits, and its number in a COCO file, by its id."""
+    """Map each image id of the splits to the source of its annotations and its id in the COCO file, if any."""
     found: dict[str, tuple[Path, int | str | None]] = {}
     for source, ids in image_ids(config, list(dict.fromkeys(splits))):
         numbers = read_coco_file(source).numbers(root(config)) if is_coco(source) else {}
@@ -59,14 +59,17 @@ def image_sources(config: DataConfig, splits: Sequence[str]) -> dict[str, tuple[
 
 
 def store_prefix(config: DataConfig, split: str) -> str:
-    """How the names of the kept stores of a data set's split begin: with the names of both, cut if they are long."""
+    """Return the prefix of store names for a data set and a split: both names, truncated if they are long."""
     names = f"{config.name}-{split.replace('/', '-')}".encode(errors="surrogateescape")
     return names[:PREFIX_BYTES].decode(errors="ignore") + "-"
 
 
 def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) -> Path:
-    """Where generated proposals of the pictures are kept: a name that depends on the settings, the program, every byte
-    of the pictures and how they are rotated, so that what is found there is never out of date."""
+    """Return the path of the store for generated proposals of the images.
+
+    The name depends on the settings, the version of the search, and the bytes and rotation of all images, so an
+    existing store is never out of date.
+    """
     how = [searcher(config.selective_search), asdict(config.selective_search)]
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     for sample in sorted(pictures, key=lambda s: s.image_id):
@@ -77,8 +80,10 @@ def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) ->
 
 
 def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, workers: int | None = None) -> Path:
-    """Proposals of the pictures by selective search, in the store `path`. In a group of processes each makes a share,
-    and the first puts the store together."""
+    """Generate proposals for the images by selective search, write them to the store `path`, and return `path`.
+
+    In distributed jobs each process handles a part of the images, and the first process writes the store.
+    """
     images, settings = [(s.image_id, s.path, s.turn) for s in pictures], config.selective_search
     if distributed.size() > 1:
         check_order(images, path, config.selective_search)
@@ -91,7 +96,7 @@ def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, w
 
 
 def make_or_await(config: DataConfig, pictures: Sequence[Sample], path: Path) -> None:
-    """Makes the proposals, or waits where another run, of a sweep for one, is making the same."""
+    """Generate the proposals, or wait if another run (e.g. of a sweep) is generating the same ones."""
     while True:
         try:
             make_proposals(config, pictures, path)
@@ -99,17 +104,17 @@ def make_or_await(config: DataConfig, pictures: Sequence[Sample], path: Path) ->
         except BusyError:
             if distributed.size() > 1:
                 raise
-        say_once(f"{path}: another run is making these proposals; waiting for it")
+        say_once(f"Waiting for another run that is generating the same proposals: {path}")
         time.sleep(2)
         if path.exists():
             return
 
 
 def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tuple[list[Sample], Proposals]:
-    """The pictures that are used, and their boxes: from the store `data.proposals`, or made by selective search and
-    kept. Pictures that the store lacks are left out where `data.missing_proposals` says so.
+    """Return the images that are used, and their proposals from data.proposals or selective search.
 
-    name: what the pictures are, for the name of the kept store.
+    Images without proposals in the store are skipped if data.missing_proposals=leave_out. Generated proposals are
+    stored. name: describes the images in the name of that store.
     """
     pictures = list(pictures)
     if config.proposals is not None:
@@ -117,94 +122,97 @@ def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tupl
     else:
         path = proposal_path(config, pictures, name)
         if distributed.any_of(not path.exists()):
-            log.info("making proposals of %d pictures by selective search: %s", len(pictures), path)
+            log.info("Generating proposals for %d images by selective search: %s", len(pictures), path)
             make_or_await(config, pictures, path)
     store = ProposalStore(path)
     if config.missing_proposals == "leave_out" and (missing := set(store.missing([s.image_id for s in pictures]))):
-        log.warning("%s has nothing for %d of %d pictures, which are left out", path, len(missing), len(pictures))
+        log.warning("Skipping %d of %d images without proposals in %s", len(missing), len(pictures), path)
         pictures = [s for s in pictures if s.image_id not in missing]
         if not pictures:
-            raise UserError(f"{path}: the proposals belong to other images: there is none for any of these.")
+            raise UserError(f"{path}: none of the images has proposals in this store. Use the store of this data set.")
     store.check([s.image_id for s in pictures], [(s.height, s.width) for s in pictures])
     if len(store) > len(pictures):
-        log.info("%s: %d of its %d images are used here", path, len(pictures), len(store))
+        log.info("%s: using the proposals of %d of %d images", path, len(pictures), len(store))
     return pictures, store.boxes
 
 
 def augmentation(config: DataConfig) -> Augmentation:
-    """What training does to pictures."""
+    """Return the augmentation of training images."""
     sides = tuple(config.short_sides)
     turns = config.flip, config.flip_vertical, config.transpose
     return Augmentation(sides, config.long_side, *turns, config.colour, crop=config.crop)
 
 
 def test_scaling(config: DataConfig) -> Augmentation:
-    """What evaluation and detection do to pictures: the scales, nothing random."""
+    """Return the scaling of images in evaluation and detection, without random changes."""
     return Augmentation(tuple(config.test_short_sides), config.long_side, flip=False)
 
 
 def training_samples(config: DataConfig, names: Sequence[str]) -> list[Sample]:
-    """Images and truth to train on. Raises UserError where there is no object, and reports classes that have none."""
+    """Return the training images and ground truth. Raises UserError without objects; logs classes without objects."""
     found = samples(config, config.train, names, training=True)
     counts = np.bincount(np.concatenate([s.labels for s in found]), minlength=len(names) + 1)[1:]
     where = f"{config.root}, {', '.join(config.train)}"
     if not counts.any():
-        left_out = " Difficult objects are left out by data.use_difficult=false." if not config.use_difficult else ""
+        left_out = " data.use_difficult=false excludes difficult objects." if not config.use_difficult else ""
         raise UserError(
-            f"{where}: none of the {len(found)} images has an object to train on, so there is nothing to learn."
-            f"{left_out} `fastrcnn check` lists what is left out, and why."
+            f"{where}: none of the {len(found)} images has an object to train on.{left_out} `fastrcnn check` lists the "
+            "excluded objects and the reasons."
         )
     if lacking := [name for name, count in zip(names, counts, strict=True) if not count]:
-        log.warning("%s: no object to train on of the classes %s", where, ", ".join(lacking))
+        log.warning("%s: no object to train on for the classes %s", where, ", ".join(lacking))
     return found
 
 
 def run_sets(
     config: DataConfig, names: Sequence[str], seed: int
 ) -> tuple[DetectionDataset, DetectionDataset | None, DetectionDataset | None]:
-    """Images, truth and proposals to train on; to choose the best weights on, and to evaluate on, where there are such
-    splits. All files are read before proposals are made, which can take hours.
+    """Return the data sets (images, ground truth and proposals) for training, validation and testing.
 
-    Raises UserError for one id of two different images, which would get each other's proposals.
+    The last two are None without such splits. All files are checked before proposals are generated, which can take
+    hours. Raises UserError if two different images have the same id, because proposals are stored by id.
     """
     val_splits = validation_splits(config)
-    if distributed.leads():  # it reads files that are not needed otherwise
+    if distributed.leads():  # `unused` reads files that are not needed otherwise
         say_notes(unused(root(config), image_ids(config, [*config.train, *val_splits, *config.test])))
     train = training_samples(config, names)
     val, test = (samples(config, splits, names) if splits else [] for splits in (val_splits, config.test))
-    report_shared(train, val, "trained on and in data.val, which should show images that training has not seen")
-    report_shared(train, test, "trained on and tested on")
-    report_shared(val, test, "in data.val and data.test, so that the best weights are chosen on what is tested")
+    report_shared(train, val, "in data.train and in data.val, which should only contain images that are not trained on")
+    report_shared(train, test, "in data.train and in data.test")
+    report_shared(val, test, "in data.val and in data.test, so the best checkpoint is selected on test images")
     train_set = with_proposals(config, train, config.train, augmentation(config), seed)
     val_set = with_proposals(config, val, val_splits, test_scaling(config)) if val else None
     return train_set, val_set, with_proposals(config, test, config.test, test_scaling(config)) if test else None
 
 
 def report_shared(some: Sequence[Sample], others: Sequence[Sample], what: str) -> None:
-    """Warns of images that two sets share. Raises UserError for one id of two different images."""
+    """Warn about images that two data sets share. Raises UserError if two different images have the same id."""
     path_of = {s.image_id: s.path for s in some}
     shared = [s for s in others if s.image_id in path_of]
     if strangers := [s for s in shared if not s.path.samefile(path_of[s.image_id])]:
         first = strangers[0]
         raise UserError(
             f"'{first.image_id}' is the id of two images in different splits, {path_of[first.image_id]} and "
-            f"{first.path} ({len(strangers)} such ids). Proposals and detections are kept by id: rename one of them."
+            f"{first.path} ({len(strangers)} such ids). Rename one of them: ids of proposals and detections must be "
+            "unique."
         )
     if shared:
-        log.warning("%d images are both %s, such as '%s'", len(shared), what, shared[0].image_id)
+        log.warning("%d images (e.g. '%s') are %s", len(shared), shared[0].image_id, what)
 
 
 def with_proposals(
     config: DataConfig, pictures: Sequence[Sample], splits: Sequence[str], view: Augmentation, seed: int = 0
 ) -> DetectionDataset:
-    """The pictures of the splits with their proposals, as `view` shows them."""
+    """Return the data set of the images with their proposals, transformed by `view`."""
     found, boxes = proposals(config, pictures, split_name(splits))
     return DetectionDataset(found, boxes, view, seed, config.max_proposals)
 
 
 def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[DetectionDataset]:
-    """Pictures, truth and proposals to train on as detection sees pictures; then, with data.flip, all of
-    them mirrored, as the author's code appends them."""
+    """Return the training images without random augmentation, and with data.flip also their mirror images.
+
+    The author's code appends the mirror images in the same way.
+    """
     plain = with_proposals(config, training_samples(config, names), config.train, test_scaling(config))
     return [plain, replace(plain, augmentation=replace(plain.augmentation, mirrored=True))] if config.flip else [plain]
 
@@ -212,14 +220,14 @@ def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[Detect
 def test_set(
     config: DataConfig, names: Sequence[str], split: str | None = None, truth: bool = True
 ) -> DetectionDataset:
-    """Pictures, proposals, and unless `truth` is false the truth (difficult objects too), to evaluate on."""
+    """Return the data set to evaluate on, with its ground truth (including difficult objects) if `truth`."""
     splits = test_splits(config, split)
     found = samples(config, splits, names) if truth else pictures_alone(config, splits)
     return with_proposals(config, found, splits, test_scaling(config))
 
 
 def detector(config: DetectConfig, network: Network, names: Sequence[str]) -> Detector:
-    """The network with all that stands around it when it detects."""
+    """Return the detector: the network with its preprocessing, proposals and postprocessing."""
     settings = detection(config.detection, network.classifier)
     search, limit = config.data.selective_search, config.data.max_proposals
     if config.data.proposals is None:
@@ -230,17 +238,17 @@ def detector(config: DetectConfig, network: Network, names: Sequence[str]) -> De
 
 
 def say_recall(train_set: DetectionDataset, names: Sequence[str]) -> None:
-    """Says what share of the training objects the proposals find, and warns where that is too little to learn from."""
+    """Log the recall of the proposals on training objects, and warn if it is too low for training."""
     chosen = range(0, len(train_set), max(1, len(train_set) // 300))
     boxes = (train_set.proposal_boxes(i) for i in chosen)
     found = proposal_recall(boxes, [train_set.samples[i] for i in chosen], names)
     if (recall := found.all.at_50) is None:
         return
-    what = "proposals: %.0f of a picture on average; they find %.1f %% of the objects (IoU .5), in %d pictures"
+    what = "Proposals: %.0f per image on average, recall %.1f %% of the objects at IoU 0.5 (measured on %d images)"
     log.info(what, found.proposals, 100 * recall, found.images)
     if recall < LOW_RECALL:
         log.warning(
-            "that is little: what has no proposal cannot be learned. If the proposals came from elsewhere, "
-            "`fastrcnn proposals-check proposals=FILE data=... data.root=...` says whether their boxes mean "
-            "something else"
+            "This recall is low, and objects without a proposal cannot be learned. If another program generated the "
+            "proposals, check their box convention with "
+            "`fastrcnn proposals-check proposals=FILE data=... data.root=...`"
         )

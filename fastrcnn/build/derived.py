@@ -1,4 +1,4 @@
-"""What compress and svm make of a checkpoint: another one, and the mAP before and after."""
+"""Derive a checkpoint from another one for `compress` and `svm`, and measure the mAP before and after."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from fastrcnn.training import checkpoint, svm
 from fastrcnn.training.svm import PictureFeatures, mean_length, picture_features
 
 log = logging.getLogger(__name__)
-NORM_IMAGES = 100  # of the training images, in which the features' length is measured
+NORM_IMAGES = 100  # training images on which the mean feature norm is measured
 
 
 def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str]:
-    """The file to write, `output` or `default` below the folder of the run that `path` is the checkpoint of, in a
-    folder of its own, so that what is evaluated from it lies beside it; and the digest of `path`, for write.
+    """Return the file to write (`output`, or `default` in the folder of the run of `path`) and the digest of `path`.
 
-    Raises UserError where it is there already and was not made of this checkpoint, where it cannot be written, or where
-    training would take it for one of its own.
+    `default` includes a subfolder, so that evaluations of the new checkpoint are written next to it. Raises UserError
+    if the file exists and was not created from this checkpoint, if it cannot be written, or if it would be in the
+    checkpoint folder of a run.
     """
     file = run_of(path) / default if output is None else Path(output).expanduser()
     if file.suffix != ".pt":
-        raise UserError(f"output={file}: should be the name of a file that ends in .pt.")
+        raise UserError(f"output={file}: the file name must end in .pt.")
     if file.parent.name == "checkpoints":
-        raise UserError(f"output={file}: a run keeps and removes its own checkpoints there; choose another folder.")
+        raise UserError(f"output={file}: a run writes and deletes its checkpoints in this folder. Choose another one.")
     refuse_unusable(file.parent, f"output={file}")
     source = files.digest(path)
     files.refuse_existing(file, source)
@@ -54,7 +54,7 @@ def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str
 
 
 def write(made: Trained, mean_ap: float | None, output: Path, source: str) -> None:
-    """Writes the checkpoint `made` of the file with the digest `source`, its mAP 0 to 1 or None. Raises UserError."""
+    """Write the checkpoint `made`. source: digest of its source file. mean_ap: 0 to 1, or None. Raises UserError."""
     best = -1.0 if mean_ap is None else mean_ap
     content = {"step": made.step, "best": best, "classes": made.classes, "config": made.config, "model": made.state}
     content["record"] = made.record
@@ -70,29 +70,29 @@ def mean_ap(
     names: list[str],
     settings: DetectionSettings | None = None,
 ) -> float | None:
-    """mAP, 0 to 1; None without a test set, and where no class has truth. settings: None for the verb's own."""
+    """Return the mAP, 0 to 1, or None without ground truth. settings: None: those of `config`."""
     if test_set is None:
         return None
     result = evaluate_on(test_set, config, network, names, config.data.metric, settings)
-    assert result is not None, "in the first process, which this one is"
+    assert result is not None, "only processes other than the first get None"
     return result.ap.mean
 
 
 def ap_line(
     config: CompressConfig | SvmConfig, form: str, before: float | None, after: float | None, unmeasured: str
 ) -> str:
-    """What is said of two mAPs, 0 to 1; form: with places for both. unmeasured: why there are none."""
+    """Format two mAP values, 0 to 1, with `form`. unmeasured: the reason if they are None."""
     if before is None or after is None:
-        return f"mAP: not measured, as {unmeasured}"
+        return f"mAP: not measured, because {unmeasured}"
     split = split_name(test_splits(config.data, config.split))
     both = form.format(f"{100 * before:.2f}", f"{100 * after:.2f}")
     return f"mAP on {split}: {both} ({100 * (after - before):+.2f} points)"
 
 
 def compress(config: CompressConfig, trained: Trained, output: Path, source: str, asked: bool) -> list[str]:
-    """Compresses the checkpoint, writes `output`, and returns the outcome in lines. source: see write.
+    """Compress the checkpoint, write `output`, and return a report in lines.
 
-    asked: whether the data set's folder was named for this command, and so has to be there.
+    source: see write. asked: data.root was set for this command, so the folder must exist.
     """
     given: Ranks = {"fc6": config.fc6, "fc7": config.fc7}
     device, dtype = machine.set_up(config.runtime)
@@ -103,7 +103,7 @@ def compress(config: CompressConfig, trained: Trained, output: Path, source: str
     test_set = measured_on(config, trained.classes, asked)
 
     wanted = [name for name in LAYERS if given[name] is not None] or list(LAYERS)
-    log.info("decomposing %s, which takes a few minutes for the paper's network", " and ".join(wanted))
+    log.info("Decomposing %s (takes a few minutes for the paper's network)", " and ".join(wanted))
     layers = progress(wanted, len(wanted), "decompose", "layer")
     found = {name: decompose(state[f"head.{name}.weight"]) for name in layers}
 
@@ -127,41 +127,43 @@ def compress(config: CompressConfig, trained: Trained, output: Path, source: str
         made, after = smaller(ranks)
         ap_after = measure(after)
     write(made, ap_after, output, source)
-    unmeasured = "no class has truth there" if test_set else "there is no data set"
+    unmeasured = "no class has ground truth" if test_set else "the data set is missing"
     lines = [*tried, *size_lines(before.model, after.model, ranks), time_line(before, after)]
     lines += [ap_line(config, "{} before, {} after", ap_before, ap_after, unmeasured), f"written to {output}"]
     if after.classifier == "softmax":
-        lines.append(f"to train it further: fastrcnn train start={output} solver.lr=0.0001")
+        lines.append(f"to fine-tune it: fastrcnn train start={output} solver.lr=0.0001")
     return lines
 
 
 def measured_on(config: CompressConfig, names: list[str], asked: bool) -> DetectionDataset | None:
-    """What the mAP is measured on; None where the data set is no longer where the run had it. asked: see compress."""
+    """Return the data set to measure the mAP on, or None if it no longer exists. asked: see compress."""
     root, needed = config.data.root, config.budget is not None or config.split is not None
     there = root is not None and (asked or Path(root).expanduser().exists())
     if not needed and not (there and config.data.test):
-        missing = "data.test is empty" if there else f"there is no {root or 'data.root'}"
-        log.warning("the mAP is not measured: %s", missing)
+        missing = "data.test is empty" if there else f"{root} does not exist" if root else "data.root is not set"
+        log.warning("mAP is not measured: %s", missing)
         return None
     try:
         return datasets.test_set(config.data, names, config.split)
     except UserError as error:
-        raise UserError(f"{error}\nTo compress without measuring the mAP: data.root=null.") from None
+        raise UserError(f"{error}\nTo compress without measuring the mAP, set data.root=null.") from None
 
 
 def replace_softmax(config: SvmConfig, trained: Trained, output: Path, source: str) -> list[str]:
-    """Trains SVMs in place of the checkpoint's softmax, writes `output`, and returns the outcome in lines. source: see
-    write."""
-    svm.linear_svc()  # says before the work that scikit-learn is missing
+    """Train SVMs to replace the softmax of the checkpoint, write `output`, and return a report in lines.
+
+    source: see write.
+    """
+    svm.linear_svc()  # raises an error now if scikit-learn is missing
     names = trained.classes
     device, dtype = machine.set_up(config.runtime)
     settings = models.detection(config.detection)
     softmax = trained.model(device)
     changed = {
         "model": trained.config["model"] | {"classifier": "svm"},
-        "detection": trained.config["detection"] | {"score_threshold": None},  # meant for probabilities
+        "detection": trained.config["detection"] | {"score_threshold": None},  # was a probability
     }
-    record = {key: value for key, value in trained.record.items() if key != "draw_threshold"}  # a probability
+    record = {key: value for key, value in trained.record.items() if key != "draw_threshold"}  # was a probability
     made = replace(trained, config=trained.config | changed, record=record)
     margins = made.model(device)
     test_set = datasets.test_set(config.data, names, config.split) if config.split or config.data.test else None
@@ -170,15 +172,15 @@ def replace_softmax(config: SvmConfig, trained: Trained, output: Path, source: s
     every = replace(settings, score_threshold=None)
     after = mean_ap(config, TorchNetwork(margins, dtype), test_set, names, every)
     write(replace(made, state=margins.state_dict()), after, output, source)
-    unmeasured = "no class has truth there" if test_set else "data.test is empty"
+    unmeasured = "no class has ground truth" if test_set else "data.test is empty"
     lines = [ap_line(config, "softmax {}, SVM {}", before, after, unmeasured)]
     if before is not None and settings.score_threshold:
-        lines.append(f"the softmax with scores from {settings.score_threshold:g} up, the SVMs with all")
+        lines.append(f"score threshold: {settings.score_threshold:g} for the softmax, none for the SVMs")
     return [*lines, f"written to {output}"]
 
 
 def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (C, D) and biases (C,) of the SVMs, of the features that the network has of the training images."""
+    """Train the SVMs on features of the training images, and return their weights (C, D) and biases (C,)."""
 
     def seen(datasets: list[DetectionDataset], what: str, proposals: bool = True) -> Iterator[PictureFeatures]:
         workers, chunk = machine.workers(config.runtime), config.detection.rois_per_chunk
@@ -191,15 +193,17 @@ def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dty
     chosen = np.sort(rng.choice(len(plain), min(NORM_IMAGES, len(plain)), replace=False))
     samples = [plain.samples[i] for i in chosen]
     some = DetectionDataset(samples, plain.proposals, plain.augmentation, max_proposals=plain.max_proposals)
-    length = mean_length(seen([some], "length of features"))
+    length = mean_length(seen([some], "feature norm"))
     if not 0 < length < math.inf:
-        raise UserError(f"checkpoint={config.checkpoint}: the features of fc7 are {length} long; nothing to train on.")
+        raise UserError(
+            f"checkpoint={config.checkpoint}: the mean norm of fc7 features is {length}. SVMs need a positive norm."
+        )
     scale = config.feature_norm / length
-    log.info("features of fc7 are %.3f long on average; scaled by %.4f", length, scale)
+    log.info("Mean norm of fc7 features: %.3f; scaling them by %.4f", length, scale)
     positives = svm.gather_positives(seen(views, "positives", proposals=False), len(names), model.head.out_features)
     return svm.train_svms(names, positives, seen(views, "negatives"), scale, svm_settings(config), config.runtime.seed)
 
 
 def svm_settings(config: SvmConfig) -> SvmSettings:
-    """How SVMs are trained."""
+    """Extract the SVM settings from the configuration."""
     return SvmSettings(**{f.name: getattr(config, f.name) for f in fields(SvmSettings)})

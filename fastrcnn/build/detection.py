@@ -1,4 +1,4 @@
-"""What `fastrcnn detect` does with a detector: images or a video into a folder of drawings and detections."""
+"""Run a detector on images or a video for `fastrcnn detect`, and write drawings and detections to a folder."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from fastrcnn.structures import Detections
 from fastrcnn.visualize import draw_detections, enlarge, worth_drawing
 
 log = logging.getLogger(__name__)
-NAMED = 20  # of the files that cannot be read
+NAMED = 20  # unreadable files that are listed in the log
 
 
 def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path], folder: Path) -> Output:
-    """Writes each image with boxes, the detections, and timing.json into `folder`.
+    """Write each image with its boxes, the detections, and timing.json to `folder`.
 
-    Images are rotated upright as their EXIF data ask, and boxes are in pixels of the upright image. Images that cannot
-    be read are named and left out. Raises UserError where none is left.
+    Images are rotated according to their EXIF orientation, and boxes are in pixels of the rotated image. Unreadable
+    images are logged and skipped. Raises UserError if no image can be read.
     """
     files, threshold = dict(zip(image_ids(paths), paths, strict=True)), detector.draw_threshold
     names = {image_id: f"{image_id.replace('/', '_')}.png" for image_id in files}
@@ -55,28 +55,28 @@ def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path],
             output.count_drawn(image_id, files[image_id], image.shape[1::-1], found, chosen)
             output.write_image(names[image_id], draw(image, found, threshold))
     for fault in faults[:NAMED]:
-        log.warning("left out: %s", fault)
+        log.warning("Skipped: %s", fault)
     if len(faults) > NAMED:
-        log.warning("left out: %d more", len(faults) - NAMED)
+        log.warning("Skipped %d more files", len(faults) - NAMED)
     if not output.found:
-        raise UserError(faults[0] if len(faults) == 1 else f"none of the {len(faults)} files is a picture.")
+        raise UserError(faults[0] if len(faults) == 1 else f"None of the {len(faults)} files is a readable image.")
     say_notes(image_notes(looks))
     output.write_detections()
     output.write_timing(len(faults))
     if faults:
-        log.warning("%d of %d files could not be read and were left out", len(faults), len(paths))
+        log.warning("Skipped %d of %d files, which could not be read", len(faults), len(paths))
     return output
 
 
 def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: Path) -> Output:
-    """Writes the video with boxes, the detections of every frame that was looked at, and timing.json into `folder`.
+    """Write the video with boxes, the detections of all processed frames, and timing.json to `folder`.
 
-    Raises UserError where the video cannot be read, or proposals are given: those of a frame are made as it comes.
+    Raises UserError if the video cannot be read, or if data.proposals or label formats are set, which need images.
     """
     if config.data.proposals is not None:
-        raise UserError(f"data.proposals={config.data.proposals}: is for pictures; those of a video's frames are made.")
+        raise UserError(f"data.proposals={config.data.proposals}: not supported for videos. Remove data.proposals.")
     if labels := [name for name in config.formats if name in FORMATS]:
-        raise UserError(f"formats=[{','.join(labels)}]: label files are of images, not of a video's frames.")
+        raise UserError(f"formats=[{','.join(labels)}]: not supported for videos. Use json, csv or comp4.")
     video, columns, threshold = Video(path), ("frame", "time", "file"), detector.draw_threshold
     names = [path.stem + suffix for _, suffix in WRITERS]
     output = Output(folder, str(config.source), columns, config.formats, detector, names, [path])
@@ -99,6 +99,6 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
 
 
 def draw(image: np.ndarray, found: Detections, threshold: float) -> np.ndarray:
-    """The image (H, W, 3), enlarged if it is small, with what is found in it."""
+    """Return the image (H, W, 3), enlarged if it is small, with its detections drawn."""
     larger, shown = enlarge(image, found)
     return draw_detections(larger, shown, found.classes, threshold)

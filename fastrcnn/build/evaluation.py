@@ -1,4 +1,4 @@
-"""A network over a data set, as the configuration says: its evaluation, or its detections for a competition."""
+"""Evaluate a network on a data set, or write its detections for a competition, as the configuration specifies."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def evaluate_on(
     metric: Metric,
     settings: DetectionSettings | None = None,
 ) -> Evaluation | None:
-    """The evaluation of a network on a test set; of several processes the first has it, the others None.
+    """Evaluate a network on a test set. In distributed jobs only the first process gets the result, the others None.
 
-    config: of the verb. settings: None for its own.
+    config: that of the command. settings: None: those of `config`.
     """
     settings = settings or detection(config.detection, network.classifier)
     batches = detection_loader(test_set, workers=machine.workers(config.runtime))
@@ -42,7 +42,7 @@ def evaluate_on(
 
 
 def result_folder(config: EvalConfig, run: Path) -> tuple[Path, str]:
-    """Where an evaluation writes, and the name of what it evaluates on. Raises UserError where that cannot be."""
+    """Return the output folder of an evaluation and the name of its split. Raises UserError if it is unusable."""
     split = split_name(test_splits(config.data, config.split))
     folder = Path(config.output).expanduser() if config.output else run / "eval" / split
     refuse_unusable(folder, f"output={folder}")
@@ -50,15 +50,17 @@ def result_folder(config: EvalConfig, run: Path) -> tuple[Path, str]:
 
 
 def evaluate_run(config: EvalConfig, network: Network, names: list[str], split: str) -> Evaluation | None:
-    """The evaluation that `fastrcnn eval` is asked for, on what is called `split`. Raises UserError."""
+    """Run the evaluation of `fastrcnn eval`. split: its name, for file names. Raises UserError."""
     check_comp4(split, names)
     test_set = datasets.test_set(config.data, names, config.split)
     return evaluate_on(test_set, config, network, names, config.metric or config.data.metric)
 
 
 def compete(config: EvalConfig, network: Network, names: list[str], run: Path) -> list[str]:
-    """Detects on one split list, without its truth, and writes what its evaluation server takes. Returns what was done,
-    in lines; of several processes the first does. Raises UserError."""
+    """Run detection on one split without its ground truth, and write the files for its evaluation server.
+
+    Returns a report in lines; in distributed jobs only in the first process. Raises UserError.
+    """
     target = submission(config, names, run)
     test_set = datasets.test_set(config.data, names, config.split, truth=False)
     batches = detection_loader(test_set, workers=machine.workers(config.runtime))
@@ -70,37 +72,38 @@ def compete(config: EvalConfig, network: Network, names: list[str], run: Path) -
     total = f"{sum(len(d) for d in found.values())} detections of {len(names)} classes in {len(samples)} images"
     reval = f"fastrcnn reval detections={path} split={target.split} data.root=..."
     return [
-        f"{total}; no AP, since the truth was not looked at",
+        f"{total}; no AP, because ground truth is not used",
         f"written to {written}",
-        f"{advice}, or where you have the truth: {reval}",
+        f"{advice}. If you have the ground truth: {reval}",
     ]
 
 
 def submission(config: EvalConfig, names: list[str], run: Path) -> Submission:
-    """The submission of detections of the classes. Raises UserError, before the work, where it cannot be made."""
+    """Return the submission for the classes. Raises UserError if it is not possible, before the detection."""
     if config.metric is not None:
-        raise UserError(f"metric={config.metric}: with competition=true no AP is computed. Leave one of them out.")
+        raise UserError(f"metric={config.metric}: competition=true does not compute AP. Remove one of these keys.")
     splits = test_splits(config.data, config.split)
     if len(splits) != 1:
         raise UserError(
-            f"competition=true is for one split list, here are {len(splits)}: {', '.join(splits)}. "
-            "Name one, as split=VOC2012/test."
+            f"competition=true needs exactly one split, but {len(splits)} are given: {', '.join(splits)}. Set one, "
+            "for example split=VOC2012/test."
         )
     source, listed, made = find_split(root(config.data), splits[0])
     if made:
         raise UserError(
-            f"{source}: '{splits[0]}' is no list of this data set, but a part of it that would be chosen here. For "
-            "competition=true name a list of ImageSets/Main, or a file below data.root, as split=FILE.json."
+            f"{source}: '{splits[0]}' is not a split of this data set but would be generated from it. For "
+            "competition=true set split to a list in ImageSets/Main, or to an annotation file in data.root "
+            "(split=FILE.json)."
         )
     numbers = category_ids(config.data, splits, names)
     if strangers := [name for name in names if name not in numbers]:
         raise UserError(
-            f"{source}: has no category named {', '.join(strangers)}, which the model detects. "
-            f"It has: {', '.join(read_coco_file(source).categories.values())}."
+            f"{source}: has no category named {', '.join(strangers)}, which the model detects. Available: "
+            f"{', '.join(read_coco_file(source).categories.values())}."
         )
     folder, _ = result_folder(config, run)
-    year, _, split = splits[0].rpartition("/")  # VOC2012/test, or test below VOC2012
-    if is_coco(source):  # test-dev2017 of annotations/image_info_test-dev2017.json
+    year, _, split = splits[0].rpartition("/")  # VOC2012/test, or test if data.root is VOC2012
+    if is_coco(source):  # annotations/image_info_test-dev2017.json: test-dev2017
         short = Path(split).stem.rpartition("_")[2] if split.lower().endswith(".json") else split
         return Submission(folder, splits[0], short, "", numbers)
     check_voc_submission(split, names, listed)

@@ -1,4 +1,4 @@
-"""Reads the configuration: the network, the networks of checkpoints, and how scores become detections."""
+"""Build networks and detection settings from the configuration or a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ log = logging.getLogger("fastrcnn")
 
 
 def model(config: ModelSettings, num_classes: int, load: bool = True, device: str = "cpu") -> FastRCNN:
-    """The network on a device, whatever torch's default is; `load`: with the weights that the configuration names (not
-    needed before a checkpoint's)."""
+    """Build the network on `device`, independent of torch's default device.
+
+    load: load config.weights. It is false if the weights of a checkpoint are loaded afterwards.
+    """
     check_model(config)
     with torch.device(device):
         of_weights = ("weights", "pixels", "finetune_from")
@@ -40,11 +42,12 @@ def model(config: ModelSettings, num_classes: int, load: bool = True, device: st
             built.map_scale = built.delta_mean.new_ones(len(built.strides))
         if built.map_scale is not None and config.scale_maps is False:
             raise UserError(
-                f"model.scale_maps=false: {source} was trained on maps that are scaled; leave out model.scale_maps."
+                f"model.scale_maps=false: {source} was trained with scaled feature maps. Remove model.scale_maps."
             )
     elif load and config.finetune_from != NETWORKS[config.network].conv_names[0]:
         log.warning(
-            "model.finetune_from=%s without model.weights: layers before it keep the random numbers they begin with",
+            "model.finetune_from=%s without model.weights: the layers before it are frozen at their random initial "
+            "weights",
             config.finetune_from,
         )
     freeze_before(built, config.finetune_from)
@@ -52,13 +55,13 @@ def model(config: ModelSettings, num_classes: int, load: bool = True, device: st
 
 
 def weights(config: ModelSettings) -> tuple[dict[str, Tensor], str]:
-    """The state dict that `config.weights` means, and what messages call it. Raises UserError."""
+    """Return the state dict of `config.weights`, and its name for messages. Raises UserError."""
     assert config.weights is not None
     if config.weights == "imagenet":
         if config.network != "vgg16":
             raise UserError(
-                f"model.weights=imagenet: torchvision has none of {config.network}. Give a file, such as the "
-                "author's .caffemodel, or null to train from scratch."
+                f"model.weights=imagenet: torchvision has no weights for {config.network}. Set model.weights to a file "
+                "(e.g. the author's .caffemodel), or to null to train from scratch."
             )
         return pretrained.torchvision_vgg16(), "ImageNet weights"
     path = Path(config.weights).expanduser()
@@ -69,48 +72,50 @@ def weights(config: ModelSettings) -> tuple[dict[str, Tensor], str]:
 
 
 def check_frozen(config: ModelSettings, fresh: Mapping[str, str], source: str) -> None:
-    """Raises UserError where a layer that begins with random numbers would never be trained."""
+    """Raise UserError if a layer with random initial weights would be frozen."""
     order = NETWORKS[config.network].finetune_from
     frozen = order[: order.index(config.finetune_from)]
     stuck = [name for name in fresh if name in frozen or (name == "reduce" and "fc6" in frozen)]
     if stuck:
         first = stuck[0] if stuck[0] in order else "fc6"
         raise UserError(
-            f"model.finetune_from={config.finetune_from}: {' and '.join(stuck)} would keep the random numbers they "
-            f"begin with, as {source} has no weights for them ({fresh[stuck[0]]}). Say model.finetune_from={first}."
+            f"model.finetune_from={config.finetune_from}: {' and '.join(stuck)} would be frozen at random initial "
+            f"weights, because {source} has no weights for them ({fresh[stuck[0]]}). Set model.finetune_from={first}."
         )
 
 
 def check_model(config: ModelSettings) -> None:
-    """Raises UserError for values that no network can be made of."""
+    """Raise UserError for settings that do not define a valid network."""
     network = NETWORKS[config.network]
     one_of("model.finetune_from", config.finetune_from, network.finetune_from)
     for name in config.roi_features:
         one_of("model.roi_features", name, network.conv_names)
     pooled = network.channels_of(network.conv_names[-1], config.width) * config.roi_size**2
     if config.head is not None and len(config.head) != 2:
-        raise UserError(f"model.head={config.head}: should be two numbers, features of fc6 and fc7, as [1024,1024].")
+        raise UserError(
+            f"model.head={config.head}: must be two numbers, the features of fc6 and fc7, such as [1024,1024]."
+        )
     fc6, fc7 = network.features_of(config.width, config.head)
     check_rank("model.fc6_rank", config.fc6_rank, fc6, pooled)
     check_rank("model.fc7_rank", config.fc7_rank, fc7, fc6)
 
 
 def check_rank(key: str, rank: int | None, rows: int, columns: int) -> None:
-    """Raises UserError for a rank whose two factors are no smaller than the layer of rows x columns."""
+    """Raise UserError if a layer of rows x columns would not become smaller with two factors of this rank."""
     if rank is not None and rank > largest_rank(rows, columns):
         raise UserError(
-            f"{key}={rank}: two layers of this rank have {rank * (rows + columns):,} weights, no fewer than the "
-            f"{rows * columns:,} of the one layer. At most {largest_rank(rows, columns)} makes it smaller."
+            f"{key}={rank}: two layers of this rank have {rank * (rows + columns):,} weights, but the original layer "
+            f"has only {rows * columns:,}. To make it smaller, use a rank of at most {largest_rank(rows, columns)}."
         )
 
 
 def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:
-    """The network of a run's configuration, its weights yet to be loaded."""
+    """Build the network of a run's configuration without loading weights."""
     return model(ModelSettings(**config["model"]), num_classes, load=False)
 
 
 class _WithoutNumbers(TorchFunctionMode):
-    """Leaves out the first values of weights: on the meta device they do nothing, and load half of torch for it."""
+    """Skip random initialisation. On the meta device it has no effect, but it imports half of torch."""
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.__name__ in ("normal_", "uniform_"):
@@ -119,37 +124,38 @@ class _WithoutNumbers(TorchFunctionMode):
 
 
 def trained_shapes(config: dict[str, Any], num_classes: int) -> dict[str, Tensor]:
-    """The state dict of the network that `trained_model` builds, on the meta device: shapes and types, no memory."""
+    """Return the state dict of `trained_model` on the meta device: shapes and types without memory."""
     with _WithoutNumbers():
         return model(ModelSettings(**config["model"]), num_classes, load=False, device="meta").state_dict()
 
 
 def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelSettings, FastRCNN]:
-    """A detector that the author's Caffe code trained, its configuration and itself with its weights.
+    """Load a detector from the author's Caffe code, and return its configuration and the network.
 
-    Raises UserError where it is none of the paper's networks, or not of as many classes."""
+    Raises UserError if it is not one of the paper's networks, or if the number of classes differs.
+    """
     state = caffe.read(path)
     config, num_classes = pretrained.detector_settings(state, str(path))
     if num_classes != len(names):
         raise UserError(
-            f"{path}: a detector of {num_classes} classes, but data.classes has {len(names)} "
-            f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). It needs the names, in the order of "
-            f"training. To train its other layers on other classes: model.weights={path}."
+            f"{path}: this detector has {num_classes} classes, but data.classes has {len(names)} "
+            f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). Set data.classes to its class names in "
+            f"training order. To fine-tune its layers on other classes, set model.weights={path}."
         )
     shapes = trained_shapes({"model": asdict(config)}, num_classes)
     wanted = {k: v for k, v in shapes.items() if k.startswith((*pretrained.PARTS, *pretrained.OUTPUTS))}
     if problems := misfits(pretrained.translate(state), wanted):
-        raise UserError(
-            f"{path}: these weights do not fit the model ({pretrained.DETECTOR_FITS}):\n{in_lines(problems)}"
-        )
+        raise UserError(f"{path}: the weights do not fit the model ({pretrained.DETECTOR_FITS}):\n{in_lines(problems)}")
     built = model(config, len(names), load=False)
     pretrained.load_detector(built, state, str(path))
     return config, built
 
 
 def freeze_unused(model: FastRCNN, config: SolverSettings) -> None:
-    """Keeps weights that the loss does not depend on as they are: without a gradient they would only decay, and several
-    processes would wait for it."""
+    """Freeze weights that the loss does not depend on.
+
+    Otherwise weight decay would change them, and distributed processes would wait for their gradients.
+    """
     for name in model.trunk.network.above(model.roi_features):
         model.trunk.convs[name].requires_grad_(False)
         if name in model.trunk.norms:
@@ -159,12 +165,12 @@ def freeze_unused(model: FastRCNN, config: SolverSettings) -> None:
 
 
 def detection(config: DetectionSettings, classifier: str = "softmax") -> DetectionSettings:
-    """How scores become detections. Raises UserError for a threshold that the scores cannot have."""
+    """Return the detection settings after a check. Raises UserError for a threshold that no score can have."""
     check_threshold("detection.score_threshold", config.score_threshold, classifier)
     return config
 
 
 def check_threshold(key: str, value: float | None, classifier: str) -> None:
-    """Raises UserError for a threshold that is no probability where scores are; margins can be any number."""
+    """Raise UserError for a softmax threshold outside 0 to 1; SVM margins can be any number."""
     if classifier == "softmax" and value is not None and not 0 <= value <= 1:
-        raise UserError(f"{key}={value:g}: should be from 0 to 1, as the scores are probabilities.")
+        raise UserError(f"{key}={value:g}: must be from 0 to 1, because scores are probabilities.")

@@ -1,4 +1,4 @@
-"""Reads the configuration: all that a training run is made of."""
+"""Build a training run from the configuration."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from fastrcnn.training.run import Settings, TrainingRun
 from fastrcnn.weights.classes import for_classes
 
 log = logging.getLogger("fastrcnn")
-EVALUATIONS = 10  # on the way, with data.val
-MANY_IMAGES = 2000  # that a run goes through: from here on it says what would be faster
+EVALUATIONS = 10  # during training, with data.val
+MANY_IMAGES = 2000  # training images over all steps, from which faster recipes are suggested on a CPU
 
 
 @contextmanager
 def open_run(config: TrainConfig, stop: Stop) -> Iterator[TrainingRun]:
-    """The run that the configuration describes, in each process of its job, which joins the others meanwhile.
+    """Yield the run of the configuration. In distributed jobs, each process joins the group while the body runs.
 
-    stop: what signals ask for. Raises UserError, as far as possible before the work.
+    stop: the requests of signals. Raises UserError, if possible before any expensive work.
     """
     check_training(config)
-    models.detection(config.detection)  # mistakes show before the work
+    models.detection(config.detection)  # reports errors early
     if config.data.test:
         datasets.test_scaling(config.data)
     folder, begun = run_folder(config)
@@ -58,10 +58,10 @@ def open_run(config: TrainConfig, stop: Stop) -> Iterator[TrainingRun]:
 
 
 def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> TrainingRun:
-    """All that the run in the folder needs; begun: whether the run is there already."""
+    """Build the run in the folder. begun: the run already exists there."""
     resumed = begun and bool(checkpoint.in_order(folder / "checkpoints"))
     if begun and not resumed:
-        log.info("%s: it ended before its first checkpoint, and begins again", folder)
+        log.info("Restarting %s, which stopped before its first checkpoint", folder)
     device, dtype = machine.set_up(config.runtime)
     if distributed.leads() and not resumed and device.type == "cpu":
         warn_of_slow_training(config)
@@ -77,9 +77,11 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
     names = classes(config.data)
     warn_of_same_files(names)
     if config.data.test:
-        image_ids(config.data, config.data.test)  # a list that is missing shows before the work
+        image_ids(config.data, config.data.test)  # reports a missing split early
     torch.manual_seed(seed_of(config.runtime.seed))
-    model = models.model(config.model, len(names), load=not (resumed or given))  # before the data: it may lack weights
+    model = models.model(
+        config.model, len(names), load=not (resumed or given)
+    )  # before the data, to report missing weights early
     kept = put_weights(model, given, str(config.start), names) if given else []
     train_set, val_set, test_set = datasets.run_sets(config.data, names, config.runtime.seed)
     for chosen, splits in ((val_set, config.data.val), (test_set, config.data.test)):
@@ -91,7 +93,7 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
     models.freeze_unused(model, config.solver)
     machine.speed_and_memory(model, config.runtime, device)
     if model.map_scale is not None:
-        config.model.scale_maps = True  # so that a run that resumes has a place for the factors
+        config.model.scale_maps = True  # so that a resumed run has the buffer for the factors
     solver = config.solver
     return TrainingRun(
         folder=folder,
@@ -115,30 +117,30 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
 
 
 def check_validation(config: TrainConfig) -> None:
-    """Raises UserError where training is to end early, and nothing tells when."""
+    """Raise UserError if solver.patience is set but there are no evaluations on data.val."""
     if config.solver.patience and not config.data.val:
         raise UserError(
-            f"solver.patience={config.solver.patience}: there is no validation split to tell when training no longer "
-            "gains. Name one, data.val=[SPLIT], that is neither trained on nor tested on."
+            f"solver.patience={config.solver.patience}: early stopping needs a validation split. Set data.val=[SPLIT] "
+            "to a split that is not used for training or testing."
         )
     if config.solver.patience and config.runtime.evaluate_every == 0:
         raise UserError(
-            f"solver.patience={config.solver.patience}: counts evaluations during training, and with "
-            "runtime.evaluate_every=0 there are none. Leave out the latter."
+            f"solver.patience={config.solver.patience}: early stopping needs evaluations during training, but "
+            "runtime.evaluate_every=0 turns them off. Remove runtime.evaluate_every."
         )
 
 
 def warn_of_slow_training(config: TrainConfig) -> None:
-    """Says which recipes suit a machine without a GPU, where this run trains a large trunk on many images."""
+    """Suggest recipes for machines without a GPU if this run trains a large trunk on many images."""
     model, solver = config.model, config.solver
     images = solver.iterations * solver.images_per_batch * solver.accumulate
-    most = VGG16.conv_names[: VGG16.conv_names.index("conv5_1")]  # from there on few layers are trained
+    most = VGG16.conv_names[: VGG16.conv_names.index("conv5_1")]  # later ones train only few layers
     large = model.network == VGG16.name and model.width >= 0.5
     if large and model.finetune_from in most and images >= MANY_IMAGES:
         log.warning(
-            "no GPU: training %s from %s takes some seconds an image, and this run goes through %s images. "
-            "recipe=transfer trains a head above the same weights, recipe=scratch a small network without weights; "
-            "both take minutes for some hundred images",
+            "No GPU: training %s from %s takes several seconds per image, and this run processes %s images. "
+            "recipe=transfer trains only a head on the same pre-trained weights, and recipe=scratch a small network "
+            "without pre-trained weights. Both take minutes for a few hundred images",
             model.network,
             model.finetune_from,
             f"{images:,}",
@@ -146,35 +148,34 @@ def warn_of_slow_training(config: TrainConfig) -> None:
 
 
 def take_classes(config: TrainConfig, given: Trained) -> None:
-    """Makes the classes of the checkpoint those of the data, where none are named.
+    """Use the classes of the checkpoint for the data if data.classes is null.
 
-    Raises UserError where the data have others, and where outputs that begin anew would not be trained.
+    Raises UserError if the data set has other classes, or if newly initialised outputs would be frozen.
     """
     known = given.classes
     if config.data.classes is None:
-        dropped = config.data.skip_bad or config.data.other_classes == "leave_out"  # and reported, object by object
+        dropped = config.data.skip_bad or config.data.other_classes == "leave_out"  # and each object is logged
         others = [] if dropped else classes(config.data)
         if unknown := [name for name in others if name not in known]:
             raise UserError(
-                f"start={config.start}: was trained on the classes {', '.join(known)}; the data set has "
-                f"{', '.join(unknown)} too. Name the classes to train, as data.classes=[{','.join(others)}]: outputs "
-                "of classes that both have are kept, others begin anew. Or leave those objects out: "
-                "data.other_classes=leave_out."
+                f"start={config.start}: was trained on the classes {', '.join(known)}, but the data set also has "
+                f"{', '.join(unknown)}. Set the classes to train, for example data.classes=[{','.join(others)}]: the "
+                "outputs of common classes are kept, all others are newly initialised. To ignore the objects of other "
+                "classes instead, set data.other_classes=leave_out."
             )
         config.data.classes = list(known)
     new = [name for name in config.data.classes if name not in known]
     if new and config.model.finetune_from == "bbox_pred":
         raise UserError(
-            f"model.finetune_from=bbox_pred: the class scores of {', '.join(new)}, which start={config.start} does not "
-            "have, would keep the random numbers they begin with. Say model.finetune_from=fc6."
+            f"model.finetune_from=bbox_pred: the scores of {', '.join(new)}, which start={config.start} does not have, "
+            "would be frozen at random initial weights. Set model.finetune_from=fc6."
         )
 
 
 def put_weights(model: FastRCNN, given: Trained, where: str, names: list[str]) -> list[str]:
-    """Puts the checkpoint's weights, and the statistics of its regression targets, into the model of the classes
-    `names`. Returns those whose outputs it has.
+    """Copy the weights and regression statistics of a checkpoint to the model, whose classes are `names`.
 
-    Raises UserError where the model is another one.
+    Returns the classes whose outputs were copied. Raises UserError if the checkpoint has a different model.
     """
     state, known = given.state, given.classes
     kept = [name for name in names if name in known]
@@ -184,24 +185,24 @@ def put_weights(model: FastRCNN, given: Trained, where: str, names: list[str]) -
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(
-            f"start={where}: the model is another one; leave out model.* and model=. To take the layers that fit: "
-            f"model.weights={where} in place of start.\n{error}"
+            f"start={where}: the checkpoint has a different model. Remove model.* and model=. To load only the layers "
+            f"that fit, set model.weights={where} instead of start.\n{error}"
         ) from None
-    log.info("beginning with the weights of %s", where)
+    log.info("Initialised the model with the weights of %s", where)
     if names != known:
         new, gone = ([n for n in some if n not in kept] for some in (names, known))
         log.info(
-            "%s: other classes; outputs of %s are kept, each at its new place; initialised: %s; not used: %s",
+            "%s has different classes. Outputs copied: %s; newly initialised: %s; not used: %s",
             where,
             *(", ".join(some) or "none" for some in (kept, new, gone)),
         )
     if given.config["model"].get("classifier") == "svm":
-        log.warning("its class layer is SVMs: their margins are the first logits of the softmax, background's are 0")
+        log.warning("The class layer consists of SVMs. Their margins are the initial logits; that of background is 0")
     return kept
 
 
 def schedule(config: TrainConfig) -> Schedule:
-    """What happens at which step."""
+    """Return the training schedule."""
     s, r = config.solver, config.runtime
     every = r.evaluate_every
     if every is None:
@@ -220,7 +221,7 @@ def schedule(config: TrainConfig) -> Schedule:
 
 
 def run_settings(config: TrainConfig, dtype: torch.dtype) -> Settings:
-    """How the run works, beside its schedule; with what to turn down where memory runs out."""
+    """Return all settings of the run except its schedule, and advice for out-of-memory errors."""
     solver, data, runtime = config.solver, config.data, config.runtime
     return Settings(
         detection=config.detection,

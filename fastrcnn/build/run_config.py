@@ -1,5 +1,4 @@
-"""The configuration and folder of a run, be it new, resumed, or started with the weights of another one; and what a
-training may not ask for."""
+"""Determine and check the configuration and folder of a run: new, resumed, or started from another checkpoint."""
 
 from __future__ import annotations
 
@@ -23,8 +22,10 @@ log = logging.getLogger("fastrcnn")
 
 
 def configure(arguments: list[str]) -> TrainConfig:
-    """The configuration for the arguments of `fastrcnn train`: what a run that resumes, or the checkpoint that `start`
-    names, has is kept where the arguments do not set it."""
+    """Return the configuration for the arguments of `fastrcnn train`.
+
+    Values that the arguments do not set are those of the resumed run, or those of the model of `start`.
+    """
     config = compose("train", arguments)
     restart_in_place(config)
     if config.resume:
@@ -38,29 +39,31 @@ def configure(arguments: list[str]) -> TrainConfig:
 
 
 def resume_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
-    """The configuration of the run in its folder, with the arguments on top."""
+    """Return the saved configuration of a run, overridden by the arguments."""
     from fastrcnn.training.resume import saved_config
 
     folder, _ = run_folder(config)
     found = compose("train", arguments, base=saved_config(folder))
     for group in ("model", "solver", "detection", "runtime"):
         if any(a.startswith("recipe=") for a in arguments) and getattr(config, group) != getattr(found, group):
-            log.warning("recipe= changes nothing in a run that goes on: %s.* stays as it was", group)
+            log.warning("recipe= has no effect on a resumed run: %s.* is unchanged", group)
     found.run, found.resume = str(folder), "auto"
     return found
 
 
 def start_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
-    """The configuration, its model that of the checkpoint that `start` names, but for what the arguments, or an
-    experiment among them, set. Raises UserError where the experiment is of another network."""
+    """Return the configuration with the model of the checkpoint `start`.
+
+    Arguments and a given experiment override the model. Raises UserError if the experiment is for another network.
+    """
     given = [argument.partition("=")[0] for argument in arguments]
     experiments = [experiment_content(a.partition("=")[2]) for a in arguments if a.startswith("experiment=")]
     model = read_start(config).config["model"]
     network = model.get("network", "vgg16")
     if experiments and config.model.network != network:
         raise UserError(
-            f"start={config.start}: is a {network}, but experiment={config.name} is of {config.model.network}. Begin "
-            "with a checkpoint of that network."
+            f"start={config.start}: this checkpoint is a {network}, but experiment={config.name} uses "
+            f"{config.model.network}. Start from a checkpoint of that network."
         )
     if "model" not in given:
         own = experiments[0].get("model", {}) if experiments else {}
@@ -70,33 +73,37 @@ def start_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
 
 
 def read_start(config: TrainConfig) -> Trained:
-    """The checkpoint, or .caffemodel, that `start` names. Raises UserError."""
+    """Read the checkpoint or .caffemodel in `start`. Raises UserError."""
     assert config.start is not None
     return checkpoints.read(config.start, config)
 
 
 def restart_in_place(config: TrainConfig) -> None:
-    """Where torchrun starts a run again whose process has died, the run resumes: with --max-restarts any run that is in
-    the folder does. Raises UserError where it could not.
+    """Resume the run in the folder if `torchrun --max-restarts` restarts its processes.
+
+    Raises UserError if the run could not be resumed after a restart.
     """
     here = launch()
     if not here.restarts:
         return
     if config.run is None:
-        raise UserError("with torchrun --max-restarts name the run's folder, run=FOLDER: a restart goes on there.")
-    if here.kept_store and here.size > here.local_size:  # each machine counts the restarts for itself
         raise UserError(
-            "torchrun --max-restarts on several machines: set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on "
-            "each of them. Without it the processes of a restart may look for those that are gone, and wait for ever."
+            "torchrun --max-restarts needs the folder of the run, in which a restart resumes. Set run=FOLDER."
+        )
+    if here.kept_store and here.size > here.local_size:  # each machine counts its own restarts
+        raise UserError(
+            "torchrun --max-restarts on several machines needs the environment variable "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on each machine. Without it, restarted processes can wait forever "
+            "for processes that no longer exist."
         )
     if (Path(config.run).expanduser() / "config.yaml").exists():
         config.resume = "auto"
 
 
 def run_folder(config: TrainConfig) -> tuple[Path, bool]:
-    """The folder of the run, and whether it resumes there.
+    """Return the folder of the run, and whether to resume there.
 
-    Raises UserError where there is nothing to resume, or a run in the folder already.
+    Raises UserError if there is nothing to resume, or if the folder of a new run already contains a run.
     """
     from fastrcnn.training.tracking import refuse_used
 
@@ -104,7 +111,7 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
     if config.resume and config.run is None:
         runs = sorted(outputs.glob("*/checkpoints"), key=lambda p: p.stat().st_mtime)
         if not runs:
-            raise UserError(f"resume=auto: there is no run in {outputs}. Name one with run=FOLDER.")
+            raise UserError(f"resume=auto: there is no run in {outputs}. Set run=FOLDER.")
         return runs[-1].parent, True
     if config.run is None:
         refuse_unusable(outputs, f"name={config.name}")
@@ -117,46 +124,49 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
 
 
 def check_training(config: TrainConfig) -> None:
-    """Raises UserError for a configuration that cannot be trained with."""
+    """Raise UserError for a configuration that cannot be trained."""
     check_solver(config.solver)
     check_processes(config.solver, launch().size)
     if config.model.classifier == "svm":
         begin = f"start={config.start}: " if config.start else ""
         raise UserError(
-            f"{begin}model.classifier=svm: training is by cross-entropy, which makes no SVMs; `fastrcnn svm` makes "
-            "them of a trained run. Train with model.classifier=softmax: a checkpoint with SVMs then begins with their "
-            "weights as those of the class layer."
+            f"{begin}model.classifier=svm: training uses cross-entropy, which does not train SVMs. `fastrcnn svm` "
+            "trains SVMs on a trained run. Set model.classifier=softmax; a checkpoint with SVMs then initialises the "
+            "class layer with their weights."
         )
     if config.model.finetune_from == "bbox_pred" and config.start is None:
         raise UserError(
-            "model.finetune_from=bbox_pred trains the box regression of a network that knows its classes already: say "
-            "which by start=RUN."
+            "model.finetune_from=bbox_pred trains only the box regression, so the network must already classify. Set "
+            "start=RUN to a trained network."
         )
     if config.solver.box_weight == 0 and config.model.finetune_from == "bbox_pred":
-        raise UserError("model.finetune_from=bbox_pred with solver.box_weight=0: nothing is left to train.")
+        raise UserError(
+            "model.finetune_from=bbox_pred with solver.box_weight=0: no layer would be trained. Remove one of these."
+        )
     if config.solver.box_weight == 0 and config.detection.box_regression:
         raise UserError(
-            "solver.box_weight=0: no box regression is trained, so detection must not use it: say "
-            "detection.box_regression=false as well."
+            "solver.box_weight=0: box regression is not trained, so detection must not use it. Also set "
+            "detection.box_regression=false."
         )
 
 
 def check_processes(config: SolverSettings, processes: int) -> None:
-    """Raises UserError where the pictures of a batch cannot be shared out equally."""
+    """Raise UserError if the images of a batch cannot be split equally among the processes."""
     if config.images_per_batch % processes:
         more = -(-config.images_per_batch // processes) * processes
         raise UserError(
-            f"solver.images_per_batch={config.images_per_batch}: {processes} processes take equal shares of them. "
-            f"Say solver.images_per_batch={more}, with solver.lr in proportion and solver.iterations the other way."
+            f"solver.images_per_batch={config.images_per_batch}: must be a multiple of {processes}, the number of "
+            f"processes. Set "
+            f"solver.images_per_batch={more}, and scale solver.lr proportionally and solver.iterations inversely."
         )
 
 
 def check_solver(config: SolverSettings) -> None:
-    """Raises UserError for values that no step can be made of."""
+    """Raise UserError for invalid combinations of solver settings."""
     if len(config.bg_iou) != 2 or not config.bg_iou[0] < config.bg_iou[1]:
-        raise UserError(f"solver.bg_iou={config.bg_iou}: should be two overlaps, the first below the second.")
+        raise UserError(f"solver.bg_iou={config.bg_iou}: must be two overlaps, the first less than the second.")
     if config.bg_iou[1] > config.fg_iou:
         raise UserError(
             f"solver.bg_iou={config.bg_iou}: a RoI with an overlap of {config.fg_iou:g} (solver.fg_iou) would be both "
-            "foreground and background; its second number should be at most that."
+            f"foreground and background. The second number must be at most {config.fg_iou:g}."
         )

@@ -1,4 +1,4 @@
-"""`fastrcnn train -m key=a,b ...`: a run for each combination of values, by Hydra, and a table of them all."""
+"""Sweeps (`fastrcnn train -m key=a,b ...`): one run per combination of values, with Hydra, and a table of results."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from fastrcnn.parallel.launch import launch
 
 log = logging.getLogger("fastrcnn")
 FLAGS = ("-m", "--multirun")
-HYDRAS = ("hydra.", "hydra/", "+hydra.", "++hydra.", "+hydra/")  # arguments that are Hydra's own
+HYDRAS = ("hydra.", "hydra/", "+hydra.", "++hydra.", "+hydra/")  # arguments for Hydra
 OPTUNA = "hydra/sweeper=optuna"
 PLUGINS = {"joblib": "hydra-joblib-launcher", "optuna": "hydra-optuna-sweeper", "submitit": "hydra-submitit-launcher"}
-RESULT = "sweep.json"  # in the folder of a run that is over
-Train = Callable[[TrainConfig], tuple[Path, Any, float | None]]  # gives the run's folder, its Evaluation, and its mAP
+RESULT = "sweep.json"  # in the folder of a finished run
+Train = Callable[[TrainConfig], tuple[Path, Any, float | None]]  # returns the run's folder, its Evaluation, and its mAP
 
 
 def sweep(arguments: Sequence[str], train: Train, speak: Callable[[int], None]) -> int:
-    """Runs them all, one after another or as Hydra's launcher does, and prints the table. Returns 1 where one failed.
+    """Train all combinations, sequentially or with Hydra's launcher, and print the table. Returns 1 if a run failed.
 
-    The runs are the folders 0, 1, ... of `hydra.sweep.dir`, by default outputs/NAME/sweep-TIME. Called again, a sweep
-    that was stopped resumes: runs that are over are left, the one that was stopped is resumed. speak: sets up what a
-    new process says of the run with this number.
+    The runs are in the folders 0, 1, ... of `hydra.sweep.dir`, by default outputs/NAME/sweep-TIME. A stopped sweep that
+    is called again skips its finished runs and resumes the unfinished one. speak: sets up logging in a new process for
+    the run with the given number.
     """
     hydras = [a for a in arguments if a.startswith(HYDRAS)]
     ours = [a for a in arguments if a not in FLAGS and a not in hydras]
@@ -55,10 +55,10 @@ def sweep(arguments: Sequence[str], train: Train, speak: Callable[[int], None]) 
         hydras.append("hydra.sweeper.direction=maximize")
 
     def job(composed: Any, place: Path, number: int, said: list[str]) -> float:
-        # joblib's way to start processes, which neither loaders nor selective search can use
+        # joblib sets its own start method, which loaders and selective search cannot use.
         if multiprocessing.get_start_method(allow_none=True) == "loky":
             multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
-        if not logging.getLogger().handlers:  # a process of its own
+        if not logging.getLogger().handlers:  # in a new process
             speak(number)
         return run_one(composed, place, said, train)
 
@@ -67,58 +67,63 @@ def sweep(arguments: Sequence[str], train: Train, speak: Callable[[int], None]) 
 
 
 def refuse(ours: Sequence[str], hydras: Sequence[str]) -> None:
-    """Raises UserError for what a sweep decides by itself."""
+    """Raise UserError for arguments that a sweep sets itself."""
     if launch().size > 1:
-        raise UserError("-m runs trainings one after another in this process: call it without torchrun.")
+        raise UserError("-m trains one run after another in this process. Start it without torchrun.")
     for argument in ours:
         if argument.partition("=")[0] in ("run", "resume"):
-            raise UserError(f"{argument}: a sweep names its runs' folders; hydra.sweep.dir=FOLDER says where they are.")
+            raise UserError(
+                f"{argument}: a sweep names the folders of its runs. Set hydra.sweep.dir=FOLDER for their location."
+            )
     for argument in hydras:
         if argument.startswith("hydra.sweep.subdir=") or (argument.startswith("hydra.sweep.dir=") and "${" in argument):
-            raise UserError(f"{argument}: the runs are the folders 0, 1, ... of hydra.sweep.dir=FOLDER, a plain path.")
+            raise UserError(
+                f"{argument}: runs are in the folders 0, 1, ... of hydra.sweep.dir=FOLDER, which must be a plain path."
+            )
 
 
 def require_plugins(hydras: Sequence[str]) -> None:
-    """Raises UserError where a launcher or sweeper is asked for that is not installed."""
+    """Raise UserError if a requested launcher or sweeper is not installed."""
     for argument in hydras:
         key, _, value = argument.partition("=")
         package = PLUGINS.get(value.partition("_")[0])
         if key not in ("hydra/launcher", "hydra/sweeper") or package is None:
             continue
         if importlib.util.find_spec(f"hydra_plugins.{package.replace('-', '_')}") is None:
-            raise UserError(f"{argument}: needs a package that is not installed: pip install {package}.")
+            raise UserError(f"{argument}: this needs a package that is not installed. Run: pip install {package}")
 
 
 def require_truth(config: TrainConfig) -> None:
-    """Raises UserError where there is no mAP that Optuna could maximise."""
+    """Raise UserError if there will be no mAP, which Optuna maximises."""
     from fastrcnn.build import annotations
 
     splits = annotations.validation_splits(config.data) or config.data.test
     if not splits:
-        raise UserError(f"{OPTUNA}: seeks the highest mAP, and with data.test=[] there is none.")
+        raise UserError(f"{OPTUNA}: maximises mAP, but data.test=[] gives no mAP.")
     names = annotations.classes(config.data)
     if not annotations.has_truth(annotations.samples(config.data, splits, names, need_pictures=False)):
-        raise UserError(f"{OPTUNA}: seeks the highest mAP, and there is {annotations.NO_TRUTH}.")
+        raise UserError(f"{OPTUNA}: maximises mAP, but there is {annotations.NO_TRUTH}.")
 
 
 def claim_folder(folder: Path, overrides: Sequence[str], hydras: Sequence[str]) -> None:
-    """Makes the folder. Raises UserError where another sweep is there, whose runs have the same numbers."""
+    """Create the folder of the sweep. Raises UserError if it contains another sweep."""
     asked = [*overrides, *(a for a in hydras if a.startswith("hydra/sweeper"))]
     path = folder / "values.json"
     there = read(path)
     if there is not None and (there != asked or OPTUNA in asked):
         raise UserError(
-            f"hydra.sweep.dir={folder}: another sweep is there. With its own values it goes on where it stopped (not "
-            "Optuna's, which keeps its trials by hydra.sweeper.storage); other values need another folder."
+            f"hydra.sweep.dir={folder}: this folder contains another sweep. Choose another folder, or give the values "
+            "of that sweep to resume it. An Optuna sweep cannot be resumed in its folder, but hydra.sweeper.storage "
+            "keeps its trials."
         )
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asked) + "\n", encoding="utf-8")
 
 
 def run_one(composed: Any, folder: Path, overrides: list[str], train: Train) -> float:
-    """One run, and its result in the folder; its mAP, or for Optuna 0 where it failed."""
+    """Train one run, write its result to the folder, and return its mAP, or 0 if it failed or has none."""
     if (done := read(folder / RESULT)) is not None and done["error"] is None:
-        log.info("run %s is over already", folder)
+        log.info("Skipping run %s, which is already finished", folder)
         return done["mAP"] or 0.0
     result: dict[str, Any] = {"overrides": overrides, "mAP": None, "error": None}
     try:
@@ -128,8 +133,8 @@ def run_one(composed: Any, folder: Path, overrides: list[str], train: Train) -> 
         config.run = str(folder)
         config.resume = "auto" if (folder / "config.yaml").exists() else None
         result["mAP"] = train(config)[2]
-    except Exception as error:  # the others may do better
-        log.error("run %s: %s", folder, error, exc_info=not isinstance(error, UserError))
+    except Exception as error:  # continue with the other runs
+        log.error("Run %s failed: %s", folder, error, exc_info=not isinstance(error, UserError))
         result["error"] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     (folder / RESULT).write_text(json.dumps(result) + "\n", encoding="utf-8")
     return result["mAP"] or 0.0
@@ -140,11 +145,11 @@ def read(path: Path) -> Any:
 
 
 def report(folder: Path) -> int:
-    """Prints the runs, best first, and writes them to sweep.csv; returns 1 where one failed."""
+    """Print the runs, best first, and write them to sweep.csv. Returns 1 if a run failed."""
     runs = [(int(p.parent.name), read(p)) for p in folder.glob(f"*/{RESULT}")]
     runs.sort(key=lambda r: (r[1]["error"] is not None, r[1]["mAP"] is None, -(r[1]["mAP"] or 0), r[0]))
     settings = [dict(o.split("=", 1) for o in result["overrides"]) for _, result in runs]
-    keys = varying_keys(read(folder / "values.json") or [])  # also where few runs are over, or none
+    keys = varying_keys(read(folder / "values.json") or [])  # even if no run is finished
     for key in dict.fromkeys(key for values in settings for key in values):
         if key not in keys and len({values.get(key) for values in settings}) > 1:
             keys.append(key)

@@ -1,1 +1,1 @@
-"""The configuration: its keys, and how Hydra composes it."""
+"""The configuration keys and how Hydra composes them."""

@@ -1,4 +1,4 @@
-"""Arguments to a checked configuration: `key=value` and `group=name`, composed by Hydra from the YAML in configs/."""
+"""Compose a checked configuration from `key=value` and `group=name` arguments and the YAML files, with Hydra."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from fastrcnn.errors import UserError, nearest
 
 
 def config_folder() -> Path:
-    """Folder of the YAML files: `fastrcnn/configs` where the package is installed, `configs/` in a checkout."""
+    """Return the folder of the YAML files: `fastrcnn/configs` if the package is installed, `configs/` in a checkout."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def options(group: str) -> list[str]:
-    """Names that `group=NAME` takes."""
+    """Return the names that `group=NAME` accepts."""
     folder = config_folder() / group
     return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
 
 
 def experiment_content(name: str) -> dict[str, Any]:
-    """What the YAML file of an experiment says itself, beside the groups that it chooses."""
+    """Return the content of the YAML file of an experiment, without the list of groups that it selects."""
     import yaml
 
     content = yaml.safe_load((config_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -36,14 +36,14 @@ def experiment_content(name: str) -> dict[str, Any]:
 
 
 def group_names(verb: str) -> list[str]:
-    """Groups that a file can be chosen for."""
+    """Return the names of the groups that `group=NAME` can select a file for."""
     return [*groups(SCHEMAS[verb]), *(["recipe", "experiment"] if verb == "train" else [])]
 
 
 def check_overrides(verb: str, arguments: list[str]) -> list[str]:
-    """The arguments as overrides for Hydra, values that are text quoted.
+    """Return the arguments as Hydra overrides, with text values quoted.
 
-    Raises UserError for whatever is not `key=value` with a key of the verb, with the nearest one there is.
+    Raises UserError for an argument that is not `key=value` with a key of the command, and suggests the nearest key.
     """
     known = leaves(SCHEMAS[verb])
     choices = group_names(verb)
@@ -55,7 +55,7 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
         if ours is not None and name not in known and (name not in choices or value not in options(name)):
             raise UserError(translation(name, ours, known[ours][1]))
         if not equals:
-            guess = f" It lacks a value: {argument}=..." if argument in {*known, *choices} else ""
+            guess = f" The value is missing: {argument}=..." if argument in {*known, *choices} else ""
             raise UserError(
                 f"'{argument}' is not of the form key=value.{guess or nearest(argument, [*known, *choices])} "
                 f"`fastrcnn {verb} --help` lists the keys."
@@ -64,8 +64,8 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
             present = options(name)
             if value not in present:
                 raise UserError(
-                    f"{name}={value}: there is no such {name}.{nearest(value, present)} "
-                    f"There are: {', '.join(present)}."
+                    f"{name}={value}: the group '{name}' has no option '{value}'.{nearest(value, present)} "
+                    f"Available: {', '.join(present)}."
                 )
             overrides.append(argument)
         elif name in known:
@@ -78,17 +78,17 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
 
 
 def translation(name: str, ours: str, meaning: str) -> str:
-    """What to say where a key or a flag of another program was given."""
+    """Return the error message for a key or a flag of another program."""
     remark = f" {REMARKS[ours]}." if ours in REMARKS else ""
-    return f"'{name}' is not a key here; say {ours}=...: {meaning}.{remark}"
+    return f"unknown key '{name}'. Use {ours}=... instead: {meaning}.{remark}"
 
 
 def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None) -> Any:
-    """The configuration object (an instance of SCHEMAS[verb]) for the arguments.
+    """Return the configuration (an instance of SCHEMAS[verb]) for the arguments.
 
-    base: configuration of an earlier run, plain data of which nothing is resolved; its groups take the place of the
-        defaults, and the arguments go on top.
-    Raises UserError for unknown keys, unknown names and values that a key cannot have.
+    base: configuration of an earlier run as plain data, in which `${...}` is not resolved. Its groups replace the
+        defaults, and the arguments override both.
+    Raises UserError for unknown keys and options, and for invalid values.
     """
     overrides = check_overrides(verb, arguments)
     config = fill(SCHEMAS[verb], _load_by_hydra(verb, overrides))
@@ -98,9 +98,9 @@ def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None)
 
 
 def inherit(config: Any, base: dict[str, Any], given: Collection[str]) -> None:
-    """Puts the values of an earlier run into a configuration, but for the groups and keys that are `given`.
+    """Copy the values of an earlier run into a configuration, except for the groups and keys in `given`.
 
-    base: see compose. Raises UserError for values that a key cannot have.
+    base: see compose. Raises UserError for invalid values.
     """
     schema, own = type(config), vars(config)
     inherited = fill(schema, asdict(config) | {k: v for k, v in base.items() if k in own and k not in given})
@@ -111,10 +111,10 @@ def inherit(config: Any, base: dict[str, Any], given: Collection[str]) -> None:
 
 
 def _load_by_hydra(verb: str, overrides: list[str]) -> dict[str, Any]:
-    """What Hydra composes of the YAML files and the overrides: plain data, their types yet to be checked.
+    """Compose the YAML files and the overrides with Hydra, and return plain data whose types are not checked yet.
 
-    Hydra's loader is called by itself, since hydra.initialize and hydra.compose would need GlobalHydra, of which there
-    is one a process, and that may be the caller's.
+    This calls Hydra's loader directly. hydra.initialize and hydra.compose would use GlobalHydra, which exists once per
+    process and can belong to the caller.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path
@@ -124,15 +124,17 @@ def _load_by_hydra(verb: str, overrides: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    # For the first line of `defaults` in the verb's YAML file. Plain data, as OmegaConf has no `Literal`; `fill` checks
-    # the types.
+    # The first line of `defaults` in the command's YAML file refers to this node. It is plain data because OmegaConf
+    # does not support `Literal`; `fill` checks the types.
     ConfigStore.instance().store(name=f"fastrcnn_{verb}", node=asdict(SCHEMAS[verb]()))
     loader = ConfigLoaderImpl(create_config_search_path(str(config_folder())))
     try:
         config = loader.load_configuration(verb, overrides, RunMode.RUN, from_shell=False)
     except (HydraException, OmegaConfBaseException) as error:
         what = f"{error}: {error.__cause__ or ''}".splitlines()[0]
-        raise UserError(f"{what}. To Hydra, ${{ in a value begins a name that }} ends.") from None
+        raise UserError(
+            f"{what}. Hydra reads ${{ in a value as the start of an interpolation that ends with }}."
+        ) from None
     content: Any = OmegaConf.to_container(config)
     return {key: value for key, value in content.items() if key != "hydra"}
 
@@ -140,11 +142,12 @@ def _load_by_hydra(verb: str, overrides: list[str]) -> dict[str, Any]:
 def help_text(
     verb: str, what: str, examples: list[str], arguments: list[str], everyday: Collection[str] | None = None
 ) -> str:
-    """What `fastrcnn VERB ARGUMENTS --help` prints: the keys with the values that the arguments give them.
+    """Return the help text of a command: its keys with the values that the arguments give them.
 
-    everyday: the keys to show; None: those in no group, and where the data are. With the argument `all` all are shown.
+    everyday: the keys to show; None: the keys that are in no group, data.root and data.test. With the argument `all`,
+        all keys are shown.
     """
-    keys = "train" if verb == "demo" else verb  # the demo is a training, and takes the same keys
+    keys = "train" if verb == "demo" else verb  # the demo trains a detector, and accepts the same keys
     lines = [f"fastrcnn {verb}: {what}", "", *(f"  {e}" for e in examples), ""]
     lines += [f"{group}=  {' | '.join(options(group))}" for group in group_names(keys)]
     lines.append("")
@@ -163,6 +166,8 @@ def help_text(
     lines.append("")
     if rest := len(known) - len(shown):
         command = " ".join(["fastrcnn", verb, *given, "--help all"])
-        lines.append(f"These are the everyday keys, with the values of this command. {rest} more: {command}")
-    lines.append("-q, --quiet prints errors and results only; -v, --verbose prints more.")
+        lines.append(
+            f"These are the most common keys, with the values for this command. To list the other {rest}: {command}"
+        )
+    lines.append("-q, --quiet: print only errors and results; -v, --verbose: print more.")
     return "\n".join(lines)

@@ -1,10 +1,10 @@
-"""Names of keys in other programs, for people who type them here."""
+"""Names of keys in other programs, to suggest the corresponding key of this program."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-# Our key -> what it is called elsewhere, without dashes.
+# Our key -> its names in other programs, without leading dashes.
 OTHER_NAMES = {
     "solver.iterations": "epochs epoch num_epochs n_epochs max_epochs max_iter max_iters iters steps max_steps",
     "solver.images_per_batch": "batch batch_size batchsize bs ims_per_batch",
@@ -36,12 +36,12 @@ OTHER_NAMES = {
     "runtime.checkpoint_every": "save_period save_every save_interval",
 }
 REMARKS = {
-    "solver.iterations": "An epoch of N images is N / solver.images_per_batch of them",
-    "data.short_sides": "data.test_short_sides is the same for evaluation and detection",
+    "solver.iterations": "An epoch of N images has N / solver.images_per_batch steps",
+    "data.short_sides": "For evaluation and detection set data.test_short_sides",
 }
 
 
 def our_name(name: str, known: Collection[str]) -> str | None:
-    """Our key for a name or flag of another program, as `--batch-size`; the first one that is among the `known`."""
+    """Return the first of the `known` keys that another program calls `name` (such as `--batch-size`), or None."""
     plain = name.lstrip("-").replace("-", "_").casefold()
     return next((ours for ours, others in OTHER_NAMES.items() if ours in known and plain in others.split()), None)

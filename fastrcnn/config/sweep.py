@@ -1,4 +1,4 @@
-"""Several values for a key: which ones an argument has, and Hydra's multirun over their combinations."""
+"""Sweeps: parse arguments with several values, and run Hydra's multirun over all combinations."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from fastrcnn.config.schema import SCHEMAS, leaves
 from fastrcnn.config.values import fill, quote
 from fastrcnn.errors import UserError
 
-FUNCTION = re.compile(r"(choice|range|interval|tag|sort|shuffle|glob|int|float|str|bool)\(.*\)")  # of Hydra's grammar
-# A value up to the next comma that is in no bracket and no quotes.
+FUNCTION = re.compile(
+    r"(choice|range|interval|tag|sort|shuffle|glob|int|float|str|bool)\(.*\)"
+)  # functions of Hydra's grammar
+# A value up to the next comma that is outside brackets and quotes.
 VALUE = re.compile(r"""(?:^|,)((?:\[[^]]*\]|\([^)]*\)|\{[^}]*\}|'(?:\\'|[^'])*'|"[^"]*"|[^,])*)""")
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.output_subdir=null")
-Job = Callable[[Any, Path, int, list[str]], float]  # configuration, folder, number, arguments of the run
+Job = Callable[[Any, Path, int, list[str]], float]  # takes the configuration, folder, number and arguments of a run
 
 
 def choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments as overrides for Hydra's multirun, and those of a single run: the first value of each.
+    """Return the arguments as overrides for Hydra's multirun, and the arguments of one run with the first values.
 
-    Raises UserError for a key or a value that no run could have.
+    Raises UserError for an invalid key or value.
     """
     overrides, first = [], []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if FUNCTION.fullmatch(value) and key in leaves(SCHEMAS["train"]):  # a range, of which Hydra knows the grammar
+        if FUNCTION.fullmatch(value) and key in leaves(SCHEMAS["train"]):  # Hydra parses it
             overrides.append(argument)
             continue
         values = VALUE.findall(value) if equals and not FUNCTION.fullmatch(value) else []
@@ -38,7 +40,7 @@ def choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def varying_keys(overrides: Sequence[str]) -> list[str]:
-    """The keys that have several values in overrides for Hydra's multirun."""
+    """Return the keys that have several values in overrides for Hydra's multirun."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -46,10 +48,10 @@ def varying_keys(overrides: Sequence[str]) -> list[str]:
 
 
 def multirun(overrides: Sequence[str], hydras: Sequence[str], folder: Path, job: Job) -> None:
-    """Calls `job` for every combination, in whatever process Hydra's launcher has for it.
+    """Call `job` for every combination, in the process that Hydra's launcher chooses.
 
-    hydras: arguments for Hydra itself. The runs' folders are 0, 1, ... of `folder`. job: its result is what Optuna
-    maximises. Raises UserError where Hydra cannot use an argument.
+    hydras: arguments for Hydra itself. folder: parent of the runs' folders 0, 1, ... job: returns the value that Optuna
+    maximises. Raises UserError if Hydra rejects an argument.
     """
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -71,7 +73,7 @@ def multirun(overrides: Sequence[str], hydras: Sequence[str], folder: Path, job:
 
 
 def as_config(composed: Any) -> Any:
-    """What Hydra composed, as an object. Raises UserError for a value that a key cannot have."""
+    """Convert the result of Hydra to a configuration object. Raises UserError for invalid values."""
     from omegaconf import OmegaConf
 
     return fill(SCHEMAS["train"], OmegaConf.to_container(composed))

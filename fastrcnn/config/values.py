@@ -1,4 +1,4 @@
-"""Values of keys: from text or plain data to the type that a key is declared with, and as text again."""
+"""Convert values of keys from text or plain data to their declared types, and back to text."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from fastrcnn.errors import UserError, nearest
 
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-LONGEST_NAME = 150  # bytes; a file system takes 255, of which times, numbers and suffixes need some
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-ELEMENT = re.compile(r"""\s*('[^']*'|"[^"]*"|[^,]*?)\s*(?:,|$)""")  # of a list, quoted or not, with the comma
+LONGEST_NAME = 150  # bytes; file systems allow 255, and times, numbers and suffixes are appended
+WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
+ELEMENT = re.compile(r"""\s*('[^']*'|"[^"]*"|[^,]*?)\s*(?:,|$)""")  # of a list, with or without quotes, with the comma
 SCALARS = {
     int: re.compile(r"[+-]?[0-9]{1,30}"),
     float: NUMBER,
@@ -23,14 +23,14 @@ SCALARS = {
 
 
 def fill(schema: type, values: Any, prefix: str = "") -> Any:
-    """An instance of a schema with values from a file or from Hydra: plain data, of which no `${...}` is resolved.
+    """Create an instance of a schema from plain data (from a file or from Hydra), in which `${...}` is not resolved.
 
-    Keys that are not there keep their defaults. Raises UserError for an unknown key, and for a value of another type,
-    out of bounds, or none of those that its key can have.
+    Missing keys keep their defaults. Raises UserError for an unknown key, and for a value that has the wrong type, is
+    out of bounds, or is not one of the allowed values.
     """
     if not isinstance(values, dict):
         raise UserError(
-            f"{prefix.removesuffix('.') or 'configuration'}: should be keys with values, is {_shown(values)}."
+            f"{prefix.removesuffix('.') or 'configuration'}: must be a mapping of keys to values, not {_shown(values)}."
         )
     hints, known = get_type_hints(schema), {f.name: f for f in fields(schema)}
     taken = {}
@@ -47,82 +47,85 @@ def fill(schema: type, values: Any, prefix: str = "") -> Any:
 
 
 def parts(hint: Any) -> tuple[Any, bool, bool]:
-    """Of the type of a key: the type of its value or of each element, whether it is a list, whether it may be null."""
+    """Split the type of a key into its type (or element type), whether it is a list, and whether null is allowed."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     many = get_origin(kinds[0]) is list
     return (get_args(kinds[0])[0] if many else kinds[0]), many, type(None) in kinds
 
 
 def as_type(key: str, value: Any, hint: Any) -> Any:
-    """A value from a file as the type of its key: `str | None`, `list[int]`, ... Raises UserError for another type."""
+    """Convert a value from a file to the type of its key (`str | None`, `list[int]`, ...). Raises UserError."""
     kind, many, optional = parts(hint)
     if value is None and optional:
         return None
     if many:
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{key}: should be a list, is {_shown(value)}.")
+            raise UserError(f"{key}: must be a list, not {_shown(value)}.")
         return [as_type(key, element, kind) for element in value]
     if get_origin(kind) is Literal:
         return one_of(key, value, get_args(kind))
-    if kind is float and isinstance(value, str) and NUMBER.fullmatch(value):  # 1e-3 without a point is text to YAML
+    if (
+        kind is float and isinstance(value, str) and NUMBER.fullmatch(value)
+    ):  # YAML reads 1e-3, without a decimal point, as text
         return float(value)
     if kind in (float, str) and type(value) is int and abs(value) < 2**63:
         return kind(value)
     if type(value) is not kind or (kind is int and abs(value) >= 2**63):
-        raise UserError(f"{key}: should be {WORDS[kind]}, is {_shown(value)}.")
+        raise UserError(f"{key}: must be {WORDS[kind]}, not {_shown(value)}.")
     return value
 
 
 def one_of(key: str, value: Any, known: Collection[str]) -> str:
-    """The value. Raises UserError where it is none of those that are known."""
+    """Return the value if it is one of the `known` values; otherwise raise UserError."""
     if not isinstance(value, str) or value not in known:
         shown = value[:60] if isinstance(value, str) else _shown(value)
         which = f"one of {', '.join(known)}" if len(known) > 1 else ", ".join(known)
-        raise UserError(f"{key}={shown}: should be {which}.{nearest(shown, known)}")
+        raise UserError(f"{key}={shown}: must be {which}.{nearest(shown, known)}")
     return value
 
 
 def _shown(value: Any) -> str:
-    """A value of a file in a message; of a container its type alone, since it may be of any size."""
+    """Return a value for a message, at most 60 characters; for a container only its type, because it can be large."""
     return type(value).__name__ if isinstance(value, (list, dict, tuple)) else f"{str(value)[:60]!r}"
 
 
 def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
-    """Raises UserError for a value out of the bounds that its key is declared with."""
+    """Raise UserError for a value that is out of the declared bounds of its key."""
     if bounds["some"] and value == []:
-        raise UserError(f"{key} is empty: give at least one value.")
+        raise UserError(f"{key} is empty. Give at least one value.")
     if bounds["in_path"]:
         check_name(key, value)
     shown = str(value).removesuffix(".0")
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{key}={shown}: should be a finite number.")
+            raise UserError(f"{key}={shown}: must be a finite number.")
         if not isinstance(number, (int, float)):
             continue
         if bounds["above"] is not None and number <= bounds["above"]:
-            raise UserError(f"{key}={shown}: should be more than {bounds['above']}.")
+            raise UserError(f"{key}={shown}: must be greater than {bounds['above']}.")
         if bounds["least"] is not None and number < bounds["least"]:
-            raise UserError(f"{key}={shown}: should be at least {bounds['least']}.")
+            raise UserError(f"{key}={shown}: must be at least {bounds['least']}.")
         if bounds["most"] is not None and number > bounds["most"]:
-            raise UserError(f"{key}={shown}: should be at most {bounds['most']}.")
+            raise UserError(f"{key}={shown}: must be at most {bounds['most']}.")
 
 
 def check_name(key: str, value: str) -> None:
-    """Raises UserError for a value that cannot be the name of a file or folder, or a part of it."""
+    """Raise UserError for a value that cannot be used in the name of a file or folder."""
     if value in ("", ".", "..") or any(letter in "/\\" or not letter.isprintable() for letter in value):
         raise UserError(
-            f"{key}={value!r}: becomes the name of a folder, so it should have neither / nor \\ nor control characters."
+            f"{key}={value!r}: this value is used as a folder name. It must not be empty, '.' or '..', and must not "
+            "contain /, \\ or control characters."
         )
     if len(value.encode(errors="surrogateescape")) > LONGEST_NAME:
         raise UserError(
-            f"{key}={value[:20]}...: becomes the name of a folder; at most {LONGEST_NAME} bytes are allowed."
+            f"{key}={value[:20]}...: this value is used as a folder name and must not exceed {LONGEST_NAME} bytes."
         )
 
 
 def for_hydra(name: str, text: str, hint: Any) -> str:
-    """The text of an argument in Hydra's grammar; text values are quoted, so that any path or name just works.
+    """Convert the text of an argument to Hydra's grammar. Text values are quoted, so every path and name is accepted.
 
-    Raises UserError where it is of another type than the key `name`, or none of the values that the key can have.
+    Raises UserError if the value has the wrong type for the key `name`, or is not one of its allowed values.
     """
     kind, many, optional = parts(hint)
     if text in ("null", "") and optional:
@@ -131,7 +134,7 @@ def for_hydra(name: str, text: str, hint: Any) -> str:
         elements = [m[1] for m in ELEMENT.finditer(text[1:-1].strip()) if m[0]]
         return f"[{', '.join(for_hydra(name, element, kind) for element in elements)}]"
     if many and kind is not str and "," in text:
-        raise UserError(f"{name}={text}: should be a list, as {name}=[{text}].")
+        raise UserError(f"{name}={text}: must be a list, such as {name}=[{text}].")
     if many:  # a list of one
         return f"[{for_hydra(name, text, kind)}]"
     if get_origin(kind) is Literal:
@@ -139,37 +142,37 @@ def for_hydra(name: str, text: str, hint: Any) -> str:
     if kind is str:
         return quote(text)
     if not SCALARS[kind].fullmatch(text):
-        raise UserError(f"{name}: should be {WORDS[kind]}, is '{text}'.")
+        raise UserError(f"{name}: must be {WORDS[kind]}, not '{text}'.")
     if kind is bool:
         return as_written(text.lower() in ("true", "yes", "on"))
-    return str(int(text)) if kind is int else text  # 007 is text to Hydra
+    return str(int(text)) if kind is int else text  # Hydra reads 007 as text
 
 
 def quote(value: str) -> str:
-    """Text in Hydra's quotes, whatever it is; a pair of quotes that is around it already does not belong to it."""
+    """Quote a text for Hydra. A pair of quotes that already encloses the text is removed first."""
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value[0] not in value[1:-1]:
         value = value[1:-1]
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # backslashes count only before a quote
+    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value)  # Hydra unescapes backslashes only before a quote
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f"'{escaped}{chr(92) * trailing}'"
 
 
 def type_name(hint: Any) -> str:
-    """The type of a key, as people read it."""
+    """Return the type of a key in readable form."""
     kind, many, optional = parts(hint)
     name = " | ".join(get_args(kind)) if get_origin(kind) is Literal else kind.__name__
     return (f"list[{name}]" if many else name) + (" or null" if optional else "")
 
 
 def as_written(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """Return a value as it is written on the command line."""
     if isinstance(value, list):
         return f"[{','.join(map(as_written, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
-    """A configuration, as plain data, in YAML."""
+    """Convert a configuration, given as plain data, to YAML."""
     import yaml
 
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)

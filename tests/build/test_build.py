@@ -119,10 +119,10 @@ def test_devices_and_precisions() -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (TrainConfig(name="x", model=ModelSettings(width=0)), "model.width=0: should be more than 0"),
-        (TrainConfig(data=DataConfig(short_sides=[600, 0])), r"data.short_sides=\[600, 0\]: should be at least 1"),
-        (TrainConfig(runtime=RuntimeConfig(workers=-1)), "runtime.workers=-1: should be at least 0"),
-        (TrainConfig(detection=DetectionSettings(nms_iou=1.5)), "detection.nms_iou=1.5: should be at most 1"),
+        (TrainConfig(name="x", model=ModelSettings(width=0)), "model.width=0: must be greater than 0"),
+        (TrainConfig(data=DataConfig(short_sides=[600, 0])), r"data.short_sides=\[600, 0\]: must be at least 1"),
+        (TrainConfig(runtime=RuntimeConfig(workers=-1)), "runtime.workers=-1: must be at least 0"),
+        (TrainConfig(detection=DetectionSettings(nms_iou=1.5)), "detection.nms_iou=1.5: must be at most 1"),
         (TrainConfig(model=ModelSettings(width=float("nan"))), "model.width=nan"),
     ],
 )
@@ -207,7 +207,7 @@ def test_samples_of_several_folders_follow_each_other(tmp_path: Path) -> None:
 
 def test_an_id_in_two_lists_is_refused(tiny: VocFolder) -> None:
     tiny.split("more", "c", "a")
-    with pytest.raises(UserError, match="trainval, more: 'a' is in more than one of these lists"):
+    with pytest.raises(UserError, match="trainval, more: 'a' is in more than one of these splits"):
         annotations.samples(config_of(tiny), ["trainval", "more"], ["cat", "dog"])
 
 
@@ -220,7 +220,7 @@ def test_skip_bad_says_what_was_left_out(tiny: VocFolder, caplog: pytest.LogCapt
     (tiny.root / "Annotations" / "b.xml").write_text("<annotation>")
     found = annotations.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"])
     assert [s.image_id for s in found] == ["a"]
-    assert "left out (data.skip_bad)" in caplog.text
+    assert "(data.skip_bad)" in caplog.text
     assert "b.xml, line 1" in caplog.text
 
 
@@ -262,7 +262,7 @@ def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
         assert said in str(caught.value)
     found = annotations.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"])
     assert [s.image_id for s in found] == ["good"]
-    assert "4 image(s) left out" in caplog.text
+    assert "Skipped 4 image(s)" in caplog.text
 
 
 def test_objects_of_other_classes_are_refused_or_left_out_and_counted(
@@ -314,8 +314,8 @@ def test_pictures_without_proposals_are_left_out_where_that_is_asked_for(
     config = config_of(tiny, proposals=str(store), missing_proposals="leave_out")
     data = training_set(config, ["cat", "dog"])
     assert [s.image_id for s in data.samples] == ["a"]
-    assert "has nothing for 1 of 2 pictures" in caplog.text
-    with pytest.raises(UserError, match="there is none for any of these"):
+    assert "Skipping 1 of 2 images without proposals" in caplog.text
+    with pytest.raises(UserError, match="none of the images has proposals"):
         datasets.test_set(config, ["cat", "dog"])
 
 
@@ -365,13 +365,14 @@ def test_what_the_proposals_find_is_said_before_training(tiny: VocFolder, caplog
     data = training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"])
     datasets.say_recall(data, ["cat", "dog"])
     assert (
-        "proposals: 2 of a picture on average; they find 50.0 % of the objects (IoU .5), in 2 pictures" in caplog.text
+        "Proposals: 2 per image on average, recall 50.0 % of the objects at IoU 0.5 (measured on 2 images)"
+        in caplog.text
     )
     assert "proposals-check" not in caplog.text
     far = np.array([[60, 40, 64, 48]], np.float32)
     write_store(store, [ImageProposals(i, 48, 64, far) for i in "ab"], "a test", {})
     datasets.say_recall(training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"]), ["cat", "dog"])
-    assert "they find 0.0 % of the objects" in caplog.text
+    assert "recall 0.0 % of the objects" in caplog.text
     assert "fastrcnn proposals-check" in caplog.text
 
 

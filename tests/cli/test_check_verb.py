@@ -153,7 +153,7 @@ def test_names_that_are_markup_or_no_file_name(voc: VocFolder, call: Call) -> No
     voc.split("test", "b")
     status, out, _ = call("check", f"data.root={voc.root}")
     assert status == 1
-    assert "object 2: class '</b>' holds a slash, which cannot be part of a file's name" in out
+    assert "object 2: class '</b>' contains a slash, which is not allowed" in out
     html = (folder() / "report.html").read_text()
     assert "<script" not in html
     assert "&lt;script&gt;" in html
@@ -284,5 +284,5 @@ def test_data_sets_of_one_name_have_pages_of_their_own(tmp_path: Path, call: Cal
 @pytest.mark.parametrize("key", ["name", "data.name"])
 def test_a_name_that_leads_elsewhere_is_refused(tiny: VocFolder, call: Call, key: str, name: str) -> None:
     status, _, err = call("train", f"data.root={tiny.root}", f"{key}={name}")
-    assert (status, f"{key}=" in err, "becomes the name of a folder" in err) == (1, True, True)
+    assert (status, f"{key}=" in err, "used as a folder name" in err) == (1, True, True)
     assert list(Path().iterdir()) == []

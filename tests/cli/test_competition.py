@@ -235,15 +235,18 @@ def test_pictures_that_are_missing_or_broken_are_all_named(
     caplog.set_level(logging.WARNING, "fastrcnn")
     status, out, _ = call(*wanted, "data.skip_bad=true")
     assert status == 0
-    assert "2 image(s) left out" in caplog.text
+    assert "Skipped 2 image(s)" in caplog.text
     assert "in 1 images" in out
 
 
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["metric=voc10", "split=VOC2012/test"], "metric=voc10: with competition=true no AP is computed"),
-        (["data.test=[VOC2012/test,VOC2012/other]"], "is for one split list, here are 2: VOC2012/test, VOC2012/other"),
+        (["metric=voc10", "split=VOC2012/test"], "metric=voc10: competition=true does not compute AP"),
+        (
+            ["data.test=[VOC2012/test,VOC2012/other]"],
+            "needs exactly one split, but 2 are given: VOC2012/test, VOC2012/other",
+        ),
         (["split=VOC2012/tset"], "Did you mean 'test'?"),
     ],
 )
@@ -256,6 +259,6 @@ def test_what_makes_no_sense_is_one_message(
 def test_a_category_that_the_file_lacks_and_a_part_chosen_here(call: Call, detector: Path, coco: Path) -> None:
     base = ["eval", f"checkpoint={detector}", *FAST[:-1], "data.classes=[cat,wolf]", "competition=true"]
     err = refused(call, *base, f"data.root={coco}", "split=annotations/instances_test.json")
-    assert "no category named wolf, which the model detects. It has: dog, cat, ship." in err
+    assert "no category named wolf, which the model detects. Available: dog, cat, ship." in err
     err = refused(call, *base, f"data.root={coco / 'annotations' / 'instances_test.json'}")
-    assert "'test' is no list of this data set" in err
+    assert "'test' is not a split of this data set" in err

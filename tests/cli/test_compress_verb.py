@@ -112,7 +112,7 @@ def test_training_goes_on_from_a_compressed_checkpoint(call: Call, place: Path, 
     assert not any(n.startswith("trunk") for n in changed)
 
     for mistake, text in (
-        (["model.width=0.06"], "start=small.pt: the model is another one"),
+        (["model.width=0.06"], "start=small.pt: the checkpoint has a different model"),
         (["data.classes=[cat,dog]"], "unknown class 'c"),
         (["start=none.pt"], "none.pt does not exist"),
     ):
@@ -194,7 +194,7 @@ def test_without_the_data_set_it_is_compressed_but_not_measured(call: Call, plac
     for arguments in (["budget=1"], ["fc7=31", "split=val"], ["fc7=31", "data.root=nowhere"]):
         status, _, err = call("compress", "checkpoint=run", *arguments)
         assert status == 1
-        assert "there is no such folder" in err
+        assert "no such folder" in err
     status, _, err = call("compress", "checkpoint=run", "budget=1", NO_DATA)
     assert status == 1
     assert "data.root is missing" in err
@@ -204,19 +204,19 @@ def test_without_the_data_set_it_is_compressed_but_not_measured(call: Call, plac
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], ["which model? fastrcnn compress checkpoint=RUN"]),
+        ([], ["No model is given. Use `fastrcnn compress checkpoint=PATH`"]),
         (["checkpoint=run"], ["how small? Give one of", "None is given"]),
         (["checkpoint=run", "fc6=10", "keep=.9"], ["how small?", "More is given"]),
         (["checkpoint=run", "keep=.9", "budget=1"], ["how small?"]),
-        (["checkpoint=run", "keep=0"], ["keep=0: should be more than 0"]),
-        (["checkpoint=run", "keep=90"], ["keep=90: should be at most 1"]),
-        (["checkpoint=run", "fc6=0"], ["fc6=0: should be at least 1"]),
-        (["checkpoint=run", "budget=-1"], ["budget=-1: should be at least 0"]),
-        (["checkpoint=run", "fc6=177"], ["fc6=177", "261,783 weights", "261,170", "At most 176"]),
-        (["checkpoint=run", "fc7=103"], ["fc7=103", "42,230 weights", "42,025", "At most 102"]),
-        (["checkpoint=run", "fc6=9", "output=folder"], ["output=folder: should be the name of a file", ".pt"]),
-        (["checkpoint=run", "fc6=9", "output=run/checkpoints/step-9.pt"], ["keeps and removes its own checkpoints"]),
-        (["checkpoint=run", "fc6=9", "output=run/checkpoints/best.pt"], ["choose another folder"]),
+        (["checkpoint=run", "keep=0"], ["keep=0: must be greater than 0"]),
+        (["checkpoint=run", "keep=90"], ["keep=90: must be at most 1"]),
+        (["checkpoint=run", "fc6=0"], ["fc6=0: must be at least 1"]),
+        (["checkpoint=run", "budget=-1"], ["budget=-1: must be at least 0"]),
+        (["checkpoint=run", "fc6=177"], ["fc6=177", "261,783 weights", "261,170", "at most 176"]),
+        (["checkpoint=run", "fc7=103"], ["fc7=103", "42,230 weights", "42,025", "at most 102"]),
+        (["checkpoint=run", "fc6=9", "output=folder"], ["output=folder: the file name must end in", ".pt"]),
+        (["checkpoint=run", "fc6=9", "output=run/checkpoints/step-9.pt"], ["writes and deletes its checkpoints"]),
+        (["checkpoint=run", "fc6=9", "output=run/checkpoints/best.pt"], ["Choose another one"]),
         (["checkpoint=run", "fc6=9", "split=vla"], ["Did you mean 'val'?", "data.root=null"]),
         (["checkpoint=nothing", "fc6=9"], ["nothing does not exist"]),
         (["checkpoint=run", "rank=9"], ["unknown key 'rank'"]),
@@ -244,8 +244,8 @@ def test_nothing_is_overwritten_or_compressed_twice(call: Call, place: Path) -> 
     Path("mine.pt").write_text("mine")
     before = fingerprint(place)
     for arguments, said in (
-        (["checkpoint=other", "fc6=20", f"output={path}"], f"{path}: is there already, made from another file"),
-        (["checkpoint=run", "fc6=20", "output=mine.pt"], "mine.pt: is there already. Name"),
+        (["checkpoint=other", "fc6=20", f"output={path}"], f"{path} already exists and was created from another file"),
+        (["checkpoint=run", "fc6=20", "output=mine.pt"], "mine.pt already exists. Choose"),
         ([f"checkpoint={path}", "fc7=20"], "is compressed already (fc6 is two layers)"),
     ):
         status, _, err = call("compress", *arguments, NO_DATA)

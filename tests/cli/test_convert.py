@@ -228,7 +228,7 @@ def test_nothing_is_written_over(scored: Path, numbered: VocFolder, tmp_path: Pa
     for name in ("out.mat", "out.json"):
         Path(name).write_text("mine")
         status, _, err = call("propose", f"convert={scored}", f"output={name}")
-        assert (status, f"{name}: is there already" in err) == (1, True)
+        assert (status, f"{name} already exists" in err) == (1, True)
         assert Path(name).read_text() == "mine"
         again = [f"convert={scored}", f"output=new/{name}"]
         assert [call("propose", *again)[0] for _ in range(2)] == [0, 0], "the same command may run again"

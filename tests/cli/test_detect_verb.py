@@ -63,8 +63,8 @@ def test_a_list_with_a_broken_picture_and_two_of_one_name(
     before = fingerprint(voc.root)
     out, _ = detect(call, f"source={listing}", "draw_threshold=0.01", "formats=[json,csv,comp4]", "batch=2")
     assert fingerprint(voc.root) == before
-    assert f"left out: {cut}: the image cannot be decoded" in caplog.text
-    assert "1 of 3 files could not be read" in caplog.text
+    assert f"Skipped: {cut}: the image cannot be decoded" in caplog.text
+    assert "Skipped 1 of 3 files" in caplog.text
     folder = run / "detect" / "some"
     assert f"images and detections.json and detections.csv and comp4 files in {folder}" in out
     names = {"x_p.jpg.png", "y_p.jpg.png", "detections.json", "detections.csv", "timing.json"}
@@ -295,18 +295,18 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
     ("arguments", "said"),
     [
         (["source=bad.mp4"], ["bad.mp4: OpenCV cannot read this video"]),
-        (["source=clip.mp4", "data.proposals=x.proposals"], ["data.proposals=x.proposals: is for pictures"]),
+        (["source=clip.mp4", "data.proposals=x.proposals"], ["data.proposals=x.proposals: not supported for videos"]),
         (["source=empty"], ["source=empty: the folder contains no images (.jpg, "]),
         (["source=bad.txt"], ["bad.txt, line 2: the file gone.jpg does not exist."]),
-        (["source=cut"], ["none of the 2 files is a picture"]),
+        (["source=cut"], ["None of the 2 files is a readable image"]),
         (["source=cut/1.jpg"], ["fastrcnn: cut/1.jpg: the file is not an image"]),
         (
             ["source=a b.png", "formats=[jsn]"],
-            ["formats=jsn: should be one of json, csv, comp4, voc, yolo, coco, labelstudio. Did you mean 'json'?"],
+            ["formats=jsn: must be one of json, csv, comp4, voc, yolo, coco, labelstudio. Did you mean 'json'?"],
         ),
-        (["source=a b.png", "draw_threshold=7"], ["draw_threshold=7: should be from 0 to 1"]),
+        (["source=a b.png", "draw_threshold=7"], ["draw_threshold=7: must be from 0 to 1"]),
         (["source=a b.png", "output=a b.png/x"], ["a b.png/x: the folder cannot be created"]),
-        (["source=a b.png", "batch=0"], ["batch=0: should be at least 1"]),
+        (["source=a b.png", "batch=0"], ["batch=0: must be at least 1"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

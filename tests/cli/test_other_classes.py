@@ -80,8 +80,8 @@ def test_shared_classes_keep_their_outputs_at_their_new_places(
         assert new["cls_score.weight"][label].std() == pytest.approx(0.01, rel=0.3)
         assert new["bbox_pred.weight"][4 * label : 4 * label + 4].std() == pytest.approx(0.001, rel=0.3)
         assert (new["delta_std"][label] < 0.9).all(), "of this training set"
-    kept = "outputs of triangle, square, star are kept, each at its new place; initialised: ball, plus; not used: "
-    assert f"run: other classes; {kept}circle, cross" in caplog.text
+    kept = "Outputs copied: triangle, square, star; newly initialised: ball, plus; not used: "
+    assert f"run has different classes. {kept}circle, cross" in caplog.text
     status, err = train("other", "resume=auto", "solver.iterations=2")
     assert status == 0, err
     assert checkpoint.load(Path("new/checkpoints/step-2.pt"))["classes"] == names
@@ -104,21 +104,21 @@ def test_without_a_shared_class_all_outputs_begin_anew(
     assert new["cls_score.weight"].abs().max() < 0.06
     assert new["bbox_pred.bias"].abs().max() < 1e-6, "and predict the mean of this training set"
     assert (new["delta_std"][1:] < 0.9).all()
-    assert "outputs of none are kept" in caplog.text
+    assert "Outputs copied: none;" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["start=run"], "start=run: was trained on the classes circle, cross, square, star, triangle; the data set has "
-         "ball, plus too. Name the classes to train, as data.classes=[ball,plus,square,star,triangle]: outputs "),
+        (["start=run"], "start=run: was trained on the classes circle, cross, square, star, triangle, but the data set "
+         "also has ball, plus. Set the classes to train, for example data.classes=[ball,plus,square,star,triangle]: "),
         (["start=run", "data.classes=[ball,star]", "data.other_classes=leave_out", "model.finetune_from=bbox_pred"],
-         "model.finetune_from=bbox_pred: the class scores of ball, which start=run does not have, would keep the "),
+         "model.finetune_from=bbox_pred: the scores of ball, which start=run does not have, would be frozen "),
         (["start=run", "data.other_classes=leave_out", "model.head=[9,9]"],
-         "start=run: the model is another one; leave out model.* and model=. To take the layers that fit: "
-         "model.weights=run in place of start."),
+         "start=run: the checkpoint has a different model. Remove model.* and model=. To load only the layers that "
+         "fit, set model.weights=run instead of start."),
         (["model=vgg16_slim", "model.width=0.05", "model.weights=run", "model.head=[9,205]", "model.finetune_from=fc7"],
-         "model.finetune_from=fc7: fc6 would keep the random numbers they begin with"),
+         "model.finetune_from=fc7: fc6 would be frozen at random initial weights"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_says_what_to_do(

@@ -322,7 +322,7 @@ def test_several_seeds_are_a_mean_and_a_deviation() -> None:
     ("arguments", "said"),
     [
         ([], "which table of the paper?"),
-        (["table=9"], "table=9: should be at most 8"),
+        (["table=9"], "table=9: must be at most 8"),
         (["table=1", "seeds=[]"], "seeds=[]: give at least one"),
         (["table=1", "seeds=[3,3]"], "seeds=[3, 3]: give at least one, each once"),
         (["table=1", "run=foo"], "run=foo: reproduce decides that"),
@@ -332,7 +332,7 @@ def test_several_seeds_are_a_mean_and_a_deviation() -> None:
         (["table=1", "data=voc07"], "the experiments choose VOC's sets"),
         (["table=7", "data.short_sides=48"], "_five_scales of this table sets it"),
         (["table=1", "tabel=2"], "unknown key 'tabel'"),
-        (["table=1", "data.root=nowhere"], "data.root=nowhere: there is no such folder"),
+        (["table=1", "data.root=nowhere"], "data.root=nowhere: no such folder"),
     ],
 )
 def test_mistakes_are_one_message(call: Call, arguments: list[str], said: str) -> None:

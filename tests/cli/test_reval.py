@@ -119,7 +119,7 @@ def test_the_metric_is_the_data_sets_unless_said_otherwise(call: Call, tiny: Voc
     assert shown["metric=coco"][1] == "AP50 1.000, AP75 1.000, AP_small 0.700, AP_medium none, AP_large none"
     status, out, err = call(*arguments, "metric=voc12")
     assert (status, out) == (1, "")
-    assert "metric=voc12: should be one of voc07, voc10, coco" in err
+    assert "metric=voc12: must be one of voc07, voc10, coco" in err
 
 
 def test_numbers_of_categories_are_the_coco_files_own(call: Call, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_svms_of_a_run_are_evaluated_detected_and_compressed_with(call: Call, pl
     expected = [100 * softmax, 100 * margins, 100 * (margins - softmax)]
     assert [float(v) for v in said.groups()] == pytest.approx(expected, abs=0.0051)
     assert margins == content["best"]
-    assert "the softmax with scores from 0.01 up" in out
+    assert "score threshold: 0.01 for the softmax" in out
     lines = [line for p in Path("run/svm/eval/test").glob("comp4*.txt") for line in p.read_text().splitlines()]
     scores = np.array([float(line.split()[1]) for line in lines])
     assert scores.min() < 0
@@ -84,7 +84,7 @@ def test_svms_of_a_run_are_evaluated_detected_and_compressed_with(call: Call, pl
     assert json.loads(Path("fewer/detections.json").read_text()) == found[:3]
 
     smaller = done(call, "compress", "checkpoint=run/svm", "fc7=40", "output=small.pt")
-    assert "to train it further" not in smaller
+    assert "to fine-tune it" not in smaller
     small = checkpoint.load(Path("small.pt"))
     assert small["config"]["model"]["classifier"] == "svm"
     assert torch.equal(small["model"]["cls_score.weight"], content["model"]["cls_score.weight"])
@@ -98,11 +98,11 @@ def test_training_goes_on_from_svms_only_with_a_softmax(
     arguments = [*others, f"data.root={trained / 'data' / 'demo'}", "solver.iterations=1", "solver.lr=1e-9"]
     status, _, err = call("train", f"start={MADE}", "run=tuned", *arguments)
     assert status == 1
-    assert f"start={MADE}: model.classifier=svm: training is by cross-entropy" in err
+    assert f"start={MADE}: model.classifier=svm: training uses cross-entropy" in err
     assert "Traceback" not in err
     assert not Path("tuned").exists()
     done(call, "train", f"start={MADE}", "run=tuned", "model.classifier=softmax", *arguments)
-    assert "its class layer is SVMs: their margins are the first logits" in caplog.text
+    assert "The class layer consists of SVMs. Their margins are the initial logits" in caplog.text
     tuned, made = checkpoint.load(Path("tuned/checkpoints/step-1.pt")), checkpoint.load(MADE)
     assert tuned["config"]["model"]["classifier"] == "softmax"
     torch.testing.assert_close(tuned["model"]["cls_score.weight"], made["model"]["cls_score.weight"], atol=1e-6, rtol=0)
@@ -125,7 +125,7 @@ def test_the_keys_reach_the_training(call: Call, place: Path, monkeypatch: pytes
     monkeypatch.setattr(svm, "train_svms", watched)
     seen["mirrored"] = True
     out = done(call, "svm", "checkpoint=run", "data.test=[]", "output=a.pt")
-    assert "mAP: not measured, as data.test is empty" in out
+    assert "mAP: not measured, because data.test is empty" in out
     assert seen["settings"] == svm.SvmSettings()
     assert seen["scaled"] == pytest.approx(20, rel=1e-5)
     assert seen["pictures"] == 20  # the ten of trainval, and mirrored
@@ -142,16 +142,16 @@ def test_the_keys_reach_the_training(call: Call, place: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], ["which model? fastrcnn svm checkpoint=RUN"]),
+        ([], ["No model is given. Use `fastrcnn svm checkpoint=PATH`"]),
         (["checkpoint=nothing"], ["checkpoint: nothing does not exist"]),
-        (["checkpoint=run", "c=0"], ["c=0: should be more than 0"]),
-        (["checkpoint=run", "negative_iou=30"], ["negative_iou=30: should be at most 1"]),
-        (["checkpoint=run", "output=folder"], ["output=folder: should be the name of a file", ".pt"]),
-        (["checkpoint=run", "output=run/checkpoints/svm.pt"], ["keeps and removes its own checkpoints"]),
-        (["checkpoint=run", "output=run/checkpoints/../there.pt"], ["is there already"]),
+        (["checkpoint=run", "c=0"], ["c=0: must be greater than 0"]),
+        (["checkpoint=run", "negative_iou=30"], ["negative_iou=30: must be at most 1"]),
+        (["checkpoint=run", "output=folder"], ["output=folder: the file name must end in", ".pt"]),
+        (["checkpoint=run", "output=run/checkpoints/svm.pt"], ["writes and deletes its checkpoints"]),
+        (["checkpoint=run", "output=run/checkpoints/../there.pt"], ["already exists"]),
         (["checkpoint=run", "split=vla"], ["Did you mean 'val'?"]),
-        (["checkpoint=run", "data.root=nowhere"], ["data.root=nowhere: there is no such folder"]),
-        (["checkpoint=run", "detection.score_threshold=2"], ["detection.score_threshold=2: should be from 0 to 1"]),
+        (["checkpoint=run", "data.root=nowhere"], ["data.root=nowhere: no such folder"]),
+        (["checkpoint=run", "detection.score_threshold=2"], ["detection.score_threshold=2: must be from 0 to 1"]),
         (["checkpoint=run", "C=1"], ["unknown key 'C'"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -176,7 +176,7 @@ def test_what_cannot_be_trained_on_is_said(call: Call, place: Path, monkeypatch:
     checkpoint.save(Path("dead.pt"), content)
     content["config"]["model"]["classifier"] = "svm"
     checkpoint.save(Path("margins.pt"), content)
-    for name, text in (("dead.pt", "the features of fc7 are 0.0 long"), ("margins.pt", "has SVMs already")):
+    for name, text in (("dead.pt", "the mean norm of fc7 features is 0.0"), ("margins.pt", "has SVMs already")):
         status, _, err = call("svm", f"checkpoint={name}", "output=x.pt")
         assert status == 1
         assert text in err
@@ -196,4 +196,4 @@ def test_probabilities_have_thresholds_from_0_to_1(call: Call, place: Path, trai
     ):
         status, _, err = call(*arguments)
         assert status == 1
-        assert f"{key}: should be from 0 to 1, as the scores are probabilities" in err
+        assert f"{key}: must be from 0 to 1, because scores are probabilities" in err

@@ -72,14 +72,14 @@ def test_every_value_is_checked_and_the_first_of_each_is_a_run() -> None:
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("solver.lr=1,x", "solver.lr: should be a number, is 'x'"),
+        ("solver.lr=1,x", "solver.lr: must be a number, not 'x'"),
         ("solver.lrr=1,2", "Did you mean 'solver.lr'"),
         ("solver.lrr=interval(1,2)", "Did you mean 'solver.lr'"),
-        ("model=vgg16,vgg17", "model=vgg17: there is no such model"),
-        ("run=x", "a sweep names its runs' folders"),
+        ("model=vgg16,vgg17", "model=vgg17: the group 'model' has no option 'vgg17'"),
+        ("run=x", "a sweep names the folders of its runs"),
         ("solver.lr", "not of the form key=value"),
         ("hydra/launcher=submitit_local", "pip install hydra-submitit-launcher"),
-        ("hydra.sweep.subdir=x", "the runs are the folders 0, 1"),
+        ("hydra.sweep.subdir=x", "runs are in the folders 0, 1"),
         ("hydra.sweep.dir=${now:%Y}", "a plain path"),
     ],
 )
@@ -122,13 +122,13 @@ def test_runs_of_all_combinations_some_that_fail_and_a_table(
     (here / "all" / "1" / "sweep.json").unlink()  # as though it had been stopped
     caplog.clear()
     assert call(*arguments)[0] == 1
-    assert f"run {here}/all/0 is over already" in caplog.text
+    assert f"Skipping run {here}/all/0" in caplog.text
     assert f"Resuming from {here}/all/1/checkpoints/step-3.pt" in caplog.text
     assert table(here / "all") == rows
     assert {p: p.stat().st_mtime_ns for p in (here / "all" / "0").rglob("*.pt")} == written
     status, _, err = call(*arguments, "solver.momentum=0.5")
     assert status == 1
-    assert "another sweep is there" in err
+    assert "contains another sweep" in err
 
     size = [s for s in SMALL if s.startswith(("data.", "runtime.", "solver.warmup", "detection."))]
     begun = ["start=all/0", "data=demo", *size, "solver.iterations=1", "solver.lr=1e-4,1e-5", "hydra.sweep.dir=begun"]

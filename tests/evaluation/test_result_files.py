@@ -107,16 +107,16 @@ def test_comp4_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "split", "says"),
     [
-        ("", "test", "is empty"),
-        ("a/b", "test", "'a/b' holds a slash"),
-        ("a\\b", "test", "holds a slash"),
-        ("a\nb", "test", r"holds the character '\\n'"),
-        ("a\tb", "test", r"holds the character '\\t'"),
-        ("a\u2028b", "test", r"holds the character '\\u2028'"),
-        ("a\ud800b", "test", r"holds the character '\\ud800'"),
-        (" a", "test", "begins or ends with a space"),
-        ("a\u00a0", "test", "begins or ends with a space"),
-        ("c" * 237, "test", "would have 256 bytes, and may have 255"),  # comp4_det_test_ and .txt are 19
+        ("", "test", "has an empty name"),
+        ("a/b", "test", "'a/b' contains a slash"),
+        ("a\\b", "test", "contains a slash"),
+        ("a\nb", "test", r"contains the character '\\n'"),
+        ("a\tb", "test", r"contains the character '\\t'"),
+        ("a\u2028b", "test", r"contains the character '\\u2028'"),
+        ("a\ud800b", "test", r"contains the character '\\ud800'"),
+        (" a", "test", "starts or ends with a space"),
+        ("a\u00a0", "test", "starts or ends with a space"),
+        ("c" * 237, "test", "would have 256 bytes, and the limit is 255"),  # comp4_det_test_ and .txt are 19
         ("ü" * 119, "test", "would have 257 bytes"),
         ("c", "s" * 241, "would have 257 bytes"),  # comp4_det_ and _ and .txt are 15
     ],

@@ -131,7 +131,7 @@ def test_torchrun_starts_a_run_again_whose_process_was_killed(place: Path, whole
     ("arguments", "message"),
     [
         (["detect", "source=x"], "detect runs in one process"),
-        (["train", "solver.images_per_batch=3"], "2 processes take equal shares of them"),
+        (["train", "solver.images_per_batch=3"], "must be a multiple of 2"),
         (["train", "runtime.device=cuda:0"], "cuda:0"),
         (["propose", "convert=x"], "convert= is done by one process"),
     ],
@@ -153,7 +153,7 @@ def test_a_job_that_restarts_needs_a_name_for_its_run_and_on_several_machines_a_
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     assert main(["train", "experiment=demo"]) == 1
-    assert "name the run's folder, run=FOLDER" in capsys.readouterr().err
+    assert "Set run=FOLDER" in capsys.readouterr().err
     for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
         monkeypatch.setenv(name, value)
     assert main(["train", "experiment=demo", "run=x"]) == 1

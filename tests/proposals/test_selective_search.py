@@ -448,12 +448,12 @@ def test_without_the_contrib_build_the_package_to_remove_is_named(
 @pytest.mark.parametrize(
     ("setting", "match"),
     [
-        ({"mode": "fats"}, "mode=fats: should be one of fast, quality, iccv2011. Did you mean 'fast'"),
+        ({"mode": "fats"}, "mode=fats: must be one of fast, quality, iccv2011. Did you mean 'fast'"),
         ({"k": []}, "k is empty"),
-        ({"k": [50, -1]}, "k=.*: should be more than 0"),
-        ({"side": -1}, "side=-1: should be at least 0"),
-        ({"sigma": float("nan")}, "sigma=nan: should be a finite number"),
-        ({"max_boxes": -5}, "max_boxes=-5: should be at least 1"),
+        ({"k": [50, -1]}, "k=.*: must be greater than 0"),
+        ({"side": -1}, "side=-1: must be at least 0"),
+        ({"sigma": float("nan")}, "sigma=nan: must be a finite number"),
+        ({"max_boxes": -5}, "max_boxes=-5: must be at least 1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(setting: dict[str, object], match: str) -> None:

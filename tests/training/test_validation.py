@@ -243,10 +243,12 @@ def test_a_tenth_of_the_steps_lies_between_evaluations_on_validation_images() ->
 def test_patience_needs_validation_images_and_evaluations() -> None:
     config = TrainConfig()
     config.solver.patience = 3
-    with pytest.raises(UserError, match=r"solver\.patience=3: there is no validation split.*data\.val=\[SPLIT\]"):
+    with pytest.raises(
+        UserError, match=r"solver\.patience=3: early stopping needs a validation split.*data\.val=\[SPLIT\]"
+    ):
         check_validation(config)
     config.data.val = ["val"]
     check_validation(config)
     config.runtime.evaluate_every = 0
-    with pytest.raises(UserError, match=r"with runtime\.evaluate_every=0 there are none"):
+    with pytest.raises(UserError, match=r"runtime\.evaluate_every=0 turns them off"):
         check_validation(config)

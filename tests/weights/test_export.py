@@ -386,7 +386,7 @@ def test_nothing_is_replaced_and_nothing_half_written_stays(tmp_path: Path, monk
     model, _ = trained("vgg16", tmp_path)
     path = tmp_path / "there.caffemodel"
     path.write_text("mine")
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         export.write_caffemodel(model, path)
     assert path.read_text() == "mine"
 

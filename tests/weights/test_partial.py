@@ -202,9 +202,9 @@ def trunk_file(tmp_path: Path) -> str:
         ("conv1_1", ["conv5_3"], None),
         ("fc6", ["conv5_3"], None),
         ("fc6", ["conv4_3", "conv5_3"], None),
-        ("fc7", ["conv5_3"], r"fc6 would keep the random numbers.*not in the file\)\. Say model\.finetune_from=fc6"),
-        ("fc7", ["conv4_3", "conv5_3"], r"reduce and fc6 would keep .* Say model\.finetune_from=fc6"),
-        ("bbox_pred", ["conv5_3"], r"fc6 and fc7 would keep"),
+        ("fc7", ["conv5_3"], r"fc6 would be frozen at random.*not in the file\)\. Set model\.finetune_from=fc6"),
+        ("fc7", ["conv4_3", "conv5_3"], r"reduce and fc6 would be frozen .* Set model\.finetune_from=fc6"),
+        ("bbox_pred", ["conv5_3"], r"fc6 and fc7 would be frozen"),
     ],
 )
 def test_a_layer_with_random_numbers_is_not_frozen(
@@ -261,7 +261,7 @@ def test_a_run_gives_trunk_head_pixels_and_scale_to_other_classes(
     said = "loaded: conv1_1 to conv5_3, fc6, fc7; initialised: cls_score, bbox_pred; not used: cls_score, bbox_pred"
     assert f"best.pt: {said}" in caplog.text
     if scale:
-        with pytest.raises(UserError, match=r"model\.scale_maps=false: .* was trained on maps that are scaled"):
+        with pytest.raises(UserError, match=r"model\.scale_maps=false: .* was trained with scaled feature maps"):
             models.model(settings(weights=str(where), scale_maps=False), 2)
     other = models.model(settings(weights=str(where), head=[8, 8]), 2)
     assert other.state_dict()["map_scale"].tolist() == [1], "measured anew as training begins"
@@ -312,5 +312,5 @@ def test_a_damaged_checkpoint_and_a_folder_without_one_say_so(tmp_path: Path) ->
 
 @pytest.mark.parametrize("head", [[5], [1, 2, 3]])
 def test_a_head_has_two_numbers(head: list[int]) -> None:
-    with pytest.raises(UserError, match=r"model\.head=.*: should be two numbers"):
+    with pytest.raises(UserError, match=r"model\.head=.*: must be two numbers"):
         models.model(ModelSettings(head=head), 2)
