@@ -11,19 +11,19 @@ import argparse
 import sys
 from operator import attrgetter
 
-from fastrcnn.cli import VERBS
+from fastrcnn.cli import COMMANDS
 from fastrcnn.config.compose import compose, config_folder, options
 from fastrcnn.config.schema import SCHEMAS, groups, leaves
 from fastrcnn.config.values import as_written, type_name
 
 HEAD = """# All keys
 
-Written by `scripts/config_page.py`; a test keeps it as it is. `fastrcnn VERB --help` says the same of one verb.
+Written by `scripts/config_page.py`; a test keeps it as it is. `fastrcnn COMMAND --help` prints the keys of one command.
 
 A key is given as `key=value`, a list as `key=[a,b]`, nothing as `key=null`. A group's file is chosen by `group=NAME`; a
 recipe (`recipe=NAME`, [what they set](recipe/README.md)) chooses several, and an experiment is a recipe, a data set and
-what they need beside. What stands later goes before: group, then experiment, then key. A run that goes on, and verbs
-that take a checkpoint, begin with the run's own configuration in place of the defaults.
+what they need beside. What stands later goes before: group, then experiment, then key. A resumed run, and commands
+that read a checkpoint, begin with the run's own configuration in place of the defaults.
 
 The defaults are those of `fastrcnn train` where it has the group, with its recipe `modern`.
 """
@@ -73,12 +73,13 @@ def page() -> str:
         )
         if group in train:
             parts.append(keys(train[group], getattr(config, group), f"{group}."))
-    for verb, schema in SCHEMAS.items():
+    for command, schema in SCHEMAS.items():
         own = groups(schema)
-        parts.append(f"## fastrcnn {verb}\n\n{VERBS[verb][0].upper()}{VERBS[verb][1:]}.\n")
+        line = COMMANDS[command][0]
+        parts.append(f"## fastrcnn {command}\n\n{line[0].upper()}{line[1:]}.\n")
         if own:
             parts.append(f"Groups: {', '.join(f'`{name}`' for name in own)}.\n")
-        if rows := keys(schema, compose(verb, [])):
+        if rows := keys(schema, compose(command, [])):
             parts.append(rows)
     return "\n".join(parts)
 

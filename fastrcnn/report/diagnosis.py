@@ -27,7 +27,7 @@ FALSE_KINDS = {  # in the order in which they are tested
 }
 MISSED_KINDS = {
     "no proposal": "No proposal overlaps the object with an IoU of 0.5 or more.",
-    "misplaced": "A detection of its class overlaps it most of all objects of the class, with an IoU of 0.1 to 0.5.",
+    "misplaced": "A detection of its class is poorly localised on it, with an IoU of 0.1 to 0.5.",
     "wrong class": "A detection of another class overlaps it with an IoU above 0.5.",
     "not detected": "None of the other reasons applies.",
 }
