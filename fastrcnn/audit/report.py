@@ -94,8 +94,8 @@ class Sampling:
     fg_quota: int  # maximum number of foreground RoIs per image
     foreground: float  # mean number of available RoIs, including ground truth
     background: float
-    few_foreground: float  # share of images with less foreground than the quota
-    few_background: float  # share of images with too little background to reach rois_per_image
+    few_foreground: float  # share of images with fewer foreground RoIs than fg_quota
+    few_background: float  # share of images with too few background RoIs to reach rois_per_image
     drawn: float  # mean number of RoIs that can be sampled
 
 
@@ -207,7 +207,7 @@ def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequenc
 
 
 def sampling(records: Sequence[Record], rois_per_image: int, fg_fraction: float) -> Sampling | None:
-    """Return how many RoIs `RoISampler` can sample per training image, or None if no image has proposals."""
+    """Return statistics of the RoIs that `RoISampler` can sample per image, or None if no image has proposals."""
     having = [r for r in records if r.task.role == "train" and r.proposals is not None]
     if not having:
         return None

@@ -15,9 +15,9 @@ import sys
 from fastrcnn.parallel.launch import launch
 
 SHARED = ("train", "eval", "propose")  # commands that can run in several processes
-COMMANDS = {  # what each command does, and its page of the documentation
+COMMANDS = {  # command -> (its line in the overview, its documentation page)
     "demo": ("run all steps on generated images: proposals, training, evaluation and detection", "README.md"),
-    "check": ("check a data set and its proposals before training; writes an HTML and a JSON report", "docs/data.md"),
+    "check": ("check a data set and its proposals before training, and write a report", "docs/data.md"),
     "propose": (
         "generate proposals for a data set or a folder of images, or convert a proposal file",
         "docs/proposals.md",
@@ -25,16 +25,16 @@ COMMANDS = {  # what each command does, and its page of the documentation
     "proposals-check": ("find the box convention that a proposal file uses", "docs/proposals.md"),
     "train": ("train a detector and evaluate it", "docs/training.md"),
     "eval": (
-        "evaluate a checkpoint: AP, a report on its errors, detections in VOC format, competition submissions",
+        "evaluate a checkpoint: AP, error report, detections in VOC format, competition submission",
         "docs/evaluation.md",
     ),
     "reval": ("evaluate saved detections (comp4 files or COCO results) without a model", "docs/evaluation.md"),
     "compare": (
-        "compare evaluations on the same images: AP of each class, and confidence intervals of the differences",
+        "compare evaluations on the same images: AP of each class, with confidence intervals",
         "docs/evaluation.md",
     ),
     "detect": (
-        "detect objects in images or a video; draws them, and writes JSON, CSV, comp4 or label files",
+        "detect objects in images or a video, and write drawings and JSON, CSV, comp4 or label files",
         "docs/detection.md",
     ),
     "compress": ("make a checkpoint smaller and faster with a truncated SVD of fc6 and fc7", "docs/deployment.md"),
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _message(error: Exception, command: str = "") -> str:
-    """Return what is wrong and what to do about it, or an empty string if the error is a bug of the program."""
+    """Return the message of an error that the user can fix, or an empty string for a bug of the program."""
     from fastrcnn.errors import UserError
 
     if isinstance(error, UserError):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
 
 NONE_YET = -1.0  # the best mAP before the first evaluation
-UNTRAINED = "no step was trained yet"
+UNTRAINED = "nothing was trained yet"
 EXAMPLES = [
     "fastrcnn train experiment=demo",
     "fastrcnn train recipe=transfer data=custom data.root=mydata        (CPU, pre-trained weights)",
@@ -106,7 +106,7 @@ def keep_freed_memory() -> None:
     no gain, and the process holds a fifth more memory. Does nothing with another C library than glibc.
     """
     no_mapping, no_trimming = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-    with suppress(OSError, AttributeError, TypeError):  # no such function; no such library
+    with suppress(OSError, AttributeError, TypeError):  # another C library
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version  # noqa: B018  # others may have a mallopt with other numbers
         library.mallopt(no_mapping, 0)

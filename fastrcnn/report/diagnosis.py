@@ -147,10 +147,10 @@ class Thresholds:
     """
 
     names: list[str]
-    values: np.ndarray  # (T,) float64, rising
+    values: np.ndarray  # (T,) float64, ascending
     right: np.ndarray  # (classes, T) int64
-    false: np.ndarray  # (classes, kinds, T) int64, along FALSE_KINDS
-    confusions: dict[tuple[int, int], np.ndarray]  # (true class, detected class) -> (T,) int64
+    false: np.ndarray  # (classes, kinds, T) int64, in the order of FALSE_KINDS
+    confusions: dict[tuple[int, int], np.ndarray]  # (ground-truth class, detected class) -> (T,) int64
     left_out_confusions: int  # number of confusions of the other class pairs
 
     def best(self, objects: int) -> int:

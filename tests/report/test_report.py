@@ -146,7 +146,11 @@ CASES = {
     "no detections": ({"cat": NOTHING, "dog": NOTHING}, None, "There are no detections, so all objects are missed."),
     "one class": ({"cat": DETECTIONS["cat"]}, None, "not evaluated, because no detections were given: dog."),
     "no truth": (DETECTIONS, [], "no objects that are not difficult, so AP is undefined."),
-    "a class without truth": (DETECTIONS, [0], "Classes without AP, because they have no object or only difficult ones: dog."),
+    "a class without truth": (
+        DETECTIONS,
+        [0],
+        "Classes without AP, because they have no object or only difficult ones: dog.",
+    ),
     "nothing at all": ({"cat": NOTHING, "dog": NOTHING}, [], "There are no errors."),
 }
 
