@@ -11,7 +11,7 @@ import argparse
 import sys
 from operator import attrgetter
 
-from fastrcnn.cli import VERBS
+from fastrcnn.cli import COMMANDS
 from fastrcnn.config.compose import compose, config_folder, options
 from fastrcnn.config.schema import SCHEMAS, groups, leaves
 from fastrcnn.config.values import as_written, type_name
@@ -77,12 +77,13 @@ def page() -> str:
         )
         if group in train:
             parts.append(keys(train[group], getattr(config, group), f"{group}."))
-    for verb, schema in SCHEMAS.items():
+    for command, schema in SCHEMAS.items():
         own = groups(schema)
-        parts.append(f"## fastrcnn {verb}\n\n{VERBS[verb][0].upper()}{VERBS[verb][1:]}.\n")
+        line = COMMANDS[command][0]
+        parts.append(f"## fastrcnn {command}\n\n{line[0].upper()}{line[1:]}.\n")
         if own:
             parts.append(f"Groups: {', '.join(f'`{name}`' for name in own)}.\n")
-        if rows := keys(schema, compose(verb, [])):
+        if rows := keys(schema, compose(command, [])):
             parts.append(rows)
     return "\n".join(parts)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fastrcnn
-from fastrcnn.cli import VERBS
+from fastrcnn.cli import COMMANDS
 
 PACKAGE = Path(fastrcnn.__file__).parent
 # From the ground up. What is on a floor imports from below, and what EXCEPTIONS names beside it; on the
@@ -124,10 +124,10 @@ def test_no_folder_imports_itself_by_way_of_others() -> None:
 
 
 def test_a_folder_has_at_most_a_dozen_files() -> None:
-    """Beside the command line, which has one a verb."""
+    """Except the command line, which has one file per command."""
     for path in sorted({p.parent for p in MODULES.values()}):
         number = len([p for p in path.glob("*.py") if p.name != "__init__.py"])
-        assert number <= (len(VERBS) if path.name == "cli" else 12), path
+        assert number <= (len(COMMANDS) if path.name == "cli" else 12), path
 
 
 def test_only_build_and_the_command_line_read_the_configuration() -> None:

@@ -1,1 +1,1 @@
-"""`fastrcnn check`: what is read, what is found, how it is shown."""
+"""`fastrcnn check`: reads a data set, finds problems and reports them."""

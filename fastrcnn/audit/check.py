@@ -1,7 +1,7 @@
-"""Reading a whole data set once, on all cores: every annotation, every pixel, every proposal.
+"""Read all annotations, images and proposals of a data set once, on all cores.
 
-What one image gives is a `Record`; `report.py` makes the report of them. Nothing stops at a bad file, and nothing is
-written.
+Each image gives a `Record`, and `report.py` computes the report from all records. Reading continues after a bad file,
+and nothing is written.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from fastrcnn.proposals.generate import start_worker
 from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.settings import SolverSettings
 
-CHUNK = 16  # images that a process takes at a time
+CHUNK = 16  # images per work item of a process
 COLOURS = {"1": "gray", "L": "gray", "LA": "gray", "P": "palette", "CMYK": "CMYK", "RGBA": "RGBA", "I": "16-bit"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What training will do with the data set, as the keys of the same names say."""
+    """The settings of training that affect the check. Fields have the names of their configuration keys."""
 
     max_proposals: int | None = 2000
     use_difficult: bool = True
     first_pixel: int = 1
-    leave_out_others: bool = False  # objects of other classes than those that are named
-    leave_out_missing: bool = False  # images without proposals
+    leave_out_others: bool = False  # data.other_classes=leave_out: ignore objects of unknown classes
+    leave_out_missing: bool = False  # data.missing_proposals=leave_out: skip images without proposals
     short_sides: Sequence[int] = (600,)
     long_side: int = 1000
     solver: SolverSettings = field(default_factory=SolverSettings)
@@ -54,59 +54,59 @@ class Task:
 
     role: str  # train, val or test
     split: str
-    source: Path  # a folder in VOC layout, or a file of annotations
+    source: Path  # a folder in VOC layout, or an annotation file of several images
     image_id: str
-    store: Path | None = None  # of its proposals
-    image: Annotated | None = None  # what a file of annotations says; XML is read with the image
+    store: Path | None = None  # its proposal store
+    image: Annotated | None = None  # from an annotation file of several images; XML files are read with the image
 
 
 @dataclass
 class Record:
-    """What reading one image gave."""
+    """The result of reading one image."""
 
     task: Task
     image: Annotated
-    objects: list[AnnotatedObject]  # G usable ones
+    objects: list[AnnotatedObject]  # the G usable ones
     problems: list[Problem]
-    stored: Stored | None = None  # what the image's file says; None where it cannot be decoded
-    turn: int = 1  # EXIF orientation that is applied when it is read
-    digest: bytes = b""  # SHA-256 of the file
-    proposals: int | None = None  # used of it; None where there are none to read
+    stored: Stored | None = None  # properties of the image file; None if it cannot be decoded
+    turn: int = 1  # EXIF orientation that is applied when the image is read
+    digest: bytes = b""  # SHA-256 of the image file
+    proposals: int | None = None  # number that is used; None if there are none
     best: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (G,) float64, IoU with the best proposal
-    foreground: int = 0  # RoIs, truth included, that a training step may draw as foreground
+    foreground: int = 0  # RoIs, including ground truth, that a training step can sample as foreground
     background: int = 0
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Width and height in pixels as the image is used; None where it cannot be decoded."""
+        """Width and height in pixels after the EXIF rotation, or None if the image cannot be decoded."""
         return self.stored.rotated(self.turn) if self.stored else None
 
     @property
     def colour(self) -> str:
-        """RGB, gray, palette, CMYK, RGBA or 16-bit, as stored."""
+        """The stored colour format: RGB, gray, palette, CMYK, RGBA or 16-bit."""
         if self.stored is None:
             return "RGB"
         return COLOURS.get(self.stored.mode.partition(";")[0], "RGB") if self.stored.bits is None else "16-bit"
 
     @property
     def usable(self) -> bool:
-        """Whether the image and its annotation can be read."""
+        """Return whether the image and its annotation can be read."""
         return self.size is not None and self.image.size is not None
 
     @property
     def names(self) -> list[str]:
-        """Of the objects' classes."""
+        """The class names of the objects."""
         return [o.name for o in self.objects]
 
     @property
     def boxes(self) -> np.ndarray:
-        """The objects' boxes (G, 4) float32, half-open, cut off at the image's border."""
+        """The boxes of the objects (G, 4) float32, half-open, clipped to the image."""
         boxes = np.array([o.box for o in self.objects], np.float32).reshape(-1, 4)
         return np.clip(boxes, 0, np.array([self.image.width, self.image.height] * 2, np.float32))
 
     @property
     def difficult(self) -> np.ndarray:
-        """(G,) bool."""
+        """Which objects are difficult, (G,) bool."""
         return np.array([o.difficult for o in self.objects], bool)
 
     def report(self, kind: str, file: Path, what: str) -> None:
@@ -114,7 +114,7 @@ class Record:
 
 
 def sort_out(image: Annotated, training: bool) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """The usable objects of an image, and all problems. training: whether the image is to train on."""
+    """Return the usable objects of an image, and all its problems. training: the image is in a training split."""
     problems, usable = list(image.problems), []
     for o in image.objects or ():
         if note := o.flag_note(training):
@@ -127,10 +127,10 @@ def sort_out(image: Annotated, training: bool) -> tuple[list[AnnotatedObject], l
 
 
 def read_all(tasks: Sequence[Task], settings: Settings, workers: int | None = None) -> list[Record]:
-    """Reads all images, in `workers` processes (by default one a core); records come in the order of the tasks.
+    """Read all images in `workers` processes (default: one per core). Records are in the order of the tasks.
 
-    Raises UserError where a store of proposals cannot be opened or a process dies. Scripts that call this need the
-    usual `if __name__ == "__main__":`.
+    Raises UserError if a proposal store cannot be opened or a process dies. Scripts that call this function must be
+    guarded with `if __name__ == "__main__":`.
     """
     refuse_import()
     return list(progress(_records(tasks, settings, workers or cores()), len(tasks), "checking"))
@@ -142,7 +142,7 @@ def _records(tasks: Sequence[Task], settings: Settings, workers: int) -> Iterato
     if workers <= 1:
         yield from (read_one(task, settings, stores) for task in tasks)
         return
-    died = "A process that reads the data set died, most likely because memory ran out. Run again with fewer workers."
+    died = "A process that reads the data set died, probably because of a lack of memory. Run again with fewer workers."
     with pool(workers, _start, died) as executor:
         yield from executor.map(read_one, tasks, repeat(settings), repeat(stores), chunksize=CHUNK)
 
@@ -153,7 +153,7 @@ def _start() -> None:
 
 
 def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore]) -> Record:
-    """Reads one image, its annotation and its proposals; whatever is wrong becomes a Problem of the record."""
+    """Read one image, its annotation and its proposals. Errors become problems of the record."""
     image = task.image or next(read_voc(task.source, [task.image_id], first_pixel=settings.first_pixel))
     record = Record(task, image, *sort_out(image, task.role == "train"))
     if not {p.kind for p in record.problems} & {"missing_picture", "link"}:
@@ -167,7 +167,7 @@ def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore
 
 
 def _read_image(record: Record) -> None:
-    """Puts what the image's file says into the record."""
+    """Read the image file into the record."""
     path, size = record.image.path, record.image.size
     try:
         data = read_bytes(path)
@@ -182,21 +182,21 @@ def _read_image(record: Record) -> None:
 
 
 def _read_proposals(record: Record, store: ProposalStore, settings: Settings) -> None:
-    """Puts what the image's proposals give into the record."""
+    """Read the image's proposals into the record."""
     image_id, image, solver = record.task.image_id, record.image, settings.solver
     if image_id not in store:
         kind = "left_out" if settings.leave_out_missing else "no_proposals"
-        record.report(kind, image.path, f"{store.path} has none for '{image_id}'.")
+        record.report(kind, image.path, f"{store.path} has no proposals for '{image_id}'.")
         return
     (height, width), size = store.size(image_id), record.size or image.size
     if size and (width, height) != size:
-        what = f"'{image_id}' has {width} x {height} pixels there, but the image has {size[0]} x {size[1]}."
+        what = f"the store has {width} x {height} pixels for '{image_id}', but the image has {size[0]} x {size[1]}."
         record.report("proposal_size", store.path, what)
         return
     found = store.boxes(image_id)[: settings.max_proposals]
     sound, _, counts = clean(found, height, width)
     if counts.dropped or counts.clipped:
-        what = f"'{image_id}': {counts.dropped + counts.clipped} boxes are no numbers, inverted, or out of the image."
+        what = f"'{image_id}': {counts.dropped + counts.clipped} boxes are not finite, inverted, or outside the image."
         record.report("bad_proposals", store.path, what)
     boxes, trained = record.boxes, [o.trained_on(settings.use_difficult) for o in record.objects]
     overlaps = box_ops.iou(torch.from_numpy(boxes).double(), torch.from_numpy(sound).double())

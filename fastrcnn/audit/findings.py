@@ -1,4 +1,4 @@
-"""The report of all records: their problems, and those that show only when all images are seen together."""
+"""Build the report from all records, including the problems that need a comparison of several images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fastrcnn.data.truth.problems import UNREAD, Problem, by_cause
 from fastrcnn.names import SAME_FILES, class_fault, comp4_id, same_files
 from fastrcnn.proposals.store import ProposalStore
 
-FEW_OBJECTS = 10  # of a class in training; a note is made of fewer
-FEW_BACKGROUND = 0.1  # share of training images that cannot fill a step; a note is made of more
+FEW_OBJECTS = 10  # a class with fewer training objects gets a note
+FEW_BACKGROUND = 0.1  # a note is added if a larger share of training images cannot fill a step
 
 
 def make_report(
     records: Sequence[Record], problems: Sequence[Problem], name: str, root: str, classes: list[str], settings: Settings
 ) -> Report:
-    """The report on a data set. problems: what is known already, those of `file_problems` for one."""
+    """Return the report of a data set. problems: known problems, such as the result of `file_problems`."""
     unread = any(p.kind in UNREAD for p in problems)
     known = [statistics.known_only(r, classes) for r in records]
     stores = [ProposalStore(path) for path in dict.fromkeys(r.task.store for r in records) if path is not None]
@@ -32,12 +32,12 @@ def make_report(
     found = [*problems, *findings(records, classes, root, settings, unread), *proposal_findings(known, stores)]
     side, below = next(iter(boxes.below_cell.items()), ("", 0))
     if below:
-        what = f"{below} of {sum(boxes.sizes.values())} boxes are lower or narrower than {CELL} pixels, one cell of "
-        what += f"conv5_3, when the short side of the image has {side} pixels."
+        what = f"{below} of {sum(boxes.sizes.values())} boxes are narrower or shorter than {CELL} pixels (one conv5_3 "
+        what += f"cell) when the short side of the image is scaled to {side} pixels."
         found.append(Problem("small_boxes", root, what))
     if sampling is not None and sampling.few_background > FEW_BACKGROUND:
-        what = f"{100 * sampling.few_background:.0f} % of the training images have too few background RoIs to fill up "
-        what += f"to {sampling.rois_per_image}; {sampling.drawn:.0f} can be drawn on average."
+        what = f"{100 * sampling.few_background:.0f} % of the training images have too few background RoIs for "
+        what += f"{sampling.rois_per_image} RoIs per image. On average {sampling.drawn:.0f} RoIs can be sampled."
         found.append(Problem("few_rois", root, what))
     lists = dict.fromkeys((r.task.role, r.task.split) for r in records)
     return Report(
@@ -55,7 +55,7 @@ def make_report(
 
 
 def file_problems(records: Sequence[Record], root: Path) -> list[Problem]:
-    """The problems of the files, those of one cause once."""
+    """Return the problems of the files. Problems with the same cause are merged."""
     found = []
     for source in dict.fromkeys(r.task.source for r in records):
         of_source = [r for r in records if r.task.source == source]
@@ -65,7 +65,7 @@ def file_problems(records: Sequence[Record], root: Path) -> list[Problem]:
 
 
 def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str, test: str) -> list[Problem]:
-    """The classes that an evaluation on the split `test` cannot write files for, each at its first object."""
+    """Return the classes whose names cannot be used in result files for the split `test`, each at its first object."""
     first = {o.name: o for r in reversed([*records]) for o in reversed(r.objects)}
     problems = []
     for name in classes:
@@ -78,10 +78,10 @@ def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str
 def findings(
     records: Sequence[Record], classes: Sequence[str], lists: str, settings: Settings, unread: bool = False
 ) -> list[Problem]:
-    """All of them but those about proposals.
+    """Return all problems except those of proposals.
 
-    lists: the place of the split lists, for messages. unread: there are annotations that could not be read, which is
-    why objects may be missing.
+    lists: the location of the splits, for messages. unread: some annotations could not be read, so objects may be
+    missing.
     """
     known, kind = set(classes), "other_classes" if settings.leave_out_others else "unknown_class"
     others = [o for r in records for o in r.objects if o.name not in known]
@@ -99,28 +99,28 @@ def findings(
 
 
 def proposal_findings(records: Sequence[Record], stores: Iterable[ProposalStore]) -> list[Problem]:
-    """What the proposals and the images say about each other."""
+    """Return the problems of the proposals."""
     problems = []
     ids = {r.task.image_id for r in records}
     for store in stores:
         if foreign := [i for i in store.ids if i not in ids]:
-            what = f"{len(foreign)} of its {len(store)} images are in no list that was checked, such as '{foreign[0]}'."
+            what = f"{len(foreign)} of its {len(store)} images are in no checked split, for example '{foreign[0]}'."
             problems.append(Problem("foreign_proposals", str(store.path), what))
         counts = {k: store.meta.get("cleaning", {}).get(k) for k in ("not_finite", "inverted", "outside")}
         if dropped := [f"{n} {k.replace('_', ' ')}" for k, n in counts.items() if n]:
             what = f"boxes dropped: {', '.join(dropped)}."
             problems.append(Problem("dropped_proposals", str(store.path), what))
     empty, untouched = [r.proposals == 0 for r in records], [int((r.best == 0).sum()) for r in records]
-    what = "{n} object(s) in {images} image(s) are touched by no proposal at all."
+    what = "{n} object(s) in {images} image(s) do not overlap with any proposal."
     return [
         *problems,
-        *_sum_up("zero_proposals", records, empty, "{n} image(s) have no box in the store."),
+        *_sum_up("zero_proposals", records, empty, "{n} image(s) have no box in the proposal store."),
         *_sum_up("missed", records, untouched, what),
     ]
 
 
 def _sum_up(kind: str, records: Sequence[Record], counts: Sequence[int], what: str) -> list[Problem]:
-    """One problem for all images with a count above 0; it names the file of the first of them."""
+    """Return one problem for all images with a count above 0. It names the file of the first one."""
     images = [r.image for r, n in zip(records, counts, strict=True) if n]
     if not images:
         return []
@@ -135,7 +135,7 @@ def _of_images(records: Sequence[Record]) -> list[Problem]:
     problems = [
         *_sum_up("clipped", records, clipped, "{n} box(es) in {images} image(s) were clipped."),
         *_sum_up("negative", records, negative, "{n} image(s) have no object."),
-        *_sum_up("escaped_id", records, escaped, "{n} id(s) hold a space or a %."),
+        *_sum_up("escaped_id", records, escaped, "{n} id(s) contain a space or a %."),
     ]
     for colour in sorted({r.colour for r in records} - {"RGB"}):
         problems += _sum_up("colours", records, [r.colour == colour for r in records], f"{{n}} image(s) are {colour}.")
@@ -153,7 +153,7 @@ def _same_ids(records: Iterable[Record], lists: str) -> list[Problem]:
             roles[r.task.role].append(r.task.split)
         for named in roles.values():
             if len(named) > 1:
-                problems.append(Problem("duplicate_id", lists, f"'{image_id}' is in {' and in '.join(named)}."))
+                problems.append(Problem("duplicate_id", lists, f"'{image_id}' is listed in {' and in '.join(named)}."))
         files = {str(r.image.path) for r in found}
         if len(roles) > 1 and len(files) > 1:
             what = f"'{image_id}' is the id of {' and of '.join(sorted(files))}."
@@ -161,7 +161,7 @@ def _same_ids(records: Iterable[Record], lists: str) -> list[Problem]:
         elif len(roles) > 1:
             both.append(image_id)
     if both:
-        what = f"{len(both)} id(s) are in lists of different use (train, val, test), such as '{both[0]}'."
+        what = f"{len(both)} id(s) are in several of the training, validation and test splits, for example '{both[0]}'."
         problems.append(Problem("leak", lists, what))
     return problems
 
@@ -176,7 +176,7 @@ def _same_pictures(records: Iterable[Record]) -> list[Problem]:
         if len(group) > 1:
             first, *others = [f"'{r.task.image_id}' ({r.task.split})" for r in group.values()]
             leak = len({r.task.role for r in group.values()}) > 1
-            what = f"{first} is the same file, byte for byte, as {', '.join(others)}."
+            what = f"{first} is byte-identical to {', '.join(others)}."
             problems.append(Problem("leak" if leak else "copies", str(next(iter(group))), what))
     return problems
 
@@ -187,12 +187,12 @@ def _zero_based(records: Sequence[Record]) -> list[Problem]:
     for image in (r.image for r in records):
         at_end += sum(o.box[2] >= image.width or o.box[3] >= image.height for o in image.objects or ())
     rest = (
-        f"{at_end} box(es) reach xmax or ymax of the image's full width or height as well, so that x2 and y2 may "
-        "be meant as one past the last pixel, or files of two origins are mixed."
+        f"However, {at_end} box(es) have xmax or ymax equal to the image's width or height, so x2 and y2 may be "
+        "exclusive, or the data set mixes files with different conventions."
         if at_end
-        else "No box reaches the image's last column or row: the whole data set seems to count from 0."
+        else "No box reaches the image's last column or row, so the whole data set seems to be zero-based."
     )
-    what = "{n} box(es) in {images} file(s) start at 0, before the first pixel, which is 1 in VOC. "
+    what = "{n} box(es) in {images} file(s) start at 0, but the first pixel is 1 in VOC. "
     return _sum_up("zero_based", records, at_zero, what + rest)
 
 
@@ -200,7 +200,7 @@ def _letter_case(records: Sequence[Record]) -> list[Problem]:
     first = {name: str(r.image.annotation) for r in reversed(records) for name in reversed(r.names)}
     ordered = dict.fromkeys(name for r in records for name in r.names)
     return [
-        Problem("letter_case", first[group[-1]], f"there are {' and '.join(map(repr, group))}, which {SAME_FILES}.")
+        Problem("letter_case", first[group[-1]], f"the classes {' and '.join(map(repr, group))} {SAME_FILES}.")
         for group in same_files(ordered)
     ]
 
@@ -208,7 +208,7 @@ def _letter_case(records: Sequence[Record]) -> list[Problem]:
 def _rare_classes(
     records: Iterable[Record], classes: Sequence[str], lists: str, use_difficult: bool, unread: bool
 ) -> list[Problem]:
-    counts = {"train": Counter[str](), "test": Counter[str]()}  # the latter with those of data.val
+    counts = {"train": Counter[str](), "test": Counter[str]()}  # test includes data.val
     for r in records:
         training = r.task.role == "train"
         names = (o.name for o in r.objects if o.trained_on(use_difficult) or not training)
@@ -218,7 +218,7 @@ def _rare_classes(
         objects = sum(len(r.objects) for r in shown)
         first = next((r for r in shown if r.objects or not objects), None)
         if first is not None and (objects or not unread):
-            what = f"none of the {objects} objects in the training images is trained on."
+            what = f"none of the {objects} objects in the training images is used for training."
             what = what if objects else f"none of the {len(shown)} training images has an object."
             return [Problem("no_objects", str(first.image.annotation), what)]
         if unread:
@@ -227,19 +227,19 @@ def _rare_classes(
     for name in classes:
         train, test = counts["train"][name], counts["test"][name]
         if train == 0:
-            what = f"'{name}' has {test} object(s) to test on and none to train on."
+            what = f"'{name}' has {test} test object(s) but no training object."
             problems.append(Problem("test_only", lists, what))
         elif train < FEW_OBJECTS:
-            problems.append(Problem("few_objects", lists, f"'{name}' has {train} object(s) to train on."))
+            problems.append(Problem("few_objects", lists, f"'{name}' has {train} training object(s)."))
     return problems
 
 
 def _without_truth(records: Sequence[Record], classes: Sequence[str], lists: str, unread: bool) -> list[Problem]:
-    """Whether no test image has an object that counts."""
+    """Return a problem if no test image has an object that counts in the evaluation."""
     test = [r for r in records if r.task.role == "test"]
     if not test or (unread and not any(r.objects for r in test)):
         return []
     if any(o.name in classes and not o.difficult for r in test for o in r.objects):
         return []
-    what = f"no class has an object in the {len(test)} image(s) to test on, so there will be no mAP and no best.pt."
+    what = f"no class has an object in the {len(test)} test image(s), so there is no test mAP to select best.pt by."
     return [Problem("no_truth", lists, what)]

@@ -1,4 +1,4 @@
-"""The report on a data set: counts, sizes and proposals, from the records of `check.py`, and its problems."""
+"""The report of a data set: counts, sizes, proposal recall and problems, computed from the records of `check.py`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fastrcnn.data.truth.annotated import stands_out
 from fastrcnn.data.truth.problems import Problem
 from fastrcnn.evaluation.recall import Recall, by_size, recall
 
-CELL = 16  # pixels of the scaled image that one cell of conv5_3 stands for
+CELL = 16  # pixels of the scaled image per conv5_3 cell
 
 
 @dataclass(frozen=True)
 class Range:
-    """Smallest, middle and largest of some numbers; None where there are none."""
+    """Minimum, median and maximum of some numbers; None if there are no numbers."""
 
     min: float | None
     median: float | None
@@ -36,13 +36,13 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Split:
-    """One list of images. Objects are those of known classes with a usable box."""
+    """One split. Objects are those of known classes with a usable box."""
 
     name: str
     role: str  # train, val or test
     images: int
-    unreadable: int  # of the images: image or annotation cannot be used
-    negatives: int  # usable, without an object
+    unreadable: int  # images whose file or annotation cannot be used
+    negatives: int  # usable images without an object
     objects: int
     difficult: int
     truncated: int
@@ -51,27 +51,27 @@ class Split:
 
 @dataclass(frozen=True)
 class Sizes:
-    width: Range  # pixels of the original
+    width: Range  # pixels of the original images
     height: Range
-    aspect: Range  # width over height
+    aspect: Range  # width / height
 
 
 @dataclass(frozen=True)
 class Pictures(Sizes):
-    colours: dict[str, int]  # images stored as RGB, gray, palette, CMYK, RGBA, 16-bit
-    turned: int  # with an EXIF rotation, whether it is applied or not
+    colours: dict[str, int]  # stored format (RGB, gray, palette, CMYK, RGBA, 16-bit) -> number of images
+    turned: int  # images with an EXIF rotation, applied or not
 
 
 @dataclass(frozen=True)
 class Boxes(Sizes):
-    sizes: dict[str, int]  # small, medium, large: areas below 32 x 32, below 96 x 96, the rest
-    below_cell: dict[str, int]  # short side of training -> boxes whose shorter side is then less than 16 pixels
+    sizes: dict[str, int]  # small, medium, large: area below 32 x 32, below 96 x 96, others
+    below_cell: dict[str, int]  # short side in training -> boxes whose shorter side is then below CELL pixels
     clipped: int
 
 
 @dataclass(frozen=True)
 class ProposalStatistics:
-    """What the proposals find, over all lists that have them."""
+    """Recall of the proposals over all splits that have proposals."""
 
     stores: list[str]
     images: int
@@ -82,26 +82,26 @@ class ProposalStatistics:
     splits: dict[str, Recall]
     classes: dict[str, Recall]
     sizes: dict[str, Recall]
-    untouched: int  # objects that no proposal overlaps at all
+    untouched: int  # objects without any overlapping proposal
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a training step finds to draw from in the images of the training lists."""
+    """The RoIs that a training step can sample from the images of the training splits."""
 
     images: int
     rois_per_image: int
-    fg_quota: int  # the most that are drawn as foreground
-    foreground: float  # mean number of RoIs there are, truth included
+    fg_quota: int  # maximum number of foreground RoIs per image
+    foreground: float  # mean number of available RoIs, including ground truth
     background: float
-    few_foreground: float  # share of images with less foreground than the quota
-    few_background: float  # share with less background than is left to draw
-    drawn: float  # mean number of RoIs that can be drawn
+    few_foreground: float  # share of images with fewer foreground RoIs than fg_quota
+    few_background: float  # share of images with too few background RoIs to reach rois_per_image
+    drawn: float  # mean number of RoIs that can be sampled
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything; `to_json` says how it is written."""
+    """The complete report; see `to_json` for the file format."""
 
     name: str
     root: str
@@ -116,11 +116,11 @@ class Report:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """The report as plain containers.
+    """Return the report as plain containers for JSON.
 
-    Keys are the fields of Report and of the dataclasses in it, which say what they mean; besides, `ok` (no errors)
-    first, and for each of `errors` and `notes`: kind, title, file, line, object, name, what, mend. Lengths are in
-    pixels of the original images, shares and recalls between 0 and 1, null where there is nothing to count.
+    Keys are the fields of Report and of its dataclasses. In addition, `ok` (no errors) is the first key, and each entry
+    of `errors` and `notes` has kind, title, file, line, object, name, unit, what and mend (the advice). Lengths are in
+    pixels of the original images. Shares and recalls are between 0 and 1, or null if there is nothing to count.
     """
     plain = {"ok": not report.errors, **asdict(report)}
     for key, problems in (("errors", report.errors), ("notes", report.notes)):
@@ -129,14 +129,14 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def known_only(record: Record, classes: Sequence[str]) -> Record:
-    """The record without objects of unknown classes, which the counts leave out as training would."""
+    """Return the record without objects of unknown classes, which training ignores too."""
     kept = [o.name in classes for o in record.objects]
     objects = [o for o in record.objects if o.name in classes]
     return replace(record, objects=objects, best=record.best if record.proposals is None else record.best[kept])
 
 
 def split(records: Sequence[Record], classes: Sequence[str]) -> Split:
-    """The counts of one list; all records are of it."""
+    """Return the counts of one split. All records are from this split."""
     usable = [r for r in records if r.usable]
     objects = Counter(o.name for r in usable for o in r.objects)
     difficult = Counter(o.name for r in usable for o in r.objects if o.difficult)
@@ -155,7 +155,7 @@ def split(records: Sequence[Record], classes: Sequence[str]) -> Split:
 
 
 def pictures(records: Sequence[Record]) -> Pictures:
-    """Sizes and colours of all images that can be read."""
+    """Return the sizes and colour formats of all readable images."""
     read = [r for r in records if r.size]
     width, height = np.array([r.size for r in read], dtype=float).reshape(-1, 2).T
     return Pictures(
@@ -166,7 +166,7 @@ def pictures(records: Sequence[Record]) -> Pictures:
 
 
 def boxes(records: Sequence[Record], short_sides: Iterable[int], long_side: int) -> Boxes:
-    """Sizes of all boxes, and how many are small at the scales of training."""
+    """Return the sizes of all boxes, and the number of boxes that are small at the training scales."""
     width, height = _sides(records)
     below = {}
     for side in short_sides:
@@ -182,7 +182,7 @@ def boxes(records: Sequence[Record], short_sides: Iterable[int], long_side: int)
 
 
 def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequence[str]) -> ProposalStatistics | None:
-    """Recall and numbers of the proposals; None where no image has any list of them."""
+    """Return the recall and the numbers of proposals, or None if no image has proposals."""
     having = [r for r in records if r.proposals is not None]
     if not having:
         return None
@@ -207,7 +207,7 @@ def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequenc
 
 
 def sampling(records: Sequence[Record], rois_per_image: int, fg_fraction: float) -> Sampling | None:
-    """How far the training images fill a step, by the rule of `RoISampler`; None where none has proposals."""
+    """Return statistics of the RoIs that `RoISampler` can sample per image, or None if no image has proposals."""
     having = [r for r in records if r.task.role == "train" and r.proposals is not None]
     if not having:
         return None
@@ -228,7 +228,7 @@ def sampling(records: Sequence[Record], rois_per_image: int, fg_fraction: float)
 
 
 def _sides(records: Sequence[Record]) -> np.ndarray:
-    """Width and height (2, G) float64 of all boxes."""
+    """Return the widths and heights (2, G) float64 of all boxes."""
     found = np.concatenate([np.zeros((0, 4)), *(r.boxes for r in records)])
     return (found[:, 2:] - found[:, :2]).T
 

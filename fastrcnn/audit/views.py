@@ -1,4 +1,4 @@
-"""The report on a data set as a few lines for the console, and as one HTML page without scripts or other files."""
+"""The report of a data set as a console summary, and as one HTML page without scripts or external files."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from fastrcnn.audit.report import Range, Report
 from fastrcnn.data.truth.problems import Problem, by_kind
 from fastrcnn.report.page import render
 
-MOST_CLASSES = 6  # shown on the console; the page has them all
+MOST_CLASSES = 6  # on the console; the page shows all
 MOST_ERRORS = 7  # lines on the console
 MOST_NOTES = 6
-LISTED = 200  # problems of a kind in the page; report.json has them all
-OPEN = 20  # errors of a kind that the page shows without a click
+LISTED = 200  # problems of a kind on the page; report.json contains all
+OPEN = 20  # most errors of a kind that the page shows without a click
 
 
 def summary(report: Report) -> str:
-    """Counts, sizes, proposals, problems and the verdict; fewer than forty lines for any data set."""
+    """Return counts, sizes, proposals, problems and the verdict. Never longer than 40 lines."""
     p, b = report.pictures, report.boxes
     sizes = ", ".join(f"{n} {name}" for name, n in b.sizes.items())
     lines = [
@@ -32,11 +32,11 @@ def summary(report: Report) -> str:
     if report.notes:
         lines += ["", f"notes ({len(report.notes)})", *_notes(report.notes)]
     lines += ["", verdict(report)]
-    return "\n".join(lines).encode(errors="replace").decode()  # names of files need not be text
+    return "\n".join(lines).encode(errors="replace").decode()  # file names can be invalid UTF-8
 
 
 def page(report: Report, pictures: Sequence[tuple[str, bytes]] = ()) -> str:
-    """The page; `pictures` are captions and JPEG files, of the data set with its truth drawn in."""
+    """Return the HTML page. pictures: captions and JPEG files of images with their ground truth drawn."""
     classes = []
     for name in report.classes:
         counts = [(s.role, s.classes[name]) for s in report.splits]
@@ -63,20 +63,20 @@ def page(report: Report, pictures: Sequence[tuple[str, bytes]] = ()) -> str:
 
 
 def verdict(report: Report) -> str:
-    """One sentence."""
+    """Return the verdict in one line."""
     notes = f"{len(report.notes)} note(s)"
     if report.errors:
-        return f"NOT READY: {len(report.errors)} error(s), {notes}. Training would refuse this, or leave things out."
+        return f"NOT READY: {len(report.errors)} error(s), {notes}. Training would stop, or skip the affected images."
     return f"READY: no errors, {notes if report.notes else 'no notes'}."
 
 
 def percent(share: float | None) -> str:
-    """A share as text."""
+    """Return a share as text."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def _counts(report: Report) -> list[str]:
-    """A table with a column for each list of images."""
+    """Return a table with a column for each split."""
     shown = report.splits[:4]
     width = max([10, *(len(s.name) for s in shown)]) + 2
     rows: list[tuple[str, list[object]]] = [("", [s.name for s in shown])]
@@ -96,7 +96,7 @@ def _counts(report: Report) -> list[str]:
     rows += [(f"  {name[:24]}", [s.classes[name].objects for s in shown]) for name in few]
     lines = [f"{name:<26}" + "".join(f"{value!s:>{width}}" for value in values) for name, values in rows]
     if len(few) < len(ordered):
-        lines.append(f"  (the {len(few)} most and least frequent classes; the report has all {len(ordered)})")
+        lines.append(f"  (only the {len(few)} most and least frequent classes; see the report for all {len(ordered)})")
     return lines
 
 
@@ -109,48 +109,48 @@ def _range(values: Range) -> str:
 def _proposals(report: Report) -> list[str]:
     found, s = report.proposals, report.sampling
     if found is None:
-        return ["proposals  none yet"]
+        return ["proposals  none"]
     lines = [
-        f"proposals  {found.mean:.0f} an image ({found.fewest} to {found.most}); they find "
-        f"{percent(found.all.at_50)} of the objects at IoU .5, {percent(found.all.at_70)} at .7"
+        f"proposals  {found.mean:.0f} per image ({found.fewest} to {found.most}); recall of objects "
+        f"{percent(found.all.at_50)} at IoU 0.5, {percent(found.all.at_70)} at IoU 0.7"
     ]
     worst = [(r.at_50, name) for name, r in found.classes.items() if r.at_50 is not None]
     if len(worst) > 1:
         at_50, name = min(worst)
         sizes = ", ".join(f"{size} {percent(r.at_50)}" for size, r in found.sizes.items() if r.objects)
-        lines.append(f"           fewest found at .5: {name} {percent(at_50)}; by size: {sizes}")
+        lines.append(f"           lowest recall at IoU 0.5: {name} {percent(at_50)}; by size: {sizes}")
     if s is not None:
         lines += [
-            f"sampling   {s.drawn:.0f} of {s.rois_per_image} RoIs can be drawn of a training image on average: there "
-            f"are {s.foreground:.0f} foreground, {s.background:.0f} background",
-            f"           {percent(s.few_foreground)} of the images have fewer than {s.fg_quota} foreground, "
-            f"{percent(s.few_background)} too little background to fill up",
+            f"sampling   {s.drawn:.0f} of {s.rois_per_image} RoIs per training image can be sampled on average "
+            f"({s.foreground:.0f} foreground and {s.background:.0f} background RoIs available)",
+            f"           {percent(s.few_foreground)} of the images have fewer than {s.fg_quota} foreground RoIs, "
+            f"{percent(s.few_background)} have too few background RoIs",
         ]
     return lines
 
 
 def _errors(problems: Sequence[Problem]) -> list[str]:
-    """Each kind with what to do about it, and its first problems."""
+    """Return each kind of error with its advice and its first problems."""
     groups = list(by_kind(problems).values())
     each = max(1, (MOST_ERRORS - len(groups)) // len(groups))
     lines: list[str] = []
     for group in groups:
         if len(lines) + 1 >= MOST_ERRORS:
-            return [*lines, "  and more kinds of errors: see the report"]
+            return [*lines, "  and other kinds of errors, see the report"]
         lines.append(f"  {group[0].title} ({len(group)}). {group[0].advice}")
         lines += [f"    {_short(p)}" for p in group[:each]]
     return lines
 
 
 def _notes(problems: Sequence[Problem]) -> list[str]:
-    """The first note of each kind, with its place where it is about one object of many."""
+    """Return the first note of each kind, with its place if it is about one object."""
     lines = []
     for group in by_kind(problems).values():
         number = f" ({len(group)})" if len(group) > 1 else ""
         first = _short(group[0]) if group[0].object else group[0].what[:200]
         lines.append(f"  {group[0].title}{number}: {first}")
     if len(lines) > MOST_NOTES:
-        lines[MOST_NOTES - 1 :] = [f"  and {len(lines) - MOST_NOTES + 1} more kinds: see the report"]
+        lines[MOST_NOTES - 1 :] = [f"  and {len(lines) - MOST_NOTES + 1} more kinds, see the report"]
     return lines
 
 

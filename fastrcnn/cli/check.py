@@ -35,9 +35,9 @@ EVERYDAY = [
 
 
 def main(arguments: list[str]) -> int:
-    """Reads a data set and its proposals once, and reports to the console, report.json and report.html.
+    """Check a data set and its proposals. Print a summary, and write report.json and report.html.
 
-    Returns 0, or 1 where something is wrong that training would refuse or leave out.
+    Returns 1 if there is an error that training would stop at or skip, else 0.
     """
     config: CheckConfig = compose("check", arguments)
     from fastrcnn.audit.report import to_json
@@ -56,12 +56,13 @@ def main(arguments: list[str]) -> int:
     html = page(report, truth_pictures(records, report.classes))
     replace_file(folder / "report.html", html.encode(errors="replace"))
     print(f"report: {folder / 'report.html'}")
-    print(f"{'fix the errors, then: ' if report.errors else 'next: '}{next_command(arguments, config.data, report)}")
+    head = "fix the errors, then run" if report.errors else "next step"
+    print(f"{head}: {next_command(arguments, config.data, report)}")
     return 1 if report.errors else 0
 
 
 def default_folder(config: DataConfig) -> Path:
-    """A folder for the report of this data set and no other: those of one name differ in their root or split lists."""
+    """Return the default folder of the report, which depends on the data set's name, root and splits."""
     from fastrcnn.build.annotations import root
 
     whole = root(config).resolve()
@@ -70,7 +71,7 @@ def default_folder(config: DataConfig) -> Path:
 
 
 def next_command(arguments: Sequence[str], config: DataConfig, report: Report) -> str:
-    """What to run next, with the keys of the data set that were given here."""
+    """Return the command to run next, with the data set's keys from `arguments`."""
     import torch
 
     given = [a for a in arguments if a.startswith(("data=", "data.")) and not a.startswith("data.proposals=")]

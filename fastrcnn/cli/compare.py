@@ -17,12 +17,12 @@ EXAMPLES = [
 
 
 def main(arguments: list[str]) -> int:
-    """Compares evaluations with the first: a table, and compare.html."""
+    """Compare evaluations with the first one. Print a table and write compare.html."""
     plain = [a for a in arguments if "=" not in a or Path(a).is_dir()]
     config: CompareConfig = compose("compare", [a for a in arguments if a not in plain])
     given = [*plain, *config.runs]
     if len(given) < 2:
-        raise UserError("which runs? fastrcnn compare RUN RUN, two to five runs or folders of evaluations.")
+        raise UserError("Name two to five runs or folders of evaluations to compare: fastrcnn compare RUN RUN")
     from fastrcnn.evaluation import matches
     from fastrcnn.evaluation.comparison import compare_runs, table
     from fastrcnn.report.compare import write_comparison
@@ -36,30 +36,30 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluation_folder(name: str, split: str | None) -> Path:
-    """The folder of the evaluation that a user means: the folder itself, or of a run the one in eval/. A folder of runs
-    (outputs/NAME) means its newest run that has an evaluation.
+    """Return the folder of an evaluation. `name` is that folder, a run, or a folder of runs.
 
-    Raises UserError where there is none, or several of which `split` names none.
+    A run stands for its evaluation in eval/, and a folder of runs (outputs/NAME) for its newest run that has an
+    evaluation. Raises UserError if there is no evaluation, or if there are several and `split` does not select one.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{name}: there is no such folder. Name a run, or the folder of an evaluation.")
+        raise UserError(f"{name}: this folder does not exist. Name a run, or the folder of an evaluation.")
     if (folder / "metrics.json").is_file():
         return folder
     found = sorted(p.parent for p in folder.glob("eval/*/metrics.json"))
     runs = {p.parents[2] for p in folder.glob("*/eval/*/metrics.json")}
     if not found and runs:
         newest = max(runs, key=lambda run: ((run / "eval").stat().st_mtime_ns, run))
-        log.info("%s: its newest run is %s", name, newest.name)
+        log.info("%s: using the newest run, %s", name, newest.name)
         return evaluation_folder(str(newest), split)
     if not found:
         raise UserError(
-            f"{name}: has no evaluation, neither metrics.json nor eval/SPLIT/metrics.json. Make one: "
+            f"{name}: no evaluation found (metrics.json or eval/SPLIT/metrics.json). Create one with: "
             f"fastrcnn eval checkpoint={name}"
         )
     names = [p.name for p in found]
     if split is not None and split not in names:
-        raise UserError(f"{name}: has no evaluation on split={split}. There are: {', '.join(names)}.")
+        raise UserError(f"{name}: no evaluation on split={split}. Available: {', '.join(names)}.")
     if split is None and len(found) > 1:
-        raise UserError(f"{name}: has several evaluations, {', '.join(names)}. Say which by split=NAME.")
+        raise UserError(f"{name}: has several evaluations ({', '.join(names)}). Choose one with split=NAME.")
     return found[0] if split is None else folder / "eval" / split

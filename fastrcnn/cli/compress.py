@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastrcnn.build.checkpoints import compose_for, open_trained
 from fastrcnn.errors import UserError
 
-WAYS = ("fc6", "fc7", "keep", "budget")  # keys that choose the ranks
+WAYS = ("fc6", "fc7", "keep", "budget")  # keys that determine the ranks
 EXAMPLES = [
     "fastrcnn compress checkpoint=RUN fc6=1024 fc7=256",
     "fastrcnn compress checkpoint=RUN keep=0.9",
@@ -15,7 +15,7 @@ EXAMPLES = [
 
 
 def main(arguments: list[str]) -> int:
-    """Writes a smaller checkpoint and says what it saves and costs."""
+    """Write a compressed checkpoint, and print the change of size, time and mAP."""
     config = compose_for("compress", arguments)
     ways = {name: value for name in WAYS if (value := getattr(config, name)) is not None}
     check_way(ways)
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     for name in ("fc6", "fc7"):
         if trained.config["model"].get(f"{name}_rank") is not None:
             raise UserError(
-                f"{trained.file}: is compressed already ({name} is two layers). Compress the one it was made from."
+                f"{trained.file}: already compressed ({name} is two layers). Compress the original checkpoint instead."
             )
     asked = any(a.startswith("data.root=") for a in arguments)
     print("\n".join(derived.compress(config, trained, output, source, asked)))
@@ -35,9 +35,10 @@ def main(arguments: list[str]) -> int:
 
 
 def check_way(ways: dict[str, float]) -> None:
-    """Raises UserError unless there is exactly one way to choose the ranks."""
+    """Raise UserError unless the keys determine the ranks in exactly one way."""
+    got = f"Given: {', '.join(f'{name}={value:g}' for name, value in ways.items())}." if ways else "None is given."
     if len({"ranks" if name in ("fc6", "fc7") else name for name in ways}) != 1:
         raise UserError(
-            "how small? Give one of: the ranks (fc6=1024 fc7=256, or one of them), the share of energy that is kept "
-            f"(keep=0.9), the mAP points that may be lost (budget=0.5). {'More' if ways else 'None'} is given."
+            "Choose exactly one compression setting: the ranks (fc6=1024 fc7=256, or one of them), the share of energy "
+            f"to keep (keep=0.9), or the mAP points that may be lost (budget=0.5). {got}"
         )

@@ -11,23 +11,23 @@ from fastrcnn.errors import UserError
 log = logging.getLogger("fastrcnn")
 EXAMPLES = ["fastrcnn demo", "fastrcnn demo solver.iterations=300 model.roi_op=roi_align"]
 EVERYDAY = ["name", "solver.iterations", "solver.images_per_batch", "solver.lr", "data.short_sides", "runtime.device"]
-SHOWN = 6  # pictures that detections are drawn on
+SHOWN = 6  # images that detections are drawn on
 
 
 def main(arguments: list[str]) -> int:
-    """The whole job on the embedded data set."""
+    """Run all steps on the demo data set."""
     config = compose("train", ["experiment=demo", *arguments])
     if not config.data.test:
-        raise UserError("data.test=[]: the demo ends with an evaluation. Leave it out, or use `fastrcnn train`.")
-    log.info("1/4  drawing the data set: %s", config.data.root)
+        raise UserError("data.test=[]: the demo needs a test split. Remove this key, or use `fastrcnn train`.")
+    log.info("1/4  Generating the data set in %s", config.data.root)
     from fastrcnn.data.demo import write_demo
 
     root = write_demo(Path(config.data.root))
-    log.info("2/4  proposals and training")
+    log.info("2/4  Generating proposals and training")
     from fastrcnn.cli import train
 
     folder, outcome, _ = train.run(config)
-    log.info("3/4  detection on %d held-out pictures", SHOWN)
+    log.info("3/4  Detecting objects in %d test images", SHOWN)
     from fastrcnn.build import annotations, datasets
     from fastrcnn.build.checkpoints import load
     from fastrcnn.build.detection import detect_pictures
@@ -38,9 +38,9 @@ def main(arguments: list[str]) -> int:
     detect_pictures(detection, datasets.detector(detection, network, names), pictures, run / "detect")
     assert outcome is not None  # the demo has a test set
     shown = annotations.NO_TRUTH if outcome.ap.mean is None else f"mAP {outcome.ap.mean:.3f}"
-    print(f"4/4  {shown} on {len(outcome.samples)} held-out pictures")
+    print(f"4/4  {shown} on {len(outcome.samples)} test images")
     print(f"     run:      {folder}")
     print(f"     report:   {folder / 'eval' / annotations.split_name(config.data.test) / 'report.html'}")
-    print(f"     pictures: {run / 'detect'}")
+    print(f"     images:   {run / 'detect'}")
     print(f"     curves:   tensorboard --logdir {folder / 'tensorboard'}")
     return 0

@@ -32,14 +32,15 @@ EVERYDAY = [
 
 
 def main(arguments: list[str]) -> int:
-    """Finds objects in pictures or a video; status 3 where there are none to be drawn."""
+    """Detect objects in images or a video. Returns 3 if no detection is drawn, else 0."""
     refuse_stream(next((a.removeprefix("source=") for a in arguments if a.startswith("source=")), None))
     from fastrcnn.build.checkpoints import load
 
     config, network, names, run = load("detect", arguments)
     if config.source is None:
         raise UserError(
-            "which pictures? source=PICTURE, source=FOLDER, source='FOLDER/*.jpg', source=LIST.txt or source=VIDEO."
+            "Choose images or a video: source=IMAGE, source=FOLDER, source='FOLDER/*.jpg', source=LIST.txt or "
+            "source=VIDEO."
         )
     from fastrcnn.build import datasets, models
     from fastrcnn.build.detection import detect_pictures, detect_video
@@ -47,7 +48,7 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.inference.output import folder_for
 
     if not any(argument.startswith("data.proposals=") for argument in arguments):
-        config.data.proposals = None  # the training's are of its own images
+        config.data.proposals = None  # those in the checkpoint's configuration are for other images
     models.check_threshold("draw_threshold", config.draw_threshold, network.classifier)
     detector = datasets.detector(config, network, names)
     folder = folder_for(config.output, run, config.source)
@@ -61,12 +62,12 @@ def main(arguments: list[str]) -> int:
     what = ["video" if video else "images"]
     files = {"json": "detections.json", "csv": "detections.csv", "comp4": "comp4 files"}
     what += [files.get(name, f"labels_{name}") for name in config.formats]
-    print(f"{output.drawn} drawn of {len(scores)} detections: those with a score of {threshold:.2f} or more")
+    print(f"{output.drawn} of {len(scores)} detections drawn (score of at least {threshold:.2f})")
     if nested := above - output.drawn:
-        print(f"{nested} more lie within a better one of their class, and are not drawn")
-    print(f"{' and '.join(what)} in {folder}")
+        print(f"{nested} more are not drawn, because they are inside a better detection of their class")
+    print(f"written to {folder}: {', '.join(what)}")
     if output.drawn:
         return 0
     why = f"the best score is {scores[0]:.3f}" if len(scores) else "no score reaches detection.score_threshold"
-    print(f"nothing is drawn: {why}, and draw_threshold={threshold:g}")
+    print(f"no detection is drawn: {why} (draw_threshold={threshold:g})")
     return NOTHING_FOUND

@@ -36,8 +36,7 @@ EVERYDAY = [
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluates a checkpoint and writes metrics.json, the detections and a report, or detections alone for a
-    competition."""
+    """Evaluate a checkpoint. Write metrics.json, detections and a report, or only a submission for a competition."""
     from fastrcnn.build.checkpoints import load
 
     config, network, names, run = load("eval", arguments)
@@ -45,7 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluate_network(config: EvalConfig, network: Network, names: list[str], run: Path, arguments: list[str]) -> int:
-    """The same of a network that is loaded. run: the folder of its run."""
+    """Evaluate a loaded network, see main. run: the folder of its run."""
     from fastrcnn.build import evaluation, machine
     from fastrcnn.evaluation.evaluate import table
     from fastrcnn.parallel import distributed
@@ -59,11 +58,11 @@ def evaluate_network(config: EvalConfig, network: Network, names: list[str], run
             return 0
         folder, split = evaluation.result_folder(config, run)
         result = evaluation.evaluate_run(config, network, names, split)
-        if result is None:  # the first process has it
+        if result is None:  # only the first process has the result
             return 0
         print(table(result))
         about = [("Command", shlex.join(["fastrcnn", "eval", *arguments])), ("Configuration", as_yaml(asdict(config)))]
         about += training_texts(run)
         report = write_evaluation(result, folder, split, run_title(run, split), about, environment())
-        print(f"written to {folder}; open {report.name} there first")
+        print(f"written to {folder}\nreport: {report}")
     return 0

@@ -1,4 +1,4 @@
-"""fastrcnn explain-roi: a picture and a table of what RoI pooling does to one RoI."""
+"""fastrcnn explain-roi: a drawing and a table of RoI pooling for one RoI."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ EXAMPLES = [
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the table, writes the pictures."""
+    """Print the table and write the drawings."""
     return run(compose("explain-roi", arguments))
 
 
 def run(config: ExplainRoiConfig) -> int:
-    """As `main`, for a configuration. Raises UserError for a mistake in it."""
+    """Do the work of `main` for a configuration. Raises UserError for a value that it cannot have."""
     question, name = question_of(config)
     from fastrcnn.report.roi_drawing import write_explanation
 
     text, paths = write_explanation(question, Path(config.output).expanduser(), name)
     print(text)
-    print("\nwritten: " + ", ".join(str(p) for p in paths))
+    print("\nwritten to " + ", ".join(str(p) for p in paths))
     return 0
 
 
 def question_of(config: ExplainRoiConfig) -> tuple[Question, str]:
-    """What is asked, and a name for it. Raises UserError."""
+    """Return the RoI and the map to explain, and a name for the files. Raises UserError."""
     from fastrcnn.report.explain_roi import EXAMPLES, Question, grid_of_image, read_grid
 
     asked = [k for k in ("example", "grid", "image") if getattr(config, k)]
     if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)}: one of them is enough.")
+        raise UserError(f"{' and '.join(asked)}: give only one of these keys.")
     if not asked or config.example:
         name: str = config.example or "8x8"
         return EXAMPLES[name], name
     if len(config.roi) != 4:
-        raise UserError("which RoI? roi=[x1,y1,x2,y2], in pixels of the image.")
+        raise UserError("Give the RoI as roi=[x1,y1,x2,y2], in pixels of the image.")
     if config.stride < 1:
-        raise UserError(f"stride={config.stride}: a cell is at least one pixel wide.")
+        raise UserError(f"stride={config.stride}: must be at least 1 pixel.")
     if len(config.output_size) != 2 or min(config.output_size) < 1:
-        raise UserError(f"output_size={config.output_size}: two numbers, rows and columns of bins.")
+        raise UserError(f"output_size={config.output_size}: must be two positive numbers: rows and columns of bins.")
     if config.image:
         path = Path(config.image).expanduser()
         try:
@@ -61,6 +61,6 @@ def question_of(config: ExplainRoiConfig) -> tuple[Question, str]:
     else:
         grid, name = read_grid(str(config.grid))
     if grid.ndim != 2 or not grid.size:
-        raise UserError(f"{asked[0]}: has no cell at stride={config.stride}.")
+        raise UserError(f"{asked[0]}: the map has no cell at stride={config.stride}. Use a smaller stride.")
     x1, y1, x2, y2 = config.roi
     return Question(grid, (x1, y1, x2, y2), config.stride, (config.output_size[0], config.output_size[1])), name

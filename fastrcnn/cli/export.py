@@ -18,23 +18,23 @@ SUFFIXES = {
     "torchvision": ".pth",
 }
 EXAMPLES = [
-    "fastrcnn export checkpoint=RUN format=onnx      (to RUN/export/<network>.onnx, with a model card beside it)",
+    "fastrcnn export checkpoint=RUN format=onnx      (to RUN/export/<network>.onnx, with a model card)",
     "fastrcnn export checkpoint=RUN format=caffemodel output=detector.caffemodel",
-    "fastrcnn export checkpoint=RUN format=safetensors precision=float16      (half the size, to keep or to share)",
+    "fastrcnn export checkpoint=RUN format=safetensors precision=float16      (half the size)",
     "fastrcnn export checkpoint=RUN format=torchvision output=vgg16.pth",
     "fastrcnn export checkpoint=vgg16_fast_rcnn_iter_40000.caffemodel data=voc07 format=safetensors",
 ]
 
 
 def main(arguments: list[str]) -> int:
-    """Writes the network of a checkpoint in another format, and a model card beside it."""
+    """Export the network of a checkpoint, and write a model card next to it."""
     config = compose_for("export", arguments)
     if config.format is None:
-        raise UserError(f"which format? format=FORMAT, one of {', '.join(SUFFIXES)}.")
+        raise UserError(f"Choose a format with format=FORMAT, one of {', '.join(SUFFIXES)}.")
     if config.precision != "float32" and config.format != "safetensors":
         raise UserError(
-            f"precision={config.precision}: format={config.format} is written in float32 only. Leave precision out, or "
-            "say format=safetensors."
+            f"precision={config.precision}: format={config.format} supports float32 only. Remove precision, or use "
+            "format=safetensors."
         )
     trained = open_trained(config, arguments)
     import torch
@@ -53,18 +53,20 @@ def main(arguments: list[str]) -> int:
     metrics, record = evaluations_of(trained), trained.record | rounded
     about = describe(model, trained.classes, trained.step, whole, metrics, record)
     card = write_with_card(model, about, moved, output, source, getattr(torch, config.precision))
-    print(f"how to use it: {card}")
+    print(f"model card: {card}")
     print(f"written to {output}, {output.stat().st_size / 2**20:,.1f} MiB")
     return 0
 
 
 def output_file(config: ExportConfig, default: Path) -> Path:
-    """The file to write: `output`, or `default` with the format's suffix. Raises UserError for another suffix, by which
-    no program would know the format."""
+    """Return the file to write: `output`, or `default` with the suffix of the format.
+
+    Raises UserError if `output` has another suffix, because programs recognise the format by it.
+    """
     suffix = SUFFIXES[str(config.format)]
     if config.output is None:
         return default.with_name(default.name + suffix)
     output = Path(config.output).expanduser()
     if output.suffix != suffix:
-        raise UserError(f"output={output}: should be the name of a file that ends in {suffix}.")
+        raise UserError(f"output={output}: the file name must end in {suffix}.")
     return output

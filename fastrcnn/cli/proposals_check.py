@@ -23,20 +23,23 @@ EXAMPLES = [
     "fastrcnn proposals-check proposals=voc_2007_trainval.mat data=voc07 data.root=VOCdevkit",
     "fastrcnn proposals-check proposals=bbs.mat ids=images.txt data=custom data.root=FOLDER split=trainval",
 ]
-IMAGES = 200  # with truth, that are looked at, at most; twice as many annotations are read to find them
-ROWS = 9  # of the table of readings
+IMAGES = 200  # most images with objects that are compared; up to twice as many annotations are read to find them
+ROWS = 9  # rows of the table of readings
 
 
 def main(arguments: list[str]) -> int:
-    """Tries the known readings of a proposal file; returns 0 if the boxes fit as they are read by default, else 1."""
+    """Compare a proposal file with the ground truth under all known conventions and units.
+
+    Returns 0 if the boxes fit as they are read by default, else 1.
+    """
     config: ProposalsCheckConfig = compose("proposals-check", arguments)
     if config.proposals is None:
-        raise UserError("which proposals? fastrcnn proposals-check proposals=FILE data=NAME data.root=FOLDER")
+        raise UserError("Name the proposals: fastrcnn proposals-check proposals=FILE data=NAME data.root=FOLDER")
     from fastrcnn.build import annotations
     from fastrcnn.proposals.files import open_all
     from fastrcnn.proposals.fit import find_fit
 
-    annotations.root(config.data)  # a mistake in it is reported before a large file is read
+    annotations.root(config.data)  # reports an error in data.root before a large file is read
     path = Path(config.proposals).expanduser()
     file = open_all([config.proposals], config.ids)[0]
     samples, numbers, total = sample_images(config, file)
@@ -54,11 +57,11 @@ def main(arguments: list[str]) -> int:
 
 
 def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sample], list[np.ndarray], int]:
-    """Images with truth, spread evenly over those that the file has, the numbers (P, 4) that it has for each, and how
-    many it has.
+    """Return images with ground truth, the file's numbers (P, 4) for each, and the number of shared images.
 
-    Truth that cannot be read is left out: it takes a part of the images only to compare with. Raises UserError where
-    no image of the file is in the data set, or none has an object.
+    The images are spread evenly over those that are both in the data set and in the file. Annotations that cannot be
+    read are skipped, because a part of the images is enough for the comparison. Raises UserError if the file and the
+    data set share no image, or if no image has an object.
     """
     from fastrcnn.build import annotations, datasets
     from fastrcnn.data.annotations.splits import class_names, load
@@ -89,8 +92,8 @@ def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sam
         samples += [s for s in part if (~s.difficult).any()]
     if not samples:
         raise UserError(
-            f"{data.root}: none of the {len(wanted)} images looked at has an object that can be used, so there is "
-            "nothing to compare with. `fastrcnn check` says what is wrong; or name another list with split=NAME."
+            f"{data.root}: none of the {len(wanted)} images that were read has a usable object to compare the "
+            "proposals with. Find the errors with `fastrcnn check`, or choose another split with split=NAME."
         )
     samples = samples[:: (len(samples) - 1) // IMAGES + 1]
     places = [place[s.image_id] for s in samples]
@@ -98,10 +101,10 @@ def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sam
 
 
 def table(outcome: Outcome) -> str:
-    """The readings that were tried and their figures, best first."""
+    """Return the table of readings and their measures, best first."""
     lines = [
         f"   {'':<24}{'':<15}{'recall':>12}{'mean':>8}{'borders':>9}",
-        f"   {'convention':<24}{'unit':<15}{'.5':>6}{'.7':>6}{'overlap':>8}{'met':>9}",
+        f"   {'convention':<24}{'unit':<15}{'0.5':>6}{'0.7':>6}{'IoU':>8}{'touched':>9}",
     ]
     shown = outcome.tried[:ROWS]
     if outcome.own not in shown:
@@ -119,41 +122,43 @@ def table(outcome: Outcome) -> str:
 
 
 def verdict(outcome: Outcome, path: Path, arguments: list[str]) -> list[str]:
-    """What the figures say, and what to do next. arguments: those that name the data set, quoted."""
+    """Return the conclusion and the next step, as lines. arguments: quoted arguments that select the data set."""
     reading, own = outcome.winner.reading, outcome.own.reading
     lines = []
     if outcome.wrapped:
         lines.append(
-            f"{outcome.wrapped:,} numbers are 65535 or the like: a -1 that wrapped around in integers without a sign, "
-            "because one was subtracted from numbers that began at 0 already. They count as -1 here. No option fixes "
-            "that: make the file again without the subtraction."
+            f"{outcome.wrapped:,} numbers are negative values that wrapped around in unsigned integers, such as 65535 "
+            "for -1. Usually 1 was subtracted from coordinates that already started at 0. They are read as negative "
+            "values here. No option can fix this. Generate the file again without the subtraction."
         )
     if outcome.not_finite:
-        lines.append(f"{outcome.not_finite:,} boxes have a number that is NaN or infinite; they are left out.")
+        lines.append(f"{outcome.not_finite:,} boxes have a NaN or infinite coordinate and were skipped.")
     if not outcome.fits:
         return [
             *lines,
-            f"No reading fits: the best one, {reading}, finds the objects no better than boxes of other "
-            "images would. The file may belong to other images of the same ids, or to the same images turned, cut or "
-            "resized; its boxes may be in another order than its ids; or there are too few boxes, or too few images, "
-            "to tell.",
+            f"No reading fits: even with the best one, {reading}, the boxes match the objects no better than the boxes "
+            "of other images. Possible causes: the file belongs to other images with the same ids, or to rotated, "
+            "cropped or resized versions of these images; the order of its boxes differs from the order of its ids; "
+            "there are too few boxes or images for a conclusion.",
         ]
     if reading == own:
-        lines.append(f"The proposals fit as they are: {own}.")
+        lines.append(f"The proposals fit as they are read by default: {own}.")
     else:
-        lines.append(f"The boxes are {reading}; by default they are read as {own}, and do not fit.")
+        lines.append(f"The boxes are {reading}. By default they are read as {own}, which does not fit.")
     if outcome.equal > 1:
         others = "; ".join(str(f.reading) for f in outcome.tried[1 : outcome.equal])
-        few = " Too few boxes end at the borders of the images to tell." if outcome.winner.touched < 0.05 else ""
-        lines.append(f"The data do not tell this apart from: {others}.{few}")
+        few = " Too few boxes touch the borders of the images to decide." if outcome.winner.touched < 0.05 else ""
+        lines.append(f"These readings fit equally well: {others}.{few}")
     if reading.unit != own.unit:
-        then = "" if reading.convention == own.convention else f"; then read it with convention={reading.convention}"
-        lines.append(f"No option fixes that: make the file again with numbers in pixels of the original images{then}.")
+        then = "" if reading.convention == own.convention else f", and read it with convention={reading.convention}"
+        lines.append(f"No option can fix this. Generate the file again in pixels of the original images{then}.")
     elif reading != own:
         command = ["fastrcnn propose", f"convert={shlex.quote(str(path))}", f"convention={reading.convention}"]
         if path.suffix == ".proposals":
             arguments = [*arguments, f"output={shlex.quote(f'{path.stem}-fixed.proposals')}"]
-        lines += ["Convert them with", f"  {' '.join([*command, *arguments])}"]
+        lines += ["Convert the file with:", f"  {' '.join([*command, *arguments])}"]
     if (recall := outcome.winner.recall(0.5)) < 0.5:
-        lines.append(f"They find {recall:.0%} of the objects, which is the most that a detector can reach.")
+        lines.append(
+            f"The recall of the proposals at IoU 0.5 is only {recall:.0%}, which limits the recall of a detector."
+        )
     return lines

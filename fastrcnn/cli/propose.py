@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastrcnn.proposals.formats.content import Content
 
 EXPORTED = (".mat", ".json")
-SUSPICIOUS = 0.01  # share of boxes dropped or clipped by more than a pixel that speaks of another convention
+SUSPICIOUS = 0.01  # share of boxes dropped or clipped by more than a pixel that suggests another convention
 EXAMPLES = [
     "fastrcnn propose data=voc07 data.root=VOCdevkit",
     "fastrcnn propose source='photos/*.jpg' output=photos.proposals data.selective_search.mode=quality",
@@ -39,15 +39,15 @@ EVERYDAY = [
 
 
 def main(arguments: list[str]) -> int:
-    """Makes proposals with selective search, going on where an earlier call was interrupted; or converts others."""
+    """Generate proposals with selective search, resuming an interrupted call, or convert proposal files."""
     config: ProposeConfig = compose("propose", arguments)
     if config.convert and launch().size > 1:
-        raise UserError("convert= is done by one process: call it without torchrun.")
+        raise UserError("convert= runs in one process only. Start it without torchrun.")
     if config.convert:
         convert(config)
         return 0
     if config.ids is not None or config.convention is not None:
-        raise UserError("ids= and convention= are about the file that convert=FILE names; name it, or leave them out.")
+        raise UserError("ids= and convention= describe the file in convert=FILE. Add convert=FILE, or remove them.")
     import torch
 
     from fastrcnn.parallel import distributed
@@ -58,19 +58,19 @@ def main(arguments: list[str]) -> int:
         for path in made if distributed.leads() else []:
             store = ProposalStore(path)
             boxes = sum(len(store.boxes(i)) for i in store.ids)
-            print(f"{path}: {len(store)} pictures, {boxes / len(store):.0f} boxes each on average")
+            print(f"{path}: {len(store)} images, {boxes / len(store):.0f} boxes per image on average")
     return 0
 
 
 def make(config: ProposeConfig) -> list[Path]:
-    """Makes the stores that the configuration asks for."""
+    """Generate the stores that the configuration selects, and return their paths."""
     from fastrcnn.build import annotations, datasets
 
     data, output = config.data, None if config.output is None else Path(config.output).expanduser()
     if config.source is not None:
         refuse_stream(config.source)
         if output is None:
-            raise UserError("where to? With source=, name the store: output=NAME.proposals.")
+            raise UserError("source= needs the store to write: output=NAME.proposals.")
         images = annotations.source_pictures(config.source, data.skip_bad)
         return [datasets.make_proposals(data, images, output, config.workers)]
     names = annotations.classes(data)
@@ -92,14 +92,14 @@ def all_splits(config: ProposeConfig) -> list[str]:
 
 
 def convert(config: ProposeConfig) -> None:
-    """Writes proposals of other formats as a store, or with output=NAME.mat or NAME.json in a format of others."""
+    """Convert proposal files to a store, or to a .mat or .json file if `output` has that suffix."""
     from fastrcnn.proposals.files import join_files, open_all
     from fastrcnn.proposals.formats.conventions import convention
 
     chosen = None if config.convention is None else convention(config.convention)
     files = open_all(config.convert, config.ids, chosen)
     for part in files:
-        print(f"{part.path}: {part.format}, {len(part.ids)} images; boxes read as {part.convention}")
+        print(f"{part.path}: {part.format}, {len(part.ids)} images, boxes read as {part.convention}")
     file = join_files(files)
     output = None if config.output is None else Path(config.output).expanduser()
     if output is not None and output.suffix.lower() in EXPORTED:
@@ -109,7 +109,7 @@ def convert(config: ProposeConfig) -> None:
 
 
 def to_file(config: ProposeConfig, file: Content, output: Path) -> None:
-    """Writes all of the file as NAME.mat or NAME.json, the latter with the numbers of COCO files."""
+    """Write all proposals to a .mat or .json file. JSON uses the image ids of the data set's COCO files, if any."""
     from fastrcnn.build import datasets
     from fastrcnn.proposals.convert import export
 
@@ -117,13 +117,13 @@ def to_file(config: ProposeConfig, file: Content, output: Path) -> None:
     if output.suffix.lower() == ".json" and config.data.root is not None:
         sources = datasets.image_sources(config.data, all_splits(config))
         numbers = {image_id: number for image_id, (_, number) in sources.items() if number is not None}
-    print(f"{output}: {export(file, output, numbers):,} boxes of {len(file.ids)} images")
+    print(f"written to {output}: {export(file, output, numbers):,} boxes of {len(file.ids)} images")
     if numbers and (others := [i for i in file.ids if i not in numbers]):
         print(f"  {len(others)} of the images are not in the data set's COCO file: {first_few(others)}")
 
 
 def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
-    """Writes a store for the images of the data set, or of `source`."""
+    """Write a store for the images of the data set, or of `source`."""
     from fastrcnn.build import annotations
     from fastrcnn.proposals.convert import convert_to_store
 
@@ -131,7 +131,7 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     stem = path.name if path.is_dir() and path.suffix != ".proposals" else path.stem
     output = output or Path(data.proposal_cache).expanduser() / f"{stem}.proposals"
     if output.exists() and any(output.samefile(part) for part in file.paths):
-        raise UserError(f"{output}: is what is read; name another store, as output=NAME.proposals.")
+        raise UserError(f"{output}: this file is the input. Choose another store with output=NAME.proposals.")
     if config.source is not None:
         images = annotations.source_pictures(config.source, data.skip_bad)
     else:
@@ -143,19 +143,19 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     print(f"  {len(matched)} of {len(images)} images of the data set have proposals")
     if missing:
         print(f"  {len(missing)} images of the data set are not in the file: {first_few(missing)}")
-        print("    Training refuses them, or goes on without: data.missing_proposals=leave_out")
+        print("    Training stops at such images, or skips them with data.missing_proposals=leave_out")
     if foreign:
         print(f"  {len(foreign)} images of the file are not in the data set: {first_few(foreign)}")
     print(f"  {counts}")
     if counts.dropped + counts.far > SUSPICIOUS * (counts.kept + counts.dropped):
         where = f" data.root={data.root}" if data.root else ""
         print(
-            "  So many that the boxes probably follow another convention. This finds out which:\n"
+            "  This is so many that the file probably uses another box convention. To find it, run:\n"
             f"    fastrcnn proposals-check proposals={path} data={data.name}{where}"
         )
-    print(f"Use them with data.proposals={output}")
+    print(f"Use the proposals with data.proposals={output}")
 
 
 def first_few(ids: Sequence[str], most: int = 5) -> str:
-    """The first of the ids, for a message."""
+    """Return the first ids as text for a message."""
     return ", ".join(i[:60] for i in ids[:most]) + (", ..." if len(ids) > most else "")

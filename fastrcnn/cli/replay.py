@@ -15,11 +15,11 @@ NEEDED = {"image_ids", "images", "sizes", "scales", "rois", "labels", "deltas", 
 
 
 def main(arguments: list[str]) -> int:
-    """Does a step again whose loss was not finite, and says where it broke."""
+    """Repeat a step whose loss was not finite. Print the inputs, weights, layer and RoIs that are not finite."""
     plain = [a for a in arguments if "=" not in a or Path(a).is_file()]
     config = compose("replay", [f"file={a}" if a in plain else a for a in arguments])
     if config.file is None:
-        raise UserError("which step? fastrcnn replay FILE, a failed-step-N.pt that training left.")
+        raise UserError("Name the failed step: fastrcnn replay RUN/failed-step-N.pt, a file that training wrote.")
     from fastrcnn.build import machine, models
     from fastrcnn.training import checkpoint
     from fastrcnn.training.replay import replay
@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     path = Path(config.file).expanduser()
     content = checkpoint.load(path, finite=False)
     if not content.keys() >= NEEDED:
-        raise UserError(f"{path}: a checkpoint, but not of a failed step. Wanted is a failed-step-N.pt.")
+        raise UserError(f"{path}: this is a checkpoint, but not of a failed step. Use a failed-step-N.pt file.")
     content = check_content(path, content)
     device = machine.device(RuntimeConfig(device=config.device))
     model = models.trained_model(content["config"], len(content["classes"]))
@@ -37,10 +37,10 @@ def main(arguments: list[str]) -> int:
     print(f"step {content['step']} of {path.parent}: {len(content['rois'])} RoIs of {', '.join(content['image_ids'])}")
     print(f"recorded:  class loss {content['loss_cls']:.6g}, box loss {content['loss_box']:.6g}")
     print(
-        f"again:     class loss {found.loss_cls:.6g}, box loss {found.loss_box:.6g}  ({content['precision']}, {device})"
+        f"replayed:  class loss {found.loss_cls:.6g}, box loss {found.loss_box:.6g}  ({content['precision']}, {device})"
     )
     if found.inputs:
-        print(f"not finite already when it came in: {', '.join(found.inputs)}")
+        print(f"inputs that are not finite: {', '.join(found.inputs)}")
     if found.weights:
         print(f"weights that are not finite: {', '.join(found.weights)}")
     if found.layer is not None:
@@ -54,5 +54,5 @@ def main(arguments: list[str]) -> int:
     if len(found.rois) > 10:
         print(f"and {len(found.rois) - 10} more RoIs")
     if math.isfinite(found.loss_cls + found.loss_box):
-        print("The loss is finite this time: another device, another version of torch, or a fault of the machine.")
+        print("The loss is finite this time. Possible causes: another device or torch version, or a hardware fault.")
     return 0

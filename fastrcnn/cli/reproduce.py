@@ -27,10 +27,10 @@ EXAMPLES = [
     "fastrcnn reproduce table=1 seeds=[0,1,2] data.root=VOCdevkit data.proposals=voc.proposals",
 ]
 OWN = ("table", "seeds", "output")
-NOT_HERE = ("run", "resume", "start", "name", "runtime.seed", "data.test")  # each experiment has its own
-FREE = ("solver.iterations", "solver.lr_steps")  # may be given though experiments set them: shorter is still the same
-# On the embedded data set: from scratch, at a quarter of the width, in minutes. The numbers have nothing to do with the
-# paper's then; all the ways to them are the same.
+NOT_HERE = ("run", "resume", "start", "name", "runtime.seed", "data.test")  # set for each experiment separately
+FREE = ("solver.iterations", "solver.lr_steps")  # allowed, because a shorter schedule is still the same experiment
+# Settings on the demo data set: from scratch, at a quarter of the width, in minutes. All steps are those of the full
+# experiments, but the numbers cannot be compared with the paper's.
 SMALL = (
     "solver=scratch",
     "solver.iterations=400",
@@ -41,11 +41,11 @@ SMALL = (
     "runtime.pictures_every=0",
 )
 SMALL_RANKS = {"fc6=1024": "fc6=256", "fc7=256": "fc7=64"}
-SHORT_SIDE = 600  # of the paper's images; five scales shrink in proportion
+SHORT_SIDE = 600  # of the paper's images, in pixels; the five scales are reduced in proportion
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the experiments of a table of the paper, as far as they are not done, and prints it beside the paper's."""
+    """Run the missing experiments of a table of the paper, and print its numbers next to the measured ones."""
     check_overrides("reproduce", arguments)
     config = compose("reproduce", arguments)
     table = choose_table(config)
@@ -59,37 +59,37 @@ def main(arguments: list[str]) -> int:
     plan.check(table)
     names = experiments(table)
     seeds = f" for each of {len(config.seeds)} seeds" if len(config.seeds) > 1 else ""
-    log.info("table %d needs %d trained network(s)%s: %s", table.number, len(names), seeds, ", ".join(names))
+    log.info("Table %d needs %d trained network(s)%s: %s", table.number, len(names), seeds, ", ".join(names))
     results: dict[Cell, list[Measured]] = {}
     text = ""
     for cell in table.cells:
-        with contextlib.redirect_stdout(sys.stderr):  # what the other verbs print
+        with contextlib.redirect_stdout(sys.stderr):  # the output of the other commands
             results[cell] = [measure(cell, seed, plan) for seed in config.seeds]
         text = markdown(table, results, plan.notes())
-        write(text, table, results, plan, folder)  # after each, so that hours are never lost
+        write(text, table, results, plan, folder)  # after each cell, because experiments take hours
     print(f"{text}\n\nwritten to {folder / f'table-{table.number}.md'} and .json")
     return 0
 
 
 def choose_table(config: ReproduceConfig) -> Table:
-    """The table that is asked for. Raises UserError where it is none of the paper's."""
+    """Return the table to reproduce. Raises UserError if none is given, or if the seeds are unusable."""
     if config.table is None:
         titles = "\n".join(f"  table={t.number}  {t.title}" for t in TABLES)
-        raise UserError(f"which table of the paper? fastrcnn reproduce table=NUMBER ...\n{titles}")
+        raise UserError(f"Choose a table of the paper: fastrcnn reproduce table=NUMBER ...\n{titles}")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        raise UserError(f"seeds={config.seeds}: give at least one, each once, as seeds=[0,1,2].")
+        raise UserError(f"seeds={config.seeds}: give one or more different seeds, such as seeds=[0,1,2].")
     return TABLES[config.table - 1]
 
 
 def experiments(table: Table) -> list[str]:
-    """Names of the experiments that have to be trained, each once, first ones first."""
+    """Return the names of the experiments to train, without duplicates, in the order of training."""
     works = [cell.work for cell in table.cells]
     return list(dict.fromkeys(name for w in works for name in (w.start, w.experiment) if name is not None))
 
 
 @dataclass
 class Plan:
-    """What all experiments of a call share. given: the arguments that go to each of them."""
+    """What all experiments of a call share. given: the arguments that are passed to each of them."""
 
     config: ReproduceConfig
     given: list[str]
@@ -101,11 +101,11 @@ class Plan:
 
     @property
     def own_data(self) -> bool:
-        """Whether everything is measured on a data set that is not the paper's."""
+        """Return whether everything is measured on another data set than the paper's."""
         return any(a.startswith("data=") for a in self.given)
 
     def refuse(self, table: Table) -> None:
-        """Raises UserError for keys that would undo what makes the experiments of the table differ."""
+        """Raise UserError for keys that would override the differences between the experiments of the table."""
         set_by = {
             f"{group}.{key}": name
             for name in experiments(table)
@@ -115,16 +115,18 @@ class Plan:
         for argument in self.given:
             key, _, value = argument.partition("=")
             if key in NOT_HERE:
-                raise UserError(f"{argument}: reproduce decides that for each experiment by itself; leave it out.")
+                raise UserError(f"{argument}: `fastrcnn reproduce` sets this key for each experiment. Remove it.")
             if key in ("model", "model.network"):
-                raise UserError(f"{argument}: the networks are the paper's S, M and L; leave it out.")
+                raise UserError(f"{argument}: the networks are the paper's S, M and L. Remove this key.")
             if key == "data" and value.startswith("voc"):
-                raise UserError(f"{argument}: the experiments choose VOC's sets by themselves; give data.root alone.")
+                raise UserError(f"{argument}: the experiments choose the VOC data sets. Give only data.root.")
             if key in set_by and key not in FREE:
-                raise UserError(f"{argument}: the experiment paper/{set_by[key]} of this table sets it; leave it out.")
+                raise UserError(
+                    f"{argument}: this key is set by the table's experiment paper/{set_by[key]}. Remove it."
+                )
 
     def configuration(self, experiment: str, seed: int = 0, start: Path | None = None) -> TrainConfig:
-        """An experiment's training; start: the checkpoint that it begins with."""
+        """Return the configuration that trains an experiment. start: the checkpoint to start from."""
         shrunk = shrink(experiment, self.config) if self.small else []
         arguments = [f"experiment=paper/{experiment}", *shrunk, *self.given]
         config = configure(arguments)
@@ -135,11 +137,11 @@ class Plan:
         return config
 
     def then(self, work: Work) -> tuple[str, ...]:
-        """What is done with the trained network, with ranks that fit a small one."""
+        """Return the command for the trained network, with smaller ranks for a small network."""
         return tuple(SMALL_RANKS.get(a, a) for a in work.then) if self.small else work.then
 
     def check(self, table: Table) -> None:
-        """Raises UserError for what would be missed only after hours: weights, images, ranks, packages."""
+        """Raise UserError for missing weights, images or packages and for invalid ranks, before hours of training."""
         from fastrcnn.build import annotations, models
         from fastrcnn.training import svm
         from fastrcnn.weights import pretrained
@@ -152,17 +154,17 @@ class Plan:
                     annotations.image_ids(config.data, [split])
                 if config.model.weights not in (None, "imagenet"):
                     pretrained.existing(Path(config.model.weights).expanduser())
-            verb, *arguments = self.then(work) or ("",)
-            if verb == "svm":
+            command, *arguments = self.then(work) or ("",)
+            if command == "svm":
                 svm.linear_svc()
-            if verb == "compress":
+            if command == "compress":
                 for argument in arguments:
                     layer, _, rank = argument.partition("=")
                     setattr(config.model, f"{layer}_rank", int(rank))
             models.check_model(config.model)
 
     def fingerprint(self, data: DataConfig) -> str:
-        """Letters that depend on the training images' names, sizes and truth, and on the store of their proposals."""
+        """Return a hash of the training images' names, sizes and ground truth, and of their proposal store."""
         key = json.dumps(asdict(data), sort_keys=True)
         if key not in self.fingerprints:
             from fastrcnn.build import annotations
@@ -179,26 +181,26 @@ class Plan:
         return self.fingerprints[key]
 
     def notes(self) -> list[str]:
-        """What a reader of the table must know: data, seeds, what was given that is not the paper's."""
+        """Return notes for readers of the table: data set, seeds, and settings that differ from the paper."""
         data = self.config.data
         found = [f"Seeds: {', '.join(map(str, self.config.seeds))}."]
         other = [a for a in self.given if a.partition("=")[0] not in ("data", "data.root", "data.proposals")]
         if self.own_data:
-            found.append(f"Measured on the data set {data.name} (AP: {data.metric}), not on the paper's.")
+            found.append(f"Measured on the data set {data.name} (AP: {data.metric}), not on the paper's data.")
         if self.small:
             found.append(
-                "Slim networks from scratch on drawn pictures: a rehearsal, not to be compared with the paper."
+                "Small networks, trained from scratch on generated images. Do not compare them with the paper."
             )
         if other:
-            found.append(f"Not as in the paper: {' '.join(other)}")
+            found.append(f"Settings that differ from the paper: {' '.join(other)}")
         return found
 
 
 def shrink(experiment: str, config: ReproduceConfig) -> list[str]:
-    """What makes an experiment small, on the embedded data set."""
+    """Return the arguments that make an experiment small, for the demo data set."""
     content = experiment_content(f"paper/{experiment}")
     found = list(SMALL)
-    if "finetune_from" not in content.get("model", {}):  # nothing was trained before that could be kept
+    if "finetune_from" not in content.get("model", {}):  # no layer has pre-trained weights that could be frozen
         found.append(f"model.finetune_from={'conv1_1' if experiment.startswith('l_') else 'conv1'}")
     factor = config.data.short_sides[0] / SHORT_SIDE
     for key, value in content.get("data", {}).items():
@@ -210,7 +212,7 @@ def shrink(experiment: str, config: ReproduceConfig) -> list[str]:
 
 
 def measure(cell: Cell, seed: int, plan: Plan) -> Measured:
-    """A cell's number for one seed: trains and evaluates what is not there yet."""
+    """Return the number of a cell for one seed. Trains and evaluates only what does not exist yet."""
     work = cell.work
     folder, config = trained_network(work, seed, plan)
     if cell.measure == "hours":
@@ -234,24 +236,24 @@ def last_checkpoint(folder: Path, config: TrainConfig) -> Path:
 
 
 def trained_network(work: Work, seed: int, plan: Plan) -> tuple[Path, TrainConfig]:
-    """The folder of the trained network, and its configuration. A training that was interrupted resumes.
+    """Return the folder of the trained network and its configuration. Resumes a run that was interrupted.
 
-    The folder is known by all that decides what is learned, the truth of the training images included. Nothing is
-    evaluated in it while it trains.
+    The folder's name contains a hash of everything that affects training, including the ground truth. The network is
+    not evaluated during training.
     """
     start = last_checkpoint(*trained_network(Work(work.start), seed, plan)) if work.start is not None else None
     config = plan.configuration(work.experiment, seed, start)
     folder = Path("outputs") / "reproduce" / f"{work.experiment}-{digest(config, plan.fingerprint(config.data))}"
     if not last_checkpoint(folder, config).is_file():
-        resume = (folder / "config.yaml").is_file()  # of one without a checkpoint, training begins again
-        log.info("%s %s, seed %d: %s", "going on with" if resume else "training", work.experiment, seed, folder)
+        resume = (folder / "config.yaml").is_file()  # without a checkpoint, training starts from scratch
+        log.info("%s %s, seed %d: %s", "Resuming" if resume else "Training", work.experiment, seed, folder)
         data = replace(config.data, test=[])
         train.run(replace(config, run=str(folder), resume="auto" if resume else None, data=data))
     return folder, config
 
 
 def digest(config: TrainConfig, data: str) -> str:
-    """Letters of all that decides what is learned. data: the fingerprint of the training images."""
+    """Return a hash of everything that affects training. data: the fingerprint of the training images."""
     content = {key: value for key, value in asdict(config).items() if key in ("model", "solver", "data", "start")}
     for key in ("name", "test", "test_short_sides", "metric", "proposal_cache"):
         content["data"].pop(key)
@@ -264,43 +266,43 @@ def letters_of(content: Any) -> str:
 
 
 def evaluation(then: tuple[str, ...], folder: Path, last: Path, config: TrainConfig) -> Path:
-    """The folder, in the run's, with the evaluation of what the work makes of the checkpoint `last`."""
-    verb, *arguments = then or ("eval",)
-    words = "-".join([verb, *(a.rpartition(".")[2].replace("=", "-") for a in arguments)])
+    """Run the command `then` on the checkpoint `last`, evaluate the result, and return the folder of the evaluation."""
+    command, *arguments = then or ("eval",)
+    words = "-".join([command, *(a.rpartition(".")[2].replace("=", "-") for a in arguments)])
     data = config.data
     letters = letters_of([asdict(config.detection), data.test_short_sides, data.metric, data.test])
     output = folder / "reproduce" / f"{words}-{letters}"
-    if (output / "metrics.json").is_file():  # which is written last
+    if (output / "metrics.json").is_file():  # written last
         return output
     checkpoint = last
-    if verb != "eval":
+    if command != "eval":
         checkpoint = folder / "reproduce" / words / "best.pt"
         if not checkpoint.is_file():
-            log.info("%s: %s", folder, " ".join((verb, *arguments)))
-            without = ["data.root=null"] if verb == "compress" else []  # the mAP is measured below
-            main_of_verb = importlib.import_module(f"fastrcnn.cli.{verb}").main
-            main_of_verb([f"checkpoint={last}", f"output={checkpoint}", *without, *arguments])
+            log.info("%s: %s", folder, " ".join((command, *arguments)))
+            without = ["data.root=null"] if command == "compress" else []  # because the mAP is measured below
+            main_of_command = importlib.import_module(f"fastrcnn.cli.{command}").main
+            main_of_command([f"checkpoint={last}", f"output={checkpoint}", *without, *arguments])
         arguments = []
-    if verb == "svm":  # a threshold for probabilities means nothing to margins
+    if command == "svm":  # a threshold for probabilities does not apply to SVM margins
         config = replace(config, detection=replace(config.detection, score_threshold=None))
     evaluate(checkpoint, output, config, *arguments)
     return output
 
 
 def evaluate(checkpoint: Path, output: Path, config: TrainConfig, *arguments: str) -> None:
-    """Evaluates as the configuration says, whatever the checkpoint's own says, with the arguments of `eval` on top."""
+    """Evaluate a checkpoint with `config` instead of its own configuration. arguments: of `fastrcnn eval`, on top."""
     from fastrcnn.build import checkpoints, machine
     from fastrcnn.cli.eval import evaluate_network
 
-    said = [f"checkpoint={checkpoint}", f"output={output}", *arguments]
-    found = compose("eval", said, base=asdict(config))
+    given = [f"checkpoint={checkpoint}", f"output={output}", *arguments]
+    found = compose("eval", given, base=asdict(config))
     machine.threads(found.runtime)
     network, names, run = checkpoints.open_network(found, groups(EvalConfig))
-    evaluate_network(found, network, names, run, said)
+    evaluate_network(found, network, names, run, given)
 
 
 def training_hours(folder: Path) -> float:
-    """Hours that the steps of a run took, pauses left out; from its metrics.csv."""
+    """Return the hours that the steps of a run took, without interruptions, from its metrics.csv."""
     seconds, before = 0.0, 0
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         for step, name, value in list(csv.reader(file))[1:]:
@@ -311,7 +313,7 @@ def training_hours(folder: Path) -> float:
 
 
 def write(text: str, table: Table, results: dict[Cell, list[Measured]], plan: Plan, folder: Path) -> None:
-    """Writes table-N.md, and for programs table-N.json: every number of every seed, and the run that it comes from."""
+    """Write table-N.md, and table-N.json with every number of every seed and the run that it comes from."""
     from fastrcnn.training.tracking import environment
 
     config = plan.config

@@ -20,22 +20,25 @@ EXAMPLES = [
 
 
 def comp4_split(folder: Path, split: str) -> str:
-    """The part of the files' names that names the split: ours, or the devkit's `test` for VOC2007-test."""
+    """Return the split as written in the file names: the full name, or the devkit's (`test` for VOC2007-test)."""
     short = split.rpartition("-")[2]
     return split if any(folder.glob(f"comp4_det_{split}_*.txt")) else short
 
 
 def comp4_folder(folder: Path) -> Path:
-    """Where the files are: in the folder, or where competition=true puts them below it, in the devkit's way."""
+    """Return the folder of the files: `folder`, or its subfolder results/*/Main (as written by competition=true)."""
     below = [] if any(folder.glob("comp4_det_*.txt")) else list(folder.glob("results/*/Main"))
     return below[0] if len(below) == 1 else folder
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluates saved detections."""
+    """Evaluate saved detections."""
     config = compose("reval", arguments)
     if config.detections is None:
-        raise UserError("which detections? fastrcnn reval detections=FOLDER, with comp4_det_*.txt files in it.")
+        raise UserError(
+            "Name the detections: fastrcnn reval detections=FOLDER with comp4_det_*.txt files, or detections=FILE.json "
+            "with COCO results."
+        )
     from fastrcnn.build import annotations
     from fastrcnn.evaluation.evaluate import compare, table
     from fastrcnn.evaluation.result_files import read_coco, read_comp4
@@ -46,19 +49,19 @@ def main(arguments: list[str]) -> int:
     samples = annotations.samples(config.data, splits, names, need_pictures=False)
     where = Path(config.detections).expanduser()
     split = annotations.split_name(splits)
-    if where.suffix == ".json" and not where.is_dir():  # a COCO split of that name has a folder of that name
+    if where.suffix == ".json" and not where.is_dir():  # the output folder of a COCO split can end in .json
         numbers = annotations.category_ids(config.data, splits, names)
         found = read_coco(where, [s.file_id for s in samples], numbers)
         for name in [name for name in found if name not in names]:
             if unused := len(found.pop(name)):
                 log.warning(
-                    "%s: %d detections of '%s' have no AP: no annotation is of that category", where, unused, name
+                    "%s: %d detections of '%s' are not evaluated: no annotation has this category", where, unused, name
                 )
     else:
         where = comp4_folder(where)
         found = read_comp4(where, comp4_split(where, split), names, [s.image_id for s in samples])
     if missing := [name for name in names if name not in found]:
-        log.warning("no file, so left out: %s", ", ".join(missing))
+        log.warning("classes without a file of detections, not evaluated: %s", ", ".join(missing))
     result = compare(found, samples, names, metric)
     print(table(result))
     if config.output:
@@ -68,5 +71,5 @@ def main(arguments: list[str]) -> int:
         folder, title = Path(config.output).expanduser(), f"{where.name} on {split}"
         about = [("Command", shlex.join(["fastrcnn", "reval", *arguments])), ("Configuration", as_yaml(asdict(config)))]
         report = write_evaluation(result, folder, split, title, about, environment())
-        print(f"written to {folder}; open {report.name} there first")
+        print(f"written to {folder}\nreport: {report}")
     return 0

@@ -17,15 +17,15 @@ from fastrcnn.parallel.signals import handle_signals
 if TYPE_CHECKING:
     from fastrcnn.evaluation.evaluate import Evaluation
 
-NONE_YET = -1.0  # the best mAP where there was no evaluation
+NONE_YET = -1.0  # the best mAP before the first evaluation
 UNTRAINED = "nothing was trained yet"
 EXAMPLES = [
     "fastrcnn train experiment=demo",
-    "fastrcnn train recipe=transfer data=custom data.root=mydata        (without a GPU, from ImageNet weights)",
-    "fastrcnn train recipe=scratch data=custom data.root=mydata         (without a GPU and without weights)",
+    "fastrcnn train recipe=transfer data=custom data.root=mydata        (CPU, pre-trained weights)",
+    "fastrcnn train recipe=scratch data=custom data.root=mydata         (CPU, from scratch)",
     "fastrcnn train recipe=paper data=voc07 data.root=VOCdevkit",
     "fastrcnn train run=outputs/train/... resume=auto",
-    "fastrcnn train -m experiment=demo solver.lr=0.02,0.05 runtime.seed=0,1      (every combination)",
+    "fastrcnn train -m experiment=demo solver.lr=0.02,0.05 runtime.seed=0,1      (a sweep over all combinations)",
     "fastrcnn train start=outputs/train/... data=custom data.root=mydata solver.lr=0.0001",
 ]
 
@@ -50,7 +50,7 @@ EVERYDAY = [
 
 
 def main(arguments: list[str]) -> int:
-    """Trains, evaluates, and says where everything is."""
+    """Train and evaluate a detector, or run a sweep. Print the paths of the report and the run."""
     if any(argument in FLAGS for argument in arguments):
         return sweep(arguments, run, speak_of)
     with handle_signals(UNTRAINED):
@@ -59,16 +59,17 @@ def main(arguments: list[str]) -> int:
 
 
 def speak_of(number: int) -> None:
-    """Sets up what a process says that does a sweep's run of this number."""
+    """Set up the logging of a process that trains run `number` of a sweep."""
     show_any_text()
     speak(os.environ.get(FLAGS_SAID, "").split(), f"{number}: ")
 
 
 def run(config: TrainConfig) -> tuple[Path, Evaluation | None, float | None]:
-    """Trains as the configuration says; returns the run's folder, the last evaluation, and the mAP by which to choose
-    between runs: on the validation splits, where there are such, else on `data.test`. None for what was not measured.
+    """Train and evaluate a detector.
 
-    SIGTERM or SIGINT end it after a step, which is saved: Stopped.
+    Returns the folder of the run, the last evaluation, and the mAP for choosing between runs: the best one on the
+    validation splits if there are any, else the one on `data.test`. The last two are None if they were not measured.
+    Raises Stopped after SIGTERM or SIGINT, as soon as the current step is done and saved.
     """
     with handle_signals(UNTRAINED) as stop:
         from fastrcnn.build import annotations
@@ -97,15 +98,15 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None, float | None]:
 
 
 def keep_freed_memory() -> None:
-    """From now on the process keeps memory that it frees, for its own next use.
+    """Make the process keep freed memory for later allocations instead of returning it to the system.
 
-    glibc gives back the memory of a large array at once, and the system clears it anew for the next one. A step that
-    trains a head on kept maps frees and takes hundreds of megabytes (gradients, weights in half precision), and
-    clearing them takes nearly as long as its arithmetic. Where convolutions are trained, hardly anything is gained, and
-    a fifth more memory is held. Does nothing where the C library is another one.
+    glibc returns the memory of a large array immediately, and the system clears it again for the next allocation. A
+    step that trains a head on cached feature maps frees and allocates hundreds of megabytes (gradients, weights in half
+    precision), and clearing them takes nearly as long as the computation. If convolutions are trained, there is almost
+    no gain, and the process holds a fifth more memory. Does nothing with another C library than glibc.
     """
     no_mapping, no_trimming = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
-    with suppress(OSError, AttributeError, TypeError):  # no such function; no such library
+    with suppress(OSError, AttributeError, TypeError):  # another C library
         library = ctypes.CDLL(None)
         library.gnu_get_libc_version  # noqa: B018  # others may have a mallopt with other numbers
         library.mallopt(no_mapping, 0)

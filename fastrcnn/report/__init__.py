@@ -1,1 +1,1 @@
-"""What people look at: the report on mistakes, comparisons, drawings of RoI pooling."""
+"""HTML pages and drawings: the evaluation report, comparisons, RoI pooling, and the tables of the paper."""

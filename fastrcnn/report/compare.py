@@ -1,4 +1,4 @@
-"""compare.html: evaluations side by side."""
+"""compare.html, the comparison of several evaluations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_PLOTS = 60
 
 
 def write_comparison(found: Comparison, folder: Path) -> Path:
-    """Writes compare.html into `folder`. Raises UserError where that cannot be."""
+    """Write compare.html into `folder`. Raises UserError if the file cannot be written."""
     letters, level = LETTERS[: len(found.runs)], f"{100 * LEVEL:.0f} %"
     columns = ["class", "objects", *letters]
     for letter in letters[1:]:

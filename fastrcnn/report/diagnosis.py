@@ -1,9 +1,9 @@
-"""What is wrong with detections: every false one, and every missed object, is of exactly one kind.
+"""Classify detection errors: every false detection and every missed object has exactly one kind.
 
-In the spirit of Hoiem et al. (ECCV 2012) and TIDE (Bolya et al., ECCV 2020), on top of VOC's matching at IoU .5: a
-detection is right, left out (it matches a difficult object), or false, and a false one is of the first kind of
-FALSE_KINDS that fits. Difficult objects explain false detections as others do; they are never missed. A kind does not
-depend on a threshold of the score: a detection keeps it when lower ones are dropped, so that Thresholds only counts.
+The kinds follow Hoiem et al. (ECCV 2012) and TIDE (Bolya et al., ECCV 2020), based on VOC's matching at IoU 0.5. A
+detection is correct, ignored (it matches a difficult object) or false. A false detection has the first kind of
+FALSE_KINDS that applies. Difficult objects can explain false detections, but are never missed. A kind does not depend
+on a score threshold: it stays the same if detections with lower scores are removed. Thresholds therefore only counts.
 """
 
 from __future__ import annotations
@@ -15,39 +15,39 @@ import numpy as np
 
 from fastrcnn.evaluation.voc_ap import ClassAP, ClassDetections, ClassTruth, VocMetric, most_overlapped, ranked_ap
 
-FITS = 0.5  # a detection lies on an object: IoU above this
-TOUCHES = 0.1  # it has to do with an object: IoU of at least this
+FITS = 0.5  # a detection covers an object: IoU above this
+TOUCHES = 0.1  # a detection is related to an object: IoU of at least this
 
-FALSE_KINDS = {  # in the order in which they are tried
-    "duplicate": "IoU above .5 with an object of its class that a detection of higher score has found already.",
-    "confusion": "IoU above .5 with an object of another class, and with none of its own.",
-    "localisation": "IoU of .1 to .5 with an object of its class, and above .5 with none of any class.",
-    "both": "IoU of .1 to .5 with an object of another class, and below .1 with all of its own.",
-    "background": "IoU below .1 with every annotated object.",
+FALSE_KINDS = {  # in the order in which they are tested
+    "duplicate": "IoU above 0.5 with an object of its class that a detection with a higher score already matches.",
+    "confusion": "IoU above 0.5 with an object of another class, but with no object of its own class.",
+    "localisation": "IoU of 0.1 to 0.5 with an object of its class, and no IoU above 0.5.",
+    "both": "Wrong class and position: IoU of 0.1 to 0.5 with another class, and below 0.1 with its own class.",
+    "background": "IoU below 0.1 with all annotated objects.",
 }
 MISSED_KINDS = {
-    "no proposal": "No proposal overlaps the object by an IoU of .5, so the detector had little to work with.",
-    "misplaced": "A detection of its class overlaps it by .1 to .5, and no other object of that class more.",
-    "taken for another": "A detection of another class lies on it with an IoU above .5.",
-    "unseen": "Nothing of the above: no detection accounts for it.",
+    "no proposal": "No proposal overlaps the object with an IoU of 0.5 or more.",
+    "misplaced": "A detection of its class is poorly localised on it, with an IoU of 0.1 to 0.5.",
+    "wrong class": "A detection of another class overlaps it with an IoU above 0.5.",
+    "not detected": "None of the other reasons applies.",
 }
-NUMBER = 50  # thresholds of the score
-MOST_PAIRS = 3000  # pairs of classes whose confusions are kept, those with most of them
-RIGHT, LEFT_OUT = -1, -2  # in place of a kind: right, and not counted
+NUMBER = 50  # score thresholds
+MOST_PAIRS = 3000  # most class pairs whose confusions are kept, the most frequent ones
+RIGHT, LEFT_OUT = -1, -2  # instead of a kind: a correct detection, an ignored detection
 DUPLICATE, CONFUSION, LOCALISATION, BOTH, BACKGROUND = range(5)
 NO_PROPOSAL, MISPLACED, TAKEN, UNSEEN = range(4)
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What became of the detections (D,) and the objects (G,) of one class, in the order they were given in."""
+    """The kinds of the detections (D,) and objects (G,) of one class, in their original order."""
 
-    kinds: np.ndarray  # (D,) int8: number of a kind in FALSE_KINDS, RIGHT or LEFT_OUT
-    objects: np.ndarray  # (D,) int64: the object of the own class overlapped most, by TOUCHES at least, or -1
-    others: np.ndarray  # (D,) int64: number of the class of the object behind a confusion (or "both"), from 0, or -1
-    other_objects: np.ndarray  # (D,) int64: that object's number in its class, or -1
+    kinds: np.ndarray  # (D,) int8: index in FALSE_KINDS, RIGHT or LEFT_OUT
+    objects: np.ndarray  # (D,) int64: the most overlapped object of the class, at least by TOUCHES, or -1
+    others: np.ndarray  # (D,) int64: index of the other class if the kind is "confusion" or "both", else -1
+    other_objects: np.ndarray  # (D,) int64: index of the object in the other class, or -1
     overlaps: np.ndarray  # (D,) float64: IoU with the object that explains the kind; 0 for background
-    missed: np.ndarray  # (G,) int8: number of a kind in MISSED_KINDS; -1 for what is found or difficult
+    missed: np.ndarray  # (G,) int8: index in MISSED_KINDS; -1 for detected and difficult objects
 
 
 def diagnose(
@@ -56,17 +56,18 @@ def diagnose(
     curves: Mapping[str, ClassAP],
     proposals: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Diagnosis]:
-    """The diagnosis of every class of `detections`.
+    """Return the diagnosis of every class of `detections`.
 
-    truth: of these and all other classes, which confusions are looked for in. curves: what class_ap says at IoU .5.
-    proposals: of each class (G,), the IoU of every object with its best proposal, difficult ones included; without
-    them no object is missed for that reason.
+    truth: ground truth of all classes, including classes without detections, to find confusions.
+    curves: the results of class_ap at IoU 0.5.
+    proposals: for each class (G,), the IoU of every object with its best proposal, including difficult objects. If
+        None, the kind "no proposal" is not used.
     """
     names = list(truth)
     images, boxes = (np.concatenate([getattr(t, column) for t in truth.values()]) for column in ("images", "boxes"))
     owner = np.repeat(np.arange(len(names)), [len(t) for t in truth.values()])
-    number = np.concatenate([np.arange(len(t)) for t in truth.values()])  # of each object in its class
-    taken = np.zeros(len(owner), bool)  # a detection of another class lies on it
+    number = np.concatenate([np.arange(len(t)) for t in truth.values()])  # index of each object in its class
+    taken = np.zeros(len(owner), bool)  # a detection of another class covers the object
     found: dict[str, Diagnosis] = {}
     for k, name in enumerate(names):
         if name not in detections:
@@ -92,7 +93,7 @@ def diagnose(
             others[rest[strange]], other_objects[rest[strange]] = owner[culprit], number[culprit]
             taken[culprit[beside[strange] > FITS]] = True
         overlaps[rest] = np.select([strange, kinds[rest] == LOCALISATION], [beside, near], 0.0)
-        unknown = np.full(len(truth[name]), -1, np.int8)  # what is missed and why is known when all classes are
+        unknown = np.full(len(truth[name]), -1, np.int8)  # set when all classes are done
         found[name] = Diagnosis(kinds, objects, others, other_objects, overlaps, unknown)
     best = proposals or {}
     return {
@@ -102,7 +103,7 @@ def diagnose(
 
 
 def _missed(found: Diagnosis, truth: ClassTruth, taken: np.ndarray, proposals: np.ndarray | None) -> np.ndarray:
-    """The kind of miss of each object (G,) of a class, -1 where it is none."""
+    """Return the kind of each missed object (G,) of a class, or -1 if it is not missed."""
     misplaced = np.zeros(len(truth), bool)
     misplaced[found.objects[found.kinds == LOCALISATION]] = True
     beyond = np.zeros(len(truth), bool) if proposals is None else proposals < FITS
@@ -113,11 +114,12 @@ def _missed(found: Diagnosis, truth: ClassTruth, taken: np.ndarray, proposals: n
 
 
 def gains(curve: ClassAP, found: Diagnosis, metric: VocMetric) -> np.ndarray:
-    """What the AP of a class at IoU .5 would gain (kinds + 1,) if all mistakes of one kind were fixed.
+    """Return the gain (kinds + 1,) of a class's AP at IoU 0.5 if all errors of one kind were fixed.
 
-    The kinds are FALSE_KINDS', then missed objects. False detections are dropped; a poorly placed one takes its object
-    instead, where nothing else found that and no poorly placed one of higher score did. Missed objects are not
-    asked for any more; where none is left to ask for, the AP is taken to become 1. curve: what class_ap says.
+    The kinds are those of FALSE_KINDS, then missed objects. To fix a kind, false detections are removed. A localisation
+    error becomes correct instead if no other detection finds the object, or only localisation errors with lower scores.
+    Missed objects are removed from the ground truth. If no object remains, the AP becomes 1.
+    curve: the result of class_ap.
     """
     positives = curve.positives
     if not positives:
@@ -138,27 +140,28 @@ def gains(curve: ClassAP, found: Diagnosis, metric: VocMetric) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Counts between each threshold and the next (T,), so that those above one are the sum from there on.
+    """Numbers of detections (T,) between each threshold and the next one.
 
-    Classes are numbered from 0 along `names`; one that was not evaluated has no counts of its own.
+    The number above a threshold is the sum from its index on. Class indices are those of `names`. A class that was not
+    evaluated has no counts of its own.
     """
 
     names: list[str]
-    values: np.ndarray  # (T,) float64, rising
+    values: np.ndarray  # (T,) float64, ascending
     right: np.ndarray  # (classes, T) int64
-    false: np.ndarray  # (classes, kinds, T) int64, along FALSE_KINDS
-    confusions: dict[tuple[int, int], np.ndarray]  # (true class, detected class) -> (T,) int64
-    left_out_confusions: int  # those of the pairs beyond MOST_PAIRS
+    false: np.ndarray  # (classes, kinds, T) int64, in the order of FALSE_KINDS
+    confusions: dict[tuple[int, int], np.ndarray]  # (ground-truth class, detected class) -> (T,) int64
+    left_out_confusions: int  # number of confusions of the other class pairs
 
     def best(self, objects: int) -> int:
-        """The number of the threshold at which F1 over all classes is best; objects: of them, that count."""
+        """Return the index of the threshold with the highest F1 over all classes. objects: number that counts."""
         right = self.right.sum(axis=0)[::-1].cumsum()[::-1]
         false = self.false.sum(axis=(0, 1))[::-1].cumsum()[::-1]
         return int(np.argmax(right / np.maximum(right + false + objects, 1)))  # F1 / 2
 
 
 def threshold_values(detections: Mapping[str, ClassDetections]) -> np.ndarray:
-    """0, .02, ..., .98 where scores are probabilities; else NUMBER steps from the least score to the greatest."""
+    """Return 0, 0.02, ..., 0.98 if all scores are in 0..1, else NUMBER values from the lowest to the highest score."""
     scores = [d.scores for d in detections.values() if len(d)]
     least = min((s.min() for s in scores), default=0.0)
     most = max((s.max() for s in scores), default=1.0)
@@ -170,7 +173,7 @@ def threshold_values(detections: Mapping[str, ClassDetections]) -> np.ndarray:
 def at_thresholds(
     names: list[str], detections: Mapping[str, ClassDetections], diagnoses: Mapping[str, Diagnosis]
 ) -> Thresholds:
-    """The counts of all classes; names: of all classes, along which Diagnosis.others counts."""
+    """Return the counts of all classes. names: all classes, in the order of Diagnosis.others."""
     values = threshold_values(detections)
     right = np.zeros((len(names), len(values)), np.int64)
     false = np.zeros((len(names), len(FALSE_KINDS), len(values)), np.int64)

@@ -1,4 +1,4 @@
-"""What RoI pooling does to one RoI: the cells that a variant keeps, loses and gains, and the pooled values."""
+"""Compute RoI pooling of one RoI: the cells that a variant pools, loses and gains, and the pooled values."""
 
 from __future__ import annotations
 
@@ -20,44 +20,46 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Question:
+    """A RoI to explain on a feature map."""
+
     grid: np.ndarray  # (H, W) float32, one channel of a feature map
     roi: Box  # x1 y1 x2 y2 in pixels of the image
     stride: float  # pixels of the image per cell
-    size: tuple[int, int]  # PH, PW
+    size: tuple[int, int]  # PH, PW: rows and columns of bins
 
     @property
     def outline(self) -> Box:
-        """The RoI on the map, in cells, before anything is rounded."""
+        """The RoI on the map, in cells, without rounding."""
         x1, y1, x2, y2 = (v / self.stride for v in self.roi)
         return x1, y1, x2, y2
 
     def number(self) -> Callable[[float], str]:
-        """How a value of the map is written."""
+        """Return the function that formats a value of the map."""
         digits = 0 if (self.grid == self.grid.round()).all() else 2
         return lambda value: f"{value:.{digits}f}"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What one variant makes of the RoI. Cells are numbered from 0 at the top left."""
+    """The result of one variant. Cells are numbered from 0 at the top left."""
 
     variant: str
-    x: int  # the quantised RoI, before it is clipped to the map
+    x: int  # left cell of the quantised RoI, before it is clipped to the map
     y: int
     width: int
     height: int
-    rows: Bins  # PH half-open ranges
-    columns: Bins  # PW
+    rows: Bins  # PH half-open ranges of cells
+    columns: Bins  # PW half-open ranges of cells
     values: np.ndarray  # (PH, PW)
-    uses: np.ndarray  # (H, W) int, how many bins look at a cell
-    lost: np.ndarray  # (H, W) bool, touched by the real RoI, seen by no bin
-    gained: np.ndarray  # (H, W) bool, seen by a bin, not touched by the real RoI
-    quantised_share: float  # of the real RoI's area, that the quantised RoI covers
-    pooled_share: float  # of the real RoI's area, that the bins cover
+    uses: np.ndarray  # (H, W) int, number of bins that pool a cell
+    lost: np.ndarray  # (H, W) bool, in the real RoI, but pooled by no bin
+    gained: np.ndarray  # (H, W) bool, pooled by a bin, but outside the real RoI
+    quantised_share: float  # share of the real RoI's area that the quantised RoI covers
+    pooled_share: float  # share of the real RoI's area that the bins cover
 
 
 def explain(q: Question, variant: str) -> Answer:
-    """What `variant` of roi_pool makes of the RoI; raises ValueError for an unknown variant."""
+    """Pool the RoI with a variant of roi_pool. Raises ValueError for an unknown variant."""
     height, width = q.grid.shape
     roi = [0.0, *q.roi]
     x, wide = extent(q.roi[0], q.roi[2], 1 / q.stride, variant)
@@ -78,7 +80,7 @@ def explain(q: Question, variant: str) -> Answer:
 
 
 def _covered(box: Box, height: int, width: int) -> np.ndarray:
-    """(H, W) the area of each cell that lies in `box`."""
+    """Return the area of each cell that is inside `box`, (H, W)."""
     x1, y1, x2, y2 = box
     i, j = np.arange(height), np.arange(width)
     down = np.clip(np.minimum(y2, i + 1) - np.maximum(y1, i), 0, None)
@@ -87,7 +89,7 @@ def _covered(box: Box, height: int, width: int) -> np.ndarray:
 
 
 def table(q: Question, answers: list[Answer]) -> str:
-    """All the numbers, as text."""
+    """Return all numbers as text."""
     x1, y1, x2, y2 = q.outline
     number = q.number()
     lines = [
@@ -114,29 +116,29 @@ def _ranges(ranges: Bins) -> str:
     return "  ".join(f"{a}..{b - 1}" if b > a else "empty" for a, b in ranges)
 
 
-# Maps to ask about.
+# Feature maps to explain.
 
 
 def number_cells(height: int, width: int) -> np.ndarray:
-    """A map (H, W) whose cells are numbered row by row."""
+    """Return a map (H, W) whose cells are numbered row by row."""
     return np.arange(height * width, dtype=np.float32).reshape(height, width)
 
 
 def read_grid(text: str) -> tuple[np.ndarray, str]:
-    """The numbered map of HEIGHTxWIDTH, or the map in a text file of numbers; and its name. Raises UserError."""
+    """Return a map and its name: numbered cells for HEIGHTxWIDTH, or a text file of numbers. Raises UserError."""
     height, by, width = text.partition("x")
     if by and height.isdigit() and width.isdigit():
         return number_cells(int(height), int(width)), text
     try:
         return np.loadtxt(Path(text).expanduser(), dtype=np.float32, ndmin=2), Path(text).stem
     except OSError:
-        raise UserError(f"grid={text}: neither HEIGHTxWIDTH nor a file that can be read.") from None
+        raise UserError(f"grid={text}: neither HEIGHTxWIDTH nor a readable file.") from None
     except ValueError as error:
-        raise UserError(f"grid={text}: not a table of numbers, separated by spaces: {error}") from None
+        raise UserError(f"grid={text}: the file must be a table of numbers separated by spaces: {error}") from None
 
 
 def grid_of_image(path: Path, stride: int) -> np.ndarray:
-    """The mean brightness, 0 to 1, of each stride x stride block of pixels. Raises UserError."""
+    """Return the mean brightness, 0 to 1, of each stride x stride block of pixels. Raises UserError."""
     pixels = np.asarray(Image.fromarray(read_image(path)).convert("L"), dtype=np.float32) / 255
     height, width = pixels.shape[0] // stride, pixels.shape[1] // stride
     blocks = pixels[: height * stride, : width * stride].reshape(height, stride, width, stride)

@@ -1,4 +1,4 @@
-"""The most confident mistakes and the worst misses: which they are, and a cut of the image around each."""
+"""Select the most confident false detections and the largest missed objects, and crop the images around them."""
 
 from __future__ import annotations
 
@@ -16,54 +16,54 @@ from fastrcnn.report.diagnosis import CONFUSION, DUPLICATE, FALSE_KINDS, LOCALIS
 from fastrcnn.structures import Sample
 
 MOST_FALSE, MOST_MISSED = 60, 30
-SIDE = 320  # the longer side of a cut, in pixels, at most
-QUALITY = 75  # of its JPEG
-MARGIN = 0.25  # of the longer side of what is shown, around it
+SIDE = 320  # maximum longer side of a crop, in pixels
+QUALITY = 75  # JPEG quality of a crop
+MARGIN = 0.25  # margin around the boxes, as a share of their longer side
 
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A mistake to look at. Boxes are half-open x1 y1 x2 y2 in pixels of the image, later of the cut."""
+    """An error to show. Boxes are half-open x1 y1 x2 y2, in pixels of the image, or of the crop after `cut_out`."""
 
     missed: bool
-    kind: str  # of FALSE_KINDS or MISSED_KINDS
-    name: str  # class of the detection or the missed object
-    other: str  # class of the object behind a confusion, else empty
+    kind: str  # a key of FALSE_KINDS or MISSED_KINDS
+    name: str  # class of the detection or of the missed object
+    other: str  # the other class of a confusion, else empty
     image: int  # index of the sample
     score: float | None
-    overlap: float  # with the object that explains a false detection
-    boxes: tuple[tuple[str, Box], ...]  # each with its part: detection, object, other object, better detection
+    overlap: float  # IoU with the object that explains a false detection
+    boxes: tuple[tuple[str, Box], ...]  # each with its role: detection, object, other object, better detection
     image_id: str = ""
-    file: str = ""  # the id with the suffix of the file
-    width: float = 0.0  # of the cut
+    file: str = ""  # image_id with the suffix of the file
+    width: float = 0.0  # of the crop
     height: float = 0.0
     jpeg: bytes | None = None
-    problem: str = ""  # why there is no image
+    problem: str = ""  # why the image could not be read
 
     @property
     def shown_kind(self) -> str:
-        """The kind as the page's filter names it."""
+        """The kind as the filter of the page names it."""
         return f"missed: {self.kind}" if self.missed else self.kind
 
     @property
     def why(self) -> str:
-        """The kind, the other class, and the overlap."""
+        """The caption: the kind, the other class, and the IoU."""
         other = f" ({self.other})" if self.other else ""
         return self.kind + other + (f", IoU {self.overlap:.2f}" if self.overlap and not self.missed else "")
 
 
 @dataclass(frozen=True)
 class Mistakes:
-    """What `choose` looks at, class by class."""
+    """The detections, ground truth and diagnoses of all classes, by class name."""
 
     detections: Mapping[str, ClassDetections]
     truth: Mapping[str, ClassTruth]
     diagnoses: Mapping[str, Diagnosis]
 
     def false(self, name: str, row: int) -> Case:
-        """The case of a false detection of the class, with the objects and the detection that explain it."""
+        """Return the case of a false detection, with the object and the detection that explain it."""
         own, d = self.detections[name], self.diagnoses[name]
         kind, other, boxes = int(d.kinds[row]), "", [("detection", own.boxes[row])]
         if d.others[row] >= 0:
@@ -78,8 +78,7 @@ class Mistakes:
         return Case(False, list(FALSE_KINDS)[kind], name, other, int(own.images[row]), score, overlap, _plain(boxes))
 
     def missed(self, name: str, row: int) -> Case:
-        """The case of a missed object, with the detection of highest score that is misplaced at it or takes it for
-        another."""
+        """Return the case of a missed object, with its highest-scoring misplaced or wrong-class detection."""
         d, k = self.diagnoses[name], list(self.truth).index(name)
         near = [(name, i) for i in np.flatnonzero((d.kinds == LOCALISATION) & (d.objects == row))]
         for other, e in self.diagnoses.items():
@@ -97,8 +96,10 @@ class Mistakes:
 def choose(
     detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth], diagnoses: Mapping[str, Diagnosis]
 ) -> list[Case]:
-    """False detections by falling score, then missed objects by falling area, every class and kind in turn: the first
-    of each, then the second of each, as far as the gallery's size goes."""
+    """Select false detections with the highest scores, then missed objects with the largest areas.
+
+    Classes and kinds alternate: the first case of each, then the second of each, up to MOST_FALSE and MOST_MISSED.
+    """
     mistakes, names = Mistakes(detections, truth, diagnoses), list(diagnoses)
     false, missed = [], []
     for k, (name, d) in enumerate(diagnoses.items()):
@@ -112,7 +113,7 @@ def choose(
 
 
 def _in_turn(parts: Sequence[tuple[np.ndarray, ...]], most: int) -> list[tuple[int, int]]:
-    """(class, row) of the first `most`, from columns class, kind, row and weight."""
+    """Return (class, row) of the first `most` cases. parts: columns class, kind, row and weight."""
     if not parts:
         return []
     owner, kind, row, weight = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -127,7 +128,7 @@ def _in_turn(parts: Sequence[tuple[np.ndarray, ...]], most: int) -> list[tuple[i
 def cut_out(
     cases: Sequence[Case], samples: Sequence[Sample], read: Callable[[Sample], np.ndarray] = read_sample
 ) -> list[Case]:
-    """The cases with a cut of their image each. One that cannot be read is reported, and its boxes are kept."""
+    """Return the cases with a crop of their image. `problem` is the error if an image cannot be read."""
     result = list(cases)
     for image in dict.fromkeys(case.image for case in cases):
         pixels, problem = None, ""
@@ -171,5 +172,5 @@ def _cut(case: Case, sample: Sample, pixels: np.ndarray | None, problem: str) ->
 
 
 def _plain(boxes: Sequence[tuple[str, np.ndarray]]) -> tuple[tuple[str, Box], ...]:
-    """The boxes as numbers of Python."""
+    """Return the boxes as Python numbers."""
     return tuple((part, tuple(box.tolist())) for part, box in boxes)

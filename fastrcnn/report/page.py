@@ -1,6 +1,7 @@
-"""HTML pages from the templates beside this file. Each is one file that needs nothing else: style, scripts and images
-are inside. Values are escaped (autoescape), so names of classes, files and images stay text. Precision-recall curves
-are thinned here for drawing by templates/plots.html.
+"""Render HTML pages from the templates in templates/.
+
+Each page is one file that contains its style, scripts and images. Values are escaped (autoescape), so names of classes,
+files and images cannot inject HTML. Precision-recall curves are thinned here and drawn by templates/plots.html.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from fastrcnn.evaluation.comparison import fraction
 from fastrcnn.evaluation.voc_ap import envelope
 
-STEPS = 100  # of recall that a curve is drawn in
+STEPS = 100  # recall steps of a drawn curve
 TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(template: str, **values: Any) -> str:
-    """The page of templates/`template` with `values`. A name in the template that has no value is an error."""
+    """Render templates/`template` with `values`. Raises UndefinedError if a name of the template has no value."""
     return ENVIRONMENT.get_template(template).render(values)
 
 
 def jpeg_source(jpeg: bytes) -> str:
-    """A JPEG file as the source of an <img>."""
+    """Return a JPEG file as a data URL for the src of an <img>."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 
@@ -39,26 +40,26 @@ ENVIRONMENT = Environment(
     keep_trailing_newline=True,
 )
 ENVIRONMENT.filters |= {"jpeg_source": jpeg_source, "thousands": "{:,}".format, "fraction": fraction}
-# `tojson` writes `<` as an escape, so that no text in the data can end its script element.
+# `tojson` escapes `<`, so text in the data cannot close the script element.
 ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A precision-recall curve at IoU .5: of each recall step the first point, and the last of all."""
+    """A precision-recall curve at IoU 0.5, reduced to the first point of each recall step and the last point."""
 
     recall: np.ndarray  # (C,)
     precision: np.ndarray  # (C,)
-    best: np.ndarray  # (C,) the best precision at this recall or a higher one
+    best: np.ndarray  # (C,) the highest precision at this or a higher recall
 
     @property
     def line(self) -> str:
-        """The precision as points of a plot."""
+        """The precision as points of an SVG line."""
         return points(self.recall, self.precision)
 
     @property
     def under(self) -> str:
-        """The area below the best precision, in steps, as points of a plot."""
+        """The stepped area under the best precision as points of an SVG polygon."""
         if not len(self.recall):
             return ""
         recall = np.concatenate(([0.0, 0.0], np.repeat(self.recall, 2)))
@@ -66,12 +67,12 @@ class Curve:
 
 
 def thin_curve(recall: np.ndarray, precision: np.ndarray) -> Curve:
-    """The points (C,) of a curve that are STEPS of recall apart, with its first and its last."""
+    """Reduce a curve to the first point of each of STEPS recall steps, and its last point."""
     steps = np.searchsorted(recall, np.linspace(0.0, 1.0, STEPS + 1), "left")
     chosen = np.unique(np.append(steps[steps < len(recall)], len(recall) - 1)) if len(recall) else steps[:0]
     return Curve(recall[chosen], precision[chosen], envelope(precision)[chosen])
 
 
 def points(recall: np.ndarray, precision: np.ndarray) -> str:
-    """Points (C,) for an SVG line in the frame of templates/plots.html."""
+    """Return points (C,) as coordinates of an SVG line in the frame of templates/plots.html."""
     return " ".join(f"{34 + 122 * r:.1f},{6 + 96 * (1 - p):.1f}" for r, p in zip(recall, precision, strict=True))

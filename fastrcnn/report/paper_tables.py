@@ -1,6 +1,7 @@
-"""The tables of the paper as work to do, and as what is printed: the paper's numbers beside the measured ones.
+"""The tables of the paper: the experiments of each cell, and the printed table of published and measured numbers.
 
-S, M and L are the paper's names of CaffeNet, VGG_CNN_M_1024 and VGG16. Numbers: Girshick, Fast R-CNN, ICCV 2015.
+S, M and L are the paper's names for CaffeNet, VGG_CNN_M_1024 and VGG16. The numbers are from Girshick, Fast R-CNN,
+ICCV 2015.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ NO_REGRESSION = ("eval", "detection.box_regression=false")
 
 @dataclass(frozen=True)
 class Work:
-    """An experiment (configs/experiment/paper/NAME.yaml), and what is done with the trained network.
+    """An experiment (configs/experiment/paper/NAME.yaml), and the command that is run on the trained network.
 
-    start: the experiment whose network it begins with.
-    then: a verb and its arguments, run on the trained network; none: the network is evaluated as it is.
-    server: the split, without public truth, whose detections the paper's number was computed from.
+    start: the experiment whose trained network it starts from.
+    then: a command and its arguments to run on the trained network. If empty, the network is evaluated directly.
+    server: the split without public ground truth that the paper's number was measured on, by an evaluation server.
     """
 
     experiment: str
@@ -34,7 +35,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number. measure: "mAP" in per cent, "hours" of training, or "s/image" of detection without proposals."""
+    """One number. measure: "mAP" in per cent, "hours" of training, or "s/image" of detection, excluding proposals."""
 
     row: str
     column: str
@@ -54,11 +55,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Measured:
-    """value: in the cell's measure; None where there is no ground truth, or none that is public: `archive` is for the
-    evaluation server then."""
+    """A measured number.
+
+    value: in the measure of the cell, or None if there is no public ground truth. `archive` is then the submission for
+        the evaluation server, if there is one.
+    """
 
     value: float | None
-    folder: Path  # of the run
+    folder: Path  # the run
     archive: Path | None = None
 
 
@@ -70,8 +74,10 @@ def row(
     start: str | None = None,
     then: tuple[str, ...] = (),
 ) -> list[Cell]:
-    """A row with a column for each of the networks S, M and L, as far as there are numbers; `experiment` and `start`
-    are without the network's letter."""
+    """Return a row with a cell for each of the networks S, M and L that has a number.
+
+    experiment, start: names of experiments without the letter of the network.
+    """
     cells = []
     for network, paper in zip(NETWORKS, numbers, strict=False):
         letter = network.lower()
@@ -81,7 +87,7 @@ def row(
 
 
 def large(name: str, paper: float, experiment: str, server: str | None = None) -> Cell:
-    """A cell of network L alone."""
+    """Return a cell of network L."""
     return Cell(name, "L", paper, Work(f"l_{experiment}", server=server))
 
 
@@ -89,7 +95,7 @@ ONE_SCALE, SECONDS = (57.1, 59.2, 66.9), (0.10, 0.15, 0.32)
 TABLES = (
     Table(
         1,
-        "VOC 2007 test: mAP by what the network was trained on",
+        "VOC 2007 test: mAP for different training sets",
         (
             large("07", 66.9, "07"),
             large("07 without difficult", 68.1, "07_no_difficult"),
@@ -98,17 +104,17 @@ TABLES = (
     ),
     Table(
         2,
-        "VOC 2010 test: mAP by what the network was trained on",
+        "VOC 2010 test: mAP for different training sets",
         (large("12", 66.1, "12", "VOC2010/test"), large("07++12", 68.8, "07pp12", "VOC2010/test")),
     ),
     Table(
         3,
-        "VOC 2012 test: mAP by what the network was trained on",
+        "VOC 2012 test: mAP for different training sets",
         (large("12", 65.7, "12", "VOC2012/test"), large("07++12", 68.4, "07pp12", "VOC2012/test")),
     ),
     Table(
         4,
-        "Time of training and detection, and mAP on VOC 2007, with and without truncated SVD",
+        "Training time, detection time and mAP on VOC 2007, with and without truncated SVD",
         (
             *row("training, hours", (1.2, 2.0, 9.5), measure="hours"),
             *row("detection, s/image", SECONDS, measure="s/image"),
@@ -119,7 +125,7 @@ TABLES = (
     ),
     Table(
         5,
-        "mAP on VOC 2007 by the first layer of VGG16 that is trained",
+        "mAP on VOC 2007 for different first trained layers of VGG16",
         (large("fc6", 61.4, "fc6"), large("conv3_1", 66.9, "07"), large("conv2_1", 67.2, "conv2_1")),
     ),
     Table(
@@ -127,14 +133,14 @@ TABLES = (
         "Multi-task training: mAP on VOC 2007",
         (
             *row("class loss only", (52.2, 54.7, 62.6), "class_only"),
-            *row("multi-task, no box regression at test", (53.3, 55.5, 63.4), then=NO_REGRESSION),
+            *row("multi-task, no box regression at test time", (53.3, 55.5, 63.4), then=NO_REGRESSION),
             *row("stage-wise", (54.6, 56.6, 64.0), "stagewise", start="class_only"),
             *row("multi-task", ONE_SCALE),
         ),
     ),
     Table(
         7,
-        "One and five scales: mAP on VOC 2007 and time of detection",
+        "One scale and five scales: mAP and detection time on VOC 2007",
         (
             *row("one scale, s/image", SECONDS, measure="s/image"),
             *row("five scales, s/image", (0.39, 0.64), "five_scales", "s/image"),
@@ -144,33 +150,34 @@ TABLES = (
     ),
     Table(
         8,
-        "SVMs and softmax: mAP on VOC 2007",
+        "SVM and softmax: mAP on VOC 2007",
         (*row("SVM", (56.3, 58.7, 66.8), then=("svm",)), *row("softmax", ONE_SCALE)),
     ),
 )
 
 
 def markdown(table: Table, results: Mapping[Cell, Sequence[Measured]], notes: Sequence[str]) -> str:
-    """The table, each cell as `paper / here`, with the mean and the deviation where there are several seeds.
+    """Return the table. Each cell is `paper / measured`, with mean and standard deviation if there are several seeds.
 
-    results: of each cell, as far as it is measured, the numbers of all seeds.
+    results: the numbers of all seeds for each cell that was measured.
     """
     columns = list(dict.fromkeys(cell.column for cell in table.cells))
     rows: dict[str, dict[str, str]] = {}
     for cell in table.cells:
         paper = "-" if cell.paper is None else f"{cell.paper:.{PAPER_DIGITS[cell.measure]}f}"
         rows.setdefault(cell.row, {})[cell.column] = f"{paper} / {format_values(cell, results.get(cell, []))}"
-    cells = [["paper / here", *columns], *([name, *(row.get(c, "-") for c in columns)] for name, row in rows.items())]
+    cells = [["paper / measured", *columns]]
+    cells += [[name, *(row.get(c, "-") for c in columns)] for name, row in rows.items()]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in cells]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     archives = dict.fromkeys(v.archive for values in results.values() for v in values if v.archive is not None)
-    server = [f"For the evaluation server: {path}" for path in archives]
+    server = [f"Submission for the evaluation server: {path}" for path in archives]
     return "\n".join([f"Table {table.number}. {table.title}", "", *lines, "", *notes, *server])
 
 
 def format_values(cell: Cell, values: Sequence[Measured]) -> str:
-    """A cell's measured part."""
+    """Return the measured part of a cell."""
     numbers = [v.value for v in values if v.value is not None]
     digits = DIGITS[cell.measure]
     if len(numbers) > 1:
@@ -178,5 +185,5 @@ def format_values(cell: Cell, values: Sequence[Measured]) -> str:
     if numbers:
         return f"{numbers[0]:.{digits}f}"
     if any(v.archive for v in values):
-        return "for the server"
+        return "to be submitted"
     return "no ground truth" if values and cell.measure == "mAP" else "-"

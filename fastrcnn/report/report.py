@@ -1,4 +1,4 @@
-"""report.html, the report on an evaluation: figures of each class and of all, mistakes and their kinds."""
+"""report.html, the report of an evaluation: results of each class and overall, and errors by kind."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from fastrcnn.report.diagnosis import FALSE_KINDS, MISSED_KINDS, Thresholds, at_
 from fastrcnn.report.gallery import Case, choose, cut_out
 from fastrcnn.report.page import Curve, render, thin_curve
 
-PLOTS, MOST_PLOTS = 24, 200  # shown without a click, and with one
+PLOTS, MOST_PLOTS = 24, 200  # curves shown without a click, and at most
 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """One class. AP and recall are shares from 0 to 1, None where the class has no object that counts."""
+    """The results of one class. AP and recall are from 0 to 1, or None if all objects are difficult or none exists."""
 
     name: str
-    ap: float | None  # by the metric, as in metrics.json
-    ap_50: float | None  # at IoU .5 by VOC's rule
-    objects: int  # that are not difficult
+    ap: float | None  # of the metric, as in metrics.json
+    ap_50: float | None  # at IoU 0.5 by VOC's rule
+    objects: int  # number that is not difficult
     detections: int
-    recall: float | None  # of all detections, whatever their score
-    ceiling: float | None  # recall of the proposals at IoU .5
-    sizes: dict[str, float | None]  # AP at IoU .5 of each of SIZES
-    gains: np.ndarray  # (kinds + 1,) of AP at IoU .5: see diagnosis.gains
-    missed: dict[str, int]  # missed objects by MISSED_KINDS
+    recall: float | None  # of all detections, without a score threshold
+    ceiling: float | None  # recall of the proposals at IoU 0.5
+    sizes: dict[str, float | None]  # AP at IoU 0.5 for each of SIZES
+    gains: np.ndarray  # (kinds + 1,) gains in AP at IoU 0.5, see diagnosis.gains
+    missed: dict[str, int]  # missed objects by kind of MISSED_KINDS
     curve: Curve
 
 
 @dataclass(frozen=True)
 class Report:
-    """What is on the page beside the evaluation itself."""
+    """The content of the page: the evaluation, and what is computed from it."""
 
     result: Evaluation
     title: str
-    about: Sequence[tuple[str, str]]  # titles and texts that the page ends with: command, configuration, environment
+    about: Sequence[tuple[str, str]]  # titles and texts at the end: command, configuration, environment
     classes: list[ClassReport]
-    objects: list[int]  # that count, of all classes, also of those that were not evaluated
+    objects: list[int]  # number of objects that are not difficult, of all classes, including those not evaluated
     thresholds: Thresholds
     cases: list[Case]
 
@@ -61,10 +61,10 @@ def write_evaluation(
     about: Sequence[tuple[str, str]],
     environment: Mapping[str, Any],
 ) -> Path:
-    """Writes all files of an evaluation into `folder`: figures, report, detections. Returns the report.
+    """Write all files of an evaluation into `folder`: metrics, report, detections. Returns the path of the report.
 
-    about, environment: what the report ends with. The detections come last, so that a name that the file system does
-    not take costs no figures. Raises UserError.
+    about, environment: shown at the end of the report. The detections are written last, so an invalid class name for a
+    file does not lose the other results. Raises UserError if a file cannot be written.
     """
     write_results(result, folder)
     about = [*about, ("Environment", json.dumps(environment, indent=2, ensure_ascii=False))]
@@ -74,13 +74,13 @@ def write_evaluation(
 
 
 def run_title(run: Path, split: str) -> str:
-    """A heading for the evaluation of a run."""
+    """Return the title of the evaluation of a run."""
     return f"{'/'.join(run.resolve().parts[-2:])} on {split}"
 
 
 def training_texts(run: Path) -> list[tuple[str, str]]:
-    """How a run was trained, as far as its folder says."""
-    files = (("Command of the training", "command.txt"), ("Configuration of the training", "config.yaml"))
+    """Return the command and configuration of a run, if its folder contains them."""
+    files = (("Training command", "command.txt"), ("Training configuration", "config.yaml"))
     return [
         (name, (run / file).read_text(encoding="utf-8", errors="replace"))
         for name, file in files
@@ -89,13 +89,13 @@ def training_texts(run: Path) -> list[tuple[str, str]]:
 
 
 def write_report(result: Evaluation, folder: Path, title: str, about: Sequence[tuple[str, str]]) -> Path:
-    """Writes report.html into `folder`, with titles and texts at its end. Raises UserError where that cannot be."""
+    """Write report.html into `folder`. about: titles and texts at its end. Raises UserError if it cannot be written."""
     html = page(make_report(result, title, about))
     return replace_file(folder / "report.html", html.encode("utf-8", errors="replace"))
 
 
 def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]) -> Report:
-    """The report on an evaluation; reads the few images that the gallery shows."""
+    """Compute the report of an evaluation. Reads the few images that the gallery shows."""
     truth = truth_by_class(result.samples, result.classes)
     curves, rule = result.curves(), result.rule
     diagnoses = diagnose(result.detections, truth, curves, _proposal_overlaps(result))
@@ -130,7 +130,7 @@ def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]
 
 
 def _proposal_overlaps(result: Evaluation) -> Mapping[str, np.ndarray] | None:
-    """IoU of every object with its best proposal, class by class as truth_by_class has them; 0 for difficult ones."""
+    """Return the IoU of every object with its best proposal by class, in truth_by_class order; 0 for difficult ones."""
     if result.recall is None:
         return None
     labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in result.samples)])
@@ -141,15 +141,15 @@ def _proposal_overlaps(result: Evaluation) -> Mapping[str, np.ndarray] | None:
 
 
 def page(report: Report) -> str:
-    """The page."""
+    """Render the HTML page."""
     result, t, classes = report.result, report.thresholds, report.classes
     counted = [c for c in classes if c.objects]
     evaluated = [k for k, name in enumerate(t.names) if name in result.ap.ap]
     plotted, order = counted, ""
     if len(counted) > PLOTS:
         plotted = sorted(counted, key=lambda c: c.ap_50 or 0.0)[:MOST_PLOTS]
-        least = f"the {MOST_PLOTS} of least AP, " if len(counted) > MOST_PLOTS else ""
-        order = f"Classes: {least}lowest AP first."
+        least = f"Only the {MOST_PLOTS} classes with the lowest AP are shown. " if len(counted) > MOST_PLOTS else ""
+        order = f"{least}Classes are sorted by AP, lowest first."
     shown = {c.shown_kind for c in report.cases}
     return render(
         "report.html",
@@ -188,6 +188,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _sparse(counts: np.ndarray) -> list[int]:
-    """[bin, count, bin, count, ...] of the counts that are not 0."""
+    """Return [bin, count, bin, count, ...] for the counts that are not 0."""
     bins = np.flatnonzero(counts)
     return np.stack((bins, counts[bins]), axis=1).ravel().tolist()

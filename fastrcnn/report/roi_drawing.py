@@ -1,7 +1,7 @@
-"""The picture of what RoI pooling does to one RoI: rectangles and texts, drawn by Pillow as PNG, by a template as SVG.
+"""Draw RoI pooling of one RoI: rectangles and texts, rendered by Pillow as PNG and by a template as SVG.
 
-It shows the real outline of the RoI on the feature map, the whole cells that each variant makes of it, its bins, the
-cells that it keeps, loses and gains, and the pooled values.
+The drawing shows the real outline of the RoI on the feature map, the quantised RoI of each variant and its bins, the
+cells that are pooled, lost and gained, and the pooled values.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ KEPT, SHARED, LOST, GAINED = "#d6e6f7", "#a9cbee", "#f9cfc9", "#d3ecc8"
 REAL, QUANTISED = "#c2321d", "#1f5fa8"
 LEGEND = [
     (KEPT, GREY, "pooled by one bin"),
-    (SHARED, GREY, "by several bins"),
-    (LOST, GREY, "in the real RoI, but lost"),
-    (GAINED, GREY, "outside it, but gained"),
+    (SHARED, GREY, "pooled by several bins"),
+    (LOST, GREY, "lost: in the real RoI only"),
+    (GAINED, GREY, "gained: outside the real RoI"),
     (None, REAL, "real RoI"),
-    (None, QUANTISED, "quantised RoI, and its bins"),
+    (None, QUANTISED, "quantised RoI and its bins"),
 ]
 
 
@@ -44,8 +44,8 @@ class Rect:
 
 @dataclass(frozen=True)
 class Text:
-    x: float  # of its middle, or its left end
-    y: float  # of its middle
+    x: float  # of the centre, or of the left end if `left`
+    y: float  # of the centre
     words: str
     size: float = 14
     colour: str = INK
@@ -55,7 +55,7 @@ class Text:
 
 @dataclass(frozen=True)
 class View:
-    """The part of the map that is shown, and where its cells lie in the picture."""
+    """The visible part of the map, and the position of its cells in the drawing."""
 
     top: int
     left: int
@@ -66,7 +66,7 @@ class View:
     y: float = 0
 
     def rect(self, box: Box, line: str, thick: float = 1, inset: float = 0, dashed: bool = False) -> Rect:
-        """A box of the map, in cells; what lies more than half a cell outside the view is cut off."""
+        """Return a box of the map, given in cells, clipped to half a cell outside the view."""
         x1, x2 = (min(max(v, self.left - 0.5), self.right + 0.5) - self.left for v in (box[0], box[2]))
         y1, y2 = (min(max(v, self.top - 0.5), self.bottom + 0.5) - self.top for v in (box[1], box[3]))
         x, y, c = self.x + inset, self.y + inset, self.cell
@@ -75,7 +75,7 @@ class View:
 
 
 def view_of(q: Question, answers: list[Answer]) -> View:
-    """The whole of a small map; of a larger one, the surroundings of the RoI."""
+    """Return a view of the complete map if it is small, else of the surroundings of the RoI."""
     height, width = q.grid.shape
     if max(height, width) <= 10:
         return View(0, 0, height, width, 44)
@@ -89,7 +89,7 @@ def view_of(q: Question, answers: list[Answer]) -> View:
 
 
 def draw(q: Question, answers: list[Answer]) -> tuple[list[Rect | Text], int, int]:
-    """The picture of all `answers`, side by side, and its width and height."""
+    """Return the shapes of all `answers`, side by side, and the width and height of the drawing."""
     view = view_of(q, answers)
     panel = max((view.right - view.left) * view.cell, 390) + 50
     x1, y1, x2, y2 = q.outline
@@ -109,12 +109,12 @@ def draw(q: Question, answers: list[Answer]) -> tuple[list[Rect | Text], int, in
         thick = 1 if line == GREY else 2
         shapes += [Rect(x, bottom, 18, 18, line, fill, thick, line == REAL), Text(x + 26, bottom + 9, words, left=True)]
         x += 52 + 7.4 * len(words)
-    shapes.sort(key=lambda shape: isinstance(shape, Text))  # texts lie on top
+    shapes.sort(key=lambda shape: isinstance(shape, Text))  # texts are drawn on top
     return shapes, max(round(x), 30 + len(answers) * panel), bottom + 42
 
 
 def _cells(q: Question, a: Answer, view: View) -> list[Rect | Text]:
-    """The cells of the map with their values, and the numbers of their rows and columns."""
+    """Return the cells of the map with their values, and the row and column numbers."""
     number, cell = q.number(), view.cell
     rows, columns = range(view.top, view.bottom), range(view.left, view.right)
     x = {j: view.x + (j - view.left + 0.5) * cell for j in columns}
@@ -133,16 +133,16 @@ def _cells(q: Question, a: Answer, view: View) -> list[Rect | Text]:
 
 
 def _boxes(q: Question, a: Answer, view: View) -> list[Rect]:
-    """The quantised RoI, its bins, and the real RoI."""
+    """Return the quantised RoI, its bins, and the real RoI."""
     shapes = [view.rect((a.x, a.y, a.x + a.width, a.y + a.height), QUANTISED, 3)]
     for (i, (y1, y2)), (j, (x1, x2)) in product(enumerate(a.rows), enumerate(a.columns)):
-        if y1 < y2 and x1 < x2:  # neighbours are drawn in by different amounts, so that overlaps show
+        if y1 < y2 and x1 < x2:  # different insets for neighbours, so overlaps are visible
             shapes.append(view.rect((x1, y1, x2, y2), QUANTISED, 1.5, view.cell * (0.09 + 0.07 * ((i + j) % 2))))
     return [*shapes, view.rect(q.outline, REAL, 2.5, dashed=True)]
 
 
 def _values(q: Question, a: Answer, view: View) -> list[Rect | Text]:
-    """What is pooled, below the map."""
+    """Return the pooled values, below the map."""
     number, below = q.number(), view.y + (view.bottom - view.top + 0.5) * view.cell + 16
     share = f"{a.pooled_share:.1%} of the real RoI is pooled; {a.lost.sum()} cells lost, {a.gained.sum()} gained"
     shapes: list[Rect | Text] = [Text(view.x, below, share, left=True)]
@@ -153,7 +153,7 @@ def _values(q: Question, a: Answer, view: View) -> list[Rect | Text]:
 
 
 def write_png(path: Path, shapes: list[Rect | Text], width: int, height: int, scale: int = 2) -> None:
-    """`scale` pixels for each unit of the drawing, so that it is crisp on a dense screen."""
+    """Write the drawing as PNG, with `scale` pixels per unit for high-density screens."""
     picture = Image.new("RGB", (width * scale, height * scale), "#ffffff")
     pen = ImageDraw.Draw(picture)
     for s in shapes:
@@ -176,7 +176,7 @@ def write_png(path: Path, shapes: list[Rect | Text], width: int, height: int, sc
 
 
 def write_explanation(q: Question, folder: Path, name: str) -> tuple[str, list[Path]]:
-    """Writes NAME.png and NAME.svg into `folder`; returns the table of all variants, and the paths."""
+    """Write NAME.png and NAME.svg into `folder`. Returns the table of all variants and the paths."""
     answers = [explain(q, v) for v in VARIANTS]
     shapes, width, height = draw(q, answers)
     folder.mkdir(parents=True, exist_ok=True)

@@ -214,7 +214,7 @@ def test_a_zero_based_set_is_said_to_be_one(voc: VocFolder) -> None:
     voc.add("a", ("cat", (0, 0, 63, 47), False), ("cat", (10, 10, 20, 20), False))
     (zero,) = [p for p in findings(read(voc, "a"), ["cat"], "lists", Settings()) if p.kind == "zero_based"]
     assert "1 box(es) in 1 file(s) start at 0" in zero.what
-    assert "the whole data set seems to count from 0" in zero.what
+    assert "the whole data set seems to be zero-based" in zero.what
     right = read_all(tasks(voc, "a"), Settings(first_pixel=0))
     assert not {p.kind for p in findings(right, ["cat"], "lists", Settings())} & {"zero_based", "clipped"}
     assert right[0].boxes[0].tolist() == [0, 0, 64, 48]
@@ -314,8 +314,8 @@ def test_proposals_and_pictures_that_do_not_belong_together(tiny: VocFolder, pro
     found = {p.kind: p.what for p in proposal_findings(records, [ProposalStore(other)])}
     assert found == {
         "dropped_proposals": "boxes dropped: 1 not finite, 1 inverted, 1 outside.",
-        "zero_proposals": "1 image(s) have no box in the store.",
-        "missed": "3 object(s) in 2 image(s) are touched by no proposal at all.",
+        "zero_proposals": "1 image(s) have no box in the proposal store.",
+        "missed": "3 object(s) in 2 image(s) do not overlap with any proposal.",
     }
 
 
@@ -420,7 +420,7 @@ def test_nothing_of_the_user_becomes_markup() -> None:
     assert not {"script", "link", "iframe"} & set(tags)
     assert "onload" not in attributes
     assert HOSTILE in texts
-    assert "and 1 more, in report.json" in texts
+    assert "1 more are listed in report.json." in texts
     assert "@import" not in html
     assert "url(" not in html
 
@@ -481,4 +481,4 @@ def test_check_reads_what_training_reads_and_notes_what_it_does_not_use(voc: Voc
 def test_boxes_that_reach_the_end_contradict_a_zero_based_set(voc: VocFolder, last: int) -> None:
     voc.add("a", ("cat", (0, 1, 63, 47), False), ("cat", (1, 1, last, 9), False))
     (note,) = [p for p in findings(read(voc, "a"), ["cat"], "lists", Settings()) if p.kind == "zero_based"]
-    assert ("1 box(es) reach xmax or ymax" in note.what) == (last == 64)
+    assert ("1 box(es) have xmax or ymax" in note.what) == (last == 64)

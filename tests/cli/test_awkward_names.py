@@ -47,7 +47,7 @@ def test_ids_with_spaces_are_trained_evaluated_and_read_back(
     data = images(tmp_path / "my data", [f"Screenshot ({n})" for n in range(575, 583)], "mAP")
     status, out, _ = call("check", "data=custom", f"data.root={data.root}")
     assert status == 0
-    assert "8 id(s) hold a space or a %." in out
+    assert "8 id(s) contain a space or a %." in out
     status, out, err = call("train", "run=run", *SMALL, f"data.root={data.root}")
     assert status == 0, err
     folder = Path("run/eval/test")
@@ -150,7 +150,7 @@ def test_a_data_set_of_a_long_name_has_its_proposals(call: Call, tmp_path: Path)
     data.split("u" * 149, "3")
     assert call("propose", *long, "workers=1")[0] == 0
     assert len(list(Path("data/proposals").glob("nnn*.proposals"))) == 2  # trainval and test
-    assert call("check", *long, "output=checked")[1].splitlines()[-1].startswith("next: fastrcnn train")
+    assert call("check", *long, "output=checked")[1].splitlines()[-1].startswith("next step: fastrcnn train")
 
 
 def test_without_ground_truth_there_is_no_map(call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -159,7 +159,7 @@ def test_without_ground_truth_there_is_no_map(call: Call, tmp_path: Path, caplog
     root = f"data.root={data.root}"
     status, out, _ = call("check", "data=custom", root)
     assert status == 0
-    assert "no class has an object in the 1 image(s) to test on" in out
+    assert "no class has an object in the 1 test image(s)" in out
     status, out, err = call("train", "run=run", *SMALL, root)
     assert status == 0, err
     assert caplog.text.count("no class has ground truth") == 2, "at the start and after the evaluation"

@@ -38,7 +38,7 @@ def test_a_sound_set_and_what_comes_next(
     assert status == 0
     assert out.splitlines()[-3].startswith("READY: no errors")
     assert re.fullmatch(r"report: outputs/check/custom-set-[0-9a-f]{8}/report\.html", out.splitlines()[-2])
-    assert out.splitlines()[-1] == f"next: fastrcnn train data=custom data.root={tiny.root} recipe=transfer"
+    assert out.splitlines()[-1] == f"next step: fastrcnn train data=custom data.root={tiny.root} recipe=transfer"
     found = report()
     assert found["ok"] is True
     assert [(s["name"], s["images"], s["objects"]) for s in found["splits"]] == [("trainval", 2, 3), ("test", 1, 1)]
@@ -50,7 +50,7 @@ def test_a_sound_set_and_what_comes_next(
     write_store(store, [ImageProposals(i, 48, 64, boxes) for i in "abc"], "by hand", {})
     status, out, _ = call("check", *given, f"proposals={store}", "output=here", "solver.rois_per_image=8")
     assert status == 0
-    train = f"next: fastrcnn train data=custom data.root={tiny.root} 'data.proposals={store}'"
+    train = f"next step: fastrcnn train data=custom data.root={tiny.root} 'data.proposals={store}'"
     assert out.splitlines()[-1] == f"{train} recipe=transfer"
     recall = report("here")["proposals"]["all"]
     assert (recall["objects"], recall["at_50"], recall["at_70"]) == (3, 1 / 3, 1 / 3)  # b's is difficult
@@ -109,8 +109,8 @@ def test_what_is_wrong_is_said_even_where_training_would_skip_it(tiny: VocFolder
     assert "NOT READY: 2 error(s)" in out
     assert [(p["kind"], p["object"]) for p in report()["errors"]] == [("bad_picture", None), ("box", 1)]
     (alone,) = [p for p in report()["notes"] if p["kind"] == "test_only"]
-    assert alone["what"] == "'bird' has 1 object(s) to test on and none to train on."
-    assert out.splitlines()[-1].startswith("fix the errors, then: fastrcnn train")
+    assert alone["what"] == "'bird' has 1 test object(s) but no training object."
+    assert out.splitlines()[-1].startswith("fix the errors, then run: fastrcnn train")
     status, _, _ = call("check", f"data.root={tiny.root}", "data.other_classes=leave_out")
     assert [p["kind"] for p in report()["errors"]] == ["bad_picture", "box"]
 
@@ -143,7 +143,7 @@ def test_proposals_made_earlier_are_found(tiny: VocFolder, call: Call) -> None:
     status, out, _ = call("check", *given)
     assert status == 0
     assert report()["proposals"]["images"] == 3
-    assert out.splitlines()[-1].startswith("next: fastrcnn train ")
+    assert out.splitlines()[-1].startswith("next step: fastrcnn train ")
 
 
 def test_names_that_are_markup_or_no_file_name(voc: VocFolder, call: Call) -> None:

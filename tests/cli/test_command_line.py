@@ -1,4 +1,4 @@
-"""The command line as a user meets it: one message for a mistake, the right status, and no waiting for torch."""
+"""The command line: one message per error, the right exit status, and no import of torch before it is needed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from voc_folder import VocFolder
 
 import fastrcnn
 from fastrcnn import __version__
-from fastrcnn.cli import VERBS
+from fastrcnn.cli import COMMANDS
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -63,7 +63,7 @@ print('imported', status, heavy)
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_help_and_mistakes_are_answered_without_heavy_imports(arguments: list[str], status: int) -> None:
-    """Hydra composes the defaults that a verb's help shows, and imports nothing of the others."""
+    """Hydra composes the defaults that the help of a command shows, and does not import the other packages."""
     done = python(HEAVY, *arguments)
     last = done.stdout.strip().splitlines()[-1]
     composed = ["hydra", "omegaconf"] if len(arguments) == 2 and arguments[1] in ("--help", "-h") else []
@@ -88,14 +88,22 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert done.stderr == ""
 
 
-def test_the_overview_names_every_verb(call: Call) -> None:
+def test_the_overview_has_a_line_for_every_command(call: Call) -> None:
     status, out, err = call("--help")
     assert (status, err) == (0, "")
-    for verb in VERBS:
-        assert f"  {verb} " in out
+    for command, (about, _) in COMMANDS.items():
+        assert f"\n  {command:<16} {about}\n" in out
     status, out, _ = call()
     assert status == 2
-    assert "usage: fastrcnn VERB" in out
+    assert "usage: fastrcnn COMMAND" in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_ends_with_its_page(call: Call, command: str) -> None:
+    page = COMMANDS[command][1]
+    assert (Path(__file__).parents[2] / page).is_file()
+    status, out, _ = call(command, "--help")
+    assert (status, out.splitlines()[-1]) == (0, f"Documentation: {page} in the repository.")
 
 
 def refused(call: Call, arguments: Sequence[str], said: Sequence[str]) -> str:
@@ -111,10 +119,10 @@ def refused(call: Call, arguments: Sequence[str], said: Sequence[str]) -> str:
     return err
 
 
-def test_an_unknown_verb_is_answered_with_the_nearest_and_all(call: Call) -> None:
+def test_an_unknown_command_is_answered_with_the_nearest_and_all(call: Call) -> None:
     status, out, err = call("trian", "data=voc07")
     assert (status, out) == (2, "")
-    assert err.startswith("fastrcnn: there is no verb 'trian'. Did you mean 'train'?")
+    assert err.startswith("fastrcnn: unknown command 'trian'. Did you mean 'train'?")
     assert "propose" in err
 
 
@@ -138,9 +146,9 @@ def test_an_unknown_key_is_answered_with_the_nearest(call: Call, verb: str) -> N
         ),
         (["train", "model=vgg16_slim", "data.root=no/such"], ["data.root=no/such: no such folder"]),
         (["propose", "data=custom"], ["data.root is missing"]),
-        (["propose", "source=no/*.jpg"], ["With source=", "output=NAME.proposals"]),
+        (["propose", "source=no/*.jpg"], ["source=", "output=NAME.proposals"]),
         (["propose", "source=no/*.jpg", "output=x"], ["source=no/*.jpg: no such file or folder"]),
-        (["reval", "data=custom"], ["which detections?", "detections=FOLDER"]),
+        (["reval", "data=custom"], ["Name the detections", "detections=FOLDER"]),
         (["eval"], ["No model is given. Use `fastrcnn eval checkpoint=PATH`"]),
         (["eval", "checkpoint="], ["No model is given"]),
         (["eval", "checkpoint=no/such"], ["no/such does not exist"]),
@@ -266,7 +274,7 @@ def test_the_home_folder_may_be_a_tilde(
         "custom-test",
         "custom-trainval",
     ]
-    assert "2 pictures" in out
+    assert "2 images" in out
     assert call("propose", "source=~/set/JPEGImages", "output=~/x.proposals", *settings)[0] == 0
     assert (tmp_path / "x.proposals" / "meta.json").is_file()
     assert not list(Path.cwd().iterdir())  # nothing named ~ here
@@ -338,7 +346,8 @@ def test_no_file_is_written_in_the_encoding_of_the_locale() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(errno.EACCES, "The umask is 0777"), (errno.ENOSPC, "Make room"), (errno.ENOTDIR, "Check")]
+    ("number", "said"),
+    [(errno.EACCES, "The umask is 0777"), (errno.ENOSPC, "Free some space"), (errno.ENOTDIR, "Check")],
 )
 def test_a_file_that_the_system_refuses_is_one_message(
     call: Call, monkeypatch: pytest.MonkeyPatch, number: int, said: str

@@ -59,7 +59,7 @@ def test_differences_by_hand(call: Call, evaluated: Callable[..., Path], voc: Vo
     assert "12 images, 1,000 resamples" in " ".join(out.split())
     assert lines[-1] == "page: outputs/compare/compare.html"
     html = Path("outputs/compare/compare.html").read_text(encoding="utf-8")
-    assert "mAP of B: +0.203 against A" in html
+    assert "mAP of B: +0.203 compared\nwith A" in html
     assert ": higher</p>" in html
     assert html.count("<polyline") == 4
     assert call("compare", str(first), str(second))[1] == out  # the same resamples
@@ -76,10 +76,10 @@ def test_runs_and_several_of_them(call: Call, evaluated: Callable[..., Path]) ->
     assert Path("here/compare.html").is_file()
     evaluated("one/eval/few", 2, split="few")
     status, _, err = call("compare", "one", "two")
-    assert (status, err) == (1, "fastrcnn: one: has several evaluations, few, test. Say which by split=NAME.\n")
+    assert (status, err) == (1, "fastrcnn: one: has several evaluations (few, test). Choose one with split=NAME.\n")
     assert call("compare", "one", "two", "split=test")[0] == 0
     status, _, err = call("compare", "one", "two", "split=few")
-    assert (status, err) == (1, "fastrcnn: two: has no evaluation on split=few. There are: test.\n")
+    assert (status, err) == (1, "fastrcnn: two: no evaluation on split=few. Available: test.\n")
 
 
 def test_a_folder_of_runs_means_the_newest_with_an_evaluation(
@@ -92,7 +92,7 @@ def test_a_folder_of_runs_means_the_newest_with_an_evaluation(
     Path("b/third/checkpoints").mkdir(parents=True)
     status, out, err = call("compare", "a", "b", "resamples=100")
     assert status == 0, err
-    assert "b: its newest run is first" in caplog.messages
+    assert "b: using the newest run, first" in caplog.messages
     assert re.search(r"cat +12 +(\S+) +\1 +0\.000", out)
 
 
@@ -118,12 +118,12 @@ def test_what_cannot_be_compared_is_one_clear_message(
         assert not Path("outputs").exists()
         return err
 
-    assert "which runs? fastrcnn compare RUN RUN" in refused()
-    assert "which runs?" in refused("a")
+    assert "two to five runs or folders of evaluations to compare: fastrcnn compare RUN RUN" in refused()
+    assert "fastrcnn compare RUN RUN" in refused("a")
     assert "2 to 5 different runs, but got 1" in refused("a", "a")
-    assert "nowhere: there is no such folder" in refused("a", "nowhere")
+    assert "nowhere: this folder does not exist" in refused("a", "nowhere")
     (tmp_path / "here" / "empty").mkdir()
-    assert "empty: has no evaluation, neither metrics.json nor eval/SPLIT/metrics.json" in refused("a", "empty")
+    assert "empty: no evaluation found (metrics.json or eval/SPLIT/metrics.json)" in refused("a", "empty")
     shutil.copytree("a", "old")
     Path("old/matches.npz").unlink()
     assert "old: the folder contains no matches.npz" in refused("a", "old")

@@ -205,9 +205,9 @@ def test_without_the_data_set_it_is_compressed_but_not_measured(call: Call, plac
     ("arguments", "said"),
     [
         ([], ["No model is given. Use `fastrcnn compress checkpoint=PATH`"]),
-        (["checkpoint=run"], ["how small? Give one of", "None is given"]),
-        (["checkpoint=run", "fc6=10", "keep=.9"], ["how small?", "More is given"]),
-        (["checkpoint=run", "keep=.9", "budget=1"], ["how small?"]),
+        (["checkpoint=run"], ["Choose exactly one compression setting", "None is given"]),
+        (["checkpoint=run", "fc6=10", "keep=.9"], ["Choose exactly one", "Given: fc6=10, keep=0.9"]),
+        (["checkpoint=run", "keep=.9", "budget=1"], ["Choose exactly one", "Given: keep=0.9, budget=1"]),
         (["checkpoint=run", "keep=0"], ["keep=0: must be greater than 0"]),
         (["checkpoint=run", "keep=90"], ["keep=90: must be at most 1"]),
         (["checkpoint=run", "fc6=0"], ["fc6=0: must be at least 1"]),
@@ -246,7 +246,7 @@ def test_nothing_is_overwritten_or_compressed_twice(call: Call, place: Path) -> 
     for arguments, said in (
         (["checkpoint=other", "fc6=20", f"output={path}"], f"{path} already exists and was created from another file"),
         (["checkpoint=run", "fc6=20", "output=mine.pt"], "mine.pt already exists. Choose"),
-        ([f"checkpoint={path}", "fc7=20"], "is compressed already (fc6 is two layers)"),
+        ([f"checkpoint={path}", "fc7=20"], "already compressed (fc6 is two layers)"),
     ):
         status, _, err = call("compress", *arguments, NO_DATA)
         assert status == 1

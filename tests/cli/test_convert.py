@@ -59,7 +59,7 @@ def test_the_authors_file_becomes_a_store(numbered: VocFolder, tmp_path: Path, c
     assert "1 images of the file are not in the data set: stranger" in out
     assert "6 boxes kept, 0 of them clipped; 0 dropped\n" in out
     assert "proposals-check" not in out
-    assert "Use them with data.proposals=data/proposals/voc 2007.proposals" in out
+    assert "Use the proposals with data.proposals=data/proposals/voc 2007.proposals" in out
     store = ProposalStore("data/proposals/voc 2007.proposals")
     assert {i: store.boxes(i).tolist() for i in store.ids} == BOXES
     assert store.size("000005") == (48, 64)
@@ -234,7 +234,7 @@ def test_nothing_is_written_over(scored: Path, numbered: VocFolder, tmp_path: Pa
         assert [call("propose", *again)[0] for _ in range(2)] == [0, 0], "the same command may run again"
         assert call("propose", *again, "convention=yxyx-1-inclusive")[0] == 1, "other boxes"
     status, _, err = call("propose", f"convert={scored}", f"output={scored}", f"data.root={numbered.root}")
-    assert (status, "is what is read" in err) == (1, True)
+    assert (status, "this file is the input" in err) == (1, True)
     Path("folder").mkdir()
     status, _, err = call("propose", f"convert={scored}", "output=folder", f"data.root={numbered.root}")
     assert (status, "not a proposal store" in err) == (1, True)

@@ -30,7 +30,7 @@ def test_the_demo_makes_data_trains_evaluates_and_draws(
     held_out = (tmp_path / "data" / "demo" / "ImageSets" / "Main" / "test.txt").read_text().split()
     assert sorted(p.stem for p in (run / "detect").glob("*.png")) == sorted(held_out[:6])
     last = capsys.readouterr().out.splitlines()[-5:]
-    assert last[0].startswith(f"4/4  mAP {metrics['mAP']:.3f} on {images} held-out pictures")
+    assert last[0].startswith(f"4/4  mAP {metrics['mAP']:.3f} on {images} test images")
     assert str(run.relative_to(tmp_path)) in last[1]
     assert str(run.relative_to(tmp_path) / "eval" / split / "report.html") in last[2]
     assert (run / "eval" / split / "report.html").is_file()

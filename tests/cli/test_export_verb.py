@@ -53,7 +53,7 @@ def found(call: Call, source: Path, where: str, *more: str) -> list[dict]:
 def test_a_caffemodel_detects_what_the_run_does(call: Call, run: Path, tiny: VocFolder) -> None:
     before = fingerprint(run)
     out = done(call, "export", "checkpoint=run", "format=caffemodel", "output=new/d.caffemodel")
-    assert out.startswith("how to use it: new/d.caffemodel.md\nwritten to new/d.caffemodel, ")
+    assert out.startswith("model card: new/d.caffemodel.md\nwritten to new/d.caffemodel, ")
     assert fingerprint(run) == before
     source = tiny.root / "JPEGImages" / "a.jpg"
     again = found(call, source, "new/d.caffemodel", "data.classes=[cat,dog]", "detection.score_threshold=0.01")
@@ -179,7 +179,7 @@ def test_an_onnx_file_detects_and_is_evaluated_as_the_run(call: Call, run: Path,
     Path("run/eval/torn/metrics.json").write_text("{")
     for_files = ["detection.score_threshold=0.01", "data.selective_search.side=40", "data.test_short_sides=48"]
     out = done(call, "export", "checkpoint=run", "format=onnx", *for_files)
-    assert out.splitlines()[0] == "how to use it: run/export/vgg16.onnx.md"
+    assert out.splitlines()[0] == "model card: run/export/vgg16.onnx.md"
     card = Path("run/export/vgg16.onnx.md").read_text(encoding="utf-8")
     assert "| test | 3 | voc10 | 0.500 |" in card
     assert "48 / short side" in card
@@ -206,7 +206,7 @@ def test_an_onnx_file_detects_and_is_evaluated_as_the_run(call: Call, run: Path,
 
 def test_a_program_of_torch_export_has_its_card(call: Call, run: Path) -> None:
     out = done(call, "export", "checkpoint=run", "format=pt2", "output=new/net.pt2")
-    assert "how to use it: new/net.pt2.md" in out
+    assert "model card: new/net.pt2.md" in out
     assert sorted(p.name for p in Path("new").iterdir() if p.name != MADE) == ["net.pt2", "net.pt2.md"]
     assert Path("new/net.pt2.md").read_text(encoding="utf-8").startswith("# net.pt2\n")
 
@@ -257,13 +257,13 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
     ("arguments", "said"),
     [
         ([], ["No model is given. Use `fastrcnn export checkpoint=PATH`", ".caffemodel"]),
-        (["checkpoint=run"], ["which format?", "onnx, pt2, caffemodel, safetensors, torchvision"]),
+        (["checkpoint=run"], ["format=FORMAT", "onnx, pt2, caffemodel, safetensors, torchvision"]),
         (["checkpoint=run", "format=cafemodel"], ["format=cafemodel: must be one of", "Did you mean 'caffemodel'?"]),
         (
             ["checkpoint=nothing", "format=caffemodel"],
             ["nothing does not exist", "a detector's .caffemodel"],
         ),
-        (["checkpoint=run", "format=caffemodel", "output=x.pt"], ["output=x.pt", "ends in .caffemodel"]),
+        (["checkpoint=run", "format=caffemodel", "output=x.pt"], ["output=x.pt", "must end in .caffemodel"]),
         (["checkpoint=run", "format=torchvision", "output=there.pth"], ["there.pth already exists"]),
         (
             ["checkpoint=run", "format=torchvision"],
@@ -272,11 +272,14 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
         (["checkpoint=run", "format=caffemodel", "output=there.pth/x.caffemodel"], ["cannot be written"]),
         (
             ["checkpoint=run", "format=onnx", "precision=float16"],
-            ["precision=float16: format=onnx is written in float32"],
+            ["precision=float16: format=onnx supports float32 only"],
         ),
-        (["checkpoint=run", "format=pt2", "precision=float16"], ["format=pt2 is written in", "format=safetensors"]),
-        (["checkpoint=run", "format=caffemodel", "precision=float16"], ["format=caffemodel is written in float32"]),
-        (["checkpoint=run", "format=torchvision", "precision=float16"], ["format=torchvision is written in float32"]),
+        (
+            ["checkpoint=run", "format=pt2", "precision=float16"],
+            ["format=pt2 supports float32 only", "format=safetensors"],
+        ),
+        (["checkpoint=run", "format=caffemodel", "precision=float16"], ["format=caffemodel supports float32 only"]),
+        (["checkpoint=run", "format=torchvision", "precision=float16"], ["format=torchvision supports float32 only"]),
         (["checkpoint=run", "format=safetensors", "precision=bfloat16"], ["precision=bfloat16: must be one of"]),
         (["checkpoint=run", "form=x"], ["unknown key 'form'", "Did you mean 'format'?"]),
     ],

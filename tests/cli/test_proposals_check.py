@@ -53,7 +53,7 @@ def test_a_file_that_is_as_its_format_says_fits(
     before = fingerprint(tmp_path)
     status, out, err = call("proposals-check", f"proposals={path}", "data=custom", f"data.root={voc.root}")
     assert (status, err) == (0, "")
-    assert "The proposals fit as they are: yxyx-1-inclusive, in pixels." in out
+    assert "The proposals fit as they are read by default: yxyx-1-inclusive, in pixels." in out
     assert lines(out)[0].split()[1:3] == ["yxyx-1-inclusive", "pixels"]
     assert "24 images with 24 objects" in out
     assert "Convert" not in out
@@ -72,7 +72,7 @@ def test_another_convention_is_named_with_the_command(
     arguments = [f"proposals={path}", "data=custom", f"data.root={voc.root}"]
     status, out, _ = call("proposals-check", *arguments)
     assert status == 1
-    assert "The boxes are xyxy-0-inclusive, in pixels; by default they are read as yxyx-1-inclusive" in " ".join(
+    assert "The boxes are xyxy-0-inclusive, in pixels. By default they are read as yxyx-1-inclusive" in " ".join(
         out.split()
     )
     command = next(line for line in out.splitlines() if line.startswith("  fastrcnn propose "))
@@ -81,7 +81,7 @@ def test_another_convention_is_named_with_the_command(
     store = converted.rpartition("data.proposals=")[2].strip()
     status, out, _ = call("proposals-check", f"proposals={store}", "data=custom", f"data.root={voc.root}")
     assert status == 0
-    assert "fit as they are: xyxy-0-halfopen" in out
+    assert "fit as they are read by default: xyxy-0-halfopen" in out
 
 
 def test_wrong_ids_and_scale_are_said_to_need_another_file(
@@ -93,7 +93,7 @@ def test_wrong_ids_and_scale_are_said_to_need_another_file(
     path = author_file(tmp_path / "ids.mat", [*right[12:], *right[:12]])
     status, out, _ = call("proposals-check", f"proposals={path}", "data=custom", root)
     assert status == 1
-    assert "its boxes may be in another order than its ids" in " ".join(out.split())
+    assert "the order of its boxes differs from the order of its ids" in " ".join(out.split())
     assert "fastrcnn propose" not in out
     shares = [b[:, [1, 0, 3, 2]] / np.tile(size[::-1], 2) for b, size in zip(boxes, SIZES, strict=True)]
     path = author_file(tmp_path / "scale.mat", shares)
@@ -118,7 +118,7 @@ def test_mistakes_are_one_message(call: Call, zero_based: tuple[VocFolder, list[
     root = f"data.root={voc.root}"
     path = author_file(tmp_path / "x.mat", boxes[:2], ids=["dog", "cow"])
     for arguments, said in (
-        ([], "which proposals? fastrcnn proposals-check proposals=FILE"),
+        ([], "Name the proposals: fastrcnn proposals-check proposals=FILE"),
         ([f"proposals={path}"], "data.root is missing"),
         ([f"proposals={tmp_path / 'none.mat'}", root], "none.mat"),
         ([f"proposals={path}", root], "The data set has images such as '0000'; the file has 2 images, such as 'dog'"),
@@ -133,7 +133,7 @@ def test_mistakes_are_one_message(call: Call, zero_based: tuple[VocFolder, list[
     path = author_file(tmp_path / "y.mat", boxes)
     status, _, err = call("proposals-check", f"proposals={path}", root)
     assert status == 1
-    assert "none of the 24 images looked at has an object" in err
+    assert "none of the 24 images that were read has a usable object" in err
 
 
 def test_the_demo_with_selective_search(call: Call, tmp_path: Path) -> None:

@@ -124,8 +124,8 @@ def known(call: Call, tiny: VocFolder) -> list[str]:
     return ["data=custom", f"data.root={tiny.root}", "data.metric=voc07", *TINY]
 
 
-def begun(caplog: pytest.LogCaptureFixture, how: str = "training") -> list[str]:
-    """Experiments of which the log says that they began, or went on."""
+def begun(caplog: pytest.LogCaptureFixture, how: str = "Training") -> list[str]:
+    """Return the experiments that the log reports as started, or as resumed."""
     return [m.removeprefix(how).split(",")[0].strip() for m in caplog.messages if m.startswith(how) and ", seed" in m]
 
 
@@ -236,7 +236,7 @@ def test_an_interrupted_table_goes_on(
     caplog.clear()
     status, out, err = call(*arguments)
     assert status == 0, err
-    assert begun(caplog, "going on with") == ["l_07"]
+    assert begun(caplog, "Resuming") == ["l_07"]
     assert steps == [1, 2, 1, 2, 1, 2]
     assert "conv2_1" in out
 
@@ -290,7 +290,7 @@ def test_sets_without_public_truth_give_files_for_the_server(call: Call, voc: Vo
     set07.split("test", "y")
     status, out, err = call("reproduce", "table=3", f"data.root={devkit}", *TINY)
     assert status == 0, err
-    assert "| 12           | 65.7 / for the server |" in out
+    assert "| 12               | 65.7 / to be submitted |" in out
     (run,) = Path("outputs/reproduce").glob("l_12-*")
     assert (run / "reproduce" / "VOC2012-test" / "results.tgz").is_file()
 
@@ -308,29 +308,29 @@ def test_several_seeds_are_a_mean_and_a_deviation() -> None:
     none = [Measured(None, Path("run"), Path("results.tgz"))]
     first, second, third = TABLES[0].cells
     text = markdown(TABLES[0], {first: found, second: none, third: [Measured(1.0, Path("run"))]}, plan.notes())
-    assert "| 07                   | 66.9 / 62.0 +- 2.0    |" in text
-    assert "| 07 without difficult | 68.1 / for the server |" in text
-    assert "| 07+12                | 70.0 / 1.0            |" in text
-    assert "For the evaluation server: results.tgz" in text
-    assert "not to be compared with the paper" in text
+    assert "| 07                   | 66.9 / 62.0 +- 2.0     |" in text
+    assert "| 07 without difficult | 68.1 / to be submitted |" in text
+    assert "| 07+12                | 70.0 / 1.0             |" in text
+    assert "Submission for the evaluation server: results.tgz" in text
+    assert "Do not compare them with the paper" in text
     assert "Measured on the data set demo (AP: voc07)" in text
-    assert "Not as in the paper: solver.lr=0.1" in text
+    assert "Settings that differ from the paper: solver.lr=0.1" in text
     assert "| 07+12                | 70.0 / -              |" in markdown(TABLES[0], {first: found, second: none}, [])
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "which table of the paper?"),
+        ([], "Choose a table of the paper"),
         (["table=9"], "table=9: must be at most 8"),
-        (["table=1", "seeds=[]"], "seeds=[]: give at least one"),
-        (["table=1", "seeds=[3,3]"], "seeds=[3, 3]: give at least one, each once"),
-        (["table=1", "run=foo"], "run=foo: reproduce decides that"),
-        (["table=1", "resume=auto"], "resume=auto: reproduce decides that"),
-        (["table=1", "runtime.seed=7"], "runtime.seed=7: reproduce decides that"),
+        (["table=1", "seeds=[]"], "seeds=[]: give one or more different seeds"),
+        (["table=1", "seeds=[3,3]"], "seeds=[3, 3]: give one or more different seeds"),
+        (["table=1", "run=foo"], "run=foo: `fastrcnn reproduce` sets this key"),
+        (["table=1", "resume=auto"], "resume=auto: `fastrcnn reproduce` sets this key"),
+        (["table=1", "runtime.seed=7"], "runtime.seed=7: `fastrcnn reproduce` sets this key"),
         (["table=7", "model=vgg16"], "the networks are the paper's S, M and L"),
-        (["table=1", "data=voc07"], "the experiments choose VOC's sets"),
-        (["table=7", "data.short_sides=48"], "_five_scales of this table sets it"),
+        (["table=1", "data=voc07"], "the experiments choose the VOC data sets"),
+        (["table=7", "data.short_sides=48"], "set by the table's experiment paper/m_five_scales"),
         (["table=1", "tabel=2"], "unknown key 'tabel'"),
         (["table=1", "data.root=nowhere"], "data.root=nowhere: no such folder"),
     ],
@@ -376,5 +376,5 @@ def test_a_cell_says_why_it_has_no_figure() -> None:
     cell, run = Cell("", "", 66.9, Work("s")), Path("run")
     assert format_values(cell, [Measured(66.9, run)]) == "66.9"
     assert format_values(cell, [Measured(None, run)]) == "no ground truth"
-    assert format_values(cell, [Measured(None, run, run / "results.tgz")]) == "for the server"
+    assert format_values(cell, [Measured(None, run, run / "results.tgz")]) == "to be submitted"
     assert format_values(cell, []) == "-"

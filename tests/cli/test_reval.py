@@ -46,7 +46,7 @@ def test_a_class_without_a_file_is_left_out_and_that_is_said(
     tiny.add("c", ("cat", (11, 11, 30, 40), False), ("dog", (1, 1, 9, 9), False))
     status, out, _ = call("reval", f"detections={folder}", "data=custom", f"data.root={tiny.root}")
     assert status == 0
-    assert "no file, so left out: dog" in caplog.text
+    assert "classes without a file of detections, not evaluated: dog" in caplog.text
     assert "dog" not in out
     assert "1.000" in out.splitlines()[-1]
 
@@ -82,9 +82,10 @@ def test_what_there_is_nothing_of(call: Call, voc: VocFolder, tmp_path: Path, me
     assert found["ap"] == {"cat": pytest.approx(0.5), "dog": 0, "cow": None, "pig": None}
     assert (found["mAP"], found["metric"], found["images"]) == (pytest.approx(0.25), metric, 3)
     assert found["objects"] == {"cat": 1, "dog": 1, "cow": 0, "pig": 0}
-    assert out.splitlines()[-2:] == [
+    assert out.splitlines()[-3:] == [
         "no ground truth in these images: cow, pig",
-        "written to some; open report.html there first",
+        "written to some",
+        "report: some/report.html",
     ]
     assert Path("some/report.html").is_file()
     nothing, _ = reval("none", cat="", dog="", cow="", pig="")
@@ -244,7 +245,7 @@ def test_results_of_categories_that_no_annotation_uses_are_reported(
     status, out, err = call("reval", *arguments)
     assert (status, "mAP" in out) == (0, True), err
     assert json.loads((tmp_path / "c/out/metrics.json").read_text())["mAP"] == expected[0] > 0.999
-    assert "1 detections of 'ship' have no AP: no annotation is of that category" in caplog.text
+    assert "1 detections of 'ship' are not evaluated: no annotation has this category" in caplog.text
 
 
 def test_a_file_of_one_image_can_be_evaluated(call: Call, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from fastrcnn import cli
 from fastrcnn.build import datasets, machine, models, run, run_config
-from fastrcnn.cli import VERBS, main
+from fastrcnn.cli import COMMANDS, main
 from fastrcnn.cli.export import SUFFIXES
 from fastrcnn.config.compose import compose, config_folder, options
 from fastrcnn.config.schema import SCHEMAS, TrainConfig, groups, leaves
@@ -262,11 +262,11 @@ def test_every_key_is_explained_and_listed_by_help(verb: str, capsys: pytest.Cap
             assert option in out
 
 
-def test_every_verb_has_a_module() -> None:
+def test_every_command_has_a_module() -> None:
     folder = Path(cli.__file__).parent
-    for verb in VERBS:
-        assert (folder / f"{verb.replace('-', '_')}.py").is_file(), verb
-        assert callable(importlib.import_module(f"fastrcnn.cli.{verb.replace('-', '_')}").main), verb
+    for command in COMMANDS:
+        assert (folder / f"{command.replace('-', '_')}.py").is_file(), command
+        assert callable(importlib.import_module(f"fastrcnn.cli.{command.replace('-', '_')}").main), command
 
 
 @pytest.mark.parametrize("file", [f for f in FILES if f.startswith("experiment/")])

@@ -157,7 +157,7 @@ def test_the_reports_cuts_are_in_the_frame_of_the_truth(album: VocFolder) -> Non
     ids = ["o5", "o6", "o7", "o8", "s"]
     samples, _ = load(album.root, ids, ["cat"], need_pictures=False)
     boxes = [tuple(s.boxes[0].tolist()) for s in samples]
-    cases = [Case(True, "unseen", "cat", "", i, None, 0.0, (("object", box),)) for i, box in enumerate(boxes)]
+    cases = [Case(True, "not detected", "cat", "", i, None, 0.0, (("object", box),)) for i, box in enumerate(boxes)]
     for case in cut_out(cases, samples):
         assert case.jpeg, case.problem
         x1, y1, x2, y2 = (round(v) for v in case.boxes[0][1])

@@ -39,11 +39,11 @@ def test_why_objects_are_missed_by_hand() -> None:
     box of a cat, at the second one of IoU .5 only."""
     d = diagnosed(DETECTIONS, OBJECTS)
     assert reasons(d["cat"]) == ["", "", "misplaced"]
-    assert reasons(d["dog"]) == ["taken for another", "unseen", ""]
+    assert reasons(d["dog"]) == ["wrong class", "not detected", ""]
     proposals = {"cat": np.array([0.1, 0.0, 0.49]), "dog": np.array([0.5, 0.4, 0.0])}
     d = diagnosed(DETECTIONS, OBJECTS, proposals)
     assert reasons(d["cat"]) == ["", "", "no proposal"]  # a found object needs no reason
-    assert reasons(d["dog"]) == ["taken for another", "no proposal", ""]
+    assert reasons(d["dog"]) == ["wrong class", "no proposal", ""]
 
 
 def test_an_object_of_another_class_explains_more_than_a_poor_overlap_with_the_own() -> None:
@@ -52,7 +52,7 @@ def test_an_object_of_another_class_explains_more_than_a_poor_overlap_with_the_o
     d = diagnosed({"cat": found((0, 0.5, (0, 0, 10, 5))), "dog": found()}, objects)
     assert words(d["cat"]) == ["confusion"]
     assert d["cat"].overlaps[0] == pytest.approx(5 / 6)
-    assert reasons(d["cat"]) == ["unseen"]
+    assert reasons(d["cat"]) == ["not detected"]
 
 
 def test_classes_that_were_not_evaluated_explain_confusions() -> None:
@@ -66,7 +66,7 @@ def test_nothing_detected_and_nothing_there() -> None:
     assert (words(d["cat"]), reasons(d["cat"])) == ([], [])
     d = diagnosed({"cat": found((3, 0.5, (0, 0, 9, 9)))}, {"cat": truth()})
     assert words(d["cat"]) == ["background"]
-    assert reasons(diagnosed({"cat": found()}, {"cat": CATS})["cat"]) == ["unseen", "", "unseen"]
+    assert reasons(diagnosed({"cat": found()}, {"cat": CATS})["cat"]) == ["not detected", "", "not detected"]
 
 
 def gained(detections: ClassDetections, objects: ClassTruth, d: Diagnosis, metric: VocMetric) -> np.ndarray:

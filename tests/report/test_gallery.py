@@ -22,7 +22,7 @@ def sample(image_id: str, width: int, height: int) -> Sample:
 
 
 def case(box: tuple[float, float, float, float], image: int = 0) -> Case:
-    return Case(True, "unseen", "cat", "", image, None, 0.0, (("object", box),))
+    return Case(True, "not detected", "cat", "", image, None, 0.0, (("object", box),))
 
 
 def chosen() -> list[Case]:
@@ -48,7 +48,7 @@ def test_what_is_drawn_says_why() -> None:
     assert (confusion.name, confusion.other) == ("cat", "dog")
     assert confusion.boxes[1] == ("other object", (0, 20, 10, 30))
     assert [part for part, _ in cases["background", 0.3].boxes] == ["detection"]
-    taken = cases["taken for another", None]
+    taken = cases["wrong class", None]
     assert (taken.name, taken.other, taken.missed) == ("dog", "cat", True)
     assert taken.boxes == (("object", (0, 20, 10, 30)), ("detection", (0, 20, 10, 30)))
     assert cases["misplaced", None].boxes[1] == ("detection", (40, 0, 50, 4))  # the better one of three

@@ -102,7 +102,7 @@ def test_the_page_has_the_ap_of_metrics_json(tmp_path: Path, metric: Metric) -> 
     shown = next(row for row in Reader(html).rows if row and row[0] == "cat")
     assert shown[1] == f"{metrics['ap']['cat']:.3f}"
     assert f"<b>{metrics['mAP']:.3f}</b>mAP ({metric})" in html
-    assert "<b>1,234 ms</b>an image in the network" in html
+    assert "<b>1,234 ms</b>per image in the network" in html
     assert "smallbelow 32 × 32 pixels" in rows
 
 
@@ -132,7 +132,7 @@ def test_every_control_has_a_name_and_every_picture_a_text(tmp_path: Path) -> No
     assert pictures
     assert all(attributes.get("role") == "img" and attributes.get("aria-label") for attributes in pictures)
     assert "aria-label='Detection of cat, 0.50: confusion (dog), IoU 1.00, in a'" in html
-    assert "aria-label='Missed dog: taken for another (cat), in a'" in html
+    assert "aria-label='Missed dog: wrong class (cat), in a'" in html
     for control in re.findall(r"<(?:input|select)[^>]*>", html):
         before = html[: html.index(control)]
         assert before.rfind("<label") > before.rfind("</label>"), control
@@ -143,11 +143,15 @@ def test_every_control_has_a_name_and_every_picture_a_text(tmp_path: Path) -> No
 
 NOTHING = found()
 CASES = {
-    "no detections": ({"cat": NOTHING, "dog": NOTHING}, None, "Nothing was detected: every object is missed."),
-    "one class": ({"cat": DETECTIONS["cat"]}, None, "No detections were given, and so left out: dog."),
-    "no truth": (DETECTIONS, [], "No class has an object that counts in these images"),
-    "a class without truth": (DETECTIONS, [0], "Without an object that counts, and so without AP: dog."),
-    "nothing at all": ({"cat": NOTHING, "dog": NOTHING}, [], "There is none."),
+    "no detections": ({"cat": NOTHING, "dog": NOTHING}, None, "There are no detections, so all objects are missed."),
+    "one class": ({"cat": DETECTIONS["cat"]}, None, "not evaluated, because no detections were given: dog."),
+    "no truth": (DETECTIONS, [], "no objects that are not difficult, so AP is undefined."),
+    "a class without truth": (
+        DETECTIONS,
+        [0],
+        "Classes without AP, because they have no object or only difficult ones: dog.",
+    ),
+    "nothing at all": ({"cat": NOTHING, "dog": NOTHING}, [], "There are no errors."),
 }
 
 
@@ -185,6 +189,6 @@ def test_a_page_of_many_classes_and_detections_stays_small(tmp_path: Path) -> No
     html = page(make_report(compare(detections, there, names, "voc10"), "x", []))
     assert "<option value='259'>class 259</option>" in html
     assert html.count("<polyline") == 200
-    assert "Classes: the 200 of least AP, lowest AP first." in html
-    assert "confusions of rare pairs of classes" in html
+    assert "Only the 200 classes with the lowest AP are shown." in html
+    assert "confusions of rare class pairs" in html
     assert len(html) < 2_000_000

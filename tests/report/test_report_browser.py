@@ -186,7 +186,7 @@ def test_the_gallery_filters(open_page: Any, files: Path) -> None:
     page.locator("#case-class").select_option("")
     page.evaluate("filter(5)")
     assert (shown.count(), page.locator("#count").inner_text()) == (5, "5 of 16 shown")
-    page.locator("button", has_text="Show the other 11").click()
+    page.locator("button", has_text="Show 11 more").click()
     assert shown.count() == 16
     assert not page.locator("#more").is_visible()
     assert shown.first.locator("image").evaluate("e => e.getBoundingClientRect().width") > 50

@@ -1,6 +1,6 @@
 "use strict";
-// Headings of sortable tables: numbers first fall, names rise, then the other way round. A cell without a number is
-// last; of several such the text decides.
+// Sort a table by clicking a heading. The first click sorts numbers in descending and names in ascending order, the
+// next one reverses the order. Cells without a number come last, sorted by their text.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {

@@ -1,9 +1,9 @@
-// What moves on the page of an evaluation: counts at a threshold of the score, confusions, the gallery's filter.
+// The interactive parts of the report: counts at a score threshold, the confusion matrix, the gallery's filter.
 const data = JSON.parse(document.getElementById("data").textContent);
 const steps = data.thresholds.length, MOST = 25;
 const sum = values => values.reduce((a, b) => a + b, 0);
 
-// [bin, count, bin, count, ...] to the counts at or above each threshold
+// Convert [bin, count, bin, count, ...] to the counts at or above each threshold.
 function above(sparse) {
   const counts = new Array(steps).fill(0);
   for (let i = 0; i < sparse.length; i += 2) counts[sparse[i]] = sparse[i + 1];
@@ -33,7 +33,7 @@ function update() {
   const all = sum(errors), [precision, recall, f1] = rates(hits, all, objects);
   const figures = [precision, recall, f1, hits, all, objects - hits];
   document.querySelectorAll("#figures b").forEach((b, i) => { b.textContent = figures[i].toLocaleString("en"); });
-  shown.textContent = `At a score of ${text}: precision ${precision}, recall ${recall}, F1 ${f1}.`;
+  shown.textContent = `At score threshold ${text}: precision ${precision}, recall ${recall}, F1 ${f1}.`;
   for (const row of rows) {
     const k = Number(row.dataset.row), false_ = wrong[k].map(w => w[t]);
     const cells = [...rates(right[k][t], sum(false_), data.objects[k]),
@@ -64,7 +64,7 @@ function heading(row, text, kind = "", scope = "col") {
   row.append(th);
 }
 
-// The classes of the matrix: all, or those with the most confusions, with each other or with the chosen one.
+// The classes of the matrix: all, or those with the most confusions (with any class, or with the selected one).
 function chosen(t) {
   if (data.names.length <= MOST) return data.names.map((_, k) => k);
   const weight = new Array(data.names.length).fill(0), centre = Number(chooser.value);
@@ -132,7 +132,7 @@ function filter(most) {
     figure.hidden = !fits || fitting > most;
   }
   more.hidden = fitting <= most;
-  more.textContent = `Show the other ${fitting - most}`;
+  more.textContent = `Show ${fitting - most} more`;
   document.getElementById("count").textContent = `${Math.min(fitting, most)} of ${fitting} shown`;
 }
 if (more) {

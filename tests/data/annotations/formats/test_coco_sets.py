@@ -122,7 +122,7 @@ def test_a_set_of_crowds_alone_is_refused_before_proposals_are_made(tmp_path: Pa
     status, out, report = check(call, root)
     assert (status, "NOT READY" in out) == (1, True)
     (error,) = report["errors"]
-    assert (error["kind"], "none of the 6 objects in the training images is trained on" in error["what"]) == (
+    assert (error["kind"], "none of the 6 objects in the training images is used for training" in error["what"]) == (
         "no_objects",
         True,
     )
@@ -158,7 +158,7 @@ def test_classes_are_those_of_all_splits(tmp_path: Path, call: Call, caplog: pyt
     assert "no object to train on for the classes dog" in caplog.text
     status, _, report = check(call, root)
     (alone,) = [p for p in report["notes"] if p["kind"] == "test_only"]
-    assert (status, alone["what"]) == (0, "'dog' has 6 object(s) to test on and none to train on.")
+    assert (status, alone["what"]) == (0, "'dog' has 6 test object(s) but no training object.")
 
 
 def test_a_wrong_test_image_shows_before_proposals_are_made(tmp_path: Path) -> None:
