@@ -102,7 +102,7 @@ def load_pickle(file: Any, admitted: Mapping[str, object], find_stored: Callable
                 pass
             case _:
                 stack.append(_value(name, argument, items, admitted))
-    raise ValueError("it is cut short")
+    raise ValueError("the pickle is truncated")
 
 
 def fill(target: object, items: list[Any]) -> dict[Any, Any]:
@@ -146,7 +146,7 @@ def _value(name: str, argument: Any, items: list[Any], admitted: Mapping[str, ob
         case "EMPTY_DICT" | "DICT":
             return fill({}, items)
         case "GLOBAL" | "STACK_GLOBAL":
-            full = ".".join(items or argument.split(" "))  # as pickletools separates module and name
+            full = ".".join(items or argument.split(" "))  # pickletools separates module and name with a space
             if full not in admitted:
                 raise RefusedError(full[:120])
             return admitted[full]

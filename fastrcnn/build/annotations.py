@@ -194,9 +194,9 @@ def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
 
 
 def warn_of_same_files(names: Sequence[str]) -> None:
-    """Log the classes whose detections have the same file name on some file systems."""
+    """Warn about classes whose detection files have the same name on some file systems."""
     for alike in same_files(names):
-        log.warning("classes %s %s", " and ".join(map(repr, alike)), SAME_FILES)
+        log.warning("The classes %s %s", " and ".join(map(repr, alike)), SAME_FILES)
 
 
 def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, Id]:

@@ -200,4 +200,4 @@ def test_a_sweeps_columns_do_not_depend_on_how_many_runs_are_over(tmp_path: Path
 
 def test_classes_that_differ_in_letter_case_are_named(caplog: pytest.LogCaptureFixture) -> None:
     warn_of_same_files(["Cat", "dog", "cat"])
-    assert "classes 'Cat' and 'cat' differ only in letter case" in caplog.text
+    assert "The classes 'Cat' and 'cat' differ only in letter case" in caplog.text
