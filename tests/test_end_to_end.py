@@ -246,7 +246,7 @@ def test_detect_draws_a_folder_and_a_pattern(command: Command, place: Path, tmp_
     [
         (["train", "run=run", *SETTINGS], "this folder already contains a run"),
         (["eval", "checkpoint=run", "split=vla"], "Available lists: test, train, trainval, val. Did you mean 'val'?"),
-        (["detect", "checkpoint=run"], "which pictures? source=PICTURE"),
+        (["detect", "checkpoint=run"], "source=IMAGE"),
         (["detect", "checkpoint=run", "source=nothing/*.jpg"], "source=nothing/*.jpg: there is no such file"),
         (["eval", "checkpoint=run", "data=voc07"], "data.root is missing"),
     ],

@@ -120,7 +120,7 @@ def test_elsewhere_the_verb_is_named(call: Call, tiny: VocFolder, monkeypatch: p
     status, _, err = call("train", "run=run", "data=custom", f"data.root={tiny.root}", *SETTINGS)
     assert status == 1
     assert "fastrcnn: train: out of memory (CUDA out of memory. Tried to allocate 2.50 GiB." in err
-    assert "Another process may be using it" in err
+    assert "Another process may be using the memory" in err
 
 
 def test_other_errors_are_not_taken_for_it() -> None:

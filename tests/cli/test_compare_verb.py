@@ -59,7 +59,7 @@ def test_differences_by_hand(call: Call, evaluated: Callable[..., Path], voc: Vo
     assert "12 images, 1,000 resamples" in " ".join(out.split())
     assert lines[-1] == "page: outputs/compare/compare.html"
     html = Path("outputs/compare/compare.html").read_text(encoding="utf-8")
-    assert "mAP of B: +0.203 compared\nwith A" in html
+    assert "mAP of B: +0.203 compared with A" in html
     assert ": higher</p>" in html
     assert html.count("<polyline") == 4
     assert call("compare", str(first), str(second))[1] == out  # the same resamples

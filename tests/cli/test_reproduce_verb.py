@@ -315,7 +315,7 @@ def test_several_seeds_are_a_mean_and_a_deviation() -> None:
     assert "Do not compare them with the paper" in text
     assert "Measured on the data set demo (AP: voc07)" in text
     assert "Settings that differ from the paper: solver.lr=0.1" in text
-    assert "| 07+12                | 70.0 / -              |" in markdown(TABLES[0], {first: found, second: none}, [])
+    assert "| 07+12                | 70.0 / -               |" in markdown(TABLES[0], {first: found, second: none}, [])
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def test_proposals_leave_with_the_numbers_of_the_file(tmp_path: Path, call: Call
         status, said, err = call(
             "propose", f"convert={tmp_path / split}.proposals", f"output={out}", f"data.root={root}"
         )
-        assert (status, said.splitlines()[-1]) == (0, f"{out}: {images} boxes of {images} images"), err
+        assert (status, said.splitlines()[-1]) == (0, f"written to {out}: {images} boxes of {images} images"), err
         assert [entry["image_id"] for entry in json.loads(out.read_text())] == list(range(images))
     both = f"convert=[{tmp_path}/train.proposals,{tmp_path}/test.proposals]"
     status, _, err = call("propose", both, f"output={tmp_path}/both.json", f"data.root={root}")
@@ -97,7 +97,7 @@ def test_check_finds_a_leak_by_content_and_not_by_number(tmp_path: Path, call: C
     assert "test/0.png, 1 object(s)" in page
     shutil.copy(root / "train/1.png", root / "test/2.png")
     (leak,) = [p for p in check(call, root)[2]["notes"] if p["kind"] == "leak"]
-    assert leak["what"] == "'train/1.png' (trainval) is the same file, byte for byte, as 'test/2.png' (test)."
+    assert leak["what"] == "'train/1.png' (trainval) is byte-identical to 'test/2.png' (test)."
 
 
 def test_one_id_of_two_images_is_refused(tmp_path: Path, call: Call) -> None:
