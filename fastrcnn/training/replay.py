@@ -1,4 +1,4 @@
-"""Record the inputs of a step whose loss is not finite, and replay it to find the first layer with non-finite values."""
+"""Record the inputs of a step with a non-finite loss, and replay it to find the first layer with non-finite values."""
 
 from __future__ import annotations
 
