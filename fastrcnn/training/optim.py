@@ -36,7 +36,7 @@ class CaffeSGD(torch.optim.Optimizer):
     """Stochastic gradient descent as in Caffe: V = momentum V + rate (gradient + decay W), W = W - V.
 
     In torch.optim.SGD, the rate multiplies the entire velocity, so a lower rate immediately reduces the contributions
-    of earlier steps. Here, these contributions decay over the next steps. Both methods are equal while the rate is constant.
+    of earlier steps. Here, these contributions decay over the next steps. At a constant rate, both are equal.
     Source: src/caffe/solvers/sgd_solver.cpp, Regularize and ComputeUpdateValue.
     """
 
