@@ -1,1 +1,1 @@
-"""The network, RoI sampling, the loss, and postprocessing of outputs to detections."""
+"""The network, RoI sampling, the loss, and postprocessing of outputs into detections."""

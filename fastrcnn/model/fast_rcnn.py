@@ -1,4 +1,4 @@
-"""The Fast R-CNN network (Girshick, 2015, figure 1), from images and RoIs to class logits and box deltas."""
+"""The Fast R-CNN network (Girshick, 2015, figure 1): computes class logits and box deltas of RoIs in images."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fastrcnn.settings import Classifier, ModelSettings, NetworkName, RoiOp
 
 DEFAULT = ModelSettings()
 INCLUSIVE = ("fast_rcnn", "roi_warp")  # operators for which x2, y2 are the last pixel in the box
-IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB, 0 .. 255, of torchvision's weights
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # for torchvision's weights; RGB in 0 .. 255
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 def scaled_rois(rois: Tensor, op: str, scales: Tensor | None = None) -> Tensor:
-    """Convert half-open RoIs (K, 5) [image, x1, y1, x2, y2] to the float32 RoIs that the operator `op` expects.
+    """Convert half-open RoIs (K, 5) [image index, x1, y1, x2, y2] to the float32 RoIs that `op` expects.
 
-    Only this function converts half-open boxes to inclusive ones (see INCLUSIVE), whose x2 and y2 are one less.
-    scales: (N,) pixels of the network's image per pixel of the boxes. Boxes are scaled after the conversion, in
-    float64, and rounded once, as in `_project_im_rois` in the author's lib/fast_rcnn/test.py. The precision matters: if
-    375 pixels are scaled to 600, every tenth edge is exactly halfway between two cells.
+    No other function converts half-open boxes to inclusive ones, whose x2 and y2 are one less (see INCLUSIVE).
+    scales: (N,) scale factor of each image. Boxes are scaled after the conversion, in float64, and rounded once, as in
+    `_project_im_rois` in the author's lib/fast_rcnn/test.py. The precision matters: if 375 pixels are scaled to 600,
+    one in ten box edges is exactly halfway between two cells.
     """
     box = rois[:, 1:].double()
     if op in INCLUSIVE:
@@ -38,8 +38,8 @@ def scaled_rois(rois: Tensor, op: str, scales: Tensor | None = None) -> Tensor:
 def distinct_rois(rois: Tensor, op: str, strides: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Find the distinct RoIs among RoIs (K, 5) from `scaled_rois`; RoIs that pool the same cells count as equal.
 
-    Returns the rows (U,) of the distinct RoIs, and for each of the K RoIs its index (K,) among them. 13 to 26 % of
-    selective search's boxes coincide when they are rounded to cells (`DEDUP_BOXES` in the author's
+    Returns the indices (U,) of the distinct RoIs in `rois`, and for each of the K RoIs its index (K,) in this list.
+    13 to 26 % of selective search's boxes coincide when they are rounded to cells (`DEDUP_BOXES` in the author's
     lib/fast_rcnn/test.py). Only the paper's pooling rounds in this way. For other operators, all RoIs are distinct.
     """
     count = torch.arange(len(rois), device=rois.device)
@@ -58,9 +58,9 @@ def distinct_rois(rois: Tensor, op: str, strides: Sequence[int]) -> tuple[Tensor
 
 
 def nearest_level(rois: Tensor, scales: Tensor) -> Tensor:
-    """Return for each half-open RoI (K, 4) the index (K,) of the scale (L,) at which its area is closest to 224 x 224.
+    """For each half-open RoI (K, 4), return the index (K,) in `scales` (L,) at which its area is closest to 224 x 224.
 
-    Source: section 2.4 of the paper; `_project_im_rois` in the author's lib/fast_rcnn/test.py.
+    Sources: section 2.4 of the paper, and `_project_im_rois` in the author's lib/fast_rcnn/test.py.
     """
     size = rois[:, 2:].double() - rois[:, :2].double()
     area = size.prod(dim=1)[:, None] * scales.to(size).square()  # (K, L)
@@ -68,12 +68,15 @@ def nearest_level(rois: Tensor, scales: Tensor) -> Tensor:
 
 
 def pool_rois(features: Tensor, rois: Tensor, size: int, scale: float, op: str) -> Tensor:
-    """Pool RoIs (K, 5) from `scaled_rois` to (K, C, size, size) with the operator `op`."""
+    """Pool RoIs (K, 5) from `scaled_rois` to (K, C, size, size) with the operator `op`.
+
+    features: feature maps (N, C, H, W). scale: cells of the feature map per pixel of the network's input.
+    """
     if op == "roi_align":
         return roi_align(features, rois, size, scale, sampling_ratio=2, aligned=True)
     if op == "roi_warp":
         return roi_warp(features, rois, size, scale)
-    # On a GPU, checking the values would have to wait for it. Proposal stores and Detector have already checked them.
+    # On a GPU, checking the values would wait for pending work. Proposal stores and Detector have already checked them.
     return roi_pool(features, rois, size, scale, variant=op, check_values=rois.device.type == "cpu")
 
 
@@ -82,20 +85,20 @@ class FastRCNN(nn.Module):
 
     num_classes: number of object classes, excluding background, which is class 0 of the logits.
     network: a key in NETWORKS. width, batch_norm: see Trunk.
-    roi_op: "fast_rcnn" is the paper's operator; see pool_rois.
-    roi_features: layers whose maps are pooled, each at its own stride. The pooled cells of several layers are
-        concatenated. If there are several layers, or the number of channels differs from the last layer's, a 1 x 1
-        convolution reduces the channels to the last layer's number.
-    dropout: probability after fc6 and fc7.
+    roi_op: the operator that pools RoIs, see pool_rois; "fast_rcnn" is the paper's.
+    roi_features: layers whose maps are pooled, each at its own stride. The pooled maps of several layers are
+        concatenated. If there are several layers, or if the number of channels differs from that of the trunk's last
+        layer, a 1 x 1 convolution converts the channels to the last layer's number.
+    dropout: dropout probability after fc6 and fc7.
     classifier: "softmax": the class logits are the inputs of a softmax; "svm": they are the margins of one-vs-rest
-        SVMs, and those of background have no meaning.
-    mean, std: mean and standard deviation of the pixels that the trunk was trained on, RGB in 0 .. 255; part of the
-        state dict.
+        SVMs, and the margin of background has no meaning.
+    mean, std: mean and standard deviation of the pixels that the trunk was trained on, RGB in 0 .. 255. Both are part
+        of the state dict.
     fc6_rank, fc7_rank: see Head.
-    class_agnostic: a single box regression for all classes, instead of one per class.
-    head: number of features of fc6 and fc7; None: the network's numbers times `width`.
-    scale_maps: multiply each map by its factor in `map_scale`, which is 1 until it is set. Without it, a newly
-        initialised fc6 diverges at usual learning rates if the trunk's maps have values in the tens or hundreds.
+    class_agnostic: use one box regression for all classes instead of one per class.
+    head: numbers of features of fc6 and fc7; None: the network's default numbers times `width`.
+    scale_maps: multiply each map by its factor in `map_scale`, which is 1 until training/initial.py sets it. Without
+        it, a randomly initialised fc6 diverges at usual learning rates if the maps have values in the tens or hundreds.
     """
 
     map_scale: Tensor | None
@@ -127,7 +130,7 @@ class FastRCNN(nn.Module):
         self.num_classes, self.classifier = num_classes, classifier
         self.roi_size, self.roi_op, self.roi_features = roi_size, roi_op, tuple(roi_features)
         layers = NETWORKS[network]
-        self.strides = [layers.stride_of(name) for name in self.roi_features]  # pixels of the image per cell
+        self.strides = [layers.stride_of(name) for name in self.roi_features]  # image pixels per cell
         self.trunk = Trunk(layers, width, batch_norm)
         channels = layers.channels_of(layers.conv_names[-1], width)
         pooled = sum(layers.channels_of(name, width) for name in self.roi_features)
@@ -140,7 +143,7 @@ class FastRCNN(nn.Module):
         for layer, deviation in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):  # section 2.3
             nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
-        # Mean and standard deviation that convert the output to the deltas of boxes.decode; from the training set.
+        # Mean and standard deviation of the training set's regression targets. Deltas are outputs times std plus mean.
         self.register_buffer("delta_mean", torch.zeros(num_classes + 1, 4, dtype=torch.float32))
         self.register_buffer("delta_std", torch.ones(num_classes + 1, 4, dtype=torch.float32))
         scale = torch.ones(len(self.roi_features), dtype=torch.float32) if scale_maps else None
@@ -149,7 +152,7 @@ class FastRCNN(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
 
     def train(self, mode: bool = True) -> FastRCNN:
-        """Set the mode like nn.Module.train, except that frozen batch normalisation stays in eval mode."""
+        """Set the mode like nn.Module.train, but keep frozen batch normalisation layers in eval mode."""
         super().train(mode)
         for norm in self.trunk.norms.values():
             if not any(p.requires_grad for p in norm.parameters()):
@@ -159,8 +162,8 @@ class FastRCNN(nn.Module):
     def normalise(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
         """Normalise uint8 or float RGB images (N, 3, H, W) in 0 .. 255 for the trunk.
 
-        sizes: (N, 2) height and width without padding. The padding becomes 0 after normalisation, as in the author's
-        code.
+        sizes: (N, 2) height and width of each image without padding. If given, the padding is set to 0 after
+        normalisation, as in the author's code.
         """
         images = (images.float() - self.pixel_mean).div_(self.pixel_std)
         if sizes is not None:
@@ -176,17 +179,17 @@ class FastRCNN(nn.Module):
         sizes: Tensor | None = None,
         scales: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute class logits (K, classes + 1) and normalised box deltas (K, classes + 1, 4) of K RoIs.
+        """Compute class logits (K, classes + 1) and normalised box deltas (K, classes + 1, 4) for K RoIs.
 
         images: (N, 3, H, W) uint8 or float RGB in 0 .. 255, or the result of `frozen_maps` for them.
         rois: (K, 5) float [image index, x1, y1, x2, y2], half-open, in pixels of the images before scaling. On a CPU, a
-            NaN or an invalid image index raises ValueError. On a GPU, such a RoI is pooled to 0.
-        sizes: see normalise. scales: (N,) pixels of `images` per pixel of the RoIs; None: 1.
+            NaN or an invalid image index raises ValueError. On a GPU, the pooled features of such an RoI are 0.
+        sizes: see normalise. scales: (N,) scale factor of each image; None: 1.
         """
         return self.classify(self.features(images, sizes), scaled_rois(rois, self.roi_op, scales))
 
     def features(self, images: Tensor | Sequence[Tensor], sizes: Tensor | None = None) -> list[Tensor]:
-        """Compute the maps that RoIs are pooled from, one per name in `roi_features`; see `forward`."""
+        """Compute the maps from which RoIs are pooled, one per name in `roi_features`. images, sizes: see `forward`."""
         if isinstance(images, Tensor):
             return self.trunk(self._input(images, sizes), self.roi_features)
         below, first = self.frozen_layers
@@ -200,8 +203,8 @@ class FastRCNN(nn.Module):
     def frozen_maps(self, images: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
         """Compute the part of `features` that does not change during training.
 
-        Returns the maps of the frozen layers that RoIs are pooled from, and the input of the first trained layer of the
-        trunk, if there is one. The result can replace the images as the input of `features`.
+        Returns the maps of the frozen layers in `roi_features` and, if a layer of the trunk is trained, the input of
+        the first such layer. `features` accepts the result instead of the images.
         """
         below, first = self.frozen_layers
         x = self._input(images, sizes)
@@ -209,7 +212,7 @@ class FastRCNN(nn.Module):
 
     @property
     def frozen_layers(self) -> tuple[list[str], str | None]:
-        """The layers in `roi_features` whose maps do not change, and the first convolution that is trained or None."""
+        """The layers in `roi_features` whose maps do not change, and the first trained convolution or None."""
         used = self.trunk.network.up_to(self.roi_features)
         layers = {name: [t[name] for t in (self.trunk.convs, self.trunk.norms) if name in t] for name in used}
         trained = [n for n in used if any(p.requires_grad for layer in layers[n] for p in layer.parameters())]
@@ -221,12 +224,12 @@ class FastRCNN(nn.Module):
         return self.normalise(images, sizes).contiguous(memory_format=torch.channels_last)
 
     def roi_vectors(self, maps: list[Tensor], rois: Tensor) -> Tensor:
-        """Compute the features (K, D) of fc7 from maps that `features` and RoIs that `scaled_rois` returned."""
+        """Compute the output (K, D) of fc7. maps: the result of `features`. rois: RoIs (K, 5) from `scaled_rois`."""
         if self.map_scale is not None:
             maps = [m * scale for m, scale in zip(maps, self.map_scale, strict=True)]
         if isinstance(self.reduce, nn.Identity) and maps[0].device.type == "cpu" and not torch.is_grad_enabled():
-            # Pooling a contiguous map gives rows that fc6 reads without a copy. After pooling a channels_last map,
-            # flatten() copies 100 kB per RoI. If gradients are computed, channels_last is faster nevertheless.
+            # The pooled RoIs of a contiguous map are contiguous, so fc6 reads them without a copy. After pooling a
+            # channels_last map, flatten() copies 100 kB per RoI. With gradients, channels_last is still faster.
             maps = [m.contiguous() for m in maps]
         pooled = [
             pool_rois(m, rois.to(torch.promote_types(m.dtype, rois.dtype)), self.roi_size, 1 / stride, self.roi_op)
@@ -235,7 +238,7 @@ class FastRCNN(nn.Module):
         return self.head(self.reduce(torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]))
 
     def classify(self, maps: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the result of `forward` from maps that `features` and RoIs that `scaled_rois` returned."""
+        """Compute the result of `forward` from the result of `features` and RoIs (K, 5) from `scaled_rois`."""
         x = self.roi_vectors(maps, rois)  # (K, D)
         logits = self.cls_score(x).float()
         deltas = self.bbox_pred(x).float().view(x.shape[0], self.bbox_pred.out_features // 4, 4)
@@ -243,10 +246,11 @@ class FastRCNN(nn.Module):
 
 
 def round_weights(model: FastRCNN, dtype: torch.dtype) -> None:
-    """Convert the weights to `dtype` permanently, for a model that only detects under autocast with that type.
+    """Convert the weights of convolutions and linear layers to `dtype` permanently.
 
-    Otherwise, autocast converts them for each image. Normalisation layers, which autocast does not convert, and
-    statistics do not change.
+    This is for a model that is used only for detection, under autocast with the same dtype. Otherwise, autocast
+    converts the weights for each image. Normalisation layers, which autocast does not convert, and buffers stay as
+    they are.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -254,9 +258,9 @@ def round_weights(model: FastRCNN, dtype: torch.dtype) -> None:
 
 
 def freeze_before(model: FastRCNN, first: str) -> None:
-    """Freeze every layer before the layer `first`, which is one of the network's `finetune_from`.
+    """Freeze every layer before the layer `first`, which must be one of the network's `finetune_from`.
 
-    Source: section 4.5 of the paper; section 5.1 for "bbox_pred", with which only the box regression is trained.
+    Source: section 4.5 of the paper. With "bbox_pred", only the box regression is trained (section 5.1).
     """
     convs, norms = model.trunk.convs, model.trunk.norms
     layers = {name: [conv, *([norms[name]] if name in norms else [])] for name, conv in convs.items()}
@@ -271,8 +275,9 @@ def freeze_before(model: FastRCNN, first: str) -> None:
 def fold_map_scale(model: FastRCNN) -> FastRCNN:
     """Return an equivalent model without `map_scale`, for formats that do not support it.
 
-    If the model has a `map_scale`, the result is a copy whose weights in the layer above the maps include the factors.
-    Its outputs are equal except for rounding, and the other layers are shared. Otherwise, the model is returned.
+    If the model has a `map_scale`, the result is a copy in which the first layer after pooling has weights that include
+    the factors. Its outputs are equal except for rounding, and it shares all other layers with the model. If the model
+    has no `map_scale`, the model itself is returned.
     """
     if model.map_scale is None:
         return model
@@ -293,11 +298,11 @@ def fold_map_scale(model: FastRCNN) -> FastRCNN:
 
 
 def box_layer_for(model: FastRCNN, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the box layer for other statistics: its outputs times `std` plus `mean` are the model's deltas.
+    """Compute the box layer for other statistics: its outputs times `std` plus `mean` equal the model's deltas.
 
-    Returns weight (4 K, D) and bias (4 K,). K is classes + 1, or 1 in a class-agnostic model, whose statistics are
-    equal for all classes. mean, std: (classes + 1, 4). With mean 0 and std 1, this is the layer that `snapshot` in the
-    author's lib/fast_rcnn/train.py saves.
+    mean, std: (classes + 1, 4). Returns the layer's weight (4 K, D) and bias (4 K,). K is classes + 1, or 1 in a
+    class-agnostic model, whose statistics are equal for all classes. With mean 0 and std 1, this is the layer that
+    `snapshot` in the author's lib/fast_rcnn/train.py saves.
     """
     rows = model.bbox_pred.out_features // 4
     old_mean, old_std, mean, std = (
@@ -311,7 +316,7 @@ def box_layer_for(model: FastRCNN, mean: Tensor, std: Tensor) -> tuple[Tensor, T
 
 @torch.no_grad()
 def normalise_box_layer(model: FastRCNN, mean: Tensor, std: Tensor) -> None:
-    """Set the model's statistics to `mean` and `std` (classes + 1, 4) without changing its detections."""
+    """Set the model's `delta_mean` and `delta_std` (classes + 1, 4) without changing its detections."""
     weight, bias = box_layer_for(model, mean, std)
     model.bbox_pred.weight.copy_(weight)
     model.bbox_pred.bias.copy_(bias)

@@ -1,8 +1,8 @@
 """The head: fc6 and fc7, and their compression by truncated SVD (Girshick, 2015, section 3.1).
 
-A layer W (rows, columns) = U S V^T is compressed to two layers, S V^T and U, which contain the t largest singular
-values. They have t (rows + columns) weights instead of rows x columns. No other two layers of rank t approximate W
-better (Eckart and Young).
+A layer with weight W = U S V^T (rows, columns) is replaced by two layers with weights S V^T and U, which keep only the
+t largest singular values. They have t (rows + columns) weights instead of rows x columns. No other matrix of rank t
+approximates W better (Eckart and Young).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 BLOCK = 2048  # number of columns that are converted to float64 at a time
 LAYERS = ("fc6", "fc7")
 
-Ranks = dict[str, int | None]  # the rank of each layer; None: the layer is not compressed
+Ranks = dict[str, int | None]  # rank of each layer by name; None: the layer is not compressed
 
 
 def largest_rank(rows: int, columns: int) -> int:
-    """Return the largest rank whose two factors have fewer weights than a layer of rows x columns; 0 if none."""
+    """Return the largest rank at which the two factors have fewer than rows x columns weights; 0 if there is none."""
     return (rows * columns - 1) // (rows + columns)
 
 
 def fully_connected(rows: int, columns: int, rank: int | None = None) -> nn.Module:
-    """Create a layer from `columns` to `rows` features; with a rank, two layers L and U, of which only U has a bias.
+    """Create a linear layer from `columns` to `rows` features, or two layers L and U if a rank is given.
 
-    L and U correspond to the author's fc6_L and fc6_U (section 3.1 of the paper).
+    Only U has a bias. L and U correspond to the author's fc6_L and fc6_U (section 3.1 of the paper).
     """
     last = nn.Linear(columns if rank is None else rank, rows, dtype=torch.float32)
     nn.init.kaiming_normal_(last.weight, nonlinearity="relu")
@@ -41,10 +41,11 @@ def fully_connected(rows: int, columns: int, rank: int | None = None) -> nn.Modu
 
 
 class Head(nn.Module):
-    """fc6 and fc7 with ReLU and dropout, on pooled RoIs.
+    """The layers fc6 and fc7, each followed by ReLU and dropout.
 
-    inputs: channels x cells of a pooled RoI. features: outputs of fc6 and fc7. dropout: probability after each.
-    fc6_rank, fc7_rank: the rank of a layer that is compressed to two, see fully_connected; None: a single layer.
+    inputs: number of values (channels x cells) of a pooled RoI. features: numbers of outputs of fc6 and fc7.
+    dropout: dropout probability.
+    fc6_rank, fc7_rank: rank of a layer that is replaced by two layers, see fully_connected; None: a single layer.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Head(nn.Module):
         self.dropout = dropout
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """Compute features (K, D) from pooled RoIs (K, C, roi_size, roi_size)."""
+        """Compute the output (K, D) of fc7 from pooled RoIs (K, C, roi_size, roi_size)."""
         x = pooled.flatten(1)  # (K, C * roi_size^2)
         for layer in (self.fc6, self.fc7):
             x = nn.functional.relu(layer(x), inplace=True)
@@ -72,36 +73,36 @@ class Head(nn.Module):
 
 
 def parameter_count(module: nn.Module) -> int:
-    """Return the number of parameters: 134,690,729 for the paper's VGG16 with 20 classes."""
+    """Return the number of parameters (134,690,729 for the paper's VGG16 with 20 classes)."""
     return sum(p.numel() for p in module.parameters())
 
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The decomposition of a layer, from which it can be truncated to any rank."""
+    """The singular value decomposition of a layer's weight, which can be truncated to any rank."""
 
     weight: Tensor  # (rows, columns)
     left: Tensor  # (rows, rows) float64, left singular vectors as columns, largest singular value first
     energy: Tensor  # (rows,) float64, squared singular values
 
     def rank_for(self, keep: float) -> int:
-        """Return the smallest rank, at least 1, that keeps the fraction `keep` in (0, 1] of the energy."""
+        """Return the smallest rank (at least 1) that keeps at least the fraction `keep` in (0, 1] of the energy."""
         share = self.energy.cumsum(0) / self.energy.sum().clamp(min=torch.finfo(torch.float64).tiny)
         enough = (share >= keep - 1e-12).nonzero()  # tolerates rounding errors, so that keep=1 is reached
         return int(enough[0]) + 1 if len(enough) else 1
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Return L (rank, columns) = S V^T = U^T W and U (rows, rank) for the largest singular values."""
+        """Return L (rank, columns) = S V^T = U^T W and U (rows, rank) for the `rank` largest singular values."""
         u = self.left[:, :rank]
         parts = [u.T @ block.double() for block in self.weight.split(BLOCK, dim=1)]
         return torch.cat(parts, dim=1).to(self.weight.dtype), u.to(self.weight.dtype).contiguous()
 
 
 def decompose(weight: Tensor) -> Decomposition:
-    """Compute singular values and left singular vectors of a weight W (rows, columns) from the eigenvectors of W W^T.
+    """Compute the singular values and left singular vectors of W (rows, columns) from the eigenvectors of W W^T.
 
-    Squaring halves the precision of small singular values, but truncation drops them. An SVD needs four times as much
-    memory.
+    Squaring halves the number of correct digits of small singular values, but truncation drops these values. A direct
+    SVD would need four times as much memory.
     """
     weight = weight.detach()
     gram = weight.new_zeros(len(weight), len(weight), dtype=torch.float64)
@@ -115,7 +116,7 @@ def decompose(weight: Tensor) -> Decomposition:
 def factored_state(
     state: Mapping[str, Tensor], decompositions: Mapping[str, Decomposition], ranks: Ranks
 ) -> dict[str, Tensor]:
-    """Convert the state dict of an uncompressed FastRCNN to that of a FastRCNN with layers of the given ranks."""
+    """Convert the state dict of an uncompressed FastRCNN to the state dict of one with layers of the given ranks."""
     result = dict(state)
     for name, rank in ranks.items():
         if rank is not None:
@@ -127,9 +128,9 @@ def factored_state(
 
 
 def ranks_for(decompositions: Mapping[str, Decomposition], keep: float) -> Ranks:
-    """Return for each layer the smallest rank that keeps the fraction `keep` of its energy.
+    """For each layer, return the smallest rank that keeps the fraction `keep` of its energy.
 
-    The rank is None if compression would not save weights.
+    The rank of a layer is None if compression would not reduce its number of weights.
     """
     found = {name: (d.rank_for(keep), largest_rank(*d.weight.shape)) for name, d in decompositions.items()}
     return {name: rank if rank <= largest else None for name, (rank, largest) in found.items()}
@@ -137,7 +138,7 @@ def ranks_for(decompositions: Mapping[str, Decomposition], keep: float) -> Ranks
 
 @dataclass(frozen=True)
 class Trial:
-    """One step of `search`: the fraction of energy kept, the ranks, the measured value, and whether it is enough."""
+    """A trial of `search`: the fraction of energy kept, the ranks, the measured value, whether it is high enough."""
 
     keep: float
     ranks: Ranks
@@ -148,13 +149,14 @@ class Trial:
 def search(
     decompositions: Mapping[str, Decomposition], measure: Callable[[float, Ranks], float], lowest: float, most: int = 6
 ) -> list[Trial]:
-    """Bisect for the smallest fraction of energy with which `measure` returns at least `lowest`; return all trials.
+    """Bisect to find the smallest fraction of energy at which `measure` returns at least `lowest`; return all trials.
 
-    measure: called with the fraction and the ranks at most `most` times, never twice with the same ranks, and never
-        with ranks that compress no layer. The last trial that is enough has the smallest fraction of these. If no trial
-        is enough, the search failed.
+    measure: a function of the fraction and the ranks. It is called at most `most` times, never twice with the same
+        ranks, and never with ranks that compress no layer.
+
+    The last trial with `enough` set has the smallest sufficient fraction. If no trial has it set, the search failed.
     """
-    low, high = 0.0, 1.0  # fractions that are too small and large enough
+    low, high = 0.0, 1.0  # low is too small a fraction; high is large enough
     trials: list[Trial] = []
     for _ in range(2 * most):
         keep = (low + high) / 2

@@ -16,14 +16,14 @@ class Losses:
     """The losses of a batch; all tensors are scalars."""
 
     classification: Tensor
-    box: Tensor  # without box_weight
+    box: Tensor  # not multiplied by box_weight
     total: Tensor
 
 
 def fast_rcnn_loss(logits: Tensor, deltas: Tensor, targets: RoITargets, box_weight: float = 1.0) -> Losses:
-    """Compute the cross-entropy over all RoIs, plus `box_weight` times the smooth L1 loss over the foreground.
+    """Compute the cross-entropy over all RoIs, plus `box_weight` times the smooth L1 loss over foreground RoIs.
 
-    logits: (K, classes + 1). deltas: (K, classes + 1, 4), of which only those of the target class are used.
+    logits: (K, classes + 1). deltas: (K, classes + 1, 4); only the deltas of the target class are used.
     Both sums are divided by the number of RoIs K, as in the author's Caffe layers. For K = 0, the losses are 0, and
     gradients can still be computed.
     """

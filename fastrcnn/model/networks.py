@@ -1,8 +1,9 @@
-"""The paper's three networks S, M and L, up to the map that RoIs are pooled from.
+"""The convolutional layers of the paper's three networks S, M and L.
 
-L is VGG16 (Simonyan and Zisserman, 2014, configuration D) without the fifth pooling; M is VGG_CNN_M_1024 (Chatfield and
-others, 2014); S is CaffeNet, the author's AlexNet (Jia and others, 2014). Layers have the same names as in the author's
-models/*/train.prototxt. All pooling layers round up as in Caffe: VGG16 computes a 38 x 63 map from a 600 x 1000 image.
+L is VGG16 (Simonyan and Zisserman, 2014, configuration D) without the fifth pooling layer. M is VGG_CNN_M_1024
+(Chatfield and others, 2014). S is CaffeNet, a version of AlexNet (Jia and others, 2014). Layers have the same names as
+in the author's models/*/train.prototxt. All pooling layers round sizes up as in Caffe: VGG16 computes a 38 x 63 map
+from a 600 x 1000 image.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from fastrcnn.settings import NetworkName
 
 T = TypeVar("T")
-STRIP_VALUES = 4_000_000  # in a strip's largest map, on a CPU; smaller strips recompute more rows at their edges
+STRIP_VALUES = 4_000_000  # number of values in a strip's largest map, on a CPU; smaller strips recompute more rows
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ResponseNorm:
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution followed by ReLU. before: pooling and normalisation of its input."""
+    """A convolution followed by ReLU. before: the pooling and normalisation layers that precede it."""
 
     name: str
     channels: int
@@ -66,7 +67,7 @@ class Network:
     convs: tuple[Conv, ...]
     fc6: int  # number of features
     fc7: int
-    least_side: int = 1  # a shorter side of an image is padded with 0 to this length, so that at least one cell is left
+    least_side: int = 1  # shorter sides of images are padded with 0 to this length, so that maps have a cell
 
     @property
     def conv_names(self) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ class Network:
 
     @property
     def stages(self) -> list[tuple[Conv, ...]]:
-        """The convolutions, divided at every pooling or normalisation layer."""
+        """The convolutions in groups that are separated by pooling or normalisation layers."""
         starts = [i for i, conv in enumerate(self.convs) if conv.before or i == 0]
         return [self.convs[a:b] for a, b in zip(starts, [*starts[1:], len(self.convs)], strict=True)]
 
@@ -84,11 +85,11 @@ class Network:
         return (*self.conv_names, "fc6", "fc7", "bbox_pred")
 
     def above(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        """Return the convolutions after the last wanted one."""
+        """Return the names of the convolutions after the last one in `wanted`."""
         return self.conv_names[len(self.up_to(wanted)) :]
 
     def up_to(self, wanted: Sequence[str]) -> tuple[str, ...]:
-        """Return the convolutions up to and including the last wanted one."""
+        """Return the names of the convolutions up to and including the last one in `wanted`."""
         return self.conv_names[: 1 + max(self.conv_names.index(name) for name in wanted)]
 
     def stride_of(self, name: str) -> int:
@@ -103,7 +104,7 @@ class Network:
         return unit * max(1, round(self.convs[self.conv_names.index(name)].channels * width / unit))
 
     def features_of(self, width: float, head: Sequence[int] | None = None) -> tuple[int, int]:
-        """Return the numbers of features of fc6 and fc7: those in `head`, or the network's multiplied by `width`."""
+        """Return the numbers of features of fc6 and fc7: `head` if given, else the default numbers times `width`."""
         if head is not None:
             return head[0], head[1]
         return max(1, round(self.fc6 * width)), max(1, round(self.fc7 * width))
@@ -151,9 +152,9 @@ NETWORKS = {network.name: network for network in (VGG16, VGG_CNN_M_1024, CAFFENE
 class Trunk(nn.Module):
     """The convolutions of a network, each followed by ReLU, with the pooling and normalisation layers between them.
 
-    width: factor on all numbers of channels; 1 is the paper's network, less is a slim network.
+    width: multiplier for the number of channels of every layer. 1 is the paper's network; less gives a slim network.
     batch_norm: use batch normalisation after every convolution instead of local response normalisation.
-    recompute: activation checkpointing. Training keeps only the input of each stage (the layers between two pooling
+    recompute: use activation checkpointing. Training keeps only the input of each stage (the layers between two pooling
         layers) and recomputes the other maps in the backward pass.
     """
 
@@ -181,17 +182,18 @@ class Trunk(nn.Module):
     def forward(self, images: Tensor, wanted: Sequence[str], first: str | None = None) -> list[Tensor]:
         """Compute the maps (N, C, H', W') of the convolutions `wanted`, after ReLU, from images (N, 3, H, W).
 
-        For VGG16, H' and W' are H and W divided by the stride, rounded up. Layers after the last wanted one are not
-        computed. first: a convolution; if given, `images` is its input, and no wanted layer can precede it.
+        For VGG16, H' and W' are H and W divided by the stride, rounded up. Layers after the last one in `wanted`
+        are not computed. first: name of a convolution. If given, `images` is the input of this convolution, and
+        `wanted` contains no earlier layer.
         """
         x, start = (self._padded(images), 0) if first is None else (images, self.network.conv_names.index(first))
         maps, _ = self._run(x, self.network.convs[start : len(self.network.up_to(wanted))], wanted)
         return [maps[name] for name in wanted]
 
     def below(self, images: Tensor, first: str, wanted: Sequence[str]) -> list[Tensor]:
-        """Compute the maps of the convolutions `wanted`, which must precede the convolution `first`, and its input.
+        """Compute the maps of the convolutions `wanted`, followed by the input of the convolution `first`.
 
-        images: see `forward`.
+        images: see `forward`. `wanted` must contain only convolutions before `first`.
         """
         end = self.network.conv_names.index(first)
         maps, x = self._run(self._padded(images), self.network.convs[:end], wanted, self.network.convs[end].before)
@@ -250,8 +252,8 @@ class Trunk(nn.Module):
     def _strips(self, x: Tensor, stage: Sequence[Conv], wanted: Sequence[str]) -> int:
         """Return the number of strips for a stage.
 
-        It is more than 1 only on a CPU, if the stage's maps are large and not needed later: they are not wanted, no
-        gradient is computed, and batch normalisation does not use the batch's statistics.
+        It is greater than 1 only on a CPU, for a stage whose maps are large and not in `wanted`, if no gradient is
+        computed and batch normalisation does not use the statistics of the batch.
         """
         names = [conv.name for conv in stage]
         if x.device.type != "cpu" or torch.compiler.is_compiling() or not names or not set(names).isdisjoint(wanted):
@@ -265,11 +267,14 @@ class Trunk(nn.Module):
         return -(-cells * self.network.channels_of(names[0], self.width) // STRIP_VALUES)
 
 
-# Computing a stage in strips of rows needs less memory, because its large maps are never completely in memory.
+# Computing a stage in strips of rows needs less memory, because its large maps are never in memory as a whole.
 
 
 def rows_seen(row: int, windows: Sequence[Window]) -> tuple[int, int]:
-    """Return the first and the last input row that an output row depends on; both can be in the padding."""
+    """Return the first and the last input row on which output row `row` depends; both can be in the padding.
+
+    windows: the window of each layer, in the order of the layers.
+    """
     first = last = row
     for window in reversed(windows):
         first = first * window.stride - window.padding
@@ -280,15 +285,16 @@ def rows_seen(row: int, windows: Sequence[Window]) -> tuple[int, int]:
 def in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, windows: Sequence[Window], count: int) -> Tensor:
     """Return the result of `compute` for a map (N, C, H, W), computed in at most `count` strips of rows.
 
-    compute: layers with these windows, which pad their input. Each strip includes the rows beyond its edges that its
-    outputs depend on. Output rows that depend on padding at these edges are cut off, so the result is unchanged.
+    compute: a function that applies several layers, which pad their input. windows: the window of each layer. A strip
+    includes all input rows on which its output rows depend. Output rows that depend on padding at the edge between two
+    strips are cut off, so the result is unchanged.
     """
     stride, height = math.prod(window.stride for window in windows), x.shape[2]
     first, last = rows_seen(0, windows)
-    least = -(-(last - first + 1) // stride)  # output rows for which any strip is high enough
+    least = -(-(last - first + 1) // stride)  # minimum number of output rows of a strip
     count = max(1, min(count, height // stride // least))
-    edges = [i * (height // stride) // count for i in range(count)]  # the first row of each strip's output
-    out = x  # replaced when the last strip, which is computed first, determines the number of rows
+    edges = [i * (height // stride) // count for i in range(count)]  # first output row of each strip
+    out = x  # replaced by the last strip, which is computed first and determines the size
     for top, bottom in reversed(list(zip(edges, [*edges[1:], None], strict=True))):
         shift = max(0, rows_seen(top, windows)[0]) // stride  # number of output rows before the strip
         end = height if bottom is None else rows_seen(bottom - 1, windows)[1] + 1
@@ -303,10 +309,10 @@ def in_strips(compute: Callable[[Tensor], Tensor], x: Tensor, windows: Sequence[
 
 
 def recompute(function: Callable[..., T], *arguments: object, norms: list[nn.BatchNorm2d]) -> T:
-    """Call a function with activation checkpointing: only its arguments are kept, and the backward pass recomputes it.
+    """Call a function with activation checkpointing: keep only its arguments, and call it again in the backward pass.
 
-    The function must not be random. norms: the batch normalisation layers in it. The recomputation does not update
-    their running statistics, so that each batch counts once.
+    The function must be deterministic. norms: the batch normalisation layers that it uses. The second call does not
+    update their running statistics, so that each batch counts only once.
     """
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
@@ -317,7 +323,7 @@ def recompute(function: Callable[..., T], *arguments: object, norms: list[nn.Bat
 
 @contextmanager
 def _keep_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
-    """Prevent batch normalisation layers in training mode from changing their statistics while the body runs."""
+    """Prevent batch normalisation layers in training mode from updating their running statistics in the body."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, count in before:
         norm.momentum = 0.0

@@ -16,9 +16,9 @@ PAPER = SolverSettings()
 
 
 def match(rois: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the best overlap (R,) of each RoI (R, 4) with the ground truth (G, 4), and the index (R,) of that box.
+    """Return the largest IoU (R,) of each RoI (R, 4) with a ground-truth box (G, 4), and the index (R,) of that box.
 
-    Without ground truth, both are 0.
+    If there is no ground truth, both are 0.
     """
     if len(truth) == 0:
         return rois.new_zeros(len(rois)), rois.new_zeros(len(rois), dtype=torch.long)
@@ -27,7 +27,7 @@ def match(rois: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def choose(candidates: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Choose `n` of the `candidates` (M,) at random without replacement; all of them, in order, if M <= n."""
+    """Choose `n` of the `candidates` (M,) at random without replacement; if M <= n, return all in order."""
     if len(candidates) <= n:
         return candidates
     return candidates[torch.randperm(len(candidates), generator=generator)[:n]]
@@ -37,10 +37,10 @@ def choose(candidates: Tensor, n: int, generator: torch.Generator) -> Tensor:
 class RoISampler:
     """Draws RoIs from proposals and ground-truth boxes.
 
-    delta_mean, delta_std: (classes + 1, 4), the statistics that normalise regression targets.
-    settings: the number of RoIs per image (fewer if there are not enough foreground and background RoIs), the maximum
-        fraction of foreground, and the overlaps with the ground truth that define foreground and background. The upper
-        limit bg_iou[1] is exclusive.
+    delta_mean, delta_std: (classes + 1, 4), the mean and standard deviation that normalise regression targets.
+    settings: `rois_per_image` is the number of RoIs per image. Fewer are drawn if there are not enough foreground and
+        background RoIs. `fg_fraction` is the maximum fraction of foreground RoIs. `fg_iou` and `bg_iou` are the limits
+        of the IoU with the ground truth for foreground and background; the upper limit bg_iou[1] is exclusive.
     """
 
     delta_mean: Tensor
@@ -91,11 +91,12 @@ def delta_statistics(
 ) -> tuple[Tensor, Tensor]:
     """Compute the mean and standard deviation, each (classes + 1, 4) float32, of a training set's regression targets.
 
-    images: proposals (P, 4), ground truth (G, 4) and labels (G,) of every image, in pixels of the image.
-    fg_iou: minimum overlap of a RoI with the ground truth to have a target. Ground-truth boxes count too, with target
-        0.
-    flip: also count the mirror image of every image.
-    class_agnostic: compute the statistics over all classes together; they are the same for each class.
+    images: for each image, the proposals (P, 4), the ground-truth boxes (G, 4) and their labels (G,). Boxes are in
+        pixels of the image.
+    fg_iou: minimum IoU of a proposal with a ground-truth box for the proposal to have a target. Ground-truth boxes are
+        included, with target 0.
+    flip: also include the mirrored copy of every image.
+    class_agnostic: compute the statistics over all classes together; every class gets the same values.
 
     The standard deviation is 1 for a class without targets and for a component that does not vary. Source:
     `_compute_targets` and `add_bbox_regression_targets` in the author's lib/roi_data_layer/roidb.py.

@@ -1,1 +1,1 @@
-"""Several processes: those that torchrun starts, and worker processes that this program starts."""
+"""Processes that torchrun starts, worker processes that this program starts, threads, and signals."""

@@ -1,4 +1,4 @@
-"""Run work in threads ahead of the caller, in order and in groups of bounded size."""
+"""Call a function in threads ahead of the caller, in order and in groups of limited size."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def ahead(
 ) -> Generator[Future[Result], None, None]:
     """Yield a future of function(item) for each item, in order.
 
-    The caller's thread takes the items in groups of `size`. It submits the next group before it yields the futures of
-    the current one, so at most 2 `size` items are in use. All items of a group run concurrently: if the caller itself
-    computes on all cores, work that is spread over them delays it less than the same work on one core would. Closing
-    the generator cancels pending work and waits for running work.
+    The items are read in the caller's thread, in groups of `size`. Each group is submitted before the futures of the
+    previous group are yielded, so at most 2 `size` items are in use. The items of a group are processed concurrently,
+    because a caller that computes on all cores is delayed less by work on all cores than by the same work on one core.
+    Closing the generator cancels pending work and waits for running work.
     """
     executor = ThreadPoolExecutor(threads(), thread_name_prefix="ahead")
     group: list[Future[Result]] = []

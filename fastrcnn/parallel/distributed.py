@@ -1,4 +1,4 @@
-"""Communication between the processes of one job, which torchrun starts.
+"""Communication between the processes of a job that torchrun starts.
 
 All functions also work in a single process, which has rank 0 and size 1. The process group is torch.distributed's: NCCL
 between GPUs, gloo between CPUs. All processes must call these functions, in the same order.
@@ -22,11 +22,11 @@ from fastrcnn.memory import ran_out
 from fastrcnn.parallel.launch import launch
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # long enough for the others' shares of an evaluation; torchrun detects dead processes
-GRACE = 1.0  # seconds in which the other processes can reach the same error
+PATIENCE = timedelta(hours=2)  # a timeout, longer than a share of an evaluation; torchrun detects dead processes
+GRACE = 1.0  # seconds to wait for the other processes to report the same error
 GONE = (
-    "another process of this job ended unexpectedly, perhaps killed because memory ran out. torchrun reports below "
-    "which process it was."
+    "another process of this job ended unexpectedly. It may have been killed because memory ran out. torchrun reports "
+    "below which process it was."
 )
 
 
@@ -50,7 +50,7 @@ def _several() -> bool:
 
 
 class LostError(UserError):
-    """Another process of the job ended unexpectedly. reason: torch's error message, shortened to its first line."""
+    """Another process of the job ended unexpectedly. reason: the first line of torch's error message."""
 
     def __init__(self, reason: str, advice: str = "") -> None:
         self.reason = reason.partition("\n")[0]
@@ -59,10 +59,10 @@ class LostError(UserError):
 
 @contextmanager
 def exchange() -> Iterator[None]:
-    """Turn failed communication with other processes in the body into a LostError.
+    """Raise LostError if communication with other processes fails in the body.
 
-    torch has no separate class for these errors (gloo raises RuntimeError), so every RuntimeError is turned into a
-    LostError, except for out-of-memory errors.
+    torch has no separate class for these errors (gloo raises RuntimeError). Every RuntimeError is therefore converted
+    to a LostError, except for out-of-memory errors and errors in a single process.
     """
     try:
         yield
@@ -74,10 +74,10 @@ def exchange() -> Iterator[None]:
 
 @contextmanager
 def join_processes(device: torch.device) -> Iterator[None]:
-    """Join the processes of the job into a process group while the body runs. A single process does nothing.
+    """Create a process group of all processes of the job while the body runs. A single process needs no group.
 
-    If several processes raise the same UserError, only the first of them raises it here; the others raise SystemExit
-    without a message. Raises LostError if another process ended without reporting an error.
+    If several processes raise the same UserError, only the one with the lowest rank raises it here; the others raise
+    SystemExit without a message. Raises LostError if another process ended without reporting an error.
     """
     if launch().size == 1:
         yield
@@ -85,7 +85,7 @@ def join_processes(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, number, processes = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"start {launch().attempt}", store)  # else gloo finds addresses from before a restart
+    store = dist.PrefixStore(f"start {launch().attempt}", store)  # otherwise gloo finds old addresses
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=number, world_size=processes, timeout=PATIENCE)
@@ -94,7 +94,7 @@ def join_processes(device: torch.device) -> Iterator[None]:
     except UserError as error:
         raise _agree(error, dist.PrefixStore("errors", store)) from None
     except Exception:
-        raise  # the others do not know of this error, so destroying the group would wait for them
+        raise  # the other processes continue, so destroying the group would wait for them
     except BaseException:  # such as Stopped, which all processes raise together
         dist.destroy_process_group()
         raise
@@ -102,7 +102,7 @@ def join_processes(device: torch.device) -> Iterator[None]:
 
 
 def _agree(error: UserError, store: dist.Store) -> BaseException:
-    """Give the other processes time to reach the same error, then return the exception that this one should raise."""
+    """Wait for the other processes to report the same error; return the exception that this process should raise."""
 
     def reports(kind: str) -> dict[int, str]:
         keys = {number: f"{kind} {number}" for number in range(size())}
@@ -129,7 +129,7 @@ def wait_for_all() -> None:
 
 
 def total(values: Tensor) -> Tensor:
-    """Return the sum of all processes' tensors, in every process."""
+    """Return the sum of the tensors of all processes, in every process."""
     if size() == 1:
         return values
     result = values.clone()
@@ -144,7 +144,7 @@ def any_of(flag: bool) -> bool:
 
 
 def from_first(thing: T) -> T:
-    """Return the first process's `thing` in every process."""
+    """Return the `thing` of the first process, in every process."""
     if size() == 1:
         return thing
     box = [thing]
@@ -154,7 +154,7 @@ def from_first(thing: T) -> T:
 
 
 def gather(thing: T) -> list[T]:
-    """Return every process's `thing`, ordered by rank, in the first process; an empty list in the others."""
+    """Return the `thing` of every process, ordered by rank, in the first process; return [] in the others."""
     if size() == 1:
         return [thing]
     things: list[T] | None = [thing] * size() if leads() else None
@@ -164,14 +164,14 @@ def gather(thing: T) -> list[T]:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """Return this process's share of the items: every size()-th item, starting at its rank."""
+    """Return this process's share of the items: every size()-th item, starting at the index rank()."""
     return items[rank() :: size()]
 
 
 def in_order(part: Sequence[T]) -> list[T]:
-    """Merge the processes' shares (see `share`) in the items' original order, in the first process.
+    """Merge the shares of all processes (see `share`) into the original order, in the first process.
 
-    The others return an empty list.
+    The other processes return an empty list.
     """
     parts = gather(part)
     count = len(parts)
@@ -179,9 +179,10 @@ def in_order(part: Sequence[T]) -> list[T]:
 
 
 def parallel(model: nn.Module) -> nn.Module:
-    """Wrap the model for training: gradients are averaged over the processes.
+    """Wrap the model for training, so that gradients are averaged over the processes.
 
-    On GPUs, batch normalisation uses the statistics of all processes' images. A single process returns the model.
+    On GPUs, batch normalisation uses the statistics of the images of all processes. In a single process, the model is
+    returned unchanged.
     """
     if size() == 1:
         return model
@@ -195,12 +196,12 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 def keep_gradients(network: nn.Module, when: bool) -> AbstractContextManager[None]:
-    """If `when`, accumulate the gradients of a network from `parallel` in the body without averaging them."""
+    """If `when` is true, accumulate gradients in the body without averaging them. network: from `parallel`."""
     return network.no_sync() if when and isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Copy the first process's buffers to all: each process has its own running statistics of batch normalisation."""
+    """Copy the first process's buffers to all processes, because their batch normalisation statistics differ."""
     if size() > 1:
         with exchange():
             for buffer in model.buffers():

@@ -1,4 +1,4 @@
-"""The place of this process in its job, as torchrun or another launcher sets it. Does not import torch."""
+"""The ranks of this process in its job, and its number of cores. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Launch:
-    """The place of this process in its job. The defaults describe a single process."""
+    """The ranks of this process and the settings of its job. The defaults describe a single process."""
 
     rank: int = 0  # 0 .. size - 1
     size: int = 1
     local_rank: int = 0  # rank among the processes on the same machine
     local_size: int = 1
-    restarts: int = 0  # number of times that torchrun can restart the job
-    kept_store: bool = False  # the processes use torchrun's store, which keeps its content over a restart
-    attempt: int = 0  # number of the restart if kept_store, else 0
+    restarts: int = 0  # maximum number of times that torchrun restarts the job
+    kept_store: bool = False  # whether the processes use torchrun's store, which keeps its content across restarts
+    attempt: int = 0  # number of restarts so far if kept_store is set, else 0
 
 
 def launch() -> Launch:
@@ -40,9 +40,9 @@ def launch() -> Launch:
 
 
 def cores() -> int:
-    """Return the number of cores that this process can use: its share of the machine's cores.
+    """Return the number of cores that this process can use: its share of the available cores.
 
-    A container's quota of CPU time can be lower than the number of cores that it sees.
+    The CPU quota of a container is respected. It can be lower than the number of cores that are visible there.
     """
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, _least(here, quota()) // launch().local_size)
@@ -53,11 +53,11 @@ def _least(cores: int, share: float) -> int:
 
 
 def quota(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return the number of cores that a container's control group allows; infinity without a limit."""
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # versions 2 and 1
+    """Return the number of cores that a container's control group allows; infinity if there is no limit."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroup versions 2 and 1
         try:
             words = [word for name in names for word in (folder / name).read_text(encoding="ascii").split()]
-            share, period = float(words[0]), float(words[1])  # no limit is "max" or -1
+            share, period = float(words[0]), float(words[1])  # "max" or -1 means no limit
         except (OSError, ValueError, IndexError):
             continue
         if share > 0 and period > 0:

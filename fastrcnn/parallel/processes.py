@@ -1,4 +1,4 @@
-"""Start worker processes and prepare them. Imports neither torch nor OpenCV."""
+"""Start worker processes and prepare them. This module imports neither torch nor OpenCV."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fastrcnn.errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 UNGUARDED = 113  # exit status of a worker that `refuse_import` stopped
-STARTING = "FASTRCNN_STARTING"  # environment variable of workers whose parent reports why they stopped
+STARTING = "FASTRCNN_STARTING"  # environment variable, set in workers whose parent reports why they ended
 
 
 def refuse_import() -> None:
     """Exit if this worker process is still importing the script that started it.
 
     A process that is not forked imports that script first. If the script lacks `if __name__ == "__main__":`, the import
-    would repeat the script's work and start processes again.
+    would repeat the script's work and start more processes.
     """
     if getattr(multiprocessing.current_process(), "_inheriting", False):  # Python's own check uses this attribute too
         if STARTING in os.environ:
@@ -46,12 +46,12 @@ def missing_guard() -> str:
 def signals_later() -> Iterator[None]:
     """Delay SIGTERM and SIGINT until the body ends.
 
-    Processes that start in the body block both signals until they call `prepare`. Otherwise a signal would print a
-    traceback from the middle of their imports.
+    Processes that start in the body block both signals until they call `prepare`. Otherwise, a signal during their
+    imports would print a traceback.
     """
     came: list[int] = []
     main = threading.current_thread() is threading.main_thread()
-    # Blocking is not enough: another thread can still receive the signal, and Python runs the handler in this thread.
+    # Blocking is not enough: another thread can receive the signal, and Python runs the handler in the main thread.
     before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in SIGNALS} if main else {}
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -66,9 +66,9 @@ def signals_later() -> Iterator[None]:
 
 @contextmanager
 def start_method(method: str) -> Iterator[None]:
-    """Delay signals while the body starts processes by this start method of multiprocessing; see signals_later."""
+    """Delay signals while the body starts processes with the start method `method`; see signals_later."""
     if method != "fork":
-        resource_tracker.ensure_running()  # else the first process would start it, and it would unblock the signals
+        resource_tracker.ensure_running()  # otherwise it starts in the body and unblocks the signals
     with signals_later():
         os.environ[STARTING] = "1"
         try:
@@ -80,7 +80,7 @@ def start_method(method: str) -> Iterator[None]:
 def prepare(ignored: tuple[signal.Signals, ...] = (signal.SIGINT,)) -> None:
     """Prepare this worker process: ignore signals that the parent handles, and exit as soon as the parent ends.
 
-    By default SIGTERM is not ignored, because pools end their processes with it.
+    By default, SIGTERM is not ignored, because pools end their processes with it.
     """
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
@@ -105,7 +105,7 @@ class Worker(SpawnProcess):
 
 
 class Workers(SpawnContext):
-    """A multiprocessing context for a pool; keeps a list of the processes that it started."""
+    """A multiprocessing context for a pool. `started` contains the processes that it started."""
 
     def __init__(self) -> None:
         self.started: list[Worker] = []
@@ -120,7 +120,7 @@ def pool(workers: int, start: Callable[[], None], died: str) -> Iterator[Process
     """Run a pool of `workers` processes during the body. Each process first calls `start`, which should call `prepare`.
 
     The processes are spawned, because forking can hang if the caller has threads, such as torch's. If the body raises,
-    they are killed. Raises UserError if a process ends unexpectedly: with the message `died`, or with `missing_guard`
+    they are killed. Raises UserError if a process ends unexpectedly. The message is `died`, or that of `missing_guard`
     if the calling script lacks `if __name__ == "__main__":`.
     """
     context = Workers()

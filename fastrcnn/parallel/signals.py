@@ -1,7 +1,7 @@
 """Handling of SIGTERM and SIGINT.
 
-The first signal ends the program, or ends training after the current step. A second one ends the process immediately.
-Imports only the standard library, so that signals are handled before torch is imported.
+The first signal ends the program; during training, it does so after the current step. A second signal ends the process
+immediately. This module imports only the standard library, so that signals are handled before torch is imported.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 APART = 30  # seconds; the processes of a job start at most this long after each other
-OUT_OF_TIME = 75  # exit status EX_TEMPFAIL of sysexits.h: temporary failure, try again
+OUT_OF_TIME = 75  # exit status EX_TEMPFAIL of sysexits.h (temporary failure, try again)
 # `timeout`, `make` and batch systems send a signal to a process and again to its process group. The process receives
-# both within microseconds, and they count as one request.
+# both within microseconds, so they are treated as one request.
 SAME_REQUEST = 0.2  # seconds
 
 
 class Stopped(BaseException):  # not an Exception, like KeyboardInterrupt: `except Exception` must not catch it
-    """The program ends because it was asked to. status: its exit status. The text, if any, is for the user."""
+    """Raised to end the program after a signal or at its time limit. text: a message for the user."""
 
     def __init__(self, status: int, text: str = "") -> None:
         super().__init__(text)
@@ -33,10 +33,10 @@ class Stopped(BaseException):  # not an Exception, like KeyboardInterrupt: `exce
 
 
 class Stop:
-    """Records whether the program has been asked to end.
+    """Records whether a signal has arrived or the time limit has passed.
 
-    state, advice: parts of the message if a signal arrives before `finish_steps`: the state of the run, and how to
-    resume it.
+    state: the state of the run, for the message if a signal arrives before `finish_steps` is called. advice: how to
+    resume the run, for all messages.
     """
 
     def __init__(self, state: str = "", advice: str = "run the same command again") -> None:
@@ -46,7 +46,7 @@ class Stop:
         self.imports = imports(sys._getframe())
         self._when = 0.0
         self._begun = time.monotonic()
-        self.most_seconds = math.inf  # time limit of the program, counted from here
+        self.most_seconds = math.inf  # time limit of the program, from the creation of this object
         self.steps = False
 
     def __call__(self) -> bool:
@@ -58,13 +58,13 @@ class Stop:
 
     @property
     def status(self) -> int:
-        """The exit status: 128 plus the signal's number, as in shells; OUT_OF_TIME; 0 if neither applies."""
+        """The exit status: 128 plus the signal number, as in shells; OUT_OF_TIME at the time limit; otherwise 0."""
         return 128 + self.received if self.received else OUT_OF_TIME if self._late(APART) else 0
 
     def stopped(self, state: str) -> Stopped:
-        """Return the exception that ends the program. state: the state that the run is left in.
+        """Return the exception that ends the program. state: the state of the run when it ends.
 
-        If this process has received no signal, another process of the job has.
+        If this process has received no signal, the message says that another process of the job has received one.
         """
         by = self.received.name if self.received else "a signal to another process"
         why = "ended by runtime.max_hours" if self.status == OUT_OF_TIME else f"interrupted by {by}"
@@ -72,9 +72,9 @@ class Stop:
         return Stopped(self.status or 128 + signal.SIGTERM, f"{why}{details}")
 
     def finish_steps(self) -> None:
-        """From now on only record a signal instead of raising Stopped; the training loop checks for it after each step.
+        """From now on, record signals instead of raising Stopped; the training loop checks for them after each step.
 
-        Raises Stopped if a signal has already arrived, because its exception can be lost in code that catches all.
+        Raises Stopped if a signal has already arrived, because code that catches all exceptions can lose the first one.
         """
         self.steps = True
         if self.received:
@@ -101,7 +101,7 @@ class Stop:
 
 
 def imports(frame: FrameType | None) -> int:
-    """Return the number of frames, from this one outwards, in which Python imports a module."""
+    """Return the number of frames, from `frame` outwards, in which Python imports a module."""
     found = 0
     while frame is not None:
         found += frame.f_code.co_filename == "<frozen importlib._bootstrap>"
@@ -113,8 +113,8 @@ def imports(frame: FrameType | None) -> int:
 def handle_signals(state: str = "", to_the_end: bool = False) -> Iterator[Stop]:
     """Handle SIGTERM and SIGINT with the `Stop` that the body receives.
 
-    Outside the main thread, where Python cannot set signal handlers, nothing changes. to_the_end: the program ends
-    after the body, so a signal that arrives later ends it immediately.
+    Outside the main thread, where Python cannot set signal handlers, nothing changes. state: see Stop.
+    to_the_end: whether the program ends after the body; if so, a signal after the body ends it immediately.
     """
     stop = Stop(state)
     if threading.current_thread() is not threading.main_thread():
@@ -124,7 +124,7 @@ def handle_signals(state: str = "", to_the_end: bool = False) -> Iterator[Stop]:
     try:
         yield stop
     except Exception:
-        if stop.received and not stop.steps:  # Stopped was lost, and caused this exception
+        if stop.received and not stop.steps:  # Stopped was caught and caused this exception
             raise stop.stopped(stop.state) from None
         raise
     finally:

@@ -1,1 +1,1 @@
-"""Training: the loop, the optimiser, checkpoints, resuming, records and SVMs."""
+"""Training: the loop, the optimiser, checkpoints, resuming, metrics and SVMs."""

@@ -1,7 +1,7 @@
-"""Checkpoints: everything that a run needs to resume, in files of tensors, numbers, strings and containers only.
+"""Checkpoint files: everything that a run needs to resume, as tensors, numbers, strings and containers only.
 
-A checkpoint is written to a temporary file, flushed to disk and renamed, so it is never incomplete. It ends with the
-SHA-256 of its content, so later damage is detected.
+A checkpoint is written to a temporary file, flushed to disk and renamed, so it is never incomplete. The file ends with
+the SHA-256 of its content, which makes later damage detectable.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ MAGIC = b"\nfastrcnn-sha256:"
 TRAILER = len(MAGIC) + 64
 NAME = re.compile(r"step-(\d+)\.pt$")
 Check = Callable[[Path, dict[str, Any]], dict[str, Any]]
-HELD = ("step", "best", "classes", "config", "model")  # in every checkpoint; resuming also needs `optimizer`
+HELD = ("step", "best", "classes", "config", "model")  # entries of every checkpoint; resuming also needs `optimizer`
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` and the number of the format to `path` atomically.
+    """Write `content` and the format number to `path` atomically.
 
     Raises UserError if the disk is full or the folder is not writable.
     """
@@ -56,7 +56,7 @@ def pack(content: dict[str, Any]) -> memoryview:
 def load(path: Path, finite: bool = True) -> dict[str, Any]:
     """Read a checkpoint, with tensors on the CPU. Nothing in the file is executed.
 
-    finite: raise an error for weights that are not finite.
+    finite: also raise UserError if weights are not finite.
     Raises UserError if the file is missing, truncated, damaged or not a checkpoint, or if an entry is missing or has
     the wrong type. build/checkpoints.py checks whether the weights fit the configuration.
     """
@@ -71,7 +71,7 @@ def load(path: Path, finite: bool = True) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: the checkpoint cannot be read ({error.strerror}).") from None
     if not trailer.startswith(MAGIC):
-        raise UserError(f"{path}: not a fastrcnn checkpoint, or truncated (it has no checksum at its end).")
+        raise UserError(f"{path}: not a fastrcnn checkpoint, or truncated (the file has no checksum at its end).")
     if digest.hexdigest().encode() != trailer[len(MAGIC) :]:
         raise UserError(f"{path}: the checkpoint is damaged (its checksum does not match). Use another checkpoint.")
     content = torch_files.read(path, size)
@@ -127,17 +127,18 @@ def in_order(folder: Path) -> list[Path]:
 
 
 def newest_sound(folder: Path, check: Check = lambda _, content: content) -> tuple[Path, dict[str, Any], list[str]]:
-    """Find the newest checkpoint of a folder that a run can resume from.
+    """Find the newest usable checkpoint in a folder, to resume a run.
 
-    Returns its path, its content, and the reasons why newer checkpoints were skipped. check: called with a path and a
-    content; returns the content, or raises UserError if it is not usable. Raises UserError if no checkpoint is usable.
+    Returns its path, its content, and the reasons why newer checkpoints were skipped. check: a function that takes the
+    path and the content of a checkpoint and returns the content, or raises UserError if the checkpoint is not usable.
+    Raises UserError if no checkpoint is usable.
     """
     refused: list[str] = []
     for path in in_order(folder):
         try:
             content = load(path)
             if "optimizer" not in content:
-                raise UserError(f"{path}: a run cannot resume from this checkpoint, because it is missing optimizer.")
+                raise UserError(f"{path}: a run cannot resume from this checkpoint, because it has no optimiser state.")
             return path, check(path, content), refused
         except UserError as error:
             refused.append(str(error))
@@ -158,7 +159,8 @@ def is_one(path: Path) -> bool:
 def resolve(where: Path, key: str = "checkpoint") -> Path:
     """Find the checkpoint for a path that a user gave: a file, a run's folder, or a folder of runs (outputs/NAME).
 
-    In a run's folder it is best.pt, or else the newest checkpoint. In a folder of runs, the newest run is used.
+    In a run's folder, this is best.pt or, if it does not exist, the newest step-N.pt. In a folder of runs, the newest
+    run is used.
     key: the configuration key of the path, for messages. Raises UserError if no checkpoint is found.
     """
     if where.is_file():
@@ -181,7 +183,8 @@ def resolve(where: Path, key: str = "checkpoint") -> Path:
 def keep_last(folder: Path, n: int) -> None:
     """Remove all step-N.pt files except the last `n` that were written.
 
-    The order of steps is not used: a damaged checkpoint that a resumed run skipped would outlive newer sound ones.
+    The order of steps is not used. Otherwise, a damaged checkpoint that a resumed run skipped could outlive newer sound
+    checkpoints with lower steps.
     """
     by_time = sorted(in_order(folder), key=lambda p: p.stat().st_mtime_ns, reverse=True)  # ties: higher step first
     for path in by_time[n:]:

@@ -24,12 +24,14 @@ def initialise(
 ) -> None:
     """Set the model's scale of feature maps, and the mean and standard deviation of its regression targets.
 
-    fg_iou: minimum overlap of a proposal whose target is included. started: whether the model has the output layers of
-    another run, which come with their statistics. new_labels: the classes that the other run did not have; their
-    statistics are computed. A .caffemodel has no statistics, because its box layer predicts unnormalised deltas. Their
-    loss would be about a hundredth of the loss that the recipe expects, so the box layer is normalised.
+    fg_iou: minimum IoU of a proposal with a ground-truth box for its target to be included.
+    started: whether the output layers and their statistics come from another run.
+    new_labels: labels of the classes that the other run did not have. Only their statistics are computed.
+
+    A .caffemodel has no statistics, because its box layer predicts unnormalised deltas. The loss of such deltas would
+    be about a hundredth of the loss that the recipe expects, so the box layer is normalised.
     """
-    if model.map_scale is not None and (model.map_scale == 1).all():  # else the scale came with the weights
+    if model.map_scale is not None and (model.map_scale == 1).all():  # otherwise the weights include the scale
         model.map_scale.copy_(distributed.from_first(measure_map_scale(model, images)))
     known = started and bool(model.delta_mean.any() or (model.delta_std != 1).any())
     agnostic = model.bbox_pred.out_features == 4
@@ -57,12 +59,13 @@ def initialise(
 def measure_map_scale(model: FastRCNN, images: DetectionDataset) -> Tensor:
     """Compute factors (maps,) that give the values pooled from each feature map a mean square of 1/2.
 
-    The layer above, with He's initialisation, then starts with outputs of variance 1. A map that is 0 everywhere gets
-    the factor 1. The images are evenly spaced in the training set, and the RoIs among an image's proposals.
+    If the next layer is initialised as by He and others, its outputs then have a variance of 1. A map that is 0
+    everywhere has the factor 1. The images are evenly spaced in the training set, and the RoIs are evenly spaced among
+    an image's proposals.
 
     The factors depend on the data, as in Krähenbühl and others, Data-dependent initializations of convolutional neural
-    networks, 2016. They scale the inputs of the layer instead of its weights: a solver step depends on the square of
-    the inputs, which would otherwise be in the tens or hundreds.
+    networks, 2016. They scale the inputs of the layer instead of its weights, because the effect of a solver step
+    depends on the square of the inputs. Without the factors, the inputs could be in the tens or hundreds.
     """
     squares, training, device = [], model.training, model.delta_mean.device
     model.eval()

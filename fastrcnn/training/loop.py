@@ -1,4 +1,4 @@
-"""The training loop: sample RoIs, run the model, compute the loss."""
+"""The training loop: sample RoIs, run the model, compute the loss, update the weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fastrcnn.training.replay import evidence
 class Schedule:
     """The schedule of training, in steps.
 
-    rate: returns the learning rate of a step, counted from 0. accumulate: batches per step, see train.
+    rate: a function that returns the learning rate of a step (counted from 0). accumulate: batches per step, see train.
     clip_gradients: the maximum Euclidean norm of a step's gradient; a larger gradient is scaled down to it.
     """
 
@@ -66,7 +66,7 @@ class NotFiniteError(UserError):
 
 
 def seed_of(*numbers: int) -> int:
-    """Return a 63-bit seed that depends on all the numbers (splitmix64's finisher, applied to the sequence)."""
+    """Return a 63-bit seed that depends on all the numbers (splitmix64's finalizer, applied to the sequence)."""
     value = 0
     for number in numbers:
         value = (value + number + 0x9E3779B97F4A7C15) & (2**64 - 1)
@@ -96,14 +96,15 @@ def train(
     A step uses `schedule.accumulate` batches. The loss of a batch is divided by its number of RoIs, and the loss of the
     step is the mean over its batches. If every image has the same number of RoIs, this equals the loss of one large
     batch of the same images, and the same RoIs are drawn. Three things differ: batch normalisation uses the statistics
-    of each batch, dropout is drawn for each batch, and images are padded to the largest in each batch.
+    of each batch, dropout is drawn for each batch, and images are padded to the largest size in each batch.
 
-    In a group of processes (see distributed.py), each process has its own images of a step. The RoIs and the gradient
-    are those of a single process with all images, but each process draws dropout and pads images separately.
+    In a group of processes (see distributed.py), each process has its own share of the images of a step. The RoIs
+    and the gradient equal those of a single process with all images, except that each process draws dropout and pads
+    images separately.
 
-    inputs: computes the model's input from a batch; None: the batch's images.
+    inputs: a function that computes the model's input from a batch; None: use the batch's images.
 
-    Raises NotFiniteError in all processes, before the weights change.
+    If the loss is not finite in any process, raises NotFiniteError in all processes, before the weights change.
     """
     device = model.delta_mean.device
     network = distributed.parallel(model)
@@ -122,7 +123,7 @@ def train(
             sent_rois, sizes, scales = send(device, rois, batch.sizes, batch.scales)
             sent_targets = RoITargets(*send(device, targets.labels, targets.deltas))
             with distributed.keep_gradients(network, part + 1 < schedule.accumulate):
-                with distributed.exchange(), autocast(device, dtype):  # exchanges batch normalisation statistics
+                with distributed.exchange(), autocast(device, dtype):  # communicates batch normalisation statistics
                     logits, deltas = network(given, sent_rois, sizes, scales)
                 losses = fast_rcnn_loss(logits, deltas, sent_targets, box_weight)
                 broken = not math.isfinite(losses.total.item())
@@ -130,7 +131,7 @@ def train(
                 if any_broken:
                     proof = evidence(with_pixels(batch), rois, targets, losses, dropout_seed, dtype, box_weight)
                     raise not_finite(step, schedule.rate(step), proof if broken else None)
-                with distributed.exchange(), full_precision(dtype):  # exchanges gradients
+                with distributed.exchange(), full_precision(dtype):  # communicates gradients
                     (losses.total * (weight / schedule.accumulate)).backward()
             meter.add_batch(losses, logits.detach(), sent_targets, len(batch.samples), weight)
         norm = clip_gradients(optimizer, schedule.clip_gradients)
@@ -140,7 +141,7 @@ def train(
 
 
 def seeds_of(seed: int, step: int, part: int, images: int) -> tuple[int, list[int]]:
-    """Return the seed of dropout, and a seed for each image's RoIs, for this process's batch number `part` of a step.
+    """Return the seed of dropout and a list of one RoI seed per image, for batch `part` of this process in a step.
 
     images: number of images in the batch.
     """
@@ -156,17 +157,18 @@ def send(device: torch.device, *tensors: Tensor) -> list[Tensor]:
 
 
 def share_of_loss(rois: int, broken: bool) -> tuple[float, bool]:
-    """Return the factor on this process's loss, and whether the loss of any process is not finite.
+    """Return the factor for this process's loss, and whether the loss of any process is not finite.
 
-    A process's loss is a mean over its `rois` RoIs, and DistributedDataParallel averages gradients over the processes.
-    With these factors, the average is the mean over the RoIs of all processes.
+    broken: whether the loss of this process is not finite. A process's loss is a mean over its `rois` RoIs, and
+    DistributedDataParallel averages gradients over the processes. With these factors, the average is the mean over the
+    RoIs of all processes.
     """
     all_rois, any_broken = distributed.total(torch.tensor([rois, broken], dtype=torch.float64)).tolist()
     return rois * distributed.size() / max(all_rois, 1), bool(any_broken)
 
 
 def not_finite(step: int, rate: float, proof: dict[str, Any] | None) -> NotFiniteError:
-    """Return the error that all processes raise. proof: the evidence of a process whose loss is not finite."""
+    """Return the error that all processes raise. proof: the evidence if this process's loss is not finite."""
     proofs = [p for p in distributed.gather(proof) if p is not None]
     text = ""
     if proofs:

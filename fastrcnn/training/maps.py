@@ -1,9 +1,9 @@
 """Feature maps of the frozen layers, computed once for each view of an image and cached in files.
 
-If the first layers of the trunk are frozen, their output for an image is the same in every epoch. Each view has its own
-file, in half precision: bfloat16 if training computes in bfloat16, which loses nothing, else float16. If the disk space
-runs out, the other maps are not cached, but they are rounded in the same way. The trained weights are therefore the
-same with any amount of disk space.
+If the first layers of the trunk are frozen, their output for a view is the same in every epoch. Each view has its own
+file, in half precision: bfloat16 if training uses bfloat16, which loses nothing, otherwise float16. If the disk space
+runs out, the remaining maps are not cached, but they are rounded in the same way. The trained weights therefore do not
+depend on the available disk space.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from fastrcnn.progress import progress
 from fastrcnn.structures import Batch, Sample, View
 
 log = logging.getLogger(__name__)
-SPARE = 1e9  # bytes on the disk that stay free
+SPARE = 1e9  # bytes of disk space that are left free
 LARGEST_HEAD = 4096  # maximum size of a file's header in bytes
 
 
 @dataclass(frozen=True)
 class MapFiles:
-    """A folder with one file for each view whose maps are cached. A damaged file counts as missing."""
+    """A folder with one file for each view whose maps are cached. A damaged file is treated as missing."""
 
     folder: Path
 
@@ -54,11 +54,11 @@ class MapFiles:
         return self.folder / "none"
 
     def has(self, sample: Sample, view: View) -> bool:
-        """Return whether the maps are cached."""
+        """Return whether the maps of a view are cached."""
         return self.path(sample, view).exists()
 
     def read(self, sample: Sample, view: View) -> list[Tensor] | None:
-        """Read the cached maps (C, H, W); None if there are none or the file is damaged."""
+        """Read the cached maps (C, H, W) of a view; return None if its file is missing or damaged."""
         try:
             content = bytearray(self.path(sample, view).read_bytes())
             head, _, _ = content.partition(b"\n")
@@ -74,7 +74,7 @@ class MapFiles:
             return None
 
     def write(self, sample: Sample, view: View, maps: Sequence[Tensor]) -> None:
-        """Write the maps to their file atomically. Raises OSError."""
+        """Write the maps of a view to its file atomically. Raises OSError if the file cannot be written."""
         values: memoryview = torch.cat([m.flatten() for m in maps]).view(torch.uint8).numpy().data
         described = {
             "crc32": zlib.crc32(values),
@@ -95,7 +95,7 @@ class MapFiles:
 class Maps:
     """Provides the feature maps of a model's frozen layers to training and to the evaluations during training.
 
-    room: number of bytes that this process can still write. full: whether some maps did not fit or were not written.
+    room: number of bytes that this process can still write. full: whether some maps could not be cached.
     """
 
     def __init__(self, folder: Path, model: FastRCNN, dtype: torch.dtype, budget: float) -> None:
@@ -109,7 +109,7 @@ class Maps:
         self.full = False
         self.files.folder.mkdir(parents=True, exist_ok=True)
         if distributed.leads():
-            for other in folder.iterdir():  # maps from before a change of the precision or the frozen layers
+            for other in folder.iterdir():  # maps of another precision or other frozen layers
                 if other != self.files.folder:
                     shutil.rmtree(other, ignore_errors=True)
             remove_parts(self.files.folder)
@@ -122,9 +122,10 @@ class Maps:
         self.room = (min(budget - kept, free)) / distributed.size()
 
     def __call__(self, batch: Batch) -> list[Tensor]:
-        """Return the maps of the batch, on the model's device, as the input of FastRCNN.features instead of the images.
+        """Return the maps of the batch on the model's device. FastRCNN.features accepts them instead of the images.
 
-        They are padded with 0 at the right and the bottom. Raises the same UserErrors as `read_sample`.
+        The maps are padded with 0 at the right and the bottom. Raises UserError if an image cannot be read, or if half
+        precision cannot represent a value.
         """
         return self._together([self._of(batch, i) for i in range(len(batch.samples))])
 
@@ -133,7 +134,7 @@ class Maps:
         return self._together([self.compute(_image(batch, i), sample) for i, sample in enumerate(batch.samples)])
 
     def _together(self, found: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        own = self.model.pixel_mean  # has the model's device, and its precision without autocast
+        own = self.model.pixel_mean  # has the model's device, and its dtype without autocast
         dtype = self.dtype if self.dtype == self.kept_as else own.dtype
         return [pad(maps)[0].to(own.device, dtype) for maps in zip(*found, strict=True)]
 
@@ -151,7 +152,7 @@ class Maps:
                 self.files.write(sample, view, maps)
                 self.room -= size
             except OSError as error:
-                log.warning("%s: no more feature maps are cached (%s)", self.files.folder, error.strerror)
+                log.warning("%s: stopped caching feature maps (%s)", self.files.folder, error.strerror)
                 self.full, self.room = True, 0.0
         return maps
 
@@ -159,7 +160,7 @@ class Maps:
     def compute(self, image: Tensor, sample: Sample) -> list[Tensor]:
         """Compute the maps (C, H, W) of an image (3, H, W), on the CPU, in half precision.
 
-        Raises UserError, with the path of `sample`, if a value is too large for half precision.
+        Raises UserError if a value is too large for half precision. sample: names the image in the message.
         """
         device = self.model.delta_mean.device
         with autocast(device, self.dtype):
@@ -178,7 +179,7 @@ class Maps:
     ) -> None:
         """Compute and cache the maps of the chosen views, until `stop` returns true or there is no space left.
 
-        chosen: pairs of an image's index and a view. In a group of processes, each computes its share.
+        chosen: pairs of an image index and a view. In a group of processes, each process computes its share.
         """
         self.model.eval()
         own, begun = distributed.share(chosen), self.room
@@ -186,11 +187,11 @@ class Maps:
         for done, (batch,) in enumerate(progress(loader, len(own), "feature maps", "map")):
             self(batch)
             if self.full:
-                text = "runtime.cache: only the feature maps of %d of %d views fit; the others are computed when needed"
+                text = "runtime.cache: only the feature maps of %d of %d views fit; all others are computed when needed"
                 log.warning(text, done, len(own))
                 break
             if done == 0 and begun > self.room:
-                log.info("The feature maps need about %.2g GB", (begun - self.room) * len(chosen) / 1e9)
+                log.info("The feature maps need about %.2g GB of disk space", (begun - self.room) * len(chosen) / 1e9)
             if stop():
                 break
 
@@ -204,7 +205,7 @@ def _image(batch: Batch, i: int) -> Tensor:
 def open_maps(
     folder: Path, model: FastRCNN, dtype: torch.dtype, budget: float, augmentation: Augmentation
 ) -> Maps | None:
-    """Create the feature map cache of a run in `folder`; None if caching is impossible or `budget` is 0."""
+    """Create a run's feature map cache in `folder`; return None if caching is impossible or `budget` is 0."""
     below, first = model.frozen_layers
     reason = None
     if not below and first == model.trunk.network.conv_names[0]:

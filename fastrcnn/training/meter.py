@@ -27,9 +27,9 @@ FIRST = 5  # minimum number of steps, and of seconds, before the first estimate 
 class Meter:
     """Computes means over the steps since the last call of `read`.
 
-    accumulate: batches per step. Sums stay on the device until `read`, so that a GPU does not have to wait. The clock
-    runs during steps only, from the request for a step's first batch to the step's end. It does not run during
-    evaluations, checkpoints and drawings.
+    accumulate: batches per step. Sums stay on the device until `read`, which avoids synchronising with a GPU. Only
+    steps are timed, each from the request for its first batch to its end. Evaluations, checkpoints and drawing are not
+    timed.
     """
 
     def __init__(self, accumulate: int = 1) -> None:
@@ -42,7 +42,7 @@ class Meter:
         self._sums: Tensor | None = None
         self._steps = self._images = self._rois = 0
         self._seconds = self._waited = 0.0
-        self._since: float | None = None  # when the clock was started; None: it is stopped
+        self._since: float | None = None  # start of the current step; None: between steps
 
     def _add(self, values: list[Tensor]) -> None:
         added = torch.stack([v.detach().double() for v in values])
@@ -59,7 +59,7 @@ class Meter:
             asked = time.monotonic()
 
     def add_batch(self, losses: Losses, logits: Tensor, targets: RoITargets, images: int, weight: float = 1.0) -> None:
-        """Add the results of a batch. images: number of its images. weight: factor on its losses (share_of_loss)."""
+        """Add the results of a batch of `images` images. weight: factor for its losses, see share_of_loss."""
         foreground = targets.labels > 0
         right = foreground & (logits.argmax(dim=1) == targets.labels)
         shares = [v * (weight / self.accumulate) for v in (losses.total, losses.classification, losses.box)]
@@ -68,7 +68,7 @@ class Meter:
         self._images += images
 
     def add_step(self, norm: Tensor) -> None:
-        """Add the end of a step. norm: the norm () of its gradient."""
+        """Record the end of a step. norm: the norm of its gradient, a scalar tensor."""
         zero = norm.new_zeros(())
         self._add([zero] * 5 + [norm])
         self._steps += 1
@@ -77,7 +77,7 @@ class Meter:
         self._since = None
 
     def read(self) -> dict[str, float]:
-        """Return the means over all processes by their names in metrics.csv and TensorBoard, and reset the meter.
+        """Return the means over all processes, and reset the meter. Keys are names in metrics.csv and TensorBoard.
 
         Times are measured in this process only.
         """
@@ -114,8 +114,8 @@ def show_progress(
     """Yield the steps and show progress: a progress bar on a terminal, otherwise occasional log lines.
 
     After a few steps, the estimated remaining time is logged. It is logged again if the estimate of the total time
-    changes by more than the fraction `unsure`. start: number of steps that are already completed. evaluations: takes a
-    number of completed steps and estimates the seconds of all later evaluations.
+    changes by more than the fraction `unsure`. start: number of steps that are already completed. evaluations: a
+    function that takes a number of completed steps and returns the estimated seconds of all later evaluations.
     """
     terminal = sys.stderr.isatty()
     hidden = not terminal or silent()

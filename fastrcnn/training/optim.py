@@ -15,10 +15,10 @@ PAPER = SolverSettings()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: float) -> list[dict]:
-    """Return the trainable parameters in groups; `lr_factor` of a group is its factor on the learning rate.
+    """Return groups of the trainable parameters, each with its `lr_factor`, a multiplier of the learning rate.
 
     Biases have `bias_lr_factor` times the learning rate and no weight decay, as in the author's prototxt files. The
-    scales of batch normalisation have no weight decay either.
+    parameters of batch normalisation have the normal learning rate and no weight decay.
     """
     weights: dict = {"params": [], "weight_decay": weight_decay, "lr_factor": 1.0}
     biases: dict = {"params": [], "weight_decay": 0.0, "lr_factor": bias_lr_factor}
@@ -35,8 +35,8 @@ def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: floa
 class CaffeSGD(torch.optim.Optimizer):
     """Stochastic gradient descent as in Caffe: V = momentum V + rate (gradient + decay W), W = W - V.
 
-    In torch.optim.SGD the rate multiplies the entire velocity, so lowering the rate immediately slows down the velocity
-    from earlier steps. Here, that velocity decays over the next steps. Both are equal while the rate is constant.
+    In torch.optim.SGD, the rate multiplies the entire velocity, so a lower rate immediately reduces the contributions
+    of earlier steps. Here, these contributions decay over the next steps. At a constant rate, both are equal.
     Source: src/caffe/solvers/sgd_solver.cpp, Regularize and ComputeUpdateValue.
     """
 
@@ -63,7 +63,7 @@ class CaffeSGD(torch.optim.Optimizer):
 def clip_gradients(optimizer: torch.optim.Optimizer, largest: float = math.inf) -> Tensor:
     """Scale the gradient of all trained parameters down to the Euclidean norm `largest` if its norm is greater.
 
-    Returns the norm () before scaling, on the device.
+    Returns the norm before scaling, as a scalar tensor on the device.
     """
     weights = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in weights if p.grad is not None])
@@ -129,7 +129,8 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of step `step` (counted from 0) of `iterations` steps.
 
-    schedule: "step" multiplies the rate by `lr_gamma` at each of `lr_steps`; "cosine" lowers it to 0 along half a wave.
+    schedule: "step" multiplies the rate by `lr_gamma` at each of `lr_steps`; "cosine" lowers it to 0 along half a
+    cosine wave.
     warmup: number of steps at the start over which the rate rises linearly.
     """
     if schedule == "cosine":

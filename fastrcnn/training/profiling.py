@@ -1,4 +1,4 @@
-"""Measure the time of a batch, and profile training: a trace for Perfetto and TensorBoard's profiler."""
+"""Measure the time of a batch, and write a profile of training for Perfetto and TensorBoard's profiler."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def seconds_of_a_batch(
     dtype: torch.dtype,
     box_weight: float,
 ) -> tuple[float, float]:
-    """Measure how long the frozen layers take for a batch, and how long a training step takes with their maps.
+    """Return the seconds that the frozen layers need for a batch, and that a training step needs with their maps.
 
-    frozen: computes the maps of a batch. done: number of steps that are already completed. The steps are taken with
-    copies of the optimiser and of the trained layers. Raises NotFiniteError if a loss is not finite.
+    frozen: a function that computes the maps of a batch. plan: the schedule of the run. done: number of steps that are
+    already completed. The measured steps change only copies of the optimiser and of the trained layers. Raises
+    NotFiniteError if a loss is not finite.
     """
     fixed = {id(p): p for p in model.parameters() if not p.requires_grad}
     model, optimizer = deepcopy((model, optimizer), fixed)
@@ -56,7 +57,7 @@ def _seconds_between(events: Iterable[object]) -> list[float]:
     times = [time.monotonic()]
     for _ in events:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # else the next event would include the work of this one
+            torch.cuda.synchronize()  # otherwise the next event would include pending work
         times.append(time.monotonic())
     return [after - before for before, after in pairwise(times)]
 
@@ -67,7 +68,7 @@ def profile_steps(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -
 
     accumulate: batches per step. Step 0 is the first step of the run, or the first step after the run was resumed. The
     profile consists of steps-10-20.pt.trace.json, which contains every operation with its time, and steps-10-20.txt,
-    which summarises the longest operations. If the loop ends earlier, the profile contains the steps until then.
+    which summarises the longest operations. If the loop ends earlier, the profile contains the steps up to its end.
     """
     written = []
     trace = folder / f"steps-{FIRST}-{LAST}.pt.trace.json"

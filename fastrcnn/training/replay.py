@@ -1,4 +1,4 @@
-"""Save a training step whose loss is not finite, and replay it to find the layer that caused it."""
+"""Record the inputs of a step with a non-finite loss, and replay it to find the first layer with non-finite values."""
 
 from __future__ import annotations
 
@@ -42,20 +42,23 @@ def evidence(
 
 @dataclass(frozen=True)
 class Replay:
-    """The result of a replayed step. It lists the tensors that contain values that are not finite."""
+    """The result of a replayed step: its losses, and the places of its non-finite values."""
 
     loss_cls: float
     loss_box: float
-    inputs: list[str]  # of images, rois and deltas
-    weights: list[str]  # names of the model's tensors
-    layer: str | None  # the first layer with such an output
-    rois: list[int]  # indices of the RoIs with such an output
+    inputs: list[str]  # those of "images", "rois" and "deltas" with non-finite values
+    weights: list[str]  # names of the model's tensors with non-finite values
+    layer: str | None  # name of the first layer with non-finite outputs
+    rois: list[int]  # indices of the RoIs with non-finite outputs
 
 
 def replay(model: FastRCNN, content: dict[str, Any]) -> Replay:
-    """Replay the step on the model's device. The model must already have the weights of the step."""
+    """Replay a step on the model's device. The model must already have the weights of the step.
+
+    content: a checkpoint's content, including the entries from `evidence`.
+    """
     device = model.delta_mean.device
-    broken: dict[str, bool] = {}  # layers in the order of their first call; a layer computed in strips is called often
+    broken: dict[str, bool] = {}  # layers in the order of their first call; a layer can be called for several strips
 
     def look(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:

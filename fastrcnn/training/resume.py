@@ -29,12 +29,12 @@ COMPANIONS = {
 
 
 def saved_config(folder: Path) -> Config:
-    """Read the configuration that the run in the folder was started with. Raises UserError."""
+    """Read the configuration of the run in the folder. Raises UserError if it is missing, unreadable or empty."""
     path = folder / "config.yaml"
     try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few of them expand to gigabytes
-            raise UserError("it contains YAML aliases (*NAME), which are not allowed")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few can expand to gigabytes
+            raise UserError("YAML aliases such as *NAME are not allowed")
         config = yaml.safe_load(text)
     except Exception as error:  # errors of the file or of YAML
         raise UserError(
@@ -46,7 +46,7 @@ def saved_config(folder: Path) -> Config:
 
 
 def by_key(config: Config, head: str = "") -> Config:
-    """Return the values by dotted key. head: prefix of the keys."""
+    """Return a flat dict of the values by dotted key, such as solver.lr. head: prefix of all keys."""
     found: Config = {}
     for key, value in config.items():
         found |= by_key(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
@@ -77,10 +77,10 @@ def load_newest(
 ) -> tuple[int, float, int]:
     """Load the folder's newest sound checkpoint into the model and the optimiser.
 
-    Returns the checkpoint's step, and the best mAP so far with its step. The best mAP is -1, at the checkpoint's own
-    step, if no mAP was measured yet, or if it was measured with another metric or on other images than now.
-    check: see checkpoint.newest_sound. Raises UserError if no checkpoint is usable, or if it is from another model,
-    other classes or another optimiser.
+    Returns the step of the checkpoint, the best mAP so far, and the step of the best mAP. If no mAP was measured with
+    the current metric on the current images, the best mAP is -1 and its step is the step of the checkpoint.
+    check: see checkpoint.newest_sound. Raises UserError if no checkpoint is usable, or if the checkpoint has another
+    model, other classes or another optimiser.
     """
     from fastrcnn.training import checkpoint
     from fastrcnn.training.optim import load_state
@@ -90,14 +90,14 @@ def load_newest(
         log.warning("Skipped a checkpoint: %s", reason)
     if state["classes"] != names:
         raise UserError(
-            f"{path}: was trained on other classes ({', '.join(state['classes'])}). Resume with the same classes, or "
-            f"start a new run with start={path}."
+            f"{path}: the checkpoint was trained on other classes ({', '.join(state['classes'])}). Resume with the "
+            f"same classes, or start a new run with start={path}."
         )
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
         raise UserError(
-            f"{path}: was trained with another model. Resume with the same model.* keys.\n{error}"
+            f"{path}: the checkpoint was trained with another model. Resume with the same model.* keys.\n{error}"
         ) from None
     for group, key in (("solver", "optimizer"), ("solver", "box_weight"), ("model", "finetune_from")):
         was, now = state["config"][group].get(key), config[group][key]

@@ -1,4 +1,4 @@
-"""The life of a run: initialise or resume it, train, evaluate and save at intervals, and end in order."""
+"""A training run: initialise or resume it, train, evaluate and save at intervals, and end it cleanly."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from fastrcnn.training.tracking import EVALUATED, Silent, Tracker, claim, descri
 from fastrcnn.visualize import draw_batch
 
 log = logging.getLogger(__name__)
-TIMED = 2  # number of images from which an evaluation's time is estimated
+TIMED = 2  # number of images that are timed to estimate the time of an evaluation
 MAPS = "maps"  # subfolder of the run's folder for feature maps, see maps.py
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
@@ -59,8 +59,8 @@ class Settings:
 
     images_per_batch, group_aspects, workers: see data/loader.py. box_weight: see model/loss.py.
     patience: number of evaluations without a better mAP after which the run ends; 0: the run does not end early.
-    advice: what the user can do if memory runs out. cache: maximum size of the feature maps on disk in bytes, see
-    maps.py.
+    advice: text that tells the user what to do if memory runs out. cache: maximum size of the feature maps on disk in
+    bytes, see maps.py.
     """
 
     detection: DetectionSettings
@@ -79,16 +79,16 @@ class Settings:
 
 @dataclass
 class TrainingRun:
-    """A training run, in each process of its job; call `run`.
+    """A training run. Each process of the job creates one and calls `run`.
 
     begun: whether the folder already contains this run. resumed: whether it also contains a checkpoint.
-    started: whether the model has the output layers of another run. new_labels: the classes that the other run did not
-        have.
-    config: the run's configuration as plain data, for its folder and its checkpoints.
+    started: whether the model has the output layers of another run. new_labels: labels of the classes that the other
+        run did not have.
+    config: the run's configuration as plain data, which is written to its folder and its checkpoints.
     check: see checkpoint.newest_sound.
     val_set: the images that decide which weights become best.pt; None: the weights of the last step become best.pt.
     test_set: the images for the evaluation at the end of the run; without a `val_set`, they are also used for the
-        evaluations during training. None: no test.
+        evaluations during training. None: the run has no test.
     """
 
     folder: Path
@@ -120,8 +120,8 @@ class TrainingRun:
     def run(self) -> Evaluation | None:
         """Train to the last step, or until the mAP on the validation set stops improving.
 
-        Returns the last evaluation in the first process, and None in the others. Raises UserError, and Stopped if a
-        signal ends the run; the last step is then saved.
+        Returns the last evaluation in the first process, and None in the others. Raises UserError if the run
+        fails. Raises Stopped if a signal or the time limit ends the run; the last step is then saved.
         """
         if self.resumed:
             self.restore()
@@ -174,7 +174,7 @@ class TrainingRun:
         found = self.resumed, self.done
         if found != distributed.from_first(found):
             raise UserError(
-                f"{self.folder}: this process and the first one find different checkpoints in this folder. All "
+                f"{self.folder}: this process and the first process found different checkpoints in this folder. All "
                 "machines need the same folder. Choose one on a shared disk with run=FOLDER."
             )
         if not distributed.leads():
@@ -204,7 +204,7 @@ class TrainingRun:
         log.info("%s parameters, %s, %s", f"{parameter_count(self.model):,}", where, precision)
 
     def keep_maps(self) -> None:
-        """Compute the frozen layers' feature maps for the remaining steps in advance, if they are cached."""
+        """Compute and cache the feature maps of the frozen layers for the remaining steps, if caching is possible."""
         settings, images = self.settings, self.train_set
         looks = self.schedule.accumulate * settings.images_per_batch
         begin, end = self.done * looks, self.schedule.iterations * looks
@@ -231,7 +231,7 @@ class TrainingRun:
     def say_whole_time(self, maps: Maps, chosen: Sequence[tuple[int, View]]) -> None:
         """Log an estimate of the time for the feature maps of the chosen views, the steps and the evaluations.
 
-        The maps alone can take an hour. With several processes, nothing is logged.
+        Computing the maps can take an hour. With several processes, nothing is logged.
         """
         images, schedule, settings = self.train_set, self.schedule, self.settings
         views, steps = sum(not maps.files.has(images.samples[i], v) for i, v in chosen), schedule.iterations - self.done
@@ -258,7 +258,7 @@ class TrainingRun:
 
     @contextmanager
     def batches(self) -> Iterator[Iterable[Batch]]:
-        """Load the remaining training batches. If `settings.profile` is set, profile the first steps."""
+        """Yield a loader of the remaining training batches. If `settings.profile` is set, profile the first steps."""
         settings, accumulate = self.settings, self.schedule.accumulate
         on_gpu = self.model.delta_mean.device.type == "cuda"
         loader = training_loader(
@@ -276,7 +276,7 @@ class TrainingRun:
             yield loader
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Take the remaining steps, each followed by the metrics, drawing, checkpoint and evaluation that are due.
+        """Take the remaining steps, and log, draw, save and evaluate at the intervals in the schedule.
 
         If one process must end, all processes end after the same step.
         """
@@ -349,7 +349,7 @@ class TrainingRun:
         return described | {"record": self.trained_on(), "model": self.model.state_dict()}
 
     def trained_on(self) -> dict[str, Any]:
-        """Return the numbers of training images and of objects per class, and the last evaluation's best threshold."""
+        """Return the number of training images, the number of objects per class, and the best score threshold."""
         labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in self.train_set.samples)])
         counts = np.bincount(labels, minlength=len(self.names) + 1)[1:]
         known = {} if self.threshold is None else {"draw_threshold": self.threshold}
@@ -369,7 +369,7 @@ class TrainingRun:
             self.tracker.picture(step.done, "train/rois", draw_batch(with_pixels(step.batch), step.rois, step.targets))
 
     def evaluate(self, step: int) -> None:
-        """Evaluate on the validation set, or on the test set if there is none, and record the result."""
+        """Evaluate on the validation set or, without one, on the test set, and record the result."""
         watched = self.val_set or self.test_set
         if watched is None:
             return
@@ -398,14 +398,14 @@ class TrainingRun:
         return distributed.from_first(0 < waited <= self.done - self.best_step)
 
     def network(self) -> TorchNetwork:
-        """Return the current network for detection, with cached feature maps if there are several evaluations."""
+        """Return the current network for detection. It uses cached feature maps if there are several evaluations."""
         return TorchNetwork(self.model, self.settings.dtype, self.maps if self.schedule.evaluate_every else None)
 
     def evaluate_on(self, images: DetectionDataset, step: int) -> Evaluation | None:
         """Evaluate on the images; return the result in the first process, and None in the others.
 
-        If the run must end, it ends at the next image. With several processes, a process that was not asked to end
-        first completes its share; then all processes end.
+        If the run must end, it ends at the next image. With several processes, the processes that received no signal
+        first complete their shares; then all processes end.
         """
         settings = self.settings
         pyramids = takewhile(lambda _: not self.stop(), detection_loader(images, workers=settings.workers))
@@ -427,7 +427,7 @@ class TrainingRun:
     def record(self, step: int, outcome: Evaluation) -> None:
         """Record an evaluation. Write best.pt if its mAP is the best on the validation set so far.
 
-        Without a validation set, best.pt is written at the last step. Without a mAP, best.pt is not written.
+        Without a validation set, best.pt is written at the last step. Without an mAP, best.pt is not written.
         """
         self.outcome = outcome
         mean_ap, self.threshold = outcome.ap.mean, best_threshold(outcome.curves().values())
@@ -456,7 +456,7 @@ class TrainingRun:
         return UserError(f"{error}{distributed.from_first(kept)}")
 
     def end(self, step: int, also: str = "") -> NoReturn:
-        """End the run after a saved step, or before the first step. Raises Stopped. also: added to its message."""
+        """Raise Stopped to end the run, after a saved step or before the first. also: text to add to its message."""
         states = [f"step {step} is saved"] if step else []
         stopped = self.stop.stopped(", ".join([*states, *([also] if also else [])]))
         log.info("%s", stopped)  # also written to the run's log
@@ -464,7 +464,7 @@ class TrainingRun:
 
     @contextmanager
     def end_in_order(self) -> Iterator[None]:
-        """Raise a UserError if a process dies or the disk is full. If a loader process dies, first save the last step.
+        """Raise UserError if a process dies or the disk is full. If a loader process dies, first save the last step.
 
         The messages of the UserError and of Stopped contain the command that resumes the run.
         """

@@ -1,9 +1,9 @@
-"""Train one linear SVM per class on the features of fc7 with hard negative mining (section 5.4 of the paper).
+"""Train one linear SVM per class on the features of fc7 with hard negative mining (paper, section 5.4).
 
 This follows SVMTrainer and SVMClassTrainer in the author's tools/train_svms.py, which use the method and the constants
 of R-CNN. The positives of a class are its ground-truth boxes only. The negatives are collected in one pass over the
-images: they are the RoIs that the current SVM does not score below its margin. CONTRIBUTING.md lists the differences
-from the author's code.
+images. They are the RoIs whose IoU with every object of the class is small, but to which the current SVM gives a score
+above HARD_SCORE. docs/paper.md lists the differences from the author's code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fastrcnn.structures import Batch
 
 log = logging.getLogger(__name__)
 # The author's constants, which are not configurable.
-HARD_SCORE = -1.0001  # candidates for a class's negatives with a higher score are hard negatives
+HARD_SCORE = -1.0001  # possible negatives with a higher score are hard negatives
 EVICT_SCORE = -1.1  # negatives with a lower score are dropped after training
 
 
@@ -83,7 +83,7 @@ def _vectors(
 
 
 def mean_length(pictures: Iterable[PictureFeatures]) -> float:
-    """Compute the mean Euclidean norm of the features over all RoIs; 0 without RoIs."""
+    """Compute the mean Euclidean norm of the features over all RoIs; return 0 if there are none."""
     total, count = 0.0, 0
     for picture in pictures:
         total += float(np.linalg.norm(picture.features.astype(np.float64), axis=1).sum())
@@ -116,10 +116,11 @@ def objective(
 def fit(
     features: np.ndarray, positives: int, settings: SvmSettings, name: str = "", seed: int = 0
 ) -> tuple[np.ndarray, float]:
-    """Train an SVM on features (R, D) float64, of which the first `positives` are positive; return weights (D,), bias.
+    """Train an SVM on features (R, D) float64; return its weights (D,) and its bias.
 
-    Without positives or without negatives, the weights are 0 and the bias is -1 or 1. name: the class, for the warning
-    if liblinear does not converge. seed: determines the order in which liblinear visits the examples.
+    The first `positives` rows are positive examples; all other rows are negative. Without positives, the weights are 0
+    and the bias is -1. Without negatives, the weights are 0 and the bias is 1. name: the class, for the warning if
+    liblinear does not converge. seed: determines the order in which liblinear visits the examples.
     """
     if positives in (0, len(features)):
         return np.zeros(features.shape[1]), 1.0 if positives else -1.0
@@ -145,7 +146,7 @@ def fit(
 class ClassTrainer:
     """Trains the SVM of one class and keeps its positives and hard negatives.
 
-    weight (D,) float32 and bias apply to the features from the network. Training multiplies the features by `scale`.
+    `weight` (D,) float32 and `bias` apply to the unscaled features. Training multiplies the features by `scale`.
     """
 
     def __init__(self, name: str, positives: np.ndarray, scale: float, settings: SvmSettings, seed: int = 0) -> None:
@@ -160,13 +161,13 @@ class ClassTrainer:
         self._new: list[np.ndarray] = []
 
     def add(self, negatives: np.ndarray) -> None:
-        """Add negatives (N, D), and train if there are enough new ones."""
+        """Add negatives (N, D), and train if there are more than `retrain_after` new ones."""
         self._new.append(negatives)
         if sum(map(len, self._new)) > self.settings.retrain_after:
             self.train()
 
     def train(self) -> float:
-        """Train on all examples, then drop the easy negatives, unless all are easy. Returns the objective."""
+        """Train on all examples, then drop the easy negatives, unless all are easy. Return the objective."""
         self.negatives, self._new = np.concatenate([self.negatives, *self._new]), []
         count = len(self.positives)
         features = np.concatenate((self.positives, self.negatives), dtype=np.float64)
@@ -184,7 +185,7 @@ class ClassTrainer:
 def hard_negatives(
     scores: np.ndarray, rois: Tensor, boxes: Tensor, labels: np.ndarray, settings: SvmSettings
 ) -> np.ndarray:
-    """Return which RoIs (R, 4) are hard negatives of which of C classes: (R, C) bool.
+    """Return a mask (R, C) of the RoIs (R, 4) that are hard negatives of each of C classes.
 
     scores: (R, C), from the SVMs. boxes (G, 4), labels (G,): the image's ground truth. Class k is column k - 1.
     """
@@ -196,7 +197,10 @@ def hard_negatives(
 
 
 def gather_positives(pictures: Iterable[PictureFeatures], classes: int, dimension: int) -> list[np.ndarray]:
-    """Collect for each class the features (P, dimension) of its ground-truth boxes, from images without other RoIs."""
+    """Collect for each class the features (P, dimension) of its ground-truth boxes.
+
+    pictures: features of ground-truth boxes only.
+    """
     found: list[list[np.ndarray]] = [[np.zeros((0, dimension), np.float32)] for _ in range(classes)]
     for picture in pictures:
         for label in np.unique(picture.labels):
@@ -212,17 +216,18 @@ def train_svms(
     settings: SvmSettings,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Train one SVM per class; return weights (C, D) and biases (C,), float32, for the features from the network.
+    """Train one SVM per class; return weights (C, D) and biases (C,), float32, for the unscaled features.
 
-    positives: features (P, D) of each class. pictures: every image once, with the features of all RoIs. scale: factor
-    on the features during training. The SVM of a class without positives gives every RoI the score -1.
+    positives: features (P, D) of the positives of each class. pictures: every image once, with the features of all
+    RoIs. scale: factor for the features during training. The SVM of a class without positives gives every RoI the score
+    -1.
 
-    Memory holds the positives, and the hard and new negatives of every class, in float32. While a class is trained, its
-    examples are also in memory in float64, and in liblinear's format with 16 bytes for each number that is not 0.
+    The positives and the hard and new negatives of all classes are kept in memory in float32. While a class is trained,
+    its examples are also in memory in float64, and in liblinear's format, which needs 16 bytes per non-zero number.
     """
     trainers = [ClassTrainer(name, p, scale, settings, seed) for name, p in zip(names, positives, strict=True)]
     if empty := [t.name for t in trainers if not len(t.positives)]:
-        log.warning("No training objects, so these classes will not be detected: %s", ", ".join(empty))
+        log.warning("These classes have no training objects and will not be detected: %s", ", ".join(empty))
     for picture in pictures:
         if not len(picture.rois):
             continue
@@ -247,6 +252,6 @@ def stack(trainers: Sequence[ClassTrainer]) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def put_into(layer: torch.nn.Linear, weights: np.ndarray, biases: np.ndarray) -> None:
-    """Copy SVMs into the class layer. Row 0, background, becomes 0; row k is row k - 1 of the arrays."""
+    """Copy SVMs into the class layer. Row 0 (background) is set to 0, row k to row k - 1 of the arrays."""
     layer.weight.copy_(torch.from_numpy(np.concatenate((np.zeros_like(weights[:1]), weights))))
     layer.bias.copy_(torch.from_numpy(np.concatenate((np.zeros_like(biases[:1]), biases))))

@@ -1,4 +1,4 @@
-"""Records of a run in its folder: metrics.csv, TensorBoard events, the log and the run's description."""
+"""The records of a run in its folder: metrics.csv, TensorBoard events, the log and the run's description."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Tracker:
             with self.csv_path.open(newline="", encoding="utf-8", errors="replace") as file:
                 # the last row can be incomplete after a crash
                 kept = [r for r in csv.reader(file) if len(r) == 3 and r[0].isdigit() and int(r[0]) <= start]
-        self.evaluated = any(r[:2] == [str(start), EVALUATED] for r in kept)  # else rows of it can be missing
+        self.evaluated = any(r[:2] == [str(start), EVALUATED] for r in kept)  # otherwise, rows can be missing
         if not self.evaluated:
             kept = [r for r in kept if int(r[0]) < start or not r[1].startswith("eval/")]
         self._there = {(int(step), name) for step, name, _ in kept if int(step) == start}
@@ -97,7 +97,7 @@ def curve_counts(found: ClassAP, thresholds: np.ndarray) -> tuple[np.ndarray, ..
     """Count true positives, false positives, true negatives and false negatives of a class at thresholds (T,).
 
     Returns the four counts, the precision and the recall, each (T,). Detections with a score below a threshold are
-    rejected. Precision is 1 if all detections are rejected. True negatives are rejected wrong detections.
+    rejected. Precision is 1 if all detections are rejected. True negatives are wrong detections that are rejected.
     """
     correct = np.diff(np.round(found.recall * found.positives), prepend=0.0)  # by descending score
     left = np.searchsorted(-found.scores, -thresholds, side="right")  # number of detections that are not rejected

@@ -357,7 +357,7 @@ def test_a_full_disk_does_not_end_the_run(
     monkeypatch.setattr(MapFiles, "write", full)
     run(tmp_path / "run", dataset, model)
     assert torch.equal(weights(model), weights(whole))
-    assert "no more feature maps are cached (No space left on device)" in caplog.text
+    assert "stopped caching feature maps (No space left on device)" in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "text", "gone"])
