@@ -139,7 +139,7 @@ class SolverSettings:
 
     iterations: int = key(40000, "number of training steps", least=1)
     patience: int = key(
-        0, "stop after this many evaluations on data.val without a better mAP; 0: never stop early", least=0
+        0, "stop after this number of evaluations on data.val without a better mAP; 0: never stop early", least=0
     )
     images_per_batch: int = key(2, "number of images per batch, over all processes", least=1)
     group_aspects: bool = key(False, "put landscape images and other images into separate batches, to reduce padding")

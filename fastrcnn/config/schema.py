@@ -33,9 +33,9 @@ class DataConfig:
     name: str = key(
         "custom", "name of the data set, used in the names of output folders and proposal stores", in_path=True
     )
-    root: str | None = key(None, "folder of the data set (for VOC: VOCdevkit), or its single annotation file")
+    root: str | None = key(None, "folder of the data set (for VOC: VOCdevkit), or its annotation file")
     train: list[str] = key(
-        ["trainval"], "splits to train on: SPLIT, FOLDER/SPLIT or an annotation file, relative to root"
+        ["trainval"], "splits to train on: SPLIT, FOLDER/SPLIT or an annotation file, relative to data.root"
     )
     val: list[str] | None = key(
         [],
@@ -128,18 +128,18 @@ class RuntimeConfig:
         False, "recompute most feature maps of the trunk in the backward pass, which reduces memory use in training"
     )
     profile: bool = key(False, "profile training steps 10 to 19 and write a trace for Perfetto and TensorBoard")
-    log_every: int = key(20, "steps between rows of metrics.csv and points in TensorBoard", least=1)
-    pictures_every: int = key(500, "steps between images in TensorBoard; 0: no images", least=0)
-    checkpoint_every: int = key(1000, "steps between checkpoints", least=1)
+    log_every: int = key(20, "number of steps between rows of metrics.csv and points in TensorBoard", least=1)
+    pictures_every: int = key(500, "number of steps between images in TensorBoard; 0: no images", least=0)
+    checkpoint_every: int = key(1000, "number of steps between checkpoints", least=1)
     keep_checkpoints: int = key(2, "number of newest checkpoints to keep, in addition to the best", least=1)
     evaluate_every: int | None = key(
         None,
-        "steps between evaluations on data.val, or on data.test if there is no data.val; 0: evaluate only at the end; "
-        "null: a tenth of the iterations if there is a data.val, otherwise 0",
+        "number of steps between evaluations on data.val, or on data.test if data.val is empty; 0: evaluate only at "
+        "the end; null: a tenth of the iterations, or 0 if data.val is empty",
         least=0,
     )
     max_hours: float = key(
-        0.0, "hours after which training saves a checkpoint and stops; it can be resumed; 0: no limit", least=0
+        0.0, "hours after which training saves a checkpoint and stops; the run can be resumed; 0: no limit", least=0
     )
 
 
