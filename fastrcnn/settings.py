@@ -1,7 +1,7 @@
-"""Settings of the library that are also configuration keys: the type, default, bounds and help text of each key.
+"""Settings of the library that are also configuration keys, with their types, defaults, bounds and help texts.
 
-Each setting is declared only here; config/schema.py includes the classes as groups of keys. This module imports neither
-torch nor Hydra, so an error in a key is reported immediately.
+Each setting is declared only here. config/schema.py includes the classes as groups of keys. This module imports neither
+torch nor Hydra, so an invalid key is reported immediately.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def key(
     some: bool = False,
     in_path: bool = False,
 ) -> Any:
-    """Return a dataclass field with a help text and bounds; for a list, the bounds apply to each element.
+    """Return a dataclass field with a help text and bounds. For a list, the bounds apply to each element.
 
-    above: exclusive lower bound. least, most: inclusive bounds. some: the list must not be empty. in_path: the value
-    is used in the name of a file or folder.
+    above: exclusive lower bound. least, most: inclusive lower and upper bound. some: the list must not be empty.
+    in_path: the value is used in the name of a file or folder.
     """
     metadata = {"help": help, "above": above, "least": least, "most": most, "some": some, "in_path": in_path}
     if isinstance(default, list):
@@ -49,42 +49,47 @@ def key(
 
 @dataclass
 class ModelSettings:
-    """The network."""
+    """The architecture and the initial weights of the network."""
 
-    network: NetworkName = key("vgg16", "vgg16, vgg_cnn_m_1024 and caffenet are the paper's models L, M and S")
+    network: NetworkName = key(
+        "vgg16", "architecture; vgg16, vgg_cnn_m_1024 and caffenet are the paper's models L, M and S"
+    )
     width: float = key(
-        1.0, "multiplier of the number of channels; 1: the paper's network, 0.25: a slim network", above=0, most=100
+        1.0,
+        "factor by which the number of channels is multiplied; 1: the paper's network, 0.25: a slim network",
+        above=0,
+        most=100,
     )
     batch_norm: bool = key(False, "use batch normalisation; recommended when training from scratch")
     weights: str | None = key(
         None,
-        "initial weights: 'imagenet', a file (.pth, .safetensors, .caffemodel) with at least the trunk, or a run; "
-        "null: train from scratch",
+        "initial weights: 'imagenet', a file (.pth, .safetensors, .caffemodel) that contains at least the "
+        "convolutions, or a run; null: train from scratch",
     )
-    pixels: Pixels = key("auto", "pixel normalisation that `weights` expect; auto: detect it from the weights")
+    pixels: Pixels = key("auto", "pixel normalisation that `weights` expect; auto: recognise it by the weights")
     finetune_from: str = key(
         "conv1_1",
-        "first layer to train (a convolution, fc6, fc7 or bbox_pred); earlier layers are frozen; the paper's VGG16 "
-        "uses conv3_1",
+        "first layer to train (a convolution, fc6, fc7 or bbox_pred); earlier layers are frozen; the paper uses "
+        "conv3_1 for VGG16",
     )
-    roi_op: RoiOp = key("fast_rcnn", "RoI pooling operation; fast_rcnn: the paper's")
+    roi_op: RoiOp = key("fast_rcnn", "RoI pooling operator; fast_rcnn: the operator of the paper")
     scale_maps: bool | None = key(
         None,
         "scale feature maps by a factor that is measured when training starts; null: only if `weights` are given and "
-        "fc6 is newly initialised",
+        "do not contain a matching fc6",
     )
     roi_size: int = key(7, "height and width of a pooled RoI, in bins", least=1, most=1000)
     roi_features: list[str] = key(["conv5_3"], "layers to pool RoIs from", some=True)
     head: list[int] | None = key(
         None,
-        "output features of fc6 and fc7, e.g. [1024,1024]; null: the paper's multiplied by `width`",
+        "numbers of output features of fc6 and fc7, e.g. [1024,1024]; null: the paper's numbers multiplied by `width`",
         least=1,
         most=1_000_000,
     )
     dropout: float = key(0.5, "dropout probability after fc6 and fc7", least=0, most=1)
-    class_agnostic: bool = key(False, "predict one box for all classes instead of one per class")
+    class_agnostic: bool = key(False, "predict one box per RoI for all classes instead of one box per class")
     classifier: Classifier = key(
-        "softmax", "softmax: class scores are probabilities; svm: they are SVM margins (see `fastrcnn svm`)"
+        "softmax", "softmax: class scores are probabilities; svm: class scores are SVM margins (see `fastrcnn svm`)"
     )
     fc6_rank: int | None = key(
         None, "rank of fc6 if it is factored into two layers (see `fastrcnn compress`); null: not factored", least=1
@@ -94,14 +99,16 @@ class ModelSettings:
 
 @dataclass
 class SelectiveSearchSettings:
-    """How proposals are generated if none are given."""
+    """Selective search, which generates proposals if data.proposals is null."""
 
     mode: SearchMode = key(
-        "fast", "fast: two colour spaces; quality: five; iccv2011: four, with the rules of the ICCV 2011 paper's code"
+        "fast",
+        "fast: two colour spaces; quality: five colour spaces; iccv2011: four colour spaces and the rules of the ICCV "
+        "2011 code that generated the paper's proposals",
     )
     side: int = key(
         320,
-        "resize the longer side of the image to this before the search, in pixels; 0: no resizing",
+        "length in pixels to which the longer side of the image is resized before the search; 0: no resizing",
         **SIDE | {"least": 0},
     )
     k: list[float] = key(
@@ -110,12 +117,17 @@ class SelectiveSearchSettings:
         above=0,
         some=True,
     )
-    sigma: float = key(0.8, "Gaussian blur before segmentation, in pixels of the resized image", above=0)
-    min_size: int = key(50, "minimum segment area, in pixels of the resized image; 0: use k", least=0)
+    sigma: float = key(
+        0.8, "standard deviation of the Gaussian blur before segmentation, in pixels of the resized image", above=0
+    )
+    min_size: int = key(
+        50, "minimum segment area, in pixels of the resized image; 0: the value of k of each segmentation", least=0
+    )
     min_side: float = key(0.0, "drop boxes whose shorter side is less than this, in pixels of the original image")
     near: float = key(
         0.9,
-        "drop a box whose IoU with a better box is this or more; 5/6 of this for the 1,500 best boxes",
+        "drop a box whose IoU with a better box is at least this value; the 1,500 best boxes are selected with a "
+        "threshold of 5/6 of this value",
         above=0,
     )
     max_boxes: int = key(2000, "maximum number of boxes per image", least=1)
@@ -127,78 +139,91 @@ class SolverSettings:
 
     iterations: int = key(40000, "number of training steps", least=1)
     patience: int = key(
-        0, "stop after this many evaluations on data.val without a better mAP; 0: never stop early", least=0
+        0, "stop after this number of evaluations on data.val without a better mAP; 0: never stop early", least=0
     )
-    images_per_batch: int = key(2, "images per batch, over all processes", least=1)
-    group_aspects: bool = key(False, "put landscape images and other images in separate batches, to reduce padding")
+    images_per_batch: int = key(2, "number of images per batch, over all processes", least=1)
+    group_aspects: bool = key(False, "put landscape images and other images into separate batches, to reduce padding")
     accumulate: int = key(
-        1, "batches per step; their gradients are averaged, which imitates a larger batch in less memory", least=1
+        1,
+        "number of batches per step; their gradients are averaged, like those of one large batch, but with less memory",
+        least=1,
     )
-    rois_per_image: int = key(64, "RoIs sampled per image", least=1)
-    fg_fraction: float = key(0.25, "maximum fraction of foreground RoIs", least=0, most=1)
+    rois_per_image: int = key(64, "number of RoIs sampled per image", least=1)
+    fg_fraction: float = key(0.25, "maximum fraction of foreground RoIs among the sampled RoIs", least=0, most=1)
     fg_iou: float = key(0.5, "minimum IoU with a ground-truth box for a foreground RoI", above=0, most=1)
     bg_iou: list[float] = key(
-        [0.1, 0.5], "range [low, high) of the maximum IoU with ground truth for a background RoI", least=0, most=1
+        [0.1, 0.5], "range [low, high) of the largest IoU with a ground-truth box for a background RoI", least=0, most=1
     )
-    box_weight: float = key(1.0, "weight of the box loss; 0: train only the classifier", least=0)
+    box_weight: float = key(1.0, "weight of the box regression loss; 0: train only the classifier", least=0)
     optimizer: OptimizerName = key(
         "caffe_sgd",
-        "caffe_sgd: SGD with the learning rate inside the velocity; sgd: PyTorch's SGD; fused_sgd: the same, faster; "
-        "adamw: AdamW, which needs an lr near 0.0001",
+        "caffe_sgd: SGD as in Caffe, with the learning rate inside the velocity; sgd: PyTorch's SGD; fused_sgd: a "
+        "faster implementation of sgd; adamw: AdamW, which needs a learning rate near 0.0001",
     )
     lr: float = key(0.001, "learning rate", above=0)
     schedule: ScheduleName = key(
-        "step", "learning rate schedule; step: multiply by lr_gamma at lr_steps; cosine: half a cosine wave"
+        "step",
+        "learning rate schedule; step: multiply by lr_gamma at lr_steps; cosine: decay to 0 along half a cosine wave",
     )
     lr_steps: list[int] = key([30000], "steps at which the learning rate is multiplied by lr_gamma", least=1)
-    lr_gamma: float = key(0.1, "factor applied to the learning rate at each of lr_steps", above=0)
-    warmup: int = key(0, "steps over which the learning rate rises linearly from 0; 0: no warm-up", least=0)
+    lr_gamma: float = key(0.1, "factor by which the learning rate is multiplied at each of lr_steps", above=0)
+    warmup: int = key(0, "number of steps in which the learning rate rises linearly from 0; 0: no warm-up", least=0)
     momentum: float = key(0.9, "momentum of SGD, or beta1 of AdamW", least=0, most=1)
     weight_decay: float = key(0.0005, "weight decay; not applied to biases and normalisation layers", least=0)
-    bias_lr_factor: float = key(2.0, "multiplier of the learning rate for biases", least=0)
+    bias_lr_factor: float = key(2.0, "factor by which the learning rate of biases is multiplied", least=0)
     clip_gradients: float | None = key(
-        None, "maximum norm of the gradient; larger gradients are scaled down to it; null: no limit", above=0
+        None, "maximum norm of the gradient; larger gradients are scaled down to this norm; null: no limit", above=0
     )
 
 
 @dataclass
 class DetectionSettings:
-    """How scores and boxes become detections; see model/postprocess.py."""
+    """Postprocessing, which converts scores and boxes to detections; see model/postprocess.py."""
 
     score_threshold: float | None = key(
         0.05, "drop detections whose score (probability or SVM margin) is lower; null: no threshold"
     )
-    box_regression: bool = key(True, "apply the predicted box regression; false: use RoIs as detections unchanged")
+    box_regression: bool = key(
+        True, "apply the predicted box regression; false: the boxes of detections are the unchanged RoIs"
+    )
     nms_iou: float = key(
         0.3,
-        "IoU threshold of non-maximum suppression: drop a box that overlaps a better box of its class by more",
+        "IoU threshold of non-maximum suppression: drop a box whose IoU with a better box of its class is at least "
+        "this value",
         least=0,
         most=1,
     )
     max_per_class: int | None = key(
-        None, "maximum number of boxes per class before non-maximum suppression; null: no limit", least=1
+        None, "maximum number of boxes per class and image before non-maximum suppression; null: no limit", least=1
     )
     max_per_image: int | None = key(100, "maximum number of detections per image; null: no limit", least=1)
     average_per_class: int | None = key(
         None,
-        "evaluation only: maximum number of boxes per class before non-maximum suppression, averaged over all images; "
-        "null: no limit",
+        "evaluation only: maximum number of boxes per class before non-maximum suppression, as an average over all "
+        "images; null: no limit",
         least=1,
     )
-    rois_per_chunk: int = key(500, "RoIs per forward pass of fc6 and fc7; fewer need less memory", least=1)
+    rois_per_chunk: int = key(
+        500, "number of RoIs per forward pass of fc6 and fc7; a smaller number needs less memory", least=1
+    )
 
 
 @dataclass
 class SvmSettings:
-    """How SVMs are trained on fc7 features; the defaults are those of the author's code."""
+    """Training of SVMs on fc7 features. The defaults are the values in the author's code."""
 
     c: float = key(0.001, "weight of the hinge loss relative to the regularisation term ||w||^2 / 2", above=0)
     bias_scaling: float = key(
         10.0, "value of the constant feature whose weight is the bias (scikit-learn's intercept_scaling)", above=0
     )
-    positive_weight: float = key(2.0, "multiplier of the loss of positives", above=0)
+    positive_weight: float = key(2.0, "factor by which the loss of positives is multiplied", above=0)
     negative_iou: float = key(
-        0.3, "a box is a negative for a class if its IoU with every object of the class is less", above=0, most=1
+        0.3,
+        "an RoI is a negative of a class if its IoU with every object of the class is less than this value",
+        above=0,
+        most=1,
     )
-    retrain_after: int = key(2000, "retrain the SVM of a class after more than this many new hard negatives", least=1)
-    feature_norm: float = key(20.0, "mean norm that fc7 features are scaled to", above=0)
+    retrain_after: int = key(
+        2000, "retrain the SVM of a class when it has more than this number of new hard negatives", least=1
+    )
+    feature_norm: float = key(20.0, "mean norm to which fc7 features are scaled", above=0)

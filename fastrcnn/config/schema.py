@@ -1,7 +1,7 @@
-"""The configuration of each command: its keys and groups of keys.
+"""The schema of each command's configuration: its keys and groups of keys.
 
-The YAML files in configs/ fill the groups, and only build/ turns them into objects. This module imports neither torch
-nor Hydra, so an error in a key is reported immediately.
+The YAML files in configs/ set the values of the groups, and only build/ creates objects from a configuration. This
+module imports neither torch nor Hydra, so an invalid key is reported immediately.
 """
 
 from __future__ import annotations
@@ -33,42 +33,52 @@ class DataConfig:
     name: str = key(
         "custom", "name of the data set, used in the names of output folders and proposal stores", in_path=True
     )
-    root: str | None = key(None, "folder of the data set (for VOC: VOCdevkit), or its single annotation file")
+    root: str | None = key(None, "folder of the data set (for VOC: VOCdevkit), or its annotation file")
     train: list[str] = key(
-        ["trainval"], "splits to train on: SPLIT, FOLDER/SPLIT or an annotation file, relative to root"
+        ["trainval"], "splits to train on: SPLIT, FOLDER/SPLIT or an annotation file, relative to data.root"
     )
     val: list[str] | None = key(
         [],
-        "splits to select the best checkpoint on; null: use `val` if it exists and shares no image with train and test",
+        "splits to select the best checkpoint on; null: `val` if this split exists and shares no image with train and "
+        "test",
     )
     test: list[str] = key(["test"], "splits to evaluate on after training; []: no evaluation")
     classes: list[str] | None = key(None, "class names; null: all classes in the annotations")
     other_classes: OtherData = key(
-        "refuse", "objects whose class is not in `classes`; refuse: error, leave_out: ignore them"
+        "refuse",
+        "what to do with objects whose class is not in `classes`; refuse: stop with an error, leave_out: ignore them",
     )
     first_pixel: int = key(
-        1, "coordinate of the first pixel in VOC XML files: 1, or 0 if coordinates are zero-based", least=0, most=1
+        1, "coordinate of the first pixel in VOC XML files: 1, or 0 if the coordinates are zero-based", least=0, most=1
     )
     max_images: int | None = key(None, "use only the first N images of each split; null: all images", least=1)
     use_difficult: bool = key(True, "train on objects that are marked difficult, as the author's code does")
-    skip_bad: bool = key(False, "skip and count invalid files and objects instead of stopping with an error")
+    skip_bad: bool = key(False, "skip and count invalid files and objects, instead of stopping with an error")
     metric: Metric = key(
         "voc07",
-        "voc07: AP at 11 recall points; voc10: area under the precision-recall curve; coco: mean AP at IoU 0.5 to 0.95",
+        "voc07: AP over 11 recall levels; voc10: area under the precision-recall curve; coco: mean AP at IoU 0.5 to "
+        "0.95",
     )
-    proposals: str | None = key(None, "proposal store; null: generate proposals by selective search and keep them")
+    proposals: str | None = key(
+        None, "proposal store; null: generate proposals by selective search and keep them in `proposal_cache`"
+    )
     missing_proposals: OtherData = key(
-        "refuse", "images that are missing from `proposals`; refuse: error, leave_out: skip them"
+        "refuse",
+        "what to do with images that are missing from `proposals`; refuse: stop with an error, leave_out: skip them",
     )
-    proposal_cache: str = key("data/proposals", "folder of generated proposals")
-    max_proposals: int = key(2000, "maximum number of proposals per image; the best are used", least=1)
+    proposal_cache: str = key("data/proposals", "folder in which generated proposals are stored")
+    max_proposals: int = key(
+        2000,
+        "maximum number of proposals per image; the first ones are used (generated proposals are sorted, best first)",
+        least=1,
+    )
     short_sides: list[int] = key(
         [600],
-        "short side of training images in pixels; one of the list is chosen at random per image",
+        "short sides of training images in pixels; one of them is chosen at random for each image",
         **SIDE,
         some=True,
     )
-    long_side: int = key(1000, "maximum long side of images, in pixels", **SIDE)
+    long_side: int = key(1000, "maximum long side of training and test images, in pixels", **SIDE)
     test_short_sides: list[int] = key(
         [600],
         "short sides of test images in pixels; each RoI uses the scale at which its area is closest to 224 x 224",
@@ -80,67 +90,70 @@ class DataConfig:
     transpose: bool = key(False, "transpose training images (swap x and y) with probability 0.5")
     colour: float = key(
         0.0,
-        "maximum random change of contrast and brightness per channel of training images, as a fraction",
+        "maximum random change of contrast and brightness of each channel of training images, as a fraction",
         least=0,
         most=1,
     )
     crop: float = key(
-        0.0, "probability of cropping a training image at random; crops do not cut any object", least=0, most=1
+        0.0, "probability of cropping a training image at random; a crop never cuts an object", least=0, most=1
     )
     selective_search: SelectiveSearchSettings = field(default_factory=SelectiveSearchSettings)
 
 
 @dataclass
 class RuntimeConfig:
-    """The hardware and the output intervals. Of these keys only the seed and the precision change what is learned."""
+    """The hardware and the output intervals. Apart from rounding, only the seed and the precision affect the result."""
 
     device: str = key("auto", "cpu, cuda or cuda:N; auto: a GPU if available")
     precision: Precision = key(
-        "auto", "precision of the computation; auto: bfloat16 if the device supports it natively"
+        "auto", "precision of computations; auto: bfloat16 if the device supports it natively, otherwise float32"
     )
     threads: int | None = key(
-        None, "number of CPU threads for torch; null: torch's default, at most the available cores", least=1
+        None, "number of CPU threads for torch; null: torch's default, but at most one per available core", least=1
     )
-    workers: int | None = key(None, "number of processes that load images; null: one per two cores, at most 4", least=0)
+    workers: int | None = key(
+        None, "number of worker processes that load images; null: one per two cores, at most 4", least=0
+    )
     seed: int = key(0, "random seed", least=0)
     compile: bool = key(
         False, "compile the trunk, fc6 and fc7 with torch.compile for training; on the CPU this needs a C++ compiler"
     )
     cache: float = key(
         0.0,
-        "size in bytes of the feature map cache of frozen layers, in the run's folder during training; 0: no cache",
+        "maximum size in bytes of the feature maps of frozen layers that are cached in the run's folder during "
+        "training; 0: no feature maps are cached",
         least=0,
     )
     checkpoint_activations: bool = key(
-        False, "recompute most feature maps of the trunk in the backward pass, to train in less memory"
+        False, "recompute most feature maps of the trunk in the backward pass, which reduces memory use in training"
     )
     profile: bool = key(False, "profile training steps 10 to 19 and write a trace for Perfetto and TensorBoard")
-    log_every: int = key(20, "steps between rows of metrics.csv and points in TensorBoard", least=1)
-    pictures_every: int = key(500, "steps between images in TensorBoard; 0: no images", least=0)
-    checkpoint_every: int = key(1000, "steps between checkpoints", least=1)
+    log_every: int = key(20, "number of steps between rows of metrics.csv and points in TensorBoard", least=1)
+    pictures_every: int = key(500, "number of steps between images in TensorBoard; 0: no images", least=0)
+    checkpoint_every: int = key(1000, "number of steps between checkpoints", least=1)
     keep_checkpoints: int = key(2, "number of newest checkpoints to keep, in addition to the best", least=1)
     evaluate_every: int | None = key(
         None,
-        "steps between evaluations on data.val, or on data.test without it; 0: only at the end; null: a tenth of the "
-        "iterations with data.val, otherwise only at the end",
+        "number of steps between evaluations on data.val, or on data.test if data.val is empty; 0: evaluate only at "
+        "the end; null: a tenth of the iterations, or 0 if data.val is empty",
         least=0,
     )
     max_hours: float = key(
-        0.0, "hours after which training saves a checkpoint and stops; it can be resumed; 0: no limit", least=0
+        0.0, "hours after which training saves a checkpoint and stops; the run can be resumed; 0: no limit", least=0
     )
 
 
 @dataclass
 class TrainConfig:
-    name: str = key("train", "name of the experiment; new runs are written to outputs/<name>/<time>-<id>", in_path=True)
+    name: str = key("train", "name for runs; a new run is written to outputs/<name>/<time>-<id>", in_path=True)
     run: str | None = key(None, "folder of the run; null: a new folder in outputs/")
     resume: Literal["auto"] | None = key(
         None,
-        "auto: resume the run in folder `run`, or the newest run of `name` if `run` is null; null: start a new run",
+        "auto: resume the run in the folder `run`, or the newest run of `name` if `run` is null; null: start a new run",
     )
     start: str | None = key(
         None,
-        "run, checkpoint, or detector (.safetensors, .caffemodel) that provides the initial weights, model and classes",
+        "run, checkpoint or detector file (.safetensors, .caffemodel) that provides initial weights, model and classes",
     )
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataConfig = field(default_factory=DataConfig)
@@ -151,10 +164,10 @@ class TrainConfig:
 
 @dataclass
 class ReproduceConfig(TrainConfig):
-    """The keys of `train`, which apply to every experiment, and those of `reproduce`."""
+    """The keys of `train`, which apply to every experiment, and the keys of `reproduce` itself."""
 
     table: int | None = key(None, "number of the table in the paper", least=1, most=8)
-    seeds: list[int] = key([0], "random seeds; each experiment is run once per seed", least=0)
+    seeds: list[int] = key([0], "random seeds; each experiment is run once for each seed", least=0)
     output: str | None = key(None, "output folder of table-N.md and table-N.json; null: outputs/reproduce/<data.name>")
 
 
@@ -175,14 +188,15 @@ class EvalConfig(Detecting):
     split: str | None = key(None, "split to evaluate on instead of data.test, e.g. val")
     metric: Metric | None = key(None, "AP metric; null: data.metric")
     competition: bool = key(
-        False, "test set without public ground truth: write the files for its evaluation server instead of computing AP"
+        False,
+        "for a test set without public ground truth: write the files for its evaluation server, and do not compute AP",
     )
-    output: str | None = key(None, "output folder; null: eval/<split> in the run's folder")
+    output: str | None = key(None, "output folder; null: the folder eval/<split> of the run")
 
 
 @dataclass
 class RevalConfig:
-    detections: str | None = key(None, "folder of comp4_det_<split>_<class>.txt files, or a COCO results JSON file")
+    detections: str | None = key(None, "folder with comp4_det_<split>_<class>.txt files, or a COCO results file (JSON)")
     split: str | None = key(None, "split to evaluate on instead of data.test")
     metric: Metric | None = key(None, "AP metric; null: data.metric")
     output: str | None = key(None, "output folder of metrics.json and the report; null: write no files")
@@ -191,10 +205,10 @@ class RevalConfig:
 
 @dataclass
 class CompareConfig:
-    runs: list[str] = key([], "two to five runs or evaluation folders; `fastrcnn compare RUN RUN` is a short form")
-    split: str | None = key(None, "evaluation to use if a run has several: the name of a folder in RUN/eval")
+    runs: list[str] = key([], "two to five folders of runs or evaluations; `fastrcnn compare RUN RUN` is a short form")
+    split: str | None = key(None, "if a run has several evaluations, the one to use: the name of a folder in RUN/eval")
     output: str = key("outputs/compare", "output folder of compare.html")
-    resamples: int = key(1000, "number of bootstrap resamples of the images, for confidence intervals", least=100)
+    resamples: int = key(1000, "number of bootstrap resamples for the confidence intervals", least=100)
     seed: int = key(0, "random seed of the bootstrap", least=0)
 
 
@@ -205,37 +219,44 @@ class DetectConfig(Detecting):
         "an image, a folder, a pattern such as 'photos/*.jpg', a .txt file with one path per line, or a video; images "
         "are rotated according to their EXIF orientation, and boxes are in pixels of the rotated image",
     )
-    output: str | None = key(None, "output folder; null: detect/<source> in the run's folder")
+    output: str | None = key(None, "output folder; null: the folder detect/<source> of the run")
     formats: list[DetectionFormat] = key(
         ["json"],
-        "json: COCO results; csv: a table; comp4: files of the VOC devkit; voc, yolo, coco, labelstudio: annotation "
-        "files with the objects that are drawn",
+        "files to write; json: COCO results; csv: a table; comp4: files of the VOC devkit; voc, yolo, coco, "
+        "labelstudio: annotation files with the detections that are drawn",
     )
-    batch: int = key(1, "images per forward pass; larger batches are faster on a GPU", least=1)
+    batch: int = key(1, "number of images per forward pass; larger batches are faster on a GPU", least=1)
     every: int = key(
-        1, "video: run the detector on every Nth frame only; frames in between show the previous boxes", least=1
+        1,
+        "for a video: run the detector only on every Nth frame; the frames in between show the previous boxes",
+        least=1,
     )
     draw_threshold: float | None = key(
         None,
-        "do not draw detections with a lower score; null: the score with the best F1 in the model's evaluation, or 0.5 "
-        "if it has none",
+        "do not draw detections with a lower score; null: the threshold with the best F1 in the evaluation of the "
+        "checkpoint, or 0.5 if it was not evaluated",
     )
 
 
 @dataclass
 class ProposeConfig:
     source: str | None = key(
-        None, "images to use instead of a data set (folder or pattern), rotated according to their EXIF orientation"
+        None,
+        "folder or pattern of images to use instead of a data set; they are rotated according to their EXIF "
+        "orientation",
     )
     convert: list[str] = key([], "files or folders of proposals, in any supported format, to convert")
     convention: str | None = key(
-        None, "box convention of `convert`, e.g. yxyx-1-inclusive; null: the default of its format"
+        None, "box convention of the files in `convert`, e.g. yxyx-1-inclusive; null: the default of their format"
     )
     ids: str | None = key(
-        None, "text file with the image ids of `convert`, in its order; needed if its format has no ids"
+        None,
+        "text file with the image ids of the files in `convert`, one per line and in the same order; needed if their "
+        "format contains no ids",
     )
     output: str | None = key(
-        None, "store to write, or NAME.mat or NAME.json; null: the store that training uses by default"
+        None,
+        "store to write, or NAME.mat or NAME.json; null: stores in data.proposal_cache, which training uses by default",
     )
     workers: int | None = key(None, "number of processes; null: one per core", least=1)
     data: DataConfig = field(default_factory=DataConfig)
@@ -243,7 +264,9 @@ class ProposeConfig:
 
 @dataclass
 class CheckConfig:
-    proposals: str | None = key(None, "proposal store; null: data.proposals, or generated proposals if they exist")
+    proposals: str | None = key(
+        None, "proposal store to check; null: data.proposals, or generated proposals if they exist"
+    )
     output: str | None = key(None, "output folder of the report; null: outputs/check/<data.name>-<root>-<hash>")
     workers: int | None = key(None, "number of processes; null: one per core", least=1)
     data: DataConfig = field(default_factory=DataConfig)
@@ -254,9 +277,13 @@ class CheckConfig:
 class ProposalsCheckConfig:
     proposals: str | None = key(None, "proposals in any supported format: a file, a folder of files, or a store")
     ids: str | None = key(
-        None, "text file with the image ids of the proposals, in their order; needed if the format has no ids"
+        None,
+        "text file with the image ids of the proposals, one per line and in the same order; needed if the format "
+        "contains no ids",
     )
-    split: str | None = key(None, "split to compare with; null: data.train and data.test")
+    split: str | None = key(
+        None, "split whose ground truth is compared with the proposals; null: data.train and data.test"
+    )
     data: DataConfig = field(default_factory=DataConfig)
 
 
@@ -273,23 +300,35 @@ class FromRun:
 
 @dataclass
 class CompressConfig(FromRun):
-    fc6: int | None = key(None, "rank of fc6; the paper uses 1024; null: not compressed if only fc7 is given", least=1)
-    fc7: int | None = key(None, "rank of fc7; the paper uses 256; null: not compressed if only fc6 is given", least=1)
+    fc6: int | None = key(
+        None,
+        "rank of fc6; the paper uses 1024; null: chosen by `keep` or `budget`, or fc6 is not compressed if `fc7` is "
+        "set",
+        least=1,
+    )
+    fc7: int | None = key(
+        None,
+        "rank of fc7; the paper uses 256; null: chosen by `keep` or `budget`, or fc7 is not compressed if `fc6` is set",
+        least=1,
+    )
     keep: float | None = key(
-        None, "choose ranks that keep this fraction of the squared singular values of each layer", above=0, most=1
+        None,
+        "choose the ranks that keep this fraction of the sum of squared singular values of each layer",
+        above=0,
+        most=1,
     )
     budget: float | None = key(
-        None, "choose the smallest ranks that lose at most this many mAP points (of 100) on `split`", least=0
+        None, "choose the smallest ranks that reduce the mAP on `split` by at most this many points (of 100)", least=0
     )
     split: str | None = key(None, "split to evaluate on instead of data.test, e.g. val")
-    output: str | None = key(None, "output file NAME.pt; null: compressed/<ranks>/best.pt in the run's folder")
+    output: str | None = key(None, "output file NAME.pt; null: compressed/<ranks>/best.pt in the folder of the run")
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
 @dataclass
 class SvmConfig(SvmSettings, FromRun):
     split: str | None = key(None, "split to evaluate on instead of data.test, e.g. val")
-    output: str | None = key(None, "output file NAME.pt; null: svm/best.pt in the run's folder")
+    output: str | None = key(None, "output file NAME.pt; null: svm/best.pt in the folder of the run")
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
@@ -297,30 +336,34 @@ class SvmConfig(SvmSettings, FromRun):
 class ExportConfig(FromRun):
     format: ExportFormat | None = key(
         None,
-        "onnx, pt2: run without this package; caffemodel, safetensors: weights; torchvision: state dict of a VGG16",
+        "onnx: for ONNX Runtime; pt2: for torch.export.load, needs this package; safetensors: for all commands and "
+        "fastrcnn.load; caffemodel: for the author's Caffe code; torchvision: state dict of a VGG16",
     )
     precision: ExportPrecision = key(
-        "float32", "precision of the weights; float16: half the size, only with format=safetensors"
+        "float32", "precision of the weights; float16 halves the size and needs format=safetensors"
     )
-    output: str | None = key(None, "output file; null: export/<network>.<suffix> in the run's folder")
+    output: str | None = key(None, "output file; null: export/<network>.<suffix> in the folder of the run")
 
 
 @dataclass
 class ReplayConfig:
-    file: str | None = key(None, "failed-step-N.pt in the folder of a run; `fastrcnn replay FILE` is a short form")
+    file: str | None = key(None, "file failed-step-N.pt in the folder of a run; `fastrcnn replay FILE` is a short form")
     device: str = key("auto", "cpu, cuda or cuda:N; auto: a GPU if available")
 
 
 @dataclass
 class ExplainRoiConfig:
-    example: Literal["8x8", "16x16"] | None = key(None, "a worked example; null: use `grid` or `image`, or else 8x8")
+    example: Literal["8x8", "16x16"] | None = key(
+        None, "a worked example of docs/roi_pooling.md; null: use `grid` or `image`; if none of them is set: 8x8"
+    )
     grid: str | None = key(
-        None, "feature map: HEIGHTxWIDTH for cells that are numbered row by row, or a text file of numbers"
+        None,
+        "feature map: HEIGHTxWIDTH for cells that are numbered row by row, or a text file with the values of the cells",
     )
     image: str | None = key(None, "image whose brightness is used as the feature map")
     roi: list[float] = key([], "RoI as [x1,y1,x2,y2], in pixels of the image")
-    stride: int = key(16, "stride of the feature map: pixels of the image per cell")
-    output_size: list[int] = key([7, 7], "number of rows and columns of bins")
+    stride: int = key(16, "stride of the feature map, in pixels of the image per cell")
+    output_size: list[int] = key([7, 7], "number of rows and number of columns of bins")
     output: str = key("outputs/explain-roi", "output folder of the PNG and SVG files")
 
 
@@ -343,7 +386,7 @@ SCHEMAS: dict[str, type] = {
 
 
 def leaves(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
-    """Return the type and help text of every key of a schema by dotted name; keys of groups follow the others."""
+    """Return the type and the help text of every key of a schema, by dotted name. The keys of groups are last."""
     hints, inner = get_type_hints(schema), groups(schema)
     own = {prefix + f.name: (hints[f.name], f.metadata["help"]) for f in fields(schema) if f.name not in inner}
     for name, group in inner.items():

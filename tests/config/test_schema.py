@@ -217,7 +217,7 @@ def test_recipe_modern_is_the_default_and_changes_these_switches_alone() -> None
 
 def test_every_item_of_the_recipe_has_a_test_that_exists() -> None:
     page = (config_folder().parent / "docs" / "paper.md").read_text(encoding="utf-8")
-    items = page.partition("## The recipe, item by item")[2].partition("\n## ")[0]
+    items = page.partition("## The recipe in detail")[2].partition("\n## ")[0]
     rows = [line for line in items.splitlines() if line.startswith("| ")][1:]
     assert len(rows) == 20
     root = Path(__file__).parents[2]
