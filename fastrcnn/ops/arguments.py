@@ -109,7 +109,7 @@ def as_scale(spatial_scale: float) -> float:
 
 
 def as_ratio(sampling_ratio: int) -> int:
-    """Convert the number of samples per bin and axis to an int. If it is not positive, RoI Align computes it."""
+    """Convert the number of samples per bin and axis to an int. RoI Align chooses the number if it is not positive."""
     ratio = plain(sampling_ratio)
     if not is_int(ratio):
         raise TypeError(f"sampling_ratio: expected an int, got {sampling_ratio!r}")

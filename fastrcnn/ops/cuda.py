@@ -158,7 +158,7 @@ def _check(code: int, doing: str) -> None:
 
 @functools.cache
 def nvrtc() -> ctypes.CDLL | None:
-    """Load NVRTC for the CUDA version of torch, from its wheels or from the system. None if it is not found."""
+    """Load NVRTC for torch's CUDA version, from torch's wheels or the system. Returns None if it is not found."""
     if torch.version.cuda is None:
         return None
     major = torch.version.cuda.split(".")[0]

@@ -28,11 +28,7 @@ import math
 import cv2
 import numpy as np
 
-SIGMA, BINS, LARGEST = (
-    0.8,
-    10,
-    0.43,
-)  # of the texture; LARGEST is the upper limit of the bins, in multiples of 255 per pixel
+SIGMA, BINS, LARGEST = 0.8, 10, 0.43  # of the texture; LARGEST: upper limit of the bins, in multiples of 255 per pixel
 UNIT = 2**20  # filter weights are integer multiples of 1 / UNIT, so that sums are exact in any order
 
 

@@ -98,7 +98,7 @@ class ProposalStore:
         return [image_id for image_id in ids if image_id not in self]
 
     def check(self, ids: Sequence[str], sizes: Sequence[tuple[int, int]] | None = None) -> None:
-        """Raise UserError unless the store contains proposals for all images in `ids`, and their sizes are equal.
+        """Raise UserError unless the store contains proposals for all images in `ids`, with the same image sizes.
 
         sizes: height and width of each image; None skips this check. The store can contain other images as well.
         """
