@@ -4,7 +4,7 @@ A reading is a box convention and a unit. All conventions are tried in every uni
 The best reading is chosen in two steps:
 
 1. The order and the unit are chosen by the overlap above chance. This is the IoU of each object with its best box,
-   minus the IoU that the boxes of another image reach. A reading that only enlarges the boxes increases both. One
+   minus the IoU that the boxes of another image reach, because a reading that only enlarges boxes increases both. One
    reading is better than another if its mean overlap above chance is higher by at least OVERLAP and by at least SIGMAS
    standard errors. If several readings remain, the image borders decide.
 2. The coordinate of the first pixel, and inclusive or half-open, are chosen by the image borders, because one pixel
@@ -83,7 +83,7 @@ class Fit:
 class Outcome:
     """The result of `find_fit`.
 
-    tried: the fits of all readings: the winner, then those that the data cannot distinguish from it, then the rest.
+    tried: the fits of all readings. The winner is first, followed by those that the data cannot distinguish from it.
     equal: the number of fits at the start of `tried` that the data cannot distinguish, including the winner.
     own: the fit of the convention that the file's format specifies, in pixels.
     fits: whether the winner is better than the boxes of other images; always true for a single image.
