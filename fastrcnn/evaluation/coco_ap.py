@@ -17,23 +17,26 @@ from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, MeanAP
 def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth]) -> MeanAP:
     """Compute COCO AP for the classes of `truth`: the mean over IoU 0.5, 0.55, ..., 0.95, per class and overall.
 
-    `figures` of the result has COCO's eleven other metrics as means over the classes, or None if no object counts:
-    AP50 and AP75 at one IoU; AP_small, AP_medium and AP_large for objects up to 32 x 32 pixels, up to 96 x 96 pixels,
-    and larger; AR_1, AR_10 and AR_100, the recall of the best 1, 10 and 100 detections per image and class, averaged
-    over the IoUs; AR_small, AR_medium and AR_large, which are AR_100 by object size.
+    `figures` of the result has COCO's eleven other metrics. Each is a mean over the classes, or None if no object
+    counts:
 
-    All values are bit-identical to those of pycocotools on the same files. Boxes, sizes and areas are the numbers of
-    the files in float64. Detections with equal scores are ordered by image, and the samples of a COCO file are in the
+    - AP50, AP75: AP at IoU 0.5 and at IoU 0.75
+    - AP_small, AP_medium, AP_large: AP of objects up to 32 x 32 pixels, up to 96 x 96 pixels, and larger
+    - AR_1, AR_10, AR_100: recall of the best 1, 10 and 100 detections per image and class, averaged over the IoUs
+    - AR_small, AR_medium, AR_large: AR_100 of objects of these sizes
+
+    All values are bit-identical to those of pycocotools on the same files. Boxes, sizes and areas are used as stored in
+    the files, in float64. Detections with equal scores are ordered by image, and the samples of a COCO file are in the
     order of their ids.
 
     For each image, the 100 best detections of each class count, because pycocotools applies its limit `maxDets` per
-    class. COCO's rules allow 100 detections per image over all classes, but nothing enforces this. With
+    class. COCO's rules allow 100 detections per image over all classes, but pycocotools does not enforce this. With
     detection=modern, `detection.max_per_image` is 100. With detection=paper, 40 detections per class and image are kept
-    on average, so its results can be slightly too high.
+    on average, so the results can be slightly too high.
 
-    Difficult objects are treated as COCO crowds: a missed one is no error, and a detection does not count if the
-    fraction of its area inside a difficult object reaches the IoU threshold. The size of an object is its `area` in a
-    COCO file, which is the area of its mask, or else the area of its box.
+    Difficult objects are treated as COCO crowds: a missed difficult object is no error, and a detection does not count
+    if the fraction of its area inside a difficult object reaches the IoU threshold. The size of an object is the `area`
+    in the COCO file, which is usually the area of its mask. In other formats, it is the area of the box.
     """
     names = list(truth)
     objects: list[dict[str, Any]] = []  # the annotations of a COCO file

@@ -1,9 +1,9 @@
-"""Compare evaluations of the same images: AP of each class, and confidence intervals of the differences to the first.
+"""Compare the AP of evaluations of the same images, with confidence intervals of the differences from the first one.
 
-The intervals are computed with the paired bootstrap over images. A resample draws N of the N images with replacement,
-and is the same for all evaluations. If an image is drawn w times, each of its detections and objects counts w times. A
-resample is therefore a row of weights, and the AP of all resamples is computed from cumulative sums along the ranking
-of each class.
+The intervals are computed with the paired bootstrap over images. A resample draws N of the N images with replacement.
+The same resamples are used for all evaluations. If an image is drawn w times, each of its detections and objects counts
+w times. A resample is therefore a row of weights, and the AP of all resamples is computed from cumulative sums along
+the ranking of each class.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastrcnn.evaluation.matches import ClassMatches, Matches
 from fastrcnn.evaluation.voc_ap import ELEVEN_POINTS, VocMetric, envelope
 from fastrcnn.settings import Metric
 
-LETTERS = "ABCDE"  # labels of the runs, one for each line style
+LETTERS = "ABCDE"  # labels of the runs; plots have a line style for each
 LEVEL = 0.95  # confidence level of the intervals
 RESAMPLES = 1000
 CELLS = 4_000_000  # maximum number of elements of an array
@@ -27,7 +27,7 @@ CELLS = 4_000_000  # maximum number of elements of an array
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of an AP to the AP of the first run."""
+    """The AP of a run minus the AP of the first run."""
 
     value: float
     low: float  # bounds of the interval
@@ -41,11 +41,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One class, or the mean over the classes. Lists have one entry per run."""
+    """The results of one class, or of the mean over the classes."""
 
     name: str
     objects: int
-    ap: list[float | None]  # at IoU 0.5
+    ap: list[float | None]  # of each run, at IoU 0.5
     differences: list[Difference | None]  # for the second and later runs
 
 
@@ -64,7 +64,10 @@ class Comparison:
 
 
 def compare_runs(runs: Mapping[str, Matches], resamples: int, seed: int) -> Comparison:
-    """Compare evaluations. runs: evaluations by name. Raises UserError if they are not comparable."""
+    """Compare evaluations. runs: the evaluations by name. seed: seed of the resamples.
+
+    Raises UserError if the number of runs is not supported or if the runs are not comparable.
+    """
     if not 2 <= len(runs) <= len(LETTERS):
         raise UserError(
             f"compare needs 2 to {len(LETTERS)} different runs, but got {len(runs)}. Usage: fastrcnn compare RUN RUN"
@@ -103,7 +106,7 @@ def _difference(first: float | None, other: float | None, samples: np.ndarray) -
 
 
 def check_alike(name: str, first: Matches, other_name: str, other: Matches) -> None:
-    """Raise UserError, with the difference, unless both evaluations have the same metric, classes and ground truth."""
+    """Raise UserError, with the difference, unless the metrics, classes, images and ground truth are the same."""
     both = f"{name} and {other_name} were evaluated on"
     if first.metric != other.metric:
         raise UserError(
@@ -185,7 +188,7 @@ def note(found: Comparison) -> str:
 
 
 def resample(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Return how often each image is drawn (resamples, images) int16. The same arguments give the same result."""
+    """Return the number of times (resamples, images) int16 that each image is drawn. The result is deterministic."""
     rng = np.random.default_rng(seed)
     weights = np.zeros((resamples, images), np.int16)
     for row in weights:
@@ -194,10 +197,11 @@ def resample(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarr
 
 
 def weighted_ap(found: ClassMatches, weights: np.ndarray, metric: VocMetric) -> np.ndarray:
-    """Return the AP (R,) of a class if image i counts weights[r, i] times, or NaN if no object is left.
+    """Return the AP (R,) of a class in R resamples, in which image i counts weights[r, i] times.
 
-    The result equals `class_ap` on images repeated that often. The envelope of the curve is computed only at correct
-    detections, because it changes only there. False detections only contribute to the counts.
+    The AP is NaN if no object is left. The result equals that of `class_ap` on images that are repeated accordingly.
+    The envelope of the curve is computed only at correct detections, because it changes only there. False detections
+    only contribute to the counts.
     """
     hits = np.flatnonzero(found.correct)
     rows = max(1, CELLS // max(len(found.images), len(found.objects), 1))

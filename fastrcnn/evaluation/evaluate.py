@@ -40,7 +40,7 @@ class Evaluation:
 
     @property
     def rule(self) -> VocMetric:
-        """The rule for AP at IoU 0.5: the metric itself, or the area under the curve if the metric is coco."""
+        """The rule for AP at IoU 0.5: the metric itself, or voc10 (area under the curve) if the metric is coco."""
         return "voc10" if self.metric == "coco" else self.metric
 
     def curves(self) -> Mapping[str, ClassAP]:
@@ -71,9 +71,9 @@ def compare(
 def average_precision(
     detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth], metric: Metric
 ) -> MeanAP:
-    """Compute the AP of each class of `truth`, the mean, and the other figures of the metric; see mean_ap and coco_ap.
+    """Compute the AP of each class of `truth`, the mean, and the other values of the metric.
 
-    The following rules apply to all metrics:
+    See `mean_ap` and `coco_ap` for the metrics. The following rules apply to all metrics:
 
     - If a class has no objects, or only difficult ones, its AP is None. It is excluded from the mean, even if there are
       detections of the class.
@@ -140,5 +140,5 @@ def table(result: Evaluation) -> str:
         shown = [f"{name} {'none' if value is None else f'{value:.3f}'}" for name, value in result.ap.figures.items()]
         lines += [", ".join(text for text in shown if text.startswith(kind)) for kind in ("AP", "AR")]
     if without := [name for name in result.ap.ap if name not in counted]:
-        lines.append(f"no ground truth in these images: {', '.join(without)}")
+        lines.append(f"classes without ground truth in these images: {', '.join(without)}")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
 """Read and write matches.npz: the image, score and correctness of every detection of an evaluation.
 
-Matching at IoU 0.5 treats each image separately. These data are therefore sufficient to compute the AP of any subset of
-the images without boxes, images or a model. matches.npz is stored next to metrics.json.
+Matching at IoU 0.5 treats each image separately. This file is therefore sufficient to compute the AP of any subset of
+the images. Boxes, image files and the model are not needed. matches.npz is stored next to metrics.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COLUMNS = {"images": np.int32, "scores": np.float64, "correct": np.bool_, "objec
 
 @dataclass(frozen=True)
 class ClassMatches:
-    """The C detections of a class that count, by descending score, and its P objects that count."""
+    """The C detections of a class that count, by descending score, and the P objects of the class that count."""
 
     images: np.ndarray  # (C,) int32, the index of each detection's image
     scores: np.ndarray  # (C,) float64
@@ -43,11 +43,11 @@ class ClassMatches:
 
 @dataclass(frozen=True)
 class Matches:
-    """The data of an evaluation that a comparison needs."""
+    """The data of one evaluation that are needed to compare it with others."""
 
     metric: Metric
-    mean: float | None  # AP by `metric`, as in metrics.json
-    ap: dict[str, float | None]
+    mean: float | None  # mAP by `metric`, as in metrics.json
+    ap: dict[str, float | None]  # AP of each class, by `metric`
     image_ids: list[str]
     truth: str  # data_hash of the samples
     classes: dict[str, ClassMatches]
@@ -74,7 +74,7 @@ def class_matches(detections: ClassDetections, truth: ClassTruth, curve: ClassAP
 
 
 def write(path: Path, matches: Matches) -> Path:
-    """Write the file atomically. Raises UserError if it cannot be written."""
+    """Write `matches` to `path` atomically, and return the path. Raises UserError if this fails."""
     about = {"version": VERSION} | {name: value for name, value in vars(matches).items() if name != "classes"}
     arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     parts = list(matches.classes.values())

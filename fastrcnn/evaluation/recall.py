@@ -1,4 +1,4 @@
-"""Compute the recall of proposals, which usually limits the recall of a detector, and AP by COCO's object sizes."""
+"""Compute the recall of proposals, which usually limits the recall of a detector. Compute AP by object size."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SIZES = {  # ranges of areas in square pixels: lower bound included, upper bound
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall of a set of objects; None if the set is empty."""
+    """The recall of proposals on a set of objects. All fractions are None if the set is empty."""
 
     objects: int  # number of objects that are not difficult
-    at_50: float | None  # fraction of objects that a proposal overlaps with IoU >= 0.5
+    at_50: float | None  # fraction of objects for which a proposal has an IoU of at least 0.5
     at_70: float | None
     best_overlap: float | None  # average best overlap (ABO): mean IoU of the objects with their best proposal
 
@@ -35,11 +35,11 @@ class ProposalRecall:
 
     all: Recall
     classes: dict[str, Recall]
-    sizes: dict[str, Recall]  # by SIZES
+    sizes: dict[str, Recall]  # keys: the names in SIZES
     images: int
     proposals: float  # mean number per image
-    fewest: int
-    most: int
+    fewest: int  # smallest number per image
+    most: int  # largest number per image
     overlaps: np.ndarray = field(repr=False, compare=False)  # (G,) IoU of each object with its best proposal
 
 
@@ -50,8 +50,8 @@ def proposal_recall(
 
     proposals: for each sample an array (P, 4) in pixels of the original image. Label k is classes[k - 1].
     Difficult objects are ignored, as in the evaluation of detections. `overlaps` of the result has the other objects in
-    the order of the samples. Both inputs are iterated once, one image at a time. Raises ValueError if their lengths
-    differ.
+    the order of the samples. `proposals` and `samples` are iterated once, one image at a time. Raises ValueError if
+    their lengths differ.
     """
     counts, best, labels, areas = [], [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0)]
     for found, sample in zip(proposals, samples, strict=True):
@@ -90,7 +90,7 @@ def by_size(areas: np.ndarray) -> dict[str, np.ndarray]:
 def size_ap(
     detections: ClassDetections, truth: ClassTruth, curve: ClassAP, metric: VocMetric
 ) -> dict[str, float | None]:
-    """Compute the AP of a class for each size in SIZES, or None if the class has no objects of the size.
+    """Compute the AP of a class for each size in SIZES, or None if the class has no objects of this size.
 
     curve: the result of `class_ap` at IoU 0.5. As in COCO's evaluation, objects of other sizes are treated like
     difficult objects: detections that match them are ignored. Unmatched detections of other sizes are also ignored.

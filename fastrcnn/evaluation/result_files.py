@@ -1,9 +1,9 @@
 """Read and write detections: comp4 text files of the VOC devkit, COCO results, and archives for evaluation servers.
 
-In memory, detections are {class: ClassDetections} with half-open boxes; image indices are positions in a list of image
-ids. The conventions of the files are used only in this module. Numbers are written with all digits, so that float32
+In memory, detections are {class: ClassDetections} with half-open boxes. Image indices are positions in a list of image
+ids. The conventions of the files are used only in this module. Numbers are written in full precision, so that float32
 detections are restored exactly and their AP does not change. The devkit's scripts write only six decimals, which can
-make different scores equal. The scripts that read these files accept numbers of any length and with exponents.
+make different scores equal. The scripts that read these files accept numbers of any length, and exponents.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def write_comp4(
     """Write comp4_det_<split>_<class>.txt for every class to `folder` and return the paths.
 
     A line is `id score xmin ymin xmax ymax` with one-based inclusive coordinates (the devkit's results format):
-    x1 y1 x2 y2 becomes x1+1 y1+1 x2 y2. See `comp4_id` for the ids. Existing files are overwritten. Raises UserError if
-    a class name cannot be part of a file name, or if the folder cannot be written to.
+    x1 y1 x2 y2 becomes x1+1 y1+1 x2 y2. Ids are encoded by `comp4_id`. Existing files are overwritten. Raises UserError
+    if a class name cannot be part of a file name, or if the folder cannot be written to.
     """
     check_comp4(split, detections)
     ids = [comp4_id(image_id) for image_id in image_ids]
@@ -137,9 +137,10 @@ def read_coco(
 ) -> dict[str, ClassDetections]:
     """Read COCO results. The result has every class of `category_ids`; image indices are positions in `image_ids`.
 
-    In addition to the corners, detections keep the width and height of the file, so that COCO AP is computed from the
-    numbers of the file. An image "000012" is also found as 12, because some tools write only numbers. Raises UserError,
-    with the file and the number of the entry starting at 1, if an entry is invalid or has an unknown image or category.
+    In addition to the corners, detections contain the width and height from the file, so that COCO AP is computed from
+    exactly these numbers. The image "000012" also matches the id 12, because some tools write only numbers. Raises
+    UserError, with the file and the number of the entry (from 1), if an entry is invalid or has an unknown image or
+    category.
     """
     try:
         entries = json.loads(_read(path))
@@ -232,7 +233,7 @@ class Submission:
 
         Returns the path that `fastrcnn reval` reads, the file to submit, and instructions for the submission.
 
-        For VOC, the files are results/<data_set>/Main/comp4_det_<short>_<class>.txt, and the archive results.tgz with
+        For VOC, the files are results/<data_set>/Main/comp4_det_<short>_<class>.txt. The archive results.tgz contains
         these files for the evaluation server. Every class has a file, which is empty if nothing was detected. For a
         COCO file, the result is a COCO results file. Raises UserError if the files cannot be written.
         """
@@ -258,7 +259,7 @@ def check_voc_submission(split: str, classes: Sequence[str], image_ids: Sequence
 
 
 def pack(folder: Path, paths: Sequence[Path]) -> bytes:
-    """Pack files in `folder` as a .tgz archive. The archive is reproducible: it has no times, owners or host names."""
+    """Pack files in `folder` as a reproducible .tgz archive, which contains no times, owners or host names."""
     content = io.BytesIO()
     with (
         gzip.GzipFile(filename="", mode="wb", fileobj=content, mtime=0) as zipped,

@@ -3,16 +3,17 @@
 The rules are those of py-faster-rcnn's Python evaluator (voc_eval.py), which later detectors use for VOC results:
 
 - Detections are processed by descending score. Detections with equal scores keep their input order.
-- Each detection is compared only with the ground-truth box of its image that it overlaps most (the first one if
-  several overlaps are equal).
-- If this overlap is not above 0.5, the detection is false. If the box is difficult, the detection is ignored. The first
+- Each detection is compared only with the ground-truth box of its image that has the largest IoU (the first one if
+  several are equal).
+- If this IoU is not above 0.5, the detection is false. If the box is difficult, the detection is ignored. The first
   detection of any other box is correct, and every later one is false.
 
 The results in the Fast R-CNN paper were computed with the VOC devkit in MATLAB (VOCevaldet.m, VOCap.m; Everingham et
-al., IJCV 2010, section 4.2). The devkit also accepts an overlap of exactly 0.5, and it differs for two of the eleven
-recall levels (see ELEVEN_POINTS).
+al., IJCV 2010, section 4.2). The devkit also accepts an IoU of exactly 0.5, and it differs for two of the eleven recall
+levels (see ELEVEN_POINTS).
 
-Boxes are half-open, so their differences equal the inclusive "+1" widths of both programs. All sums are float64.
+Boxes are half-open. Their x2 - x1 equals the width x2 - x1 + 1 of the inclusive boxes in both programs. All sums are
+float64.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ METRICS: tuple[str, ...] = get_args(Metric)
 # as in numpy.
 ELEVEN_POINTS = np.linspace(0.0, 1.0, 11)
 
-COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {  # dtypes of the arrays below, and their shapes without N
+COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {  # of the arrays below: dtypes, and shapes without the first axis
     "images": (np.int64, ()),
     "scores": (np.float64, ()),
     "boxes": (np.float64, (4,)),
@@ -50,7 +51,7 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {  # dtypes of the arrays bel
 
 
 class ClassBoxes:
-    """Base class of ClassDetections and ClassTruth. Converts the arrays to COLUMNS, or raises ValueError."""
+    """Base class of ClassDetections and ClassTruth. Converts arrays to their dtypes, or raises ValueError."""
 
     images: np.ndarray
     boxes: np.ndarray
@@ -80,7 +81,7 @@ class ClassDetections(ClassBoxes):
     images: np.ndarray  # (D,) int64, index of the image of each detection
     scores: np.ndarray  # (D,) float64
     boxes: np.ndarray  # (D, 4) float64, half-open x1 y1 x2 y2 in pixels
-    # (D, 2) float64, width and height in a COCO file; None: computed from the boxes
+    # (D, 2) float64, width and height from a COCO file. If None, they are computed from the boxes.
     sizes: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
@@ -96,7 +97,7 @@ class ClassTruth(ClassBoxes):
     images: np.ndarray  # (G,) int64, index of the image of each object
     boxes: np.ndarray  # (G, 4) float64, half-open x1 y1 x2 y2 in pixels
     difficult: np.ndarray  # (G,) bool
-    # (G, 2) float64 width and height, and (G,) float64 `area`, in a COCO file; None: computed from the boxes
+    # (G, 2) float64 width and height, and (G,) float64 `area`, from a COCO file. If None, computed from the boxes.
     sizes: np.ndarray = None  # type: ignore[assignment]
     areas: np.ndarray = None  # type: ignore[assignment]
 
@@ -111,7 +112,7 @@ class ClassAP:
     precision: np.ndarray  # (C,) float64, after each of these detections
     recall: np.ndarray  # (C,) float64, after each of these detections
     scores: np.ndarray  # (C,) float64, the score of each point of the curve
-    matches: np.ndarray  # (D,) int64, in input order: the ground-truth box with the largest IoU, or -1 if it is too low
+    matches: np.ndarray  # (D,) int64, in input order: index of the box with the largest IoU, or -1 if it is too low
     overlaps: np.ndarray  # (D,) float64: the largest IoU with a ground-truth box, matched or not; 0 if there is none
     correct: np.ndarray  # (D,) bool: the first detection of its ground-truth box
     ignored: np.ndarray  # (D,) bool: matches a difficult box and does not count
@@ -120,8 +121,8 @@ class ClassAP:
 def best_threshold(classes: Iterable[ClassAP]) -> float | None:
     """Return the score threshold with the best F1 over all classes, or None if no detection is correct.
 
-    All thresholds between the last accepted detection and the next one have the same F1. The result is the midpoint,
-    because correct detections in other images can have lower scores.
+    All thresholds between the lowest accepted score and the next lower score have the same F1. Their midpoint is
+    returned, so that correct detections with slightly lower scores in other images are accepted too.
     """
     curves = list(classes)
     scores = np.concatenate([np.zeros(0), *(c.scores for c in curves)])
@@ -143,8 +144,8 @@ class MeanAP:
     mean: float | None  # over the classes with an object that counts; None if there is no such class
     ap: dict[str, float | None]  # None if the class has no object that counts
     objects: dict[str, int]  # number of objects of each class that are not difficult
-    figures: dict[str, float | None] = field(default_factory=dict)  # other figures of the metric, such as COCO's AP50
-    classes: dict[str, ClassAP] = field(default_factory=dict, repr=False)  # curves, for metrics with one per class
+    figures: dict[str, float | None] = field(default_factory=dict)  # other values of the metric, such as COCO's AP50
+    classes: dict[str, ClassAP] = field(default_factory=dict, repr=False)  # curves; empty for coco
 
 
 def mean_ap(
@@ -202,7 +203,7 @@ def class_ap(
 def most_overlapped(
     images: np.ndarray, boxes: np.ndarray, truth_images: np.ndarray, truth_boxes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each detection (D,) the ground-truth box of its image with the largest IoU, and this IoU.
+    """Return for each detection (D,) the index of the ground-truth box of its image with the largest IoU, and this IoU.
 
     If a detection overlaps no box, both are 0. Round k compares every detection with the k-th ground-truth box of its
     image, so the time is proportional to the number of pairs and the memory is a few arrays of length D.
@@ -294,7 +295,7 @@ def detections_by_class(detections: Sequence[Detections], classes: Sequence[str]
 def _by_class(
     labels: list[np.ndarray], columns: dict[str, list[np.ndarray]], classes: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Return the rows of each label 1, 2, ... in input order. labels and each column: lists of one array per image."""
+    """Return, for each class, the rows with its label in input order. Lists have one array per image."""
     label = np.concatenate([np.zeros(0, np.int64), *labels])
     order = np.argsort(label, kind="stable")
     ends = np.searchsorted(label[order], np.arange(1, len(classes) + 2))

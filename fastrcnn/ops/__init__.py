@@ -17,7 +17,7 @@ __all__ = ["RoIAlign", "RoIPool", "RoIWarp", "batched_nms", "nms", "roi_align", 
 
 
 def __getattr__(name: str) -> Any:
-    """Import torchvision's RoIAlign on first access, because the import is slow: see torchvision_backend."""
+    """Import torchvision's RoIAlign on first access, because importing torchvision is slow."""
     if name == "RoIAlign":
         from torchvision.ops import RoIAlign
 

@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 def also_called(**others: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorator that adds aliases of keyword arguments, for example torchvision's: `also_called(input="features")`."""
+    """Return a decorator that adds aliases of keyword arguments, such as `also_called(input="features")`."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
@@ -53,7 +53,7 @@ def check_features(features: Tensor) -> None:
 
 
 def check_rois(rois: Rois, features: Tensor) -> None:
-    """Raise TypeError or ValueError unless `rois` is a floating tensor (K, 5) or a list of N such tensors (K_i, 4)."""
+    """Raise TypeError or ValueError unless `rois` is a float tensor (K, 5) or a list of N float tensors (K_i, 4)."""
     if isinstance(rois, Tensor):
         tables, columns = {"rois": rois}, 5
     elif isinstance(rois, (list, tuple)):
@@ -67,7 +67,7 @@ def check_rois(rois: Rois, features: Tensor) -> None:
         if table.dim() != 2 or table.shape[1] != columns:
             raise ValueError(f"{name}: expected the shape (K, {columns}), got {tuple(table.shape)}")
         if not table.dtype.is_floating_point:
-            raise TypeError(f"{name}: expected a floating type, got {table.dtype}")
+            raise TypeError(f"{name}: expected a floating-point dtype, got {table.dtype}")
         check_device(table, name, features, "features")
 
 
@@ -109,7 +109,7 @@ def as_scale(spatial_scale: float) -> float:
 
 
 def as_ratio(sampling_ratio: int) -> int:
-    """Convert the samples per bin and axis to an int. If it is not positive, RoI Align adapts it to the bin."""
+    """Convert the number of samples per bin and axis to an int. RoI Align chooses the number if it is not positive."""
     ratio = plain(sampling_ratio)
     if not is_int(ratio):
         raise TypeError(f"sampling_ratio: expected an int, got {sampling_ratio!r}")
@@ -128,7 +128,7 @@ def is_int(value: Any) -> bool:
 def check_roi_values(rois: Tensor, images: int) -> None:
     """Raise ValueError if `rois` (K, 5) contains NaN, infinity, or a batch index outside 0 .. images - 1.
 
-    On a CUDA device this synchronises once, so roi_pool can skip it with check_values=False.
+    On a CUDA device, this check synchronises once. roi_pool skips it with check_values=False.
     """
     index = rois[:, 0]
     # NaN fails every comparison, infinity fails the last one.

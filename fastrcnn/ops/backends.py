@@ -1,4 +1,4 @@
-"""The choice of the RoI pooling backend.
+"""Choose the backend of RoI pooling.
 
 A backend is a module with the functions `forward` and `backward`, which have the same signatures as in reference.py.
 """
@@ -22,8 +22,8 @@ BACKENDS = {"reference": reference, "torchvision": torchvision_backend, "cpu": c
 def choose_backend(device: torch.device) -> ModuleType:
     """Return the backend for tensors on `device`: the one in FASTRCNN_ROI_BACKEND, or the fastest one available.
 
-    The choice is logged once, with the reason if our own kernel is not available. Raises ValueError if the backend in
-    FASTRCNN_ROI_BACKEND is unknown, and RuntimeError if it cannot run here.
+    The choice is logged once. If our own kernel is not available, a warning with the reason is logged instead. Raises
+    ValueError if the backend in FASTRCNN_ROI_BACKEND is unknown, and RuntimeError if it cannot run.
     """
     return _choose(device.type, os.environ.get("FASTRCNN_ROI_BACKEND", ""))
 

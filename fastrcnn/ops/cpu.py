@@ -26,7 +26,7 @@ def library() -> ctypes.CDLL | None:
     for path in found:
         try:
             kernel = ctypes.CDLL(str(path))
-        except OSError:  # built for another kind of machine
+        except OSError:  # built for another platform
             continue
         p, n, i, f = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
         kernel.roi_pool_forward.argtypes = [p, p, p, i, p, n, i, i, f, i, p, i, p, i, i]
@@ -45,7 +45,11 @@ def missing() -> str:
 
 
 def level() -> int:
-    """Return the index in LEVELS of the instruction set: the best of this processor, or FASTRCNN_ROI_CPU_LEVEL."""
+    """Return the index in LEVELS of the instruction set to use.
+
+    The default is the best one that the processor supports; FASTRCNN_ROI_CPU_LEVEL overrides it. Raises ValueError if
+    the level is unknown or not supported by the processor.
+    """
     best = _kernel().roi_pool_best_level()
     name = os.environ.get("FASTRCNN_ROI_CPU_LEVEL", LEVELS[best])
     if name not in LEVELS[: best + 1]:
@@ -55,7 +59,7 @@ def level() -> int:
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
-    """See reference.forward. `out` is contiguous or channels_last, `argmax` is contiguous."""
+    """See reference.forward. `out` is contiguous or channels_last; `argmax` is contiguous."""
     failed = _kernel().roi_pool_forward(
         features.data_ptr(),
         *(_four(features.shape), _four(features.stride()), FEATURE_TYPES.index(features.dtype)),

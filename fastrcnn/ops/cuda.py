@@ -21,7 +21,7 @@ from .arguments import FEATURE_TYPES
 from .reference import VARIANTS
 
 SOURCE = Path(__file__).parent / "csrc" / "roi_pool.cu"
-THREADS = 128  # per block; THREADS and TILE must match the constants in roi_pool.cu
+THREADS = 128  # threads per block; THREADS and TILE must match the constants in roi_pool.cu
 TILE = 32
 
 Grid = tuple[int, int, int]
@@ -37,7 +37,7 @@ def missing() -> str:
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
-    """See reference.forward. `out` is contiguous or channels_last, `argmax` is contiguous."""
+    """See reference.forward. `out` is contiguous or channels_last; `argmax` is contiguous."""
     features = features.contiguous(memory_format=torch.channels_last)
     images, channels, height, width = features.shape
     count, _, ph, pw = out.shape
@@ -59,7 +59,7 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
-    """See reference.backward. Sums are atomic, or in order with torch.use_deterministic_algorithms(True)."""
+    """See reference.backward. Sums with atomics, or in order with torch.use_deterministic_algorithms(True)."""
     grad = grad.to(grad_features.dtype).contiguous(memory_format=torch.channels_last)
     images, channels, height, width = grad_features.shape
     count, _, ph, pw = grad.shape
@@ -97,7 +97,7 @@ def _ints(*values: int) -> list[ctypes.c_int]:
 
 
 def _launch(name: str, on: Tensor, grid: Grid, threads: int, arguments: list[Any]) -> None:
-    """Launch a kernel for the data type of `on`, on its device and on the current stream of that device."""
+    """Launch a kernel for the dtype of `on`, on the current stream of its device."""
     addresses = (ctypes.c_void_p * len(arguments))(*(ctypes.addressof(a) for a in arguments))
     with torch.cuda.device(on.device):
         device = torch.cuda.current_device()
@@ -110,7 +110,7 @@ def _launch(name: str, on: Tensor, grid: Grid, threads: int, arguments: list[Any
 
 @functools.cache
 def _context(device: int) -> ctypes.c_void_p:
-    """Return torch's context of a device. CUDA_VISIBLE_DEVICES affects the device numbers of torch and driver alike."""
+    """Return torch's context of a device. CUDA_VISIBLE_DEVICES renumbers devices equally for torch and the driver."""
     handle, context = ctypes.c_int(), ctypes.c_void_p()
     _check(_loaded().cuDeviceGet(ctypes.byref(handle), device), "find the device")
     _check(_loaded().cuDevicePrimaryCtxRetain(ctypes.byref(context), handle), "find the device's context")
@@ -126,7 +126,10 @@ def _kernel(name: str, value: int, device: int) -> ctypes.c_void_p:
 
 @functools.cache
 def _module(value: int, device: int) -> ctypes.c_void_p:
-    """Load the kernels for one data type on one device, whose context is current. Compile them if not cached."""
+    """Load the kernels for one dtype on one device, and compile them if they are not cached.
+
+    value: the index of the dtype in FEATURE_TYPES. The context of the device must be current.
+    """
     arch = target(*torch.cuda.get_device_capability(device))
     binary, module = cached_kernel(SOURCE, arch, [f"VALUE={value}"]), ctypes.c_void_p()
     _check(_loaded().cuModuleLoadData(ctypes.byref(module), binary), "load the compiled kernels")
@@ -135,7 +138,7 @@ def _module(value: int, device: int) -> ctypes.c_void_p:
 
 @functools.cache
 def driver() -> ctypes.CDLL | None:
-    """Load the CUDA driver library. Returns None if there is none."""
+    """Load the CUDA driver library. Returns None if it is not found."""
     return _first_library("libcuda.so.1")
 
 
@@ -155,7 +158,7 @@ def _check(code: int, doing: str) -> None:
 
 @functools.cache
 def nvrtc() -> ctypes.CDLL | None:
-    """Load NVRTC for the CUDA version of torch, from torch's wheels or from the system. Returns None if not found."""
+    """Load NVRTC for torch's CUDA version, from torch's wheels or the system. Returns None if it is not found."""
     if torch.version.cuda is None:
         return None
     major = torch.version.cuda.split(".")[0]
@@ -235,10 +238,10 @@ def compile_options(arch: str, defines: Sequence[str]) -> list[str]:
 
 
 def cached_kernel(source: Path, arch: str, defines: Sequence[str]) -> bytes:
-    """Return the compiled code from the disk cache, or compile it. There is one file per architecture and source.
+    """Return the compiled code from the disk cache, or compile it.
 
-    The cache is in $XDG_CACHE_HOME/fastrcnn or ~/.cache/fastrcnn. If this folder is not writable, every process
-    compiles the kernels again.
+    The cache is the folder $XDG_CACHE_HOME/fastrcnn or ~/.cache/fastrcnn, with one file for each source, architecture
+    and set of options. If the folder is not writable, every process compiles the kernels again.
     """
     major, minor = ctypes.c_int(), ctypes.c_int()
     _compiler().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))

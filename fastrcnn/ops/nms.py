@@ -1,7 +1,7 @@
 """Non-maximum suppression of all boxes together or in groups, with torchvision's kernel.
 
-It is registered as torch.ops.fastrcnn.nms, so that torch.compile keeps it in the graph although the numbers of groups
-and of remaining boxes depend on the values.
+The operator is registered as torch.ops.fastrcnn.nms, so that torch.compile keeps it in the graph although the numbers
+of groups and of remaining boxes depend on the values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ torch.library.define("fastrcnn::nms", "(Tensor boxes, Tensor scores, Tensor grou
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Non-maximum suppression of boxes that are all in one group: see `batched_nms`."""
+    """Apply `batched_nms` to boxes that are all in one group."""
     _check_boxes(boxes, scores=scores)
     return torch.ops.fastrcnn.nms(boxes, scores, torch.zeros_like(scores), _checked_threshold(iou_threshold))
 
@@ -33,15 +33,15 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
     remaining, higher-scoring box of its group is at least `iou_threshold`, as in the author's code. torchvision's
     functions remove it only if the IoU is greater than the threshold.
 
-    `idxs` is an alias of `groups`, as in torchvision. Raises TypeError or ValueError; the message begins with the name
-    of the invalid argument.
+    `idxs` is an alias of `groups`, as in torchvision. Raises TypeError or ValueError if an argument is invalid. The
+    message begins with the name of the argument.
     """
     _check_boxes(boxes, scores=scores, groups=groups)
     return torch.ops.fastrcnn.nms(boxes, scores, groups, _checked_threshold(iou_threshold))
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """The kernel of the operator: `batched_nms` without checking the arguments."""
+    """Apply `batched_nms` without checking the arguments. This function is the kernel of the operator."""
     boxes, scores = boxes.float(), scores.float()
     # The kernel computes float32 IoUs and tests for >. With the next smaller float32, this is >= iou_threshold.
     threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))

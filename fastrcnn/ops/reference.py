@@ -45,7 +45,10 @@ def far(x: np.float32) -> float:
 
 
 def bins(first: int, length: int, parts: int, cells: int, variant: str) -> Bins:
-    """Return half-open cell ranges of `parts` bins, clipped to a map of `cells`. An empty range is an empty bin."""
+    """Return the half-open cell ranges of `parts` bins along one axis, clipped to a map of `cells` cells.
+
+    The bin is empty if its range is empty.
+    """
     ranges = []
     for i in range(parts):
         if variant == "fast_rcnn":
@@ -73,7 +76,7 @@ def roi_bins(
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
-    """Pool `features` (N, C, H, W) into `out` (K, C, PH, PW) and, if given, `argmax` (K, PH, PW, C) int32.
+    """Pool `features` (N, C, H, W). Writes `out` (K, C, PH, PW) and, if given, `argmax` (K, PH, PW, C) int32.
 
     The argmax is row * W + column of the cell with the maximum, or -1 for an empty bin. If several cells are equal, the
     first one in row-major order is used. NaN is greater than every number, and the first NaN is used.

@@ -1,7 +1,8 @@
 """Registration of the operators torch.ops.fastrcnn.roi_pool, roi_pool_out and roi_pool_backward.
 
-They have fake kernels, for torch.compile and torch.export, and derivatives of every order. Autocast does not cast their
-inputs: bfloat16 features are pooled in bfloat16, and RoIs remain float32, because bin edges need that precision.
+The operators have fake kernels, for torch.compile and torch.export, and derivatives of every order. Autocast does not
+cast their inputs: bfloat16 features are pooled in bfloat16, and RoIs remain float32, because bin edges need that
+precision.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ torch.library.define(
 
 
 def _format(features: Tensor) -> torch.memory_format:
-    """Return the memory format of features, which the output also gets. Contiguous if both formats match."""
+    """Return the memory format of `features`, which is also that of the output. Contiguous if both formats match."""
     if not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
@@ -88,10 +89,10 @@ def _roi_pool_backward(grad: Tensor, rois: Tensor, argmax: Tensor, *rest: Any) -
 
 
 class Pool(Function):
-    """The derivatives of roi_pool of every order. Its backward is a scatter, and the derivative of that is a gather.
+    """The derivatives of roi_pool of every order. The backward is a scatter, and its derivative is a gather.
 
-    An autograd.Function also supports forward mode and torch.func transforms, in which an operator of torch.library has
-    a zero derivative or none. `pool` selects one of them.
+    An autograd.Function also supports forward mode and torch.func transforms. In these, an operator of torch.library
+    would have a zero derivative or none. `pool` selects the function or the operator.
     """
 
     generate_vmap_rule = True

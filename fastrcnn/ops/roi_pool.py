@@ -42,7 +42,7 @@ def roi_pool(
     bin that contains NaN is NaN. The sign of zero is not preserved.
 
     `input` and `boxes` are aliases of `features` and `rois`, as in torchvision. torch.onnx.export(dynamo=True) exports
-    a MaxRoiPool node. Raises TypeError or ValueError; the message begins with the name of the invalid argument.
+    a MaxRoiPool node. Raises TypeError or ValueError if an argument is invalid. The message begins with its name.
     Source: "Fast R-CNN" (Girshick 2015), section 2.1.
     """
     check_features(features)
@@ -65,7 +65,7 @@ def roi_pool(
 
 
 class RoIPool(nn.Module):
-    """`roi_pool` as a module, with the arguments of torchvision's RoIPool and `variant`."""
+    """`roi_pool` as a module, with the arguments of torchvision's RoIPool and an additional `variant`."""
 
     def __init__(
         self, output_size: int | Sequence[int], spatial_scale: float = 1.0, variant: str = "fast_rcnn"
@@ -84,7 +84,7 @@ class RoIPool(nn.Module):
 
 
 def _max_roi_pool(features: Tensor, rois: Tensor, shape: tuple[int, ...], scale: float) -> Tensor:
-    """Return the pooling as a node of the ONNX graph during torch.onnx.export."""
+    """Add the pooling to the ONNX graph as one node during torch.onnx.export. Returns its output."""
     # In ONNX both inputs have the same type. float32 represents half-precision features exactly, and RoIs need it.
     exact = torch.float64 if features.dtype == torch.float64 else torch.float32
     inputs = (features.to(exact), rois.to(exact))

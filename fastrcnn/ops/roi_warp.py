@@ -20,10 +20,10 @@ def roi_align(
     sampling_ratio: int = -1,
     aligned: bool = False,
 ) -> Tensor:
-    """Call torchvision's `roi_align`, which is imported at the first call: see torchvision_backend.
+    """Call torchvision's `roi_align`. torchvision is imported at the first call, because the import is slow.
 
-    Only first derivatives in reverse mode are supported. torchvision raises an error for second derivatives, and this
-    function raises one for forward mode, in which torchvision would return zero.
+    Only first derivatives in reverse mode are supported. torchvision raises an error for second derivatives. This
+    function raises an error for forward mode, because torchvision would return a derivative of zero.
     """
     from torchvision.ops import roi_align as theirs
 
@@ -44,11 +44,11 @@ def roi_warp(
     spatial_scale: float = 1.0,
     sampling_ratio: int = 2,
 ) -> Tensor:
-    """Round each RoI to complete cells like `roi_pool`, then sample its bins bilinearly like RoI Align.
+    """Round each RoI to whole cells like `roi_pool`, then sample its bins bilinearly like RoI Align.
 
-    For the other arguments and for errors, see `roi_pool`. The value of a bin is the mean of sampling_ratio x
-    sampling_ratio samples. Cell values are located at the centres of the cells. Returns (K, C, PH, PW) with the dtype
-    of `features`. Only first derivatives with respect to `features` in reverse mode are supported.
+    The value of a bin is the mean of sampling_ratio x sampling_ratio samples. Cell values are located at the centres of
+    the cells. For the other arguments and for errors, see `roi_pool`. Returns (K, C, PH, PW) with the dtype of
+    `features`. Only first derivatives with respect to `features` in reverse mode are supported.
     Source: "Instance-aware Semantic Segmentation via Multi-task Network Cascades" (Dai, He, Sun 2016), but with average
     pooling inside a bin instead of max pooling.
     """

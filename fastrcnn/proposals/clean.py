@@ -9,9 +9,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BoxCounts:
-    """The number of boxes that were kept, and the number of boxes that were dropped for each reason.
+    """The number of kept boxes, and the number of dropped boxes for each reason.
 
-    clipped: kept boxes that were clipped. far: kept boxes that were clipped by more than a pixel.
+    clipped: number of kept boxes that were clipped. far: number of kept boxes that were clipped by more than a pixel.
     """
 
     kept: int = 0
@@ -36,10 +36,10 @@ class BoxCounts:
 
 
 def clean(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray, BoxCounts]:
-    """Clip boxes (P, 4) to an image of `height` x `width` pixels and drop invalid boxes.
+    """Clip half-open boxes (P, 4) x1 y1 x2 y2 to an image of `height` x `width` pixels, and drop invalid boxes.
 
     A box is dropped if it has a NaN or infinite coordinate, if it is inverted or empty, or if it is outside the image.
-    Returns the remaining boxes (R, 4) float32 in input order, their row indices (R,) int64, and the counts.
+    Returns the remaining boxes (R, 4) float32 in input order, their indices (R,) int64 in the input, and the counts.
     """
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     finite = np.isfinite(boxes).all(axis=1)

@@ -25,12 +25,12 @@ from fastrcnn.proposals.store import ImageProposals, write_store
 from fastrcnn.structures import Sample
 
 T = TypeVar("T")
-Named = tuple[str, int | str | None]  # image id, and the image's number in a COCO file
+Named = tuple[str, int | str | None]  # image id, and the COCO id: the id of the image in its COCO file, or None
 Proposals = tuple[str, np.ndarray, np.ndarray | None]  # image id, half-open boxes (P, 4), scores (P,)
 
 
 def match_file(wanted: Sequence[Named], file: Content) -> dict[str, int]:
-    """Return the index of each wanted image in the file, matched by `match_ids`.
+    """Return the index in `file` of each wanted image that `match_ids` matches.
 
     Raises UserError if the file contains none of the images.
     """
@@ -48,13 +48,13 @@ def match_file(wanted: Sequence[Named], file: Content) -> dict[str, int]:
 def match_ids(wanted: Sequence[Named], found: Sequence[str]) -> dict[str, int]:
     """Return the index in `found` of each wanted image that can be matched.
 
-    wanted: the id of each image and, if the image is in a COCO file, its number in that file.
-    Equal ids always match. Otherwise, an id in `found` matches if it is unambiguous on both sides and is one of: the
-    image's COCO number; its file name without folders; its id with a different image suffix or with different leading
-    zeros (000005.jpg or 5 for 000005).
+    wanted: the image id and the COCO id, or None, of each image.
+    Equal ids always match. Otherwise, an id in `found` matches an image if it is the COCO id of the image, its file
+    name without folders, or its id with a different image suffix or different leading zeros (000005.jpg or 5 for
+    000005). Such a match is used only if no other image and no other id in `found` matches.
 
-    Raises UserError if an id is the COCO number of several images (each COCO file numbers its images separately), or if
-    the COCO number and the name of an image match different ids.
+    Raises UserError if an id is the COCO id of several images (each COCO file numbers its images separately), or if the
+    COCO id and the name of an image match different ids.
     """
     exact = {image_id: n for n, image_id in enumerate(found)}
     exact = {image_id: exact[image_id] for image_id, _ in wanted if image_id in exact}
@@ -62,20 +62,20 @@ def match_ids(wanted: Sequence[Named], found: Sequence[str]) -> dict[str, int]:
     names = [(i, {_core(i), _core(PurePosixPath(i).name)}) for i, _ in wanted]
     owners = _unique((name, image_id) for image_id, of_image in names for name in of_image)
     by_name = {image_id: places[name] for name, image_id in owners.items() if name in places}
-    holders: dict[int, str] = {}  # from an index in `found` to the image that has this COCO number
+    holders: dict[int, str] = {}  # maps an index in `found` to the image with this COCO id
     for image_id, number in wanted:
         place = places.get(_core(str(number)))
         if number is None or place is None or image_id in exact:
             continue
         if place in holders:
             raise UserError(
-                f"Proposal id '{found[place]}' is the number of both '{holders[place]}' and '{image_id}', because each "
-                "COCO file numbers its images separately. Convert one split at a time: use data.test=[] to convert "
-                "only the training images."
+                f"Proposal id '{found[place]}' is the COCO id of both '{holders[place]}' and '{image_id}', because "
+                "each COCO file numbers its images separately. Convert one split at a time. For example, data.test=[] "
+                "converts only the training images."
             )
         if by_name.get(image_id, place) != place:
             raise UserError(
-                f"Image '{image_id}' is ambiguous: its number in the COCO file matches proposal id '{found[place]}', "
+                f"Image '{image_id}' is ambiguous: its id in the COCO file matches proposal id '{found[place]}', "
                 f"but its name matches '{found[by_name[image_id]]}'. Use image paths such as '{image_id}' as ids in "
                 "the proposal file."
             )
@@ -100,9 +100,9 @@ def _core(image_id: str) -> str:
 def convert_to_store(file: Content, images: Sequence[Sample], output: Path) -> tuple[dict[str, int], BoxCounts]:
     """Write a store with the file's proposals for the given images. Images that are not in the file are skipped.
 
-    Returns the index in the file of each converted image, by id, and the box counts.
+    Returns a dictionary from the id of each converted image to its index in the file, and the box counts.
 
-    Raises UserError if the file contains none of the images, if boxes cannot be read, or if `write_store` does.
+    Raises UserError if the file contains none of the images, if boxes cannot be read, or if `write_store` raises it.
     """
     matched = match_file([(s.image_id, s.number) for s in images], file)
     items = (
@@ -127,9 +127,9 @@ def fingerprint(path: Path) -> str:
 
 
 def export(file: Content, output: Path, numbers: Mapping[str, int | str]) -> int:
-    """Write all proposals of `file` to NAME.mat or NAME.json and return the number of boxes written.
+    """Write all proposals of `file` to `output` (NAME.mat or NAME.json), and return the number of boxes written.
 
-    numbers: the numbers of the images in their COCO file, by image id. Used only for NAME.json.
+    numbers: the COCO ids of the images that have one, by image id. Used only for NAME.json.
 
     Raises UserError if `output` exists and was not written from the same proposals, if it cannot be written, or if it
     is a .mat file and scipy is not installed.
@@ -144,10 +144,11 @@ def export(file: Content, output: Path, numbers: Mapping[str, int | str]) -> int
 
 
 def _write_mat(file: Content, images: Iterable[Proposals], part: Path, output: Path) -> int:
-    """Write the layout that the author's code reads. All proposals are in memory while the file is written.
+    """Write a file in the layout that the author's code reads. All proposals are in memory while it is written.
 
-    The variables are cell arrays (N, 1): `boxes`, each (P, 4) double y1 x1 y2 x2, one-based and inclusive; `images`,
-    the image ids; and `scores`, each (P, 1), if the proposals have scores.
+    The variables are cell arrays (N, 1) with one cell for each image. `boxes` contains double matrices (P, 4) y1 x1 y2
+    x2, one-based and inclusive. `images` contains the image ids. `scores` contains matrices (P, 1); it is omitted if
+    there are no scores.
     """
     try:
         from scipy.io import savemat
@@ -180,15 +181,15 @@ def _write_json(file: Content, images: Iterable[Proposals], part: Path, numbers:
     """Write COCO results: a list of objects with image_id, category_id 1, bbox and score.
 
     bbox is [x, y, width, height], zero-based. An image id that is a valid JSON integer is written as a number; any
-    other id is replaced by the image's COCO number, if it has one. If there are no scores, all scores are 1, because
+    other id is replaced by the COCO id of the image, if it has one. If there are no scores, all scores are 1, because
     pycocotools needs a score. Boxes with a non-finite coordinate or score are omitted. Raises UserError if two images
-    have the same number, which is possible if they are in different splits.
+    have the same COCO id, which is possible if they are in different splits.
     """
     used = [numbers[i] for i in file.ids if i in numbers]
     if len(set(used)) < len(used):
         raise UserError(
-            f"{file.path}: contains images of several COCO files that use the same image numbers, so they cannot be "
-            "written to one JSON file. Convert the proposals of one split at a time."
+            f"{file.path}: the file contains images of several COCO files that use the same image ids, so they cannot "
+            "be written to one JSON file. Convert the proposals of one split at a time."
         )
     total = 0
     with part.open("w", encoding="utf-8") as out:

@@ -1,8 +1,8 @@
-"""Open proposal files of any supported format. Boxes keep the numbers of the file, and images are identified by id.
+"""Open proposal files of any supported format. The numbers of a box are returned unchanged from the file.
 
-The format is recognised from the content; the suffix only helps to recognise a pickle. Files are not trusted: any
-sequence of bytes gives either a result or a UserError with the file name, no code in a file is run, and memory use
-stays within a small multiple of the file size.
+The format is recognised from the content; the suffix only helps to recognise a pickle. Files are not trusted. Any
+sequence of bytes gives either a result or a UserError with the file name. No code in a file is run, and memory use is
+at most a small multiple of the file size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEAD = 4096  # bytes that are read to recognise the format
 
 FORMATS = """Supported formats (details in docs/proposals.md):
   proposal stores: folders NAME.proposals
-  MATLAB files with `boxes`, `bboxes` or `bbs`, and folders of such files named ID.mat or ID_boxes.mat
+  MATLAB files with a variable `boxes`, `bboxes` or `bbs`, and folders of such files named ID.mat or ID_boxes.mat
   pickles of detectron2, Detectron and mmdetection
   CSV with the header image_id,x1,y1,x2,y2 or image_id,x,y,w,h, optionally with score
   JSON: a list of {"image_id": ..., "bbox": [x, y, width, height], "score": ...}"""
@@ -51,8 +51,8 @@ def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:
             raise UserError(f"{path}: this file ({content.format}) already contains image ids. Remove ids=.")
         if len(ids) != count:
             raise UserError(
-                f"{path}: the file has {count} images, but the list of ids has {len(ids)}. The list must have one id "
-                "per line for each image, in file order."
+                f"{path}: the file has {count} images, but the list of ids has {len(ids)}. The list must contain "
+                "one image id per line, in file order."
             )
         content = replace(content, ids=list(ids))
     elif not content.named and "" in content.ids:
@@ -68,8 +68,8 @@ def open_all(paths: Sequence[str], ids: str | None, convention: Convention | Non
     """Open the proposals in each of the paths.
 
     ids: a text file with the image ids, one per line, for formats that contain no image ids.
-    convention: replaces the convention of each format.
-    Raises UserError if `open_proposals` does, or if the text file cannot be read.
+    convention: if given, the box convention of all files, instead of the conventions of their formats.
+    Raises UserError if a path or the text file cannot be read (see `open_proposals`).
     """
     lines = None if ids is None else [line.strip() for line in read_lines(Path(ids).expanduser()) if line.strip()]
     files = [open_proposals(Path(path).expanduser(), lines) for path in paths]

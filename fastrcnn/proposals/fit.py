@@ -3,19 +3,20 @@
 A reading is a box convention and a unit. All conventions are tried in every unit that the size of the numbers allows.
 The best reading is chosen in two steps:
 
-1. The order and the unit are chosen by overlap: the IoU of each object with its best box, minus the same IoU for the
-   boxes of another image. The subtraction is needed because a reading that only enlarges the boxes increases both. A
-   reading is better than another if the mean difference is at least OVERLAP and at least SIGMAS standard errors. If no
-   reading is better, the image borders decide.
-2. The first pixel and inclusive or half-open are chosen by the image borders, because one pixel hardly changes the
-   overlap. Boxes often end at the border of the image. With the correct reading the outermost box touches the side;
-   with a wrong reading it ends a pixel inside or outside the image. A reading is better than another if the number of
-   sides that it wins exceeds the number that it loses by SIGMAS standard deviations of chance. If the proposals touch
-   half of all sides, it is also better if it wins at least FEW sides and loses none. Boxes that cross at least as many
-   sides as they touch, which is typical of methods that do not clip, are no evidence.
+1. The order and the unit are chosen by the overlap above chance. This is the IoU of each object with its best box,
+   minus the IoU that the boxes of another image reach, because a reading that only enlarges boxes increases both. One
+   reading is better than another if its mean overlap above chance is higher by at least OVERLAP and by at least SIGMAS
+   standard errors. If several readings remain, the image borders decide.
+2. The coordinate of the first pixel, and inclusive or half-open, are chosen by the image borders, because one pixel
+   hardly changes the overlap. Boxes often end at the border of the image. With the correct reading, the outermost box
+   touches the side; with a wrong reading, it ends a pixel inside or outside the image. A reading wins a side if it fits
+   this side better. One reading is better than another if the number of sides that it wins exceeds the number that it
+   loses by SIGMAS standard deviations of chance. If its boxes touch half of all sides, it is also better if it wins at
+   least FEW sides and loses none. If boxes cross at least as many sides as they touch, as is typical of methods that do
+   not clip, the borders are no evidence.
 
-The file's own reading is kept unless another one is better. All readings that the data cannot distinguish are reported.
-No reading fits if the best one is not better than the boxes of other images by the criterion of step 1.
+The reading of the file's format is kept unless another one is better. All readings that the data cannot distinguish are
+reported. No reading fits if the mean overlap above chance of the best one is too low by the criterion of step 1.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from fastrcnn.proposals.formats.conventions import CONVENTIONS, ORDERS, Conventi
 from fastrcnn.structures import Sample
 
 OVERLAP, SIGMAS, FEW = 0.02, 3.0, 4
-COMMON_FACTORS = (1 / 4, 1 / 2, 2, 4)  # used instead of an estimate that is close to one of them
+COMMON_FACTORS = (1 / 4, 1 / 2, 2, 4)  # replace an estimated factor that is close to one of them
 PIXELS, SHARES, SHORT_SIDE = "pixels", "0..1", "short side 600"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A way to interpret the numbers of a file. unit: one of the keys that `_frames` returns."""
+    """A way to interpret the numbers of a file. unit: a key of the result of `_frames`."""
 
     convention: Convention
     unit: str = PIXELS
@@ -53,13 +54,14 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """How well a reading fits N images with G objects. Boxes are clipped to their image before overlaps are computed.
+    """Measurements of one reading on N images with G objects that are not difficult.
 
+    Boxes are clipped to their image before the IoU is computed.
     best: (G,) IoU of each object with the best box of its image.
-    chance: (G,) the same with the boxes of another image, stretched to the size of this image; zeros if there is only
-        one image.
-    sides: (N, 4) left, top, right, bottom: 1 if the outermost box ends within half a pixel of the side, -1 if it ends
-        further outside, otherwise 0.
+    chance: (G,) IoU of each object with the best box of another image, scaled to the size of the object's image; zeros
+        if there is only one image.
+    sides: (N, 4) for the left, top, right and bottom side of each image: 1 if the outermost box ends within half a
+        pixel of the side, -1 if it ends further outside, otherwise 0.
     """
 
     reading: Reading
@@ -81,10 +83,10 @@ class Fit:
 class Outcome:
     """The result of `find_fit`.
 
-    tried: all readings: the winner, then those that the data cannot distinguish from it, then the rest.
-    equal: the number of readings at the start of `tried` that the data cannot distinguish.
-    own: the file's own reading.
-    fits: whether the winner is better than the boxes of other images.
+    tried: the fits of all readings. The winner is first, followed by those that the data cannot distinguish from it.
+    equal: the number of fits at the start of `tried` that the data cannot distinguish, including the winner.
+    own: the fit of the convention that the file's format specifies, in pixels.
+    fits: whether the winner is better than the boxes of other images; always true for a single image.
     """
 
     tried: list[Fit]
@@ -102,8 +104,8 @@ class Outcome:
 def find_fit(numbers: Sequence[np.ndarray], own: Convention, samples: Sequence[Sample]) -> Outcome:
     """Compare all readings of a proposal file with the ground truth.
 
-    numbers: (P, 4) for each image, unchanged from the file.
-    own: the convention of the file's format.
+    numbers: an array (P, 4) for each image, unchanged from the file.
+    own: the convention that the file's format specifies.
     samples: the images with their ground truth. At least one object must not be difficult.
     """
     found, wrapped, not_finite = _usable(numbers)
@@ -151,13 +153,13 @@ def _better(a: Fit, b: Fit) -> bool:
 
 def _is_clear(difference: np.ndarray) -> bool:
     """Return whether the mean of the overlap differences (G,) is clearly above zero."""
-    # At least 0.1, because a few objects can agree by chance.
+    # The standard deviation is set to at least 0.1, because a few objects can agree by chance.
     error = max(float(difference.std()), 0.1) / len(difference) ** 0.5
     return bool(difference.mean() >= max(OVERLAP, SIGMAS * error))
 
 
 def _choose(fits: list[Fit], own: Convention, better: Callable[[Fit, Fit], bool]) -> Fit:
-    """Return the fit that no other fit beats; among several, the one that is closest to the file's own reading."""
+    """Return the fit that no other fit beats. Of several such fits, return the one closest to the file's format."""
     top = [f for f in fits if not any(better(other, f) for other in fits)] or fits
     top = [f for f in top if not any(_better(other, f) for other in top)] or top
 
@@ -188,10 +190,10 @@ def _usable(numbers: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int, int]:
 
 
 def _frames(numbers: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the width and height (N, 2) of the images in each unit that the size of the numbers allows.
+    """Return, for each unit that the size of the numbers allows, the width and height (N, 2) of the images.
 
-    Pixels of the image are always included. The unit is estimated from the largest number of each image, which is close
-    to the longer side in any order of the numbers. sizes: (N, 2) width and height in pixels.
+    Pixels of the image are always included. Other units are derived from the largest number of each image, which is
+    close to the longer side in any order of the numbers. sizes: (N, 2) width and height in pixels.
     """
     found = {PIXELS: sizes}
     largest = np.array([n.max(initial=0.0) for n in numbers])
@@ -227,7 +229,7 @@ def _measure(numbers: list[np.ndarray], samples: Sequence[Sample], reading: Read
 
 
 def _overlaps(samples: Sequence[Sample], shares: list[np.ndarray]) -> np.ndarray:
-    """Return the IoU (G,) of each object that is not difficult with the best box of its image."""
+    """Return, for each object that is not difficult, the IoU (G,) with its best box. shares: see `_measure`."""
     found = []
     for s, share in zip(samples, shares, strict=True):
         truth = np.asarray(s.boxes[~s.difficult], np.float64).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""Run selective search on many images and write a store: on all cores, and resumable after an interruption."""
+"""Run selective search on many images in parallel, and write a store. An interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastrcnn.proposals.selective_search import propose_scored, searcher
 from fastrcnn.proposals.store import ImageProposals, check_target, refuse_repeated, write_store
 from fastrcnn.settings import SelectiveSearchSettings
 
-Image = tuple[str, Path, int]  # image id, file, and the EXIF orientation to apply first
+Image = tuple[str, Path, int]  # image id, file, and the EXIF orientation to apply before the search
 BATCH = 100  # images per process that are submitted at a time
 
 
@@ -34,13 +34,13 @@ def propose_all(
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
 ) -> BoxCounts:
-    """Generate proposals for all `images` and write the store `store_path`.
+    """Generate proposals for all `images`, write the store `store_path`, and return the box counts.
 
     workers: the number of processes, by default one per core. Scripts that call this function need
     `if __name__ == "__main__":`.
-    Until the store is complete, the result of each image is kept in a folder next to it, so that an interrupted call
-    can resume. Results are identified by the content of the image, its rotation and the settings, not by file name or
-    date.
+    Until the store is complete, the result of each image is kept in a folder next to the store, so that an interrupted
+    call can be resumed. Results are identified by the content of the image, its orientation and the settings, not by
+    file name or date.
 
     Raises UserError if images cannot be read (the message lists all of them), if an id occurs twice, if the store
     cannot be written, if another process is generating the same store, or if selective search is not available.
@@ -63,7 +63,10 @@ def propose_all(
 
 
 def check_order(images: Sequence[Image], store_path: Path, settings: SelectiveSearchSettings) -> None:
-    """Raise UserError if no store can be generated, before any work is done."""
+    """Check the arguments of `propose_all` before any work is done.
+
+    Raises UserError if ids are repeated, if `store_path` exists and is not a store, or if the search is not available.
+    """
     refuse_repeated((image_id for image_id, _, _ in images), store_path)
     check_target(store_path)
     searcher(settings)
@@ -75,10 +78,11 @@ def propose_some(
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
 ) -> None:
-    """Generate proposals for some images of a store. A later call of `propose_all` reuses them.
+    """Generate proposals for some images of a store. A later call to `propose_all` reuses them.
 
-    Several processes can do this at the same time. Raises UserError for the same reasons as `propose_all`, except for
-    images that cannot be read, which `propose_all` reports.
+    Several processes can call this function at the same time. Raises UserError if selective search is not available, if
+    the results cannot be written, or if `propose_all` is running for the same store. Images that cannot be read are
+    skipped; `propose_all` reports them.
     """
     refuse_import()
     with _work_folder(Path(store_path), shared=True) as work:
@@ -87,10 +91,10 @@ def propose_some(
 
 @contextmanager
 def _work_folder(store_path: Path, shared: bool = False) -> Iterator[Path]:
-    """Lock the folder with the results of single images, which is next to a store until the store is complete.
+    """Lock the folder that contains the results of single images. It exists until the store is complete.
 
-    shared: allow other processes that also pass shared=True. Raises BusyError if the folder is locked, and UserError if
-    it cannot be written.
+    shared: allow other processes that also pass shared=True. Raises BusyError if another process has locked the folder,
+    and UserError if the folder cannot be written to.
     """
     work = store_path.with_name(f".{store_path.name}.work")
     busy = "another process is generating these proposals"
@@ -104,13 +108,13 @@ def _make_results(
     settings: SelectiveSearchSettings,
     workers: int | None,
 ) -> dict[str, Path | str]:
-    """Return for each image id the file with its result, or an error message if the image cannot be read."""
+    """Return, for each image id, the file with the result, or an error message if the image cannot be read."""
     how = json.dumps([searcher(settings), asdict(settings)], sort_keys=True)
     tasks = [(image, work, settings, how) for image in images]
     workers = min(workers or cores(), len(tasks))
     died = (
         "A process that generates proposals died, most likely because it ran out of memory. Run the command again to "
-        "resume, with fewer workers if it fails again."
+        "resume. If it fails again, use fewer workers."
     )
 
     def results() -> Iterator[tuple[str, Path | str]]:
@@ -118,14 +122,14 @@ def _make_results(
             yield from map(_make_one, tasks)
             return
         with pool(workers, start_worker, died) as executor:
-            for start in range(0, len(tasks), BATCH * workers):  # a million futures would need a gigabyte
+            for start in range(0, len(tasks), BATCH * workers):  # the futures of a million images would need 1 GB
                 yield from executor.map(_make_one, tasks[start : start + BATCH * workers])
 
     return dict(progress(results(), total=len(tasks), what="Proposals"))
 
 
 def start_worker() -> None:
-    """Initialise a spawned process that processes images on one thread."""
+    """Initialise a spawned worker process, which uses one thread."""
     prepare()
     cv2.setNumThreads(1)
 
@@ -149,7 +153,7 @@ def _make_one(task: tuple[Image, Path, SelectiveSearchSettings, str]) -> tuple[s
 
 
 def _load(file: Path | str) -> tuple[int, int, np.ndarray, np.ndarray]:
-    """Return the height, width, boxes (P, 4) and scores (P,) of a result."""
+    """Return the image height, the image width, the boxes (P, 4) and the scores (P,) in a result file."""
     with np.load(file, allow_pickle=False) as result:
         height, width = result["size"].tolist()
         return height, width, result["boxes"], result["scores"]

@@ -2,15 +2,15 @@
 
 The authors of selective search distribute boxes for VOC 2007, and the archive of the Fast R-CNN author contains these
 boxes. They were not generated with the code of the journal paper (IJCV 2013), which R-CNN's selective_search_boxes.m
-calls, but with the code of the earlier paper: van de Sande, Uijlings, Gevers and Smeulders, "Segmentation as Selective
-Search for Object Recognition", ICCV 2011. Issues 26 and 41 of rbgirshick/fast-rcnn also say that the boxes are from an
-older version. This module reproduces the boxes of the two images that were available for comparison exactly (2,888 and
-2,057 boxes).
+calls. They were generated with the code of the earlier paper: van de Sande, Uijlings, Gevers and Smeulders,
+"Segmentation as Selective Search for Object Recognition", ICCV 2011. Issues 26 and 41 of rbgirshick/fast-rcnn confirm
+that the boxes are from an older version. Two images were available for comparison. All of their boxes (2,888 and 2,057)
+are reproduced exactly.
 
 The steps of that code and their sources (no code was copied):
- - The image is not resized. Colour spaces: RGB, HSV, rgI and opponent colours; k = 100 and 200; minimum segment size k;
-   sigma 0.8. The result is the set of boxes of all hierarchies. Source: SelectiveSearchPcode/demo.m in
-   weiliu89/selectivesearch; the rest of that code is distributed only as MATLAB P-code.
+ - The image is not resized. The colour spaces are RGB, HSV, rgI and opponent colours. k is 100 and 200, the minimum
+   segment size is k, and sigma is 0.8. The result is the set of boxes of all hierarchies. Source:
+   SelectiveSearchPcode/demo.m in weiliu89/selectivesearch; the rest of that code is distributed only as MATLAB P-code.
  - Formulas of the colour spaces: Image2ColourSpace.m, Rgb2Rgi.m and Rgb2Ooo.m of the IJCV code.
  - Segmentation: Felzenszwalb's algorithm with edges to eight neighbours. Two segments are neighbours if a pixel of one
    shares a side with a pixel of the other. Source: mexFelzenSegmentIndex.cpp of the IJCV code.
@@ -28,7 +28,7 @@ import math
 import cv2
 import numpy as np
 
-SIGMA, BINS, LARGEST = 0.8, 10, 0.43  # of the texture; LARGEST is a derivative, in multiples of 255 per pixel
+SIGMA, BINS, LARGEST = 0.8, 10, 0.43  # of the texture; LARGEST: upper limit of the bins, in multiples of 255 per pixel
 UNIT = 2**20  # filter weights are integer multiples of 1 / UNIT, so that sums are exact in any order
 
 
@@ -78,8 +78,8 @@ def blur_kernel(sigma: float) -> np.ndarray:
 def texture(planes: np.ndarray) -> np.ndarray:
     """Return the bins (planes, 4, H, W) uint8 of the horizontal, vertical and two diagonal derivatives.
 
-    Bins 0 to 9 are negative derivatives, bins 10 to 19 positive derivatives; in both, the bin grows with the absolute
-    value. Bin 20 is a derivative of zero.
+    Bins 0 to 9 contain negative derivatives, and bins 10 to 19 contain positive derivatives. In both ranges, a higher
+    bin means a larger absolute value. Bin 20 contains derivatives of zero.
     """
     far = math.ceil(3 * SIGMA)
     gauss = np.array([math.exp(-0.5 * (i / SIGMA) ** 2) for i in range(-far, far + 1)])
@@ -107,12 +107,12 @@ def _whole(weights: np.ndarray) -> np.ndarray:
 
 
 def _filtered(plane: np.ndarray, along_x: np.ndarray, along_y: np.ndarray, border: int) -> np.ndarray:
-    """Correlate a plane with both kernels."""
+    """Correlate a plane with one kernel along x and one along y. border: OpenCV's border type."""
     return cv2.sepFilter2D(plane.astype(np.float64), cv2.CV_64F, along_x, along_y, borderType=border)
 
 
 def _recursive_gauss() -> np.ndarray:
-    """Return the impulse response of the recursive Gaussian of Young, van Vliet and van Ginkel (2002), both passes."""
+    """Return the impulse response of the two-pass recursive Gaussian of Young, van Vliet and van Ginkel (2002)."""
     m0, m1, m2 = 1.1668, 1.10783, 1.40586
     q = -0.2568 + 0.5784 * SIGMA + 0.0561 * SIGMA**2
     norm, scale = m1**2 + m2**2, (m0 + q) * (m1**2 + m2**2 + 2 * m1 * q + q**2)

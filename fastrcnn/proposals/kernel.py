@@ -1,7 +1,7 @@
 """Interface to the C++ selective search kernel, ops/csrc/selective_search.cpp.
 
-The kernel is compiled together with the RoI pooling kernel when the package is installed. It gives the same boxes as
-OpenCV, except where edges or similarities are equal, and the same boxes on every processor. This module imports neither
+The kernel is compiled together with the RoI pooling kernel when the package is installed. It returns the same boxes on
+every processor. They differ from OpenCV's only if several edges or similarities are equal. This module imports neither
 torch nor the rest of ops/, because processes that generate proposals do not need them.
 """
 
@@ -20,7 +20,7 @@ from fastrcnn.errors import UserError
 FOLDER = Path(__file__).parents[1] / "ops"
 INTERFACE = 1  # must equal the interface version in selective_search.cpp
 LEVELS = ("plain", "avx2", "avx512")
-COLOUR, TEXTURE, SIZE, FILL = 1, 2, 4, 8  # parts of the similarity of two segments
+COLOUR, TEXTURE, SIZE, FILL = 1, 2, 4, 8  # terms of the similarity of two segments
 
 
 @functools.cache
@@ -47,9 +47,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def level() -> int:
-    """Return the index into LEVELS of the instruction set to use: the best supported one, or FASTRCNN_SEARCH_LEVEL.
+    """Return the index in LEVELS of the instruction set to use.
 
-    Raises UserError if the processor does not support the level.
+    The default is the best one that the processor supports; FASTRCNN_SEARCH_LEVEL overrides it. Raises UserError if the
+    level is unknown or not supported by the processor.
     """
     best = _kernel().roi_pool_best_level()
     name = os.environ.get("FASTRCNN_SEARCH_LEVEL", LEVELS[best])
@@ -74,16 +75,16 @@ def search(
     """Return the sorted bounding rectangles of all segments, with their ranks and fills.
 
     The rectangles (P, 4) int32 are x y width height. Ranks and fills (P,) float64 are means over all segments with the
-    same rectangle. The rank of a segment is log2, linear between powers of two, of its position in its hierarchy
-    counted from the end: 1 for the last segment, which is the entire image, 2 for the segment before it, and so on. The
-    fill is the fraction of the rectangle that the segment covers.
+    same rectangle. The position of a segment is counted from the end of its hierarchy: 1 for the last segment, which is
+    the entire image, 2 for the segment before it, and so on. The rank is log2 of the position, interpolated linearly
+    between powers of two. The fill is the fraction of the rectangle that the segment covers.
 
-    planes: (planes, H, W) uint8.
-    colour_images: the indices of the planes of each colour image.
-    k: see SelectiveSearchSettings.
-    blur: the kernel of the blur before segmentation. Its length is odd.
-    min_size: the area of the smallest segment, for each k.
-    similarities: for each hierarchy, a sum of COLOUR, TEXTURE, SIZE and FILL.
+    planes: (planes, H, W) uint8, the channels of all colour images.
+    colour_images: for each colour image, the indices of its planes.
+    k: the scale parameters of the segmentation; see SelectiveSearchSettings.
+    blur: the symmetric kernel of the blur before segmentation. Its length is odd.
+    min_size: for each k, the minimum area of a segment in pixels.
+    similarities: for each similarity measure, a sum of COLOUR, TEXTURE, SIZE and FILL. Every measure has a hierarchy.
     labels: if given, an array (colour images, k, H, W) int32 that receives the initial segments.
     texture: (planes, 4, H, W) uint8, the bins of four derivatives from `iccv2011.texture`. If given, the search follows
         the rules of the ICCV 2011 code instead of OpenCV's.
@@ -114,9 +115,9 @@ def search(
 
 
 def thin(boxes: np.ndarray, near: float, most: int) -> np.ndarray:
-    """Return the indices of the first `most` boxes that do not overlap an earlier kept box by an IoU of `near` or more.
+    """Return the indices of the first `most` boxes whose IoU with every earlier kept box is less than `near`.
 
-    boxes: (P, 4) float32.
+    boxes: (P, 4) float32, x1 y1 x2 y2.
     """
     boxes, kept = np.ascontiguousarray(boxes, np.float32), np.empty(min(most, len(boxes)), np.int32)
     number = _kernel().selective_search_thin(boxes.ctypes.data, len(boxes), near, most, kept.ctypes.data, level())

@@ -1,13 +1,14 @@
 """Selective search: class-independent object proposals from hierarchies of merged segments.
 
 Uijlings et al., "Selective Search for Object Recognition", IJCV 2013. An image is divided into segments in several
-colour spaces and at several scales. Neighbouring segments are merged, most similar first, until one segment is left.
-The bounding boxes of all initial and merged segments are the proposals.
+colour spaces and at several scales. The most similar neighbouring segments are merged until one segment is left. The
+bounding boxes of all initial and merged segments are the proposals.
 
 The search runs in the C++ kernel (kernel.py), or in OpenCV if the kernel was not built. Differences from OpenCV's
-built-in modes (figures are in BENCHMARKS.md):
+built-in modes (measurements are in BENCHMARKS.md):
  - Every image is resized to the same longer side, so that the scale parameter k has the same meaning for every image.
- - A third similarity uses only sizes and boxes. It is cheap and finds boxes that colour and texture do not find.
+ - In addition to OpenCV's two similarities, a third one uses only the sizes and boxes of segments. It is fast, and it
+   gives boxes that the other two do not give.
  - The order of OpenCV's boxes depends on rand() of the C library and differs between calls. Here the boxes are sorted
    by `score`, and near-duplicates of better boxes are dropped. The first n boxes are therefore always the best n.
 """
@@ -30,9 +31,9 @@ from fastrcnn.settings import SIDE, SelectiveSearchSettings
 
 log = logging.getLogger(__name__)
 Found: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # rectangles, ranks and fills; see kernel.search
-ALGORITHM = 2  # increase this when `propose` gives different boxes for the same settings
+ALGORITHM = 2  # increase this if a change makes `propose` return different boxes for the same settings
 
-BLOCK = 128  # boxes that are thinned at a time
+BLOCK = 128  # boxes that `_thin` processes at a time
 LARGEST: int = SIDE["most"]  # maximum longer side of an image that can be searched
 PLANES = ("hue", "saturation", "value", "lightness", "a", "b", "intensity", "red", "green")
 HSV, LAB, RGI = PLANES[:3], PLANES[3:6], ("red", "green", "intensity")
@@ -51,8 +52,8 @@ def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) 
 
     Returns at most `max_boxes` boxes (P, 4) float32, half-open x1 y1 x2 y2 in pixels of the image, best first and
     without near-duplicates. The same image and settings give the same boxes in any process, with any number of threads
-    and on any processor. Without the compiled kernel, OpenCV's search is used. OpenCV returns rectangles but not their
-    segments, so the order is less accurate (see `_search`), and it breaks ties differently.
+    and on any processor. Without the compiled kernel, OpenCV's search is used. OpenCV breaks ties differently. It
+    returns rectangles but not their segments, so the order of the boxes is less accurate (see `_search`).
     """
     return propose_scored(image, settings)[0]
 
@@ -76,7 +77,7 @@ def propose_scored(image: np.ndarray, settings: SelectiveSearchSettings | None =
 def resized(image: np.ndarray, side: int) -> np.ndarray:
     """Resize an image (H, W, 3) so that its longer side is `side`.
 
-    If `side` is 0, only images with a longer side above LARGEST are resized, to LARGEST.
+    If `side` is 0, the image is resized only if its longer side exceeds LARGEST, which then becomes the longer side.
     """
     height, width = image.shape[:2]
     longer = max(height, width)
@@ -88,14 +89,15 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
 def score(image: np.ndarray, boxes: np.ndarray, ranks: np.ndarray, fills: np.ndarray) -> np.ndarray:
     """Return a score (P,) float64 for each box: the higher, the more likely the box contains an object.
 
-    boxes: (P, 4), in integer pixels of the resized image. ranks, fills: see `kernel.search`.
+    image: the resized image. boxes: (P, 4) integers x1 y1 x2 y2 in its pixels. ranks, fills: see `kernel.search`.
     The score is a weighted sum of five terms. The WEIGHTS are rounded coefficients of a logistic regression on images
     of VOC2007 trainval:
-     - rank: segments that are merged late are more often objects than the many small segments
-     - fill: the segment fills its box
-     - edges just inside the box, as log2 of their density relative to the mean of the image
-     - edges just outside the box, in the same unit, with a negative weight, because an object ends at its box
-     - aspect: few objects are very long
+     - rank, because segments that are merged late are more often objects than the many small segments
+     - fill, because segments that fill their box are more often objects
+     - the density of edges just inside the box, as log2 of its ratio to the mean density of the image
+     - the density of edges just outside the box, in the same unit, with a negative weight, because an object ends at
+       its box
+     - the squared log2 of the aspect ratio, because few objects are very long
 
     The score is bit-identical on every machine, because it does not use the logarithm of the C library.
     """
@@ -127,7 +129,7 @@ def score(image: np.ndarray, boxes: np.ndarray, ranks: np.ndarray, fills: np.nda
 
 
 def _log2(values: np.ndarray) -> np.ndarray:
-    """Return log2, linear between powers of two and bit-identical on every machine."""
+    """Return log2, interpolated linearly between powers of two. The result is bit-identical on every machine."""
     mantissa, exponent = np.frexp(values)
     return exponent + (2 * mantissa - 2)
 
@@ -157,11 +159,11 @@ def spread(boxes: np.ndarray, scores: np.ndarray, near: float, most: int) -> tup
 
 
 def searcher(settings: SelectiveSearchSettings) -> dict[str, str]:
-    """Return the implementation and its version: everything besides the settings that the boxes depend on.
+    """Return the implementation and its versions, which together with the settings determine the boxes.
 
-    The result is saved in stores and determines their names. The implementation is logged once per process. Raises
-    UserError if neither the kernel nor OpenCV's search is available, or if the mode needs the kernel and only OpenCV's
-    search is available.
+    The result is saved in stores, and the names of stores depend on it. The implementation is logged once per process.
+    Raises UserError if neither the kernel nor OpenCV's search is available, or if the mode needs the kernel and the
+    kernel was not built.
     """
     _check_mode(settings)
     own = kernel.library() is not None
@@ -172,8 +174,8 @@ def searcher(settings: SelectiveSearchSettings) -> dict[str, str]:
         segmentation()
         _log_once(
             logging.WARNING,
-            "Selective search uses OpenCV, which is about 15 times slower, because the C++ kernel was not built when "
-            "the package was installed. To build it, install a C++ compiler and reinstall the package.",
+            "Selective search uses OpenCV, because the C++ kernel was not built when the package was installed. OpenCV "
+            "is 15 to 19 times slower. To build the kernel, install a C++ compiler and reinstall the package.",
         )
     return {"search": f"fastrcnn {ALGORITHM}" if own else f"OpenCV {ALGORITHM}", "opencv": cv2.__version__}
 
@@ -186,8 +188,8 @@ def _log_once(level: int, text: str) -> None:
 def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> Found:
     """Return the distinct rectangles that the search finds, with ranks and fills as in `kernel.search`.
 
-    OpenCV does not return segments. With OpenCV, the rank of a box is half the log2 of the ratio of image area to box
-    area, and its fill is 1.
+    OpenCV does not return segments. With OpenCV, the rank of a box is therefore estimated as half of log2(image area /
+    box area), and its fill as 1.
     """
     if settings.mode == "iccv2011":
         return _search_as_iccv2011(image, settings)
@@ -220,7 +222,7 @@ def _check_mode(settings: SelectiveSearchSettings) -> None:
 
 
 def _min_sizes(settings: SelectiveSearchSettings) -> list[int]:
-    """Return the area of the smallest segment for each k."""
+    """Return the minimum area of a segment in pixels for each k."""
     return [settings.min_size or max(1, round(k)) for k in settings.k]
 
 
@@ -235,7 +237,7 @@ def _search_as_iccv2011(image: np.ndarray, settings: SelectiveSearchSettings) ->
 
 
 def _search_by_opencv(image: np.ndarray, images: Sequence[np.ndarray], settings: SelectiveSearchSettings) -> np.ndarray:
-    """Search with OpenCV. Returns rectangles like `_search`, in arbitrary order and possibly repeated."""
+    """Search with OpenCV. Returns rectangles (P, 4) in arbitrary order, possibly with duplicates."""
     module = segmentation()
     search = module.createSelectiveSearchSegmentation()
     search.setBaseImage(image)

@@ -1,11 +1,11 @@
-"""The proposal store: the boxes of all images of a data set in memory-mapped arrays, looked up by image id.
+"""Proposal stores. A store contains the boxes of all images of a data set in memory-mapped arrays.
 
 A store is a folder `NAME.proposals/`:
 
-    meta.json    format and version, convention, generator and its settings, number of images and boxes
-    ids.npy      (N,) fixed-width bytes, UTF-8, sorted
-    offsets.npy  (N, 2) int64, first row and one past the last row of the image's boxes
-    sizes.npy    (N, 2) int32, height and width of the image
+    meta.json    format, version, box convention, generator and its settings, number of images and number of boxes
+    ids.npy      (N,) sorted image ids, UTF-8 in fixed-width bytes
+    offsets.npy  (N, 2) int64, the first row and one past the last row of each image in boxes.npy
+    sizes.npy    (N, 2) int32, height and width of each image
     boxes.npy    (K, 4) float32, x1 y1 x2 y2, half-open, in pixels of the original image
     scores.npy   (K,) float32, higher is better; only if the proposals have scores
 
@@ -34,7 +34,7 @@ DESCRIPTION = {  # required content of meta.json
     "version": VERSION,
     "convention": "x1 y1 x2 y2, half-open, in pixels of the original image",
 }
-AROUND = 1 << 20  # bytes, a multiple of the page size; Linux maps 64 KiB around a page fault
+AROUND = 1 << 20  # bytes to unmap around rows, a multiple of the page size; Linux maps 64 KiB around a page fault
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class ImageProposals:
 class ProposalStore:
     """Read access to a store by image id.
 
-    Pickling keeps only the path, so each worker process opens the store itself. Several threads can use an instance. If
-    the store is replaced, an instance continues to read the old files. Raises UserError with the file name if the store
-    is missing or damaged.
+    Only the path is pickled, so each worker process opens the store itself. Several threads can share an instance. If
+    the store is replaced, existing instances continue to read the old files. Raises UserError with the file name if the
+    store is missing or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -85,11 +85,11 @@ class ProposalStore:
         return self._rows(self._boxes, image_id)
 
     def scores(self, image_id: str) -> np.ndarray | None:
-        """Return the scores (P,) float32 of the boxes, or None if the store has no scores."""
+        """Return the scores (P,) float32 of the boxes of an image, or None if the store has no scores."""
         return None if self._scores is None else self._rows(self._scores, image_id)
 
     def size(self, image_id: str) -> tuple[int, int]:
-        """Return the height and width of the image for which the proposals were generated."""
+        """Return the height and width, in pixels, of the image for which the proposals were generated."""
         height, width = self._sizes[self._index(image_id)].tolist()
         return height, width
 
@@ -98,11 +98,11 @@ class ProposalStore:
         return [image_id for image_id in ids if image_id not in self]
 
     def check(self, ids: Sequence[str], sizes: Sequence[tuple[int, int]] | None = None) -> None:
-        """Raise UserError unless the store contains proposals for all of these images with these sizes.
+        """Raise UserError unless the store contains proposals for all images in `ids`, with the same image sizes.
 
-        sizes: height and width of each image. The store can contain other images as well.
+        sizes: height and width of each image; None skips this check. The store can contain other images as well.
         """
-        wrong = f"{self.path}: the proposals belong to other images:"
+        wrong = f"{self.path}: the proposals belong to other images."
         if missing := self.missing(ids):
             raise UserError(
                 f"{wrong} {len(missing)} of {len(ids)} images are not in the store, for example '{missing[0]}'. The "
@@ -113,7 +113,7 @@ class ProposalStore:
             h, w = self.size(image_id)
             if (h, w) != (height, width):
                 raise UserError(
-                    f"{wrong} image '{image_id}' has {w}x{h} pixels in the store, but the image file has "
+                    f"{wrong} Image '{image_id}' has {w}x{h} pixels in the store, but the image file has "
                     f"{width}x{height}. Generate the proposals again with `fastrcnn propose`."
                 )
 
@@ -140,7 +140,9 @@ class ProposalStore:
     def _rows(self, array: np.memmap, image_id: str) -> np.ndarray:
         start, stop = self._offsets[self._index(image_id)].tolist()
         if not 0 <= start <= stop <= len(array):
-            raise _broken(self.path / "offsets.npy", f"rows {start} to {stop} for '{image_id}', but {len(array)} boxes")
+            raise _broken(
+                self.path / "offsets.npy", f"rows {start} to {stop} for '{image_id}', but only {len(array)} boxes"
+            )
         rows = np.array(array[start:stop])
         _forget(array, start, stop)
         return rows
@@ -149,12 +151,12 @@ class ProposalStore:
 def write_store(
     path: str | Path, items: Iterable[ImageProposals], generator: str, settings: Mapping[str, Any]
 ) -> BoxCounts:
-    """Write a store of the `items`, in any order. Boxes are cleaned (see `clean`).
+    """Write a store of the `items`, which can be in any order, and return the box counts. Boxes are cleaned by `clean`.
 
+    generator, settings: the method that generated the proposals, and its settings, which must be serialisable as JSON.
     Memory use grows by a few hundred bytes per image. The store is written atomically: until it is complete, an
-    existing store at `path` is unchanged. `settings` must be serialisable as JSON. Raises UserError if an id is
-    repeated or empty, if only some images have scores, if `path` exists and is not a store, or if the store cannot be
-    written to disk.
+    existing store at `path` is unchanged. Raises UserError if an id is repeated or empty, if only some images have
+    scores, if `path` exists and is not a store, or if the store cannot be written to disk.
     """
     path = Path(path)
     check_target(path)
@@ -180,7 +182,7 @@ def write_store(
 
 
 def refuse_repeated(ids: Iterable[str], path: Path) -> None:
-    """Raise UserError if an id is repeated. path: path of the proposals, for the message."""
+    """Raise UserError if an id is repeated. path: the path of the proposals, for the message."""
     if twice := [image_id for image_id, n in Counter(ids).items() if n > 1]:
         raise UserError(
             f"{path}: {len(twice)} image id(s) occur more than once, for example '{twice[0][:100]}'. Image ids must be "
@@ -189,7 +191,7 @@ def refuse_repeated(ids: Iterable[str], path: Path) -> None:
 
 
 def check_target(path: Path) -> None:
-    """Raise UserError if `path` exists and is not a store, because it must not be replaced in this case."""
+    """Raise UserError if `path` exists and is not a store. Only stores are replaced."""
     if path.exists() and not (path / "meta.json").is_file():
         raise UserError(f"{path}: the path exists and is not a proposal store. Choose another path or move it away.")
 
@@ -199,8 +201,8 @@ def _write_boxes(
 ) -> tuple[list[tuple[bytes, int, int, int, int]], BoxCounts, bool]:
     """Write the boxes and scores of the items one by one.
 
-    Returns the id, first row, one past the last row, height and width of each image, the counts, and whether the items
-    have scores.
+    Returns a tuple (id, first row, one past the last row, height, width) for each image, the box counts, and whether
+    the items have scores.
     """
     entries, counts = [], BoxCounts()
     with (folder / "boxes.npy").open("wb") as box_file, (folder / "scores.npy").open("wb") as score_file:
@@ -236,7 +238,7 @@ def _write_boxes(
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
     """Write the header at the start of the file.
 
-    The header has padding for any number of rows, so it can be overwritten when the number is known.
+    The header has padding for any number of rows, so it can be overwritten when the number of rows is known.
     """
     file.seek(0)
     np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
@@ -260,7 +262,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise _broken(file, str(error)) from error
     if not isinstance(meta, dict):
-        raise _broken(file, "not a JSON object")
+        raise _broken(file, "the content is not a JSON object")
     for key, value in DESCRIPTION.items():
         if meta.get(key) != value:
             raise UserError(
@@ -279,17 +281,17 @@ def _map(file: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
     except Exception as error:  # numpy raises various errors for a damaged header
         raise _broken(file, str(error)) from error
     if not isinstance(array, np.memmap):
-        raise _broken(file, "not an array")
+        raise _broken(file, "the content is not an array")
     kind_fits = array.dtype.kind == "S" if dtype == "S" else array.dtype == dtype
     if not kind_fits or array.shape != shape or not array.flags.c_contiguous:
-        raise _broken(file, f"{array.dtype} of shape {array.shape}; meta.json requires {dtype} of shape {shape}")
+        raise _broken(file, f"found {array.dtype} {array.shape}, but meta.json requires {dtype} {shape}")
     return array
 
 
 def _forget(array: np.memmap, start: int, stop: int) -> None:
-    """Unmap the pages of rows that were copied. They would count as memory of each loader worker.
+    """Unmap the pages of rows that were copied. Otherwise, they would count as memory of each loader worker.
 
-    They stay in the page cache of the operating system.
+    The pages stay in the page cache of the operating system.
     """
     mapped, row = array.base, array.strides[0]
     if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):

@@ -270,10 +270,10 @@ def test_images_of_a_coco_file_are_matched_by_number_or_name() -> None:
     assert match_ids(train, ["2", "1"]) == {"train/a.jpg": 1, "train/b.jpg": 0}
     assert match_ids(train, ["b", "a.jpg"]) == {"train/a.jpg": 1, "train/b.jpg": 0}
     assert match_ids([("val/000000000139.jpg", 139)], ["139"]) == {"val/000000000139.jpg": 0}
-    with pytest.raises(UserError, match=r"'1' is the number of both 'train/a\.jpg' and 'test/c\.jpg'"):
+    with pytest.raises(UserError, match=r"'1' is the COCO id of both 'train/a\.jpg' and 'test/c\.jpg'"):
         match_ids([*train, ("test/c.jpg", 1)], ["1", "2"])
     with pytest.raises(
-        UserError, match=r"'train/2\.jpg' .* its number in the COCO file .* id '1', but its name matches '2'"
+        UserError, match=r"'train/2\.jpg' .* its id in the COCO file .* id '1', but its name matches '2'"
     ):
         match_ids([("train/2.jpg", 1), ("train/1.jpg", 2)], ["1", "2"])
 

@@ -331,7 +331,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "mixed.json": (
         lambda p: text(p, '[{"image_id": 1, "bbox": [1, 2, 3, 4]}, {"image_id": 1, "bbox": [1, 2, 3, 4], "score": 1}]'),
-        "1 error.*\n.*object 2: has a score, unlike",
+        "1 error.*\n.*object 2: the box has a score, unlike",
     ),
     "bad.csv": (
         lambda p: text(p, "\nimage,x1,y1,x2,y2\na,1,2,3,4\na,1,2,three,4\n\nb,1\n,1,2,3,4\n"),

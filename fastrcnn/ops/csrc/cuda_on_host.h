@@ -20,8 +20,8 @@ static void atomicAdd(T* at, T value) {
 
 #include "roi_pool.cu"
 
-// Launches a kernel like the CUDA driver: with a grid, a block, and an array of pointers to the arguments. Returns 1 if
-// the kernel does not exist.
+// Launches a kernel with the arguments of the CUDA driver: a grid, a block, and an array of pointers to the kernel's
+// arguments. Returns 1 if the kernel does not exist.
 extern "C" int roi_launch(const char* name, const unsigned* grid, const unsigned* block, void** a) {
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};

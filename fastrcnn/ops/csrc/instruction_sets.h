@@ -1,6 +1,6 @@
-// Includes LEVEL_FILE once for each instruction set, in the order of roi_pool_best_level. For each one, LEVEL is its
-// name, to be used as a namespace, and LANE_BYTES is the size of a register. Undefines LEVEL_FILE, so that this file
-// can be included again.
+// Includes LEVEL_FILE once for each instruction set, in the order of roi_pool_best_level. LEVEL is the name of the
+// instruction set, for use as a namespace, and LANE_BYTES is the size of its registers. Undefines LEVEL_FILE, so that
+// this file can be included again.
 
 #define LEVEL plain
 #define LANE_BYTES 16

@@ -74,7 +74,7 @@ ROI_FN void store(T* to, const T (&lane)[N]) {
 
 // --- comparison ---
 
-// A Key is compared instead of a value. Floats are their own keys. Half-precision values become integers with the same
+// Keys are compared instead of values. Floats are their own keys. Half-precision values become integers with the same
 // order, in which NaN is the largest.
 #if VALUE <= 1
 typedef int Key;

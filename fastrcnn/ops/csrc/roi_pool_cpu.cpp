@@ -53,7 +53,7 @@ static const Lanes LEVELS[][3] = {  // keys of 16, 32 and 64 bits
 
 // --- memory ---
 
-// Requests large pages for memory that is about to be written for the first time. Without them, the page faults of a
+// Requests huge pages for memory that is about to be written for the first time. Without them, the page faults of a
 // new buffer of 200 MB take several times as long as writing it.
 static void expect_writes(void* data, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
@@ -90,8 +90,8 @@ static void share_out(int64_t tasks, int threads, const Work& work) {
 
 // --- keys ---
 
-// Converts float bits to an integer of the same order. Both zeros become 0, because they are equal. NaN becomes the
-// largest integer.
+// Converts float bits to an integer. The integers have the same order as the floats. Both zeros become 0, because they
+// are equal. NaN becomes the largest integer.
 template <class Key>
 static inline Key to_key(Key bits, Key infinity) {
     const Key magnitude = (Key)(((Key)1 << (8 * sizeof(Key) - 2)) - 1 + ((Key)1 << (8 * sizeof(Key) - 2)));
@@ -269,7 +269,7 @@ static void backward(const Gradient& g, int threads) {
                     const int32_t* where = g.argmax + ((k * g.ph + i) * g.pw + j) * g.channels + begin;
                     const Real* flow = (const Real*)g.grad + k * g.stride[0] + begin * g.stride[1] + i * g.stride[2] +
                                        j * g.stride[3];
-                    for (int64_t c = 0; c < count; c += 16) {  // bins are a page apart: prefetch a later one
+                    for (int64_t c = 0; c < count; c += 16) {  // bins are a page apart, so prefetch
                         __builtin_prefetch(where + 4 * g.channels + c);
                         if (g.stride[1] == 1) __builtin_prefetch(flow + 4 * g.channels + c);
                     }
@@ -298,7 +298,7 @@ static void backward(const Gradient& g, int threads) {
 
 // --- the interface ---
 
-// Types of features: 0 float16, 1 bfloat16, 2 float32, 3 float64. Functions return 0, or 1 if memory runs out.
+// `type` is 0 for float16, 1 for bfloat16, 2 for float32, 3 for float64. Functions return 0, or 1 if memory runs out.
 extern "C" {
 
 // Returns the highest level that this processor supports: 0 plain, 1 AVX2, 2 AVX-512.

@@ -9,7 +9,7 @@
 #define LANES (LANE_BYTES / (int)sizeof(KEY))
 #define WIDTH (4 * LANES)
 #define VMAX(a, b) ((a) > (b) ? (a) : (b))
-#if defined(__clang__)  // its builtin needs constant lanes, so the optimiser has to find the shuffle
+#if defined(__clang__)  // clang's builtin needs constant lanes, so the optimiser must find the shuffle
 #define SHUFFLE(a, b, mask) JOIN(NAME, _shuffle)(a, b, mask)
 #else
 #define SHUFFLE(a, b, mask) __builtin_shuffle(a, b, mask)
@@ -70,8 +70,8 @@ static void JOIN(NAME, _pool)(const void* cells, int width, const RoiRange* rows
     }
 }
 
-// Converts float bits to integers of the same order. Both zeros become 0, because they are equal. NaN becomes the
-// largest integer.
+// Converts float bits to integers. The integers have the same order as the floats. Both zeros become 0, because they
+// are equal. NaN becomes the largest integer.
 static inline __attribute__((always_inline)) VEC JOIN(NAME, _keys)(VEC bits, KEY infinity) {
     const VEC largest = VEC{} + (KEY) ~((KEY)1 << (8 * sizeof(KEY) - 1));
     const VEC size = bits & largest, negative = bits >> (8 * (int)sizeof(KEY) - 1);
@@ -108,8 +108,8 @@ static inline __attribute__((always_inline)) void JOIN(NAME, _transpose)(VEC* ro
     }
 }
 
-// Copies a transposed square from rows of floats to [.][WIDTH] keys, or back. Rows are `stride` apart and need not be
-// aligned.
+// Converts a square of floats to keys [LANES][WIDTH], transposed, or back. The rows of floats are `stride` apart and
+// need not be aligned.
 static void JOIN(NAME, _square_in)(const KEY* floats, int64_t stride, KEY infinity, KEY* keys) {
     VEC t[LANES];
     for (int r = 0; r < LANES; r++) {

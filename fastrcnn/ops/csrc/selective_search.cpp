@@ -2,10 +2,12 @@
 // Huttenlocher (IJCV 2004). fastrcnn/proposals/kernel.py calls the plain C interface at the end of this file through
 // ctypes. This file does not depend on torch or Python.
 //
-// The results are those of OpenCV, but work that OpenCV repeats is done only once: edges are sorted once per colour
-// image instead of once per k; the segmentation that all k have in common is computed once; gradients are computed once
-// per plane, and histograms once for the parts that no k divides; and all similarities start from the same histograms.
-// Merging uses a heap of neighbours.
+// The results are the same as OpenCV's, but work that OpenCV repeats is done only once:
+//  - Edges are sorted once per colour image instead of once per k.
+//  - The segmentation that all k have in common is computed once.
+//  - Gradients are computed once per plane, and histograms once per part. A part is not divided by any k.
+//  - All similarity measures start from the same histograms.
+// Pairs of neighbours are merged in the order of a heap.
 
 #include <math.h>
 #include <stddef.h>
@@ -22,7 +24,7 @@
 
 namespace {
 
-enum { COLOUR = 1, TEXTURE = 2, SIZE = 4, FILL = 8 };  // the measures in a similarity
+enum { COLOUR = 1, TEXTURE = 2, SIZE = 4, FILL = 8 };  // the terms of a similarity measure
 
 struct Search {
     int height, width;
@@ -30,14 +32,14 @@ struct Search {
     const uint8_t* const* plane;  // [planes][height][width]
     int images;
     const int32_t* channels;  // number of channels of each colour image
-    const int32_t* channel;   // plane of each channel, image by image
+    const int32_t* channel;   // the plane of each channel of all colour images, in order
     int ks;
     const float* k;
     int taps;
     const float* kernel;  // blur kernel; symmetric
     const int32_t* min_size;  // for each k
     int groupings;
-    const int32_t* measures;
+    const int32_t* measures;  // [groupings], the similarity measures, as sums of terms
     int32_t* labels;  // [images][ks][height][width], or null
     // [planes][4][height][width], or null: the bins of four derivatives. 0 to 9 are bins of negative values, 10 to 19
     // are bins of positive values, and 20 means zero. If it is given, the search follows the code of the ICCV 2011
@@ -66,8 +68,8 @@ public:
         const size_t block, used;
     };
 
-    // To be called after each image. Replaces all blocks with one of the same total size, unless it is too large to
-    // keep.
+    // Call this after each image. Replaces several blocks with one block of the same total size, or frees all blocks if
+    // their total size exceeds KEPT.
     void settle() {
         size_t sum = 0;
         for (const Block& b : blocks) sum += b.size;
@@ -118,26 +120,27 @@ private:
     size_t block = 0, used = 0;
 };
 
-// Returns log2 in units of 1 / 65536, linear between powers of two. Sums of integers do not depend on the order.
+// Returns log2 in units of 1 / 65536, interpolated linearly between powers of two. The result is an integer, because
+// sums of integers do not depend on the order.
 inline int64_t log2_of(uint32_t v) {
     const int exponent = 31 - __builtin_clz(v);
     return ((int64_t)exponent << 16) + (int64_t)(((uint64_t)v << 16 >> exponent) - 65536);
 }
 
-// Segments, identified by their rectangles: x y width height, 16 bits each.
+// The segments that were found. A rectangle contains x, y, width and height, with 16 bits each.
 struct Found {
     struct Entry {
         uint64_t rectangle;
-        int64_t ranks;  // sum of log2_of(rank)
+        int64_t ranks;  // sum of log2_of(position)
         int64_t sizes;  // sum, in pixels
         int64_t count;
     };
     std::vector<Entry> entries;
 
-    // rank: 1 for the last segment of its hierarchy (the entire image), 2 for the one before it, and so on
-    __attribute__((noinline)) void add(int x, int y, int width, int height, int32_t rank, int32_t size) {
+    // position: 1 for the last segment of its hierarchy (the entire image), 2 for the one before it, and so on
+    __attribute__((noinline)) void add(int x, int y, int width, int height, int32_t position, int32_t size) {
         const uint64_t rectangle = (uint64_t)x << 48 | (uint64_t)y << 32 | (uint64_t)width << 16 | (uint64_t)height;
-        entries.push_back({rectangle, log2_of((uint32_t)rank), size, 1});
+        entries.push_back({rectangle, log2_of((uint32_t)position), size, 1});
     }
 
     // Sorts the rectangles and combines equal ones.
@@ -184,8 +187,8 @@ const Level LEVELS[] = {  // in the order of roi_pool_best_level
 
 extern "C" {
 
-// The version of the functions below, increased with every change. It prevents calls into a library built from other
-// sources.
+// Returns the version of the functions below, which increases with every change of their arguments. It prevents calls
+// into a library that was built from other sources.
 int selective_search_interface(void) { return 1; }
 
 // Searches an image and returns the number of distinct rectangles, or -1 if memory runs out. To get the rectangles,
@@ -211,9 +214,9 @@ int64_t selective_search(int height, int width, int planes, const uint8_t* pixel
     return (int64_t)found.entries.size();
 }
 
-// Returns the rectangles of this thread's last search. Call it only once per search. For each rectangle, in sorted
-// order: x y width height, and, over the segments with this rectangle, the mean of log2_of(rank) and the mean fraction
-// of the rectangle that they fill.
+// Writes the rectangles of this thread's last search, sorted, as x y width height. `ranks` receives the mean of
+// log2(position) over the segments with the same rectangle, and `fills` the mean fraction of the rectangle that these
+// segments cover. Call this function only once per search.
 void selective_search_take(int32_t* rectangles, double* ranks, double* fills) {
     for (const Found::Entry& e : found.entries) {
         const double area = (double)(e.rectangle >> 16 & 0xffff) * (double)(e.rectangle & 0xffff);

@@ -16,8 +16,8 @@ typedef int16_t Shorts __attribute__((vector_size(2 * LANES)));
 
 constexpr int SUMS = 16;       // partial sums of a histogram intersection, for every instruction set
 constexpr int COLOURS = 25;    // bins of a colour histogram
-constexpr int TEXTURES = 10;   // bins of a texture histogram; a plane has eight: four directions, two signs
-constexpr int CODES = 24;      // counters of a direction: 10 for negative gradients, 10 for positive ones, 1 for zero
+constexpr int TEXTURES = 10;   // bins of a texture histogram; a plane has eight, for four directions and two signs
+constexpr int CODES = 24;      // counters of a direction: 10 negative bins, 10 positive bins, 1 for zero, 3 unused
 constexpr int COUNTERS = 128;  // counters of a plane: four directions, then the colours
 
 template <class T>
@@ -37,7 +37,7 @@ inline void exchange(T& a, T& b) {
     b = c;
 }
 
-// Exchanges without a branch, because the condition is unpredictable.
+// Exchanges a and b if the condition is true. There is no branch, because the condition is unpredictable.
 inline void exchange_if(bool condition, int32_t& a, int32_t& b) {
     const int32_t difference = (a ^ b) & -(int32_t)condition;
     a ^= difference;
@@ -183,13 +183,13 @@ const Edge* sorted_edges(const Search& s, const float* const* planes, int channe
 struct Member {
     int32_t name, next;  // the member that names the set, and the next member in the circular list
     int32_t size;        // of the set in pixels, if this member names it
-    float limit;         // the largest edge weight over which the set can be joined to another
+    float limit;         // the largest weight of an edge that can join the set to another one
 };
 
 // Joins the sets named by a and b by renaming the members of b.
 inline void unite(Member* members, int32_t a, int32_t b) {
     members[b].name = a;
-    int32_t i = members[b].next;  // b itself if it is alone; most sets have one or two members and need no loop
+    int32_t i = members[b].next;  // b if it is the only member; most sets have at most two and need no loop
     members[i].name = a;
     while ((i = members[i].next) != b) members[i].name = a;
     exchange(members[a].next, members[b].next);
@@ -203,10 +203,10 @@ struct Join {
     float weight;
 };
 
-// The segments that all k have in common. Segments are joined as for the smallest k until a join is rejected. The two
-// segments of the rejected join are then final, and so are segments that would be joined with them. Up to this point, a
-// larger k joins the same pixels, because the edges are the same and its limits are higher. For each k, only the edges
-// between these atoms remain to be processed.
+// The segments that all k have in common, called atoms. Segments are joined as for the smallest k until a join is
+// rejected. The two segments of the rejected join are then final. A segment that would be joined with a final segment
+// is final too. Up to this point, a larger k joins the same pixels, because the edges are the same and its limits are
+// higher. For each k, only the edges between atoms remain to be processed.
 struct Atoms {
     int32_t count;
     int32_t* of_pixel;
@@ -312,7 +312,7 @@ int32_t segment(const Atoms& atoms, float k, int32_t min_size, Arena& arena, int
             end += apart;
         }
     }
-    for (const Join* j = refused; j < end; j++) {  // join segments that are too small to their most similar neighbour
+    for (const Join* j = refused; j < end; j++) {  // join each too small segment to its most similar neighbour
         const int32_t a = member[j->a].name, b = member[j->b].name;
         if (a != b && (member[a].size < min_size || member[b].size < min_size)) join(a, b);
     }
@@ -401,11 +401,11 @@ size_t distinct(Pair* pairs, size_t n, int32_t numbers, Arena& arena) {
 
 // --- gradients ---
 
-// The four Scharr derivatives of all planes, computed LANES planes at a time: across, down, and both again in the image
-// rotated by 45 degrees, sampled back. The code of a pixel and plane has four bytes, one for each direction: 0 to 9 is
-// the bin of a negative derivative, 10 to 19 the bin of a positive one, and 20 means zero. The bins divide the range
-// between the smallest and the largest derivative of the image. The bytes have the offsets 0, CODES, 2 CODES and 3
-// CODES.
+// The four Scharr derivatives of all planes, computed LANES planes at a time. Two are the horizontal and the vertical
+// derivative. The other two are the same derivatives of the image rotated by 45 degrees, at the original pixels. The
+// code of a pixel and plane has four bytes, one for each derivative: 0 to 9 is the bin of a negative derivative, 10 to
+// 19 is the bin of a positive one, and 20 means zero. The bins divide the range between the smallest and the largest
+// derivative of the plane. 0, CODES, 2 CODES and 3 CODES are added to the four bytes.
 struct Gradients {
     uint32_t* codes;  // [pixels][planes, padded to a multiple of LANES]
     int stride;
@@ -428,8 +428,8 @@ Rotation inverse_rotation(double degrees, double x, double y, double shift_x, do
     return {(float)a, (float)b, (float)(-a * m[2] - b * m[5]), (float)d, (float)e, (float)(-d * m[2] - e * m[5])};
 }
 
-// Conversions go through the intermediate width, because compilers split direct ones. Pixels are stored as Shorts,
-// which can be summed without a conversion.
+// Conversions go through Ints, because compilers split direct conversions into smaller vectors. Pixels are stored as
+// Shorts, which can be summed without a conversion.
 inline Floats floats(Shorts v) { return __builtin_convertvector(__builtin_convertvector(v, Ints), Floats); }
 
 inline Shorts shorts(Floats v) { return __builtin_convertvector(__builtin_convertvector(v, Ints), Shorts); }
@@ -455,7 +455,7 @@ inline Floats sampled(int h, int w, float x, float y, const Value& value) {
     return top + ay * (bottom - top);
 }
 
-inline Floats rounded(Floats v) { return (v + 12582912.0f) - 12582912.0f; }  // half to even; only below 2^22
+inline Floats rounded(Floats v) { return (v + 12582912.0f) - 12582912.0f; }  // half to even; valid only below 2^22
 
 // Computes the Scharr derivatives at the pixel `at`. `left`, `right`, `up` and `low` are the offsets of its neighbours.
 inline void scharr(const Shorts* at, ptrdiff_t left, ptrdiff_t right, ptrdiff_t up, ptrdiff_t low, Shorts* across,
@@ -496,7 +496,7 @@ struct Scale {
     Floats factor, shift;
 };
 
-// Returns the linear map from least..most to 0..255. If both are equal, it is NaN, which is treated as 0.
+// Returns the linear map from least..most to 0..255. If both are equal, its results are NaN, which is treated as 0.
 inline Scale scale_to_bytes(Floats least, Floats most) {
     Scale s;
     for (int i = 0; i < LANES; i++) {
@@ -607,7 +607,7 @@ Gradients gradients_of(const Search& s, Arena& arena) {
     return out;
 }
 
-// Returns the gradients if the bins of the derivatives are given.
+// Returns the gradients for the given bins of the derivatives, s.texture.
 Gradients gradients_given(const Search& s, Arena& arena) {
     const size_t n = (size_t)s.height * s.width;
     Gradients out;
@@ -641,7 +641,7 @@ struct Start {
     int colour_bins, bins;
 };
 
-// Counts the histograms of the parts of a colour image: COUNTERS numbers for each channel.
+// Counts the histograms of the parts of a colour image. A part has COUNTERS counters for each channel.
 uint32_t* counted(const Search& s, const Gradients& gradients, const int32_t* channel, int channels,
                   const int32_t* part_of_pixel, int32_t parts, Arena& arena) {
     const size_t n = (size_t)s.height * s.width, stride = (size_t)channels * COUNTERS;
@@ -723,21 +723,22 @@ inline void mix(const float* a, int32_t size_a, const float* b, int32_t size_b, 
 
 struct Candidate {
     uint64_t key;   // upper half: bits of the similarity; lower half: the newer segment
-    int32_t other;  // the older one
+    int32_t other;  // the older segment
 };
 
 inline bool before(const Candidate& a, const Candidate& b) {
     return (a.key > b.key) | ((a.key == b.key) & (a.other > b.other));
 }
 
-// Puts `moved` at position i of a heap or above it, at most at `top`.
+// Inserts `moved` at position i of a heap, or above it, but not above `top`.
 inline void sift_up(Candidate* heap, size_t i, size_t top, Candidate moved) {
     for (; i > top && before(moved, heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
     heap[i] = moved;
 }
 
-// Puts `moved` at position i of a heap of n or below it. The better child moves up at every level down to a leaf, and
-// then `moved`, which usually belongs near a leaf, moves up from there. The only remaining branch is easy to predict.
+// Inserts `moved` at position i of a heap of n, or below it. The better child moves up at every level down to a leaf,
+// and then `moved`, which usually belongs near a leaf, moves up from there. The only remaining branch is easy to
+// predict.
 void sift_down(Candidate* heap, size_t i, size_t n, Candidate moved) {
     const size_t top = i;
     for (size_t child; (child = 2 * i + 2) < n; i = child) {
@@ -804,7 +805,7 @@ void group(const Search& s, const Start& start, int measures, const float* colou
         memcpy(&bits, &alike, 4);
         return Candidate{(uint64_t)bits << 32 | (uint32_t)newer, older};
     };
-    auto add = [&](int32_t i) {  // n connected segments give n - 1 merged ones
+    auto add = [&](int32_t i) {  // n connected segments are merged n - 1 times
         found.add(box[i].x1, box[i].y1, box[i].x2 - box[i].x1, box[i].y2 - box[i].y1, 2 * n - 1 - i, size[i]);
     };
     for (int32_t i = 0; i < n; i++) {

@@ -22,8 +22,8 @@ class Content:
     format: description of the format, for messages.
     convention: the meaning of the four numbers of a box.
     ids: image ids in file order; "" if neither the file nor its name contains the id.
-    boxes: function that returns the numbers (P, 4), unchanged from the file, and the scores of image ids[index]. Raises
-        UserError with the file and image if the numbers are invalid.
+    boxes: a function of an index. It returns the numbers (P, 4), unchanged from the file, and the scores of the image
+        ids[index]. It raises UserError with the file and image if the numbers are invalid.
     named: whether the file contains the ids. If it does, the user cannot give other ids.
     """
 
@@ -36,7 +36,7 @@ class Content:
 
     @property
     def path(self) -> Path:
-        """The file name for messages."""
+        """The path for messages."""
         return self.paths[0]
 
     def half_open(self, index: int) -> Pair:
@@ -46,10 +46,10 @@ class Content:
 
 
 def as_boxes(value: object, where: str, columns: tuple[int, ...] = (4,)) -> Pair:
-    """Convert an array, or a list of rows, to boxes and to scores if there is a fifth column.
+    """Convert an array or a list of rows to boxes. A fifth column contains scores.
 
-    columns: the allowed numbers of columns. An empty value has no boxes. Raises UserError, with a message that starts
-    with `where`, if the value is anything else.
+    where: the file and image, for messages. columns: the allowed numbers of columns. An empty value has no boxes.
+    Raises UserError for any other value.
     """
     wanted = f"expected numbers of shape {' or '.join(f'(P, {n})' for n in columns)}"
     if isinstance(value, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in value):

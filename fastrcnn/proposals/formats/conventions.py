@@ -9,7 +9,7 @@ import numpy as np
 
 from fastrcnn.errors import UserError, nearest
 
-# Positions of x y x y, or x y width height, among the four numbers. Each permutation is its own inverse.
+# Positions of x1 y1 x2 y2, or of x y width height, among the four numbers. Each permutation is its own inverse.
 ORDERS = {"xyxy": (0, 1, 2, 3), "yxyx": (1, 0, 3, 2), "xxyy": (0, 2, 1, 3), "xywh": (0, 1, 2, 3), "yxhw": (1, 0, 3, 2)}
 
 

@@ -25,7 +25,7 @@ STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8"
 MATRIX, COMPRESSED, UTF8, UTF16 = 14, 15, 16, 17
 CELL, CHARACTERS = 1, 4  # array classes; classes 6 to 15 are numeric
 UNREAD = {2: "a struct", 3: "an object", 5: "a sparse matrix"}
-EXPANSION, LEAST = 64, 1 << 20  # boxes compress to 1/3 to 1/20 of their size; a higher ratio is an attack
+EXPANSION, LEAST = 64, 1 << 20  # boxes compress by a factor of 3 to 20; more than EXPANSION is an attack
 
 
 class Text(list[str]):
@@ -33,7 +33,7 @@ class Text(list[str]):
 
 
 class Cells(list[Callable[[], "Value"]]):
-    """A cell array in column-major order: functions that unpack its values."""
+    """A cell array in column-major order. Each element is a function that unpacks a cell."""
 
 
 # A variable of a MATLAB file. An array has the shape that MATLAB shows; a str names an unsupported type.
@@ -60,7 +60,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_mat5(path: Path, names: Collection[str]) -> dict[str, Value]:
-    """Read those of the named variables that are in the file."""
+    """Read the variables in `names` that are in the file."""
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     order = "<" if bytes(data[126:128]) == b"IM" else ">"
@@ -81,7 +81,10 @@ def read_mat5(path: Path, names: Collection[str]) -> dict[str, Value]:
 
 
 def _element(data: memoryview, order: str, at: int = 0, padded: bool = True) -> tuple[int, memoryview, int]:
-    """Return the type and bytes of the element at offset `at`, and the offset of the next element."""
+    """Return the type and bytes of the element at offset `at`, and the offset of the next element.
+
+    order: the byte order, "<" or ">". padded: whether the element is padded to a multiple of eight bytes.
+    """
     first, size = struct.unpack_from(f"{order}II", data, at)
     if first >> 16:  # a small element: size, type and up to four bytes of data in eight bytes
         if first >> 16 > 4:

@@ -1,7 +1,8 @@
-"""Read MATLAB files of version 7.3, which are HDF5: arrays are transposed, cells are references, text is numbers.
+"""Read MATLAB files of version 7.3, which are HDF5 files.
 
-HDF5 has many features that MATLAB does not use, such as data in other files, filters from plug-ins, and arrays without
-stored data. Files that use these features are refused before any data is read.
+In these files, arrays are transposed, cells are HDF5 references, and text is stored as character codes. HDF5 has many
+features that MATLAB does not use, such as data in other files, filters from plug-ins, and arrays without stored data.
+Files that use these features are refused before any data is read.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ DEFLATE, SHUFFLE, CHECKSUM = 1, 2, 3  # HDF5 ids of the allowed filters
 
 
 def read_mat73(path: Path, names: Collection[str]) -> dict[str, Value]:
-    """Read those of the named variables that are in the file. Raises UserError if h5py is not installed."""
+    """Read the variables in `names` that are in the file. Raises UserError if h5py is not installed."""
     try:
         import h5py
     except ImportError as error:
@@ -52,7 +53,7 @@ def _value(file: Any, key: Any, file_size: int) -> Value:
     if _attribute(data, "MATLAB_class") != b"char":
         return content
     if content.size and (content.dtype.kind != "u" or content.ndim != 2):
-        raise ValueError("a character array that contains no text")
+        raise ValueError("a character array with an invalid type or shape")
     return Text(row.astype("<u2").tobytes().decode("utf-16-le") for row in content)
 
 
@@ -68,7 +69,7 @@ def _attribute(data: Any, name: str) -> Any:
 
 
 def _content(data: Any, file_size: int) -> np.ndarray:
-    """Return the array as stored in the file. Raises ValueError if it is too large for the file or stored elsewhere."""
+    """Return the array as stored. Raises ValueError if it is too large for the file or stored in another file."""
     import h5py
 
     made, limit = data.id.get_create_plist(), most_bytes(file_size)

@@ -27,9 +27,9 @@ class Variables:
     """The variables of a file.
 
     format: description of the format, for messages.
-    name: the variable name of `boxes`.
+    name: the name of the variable that contains the boxes.
     boxes: the boxes of one image, or of many images as Cells.
-    images: the image ids.
+    scores, images: the scores and the image ids, or None if the file does not contain them.
     """
 
     format: str
@@ -84,7 +84,7 @@ def read_folder(path: Path, files: list[Path]) -> Content:
     """Read the proposals from a folder of per-image MATLAB files.
 
     The image id is the file name without suffix and without `_boxes`. All files must have the format of the first file,
-    which is checked when a file is read.
+    which is checked when each file is read.
     """
     first = _variables(files[0])
     if isinstance(first.boxes, Cells):
@@ -120,7 +120,7 @@ def _variables(path: Path) -> Variables:
         with path.open("rb") as file:
             head = file.read(2048)
         if not is_mat(head):
-            raise ValueError("neither version 5 nor 7.3 of the MATLAB format")
+            raise ValueError("not a MATLAB file of version 5 to 7 or 7.3")
         found = (read_mat73 if is_hdf5(head) else read_mat5)(path, NAMES)
     scores, images = found.get("bboxes_scores", found.get("scores")), found.get("images")
     name = next((name for name in ("bbs", "bboxes", "boxes") if name in found), None)

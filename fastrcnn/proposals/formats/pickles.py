@@ -1,19 +1,19 @@
 """Read proposals that Detectron, detectron2 and mmdetection pickled. All coordinates are zero-based.
 
-Detectron: a dictionary with `boxes`, `scores` and `indexes`. PCL and wetectron use the same files. Boxes are inclusive
-(the width is x2 - x1 + 1): tools/convert_selective_search.py only subtracts 1 from MATLAB's inclusive boxes, and
-utils/boxes.py agrees. generate_rpn_on_dataset in core/test_engine.py writes `ids` instead of `indexes`; _add_proposals
-in datasets/json_dataset.py reads both.
+Detectron: a dictionary with `boxes`, `scores` and `indexes`. PCL and wetectron use the same format. Boxes are inclusive
+(the width is x2 - x1 + 1), because tools/convert_selective_search.py only subtracts 1 from MATLAB's inclusive boxes.
+utils/boxes.py computes widths in the same way. generate_rpn_on_dataset in core/test_engine.py writes `ids` instead of
+`indexes`; _add_proposals in datasets/json_dataset.py reads both.
 
 detectron2: a dictionary with `ids`, `boxes`, `objectness_logits` and `bbox_mode` (0 for corners, 1 for a corner and a
 size), written by evaluation/coco_evaluation.py. Boxes are half-open (the width is x2 - x1).
 load_proposals_into_dataset in data/build.py only renames the keys of Detectron's files, so detectron2 reads their boxes
 one pixel too narrow. This reader reads them correctly.
 
-mmdetection 2, `tools/test.py --out` of an RPN: a list of arrays (P, 5), one per image in annotation order, without ids.
-mmdetection 3, evaluation/metrics/dump_proposals_metric.py: a dictionary from FOLDER/NAME.jpg to an InstanceData with
-`bboxes` and `scores`. Boxes are half-open in both. The lists of mmdetection 1 have the same structure, but inclusive
-boxes.
+mmdetection 2 (`tools/test.py --out` of an RPN): a list of arrays (P, 5), one per image in annotation order, without
+image ids. mmdetection 3 (evaluation/metrics/dump_proposals_metric.py): a dictionary from FOLDER/NAME.jpg to an
+InstanceData with `bboxes` and `scores`. Boxes are half-open in both versions. The lists of mmdetection 1 have the same
+structure, but inclusive boxes.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def _one_each(path: Path, name: str, found: object, count: int) -> list | tuple:
     if isinstance(found, (list, tuple)) and len(found) == count:
         return found
     has = f"has {len(found)}" if isinstance(found, (list, tuple)) else f"is of type {type(found).__name__}"
-    raise UserError(f"{path}: `{name}` must be a list of {count} arrays, one for each id, but {has}.")
+    raise UserError(f"{path}: `{name}` must be a list of {count} arrays, one for each id, but it {has}.")
 
 
 def _mmdetection(path: Path, kind: str, ids: list[str], items: Sequence[object]) -> Content:
@@ -127,7 +127,7 @@ def _image_id(key: str) -> str:
 
 
 def _array(shape: object, dtype: object, fortran: object, data: Any) -> np.ndarray:
-    """Create an array view of bytes in the pickle. Raises RefusedError if the declared shape and type do not fit."""
+    """Create an array view of bytes in the pickle. Raises RefusedError if its shape or dtype is invalid."""
     if not isinstance(dtype, np.dtype) or isinstance(data, list):
         raise RefusedError("an array of objects or an array without a dtype")
     if isinstance(data, str):  # a Python 2 string
@@ -149,7 +149,7 @@ def _dtype(text: object, state: Any) -> np.dtype:
 
 
 def _encode(text: str, codec: str) -> bytes:
-    """Decode bytes as pickle protocol 2 stores them."""
+    """Convert text to bytes. Python 3 stores bytes in this way in pickles of protocol 2."""
     if codec not in ("latin1", "latin-1", "iso-8859-1"):
         raise RefusedError("bytes in an encoding other than latin1")
     return text.encode("latin1")

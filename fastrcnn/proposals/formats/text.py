@@ -19,13 +19,13 @@ from fastrcnn.proposals.formats.conventions import CONVENTIONS, HALF_OPEN, Conve
 IDS = ("image_id", "image", "id")
 CORNERS, SIZED = ("x1", "y1", "x2", "y2"), ("x", "y", "w", "h")
 SEPARATORS = (",", ";", "\t")
-MOST = 10  # number of errors shown
+MOST = 10  # maximum number of errors in a message
 NO_ID = "`image_id` must be a string or an integer"
 TAKEN = object()  # replaces a JSON object whose box was stored
 
 
 class _Rows:
-    """The boxes read so far, by image, with eight bytes per number; and messages about invalid boxes."""
+    """The boxes that were read, by image, in eight bytes per number, and messages about invalid boxes."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, array[float]] = {}
@@ -33,10 +33,13 @@ class _Rows:
         self.errors: list[str] = []
 
     def add(self, image_id: str, numbers: list[float]) -> None:
-        """Add a box. numbers: the four numbers of the box, and optionally its score. Raises ValueError."""
+        """Add a box. numbers: the four numbers of the box, and optionally its score.
+
+        Raises ValueError if the id is empty, or if some boxes have a score and others do not.
+        """
         self.columns = self.columns or len(numbers)
         if len(numbers) != self.columns:
-            has = "has a score" if len(numbers) == 5 else "has no score"
+            has = "the box has a score" if len(numbers) == 5 else "the box has no score"
             raise ValueError(f"{has}, unlike the boxes before it; either all boxes or none must have a score")
         if not image_id:
             raise ValueError("the image id is empty")
@@ -56,7 +59,7 @@ class _Rows:
 
 
 def csv_columns(line: str) -> tuple[str, dict[str, int]] | None:
-    """Return the separator and the indices of the known columns, or None if `line` is no header of a proposal file."""
+    """Return the separator and the indices of the known columns, or None if `line` is not a header."""
     for separator in SEPARATORS:
         names = [name.strip().strip('"').lower() for name in line.strip().split(separator)]
         places = {name: names.index(name) for name in (*CORNERS, *SIZED, "score") if name in names}
@@ -69,7 +72,8 @@ def csv_columns(line: str) -> tuple[str, dict[str, int]] | None:
 def read_csv(path: Path) -> Content:
     """Read a CSV file with one box per line. Coordinates are zero-based.
 
-    Columns in any order: image_id (or image, id); x1, y1, x2, y2 (half-open) or x, y, w, h; optionally score.
+    The columns, in any order, are image_id (or image or id), either x1, y1, x2, y2 (half-open) or x, y, w, h, and
+    optionally score.
     Raises UserError with the numbers of all invalid lines.
     """
     rows = _Rows()
@@ -100,7 +104,7 @@ def read_csv(path: Path) -> Content:
 
 
 def _parse_line(fields: list[str], places: dict[str, int], wanted: list[str]) -> tuple[str, list[float]]:
-    """Return the image id and the numbers of the columns `wanted`. Raises ValueError."""
+    """Return the image id and the numbers in the columns `wanted`. Raises ValueError if the line is invalid."""
     if len(fields) <= max(places[name] for name in (*wanted, "id")):
         raise ValueError(f"the line has {len(fields)} field(s), fewer than the header")
     numbers = []
@@ -147,7 +151,10 @@ def read_json(path: Path) -> Content:
 
 
 def _parse_object(item: dict[str, Any]) -> tuple[str, list[float]]:
-    """Return the image id, and the numbers of the box followed by its score if it has one. Raises ValueError."""
+    """Return the image id, and the four numbers of the box followed by its score, if any.
+
+    Raises ValueError if a field is missing or invalid.
+    """
     image_id, box, score = (item.get(key) for key in ("image_id", "bbox", "score"))
     if type(image_id) not in (str, int) or (type(image_id) is int and abs(image_id) >= 1 << 63):
         raise ValueError(NO_ID)
