@@ -16,7 +16,7 @@ Read = Callable[Concatenate[Path, P], T]
 
 
 def read_once(most: int, fresh: int = FRESH) -> Callable[[Read[P, T]], Read[P, T]]:
-    """Decorate a function of a path to cache its last `most` results until the file's date or size changes.
+    """Decorate a function of a path to cache its last `most` results until the file's modification time or size changes.
 
     fresh: nanoseconds after a change during which the result is not cached.
     """
