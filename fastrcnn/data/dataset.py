@@ -103,7 +103,7 @@ class DetectionDataset(Dataset):
         return examples
 
     def picture(self, index: int) -> np.ndarray:
-        """Read the original image (H, W, 3). Raises UserError if it cannot be read or does not have the sample's size."""
+        """Read the original image (H, W, 3). Raises UserError if it cannot be read or has the wrong size."""
         cv2.setNumThreads(0)  # the workers already use all cores
         return read_sample(self.samples[index])
 

@@ -156,7 +156,7 @@ def _annotation(filename: str, size: tuple[int, int], objects: list[DrawnObject]
 
 
 def draw_picture(seed: int, number: int, size: tuple[int, int]) -> tuple[np.ndarray, list[DrawnObject]]:
-    """Draw image `number` of the data set. Return its pixels (H, W, 3) uint8 BGR, and its objects from back to front."""
+    """Draw image `number` of the data set. Return the pixels (H, W, 3) uint8 BGR and the objects from back to front."""
     rng = np.random.default_rng([seed, number])
     canvas = _background(rng, *size)
     placed: list[_Placed] = []

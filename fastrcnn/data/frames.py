@@ -24,8 +24,8 @@ DONE = {
     "turned": "are rotated upright according to their EXIF orientation",
     "either_way": "have an EXIF orientation but are used as stored, because the size in their annotation fits both the "
     "stored and the upright image",
-    "as_stored": "have an EXIF orientation but are used as stored, because the size in their annotation fits the stored "
-    "image",
+    "as_stored": "have an EXIF orientation but are used as stored, because the size in their annotation fits the "
+    "stored image",
 }
 Look = tuple[Path, Stored, int]  # an image's file, its properties, and the orientation to apply
 Size = tuple[int, int]  # width and height
@@ -48,7 +48,7 @@ def disagreement(stored: Stored, size: Size) -> str:
     upright = f" (upright: {_pixels(stored.upright)})" if stored.upright != stored.size else ""
     swapped = " Width and height are swapped, but the image has no EXIF orientation that swaps them."
     end = swapped if stored.size == size[::-1] else ""
-    return f"the image has {_pixels(stored.size)} pixels{upright}, but its annotation has the size {_pixels(size)}.{end}"
+    return f"the image has {_pixels(stored.size)} pixels{upright}, but its annotation has size {_pixels(size)}.{end}"
 
 
 def _pixels(size: Size) -> str:
@@ -71,7 +71,7 @@ def look_at(samples: Sequence[Sample], rotated_only: bool = False) -> tuple[list
     """Check that the image of each sample is complete and has the sample's size, as stored or upright.
 
     Returns the valid samples with the size and the orientation of their image, the properties of their files, and an
-    error message for each of the other samples. The image of a sample of width 0 can have any size, and is used upright.
+    error message for each of the other samples. The image of a sample of width 0 can have any size and is used upright.
 
     rotated_only: check the size only of images that have an EXIF orientation.
     """
@@ -114,7 +114,7 @@ def read_sample(sample: Sample) -> np.ndarray:
 
 
 def image_notes(looks: Sequence[Look]) -> list[Problem]:
-    """Return a note for each kind of conversion (rotation, 16 bits), with the number of images and the first of them."""
+    """Return a note for each kind of conversion (rotation, 16 bits), with the number of images and the first image."""
     groups: dict[str, list[Look]] = {kind: [] for kind in DONE}
     for look in looks:
         _, stored, turn = look

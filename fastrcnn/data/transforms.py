@@ -102,8 +102,8 @@ def part_with_objects(
 
     boxes: (G, 4), the objects. width, height: size of the image.
     numbers: 5 random numbers from 0 to 1 that select the object, the size of the crop and its position. Each side of
-    the crop is at least LEAST_PART of the image's side. If a crop would cut through an object, it is enlarged to contain
-    the object.
+    the crop is at least LEAST_PART of the image's side. A crop that would cut through an object is enlarged until it
+    contains the object.
     """
     if not len(boxes):
         return None

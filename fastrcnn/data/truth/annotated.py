@@ -176,7 +176,7 @@ def to_samples(
 def _unknown(
     unknown: dict[str, list[AnnotatedObject]], classes: Sequence[str], leave_out_others: bool
 ) -> Iterator[Problem]:
-    """Report objects of other classes in a single note if `leave_out_others` is set, otherwise in one error per class."""
+    """Report objects of other classes in a single note if `leave_out_others` is set, or in one error per class."""
     if unknown and leave_out_others:
         most = sorted(unknown.items(), key=lambda item: -len(item[1]))[:10]
         others = ", ".join(f"{name} ({len(objects)})" for name, objects in most)
