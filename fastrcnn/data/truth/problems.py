@@ -57,7 +57,7 @@ NOTES = {
         "No action needed if this is intended. Otherwise name the file or split in data.train or data.test.",
     ),
     "lone": ("Images without annotation", "Annotate them. For images without objects, add empty annotations."),
-    "leak": ("Training and test data overlap", "Remove the image from one of the splits."),
+    "leak": ("Training and test data overlap", "Keep each image in only one of the splits."),
     "copies": ("Duplicate images", "Keep only one of them, unless this is intended."),
     "zero_based": (
         "Boxes look zero-based",
@@ -106,7 +106,10 @@ NOTES = {
         "If the numbers of bits differ, convert the images to the same number, or add an sBIT chunk to PNG files.",
     ),
     "small_boxes": ("Boxes smaller than a cell of the feature map", "Increase data.short_sides and data.long_side."),
-    "missed": ("Objects without a proposal", "These objects are unlikely to be detected. See docs/proposals.md."),
+    "missed": (
+        "Objects without an overlapping proposal",
+        "These objects are unlikely to be detected. See docs/proposals.md.",
+    ),
     "zero_proposals": ("Images with an empty list of proposals", "Training uses only their ground-truth boxes."),
     "foreign_proposals": ("Proposals for images that are not in the splits", "No action needed: they are not used."),
     "dropped_proposals": (
