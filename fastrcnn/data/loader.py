@@ -65,7 +65,7 @@ def with_pixels(batch: Batch) -> Batch:
 
 
 def pad(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack images or feature maps (C, H_i, W_i), padded with 0 at the right and bottom, and their sizes (N, 2)."""
+    """Stack images or feature maps (C, H_i, W_i), padded with 0 at the right and bottom. Also return sizes (N, 2)."""
     sizes = torch.tensor([image.shape[1:] for image in images], device="cpu")
     shape = len(images), len(images[0]), *sizes.amax(dim=0).tolist()
     padded = torch.zeros(shape, dtype=images[0].dtype, device="cpu")

@@ -98,7 +98,7 @@ def seen_in(view: View, boxes: np.ndarray) -> np.ndarray:
 def part_with_objects(
     boxes: np.ndarray, width: int, height: int, numbers: np.ndarray
 ) -> tuple[int, int, int, int] | None:
-    """Return a crop x1 y1 x2 y2 with at least one object that cuts through no object, or None for the entire image.
+    """Return a crop x1 y1 x2 y2 that contains an object and cuts through none, or None for the entire image.
 
     boxes: (G, 4), the objects. width, height: size of the image.
     numbers: 5 random numbers from 0 to 1 that select the object, the size of the crop and its position. Each side of

@@ -31,8 +31,8 @@ class AnnotatedObject:
     fault: str = ""  # error of the box, empty if it is valid
     listed: bool = True  # whether its file defines the class
     unit: str = "object"  # the format's term for an object, for messages
-    size: tuple[float, float] | None = None  # width and height as annotated, only from a COCO file
-    area: float | None = None  # as annotated, only from a COCO file
+    size: tuple[float, float] | None = None  # width and height, only from a COCO file
+    area: float | None = None  # in pixels, only from a COCO file
 
     def problem(self, kind: str, what: str, name: str | None = None) -> Problem:
         return Problem(kind, str(self.file), what, None, self.number, name, self.unit)

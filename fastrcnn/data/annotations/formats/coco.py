@@ -1,7 +1,7 @@
 """Reader of the COCO annotations of each image. `coco_file.py` reads the file.
 
-Boxes in the file are x, y, width, height, in zero-based pixels, and can be fractional. They become (x, y, x + width,
-y + height). Segmentations and keypoints are not read.
+Boxes in the file are x, y, width, height in zero-based pixels, which can be fractional. They are converted to (x, y,
+x + width, y + height). Segmentations and keypoints are not read.
 """
 
 from __future__ import annotations

@@ -76,7 +76,9 @@ def _read(image_id: str, image: ListedImage, home: Path, need_pictures: bool) ->
         return replace(found, problems=(Problem(kind, str(file), what),))
 
     if not image.path.is_file() and (need_pictures or image.size is None):
-        where = "The file's folder, the data set's folder, and `images` and similar folders in both were searched."
+        where = (
+            "The search covered that file's folder, the data set's folder, and `images` and similar folders in both."
+        )
         return refused("missing_picture", image.path, f"no such image. It is named in {image.annotation}. {where}")
     for file in (image.path, image.annotation):
         if not file.resolve().is_relative_to(home):

@@ -154,7 +154,8 @@ def _read_rows(path: Path) -> dict[str, _Image] | None:
         image = images.setdefault(written, _Image(written, size, split, []))
         if (image.size, image.split) != (size, split):
             raise UserError(
-                f"{path}, line {number}: the size or split of image {written} differs from that in line {image.rows[0].number}."
+                f"{path}, line {number}: the size or split of image {written} differs from that in line "
+                f"{image.rows[0].number}."
             )
         image.rows.append(_Row(number, cells[columns["class"]], corners))
     return images
@@ -183,7 +184,7 @@ def _objects(path: Path, rows: Sequence[_Row], size: Size) -> tuple[list[Annotat
             continue
         x1, y1, x2, y2 = values
         if min(size) > 10 and all(0 <= v <= 1 for v in values):
-            what = f"the box {shown} looks normalised to 0..1, but must be in pixels. Multiply x and y by the image's size."
+            what = f"the box {shown} looks normalised to 0..1, but must be in pixels. Multiply it by the image size."
             problems.append(Problem("normalised", str(path), what, line=row.number))
             continue
         fault = "is inverted: xmax < xmin or ymax < ymin." if x2 < x1 or y2 < y1 else ""

@@ -137,7 +137,7 @@ def find_images(root: Path, image_id: str) -> list[Path]:
 
 
 def named_image(root: Path, image_id: str) -> list[Path]:
-    """Find the image in the folder of images that <filename> of an annotation names.
+    """Find the image that <filename> of an annotation names, in the data set's folder of images.
 
     The result is empty if the image does not exist, or if another annotation has the image's name.
     """
@@ -224,14 +224,12 @@ def missing_image(root: Path, image_id: str) -> str:
         names = _list(picture_folder(place) / PurePosixPath(rest).parent).names.get(nfc(path.name), ())
         others = sorted({Path(n).suffix.lower() for n in names} - {".xml", ".txt", ".json", ""})
         if others:
-            return (
-                f"no such image ({read}). Found {rest} with the unsupported suffix {' and '.join(others)}. Convert it."
-            )
+            return f"no such image ({read}). The suffix {' and '.join(others)} is not supported. Convert the file."
     return f"no such image ({read})."
 
 
 def where_files_are(root: Path) -> str:
-    """Return a message with the location of most images and XML files, or an empty string if there are none."""
+    """Return a message with the location of most images and XML files, or an empty string if either are missing."""
     found = []
     for suffixes in (IMAGE_SUFFIXES, (".xml",)):
         files = sorted(path for _, path in _all_files(root, suffixes))
@@ -269,7 +267,7 @@ def read_split(root: Path, split: str) -> list[str]:
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         if not root.is_dir():
-            raise UserError(f"data.root={root}: no such folder.")
+            raise UserError(f"{root}: no such folder. Check data.root and the names of the splits.")
         present = split_lists(root)
         there = f"Available lists: {', '.join(present[:20])}." if present else f"{path.parent} contains no lists."
         whole = sorted(whole_lists(root), key=lambda name: ORDER.index(SPLIT_NAMES.get(name.casefold(), "val")))

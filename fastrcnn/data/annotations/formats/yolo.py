@@ -111,7 +111,9 @@ def _described(folder: Path) -> _Head | None:
         if len(usual) != 1:
             names = ", ".join(head.path.name for head in found)
             first = found[0].path
-            raise UserError(f"{folder}: several data set descriptions, {names}. Choose one with data.root={first}.")
+            raise UserError(
+                f"{folder}: found several data set descriptions ({names}). Choose one with data.root={first}."
+            )
         found = usual
     return found[0] if found else None
 
@@ -198,7 +200,7 @@ def _read_names(path: Path) -> list[str]:
 
 
 def _names_alone(folder: Path) -> _Head | None:
-    """Read the class names of a folder without a data set description. Return None without names and labels."""
+    """Read the class names of a folder without a data set description. Return None if there are no names and labels."""
     levels = ("", "*/", "*/*/")  # LabelImg writes classes.txt next to the labels, such as in labels/train
     files = [file for level in levels for name in NAME_FILES for file in sorted(folder.glob(f"{level}{name}"))]
     files = files or [file for level in levels for file in sorted(folder.glob(f"{level}*.names"))]
@@ -302,7 +304,7 @@ def _notes(folder: Path, images: dict[str, ListedImage], bare: Sequence[ListedIm
     """Return notes about images without label files (`bare`), and about label files without images."""
     notes = []
     if bare:
-        what = f"{len(bare)} of {len(images)} images have no label file. These are used as images without objects."
+        what = f"{len(bare)} of {len(images)} images have no label file and are used as images without objects."
         notes.append(Problem("unlabelled", str(bare[0].path), what))
     used = {image.annotation for image in images.values()}
     parents = dict.fromkeys(path.parent for path in used)
