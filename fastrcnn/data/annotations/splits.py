@@ -137,7 +137,7 @@ def folder_of(root: Path) -> Path:
 
 
 def _only_list(source: Path) -> str | None:
-    """Return the only split list of a folder if it has no usual name, as CVAT's `default`. Otherwise return None."""
+    """Return the only split list of a folder if its name is not known, such as CVAT's `default`, or None."""
     lists = whole_lists(source)
     return lists[0] if len(lists) == 1 and lists[0].casefold() not in SPLIT_NAMES else None
 
@@ -246,7 +246,7 @@ def source_problems(source: Path, root: Path | None = None) -> list[Problem]:
 
 
 def explain_missing(problems: Sequence[Problem], source: Path, root: Path, images: int) -> list[Problem]:
-    """Return the problems. If nearly all images or annotations are missing, add where they were found."""
+    """Return the problems. If nearly all images or annotations are missing, add where such files were found."""
     for kind in ("missing_picture", "missing_annotation"):
         missing = [p for p in problems if p.kind == kind]
         if not nearly_all(len(missing), images):

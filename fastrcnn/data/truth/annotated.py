@@ -164,7 +164,7 @@ def to_samples(
                     group += [o] * out
         samples.append(_sample(image, kept, label_of))
     for kind, group, what in (
-        ("zero_based", at_zero, "start at coordinate 0, but the first pixel has coordinate 1 in VOC"),
+        ("zero_based", at_zero, "start at 0, but the first pixel is 1 in VOC"),
         ("clipped", clipped, "that extend beyond the image by at most one pixel are clipped"),
     ):
         if group:
