@@ -1,4 +1,4 @@
-"""Load images with their boxes and proposals, one image at a time. Runs in the loader's workers."""
+"""Load images with their boxes and proposals, one image at a time. This code runs in the loader's workers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ Unneeded = Callable[[Sample, View], bool]
 
 @dataclass(frozen=True)
 class Example:
-    """One image with its boxes, ready to be collated into a Batch. Boxes are in pixels of the image before scaling."""
+    """A view of an image with its boxes. `collate` combines several examples into a Batch.
+
+    Boxes are in pixels of the cropped and flipped image, before scaling.
+    """
 
     image: np.ndarray | None  # (H, W, 3) uint8 RGB; None if the pixels are not needed
     proposals: np.ndarray  # (P, 4) float32
     boxes: np.ndarray  # (G, 4) float32
     labels: np.ndarray  # (G,) int64
-    scale: float
+    scale: float  # pixels of the scaled image per pixel of the original
     sample: Sample
     view: View
 
@@ -37,11 +40,11 @@ class DetectionDataset(Dataset):
 
     samples: Sequence[Sample]
     proposals: Proposals
-    augmentation: Augmentation  # scales and random changes
+    augmentation: Augmentation  # image sizes and random changes
     # Random numbers depend only on the seed, the epoch and the index, so the number of workers does not change them.
     seed: int = 0
-    max_proposals: int | None = None  # use only the best max_proposals of each image; None uses all
-    unneeded: Unneeded | None = None  # returns True for views that are needed without pixels; their images are not read
+    max_proposals: int | None = None  # use only the first max_proposals of each image; None uses all
+    unneeded: Unneeded | None = None  # returns True for views whose pixels are not needed; they are not read
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -59,13 +62,13 @@ class DetectionDataset(Dataset):
         return to_tensor(self.proposal_boxes(index)), to_tensor(sample.training_boxes), torch.from_numpy(sample.labels)
 
     def view(self, epoch: int, index: int) -> View:
-        """Return the random view of an image for an epoch."""
+        """Return the random view of the image `index` in an epoch."""
         sample = self.samples[index]
         rng = np.random.default_rng((self.seed, epoch, index))
         return self.augmentation.view(rng, sample.training_boxes, sample.width, sample.height)
 
     def views(self, epochs: range) -> list[tuple[int, View]]:
-        """Return the distinct (index, view) pairs of all images in the epochs, in the order of their first use."""
+        """Return the distinct (index, view) pairs of all images in these epochs, in the order of their first use."""
         ways = len(set(self.augmentation.short_sides)) * 2 ** sum(
             (self.augmentation.flip, self.augmentation.flip_vertical, self.augmentation.transpose)
         )
@@ -77,11 +80,14 @@ class DetectionDataset(Dataset):
         return list(found)
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
-        """Return the augmented image for `key`, an (epoch, index) pair. Raises UserError: see `picture`."""
+        """Return the Example for `key`, an (epoch, index) pair. Raises UserError if the image cannot be read."""
         return self.examples(key[1], [self.view(*key)])[0]
 
     def examples(self, index: int, views: Sequence[View]) -> list[Example]:
-        """Return the given views of the image `index`, which is read at most once. Raises UserError: see `picture`."""
+        """Return an Example for each of the views of the image `index`. The image is read at most once.
+
+        Raises UserError if the image cannot be read.
+        """
         sample = self.samples[index]
         size, proposals, truth = (sample.width, sample.height), self.proposal_boxes(index), sample.training_boxes
         picture: np.ndarray | None = None
@@ -97,14 +103,14 @@ class DetectionDataset(Dataset):
         return examples
 
     def picture(self, index: int) -> np.ndarray:
-        """Read the original image (H, W, 3). Raises UserError: see `read_sample`."""
+        """Read the original image (H, W, 3). Raises UserError if it cannot be read or has the wrong size."""
         cv2.setNumThreads(0)  # the workers already use all cores
         return read_sample(self.samples[index])
 
 
 @dataclass(eq=False)
 class Views(Dataset):
-    """Selected views of the images of a DetectionDataset. Each item is the list of Examples of one image."""
+    """Selected views of the images of a DetectionDataset. Each item is a list with the Examples of one image."""
 
     dataset: DetectionDataset
     chosen: Sequence[tuple[int, Sequence[View]]]  # (image index, views) of each item
@@ -117,5 +123,5 @@ class Views(Dataset):
 
 
 def to_tensor(boxes: np.ndarray) -> torch.Tensor:
-    """Copy boxes (R, 4) to a float32 tensor. They can come from a memory-mapped array, which is read-only."""
+    """Copy boxes (R, 4) to a float32 tensor. The copy is needed because memory-mapped arrays are read-only."""
     return torch.from_numpy(np.array(boxes, dtype=np.float32).reshape(-1, 4))

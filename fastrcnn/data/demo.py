@@ -48,7 +48,7 @@ class Settings:
     """The settings of a demo data set. Equal settings give data sets that are equal byte for byte."""
 
     seed: int
-    train: int  # images in each split
+    train: int  # number of images in each split
     val: int
     test: int
     size: tuple[int, int]  # width, height in pixels
@@ -62,7 +62,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class DrawnObject:
-    """One object of an image. The box is the half-open x1 y1 x2 y2 of `mask`."""
+    """One object of an image. The box is the half-open bounding box x1 y1 x2 y2 of `mask`."""
 
     name: str
     mask: np.ndarray  # (H, W) bool, the object's pixels, including those hidden by later objects
@@ -82,11 +82,11 @@ def write_demo(
     """Write the demo data set to the new folder `root` and return `root`.
 
     The folder contains JPEGImages, Annotations and ImageSets/Main/{train,val,trainval,test}.txt, like VOC2007.
-    `train`, `val` and `test` are numbers of images; `size` is the width and height of each image in pixels. A box
-    is the extent of the whole object, including hidden parts, clipped to the image.
+    `train`, `val` and `test` are numbers of images; `size` is the width and height of each image in pixels.
+    Ground-truth boxes contain the entire object, including hidden parts, and are clipped to the image.
 
     The folder is written atomically. If `root` already contains a complete demo with the same settings, it is left
-    unchanged. Raises UserError if anything else exists at `root`.
+    unchanged. Raises UserError if a setting is out of range, or if anything else exists at `root`.
     """
     root = Path(root)
     settings = Settings(seed, train, val, test, (int(size[0]), int(size[1])))
@@ -104,9 +104,9 @@ def write_demo(
 
 def _check(settings: Settings) -> None:
     if settings.seed < 0 or min(settings.train, settings.val, settings.test) < 0:
-        raise UserError(f"The demo's seed and numbers of images must be 0 or greater, got {settings}.")
+        raise UserError(f"The seed and the numbers of images of the demo must not be negative: {settings}.")
     if min(settings.size) < 64 or max(settings.size) > 4096:
-        raise UserError(f"The demo's images must be 64 to 4096 pixels wide and high, got {settings.size}.")
+        raise UserError(f"size={settings.size}: width and height of the demo's images must be from 64 to 4096 pixels.")
 
 
 def _is_finished(root: Path, settings: Settings) -> bool:
@@ -119,8 +119,8 @@ def _is_finished(root: Path, settings: Settings) -> bool:
         return True
     what = f"a demo data set with other settings ({found.strip()})" if found else "something other than a demo data set"
     raise UserError(
-        f"{root} already exists and contains {what}. It is not overwritten. "
-        "Choose another folder, or remove this one if you do not need it."
+        f"{root} already exists and contains {what}. The folder is not overwritten. "
+        "Choose another folder, or remove this folder if you do not need it."
     )
 
 
@@ -143,7 +143,7 @@ def _write_all(folder: Path, settings: Settings) -> None:
 
 
 def _annotation(filename: str, size: tuple[int, int], objects: list[DrawnObject]) -> str:
-    """Return VOC XML. VOC coordinates are one-based and inclusive: half-open x1 y1 x2 y2 becomes x1+1 y1+1 x2 y2."""
+    """Return the VOC XML of an image. Boxes become one-based and inclusive: x1 y1 x2 y2 becomes x1+1 y1+1 x2 y2."""
     parts = []
     for item in objects:
         x1, y1, x2, y2 = item.box
@@ -156,7 +156,7 @@ def _annotation(filename: str, size: tuple[int, int], objects: list[DrawnObject]
 
 
 def draw_picture(seed: int, number: int, size: tuple[int, int]) -> tuple[np.ndarray, list[DrawnObject]]:
-    """Draw image `number` of the data set. Return it (H, W, 3) uint8 BGR, and its objects from back to front."""
+    """Draw image `number` of the data set. Return the pixels (H, W, 3) uint8 BGR and the objects from back to front."""
     rng = np.random.default_rng([seed, number])
     canvas = _background(rng, *size)
     placed: list[_Placed] = []
@@ -197,7 +197,7 @@ def _outline(name: str) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, size: tuple[int, int], placed: list[_Placed]) -> _Placed | None:
-    """Return a new object such that at least 75 % (sometimes 25 %) of every object is visible, or None if none fits."""
+    """Return a new object that leaves at least 75 % (sometimes 25 %) of every object visible, or None if none does."""
     name = CLASSES[rng.integers(len(CLASSES))]
     largest = min(LARGEST, 0.7 * min(size))
     side = rng.uniform(TINY, SMALLEST) if rng.random() < 0.04 else np.exp(rng.uniform(*np.log((SMALLEST, largest))))
@@ -223,7 +223,7 @@ def _place(rng: np.random.Generator, size: tuple[int, int], placed: list[_Placed
 
 
 def _visible(placed: list[_Placed]) -> list[float]:
-    """Return the visible fraction of each object: inside the image and not covered by later objects."""
+    """Return the fraction of each object that is inside the image and not covered by later objects."""
     shares = []
     covered: np.ndarray | bool = False
     for item in reversed(placed):
@@ -234,7 +234,7 @@ def _visible(placed: list[_Placed]) -> list[float]:
 
 
 def _nests(coverage: np.ndarray, placed: list[_Placed]) -> bool:
-    """Return whether more than half of a new object is on top of one other object, which makes the class ambiguous."""
+    """Return whether more than half of a new object covers a single other object, which makes the class ambiguous."""
     mask = coverage >= 0.5
     return any((mask & (other.coverage >= 0.5)).sum() > 0.5 * mask.sum() for other in placed)
 

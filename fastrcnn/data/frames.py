@@ -1,7 +1,7 @@
-"""The orientation of the images of a data set, and notes about images that are not used as they are stored.
+"""Choose the orientation of the images of a data set, and report images that are rotated or converted.
 
-The boxes of an annotation are in pixels of the image that its author saw: either the image as stored, or the upright
-image after its EXIF orientation is applied. The size in the annotation decides between the two.
+The boxes of an annotation refer either to the image as stored, or to the upright image after its EXIF orientation is
+applied. The image size in the annotation determines to which of them.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from fastrcnn.structures import Sample
 
 DONE = {
     "turned": "are rotated upright according to their EXIF orientation",
-    "either_way": "have an EXIF orientation, but the size in their annotation fits both the stored and the upright "
-    "image; they are used as stored",
-    "as_stored": "have an EXIF orientation, but their annotation has the size of the stored image; they are used as "
-    "stored",
+    "either_way": "have an EXIF orientation but are used as stored, because the size in their annotation fits both the "
+    "stored and the upright image",
+    "as_stored": "have an EXIF orientation but are used as stored, because the size in their annotation fits the "
+    "stored image",
 }
 Look = tuple[Path, Stored, int]  # an image's file, its properties, and the orientation to apply
 Size = tuple[int, int]  # width and height
 
 
 def turn_for(stored: Stored, size: Size | None) -> int | None:
-    """Return the EXIF orientation to apply to an image whose annotation gives the width and height `size`.
+    """Return the EXIF orientation to apply to an image whose annotation contains the width and height `size`.
 
     Returns 1 (the image as stored) if the stored image has this size, even if the upright image has it too. Returns
     the file's orientation if only the upright image has this size, or if `size` is None (no annotation). Returns None
@@ -44,11 +44,11 @@ def turn_for(stored: Stored, size: Size | None) -> int | None:
 
 
 def disagreement(stored: Stored, size: Size) -> str:
-    """Describe the difference in size for which `turn_for` returns None."""
+    """Describe the mismatch between the sizes of an image and its annotation, if `turn_for` returns None."""
     upright = f" (upright: {_pixels(stored.upright)})" if stored.upright != stored.size else ""
     swapped = " Width and height are swapped, but the image has no EXIF orientation that swaps them."
     end = swapped if stored.size == size[::-1] else ""
-    return f"the image has {_pixels(stored.size)} pixels{upright}, but its annotation says {_pixels(size)}.{end}"
+    return f"the image has {_pixels(stored.size)} pixels{upright}, but its annotation has size {_pixels(size)}.{end}"
 
 
 def _pixels(size: Size) -> str:
@@ -60,7 +60,7 @@ def _size_fault(path: Path, stored: Stored, size: Size) -> str:
 
 
 def without_objects(image_id: str, path: Path, size: Size | None = None, number: int | str | None = None) -> Sample:
-    """Return a sample without objects. size: from an annotation, if any. number: the image's id in a COCO file."""
+    """Return a sample without objects. size: from an annotation, if known. number: the image's id in a COCO file."""
     width, height = size or (0, 0)
     return Sample(
         image_id, path, width, height, np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool), number=number
@@ -71,7 +71,7 @@ def look_at(samples: Sequence[Sample], rotated_only: bool = False) -> tuple[list
     """Check that the image of each sample is complete and has the sample's size, as stored or upright.
 
     Returns the valid samples with the size and the orientation of their image, the properties of their files, and an
-    error message for each of the other samples. A sample of width 0 accepts any size, and its image is used upright.
+    error message for each of the other samples. The image of a sample of width 0 can have any size and is used upright.
 
     rotated_only: check the size only of images that have an EXIF orientation.
     """
@@ -114,7 +114,7 @@ def read_sample(sample: Sample) -> np.ndarray:
 
 
 def image_notes(looks: Sequence[Look]) -> list[Problem]:
-    """Return a note for each kind of conversion (rotation, 16 bits), with the number of images and the first one."""
+    """Return a note for each kind of conversion (rotation, 16 bits), with the number of images and the first image."""
     groups: dict[str, list[Look]] = {kind: [] for kind in DONE}
     for look in looks:
         _, stored, turn = look
@@ -127,10 +127,10 @@ def image_notes(looks: Sequence[Look]) -> list[Problem]:
         if some:
             path, stored, _ = some[0]
             first = f"{path.name}, stored as {_pixels(stored.size)} with EXIF orientation {stored.orientation}"
-            notes.append(Problem(kind, str(path), f"{len(some)} image(s) {DONE[kind]}; the first is {first}."))
+            notes.append(Problem(kind, str(path), f"{len(some)} image(s) {DONE[kind]}. The first is {first}."))
     few = [(stored.bits, path) for path, stored, _ in looks if stored.bits is not None and stored.bits < 16]
     for bits, number in sorted(Counter(bits for bits, _ in few).items()):
         path = next(path for own, path in few if own == bits)
         what = f"{number} image(s) with 16 bits per channel use only {bits} of them (values up to {(1 << bits) - 1})"
-        notes.append(Problem("bits", str(path), f"{what} and are scaled accordingly; the first is {path.name}."))
+        notes.append(Problem("bits", str(path), f"{what} and are scaled accordingly. The first is {path.name}."))
     return notes

@@ -1,7 +1,7 @@
 """Read images. Pixels are uint8 RGB (H, W, 3), either as stored or rotated upright.
 
-The rotation is the EXIF orientation of JPEG, PNG, WebP and TIFF files. 16-bit values are shifted to 8 bits according to
-the number of bits that the file uses: see `bits_used`.
+The rotation follows the EXIF orientation of JPEG, PNG, WebP and TIFF files. 16-bit values are shifted to 8 bits. The
+shift depends on the number of bits that the values use (see `bits_used`).
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from PIL import Image, UnidentifiedImageError
 from fastrcnn.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")  # files of a data set with these suffixes are images
-# Larger images are rejected from their header, before they are decoded. This is Pillow's own limit.
+# Images with more pixels are rejected before they are decoded, based on their header. Pillow has the same limit.
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
-MARKER = re.compile(
-    rb"\xff([\x01-\xcf\xd8-\xfe])"
-)  # a JPEG marker other than an escaped 0xFF, a fill byte or a restart marker
+# A JPEG marker. Escaped 0xFF bytes, fill bytes and restart markers do not match.
+MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 PNG = b"\x89PNG\r\n\x1a\n"
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 ORIENTATION = 0x0112  # the EXIF tag
-UNDONE_BY = (0, 1, 2, 3, 4, 5, 8, 7, 6)  # the inverse of each orientation
+UNDONE_BY = (0, 1, 2, 3, 4, 5, 8, 7, 6)  # UNDONE_BY[i] is the inverse of orientation i
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,8 @@ class Stored:
 
     width: int
     height: int
-    orientation: int = 1  # EXIF orientation, 1 to 8, that makes the image upright; 1 if the file has none
-    bits: int | None = None  # used by the values of a 16-bit image, see `bits_used`; set by decoding
+    orientation: int = 1  # EXIF orientation, 1 to 8, that turns the image upright; 1 if there is none
+    bits: int | None = None  # of a decoded 16-bit image: number of bits that its values use (see `bits_used`)
     mode: str = field(default="RGB", compare=False)  # Pillow's mode of the image
 
     @property
@@ -53,17 +52,17 @@ class Stored:
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
     def rotated(self, turn: int) -> tuple[int, int]:
-        """Return width and height, as stored if `turn` is 1, otherwise upright. See `turn_for`."""
+        """Return width and height as stored if `turn` is 1 (see `turn_for`), otherwise those of the upright image."""
         return self.size if turn == 1 else self.upright
 
 
 def read_image(path: Path, turn: int | None = None) -> np.ndarray:
-    """Read an image file. Greyscale, palette, CMYK and transparent images become RGB; 16-bit values are scaled.
+    """Read an image file. Convert greyscale, palette, CMYK, transparent and 16-bit images to 8-bit RGB.
 
     turn: the EXIF orientation to apply. 1 returns the image as stored. None applies the file's own orientation, which
     makes the image upright.
 
-    Raises UserError if the file is missing, empty, truncated, not an image, or has more than MAX_PIXELS pixels.
+    Raises UserError if the file is missing, empty, truncated or not an image, or has more than MAX_PIXELS pixels.
     """
     return decode(read_bytes(path), path, turn)
 
@@ -73,27 +72,26 @@ def read_bytes(path: Path) -> bytes:
     try:
         data = Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
+        raise UserError(f"{path}: the file cannot be read ({error.strerror or error}).") from None
     if not data:
         raise UserError(f"{path}: the file is empty.")
     return data
 
 
 def decode(data: bytes, path: Path, turn: int | None = None) -> np.ndarray:
-    """Decode the contents of an image file. `path` is used only in messages. See `read_image`."""
+    """Decode the contents of an image file. `path` is used only in error messages. See `read_image`."""
     image, stored = decode_stored(data, path)
     return apply_orientation(image, stored.orientation if turn is None else turn)
 
 
 def decode_stored(data: bytes, path: Path) -> tuple[np.ndarray, Stored]:
-    """Decode the contents of an image file without rotating the image. Also return its properties. See `read_image`."""
+    """Decode the contents of an image file without rotating the image, and return its properties. See `read_image`."""
     stored = read_header(data, path)
     image: np.ndarray | None = None
     if data[:2] != b"\xff\xd8" or _reaches_its_end(data):  # some decoders fill a truncated JPEG with grey
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        if data.startswith(
-            (PNG, *TIFF, b"P5", b"P6")
-        ):  # for other formats, OpenCV uses the depth that the file declares
+        # For other formats, OpenCV converts values to 8 bits according to the depth that the file declares.
+        if data.startswith((PNG, *TIFF, b"P5", b"P6")):
             flags |= cv2.IMREAD_ANYDEPTH
         with suppress(cv2.error):
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -120,10 +118,11 @@ def apply_orientation(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def bits_used(image: np.ndarray, data: bytes = b"") -> int:
-    """Return the number of bits that a uint16 image (H, W, ...) uses: the smallest of 8, 10, 12, 14 and 16 that fits.
+    """Return the number of bits that the values of a uint16 image (H, W, ...) use.
 
-    The sBIT chunk of a PNG takes precedence if `data` has one: it gives the number of significant bits. If the values
-    are shifted left to fill 16 bits, as the PNG standard requires, the result is 16.
+    This is the smallest of 8, 10, 12, 14 and 16 that can hold the largest value. If `data`, the contents of the file,
+    is a PNG with an sBIT chunk, the number of significant bits in the chunk is used instead. The result is then 16 if
+    the values need more bits, or if they are shifted left to fill 16 bits, as the PNG standard requires.
     """
     largest = int(image.max(initial=0))
     named = _named_bits(data)
@@ -134,7 +133,7 @@ def bits_used(image: np.ndarray, data: bytes = b"") -> int:
 
 
 def _named_bits(data: bytes) -> int | None:
-    """Return the bits of the sBIT chunk of a PNG, the maximum over the channels. None if there is no valid chunk."""
+    """Return the largest number of bits in the sBIT chunk of a PNG. Return None if there is no valid chunk."""
     at = 8
     while data.startswith(PNG) and at + 8 <= len(data) and (kind := data[at + 4 : at + 8]) != b"IDAT":
         length = int.from_bytes(data[at : at + 4], "big")
@@ -148,8 +147,8 @@ def _named_bits(data: bytes) -> int | None:
 def inspect(path: Path) -> Stored:
     """Return the properties of an image file, and check that the file is complete.
 
-    For JPEG and PNG files, the end marker is checked. Files of other formats are decoded, and so are 16-bit PNGs,
-    because the number of used bits depends on the pixels. Raises UserError: see `read_image`.
+    For JPEG and 8-bit PNG files, only the end marker is checked. Other files are decoded. 16-bit PNG files have to be
+    decoded because the number of used bits depends on the pixels. Raises UserError like `read_image`.
     """
     data = read_bytes(path)
     jpeg = data.startswith(b"\xff\xd8")
@@ -157,7 +156,7 @@ def inspect(path: Path) -> Stored:
         return decode_stored(data, path)[1]
     stored = read_header(data, path)
     if not (_reaches_its_end(data) if jpeg else b"IEND\xaeB`\x82" in data):
-        raise UserError(f"{path}: the image is truncated: its end marker is missing.")
+        raise UserError(f"{path}: the file is truncated, because its end marker is missing.")
     return stored
 
 
@@ -192,15 +191,15 @@ def read_header(data: bytes, path: Path) -> Stored:
                 if width * height > MAX_PIXELS:
                     raise UserError(
                         f"{path}: the image has {width} x {height} pixels, more than the maximum of {MAX_PIXELS:,}. "
-                        "Resize it."
+                        "Resize the image."
                     )
                 orientation = _orientation(header, data)
                 if (tags := getattr(header, "tag_v2", None)) is not None and data.startswith(TIFF):
-                    width, height = int(tags[256]), int(tags[257])  # Pillow returns the size after the rotation
+                    width, height = int(tags[256]), int(tags[257])  # header.size is the size after the rotation
                     if (bits := max(tags.get(258, (1,)))) > 16:
                         raise UserError(
                             f"{path}: the image has {bits} bits per channel. "
-                            "Convert it to 8 or 16 bits, scaled to their range."
+                            "Convert it to 8 or 16 bits per channel, and rescale the values to the full range."
                         )
     except Image.DecompressionBombError:
         raise UserError(f"{path}: the image has more pixels than the maximum of {MAX_PIXELS:,}. Resize it.") from None
@@ -211,10 +210,10 @@ def read_header(data: bytes, path: Path) -> Stored:
 
 
 def _orientation(header: Image.Image, data: bytes) -> int:
-    # If a PNG has no EXIF data before its pixels, Pillow decodes the entire image to search after them.
+    # If a PNG has no EXIF data before its pixels, Pillow decodes the entire image to search for it after them.
     if data.startswith(PNG) and "exif" not in header.info and b"eXIf" not in data and b"Raw profile" not in data:
         return 1
-    if data.startswith(TIFF):  # use only the tag, because OpenCV rotates by it; Pillow also reads XMP
+    if data.startswith(TIFF):  # use only the tag, as OpenCV does; Pillow also reads XMP
         return _valid(getattr(header, "tag_v2", {}).get(ORIENTATION))
     return orientation_of(header)
 
@@ -225,7 +224,7 @@ def orientation_of(image: Image.Image) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # invalid EXIF data can raise anything; the image itself is still usable
+    except Exception:  # invalid EXIF data can raise any exception; the image itself is still usable
         return 1
     return _valid(found)
 
@@ -237,7 +236,7 @@ def _valid(orientation: object) -> int:
 def pixels_key(data: bytes, turn: int) -> bytes:
     """Return a cache key for values that are computed from the pixels of a file after a rotation.
 
-    16-bit PNGs and TIFF files have a different key than in earlier versions, which decoded them differently.
+    The keys of 16-bit PNG files and TIFF files differ from those of earlier versions, which decoded them differently.
     """
     key = hashlib.sha256(data).digest()
     if turn != 1:

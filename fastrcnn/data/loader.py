@@ -1,4 +1,4 @@
-"""Batches: which images they contain, and how they become tensors."""
+"""Select the images of each batch, load them, and collate them into tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fastrcnn.structures import Batch, Sample, View
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Collate images into a Batch, padded with 0 to the largest height and width among them."""
+    """Collate examples into a Batch. Images are padded with 0 to the largest height and width in the batch."""
     absent = np.zeros((0, 0, 3), np.uint8)
     images, sizes = pad([as_tensor(absent if e.image is None else e.image) for e in examples])
     return Batch(
@@ -40,7 +40,10 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def pixels(sample: Sample, view: View) -> torch.Tensor:
-    """Read an image file and return the view (3, H, W) uint8. Raises UserError: see `read_sample`."""
+    """Read the image of a sample and apply the view. Return (3, H, W) uint8.
+
+    Raises UserError if the image cannot be read.
+    """
     return as_tensor(show(read_sample(sample), view)[0])
 
 
@@ -73,15 +76,15 @@ def pad(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(eq=False)
 class EndlessBatches(Sampler[list[tuple[int, int]]]):
-    """Endless batches of (epoch, index) pairs. Each epoch contains every image once, in an order given by the seed.
+    """A sampler of endless batches of (epoch, index) pairs. Each epoch contains every image once, in random order.
 
     A batch can contain images of two epochs, so all batches have the same size.
 
-    batch_size: number of images in a batch, over all processes.
+    length: number of images. batch_size: number of images in a batch, summed over all processes.
     start: number of batches that the run used before it was resumed.
     part: (rank, number of processes). Each process gets an equal share of every batch.
-    wide: whether each image is wider than high. If given, wide images and other images are put into separate batches
-    as far as they fill them, which reduces padding.
+    wide: (length,) bool, True for images that are wider than high. If given, batches contain only wide images or only
+    other images, which reduces padding. Batches around the boundary of two epochs can contain both.
     """
 
     length: int
@@ -122,13 +125,13 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
 
 
 class WorkerDiedError(UserError):
-    """A process that loads images died, and the batches assigned to it are lost."""
+    """The error if a process that loads images died. The batches assigned to the process are lost."""
 
 
 class Loader(DataLoader):
     """A DataLoader that re-raises a worker's UserError without the worker's traceback.
 
-    If a worker process dies, the next batch raises WorkerDiedError with the cause.
+    If a worker process dies, fetching the next batch raises WorkerDiedError with the cause.
     """
 
     def __iter__(self) -> Iterator:  # type: ignore[override]
@@ -145,10 +148,10 @@ class Loader(DataLoader):
         except (OSError, EOFError):  # from the pipe to a process that is importing the main script
             if method == "fork":
                 raise
-            raise WorkerDiedError(f"A process that loads images ended during its start. {missing_guard()}") from None
+            raise WorkerDiedError(f"A process that loads images exited during its start. {missing_guard()}") from None
         if answered is not None and threading.current_thread() is threading.main_thread():
-            # torch installed a handler that raises at any point of the program, even while a checkpoint is written.
-            # Without this handler, a dead worker is noticed within five seconds, when its batch does not arrive.
+            # torch installed a handler that can raise at any point of the program, even while a checkpoint is written.
+            # Without the handler, a dead worker is detected within five seconds, because its batch does not arrive.
             signal.signal(signal.SIGCHLD, answered)
         own = [process for process in multiprocessing.active_children() if process not in others]
         ended = False
@@ -157,38 +160,38 @@ class Loader(DataLoader):
             ended = True
         except UserError as error:
             raise UserError(str(error).rpartition(f"{UserError.__module__}.UserError: ")[2].rstrip()) from None
-        except (RuntimeError, OSError, EOFError) as error:  # no batch arrived, or only a part of one
-            # A closed pipe belongs to a process that is about to end, which can take a while on a busy machine.
+        except (RuntimeError, OSError, EOFError) as error:  # no batch or only part of a batch arrived
+            # If a pipe is closed, its process is about to exit, which can take a while on a busy machine.
             if dead := _dead(own, within=1.0 if isinstance(error, RuntimeError) else 60.0):
                 if any(process.exitcode == UNGUARDED for process in dead):
                     raise UserError(missing_guard()) from None
                 raise WorkerDiedError(_obituary(dead)) from None
             raise
         finally:
-            if not ended:  # a worker that died may have held a lock that the others would wait for forever
+            if not ended:  # the dead worker can have held a lock that the others would wait for forever
                 for process in own:
                     process.kill()
 
 
 def _dead(processes: Sequence[BaseProcess], within: float) -> list[BaseProcess]:
-    """Return the processes that have ended. If there are none, wait up to `within` seconds for the first."""
+    """Return the processes that have exited. If all are running, wait up to `within` seconds for one to exit."""
     ended = wait([process.sentinel for process in processes], timeout=within)
     for process in processes:
-        if process.sentinel in ended:  # its files are closed, but its end can take a moment longer
+        if process.sentinel in ended:  # its files are closed, but it can take a moment to exit
             process.join(60.0)
     return [process for process in processes if not process.is_alive()]
 
 
 def _obituary(dead: Sequence[BaseProcess]) -> str:
-    """Return an error message with the causes of death and advice."""
+    """Return an error message with the signal or exit status of each dead process, and advice."""
     causes = []
     for process in dead:
         code = process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         causes.append(f"{process.pid} ({how})")
     return (
-        f"A process that loads images died: {', '.join(causes)}. The system probably killed it because memory ran out. "
-        "Reduce runtime.workers (0 is possible), or use smaller images."
+        f"A process that loads images died: {', '.join(causes)}. The most likely cause is a lack of memory. "
+        "Reduce runtime.workers (0 loads images in the main process), or use smaller images."
     )
 
 
@@ -207,9 +210,9 @@ def training_loader(
 ) -> DataLoader:
     """Return a loader of endless training batches that begins with batch number `start`.
 
-    In distributed training, each process gets its share of every batch: see distributed.py.
+    In distributed training, each process loads its share of every batch (see distributed.py).
 
-    group_aspects: put images that are wider than high and other images into separate batches.
+    group_aspects: put images that are wider than high and other images into separate batches (see EndlessBatches).
     """
     wide = np.array([s.width > s.height for s in dataset.samples]) if group_aspects else None
     part = distributed.rank(), distributed.size()
@@ -224,10 +227,10 @@ def training_loader(
 def detection_loader(
     dataset: DetectionDataset, batch_size: int = 1, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Return a loader of image pyramids that contains every image once, in order.
+    """Return a loader of image pyramids. Every image occurs once, in the order of the data set.
 
     Each item is a list of batches of the same `batch_size` images, one batch for each short side. With several
-    processes, each gets its share of the images: see distributed.in_order.
+    processes, each process loads its share of the images (see distributed.share).
     """
     levels = dataset.augmentation.levels()
     own = Views(dataset, [(index, levels) for index in distributed.share(range(len(dataset)))])
@@ -235,13 +238,13 @@ def detection_loader(
 
 
 def views_loader(dataset: DetectionDataset, chosen: Sequence[tuple[int, View]], workers: int = 0) -> DataLoader:
-    """Return a loader of the given (image index, view) pairs, in order. Each item is a pyramid with only this level."""
+    """Return a loader of the given (image index, view) pairs, in order. Each item is a pyramid with one level."""
     own = Views(dataset, [(index, [view]) for index, view in chosen])
     return Loader(own, batch_size=1, collate_fn=collate_pyramids, **_options(workers, False))
 
 
 def collate_pyramids(pyramids: Sequence[list[Example]]) -> list[Batch]:
-    """Collate the image pyramids into one Batch for each level."""
+    """Collate image pyramids into one Batch for each level."""
     return [collate(level) for level in zip(*pyramids, strict=True)]
 
 

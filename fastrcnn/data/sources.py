@@ -29,7 +29,7 @@ def is_video(source: str) -> bool:
 def pictures(source: str) -> list[Path]:
     """Return the image files of a source: a file, a folder, a glob pattern, or a text file with one path per line.
 
-    Raises UserError if there are none, or if a file that the text file lists does not exist.
+    Raises UserError if there are no images, or if a file that the text file lists does not exist.
     """
     path, kinds = Path(source).expanduser(), ", ".join(IMAGE_SUFFIXES)
     if path.is_dir():
@@ -41,10 +41,9 @@ def pictures(source: str) -> list[Path]:
         return [path]
     else:
         matching = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-        found = [
-            p for p in matching if p.suffix.lower() in IMAGE_SUFFIXES
-        ] or matching  # '*.tif' selects other formats explicitly
-        fault = f"no such file or folder, and no file matches it as a pattern. Images are files in {kinds}"
+        # A pattern such as '*.tif' selects files of other formats explicitly.
+        found = [p for p in matching if p.suffix.lower() in IMAGE_SUFFIXES] or matching
+        fault = f"no such file or folder, and no file matches it as a pattern. Supported suffixes of images: {kinds}"
     if not found:
         raise UserError(f"source={source}: {fault}.")
     return found
@@ -53,7 +52,7 @@ def pictures(source: str) -> list[Path]:
 def paths_in_list(path: Path) -> list[Path]:
     """Return the files that a text file lists, one path per line. Empty lines are ignored.
 
-    Relative paths start at the folder of the text file. Raises UserError if files are missing; the message lists them
+    Paths can be relative to the folder of the text file. Raises UserError if files are missing; the message lists them
     with their line numbers.
     """
     names = {number: name for number, line in enumerate(read_lines(path), 1) if (name := line.strip())}
@@ -61,20 +60,20 @@ def paths_in_list(path: Path) -> list[Path]:
     missing = [f"{path}, line {n}: the file {file} does not exist." for n, file in files.items() if not file.is_file()]
     if missing:
         more = [f"... and {len(missing) - 10} more"] if len(missing) > 10 else []
-        advice = "Relative paths start at the folder of the text file."
+        advice = "Paths must be absolute, or relative to the folder of the text file."
         raise UserError("\n".join([*missing[:10], *more, advice]))
     return list(files.values())
 
 
 def image_ids(paths: Sequence[Path]) -> list[str]:
-    """Return a unique id for each image: the stem of its file name, or FOLDER_NAME if several files share a stem."""
+    """Return a unique id for each image: the stem of its file name, or FOLDER_NAME if the stem is not unique."""
     stems = Counter(path.stem for path in paths)
     taken: set[str] = set()
     found = []
     for path in paths:
         image_id = name = path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.name}"
         number = 1
-        while image_id in taken:  # several folders with the same name
+        while image_id in taken:  # there are several folders with the same name
             number += 1
             image_id = f"{name}_{number}"
         taken.add(image_id)
@@ -83,14 +82,14 @@ def image_ids(paths: Sequence[Path]) -> list[str]:
 
 
 def samples_of(paths: Sequence[Path]) -> list[Sample]:
-    """Return samples without annotations for the images. Their sizes are unknown: see `look_at`."""
+    """Return samples without annotations for the images. `look_at` determines their sizes."""
     return [without_objects(image_id, path) for image_id, path in zip(image_ids(paths), paths, strict=True)]
 
 
 def decode_each(
     paths: Mapping[str, Path], looks: list[Look], faults: list[str]
 ) -> Generator[tuple[str, np.ndarray], None, None]:
-    """Decode image files (by id). Yield the id and the upright pixels (H, W, 3) uint8 RGB of each valid file.
+    """Decode image files, given by id. Yield the id and the upright pixels (H, W, 3) uint8 RGB of each valid file.
 
     Appends the properties of valid files to `looks` and the error messages of the others to `faults`. Threads decode
     the next files in advance.

@@ -13,7 +13,10 @@ LEAST_PART = 0.5  # minimum side of a crop, as a fraction of the image's side
 
 
 def scale_for(width: int, height: int, short_side: int, long_side: int) -> float:
-    """Return the factor that makes the short side `short_side` pixels long, and the long side at most `long_side`."""
+    """Return the factor by which to scale an image of this size.
+
+    The short side becomes `short_side` pixels long, or less if the long side would exceed `long_side`.
+    """
     return min(short_side / min(width, height), long_side / max(width, height))
 
 
@@ -28,7 +31,7 @@ def resize(image: np.ndarray, scale: float) -> np.ndarray:
 
 
 def flip_boxes(boxes: np.ndarray, width: float, axis: int = 0) -> np.ndarray:
-    """Flip boxes (R, 4) horizontally in an image of this width. axis=1: flip vertically; `width` is the height."""
+    """Flip boxes (R, 4) horizontally in an image of this width. axis=1 flips vertically; `width` is then the height."""
     flipped = boxes.copy()
     flipped[:, axis] = width - boxes[:, axis + 2]
     flipped[:, axis + 2] = width - boxes[:, axis]
@@ -50,7 +53,7 @@ def show(image: np.ndarray, view: View) -> tuple[np.ndarray, float]:
     image = resize(image, scale)
     if view.colour is not None:
         gains, offsets = (np.array(values) for values in view.colour)
-        levels = np.arange(256)[:, None]  # contrast around mid-grey, then brightness
+        levels = np.arange(256)[:, None]  # change the contrast around mid-grey, then the brightness
         table = (levels - 128) * (1 + gains) + 128 + 255 * offsets  # (256, 3)
         image = cv2.LUT(image, np.clip(np.rint(table), 0, 255).astype(np.uint8)[None])
     return image, scale
@@ -62,12 +65,12 @@ def scale_in(view: View, width: int, height: int) -> float:
 
 
 def size_in(view: View, width: int, height: int) -> tuple[int, int]:
-    """Return width and height of the part of the image that the view shows, in image pixels, before transposing."""
+    """Return width and height of the view's crop, or of the entire image, in pixels before transposing and scaling."""
     return (width, height) if view.part is None else (view.part[2] - view.part[0], view.part[3] - view.part[1])
 
 
 def boxes_in(view: View, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Crop, transpose and flip boxes (R, 4) of an image of this size like the view, without scaling them."""
+    """Apply the crop, transposition and flips of a view, but no scaling, to boxes (R, 4) of an image of this size."""
     if view.part is not None:
         x1, y1, x2, y2 = view.part
         low, high = np.array([[x1, y1, x1, y1], [x2, y2, x2, y2]], boxes.dtype)
@@ -83,7 +86,7 @@ def boxes_in(view: View, boxes: np.ndarray, width: int, height: int) -> np.ndarr
 
 
 def seen_in(view: View, boxes: np.ndarray) -> np.ndarray:
-    """Return a mask (R,) of the boxes (R, 4) that the view shows: at least half of their area is in its part."""
+    """Return a mask (R,) that is True for boxes (R, 4) with at least half of their area inside the view's crop."""
     if view.part is None:
         return np.ones(len(boxes), bool)
     x1, y1, x2, y2 = view.part
@@ -95,10 +98,12 @@ def seen_in(view: View, boxes: np.ndarray) -> np.ndarray:
 def part_with_objects(
     boxes: np.ndarray, width: int, height: int, numbers: np.ndarray
 ) -> tuple[int, int, int, int] | None:
-    """Return a crop x1 y1 x2 y2 that contains at least one object (G, 4) and cuts none, or None for the entire image.
+    """Return a crop x1 y1 x2 y2 that contains an object and cuts through none, or None for the entire image.
 
+    boxes: (G, 4), the objects. width, height: size of the image.
     numbers: 5 random numbers from 0 to 1 that select the object, the size of the crop and its position. Each side of
-    the crop is at least LEAST_PART of the image's side. A crop that cuts an object is enlarged to contain it.
+    the crop is at least LEAST_PART of the image's side. A crop that would cut through an object is enlarged until it
+    contains the object.
     """
     if not len(boxes):
         return None
@@ -124,11 +129,13 @@ def part_with_objects(
 class Augmentation:
     """The random augmentation of training images. The paper uses only `short_sides` and `flip`.
 
-    short_sides: one of them is chosen at random for each view.
-    flip, flip_vertical, transpose: each has probability 0.5. The last two suit images that have no natural "up".
-    colour: maximum relative change of contrast and brightness, independent for each channel; 0 disables it.
+    short_sides: lengths of the short side in pixels. One of them is chosen at random for each view.
+    long_side: maximum length of the long side in pixels.
+    flip, flip_vertical, transpose: apply this change with probability 0.5. The last two are suitable for images that
+    have no natural "up" direction.
+    colour: maximum relative change of contrast and brightness, drawn separately for each channel; 0 disables it.
     mirrored: `levels` returns horizontally flipped views.
-    crop: probability of a random crop that cuts no object.
+    crop: probability of a random crop that cuts through no object.
     """
 
     short_sides: tuple[int, ...] = (600,)
@@ -141,11 +148,11 @@ class Augmentation:
     crop: float = 0.0
 
     def levels(self) -> list[View]:
-        """Return one view for each short side, without random changes. Detection uses these."""
+        """Return one view for each short side, without random changes. Detection uses these views."""
         return [View(side, self.long_side, mirrored=self.mirrored) for side in self.short_sides]
 
     def view(self, rng: np.random.Generator, boxes: np.ndarray, width: int, height: int) -> View:
-        """Return a random view of an image of this size with objects (G, 4)."""
+        """Return a random view of an image of this size. boxes: (G, 4), its objects."""
         # All random numbers are always drawn, so that disabling one change does not affect the others.
         which, flip, upside_down, swap = rng.integers(len(self.short_sides)), *rng.random(3)
         gains, offsets = rng.uniform(-1, 1, (2, 3)) * self.colour

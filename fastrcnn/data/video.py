@@ -12,15 +12,15 @@ import numpy as np
 
 from fastrcnn.errors import UserError
 
-USUAL_RATE = 25.0  # frames per second, if the file has no valid rate
-WRITERS = (("mp4v", ".mp4"), ("MJPG", ".avi"))  # tried in this order; every OpenCV build supports the second
+USUAL_RATE = 25.0  # frames per second; used if the file has no valid rate
+WRITERS = (("mp4v", ".mp4"), ("MJPG", ".avi"))  # codec and suffix; every OpenCV build supports the second pair
 
 
 @dataclass(frozen=True)
 class Frame:
     """A frame of a video.
 
-    number: counted from 0. time: seconds from the start. image: (H, W, 3) uint8 RGB.
+    number: index of the frame, from 0. time: seconds from the start of the video. image: (H, W, 3) uint8 RGB.
     """
 
     number: int
@@ -31,7 +31,7 @@ class Frame:
 class Video:
     """A video file that is read once, from its start. Frames are rotated upright according to the file's metadata.
 
-    rate: frames per second. length: number of frames according to the file, which can be wrong.
+    rate: frames per second. length: number of frames in the file's metadata, which can be wrong.
     Raises UserError if OpenCV cannot read the file.
     """
 
@@ -46,7 +46,7 @@ class Video:
         self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def frames(self) -> Iterator[Frame]:
-        """Yield the frames of the video. Raises UserError if there are none."""
+        """Yield the frames of the video. Raises UserError if no frame can be decoded."""
         for number in itertools.count():
             there, image = self._capture.read()
             if not there:
@@ -61,9 +61,10 @@ class VideoFile:
     """A video file that is written frame by frame. All frames have the same size. `close` completes the file."""
 
     def __init__(self, stem: Path, rate: float, width: int, height: int) -> None:
-        """Create the file. Raises UserError if OpenCV cannot.
+        """Create the file. Raises UserError if OpenCV cannot create it.
 
-        stem: the path without suffix. The suffix depends on the codecs that OpenCV has here.
+        stem: the path without suffix; the suffix depends on the codecs of the OpenCV build. rate: frames per second.
+        width, height: size of the frames in pixels.
         """
         for code, suffix in WRITERS:
             self.path = stem.with_name(stem.name + suffix)
@@ -72,7 +73,7 @@ class VideoFile:
             if self._writer.isOpened():
                 return
             self.path.unlink(missing_ok=True)
-        raise UserError(f"{stem}: OpenCV cannot write a video here (tried {', '.join(s for _, s in WRITERS)}).")
+        raise UserError(f"{stem}: OpenCV cannot create this video (tried {', '.join(s for _, s in WRITERS)}).")
 
     def write(self, image: np.ndarray) -> None:
         """Append a frame (H, W, 3) uint8 RGB."""

@@ -146,9 +146,9 @@ def test_pictures_of_all_kinds_are_counted(voc: VocFolder) -> None:
         "1 image(s) are CMYK.",
         "1 image(s) are RGBA.",
         "3 image(s) are 16-bit.",
-        "1 image(s) have an EXIF orientation, but their annotation has the size of the stored image; they are used as "
-        "stored; the first is turned.jpg, stored as 64 x 48 with EXIF orientation 6.",
-        "1 image(s) with 16 bits per channel use only 12 of them (values up to 4095) and are scaled accordingly; the "
+        "1 image(s) have an EXIF orientation but are used as stored, because the size in their annotation fits the "
+        "stored image. The first is turned.jpg, stored as 64 x 48 with EXIF orientation 6.",
+        "1 image(s) with 16 bits per channel use only 12 of them (values up to 4095) and are scaled accordingly. The "
         "first is twelve.png.",
     }
 
@@ -165,15 +165,13 @@ def test_an_image_is_rotated_where_its_annotation_has_the_upright_size(voc: VocF
     (fault,) = [p for r in records for p in r.problems]
     assert (fault.kind, fault.what) == (
         "picture_size",
-        "the image has 50 x 60 pixels (upright: 60 x 50), but its annotation says 64 x 48.",
+        "the image has 50 x 60 pixels (upright: 60 x 50), but its annotation has size 64 x 48.",
     )
     notes = {p.kind: p.what for p in findings(records, ["cat"], "lists", Settings())}
     assert notes["turned"].startswith(
-        "1 image(s) are rotated upright according to their EXIF orientation; the first is a.jpg"
+        "1 image(s) are rotated upright according to their EXIF orientation. The first is a.jpg"
     )
-    assert (
-        "fits both the stored and the upright image; they are used as stored; the first is c.jpg" in notes["either_way"]
-    )
+    assert "fits both the stored and the upright image. The first is c.jpg" in notes["either_way"]
     assert pictures(records).turned == 3
 
 

@@ -254,7 +254,7 @@ def test_every_picture_that_is_not_whole_is_named_before_training_or_left_out(
     for said in (
         "4 of 5 images cannot be used",
         "a.jpg: the image is truncated",
-        "b.jpg: the image has 48 x 64 pixels, but its annotation says 64 x 48. Width and height are swapped",
+        "b.jpg: the image has 48 x 64 pixels, but its annotation has size 64 x 48. Width and height are swapped",
         "empty.jpg: the file is empty",
         "text.jpg: the file is not an image",
         "data.skip_bad=true",

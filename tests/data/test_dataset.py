@@ -81,11 +81,13 @@ def test_boxes_are_copied_from_read_only_arrays() -> None:
 def test_a_size_other_than_the_annotations_is_an_error_that_names_both(tiny: VocFolder) -> None:
     data = dataset(tiny)
     tiny.picture("a", size=(64, 47))
-    with pytest.raises(UserError, match=r"a\.jpg: the image has 64 x 47 pixels, but its annotation says 64 x 48\. Fix"):
+    with pytest.raises(
+        UserError, match=r"a\.jpg: the image has 64 x 47 pixels, but its annotation has size 64 x 48\. Fix"
+    ):
         data[(0, 0)]
     tiny.picture("a", size=(48, 64))
     with pytest.raises(
-        UserError, match=r"48 x 64 pixels, but its annotation says 64 x 48\. .* swapped, but .* no EXIF"
+        UserError, match=r"48 x 64 pixels, but its annotation has size 64 x 48\. .* swapped, but .* no EXIF"
     ):
         data[(0, 0)]
 

@@ -72,7 +72,7 @@ def test_the_size_of_the_annotation_decides(tmp_path: Path, orientation: int) ->
     if sideways:
         np.testing.assert_array_equal(read_sample(sample(path, 48, 64)), upright)
     else:
-        with pytest.raises(UserError, match=r"a\.png: the image has 64 x 48 pixels, .* says 48 x 64\. .*swapped"):
+        with pytest.raises(UserError, match=r"a\.png: the image has 64 x 48 pixels, .* has size 48 x 64\. .*swapped"):
             read_sample(sample(path, 48, 64))
 
 
@@ -121,10 +121,10 @@ def test_training_and_its_proposals_see_what_was_annotated(album: VocFolder, cap
         gap = np.abs(data.proposal_boxes(index) - s.boxes[0]).max(axis=1).min()
         assert gap <= 2, "selective search finds the square, in the frame of the truth"
     assert (
-        "o5.png: 4 image(s) are rotated upright according to their EXIF orientation; the first is o5.png, stored as"
+        "o5.png: 4 image(s) are rotated upright according to their EXIF orientation. The first is o5.png, stored as"
         in caplog.text
     )
-    assert "s.png: 1 image(s) have an EXIF orientation, but" in caplog.text
+    assert "s.png: 1 image(s) have an EXIF orientation but are used as stored" in caplog.text
     turned = annotations.samples(config, ["trainval"], ["cat"])
     path = datasets.proposal_path(config, turned, "trainval")
     assert path == kept
@@ -178,7 +178,7 @@ def test_images_without_truth_are_used_as_with_it_or_upright(album: VocFolder) -
     ]
     assert [turn for _, _, turn in looks] == [6, 1, 6]
     assert [f.split(": ", 1)[1] for f in faults] == [
-        "the image has 64 x 40 pixels (upright: 40 x 64), but its annotation says 50 x 50. Fix the size and the "
+        "the image has 64 x 40 pixels (upright: 40 x 64), but its annotation has size 50 x 50. Fix the size and the "
         "boxes in the annotation."
     ]
 
@@ -216,7 +216,7 @@ def test_notes_count_and_name_the_first() -> None:
     ]
     what = "image(s) with 16 bits per channel use only"
     assert [str(note) for note in image_notes(looks)] == [
-        f"x/c.tif: 1 {what} 10 of them (values up to 1023) and are scaled accordingly; the first is c.tif.",
-        f"x/b.png: 2 {what} 12 of them (values up to 4095) and are scaled accordingly; the first is b.png.",
+        f"x/c.tif: 1 {what} 10 of them (values up to 1023) and are scaled accordingly. The first is c.tif.",
+        f"x/b.png: 2 {what} 12 of them (values up to 4095) and are scaled accordingly. The first is b.png.",
     ]
     assert image_notes([]) == []

@@ -222,7 +222,7 @@ def test_any_name_of_a_file_will_do(tmp_path: Path, name: str) -> None:
 
 
 def test_missing_and_empty_files_and_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a\.jpg: cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"a\.jpg: the file cannot be read \(No such file"):
         read_image(tmp_path / "a.jpg")
     with pytest.raises(UserError, match=r"cannot be read \(Is a directory"):
         read_image(tmp_path)

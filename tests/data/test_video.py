@@ -64,5 +64,5 @@ def test_what_is_no_video_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a.mp4: OpenCV cannot read this video"):
         video.Video(path)
     cv2.imwrite(str(tmp_path / "b.png"), shade(1))
-    with pytest.raises(UserError, match="c: OpenCV cannot write a video here"):
+    with pytest.raises(UserError, match="c: OpenCV cannot create this video"):
         video.VideoFile(tmp_path / "no folder" / "c", 10, 64, 48)

@@ -291,7 +291,7 @@ def test_pictures_of_any_size(detector: Detector, size: tuple[int, int]) -> None
         ),
         (Image.new("I;16", (4, 4)), TypeError, "got mode I;16"),
         (7, TypeError, "image: expected a path, a PIL image, an array or a tensor, got int"),
-        ("gone.jpg", UserError, "gone.jpg: cannot be read"),
+        ("gone.jpg", UserError, "gone.jpg: the file cannot be read"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, type) else "",
 )

@@ -103,7 +103,7 @@ def test_pictures_that_cannot_be_read_are_said_and_the_rest_goes_on(tmp_path: Pa
     samples.append(replace(samples[1], width=60))
     gone, here, other = cut_out([case((0, 0, 9, 9), i) for i in range(3)], samples)
     assert (gone.jpeg, gone.image_id) == (None, "gone")
-    assert f"{tmp_path / 'gone.png'}: cannot be read (No such file" in gone.problem
+    assert f"{tmp_path / 'gone.png'}: the file cannot be read (No such file" in gone.problem
     assert gone.width > 0
     assert here.jpeg
-    assert "here.png: the image has 50 x 50 pixels, but its annotation says 60 x 50." in other.problem
+    assert "here.png: the image has 50 x 50 pixels, but its annotation has size 60 x 50." in other.problem

@@ -120,7 +120,7 @@ def test_names_that_are_html_are_text(tmp_path: Path) -> None:
     assert content is not None
     assert json.loads(content[1])["names"] == names
     assert any(attributes.get("data-class") == HOSTILE for _, attributes in reader.tags)
-    assert "gone&#39;&#34;&lt;b&gt;.png: cannot be read" in html
+    assert "gone&#39;&#34;&lt;b&gt;.png: the file cannot be read" in html
     for outside in ("http://", "https://", "src='/", "@import", "url("):
         assert outside not in html
 

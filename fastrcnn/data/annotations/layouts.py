@@ -1,4 +1,4 @@
-"""Detect the annotation format of a data set that is neither VOC nor COCO, and read it."""
+"""Detect the annotation format of a data set that is neither VOC nor COCO, and read its annotations."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUFFIXES = (".json", ".csv", ".xml", ".yaml", ".yml", ".data", ".names")
 
 
 def is_coco(source: Path) -> bool:
-    """Return whether a source of annotations is a COCO file."""
+    """Return whether a source of annotations is a COCO file, judging by its suffix and first character."""
     return source.suffix.lower() == ".json" and not is_json_list(source)
 
 
@@ -32,7 +32,10 @@ def is_annotation_file(path: Path) -> bool:
 
 
 def read_listing(file: Path, folder: Path) -> Listing:
-    """Read an annotation file that is not COCO. folder: the data set's folder. Raises UserError."""
+    """Read an annotation file that is not a COCO file. folder: the data set's folder.
+
+    Raises UserError if the file cannot be read or has an unsupported format.
+    """
     suffix = file.suffix.lower()
     if suffix == ".csv":
         return read_table(file, folder)
@@ -57,12 +60,12 @@ def listing_files(folder: Path) -> list[Path]:
     if len(there) > 1:
         some = "; ".join(f"{name} ({files[0].relative_to(folder)})" for name, files in there.items())
         first = next(iter(there.values()))[0]
-        raise UserError(f"{folder}: found annotations in several formats, {some}. Choose one: data.root={first}.")
+        raise UserError(f"{folder}: found annotations in several formats, {some}. Choose one with data.root={first}.")
     return next(iter(there.values()), [])
 
 
 def every_file(folder: Path) -> tuple[list[Path], list[str]]:
-    """Find the annotation files of all these formats in a folder. Also return the errors of unreadable files."""
+    """Find the annotation files of all formats in FINDERS in a folder. Also return the errors of unreadable files."""
     files, faults = [], []
     for find in FINDERS.values():
         try:

@@ -20,9 +20,9 @@ from fastrcnn.data.annotations.splits import divide, folder_of, ids_in
 
 
 def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
-    """Describe the folder that a split uses if its name differs, such as `val` if there is no `test`.
+    """Describe the folder that a split uses if it has another name than the split, such as `val` for `test`.
 
-    Returns an empty string for all other splits.
+    Returns an empty string if the names are equivalent, or if the split is not a folder.
     """
     if source.is_file() or split_lists(source):
         return ""
@@ -37,8 +37,8 @@ def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
 def overview(source: Path, root: Path, made: bool = False) -> str:
     """Describe a data set in one line: its format, the number of images in each split, and the source of class names.
 
-    source: the folder of its lists, or its only file. root: the data set's folder. made: whether the splits were
-    generated (see find_split).
+    source: the folder with the split lists, or the only file. root: the data set's folder. made: whether the splits
+    were generated (see find_split).
     """
     if source.is_dir() and (lists := whole_lists(source)):
         text = _line("Pascal VOC", "list", {name: len(read_split(source, name)) for name in lists})

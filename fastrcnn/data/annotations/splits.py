@@ -29,7 +29,7 @@ from fastrcnn.data.truth.problems import Problem, Problems, nearly_all, shorten
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 
-TEST_SHARE = 0.2  # of the images, if they are divided
+TEST_SHARE = 0.2  # fraction of the images, if they are divided into trainval and test
 # Words in the names of annotation files that identify a split, in order of preference.
 WORDS = {"trainval": ("trainval", "train"), "test": ("test", "val")}
 
@@ -51,7 +51,7 @@ def divide(ids: Sequence[str], split: str) -> list[str]:
 def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     """Find the source of a split's annotations, its image ids, and whether `divide` generated the split.
 
-    root: the data set's folder, or its only annotation file. split: the name of a list (SPLIT or FOLDER/SPLIT), or an
+    root: the data set's folder, or its only annotation file. split: the name of a split (SPLIT or FOLDER/SPLIT), or an
     annotation file below root. Without lists, splits are recognised by the names of annotation files, of splits in
     those files, or of folders (train, valid, test). The images are divided into trainval and test if there are no
     splits, or only one list whose name is not a known split.
@@ -100,7 +100,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
 
 
 def _of_file(file: Path, split: str, root: Path) -> tuple[Path, list[str], bool]:
-    """Find a split in an annotation file: a split that the file defines, or a part of its images."""
+    """Find a split in an annotation file: a split that the file defines, or a split that `divide` generates."""
     if is_coco(file):
         return file, _of_two(read_coco_file(file).ids(root), split, file), True
     listing = read_listing(file, folder_of(root))
@@ -126,8 +126,8 @@ def ids_in(file: Path, root: Path) -> list[str]:
 def folder_of(root: Path) -> Path:
     """Return the folder of a data set, given the folder or its only annotation file.
 
-    For a file, this is the folder that contains it. If that folder has no images and its parent has an image folder, it
-    is the parent: `data/labels.csv` next to `images/`.
+    For a file, the result is the folder that contains it. If this folder has no images but its parent has an image
+    folder, such as `images/` next to `data/labels.csv`, the result is the parent.
     """
     if not root.is_file():
         return root
@@ -137,7 +137,7 @@ def folder_of(root: Path) -> Path:
 
 
 def _only_list(source: Path) -> str | None:
-    """Return the only split list of a folder if its name is not a known split, such as CVAT's `default`."""
+    """Return the only split list of a folder if its name is not known, such as CVAT's `default`, or None."""
     lists = whole_lists(source)
     return lists[0] if len(lists) == 1 and lists[0].casefold() not in SPLIT_NAMES else None
 
@@ -148,21 +148,21 @@ T = TypeVar("T")
 def _choose(split: str, source: Path, kind: str, names: Sequence[str], found: Callable[[str], list[T]]) -> T:
     """Return the only candidate for a split's name, or for the first of its synonyms that has candidates.
 
-    names: all candidates, for the error message. found: returns the candidates for a word. Raises UserError if not
-    exactly one candidate is found.
+    names: all candidates, for the error message. found: returns the candidates for a name. Raises UserError unless
+    there is exactly one candidate.
     """
     choices = next((some for word in (split, *WORDS.get(split, ())) if (some := found(word))), [])
     if len(choices) == 1:
         return choices[0]
     example = {"file": "FILE", "folder": "FOLDER"}.get(kind, "SPLIT")
     raise UserError(
-        f"{source}: cannot tell which {kind} is '{split}'. Available: {', '.join(names)}. "
-        f"Name them with data.train=[{example}] data.test=[{example}]."
+        f"{source}: cannot determine which {kind} is '{split}'. Available: {', '.join(names)}. "
+        f"Select them with data.train=[{example}] data.test=[{example}]."
     )
 
 
 def _named(names: Collection[str], split: str, source: Path, kind: str) -> str:
-    """Return the folder, or the split of a file, that a split's name refers to. Uses val if there is no test."""
+    """Return the folder, or the split of a file, that a split's name refers to. Without test, use val."""
 
     def found(word: str) -> list[str]:
         alike = [n for n in names if SPLIT_NAMES.get(n.casefold(), n) == SPLIT_NAMES.get(word.casefold())]
@@ -178,8 +178,8 @@ def _refuse_nested(ids: Collection[str], source: Path) -> None:
     if len({SPLIT_NAMES[PurePosixPath(s).name.casefold()] for s in splits}) < 2:
         return
     raise UserError(
-        f"{source}: {', '.join(splits[:6])} look like splits, and their images would be mixed. Set data.root to their "
-        "parent folder, or name them: data.train=[FOLDER/train] data.test=[FOLDER/test]."
+        f"{source}: {', '.join(splits[:6])} look like splits, but their images would be mixed. Set data.root to their "
+        "parent folder, or select them with data.train=[FOLDER/train] data.test=[FOLDER/test]."
     )
 
 
@@ -236,7 +236,10 @@ def annotated(source: Path, image_ids: Sequence[str], root: Path) -> list[bool]:
 
 
 def source_problems(source: Path, root: Path | None = None) -> list[Problem]:
-    """Return the problems of a source as a whole. root: the data set's folder, by default the source."""
+    """Return the problems of an annotation source that do not concern a single image.
+
+    root: the data set's folder, by default the source.
+    """
     if is_coco(source):
         return list(read_coco_file(source).problems)
     return list(read_listing(source, folder_of(root or source)).problems) if source.is_file() else []
@@ -257,9 +260,10 @@ def explain_missing(problems: Sequence[Problem], source: Path, root: Path, image
 
 
 def class_names(source: Path, image_ids: Sequence[str], root: Path | None = None) -> tuple[list[str], Problems]:
-    """Return the class names of all objects, and the annotations that cannot be read.
+    """Return the class names of all objects, and the problems of annotations that cannot be read.
 
-    Names have the order of the annotation file, or are sorted. root: the data set's folder, by default the source.
+    Names are in the order of the annotation file. If each image has its own file, they are sorted. root: the data set's
+    folder, by default the source.
     """
     if is_coco(source):
         return coco_classes(source), Problems(source_problems(source))
@@ -287,10 +291,11 @@ def load(
     """Load the given images as samples with half-open boxes. See `read` for parameters not described here.
 
     root: by default the source. training: exclude annotations with `iscrowd` or `ignore`, with a note, and difficult
-    objects unless `use_difficult`; otherwise keep them all. skip_bad: skip unusable files and objects, and report them
-    in the returned Problems. leave_out_others: exclude objects of classes that are not in the list, and count them.
+    objects unless `use_difficult` is set. Otherwise keep all annotations. skip_bad: skip unusable files and
+    objects, and report them in the returned Problems. leave_out_others: exclude objects of classes that are not in the
+    list, and count them.
 
-    Raises UserError with all errors (see problems.ERRORS) unless `skip_bad`.
+    Raises UserError if there are errors (see problems.ERRORS) and `skip_bad` is false.
     """
     root = source if root is None else root
     images = read(source, image_ids, root, need_pictures, first_pixel)

@@ -1,4 +1,4 @@
-"""Recognise unsupported annotation formats, and say how to convert them."""
+"""Recognise unsupported annotation formats, and explain how to convert them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fastrcnn.data.truth.annotated import to_float
 from fastrcnn.data.truth.text_files import read_lines
 from fastrcnn.errors import UserError
 
-MAX_BYTES = 20_000_000  # of a file that is inspected
-MOST = 50  # files that are inspected per pattern
+MAX_BYTES = 20_000_000  # maximum size of a file to inspect
+MOST = 50  # maximum number of files to inspect for each pattern
 FIFTYONE = "convert it to VOC, COCO or YOLO with `fiftyone convert`"
 
 
 def unread(folder: Path) -> str:
-    """Return a sentence about an unsupported format or missing annotations in a folder, and what to do about it.
+    """Return a message about an unsupported format or missing annotations in a folder, with advice.
 
-    The sentence starts with a space. It is empty if the folder has neither unsupported files nor images.
+    The message starts with a space. It is empty if the folder has neither unsupported files nor images.
     """
     for name, file, advice in _found(folder):
         return f" Found {name}, {file.relative_to(folder)}, which is not supported: {advice}."
@@ -77,7 +77,7 @@ def _json_format(file: Path) -> tuple[str, str] | None:
     if isinstance(first.get("annotations"), list) and ("image" in first or "imagefilename" in first):
         return "a CreateML file", "export the data set as VOC, COCO or YOLO instead"
     if {"objects", "size"} <= first.keys():
-        return "a Supervisely file", "export the project as COCO, VOC or YOLO with an app of Supervisely"
+        return "a Supervisely file", "export the project as COCO, VOC or YOLO with a Supervisely app"
     return None
 
 

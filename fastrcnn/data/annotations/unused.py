@@ -75,7 +75,7 @@ def unused_coco(root: Path, used: Collection[Path]) -> list[Problem]:
     there = {p for folder in {path.parent for path in listed} for p in folder.glob("*")}
     lone = sorted(p for p in there - listed if p.suffix.lower() in IMAGE_SUFFIXES)
     absent = len(listed - there) + sum(read_coco_file(file).refused for file in used)
-    if len(lone) > absent and not broken:  # otherwise they can be listed images whose paths are wrong in the files
+    if len(lone) > absent and not broken:  # otherwise they can be images that are listed with wrong paths
         what = f"{len(lone)} images are not in any annotation file, and are not used."
         problems.append(Problem("lone", str(lone[0]), what))
     return problems

@@ -1,1 +1,1 @@
-"""Ground truth that is independent of the annotation format, problems in data sets, and reading of text files."""
+"""Format-independent ground truth, problems of data sets, and functions for reading text files."""

@@ -22,23 +22,23 @@ class AnnotatedObject:
     """An annotated object."""
 
     file: Path
-    number: int  # in the file, from 1
+    number: int  # of the object in the file, from 1
     name: str
     box: Box  # half-open and zero-based, not yet clipped
     shown: str  # the box as written in the file, for messages
     difficult: bool = False  # ignored by evaluation
-    left_out: str = ""  # COCO flag, `iscrowd` or `ignore`, that excludes it from training
+    left_out: str = ""  # COCO flag that excludes it from training: `iscrowd` or `ignore`
     fault: str = ""  # error of the box, empty if it is valid
     listed: bool = True  # whether its file defines the class
-    unit: str = "object"  # the format's term for it
+    unit: str = "object"  # the format's term for an object, for messages
     size: tuple[float, float] | None = None  # width and height, only from a COCO file
-    area: float | None = None  # only from a COCO file
+    area: float | None = None  # in pixels, only from a COCO file
 
     def problem(self, kind: str, what: str, name: str | None = None) -> Problem:
         return Problem(kind, str(self.file), what, None, self.number, name, self.unit)
 
     def error(self) -> Problem | None:
-        """Return the error that makes the object unusable with any list of classes, if there is one."""
+        """Return the error that makes the object unusable, whichever classes are used, or None."""
         if not self.listed:
             of_coco = self.unit == "annotation"
             why = "the file has no such category." if of_coco else "the list of class names has no such number."
@@ -46,13 +46,13 @@ class AnnotatedObject:
         return self.problem("box", f"the box {self.shown} {self.fault}", self.name) if self.fault else None
 
     def flag_note(self, training: bool) -> Problem | None:
-        """Return a note about the object if it has a COCO flag."""
+        """Return a note about the COCO flag of the object, or None if it needs none."""
         if self.left_out and training:
             return self.problem(
                 "crowd", f"`{self.left_out}` is set, so training does not use the annotation.", self.name
             )
         if self.left_out == "ignore":
-            what = "`ignore` is set. Training does not use the annotation, but evaluation counts it, like pycocotools."
+            what = "`ignore` is set. Training does not use the annotation, but evaluation counts it, as in pycocotools."
             return self.problem("ignored", what, self.name)
         return None
 
@@ -66,12 +66,12 @@ class Annotated:
     """An image with its annotations."""
 
     image_id: str
-    path: Path  # the image, or where it should be
-    annotation: Path  # file that describes the image
+    path: Path  # of the image, even if the file is missing
+    annotation: Path  # of the file that contains the annotations
     width: int = 0  # 0 if unknown
     height: int = 0
     objects: tuple[AnnotatedObject, ...] | None = None  # None if the image cannot be used
-    problems: tuple[Problem, ...] = ()  # excluding those of boxes and flags, which its objects have
+    problems: tuple[Problem, ...] = ()  # excluding problems of boxes and flags, which `objects` contains
     truncated: int = 0  # number of objects marked truncated
     number: int | str | None = None  # the image's id in a COCO file
     filename: str = ""  # <filename> of an XML file
@@ -83,9 +83,9 @@ class Annotated:
 
 
 def read_flag(value: object, share: bool = False) -> bool | None:
-    """Parse a flag in any of the spellings that tools write. Return None if it is not a flag.
+    """Parse a flag in any spelling that annotation tools write. Return None if the value is not a flag.
 
-    share: accept fractions between 0 and 1 as set, as in KITTI.
+    share: treat a fraction between 0 and 1, as in KITTI, as a flag that is set.
     """
     text = "" if value is None else str(value).strip().casefold()
     if text in TRUE or text in FALSE:
@@ -103,7 +103,7 @@ def to_float(text: str) -> float:
 
 
 def enclosing(box: Box, shown: str, degrees: float, size: tuple[float, float]) -> tuple[Box, str]:
-    """Return the axis-aligned bounding box of a box rotated about its centre, and the text of a note about it.
+    """Return the axis-aligned bounding box of a box rotated about its centre, and a note about it as text.
 
     shown: the box as written in the file. size: width and height of the image, to which the result is clipped.
     """
@@ -120,7 +120,7 @@ def enclosing(box: Box, shown: str, degrees: float, size: tuple[float, float]) -
 
 def box_fault(box: Box, width: int, height: int) -> str:
     """Return the error of a half-open box in an image of this size, or an empty string."""
-    x1, y1, x2, y2 = np.asarray(box, dtype=np.float32).tolist()  # as in training
+    x1, y1, x2, y2 = np.asarray(box, dtype=np.float32).tolist()  # single precision, as in training
     if x2 <= x1 or y2 <= y1:
         return "has no area: its width or height is 0 in single precision."
     if x1 < -1 or y1 < -1 or x2 > width + 1 or y2 > height + 1:
@@ -164,7 +164,7 @@ def to_samples(
                     group += [o] * out
         samples.append(_sample(image, kept, label_of))
     for kind, group, what in (
-        ("zero_based", at_zero, "start at 0, before the first pixel, which is 1 in VOC"),
+        ("zero_based", at_zero, "start at 0, but the first pixel is 1 in VOC"),
         ("clipped", clipped, "that extend beyond the image by at most one pixel are clipped"),
     ):
         if group:
@@ -176,7 +176,7 @@ def to_samples(
 def _unknown(
     unknown: dict[str, list[AnnotatedObject]], classes: Sequence[str], leave_out_others: bool
 ) -> Iterator[Problem]:
-    """Report objects of other classes: one problem per class, because there may be thousands, or one note."""
+    """Report objects of other classes in a single note if `leave_out_others` is set, or in one error per class."""
     if unknown and leave_out_others:
         most = sorted(unknown.items(), key=lambda item: -len(item[1]))[:10]
         others = ", ".join(f"{name} ({len(objects)})" for name, objects in most)
@@ -193,7 +193,7 @@ def unknown_class(name: str, classes: Sequence[str]) -> str:
 
 
 def stands_out(o: AnnotatedObject, image: Annotated) -> tuple[bool, bool]:
-    """Return whether the box is clipped, and whether it starts before the first pixel of an XML file."""
+    """Return whether the box is clipped, and whether it is from an XML file and starts before the first pixel."""
     x1, y1, x2, y2 = o.box
     before = x1 < 0 or y1 < 0
     return before or x2 > image.width or y2 > image.height, before and o.unit == "object"

@@ -11,38 +11,41 @@ ERRORS = {
     "split": ("Unusable split", "Fix the split. Its images were not checked."),
     "duplicate_id": (
         "Duplicate image id",
-        "Rename one of the images, or remove the id from one of the lists. Ids must be unique across all folders.",
+        "Rename one of the images, or remove the id from one of the splits. Ids must be unique across all folders.",
     ),
-    "missing_picture": ("Missing image", f"Add the image, remove its id from the list, {SKIP}"),
+    "missing_picture": ("Missing image", f"Add the image, remove its id from the split, {SKIP}"),
     "bad_picture": ("Unreadable image", f"Download or export the file again, {SKIP}"),
     "link": ("Link to a file outside the data set", "Replace the link with the file itself."),
-    "missing_annotation": ("Missing annotation", f"Add the file, remove the id from the list, {SKIP}"),
+    "missing_annotation": ("Missing annotation", f"Add the file, remove the id from the split, {SKIP}"),
     "normalised": (
         "Boxes normalised to 0..1",
         "Multiply the coordinates by the image's size, or export the boxes in pixels.",
     ),
     "annotation": ("Unusable annotation", "Fix the file, or export it again."),
-    "no_objects": ("No objects to train on", "Add objects that training uses. The notes list those that it ignores."),
+    "no_objects": ("No objects to train on", "Add objects that training uses. The notes list ignored objects."),
     "box": ("Unusable box", f"Fix the box, delete the object, {SKIP}"),
     "unknown_class": (
         "Unknown class",
         "Fix the name, add the class to data.classes, or set data.other_classes=leave_out.",
     ),
-    "classes": ("Class names", "Fix data.classes, or the names in the annotations."),
+    "classes": ("Invalid class names", "Fix data.classes, or the names in the annotations."),
     "picture_size": ("Image and annotation differ in size", "Fix the size and the boxes in the annotation."),
     "no_proposals": ("Image without proposals", "Generate proposals for all images with `fastrcnn propose`."),
-    "proposal_size": ("Proposals for an image of another size", "Generate them again with `fastrcnn propose`."),
-    "bad_proposals": ("Damaged proposals", "Generate or convert them again with `fastrcnn propose`."),
+    "proposal_size": (
+        "Proposals for an image of another size",
+        "Generate the proposals again with `fastrcnn propose`.",
+    ),
+    "bad_proposals": ("Damaged proposals", "Generate or convert the proposals again with `fastrcnn propose`."),
 }
 # Notes: training continues.
 NOTES = {
     "crowd": (
         "Annotations with iscrowd or ignore, excluded from training",
-        "No action needed if the flags are correct. The mask of a single object needs `iscrowd` 0.",
+        "No action needed if the flags are correct. If the annotation is a single object, set `iscrowd` to 0.",
     ),
     "ignored": (
         "Annotations with ignore, which evaluation counts",
-        "No action needed if this is intended. To exempt them, set `iscrowd`.",
+        "No action needed if this is intended. To exclude them from evaluation, set `iscrowd`.",
     ),
     "other_classes": ("Objects of other classes", "No action needed: data.other_classes=leave_out skips them."),
     "left_out": (
@@ -54,11 +57,11 @@ NOTES = {
         "No action needed if this is intended. Otherwise name the file or split in data.train or data.test.",
     ),
     "lone": ("Images without annotation", "Annotate them. For images without objects, add empty annotations."),
-    "leak": ("Training and test data overlap", "Remove the image from one of the lists."),
+    "leak": ("Training and test data overlap", "Keep each image in only one of the splits."),
     "copies": ("Duplicate images", "Keep only one of them, unless this is intended."),
     "zero_based": (
         "Boxes look zero-based",
-        "If the entire data set counts pixels from 0, set data.first_pixel=0. Otherwise fix these boxes.",
+        "If all boxes of the data set are zero-based, set data.first_pixel=0. Otherwise fix these boxes.",
     ),
     "rotated": ("Rotated boxes", "No action needed: the axis-aligned bounding box of each is used."),
     "unlabelled": (
@@ -78,35 +81,44 @@ NOTES = {
     "letter_case": ("Class names that differ only in case", "If they are the same class, use one spelling."),
     "escaped_id": (
         "Ids with spaces",
-        "comp4 files percent-encode these ids. To use VOC's devkit or server, rename the images.",
+        "These ids are percent-encoded in comp4 files. To use VOC's devkit or server, rename the images.",
     ),
-    "no_truth": ("No ground truth to test on", "Choose other test lists, or set data.test=[]."),
-    "test_only": ("Class without training objects", "Add training images of it, or remove the class."),
-    "few_objects": ("Few training objects", "A class with so few objects is hard to learn. Add images."),
-    "clipped": ("Clipped boxes", "No action needed: they extended beyond the image by at most one pixel."),
+    "no_truth": ("No ground truth to test on", "Choose another test split, or set data.test=[]."),
+    "test_only": ("Class without training objects", "Add training images of the class, or remove the class."),
+    "few_objects": ("Few training objects", "Classes with so few objects are rarely detected reliably. Add images."),
+    "clipped": ("Clipped boxes", "No action needed: the boxes extend beyond the image by at most one pixel."),
     "negative": ("Images without objects", "No action needed if this is correct: training uses them as background."),
-    "colours": ("Images that are not stored as 8-bit RGB", "No action needed: they are converted when they are read."),
+    "colours": (
+        "Images that are not stored as 8-bit RGB",
+        "No action needed: images are converted when they are read.",
+    ),
     "turned": ("Images rotated upright", "No action needed: their annotations have the size of the upright image."),
     "either_way": (
         "EXIF rotation not applied because both orientations fit",
-        "If the boxes do not fit, rotate the pixels.",
+        "If the boxes do not fit the objects, store the images upright, without an EXIF orientation.",
     ),
     "as_stored": (
         "EXIF rotation not applied because the stored size fits",
-        "If the boxes do not fit, fix the size in the annotation.",
+        "If the boxes do not fit the objects, fix the size in the annotation.",
     ),
     "bits": (
         "16-bit images that use fewer bits",
         "If the numbers of bits differ, convert the images to the same number, or add an sBIT chunk to PNG files.",
     ),
     "small_boxes": ("Boxes smaller than a cell of the feature map", "Increase data.short_sides and data.long_side."),
-    "missed": ("Objects without a proposal", "They are unlikely to be detected. Use a finer proposal search."),
+    "missed": (
+        "Objects without an overlapping proposal",
+        "These objects are unlikely to be detected. See docs/proposals.md.",
+    ),
     "zero_proposals": ("Images with an empty list of proposals", "Training uses only their ground-truth boxes."),
-    "foreign_proposals": ("Proposals for images that are not in the lists", "No action needed: they are not used."),
-    "dropped_proposals": ("Proposals dropped when the store was written", "If there are many, check their source."),
+    "foreign_proposals": ("Proposals for images that are not in the splits", "No action needed: they are not used."),
+    "dropped_proposals": (
+        "Proposals dropped when the store was written",
+        "If there are many, check the original proposals.",
+    ),
     "few_rois": (
         "Few background RoIs",
-        "Some batches are not full. solver.bg_iou=[0,0.5] accepts all RoIs with a low overlap.",
+        "Some batches have fewer RoIs than configured. solver.bg_iou=[0,0.5] accepts all RoIs with an IoU below 0.5.",
     ),
 }
 KINDS = ERRORS | NOTES  # in the order in which they are shown
@@ -119,10 +131,10 @@ FEW, NEARLY_ALL = 5, 0.9  # minimum number and share of images for which a commo
 
 @dataclass(frozen=True)
 class Problem:
-    """An error in a data set or a note about it. Its text is `FILE, line 3, object 2 (cat): WHAT`.
+    """An error in a data set, or a note about the data set. As text, it is `FILE, line 3, object 2 (cat): WHAT`.
 
-    kind: a key of KINDS. object: the number of the object in the file, from 1. name: its class. unit: the format's
-    term for an object, such as `row`.
+    kind: a key of KINDS. what: the message. object: the number of the object in the file, from 1. name: the class of
+    the object. unit: the format's term for an object, such as `row`.
     """
 
     kind: str
@@ -135,7 +147,7 @@ class Problem:
 
     @property
     def error(self) -> bool:
-        """Return whether training stops because of it or has to skip something."""
+        """Return whether training stops because of the problem, or has to skip an image or object."""
         return self.kind in ERRORS
 
     @property
@@ -144,12 +156,12 @@ class Problem:
 
     @property
     def advice(self) -> str:
-        """Return what the user can do about it."""
+        """Return advice on how to solve the problem."""
         return KINDS[self.kind][1]
 
     @property
     def place(self) -> str:
-        """Return the line or the object in the file, or an empty string."""
+        """Return the line, or the number and class of the object, or an empty string."""
         return f"line {self.line}" if self.line else f"{self.object} {self.name or ''}" if self.object else ""
 
     def __str__(self) -> str:
@@ -160,7 +172,7 @@ class Problem:
 
 @dataclass
 class Problems:
-    """All problems found while reading annotations, to report them together."""
+    """The problems found while reading annotations, collected in order to report them together."""
 
     found: list[Problem] = field(default_factory=list)  # errors and notes
     images: int = 0  # number of images requested; 0 if unknown
@@ -195,7 +207,7 @@ def nearly_all(number: int, images: int) -> bool:
 def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
     """Merge problems with the same cause into one if nearly all images have them. Merged problems come first.
 
-    Notes about objects are not merged if one file annotates all images, because they all name that file.
+    If one file annotates all images, notes about its objects are not merged, because all of them name this file.
     """
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
@@ -215,6 +227,6 @@ def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
 
 
 def shorten(lines: Sequence[str], most: int = 20) -> str:
-    """Join the lines, indented. Lines after the first `most` are only counted."""
+    """Indent and join the lines. Lines after the first `most` are only counted."""
     more = len(lines) - most
     return "\n".join(f"  {line}" for line in lines[:most]) + (f"\n  and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Read text files of users, in the encodings that editors write, and check the paths in them."""
+"""Read text files that users provide, in the encodings that editors write, and check the paths in them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from fastrcnn.errors import UserError
 
-# UTF-32 comes first, because the mark of UTF-16 is a prefix of one of its marks.
+# Byte order marks. UTF-32 comes first, because one of its marks starts with a mark of UTF-16.
 MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
 MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 

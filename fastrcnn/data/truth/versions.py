@@ -16,9 +16,10 @@ Read = Callable[Concatenate[Path, P], T]
 
 
 def read_once(most: int, fresh: int = FRESH) -> Callable[[Read[P, T]], Read[P, T]]:
-    """Decorate a function of a path to cache its last `most` results until the file's date or size changes.
+    """Decorate a function of a path to cache its last `most` results.
 
-    fresh: nanoseconds after a change during which the result is not cached.
+    A result is valid until the modification time or size of the file or folder changes. fresh: nanoseconds after a
+    modification during which results are not cached.
     """
 
     def decorate(read: Read[P, T]) -> Read[P, T]:

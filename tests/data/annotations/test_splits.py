@@ -227,7 +227,7 @@ def test_which_folder_a_split_means(tmp_path: Path, folders: tuple[str, ...], sp
     if chosen:
         assert find_split(root, split)[1] == [f"{chosen}/p{n}" for n in range(6)]
     else:
-        said = rf"which folder is '{split}'\. Available: {', '.join(sorted(folders))}\. Name them with data\.train=\["
+        said = rf"which folder is '{split}'\. Available: {', '.join(sorted(folders))}\. Select them with data\.train=\["
         with pytest.raises(UserError, match=said):
             find_split(root, split)
 

@@ -1,7 +1,7 @@
-"""Reader of the COCO annotations of each image; `coco_file.py` reads the file.
+"""Reader of the COCO annotations of each image. `coco_file.py` reads the file.
 
-Boxes in the file are x, y, width, height, in zero-based pixels that can be fractional. They become (x, y, x + width,
-y + height). Segmentations and keypoints are not read.
+Boxes in the file are x, y, width, height in zero-based pixels, which can be fractional. They are converted to (x, y,
+x + width, y + height). Segmentations and keypoints are not read.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def read_coco(path: Path, image_ids: Sequence[str], root: Path, need_pictures: b
 def _read_object(
     file: CocoFile, number: int, entry: dict[str, Any], image: CocoImage
 ) -> tuple[AnnotatedObject | None, list[Problem]]:
-    """Read an annotation. Return the object, or None if its flags are invalid, and its problems."""
+    """Read an annotation. Return the object, or None if its flags are invalid, and the problems of the annotation."""
     flags = {key: read_flag(entry.get(key)) for key in FLAGS}
     if unclear := [key for key, value in flags.items() if value is None]:
         what = f"`{unclear[0]}` must be 0 or 1, but is {entry[unclear[0]]!r}."
@@ -111,12 +111,12 @@ def _rotation(entry: dict[str, Any]) -> float:
 
 
 def where_images_are(path: Path, missing: Path, root: Path) -> str:
-    """Return a message with the actual location of a missing image below `root`, or an empty string."""
+    """Return a message with the actual path of a missing image below `root`, or an empty string if there is none."""
     name = glob.escape(missing.name)
     there = next((root.parent if root.is_file() else root).rglob(name), None)
     if there is None:
         return ""
     return (
         f"no such image. It is named in {path}, but was found at {there}. Fix `file_name`, which is relative to the "
-        "folder of the annotation file, its parent folder, or `images` in either."
+        "folder of the annotation file, its parent folder, or `images` in one of them."
     )

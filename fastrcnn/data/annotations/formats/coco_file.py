@@ -1,7 +1,7 @@
 """Find and read COCO annotation files: images, categories, annotations, and their errors.
 
-Ids are unique only within a file, and exporters number every split from 1. An image id in this program is therefore the
-path of the image relative to the data set's folder, such as `train/0001.jpg`.
+The ids in COCO files are unique only within a file, because exporters number the images of each split from 1. In this
+program, the id of an image is therefore its path relative to the data set's folder, such as `train/0001.jpg`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TWICE = "Each image can have only one entry."
 
 
 class OtherJsonError(UserError):
-    """A JSON file that does not contain COCO annotations."""
+    """The error for a JSON file that does not contain COCO annotations."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class CocoImage:
     file_name: str  # with / as the separator
     width: int
     height: int
-    annotations: list[tuple[int, dict[str, Any]]]  # with their numbers in the file, from 1
+    annotations: list[tuple[int, dict[str, Any]]]  # each with its number in the file, from 1
     number: Id  # its id in the file
 
 
@@ -49,15 +49,15 @@ class CocoFile:
     path: Path
     base: Path  # folder that every `file_name` is relative to
     images: dict[str, CocoImage]  # by file_name, sorted by id in the file
-    categories: dict[Id, str]  # name by id_key: the used ones, and unused ones with other names
-    category_ids: dict[str, Id]  # by name, as in the file
+    categories: dict[Id, str]  # names by id_key, without unused categories that repeat a name
+    category_ids: dict[str, Id]  # ids as in the file, by name
     used: frozenset[Id]  # ids of the categories with annotations
-    annotated: bool  # whether it has annotations; lists of test images have none
+    annotated: bool  # whether the file has annotations; files of test images have none
     problems: tuple[Problem, ...]  # of unusable entries
     refused: int  # number of unusable images
 
     def prefix(self, root: Path) -> str:
-        """Return the prefix of a `file_name` in an image id: the folder of the images relative to `root`.
+        """Return the folder of the images relative to `root`, which image ids contain before the `file_name`.
 
         root: the data set's folder or its only file.
         """
@@ -71,11 +71,11 @@ class CocoFile:
         return frozenset(self.base / name for name in self.images)
 
     def ids(self, root: Path) -> list[str]:
-        """Return the image ids, which are unique in the data set: paths relative to its folder."""
+        """Return the image ids (paths relative to the data set's folder), which are unique in the data set."""
         return list(self.numbers(root))
 
     def numbers(self, root: Path) -> dict[str, Id]:
-        """Return the ids in the file by image id."""
+        """Return the ids that the file contains, by image id."""
         prefix = self.prefix(root)
         return {prefix + name: image.number for name, image in self.images.items()}
 
@@ -91,7 +91,7 @@ def json_files(folder: Path) -> list[Path]:
 def find_coco_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
     """Find COCO files in a folder and its direct subfolders. Also return the errors of unreadable JSON files.
 
-    JSON files with other content are in neither result.
+    Neither result contains JSON files with other content.
     """
     faults = {path: _fault(path) for path in json_files(folder)}
     return [p for p, fault in faults.items() if fault is None], {p: fault for p, fault in faults.items() if fault}
@@ -106,7 +106,7 @@ def _fault(path: Path) -> str | None:
 
 @read_once(256, fresh=0)
 def coco_images(path: Path) -> frozenset[Path] | str:
-    """Return the images of a COCO file, or else the result of `_fault`. Only the image paths are cached."""
+    """Return the paths of the images of a COCO file. For all other files, return the result of `_fault`."""
     found = _or_fault(_parse, path)
     return found if isinstance(found, str) else found.paths
 
@@ -277,7 +277,7 @@ def _share_out(
 
 
 def _picture_base(path: Path, names: Sequence[str]) -> Path:
-    """Return the folder that every `file_name` is relative to: the first candidate with one of the first images."""
+    """Return the folder that every `file_name` is relative to: the first folder with one of the first images."""
     part = path.stem.rpartition("_")[2]  # train2017 in instances_train2017.json
     roots = [folder / name for folder in (path.parent, path.parent.parent) for name in ("images", "JPEGImages", ".")]
     for base in [b for root in roots for b in (root / part, root)]:
@@ -292,7 +292,7 @@ def annotation_problem(path: Path, number: int, what: str) -> Problem:
 
 
 def id_key(value: Any) -> Id | None:
-    """Normalise an id for comparison: 5.0 and "5" become the integer 5, other text stays. None if invalid."""
+    """Normalise an id for comparison: 5.0 and "5" become 5, other text is stripped. Return None if invalid."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str):
@@ -311,5 +311,5 @@ def is_box(box: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a JSON value is a finite number that can be in pixels."""
+    """Return whether a JSON value is a finite number that can be a coordinate in pixels."""
     return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e7

@@ -1,7 +1,8 @@
 """Reader of CVAT's XML format "CVAT for images 1.1": one file `annotations.xml` with all images and their shapes.
 
-Coordinates (xtl, ytl, xbr, ybr) are in pixels, measured from the image's edge, and can be fractional. Rotated boxes are
-stored before the rotation about their centre. Polygons, ellipses and masks become axis-aligned bounding boxes.
+Coordinates (xtl, ytl, xbr, ybr) are in pixels and can be fractional; 0 is the left or top edge of the image. For a
+rotated box, the file contains the box without rotation, and the angle of rotation about its centre. Polygons, ellipses
+and masks are replaced by their axis-aligned bounding boxes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
 MAX_BYTES = 500_000_000
-FEW = 20
+FEW = 20  # maximum number of XML files in a folder with CVAT files
 UNREAD = ("polyline", "points", "cuboid", "skeleton", "tag")
 
 
@@ -88,7 +89,7 @@ def read_cvat(file: Path, folder: Path) -> Listing:
 
 @read_once(1000)
 def _is_cvat(path: Path) -> bool:
-    """Return whether the root element is that of a CVAT file."""
+    """Return whether the root element of an XML file is <annotations>, as in CVAT files."""
     try:
         with path.open("rb") as file:
             return next(iterparse(file, events=("start",), forbid_dtd=True))[1].tag == "annotations"
@@ -98,7 +99,7 @@ def _is_cvat(path: Path) -> bool:
 
 @read_once(4, fresh=0)
 def _read_file(path: Path) -> tuple[list[str], list[_Image]]:
-    """Read the label names and the images of a file. Raises UserError."""
+    """Read the label names and the images of a file. Raises UserError like `read_cvat`."""
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: the file is larger than the limit of {MAX_BYTES // 1_000_000} MB.")
     labels: list[str] = []
@@ -144,7 +145,7 @@ def _read_image(path: Path, element: Element, number: int) -> _Image:
 def _objects(
     path: Path, image: str, shapes: Sequence[_Shape], size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """Return the objects of an image, and problems: invalid shapes and notes about unused ones."""
+    """Return the objects of an image, and its problems: errors of invalid shapes, and notes about ignored shapes."""
     objects, problems = [], []
     around, unread = dict[str, int](), dict[str, int]()
     for shape in shapes:
@@ -175,12 +176,15 @@ def _objects(
         problems.append(Problem("polygons", str(path), what))
     if unread:
         kinds = ", ".join(f"{number} <{tag}>" for tag, number in unread.items())
-        problems.append(Problem("elements", str(path), f"{image}: {kinds} ignored."))
+        problems.append(Problem("elements", str(path), f"{image}: {kinds} are ignored."))
     return objects, problems
 
 
 def _box(shape: _Shape) -> tuple[Box | None, str]:
-    """Return the box of a shape before its rotation (an ellipse after it), and its numbers as written in the file."""
+    """Return the bounding box of a shape, or None if it is invalid, and its numbers as written in the file.
+
+    The rotation of an ellipse is applied, that of a box is not.
+    """
     keys = {"box": ("xtl", "ytl", "xbr", "ybr"), "ellipse": ("cx", "cy", "rx", "ry")}
     keys["mask"] = ("left", "top", "width", "height")
     if shape.tag == "polygon":

@@ -1,8 +1,8 @@
 """Reader of Label Studio's exports "JSON" and "JSON-MIN": a list of tasks, each with an image and its regions.
 
-Coordinates are percentages of the upright image, as a browser shows it. Rotated rectangles are stored before the
-rotation about their first corner. Polygons and ellipses become axis-aligned bounding boxes. If a task has several
-annotations, the newest is used.
+Coordinates are percentages of the width and height of the upright image. For a rotated rectangle, the file contains the
+rectangle without rotation, and the angle of rotation about its first corner. Polygons and ellipses are replaced by
+their axis-aligned bounding boxes. If a task has several annotations, the newest is used.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def label_studio_files(folder: Path) -> list[Path]:
 def read_label_studio(path: Path, folder: Path) -> Listing:
     """Read a Label Studio file. folder: the data set's folder.
 
-    Raises UserError if the JSON has another format, or if two tasks have the same image.
+    Raises UserError if the JSON has another format, a task names no image, or two tasks have the same image.
     """
     tasks = _read_tasks(path)
     if tasks is None:
-        raise UserError(f"{path}: neither COCO annotations nor Label Studio tasks (exported as JSON or JSON-MIN).")
+        raise UserError(f"{path}: the file has neither COCO annotations nor Label Studio tasks (JSON or JSON-MIN).")
     images: dict[str, ListedImage] = {}
     newest: dict[str, str] = {}
     names: dict[str, None] = {}
@@ -70,7 +70,7 @@ def read_label_studio(path: Path, folder: Path) -> Listing:
             raise UserError(f"{path}, task {which}: the task names no image.")
         own, date = image_id(place, folder), str(task.get("updated_at") or "")
         if own in images and "data" in task:
-            raise UserError(f"{path}, task {which}: another task also has the image {own}. Remove one of them.")
+            raise UserError(f"{path}, task {which}: another task also has the image {own}. Remove one of the tasks.")
         if annotations > 1 or own in images:
             several.append(which)
         if date < newest.get(own, ""):  # JSON-MIN has one entry for each annotation
@@ -112,7 +112,7 @@ def _read_tasks(path: Path) -> list[Task] | None:
 
 
 def _regions(task: Task) -> tuple[list[dict[str, Any]] | None, int]:
-    """Return the regions of a task, or None if it has no annotation, and the number of annotations."""
+    """Return the regions of a task's newest annotation, or None if it has none, and the number of annotations."""
     if "data" not in task:  # JSON-MIN: the labelling interface defines the key of the list of regions
         if task.get("annotation_id") is None:
             return None, 0
@@ -130,8 +130,8 @@ def _regions(task: Task) -> tuple[list[dict[str, Any]] | None, int]:
 def _drawn(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the regions among the results of an annotation, each once.
 
-    Other results of a region, such as text and choices, repeat its coordinates. The label does too if the shape and its
-    label are separate results.
+    Results such as text and choices repeat the coordinates of their region. If the shape and the label of a region are
+    separate results, both contain the coordinates.
     """
     labelled = {r.get("id") for r in results if any(map(_is_shape, r))}
     alone = [r for r in results if r.get("type") in SHAPES and r.get("id") not in labelled]
@@ -143,7 +143,7 @@ def _is_shape(key: str) -> bool:
 
 
 def _shape(region: dict[str, Any]) -> str:
-    """Return the shape of a region: rectangle, polygon or ellipse; empty for any other."""
+    """Return the shape of a region: rectangle, polygon or ellipse, or an empty string for other shapes."""
     if "rle" in region or "sequence" in region:
         return ""
     if isinstance(region.get("points"), list):
@@ -162,10 +162,10 @@ class _Finder:
     """Find the images of tasks below a data set's folder."""
 
     folder: Path
-    stored: dict[str, Path] | None = None  # files by the names that Label Studio stores them under
+    stored: dict[str, Path] | None = None  # files by `_stored_name`; None if not yet listed
 
     def image_of(self, task: Task) -> Path | None:
-        """Return the image of a task, or where it should be. Return None if the task names no image."""
+        """Return the path of a task's image, which can be missing. Return None if the task names no image."""
         data = task["data"] if isinstance(task.get("data"), dict) else task
         texts = [data.get("image"), data.get("img"), *data.values()]
         named = [text for text in texts if isinstance(text, str) and _suffix(text) in IMAGE_SUFFIXES]
@@ -209,7 +209,7 @@ def _size(regions: Sequence[dict[str, Any]]) -> Size | None:
 def _objects(
     path: Path, task: Any, regions: Sequence[dict[str, Any]], size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """Return the objects of a task, and problems: invalid regions and notes about unused ones."""
+    """Return the objects of a task, and its problems: errors of invalid regions, and notes about ignored regions."""
     objects, problems = [], []
     around = unread = 0
     for number, region in enumerate(regions, 1):
@@ -220,7 +220,8 @@ def _objects(
         if len(names) != 1:
             box, fault = None, f"the region has {len(names)} labels. Give it exactly one."
         elif region.get("image_rotation"):
-            box, fault = None, f"Label Studio rotated the image by {region['image_rotation']} degrees. Rotate the file."
+            turn = region["image_rotation"]
+            box, fault = None, f"the image is rotated by {turn} degrees in Label Studio. Rotate the image file instead."
         else:
             box, shown, fault = _box(shape, region, size)
         if box is None:
@@ -251,7 +252,10 @@ def _number(value: Any) -> float:
 
 
 def _box(shape: str, region: dict[str, Any], size: Size) -> tuple[Box | None, str, str]:
-    """Return the axis-aligned bounding box of a region in pixels, its numbers as in the file, and their error."""
+    """Return the bounding box of a region in pixels, its numbers as in the file, and an error message.
+
+    The box is axis-aligned. It is None if the numbers are invalid; otherwise the message is empty.
+    """
     if shape == "polygon":
         points = region.get("points")
         pairs = [p for p in points if isinstance(p, list) and len(p) == 2] if isinstance(points, list) else []

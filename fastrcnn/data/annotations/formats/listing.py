@@ -23,18 +23,18 @@ SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img")
 
 Size = tuple[int, int]  # width and height
-# From the size of an image, returns its objects and its problems: errors, and notes about unused annotations.
+# A function of an image's size that returns the objects and the problems (errors and notes) of the image.
 Objects = Callable[[Size], tuple[list[AnnotatedObject], list[Problem]]]
 
 
 @dataclass(frozen=True)
 class ListedImage:
-    """An image listed by annotation files."""
+    """An image that an annotation file lists."""
 
     path: Path
-    annotation: Path  # file with its annotations, or where that file should be
+    annotation: Path  # of the file with its annotations, which can be missing
     objects: Objects = field(repr=False, compare=False)
-    size: Size | None = None  # as stated in the files; None: the size of the upright image
+    size: Size | None = None  # as stated in the annotation file; None: the size of the upright image
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Listing:
 
     format: name of the format, for messages. path: the main file. splits: image ids by split name; the name is "" if
     the files name no split. classes: class names in the order of the files, including classes without objects.
-    classes_from: source of the class names, for messages. problems: problems of the files as a whole.
+    classes_from: source of the class names, for messages. problems: problems that do not concern a single image.
     """
 
     format: str
@@ -57,7 +57,7 @@ class Listing:
     def read(self, image_ids: Sequence[str], folder: Path, need_pictures: bool = True) -> Iterator[Annotated]:
         """Read the annotations of the images. folder: the data set's folder; links to files outside it are errors.
 
-        need_pictures: whether a missing image is an error. It is always an error if the files do not state its size.
+        need_pictures: whether a missing image is an error. Without a size in the annotation file, it always is.
         """
         home = folder.resolve()
         for image_id in image_ids:
@@ -76,7 +76,9 @@ def _read(image_id: str, image: ListedImage, home: Path, need_pictures: bool) ->
         return replace(found, problems=(Problem(kind, str(file), what),))
 
     if not image.path.is_file() and (need_pictures or image.size is None):
-        where = "Searched the folder of that file, the data set's folder, and `images` and similar folders in both."
+        where = (
+            "The search covered that file's folder, the data set's folder, and `images` and similar folders in both."
+        )
         return refused("missing_picture", image.path, f"no such image. It is named in {image.annotation}. {where}")
     for file in (image.path, image.annotation):
         if not file.resolve().is_relative_to(home):
@@ -115,8 +117,8 @@ def image_id(path: Path, folder: Path) -> str:
 def resolve(written: str, bases: Sequence[Path]) -> Path | None:
     """Find the file or folder that a path in a user's file refers to, below the first base that contains it.
 
-    Exporters write paths of another machine or of a zip file (`../train/images`, `/content/data/a.jpg`,
-    `data/obj_train_data/a.jpg`), so leading parts are dropped one by one. Only paths below a base are tried.
+    Exported files often contain paths on another machine or in a zip file (`../train/images`, `/content/data/a.jpg`,
+    `data/obj_train_data/a.jpg`). Therefore, leading parts are dropped one by one. Only paths below a base are tried.
     """
     windows = "\\" in written or PureWindowsPath(written).drive
     parts = (PureWindowsPath(written) if windows else PurePosixPath(written)).parts
@@ -129,18 +131,18 @@ def resolve(written: str, bases: Sequence[Path]) -> Path | None:
 
 
 def tidy(written: str, base: Path) -> Path:
-    """Return the expected path of a missing image: below `base`, even if its written path leads elsewhere."""
+    """Return the expected path of a missing image. It is below `base`, even if `written` points outside."""
     path = PurePosixPath(written.replace("\\", "/"))
     return base / path.name if leads_out(written) else base / path
 
 
 def picture_bases(*folders: Path) -> list[Path]:
-    """Return the folders to search for images that a file in one of `folders` names: these and their `images`."""
+    """Return the folders to search for images: `folders`, and `images` and similar folders in each of them."""
     return list(dict.fromkeys(base for f in folders for base in (f, *(f / name for name in IMAGE_FOLDERS))))
 
 
 def folders_of(split: str, base: Path) -> list[str]:
-    """Return the names of the folders in `base` that stand for the split, such as train or training."""
+    """Return the names of the folders in `base` for a split, such as train or training for the split train."""
     meant = SPLIT_NAMES.get(split.casefold(), split.casefold())
     if not split or not base.is_dir():
         return []
@@ -149,7 +151,7 @@ def folders_of(split: str, base: Path) -> list[str]:
 
 
 def split_of(path: Path, folder: Path) -> str:
-    """Return the split named by a parent folder of a file, or else by the file itself; "" if there is none."""
+    """Return the split that a parent folder or, otherwise, the file itself is named after; "" if there is none."""
     parts = path.relative_to(folder).parts
     for part in reversed(parts[:-1]):
         if part.casefold() in SPLIT_NAMES:

@@ -1,10 +1,10 @@
 """Reader of CSV files with one object per row.
 
-The columns are those of TensorFlow (`filename,width,height,class,xmin,ymin,xmax,ymax`, in any order, with common
-alternative names), or those of Keras-RetinaNet without a header (`path,x1,y1,x2,y2,class`).
+The columns are those of the TensorFlow Object Detection API (`filename,width,height,class,xmin,ymin,xmax,ymax`, in any
+order, with common alternative names), or those of Keras-RetinaNet without a header (`path,x1,y1,x2,y2,class`).
 
-Coordinates are in pixels, measured from the image's edge: the first pixel is 0, and boxes are half-open. A data set can
-have a file for each split (`train/_annotations.csv`, `test_labels.csv`) or a column `split`. A row without a box is an
+Coordinates are in pixels, where 0 is the left or top edge of the image, and boxes are half-open. A data set can have a
+file for each split (`train/_annotations.csv`, `test_labels.csv`) or a column `split`. A row without a box stands for an
 image without objects.
 """
 
@@ -35,7 +35,7 @@ from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
 MAX_BYTES = 500_000_000
-# Column names. If a header has several names of a column, the first one here is used.
+# Column names. If a header has several names for a column, the name that comes first here is used.
 COLUMNS = {
     "image": ("filename", "file_name", "image_path", "path", "image", "image_name", "img", "image_id", "imageid"),
     "class": ("class", "class_name", "label", "name", "category", "labelname", "class_id"),
@@ -77,7 +77,7 @@ def table_files(folder: Path) -> list[Path]:
 def read_table(file: Path, folder: Path) -> Listing:
     """Read a CSV file. folder: the data set's folder.
 
-    Raises UserError if the file cannot be read, is not a table of boxes, or refers to an image by two paths.
+    Raises UserError if the file cannot be read, is not a table of boxes, or refers to an image by different paths.
     """
     found = _read_rows(file)
     if found is None:
@@ -98,7 +98,7 @@ def read_table(file: Path, folder: Path) -> Listing:
         own = image_id(path, folder)
         if own in images:
             raise UserError(
-                f"{file}, line {image.rows[0].number}: the file also contains image {own} with another path."
+                f"{file}, line {image.rows[0].number}: image {own} also occurs with a different path. Use one path."
             )
         size = None if image.size is None else _size(image.size)
         images[own] = ListedImage(path, file, partial(_objects, file, tuple(image.rows)), size)
@@ -114,7 +114,7 @@ def _size(texts: tuple[str, str]) -> Size | None:
 
 
 def columns_of(header: Sequence[str]) -> dict[str, int] | None:
-    """Return the index of each column, or None if the header is not that of a table of boxes."""
+    """Return the index of each column, or None if a required column is missing from the header."""
     names = [cell.strip().strip("\ufeff").casefold() for cell in header]
     found = {key: names.index(name) for key, alike in COLUMNS.items() for name in alike[::-1] if name in names}
     return found if set(NEEDED) <= found.keys() else None
@@ -122,7 +122,7 @@ def columns_of(header: Sequence[str]) -> dict[str, int] | None:
 
 @read_once(16, fresh=0)
 def _read_rows(path: Path) -> dict[str, _Image] | None:
-    """Read the images of a CSV file by their written paths. Return None if it is not a table of boxes."""
+    """Read the images of a CSV file, by path as written in the file. Return None if it is not a table of boxes."""
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: the file is larger than the limit of {MAX_BYTES // 1_000_000} MB.")
     lines = read_lines(path)
@@ -154,7 +154,8 @@ def _read_rows(path: Path) -> dict[str, _Image] | None:
         image = images.setdefault(written, _Image(written, size, split, []))
         if (image.size, image.split) != (size, split):
             raise UserError(
-                f"{path}, line {number}: the size or split of image {written} differs from line {image.rows[0].number}."
+                f"{path}, line {number}: the size or split of image {written} differs from that in line "
+                f"{image.rows[0].number}."
             )
         image.rows.append(_Row(number, cells[columns["class"]], corners))
     return images
@@ -172,18 +173,18 @@ def _objects(path: Path, rows: Sequence[_Row], size: Size) -> tuple[list[Annotat
     for row in rows:
         if not row.name and not any(row.corners):
             if len(rows) > 1:
-                what = "the row has no object, but other rows of the image do. Delete it."
+                what = "the row has no object, but other rows of the image do. Delete this row."
                 problems.append(Problem("annotation", str(path), what, line=row.number))
             continue
         values = [to_float(text) for text in row.corners]
         shown = f"({', '.join(row.corners)})"
         if not all(abs(v) < 1e7 for v in values) or not row.name:
-            what = f"the row needs a class and four numbers of pixels, but has '{row.name}' and {shown}."
+            what = f"the row needs a class and four coordinates in pixels, but has '{row.name}' and {shown}."
             problems.append(Problem("annotation", str(path), what[:300], line=row.number))
             continue
         x1, y1, x2, y2 = values
         if min(size) > 10 and all(0 <= v <= 1 for v in values):
-            what = f"the box {shown} looks normalised to 0..1, but must be in pixels. Multiply it by the image's size."
+            what = f"the box {shown} looks normalised to 0..1, but must be in pixels. Multiply it by the image size."
             problems.append(Problem("normalised", str(path), what, line=row.number))
             continue
         fault = "is inverted: xmax < xmin or ymax < ymin." if x2 < x1 or y2 < y1 else ""

@@ -1,4 +1,4 @@
-"""Reader of data sets in Pascal VOC's format. `voc_layout.py` finds the files, `voc_xml.py` reads one annotation."""
+"""Reader of data sets in Pascal VOC's format. `voc_layout.py` finds the files, and `voc_xml.py` reads an XML file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_voc(
 
 
 def _filename_notes(images: Sequence[Path], said: Annotated) -> list[Problem]:
-    """Return notes about images with the same id, and about a <filename> that is not the used image."""
+    """Return notes about images with the same id, and about a <filename> that differs from the used image."""
     used, filename, named = images[0].name, said.filename, last_part(said.filename)
     notes = [
         Problem("same_id", str(other), f"the image is not used, because '{used}' has the same id.")
@@ -54,7 +54,9 @@ def _filename_notes(images: Sequence[Path], said: Annotated) -> list[Problem]:
     if nfc(named) == nfc(used):
         return notes
     if Path(named).suffix.lower() in IMAGE_SUFFIXES and (images[0].parent / named).is_file():
-        what = f"<filename> is '{named}', another image of the data set. '{used}', with the XML file's name, is used."
+        what = (
+            f"<filename> is '{named}', another image of the data set. '{used}', which has the XML file's name, is used."
+        )
     elif ".." in filename.replace("\\", "/").split("/"):
         what = f"<filename> is '{filename}', which points outside the data set. '{used}' is used."
     elif len(images) > 1:

@@ -1,9 +1,9 @@
 """Find the folders, images, annotations and split lists of a data set with XML files.
 
 Supported layouts are that of the VOC devkit (`JPEGImages/ID.jpg`, `Annotations/ID.xml`, `ImageSets/Main/SPLIT.txt`),
-`images/` with `annotations/`, and images next to their XML files. Each layout can also be below one folder per split;
-ids then start with its name, such as `train/ID`. Ids are in Unicode's composed form (NFC), because file names can be in
-either form: macOS decomposes them.
+`images/` with `annotations/`, and images next to their XML files. There can also be one folder per split, which has one
+of these layouts; image ids then start with the folder's name, such as `train/ID`. Ids are in Unicode's composed form
+(NFC), because some systems, such as macOS, decompose file names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastrcnn.data.truth.text_files import leads_out, read_lines
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError, nearest
 
-# Folder names in any letter case, in order of preference. The first two are used even if they contain no such file.
+# Folder names in any letter case, in order of preference. The first two are used even if they contain no such files.
 IMAGE_FOLDERS = ("JPEGImages", "images", "imgs", "img")
 ANNOTATION_FOLDERS = ("Annotations", "annotations", "annots", "labels", "xml", "xmls")
 HEAD_BYTES = 4096  # at the start of an XML file, searched for <filename>
@@ -36,9 +36,9 @@ ORDER = ("trainval", "train", "val", "test")  # from training to testing
 class Listing:
     """The contents of a folder."""
 
-    names: dict[str, tuple[str, ...]]  # file names, by the NFC name without suffix
-    suffixes: frozenset[str]  # of the files, in lower case
-    folders: dict[str, str]  # folder names, by the name in lower case
+    names: dict[str, tuple[str, ...]]  # file names by NFC name without suffix
+    suffixes: frozenset[str]  # suffixes of the files, in lower case
+    folders: dict[str, str]  # folder names by lower-case name
 
 
 @read_once(1024)
@@ -96,7 +96,7 @@ def _folder(root: Path, names: tuple[str, ...], suffixes: set[str]) -> Path:
 
 
 def _holds(folder: Path, suffixes: set[str]) -> bool:
-    """Return whether a folder, or a split's folder in it, contains such files."""
+    """Return whether a folder, or a split's folder in it, contains files with one of the suffixes."""
     here = _list(folder)
     within = [name for key, name in here.folders.items() if key in SPLIT_NAMES]
     return bool(here.suffixes & suffixes) or any(_list(folder / name).suffixes & suffixes for name in within)
@@ -123,9 +123,9 @@ def _files(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> list[Path]
 
 
 def find_images(root: Path, image_id: str) -> list[Path]:
-    """Find the images `ID.*` of a data set, starting with the one that the annotation names.
+    """Find the images `ID.*` of a data set. The image that the annotation names comes first.
 
-    If there are none, find the image that the annotation names.
+    If there are no such images, find the image that the annotation names.
     """
     for place, rest in _places(root, image_id):
         if found := _files(picture_folder(place), rest, IMAGE_SUFFIXES):
@@ -137,7 +137,7 @@ def find_images(root: Path, image_id: str) -> list[Path]:
 
 
 def named_image(root: Path, image_id: str) -> list[Path]:
-    """Find the image that <filename> of an annotation names, in the folder of images.
+    """Find the image that <filename> of an annotation names, in the data set's folder of images.
 
     The result is empty if the image does not exist, or if another annotation has the image's name.
     """
@@ -164,7 +164,7 @@ def _filename_in(path: Path) -> str:
 
 
 def find_annotation(root: Path, image_id: str) -> Path:
-    """Return the path of an image's XML file, or where it should be."""
+    """Return the path of an image's XML file, or the expected path if the file does not exist."""
     for place, rest in _places(root, image_id):
         if found := _files(annotation_folder(place), rest, (".xml",)):
             return found[0]
@@ -183,7 +183,7 @@ def annotated_ids(root: Path) -> list[str]:
 
 
 def _all_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    """Yield the files below a folder, with the ids that their paths define."""
+    """Yield the ids (relative paths without suffix) and paths of the files below a folder."""
     for path in folder.rglob("*"):
         if path.suffix.lower() in suffixes and not path.name.startswith("._") and "__MACOSX" not in path.parts:
             yield nfc(path.relative_to(folder).with_suffix("").as_posix()), path
@@ -192,7 +192,7 @@ def _all_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, P
 def split_folders(root: Path) -> dict[str, list[str]]:
     """Return the ids in each folder of annotations that has the name of a split, such as train, valid or test.
 
-    The result is empty if there are fewer than two such folders, because one does not define the other splits.
+    The result is empty if there are fewer than two such folders, because a single one does not define the other splits.
     """
     base = annotation_folder(root)
     found = {}
@@ -224,14 +224,12 @@ def missing_image(root: Path, image_id: str) -> str:
         names = _list(picture_folder(place) / PurePosixPath(rest).parent).names.get(nfc(path.name), ())
         others = sorted({Path(n).suffix.lower() for n in names} - {".xml", ".txt", ".json", ""})
         if others:
-            return (
-                f"no such image ({read}). There is one with the unsupported suffix {' and '.join(others)}. Convert it."
-            )
+            return f"no such image ({read}). The suffix {' and '.join(others)} is not supported. Convert the file."
     return f"no such image ({read})."
 
 
 def where_files_are(root: Path) -> str:
-    """Return where most images and XML files are and how to fix it, or an empty string if either are missing."""
+    """Return a message with the location of most images and XML files, or an empty string if either are missing."""
     found = []
     for suffixes in (IMAGE_SUFFIXES, (".xml",)):
         files = sorted(path for _, path in _all_files(root, suffixes))
@@ -262,14 +260,14 @@ def read_split(root: Path, split: str) -> list[str]:
     """Read the image ids in `ImageSets/Main/SPLIT.txt` below `root`.
 
     A line contains an id, or an id and -1, 0 or 1 (ignored), as in the devkit's lists of a single class. An id can end
-    with the suffix of its file. It can contain spaces if an image or annotation has that id; CVAT quotes such ids.
+    with the suffix of its file. It can contain spaces, or be quoted, if an image or annotation has that id.
 
-    Raises UserError if the list is missing, empty, or has an invalid or duplicate line.
+    Raises UserError if the list is missing or empty, or has an invalid or duplicate line.
     """
     path = root / "ImageSets" / "Main" / f"{split}.txt"
     if not path.is_file():
         if not root.is_dir():
-            raise UserError(f"data.root: no such folder: {root}.")
+            raise UserError(f"{root}: no such folder. Check data.root and the names of the splits.")
         present = split_lists(root)
         there = f"Available lists: {', '.join(present[:20])}." if present else f"{path.parent} contains no lists."
         whole = sorted(whole_lists(root), key=lambda name: ORDER.index(SPLIT_NAMES.get(name.casefold(), "val")))
@@ -280,7 +278,9 @@ def read_split(root: Path, split: str) -> list[str]:
         if not (line := raw.strip()):
             continue
         if leads_out(line):
-            raise UserError(f"{path}, line {number}: the id '{line.split()[0]}' points outside the data set. Fix it.")
+            raise UserError(
+                f"{path}, line {number}: the id '{line.split()[0]}' points outside the data set. Fix the id."
+            )
         image_id = _id_of(root, line.replace("\\", "/"))
         if image_id is None:
             raise UserError(
@@ -304,7 +304,7 @@ def _id_of(root: Path, line: str) -> str | None:
         stem, dot, suffix = text.rpartition(".")
         has_suffix = (dot + suffix).lower() in (*IMAGE_SUFFIXES, ".xml")
         if len(text.split()) == 1 and not has_suffix:
-            continue  # the usual case, which does not need the files
+            continue  # the usual case, in which no files have to be found
         for image_id in (text, stem) if has_suffix else (text,):
             if find_images(root, image_id) or find_annotation(root, image_id).is_file():
                 return image_id

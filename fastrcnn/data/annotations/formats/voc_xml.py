@@ -21,7 +21,7 @@ from fastrcnn.data.truth.versions import read_once
 MAX_XML_BYTES = 4_000_000  # about ten thousand objects; parsed elements take up to 100 times as much memory
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
-# Children of elements that cause no note: those that are read, and those that VOC and common tools also write.
+# Child elements that cause no note, because they are read, or because VOC or common tools write them.
 KNOWN = {
     "annotation": {"folder", "filename", "path", "source", "owner", "size", "segmented", "verified", "object"},
     "size": {"width", "height", "depth"},
@@ -46,9 +46,9 @@ def read_annotation(path: Path, first_pixel: int = 1) -> Annotated:
 
     first_pixel: coordinate of the first pixel, 1 in VOC, 0 in zero-based data sets.
 
-    The errors, which state the line or the object, are malformed XML, entities, missing, duplicate or non-numeric
-    fields, objects and boxes in places that are not read, and boxes in fractions of the image. A box that does not fit
-    into the image is a fault of its object.
+    Errors are malformed XML, entities, missing, duplicate or non-numeric fields, objects and boxes in places that are
+    not read, and normalised boxes. Each error states the line or the object. If a box does not fit into the image, only
+    its object is unusable (see AnnotatedObject.fault).
     """
     root = _root(path)
     if isinstance(root, Problem):
@@ -76,7 +76,7 @@ def read_annotation(path: Path, first_pixel: int = 1) -> Annotated:
 
 
 def last_part(filename: str) -> str:
-    """Return the file name in a path of any operating system."""
+    """Return the last part of a path, in the syntax of any operating system."""
     return re.split(r"[/\\]", filename)[-1]
 
 
@@ -116,7 +116,7 @@ class _File:
     number: int | None = None  # of the current object
     errors: list[Problem] = field(default_factory=list)
     notes: list[Problem] = field(default_factory=list)
-    unused: set[str] = field(default_factory=set)  # unused tags for which there is a note
+    unused: set[str] = field(default_factory=set)  # tags of unused elements that a note already lists
 
     def report(self, what: str, kind: str = "annotation") -> None:
         self.errors.append(Problem(kind, str(self.path), what, object=self.number))
@@ -137,7 +137,7 @@ class _File:
         return "" if child is None else (child.text or "").strip()
 
     def pixels(self, element: Element | None, tag: str, shown: str) -> float:
-        """Return the child as a number. If it is not a number, report an error and return 0."""
+        """Return the value of a child as a number. If it is not a number, report an error and return 0."""
         text = self.text(element, tag)
         if abs(value := to_float(text)) < 1e7:  # False for NaN and infinity
             return value
@@ -204,9 +204,9 @@ def _read_object(file: _File, element: Element) -> AnnotatedObject | None:
 
 
 def _upright_box(file: _File, element: Element) -> tuple[Box, str, str, float]:
-    """Read <bndbox>. Return the half-open box, the text of the box, its fault, and its rotation in degrees.
+    """Read <bndbox>. Return the half-open box, its coordinates as text, its error or "", and its rotation in degrees.
 
-    CVAT stores the box before the rotation about its centre, and the angle as an attribute.
+    CVAT stores the box without rotation and, as an attribute, the angle of rotation about its centre.
     """
     bndbox = file.only_child(element, "bndbox")
     if bndbox is None:
@@ -243,7 +243,10 @@ def _cvat_rotation(file: _File, element: Element) -> float:
 
 
 def _rotated_box(file: _File, element: Element) -> tuple[Box, str, str, float]:
-    """Read roLabelImg's <robndbox>: centre and sides, measured from the image's edge, and the angle in radians."""
+    """Read roLabelImg's <robndbox>, and return the same values as `_upright_box`.
+
+    The element contains the centre and the sides, in pixels from the image's edge, and the angle in radians.
+    """
     rotated = file.only_child(element, "robndbox")
     cx, cy, w, h, angle = (file.pixels(rotated, key, f"robndbox/{key}") for key in ("cx", "cy", "w", "h", "angle"))
     shown = f"(cx {cx:g}, cy {cy:g}, w {w:g}, h {h:g})"

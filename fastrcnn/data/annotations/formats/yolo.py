@@ -1,8 +1,8 @@
-"""Reader of YOLO data sets: finds images, labels, class names and splits. `yolo_labels.py` reads one label file.
+"""Reader of YOLO data sets. It finds images, label files, class names and splits; `yolo_labels.py` reads label files.
 
 Class names and splits are in Ultralytics' `data.yaml` or Darknet's `obj.data`. Otherwise a file with one class name per
 line (`classes.txt`, `obj.names`, Roboflow's `_darknet.labels`) defines the classes, and folders define the splits.
-Images are used upright, as in all these programs.
+Images are rotated upright, as in these programs.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ class _Head:
 
     path: Path
     names: list[str]
-    # By split: its folders or image lists, each with alternative paths. Empty if folders define the splits.
+    # Folders or image lists of each split, each as a list of alternative paths. Empty if folders define the splits.
     splits: dict[str, list[list[str]]]
-    keypoints: bool = False  # whether lines contain keypoints after the box
+    keypoints: bool = False  # whether label lines contain keypoints after the box
 
 
 def is_yolo_file(path: Path) -> bool:
-    """Return whether data.root or a split can name this file."""
+    """Return whether a file is a YOLO data set description or a list of class names, judging by its name."""
     return path.suffix.lower() in (".yaml", ".yml", ".data", ".names") or path.name in NAME_FILES
 
 
 def described_file(folder: Path) -> Path | None:
-    """Find the `data.yaml` or `obj.data` of a folder. Raises UserError if it is ambiguous or cannot be read."""
+    """Find the `data.yaml` or `obj.data` of a folder. Raises UserError if there are several, or if one is invalid."""
     head = _described(folder)
     return head.path if head else None
 
@@ -63,7 +63,7 @@ def described_file(folder: Path) -> Path | None:
 def names_file(folder: Path) -> Path | None:
     """Find the file with the class names of a folder that has YOLO labels but no `data.yaml` or `obj.data`.
 
-    Raises UserError if labels have no such file, or if several such files differ.
+    Raises UserError if there are labels but no class names, or if several files contain different class names.
     """
     head = _names_alone(folder)
     if head is None or not any(_label_of(image, folder).is_file() for image in images_below(folder)):
@@ -72,13 +72,13 @@ def names_file(folder: Path) -> Path | None:
 
 
 def read_yolo(file: Path, folder: Path) -> Listing:
-    """Read a data set, given its description or its file with class names. folder: the data set's folder.
+    """Read a data set, given its description or its list of class names. folder: the data set's folder.
 
     Raises UserError if the file cannot be read, the images to train on do not exist, or no image has a label file.
     """
     head = _head_of(file)
     if head is None:
-        raise UserError(f"{file}: not a YOLO data set description. `names` is missing, or `train` for Darknet.")
+        raise UserError(f"{file}: not a YOLO data set description, because `names` (or Darknet's `train`) is missing.")
     splits, missing = _splits(head, folder)
     images: dict[str, ListedImage] = {}
     for path in dict.fromkeys(path for paths in splits.values() for path in paths):
@@ -103,7 +103,7 @@ def read_yolo(file: Path, folder: Path) -> Listing:
 
 
 def _described(folder: Path) -> _Head | None:
-    """Read the file that describes the data set in a folder and its splits, if there is one."""
+    """Read the file in a folder that describes the data set and its splits. Return None if there is none."""
     files = sorted(p for pattern in ("*.yaml", "*.yml", "*.data") for p in folder.glob(pattern) if p.is_file())
     found = [head for head in (_head_of(path) for path in files) if head is not None and head.splits]
     if len(found) > 1:
@@ -111,7 +111,9 @@ def _described(folder: Path) -> _Head | None:
         if len(usual) != 1:
             names = ", ".join(head.path.name for head in found)
             first = found[0].path
-            raise UserError(f"{folder}: several files describe the data set: {names}. Choose one: data.root={first}.")
+            raise UserError(
+                f"{folder}: found several data set descriptions ({names}). Choose one with data.root={first}."
+            )
         found = usual
     return found[0] if found else None
 
@@ -142,7 +144,7 @@ def _read_yaml(path: Path) -> _Head | None:
     if isinstance(names, dict):
         keys = sorted(names, key=lambda k: (not isinstance(k, int), str(k) if not isinstance(k, int) else k))
         if keys != list(range(len(keys))):
-            raise UserError(f"{path}: `names` must number the classes from 0 without gaps, but has {keys!r:.80}.")
+            raise UserError(f"{path}: `names` must number classes from 0 without gaps, but has the keys {keys!r:.80}.")
         names = [names[key] for key in keys]
     names = _checked_names(path, names)
     number = content.get("nc", len(names))
@@ -177,12 +179,12 @@ def _checked_names(path: Path, names: Iterable[Any]) -> list[str]:
         if texts.index(text) != number:
             raise UserError(f"{path}: classes {texts.index(text)} and {number} have the same name '{text}'.")
     if not texts:
-        raise UserError(f"{path}: the file names no classes.")
+        raise UserError(f"{path}: the list of class names is empty.")
     return texts
 
 
 def _read_data(path: Path) -> _Head | None:
-    """Read Darknet's `KEY = VALUE` lines."""
+    """Read Darknet's `KEY = VALUE` lines. Return None if the file has another purpose."""
     pairs = [line.partition("=") for line in _lines(path) if line.strip() and not line.strip().startswith("#")]
     values = {key.strip().casefold(): value.strip() for key, _, value in pairs}
     if not {"names", "train"} <= values.keys():
@@ -198,14 +200,14 @@ def _read_names(path: Path) -> list[str]:
 
 
 def _names_alone(folder: Path) -> _Head | None:
-    """Read the class names of a folder without a description of the data set. Return None if it has no labels."""
+    """Read the class names of a folder without a data set description. Return None if there are no names and labels."""
     levels = ("", "*/", "*/*/")  # LabelImg writes classes.txt next to the labels, such as in labels/train
     files = [file for level in levels for name in NAME_FILES for file in sorted(folder.glob(f"{level}{name}"))]
     files = files or [file for level in levels for file in sorted(folder.glob(f"{level}*.names"))]
     if files:
         names = _read_names(files[0])
         if other := next((file for file in files[1:] if _read_names(file) != names), None):
-            raise UserError(f"{files[0]} and {other} name different classes. Make them equal, or delete one.")
+            raise UserError(f"{files[0]} and {other} contain different class names. Make them equal, or delete one.")
         return _Head(files[0], names, {})
     labels = (path for image in images_below(folder) if (path := _label_of(image, folder)).is_file())
     if (first := next(labels, None)) is None or parse_labels(first)[1] or not parse_labels(first)[0]:
@@ -217,7 +219,7 @@ def _names_alone(folder: Path) -> _Head | None:
 
 
 def _splits(head: _Head, folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Find the images of each split, and the missing folders or lists of splits, such as a `test` without images.
+    """Return the images of each split, and the folders or lists of splits that are missing, such as `test`.
 
     Raises UserError if there are no images to train on.
     """
@@ -252,20 +254,20 @@ def _splits(head: _Head, folder: Path) -> tuple[dict[str, list[Path]], list[str]
 
 
 def _without_splits(folder: Path) -> str:
-    """Return a sentence on how to read the labels without the splits of a description, or an empty string."""
+    """Return advice on how to read the labels without the description of the splits, or an empty string."""
     try:
         names = names_file(folder)
     except UserError:
         return ""
     if names is None or names.parent != folder:
         return ""
-    return f" To read the labels next to the images without these splits, set data.root={names}."
+    return f" To read the labels without these splits, set data.root={names}."
 
 
 def _place(ways: Sequence[str], base: Path) -> Path | None:
     """Find the folder or file that a path refers to, given its alternatives.
 
-    From the path of a folder only `..` is dropped, because a shorter path could be the folder of another split.
+    A folder must have the complete path, except `..`, because a shorter path could be the folder of another split.
     """
     for way in ways:
         parts = [part for part in PurePosixPath(way.replace("\\", "/")).parts if part not in ("..", ".", "/")]
@@ -288,7 +290,7 @@ def _listed(file: Path, folder: Path) -> list[Path]:
 
 
 def _label_of(image: Path, folder: Path) -> Path:
-    """Return the path of an image's label file: in `labels` if the image is in `images`, or next to the image."""
+    """Return the path of an image's label file, in `labels/` if the image is in `images/`, or next to the image."""
     parts = image.relative_to(folder).parts
     for at in reversed(range(len(parts) - 1)):
         if parts[at].casefold() in [name.casefold() for name in IMAGE_FOLDERS]:
@@ -299,16 +301,16 @@ def _label_of(image: Path, folder: Path) -> Path:
 
 
 def _notes(folder: Path, images: dict[str, ListedImage], bare: Sequence[ListedImage]) -> list[Problem]:
-    """Return notes about images without labels (`bare`) and labels without images."""
+    """Return notes about images without label files (`bare`), and about label files without images."""
     notes = []
     if bare:
-        what = f"{len(bare)} of {len(images)} images have no label file. They are used as images without objects."
+        what = f"{len(bare)} of {len(images)} images have no label file and are used as images without objects."
         notes.append(Problem("unlabelled", str(bare[0].path), what))
     used = {image.annotation for image in images.values()}
     parents = dict.fromkeys(path.parent for path in used)
     others = [p for parent in parents for p in sorted(parent.glob("*.txt")) if p not in used and parse_labels(p)[0]]
     others = [p for p in others if p.name not in NAME_FILES]
     if others:
-        what = f"{len(others)} label file(s) do not belong to a used image. This is the first."
+        what = f"{len(others)} label file(s) do not belong to any used image. This is the first."
         notes.append(Problem("unused_file", str(others[0]), what))
     return notes

@@ -17,7 +17,7 @@ from fastrcnn.data.truth.text_files import read_lines
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
-OUT = 0.001  # of the image's side; a box with rounded coordinates can exceed the image by this much
+OUT = 0.001  # fraction of the image's side by which a box with rounded coordinates can exceed the image
 PIXELS = 1.5  # larger numbers cannot be fractions of the image
 ADVICE = "Write the numbers as fractions of the image's width and height, or export the labels again."
 
@@ -31,7 +31,7 @@ class _Row:
 
 @read_once(20_000)
 def parse_labels(path: Path) -> tuple[tuple[_Row, ...], tuple[Problem, ...]]:
-    """Read the lines of a label file, and collect its errors."""
+    """Read the lines of a label file. Also return the errors of the file."""
     rows, problems = [], []
     try:
         lines = read_lines(path)
@@ -53,7 +53,10 @@ def parse_labels(path: Path) -> tuple[tuple[_Row, ...], tuple[Problem, ...]]:
 def objects_in(
     path: Path, names: Sequence[str], keypoints: bool, size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """Return the objects in a label file of an image of this size, and problems: invalid lines and notes."""
+    """Return the objects in the label file of an image of this size, and its problems: errors of lines, and notes.
+
+    names: class names, in the order of the class numbers. keypoints: whether keypoints follow the box in each line.
+    """
     rows, faults = parse_labels(path) if path.is_file() else ((), ())
     objects, problems = [], list(faults)
     scored = outlines = 0
@@ -76,7 +79,9 @@ def objects_in(
             box, fault = box_around(list(zip(values[::2], values[1::2], strict=True))), ""
             outlines += 1
         else:
-            what = f"{len(values)} numbers after the class. A box has 4, a polygon has x and y of at least 3 corners."
+            what = (
+                f"{len(values)} numbers after the class. A box needs 4, a polygon needs x and y of at least 3 corners."
+            )
             problems.append(Problem("annotation", str(path), what, line=row.number, name=name))
             continue
         shown = f"({', '.join(f'{v:g}' for v in values[:4])}{', ...' if len(values) > 4 else ''})"

@@ -109,7 +109,7 @@ def test_flags_are_read_as_tools_write_them(tmp_path: Path, key: str, flag: Any,
     path = write(tmp_path, value)
     samples, problems = load(path, [SEVEN])
     assert samples[0].difficult.tolist() == [crowd and key == "iscrowd", False]
-    what = "`ignore` is set. Training does not use the annotation, but evaluation counts it, like pycocotools."
+    what = "`ignore` is set. Training does not use the annotation, but evaluation counts it, as in pycocotools."
     said = [f"{path}, annotation 1 (cat): {what}"]
     assert [str(note) for note in problems.notes if note.kind != "clipped"] == (
         said if crowd and key == "ignore" else []

@@ -69,7 +69,7 @@ def test_a_score_after_the_box_is_reported_and_not_used(tmp_path: Path) -> None:
         ("cat 0.3 0.5 0.4 0.5", r"a\.txt, line 2: 'cat 0\.3 .*' is not a class number"),
         ("0.5 0.3 0.5 0.4 0.5", r"a\.txt, line 2: '0\.5 .*' is not a class number"),
         ("-1 0.3 0.5 0.4 0.5", r"a\.txt, line 2: '-1 .*' is not a class number"),
-        ("0 0.3 0.5 0.4", r"a\.txt, line 2: 3 numbers after the class\. A box has 4"),
+        ("0 0.3 0.5 0.4", r"a\.txt, line 2: 3 numbers after the class\. A box needs 4"),
         ("0 0.3 0.5 0.4 0.5 0.1 0.1 0.1", r"a\.txt, line 2: 7 numbers after the class"),
         ("0 0.3 0.5 nan 0.5", r"a\.txt, line 2: '0 0\.3 0\.5 nan 0\.5' is not"),
     ],
@@ -125,10 +125,13 @@ def test_keypoints_after_the_box_are_not_a_polygon(tmp_path: Path) -> None:
     ("text", "what"),
     [
         ("names: [cat, dog]\nnc: 3\ntrain: images", r"`nc` is 3, but `names` has 2 names"),
-        ("names: {0: cat, 2: dog}\ntrain: images", r"must number the classes from 0 without gaps, but has \[0, 2\]"),
+        (
+            "names: {0: cat, 2: dog}\ntrain: images",
+            r"must number classes from 0 without gaps, but has the keys \[0, 2\]",
+        ),
         ("names: [cat, cat]\ntrain: images", r"classes 0 and 1 have the same name 'cat'"),
         ("names: [cat, '']\ntrain: images", r"class 1 has no name"),
-        ("names: []\ntrain: images", r"the file names no classes"),
+        ("names: []\ntrain: images", r"the list of class names is empty"),
         ("names: [cat]\ntrain: pixels\nval: images", r"`train`: pixels"),
         ("names: [cat]\ntrain: 5", r"`train` must be a folder or a list of folders, but is \[?5"),
         ("names: [cat\ntrain: images", r"data\.yaml, line 2: not valid YAML"),
@@ -230,7 +233,7 @@ def test_images_without_labels_are_no_test_set_without_truth(tmp_path: Path) -> 
 def test_darknets_lists_that_are_not_there_say_how_to_read_the_labels_alone(tmp_path: Path) -> None:
     exports.labelimg_yolo(tmp_path)
     write(tmp_path / "obj.data", "classes = 2\ntrain = data/train.txt\nvalid = data/test.txt\nnames = classes.txt\n")
-    alone = f"To read the labels next to the images without these splits, set data.root={tmp_path / 'classes.txt'}."
+    alone = f"To read the labels without these splits, set data.root={tmp_path / 'classes.txt'}."
     with pytest.raises(UserError, match=r"`train`: data/train\.txt") as raised:
         find_split(tmp_path, "trainval")
     assert str(raised.value).endswith(alone)
@@ -275,9 +278,9 @@ def test_a_row_with_an_unusable_box_is_named(tmp_path: Path, row: str, what: str
     [
         (
             "a.jpg,100,80,cat,x,20,50,60",
-            "line 2: the row needs a class and four numbers of pixels, but has 'cat' and (x, 20",
+            "line 2: the row needs a class and four coordinates in pixels, but has 'cat' and (x, 20",
         ),
-        ("a.jpg,100,80,,10,20,50,60", "line 2: the row needs a class and four numbers"),
+        ("a.jpg,100,80,,10,20,50,60", "line 2: the row needs a class and four coordinates"),
         ("a.jpg,100,80,cat,0.1,0.25,0.5,0.75", "line 2: the box (0.1, 0.25, 0.5, 0.75) looks normalised to 0..1"),
     ],
 )
@@ -292,7 +295,7 @@ def test_the_size_of_the_image_is_compared_with_the_table(tmp_path: Path) -> Non
 
     table(tmp_path, "a.jpg,90,80,cat,10,20,50,60")
     samples, _ = load(tmp_path / "a.csv", ["a.jpg"], ["cat"], root=tmp_path)
-    assert "the image has 100 x 80 pixels, but its annotation says 90 x 80" in look_at(samples)[2][0]
+    assert "the image has 100 x 80 pixels, but its annotation has size 90 x 80" in look_at(samples)[2][0]
 
 
 @pytest.mark.parametrize(
@@ -300,11 +303,11 @@ def test_the_size_of_the_image_is_compared_with_the_table(tmp_path: Path) -> Non
     [
         (
             ["a.jpg,100,80,cat,1,2,3,4", "a.jpg,90,80,cat,1,2,3,4"],
-            r"line 3: the size or split of image a\.jpg differs from line 2",
+            r"line 3: the size or split of image a\.jpg differs from that in line 2",
         ),
         (
             ["a.jpg,100,80,cat,1,2,3,4", "x/a.jpg,100,80,cat,1,2,3,4"],
-            r"line 3: the file also contains image a\.jpg with another path",
+            r"line 3: image a\.jpg also occurs with a different path",
         ),
         ([",100,80,cat,1,2,3,4"], r"line 2: the row names no image"),
     ],
@@ -518,7 +521,7 @@ def test_regions_that_cannot_be_read_are_errors_and_others_notes(tmp_path: Path)
     bad = label_studio(tmp_path, region | {"x": "left"})
     assert "the numbers (nan, 25, 40, 50)" in str(bad.problems[0])
     turned = label_studio(tmp_path, region, image_rotation=90)
-    assert "rotated the image by 90 degrees" in str(turned.problems[0])
+    assert "the image is rotated by 90 degrees" in str(turned.problems[0])
     assert [i.objects for i in (two, none, bad, turned)] == [None] * 4
     brush = label_studio(tmp_path, {"rle": [1, 2], "brushlabels": ["cat"]})
     assert brush.objects == ()

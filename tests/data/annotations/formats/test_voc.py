@@ -603,9 +603,8 @@ def test_suffixes_count_in_any_letter_case_and_others_are_named(voc: VocFolder) 
     assert annotated_ids(voc.root) == ["a", "b", "c"]
     assert [s.path.name for s in load(voc.root, ["a", "b"], CLASSES)[0]] == ["a.Jpg", "b.JPEG"]
     assert pictures_without_annotation(voc.root) == [voc.root / "JPEGImages/d.jPg"]
-    assert (
-        "JPEGImages/c: no such image (.jpg, .jpeg, .png, .bmp, .webp). There is one with the unsupported suffix .tif"
-        in refused(voc, "c")
+    assert "JPEGImages/c: no such image (.jpg, .jpeg, .png, .bmp, .webp). The suffix .tif is not supported" in refused(
+        voc, "c"
     )
 
 
@@ -669,7 +668,7 @@ def test_a_list_that_is_not_there_is_answered_with_those_that_are(tiny: VocFolde
         ("/home/me/a.png", "a.png", ""),  # of a path the name alone counts
         ("C:\\imgs\\a.jpg", "a.jpg", ""),
         ("a.bmp", "a.jpg", "is none of the images with this id: 'a.jpg', 'a.png'. 'a.jpg' is used"),
-        ("b.jpg", "a.jpg", "is 'b.jpg', another image of the data set. 'a.jpg', with"),
+        ("b.jpg", "a.jpg", "is 'b.jpg', another image of the data set. 'a.jpg', which has"),
         ("../../a.png", "a.png", ""),
         ("../../x.jpg", "a.jpg", "is '../../x.jpg', which points outside the data set. 'a.jpg' is used"),
     ],
@@ -724,7 +723,7 @@ def test_links_within_the_data_set_and_a_folder_of_pictures_elsewhere_are_fine(v
         ),
         (
             "{}.tif",
-            "no such image (.jpg, .jpeg, .png, .bmp, .webp). There is one with the unsupported suffix .tif.",
+            "no such image (.jpg, .jpeg, .png, .bmp, .webp). The suffix .tif is not supported.",
         ),
     ],
 )
