@@ -1,7 +1,7 @@
-"""Settings of the library that are also configuration keys: the type, default, bounds and help text of each key.
+"""Settings that are also configuration keys. Each has a type, a default, a help text and possibly bounds.
 
-Each setting is declared only here; config/schema.py includes the classes as groups of keys. This module imports neither
-torch nor Hydra, so an error in a key is reported immediately.
+They are declared only here, and config/schema.py includes the classes as groups of keys. This module imports neither
+torch nor Hydra, so errors in keys are reported immediately.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def key(
     some: bool = False,
     in_path: bool = False,
 ) -> Any:
-    """Return a dataclass field with a help text and bounds; for a list, the bounds apply to each element.
+    """Return a dataclass field with a help text and bounds. For a list, the bounds apply to each element.
 
     above: exclusive lower bound. least, most: inclusive bounds. some: the list must not be empty. in_path: the value
     is used in the name of a file or folder.
@@ -49,7 +49,7 @@ def key(
 
 @dataclass
 class ModelSettings:
-    """The network."""
+    """Settings of the network."""
 
     network: NetworkName = key("vgg16", "vgg16, vgg_cnn_m_1024 and caffenet are the paper's models L, M and S")
     width: float = key(
@@ -94,7 +94,7 @@ class ModelSettings:
 
 @dataclass
 class SelectiveSearchSettings:
-    """How proposals are generated if none are given."""
+    """Settings of selective search, which generates proposals if none are given."""
 
     mode: SearchMode = key(
         "fast", "fast: two colour spaces; quality: five; iccv2011: four, with the rules of the ICCV 2011 paper's code"
@@ -123,7 +123,7 @@ class SelectiveSearchSettings:
 
 @dataclass
 class SolverSettings:
-    """The mini-batch, the loss and the optimiser; the defaults are the paper's."""
+    """Settings of the mini-batch, the loss and the optimiser. The defaults are the values in the paper."""
 
     iterations: int = key(40000, "number of training steps", least=1)
     patience: int = key(
@@ -163,7 +163,7 @@ class SolverSettings:
 
 @dataclass
 class DetectionSettings:
-    """How scores and boxes become detections; see model/postprocess.py."""
+    """Settings for computing detections from scores and boxes; see model/postprocess.py."""
 
     score_threshold: float | None = key(
         0.05, "drop detections whose score (probability or SVM margin) is lower; null: no threshold"
@@ -190,7 +190,7 @@ class DetectionSettings:
 
 @dataclass
 class SvmSettings:
-    """How SVMs are trained on fc7 features; the defaults are those of the author's code."""
+    """Settings for training SVMs on fc7 features. The defaults are the values in the author's code."""
 
     c: float = key(0.001, "weight of the hinge loss relative to the regularisation term ||w||^2 / 2", above=0)
     bias_scaling: float = key(
