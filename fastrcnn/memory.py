@@ -58,12 +58,10 @@ def training_advice(
     if not recompute:
         ways.append("runtime.checkpoint_activations=true (the same gradient, but slower steps)")
     halves = f"[{','.join(str(side // 2) for side in short_sides)}]"
-    ways.append(
-        f"data.short_sides={halves} data.long_side={long_side // 2} (a quarter of the pixels, but lower accuracy)"
-    )
+    ways.append(f"data.short_sides={halves} data.long_side={long_side // 2} (a quarter of the pixels; lower accuracy)")
     return _text(
-        f"solver.images_per_batch={images} images of up to {max(short_sides)} (short side) x {long_side} (long side) pixels, "
-        f"and {rois} RoIs per image.",
+        f"solver.images_per_batch={images} images (short side up to {max(short_sides)} pixels, long side up to "
+        f"{long_side}), {rois} RoIs per image.",
         ways,
     )
 
@@ -77,7 +75,7 @@ def detection_advice(scales: Sequence[tuple[int, int]], images: int, rois: int, 
         f"detection.rois_per_chunk={rois_per_chunk}.",
         [
             f"detection.rois_per_chunk={max(at_once // 2, 1)} (the same result)",
-            f"data.test_short_sides=[{short}] data.long_side={long} (a quarter of the pixels, but misses small objects)",
+            f"data.test_short_sides=[{short}] data.long_side={long} (a quarter of the pixels; misses small objects)",
         ],
     )
 

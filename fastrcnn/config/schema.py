@@ -1,7 +1,7 @@
 """The configuration of each command: its keys and groups of keys.
 
-The YAML files in configs/ fill the groups, and only build/ turns them into objects. This module imports neither torch
-nor Hydra, so an error in a key is reported immediately.
+The YAML files in configs/ set the keys of the groups, and only the package build creates objects from them. This module
+imports neither torch nor Hydra, so errors in keys are reported immediately.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class DataConfig:
 
 @dataclass
 class RuntimeConfig:
-    """The hardware and the output intervals. Of these keys only the seed and the precision change what is learned."""
+    """The hardware and the output intervals. Only the seed and the precision affect what the network learns."""
 
     device: str = key("auto", "cpu, cuda or cuda:N; auto: a GPU if available")
     precision: Precision = key(
@@ -151,7 +151,7 @@ class TrainConfig:
 
 @dataclass
 class ReproduceConfig(TrainConfig):
-    """The keys of `train`, which apply to every experiment, and those of `reproduce`."""
+    """The keys of `train`, which apply to every experiment, and the additional keys of `reproduce`."""
 
     table: int | None = key(None, "number of the table in the paper", least=1, most=8)
     seeds: list[int] = key([0], "random seeds; each experiment is run once per seed", least=0)
@@ -343,7 +343,7 @@ SCHEMAS: dict[str, type] = {
 
 
 def leaves(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
-    """Return the type and help text of every key of a schema by dotted name; keys of groups follow the others."""
+    """Return the type and help text of each key of a schema by dotted name. Keys of groups follow the other keys."""
     hints, inner = get_type_hints(schema), groups(schema)
     own = {prefix + f.name: (hints[f.name], f.metadata["help"]) for f in fields(schema) if f.name not in inner}
     for name, group in inner.items():
