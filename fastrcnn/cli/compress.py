@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     for name in ("fc6", "fc7"):
         if trained.config["model"].get(f"{name}_rank") is not None:
             raise UserError(
-                f"{trained.file}: this checkpoint is already compressed ({name} has two layers). Compress the original "
+                f"{trained.file}: this checkpoint is already compressed ({name} consists of two layers). Compress the original "
                 "checkpoint instead."
             )
     asked = any(a.startswith("data.root=") for a in arguments)
