@@ -1,4 +1,4 @@
-"""Fast R-CNN, end to end. README.md describes its use, and CONTRIBUTING.md the structure of the code."""
+"""A Fast R-CNN application. README.md describes how to use it, and CONTRIBUTING.md how the code is structured."""
 
 from __future__ import annotations
 

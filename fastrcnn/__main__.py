@@ -1,4 +1,4 @@
-"""Entry point of `python -m fastrcnn`, which torchrun uses."""
+"""The entry point of `python -m fastrcnn` and `torchrun -m fastrcnn`."""
 
 import sys
 

@@ -19,17 +19,17 @@ def load(
     precision: str = "auto",
     **detection: Any,
 ) -> Detector:
-    """Load a trained detector, whose `detect(image)` finds the objects in an image.
+    """Load a trained detector. Its method `detect(image)` returns the objects in an image.
 
     source: the folder of a run, a .pt file, a .caffemodel, or a .safetensors or .onnx file from `fastrcnn export`.
     classes: class names in training order; only needed for a .caffemodel, which does not contain them.
-    device: auto, cpu, cuda or cuda:N; auto uses a GPU if available.
+    device: auto, cpu, cuda or cuda:N; auto uses a GPU if one is available.
     precision: auto, float32 or bfloat16; auto uses bfloat16 if the device supports it natively.
-    detection: settings that override those of the training configuration: score_threshold (None: no threshold),
-        nms_iou, max_per_class, max_per_image, box_regression, rois_per_chunk.
+    detection: detection settings that override those of the training configuration. They are score_threshold (None
+        for no threshold), nms_iou, max_per_class, max_per_image, box_regression and rois_per_chunk.
 
-    Raises UserError if the file is missing, damaged or of another type, or if a value is out of bounds, and TypeError
-    for an unknown keyword.
+    Raises UserError if the file is missing, damaged or of another type, or if a value is out of bounds. Raises
+    TypeError for an unknown keyword argument.
     """
     from fastrcnn.build import datasets
     from fastrcnn.build.checkpoints import open_network

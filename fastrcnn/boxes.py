@@ -1,7 +1,7 @@
 """Box operations: area, IoU, clipping, and the box regression of R-CNN.
 
-A box is four numbers x1, y1, x2, y2 in pixels and half-open: x2 and y2 are one past the last pixel, so the width is
-x2 - x1. Areas and overlaps have exactly the same values as in the inclusive "+1" convention of the author's code.
+A box consists of four numbers x1, y1, x2, y2 in pixels. It is half-open: x2 and y2 are one past the last pixel, so the
+width is x2 - x1. Areas and IoUs are equal to those that the author's code computes with inclusive boxes and "+1".
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import math
 import torch
 from torch import Tensor
 
-# A decoded box is at most 1000 / 16 times the size of its RoI, so the output of an untrained regressor cannot overflow.
-# The author's code has no such limit; trained models do not reach it.
+# A decoded box is at most 1000 / 16 times as wide and as high as its RoI, so that the exponential cannot overflow with
+# an untrained regressor. The author's code does not have this limit, but trained models do not reach it.
 MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Return the areas (R,) of boxes (R, 4); an inverted box has area 0. Small types are widened as in `iou`."""
+    """Return the areas (R,) of boxes (R, 4). An inverted box has area 0. The dtype is widened as in `iou`."""
     boxes = _widen(boxes)
     return (boxes[:, 2] - boxes[:, 0]).clamp(min=0) * (boxes[:, 3] - boxes[:, 1]).clamp(min=0)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Return the intersection over union (A, B) of all pairs of boxes `a` (A, 4) and `b` (B, 4); 0 for empty boxes.
+    """Return the IoU (A, B) of each box in `a` (A, 4) with each box in `b` (B, 4). The IoU of empty boxes is 0.
 
-    float16 and bfloat16 boxes are computed in float32, and integers in int64, because the area of 290 x 290 pixels does
-    not fit in float16 or int16.
+    Areas of float16 and bfloat16 boxes are computed in float32, and areas of integer boxes in int64. An area of
+    290 x 290 pixels, for example, does not fit in float16 or int16.
     """
     a, b = _widen(a), _widen(b)
     top_left = torch.maximum(a[:, None, :2], b[None, :, :2])  # (A, B, 2)
@@ -38,7 +38,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _widen(boxes: Tensor) -> Tensor:
-    """Convert boxes to a type that can represent their areas."""
+    """Convert boxes to a dtype that can represent their areas."""
     if boxes.is_floating_point():
         return boxes if boxes.dtype == torch.float64 else boxes.float()
     return boxes.long()
@@ -54,10 +54,10 @@ def clip(boxes: Tensor, height: float | Tensor, width: float | Tensor) -> Tensor
 
 
 def encode(rois: Tensor, truth: Tensor) -> Tensor:
-    """Return the regression targets (R, 4) = dx, dy, dw, dh that transform `rois` (R, 4) into `truth` (R, 4).
+    """Return the regression targets dx, dy, dw, dh (R, 4) that transform `rois` (R, 4) into `truth` (R, 4).
 
-    dx and dy are offsets of the centre in units of the RoI's size, dw and dh are log ratios of the sizes (R-CNN,
-    appendix C; Fast R-CNN, section 2.3).
+    dx and dy are offsets of the centre in units of the RoI's width and height. dw and dh are the logarithms of the
+    ratios of the widths and heights (R-CNN, appendix C; Fast R-CNN, section 2.3).
     """
     size = rois[:, 2:] - rois[:, :2]
     centre = rois[:, :2] + 0.5 * size

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 class UserError(Exception):
     """An error that the user can fix.
 
-    The message states what is wrong, where (file, line, object) and how to fix it. The command line prints only the
-    message, without a traceback.
+    The message states what is wrong, where it is (file, line, object), and how to fix it. The command line prints only
+    the message, without a traceback.
     """
 
 

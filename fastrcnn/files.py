@@ -1,8 +1,8 @@
 """Atomic writes of files and folders, locks between processes, and files that are derived from another file.
 
-A folder with derived files, such as exports of a checkpoint, contains the file MADE. It maps the SHA-256 digest of each
-derived file to the digest of its source. A command can therefore be repeated, also after an interruption: it overwrites
-a file only if this program created it from the same source.
+A folder with derived files, such as exported checkpoints, contains the file MADE. This file maps the SHA-256 digest of
+each derived file to the digest of its source. A command can therefore be repeated, even after an interruption: it only
+overwrites files that this program created from the same source.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fastrcnn.names import NAME_BYTES
 log = logging.getLogger(__name__)
 MADE = ".fastrcnn-made.json"
 ADVICE = "Free some disk space or choose another folder."
-PATH_BYTES = 3500  # of a run's folder; Linux allows 4095, and paths of evaluation files are up to 520 longer
+PATH_BYTES = 3500  # limit for a run's folder; Linux allows 4095, and paths of evaluation files are up to 520 longer
 
 
 class BusyError(UserError):
@@ -35,7 +35,7 @@ def write_atomically(path: Path, advice: str = ADVICE) -> Iterator[Path]:
     """Yield a temporary file next to `path`, and rename it to `path` when the body succeeds.
 
     The content is flushed to disk before the file is renamed. If the body fails, the temporary file is deleted. The
-    folder is created if needed. Raises UserError, whose message ends with `advice`, if the file cannot be written.
+    folder is created if needed. Raises UserError with a message that ends with `advice` if the file cannot be written.
     """
     part = path.with_name(f".{uuid.uuid4().hex}.part")  # short enough for every file system
     try:
@@ -55,7 +55,7 @@ def write_atomically(path: Path, advice: str = ADVICE) -> Iterator[Path]:
 
 
 def replace_file(path: Path, content: bytes) -> Path:
-    """Write the content to `path` atomically and return `path`. Raises UserError as in write_atomically."""
+    """Write the content to `path` atomically and return `path`. Raises the same errors as write_atomically."""
     with write_atomically(path) as part:
         part.write_bytes(content)
     return path
@@ -72,7 +72,7 @@ def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder next to `path`, and rename it to `path` when the body succeeds.
 
     The files are flushed to disk before the folder is renamed. If the body fails, the temporary folder is deleted.
-    replace: replace an existing folder. Raises UserError if the folder cannot be written.
+    replace: whether to replace an existing folder. Raises UserError if the folder cannot be written.
     """
     mark = uuid.uuid4().hex[:8]
     new, old = path.with_name(f".{path.name}.new-{mark}"), path.with_name(f".{path.name}.old-{mark}")
@@ -101,9 +101,9 @@ def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 def lock(file: Path, name: str, busy: str, advice: str, shared: bool = False) -> Iterator[None]:
     """Lock `file` against other processes while the body runs. The file and its folder are created if needed.
 
-    shared: take a shared lock, which excludes only exclusive locks. For error messages: `name` is the locked object,
-    `busy` states what another process does with it, and `advice` names an alternative. Raises BusyError if another
-    process holds the lock, and UserError if the file cannot be written or locked.
+    shared: take a shared lock, which excludes only exclusive locks. name, busy, advice: texts for the error messages.
+    They name the locked object, what another process does with it, and an alternative for the user. Raises BusyError if
+    another process holds the lock, and UserError if the file cannot be written or locked.
     """
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -125,13 +125,13 @@ def lock(file: Path, name: str, busy: str, advice: str, shared: bool = False) ->
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 digest of a file in hexadecimal. Raises OSError."""
+    """Return the SHA-256 digest of a file in hexadecimal. Raises OSError if the file cannot be read."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_unusable(folder: Path, said: str) -> None:
-    """Raise UserError, whose message starts with `said`, if the folder cannot be created or written to."""
+    """Raise UserError if the folder cannot be created or written to. said: the start of the error message."""
     whole = folder.absolute()
     if (longest := max(len(os.fsencode(part)) for part in whole.parts)) > NAME_BYTES:
         raise UserError(
@@ -151,19 +151,19 @@ def refuse_unusable(folder: Path, said: str) -> None:
 def refuse_existing(output: Path, source: str | None = None) -> None:
     """Raise UserError if `output` exists, unless this program created it from the same file.
 
-    source: digest of the file that `output` is derived from; None: refuse every existing file.
+    source: digest of the file that `output` is derived from. If it is None, every existing file is refused.
     """
     if not output.exists():
         return
     made_of = _made(output.parent).get(digest(output)) if output.is_file() else None
     if made_of is None or made_of != source:
         why = "" if made_of is None or source is None else " and was created from another file"
-        raise UserError(f"{output} already exists{why}. Choose another file with output=FILE, or remove it.")
+        raise UserError(f"{output} already exists{why}. Remove it, or choose another file with output=FILE.")
 
 
 @contextmanager
 def write_derived(output: Path, source: str | None = None) -> Iterator[Path]:
-    """Write a derived file atomically; see write_atomically and, for `source` and errors, refuse_existing."""
+    """Write a derived file as write_atomically does. `source` and the errors are those of refuse_existing."""
     refuse_existing(output, source)
     with write_atomically(output) as part:
         yield part
@@ -175,7 +175,7 @@ def write_derived(output: Path, source: str | None = None) -> Iterator[Path]:
 
 
 def _made(folder: Path) -> dict[str, str]:
-    """Read MADE in a folder; a missing or damaged file counts as empty."""
+    """Return the content of MADE in a folder, or an empty dictionary if this file is missing or damaged."""
     try:
         made = json.loads((folder / MADE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

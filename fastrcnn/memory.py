@@ -9,8 +9,8 @@ import torch
 
 from fastrcnn.errors import UserError
 
-# Texts in errors that have no class of their own: from torch's CPU allocator, from GPU libraries, and from loader
-# processes that the system killed or that ran out of shared memory.
+# Parts of the messages of errors that do not have a special class. The errors come from torch's CPU allocator, from GPU
+# libraries, and from loader processes that the system killed or that ran out of shared memory.
 SIGNS = ("DefaultCPUAllocator", "ALLOC_FAILED", "out of memory", "signal: Killed", "out of shared memory")
 
 
@@ -24,7 +24,7 @@ def ran_out(error: BaseException) -> bool:
 def advise(doing: str, device: torch.device, advice: Callable[[], str]) -> Iterator[None]:
     """Convert an out-of-memory error in the body to a UserError.
 
-    doing: the activity, for the message. advice: returns the sizes in memory and which keys to reduce.
+    doing: the activity, for the message. advice: a function that returns the end of the message, see training_advice.
     """
     try:
         yield
@@ -35,7 +35,7 @@ def advise(doing: str, device: torch.device, advice: Callable[[], str]) -> Itera
 
 
 def out_of_memory(error: BaseException, device: torch.device | None = None) -> str:
-    """Return a sentence with the start of the error's text, which has the requested and the available size."""
+    """Return a sentence with the start of the error's text, which contains the requested and the available size."""
     lines = str(error).strip().splitlines()
     said = ". ".join(lines[0].split(". ")[:3]).rstrip(".") if lines else ""
     return f"out of memory{f' on {device}' if device else ''}{f' ({said})' if said else ''}."
@@ -44,10 +44,11 @@ def out_of_memory(error: BaseException, device: torch.device | None = None) -> s
 def training_advice(
     images: int, accumulate: int, short_sides: Sequence[int], long_side: int, rois: int, *, norm: bool, recompute: bool
 ) -> str:
-    """Return advice for training.
+    """Return text that lists what is in memory during training, and which keys to change.
 
-    images: per batch. accumulate: batches per step. rois: per image. norm: the model has batch normalisation.
-    recompute: activations are already recomputed in the backward pass.
+    images: number per batch. accumulate: batches per step. short_sides, long_side: image sizes in pixels. rois: number
+    of RoIs per image. norm: whether the model has batch normalisation. recompute: whether activations are already
+    recomputed in the backward pass.
     """
     ways = []
     if images > 1:
@@ -57,24 +58,24 @@ def training_advice(
     if not recompute:
         ways.append("runtime.checkpoint_activations=true (the same gradient, but slower steps)")
     halves = f"[{','.join(str(side // 2) for side in short_sides)}]"
-    ways.append(f"data.short_sides={halves} data.long_side={long_side // 2} (a quarter of the pixels: lower accuracy)")
+    ways.append(f"data.short_sides={halves} data.long_side={long_side // 2} (a quarter of the pixels; lower accuracy)")
     return _text(
-        f"solver.images_per_batch={images} images, short side up to {max(short_sides)} and long side up to {long_side} "
-        f"pixels, {rois} RoIs per image.",
+        f"solver.images_per_batch={images} images (short side up to {max(short_sides)} pixels, long side up to "
+        f"{long_side}), {rois} RoIs per image.",
         ways,
     )
 
 
 def detection_advice(scales: Sequence[tuple[int, int]], images: int, rois: int, rois_per_chunk: int) -> str:
-    """Return advice for detection on `images` at `scales` (height, width) with at most `rois` RoIs per image."""
+    """Return the same for detection in `images` images at `scales` (height, width) with up to `rois` RoIs each."""
     at_once = min(rois, rois_per_chunk)
     short, long = (size // 2 for size in max(sorted(scale) for scale in scales))
     return _text(
-        f"{images} image(s) of {', '.join(f'{h} x {w}' for h, w in scales)} pixels; {rois} RoIs, in chunks of "
+        f"{images} image(s) of {', '.join(f'{h} x {w}' for h, w in scales)} pixels, and {rois} RoIs in chunks of "
         f"detection.rois_per_chunk={rois_per_chunk}.",
         [
             f"detection.rois_per_chunk={max(at_once // 2, 1)} (the same result)",
-            f"data.test_short_sides=[{short}] data.long_side={long} (a quarter of the pixels: misses small objects)",
+            f"data.test_short_sides=[{short}] data.long_side={long} (a quarter of the pixels; misses small objects)",
         ],
     )
 

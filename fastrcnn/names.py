@@ -1,4 +1,4 @@
-"""Names of classes, splits and images in file names and files: which are allowed, and how they are written."""
+"""Rules for the names of classes, splits and images in file names and in files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path, PurePath
 
 from fastrcnn.errors import UserError
 
-NAME_BYTES = 255  # limit of a file name on common file systems
-SAME_FILES = "differ only in letter case; on macOS and Windows their comp4 files overwrite each other"
+NAME_BYTES = 255  # maximum length of a file name on common file systems
+SAME_FILES = "differ only in letter case or Unicode form; on macOS and Windows their comp4 files overwrite each other"
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: controls, lone surrogates, line and paragraph separators
 
 
@@ -21,19 +21,19 @@ def refuse_stream(source: str | None) -> None:
     if re.fullmatch(r"\d{1,3}|/dev/video\d+", source):
         raise UserError(
             f"source={source}: cameras are not supported. Record a video, for example with "
-            "`ffmpeg -i /dev/video0 -t 10 clip.mp4`, and give the path of its file."
+            "`ffmpeg -i /dev/video0 -t 10 clip.mp4`, and give its path."
         )
     if re.match(r"[a-z][a-z0-9+.-]+://", source, re.IGNORECASE):
         raise UserError(f"source={source[:100]}: URLs are not supported. Download the file and give its path.")
 
 
 def file_of(image_id: str, path: PurePath) -> str:
-    """Return an image id with the suffix of its file; some ids already have it."""
+    """Append the suffix of the image file to an image id, unless the id already has this suffix."""
     return image_id.removesuffix(path.suffix) + path.suffix
 
 
 def comp4_name(split: str, name: str) -> str:
-    """Return the file name of a class's detections."""
+    """Return the name of the comp4 file with the detections of class `name` on a split."""
     return f"comp4_det_{split}_{name}.txt"
 
 
@@ -41,7 +41,7 @@ def comp4_id(image_id: str) -> str:
     """Encode an image id for comp4 files, in which a space ends the id.
 
     Whitespace, `%` and bytes that are not UTF-8 are percent-encoded: "a b" becomes "a%20b". Ids of the VOC devkit do
-    not contain any of these.
+    not contain any of these characters.
     """
     return re.sub(
         r"[\s%\ud800-\udfff]",
@@ -51,7 +51,7 @@ def comp4_id(image_id: str) -> str:
 
 
 def class_fault(name: str, split: str) -> str | None:
-    """Return why a class cannot have a file of detections on a split, as a predicate of its name, or None."""
+    """Return why a class cannot have a comp4 file on a split, as a predicate of the class name; None if it can."""
     if not name:
         return "has an empty name"
     if name != name.strip():
@@ -59,7 +59,7 @@ def class_fault(name: str, split: str) -> str | None:
     if unprintable := [c for c in name if unicodedata.category(c) in UNPRINTABLE]:
         return f"contains the character {unprintable[0]!a}, which is not allowed in a file name"
     if "/" in name or "\\" in name:
-        return "contains a slash, which is not allowed in the name of its detection file"
+        return "contains a slash, which is not allowed in a file name"
     length = len(comp4_name(split, name).encode())
     if length > NAME_BYTES:
         return (
@@ -70,7 +70,7 @@ def class_fault(name: str, split: str) -> str | None:
 
 
 def same_files(names: Iterable[str]) -> list[list[str]]:
-    """Group names that are the same on a file system that ignores case and the encoding of accents."""
+    """Return the groups of names that are equal on a file system that ignores letter case and Unicode form."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)

@@ -1,4 +1,4 @@
-"""Progress of long jobs: a bar with the remaining time on a terminal, otherwise a plain line every few seconds."""
+"""Progress output of long jobs: a bar with the remaining time on a terminal, and a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def be_silent() -> None:
 
 
 def duration(seconds: float) -> str:
-    """Format a duration: "40 s", "25 min", "2 h 10 min"."""
+    """Format a duration, for example as "40 s", "25 min" or "2 h 10 min"."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -30,14 +30,14 @@ def duration(seconds: float) -> str:
 
 
 def silent() -> bool:
-    """Return whether progress output is off: after be_silent, and in all but the first process of a distributed job."""
+    """Return whether progress output is off: after be_silent, and in all distributed processes except the first."""
     return _silent or launch().rank > 0
 
 
 def progress(items: Iterable[T], total: int, what: str, unit: str = "image", every: float = 10.0) -> Iterator[T]:
-    """Yield the `items`, and show on stderr the number done of `total` and the remaining time.
+    """Yield the items, and show on stderr how many of `total` are done and the remaining time.
 
-    every: seconds between lines if stderr is not a terminal.
+    what: the activity. unit: the name of one item. every: seconds between lines if stderr is not a terminal.
     """
     if silent():
         yield from items

@@ -1,9 +1,9 @@
 """Read data from untrusted pickles without running code in them.
 
-A pickle is a program for a machine with a stack and a memo. This module parses it with pickletools and executes only
-instructions that build data. It does not import any class or function: the caller passes replacements for those that it
-admits. A restricted pickle.Unpickler is not sufficient: a pickle can make it hash deeply nested tuples, which takes
-forever or overflows the stack, or allocate memory of any size that the pickle declares.
+A pickle is a program for a stack machine with a memo. This module parses it with pickletools and executes only opcodes
+that create data. It does not import any class or function. Instead, the caller passes replacements for the classes and
+functions that are allowed. A restricted pickle.Unpickler is not sufficient, because a pickle can make it hash deeply
+nested tuples, which takes forever or overflows the stack, or allocate as much memory as the pickle declares.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from typing import Any
 from fastrcnn.errors import UserError
 
 CODES = {instruction.code: instruction for instruction in pickletools.opcodes}
-MARKED = ("TUPLE", "LIST", "DICT", "APPENDS", "ADDITEMS", "SETITEMS")  # pop all items above the last mark
-TAKEN = {  # number of items that the other instructions pop
+MARKED = ("TUPLE", "LIST", "DICT", "APPENDS", "ADDITEMS", "SETITEMS")  # opcodes that pop all items above the last mark
+TAKEN = {  # number of items that other opcodes pop
     **{"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "APPEND": 1, "SETITEM": 2, "BINPERSID": 1},
     **dict.fromkeys(("STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD"), 2),
 }
-MOST_BITS = 128  # of an integer; the magic number of torch's older files has 77
+MOST_BITS = 128  # limit for integers; the magic number of torch's older files has 77 bits
 
 
 class RefusedError(Exception):
-    """Content that is not allowed. The message is a noun phrase for that content."""
+    """The pickle has content that is not allowed. The message is a noun phrase for this content."""
 
 
 class Unbuilt:
-    """An object that a pickle creates first and whose state follows. build: converts the state to the value."""
+    """An object without its state, which follows later in the pickle. build: converts the state to the value."""
 
     def __init__(self, build: Callable[[Any], object] = lambda state: state) -> None:
         self.build = build
@@ -41,7 +41,7 @@ class Unbuilt:
 
 @contextlib.contextmanager
 def as_user_error(path: Path, instead: str) -> Iterator[None]:
-    """Convert every error that a hostile or damaged file causes to a UserError. instead: advice for the user."""
+    """Convert errors that a malicious or damaged file causes to a UserError. instead: advice for the user."""
     try:
         yield
     except RefusedError as error:
@@ -57,15 +57,16 @@ def as_user_error(path: Path, instead: str) -> Iterator[None]:
 
 
 def load_pickle(file: Any, admitted: Mapping[str, object], find_stored: Callable[[Any], object] | None = None) -> Any:
-    """Read the next pickle in a file: numbers, text, bytes, lists, tuples, dictionaries, and results of `admitted`.
+    """Read the next pickle in a file, and return its data.
 
-    Python 2 strings are read as latin1, and sets as lists.
+    The data can consist of numbers, text, bytes, lists, tuples, dictionaries, and results of `admitted`. Python 2
+    strings are decoded as latin1, and sets are returned as lists.
 
-    file: mmap or BytesIO, whose reads cannot allocate more memory than the file has bytes.
-    admitted: maps the full name of a class or function to the function to call instead, to `Unbuilt` for a class whose
-        objects are replaced by their state, or to any other value that is passed to such functions.
-    find_stored: returns the object for a persistent id.
-    Raises RefusedError for any other content, and any other exception for a damaged pickle.
+    file: an mmap or a BytesIO. Reads from these cannot allocate more memory than the file has bytes.
+    admitted: maps the full names of the allowed classes and functions to their replacements: a function to call
+        instead, `Unbuilt` for a class whose objects are replaced by their state, or a value to pass to such functions.
+    find_stored: a function that returns the object for a persistent id.
+    Raises RefusedError for any other content. A damaged pickle can raise any exception.
     """
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stack below each mark
@@ -95,7 +96,7 @@ def load_pickle(file: Any, admitted: Mapping[str, object], find_stored: Callable
                 stack.append(find_stored(*items))
             case "REDUCE" | "NEWOBJ" | "BUILD":
                 handed += _size(items[1])
-                if handed > file.tell():  # otherwise every call could copy the same large text from the memo
+                if handed > file.tell():  # otherwise each call could copy the same large text from the memo
                     raise RefusedError("calls whose arguments are larger than the file")
                 stack.append(_call(name, *items))
             case "PROTO" | "FRAME" if name == "FRAME" or argument <= 5:
@@ -106,7 +107,7 @@ def load_pickle(file: Any, admitted: Mapping[str, object], find_stored: Callable
 
 
 def fill(target: object, items: list[Any]) -> dict[Any, Any]:
-    """Add keys and values to a dictionary. Other key types are refused because hashing them can take forever."""
+    """Add alternating keys and values to a dictionary. Other keys are refused because hashing them can take forever."""
     keys = items[::2]
     if type(target) is not dict or len(items) % 2:
         raise RefusedError("dictionary items for an object that is not a dictionary")
@@ -117,7 +118,7 @@ def fill(target: object, items: list[Any]) -> dict[Any, Any]:
 
 
 def _instructions(file: Any) -> Iterator[tuple[str, Any]]:
-    """Yield names and arguments of instructions like pickletools.genops, but read Python 2 strings as latin1."""
+    """Yield the names and arguments of opcodes as pickletools.genops does, but decode Python 2 strings as latin1."""
     while code := file.read(1):
         instruction = CODES[code.decode("latin1")]
         if instruction.name == "STRING":
@@ -127,7 +128,7 @@ def _instructions(file: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _value(name: str, argument: Any, items: list[Any], admitted: Mapping[str, object]) -> object:
-    """Return the value that an instruction builds from its argument or the items that it pops."""
+    """Return the value that an opcode creates from its argument or from the items that it pops."""
     match name:
         case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" if argument.bit_length() > MOST_BITS:
             raise RefusedError(f"an integer of more than {MOST_BITS} bits")
@@ -150,11 +151,11 @@ def _value(name: str, argument: Any, items: list[Any], admitted: Mapping[str, ob
             if full not in admitted:
                 raise RefusedError(full[:120])
             return admitted[full]
-    raise RefusedError(f"the instruction {name}, which does not build data")
+    raise RefusedError(f"the opcode {name}, which plain data does not need")
 
 
 def _size(handed: Any) -> int:
-    """Return the size of the arguments of a call, including their items."""
+    """Return the number of arguments of a call, plus the lengths of those that are text, bytes, lists or tuples."""
     return len(handed) + sum(len(part) for part in handed if isinstance(part, (str, bytes, bytearray, list, tuple)))
 
 
@@ -172,4 +173,5 @@ def _call(name: str, target: object, handed: Any) -> object:
         return target.value
     if name == "BUILD" and type(target) is dict:
         return target  # an OrderedDict; its state has the version numbers of torch modules
-    raise RefusedError("an object, the state of an object, or a call of something that is not a function")
+    what = {"REDUCE": "a call to something that is not a function", "NEWOBJ": "an object", "BUILD": "an object's state"}
+    raise RefusedError(what[name])

@@ -1,4 +1,4 @@
-"""Data structures that the parts of the program share. Boxes are half-open x1 y1 x2 y2 in pixels (see boxes.py)."""
+"""Data structures that several modules use. Boxes are half-open x1 y1 x2 y2 in pixels (see boxes.py)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sample:
 
     @property
     def file_id(self) -> int | str:
-        """The image id for COCO results: the id in the COCO file if it exists, otherwise image_id."""
+        """The image id for COCO results: the id in the COCO file if there is one, otherwise image_id."""
         return self.image_id if self.number is None else self.number
 
     @property
@@ -42,9 +42,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class View:
-    """How an image is transformed for the network (see data/transforms.py). Equal views of an image have equal pixels.
+    """The transformation of an image for the network (see data/transforms.py). Equal views of an image are identical.
 
-    The order is crop, transpose, flip (horizontally, vertically), scale. colour: gain and offset of each channel.
+    The operations are applied in the order crop, transpose, horizontal flip, vertical flip, scale.
+    colour: the gains and the offsets of the channels; None: unchanged colours.
     part: the crop as half-open x1, y1, x2, y2 in pixels of the original image; None: no crop.
     """
 
@@ -59,7 +60,7 @@ class View:
 
 @dataclass(frozen=True)
 class Batch:
-    """N images as input of the network. Boxes are in pixels of the cropped and flipped image, before scaling."""
+    """A batch of N images for the network. Boxes are in pixels of the cropped and flipped image, before scaling."""
 
     images: Tensor  # (N, 3, H, W) uint8 RGB, padded with 0 at the right and bottom
     sizes: Tensor  # (N, 2) int64, height and width of each image without padding; 0 for an absent image
@@ -71,16 +72,16 @@ class Batch:
     views: list[View] = field(default_factory=list)  # transformation of each image
 
     def __reduce__(self) -> tuple[Callable[..., Batch], tuple]:
-        """Pickle the batch for another process: images in shared memory, all other tensors as NumPy arrays.
+        """Pickle the batch for another process, with images in shared memory and all other tensors as NumPy arrays.
 
-        For each tensor in shared memory the receiver must connect to the sender, which is busy. Only the images are
-        large enough to justify this.
+        For each tensor in shared memory, the receiver must connect to the sender, which is busy. Only the images are
+        large enough to justify this cost.
         """
         small = [[t.numpy() for t in tensors] for tensors in (self.proposals, self.boxes, self.labels)]
         return _batch, (self.images, self.sizes.numpy(), self.scales.numpy(), small, self.samples, self.views)
 
     def pin_memory(self) -> Batch:
-        """Return the batch with images in pinned memory. torch's DataLoader calls this method."""
+        """Return a copy of the batch with its images in pinned memory. torch's DataLoader calls this method."""
         return replace(self, images=self.images.pin_memory())
 
 

@@ -18,7 +18,7 @@ from fastrcnn.structures import Batch, Detections, RoITargets
 
 SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf", "Arial.ttf")
 CAPTION = 18  # height in pixels of the caption with the file name below an image
-NESTED = 0.9  # fraction of the area of a box inside a better one
+NESTED = 0.9  # a box is not drawn if more than this fraction of its area is inside a better box of its class
 ABSENT = "\U0010fffe"  # a character that no font has
 Place: TypeAlias = tuple[int, int, int, int]  # half-open x1 y1 x2 y2 in pixels
 
@@ -33,11 +33,11 @@ def colour_of(label: int) -> tuple[int, int, int]:
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Return a copy of the image (H, W, 3) uint8 RGB with half-open boxes (R, 4), coloured by label, and their texts.
+    """Draw half-open boxes (R, 4), coloured by label, and their texts on a copy of an image (H, W, 3) uint8 RGB.
 
-    The texts of later boxes get the better places. Line width and text size grow with the image. The text is smaller,
-    down to half the size, if the boxes are low, so that it covers less of the objects. It is black or white, whichever
-    has more contrast.
+    The texts of later boxes are placed first. Line width and text size increase with the size of the image. If
+    the boxes are low, the text is reduced to as little as half the size, so that it covers less of the objects. It is
+    black or white, whichever has more contrast.
     """
     canvas = Image.fromarray(image).convert("RGB")
     draw = ImageDraw.Draw(canvas)
@@ -59,9 +59,9 @@ def draw_boxes(
 
 
 def _places(boxes: np.ndarray, masks: Sequence[np.ndarray], margin: int, image: np.ndarray) -> list[Place]:
-    """Return the place of each text inside the image, if possible without overlap with the text of a later box.
+    """Return a place in the image for the text of each box. If possible, it does not overlap the texts of later boxes.
 
-    Candidates: above the box, in its upper left corner, below it, above its right end.
+    The candidates are above the box, inside its upper left corner, below the box, and above its right end.
     """
     places: list[Place] = []
     for box, mask in zip(boxes[::-1], masks[::-1], strict=True):
@@ -84,10 +84,10 @@ def _overlap(a: Place, b: Place) -> bool:
 
 
 def worth_drawing(found: Detections, threshold: float) -> list[int]:
-    """Return the indices of detections with a score of at least `threshold`, best first.
+    """Return the indices of the detections with a score of at least `threshold`, best first.
 
     Boxes that are almost completely (NESTED) inside a better box of their class are excluded. Non-maximum suppression
-    keeps these, because their IoU with the larger box is low.
+    does not remove these boxes, because their IoU with the larger box is low.
     """
     kept: list[int] = []
     boxes, labels = found.boxes.double(), found.labels
@@ -104,7 +104,7 @@ def worth_drawing(found: Detections, threshold: float) -> list[int]:
 
 
 def draw_detections(image: np.ndarray, found: Detections, classes: Sequence[str], threshold: float = 0.5) -> np.ndarray:
-    """Return the image with the selected detections, class names and scores. The best detection is drawn last."""
+    """Draw the detections that worth_drawing selects on a copy of the image. The best detection is drawn last."""
     kept = worth_drawing(found, threshold)[::-1]
     labels = [int(found.labels[i]) for i in kept]
     texts = [f"{classes[n - 1]} {found.scores[i]:.2f}" for i, n in zip(kept, labels, strict=True)]
@@ -123,7 +123,7 @@ def enlarge(image: np.ndarray, found: Detections, least: int = 200) -> tuple[np.
 
 
 def draw_batch(batch: Batch, rois: Tensor, targets: RoITargets, most: int = 4) -> np.ndarray:
-    """Return the images of a batch side by side, with the sampled RoIs and the file names as captions.
+    """Draw up to `most` images of a batch side by side, with the sampled RoIs and with file names as captions.
 
     Background RoIs are grey, foreground RoIs are coloured by class, and ground-truth boxes have thick lines.
     """
@@ -156,10 +156,11 @@ def _inclusive(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def lettering(text: str, size: int) -> np.ndarray:
-    """Return the opacity (h, w) uint8 of a line of text that is `size` pixels high, without an empty border.
+    """Return the opacity (h, w) uint8 of a line of text at a font size in pixels, without an empty border.
 
-    The font is the first that has all letters: Pillow's default font (little more than ASCII), a common system font, or
-    the font of OpenCV 5 (almost all letters). Without any of these, missing letters are drawn as boxes.
+    The first font that has all letters of the text is used. The fonts are Pillow's default font (little more than
+    ASCII), common system fonts, and the font of OpenCV 5 (almost all letters). If no font has all letters, the missing
+    letters are drawn as boxes.
     """
     plain = ImageFont.load_default(size=size)
     font = plain if _has(plain, text) else _system_font(text, size)

@@ -81,7 +81,7 @@ def test_training_says_which_sizes_to_turn_down(
     assert "Traceback" not in err
     assert "training: out of memory on cpu" in err
     assert said in err
-    assert "solver.images_per_batch=6 images, short side up to 64 and long side up to 100 pixels" in err
+    assert "solver.images_per_batch=6 images (short side up to 64 pixels, long side up to 100)" in err
     assert "solver.images_per_batch=3 solver.accumulate=4 (nearly the same gradient: batch norm" in err
     assert "runtime.checkpoint_activations=true" in err
     assert "data.short_sides=[24,32] data.long_side=50" in err

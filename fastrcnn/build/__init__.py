@@ -1,1 +1,1 @@
-"""Functions that build objects from the configuration. Apart from the command line, only this package reads it."""
+"""Functions that build objects from the configuration. Only this package and the command line read it."""

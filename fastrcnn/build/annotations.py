@@ -33,19 +33,19 @@ from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
 NO_TRUTH = "no mAP because no class has ground truth"
-SPLIT_BYTES = 120  # limit of a split name; file names append class names and suffixes to it
+SPLIT_BYTES = 120  # maximum length of a split name; file names also contain class names and suffixes
 
 
 class EncodingError(UserError):
-    """A name that the file name encoding of this system cannot represent, although the name is valid."""
+    """A valid name contains characters that the file name encoding of this system cannot represent."""
 
 
 def root(config: DataConfig) -> Path:
     """Return the folder of the data set, or its single annotation file. Raises UserError if it does not exist."""
     if config.root is None:
         raise UserError(
-            f"data.root is missing. Set data.root=FOLDER to the folder of the data set '{config.name}': VOCdevkit for "
-            "VOC, or the folder with the images and their annotations for your own data set."
+            f"data.root is missing. Set data.root=FOLDER to the folder of the data set '{config.name}'. For VOC "
+            "this is VOCdevkit, and for your own data the folder with the images and their annotations."
         )
     folder = Path(config.root).expanduser()
     if not folder.is_dir() and not (folder.is_file() and is_annotation_file(folder)):
@@ -63,13 +63,13 @@ def absolute_paths(config: DataConfig) -> None:
 
 @functools.cache
 def say_once(text: str, level: int = logging.INFO) -> None:
-    """Log a line that would otherwise be repeated every time the data set is read."""
+    """Log a line once per process, although the data set can be read several times."""
     log.log(level, text)
 
 
 @functools.cache
 def say_overview(source: Path, folder: Path, made: bool) -> None:
-    """Log a one-line description of a data set. Errors in unused parts of it are ignored here."""
+    """Log a one-line description of a data set once. Errors in parts of it that are not used are ignored here."""
     try:
         log.info("%s: %s", source, overview(source, folder, made))
     except UserError as error:
@@ -98,13 +98,13 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
 
 
 def split_name(splits: Sequence[str]) -> str:
-    """Return a name for splits that is valid in file names: test, VOC2007-test, ... Long names end in a digest."""
+    """Return a name for splits that is valid in file names, such as VOC2007-test. A long name ends in a digest."""
     name = "+".join(splits).replace("/", "-")
     whole = name.encode(errors="surrogateescape")
     if len(whole) > SPLIT_BYTES:
         letters = hashlib.sha256(whole).hexdigest()[:8]
         name = f"{whole[: SPLIT_BYTES - 9].decode(errors='ignore')}-{letters}"
-    if name:  # data.test=[] has none
+    if name:  # empty for data.test=[]
         check_name("split", name)
     return name
 
@@ -112,8 +112,8 @@ def split_name(splits: Sequence[str]) -> str:
 def validation_splits(config: DataConfig) -> list[str]:
     """Return the splits to select the best checkpoint on.
 
-    These are `data.val`. If it is null, they are the splits `val` in the folders of the training splits, if all of them
-    exist and share no image with the training and test splits.
+    These are the splits in `data.val`. If it is null, they are the splits named `val` in the folders of the training
+    splits, provided that all of them exist and share no image with the training and test splits.
     """
     if config.val is not None:
         return config.val
@@ -130,7 +130,7 @@ def validation_splits(config: DataConfig) -> list[str]:
 
 
 def test_splits(config: DataConfig, split: str | None) -> list[str]:
-    """Return the splits of an evaluation: data.test, or `split` in the same folders."""
+    """Return the splits to evaluate on: data.test, or the split named `split` in the same folders."""
     if split is None:
         return config.test
     if "/" in split:
@@ -140,9 +140,10 @@ def test_splits(config: DataConfig, split: str | None) -> list[str]:
 
 
 def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]:
-    """Return the class names: data.classes, or those of all splits if it is null. Label i is element i - 1.
+    """Return data.classes, or the classes in all splits if it is null. The name of label i is element i - 1.
 
-    tests: splits to evaluate saved detections on. They must exist; without `tests`, the training splits must exist.
+    tests: the splits to evaluate saved detections on, which must exist. If it is None, the training and validation
+        splits must exist.
     """
     evaluated = config.test if tests is None else tests
     if config.classes is not None:
@@ -166,26 +167,26 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
 
 
 def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
-    """Return the class names.
+    """Check the class names and return them.
 
-    Raises UserError if there are none, if one occurs twice, or if one is not valid in the names of the files that an
-    evaluation on the splits `test` writes.
+    Raises UserError if the list is empty, if a name occurs twice, or if a name is not valid in the names of the files
+    that an evaluation on the splits `test` writes.
     """
     if not names:
         raise UserError("data.classes=[]: give at least one class, or null for all classes in the annotations.")
     for name in names:
         if fault := class_fault(name, split_name(test)):
             raise UserError(
-                f"data.classes: {name[:40]!r} {fault}. Rename the class there and in the annotations. `fastrcnn check` "
-                "lists its objects."
+                f"data.classes: {name[:40]!r} {fault}. Rename the class in the annotations, and in data.classes if "
+                "it is set. `fastrcnn check` lists the objects of the class."
             )
         try:
             name.encode(sys.getfilesystemencoding())
         except UnicodeEncodeError:
             raise EncodingError(
                 f"data.classes: {name!a} contains characters that the file name encoding of this system "
-                f"({sys.getfilesystemencoding()}) cannot represent, and the name of its detection file contains the "
-                "class name. Set the environment variable PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8."
+                f"({sys.getfilesystemencoding()}) cannot represent. The class name is part of a file name. Use UTF-8: "
+                "set the environment variable PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8."
             ) from None
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
@@ -200,9 +201,10 @@ def warn_of_same_files(names: Sequence[str]) -> None:
 
 
 def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, Id]:
-    """Return the category ids for COCO results by class name.
+    """Return the category id of each class name for COCO results.
 
-    They are those of the splits' COCO file (all categories in it), or else the labels of the classes `names`.
+    If the splits have a COCO file, these are the ids of all categories in the file. Otherwise, they are the labels of
+    the classes `names`.
     """
     files = [read_coco_file(source) for source, _ in image_ids(config, splits) if is_coco(source)]
     if any(file.category_ids != files[0].category_ids for file in files):
@@ -224,8 +226,9 @@ def samples(
 ) -> list[Sample]:
     """Read the images and ground truth of the splits. Raises UserError if they cannot be used.
 
-    training: exclude crowds, and difficult objects unless data.use_difficult; otherwise both are included and marked.
-    need_pictures: the image files must exist and be complete; saved detections can be evaluated without them.
+    training: exclude crowds, and difficult objects unless data.use_difficult is true. Otherwise, both are included and
+        marked.
+    need_pictures: whether the image files must exist and be complete. Saved detections can be evaluated without them.
     """
     found: list[Sample] = []
     for split, (source, ids) in zip(splits, image_ids(config, splits), strict=True):
@@ -276,11 +279,12 @@ def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad:
 def load_unannotated(
     sources: Sequence[tuple[Path, Sequence[str]]], folder: Path
 ) -> tuple[list[Sample], list[Look], list[str]]:
-    """Return samples without objects for all images of the sources, the properties of their files, and the problems.
+    """Return samples without objects for all images of the sources, the properties of the image files, and messages.
 
-    folder: that of the data set. An image with an EXIF rotation is used in the orientation whose size is in the COCO or
-    XML file, as with ground truth. If neither has a size, the image is rotated upright, as in `fastrcnn detect`. Every
-    file is read, so that a damaged file is reported now and not hours later.
+    The messages describe images that cannot be used. folder: the folder of the data set. An image with an EXIF rotation
+    is used in the orientation whose size is in the COCO or XML file, as for images with ground truth. If no size is
+    given, the image is rotated upright, as in `fastrcnn detect`. All image files are read, so that a damaged file is
+    reported now and not hours later.
     """
     found: list[Sample] = []
     bad: list[Problem] = []
@@ -297,7 +301,7 @@ def load_unannotated(
 
 
 def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
-    """Return the samples of load_unannotated. Raises UserError for unusable images unless data.skip_bad."""
+    """Return the samples of load_unannotated. Raises UserError for unusable images unless data.skip_bad is true."""
     sources = image_ids(config, splits)
     found, looks, bad = load_unannotated(sources, root(config))
     report_images(looks, bad, sum(len(ids) for _, ids in sources), config.skip_bad and bool(found))
@@ -305,7 +309,7 @@ def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
 
 
 def source_pictures(source: str, skip_bad: bool) -> list[Sample]:
-    """Return samples of the images in `source=`. Raises UserError for unusable images unless skip_bad."""
+    """Return samples of the images in `source=`. Raises UserError for unusable images unless skip_bad is true."""
     named = samples_of(pictures(source))
     found, looks, bad = look_at(named)
     report_images(looks, bad, len(named), skip_bad and bool(found))
@@ -313,9 +317,10 @@ def source_pictures(source: str, skip_bad: bool) -> list[Sample]:
 
 
 def report_images(looks: Sequence[Look], bad: Sequence[str], number: int, skip_bad: bool) -> None:
-    """Log which of `number` images are skipped, rotated, or scaled from fewer bits.
+    """Log which images are skipped, and which are rotated or use fewer than 16 bits per channel.
 
-    Raises UserError for unusable images unless skip_bad.
+    looks: properties of the usable images. bad: messages about the unusable ones. number: the number of all images.
+    Raises UserError for unusable images unless skip_bad is true.
     """
     if bad and not skip_bad:
         advice = "Fix the files, or skip these images with data.skip_bad=true."
@@ -326,7 +331,7 @@ def report_images(looks: Sequence[Look], bad: Sequence[str], number: int, skip_b
 
 
 def say_notes(notes: Sequence[Problem]) -> None:
-    """Log one line for each kind of notes, once per process."""
+    """Log one line for each kind of note, once per process."""
     for kind, group in by_kind(notes).items():
         first = group[0]
         more = "" if len(group) == 1 else " `fastrcnn check` lists all of them."
@@ -335,5 +340,5 @@ def say_notes(notes: Sequence[Problem]) -> None:
 
 
 def has_truth(found: Sequence[Sample]) -> bool:
-    """Return whether any object is not difficult; otherwise there is no mAP."""
+    """Return whether at least one object is not difficult. Without such an object, there is no mAP."""
     return any(not sample.difficult.all() for sample in found)

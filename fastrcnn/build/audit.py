@@ -1,4 +1,4 @@
-"""Read what `fastrcnn check` reports on: all images of the splits, their proposals, and the classes."""
+"""Collect the data for `fastrcnn check`: all images of the splits, their proposals, and the classes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,15 @@ from fastrcnn.errors import UserError
 from fastrcnn.names import file_of
 from fastrcnn.visualize import draw_boxes
 
-PICTURES = 6  # images with ground truth on the page
+PICTURES = 6  # number of images with ground truth in the report
 PICTURE_SIDE = 640  # maximum side of these images, in pixels
 
 
 def audit(config: CheckConfig) -> tuple[Report, list[Record]]:
-    """Read the data set and its proposals once. Raises UserError if no split can be read."""
+    """Read the data set and its proposals once, and return the report and a record of each image.
+
+    Raises UserError if no split can be read.
+    """
     data, folder = config.data, root(config.data)
     settings = Settings(
         max_proposals=data.max_proposals,
@@ -54,7 +57,7 @@ def audit(config: CheckConfig) -> tuple[Report, list[Record]]:
 
 
 def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
-    """Return all images of the training, validation and test splits, and the problems of splits and annotation files.
+    """Return a task for each image of all splits, and the problems of splits and annotation files.
 
     Raises UserError if no split can be read.
     """
@@ -82,7 +85,7 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
 
 
 def validation_or_none(config: DataConfig) -> list[str]:
-    """Return the validation splits; none if the other splits cannot be read, which is reported with those."""
+    """Return the validation splits, or no splits if the other splits cannot be read. find_tasks reports that error."""
     try:
         return validation_splits(config)
     except UserError:
@@ -113,7 +116,9 @@ def class_list(
     names = sorted({n for r in records for n in r.names}) if config.classes is None else config.classes
     if not names and config.classes is None:
         lacking = [Problem("classes", folder, "The annotations contain no usable objects.")]
-        return [], [] if any(p.error for p in problems) else lacking  # errors explain the lack
+        return [], [] if any(
+            p.error for p in problems
+        ) else lacking  # an error already explains why there are no classes
     if faults := class_findings(records, names, folder, split_name(config.test)):
         return names, faults
     try:
@@ -123,7 +128,7 @@ def class_list(
 
 
 def truth_pictures(records: Sequence[Record], classes: Sequence[str]) -> list[tuple[str, bytes]]:
-    """Return captions and JPEG files of a few images with their ground truth drawn."""
+    """Return a caption and a JPEG file for each of a few images, with the ground truth drawn."""
     usable = [r for r in records if r.usable and r.size == r.image.size and r.objects]
     drawn = []
     label_of = {name: i for i, name in enumerate(classes, 1)}

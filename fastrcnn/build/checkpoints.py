@@ -1,8 +1,8 @@
-"""Open what `checkpoint=` and `start=` accept: a run, a .pt file, a detector's .caffemodel, or an exported
+"""Open the models that `checkpoint=` and `start=` accept: a run, a .pt file, a detector's .caffemodel, or an exported
 .safetensors or .onnx file.
 
-.caffemodel and .safetensors files are converted to checkpoints, so all commands accept them. The network of an .onnx
-file can only be run.
+.caffemodel and .safetensors files are converted to checkpoints, so all commands accept them. An .onnx file can only be
+used for evaluation and detection.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ log = logging.getLogger("fastrcnn")
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint that was read and checked. Its network is not created yet.
+    """The checked content of a checkpoint. The method `model` creates its network.
 
-    classes: names; label k is classes[k - 1]. step: training step; 0 for a .caffemodel. config: the groups of the
+    classes: class names; label k is classes[k - 1]. step: training step; 0 for a .caffemodel. config: the groups of the
     training configuration, with all keys. state: the weights. record: more information about the training, see
-    inference/description.py. metrics: evaluation results, if the file contains them. best: mAP of the run's best
-    checkpoint, or -1 if unknown.
+    inference/description.py. metrics: evaluation results, if the file contains them. best: the best mAP of the run so
+    far, or -1 if unknown.
     """
 
     file: Path
@@ -65,9 +65,9 @@ class Trained:
 
 
 def compose_for(verb: str, arguments: list[str]) -> Any:
-    """Compose the configuration of a command from its arguments, without that of the checkpoint's training.
+    """Compose the configuration of a command from its arguments only, without the checkpoint's configuration.
 
-    Raises UserError, before Hydra is imported, if the arguments do not name a checkpoint.
+    Raises UserError if the arguments do not name a checkpoint. This is checked before Hydra is imported.
     """
     given = dict(a.split("=", 1) for a in check_overrides(verb, arguments))
     if given.get("checkpoint", "null") == "null":
@@ -79,7 +79,7 @@ def compose_for(verb: str, arguments: list[str]) -> Any:
 
 
 def load(verb: str, arguments: list[str]) -> tuple[Any, Network, list[str], Path]:
-    """Return the training configuration with the arguments applied, and the results of open_network."""
+    """Return the configuration of a command, see open_network, and the results of open_network."""
     config = compose_for(verb, arguments)
     from fastrcnn.build import machine
 
@@ -92,7 +92,8 @@ def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str
     """Load the network of `config.checkpoint` for detection, and return it with its classes and the folder of its run.
 
     The training configuration is copied to `config`, except for the groups and keys in `given` (KEY or KEY=VALUE). The
-    weights are rounded permanently to the precision of the detection. Raises UserError.
+    weights are rounded permanently to the precision of the detection. Raises UserError if the checkpoint is missing or
+    invalid, or if the device is not available.
     """
     from fastrcnn.build import machine
 
@@ -120,9 +121,9 @@ def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str
 
 
 def open_trained(config: Any, given: Collection[str]) -> Trained:
-    """Read the checkpoint `config.checkpoint`, and copy its configuration to `config` as in open_network.
+    """Read the checkpoint `config.checkpoint`, and copy its configuration to `config` as open_network does.
 
-    Raises UserError.
+    Raises UserError as `read` does.
     """
     trained = read(config.checkpoint, config)
     _take_over(config, trained.config, given, trained.file)
@@ -133,27 +134,27 @@ def _take_over(config: Any, base: dict[str, Any], given: Collection[str], path: 
     inherit(config, base, [key.partition("=")[0] for key in given])
     alone = base.get("solver", {}).get("box_weight") == 0
     if alone and "detection" in groups(type(config)) and config.detection.box_regression:
-        log.info("%s: trained without box regression; RoIs are used as detections unchanged", path)
+        log.info("%s: trained without box regression, so the RoIs are used unchanged as detections", path)
         config.detection.box_regression = False
 
 
 def _take_threshold(record: Mapping[str, Any], config: Any) -> None:
-    """Set draw_threshold in the configuration of `detect` to the best one of the evaluation, unless it is given."""
+    """Set the draw_threshold of `detect` to the one with the best F1 in the evaluation, unless the user sets it."""
     if getattr(config, "draw_threshold", 0.0) is None and "draw_threshold" in record:
         config.draw_threshold = record["draw_threshold"]
-        log.info("Using draw_threshold=%.2f, the score with the best F1 in the evaluation", config.draw_threshold)
+        log.info("Using draw_threshold=%.2f, the threshold with the best F1 in the evaluation", config.draw_threshold)
 
 
 def read(where: str, config: Any) -> Trained:
-    """Read the checkpoint at the path `where` that the user gave.
+    """Read the checkpoint at the path `where`.
 
-    config: that of the command. It provides the classes for a .caffemodel, which does not contain them. Raises
-    UserError.
+    config: the configuration of the command, which provides the classes of a .caffemodel. Raises UserError if the
+    checkpoint is missing, invalid or an .onnx file.
     """
     named = Path(where).expanduser()
     if named.suffix == ".onnx":
         raise UserError(
-            f"{named}: an .onnx file can only be used for evaluation and detection. Give the run that it was exported "
+            f"{named}: an .onnx file can only be used for evaluation and detection. Use the run that it was exported "
             "from."
         )
     if named.suffix == ".caffemodel":
@@ -187,10 +188,10 @@ def _record(path: Path, content: dict[str, Any], config: dict[str, Any]) -> dict
 
 
 def check_content(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a checkpoint, with all keys in the groups of its configuration.
+    """Check the content of a checkpoint, and return it with all keys in the groups of its configuration.
 
-    Raises UserError if the configuration or the classes are invalid, by the same rules as on the command line, or if
-    the weights do not fit the network. This is checked before the network is allocated.
+    Raises UserError if the configuration or the classes would be invalid on the command line, or if the weights do not
+    fit the network. The weights are checked before memory for the network is allocated.
     """
     from fastrcnn.build import models
     from fastrcnn.weights.fitting import in_lines, misfits
@@ -198,20 +199,21 @@ def check_content(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     config = checked_config(path, content["config"], content["classes"])
     if problems := misfits(content["model"], models.trained_shapes(config, len(content["classes"]))):
         raise UserError(
-            f"{path}: the weights do not fit the model in the same file:\n{in_lines(problems)}\nUse another checkpoint."
+            f"{path}: the weights do not fit the model configuration in this file:\n{in_lines(problems)}\n"
+            "Use another checkpoint."
         )
     return content | {"config": config}
 
 
 def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
-    """Return the groups of a configuration in a file, with all keys. Raises UserError as in check_content."""
+    """Check a configuration from a file, and return its groups with all keys. Raises UserError if it is invalid."""
     from fastrcnn.build import annotations, models
 
     try:
         whole = fill(TrainConfig, config)
         lacking = [name for name in ("model", "data", "detection") if name not in config]
         if lacking:
-            raise UserError(f"missing group(s): {', '.join(lacking)}.")
+            raise UserError(f"the group(s) {', '.join(lacking)} are missing.")
         models.check_model(whole.model)
         annotations.checked_names(names, whole.data.test)
     except annotations.EncodingError as error:
@@ -222,9 +224,9 @@ def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path, config: Any) -> Trained:
-    """Read a detector from `fastrcnn export format=safetensors`. Raises UserError for any other file.
+    """Read a detector that `fastrcnn export format=safetensors` wrote. Raises UserError for any other file.
 
-    config: that of the command.
+    config: the configuration of the command.
     """
     import torch
 
@@ -236,15 +238,16 @@ def _read_safetensors(path: Path, config: Any) -> Trained:
     state, metadata = safetensors_files.read(path)
     if metadata.get("format") != FORMAT:
         raise UserError(
-            f"{path}: is not a detector. Its metadata has no format '{FORMAT}', so its network and classes are "
-            "unknown. `fastrcnn export checkpoint=RUN format=safetensors` writes detectors. To initialise training "
+            f"{path}: this file is not a detector. Its metadata has no format '{FORMAT}', so its network and classes "
+            "are unknown. `fastrcnn export checkpoint=RUN format=safetensors` writes detectors. To initialise training "
             f"with these weights, set model.weights={path}."
         )
     description = read_metadata(metadata, str(path))
     wide = [f"{name}: {values.dtype}" for name, values in state.items() if values.dtype == torch.float64]
     if problems := wide + fitting.unusable(state):
         raise UserError(
-            f"{path}: `fastrcnn export` does not write such weights:\n{fitting.in_lines(problems)}\nExport it again."
+            f"{path}: `fastrcnn export` does not write such weights:\n{fitting.in_lines(problems)}\n"
+            "Export the detector again."
         )
     names = list(description.classes)
     content = check_content(path, {"classes": names, "config": description.config, "model": state})
@@ -254,18 +257,18 @@ def _read_safetensors(path: Path, config: Any) -> Trained:
 
 
 def _say_proposals(path: Path, record: Mapping[str, Any], config: Any) -> None:
-    """Warn that an exported file does not contain the proposals of its training, unless data.proposals is set."""
+    """Warn that an exported file does not contain the proposals used in training, unless data.proposals is set."""
     if record.get("proposals") and config.data.proposals is None:
         log.warning(
-            "%s was trained with the proposals of %s, which this file does not contain. Selective search generates "
-            "other proposals. To use the original ones, set data.proposals=STORE",
+            "%s was trained with proposals from %s, and this file does not contain them. Selective search generates "
+            "different proposals. To use the original proposals, set data.proposals=STORE",
             path,
             record["proposals"],
         )
 
 
 def _read_caffe(path: Path, config: Any) -> Trained:
-    """Read a detector from a .caffemodel as a checkpoint of step 0 with the configuration of the command."""
+    """Convert a detector in a .caffemodel to a checkpoint of step 0 with the configuration of the command."""
     if config.data.classes is None:
         raise UserError(
             f"{path}: a .caffemodel does not contain class names. Set data=voc07 for the author's VOC detectors, or "
@@ -300,7 +303,8 @@ def evaluations_of(trained: Trained) -> dict[str, Any]:
 def run_of(path: Path) -> Path:
     """Return the folder of the run that a checkpoint file belongs to.
 
-    For .caffemodel, .safetensors and .onnx files this is outputs/NAME, because they are not in the folder of a run.
+    .caffemodel, .safetensors and .onnx files are not in the folder of a run. For NAME.onnx, for example, this is
+    outputs/NAME.
     """
     if path.suffix in (".caffemodel", ".safetensors", ".onnx"):
         return Path("outputs") / path.stem

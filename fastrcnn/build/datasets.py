@@ -1,4 +1,4 @@
-"""Build proposals and the data sets for training, evaluation and detection from the data configuration."""
+"""Generate proposals, and build the data sets and the detector, as the data configuration specifies."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.structures import Sample
 
 log = logging.getLogger(__name__)
-PREFIX_BYTES = 200  # limit of the prefix of a store's name; with suffixes, file names can have 255
+PREFIX_BYTES = 200  # maximum length of the prefix of a store's name; a complete file name can have 255
 DRAWN_FROM = 0.5  # default draw_threshold if the network was not evaluated
-LOW_RECALL = 0.5  # of the proposals at IoU 0.5; selective search reaches 0.9 or more
+LOW_RECALL = 0.5  # warn if the recall at IoU 0.5 is lower; selective search reaches 0.9 or more
 
 
 def image_sources(config: DataConfig, splits: Sequence[str]) -> dict[str, tuple[Path, int | str | None]]:
@@ -59,7 +59,7 @@ def image_sources(config: DataConfig, splits: Sequence[str]) -> dict[str, tuple[
 
 
 def store_prefix(config: DataConfig, split: str) -> str:
-    """Return the prefix of store names for a data set and a split: both names, truncated if they are long."""
+    """Return the prefix of store names: the names of the data set and the split, truncated if they are long."""
     names = f"{config.name}-{split.replace('/', '-')}".encode(errors="surrogateescape")
     return names[:PREFIX_BYTES].decode(errors="ignore") + "-"
 
@@ -67,8 +67,8 @@ def store_prefix(config: DataConfig, split: str) -> str:
 def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) -> Path:
     """Return the path of the store for generated proposals of the images.
 
-    The name depends on the settings, the version of the search, and the bytes and rotation of all images, so an
-    existing store is never out of date.
+    The name contains a hash of the search settings, the version of selective search, and the bytes and orientations of
+    all images, so an existing store is never out of date.
     """
     how = [searcher(config.selective_search), asdict(config.selective_search)]
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
@@ -111,10 +111,10 @@ def make_or_await(config: DataConfig, pictures: Sequence[Sample], path: Path) ->
 
 
 def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tuple[list[Sample], Proposals]:
-    """Return the images that are used, and their proposals from data.proposals or selective search.
+    """Return the images to use, and their proposals from data.proposals or selective search.
 
     Images without proposals in the store are skipped if data.missing_proposals=leave_out. Generated proposals are
-    stored. name: describes the images in the name of that store.
+    written to a store. name: the part of the store's name that describes the images.
     """
     pictures = list(pictures)
     if config.proposals is not None:
@@ -149,7 +149,7 @@ def test_scaling(config: DataConfig) -> Augmentation:
 
 
 def training_samples(config: DataConfig, names: Sequence[str]) -> list[Sample]:
-    """Return the training images and ground truth. Raises UserError without objects; logs classes without objects."""
+    """Return the training images and their ground truth. Raises UserError if they have no object at all."""
     found = samples(config, config.train, names, training=True)
     counts = np.bincount(np.concatenate([s.labels for s in found]), minlength=len(names) + 1)[1:]
     where = f"{config.root}, {', '.join(config.train)}"
@@ -169,8 +169,8 @@ def run_sets(
 ) -> tuple[DetectionDataset, DetectionDataset | None, DetectionDataset | None]:
     """Return the data sets (images, ground truth and proposals) for training, validation and testing.
 
-    The last two are None without such splits. All files are checked before proposals are generated, which can take
-    hours. Raises UserError if two different images have the same id, because proposals are stored by id.
+    The last two are None if there are no such splits. All files are checked before proposals are generated, which can
+    take hours. Raises UserError if two different images have the same id, because proposals are stored by id.
     """
     val_splits = validation_splits(config)
     if distributed.leads():  # `unused` reads files that are not needed otherwise
@@ -186,7 +186,10 @@ def run_sets(
 
 
 def report_shared(some: Sequence[Sample], others: Sequence[Sample], what: str) -> None:
-    """Warn about images that two data sets share. Raises UserError if two different images have the same id."""
+    """Warn about images that two data sets share. Raises UserError if two different images have the same id.
+
+    what: the end of the warning, which states where the images occur.
+    """
     path_of = {s.image_id: s.path for s in some}
     shared = [s for s in others if s.image_id in path_of]
     if strangers := [s for s in shared if not s.path.samefile(path_of[s.image_id])]:
@@ -209,9 +212,9 @@ def with_proposals(
 
 
 def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[DetectionDataset]:
-    """Return the training images without random augmentation, and with data.flip also their mirror images.
+    """Return a data set of the training images without random augmentation.
 
-    The author's code appends the mirror images in the same way.
+    With data.flip, a second data set contains the mirror images, which the author's code also appends.
     """
     plain = with_proposals(config, training_samples(config, names), config.train, test_scaling(config))
     return [plain, replace(plain, augmentation=replace(plain.augmentation, mirrored=True))] if config.flip else [plain]
@@ -220,7 +223,7 @@ def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[Detect
 def test_set(
     config: DataConfig, names: Sequence[str], split: str | None = None, truth: bool = True
 ) -> DetectionDataset:
-    """Return the data set to evaluate on, with its ground truth (including difficult objects) if `truth`."""
+    """Return the data set to evaluate on, with its ground truth (including difficult objects) if `truth` is true."""
     splits = test_splits(config, split)
     found = samples(config, splits, names) if truth else pictures_alone(config, splits)
     return with_proposals(config, found, splits, test_scaling(config))
@@ -244,11 +247,11 @@ def say_recall(train_set: DetectionDataset, names: Sequence[str]) -> None:
     found = proposal_recall(boxes, [train_set.samples[i] for i in chosen], names)
     if (recall := found.all.at_50) is None:
         return
-    what = "Proposals: %.0f per image on average, recall %.1f %% of the objects at IoU 0.5 (measured on %d images)"
+    what = "Proposals: %.0f per image on average, recall %.1f %% at IoU 0.5 (measured on %d images)"
     log.info(what, found.proposals, 100 * recall, found.images)
     if recall < LOW_RECALL:
         log.warning(
-            "This recall is low, and objects without a proposal cannot be learned. If another program generated the "
-            "proposals, check their box convention with "
+            "This recall is low, and the detector cannot learn objects without a proposal. If another program "
+            "generated the proposals, check their box convention with "
             "`fastrcnn proposals-check proposals=FILE data=... data.root=...`"
         )

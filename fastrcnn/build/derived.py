@@ -32,21 +32,23 @@ from fastrcnn.training import checkpoint, svm
 from fastrcnn.training.svm import PictureFeatures, mean_length, picture_features
 
 log = logging.getLogger(__name__)
-NORM_IMAGES = 100  # training images on which the mean feature norm is measured
+NORM_IMAGES = 100  # number of training images on which the mean feature norm is measured
 
 
 def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str]:
     """Return the file to write (`output`, or `default` in the folder of the run of `path`) and the digest of `path`.
 
-    `default` includes a subfolder, so that evaluations of the new checkpoint are written next to it. Raises UserError
-    if the file exists and was not created from this checkpoint, if it cannot be written, or if it would be in the
-    checkpoint folder of a run.
+    path: the original checkpoint. `default` includes a subfolder, so that evaluations of the new checkpoint are written
+    next to it. Raises UserError if the new file exists and was not created from the original checkpoint, if it cannot
+    be written, or if it would be in the checkpoint folder of a run.
     """
     file = run_of(path) / default if output is None else Path(output).expanduser()
     if file.suffix != ".pt":
         raise UserError(f"output={file}: the file name must end in .pt.")
     if file.parent.name == "checkpoints":
-        raise UserError(f"output={file}: a run writes and deletes its checkpoints in this folder. Choose another one.")
+        raise UserError(
+            f"output={file}: a run writes and deletes its checkpoints in this folder. Choose another folder."
+        )
     refuse_unusable(file.parent, f"output={file}")
     source = files.digest(path)
     files.refuse_existing(file, source)
@@ -54,7 +56,10 @@ def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str
 
 
 def write(made: Trained, mean_ap: float | None, output: Path, source: str) -> None:
-    """Write the checkpoint `made`. source: digest of its source file. mean_ap: 0 to 1, or None. Raises UserError."""
+    """Write the checkpoint `made` to `output`. Raises UserError if the file cannot be written.
+
+    mean_ap: the mAP of the checkpoint, 0 to 1, or None if unknown. source: digest of the original checkpoint's file.
+    """
     best = -1.0 if mean_ap is None else mean_ap
     content = {"step": made.step, "best": best, "classes": made.classes, "config": made.config, "model": made.state}
     content["record"] = made.record
@@ -70,7 +75,7 @@ def mean_ap(
     names: list[str],
     settings: DetectionSettings | None = None,
 ) -> float | None:
-    """Return the mAP, 0 to 1, or None without ground truth. settings: None: those of `config`."""
+    """Return the mAP, 0 to 1, or None without ground truth. settings: detection settings; None: those of `config`."""
     if test_set is None:
         return None
     result = evaluate_on(test_set, config, network, names, config.data.metric, settings)
@@ -81,7 +86,7 @@ def mean_ap(
 def ap_line(
     config: CompressConfig | SvmConfig, form: str, before: float | None, after: float | None, unmeasured: str
 ) -> str:
-    """Format two mAP values, 0 to 1, with `form`. unmeasured: the reason if they are None."""
+    """Return a line with two mAP values, 0 to 1, in the format `form`. unmeasured: the reason if they are None."""
     if before is None or after is None:
         return f"mAP: not measured, because {unmeasured}"
     split = split_name(test_splits(config.data, config.split))
@@ -90,9 +95,9 @@ def ap_line(
 
 
 def compress(config: CompressConfig, trained: Trained, output: Path, source: str, asked: bool) -> list[str]:
-    """Compress the checkpoint, write `output`, and return a report in lines.
+    """Compress the checkpoint, write `output`, and return the lines of a report.
 
-    source: see write. asked: data.root was set for this command, so the folder must exist.
+    source: see write. asked: whether the user set data.root for this command. If so, the folder must exist.
     """
     given: Ranks = {"fc6": config.fc6, "fc7": config.fc7}
     device, dtype = machine.set_up(config.runtime)
@@ -103,7 +108,7 @@ def compress(config: CompressConfig, trained: Trained, output: Path, source: str
     test_set = measured_on(config, trained.classes, asked)
 
     wanted = [name for name in LAYERS if given[name] is not None] or list(LAYERS)
-    log.info("Decomposing %s (takes a few minutes for the paper's network)", " and ".join(wanted))
+    log.info("Decomposing %s (this takes a few minutes for VGG16)", " and ".join(wanted))
     layers = progress(wanted, len(wanted), "decompose", "layer")
     found = {name: decompose(state[f"head.{name}.weight"]) for name in layers}
 
@@ -136,7 +141,7 @@ def compress(config: CompressConfig, trained: Trained, output: Path, source: str
 
 
 def measured_on(config: CompressConfig, names: list[str], asked: bool) -> DetectionDataset | None:
-    """Return the data set to measure the mAP on, or None if it no longer exists. asked: see compress."""
+    """Return the data set to measure the mAP on, or None if it is not available. asked: see compress."""
     root, needed = config.data.root, config.budget is not None or config.split is not None
     there = root is not None and (asked or Path(root).expanduser().exists())
     if not needed and not (there and config.data.test):
@@ -150,7 +155,7 @@ def measured_on(config: CompressConfig, names: list[str], asked: bool) -> Detect
 
 
 def replace_softmax(config: SvmConfig, trained: Trained, output: Path, source: str) -> list[str]:
-    """Train SVMs to replace the softmax of the checkpoint, write `output`, and return a report in lines.
+    """Train SVMs to replace the softmax of the checkpoint, write `output`, and return the lines of a report.
 
     source: see write.
     """
@@ -161,9 +166,9 @@ def replace_softmax(config: SvmConfig, trained: Trained, output: Path, source: s
     softmax = trained.model(device)
     changed = {
         "model": trained.config["model"] | {"classifier": "svm"},
-        "detection": trained.config["detection"] | {"score_threshold": None},  # was a probability
+        "detection": trained.config["detection"] | {"score_threshold": None},  # the old threshold is a probability
     }
-    record = {key: value for key, value in trained.record.items() if key != "draw_threshold"}  # was a probability
+    record = {key: value for key, value in trained.record.items() if key != "draw_threshold"}  # a probability
     made = replace(trained, config=trained.config | changed, record=record)
     margins = made.model(device)
     test_set = datasets.test_set(config.data, names, config.split) if config.split or config.data.test else None
@@ -205,5 +210,5 @@ def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dty
 
 
 def svm_settings(config: SvmConfig) -> SvmSettings:
-    """Extract the SVM settings from the configuration."""
+    """Return the SVM settings in the configuration."""
     return SvmSettings(**{f.name: getattr(config, f.name) for f in fields(SvmSettings)})

@@ -1,4 +1,4 @@
-"""Run a detector on images or a video for `fastrcnn detect`, and write drawings and detections to a folder."""
+"""Run a detector on images or a video for `fastrcnn detect`, and write images with boxes and detections to a folder."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from fastrcnn.structures import Detections
 from fastrcnn.visualize import draw_detections, enlarge, worth_drawing
 
 log = logging.getLogger(__name__)
-NAMED = 20  # unreadable files that are listed in the log
+NAMED = 20  # maximum number of unreadable files that the log lists
 
 
 def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path], folder: Path) -> Output:
-    """Write each image with its boxes, the detections, and timing.json to `folder`.
+    """Detect objects in images, and write the images with boxes, the detections and timing.json to `folder`.
 
     Images are rotated according to their EXIF orientation, and boxes are in pixels of the rotated image. Unreadable
     images are logged and skipped. Raises UserError if no image can be read.
@@ -64,12 +64,12 @@ def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path],
     output.write_detections()
     output.write_timing(len(faults))
     if faults:
-        log.warning("Skipped %d of %d files, which could not be read", len(faults), len(paths))
+        log.warning("Skipped %d of %d files because they could not be read", len(faults), len(paths))
     return output
 
 
 def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: Path) -> Output:
-    """Write the video with boxes, the detections of all processed frames, and timing.json to `folder`.
+    """Detect objects in a video, and write the video with boxes, the detections and timing.json to `folder`.
 
     Raises UserError if the video cannot be read, or if data.proposals or label formats are set, which need images.
     """

@@ -32,9 +32,9 @@ def evaluate_on(
     metric: Metric,
     settings: DetectionSettings | None = None,
 ) -> Evaluation | None:
-    """Evaluate a network on a test set. In distributed jobs only the first process gets the result, the others None.
+    """Evaluate a network on a test set. In distributed jobs, all processes except the first return None.
 
-    config: that of the command. settings: None: those of `config`.
+    config: the configuration of the command. settings: detection settings; None: those in `config`.
     """
     settings = settings or detection(config.detection, network.classifier)
     batches = detection_loader(test_set, workers=machine.workers(config.runtime))
@@ -42,7 +42,7 @@ def evaluate_on(
 
 
 def result_folder(config: EvalConfig, run: Path) -> tuple[Path, str]:
-    """Return the output folder of an evaluation and the name of its split. Raises UserError if it is unusable."""
+    """Return the output folder of an evaluation and the name of its split. Raises UserError if it cannot be used."""
     split = split_name(test_splits(config.data, config.split))
     folder = Path(config.output).expanduser() if config.output else run / "eval" / split
     refuse_unusable(folder, f"output={folder}")
@@ -50,16 +50,20 @@ def result_folder(config: EvalConfig, run: Path) -> tuple[Path, str]:
 
 
 def evaluate_run(config: EvalConfig, network: Network, names: list[str], split: str) -> Evaluation | None:
-    """Run the evaluation of `fastrcnn eval`. split: its name, for file names. Raises UserError."""
+    """Run the evaluation of `fastrcnn eval`. split: the name of the split in file names.
+
+    Raises UserError if the data set or a class name cannot be used.
+    """
     check_comp4(split, names)
     test_set = datasets.test_set(config.data, names, config.split)
     return evaluate_on(test_set, config, network, names, config.metric or config.data.metric)
 
 
 def compete(config: EvalConfig, network: Network, names: list[str], run: Path) -> list[str]:
-    """Run detection on one split without its ground truth, and write the files for its evaluation server.
+    """Detect objects in one split without using its ground truth, and write the files for its evaluation server.
 
-    Returns a report in lines; in distributed jobs only in the first process. Raises UserError.
+    Returns the lines of a report, or an empty list in distributed processes other than the first. Raises UserError if
+    the configuration does not allow a submission.
     """
     target = submission(config, names, run)
     test_set = datasets.test_set(config.data, names, config.split, truth=False)
@@ -74,12 +78,12 @@ def compete(config: EvalConfig, network: Network, names: list[str], run: Path) -
     return [
         f"{total}; no AP, because ground truth is not used",
         f"written to {written}",
-        f"{advice}. If you have the ground truth: {reval}",
+        f"{advice}. If you have the ground truth, run: {reval}",
     ]
 
 
 def submission(config: EvalConfig, names: list[str], run: Path) -> Submission:
-    """Return the submission for the classes. Raises UserError if it is not possible, before the detection."""
+    """Return the submission for the classes. Raises UserError, before detection starts, if it is not possible."""
     if config.metric is not None:
         raise UserError(f"metric={config.metric}: competition=true does not compute AP. Remove one of these keys.")
     splits = test_splits(config.data, config.split)
@@ -91,9 +95,9 @@ def submission(config: EvalConfig, names: list[str], run: Path) -> Submission:
     source, listed, made = find_split(root(config.data), splits[0])
     if made:
         raise UserError(
-            f"{source}: '{splits[0]}' is not a split of this data set but would be generated from it. For "
-            "competition=true set split to a list in ImageSets/Main, or to an annotation file in data.root "
-            "(split=FILE.json)."
+            f"{source}: '{splits[0]}' is not a split of this data set but would be generated from its images. "
+            "For competition=true, set split to the name of a list in ImageSets/Main, or to an annotation file in "
+            "data.root (split=FILE.json)."
         )
     numbers = category_ids(config.data, splits, names)
     if strangers := [name for name in names if name not in numbers]:

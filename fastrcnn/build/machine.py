@@ -1,4 +1,4 @@
-"""Set up device, precision and threads from the runtime configuration."""
+"""Set up the device, the precision and the threads from the runtime configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.parallel.launch import cores, launch
 
 log = logging.getLogger(__name__)
-BUSY = 1.5  # load per core
+BUSY = 1.5  # load per core above which other programs are reported
 
 
 def device(config: RuntimeConfig) -> torch.device:
@@ -47,14 +47,14 @@ def device(config: RuntimeConfig) -> torch.device:
 
 
 def precision(config: RuntimeConfig, on: torch.device) -> torch.dtype:
-    """Return float32 or bfloat16. `auto` is bfloat16 if the device supports it natively."""
+    """Return float32 or bfloat16. `auto` is bfloat16 if the device supports it natively, otherwise float32."""
     if config.precision != "auto":
         return getattr(torch, config.precision)
     if on.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # Without bfloat16 instructions oneDNN supports bfloat16, but is slower than with float32. torch has only
-        # private functions to detect the instructions.
+        # On a CPU without bfloat16 instructions, oneDNN supports bfloat16 but is slower than with float32. torch has
+        # only private functions to detect these instructions.
         known = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
         fast = any(ask() for ask in known if ask is not None)
     return torch.bfloat16 if fast else torch.float32
@@ -68,13 +68,13 @@ def set_up(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
 
 
 def threads(config: RuntimeConfig) -> None:
-    """Set the number of threads of torch. The default is torch's default, at most the cores of a container."""
+    """Set the number of threads of torch. The default is torch's default, but at most the number of available cores."""
     chosen = config.threads if config.threads is not None else min(torch.get_num_threads(), cores())
     torch.set_num_threads(chosen)
 
 
 def warn_of_others(on: torch.device) -> None:
-    """Log that other programs use the machine, which makes training on the CPU slower."""
+    """Log a message if other programs use the machine, because training on the CPU is then slower."""
     if on.type != "cpu" or not hasattr(os, "getloadavg"):
         return
     load, here = os.getloadavg()[0], cores()
@@ -83,7 +83,7 @@ def warn_of_others(on: torch.device) -> None:
 
 
 def workers(config: RuntimeConfig) -> int:
-    """Return the number of loader processes: runtime.workers, or one per two cores, at most four."""
+    """Return the number of loader processes: runtime.workers, or by default one per two cores, but at most four."""
     if config.workers is not None:
         return config.workers
     return min(4, cores() // 2)
@@ -92,9 +92,9 @@ def workers(config: RuntimeConfig) -> int:
 def speed_and_memory(model: FastRCNN, config: RuntimeConfig, on: torch.device) -> None:
     """Apply `runtime.compile` and `runtime.checkpoint_activations` to the model.
 
-    Compiled are the trunk and the part of the head from fc6 to fc7, each on its first call and for dynamic sizes. RoI
-    pooling (which has its own kernels), the two output layers and the loss are not compiled. The names of weights do
-    not change.
+    The trunk and the part of the head from fc6 to fc7 are compiled, each on its first call and for dynamic sizes. RoI
+    pooling (which has its own kernels), the two output layers and the loss are not compiled. Compilation does not
+    change the names of weights.
     """
     model.trunk.recompute = config.checkpoint_activations
     if config.compile:

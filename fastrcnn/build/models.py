@@ -28,7 +28,7 @@ log = logging.getLogger("fastrcnn")
 def model(config: ModelSettings, num_classes: int, load: bool = True, device: str = "cpu") -> FastRCNN:
     """Build the network on `device`, independent of torch's default device.
 
-    load: load config.weights. It is false if the weights of a checkpoint are loaded afterwards.
+    load: whether to load config.weights. Use false if the weights of a checkpoint are loaded afterwards.
     """
     check_model(config)
     with torch.device(device):
@@ -55,7 +55,7 @@ def model(config: ModelSettings, num_classes: int, load: bool = True, device: st
 
 
 def weights(config: ModelSettings) -> tuple[dict[str, Tensor], str]:
-    """Return the state dict of `config.weights`, and its name for messages. Raises UserError."""
+    """Return the state dict of `config.weights`, and its name for messages. Raises UserError if it cannot be read."""
     assert config.weights is not None
     if config.weights == "imagenet":
         if config.network != "vgg16":
@@ -93,7 +93,7 @@ def check_model(config: ModelSettings) -> None:
     pooled = network.channels_of(network.conv_names[-1], config.width) * config.roi_size**2
     if config.head is not None and len(config.head) != 2:
         raise UserError(
-            f"model.head={config.head}: must be two numbers, the features of fc6 and fc7, such as [1024,1024]."
+            f"model.head={config.head}: must be two numbers, the output features of fc6 and fc7, such as [1024,1024]."
         )
     fc6, fc7 = network.features_of(config.width, config.head)
     check_rank("model.fc6_rank", config.fc6_rank, fc6, pooled)
@@ -101,7 +101,7 @@ def check_model(config: ModelSettings) -> None:
 
 
 def check_rank(key: str, rank: int | None, rows: int, columns: int) -> None:
-    """Raise UserError if a layer of rows x columns would not become smaller with two factors of this rank."""
+    """Raise UserError if two factors of this rank would not be smaller than a layer of rows x columns."""
     if rank is not None and rank > largest_rank(rows, columns):
         raise UserError(
             f"{key}={rank}: two layers of this rank have {rank * (rows + columns):,} weights, but the original layer "
@@ -115,7 +115,7 @@ def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:
 
 
 class _WithoutNumbers(TorchFunctionMode):
-    """Skip random initialisation. On the meta device it has no effect, but it imports half of torch."""
+    """Skip random initialisation, which has no effect on the meta device but would import half of torch."""
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.__name__ in ("normal_", "uniform_"):
@@ -124,15 +124,15 @@ class _WithoutNumbers(TorchFunctionMode):
 
 
 def trained_shapes(config: dict[str, Any], num_classes: int) -> dict[str, Tensor]:
-    """Return the state dict of `trained_model` on the meta device: shapes and types without memory."""
+    """Return the state dict of `trained_model` on the meta device: shapes and dtypes without memory."""
     with _WithoutNumbers():
         return model(ModelSettings(**config["model"]), num_classes, load=False, device="meta").state_dict()
 
 
 def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelSettings, FastRCNN]:
-    """Load a detector from the author's Caffe code, and return its configuration and the network.
+    """Load a detector that was trained with the author's Caffe code, and return its settings and the network.
 
-    Raises UserError if it is not one of the paper's networks, or if the number of classes differs.
+    Raises UserError if it is not one of the paper's networks, or if `names` does not have its number of classes.
     """
     state = caffe.read(path)
     config, num_classes = pretrained.detector_settings(state, str(path))
@@ -165,7 +165,7 @@ def freeze_unused(model: FastRCNN, config: SolverSettings) -> None:
 
 
 def detection(config: DetectionSettings, classifier: str = "softmax") -> DetectionSettings:
-    """Return the detection settings after a check. Raises UserError for a threshold that no score can have."""
+    """Check the detection settings and return them. Raises UserError for a threshold outside the range of scores."""
     check_threshold("detection.score_threshold", config.score_threshold, classifier)
     return config
 

@@ -38,15 +38,16 @@ from fastrcnn.training.run import Settings, TrainingRun
 from fastrcnn.weights.classes import for_classes
 
 log = logging.getLogger("fastrcnn")
-EVALUATIONS = 10  # during training, with data.val
-MANY_IMAGES = 2000  # training images over all steps, from which faster recipes are suggested on a CPU
+EVALUATIONS = 10  # default number of evaluations during training if data.val is set
+MANY_IMAGES = 2000  # number of images, over all steps, from which faster recipes are suggested on a CPU
 
 
 @contextmanager
 def open_run(config: TrainConfig, stop: Stop) -> Iterator[TrainingRun]:
     """Yield the run of the configuration. In distributed jobs, each process joins the group while the body runs.
 
-    stop: the requests of signals. Raises UserError, if possible before any expensive work.
+    stop: records signals that request the end of the run. Raises UserError for errors of the user, if possible before
+    any expensive work.
     """
     check_training(config)
     models.detection(config.detection)  # reports errors early
@@ -58,7 +59,7 @@ def open_run(config: TrainConfig, stop: Stop) -> Iterator[TrainingRun]:
 
 
 def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> TrainingRun:
-    """Build the run in the folder. begun: the run already exists there."""
+    """Build the run in the folder. begun: whether the run already exists in the folder. stop: see open_run."""
     resumed = begun and bool(checkpoint.in_order(folder / "checkpoints"))
     if begun and not resumed:
         log.info("Restarting %s, which stopped before its first checkpoint", folder)
@@ -134,13 +135,13 @@ def warn_of_slow_training(config: TrainConfig) -> None:
     """Suggest recipes for machines without a GPU if this run trains a large trunk on many images."""
     model, solver = config.model, config.solver
     images = solver.iterations * solver.images_per_batch * solver.accumulate
-    most = VGG16.conv_names[: VGG16.conv_names.index("conv5_1")]  # later ones train only few layers
+    most = VGG16.conv_names[: VGG16.conv_names.index("conv5_1")]  # from conv5_1 on, only few layers are trained
     large = model.network == VGG16.name and model.width >= 0.5
     if large and model.finetune_from in most and images >= MANY_IMAGES:
         log.warning(
-            "No GPU: training %s from %s takes several seconds per image, and this run processes %s images. "
-            "recipe=transfer trains only a head on the same pre-trained weights, and recipe=scratch a small network "
-            "without pre-trained weights. Both take minutes for a few hundred images",
+            "Without a GPU, training %s from %s on takes several seconds per image, and this run processes %s images. "
+            "recipe=transfer trains only a head on frozen pre-trained layers, and recipe=scratch trains a small "
+            "network without pre-trained weights. Both take minutes for a few hundred images",
             model.network,
             model.finetune_from,
             f"{images:,}",
@@ -154,14 +155,14 @@ def take_classes(config: TrainConfig, given: Trained) -> None:
     """
     known = given.classes
     if config.data.classes is None:
-        dropped = config.data.skip_bad or config.data.other_classes == "leave_out"  # and each object is logged
+        dropped = config.data.skip_bad or config.data.other_classes == "leave_out"  # the excluded objects are logged
         others = [] if dropped else classes(config.data)
         if unknown := [name for name in others if name not in known]:
             raise UserError(
                 f"start={config.start}: was trained on the classes {', '.join(known)}, but the data set also has "
-                f"{', '.join(unknown)}. Set the classes to train, for example data.classes=[{','.join(others)}]: the "
-                "outputs of common classes are kept, all others are newly initialised. To ignore the objects of other "
-                "classes instead, set data.other_classes=leave_out."
+                f"{', '.join(unknown)}. Set the classes to train, for example data.classes=[{','.join(others)}]. The "
+                "output weights of common classes are then kept, and all others are newly initialised. To ignore the "
+                "objects of other classes instead, set data.other_classes=leave_out."
             )
         config.data.classes = list(known)
     new = [name for name in config.data.classes if name not in known]
@@ -175,7 +176,8 @@ def take_classes(config: TrainConfig, given: Trained) -> None:
 def put_weights(model: FastRCNN, given: Trained, where: str, names: list[str]) -> list[str]:
     """Copy the weights and regression statistics of a checkpoint to the model, whose classes are `names`.
 
-    Returns the classes whose outputs were copied. Raises UserError if the checkpoint has a different model.
+    where: the path of the checkpoint. Returns the classes whose output weights were copied. Raises UserError if the
+    checkpoint has a different model.
     """
     state, known = given.state, given.classes
     kept = [name for name in names if name in known]
@@ -185,19 +187,21 @@ def put_weights(model: FastRCNN, given: Trained, where: str, names: list[str]) -
         model.load_state_dict(state)
     except RuntimeError as error:
         raise UserError(
-            f"start={where}: the checkpoint has a different model. Remove model.* and model=. To load only the layers "
-            f"that fit, set model.weights={where} instead of start.\n{error}"
+            f"start={where}: the checkpoint has a different model. Remove the keys model and model.*. To load only the "
+            f"layers that fit, set model.weights={where} instead of start.\n{error}"
         ) from None
     log.info("Initialised the model with the weights of %s", where)
     if names != known:
         new, gone = ([n for n in some if n not in kept] for some in (names, known))
         log.info(
-            "%s has different classes. Outputs copied: %s; newly initialised: %s; not used: %s",
+            "%s has different classes. Output weights copied: %s; newly initialised: %s; not used: %s",
             where,
             *(", ".join(some) or "none" for some in (kept, new, gone)),
         )
     if given.config["model"].get("classifier") == "svm":
-        log.warning("The class layer consists of SVMs. Their margins are the initial logits; that of background is 0")
+        log.warning(
+            "The class layer consists of SVMs. Their margins are the initial logits; the logit of the background is 0"
+        )
     return kept
 
 

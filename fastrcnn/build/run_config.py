@@ -24,7 +24,7 @@ log = logging.getLogger("fastrcnn")
 def configure(arguments: list[str]) -> TrainConfig:
     """Return the configuration for the arguments of `fastrcnn train`.
 
-    Values that the arguments do not set are those of the resumed run, or those of the model of `start`.
+    Other values are those of the run if a run is resumed. With `start`, the model is the one of that checkpoint.
     """
     config = compose("train", arguments)
     restart_in_place(config)
@@ -54,7 +54,8 @@ def resume_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
 def start_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
     """Return the configuration with the model of the checkpoint `start`.
 
-    Arguments and a given experiment override the model. Raises UserError if the experiment is for another network.
+    Model keys in the arguments and in an experiment take precedence. Raises UserError if the experiment is for another
+    network.
     """
     given = [argument.partition("=")[0] for argument in arguments]
     experiments = [experiment_content(a.partition("=")[2]) for a in arguments if a.startswith("experiment=")]
@@ -62,7 +63,7 @@ def start_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
     network = model.get("network", "vgg16")
     if experiments and config.model.network != network:
         raise UserError(
-            f"start={config.start}: this checkpoint is a {network}, but experiment={config.name} uses "
+            f"start={config.start}: this checkpoint has the network {network}, but experiment={config.name} uses "
             f"{config.model.network}. Start from a checkpoint of that network."
         )
     if "model" not in given:
@@ -73,13 +74,13 @@ def start_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
 
 
 def read_start(config: TrainConfig) -> Trained:
-    """Read the checkpoint or .caffemodel in `start`. Raises UserError."""
+    """Read the checkpoint or .caffemodel in `start`. Raises UserError as checkpoints.read does."""
     assert config.start is not None
     return checkpoints.read(config.start, config)
 
 
 def restart_in_place(config: TrainConfig) -> None:
-    """Resume the run in the folder if `torchrun --max-restarts` restarts its processes.
+    """Set the configuration to resume the run if `torchrun --max-restarts` has restarted its processes.
 
     Raises UserError if the run could not be resumed after a restart.
     """
@@ -88,7 +89,7 @@ def restart_in_place(config: TrainConfig) -> None:
         return
     if config.run is None:
         raise UserError(
-            "torchrun --max-restarts needs the folder of the run, in which a restart resumes. Set run=FOLDER."
+            "torchrun --max-restarts needs run=FOLDER, because restarted processes resume the run in this folder."
         )
     if here.kept_store and here.size > here.local_size:  # each machine counts its own restarts
         raise UserError(
@@ -124,24 +125,25 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
 
 
 def check_training(config: TrainConfig) -> None:
-    """Raise UserError for a configuration that cannot be trained."""
+    """Raise UserError if training is not possible with this configuration."""
     check_solver(config.solver)
     check_processes(config.solver, launch().size)
     if config.model.classifier == "svm":
         begin = f"start={config.start}: " if config.start else ""
         raise UserError(
             f"{begin}model.classifier=svm: training uses cross-entropy, which does not train SVMs. `fastrcnn svm` "
-            "trains SVMs on a trained run. Set model.classifier=softmax; a checkpoint with SVMs then initialises the "
-            "class layer with their weights."
+            "trains SVMs for a trained network. Set model.classifier=softmax. If the checkpoint has SVMs, the class "
+            "layer is then initialised with their weights."
         )
     if config.model.finetune_from == "bbox_pred" and config.start is None:
         raise UserError(
-            "model.finetune_from=bbox_pred trains only the box regression, so the network must already classify. Set "
-            "start=RUN to a trained network."
+            "model.finetune_from=bbox_pred trains only the box regression, so the class layer must already be trained. "
+            "Set start=RUN to a trained network."
         )
     if config.solver.box_weight == 0 and config.model.finetune_from == "bbox_pred":
         raise UserError(
-            "model.finetune_from=bbox_pred with solver.box_weight=0: no layer would be trained. Remove one of these."
+            "model.finetune_from=bbox_pred with solver.box_weight=0: no layer would be trained. Remove one of these "
+            "keys."
         )
     if config.solver.box_weight == 0 and config.detection.box_regression:
         raise UserError(
@@ -156,17 +158,17 @@ def check_processes(config: SolverSettings, processes: int) -> None:
         more = -(-config.images_per_batch // processes) * processes
         raise UserError(
             f"solver.images_per_batch={config.images_per_batch}: must be a multiple of {processes}, the number of "
-            f"processes. Set "
-            f"solver.images_per_batch={more}, and scale solver.lr proportionally and solver.iterations inversely."
+            f"processes. Set solver.images_per_batch={more}, and scale solver.lr proportionally and solver.iterations "
+            "inversely."
         )
 
 
 def check_solver(config: SolverSettings) -> None:
     """Raise UserError for invalid combinations of solver settings."""
     if len(config.bg_iou) != 2 or not config.bg_iou[0] < config.bg_iou[1]:
-        raise UserError(f"solver.bg_iou={config.bg_iou}: must be two overlaps, the first less than the second.")
+        raise UserError(f"solver.bg_iou={config.bg_iou}: must be two IoUs, the first less than the second.")
     if config.bg_iou[1] > config.fg_iou:
         raise UserError(
-            f"solver.bg_iou={config.bg_iou}: a RoI with an overlap of {config.fg_iou:g} (solver.fg_iou) would be both "
+            f"solver.bg_iou={config.bg_iou}: an RoI with an IoU of {config.fg_iou:g} (solver.fg_iou) would be both "
             f"foreground and background. The second number must be at most {config.fg_iou:g}."
         )

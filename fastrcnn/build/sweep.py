@@ -31,11 +31,11 @@ Train = Callable[[TrainConfig], tuple[Path, Any, float | None]]  # returns the r
 
 
 def sweep(arguments: Sequence[str], train: Train, speak: Callable[[int], None]) -> int:
-    """Train all combinations, sequentially or with Hydra's launcher, and print the table. Returns 1 if a run failed.
+    """Train all combinations, sequentially or with Hydra's launcher, and print the table. Returns 1 if a run fails.
 
-    The runs are in the folders 0, 1, ... of `hydra.sweep.dir`, by default outputs/NAME/sweep-TIME. A stopped sweep that
-    is called again skips its finished runs and resumes the unfinished one. speak: sets up logging in a new process for
-    the run with the given number.
+    The runs are in the folders 0, 1, ... of `hydra.sweep.dir`, by default outputs/NAME/sweep-TIME. If a stopped
+    sweep is started again, it skips its finished runs and resumes the unfinished one. train: a function that trains one
+    run. speak: a function that sets up logging in a new process, for the run with the given number.
     """
     hydras = [a for a in arguments if a.startswith(HYDRAS)]
     ours = [a for a in arguments if a not in FLAGS and a not in hydras]
@@ -67,18 +67,18 @@ def sweep(arguments: Sequence[str], train: Train, speak: Callable[[int], None]) 
 
 
 def refuse(ours: Sequence[str], hydras: Sequence[str]) -> None:
-    """Raise UserError for arguments that a sweep sets itself."""
+    """Raise UserError under torchrun, and for keys that a sweep sets itself."""
     if launch().size > 1:
         raise UserError("-m trains one run after another in this process. Start it without torchrun.")
     for argument in ours:
         if argument.partition("=")[0] in ("run", "resume"):
             raise UserError(
-                f"{argument}: a sweep names the folders of its runs. Set hydra.sweep.dir=FOLDER for their location."
+                f"{argument}: a sweep sets this key for each run. Choose the parent folder with hydra.sweep.dir=FOLDER."
             )
     for argument in hydras:
         if argument.startswith("hydra.sweep.subdir=") or (argument.startswith("hydra.sweep.dir=") and "${" in argument):
             raise UserError(
-                f"{argument}: runs are in the folders 0, 1, ... of hydra.sweep.dir=FOLDER, which must be a plain path."
+                f"{argument}: runs are in the folders 0, 1, ... of hydra.sweep.dir=FOLDER, a path without ${{...}}."
             )
 
 
@@ -94,15 +94,15 @@ def require_plugins(hydras: Sequence[str]) -> None:
 
 
 def require_truth(config: TrainConfig) -> None:
-    """Raise UserError if there will be no mAP, which Optuna maximises."""
+    """Raise UserError if the runs will have no mAP for Optuna to maximise."""
     from fastrcnn.build import annotations
 
     splits = annotations.validation_splits(config.data) or config.data.test
     if not splits:
-        raise UserError(f"{OPTUNA}: maximises mAP, but data.test=[] gives no mAP.")
+        raise UserError(f"{OPTUNA}: Optuna maximises the mAP, but data.test=[] gives no mAP.")
     names = annotations.classes(config.data)
     if not annotations.has_truth(annotations.samples(config.data, splits, names, need_pictures=False)):
-        raise UserError(f"{OPTUNA}: maximises mAP, but there is {annotations.NO_TRUTH}.")
+        raise UserError(f"{OPTUNA}: Optuna maximises the mAP, but there is {annotations.NO_TRUTH}.")
 
 
 def claim_folder(folder: Path, overrides: Sequence[str], hydras: Sequence[str]) -> None:
@@ -112,16 +112,16 @@ def claim_folder(folder: Path, overrides: Sequence[str], hydras: Sequence[str]) 
     there = read(path)
     if there is not None and (there != asked or OPTUNA in asked):
         raise UserError(
-            f"hydra.sweep.dir={folder}: this folder contains another sweep. Choose another folder, or give the values "
-            "of that sweep to resume it. An Optuna sweep cannot be resumed in its folder, but hydra.sweeper.storage "
-            "keeps its trials."
+            f"hydra.sweep.dir={folder}: this folder contains another sweep. Choose another folder, or repeat the "
+            "arguments of that sweep to resume it. An Optuna sweep cannot be resumed in its folder, but its trials can "
+            "be kept with hydra.sweeper.storage."
         )
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asked) + "\n", encoding="utf-8")
 
 
 def run_one(composed: Any, folder: Path, overrides: list[str], train: Train) -> float:
-    """Train one run, write its result to the folder, and return its mAP, or 0 if it failed or has none."""
+    """Train one run, write its result to the folder, and return its mAP, or 0 if it failed or has no mAP."""
     if (done := read(folder / RESULT)) is not None and done["error"] is None:
         log.info("Skipping run %s, which is already finished", folder)
         return done["mAP"] or 0.0
@@ -145,7 +145,7 @@ def read(path: Path) -> Any:
 
 
 def report(folder: Path) -> int:
-    """Print the runs, best first, and write them to sweep.csv. Returns 1 if a run failed."""
+    """Print the runs, best first, and write them to sweep.csv. Returns 1 if a run failed, else 0."""
     runs = [(int(p.parent.name), read(p)) for p in folder.glob(f"*/{RESULT}")]
     runs.sort(key=lambda r: (r[1]["error"] is not None, r[1]["mAP"] is None, -(r[1]["mAP"] or 0), r[0]))
     settings = [dict(o.split("=", 1) for o in result["overrides"]) for _, result in runs]

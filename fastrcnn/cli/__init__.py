@@ -34,7 +34,7 @@ COMMANDS = {  # command -> (its line in the overview, its documentation page)
         "docs/evaluation.md",
     ),
     "detect": (
-        "detect objects in images or a video, and write drawings and JSON, CSV, comp4 or label files",
+        "detect objects in images or a video, draw the boxes, and write JSON, CSV, comp4 or label files",
         "docs/detection.md",
     ),
     "compress": ("make a checkpoint smaller and faster with a truncated SVD of fc6 and fc7", "docs/deployment.md"),
@@ -44,7 +44,7 @@ COMMANDS = {  # command -> (its line in the overview, its documentation page)
         "docs/deployment.md",
     ),
     "reproduce": (
-        "run the experiments of a table of the paper, and print its numbers next to the measured ones",
+        "run the experiments of a table of the paper, and print the paper's numbers next to the measured ones",
         "docs/paper.md",
     ),
     "replay": ("repeat a training step whose loss was not finite, and find the cause", "docs/training.md"),
@@ -98,7 +98,7 @@ def _message(error: Exception, command: str = "") -> str:
     if isinstance(error, MemoryError) or "torch" in sys.modules:
         from fastrcnn.memory import out_of_memory, ran_out
 
-        if ran_out(error):  # without a size that could be reduced; training and detection raise their own messages
+        if ran_out(error):  # in other activities than training and detection, which raise their own messages
             return (
                 f"{command}: {out_of_memory(error)} Another process may be using the memory (check nvidia-smi for a "
                 "GPU, top for the host). Use fewer runtime.workers to save host memory, or set runtime.device=cpu to "
@@ -108,10 +108,10 @@ def _message(error: Exception, command: str = "") -> str:
 
 
 def _run(arguments: list[str]) -> int:
-    """Run the command that the arguments name and return its exit status, see main."""
+    """Run the command that the arguments name, and return its exit status (see main)."""
     # OpenMP's threads should sleep, not spin, while they wait for each other. If other processes run on the same
     # cores (the loader's workers, for example), spinning costs far more than waking up: three times the CPU time for a
-    # training step with two busy neighbours on two cores. torch reads the variable when it is loaded, which is later.
+    # training step with two busy neighbours on two cores. torch is imported later, and reads the variable then.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from fastrcnn.errors import UserError, nearest
     from fastrcnn.parallel.processes import refuse_import
@@ -149,14 +149,14 @@ def _run(arguments: list[str]) -> int:
 
 
 def show_any_text() -> None:
-    """Print characters that the terminal's encoding lacks as escapes from now on, instead of raising an error."""
+    """Make stdout and stderr print characters that their encoding lacks as escapes instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def speak(arguments: list[str], head: str = "") -> None:
-    """Set up logging: warnings only with --quiet, everything with time and logger with --verbose, else progress too.
+    """Set up logging. --quiet logs only warnings and errors, and --verbose logs everything with times and loggers.
 
     head: prefix of each line.
     """
@@ -185,7 +185,7 @@ def _prints_errors() -> bool:
 
 
 def _invalid_name(error: UnicodeEncodeError) -> str:
-    """Return the message for a name that cannot be encoded as a file name or as UTF-8."""
+    """Return the message for a name that cannot be encoded as a file name or as UTF-8, or an empty string."""
     name, encoding = ascii(error.object[:200]), sys.getfilesystemencoding()
     if error.encoding.replace("_", "-") not in (encoding, "utf-8"):
         return ""
@@ -198,7 +198,7 @@ def _invalid_name(error: UnicodeEncodeError) -> str:
 
 
 def _file_error(error: OSError) -> str:
-    """Return the message for a file or folder that the system does not let the program use."""
+    """Return the message for a file or folder that the operating system does not allow the program to use."""
     advice = "Check this path."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         os.umask(mask := os.umask(0))

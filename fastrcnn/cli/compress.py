@@ -1,4 +1,4 @@
-"""fastrcnn compress"""
+"""The command `fastrcnn compress`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLES = [
 
 
 def main(arguments: list[str]) -> int:
-    """Write a compressed checkpoint, and print the change of size, time and mAP."""
+    """Write a compressed checkpoint, and print the changes in size, time and mAP."""
     config = compose_for("compress", arguments)
     ways = {name: value for name in WAYS if (value := getattr(config, name)) is not None}
     check_way(ways)
@@ -27,7 +27,8 @@ def main(arguments: list[str]) -> int:
     for name in ("fc6", "fc7"):
         if trained.config["model"].get(f"{name}_rank") is not None:
             raise UserError(
-                f"{trained.file}: already compressed ({name} is two layers). Compress the original checkpoint instead."
+                f"{trained.file}: this checkpoint is already compressed ({name} consists of two layers). Compress the original "
+                "checkpoint instead."
             )
     asked = any(a.startswith("data.root=") for a in arguments)
     print("\n".join(derived.compress(config, trained, output, source, asked)))
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
 
 
 def check_way(ways: dict[str, float]) -> None:
-    """Raise UserError unless the keys determine the ranks in exactly one way."""
+    """Raise UserError unless the given keys determine the ranks in exactly one way."""
     got = f"Given: {', '.join(f'{name}={value:g}' for name, value in ways.items())}." if ways else "None is given."
     if len({"ranks" if name in ("fc6", "fc7") else name for name in ways}) != 1:
         raise UserError(

@@ -1,4 +1,4 @@
-"""fastrcnn demo"""
+"""The command `fastrcnn demo`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastrcnn.errors import UserError
 log = logging.getLogger("fastrcnn")
 EXAMPLES = ["fastrcnn demo", "fastrcnn demo solver.iterations=300 model.roi_op=roi_align"]
 EVERYDAY = ["name", "solver.iterations", "solver.images_per_batch", "solver.lr", "data.short_sides", "runtime.device"]
-SHOWN = 6  # images that detections are drawn on
+SHOWN = 6  # number of images on which detections are drawn
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""fastrcnn detect"""
+"""The command `fastrcnn detect`."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.inference.output import folder_for
 
     if not any(argument.startswith("data.proposals=") for argument in arguments):
-        config.data.proposals = None  # those in the checkpoint's configuration are for other images
+        config.data.proposals = None  # the proposals in the checkpoint's configuration are for other images
     models.check_threshold("draw_threshold", config.draw_threshold, network.classifier)
     detector = datasets.detector(config, network, names)
     folder = folder_for(config.output, run, config.source)
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     what += [files.get(name, f"labels_{name}") for name in config.formats]
     print(f"{output.drawn} of {len(scores)} detections drawn (score of at least {threshold:.2f})")
     if nested := above - output.drawn:
-        print(f"{nested} more are not drawn, because they are inside a better detection of their class")
+        print(f"{nested} more are not drawn because they are inside a better detection of their class")
     print(f"written to {folder}: {', '.join(what)}")
     if output.drawn:
         return 0

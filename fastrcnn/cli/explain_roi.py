@@ -1,4 +1,4 @@
-"""fastrcnn explain-roi: a drawing and a table of RoI pooling for one RoI."""
+"""The command `fastrcnn explain-roi`: a drawing and a table of RoI pooling for one RoI."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(config: ExplainRoiConfig) -> int:
-    """Do the work of `main` for a configuration. Raises UserError for a value that it cannot have."""
+    """Print the table and write the drawings for a configuration. Raises UserError for an invalid value."""
     question, name = question_of(config)
     from fastrcnn.report.roi_drawing import write_explanation
 
@@ -37,7 +37,7 @@ def run(config: ExplainRoiConfig) -> int:
 
 
 def question_of(config: ExplainRoiConfig) -> tuple[Question, str]:
-    """Return the RoI and the map to explain, and a name for the files. Raises UserError."""
+    """Return the RoI and the map to explain, and a name for the files. Raises UserError for an invalid value."""
     from fastrcnn.report.explain_roi import EXAMPLES, Question, grid_of_image, read_grid
 
     asked = [k for k in ("example", "grid", "image") if getattr(config, k)]

@@ -1,4 +1,4 @@
-"""fastrcnn export"""
+"""The command `fastrcnn export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fastrcnn proposals-check"""
+"""The command `fastrcnn proposals-check`."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ EXAMPLES = [
     "fastrcnn proposals-check proposals=voc_2007_trainval.mat data=voc07 data.root=VOCdevkit",
     "fastrcnn proposals-check proposals=bbs.mat ids=images.txt data=custom data.root=FOLDER split=trainval",
 ]
-IMAGES = 200  # most images with objects that are compared; up to twice as many annotations are read to find them
-ROWS = 9  # rows of the table of readings
+IMAGES = 200  # maximum number of images to compare; up to twice as many are read to find images with objects
+ROWS = 9  # maximum number of readings in the table; a reading is a box convention and a unit
 
 
 def main(arguments: list[str]) -> int:
-    """Compare a proposal file with the ground truth under all known conventions and units.
+    """Read a proposal file in all known conventions and units, and compare the boxes with the ground truth.
 
-    Returns 0 if the boxes fit as they are read by default, else 1.
+    Returns 0 if the boxes fit the ground truth as they are read by default, else 1.
     """
     config: ProposalsCheckConfig = compose("proposals-check", arguments)
     if config.proposals is None:
-        raise UserError("Name the proposals: fastrcnn proposals-check proposals=FILE data=NAME data.root=FOLDER")
+        raise UserError("Give the proposals: fastrcnn proposals-check proposals=FILE data=NAME data.root=FOLDER")
     from fastrcnn.build import annotations
     from fastrcnn.proposals.files import open_all
     from fastrcnn.proposals.fit import find_fit
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
 
 
 def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sample], list[np.ndarray], int]:
-    """Return images with ground truth, the file's numbers (P, 4) for each, and the number of shared images.
+    """Return images with ground truth, the unconverted boxes (P, 4) of each, and the number of shared images.
 
     The images are spread evenly over those that are both in the data set and in the file. Annotations that cannot be
     read are skipped, because a part of the images is enough for the comparison. Raises UserError if the file and the
@@ -101,7 +101,7 @@ def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sam
 
 
 def table(outcome: Outcome) -> str:
-    """Return the table of readings and their measures, best first."""
+    """Return a table of the readings with their recall, mean IoU and share of touched borders, best first."""
     lines = [
         f"   {'':<24}{'':<15}{'recall':>12}{'mean':>8}{'borders':>9}",
         f"   {'convention':<24}{'unit':<15}{'0.5':>6}{'0.7':>6}{'IoU':>8}{'touched':>9}",
@@ -128,8 +128,8 @@ def verdict(outcome: Outcome, path: Path, arguments: list[str]) -> list[str]:
     if outcome.wrapped:
         lines.append(
             f"{outcome.wrapped:,} numbers are negative values that wrapped around in unsigned integers, such as 65535 "
-            "for -1. Usually 1 was subtracted from coordinates that already started at 0. They are read as negative "
-            "values here. No option can fix this. Generate the file again without the subtraction."
+            "for -1. They are read as negative values here. The usual cause is that 1 was subtracted from coordinates "
+            "that already started at 0. No option can fix this file. Generate it again without the subtraction."
         )
     if outcome.not_finite:
         lines.append(f"{outcome.not_finite:,} boxes have a NaN or infinite coordinate and were skipped.")
@@ -137,7 +137,7 @@ def verdict(outcome: Outcome, path: Path, arguments: list[str]) -> list[str]:
         return [
             *lines,
             f"No reading fits: even with the best one, {reading}, the boxes match the objects no better than the boxes "
-            "of other images. Possible causes: the file belongs to other images with the same ids, or to rotated, "
+            "of other images do. Possible causes: the file belongs to other images with the same ids, or to rotated, "
             "cropped or resized versions of these images; the order of its boxes differs from the order of its ids; "
             "there are too few boxes or images for a conclusion.",
         ]
@@ -151,7 +151,7 @@ def verdict(outcome: Outcome, path: Path, arguments: list[str]) -> list[str]:
         lines.append(f"These readings fit equally well: {others}.{few}")
     if reading.unit != own.unit:
         then = "" if reading.convention == own.convention else f", and read it with convention={reading.convention}"
-        lines.append(f"No option can fix this. Generate the file again in pixels of the original images{then}.")
+        lines.append(f"No option can fix this file. Generate it again in pixels of the original images{then}.")
     elif reading != own:
         command = ["fastrcnn propose", f"convert={shlex.quote(str(path))}", f"convention={reading.convention}"]
         if path.suffix == ".proposals":
@@ -159,6 +159,6 @@ def verdict(outcome: Outcome, path: Path, arguments: list[str]) -> list[str]:
         lines += ["Convert the file with:", f"  {' '.join([*command, *arguments])}"]
     if (recall := outcome.winner.recall(0.5)) < 0.5:
         lines.append(
-            f"The recall of the proposals at IoU 0.5 is only {recall:.0%}, which limits the recall of a detector."
+            f"The recall of the proposals at IoU 0.5 is only {recall:.0%}, which limits the recall of the detector."
         )
     return lines

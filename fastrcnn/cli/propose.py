@@ -1,4 +1,4 @@
-"""fastrcnn propose"""
+"""The command `fastrcnn propose`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastrcnn.proposals.formats.content import Content
 
 EXPORTED = (".mat", ".json")
-SUSPICIOUS = 0.01  # share of boxes dropped or clipped by more than a pixel that suggests another convention
+SUSPICIOUS = 0.01  # if more boxes are dropped, or clipped by more than a pixel, the convention is probably wrong
 EXAMPLES = [
     "fastrcnn propose data=voc07 data.root=VOCdevkit",
     "fastrcnn propose source='photos/*.jpg' output=photos.proposals data.selective_search.mode=quality",
@@ -39,7 +39,7 @@ EVERYDAY = [
 
 
 def main(arguments: list[str]) -> int:
-    """Generate proposals with selective search, resuming an interrupted call, or convert proposal files."""
+    """Generate proposals with selective search, or convert proposal files. Resumes an interrupted generation."""
     config: ProposeConfig = compose("propose", arguments)
     if config.convert and launch().size > 1:
         raise UserError("convert= runs in one process only. Start it without torchrun.")
@@ -63,14 +63,14 @@ def main(arguments: list[str]) -> int:
 
 
 def make(config: ProposeConfig) -> list[Path]:
-    """Generate the stores that the configuration selects, and return their paths."""
+    """Generate proposals for the images that the configuration selects, and return the paths of the stores."""
     from fastrcnn.build import annotations, datasets
 
     data, output = config.data, None if config.output is None else Path(config.output).expanduser()
     if config.source is not None:
         refuse_stream(config.source)
         if output is None:
-            raise UserError("source= needs the store to write: output=NAME.proposals.")
+            raise UserError("source= needs the path of the store to write. Set output=NAME.proposals.")
         images = annotations.source_pictures(config.source, data.skip_bad)
         return [datasets.make_proposals(data, images, output, config.workers)]
     names = annotations.classes(data)
@@ -109,7 +109,7 @@ def convert(config: ProposeConfig) -> None:
 
 
 def to_file(config: ProposeConfig, file: Content, output: Path) -> None:
-    """Write all proposals to a .mat or .json file. JSON uses the image ids of the data set's COCO files, if any."""
+    """Write all proposals to a .mat or .json file. JSON contains the ids of the data set's COCO files, if any."""
     from fastrcnn.build import datasets
     from fastrcnn.proposals.convert import export
 
@@ -123,7 +123,7 @@ def to_file(config: ProposeConfig, file: Content, output: Path) -> None:
 
 
 def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
-    """Write a store for the images of the data set, or of `source`."""
+    """Write a store with the proposals for the images of the data set, or of `source`."""
     from fastrcnn.build import annotations
     from fastrcnn.proposals.convert import convert_to_store
 
@@ -150,12 +150,12 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     if counts.dropped + counts.far > SUSPICIOUS * (counts.kept + counts.dropped):
         where = f" data.root={data.root}" if data.root else ""
         print(
-            "  This is so many that the file probably uses another box convention. To find it, run:\n"
+            "  So many boxes do not fit that the file probably uses another box convention. To find it, run:\n"
             f"    fastrcnn proposals-check proposals={path} data={data.name}{where}"
         )
     print(f"Use the proposals with data.proposals={output}")
 
 
 def first_few(ids: Sequence[str], most: int = 5) -> str:
-    """Return the first ids as text for a message."""
+    """Return the first `most` ids as text for a message."""
     return ", ".join(i[:60] for i in ids[:most]) + (", ..." if len(ids) > most else "")

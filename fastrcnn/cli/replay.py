@@ -1,4 +1,4 @@
-"""fastrcnn replay"""
+"""The command `fastrcnn replay`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ NEEDED = {"image_ids", "images", "sizes", "scales", "rois", "labels", "deltas", 
 
 
 def main(arguments: list[str]) -> int:
-    """Repeat a step whose loss was not finite. Print the inputs, weights, layer and RoIs that are not finite."""
+    """Repeat a step whose loss was not finite. Print which inputs, weights, layer and RoIs are not finite."""
     plain = [a for a in arguments if "=" not in a or Path(a).is_file()]
     config = compose("replay", [f"file={a}" if a in plain else a for a in arguments])
     if config.file is None:
-        raise UserError("Name the failed step: fastrcnn replay RUN/failed-step-N.pt, a file that training wrote.")
+        raise UserError("Give the file of the failed step, which training wrote: fastrcnn replay RUN/failed-step-N.pt")
     from fastrcnn.build import machine, models
     from fastrcnn.training import checkpoint
     from fastrcnn.training.replay import replay

@@ -1,4 +1,4 @@
-"""fastrcnn reproduce"""
+"""The command `fastrcnn reproduce`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ EXAMPLES = [
 OWN = ("table", "seeds", "output")
 NOT_HERE = ("run", "resume", "start", "name", "runtime.seed", "data.test")  # set for each experiment separately
 FREE = ("solver.iterations", "solver.lr_steps")  # allowed, because a shorter schedule is still the same experiment
-# Settings on the demo data set: from scratch, at a quarter of the width, in minutes. All steps are those of the full
-# experiments, but the numbers cannot be compared with the paper's.
+# Settings for the demo data set, which train narrow networks from scratch in minutes. All stages of the full
+# experiments are run, but the numbers cannot be compared with the paper's.
 SMALL = (
     "solver=scratch",
     "solver.iterations=400",
@@ -41,11 +41,11 @@ SMALL = (
     "runtime.pictures_every=0",
 )
 SMALL_RANKS = {"fc6=1024": "fc6=256", "fc7=256": "fc7=64"}
-SHORT_SIDE = 600  # of the paper's images, in pixels; the five scales are reduced in proportion
+SHORT_SIDE = 600  # of the paper's images, in pixels; other scales are reduced in proportion
 
 
 def main(arguments: list[str]) -> int:
-    """Run the missing experiments of a table of the paper, and print its numbers next to the measured ones."""
+    """Run the missing experiments of a table of the paper, and print the paper's numbers next to the measured ones."""
     check_overrides("reproduce", arguments)
     config = compose("reproduce", arguments)
     table = choose_table(config)
@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     results: dict[Cell, list[Measured]] = {}
     text = ""
     for cell in table.cells:
-        with contextlib.redirect_stdout(sys.stderr):  # the output of the other commands
+        with contextlib.redirect_stdout(sys.stderr):  # the other commands print to stderr
             results[cell] = [measure(cell, seed, plan) for seed in config.seeds]
         text = markdown(table, results, plan.notes())
         write(text, table, results, plan, folder)  # after each cell, because experiments take hours
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
 
 
 def choose_table(config: ReproduceConfig) -> Table:
-    """Return the table to reproduce. Raises UserError if none is given, or if the seeds are unusable."""
+    """Return the table to reproduce. Raises UserError if none is given, or if the seeds are empty or repeated."""
     if config.table is None:
         titles = "\n".join(f"  table={t.number}  {t.title}" for t in TABLES)
         raise UserError(f"Choose a table of the paper: fastrcnn reproduce table=NUMBER ...\n{titles}")
@@ -89,7 +89,7 @@ def experiments(table: Table) -> list[str]:
 
 @dataclass
 class Plan:
-    """What all experiments of a call share. given: the arguments that are passed to each of them."""
+    """The settings that all experiments of a call share. given: the arguments that are passed to each experiment."""
 
     config: ReproduceConfig
     given: list[str]
@@ -101,7 +101,7 @@ class Plan:
 
     @property
     def own_data(self) -> bool:
-        """Return whether everything is measured on another data set than the paper's."""
+        """Return whether all experiments use a data set other than the paper's."""
         return any(a.startswith("data=") for a in self.given)
 
     def refuse(self, table: Table) -> None:
@@ -117,9 +117,9 @@ class Plan:
             if key in NOT_HERE:
                 raise UserError(f"{argument}: `fastrcnn reproduce` sets this key for each experiment. Remove it.")
             if key in ("model", "model.network"):
-                raise UserError(f"{argument}: the networks are the paper's S, M and L. Remove this key.")
+                raise UserError(f"{argument}: the experiments choose the networks (S, M or L). Remove this key.")
             if key == "data" and value.startswith("voc"):
-                raise UserError(f"{argument}: the experiments choose the VOC data sets. Give only data.root.")
+                raise UserError(f"{argument}: the experiments choose the VOC data sets. Set only data.root.")
             if key in set_by and key not in FREE:
                 raise UserError(
                     f"{argument}: this key is set by the table's experiment paper/{set_by[key]}. Remove it."
@@ -137,7 +137,7 @@ class Plan:
         return config
 
     def then(self, work: Work) -> tuple[str, ...]:
-        """Return the command for the trained network, with smaller ranks for a small network."""
+        """Return the command to run on the trained network, with smaller ranks for a small network."""
         return tuple(SMALL_RANKS.get(a, a) for a in work.then) if self.small else work.then
 
     def check(self, table: Table) -> None:
@@ -197,10 +197,10 @@ class Plan:
 
 
 def shrink(experiment: str, config: ReproduceConfig) -> list[str]:
-    """Return the arguments that make an experiment small, for the demo data set."""
+    """Return the arguments that reduce the size of an experiment for the demo data set."""
     content = experiment_content(f"paper/{experiment}")
     found = list(SMALL)
-    if "finetune_from" not in content.get("model", {}):  # no layer has pre-trained weights that could be frozen
+    if "finetune_from" not in content.get("model", {}):  # without pre-trained weights, no layer can be frozen
         found.append(f"model.finetune_from={'conv1_1' if experiment.startswith('l_') else 'conv1'}")
     factor = config.data.short_sides[0] / SHORT_SIDE
     for key, value in content.get("data", {}).items():
@@ -212,7 +212,7 @@ def shrink(experiment: str, config: ReproduceConfig) -> list[str]:
 
 
 def measure(cell: Cell, seed: int, plan: Plan) -> Measured:
-    """Return the number of a cell for one seed. Trains and evaluates only what does not exist yet."""
+    """Return the number of a cell for one seed. Existing networks and evaluations are used again."""
     work = cell.work
     folder, config = trained_network(work, seed, plan)
     if cell.measure == "hours":
@@ -236,10 +236,10 @@ def last_checkpoint(folder: Path, config: TrainConfig) -> Path:
 
 
 def trained_network(work: Work, seed: int, plan: Plan) -> tuple[Path, TrainConfig]:
-    """Return the folder of the trained network and its configuration. Resumes a run that was interrupted.
+    """Train the network of an experiment unless it exists. Return the folder of its run, and its configuration.
 
-    The folder's name contains a hash of everything that affects training, including the ground truth. The network is
-    not evaluated during training.
+    An interrupted run is resumed. The folder's name contains a hash of everything that affects training, including the
+    ground truth. The network is not evaluated during training.
     """
     start = last_checkpoint(*trained_network(Work(work.start), seed, plan)) if work.start is not None else None
     config = plan.configuration(work.experiment, seed, start)
@@ -279,7 +279,7 @@ def evaluation(then: tuple[str, ...], folder: Path, last: Path, config: TrainCon
         checkpoint = folder / "reproduce" / words / "best.pt"
         if not checkpoint.is_file():
             log.info("%s: %s", folder, " ".join((command, *arguments)))
-            without = ["data.root=null"] if command == "compress" else []  # because the mAP is measured below
+            without = ["data.root=null"] if command == "compress" else []  # the mAP is measured below
             main_of_command = importlib.import_module(f"fastrcnn.cli.{command}").main
             main_of_command([f"checkpoint={last}", f"output={checkpoint}", *without, *arguments])
         arguments = []
@@ -290,7 +290,7 @@ def evaluation(then: tuple[str, ...], folder: Path, last: Path, config: TrainCon
 
 
 def evaluate(checkpoint: Path, output: Path, config: TrainConfig, *arguments: str) -> None:
-    """Evaluate a checkpoint with `config` instead of its own configuration. arguments: of `fastrcnn eval`, on top."""
+    """Evaluate a checkpoint with `config` instead of its own configuration. arguments: more keys of `eval`."""
     from fastrcnn.build import checkpoints, machine
     from fastrcnn.cli.eval import evaluate_network
 
@@ -302,7 +302,7 @@ def evaluate(checkpoint: Path, output: Path, config: TrainConfig, *arguments: st
 
 
 def training_hours(folder: Path) -> float:
-    """Return the hours that the steps of a run took, without interruptions, from its metrics.csv."""
+    """Return the total time in hours of the training steps of a run, computed from its metrics.csv."""
     seconds, before = 0.0, 0
     with (folder / "metrics.csv").open(newline="", encoding="utf-8") as file:
         for step, name, value in list(csv.reader(file))[1:]:
@@ -313,7 +313,7 @@ def training_hours(folder: Path) -> float:
 
 
 def write(text: str, table: Table, results: dict[Cell, list[Measured]], plan: Plan, folder: Path) -> None:
-    """Write table-N.md, and table-N.json with every number of every seed and the run that it comes from."""
+    """Write table-N.md, and table-N.json with the number and the run of each cell for each seed."""
     from fastrcnn.training.tracking import environment
 
     config = plan.config

@@ -1,4 +1,4 @@
-"""fastrcnn reval"""
+"""The command `fastrcnn reval`."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ EXAMPLES = [
 
 
 def comp4_split(folder: Path, split: str) -> str:
-    """Return the split as written in the file names: the full name, or the devkit's (`test` for VOC2007-test)."""
+    """Return the split name in the file names: `split`, or the devkit's short form (`test` for VOC2007-test)."""
     short = split.rpartition("-")[2]
     return split if any(folder.glob(f"comp4_det_{split}_*.txt")) else short
 
 
 def comp4_folder(folder: Path) -> Path:
-    """Return the folder of the files: `folder`, or its subfolder results/*/Main (as written by competition=true)."""
+    """Return the folder of the comp4 files: `folder`, or results/*/Main in it, which competition=true writes."""
     below = [] if any(folder.glob("comp4_det_*.txt")) else list(folder.glob("results/*/Main"))
     return below[0] if len(below) == 1 else folder
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     config = compose("reval", arguments)
     if config.detections is None:
         raise UserError(
-            "Name the detections: fastrcnn reval detections=FOLDER with comp4_det_*.txt files, or detections=FILE.json "
+            "Give the detections: fastrcnn reval detections=FOLDER with comp4_det_*.txt files, or detections=FILE.json "
             "with COCO results."
         )
     from fastrcnn.build import annotations
@@ -55,13 +55,16 @@ def main(arguments: list[str]) -> int:
         for name in [name for name in found if name not in names]:
             if unused := len(found.pop(name)):
                 log.warning(
-                    "%s: %d detections of '%s' are not evaluated: no annotation has this category", where, unused, name
+                    "%s: %d detections of '%s' are not evaluated because no annotation has this category",
+                    where,
+                    unused,
+                    name,
                 )
     else:
         where = comp4_folder(where)
         found = read_comp4(where, comp4_split(where, split), names, [s.image_id for s in samples])
     if missing := [name for name in names if name not in found]:
-        log.warning("classes without a file of detections, not evaluated: %s", ", ".join(missing))
+        log.warning("Not evaluated, because they have no file of detections: %s", ", ".join(missing))
     result = compare(found, samples, names, metric)
     print(table(result))
     if config.output:

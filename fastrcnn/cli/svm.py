@@ -1,4 +1,4 @@
-"""fastrcnn svm"""
+"""The command `fastrcnn svm`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def main(arguments: list[str]) -> int:
 
     output, source = derived.output_file(config.output, trained.file, "svm/best.pt")
     if trained.config["model"].get("classifier") == "svm":
-        raise UserError(f"{trained.file}: already has SVMs. Use the original checkpoint with the softmax.")
+        raise UserError(
+            f"{trained.file}: this checkpoint already has SVMs. Use the original checkpoint with the softmax."
+        )
     print("\n".join(derived.replace_softmax(config, trained, output, source)))
     return 0

@@ -1,4 +1,4 @@
-"""fastrcnn train"""
+"""The command `fastrcnn train`."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def speak_of(number: int) -> None:
 def run(config: TrainConfig) -> tuple[Path, Evaluation | None, float | None]:
     """Train and evaluate a detector.
 
-    Returns the folder of the run, the last evaluation, and the mAP for choosing between runs: the best one on the
-    validation splits if there are any, else the one on `data.test`. The last two are None if they were not measured.
-    Raises Stopped after SIGTERM or SIGINT, as soon as the current step is done and saved.
+    Returns the folder of the run, the last evaluation, and the mAP for choosing between runs. This is the best mAP on
+    the validation splits if there are any, otherwise the mAP on `data.test`. The evaluation and the mAP are None if
+    they were not computed. Raises Stopped after SIGTERM or SIGINT, as soon as the current step is done and saved.
     """
     with handle_signals(UNTRAINED) as stop:
         from fastrcnn.build import annotations
@@ -102,12 +102,12 @@ def keep_freed_memory() -> None:
 
     glibc returns the memory of a large array immediately, and the system clears it again for the next allocation. A
     step that trains a head on cached feature maps frees and allocates hundreds of megabytes (gradients, weights in half
-    precision), and clearing them takes nearly as long as the computation. If convolutions are trained, there is almost
-    no gain, and the process holds a fifth more memory. Does nothing with another C library than glibc.
+    precision), and clearing this memory takes nearly as long as the computation. If convolutions are trained, there is
+    almost no gain, and the process uses a fifth more memory. With other C libraries than glibc, nothing is changed.
     """
     no_mapping, no_trimming = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
     with suppress(OSError, AttributeError, TypeError):  # another C library
         library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018  # others may have a mallopt with other numbers
+        library.gnu_get_libc_version  # noqa: B018  # in others, mallopt can have other constants
         library.mallopt(no_mapping, 0)
         library.mallopt(no_trimming, -1)

@@ -36,7 +36,7 @@ def experiment_content(name: str) -> dict[str, Any]:
 
 
 def group_names(verb: str) -> list[str]:
-    """Return the names of the groups that `group=NAME` can select a file for."""
+    """Return the names of the groups for which `group=NAME` selects a file."""
     return [*groups(SCHEMAS[verb]), *(["recipe", "experiment"] if verb == "train" else [])]
 
 
@@ -86,7 +86,7 @@ def translation(name: str, ours: str, meaning: str) -> str:
 def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None) -> Any:
     """Return the configuration (an instance of SCHEMAS[verb]) for the arguments.
 
-    base: configuration of an earlier run as plain data, in which `${...}` is not resolved. Its groups replace the
+    base: the configuration of an earlier run as plain data. `${...}` in it is not resolved. Its groups replace the
         defaults, and the arguments override both.
     Raises UserError for unknown keys and options, and for invalid values.
     """
@@ -144,8 +144,8 @@ def help_text(
 ) -> str:
     """Return the help text of a command: its keys with the values that the arguments give them.
 
-    everyday: the keys to show; None: the keys that are in no group, data.root and data.test. With the argument `all`,
-        all keys are shown.
+    what: a description of the command. everyday: the keys to show. If it is None, these are data.root, data.test and
+        the keys that are in no group. If `arguments` contain `all`, all keys are shown.
     """
     keys = "train" if verb == "demo" else verb  # the demo trains a detector, and accepts the same keys
     lines = [f"fastrcnn {verb}: {what}", "", *(f"  {e}" for e in examples), ""]
@@ -167,7 +167,7 @@ def help_text(
     if rest := len(known) - len(shown):
         command = " ".join(["fastrcnn", verb, *given, "--help all"])
         lines.append(
-            f"These are the most common keys, with the values for this command. To list the other {rest}: {command}"
+            f"These are the most used keys, with their values for this command. For the other {rest} keys: {command}"
         )
-    lines.append("-q, --quiet: print only errors and results; -v, --verbose: print more.")
+    lines.append("-q, --quiet: print only results, warnings and errors; -v, --verbose: print more.")
     return "\n".join(lines)

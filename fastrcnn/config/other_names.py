@@ -1,4 +1,4 @@
-"""Names of keys in other programs, to suggest the corresponding key of this program."""
+"""Names that other programs use for keys, to suggest the corresponding key of this program."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ OTHER_NAMES = {
 }
 REMARKS = {
     "solver.iterations": "An epoch of N images has N / solver.images_per_batch steps",
-    "data.short_sides": "For evaluation and detection set data.test_short_sides",
+    "data.short_sides": "For evaluation and detection, set data.test_short_sides",
 }
 
 

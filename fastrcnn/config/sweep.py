@@ -22,7 +22,7 @@ Job = Callable[[Any, Path, int, list[str]], float]  # takes the configuration, f
 
 
 def choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments as overrides for Hydra's multirun, and the arguments of one run with the first values.
+    """Return the arguments as overrides for Hydra's multirun, and the arguments of a single run with the first values.
 
     Raises UserError for an invalid key or value.
     """
@@ -50,8 +50,8 @@ def varying_keys(overrides: Sequence[str]) -> list[str]:
 def multirun(overrides: Sequence[str], hydras: Sequence[str], folder: Path, job: Job) -> None:
     """Call `job` for every combination, in the process that Hydra's launcher chooses.
 
-    hydras: arguments for Hydra itself. folder: parent of the runs' folders 0, 1, ... job: returns the value that Optuna
-    maximises. Raises UserError if Hydra rejects an argument.
+    hydras: arguments for Hydra itself. folder: the folder of the sweep, in which each run has a folder 0, 1 and so on.
+    job: trains one run, and returns the value that Optuna maximises. Raises UserError if Hydra rejects an argument.
     """
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -73,7 +73,7 @@ def multirun(overrides: Sequence[str], hydras: Sequence[str], folder: Path, job:
 
 
 def as_config(composed: Any) -> Any:
-    """Convert the result of Hydra to a configuration object. Raises UserError for invalid values."""
+    """Convert a configuration that Hydra composed to a TrainConfig. Raises UserError for invalid values."""
     from omegaconf import OmegaConf
 
     return fill(SCHEMAS["train"], OmegaConf.to_container(composed))

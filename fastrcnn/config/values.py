@@ -14,7 +14,7 @@ from fastrcnn.errors import UserError, nearest
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 LONGEST_NAME = 150  # bytes; file systems allow 255, and times, numbers and suffixes are appended
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
-ELEMENT = re.compile(r"""\s*('[^']*'|"[^"]*"|[^,]*?)\s*(?:,|$)""")  # of a list, with or without quotes, with the comma
+ELEMENT = re.compile(r"""\s*('[^']*'|"[^"]*"|[^,]*?)\s*(?:,|$)""")  # an element of a list and its comma
 SCALARS = {
     int: re.compile(r"[+-]?[0-9]{1,30}"),
     float: NUMBER,
@@ -23,7 +23,7 @@ SCALARS = {
 
 
 def fill(schema: type, values: Any, prefix: str = "") -> Any:
-    """Create an instance of a schema from plain data (from a file or from Hydra), in which `${...}` is not resolved.
+    """Create an instance of a schema from plain data (from a file or from Hydra). `${...}` is not resolved.
 
     Missing keys keep their defaults. Raises UserError for an unknown key, and for a value that has the wrong type, is
     out of bounds, or is not one of the allowed values.
@@ -47,14 +47,17 @@ def fill(schema: type, values: Any, prefix: str = "") -> Any:
 
 
 def parts(hint: Any) -> tuple[Any, bool, bool]:
-    """Split the type of a key into its type (or element type), whether it is a list, and whether null is allowed."""
+    """Return the type of a key (for a list, of its elements), whether it is a list, and whether null is allowed."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     many = get_origin(kinds[0]) is list
     return (get_args(kinds[0])[0] if many else kinds[0]), many, type(None) in kinds
 
 
 def as_type(key: str, value: Any, hint: Any) -> Any:
-    """Convert a value from a file to the type of its key (`str | None`, `list[int]`, ...). Raises UserError."""
+    """Convert a value from a file to the type of its key (`str | None`, `list[int]`, ...).
+
+    Raises UserError if the value does not have this type.
+    """
     kind, many, optional = parts(hint)
     if value is None and optional:
         return None
@@ -85,12 +88,12 @@ def one_of(key: str, value: Any, known: Collection[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Return a value for a message, at most 60 characters; for a container only its type, because it can be large."""
+    """Return at most 60 characters of a value for a message, or the type of a container, which can be large."""
     return type(value).__name__ if isinstance(value, (list, dict, tuple)) else f"{str(value)[:60]!r}"
 
 
 def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
-    """Raise UserError for a value that is out of the declared bounds of its key."""
+    """Raise UserError for a value that is outside the declared bounds of its key."""
     if bounds["some"] and value == []:
         raise UserError(f"{key} is empty. Give at least one value.")
     if bounds["in_path"]:

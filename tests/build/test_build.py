@@ -367,7 +367,7 @@ def test_what_the_proposals_find_is_said_before_training(tiny: VocFolder, caplog
     data = training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"])
     datasets.say_recall(data, ["cat", "dog"])
     assert (
-        "Proposals: 2 per image on average, recall 50.0 % of the objects at IoU 0.5 (measured on 2 images)"
+        "Proposals: 2 per image on average, recall 50.0 % at IoU 0.5 (measured on 2 images)"
         in caplog.text
     )
     assert "proposals-check" not in caplog.text

@@ -72,7 +72,7 @@ def in_config(group: str, **values: object) -> Callable[[State, Meta], None]:
 
 FC7, PIXELS = "head.fc7.weight", "pixel_std"
 DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
-    "no metadata": (lambda _, meta: meta.clear(), "is not a detector. Its metadata has no format 'fastrcnn 1'"),
+    "no metadata": (lambda _, meta: meta.clear(), "not a detector. Its metadata has no format 'fastrcnn 1'"),
     "another program's": (lambda _, meta: meta.update(format="pt"), "model.weights="),
     "a part is missing": (lambda _, meta: meta.pop("config"), "the metadata is damaged"),
     "no JSON": (lambda _, meta: meta.update(config="{"), "the metadata is damaged"),
@@ -86,7 +86,7 @@ DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
     "a key out of bounds": (in_config("model", width=1e9), "model.width"),
     "an unknown key": (in_config("model", widht=1), "unknown key 'model.widht'"),
     "a network too large for any machine": (in_config("model", width=100.0), "expected"),
-    "no data": (with_text("config", lambda config: {"model": config["model"]}), r"missing group\(s\): data"),  # type: ignore[index]
+    "no data": (with_text("config", lambda config: {"model": config["model"]}), r"the group\(s\) data are missing"),  # type: ignore[index]
     "a tensor less": (lambda state, _: state.pop(FC7), f"{FC7}: missing"),
     "a tensor more": (lambda state, _: state.update(x=torch.ones(1)), "x: not in the model"),
     "another shape": (with_tensor(FC7, lambda t: t[:1].clone()), f"{FC7}: shape \\(1, 64\\), expected \\(64, 64\\)"),
@@ -120,7 +120,7 @@ def test_proposals_that_the_file_cannot_bring_are_said(
     file = tmp_path / "a.safetensors"
     save_file(state, file, meta)
     read(file)
-    assert "trained with the proposals of mcg.proposals, which this file does not contain" in caplog.text
+    assert "trained with proposals from mcg.proposals, and this file does not contain them" in caplog.text
     caplog.clear()
     checkpoints.read(str(file), compose("export", [f"checkpoint={file}", "data.proposals=mine.proposals"]))
     assert "proposals" not in caplog.text

@@ -216,7 +216,7 @@ def test_without_the_data_set_it_is_compressed_but_not_measured(call: Call, plac
         (["checkpoint=run", "fc7=103"], ["fc7=103", "42,230 weights", "42,025", "at most 102"]),
         (["checkpoint=run", "fc6=9", "output=folder"], ["output=folder: the file name must end in", ".pt"]),
         (["checkpoint=run", "fc6=9", "output=run/checkpoints/step-9.pt"], ["writes and deletes its checkpoints"]),
-        (["checkpoint=run", "fc6=9", "output=run/checkpoints/best.pt"], ["Choose another one"]),
+        (["checkpoint=run", "fc6=9", "output=run/checkpoints/best.pt"], ["Choose another folder"]),
         (["checkpoint=run", "fc6=9", "split=vla"], ["Did you mean 'val'?", "data.root=null"]),
         (["checkpoint=nothing", "fc6=9"], ["nothing does not exist"]),
         (["checkpoint=run", "rank=9"], ["unknown key 'rank'"]),
@@ -245,8 +245,8 @@ def test_nothing_is_overwritten_or_compressed_twice(call: Call, place: Path) -> 
     before = fingerprint(place)
     for arguments, said in (
         (["checkpoint=other", "fc6=20", f"output={path}"], f"{path} already exists and was created from another file"),
-        (["checkpoint=run", "fc6=20", "output=mine.pt"], "mine.pt already exists. Choose"),
-        ([f"checkpoint={path}", "fc7=20"], "already compressed (fc6 is two layers)"),
+        (["checkpoint=run", "fc6=20", "output=mine.pt"], "mine.pt already exists. Remove it"),
+        ([f"checkpoint={path}", "fc7=20"], "already compressed (fc6 consists of two layers)"),
     ):
         status, _, err = call("compress", *arguments, NO_DATA)
         assert status == 1

@@ -227,7 +227,7 @@ def test_formats_share_a_folder_and_an_export_can_run_again(call: Call, run: Pat
     assert contents(folder) != there
     (folder / "vgg16.onnx.md").write_text("mine")
     status, _, err = call(*command)
-    assert (status, "vgg16.onnx.md already exists. Choose" in err) == (1, True)
+    assert (status, "vgg16.onnx.md already exists. Remove it" in err) == (1, True)
     (folder / "vgg16.onnx.md").unlink()
     content = checkpoint.load(Path("run/checkpoints/best.pt"))
     checkpoint.save(Path("run/checkpoints/best.pt"), content | {"step": 10})

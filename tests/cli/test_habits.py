@@ -66,7 +66,7 @@ def test_help_shows_the_everyday_keys_with_the_values_of_the_line(call: Call) ->
     status, out, _ = call("train", "--help", "all")
     values = dict(re.findall(r"^  ((?!fastrcnn )\S+) +\S+.*, (.+)$", out, re.MULTILINE))
     assert values.keys() == leaves(SCHEMAS["train"]).keys()
-    assert "To list the other" not in out
+    assert "For the other" not in out
 
 
 @pytest.mark.parametrize(

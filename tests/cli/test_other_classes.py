@@ -80,7 +80,7 @@ def test_shared_classes_keep_their_outputs_at_their_new_places(
         assert new["cls_score.weight"][label].std() == pytest.approx(0.01, rel=0.3)
         assert new["bbox_pred.weight"][4 * label : 4 * label + 4].std() == pytest.approx(0.001, rel=0.3)
         assert (new["delta_std"][label] < 0.9).all(), "of this training set"
-    kept = "Outputs copied: triangle, square, star; newly initialised: ball, plus; not used: "
+    kept = "Output weights copied: triangle, square, star; newly initialised: ball, plus; not used: "
     assert f"run has different classes. {kept}circle, cross" in caplog.text
     status, err = train("other", "resume=auto", "solver.iterations=2")
     assert status == 0, err
@@ -104,7 +104,7 @@ def test_without_a_shared_class_all_outputs_begin_anew(
     assert new["cls_score.weight"].abs().max() < 0.06
     assert new["bbox_pred.bias"].abs().max() < 1e-6, "and predict the mean of this training set"
     assert (new["delta_std"][1:] < 0.9).all()
-    assert "Outputs copied: none;" in caplog.text
+    assert "Output weights copied: none;" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_without_a_shared_class_all_outputs_begin_anew(
         (["start=run", "data.classes=[ball,star]", "data.other_classes=leave_out", "model.finetune_from=bbox_pred"],
          "model.finetune_from=bbox_pred: the scores of ball, which start=run does not have, would be frozen "),
         (["start=run", "data.other_classes=leave_out", "model.head=[9,9]"],
-         "start=run: the checkpoint has a different model. Remove model.* and model=. To load only the layers that "
+         "start=run: the checkpoint has a different model. Remove the keys model and model.*. To load only the layers that "
          "fit, set model.weights=run instead of start."),
         (["model=vgg16_slim", "model.width=0.05", "model.weights=run", "model.head=[9,205]", "model.finetune_from=fc7"],
          "model.finetune_from=fc7: fc6 would be frozen at random initial weights"),

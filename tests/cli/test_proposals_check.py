@@ -118,7 +118,7 @@ def test_mistakes_are_one_message(call: Call, zero_based: tuple[VocFolder, list[
     root = f"data.root={voc.root}"
     path = author_file(tmp_path / "x.mat", boxes[:2], ids=["dog", "cow"])
     for arguments, said in (
-        ([], "Name the proposals: fastrcnn proposals-check proposals=FILE"),
+        ([], "Give the proposals: fastrcnn proposals-check proposals=FILE"),
         ([f"proposals={path}"], "data.root is missing"),
         ([f"proposals={tmp_path / 'none.mat'}", root], "none.mat"),
         ([f"proposals={path}", root], "The data set has images such as '0000'; the file has 2 images, such as 'dog'"),

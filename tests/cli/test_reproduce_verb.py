@@ -328,7 +328,7 @@ def test_several_seeds_are_a_mean_and_a_deviation() -> None:
         (["table=1", "run=foo"], "run=foo: `fastrcnn reproduce` sets this key"),
         (["table=1", "resume=auto"], "resume=auto: `fastrcnn reproduce` sets this key"),
         (["table=1", "runtime.seed=7"], "runtime.seed=7: `fastrcnn reproduce` sets this key"),
-        (["table=7", "model=vgg16"], "the networks are the paper's S, M and L"),
+        (["table=7", "model=vgg16"], "the experiments choose the networks (S, M or L)"),
         (["table=1", "data=voc07"], "the experiments choose the VOC data sets"),
         (["table=7", "data.short_sides=48"], "set by the table's experiment paper/m_five_scales"),
         (["table=1", "tabel=2"], "unknown key 'tabel'"),

@@ -46,7 +46,7 @@ def test_a_class_without_a_file_is_left_out_and_that_is_said(
     tiny.add("c", ("cat", (11, 11, 30, 40), False), ("dog", (1, 1, 9, 9), False))
     status, out, _ = call("reval", f"detections={folder}", "data=custom", f"data.root={tiny.root}")
     assert status == 0
-    assert "classes without a file of detections, not evaluated: dog" in caplog.text
+    assert "Not evaluated, because they have no file of detections: dog" in caplog.text
     assert "dog" not in out
     assert "1.000" in out.splitlines()[-1]
 
@@ -245,7 +245,7 @@ def test_results_of_categories_that_no_annotation_uses_are_reported(
     status, out, err = call("reval", *arguments)
     assert (status, "mAP" in out) == (0, True), err
     assert json.loads((tmp_path / "c/out/metrics.json").read_text())["mAP"] == expected[0] > 0.999
-    assert "1 detections of 'ship' are not evaluated: no annotation has this category" in caplog.text
+    assert "1 detections of 'ship' are not evaluated because no annotation has this category" in caplog.text
 
 
 def test_a_file_of_one_image_can_be_evaluated(call: Call, tmp_path: Path) -> None:

@@ -76,11 +76,11 @@ def test_every_value_is_checked_and_the_first_of_each_is_a_run() -> None:
         ("solver.lrr=1,2", "Did you mean 'solver.lr'"),
         ("solver.lrr=interval(1,2)", "Did you mean 'solver.lr'"),
         ("model=vgg16,vgg17", "model=vgg17: the group 'model' has no option 'vgg17'"),
-        ("run=x", "a sweep names the folders of its runs"),
+        ("run=x", "run=x: a sweep sets this key for each run"),
         ("solver.lr", "not of the form key=value"),
         ("hydra/launcher=submitit_local", "pip install hydra-submitit-launcher"),
         ("hydra.sweep.subdir=x", "runs are in the folders 0, 1"),
-        ("hydra.sweep.dir=${now:%Y}", "a plain path"),
+        ("hydra.sweep.dir=${now:%Y}", "a path without ${...}"),
     ],
 )
 def test_a_mistake_shows_before_anything_runs(call: Call, argument: str, said: str, tmp_path: Path) -> None:

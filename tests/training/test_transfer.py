@@ -82,7 +82,7 @@ def test_a_head_is_trained_on_kept_maps_of_the_weights_given(
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ([], "training vgg16 from conv3_1 takes several seconds per image, and this run processes 80,000 images"),
+        ([], "training vgg16 from conv3_1 on takes several seconds per image, and this run processes 80,000 images"),
         (["recipe=paper"], "processes 80,000 images"),
         (["solver.iterations=100", "solver.accumulate=4"], "processes 3,200 images"),
         (["solver.iterations=100"], None),
