@@ -15,9 +15,8 @@ CAFFE_NAMES = {
     **{fc + part: f"head.{fc}{part.replace('_', '.')}" for fc in ("fc6", "fc7") for part in ("", "_L", "_U")},
     **{name: name for name in OUTPUTS},
 }
-CAFFE_TRUNK = re.compile(
-    r"conv[1-5](_[0-9])?\.(weight|bias)$"
-)  # also matches VGG19, which has three more layers than VGG16
+# This also matches the three additional layers of VGG19, which are then reported as unknown.
+CAFFE_TRUNK = re.compile(r"conv[1-5](_[0-9])?\.(weight|bias)$")
 # Names in torchvision's VGG16 (features.0.weight), also as a submodule, and in SSD (0.weight, vgg.0.weight).
 FEATURES = re.compile(r"((?:(?:module|backbone|model|vgg|base|features)\.)*)([0-9]{1,4})\.weight$")
 CLASSIFIER = re.compile(r"((?:(?:module|backbone|model|vgg)\.)*classifier\.)([0-9]{1,4})\.weight$")

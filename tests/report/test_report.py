@@ -145,7 +145,7 @@ NOTHING = found()
 CASES = {
     "no detections": ({"cat": NOTHING, "dog": NOTHING}, None, "There are no detections, so all objects are missed."),
     "one class": ({"cat": DETECTIONS["cat"]}, None, "not evaluated, because their detections are missing: dog."),
-    "no truth": (DETECTIONS, [], "no objects that are not difficult, so AP is undefined."),
+    "no truth": (DETECTIONS, [], "no objects or only difficult ones, so AP is undefined."),
     "a class without truth": (
         DETECTIONS,
         [0],
