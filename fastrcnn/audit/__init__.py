@@ -1,1 +1,1 @@
-"""`fastrcnn check`: reads a data set, finds problems and reports them."""
+"""The implementation of `fastrcnn check`: read a data set and report its contents and problems."""

@@ -1,7 +1,7 @@
 """Read all annotations, images and proposals of a data set once, on all cores.
 
-Each image gives a `Record`, and `report.py` computes the report from all records. Reading continues after a bad file,
-and nothing is written.
+The result of reading an image is a `Record`. `report.py` computes the report from all records. Reading continues after
+a bad file, and nothing is written.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from fastrcnn.proposals.generate import start_worker
 from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.settings import SolverSettings
 
-CHUNK = 16  # images per work item of a process
+CHUNK = 16  # images that a worker process receives at a time
 COLOURS = {"1": "gray", "L": "gray", "LA": "gray", "P": "palette", "CMYK": "CMYK", "RGBA": "RGBA", "I": "16-bit"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of training that affect the check. Fields have the names of their configuration keys."""
+    """The training settings that affect the check. Fields have the names of the configuration keys."""
 
     max_proposals: int | None = 2000
     use_difficult: bool = True
@@ -56,8 +56,8 @@ class Task:
     split: str
     source: Path  # a folder in VOC layout, or an annotation file of several images
     image_id: str
-    store: Path | None = None  # its proposal store
-    image: Annotated | None = None  # from an annotation file of several images; XML files are read with the image
+    store: Path | None = None  # the proposal store of the split
+    image: Annotated | None = None  # None for VOC layout, whose XML file is read together with the image
 
 
 @dataclass
@@ -66,24 +66,24 @@ class Record:
 
     task: Task
     image: Annotated
-    objects: list[AnnotatedObject]  # the G usable ones
+    objects: list[AnnotatedObject]  # the G usable objects
     problems: list[Problem]
     stored: Stored | None = None  # properties of the image file; None if it cannot be decoded
     turn: int = 1  # EXIF orientation that is applied when the image is read
     digest: bytes = b""  # SHA-256 of the image file
-    proposals: int | None = None  # number that is used; None if there are none
+    proposals: int | None = None  # number of proposals that training uses; None if none could be read
     best: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (G,) float64, IoU with the best proposal
-    foreground: int = 0  # RoIs, including ground truth, that a training step can sample as foreground
-    background: int = 0
+    foreground: int = 0  # number of RoIs, including ground-truth boxes, that can be sampled as foreground
+    background: int = 0  # number of RoIs that can be sampled as background
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Width and height in pixels after the EXIF rotation, or None if the image cannot be decoded."""
+        """Return the width and height in pixels after the EXIF rotation, or None if the image cannot be decoded."""
         return self.stored.rotated(self.turn) if self.stored else None
 
     @property
     def colour(self) -> str:
-        """The stored colour format: RGB, gray, palette, CMYK, RGBA or 16-bit."""
+        """Return the stored colour format: RGB, gray, palette, CMYK, RGBA or 16-bit."""
         if self.stored is None:
             return "RGB"
         return COLOURS.get(self.stored.mode.partition(";")[0], "RGB") if self.stored.bits is None else "16-bit"
@@ -95,18 +95,18 @@ class Record:
 
     @property
     def names(self) -> list[str]:
-        """The class names of the objects."""
+        """Return the class names of the objects."""
         return [o.name for o in self.objects]
 
     @property
     def boxes(self) -> np.ndarray:
-        """The boxes of the objects (G, 4) float32, half-open, clipped to the image."""
+        """Return the boxes of the objects as (G, 4) float32, half-open and clipped to the image."""
         boxes = np.array([o.box for o in self.objects], np.float32).reshape(-1, 4)
         return np.clip(boxes, 0, np.array([self.image.width, self.image.height] * 2, np.float32))
 
     @property
     def difficult(self) -> np.ndarray:
-        """Which objects are difficult, (G,) bool."""
+        """Return whether each object is difficult, as (G,) bool."""
         return np.array([o.difficult for o in self.objects], bool)
 
     def report(self, kind: str, file: Path, what: str) -> None:
@@ -114,7 +114,7 @@ class Record:
 
 
 def sort_out(image: Annotated, training: bool) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """Return the usable objects of an image, and all its problems. training: the image is in a training split."""
+    """Return the usable objects and all problems of an image. training: whether the image is in a training split."""
     problems, usable = list(image.problems), []
     for o in image.objects or ():
         if note := o.flag_note(training):
@@ -129,8 +129,8 @@ def sort_out(image: Annotated, training: bool) -> tuple[list[AnnotatedObject], l
 def read_all(tasks: Sequence[Task], settings: Settings, workers: int | None = None) -> list[Record]:
     """Read all images in `workers` processes (default: one per core). Records are in the order of the tasks.
 
-    Raises UserError if a proposal store cannot be opened or a process dies. Scripts that call this function must be
-    guarded with `if __name__ == "__main__":`.
+    Raises UserError if a proposal store cannot be opened or a worker process dies. A script that calls this function
+    needs the guard `if __name__ == "__main__":`.
     """
     refuse_import()
     return list(progress(_records(tasks, settings, workers or cores()), len(tasks), "checking"))
@@ -142,7 +142,7 @@ def _records(tasks: Sequence[Task], settings: Settings, workers: int) -> Iterato
     if workers <= 1:
         yield from (read_one(task, settings, stores) for task in tasks)
         return
-    died = "A process that reads the data set died, probably because of a lack of memory. Run again with fewer workers."
+    died = "A worker process died, probably because of a lack of memory. Run again with fewer workers."
     with pool(workers, _start, died) as executor:
         yield from executor.map(read_one, tasks, repeat(settings), repeat(stores), chunksize=CHUNK)
 
@@ -153,7 +153,7 @@ def _start() -> None:
 
 
 def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore]) -> Record:
-    """Read one image, its annotation and its proposals. Errors become problems of the record."""
+    """Read an image, its annotation and its proposals. Errors are recorded as problems of the returned record."""
     image = task.image or next(read_voc(task.source, [task.image_id], first_pixel=settings.first_pixel))
     record = Record(task, image, *sort_out(image, task.role == "train"))
     if not {p.kind for p in record.problems} & {"missing_picture", "link"}:
@@ -167,7 +167,7 @@ def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore
 
 
 def _read_image(record: Record) -> None:
-    """Read the image file into the record."""
+    """Decode the image file and add its properties to the record."""
     path, size = record.image.path, record.image.size
     try:
         data = read_bytes(path)
@@ -182,7 +182,7 @@ def _read_image(record: Record) -> None:
 
 
 def _read_proposals(record: Record, store: ProposalStore, settings: Settings) -> None:
-    """Read the image's proposals into the record."""
+    """Read the proposals of the image and add their statistics to the record."""
     image_id, image, solver = record.task.image_id, record.image, settings.solver
     if image_id not in store:
         kind = "left_out" if settings.leave_out_missing else "no_proposals"
@@ -190,13 +190,15 @@ def _read_proposals(record: Record, store: ProposalStore, settings: Settings) ->
         return
     (height, width), size = store.size(image_id), record.size or image.size
     if size and (width, height) != size:
-        what = f"the store has {width} x {height} pixels for '{image_id}', but the image has {size[0]} x {size[1]}."
+        what = f"the store was made for an image '{image_id}' of {width} x {height} pixels, but the image has "
+        what += f"{size[0]} x {size[1]}."
         record.report("proposal_size", store.path, what)
         return
     found = store.boxes(image_id)[: settings.max_proposals]
     sound, _, counts = clean(found, height, width)
     if counts.dropped or counts.clipped:
-        what = f"'{image_id}': {counts.dropped + counts.clipped} boxes are not finite, inverted, or outside the image."
+        number = counts.dropped + counts.clipped
+        what = f"'{image_id}': {number} boxes are not finite, are inverted, or extend beyond the image."
         record.report("bad_proposals", store.path, what)
     boxes, trained = record.boxes, [o.trained_on(settings.use_difficult) for o in record.objects]
     overlaps = box_ops.iou(torch.from_numpy(boxes).double(), torch.from_numpy(sound).double())

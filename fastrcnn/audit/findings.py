@@ -1,4 +1,4 @@
-"""Build the report from all records, including the problems that need a comparison of several images."""
+"""Build the report from all records. It includes problems that are found only by comparing several images."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fastrcnn.names import SAME_FILES, class_fault, comp4_id, same_files
 from fastrcnn.proposals.store import ProposalStore
 
 FEW_OBJECTS = 10  # a class with fewer training objects gets a note
-FEW_BACKGROUND = 0.1  # a note is added if a larger share of training images cannot fill a step
+FEW_BACKGROUND = 0.1  # a larger share of training images with too few background RoIs gets a note
 
 
 def make_report(
     records: Sequence[Record], problems: Sequence[Problem], name: str, root: str, classes: list[str], settings: Settings
 ) -> Report:
-    """Return the report of a data set. problems: known problems, such as the result of `file_problems`."""
+    """Return the report of a data set. problems: problems to include, such as the result of `file_problems`."""
     unread = any(p.kind in UNREAD for p in problems)
     known = [statistics.known_only(r, classes) for r in records]
     stores = [ProposalStore(path) for path in dict.fromkeys(r.task.store for r in records) if path is not None]
@@ -32,12 +32,12 @@ def make_report(
     found = [*problems, *findings(records, classes, root, settings, unread), *proposal_findings(known, stores)]
     side, below = next(iter(boxes.below_cell.items()), ("", 0))
     if below:
-        what = f"{below} of {sum(boxes.sizes.values())} boxes are narrower or shorter than {CELL} pixels (one conv5_3 "
-        what += f"cell) when the short side of the image is scaled to {side} pixels."
+        what = f"{below} of {sum(boxes.sizes.values())} boxes are narrower or shorter than {CELL} pixels, the size "
+        what += f"of a conv5_3 cell, when the short side of the image is scaled to {side} pixels."
         found.append(Problem("small_boxes", root, what))
     if sampling is not None and sampling.few_background > FEW_BACKGROUND:
-        what = f"{100 * sampling.few_background:.0f} % of the training images have too few background RoIs for "
-        what += f"{sampling.rois_per_image} RoIs per image. On average {sampling.drawn:.0f} RoIs can be sampled."
+        what = f"{100 * sampling.few_background:.0f} % of the training images have too few background RoIs to sample "
+        what += f"{sampling.rois_per_image} RoIs. On average, {sampling.drawn:.0f} RoIs per image can be sampled."
         found.append(Problem("few_rois", root, what))
     lists = dict.fromkeys((r.task.role, r.task.split) for r in records)
     return Report(
@@ -55,7 +55,7 @@ def make_report(
 
 
 def file_problems(records: Sequence[Record], root: Path) -> list[Problem]:
-    """Return the problems of the files. Problems with the same cause are merged."""
+    """Return the problems that were found while reading the files. Problems with the same cause are merged."""
     found = []
     for source in dict.fromkeys(r.task.source for r in records):
         of_source = [r for r in records if r.task.source == source]
@@ -65,7 +65,10 @@ def file_problems(records: Sequence[Record], root: Path) -> list[Problem]:
 
 
 def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str, test: str) -> list[Problem]:
-    """Return the classes whose names cannot be used in result files for the split `test`, each at its first object."""
+    """Return a problem for each class whose name cannot be used in result files for the split `test`.
+
+    Each problem refers to the first object of the class, or to `lists` if the class has no object.
+    """
     first = {o.name: o for r in reversed([*records]) for o in reversed(r.objects)}
     problems = []
     for name in classes:
@@ -80,8 +83,8 @@ def findings(
 ) -> list[Problem]:
     """Return all problems except those of proposals.
 
-    lists: the location of the splits, for messages. unread: some annotations could not be read, so objects may be
-    missing.
+    lists: the location of the splits, for messages. unread: whether some annotations could not be read, so that objects
+    may be missing.
     """
     known, kind = set(classes), "other_classes" if settings.leave_out_others else "unknown_class"
     others = [o for r in records for o in r.objects if o.name not in known]
@@ -104,7 +107,8 @@ def proposal_findings(records: Sequence[Record], stores: Iterable[ProposalStore]
     ids = {r.task.image_id for r in records}
     for store in stores:
         if foreign := [i for i in store.ids if i not in ids]:
-            what = f"{len(foreign)} of its {len(store)} images are in no checked split, for example '{foreign[0]}'."
+            what = f"{len(foreign)} of {len(store)} images in the store are not in the checked splits, for example "
+            what += f"'{foreign[0]}'."
             problems.append(Problem("foreign_proposals", str(store.path), what))
         counts = {k: store.meta.get("cleaning", {}).get(k) for k in ("not_finite", "inverted", "outside")}
         if dropped := [f"{n} {k.replace('_', ' ')}" for k, n in counts.items() if n]:
@@ -120,7 +124,7 @@ def proposal_findings(records: Sequence[Record], stores: Iterable[ProposalStore]
 
 
 def _sum_up(kind: str, records: Sequence[Record], counts: Sequence[int], what: str) -> list[Problem]:
-    """Return one problem for all images with a count above 0. It names the file of the first one."""
+    """Return one problem for all images with a count above 0. It names the file of the first of these images."""
     images = [r.image for r, n in zip(records, counts, strict=True) if n]
     if not images:
         return []
@@ -138,7 +142,12 @@ def _of_images(records: Sequence[Record]) -> list[Problem]:
         *_sum_up("escaped_id", records, escaped, "{n} id(s) contain a space or a %."),
     ]
     for colour in sorted({r.colour for r in records} - {"RGB"}):
-        problems += _sum_up("colours", records, [r.colour == colour for r in records], f"{{n}} image(s) are {colour}.")
+        problems += _sum_up(
+            "colours",
+            records,
+            [r.colour == colour for r in records],
+            f"{{n}} image(s) have the colour format {colour}.",
+        )
     return problems
 
 
@@ -156,7 +165,7 @@ def _same_ids(records: Iterable[Record], lists: str) -> list[Problem]:
                 problems.append(Problem("duplicate_id", lists, f"'{image_id}' is listed in {' and in '.join(named)}."))
         files = {str(r.image.path) for r in found}
         if len(roles) > 1 and len(files) > 1:
-            what = f"'{image_id}' is the id of {' and of '.join(sorted(files))}."
+            what = f"'{image_id}' is the id of several images: {', '.join(sorted(files))}."
             problems.append(Problem("duplicate_id", lists, what))
         elif len(roles) > 1:
             both.append(image_id)
@@ -183,7 +192,7 @@ def _same_pictures(records: Iterable[Record]) -> list[Problem]:
 
 def _zero_based(records: Sequence[Record]) -> list[Problem]:
     at_zero = [sum(stands_out(o, r.image)[1] for o in r.objects) for r in records]
-    at_end = 0  # boxes that a zero-based inclusive file cannot have
+    at_end = 0  # number of boxes that cannot occur in a file with zero-based inclusive boxes
     for image in (r.image for r in records):
         at_end += sum(o.box[2] >= image.width or o.box[3] >= image.height for o in image.objects or ())
     rest = (
@@ -241,5 +250,5 @@ def _without_truth(records: Sequence[Record], classes: Sequence[str], lists: str
         return []
     if any(o.name in classes and not o.difficult for r in test for o in r.objects):
         return []
-    what = f"no class has an object in the {len(test)} test image(s), so there is no test mAP to select best.pt by."
+    what = f"no class has an object in the {len(test)} test image(s), so no test mAP can be computed to select best.pt."
     return [Problem("no_truth", lists, what)]

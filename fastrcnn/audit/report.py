@@ -20,7 +20,7 @@ CELL = 16  # pixels of the scaled image per conv5_3 cell
 
 @dataclass(frozen=True)
 class Range:
-    """Minimum, median and maximum of some numbers; None if there are no numbers."""
+    """Minimum, median and maximum of a set of numbers, or None if the set is empty."""
 
     min: float | None
     median: float | None
@@ -31,12 +31,12 @@ class Range:
 class ClassCount:
     objects: int
     difficult: int
-    images: int  # with at least one object of the class
+    images: int  # number of images with at least one object of the class
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split. Objects are those of known classes with a usable box."""
+    """The counts of one split. Objects of unknown classes and unusable boxes are not counted."""
 
     name: str
     role: str  # train, val or test
@@ -64,14 +64,14 @@ class Pictures(Sizes):
 
 @dataclass(frozen=True)
 class Boxes(Sizes):
-    sizes: dict[str, int]  # small, medium, large: area below 32 x 32, below 96 x 96, others
-    below_cell: dict[str, int]  # short side in training -> boxes whose shorter side is then below CELL pixels
+    sizes: dict[str, int]  # number of small, medium and large boxes; the limits are 32 x 32 and 96 x 96 pixels
+    below_cell: dict[str, int]  # short side of the scaled image -> number of boxes with a side below CELL pixels
     clipped: int
 
 
 @dataclass(frozen=True)
 class ProposalStatistics:
-    """Recall of the proposals over all splits that have proposals."""
+    """The number of proposals and their recall, over all splits that have proposals."""
 
     stores: list[str]
     images: int
@@ -82,7 +82,7 @@ class ProposalStatistics:
     splits: dict[str, Recall]
     classes: dict[str, Recall]
     sizes: dict[str, Recall]
-    untouched: int  # objects without any overlapping proposal
+    untouched: int  # number of objects that no proposal overlaps
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Sampling:
     images: int
     rois_per_image: int
     fg_quota: int  # maximum number of foreground RoIs per image
-    foreground: float  # mean number of available RoIs, including ground truth
-    background: float
+    foreground: float  # mean number of available foreground RoIs, including ground-truth boxes
+    background: float  # mean number of available background RoIs
     few_foreground: float  # share of images with fewer foreground RoIs than fg_quota
     few_background: float  # share of images with too few background RoIs to reach rois_per_image
     drawn: float  # mean number of RoIs that can be sampled
@@ -118,25 +118,25 @@ class Report:
 def to_json(report: Report) -> dict[str, Any]:
     """Return the report as plain containers for JSON.
 
-    Keys are the fields of Report and of its dataclasses. In addition, `ok` (no errors) is the first key, and each entry
-    of `errors` and `notes` has kind, title, file, line, object, name, unit, what and mend (the advice). Lengths are in
-    pixels of the original images. Shares and recalls are between 0 and 1, or null if there is nothing to count.
+    The keys are the names of the fields of Report and its dataclasses. In addition, the first key `ok` is true if there
+    are no errors, and each entry of `errors` and `notes` has the keys `title` and `advice`. Lengths are in pixels of
+    the original images. Shares and recalls are between 0 and 1, or null if there is nothing to count.
     """
     plain = {"ok": not report.errors, **asdict(report)}
     for key, problems in (("errors", report.errors), ("notes", report.notes)):
-        plain[key] = [{**asdict(p), "title": p.title, "mend": p.advice} for p in problems]
+        plain[key] = [{**asdict(p), "title": p.title, "advice": p.advice} for p in problems]
     return plain
 
 
 def known_only(record: Record, classes: Sequence[str]) -> Record:
-    """Return the record without objects of unknown classes, which training ignores too."""
+    """Return the record without objects of unknown classes, because training ignores them too."""
     kept = [o.name in classes for o in record.objects]
     objects = [o for o in record.objects if o.name in classes]
     return replace(record, objects=objects, best=record.best if record.proposals is None else record.best[kept])
 
 
 def split(records: Sequence[Record], classes: Sequence[str]) -> Split:
-    """Return the counts of one split. All records are from this split."""
+    """Return the counts of the split that all records belong to."""
     usable = [r for r in records if r.usable]
     objects = Counter(o.name for r in usable for o in r.objects)
     difficult = Counter(o.name for r in usable for o in r.objects if o.difficult)
@@ -166,7 +166,7 @@ def pictures(records: Sequence[Record]) -> Pictures:
 
 
 def boxes(records: Sequence[Record], short_sides: Iterable[int], long_side: int) -> Boxes:
-    """Return the sizes of all boxes, and the number of boxes that are small at the training scales."""
+    """Return statistics of the sizes of all boxes, in the original images and at the training scales."""
     width, height = _sides(records)
     below = {}
     for side in short_sides:
@@ -182,7 +182,7 @@ def boxes(records: Sequence[Record], short_sides: Iterable[int], long_side: int)
 
 
 def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequence[str]) -> ProposalStatistics | None:
-    """Return the recall and the numbers of proposals, or None if no image has proposals."""
+    """Return the number of proposals and their recall, or None if no image has proposals."""
     having = [r for r in records if r.proposals is not None]
     if not having:
         return None
@@ -207,7 +207,7 @@ def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequenc
 
 
 def sampling(records: Sequence[Record], rois_per_image: int, fg_fraction: float) -> Sampling | None:
-    """Return statistics of the RoIs that `RoISampler` can sample per image, or None if no image has proposals."""
+    """Return statistics of the RoIs that `RoISampler` can sample, or None if no training image has proposals."""
     having = [r for r in records if r.task.role == "train" and r.proposals is not None]
     if not having:
         return None
@@ -228,7 +228,7 @@ def sampling(records: Sequence[Record], rois_per_image: int, fg_fraction: float)
 
 
 def _sides(records: Sequence[Record]) -> np.ndarray:
-    """Return the widths and heights (2, G) float64 of all boxes."""
+    """Return the widths and heights of all boxes as (2, G) float64."""
     found = np.concatenate([np.zeros((0, 4)), *(r.boxes for r in records)])
     return (found[:, 2:] - found[:, :2]).T
 

@@ -1,4 +1,4 @@
-"""The report of a data set as a console summary, and as one HTML page without scripts or external files."""
+"""Format the report of a data set as a console summary, and as an HTML page without scripts or external files."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from fastrcnn.audit.report import Range, Report
 from fastrcnn.data.truth.problems import Problem, by_kind
 from fastrcnn.report.page import render
 
-MOST_CLASSES = 6  # on the console; the page shows all
-MOST_ERRORS = 7  # lines on the console
+MOST_CLASSES = 6  # maximum number of classes on the console; the page shows all classes
+MOST_ERRORS = 7  # maximum number of lines about errors on the console
 MOST_NOTES = 6
-LISTED = 200  # problems of a kind on the page; report.json contains all
-OPEN = 20  # most errors of a kind that the page shows without a click
+LISTED = 200  # maximum number of problems of one kind on the page; report.json contains all of them
+OPEN = 20  # if there are more errors of one kind than this, the page collapses them
 
 
 def summary(report: Report) -> str:
-    """Return counts, sizes, proposals, problems and the verdict. Never longer than 40 lines."""
+    """Summarise counts, sizes, proposals and problems, with the verdict, in at most 40 lines of text."""
     p, b = report.pictures, report.boxes
     sizes = ", ".join(f"{n} {name}" for name, n in b.sizes.items())
     lines = [
@@ -36,7 +36,7 @@ def summary(report: Report) -> str:
 
 
 def page(report: Report, pictures: Sequence[tuple[str, bytes]] = ()) -> str:
-    """Return the HTML page. pictures: captions and JPEG files of images with their ground truth drawn."""
+    """Return the HTML page. pictures: pairs of a caption and the JPEG data of an image with its ground-truth boxes."""
     classes = []
     for name in report.classes:
         counts = [(s.role, s.classes[name]) for s in report.splits]
@@ -63,15 +63,15 @@ def page(report: Report, pictures: Sequence[tuple[str, bytes]] = ()) -> str:
 
 
 def verdict(report: Report) -> str:
-    """Return the verdict in one line."""
+    """Return one line that states whether the data set is ready for training."""
     notes = f"{len(report.notes)} note(s)"
     if report.errors:
-        return f"NOT READY: {len(report.errors)} error(s), {notes}. Training would stop, or skip the affected images."
+        return f"NOT READY: {len(report.errors)} error(s), {notes}. Training would stop, or skip images or objects."
     return f"READY: no errors, {notes if report.notes else 'no notes'}."
 
 
 def percent(share: float | None) -> str:
-    """Return a share as text."""
+    """Format a share between 0 and 1 as a percentage, or None as a dash."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
@@ -96,7 +96,7 @@ def _counts(report: Report) -> list[str]:
     rows += [(f"  {name[:24]}", [s.classes[name].objects for s in shown]) for name in few]
     lines = [f"{name:<26}" + "".join(f"{value!s:>{width}}" for value in values) for name, values in rows]
     if len(few) < len(ordered):
-        lines.append(f"  (only the {len(few)} most and least frequent classes; see the report for all {len(ordered)})")
+        lines.append(f"  (the {len(few)} most and least frequent of {len(ordered)} classes; the report shows all)")
     return lines
 
 
@@ -136,21 +136,21 @@ def _errors(problems: Sequence[Problem]) -> list[str]:
     lines: list[str] = []
     for group in groups:
         if len(lines) + 1 >= MOST_ERRORS:
-            return [*lines, "  and other kinds of errors, see the report"]
+            return [*lines, "  The report lists further kinds of errors."]
         lines.append(f"  {group[0].title} ({len(group)}). {group[0].advice}")
         lines += [f"    {_short(p)}" for p in group[:each]]
     return lines
 
 
 def _notes(problems: Sequence[Problem]) -> list[str]:
-    """Return the first note of each kind, with its place if it is about one object."""
+    """Return the first note of each kind, with its location if it concerns one object."""
     lines = []
     for group in by_kind(problems).values():
         number = f" ({len(group)})" if len(group) > 1 else ""
         first = _short(group[0]) if group[0].object else group[0].what[:200]
         lines.append(f"  {group[0].title}{number}: {first}")
     if len(lines) > MOST_NOTES:
-        lines[MOST_NOTES - 1 :] = [f"  and {len(lines) - MOST_NOTES + 1} more kinds, see the report"]
+        lines[MOST_NOTES - 1 :] = [f"  The report lists {len(lines) - MOST_NOTES + 1} further kinds of notes."]
     return lines
 
 

@@ -1,7 +1,7 @@
 """Export of a trained detector to a single file, with a model card next to it (card.py).
 
-ONNX graphs and torch.export programs contain the entire network and have the inputs and outputs below. The caller only
-has to resize the image and to apply non-maximum suppression.
+An ONNX graph or a torch.export program contains the entire network and has the inputs and outputs below. The caller
+only has to resize the image and to apply non-maximum suppression.
 
     image      (height, width, 3) uint8, RGB, the scaled image
     proposals  (P, 4) float32, half-open x1 y1 x2 y2 in pixels of the original image

@@ -1,4 +1,4 @@
-"""Write an exported detector with its model card, a Markdown file for its users (template: model_card.md.j2)."""
+"""Write an exported detector and its model card, a Markdown file that describes it (template: model_card.md.j2)."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ from fastrcnn.model.head import parameter_count
 from fastrcnn.weights import export
 
 log = logging.getLogger(__name__)
-SAME = 5e-4  # mAPs that differ by less are equal up to rounding, e.g. because of a different precision
+SAME = 5e-4  # a smaller difference of mAPs is treated as rounding, for example because of a different precision
 
 
 def model_card(description: Description, output: Path, box_regression: bool, parameters: int) -> str:
-    """Return the model card for the existing file `output`, whose suffix is the export format."""
+    """Return the model card of the exported file `output`. Its suffix is the export format.
+
+    box_regression: whether the exported network applies box regression. parameters: number of parameters.
+    """
     here = FileSystemLoader(Path(__file__).parent)
     pages = Environment(loader=here, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     mean, std = (", ".join(f"{v:g}" for v in description.pixels[key]) for key in ("mean", "std"))
@@ -36,7 +39,7 @@ def model_card(description: Description, output: Path, box_regression: bool, par
         for name in description.classes
     ]
     unsaid = ""
-    if output.suffix == ".caffemodel":  # contains only weights
+    if output.suffix == ".caffemodel":  # the file contains only weights
         data, listed = description.config["data"], json.dumps(description.classes, ensure_ascii=False)
         keys = {
             "classes": listed,
@@ -70,7 +73,7 @@ def model_card(description: Description, output: Path, box_regression: bool, par
 
 
 def precision(output: Path, description: Description) -> str:
-    """Describe the precision of the weights in the file."""
+    """Describe the precision of the weights in the exported file `output`."""
     rounded = description.record.get("precision")
     if rounded is None:
         return "float32"
@@ -107,9 +110,9 @@ def write_with_card(
     source: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write the network in the format that the suffix of `output` selects, and its card next to it. Return the card.
+    """Write the network in the format of the suffix of `output`, and its model card next to it. Return the card's path.
 
-    source: see files.write_derived. dtype: precision of the weights, for .safetensors only.
+    source: see files.write_derived. dtype: dtype of the weights, for .safetensors only.
     """
     card = output.with_name(f"{output.name}.md")
     files.refuse_existing(card, source)
@@ -132,9 +135,10 @@ def write_with_card(
 def evaluations(run: Path, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the evaluation results of a run by split: metric, mAP, image count, and AP and proposal recall per class.
 
-    Results that cannot be attributed to the exported checkpoint are marked as `unsure`.
-    own: `split`, `metric` and `mAP` stored in the checkpoint itself, if any. Results for this split that differ are
-    from another checkpoint or from other settings. They are excluded with a warning.
+    Results are marked as `unsure` if another checkpoint of the run may have been evaluated.
+    own: the evaluation result that is stored in the checkpoint (`split`, `metric` and `mAP`), if it has one. If the
+        run's folder contains a different mAP for this split, it belongs to another checkpoint or to other settings. It
+        is excluded with a warning.
     """
     found = {}
     for file in sorted(run.glob("eval/*/metrics.json")):
@@ -150,8 +154,9 @@ def evaluations(run: Path, own: Mapping[str, Any] | None = None) -> dict[str, An
         agrees = own is not None and kept["metric"] == own["metric"] and abs(kept["mAP"] - own["mAP"]) < SAME
         if own is not None and split == own["split"] and not agrees:
             log.warning(
-                "%s: the mAP %.4f (%s) is not that of this checkpoint, %.4f (%s). The model card does not include the "
-                "AP per class from this file. To include it, run `fastrcnn eval checkpoint=...` and export again.",
+                "%s: the mAP %.4f (%s) in this file differs from the mAP of the checkpoint, %.4f (%s). Therefore, the "
+                "model card does not include the AP per class. To include it, run `fastrcnn eval checkpoint=...` and "
+                "export again.",
                 file,
                 kept["mAP"],
                 kept["metric"],

@@ -1,4 +1,4 @@
-"""Choose the ranks of compressed fc6 and fc7 layers and report the savings."""
+"""Choose the ranks of compressed fc6 and fc7 layers, and report the reduction in size and time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastrcnn.model.head import LAYERS, Decomposition, Ranks, largest_rank, para
 
 log = logging.getLogger(__name__)
 TRIALS = 6  # evaluations in a search, in addition to the evaluation of the original model
-ROIS, ROUNDS = 2000, 5  # for timing
+ROIS, ROUNDS = 2000, 5  # number of RoIs and of rounds for timing
 
 
 def shown(ranks: Ranks) -> str:
@@ -29,10 +29,10 @@ def _shown(rank: int | None) -> str:
 
 
 def ranks_that_keep(keep: float, found: Mapping[str, Decomposition]) -> Ranks:
-    """Return the ranks that keep this share of each layer's energy.
+    """Return the ranks that keep the share `keep` of each layer's energy.
 
-    A layer whose rank would be too high for compression stays unchanged, which is logged. Raises UserError if this
-    applies to all layers.
+    found: the decomposition of each layer. A layer stays unchanged, and this is logged, if its rank would be too high
+    to reduce its size. Raises UserError if no layer can be compressed.
     """
     ranks = ranks_for(found, keep)
     stay = [
@@ -51,15 +51,16 @@ def ranks_that_keep(keep: float, found: Mapping[str, Decomposition]) -> Ranks:
 def ranks_within(
     budget: float, found: Mapping[str, Decomposition], before: float | None, measure: Callable[[Ranks], float]
 ) -> tuple[Ranks, float, list[str]]:
-    """Return the smallest ranks tried that lose at most `budget` points of mAP, their mAP, and a text line per trial.
+    """Return the smallest tried ranks that lose at most `budget` points of mAP, their mAP, and a text line per trial.
 
-    before: mAP of the original model, 0 to 1. measure: computes the mAP for given ranks. Raises UserError if all trials
-    lose more.
+    found: the decomposition of each layer. before: mAP of the original model, 0 to 1, or None if it is undefined.
+    measure: a function that returns the mAP for given ranks. Raises UserError if `before` is None or all trials lose
+    more mAP than `budget`.
     """
     if before is None:
         raise UserError(
-            "budget: the mAP cannot be computed, because these images contain no ground truth of any class. Set "
-            "keep=0.9 instead."
+            "budget: the mAP cannot be computed, because these images contain no ground truth. Set keep=0.9 instead of "
+            "budget."
         )
     tried: list[str] = []
 
@@ -73,14 +74,12 @@ def ranks_within(
 
     good = [t for t in search(found, measured, before - budget / 100 - 1e-9, TRIALS) if t.enough]
     if not good:
-        raise UserError(
-            f"budget={budget:g}: every trial lost more mAP than this. Set a larger budget.\n" + "\n".join(tried)
-        )
+        raise UserError(f"budget={budget:g}: all trials lost more mAP. Set a larger budget.\n" + "\n".join(tried))
     return good[-1].ranks, good[-1].value, tried
 
 
 def size_lines(before: FastRCNN, after: FastRCNN, ranks: Ranks) -> list[str]:
-    """Return a table with the weights of each layer and the parameters of the entire network, before and after."""
+    """Return the lines of a table with the number of weights of each layer, and of all parameters, before and after."""
     rows = [
         (f"{name}, {_shown(ranks.get(name))}: weights", _weights(before, name), _weights(after, name))
         for name in LAYERS
@@ -92,12 +91,15 @@ def size_lines(before: FastRCNN, after: FastRCNN, ranks: Ranks) -> list[str]:
 
 
 def _weights(model: FastRCNN, name: str) -> int:
-    """Count the weights of fc6 or fc7, or of its two factors, without biases."""
+    """Count the weights of fc6 or fc7, or of its two factors. Biases are not counted."""
     return sum(p.numel() for n, p in model.named_parameters() if re.fullmatch(rf"head\.{name}\.(.*\.)?weight", n))
 
 
 def time_line(before: TorchNetwork, after: TorchNetwork) -> str:
-    """Report the median time of fc6 and fc7 for 2,000 RoIs. The networks alternate, so changes in load affect both."""
+    """Measure the median time of fc6 and fc7 for ROIS RoIs before and after compression, and return it as text.
+
+    The two networks are timed alternately, so that changes of the system load affect both.
+    """
     device, dtype, side = before.device, before.dtype, before.model.roi_size
     fc6 = before.model.state_dict()["head.fc6.weight"]  # (D, C * side^2)
     pooled = torch.rand(ROIS, fc6.shape[1] // side**2, side, side, device=device)

@@ -1,7 +1,7 @@
 """Build the ONNX graph of a network node by node from its layer table (model/networks.py).
 
-torch's exporter is not used: this way the graph does not depend on the version of torch, needs no tracing, and uses
-ONNX's MaxRoiPool, which rounds like our operator (see ops/README.md).
+Without torch's exporter, the graph does not depend on the version of torch and no tracing is needed. In addition, the
+graph can use ONNX's MaxRoiPool, which rounds like our operator (see ops/README.md).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fastrcnn.model.fast_rcnn import INCLUSIVE, FastRCNN, fold_map_scale
 from fastrcnn.model.networks import Conv, Pool
 from fastrcnn.weights.export import refuse
 
-OPSET, IR = 17, 8  # from 2022, supported by ONNX Runtime 1.12 and later
-POOLED = ("fast_rcnn", "roi_align")  # operators that ONNX supports
-LARGEST = 2**31 - 2**20  # bytes, the limit of a single ONNX file
+OPSET, IR = 17, 8  # versions from 2022, which ONNX Runtime 1.12 and later support
+POOLED = ("fast_rcnn", "roi_align")  # RoI operators that ONNX supports
+LARGEST = 2**31 - 2**20  # bytes of weights; a single ONNX file is limited to 2 GB
 
 
 def write_onnx(
@@ -31,8 +31,8 @@ def write_onnx(
 ) -> None:
     """Write the network as ONNX, with the inputs and outputs of deploy/__init__.py and the description as metadata.
 
-    box_regression: see Network.outputs. source: see write_derived. Raises UserError if ONNX has no matching operator,
-    if the file would exceed 2 GB, or if it cannot be written.
+    box_regression: see Network.outputs. source: see write_derived. Raises UserError if ONNX has no matching RoI
+    operator, if the file would exceed 2 GB, or if it cannot be written.
     """
     try:
         import onnx
@@ -69,14 +69,14 @@ def write_onnx(
 
 
 class _Graph:
-    """Nodes and constants in insertion order. Values are referenced by name."""
+    """The nodes and constants of a graph, in insertion order. Values are referenced by name."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
 
     def add(self, kind: str, *inputs: str | np.ndarray | Tensor, output: str | None = None, **attributes: Any) -> str:
-        """Add an operator and return the name of its output. Arrays among the inputs become constants."""
+        """Add an operator and return the name of its output. Inputs are names of values, or arrays for constants."""
         from onnx import helper
 
         name = output or f"{kind}_{len(self.nodes)}"
@@ -93,7 +93,7 @@ class _Graph:
         return name
 
     def layer(self, kind: str, x: str, module: nn.Module, **attributes: Any) -> str:
-        """Add a convolution or a fully connected layer, with its bias if it has one."""
+        """Add a convolution or a fully connected layer and return the name of its output. Its bias can be missing."""
         weights = [p for p in (module.weight, module.bias) if isinstance(p, Tensor)]
         return self.add(kind, x, *weights, **attributes)
 
@@ -124,7 +124,7 @@ def _nodes(g: _Graph, model: FastRCNN, box_regression: bool) -> None:
 
 
 def _pixels(g: _Graph, model: FastRCNN) -> str:
-    """FastRCNN.normalise for one image (H, W, 3), and the padding of Trunk.forward."""
+    """Add FastRCNN.normalise for one image (H, W, 3), and the padding of Trunk.forward."""
     x = g.add("Cast", g.add("Transpose", "image", perm=[2, 0, 1]), to=_type(np.float32))
     x = g.add("Div", g.add("Sub", x, model.pixel_mean), model.pixel_std)
     x = g.add("Unsqueeze", x, np.array([0]))
@@ -158,7 +158,7 @@ def _trunk(g: _Graph, model: FastRCNN, x: str) -> list[str]:
 
 
 def _rois(g: _Graph, op: str) -> str:
-    """`scaled_rois`: (P, 4) float32, computed in float64 and rounded once."""
+    """Add `scaled_rois`. The RoIs (P, 4) are computed in float64 and rounded once to float32."""
     box = g.add("Cast", "proposals", to=_type(np.float64))
     if op in INCLUSIVE:
         box = g.add("Sub", box, np.array([0.0, 0, 1, 1]))
@@ -166,7 +166,7 @@ def _rois(g: _Graph, op: str) -> str:
 
 
 def _pooled(g: _Graph, model: FastRCNN, features: str, rois: str, scale: float) -> str:
-    """`pool_rois` for RoIs (P, 4) of a single image."""
+    """Add `pool_rois` for RoIs (P, 4) of a single image."""
     indexed = g.add("Pad", rois, np.array([0, 1, 0, 0]))  # (P, 5), image index 0 in the first column
     if model.roi_op == "fast_rcnn":
         return g.add("MaxRoiPool", features, indexed, pooled_shape=[model.roi_size] * 2, spatial_scale=scale)
@@ -176,7 +176,7 @@ def _pooled(g: _Graph, model: FastRCNN, features: str, rois: str, scale: float) 
 
 
 def _boxes(g: _Graph, deltas: str) -> None:
-    """`boxes.decode` and `boxes.clip`: (P, classes + 1, 4)."""
+    """Add `boxes.decode` and `boxes.clip`. The output `boxes` is (P, classes + 1, 4)."""
 
     def columns(x: str, first: int, last: int) -> str:
         return g.add("Slice", x, np.array([first]), np.array([last]), np.array([-1]))

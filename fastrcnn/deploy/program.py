@@ -1,4 +1,4 @@
-"""Export a network as a torch.export program, which needs torch and our RoI operators to run."""
+"""Export a network as a torch.export program. Running it requires torch and our RoI operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastrcnn.files import write_derived
 from fastrcnn.inference.description import Description
 from fastrcnn.model.fast_rcnn import FastRCNN
 
-LEAST_SIDE = 64  # pixels; keeps every map wider than one cell, a size that torch.export would specialise
+LEAST_SIDE = 64  # pixels; keeps every feature map larger than one cell, because torch.export specialises size 1
 
 
 class WholeNetwork(nn.Module):
@@ -63,7 +63,7 @@ def write_program(
             example,
             dynamic_shapes=shapes,
             strict=False,
-            # torch cannot prove that rounding up stays within the map, although this is true for every size.
+            # torch cannot prove that pooling windows that are rounded up stay within the map, although they always do.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
     with write_derived(output, source) as path, path.open("wb") as file:

@@ -10,9 +10,9 @@ from fastrcnn.model.networks import NETWORKS
 
 
 def training_record(config: Mapping[str, Any], step: int, counts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the record (see inference/description.py) of a run with the configuration `config` after `step` steps.
+    """Return the training record (see inference/description.py) of a run with the configuration `config`.
 
-    counts: `images`, and `objects` by class, if known.
+    step: number of training steps. counts: number of training `images` and of `objects` by class, if known.
     """
     data, recipe = _data(config["data"], counts), []
     if "solver" in config:
@@ -23,7 +23,7 @@ def training_record(config: Mapping[str, Any], step: int, counts: Mapping[str, A
 
 
 def converted_record(file: str) -> dict[str, Any]:
-    """Return the record of a network that another program trained. file: the name of its weights file."""
+    """Return the training record of a network that another program trained. file: the name of its weights file."""
     return {"data": [f"Converted from `{file}`, which does not record the training data or recipe."], "recipe": []}
 
 
@@ -36,7 +36,7 @@ def _data(data: Mapping[str, Any], counts: Mapping[str, Any]) -> list[str]:
             text += f" with {_number(objects, 'object')}"
     lines = [f"{text}."]
     if data["max_images"] is not None:
-        lines.append(f"Only the first {_number(data['max_images'], 'image')} of each split.")
+        lines.append(f"Training used only the first {_number(data['max_images'], 'image')} of each split.")
     if not data["use_difficult"]:
         lines.append("Objects marked as difficult were excluded.")
     if data["other_classes"] == "leave_out":

@@ -1,1 +1,1 @@
-"""Detection: networks, detectors and their output."""
+"""Detect objects: networks, detectors and their output."""

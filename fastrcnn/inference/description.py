@@ -1,4 +1,4 @@
-"""The metadata of an exported detector: its classes, its configuration, its results and its training record."""
+"""Store and read the metadata of an exported detector: classes, configuration, results and training record."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastrcnn.errors import UserError
 from fastrcnn.model.fast_rcnn import FastRCNN
 
 FORMAT = "fastrcnn 1"
-# Local paths, and keys that only apply to the training machine. They are not exported.
+# Keys with local paths or with settings of the training machine. They are not exported.
 PLACES = {"model": ("weights",), "data": ("root", "proposals", "proposal_cache")}
 GROUPS = ("model", "data", "solver", "detection")
 
@@ -21,14 +21,15 @@ GROUPS = ("model", "data", "solver", "detection")
 class Description:
     """The metadata of an exported detector.
 
-    classes: names; label k is classes[k - 1]. step: training step of the checkpoint; 0 if it is not known.
-    pixels: `mean` and `std` of red, green and blue, 0 to 255; `order` is RGB.
+    classes: class names. Label k is classes[k - 1].
+    step: training step of the checkpoint, or 0 if it is unknown.
+    pixels: `mean` and `std` of the red, green and blue values (0 to 255). `order` is RGB.
     config: the configuration by group, without local paths.
-    metrics: evaluation results by split, in the format of metrics.json.
-    record: information for users. `data`, `recipe`: lists of sentences, see deploy/recipe.py. `images`, and `objects`
-        by class: number of training images and objects. `proposals`: name of the proposal file, if training used one.
-        `precision`: type that the weights were rounded to. `draw_threshold`: score threshold with the best F1 in the
-        evaluation that selected the checkpoint.
+    metrics: evaluation results by split, with keys of metrics.json.
+    record: the training record. `data`, `recipe`: lists of sentences, see deploy/recipe.py. `images`: number of
+        training images. `objects`: number of training objects by class. `proposals`: name of the proposal file, if
+        training used one. `precision`: dtype that the weights were rounded to. `draw_threshold`: score threshold with
+        the best F1 in the evaluation that selected the checkpoint.
     """
 
     classes: tuple[str, ...]
@@ -39,7 +40,7 @@ class Description:
     record: Mapping[str, Any] = field(default_factory=dict)
 
     def metadata(self) -> dict[str, str]:
-        """Return the metadata as strings by key, for storage in a file."""
+        """Return the metadata as a dictionary of strings, which can be stored in a file."""
         whole = {key: json.dumps(value, ensure_ascii=key != "classes") for key, value in vars(self).items()}
         return {"format": FORMAT, **whole}
 
@@ -52,7 +53,7 @@ def describe(
     metrics: Mapping[str, Mapping[str, Any]],
     record: Mapping[str, Any],
 ) -> Description:
-    """Return the description of a network that was trained with `config` (all groups)."""
+    """Return the description of a network. config: the complete configuration of its training, by group."""
     kept = {
         group: {key: value for key, value in config[group].items() if key not in PLACES.get(group, ())}
         for group in GROUPS
@@ -65,7 +66,7 @@ def describe(
 def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
     """Parse the result of `Description.metadata`. source: the file, for messages.
 
-    Raises UserError if another program wrote the metadata or if it is damaged.
+    Raises UserError if the metadata is damaged or was written by another program.
     """
     if metadata.get("format") != FORMAT:
         raise UserError(
@@ -73,7 +74,7 @@ def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
             f"'{FORMAT}'), so its classes are unknown. Use a file that `fastrcnn export` wrote."
         )
     try:
-        whole = {"record": "{}", **metadata}  # files of earlier versions have no record
+        whole = {"record": "{}", **metadata}  # files of earlier versions contain no record
         found = Description(**{part.name: json.loads(whole[part.name]) for part in fields(Description)})
         names = found.classes
         if type(names) is not list or not all(type(n) is str for n in names) or len({*names}) < len(names):
@@ -85,14 +86,14 @@ def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
         if type(found.step) is not int or not 0 <= found.step < 2**53:
             raise ValueError("step must be a non-negative integer")
         if not all(map(sound_evaluation, found.metrics.values())) or not sound_record(found.record):
-            raise ValueError("metrics or record has an invalid format")
+            raise ValueError("the evaluation results or the training record have an invalid format")
         return replace(found, classes=tuple(names))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{source}: the metadata is damaged ({error}). Export the detector again.") from None
 
 
 def sound_evaluation(metrics: Any) -> bool:
-    """Return whether the values that a model card shows have the types and ranges of metrics.json."""
+    """Return whether evaluation results have the types and ranges that a model card needs."""
     if type(metrics) is not dict or type(metrics.get("metric")) is not str:
         return False
     tables = [metrics.get("ap", {}), metrics.get("recall", {})]
@@ -105,7 +106,7 @@ def sound_evaluation(metrics: Any) -> bool:
 
 
 def sound_record(record: Any) -> bool:
-    """Return whether this is a valid `record` of a Description. Keys can be missing."""
+    """Return whether `record` is a valid training record of a Description. Keys can be missing."""
     if type(record) is not dict or not record.keys() <= {
         "data",
         "recipe",

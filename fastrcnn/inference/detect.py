@@ -20,10 +20,10 @@ from fastrcnn.structures import Batch, Detections, Sample
 
 @dataclass
 class Stopwatch:
-    """Times of the stages of detection.
+    """Measured times of the stages of detection.
 
-    seconds: wall-clock time of the detecting thread in each stage. The stages never overlap. The device is synchronised
-        at the start and at the end of a stage. The stage "proposals" is the time spent waiting for proposals.
+    seconds: wall-clock time that the detecting thread spent in each stage. The stages do not overlap. The device is
+        synchronised at the start and at the end of a stage. In the stage "proposals", the thread waits for proposals.
     work: CPU time that other threads spent on a stage. It is not included in `seconds`.
     """
 
@@ -69,7 +69,7 @@ def detect(
 def detect_batch(
     network: Network, pyramid: Sequence[Batch], settings: DetectionSettings, watch: Stopwatch | None = None
 ) -> list[Detections]:
-    """Return the detections for each image of a batch, on the CPU. watch: records the stages "network" and "nms".
+    """Return the detections of each image in a batch, on the CPU. watch: measures the stages "network" and "nms".
 
     Raises UserError if the outputs of the network are not finite.
     """

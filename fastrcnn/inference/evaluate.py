@@ -1,4 +1,4 @@
-"""Run a network on a data set and evaluate its detections."""
+"""Run a network on a data set and evaluate the detections."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def evaluate(
     settings: DetectionSettings,
     detected: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
-    """Run the network on pyramids of batches (see Network.outputs) and evaluate its detections.
+    """Run the network on pyramids of batches (see Network.outputs) and evaluate the detections.
 
     images: total number of images. detected: see detect_all. In distributed evaluation, each process passes its share
-    of the images. Rank 0 returns the result, the other processes return None.
+    of the images. Rank 0 returns the result, and the other processes return None.
     """
     seconds = 0.0
     proposals: list[np.ndarray] = []
@@ -42,7 +42,7 @@ def evaluate(
         for pyramid in pyramids:
             proposals.extend(p.numpy() for p in pyramid[0].proposals)
             start = time.perf_counter()
-            yield pyramid  # the time until the generator resumes is the detection time of this pyramid
+            yield pyramid  # until the generator resumes, the caller detects objects in this pyramid
             seconds += time.perf_counter() - start
 
     samples, detections = detect_all(network, timed(), images, classes, settings, detected)
@@ -64,9 +64,10 @@ def detect_all(
 ) -> tuple[list[Sample], dict[str, ClassDetections]]:
     """Return the images of the pyramids and the detections of the network, with an entry for every class.
 
-    In distributed evaluation, rank 0 returns the images and detections of all processes, the others return none.
+    In distributed evaluation, rank 0 returns the images and detections of all processes. The other processes return no
+    images and no detections.
     images: total number of images. detected: called after the last pyramid, before detections are gathered. It can
-    raise.
+    raise an exception to abort.
     """
     own = -(-images // distributed.size())
     part = list(progress(detect(network, pyramids, settings), own, "detect"))
@@ -79,7 +80,7 @@ def detect_all(
 
 
 def above_thresholds(found: Sequence[Detections], average: int) -> list[Detections]:
-    """Return the detections whose score exceeds the threshold of their class; see class_thresholds."""
+    """Return the detections whose score exceeds the threshold of their class. average: see class_thresholds."""
     thresholds = class_thresholds([d.entered for d in found if d.entered is not None], average)
     kept = [d.scores > thresholds[d.labels - 1] for d in found]
     return [Detections(d.boxes[k], d.scores[k], d.labels[k]) for d, k in zip(found, kept, strict=True)]

@@ -1,4 +1,4 @@
-"""The result of `detect(image)`: detections with a reference to their image, for drawing."""
+"""The result of `detect(image)`: detections that can be drawn on their image."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from fastrcnn.visualize import draw_detections, enlarge
 class Found(Detections):
     """Detections in one image, sorted by score.
 
-    pixels: returns the image (H, W, 3) uint8 RGB, upright. If the image is a file, it is read again. draw_threshold:
-    minimum score of detections that are drawn: the best threshold from the network's evaluation, or 0.5.
+    pixels: a function that returns the upright image (H, W, 3) uint8 RGB. If the image is a file, it is read again.
+    draw_threshold: minimum score of detections that are drawn. It is the score with the best F1 in the evaluation of
+    the network, or 0.5 if the network was not evaluated.
     """
 
     pixels: Callable[[], np.ndarray] | None = field(default=None, compare=False)
     draw_threshold: float = 0.5
 
     def plot(self, threshold: float | None = None) -> np.ndarray:
-        """Draw the detections with a score of at least `threshold` (None: `draw_threshold`) on the image.
+        """Return the image (H, W, 3) uint8 RGB with the detections drawn. Small images are enlarged.
 
-        Return the image (H, W, 3) uint8 RGB. Small images are enlarged. Raises UserError if the image file can no
-        longer be read.
+        threshold: minimum score of detections that are drawn; None: `draw_threshold`. Raises UserError if the image
+        file can no longer be read.
         """
         assert self.pixels is not None
         image, shown = enlarge(self.pixels(), self)
@@ -40,7 +41,7 @@ class Found(Detections):
     def save(self, path: str | Path, threshold: float | None = None) -> Path:
         """Write the result of `plot` to an image file and return its path. The suffix selects the format.
 
-        Raises UserError if the suffix is not that of an image format or if the file cannot be written.
+        Raises UserError if the suffix belongs to no image format or if the file cannot be written.
         """
         path = Path(path).expanduser()
         try:
@@ -48,10 +49,10 @@ class Found(Detections):
         except cv2.error:
             done = False
         if not done:
-            raise UserError(f"{path}: the suffix is not that of an image format. Use a suffix such as .png or .jpg.")
+            raise UserError(f"{path}: the suffix belongs to no image format. Use a suffix such as .png or .jpg.")
         replace_file(path, data.tobytes())
         return path
 
     def to_dict(self) -> dict[str, Tensor]:
-        """Return a dictionary like torchvision's detectors: `boxes` (D, 4), `labels` (D,) and `scores` (D,)."""
+        """Return a dictionary with torchvision's keys: `boxes` (D, 4), `labels` (D,) and `scores` (D,)."""
         return {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}

@@ -1,4 +1,4 @@
-"""Write detections as label files for annotation tools, to correct them and train on them.
+"""Convert detections to label files. They can be corrected with annotation tools and then used for training.
 
 Input boxes are half-open and zero-based, in pixels of the upright image.
 """
@@ -21,7 +21,7 @@ FORMATS = ("voc", "yolo", "coco", "labelstudio")
 
 @dataclass(frozen=True)
 class Labelled:
-    """An image and its objects. id: unique id of the image, from which the name of its label file is derived."""
+    """An image and its detected objects. id: the unique id of the image, which the name of its label file contains."""
 
     id: str
     path: PurePath
@@ -31,7 +31,7 @@ class Labelled:
 
     @property
     def file(self) -> str:
-        """The image name in the label files: the file name, with its folder if two images have the same file name."""
+        """Return the image name for label files: the file name, with its folder if the file name is not unique."""
         return file_of(self.id, self.path).replace("/", "_")
 
     @property
@@ -40,13 +40,13 @@ class Labelled:
 
 
 def label_files(format: str, images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
-    """Return the content of the label files in one of FORMATS, by path relative to the output folder."""
+    """Return the contents of the label files by their path in the output folder. format: one of FORMATS."""
     writers = {"voc": _voc, "yolo": _yolo, "coco": _coco, "labelstudio": _label_studio}
     return {f"labels_{format}/{name}": text for name, text in writers[format](images, classes).items()}
 
 
 def _voc(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
-    """Return one XML file per image, with boxes in integer pixels. The format has no scores."""
+    """Return one XML file per image, with boxes in integer pixels. The format cannot store scores."""
     files = {}
     for image in images:
         root = Element("annotation")
@@ -74,9 +74,9 @@ def whole_pixels(box: Sequence[float], image: Labelled) -> tuple[int, int, int, 
 
 
 def _yolo(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
-    """Return one text file per image, and classes.txt in the two places where Label Studio and LabelImg expect it.
+    """Return one text file per image, and classes.txt in the two folders where Label Studio and LabelImg expect it.
 
-    The text files have no scores, because annotation tools reject a sixth number.
+    The text files contain no scores, because annotation tools reject a sixth number per line.
     """
     names = "".join(f"{name}\n" for name in classes)
     files = {"classes.txt": names, "labels/classes.txt": names}

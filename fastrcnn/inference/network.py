@@ -1,4 +1,4 @@
-"""The network interface of detection, and its implementation for FastRCNN. onnx_network.py implements it for ONNX."""
+"""The network interface for detection, and its implementation for FastRCNN. onnx_network.py implements it for ONNX."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Outputs = tuple[Tensor, Tensor]  # scores (P, classes + 1) and boxes (P, classes
 class Network(Protocol):
     """A trained network with its weights, ready to detect.
 
-    classifier: "softmax" if the scores are probabilities, "svm" if they are margins. device: device of the outputs,
-    whose memory the network uses. runs_on: name of the device that runs the network.
+    classifier: "softmax" if the scores are probabilities, "svm" if they are margins. device: device of the outputs.
+    runs_on: name of the device that runs the network.
     """
 
     classifier: Classifier
@@ -34,10 +34,11 @@ class Network(Protocol):
     ) -> list[Outputs]:
         """Return the scores and boxes of the proposals for each image of a batch.
 
-        Scores start with the background. Boxes are in pixels of the original image and clipped to its border.
-        pyramid: the same images at one or more scales. `nearest_level` selects the scale at which each RoI is pooled.
-        rois_per_chunk: maximum number of RoIs that pass through fc6 and fc7 together, which limits memory.
-        box_regression: apply the predicted box deltas; otherwise the boxes are the proposals.
+        Column 0 of the scores is the background. Boxes are in pixels of the original image and clipped to its border.
+        pyramid: the images at one or more scales, as one batch per scale. `nearest_level` selects the scale at which
+            each RoI is pooled.
+        rois_per_chunk: maximum number of RoIs per forward pass of fc6 and fc7. It limits memory use.
+        box_regression: whether to apply the predicted deltas. If false, the boxes are the clipped proposals.
         """
         ...
 
@@ -48,7 +49,7 @@ def images_on(device: torch.device) -> Inputs:
 
 
 class TorchNetwork:
-    """FastRCNN as a Network that computes in `dtype`. Sets the model to eval mode."""
+    """A Network that runs a FastRCNN model in `dtype`. The model is set to eval mode."""
 
     def __init__(
         self,
@@ -56,7 +57,7 @@ class TorchNetwork:
         dtype: torch.dtype = torch.float32,
         inputs: Inputs | None = None,
     ) -> None:
-        """inputs: returns the model's inputs for a batch. None: the images of the batch."""
+        """inputs: a function that returns the model's inputs for a batch. If None, the inputs are the images."""
         self.model = model.eval()
         self.dtype = dtype
         self.classifier = model.classifier
@@ -95,7 +96,7 @@ class TorchNetwork:
         model, outputs = self.model, []
         rows, place = distinct_rois(rois, model.roi_op, model.strides)
         chunks = rois[rows].to(maps[0].device, non_blocking=True).chunk(max(1, -(-len(rows) // rois_per_chunk)))
-        # One context for all chunks, because autocast clears its cache of cast weights at the end.
+        # All chunks share one context, because autocast clears its cache of cast weights when the context ends.
         with autocast(maps[0].device, self.dtype):
             for chunk in chunks:
                 outputs.append(model.classify(maps, chunk))
@@ -116,7 +117,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 def full_precision(dtype: torch.dtype) -> Iterator[None]:
     """Disable TF32 (10-bit mantissa) for convolutions on a GPU if `dtype` is float32.
 
-    The backward pass needs this too. The flags are global to the process and are restored at the end.
+    The backward pass must also run in this context. The flags are global to the process and are restored at the end.
     """
     if dtype != torch.float32:
         yield
@@ -124,7 +125,7 @@ def full_precision(dtype: torch.dtype) -> Iterator[None]:
     flags: Any = torch.backends.cudnn
     before = flags.conv.fp32_precision, flags.rnn.fp32_precision
     try:
-        old = flags.allow_tf32  # read by torch.export; it must agree with the other flags
+        old = flags.allow_tf32  # torch.export reads this flag; it must agree with the other flags
     except RuntimeError:  # raised if the caller set only one of the other flags
         old = None
     if old is not None:

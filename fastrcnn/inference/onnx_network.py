@@ -30,7 +30,8 @@ class OnnxNetwork:
     device = torch.device("cpu")  # ONNX Runtime returns its outputs on the CPU
 
     def __init__(self, path: Path, device: torch.device | None = None, threads: int | None = None) -> None:
-        """device: None: use a GPU if ONNX Runtime supports it. threads: None: the default of ONNX Runtime.
+        """device: if None, a GPU is used if ONNX Runtime supports one. threads: number of CPU threads, or None for the
+        default of ONNX Runtime.
 
         Raises UserError if onnxruntime is missing, if it cannot use the device, or if `fastrcnn export` did not write
         the file.
@@ -105,7 +106,7 @@ class OnnxNetwork:
         }
         try:
             scores, boxes = self.session.run(list(OUTPUTS), inputs)
-        except Exception as error:  # as above
+        except Exception as error:  # see __init__
             if ran_out(error):
                 raise
             raise _failed(self.path, "run", error) from None

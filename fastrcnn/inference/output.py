@@ -1,4 +1,4 @@
-"""The output folder of `fastrcnn detect`: images with boxes, detections as JSON and CSV, and times."""
+"""Write the output folder of `fastrcnn detect`: images with boxes, files with the detections, and times."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from fastrcnn.names import comp4_name
 from fastrcnn.structures import Detections
 
 log = logging.getLogger(__name__)
-SPLIT = "detect"  # in the names of comp4 files
+SPLIT = "detect"  # the split in the names of comp4 files
 STAGES = {"proposals": "proposals", "network": "network", "nms": "non-maximum suppression"}
-TIMING = "timing.json"  # if it contains a source, `fastrcnn detect` wrote the folder
+TIMING = "timing.json"  # if this file contains the key `source`, `fastrcnn detect` wrote the folder
 
 
 def folder_for(output: str | None, run: Path, source: str) -> Path:
-    """Return the output folder: `output`, or a folder in the run's folder that is named after the source.
+    """Return the output folder: `output` if it is set, otherwise a subfolder of the run that is named after the source.
 
-    A number is appended if that folder contains the detections of another source.
+    A number is appended to the name if a subfolder with this name contains detections for another source.
     """
     if output is not None:
         return Path(output).expanduser()
@@ -60,10 +60,10 @@ def _timing(folder: Path) -> dict[str, Any]:
 
 
 class Output:
-    """An output folder. It is created with the first image, and its files overwrite those of an earlier detection.
+    """An output folder. It is created with the first image. Files of an earlier `fastrcnn detect` are overwritten.
 
-    columns: names of the CSV columns that describe an image or frame, in addition to its id. found: the id, the values
-    of `columns` and the detections of each image or frame, in order.
+    columns: names of additional CSV columns that describe an image or frame. found: for each image or frame, its id,
+    the values of `columns` and the detections.
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class Output:
         images: Sequence[str],
         inputs: Sequence[Path],
     ) -> None:
-        """formats: json, csv, comp4 or one of labels.FORMATS. images: names of the image files to write. inputs: the
+        """formats: any of json, csv, comp4 and labels.FORMATS. images: names of the image files to write. inputs: the
         input files.
 
-        Raises UserError if an output file is also an input, if it exists and `fastrcnn detect` did not write it, or if
-        a class name cannot be used in the name of a comp4 file.
+        Raises UserError if an output file is also an input file, if it exists and `fastrcnn detect` did not write it,
+        if a folder of label files exists, or if a class name cannot be used in the name of a comp4 file.
         """
         self.folder, self.source, self.columns, self.formats = folder, source, columns, formats
         self.detector = detector
@@ -112,7 +112,7 @@ class Output:
                     )
 
     def add(self, image_id: str, found: Detections, about: Sequence[Any]) -> None:
-        """Add the detections of an image. about: the values of `columns`.
+        """Add the detections of an image. about: the values of `columns` for the image.
 
         Raises UserError if the folder cannot be created.
         """
@@ -128,7 +128,10 @@ class Output:
         self.found.append((image_id, about, found))
 
     def count_drawn(self, image_id: str, file: Path, size: Sequence[int], found: Detections, chosen: list[int]) -> None:
-        """Count the chosen detections of an image as drawn and keep them for label files. size: width and height."""
+        """Count the drawn detections of an image and keep them for label files.
+
+        size: width and height of the image. chosen: indices of the drawn detections.
+        """
         self.drawn += len(chosen)
         if any(name in FORMATS for name in self.formats):
             every, (width, height) = list(found), size
@@ -148,8 +151,8 @@ class Output:
     def write_detections(self) -> None:
         """Write the detections in the requested formats.
 
-        detections.json is a COCO results file with additional keys. detections.csv contains corners instead of width
-        and height. Label files contain only the detections that are drawn.
+        detections.json is a COCO results file with additional keys. In detections.csv, boxes are given by two corners.
+        Label files contain only the drawn detections.
         """
         rows: list[dict[str, Any]] = []
         for image_id, about, found in self.found:
@@ -178,7 +181,7 @@ class Output:
                 self._write(path, content)
 
     def write_timing(self, left_out: int) -> None:
-        """Write timing.json and log the time per image; see Stopwatch. left_out: number of unreadable images."""
+        """Write timing.json and log the time per image (see Stopwatch). left_out: number of unreadable images."""
         images, runs_on, watch = len(self.found), self.detector.network.runs_on, self.detector.watch
         seconds, work = ({stage: round(t, 6) for stage, t in of_all.items()} for of_all in (watch.seconds, watch.work))
         each, work_each = (
@@ -200,5 +203,5 @@ class Output:
         log.info("Time per image on %s: %s", runs_on, shown)
 
     def _write(self, name: str, content: str) -> None:
-        # File names can contain bytes that are not UTF-8. surrogateescape restores them.
+        # File names can contain bytes that are not valid UTF-8. surrogateescape restores these bytes.
         replace_file(self.folder / name, content.encode(errors="surrogateescape"))

@@ -1,1 +1,1 @@
-"""HTML pages and drawings: the evaluation report, comparisons, RoI pooling, and the tables of the paper."""
+"""Write HTML pages and drawings: the evaluation report, comparisons, RoI pooling, and the tables of the paper."""

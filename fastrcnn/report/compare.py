@@ -1,4 +1,4 @@
-"""compare.html, the comparison of several evaluations."""
+"""Write compare.html, a page that compares several evaluations."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ MOST_PLOTS = 60
 
 
 def write_comparison(found: Comparison, folder: Path) -> Path:
-    """Write compare.html into `folder`. Raises UserError if the file cannot be written."""
+    """Write compare.html into `folder` and return its path. Raises UserError if the file cannot be written."""
     letters, level = LETTERS[: len(found.runs)], f"{100 * LEVEL:.0f} %"
     columns = ["class", "objects", *letters]
     for letter in letters[1:]:
-        columns += [f"{letter} − A", f"{level} interval", f"{letter} is"]
+        columns += [f"{letter} − A", f"{level} interval", f"AP of {letter} is"]
     ap = {row.name: _by_letter(row.ap) for row in found.classes}
     html = render(
         "compare.html",

@@ -1,9 +1,10 @@
 """Classify detection errors: every false detection and every missed object has exactly one kind.
 
-The kinds follow Hoiem et al. (ECCV 2012) and TIDE (Bolya et al., ECCV 2020), based on VOC's matching at IoU 0.5. A
-detection is correct, ignored (it matches a difficult object) or false. A false detection has the first kind of
-FALSE_KINDS that applies. Difficult objects can explain false detections, but are never missed. A kind does not depend
-on a score threshold: it stays the same if detections with lower scores are removed. Thresholds therefore only counts.
+The kinds follow Hoiem et al. (ECCV 2012) and TIDE (Bolya et al., ECCV 2020). Detections are matched to objects as in
+VOC, at IoU 0.5. A detection is correct, ignored (it matches a difficult object) or false. A false detection has the
+first kind of FALSE_KINDS that applies. A difficult object can explain a false detection, but does not count as missed.
+The kind of a detection stays the same if detections with lower scores are removed. The kinds are therefore determined
+once, and `Thresholds` only counts the detections above each score threshold.
 """
 
 from __future__ import annotations
@@ -15,24 +16,25 @@ import numpy as np
 
 from fastrcnn.evaluation.voc_ap import ClassAP, ClassDetections, ClassTruth, VocMetric, most_overlapped, ranked_ap
 
-FITS = 0.5  # a detection covers an object: IoU above this
-TOUCHES = 0.1  # a detection is related to an object: IoU of at least this
+FITS = 0.5  # a detection covers an object if their IoU is above this value
+TOUCHES = 0.1  # a detection is related to an object if their IoU is at least this value
 
 FALSE_KINDS = {  # in the order in which they are tested
-    "duplicate": "IoU above 0.5 with an object of its class that a detection with a higher score already matches.",
-    "confusion": "IoU above 0.5 with an object of another class, but with no object of its own class.",
-    "localisation": "IoU of 0.1 to 0.5 with an object of its class, and no IoU above 0.5.",
-    "both": "Wrong class and position: IoU of 0.1 to 0.5 with another class, and below 0.1 with its own class.",
-    "background": "IoU below 0.1 with all annotated objects.",
+    "duplicate": "The IoU with an object of its class is above 0.5, but a detection with a higher score matches it.",
+    "confusion": "The IoU is above 0.5 with an object of another class, but with no object of its own class.",
+    "localisation": "The IoU with an object of its class is 0.1 to 0.5. No object has an IoU above 0.5.",
+    "both": "Class and position are wrong. The IoU is 0.1 to 0.5 with an object of another class, and below 0.1 "
+    "with all objects of its own class.",
+    "background": "The IoU is below 0.1 with all annotated objects.",
 }
 MISSED_KINDS = {
-    "no proposal": "No proposal overlaps the object with an IoU of 0.5 or more.",
-    "misplaced": "A detection of its class is poorly localised on it, with an IoU of 0.1 to 0.5.",
-    "wrong class": "A detection of another class overlaps it with an IoU above 0.5.",
+    "no proposal": "No proposal has an IoU of 0.5 or more with the object.",
+    "misplaced": "A detection of its class has an IoU of only 0.1 to 0.5 with the object.",
+    "wrong class": "A detection of another class has an IoU above 0.5 with the object.",
     "not detected": "None of the other reasons applies.",
 }
-NUMBER = 50  # score thresholds
-MOST_PAIRS = 3000  # most class pairs whose confusions are kept, the most frequent ones
+NUMBER = 50  # number of score thresholds
+MOST_PAIRS = 3000  # maximum number of class pairs whose confusions are kept; the most frequent pairs are kept
 RIGHT, LEFT_OUT = -1, -2  # instead of a kind: a correct detection, an ignored detection
 DUPLICATE, CONFUSION, LOCALISATION, BOTH, BACKGROUND = range(5)
 NO_PROPOSAL, MISPLACED, TAKEN, UNSEEN = range(4)
@@ -40,12 +42,12 @@ NO_PROPOSAL, MISPLACED, TAKEN, UNSEEN = range(4)
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The kinds of the detections (D,) and objects (G,) of one class, in their original order."""
+    """The kinds of the D detections and the G objects of one class, in input order."""
 
     kinds: np.ndarray  # (D,) int8: index in FALSE_KINDS, RIGHT or LEFT_OUT
-    objects: np.ndarray  # (D,) int64: the most overlapped object of the class, at least by TOUCHES, or -1
+    objects: np.ndarray  # (D,) int64: the object of the class with the largest IoU, or -1 if that is below TOUCHES
     others: np.ndarray  # (D,) int64: index of the other class if the kind is "confusion" or "both", else -1
-    other_objects: np.ndarray  # (D,) int64: index of the object in the other class, or -1
+    other_objects: np.ndarray  # (D,) int64: index of the object within the other class, or -1
     overlaps: np.ndarray  # (D,) float64: IoU with the object that explains the kind; 0 for background
     missed: np.ndarray  # (G,) int8: index in MISSED_KINDS; -1 for detected and difficult objects
 
@@ -58,16 +60,16 @@ def diagnose(
 ) -> dict[str, Diagnosis]:
     """Return the diagnosis of every class of `detections`.
 
-    truth: ground truth of all classes, including classes without detections, to find confusions.
-    curves: the results of class_ap at IoU 0.5.
-    proposals: for each class (G,), the IoU of every object with its best proposal, including difficult objects. If
+    truth: ground truth of all classes. Classes without detections are included, because they can be confused too.
+    curves: the result of class_ap at IoU 0.5 for each class.
+    proposals: for each class, the IoU of every object with its best proposal (G,), including difficult objects. If
         None, the kind "no proposal" is not used.
     """
     names = list(truth)
     images, boxes = (np.concatenate([getattr(t, column) for t in truth.values()]) for column in ("images", "boxes"))
     owner = np.repeat(np.arange(len(names)), [len(t) for t in truth.values()])
     number = np.concatenate([np.arange(len(t)) for t in truth.values()])  # index of each object in its class
-    taken = np.zeros(len(owner), bool)  # a detection of another class covers the object
+    taken = np.zeros(len(owner), bool)  # whether a detection of another class covers the object
     found: dict[str, Diagnosis] = {}
     for k, name in enumerate(names):
         if name not in detections:
@@ -93,7 +95,7 @@ def diagnose(
             others[rest[strange]], other_objects[rest[strange]] = owner[culprit], number[culprit]
             taken[culprit[beside[strange] > FITS]] = True
         overlaps[rest] = np.select([strange, kinds[rest] == LOCALISATION], [beside, near], 0.0)
-        unknown = np.full(len(truth[name]), -1, np.int8)  # set when all classes are done
+        unknown = np.full(len(truth[name]), -1, np.int8)  # set after all classes have been processed
         found[name] = Diagnosis(kinds, objects, others, other_objects, overlaps, unknown)
     best = proposals or {}
     return {
@@ -114,12 +116,12 @@ def _missed(found: Diagnosis, truth: ClassTruth, taken: np.ndarray, proposals: n
 
 
 def gains(curve: ClassAP, found: Diagnosis, metric: VocMetric) -> np.ndarray:
-    """Return the gain (kinds + 1,) of a class's AP at IoU 0.5 if all errors of one kind were fixed.
+    """Return the increase in the AP of a class at IoU 0.5 if all errors of one kind were fixed, as (kinds + 1,).
 
-    The kinds are those of FALSE_KINDS, then missed objects. To fix a kind, false detections are removed. A localisation
-    error becomes correct instead if no other detection finds the object, or only localisation errors with lower scores.
-    Missed objects are removed from the ground truth. If no object remains, the AP becomes 1.
-    curve: the result of class_ap.
+    The kinds are those of FALSE_KINDS, followed by missed objects. To fix a kind of false detections, they are removed.
+    However, if localisation errors are fixed, the one with the highest score on each missed object becomes correct. To
+    fix missed objects, they are removed from the ground truth. If no object remains, the AP becomes 1.
+    curve: the result of class_ap. found: the diagnosis of the class.
     """
     positives = curve.positives
     if not positives:
@@ -140,10 +142,10 @@ def gains(curve: ClassAP, found: Diagnosis, metric: VocMetric) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Numbers of detections (T,) between each threshold and the next one.
+    """For T score thresholds, the number of detections with a score from each threshold up to the next one.
 
-    The number above a threshold is the sum from its index on. Class indices are those of `names`. A class that was not
-    evaluated has no counts of its own.
+    The number of detections with a score of at least `values[t]` is the sum from index t to the end. Class indices are
+    positions in `names`. In `right` and `false`, a class that was not evaluated has only zeros.
     """
 
     names: list[str]
@@ -151,17 +153,17 @@ class Thresholds:
     right: np.ndarray  # (classes, T) int64
     false: np.ndarray  # (classes, kinds, T) int64, in the order of FALSE_KINDS
     confusions: dict[tuple[int, int], np.ndarray]  # (ground-truth class, detected class) -> (T,) int64
-    left_out_confusions: int  # number of confusions of the other class pairs
+    left_out_confusions: int  # number of confusions of class pairs that are not in `confusions`
 
     def best(self, objects: int) -> int:
-        """Return the index of the threshold with the highest F1 over all classes. objects: number that counts."""
+        """Return the index of the threshold with the best F1 overall. objects: number of non-difficult objects."""
         right = self.right.sum(axis=0)[::-1].cumsum()[::-1]
         false = self.false.sum(axis=(0, 1))[::-1].cumsum()[::-1]
         return int(np.argmax(right / np.maximum(right + false + objects, 1)))  # F1 / 2
 
 
 def threshold_values(detections: Mapping[str, ClassDetections]) -> np.ndarray:
-    """Return 0, 0.02, ..., 0.98 if all scores are in 0..1, else NUMBER values from the lowest to the highest score."""
+    """Return 0, 0.02, ..., 0.98 if all scores are from 0 to 1, else NUMBER values between the extreme scores."""
     scores = [d.scores for d in detections.values() if len(d)]
     least = min((s.min() for s in scores), default=0.0)
     most = max((s.max() for s in scores), default=1.0)
@@ -173,7 +175,7 @@ def threshold_values(detections: Mapping[str, ClassDetections]) -> np.ndarray:
 def at_thresholds(
     names: list[str], detections: Mapping[str, ClassDetections], diagnoses: Mapping[str, Diagnosis]
 ) -> Thresholds:
-    """Return the counts of all classes. names: all classes, in the order of Diagnosis.others."""
+    """Count the detections of all classes. names: all classes; Diagnosis.others contains indices of this list."""
     values = threshold_values(detections)
     right = np.zeros((len(names), len(values)), np.int64)
     false = np.zeros((len(names), len(FALSE_KINDS), len(values)), np.int64)

@@ -1,4 +1,4 @@
-"""Compute RoI pooling of one RoI: the cells that a variant pools, loses and gains, and the pooled values."""
+"""Explain RoI pooling of one RoI: compute the pooled values, and the cells that a variant pools, loses and gains."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Question:
-    """A RoI to explain on a feature map."""
+    """An RoI on a feature map, whose pooling is to be explained."""
 
     grid: np.ndarray  # (H, W) float32, one channel of a feature map
     roi: Box  # x1 y1 x2 y2 in pixels of the image
     stride: float  # pixels of the image per cell
-    size: tuple[int, int]  # PH, PW: rows and columns of bins
+    size: tuple[int, int]  # (PH, PW), number of rows and columns of bins
 
     @property
     def outline(self) -> Box:
-        """The RoI on the map, in cells, without rounding."""
+        """Return the RoI on the map, in cells, without rounding."""
         x1, y1, x2, y2 = (v / self.stride for v in self.roi)
         return x1, y1, x2, y2
 
     def number(self) -> Callable[[float], str]:
-        """Return the function that formats a value of the map."""
+        """Return a function that formats a value of the map."""
         digits = 0 if (self.grid == self.grid.round()).all() else 2
         return lambda value: f"{value:.{digits}f}"
 
@@ -44,22 +44,22 @@ class Answer:
     """The result of one variant. Cells are numbered from 0 at the top left."""
 
     variant: str
-    x: int  # left cell of the quantised RoI, before it is clipped to the map
-    y: int
-    width: int
+    x: int  # leftmost cell of the quantised RoI, before it is clipped to the map
+    y: int  # topmost cell
+    width: int  # cells
     height: int
     rows: Bins  # PH half-open ranges of cells
     columns: Bins  # PW half-open ranges of cells
     values: np.ndarray  # (PH, PW)
-    uses: np.ndarray  # (H, W) int, number of bins that pool a cell
-    lost: np.ndarray  # (H, W) bool, in the real RoI, but pooled by no bin
-    gained: np.ndarray  # (H, W) bool, pooled by a bin, but outside the real RoI
+    uses: np.ndarray  # (H, W) int, number of bins that pool each cell
+    lost: np.ndarray  # (H, W) bool, whether a cell of the real RoI is not pooled
+    gained: np.ndarray  # (H, W) bool, whether a cell outside the real RoI is pooled
     quantised_share: float  # share of the real RoI's area that the quantised RoI covers
     pooled_share: float  # share of the real RoI's area that the bins cover
 
 
 def explain(q: Question, variant: str) -> Answer:
-    """Pool the RoI with a variant of roi_pool. Raises ValueError for an unknown variant."""
+    """Pool the RoI with the given variant of roi_pool. Raises ValueError if the variant is unknown."""
     height, width = q.grid.shape
     roi = [0.0, *q.roi]
     x, wide = extent(q.roi[0], q.roi[2], 1 / q.stride, variant)
@@ -80,7 +80,7 @@ def explain(q: Question, variant: str) -> Answer:
 
 
 def _covered(box: Box, height: int, width: int) -> np.ndarray:
-    """Return the area of each cell that is inside `box`, (H, W)."""
+    """Return the area of each cell (H, W) that is inside `box`. box: x1 y1 x2 y2, in cells."""
     x1, y1, x2, y2 = box
     i, j = np.arange(height), np.arange(width)
     down = np.clip(np.minimum(y2, i + 1) - np.maximum(y1, i), 0, None)
@@ -89,7 +89,7 @@ def _covered(box: Box, height: int, width: int) -> np.ndarray:
 
 
 def table(q: Question, answers: list[Answer]) -> str:
-    """Return all numbers as text."""
+    """Format the results of all variants as text."""
     x1, y1, x2, y2 = q.outline
     number = q.number()
     lines = [
@@ -120,25 +120,31 @@ def _ranges(ranges: Bins) -> str:
 
 
 def number_cells(height: int, width: int) -> np.ndarray:
-    """Return a map (H, W) whose cells are numbered row by row."""
+    """Return a map (H, W) whose values number the cells row by row, from 0."""
     return np.arange(height * width, dtype=np.float32).reshape(height, width)
 
 
 def read_grid(text: str) -> tuple[np.ndarray, str]:
-    """Return a map and its name: numbered cells for HEIGHTxWIDTH, or a text file of numbers. Raises UserError."""
+    """Return a map and its name. text: HEIGHTxWIDTH for a map of numbered cells, or a text file that contains the map.
+
+    Raises UserError if the file cannot be read or is not a table of numbers.
+    """
     height, by, width = text.partition("x")
     if by and height.isdigit() and width.isdigit():
         return number_cells(int(height), int(width)), text
     try:
         return np.loadtxt(Path(text).expanduser(), dtype=np.float32, ndmin=2), Path(text).stem
     except OSError:
-        raise UserError(f"grid={text}: neither HEIGHTxWIDTH nor a readable file.") from None
+        raise UserError(f"grid={text}: the value must be HEIGHTxWIDTH or a readable text file.") from None
     except ValueError as error:
-        raise UserError(f"grid={text}: the file must be a table of numbers separated by spaces: {error}") from None
+        raise UserError(f"grid={text}: the file must be a table of numbers separated by spaces ({error}).") from None
 
 
 def grid_of_image(path: Path, stride: int) -> np.ndarray:
-    """Return the mean brightness, 0 to 1, of each stride x stride block of pixels. Raises UserError."""
+    """Return the mean brightness, from 0 to 1, of each stride x stride block of pixels.
+
+    Raises UserError if the image cannot be read.
+    """
     pixels = np.asarray(Image.fromarray(read_image(path)).convert("L"), dtype=np.float32) / 255
     height, width = pixels.shape[0] // stride, pixels.shape[1] // stride
     blocks = pixels[: height * stride, : width * stride].reshape(height, stride, width, stride)

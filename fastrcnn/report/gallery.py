@@ -18,38 +18,38 @@ from fastrcnn.structures import Sample
 MOST_FALSE, MOST_MISSED = 60, 30
 SIDE = 320  # maximum longer side of a crop, in pixels
 QUALITY = 75  # JPEG quality of a crop
-MARGIN = 0.25  # margin around the boxes, as a share of their longer side
+MARGIN = 0.25  # margin around the boxes, as a share of the longer side of the area that they cover
 
 Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Case:
-    """An error to show. Boxes are half-open x1 y1 x2 y2, in pixels of the image, or of the crop after `cut_out`."""
+    """An error to show. Boxes are half-open x1 y1 x2 y2 in pixels of the image or, after `cut_out`, of the crop."""
 
     missed: bool
     kind: str  # a key of FALSE_KINDS or MISSED_KINDS
     name: str  # class of the detection or of the missed object
-    other: str  # the other class of a confusion, else empty
+    other: str  # the class that it was confused with, or empty
     image: int  # index of the sample
     score: float | None
     overlap: float  # IoU with the object that explains a false detection
-    boxes: tuple[tuple[str, Box], ...]  # each with its role: detection, object, other object, better detection
+    boxes: tuple[tuple[str, Box], ...]  # pairs of a role (detection, object, other object, better detection) and a box
     image_id: str = ""
     file: str = ""  # image_id with the suffix of the file
-    width: float = 0.0  # of the crop
+    width: float = 0.0  # of the crop, in pixels
     height: float = 0.0
     jpeg: bytes | None = None
-    problem: str = ""  # why the image could not be read
+    problem: str = ""  # the error message if the image could not be read
 
     @property
     def shown_kind(self) -> str:
-        """The kind as the filter of the page names it."""
+        """Return the name of the kind in the filter of the page."""
         return f"missed: {self.kind}" if self.missed else self.kind
 
     @property
     def why(self) -> str:
-        """The caption: the kind, the other class, and the IoU."""
+        """Return the caption, which consists of the kind, the other class and the IoU."""
         other = f" ({self.other})" if self.other else ""
         return self.kind + other + (f", IoU {self.overlap:.2f}" if self.overlap and not self.missed else "")
 
@@ -63,7 +63,7 @@ class Mistakes:
     diagnoses: Mapping[str, Diagnosis]
 
     def false(self, name: str, row: int) -> Case:
-        """Return the case of a false detection, with the object and the detection that explain it."""
+        """Return a false detection as a case, with the object or the better detection that explains it."""
         own, d = self.detections[name], self.diagnoses[name]
         kind, other, boxes = int(d.kinds[row]), "", [("detection", own.boxes[row])]
         if d.others[row] >= 0:
@@ -78,7 +78,7 @@ class Mistakes:
         return Case(False, list(FALSE_KINDS)[kind], name, other, int(own.images[row]), score, overlap, _plain(boxes))
 
     def missed(self, name: str, row: int) -> Case:
-        """Return the case of a missed object, with its highest-scoring misplaced or wrong-class detection."""
+        """Return a missed object as a case, with its highest-scoring misplaced or wrong-class detection."""
         d, k = self.diagnoses[name], list(self.truth).index(name)
         near = [(name, i) for i in np.flatnonzero((d.kinds == LOCALISATION) & (d.objects == row))]
         for other, e in self.diagnoses.items():
@@ -98,7 +98,8 @@ def choose(
 ) -> list[Case]:
     """Select false detections with the highest scores, then missed objects with the largest areas.
 
-    Classes and kinds alternate: the first case of each, then the second of each, up to MOST_FALSE and MOST_MISSED.
+    The first case of each class and kind is selected, then the second of each, until there are MOST_FALSE false
+    detections and MOST_MISSED missed objects.
     """
     mistakes, names = Mistakes(detections, truth, diagnoses), list(diagnoses)
     false, missed = [], []
@@ -113,7 +114,10 @@ def choose(
 
 
 def _in_turn(parts: Sequence[tuple[np.ndarray, ...]], most: int) -> list[tuple[int, int]]:
-    """Return (class, row) of the first `most` cases. parts: columns class, kind, row and weight."""
+    """Return the class index and the row of the first `most` cases.
+
+    parts: for each class, the columns class index, kind, row and weight. Cases with larger weights come first.
+    """
     if not parts:
         return []
     owner, kind, row, weight = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -128,7 +132,7 @@ def _in_turn(parts: Sequence[tuple[np.ndarray, ...]], most: int) -> list[tuple[i
 def cut_out(
     cases: Sequence[Case], samples: Sequence[Sample], read: Callable[[Sample], np.ndarray] = read_sample
 ) -> list[Case]:
-    """Return the cases with a crop of their image. `problem` is the error if an image cannot be read."""
+    """Return the cases with crops of their images. If an image cannot be read, `problem` contains the error message."""
     result = list(cases)
     for image in dict.fromkeys(case.image for case in cases):
         pixels, problem = None, ""
@@ -172,5 +176,5 @@ def _cut(case: Case, sample: Sample, pixels: np.ndarray | None, problem: str) ->
 
 
 def _plain(boxes: Sequence[tuple[str, np.ndarray]]) -> tuple[tuple[str, Box], ...]:
-    """Return the boxes as Python numbers."""
+    """Convert the boxes from arrays to tuples of Python numbers."""
     return tuple((part, tuple(box.tolist())) for part, box in boxes)

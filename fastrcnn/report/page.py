@@ -1,7 +1,8 @@
 """Render HTML pages from the templates in templates/.
 
 Each page is one file that contains its style, scripts and images. Values are escaped (autoescape), so names of classes,
-files and images cannot inject HTML. Precision-recall curves are thinned here and drawn by templates/plots.html.
+files and images cannot inject HTML. This module also reduces the number of points of
+precision-recall curves, which templates/plots.html draws.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ TEMPLATES = Path(__file__).with_name("templates")
 
 
 def render(template: str, **values: Any) -> str:
-    """Render templates/`template` with `values`. Raises UndefinedError if a name of the template has no value."""
+    """Render templates/`template` with `values`. Raises UndefinedError if the template uses a name without a value."""
     return ENVIRONMENT.get_template(template).render(values)
 
 
@@ -46,20 +47,20 @@ ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_na
 
 @dataclass(frozen=True)
 class Curve:
-    """A precision-recall curve at IoU 0.5, reduced to the first point of each recall step and the last point."""
+    """A precision-recall curve at IoU 0.5, reduced to the first point of each recall step and the last point of all."""
 
     recall: np.ndarray  # (C,)
     precision: np.ndarray  # (C,)
-    best: np.ndarray  # (C,) the highest precision at this or a higher recall
+    best: np.ndarray  # (C,) the highest precision at this recall or a higher one
 
     @property
     def line(self) -> str:
-        """The precision as points of an SVG line."""
+        """Return the curve as the points of an SVG line."""
         return points(self.recall, self.precision)
 
     @property
     def under(self) -> str:
-        """The stepped area under the best precision as points of an SVG polygon."""
+        """Return the area under the stepped curve of `best` as the points of an SVG polygon."""
         if not len(self.recall):
             return ""
         recall = np.concatenate(([0.0, 0.0], np.repeat(self.recall, 2)))
@@ -67,12 +68,12 @@ class Curve:
 
 
 def thin_curve(recall: np.ndarray, precision: np.ndarray) -> Curve:
-    """Reduce a curve to the first point of each of STEPS recall steps, and its last point."""
+    """Reduce a curve to the first point of each of STEPS recall steps and the last point of the curve."""
     steps = np.searchsorted(recall, np.linspace(0.0, 1.0, STEPS + 1), "left")
     chosen = np.unique(np.append(steps[steps < len(recall)], len(recall) - 1)) if len(recall) else steps[:0]
     return Curve(recall[chosen], precision[chosen], envelope(precision)[chosen])
 
 
 def points(recall: np.ndarray, precision: np.ndarray) -> str:
-    """Return points (C,) as coordinates of an SVG line in the frame of templates/plots.html."""
+    """Convert the points of a curve to coordinates of an SVG line in the plot of templates/plots.html."""
     return " ".join(f"{34 + 122 * r:.1f},{6 + 96 * (1 - p):.1f}" for r, p in zip(recall, precision, strict=True))

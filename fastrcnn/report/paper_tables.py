@@ -1,7 +1,7 @@
-"""The tables of the paper: the experiments of each cell, and the printed table of published and measured numbers.
+"""Define the tables of the paper with the experiment of each cell, and print published and measured numbers.
 
-S, M and L are the paper's names for CaffeNet, VGG_CNN_M_1024 and VGG16. The numbers are from Girshick, Fast R-CNN,
-ICCV 2015.
+S, M and L are the paper's names for CaffeNet, VGG_CNN_M_1024 and VGG16. The published numbers are from Girshick, "Fast
+R-CNN", ICCV 2015.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ NO_REGRESSION = ("eval", "detection.box_regression=false")
 
 @dataclass(frozen=True)
 class Work:
-    """An experiment (configs/experiment/paper/NAME.yaml), and the command that is run on the trained network.
+    """An experiment (configs/experiment/paper/NAME.yaml), and a command to run on the trained network.
 
-    start: the experiment whose trained network it starts from.
-    then: a command and its arguments to run on the trained network. If empty, the network is evaluated directly.
-    server: the split without public ground truth that the paper's number was measured on, by an evaluation server.
+    start: the experiment whose trained network is the starting point, if any.
+    then: the command and its arguments. If empty, the trained network is evaluated directly.
+    server: the test split of the paper's number if it has no public ground truth. A server computes the mAP.
     """
 
     experiment: str
@@ -35,7 +35,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number. measure: "mAP" in per cent, "hours" of training, or "s/image" of detection, excluding proposals."""
+    """A number in a table. measure: "mAP" (per cent), "hours" (training time) or "s/image" (detection time).
+
+    The detection time does not include the generation of proposals.
+    """
 
     row: str
     column: str
@@ -57,12 +60,13 @@ class Table:
 class Measured:
     """A measured number.
 
-    value: in the measure of the cell, or None if there is no public ground truth. `archive` is then the submission for
-        the evaluation server, if there is one.
+    value: in the unit of the cell's measure, or None if the split has no public ground truth.
+    folder: the folder of the run.
+    archive: the submission for the evaluation server, if the value is None and the submission has been written.
     """
 
     value: float | None
-    folder: Path  # the run
+    folder: Path
     archive: Path | None = None
 
 
@@ -74,8 +78,9 @@ def row(
     start: str | None = None,
     then: tuple[str, ...] = (),
 ) -> list[Cell]:
-    """Return a row with a cell for each of the networks S, M and L that has a number.
+    """Return the cells of a row.
 
+    numbers: the paper's numbers for the networks S, M and L, or only for the first of these networks.
     experiment, start: names of experiments without the letter of the network.
     """
     cells = []
@@ -87,7 +92,7 @@ def row(
 
 
 def large(name: str, paper: float, experiment: str, server: str | None = None) -> Cell:
-    """Return a cell of network L."""
+    """Return a cell for network L. paper: the number in the paper."""
     return Cell(name, "L", paper, Work(f"l_{experiment}", server=server))
 
 
@@ -157,9 +162,10 @@ TABLES = (
 
 
 def markdown(table: Table, results: Mapping[Cell, Sequence[Measured]], notes: Sequence[str]) -> str:
-    """Return the table. Each cell is `paper / measured`, with mean and standard deviation if there are several seeds.
+    """Format a table in Markdown. Each cell is `paper / measured`.
 
-    results: the numbers of all seeds for each cell that was measured.
+    results: for each cell that was measured, one number per seed. If there are several seeds, their mean and standard
+        deviation are printed. notes: lines to print below the table.
     """
     columns = list(dict.fromkeys(cell.column for cell in table.cells))
     rows: dict[str, dict[str, str]] = {}
@@ -177,7 +183,7 @@ def markdown(table: Table, results: Mapping[Cell, Sequence[Measured]], notes: Se
 
 
 def format_values(cell: Cell, values: Sequence[Measured]) -> str:
-    """Return the measured part of a cell."""
+    """Format the measured numbers of a cell. values: one number per seed."""
     numbers = [v.value for v in values if v.value is not None]
     digits = DIGITS[cell.measure]
     if len(numbers) > 1:

@@ -1,4 +1,4 @@
-"""report.html, the report of an evaluation: results of each class and overall, and errors by kind."""
+"""Write report.html, the report of an evaluation with the results of each class and the errors by kind."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from fastrcnn.report.diagnosis import FALSE_KINDS, MISSED_KINDS, Thresholds, at_
 from fastrcnn.report.gallery import Case, choose, cut_out
 from fastrcnn.report.page import Curve, render, thin_curve
 
-PLOTS, MOST_PLOTS = 24, 200  # curves shown without a click, and at most
+PLOTS, MOST_PLOTS = 24, 200  # number of curves that are shown without a click, and maximum number of curves
 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """The results of one class. AP and recall are from 0 to 1, or None if all objects are difficult or none exists."""
+    """The results of one class. AP and recall are from 0 to 1, or None if it has no objects or only difficult ones."""
 
     name: str
-    ap: float | None  # of the metric, as in metrics.json
-    ap_50: float | None  # at IoU 0.5 by VOC's rule
-    objects: int  # number that is not difficult
-    detections: int
-    recall: float | None  # of all detections, without a score threshold
+    ap: float | None  # AP of the metric of the evaluation, as in metrics.json
+    ap_50: float | None  # VOC AP at IoU 0.5
+    objects: int  # number of objects that are not difficult
+    detections: int  # number of detections
+    recall: float | None  # recall of all detections, without a score threshold
     ceiling: float | None  # recall of the proposals at IoU 0.5
     sizes: dict[str, float | None]  # AP at IoU 0.5 for each of SIZES
-    gains: np.ndarray  # (kinds + 1,) gains in AP at IoU 0.5, see diagnosis.gains
-    missed: dict[str, int]  # missed objects by kind of MISSED_KINDS
+    gains: np.ndarray  # (kinds + 1,) the result of diagnosis.gains
+    missed: dict[str, int]  # number of missed objects for each of MISSED_KINDS
     curve: Curve
 
 
 @dataclass(frozen=True)
 class Report:
-    """The content of the page: the evaluation, and what is computed from it."""
+    """The content of the page: an evaluation and the results that are computed from it."""
 
     result: Evaluation
     title: str
-    about: Sequence[tuple[str, str]]  # titles and texts at the end: command, configuration, environment
+    about: Sequence[tuple[str, str]]  # titles and texts at the end of the page, such as the command
     classes: list[ClassReport]
-    objects: list[int]  # number of objects that are not difficult, of all classes, including those not evaluated
+    objects: list[int]  # for every class, evaluated or not, the number of objects that are not difficult
     thresholds: Thresholds
     cases: list[Case]
 
@@ -61,10 +61,11 @@ def write_evaluation(
     about: Sequence[tuple[str, str]],
     environment: Mapping[str, Any],
 ) -> Path:
-    """Write all files of an evaluation into `folder`: metrics, report, detections. Returns the path of the report.
+    """Write the metrics, the report and the detections of an evaluation into `folder`. Return the path of the report.
 
-    about, environment: shown at the end of the report. The detections are written last, so an invalid class name for a
-    file does not lose the other results. Raises UserError if a file cannot be written.
+    split: used in the names of the detection files. about, environment: information for the end of the report, as pairs
+    of title and text, and as a dictionary. The detections are written last, because a class name may be invalid in a
+    file name. In this case, the other results are already written. Raises UserError if a file cannot be written.
     """
     write_results(result, folder)
     about = [*about, ("Environment", json.dumps(environment, indent=2, ensure_ascii=False))]
@@ -74,12 +75,12 @@ def write_evaluation(
 
 
 def run_title(run: Path, split: str) -> str:
-    """Return the title of the evaluation of a run."""
+    """Return the title of the report: the last two parts of the path of the run, and the split."""
     return f"{'/'.join(run.resolve().parts[-2:])} on {split}"
 
 
 def training_texts(run: Path) -> list[tuple[str, str]]:
-    """Return the command and configuration of a run, if its folder contains them."""
+    """Return the command and the configuration of a run as pairs of title and text, if its folder contains them."""
     files = (("Training command", "command.txt"), ("Training configuration", "config.yaml"))
     return [
         (name, (run / file).read_text(encoding="utf-8", errors="replace"))
@@ -89,13 +90,16 @@ def training_texts(run: Path) -> list[tuple[str, str]]:
 
 
 def write_report(result: Evaluation, folder: Path, title: str, about: Sequence[tuple[str, str]]) -> Path:
-    """Write report.html into `folder`. about: titles and texts at its end. Raises UserError if it cannot be written."""
+    """Write report.html into `folder` and return its path. about: pairs of title and text for the end of the report.
+
+    Raises UserError if the file cannot be written.
+    """
     html = page(make_report(result, title, about))
     return replace_file(folder / "report.html", html.encode("utf-8", errors="replace"))
 
 
 def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]) -> Report:
-    """Compute the report of an evaluation. Reads the few images that the gallery shows."""
+    """Compute the report of an evaluation. Of the images, only those in the gallery are read."""
     truth = truth_by_class(result.samples, result.classes)
     curves, rule = result.curves(), result.rule
     diagnoses = diagnose(result.detections, truth, curves, _proposal_overlaps(result))
@@ -130,7 +134,10 @@ def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]
 
 
 def _proposal_overlaps(result: Evaluation) -> Mapping[str, np.ndarray] | None:
-    """Return the IoU of every object with its best proposal by class, in truth_by_class order; 0 for difficult ones."""
+    """Return the IoU of every object with its best proposal, by class and in the order of truth_by_class.
+
+    The value of a difficult object is 0. Return None if the evaluation has no proposals.
+    """
     if result.recall is None:
         return None
     labels = np.concatenate([np.zeros(0, np.int64), *(s.labels for s in result.samples)])

@@ -1,4 +1,4 @@
-"""Draw RoI pooling of one RoI: rectangles and texts, rendered by Pillow as PNG and by a template as SVG.
+"""Draw RoI pooling of one RoI as rectangles and texts, and write the drawing as PNG (Pillow) and SVG (a template).
 
 The drawing shows the real outline of the RoI on the feature map, the quantised RoI of each variant and its bins, the
 cells that are pooled, lost and gained, and the pooled values.
@@ -66,7 +66,7 @@ class View:
     y: float = 0
 
     def rect(self, box: Box, line: str, thick: float = 1, inset: float = 0, dashed: bool = False) -> Rect:
-        """Return a box of the map, given in cells, clipped to half a cell outside the view."""
+        """Convert a box in cells of the map to a rectangle of the drawing, clipped to half a cell outside the view."""
         x1, x2 = (min(max(v, self.left - 0.5), self.right + 0.5) - self.left for v in (box[0], box[2]))
         y1, y2 = (min(max(v, self.top - 0.5), self.bottom + 0.5) - self.top for v in (box[1], box[3]))
         x, y, c = self.x + inset, self.y + inset, self.cell
@@ -75,7 +75,7 @@ class View:
 
 
 def view_of(q: Question, answers: list[Answer]) -> View:
-    """Return a view of the complete map if it is small, else of the surroundings of the RoI."""
+    """Return a view of the complete map if it is small, otherwise a view of the RoI and its surroundings."""
     height, width = q.grid.shape
     if max(height, width) <= 10:
         return View(0, 0, height, width, 44)
@@ -89,7 +89,7 @@ def view_of(q: Question, answers: list[Answer]) -> View:
 
 
 def draw(q: Question, answers: list[Answer]) -> tuple[list[Rect | Text], int, int]:
-    """Return the shapes of all `answers`, side by side, and the width and height of the drawing."""
+    """Return the shapes of all `answers`, placed side by side, and the width and height of the drawing."""
     view = view_of(q, answers)
     panel = max((view.right - view.left) * view.cell, 390) + 50
     x1, y1, x2, y2 = q.outline
@@ -133,16 +133,16 @@ def _cells(q: Question, a: Answer, view: View) -> list[Rect | Text]:
 
 
 def _boxes(q: Question, a: Answer, view: View) -> list[Rect]:
-    """Return the quantised RoI, its bins, and the real RoI."""
+    """Return rectangles for the quantised RoI, its bins, and the real RoI."""
     shapes = [view.rect((a.x, a.y, a.x + a.width, a.y + a.height), QUANTISED, 3)]
     for (i, (y1, y2)), (j, (x1, x2)) in product(enumerate(a.rows), enumerate(a.columns)):
-        if y1 < y2 and x1 < x2:  # different insets for neighbours, so overlaps are visible
+        if y1 < y2 and x1 < x2:  # neighbours have different insets, so that overlaps are visible
             shapes.append(view.rect((x1, y1, x2, y2), QUANTISED, 1.5, view.cell * (0.09 + 0.07 * ((i + j) % 2))))
     return [*shapes, view.rect(q.outline, REAL, 2.5, dashed=True)]
 
 
 def _values(q: Question, a: Answer, view: View) -> list[Rect | Text]:
-    """Return the pooled values, below the map."""
+    """Return the pooled values as shapes below the map."""
     number, below = q.number(), view.y + (view.bottom - view.top + 0.5) * view.cell + 16
     share = f"{a.pooled_share:.1%} of the real RoI is pooled; {a.lost.sum()} cells lost, {a.gained.sum()} gained"
     shapes: list[Rect | Text] = [Text(view.x, below, share, left=True)]

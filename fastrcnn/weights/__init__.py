@@ -1,1 +1,1 @@
-"""Read and write weights of this and other programs, and determine the pixel normalisation that they expect."""
+"""Read and write weights of this and other programs, and determine the pixel normalisation that weights expect."""

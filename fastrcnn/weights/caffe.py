@@ -1,8 +1,8 @@
-"""Read and write `.caffemodel` files, the weights of a Caffe network. Caffe itself is not required.
+"""Read and write `.caffemodel` files, which contain the weights of a Caffe network. Caffe itself is not required.
 
-A file is one protobuf message, which is a list of layers. It is memory-mapped and parsed field by field, so neither a
-large file nor a malicious one needs much memory in addition to the weights. The constants below are the field numbers
-in Caffe's caffe.proto. Other fields are skipped.
+A file is a protobuf message that contains a list of layers. It is memory-mapped and parsed field by field, so even a
+large or malicious file needs little memory in addition to the weights. The constants below are field numbers from
+Caffe's caffe.proto. Other fields are skipped.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from fastrcnn.errors import UserError
 
-CONVOLUTION = (b"Convolution", 4)  # `type` of a layer: a string since 2015, previously a number
+CONVOLUTION = (b"Convolution", 4)  # `type` of a layer: a string since 2015, a number before
 INNER_PRODUCT = (b"InnerProduct", 14)
-NET_NAME, LAYER, OLD_LAYER = 1, 100, 2  # fields of the message, NetParameter
+NET_NAME, LAYER, OLD_LAYER = 1, 100, 2  # fields of the message NetParameter
 PARTS = {LAYER: (1, 2, 7), OLD_LAYER: (4, 5, 6)}  # fields of a layer: name, type, blobs
-# Fields of a blob. OLD_SHAPE: num, channels, height, width.
+# Fields of a blob. OLD_SHAPE consists of num, channels, height and width.
 OLD_SHAPE, FLOATS, SHAPE, DOUBLES = (1, 2, 3, 4), 5, 7, 8
 DIMENSIONS = 1  # field of a shape
 MOST_LAYERS = 100_000
@@ -32,10 +32,11 @@ NOTHING = memoryview(b"")
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Read the convolution and inner product layers of a `.caffemodel` as NAME.weight and NAME.bias.
+    """Read the convolution and inner product layers of a `.caffemodel` as tensors NAME.weight and NAME.bias.
 
-    NAME is the layer's name in Caffe. Weights are (out, in, height, width) for a convolution and (out, in) for an inner
-    product, biases are (out,), all float32. Channels stay in the order of the file, which is BGR for Caffe's VGG16.
+    NAME is the name of the layer in the file. All tensors are float32. A weight is (out, in, height, width) for a
+    convolution and (out, in) for an inner product, and a bias is (out,). The channels keep the order of the file, which
+    is BGR for Caffe's VGG16.
 
     Raises UserError if the file is missing, truncated or not a .caffemodel.
     """
@@ -48,24 +49,26 @@ def read(path: Path) -> dict[str, Tensor]:
         layers = ((kind, layer) for kind, _, layer in _fields(whole) if kind in PARTS)
         for count, (kind, layer) in enumerate(layers):
             if count == MOST_LAYERS:
-                raise UserError(f"{path}: the file contains more than {MOST_LAYERS} layers, so it is not a network.")
+                raise UserError(f"{path}: the file contains more than {MOST_LAYERS} layers. It is not a .caffemodel.")
             for name, values in _layer(kind, layer, path):
                 if name in found:
                     raise UserError(
-                        f"{path}: two layers have the name '{name.rpartition('.')[0]}', so neither can be loaded."
+                        f"{path}: two layers have the name '{name.rpartition('.')[0]}'. Layer names must be unique."
                     )
                 found[name] = values
     except OSError as error:
         raise UserError(f"{path}: the file cannot be read ({error.strerror}).") from error
     except EOFError as error:
-        raise UserError(f"{path}: not a .caffemodel, or truncated (the protobuf message is incomplete).") from error
+        raise UserError(
+            f"{path}: the file is truncated or not a .caffemodel (the protobuf message is incomplete)."
+        ) from error
     if not found:
         raise UserError(f"{path}: the file contains no layer with weights, so it is not a .caffemodel.")
     return found
 
 
 def _layer(kind: int, content: memoryview, path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weight and the bias of a layer, if it has them. kind: LAYER or OLD_LAYER."""
+    """Yield the names and the values of a layer's weight and bias, if it has them. kind: LAYER or OLD_LAYER."""
     name = ""
     layer_type: bytes | int = 0
     blobs: list[memoryview] = []
@@ -88,7 +91,7 @@ def _layer(kind: int, content: memoryview, path: Path) -> Iterator[tuple[str, Te
 
 
 def _values(blob: memoryview, where: str) -> Tensor:
-    """Return the values of a blob in its shape. Raises UserError if their number does not match the shape."""
+    """Return a blob as a tensor. where: its location, for messages. Raises UserError if shape and data disagree."""
     shape: list[int] = []
     old_shape, numbers = [0, 0, 0, 0], {FLOATS: NOTHING, DOUBLES: NOTHING}
     for number, value, part in _fields(blob):
@@ -109,9 +112,10 @@ def _values(blob: memoryview, where: str) -> Tensor:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
-    """Yield the number, the integer value (0 if the field contains bytes) and the bytes of each field of a message.
+    """Yield the number, the integer value and the bytes of each field of a message.
 
-    Raises EOFError if the message is invalid or truncated.
+    A field contains an integer or bytes; the other value is 0 or empty. Raises EOFError if the message is invalid or
+    truncated.
     """
     at = 0
     while at < len(message):
@@ -132,7 +136,7 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Decode a varint: seven bits per byte, lowest first. Return its value and the position after it."""
+    """Decode a varint, which has seven bits per byte, lowest first. Return its value and the position after it."""
     value = 0
     for place, byte in enumerate(data[at : at + 10]):
         value |= (byte & 127) << 7 * place
@@ -142,7 +146,7 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def _varints(data: memoryview) -> list[int]:
-    """Decode consecutive varints, at most one more than a shape can have."""
+    """Decode consecutive varints. Stop after MOST_DIMENSIONS + 1 of them, because such a shape is refused anyway."""
     found: list[int] = []
     at = 0
     while at < len(data) and len(found) <= MOST_DIMENSIONS:
@@ -154,8 +158,8 @@ def _varints(data: memoryview) -> list[int]:
 def write(file: BinaryIO, name: str, layers: Iterable[tuple[str, Mapping[str, Tensor]]]) -> None:
     """Write a network in the format that Caffe has used since 2015. name: name of the network.
 
-    layers: the name of each layer, with its `weight`, (out, in, height, width) for a convolution or (out, in) for an
-    inner product, and optionally its `bias` (out,), all float32. Layers are not copied.
+    layers: pairs of the name and the float32 tensors of a layer, which are not copied. The tensors are `weight`, with
+    shape (out, in, height, width) for a convolution or (out, in) for an inner product, and optionally `bias` (out,).
     """
     name_field, type_field, blobs_field = PARTS[LAYER]
     file.write(_field(NET_NAME, name.encode()))
@@ -175,7 +179,7 @@ def _field(number: int, content: bytes) -> bytes:
 
 
 def _head(number: int, length: int) -> bytes:
-    """Return the header of a field of `length` bytes."""
+    """Return the header of a field that contains `length` bytes."""
     return _encode(number << 3 | 2) + _encode(length)
 
 

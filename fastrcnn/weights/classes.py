@@ -15,10 +15,10 @@ def for_classes(
 ) -> dict[str, Tensor]:
     """Convert the state dict of a detector from the classes `old` to the classes `new`.
 
-    Shared classes and the background keep their rows in the output layers and in the regression target statistics.
-    Other rows are copied from `fresh`, the state dict of a newly initialised network with the classes `new`. If no
-    class is shared, all output rows are fresh, because the trained background row would dominate all scores. A
-    class-agnostic box layer is kept.
+    Classes in both lists and the background keep their rows in the output layers and in the statistics of the
+    regression targets. Other rows are copied from `fresh`, the state dict of a newly initialised network with the
+    classes `new`. If the lists share no class, all rows are copied from `fresh`, because the trained background row
+    would dominate all scores. A class-agnostic box layer is kept.
     """
     shared = [name for name in new if name in old]
     to = [0, *(new.index(name) + 1 for name in shared)] if shared else []
@@ -29,7 +29,7 @@ def for_classes(
         if key.startswith("bbox_pred") and len(values) == len(target) == 4:
             continue
         if key.startswith("delta_") and len(state["bbox_pred.bias"]) == 4:
-            result[key] = values[-1:].expand_as(target).clone()  # the same row for all classes
+            result[key] = values[-1:].expand_as(target).clone()  # all classes have the same row
             continue
         width = 4 if key.startswith("bbox_pred") else 1  # rows per class
         rows = target.unflatten(0, (-1, width))

@@ -1,6 +1,6 @@
-"""Write a trained network for other programs: the author's Caffe layout, safetensors, torchvision's VGG16.
+"""Write a trained network for other programs: as a .caffemodel, as safetensors, or for torchvision's VGG16.
 
-If a format cannot represent the network, a UserError lists all reasons. source: see files.write_derived.
+If a format cannot represent the network, a UserError lists all reasons. For `source`, see files.write_derived.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ from fastrcnn.weights.pixels import CAFFE_MEAN, first_layer_for, means_apart
 from fastrcnn.weights.pretrained import AUTHORS_ROI_SIZE
 
 log = logging.getLogger(__name__)
-# Relative change of a layer's norm: twice the maximum error of rounding to float16 (11 bits) without subnormal numbers.
+# A larger relative change of a layer's weights is logged. The limit is twice the maximum rounding error of float16
+# (11 bits), which only subnormal numbers exceed.
 LARGE_CHANGE = 2**-10
 
 
 def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -> None:
-    """Write a .caffemodel for the author's code: his layer names, BGR pixels minus his PIXEL_MEANS, raw box deltas.
+    """Write a .caffemodel for the author's code.
 
-    bbox_pred is denormalised as in `snapshot` in the author's lib/fast_rcnn/train.py. The standard deviations of the
-    pixels are folded into the first layer, and so is a difference of the means of up to one grey level; see
-    first_layer_for. SVM weights are written to cls_score, for the author's option TEST.SVM.
+    The layers have the names of the author's code, the input is BGR minus its PIXEL_MEANS, and bbox_pred is
+    denormalised as in `snapshot` in its lib/fast_rcnn/train.py. The standard deviations of the pixels, and a difference
+    of the pixel means of up to one grey level, are folded into the first layer; see first_layer_for. SVM weights are
+    written to cls_score, for the author's option TEST.SVM.
     """
     problems = []
     if model.roi_op != "fast_rcnn":
@@ -59,9 +61,9 @@ def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -
     sizes = {name: len(parts["weight"]) for name, parts in layers.items() if name.removesuffix("_U") in named}
     log.info("Set num_output in the prototxt: %s", ", ".join(f"{name} {n}" for name, n in sizes.items()))
     if any(state[f"{CAFFE_NAMES[c.name]}.weight"].shape[0] != c.channels for c in model.trunk.network.convs):
-        log.info("Also set num_output of all other layers, because the width of this network is not 1")
+        log.info("Also set num_output of the other layers, because the width of this network is not 1")
     if model.classifier == "svm":
-        log.info("cls_score contains SVM weights: set TEST.SVM in the author's code")
+        log.info("Set TEST.SVM in the author's code, because cls_score contains SVM weights")
 
 
 def write_safetensors(
@@ -73,7 +75,7 @@ def write_safetensors(
 ) -> None:
     """Write the complete state dict, including buffers.
 
-    metadata: the metadata of the file, see inference/description.py. dtype: see state_in.
+    metadata: see inference/description.py. dtype: see state_in.
     """
     safetensors_files.write(state_in(model, dtype, str(output)), metadata, output, source)
 
@@ -81,9 +83,9 @@ def write_safetensors(
 def state_in(model: FastRCNN, dtype: torch.dtype, what: str) -> dict[str, Tensor]:
     """Return the state dict on the CPU, with the weights and biases of convolutions and linear layers cast to `dtype`.
 
-    Batch normalisation and the statistics of pixels and regression targets stay float32, because they are only a
-    thousandth of the file. Warns if a layer's weights are so small that float16 loses precision.
-    Raises UserError, starting with `what`, if a value is too large for `dtype`.
+    Batch normalisation and the statistics of pixels and regression targets stay float32, because they take up only
+    about 0.1 % of the file. A warning is logged if a layer's weights are so small that float16 loses precision.
+    Raises UserError if a value is too large for `dtype`. The message starts with `what`.
     """
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     layers = {name for name, module in model.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
@@ -117,7 +119,7 @@ def write_torchvision(model: FastRCNN, output: Path, source: str | None = None) 
     if model.trunk.network is VGG16:
         convs = model.trunk.convs
         if any(convs[c.name].out_channels != c.channels for c in VGG16.convs):
-            problems.append("model.width: torchvision's VGG16 has width 1")
+            problems.append("model.width: torchvision's VGG16 only has width 1")
         elif (found := model.head.features) != (VGG16.fc6, VGG16.fc7):
             problems.append(f"model.head={list(found)}: torchvision's fc6 and fc7 have 4096 features")
         if any(name.endswith(".U.weight") for name in model.head.state_dict()):
@@ -150,9 +152,10 @@ def _state_for(
     std: Sequence[float],
     problems: list[str],
 ) -> dict[str, Tensor]:
-    """Return the model's state dict with a first layer for pixels (RGB - mean) / std.
+    """Return the model's state dict with a first layer that expects pixels (RGB - mean) / std.
 
-    what: the format, for messages. sizes: the supported networks with the side of their pooled RoIs, in cells.
+    what: the format, for messages. sizes: the supported networks and the side of their pooled RoIs in bins. problems:
+    known reasons why the format cannot represent the network.
     Raises UserError if `problems` is not empty or if the network or its pixel normalisation is not supported.
     """
     model = fold_map_scale(model)
@@ -162,24 +165,24 @@ def _state_for(
     if size is None:
         problems = [f"model.network={network.name}: the format only supports {', '.join(sizes)}", *problems]
     else:
-        found, cells = ",".join(model.roi_features), f"{size} x {size} cells"
+        found, bins = ",".join(model.roi_features), f"{size} x {size} bins"
         unlike = (
             (bool(model.trunk.norms), "model.batch_norm=true: the format does not support batch normalisation"),
             (found != last, f"model.roi_features=[{found}]: the format only supports pooling from {last}"),
-            (model.roi_size != size, f"model.roi_size={model.roi_size}: fc6 expects {cells}"),
+            (model.roi_size != size, f"model.roi_size={model.roi_size}: fc6 expects {bins}"),
         )
         problems = [text for differs, text in unlike if differs] + problems
     if apart > 1:  # grey level; the means of torchvision and Caffe differ by 0.90
         own, other = (", ".join(f"{v:g}" for v in values) for values in (model.pixel_mean.flatten().tolist(), mean))
         problems.append(
             f"the network subtracts {own} from red, green and blue, but the format requires {other}. A difference of "
-            "more than one grey level cannot be compensated at padded borders"
+            "more than one grey level cannot be compensated at the padded border"
         )
     refuse(what, problems)
     if apart > 0:
         log.warning(
-            "The pixel means differ by up to %.2f of 255. The bias of the first layer compensates for this, exactly "
-            "except in the outermost cells, which overlap the padding.",
+            "The pixel means of the network and of the format differ by up to %.2f (of 255). The bias of the first "
+            "layer compensates for this. The result is exact, except at the border, where the padding has an effect.",
             apart,
         )
     first = f"trunk.convs.{model.trunk.network.convs[0].name}"
@@ -189,7 +192,7 @@ def _state_for(
 
 
 def refuse(what: str, problems: list[str]) -> None:
-    """Raise a UserError that lists the problems, if there are any."""
+    """Raise a UserError that lists the problems if there are any. what: the format."""
     if problems:
         raise UserError(
             f"this network cannot be written as {what}:\n"

@@ -1,4 +1,4 @@
-"""Select the layers of a state dict that fit a network: all layers, or the trunk and some layers above it."""
+"""Select the layers of a state dict that fit a network: the trunk, and the layers above it as far as they fit."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SHAPE = "different shape"
 class Fit:
     """The result of `fit`.
 
-    used: tensors to load into the model. fresh: the other layers below the outputs, which keep their initial values,
-    with the reason. problems: contradictions to the model; if there are any, nothing should be loaded.
+    used: tensors to load into the model. fresh: the reason for each other layer below the outputs, which keeps its
+    initial values. problems: contradictions to the model. If there are any, nothing should be loaded.
     """
 
     used: dict[str, Tensor]
@@ -33,12 +33,12 @@ class Fit:
 
 
 def fit(model: FastRCNN, state: Mapping[str, Tensor]) -> Fit:
-    """Select the tensors of a state dict with our names that fit the model below its outputs.
+    """Select the tensors of a state dict with our names that fit the model below its output layers.
 
     The trunk must be complete. Above it, a layer can be missing or have a different shape. The layers above such a
-    layer are not used either, because they were trained on its features. Only `reduce` can be new below an fc6 that is
-    used. The factors on the maps (`map_scale`) belong to the layer above them. If that layer is new, they are measured
-    again.
+    layer are not used either, because they were trained on its features. However, if `reduce` is missing and the state
+    dict contains no `map_scale`, fc6 and fc7 are used. The scale factors of the feature maps (`map_scale`) are used
+    only together with the layer above the maps. If that layer is new, the factors are measured again.
     """
     wanted = {k: v for k, v in model.state_dict().items() if not k.startswith(OUTPUTS)}
     pixels = OWN_PIXELS if state.keys() >= OWN_PIXELS else set()
@@ -71,12 +71,12 @@ def fit(model: FastRCNN, state: Mapping[str, Tensor]) -> Fit:
         used["map_scale"] = state["map_scale"]
         problems += misfits({"map_scale": used["map_scale"]}, {"map_scale": torch.ones(len(model.strides))})
     elif model.map_scale is not None:
-        problems.append("the layer above the maps was trained on unscaled maps: remove model.scale_maps")
+        problems.append("the layer above the feature maps was trained on unscaled maps: remove model.scale_maps")
     return Fit(used, fresh, problems)
 
 
 def needs_scale(model: FastRCNN, fresh: Collection[str]) -> bool:
-    """Return whether the layers above the maps are new, so the maps can be scaled."""
+    """Return whether the layer above the feature maps is new, so that the scale of the maps can be changed."""
     return "fc6" in fresh and ("reduce" in fresh or not isinstance(model.reduce, nn.Conv2d))
 
 
@@ -85,7 +85,7 @@ def _part(state: Mapping[str, Tensor], *names: str) -> dict[str, Tensor]:
 
 
 def _rank(name: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> list[str]:
-    """Return advice if a layer is compressed in the file but not in the model, or the reverse."""
+    """Return advice if a layer is compressed in the file but not in the model, or vice versa."""
     rank = next((len(v) for k, v in theirs.items() if k.endswith(".L.weight") and v.dim()), None)
     if rank is not None:
         return [f"{name} is compressed in the file: set model.{name}_rank={rank}"]
@@ -103,16 +103,16 @@ def layers(state: Iterable[str]) -> list[str]:
 
 
 def few(names: Sequence[str], most: int = 8) -> str:
-    """Join names; if there are more than `most`, show only the first two, the last and their number."""
+    """Join names. If there are more than `most`, show only the first two, the last, and the number of names."""
     if len(names) > most:
         return f"{names[0]}, {names[1]} ... {names[-1]} ({len(names)})"
     return ", ".join(names) or "none"
 
 
 def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Return the differences in names, shapes and dtypes between a state dict and a network's state dict `wanted`.
+    """Return the differences in names, shapes and dtypes between a state dict and the state dict `wanted` of a network.
 
-    `num_batches_tracked` can be missing, because files from before 2018 do not have it.
+    `num_batches_tracked` can be missing, because files from before 2018 do not contain it.
     """
     missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     problems = [f"{k}: missing, expected shape {tuple(wanted[k].shape)}" for k in missing]
@@ -135,8 +135,11 @@ def in_lines(problems: Sequence[str], most: int = 12) -> str:
 
 
 def unusable(state: Mapping[str, Tensor]) -> list[str]:
-    """Return the tensors that no network can have, with the reason: values that are not finite in float32, negative
-    variances, and factors or standard deviations that are not positive."""
+    """Return the names of tensors with invalid values, with the reason.
+
+    Values must be finite in float32, variances must not be negative, and scale factors and standard deviations must be
+    positive.
+    """
     problems = []
     for name, values in state.items():
         if not values.numel():

@@ -1,4 +1,4 @@
-"""Translate the layer names that other programs use for VGG16, VGG_CNN_M_1024 and CaffeNet to ours."""
+"""Translate layer names of other programs for VGG16, VGG_CNN_M_1024 and CaffeNet to the names in this project."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ CAFFE_NAMES = {
     **{fc + part: f"head.{fc}{part.replace('_', '.')}" for fc in ("fc6", "fc7") for part in ("", "_L", "_U")},
     **{name: name for name in OUTPUTS},
 }
-CAFFE_TRUNK = re.compile(r"conv[1-5](_[0-9])?\.(weight|bias)$")  # VGG19 has VGG16's layers and three more
-# torchvision's VGG16 (features.0.weight), also as a submodule, and SSD's (0.weight, vgg.0.weight).
+# This also matches the three additional layers of VGG19, which are then reported as unknown.
+CAFFE_TRUNK = re.compile(r"conv[1-5](_[0-9])?\.(weight|bias)$")
+# Names in torchvision's VGG16 (features.0.weight), also as a submodule, and in SSD (0.weight, vgg.0.weight).
 FEATURES = re.compile(r"((?:(?:module|backbone|model|vgg|base|features)\.)*)([0-9]{1,4})\.weight$")
 CLASSIFIER = re.compile(r"((?:(?:module|backbone|model|vgg)\.)*classifier\.)([0-9]{1,4})\.weight$")
-# Keras' block1_conv1.weight, block1_conv1_W_1:0, block1_conv1/kernel:0, also within groups of an HDF5 file.
+# Names in Keras (block1_conv1.weight, block1_conv1_W_1:0, block1_conv1/kernel:0), also within HDF5 groups.
 KERAS = re.compile(r"(?:.*[./])?block([1-5])_conv([1-9])[._/](weight|kernel|W|bias|b)(?:_[0-9]+)?(?::0)?$")
 
 
@@ -28,8 +29,8 @@ def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Names that are already ours and layers other than the trunk, fc6, fc7, cls_score and bbox_pred are unchanged. The
     batch normalisation of torchvision's vgg16_bn is supported. If fc6 and fc7 are convolutions, their weights are
-    flattened to (out, in), which is equivalent. Keras' fc1 and fc2 are not translated, because they order the cells of
-    a RoI differently.
+    flattened to (out, in), which is equivalent. Keras' fc1 and fc2 are not translated, because their inputs are in a
+    different order.
     """
     if is_ours(state):
         return dict(state)
@@ -56,13 +57,16 @@ def from_caffe(state: Mapping[str, Tensor]) -> bool:
 
 
 def from_keras(state: Mapping[str, Tensor]) -> bool:
-    """Return whether the layers have the names of VGG16 in Keras, whose weights are those of Caffe's VGG16."""
+    """Return whether the layers have the names of VGG16 in Keras. Its weights were converted from Caffe's VGG16."""
     return any(KERAS.match(key) for key in state)
 
 
 def _torchvision_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map each layer to our name by its order, because indices differ: the layers of `classifier` are 0 and 3 in
-    torchvision's files, but 1 and 4 in some files that were converted from Caffe."""
+    """Map the names of layers to ours, by their order.
+
+    Their indices differ between files: the layers of `classifier` have indices 0 and 3 in torchvision's files, and 1
+    and 4 in some files that were converted from Caffe.
+    """
     ours = {
         (FEATURES, 4): iter([f"trunk.convs.{name}" for name in VGG16.conv_names]),
         (FEATURES, 1): iter([f"trunk.norms.{name}" for name in VGG16.conv_names]),

@@ -1,11 +1,12 @@
 """Determine the pixel normalisation that weights of VGG16 expect: channel order, mean and scale.
 
-The network accepts RGB, 0 to 255, and normalises it with its buffers `pixel_mean` and `pixel_std`. If weights were
-trained on BGR, the channels of conv1_1 are reversed on loading, which is equivalent.
+The network accepts RGB values from 0 to 255 and normalises them with its buffers `pixel_mean` and `pixel_std`. If
+weights were trained on BGR, the input channels of conv1_1 are reversed on loading, which is equivalent.
 
-Two sets of weights are in common use: torchvision's, and those of the VGG authors, trained in Caffe. The latter also
-exist in PyTorch files with torchvision's names (`vgg16_caffe.pth`). Only their values distinguish them. Caffe detectors
-were trained with conv1_1 frozen, so their values are the same.
+Two sets of weights are in common use: torchvision's weights, and the weights of the VGG authors, which were trained in
+Caffe. The VGG authors' weights also exist in PyTorch files with torchvision's names (`vgg16_caffe.pth`). Only the
+values distinguish such a file from torchvision's. Caffe detectors were trained with conv1_1 frozen, so their first
+layer has the same values.
 """
 
 from __future__ import annotations
@@ -20,27 +21,27 @@ from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN
 
 @dataclass(frozen=True)
 class Pixels:
-    """Pixel normalisation. mean, std: RGB, 0 to 255. turned: whether conv1_1 in the file expects BGR."""
+    """A pixel normalisation. mean, std: in RGB order, for values from 0 to 255. turned: whether conv1_1 expects BGR."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     turned: bool
 
 
-CAFFE_MEAN = (122.7717, 115.9465, 102.9801)  # PIXEL_MEANS in the author's lib/fast_rcnn/config.py, there BGR
+CAFFE_MEAN = (122.7717, 115.9465, 102.9801)  # RGB; PIXEL_MEANS (BGR) in the author's lib/fast_rcnn/config.py
 PIXELS = {
     "imagenet_rgb": Pixels(IMAGENET_MEAN, IMAGENET_STD, turned=False),
     "caffe_bgr": Pixels(CAFFE_MEAN, (1.0, 1.0, 1.0), turned=True),
-    "caffe_rgb": Pixels(CAFFE_MEAN, (1.0, 1.0, 1.0), turned=False),  # reversed during conversion
+    "caffe_rgb": Pixels(CAFFE_MEAN, (1.0, 1.0, 1.0), turned=False),  # channels reversed during conversion
 }
 
 
 @dataclass(frozen=True)
 class Known:
-    """Published weights, recognised by values of conv1_1.
+    """Published weights, which are recognised by values of conv1_1.
 
-    bias: biases of the first filters. centre: the central weight of the first filter for one channel.
-    forward, backward: the key in PIXELS if that channel is the first, or the last.
+    bias: biases of the first filters. centre: the central weight of the first filter for one input channel.
+    forward, backward: the key in PIXELS if this is the first channel, and if it is the last channel.
     """
 
     bias: tuple[float, ...]
@@ -57,9 +58,9 @@ KNOWN = (
 
 
 def recognise(weight: Tensor, bias: Tensor) -> str | None:
-    """Return the key in PIXELS of published weights, given conv1_1's weight (64, 3, 3, 3) and bias (64,).
+    """Return the key in PIXELS for published weights, or None for other weights.
 
-    Return None for other weights of VGG16 or of another network.
+    weight, bias: of the first convolution; (64, 3, 3, 3) and (64,) for VGG16.
     """
     if weight.shape[1:] != (3, 3, 3) or len(bias) < len(KNOWN[0].bias):
         return None
@@ -73,13 +74,14 @@ def recognise(weight: Tensor, bias: Tensor) -> str | None:
 
 
 def decide(asked: str, weight: Tensor, bias: Tensor, from_caffe: bool) -> tuple[str, str]:
-    """Return the key in PIXELS for weights, and the reason.
+    """Return the key in PIXELS for weights, and the reason for the choice.
 
-    asked: a key, which is then returned, or "auto". from_caffe: whether the layers have Caffe's names.
+    asked: the key to return, or "auto". weight, bias: of the first convolution. from_caffe: whether the layers have
+    Caffe's names.
     """
     recognised = recognise(weight, bias)
     if asked != "auto":
-        other = f", although the first layer is that of {recognised}" if recognised not in (None, asked) else ""
+        other = f", although the first layer has the values of {recognised}" if recognised not in (None, asked) else ""
         return asked, f"set by model.pixels{other}"
     if recognised is not None:
         return recognised, "recognised by the values of the first layer"
@@ -94,11 +96,11 @@ def means_apart(model: FastRCNN, mean: Sequence[float]) -> float:
 
 
 def first_layer_for(model: FastRCNN, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Convert weight and bias of the first convolution to pixels (RGB - mean) / std.
+    """Return the weight and bias of the first convolution, converted to expect pixels (RGB - mean) / std.
 
     The standard deviations are folded into the weights, which is exact. A difference of the means is folded into the
-    bias. This is exact except in the outermost cells, which overlap the padding: a padding of 0 represents the mean
-    colour, which changes by this difference.
+    bias. This is exact except at the border of the image, where filters overlap the padding. The padding of 0 stands
+    for the mean colour, which is now a different colour.
     """
     name, state = model.trunk.network.convs[0].name, model.trunk.convs.state_dict()
     std_before = model.pixel_std.double()
@@ -109,5 +111,5 @@ def first_layer_for(model: FastRCNN, mean: Sequence[float], std: Sequence[float]
 
 
 def _like(model: FastRCNN, values: Sequence[float]) -> Tensor:
-    """Convert values to (3, 1, 1) float64, rounded like the model's, so that equal values cancel exactly."""
+    """Convert values to (3, 1, 1) float64. They are first rounded to the model's dtype, so that equal values cancel."""
     return model.pixel_mean.new_tensor(values).view(3, 1, 1).double()

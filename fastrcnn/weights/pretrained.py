@@ -18,7 +18,7 @@ from fastrcnn.weights.names import OUTPUTS, from_caffe, from_keras, is_ours, tra
 from fastrcnn.weights.pixels import PIXELS, decide
 
 log = logging.getLogger(__name__)
-PARTS = ("trunk.", "head.")  # the parts of a detector below its outputs
+PARTS = ("trunk.", "head.")  # prefixes of the layers below the output layers
 KNOWN = (
     "no layer has the name of a VGG16 convolution in torchvision (features.0), SSD (0), Caffe (conv1_1), Keras "
     "(block1_conv1) or this project (trunk.convs.conv1_1)"
@@ -30,15 +30,15 @@ NETWORK_FITS = (
 EXPORT_FITS = (
     "for weights of a run or from `fastrcnn export`, set the model.* keys of that run; only model.head can differ"
 )
-AUTHORS_ROI_SIZE = {"vgg16": 7, "vgg_cnn_m_1024": 6, "caffenet": 6}  # cells along a side, in models/*/train.prototxt
+AUTHORS_ROI_SIZE = {"vgg16": 7, "vgg_cnn_m_1024": 6, "caffenet": 6}  # bins per side, from models/*/train.prototxt
 DETECTOR_FITS = (
-    "a detector must have one of the paper's three networks, RoIs pooled to 7 x 7 (VGG16) or 6 x 6 cells, and two "
+    "a detector must have one of the paper's three networks, RoIs pooled to 7 x 7 (VGG16) or 6 x 6 bins, and two "
     "output layers"
 )
 
 
 def torchvision_vgg16() -> dict[str, Tensor]:
-    """Return the state dict of torchvision's VGG16 trained on ImageNet. It is downloaded once, to torch's hub folder.
+    """Return the state dict of torchvision's ImageNet weights of VGG16. It is downloaded once, to torch's hub folder.
 
     Raises UserError if the download fails.
     """
@@ -57,11 +57,11 @@ def torchvision_vgg16() -> dict[str, Tensor]:
                 f"  {path}\n"
                 "or set model.weights=/path/to/vgg16.pth. To train without these weights, set recipe=scratch."
             ) from error
-    return read_state_dict(path)  # torch.hub would execute code in a manipulated file
+    return read_state_dict(path)  # torch.hub would execute code that a manipulated file contains
 
 
 def existing(path: Path) -> Path:
-    """Return the path of a weights file. Raises UserError if the file does not exist."""
+    """Return `path`. Raises UserError if no weights file with this path exists."""
     if not path.is_file():
         raise UserError(
             f"model.weights: {path}: file not found. Set the path of a state dict (.pth, .safetensors) or of a "
@@ -90,12 +90,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixels: str = "auto") -> dict[str, str]:
-    """Load the weights of the trunk, those of fc6 and fc7 if they fit, and the pixel normalisation into `model`.
+    """Load the trunk, fc6 and fc7 (if they fit) and the pixel normalisation of pre-trained weights into `model`.
 
-    state: names are Caffe's, ours, or (for VGG16) those of torchvision, SSD or Keras. pixels: see pixels.decide; our
-    own weights contain their pixel normalisation. Returns the other layers below the outputs, which keep their initial
-    values, by name with the reason. Raises UserError if the weights contradict the model. Nothing is loaded in this
-    case.
+    state: a state dict with the layer names of Caffe, of this project or, for VGG16, of torchvision, SSD or Keras.
+    pixels: see pixels.decide. If it is "auto", weights of this project are used with the normalisation that they
+    contain. Returns the other layers below the outputs, which keep their initial values: a dictionary of names and
+    reasons. Raises UserError if the weights contradict the model; nothing is loaded in this case.
     """
     named = translate(state)
     found = fit(model, named)
@@ -119,9 +119,9 @@ def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixe
 
 
 def detector_settings(state: dict[str, Tensor], source: str) -> tuple[ModelSettings, int]:
-    """Return the model settings and the number of object classes of a detector with Caffe's names.
+    """Return the model settings and the number of object classes of a detector with Caffe's layer names.
 
-    Raises UserError if the layers that determine them are missing.
+    Raises UserError if a layer that determines them is missing, or if its shape does not belong to a known network.
     """
     shapes = {name: tuple(v.shape) for name, v in state.items() if name.endswith(".weight") and v.dim() > 0}
     first_two = [shapes.get(f"{name}.weight", ()) for name in ("conv1", "conv2")]
@@ -159,7 +159,7 @@ def detector_settings(state: dict[str, Tensor], source: str) -> tuple[ModelSetti
 
 
 def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> None:
-    """Load all layers of a detector with Caffe's names into `model`.
+    """Load all layers of a detector with Caffe's layer names into `model`.
 
     Before saving, the author's code multiplies bbox_pred by the standard deviations of the regression targets and adds
     their means (`snapshot` in lib/fast_rcnn/train.py). Therefore `delta_mean` is set to 0 and `delta_std` to 1.
@@ -170,7 +170,7 @@ def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> Non
     _load(model, named, misfits(named, wanted), source, DETECTOR_FITS, "auto", from_caffe(state))
     model.delta_mean.zero_()
     model.delta_std.fill_(1)
-    log.info("%s: bbox_pred is denormalised, because the author's code saves it this way", source)
+    log.info("%s: bbox_pred is denormalised, as the author's code saves it", source)
 
 
 def _load(
@@ -182,7 +182,11 @@ def _load(
     pixels: str,
     caffes: bool,
 ) -> None:
-    """Load a state dict with our names and its pixel normalisation. Raises UserError if there are problems."""
+    """Load a state dict with our names, and its pixel normalisation, into `model`.
+
+    fits: advice for the error message. caffes: whether the layers had the names of Caffe or Keras. Raises UserError if
+    `problems` is not empty or a tensor contains invalid values.
+    """
     if problems := problems or unusable(state):
         raise UserError(f"{source}: these weights do not fit the model ({fits}):\n{in_lines(problems)}")
     if "map_scale" in state:

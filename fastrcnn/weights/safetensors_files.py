@@ -1,7 +1,7 @@
-"""Read and write .safetensors files: tensors by name, and metadata, which is text by name.
+"""Read and write .safetensors files, which contain named tensors and metadata (strings by key).
 
 A file consists of tensors and a header with their offsets. The package safetensors checks the header against the file
-size before it allocates memory, and a file cannot contain code.
+size before it allocates memory. A file cannot contain code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastrcnn.files import write_derived
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors of a file, on the CPU, and its metadata. Raises UserError if the file is invalid."""
+    """Return the tensors (on the CPU) and the metadata of a file. Raises UserError if the file is invalid."""
     try:
         from safetensors import SafetensorError, safe_open
         from safetensors.torch import load_file
@@ -30,11 +30,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = file.metadata() or {}
         return load_file(path), metadata
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a .safetensors file, or truncated ({error}).") from error
+        raise UserError(f"{path}: the file is truncated or not a .safetensors file ({error}).") from error
 
 
 def write(state: Mapping[str, Tensor], metadata: Mapping[str, str], output: Path, source: str | None = None) -> None:
-    """Write tensors and metadata. source: see write_derived. Raises UserError if the file cannot be written."""
+    """Write tensors and metadata to `output`. source: see write_derived. Raises UserError if that is not possible."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import save_file

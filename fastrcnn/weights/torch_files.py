@@ -1,8 +1,8 @@
 """Read files written by `torch.save`, restricted to tensors, numbers, text and plain containers.
 
-`torch.load(weights_only=True)` does not execute code in a file either, but it decompresses records, allocates the sizes
-that the file declares, and calls many torch functions. This reader supports only the types that state dicts contain,
-and no size that a file declares can make it allocate more than the size of the file.
+`torch.load(weights_only=True)` does not execute code in a file either. However, it decompresses records, allocates as
+much memory as the file declares, and calls many torch functions. This reader supports only the types that state dicts
+contain, and it never allocates more memory for tensors than the size of the file.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 
 from fastrcnn.safe_pickle import RefusedError, as_user_error, fill, load_pickle
 
-# Bytes. A thousand tensors take 0.1 MB. A malicious pickle can use up to 80 bytes of memory per byte.
+# Bytes. A pickle of a thousand tensors has 0.1 MB. A malicious pickle can use 80 bytes of memory per byte of its size.
 LARGEST_PICKLE = 4 * 2**20
 MOST_DIMENSIONS = 16
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # format of torch before 1.6
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of the format before torch 1.6
 STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -39,9 +39,9 @@ STORAGES = {
 
 
 def read(path: Path, size: int | None = None) -> Any:
-    """Read a file written by `torch.save`, with tensors on the CPU. No code in the file is executed.
+    """Read a file written by `torch.save`. Tensors are on the CPU, and no code in the file is executed.
 
-    size: number of bytes at the start of the file that torch wrote; None: the entire file.
+    size: number of bytes at the start of the file that torch wrote, or None for the entire file.
     Raises UserError if the file is invalid, declares more data than it contains, or contains objects other than
     tensors, numbers, text, lists, tuples and dictionaries.
     """
@@ -83,14 +83,15 @@ def _archive(file: BinaryIO, size: int) -> Any:
     for key, values in storages.by_key.items():
         info = records[f"{folder}data/{key}"]
         if info.file_size != values.nbytes:
-            raise RefusedError(f"{len(values):,} {values.dtype} numbers in a record of {info.file_size:,} bytes")
+            size_of = f"{len(values):,} {values.dtype} numbers"
+            raise RefusedError(f"a storage of {size_of} in a record of {info.file_size:,} bytes")
         seek(info)
         _read_into(values, file)
     return content
 
 
 def _legacy(file: BinaryIO, size: int) -> Any:
-    """Read the format before torch 1.6: pickles of magic number, version, system, content and keys, then storages."""
+    """Read the format before torch 1.6: pickles of magic number, version, system, content and keys, and storages."""
     pickles = io.BytesIO(file.read(LARGEST_PICKLE))
     storages = _Storages(size)
     magic, _, machine, content, keys = (load_pickle(pickles, ADMITTED, storages.find) for _ in range(5))
@@ -102,7 +103,7 @@ def _legacy(file: BinaryIO, size: int) -> Any:
     for key in keys:
         values = storages.by_key[key]
         if file.read(8) != struct.pack("<q", len(values)):
-            raise RefusedError(f"a storage whose length is not the declared {len(values):,}")
+            raise RefusedError(f"a storage whose length does not match the declared length, {len(values):,}")
         _read_into(values, file)
     return content
 
@@ -113,15 +114,17 @@ def _read_into(values: Tensor, file: BinaryIO) -> None:
 
 
 class _Storages:
-    """Storages (N,) that a file references by key. They are allocated here and read later. Their total size is limited
-    to `size` bytes."""
+    """The storages (N,) that a file references by key. They are allocated here, and their values are read later.
+
+    size: maximum total size of the storages in bytes.
+    """
 
     def __init__(self, size: int) -> None:
         self.left = size
         self.by_key: dict[str, Tensor] = {}
 
     def find(self, saved: Any) -> Tensor:
-        """Return the storage for a persistent id of torch."""
+        """Return the storage for a persistent id that torch wrote. Raises RefusedError if the id is invalid."""
         kind, dtype, key, _, numel, *view = saved
         if kind != "storage" or view not in ([], [None]) or not isinstance(dtype, torch.dtype) or type(key) is not str:
             raise RefusedError("a reference to something other than a storage")
@@ -138,7 +141,7 @@ class _Storages:
 
 
 def _tensor(storage: Tensor, offset: Any, size: Any, stride: Any, *_: object) -> Tensor:
-    """Replace torch._utils._rebuild_tensor_v2: return a view of a storage."""
+    """Return a view of a storage. This replaces torch._utils._rebuild_tensor_v2."""
     held = storage.numel()
     sound = all(type(n) is int and 0 <= n < 2**62 for n in (offset, *size, *stride))
     if not sound or not len(size) == len(stride) <= MOST_DIMENSIONS:
@@ -151,7 +154,7 @@ def _tensor(storage: Tensor, offset: Any, size: Any, stride: Any, *_: object) ->
 
 
 def _dictionary(items: Any = ()) -> dict[object, object]:
-    """Replace OrderedDict. Files from Python 2 pass its items as arguments."""
+    """Return a dictionary. This replaces OrderedDict, whose items are arguments in files from Python 2."""
     return fill({}, [part for key, value in items for part in (key, value)])
 
 

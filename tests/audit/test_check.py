@@ -141,11 +141,11 @@ def test_pictures_of_all_kinds_are_counted(voc: VocFolder) -> None:
         p.what for p in findings(records, ["cat"], "lists", Settings()) if p.kind in ("colours", "as_stored", "bits")
     }
     assert found == {
-        "1 image(s) are gray.",
-        "1 image(s) are palette.",
-        "1 image(s) are CMYK.",
-        "1 image(s) are RGBA.",
-        "3 image(s) are 16-bit.",
+        "1 image(s) have the colour format gray.",
+        "1 image(s) have the colour format palette.",
+        "1 image(s) have the colour format CMYK.",
+        "1 image(s) have the colour format RGBA.",
+        "3 image(s) have the colour format 16-bit.",
         "1 image(s) have an EXIF orientation but are used as stored, because the size in their annotation fits the "
         "stored image. The first is turned.jpg, stored as 64 x 48 with EXIF orientation 6.",
         "1 image(s) with 16 bits per channel use only 12 of them (values up to 4095) and are scaled accordingly. The "
@@ -447,8 +447,8 @@ def test_the_summary_is_short_and_ends_with_the_verdict() -> None:
 def test_the_json_says_how_to_mend() -> None:
     plain = to_json(hostile_report())
     assert plain["ok"] is False
-    assert plain["errors"][0]["mend"] == KINDS["box"][1]
-    assert set(plain["notes"][0]) == {"kind", "title", "file", "line", "object", "unit", "name", "what", "mend"}
+    assert plain["errors"][0]["advice"] == KINDS["box"][1]
+    assert set(plain["notes"][0]) == {"kind", "title", "file", "line", "object", "unit", "name", "what", "advice"}
 
 
 def test_an_empty_annotation_and_one_without_size(voc: VocFolder) -> None:

@@ -142,7 +142,7 @@ def test_a_file_cut_short_and_a_header_that_lies(whole: Path, tmp_path: Path) ->
     content, file = whole.read_bytes(), tmp_path / "cut.safetensors"
     for torn in (b"", content[:7], content[:300], content[:-1], (2**62).to_bytes(8, "little") + content[8:]):
         file.write_bytes(torn)
-        with pytest.raises(UserError, match=r"cut.safetensors: not a .safetensors file, or truncated"):
+        with pytest.raises(UserError, match=r"cut.safetensors: the file is truncated or not a .safetensors file"):
             read(file)
     with pytest.raises(UserError, match=r"gone.safetensors: this file does not exist"):
         read(tmp_path / "gone.safetensors")

@@ -161,4 +161,4 @@ def test_evaluations_of_another_checkpoint_are_left_out(tmp_path: Path, caplog: 
     own["mAP"] = 0.83
     alone = {"metric": "voc07", "mAP": 0.83, "images": None, "ap": {}}
     assert evaluations(tmp_path, own) == {"val": val, "test": alone}
-    assert "the mAP 0.8100 (voc07) is not that of this checkpoint, 0.8300 (voc07)" in caplog.text
+    assert "the mAP 0.8100 (voc07) in this file differs from the mAP of the checkpoint, 0.8300 (voc07)" in caplog.text

@@ -55,7 +55,7 @@ def test_the_demo() -> None:
             ["data.proposals=/home/someone/mcg.proposals"],
             "Proposals: up to 2,000 per image, read from `mcg.proposals`.",
         ),
-        (["data.max_images=1"], "Only the first 1 image of each split."),
+        (["data.max_images=1"], "Training used only the first 1 image of each split."),
         (["data.use_difficult=false"], "Objects marked as difficult were excluded."),
         (["data.other_classes=leave_out"], "Objects of classes other than those above were excluded."),
         (["data=voc0712"], "Data set `voc0712`, splits `VOC2007/trainval`, `VOC2012/trainval`."),

@@ -59,15 +59,15 @@ NEGATIVE = caffemodel.field(7, caffemodel.field(1, caffemodel.varint(2**64 - 1) 
     ("content", "said"),
     [
         (b"", "contains no layer with weights"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "not a .caffemodel, or truncated"),
-        (b"<html>404</html>", "not a .caffemodel, or truncated"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "truncated or not a .caffemodel"),
+        (b"<html>404</html>", "truncated or not a .caffemodel"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "not a .caffemodel"),
         (caffemodel.field(1, b"a name alone"), "contains no layer with weights"),
-        (b"\x0b" * 100000, "not a .caffemodel, or truncated"),  # groups in groups
+        (b"\x0b" * 100000, "truncated or not a .caffemodel"),  # groups in groups
         (caffemodel.new_layer("fc6", False, [np.ones(2)]) * 2, "two layers have the name 'fc6'"),
         (b"\x12\x00" * 200000, "more than 100000 layers"),
-        (b"\xff" * 100, "not a .caffemodel, or truncated"),
-        (caffemodel.varint(100 << 3 | 2) + caffemodel.varint(2**62), "not a .caffemodel, or truncated"),
+        (b"\xff" * 100, "truncated or not a .caffemodel"),
+        (caffemodel.varint(100 << 3 | 2) + caffemodel.varint(2**62), "truncated or not a .caffemodel"),
     ],
     ids=["empty", "pointer", "page", "hdf5", "name", "deep", "twice", "many", "number", "length"],
 )

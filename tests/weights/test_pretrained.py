@@ -251,7 +251,7 @@ def in_torchvisions_plain_names(
         (UNKNOWN, "auto", RGB_MEAN, 57.12, False, "if they were trained in Caffe, set model.pixels=caffe_bgr"),
         ((CAFFE, UNKNOWN[1]), "auto", RGB_MEAN, 57.12, False, "the weights are unknown"),
         (UNKNOWN, "caffe_bgr", CAFFE_RGB_MEAN, 1, True, "caffe_bgr (set by model.pixels)"),
-        (CAFFE_BGR, "imagenet_rgb", RGB_MEAN, 57.12, False, "although the first layer is that of caffe_bgr"),
+        (CAFFE_BGR, "imagenet_rgb", RGB_MEAN, 57.12, False, "although the first layer has the values of caffe_bgr"),
     ],
 )
 @pytest.mark.parametrize("places", [(0, 3, 6), (1, 4, 6)])
@@ -326,7 +326,7 @@ def test_safetensors_are_read(tmp_path: Path) -> None:
     whole = (tmp_path / "w.safetensors").read_bytes()
     for content in (b"", b"no", whole[:-1], b"\xff" * 8 + whole[8:]):
         (tmp_path / "w.safetensors").write_bytes(content)
-        with pytest.raises(UserError, match=r"w\.safetensors: not a \.safetensors file, or truncated"):
+        with pytest.raises(UserError, match=r"w\.safetensors: the file is truncated or not a \.safetensors file"):
             read_state_dict(tmp_path / "w.safetensors")
 
 
@@ -395,5 +395,5 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path) -> None:
     for old, new in ((b"[4]", b"[9]"), (b"[0,16]", b"[0,99]")):
         assert old in data
         (tmp_path / "w.safetensors").write_bytes(data.replace(old, new))
-        with pytest.raises(UserError, match=r"w.safetensors: not a .safetensors file, or truncated"):
+        with pytest.raises(UserError, match=r"w.safetensors: the file is truncated or not a .safetensors file"):
             read_state_dict(tmp_path / "w.safetensors")

@@ -1,6 +1,6 @@
 "use strict";
-// Sort a table by clicking a heading. The first click sorts numbers in descending and names in ascending order, the
-// next one reverses the order. Cells without a number come last, sorted by their text.
+// A click on a heading sorts the table. The first click sorts numbers in descending order and names in ascending order,
+// and the next click reverses the order. Cells without a number come last, sorted by their text.
 for (const table of document.querySelectorAll("table.sortable")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {

@@ -1,4 +1,4 @@
-// The interactive parts of the report: counts at a score threshold, the confusion matrix, the gallery's filter.
+// The interactive parts of the report: counts at a score threshold, the confusion matrix and the filter of the gallery.
 const data = JSON.parse(document.getElementById("data").textContent);
 const steps = data.thresholds.length, MOST = 25;
 const sum = values => values.reduce((a, b) => a + b, 0);
@@ -64,7 +64,8 @@ function heading(row, text, kind = "", scope = "col") {
   row.append(th);
 }
 
-// The classes of the matrix: all, or those with the most confusions (with any class, or with the selected one).
+// Return the classes of the matrix. If there are too many, return those with the most confusions, or with the most
+// confusions with the selected class.
 function chosen(t) {
   if (data.names.length <= MOST) return data.names.map((_, k) => k);
   const weight = new Array(data.names.length).fill(0), centre = Number(chooser.value);
