@@ -156,7 +156,7 @@ def inspect(path: Path) -> Stored:
         return decode_stored(data, path)[1]
     stored = read_header(data, path)
     if not (_reaches_its_end(data) if jpeg else b"IEND\xaeB`\x82" in data):
-        raise UserError(f"{path}: the file is truncated, because its end marker is missing.")
+        raise UserError(f"{path}: the image is truncated. Its end marker is missing.")
     return stored
 
 
