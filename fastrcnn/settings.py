@@ -1,10 +1,7 @@
-@@@"""Settings of the library that are also configuration keys, with their types, defaults, bounds and help texts.
-###"""Settings that are also configuration keys. Each has a type, a default, a help text and possibly bounds.
+"""Settings of the library that are also configuration keys, with their types, defaults, bounds and help texts.
 
-@@@Each setting is declared only here. config/schema.py includes the classes as groups of keys. This module imports neither
-###They are declared only here, and config/schema.py includes the classes as groups of keys. This module imports neither
-@@@torch nor Hydra, so an invalid key is reported immediately.
-###torch nor Hydra, so errors in keys are reported immediately.
+Each setting is declared only here. config/schema.py includes the classes as groups of keys. This module imports neither
+torch nor Hydra, so an invalid key is reported immediately.
 """
 
 from __future__ import annotations
@@ -52,8 +49,7 @@ def key(
 
 @dataclass
 class ModelSettings:
-@@@    """The architecture and the initial weights of the network."""
-###    """Settings of the network."""
+    """The architecture and the initial weights of the network."""
 
     network: NetworkName = key(
         "vgg16", "architecture; vgg16, vgg_cnn_m_1024 and caffenet are the paper's models L, M and S"
@@ -103,8 +99,7 @@ class ModelSettings:
 
 @dataclass
 class SelectiveSearchSettings:
-@@@    """Selective search, which generates proposals if data.proposals is null."""
-###    """Settings of selective search, which generates proposals if none are given."""
+    """Selective search, which generates proposals if data.proposals is null."""
 
     mode: SearchMode = key(
         "fast",
@@ -183,8 +178,7 @@ class SolverSettings:
 
 @dataclass
 class DetectionSettings:
-@@@    """Postprocessing, which converts scores and boxes to detections; see model/postprocess.py."""
-###    """Settings for computing detections from scores and boxes; see model/postprocess.py."""
+    """Postprocessing, which converts scores and boxes to detections; see model/postprocess.py."""
 
     score_threshold: float | None = key(
         0.05, "drop detections whose score (probability or SVM margin) is lower; null: no threshold"
@@ -216,8 +210,7 @@ class DetectionSettings:
 
 @dataclass
 class SvmSettings:
-@@@    """Training of SVMs on fc7 features. The defaults are the values in the author's code."""
-###    """Settings for training SVMs on fc7 features. The defaults are the values in the author's code."""
+    """Training of SVMs on fc7 features. The defaults are the values in the author's code."""
 
     c: float = key(0.001, "weight of the hinge loss relative to the regularisation term ||w||^2 / 2", above=0)
     bias_scaling: float = key(

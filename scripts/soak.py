@@ -47,7 +47,7 @@ SETTINGS = [
     "runtime.threads=1",
     "runtime.workers=0",
     "runtime.log_every=1",
-    "runtime.pictures_every=0",
+    "runtime.images_every=0",
     "runtime.checkpoint_every=1",
 ]
 

@@ -46,7 +46,7 @@ SETTINGS = [
     "runtime.workers=0",
     "runtime.log_every=2",
     "runtime.checkpoint_every=3",
-    "runtime.pictures_every=3",
+    "runtime.images_every=3",
 ]
 
 

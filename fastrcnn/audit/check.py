@@ -156,7 +156,7 @@ def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore
     """Read an image, its annotation and its proposals. Errors are recorded as problems of the returned record."""
     image = task.image or next(read_voc(task.source, [task.image_id], first_pixel=settings.first_pixel))
     record = Record(task, image, *sort_out(image, task.role == "train"))
-    if not {p.kind for p in record.problems} & {"missing_picture", "link"}:
+    if not {p.kind for p in record.problems} & {"missing_image", "link"}:
         _read_image(record)
     if task.store is not None and (record.size or image.size):
         try:
@@ -173,11 +173,11 @@ def _read_image(record: Record) -> None:
         data = read_bytes(path)
         stored = decode_stored(data, path)[1]
     except UserError as error:
-        record.report("bad_picture", path, str(error).removeprefix(f"{path}: "))
+        record.report("bad_image", path, str(error).removeprefix(f"{path}: "))
         return
     turn = turn_for(stored, size)
     if turn is None and size is not None:
-        record.report("picture_size", path, disagreement(stored, size))
+        record.report("image_size", path, disagreement(stored, size))
     record.stored, record.turn, record.digest = stored, turn or 1, hashlib.sha256(data).digest()
 
 

@@ -45,7 +45,7 @@ def make_report(
         root=root,
         classes=classes,
         splits=[statistics.split([r for r in known if (r.task.role, r.task.split) == key], classes) for key in lists],
-        pictures=statistics.pictures(known),
+        images=statistics.images(known),
         boxes=boxes,
         proposals=statistics.proposals(known, classes, [str(s.path) for s in stores]),
         sampling=sampling,

@@ -57,7 +57,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Pictures(Sizes):
+class Images(Sizes):
     colours: dict[str, int]  # stored format (RGB, gray, palette, CMYK, RGBA, 16-bit) -> number of images
     turned: int  # images with an EXIF rotation, applied or not
 
@@ -107,7 +107,7 @@ class Report:
     root: str
     classes: list[str]
     splits: list[Split]
-    pictures: Pictures
+    images: Images
     boxes: Boxes
     proposals: ProposalStatistics | None
     sampling: Sampling | None
@@ -154,11 +154,11 @@ def split(records: Sequence[Record], classes: Sequence[str]) -> Split:
     )
 
 
-def pictures(records: Sequence[Record]) -> Pictures:
+def images(records: Sequence[Record]) -> Images:
     """Return the sizes and colour formats of all readable images."""
     read = [r for r in records if r.size]
     width, height = np.array([r.size for r in read], dtype=float).reshape(-1, 2).T
-    return Pictures(
+    return Images(
         *_ranges(width, height),
         colours=dict(sorted(Counter(r.colour for r in read).items())),
         turned=sum(r.stored is not None and r.stored.orientation != 1 for r in read),

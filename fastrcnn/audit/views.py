@@ -17,7 +17,7 @@ OPEN = 20  # if there are more errors of one kind than this, the page collapses 
 
 def summary(report: Report) -> str:
     """Summarise counts, sizes, proposals and problems, with the verdict, in at most 40 lines of text."""
-    p, b = report.pictures, report.boxes
+    p, b = report.images, report.boxes
     sizes = ", ".join(f"{n} {name}" for name, n in b.sizes.items())
     lines = [
         f"{report.name}: {report.root}, {len(report.classes)} class(es)",

@@ -291,7 +291,7 @@ def load_unannotated(
     for source, ids in sources:
         problems = source_problems(source, folder)
         for image in read(source, ids, folder):
-            faults = [p for p in image.problems if p.kind in ("missing_picture", "link") or image.path == source]
+            faults = [p for p in image.problems if p.kind in ("missing_image", "link") or image.path == source]
             problems += faults
             if not faults:
                 found.append(without_objects(image.image_id, image.path, image.size, image.number))

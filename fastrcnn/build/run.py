@@ -218,7 +218,7 @@ def schedule(config: TrainConfig) -> Schedule:
         log_every=r.log_every,
         evaluate_every=every,
         checkpoint_every=r.checkpoint_every,
-        pictures_every=r.pictures_every,
+        images_every=r.images_every,
         accumulate=s.accumulate,
         clip_gradients=math.inf if s.clip_gradients is None else s.clip_gradients,
     )

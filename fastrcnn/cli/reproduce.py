@@ -38,7 +38,7 @@ SMALL = (
     "model.batch_norm=true",
     "model.weights=null",
     "model.dropout=0.0",
-    "runtime.pictures_every=0",
+    "runtime.images_every=0",
 )
 SMALL_RANKS = {"fc6=1024": "fc6=256", "fc7=256": "fc7=64"}
 SHORT_SIDE = 600  # of the paper's images, in pixels; other scales are reduced in proportion

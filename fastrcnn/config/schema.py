@@ -1,9 +1,7 @@
 """The schema of each command's configuration: its keys and groups of keys.
 
-@@@The YAML files in configs/ set the values of the groups, and only build/ creates objects from a configuration. This
-###The YAML files in configs/ set the keys of the groups, and only the package build creates objects from them. This module
-@@@module imports neither torch nor Hydra, so an invalid key is reported immediately.
-###imports neither torch nor Hydra, so errors in keys are reported immediately.
+The YAML files in configs/ set the values of the groups, and only build/ creates objects from a configuration. This
+module imports neither torch nor Hydra, so an invalid key is reported immediately.
 """
 
 from __future__ import annotations
@@ -104,8 +102,7 @@ class DataConfig:
 
 @dataclass
 class RuntimeConfig:
-@@@    """The hardware and the output intervals. Apart from rounding, only the seed and the precision affect the result."""
-###    """The hardware and the output intervals. Only the seed and the precision affect what the network learns."""
+    """The hardware and the output intervals. Apart from rounding, only the seed and the precision affect the result."""
 
     device: str = key("auto", "cpu, cuda or cuda:N; auto: a GPU if available")
     precision: Precision = key(
@@ -132,7 +129,7 @@ class RuntimeConfig:
     )
     profile: bool = key(False, "profile training steps 10 to 19 and write a trace for Perfetto and TensorBoard")
     log_every: int = key(20, "number of steps between rows of metrics.csv and points in TensorBoard", least=1)
-    pictures_every: int = key(500, "number of steps between images in TensorBoard; 0: no images", least=0)
+    images_every: int = key(500, "number of steps between images in TensorBoard; 0: no images", least=0)
     checkpoint_every: int = key(1000, "number of steps between checkpoints", least=1)
     keep_checkpoints: int = key(2, "number of newest checkpoints to keep, in addition to the best", least=1)
     evaluate_every: int | None = key(
@@ -167,8 +164,7 @@ class TrainConfig:
 
 @dataclass
 class ReproduceConfig(TrainConfig):
-@@@    """The keys of `train`, which apply to every experiment, and the keys of `reproduce` itself."""
-###    """The keys of `train`, which apply to every experiment, and the additional keys of `reproduce`."""
+    """The keys of `train`, which apply to every experiment, and the keys of `reproduce` itself."""
 
     table: int | None = key(None, "number of the table in the paper", least=1, most=8)
     seeds: list[int] = key([0], "random seeds; each experiment is run once for each seed", least=0)
@@ -390,8 +386,7 @@ SCHEMAS: dict[str, type] = {
 
 
 def leaves(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
-@@@    """Return the type and the help text of every key of a schema, by dotted name. The keys of groups are last."""
-###    """Return the type and help text of each key of a schema by dotted name. Keys of groups follow the other keys."""
+    """Return the type and the help text of every key of a schema, by dotted name. The keys of groups are last."""
     hints, inner = get_type_hints(schema), groups(schema)
     own = {prefix + f.name: (hints[f.name], f.metadata["help"]) for f in fields(schema) if f.name not in inner}
     for name, group in inner.items():

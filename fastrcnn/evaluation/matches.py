@@ -107,7 +107,7 @@ def read(folder: Path) -> Matches:
         _check(classes, len(about["image_ids"]))
         return Matches(**about, classes=classes)
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(f"{path}: cannot be read ({error}). Run the evaluation again to replace it.") from None
+        raise UserError(f"{path}: the file cannot be read ({error}). Run the evaluation again to replace it.") from None
 
 
 def _check(classes: Mapping[str, ClassMatches], images: int) -> None:

@@ -38,7 +38,7 @@ def folder_for(output: str | None, run: Path, source: str) -> Path:
     whole = absolute(source)
     plain = [part for part in Path(whole).parts if not any(letter in part for letter in "*?[")]
     named = Path(whole if Path(whole).exists() else str(Path(*plain)))
-    base = run / "detect" / (named.stem or "pictures")
+    base = run / "detect" / (named.stem or "images")
     folder, number = base, 1
     while folder.exists() and _timing(folder).get("source") != whole:
         number += 1

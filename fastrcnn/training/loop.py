@@ -37,7 +37,7 @@ class Schedule:
     log_every: int = 20
     evaluate_every: int = 0  # 0: only at the end
     checkpoint_every: int = 1000
-    pictures_every: int = 500
+    images_every: int = 500
     accumulate: int = 1
     clip_gradients: float = math.inf
 

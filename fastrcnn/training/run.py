@@ -300,7 +300,7 @@ class TrainingRun:
                 if last or done % schedule.log_every == 0:
                     self.tracker.scalars(done, meter.read() | {"train/lr": schedule.rate(done - 1)})
                     log.debug("step %d: %s", done, ", ".join(f"{n[6:]} {v:.4g}" for n, v in meter.latest.items()))
-                if schedule.pictures_every and (done % schedule.pictures_every == 0 or done == start + 1):
+                if schedule.images_every and (done % schedule.images_every == 0 or done == start + 1):
                     self.draw(step)
                 if schedule.evaluates_after(done) or done % schedule.checkpoint_every == 0:
                     self.save(done)  # before the evaluation, which can take long or be interrupted

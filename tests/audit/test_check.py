@@ -83,11 +83,11 @@ def test_all_bad_files_are_reported_at_once(tiny: VocFolder) -> None:
     found = {r.task.image_id: [(p.kind, p.line, p.object) for p in r.problems] for r in records}
     assert found == {
         "a": [],
-        "cut": [("bad_picture", None, None)],
-        "empty": [("bad_picture", None, None)],
-        "text": [("bad_picture", None, None)],
-        "gone": [("missing_picture", None, None)],
-        "swapped": [("picture_size", None, None)],
+        "cut": [("bad_image", None, None)],
+        "empty": [("bad_image", None, None)],
+        "text": [("bad_image", None, None)],
+        "gone": [("missing_image", None, None)],
+        "swapped": [("image_size", None, None)],
         "noxml": [("missing_annotation", None, None)],
         "broken": [("annotation", 3, None)],
         "objects": [("annotation", None, n) for n in (1, 2, 3, 3)],
@@ -164,7 +164,7 @@ def test_an_image_is_rotated_where_its_annotation_has_the_upright_size(voc: VocF
     assert [(r.size, r.turn) for r in records] == [((64, 48), 6), ((50, 60), 1), ((64, 64), 1)]
     (fault,) = [p for r in records for p in r.problems]
     assert (fault.kind, fault.what) == (
-        "picture_size",
+        "image_size",
         "the image has 50 x 60 pixels (upright: 60 x 50), but its annotation has size 64 x 48.",
     )
     notes = {p.kind: p.what for p in findings(records, ["cat"], "lists", Settings())}

@@ -107,12 +107,12 @@ def test_what_is_wrong_is_said_even_where_training_would_skip_it(tiny: VocFolder
     status, out, _ = call("check", f"data.root={tiny.root}", "data.skip_bad=true")
     assert status == 1
     assert "NOT READY: 2 error(s)" in out
-    assert [(p["kind"], p["object"]) for p in report()["errors"]] == [("bad_picture", None), ("box", 1)]
+    assert [(p["kind"], p["object"]) for p in report()["errors"]] == [("bad_image", None), ("box", 1)]
     (alone,) = [p for p in report()["notes"] if p["kind"] == "test_only"]
     assert alone["what"] == "'bird' has 1 test object(s) but no training object."
     assert out.splitlines()[-1].startswith("fix the errors, then run: fastrcnn train")
     status, _, _ = call("check", f"data.root={tiny.root}", "data.other_classes=leave_out")
-    assert [p["kind"] for p in report()["errors"]] == ["bad_picture", "box"]
+    assert [p["kind"] for p in report()["errors"]] == ["bad_image", "box"]
 
 
 def test_a_bad_list_does_not_hide_the_other(tiny: VocFolder, call: Call) -> None:

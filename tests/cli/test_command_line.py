@@ -208,7 +208,7 @@ TRAIN = ["train", "data=custom", "model=vgg16_slim", "runtime.device=cpu", "runt
         (["runtime.checkpoint_every=0"], ["runtime.checkpoint_every=0"]),
         (["runtime.keep_checkpoints=0"], ["runtime.keep_checkpoints=0"]),
         (["runtime.evaluate_every=-1"], ["runtime.evaluate_every=-1"]),
-        (["runtime.pictures_every=-5"], ["runtime.pictures_every=-5"]),
+        (["runtime.images_every=-5"], ["runtime.images_every=-5"]),
         (["runtime.seed=-1"], ["runtime.seed=-1"]),
         (["solver.fg_fraction=2"], ["solver.fg_fraction=2"]),
         (["solver.fg_iou=5"], ["solver.fg_iou=5"]),

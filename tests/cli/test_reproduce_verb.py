@@ -20,7 +20,7 @@ Call = Callable[..., tuple[int, str, str]]
 TINY = [
     "solver.iterations=2", "solver.images_per_batch=1", "solver.rois_per_image=8", "solver.bg_iou=[0,0.5]",
     "model.width=0.03", "model.weights=null", "model.dropout=0", "data.short_sides=48", "data.test_short_sides=48",
-    "runtime.workers=0", "runtime.device=cpu", "runtime.pictures_every=0", "data.selective_search.side=64",
+    "runtime.workers=0", "runtime.device=cpu", "runtime.images_every=0", "data.selective_search.side=64",
 ]  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from fastrcnn.config.sweep import choices
 from fastrcnn.data.demo import write_demo
 
 Call = Callable[..., tuple[int, str, str]]
-SMALL = [*(s for s in SETTINGS if "width" not in s), "model.width=0.03", "runtime.pictures_every=0"]
+SMALL = [*(s for s in SETTINGS if "width" not in s), "model.width=0.03", "runtime.images_every=0"]
 
 
 @pytest.fixture(scope="module")

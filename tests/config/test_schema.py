@@ -101,7 +101,7 @@ def arrives(config: TrainConfig) -> None:
     )
     assert test == Augmentation(tuple(data.test_short_sides), data.long_side, False, False, False, 0.0)
     plan = run.schedule(config)
-    for name in ("log_every", "checkpoint_every", "pictures_every", "seed"):
+    for name in ("log_every", "checkpoint_every", "images_every", "seed"):
         assert getattr(plan, name) == getattr(config.runtime, name), name
     assert plan.evaluate_every == (config.runtime.evaluate_every or 0)
     assert (plan.iterations, plan.accumulate) == (solver.iterations, solver.accumulate)

@@ -66,7 +66,7 @@ def trained(folder: Path, images: int, accumulate: int, tracker: Tracker, kept: 
     torch.manual_seed(0)
     model = FastRCNN(CLASSES, width=0.03, roi_size=3, dropout=0.0).double()
     sampler = RoISampler(torch.zeros(CLASSES + 1, 4), torch.ones(CLASSES + 1, 4), SolverSettings(rois_per_image=24))
-    plan = Schedule(4 if kept else 3, lambda _: 0.01, 5, log_every=1, pictures_every=0, accumulate=accumulate)
+    plan = Schedule(4 if kept else 3, lambda _: 0.01, 5, log_every=1, images_every=0, accumulate=accumulate)
     if kept:
         freeze_before(model, "conv5_1")
     settings = Settings(DetectionSettings(), "voc07", images_per_batch=images, cache=1e8 if kept else 0)
@@ -94,7 +94,7 @@ def broken(folder: Path) -> str:
     if distributed.rank():
         batch = replace(batch, images=torch.full(batch.images.shape, float("inf")))
 
-    plan = Schedule(1, lambda _: 0.01, pictures_every=0)
+    plan = Schedule(1, lambda _: 0.01, images_every=0)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     place = folder / f"broken-{distributed.rank()}"
     try:

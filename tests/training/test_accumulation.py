@@ -45,7 +45,7 @@ def trained(folder: Path, batches: Iterable[Batch], accumulate: int, iterations:
     those of the last."""
     torch.manual_seed(0)
     model = FastRCNN(CLASSES, width=0.03, roi_size=3, dropout=0.0).double()
-    plan = Schedule(iterations, lambda _: 0.01, 5, log_every=1, pictures_every=0, accumulate=accumulate)
+    plan = Schedule(iterations, lambda _: 0.01, 5, log_every=1, images_every=0, accumulate=accumulate)
     run = a_run(folder, model, some_sampler(), plan)
     run.fit(batches)
     run.tracker.close()
@@ -96,7 +96,7 @@ def test_a_broken_batch_in_the_middle_of_a_step_leaves_the_weights(tmp_path: Pat
     spoiled = replace(sound, images=torch.full(sound.images.shape, float("inf")))
     model = FastRCNN(CLASSES, width=0.03, roi_size=3)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    plan = Schedule(1, lambda _: 0.01, 5, pictures_every=0, accumulate=2)
+    plan = Schedule(1, lambda _: 0.01, 5, images_every=0, accumulate=2)
     with pytest.raises(UserError, match=r"step 0: the loss is nan[^\0]*fastrcnn replay .*failed-step-0\.pt"):
         a_run(tmp_path, model, some_sampler(), plan).fit([sound, spoiled])
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

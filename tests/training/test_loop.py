@@ -93,7 +93,7 @@ def run(
         seed=11,
         log_every=1,
         checkpoint_every=2,
-        pictures_every=0,
+        images_every=0,
     )
     found = a_run(folder, model, some_sampler(), schedule, kind=Run, optimizer=optimizer, done=start)
     try:
@@ -141,7 +141,7 @@ def test_the_backward_pass_is_in_float32_too(dataset: DetectionDataset, tmp_path
 
 
 def constant(iterations: int, rate: float, **options: float) -> Schedule:
-    return replace(Schedule(iterations, lambda _: rate, log_every=1, pictures_every=0), **options)
+    return replace(Schedule(iterations, lambda _: rate, log_every=1, images_every=0), **options)
 
 
 def test_the_loss_falls_on_one_batch(tmp_path: Path, dataset: DetectionDataset) -> None:
@@ -189,7 +189,7 @@ def test_evaluation_in_between_changes_nothing_and_training_mode_returns(
 
 def test_checkpoints_evaluations_and_pictures_come_when_they_should(tmp_path: Path, dataset: DetectionDataset) -> None:
     calls: list[tuple[str, int]] = []
-    schedule = constant(7, 0.0, checkpoint_every=3, evaluate_every=5, pictures_every=4, log_every=2)
+    schedule = constant(7, 0.0, checkpoint_every=3, evaluate_every=5, images_every=4, log_every=2)
     train_on(
         [first_batch(dataset)] * 9,
         tiny(),
@@ -286,7 +286,7 @@ def test_the_loop_hands_on_what_the_sampler_drew(tmp_path: Path, dataset: Detect
         [batch] * 2,
         tiny(),
         tmp_path,
-        constant(2, 0.0, seed=4, pictures_every=1),
+        constant(2, 0.0, seed=4, images_every=1),
         draw=drawn.append,
     )
     for step, each in enumerate(drawn):
@@ -298,7 +298,7 @@ def test_the_loop_hands_on_what_the_sampler_drew(tmp_path: Path, dataset: Detect
 
 
 def test_the_rate_of_a_step_is_recorded(tmp_path: Path, dataset: DetectionDataset) -> None:
-    schedule = Schedule(3, lambda step: 0.001 * (step + 1), log_every=1, pictures_every=0)
+    schedule = Schedule(3, lambda step: 0.001 * (step + 1), log_every=1, images_every=0)
     train_on([first_batch(dataset)] * 3, tiny(), tmp_path, schedule)
     assert series(tmp_path, "train/lr") == pytest.approx([0.001, 0.002, 0.003])
 
@@ -306,7 +306,7 @@ def test_the_rate_of_a_step_is_recorded(tmp_path: Path, dataset: DetectionDatase
 def test_a_step_is_taken_at_its_own_rate(tmp_path: Path, dataset: DetectionDataset) -> None:
     model = tiny()
     before = model.cls_score.weight.detach().clone()
-    schedule = Schedule(2, lambda step: 0.05 if step == 0 else 0.0, log_every=1, pictures_every=0)
+    schedule = Schedule(2, lambda step: 0.05 if step == 0 else 0.0, log_every=1, images_every=0)
     train_on([first_batch(dataset)] * 2, model, tmp_path, schedule)
     assert not torch.equal(model.cls_score.weight, before)
 

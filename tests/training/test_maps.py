@@ -92,7 +92,7 @@ def run(
     """A run as `fastrcnn train` has it; it resumes where the folder has a checkpoint."""
     settings = {k: options.pop(k) for k in ("workers", "dtype") if k in options}
     plan = Schedule(
-        iterations, lambda _: 0.02, 11, 1, pictures_every=4, evaluate_every=options.pop("evaluate_every", 0)
+        iterations, lambda _: 0.02, 11, 1, images_every=4, evaluate_every=options.pop("evaluate_every", 0)
     )
     resumed = (folder / "checkpoints").is_dir()
     made = a_run(
@@ -129,7 +129,7 @@ def by_hand(folder: Path, data: DetectionDataset, model: FastRCNN, half: torch.d
             each = [model.frozen_maps(batch.images[i : i + 1]) for i in range(len(batch.images))]
         return [torch.cat(maps).to(half).float().contiguous() for maps in zip(*each, strict=True)]
 
-    found = a_run(folder, model, sampler(), Schedule(8, lambda _: 0.02, 11, pictures_every=0))
+    found = a_run(folder, model, sampler(), Schedule(8, lambda _: 0.02, 11, images_every=0))
     found.maps = inputs  # type: ignore[assignment]
     found.fit(training_loader(data, 2))
     return weights(model)

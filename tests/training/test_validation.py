@@ -79,7 +79,7 @@ def train(
         folder,
         model,
         RoISampler(torch.zeros(3, 4), torch.full((3, 4), 0.2), settings),
-        Schedule(steps, lambda _: 0.02, 11, pictures_every=0, evaluate_every=2),
+        Schedule(steps, lambda _: 0.02, 11, images_every=0, evaluate_every=2),
         images,
         kind=Run,
         begun=folder.is_dir(),

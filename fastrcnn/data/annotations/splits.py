@@ -247,7 +247,7 @@ def source_problems(source: Path, root: Path | None = None) -> list[Problem]:
 
 def explain_missing(problems: Sequence[Problem], source: Path, root: Path, images: int) -> list[Problem]:
     """Return the problems. If nearly all images or annotations are missing, add where such files were found."""
-    for kind in ("missing_picture", "missing_annotation"):
+    for kind in ("missing_image", "missing_annotation"):
         missing = [p for p in problems if p.kind == kind]
         if not nearly_all(len(missing), images):
             continue

@@ -13,8 +13,8 @@ ERRORS = {
         "Duplicate image id",
         "Rename one of the images, or remove the id from one of the splits. Ids must be unique across all folders.",
     ),
-    "missing_picture": ("Missing image", f"Add the image, remove its id from the split, {SKIP}"),
-    "bad_picture": ("Unreadable image", f"Download or export the file again, {SKIP}"),
+    "missing_image": ("Missing image", f"Add the image, remove its id from the split, {SKIP}"),
+    "bad_image": ("Unreadable image", f"Download or export the file again, {SKIP}"),
     "link": ("Link to a file outside the data set", "Replace the link with the file itself."),
     "missing_annotation": ("Missing annotation", f"Add the file, remove the id from the split, {SKIP}"),
     "normalised": (
@@ -29,7 +29,7 @@ ERRORS = {
         "Fix the name, add the class to data.classes, or set data.other_classes=leave_out.",
     ),
     "classes": ("Invalid class names", "Fix data.classes, or the names in the annotations."),
-    "picture_size": ("Image and annotation differ in size", "Fix the size and the boxes in the annotation."),
+    "image_size": ("Image and annotation differ in size", "Fix the size and the boxes in the annotation."),
     "no_proposals": ("Image without proposals", "Generate proposals for all images with `fastrcnn propose`."),
     "proposal_size": (
         "Proposals for an image of another size",
@@ -124,7 +124,7 @@ NOTES = {
 KINDS = ERRORS | NOTES  # in the order in which they are shown
 ROUTINE = ("clipped", "other_classes", "turned", "polygons")  # notes that are logged as information, not as warnings
 # Kinds that can hide objects, because an annotation or image was not read.
-UNREAD = ("split", "missing_picture", "link", "missing_annotation", "normalised", "annotation", "box", "unknown_class")
+UNREAD = ("split", "missing_image", "link", "missing_annotation", "normalised", "annotation", "box", "unknown_class")
 LEADS_OUT = "the link points outside the data set and is not followed. Replace it with the file itself."
 FEW, NEARLY_ALL = 5, 0.9  # minimum number and share of images for which a common cause is reported once
 

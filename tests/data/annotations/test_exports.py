@@ -86,7 +86,7 @@ def test_a_missing_image_is_named(tmp_path: Path, export: Export) -> None:
     ids_now = find_split(root, "trainval")[1] if source.is_file() else ids
     if ids[0] in ids_now:
         (image,) = read(source, ids[:1], root)
-        assert [p.kind for p in image.problems] == ["missing_picture"]
+        assert [p.kind for p in image.problems] == ["missing_image"]
         assert image.objects is None
 
 

@@ -51,7 +51,7 @@ def read_coco(path: Path, image_ids: Sequence[str], root: Path, need_pictures: b
         path_there = file.base / image.file_name
         read = Annotated(image_id, path_there, path, image.width, image.height, number=image.number)
         if need_pictures and not path_there.is_file():
-            problem = Problem("missing_picture", str(path_there), f"no such image. It is named in {path}.")
+            problem = Problem("missing_image", str(path_there), f"no such image. It is named in {path}.")
             yield replace(read, problems=(problem,))
         elif not path_there.resolve().is_relative_to(file.base.resolve()):
             yield replace(read, problems=(Problem("link", str(path_there), LEADS_OUT),))

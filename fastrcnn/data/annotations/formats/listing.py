@@ -79,7 +79,7 @@ def _read(image_id: str, image: ListedImage, home: Path, need_pictures: bool) ->
         where = (
             "The search covered that file's folder, the data set's folder, and `images` and similar folders in both."
         )
-        return refused("missing_picture", image.path, f"no such image. It is named in {image.annotation}. {where}")
+        return refused("missing_image", image.path, f"no such image. It is named in {image.annotation}. {where}")
     for file in (image.path, image.annotation):
         if not file.resolve().is_relative_to(home):
             return refused("link", file, LEADS_OUT)
@@ -88,7 +88,7 @@ def _read(image_id: str, image: ListedImage, home: Path, need_pictures: bool) ->
         try:
             size = upright_size(image.path)
         except UserError as error:
-            return refused("bad_picture", image.path, str(error).removeprefix(f"{image.path}: "))
+            return refused("bad_image", image.path, str(error).removeprefix(f"{image.path}: "))
     objects, problems = image.objects(size)
     usable = None if any(p.error for p in problems) else tuple(objects)
     return replace(found, width=size[0], height=size[1], objects=usable, problems=tuple(problems))

@@ -31,7 +31,7 @@ def read_voc(
         path = image if images or need_pictures else image.with_name(f"{image.name}.jpg")
         problems = []
         if not images and need_pictures:
-            problems.append(Problem("missing_picture", str(image), missing_image(root, image_id)))
+            problems.append(Problem("missing_image", str(image), missing_image(root, image_id)))
         paths = (*images[:1], annotation)
         link = next((p for p in paths if not any(p.resolve().is_relative_to(f) for f in folders)), None)
         if link is not None:

@@ -342,7 +342,7 @@ def test_a_table_beside_the_folder_of_the_images_finds_them(tmp_path: Path) -> N
             assert sorted(s.path for s in samples) == [tmp_path / images / f"{n}.jpg" for n in "ab"]
             assert samples[0].boxes.tolist() == [[10, 20, 50, 60]]
         else:
-            assert {p.kind for p in problems.errors} == {"missing_picture"}
+            assert {p.kind for p in problems.errors} == {"missing_image"}
 
 
 def test_a_table_outside_the_data_set_is_refused_and_one_inside_may_be_named_in_full(tmp_path: Path) -> None:
