@@ -188,7 +188,7 @@ def _load(
     `problems` is not empty or a tensor contains invalid values.
     """
     if problems := problems or unusable(state):
-        raise UserError(f"{source}: these weights do not fit the model ({fits}):\n{in_lines(problems)}")
+        raise UserError(f"{source}: the weights do not fit the model ({fits}):\n{in_lines(problems)}")
     if "map_scale" in state:
         model.map_scale = torch.ones_like(state["map_scale"], dtype=torch.float32)
     if state.keys() >= OWN_PIXELS and pixels == "auto":

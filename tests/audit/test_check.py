@@ -444,7 +444,7 @@ def test_the_summary_is_short_and_ends_with_the_verdict() -> None:
     assert summary(ready).splitlines()[-1].startswith("READY: no errors")
 
 
-def test_the_json_says_how_to_mend() -> None:
+def test_the_json_contains_advice() -> None:
     plain = to_json(hostile_report())
     assert plain["ok"] is False
     assert plain["errors"][0]["advice"] == KINDS["box"][1]

@@ -192,7 +192,7 @@ def test_layers_of_another_detector_are_named() -> None:
     with pytest.raises(UserError) as caught:
         load_detector(model, state, "here")
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("here: these weights do not fit the model")
+    assert lines[0].startswith("here: the weights do not fit the model")
     assert lines[1:] == [
         "  head.fc7.bias: missing, expected shape (64,)",
         "  bbox_pred.weight: shape (8, 64), expected (12, 64)",

@@ -180,7 +180,7 @@ def test_what_contradicts_the_model_is_refused_and_nothing_is_loaded(name: str) 
     state, said = WRONG[name]
     model = FastRCNN(2, width=0.125, roi_size=1)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(UserError, match=f"(?s)^here: these weights do not fit the model.*{said}"):
+    with pytest.raises(UserError, match=f"(?s)^here: the weights do not fit the model.*{said}"):
         load_pretrained(model, state, "here")
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 

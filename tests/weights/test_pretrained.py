@@ -377,7 +377,7 @@ def test_a_detector_with_wrong_numbers_is_refused_before_its_network_is_made(
     path = caffemodel.write(tmp_path / "d.caffemodel", FULL | WRONG[name][0])
     if name != "nan":
         monkeypatch.setattr(models, "model", within_meta(models.model))
-    with pytest.raises(UserError, match=r"d\.caffemodel: (these weights do not fit|not a detector)"):
+    with pytest.raises(UserError, match=r"d\.caffemodel: (the weights do not fit|not a detector)"):
         models.caffe_detector(path, ["cat", "dog"])
 
 
