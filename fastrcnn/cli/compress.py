@@ -27,8 +27,8 @@ def main(arguments: list[str]) -> int:
     for name in ("fc6", "fc7"):
         if trained.config["model"].get(f"{name}_rank") is not None:
             raise UserError(
-                f"{trained.file}: this checkpoint is already compressed ({name} consists of two layers). Compress the original "
-                "checkpoint instead."
+                f"{trained.file}: this checkpoint is already compressed ({name} consists of two layers). Compress the "
+                "original checkpoint instead."
             )
     asked = any(a.startswith("data.root=") for a in arguments)
     print("\n".join(derived.compress(config, trained, output, source, asked)))

@@ -364,10 +364,7 @@ def test_what_the_proposals_find_is_said_before_training(tiny: VocFolder, caplog
     write_store(store, [ImageProposals(i, 48, 64, near) for i in "ab"], "a test", {})
     data = training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"])
     datasets.say_recall(data, ["cat", "dog"])
-    assert (
-        "Proposals: 2 per image on average, recall 50.0 % at IoU 0.5 (measured on 2 images)"
-        in caplog.text
-    )
+    assert "Proposals: 2 per image on average, recall 50.0 % at IoU 0.5 (measured on 2 images)" in caplog.text
     assert "proposals-check" not in caplog.text
     far = np.array([[60, 40, 64, 48]], np.float32)
     write_store(store, [ImageProposals(i, 48, 64, far) for i in "ab"], "a test", {})

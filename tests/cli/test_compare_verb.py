@@ -76,7 +76,10 @@ def test_runs_and_several_of_them(call: Call, evaluated: Callable[..., Path]) ->
     assert Path("here/compare.html").is_file()
     evaluated("one/eval/few", 2, split="few")
     status, _, err = call("compare", "one", "two")
-    assert (status, err) == (1, "fastrcnn: one: this run has several evaluations (few, test). Choose one with split=NAME.\n")
+    assert (status, err) == (
+        1,
+        "fastrcnn: one: this run has several evaluations (few, test). Choose one with split=NAME.\n",
+    )
     assert call("compare", "one", "two", "split=test")[0] == 0
     status, _, err = call("compare", "one", "two", "split=few")
     assert (status, err) == (1, "fastrcnn: two: no evaluation on split=few. Available: test.\n")
