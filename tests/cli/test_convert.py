@@ -54,7 +54,7 @@ def test_the_authors_file_becomes_a_store(numbered: VocFolder, tmp_path: Path, c
     status, out, err = call("propose", f"convert={path}", f"data.root={numbered.root}")
     assert status == 0, err
     assert fingerprint(numbered.root) == before
-    assert "Fast R-CNN author's .mat, 4 images; boxes read as yxyx-1-inclusive" in out
+    assert "Fast R-CNN author's .mat, 4 images, boxes read as yxyx-1-inclusive" in out
     assert "3 of 3 images of the data set have proposals" in out
     assert "1 images of the file are not in the data set: stranger" in out
     assert "6 boxes kept, 0 of them clipped; 0 dropped\n" in out
