@@ -44,8 +44,8 @@ def root(config: DataConfig) -> Path:
     """Return the folder of the data set, or its single annotation file. Raises UserError if it does not exist."""
     if config.root is None:
         raise UserError(
-            f"data.root is missing. Set data.root=FOLDER to the folder of the data set '{config.name}'. For VOC "
-            "this is VOCdevkit, and for your own data the folder with the images and their annotations."
+            f"data.root is missing. Set data.root=FOLDER to the folder of the data set '{config.name}'. For VOC, "
+            "this is VOCdevkit. For your own data, it is the folder with the images and their annotations."
         )
     folder = Path(config.root).expanduser()
     if not folder.is_dir() and not (folder.is_file() and is_annotation_file(folder)):
@@ -63,7 +63,7 @@ def absolute_paths(config: DataConfig) -> None:
 
 @functools.cache
 def say_once(text: str, level: int = logging.INFO) -> None:
-    """Log a line once per process, although the data set can be read several times."""
+    """Log a line only once per process, even if the data set is read several times."""
     log.log(level, text)
 
 
@@ -140,7 +140,7 @@ def test_splits(config: DataConfig, split: str | None) -> list[str]:
 
 
 def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]:
-    """Return data.classes, or the classes in all splits if it is null. The name of label i is element i - 1.
+    """Return data.classes, or all classes in the splits if it is null. The name of label i is element i - 1.
 
     tests: the splits to evaluate saved detections on, which must exist. If it is None, the training and validation
         splits must exist.
@@ -226,8 +226,8 @@ def samples(
 ) -> list[Sample]:
     """Read the images and ground truth of the splits. Raises UserError if they cannot be used.
 
-    training: exclude crowds, and difficult objects unless data.use_difficult is true. Otherwise, both are included and
-        marked.
+    training: whether to exclude crowds, and difficult objects unless data.use_difficult is true. Without `training`,
+        both are included and marked.
     need_pictures: whether the image files must exist and be complete. Saved detections can be evaluated without them.
     """
     found: list[Sample] = []

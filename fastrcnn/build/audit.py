@@ -116,9 +116,7 @@ def class_list(
     names = sorted({n for r in records for n in r.names}) if config.classes is None else config.classes
     if not names and config.classes is None:
         lacking = [Problem("classes", folder, "The annotations contain no usable objects.")]
-        return [], [] if any(
-            p.error for p in problems
-        ) else lacking  # an error already explains why there are no classes
+        return [], [] if any(p.error for p in problems) else lacking  # other errors already explain this
     if faults := class_findings(records, names, folder, split_name(config.test)):
         return names, faults
     try:

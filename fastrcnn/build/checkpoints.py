@@ -79,7 +79,7 @@ def compose_for(verb: str, arguments: list[str]) -> Any:
 
 
 def load(verb: str, arguments: list[str]) -> tuple[Any, Network, list[str], Path]:
-    """Return the configuration of a command, see open_network, and the results of open_network."""
+    """Return the configuration of a command, and the results of open_network for its checkpoint."""
     config = compose_for(verb, arguments)
     from fastrcnn.build import machine
 
@@ -139,7 +139,7 @@ def _take_over(config: Any, base: dict[str, Any], given: Collection[str], path: 
 
 
 def _take_threshold(record: Mapping[str, Any], config: Any) -> None:
-    """Set the draw_threshold of `detect` to the one with the best F1 in the evaluation, unless the user sets it."""
+    """Set the draw_threshold of `detect` to the threshold with the best F1 in the evaluation, unless it is given."""
     if getattr(config, "draw_threshold", 0.0) is None and "draw_threshold" in record:
         config.draw_threshold = record["draw_threshold"]
         log.info("Using draw_threshold=%.2f, the threshold with the best F1 in the evaluation", config.draw_threshold)

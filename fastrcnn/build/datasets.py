@@ -149,7 +149,7 @@ def test_scaling(config: DataConfig) -> Augmentation:
 
 
 def training_samples(config: DataConfig, names: Sequence[str]) -> list[Sample]:
-    """Return the training images and their ground truth. Raises UserError if they have no object at all."""
+    """Return the training images and their ground truth. Raises UserError if there is no object to train on."""
     found = samples(config, config.train, names, training=True)
     counts = np.bincount(np.concatenate([s.labels for s in found]), minlength=len(names) + 1)[1:]
     where = f"{config.root}, {', '.join(config.train)}"

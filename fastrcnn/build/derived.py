@@ -75,7 +75,7 @@ def mean_ap(
     names: list[str],
     settings: DetectionSettings | None = None,
 ) -> float | None:
-    """Return the mAP, 0 to 1, or None without ground truth. settings: detection settings; None: those of `config`."""
+    """Return the mAP, 0 to 1, or None without ground truth. settings: None: the settings in `config`."""
     if test_set is None:
         return None
     result = evaluate_on(test_set, config, network, names, config.data.metric, settings)

@@ -34,7 +34,7 @@ def evaluate_on(
 ) -> Evaluation | None:
     """Evaluate a network on a test set. In distributed jobs, all processes except the first return None.
 
-    config: the configuration of the command. settings: detection settings; None: those in `config`.
+    config: the configuration of the command. settings: detection settings; None: the settings in `config`.
     """
     settings = settings or detection(config.detection, network.classifier)
     batches = detection_loader(test_set, workers=machine.workers(config.runtime))

@@ -99,7 +99,7 @@ def require_truth(config: TrainConfig) -> None:
 
     splits = annotations.validation_splits(config.data) or config.data.test
     if not splits:
-        raise UserError(f"{OPTUNA}: Optuna maximises the mAP, but data.test=[] gives no mAP.")
+        raise UserError(f"{OPTUNA}: Optuna maximises the mAP, but with data.test=[] there is no mAP.")
     names = annotations.classes(config.data)
     if not annotations.has_truth(annotations.samples(config.data, splits, names, need_pictures=False)):
         raise UserError(f"{OPTUNA}: Optuna maximises the mAP, but there is {annotations.NO_TRUTH}.")

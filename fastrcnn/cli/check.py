@@ -37,7 +37,7 @@ EVERYDAY = [
 def main(arguments: list[str]) -> int:
     """Check a data set and its proposals. Print a summary, and write report.json and report.html.
 
-    Returns 1 if there is an error at which training would stop, or for which it would skip data, else 0.
+    Returns 1 if an error would stop training or make it skip data, else 0.
     """
     config: CheckConfig = compose("check", arguments)
     from fastrcnn.audit.report import to_json

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluate_network(config: EvalConfig, network: Network, names: list[str], run: Path, arguments: list[str]) -> int:
-    """Evaluate a loaded network, see main. run: the folder of its run. arguments: those of main, for the report."""
+    """Evaluate a loaded network, see main. run: the folder of its run. arguments: see main."""
     from fastrcnn.build import evaluation, machine
     from fastrcnn.evaluation.evaluate import table
     from fastrcnn.parallel import distributed

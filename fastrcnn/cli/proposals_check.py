@@ -30,7 +30,7 @@ ROWS = 9  # maximum number of readings in the table; a reading is a box conventi
 def main(arguments: list[str]) -> int:
     """Read a proposal file in all known conventions and units, and compare the boxes with the ground truth.
 
-    Returns 0 if the boxes fit the ground truth as they are read by default, else 1.
+    Returns 0 if the boxes fit the ground truth when they are read by default, else 1.
     """
     config: ProposalsCheckConfig = compose("proposals-check", arguments)
     if config.proposals is None:

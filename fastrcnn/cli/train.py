@@ -103,11 +103,11 @@ def keep_freed_memory() -> None:
     glibc returns the memory of a large array immediately, and the system clears it again for the next allocation. A
     step that trains a head on cached feature maps frees and allocates hundreds of megabytes (gradients, weights in half
     precision), and clearing this memory takes nearly as long as the computation. If convolutions are trained, there is
-    almost no gain, and the process uses a fifth more memory. With other C libraries than glibc, nothing is changed.
+    almost no gain, and the process uses a fifth more memory. With another C library, nothing changes.
     """
     no_mapping, no_trimming = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
     with suppress(OSError, AttributeError, TypeError):  # another C library
         library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018  # in others, mallopt can have other constants
+        library.gnu_get_libc_version  # noqa: B018  # other C libraries can have other constants
         library.mallopt(no_mapping, 0)
         library.mallopt(no_trimming, -1)

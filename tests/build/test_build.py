@@ -371,7 +371,7 @@ def test_what_the_proposals_find_is_said_before_training(tiny: VocFolder, caplog
     far = np.array([[60, 40, 64, 48]], np.float32)
     write_store(store, [ImageProposals(i, 48, 64, far) for i in "ab"], "a test", {})
     datasets.say_recall(training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"]), ["cat", "dog"])
-    assert "recall 0.0 % of the objects" in caplog.text
+    assert "recall 0.0 % at IoU 0.5" in caplog.text
     assert "fastrcnn proposals-check" in caplog.text
 
 

@@ -86,7 +86,10 @@ DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
     "a key out of bounds": (in_config("model", width=1e9), "model.width"),
     "an unknown key": (in_config("model", widht=1), "unknown key 'model.widht'"),
     "a network too large for any machine": (in_config("model", width=100.0), "expected"),
-    "no data": (with_text("config", lambda config: {"model": config["model"]}), r"the group\(s\) data are missing"),  # type: ignore[index]
+    "no data": (
+        with_text("config", lambda config: {"model": config["model"]}),  # type: ignore[index]
+        r"the group\(s\) data, detection are missing",
+    ),
     "a tensor less": (lambda state, _: state.pop(FC7), f"{FC7}: missing"),
     "a tensor more": (lambda state, _: state.update(x=torch.ones(1)), "x: not in the model"),
     "another shape": (with_tensor(FC7, lambda t: t[:1].clone()), f"{FC7}: shape \\(1, 64\\), expected \\(64, 64\\)"),
