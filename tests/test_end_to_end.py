@@ -247,7 +247,7 @@ def test_detect_draws_a_folder_and_a_pattern(command: Command, place: Path, tmp_
         (["train", "run=run", *SETTINGS], "this folder already contains a run"),
         (["eval", "checkpoint=run", "split=vla"], "Available lists: test, train, trainval, val. Did you mean 'val'?"),
         (["detect", "checkpoint=run"], "source=IMAGE"),
-        (["detect", "checkpoint=run", "source=nothing/*.jpg"], "source=nothing/*.jpg: there is no such file"),
+        (["detect", "checkpoint=run", "source=nothing/*.jpg"], "source=nothing/*.jpg: no such file or folder"),
         (["eval", "checkpoint=run", "data=voc07"], "data.root is missing"),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else None,

@@ -18,13 +18,13 @@ from fastrcnn.audit.check import Record, Settings, Task, read_all, sort_out
 from fastrcnn.audit.findings import findings, proposal_findings
 from fastrcnn.audit.report import (
     Boxes,
-    Pictures,
+    Images,
     Range,
     Recall,
     Report,
     boxes,
+    images,
     known_only,
-    pictures,
     proposals,
     sampling,
     split,
@@ -172,7 +172,7 @@ def test_an_image_is_rotated_where_its_annotation_has_the_upright_size(voc: VocF
         "1 image(s) are rotated upright according to their EXIF orientation. The first is a.jpg"
     )
     assert "fits both the stored and the upright image. The first is c.jpg" in notes["either_way"]
-    assert pictures(records).turned == 3
+    assert images(records).turned == 3
 
 
 def test_what_shows_in_the_whole_set_only(tiny: VocFolder) -> None:
@@ -324,7 +324,7 @@ def test_counts_and_sizes(tiny: VocFolder) -> None:
     counts = split(records, ["cat", "dog"])
     assert (counts.images, counts.unreadable, counts.objects, counts.difficult, counts.truncated) == (3, 1, 3, 1, 3)
     assert (counts.classes["dog"].objects, counts.classes["dog"].images, counts.classes["dog"].difficult) == (2, 2, 1)
-    assert pictures(records).width == Range(64, 64, 64)
+    assert images(records).width == Range(64, 64, 64)
     found = boxes(records, [48, 96, 600], 1000)
     assert found.sizes == {"small": 2, "medium": 2, "large": 0}  # 32 x 24, 2 x 40; 32 x 39, 36 x 36
     assert found.below_cell == {"48": 1, "96": 1, "600": 0}  # 2 pixels wide: 2, 4, and 25 at a factor of 12.5
@@ -386,7 +386,7 @@ def hostile_report() -> Report:
         root=HOSTILE,
         classes=[HOSTILE],
         splits=[Split(HOSTILE, "train", 3, 0, 0, 4, 1, 0, count)],
-        pictures=Pictures(everything, everything, everything, {HOSTILE: 3}, 0),
+        images=Images(everything, everything, everything, {HOSTILE: 3}, 0),
         boxes=Boxes(everything, everything, everything, {"small": 4, "medium": 0, "large": 0}, {"600": 1}, 0),
         proposals=ProposalStatistics(
             [HOSTILE], 3, 1, 2.0, 3, recall, {HOSTILE: recall}, {HOSTILE: recall}, {"small": recall}, 0

@@ -68,7 +68,7 @@ def test_the_largest_rank_that_saves_anything(rows: int, columns: int, most: int
 
 def test_a_rank_that_saves_nothing_is_refused_with_the_numbers() -> None:
     config = ModelSettings(width=0.05, fc6_rank=177)  # fc6: 205 x 1274
-    with pytest.raises(UserError, match=r"model.fc6_rank=177: .* 261,783 weights, .* 261,170 .* At most 176"):
+    with pytest.raises(UserError, match=r"model.fc6_rank=177: .* 261,783 weights, .* 261,170.* at most 176"):
         models.model(config, 2)
     models.model(ModelSettings(width=0.05, fc6_rank=176), 2)
 

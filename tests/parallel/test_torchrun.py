@@ -153,7 +153,7 @@ def test_a_job_that_restarts_needs_a_name_for_its_run_and_on_several_machines_a_
 ) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     assert main(["train", "experiment=demo"]) == 1
-    assert "Set run=FOLDER" in capsys.readouterr().err
+    assert "needs run=FOLDER" in capsys.readouterr().err
     for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}.items():
         monkeypatch.setenv(name, value)
     assert main(["train", "experiment=demo", "run=x"]) == 1
