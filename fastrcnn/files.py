@@ -99,7 +99,7 @@ def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def lock(file: Path, name: str, busy: str, advice: str, shared: bool = False) -> Iterator[None]:
-    """Lock `file` against other processes while the body runs. The file and its folder are created if needed.
+    """Lock `file` against other processes while the `with` block runs. The file and its folder are created if needed.
 
     shared: take a shared lock, which excludes only exclusive locks. name, busy, advice: texts for the error messages.
     They name the locked object, what another process does with it, and an alternative for the user. Raises BusyError if

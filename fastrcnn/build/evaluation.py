@@ -32,9 +32,10 @@ def evaluate_on(
     metric: Metric,
     settings: DetectionSettings | None = None,
 ) -> Evaluation | None:
-    """Evaluate a network on a test set. In distributed jobs, all processes except the first return None.
+    """Evaluate a network on a test set. In distributed jobs, the first process returns the evaluation of all images.
 
-    config: the configuration of the command. settings: detection settings; None: the settings in `config`.
+    config: the configuration of the command. settings: detection settings. If they are None, those in `config` are
+    used. In distributed jobs, all processes except the first return None.
     """
     settings = settings or detection(config.detection, network.classifier)
     batches = detection_loader(test_set, workers=machine.workers(config.runtime))
@@ -62,8 +63,8 @@ def evaluate_run(config: EvalConfig, network: Network, names: list[str], split: 
 def compete(config: EvalConfig, network: Network, names: list[str], run: Path) -> list[str]:
     """Detect objects in one split without using its ground truth, and write the files for its evaluation server.
 
-    Returns the lines of a report, or an empty list in distributed processes other than the first. Raises UserError if
-    the configuration does not allow a submission.
+    Returns the lines of a report. In distributed jobs, all processes except the first return an empty list. Raises
+    UserError if the configuration does not allow a submission.
     """
     target = submission(config, names, run)
     test_set = datasets.test_set(config.data, names, config.split, truth=False)

@@ -44,7 +44,7 @@ MANY_IMAGES = 2000  # number of images, over all steps, from which faster recipe
 
 @contextmanager
 def open_run(config: TrainConfig, stop: Stop) -> Iterator[TrainingRun]:
-    """Yield the run of the configuration. In distributed jobs, each process joins the group while the body runs.
+    """Yield the run of the configuration. In distributed jobs, the process group exists while the `with` block runs.
 
     stop: records signals that request the end of the run. Raises UserError for errors of the user, if possible before
     any expensive work.

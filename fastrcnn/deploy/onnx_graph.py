@@ -1,7 +1,7 @@
 """Build the ONNX graph of a network node by node from its layer table (model/networks.py).
 
-Without torch's exporter, the graph does not depend on the version of torch and no tracing is needed. In addition, the
-graph can use ONNX's MaxRoiPool, which rounds like our operator (see ops/README.md).
+Because torch's exporter is not used, the graph does not depend on the version of torch, and no tracing is needed. The
+graph can also use ONNX's MaxRoiPool, which rounds like our operator (see ops/README.md).
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ LARGEST = 2**31 - 2**20  # bytes of weights; a single ONNX file is limited to 2 
 def write_onnx(
     model: FastRCNN, description: Description, box_regression: bool, output: Path, source: str | None = None
 ) -> None:
-    """Write the network as ONNX, with the inputs and outputs of deploy/__init__.py and the description as metadata.
+    """Write the network as ONNX, with `description` as metadata.
 
-    box_regression: see Network.outputs. source: see write_derived. Raises UserError if ONNX has no matching RoI
-    operator, if the file would exceed 2 GB, or if it cannot be written.
+    deploy/__init__.py documents the inputs and outputs of the graph. box_regression: see Network.outputs. source: see
+    write_derived. Raises UserError if ONNX has no matching RoI operator, if the file would exceed 2 GB, or if it cannot
+    be written.
     """
     try:
         import onnx

@@ -1,4 +1,4 @@
-"""Compute the recall of proposals, which usually limits the recall of a detector. Compute AP by object size."""
+"""Compute AP by object size, and the recall of proposals, which usually limits the recall of a detector."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def proposal_recall(
 ) -> ProposalRecall:
     """Compute the recall of proposals.
 
-    proposals: for each sample an array (P, 4) in pixels of the original image. Label k is classes[k - 1].
-    Difficult objects are ignored, as in the evaluation of detections. `overlaps` of the result has the other objects in
-    the order of the samples. `proposals` and `samples` are iterated once, one image at a time. Raises ValueError if
-    their lengths differ.
+    proposals: an array (P, 4) for each sample, in pixels of the original image. Label k is classes[k - 1].
+    Difficult objects are ignored, as in the evaluation of detections. `overlaps` of the result contains the IoU of the
+    other objects, in the order of the samples. `proposals` and `samples` are iterated once, one image at a time. Raises
+    ValueError if their lengths differ.
     """
     counts, best, labels, areas = [], [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0)]
     for found, sample in zip(proposals, samples, strict=True):
@@ -83,7 +83,7 @@ def recall(overlap: np.ndarray) -> Recall:
 
 
 def by_size(areas: np.ndarray) -> dict[str, np.ndarray]:
-    """Return for each size in SIZES a mask (N,) of the areas (N,) in its range."""
+    """For each size in SIZES, return a mask (N,) of the areas (N,) that are in its range."""
     return {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
 
 

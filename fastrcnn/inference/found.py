@@ -31,8 +31,8 @@ class Found(Detections):
     def plot(self, threshold: float | None = None) -> np.ndarray:
         """Return the image (H, W, 3) uint8 RGB with the detections drawn. Small images are enlarged.
 
-        threshold: minimum score of detections that are drawn; None: `draw_threshold`. Raises UserError if the image
-        file can no longer be read.
+        threshold: minimum score of detections that are drawn. If it is None, `draw_threshold` is used. Raises UserError
+        if the image file can no longer be read.
         """
         assert self.pixels is not None
         image, shown = enlarge(self.pixels(), self)
@@ -41,7 +41,7 @@ class Found(Detections):
     def save(self, path: str | Path, threshold: float | None = None) -> Path:
         """Write the result of `plot` to an image file and return its path. The suffix selects the format.
 
-        Raises UserError if the suffix belongs to no image format or if the file cannot be written.
+        Raises UserError if the suffix is not that of an image format or if the file cannot be written.
         """
         path = Path(path).expanduser()
         try:
@@ -49,7 +49,7 @@ class Found(Detections):
         except cv2.error:
             done = False
         if not done:
-            raise UserError(f"{path}: the suffix belongs to no image format. Use a suffix such as .png or .jpg.")
+            raise UserError(f"{path}: the suffix is not that of an image format. Use a suffix such as .png or .jpg.")
         replace_file(path, data.tobytes())
         return path
 

@@ -60,7 +60,7 @@ def _timing(folder: Path) -> dict[str, Any]:
 
 
 class Output:
-    """An output folder. It is created with the first image. Files of an earlier `fastrcnn detect` are overwritten.
+    """An output folder, created when the first image is added. Files of an earlier `fastrcnn detect` are overwritten.
 
     columns: names of additional CSV columns that describe an image or frame. found: for each image or frame, its id,
     the values of `columns` and the detections.

@@ -74,7 +74,7 @@ def exchange() -> Iterator[None]:
 
 @contextmanager
 def join_processes(device: torch.device) -> Iterator[None]:
-    """Create a process group of all processes of the job while the body runs. A single process needs no group.
+    """Create a process group of all processes of the job while the `with` block runs. A single process needs no group.
 
     If several processes raise the same UserError, only the one with the lowest rank raises it here; the others raise
     SystemExit without a message. Raises LostError if another process ended without reporting an error.

@@ -66,7 +66,7 @@ def signals_later() -> Iterator[None]:
 
 @contextmanager
 def start_method(method: str) -> Iterator[None]:
-    """Delay signals while the body starts processes with the start method `method`; see signals_later."""
+    """Delay signals while the `with` block starts processes with the start method `method`; see signals_later."""
     if method != "fork":
         resource_tracker.ensure_running()  # otherwise it starts in the body and unblocks the signals
     with signals_later():

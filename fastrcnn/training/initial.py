@@ -28,8 +28,9 @@ def initialise(
     started: whether the output layers and their statistics come from another run.
     new_labels: labels of the classes that the other run did not have. Only their statistics are computed.
 
-    A .caffemodel has no statistics, because its box layer predicts unnormalised deltas. The loss of such deltas would
-    be about a hundredth of the loss that the recipe expects, so the box layer is normalised.
+    A .caffemodel contains no statistics, because its box layer predicts deltas that are not normalised. Their loss
+    would be about a hundredth of the loss that the recipe expects. The weights of the box layer are therefore converted
+    to normalised targets.
     """
     if model.map_scale is not None and (model.map_scale == 1).all():  # otherwise the weights include the scale
         model.map_scale.copy_(distributed.from_first(measure_map_scale(model, images)))
@@ -38,11 +39,16 @@ def initialise(
     if known and (agnostic or not new_labels):
         return
     if known:
-        log.info("Computing the statistics of the regression targets for the new classes")
+        log.info("Computing the mean and standard deviation of the regression targets for the new classes")
     elif started:
-        log.info("The box layer is not normalised. Computing the statistics of the regression targets")
+        log.info(
+            "The box layer predicts regression targets that are not normalised. Computing the mean and standard "
+            "deviation of the targets"
+        )
     else:
-        log.info("Computing the statistics of the regression targets for %d training images", len(images))
+        log.info(
+            "Computing the mean and standard deviation of the regression targets (%d training images)", len(images)
+        )
     pairs = (images.truth_and_proposals(i) for i in range(len(images)))
     mean, std = delta_statistics(pairs, model.num_classes, fg_iou, images.augmentation.flip, agnostic)
     if known:
@@ -59,12 +65,12 @@ def initialise(
 def measure_map_scale(model: FastRCNN, images: DetectionDataset) -> Tensor:
     """Compute factors (maps,) that give the values pooled from each feature map a mean square of 1/2.
 
-    If the next layer is initialised as by He and others, its outputs then have a variance of 1. A map that is 0
-    everywhere has the factor 1. The images are evenly spaced in the training set, and the RoIs are evenly spaced among
-    an image's proposals.
+    If the next layer is initialised as by He et al., its outputs then have a variance of 1. A map that is 0 everywhere
+    has the factor 1. The images are evenly spaced in the training set, and the RoIs are evenly spaced among an image's
+    proposals.
 
-    The factors depend on the data, as in Krähenbühl and others, Data-dependent initializations of convolutional neural
-    networks, 2016. They scale the inputs of the layer instead of its weights, because the effect of a solver step
+    The factors depend on the data, as in Krähenbühl et al., "Data-dependent initializations of convolutional neural
+    networks", 2016. They scale the inputs of the layer instead of its weights, because the effect of a solver step
     depends on the square of the inputs. Without the factors, the inputs could be in the tens or hundreds.
     """
     squares, training, device = [], model.training, model.delta_mean.device

@@ -167,7 +167,7 @@ class TrainingRun:
 
     @contextmanager
     def hold_folder(self) -> Iterator[None]:
-        """Lock the run's folder and write the log to it while the body runs. Only the first process does so.
+        """Lock the run's folder and write the log to it while the `with` block runs. Only the first process does so.
 
         Raises UserError if the processes find different checkpoints in the folder.
         """

@@ -120,7 +120,7 @@ def fit(
 
     The first `positives` rows are positive examples; all other rows are negative. Without positives, the weights are 0
     and the bias is -1. Without negatives, the weights are 0 and the bias is 1. name: the class, for the warning if
-    liblinear does not converge. seed: determines the order in which liblinear visits the examples.
+    liblinear does not converge. seed: determines the order in which liblinear processes the examples.
     """
     if positives in (0, len(features)):
         return np.zeros(features.shape[1]), 1.0 if positives else -1.0
@@ -139,7 +139,7 @@ def fit(
         warnings.simplefilter("always")
         svm.fit(features, labels)
     if any("converge" in str(w.message) for w in caught):
-        log.warning("%s: the SVM did not converge on %d examples. Try a smaller c", name, len(features))
+        log.warning("%s: the SVM did not converge on %d examples. Set a smaller c", name, len(features))
     return svm.coef_[0], float(svm.intercept_[0])
 
 
@@ -175,7 +175,7 @@ class ClassTrainer:
         weight, bias = fit(features, count, self.settings, self.name, self.seed)
         reached = objective(weight, bias, features[:count], features[count:], self.settings)
         hard = features[count:] @ weight + bias >= EVICT_SCORE
-        log.debug("%s: %d positives, %d negatives, %d hard", self.name, count, len(hard), hard.sum())
+        log.debug("%s: %d positives, %d negatives, %d hard negatives", self.name, count, len(hard), hard.sum())
         if hard.any():
             self.negatives = self.negatives[hard]
         self.weight, self.bias = (weight * self.scale).astype(np.float32), bias
@@ -197,7 +197,7 @@ def hard_negatives(
 
 
 def gather_positives(pictures: Iterable[PictureFeatures], classes: int, dimension: int) -> list[np.ndarray]:
-    """Collect for each class the features (P, dimension) of its ground-truth boxes.
+    """Return, for each class, the features (P, dimension) of its ground-truth boxes.
 
     pictures: features of ground-truth boxes only.
     """
@@ -218,9 +218,9 @@ def train_svms(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Train one SVM per class; return weights (C, D) and biases (C,), float32, for the unscaled features.
 
-    positives: features (P, D) of the positives of each class. pictures: every image once, with the features of all
-    RoIs. scale: factor for the features during training. The SVM of a class without positives gives every RoI the score
-    -1.
+    positives: features (P, D) of the positives of each class. pictures: the features of all RoIs of each image; each
+    image occurs once. scale: factor by which the features are multiplied during training. The SVM of a class without
+    positives gives every RoI the score -1.
 
     The positives and the hard and new negatives of all classes are kept in memory in float32. While a class is trained,
     its examples are also in memory in float64, and in liblinear's format, which needs 16 bytes per non-zero number.
@@ -252,6 +252,6 @@ def stack(trainers: Sequence[ClassTrainer]) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def put_into(layer: torch.nn.Linear, weights: np.ndarray, biases: np.ndarray) -> None:
-    """Copy SVMs into the class layer. Row 0 (background) is set to 0, row k to row k - 1 of the arrays."""
+    """Copy SVMs into the class layer. Row 0 (background) is set to 0, and row k is set to row k - 1 of the arrays."""
     layer.weight.copy_(torch.from_numpy(np.concatenate((np.zeros_like(weights[:1]), weights))))
     layer.bias.copy_(torch.from_numpy(np.concatenate((np.zeros_like(biases[:1]), biases))))

@@ -27,7 +27,7 @@ class Tracker:
     """Records the metrics and images of a run in its folder.
 
     A row of metrics.csv is (step, name, value). If a run resumes after `start` steps, the rows of later steps are
-    removed, and TensorBoard hides its events of those steps. evaluated: whether metrics.csv contains the complete
+    removed, and TensorBoard hides the events of those steps. evaluated: whether metrics.csv contains the complete
     evaluation after `start` steps.
     """
 
@@ -118,7 +118,7 @@ def refuse_used(folder: Path) -> None:
 
 
 def claim(folder: Path) -> AbstractContextManager[None]:
-    """Create a run's folder and lock it while the body runs.
+    """Create a run's folder, and lock it while the `with` block runs.
 
     Raises UserError if another process has locked the folder, or if the folder cannot be created.
     """
@@ -135,7 +135,7 @@ class LogFile(logging.FileHandler):
 
 @contextmanager
 def log_to(folder: Path) -> Iterator[None]:
-    """Also write log messages to train.log in the folder while the body runs."""
+    """Also write log messages to train.log in the folder while the `with` block runs."""
     file = LogFile(folder / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)

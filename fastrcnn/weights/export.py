@@ -31,10 +31,10 @@ LARGE_CHANGE = 2**-10
 def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -> None:
     """Write a .caffemodel for the author's code.
 
-    The layers have the names of the author's code, the input is BGR minus its PIXEL_MEANS, and bbox_pred is
-    denormalised as in `snapshot` in its lib/fast_rcnn/train.py. The standard deviations of the pixels, and a difference
-    of the pixel means of up to one grey level, are folded into the first layer; see first_layer_for. SVM weights are
-    written to cls_score, for the author's option TEST.SVM.
+    The layers have the names of the author's code, the input is BGR minus its PIXEL_MEANS, and the box
+    layer (bbox_pred) predicts targets that are not normalised, as in `snapshot` in its lib/fast_rcnn/train.py. The
+    standard deviations of the pixels, and a difference of the pixel means of up to one grey level, are folded into the
+    first layer; see first_layer_for. SVM weights are written to cls_score, for the author's option TEST.SVM.
     """
     problems = []
     if model.roi_op != "fast_rcnn":
@@ -61,7 +61,12 @@ def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -
     sizes = {name: len(parts["weight"]) for name, parts in layers.items() if name.removesuffix("_U") in named}
     log.info("Set num_output in the prototxt: %s", ", ".join(f"{name} {n}" for name, n in sizes.items()))
     if any(state[f"{CAFFE_NAMES[c.name]}.weight"].shape[0] != c.channels for c in model.trunk.network.convs):
-        log.info("Also set num_output of the other layers, because the width of this network is not 1")
+        log.info(
+            "Also set num_output of all other layers in the prototxt: they have %g times as many outputs as in the "
+            "original %s",
+            model.trunk.width,
+            network.name,
+        )
     if model.classifier == "svm":
         log.info("Set TEST.SVM in the author's code, because cls_score contains SVM weights")
 
@@ -123,7 +128,7 @@ def write_torchvision(model: FastRCNN, output: Path, source: str | None = None) 
         elif (found := model.head.features) != (VGG16.fc6, VGG16.fc7):
             problems.append(f"model.head={list(found)}: torchvision's fc6 and fc7 have 4096 features")
         if any(name.endswith(".U.weight") for name in model.head.state_dict()):
-            problems.append("fc6 or fc7 is compressed: export the checkpoint from before the compression instead")
+            problems.append("fc6 or fc7 is compressed: export the uncompressed checkpoint instead")
     sizes = {"vgg16": AUTHORS_ROI_SIZE["vgg16"]}
     state = _state_for("torchvision's VGG16", model, sizes, IMAGENET_MEAN, IMAGENET_STD, problems)
     places, place = {}, 0

@@ -170,7 +170,10 @@ def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> Non
     _load(model, named, misfits(named, wanted), source, DETECTOR_FITS, "auto", from_caffe(state))
     model.delta_mean.zero_()
     model.delta_std.fill_(1)
-    log.info("%s: bbox_pred is denormalised, as the author's code saves it", source)
+    log.info(
+        "%s: the box layer (bbox_pred) predicts targets that are not normalised, as in files of the author's code",
+        source,
+    )
 
 
 def _load(
@@ -192,12 +195,12 @@ def _load(
     if "map_scale" in state:
         model.map_scale = torch.ones_like(state["map_scale"], dtype=torch.float32)
     if state.keys() >= OWN_PIXELS and pixels == "auto":
-        log.info("%s: pixel normalisation: read from the file", source)
+        log.info("%s: the pixel normalisation was read from the file", source)
         nn.Module.load_state_dict(model, state, strict=False)
         return
     first = f"trunk.convs.{model.trunk.network.convs[0].name}"
     name, why = decide(pixels, state[f"{first}.weight"], state[f"{first}.bias"], caffes)
-    log.info("%s: pixel normalisation: %s (%s)", source, name, why)
+    log.info("%s: the pixel normalisation is %s (%s)", source, name, why)
     if PIXELS[name].turned:
         state = state | {f"{first}.weight": state[f"{first}.weight"].flip(1)}
     nn.Module.load_state_dict(model, state, strict=False)

@@ -74,7 +74,7 @@ def test_a_caffemodel_that_is_none_or_no_detector_is_one_clear_message(call: Cal
     assert (status, err) == (1, f"fastrcnn: {path}: file not found. Set the path of a .caffemodel file.\n")
     path.write_bytes(b"<html>")
     status, _, err = call("eval", f"checkpoint={path}", TWO)
-    assert (status, err.startswith(f"fastrcnn: {path}: not a .caffemodel")) == (1, True)
+    assert (status, err.startswith(f"fastrcnn: {path}: "), "not a .caffemodel" in err) == (1, True, True)
     caffemodel.write(path, caffemodel.vgg16(1 / 64))
     status, _, err = call("eval", f"checkpoint={path}", TWO)
     assert (status, "not a detector. Missing layers: cls_score, bbox_pred" in err) == (1, True)
@@ -180,7 +180,7 @@ def test_a_training_begins_from_a_caffemodel(
         *FAST,
     )
     assert (status, "Traceback" in err) == (0, False)
-    assert "pixel normalisation: caffe_bgr (the layers have Caffe's names)" in caplog.text
+    assert "pixel normalisation is caffe_bgr (the layers have Caffe's names)" in caplog.text
     state = checkpoint.load(checkpoint.resolve(Path("run")))["model"]
     assert torch.equal(state["trunk.convs.conv1_1.weight"].flip(1), torch.from_numpy(weights["conv1_1.weight"]))
     assert state["pixel_mean"].flatten().tolist() == pytest.approx([122.7717, 115.9465, 102.9801])
