@@ -314,7 +314,7 @@ def test_pictures_without_proposals_are_left_out_where_that_is_asked_for(
     config = config_of(tiny, proposals=str(store), missing_proposals="leave_out")
     data = training_set(config, ["cat", "dog"])
     assert [s.image_id for s in data.samples] == ["a"]
-    assert "Skipping 1 of 2 images without proposals" in caplog.text
+    assert "Skipping 1 of 2 images, because" in caplog.text
     with pytest.raises(UserError, match="none of the images has proposals"):
         datasets.test_set(config, ["cat", "dog"])
 
@@ -371,7 +371,7 @@ def test_what_the_proposals_find_is_said_before_training(tiny: VocFolder, caplog
     far = np.array([[60, 40, 64, 48]], np.float32)
     write_store(store, [ImageProposals(i, 48, 64, far) for i in "ab"], "a test", {})
     datasets.say_recall(training_set(config_of(tiny, proposals=str(store)), ["cat", "dog"]), ["cat", "dog"])
-    assert "recall 0.0 % of the objects" in caplog.text
+    assert "recall 0.0 % at IoU 0.5" in caplog.text
     assert "fastrcnn proposals-check" in caplog.text
 
 

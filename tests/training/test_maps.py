@@ -91,9 +91,7 @@ def run(
 ) -> TrainingRun:
     """A run as `fastrcnn train` has it; it resumes where the folder has a checkpoint."""
     settings = {k: options.pop(k) for k in ("workers", "dtype") if k in options}
-    plan = Schedule(
-        iterations, lambda _: 0.02, 11, 1, images_every=4, evaluate_every=options.pop("evaluate_every", 0)
-    )
+    plan = Schedule(iterations, lambda _: 0.02, 11, 1, images_every=4, evaluate_every=options.pop("evaluate_every", 0))
     resumed = (folder / "checkpoints").is_dir()
     made = a_run(
         folder,
