@@ -2,8 +2,8 @@
 
 A pickle is a program for a stack machine with a memo. This module parses it with pickletools and executes only opcodes
 that create data. It does not import any class or function. Instead, the caller passes replacements for the classes and
-functions that are allowed. A restricted pickle.Unpickler is not sufficient, because a pickle can make it hash deeply
-nested tuples, which takes forever or overflows the stack, or allocate as much memory as the pickle declares.
+functions that are allowed. A restricted pickle.Unpickler is not sufficient. A pickle can make it hash deeply nested
+tuples, which can take exponential time or overflow the stack. A pickle can also make it allocate any amount of memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_BITS = 128  # limit for integers; the magic number of torch's older files h
 
 
 class RefusedError(Exception):
-    """The pickle has content that is not allowed. The message is a noun phrase for this content."""
+    """The pickle contains something that is not allowed. The message is a noun phrase that describes it."""
 
 
 class Unbuilt:
@@ -107,7 +107,10 @@ def load_pickle(file: Any, admitted: Mapping[str, object], find_stored: Callable
 
 
 def fill(target: object, items: list[Any]) -> dict[Any, Any]:
-    """Add alternating keys and values to a dictionary. Other keys are refused because hashing them can take forever."""
+    """Add alternating keys and values to a dictionary, and return it.
+
+    Keys other than text, bytes and small integers are refused, because hashing them can take exponential time.
+    """
     keys = items[::2]
     if type(target) is not dict or len(items) % 2:
         raise RefusedError("dictionary items for an object that is not a dictionary")

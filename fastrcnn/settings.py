@@ -66,7 +66,7 @@ class ModelSettings:
         "initial weights: 'imagenet', a file (.pth, .safetensors, .caffemodel) that contains at least the "
         "convolutions, or a run; null: train from scratch",
     )
-    pixels: Pixels = key("auto", "pixel normalisation that `weights` expect; auto: recognise it by the weights")
+    pixels: Pixels = key("auto", "pixel normalisation that the weights expect; auto: derive it from the weights")
     finetune_from: str = key(
         "conv1_1",
         "first layer to train (a convolution, fc6, fc7 or bbox_pred); earlier layers are frozen; the paper uses "
@@ -75,8 +75,8 @@ class ModelSettings:
     roi_op: RoiOp = key("fast_rcnn", "RoI pooling operator; fast_rcnn: the operator of the paper")
     scale_maps: bool | None = key(
         None,
-        "scale feature maps by a factor that is measured when training starts; null: only if `weights` are given and "
-        "do not contain a matching fc6",
+        "multiply the feature maps by a constant, so that their magnitude suits a newly initialised fc6; the constant "
+        "is measured when training starts; null: only if `weights` are given and contain no fc6 of the right shape",
     )
     roi_size: int = key(7, "height and width of a pooled RoI, in bins", least=1, most=1000)
     roi_features: list[str] = key(["conv5_3"], "layers to pool RoIs from", some=True)
@@ -126,8 +126,8 @@ class SelectiveSearchSettings:
     min_side: float = key(0.0, "drop boxes whose shorter side is less than this, in pixels of the original image")
     near: float = key(
         0.9,
-        "drop a box whose IoU with a better box is at least this value; the 1,500 best boxes are selected with a "
-        "threshold of 5/6 of this value",
+        "drop a box whose IoU with a better box is at least this value; the first 1,500 boxes are chosen with a "
+        "stricter threshold (5/6 of this value), so that they overlap less",
         above=0,
     )
     max_boxes: int = key(2000, "maximum number of boxes per image", least=1)
@@ -141,11 +141,12 @@ class SolverSettings:
     patience: int = key(
         0, "stop after this number of evaluations on data.val without a better mAP; 0: never stop early", least=0
     )
-    images_per_batch: int = key(2, "number of images per batch, over all processes", least=1)
+    images_per_batch: int = key(2, "number of images per batch, in total over all processes", least=1)
     group_aspects: bool = key(False, "put landscape images and other images into separate batches, to reduce padding")
     accumulate: int = key(
         1,
-        "number of batches per step; their gradients are averaged, like those of one large batch, but with less memory",
+        "number of batches whose gradients are averaged in each step; has the effect of a larger batch, but needs less "
+        "memory",
         least=1,
     )
     rois_per_image: int = key(64, "number of RoIs sampled per image", least=1)
@@ -199,8 +200,8 @@ class DetectionSettings:
     max_per_image: int | None = key(100, "maximum number of detections per image; null: no limit", least=1)
     average_per_class: int | None = key(
         None,
-        "evaluation only: maximum number of boxes per class before non-maximum suppression, as an average over all "
-        "images; null: no limit",
+        "evaluation only: limit on the average number of boxes per image for each class, before non-maximum "
+        "suppression; null: no limit",
         least=1,
     )
     rois_per_chunk: int = key(

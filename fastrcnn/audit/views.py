@@ -130,7 +130,7 @@ def _proposals(report: Report) -> list[str]:
 
 
 def _errors(problems: Sequence[Problem]) -> list[str]:
-    """Return each kind of error with its advice and its first problems."""
+    """Return lines with each kind of error, the advice for it and its first occurrences."""
     groups = list(by_kind(problems).values())
     each = max(1, (MOST_ERRORS - len(groups)) // len(groups))
     lines: list[str] = []
@@ -143,7 +143,7 @@ def _errors(problems: Sequence[Problem]) -> list[str]:
 
 
 def _notes(problems: Sequence[Problem]) -> list[str]:
-    """Return the first note of each kind, with its location if it concerns one object."""
+    """Return a line with the first note of each kind, and with its location if the note concerns one object."""
     lines = []
     for group in by_kind(problems).values():
         number = f" ({len(group)})" if len(group) > 1 else ""

@@ -126,7 +126,9 @@ def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tupl
             make_or_await(config, pictures, path)
     store = ProposalStore(path)
     if config.missing_proposals == "leave_out" and (missing := set(store.missing([s.image_id for s in pictures]))):
-        log.warning("Skipping %d of %d images without proposals in %s", len(missing), len(pictures), path)
+        log.warning(
+            "Skipping %d of %d images, because %s contains no proposals for them", len(missing), len(pictures), path
+        )
         pictures = [s for s in pictures if s.image_id not in missing]
         if not pictures:
             raise UserError(f"{path}: none of the images has proposals in this store. Use the store of this data set.")

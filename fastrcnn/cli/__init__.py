@@ -25,12 +25,12 @@ COMMANDS = {  # command -> (its line in the overview, its documentation page)
     "proposals-check": ("find the box convention that a proposal file uses", "docs/proposals.md"),
     "train": ("train a detector and evaluate it", "docs/training.md"),
     "eval": (
-        "evaluate a checkpoint: AP, error report, detections in VOC format, competition submission",
+        "evaluate a checkpoint, and write its AP, a report and its detections, or files for an evaluation server",
         "docs/evaluation.md",
     ),
     "reval": ("evaluate saved detections (comp4 files or COCO results) without a model", "docs/evaluation.md"),
     "compare": (
-        "compare evaluations on the same images: AP of each class, with confidence intervals",
+        "compare the AP of each class in several evaluations on the same images, with confidence intervals",
         "docs/evaluation.md",
     ),
     "detect": (
@@ -44,7 +44,7 @@ COMMANDS = {  # command -> (its line in the overview, its documentation page)
         "docs/deployment.md",
     ),
     "reproduce": (
-        "run the experiments of a table of the paper, and print the paper's numbers next to the measured ones",
+        "run the experiments of a table of the paper, and print the paper's numbers next to the measured numbers",
         "docs/paper.md",
     ),
     "replay": ("repeat a training step whose loss was not finite, and find the cause", "docs/training.md"),

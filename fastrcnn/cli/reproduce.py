@@ -45,7 +45,7 @@ SHORT_SIDE = 600  # of the paper's images, in pixels; other scales are reduced i
 
 
 def main(arguments: list[str]) -> int:
-    """Run the missing experiments of a table of the paper, and print the paper's numbers next to the measured ones."""
+    """Run the missing experiments of a table, and print the paper's numbers next to the measured numbers."""
     check_overrides("reproduce", arguments)
     config = compose("reproduce", arguments)
     table = choose_table(config)

@@ -146,7 +146,7 @@ class RuntimeConfig:
 @dataclass
 class TrainConfig:
     name: str = key("train", "name for runs; a new run is written to outputs/<name>/<time>-<id>", in_path=True)
-    run: str | None = key(None, "folder of the run; null: a new folder in outputs/")
+    run: str | None = key(None, "folder of the run; null: a new folder in outputs/<name>")
     resume: Literal["auto"] | None = key(
         None,
         "auto: resume the run in the folder `run`, or the newest run of `name` if `run` is null; null: start a new run",
@@ -166,7 +166,7 @@ class TrainConfig:
 class ReproduceConfig(TrainConfig):
     """The keys of `train`, which apply to every experiment, and the keys of `reproduce` itself."""
 
-    table: int | None = key(None, "number of the table in the paper", least=1, most=8)
+    table: int | None = key(None, "required: number of the table in the paper", least=1, most=8)
     seeds: list[int] = key([0], "random seeds; each experiment is run once for each seed", least=0)
     output: str | None = key(None, "output folder of table-N.md and table-N.json; null: outputs/reproduce/<data.name>")
 
@@ -176,7 +176,9 @@ class Detecting:
     """The keys of commands that run a detector."""
 
     checkpoint: str | None = key(
-        None, "folder of a run, a .pt file, an exported .safetensors or .onnx file, or a .caffemodel of a detector"
+        None,
+        "required: the folder of a run, a .pt file, an exported .safetensors or .onnx file, or a .caffemodel of a "
+        "detector",
     )
     data: DataConfig = field(default_factory=DataConfig)
     detection: DetectionSettings = field(default_factory=DetectionSettings)
@@ -196,7 +198,9 @@ class EvalConfig(Detecting):
 
 @dataclass
 class RevalConfig:
-    detections: str | None = key(None, "folder with comp4_det_<split>_<class>.txt files, or a COCO results file (JSON)")
+    detections: str | None = key(
+        None, "required: a folder with comp4_det_<split>_<class>.txt files, or a COCO results file (JSON)"
+    )
     split: str | None = key(None, "split to evaluate on instead of data.test")
     metric: Metric | None = key(None, "AP metric; null: data.metric")
     output: str | None = key(None, "output folder of metrics.json and the report; null: write no files")
@@ -205,8 +209,10 @@ class RevalConfig:
 
 @dataclass
 class CompareConfig:
-    runs: list[str] = key([], "two to five folders of runs or evaluations; `fastrcnn compare RUN RUN` is a short form")
-    split: str | None = key(None, "if a run has several evaluations, the one to use: the name of a folder in RUN/eval")
+    runs: list[str] = key(
+        [], "required: two to five folders of runs or evaluations; `fastrcnn compare RUN RUN` is a short form"
+    )
+    split: str | None = key(None, "name of the folder in RUN/eval to use if a run has several evaluations")
     output: str = key("outputs/compare", "output folder of compare.html")
     resamples: int = key(1000, "number of bootstrap resamples for the confidence intervals", least=100)
     seed: int = key(0, "random seed of the bootstrap", least=0)
@@ -216,8 +222,8 @@ class CompareConfig:
 class DetectConfig(Detecting):
     source: str | None = key(
         None,
-        "an image, a folder, a pattern such as 'photos/*.jpg', a .txt file with one path per line, or a video; images "
-        "are rotated according to their EXIF orientation, and boxes are in pixels of the rotated image",
+        "required: an image, a folder, a pattern such as 'photos/*.jpg', a .txt file with one path per line, or a "
+        "video; images are rotated according to their EXIF orientation, and boxes are in pixels of the rotated image",
     )
     output: str | None = key(None, "output folder; null: the folder detect/<source> of the run")
     formats: list[DetectionFormat] = key(
@@ -256,7 +262,7 @@ class ProposeConfig:
     )
     output: str | None = key(
         None,
-        "store to write, or NAME.mat or NAME.json; null: stores in data.proposal_cache, which training uses by default",
+        "store, NAME.mat or NAME.json to write; null: stores in data.proposal_cache, which training uses by default",
     )
     workers: int | None = key(None, "number of processes; null: one per core", least=1)
     data: DataConfig = field(default_factory=DataConfig)
@@ -275,7 +281,9 @@ class CheckConfig:
 
 @dataclass
 class ProposalsCheckConfig:
-    proposals: str | None = key(None, "proposals in any supported format: a file, a folder of files, or a store")
+    proposals: str | None = key(
+        None, "required: proposals in any supported format: a file, a folder of files, or a store"
+    )
     ids: str | None = key(
         None,
         "text file with the image ids of the proposals, one per line and in the same order; needed if the format "
@@ -292,7 +300,8 @@ class FromRun:
     """The keys of commands that convert a checkpoint."""
 
     checkpoint: str | None = key(
-        None, "folder of a run, a .pt file, an exported .safetensors file, or a .caffemodel of a detector"
+        None,
+        "required: the folder of a run, a .pt file, an exported .safetensors file, or a .caffemodel of a detector",
     )
     data: DataConfig = field(default_factory=DataConfig)
     detection: DetectionSettings = field(default_factory=DetectionSettings)
@@ -302,23 +311,28 @@ class FromRun:
 class CompressConfig(FromRun):
     fc6: int | None = key(
         None,
-        "rank of fc6; the paper uses 1024; null: chosen by `keep` or `budget`, or fc6 is not compressed if `fc7` is "
-        "set",
+        "rank of fc6 (the paper uses 1024); required unless `fc7`, `keep` or `budget` is set; if only `fc7` is set, "
+        "fc6 is not compressed",
         least=1,
     )
     fc7: int | None = key(
         None,
-        "rank of fc7; the paper uses 256; null: chosen by `keep` or `budget`, or fc7 is not compressed if `fc6` is set",
+        "rank of fc7 (the paper uses 256); required unless `fc6`, `keep` or `budget` is set; if only `fc6` is set, fc7 "
+        "is not compressed",
         least=1,
     )
     keep: float | None = key(
         None,
-        "choose the ranks that keep this fraction of the sum of squared singular values of each layer",
+        "instead of `fc6` and `fc7`: choose the ranks that keep this fraction of the sum of squared singular values of "
+        "each layer",
         above=0,
         most=1,
     )
     budget: float | None = key(
-        None, "choose the smallest ranks that reduce the mAP on `split` by at most this many points (of 100)", least=0
+        None,
+        "instead of `fc6`, `fc7` and `keep`: choose the smallest ranks that reduce the mAP on `split` by at most this "
+        "many percentage points",
+        least=0,
     )
     split: str | None = key(None, "split to evaluate on instead of data.test, e.g. val")
     output: str | None = key(None, "output file NAME.pt; null: compressed/<ranks>/best.pt in the folder of the run")
@@ -336,8 +350,9 @@ class SvmConfig(SvmSettings, FromRun):
 class ExportConfig(FromRun):
     format: ExportFormat | None = key(
         None,
-        "onnx: for ONNX Runtime; pt2: for torch.export.load, needs this package; safetensors: for all commands and "
-        "fastrcnn.load; caffemodel: for the author's Caffe code; torchvision: state dict of a VGG16",
+        "required; onnx: for ONNX Runtime; pt2: for torch.export.load, which needs this package; safetensors: for "
+        "fastrcnn.load and all commands that accept a checkpoint; caffemodel: for the author's Caffe code; "
+        "torchvision: state dict of a VGG16",
     )
     precision: ExportPrecision = key(
         "float32", "precision of the weights; float16 halves the size and needs format=safetensors"
@@ -347,21 +362,23 @@ class ExportConfig(FromRun):
 
 @dataclass
 class ReplayConfig:
-    file: str | None = key(None, "file failed-step-N.pt in the folder of a run; `fastrcnn replay FILE` is a short form")
+    file: str | None = key(
+        None, "required: a file failed-step-N.pt in the folder of a run; `fastrcnn replay FILE` is a short form"
+    )
     device: str = key("auto", "cpu, cuda or cuda:N; auto: a GPU if available")
 
 
 @dataclass
 class ExplainRoiConfig:
     example: Literal["8x8", "16x16"] | None = key(
-        None, "a worked example of docs/roi_pooling.md; null: use `grid` or `image`; if none of them is set: 8x8"
+        None, "a worked example of docs/roi_pooling.md; null: use `grid` or `image`, or 8x8 if neither is set"
     )
     grid: str | None = key(
         None,
         "feature map: HEIGHTxWIDTH for cells that are numbered row by row, or a text file with the values of the cells",
     )
     image: str | None = key(None, "image whose brightness is used as the feature map")
-    roi: list[float] = key([], "RoI as [x1,y1,x2,y2], in pixels of the image")
+    roi: list[float] = key([], "required with `grid` or `image`: the RoI as [x1,y1,x2,y2], in pixels of the image")
     stride: int = key(16, "stride of the feature map, in pixels of the image per cell")
     output_size: list[int] = key([7, 7], "number of rows and number of columns of bins")
     output: str = key("outputs/explain-roi", "output folder of the PNG and SVG files")

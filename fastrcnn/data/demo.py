@@ -308,19 +308,19 @@ def _standing_out(rng: np.random.Generator, surroundings: np.ndarray) -> np.ndar
 
 
 def _lab(bgr: np.ndarray) -> np.ndarray:
-    """Convert BGR colours (P, 3) from 0 to 255 to CIE L*a*b*, in which distances match perceived differences."""
+    """Convert BGR colours (P, 3) in [0, 255] to CIE L*a*b*, where distances correspond to perceived differences."""
     share = np.clip(bgr, 0, 255).astype(np.float32)[None] / 255
     return np.asarray(cv2.cvtColor(share, cv2.COLOR_BGR2LAB))[0]
 
 
 def _colour(rng: np.random.Generator, saturation: tuple[float, float], value: tuple[float, float]) -> np.ndarray:
-    """Return a random colour (3,) float32 BGR from 0 to 255, of any hue."""
+    """Return a random BGR colour (3,) float32 in [0, 255], of any hue."""
     hsv = np.array([[[rng.uniform(0, 360), rng.uniform(*saturation), rng.uniform(*value)]]], np.float32)
     return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR))[0, 0] * 255
 
 
 def _ramp(rng: np.random.Generator, width: int, height: int, mask: np.ndarray | None = None) -> np.ndarray:
-    """Return an (H, W) float32 linear ramp in a random direction, from 0 to 1 within `mask`."""
+    """Return a linear ramp (H, W) float32 in a random direction, with values from 0 to 1 within `mask`."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     ramp = np.cos(angle) * x + np.sin(angle) * y
@@ -329,14 +329,14 @@ def _ramp(rng: np.random.Generator, width: int, height: int, mask: np.ndarray | 
 
 
 def _stripes(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Return (H, W) float32 sine waves from -1 to 1 in a random direction, with a period of 5 to 12 pixels."""
+    """Return sine waves (H, W) float32 in [-1, 1], in a random direction and with a period of 5 to 12 pixels."""
     angle, period = rng.uniform(0, 2 * np.pi), rng.uniform(5, 12)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     return np.sin((np.cos(angle) * x + np.sin(angle) * y) * (2 * np.pi / period))
 
 
 def _blob(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
-    """Return (H, W) float32 from 0 to 1: an elongated, wavy blob with a soft edge, unlike any of the classes."""
+    """Return an elongated, wavy blob with a soft edge, unlike any of the classes, as (H, W) float32 in [0, 1]."""
     t = np.linspace(0, 2 * np.pi, 60, endpoint=False)
     waves = [rng.uniform(0.1, 0.3) * np.cos(k * t + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4)]
     radius = rng.uniform(0.08, 0.22) * min(width, height) * (1 + np.sum(waves, axis=0))

@@ -22,7 +22,7 @@ from fastrcnn.model.networks import Conv, Pool
 from fastrcnn.weights.export import refuse
 
 OPSET, IR = 17, 8  # versions from 2022, which ONNX Runtime 1.12 and later support
-POOLED = ("fast_rcnn", "roi_align")  # RoI operators that ONNX supports
+POOLED = ("fast_rcnn", "roi_align")  # RoI operators that this module can write
 LARGEST = 2**31 - 2**20  # bytes of weights; a single ONNX file is limited to 2 GB
 
 
@@ -32,7 +32,7 @@ def write_onnx(
     """Write the network as ONNX, with `description` as metadata.
 
     deploy/__init__.py documents the inputs and outputs of the graph. box_regression: see Network.outputs. source: see
-    write_derived. Raises UserError if ONNX has no matching RoI operator, if the file would exceed 2 GB, or if it cannot
+    write_derived. Raises UserError if the RoI operator is not in POOLED, if the file would exceed 2 GB, or if it cannot
     be written.
     """
     try:
@@ -41,7 +41,7 @@ def write_onnx(
         raise UserError(f"{output}: writing an .onnx file {PACKAGES}") from None
     problems = []
     if model.roi_op not in POOLED:
-        problems.append(f"model.roi_op={model.roi_op}: ONNX only supports {' and '.join(POOLED)}")
+        problems.append(f"model.roi_op={model.roi_op}: the export only supports {' and '.join(POOLED)}")
     if (size := sum(p.numel() * 4 for p in model.state_dict().values())) > LARGEST:
         problems.append(f"the weights take {size:,} bytes, but an ONNX file is limited to 2 GB")
     refuse("ONNX", problems)

@@ -51,7 +51,10 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {  # of the arrays below: dty
 
 
 class ClassBoxes:
-    """Base class of ClassDetections and ClassTruth. Converts arrays to their dtypes, or raises ValueError."""
+    """Base class of ClassDetections and ClassTruth.
+
+    Converts the arrays to the dtypes of the fields. Raises ValueError if an array has a wrong shape.
+    """
 
     images: np.ndarray
     boxes: np.ndarray

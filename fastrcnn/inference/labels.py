@@ -1,4 +1,4 @@
-"""Convert detections to label files. They can be corrected with annotation tools and then used for training.
+"""Convert detections to label files, which can be corrected with annotation tools and then used for training.
 
 Input boxes are half-open and zero-based, in pixels of the upright image.
 """
@@ -40,7 +40,10 @@ class Labelled:
 
 
 def label_files(format: str, images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
-    """Return the contents of the label files by their path in the output folder. format: one of FORMATS."""
+    """Return a dictionary from the paths of the label files in the output folder to their contents.
+
+    format: one of FORMATS.
+    """
     writers = {"voc": _voc, "yolo": _yolo, "coco": _coco, "labelstudio": _label_studio}
     return {f"labels_{format}/{name}": text for name, text in writers[format](images, classes).items()}
 

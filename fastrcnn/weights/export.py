@@ -186,8 +186,9 @@ def _state_for(
     refuse(what, problems)
     if apart > 0:
         log.warning(
-            "The pixel means of the network and of the format differ by up to %.2f (of 255). The bias of the first "
-            "layer compensates for this. The result is exact, except at the border, where the padding has an effect.",
+            "The pixel means of the network differ from the means that the format requires by up to %.2f on a scale of "
+            "0 to 255. The bias of the first layer compensates for this exactly, except at the border of the image, "
+            "where the padding has an effect.",
             apart,
         )
     first = f"trunk.convs.{model.trunk.network.convs[0].name}"

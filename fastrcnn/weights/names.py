@@ -25,9 +25,9 @@ KERAS = re.compile(r"(?:.*[./])?block([1-5])_conv([1-9])[._/](weight|kernel|W|bi
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the layers of a state dict from Caffe, torchvision, SSD or Keras names to ours.
+    """Rename the layers of a state dict from Caffe, torchvision, SSD or Keras names to the names in this project.
 
-    Names that are already ours and layers other than the trunk, fc6, fc7, cls_score and bbox_pred are unchanged. The
+    Names of this project and layers other than the trunk, fc6, fc7, cls_score and bbox_pred are unchanged. The
     batch normalisation of torchvision's vgg16_bn is supported. If fc6 and fc7 are convolutions, their weights are
     flattened to (out, in), which is equivalent. Keras' fc1 and fc2 are not translated, because their inputs are in a
     different order.
@@ -47,7 +47,7 @@ def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_ours(state: Mapping[str, Tensor]) -> bool:
-    """Return whether the layers have our names."""
+    """Return whether the layers have the names in this project."""
     return any(key.startswith("trunk.convs.") for key in state)
 
 
@@ -62,10 +62,10 @@ def from_keras(state: Mapping[str, Tensor]) -> bool:
 
 
 def _torchvision_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map the names of layers to ours, by their order.
+    """Map torchvision's layer names to the names in this project, by the order of the layers.
 
-    Their indices differ between files: the layers of `classifier` have indices 0 and 3 in torchvision's files, and 1
-    and 4 in some files that were converted from Caffe.
+    The indices in the names differ between files: the layers of `classifier` have the indices 0 and 3 in torchvision's
+    files, and 1 and 4 in some files that were converted from Caffe.
     """
     ours = {
         (FEATURES, 4): iter([f"trunk.convs.{name}" for name in VGG16.conv_names]),

@@ -65,7 +65,7 @@ def existing(path: Path) -> Path:
     if not path.is_file():
         raise UserError(
             f"model.weights: {path}: file not found. Set the path of a state dict (.pth, .safetensors) or of a "
-            ".caffemodel, or set 'imagenet' for torchvision's VGG16. To download Caffe's weights, run "
+            ".caffemodel, or set 'imagenet' for torchvision's VGG16. To download the author's weights, run "
             "`scripts/download_voc.sh weights`."
         )
     return path

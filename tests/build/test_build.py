@@ -314,7 +314,7 @@ def test_pictures_without_proposals_are_left_out_where_that_is_asked_for(
     config = config_of(tiny, proposals=str(store), missing_proposals="leave_out")
     data = training_set(config, ["cat", "dog"])
     assert [s.image_id for s in data.samples] == ["a"]
-    assert "Skipping 1 of 2 images without proposals" in caplog.text
+    assert "Skipping 1 of 2 images, because" in caplog.text
     with pytest.raises(UserError, match="none of the images has proposals"):
         datasets.test_set(config, ["cat", "dog"])
 

@@ -106,7 +106,7 @@ def test_the_file_says_what_it_is_and_nothing_of_the_machine_it_comes_from(tmp_p
 @pytest.mark.parametrize("op", ["partition", "truncate", "roi_warp"])
 def test_what_onnx_cannot_express_is_refused(op: str, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=f"cannot be written as ONNX:\n  model.roi_op={op}: ONNX only supports fast_rcnn and"
+        UserError, match=f"cannot be written as ONNX:\n  model.roi_op={op}: .* only supports fast_rcnn and"
     ):
         written(slim(roi_op=op), tmp_path / "a.onnx", roi_op=op)
     assert not list(tmp_path.iterdir())

@@ -180,7 +180,7 @@ def test_another_mean_goes_into_the_bias_and_shows_at_the_border_alone(
     model.pixel_mean.copy_(torch.tensor([123.675, 116.28, 103.53]).view(3, 1, 1))
     path = tmp_path / "out.caffemodel"
     export.write_caffemodel(model, path)
-    assert "differ by up to 0.90 (of 255)" in caplog.text
+    assert "by up to 0.90 on a scale of 0 to 255" in caplog.text
     rgb, boxes = one_picture()
     state = {k: v.double() for k, v in model.state_dict().items()}
     ours = nn.functional.conv2d(
