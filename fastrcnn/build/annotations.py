@@ -63,7 +63,7 @@ def absolute_paths(config: DataConfig) -> None:
 
 @functools.cache
 def say_once(text: str, level: int = logging.INFO) -> None:
-    """Log a line once per process, although the data set can be read several times."""
+    """Log a line once per process, even if the data set is read several times."""
     log.log(level, text)
 
 

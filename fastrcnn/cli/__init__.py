@@ -16,7 +16,7 @@ from fastrcnn.parallel.launch import launch
 
 SHARED = ("train", "eval", "propose")  # commands that can run in several processes
 COMMANDS = {  # command -> (its line in the overview, its documentation page)
-    "demo": ("run all steps on generated images: proposals, training, evaluation and detection", "README.md"),
+    "demo": ("run all steps (proposals, training, evaluation and detection) on generated images", "README.md"),
     "check": ("check a data set and its proposals before training, and write a report", "docs/data.md"),
     "propose": (
         "generate proposals for a data set or a folder of images, or convert a proposal file",
@@ -25,12 +25,12 @@ COMMANDS = {  # command -> (its line in the overview, its documentation page)
     "proposals-check": ("find the box convention that a proposal file uses", "docs/proposals.md"),
     "train": ("train a detector and evaluate it", "docs/training.md"),
     "eval": (
-        "evaluate a checkpoint: AP, error report, detections in VOC format, competition submission",
+        "evaluate a checkpoint (AP, error report, detections in VOC format, competition submission)",
         "docs/evaluation.md",
     ),
     "reval": ("evaluate saved detections (comp4 files or COCO results) without a model", "docs/evaluation.md"),
     "compare": (
-        "compare evaluations on the same images: AP of each class, with confidence intervals",
+        "compare evaluations on the same images (AP of each class, with confidence intervals)",
         "docs/evaluation.md",
     ),
     "detect": (

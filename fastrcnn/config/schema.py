@@ -205,7 +205,11 @@ class RevalConfig:
 
 @dataclass
 class CompareConfig:
-    runs: list[str] = key([], "two to five folders of runs or evaluations; `fastrcnn compare RUN RUN` is a short form")
+    runs: list[str] = key(
+        [],
+        "two to five folders of runs or evaluations; `fastrcnn compare RUN RUN` is short for "
+        "`fastrcnn compare runs=[RUN,RUN]`",
+    )
     split: str | None = key(None, "if a run has several evaluations, the one to use: the name of a folder in RUN/eval")
     output: str = key("outputs/compare", "output folder of compare.html")
     resamples: int = key(1000, "number of bootstrap resamples for the confidence intervals", least=100)
@@ -251,8 +255,8 @@ class ProposeConfig:
     )
     ids: str | None = key(
         None,
-        "text file with the image ids of the files in `convert`, one per line and in the same order; needed if their "
-        "format contains no ids",
+        "text file with the image ids of the files in `convert`, one per line, in the order of their proposals; needed "
+        "if their format contains no ids",
     )
     output: str | None = key(
         None,
@@ -278,8 +282,8 @@ class ProposalsCheckConfig:
     proposals: str | None = key(None, "proposals in any supported format: a file, a folder of files, or a store")
     ids: str | None = key(
         None,
-        "text file with the image ids of the proposals, one per line and in the same order; needed if the format "
-        "contains no ids",
+        "text file with the image ids of the proposals, one per line, in the order of the proposal file; needed if the "
+        "format contains no ids",
     )
     split: str | None = key(
         None, "split whose ground truth is compared with the proposals; null: data.train and data.test"
@@ -347,14 +351,17 @@ class ExportConfig(FromRun):
 
 @dataclass
 class ReplayConfig:
-    file: str | None = key(None, "file failed-step-N.pt in the folder of a run; `fastrcnn replay FILE` is a short form")
+    file: str | None = key(
+        None,
+        "file failed-step-N.pt in the folder of a run; `fastrcnn replay FILE` is short for `fastrcnn replay file=FILE`",
+    )
     device: str = key("auto", "cpu, cuda or cuda:N; auto: a GPU if available")
 
 
 @dataclass
 class ExplainRoiConfig:
     example: Literal["8x8", "16x16"] | None = key(
-        None, "a worked example of docs/roi_pooling.md; null: use `grid` or `image`; if none of them is set: 8x8"
+        None, "a worked example from docs/roi_pooling.md; null: use `grid` or `image`, or 8x8 if neither is set"
     )
     grid: str | None = key(
         None,
