@@ -1,8 +1,7 @@
 """Open the models that `checkpoint=` and `start=` accept: a run, a .pt file, a detector's .caffemodel, or an exported
-.safetensors or .onnx file.
+.safetensors file. `checkpoint=` of `eval` and `detect` also accepts an exported .onnx file.
 
-.caffemodel and .safetensors files are converted to checkpoints, so all commands accept them. An .onnx file can only be
-used for evaluation and detection.
+.caffemodel and .safetensors files are converted to checkpoints, so all commands accept them.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def training_samples(config: DataConfig, names: Sequence[str]) -> list[Sample]:
             "excluded objects and the reasons."
         )
     if lacking := [name for name, count in zip(names, counts, strict=True) if not count]:
-        log.warning("%s: no object to train on for the classes %s", where, ", ".join(lacking))
+        log.warning("%s: there are no training objects of these classes: %s", where, ", ".join(lacking))
     return found
 
 

@@ -16,7 +16,7 @@ from fastrcnn.parallel.launch import launch
 
 SHARED = ("train", "eval", "propose")  # commands that can run in several processes
 COMMANDS = {  # command -> (its line in the overview, its documentation page)
-    "demo": ("run all steps on generated images: proposals, training, evaluation and detection", "README.md"),
+    "demo": ("run all steps (proposals, training, evaluation and detection) on generated images", "README.md"),
     "check": ("check a data set and its proposals before training, and write a report", "docs/data.md"),
     "propose": (
         "generate proposals for a data set or a folder of images, or convert a proposal file",

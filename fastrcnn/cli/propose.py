@@ -142,10 +142,10 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     foreign = [image_id for n, image_id in enumerate(file.ids) if n not in places]
     print(f"  {len(matched)} of {len(images)} images of the data set have proposals")
     if missing:
-        print(f"  {len(missing)} images of the data set are not in the file: {first_few(missing)}")
+        print(f"  {len(missing)} images of the data set have no proposals in the file: {first_few(missing)}")
         print("    Training stops at such images, or skips them with data.missing_proposals=leave_out")
     if foreign:
-        print(f"  {len(foreign)} images of the file are not in the data set: {first_few(foreign)}")
+        print(f"  {len(foreign)} image ids in the file are not in the data set: {first_few(foreign)}")
     print(f"  {counts}")
     if counts.dropped + counts.far > SUSPICIOUS * (counts.kept + counts.dropped):
         where = f" data.root={data.root}" if data.root else ""

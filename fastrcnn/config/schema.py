@@ -257,8 +257,8 @@ class ProposeConfig:
     )
     ids: str | None = key(
         None,
-        "text file with the image ids of the files in `convert`, one per line and in the same order; needed if their "
-        "format contains no ids",
+        "text file with the image ids of the files in `convert`, one per line, in the order of their proposals; needed "
+        "if their format contains no ids",
     )
     output: str | None = key(
         None,
@@ -286,8 +286,8 @@ class ProposalsCheckConfig:
     )
     ids: str | None = key(
         None,
-        "text file with the image ids of the proposals, one per line and in the same order; needed if the format "
-        "contains no ids",
+        "text file with the image ids of the proposals, one per line, in the order of the proposal file; needed if the "
+        "format contains no ids",
     )
     split: str | None = key(
         None, "split whose ground truth is compared with the proposals; null: data.train and data.test"

@@ -32,7 +32,7 @@ def also_called(**others: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             for other, name in others.items():
                 if other in kwargs:
                     if name in kwargs:
-                        raise TypeError(f"{other}: an alias of {name}; expected only one of the two")
+                        raise TypeError(f"{other} is an alias of {name}; pass only one of them")
                     kwargs[name] = kwargs.pop(other)
             return function(*args, **kwargs)
 

@@ -187,7 +187,7 @@ class Maps:
         for done, (batch,) in enumerate(progress(loader, len(own), "feature maps", "map")):
             self(batch)
             if self.full:
-                text = "runtime.cache: only the feature maps of %d of %d views fit; all others are computed when needed"
+                text = "runtime.cache: only %d of %d feature maps fit in the cache; all others are computed when needed"
                 log.warning(text, done, len(own))
                 break
             if done == 0 and begun > self.room:

@@ -220,9 +220,15 @@ class TrainingRun:
             )
         chosen = images.views(range(begin // len(images), -(-end // len(images))))
         if len(chosen) >= end - begin:
-            log.info("runtime.cache: almost no view of an image repeats, so feature maps are computed when needed")
+            log.info(
+                "runtime.cache has almost no effect: the remaining steps use almost no image twice with the same "
+                "augmentation, so feature maps are computed when needed"
+            )
             return
-        log.info("Computing feature maps of the frozen layers for %d views of the images", len(chosen))
+        log.info(
+            "Computing feature maps of the frozen layers for %d versions of the images (resized, flipped, transposed)",
+            len(chosen),
+        )
         self.say_whole_time(self.maps, chosen)
         self.maps.fill(self.train_set, chosen, settings.workers, self.stop)
         if distributed.any_of(self.stop()):

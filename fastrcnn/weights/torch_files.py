@@ -84,7 +84,9 @@ def _archive(file: BinaryIO, size: int) -> Any:
         info = records[f"{folder}data/{key}"]
         if info.file_size != values.nbytes:
             size_of = f"{len(values):,} {values.dtype} numbers"
-            raise RefusedError(f"a storage of {size_of} in a record of {info.file_size:,} bytes")
+            raise RefusedError(
+                f"a storage of {size_of} whose size does not match its record of {info.file_size:,} bytes"
+            )
         seek(info)
         _read_into(values, file)
     return content

@@ -56,7 +56,7 @@ def test_the_authors_file_becomes_a_store(numbered: VocFolder, tmp_path: Path, c
     assert fingerprint(numbered.root) == before
     assert "Fast R-CNN author's .mat, 4 images, boxes read as yxyx-1-inclusive" in out
     assert "3 of 3 images of the data set have proposals" in out
-    assert "1 images of the file are not in the data set: stranger" in out
+    assert "1 image ids in the file are not in the data set: stranger" in out
     assert "6 boxes kept, 0 of them clipped; 0 dropped\n" in out
     assert "proposals-check" not in out
     assert "Use the proposals with data.proposals=data/proposals/voc 2007.proposals" in out
@@ -76,8 +76,8 @@ def test_ids_are_matched_and_what_lacks_is_said(numbered: VocFolder, tmp_path: P
     status, out, err = call("propose", f"convert={path}", f"data.root={numbered.root}", "output=x.proposals")
     assert status == 0, err
     assert "1 of 3 images of the data set have proposals" in out
-    assert "2 images of the data set are not in the file: 000005, 2008_000003\n" in out
-    assert "1 images of the file are not in the data set: 99\n" in out
+    assert "2 images of the data set have no proposals in the file: 000005, 2008_000003\n" in out
+    assert "1 image ids in the file are not in the data set: 99\n" in out
     assert ProposalStore("x.proposals").ids == ["000012"]
 
 

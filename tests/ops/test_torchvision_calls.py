@@ -57,7 +57,7 @@ def test_modules(size: Any) -> None:
 def test_our_names_work_beside_theirs() -> None:
     want = ours.roi_pool(X, ROIS, 2)
     assert torch.equal(ours.roi_pool(features=X, boxes=ROIS, output_size=2), want)
-    with pytest.raises(TypeError, match=r"^input: an alias of features; expected only one"):
+    with pytest.raises(TypeError, match=r"^input is an alias of features; pass only one"):
         ours.roi_pool(input=X, features=X, rois=ROIS, output_size=2)
     with pytest.raises(TypeError, match="unexpected keyword argument 'inputs'"):
         ours.roi_pool(inputs=X, rois=ROIS, output_size=2)

@@ -52,7 +52,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     """Find the source of a split's annotations, its image ids, and whether `divide` generated the split.
 
     root: the data set's folder, or its only annotation file. split: the name of a split (SPLIT or FOLDER/SPLIT), or an
-    annotation file below root. Without lists, splits are recognised by the names of annotation files, of splits in
+    annotation file inside root. Without lists, splits are recognised by the names of annotation files, of splits in
     those files, or of folders (train, valid, test). The images are divided into trainval and test if there are no
     splits, or only one list whose name is not a known split.
     """
@@ -65,8 +65,8 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
         if not is_coco(path) and not path.is_relative_to(folder_of(root)):
             if not path.resolve().is_relative_to(root.resolve()):
                 raise UserError(
-                    f"{path}: not below data.root={root}. Set data.root to the folder that contains this file and the "
-                    "images."
+                    f"{path}: the file is not inside data.root={root}. Set data.root to the folder that contains "
+                    "this file and the images."
                 )
             path = root / path.resolve().relative_to(root.resolve())
         return path, ids_in(path, root), False

@@ -135,8 +135,9 @@ def to_samples(
 ) -> tuple[list[Sample], Problems]:
     """Convert the usable images to samples, and collect all problems of images and objects.
 
-    classes: label i is classes[i - 1]. training: exclude objects that training does not use. leave_out_others: exclude
-    objects of other classes and count them in a note; otherwise they are errors.
+    classes: label i is classes[i - 1]. training: exclude the objects that are not used in training, which are those
+    with a COCO flag, and difficult ones unless `use_difficult` is set. leave_out_others: exclude objects of other
+    classes and count them in a note; otherwise they are errors.
     """
     label_of = {name: i for i, name in enumerate(classes, 1)}
     samples, problems = [], Problems()

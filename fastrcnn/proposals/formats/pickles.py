@@ -136,7 +136,7 @@ def _array(shape: object, dtype: object, fortran: object, data: Any) -> np.ndarr
     if not all(type(n) is int and n >= 0 for n in sizes) or len(sizes) > 4 or not isinstance(data, (bytes, bytearray)):
         raise RefusedError("a numpy array with an invalid shape")
     if math.prod(sizes) * dtype.itemsize != len(data):
-        raise RefusedError("a numpy array whose shape does not fit its number of bytes")
+        raise RefusedError("a numpy array whose shape does not match its number of bytes")
     return np.frombuffer(data, dtype).reshape(sizes, order="F" if fortran else "C")
 
 

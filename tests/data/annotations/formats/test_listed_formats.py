@@ -351,7 +351,7 @@ def test_a_table_outside_the_data_set_is_refused_and_one_inside_may_be_named_in_
     whole = str(root / "train/_annotations.csv")
     assert find_split(root, whole)[1] == ["train/a.jpg", "train/b.jpg", "train/c.jpg", "train/d.jpg"]
     other = write(tmp_path / "other.csv", "filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,1,2,3,4\n")
-    with pytest.raises(UserError, match=r"other\.csv: not below data\.root="):
+    with pytest.raises(UserError, match=r"other\.csv: the file is not inside data\.root="):
         find_split(root, str(other))
 
 
