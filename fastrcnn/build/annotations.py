@@ -173,7 +173,7 @@ def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
     that an evaluation on the splits `test` writes.
     """
     if not names:
-        raise UserError("data.classes=[]: give at least one class, or null for all classes in the annotations.")
+        raise UserError("data.classes=[]: specify at least one class, or null to use all classes in the annotations.")
     for name in names:
         if fault := class_fault(name, split_name(test)):
             raise UserError(

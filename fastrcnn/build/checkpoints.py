@@ -259,8 +259,8 @@ def _say_proposals(path: Path, record: Mapping[str, Any], config: Any) -> None:
     """Warn that an exported file does not contain the proposals used in training, unless data.proposals is set."""
     if record.get("proposals") and config.data.proposals is None:
         log.warning(
-            "%s was trained with proposals from %s, and this file does not contain them. Selective search generates "
-            "different proposals. To use the original proposals, set data.proposals=STORE",
+            "%s was trained with proposals from %s. The exported file does not contain them. Selective search "
+            "generates different proposals. To use the original proposals, set data.proposals=STORE",
             path,
             record["proposals"],
         )

@@ -168,8 +168,8 @@ def take_classes(config: TrainConfig, given: Trained) -> None:
     new = [name for name in config.data.classes if name not in known]
     if new and config.model.finetune_from == "bbox_pred":
         raise UserError(
-            f"model.finetune_from=bbox_pred: the scores of {', '.join(new)}, which start={config.start} does not have, "
-            "would be frozen at random initial weights. Set model.finetune_from=fc6."
+            f"model.finetune_from=bbox_pred: start={config.start} does not have the classes {', '.join(new)}. "
+            "Their weights in cls_score would be initialised at random and stay frozen. Set model.finetune_from=fc6."
         )
 
 

@@ -143,7 +143,7 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     print(f"  {len(matched)} of {len(images)} images of the data set have proposals")
     if missing:
         print(f"  {len(missing)} images of the data set have no proposals in the file: {first_few(missing)}")
-        print("    Training stops at such images, or skips them with data.missing_proposals=leave_out")
+        print("    Training stops at such images. Set data.missing_proposals=leave_out to skip them.")
     if foreign:
         print(f"  {len(foreign)} image ids in the file are not in the data set: {first_few(foreign)}")
     print(f"  {counts}")

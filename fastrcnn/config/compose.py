@@ -58,7 +58,7 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
             guess = f" The value is missing: {argument}=..." if argument in {*known, *choices} else ""
             raise UserError(
                 f"'{argument}' is not of the form key=value.{guess or nearest(argument, [*known, *choices])} "
-                f"`fastrcnn {verb} --help` lists the keys."
+                f"`fastrcnn {verb} --help all` lists all keys."
             )
         if name in choices:
             present = options(name)
@@ -73,7 +73,7 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
         else:
             last = {k.rpartition(".")[2]: k for k in known}  # `lr` for solver.lr
             guess = f" Did you mean '{last[name]}'?" if name in last else nearest(name, [*known, *choices])
-            raise UserError(f"unknown key '{name}'.{guess} `fastrcnn {verb} --help` lists the keys.")
+            raise UserError(f"unknown key '{name}'.{guess} `fastrcnn {verb} --help all` lists all keys.")
     return overrides
 
 
@@ -167,7 +167,8 @@ def help_text(
     if rest := len(known) - len(shown):
         command = " ".join(["fastrcnn", verb, *given, "--help all"])
         lines.append(
-            f"These are the most used keys, with their values for this command. For the other {rest} keys: {command}"
+            "These are the most commonly used keys, with their values for this command. "
+            f"For the other {rest} keys: {command}"
         )
     lines.append("-q, --quiet: print only results, warnings and errors; -v, --verbose: print more.")
     return "\n".join(lines)

@@ -238,7 +238,7 @@ def detection_loader(
 
 
 def views_loader(dataset: DetectionDataset, chosen: Sequence[tuple[int, View]], workers: int = 0) -> DataLoader:
-    """Return a loader of the given (image index, view) pairs, in order. Each item is a pyramid with one level."""
+    """Return a loader of the given (image index, view) pairs, in order. Each item is a list of one Batch."""
     own = Views(dataset, [(index, [view]) for index, view in chosen])
     return Loader(own, batch_size=1, collate_fn=collate_pyramids, **_options(workers, False))
 

@@ -1,4 +1,4 @@
-"""Describe the training of a network in Markdown sentences for its model card."""
+"""Describe how a network was trained, as Markdown text for its model card."""
 
 from __future__ import annotations
 

@@ -323,7 +323,7 @@ def recompute(function: Callable[..., T], *arguments: object, norms: list[nn.Bat
 
 @contextmanager
 def _keep_statistics(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
-    """Prevent batch normalisation layers in training mode from updating their running statistics in the body."""
+    """Context manager: layers in training mode do not update their running statistics inside the `with` block."""
     before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm, _, count in before:
         norm.momentum = 0.0

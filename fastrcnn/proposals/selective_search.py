@@ -175,7 +175,7 @@ def searcher(settings: SelectiveSearchSettings) -> dict[str, str]:
         _log_once(
             logging.WARNING,
             "Selective search uses OpenCV, because the C++ kernel was not built when the package was installed. OpenCV "
-            "is 15 to 19 times slower. To build the kernel, install a C++ compiler and reinstall the package.",
+            "takes 15 to 19 times as long. To build the kernel, install a C++ compiler and reinstall the package.",
         )
     return {"search": f"fastrcnn {ALGORITHM}" if own else f"OpenCV {ALGORITHM}", "opencv": cv2.__version__}
 

@@ -183,8 +183,8 @@ def resolve(where: Path, key: str = "checkpoint") -> Path:
 def keep_last(folder: Path, n: int) -> None:
     """Remove all step-N.pt files except the last `n` that were written.
 
-    The order of steps is not used. Otherwise, a damaged checkpoint that a resumed run skipped could outlive newer sound
-    checkpoints with lower steps.
+    Files are ordered by modification time, not by step. Otherwise, a damaged checkpoint that a resumed run skipped
+    could be kept instead of newer valid checkpoints with lower step numbers.
     """
     by_time = sorted(in_order(folder), key=lambda p: p.stat().st_mtime_ns, reverse=True)  # ties: higher step first
     for path in by_time[n:]:

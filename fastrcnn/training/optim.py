@@ -103,7 +103,9 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
         numbers = [*(group.get(key) for key in ("lr", "lr_factor", "weight_decay")), *inertia]
         places = group.get("params")
         if not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
-            raise ValueError("a parameter group has no finite learning rate, momentum or weight decay")
+            raise ValueError(
+                "the learning rate, momentum or weight decay of a parameter group is missing or not finite"
+            )
         if not isinstance(places, list) or len(places) != len(own["params"]) or not all(type(n) is int for n in places):
             raise ValueError("the parameters of a group differ")
         shapes |= {place: weight.shape for place, weight in zip(places, own["params"], strict=True)}

@@ -36,7 +36,7 @@ def seconds_of_a_batch(
     dtype: torch.dtype,
     box_weight: float,
 ) -> tuple[float, float]:
-    """Return the seconds that the frozen layers need for a batch, and that a training step needs with their maps.
+    """Return two times in seconds: of the frozen layers for one batch, and of a training step that receives their maps.
 
     frozen: a function that computes the maps of a batch. plan: the schedule of the run. done: number of steps that are
     already completed. The measured steps change only copies of the optimiser and of the trained layers. Raises

@@ -15,8 +15,8 @@ def for_classes(
 ) -> dict[str, Tensor]:
     """Convert the state dict of a detector from the classes `old` to the classes `new`.
 
-    Classes in both lists and the background keep their rows in the output layers and in the statistics of the
-    regression targets. Other rows are copied from `fresh`, the state dict of a newly initialised network with the
+    The background and the classes that are in both lists keep their rows in the output layers and in the statistics of
+    the regression targets. Other rows are copied from `fresh`, the state dict of a newly initialised network with the
     classes `new`. If the lists share no class, all rows are copied from `fresh`, because the trained background row
     would dominate all scores. A class-agnostic box layer is kept.
     """

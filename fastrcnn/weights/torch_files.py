@@ -151,7 +151,7 @@ def _tensor(storage: Tensor, offset: Any, size: Any, stride: Any, *_: object) ->
     numel = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if numel > held or (numel and last >= held):
-        raise RefusedError(f"a tensor of {numel:,} numbers in a storage of {held:,}")
+        raise RefusedError(f"a tensor of {numel:,} elements that does not fit in its storage of {held:,} elements")
     return storage.as_strided(size, stride, offset if numel else 0)
 
 

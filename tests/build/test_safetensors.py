@@ -123,7 +123,7 @@ def test_proposals_that_the_file_cannot_bring_are_said(
     file = tmp_path / "a.safetensors"
     save_file(state, file, meta)
     read(file)
-    assert "trained with proposals from mcg.proposals, and this file does not contain them" in caplog.text
+    assert "trained with proposals from mcg.proposals. The exported file does not contain them" in caplog.text
     caplog.clear()
     checkpoints.read(str(file), compose("export", [f"checkpoint={file}", "data.proposals=mine.proposals"]))
     assert "proposals" not in caplog.text

@@ -139,7 +139,7 @@ def _variables(path: Path) -> Variables:
 
 
 def _texts(images: Value) -> list[str]:
-    """Return the image ids in a cell array of text or a character matrix."""
+    """Return the image ids that a cell array of text or a character matrix contains."""
     if isinstance(images, Text):
         return [row.strip() for row in images]
     cells = [unpack() for unpack in images] if isinstance(images, Cells) else [images]

@@ -129,7 +129,7 @@ def _image_id(key: str) -> str:
 def _array(shape: object, dtype: object, fortran: object, data: Any) -> np.ndarray:
     """Create an array view of bytes in the pickle. Raises RefusedError if its shape or dtype is invalid."""
     if not isinstance(dtype, np.dtype) or isinstance(data, list):
-        raise RefusedError("an array of objects or an array without a dtype")
+        raise RefusedError("an array of Python objects or an array without a dtype")
     if isinstance(data, str):  # a Python 2 string
         data = data.encode("latin1")
     sizes = shape if isinstance(shape, tuple) else (shape,)

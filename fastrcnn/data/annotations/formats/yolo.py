@@ -137,7 +137,7 @@ def _read_yaml(path: Path) -> _Head | None:
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}).") from None
     except RecursionError:
-        raise UserError(f"{path}: not a data set description, because its lists are nested too deeply.") from None
+        raise UserError(f"{path}: not a valid data set description: its lists are nested too deeply.") from None
     if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
         return None
     names = content["names"]
