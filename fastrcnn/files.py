@@ -105,11 +105,12 @@ def lock(file: Path, name: str, busy: str, advice: str, shared: bool = False) ->
     They name the locked object, what another process does with it, and an alternative for the user. Raises BusyError if
     another process holds the lock, and UserError if the file cannot be written or locked.
     """
+    instead = advice[:1].upper() + advice[1:]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         handle = file.open("ab+")  # a shared lock on NFS needs a file that is open for reading
     except OSError as error:
-        raise UserError(f"{name}: cannot be written to ({error.strerror or error}); {advice}.") from error
+        raise UserError(f"{name}: cannot be written to ({error.strerror or error}). {instead}.") from error
     with handle:
         try:
             import fcntl
@@ -120,7 +121,7 @@ def lock(file: Path, name: str, busy: str, advice: str, shared: bool = False) ->
         except BlockingIOError:
             raise BusyError(f"{name}: {busy}. Wait for it to end, or {advice}.") from None
         except OSError as error:
-            raise UserError(f"{name}: cannot be locked ({error.strerror or error}); {advice}.") from error
+            raise UserError(f"{name}: cannot be locked ({error.strerror or error}). {instead}.") from error
         yield
 
 

@@ -2,8 +2,9 @@
 
 A pickle is a program for a stack machine with a memo. This module parses it with pickletools and executes only opcodes
 that create data. It does not import any class or function. Instead, the caller passes replacements for the classes and
-functions that are allowed. A restricted pickle.Unpickler is not sufficient. A pickle can make it hash deeply nested
-tuples, which can take exponential time or overflow the stack. A pickle can also make it allocate any amount of memory.
+functions that are allowed. A restricted pickle.Unpickler is not sufficient. A pickle can make the
+Unpickler hash deeply nested tuples, which can take exponential time or overflow the stack. A pickle can also make the
+Unpickler allocate any amount of memory.
 """
 
 from __future__ import annotations
@@ -168,7 +169,9 @@ def _call(name: str, target: object, handed: Any) -> object:
         try:
             return target(*handed)
         except TypeError:
-            raise RefusedError("a call with arguments that Python, numpy and torch do not write") from None
+            raise RefusedError(
+                "a function call with arguments that do not occur in pickles of Python, numpy and torch"
+            ) from None
     if name == "NEWOBJ" and target is Unbuilt:
         return Unbuilt()
     if name == "BUILD" and isinstance(target, Unbuilt):

@@ -127,7 +127,8 @@ class SelectiveSearchSettings:
     near: float = key(
         0.9,
         "drop a box whose IoU with a better box is at least this value; the first 1,500 boxes are chosen with a "
-        "stricter threshold (5/6 of this value), so that they overlap less",
+        "stricter threshold (5/6 of this value), so that they overlap less, and boxes that pass only the threshold "
+        "`near` are placed after them",
         above=0,
     )
     max_boxes: int = key(2000, "maximum number of boxes per image", least=1)
@@ -168,7 +169,7 @@ class SolverSettings:
     )
     lr_steps: list[int] = key([30000], "steps at which the learning rate is multiplied by lr_gamma", least=1)
     lr_gamma: float = key(0.1, "factor by which the learning rate is multiplied at each of lr_steps", above=0)
-    warmup: int = key(0, "number of steps in which the learning rate rises linearly from 0; 0: no warm-up", least=0)
+    warmup: int = key(0, "number of steps over which the learning rate rises linearly from 0; 0: no warm-up", least=0)
     momentum: float = key(0.9, "momentum of SGD, or beta1 of AdamW", least=0, most=1)
     weight_decay: float = key(0.0005, "weight decay; not applied to biases and normalisation layers", least=0)
     bias_lr_factor: float = key(2.0, "factor by which the learning rate of biases is multiplied", least=0)

@@ -23,11 +23,15 @@ command, run `fastrcnn COMMAND --help all`.
 
 - `key=value` sets a key. A list is written as `key=[a,b]`, and `key=null` means no value.
 - `group=NAME` selects a file of a group. For example, `model=caffenet` selects `configs/model/caffenet.yaml`.
-- `recipe=NAME` selects the model, solver, detection and runtime; see [Training](../docs/training.md).
+- `recipe=NAME` selects the model, solver, detection and runtime, and can set further keys; see
+  [Training](../docs/training.md).
 - `experiment=NAME` selects a recipe and a data set, and sets further keys.
 
-A key on the command line overrides an experiment, an experiment overrides a group, and a group overrides a recipe. If a
-run is resumed or a command reads a checkpoint, the configuration of that run replaces the defaults.
+A group on the command line (such as `data=demo`) replaces the group that an experiment or a recipe selects, and an
+experiment can replace a group of its recipe. The values are then read in this order, and later values override earlier
+ones: the files of the selected groups, the keys of the recipe, the keys of the experiment, and the keys on the command
+line. If a run is resumed or a command reads a checkpoint, the configuration that is stored with the run or checkpoint
+replaces the defaults.
 
 For the groups, this page shows the defaults of `fastrcnn train`, which uses `recipe=modern`. Other commands can have
 other defaults; `fastrcnn COMMAND --help all` shows them.

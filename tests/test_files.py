@@ -89,5 +89,5 @@ def test_a_lock_keeps_out_those_that_do_not_share_it(tmp_path: Path) -> None:
             pass
     with lock(file, *words):
         pass
-    with pytest.raises(UserError, match=r"^work: cannot be written to \(Not a directory\); choose another folder\.$"):
+    with pytest.raises(UserError, match=r"^work: cannot be written to \(Not a directory\)\. Choose another folder\.$"):
         lock(file / "below" / "x", *words).__enter__()

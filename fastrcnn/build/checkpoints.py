@@ -70,9 +70,11 @@ def compose_for(verb: str, arguments: list[str]) -> Any:
     """
     given = dict(a.split("=", 1) for a in check_overrides(verb, arguments))
     if given.get("checkpoint", "null") == "null":
+        exported = ".safetensors or .onnx" if verb in ("eval", "detect") else ".safetensors"
         raise UserError(
-            f"No model is given. Use `fastrcnn {verb} checkpoint=PATH`, where PATH is the folder of a run, a .pt file, "
-            "an exported .safetensors file, or a detector's .caffemodel."
+            f"No model is given. Use `fastrcnn {verb} checkpoint=PATH`, where PATH is the folder of a run, "
+            f"outputs/NAME for the newest run of that name, a .pt file, an exported {exported} file, or a .caffemodel "
+            "of a detector."
         )
     return compose(verb, arguments)
 
@@ -245,7 +247,7 @@ def _read_safetensors(path: Path, config: Any) -> Trained:
     wide = [f"{name}: {values.dtype}" for name, values in state.items() if values.dtype == torch.float64]
     if problems := wide + fitting.unusable(state):
         raise UserError(
-            f"{path}: `fastrcnn export` does not write such weights:\n{fitting.in_lines(problems)}\n"
+            f"{path}: the file contains weights that `fastrcnn export` does not write:\n{fitting.in_lines(problems)}\n"
             "Export the detector again."
         )
     names = list(description.classes)

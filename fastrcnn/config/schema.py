@@ -39,8 +39,8 @@ class DataConfig:
     )
     val: list[str] | None = key(
         [],
-        "splits to select the best checkpoint on; null: `val` if this split exists and shares no image with train and "
-        "test",
+        "splits to select the best checkpoint on; null: `val` if this split exists and shares no image with "
+        "`train` or `test`",
     )
     test: list[str] = key(["test"], "splits to evaluate on after training; []: no evaluation")
     classes: list[str] | None = key(None, "class names; null: all classes in the annotations")
@@ -69,7 +69,8 @@ class DataConfig:
     proposal_cache: str = key("data/proposals", "folder in which generated proposals are stored")
     max_proposals: int = key(
         2000,
-        "maximum number of proposals per image; the first ones are used (generated proposals are sorted, best first)",
+        "maximum number of proposals per image; the first ones are used (generated proposals are sorted, best first); "
+        "the paper uses all proposals, so recipe=paper sets 10000",
         least=1,
     )
     short_sides: list[int] = key(
@@ -162,10 +163,17 @@ class TrainConfig:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
+SET_BY_REPRODUCE = "not available; `reproduce` sets this key for each experiment"
+
+
 @dataclass
 class ReproduceConfig(TrainConfig):
     """The keys of `train`, which apply to every experiment, and the keys of `reproduce` itself."""
 
+    name: str = key("train", SET_BY_REPRODUCE, in_path=True)
+    run: str | None = key(None, SET_BY_REPRODUCE)
+    resume: Literal["auto"] | None = key(None, SET_BY_REPRODUCE)
+    start: str | None = key(None, SET_BY_REPRODUCE)
     table: int | None = key(None, "required: number of the table in the paper", least=1, most=8)
     seeds: list[int] = key([0], "random seeds; each experiment is run once for each seed", least=0)
     output: str | None = key(None, "output folder of table-N.md and table-N.json; null: outputs/reproduce/<data.name>")
@@ -177,8 +185,8 @@ class Detecting:
 
     checkpoint: str | None = key(
         None,
-        "required: the folder of a run, a .pt file, an exported .safetensors or .onnx file, or a .caffemodel of a "
-        "detector",
+        "required: the folder of a run, outputs/NAME for the newest run of that name, a .pt file, an exported "
+        ".safetensors or .onnx file, or a .caffemodel of a detector",
     )
     data: DataConfig = field(default_factory=DataConfig)
     detection: DetectionSettings = field(default_factory=DetectionSettings)
@@ -301,7 +309,8 @@ class FromRun:
 
     checkpoint: str | None = key(
         None,
-        "required: the folder of a run, a .pt file, an exported .safetensors file, or a .caffemodel of a detector",
+        "required: the folder of a run, outputs/NAME for the newest run of that name, a .pt file, an exported "
+        ".safetensors file, or a .caffemodel of a detector",
     )
     data: DataConfig = field(default_factory=DataConfig)
     detection: DetectionSettings = field(default_factory=DetectionSettings)
@@ -350,7 +359,7 @@ class SvmConfig(SvmSettings, FromRun):
 class ExportConfig(FromRun):
     format: ExportFormat | None = key(
         None,
-        "required; onnx: for ONNX Runtime; pt2: for torch.export.load, which needs this package; safetensors: for "
+        "required; onnx: for ONNX Runtime; pt2: for torch.export.load, if this package is installed; safetensors: for "
         "fastrcnn.load and all commands that accept a checkpoint; caffemodel: for the author's Caffe code; "
         "torchvision: state dict of a VGG16",
     )

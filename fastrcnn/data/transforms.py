@@ -1,4 +1,7 @@
-"""Resize and augment images and their boxes. Images are uint8 RGB (H, W, 3)."""
+"""Resize and augment images and their boxes. Images are uint8 RGB (H, W, 3).
+
+A view describes the crop, flips, scale and colour change of an image for the network.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +73,10 @@ def size_in(view: View, width: int, height: int) -> tuple[int, int]:
 
 
 def boxes_in(view: View, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Apply the crop, transposition and flips of a view, but no scaling, to boxes (R, 4) of an image of this size."""
+    """Apply the crop, transposition and flips of a view, but no scaling, to boxes (R, 4).
+
+    width, height: size of the image.
+    """
     if view.part is not None:
         x1, y1, x2, y2 = view.part
         low, high = np.array([[x1, y1, x1, y1], [x2, y2, x2, y2]], boxes.dtype)

@@ -122,7 +122,8 @@ def check_alike(name: str, first: Matches, other_name: str, other: Matches) -> N
     if what := _lacking(name, first.image_ids, other_name, other.image_ids):
         number, other_number = len(first.image_ids), len(other.image_ids)
         raise UserError(
-            f"{both} different images ({number} and {other_number}): {what}. Evaluate both with the same split=."
+            f"{both} different images ({number} and {other_number}): {what}. Evaluate both with the same value of "
+            "`split`."
         )
     if first.truth != other.truth:
         raise UserError(

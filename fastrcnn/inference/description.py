@@ -53,7 +53,8 @@ def describe(
     metrics: Mapping[str, Mapping[str, Any]],
     record: Mapping[str, Any],
 ) -> Description:
-    """Return the description of a network. config: the complete configuration of its training, by group."""
+    """Return the description of a network. config: the complete training configuration, as a
+    dictionary of groups."""
     kept = {
         group: {key: value for key, value in config[group].items() if key not in PLACES.get(group, ())}
         for group in GROUPS
@@ -78,13 +79,13 @@ def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
         found = Description(**{part.name: json.loads(whole[part.name]) for part in fields(Description)})
         names = found.classes
         if type(names) is not list or not all(type(n) is str for n in names) or len({*names}) < len(names):
-            raise ValueError("classes must be a list of distinct names")
+            raise ValueError("the entry classes must be a list of distinct names")
         if not all(
             type(part) is dict for part in (found.pixels, found.config, found.metrics, found.config.get("model"))
         ):
-            raise ValueError("pixels, config, config.model and metrics must be dictionaries")
+            raise ValueError("the entries pixels, config, config.model and metrics must be dictionaries")
         if type(found.step) is not int or not 0 <= found.step < 2**53:
-            raise ValueError("step must be a non-negative integer")
+            raise ValueError("the entry step must be a non-negative integer")
         if not all(map(sound_evaluation, found.metrics.values())) or not sound_record(found.record):
             raise ValueError("the format of the evaluation results or of the training record is invalid")
         return replace(found, classes=tuple(names))

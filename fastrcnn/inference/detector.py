@@ -211,7 +211,7 @@ def as_boxes(proposals: Boxes, shape: Sequence[int]) -> np.ndarray:
     bad = np.flatnonzero(~(np.isfinite(array).all(axis=1) & (array[:, 2:] > array[:, :2]).all(axis=1)))
     if len(bad):
         raise ValueError(
-            f"proposals: row {bad[0]} is {array[bad[0]].tolist()}, which is not a finite box x1 y1 x2 y2 with x1 < x2 "
-            f"and y1 < y2. Number of such rows: {len(bad)}."
+            f"proposals: row {bad[0]} is {array[bad[0]].tolist()}, which is not a box x1 y1 x2 y2 of finite numbers "
+            f"with x1 < x2 and y1 < y2. Number of invalid rows: {len(bad)}."
         )
     return clean(array, shape[0], shape[1])[0]

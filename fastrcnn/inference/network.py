@@ -19,7 +19,7 @@ Outputs = tuple[Tensor, Tensor]  # scores (P, classes + 1) and boxes (P, classes
 
 
 class Network(Protocol):
-    """A trained network with its weights, ready to detect.
+    """A trained network with its weights, ready for detection.
 
     classifier: "softmax" if the scores are probabilities, "svm" if they are margins. device: device of the outputs.
     runs_on: name of the device that runs the network.

@@ -79,8 +79,8 @@ class Output:
         """formats: any of json, csv, comp4 and labels.FORMATS. images: names of the image files to write. inputs: the
         input files.
 
-        Raises UserError if an output file is also an input file, if it exists and `fastrcnn detect` did not write it,
-        if a folder of label files exists, or if a class name cannot be used in the name of a comp4 file.
+        Raises UserError if an output file is also an input file, if an output file exists that `fastrcnn detect` did
+        not write, if a folder of label files exists, or if a class name cannot be used in the name of a comp4 file.
         """
         self.folder, self.source, self.columns, self.formats = folder, source, columns, formats
         self.detector = detector

@@ -25,7 +25,10 @@ PLOTS, MOST_PLOTS = 24, 200  # number of curves that are shown without a click, 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """The results of one class. AP and recall are from 0 to 1, or None if it has no objects or only difficult ones."""
+    """The results of one class.
+
+    AP and recall are from 0 to 1, or None if the class has no objects, or only difficult ones.
+    """
 
     name: str
     ap: float | None  # AP of the metric of the evaluation, as in metrics.json

@@ -1,9 +1,9 @@
 """Feature maps of the frozen layers, computed once for each view of an image and cached in files.
 
-If the first layers of the trunk are frozen, their output for a view is the same in every epoch. Each view has its own
-file, in half precision: bfloat16 if training uses bfloat16, which loses nothing, otherwise float16. If the disk space
-runs out, the remaining maps are not cached, but they are rounded in the same way. The trained weights therefore do not
-depend on the available disk space.
+A view is an image after a given crop, flip, scaling and colour change. If the first layers of the trunk are frozen,
+their output for a view is the same in every epoch. Each view has its own file, in half precision: bfloat16 if training
+uses bfloat16 (this is lossless), and float16 otherwise. If the disk space runs out, the remaining maps are not cached,
+but they are rounded in the same way. The trained weights therefore do not depend on the available disk space.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def claim(folder: Path) -> AbstractContextManager[None]:
     Raises UserError if another process has locked the folder, or if the folder cannot be created.
     """
     busy = "another process is training in this folder"
-    return lock(folder / ".lock", f"run={folder}", busy, "choose another with run=PATH")
+    return lock(folder / ".lock", f"run={folder}", busy, "choose another folder with run=PATH")
 
 
 class LogFile(logging.FileHandler):

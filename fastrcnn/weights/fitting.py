@@ -1,4 +1,4 @@
-"""Select the layers of a state dict that fit a network: the trunk, and the layers above it as far as they fit."""
+"""Select the layers of a state dict that fit a network: the trunk, and the layers after it that fit."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ SHAPE = "different shape"
 class Fit:
     """The result of `fit`.
 
-    used: tensors to load into the model. fresh: the reason for each other layer below the outputs, which keeps its
-    initial values. problems: contradictions to the model. If there are any, nothing should be loaded.
+    used: tensors to load into the model. fresh: for each other layer before the outputs, the reason why it keeps its
+    initial values. problems: differences from the model that must not occur. If there are any, nothing should be
+    loaded.
     """
 
     used: dict[str, Tensor]
@@ -33,12 +34,14 @@ class Fit:
 
 
 def fit(model: FastRCNN, state: Mapping[str, Tensor]) -> Fit:
-    """Select the tensors of a state dict with our names that fit the model below its output layers.
+    """Select the tensors of a state dict that fit the model. The output layers are not considered.
 
-    The trunk must be complete. Above it, a layer can be missing or have a different shape. The layers above such a
-    layer are not used either, because they were trained on its features. However, if `reduce` is missing and the state
-    dict contains no `map_scale`, fc6 and fc7 are used. The scale factors of the feature maps (`map_scale`) are used
-    only together with the layer above the maps. If that layer is new, the factors are measured again.
+    state: a state dict with the layer names of this package.
+    The trunk must be complete. After the trunk, a layer can be missing from the state dict or have a different shape.
+    The layers after such a layer are not used either, because they were trained on its features. However, if only
+    `reduce` (the 1 x 1 convolution before fc6) is missing and the state dict contains no `map_scale`, fc6 and fc7 are
+    used. The scale factors of the feature maps (`map_scale`) are used only if the first layer after the maps is also
+    used. If that layer keeps its initial values, the factors are measured again.
     """
     wanted = {k: v for k, v in model.state_dict().items() if not k.startswith(OUTPUTS)}
     pixels = OWN_PIXELS if state.keys() >= OWN_PIXELS else set()
@@ -76,7 +79,7 @@ def fit(model: FastRCNN, state: Mapping[str, Tensor]) -> Fit:
 
 
 def needs_scale(model: FastRCNN, fresh: Collection[str]) -> bool:
-    """Return whether the layer above the feature maps is new, so that the scale of the maps can be changed."""
+    """Return whether the first layer after the maps keeps its initial values, so that the maps can be scaled."""
     return "fc6" in fresh and ("reduce" in fresh or not isinstance(model.reduce, nn.Conv2d))
 
 

@@ -63,7 +63,7 @@ def _archive(file: BinaryIO, size: int) -> Any:
     if packed := [info.filename for info in listed if info.compress_type != zipfile.ZIP_STORED]:
         raise RefusedError(f"a compressed record ({packed[0][:60]})")
     if (declared := sum(info.file_size for info in listed)) > size:
-        raise RefusedError(f"records with a total size of {declared:,} bytes in a file of {size:,} bytes")
+        raise RefusedError(f"records that declare a total of {declared:,} bytes in a file of only {size:,} bytes")
 
     def seek(info: zipfile.ZipInfo) -> None:
         file.seek(info.header_offset + 26)

@@ -306,12 +306,12 @@ def test_what_is_no_picture_is_said(detector: Detector, bad: object, error: type
         (
             np.array([[0, 0, 4, 4], [0, 0, np.nan, 4]]),
             ValueError,
-            r"row 1 is .*nan.*, which is not a finite box .* such rows: 1\.",
+            r"row 1 is .*nan.*, which is not a box x1 y1 x2 y2 of finite numbers .* invalid rows: 1\.",
         ),
         (
             np.array([[5.0, 5, 2, 9]]),
             ValueError,
-            r"row 0 is \[5.0, 5.0, 2.0, 9.0\], which is not a finite box x1 y1 x2 y2 with x1 < x2",
+            r"row 0 is \[5.0, 5.0, 2.0, 9.0\], which is not a box x1 y1 x2 y2 of finite numbers with x1 < x2",
         ),
         (np.zeros((2, 5)), ValueError, r"expected shape \(P, 4\), got \(2, 5\)"),
         ([["a"] * 4], TypeError, "expected a numeric dtype"),

@@ -45,7 +45,7 @@ def _value(file: Any, key: Any, file_size: int) -> Value:
         # C order of the transposed array is MATLAB's column-major order.
         targets = [] if _is_empty(data) else _content(data, file_size).ravel().tolist()
         if not all(isinstance(r, h5py.Reference) and r for r in targets):
-            raise ValueError("a cell with an invalid reference")
+            raise ValueError("a cell contains an invalid reference")
         return Cells(partial(_value, file, target, file_size) for target in targets)
     if not is_array or data.dtype.kind not in "iuf":
         return "an unknown type" if is_array else "a struct"
@@ -53,7 +53,7 @@ def _value(file: Any, key: Any, file_size: int) -> Value:
     if _attribute(data, "MATLAB_class") != b"char":
         return content
     if content.size and (content.dtype.kind != "u" or content.ndim != 2):
-        raise ValueError("a character array with an invalid type or shape")
+        raise ValueError("a character array has an invalid type or shape")
     return Text(row.astype("<u2").tobytes().decode("utf-16-le") for row in content)
 
 
@@ -75,10 +75,10 @@ def _content(data: Any, file_size: int) -> np.ndarray:
     made, limit = data.id.get_create_plist(), most_bytes(file_size)
     layout = made.get_layout()
     if layout not in (h5py.h5d.COMPACT, h5py.h5d.CONTIGUOUS, h5py.h5d.CHUNKED) or made.get_external_count():
-        raise ValueError("data in other files, which is not allowed")
+        raise ValueError("an array is stored in other files, which is not allowed")
     size = math.prod(data.shape) * data.dtype.itemsize
     if size > (limit if layout == h5py.h5d.CHUNKED else file_size):
-        raise ValueError("an array that is too large for the size of the file")
+        raise ValueError("an array is too large for the size of the file")
     if layout == h5py.h5d.CHUNKED:
         _check_chunks(data, [made.get_filter(i)[0] for i in range(made.get_nfilters())], limit)
     return data[()]
@@ -87,7 +87,7 @@ def _content(data: Any, file_size: int) -> np.ndarray:
 def _check_chunks(data: Any, filters: list[int], limit: int) -> None:
     chunk = math.prod(data.chunks) * data.dtype.itemsize
     if not {*filters} <= {DEFLATE, SHUFFLE, CHECKSUM} or len({*filters}) < len(filters) or chunk > limit:
-        raise ValueError("filters or chunks that MATLAB does not write")
+        raise ValueError("an array uses filters or chunks that MATLAB does not write")
     places: list[tuple[int, ...]] = []
     data.id.chunk_iter(lambda info: places.append(info.chunk_offset))
     if DEFLATE not in filters:
@@ -96,4 +96,4 @@ def _check_chunks(data: Any, filters: list[int], limit: int) -> None:
     for place in places:
         skipped, raw = data.id.read_direct_chunk(place)
         if not skipped & bit and len(zlib.decompressobj().decompress(raw, chunk + 64)) > chunk + 4:
-            raise ValueError("a chunk that unpacks to more than its declared size")
+            raise ValueError("a chunk is larger than its declared size after decompression")

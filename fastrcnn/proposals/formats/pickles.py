@@ -6,14 +6,15 @@ utils/boxes.py computes widths in the same way. generate_rpn_on_dataset in core/
 `indexes`; _add_proposals in datasets/json_dataset.py reads both.
 
 detectron2: a dictionary with `ids`, `boxes`, `objectness_logits` and `bbox_mode` (0 for corners, 1 for a corner and a
-size), written by evaluation/coco_evaluation.py. Boxes are half-open (the width is x2 - x1).
-load_proposals_into_dataset in data/build.py only renames the keys of Detectron's files, so detectron2 reads their boxes
-one pixel too narrow. This reader reads them correctly.
+size), written by evaluation/coco_evaluation.py. Boxes are half-open (the width is x2 - x1). load_proposals_into_dataset
+in data/build.py only renames the keys of Detectron's files, so in detectron2 these boxes are one pixel too small in
+width and height. This reader reads them correctly.
 
-mmdetection 2 (`tools/test.py --out` of an RPN): a list of arrays (P, 5), one per image in annotation order, without
-image ids. mmdetection 3 (evaluation/metrics/dump_proposals_metric.py): a dictionary from FOLDER/NAME.jpg to an
-InstanceData with `bboxes` and `scores`. Boxes are half-open in both versions. The lists of mmdetection 1 have the same
-structure, but inclusive boxes.
+mmdetection 2 (`tools/test.py --out` of an RPN): a list of arrays (P, 5) with scores, or (P, 4), one per image in
+annotation order, without image ids. mmdetection 3 (evaluation/metrics/dump_proposals_metric.py): a dictionary from
+FOLDER/NAME.jpg to an InstanceData with `bboxes` and, optionally, `scores`. Arrays (P, 4) or (P, 5) are also accepted
+instead of an InstanceData. Boxes are half-open in both versions. The lists of mmdetection 1 have the same structure,
+but inclusive boxes.
 """
 
 from __future__ import annotations

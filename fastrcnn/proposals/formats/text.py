@@ -136,7 +136,7 @@ def read_json(path: Path) -> Content:
     try:
         items = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=take)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: the file is not JSON in UTF-8 ({error}). Export it again.") from None
+        raise UserError(f"{path}: the file is not valid JSON in UTF-8 ({error}). Export it again.") from None
     except (ValueError, RecursionError) as error:
         line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(

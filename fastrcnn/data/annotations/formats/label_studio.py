@@ -51,7 +51,9 @@ def read_label_studio(path: Path, folder: Path) -> Listing:
     """
     tasks = _read_tasks(path)
     if tasks is None:
-        raise UserError(f"{path}: the file has neither COCO annotations nor Label Studio tasks (JSON or JSON-MIN).")
+        raise UserError(
+            f"{path}: the file contains neither COCO annotations nor Label Studio tasks (JSON or JSON-MIN)."
+        )
     images: dict[str, ListedImage] = {}
     newest: dict[str, str] = {}
     names: dict[str, None] = {}
@@ -252,9 +254,9 @@ def _number(value: Any) -> float:
 
 
 def _box(shape: str, region: dict[str, Any], size: Size) -> tuple[Box | None, str, str]:
-    """Return the bounding box of a region in pixels, its numbers as in the file, and an error message.
+    """Return the bounding box of a region, the numbers of the region as they are in the file, and an error message.
 
-    The box is axis-aligned. It is None if the numbers are invalid; otherwise the message is empty.
+    The box is axis-aligned and in pixels. It is None if the numbers are invalid; otherwise the message is empty.
     """
     if shape == "polygon":
         points = region.get("points")
