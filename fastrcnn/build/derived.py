@@ -36,11 +36,12 @@ NORM_IMAGES = 100  # number of training images on which the mean feature norm is
 
 
 def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str]:
-    """Return the file to write (`output`, or `default` in the folder of the run of `path`) and the digest of `path`.
+    """Return the file to write and the digest of `path`.
 
-    path: the original checkpoint. `default` includes a subfolder, so that evaluations of the new checkpoint are written
-    next to it. Raises UserError if the new file exists and was not created from the original checkpoint, if it cannot
-    be written, or if it would be in the checkpoint folder of a run.
+    The file is `output`, or `default` in the folder of the run that `path` belongs to. path: the original checkpoint.
+    `default` includes a subfolder, so that evaluations of the new checkpoint are written next to it. Raises UserError
+    if the new file exists and was not created from the original checkpoint, if it cannot be written, or if it would be
+    in the checkpoint folder of a run.
     """
     file = run_of(path) / default if output is None else Path(output).expanduser()
     if file.suffix != ".pt":

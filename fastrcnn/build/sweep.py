@@ -99,10 +99,16 @@ def require_truth(config: TrainConfig) -> None:
 
     splits = annotations.validation_splits(config.data) or config.data.test
     if not splits:
-        raise UserError(f"{OPTUNA}: Optuna maximises the mAP, but with data.test=[] there is no mAP.")
+        raise UserError(
+            f"{OPTUNA}: Optuna maximises the mAP, but with data.test=[] there is no mAP. Set data.test to at least one "
+            "split."
+        )
     names = annotations.classes(config.data)
     if not annotations.has_truth(annotations.samples(config.data, splits, names, need_pictures=False)):
-        raise UserError(f"{OPTUNA}: Optuna maximises the mAP, but there is {annotations.NO_TRUTH}.")
+        raise UserError(
+            f"{OPTUNA}: Optuna maximises the mAP, but there is {annotations.NO_TRUTH}. Add ground truth to "
+            f"{', '.join(splits)}, or choose other splits with data.test."
+        )
 
 
 def claim_folder(folder: Path, overrides: Sequence[str], hydras: Sequence[str]) -> None:

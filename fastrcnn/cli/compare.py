@@ -11,7 +11,7 @@ from fastrcnn.errors import UserError
 
 log = logging.getLogger(__name__)
 EXAMPLES = [
-    "fastrcnn compare outputs/voc07/RUN outputs/voc07/OTHER_RUN",
+    "fastrcnn compare outputs/train/RUN outputs/train/OTHER_RUN",
     "fastrcnn compare RUN/eval/VOC2007-test OTHER_RUN/eval/VOC2007-test output=compared",
 ]
 

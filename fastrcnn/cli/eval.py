@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fastrcnn.inference.network import Network
 
 EXAMPLES = [
-    "fastrcnn eval checkpoint=outputs/voc07/...",
+    "fastrcnn eval checkpoint=outputs/train/RUN",
     "fastrcnn eval checkpoint=RUN split=val metric=voc10",
     "fastrcnn eval checkpoint=RUN data=voc07 data.root=VOCdevkit detection=paper",
     "fastrcnn eval checkpoint=RUN data=voc12 data.root=VOCdevkit split=VOC2012/test competition=true",

@@ -19,7 +19,9 @@ def main(arguments: list[str]) -> int:
     plain = [a for a in arguments if "=" not in a or Path(a).is_file()]
     config = compose("replay", [f"file={a}" if a in plain else a for a in arguments])
     if config.file is None:
-        raise UserError("Give the file of the failed step, which training wrote: fastrcnn replay RUN/failed-step-N.pt")
+        raise UserError(
+            "Specify the file that training wrote when the step failed: fastrcnn replay RUN/failed-step-N.pt"
+        )
     from fastrcnn.build import machine, models
     from fastrcnn.training import checkpoint
     from fastrcnn.training.replay import replay

@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
         where = comp4_folder(where)
         found = read_comp4(where, comp4_split(where, split), names, [s.image_id for s in samples])
     if missing := [name for name in names if name not in found]:
-        log.warning("Not evaluated, because they have no file of detections: %s", ", ".join(missing))
+        log.warning("These classes have no file of detections and are not evaluated: %s", ", ".join(missing))
     result = compare(found, samples, names, metric)
     print(table(result))
     if config.output:

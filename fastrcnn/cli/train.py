@@ -24,9 +24,9 @@ EXAMPLES = [
     "fastrcnn train recipe=transfer data=custom data.root=mydata        (CPU, pre-trained weights)",
     "fastrcnn train recipe=scratch data=custom data.root=mydata         (CPU, from scratch)",
     "fastrcnn train recipe=paper data=voc07 data.root=VOCdevkit",
-    "fastrcnn train run=outputs/train/... resume=auto",
+    "fastrcnn train run=outputs/train/RUN resume=auto",
     "fastrcnn train -m experiment=demo solver.lr=0.02,0.05 runtime.seed=0,1      (a sweep over all combinations)",
-    "fastrcnn train start=outputs/train/... data=custom data.root=mydata solver.lr=0.0001",
+    "fastrcnn train start=outputs/train/RUN data=custom data.root=mydata solver.lr=0.0001",
 ]
 
 

@@ -162,7 +162,7 @@ def help_text(
             section = head
             lines.append(f"{head or 'keys'}")
         value = as_written(attrgetter(name)(config))
-        lines.append(f"  {name:<30} {type_name(hint)}, {value}\n  {'':<30} {text}")
+        lines.append(f"  {name:<30} {type_name(hint)} (value: {value})\n  {'':<30} {text}")
     lines.append("")
     if rest := len(known) - len(shown):
         command = " ".join(["fastrcnn", verb, *given, "--help all"])

@@ -218,7 +218,9 @@ class RevalConfig:
 @dataclass
 class CompareConfig:
     runs: list[str] = key(
-        [], "required: two to five folders of runs or evaluations; `fastrcnn compare RUN RUN` is a short form"
+        [],
+        "required: two to five folders of runs or evaluations; `fastrcnn compare RUN OTHER_RUN` is short for "
+        "`fastrcnn compare runs=[RUN,OTHER_RUN]`",
     )
     split: str | None = key(None, "name of the folder in RUN/eval to use if a run has several evaluations")
     output: str = key("outputs/compare", "output folder of compare.html")
@@ -266,7 +268,7 @@ class ProposeConfig:
     ids: str | None = key(
         None,
         "text file with the image ids of the files in `convert`, one per line, in the order of their proposals; needed "
-        "if their format contains no ids",
+        "if the files contain no ids",
     )
     output: str | None = key(
         None,
@@ -290,12 +292,12 @@ class CheckConfig:
 @dataclass
 class ProposalsCheckConfig:
     proposals: str | None = key(
-        None, "required: proposals in any supported format: a file, a folder of files, or a store"
+        None, "required: a file, a folder of files or a store with proposals in any supported format"
     )
     ids: str | None = key(
         None,
         "text file with the image ids of the proposals, one per line, in the order of the proposal file; needed if the "
-        "format contains no ids",
+        "proposal file contains no ids",
     )
     split: str | None = key(
         None, "split whose ground truth is compared with the proposals; null: data.train and data.test"
@@ -372,7 +374,9 @@ class ExportConfig(FromRun):
 @dataclass
 class ReplayConfig:
     file: str | None = key(
-        None, "required: a file failed-step-N.pt in the folder of a run; `fastrcnn replay FILE` is a short form"
+        None,
+        "required: a file failed-step-N.pt in the folder of a run; `fastrcnn replay FILE` is short for "
+        "`fastrcnn replay file=FILE`",
     )
     device: str = key("auto", "cpu, cuda or cuda:N; auto: a GPU if available")
 
@@ -384,7 +388,8 @@ class ExplainRoiConfig:
     )
     grid: str | None = key(
         None,
-        "feature map: HEIGHTxWIDTH for cells that are numbered row by row, or a text file with the values of the cells",
+        "feature map: a size HEIGHTxWIDTH (the values of the cells are then 0, 1, 2, ... row by row), or a text "
+        "file with the values",
     )
     image: str | None = key(None, "image whose brightness is used as the feature map")
     roi: list[float] = key([], "required with `grid` or `image`: the RoI as [x1,y1,x2,y2], in pixels of the image")

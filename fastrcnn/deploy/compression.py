@@ -59,8 +59,8 @@ def ranks_within(
     """
     if before is None:
         raise UserError(
-            "budget: the mAP cannot be computed, because these images contain no ground truth. Set keep=0.9 instead of "
-            "budget."
+            "budget: the mAP cannot be computed, because the images of this split have no ground truth. Set keep=0.9 "
+            "instead of budget."
         )
     tried: list[str] = []
 

@@ -69,9 +69,9 @@ def detect(
 def detect_batch(
     network: Network, pyramid: Sequence[Batch], settings: DetectionSettings, watch: Stopwatch | None = None
 ) -> list[Detections]:
-    """Return the detections of each image in a batch, on the CPU. watch: measures the stages "network" and "nms".
+    """Return the detections of each image in a batch, as tensors on the CPU.
 
-    Raises UserError if the outputs of the network are not finite.
+    watch: measures the stages "network" and "nms". Raises UserError if the outputs of the network are not finite.
     """
     watch = watch or Stopwatch(torch.device("cpu"))
     with watch.stage("network"):

@@ -1,8 +1,8 @@
 """RoI pooling with torchvision's kernel, for machines on which our own kernels cannot run.
 
-torchvision's kernel supports only the `fast_rcnn` variant. It ignores single NaNs, returns -3.4e38 for a bin of only
-NaN or -inf, and supports neither bfloat16 nor float32 coordinates with float64 features. For inputs that it does not
-handle correctly, the slower reference is used.
+torchvision's kernel supports only the `fast_rcnn` variant. It ignores single NaNs, and returns -3.4e38 for a bin of
+only NaN or -inf. It does not support bfloat16, and does not support float32 coordinates together with float64 features.
+For inputs that it does not handle correctly, the slower reference is used.
 """
 
 from __future__ import annotations

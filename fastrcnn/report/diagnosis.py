@@ -175,7 +175,10 @@ def threshold_values(detections: Mapping[str, ClassDetections]) -> np.ndarray:
 def at_thresholds(
     names: list[str], detections: Mapping[str, ClassDetections], diagnoses: Mapping[str, Diagnosis]
 ) -> Thresholds:
-    """Count the detections of all classes. names: all classes; Diagnosis.others contains indices of this list."""
+    """Count the detections of all classes.
+
+    names: the names of all classes. Diagnosis.others contains indices into this list.
+    """
     values = threshold_values(detections)
     right = np.zeros((len(names), len(values)), np.int64)
     false = np.zeros((len(names), len(FALSE_KINDS), len(values)), np.int64)

@@ -222,7 +222,7 @@ class TrainingRun:
         if len(chosen) >= end - begin:
             log.info(
                 "runtime.cache has almost no effect: the remaining steps use almost no image twice with the same "
-                "augmentation, so feature maps are computed when needed"
+                "augmentation, so feature maps are not computed in advance"
             )
             return
         log.info(

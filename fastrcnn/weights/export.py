@@ -198,7 +198,7 @@ def _state_for(
 
 
 def refuse(what: str, problems: list[str]) -> None:
-    """Raise a UserError that lists the problems if there are any. what: the format."""
+    """If there are problems, raise a UserError that lists them. what: the export format, for the message."""
     if problems:
         raise UserError(
             f"this network cannot be written as {what}:\n"

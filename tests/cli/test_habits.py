@@ -59,12 +59,12 @@ def test_every_answer_is_a_key_and_no_name_is_one_already() -> None:
 def test_help_shows_the_everyday_keys_with_the_values_of_the_line(call: Call) -> None:
     status, out, _ = call("train", "recipe=transfer", "data=custom", "solver.lr=0.5", "--help")
     assert status == 0
-    values = dict(re.findall(r"^  ((?!fastrcnn )\S+) +\S+.*, (.+)$", out, re.MULTILINE))
+    values = dict(re.findall(r"^  ((?!fastrcnn )\S+) +\S+.* \(value: (.+)\)$", out, re.MULTILINE))
     assert (values["solver.lr"], values["solver.iterations"], values["data.val"]) == ("0.5", "3000", "null")
     assert len(values) == 15
     assert "fastrcnn train recipe=transfer data=custom solver.lr=0.5 --help all" in out
     status, out, _ = call("train", "--help", "all")
-    values = dict(re.findall(r"^  ((?!fastrcnn )\S+) +\S+.*, (.+)$", out, re.MULTILINE))
+    values = dict(re.findall(r"^  ((?!fastrcnn )\S+) +\S+.* \(value: (.+)\)$", out, re.MULTILINE))
     assert values.keys() == leaves(SCHEMAS["train"]).keys()
     assert "For the other" not in out
 

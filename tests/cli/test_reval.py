@@ -46,7 +46,7 @@ def test_a_class_without_a_file_is_left_out_and_that_is_said(
     tiny.add("c", ("cat", (11, 11, 30, 40), False), ("dog", (1, 1, 9, 9), False))
     status, out, _ = call("reval", f"detections={folder}", "data=custom", f"data.root={tiny.root}")
     assert status == 0
-    assert "Not evaluated, because they have no file of detections: dog" in caplog.text
+    assert "have no file of detections and are not evaluated: dog" in caplog.text
     assert "dog" not in out
     assert "1.000" in out.splitlines()[-1]
 

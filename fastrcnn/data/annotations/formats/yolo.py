@@ -207,7 +207,10 @@ def _names_alone(folder: Path) -> _Head | None:
     if files:
         names = _read_names(files[0])
         if other := next((file for file in files[1:] if _read_names(file) != names), None):
-            raise UserError(f"{files[0]} and {other} contain different class names. Make them equal, or delete one.")
+            raise UserError(
+                f"{files[0]} and {other} contain different class names. Use the same names in both files, or delete "
+                "one of the files."
+            )
         return _Head(files[0], names, {})
     labels = (path for image in images_below(folder) if (path := _label_of(image, folder)).is_file())
     if (first := next(labels, None)) is None or parse_labels(first)[1] or not parse_labels(first)[0]:
