@@ -40,8 +40,7 @@ COMMANDS = {  # command -> (its line in the overview, its documentation page)
     "compress": ("make a checkpoint smaller and faster with a truncated SVD of fc6 and fc7", "docs/deployment.md"),
     "svm": ("replace the softmax of a checkpoint with one linear SVM per class", "docs/paper.md"),
     "export": (
-@@@        "export a checkpoint to one of the formats onnx, pt2, caffemodel, safetensors and torchvision",
-###        "export a checkpoint to ONNX, pt2, .caffemodel, safetensors, or a state dict for torchvision",
+        "export a checkpoint to ONNX, pt2, .caffemodel, safetensors, or a state dict for torchvision",
         "docs/deployment.md",
     ),
     "reproduce": (

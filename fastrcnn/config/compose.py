@@ -80,7 +80,7 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
 def translation(name: str, ours: str, meaning: str) -> str:
     """Return the error message for a key or a flag of another program."""
     remark = f" {REMARKS[ours]}." if ours in REMARKS else ""
-    return f"unknown key '{name}'. Use {ours}=... instead: {meaning}.{remark}"
+    return f"unknown key '{name}'. Use {ours}=... instead: {meaning.removeprefix('required: ')}.{remark}"
 
 
 def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None) -> Any:

@@ -33,7 +33,7 @@ Call = Callable[..., tuple[int, str, str]]
         (["train", "imgsz=640"], "Use data.short_sides=... instead: short sides of training images"),
         (["train", "--name", "x"], "unknown key '--name'. Use name=... instead: name for runs"),
         (["train", "patience=5"], "unknown key 'patience'. Did you mean 'solver.patience'?"),
-        (["detect", "weights=best.pt"], "Use checkpoint=... instead: folder of a run"),
+        (["detect", "weights=best.pt"], "Use checkpoint=... instead: the folder of a run"),
         (["detect", "conf=0.3"], "Use draw_threshold=... instead: do not draw detections with a lower score"),
         (["eval", "conf=0.3"], "Use detection.score_threshold=... instead: drop detections"),
         (["train", "pretrained=true"], "Use model.weights=..."),
