@@ -243,7 +243,8 @@ def test_one_cause_is_one_error(voc: VocFolder, call: Call) -> None:
     (error,) = report()["errors"]
     what = "images are in JPEGImages/ (such as p0.jpg), XML files are in truth/2024/ (such as p0.xml)."
     assert error["what"].startswith(what)
-    assert "truth/2024/ (such as p0.xml). Rename these folders to JPEGImages and Annotations" in out
+    shown = " ".join(out.split())  # lines are wrapped
+    assert "truth/2024/ (such as p0.xml). Rename these folders to JPEGImages and Annotations" in shown
 
 
 def test_what_check_finds_wrong_with_xml_training_refuses(tiny: VocFolder, call: Call) -> None:

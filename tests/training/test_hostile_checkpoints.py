@@ -187,7 +187,7 @@ def test_archives_that_unfold_are_refused(made: Path, tmp_path: Path) -> None:
     larger = whole | {"archive/data/0": whole["archive/data/0"] + bytes(4)}
     bodies = {
         "a compressed record": archive(whole, zipfile.ZIP_DEFLATED),
-        "records with .* bytes in": overlapping(checkpoint.load(made)),
+        "records that declare .* bytes in": overlapping(checkpoint.load(made)),
         "does not match its record of": archive(larger),
         "a pickle of": archive(whole | {"archive/data.pkl": bytes(torch_files.LARGEST_PICKLE + 1)}),
         "big-endian": archive(whole | {"archive/byteorder": b"big"}),
