@@ -155,5 +155,7 @@ def _notes(problems: Sequence[Problem]) -> list[str]:
 
 
 def _short(problem: Problem) -> str:
+    """Return a problem in one line, cut after its path and 240 characters."""
     text = " ".join(str(problem).split())
-    return text if len(text) <= 240 else f"{text[:240]}..."
+    most = len(problem.file) + 240
+    return text if len(text) <= most else f"{text[:most]}..."
