@@ -250,5 +250,5 @@ def _without_truth(records: Sequence[Record], classes: Sequence[str], lists: str
         return []
     if any(o.name in classes and not o.difficult for r in test for o in r.objects):
         return []
-    what = f"no class has an object in the {len(test)} test image(s), so no test mAP can be computed to select best.pt."
+    what = f"no class has an object in the {len(test)} test image(s), so there will be no mAP and no best.pt."
     return [Problem("no_truth", lists, what)]
