@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from fastrcnn.data.truth.annotated import Annotated, AnnotatedObject
 from fastrcnn.data.truth.problems import Problem
 from fastrcnn.errors import UserError
 from fastrcnn.parallel.launch import cores
-from fastrcnn.parallel.processes import pool, refuse_import
+from fastrcnn.parallel.processes import map_in_order, pool, refuse_import
 from fastrcnn.progress import progress
 from fastrcnn.proposals.clean import clean
 from fastrcnn.proposals.generate import start_worker
@@ -144,7 +144,7 @@ def _records(tasks: Sequence[Task], settings: Settings, workers: int) -> Iterato
         return
     died = "A worker process died, probably because of a lack of memory. Run again with fewer workers."
     with pool(workers, _start, died) as executor:
-        yield from executor.map(read_one, tasks, repeat(settings), repeat(stores), chunksize=CHUNK)
+        yield from map_in_order(executor, partial(read_one, settings=settings, stores=stores), tasks, CHUNK)
 
 
 def _start() -> None:

@@ -17,7 +17,7 @@ from fastrcnn.data.images import decode, pixels_key, read_bytes
 from fastrcnn.errors import UserError
 from fastrcnn.files import lock, write_atomically
 from fastrcnn.parallel.launch import cores
-from fastrcnn.parallel.processes import pool, prepare, refuse_import
+from fastrcnn.parallel.processes import map_in_order, pool, prepare, refuse_import
 from fastrcnn.progress import progress
 from fastrcnn.proposals.clean import BoxCounts
 from fastrcnn.proposals.selective_search import propose_scored, searcher
@@ -123,7 +123,7 @@ def _make_results(
             return
         with pool(workers, start_worker, died) as executor:
             for start in range(0, len(tasks), BATCH * workers):  # the futures of a million images would need 1 GB
-                yield from executor.map(_make_one, tasks[start : start + BATCH * workers])
+                yield from map_in_order(executor, _make_one, tasks[start : start + BATCH * workers])
 
     return dict(progress(results(), total=len(tasks), what="Proposals"))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -102,3 +105,22 @@ def test_a_process_of_a_pool_that_dies_is_the_error_that_was_given() -> None:
 
     with pytest.raises(UserError, match=r"^it died$"), processes.pool(1, processes.prepare, "it died") as executor:
         executor.submit(os._exit, 3).result()
+
+
+def test_workers_that_die_after_an_early_end_print_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    with pytest.raises(KeyboardInterrupt), processes.pool(1, processes.prepare, "died") as executor:  # noqa: PT012
+        results = processes.map_in_order(executor, time.sleep, [0, *[PATIENCE] * 20])
+        next(results)
+        results.close()  # type: ignore[attr-defined]
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        executor._executor_manager_thread.join(PATIENCE)  # type: ignore[attr-defined]  # it marks all tasks as failed
+        raise KeyboardInterrupt
+    assert errors == []
+
+
+def test_items_are_mapped_in_order_in_chunks() -> None:
+    with processes.pool(2, processes.prepare, "died") as executor:
+        assert list(processes.map_in_order(executor, abs, range(-7, 0), 3)) == [7, 6, 5, 4, 3, 2, 1]
