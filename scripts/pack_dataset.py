@@ -1,0 +1,267 @@
+#!/usr/bin/env python3
+"""Pack a data set in Pascal VOC's layout into a few small files, for a machine that cannot download it.
+
+    python scripts/pack_dataset.py pack VOCdevkit/VOC2007 PACK --proposals trainval.proposals test.proposals \\
+        --weights VGG16.safetensors --megabytes 250
+    python scripts/pack_dataset.py unpack PACK FOLDER
+
+Packing is lossy: images are encoded again as WebP, with the highest quality that fits into --megabytes. The boxes of
+proposals are rounded to integers, their scores are omitted, and weights are converted to float16. The pack consists of
+zip files of at most --part megabytes and of parts.json with their SHA-256 digests. A megabyte is 1,000,000 bytes.
+
+`unpack` checks the digests and writes FOLDER/VOCdevkit/VOC2007, FOLDER/NAME.proposals and FOLDER/NAME.safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import lzma
+import random
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from fastrcnn.data.annotations.formats.voc_layout import find_annotation, find_images, read_split
+from fastrcnn.data.images import decode_stored, read_bytes
+from fastrcnn.errors import UserError
+from fastrcnn.files import replace_file, write_folder
+from fastrcnn.parallel.ahead import ahead
+from fastrcnn.progress import progress
+from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
+from fastrcnn.weights import safetensors_files
+
+Member = tuple[str, bytes]  # name and content of a file in a part
+
+MB = 1_000_000
+HEADERS = 300  # bytes that a zip file adds to a member: the member's name, twice, and its properties
+LISTS = "lists-and-annotations.tar.xz"
+INDEX = "parts.json"
+CHUNK = 500  # images per member with proposals
+TRIED = 200  # images on which the quality is chosen
+AHEAD = 16  # images that are encoded ahead, per group
+
+
+def pack(root: Path, out: Path, options: argparse.Namespace) -> str:
+    """Pack the data set at `root`, and return a summary.
+
+    Raises UserError if an image or a proposal is missing, or if the pack cannot be as small as required.
+    """
+    splits = {name: spaced(read_split(root, name), options.limit) for name in options.splits}
+    ids = list(dict.fromkeys(i for of_split in splits.values() for i in of_split))
+    small = [(LISTS, lists_and_annotations(root, splits))]
+    small += [half_precision(path) for path in options.weights]
+    for path in options.proposals:
+        small += packed_proposals(path, ids, options.max_proposals)
+    budget = options.megabytes * MB - sum(len(content) + HEADERS for _, content in small) - HEADERS * len(ids)
+    if budget <= 0:
+        raise UserError(
+            f"--megabytes {options.megabytes}: the lists, proposals and weights alone need more. Increase it."
+        )
+    images, quality = within(budget, root, ids)
+    with write_folder(out, replace=False) as folder:
+        written = write_parts([*small, *images], folder, int(options.part * MB))
+        index = {"name": root.name, "splits": options.splits, "webp_quality": quality, "parts": written}
+        replace_file(folder / INDEX, (json.dumps(index, indent=1) + "\n").encode())
+    sizes = [part["bytes"] for part in written.values()]
+    return (
+        f"{out}: {len(ids)} images (WebP, quality {quality}) in {len(sizes)} part(s) of at most {max(sizes) / MB:.1f} "
+        f"MB, {sum(sizes) / MB:.1f} MB in total. Unpack with: python scripts/pack_dataset.py unpack {out} FOLDER"
+    )
+
+
+def spaced(ids: Sequence[str], limit: int | None) -> list[str]:
+    """Return at most `limit` ids, at equal distances in the list."""
+    count = len(ids) if limit is None else min(limit, len(ids))
+    return [ids[n * len(ids) // count] for n in range(count)]
+
+
+def lists_and_annotations(root: Path, splits: dict[str, list[str]]) -> bytes:
+    """Return a compressed tar file with the lists of the splits and the annotations of their images."""
+    files = {f"ImageSets/Main/{name}.txt": "".join(f"{i}\n" for i in ids).encode() for name, ids in splits.items()}
+    for image_id in dict.fromkeys(i for ids in splits.values() for i in ids):
+        path = find_annotation(root, image_id)
+        if path.is_file():  # test images of a challenge have no annotations
+            files[f"Annotations/{image_id}.xml"] = path.read_bytes()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:xz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def half_precision(path: Path) -> Member:
+    """Return the weights of a .safetensors file as a .safetensors file with float16 instead of float32."""
+    from safetensors.torch import save  # an optional package; `read` explains how to install it
+
+    state, metadata = safetensors_files.read(path)
+    halves = {name: w.half() if w.dtype == torch.float32 else w for name, w in state.items()}
+    for name, w in halves.items():
+        if not w.isfinite().all():
+            raise UserError(f"{path}: the values of {name} are not finite in float16. This file cannot be packed.")
+    return f"weights/{path.name}", save(halves, metadata)
+
+
+def packed_proposals(path: Path, ids: Sequence[str], limit: int) -> Iterator[Member]:
+    """Yield the first `limit` proposals of each image of a store that is in `ids`, as compressed integers."""
+    store = ProposalStore(path)
+    here = [i for i in ids if i in store]
+    for n in range(0, len(here), CHUNK):
+        chunk = here[n : n + CHUNK]
+        boxes = [np.rint(store.boxes(i)[:limit]).astype("<u2") for i in chunk]
+        arrays = {
+            "ids": np.array([i.encode() for i in chunk]),
+            "sizes": np.array([store.size(i) for i in chunk], "<i4"),  # (N, 2) height and width
+            "counts": np.array([len(b) for b in boxes], "<i4"),
+            "boxes": np.concatenate(boxes),
+        }
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        yield f"proposals/{path.name}/{n:06d}.npz.xz", lzma.compress(buffer.getvalue(), preset=9)
+
+
+def within(budget: float, root: Path, ids: Sequence[str]) -> tuple[list[Member], int]:
+    """Return all images, encoded with the highest quality for which they fit into `budget` bytes, and the quality."""
+    tried = random.Random(0).sample(list(ids), min(TRIED, len(ids)))
+    low, high = 1, 95  # low is assumed to fit
+    while low < high:
+        middle = (low + high + 1) // 2
+        size = sum(len(content) for _, content in encoded(root, tried, middle))
+        low, high = (middle, high) if size / len(tried) * len(ids) <= budget else (low, middle - 1)
+    for quality in range(low, 0, -1):
+        work = progress(encoded(root, ids, quality), len(ids), f"Encoding with quality {quality}")
+        images = list(work)
+        if sum(len(content) for _, content in images) <= budget:
+            return images, quality
+    raise UserError(f"The images do not fit into {budget / MB:.1f} MB, even with WebP quality 1. Increase --megabytes.")
+
+
+def encoded(root: Path, ids: Iterable[str], quality: int) -> Iterator[Member]:
+    """Yield the images as WebP files, in the order of the ids."""
+    for future in ahead(partial(_encode, root, quality), ids, AHEAD):
+        yield future.result()
+
+
+def _encode(root: Path, quality: int, image_id: str) -> Member:
+    paths = find_images(root, image_id)
+    if not paths:
+        raise UserError(f"{root}: image '{image_id}' has no image file.")
+    image, stored = decode_stored(read_bytes(paths[0]), paths[0])
+    if stored.orientation != 1:
+        raise UserError(f"{paths[0]}: the image has EXIF orientation {stored.orientation}, which WebP would lose.")
+    _, content = cv2.imencode(".webp", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, quality])
+    return f"JPEGImages/{image_id}.webp", content.tobytes()
+
+
+def write_parts(members: Iterable[Member], folder: Path, limit: int) -> dict[str, dict[str, str | int]]:
+    """Write the members to zip files of at most `limit` bytes. Return the size and the digest of each file."""
+    groups: list[list[Member]] = [[]]
+    size = 0
+    for member in members:
+        needed = len(member[1]) + HEADERS
+        if needed > limit:
+            raise UserError(f"{member[0]}: {needed / MB:.1f} MB do not fit into a part. Increase --part.")
+        if size + needed > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(member)
+        size += needed
+    written: dict[str, dict[str, str | int]] = {}
+    for number, group in enumerate(groups, 1):
+        path = folder / f"part-{number:02d}.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            for name, content in group:
+                archive.writestr(name, content)
+        written[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return written
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unpack(packed: Path, folder: Path) -> str:
+    """Unpack a pack into a new folder, and return a summary. Raises UserError if a part is missing or damaged."""
+    index = json.loads(read_bytes(packed / INDEX))
+    for name, part in index["parts"].items():
+        path = packed / name
+        if not path.is_file():
+            raise UserError(f"{path}: this part is missing. Copy all parts that {INDEX} lists to {packed}.")
+        if sha256(path) != part["sha256"]:
+            raise UserError(f"{path}: the part is damaged, because its SHA-256 digest is wrong. Copy it again.")
+    proposals: dict[str, list[bytes]] = {}
+    files: list[str] = []
+    with write_folder(folder, replace=False) as out:
+        root = out / "VOCdevkit" / index["name"]
+        for name in index["parts"]:
+            with zipfile.ZipFile(packed / name) as archive:
+                for member in archive.namelist():
+                    kind, _, rest = member.partition("/")
+                    if kind == "proposals":
+                        proposals.setdefault(rest.rpartition("/")[0], []).append(archive.read(member))
+                    elif kind == "weights":
+                        files.append(rest)
+                        (out / Path(rest).name).write_bytes(archive.read(member))
+                    elif member == LISTS:
+                        with tarfile.open(fileobj=io.BytesIO(archive.read(member))) as lists:
+                            lists.extractall(root, filter="data")
+                    else:
+                        archive.extract(member, root)
+        for name, chunks in proposals.items():
+            files.append(name)
+            settings = {"rounded": True, "packed_from": name}
+            write_store(out / name, unpacked_proposals(chunks), "scripts/pack_dataset.py", settings)
+    return f"{folder / 'VOCdevkit'}: {index['name']}, splits {', '.join(index['splits'])}; {', '.join(files)}"
+
+
+def unpacked_proposals(chunks: Iterable[bytes]) -> Iterator[ImageProposals]:
+    for chunk in chunks:
+        with np.load(io.BytesIO(lzma.decompress(chunk))) as arrays:
+            ids, sizes, counts, boxes = (arrays[name] for name in ("ids", "sizes", "counts", "boxes"))
+        ends = np.cumsum(counts)
+        for image_id, (height, width), end, count in zip(ids, sizes.tolist(), ends, counts, strict=True):
+            yield ImageProposals(image_id.decode(), height, width, boxes[end - count : end].astype(np.float32))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    packing = commands.add_parser("pack", help="pack a data set")
+    packing.add_argument("root", type=Path, help="folder with JPEGImages, Annotations and ImageSets")
+    packing.add_argument("out", type=Path, help="new folder for the parts")
+    packing.add_argument("--splits", nargs="+", default=["trainval", "test"], help="lists in ImageSets/Main")
+    packing.add_argument("--limit", type=int, help="maximum number of images of each split")
+    packing.add_argument("--proposals", type=Path, nargs="*", default=[], metavar="STORE")
+    packing.add_argument("--max-proposals", type=int, default=1000, help="per image (default: 1000)")
+    packing.add_argument("--weights", type=Path, nargs="*", default=[], metavar="FILE", help=".safetensors files")
+    packing.add_argument("--megabytes", type=float, default=250, help="maximum size of the pack (default: 250)")
+    packing.add_argument("--part", type=float, default=50, help="maximum size of a part in megabytes (default: 50)")
+    unpacking = commands.add_parser("unpack", help="unpack a data set")
+    unpacking.add_argument("packed", type=Path, help="folder with the parts")
+    unpacking.add_argument("folder", type=Path, help="new folder")
+    options = parser.parse_args()
+    run: Callable[[], str] = (
+        partial(pack, options.root, options.out, options)
+        if options.command == "pack"
+        else partial(unpack, options.packed, options.folder)
+    )
+    try:
+        print(run())
+    except UserError as error:
+        sys.exit(f"pack_dataset.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
