@@ -21,7 +21,7 @@ from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN
 
 @dataclass(frozen=True)
 class Pixels:
-    """A pixel normalisation. mean, std: in RGB order, for values in 0 .. 255. turned: whether the weights expect BGR."""
+    """A pixel normalisation. mean, std: RGB, for values from 0 to 255. turned: whether the weights expect BGR."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
