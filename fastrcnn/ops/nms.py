@@ -43,7 +43,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """Apply `batched_nms` without checking the arguments. This function implements torch.ops.fastrcnn.nms."""
     boxes, scores = boxes.float(), scores.float()
-    # torchvision's kernel computes float32 IoUs and tests for >. With the next smaller float32, this is >= iou_threshold.
+    # torchvision's kernel tests float32 IoUs for >. With the next smaller float32, this is >= iou_threshold.
     threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))
     order = groups.argsort(stable=True)  # members of a group are adjacent, so one synchronisation finds all groups
     sizes = groups[order].unique_consecutive(return_counts=True)[1].tolist()
