@@ -6,7 +6,7 @@ Each ratio is a median over turns. Our operator and torchvision's alternate in o
 generated at the start. Each gets its fastest memory format: contiguous features for torchvision, channels_last for
 our operator. In rows marked NCHW, our operator also gets contiguous features. `--boxes` reads real selective search
 boxes from a .mat file with `boxes` (x1 y1 x2 y2). By default, random boxes with a similar distribution are used. On a
-GPU, rows also contain the rate in bytes per second (those that have to be moved) as a share of the copy bandwidth.
+GPU, rows also contain the bytes that must be moved per second, as a share of the copy bandwidth of the device.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 The time is the CPU time, the minimum of three calls. The memory is the peak during a call, above the usage before it.
 The last column is the exponent p of time ~ n^p between a row and the row of the previous size. For linear growth, p is
-1; for the side n of a square image, growth with the number of pixels means 2. A much larger value for the largest sizes
-indicates a performance problem. The network is an untrained VGG16 of width 1/16.
+1. If n is the side of an image, a time proportional to the number of pixels gives p = 2. A much larger value for the
+largest sizes indicates a performance problem. The network is an untrained VGG16 of width 1/16.
 """
 
 from __future__ import annotations

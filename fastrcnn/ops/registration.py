@@ -154,7 +154,7 @@ torch.library.register_autograd("fastrcnn::roi_pool_backward", Scatter.backward,
 
 
 def pool(features: Tensor, rois: Tensor, size: tuple[int, int], scale: float, variant: str, check: bool) -> Tensor:
-    """Return pooled features (K, C, PH, PW), by `Pool` if forward mode or torch.func needs it, else by the operator."""
+    """Return pooled features (K, C, PH, PW). Calls `Pool` for forward mode and torch.func, otherwise the operator."""
     transformed = _transformed(features)
     run = Pool.apply if transformed else torch.ops.fastrcnn.roi_pool
     return run(features, rois, *size, scale, variant, transformed or _requires_gradient(features), check)[0]

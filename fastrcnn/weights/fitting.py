@@ -113,7 +113,7 @@ def few(names: Sequence[str], most: int = 8) -> str:
 
 
 def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Return a line for each difference in names, shapes or dtypes between a state dict and a network's, `wanted`.
+    """Return a line for each difference in names, shapes or dtypes between a state dict and the expected one, `wanted`.
 
     `num_batches_tracked` can be missing, because files from before 2018 do not contain it.
     """

@@ -81,11 +81,7 @@ def decide(asked: str, weight: Tensor, bias: Tensor, from_caffe: bool) -> tuple[
     """
     recognised = recognise(weight, bias)
     if asked != "auto":
-        other = (
-            f", although the first layer has the values of {recognised} weights"
-            if recognised not in (None, asked)
-            else ""
-        )
+        other = f", although the first layer was recognised as {recognised}" if recognised not in (None, asked) else ""
         return asked, f"set by model.pixels{other}"
     if recognised is not None:
         return recognised, "recognised by the values of the first layer"
