@@ -77,7 +77,7 @@ class Row:
 
 
 class Inputs:
-    """Generate random images (H, W, 3) uint8 and half-open boxes (ROIS, 4), new ones on each call."""
+    """Generate a random image (H, W, 3) uint8 and half-open boxes (ROIS, 4), which are new on each call."""
 
     def __init__(self, seed: int, file: Path | None) -> None:
         self.rng = np.random.default_rng(seed)
@@ -202,7 +202,7 @@ def photo_rows(device: torch.device, inputs: Inputs, repeats: int, folder: Path)
 
 
 def matched(found: Detections, want: Detections, pixels: float, score: float) -> str:
-    """Report the number of expected detections that were found with the same class and within these tolerances."""
+    """Return as text how many detections in `want` were found with the same class and within these tolerances."""
     near = (found.boxes[None] - want.boxes[:, None]).abs().amax(2) <= pixels  # (want, found)
     near &= (found.scores[None] - want.scores[:, None]).abs() <= score
     near &= found.labels[None] == want.labels[:, None]
@@ -234,8 +234,8 @@ def head_rows(device: torch.device, inputs: Inputs, repeats: int) -> list[Row]:
 def nms_row(device: torch.device, inputs: Inputs, repeats: int) -> Row:
     """Measure NMS for 20 classes x 2,000 boxes.
 
-    We drop low scores before NMS. The peer runs NMS on all boxes of each class. Boxes are RoIs that are shifted
-    slightly for each class. About 500 of the 40,000 scores are 0.05 or more.
+    `best_boxes` drops low scores before NMS. The peer runs NMS on all boxes of each class. Boxes are RoIs that are
+    shifted slightly for each class. About 500 of the 40,000 scores are 0.05 or more.
     """
     generator = torch.Generator().manual_seed(int(time.time()))
 

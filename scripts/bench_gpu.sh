@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Run the tests and benchmarks that need a CUDA device.
 #   scripts/bench_gpu.sh [FOLDER] [schedule]
-# By default, it runs (in less than 8 minutes) the tests marked `gpu`; RoI pooling, the training step and detection,
-# compared to torchvision's components and to the peak rates of the device; and 2,000 training steps on image files. With
-# "schedule", it runs the paper's 40,000 steps instead. Tables are written to FOLDER/*.md, values to FOLDER/*.json.
+# By default, it runs in less than 8 minutes: the tests marked `gpu`; benchmarks of RoI pooling, the training step and
+# detection against torchvision's components and the peak rates of the device; and 2,000 training steps on image files.
+# With "schedule", it runs the paper's 40,000 steps instead. Tables are written to FOLDER/*.md, values to FOLDER/*.json.
 # The checkout does not have to be installed. Requires pytest, torch >= 2.11 with torchvision, OpenCV (without contrib
 # modules), tensorboard, hydra-core, omegaconf, pycocotools and defusedxml.
 set -euo pipefail

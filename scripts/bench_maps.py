@@ -2,9 +2,10 @@
 
     python scripts/bench_maps.py [--side 600] [--images 16] [--epochs 5] [--threads N]
 
-Both train a new head with 1,024 features on VGG16's frozen convolutions, with 4 images x 64 RoIs per step. They use the
-same loop and loader, and JPEG files of 500 x 375 with 2,000 proposals each. After an epoch that computes and caches the
-maps, they alternate epoch by epoch. The weights are random, which does not affect the time.
+Both train a new head with 1,024 features, alone or together with conv5, on VGG16's frozen convolutions, with 4 images x
+64 RoIs per step. They use the same loop and loader, and JPEG files of 500 x 375 with 2,000 proposals each. After an
+epoch that computes and caches the maps, both alternate epoch by epoch. The weights are random, which does not affect
+the time.
 
 A second table measures a head on cached maps in separate, alternating processes. In one, the C library returns freed
 memory to the system as usual. In the other, the process keeps it, as `fastrcnn train` does with `runtime.cache`.
@@ -59,7 +60,7 @@ def epochs(model: FastRCNN, dataset: DetectionDataset, dtype: torch.dtype, maps:
 
 
 def pair(folder: Path, first: str, images: int, side: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return functions that train an epoch on pixels and on maps cached in the folder, from layer `first` on."""
+    """Return two functions that train for an epoch, on pixels and on cached maps. first: the first trained layer."""
     dtype = precision(RuntimeConfig(), torch.device("cpu"))
     pixels = jpeg_images(folder, images, Augmentation((side,), flip=False))
     models = [FastRCNN(CLASSES, head=(1024, 1024)) for _ in range(2)]
@@ -71,7 +72,7 @@ def pair(folder: Path, first: str, images: int, side: int) -> tuple[Callable[[],
 
 
 def in_own_process(freed: str) -> float:
-    """Return the milliseconds of an epoch on cached maps if freed memory is `kept` or `returned`."""
+    """Return the milliseconds of an epoch on cached maps in a new process. freed: `kept` or `returned` memory."""
     arguments = [sys.executable, __file__, *sys.argv[1:], "--freed", freed]
     return float(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
 

@@ -2,10 +2,11 @@
 
     python scripts/bench_pipeline.py [--data VOCdevkit/VOC2007] [--turns 5] [--quick] [--json FILE]
 
-Evaluation: VOC AP on random detections, compared to a plain Python loop and to pycocotools at IoU 0.5 and all areas,
-which gets the prepared entries. Loader: batches of two images at 600 pixels with 2,000 proposals each, from a folder in
-VOC layout or from random images. Start-up: separate processes; `detect` reads proposals, and the times in timing.json
-are subtracted from the wall-clock time. Compared runs alternate. Times are CPU times unless marked as wall-clock times.
+Evaluation: VOC AP on random detections, compared to a plain Python loop and to pycocotools at IoU 0.5 and all areas.
+The time to convert the detections for pycocotools is not included. Loader: batches of two images at 600 pixels with
+2,000 proposals each, from a folder in VOC layout or from random images. Start-up: commands in separate processes. The
+sum of the times in timing.json is subtracted from the wall-clock time of `fastrcnn detect`. Compared runs alternate.
+Times are CPU times unless marked as wall-clock times.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def proportional_set_size() -> int:
 def work(
     look_up: Callable[[str], np.ndarray] | None, images: int, answer: multiprocessing.connection.Connection
 ) -> None:
-    """Look up images, and send the memory of this process and the median seconds per look-up."""
+    """Look up images, and send the memory of this process in bytes and the median seconds per look-up."""
     seconds, order = [], random.Random(0)
     for _ in range(READS if look_up else 0):
         image_id = f"{order.randrange(images):08d}"

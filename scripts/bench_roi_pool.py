@@ -1,12 +1,12 @@
-"""Benchmark RoI pooling against torchvision's (RoI pooling rows of BENCHMARKS.md).
+"""Benchmark `roi_pool` against torchvision's operator (RoI pooling rows of BENCHMARKS.md).
 
     python scripts/bench_roi_pool.py [--device cpu|cuda] [--repeats 15] [--boxes FILE.mat] [--json FILE]
 
 Each ratio is a median over turns. Our operator and torchvision's alternate in one process, on random inputs that are
 generated at the start. Each gets its fastest memory format: contiguous features for torchvision, channels_last for
-ours. In rows marked NCHW, ours also gets contiguous features. `--boxes` reads real selective search boxes from a .mat
-file with `boxes` (x1 y1 x2 y2). By default, random boxes with a similar distribution are used. On a GPU, rows also
-contain the achieved share of the device's copy bandwidth: the bytes that have to be moved, divided by the time.
+our operator. In rows marked NCHW, our operator also gets contiguous features. `--boxes` reads real selective search
+boxes from a .mat file with `boxes` (x1 y1 x2 y2). By default, random boxes with a similar distribution are used. On a
+GPU, rows also contain the bytes that must be moved per second, as a share of the copy bandwidth of the device.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python scripts/bench_scaling.py [--quick] [--only images rois classes sides] [--json FILE]
 
 The time is the CPU time, the minimum of three calls. The memory is the peak during a call, above the usage before it.
-The last column is the exponent p of time ~ n^p between a row and the row of the previous size. Linear growth is 1, or 2
-for the side of an image. A much larger value for the largest sizes indicates a performance problem. The network is an
-untrained VGG16 of width 1/16.
+The last column is the exponent p of time ~ n^p between a row and the row of the previous size. For linear growth, p is
+1. If n is the side of an image, a time proportional to the number of pixels gives p = 2. A much larger value for the
+largest sizes indicates a performance problem. The network is an untrained VGG16 of width 1/16.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def sides(n: int, folder: Path) -> Iterator[tuple[str, Run]]:
 
 
 def measured(run: Run) -> tuple[float, float]:
-    """Return the CPU time in seconds and the peak memory in MiB."""
+    """Return the CPU time in seconds (minimum of three calls) and the peak memory in MiB."""
     spent: list[float] = []
     memory = peak_above_now(lambda: spent.append(processor(run)))
     return min([*spent, *(processor(run) for _ in range(2))]), memory

@@ -68,7 +68,7 @@ def data_set(folder: Path, pictures: int) -> tuple[Path, Path]:
 
 
 def trained(folder: Path, root: Path, store: Path, iterations: int, settings: Sequence[str]) -> dict[str, float]:
-    """Run the training and return its duration and the values that it logged."""
+    """Run the training; return the number of steps, its duration, and values that it logged, by name."""
     run = folder / "run"
     keys = [f"data.root={root}", f"data.proposals={store}", f"solver.iterations={iterations}", f"run={run}"]
     start = time.perf_counter()

@@ -7,12 +7,12 @@
 The script prints three tables:
 
 Peer: CPU time of our kernel and of OpenCV's selective search with the same settings and the same surrounding code. Both
-    alternate on each photograph, with one thread. The ratio is the median over photographs, with quartiles. "Equal" is
-    the number of rectangles that both find, divided by the number that at least one of them finds.
+    run on each photograph in turn, with one thread. The ratio is the median over photographs, with quartiles. The share
+    of rectangles that both find is relative to the number that at least one of them finds.
 Recall: share of the objects that are not difficult for which one of the first 500, 1,000 or 2,000 boxes has an IoU of
     at least 0.5 or 0.7, and the average recall from 0.5 to 0.95. The prefix `opencv` in a row's name selects the peer.
-Cores: time of `propose_all` on the photographs of the first data set with one and with two processes, and of two
-    independent programs. They alternate, and the time includes their start-up.
+Cores: time of `propose_all` on the photographs of the first data set with one process, with two processes, and in two
+    independent programs. These alternate, and the time includes their start-up.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     python scripts/bench_train.py [--device cpu|cuda] [--repeats 7] [--threads N] [--profile FOLDER] [--json FILE]
 
 The peer consists of torchvision's VGG16 features without the last pooling, torchvision.ops.roi_pool, the same fully
-connected layers and outputs, cross_entropy and smooth_l1, and torch.optim.SGD, with the same frozen layers. "slim"
-means a quarter of the channels and batch normalisation, for both. Both alternate in one process on the same random
-images and RoIs, new ones each turn. A step starts with uint8 images on the host and ends with the updated weights. Peak
-memory is measured in a separate process for each, relative to the usage before the first step. The loader time is the
-time to load a batch from JPEG files on one core.
+connected layers and outputs, cross_entropy and smooth_l1, and torch.optim.SGD, with the same frozen layers. In rows
+marked "slim", both have a quarter of the channels and batch normalisation. They alternate in one process on the same
+random images and RoIs, new ones each turn. A step starts with uint8 images on the host and ends with the updated
+weights. Peak memory is measured in a separate process for each, relative to the usage before the first step. The loader
+time is the time to load a batch from JPEG files on one core.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ other defaults; `fastrcnn COMMAND --help all` shows them.
 
 
 def about(group: str, name: str) -> str:
-    """Return the comment at the start of a group's file, without the command in it."""
+    """Return the comment at the start of the file configs/GROUP/NAME.yaml, without the example command in it."""
     lines = (config_folder() / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     said = []
     for line in lines:

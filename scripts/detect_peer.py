@@ -35,7 +35,7 @@ def on_device(boxes: np.ndarray, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def peer_of(model: FastRCNN) -> Peer:
-    """Return the peer with the model's weights."""
+    """Return a Peer with the weights of the model."""
     peer = Peer(1.0, False)
     for layer in peer.features:
         if isinstance(layer, torch.nn.MaxPool2d):

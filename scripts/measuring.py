@@ -1,4 +1,4 @@
-"""Helpers of the benchmarks: machine details, images, alternating runs, ratios, peak rates, FLOP and memory."""
+"""Functions for the benchmarks: machine details, images, alternating runs, ratios, peak rates, FLOP and memory."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def in_turn(
 ) -> list[list[float]]:
     """Measure the runs one after another in each turn, with new arguments from `draw` per turn.
 
-    Return the measurements of each run. The first `skip` turns are excluded.
+    clock: a function that measures a call. Return the measurements of each run, without the first `skip` turns.
     """
     spent: list[list[float]] = [[] for _ in runs]
     for turn in range(turns + skip):
@@ -94,7 +94,7 @@ def in_turn(
 
 
 def ratio_and_quartiles(peer: Sequence[float], ours: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Return the median and the quartiles of the ratios per turn."""
+    """Return the median and the lower and upper quartile of the ratio `peer` / `ours` over the turns."""
     ratios = [a / b for a, b in zip(peer, ours, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return middle, (low, high)
@@ -107,7 +107,7 @@ def spread(ratio: tuple[float, tuple[float, float]]) -> str:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the TFLOP/s of a large matrix product (median of 9), the peak rate of convolutions and linear layers."""
+    """Return the TFLOP/s of a large matrix product (median of 9) as the peak rate of convolutions and linear layers."""
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     (spent,) = in_turn(9, lambda: a @ b, clock=gpu_milliseconds if device.type == "cuda" else milliseconds, skip=2)
@@ -115,7 +115,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def work(run: Callable[[], object]) -> float:
-    """Return the TFLOP of the convolutions and matrix products in a call. Rows that strips compute twice count once."""
+    """Return the TFLOP of convolutions and matrix products in a call. Rows computed in two strips are counted once."""
     whole = mock.patch.object(networks, "STRIP_VALUES", 2**62)
     with whole, FlopCounterMode(display=False) as counter:
         run()

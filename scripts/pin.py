@@ -86,7 +86,7 @@ def measure(place: Path) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions and hardware that affect floating-point results."""
+    """Return the package versions, CPU and thread count, which affect floating-point results."""
     cpu = Path("/proc/cpuinfo")
     models = re.findall(r"model name\s*: (.*)", cpu.read_text()) if cpu.is_file() else [platform.processor()]
     packages = ("torch", "torchvision", "numpy", "opencv-contrib-python-headless")

@@ -68,8 +68,9 @@ class Report:
     """The results of a soak test.
 
     while_saving: kills that left an incomplete checkpoint. before_any: restarts without a checkpoint. looked_at,
-    unreadable: checkpoints that were read after kills, and those that could not be read. from_newest, from_others:
-    resumptions from the newest valid checkpoint, and from any other. equal: whether the final weights are equal.
+    unreadable: checkpoints that were read after kills, and those of them that could not be read. from_newest,
+    from_others: resumptions from the newest valid checkpoint, and from any other. steps: training steps of the run.
+    equal: whether the final weights are equal to those of the uninterrupted run.
     """
 
     kills: int = 0
@@ -148,7 +149,10 @@ def finish(process: Process, said: Path) -> None:
 
 
 def count_start(report: Report, before: int, said: Path) -> None:
-    """Count from which checkpoint the run was resumed, if it was not killed before."""
+    """Count whether the run was resumed from the newest valid checkpoint, from another one, or without a checkpoint.
+
+    before: the step of the newest valid checkpoint. A run that was killed during start-up counts as none of these.
+    """
     text = said.read_text()
     if found := re.search(r"Resuming from .*step-(\d+)\.pt", text):
         if int(found[1]) == before:

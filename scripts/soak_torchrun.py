@@ -2,9 +2,9 @@
 
     python scripts/soak_torchrun.py [--kills 10] [--seed 0]
 
-Two processes train a tiny network on nine images of the demo data set. Each time the job has made progress, one of
-them, selected at random, is killed with SIGKILL. torchrun then restarts both, and the run resumes. Its final weights
-are compared to those of an uninterrupted job.
+Two processes train a tiny network on nine images of the demo data set. Each time the job has saved a newer checkpoint,
+one of the processes, selected at random, is killed with SIGKILL. torchrun then restarts both, and the run resumes. Its
+final weights are compared to those of an uninterrupted job.
 """
 
 from __future__ import annotations

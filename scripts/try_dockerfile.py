@@ -42,7 +42,7 @@ class Stage:
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """Return pairs of instruction and arguments. Continuation lines are joined, comments are removed."""
+    """Return pairs of instruction and arguments. Continuation lines are joined, and comments are removed."""
     lines = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     joined = re.sub(r"\\\n\s*", "", lines)
     return [
@@ -51,14 +51,14 @@ def instructions(text: str) -> list[tuple[str, str]]:
 
 
 def context() -> list[str]:
-    """Return the files of the build context."""
+    """Return the files of the build context: those tracked by git and not excluded by .dockerignore."""
     ignored = [line.strip() for line in (ROOT / ".dockerignore").read_text().splitlines() if line.strip()]
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
     return [n for n in names if n and not any(fnmatch.fnmatch(n, i) or n.startswith(f"{i}/") for i in ignored)]
 
 
 def copied(source: str, target: str, names: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the files of the context that `COPY source target` copies, with their targets."""
+    """Return pairs of file and target for the files that `COPY source target` copies. names: the build context."""
     inside = [n for n in names if n.startswith(f"{source}/")]
     target = target.removeprefix("./")
     if inside:
@@ -131,7 +131,7 @@ def carry_out(text: str, place: Path, suite: str) -> Stage:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(ROOT / name, path)
         elif word != "ARG":
-            raise SystemExit(f"{word}: this script does not support the instruction")
+            raise SystemExit(f"{word}: this script does not support this Dockerfile instruction")
     return stage
 
 

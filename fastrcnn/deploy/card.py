@@ -21,11 +21,11 @@ from fastrcnn.model.head import parameter_count
 from fastrcnn.weights import export
 
 log = logging.getLogger(__name__)
-SAME = 5e-4  # a smaller difference of mAPs is treated as rounding, for example because of a different precision
+SAME = 5e-4  # a smaller difference between two mAPs is treated as rounding, for example due to another precision
 
 
 def model_card(description: Description, output: Path, box_regression: bool, parameters: int) -> str:
-    """Return the model card of the exported file `output`. Its suffix is the export format.
+    """Return the Markdown text of the model card of the exported file `output`, whose suffix is the export format.
 
     box_regression: whether the exported network applies box regression. parameters: number of parameters.
     """
@@ -83,7 +83,7 @@ def precision(output: Path, description: Description) -> str:
 
 
 def proposal_reach(metrics: Mapping[str, Any]) -> str:
-    """Describe the recall of the proposals, or return an empty string if the recall is not known."""
+    """Describe the recall of the proposals, or return "" if it is not known. metrics: the results of one split."""
     shares = [(share, name) for name, share in (metrics.get("recall") or {}).items() if share is not None]
     if not shares:
         return ""
@@ -110,7 +110,7 @@ def write_with_card(
     source: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write the network in the format of the suffix of `output`, and its model card next to it. Return the card's path.
+    """Write the network in the format given by the suffix of `output`, and its model card. Return the card's path.
 
     source: see files.write_derived. dtype: dtype of the weights, for .safetensors only.
     """
@@ -135,10 +135,10 @@ def write_with_card(
 def evaluations(run: Path, own: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the evaluation results of a run by split: metric, mAP, image count, and AP and proposal recall per class.
 
-    Results are marked as `unsure` if another checkpoint of the run may have been evaluated.
+    Results that may belong to another checkpoint of the run have the additional key `unsure`.
     own: the evaluation result that is stored in the checkpoint (`split`, `metric` and `mAP`), if it has one. If the
-        run's folder contains a different mAP for this split, it belongs to another checkpoint or to other settings. It
-        is excluded with a warning.
+        run's folder contains a different mAP for this split, that result belongs to another checkpoint or to other
+        settings. In this case, a warning is logged, and the result for this split contains only the values of `own`.
     """
     found = {}
     for file in sorted(run.glob("eval/*/metrics.json")):

@@ -29,10 +29,10 @@ def _shown(rank: int | None) -> str:
 
 
 def ranks_that_keep(keep: float, found: Mapping[str, Decomposition]) -> Ranks:
-    """Return the ranks that keep the share `keep` of each layer's energy.
+    """Return the smallest ranks that keep the fraction `keep` of each layer's energy; see Decomposition.
 
-    found: the decomposition of each layer. A layer stays unchanged, and this is logged, if its rank would be too high
-    to reduce its size. Raises UserError if no layer can be compressed.
+    found: the decomposition of each layer by name. If the rank of a layer would be too high to reduce its size, its
+    rank is None, and this is logged. Raises UserError if no layer can be compressed.
     """
     ranks = ranks_for(found, keep)
     stay = [
@@ -53,9 +53,9 @@ def ranks_within(
 ) -> tuple[Ranks, float, list[str]]:
     """Return the smallest tried ranks that lose at most `budget` points of mAP, their mAP, and a text line per trial.
 
-    found: the decomposition of each layer. before: mAP of the original model, 0 to 1, or None if it is undefined.
-    measure: a function that returns the mAP for given ranks. Raises UserError if `before` is None or all trials lose
-    more mAP than `budget`.
+    found: the decomposition of each layer by name. before: mAP of the original model, 0 to 1, or None if undefined.
+    measure: a function that returns the mAP for given ranks. Raises UserError if `before` is None or if every trial
+    loses more than `budget` points.
     """
     if before is None:
         raise UserError(
@@ -74,7 +74,10 @@ def ranks_within(
 
     good = [t for t in search(found, measured, before - budget / 100 - 1e-9, TRIALS) if t.enough]
     if not good:
-        raise UserError(f"budget={budget:g}: all trials lost more mAP. Set a larger budget.\n" + "\n".join(tried))
+        raise UserError(
+            f"budget={budget:g}: every trial reduced the mAP by more than this number of points. Set a larger budget.\n"
+            + "\n".join(tried)
+        )
     return good[-1].ranks, good[-1].value, tried
 
 

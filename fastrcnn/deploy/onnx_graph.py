@@ -1,7 +1,7 @@
 """Build the ONNX graph of a network node by node from its layer table (model/networks.py).
 
 Because torch's exporter is not used, the graph does not depend on the version of torch, and no tracing is needed. The
-graph can also use ONNX's MaxRoiPool, which rounds like our operator (see ops/README.md).
+graph can also use ONNX's MaxRoiPool, which rounds like `ops.roi_pool` (see ops/README.md).
 """
 
 from __future__ import annotations

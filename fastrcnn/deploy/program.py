@@ -1,4 +1,4 @@
-"""Export a network as a torch.export program. Running it requires torch and our RoI operators."""
+"""Export a network as a torch.export program. Running the program requires torch and `fastrcnn.ops`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class WholeNetwork(nn.Module):
 def write_program(
     model: FastRCNN, description: Description, box_regression: bool, output: Path, source: str | None = None
 ) -> None:
-    """Write the network for the CPU, for image sides of at least LEAST_SIDE pixels and at least one proposal.
+    """Write a program that runs on the CPU and accepts image sides from LEAST_SIDE pixels and at least one proposal.
 
     The description's metadata is stored as `extra_files`. source: see write_derived. Raises UserError if the file
     cannot be written.

@@ -10,9 +10,9 @@ from fastrcnn.model.networks import NETWORKS
 
 
 def training_record(config: Mapping[str, Any], step: int, counts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the training record (see inference/description.py) of a run with the configuration `config`.
+    """Return the training record (see Description) of a run with the configuration `config`.
 
-    step: number of training steps. counts: number of training `images` and of `objects` by class, if known.
+    step: number of training steps. counts: the number of training `images`, and of `objects` by class, if known.
     """
     data, recipe = _data(config["data"], counts), []
     if "solver" in config:
@@ -64,6 +64,8 @@ def _recipe(config: Mapping[str, Any], step: int, images: int | None) -> list[st
         steps += f"; {step * batch / images:.1f} epochs"
     if solver["schedule"] == "cosine":
         falls = "cosine decay"
+    elif not solver["lr_steps"]:
+        falls = "constant"
     else:
         falls = f"multiplied by {solver['lr_gamma']:g} after {', '.join(f'{s:,}' for s in solver['lr_steps'])} steps"
     rate = f"Learning rate: {solver['lr']:g}, {falls}"

@@ -1,4 +1,4 @@
-"""The Fast R-CNN network (Girshick, 2015, figure 1): computes class logits and box deltas of RoIs in images."""
+"""The Fast R-CNN network (Girshick, 2015, figure 1), which computes class logits and box deltas of RoIs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 def scaled_rois(rois: Tensor, op: str, scales: Tensor | None = None) -> Tensor:
     """Convert half-open RoIs (K, 5) [image index, x1, y1, x2, y2] to the float32 RoIs that `op` expects.
 
-    No other function converts half-open boxes to inclusive ones, whose x2 and y2 are one less (see INCLUSIVE).
-    scales: (N,) scale factor of each image. Boxes are scaled after the conversion, in float64, and rounded once, as in
-    `_project_im_rois` in the author's lib/fast_rcnn/test.py. The precision matters: if 375 pixels are scaled to 600,
-    one in ten box edges is exactly halfway between two cells.
+    For operators in INCLUSIVE, x2 and y2 are reduced by one. scales: (N,) scale factor of each image; None: 1.
+    Boxes are scaled after the conversion, in float64, and rounded once to float32, as in `_project_im_rois` in the
+    author's lib/fast_rcnn/test.py. The precision matters: if 375 pixels are scaled to 600, one in ten box edges is
+    exactly halfway between two cells.
     """
     box = rois[:, 1:].double()
     if op in INCLUSIVE:
@@ -38,9 +38,10 @@ def scaled_rois(rois: Tensor, op: str, scales: Tensor | None = None) -> Tensor:
 def distinct_rois(rois: Tensor, op: str, strides: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Find the distinct RoIs among RoIs (K, 5) from `scaled_rois`; RoIs that pool the same cells count as equal.
 
-    Returns the indices (U,) of the distinct RoIs in `rois`, and for each of the K RoIs its index (K,) in this list.
-    13 to 26 % of selective search's boxes coincide when they are rounded to cells (`DEDUP_BOXES` in the author's
-    lib/fast_rcnn/test.py). Only the paper's pooling rounds in this way. For other operators, all RoIs are distinct.
+    strides: pixels of the network's input per cell, for each feature map. Returns the indices (U,) of the distinct RoIs
+    in `rois`, and the position (K,) of each of the K RoIs among the U distinct ones. 13 to 26 % of selective search's
+    boxes coincide when they are rounded to cells (`DEDUP_BOXES` in the author's lib/fast_rcnn/test.py). For operators
+    other than "fast_rcnn", all RoIs are treated as distinct.
     """
     count = torch.arange(len(rois), device=rois.device)
     if op != "fast_rcnn" or len(rois) == 0:
@@ -58,8 +59,9 @@ def distinct_rois(rois: Tensor, op: str, strides: Sequence[int]) -> tuple[Tensor
 
 
 def nearest_level(rois: Tensor, scales: Tensor) -> Tensor:
-    """For each half-open RoI (K, 4), return the index (K,) in `scales` (L,) at which its area is closest to 224 x 224.
+    """Return for each half-open RoI (K, 4) the index (K,) of the scale at which its area is closest to 224 x 224.
 
+    scales: (L,) scale factors of the image that contains the RoIs.
     Sources: section 2.4 of the paper, and `_project_im_rois` in the author's lib/fast_rcnn/test.py.
     """
     size = rois[:, 2:].double() - rois[:, :2].double()
@@ -85,6 +87,7 @@ class FastRCNN(nn.Module):
 
     num_classes: number of object classes, excluding background, which is class 0 of the logits.
     network: a key in NETWORKS. width, batch_norm: see Trunk.
+    roi_size: number of bins of a pooled RoI along each axis.
     roi_op: the operator that pools RoIs, see pool_rois; "fast_rcnn" is the paper's.
     roi_features: layers whose maps are pooled, each at its own stride. The pooled maps of several layers are
         concatenated. If there are several layers, or if the number of channels differs from that of the trunk's last
@@ -92,8 +95,7 @@ class FastRCNN(nn.Module):
     dropout: dropout probability after fc6 and fc7.
     classifier: "softmax": the class logits are the inputs of a softmax; "svm": they are the margins of one-vs-rest
         SVMs, and the margin of background has no meaning.
-    mean, std: mean and standard deviation of the pixels that the trunk was trained on, RGB in 0 .. 255. Both are part
-        of the state dict.
+    mean, std: mean and standard deviation of the trunk's training pixels, RGB in 0 .. 255; part of the state dict.
     fc6_rank, fc7_rank: see Head.
     class_agnostic: use one box regression for all classes instead of one per class.
     head: numbers of features of fc6 and fc7; None: the network's default numbers times `width`.
@@ -160,7 +162,7 @@ class FastRCNN(nn.Module):
         return self
 
     def normalise(self, images: Tensor, sizes: Tensor | None = None) -> Tensor:
-        """Normalise uint8 or float RGB images (N, 3, H, W) in 0 .. 255 for the trunk.
+        """Return (images - pixel_mean) / pixel_std for uint8 or float RGB images (N, 3, H, W) in 0 .. 255.
 
         sizes: (N, 2) height and width of each image without padding. If given, the padding is set to 0 after
         normalisation, as in the author's code.
@@ -182,14 +184,14 @@ class FastRCNN(nn.Module):
         """Compute class logits (K, classes + 1) and normalised box deltas (K, classes + 1, 4) for K RoIs.
 
         images: (N, 3, H, W) uint8 or float RGB in 0 .. 255, or the result of `frozen_maps` for them.
-        rois: (K, 5) float [image index, x1, y1, x2, y2], half-open, in pixels of the images before scaling. On a CPU, a
-            NaN or an invalid image index raises ValueError. On a GPU, the pooled features of such an RoI are 0.
+        rois: (K, 5) float [image index, x1, y1, x2, y2], half-open, in pixels of the images before scaling. Values must
+            be finite and image indices valid. This is checked only on a CPU, and not for roi_align and roi_warp.
         sizes: see normalise. scales: (N,) scale factor of each image; None: 1.
         """
         return self.classify(self.features(images, sizes), scaled_rois(rois, self.roi_op, scales))
 
     def features(self, images: Tensor | Sequence[Tensor], sizes: Tensor | None = None) -> list[Tensor]:
-        """Compute the maps from which RoIs are pooled, one per name in `roi_features`. images, sizes: see `forward`."""
+        """Compute the feature maps (N, C, H', W') of the layers in `roi_features`. images, sizes: see `forward`."""
         if isinstance(images, Tensor):
             return self.trunk(self._input(images, sizes), self.roi_features)
         below, first = self.frozen_layers
@@ -212,7 +214,7 @@ class FastRCNN(nn.Module):
 
     @property
     def frozen_layers(self) -> tuple[list[str], str | None]:
-        """The layers in `roi_features` whose maps do not change, and the first trained convolution or None."""
+        """The layers in `roi_features` that do not change in training, and the first trained convolution or None."""
         used = self.trunk.network.up_to(self.roi_features)
         layers = {name: [t[name] for t in (self.trunk.convs, self.trunk.norms) if name in t] for name in used}
         trained = [n for n in used if any(p.requires_grad for layer in layers[n] for p in layer.parameters())]
@@ -246,11 +248,11 @@ class FastRCNN(nn.Module):
 
 
 def round_weights(model: FastRCNN, dtype: torch.dtype) -> None:
-    """Convert the weights of convolutions and linear layers to `dtype` permanently.
+    """Convert the weights and biases of convolutions and linear layers to `dtype` permanently.
 
-    This is for a model that is used only for detection, under autocast with the same dtype. Otherwise, autocast
-    converts the weights for each image. Normalisation layers, which autocast does not convert, and buffers stay as
-    they are.
+    This is for a model that is used only for detection, under autocast with the same dtype. Without this conversion,
+    autocast converts the weights again for each image. Normalisation layers, which autocast does not convert, and
+    buffers are not changed.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -298,7 +300,7 @@ def fold_map_scale(model: FastRCNN) -> FastRCNN:
 
 
 def box_layer_for(model: FastRCNN, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the box layer for other statistics: its outputs times `std` plus `mean` equal the model's deltas.
+    """Compute a box layer (bbox_pred) whose outputs times `std` plus `mean` equal the model's unnormalised deltas.
 
     mean, std: (classes + 1, 4). Returns the layer's weight (4 K, D) and bias (4 K,). K is classes + 1, or 1 in a
     class-agnostic model, whose statistics are equal for all classes. With mean 0 and std 1, this is the layer that
@@ -316,7 +318,7 @@ def box_layer_for(model: FastRCNN, mean: Tensor, std: Tensor) -> tuple[Tensor, T
 
 @torch.no_grad()
 def normalise_box_layer(model: FastRCNN, mean: Tensor, std: Tensor) -> None:
-    """Set the model's `delta_mean` and `delta_std` (classes + 1, 4) without changing its detections."""
+    """Set `delta_mean` and `delta_std` to `mean` and `std` (classes + 1, 4); adapt bbox_pred to keep the detections."""
     weight, bias = box_layer_for(model, mean, std)
     model.bbox_pred.weight.copy_(weight)
     model.bbox_pred.bias.copy_(bias)

@@ -79,7 +79,10 @@ def parameter_count(module: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The singular value decomposition of a layer's weight, which can be truncated to any rank."""
+    """The singular value decomposition of a layer's weight, which can be truncated to any rank.
+
+    The energy of the layer is the sum of its squared singular values.
+    """
 
     weight: Tensor  # (rows, columns)
     left: Tensor  # (rows, rows) float64, left singular vectors as columns, largest singular value first
@@ -116,7 +119,7 @@ def decompose(weight: Tensor) -> Decomposition:
 def factored_state(
     state: Mapping[str, Tensor], decompositions: Mapping[str, Decomposition], ranks: Ranks
 ) -> dict[str, Tensor]:
-    """Convert the state dict of an uncompressed FastRCNN to the state dict of one with layers of the given ranks."""
+    """Convert the state dict of an uncompressed FastRCNN to one in which fc6 and fc7 have the given ranks."""
     result = dict(state)
     for name, rank in ranks.items():
         if rank is not None:
@@ -128,7 +131,7 @@ def factored_state(
 
 
 def ranks_for(decompositions: Mapping[str, Decomposition], keep: float) -> Ranks:
-    """For each layer, return the smallest rank that keeps the fraction `keep` of its energy.
+    """Return for each layer the smallest rank that keeps the fraction `keep` of its energy; see Decomposition.
 
     The rank of a layer is None if compression would not reduce its number of weights.
     """
@@ -138,7 +141,7 @@ def ranks_for(decompositions: Mapping[str, Decomposition], keep: float) -> Ranks
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial of `search`: the fraction of energy kept, the ranks, the measured value, whether it is high enough."""
+    """A trial of `search`: the fraction of energy kept, the ranks, the measured value, and whether it is sufficient."""
 
     keep: float
     ranks: Ranks
@@ -151,8 +154,8 @@ def search(
 ) -> list[Trial]:
     """Bisect to find the smallest fraction of energy at which `measure` returns at least `lowest`; return all trials.
 
-    measure: a function of the fraction and the ranks. It is called at most `most` times, never twice with the same
-        ranks, and never with ranks that compress no layer.
+    measure: a function of the fraction and the ranks; see ranks_for. It is called at most `most` times, never twice
+        with the same ranks, and never with ranks that compress no layer.
 
     The last trial with `enough` set has the smallest sufficient fraction. If no trial has it set, the search failed.
     """

@@ -27,7 +27,7 @@ STRIP_VALUES = 4_000_000  # number of values in a strip's largest map, on a CPU;
 
 @dataclass(frozen=True)
 class Window:
-    """The receptive field of a layer along one axis, in rows of its input."""
+    """The kernel size, stride and padding of a layer along one axis, in rows of its input."""
 
     kernel: int
     stride: int
@@ -67,7 +67,7 @@ class Network:
     convs: tuple[Conv, ...]
     fc6: int  # number of features
     fc7: int
-    least_side: int = 1  # shorter sides of images are padded with 0 to this length, so that maps have a cell
+    least_side: int = 1  # shorter image sides are padded with 0 to this length, so that every map has a cell
 
     @property
     def conv_names(self) -> tuple[str, ...]:
@@ -75,13 +75,13 @@ class Network:
 
     @property
     def stages(self) -> list[tuple[Conv, ...]]:
-        """The convolutions in groups that are separated by pooling or normalisation layers."""
+        """The convolutions, grouped so that pooling or normalisation layers are only between two groups."""
         starts = [i for i, conv in enumerate(self.convs) if conv.before or i == 0]
         return [self.convs[a:b] for a, b in zip(starts, [*starts[1:], len(self.convs)], strict=True)]
 
     @property
     def finetune_from(self) -> tuple[str, ...]:
-        """The layers from which fine-tuning can start; earlier layers are frozen."""
+        """The names of the layers from which fine-tuning can start. Earlier layers are then frozen."""
         return (*self.conv_names, "fc6", "fc7", "bbox_pred")
 
     def above(self, wanted: Sequence[str]) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ class Network:
         return math.prod(conv.stride for conv in convs) * math.prod(pool.stride for pool in pools)
 
     def channels_of(self, name: str, width: float) -> int:
-        """Return the number of channels of the convolution `name` if all channels are multiplied by `width`."""
+        """Return the number of channels of the convolution `name` in a network with the channel multiplier `width`."""
         unit = max(conv.groups for conv in self.convs)  # inputs and outputs must be divisible by the number of groups
         return unit * max(1, round(self.convs[self.conv_names.index(name)].channels * width / unit))
 
@@ -152,10 +152,10 @@ NETWORKS = {network.name: network for network in (VGG16, VGG_CNN_M_1024, CAFFENE
 class Trunk(nn.Module):
     """The convolutions of a network, each followed by ReLU, with the pooling and normalisation layers between them.
 
-    width: multiplier for the number of channels of every layer. 1 is the paper's network; less gives a slim network.
+    width: multiplier for the number of channels of every layer. 1 is the paper's network.
     batch_norm: use batch normalisation after every convolution instead of local response normalisation.
-    recompute: use activation checkpointing. Training keeps only the input of each stage (the layers between two pooling
-        layers) and recomputes the other maps in the backward pass.
+    recompute: use activation checkpointing. Training keeps only the input of each stage (a group in Network.stages) and
+        recomputes the other maps in the backward pass.
     """
 
     recompute = False
@@ -183,8 +183,8 @@ class Trunk(nn.Module):
         """Compute the maps (N, C, H', W') of the convolutions `wanted`, after ReLU, from images (N, 3, H, W).
 
         For VGG16, H' and W' are H and W divided by the stride, rounded up. Layers after the last one in `wanted`
-        are not computed. first: name of a convolution. If given, `images` is the input of this convolution, and
-        `wanted` contains no earlier layer.
+        are not computed. first: name of a convolution. If given, `images` must be the input of this convolution, and
+        `wanted` must not contain earlier layers.
         """
         x, start = (self._padded(images), 0) if first is None else (images, self.network.conv_names.index(first))
         maps, _ = self._run(x, self.network.convs[start : len(self.network.up_to(wanted))], wanted)
@@ -206,7 +206,7 @@ class Trunk(nn.Module):
     def _run(
         self, x: Tensor, convs: Sequence[Conv], wanted: Sequence[str], last: Sequence[Pool | ResponseNorm] = ()
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Run the convolutions and then the layers `last`; return the wanted maps and the output."""
+        """Run the convolutions and then the layers `last`; return the wanted maps by name, and the output."""
         stages = [tuple(conv for conv in stage if conv in convs) for stage in self.network.stages]
         stages = [stage for stage in stages if stage]
         maps: dict[str, Tensor] = {}
@@ -226,7 +226,7 @@ class Trunk(nn.Module):
     def _stage(
         self, x: Tensor, stage: Sequence[Conv], after: Sequence[Pool | ResponseNorm], wanted: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run a stage and then the layers `after`; return the input of the next stage and the wanted maps."""
+        """Run a stage and then the layers `after`; return the input of the next stage, and the wanted maps by name."""
         maps = {}
         for conv in stage:
             x = self.convs[conv.name](x)

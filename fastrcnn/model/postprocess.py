@@ -41,7 +41,8 @@ def best_boxes(class_scores: Tensor, boxes: Tensor, settings: DetectionSettings 
 def entering_scores(class_scores: Tensor, max_per_class: int | None) -> Tensor:
     """Return the scores (M, classes), best first, of the boxes of each class that enter non-maximum suppression.
 
-    class_scores: (K, classes + 1), background first. M is the smaller of K and `max_per_class`, or K if that is None.
+    No score threshold is applied. class_scores: (K, classes + 1), background first. M is the smaller of K and
+    `max_per_class`, or K if `max_per_class` is None.
     """
     count = len(class_scores) if max_per_class is None else min(max_per_class, len(class_scores))
     return class_scores[:, 1:].topk(count, dim=0).values

@@ -18,7 +18,7 @@ PAPER = SolverSettings()
 def match(rois: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest IoU (R,) of each RoI (R, 4) with a ground-truth box (G, 4), and the index (R,) of that box.
 
-    If there is no ground truth, both are 0.
+    If there is no ground truth, all IoUs and indices are 0.
     """
     if len(truth) == 0:
         return rois.new_zeros(len(rois)), rois.new_zeros(len(rois), dtype=torch.long)
@@ -50,11 +50,11 @@ class RoISampler:
     def __call__(
         self, proposals: Sequence[Tensor], boxes: Sequence[Tensor], labels: Sequence[Tensor], seeds: Sequence[int]
     ) -> tuple[Tensor, RoITargets]:
-        """Draw RoIs (K, 5) [image index, x1, y1, x2, y2] and their targets for N images.
+        """Draw RoIs (K, 5) [image index, x1, y1, x2, y2] and their targets for N images. Boxes are half-open.
 
         proposals: N tensors (P_i, 4). boxes: N tensors (G_i, 4), the ground truth, which is added to the proposals.
-        labels: N tensors (G_i,). All tensors are on the CPU. seeds: one number per image. The RoIs of an image depend
-        only on its seed, not on the batch or the process that contains the image.
+        labels: N tensors (G_i,). All tensors are on the CPU. seeds: one number per image. An image with the same seed
+        gets the same RoIs in every batch and process.
         """
         images = zip(proposals, boxes, labels, seeds, strict=True)
         drawn = [self._one_image(i, *image) for i, image in enumerate(images)]
@@ -64,7 +64,7 @@ class RoISampler:
     def _one_image(
         self, number: int, proposals: Tensor, truth: Tensor, labels: Tensor, seed: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw RoIs (K, 5), labels (K,) and deltas (K, 4) for the image with index `number` in the batch."""
+        """Draw RoIs (K, 5) and their labels (K,) and deltas (K, 4) for the image with index `number` in the batch."""
         s, rois, generator = self.settings, torch.cat((proposals, truth)), torch.Generator().manual_seed(seed)
         overlap, index = match(rois, truth)
         foreground = torch.nonzero(overlap >= s.fg_iou).flatten()

@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 
 def also_called(**others: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator that adds aliases of keyword arguments, such as `also_called(input="features")`."""
+    """Return a decorator that adds aliases of keyword arguments: `input="features"` lets callers pass `input=`."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
@@ -59,7 +59,7 @@ def check_rois(rois: Rois, features: Tensor) -> None:
     elif isinstance(rois, (list, tuple)):
         tables, columns = {f"rois[{i}]": boxes for i, boxes in enumerate(rois)}, 4
         if len(rois) != features.shape[0]:
-            raise ValueError(f"rois: expected one tensor for each of {features.shape[0]} images, got {len(rois)}")
+            raise ValueError(f"rois: expected one tensor per image, got {len(rois)} for {features.shape[0]} image(s)")
     else:
         raise TypeError(f"rois: expected a tensor or a list of tensors, got {type(rois).__name__}")
     for name, table in tables.items():
@@ -82,7 +82,7 @@ def check_device(value: Tensor, name: str, other: Tensor, other_name: str) -> No
 
 
 def as_table(rois: Rois, features: Tensor) -> Tensor:
-    """Convert valid RoIs to one detached float32 tensor (K, 5) [batch index, x1, y1, x2, y2]."""
+    """Convert RoIs that passed check_rois to a detached float32 tensor (K, 5) [batch index, x1, y1, x2, y2]."""
     if isinstance(rois, Tensor):
         return rois.detach().to(torch.float32).contiguous()
     tables = [boxes.detach().to(torch.float32) for boxes in rois]
@@ -92,7 +92,7 @@ def as_table(rois: Rois, features: Tensor) -> Tensor:
 
 
 def as_size(output_size: int | Iterable[int]) -> tuple[int, int]:
-    """Convert one or two integers of Python, numpy or torch to (PH, PW)."""
+    """Convert one or two integers of Python, numpy or torch to (PH, PW). Raises ValueError if they are not positive."""
     size = plain(output_size)
     size = tuple(plain(n) for n in size) if isinstance(size, Iterable) else (size, size)
     if len(size) != 2 or not all(is_int(n) and n > 0 for n in size):
@@ -101,7 +101,7 @@ def as_size(output_size: int | Iterable[int]) -> tuple[int, int]:
 
 
 def as_scale(spatial_scale: float) -> float:
-    """Convert the number of feature map cells per image pixel to a float."""
+    """Convert the number of feature map cells per image pixel to a float. Raises ValueError if it is not positive."""
     scale = plain(spatial_scale)
     if not (isinstance(scale, float) or is_int(scale)) or not 0 < scale < math.inf:
         raise ValueError(f"spatial_scale: expected a positive number, got {spatial_scale!r}")
@@ -117,7 +117,7 @@ def as_ratio(sampling_ratio: int) -> int:
 
 
 def plain(value: Any) -> Any:
-    """Convert a value of numpy or torch to a Python number or list."""
+    """Convert a value of numpy or torch to a Python number or list. Other values are returned unchanged."""
     return value.tolist() if isinstance(value, (np.generic, np.ndarray, Tensor)) else value
 
 

@@ -20,7 +20,7 @@ BACKENDS = {"reference": reference, "torchvision": torchvision_backend, "cpu": c
 
 
 def choose_backend(device: torch.device) -> ModuleType:
-    """Return the backend for tensors on `device`: the one in FASTRCNN_ROI_BACKEND, or the fastest one available.
+    """Return the backend for tensors on `device`: the one named in FASTRCNN_ROI_BACKEND, or the fastest available one.
 
     The choice is logged once. If our own kernel is not available, a warning with the reason is logged instead. Raises
     ValueError if the backend in FASTRCNN_ROI_BACKEND is unknown, and RuntimeError if it cannot run.

@@ -20,7 +20,7 @@ VALUES_PER_THREAD = 50_000  # pooling this many output values takes about as lon
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Load the kernel from this folder or from FASTRCNN_ROI_CPU_LIBRARY. Returns None if it was not built."""
+    """Load the kernel from this folder or from the path in FASTRCNN_ROI_CPU_LIBRARY. Returns None if this fails."""
     forced = os.environ.get("FASTRCNN_ROI_CPU_LIBRARY")
     found = [Path(forced)] if forced else sorted(Path(__file__).parent.glob("_roi_cpu*.so"))
     for path in found:

@@ -190,8 +190,8 @@ def _compiler() -> ctypes.CDLL:
 def target(major: int, minor: int) -> str:
     """Return the compilation target for a device of this compute capability, for example `sm_90`.
 
-    If the device is newer than NVRTC, return its newest PTX target, for example `compute_120`, which the driver
-    translates.
+    If NVRTC does not support the device, return the newest PTX target that both support, for example `compute_120`. The
+    driver translates PTX for the device.
     """
     compiler, count = _compiler(), ctypes.c_int()
     compiler.nvrtcGetNumSupportedArchs(ctypes.byref(count))
@@ -229,7 +229,7 @@ def compile_kernel(source: Path, arch: str, defines: Sequence[str]) -> tuple[byt
 
 
 def compile_options(arch: str, defines: Sequence[str]) -> list[str]:
-    """Return the compiler options.
+    """Return the compiler options. arch: see `target`. defines: macros, such as "VALUE=0".
 
     Division is exact and multiply-add is not fused, because one rounding error can move the edge of a bin by a cell.
     """
@@ -240,8 +240,8 @@ def compile_options(arch: str, defines: Sequence[str]) -> list[str]:
 def cached_kernel(source: Path, arch: str, defines: Sequence[str]) -> bytes:
     """Return the compiled code from the disk cache, or compile it.
 
-    The cache is the folder $XDG_CACHE_HOME/fastrcnn or ~/.cache/fastrcnn, with one file for each source, architecture
-    and set of options. If the folder is not writable, every process compiles the kernels again.
+    The cache is the folder $XDG_CACHE_HOME/fastrcnn or ~/.cache/fastrcnn, with one file for each source, NVRTC version,
+    architecture and set of options. If the folder is not writable, every process compiles the kernels again.
     """
     major, minor = ctypes.c_int(), ctypes.c_int()
     _compiler().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))

@@ -1,7 +1,7 @@
 """Non-maximum suppression of all boxes together or in groups, with torchvision's kernel.
 
-The operator is registered as torch.ops.fastrcnn.nms, so that torch.compile keeps it in the graph although the numbers
-of groups and of remaining boxes depend on the values.
+The operator is registered as torch.ops.fastrcnn.nms, so that torch.compile keeps it in the graph. Otherwise, the graph
+would break, because the numbers of groups and of remaining boxes depend on the values.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ torch.library.define("fastrcnn::nms", "(Tensor boxes, Tensor scores, Tensor grou
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Apply `batched_nms` to boxes that are all in one group."""
+    """Apply `batched_nms` to boxes (R, 4) with scores (R,) that are all in one group."""
     _check_boxes(boxes, scores=scores)
     return torch.ops.fastrcnn.nms(boxes, scores, torch.zeros_like(scores), _checked_threshold(iou_threshold))
 
 
 @also_called(idxs="groups")
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """Return the indices (M,) int64 of the remaining boxes, sorted by decreasing score.
+    """Return the indices (M,) int64 of the boxes that remain, sorted by decreasing score, then by index.
 
     boxes (R, 4) are half-open x1 y1 x2 y2 in pixels, converted to float32. scores have the shape (R,). groups (R,)
     separate the boxes: boxes of different groups do not suppress each other. A box is removed if its IoU with a
-    remaining, higher-scoring box of its group is at least `iou_threshold`, as in the author's code. torchvision's
-    functions remove it only if the IoU is greater than the threshold.
+    remaining box of its group that precedes it in this order is at least `iou_threshold`, as in the author's code.
+    torchvision's functions remove it only if the IoU is greater than the threshold.
 
     `idxs` is an alias of `groups`, as in torchvision. Raises TypeError or ValueError if an argument is invalid. The
     message begins with the name of the argument.
@@ -41,9 +41,9 @@ def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: fl
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """Apply `batched_nms` without checking the arguments. This function is the kernel of the operator."""
+    """Apply `batched_nms` without checking the arguments. This function implements torch.ops.fastrcnn.nms."""
     boxes, scores = boxes.float(), scores.float()
-    # The kernel computes float32 IoUs and tests for >. With the next smaller float32, this is >= iou_threshold.
+    # torchvision's kernel tests float32 IoUs for >. With the next smaller float32, this is >= iou_threshold.
     threshold = float(np.nextafter(np.float32(iou_threshold), np.float32(-np.inf)))
     order = groups.argsort(stable=True)  # members of a group are adjacent, so one synchronisation finds all groups
     sizes = groups[order].unique_consecutive(return_counts=True)[1].tolist()

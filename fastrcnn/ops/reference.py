@@ -1,5 +1,6 @@
 """The specification of RoI pooling in plain loops. All other backends must return exactly the same bits.
 
+Gradients on CUDA are an exception, because by default they are summed in an arbitrary order.
 Coordinates are float32, as in Caffe and torchvision. With 7 bins, the last bin of an RoI of 57 cells extends one cell
 beyond the RoI; exact arithmetic would not reproduce this.
 """
@@ -25,7 +26,10 @@ def round_half_away(x: float) -> int:
 
 
 def extent(start: float, end: float, scale: float, variant: str) -> tuple[int, int]:
-    """Return the first cell and the number of cells of an RoI along one axis, before clipping to the map."""
+    """Return the first cell and the number of cells of an RoI along one axis, before clipping to the map.
+
+    start, end: the coordinates of the RoI. scale: cells per pixel. Raises ValueError if the variant is unknown.
+    """
     a, b, s = np.float32(start), np.float32(end), np.float32(scale)
     with np.errstate(over="ignore"):  # overflow gives infinity, which `far` clamps
         if variant == "fast_rcnn":  # the end is inclusive
@@ -47,7 +51,7 @@ def far(x: np.float32) -> float:
 def bins(first: int, length: int, parts: int, cells: int, variant: str) -> Bins:
     """Return the half-open cell ranges of `parts` bins along one axis, clipped to a map of `cells` cells.
 
-    The bin is empty if its range is empty.
+    first, length: the result of `extent`. A range can be empty.
     """
     ranges = []
     for i in range(parts):
@@ -78,8 +82,9 @@ def roi_bins(
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
     """Pool `features` (N, C, H, W). Writes `out` (K, C, PH, PW) and, if given, `argmax` (K, PH, PW, C) int32.
 
-    The argmax is row * W + column of the cell with the maximum, or -1 for an empty bin. If several cells are equal, the
-    first one in row-major order is used. NaN is greater than every number, and the first NaN is used.
+    rois: (K, 5) float32 [batch index, x1, y1, x2, y2]. scale: cells per pixel. The argmax is row * W + column of the
+    cell with the maximum, or -1 for an empty bin. If several cells are equal, the first one in row-major order is used.
+    NaN is greater than every number, and the first NaN is used.
     """
     height, width = features.shape[2:]
     size = (out.shape[2], out.shape[3])

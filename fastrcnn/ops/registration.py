@@ -33,7 +33,7 @@ torch.library.define(
 
 
 def _format(features: Tensor) -> torch.memory_format:
-    """Return the memory format of `features`, which is also that of the output. Contiguous if both formats match."""
+    """Return channels_last if `features` has only this format, otherwise contiguous. The output has the same format."""
     if not features.is_contiguous() and features.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
     return torch.contiguous_format
@@ -89,10 +89,10 @@ def _roi_pool_backward(grad: Tensor, rois: Tensor, argmax: Tensor, *rest: Any) -
 
 
 class Pool(Function):
-    """The derivatives of roi_pool of every order. The backward is a scatter, and its derivative is a gather.
+    """roi_pool with derivatives of every order. The backward pass is a scatter, and its derivative is a gather.
 
-    An autograd.Function also supports forward mode and torch.func transforms. In these, an operator of torch.library
-    would have a zero derivative or none. `pool` selects the function or the operator.
+    An autograd.Function also supports forward mode and torch.func transforms. There, an operator of torch.library
+    would have a zero derivative or none. The function `pool` selects between this class and the operator.
     """
 
     generate_vmap_rule = True
@@ -126,7 +126,7 @@ class Pool(Function):
 
 
 class Scatter(Function):
-    """The derivatives of roi_pool_backward, which is linear in its first argument."""
+    """roi_pool_backward with derivatives of every order. It is linear in its first argument."""
 
     generate_vmap_rule = True
 
@@ -154,7 +154,7 @@ torch.library.register_autograd("fastrcnn::roi_pool_backward", Scatter.backward,
 
 
 def pool(features: Tensor, rois: Tensor, size: tuple[int, int], scale: float, variant: str, check: bool) -> Tensor:
-    """Return pooled features (K, C, PH, PW) that support the derivatives that are currently needed."""
+    """Return pooled features (K, C, PH, PW). Calls `Pool` for forward mode and torch.func, otherwise the operator."""
     transformed = _transformed(features)
     run = Pool.apply if transformed else torch.ops.fastrcnn.roi_pool
     return run(features, rois, *size, scale, variant, transformed or _requires_gradient(features), check)[0]

@@ -35,7 +35,7 @@ def roi_pool(
     variant        `fast_rcnn`, `partition` or `truncate`: see README.md
     out            a contiguous or channels_last tensor (K, C, PH, PW) for the result; does not support gradients
     check_values   False skips the check of `rois` for NaN, infinity and batch indices out of range, which synchronises
-                   on CUDA. An RoI with an invalid batch index is then pooled to 0
+                   on CUDA. The backends `cpu` and `cuda` then pool an RoI with an invalid batch index to 0
 
     Returns (K, C, PH, PW) with the dtype of `features`, channels_last if `features` is, otherwise contiguous. The
     result is differentiable with respect to `features`, any number of times. An empty bin is 0 and has no gradient. A
@@ -84,7 +84,7 @@ class RoIPool(nn.Module):
 
 
 def _max_roi_pool(features: Tensor, rois: Tensor, shape: tuple[int, ...], scale: float) -> Tensor:
-    """Add the pooling to the ONNX graph as one node during torch.onnx.export. Returns its output."""
+    """Add the pooling to the ONNX graph as one node during torch.onnx.export. Returns the pooled features."""
     # In ONNX both inputs have the same type. float32 represents half-precision features exactly, and RoIs need it.
     exact = torch.float64 if features.dtype == torch.float64 else torch.float32
     inputs = (features.to(exact), rois.to(exact))

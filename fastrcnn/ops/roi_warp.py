@@ -22,8 +22,9 @@ def roi_align(
 ) -> Tensor:
     """Call torchvision's `roi_align`. torchvision is imported at the first call, because the import is slow.
 
-    Only first derivatives in reverse mode are supported. torchvision raises an error for second derivatives. This
-    function raises an error for forward mode, because torchvision would return a derivative of zero.
+    For the arguments, see torchvision. Only first derivatives in reverse mode are supported. torchvision raises an
+    error for second derivatives. This function raises NotImplementedError for forward mode, because torchvision would
+    return a derivative of zero.
     """
     from torchvision.ops import roi_align as theirs
 

@@ -15,10 +15,10 @@ def for_classes(
 ) -> dict[str, Tensor]:
     """Convert the state dict of a detector from the classes `old` to the classes `new`.
 
-    The background and the classes that are in both lists keep their rows in the output layers and in the statistics of
-    the regression targets. Other rows are copied from `fresh`, the state dict of a newly initialised network with the
-    classes `new`. If the lists share no class, all rows are copied from `fresh`, because the trained background row
-    would dominate all scores. A class-agnostic box layer is kept.
+    `old` and `new` are lists of class names. The background and the classes that are in both lists keep their rows in
+    the output layers and in the statistics of the regression targets. Other rows are copied from `fresh`, the state
+    dict of a newly initialised network with the classes `new`. If the lists share no class, all rows are copied from
+    `fresh`, because the trained background row would dominate all scores. A class-agnostic box layer is kept.
     """
     shared = [name for name in new if name in old]
     to = [0, *(new.index(name) + 1 for name in shared)] if shared else []

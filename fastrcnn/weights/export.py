@@ -23,16 +23,16 @@ from fastrcnn.weights.pixels import CAFFE_MEAN, first_layer_for, means_apart
 from fastrcnn.weights.pretrained import AUTHORS_ROI_SIZE
 
 log = logging.getLogger(__name__)
-# A larger relative change of a layer's weights is logged. The limit is twice the maximum rounding error of float16
-# (11 bits), which only subnormal numbers exceed.
+# A larger relative change of a layer's weights is logged. The limit is twice the maximum relative rounding error of
+# normal float16 numbers, 2^-11. Only subnormal numbers have larger errors.
 LARGE_CHANGE = 2**-10
 
 
 def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -> None:
     """Write a .caffemodel for the author's code.
 
-    The layers have the names of the author's code, the input is BGR minus its PIXEL_MEANS, and the box
-    layer (bbox_pred) predicts targets that are not normalised, as in `snapshot` in its lib/fast_rcnn/train.py. The
+    The layers have the names of the author's code. The input is BGR minus the PIXEL_MEANS of this code. The box layer
+    (bbox_pred) predicts targets that are not normalised, as in `snapshot` in the author's lib/fast_rcnn/train.py. The
     standard deviations of the pixels, and a difference of the pixel means of up to one grey level, are folded into the
     first layer; see first_layer_for. SVM weights are written to cls_score, for the author's option TEST.SVM.
     """
@@ -78,9 +78,9 @@ def write_safetensors(
     source: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write the complete state dict, including buffers.
+    """Write the complete state dict, including buffers, as a .safetensors file.
 
-    metadata: see inference/description.py. dtype: see state_in.
+    metadata: see Description.metadata. dtype: see state_in.
     """
     safetensors_files.write(state_in(model, dtype, str(output)), metadata, output, source)
 
@@ -124,7 +124,7 @@ def write_torchvision(model: FastRCNN, output: Path, source: str | None = None) 
     if model.trunk.network is VGG16:
         convs = model.trunk.convs
         if any(convs[c.name].out_channels != c.channels for c in VGG16.convs):
-            problems.append("model.width: torchvision's VGG16 only has width 1")
+            problems.append(f"model.width={model.trunk.width:g}: torchvision's VGG16 exists only with width 1")
         elif (found := model.head.features) != (VGG16.fc6, VGG16.fc7):
             problems.append(f"model.head={list(found)}: torchvision's fc6 and fc7 have 4096 features")
         if any(name.endswith(".U.weight") for name in model.head.state_dict()):
@@ -159,8 +159,8 @@ def _state_for(
 ) -> dict[str, Tensor]:
     """Return the model's state dict with a first layer that expects pixels (RGB - mean) / std.
 
-    what: the format, for messages. sizes: the supported networks and the side of their pooled RoIs in bins. problems:
-    known reasons why the format cannot represent the network.
+    what: the format, for messages. sizes: for each supported network, the number of bins along a side of a pooled RoI.
+    problems: known reasons why the format cannot represent the network.
     Raises UserError if `problems` is not empty or if the network or its pixel normalisation is not supported.
     """
     model = fold_map_scale(model)
@@ -174,7 +174,7 @@ def _state_for(
         unlike = (
             (bool(model.trunk.norms), "model.batch_norm=true: the format does not support batch normalisation"),
             (found != last, f"model.roi_features=[{found}]: the format only supports pooling from {last}"),
-            (model.roi_size != size, f"model.roi_size={model.roi_size}: fc6 expects {bins}"),
+            (model.roi_size != size, f"model.roi_size={model.roi_size}: the format only supports {bins}"),
         )
         problems = [text for differs, text in unlike if differs] + problems
     if apart > 1:  # grey level; the means of torchvision and Caffe differ by 0.90

@@ -23,8 +23,8 @@ SHAPE = "different shape"
 class Fit:
     """The result of `fit`.
 
-    used: tensors to load into the model. fresh: for each other layer before the outputs, the reason why it keeps its
-    initial values. problems: differences from the model that must not occur. If there are any, nothing should be
+    used: tensors to load into the model. fresh: the other layers before the outputs, which keep their initial values,
+    each with the reason. problems: differences from the model that must not occur. If there are any, nothing should be
     loaded.
     """
 
@@ -49,14 +49,14 @@ def fit(model: FastRCNN, state: Mapping[str, Tensor]) -> Fit:
     unknown = [k for k in state if CAFFE_TRUNK.match(k)]
     problems = [f"{k}: not in the model" for k in unknown] + misfits(used, _part(wanted, "trunk", *pixels))
     fresh: dict[str, str] = {}
-    below = ""  # the reason why the layers above are not used
+    below = ""  # the reason why the following layers are not used
     for layer in ABOVE:
         name, ours, theirs = layer.removeprefix("head."), _part(wanted, layer), _part(state, layer)
         if not ours:
             below = f"{name} is in the file but not in the model" if theirs else below
         elif not theirs:
             fresh[name] = "not in the file"
-            below = below or (f"{name} is new" if layer != "reduce" or "map_scale" in state else "")
+            below = below or (f"{name} is also initialised" if layer != "reduce" or "map_scale" in state else "")
         elif below:
             fresh[name] = below
         elif ours.keys() != theirs.keys():
@@ -64,7 +64,7 @@ def fit(model: FastRCNN, state: Mapping[str, Tensor]) -> Fit:
         elif other := [k for k in ours if ours[k].shape != theirs[k].shape]:
             shapes = (tuple(t[other[0]].shape) for t in (theirs, ours))
             fresh[name] = "{} in the file: {}, expected {}".format(SHAPE, *shapes)
-            below = f"{name} is new"
+            below = f"{name} is also initialised"
         else:
             problems += misfits(theirs, ours)
             used |= theirs
@@ -74,7 +74,7 @@ def fit(model: FastRCNN, state: Mapping[str, Tensor]) -> Fit:
         used["map_scale"] = state["map_scale"]
         problems += misfits({"map_scale": used["map_scale"]}, {"map_scale": torch.ones(len(model.strides))})
     elif model.map_scale is not None:
-        problems.append("the layer above the feature maps was trained on unscaled maps: remove model.scale_maps")
+        problems.append("the first layer after the feature maps was trained on unscaled maps: remove model.scale_maps")
     return Fit(used, fresh, problems)
 
 
@@ -106,14 +106,14 @@ def layers(state: Iterable[str]) -> list[str]:
 
 
 def few(names: Sequence[str], most: int = 8) -> str:
-    """Join names. If there are more than `most`, show only the first two, the last, and the number of names."""
+    """Join names, or return "none". Of more than `most` names, show the first two, the last, and their number."""
     if len(names) > most:
         return f"{names[0]}, {names[1]} ... {names[-1]} ({len(names)})"
     return ", ".join(names) or "none"
 
 
 def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Return the differences in names, shapes and dtypes between a state dict and the state dict `wanted` of a network.
+    """Return a line for each difference in names, shapes or dtypes between a state dict and the expected one, `wanted`.
 
     `num_batches_tracked` can be missing, because files from before 2018 do not contain it.
     """
@@ -132,13 +132,13 @@ def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
 
 
 def in_lines(problems: Sequence[str], most: int = 12) -> str:
-    """Format the first `most` problems, one per line."""
+    """Format the first `most` problems, one per line, and the number of the others."""
     lines = [f"  {problem}" for problem in problems[:most]]
     return "\n".join([*lines, *([f"  and {len(problems) - most} more"] if len(problems) > most else [])])
 
 
 def unusable(state: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of tensors with invalid values, with the reason.
+    """Return a line for each tensor with invalid values: its name and the reason.
 
     Values must be finite in float32, variances must not be negative, and scale factors and standard deviations must be
     positive.

@@ -1,4 +1,4 @@
-"""Translate layer names of other programs for VGG16, VGG_CNN_M_1024 and CaffeNet to the names in this project."""
+"""Translate layer names of other programs for VGG16, VGG_CNN_M_1024 and CaffeNet to the names of this project."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KERAS = re.compile(r"(?:.*[./])?block([1-5])_conv([1-9])[._/](weight|kernel|W|bi
 
 
 def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the layers of a state dict from Caffe, torchvision, SSD or Keras names to the names in this project.
+    """Rename the layers of a state dict from Caffe, torchvision, SSD or Keras names to the names of this project.
 
     Names of this project and layers other than the trunk, fc6, fc7, cls_score and bbox_pred are unchanged. The
     batch normalisation of torchvision's vgg16_bn is supported. If fc6 and fc7 are convolutions, their weights are
@@ -47,7 +47,7 @@ def translate(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def is_ours(state: Mapping[str, Tensor]) -> bool:
-    """Return whether the layers have the names in this project."""
+    """Return whether the layers have the names that this project uses."""
     return any(key.startswith("trunk.convs.") for key in state)
 
 
@@ -62,7 +62,7 @@ def from_keras(state: Mapping[str, Tensor]) -> bool:
 
 
 def _torchvision_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map torchvision's layer names to the names in this project, by the order of the layers.
+    """Map torchvision's layer names to the names of this project, by the order of the layers.
 
     The indices in the names differ between files: the layers of `classifier` have the indices 0 and 3 in torchvision's
     files, and 1 and 4 in some files that were converted from Caffe.

@@ -21,7 +21,7 @@ from fastrcnn.model.fast_rcnn import IMAGENET_MEAN, IMAGENET_STD, FastRCNN
 
 @dataclass(frozen=True)
 class Pixels:
-    """A pixel normalisation. mean, std: in RGB order, for values from 0 to 255. turned: whether conv1_1 expects BGR."""
+    """A pixel normalisation. mean, std: RGB, for values from 0 to 255. turned: whether the weights expect BGR."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -60,7 +60,7 @@ KNOWN = (
 def recognise(weight: Tensor, bias: Tensor) -> str | None:
     """Return the key in PIXELS for published weights, or None for other weights.
 
-    weight, bias: of the first convolution; (64, 3, 3, 3) and (64,) for VGG16.
+    weight, bias: the parameters of the first convolution; (64, 3, 3, 3) and (64,) for VGG16.
     """
     if weight.shape[1:] != (3, 3, 3) or len(bias) < len(KNOWN[0].bias):
         return None
@@ -76,17 +76,17 @@ def recognise(weight: Tensor, bias: Tensor) -> str | None:
 def decide(asked: str, weight: Tensor, bias: Tensor, from_caffe: bool) -> tuple[str, str]:
     """Return the key in PIXELS for weights, and the reason for the choice.
 
-    asked: the key to return, or "auto". weight, bias: of the first convolution. from_caffe: whether the layers have
-    Caffe's names.
+    asked: the key to return, or "auto". weight, bias: the parameters of the first convolution. from_caffe: whether the
+    layers have the names of Caffe or Keras, whose VGG16 weights were trained in Caffe.
     """
     recognised = recognise(weight, bias)
     if asked != "auto":
-        other = f", although the first layer has the values of {recognised}" if recognised not in (None, asked) else ""
+        other = f", although the first layer was recognised as {recognised}" if recognised not in (None, asked) else ""
         return asked, f"set by model.pixels{other}"
     if recognised is not None:
         return recognised, "recognised by the values of the first layer"
     if from_caffe:
-        return "caffe_bgr", "the layers have Caffe's names"
+        return "caffe_bgr", "the layers have the names of Caffe or Keras"
     return "imagenet_rgb", "the weights are unknown; if they were trained in Caffe, set model.pixels=caffe_bgr"
 
 

@@ -18,7 +18,7 @@ from fastrcnn.weights.names import OUTPUTS, from_caffe, from_keras, is_ours, tra
 from fastrcnn.weights.pixels import PIXELS, decide
 
 log = logging.getLogger(__name__)
-PARTS = ("trunk.", "head.")  # prefixes of the layers below the output layers
+PARTS = ("trunk.", "head.")  # prefixes of the layers before the output layers
 KNOWN = (
     "no layer has the name of a VGG16 convolution in torchvision (features.0), SSD (0), Caffe (conv1_1), Keras "
     "(block1_conv1) or this project (trunk.convs.conv1_1)"
@@ -94,8 +94,8 @@ def load_pretrained(model: FastRCNN, state: dict[str, Tensor], source: str, pixe
 
     state: a state dict with the layer names of Caffe, of this project or, for VGG16, of torchvision, SSD or Keras.
     pixels: see pixels.decide. If it is "auto", weights of this project are used with the normalisation that they
-    contain. Returns the other layers below the outputs, which keep their initial values: a dictionary of names and
-    reasons. Raises UserError if the weights contradict the model; nothing is loaded in this case.
+    contain. Returns the other layers before the outputs, which keep their initial values: a dictionary of names and
+    reasons. Raises UserError, and loads nothing, if the weights contradict the model or contain invalid values.
     """
     named = translate(state)
     found = fit(model, named)
@@ -163,7 +163,7 @@ def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> Non
 
     Before saving, the author's code multiplies bbox_pred by the standard deviations of the regression targets and adds
     their means (`snapshot` in lib/fast_rcnn/train.py). Therefore `delta_mean` is set to 0 and `delta_std` to 1.
-    Raises UserError if the weights contradict the model.
+    Raises UserError if the weights contradict the model or contain invalid values.
     """
     named = translate(state)
     wanted = {k: v for k, v in model.state_dict().items() if k.startswith((*PARTS, *OUTPUTS))}
@@ -185,7 +185,7 @@ def _load(
     pixels: str,
     caffes: bool,
 ) -> None:
-    """Load a state dict with our names, and its pixel normalisation, into `model`.
+    """Load a state dict with the layer names of this package, and its pixel normalisation, into `model`.
 
     fits: advice for the error message. caffes: whether the layers had the names of Caffe or Keras. Raises UserError if
     `problems` is not empty or a tensor contains invalid values.

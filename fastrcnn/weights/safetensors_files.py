@@ -16,7 +16,7 @@ from fastrcnn.files import write_derived
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors (on the CPU) and the metadata of a file. Raises UserError if the file is invalid."""
+    """Return the tensors (on the CPU) and the metadata of a file. Raises UserError if the file cannot be read."""
     try:
         from safetensors import SafetensorError, safe_open
         from safetensors.torch import load_file
@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write(state: Mapping[str, Tensor], metadata: Mapping[str, str], output: Path, source: str | None = None) -> None:
-    """Write tensors and metadata to `output`. source: see write_derived. Raises UserError if that is not possible."""
+    """Write tensors and metadata to `output`. source: see write_derived. Raises UserError if writing fails."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import save_file

@@ -93,7 +93,7 @@ def _archive(file: BinaryIO, size: int) -> Any:
 
 
 def _legacy(file: BinaryIO, size: int) -> Any:
-    """Read the format before torch 1.6: pickles of magic number, version, system, content and keys, and storages."""
+    """Read the format before torch 1.6: pickles of magic number, version, system, content, and keys; then storages."""
     pickles = io.BytesIO(file.read(LARGEST_PICKLE))
     storages = _Storages(size)
     magic, _, machine, content, keys = (load_pickle(pickles, ADMITTED, storages.find) for _ in range(5))
@@ -116,7 +116,7 @@ def _read_into(values: Tensor, file: BinaryIO) -> None:
 
 
 class _Storages:
-    """The storages (N,) that a file references by key. They are allocated here, and their values are read later.
+    """The storages, tensors (N,), that a file references by key. They are allocated here; their values are read later.
 
     size: maximum total size of the storages in bytes.
     """
@@ -135,7 +135,7 @@ class _Storages:
         if key not in self.by_key:
             self.left -= numel * dtype.itemsize
             if self.left < 0:
-                raise RefusedError(f"a storage of {numel:,} {dtype} numbers, more than the file contains")
+                raise RefusedError(f"a storage whose {numel:,} {dtype} numbers do not fit in the file")
             self.by_key[key] = torch.empty(numel, dtype=dtype, device="cpu")
         if (self.by_key[key].dtype, len(self.by_key[key])) != (dtype, numel):
             raise RefusedError("a storage with conflicting types or sizes")

@@ -180,7 +180,7 @@ def test_a_training_begins_from_a_caffemodel(
         *FAST,
     )
     assert (status, "Traceback" in err) == (0, False)
-    assert "pixel normalisation is caffe_bgr (the layers have Caffe's names)" in caplog.text
+    assert "pixel normalisation is caffe_bgr (the layers have the names of Caffe or Keras)" in caplog.text
     state = checkpoint.load(checkpoint.resolve(Path("run")))["model"]
     assert torch.equal(state["trunk.convs.conv1_1.weight"].flip(1), torch.from_numpy(weights["conv1_1.weight"]))
     assert state["pixel_mean"].flatten().tolist() == pytest.approx([122.7717, 115.9465, 102.9801])

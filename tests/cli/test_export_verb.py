@@ -267,7 +267,7 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
         (["checkpoint=run", "format=torchvision", "output=there.pth"], ["there.pth already exists"]),
         (
             ["checkpoint=run", "format=torchvision"],
-            ["model.width: torchvision's VGG16 only has width 1", "Use format=safetensors"],
+            ["torchvision's VGG16 exists only with width 1", "Use format=safetensors"],
         ),
         (["checkpoint=run", "format=caffemodel", "output=there.pth/x.caffemodel"], ["cannot be written"]),
         (

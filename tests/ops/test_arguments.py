@@ -26,7 +26,7 @@ WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "features: expected a tensor, got ndarray", {"features": GOOD.numpy()}),
     (ValueError, "rois: expected the shape (K, 5), got (1, 4)", {"rois": ROI[:, 1:]}),
     (TypeError, "rois: expected a floating-point dtype, got torch.int64", {"rois": ROI.long()}),
-    (ValueError, "rois: expected one tensor for each of 2 images, got 1", {"rois": [ROI[:, 1:]]}),
+    (ValueError, "rois: expected one tensor per image, got 1 for 2 image(s)", {"rois": [ROI[:, 1:]]}),
     (ValueError, "rois[1]: expected the shape (K, 4), got (1, 5)", {"rois": [ROI[:, 1:], ROI]}),
     (TypeError, "rois: expected a tensor or a list of tensors, got str", {"rois": "boxes"}),
     (ValueError, "rois: expected a tensor on cpu, the device of features, got meta", {"rois": ROI.to("meta")}),

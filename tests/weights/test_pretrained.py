@@ -251,7 +251,7 @@ def in_torchvisions_plain_names(
         (UNKNOWN, "auto", RGB_MEAN, 57.12, False, "if they were trained in Caffe, set model.pixels=caffe_bgr"),
         ((CAFFE, UNKNOWN[1]), "auto", RGB_MEAN, 57.12, False, "the weights are unknown"),
         (UNKNOWN, "caffe_bgr", CAFFE_RGB_MEAN, 1, True, "caffe_bgr (set by model.pixels)"),
-        (CAFFE_BGR, "imagenet_rgb", RGB_MEAN, 57.12, False, "although the first layer has the values of caffe_bgr"),
+        (CAFFE_BGR, "imagenet_rgb", RGB_MEAN, 57.12, False, "although the first layer was recognised as caffe_bgr"),
     ],
 )
 @pytest.mark.parametrize("places", [(0, 3, 6), (1, 4, 6)])

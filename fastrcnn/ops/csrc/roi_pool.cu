@@ -203,7 +203,7 @@ extern "C" __global__ void roi_pool_backward(const Sum* grad, const float* rois,
 }
 
 // Computes the same sums in the fixed order of the reference: RoI by RoI, then bin by bin. Each block owns up to TILE
-// cells of one row of one image, and each thread one channel of these cells. It loops over all RoIs that reach the row.
+// cells of one row of one image, and each thread one channel of these cells. It skips RoIs that do not reach the row.
 // Every cell of `total` is written, so it does not need to be zeroed.
 // Grid: x is image, row and tile; y is a range of THREADS channels.
 extern "C" __global__ void roi_pool_backward_in_order(const Sum* grad, const float* rois, const int* argmax, int count,

@@ -2,12 +2,13 @@
 // Huttenlocher (IJCV 2004). fastrcnn/proposals/kernel.py calls the plain C interface at the end of this file through
 // ctypes. This file does not depend on torch or Python.
 //
-// The results are the same as OpenCV's, but work that OpenCV repeats is done only once:
-//  - Edges are sorted once per colour image instead of once per k.
+// The results are the same as OpenCV's unless several edges or similarities are equal. Work that OpenCV repeats is done
+// only once:
+//  - Edges are sorted once per colour image instead of once per k (the scale parameter of the segmentation).
 //  - The segmentation that all k have in common is computed once.
-//  - Gradients are computed once per plane, and histograms once per part. A part is not divided by any k.
+//  - Gradients are computed once per plane, and histograms once per part, which is a set of pixels that no k divides.
 //  - All similarity measures start from the same histograms.
-// Pairs of neighbours are merged in the order of a heap.
+// A heap selects the most similar pair of neighbours, which is merged next.
 
 #include <math.h>
 #include <stddef.h>
@@ -48,7 +49,8 @@ struct Search {
     const uint8_t* texture;
 };
 
-// An arena allocator. A Mark frees everything allocated after it, and the memory is reused for the thread's next image.
+// An arena allocator. The destructor of a Mark frees everything allocated after the Mark was created. The memory is
+// reused for the thread's next image.
 class Arena {
 public:
     ~Arena() { release(); }

@@ -8,7 +8,7 @@ namespace LEVEL {
 namespace {
 
 // The number of planes that are filtered together, which is the number of floats in a register. Compilers split longer
-// vectors, some of them into single numbers.
+// vectors; some compilers split them into single numbers.
 constexpr int LANES = LANE_BYTES / 4;
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
@@ -768,8 +768,8 @@ struct Neighbour {
     int32_t segment, next;  // next: index of the list's next entry, or -1
 };
 
-// Merges the most similar neighbours by one similarity measure until one segment is left. Of equal similarities, the
-// one with the newest segment comes first. Adds the box of every segment to `found`.
+// Merges the most similar neighbours by one similarity measure until one segment is left. Of pairs with the same
+// similarity, the pair with the newest segment is merged first. Adds the box of every segment to `found`.
 void group(const Search& s, const Start& start, int measures, const float* colours, const float* textures, Arena& arena,
            Found& found) {
     const Arena::Mark mark(arena);
