@@ -65,7 +65,7 @@ def file_problems(records: Sequence[Record], root: Path) -> list[Problem]:
 
 
 def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str, test: str) -> list[Problem]:
-    """Return a problem for each class whose name cannot be used in result files for the split `test`.
+    """Return a problem for each class whose name cannot be part of the name of a comp4 file for the split `test`.
 
     Each problem refers to the first object of the class, or to `lists` (a path) if the class has no object.
     """

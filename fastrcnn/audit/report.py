@@ -45,7 +45,7 @@ class Split:
     negatives: int  # usable images without an object
     objects: int
     difficult: int
-    truncated: int  # number of objects that are marked as truncated
+    truncated: int  # number of objects marked as truncated, usable or not
     classes: dict[str, ClassCount]
 
 

@@ -198,7 +198,7 @@ def _outline(name: str) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, size: tuple[int, int], placed: list[_Placed]) -> _Placed | None:
-    """Return a random object that leaves at least 75 % (or 25 %) of each object visible, or None if it does not fit."""
+    """Return a random object, or None if no place leaves 75 % (in every tenth call, 25 %) of each object visible."""
     name = CLASSES[rng.integers(len(CLASSES))]
     largest = min(LARGEST, 0.7 * min(size))
     side = rng.uniform(TINY, SMALLEST) if rng.random() < 0.04 else np.exp(rng.uniform(*np.log((SMALLEST, largest))))

@@ -105,8 +105,8 @@ def to_float(text: str) -> float:
 def enclosing(box: Box, shown: str, degrees: float, size: tuple[float, float]) -> tuple[Box, str]:
     """Return the axis-aligned bounding box of a half-open box rotated about its centre, and a message about it.
 
-    shown: the box as written in the file. size: width and height of the image. If the result overlaps the image, it is
-    clipped to it.
+    shown: the box as written in the file. size: width and height of the image. A result that overlaps the
+    image is clipped to it.
     """
     x1, y1, x2, y2 = box
     cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
