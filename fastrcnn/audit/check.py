@@ -1,7 +1,7 @@
 """Read all annotations, images and proposals of a data set once, on all cores.
 
-The result of reading an image is a `Record`. `report.py` computes the report from all records. Reading continues after
-a bad file, and nothing is written.
+The result of reading an image is a `Record`. `report.py` computes the report from all records. Errors in files are
+recorded and do not stop reading. Nothing is written.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from fastrcnn.proposals.generate import start_worker
 from fastrcnn.proposals.store import ProposalStore
 from fastrcnn.settings import SolverSettings
 
-CHUNK = 16  # images that a worker process receives at a time
+CHUNK = 16  # number of images that a worker process receives at a time
 COLOURS = {"1": "gray", "L": "gray", "LA": "gray", "P": "palette", "CMYK": "CMYK", "RGBA": "RGBA", "I": "16-bit"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The training settings that affect the check. Fields have the names of the configuration keys."""
+    """The training settings that affect the check. Fields without a comment are named after their configuration key."""
 
     max_proposals: int | None = 2000
     use_difficult: bool = True
@@ -50,29 +50,29 @@ class Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """An image to read."""
+    """An image of a split that is to be read."""
 
     role: str  # train, val or test
     split: str
-    source: Path  # a folder in VOC layout, or an annotation file of several images
+    source: Path  # the folder of a data set in VOC layout, or an annotation file of several images
     image_id: str
     store: Path | None = None  # the proposal store of the split
-    image: Annotated | None = None  # None for VOC layout, whose XML file is read together with the image
+    image: Annotated | None = None  # None for VOC layout; the XML file is then read together with the image
 
 
 @dataclass
 class Record:
-    """The result of reading one image."""
+    """The result of reading one image with its annotation and proposals. G: number of usable objects."""
 
     task: Task
     image: Annotated
-    objects: list[AnnotatedObject]  # the G usable objects
+    objects: list[AnnotatedObject]  # the usable objects
     problems: list[Problem]
     stored: Stored | None = None  # properties of the image file; None if it cannot be decoded
     turn: int = 1  # EXIF orientation that is applied when the image is read
     digest: bytes = b""  # SHA-256 of the image file
     proposals: int | None = None  # number of proposals that training uses; None if none could be read
-    best: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (G,) float64, IoU with the best proposal
+    best: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (G,) float64, best IoU of each object
     foreground: int = 0  # number of RoIs, including ground-truth boxes, that can be sampled as foreground
     background: int = 0  # number of RoIs that can be sampled as background
 
@@ -114,7 +114,7 @@ class Record:
 
 
 def sort_out(image: Annotated, training: bool) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """Return the usable objects and all problems of an image. training: whether the image is in a training split."""
+    """Return the usable objects and all problems of an image. training: whether it is in a training split."""
     problems, usable = list(image.problems), []
     for o in image.objects or ():
         if note := o.flag_note(training):
@@ -127,10 +127,10 @@ def sort_out(image: Annotated, training: bool) -> tuple[list[AnnotatedObject], l
 
 
 def read_all(tasks: Sequence[Task], settings: Settings, workers: int | None = None) -> list[Record]:
-    """Read all images in `workers` processes (default: one per core). Records are in the order of the tasks.
+    """Read the images of all tasks in `workers` processes (default: one per core). Records are in the order of tasks.
 
     Raises UserError if a proposal store cannot be opened or a worker process dies. A script that calls this function
-    needs the guard `if __name__ == "__main__":`.
+    must do so below `if __name__ == "__main__":`.
     """
     refuse_import()
     return list(progress(_records(tasks, settings, workers or cores()), len(tasks), "checking"))
@@ -153,7 +153,7 @@ def _start() -> None:
 
 
 def read_one(task: Task, settings: Settings, stores: Mapping[Path, ProposalStore]) -> Record:
-    """Read an image, its annotation and its proposals. Errors are recorded as problems of the returned record."""
+    """Read an image, its annotation and its proposals. Errors are added to `problems` of the result."""
     image = task.image or next(read_voc(task.source, [task.image_id], first_pixel=settings.first_pixel))
     record = Record(task, image, *sort_out(image, task.role == "train"))
     if not {p.kind for p in record.problems} & {"missing_image", "link"}:
@@ -186,11 +186,11 @@ def _read_proposals(record: Record, store: ProposalStore, settings: Settings) ->
     image_id, image, solver = record.task.image_id, record.image, settings.solver
     if image_id not in store:
         kind = "left_out" if settings.leave_out_missing else "no_proposals"
-        record.report(kind, image.path, f"{store.path} has no proposals for '{image_id}'.")
+        record.report(kind, image.path, f"{store.path} contains no proposals for '{image_id}'.")
         return
     (height, width), size = store.size(image_id), record.size or image.size
     if size and (width, height) != size:
-        what = f"the store was made for an image '{image_id}' of {width} x {height} pixels, but the image has "
+        what = f"the proposals of '{image_id}' are for an image of {width} x {height} pixels, but the image has "
         what += f"{size[0]} x {size[1]}."
         record.report("proposal_size", store.path, what)
         return
@@ -198,7 +198,7 @@ def _read_proposals(record: Record, store: ProposalStore, settings: Settings) ->
     sound, _, counts = clean(found, height, width)
     if counts.dropped or counts.clipped:
         number = counts.dropped + counts.clipped
-        what = f"'{image_id}': {number} boxes are not finite, are inverted, or extend beyond the image."
+        what = f"'{image_id}': {number} box(es) are not finite, are inverted, or extend beyond the image."
         record.report("bad_proposals", store.path, what)
     boxes, trained = record.boxes, [o.trained_on(settings.use_difficult) for o in record.objects]
     overlaps = box_ops.iou(torch.from_numpy(boxes).double(), torch.from_numpy(sound).double())

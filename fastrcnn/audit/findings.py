@@ -1,4 +1,4 @@
-"""Build the report from all records. It includes problems that are found only by comparing several images."""
+"""Build the report of a data set, including the problems that are found only by comparing several images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FEW_BACKGROUND = 0.1  # a larger share of training images with too few backgroun
 def make_report(
     records: Sequence[Record], problems: Sequence[Problem], name: str, root: str, classes: list[str], settings: Settings
 ) -> Report:
-    """Return the report of a data set. problems: problems to include, such as the result of `file_problems`."""
+    """Return the report of a data set. problems: further problems to include, such as those of `file_problems`."""
     unread = any(p.kind in UNREAD for p in problems)
     known = [statistics.known_only(r, classes) for r in records]
     stores = [ProposalStore(path) for path in dict.fromkeys(r.task.store for r in records) if path is not None]
@@ -55,7 +55,7 @@ def make_report(
 
 
 def file_problems(records: Sequence[Record], root: Path) -> list[Problem]:
-    """Return the problems that were found while reading the files. Problems with the same cause are merged."""
+    """Return the problems that `check.py` found while it read the files. Problems with the same cause are merged."""
     found = []
     for source in dict.fromkeys(r.task.source for r in records):
         of_source = [r for r in records if r.task.source == source]
@@ -65,9 +65,9 @@ def file_problems(records: Sequence[Record], root: Path) -> list[Problem]:
 
 
 def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str, test: str) -> list[Problem]:
-    """Return a problem for each class whose name cannot be used in result files for the split `test`.
+    """Return a problem for each class whose name cannot be part of the name of a comp4 file for the split `test`.
 
-    Each problem refers to the first object of the class, or to `lists` if the class has no object.
+    Each problem refers to the first object of the class, or to `lists` (a path) if the class has no object.
     """
     first = {o.name: o for r in reversed([*records]) for o in reversed(r.objects)}
     problems = []
@@ -81,10 +81,10 @@ def class_findings(records: Iterable[Record], classes: Sequence[str], lists: str
 def findings(
     records: Sequence[Record], classes: Sequence[str], lists: str, settings: Settings, unread: bool = False
 ) -> list[Problem]:
-    """Return all problems except those of proposals.
+    """Return the problems that concern classes, splits or several images, except those of proposals.
 
-    lists: the location of the splits, for messages. unread: whether some annotations could not be read, so that objects
-    may be missing.
+    lists: the folder or file with the splits, for messages. unread: some annotations could not be read, so objects can
+    be missing.
     """
     known, kind = set(classes), "other_classes" if settings.leave_out_others else "unknown_class"
     others = [o for r in records for o in r.objects if o.name not in known]
@@ -102,7 +102,7 @@ def findings(
 
 
 def proposal_findings(records: Sequence[Record], stores: Iterable[ProposalStore]) -> list[Problem]:
-    """Return the problems of the proposals."""
+    """Return the problems of the proposal stores, and of images and objects without proposals."""
     problems = []
     ids = {r.task.image_id for r in records}
     for store in stores:
@@ -124,7 +124,7 @@ def proposal_findings(records: Sequence[Record], stores: Iterable[ProposalStore]
 
 
 def _sum_up(kind: str, records: Sequence[Record], counts: Sequence[int], what: str) -> list[Problem]:
-    """Return one problem for all images with a count above 0. It names the file of the first of these images."""
+    """Return one problem for all images with a count above 0, at the path of the first of them; [] if there is none."""
     images = [r.image for r, n in zip(records, counts, strict=True) if n]
     if not images:
         return []
@@ -137,9 +137,9 @@ def _of_images(records: Sequence[Record]) -> list[Problem]:
     negative = [r.image.size is not None and not r.objects and not r.problems for r in records]
     escaped = [comp4_id(r.task.image_id) != r.task.image_id for r in records]
     problems = [
-        *_sum_up("clipped", records, clipped, "{n} box(es) in {images} image(s) were clipped."),
+        *_sum_up("clipped", records, clipped, "{n} box(es) in {images} image(s) are clipped."),
         *_sum_up("negative", records, negative, "{n} image(s) have no object."),
-        *_sum_up("escaped_id", records, escaped, "{n} id(s) contain a space or a %."),
+        *_sum_up("escaped_id", records, escaped, "{n} id(s) contain a space, a % or a byte that is not UTF-8."),
     ]
     for colour in sorted({r.colour for r in records} - {"RGB"}):
         problems += _sum_up(
@@ -196,10 +196,10 @@ def _zero_based(records: Sequence[Record]) -> list[Problem]:
     for image in (r.image for r in records):
         at_end += sum(o.box[2] >= image.width or o.box[3] >= image.height for o in image.objects or ())
     rest = (
-        f"However, {at_end} box(es) have xmax or ymax equal to the image's width or height, so x2 and y2 may be "
+        f"However, {at_end} box(es) have xmax or ymax at or above the image's width or height, so xmax and ymax may be "
         "exclusive, or the data set mixes files with different conventions."
         if at_end
-        else "No box reaches the image's last column or row, so the whole data set seems to be zero-based."
+        else "All xmax and ymax are below the image's width and height, so the whole data set seems to be zero-based."
     )
     what = "{n} box(es) in {images} file(s) start at 0, but the first pixel is 1 in VOC. "
     return _sum_up("zero_based", records, at_zero, what + rest)
@@ -236,7 +236,7 @@ def _rare_classes(
     for name in classes:
         train, test = counts["train"][name], counts["test"][name]
         if train == 0:
-            what = f"'{name}' has {test} test object(s) but no training object."
+            what = f"'{name}' has no training object, but {test} in the validation and test splits."
             problems.append(Problem("test_only", lists, what))
         elif train < FEW_OBJECTS:
             problems.append(Problem("few_objects", lists, f"'{name}' has {train} training object(s)."))
@@ -244,7 +244,7 @@ def _rare_classes(
 
 
 def _without_truth(records: Sequence[Record], classes: Sequence[str], lists: str, unread: bool) -> list[Problem]:
-    """Return a problem if no test image has an object that counts in the evaluation."""
+    """Return a problem if no test image has an object that the evaluation counts, otherwise an empty list."""
     test = [r for r in records if r.task.role == "test"]
     if not test or (unread and not any(r.objects for r in test)):
         return []

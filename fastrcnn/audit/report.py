@@ -20,7 +20,7 @@ CELL = 16  # pixels of the scaled image per conv5_3 cell
 
 @dataclass(frozen=True)
 class Range:
-    """Minimum, median and maximum of a set of numbers, or None if the set is empty."""
+    """The minimum, median and maximum of a set of numbers. All are None if the set is empty."""
 
     min: float | None
     median: float | None
@@ -45,7 +45,7 @@ class Split:
     negatives: int  # usable images without an object
     objects: int
     difficult: int
-    truncated: int
+    truncated: int  # number of objects marked as truncated, usable or not
     classes: dict[str, ClassCount]
 
 
@@ -66,19 +66,19 @@ class Images(Sizes):
 class Boxes(Sizes):
     sizes: dict[str, int]  # number of small, medium and large boxes; the limits are 32 x 32 and 96 x 96 pixels
     below_cell: dict[str, int]  # short side of the scaled image -> number of boxes with a side below CELL pixels
-    clipped: int
+    clipped: int  # number of boxes that extend beyond the image
 
 
 @dataclass(frozen=True)
 class ProposalStatistics:
-    """The number of proposals and their recall, over all splits that have proposals."""
+    """The number of proposals and their recall, over all images with proposals."""
 
     stores: list[str]
     images: int
-    fewest: int
+    fewest: int  # smallest, mean and largest number of proposals per image
     mean: float
     most: int
-    all: Recall
+    all: Recall  # over all objects; the next fields: by split, class and size
     splits: dict[str, Recall]
     classes: dict[str, Recall]
     sizes: dict[str, Recall]
@@ -101,7 +101,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Report:
-    """The complete report; see `to_json` for the file format."""
+    """The complete report of a data set. `to_json` converts it to the contents of report.json."""
 
     name: str
     root: str
@@ -129,14 +129,14 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def known_only(record: Record, classes: Sequence[str]) -> Record:
-    """Return the record without objects of unknown classes, because training ignores them too."""
+    """Return the record without objects whose class is not in `classes`, because training does not use them."""
     kept = [o.name in classes for o in record.objects]
     objects = [o for o in record.objects if o.name in classes]
     return replace(record, objects=objects, best=record.best if record.proposals is None else record.best[kept])
 
 
 def split(records: Sequence[Record], classes: Sequence[str]) -> Split:
-    """Return the counts of the split that all records belong to."""
+    """Return the counts of one split. All records must belong to this split."""
     usable = [r for r in records if r.usable]
     objects = Counter(o.name for r in usable for o in r.objects)
     difficult = Counter(o.name for r in usable for o in r.objects if o.difficult)
@@ -182,7 +182,7 @@ def boxes(records: Sequence[Record], short_sides: Iterable[int], long_side: int)
 
 
 def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequence[str]) -> ProposalStatistics | None:
-    """Return the number of proposals and their recall, or None if no image has proposals."""
+    """Return statistics of the proposals, or None if no image has proposals. stores: paths of the proposal files."""
     having = [r for r in records if r.proposals is not None]
     if not having:
         return None

@@ -12,11 +12,11 @@ MOST_CLASSES = 6  # maximum number of classes on the console; the page shows all
 MOST_ERRORS = 7  # maximum number of lines about errors on the console
 MOST_NOTES = 6
 LISTED = 200  # maximum number of problems of one kind on the page; report.json contains all of them
-OPEN = 20  # if there are more errors of one kind than this, the page collapses them
+OPEN = 20  # the page collapses lists of more than OPEN errors of one kind
 
 
 def summary(report: Report) -> str:
-    """Summarise counts, sizes, proposals and problems, with the verdict, in at most 40 lines of text."""
+    """Summarise counts, sizes, proposals, problems and the verdict in at most 41 lines of text."""
     p, b = report.images, report.boxes
     sizes = ", ".join(f"{n} {name}" for name, n in b.sizes.items())
     lines = [
@@ -76,7 +76,7 @@ def percent(share: float | None) -> str:
 
 
 def _counts(report: Report) -> list[str]:
-    """Return a table with a column for each split."""
+    """Return the lines of a table with a column for each of the first four splits."""
     shown = report.splits[:4]
     width = max([10, *(len(s.name) for s in shown)]) + 2
     rows: list[tuple[str, list[object]]] = [("", [s.name for s in shown])]
@@ -96,7 +96,8 @@ def _counts(report: Report) -> list[str]:
     rows += [(f"  {name[:24]}", [s.classes[name].objects for s in shown]) for name in few]
     lines = [f"{name:<26}" + "".join(f"{value!s:>{width}}" for value in values) for name, values in rows]
     if len(few) < len(ordered):
-        lines.append(f"  (the {len(few)} most and least frequent of {len(ordered)} classes; the report shows all)")
+        half = MOST_CLASSES // 2
+        lines.append(f"  (the {half} most and {half} least frequent of {len(ordered)} classes; the report shows all)")
     return lines
 
 
@@ -130,7 +131,7 @@ def _proposals(report: Report) -> list[str]:
 
 
 def _errors(problems: Sequence[Problem]) -> list[str]:
-    """Return lines with each kind of error, the advice for it and its first occurrences."""
+    """Return at most MOST_ERRORS lines: each kind of error with advice, followed by its first occurrences."""
     groups = list(by_kind(problems).values())
     each = max(1, (MOST_ERRORS - len(groups)) // len(groups))
     lines: list[str] = []
@@ -155,7 +156,7 @@ def _notes(problems: Sequence[Problem]) -> list[str]:
 
 
 def _short(problem: Problem) -> str:
-    """Return a problem in one line, cut after its path and 240 characters."""
+    """Return a problem as one line. It is cut 240 characters after the end of the path."""
     text = " ".join(str(problem).split())
     most = len(problem.file) + 240
     return text if len(text) <= most else f"{text[:most]}..."

@@ -1,4 +1,4 @@
-"""Load images with their boxes and proposals, one image at a time. This code runs in the loader's workers."""
+"""Load images with their boxes and proposals, one image at a time. This code usually runs in worker processes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Unneeded = Callable[[Sample, View], bool]
 
 @dataclass(frozen=True)
 class Example:
-    """A view of an image with its boxes. `collate` combines several examples into a Batch.
+    """An image with its boxes, both transformed as a View describes. `collate` combines several examples into a Batch.
 
-    Boxes are in pixels of the cropped and flipped image, before scaling.
+    Boxes are half-open x1 y1 x2 y2 in pixels of the cropped, transposed and flipped image, before scaling.
     """
 
-    image: np.ndarray | None  # (H, W, 3) uint8 RGB; None if the pixels are not needed
+    image: np.ndarray | None  # (H, W, 3) uint8 RGB, scaled; None if the pixels are not needed
     proposals: np.ndarray  # (P, 4) float32
-    boxes: np.ndarray  # (G, 4) float32
+    boxes: np.ndarray  # (G, 4) float32, ground-truth boxes
     labels: np.ndarray  # (G,) int64
     scale: float  # pixels of the scaled image per pixel of the original
     sample: Sample
@@ -36,7 +36,7 @@ class Example:
 
 @dataclass(eq=False)
 class DetectionDataset(Dataset):
-    """Images with ground truth and proposals."""
+    """A data set of images with ground truth and proposals. An (epoch, index) pair selects an item, an Example."""
 
     samples: Sequence[Sample]
     proposals: Proposals
@@ -44,17 +44,17 @@ class DetectionDataset(Dataset):
     # Random numbers depend only on the seed, the epoch and the index, so the number of workers does not change them.
     seed: int = 0
     max_proposals: int | None = None  # use only the first max_proposals of each image; None uses all
-    unneeded: Unneeded | None = None  # returns True for views whose pixels are not needed; they are not read
+    unneeded: Unneeded | None = None  # pixels are not read if it returns True for a sample and a view
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def proposal_boxes(self, index: int) -> np.ndarray:
-        """Return the proposals (P, 4) of an image, in pixels of the original image."""
+        """Return the first max_proposals proposals (P, 4) of image `index`, in pixels of the original image."""
         return np.asarray(self.proposals(self.samples[index].image_id)[: self.max_proposals])
 
     def truth_and_proposals(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return proposals (P, 4), ground-truth boxes (G, 4) and labels (G,) without reading the image.
+        """Return proposals (P, 4), ground-truth boxes (G, 4) and labels (G,) of image `index`, without its pixels.
 
         Boxes are in pixels of the original image.
         """
@@ -62,13 +62,16 @@ class DetectionDataset(Dataset):
         return to_tensor(self.proposal_boxes(index)), to_tensor(sample.training_boxes), torch.from_numpy(sample.labels)
 
     def view(self, epoch: int, index: int) -> View:
-        """Return the random view of the image `index` in an epoch."""
+        """Return the random transformation of image `index` in `epoch`. Equal arguments give equal views."""
         sample = self.samples[index]
         rng = np.random.default_rng((self.seed, epoch, index))
         return self.augmentation.view(rng, sample.training_boxes, sample.width, sample.height)
 
     def views(self, epochs: range) -> list[tuple[int, View]]:
-        """Return the distinct (index, view) pairs of all images in these epochs, in the order of their first use."""
+        """Return the distinct (image index, view) pairs in these epochs, sorted by first epoch and then by index.
+
+        Not for augmentations with colour changes or crops, whose views differ in each epoch.
+        """
         ways = len(set(self.augmentation.short_sides)) * 2 ** sum(
             (self.augmentation.flip, self.augmentation.flip_vertical, self.augmentation.transpose)
         )
@@ -80,13 +83,13 @@ class DetectionDataset(Dataset):
         return list(found)
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
-        """Return the Example for `key`, an (epoch, index) pair. Raises UserError if the image cannot be read."""
+        """Return the Example for `key`, an (epoch, index) pair. Raises UserError like `examples`."""
         return self.examples(key[1], [self.view(*key)])[0]
 
     def examples(self, index: int, views: Sequence[View]) -> list[Example]:
-        """Return an Example for each of the views of the image `index`. The image is read at most once.
+        """Return an Example for each of `views`, applied to image `index`. The image is read at most once.
 
-        Raises UserError if the image cannot be read.
+        Raises UserError if the pixels are needed and the image cannot be read or has the wrong size.
         """
         sample = self.samples[index]
         size, proposals, truth = (sample.width, sample.height), self.proposal_boxes(index), sample.training_boxes
@@ -103,14 +106,14 @@ class DetectionDataset(Dataset):
         return examples
 
     def picture(self, index: int) -> np.ndarray:
-        """Read the original image (H, W, 3). Raises UserError if it cannot be read or has the wrong size."""
+        """Read the original image `index`, (H, W, 3) uint8 RGB. Raises UserError as `read_sample` does."""
         cv2.setNumThreads(0)  # the workers already use all cores
         return read_sample(self.samples[index])
 
 
 @dataclass(eq=False)
 class Views(Dataset):
-    """Selected views of the images of a DetectionDataset. Each item is a list with the Examples of one image."""
+    """Images of a DetectionDataset after chosen transformations. Each item is a list of the Examples of one image."""
 
     dataset: DetectionDataset
     chosen: Sequence[tuple[int, Sequence[View]]]  # (image index, views) of each item

@@ -19,7 +19,7 @@ from fastrcnn.progress import progress
 
 CLASSES = ("circle", "square", "triangle", "star", "cross")
 MARKER = "demo.json"  # contains the settings of the demo; written last, so it exists only in a complete demo
-VERSION = 1  # of the generator; increased whenever the same seed gives different images
+VERSION = 1  # version of the generator; increased whenever the same seed gives different images
 
 SMALLEST, LARGEST = 24, 110  # pixels, longer side of an object's box
 TINY = 13  # pixels; objects from TINY to SMALLEST are rare and marked difficult
@@ -40,7 +40,7 @@ OBJECT_XML = """  <object>
     <bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>
   </object>
 """
-SUPERSAMPLING = 4  # outlines are drawn larger by this factor and averaged, which gives smooth edges
+SUPERSAMPLING = 4  # shapes are drawn larger by this factor, then reduced by averaging, for smooth edges
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Settings:
 
     @property
     def marker(self) -> str:
-        """The contents of the marker file."""
+        """The contents of the file demo.json."""
         return json.dumps(asdict(self)) + "\n"
 
 
@@ -104,7 +104,8 @@ def write_demo(
 
 def _check(settings: Settings) -> None:
     if settings.seed < 0 or min(settings.train, settings.val, settings.test) < 0:
-        raise UserError(f"The seed and the numbers of images of the demo must not be negative: {settings}.")
+        numbers = f"seed={settings.seed}, train={settings.train}, val={settings.val}, test={settings.test}"
+        raise UserError(f"{numbers}: the seed and the numbers of images of the demo must not be negative.")
     if min(settings.size) < 64 or max(settings.size) > 4096:
         raise UserError(f"size={settings.size}: width and height of the demo's images must be from 64 to 4096 pixels.")
 
@@ -117,10 +118,10 @@ def _is_finished(root: Path, settings: Settings) -> bool:
     found = marker.read_text(encoding="utf-8", errors="replace")[:300] if marker.is_file() else None
     if found == settings.marker:
         return True
-    what = f"a demo data set with other settings ({found.strip()})" if found else "something other than a demo data set"
+    what = f"is a demo data set with other settings: {found.strip()}" if found else "is not a complete demo data set"
     raise UserError(
-        f"{root} already exists and contains {what}. The folder is not overwritten. "
-        "Choose another folder, or remove this folder if you do not need it."
+        f"{root} already exists and {what}. It is not overwritten. "
+        f"Choose another folder for the demo, or delete {root} if you do not need it."
     )
 
 
@@ -156,7 +157,7 @@ def _annotation(filename: str, size: tuple[int, int], objects: list[DrawnObject]
 
 
 def draw_picture(seed: int, number: int, size: tuple[int, int]) -> tuple[np.ndarray, list[DrawnObject]]:
-    """Draw image `number` of the data set. Return the pixels (H, W, 3) uint8 BGR and the objects from back to front."""
+    """Draw image `number`, from 1. Return the pixels (H, W, 3) uint8 BGR and the drawn objects from back to front."""
     rng = np.random.default_rng([seed, number])
     canvas = _background(rng, *size)
     placed: list[_Placed] = []
@@ -197,7 +198,7 @@ def _outline(name: str) -> np.ndarray:
 
 
 def _place(rng: np.random.Generator, size: tuple[int, int], placed: list[_Placed]) -> _Placed | None:
-    """Return a new object that leaves at least 75 % (sometimes 25 %) of every object visible, or None if none does."""
+    """Return a random object, or None if no place leaves 75 % (in every tenth call, 25 %) of each object visible."""
     name = CLASSES[rng.integers(len(CLASSES))]
     largest = min(LARGEST, 0.7 * min(size))
     side = rng.uniform(TINY, SMALLEST) if rng.random() < 0.04 else np.exp(rng.uniform(*np.log((SMALLEST, largest))))
@@ -234,7 +235,7 @@ def _visible(placed: list[_Placed]) -> list[float]:
 
 
 def _nests(coverage: np.ndarray, placed: list[_Placed]) -> bool:
-    """Return whether more than half of a new object covers a single other object, which makes the class ambiguous."""
+    """Return whether more than half of a new object is on one other object, which would make the class ambiguous."""
     mask = coverage >= 0.5
     return any((mask & (other.coverage >= 0.5)).sum() > 0.5 * mask.sum() for other in placed)
 
@@ -292,7 +293,7 @@ def _paint(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray) -
 
 
 def _standing_out(rng: np.random.Generator, surroundings: np.ndarray) -> np.ndarray:
-    """Return a random colour (3,) that differs visibly from most of the pixels `surroundings` (P, 3)."""
+    """Return a random BGR colour (3,) that differs visibly from most of the BGR pixels `surroundings` (P, 3)."""
     lab = _lab(surroundings[:: max(1, len(surroundings) // 500)])
     wanted = rng.uniform(26, 45)
     best, best_distance = None, -1.0

@@ -1,7 +1,7 @@
 """Choose the orientation of the images of a data set, and report images that are rotated or converted.
 
 The boxes of an annotation refer either to the image as stored, or to the upright image after its EXIF orientation is
-applied. The image size in the annotation determines to which of them.
+applied. The image size in the annotation determines which of the two is used.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def turn_for(stored: Stored, size: Size | None) -> int | None:
 
 
 def disagreement(stored: Stored, size: Size) -> str:
-    """Describe the mismatch between the sizes of an image and its annotation, if `turn_for` returns None."""
+    """Return the message for an image that has, as stored and upright, another size than `size` in its annotation."""
     upright = f" (upright: {_pixels(stored.upright)})" if stored.upright != stored.size else ""
     swapped = " Width and height are swapped, but the image has no EXIF orientation that swaps them."
     end = swapped if stored.size == size[::-1] else ""
@@ -60,7 +60,7 @@ def _size_fault(path: Path, stored: Stored, size: Size) -> str:
 
 
 def without_objects(image_id: str, path: Path, size: Size | None = None, number: int | str | None = None) -> Sample:
-    """Return a sample without objects. size: from an annotation, if known. number: the image's id in a COCO file."""
+    """Return a sample without objects. size: 0 x 0 in the sample if None. number: the image's id in a COCO file."""
     width, height = size or (0, 0)
     return Sample(
         image_id, path, width, height, np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool), number=number
@@ -70,10 +70,11 @@ def without_objects(image_id: str, path: Path, size: Size | None = None, number:
 def look_at(samples: Sequence[Sample], rotated_only: bool = False) -> tuple[list[Sample], list[Look], list[str]]:
     """Check that the image of each sample is complete and has the sample's size, as stored or upright.
 
-    Returns the valid samples with the size and the orientation of their image, the properties of their files, and an
-    error message for each of the other samples. The image of a sample of width 0 can have any size and is used upright.
+    Returns three lists: the valid samples, with size and orientation of their image; the path, file properties and
+    orientation to apply of each valid sample; and an error message for each other sample. If the width of a sample is
+    0, its image can have any size and is used upright.
 
-    rotated_only: check the size only of images that have an EXIF orientation.
+    rotated_only: do not check the size of images without an EXIF orientation.
     """
 
     def look(sample: Sample) -> Look | str:
@@ -114,7 +115,7 @@ def read_sample(sample: Sample) -> np.ndarray:
 
 
 def image_notes(looks: Sequence[Look]) -> list[Problem]:
-    """Return a note for each kind of conversion (rotation, 16 bits), with the number of images and the first image."""
+    """Return notes that count the images with an EXIF orientation, and the 16-bit images that use fewer bits."""
     groups: dict[str, list[Look]] = {kind: [] for kind in DONE}
     for look in looks:
         _, stored, turn = look

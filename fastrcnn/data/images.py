@@ -1,7 +1,7 @@
 """Read images. Pixels are uint8 RGB (H, W, 3), either as stored or rotated upright.
 
-The rotation follows the EXIF orientation of JPEG, PNG, WebP and TIFF files. 16-bit values are shifted to 8 bits. The
-shift depends on the number of bits that the values use (see `bits_used`).
+The rotation follows the EXIF orientation of JPEG, PNG, WebP and TIFF files. 16-bit values are reduced to 8 bits by a
+right shift that depends on the number of bits that the values use (see `bits_used`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Stored:
 
     width: int
     height: int
-    orientation: int = 1  # EXIF orientation, 1 to 8, that turns the image upright; 1 if there is none
-    bits: int | None = None  # of a decoded 16-bit image: number of bits that its values use (see `bits_used`)
+    orientation: int = 1  # EXIF orientation in the file, 1 to 8; 1 if the file contains none
+    bits: int | None = None  # bits that the values of a decoded 16-bit image use (see `bits_used`); otherwise None
     mode: str = field(default="RGB", compare=False)  # Pillow's mode of the image
 
     @property
@@ -52,7 +52,7 @@ class Stored:
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
     def rotated(self, turn: int) -> tuple[int, int]:
-        """Return width and height as stored if `turn` is 1 (see `turn_for`), otherwise those of the upright image."""
+        """Return width and height after EXIF orientation `turn` is applied: as stored if it is 1, otherwise upright."""
         return self.size if turn == 1 else self.upright
 
 
@@ -79,18 +79,18 @@ def read_bytes(path: Path) -> bytes:
 
 
 def decode(data: bytes, path: Path, turn: int | None = None) -> np.ndarray:
-    """Decode the contents of an image file. `path` is used only in error messages. See `read_image`."""
+    """Decode `data`, the contents of an image file, as `read_image` does. `path` is used only in error messages."""
     image, stored = decode_stored(data, path)
     return apply_orientation(image, stored.orientation if turn is None else turn)
 
 
 def decode_stored(data: bytes, path: Path) -> tuple[np.ndarray, Stored]:
-    """Decode the contents of an image file without rotating the image, and return its properties. See `read_image`."""
+    """Like `decode`, but do not rotate the image. Return the pixels (H, W, 3) uint8 RGB and the file's properties."""
     stored = read_header(data, path)
     image: np.ndarray | None = None
     if data[:2] != b"\xff\xd8" or _reaches_its_end(data):  # some decoders fill a truncated JPEG with grey
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        # For other formats, OpenCV converts values to 8 bits according to the depth that the file declares.
+        # The values of other formats are converted by OpenCV to 8 bits, according to the depth in the file.
         if data.startswith((PNG, *TIFF, b"P5", b"P6")):
             flags |= cv2.IMREAD_ANYDEPTH
         with suppress(cv2.error):
@@ -133,7 +133,7 @@ def bits_used(image: np.ndarray, data: bytes = b"") -> int:
 
 
 def _named_bits(data: bytes) -> int | None:
-    """Return the largest number of bits in the sBIT chunk of a PNG. Return None if there is no valid chunk."""
+    """Return the largest number of bits in the sBIT chunk of a PNG. Return None if `data` has no valid sBIT chunk."""
     at = 8
     while data.startswith(PNG) and at + 8 <= len(data) and (kind := data[at + 4 : at + 8]) != b"IDAT":
         length = int.from_bytes(data[at : at + 4], "big")
@@ -147,8 +147,8 @@ def _named_bits(data: bytes) -> int | None:
 def inspect(path: Path) -> Stored:
     """Return the properties of an image file, and check that the file is complete.
 
-    For JPEG and 8-bit PNG files, only the end marker is checked. Other files are decoded. 16-bit PNG files have to be
-    decoded because the number of used bits depends on the pixels. Raises UserError like `read_image`.
+    For JPEG and 8-bit PNG files, only the header and the end marker are checked. Other files are decoded: for 16-bit
+    PNG files, the number of used bits depends on the pixels. Raises UserError like `read_image`.
     """
     data = read_bytes(path)
     jpeg = data.startswith(b"\xff\xd8")
@@ -179,9 +179,9 @@ def is_deep(data: bytes) -> bool:
 
 
 def read_header(data: bytes, path: Path) -> Stored:
-    """Read size and orientation from the header of an image.
+    """Read the size, EXIF orientation and mode from the header of an image.
 
-    Raises UserError if the file is not an image or has too many pixels.
+    Raises UserError if the file is not an image, has too many pixels, or is a TIFF with more than 16 bits per channel.
     """
     try:
         with warnings.catch_warnings():
@@ -210,7 +210,7 @@ def read_header(data: bytes, path: Path) -> Stored:
 
 
 def _orientation(header: Image.Image, data: bytes) -> int:
-    # If a PNG has no EXIF data before its pixels, Pillow decodes the entire image to search for it after them.
+    # If a PNG has no EXIF data before its pixels, Pillow decodes the image to find EXIF data after its pixels.
     if data.startswith(PNG) and "exif" not in header.info and b"eXIf" not in data and b"Raw profile" not in data:
         return 1
     if data.startswith(TIFF):  # use only the tag, as OpenCV does; Pillow also reads XMP
@@ -234,7 +234,7 @@ def _valid(orientation: object) -> int:
 
 
 def pixels_key(data: bytes, turn: int) -> bytes:
-    """Return a cache key for values that are computed from the pixels of a file after a rotation.
+    """Return a cache key for values computed from the pixels of a file (contents `data`) with EXIF orientation `turn`.
 
     The keys of 16-bit PNG files and TIFF files differ from those of earlier versions, which decoded them differently.
     """

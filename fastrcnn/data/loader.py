@@ -24,7 +24,7 @@ from fastrcnn.structures import Batch, Sample, View
 
 
 def collate(examples: Sequence[Example]) -> Batch:
-    """Collate examples into a Batch. Images are padded with 0 to the largest height and width in the batch."""
+    """Collate examples into a Batch. Images are padded with 0 to the largest height and width among the examples."""
     absent = np.zeros((0, 0, 3), np.uint8)
     images, sizes = pad([as_tensor(absent if e.image is None else e.image) for e in examples])
     return Batch(
@@ -40,7 +40,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def pixels(sample: Sample, view: View) -> torch.Tensor:
-    """Read the image of a sample and apply the view. Return (3, H, W) uint8.
+    """Read the image of a sample and apply the view to it. Return (3, H, W) uint8 RGB.
 
     Raises UserError if the image cannot be read.
     """
@@ -53,7 +53,7 @@ def as_tensor(image: np.ndarray) -> torch.Tensor:
 
 
 def with_pixels(batch: Batch) -> Batch:
-    """Return the batch with the pixels of all images. Missing pixels are read from the image files."""
+    """Return a batch with the pixels of all its images. Missing pixels are read from the image files."""
     if batch.sizes.all():
         return batch
     shown = [
@@ -65,7 +65,7 @@ def with_pixels(batch: Batch) -> Batch:
 
 
 def pad(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack images or feature maps (C, H_i, W_i), padded with 0 at the right and bottom. Also return sizes (N, 2)."""
+    """Stack images (C, H_i, W_i), padded with 0 at the right and bottom. Also return heights and widths (N, 2)."""
     sizes = torch.tensor([image.shape[1:] for image in images], device="cpu")
     shape = len(images), len(images[0]), *sizes.amax(dim=0).tolist()
     padded = torch.zeros(shape, dtype=images[0].dtype, device="cpu")
@@ -78,11 +78,11 @@ def pad(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 class EndlessBatches(Sampler[list[tuple[int, int]]]):
     """A sampler of endless batches of (epoch, index) pairs. Each epoch contains every image once, in random order.
 
-    A batch can contain images of two epochs, so all batches have the same size.
+    A batch can contain images of consecutive epochs, so all batches have the same size.
 
     length: number of images. batch_size: number of images in a batch, summed over all processes.
-    start: number of batches that the run used before it was resumed.
-    part: (rank, number of processes). Each process gets an equal share of every batch.
+    seed: determines the order. start: number of batches to skip, because the run used them before it was resumed.
+    part: (rank, number of processes). The sampler returns only this process's share of every batch.
     wide: (length,) bool, True for images that are wider than high. If given, batches contain only wide images or only
     other images, which reduces padding. Batches around the boundary of two epochs can contain both.
     """
@@ -120,18 +120,18 @@ class EndlessBatches(Sampler[list[tuple[int, int]]]):
             full = len(alike) - len(alike) % self.batch_size
             batches.extend(alike[:full].reshape(-1, self.batch_size))
             left.extend(alike[full:])
-        batches.sort(key=lambda batch: int(batch[0]))  # in random order, so that neither kind comes first
+        batches.sort(key=lambda batch: int(batch[0]))  # a random order, so that neither kind comes first
         return order[np.concatenate([np.arange(min(begun, self.length)), *batches, np.sort(left)]).astype(np.int64)]
 
 
 class WorkerDiedError(UserError):
-    """The error if a process that loads images died. The batches assigned to the process are lost."""
+    """A process that loads images died. The batches that were assigned to it are lost."""
 
 
 class Loader(DataLoader):
     """A DataLoader that re-raises a worker's UserError without the worker's traceback.
 
-    If a worker process dies, fetching the next batch raises WorkerDiedError with the cause.
+    If a worker process dies, fetching the next batch raises WorkerDiedError with its exit status or signal.
     """
 
     def __iter__(self) -> Iterator:  # type: ignore[override]
@@ -150,8 +150,8 @@ class Loader(DataLoader):
                 raise
             raise WorkerDiedError(f"A process that loads images exited during its start. {missing_guard()}") from None
         if answered is not None and threading.current_thread() is threading.main_thread():
-            # torch installed a handler that can raise at any point of the program, even while a checkpoint is written.
-            # Without the handler, a dead worker is detected within five seconds, because its batch does not arrive.
+            # torch installed a signal handler that can raise at any time, even while a checkpoint is written.
+            # Without it, a dead worker is detected within five seconds, because its batch does not arrive.
             signal.signal(signal.SIGCHLD, answered)
         own = [process for process in multiprocessing.active_children() if process not in others]
         ended = False
@@ -183,20 +183,20 @@ def _dead(processes: Sequence[BaseProcess], within: float) -> list[BaseProcess]:
 
 
 def _obituary(dead: Sequence[BaseProcess]) -> str:
-    """Return an error message with the signal or exit status of each dead process, and advice."""
+    """Return an error message with the id, and the signal or exit status, of each dead process, and with advice."""
     causes = []
     for process in dead:
         code = process.exitcode or 0
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        causes.append(f"{process.pid} ({how})")
+        causes.append(f"process {process.pid} ({how})")
     return (
-        f"A process that loads images died: {', '.join(causes)}. The most likely cause is a lack of memory. "
-        "Reduce runtime.workers (0 loads images in the main process), or use smaller images."
+        f"Loading images failed because of dead worker processes: {', '.join(causes)}. The most likely cause is a "
+        "lack of memory. Reduce runtime.workers (0 loads images in the main process), or use smaller images."
     )
 
 
 def start_worker(_number: int) -> None:
-    """Prepare a worker process for loading images."""
+    """Make a worker process ignore SIGINT and SIGTERM, and exit when its parent process ends."""
     prepare((signal.SIGINT, signal.SIGTERM))
 
 
@@ -208,10 +208,9 @@ def training_loader(
     pin_memory: bool = False,
     group_aspects: bool = False,
 ) -> DataLoader:
-    """Return a loader of endless training batches that begins with batch number `start`.
+    """Return a loader of endless training batches that begins with batch number `start`, counted from 0.
 
-    In distributed training, each process loads its share of every batch (see distributed.py).
-
+    batch_size: number of images in a batch, summed over all processes. Each process loads only its share of them.
     group_aspects: put images that are wider than high and other images into separate batches (see EndlessBatches).
     """
     wide = np.array([s.width > s.height for s in dataset.samples]) if group_aspects else None
@@ -227,10 +226,10 @@ def training_loader(
 def detection_loader(
     dataset: DetectionDataset, batch_size: int = 1, workers: int = 0, pin_memory: bool = False
 ) -> DataLoader:
-    """Return a loader of image pyramids. Every image occurs once, in the order of the data set.
+    """Return a loader of image pyramids (images in several sizes), in the order of the data set.
 
-    Each item is a list of batches of the same `batch_size` images, one batch for each short side. With several
-    processes, each process loads its share of the images (see distributed.share).
+    Each item is a list of batches of the same `batch_size` images, one batch for each of the augmentation's short
+    sides. With several processes, each process loads only its share of the images (see distributed.share).
     """
     levels = dataset.augmentation.levels()
     own = Views(dataset, [(index, levels) for index in distributed.share(range(len(dataset)))])
@@ -238,13 +237,13 @@ def detection_loader(
 
 
 def views_loader(dataset: DetectionDataset, chosen: Sequence[tuple[int, View]], workers: int = 0) -> DataLoader:
-    """Return a loader of the given (image index, view) pairs, in order. Each item is a list of one Batch."""
+    """Return a loader of (image index, view) pairs, in order. Each item is a list with one Batch of one image."""
     own = Views(dataset, [(index, [view]) for index, view in chosen])
     return Loader(own, batch_size=1, collate_fn=collate_pyramids, **_options(workers, False))
 
 
 def collate_pyramids(pyramids: Sequence[list[Example]]) -> list[Batch]:
-    """Collate image pyramids into one Batch for each level."""
+    """Collate image pyramids, which are lists of Examples of one image in several sizes, into one Batch per size."""
     return [collate(level) for level in zip(*pyramids, strict=True)]
 
 

@@ -43,7 +43,7 @@ def pictures(source: str) -> list[Path]:
         matching = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
         # A pattern such as '*.tif' selects files of other formats explicitly.
         found = [p for p in matching if p.suffix.lower() in IMAGE_SUFFIXES] or matching
-        fault = f"no such file or folder, and no file matches it as a pattern. Supported suffixes of images: {kinds}"
+        fault = f"no such file or folder, and no file matches this pattern. Supported suffixes of images: {kinds}"
     if not found:
         raise UserError(f"source={source}: {fault}.")
     return found
@@ -66,14 +66,14 @@ def paths_in_list(path: Path) -> list[Path]:
 
 
 def image_ids(paths: Sequence[Path]) -> list[str]:
-    """Return a unique id for each image: the stem of its file name, or FOLDER_NAME if the stem is not unique."""
+    """Return a unique id for each image: the stem of its file name, or FOLDER_FILENAME if several have it."""
     stems = Counter(path.stem for path in paths)
     taken: set[str] = set()
     found = []
     for path in paths:
         image_id = name = path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.name}"
         number = 1
-        while image_id in taken:  # there are several folders with the same name
+        while image_id in taken:  # for example, if several folders have the same name
             number += 1
             image_id = f"{name}_{number}"
         taken.add(image_id)
@@ -82,7 +82,7 @@ def image_ids(paths: Sequence[Path]) -> list[str]:
 
 
 def samples_of(paths: Sequence[Path]) -> list[Sample]:
-    """Return samples without annotations for the images. `look_at` determines their sizes."""
+    """Return samples of image files, without annotations. Width and height are 0 until `look_at` sets them."""
     return [without_objects(image_id, path) for image_id, path in zip(image_ids(paths), paths, strict=True)]
 
 
@@ -91,8 +91,8 @@ def decode_each(
 ) -> Generator[tuple[str, np.ndarray], None, None]:
     """Decode image files, given by id. Yield the id and the upright pixels (H, W, 3) uint8 RGB of each valid file.
 
-    Appends the properties of valid files to `looks` and the error messages of the others to `faults`. Threads decode
-    the next files in advance.
+    Appends the path, properties and orientation of each valid file to `looks`, and an error message for each other file
+    to `faults`. Threads decode the next files in advance.
     """
 
     def decode(path: Path) -> tuple[np.ndarray, Stored]:

@@ -1,6 +1,6 @@
 """Resize and augment images and their boxes. Images are uint8 RGB (H, W, 3).
 
-A view describes the crop, flips, scale and colour change of an image for the network.
+A view describes the crop, transposition, flips, scale and colour change of an image for the network.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ LEAST_PART = 0.5  # minimum side of a crop, as a fraction of the image's side
 
 
 def scale_for(width: int, height: int, short_side: int, long_side: int) -> float:
-    """Return the factor by which to scale an image of this size.
+    """Return the factor by which to scale an image of `width` x `height` pixels.
 
-    The short side becomes `short_side` pixels long, or less if the long side would exceed `long_side`.
+    The short side becomes `short_side` pixels long, or less if the long side would otherwise exceed `long_side`.
     """
     return min(short_side / min(width, height), long_side / max(width, height))
 
@@ -42,7 +42,7 @@ def flip_boxes(boxes: np.ndarray, width: float, axis: int = 0) -> np.ndarray:
 
 
 def show(image: np.ndarray, view: View) -> tuple[np.ndarray, float]:
-    """Apply a view to an image. Also return the scale factor from the original image to the result."""
+    """Apply a view to an image (H, W, 3). Return the result and its scale factor relative to the original image."""
     scale = scale_in(view, image.shape[1], image.shape[0])
     if view.part is not None:
         x1, y1, x2, y2 = view.part
@@ -63,19 +63,19 @@ def show(image: np.ndarray, view: View) -> tuple[np.ndarray, float]:
 
 
 def scale_in(view: View, width: int, height: int) -> float:
-    """Return the scale factor of the view for an image of this size."""
+    """Return the factor by which the view scales an image of `width` x `height` pixels."""
     return scale_for(*size_in(view, width, height), view.short_side, view.long_side)
 
 
 def size_in(view: View, width: int, height: int) -> tuple[int, int]:
-    """Return width and height of the view's crop, or of the entire image, in pixels before transposing and scaling."""
+    """Return width and height of the view's crop, or of the image if there is none, before transposing and scaling."""
     return (width, height) if view.part is None else (view.part[2] - view.part[0], view.part[3] - view.part[1])
 
 
 def boxes_in(view: View, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Apply the crop, transposition and flips of a view, but no scaling, to boxes (R, 4).
+    """Apply the crop, transposition and flips of a view, but no scaling, to boxes (R, 4) x1 y1 x2 y2.
 
-    width, height: size of the image.
+    width, height: size of the original image. Boxes are clipped to the crop.
     """
     if view.part is not None:
         x1, y1, x2, y2 = view.part
@@ -92,7 +92,7 @@ def boxes_in(view: View, boxes: np.ndarray, width: int, height: int) -> np.ndarr
 
 
 def seen_in(view: View, boxes: np.ndarray) -> np.ndarray:
-    """Return a mask (R,) that is True for boxes (R, 4) with at least half of their area inside the view's crop."""
+    """Return a mask (R,) of the boxes (R, 4) with at least half of their area in the crop; all True without a crop."""
     if view.part is None:
         return np.ones(len(boxes), bool)
     x1, y1, x2, y2 = view.part
@@ -104,12 +104,12 @@ def seen_in(view: View, boxes: np.ndarray) -> np.ndarray:
 def part_with_objects(
     boxes: np.ndarray, width: int, height: int, numbers: np.ndarray
 ) -> tuple[int, int, int, int] | None:
-    """Return a crop x1 y1 x2 y2 that contains an object and cuts through none, or None for the entire image.
+    """Return a crop x1 y1 x2 y2 that contains at least one object and does not cut through any object.
 
-    boxes: (G, 4), the objects. width, height: size of the image.
+    Returns None if the crop is the entire image, or if there are no objects. boxes: (G, 4), the objects.
     numbers: 5 random numbers from 0 to 1 that select the object, the size of the crop and its position. Each side of
-    the crop is at least LEAST_PART of the image's side. A crop that would cut through an object is enlarged until it
-    contains the object.
+    the crop is at least LEAST_PART of the image's side. If the crop would cut through an object, it is enlarged until
+    it contains the object.
     """
     if not len(boxes):
         return None
@@ -140,8 +140,8 @@ class Augmentation:
     flip, flip_vertical, transpose: apply this change with probability 0.5. The last two are suitable for images that
     have no natural "up" direction.
     colour: maximum relative change of contrast and brightness, drawn separately for each channel; 0 disables it.
-    mirrored: `levels` returns horizontally flipped views.
-    crop: probability of a random crop that cuts through no object.
+    mirrored: flip images horizontally in all views that `levels` returns.
+    crop: probability of a random crop that does not cut through any object.
     """
 
     short_sides: tuple[int, ...] = (600,)
@@ -154,11 +154,11 @@ class Augmentation:
     crop: float = 0.0
 
     def levels(self) -> list[View]:
-        """Return one view for each short side, without random changes. Detection uses these views."""
+        """Return the views that detection uses: one for each short side, without random changes."""
         return [View(side, self.long_side, mirrored=self.mirrored) for side in self.short_sides]
 
     def view(self, rng: np.random.Generator, boxes: np.ndarray, width: int, height: int) -> View:
-        """Return a random view of an image of this size. boxes: (G, 4), its objects."""
+        """Return a random view of an image of `width` x `height` pixels. boxes: (G, 4), its ground-truth boxes."""
         # All random numbers are always drawn, so that disabling one change does not affect the others.
         which, flip, upside_down, swap = rng.integers(len(self.short_sides)), *rng.random(3)
         gains, offsets = rng.uniform(-1, 1, (2, 3)) * self.colour

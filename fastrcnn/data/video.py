@@ -31,7 +31,7 @@ class Frame:
 class Video:
     """A video file that is read once, from its start. Frames are rotated upright according to the file's metadata.
 
-    rate: frames per second. length: number of frames in the file's metadata, which can be wrong.
+    rate: frames per second. length: number of frames according to the metadata, which can be wrong; 0 if unknown.
     Raises UserError if OpenCV cannot read the file.
     """
 
@@ -46,7 +46,7 @@ class Video:
         self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def frames(self) -> Iterator[Frame]:
-        """Yield the frames of the video. Raises UserError if no frame can be decoded."""
+        """Yield the frames in order. Raises UserError if no frame can be decoded."""
         for number in itertools.count():
             there, image = self._capture.read()
             if not there:
@@ -73,7 +73,10 @@ class VideoFile:
             if self._writer.isOpened():
                 return
             self.path.unlink(missing_ok=True)
-        raise UserError(f"{stem}: OpenCV cannot create this video (tried {', '.join(s for _, s in WRITERS)}).")
+        raise UserError(
+            f"{stem}: OpenCV cannot create this video as {' or '.join(s for _, s in WRITERS)}. "
+            "Check that the folder exists and is writable."
+        )
 
     def write(self, image: np.ndarray) -> None:
         """Append a frame (H, W, 3) uint8 RGB."""

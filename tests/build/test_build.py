@@ -273,7 +273,7 @@ def test_objects_of_other_classes_are_refused_or_left_out_and_counted(
     caplog.set_level("INFO")
     a, b = annotations.samples(config_of(tiny, other_classes="leave_out"), ["trainval"], ["cat"])
     assert (len(a.boxes), len(b.boxes)) == (1, 0)
-    assert "skipped objects of other classes: dog (2)" in caplog.text
+    assert "objects of other classes are skipped: dog (2)" in caplog.text
 
 
 def test_a_zero_based_data_set_is_noticed_and_read_as_one(voc: VocFolder, caplog: pytest.LogCaptureFixture) -> None:

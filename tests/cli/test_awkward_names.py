@@ -47,7 +47,7 @@ def test_ids_with_spaces_are_trained_evaluated_and_read_back(
     data = images(tmp_path / "my data", [f"Screenshot ({n})" for n in range(575, 583)], "mAP")
     status, out, _ = call("check", "data=custom", f"data.root={data.root}")
     assert status == 0
-    assert "8 id(s) contain a space or a %." in out
+    assert "8 id(s) contain a space, a % or a byte" in out
     status, out, err = call("train", "run=run", *SMALL, f"data.root={data.root}")
     assert status == 0, err
     folder = Path("run/eval/test")

@@ -109,7 +109,7 @@ def test_what_is_wrong_is_said_even_where_training_would_skip_it(tiny: VocFolder
     assert "NOT READY: 2 error(s)" in out
     assert [(p["kind"], p["object"]) for p in report()["errors"]] == [("bad_image", None), ("box", 1)]
     (alone,) = [p for p in report()["notes"] if p["kind"] == "test_only"]
-    assert alone["what"] == "'bird' has 1 test object(s) but no training object."
+    assert alone["what"] == "'bird' has no training object, but 1 in the validation and test splits."
     assert out.splitlines()[-1].startswith("fix the errors, then run: fastrcnn train")
     status, _, _ = call("check", f"data.root={tiny.root}", "data.other_classes=leave_out")
     assert [p["kind"] for p in report()["errors"]] == ["bad_image", "box"]

@@ -178,7 +178,7 @@ def test_a_loader_process_that_is_killed_is_named_and_the_step_saved(
     assert status(process) == 1, said.read_text()
     text = said.read_text()
     assert "Traceback" not in text
-    assert f"A process that loads images died: {victim} (killed by SIGKILL)" in text
+    assert f"dead worker processes: process {victim} (killed by SIGKILL)" in text
     assert "runtime.workers" in text
     with (run / "metrics.csv").open(newline="") as file:
         done = max(int(row["step"]) for row in csv.DictReader(file))

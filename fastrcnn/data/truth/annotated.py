@@ -1,4 +1,4 @@
-"""Annotations in a format-independent form: objects, images with their objects, and Samples."""
+"""Annotations in a format-independent form, and their conversion to Samples."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ TRUE, FALSE = ("1", "true", "yes", "t", "y"), ("", "0", "false", "no", "f", "n")
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedObject:
-    """An annotated object."""
+    """An object in an annotation file of any format."""
 
     file: Path
     number: int  # of the object in the file, from 1
     name: str
-    box: Box  # half-open and zero-based, not yet clipped
+    box: Box  # half-open x1 y1 x2 y2 in pixels, not yet clipped to the image
     shown: str  # the box as written in the file, for messages
     difficult: bool = False  # ignored by evaluation
-    left_out: str = ""  # COCO flag that excludes it from training: `iscrowd` or `ignore`
-    fault: str = ""  # error of the box, empty if it is valid
-    listed: bool = True  # whether its file defines the class
+    left_out: str = ""  # COCO flag that excludes it from training, `iscrowd` or `ignore`; empty if none
+    fault: str = ""  # predicate that describes the error of the box, such as "has no area."; empty if none
+    listed: bool = True  # whether the class number or category is defined
     unit: str = "object"  # the format's term for an object, for messages
-    size: tuple[float, float] | None = None  # width and height, only from a COCO file
-    area: float | None = None  # in pixels, only from a COCO file
+    size: tuple[float, float] | None = None  # width and height in pixels, only from a COCO file
+    area: float | None = None  # in square pixels, only from a COCO file
 
     def problem(self, kind: str, what: str, name: str | None = None) -> Problem:
         return Problem(kind, str(self.file), what, None, self.number, name, self.unit)
 
     def error(self) -> Problem | None:
-        """Return the error that makes the object unusable, whichever classes are used, or None."""
+        """Return the error that makes the object unusable (undefined class or invalid box), or None."""
         if not self.listed:
             of_coco = self.unit == "annotation"
-            why = "the file has no such category." if of_coco else "the list of class names has no such number."
+            why = "the list `categories` has no such id." if of_coco else "the list of class names has no such number."
             return self.problem("unknown_class", f"unknown class '{self.name}': {why}")
         return self.problem("box", f"the box {self.shown} {self.fault}", self.name) if self.fault else None
 
     def flag_note(self, training: bool) -> Problem | None:
-        """Return a note about the COCO flag of the object, or None if it needs none."""
+        """Return a note about the COCO flag of the object, or None. Outside of training, `iscrowd` needs no note."""
         if self.left_out and training:
             return self.problem(
                 "crowd", f"`{self.left_out}` is set, so training does not use the annotation.", self.name
@@ -63,7 +63,7 @@ class AnnotatedObject:
 
 @dataclass(frozen=True)
 class Annotated:
-    """An image with its annotations."""
+    """An image with its annotations, in the form that the readers of all formats return."""
 
     image_id: str
     path: Path  # of the image, even if the file is missing
@@ -71,8 +71,8 @@ class Annotated:
     width: int = 0  # 0 if unknown
     height: int = 0
     objects: tuple[AnnotatedObject, ...] | None = None  # None if the image cannot be used
-    problems: tuple[Problem, ...] = ()  # excluding problems of boxes and flags, which `objects` contains
-    truncated: int = 0  # number of objects marked truncated
+    problems: tuple[Problem, ...] = ()  # of the file and the image; for boxes and flags, see AnnotatedObject
+    truncated: int = 0  # number of objects that are marked as truncated
     number: int | str | None = None  # the image's id in a COCO file
     filename: str = ""  # <filename> of an XML file
 
@@ -83,9 +83,9 @@ class Annotated:
 
 
 def read_flag(value: object, share: bool = False) -> bool | None:
-    """Parse a flag in any spelling that annotation tools write. Return None if the value is not a flag.
+    """Parse a flag such as 1, "yes" or "False". None and "" are False. Return None if the value is not a flag.
 
-    share: treat a fraction between 0 and 1, as in KITTI, as a flag that is set.
+    share: treat fractions between 0 and 1, which KITTI uses, as True.
     """
     text = "" if value is None else str(value).strip().casefold()
     if text in TRUE or text in FALSE:
@@ -103,9 +103,10 @@ def to_float(text: str) -> float:
 
 
 def enclosing(box: Box, shown: str, degrees: float, size: tuple[float, float]) -> tuple[Box, str]:
-    """Return the axis-aligned bounding box of a box rotated about its centre, and a note about it as text.
+    """Return the axis-aligned bounding box of a half-open box rotated about its centre, and a message about it.
 
-    shown: the box as written in the file. size: width and height of the image, to which the result is clipped.
+    shown: the box as written in the file. size: width and height of the image. A result that overlaps the
+    image is clipped to it.
     """
     x1, y1, x2, y2 = box
     cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
@@ -119,7 +120,7 @@ def enclosing(box: Box, shown: str, degrees: float, size: tuple[float, float]) -
 
 
 def box_fault(box: Box, width: int, height: int) -> str:
-    """Return the error of a half-open box in an image of this size, or an empty string."""
+    """Return the error of a half-open box in an image of this size, as a predicate ("has no area."), or '' if none."""
     x1, y1, x2, y2 = np.asarray(box, dtype=np.float32).tolist()  # single precision, as in training
     if x2 <= x1 or y2 <= y1:
         return "has no area: its width or height is 0 in single precision."
@@ -133,15 +134,15 @@ def box_fault(box: Box, width: int, height: int) -> str:
 def to_samples(
     images: Iterable[Annotated], classes: Sequence[str], training: bool, use_difficult: bool, leave_out_others: bool
 ) -> tuple[list[Sample], Problems]:
-    """Convert the usable images to samples, and collect all problems of images and objects.
+    """Convert images to samples, except those whose `objects` are None. Also return the problems of images and objects.
 
-    classes: label i is classes[i - 1]. training: exclude the objects that are not used in training, which are those
-    with a COCO flag, and difficult ones unless `use_difficult` is set. leave_out_others: exclude objects of other
-    classes and count them in a note; otherwise they are errors.
+    classes: label i is classes[i - 1]. training: exclude objects with a COCO flag, and difficult objects unless
+    `use_difficult` is set, without checking them. leave_out_others: exclude objects whose class is not in `classes` and
+    count them in a note; otherwise they are errors.
     """
     label_of = {name: i for i, name in enumerate(classes, 1)}
     samples, problems = [], Problems()
-    unknown: dict[str, list[AnnotatedObject]] = {}  # objects by class, for classes not in the list
+    unknown: dict[str, list[AnnotatedObject]] = {}  # objects of classes that are not in `classes`, by class
     clipped: list[AnnotatedObject] = []
     at_zero: list[AnnotatedObject] = []
     for image in images:
@@ -177,11 +178,12 @@ def to_samples(
 def _unknown(
     unknown: dict[str, list[AnnotatedObject]], classes: Sequence[str], leave_out_others: bool
 ) -> Iterator[Problem]:
-    """Report objects of other classes in a single note if `leave_out_others` is set, or in one error per class."""
+    """Yield one note about objects of other classes if `leave_out_others` is set, otherwise an error for each class."""
     if unknown and leave_out_others:
         most = sorted(unknown.items(), key=lambda item: -len(item[1]))[:10]
         others = ", ".join(f"{name} ({len(objects)})" for name, objects in most)
-        yield most[0][1][0].problem("other_classes", f"skipped objects of other classes: {others}. This is the first.")
+        what = f"objects of other classes are skipped: {others}. This is the first."
+        yield most[0][1][0].problem("other_classes", what)
         return
     for name, objects in unknown.items():
         more = f" {len(objects) - 1} more object(s) have this class." if len(objects) > 1 else ""
@@ -189,12 +191,12 @@ def _unknown(
 
 
 def unknown_class(name: str, classes: Sequence[str]) -> str:
-    """Return the message about an object of a class that is not in the list."""
+    """Return the message about an object whose class `name` is not in `classes`."""
     return f"unknown class '{name}'.{nearest(name, classes)} Known classes: {', '.join(classes) or 'none'}."
 
 
 def stands_out(o: AnnotatedObject, image: Annotated) -> tuple[bool, bool]:
-    """Return whether the box is clipped, and whether it is from an XML file and starts before the first pixel."""
+    """Return whether the box extends beyond the image, and whether a box from VOC XML starts before the first pixel."""
     x1, y1, x2, y2 = o.box
     before = x1 < 0 or y1 < 0
     return before or x2 > image.width or y2 > image.height, before and o.unit == "object"

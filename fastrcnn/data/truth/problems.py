@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-SKIP = "or skip it with data.skip_bad=true."
-# Errors: training stops, or skips the image or object. Each kind has a title and advice.
+SKIP = "or set data.skip_bad=true to skip it."
+# Kinds of errors: training stops, or skips the image or object. Each kind has a title and advice.
 ERRORS = {
     "split": ("Unusable split", "Fix the split. Its images were not checked."),
     "duplicate_id": (
@@ -26,7 +26,7 @@ ERRORS = {
     "box": ("Unusable box", f"Fix the box, delete the object, {SKIP}"),
     "unknown_class": (
         "Unknown class",
-        "Fix the name, add the class to data.classes, or set data.other_classes=leave_out.",
+        "Fix the name, add the class to data.classes, or set data.other_classes=leave_out to skip its objects.",
     ),
     "classes": ("Invalid class names", "Fix data.classes, or the names in the annotations."),
     "image_size": ("Image and annotation differ in size", "Fix the size and the boxes in the annotation."),
@@ -37,7 +37,7 @@ ERRORS = {
     ),
     "bad_proposals": ("Damaged proposals", "Generate or convert the proposals again with `fastrcnn propose`."),
 }
-# Notes: training continues.
+# Kinds of notes: training continues.
 NOTES = {
     "crowd": (
         "Annotations with iscrowd or ignore, excluded from training",
@@ -103,7 +103,7 @@ NOTES = {
     ),
     "bits": (
         "16-bit images that use fewer bits",
-        "If the numbers of bits differ, convert the images to the same number, or add an sBIT chunk to PNG files.",
+        "If images use different numbers of bits, convert them to the same number, or add an sBIT chunk to PNG files.",
     ),
     "small_boxes": ("Boxes smaller than a cell of the feature map", "Increase data.short_sides and data.long_side."),
     "missed": (
@@ -113,7 +113,7 @@ NOTES = {
     "zero_proposals": ("Images with an empty list of proposals", "Training uses only their ground-truth boxes."),
     "foreign_proposals": ("Proposals for images that are not in the splits", "No action needed: they are not used."),
     "dropped_proposals": (
-        "Proposals dropped when the store was written",
+        "Proposals dropped when the proposal store was written",
         "If there are many, check the original proposals.",
     ),
     "few_rois": (
@@ -126,7 +126,7 @@ ROUTINE = ("clipped", "other_classes", "turned", "polygons")  # notes that are l
 # Kinds that can hide objects, because an annotation or image was not read.
 UNREAD = ("split", "missing_image", "link", "missing_annotation", "normalised", "annotation", "box", "unknown_class")
 LEADS_OUT = "the link points outside the data set and is not followed. Replace it with the file itself."
-FEW, NEARLY_ALL = 5, 0.9  # minimum number and share of images for which a common cause is reported once
+FEW, NEARLY_ALL = 5, 0.9  # a problem of at least this number and share of images is reported once
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class Problem:
 
     @property
     def place(self) -> str:
-        """Return the line, or the number and class of the object, or an empty string."""
+        """Return the line (`line 3`) or the object (`2 cat`) that the problem concerns, or an empty string."""
         return f"line {self.line}" if self.line else f"{self.object} {self.name or ''}" if self.object else ""
 
     def __str__(self) -> str:
@@ -187,7 +187,7 @@ class Problems:
 
     @property
     def lines(self) -> list[str]:
-        """Return the errors as text."""
+        """Return each error as text."""
         return [str(problem) for problem in self.errors]
 
 
@@ -200,14 +200,14 @@ def by_kind(problems: Iterable[Problem]) -> dict[str, list[Problem]]:
 
 
 def nearly_all(number: int, images: int) -> bool:
-    """Return whether so many images have a problem that a common cause is likely."""
+    """Return whether a problem of `number` out of `images` images is so frequent that a common cause is likely."""
     return images > 0 and number >= max(FEW, NEARLY_ALL * images)
 
 
 def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
-    """Merge problems with the same cause into one if nearly all images have them. Merged problems come first.
+    """Merge problems with the same kind and message into one if nearly all images have them. Merged ones come first.
 
-    If one file annotates all images, notes about its objects are not merged, because all of them name this file.
+    images: number of images. If one file annotates several images, notes about its objects are not merged.
     """
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
@@ -227,6 +227,6 @@ def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
 
 
 def shorten(lines: Sequence[str], most: int = 20) -> str:
-    """Indent and join the lines. Lines after the first `most` are only counted."""
+    """Indent and join the first `most` lines, and append the number of the other lines if there are any."""
     more = len(lines) - most
     return "\n".join(f"  {line}" for line in lines[:most]) + (f"\n  and {more} more" if more > 0 else "")

@@ -16,10 +16,10 @@ Read = Callable[Concatenate[Path, P], T]
 
 
 def read_once(most: int, fresh: int = FRESH) -> Callable[[Read[P, T]], Read[P, T]]:
-    """Decorate a function of a path to cache its last `most` results.
+    """Return a decorator that caches the `most` last used results of a function whose first argument is a path.
 
     A result is valid until the modification time or size of the file or folder changes. fresh: nanoseconds after a
-    modification during which results are not cached.
+    modification during which results are not cached. Calls with keyword arguments are never cached.
     """
 
     def decorate(read: Read[P, T]) -> Read[P, T]:

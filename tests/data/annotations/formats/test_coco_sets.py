@@ -158,7 +158,7 @@ def test_classes_are_those_of_all_splits(tmp_path: Path, call: Call, caplog: pyt
     assert "no training objects of these classes: dog" in caplog.text
     status, _, report = check(call, root)
     (alone,) = [p for p in report["notes"] if p["kind"] == "test_only"]
-    assert (status, alone["what"]) == (0, "'dog' has 6 test object(s) but no training object.")
+    assert (status, alone["what"]) == (0, "'dog' has no training object, but 6 in the validation and test splits.")
 
 
 def test_a_wrong_test_image_shows_before_proposals_are_made(tmp_path: Path) -> None:
