@@ -15,28 +15,30 @@ from fastrcnn.evaluation.voc_ap import ClassDetections, ClassTruth, MeanAP
 
 
 def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth]) -> MeanAP:
-    """Compute COCO AP for the classes of `truth`: the mean over IoU 0.5, 0.55, ..., 0.95, per class and overall.
+    """Compute the COCO AP of each class of `truth`, averaged over IoU 0.5, 0.55, ..., 0.95, and the mean over classes.
 
-    `figures` of the result has COCO's eleven other metrics. Each is a mean over the classes, or None if no object
-    counts:
+    detections, truth: by class name. Detections of classes that are not in `truth` are ignored.
+    `figures` of the result contains COCO's eleven other metrics. Each is a mean over the classes, or None if there are
+    no objects to compute it from:
 
     - AP50, AP75: AP at IoU 0.5 and at IoU 0.75
-    - AP_small, AP_medium, AP_large: AP of objects up to 32 x 32 pixels, up to 96 x 96 pixels, and larger
+    - AP_small, AP_medium, AP_large: AP of objects with an area of up to 32 x 32 pixels, 32 x 32 to 96 x 96 pixels,
+      and 96 x 96 pixels or more
     - AR_1, AR_10, AR_100: recall of the best 1, 10 and 100 detections per image and class, averaged over the IoUs
     - AR_small, AR_medium, AR_large: AR_100 of objects of these sizes
 
     All values are bit-identical to those of pycocotools on the same files. Boxes, sizes and areas are used as stored in
-    the files, in float64. Detections with equal scores are ordered by image, and the samples of a COCO file are in the
-    order of their ids.
+    the files, in float64. Detections with equal scores are ordered by image, in the order of the data set, which for a
+    COCO file is the order of the image ids.
 
     For each image, the 100 best detections of each class count, because pycocotools applies its limit `maxDets` per
-    class. COCO's rules allow 100 detections per image over all classes, but pycocotools does not enforce this. With
-    detection=modern, `detection.max_per_image` is 100. With detection=paper, 40 detections per class and image are kept
-    on average, so the results can be slightly too high.
+    class. COCO's rules allow 100 detections per image over all classes, which detection=modern ensures with
+    `detection.max_per_image`. With detection=paper, 40 detections per class and image are kept on average, so the
+    results can be slightly too high.
 
-    Difficult objects are treated as COCO crowds: a missed difficult object is no error, and a detection does not count
-    if the fraction of its area inside a difficult object reaches the IoU threshold. The size of an object is the `area`
-    in the COCO file, which is usually the area of its mask. In other formats, it is the area of the box.
+    Difficult objects are treated as COCO crowds: a missed difficult object is no error. A detection that matches no
+    other object is ignored if the fraction of its area inside a difficult object reaches the IoU threshold. The size of
+    an object is the `area` in the COCO file, usually the area of its mask. In other formats, it is the area of the box.
     """
     names = list(truth)
     objects: list[dict[str, Any]] = []  # the annotations of a COCO file
@@ -69,7 +71,7 @@ def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, Class
 
 
 def _entries(category: int, of_class: ClassDetections | ClassTruth, **more: list[Any]) -> list[dict[str, Any]]:
-    """Return the annotations of one class in COCO format. more: additional columns by key, one value per annotation."""
+    """Return one class in COCO format: a dictionary per box. category: its id. more: the values of additional keys."""
     boxes = np.concatenate((of_class.boxes[:, :2], of_class.sizes), axis=1).tolist()  # x, y, width, height
     columns = {"image_id": of_class.images.tolist(), "bbox": boxes, **more}
     rows = zip(*columns.values(), strict=True)

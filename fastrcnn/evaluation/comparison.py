@@ -1,9 +1,9 @@
-"""Compare the AP of evaluations of the same images, with confidence intervals of the differences from the first one.
+"""Compare the AP of evaluations on the same images, with confidence intervals of the differences from the first one.
 
-The intervals are computed with the paired bootstrap over images. A resample draws N of the N images with replacement.
-The same resamples are used for all evaluations. If an image is drawn w times, each of its detections and objects counts
-w times. A resample is therefore a row of weights, and the AP of all resamples is computed from cumulative sums along
-the ranking of each class.
+The intervals are computed with the paired bootstrap over images. Each resample draws N of the N images with
+replacement, and the same resamples are used for all evaluations. If an image is drawn w times, each of its detections
+and objects counts w times. A resample is therefore stored as N weights w, and the AP of all resamples is computed from
+cumulative sums of the weights of the detections of each class, by descending score.
 """
 
 from __future__ import annotations
@@ -19,54 +19,55 @@ from fastrcnn.evaluation.matches import ClassMatches, Matches
 from fastrcnn.evaluation.voc_ap import ELEVEN_POINTS, VocMetric, envelope
 from fastrcnn.settings import Metric
 
-LETTERS = "ABCDE"  # labels of the runs; plots have a line style for each
+LETTERS = "ABCDE"  # labels of the compared runs; plots have a line style for each
 LEVEL = 0.95  # confidence level of the intervals
 RESAMPLES = 1000
-CELLS = 4_000_000  # maximum number of elements of an array
+CELLS = 4_000_000  # maximum number of elements of a temporary array
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The AP of a run minus the AP of the first run."""
+    """The AP of a run minus the AP of the first run, with a confidence interval."""
 
     value: float
-    low: float  # bounds of the interval
-    high: float
+    low: float  # lower bound of the interval
+    high: float  # upper bound
 
     @property
     def verdict(self) -> str:
-        """The conclusion from the interval, in words."""
+        """Return "higher" or "lower" if the interval does not contain 0, otherwise "not certain"."""
         return "higher" if self.low > 0 else "lower" if self.high < 0 else "not certain"
 
 
 @dataclass(frozen=True)
 class Row:
-    """The results of one class, or of the mean over the classes."""
+    """The results of all compared runs for one class, or the means over the classes."""
 
     name: str
-    objects: int
+    objects: int  # number of objects that are not difficult
     ap: list[float | None]  # of each run, at IoU 0.5
     differences: list[Difference | None]  # for the second and later runs
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of a comparison."""
+    """The result of `compare_runs`."""
 
-    runs: list[str]
+    runs: list[str]  # names
     metric: Metric
     coco: list[float | None]  # COCO AP of each run if the metric is coco, otherwise empty
-    images: int
-    resamples: int
+    images: int  # number of images
+    resamples: int  # number of resamples
     mean: Row
     classes: list[Row]
     curves: dict[str, list[ClassMatches]]  # for each class with objects, one entry per run
 
 
 def compare_runs(runs: Mapping[str, Matches], resamples: int, seed: int) -> Comparison:
-    """Compare evaluations. runs: the evaluations by name. seed: seed of the resamples.
+    """Compare the AP of two to five runs with the AP of the first one.
 
-    Raises UserError if the number of runs is not supported or if the runs are not comparable.
+    runs: the evaluation of each run, by name. resamples: number of bootstrap resamples. seed: seed of their random
+    numbers. Raises UserError if the number of runs is not 2 to 5, or if `check_alike` raises it for two of the runs.
     """
     if not 2 <= len(runs) <= len(LETTERS):
         raise UserError(
@@ -106,7 +107,7 @@ def _difference(first: float | None, other: float | None, samples: np.ndarray) -
 
 
 def check_alike(name: str, first: Matches, other_name: str, other: Matches) -> None:
-    """Raise UserError, with the difference, unless the metrics, classes, images and ground truth are the same."""
+    """Raise UserError, with the difference, if two runs differ in metric, classes, images or ground truth."""
     both = f"{name} and {other_name} were evaluated on"
     if first.metric != other.metric:
         raise UserError(
@@ -116,8 +117,8 @@ def check_alike(name: str, first: Matches, other_name: str, other: Matches) -> N
     if list(first.ap) != list(other.ap):
         what = _lacking(name, list(first.ap), other_name, list(other.ap)) or "the order of the classes differs"
         raise UserError(
-            f"{both} different classes: {what}. Evaluate both with the same data.classes. Saved detections need a file "
-            "for every class."
+            f"{both} different classes: {what}. Evaluate both with the same data.classes. If `fastrcnn reval` "
+            "evaluated saved detections, they must include a file for every class."
         )
     if what := _lacking(name, first.image_ids, other_name, other.image_ids):
         number, other_number = len(first.image_ids), len(other.image_ids)
@@ -127,36 +128,36 @@ def check_alike(name: str, first: Matches, other_name: str, other: Matches) -> N
         )
     if first.truth != other.truth:
         raise UserError(
-            f"{both} the same {len(first.image_ids)} images, but with different ground truth: boxes, classes, "
-            "difficult flags, image sizes or the order of the images have changed. Evaluate both again on the current "
-            "data."
+            f"{both} the same images ({len(first.image_ids)}), but with different ground truth: some boxes, classes, "
+            "difficult flags or image sizes, or the order of the images, have changed. Evaluate both again on the "
+            "current data."
         )
 
 
 def _lacking(name: str, has: Sequence[str], other_name: str, other_has: Sequence[str], most: int = 5) -> str:
-    """Describe which entries are in only one of two lists. Returns an empty string if there are none."""
+    """Describe which entries are in only one of two lists, at most `most` per list. Returns "" if there are none."""
     found = []
     for lacks, missing in ((other_name, set(has) - set(other_has)), (name, set(other_has) - set(has))):
         if missing:
             listed = [n for n in (*has, *other_has) if n in missing]
             more = f" and {len(listed) - most} more" if len(listed) > most else ""
-            found.append(f"{lacks} does not have {', '.join(listed[:most])}{more}")
+            found.append(f"{lacks} does not include {', '.join(listed[:most])}{more}")
     return "; ".join(found)
 
 
 def fraction(value: float | None, digits: int = 3) -> str:
-    """Format a fraction. None becomes a dash."""
+    """Format a fraction with `digits` decimals. None becomes a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def with_sign(value: float) -> str:
-    """Format a difference with its sign, or without a sign if it rounds to zero."""
+    """Format a difference with its sign and three decimals. If it rounds to zero, the sign is omitted."""
     text = f"{value:+.3f}"
     return text[1:] if float(text) == 0 else text
 
 
 def span(difference: Difference | None) -> str:
-    """Format an interval."""
+    """Format the confidence interval of a difference. None becomes a dash."""
     return "–" if difference is None else f"{with_sign(difference.low)} … {with_sign(difference.high)}"
 
 
@@ -179,17 +180,18 @@ def table(found: Comparison) -> str:
 
 
 def note(found: Comparison) -> str:
-    """Explain how the numbers were computed."""
+    """Return a text that explains to users how the AP and the intervals of a comparison were computed."""
     how = {"voc07": "VOC07, 11 points", "voc10": "area under the curve", "coco": "area under the curve"}[found.metric]
     return (
-        f"AP at IoU 0.5 ({how}). Intervals: paired bootstrap over the {found.images:,} images, {found.resamples:,} "
-        "resamples. They show how much the differences vary with the choice of images, but not how much they vary if "
-        "a model is trained again. By chance, 1 in 20 intervals does not contain the true difference."
+        f"AP at IoU 0.5 ({how}). Intervals: paired bootstrap over images ({found.images:,} images, "
+        f"{found.resamples:,} resamples). They show how much the differences vary with the choice of images, but not "
+        "how much they vary if a model is trained again. By chance, about 1 in 20 intervals does not contain the true "
+        "difference."
     )
 
 
 def resample(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Return the number of times (resamples, images) int16 that each image is drawn. The result is deterministic."""
+    """Return how often each image is drawn in each bootstrap resample: (resamples, images) int16, deterministic."""
     rng = np.random.default_rng(seed)
     weights = np.zeros((resamples, images), np.int16)
     for row in weights:
@@ -198,11 +200,11 @@ def resample(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarr
 
 
 def weighted_ap(found: ClassMatches, weights: np.ndarray, metric: VocMetric) -> np.ndarray:
-    """Return the AP (R,) of a class in R resamples, in which image i counts weights[r, i] times.
+    """Return the AP (R,) float64 of a class in R resamples. In resample r, image i counts weights[r, i] times.
 
-    The AP is NaN if no object is left. The result equals that of `class_ap` on images that are repeated accordingly.
-    The envelope of the curve is computed only at correct detections, because it changes only there. False detections
-    only contribute to the counts.
+    The AP is NaN if a resample contains no object of the class. The result equals that of `class_ap` on images that are
+    repeated accordingly. The envelope of the precision-recall curve is computed only at correct detections, because it
+    changes only there. False detections only contribute to the counts.
     """
     hits = np.flatnonzero(found.correct)
     rows = max(1, CELLS // max(len(found.images), len(found.objects), 1))
@@ -226,7 +228,7 @@ def weighted_ap(found: ClassMatches, weights: np.ndarray, metric: VocMetric) -> 
 
 
 def ap_samples(classes: Mapping[str, ClassMatches], weights: np.ndarray, metric: VocMetric) -> dict[str, np.ndarray]:
-    """Return the AP (R,) of every class in each resample. The key "" has the mean over the classes with objects."""
+    """Return `weighted_ap` (R,) of every class by name, and under "" the mean over the classes with objects."""
     found = {name: weighted_ap(c, weights, metric) for name, c in classes.items()}
     table = np.array(list(found.values())).reshape(len(found), len(weights))
     known = ~np.isnan(table)
@@ -237,7 +239,7 @@ def ap_samples(classes: Mapping[str, ClassMatches], weights: np.ndarray, metric:
 
 
 def interval(differences: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
-    """Return the percentile interval of the differences, or None if all of them are NaN."""
+    """Return the bounds (low, high) of the percentile interval of the differences. Ignore NaNs; None if all are NaN."""
     known = np.asarray(differences)[~np.isnan(differences)]
     if not len(known):
         return None

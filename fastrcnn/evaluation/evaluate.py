@@ -28,15 +28,15 @@ from fastrcnn.structures import Sample
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of one evaluation."""
+    """The images and detections of an evaluation, and its results."""
 
     ap: MeanAP
     metric: Metric
     classes: Sequence[str]  # all classes; label k of the ground truth is classes[k - 1]
-    samples: list[Sample]
+    samples: list[Sample]  # the images and their ground truth
     detections: Mapping[str, ClassDetections]  # by class; image indices are positions in `samples`
-    recall: ProposalRecall | None  # recall of the proposals
-    seconds_per_image: float | None = None  # network and postprocessing, without reading images
+    recall: ProposalRecall | None  # recall of the proposals, if they are known
+    seconds_per_image: float | None = None  # network and postprocessing, without reading images; None: not measured
 
     @property
     def rule(self) -> VocMetric:
@@ -44,7 +44,7 @@ class Evaluation:
         return "voc10" if self.metric == "coco" else self.metric
 
     def curves(self) -> Mapping[str, ClassAP]:
-        """Return the curve of each evaluated class at IoU 0.5, with VOC's matching rules."""
+        """Return the precision-recall curve of each evaluated class at IoU 0.5, with VOC's matching rules."""
         if self.metric != "coco":
             return self.ap.classes
         truth = truth_by_class(self.samples, self.classes)
@@ -58,10 +58,13 @@ def compare(
     metric: Metric,
     recall: ProposalRecall | None = None,
 ) -> Evaluation:
-    """Compute the AP of detections against the ground truth of `samples`.
+    """Evaluate detections against the ground truth of `samples`.
 
-    Image indices in `detections` are positions in `samples`. Label k of the ground truth is classes[k - 1]. A class
-    without an entry in `detections` is excluded, as VOC competitions allow. A class with an empty entry has AP 0.
+    detections: by class name. Image indices are positions in `samples`. A class without an entry is excluded, as VOC
+        competitions allow. A class with objects and an empty entry has AP 0.
+    classes: all class names. Label k of the ground truth is classes[k - 1].
+    recall: the recall of the proposals, which is stored in the result.
+
     Raises ValueError if `detections` has a class that is not in `classes`.
     """
     truth = {name: t for name, t in truth_by_class(samples, classes).items() if name in detections}
@@ -71,9 +74,9 @@ def compare(
 def average_precision(
     detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth], metric: Metric
 ) -> MeanAP:
-    """Compute the AP of each class of `truth`, the mean, and the other values of the metric.
+    """Compute the AP of each class of `truth`, the mean over the classes, and the other values of the metric.
 
-    See `mean_ap` and `coco_ap` for the metrics. The following rules apply to all metrics:
+    See `mean_ap` (voc07, voc10) and `coco_ap` (coco). The following rules apply to all metrics:
 
     - If a class has no objects, or only difficult ones, its AP is None. It is excluded from the mean, even if there are
       detections of the class.
@@ -90,9 +93,9 @@ def average_precision(
 
 
 def write_results(result: Evaluation, folder: Path) -> None:
-    """Write matches.npz (for comparisons), timing.json and metrics.json to `folder`.
+    """Write matches.npz (for comparisons), timing.json (if the time was measured) and metrics.json to `folder`.
 
-    Raises UserError if the files cannot be written.
+    Raises UserError if a file cannot be written.
     """
     truth = truth_by_class(result.samples, result.classes)
     found = matches.Matches(
@@ -125,7 +128,7 @@ def write_results(result: Evaluation, folder: Path) -> None:
 
 
 def table(result: Evaluation) -> str:
-    """Format the results as a table: number of objects, AP and proposal recall of each class."""
+    """Format the results for the terminal: the number of objects, AP and proposal recall of each class, and the mAP."""
     counted = [name for name, value in result.ap.ap.items() if value is not None]
     width = max([5, *(len(name) for name in counted)])
     lines = [f"{'class':<{width}}  objects      AP" + ("   proposal recall at IoU 0.5" if result.recall else "")]
@@ -140,5 +143,5 @@ def table(result: Evaluation) -> str:
         shown = [f"{name} {'none' if value is None else f'{value:.3f}'}" for name, value in result.ap.figures.items()]
         lines += [", ".join(text for text in shown if text.startswith(kind)) for kind in ("AP", "AR")]
     if without := [name for name in result.ap.ap if name not in counted]:
-        lines.append(f"classes without ground truth in these images: {', '.join(without)}")
+        lines.append(f"classes without AP (no objects, or only difficult ones): {', '.join(without)}")
     return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Read and write matches.npz: the image, score and correctness of every detection of an evaluation.
+"""Read and write matches.npz: the image, score and correctness of the detections of an evaluation.
 
-Matching at IoU 0.5 treats each image separately. This file is therefore sufficient to compute the AP of any subset of
-the images. Boxes, image files and the model are not needed. matches.npz is stored next to metrics.json.
+Detections are matched to objects at IoU 0.5, separately for each image. The file is therefore sufficient to compute the
+AP of any subset of the images, without boxes, image files or the model. matches.npz is stored next to metrics.json.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ COLUMNS = {"images": np.int32, "scores": np.float64, "correct": np.bool_, "objec
 
 @dataclass(frozen=True)
 class ClassMatches:
-    """The C detections of a class that count, by descending score, and the P objects of the class that count."""
+    """The C detections of a class, by descending score, and its P objects.
+
+    Difficult objects, and detections that match them, are not included.
+    """
 
     images: np.ndarray  # (C,) int32, the index of each detection's image
     scores: np.ndarray  # (C,) float64
@@ -54,7 +57,7 @@ class Matches:
 
 
 def data_hash(samples: Sequence[Sample], classes: Sequence[str]) -> str:
-    """Return the SHA-256 of the class names and of the ids, sizes and ground truth of the images."""
+    """Return the SHA-256, in hexadecimal, of the class names and of the ids, sizes and ground truth of the images."""
     found = hashlib.sha256(json.dumps(list(classes)).encode())
     for s in samples:
         found.update(json.dumps([s.image_id, int(s.width), int(s.height), len(s.labels)]).encode())
@@ -64,7 +67,7 @@ def data_hash(samples: Sequence[Sample], classes: Sequence[str]) -> str:
 
 
 def class_matches(detections: ClassDetections, truth: ClassTruth, curve: ClassAP) -> ClassMatches:
-    """Return the matches of a class. curve: the result of `class_ap` at IoU 0.5."""
+    """Return the ClassMatches of a class. curve: the result of `class_ap` for the class at IoU 0.5."""
     return ClassMatches(
         detections.images[curve.order].astype(np.int32),
         curve.scores,
@@ -74,7 +77,7 @@ def class_matches(detections: ClassDetections, truth: ClassTruth, curve: ClassAP
 
 
 def write(path: Path, matches: Matches) -> Path:
-    """Write `matches` to `path` atomically, and return the path. Raises UserError if this fails."""
+    """Write `matches` to `path` atomically, and return `path`. Raises UserError if the file cannot be written."""
     about = {"version": VERSION} | {name: value for name, value in vars(matches).items() if name != "classes"}
     arrays: dict[str, Any] = {"about": np.frombuffer(json.dumps(about).encode(), np.uint8)}
     parts = list(matches.classes.values())
@@ -88,7 +91,7 @@ def write(path: Path, matches: Matches) -> Path:
 
 
 def read(folder: Path) -> Matches:
-    """Read the matches in the folder of an evaluation. Raises UserError if the file is missing or cannot be read."""
+    """Read matches.npz in the folder of an evaluation. Raises UserError if the file is missing or damaged."""
     path = folder / FILE
     if not path.is_file():
         raise UserError(

@@ -21,37 +21,38 @@ SIZES = {  # ranges of areas in square pixels: lower bound included, upper bound
 
 @dataclass(frozen=True)
 class Recall:
-    """The recall of proposals on a set of objects. All fractions are None if the set is empty."""
+    """The recall of proposals on a set of objects, without difficult ones. All fractions are None if it is empty."""
 
-    objects: int  # number of objects that are not difficult
+    objects: int  # number of objects in the set
     at_50: float | None  # fraction of objects for which a proposal has an IoU of at least 0.5
     at_70: float | None
-    best_overlap: float | None  # average best overlap (ABO): mean IoU of the objects with their best proposal
+    best_overlap: float | None  # average best overlap (ABO): mean IoU of an object and its best proposal
 
 
 @dataclass(frozen=True)
 class ProposalRecall:
-    """Recall of the proposals of a data set: overall, by class and by size."""
+    """Recall of the proposals of a data set: of all objects, by class and by size. Difficult objects are ignored."""
 
     all: Recall
     classes: dict[str, Recall]
     sizes: dict[str, Recall]  # keys: the names in SIZES
-    images: int
-    proposals: float  # mean number per image
-    fewest: int  # smallest number per image
-    most: int  # largest number per image
-    overlaps: np.ndarray = field(repr=False, compare=False)  # (G,) IoU of each object with its best proposal
+    images: int  # number of images
+    proposals: float  # mean number of proposals per image
+    fewest: int  # smallest number of proposals per image
+    most: int  # largest number of proposals per image
+    overlaps: np.ndarray = field(repr=False, compare=False)  # (G,) IoU of each object and its best proposal
 
 
 def proposal_recall(
     proposals: Iterable[np.ndarray], samples: Iterable[Sample], classes: Sequence[str]
 ) -> ProposalRecall:
-    """Compute the recall of proposals.
+    """Compute the recall of proposals on the objects of `samples`, without difficult objects.
 
-    proposals: an array (P, 4) for each sample, in pixels of the original image. Label k is classes[k - 1].
-    Difficult objects are ignored, as in the evaluation of detections. `overlaps` of the result contains the IoU of the
-    other objects, in the order of the samples. `proposals` and `samples` are iterated once, one image at a time. Raises
-    ValueError if their lengths differ.
+    proposals: for each sample, boxes (P, 4), half-open x1 y1 x2 y2 in pixels of the original image.
+    classes: class names. Label k is classes[k - 1].
+
+    `overlaps` of the result is in the order of the samples. `proposals` and `samples` are iterated once, one image at a
+    time. Raises ValueError if their lengths differ.
     """
     counts, best, labels, areas = [], [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0)]
     for found, sample in zip(proposals, samples, strict=True):
@@ -76,24 +77,25 @@ def proposal_recall(
 
 
 def recall(overlap: np.ndarray) -> Recall:
-    """Compute the recall from the IoU (G,) of each object with its best proposal."""
+    """Compute the recall of proposals from the IoU (G,) of each object and its best proposal."""
     if not len(overlap):
         return Recall(0, None, None, None)
     return Recall(len(overlap), float((overlap >= 0.5).mean()), float((overlap >= 0.7).mean()), float(overlap.mean()))
 
 
 def by_size(areas: np.ndarray) -> dict[str, np.ndarray]:
-    """For each size in SIZES, return a mask (N,) of the areas (N,) that are in its range."""
+    """Return, for each size in SIZES, a mask (N,) of the areas (N,) in its range. areas: in square pixels."""
     return {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
 
 
 def size_ap(
     detections: ClassDetections, truth: ClassTruth, curve: ClassAP, metric: VocMetric
 ) -> dict[str, float | None]:
-    """Compute the AP of a class for each size in SIZES, or None if the class has no objects of this size.
+    """Compute the AP of a class for each size in SIZES, by the areas of the boxes.
 
-    curve: the result of `class_ap` at IoU 0.5. As in COCO's evaluation, objects of other sizes are treated like
-    difficult objects: detections that match them are ignored. Unmatched detections of other sizes are also ignored.
+    The AP is None if the class has no objects of this size, or only difficult ones. As in COCO's evaluation, objects of
+    other sizes are treated like difficult objects: detections that match them are ignored. Detections of other sizes
+    that match no object are also ignored. curve: the result of `class_ap` at IoU 0.5.
     """
     matches, correct = curve.matches[curve.order], curve.correct[curve.order]
     areas = box_sizes(detections.boxes[curve.order]).prod(axis=1)

@@ -1,9 +1,9 @@
 """Read and write detections: comp4 text files of the VOC devkit, COCO results, and archives for evaluation servers.
 
-In memory, detections are {class: ClassDetections} with half-open boxes. Image indices are positions in a list of image
-ids. The conventions of the files are used only in this module. Numbers are written in full precision, so that float32
-detections are restored exactly and their AP does not change. The devkit's scripts write only six decimals, which can
-make different scores equal. The scripts that read these files accept numbers of any length, and exponents.
+In memory, detections are ClassDetections by class name, with half-open boxes and image indices that are positions in a
+list of image ids. The conventions of the files are used only in this module. Numbers are written in full precision, so
+that float32 detections are restored exactly and their AP does not change. The devkit's scripts write only six decimals,
+which can make different scores equal. The scripts that read these files accept numbers of any length, and exponents.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def write_comp4(
     """Write comp4_det_<split>_<class>.txt for every class to `folder` and return the paths.
 
     A line is `id score xmin ymin xmax ymax` with one-based inclusive coordinates (the devkit's results format):
-    x1 y1 x2 y2 becomes x1+1 y1+1 x2 y2. Ids are encoded by `comp4_id`. Existing files are overwritten. Raises UserError
-    if a class name cannot be part of a file name, or if the folder cannot be written to.
+    x1 y1 x2 y2 becomes x1+1 y1+1 x2 y2. Ids are percent-encoded by `comp4_id`. Existing files are overwritten. Raises
+    UserError if a class name cannot be part of a file name, or if the folder cannot be written to.
     """
     check_comp4(split, detections)
     ids = [comp4_id(image_id) for image_id in image_ids]
     if escaped := [(image_id, here) for image_id, here in zip(image_ids, ids, strict=True) if image_id != here]:
         log.warning(
-            "%s: %d image id(s) contain a space or %% and are percent-encoded in the comp4 files (%r as %r). `fastrcnn "
-            "reval` decodes them, but the VOC devkit does not.", folder, len(escaped), *escaped[0],
+            "%s: %d image id(s) contain whitespace, %% or invalid UTF-8 and are percent-encoded in the comp4 files (%r "
+            "as %r). `fastrcnn reval` decodes them, but the VOC devkit does not.", folder, len(escaped), *escaped[0],
         )  # fmt: skip
     paths = []
     for name, found in detections.items():
@@ -60,10 +60,12 @@ def write_comp4(
 
 
 def check_comp4(split: str, classes: Iterable[str]) -> None:
-    """Raise UserError if a class name cannot be part of a file name."""
+    """Raise UserError if one of the class names cannot be part of the name of a comp4 file for `split`."""
     for name in classes:
         if fault := class_fault(name, split):
-            raise UserError(f"Class {name[:40]!r} {fault}. Rename it in the class list.")
+            raise UserError(
+                f"Class {name[:40]!r} {fault}. Rename the class in the annotations, and in data.classes if it is set."
+            )
 
 
 def read_comp4(
@@ -71,9 +73,9 @@ def read_comp4(
 ) -> dict[str, ClassDetections]:
     """Read comp4_det_<split>_<class>.txt for all `classes` that have a file in `folder`.
 
-    Image indices of the result are positions in `image_ids`. Classes without a file are excluded, as VOC competitions
-    allow. Raises UserError, with file and line, if a line is invalid or its image is not in `image_ids`. Raises
-    UserError if the class of a file is not in `classes`, or if there are no files.
+    Returns the detections by class name. Image indices are positions in `image_ids`. Classes without a file are
+    excluded, as VOC competitions allow. Raises UserError, with file and line, if a line is invalid or its image is not
+    in `image_ids`, and also if the class of a file is not in `classes`, or if there are no files.
     """
     prefix = f"comp4_det_{split}_"
     paths = sorted(p for p in folder.glob("comp4_det_*.txt") if p.name.startswith(prefix))
@@ -81,7 +83,7 @@ def read_comp4(
     if not files:
         raise UserError(
             f"{folder}: the folder contains no file {prefix}<class>.txt. Check the path of the folder, and check that "
-            f"the file names contain the split {split}."
+            f"the split in the file names is {split}."
         )
     for name in files:
         if name not in classes:
@@ -116,10 +118,10 @@ def write_coco(
     image_ids: Sequence[str | int],
     category_ids: Mapping[str, int | str],
 ) -> Path:
-    """Write COCO results: a JSON list of {image_id, category_id, bbox: [x1, y1, width, height], score}.
+    """Write COCO results, a JSON list of {image_id, category_id, bbox: [x1, y1, width, height], score}. Return `path`.
 
-    Image ids are written unchanged, as strings or integers. An existing file is overwritten. Raises UserError if the
-    file cannot be written.
+    Image ids are written unchanged, as strings or integers. category_ids: the id of each class, by class name. An
+    existing file is overwritten. Raises UserError if the file cannot be written.
     """
     entries = []
     for name, found in detections.items():
@@ -135,21 +137,21 @@ def write_coco(
 def read_coco(
     path: Path, image_ids: Sequence[str | int], category_ids: Mapping[str, int | str]
 ) -> dict[str, ClassDetections]:
-    """Read COCO results. The result has every class of `category_ids`; image indices are positions in `image_ids`.
+    """Read COCO results. Return the detections by class name, with an entry for every class of `category_ids`.
 
-    In addition to the corners, detections contain the width and height from the file, so that COCO AP is computed from
-    exactly these numbers. The image "000012" also matches the id 12, because some tools write only numbers. Raises
-    UserError, with the file and the number of the entry (from 1), if an entry is invalid or has an unknown image or
-    category.
+    Image indices are positions in `image_ids`. category_ids: the id of each class, by class name. Detections also
+    contain the width and height from the file, so that COCO AP is computed from exactly these numbers. The image id
+    "000012" matches the number 12, because some tools write only numbers. Raises UserError if the file is not a JSON
+    list, or, with the number of the entry (from 1), if an entry is invalid or has an unknown image or category.
     """
     try:
         entries = json.loads(_read(path))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {error.lineno}: the file is not valid JSON: {error.msg}.") from error
+        raise UserError(f"{path}, line {error.lineno}: the file is not valid JSON ({error.msg}).") from error
     except (ValueError, RecursionError) as error:  # numbers with thousands of digits, deeply nested lists
-        raise UserError(f"{path}: the file cannot be read as COCO results: {error}.") from error
+        raise UserError(f"{path}: the file cannot be read as COCO results ({error}).") from error
     if not isinstance(entries, list):
-        raise UserError(f"{path}: COCO results must be a list of detections, not {type(entries).__name__}.")
+        raise UserError(f"{path}: COCO results must be a JSON list of detections, not {type(entries).__name__}.")
     index = {_whole(i): n for n, i in enumerate(image_ids)}
     index.update({str(image_id): n for n, image_id in enumerate(image_ids)})  # identical ids have priority
     names = {_whole(number): name for name, number in category_ids.items()}
@@ -167,7 +169,7 @@ def read_coco(
         name = names.get(_whole(category))
         if name is None:
             known = ", ".join(f"{i} {n}" for n, i in category_ids.items())
-            raise UserError(f"{where}: category {category!r} is unknown. The categories of the data set are: {known}")
+            raise UserError(f"{where}: the data set has no category {category!r}. Its categories (id, name): {known}.")
         score, x, y, width, height = _numbers([score, x, y, width, height], where)
         image = _image(str(image_id) if str(image_id) in index else _whole(image_id), index, where, len(image_ids))
         rows[name].append((image, score, x, y, x + width, y + height, width, height))
@@ -190,8 +192,8 @@ def _whole(value: Any) -> str:
 def _image(image_id: str, index: Mapping[str, int], where: str, images: int) -> int:
     if image_id not in index:
         raise UserError(
-            f"{where}: image {image_id!r} is not in the split, which has {images} image(s). Use the split that the "
-            "detections belong to."
+            f"{where}: image {image_id!r} is not in the split, which has {images} image(s). Set split=NAME to the "
+            "split of these detections."
         )
     return index[image_id]
 
@@ -220,22 +222,22 @@ def _read(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Submission:
-    """Destination and format of the detections of one split."""
+    """The destination and the format of the detections of one split for an evaluation server."""
 
     folder: Path
     split: str  # name of the split, as in split=NAME
     short: str  # name of the split in file names
     data_set: str  # folder in the devkit, such as VOC2012; unused for a COCO file
-    category_ids: Mapping[str, int | str] | None  # category ids of a COCO file; None for a data set in VOC layout
+    category_ids: Mapping[str, int | str] | None  # of a COCO file, by class name; None for a data set in VOC layout
 
     def write(self, detections: Mapping[str, ClassDetections], samples: Sequence[Sample]) -> tuple[Path, Path, str]:
-        """Write the detections. Image indices are positions in `samples`.
+        """Write the detections into `folder`. Image indices in `detections` are positions in `samples`.
 
         Returns the path that `fastrcnn reval` reads, the file to submit, and instructions for the submission.
 
-        For VOC, the files are results/<data_set>/Main/comp4_det_<short>_<class>.txt. The archive results.tgz contains
+        For VOC, the files are results/<data_set>/Main/comp4_det_<short>_<class>.txt, and results.tgz, an archive of
         these files for the evaluation server. Every class has a file, which is empty if nothing was detected. For a
-        COCO file, the result is a COCO results file. Raises UserError if the files cannot be written.
+        COCO file, it is detections_<short>_results.json. Raises UserError if a file cannot be written.
         """
         if self.category_ids is not None:
             path = self.folder / f"detections_{self.short}_results.json"
@@ -248,18 +250,18 @@ class Submission:
 
 
 def check_voc_submission(split: str, classes: Sequence[str], image_ids: Sequence[str]) -> None:
-    """Raise UserError if the files for the server cannot contain a class name or an image id."""
+    """Raise UserError if a class name cannot be part of a file name, or if an image id has to be percent-encoded."""
     check_comp4(split, classes)
     for image_id in image_ids:
         if comp4_id(image_id) != image_id:
             raise UserError(
-                f"Image id '{image_id[:100]}' contains a space or %, which evaluation servers do not accept. Rename "
-                "the image and its annotation."
+                f"Image id {image_id[:100]!r} contains whitespace, % or invalid UTF-8, which evaluation servers do not "
+                "accept. Rename the image and its annotation."
             )
 
 
 def pack(folder: Path, paths: Sequence[Path]) -> bytes:
-    """Pack files in `folder` as a reproducible .tgz archive, which contains no times, owners or host names."""
+    """Return a .tgz archive of files in `folder`. It is reproducible: it contains no times, owners or host names."""
     content = io.BytesIO()
     with (
         gzip.GzipFile(filename="", mode="wb", fileobj=content, mtime=0) as zipped,

@@ -3,17 +3,17 @@
 The rules are those of py-faster-rcnn's Python evaluator (voc_eval.py), which later detectors use for VOC results:
 
 - Detections are processed by descending score. Detections with equal scores keep their input order.
-- Each detection is compared only with the ground-truth box of its image that has the largest IoU (the first one if
-  several are equal).
-- If this IoU is not above 0.5, the detection is false. If the box is difficult, the detection is ignored. The first
-  detection of any other box is correct, and every later one is false.
+- Each detection is compared only with the ground-truth box of its class and image that has the largest IoU (the first
+  one if several are equal).
+- If this IoU is not above 0.5, the detection is false. Otherwise, the detection is ignored if the box is difficult. The
+  first detection that is matched to any other box is correct, and every later one is false.
 
 The results in the Fast R-CNN paper were computed with the VOC devkit in MATLAB (VOCevaldet.m, VOCap.m; Everingham et
 al., IJCV 2010, section 4.2). The devkit also accepts an IoU of exactly 0.5, and it differs for two of the eleven recall
 levels (see ELEVEN_POINTS).
 
-Boxes are half-open. Their x2 - x1 equals the width x2 - x1 + 1 of the inclusive boxes in both programs. All sums are
-float64.
+Boxes are half-open, so x2 - x1 is the width that both programs compute as x2 - x1 + 1 from inclusive boxes. All
+computations use float64.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ METRICS: tuple[str, ...] = get_args(Metric)
 # as in numpy.
 ELEVEN_POINTS = np.linspace(0.0, 1.0, 11)
 
-COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {  # of the arrays below: dtypes, and shapes without the first axis
+COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {  # dtype of each array below, and its shape without the first axis
     "images": (np.int64, ()),
     "scores": (np.float64, ()),
     "boxes": (np.float64, (4,)),
@@ -51,9 +51,9 @@ COLUMNS: dict[str, tuple[type, tuple[int, ...]]] = {  # of the arrays below: dty
 
 
 class ClassBoxes:
-    """Base class of ClassDetections and ClassTruth.
+    """Base class of ClassDetections and ClassTruth. Converts the arrays to the dtypes of the fields.
 
-    Converts the arrays to the dtypes of the fields. Raises ValueError if an array has a wrong shape.
+    Raises ValueError if an array has a wrong shape, or if an image index is negative.
     """
 
     images: np.ndarray
@@ -79,7 +79,7 @@ class ClassBoxes:
 
 @dataclass(frozen=True)
 class ClassDetections(ClassBoxes):
-    """The detections of one class in all images."""
+    """The detections of one class in all images. Raises ValueError as ClassBoxes does, and if a score is NaN."""
 
     images: np.ndarray  # (D,) int64, index of the image of each detection
     scores: np.ndarray  # (D,) float64
@@ -95,7 +95,7 @@ class ClassDetections(ClassBoxes):
 
 @dataclass(frozen=True)
 class ClassTruth(ClassBoxes):
-    """The objects of one class in all images."""
+    """The ground-truth objects of one class in all images."""
 
     images: np.ndarray  # (G,) int64, index of the image of each object
     boxes: np.ndarray  # (G, 4) float64, half-open x1 y1 x2 y2 in pixels
@@ -107,15 +107,15 @@ class ClassTruth(ClassBoxes):
 
 @dataclass(frozen=True)
 class ClassAP:
-    """The result of evaluating one class. C of the D detections count; the others match difficult boxes."""
+    """The result of evaluating one class. C of the D detections count, and the others match difficult boxes."""
 
-    ap: float | None  # None if the class has no object that counts
+    ap: float | None  # None if the class has no object that is not difficult
     positives: int  # number of objects that are not difficult
     order: np.ndarray  # (C,) int64, the detections that count, by descending score
     precision: np.ndarray  # (C,) float64, after each of these detections
     recall: np.ndarray  # (C,) float64, after each of these detections
     scores: np.ndarray  # (C,) float64, the score of each point of the curve
-    matches: np.ndarray  # (D,) int64, in input order: index of the box with the largest IoU, or -1 if it is too low
+    matches: np.ndarray  # (D,) int64, in input order: index of the box with the largest IoU, or -1 if no IoU suffices
     overlaps: np.ndarray  # (D,) float64: the largest IoU with a ground-truth box, matched or not; 0 if there is none
     correct: np.ndarray  # (D,) bool: the first detection of its ground-truth box
     ignored: np.ndarray  # (D,) bool: matches a difficult box and does not count
@@ -124,8 +124,9 @@ class ClassAP:
 def best_threshold(classes: Iterable[ClassAP]) -> float | None:
     """Return the score threshold with the best F1 over all classes, or None if no detection is correct.
 
-    All thresholds between the lowest accepted score and the next lower score have the same F1. Their midpoint is
-    returned, so that correct detections with slightly lower scores in other images are accepted too.
+    All thresholds between the lowest accepted score and the next lower score have the same F1. The midpoint of the two
+    scores is returned, so that correct detections with slightly lower scores in other images are accepted too. If there
+    is no lower score, the lowest accepted score is returned.
     """
     curves = list(classes)
     scores = np.concatenate([np.zeros(0), *(c.scores for c in curves)])
@@ -142,10 +143,10 @@ def best_threshold(classes: Iterable[ClassAP]) -> float | None:
 
 @dataclass(frozen=True)
 class MeanAP:
-    """AP of every class by one metric, from 0 to 1."""
+    """AP of every class by one metric, from 0 to 1. Difficult objects do not count."""
 
     mean: float | None  # over the classes with an object that counts; None if there is no such class
-    ap: dict[str, float | None]  # None if the class has no object that counts
+    ap: dict[str, float | None]  # by class name; None if the class has no object that counts
     objects: dict[str, int]  # number of objects of each class that are not difficult
     figures: dict[str, float | None] = field(default_factory=dict)  # other values of the metric, such as COCO's AP50
     classes: dict[str, ClassAP] = field(default_factory=dict, repr=False)  # curves; empty for coco
@@ -159,7 +160,7 @@ def mean_ap(
 ) -> MeanAP:
     """Compute the AP of each class of `truth`, and the mean over the classes with an object that is not difficult.
 
-    A class without detections has AP 0. See `evaluate.average_precision` for all special cases.
+    A match needs an IoU above `min_iou`. See `evaluate.average_precision` for special cases, such as empty classes.
     """
     nothing = ClassDetections(np.zeros(0), np.zeros(0), np.zeros((0, 4)))
     classes = {name: class_ap(detections.get(name, nothing), t, metric, min_iou) for name, t in truth.items()}
@@ -172,7 +173,10 @@ def mean_ap(
 def class_ap(
     detections: ClassDetections, truth: ClassTruth, metric: VocMetric = "voc07", min_iou: float = 0.5
 ) -> ClassAP:
-    """Compute the AP of one class. A match needs an IoU above `min_iou`. Needs O(D) memory in addition to the input."""
+    """Evaluate the D detections of one class. A match needs an IoU above `min_iou`.
+
+    Needs O(D) memory in addition to the input. Raises ValueError if the metric is not voc07 or voc10.
+    """
     if metric not in VOC_METRICS:
         raise ValueError(f"metric must be one of {', '.join(VOC_METRICS)}, not {metric!r}")
     best, overlaps = most_overlapped(detections.images, detections.boxes, truth.images, truth.boxes)
@@ -206,8 +210,9 @@ def class_ap(
 def most_overlapped(
     images: np.ndarray, boxes: np.ndarray, truth_images: np.ndarray, truth_boxes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each detection (D,) the index of the ground-truth box of its image with the largest IoU, and this IoU.
+    """Find the ground-truth box with the largest IoU in the image of each detection.
 
+    images, truth_images: image index of each box. Returns the indices (D,) of the ground-truth boxes and the IoUs (D,).
     If a detection overlaps no box, both are 0. Round k compares every detection with the k-th ground-truth box of its
     image, so the time is proportional to the number of pairs and the memory is a few arrays of length D.
     """
@@ -243,10 +248,10 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def area(precision: np.ndarray, recall: np.ndarray, metric: VocMetric) -> float:
-    """Compute the AP of a curve. precision, recall: (C,) after each detection that counts, by descending score.
+    """Compute the AP of a precision-recall curve.
 
-    voc07 is the mean over the recall levels 0, 0.1, ..., 1 of the best precision at this recall or a higher one. voc10
-    is the area under the curve.
+    precision, recall: (C,) after each of C detections, by descending score. metric: voc07 is the mean over the recall
+    levels 0, 0.1, ..., 1 of the best precision at this recall or a higher one. voc10 is the area under the curve.
     """
     best = envelope(precision)
     if metric == "voc07":
@@ -255,18 +260,18 @@ def area(precision: np.ndarray, recall: np.ndarray, metric: VocMetric) -> float:
 
 
 def ranked_ap(correct: np.ndarray, positives: int, metric: VocMetric) -> float:
-    """Compute the AP of detections. correct: (C,) bool, by descending score. positives: number of objects (>= 1)."""
+    """Compute the AP of C detections. correct: (C,) bool, by descending score. positives: number of objects (>= 1)."""
     hits = np.cumsum(correct)
     return area(hits / np.arange(1, len(hits) + 1), hits / positives, metric)
 
 
 def envelope(precision: np.ndarray) -> np.ndarray:
-    """Return the best precision (..., C) at each recall or a higher one. Recall increases along the last axis."""
+    """Return the highest precision (..., C) at each recall or a higher one. Recall increases along the last axis."""
     return np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
 
 
 def box_sizes(boxes: np.ndarray) -> np.ndarray:
-    """Return the widths and heights (N, 2) of boxes (N, 4)."""
+    """Return the widths and heights (N, 2) float64 of half-open boxes (N, 4)."""
     boxes = np.asarray(boxes, np.float64)
     return boxes[..., 2:] - boxes[..., :2]
 
@@ -298,7 +303,7 @@ def detections_by_class(detections: Sequence[Detections], classes: Sequence[str]
 def _by_class(
     labels: list[np.ndarray], columns: dict[str, list[np.ndarray]], classes: Sequence[str]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Return, for each class, the rows with its label in input order. Lists have one array per image."""
+    """Return, for each class, the rows of `columns` with its label, in input order. Lists have one array per image."""
     label = np.concatenate([np.zeros(0, np.int64), *labels])
     order = np.argsort(label, kind="stable")
     ends = np.searchsorted(label[order], np.arange(1, len(classes) + 2))

@@ -23,13 +23,13 @@ class Description:
 
     classes: class names. Label k is classes[k - 1].
     step: training step of the checkpoint, or 0 if it is unknown.
-    pixels: `mean` and `std` of the red, green and blue values (0 to 255). `order` is RGB.
-    config: the configuration by group, without local paths.
+    pixels: the normalisation. `mean` and `std` are those of the red, green and blue values (0 to 255). `order` is RGB.
+    config: the training configuration by group, without local paths.
     metrics: evaluation results by split, with keys of metrics.json.
-    record: the training record. `data`, `recipe`: lists of sentences, see deploy/recipe.py. `images`: number of
-        training images. `objects`: number of training objects by class. `proposals`: name of the proposal file, if
-        training used one. `precision`: dtype that the weights were rounded to. `draw_threshold`: score threshold with
-        the best F1 in the evaluation that selected the checkpoint.
+    record: the training record. All keys are optional. `data`, `recipe`: lists of sentences, see deploy/recipe.py.
+        `images`: number of training images. `objects`: number of training objects by class. `proposals`: name of the
+        proposal file, if training used one. `precision`: dtype that the weights were rounded to. `draw_threshold`:
+        score threshold with the best F1 in the evaluation that selected the checkpoint.
     """
 
     classes: tuple[str, ...]
@@ -53,8 +53,10 @@ def describe(
     metrics: Mapping[str, Mapping[str, Any]],
     record: Mapping[str, Any],
 ) -> Description:
-    """Return the description of a network. config: the complete training configuration, as a
-    dictionary of groups."""
+    """Return the description of a network. config: the complete training configuration, as a dictionary of groups.
+
+    The other arguments are as in Description.
+    """
     kept = {
         group: {key: value for key, value in config[group].items() if key not in PLACES.get(group, ())}
         for group in GROUPS
@@ -65,7 +67,7 @@ def describe(
 
 
 def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
-    """Parse the result of `Description.metadata`. source: the file, for messages.
+    """Convert the result of `Description.metadata` back to a Description. source: name of the file, for messages.
 
     Raises UserError if the metadata is damaged or was written by another program.
     """

@@ -20,9 +20,9 @@ from fastrcnn.structures import Batch, Detections, Sample
 
 @dataclass
 class Stopwatch:
-    """Measured times of the stages of detection.
+    """Measured times, in seconds, of the stages of detection: "proposals", "network" and "nms".
 
-    seconds: wall-clock time that the detecting thread spent in each stage. The stages do not overlap. The device is
+    seconds: wall-clock time that the detecting thread spent in each stage. The stages do not overlap. A GPU is
         synchronised at the start and at the end of a stage. In the stage "proposals", the thread waits for proposals.
     work: CPU time that other threads spent on a stage. It is not included in `seconds`.
     """
@@ -52,7 +52,11 @@ def detect(
     settings: DetectionSettings,
     watch: Stopwatch | None = None,
 ) -> Iterator[tuple[Sample, Detections]]:
-    """Yield each image with its detections, in order. pyramids: see Network.outputs. watch: see detect_batch."""
+    """Yield each image with its detections, in order.
+
+    pyramids: batches of images at one or more scales, see Network.outputs. watch: see detect_batch. Raises UserError as
+    detect_batch does, and if memory runs out.
+    """
 
     def advice(pyramid: Sequence[Batch]) -> str:
         scales = [(level.images.shape[2], level.images.shape[3]) for level in pyramid]
@@ -81,8 +85,8 @@ def detect_batch(
         for sample, (scores, boxes) in zip(pyramid[0].samples, outputs, strict=True):
             if not (scores.isfinite().all() and boxes.isfinite().all()):
                 raise UserError(
-                    f"{sample.image_id}: the network returned scores or boxes that are not finite. Its weights are "
-                    "damaged or too large. Use another checkpoint, or set runtime.precision=float32."
+                    f"{sample.image_id or 'detection'}: the network returned scores or boxes that are not finite. Its "
+                    "weights are damaged or too large. Use another checkpoint, or set runtime.precision=float32."
                 )
             found = best_boxes(scores, boxes, settings)
             whole = settings.average_per_class is not None

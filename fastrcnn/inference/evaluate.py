@@ -29,10 +29,11 @@ def evaluate(
     settings: DetectionSettings,
     detected: Callable[[], None] = lambda: None,
 ) -> Evaluation | None:
-    """Run the network on pyramids of batches (see Network.outputs) and evaluate the detections.
+    """Run the network on batches of images, and evaluate the detections.
 
-    images: total number of images. detected: see detect_all. In distributed evaluation, each process passes its share
-    of the images. Rank 0 returns the result, and the other processes return None.
+    pyramids: each batch at one or more scales, see Network.outputs. images: total number of images. classes: class
+    names. detected: see detect_all. In distributed evaluation, each process passes its part of the images. Rank 0
+    returns the result, and the other processes return None.
     """
     seconds = 0.0
     proposals: list[np.ndarray] = []
@@ -62,12 +63,12 @@ def detect_all(
     settings: DetectionSettings,
     detected: Callable[[], None] = lambda: None,
 ) -> tuple[list[Sample], dict[str, ClassDetections]]:
-    """Return the images of the pyramids and the detections of the network, with an entry for every class.
+    """Run the network on batches of images. Return the images, and the detections with an entry for every class.
 
     In distributed evaluation, rank 0 returns the images and detections of all processes. The other processes return no
     images and no detections.
-    images: total number of images. detected: called after the last pyramid, before detections are gathered. It can
-    raise an exception to abort.
+    pyramids, images, classes: see evaluate. detected: called after the last batch, before the detections of all
+    processes are gathered. It can raise an exception to abort.
     """
     own = -(-images // distributed.size())
     part = list(progress(detect(network, pyramids, settings), own, "detect"))
@@ -80,7 +81,7 @@ def detect_all(
 
 
 def above_thresholds(found: Sequence[Detections], average: int) -> list[Detections]:
-    """Return the detections whose score exceeds the threshold of their class. average: see class_thresholds."""
+    """Return, for each image, the detections with scores above the threshold of their class (see class_thresholds)."""
     thresholds = class_thresholds([d.entered for d in found if d.entered is not None], average)
     kept = [d.scores > thresholds[d.labels - 1] for d in found]
     return [Detections(d.boxes[k], d.scores[k], d.labels[k]) for d, k in zip(found, kept, strict=True)]

@@ -39,9 +39,9 @@ class Found(Detections):
         return draw_detections(image, shown, self.classes, self.draw_threshold if threshold is None else threshold)
 
     def save(self, path: str | Path, threshold: float | None = None) -> Path:
-        """Write the result of `plot` to an image file and return its path. The suffix selects the format.
+        """Write the result of `plot` to an image file and return its path. The suffix of `path` selects the format.
 
-        Raises UserError if the suffix is not that of an image format or if the file cannot be written.
+        Raises UserError if the suffix is not that of an image format, if the file cannot be written, or if `plot` does.
         """
         path = Path(path).expanduser()
         try:
@@ -49,10 +49,10 @@ class Found(Detections):
         except cv2.error:
             done = False
         if not done:
-            raise UserError(f"{path}: the suffix is not that of an image format. Use a suffix such as .png or .jpg.")
+            raise UserError(f"{path}: the file name must have the suffix of an image format, such as .png or .jpg.")
         replace_file(path, data.tobytes())
         return path
 
     def to_dict(self) -> dict[str, Tensor]:
-        """Return a dictionary with torchvision's keys: `boxes` (D, 4), `labels` (D,) and `scores` (D,)."""
+        """Return a dictionary with torchvision's keys: `boxes` (D, 4), `labels` (D,) int64 and `scores` (D,)."""
         return {"boxes": self.boxes, "labels": self.labels, "scores": self.scores}

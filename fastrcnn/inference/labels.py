@@ -21,17 +21,17 @@ FORMATS = ("voc", "yolo", "coco", "labelstudio")
 
 @dataclass(frozen=True)
 class Labelled:
-    """An image and its detected objects. id: the unique id of the image, which the name of its label file contains."""
+    """An image and its detected objects, for label files."""
 
-    id: str
-    path: PurePath
+    id: str  # unique; used in the name of the label file
+    path: PurePath  # image file
     width: int
     height: int
     objects: Sequence[Detection]
 
     @property
     def file(self) -> str:
-        """Return the image name for label files: the file name, with its folder if the file name is not unique."""
+        """Return the image name for label files: `id` with the suffix of the image file, and `_` instead of `/`."""
         return file_of(self.id, self.path).replace("/", "_")
 
     @property
@@ -40,9 +40,9 @@ class Labelled:
 
 
 def label_files(format: str, images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
-    """Return a dictionary from the paths of the label files in the output folder to their contents.
+    """Return the contents of the label files by their paths, which are relative to the output folder.
 
-    format: one of FORMATS.
+    format: one of FORMATS. classes: class names. Label k is classes[k - 1].
     """
     writers = {"voc": _voc, "yolo": _yolo, "coco": _coco, "labelstudio": _label_studio}
     return {f"labels_{format}/{name}": text for name, text in writers[format](images, classes).items()}
@@ -70,7 +70,7 @@ def _voc(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
 
 
 def whole_pixels(box: Sequence[float], image: Labelled) -> tuple[int, int, int, int]:
-    """Round a box to VOC's one-based, inclusive pixels, at least one pixel wide and high."""
+    """Round a half-open box to VOC's one-based, inclusive xmin, ymin, xmax, ymax, with at least one pixel per side."""
     x1, y1, x2, y2 = (round(v) for v in box)
     x1, y1 = min(max(x1, 0), image.width - 1), min(max(y1, 0), image.height - 1)
     return x1 + 1, y1 + 1, min(max(x2, x1 + 1), image.width), min(max(y2, y1 + 1), image.height)
@@ -111,7 +111,7 @@ def _coco(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
 
 
 def _label_studio(images: Sequence[Labelled], classes: Sequence[str]) -> dict[str, str]:
-    """Return tasks with predictions for import into Label Studio, and the labelling interface that they need."""
+    """Return a file of tasks with predictions for Label Studio, and a file with the labelling interface for them."""
     tasks = []
     for image in images:
         results = []

@@ -14,7 +14,7 @@ from fastrcnn.model.fast_rcnn import FastRCNN, distinct_rois, nearest_level, sca
 from fastrcnn.settings import Classifier
 from fastrcnn.structures import Batch
 
-Inputs = Callable[[Batch], Tensor | Sequence[Tensor]]  # the images, or their `frozen_maps`, on the model's device
+Inputs = Callable[[Batch], Tensor | Sequence[Tensor]]  # the images of a batch, or the model's `frozen_maps` for them
 Outputs = tuple[Tensor, Tensor]  # scores (P, classes + 1) and boxes (P, classes + 1, 4)
 
 
@@ -32,12 +32,13 @@ class Network(Protocol):
     def outputs(
         self, pyramid: Sequence[Batch], rois_per_chunk: int = 500, box_regression: bool = True
     ) -> list[Outputs]:
-        """Return the scores and boxes of the proposals for each image of a batch.
+        """Return scores (P, classes + 1) and boxes (P, classes + 1, 4) of the P proposals of each image of a batch.
 
-        Column 0 of the scores is the background. Boxes are in pixels of the original image and clipped to its border.
+        Index 0 of the classes is the background. Boxes are half-open x1 y1 x2 y2 in pixels of the original image, and
+        clipped to its border.
         pyramid: the images at one or more scales, as one batch per scale. `nearest_level` selects the scale at which
             each RoI is pooled.
-        rois_per_chunk: maximum number of RoIs per forward pass of fc6 and fc7. It limits memory use.
+        rois_per_chunk: maximum number of RoIs per forward pass of fc6 and fc7, to limit memory use.
         box_regression: whether to apply the predicted deltas. If false, the boxes are the clipped proposals.
         """
         ...
@@ -57,7 +58,7 @@ class TorchNetwork:
         dtype: torch.dtype = torch.float32,
         inputs: Inputs | None = None,
     ) -> None:
-        """inputs: a function that returns the model's inputs for a batch. If None, the inputs are the images."""
+        """inputs: a function that returns the model's inputs for a batch, on its device. None: they are the images."""
         self.model = model.eval()
         self.dtype = dtype
         self.classifier = model.classifier
@@ -89,9 +90,9 @@ class TorchNetwork:
         return results
 
     def roi_outputs(self, maps: list[Tensor], rois: Tensor, rois_per_chunk: int = 500) -> Outputs:
-        """Return class scores (P, classes + 1) and denormalised deltas (P, classes + 1, 4) for the RoIs of one image.
+        """Return scores (P, classes + 1) and box deltas (P, classes + 1, 4), not normalised, of the RoIs of one image.
 
-        rois: (P, 5), the result of `scaled_rois`.
+        maps: the feature maps of the image. rois: (P, 5), the result of `scaled_rois`.
         """
         model, outputs = self.model, []
         rows, place = distinct_rois(rois, model.roi_op, model.strides)
@@ -108,16 +109,16 @@ class TorchNetwork:
 
 @contextmanager
 def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Run the forward pass in mixed precision with `dtype`, or in full precision if `dtype` is float32."""
+    """Context manager for a forward pass in mixed precision if `dtype` is bfloat16, or full precision if float32."""
     with full_precision(dtype), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         yield
 
 
 @contextmanager
 def full_precision(dtype: torch.dtype) -> Iterator[None]:
-    """Disable TF32 (10-bit mantissa) for convolutions on a GPU if `dtype` is float32.
+    """Context manager: disable TF32 (10-bit mantissa) for convolutions on a GPU if `dtype` is float32.
 
-    The backward pass must also run in this context. The flags are global to the process and are restored at the end.
+    The backward pass must also run in the `with` block. The flags are global to the process and restored at its end.
     """
     if dtype != torch.float32:
         yield
@@ -140,11 +141,11 @@ def full_precision(dtype: torch.dtype) -> Iterator[None]:
 
 
 def at_levels(rois: Tensor, scales: Tensor, compute: Callable[[int, Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Call `compute` for the RoIs (P, 4) of each pyramid level and return its results in the order of the RoIs.
+    """Call `compute` for the RoIs of each level of an image pyramid, and return its results in the order of the RoIs.
 
-    rois: in pixels of the original image. scales: (L,), one per level. compute: takes the index of a level and RoIs
-    (R, 5) in pixels of the original image, and returns tensors with R rows. It is called for every level that has RoIs,
-    and always for the first level.
+    rois: (P, 4) in pixels of the original image. `nearest_level` selects their levels. scales: (L,), one per level.
+    compute: takes the index of a level and its RoIs (R, 5), batch index 0 and x1 y1 x2 y2 in pixels of the original
+    image, and returns tensors with R rows. It is called for every level that has RoIs, and always for the first level.
     """
     level = nearest_level(rois, scales)
     indexed = torch.cat((rois.new_zeros(len(rois), 1), rois), dim=1)

@@ -33,8 +33,8 @@ class OnnxNetwork:
         """device: if None, a GPU is used if ONNX Runtime supports one. threads: number of CPU threads, or None for the
         default of ONNX Runtime.
 
-        Raises UserError if onnxruntime is missing, if it cannot use the device, or if `fastrcnn export` did not write
-        the file.
+        Raises UserError if onnxruntime is missing or cannot use the device, or if the file is missing, damaged or not
+        written by `fastrcnn export`.
         """
         try:
             import onnxruntime
@@ -44,7 +44,7 @@ class OnnxNetwork:
         if device is not None and device.type == "cuda" and not able:
             raise UserError(
                 f"{path}: the installed ONNX Runtime cannot use a GPU. Replace it with onnxruntime-gpu, or set "
-                "device=cpu."
+                "runtime.device=cpu (in Python: fastrcnn.load(..., device='cpu'))."
             )
         if not path.is_file():
             raise UserError(f"{path}: file not found.")
@@ -62,8 +62,8 @@ class OnnxNetwork:
         ends = (*self.session.get_inputs(), *self.session.get_outputs())
         if (given := {value.name for value in ends}) != {*INPUTS, *OUTPUTS}:
             raise UserError(
-                f"{path}: the inputs and outputs are {', '.join(sorted(given))[:200]}, expected "
-                f"{', '.join((*INPUTS, *OUTPUTS))}. Export the detector again."
+                f"{path}: the inputs and outputs are {', '.join(sorted(given))[:200]}. They must be "
+                f"{', '.join((*INPUTS, *OUTPUTS))}. Use a file that `fastrcnn export` wrote."
             )
         self.runs_on = "cuda" if "CUDAExecutionProvider" in self.session.get_providers() else "cpu"
         self.description: Description = read_metadata(self.session.get_modelmeta().custom_metadata_map, str(path))
@@ -74,7 +74,7 @@ class OnnxNetwork:
     def outputs(
         self, pyramid: Sequence[Batch], rois_per_chunk: int = 500, box_regression: bool = True
     ) -> list[Outputs]:
-        """See Network.outputs. All RoIs of an image are processed together."""
+        """See Network.outputs. rois_per_chunk is ignored: all RoIs of an image are processed together."""
         results = []
         for i, sample in enumerate(pyramid[0].samples):
             rois = pyramid[0].proposals[i]
@@ -93,7 +93,10 @@ class OnnxNetwork:
         return results
 
     def __call__(self, image: Tensor, proposals: Tensor, scale: float, size: tuple[int, int]) -> Outputs:
-        """Return scores (P, classes + 1) and boxes (P, classes + 1, 4) for the proposals (P, 4) of an image."""
+        """Return scores (P, classes + 1) and boxes (P, classes + 1, 4) for the proposals (P, 4) of an image.
+
+        The arguments are the inputs of the exported network, see deploy/__init__.py.
+        """
         shape = (len(proposals), len(self.description.classes) + 1)
         if len(proposals) == 0:
             none = torch.zeros(*shape, 4, dtype=torch.float32, device="cpu")
@@ -120,4 +123,4 @@ class OnnxNetwork:
 
 def _failed(path: Path, verb: str, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(f"{path}: ONNX Runtime cannot {verb} the file ({reason[:300]}). Export the detector again.")
+    return UserError(f"{path}: ONNX Runtime cannot {verb} this network ({reason[:300]}). Export the detector again.")

@@ -29,9 +29,9 @@ TIMING = "timing.json"  # if this file contains the key `source`, `fastrcnn dete
 
 
 def folder_for(output: str | None, run: Path, source: str) -> Path:
-    """Return the output folder: `output` if it is set, otherwise a subfolder of the run that is named after the source.
+    """Return the output folder: `output` if it is set, otherwise RUN/detect/NAME, with a name taken from the source.
 
-    A number is appended to the name if a subfolder with this name contains detections for another source.
+    A number is appended to the name if this folder exists, unless `fastrcnn detect` wrote it for the same source.
     """
     if output is not None:
         return Path(output).expanduser()
@@ -51,7 +51,7 @@ def absolute(source: str) -> str:
 
 
 def _timing(folder: Path) -> dict[str, Any]:
-    """Return the content of timing.json in a folder, or an empty dictionary."""
+    """Return the content of timing.json in a folder, or an empty dictionary if it is missing or damaged."""
     try:
         content = json.loads((folder / TIMING).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -101,7 +101,7 @@ class Output:
         for name in names:
             if (folder / name).resolve() in own:
                 raise UserError(
-                    f"output={folder}: the output file {name} would overwrite an input image. Choose another folder."
+                    f"output={folder}: the output file {name} would overwrite an input file. Choose another folder."
                 )
         if "source" not in _timing(folder):
             for name in [*names, TIMING]:
@@ -112,9 +112,9 @@ class Output:
                     )
 
     def add(self, image_id: str, found: Detections, about: Sequence[Any]) -> None:
-        """Add the detections of an image. about: the values of `columns` for the image.
+        """Add the detections of an image or frame. about: its values of `columns`.
 
-        Raises UserError if the folder cannot be created.
+        Raises UserError if the folder cannot be created or written to.
         """
         if not self.found:
             try:
@@ -130,7 +130,7 @@ class Output:
     def count_drawn(self, image_id: str, file: Path, size: Sequence[int], found: Detections, chosen: list[int]) -> None:
         """Count the drawn detections of an image and keep them for label files.
 
-        size: width and height of the image. chosen: indices of the drawn detections.
+        file: the image file. size: width and height of the image. chosen: indices of the drawn detections in `found`.
         """
         self.drawn += len(chosen)
         if any(name in FORMATS for name in self.formats):
@@ -151,7 +151,7 @@ class Output:
     def write_detections(self) -> None:
         """Write the detections in the requested formats.
 
-        detections.json is a COCO results file with additional keys. In detections.csv, boxes are given by two corners.
+        detections.json is a COCO results file with additional keys. detections.csv contains boxes as x1, y1, x2, y2.
         Label files contain only the drawn detections.
         """
         rows: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ from fastrcnn.evaluation.matches import ClassMatches
 from fastrcnn.files import replace_file
 from fastrcnn.report.page import render, thin_curve
 
-MOST_PLOTS = 60
+MOST_PLOTS = 60  # maximum number of classes with plots
 
 
 def write_comparison(found: Comparison, folder: Path) -> Path:

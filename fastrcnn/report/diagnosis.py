@@ -2,9 +2,9 @@
 
 The kinds follow Hoiem et al. (ECCV 2012) and TIDE (Bolya et al., ECCV 2020). Detections are matched to objects as in
 VOC, at IoU 0.5. A detection is correct, ignored (it matches a difficult object) or false. A false detection has the
-first kind of FALSE_KINDS that applies. A difficult object can explain a false detection, but does not count as missed.
-The kind of a detection stays the same if detections with lower scores are removed. The kinds are therefore determined
-once, and `Thresholds` only counts the detections above each score threshold.
+first kind of FALSE_KINDS that applies, a missed object the first of MISSED_KINDS. A difficult object can explain a
+false detection, but does not count as missed. The kind of a detection stays the same if detections with lower scores
+are removed. The kinds are therefore determined once, and `Thresholds` only counts detections by score threshold.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FITS = 0.5  # a detection covers an object if their IoU is above this value
 TOUCHES = 0.1  # a detection is related to an object if their IoU is at least this value
 
 FALSE_KINDS = {  # in the order in which they are tested
-    "duplicate": "The IoU with an object of its class is above 0.5, but a detection with a higher score matches it.",
+    "duplicate": "The IoU is above 0.5 with an object of its class that a detection with a higher score matches.",
     "confusion": "The IoU is above 0.5 with an object of another class, but with no object of its own class.",
     "localisation": "The IoU with an object of its class is 0.1 to 0.5. No object has an IoU above 0.5.",
     "both": "Class and position are wrong. The IoU is 0.1 to 0.5 with an object of another class, and below 0.1 "
@@ -29,7 +29,7 @@ FALSE_KINDS = {  # in the order in which they are tested
 }
 MISSED_KINDS = {
     "no proposal": "No proposal has an IoU of 0.5 or more with the object.",
-    "misplaced": "A detection of its class has an IoU of only 0.1 to 0.5 with the object.",
+    "misplaced": "A detection of the object's class has an IoU of only 0.1 to 0.5 with the object.",
     "wrong class": "A detection of another class has an IoU above 0.5 with the object.",
     "not detected": "None of the other reasons applies.",
 }
@@ -42,7 +42,7 @@ NO_PROPOSAL, MISPLACED, TAKEN, UNSEEN = range(4)
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The kinds of the D detections and the G objects of one class, in input order."""
+    """The kinds of error of the D detections and the G objects of one class, in input order."""
 
     kinds: np.ndarray  # (D,) int8: index in FALSE_KINDS, RIGHT or LEFT_OUT
     objects: np.ndarray  # (D,) int64: the object of the class with the largest IoU, or -1 if that is below TOUCHES
@@ -58,12 +58,12 @@ def diagnose(
     curves: Mapping[str, ClassAP],
     proposals: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, Diagnosis]:
-    """Return the diagnosis of every class of `detections`.
+    """Return the kinds of error of every class of `detections`, by class name.
 
     truth: ground truth of all classes. Classes without detections are included, because they can be confused too.
     curves: the result of class_ap at IoU 0.5 for each class.
-    proposals: for each class, the IoU of every object with its best proposal (G,), including difficult objects. If
-        None, the kind "no proposal" is not used.
+    proposals: for each class, the IoU (G,) of every object and its best proposal. Values of difficult objects are not
+        used. If None, the kind "no proposal" is not used.
     """
     names = list(truth)
     images, boxes = (np.concatenate([getattr(t, column) for t in truth.values()]) for column in ("images", "boxes"))
@@ -116,12 +116,12 @@ def _missed(found: Diagnosis, truth: ClassTruth, taken: np.ndarray, proposals: n
 
 
 def gains(curve: ClassAP, found: Diagnosis, metric: VocMetric) -> np.ndarray:
-    """Return the increase in the AP of a class at IoU 0.5 if all errors of one kind were fixed, as (kinds + 1,).
+    """Return the increase in the AP of a class at IoU 0.5 if all errors of one kind were fixed, for each kind.
 
-    The kinds are those of FALSE_KINDS, followed by missed objects. To fix a kind of false detections, they are removed.
-    However, if localisation errors are fixed, the one with the highest score on each missed object becomes correct. To
-    fix missed objects, they are removed from the ground truth. If no object remains, the AP becomes 1.
-    curve: the result of class_ap. found: the diagnosis of the class.
+    The array (kinds + 1,) has an entry for each of FALSE_KINDS, and one for missed objects. False detections are fixed
+    by removing them. However, if localisation errors are fixed, the one with the highest score on each missed object
+    becomes correct. Missed objects are fixed by removing them from the ground truth. If no object remains, the AP
+    becomes 1. curve: the result of class_ap. found: the diagnosis of the class.
     """
     positives = curve.positives
     if not positives:
@@ -142,13 +142,13 @@ def gains(curve: ClassAP, found: Diagnosis, metric: VocMetric) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """For T score thresholds, the number of detections with a score from each threshold up to the next one.
+    """For T score thresholds, the number of detections with a score from each threshold up to the next one (excluded).
 
     The number of detections with a score of at least `values[t]` is the sum from index t to the end. Class indices are
     positions in `names`. In `right` and `false`, a class that was not evaluated has only zeros.
     """
 
-    names: list[str]
+    names: list[str]  # of all classes
     values: np.ndarray  # (T,) float64, ascending
     right: np.ndarray  # (classes, T) int64
     false: np.ndarray  # (classes, kinds, T) int64, in the order of FALSE_KINDS
@@ -163,7 +163,7 @@ class Thresholds:
 
 
 def threshold_values(detections: Mapping[str, ClassDetections]) -> np.ndarray:
-    """Return 0, 0.02, ..., 0.98 if all scores are from 0 to 1, else NUMBER values between the extreme scores."""
+    """Return 0, 0.02, ..., 0.98 if all scores are from 0 to 1, else NUMBER equidistant values over the score range."""
     scores = [d.scores for d in detections.values() if len(d)]
     least = min((s.min() for s in scores), default=0.0)
     most = max((s.max() for s in scores), default=1.0)
@@ -175,7 +175,7 @@ def threshold_values(detections: Mapping[str, ClassDetections]) -> np.ndarray:
 def at_thresholds(
     names: list[str], detections: Mapping[str, ClassDetections], diagnoses: Mapping[str, Diagnosis]
 ) -> Thresholds:
-    """Count the detections of all classes.
+    """Count the correct and false detections of each class at each score threshold.
 
     names: the names of all classes. Diagnosis.others contains indices into this list.
     """

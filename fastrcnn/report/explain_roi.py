@@ -1,4 +1,7 @@
-"""Explain RoI pooling of one RoI: compute the pooled values, and the cells that a variant pools, loses and gains."""
+"""Explain RoI pooling of one RoI: compute the pooled values, and the cells that a variant pools, loses and gains.
+
+The real RoI is the RoI on the feature map before its coordinates are quantised to integer cells.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +32,19 @@ class Question:
 
     @property
     def outline(self) -> Box:
-        """Return the RoI on the map, in cells, without rounding."""
+        """Return the real RoI on the map, x1 y1 x2 y2 in cells, without rounding."""
         x1, y1, x2, y2 = (v / self.stride for v in self.roi)
         return x1, y1, x2, y2
 
     def number(self) -> Callable[[float], str]:
-        """Return a function that formats a value of the map."""
+        """Return a function that formats a value of the map, without decimals if all values are integers."""
         digits = 0 if (self.grid == self.grid.round()).all() else 2
         return lambda value: f"{value:.{digits}f}"
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The result of one variant. Cells are numbered from 0 at the top left."""
+    """The result of pooling the RoI with one variant of roi_pool. Cells are numbered from 0 at the top left."""
 
     variant: str
     x: int  # leftmost cell of the quantised RoI, before it is clipped to the map
@@ -59,7 +62,7 @@ class Answer:
 
 
 def explain(q: Question, variant: str) -> Answer:
-    """Pool the RoI with the given variant of roi_pool. Raises ValueError if the variant is unknown."""
+    """Pool the RoI of `q` with a variant of roi_pool. Raises ValueError if the variant is unknown."""
     height, width = q.grid.shape
     roi = [0.0, *q.roi]
     x, wide = extent(q.roi[0], q.roi[2], 1 / q.stride, variant)
@@ -116,7 +119,7 @@ def _ranges(ranges: Bins) -> str:
     return "  ".join(f"{a}..{b - 1}" if b > a else "empty" for a, b in ranges)
 
 
-# Feature maps to explain.
+# Feature maps for explanations.
 
 
 def number_cells(height: int, width: int) -> np.ndarray:
@@ -141,9 +144,9 @@ def read_grid(text: str) -> tuple[np.ndarray, str]:
 
 
 def grid_of_image(path: Path, stride: int) -> np.ndarray:
-    """Return the mean brightness, from 0 to 1, of each stride x stride block of pixels.
+    """Return the mean brightness, from 0 to 1, of each block of stride x stride pixels, as (H, W) float32.
 
-    Raises UserError if the image cannot be read.
+    Incomplete blocks at the right and bottom are dropped. Raises UserError if the image cannot be read.
     """
     pixels = np.asarray(Image.fromarray(read_image(path)).convert("L"), dtype=np.float32) / 255
     height, width = pixels.shape[0] // stride, pixels.shape[1] // stride

@@ -27,13 +27,13 @@ Box = tuple[float, float, float, float]
 class Case:
     """An error to show. Boxes are half-open x1 y1 x2 y2 in pixels of the image or, after `cut_out`, of the crop."""
 
-    missed: bool
+    missed: bool  # whether the error is a missed object, not a false detection
     kind: str  # a key of FALSE_KINDS or MISSED_KINDS
     name: str  # class of the detection or of the missed object
     other: str  # the class that it was confused with, or empty
     image: int  # index of the sample
     score: float | None
-    overlap: float  # IoU with the object that explains a false detection
+    overlap: float  # IoU with the object that explains a false detection; 0 if there is none
     boxes: tuple[tuple[str, Box], ...]  # pairs of a role (detection, object, other object, better detection) and a box
     image_id: str = ""
     file: str = ""  # image_id with the suffix of the file
@@ -49,7 +49,7 @@ class Case:
 
     @property
     def why(self) -> str:
-        """Return the caption, which consists of the kind, the other class and the IoU."""
+        """Return the caption: the kind and, if they are known, the other class and the IoU."""
         other = f" ({self.other})" if self.other else ""
         return self.kind + other + (f", IoU {self.overlap:.2f}" if self.overlap and not self.missed else "")
 
@@ -63,7 +63,7 @@ class Mistakes:
     diagnoses: Mapping[str, Diagnosis]
 
     def false(self, name: str, row: int) -> Case:
-        """Return a false detection as a case, with the object or the better detection that explains it."""
+        """Return detection `row` of class `name`, which is false, with the boxes that explain the error."""
         own, d = self.detections[name], self.diagnoses[name]
         kind, other, boxes = int(d.kinds[row]), "", [("detection", own.boxes[row])]
         if d.others[row] >= 0:
@@ -78,7 +78,7 @@ class Mistakes:
         return Case(False, list(FALSE_KINDS)[kind], name, other, int(own.images[row]), score, overlap, _plain(boxes))
 
     def missed(self, name: str, row: int) -> Case:
-        """Return a missed object as a case, with its highest-scoring misplaced or wrong-class detection."""
+        """Return object `row` of class `name`, which is missed, with its best misplaced or wrong-class detection."""
         d, k = self.diagnoses[name], list(self.truth).index(name)
         near = [(name, i) for i in np.flatnonzero((d.kinds == LOCALISATION) & (d.objects == row))]
         for other, e in self.diagnoses.items():
@@ -96,10 +96,10 @@ class Mistakes:
 def choose(
     detections: Mapping[str, ClassDetections], truth: Mapping[str, ClassTruth], diagnoses: Mapping[str, Diagnosis]
 ) -> list[Case]:
-    """Select false detections with the highest scores, then missed objects with the largest areas.
+    """Select up to MOST_FALSE false detections and up to MOST_MISSED missed objects.
 
-    The first case of each class and kind is selected, then the second of each, until there are MOST_FALSE false
-    detections and MOST_MISSED missed objects.
+    The false detection with the highest score of each class and kind is selected first, then the second of each, and so
+    on. Missed objects are selected in the same way by area.
     """
     mistakes, names = Mistakes(detections, truth, diagnoses), list(diagnoses)
     false, missed = [], []
@@ -114,7 +114,7 @@ def choose(
 
 
 def _in_turn(parts: Sequence[tuple[np.ndarray, ...]], most: int) -> list[tuple[int, int]]:
-    """Return the class index and the row of the first `most` cases.
+    """Return the class index and the row of `most` cases: the first of each class and kind, then the second, and so on.
 
     parts: for each class, the columns class index, kind, row and weight. Cases with larger weights come first.
     """

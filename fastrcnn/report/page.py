@@ -1,8 +1,8 @@
 """Render HTML pages from the templates in templates/.
 
 Each page is one file that contains its style, scripts and images. Values are escaped (autoescape), so names of classes,
-files and images cannot inject HTML. This module also reduces the number of points of
-precision-recall curves, which templates/plots.html draws.
+files and images cannot inject HTML. This module also reduces the number of points of precision-recall curves, which
+templates/plots.html draws.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def jpeg_source(jpeg: bytes) -> str:
-    """Return a JPEG file as a data URL for the src of an <img>."""
+    """Return the contents of a JPEG file as a data URL for the src of an <img>."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""Define the tables of the paper with the experiment of each cell, and print published and measured numbers.
+"""Define the tables of the paper with the experiment of each cell, and format published and measured numbers.
 
 S, M and L are the paper's names for CaffeNet, VGG_CNN_M_1024 and VGG16. The published numbers are from Girshick, "Fast
 R-CNN", ICCV 2015.
@@ -23,7 +23,7 @@ class Work:
     """An experiment (configs/experiment/paper/NAME.yaml), and a command to run on the trained network.
 
     start: the experiment whose trained network is the starting point, if any.
-    then: the command and its arguments. If empty, the trained network is evaluated directly.
+    then: the `fastrcnn` command and its arguments. If empty, the trained network is evaluated directly.
     server: the test split of the paper's number if it has no public ground truth. A server computes the mAP.
     """
 
@@ -78,7 +78,7 @@ def row(
     start: str | None = None,
     then: tuple[str, ...] = (),
 ) -> list[Cell]:
-    """Return the cells of a row.
+    """Return the cells of a row of a table, one per network.
 
     numbers: the paper's numbers for the networks S, M and L, or only for the first of these networks.
     experiment, start: names of experiments without the letter of the network.
@@ -92,7 +92,7 @@ def row(
 
 
 def large(name: str, paper: float, experiment: str, server: str | None = None) -> Cell:
-    """Return a cell for network L. paper: the number in the paper."""
+    """Return a cell with an mAP of network L. name: row. paper: number in the paper. experiment: without the letter."""
     return Cell(name, "L", paper, Work(f"l_{experiment}", server=server))
 
 
@@ -164,8 +164,8 @@ TABLES = (
 def markdown(table: Table, results: Mapping[Cell, Sequence[Measured]], notes: Sequence[str]) -> str:
     """Format a table in Markdown. Each cell is `paper / measured`.
 
-    results: for each cell that was measured, one number per seed. If there are several seeds, their mean and standard
-        deviation are printed. notes: lines to print below the table.
+    results: for each cell that was measured, one number per seed. If there are several seeds, the mean and standard
+        deviation of the numbers are given. notes: lines below the table.
     """
     columns = list(dict.fromkeys(cell.column for cell in table.cells))
     rows: dict[str, dict[str, str]] = {}
@@ -183,7 +183,7 @@ def markdown(table: Table, results: Mapping[Cell, Sequence[Measured]], notes: Se
 
 
 def format_values(cell: Cell, values: Sequence[Measured]) -> str:
-    """Format the measured numbers of a cell. values: one number per seed."""
+    """Format the measured numbers of a cell, or the reason why there are none. values: one number per seed."""
     numbers = [v.value for v in values if v.value is not None]
     digits = DIGITS[cell.measure]
     if len(numbers) > 1:

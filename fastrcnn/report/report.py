@@ -25,10 +25,7 @@ PLOTS, MOST_PLOTS = 24, 200  # number of curves that are shown without a click, 
 
 @dataclass(frozen=True)
 class ClassReport:
-    """The results of one class.
-
-    AP and recall are from 0 to 1, or None if the class has no objects, or only difficult ones.
-    """
+    """The results of one class. AP and recall are None if the class has no objects, or only difficult ones."""
 
     name: str
     ap: float | None  # AP of the metric of the evaluation, as in metrics.json
@@ -66,9 +63,9 @@ def write_evaluation(
 ) -> Path:
     """Write the metrics, the report and the detections of an evaluation into `folder`. Return the path of the report.
 
-    split: used in the names of the detection files. about, environment: information for the end of the report, as pairs
-    of title and text, and as a dictionary. The detections are written last, because a class name may be invalid in a
-    file name. In this case, the other results are already written. Raises UserError if a file cannot be written.
+    split: used in the names of the detection files. about: pairs of title and text for the end of the report, to which
+    `environment`, a description of software and hardware, is added. The detections are written last, so that the other
+    results exist if a class name is not valid in a file name. Raises UserError if a file cannot be written.
     """
     write_results(result, folder)
     about = [*about, ("Environment", json.dumps(environment, indent=2, ensure_ascii=False))]
@@ -102,7 +99,7 @@ def write_report(result: Evaluation, folder: Path, title: str, about: Sequence[t
 
 
 def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]) -> Report:
-    """Compute the report of an evaluation. Of the images, only those in the gallery are read."""
+    """Compute the report of an evaluation. Only images with examples of errors are read. about: see write_report."""
     truth = truth_by_class(result.samples, result.classes)
     curves, rule = result.curves(), result.rule
     diagnoses = diagnose(result.detections, truth, curves, _proposal_overlaps(result))
@@ -137,9 +134,9 @@ def make_report(result: Evaluation, title: str, about: Sequence[tuple[str, str]]
 
 
 def _proposal_overlaps(result: Evaluation) -> Mapping[str, np.ndarray] | None:
-    """Return the IoU of every object with its best proposal, by class and in the order of truth_by_class.
+    """Return the IoU (G,) of every object and its best proposal, by class and in the order of truth_by_class.
 
-    The value of a difficult object is 0. Return None if the evaluation has no proposals.
+    The value of a difficult object is 0. Returns None if the evaluation has no recall of proposals.
     """
     if result.recall is None:
         return None
@@ -151,7 +148,7 @@ def _proposal_overlaps(result: Evaluation) -> Mapping[str, np.ndarray] | None:
 
 
 def page(report: Report) -> str:
-    """Render the HTML page."""
+    """Return the report as an HTML page."""
     result, t, classes = report.result, report.thresholds, report.classes
     counted = [c for c in classes if c.objects]
     evaluated = [k for k, name in enumerate(t.names) if name in result.ap.ap]
@@ -198,6 +195,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _sparse(counts: np.ndarray) -> list[int]:
-    """Return [bin, count, bin, count, ...] for the counts that are not 0."""
+    """Return [index, count, index, count, ...] for the counts that are not 0."""
     bins = np.flatnonzero(counts)
     return np.stack((bins, counts[bins]), axis=1).ravel().tolist()

@@ -57,12 +57,12 @@ class Text:
 class View:
     """The visible part of the map, and the position of its cells in the drawing."""
 
-    top: int
+    top: int  # first visible row
     left: int
-    bottom: int
+    bottom: int  # last visible row + 1
     right: int
-    cell: int
-    x: float = 0
+    cell: int  # side of a cell in the drawing
+    x: float = 0  # position of the top left corner in the drawing
     y: float = 0
 
     def rect(self, box: Box, line: str, thick: float = 1, inset: float = 0, dashed: bool = False) -> Rect:
@@ -75,7 +75,7 @@ class View:
 
 
 def view_of(q: Question, answers: list[Answer]) -> View:
-    """Return a view of the complete map if it is small, otherwise a view of the RoI and its surroundings."""
+    """Return a view of the complete map if it has up to 10 x 10 cells, otherwise of the RoI and its surroundings."""
     height, width = q.grid.shape
     if max(height, width) <= 10:
         return View(0, 0, height, width, 44)
@@ -133,7 +133,7 @@ def _cells(q: Question, a: Answer, view: View) -> list[Rect | Text]:
 
 
 def _boxes(q: Question, a: Answer, view: View) -> list[Rect]:
-    """Return rectangles for the quantised RoI, its bins, and the real RoI."""
+    """Return rectangles for the quantised RoI, its bins, and the real RoI (see explain_roi.py)."""
     shapes = [view.rect((a.x, a.y, a.x + a.width, a.y + a.height), QUANTISED, 3)]
     for (i, (y1, y2)), (j, (x1, x2)) in product(enumerate(a.rows), enumerate(a.columns)):
         if y1 < y2 and x1 < x2:  # neighbours have different insets, so that overlaps are visible
@@ -176,7 +176,7 @@ def write_png(path: Path, shapes: list[Rect | Text], width: int, height: int, sc
 
 
 def write_explanation(q: Question, folder: Path, name: str) -> tuple[str, list[Path]]:
-    """Write NAME.png and NAME.svg into `folder`. Returns the table of all variants and the paths."""
+    """Write NAME.png and NAME.svg into `folder`. Return the table of all variants as text, and the two paths."""
     answers = [explain(q, v) for v in VARIANTS]
     shapes, width, height = draw(q, answers)
     folder.mkdir(parents=True, exist_ok=True)

@@ -418,7 +418,7 @@ def test_nothing_of_the_user_becomes_markup() -> None:
     assert not {"script", "link", "iframe"} & set(tags)
     assert "onload" not in attributes
     assert HOSTILE in texts
-    assert "1 more are listed in report.json." in texts
+    assert "report.json also lists 1 more." in texts
     assert "@import" not in html
     assert "url(" not in html
 

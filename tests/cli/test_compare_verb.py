@@ -134,15 +134,15 @@ def test_what_cannot_be_compared_is_one_clear_message(
     assert "a was evaluated with metric=voc10, but m with metric=voc07" in refused("a", "m")
     evaluated("f", 3, split="few")
     said = refused("a", "f")
-    assert "a and f were evaluated on different images (12 and 10): f does not have p10, p11." in said
+    assert "a and f were evaluated on different images (12 and 10): f does not include p10, p11." in said
     evaluated("o", 3, "data.classes=[dog,cat]")
     assert "different classes: the order of the classes differs" in refused("a", "o")
     (tmp_path / "a-d" / "comp4_det_test_dog.txt").unlink()
     keys = ["data=custom", f"data.root={voc.root}", "output=c"]
     assert call("reval", f"detections={tmp_path / 'a-d'}", *keys)[0] == 0
-    assert "different classes: c does not have dog." in refused("a", "c")
-    assert "different classes: c does not have dog." in refused("c", "a")
+    assert "different classes: c does not include dog." in refused("a", "c")
+    assert "different classes: c does not include dog." in refused("c", "a")
     voc.add("p03", ("cat", (11, 11, 30, 40), True), ("dog", (41, 11, 60, 40), False))
     evaluated("t", 3)
-    assert "on the same 12 images, but with different ground truth" in refused("a", "t")
+    assert "on the same images (12), but with different ground truth" in refused("a", "t")
     assert "unknown key 'sed'. Did you mean 'seed'?" in refused("a", "t", "sed=1")

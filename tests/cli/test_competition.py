@@ -203,7 +203,7 @@ def test_ids_that_a_server_does_not_read_are_refused_before_detection(
     year.picture("50%")
     year.split("test", "2008_000001", "50%")
     err = refused(call, *voc_arguments(detector, year, "split=VOC2012/test", "competition=true"))
-    assert "Image id '50%' contains a space or %" in err
+    assert "Image id '50%' contains whitespace, %" in err
     assert not Path("outputs").exists()
     assert not Path("data").exists(), "no proposals were made"
 

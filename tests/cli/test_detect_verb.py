@@ -188,7 +188,7 @@ def test_nothing_is_overwritten_that_an_earlier_detect_did_not_write(call: Call,
     picture = voc.picture("p", suffix=".png")
     before = fingerprint(voc.root)
     _, err = detect(call, f"source={picture}", f"output={picture.parent}", status=1)
-    assert f"output={picture.parent}: the output file p.png would overwrite an input image." in err
+    assert f"output={picture.parent}: the output file p.png would overwrite an input file." in err
     Path("mine").mkdir()
     Path("mine/detections.json").write_text("precious")
     _, err = detect(call, f"source={picture}", "output=mine", status=1)

@@ -83,7 +83,7 @@ def test_what_there_is_nothing_of(call: Call, voc: VocFolder, tmp_path: Path, me
     assert (found["mAP"], found["metric"], found["images"]) == (pytest.approx(0.25), metric, 3)
     assert found["objects"] == {"cat": 1, "dog": 1, "cow": 0, "pig": 0}
     assert out.splitlines()[-3:] == [
-        "classes without ground truth in these images: cow, pig",
+        "classes without AP (no objects, or only difficult ones): cow, pig",
         "written to some",
         "report: some/report.html",
     ]

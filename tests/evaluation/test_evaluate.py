@@ -95,7 +95,7 @@ def test_without_any_truth_there_is_no_mean_and_no_nan(tmp_path: Path) -> None:
     write_results(empty, tmp_path)
     assert json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))["mAP"] is None
     assert "no class has ground truth" in table(empty)
-    assert table(empty).splitlines()[-1] == "classes without ground truth in these images: cat"
+    assert table(empty).splitlines()[-1] == "classes without AP (no objects, or only difficult ones): cat"
 
 
 @pytest.mark.parametrize("metric", ["voc07", "voc10"])

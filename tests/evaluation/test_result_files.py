@@ -241,7 +241,7 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}
         (GOOD | {"score": 10**400}, "not a finite number"),
         (GOOD | {"bbox": [0, 0, 1]}, "[x, y, width, height]"),
         (GOOD | {"bbox": [0, 0, 1, float("nan")]}, "nan is not a finite number"),
-        (GOOD | {"category_id": 3}, "category 3 is unknown"),
+        (GOOD | {"category_id": 3}, "the data set has no category 3"),
         (GOOD | {"category_id": [1]}, "category"),
         (GOOD | {"image_id": 4}, "image '4'"),
         (GOOD | {"image_id": {}}, "image"),
@@ -261,7 +261,7 @@ def test_coco_names_the_malformed_entry(tmp_path: Path, entry: object, says: str
     [
         ('[\n{"image_id": 1,\n', "line 3: .*not valid JSON"),
         ("", "line 1: .*not valid JSON"),
-        ('{"annotations": []}', "must be a list of detections"),
+        ('{"annotations": []}', "must be a JSON list of detections"),
         ("[" * 100_000, "results.json"),
         (f"[{'1' * 5000}]", "results.json"),
     ],

@@ -278,8 +278,8 @@ def test_pictures_of_any_size(detector: Detector, size: tuple[int, int]) -> None
 @pytest.mark.parametrize(
     ("bad", "error", "said"),
     [
-        (np.zeros((4, 4, 3)), TypeError, "image: expected dtype uint8, values 0 to 255, got float64"),
-        (np.zeros((4, 4, 3), np.uint16), TypeError, "got uint16. Shift 12-bit values right by 4 bits, 16-bit"),
+        (np.zeros((4, 4, 3)), TypeError, r"image: expected dtype uint8 \(values 0 to 255\), got float64"),
+        (np.zeros((4, 4, 3), np.uint16), TypeError, "got uint16. Shift 12-bit values right by 4 bits or 16-bit"),
         (np.zeros((4, 4), np.uint8), ValueError, r"image: .* array with shape \(H, W, 3\), got \(4, 4\)"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, "image: expected a non-empty array"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), ValueError, r"image: expected a tensor with shape \(3, H, W\)"),
@@ -314,7 +314,7 @@ def test_what_is_no_picture_is_said(detector: Detector, bad: object, error: type
             r"row 0 is \[5.0, 5.0, 2.0, 9.0\], which is not a box x1 y1 x2 y2 of finite numbers with x1 < x2",
         ),
         (np.zeros((2, 5)), ValueError, r"expected shape \(P, 4\), got \(2, 5\)"),
-        ([["a"] * 4], TypeError, "expected a numeric dtype"),
+        ([["a"] * 4], TypeError, "expected an integer or floating-point dtype"),
     ],
     ids=["nan", "inverted", "shape", "text"],
 )
@@ -323,7 +323,7 @@ def test_what_are_no_proposals_is_said(
 ) -> None:
     with pytest.raises(error, match=f"proposals: {said}"):
         detector.detect(image, bad)  # type: ignore[call-overload]
-    with pytest.raises(ValueError, match=r"proposals: expected one array per image \(2 images\), got 1"):
+    with pytest.raises(ValueError, match=r"proposals: expected one array per image \(number of images: 2\), got 1"):
         detector.detect([image, image], [np.zeros((0, 4))])
 
 

@@ -44,7 +44,7 @@ def test_found_is_drawn_saved_and_a_dictionary(tmp_path: Path) -> None:
     saved = cv2.imread(str(found.save(tmp_path / "new.png")))
     np.testing.assert_array_equal(saved[:, :, ::-1], found.plot())
     for name in ("found", "found.txt"):
-        with pytest.raises(UserError, match=rf"{name}: the suffix is not that of an image format"):
+        with pytest.raises(UserError, match=rf"{name}: the file name must have the suffix of an image format"):
             found.save(tmp_path / name)
     assert {key: value.shape for key, value in found.to_dict().items()} == {
         "boxes": (2, 4),

@@ -84,7 +84,7 @@ def test_files_that_cannot_be_run_are_one_message(file: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"names.onnx: the inputs and outputs are boxes, image, marks"):
         OnnxNetwork(tmp_path / "names.onnx")
     (tmp_path / "cut.onnx").write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(UserError, match=r"cut.onnx: ONNX Runtime cannot open the file \("):
+    with pytest.raises(UserError, match=r"cut.onnx: ONNX Runtime cannot open this network \("):
         OnnxNetwork(tmp_path / "cut.onnx")
     if "CUDAExecutionProvider" not in __import__("onnxruntime").get_available_providers():
         with pytest.raises(UserError, match="the installed ONNX Runtime cannot use a GPU"):

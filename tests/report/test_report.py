@@ -144,7 +144,7 @@ def test_every_control_has_a_name_and_every_picture_a_text(tmp_path: Path) -> No
 NOTHING = found()
 CASES = {
     "no detections": ({"cat": NOTHING, "dog": NOTHING}, None, "There are no detections, so all objects are missed."),
-    "one class": ({"cat": DETECTIONS["cat"]}, None, "not evaluated, because their detections are missing: dog."),
+    "one class": ({"cat": DETECTIONS["cat"]}, None, "not evaluated, because no file contains their detections: dog."),
     "no truth": (DETECTIONS, [], "no objects or only difficult ones, so AP is undefined."),
     "a class without truth": (
         DETECTIONS,
