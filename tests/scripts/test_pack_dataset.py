@@ -1,0 +1,124 @@
+"""scripts/pack_dataset.py: what is unpacked is what was packed, within what the pack is allowed to lose."""
+
+from __future__ import annotations
+
+import json
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import script_module
+import torch
+from safetensors.torch import load_file, save_file
+
+from fastrcnn.data.demo import write_demo
+from fastrcnn.proposals.store import ImageProposals, ProposalStore, write_store
+
+pack_dataset = script_module.load("pack_dataset")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["pack_dataset.py", *map(str, arguments)])
+    pack_dataset.main()
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    """Twelve images of 200 x 150 with their annotations, a store with five boxes each, and weights."""
+    root = write_demo(tmp_path / "devkit" / "SET", train=8, val=1, test=4, size=(200, 150))
+    rng = np.random.default_rng(0)
+    ids = [p.stem for p in sorted((root / "JPEGImages").iterdir())]
+    boxes = np.sort(rng.uniform(0, 149, (len(ids), 5, 2, 2)), axis=2).reshape(-1, 5, 4)
+    boxes += np.array([0, 0, 1, 1])
+    items = [ImageProposals(i, 150, 200, b.astype(np.float32)) for i, b in zip(ids, boxes, strict=True)]
+    write_store(tmp_path / "all.proposals", items, "drawn", {})
+    save_file({"w": torch.linspace(-3, 3, 2000), "n": torch.tensor([7])}, tmp_path / "net.safetensors")
+    return root
+
+
+def packed(monkeypatch: pytest.MonkeyPatch, root: Path, *options: object) -> Path:
+    folder = root.parents[1]
+    extra = ["--proposals", folder / "all.proposals", "--weights", folder / "net.safetensors"]
+    run(monkeypatch, "pack", root, folder / "pack", "--splits", "train", "test", *extra, *options)
+    return folder / "pack"
+
+
+def test_round_trip(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = packed(monkeypatch, original, "--max-proposals", 4, "--part", 0.03)
+    parts = sorted(pack.glob("*.zip"))
+    assert len(parts) > 1
+    assert max(p.stat().st_size for p in parts) <= 30_000
+
+    run(monkeypatch, "unpack", pack, tmp_path / "out")
+    root = tmp_path / "out" / "VOCdevkit" / "SET"
+    for split in ("train", "test"):
+        name = Path("ImageSets", "Main", f"{split}.txt")
+        assert (root / name).read_text().split() == (original / name).read_text().split()
+    ids = [i for split in ("train", "test") for i in (root / f"ImageSets/Main/{split}.txt").read_text().split()]
+    assert {p.stem for p in (root / "JPEGImages").iterdir()} == set(ids)  # not the image of val
+    store, want = ProposalStore(tmp_path / "out" / "all.proposals"), ProposalStore(tmp_path / "all.proposals")
+    assert store.ids == sorted(ids)
+    for image_id in ids:
+        name = f"Annotations/{image_id}.xml"
+        assert ET.canonicalize((root / name).read_text()) == ET.canonicalize((original / name).read_text())
+        (source,) = (original / "JPEGImages").glob(f"{image_id}.*")
+        before, after = cv2.imread(str(source)), cv2.imread(str(root / "JPEGImages" / f"{image_id}.webp"))
+        assert cv2.PSNR(before, after) > 30  # the colours, and where they are
+        assert store.size(image_id) == (150, 200)
+        np.testing.assert_array_equal(store.boxes(image_id), np.rint(want.boxes(image_id)[:4]))
+    weights = load_file(tmp_path / "out" / "net.safetensors")
+    assert torch.equal(weights["w"], torch.linspace(-3, 3, 2000).half())
+    assert weights["n"].dtype == torch.int64
+
+
+def test_quality_is_the_highest_that_fits(original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = packed(monkeypatch, original, "--megabytes", 0.045)
+    assert sum(p.stat().st_size for p in pack.glob("*.zip")) <= 45_000
+    quality = json.loads((pack / "parts.json").read_text())["webp_quality"]
+    assert 1 <= quality < 95
+    ids = pack_dataset.read_split(original, "train") + pack_dataset.read_split(original, "test")
+    sizes = [sum(len(c) for _, c in pack_dataset.encoded(original, ids, q)) for q in (quality, quality + 1)]
+    rest = sum(p.stat().st_size for p in pack.glob("*.zip")) - sizes[0]
+    assert sizes[1] + rest > 45_000 - pack_dataset.HEADERS * 20  # one step more would not have fitted
+
+
+def test_limit_takes_images_at_equal_distances() -> None:
+    assert pack_dataset.spaced(list("abcdefghij"), 3) == ["a", "d", "g"]
+    assert pack_dataset.spaced(["a", "b"], 3) == ["a", "b"]
+    assert pack_dataset.spaced(["a", "b"], None) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("harm", "error"),
+    [
+        (lambda part: part.write_bytes(part.read_bytes()[:-1] + b"?"), r"part-01\.zip: the part is damaged"),
+        (lambda part: part.unlink(), r"part-01\.zip: this part is missing"),
+    ],
+)
+def test_incomplete_pack(
+    harm: object, error: str, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = packed(monkeypatch, original)
+    harm(pack / "part-01.zip")  # type: ignore[operator]
+    with pytest.raises(SystemExit, match=error):
+        run(monkeypatch, "unpack", pack, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--megabytes", 0.001], "lists, proposals and weights alone need more"),
+        (["--megabytes", 0.013], "do not fit into .* even with WebP quality 1"),
+        (["--part", 0.001], "do not fit into a part"),
+    ],
+)
+def test_a_pack_that_would_be_too_large(
+    options: list[object], error: str, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=error):
+        packed(monkeypatch, original, *options)
+    assert not (original.parents[1] / "pack").exists()
