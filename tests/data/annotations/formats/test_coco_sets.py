@@ -67,7 +67,7 @@ def test_images_of_one_number_in_two_splits_keep_their_own_proposals(tmp_path: P
     own = tmp_path / "train.proposals"
     write_store(own, [ImageProposals(s.image_id, 48, 64, boxes) for s in train.samples], "test", {})
     with pytest.raises(
-        UserError, match=r"belong to other images. 3 of 3 images are not in the store, for example 'test/0"
+        UserError, match=r"do not fit the images. .* does not contain 3 of 3 images, for example 'test/0"
     ):
         datasets.test_set(config_of(root, proposals=str(own)), ["cat"])
 
