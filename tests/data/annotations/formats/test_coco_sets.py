@@ -86,7 +86,7 @@ def test_proposals_leave_with_the_numbers_of_the_file(tmp_path: Path, call: Call
         assert [entry["image_id"] for entry in json.loads(out.read_text())] == list(range(images))
     both = f"convert=[{tmp_path}/train.proposals,{tmp_path}/test.proposals]"
     status, _, err = call("propose", both, f"output={tmp_path}/both.json", f"data.root={root}")
-    assert (status, "use the same image ids" in err) == (1, True)
+    assert (status, "have the same id in different COCO files" in err) == (1, True)
 
 
 def test_check_finds_a_leak_by_content_and_not_by_number(tmp_path: Path, call: Call) -> None:
