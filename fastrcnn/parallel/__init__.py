@@ -1,1 +1,1 @@
-"""Processes that torchrun starts, worker processes that this program starts, threads, and signals."""
+"""Support for processes that torchrun starts, for worker processes and threads of this program, and for signals."""

@@ -1,4 +1,4 @@
-"""Call a function in threads ahead of the caller, in order and in groups of limited size."""
+"""Apply a function to items in background threads, before the caller needs the results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 
 
 def threads() -> int:
-    """Return the number of threads: one per core, up to AT_ONCE."""
+    """Return the number of threads to use: one per available core, but at most AT_ONCE."""
     return min(cores(), AT_ONCE)
 
 
@@ -25,9 +25,9 @@ def ahead(
     """Yield a future of function(item) for each item, in order.
 
     The items are read in the caller's thread, in groups of `size`. Each group is submitted before the futures of the
-    previous group are yielded, so at most 2 `size` items are in use. The items of a group are processed concurrently,
+    previous group are yielded, so at most 2 * size items are in use. The items of a group are processed concurrently,
     because a caller that computes on all cores is delayed less by work on all cores than by the same work on one core.
-    Closing the generator cancels pending work and waits for running work.
+    Closing the generator cancels calls that have not started, and waits for running calls.
     """
     executor = ThreadPoolExecutor(threads(), thread_name_prefix="ahead")
     group: list[Future[Result]] = []

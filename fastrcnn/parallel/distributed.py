@@ -1,7 +1,7 @@
 """Communication between the processes of a job that torchrun starts.
 
 All functions also work in a single process, which has rank 0 and size 1. The process group is torch.distributed's: NCCL
-between GPUs, gloo between CPUs. All processes must call these functions, in the same order.
+between GPUs, gloo between CPUs. All processes must call the functions that communicate, in the same order.
 """
 
 from __future__ import annotations
@@ -22,12 +22,9 @@ from fastrcnn.memory import ran_out
 from fastrcnn.parallel.launch import launch
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)  # a timeout, longer than a share of an evaluation; torchrun detects dead processes
+PATIENCE = timedelta(hours=2)  # longer than one process's part of an evaluation; torchrun detects dead processes
 GRACE = 1.0  # seconds to wait for the other processes to report the same error
-GONE = (
-    "another process of this job ended unexpectedly. It may have been killed because memory ran out. torchrun reports "
-    "below which process it was."
-)
+GONE = "It may have been killed because memory ran out. torchrun reports below which process it was."
 
 
 def rank() -> int:
@@ -50,16 +47,16 @@ def _several() -> bool:
 
 
 class LostError(UserError):
-    """Another process of the job ended unexpectedly. reason: the first line of torch's error message."""
+    """Another process of the job ended unexpectedly. reason: torch's message (only its first line is used)."""
 
     def __init__(self, reason: str, advice: str = "") -> None:
         self.reason = reason.partition("\n")[0]
-        super().__init__(f"{GONE} (torch: {self.reason}){advice}")
+        super().__init__(f"another process of this job ended unexpectedly (torch: {self.reason}). {GONE}{advice}")
 
 
 @contextmanager
 def exchange() -> Iterator[None]:
-    """Raise LostError if communication with other processes fails in the body.
+    """Raise LostError if communication with other processes fails inside the `with` block.
 
     torch has no separate class for these errors (gloo raises RuntimeError). Every RuntimeError is therefore converted
     to a LostError, except for out-of-memory errors and errors in a single process.
@@ -85,7 +82,7 @@ def join_processes(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, number, processes = next(dist.rendezvous("env://"))
-    store = dist.PrefixStore(f"start {launch().attempt}", store)  # otherwise gloo finds old addresses
+    store = dist.PrefixStore(f"start {launch().attempt}", store)  # otherwise, gloo finds old addresses after a restart
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     group = dist.PrefixStore("group", store)
     dist.init_process_group(backend, store=group, rank=number, world_size=processes, timeout=PATIENCE)
@@ -102,7 +99,7 @@ def join_processes(device: torch.device) -> Iterator[None]:
 
 
 def _agree(error: UserError, store: dist.Store) -> BaseException:
-    """Wait for the other processes to report the same error; return the exception that this process should raise."""
+    """Wait GRACE seconds for reports of the same error; return the exception that this process should raise."""
 
     def reports(kind: str) -> dict[int, str]:
         keys = {number: f"{kind} {number}" for number in range(size())}
@@ -120,7 +117,7 @@ def _agree(error: UserError, store: dist.Store) -> BaseException:
         return SystemExit(1)
     if kind == "lost" or len(same) == size():
         return error
-    return UserError(f"rank {', '.join(map(str, same))} of {size()} processes: {error}")
+    return UserError(f"rank{'s' * (len(same) > 1)} {', '.join(map(str, same))} of {size()} processes: {error}")
 
 
 def wait_for_all() -> None:
@@ -129,7 +126,7 @@ def wait_for_all() -> None:
 
 
 def total(values: Tensor) -> Tensor:
-    """Return the sum of the tensors of all processes, in every process."""
+    """Return the elementwise sum of the tensors of all processes, in every process."""
     if size() == 1:
         return values
     result = values.clone()
@@ -139,7 +136,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def any_of(flag: bool) -> bool:
-    """Return whether `flag` is true in at least one process."""
+    """Return whether `flag` is true in at least one process; the result is the same in every process."""
     return bool(total(torch.tensor(float(flag)))) if size() > 1 else flag
 
 
@@ -154,7 +151,7 @@ def from_first(thing: T) -> T:
 
 
 def gather(thing: T) -> list[T]:
-    """Return the `thing` of every process, ordered by rank, in the first process; return [] in the others."""
+    """Return a list of the `thing` of every process, ordered by rank, in the first process; return [] in the others."""
     if size() == 1:
         return [thing]
     things: list[T] | None = [thing] * size() if leads() else None
@@ -181,8 +178,8 @@ def in_order(part: Sequence[T]) -> list[T]:
 def parallel(model: nn.Module) -> nn.Module:
     """Wrap the model for training, so that gradients are averaged over the processes.
 
-    On GPUs, batch normalisation uses the statistics of the images of all processes. In a single process, the model is
-    returned unchanged.
+    On GPUs, batch normalisation then uses the statistics of the images of all processes. In a single process, the model
+    is returned unchanged.
     """
     if size() == 1:
         return model
@@ -196,12 +193,12 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 def keep_gradients(network: nn.Module, when: bool) -> AbstractContextManager[None]:
-    """If `when` is true, accumulate gradients in the body without averaging them. network: from `parallel`."""
+    """If `when` is true, do not average the gradients of the body over the processes. network: see `parallel`."""
     return network.no_sync() if when and isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Copy the first process's buffers to all processes, because their batch normalisation statistics differ."""
+    """Copy the model's buffers from the first process to all, because their batch normalisation statistics differ."""
     if size() > 1:
         with exchange():
             for buffer in model.buffers():

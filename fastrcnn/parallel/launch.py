@@ -1,4 +1,4 @@
-"""The ranks of this process in its job, and its number of cores. This module does not import torch."""
+"""The ranks of this process in its torchrun job, and its number of cores. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Launch:
-    """The ranks of this process and the settings of its job. The defaults describe a single process."""
+    """The ranks of this process and the settings of its torchrun job. The defaults describe a single process."""
 
     rank: int = 0  # 0 .. size - 1
-    size: int = 1
+    size: int = 1  # number of processes in the job
     local_rank: int = 0  # rank among the processes on the same machine
-    local_size: int = 1
+    local_size: int = 1  # number of processes of the job on this machine
     restarts: int = 0  # maximum number of times that torchrun restarts the job
     kept_store: bool = False  # whether the processes use torchrun's store, which keeps its content across restarts
     attempt: int = 0  # number of restarts so far if kept_store is set, else 0
 
 
 def launch() -> Launch:
-    """Read the environment variables that torchrun sets, such as RANK and WORLD_SIZE."""
+    """Read the environment variables that torchrun sets, such as RANK and WORLD_SIZE. Unset ones have defaults."""
 
     def number(variable: str, default: int = 0) -> int:
         return int(os.environ.get(variable, "") or default)
@@ -40,9 +40,10 @@ def launch() -> Launch:
 
 
 def cores() -> int:
-    """Return the number of cores that this process can use: its share of the available cores.
+    """Return the number of cores that this process can use, at least 1.
 
-    The CPU quota of a container is respected. It can be lower than the number of cores that are visible there.
+    The available cores are divided by the number of processes of the job on this machine. The CPU quota of a container
+    is respected, because it can be lower than the number of cores that are visible in the container.
     """
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, _least(here, quota()) // launch().local_size)
@@ -53,7 +54,7 @@ def _least(cores: int, share: float) -> int:
 
 
 def quota(folder: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return the number of cores that a container's control group allows; infinity if there is no limit."""
+    """Return the number of cores, possibly a fraction, that a container's cgroup allows; infinity without a limit."""
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroup versions 2 and 1
         try:
             words = [word for name in names for word in (folder / name).read_text(encoding="ascii").split()]

@@ -47,9 +47,9 @@ def missing_guard() -> str:
 
 @contextmanager
 def signals_later() -> Iterator[None]:
-    """Delay SIGTERM and SIGINT until the body ends.
+    """Delay SIGTERM and SIGINT until the `with` block ends.
 
-    Processes that start in the body block both signals until they call `prepare`. Otherwise, a signal during their
+    Processes that are started in it block both signals until they call `prepare`. Otherwise, a signal during their
     imports would print a traceback.
     """
     came: list[int] = []
@@ -69,7 +69,7 @@ def signals_later() -> Iterator[None]:
 
 @contextmanager
 def start_method(method: str) -> Iterator[None]:
-    """Delay signals while the `with` block starts processes with the start method `method`; see signals_later."""
+    """Delay signals and set STARTING while the `with` block starts processes by `method`; see signals_later."""
     if method != "fork":
         resource_tracker.ensure_running()  # otherwise it starts in the body and unblocks the signals
     with signals_later():
@@ -81,9 +81,9 @@ def start_method(method: str) -> Iterator[None]:
 
 
 def prepare(ignored: tuple[signal.Signals, ...] = (signal.SIGINT,)) -> None:
-    """Prepare this worker process: ignore signals that the parent handles, and exit as soon as the parent ends.
+    """Prepare this worker process: ignore some signals, and exit as soon as the parent ends.
 
-    By default, SIGTERM is not ignored, because pools end their processes with it.
+    ignored: signals that the parent handles. SIGTERM is not one of the defaults, because pools end processes with it.
     """
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
@@ -100,7 +100,7 @@ def prepare(ignored: tuple[signal.Signals, ...] = (signal.SIGINT,)) -> None:
 
 
 class Worker(SpawnProcess):
-    """A spawned process that signals cannot interrupt until it calls `prepare`."""
+    """A spawned process that SIGTERM and SIGINT cannot interrupt until it calls `prepare`."""
 
     def start(self) -> None:
         with start_method("spawn"):
@@ -140,9 +140,9 @@ def _map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
 def pool(workers: int, start: Callable[[], None], died: str) -> Iterator[ProcessPoolExecutor]:
     """Run a pool of `workers` processes during the body. Each process first calls `start`, which should call `prepare`.
 
-    The processes are spawned, because forking can hang if the caller has threads, such as torch's. If the body raises,
-    they are killed. Raises UserError if a process ends unexpectedly. The message is `died`, or that of `missing_guard`
-    if the calling script lacks `if __name__ == "__main__":`.
+    The processes are spawned, because forking can hang if the caller has threads, such as torch's. They are killed if
+    the body raises an exception. Raises UserError if a process ends unexpectedly. The message is `died`, or that of
+    `missing_guard` if the calling script lacks `if __name__ == "__main__":`.
     """
     context = Workers()
     executor = ProcessPoolExecutor(workers, context, start)

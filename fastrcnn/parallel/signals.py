@@ -33,7 +33,7 @@ class Stopped(BaseException):  # not an Exception, like KeyboardInterrupt: `exce
 
 
 class Stop:
-    """Records whether a signal has arrived or the time limit has passed.
+    """Record whether a signal has arrived or the time limit has passed. Calling the object returns whether one has.
 
     state: the state of the run, for the message if a signal arrives before `finish_steps` is called. advice: how to
     resume the run, for all messages.
@@ -58,13 +58,13 @@ class Stop:
 
     @property
     def status(self) -> int:
-        """The exit status: 128 plus the signal number, as in shells; OUT_OF_TIME at the time limit; otherwise 0."""
+        """The exit status: 128 plus the signal's number, OUT_OF_TIME from APART seconds before the limit, or 0."""
         return 128 + self.received if self.received else OUT_OF_TIME if self._late(APART) else 0
 
     def stopped(self, state: str) -> Stopped:
         """Return the exception that ends the program. state: the state of the run when it ends.
 
-        If this process has received no signal, the message says that another process of the job has received one.
+        If neither a signal nor the time limit ended this process, the message names a signal to another process.
         """
         by = self.received.name if self.received else "a signal to another process"
         why = "ended by runtime.max_hours" if self.status == OUT_OF_TIME else f"interrupted by {by}"
@@ -72,7 +72,7 @@ class Stop:
         return Stopped(self.status or 128 + signal.SIGTERM, f"{why}{details}")
 
     def finish_steps(self) -> None:
-        """From now on, record signals instead of raising Stopped; the training loop checks for them after each step.
+        """From now on, record signals instead of raising Stopped. The training loop checks for them after each step.
 
         Raises Stopped if a signal has already arrived, because code that catches all exceptions can lose the first one.
         """
@@ -81,7 +81,7 @@ class Stop:
             raise self.stopped(self.state)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Handle SIGTERM and SIGINT."""
+        """Raise Stopped at the first signal, or record it after `finish_steps`. At the second, end the process."""
         now = time.monotonic()
         if self.received:
             if now - self._when > SAME_REQUEST:
@@ -111,7 +111,7 @@ def imports(frame: FrameType | None) -> int:
 
 @contextmanager
 def handle_signals(state: str = "", to_the_end: bool = False) -> Iterator[Stop]:
-    """Handle SIGTERM and SIGINT with the `Stop` that the body receives.
+    """Handle SIGTERM and SIGINT during the `with` block, and yield the `Stop` that records them.
 
     Outside the main thread, where Python cannot set signal handlers, nothing changes. state: see Stop.
     to_the_end: whether the program ends after the body; if so, a signal after the body ends it immediately.

@@ -1,1 +1,1 @@
-"""Proposals: selective search, the proposal store, and conversion from and to other formats."""
+"""Region proposals (boxes that may contain an object): selective search, proposal stores, and format conversion."""

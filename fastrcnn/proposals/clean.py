@@ -9,9 +9,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class BoxCounts:
-    """The number of kept boxes, and the number of dropped boxes for each reason.
+    """The numbers of boxes that `clean` kept and dropped.
 
-    clipped: number of kept boxes that were clipped. far: number of kept boxes that were clipped by more than a pixel.
+    kept: all kept boxes. clipped: kept boxes that were clipped. far: kept boxes that were clipped by more than a pixel.
+    not_finite, inverted, outside: dropped boxes by reason (see `clean`). Empty boxes count as inverted.
     """
 
     kept: int = 0
@@ -38,7 +39,7 @@ class BoxCounts:
 def clean(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.ndarray, BoxCounts]:
     """Clip half-open boxes (P, 4) x1 y1 x2 y2 to an image of `height` x `width` pixels, and drop invalid boxes.
 
-    A box is dropped if it has a NaN or infinite coordinate, if it is inverted or empty, or if it is outside the image.
+    A box is dropped if a coordinate is NaN or infinite, if x2 <= x1 or y2 <= y1, or if it is outside the image.
     Returns the remaining boxes (R, 4) float32 in input order, their indices (R,) int64 in the input, and the counts.
     """
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""Convert proposals of any format to a store for the images of a data set, or to a file for other programs.
+"""Convert proposals of any format to a proposal store for the images of a data set, or to a file for other programs.
 
 The file is in the MATLAB layout of the Fast R-CNN author's code, or in COCO's JSON results format.
 """
@@ -25,30 +25,30 @@ from fastrcnn.proposals.store import ImageProposals, write_store
 from fastrcnn.structures import Sample
 
 T = TypeVar("T")
-Named = tuple[str, int | str | None]  # image id, and the COCO id: the id of the image in its COCO file, or None
-Proposals = tuple[str, np.ndarray, np.ndarray | None]  # image id, half-open boxes (P, 4), scores (P,)
+Named = tuple[str, int | str | None]  # image id, and the image's id in its COCO file (here: COCO id) or None
+Proposals = tuple[str, np.ndarray, np.ndarray | None]  # image id, half-open boxes (P, 4), scores (P,) or None
 
 
 def match_file(wanted: Sequence[Named], file: Content) -> dict[str, int]:
-    """Return the index in `file` of each wanted image that `match_ids` matches.
+    """Return a dictionary from the ids of the images that `match_ids` finds in `file` to their indices in `file.ids`.
 
-    Raises UserError if the file contains none of the images.
+    Raises UserError if the file contains none of the images, or if `match_ids` raises it.
     """
     matched = match_ids(wanted, file.ids)
     if not matched:
-        theirs = f"{len(file.ids)} images, such as '{file.ids[0][:100]}'" if file.ids else "no images"
+        theirs = f"{len(file.ids)} image(s), such as '{file.ids[0][:100]}'" if file.ids else "no images"
         raise UserError(
-            f"{file.path}: the file contains none of the {len(wanted)} images of the data set. The data set has images "
-            f"such as '{wanted[0][0]}'; the file has {theirs}. Use the file that belongs to the data set, or fix the "
-            "image ids."
+            f"{file.path}: none of the proposals is for an image of the data set. The data set has {len(wanted)} "
+            f"image(s), such as '{wanted[0][0]}'; the proposals are for {theirs}. Use the proposals of this data set, "
+            "or fix the image ids."
         )
     return matched
 
 
 def match_ids(wanted: Sequence[Named], found: Sequence[str]) -> dict[str, int]:
-    """Return the index in `found` of each wanted image that can be matched.
+    """Match images to the ids of proposals. Returns a dictionary from the ids of matched images to indices in `found`.
 
-    wanted: the image id and the COCO id, or None, of each image.
+    wanted: for each image, its id, and its id in the COCO file (the COCO id) or None. found: the ids of the proposals.
     Equal ids always match. Otherwise, an id in `found` matches an image if it is the COCO id of the image, its file
     name without folders, or its id with a different image suffix or different leading zeros (000005.jpg or 5 for
     000005). Such a match is used only if no other image and no other id in `found` matches.
@@ -91,18 +91,17 @@ def _unique(pairs: Iterable[tuple[str, T]]) -> dict[str, T]:
 
 
 def _core(image_id: str) -> str:
-    """Return an id without an image suffix and, if it is a number, without leading zeros."""
+    """Return an id without an image suffix and, if the rest is a number, without leading zeros."""
     path = PurePosixPath(image_id)
     name = image_id.removesuffix(path.suffix) if path.suffix.lower() in PICTURES else image_id
     return (name.lstrip("0") or "0") if name.isascii() and name.isdigit() else name
 
 
 def convert_to_store(file: Content, images: Sequence[Sample], output: Path) -> tuple[dict[str, int], BoxCounts]:
-    """Write a store with the file's proposals for the given images. Images that are not in the file are skipped.
+    """Write a proposal store with the file's proposals for the given images. Skip images that are not in the file.
 
-    Returns a dictionary from the id of each converted image to its index in the file, and the box counts.
-
-    Raises UserError if the file contains none of the images, if boxes cannot be read, or if `write_store` raises it.
+    Returns a dictionary from the id of each converted image to its index in `file.ids`, and the counts of kept and
+    dropped boxes. Raises UserError if boxes cannot be read, or if `match_file` or `write_store` raises it.
     """
     matched = match_file([(s.image_id, s.number) for s in images], file)
     items = (
@@ -119,7 +118,7 @@ def convert_to_store(file: Content, images: Sequence[Sample], output: Path) -> t
 
 
 def fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and SHA-256 digests of the files in a folder, sorted by name."""
+    """Return the SHA-256 of a file in hexadecimal. For a folder, hash the sorted names and digests of its files."""
     if path.is_file():
         return digest(path)
     parts = [f"{p.name}\0{fingerprint(p)}\n" for p in sorted(path.iterdir()) if p.is_file()]
@@ -129,10 +128,10 @@ def fingerprint(path: Path) -> str:
 def export(file: Content, output: Path, numbers: Mapping[str, int | str]) -> int:
     """Write all proposals of `file` to `output` (NAME.mat or NAME.json), and return the number of boxes written.
 
-    numbers: the COCO ids of the images that have one, by image id. Used only for NAME.json.
+    numbers: a dictionary from image ids to COCO ids, for images that have a COCO id. Used only for NAME.json.
 
-    Raises UserError if `output` exists and was not written from the same proposals, if it cannot be written, or if it
-    is a .mat file and scipy is not installed.
+    Raises UserError if `output` exists and was not written from the same proposals, if boxes cannot be read, if
+    `output` cannot be written, or if `_write_mat` or `_write_json` raises it.
     """
     parts = [*map(fingerprint, file.paths), str(file.convention)]
     each = ((image_id, *file.half_open(n)) for n, image_id in enumerate(file.ids))
@@ -144,11 +143,11 @@ def export(file: Content, output: Path, numbers: Mapping[str, int | str]) -> int
 
 
 def _write_mat(file: Content, images: Iterable[Proposals], part: Path, output: Path) -> int:
-    """Write a file in the layout that the author's code reads. All proposals are in memory while it is written.
+    """Write a .mat file that the author's code reads, with all proposals in memory, and return the number of boxes.
 
     The variables are cell arrays (N, 1) with one cell for each image. `boxes` contains double matrices (P, 4) y1 x1 y2
     x2, one-based and inclusive. `images` contains the image ids. `scores` contains matrices (P, 1); it is omitted if
-    there are no scores.
+    there are no scores. Raises UserError if scipy is missing or fails, or if only some images have scores.
     """
     try:
         from scipy.io import savemat
@@ -167,8 +166,8 @@ def _write_mat(file: Content, images: Iterable[Proposals], part: Path, output: P
         del variables["scores"]
     elif scored < len(file.ids):
         raise UserError(
-            f"{file.path}: only {scored} of {len(file.ids)} images have scores. Provide scores for all images or for "
-            "none."
+            f"{file.path}: the file has scores for only {scored} of {len(file.ids)} images. Provide scores for all "
+            "images or for none."
         )
     try:
         savemat(part, variables, appendmat=False)
@@ -178,18 +177,19 @@ def _write_mat(file: Content, images: Iterable[Proposals], part: Path, output: P
 
 
 def _write_json(file: Content, images: Iterable[Proposals], part: Path, numbers: Mapping[str, int | str]) -> int:
-    """Write COCO results: a list of objects with image_id, category_id 1, bbox and score.
+    """Write a JSON file in COCO's results format, and return the number of boxes written.
 
-    bbox is [x, y, width, height], zero-based. An image id that is a valid JSON integer is written as a number; any
-    other id is replaced by the COCO id of the image, if it has one. If there are no scores, all scores are 1, because
-    pycocotools needs a score. Boxes with a non-finite coordinate or score are omitted. Raises UserError if two images
-    have the same COCO id, which is possible if they are in different splits.
+    Each box becomes an object with image_id, category_id 1, bbox ([x, y, width, height], zero-based) and score. An
+    image id that is an integer without sign and leading zeros is written as a number; any other id is replaced by the
+    COCO id of the image, if it has one. Boxes without a score get the score 1, because pycocotools needs one. Boxes
+    with a non-finite coordinate or score are omitted. Raises UserError if two images have the same COCO id, which is
+    possible if they are in different splits.
     """
     used = [numbers[i] for i in file.ids if i in numbers]
     if len(set(used)) < len(used):
         raise UserError(
-            f"{file.path}: the file contains images of several COCO files that use the same image ids, so they cannot "
-            "be written to one JSON file. Convert the proposals of one split at a time."
+            f"{file.path}: some images have the same id in different COCO files, so their proposals cannot be written "
+            "to one JSON file. Convert the proposals of one split at a time."
         )
     total = 0
     with part.open("w", encoding="utf-8") as out:

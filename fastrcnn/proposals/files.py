@@ -1,8 +1,8 @@
-"""Open proposal files of any supported format. The numbers of a box are returned unchanged from the file.
+"""Open proposal files of any supported format.
 
-The format is recognised from the content; the suffix only helps to recognise a pickle. Files are not trusted. Any
-sequence of bytes gives either a result or a UserError with the file name. No code in a file is run, and memory use is
-at most a small multiple of the file size.
+The format is recognised from the content. The suffix is used only for pickles and for folders of .mat files. Files are
+not trusted: any sequence of bytes gives either a result or a UserError with the file name, no code in a file is run,
+and memory use is limited to a multiple of the file size.
 """
 
 from __future__ import annotations
@@ -29,47 +29,47 @@ FORMATS = """Supported formats (details in docs/proposals.md):
   MATLAB files with a variable `boxes`, `bboxes` or `bbs`, and folders of such files named ID.mat or ID_boxes.mat
   pickles of detectron2, Detectron and mmdetection
   CSV with the header image_id,x1,y1,x2,y2 or image_id,x,y,w,h, optionally with score
-  JSON: a list of {"image_id": ..., "bbox": [x, y, width, height], "score": ...}"""
+  JSON: a list of {"image_id": ..., "bbox": [x, y, width, height], "score": ...}, where the score is optional"""
 
 
 def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:
     """Open the proposals in `path`, a file or a folder. The image ids of the result are unique.
 
-    ids: the image ids in file order, for formats that contain no image ids.
+    ids: the image ids in file order, for formats that contain no image ids; otherwise None.
     Raises UserError if the path does not exist or cannot be read, if the format is unknown, if image ids are missing or
-    repeated, or if `ids` does not fit the file.
+    repeated, or if `ids` is given for a file that contains ids or that has another number of images.
     """
     try:
         content = _content(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}).") from None
     except MemoryError:
-        raise UserError(f"{path}: not enough memory to read this file.") from None
+        raise UserError(f"{path}: there is not enough memory to read the proposals.") from None
     count = len(content.ids)
     if ids is not None:
         if content.named:
-            raise UserError(f"{path}: this file ({content.format}) already contains image ids. Remove ids=.")
+            raise UserError(f"{path}: the proposals ({content.format}) already have image ids. Remove ids=.")
         if len(ids) != count:
             raise UserError(
-                f"{path}: the file has {count} images, but the list of ids has {len(ids)}. The list must contain "
-                "one image id per line, in file order."
+                f"{path}: the file has {count} image(s), but ids= lists {len(ids)} id(s). The list must contain one "
+                "image id per line, in file order."
             )
         content = replace(content, ids=list(ids))
     elif not content.named and "" in content.ids:
         raise UserError(
-            f"{path}: this file ({content.format}) contains no image ids. Write the ids of its {count} images to a "
-            "text file, one per line in file order, and add ids=LIST.txt."
+            f"{path}: this file ({content.format}) contains no image ids. Write the ids of its {count} image(s) to "
+            "a text file, one per line in file order, and add ids=LIST.txt."
         )
     refuse_repeated(content.ids, path)
     return content
 
 
 def open_all(paths: Sequence[str], ids: str | None, convention: Convention | None = None) -> list[Content]:
-    """Open the proposals in each of the paths.
+    """Open the proposals in each of the paths, which are files or folders.
 
-    ids: a text file with the image ids, one per line, for formats that contain no image ids.
+    ids: a text file with the image ids of each path, one per line, for formats that contain no image ids.
     convention: if given, the box convention of all files, instead of the conventions of their formats.
-    Raises UserError if a path or the text file cannot be read (see `open_proposals`).
+    Raises UserError if the text file cannot be read, or if `open_proposals` raises it.
     """
     lines = None if ids is None else [line.strip() for line in read_lines(Path(ids).expanduser()) if line.strip()]
     files = [open_proposals(Path(path).expanduser(), lines) for path in paths]
@@ -77,7 +77,7 @@ def open_all(paths: Sequence[str], ids: str | None, convention: Convention | Non
 
 
 def join_files(files: Sequence[Content]) -> Content:
-    """Join several files, such as one per split. The result has the format and convention of the first file.
+    """Join several files, such as one file per split. The result has the format and convention of the first file.
 
     Raises UserError if the files have different box conventions, or if an image is in two of them.
     """

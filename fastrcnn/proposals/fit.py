@@ -1,22 +1,23 @@
-"""Find the reading of a proposal file that fits the ground truth.
+"""Find out which interpretation of the numbers in a proposal file fits the ground truth.
 
-A reading is a box convention and a unit. All conventions are tried in every unit that the size of the numbers allows.
-The best reading is chosen in two steps:
+An interpretation, called a reading, is a box convention and a unit (see Reading). All conventions are tried in every
+unit that the size of the numbers allows. The best reading is chosen in two steps:
 
-1. The order and the unit are chosen by the overlap above chance. This is the IoU of each object with its best box,
-   minus the IoU that the boxes of another image reach, because a reading that only enlarges boxes increases both. One
-   reading is better than another if its mean overlap above chance is higher by at least OVERLAP and by at least SIGMAS
-   standard errors. If several readings remain, the image borders decide.
-2. The coordinate of the first pixel, and inclusive or half-open, are chosen by the image borders, because one pixel
-   hardly changes the overlap. Boxes often end at the border of the image. With the correct reading, the outermost box
-   touches the side; with a wrong reading, it ends a pixel inside or outside the image. A reading wins a side if it fits
-   this side better. One reading is better than another if the number of sides that it wins exceeds the number that it
-   loses by SIGMAS standard deviations of chance. If its boxes touch half of all sides, it is also better if it wins at
-   least FEW sides and loses none. If boxes cross at least as many sides as they touch, as is typical of methods that do
-   not clip, the borders are no evidence.
+1. The order of the numbers and the unit are chosen by the overlap above chance. This is the IoU of each object with its
+   best box, minus its IoU with the best box of another image, because a reading that only enlarges boxes increases
+   both. One reading is better than another if its mean overlap above chance is higher by at least OVERLAP and by at
+   least SIGMAS standard errors. If several readings remain, the image borders decide.
+2. The coordinate of the first pixel, and whether boxes are inclusive or half-open, are chosen by the image borders,
+   because one pixel hardly changes the overlap. Boxes often end at the border of the image. With the correct reading,
+   the outermost box touches the side; with a wrong reading, it ends a pixel inside or outside the image. A reading wins
+   a side if it fits this side better. One reading is better than another if the number of sides that it wins exceeds
+   the number that it loses by SIGMAS standard deviations of chance. If its boxes touch half of all sides, it is also
+   better if it wins at least FEW sides and loses none. If boxes cross at least as many sides as they touch, as is
+   typical of methods that do not clip, the borders are no evidence.
 
-The reading of the file's format is kept unless another one is better. All readings that the data cannot distinguish are
-reported. No reading fits if the mean overlap above chance of the best one is too low by the criterion of step 1.
+The reading that the file's format specifies is kept unless another one is better. All readings that the data cannot
+distinguish from the best one are reported. No reading fits if the mean overlap above chance of the best one is too low
+by the criterion of step 1.
 """
 
 from __future__ import annotations
@@ -33,13 +34,17 @@ from fastrcnn.proposals.formats.conventions import CONVENTIONS, ORDERS, Conventi
 from fastrcnn.structures import Sample
 
 OVERLAP, SIGMAS, FEW = 0.02, 3.0, 4
-COMMON_FACTORS = (1 / 4, 1 / 2, 2, 4)  # replace an estimated factor that is close to one of them
+COMMON_FACTORS = (1 / 4, 1 / 2, 2, 4)  # an estimated factor close to one of these is replaced by it
 PIXELS, SHARES, SHORT_SIDE = "pixels", "0..1", "short side 600"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A way to interpret the numbers of a file. unit: a key of the result of `_frames`."""
+    """A way to interpret the numbers of a proposal file.
+
+    unit: PIXELS, SHARES (fractions of the image width and height), or pixels of resized images: SHORT_SIDE (resized as
+        in the paper, with a longer side of at most 1000) or `times FACTOR`.
+    """
 
     convention: Convention
     unit: str = PIXELS
@@ -54,7 +59,7 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """Measurements of one reading on N images with G objects that are not difficult.
+    """Measurements that show how well one reading fits N images with G objects that are not difficult.
 
     Boxes are clipped to their image before the IoU is computed.
     best: (G,) IoU of each object with the best box of its image.
@@ -75,7 +80,7 @@ class Fit:
 
     @property
     def touched(self) -> float:
-        """The fraction of image sides that the outermost box touches."""
+        """The fraction of image sides with an outermost box that ends within half a pixel of the side."""
         return float((self.sides == 1).mean())
 
 
@@ -83,18 +88,19 @@ class Fit:
 class Outcome:
     """The result of `find_fit`.
 
-    tried: the fits of all readings. The winner is first, followed by those that the data cannot distinguish from it.
+    tried: the fits of all readings. The best one (the winner) is first, followed by those that the data cannot
+        distinguish from it, and by the others in descending order of mean IoU.
     equal: the number of fits at the start of `tried` that the data cannot distinguish, including the winner.
     own: the fit of the convention that the file's format specifies, in pixels.
-    fits: whether the winner is better than the boxes of other images; always true for a single image.
+    fits: whether the winner is clearly better than the boxes of other images; always true for a single image.
     """
 
     tried: list[Fit]
     equal: int
     own: Fit
     fits: bool
-    wrapped: int  # negative numbers that were stored as unsigned integers
-    not_finite: int  # boxes with a NaN or infinite number
+    wrapped: int  # number of negative coordinates that were stored as unsigned integers
+    not_finite: int  # number of boxes with a NaN or infinite coordinate
 
     @property
     def winner(self) -> Fit:
@@ -104,7 +110,7 @@ class Outcome:
 def find_fit(numbers: Sequence[np.ndarray], own: Convention, samples: Sequence[Sample]) -> Outcome:
     """Compare all readings of a proposal file with the ground truth.
 
-    numbers: an array (P, 4) for each image, unchanged from the file.
+    numbers: an array (P, 4) for each image, with the numbers of its boxes as they are in the file.
     own: the convention that the file's format specifies.
     samples: the images with their ground truth. At least one object must not be difficult.
     """
@@ -135,12 +141,12 @@ def find_fit(numbers: Sequence[np.ndarray], own: Convention, samples: Sequence[S
 
 
 def overlaps_more(a: Fit, b: Fit) -> bool:
-    """Return whether `a` has clearly more overlap above chance than `b` (step 1 of the module docstring)."""
+    """Return whether the mean overlap above chance is clearly higher for `a` than for `b` (step 1 at the top)."""
     return _is_clear(a.best - a.chance - (b.best - b.chance))
 
 
 def meets_borders_better(a: Fit, b: Fit) -> bool:
-    """Return whether `a` fits the image borders clearly better than `b` (step 2 of the module docstring)."""
+    """Return whether `a` fits the image borders clearly better than `b` (step 2 at the top of the file)."""
     if a.sides.sum() <= 0:
         return False
     won, lost = int((a.sides > b.sides).sum()), int((a.sides < b.sides).sum())
@@ -159,7 +165,10 @@ def _is_clear(difference: np.ndarray) -> bool:
 
 
 def _choose(fits: list[Fit], own: Convention, better: Callable[[Fit, Fit], bool]) -> Fit:
-    """Return the fit that no other fit beats. Of several such fits, return the one closest to the file's format."""
+    """Return the fit that no other fit beats. better: a function that returns whether its first argument wins.
+
+    Of several such fits, those that win by `_better` are preferred, then the one closest to `own` in pixels.
+    """
     top = [f for f in fits if not any(better(other, f) for other in fits)] or fits
     top = [f for f in top if not any(_better(other, f) for other in top)] or top
 
@@ -171,9 +180,10 @@ def _choose(fits: list[Fit], own: Convention, better: Callable[[Fit, Fit], bool]
 
 
 def _usable(numbers: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int, int]:
-    """Remove boxes that are not finite, and restore negative numbers that were stored as unsigned integers.
+    """Remove boxes that are not finite, and restore numbers from -4 to -1 that were stored as unsigned integers.
 
-    For example, 65535 becomes -1. Returns the boxes, the number of restored numbers, and the number of removed boxes.
+    For example, 65535 becomes -1. Returns the boxes (P, 4) of each image, the number of restored numbers, and the
+    number of removed boxes.
     """
     usable, wrapped, not_finite = [], 0, 0
     for given in numbers:
@@ -190,10 +200,10 @@ def _usable(numbers: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int, int]:
 
 
 def _frames(numbers: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarray]:
-    """Return, for each unit that the size of the numbers allows, the width and height (N, 2) of the images.
+    """Return a dictionary from each unit that the size of the numbers allows to the image sizes (N, 2) in this unit.
 
-    Pixels of the image are always included. Other units are derived from the largest number of each image, which is
-    close to the longer side in any order of the numbers. sizes: (N, 2) width and height in pixels.
+    For SHARES, the sizes are in pixels. PIXELS is always included. Other units are derived from the largest number of
+    each image, which is close to the longer side in any order of the numbers. sizes: (N, 2) width and height in pixels.
     """
     found = {PIXELS: sizes}
     largest = np.array([n.max(initial=0.0) for n in numbers])
@@ -214,7 +224,7 @@ def _frames(numbers: list[np.ndarray], sizes: np.ndarray) -> dict[str, np.ndarra
 
 
 def _measure(numbers: list[np.ndarray], samples: Sequence[Sample], reading: Reading, frames: np.ndarray) -> Fit:
-    """Measure how well a reading fits. numbers: (P, 4) per image. frames: (N, 2) image sizes in the reading's unit."""
+    """Measure how well a reading fits. numbers: (P, 4) per image. frames: (N, 2), the image sizes from `_frames`."""
     convention = reading.convention
     axes = [0 if letter in "xw" else 1 for letter in convention.order]
     shares, sides = [], []  # boxes as fractions of the width and height; see Fit for the sides
@@ -229,7 +239,10 @@ def _measure(numbers: list[np.ndarray], samples: Sequence[Sample], reading: Read
 
 
 def _overlaps(samples: Sequence[Sample], shares: list[np.ndarray]) -> np.ndarray:
-    """Return, for each object that is not difficult, the IoU (G,) with its best box. shares: see `_measure`."""
+    """Return, for each object that is not difficult, the IoU (G,) with the best box of its image.
+
+    shares: for each image, boxes (P, 4) as fractions of the width and height.
+    """
     found = []
     for s, share in zip(samples, shares, strict=True):
         truth = np.asarray(s.boxes[~s.difficult], np.float64).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""Run selective search on many images in parallel, and write a store. An interrupted run can be resumed."""
+"""Run selective search on many images in parallel, and write a proposal store. Interrupted runs can be resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastrcnn.proposals.store import ImageProposals, check_target, refuse_repeat
 from fastrcnn.settings import SelectiveSearchSettings
 
 Image = tuple[str, Path, int]  # image id, file, and the EXIF orientation to apply before the search
-BATCH = 100  # images per process that are submitted at a time
+BATCH = 100  # number of images per process that are submitted at a time
 
 
 def propose_all(
@@ -34,16 +34,17 @@ def propose_all(
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
 ) -> BoxCounts:
-    """Generate proposals for all `images`, write the store `store_path`, and return the box counts.
+    """Generate proposals for all `images`, write the proposal store `store_path`, and return the box counts.
 
-    workers: the number of processes, by default one per core. Scripts that call this function need
-    `if __name__ == "__main__":`.
+    settings: by default SelectiveSearchSettings(). workers: the number of processes, by default one per core. Scripts
+    that call this function need `if __name__ == "__main__":`, because worker processes import the script.
     Until the store is complete, the result of each image is kept in a folder next to the store, so that an interrupted
-    call can be resumed. Results are identified by the content of the image, its orientation and the settings, not by
-    file name or date.
+    call can be resumed. Results are identified by the content of the image file, its orientation, the settings and the
+    version of the search, not by file name or date.
 
     Raises UserError if images cannot be read (the message lists all of them), if an id occurs twice, if the store
-    cannot be written, if another process is generating the same store, or if selective search is not available.
+    cannot be written, if `store_path` exists and is not a store, if another process is generating the same store, if
+    a worker process dies, or if selective search is not available.
     """
     refuse_import()
     settings, store_path = settings or SelectiveSearchSettings(), Path(store_path)
@@ -78,11 +79,11 @@ def propose_some(
     settings: SelectiveSearchSettings | None = None,
     workers: int | None = None,
 ) -> None:
-    """Generate proposals for some images of a store. A later call to `propose_all` reuses them.
+    """Generate proposals for some images of a store without writing it. A later call to `propose_all` reuses them.
 
-    Several processes can call this function at the same time. Raises UserError if selective search is not available, if
-    the results cannot be written, or if `propose_all` is running for the same store. Images that cannot be read are
-    skipped; `propose_all` reports them.
+    Several processes can call this function at the same time. Images that cannot be read are skipped; `propose_all`
+    reports them. Raises UserError if selective search is not available, if the results cannot be written, if a worker
+    process dies, or if `propose_all` is running for the same store.
     """
     refuse_import()
     with _work_folder(Path(store_path), shared=True) as work:
@@ -91,10 +92,10 @@ def propose_some(
 
 @contextmanager
 def _work_folder(store_path: Path, shared: bool = False) -> Iterator[Path]:
-    """Lock the folder that contains the results of single images. It exists until the store is complete.
+    """Lock and yield the folder for the results of single images. `propose_all` deletes it when the store is complete.
 
     shared: allow other processes that also pass shared=True. Raises BusyError if another process has locked the folder,
-    and UserError if the folder cannot be written to.
+    and UserError if the folder cannot be written to or locked.
     """
     work = store_path.with_name(f".{store_path.name}.work")
     busy = "another process is generating these proposals"
@@ -129,7 +130,7 @@ def _make_results(
 
 
 def start_worker() -> None:
-    """Initialise a spawned worker process, which uses one thread."""
+    """Initialise a spawned worker process of `pool`, and let OpenCV use only one thread in it."""
     prepare()
     cv2.setNumThreads(1)
 
@@ -153,7 +154,7 @@ def _make_one(task: tuple[Image, Path, SelectiveSearchSettings, str]) -> tuple[s
 
 
 def _load(file: Path | str) -> tuple[int, int, np.ndarray, np.ndarray]:
-    """Return the image height, the image width, the boxes (P, 4) and the scores (P,) in a result file."""
+    """Read a result file. Return the image height and width in pixels, the boxes (P, 4) and the scores (P,)."""
     with np.load(file, allow_pickle=False) as result:
         height, width = result["size"].tolist()
         return height, width, result["boxes"], result["scores"]

@@ -4,18 +4,19 @@ The authors of selective search distribute boxes for VOC 2007, and the archive o
 boxes. They were not generated with the code of the journal paper (IJCV 2013), which R-CNN's selective_search_boxes.m
 calls. They were generated with the code of the earlier paper: van de Sande, Uijlings, Gevers and Smeulders,
 "Segmentation as Selective Search for Object Recognition", ICCV 2011. Issues 26 and 41 of rbgirshick/fast-rcnn confirm
-that the boxes are from an older version. Two images were available for comparison. All of their boxes (2,888 and 2,057)
-are reproduced exactly.
+that the boxes are from an older version. Distributed boxes of two images were available for comparison. This program
+reproduces all of them (2,888 and 2,057) exactly.
 
 The steps of that code and their sources (no code was copied):
- - The image is not resized. The colour spaces are RGB, HSV, rgI and opponent colours. k is 100 and 200, the minimum
-   segment size is k, and sigma is 0.8. The result is the set of boxes of all hierarchies. Source:
-   SelectiveSearchPcode/demo.m in weiliu89/selectivesearch; the rest of that code is distributed only as MATLAB P-code.
+ - The image is not resized. The colour spaces are RGB, HSV, rgI and opponent colours. Each is segmented with k = 100
+   and k = 200; the minimum segment size is k pixels, and the sigma of the blur is 0.8. The result is the set of boxes
+   of all hierarchies of segments. Source: SelectiveSearchPcode/demo.m in weiliu89/selectivesearch; the rest of that
+   code is distributed only as MATLAB P-code.
  - Formulas of the colour spaces: Image2ColourSpace.m, Rgb2Rgi.m and Rgb2Ooo.m of the IJCV code.
  - Segmentation: Felzenszwalb's algorithm with edges to eight neighbours. Two segments are neighbours if a pixel of one
    shares a side with a pixel of the other. Source: mexFelzenSegmentIndex.cpp of the IJCV code.
  - Neighbours are merged by texture and size. Source: section 3.1 of the paper.
- - Texture: Gaussian derivatives in eight orientations at sigma 0.8, in ten bins up to 0.43. Source:
+ - Texture: histograms of Gaussian derivatives in eight orientations at sigma 0.8, with ten bins up to 0.43. Source:
    Image2OrientedGradients.m, BlobStructTextureHist.m and Vector2Hist.m of the IJCV code. The diagonal derivatives are
    computed with a recursive filter (anigauss.c). The horizontal and vertical derivatives are computed with a sampled
    kernel and zero padding. No source documents this, but only this variant gives the same boxes.
@@ -28,12 +29,15 @@ import math
 import cv2
 import numpy as np
 
-SIGMA, BINS, LARGEST = 0.8, 10, 0.43  # of the texture; LARGEST: upper limit of the bins, in multiples of 255 per pixel
+SIGMA, BINS, LARGEST = 0.8, 10, 0.43  # of the texture; LARGEST: upper limit of the bins, for pixel values from 0 to 1
 UNIT = 2**20  # filter weights are integer multiples of 1 / UNIT, so that sums are exact in any order
 
 
 def planes(image: np.ndarray) -> np.ndarray:
-    """Return the planes (12, H, W) uint8 of an RGB image (H, W, 3) uint8: RGB, HSV, rgI and opponent colours."""
+    """Convert an RGB image (H, W, 3) uint8 to the planes (12, H, W) uint8 of RGB, HSV, rgI and opponent colours.
+
+    rgI is normalised red, normalised green, and intensity.
+    """
     red, green, blue = (image[:, :, c] / 255.0 for c in range(3))
     grey = 0.298936021293775 * red + 0.587043074451121 * green + 0.114020904255103 * blue
     opponent = [  # constant factors do not matter, because each plane is rescaled below
@@ -49,7 +53,7 @@ def planes(image: np.ndarray) -> np.ndarray:
 
 
 def _hsv(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> list[np.ndarray]:
-    """Return the hue, saturation and value, each from 0 to 1."""
+    """Return the planes of hue, saturation and value, each from 0 to 1, of colour planes from 0 to 1."""
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)
     grey = chroma == 0
@@ -63,7 +67,7 @@ def _hsv(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> list[np.ndarra
 
 
 def _spread(plane: np.ndarray) -> np.ndarray:
-    """Rescale the values of a plane linearly to the range 0 to 1."""
+    """Rescale the values of a plane linearly to the range 0 to 1. A constant plane becomes 0."""
     least, largest = plane.min(), plane.max()
     return (plane - least) / (largest - least) if largest > least else np.zeros_like(plane)
 
@@ -76,7 +80,7 @@ def blur_kernel(sigma: float) -> np.ndarray:
 
 
 def texture(planes: np.ndarray) -> np.ndarray:
-    """Return the bins (planes, 4, H, W) uint8 of the horizontal, vertical and two diagonal derivatives.
+    """Quantise the horizontal, vertical and two diagonal derivatives of planes (C, H, W) to bins (C, 4, H, W) uint8.
 
     Bins 0 to 9 contain negative derivatives, and bins 10 to 19 contain positive derivatives. In both ranges, a higher
     bin means a larger absolute value. Bin 20 contains derivatives of zero.
@@ -112,7 +116,7 @@ def _filtered(plane: np.ndarray, along_x: np.ndarray, along_y: np.ndarray, borde
 
 
 def _recursive_gauss() -> np.ndarray:
-    """Return the impulse response of the two-pass recursive Gaussian of Young, van Vliet and van Ginkel (2002)."""
+    """Return the impulse response of the recursive Gaussian of Young, van Vliet and van Ginkel (2002), in 17 taps."""
     m0, m1, m2 = 1.1668, 1.10783, 1.40586
     q = -0.2568 + 0.5784 * SIGMA + 0.0561 * SIGMA**2
     norm, scale = m1**2 + m2**2, (m0 + q) * (m1**2 + m2**2 + 2 * m1 * q + q**2)

@@ -1,8 +1,9 @@
 """Interface to the C++ selective search kernel, ops/csrc/selective_search.cpp.
 
 The kernel is compiled together with the RoI pooling kernel when the package is installed. It returns the same boxes on
-every processor. They differ from OpenCV's only if several edges or similarities are equal. This module imports neither
-torch nor the rest of ops/, because processes that generate proposals do not need them.
+every processor. They differ from OpenCV's if several edges or similarities are equal, or if OpenCV rounds differently
+(see docs/notes.md). This module imports neither torch nor the rest of ops/, because processes that generate proposals
+do not need them.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from fastrcnn.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "ops"
 INTERFACE = 1  # must equal the interface version in selective_search.cpp
-LEVELS = ("plain", "avx2", "avx512")
+LEVELS = ("plain", "avx2", "avx512")  # instruction sets
 COLOUR, TEXTURE, SIZE, FILL = 1, 2, 4, 8  # terms of the similarity of two segments
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Load the kernel from the package, or from the path in FASTRCNN_SEARCH_LIBRARY.
+    """Load the kernel from the package, or from the path in the environment variable FASTRCNN_SEARCH_LIBRARY.
 
-    Returns None if the kernel was not built, or if it was built from a different version of the sources.
+    Returns None if the kernel was not built, cannot be loaded, or was built from a different version of the sources.
     """
     forced = os.environ.get("FASTRCNN_SEARCH_LIBRARY")
     for path in [Path(forced)] if forced else sorted(FOLDER.glob("_roi_cpu*.so")):
@@ -49,14 +50,14 @@ def library() -> ctypes.CDLL | None:
 def level() -> int:
     """Return the index in LEVELS of the instruction set to use.
 
-    The default is the best one that the processor supports; FASTRCNN_SEARCH_LEVEL overrides it. Raises UserError if the
-    level is unknown or not supported by the processor.
+    The default is the best one that the processor supports; the environment variable FASTRCNN_SEARCH_LEVEL overrides
+    it. Raises UserError if its value is unknown, or if the processor does not support the instruction set.
     """
     best = _kernel().roi_pool_best_level()
     name = os.environ.get("FASTRCNN_SEARCH_LEVEL", LEVELS[best])
     if name not in LEVELS[: best + 1]:
         raise UserError(
-            f"FASTRCNN_SEARCH_LEVEL={name}: this level is unknown or not supported by this processor. Use one of: "
+            f"FASTRCNN_SEARCH_LEVEL={name}: this level is unknown or not supported by the processor. Use one of: "
             f"{', '.join(LEVELS[: best + 1])}."
         )
     return LEVELS.index(name)
@@ -72,22 +73,24 @@ def search(
     labels: np.ndarray | None = None,
     texture: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the sorted bounding rectangles of all segments, with their ranks and fills.
+    """Return the distinct bounding rectangles of all segments, sorted, with their ranks and fills.
 
-    The rectangles (P, 4) int32 are x y width height. Ranks and fills (P,) float64 are means over all segments with the
-    same rectangle. The position of a segment is counted from the end of its hierarchy: 1 for the last segment, which is
-    the entire image, 2 for the segment before it, and so on. The rank is log2 of the position, interpolated linearly
-    between powers of two. The fill is the fraction of the rectangle that the segment covers.
+    For each colour image, k and similarity measure, segments are merged until one is left. The initial and merged
+    segments form a hierarchy. The rectangles (P, 4) int32 are x y width height. Ranks and fills (P,) float64 are means
+    over all segments with the same rectangle. The position of a segment is counted from the end of its hierarchy: 1 for
+    the last segment, which is the entire image, 2 for the segment before it, and so on. The rank is log2 of the
+    position, interpolated linearly between powers of two. The fill is the fraction of the rectangle that the segment
+    covers. Raises MemoryError if memory runs out.
 
-    planes: (planes, H, W) uint8, the channels of all colour images.
+    planes: (C, H, W) uint8, the channels of all colour images.
     colour_images: for each colour image, the indices of its planes.
     k: the scale parameters of the segmentation; see SelectiveSearchSettings.
     blur: the symmetric kernel of the blur before segmentation. Its length is odd.
     min_size: for each k, the minimum area of a segment in pixels.
-    similarities: for each similarity measure, a sum of COLOUR, TEXTURE, SIZE and FILL. Every measure has a hierarchy.
-    labels: if given, an array (colour images, k, H, W) int32 that receives the initial segments.
-    texture: (planes, 4, H, W) uint8, the bins of four derivatives from `iccv2011.texture`. If given, the search follows
-        the rules of the ICCV 2011 code instead of OpenCV's.
+    similarities: for each similarity measure, the sum of its terms: COLOUR, TEXTURE, SIZE, FILL.
+    labels: if given, an array (colour images, k, H, W) int32 that receives the initial segment of each pixel.
+    texture: (C, 4, H, W) uint8, the bins of four derivatives from `iccv2011.texture`. If given, the search follows the
+        rules of the ICCV 2011 code instead of OpenCV's.
     """
     planes = np.ascontiguousarray(planes)
     count, height, width = planes.shape
@@ -115,9 +118,9 @@ def search(
 
 
 def thin(boxes: np.ndarray, near: float, most: int) -> np.ndarray:
-    """Return the indices of the first `most` boxes whose IoU with every earlier kept box is less than `near`.
+    """Keep boxes, in order, whose IoU with every box kept before is less than `near`. Stop after `most` boxes.
 
-    boxes: (P, 4) float32, x1 y1 x2 y2.
+    boxes: (P, 4) float32, half-open x1 y1 x2 y2. Returns the indices of the kept boxes, in ascending order.
     """
     boxes, kept = np.ascontiguousarray(boxes, np.float32), np.empty(min(most, len(boxes)), np.int32)
     number = _kernel().selective_search_thin(boxes.ctypes.data, len(boxes), near, most, kept.ctypes.data, level())

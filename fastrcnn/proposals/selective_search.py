@@ -7,10 +7,10 @@ bounding boxes of all initial and merged segments are the proposals.
 The search runs in the C++ kernel (kernel.py), or in OpenCV if the kernel was not built. Differences from OpenCV's
 built-in modes (measurements are in BENCHMARKS.md):
  - Every image is resized to the same longer side, so that the scale parameter k has the same meaning for every image.
- - In addition to OpenCV's two similarities, a third one uses only the sizes and boxes of segments. It is fast, and it
-   gives boxes that the other two do not give.
+ - In addition to the two similarities of OpenCV's fast mode, a third one uses only the sizes and boxes of segments. It
+   is fast to compute, and it gives boxes that the other two do not give.
  - The order of OpenCV's boxes depends on rand() of the C library and differs between calls. Here the boxes are sorted
-   by `score`, and near-duplicates of better boxes are dropped. The first n boxes are therefore always the best n.
+   by `score`, and near-duplicates of better boxes are dropped.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ Found: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # rectangles, rank
 ALGORITHM = 2  # increase this if a change makes `propose` return different boxes for the same settings
 
 BLOCK = 128  # boxes that `_thin` processes at a time
-LARGEST: int = SIDE["most"]  # maximum longer side of an image that can be searched
+LARGEST: int = SIDE["most"]  # maximum longer side of an image that is searched, in pixels
 PLANES = ("hue", "saturation", "value", "lightness", "a", "b", "intensity", "red", "green")
 HSV, LAB, RGI = PLANES[:3], PLANES[3:6], ("red", "green", "intensity")
-COLOUR_IMAGES = {"fast": (HSV, LAB), "quality": (HSV, LAB, ("intensity",), ("hue",), RGI)}  # by mode
+COLOUR_IMAGES = {"fast": (HSV, LAB), "quality": (HSV, LAB, ("intensity",), ("hue",), RGI)}  # planes, by mode
 SIMILARITIES = (
     kernel.COLOUR + kernel.TEXTURE + kernel.SIZE + kernel.FILL,
     kernel.TEXTURE + kernel.SIZE + kernel.FILL,
     kernel.SIZE + kernel.FILL,
 )
-WEIGHTS = -0.5, 1.2, 1.2, -1.1, -0.2  # of rank, fill, edges inside, edges outside, aspect; see `score`
+WEIGHTS = -0.5, 1.2, 1.2, -1.1, -0.2  # of rank, fill, edges inside, edges outside, aspect ratio; see `score`
 SPREAD = 1500, 5 / 6  # for the first 1,500 boxes, `near` is multiplied by 5 / 6; see `spread`
 
 
 def propose(image: np.ndarray, settings: SelectiveSearchSettings | None = None) -> np.ndarray:
     """Generate proposals for an RGB image (H, W, 3) uint8.
 
-    Returns at most `max_boxes` boxes (P, 4) float32, half-open x1 y1 x2 y2 in pixels of the image, best first and
-    without near-duplicates. The same image and settings give the same boxes in any process, with any number of threads
-    and on any processor. Without the compiled kernel, OpenCV's search is used. OpenCV breaks ties differently. It
-    returns rectangles but not their segments, so the order of the boxes is less accurate (see `_search`).
+    Returns at most `settings.max_boxes` boxes (P, 4) float32, half-open x1 y1 x2 y2 in pixels of the image, best first
+    and without near-duplicates. The same image and settings give the same boxes in any process, with any number of
+    threads and on any processor. If the compiled kernel is missing, OpenCV's search is used, which gives slightly
+    different boxes in a less accurate order (see `_search`). Raises UserError if the search is not available.
     """
     return propose_scored(image, settings)[0]
 
@@ -75,9 +75,9 @@ def propose_scored(image: np.ndarray, settings: SelectiveSearchSettings | None =
 
 
 def resized(image: np.ndarray, side: int) -> np.ndarray:
-    """Resize an image (H, W, 3) so that its longer side is `side`.
+    """Resize an image (H, W, 3) so that its longer side has `side` pixels.
 
-    If `side` is 0, the image is resized only if its longer side exceeds LARGEST, which then becomes the longer side.
+    If `side` is 0, the longer side becomes LARGEST if it exceeds LARGEST; otherwise, the size does not change.
     """
     height, width = image.shape[:2]
     longer = max(height, width)
@@ -92,14 +92,13 @@ def score(image: np.ndarray, boxes: np.ndarray, ranks: np.ndarray, fills: np.nda
     image: the resized image. boxes: (P, 4) integers x1 y1 x2 y2 in its pixels. ranks, fills: see `kernel.search`.
     The score is a weighted sum of five terms. The WEIGHTS are rounded coefficients of a logistic regression on images
     of VOC2007 trainval:
-     - rank, because segments that are merged late are more often objects than the many small segments
+     - rank (negative weight), because segments that are merged late have a low rank and are more often objects
      - fill, because segments that fill their box are more often objects
-     - the density of edges just inside the box, as log2 of its ratio to the mean density of the image
-     - the density of edges just outside the box, in the same unit, with a negative weight, because an object ends at
-       its box
-     - the squared log2 of the aspect ratio, because few objects are very long
+     - the density of image edges just inside the box, as log2 of its ratio to the mean density of the image
+     - the same density just outside the box (negative weight), because an object ends at its box
+     - the squared log2 of the aspect ratio (negative weight), because few objects are very long
 
-    The score is bit-identical on every machine, because it does not use the logarithm of the C library.
+    The score is bit-identical on every machine, because `_log2` does not use the logarithm of the C library.
     """
     height, width = image.shape[:2]
     edges = np.abs(cv2.Sobel(image, cv2.CV_16S, 1, 0)) + np.abs(cv2.Sobel(image, cv2.CV_16S, 0, 1))
@@ -135,11 +134,11 @@ def _log2(values: np.ndarray) -> np.ndarray:
 
 
 def spread(boxes: np.ndarray, scores: np.ndarray, near: float, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Drop near-duplicates and return the first `most` boxes and their scores.
+    """Drop near-duplicates and return the first `most` boxes (R, 4) and their scores (R,) float32.
 
-    boxes: (P, 4) float32, best first. A box is dropped if its IoU with an earlier box is `near` or more. For the first
-    boxes the threshold is lower (see SPREAD), because these boxes should cover many different objects. The remaining
-    boxes follow after them, with the threshold `near`. Their scores are reduced so that all scores are in descending
+    boxes: (P, 4) float32, best first. A box is dropped if its IoU with a box kept before is `near` or more. The first
+    boxes are chosen with a lower threshold (see SPREAD), because they should cover many different objects. Boxes that
+    pass only the threshold `near` follow after them. Their scores are reduced so that all scores are in descending
     order.
     """
     thin = kernel.thin if kernel.library() is not None else _thin
@@ -159,11 +158,11 @@ def spread(boxes: np.ndarray, scores: np.ndarray, near: float, most: int) -> tup
 
 
 def searcher(settings: SelectiveSearchSettings) -> dict[str, str]:
-    """Return the implementation and its versions, which together with the settings determine the boxes.
+    """Return the search implementation and the OpenCV version, which together with the settings determine the boxes.
 
-    The result is saved in stores, and the names of stores depend on it. The implementation is logged once per process.
-    Raises UserError if neither the kernel nor OpenCV's search is available, or if the mode needs the kernel and the
-    kernel was not built.
+    The result, a dictionary, is saved in stores, and the names of stores depend on it. The implementation is logged
+    once per process. Raises UserError if neither the kernel nor OpenCV's search is available, if the mode needs the
+    kernel and the kernel was not built, or if `kernel.level` raises it.
     """
     _check_mode(settings)
     own = kernel.library() is not None
@@ -186,7 +185,7 @@ def _log_once(level: int, text: str) -> None:
 
 
 def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> Found:
-    """Return the distinct rectangles that the search finds, with ranks and fills as in `kernel.search`.
+    """Search a resized RGB image. Returns the distinct rectangles with their ranks and fills, as in `kernel.search`.
 
     OpenCV does not return segments. With OpenCV, the rank of a box is therefore estimated as half of log2(image area /
     box area), and its fill as 1.
@@ -206,7 +205,7 @@ def _search(image: np.ndarray, settings: SelectiveSearchSettings) -> Found:
         return kernel.search(planes, channels, settings.k, blur, _min_sizes(settings), SIMILARITIES)
     images = [cv2.merge([plane[name] for name in image]) for image in colour_images]
     rectangles = np.unique(_search_by_opencv(image, images, settings), axis=0)
-    ratio = image[:, :, 0].size / rectangles[:, 2:].prod(axis=1)  # of areas
+    ratio = image[:, :, 0].size / rectangles[:, 2:].prod(axis=1)  # area of the image / area of the box
     return rectangles, 0.5 * _log2(ratio), np.ones(len(rectangles))
 
 
@@ -217,12 +216,12 @@ def _check_mode(settings: SelectiveSearchSettings) -> None:
             "data.selective_search.mode=iccv2011 needs the C++ kernel, which was not built when the package was "
             "installed. OpenCV's selective search, which is used instead, does not have this mode. Install a C++ "
             "compiler (Debian and Ubuntu: `apt-get install g++`) and reinstall the package, or set "
-            "data.selective_search.mode=fast or quality."
+            "data.selective_search.mode=fast or data.selective_search.mode=quality."
         )
 
 
 def _min_sizes(settings: SelectiveSearchSettings) -> list[int]:
-    """Return the minimum area of a segment in pixels for each k."""
+    """Return the minimum area of a segment in pixels, for each k in the settings."""
     return [settings.min_size or max(1, round(k)) for k in settings.k]
 
 
@@ -237,7 +236,7 @@ def _search_as_iccv2011(image: np.ndarray, settings: SelectiveSearchSettings) ->
 
 
 def _search_by_opencv(image: np.ndarray, images: Sequence[np.ndarray], settings: SelectiveSearchSettings) -> np.ndarray:
-    """Search with OpenCV. Returns rectangles (P, 4) in arbitrary order, possibly with duplicates."""
+    """Search colour images with OpenCV. Returns unordered rectangles x y width height (P, 4), maybe with duplicates."""
     module = segmentation()
     search = module.createSelectiveSearchSegmentation()
     search.setBaseImage(image)
@@ -259,7 +258,7 @@ def _search_by_opencv(image: np.ndarray, images: Sequence[np.ndarray], settings:
 
 
 def _thin(boxes: np.ndarray, near: float, most: int) -> np.ndarray:
-    """Python version of `kernel.thin`."""
+    """Python implementation of `kernel.thin`, for installations without the kernel."""
     kept: list[int] = []
     for start in range(0, len(boxes), BLOCK):  # in blocks, because boxes after the last kept box need no comparison
         block = boxes[start : start + BLOCK]
@@ -291,7 +290,7 @@ def segmentation() -> Any:
     if module is None:
         names = {d.metadata["Name"] for d in importlib.metadata.distributions()}
         others = sorted(n for n in names if n and n.startswith("opencv") and "contrib" not in n)
-        remove = f"`pip uninstall -y {' '.join(others)}` to remove the other build, then " if others else ""
+        remove = f"`pip uninstall -y {' '.join(others)}` to remove other builds, then " if others else ""
         raise UserError(
             f"OpenCV {cv2.__version__} in {Path(cv2.__file__).parent} is not the contrib build and has no selective "
             f"search. Run {remove}`pip install --force-reinstall --no-deps opencv-contrib-python-headless`."

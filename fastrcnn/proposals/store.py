@@ -2,14 +2,14 @@
 
 A store is a folder `NAME.proposals/`:
 
-    meta.json    format, version, box convention, generator and its settings, number of images and number of boxes
+    meta.json    format, version, box convention, generator and its settings, numbers of images and boxes
     ids.npy      (N,) sorted image ids, UTF-8 in fixed-width bytes
     offsets.npy  (N, 2) int64, the first row and one past the last row of each image in boxes.npy
     sizes.npy    (N, 2) int32, height and width of each image
     boxes.npy    (K, 4) float32, x1 y1 x2 y2, half-open, in pixels of the original image
     scores.npy   (K,) float32, higher is better; only if the proposals have scores
 
-A store contains no pickles, and memory use does not grow with the number of images read.
+A store contains no pickles. Memory use does not grow with the number of images that are read.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class ImageProposals:
 
 
 class ProposalStore:
-    """Read access to a store by image id.
+    """A proposal store, opened for reading.
 
     Only the path is pickled, so each worker process opens the store itself. Several threads can share an instance. If
-    the store is replaced, existing instances continue to read the old files. Raises UserError with the file name if the
-    store is missing or damaged.
+    the store is replaced, existing instances continue to read the old files. The constructor raises UserError with the
+    file name if the store is missing or damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -94,7 +94,7 @@ class ProposalStore:
         return height, width
 
     def missing(self, ids: Iterable[str]) -> list[str]:
-        """Return those `ids` that are not in the store."""
+        """Return those of the given ids that are not in the store, in the given order."""
         return [image_id for image_id in ids if image_id not in self]
 
     def check(self, ids: Sequence[str], sizes: Sequence[tuple[int, int]] | None = None) -> None:
@@ -102,12 +102,12 @@ class ProposalStore:
 
         sizes: height and width of each image; None skips this check. The store can contain other images as well.
         """
-        wrong = f"{self.path}: the proposals belong to other images."
+        wrong = f"{self.path}: the proposals do not fit the images."
         if missing := self.missing(ids):
             raise UserError(
-                f"{wrong} {len(missing)} of {len(ids)} images are not in the store, for example '{missing[0]}'. The "
-                f"store contains {self._sample()}. Generate proposals for these images with `fastrcnn propose`, use "
-                "the store that belongs to the data set, or skip these images with data.missing_proposals=leave_out."
+                f"{wrong} The store does not contain {len(missing)} of {len(ids)} images, for example '{missing[0]}'. "
+                f"It contains {self._sample()}. Generate proposals for all images with `fastrcnn propose`, use the "
+                "store of the data set, or skip images without proposals with data.missing_proposals=leave_out."
             )
         for image_id, (height, width) in zip(ids, sizes or (), strict=False):
             h, w = self.size(image_id)
@@ -135,13 +135,14 @@ class ProposalStore:
         return index
 
     def _sample(self) -> str:
-        return f"{len(self)} images" + (f", such as '{_decode(self._ids[0])}'" if len(self) else "")
+        return f"{len(self)} image(s)" + (f", such as '{_decode(self._ids[0])}'" if len(self) else "")
 
     def _rows(self, array: np.memmap, image_id: str) -> np.ndarray:
         start, stop = self._offsets[self._index(image_id)].tolist()
         if not 0 <= start <= stop <= len(array):
             raise _broken(
-                self.path / "offsets.npy", f"rows {start} to {stop} for '{image_id}', but only {len(array)} boxes"
+                self.path / "offsets.npy",
+                f"rows {start} to {stop} of '{image_id}' are not valid for {len(array)} boxes",
             )
         rows = np.array(array[start:stop])
         _forget(array, start, stop)
@@ -151,12 +152,13 @@ class ProposalStore:
 def write_store(
     path: str | Path, items: Iterable[ImageProposals], generator: str, settings: Mapping[str, Any]
 ) -> BoxCounts:
-    """Write a store of the `items`, which can be in any order, and return the box counts. Boxes are cleaned by `clean`.
+    """Write a store of the `items`, which can be in any order, and return the counts of kept and dropped boxes.
 
+    Boxes are clipped, and invalid boxes are dropped (see `clean`).
     generator, settings: the method that generated the proposals, and its settings, which must be serialisable as JSON.
     Memory use grows by a few hundred bytes per image. The store is written atomically: until it is complete, an
-    existing store at `path` is unchanged. Raises UserError if an id is repeated or empty, if only some images have
-    scores, if `path` exists and is not a store, or if the store cannot be written to disk.
+    existing store at `path` is unchanged. Raises UserError if an id is repeated, empty or contains a null character, if
+    only some images have scores, if `path` exists and is not a store, or if the store cannot be written to disk.
     """
     path = Path(path)
     check_target(path)
@@ -185,24 +187,24 @@ def refuse_repeated(ids: Iterable[str], path: Path) -> None:
     """Raise UserError if an id is repeated. path: the path of the proposals, for the message."""
     if twice := [image_id for image_id, n in Counter(ids).items() if n > 1]:
         raise UserError(
-            f"{path}: {len(twice)} image id(s) occur more than once, for example '{twice[0][:100]}'. Image ids must be "
-            "unique."
+            f"{path}: {len(twice)} image id(s) occur more than once, for example '{twice[0][:100]}'. Make the image "
+            "ids unique."
         )
 
 
 def check_target(path: Path) -> None:
     """Raise UserError if `path` exists and is not a store. Only stores are replaced."""
     if path.exists() and not (path / "meta.json").is_file():
-        raise UserError(f"{path}: the path exists and is not a proposal store. Choose another path or move it away.")
+        raise UserError(f"{path}: the path exists and is not a proposal store. Choose another path.")
 
 
 def _write_boxes(
     folder: Path, path: Path, items: Iterable[ImageProposals]
 ) -> tuple[list[tuple[bytes, int, int, int, int]], BoxCounts, bool]:
-    """Write the boxes and scores of the items one by one.
+    """Write boxes.npy and, if the items have scores, scores.npy to `folder`. path: the store, for messages.
 
-    Returns a tuple (id, first row, one past the last row, height, width) for each image, the box counts, and whether
-    the items have scores.
+    Returns a tuple (id as bytes, first row, one past the last row, height, width) for each image, the box counts, and
+    whether the items have scores.
     """
     entries, counts = [], BoxCounts()
     with (folder / "boxes.npy").open("wb") as box_file, (folder / "scores.npy").open("wb") as score_file:
@@ -236,7 +238,7 @@ def _write_boxes(
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
-    """Write the header at the start of the file.
+    """Write the .npy header of a float32 array at the start of the file.
 
     The header has padding for any number of rows, so it can be overwritten when the number of rows is known.
     """
@@ -271,7 +273,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
             )
     for key, kind in (("images", int), ("boxes", int), ("scores", bool)):
         if type(meta.get(key)) is not kind:
-            raise _broken(file, f"`{key}` is {meta.get(key)!r}")
+            raise _broken(file, f"`{key}` is {meta.get(key)!r}, which is not of type {kind.__name__}")
     return meta
 
 
@@ -284,12 +286,12 @@ def _map(file: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
         raise _broken(file, "the content is not an array")
     kind_fits = array.dtype.kind == "S" if dtype == "S" else array.dtype == dtype
     if not kind_fits or array.shape != shape or not array.flags.c_contiguous:
-        raise _broken(file, f"found {array.dtype} {array.shape}, but meta.json requires {dtype} {shape}")
+        raise _broken(file, f"the array is {array.dtype} of shape {array.shape}, not {dtype} of shape {shape}")
     return array
 
 
 def _forget(array: np.memmap, start: int, stop: int) -> None:
-    """Unmap the pages of rows that were copied. Otherwise, they would count as memory of each loader worker.
+    """Unmap the pages of the copied rows `start` to `stop`. Otherwise, they would count as memory of the process.
 
     The pages stay in the page cache of the operating system.
     """

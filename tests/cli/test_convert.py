@@ -85,7 +85,7 @@ def test_no_id_in_common_is_an_error_that_shows_both_sides(numbered: VocFolder, 
     path = author(tmp_path / "p.mat", {"COCO_1": [[0, 0, 5, 5]]})
     status, _, err = call("propose", f"convert={path}", f"data.root={numbered.root}")
     assert status == 1
-    assert "none of the 3 images" in err
+    assert "has 3 image(s)" in err
     assert "'000005'" in err
     assert "'COCO_1'" in err
     assert not Path("data").exists()

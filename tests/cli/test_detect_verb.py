@@ -221,7 +221,7 @@ def test_proposals_are_those_given_and_never_the_trainings(call: Call, run: Path
     detect(call, f"source={picture}", "output=given", "data.proposals=p.proposals", *still)
     assert {tuple(e["bbox"]) for e in entries("given")} == {(5, 6, 35, 24)}
     _, err = detect(call, f"source={voc.picture('r')}", "output=x", "data.proposals=p.proposals", status=1)
-    assert "the proposals belong to other images" in err
+    assert "the proposals do not fit the images" in err
 
 
 def test_a_files_name_need_not_be_text(call: Call, run: Path, voc: VocFolder) -> None:

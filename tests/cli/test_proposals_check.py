@@ -121,7 +121,7 @@ def test_mistakes_are_one_message(call: Call, zero_based: tuple[VocFolder, list[
         ([], "Give the proposals: fastrcnn proposals-check proposals=FILE"),
         ([f"proposals={path}"], "data.root is missing"),
         ([f"proposals={tmp_path / 'none.mat'}", root], "none.mat"),
-        ([f"proposals={path}", root], "The data set has images such as '0000'; the file has 2 images, such as 'dog'"),
+        ([f"proposals={path}", root], "such as '0000'; the proposals are for 2 image(s), such as 'dog'"),
         ([f"proposals={path}", root, "split=val"], "no image list for the split 'val'"),
     ):
         status, out, err = call("proposals-check", *arguments)

@@ -36,7 +36,7 @@ class Convention:
         return self.order in ("xywh", "yxhw")
 
     def read(self, boxes: np.ndarray) -> np.ndarray:
-        """Convert boxes (P, 4) of a file to half-open x1 y1 x2 y2 (P, 4) float64, without clipping or overflow."""
+        """Convert boxes (P, 4) in this convention to zero-based half-open x1 y1 x2 y2 in float64, without clipping."""
         numbers = np.array(boxes, dtype=np.float64).reshape(-1, 4)[:, ORDERS[self.order]]
         if self.sized:
             numbers[:, 2:] += numbers[:, :2]
@@ -45,7 +45,7 @@ class Convention:
         return numbers - self.base
 
     def write(self, boxes: np.ndarray) -> np.ndarray:
-        """Convert half-open boxes x1 y1 x2 y2 (P, 4) to this convention, (P, 4) float64."""
+        """Convert zero-based half-open boxes x1 y1 x2 y2 (P, 4) to this convention, as (P, 4) float64."""
         numbers = np.array(boxes, dtype=np.float64).reshape(-1, 4) + self.base
         if self.sized:
             numbers[:, 2:] -= numbers[:, :2]
@@ -60,7 +60,7 @@ HALF_OPEN = CONVENTIONS["xyxy-0-halfopen"]  # the convention of fastrcnn
 
 
 def convention(text: str) -> Convention:
-    """Return the convention with a name such as yxyx-1-inclusive. Raises UserError for an unknown name."""
+    """Return the convention with the name `text`, such as yxyx-1-inclusive. Raises UserError for an unknown name."""
     if text not in CONVENTIONS:
         raise UserError(
             f"convention={text}: unknown convention.{nearest(text, CONVENTIONS)} Use one of: {', '.join(CONVENTIONS)}."

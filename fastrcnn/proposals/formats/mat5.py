@@ -1,4 +1,4 @@
-"""Read numeric arrays, text and cells from MATLAB files of version 5 (the format before 7.3).
+"""Read numeric arrays, text and cells from MATLAB files of versions 5 to 7 (the format before 7.3).
 
 Cells are unpacked on demand. Every size that a file declares is compared with the number of bytes in the file before
 memory is allocated. scipy's reader trusts these sizes, so it is not used here.
@@ -25,7 +25,7 @@ STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8"
 MATRIX, COMPRESSED, UTF8, UTF16 = 14, 15, 16, 17
 CELL, CHARACTERS = 1, 4  # array classes; classes 6 to 15 are numeric
 UNREAD = {2: "a struct", 3: "an object", 5: "a sparse matrix"}
-EXPANSION, LEAST = 64, 1 << 20  # boxes compress by a factor of 3 to 20; more than EXPANSION is an attack
+EXPANSION, LEAST = 64, 1 << 20  # see most_bytes; boxes compress by a factor of 3 to 20, more than 64 is an attack
 
 
 class Text(list[str]):
@@ -33,7 +33,7 @@ class Text(list[str]):
 
 
 class Cells(list[Callable[[], "Value"]]):
-    """A cell array in column-major order. Each element is a function that unpacks a cell."""
+    """A cell array in column-major order. Each element is a function that unpacks a cell and returns its value."""
 
 
 # A variable of a MATLAB file. An array has the shape that MATLAB shows; a str names an unsupported type.
@@ -41,13 +41,13 @@ Value = np.ndarray | Text | Cells | str
 
 
 def most_bytes(file_size: int) -> int:
-    """Return the maximum size in bytes to which a compressed variable of the file can unpack."""
+    """Return the maximum allowed size in bytes of an unpacked variable in a file of `file_size` bytes."""
     return max(LEAST, EXPANSION * file_size)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Convert any error that a damaged MATLAB file causes to a UserError with the file name."""
+    """In the body, convert any error that a damaged MATLAB file causes to a UserError with the file name."""
     try:
         yield
     except UserError:
@@ -60,7 +60,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_mat5(path: Path, names: Collection[str]) -> dict[str, Value]:
-    """Read the variables in `names` that are in the file."""
+    """Return those variables in `names` that the file contains. A damaged file can cause any exception."""
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     order = "<" if bytes(data[126:128]) == b"IM" else ">"
@@ -88,7 +88,7 @@ def _element(data: memoryview, order: str, at: int = 0, padded: bool = True) -> 
     first, size = struct.unpack_from(f"{order}II", data, at)
     if first >> 16:  # a small element: size, type and up to four bytes of data in eight bytes
         if first >> 16 > 4:
-            raise ValueError("a small element of more than four bytes")
+            raise ValueError("a small element has more than four bytes")
         return first & 0xFFFF, data[at + 4 : at + 4 + (first >> 16)], at + 8
     end = at + 8 + size
     if end > len(data):
@@ -97,19 +97,19 @@ def _element(data: memoryview, order: str, at: int = 0, padded: bool = True) -> 
 
 
 def _header(data: memoryview, order: str) -> tuple[str, int, bool, tuple[int, ...], memoryview]:
-    """Return the name, class, complex flag and shape of a matrix element, and the bytes after its header."""
+    """Return the name, class number, complex flag and shape of a matrix element, and the bytes after its header."""
     _, flags, at = _element(data, order)
     _, sizes, at = _element(data, order, at)
     _, name, at = _element(data, order, at)
     flag = struct.unpack_from(f"{order}I", flags)[0]
     shape = tuple(np.frombuffer(sizes, f"{order}i4").tolist())
     if not 2 <= len(shape) <= 8 or min(shape) < 0:
-        raise ValueError("an array with an invalid shape")
+        raise ValueError("an array has an invalid shape")
     return bytes(name).decode("latin1"), flag & 0xFF, bool(flag & 0x800), shape, data[at:]
 
 
 def _value(data: memoryview, order: str) -> Value:
-    """Return the value of a matrix element."""
+    """Return the value of a matrix element. order: the byte order, "<" or ">"."""
     if not data:
         return np.zeros((0, 0))
     _, kind, is_complex, shape, data = _header(data, order)
@@ -123,18 +123,18 @@ def _value(data: memoryview, order: str) -> Value:
     if kind == CHARACTERS:
         return _rows(stored, raw, order, shape)
     if stored not in STORED:
-        raise ValueError("numbers of an unknown type")
+        raise ValueError("an array has numbers of an unknown type")
     return np.frombuffer(raw, np.dtype(STORED[stored]).newbyteorder(order)).reshape(shape, order="F")  # type: ignore[arg-type]
 
 
 def _cells(data: memoryview, order: str, count: int) -> list[memoryview]:
     if count > len(data) // 8:
-        raise ValueError("fewer cells than the header declares")
+        raise ValueError("a cell array has fewer cells than its header declares")
     found, at = [], 0
     for _ in range(count):
         kind, part, at = _element(data, order, at)
         if kind != MATRIX:
-            raise ValueError("a cell that is not an array")
+            raise ValueError("a cell is not an array")
         found.append(part)
     return found
 
@@ -144,7 +144,7 @@ def _rows(stored: int, raw: memoryview, order: str, shape: tuple[int, ...]) -> T
     codec = utf16 if stored in (4, UTF16) else "utf-8" if stored == UTF8 else "latin1"
     characters, rows = bytes(raw).decode(codec), shape[0]
     if rows > len(characters) or len(shape) != 2:
-        raise ValueError("less text than the header declares")
+        raise ValueError("a text is shorter than its header declares")
     return Text(characters[row::rows] for row in range(rows))
 
 
@@ -154,7 +154,7 @@ def _inflate(part: memoryview, limit: int) -> memoryview:
     whole = unpacking.decompress(part, limit)
     if not unpacking.eof:
         raise ValueError(
-            f"a variable unpacks to more than {EXPANSION} times the size of the file"
+            f"a variable unpacks to more than {limit} bytes, the limit for a file of this size"
             if len(whole) == limit
             else "compressed data is truncated"
         )

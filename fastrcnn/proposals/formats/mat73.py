@@ -23,7 +23,10 @@ DEFLATE, SHUFFLE, CHECKSUM = 1, 2, 3  # HDF5 ids of the allowed filters
 
 
 def read_mat73(path: Path, names: Collection[str]) -> dict[str, Value]:
-    """Read the variables in `names` that are in the file. Raises UserError if h5py is not installed."""
+    """Return those variables in `names` that the file contains. Raises UserError if h5py is not installed.
+
+    A damaged file can cause any exception.
+    """
     try:
         import h5py
     except ImportError as error:
@@ -36,7 +39,7 @@ def read_mat73(path: Path, names: Collection[str]) -> dict[str, Value]:
 
 
 def _value(file: Any, key: Any, file_size: int) -> Value:
-    """Return the value of a dataset in an h5py.File. key: its name, or a reference to it."""
+    """Return the value of a dataset in an h5py.File. key: the dataset's name, or a reference to the dataset."""
     import h5py
 
     data = file[key]
@@ -69,7 +72,7 @@ def _attribute(data: Any, name: str) -> Any:
 
 
 def _content(data: Any, file_size: int) -> np.ndarray:
-    """Return the array as stored. Raises ValueError if it is too large for the file or stored in another file."""
+    """Return the array as stored. Raises ValueError if it uses refused features or is too large for the file."""
     import h5py
 
     made, limit = data.id.get_create_plist(), most_bytes(file_size)

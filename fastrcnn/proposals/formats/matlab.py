@@ -1,8 +1,9 @@
 """Read proposals from MATLAB files: one file for an entire split, or one file per image.
 
 Sources of the conventions:
- - fast-rcnn, lib/datasets/pascal_voc.py, reads the author's files as `boxes[i][:, (1, 0, 3, 2)] - 1`, and the per-image
-   files of selective search "IJCV" as `boxes - 1`.
+ - fast-rcnn, lib/datasets/pascal_voc.py, reads the author's files as `boxes[i][:, (1, 0, 3, 2)] - 1`.
+ - fast-rcnn, tools/demo.py, uses `boxes` of per-image files as zero-based x1 y1 x2 y2. Per-image files of selective
+   search "IJCV" look the same, but pascal_voc.py reads them as `boxes - 1`. They need convention=xyxy-1-inclusive.
  - py-faster-rcnn, lib/datasets/coco.py, and Detectron's converter (convert_mcg.py) read MCG's `boxes` and `scores` as
    one-based y1 x1 y2 x2. The variables of older MCG files, `bboxes` and `bboxes_scores`, have the same convention.
  - EdgeBoxes (edgeBoxes.m) documents `bbs` as [x y w h score]. The coordinates are one-based, as usual in MATLAB.
@@ -24,9 +25,9 @@ NAMES = ("boxes", "images", "bboxes", "bbs", "scores", "bboxes_scores")
 
 @dataclass(frozen=True)
 class Variables:
-    """The variables of a file.
+    """The variables of a MATLAB file that contain proposals.
 
-    format: description of the format, for messages.
+    format, convention: as in Content.
     name: the name of the variable that contains the boxes.
     boxes: the boxes of one image, or of many images as Cells.
     scores, images: the scores and the image ids, or None if the file does not contain them.
@@ -40,7 +41,10 @@ class Variables:
     images: Value | None
 
     def pair(self, boxes: Value, scores: Value | None, where: str) -> Pair:
-        """Return the boxes and scores of an image. EdgeBoxes matrices have the scores in a fifth column."""
+        """Convert the values of one image to its boxes (P, 4) and scores (P,) or None. where: the place, for messages.
+
+        EdgeBoxes matrices have the scores in a fifth column. Raises UserError if a value is invalid.
+        """
         if isinstance(boxes, (str, Text)):
             raise UserError(f"{where}: expected numbers, but found {'text' if isinstance(boxes, Text) else boxes}.")
         numbers, own = as_boxes(boxes, where, (5 if self.name == "bbs" else 4,))
@@ -48,17 +52,17 @@ class Variables:
 
 
 def is_mat(head: bytes) -> bool:
-    """Return whether the first 2 KiB of a file are the start of a MATLAB file or of any HDF5 file."""
+    """Return whether `head`, at least the first 2 KiB of a file, is the start of a MATLAB file or of any HDF5 file."""
     return head[124:128] in (b"\x00\x01IM", b"\x01\x00MI") or is_hdf5(head)
 
 
 def is_hdf5(head: bytes) -> bool:
-    """Return whether the HDF5 signature is at the start of the file or after a MATLAB 7.3 header."""
+    """Return whether `head` has the HDF5 signature at the start, or after a MATLAB 7.3 header of 512 or 1024 bytes."""
     return any(head[at : at + 8] == b"\x89HDF\r\n\x1a\n" for at in (0, 512, 1024))
 
 
 def read_mat(path: Path) -> Content:
-    """Read the proposals of one or many images from a MATLAB file."""
+    """Read the proposals of one or many images from a MATLAB file. Raises UserError if the file is invalid."""
     found = _variables(path)
     boxes, scores = found.boxes, found.scores
     if not isinstance(boxes, Cells):
@@ -68,8 +72,8 @@ def read_mat(path: Path) -> Content:
     for name, cells in (("images", ids), ("scores", scores)):
         if cells is not None and len(cells) != len(boxes):
             raise UserError(
-                f"{path}: `{found.name}` has {len(boxes)} cells, but `{name}` has {len(cells)}. Each image needs one "
-                "cell in both."
+                f"{path}: `{found.name}` has {len(boxes)} cell(s), but `{name}` has {len(cells)}. Both need one cell "
+                "per image."
             )
 
     def read(index: int) -> Pair:
@@ -84,7 +88,7 @@ def read_folder(path: Path, files: list[Path]) -> Content:
     """Read the proposals from a folder of per-image MATLAB files.
 
     The image id is the file name without suffix and without `_boxes`. All files must have the format of the first file,
-    which is checked when each file is read.
+    which is checked when each file is read. Raises UserError if the first file is invalid or has boxes of many images.
     """
     first = _variables(files[0])
     if isinstance(first.boxes, Cells):
@@ -95,7 +99,7 @@ def read_folder(path: Path, files: list[Path]) -> Content:
 
 
 def _content_of_files(path: Path, files: list[Path], first: Variables) -> Content:
-    """Return the proposals in files of one image each. `first` is the content of the first file.
+    """Return the proposals in files of one image each. `first` contains the variables of the first file.
 
     If `path` is a single file, the user can give another id for its image.
     """
@@ -104,8 +108,8 @@ def _content_of_files(path: Path, files: list[Path], first: Variables) -> Conten
         found = first if index == 0 else _variables(files[index])
         if found.format != first.format or isinstance(found.boxes, Cells):
             raise UserError(
-                f"{files[index]}: the format ({found.format}) differs from that of {files[0].name} ({first.format}). "
-                "All files in a folder must have the same format."
+                f"{files[index]}: the file contains boxes of many images, or its format ({found.format}) differs from "
+                f"that of {files[0].name} ({first.format}). Use one file per image, all in the same format."
             )
         return found.pair(found.boxes, found.scores, f"{files[index]}: `{found.name}`")
 

@@ -2,7 +2,7 @@
 
 Detectron: a dictionary with `boxes`, `scores` and `indexes`. PCL and wetectron use the same format. Boxes are inclusive
 (the width is x2 - x1 + 1), because tools/convert_selective_search.py only subtracts 1 from MATLAB's inclusive boxes.
-utils/boxes.py computes widths in the same way. generate_rpn_on_dataset in core/test_engine.py writes `ids` instead of
+utils/boxes.py also adds 1 to compute a width. generate_rpn_on_dataset in core/test_engine.py writes `ids` instead of
 `indexes`; _add_proposals in datasets/json_dataset.py reads both.
 
 detectron2: a dictionary with `ids`, `boxes`, `objectness_logits` and `bbox_mode` (0 for corners, 1 for a corner and a
@@ -51,7 +51,7 @@ def load(path: Path) -> object:
 
 
 def read_pickle(path: Path) -> Content:
-    """Read the proposals in a pickle. Raises UserError if the pickle could run code or has an unsupported structure."""
+    """Read the proposals in a pickle. Raises UserError if `load` raises it, or if the structure is not supported."""
     value = load(path)
     if isinstance(value, dict) and "boxes" in value and {"ids", "indexes"} & {*value}:
         return _detectron(path, value)
@@ -59,7 +59,7 @@ def read_pickle(path: Path) -> Content:
         return _mmdetection(path, "list", [""] * len(value), value)
     if isinstance(value, dict) and value and all(isinstance(key, str) for key in value):
         return _mmdetection(path, "dictionary", [_image_id(key) for key in value], list(value.values()))
-    has = f" with the keys {', '.join(str(k)[:30] for k in list(value)[:5])}" if isinstance(value, dict) else ""
+    has = f" with the keys {', '.join(str(k)[:30] for k in [*value][:5])}" if value and isinstance(value, dict) else ""
     raise UserError(
         f"{path}: the pickle contains an object of type {type(value).__name__}{has}. Supported are detectron2's "
         "dictionary with `ids`, `boxes` and `objectness_logits`, Detectron's dictionary with `indexes`, `boxes` and "
@@ -70,7 +70,7 @@ def read_pickle(path: Path) -> Content:
 def _detectron(path: Path, value: dict[str, object]) -> Content:
     """Read the dictionary of detectron2 or Detectron.
 
-    It is recognised as Detectron's if it has a key that only Detectron writes and no `bbox_mode`.
+    It is Detectron's if it has no `bbox_mode`, and has `indexes`, or `scores` instead of `objectness_logits`.
     """
     id_key = "ids" if "ids" in value else "indexes"
     score_key = "objectness_logits" if "objectness_logits" in value else "scores"
@@ -84,7 +84,7 @@ def _detectron(path: Path, value: dict[str, object]) -> Content:
     scores = None if given is None else _one_each(path, score_key, given, len(ids))
     mode = value.get("bbox_mode", 0)
     if type(mode) is not int or mode not in MODES:
-        shown = mode if isinstance(mode, int) else type(mode).__name__
+        shown = mode if isinstance(mode, int) else f"of type {type(mode).__name__}"
         raise UserError(
             f"{path}: `bbox_mode` is {shown}. Supported modes are 0 (two corners) and 1 (a corner and a size)."
         )
@@ -103,8 +103,8 @@ def _detectron(path: Path, value: dict[str, object]) -> Content:
 def _one_each(path: Path, name: str, found: object, count: int) -> list | tuple:
     if isinstance(found, (list, tuple)) and len(found) == count:
         return found
-    has = f"has {len(found)}" if isinstance(found, (list, tuple)) else f"is of type {type(found).__name__}"
-    raise UserError(f"{path}: `{name}` must be a list of {count} arrays, one for each id, but it {has}.")
+    has = f"its length is {len(found)}" if isinstance(found, (list, tuple)) else f"its type is {type(found).__name__}"
+    raise UserError(f"{path}: `{name}` must be a list of {count} array(s), one for each id, but {has}.")
 
 
 def _mmdetection(path: Path, kind: str, ids: list[str], items: Sequence[object]) -> Content:
@@ -122,7 +122,7 @@ def _mmdetection(path: Path, kind: str, ids: list[str], items: Sequence[object])
 
 
 def _image_id(key: str) -> str:
-    """Return the name of an image without folder and suffix."""
+    """Return the image id for a path: the file name without folder and image suffix."""
     name = PurePosixPath(key.replace("\\", "/")).name
     return name[: name.rindex(".")] if name.lower().endswith(PICTURES) else name
 
@@ -142,10 +142,10 @@ def _array(shape: object, dtype: object, fortran: object, data: Any) -> np.ndarr
 
 
 def _dtype(text: object, state: Any) -> np.dtype:
-    if not isinstance(text, str):  # not shown, because the text of nested tuples could be endless
+    if not isinstance(text, str):  # the value is not shown, because the text of nested tuples could be endless
         raise RefusedError("a dtype that is not a string")
     if len(text) > 3 or text[:1] not in tuple("biuf") or any(state[2:5]) or state[1] not in ("<", ">", "|", "="):
-        raise RefusedError(f"an array that is not plain numbers (dtype {text[:20]!r})")
+        raise RefusedError(f"an array with values other than plain numbers (dtype {text[:20]!r})")
     return np.dtype(text).newbyteorder(state[1])
 
 

@@ -25,7 +25,7 @@ TAKEN = object()  # replaces a JSON object whose box was stored
 
 
 class _Rows:
-    """The boxes that were read, by image, in eight bytes per number, and messages about invalid boxes."""
+    """The boxes read so far, as one array of numbers per image (8 bytes per number), and messages on invalid boxes."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, array[float]] = {}
@@ -33,7 +33,7 @@ class _Rows:
         self.errors: list[str] = []
 
     def add(self, image_id: str, numbers: list[float]) -> None:
-        """Add a box. numbers: the four numbers of the box, and optionally its score.
+        """Add a box of an image. numbers: the four numbers of the box, and optionally its score.
 
         Raises ValueError if the id is empty, or if some boxes have a score and others do not.
         """
@@ -59,7 +59,7 @@ class _Rows:
 
 
 def csv_columns(line: str) -> tuple[str, dict[str, int]] | None:
-    """Return the separator and the indices of the known columns, or None if `line` is not a header."""
+    """Return the separator and the column indices by name (`id`: image id), or None if `line` is not a header."""
     for separator in SEPARATORS:
         names = [name.strip().strip('"').lower() for name in line.strip().split(separator)]
         places = {name: names.index(name) for name in (*CORNERS, *SIZED, "score") if name in names}
@@ -73,8 +73,8 @@ def read_csv(path: Path) -> Content:
     """Read a CSV file with one box per line. Coordinates are zero-based.
 
     The columns, in any order, are image_id (or image or id), either x1, y1, x2, y2 (half-open) or x, y, w, h, and
-    optionally score.
-    Raises UserError with the numbers of all invalid lines.
+    optionally score. The separator is a comma, semicolon or tab. Raises UserError if the file is not CSV in UTF-8, or
+    if lines are invalid; the message contains the numbers of the first MOST invalid lines.
     """
     rows = _Rows()
     try:
@@ -121,8 +121,8 @@ def read_json(path: Path) -> Content:
     """Read COCO results: a list of objects with `image_id`, `bbox` and optionally `score`.
 
     bbox is x y width height, zero-based. The box of each object is stored while the file is parsed, because Python
-    objects would need ten times the size of the file. Raises UserError with the numbers of all invalid objects, or with
-    the line of a JSON syntax error.
+    objects would need ten times the size of the file. Raises UserError with the numbers of the first MOST invalid
+    objects, or with the line of a JSON syntax error.
     """
     rows = _Rows()
 
@@ -151,7 +151,7 @@ def read_json(path: Path) -> Content:
 
 
 def _parse_object(item: dict[str, Any]) -> tuple[str, list[float]]:
-    """Return the image id, and the four numbers of the box followed by its score, if any.
+    """Return the image id as text, and the four numbers of the box followed by its score, if any.
 
     Raises ValueError if a field is missing or invalid.
     """

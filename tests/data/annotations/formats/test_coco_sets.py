@@ -67,7 +67,7 @@ def test_images_of_one_number_in_two_splits_keep_their_own_proposals(tmp_path: P
     own = tmp_path / "train.proposals"
     write_store(own, [ImageProposals(s.image_id, 48, 64, boxes) for s in train.samples], "test", {})
     with pytest.raises(
-        UserError, match=r"belong to other images. 3 of 3 images are not in the store, for example 'test/0"
+        UserError, match=r"do not fit the images. .* does not contain 3 of 3 images, for example 'test/0"
     ):
         datasets.test_set(config_of(root, proposals=str(own)), ["cat"])
 
@@ -86,7 +86,7 @@ def test_proposals_leave_with_the_numbers_of_the_file(tmp_path: Path, call: Call
         assert [entry["image_id"] for entry in json.loads(out.read_text())] == list(range(images))
     both = f"convert=[{tmp_path}/train.proposals,{tmp_path}/test.proposals]"
     status, _, err = call("propose", both, f"output={tmp_path}/both.json", f"data.root={root}")
-    assert (status, "use the same image ids" in err) == (1, True)
+    assert (status, "have the same id in different COCO files" in err) == (1, True)
 
 
 def test_check_finds_a_leak_by_content_and_not_by_number(tmp_path: Path, call: Call) -> None:
