@@ -62,10 +62,12 @@ def match_ids(wanted: Sequence[Named], found: Sequence[str]) -> dict[str, int]:
     names = [(i, {_core(i), _core(PurePosixPath(i).name)}) for i, _ in wanted]
     owners = _unique((name, image_id) for image_id, of_image in names for name in of_image)
     by_name = {image_id: places[name] for name, image_id in owners.items() if name in places}
+    taken = set(exact.values())
+    named = {place: image_id for image_id, place in by_name.items()}
     holders: dict[int, str] = {}  # maps an index in `found` to the image with this COCO id
     for image_id, number in wanted:
         place = places.get(_core(str(number)))
-        if number is None or place is None or image_id in exact:
+        if number is None or place is None or image_id in exact or place in taken:
             continue
         if place in holders:
             raise UserError(
@@ -78,6 +80,11 @@ def match_ids(wanted: Sequence[Named], found: Sequence[str]) -> dict[str, int]:
                 f"Image '{image_id}' is ambiguous: its id in the COCO file matches proposal id '{found[place]}', "
                 f"but its name matches '{found[by_name[image_id]]}'. Use image paths such as '{image_id}' as ids in "
                 "the proposal file."
+            )
+        if named.get(place, image_id) != image_id:
+            raise UserError(
+                f"Proposal id '{found[place]}' is ambiguous: it matches the name of image '{named[place]}' and the id "
+                f"of '{image_id}' in the COCO file. Use image paths such as '{image_id}' as ids in the proposal file."
             )
         holders[place] = image_id
     return by_name | {image_id: place for place, image_id in holders.items()} | exact

@@ -278,6 +278,16 @@ def test_images_of_a_coco_file_are_matched_by_number_or_name() -> None:
         match_ids([("train/2.jpg", 1), ("train/1.jpg", 2)], ["1", "2"])
 
 
+def test_no_two_images_get_the_same_proposals() -> None:
+    """COCO numbers that begin at 0, beside file names that begin at 1."""
+    images = [("1.jpg", 0), ("2.jpg", 1), ("3.jpg", 2)]
+    assert match_ids(images, ["1.jpg", "3.jpg"]) == {"1.jpg": 0, "3.jpg": 1}  # 2.jpg has none
+    with pytest.raises(
+        UserError, match=r"id '1' is ambiguous: .* name of image '1\.jpg' .* id of '2\.jpg' in the COCO"
+    ):
+        match_ids(images, ["1", "5"])
+
+
 def test_the_real_files_of_selective_search(test_data: Path, call: Call) -> None:
     """Of the two images one convention alone keeps every box and clips none."""
     root = test_data / "VOCdevkit" / "VOC2007"

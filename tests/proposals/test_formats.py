@@ -306,6 +306,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "shape73.mat": (lambda p: hdf5(p, boxes=np.ones((2, 5))), r"`boxes`: .*float64 of shape \(2, 5\)"),
     "score.mat": (lambda p: savemat(p, bboxes=np.ones((2, 4)), scores=np.ones((3, 1))), r"one number per box \(2 in"),
     "count.mat": (lambda p: savemat(p, boxes=cells(BOXES), images=cells(IDS[:2])), "`boxes` has 3 .*`images` has 2"),
+    "flat.mat": (lambda p: savemat(p, boxes=cells(BOXES), scores=np.ones(3)), "`boxes` is a cell.*`scores` is not"),
     "twice.mat": (lambda p: savemat(p, boxes=cells(BOXES), images=cells(["a", "b", "a"])), "more than once.* 'a'"),
     "empty.mat": (lambda p: p.write_bytes(b""), "the file is empty"),
     "junk.mat": (lambda p: p.write_bytes(b"\x00\x01MATLAB?" * 40), "a supported proposal format.*\n.*\n.*MATLAB"),

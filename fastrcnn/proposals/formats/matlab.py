@@ -67,6 +67,8 @@ def read_mat(path: Path) -> Content:
     boxes, scores = found.boxes, found.scores
     if not isinstance(boxes, Cells):
         return _content_of_files(path, [path], found)
+    if scores is not None and not isinstance(scores, Cells):
+        raise UserError(f"{path}: `{found.name}` is a cell array, but `scores` is not. Both need one cell per image.")
     with reading(path):
         ids = None if found.images is None else _texts(found.images)
     for name, cells in (("images", ids), ("scores", scores)):
@@ -78,7 +80,7 @@ def read_mat(path: Path) -> Content:
 
     def read(index: int) -> Pair:
         with reading(path):
-            one = scores[index]() if isinstance(scores, Cells) else None
+            one = None if scores is None else scores[index]()
             return found.pair(boxes[index](), one, f"{path}, {found.name}{{{index + 1}}}")
 
     return Content((path,), found.format, found.convention, ids or [""] * len(boxes), read, ids is not None)
