@@ -20,7 +20,7 @@ from fastrcnn.data.annotations.splits import divide, folder_of, ids_in
 
 
 def describe_split(source: Path, split: str, ids: Sequence[str]) -> str:
-    """Describe the folder whose images a split uses if its name differs from the split's name (`val` for `test`).
+    """Describe the folder whose images a split uses, if folder and split have different names (`val` for `test`).
 
     source: the folder or file that contains the annotations. ids: the image ids of the split. Returns an empty string
     if the names are equivalent, such as `valid` and `val`, or if the split is not a folder.

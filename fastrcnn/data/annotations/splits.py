@@ -229,7 +229,7 @@ def read(
 
 
 def annotated(source: Path, image_ids: Sequence[str], root: Path) -> list[bool]:
-    """Return for each image whether it has an annotation. For a COCO file, all values are whether any image has one."""
+    """Return for each image whether it has an annotation. For a COCO file, all values are True if any image has one."""
     if is_coco(source):
         return [read_coco_file(source).annotated] * len(image_ids)
     if source.is_file():

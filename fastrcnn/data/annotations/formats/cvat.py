@@ -99,7 +99,7 @@ def _is_cvat(path: Path) -> bool:
 
 @read_once(4, fresh=0)
 def _read_file(path: Path) -> tuple[list[str], list[_Image]]:
-    """Return the label names and the images of a file. For the errors raised, see `read_cvat`."""
+    """Return the label names and the images of a CVAT file. For the errors raised, see `read_cvat`."""
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: the file is larger than the limit of {MAX_BYTES // 1_000_000} MB.")
     labels: list[str] = []
@@ -134,7 +134,7 @@ def _read_image(path: Path, element: Element, number: int) -> _Image:
     name = (element.get("name") or "").replace("\\", "/").strip()
     width, height = (to_float(element.get(key) or "") for key in ("width", "height"))
     if not name or not (1 <= width < 1e6 and 1 <= height < 1e6):
-        raise UserError(f"{path}, image {number}: name '{name}', width or height (in pixels) is missing or invalid.")
+        raise UserError(f"{path}, image {number} ('{name}'): name, width or height (in pixels) is missing or invalid.")
     image = _Image(name, (int(width), int(height)), (element.get("subset") or "").strip())
     for count, child in enumerate(element, 1):
         flags = [a.text or "" for a in child.findall("attribute") if (a.get("name") or "").casefold() == "difficult"]
@@ -145,7 +145,7 @@ def _read_image(path: Path, element: Element, number: int) -> _Image:
 def _objects(
     path: Path, image: str, shapes: Sequence[_Shape], size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """Return the objects of an image, and errors of invalid shapes and notes about ignored or converted shapes."""
+    """Return the objects of an image, and a list of errors (invalid shapes) and notes (ignored or converted shapes)."""
     objects, problems = [], []
     around, unread = dict[str, int](), dict[str, int]()
     for shape in shapes:
@@ -156,7 +156,7 @@ def _objects(
         box, shown = _box(shape)
         difficult = read_flag(shape.difficult)
         if box is None or not name or difficult is None:
-            what = f"{image}: the label, coordinates '{shown}' or flag of <{shape.tag}> is missing or invalid."
+            what = f"{image}: label, coordinates '{shown}' or `difficult` of <{shape.tag}> is missing or invalid."
             problems.append(Problem("annotation", str(path), what, object=shape.number, name=name or None))
             continue
         fault = "" if box[0] < box[2] and box[1] < box[3] else "has no area."

@@ -114,7 +114,7 @@ def _read_tasks(path: Path) -> list[Task] | None:
 
 
 def _regions(task: Task) -> tuple[list[dict[str, Any]] | None, int]:
-    """Return the regions of a task's newest annotation (None without annotation), and the number of annotations."""
+    """Return the regions of a task's newest annotation (None if none exists), and the number of its annotations."""
     if "data" not in task:  # JSON-MIN: the labelling interface defines the key of the list of regions
         if task.get("annotation_id") is None:
             return None, 0
@@ -211,7 +211,7 @@ def _size(regions: Sequence[dict[str, Any]]) -> Size | None:
 def _objects(
     path: Path, task: Any, regions: Sequence[dict[str, Any]], size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """Return the objects of a task, and errors of invalid regions and notes about ignored or converted regions."""
+    """Return the objects of a task, and a list of errors (invalid regions) and notes (ignored or converted regions)."""
     objects, problems = [], []
     around = unread = 0
     for number, region in enumerate(regions, 1):

@@ -42,9 +42,9 @@ class Listing:
     """The images of a data set, as listed by files of one format.
 
     format: name of the format, for messages. path: the main file. splits: image ids by split name; the name is "" if
-    the files name no split. images: by image id. classes: class names in the order that the files define (CVAT, YOLO;
-    including classes without objects), or sorted. classes_from: source of the class names, for messages. problems:
-    problems that do not concern a single image.
+    the files name no split. images: by image id. classes: class names, sorted, except that CVAT and YOLO files define
+    their order and can include classes without objects. classes_from: source of the class names, for messages.
+    problems: problems that do not concern a single image.
     """
 
     format: str
@@ -115,7 +115,7 @@ def image_id(path: Path, folder: Path) -> str:
 
 
 def resolve(written: str, bases: Sequence[Path]) -> Path | None:
-    """Find the file or folder that a path in a user's file refers to, or None. bases: the folders to search, in order.
+    """Return the file or folder that a path in a user's file refers to, or None. bases: folders to search, in order.
 
     Exported files often contain paths on another machine or in a zip file (`../train/images`, `/content/data/a.jpg`,
     `data/obj_train_data/a.jpg`). Therefore, `..` is ignored, and leading parts are dropped one by one until the path

@@ -288,7 +288,9 @@ def read_split(root: Path, split: str) -> list[str]:
                 "or an id and -1, 0 or 1."
             )
         if nfc(image_id) in ids:
-            raise UserError(f"{path}, line {number}: '{image_id}' is already in line {ids[nfc(image_id)]}. Delete one.")
+            raise UserError(
+                f"{path}, line {number}: '{image_id}' is already in line {ids[nfc(image_id)]}. Delete a line."
+            )
         ids[nfc(image_id)] = number
     if not ids:
         raise UserError(f"{path}: the list is empty.")

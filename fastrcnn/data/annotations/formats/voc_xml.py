@@ -207,9 +207,9 @@ def _read_object(file: _File, element: Element) -> AnnotatedObject | None:
 
 
 def _upright_box(file: _File, element: Element) -> tuple[Box, str, str, float]:
-    """Read <bndbox>. Return the half-open box, its coordinates as text, an error of the box or "", and its rotation.
+    """Read <bndbox>. Return the half-open box, its coordinates as text, its error or "", and its rotation in degrees.
 
-    CVAT stores the box without rotation and, as an attribute, the angle of rotation about its centre, in degrees.
+    CVAT stores the box without rotation and, as an attribute, the angle of rotation about its centre.
     """
     bndbox = file.only_child(element, "bndbox")
     if bndbox is None:
@@ -248,7 +248,7 @@ def _cvat_rotation(file: _File, element: Element) -> float:
 def _rotated_box(file: _File, element: Element) -> tuple[Box, str, str, float]:
     """Read roLabelImg's <robndbox>, and return the same values as `_upright_box`.
 
-    The element contains the centre (0 is the left or top edge of the image), width and height, and angle in radians.
+    The element contains centre, width and height in pixels (0 is the image's edge), and the angle in radians.
     """
     rotated = file.only_child(element, "robndbox")
     cx, cy, w, h, angle = (file.pixels(rotated, key, f"robndbox/{key}") for key in ("cx", "cy", "w", "h", "angle"))

@@ -204,7 +204,7 @@ def _read_names(path: Path) -> list[str]:
 
 
 def _names_alone(folder: Path) -> _Head | None:
-    """Read a folder's class names, without a description of the data set. Return None if it has no names and labels."""
+    """Read a folder's class names from a file of names. Return None if it has neither such a file nor labels."""
     levels = ("", "*/", "*/*/")  # LabelImg writes classes.txt next to the labels, such as in labels/train
     files = [file for level in levels for name in NAME_FILES for file in sorted(folder.glob(f"{level}{name}"))]
     files = files or [file for level in levels for file in sorted(folder.glob(f"{level}*.names"))]

@@ -53,7 +53,7 @@ def parse_labels(path: Path) -> tuple[tuple[_Row, ...], tuple[Problem, ...]]:
 def objects_in(
     path: Path, names: Sequence[str], keypoints: bool, size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """Return the objects in the label file of an image, errors of lines, and notes about polygons and scores.
+    """Return the objects in an image's label file, and a list of errors (invalid lines) and notes (polygons, scores).
 
     names: class names, in the order of the class numbers. keypoints: whether keypoints follow the box in each line.
     size: width and height of the image in pixels. A missing file contains no objects.

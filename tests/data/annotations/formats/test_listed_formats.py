@@ -421,10 +421,10 @@ def test_a_rotated_ellipse_has_the_box_of_the_ellipse(tmp_path: Path) -> None:
     [
         (
             '<box label="cat" xtl="a" ytl="20" xbr="50" ybr="60"/>',
-            "the label, coordinates '(a, 20, 50, 60)' or flag of <box> is missing or invalid",
+            "label, coordinates '(a, 20, 50, 60)' or `difficult` of <box> is missing or invalid",
         ),
-        ('<box xtl="10" ytl="20" xbr="50" ybr="60"/>', "or flag of <box> is missing or invalid"),
-        ('<polygon label="cat" points="1,2;3"/>', "coordinates '1,2;3' or flag of <polygon> is missing"),
+        ('<box xtl="10" ytl="20" xbr="50" ybr="60"/>', "or `difficult` of <box> is missing or invalid"),
+        ('<polygon label="cat" points="1,2;3"/>', "coordinates '1,2;3' or `difficult` of <polygon> is missing"),
     ],
 )
 def test_a_shape_that_cannot_be_read_is_an_error(tmp_path: Path, shape: str, what: str) -> None:
