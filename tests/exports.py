@@ -254,7 +254,7 @@ EXPORTS: dict[Callable[[Path], None], str] = {
     label_studio_yolo: "YOLO, 6 images without splits; classes from classes.txt",
     tensorflow_csv: "CSV, 3 files: test/_annotations.csv 1, train/_annotations.csv 4, valid/_annotations.csv 1",
     retinanet_csv: "CSV, 3 files: test/_annotations.csv 1, train/_annotations.csv 4, valid/_annotations.csv 1",
-    one_csv: "CSV, 3 splits: train 4, valid 1, test 1; classes from its rows",
+    one_csv: "CSV, 3 splits: train 4, valid 1, test 1; classes from the class column",
     cvat_images: "CVAT, 3 splits: Train 4, Validation 1, Test 1; classes from annotations.xml",
     label_studio_json: "Label Studio, 6 images without splits; classes from project-1-at-2024-05-01.json",
     label_studio_min: "Label Studio, 6 images without splits; classes from project-1.json",

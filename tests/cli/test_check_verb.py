@@ -241,7 +241,7 @@ def test_one_cause_is_one_error(voc: VocFolder, call: Call) -> None:
     status, out, _ = call("check", f"data.root={voc.root}")
     assert status == 1
     (error,) = report()["errors"]
-    what = "images are in JPEGImages/ (such as p0.jpg), XML files are in truth/2024/ (such as p0.xml)."
+    what = "images are in JPEGImages/ (such as p0.jpg), and XML files are in truth/2024/ (such as p0.xml)."
     assert error["what"].startswith(what)
     shown = " ".join(out.split())  # lines are wrapped
     assert "truth/2024/ (such as p0.xml). Rename these folders to JPEGImages and Annotations" in shown

@@ -22,19 +22,19 @@ SUFFIXES = (".json", ".csv", ".xml", ".yaml", ".yml", ".data", ".names")
 
 
 def is_coco(source: Path) -> bool:
-    """Return whether a source of annotations is a COCO file, judging by its suffix and first character."""
+    """Return whether a file or folder is treated as a COCO file: a .json file that does not start with a list."""
     return source.suffix.lower() == ".json" and not is_json_list(source)
 
 
 def is_annotation_file(path: Path) -> bool:
-    """Return whether `data.root` or a split is an annotation file, judging by its name."""
+    """Return whether a path (data.root or an entry of data.train) is an annotation file, judging by its name."""
     return path.suffix.lower() in SUFFIXES or is_yolo_file(path)
 
 
 def read_listing(file: Path, folder: Path) -> Listing:
-    """Read an annotation file that is not a COCO file. folder: the data set's folder.
+    """Read a CSV, CVAT, Label Studio or YOLO file, depending on its suffix. folder: the data set's folder.
 
-    Raises UserError if the file cannot be read or has an unsupported format.
+    Raises UserError if the suffix is not supported, or the file cannot be read or is invalid.
     """
     suffix = file.suffix.lower()
     if suffix == ".csv":
@@ -49,23 +49,23 @@ def read_listing(file: Path, folder: Path) -> Listing:
 
 
 def listing_files(folder: Path) -> list[Path]:
-    """Find the annotation files, all of the same format, in a folder without COCO, CVAT or VOC XML files.
+    """Find the YOLO, CSV or Label Studio files of a folder. If it has a `data.yaml` or `obj.data`, find only this file.
 
-    Raises UserError if the folder has several formats or a file cannot be read.
+    Raises UserError if the folder has files of several formats, or a file cannot be read or is invalid.
     """
     if file := described_file(folder):
         return [file]
     found = {name: find(folder) for name, find in FINDERS.items()}
     there = {name: files for name, files in found.items() if files}
     if len(there) > 1:
-        some = "; ".join(f"{name} ({files[0].relative_to(folder)})" for name, files in there.items())
+        some = " and ".join(f"{name} ({files[0].relative_to(folder)})" for name, files in there.items())
         first = next(iter(there.values()))[0]
         raise UserError(f"{folder}: found annotations in several formats, {some}. Choose one with data.root={first}.")
     return next(iter(there.values()), [])
 
 
 def every_file(folder: Path) -> tuple[list[Path], list[str]]:
-    """Find the annotation files of all formats in FINDERS in a folder. Also return the errors of unreadable files."""
+    """Return all YOLO, CSV and Label Studio files of a folder, and an error message for each format with a bad file."""
     files, faults = [], []
     for find in FINDERS.values():
         try:

@@ -29,16 +29,16 @@ from fastrcnn.data.truth.problems import Problem, Problems, nearly_all, shorten
 from fastrcnn.errors import UserError
 from fastrcnn.structures import Sample
 
-TEST_SHARE = 0.2  # fraction of the images, if they are divided into trainval and test
-# Words in the names of annotation files that identify a split, in order of preference.
+TEST_SHARE = 0.2  # fraction of the images that `divide` assigns to test
+# Names of folders, and words in the names of annotation files, that identify a split, in order of preference.
 WORDS = {"trainval": ("trainval", "train"), "test": ("test", "val")}
 
 
 def divide(ids: Sequence[str], split: str) -> list[str]:
-    """Return the ids that belong to `split`, trainval or test, of a data set without split lists.
+    """Divide image ids into trainval and test, and return the ids of `split`, one of the two, in the given order.
 
     An id belongs to test if its hash is in the lowest fifth of the range, so an image stays in its split when other
-    images are added or removed. With two or more ids, both splits contain at least one.
+    images are added or removed. Of two or more ids, each split contains at least one.
     """
     hashes = {i: hashlib.sha256(i.encode(errors="surrogateescape")).digest()[:7] for i in ids}
     ordered = sorted(ids, key=hashes.__getitem__)
@@ -49,19 +49,20 @@ def divide(ids: Sequence[str], split: str) -> list[str]:
 
 
 def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
-    """Find the source of a split's annotations, its image ids, and whether `divide` generated the split.
+    """Return the file or folder with a split's annotations, the split's image ids, and whether `divide` selected them.
 
     root: the data set's folder, or its only annotation file. split: the name of a split (SPLIT or FOLDER/SPLIT), or an
-    annotation file inside root. Without lists, splits are recognised by the names of annotation files, of splits in
-    those files, or of folders (train, valid, test). The images are divided into trainval and test if there are no
-    splits, or only one list whose name is not a known split.
+    annotation file inside root. Without lists in ImageSets/Main, splits are recognised by the names of annotation
+    files, of splits in those files, or of folders (train, valid, test). `divide` is used if the data set defines no
+    splits, or only one list whose name is not that of a split. Raises UserError if the split is not found or a file
+    cannot be read.
     """
     if root.is_file() and split != root.name:
         return _of_file(root, split, root)
     if is_annotation_file(Path(split)):
         path = root if root.is_file() else root / split
         if not path.is_file():
-            raise UserError(f"{path}: no such file.")
+            raise UserError(f"{path}: no such file. Check data.root and the names of the splits.")
         if not is_coco(path) and not path.is_relative_to(folder_of(root)):
             if not path.resolve().is_relative_to(root.resolve()):
                 raise UserError(
@@ -80,7 +81,8 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     if broken and (files or not annotated_ids(source)):
         said = "\n".join(broken.values())
         raise UserError(
-            f"{said}\nFix or move these files, or name the files to use: data.train=[FILE.json] data.test=[FILE.json]."
+            f"{said}\nFix or move each file named above, or select other files with data.train=[FILE.json] "
+            "data.test=[FILE.json]."
         )
     if files or (files := cvat_files(source)):
         return _of_files(files, name, source, root)
@@ -100,7 +102,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
 
 
 def _of_file(file: Path, split: str, root: Path) -> tuple[Path, list[str], bool]:
-    """Find a split in an annotation file: a split that the file defines, or a split that `divide` generates."""
+    """Find a split that an annotation file defines, or one that `divide` selects. For the result, see `find_split`."""
     if is_coco(file):
         return file, _of_two(read_coco_file(file).ids(root), split, file), True
     listing = read_listing(file, folder_of(root))
@@ -111,7 +113,7 @@ def _of_file(file: Path, split: str, root: Path) -> tuple[Path, list[str], bool]
 
 
 def _of_files(files: Sequence[Path], split: str, source: Path, root: Path) -> tuple[Path, list[str], bool]:
-    """Find a split in one or more annotation files."""
+    """Find a split in the only annotation file, or the file of a split. For the result, see `find_split`."""
     if len(files) == 1:
         return _of_file(files[0], split, root)
     file = _file_of(files, split, source)
@@ -119,15 +121,15 @@ def _of_files(files: Sequence[Path], split: str, source: Path, root: Path) -> tu
 
 
 def ids_in(file: Path, root: Path) -> list[str]:
-    """Return the ids of all images in an annotation file."""
+    """Return the ids of all images in an annotation file. root: the data set's folder or its only annotation file."""
     return read_coco_file(file).ids(root) if is_coco(file) else list(read_listing(file, folder_of(root)).images)
 
 
 def folder_of(root: Path) -> Path:
     """Return the folder of a data set, given the folder or its only annotation file.
 
-    For a file, the result is the folder that contains it. If this folder has no images but its parent has an image
-    folder, such as `images/` next to `data/labels.csv`, the result is the parent.
+    For a file, the result is the folder that contains it. If this folder contains no images, but its parent contains
+    a folder of images, the result is the parent. An example is `data/labels.csv` with `images/` next to `data/`.
     """
     if not root.is_file():
         return root
@@ -137,7 +139,7 @@ def folder_of(root: Path) -> Path:
 
 
 def _only_list(source: Path) -> str | None:
-    """Return the only split list of a folder if its name is not known, such as CVAT's `default`, or None."""
+    """Return the name of the only list in ImageSets/Main if it does not name a split (CVAT's `default`), or None."""
     lists = whole_lists(source)
     return lists[0] if len(lists) == 1 and lists[0].casefold() not in SPLIT_NAMES else None
 
@@ -146,23 +148,23 @@ T = TypeVar("T")
 
 
 def _choose(split: str, source: Path, kind: str, names: Sequence[str], found: Callable[[str], list[T]]) -> T:
-    """Return the only candidate for a split's name, or for the first of its synonyms that has candidates.
+    """Return the only candidate for a split's name, or for the first of its synonyms in WORDS that has candidates.
 
-    names: all candidates, for the error message. found: returns the candidates for a name. Raises UserError unless
-    there is exactly one candidate.
+    kind: "file", "folder" or "split" (in a file). names: all candidates, for the error message. found: a function that
+    returns the candidates for a name. Raises UserError unless there is exactly one candidate.
     """
     choices = next((some for word in (split, *WORDS.get(split, ())) if (some := found(word))), [])
     if len(choices) == 1:
         return choices[0]
     example = {"file": "FILE", "folder": "FOLDER"}.get(kind, "SPLIT")
     raise UserError(
-        f"{source}: cannot determine which {kind} is '{split}'. Available: {', '.join(names)}. "
-        f"Select them with data.train=[{example}] data.test=[{example}]."
+        f"{source}: cannot determine which {kind} to use for '{split}'. Available: {', '.join(names)}. "
+        f"Select the {kind}s with data.train=[{example}] data.test=[{example}]."
     )
 
 
 def _named(names: Collection[str], split: str, source: Path, kind: str) -> str:
-    """Return the folder, or the split of a file, that a split's name refers to. Without test, use val."""
+    """Return the entry of `names` that a split's name refers to. For `test`, use val if there is no test."""
 
     def found(word: str) -> list[str]:
         alike = [n for n in names if SPLIT_NAMES.get(n.casefold(), n) == SPLIT_NAMES.get(word.casefold())]
@@ -172,21 +174,21 @@ def _named(names: Collection[str], split: str, source: Path, kind: str) -> str:
 
 
 def _refuse_nested(ids: Collection[str], source: Path) -> None:
-    """Raise UserError if nested folders have the names of splits, because their images would be mixed."""
+    """Raise UserError if image ids contain folders named after different splits, whose images would be mixed."""
     parents = {parent for i in ids for parent in PurePosixPath(i).parents}
     splits = sorted(str(p) for p in parents if p.name.casefold() in SPLIT_NAMES)
     if len({SPLIT_NAMES[PurePosixPath(s).name.casefold()] for s in splits}) < 2:
         return
     raise UserError(
-        f"{source}: {', '.join(splits[:6])} look like splits, but their images would be mixed. Set data.root to their "
-        "parent folder, or select them with data.train=[FOLDER/train] data.test=[FOLDER/test]."
+        f"{source}: the folders {', '.join(splits[:6])} look like splits, but their images would be mixed. Set "
+        "data.root to their parent folder, or select them with data.train=[FOLDER/train] data.test=[FOLDER/test]."
     )
 
 
 def _of_two(ids: list[str], split: str, source: Path) -> list[str]:
     if split not in WORDS:
         raise UserError(
-            f"{source}: no split '{split}'. Without split lists, images are divided into trainval and test."
+            f"{source}: no split '{split}'. The images are divided into trainval and test. Use one of these splits."
         )
     if len(ids) == 1 and split == "test":  # enough to evaluate saved detections
         return list(ids)
@@ -212,11 +214,11 @@ def _file_of(files: Sequence[Path], split: str, folder: Path) -> Path:
 def read(
     source: Path, image_ids: Sequence[str], root: Path, need_pictures: bool = True, first_pixel: int = 1
 ) -> Iterator[Annotated]:
-    """Read the annotations of the images from a source, which is a folder in VOC layout or an annotation file.
+    """Yield the annotations of each image. source: a folder in VOC layout, or an annotation file.
 
     root: the data set's folder, to which the image ids of an annotation file are relative. need_pictures: whether a
     missing image is an error; evaluating saved detections does not need images. first_pixel: coordinate of the first
-    pixel in XML files, 1 in VOC, 0 in zero-based data sets.
+    pixel in VOC XML files, which is 1, or 0 in zero-based data sets.
     """
     if is_coco(source):
         return read_coco(source, image_ids, root, need_pictures)
@@ -227,18 +229,18 @@ def read(
 
 
 def annotated(source: Path, image_ids: Sequence[str], root: Path) -> list[bool]:
-    """Return whether each image has an annotation. For a COCO file, return whether any image has one."""
+    """Return for each image whether it has an annotation. For a COCO file, all values are True if any image has one."""
     if is_coco(source):
         return [read_coco_file(source).annotated] * len(image_ids)
     if source.is_file():
-        return [True] * len(image_ids)  # these files list only annotated images
+        return [True] * len(image_ids)  # images that these files list count as annotated
     return [find_annotation(source, image_id).exists() for image_id in image_ids]
 
 
 def source_problems(source: Path, root: Path | None = None) -> list[Problem]:
-    """Return the problems of an annotation source that do not concern a single image.
+    """Return the problems of an annotation file that `read` does not return with an image, such as unusable entries.
 
-    root: the data set's folder, by default the source.
+    For a folder, the result is empty. root: the data set's folder, by default the source.
     """
     if is_coco(source):
         return list(read_coco_file(source).problems)
@@ -246,7 +248,7 @@ def source_problems(source: Path, root: Path | None = None) -> list[Problem]:
 
 
 def explain_missing(problems: Sequence[Problem], source: Path, root: Path, images: int) -> list[Problem]:
-    """Return the problems. If nearly all images or annotations are missing, add where such files were found."""
+    """Return the problems. If nearly all images or annotations are missing, state in them where such files are."""
     for kind in ("missing_image", "missing_annotation"):
         missing = [p for p in problems if p.kind == kind]
         if not nearly_all(len(missing), images):
@@ -255,15 +257,15 @@ def explain_missing(problems: Sequence[Problem], source: Path, root: Path, image
             if what := where_images_are(source, Path(missing[0].file), root):
                 return [replace(p, what=what) if p.kind == kind else p for p in problems]
         elif source.is_dir() and (where := where_files_are(source)):
-            return [replace(p, what=f"{where} Missing: {p.what}") if p.kind == kind else p for p in problems]
+            return [replace(p, what=f"{where} At this path: {p.what}") if p.kind == kind else p for p in problems]
     return list(problems)
 
 
 def class_names(source: Path, image_ids: Sequence[str], root: Path | None = None) -> tuple[list[str], Problems]:
-    """Return the class names of all objects, and the problems of annotations that cannot be read.
+    """Return the names of all classes with objects in these images, and the errors of unreadable annotations.
 
-    Names are in the order of the annotation file. If each image has its own file, they are sorted. root: the data set's
-    folder, by default the source.
+    COCO, CVAT and YOLO files define the order of the names; otherwise they are sorted. For a COCO file, the result
+    covers all of its images. root: the data set's folder, by default the source.
     """
     if is_coco(source):
         return coco_classes(source), Problems(source_problems(source))
@@ -288,12 +290,12 @@ def load(
     first_pixel: int = 1,
     leave_out_others: bool = False,
 ) -> tuple[list[Sample], Problems]:
-    """Load the given images as samples with half-open boxes. See `read` for parameters not described here.
+    """Load images as samples with half-open boxes. Return the samples of the usable images, and all problems found.
 
-    root: by default the source. training: exclude annotations with `iscrowd` or `ignore`, with a note, and difficult
-    objects unless `use_difficult` is set. Otherwise keep all annotations. skip_bad: skip unusable files and
-    objects, and report them in the returned Problems. leave_out_others: exclude objects of classes that are not in the
-    list, and count them.
+    See `read` for parameters not described here. root: by default the source. training: exclude annotations with
+    `iscrowd` or `ignore`, and difficult objects unless `use_difficult` is set. Otherwise keep all annotations.
+    skip_bad: skip unusable files and objects. leave_out_others: exclude objects of classes that are not in `classes`,
+    and count them in a note; otherwise they are errors.
 
     Raises UserError if there are errors (see problems.ERRORS) and `skip_bad` is false.
     """

@@ -19,22 +19,22 @@ FIFTYONE = "convert it to VOC, COCO or YOLO with `fiftyone convert`"
 
 
 def unread(folder: Path) -> str:
-    """Return a message about an unsupported format or missing annotations in a folder, with advice.
+    """Return advice about a file in an unsupported format, or about images without annotations, in a folder.
 
-    The message starts with a space. It is empty if the folder has neither unsupported files nor images.
+    The text starts with a space. It is empty if no unsupported format is recognised and there are no images.
     """
     for name, file, advice in _found(folder):
         return f" Found {name}, {file.relative_to(folder)}, which is not supported: {advice}."
     if images := images_below(folder):
         return (
-            f" Found {len(images)} images, such as {images[0].relative_to(folder)}, but no annotations. Draw boxes "
+            f" Found {len(images)} image(s), such as {images[0].relative_to(folder)}, but no annotations. Draw boxes "
             "with a tool such as CVAT, Label Studio or LabelImg, and export them."
         )
     return ""
 
 
 def _found(folder: Path) -> Iterator[tuple[str, Path, str]]:
-    """Yield the name of each unsupported format, a file in that format, and how to convert it."""
+    """Yield, for each file in an unsupported format, the format's name, the path, and advice on how to convert it."""
     for pattern in ("*.tfrecord", "*.record", "*.tfrecord-*"):
         for file in _files(folder, pattern):
             yield "a TFRecord", file, f"export the data set in another format, or {FIFTYONE}"
@@ -57,7 +57,7 @@ def _found(folder: Path) -> Iterator[tuple[str, Path, str]]:
 
 
 def _json_format(file: Path) -> tuple[str, str] | None:
-    """Return the name of the unsupported format of a JSON file and how to convert it, or None."""
+    """Return the name of a JSON file's unsupported format and advice on how to convert it, or None if unrecognised."""
     try:
         content: Any = None
         if file.stat().st_size <= MAX_BYTES:

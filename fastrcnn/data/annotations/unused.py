@@ -22,7 +22,8 @@ from fastrcnn.data.truth.problems import Problem
 def unused(root: Path, sources: Iterable[tuple[Path, Sequence[str]]]) -> list[Problem]:
     """Return notes about annotations and images that no split uses.
 
-    root: the data set's folder. sources: the sources of the splits, with the ids of the used images.
+    root: the data set's folder or its only annotation file. sources: for each split, the file or folder with its
+    annotations, and the ids of its images.
     """
     used: dict[Path, list[str]] = {}
     for source, ids in sources:
@@ -39,24 +40,27 @@ def unused(root: Path, sources: Iterable[tuple[Path, Sequence[str]]]) -> list[Pr
 
 
 def unused_files(root: Path, used: Collection[Path]) -> Iterator[Problem]:
-    """Report unused annotation files in formats other than VOC and COCO."""
+    """Yield notes about unused YOLO, CSV and Label Studio files in `root`. used: the annotation files in use."""
     files, faults = every_file(root)
     for file in files:
         if file not in used:
-            yield _not_used(file, f"the file is not read. To use it instead, set data.root={file}.")
+            yield _not_used(file, f"the file is not read. To use only this file, set data.root={file}.")
     for fault in faults:
-        yield _not_used(root, f"a file is not read: {fault}")
+        yield _not_used(root, f"some unused annotations cannot be read. {fault}")
 
 
 def unused_coco(root: Path, used: Collection[Path]) -> list[Problem]:
-    """Report unused files in a folder with COCO files, and images that no file lists. used: the COCO files in use."""
+    """Return notes about unused files in a folder with COCO files, and about images that no COCO file lists.
+
+    used: the COCO files in use. If root is a file, the result is empty.
+    """
     if root.is_file() or not used:
         return []
     images = {file: read_coco_file(file).paths for file in used}
     in_use = frozenset[Path]().union(*images.values())
     problems, broken = [], False
     if ids := annotated_ids(root):
-        what = f"{len(ids)} XML files, such as {ids[0]}.xml, are not used because the data set has COCO files."
+        what = f"{len(ids)} XML file(s), such as {ids[0]}.xml, are not used, because the data set has COCO files."
         problems.append(_not_used(root, what))
     for file in sorted({*json_files(root)} - {*used}):
         own = coco_images(file)
@@ -67,24 +71,24 @@ def unused_coco(root: Path, used: Collection[Path]) -> list[Problem]:
             images[file] = own
             new = len(own - in_use)
             how_many = f"its {len(own)}" if new == len(own) else f"{new} of its {len(own)}"
-            what = f"{how_many} images are not in any used split. To test on them, set "
+            what = f"{how_many} image(s) are not in any used split. To test on them, set "
             what += f"data.test=[{file.relative_to(root)}]."
-            others = f"the file is not read, because the used files contain all of its {len(own)} images."
+            others = f"the file is not read, because the used files contain all of its images ({len(own)})."
             problems.append(_not_used(file, what if new else others))
     listed = in_use.union(*images.values())
     there = {p for folder in {path.parent for path in listed} for p in folder.glob("*")}
     lone = sorted(p for p in there - listed if p.suffix.lower() in IMAGE_SUFFIXES)
     absent = len(listed - there) + sum(read_coco_file(file).refused for file in used)
     if len(lone) > absent and not broken:  # otherwise they can be images that are listed with wrong paths
-        what = f"{len(lone)} images are not in any annotation file, and are not used."
+        what = f"{len(lone)} image(s) are not in any annotation file and are not used."
         problems.append(Problem("lone", str(lone[0]), what))
     return problems
 
 
 def unused_listed(root: Path, used: Sequence[Path], ids: Collection[str]) -> list[Problem]:
-    """Report unused splits, files and images of a data set that is neither VOC nor COCO.
+    """Return notes about unused splits, files and images of a data set that is neither VOC nor COCO.
 
-    used: the annotation files in use. ids: the images in use.
+    used: the annotation files in use. ids: the ids of the images in use. If root is a file, the result is empty.
     """
     if root.is_file():
         return []
@@ -95,7 +99,7 @@ def unused_listed(root: Path, used: Sequence[Path], ids: Collection[str]) -> lis
         for name, own in listing.splits.items():
             if own and not set(own) & set(ids):
                 of, advice = (f" of '{name}'", f" To test on them, set data.test=[{name}].") if name else ("", "")
-                what = f"{len(own)} images{of} are not in any used split.{advice}"
+                what = f"{len(own)} image(s){of} are not in any used split.{advice}"
                 problems.append(_not_used(file, what))
     same = {file.suffix for file in used}
     files, _ = every_file(root)
@@ -104,27 +108,28 @@ def unused_listed(root: Path, used: Sequence[Path], ids: Collection[str]) -> lis
             continue
         own = list(read_listing(file, root).images)
         listed.update(own)
-        what = f"its {len(own)} images are not in any used split. To test on them, set "
+        what = f"the file is not used. To test on its {len(own)} image(s), set "
         problems.append(_not_used(file, f"{what}data.test=[{file.relative_to(root)}]."))
     problems += [p for p in unused_files(root, used) if Path(p.file).suffix not in same]
     lone = [path for path in images_below(root) if image_id(path, root) not in listed]
     if lone:
-        what = f"{len(lone)} images are not in any annotation file, and are not used."
+        what = f"{len(lone)} image(s) are not in any annotation file and are not used."
         problems.append(Problem("lone", str(lone[0]), what))
     return problems
 
 
 def unused_voc(source: Path, ids: Collection[str]) -> list[Problem]:
-    """Report unused files and images of a folder with XML files. ids: the images in use."""
+    """Return notes about unused files and images in a folder with VOC XML files. ids: the ids of the images in use."""
     problems = []
     folders = {} if split_lists(source) else split_folders(source)
     for name, own in folders.items():
         if not set(own) & set(ids):
-            what = f"its {len(own)} images are not in any used split. To test on them, set data.test=[{name}]."
+            what = f"its {len(own)} image(s) are not in any used split. To test on them, set data.test=[{name}]."
             problems.append(_not_used(annotation_folder(source) / name, what))
     outside = set(annotated_ids(source)).difference(*folders.values()) if folders else set()
     if outside:
-        what = f"{len(outside)} XML files outside {', '.join(folders)}, such as {min(outside)}.xml, are not used."
+        example = f"such as {min(outside)}.xml, are not used."
+        what = f"{len(outside)} XML file(s) outside the folders {', '.join(folders)}, {example}"
         problems.append(_not_used(source, what))
     if not split_lists(source) and (lone := pictures_without_annotation(source)):
         what = f"{len(lone)} image(s) without an annotation are not used."

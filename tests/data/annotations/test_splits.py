@@ -137,7 +137,7 @@ def test_a_coco_file_may_be_named_as_a_split(tmp_path: Path) -> None:
 def test_which_file_is_asked_where_the_names_do_not_say(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(coco_text(1, 2))
     (tmp_path / "b.json").write_text(coco_text(3))
-    with pytest.raises(UserError, match=r"which file is 'trainval'\. Available: a\.json, b\.json"):
+    with pytest.raises(UserError, match=r"which file to use for 'trainval'\. Available: a\.json, b\.json"):
         find_split(tmp_path, "trainval")
 
 
@@ -227,7 +227,7 @@ def test_which_folder_a_split_means(tmp_path: Path, folders: tuple[str, ...], sp
     if chosen:
         assert find_split(root, split)[1] == [f"{chosen}/p{n}" for n in range(6)]
     else:
-        said = rf"which folder is '{split}'\. Available: {', '.join(sorted(folders))}\. Select them with data\.train=\["
+        said = rf"folder to use for '{split}'\. Available: {', '.join(sorted(folders))}\. Select the folders"
         with pytest.raises(UserError, match=said):
             find_split(root, split)
 

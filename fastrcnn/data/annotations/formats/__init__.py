@@ -1,1 +1,1 @@
-"""Readers of annotation formats, which return `Annotated` images. Each format has one or two modules."""
+"""Readers of annotation formats, which return `Annotated` images. Each format has one to three modules."""

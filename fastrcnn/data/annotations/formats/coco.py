@@ -1,7 +1,7 @@
-"""Reader of the COCO annotations of each image. `coco_file.py` reads the file.
+"""Convert the COCO annotations of each image to objects. `coco_file.py` reads the file.
 
-Boxes in the file are x, y, width, height in zero-based pixels, which can be fractional. They are converted to (x, y,
-x + width, y + height). Segmentations and keypoints are not read.
+Boxes in the file are x, y, width, height in zero-based pixels, which can be fractional. They are converted to half-open
+boxes (x, y, x + width, y + height). Segmentations and keypoints are not read.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ FLAGS = ("iscrowd", "ignore")
 
 
 def coco_classes(path: Path) -> list[str]:
-    """Return the names of all categories with annotations, in the order of their ids."""
+    """Return the names of all categories with annotations in a COCO file, in the order of their ids."""
     file = read_coco_file(path)
     ordered = sorted(file.used & file.categories.keys(), key=lambda key: (isinstance(key, str), key))
     return [file.categories[key] for key in ordered]
 
 
 def read_coco(path: Path, image_ids: Sequence[str], root: Path, need_pictures: bool = True) -> Iterator[Annotated]:
-    """Read the annotations of each image. Problems of the file itself are in CocoFile.problems.
+    """Yield the annotations of each image of a COCO file. Problems of the file itself are in CocoFile.problems.
 
     Annotations with `iscrowd` are marked difficult, but those with `ignore` are not, as in pycocotools. Training
-    excludes both. root: the data set's folder, see CocoFile.ids. need_pictures: whether a missing image is an error.
+    excludes both. root: the data set's folder or its only file. need_pictures: whether a missing image is an error.
     """
     file = read_coco_file(path)
     prefix = file.prefix(root)
@@ -68,7 +68,7 @@ def read_coco(path: Path, image_ids: Sequence[str], root: Path, need_pictures: b
 def _read_object(
     file: CocoFile, number: int, entry: dict[str, Any], image: CocoImage
 ) -> tuple[AnnotatedObject | None, list[Problem]]:
-    """Read an annotation. Return the object, or None if its flags are invalid, and the problems of the annotation."""
+    """Return the object of an annotation (None if its flags are invalid), and its problems except errors of the box."""
     flags = {key: read_flag(entry.get(key)) for key in FLAGS}
     if unclear := [key for key, value in flags.items() if value is None]:
         what = f"`{unclear[0]}` must be 0 or 1, but is {entry[unclear[0]]!r}."
@@ -95,7 +95,7 @@ def _read_object(
     corners, notes = (x, y, x + width, y + height), []
     fault = "" if width > 0 and height > 0 else "has no area: width and height must be greater than 0."
     area = float(area) if isinstance(area, (int, float)) and 0 <= area < 1e14 else width * height
-    if degrees and not fault:  # CVAT stores the box before its rotation
+    if degrees and not fault:  # CVAT stores the box without its rotation
         corners, what = enclosing(corners, start.shown, degrees, (image.width, image.height))
         width, height = corners[2] - corners[0], corners[3] - corners[1]
         notes.append(start.problem("rotated", what, name))
@@ -104,19 +104,19 @@ def _read_object(
 
 
 def _rotation(entry: dict[str, Any]) -> float:
-    """Return the attribute `rotation` in degrees; 0 if it is missing or does not change the box."""
+    """Return an annotation's attribute `rotation` in degrees; 0 if it is missing, invalid, or a multiple of 180."""
     attributes = entry.get("attributes")
     degrees: Any = attributes.get("rotation") if isinstance(attributes, dict) else None
     return float(degrees) if is_number(degrees) and degrees % 180 else 0.0
 
 
 def where_images_are(path: Path, missing: Path, root: Path) -> str:
-    """Return a message with the actual path of a missing image below `root`, or an empty string if there is none."""
+    """Return a message that states where a missing image of a COCO file is below `root`, or "" if it was not found."""
     name = glob.escape(missing.name)
     there = next((root.parent if root.is_file() else root).rglob(name), None)
     if there is None:
         return ""
     return (
         f"no such image. It is named in {path}, but was found at {there}. Fix `file_name`, which is relative to the "
-        "folder of the annotation file, its parent folder, or `images` in one of them."
+        "folder of the annotation file, its parent folder, or `images` or `JPEGImages` in one of them."
     )

@@ -1,7 +1,7 @@
 """Find and read COCO annotation files: images, categories, annotations, and their errors.
 
 The ids in COCO files are unique only within a file, because exporters number the images of each split from 1. In this
-program, the id of an image is therefore its path relative to the data set's folder, such as `train/0001.jpg`.
+package, the id of an image is therefore its path relative to the data set's folder, such as `train/0001.jpg`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class OtherJsonError(UserError):
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An entry of `images` and its annotations."""
+    """An entry of the list `images` in a COCO file, and its annotations."""
 
     file_name: str  # with / as the separator
     width: int
     height: int
-    annotations: list[tuple[int, dict[str, Any]]]  # each with its number in the file, from 1
+    annotations: list[tuple[int, dict[str, Any]]]  # each with its position in the list `annotations`, from 1
     number: Id  # its id in the file
 
 
@@ -49,17 +49,17 @@ class CocoFile:
     path: Path
     base: Path  # folder that every `file_name` is relative to
     images: dict[str, CocoImage]  # by file_name, sorted by id in the file
-    categories: dict[Id, str]  # names by id_key, without unused categories that repeat a name
+    categories: dict[Id, str]  # names by normalised id (see id_key), without unused categories that repeat a name
     category_ids: dict[str, Id]  # ids as in the file, by name
-    used: frozenset[Id]  # ids of the categories with annotations
+    used: frozenset[Id]  # normalised ids of the categories with annotations
     annotated: bool  # whether the file has annotations; files of test images have none
-    problems: tuple[Problem, ...]  # of unusable entries
+    problems: tuple[Problem, ...]  # errors of entries that are not used
     refused: int  # number of unusable images
 
     def prefix(self, root: Path) -> str:
-        """Return the folder of the images relative to `root`, which image ids contain before the `file_name`.
+        """Return the part of image ids before the `file_name`: the images' folder relative to `root`, such as `train/`.
 
-        root: the data set's folder or its only file.
+        root: the data set's folder or its only file. If it is the folder of the images, the result is empty.
         """
         folder = os.path.relpath(self.base, root.parent if root.is_file() else root)
         parts = [part for part in PurePosixPath(folder).parts if part != ".."]
@@ -71,11 +71,11 @@ class CocoFile:
         return frozenset(self.base / name for name in self.images)
 
     def ids(self, root: Path) -> list[str]:
-        """Return the image ids (paths relative to the data set's folder), which are unique in the data set."""
+        """Return the image ids: paths relative to the data set's folder `root`, which are unique in the data set."""
         return list(self.numbers(root))
 
     def numbers(self, root: Path) -> dict[str, Id]:
-        """Return the ids that the file contains, by image id."""
+        """Return the ids of the images in the file, by image id (path relative to the data set's folder `root`)."""
         prefix = self.prefix(root)
         return {prefix + name: image.number for name, image in self.images.items()}
 
@@ -89,9 +89,9 @@ def json_files(folder: Path) -> list[Path]:
 
 
 def find_coco_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
-    """Find COCO files in a folder and its direct subfolders. Also return the errors of unreadable JSON files.
+    """Return the COCO files in a folder and its direct subfolders, and the error messages of unreadable JSON files.
 
-    Neither result contains JSON files with other content.
+    Neither result contains valid JSON files with other content.
     """
     faults = {path: _fault(path) for path in json_files(folder)}
     return [p for p, fault in faults.items() if fault is None], {p: fault for p, fault in faults.items() if fault}
@@ -99,14 +99,14 @@ def find_coco_files(folder: Path) -> tuple[list[Path], dict[Path, str]]:
 
 @read_once(256, fresh=0)
 def _fault(path: Path) -> str | None:
-    """Return the error of an unreadable file, an empty string for other JSON, or None for a COCO file."""
+    """Return None for a COCO file, an error message for an unreadable file, or "" for JSON with other content."""
     found = _or_fault(read_coco_file, path)
     return found if isinstance(found, str) else None
 
 
 @read_once(256, fresh=0)
 def coco_images(path: Path) -> frozenset[Path] | str:
-    """Return the paths of the images of a COCO file. For all other files, return the result of `_fault`."""
+    """Return the image paths of a COCO file, an error message for an unreadable file, or "" for other JSON."""
     found = _or_fault(_parse, path)
     return found if isinstance(found, str) else found.paths
 
@@ -127,8 +127,8 @@ def _or_fault(read: Callable[[Path], CocoFile], path: Path) -> CocoFile | str:
 def read_coco_file(path: Path) -> CocoFile:
     """Read a COCO annotation file. The result is cached until the file changes.
 
-    Raises UserError, with the line if known, if the file cannot be read or two images share an id, and OtherJsonError
-    if the JSON has other content.
+    Raises UserError if the file cannot be read, an entry that must be a list is not one, or two images share an id.
+    Raises OtherJsonError if the JSON has other content.
     """
     return _parse(path)
 
@@ -154,7 +154,7 @@ def _parse(path: Path) -> CocoFile:
     smallest = min((min(i.width, i.height) for i in images.values()), default=1)
     boxes: list[list[float]] = [a["bbox"] for a in annotations if is_box(a.get("bbox"))]
     if boxes and smallest > 1 and all(0 <= v <= 1 for box in boxes for v in box):
-        what = f"the coordinates of all {len(boxes)} boxes are between 0 and 1, so they look normalised. "
+        what = f"all coordinates of the {len(boxes)} box(es) are between 0 and 1, so they look normalised. "
         problems.append(Problem("normalised", str(path), what + "The boxes are not read."))
     else:
         problems += _share_out(path, annotations, images, refused)
@@ -191,7 +191,7 @@ def _json(path: Path) -> Any:
 def _images(
     path: Path, entries: list[dict[str, Any]], of_image: Counter[Id | None]
 ) -> tuple[dict[Id, CocoImage], set[Id], list[Problem]]:
-    """Return the usable images by id, the ids of unusable images, and one problem per cause."""
+    """Return the usable images by id, the ids of unusable images, and one problem per cause of unusable images."""
     images: dict[Id, CocoImage] = {}
     names: dict[str, int] = {}
     refused: set[Id] = set()
@@ -223,19 +223,19 @@ def _images(
 
 
 def _image_fault(entry: dict[str, Any]) -> str:
-    """Return the error of an entry of `images`, or an empty string."""
+    """Return the error of an entry of the list `images`, or an empty string if the entry is valid."""
     if id_key(entry.get("id")) is None:
-        return "`id` is missing."
+        return "`id` is missing, or is not an integer or text."
     for key in ("width", "height"):
         if not is_number(entry.get(key)) or entry[key] % 1 or not 0 < entry[key] < 1_000_000:
-            return f"`{key}` must be an integer number of pixels, but is {entry.get(key)!r}."
-    return "" if _text(entry.get("file_name")) else "`file_name` is missing."
+            return f"`{key}` must be an integer from 1 to 999,999 (pixels), but is {entry.get(key)!r}."
+    return "" if _text(entry.get("file_name")) else "`file_name` is missing, or is not text."
 
 
 def _categories(path: Path, entries: list[dict[str, Any]], used: frozenset[Id]) -> tuple[dict[Id, str], list[Problem]]:
-    """Return category names by id, and the errors of categories with annotations.
+    """Return category names by id, and the errors of categories that have annotations or no valid id.
 
-    Categories without annotations, such as Roboflow's root, are dropped if another category has their name.
+    Categories without annotations, such as Roboflow's root, are dropped if another category has the same name.
     """
     categories: dict[Id, str] = {}
     spare: dict[str, Id] = {}
@@ -246,7 +246,7 @@ def _categories(path: Path, entries: list[dict[str, Any]], used: frozenset[Id]) 
             if name and key not in spare.values():
                 spare.setdefault(name, key)
         elif key is None or not name:
-            faults.append(f"category {number}: `id` is not an integer or text, or `name` is missing.")
+            faults.append(f"category {number}: `id` or `name` is missing, or has the wrong type.")
         elif categories.get(key, name) != name:
             faults.append(f"category {number}: the id {entry['id']!r} is used twice.")
         elif key not in categories and name in categories.values():
@@ -261,7 +261,7 @@ def _categories(path: Path, entries: list[dict[str, Any]], used: frozenset[Id]) 
 def _share_out(
     path: Path, entries: list[dict[str, Any]], images: dict[Id, CocoImage], refused: set[Id]
 ) -> list[Problem]:
-    """Add each annotation to its image. Return a problem about annotations without an image."""
+    """Add each annotation to its image. Return at most one problem, about annotations of images that do not exist."""
     orphans: list[tuple[int, Any]] = []  # number and image id of annotations without an image
     for number, entry in enumerate(entries, 1):
         key = id_key(entry.get("image_id"))
@@ -273,11 +273,11 @@ def _share_out(
         return []
     number, image_id = orphans[0]
     alike = f" {len(orphans)} annotations have no image. This is the first." if len(orphans) > 1 else ""
-    return [annotation_problem(path, number, f"the file has no image {repr(image_id)[:80]}.{alike}")]
+    return [annotation_problem(path, number, f"the file has no image with the id {repr(image_id)[:80]}.{alike}")]
 
 
 def _picture_base(path: Path, names: Sequence[str]) -> Path:
-    """Return the folder that every `file_name` is relative to: the first folder with one of the first images."""
+    """Return the folder that every `file_name` is relative to: the first candidate that contains one of 20 images."""
     part = path.stem.rpartition("_")[2]  # train2017 in instances_train2017.json
     roots = [folder / name for folder in (path.parent, path.parent.parent) for name in ("images", "JPEGImages", ".")]
     for base in [b for root in roots for b in (root / part, root)]:
@@ -287,12 +287,12 @@ def _picture_base(path: Path, names: Sequence[str]) -> Path:
 
 
 def annotation_problem(path: Path, number: int, what: str) -> Problem:
-    """Return the problem of an annotation, given its number in the file, from 1."""
+    """Create a problem of an annotation. number: its position in the list `annotations`, from 1. what: the message."""
     return Problem("annotation", str(path), what, None, number, None, "annotation")
 
 
 def id_key(value: Any) -> Id | None:
-    """Normalise an id for comparison: 5.0 and "5" become 5, other text is stripped. Return None if invalid."""
+    """Normalise an id for comparison: 5.0 and "5" become 5, other text is stripped. Return None for other values."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str):
@@ -311,5 +311,5 @@ def is_box(box: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a JSON value is a finite number that can be a coordinate in pixels."""
+    """Return whether a JSON value is a number that can be a coordinate in pixels (between -1e7 and 1e7)."""
     return type(value) in (int, float) and math.isfinite(value) and abs(value) < 1e7

@@ -57,7 +57,7 @@ class _Image:
 def cvat_files(folder: Path) -> list[Path]:
     """Find CVAT files in a folder and its direct subfolders.
 
-    Folders with more than FEW XML files are skipped without reading the files, because CVAT writes only a few.
+    Folders with more than FEW (20) XML files are skipped without reading the files, because CVAT writes only a few.
     """
     found = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]
     few = [files for place in found if 0 < len(files := list(islice(place.glob("*.xml"), FEW + 1))) <= FEW]
@@ -67,7 +67,7 @@ def cvat_files(folder: Path) -> list[Path]:
 def read_cvat(file: Path, folder: Path) -> Listing:
     """Read a CVAT file. folder: the data set's folder.
 
-    Raises UserError if the file cannot be read, contains an image twice, or annotates a video.
+    Raises UserError if the file cannot be read, annotates a video, or contains an invalid or duplicate image entry.
     """
     splits: dict[str, list[str]] = {}
     images: dict[str, ListedImage] = {}
@@ -89,7 +89,7 @@ def read_cvat(file: Path, folder: Path) -> Listing:
 
 @read_once(1000)
 def _is_cvat(path: Path) -> bool:
-    """Return whether the root element of an XML file is <annotations>, as in CVAT files."""
+    """Return whether a file is XML with the root element <annotations>, as CVAT files are."""
     try:
         with path.open("rb") as file:
             return next(iterparse(file, events=("start",), forbid_dtd=True))[1].tag == "annotations"
@@ -99,7 +99,7 @@ def _is_cvat(path: Path) -> bool:
 
 @read_once(4, fresh=0)
 def _read_file(path: Path) -> tuple[list[str], list[_Image]]:
-    """Read the label names and the images of a file. Raises UserError like `read_cvat`."""
+    """Return the label names and the images of a CVAT file. For the errors raised, see `read_cvat`."""
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: the file is larger than the limit of {MAX_BYTES // 1_000_000} MB.")
     labels: list[str] = []
@@ -134,7 +134,7 @@ def _read_image(path: Path, element: Element, number: int) -> _Image:
     name = (element.get("name") or "").replace("\\", "/").strip()
     width, height = (to_float(element.get(key) or "") for key in ("width", "height"))
     if not name or not (1 <= width < 1e6 and 1 <= height < 1e6):
-        raise UserError(f"{path}, image {number} ('{name}'): the image needs a name, and width and height in pixels.")
+        raise UserError(f"{path}, image {number} ('{name}'): name, width or height (in pixels) is missing or invalid.")
     image = _Image(name, (int(width), int(height)), (element.get("subset") or "").strip())
     for count, child in enumerate(element, 1):
         flags = [a.text or "" for a in child.findall("attribute") if (a.get("name") or "").casefold() == "difficult"]
@@ -145,7 +145,7 @@ def _read_image(path: Path, element: Element, number: int) -> _Image:
 def _objects(
     path: Path, image: str, shapes: Sequence[_Shape], size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """Return the objects of an image, and its problems: errors of invalid shapes, and notes about ignored shapes."""
+    """Return the objects of an image, and a list of errors (invalid shapes) and notes (ignored or converted shapes)."""
     objects, problems = [], []
     around, unread = dict[str, int](), dict[str, int]()
     for shape in shapes:
@@ -156,7 +156,7 @@ def _objects(
         box, shown = _box(shape)
         difficult = read_flag(shape.difficult)
         if box is None or not name or difficult is None:
-            what = f"{image}, <{shape.tag}>: the label, coordinates or flags are missing or invalid ({shown})."
+            what = f"{image}: label, coordinates '{shown}' or `difficult` of <{shape.tag}> is missing or invalid."
             problems.append(Problem("annotation", str(path), what, object=shape.number, name=name or None))
             continue
         fault = "" if box[0] < box[2] and box[1] < box[3] else "has no area."
@@ -172,18 +172,18 @@ def _objects(
         objects.append(AnnotatedObject(path, shape.number, name, box, shown, difficult, fault=fault, unit="shape"))
     if around:
         kinds = ", ".join(f"{number} <{tag}>" for tag, number in around.items())
-        what = f"{image}: {kinds}. The axis-aligned bounding box of each is used."
+        what = f"{image}: only the axis-aligned bounding box of each of these shapes is used: {kinds}."
         problems.append(Problem("polygons", str(path), what))
     if unread:
         kinds = ", ".join(f"{number} <{tag}>" for tag, number in unread.items())
-        problems.append(Problem("elements", str(path), f"{image}: {kinds} are ignored."))
+        problems.append(Problem("elements", str(path), f"{image}: these elements are ignored: {kinds}."))
     return objects, problems
 
 
 def _box(shape: _Shape) -> tuple[Box | None, str]:
-    """Return the bounding box of a shape, or None if it is invalid, and its numbers as written in the file.
+    """Return the bounding box of a shape in pixels (None if it is invalid), and the shape's coordinates as text.
 
-    The rotation of an ellipse is applied, that of a box is not.
+    The rotation of an ellipse is applied, but not the rotation of a box.
     """
     keys = {"box": ("xtl", "ytl", "xbr", "ybr"), "ellipse": ("cx", "cy", "rx", "ry")}
     keys["mask"] = ("left", "top", "width", "height")

@@ -34,7 +34,7 @@ from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
 MAX_BYTES = 500_000_000
-SHAPES = ("rectangle", "polygon", "ellipse", "rectanglelabels", "polygonlabels", "ellipselabels")  # types of results
+SHAPES = ("rectangle", "polygon", "ellipse", "rectanglelabels", "polygonlabels", "ellipselabels")  # `type` of results
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # prefix that Label Studio adds to the names of uploaded files
 Task = dict[str, Any]
 
@@ -47,7 +47,7 @@ def label_studio_files(folder: Path) -> list[Path]:
 def read_label_studio(path: Path, folder: Path) -> Listing:
     """Read a Label Studio file. folder: the data set's folder.
 
-    Raises UserError if the JSON has another format, a task names no image, or two tasks have the same image.
+    Raises UserError if the file has another format, an annotated task names no image, or two tasks have the same image.
     """
     tasks = _read_tasks(path)
     if tasks is None:
@@ -69,7 +69,7 @@ def read_label_studio(path: Path, folder: Path) -> Listing:
             continue
         place = finder.image_of(task)
         if place is None:
-            raise UserError(f"{path}, task {which}: the task names no image.")
+            raise UserError(f"{path}, task {which}: no value of the task is a path or URL of an image.")
         own, date = image_id(place, folder), str(task.get("updated_at") or "")
         if own in images and "data" in task:
             raise UserError(f"{path}, task {which}: another task also has the image {own}. Remove one of the tasks.")
@@ -90,7 +90,7 @@ def read_label_studio(path: Path, folder: Path) -> Listing:
 
 
 def is_json_list(path: Path) -> bool:
-    """Return whether a JSON file starts with a list. A COCO file does not."""
+    """Return whether a JSON file contains a list, judging by its first character. (COCO files contain an object.)"""
     try:
         with path.open("rb") as file:
             return file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
@@ -100,7 +100,7 @@ def is_json_list(path: Path) -> bool:
 
 @read_once(4, fresh=0)
 def _read_tasks(path: Path) -> list[Task] | None:
-    """Read the tasks of a file. Return None if it is not JSON or has another format."""
+    """Return the tasks of a file, or None if it cannot be read, is larger than MAX_BYTES, or has another format."""
     try:
         if path.stat().st_size > MAX_BYTES or not is_json_list(path):
             return None
@@ -114,7 +114,7 @@ def _read_tasks(path: Path) -> list[Task] | None:
 
 
 def _regions(task: Task) -> tuple[list[dict[str, Any]] | None, int]:
-    """Return the regions of a task's newest annotation, or None if it has none, and the number of annotations."""
+    """Return the regions of a task's newest annotation (None if none exists), and the number of its annotations."""
     if "data" not in task:  # JSON-MIN: the labelling interface defines the key of the list of regions
         if task.get("annotation_id") is None:
             return None, 0
@@ -130,7 +130,7 @@ def _regions(task: Task) -> tuple[list[dict[str, Any]] | None, int]:
 
 
 def _drawn(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the regions among the results of an annotation, each once.
+    """Return the results of an annotation that define regions, one for each region.
 
     Results such as text and choices repeat the coordinates of their region. If the shape and the label of a region are
     separate results, both contain the coordinates.
@@ -154,7 +154,7 @@ def _shape(region: dict[str, Any]) -> str:
 
 
 def _labels(region: dict[str, Any]) -> list[str]:
-    """Return the class names of a region."""
+    """Return the labels (class names) of a region."""
     found = [value for key, value in region.items() if _is_shape(key) and isinstance(value, list)]
     return [name for names in found for name in names if isinstance(name, str) and name]
 
@@ -164,10 +164,10 @@ class _Finder:
     """Find the images of tasks below a data set's folder."""
 
     folder: Path
-    stored: dict[str, Path] | None = None  # files by `_stored_name`; None if not yet listed
+    stored: dict[str, Path] | None = None  # images by `_stored_name`; None until they are first needed
 
     def image_of(self, task: Task) -> Path | None:
-        """Return the path of a task's image, which can be missing. Return None if the task names no image."""
+        """Return the path of a task's image, even if the file does not exist, or None if the task names no image."""
         data = task["data"] if isinstance(task.get("data"), dict) else task
         texts = [data.get("image"), data.get("img"), *data.values()]
         named = [text for text in texts if isinstance(text, str) and _suffix(text) in IMAGE_SUFFIXES]
@@ -190,7 +190,7 @@ def _stored_name(name: str) -> str:
 
 
 def _local(text: str) -> str:
-    """Return the path in a URL: a/b.jpg for `/data/local-files/?d=a/b.jpg`."""
+    """Return the file path that a URL contains, such as a/b.jpg for `/data/local-files/?d=a/b.jpg`."""
     address = urlsplit(text.replace("\\", "/"))
     return parse_qs(address.query).get("d", [unquote(address.path)])[0]
 
@@ -200,7 +200,7 @@ def _suffix(text: str) -> str:
 
 
 def _size(regions: Sequence[dict[str, Any]]) -> Size | None:
-    """Return width and height of the image as stated in its regions, or None if no region states them."""
+    """Return width and height of the image in pixels as stated in its regions, or None if no region states them."""
     for region in regions:
         size = region.get("original_width"), region.get("original_height")
         if all(type(v) is int and 0 < v < 1_000_000 for v in size):
@@ -211,7 +211,7 @@ def _size(regions: Sequence[dict[str, Any]]) -> Size | None:
 def _objects(
     path: Path, task: Any, regions: Sequence[dict[str, Any]], size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """Return the objects of a task, and its problems: errors of invalid regions, and notes about ignored regions."""
+    """Return the objects of a task, and a list of errors (invalid regions) and notes (ignored or converted regions)."""
     objects, problems = [], []
     around = unread = 0
     for number, region in enumerate(regions, 1):
@@ -241,22 +241,23 @@ def _objects(
         shown = f"{shown} of task {task}"
         objects.append(AnnotatedObject(path, number, names[0], box, shown, fault=fault, unit="region"))
     if around:
-        what = f"task {task}: {around} polygon(s) or ellipse(s). The axis-aligned bounding box of each is used."
+        what = f"task {task}: only the axis-aligned bounding box of each of {around} polygon(s) or ellipse(s) is used."
         problems.append(Problem("polygons", str(path), what))
     if unread:
-        problems.append(Problem("elements", str(path), f"task {task}: {unread} region(s) without a box are ignored."))
+        what = f"task {task}: {unread} region(s) other than rectangles, polygons and ellipses are ignored."
+        problems.append(Problem("elements", str(path), what))
     return objects, problems
 
 
 def _number(value: Any) -> float:
-    """Convert a JSON number to a float. Return NaN for anything else."""
+    """Convert a JSON number below 1e7 to a float. Return NaN for other values."""
     return float(value) if type(value) in (int, float) and abs(value) < 1e7 else math.nan
 
 
 def _box(shape: str, region: dict[str, Any], size: Size) -> tuple[Box | None, str, str]:
-    """Return the bounding box of a region, the numbers of the region as they are in the file, and an error message.
+    """Return the bounding box of a region in pixels, the region's numbers in the file as text, and an error message.
 
-    The box is axis-aligned and in pixels. It is None if the numbers are invalid; otherwise the message is empty.
+    If the numbers are invalid, the box is None; otherwise the message is empty. size: width and height of the image.
     """
     if shape == "polygon":
         points = region.get("points")
@@ -264,7 +265,7 @@ def _box(shape: str, region: dict[str, Any], size: Size) -> tuple[Box | None, st
         corners = [(_number(x), _number(y)) for x, y in pairs]
         shown = f"({repr(points)[:60]})"
         if len(corners) < 2 or not all(math.isfinite(v) for corner in corners for v in corner):
-            return None, shown, f"the points {shown} must be pairs of numbers."
+            return None, shown, f"the points {shown} must be at least two pairs of numbers."
     else:
         keys = ("x", "y", "width", "height") if shape == "rectangle" else ("x", "y", "radiusX", "radiusY")
         x, y, w, h = values = [_number(region.get(key)) for key in keys]

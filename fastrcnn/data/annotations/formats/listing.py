@@ -17,7 +17,7 @@ from fastrcnn.data.truth.text_files import leads_out
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError
 
-# Names of folders, lists and files, and the splits that they stand for.
+# Names of folders, lists and files, and the splits that they identify.
 SPLIT_NAMES = {"trainval": "trainval", "train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
 IMAGE_FOLDERS = ("images", "JPEGImages", "imgs", "img")
@@ -32,9 +32,9 @@ class ListedImage:
     """An image that an annotation file lists."""
 
     path: Path
-    annotation: Path  # of the file with its annotations, which can be missing
+    annotation: Path  # the file with its annotations, even if it does not exist
     objects: Objects = field(repr=False, compare=False)
-    size: Size | None = None  # as stated in the annotation file; None: the size of the upright image
+    size: Size | None = None  # as stated in the annotation file; None: use the size of the upright image
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class Listing:
     """The images of a data set, as listed by files of one format.
 
     format: name of the format, for messages. path: the main file. splits: image ids by split name; the name is "" if
-    the files name no split. classes: class names in the order of the files, including classes without objects.
-    classes_from: source of the class names, for messages. problems: problems that do not concern a single image.
+    the files name no split. images: by image id. classes: class names, sorted, except that CVAT and YOLO files define
+    their order and can include classes without objects. classes_from: source of the class names, for messages.
+    problems: problems that do not concern a single image.
     """
 
     format: str
@@ -55,7 +56,7 @@ class Listing:
     problems: tuple[Problem, ...] = ()
 
     def read(self, image_ids: Sequence[str], folder: Path, need_pictures: bool = True) -> Iterator[Annotated]:
-        """Read the annotations of the images. folder: the data set's folder; links to files outside it are errors.
+        """Yield the annotations of each image. folder: the data set's folder; links to files outside it are errors.
 
         need_pictures: whether a missing image is an error. Without a size in the annotation file, it always is.
         """
@@ -76,10 +77,9 @@ def _read(image_id: str, image: ListedImage, home: Path, need_pictures: bool) ->
         return replace(found, problems=(Problem(kind, str(file), what),))
 
     if not image.path.is_file() and (need_pictures or image.size is None):
-        where = (
-            "The search covered that file's folder, the data set's folder, and `images` and similar folders in both."
-        )
-        return refused("missing_image", image.path, f"no such image. It is named in {image.annotation}. {where}")
+        what = f"no such image. Its annotation file is {image.annotation}. "
+        what += "The image was also searched for in the data set's folder."
+        return refused("missing_image", image.path, what)
     for file in (image.path, image.annotation):
         if not file.resolve().is_relative_to(home):
             return refused("link", file, LEADS_OUT)
@@ -96,12 +96,12 @@ def _read(image_id: str, image: ListedImage, home: Path, need_pictures: bool) ->
 
 @read_once(20_000)
 def upright_size(path: Path) -> Size:
-    """Return width and height of an image after its EXIF rotation. Raises UserError if it cannot be read."""
+    """Return width and height of an image after its EXIF rotation. Raises UserError if the file cannot be read."""
     return read_header(read_bytes(path), path).upright
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Find all images in a folder and its subfolders, sorted by path."""
+    """Find all images in a folder and its subfolders, except hidden folders, sorted by path."""
     found = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name != "__MACOSX" and not name.startswith(".")]
@@ -110,15 +110,16 @@ def images_below(folder: Path) -> list[Path]:
 
 
 def image_id(path: Path, folder: Path) -> str:
-    """Return the id of an image, given the data set's folder."""
+    """Return the id of an image: its path relative to `folder`, the data set's folder, with / as the separator."""
     return path.relative_to(folder).as_posix()
 
 
 def resolve(written: str, bases: Sequence[Path]) -> Path | None:
-    """Find the file or folder that a path in a user's file refers to, below the first base that contains it.
+    """Return the file or folder that a path in a user's file refers to, or None. bases: folders to search, in order.
 
     Exported files often contain paths on another machine or in a zip file (`../train/images`, `/content/data/a.jpg`,
-    `data/obj_train_data/a.jpg`). Therefore, leading parts are dropped one by one. Only paths below a base are tried.
+    `data/obj_train_data/a.jpg`). Therefore, `..` is ignored, and leading parts are dropped one by one until the path
+    exists in one of the bases.
     """
     windows = "\\" in written or PureWindowsPath(written).drive
     parts = (PureWindowsPath(written) if windows else PurePosixPath(written)).parts
@@ -151,7 +152,10 @@ def folders_of(split: str, base: Path) -> list[str]:
 
 
 def split_of(path: Path, folder: Path) -> str:
-    """Return the split that a parent folder or, otherwise, the file itself is named after; "" if there is none."""
+    """Return the part of a path that names a split, such as `valid`: a folder or a word of the file name; otherwise "".
+
+    The innermost folder takes precedence. folder: the data set's folder, whose own name is ignored.
+    """
     parts = path.relative_to(folder).parts
     for part in reversed(parts[:-1]):
         if part.casefold() in SPLIT_NAMES:
@@ -161,6 +165,6 @@ def split_of(path: Path, folder: Path) -> str:
 
 
 def box_around(points: Sequence[tuple[float, float]]) -> Box:
-    """Return the axis-aligned bounding box of points (x, y)."""
+    """Return the axis-aligned bounding box (x1, y1, x2, y2) of points (x, y)."""
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs), max(ys)

@@ -69,7 +69,7 @@ class _Image:
 def table_files(folder: Path) -> list[Path]:
     """Find CSV files with boxes in a folder and its direct subfolders.
 
-    Raises UserError if a CSV file cannot be read.
+    Raises UserError if a CSV file cannot be read, or contains a table of boxes with an invalid row.
     """
     return [file for file in sorted([*folder.glob("*.csv"), *folder.glob("*/*.csv")]) if _read_rows(file) is not None]
 
@@ -77,12 +77,13 @@ def table_files(folder: Path) -> list[Path]:
 def read_table(file: Path, folder: Path) -> Listing:
     """Read a CSV file. folder: the data set's folder.
 
-    Raises UserError if the file cannot be read, is not a table of boxes, or refers to an image by different paths.
+    Raises UserError if the file cannot be read, is not a valid table of boxes, or refers to an image by several paths.
     """
     found = _read_rows(file)
     if found is None:
         raise UserError(
-            f"{file}: not a table of boxes. It needs the header {WANTED}, or rows of path,x1,y1,x2,y2,class."
+            f"{file}: not a table of boxes. It needs the header {WANTED} (width and height are optional), or only rows "
+            "of path,x1,y1,x2,y2,class."
         )
     splits: dict[str, list[str]] = {}
     images: dict[str, ListedImage] = {}
@@ -98,23 +99,23 @@ def read_table(file: Path, folder: Path) -> Listing:
         own = image_id(path, folder)
         if own in images:
             raise UserError(
-                f"{file}, line {image.rows[0].number}: image {own} also occurs with a different path. Use one path."
+                f"{file}, line {image.rows[0].number}: image {own} also occurs with a different path. Use only one."
             )
         size = None if image.size is None else _size(image.size)
         images[own] = ListedImage(path, file, partial(_objects, file, tuple(image.rows)), size)
         splits.setdefault(image.split, []).append(own)
         names.update(dict.fromkeys(row.name for row in image.rows if row.name))
-    return Listing("CSV", file, splits, images, sorted(names), "its rows")
+    return Listing("CSV", file, splits, images, sorted(names), "the class column")
 
 
 def _size(texts: tuple[str, str]) -> Size | None:
-    """Return width and height of an image as stated in the file, or None if they are invalid."""
+    """Convert width and height of an image, as written in the file, to integers. Return None if they are invalid."""
     width, height = (to_float(text) for text in texts)
     return (int(width), int(height)) if 1 <= width < 1e6 and 1 <= height < 1e6 else None
 
 
 def columns_of(header: Sequence[str]) -> dict[str, int] | None:
-    """Return the index of each column, or None if a required column is missing from the header."""
+    """Return the index of each column by its key in COLUMNS, or None if a required column is missing."""
     names = [cell.strip().strip("\ufeff").casefold() for cell in header]
     found = {key: names.index(name) for key, alike in COLUMNS.items() for name in alike[::-1] if name in names}
     return found if set(NEEDED) <= found.keys() else None
@@ -122,7 +123,7 @@ def columns_of(header: Sequence[str]) -> dict[str, int] | None:
 
 @read_once(16, fresh=0)
 def _read_rows(path: Path) -> dict[str, _Image] | None:
-    """Read the images of a CSV file, by path as written in the file. Return None if it is not a table of boxes."""
+    """Return the images of a CSV file by path as written in the file, or None if the file is not a table of boxes."""
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: the file is larger than the limit of {MAX_BYTES // 1_000_000} MB.")
     lines = read_lines(path)
@@ -154,8 +155,8 @@ def _read_rows(path: Path) -> dict[str, _Image] | None:
         image = images.setdefault(written, _Image(written, size, split, []))
         if (image.size, image.split) != (size, split):
             raise UserError(
-                f"{path}, line {number}: the size or split of image {written} differs from that in line "
-                f"{image.rows[0].number}."
+                f"{path}, line {number}: image {written} has a different size or split in line "
+                f"{image.rows[0].number}. Correct one of the lines."
             )
         image.rows.append(_Row(number, cells[columns["class"]], corners))
     return images
@@ -168,23 +169,24 @@ def _is_keras(row: Sequence[str]) -> bool:
 
 
 def _objects(path: Path, rows: Sequence[_Row], size: Size) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """Return the objects in the rows of an image of this size, and the errors of the rows."""
+    """Return the objects in the rows of an image, and the errors of the rows. size: width and height of the image."""
     objects, problems = [], []
     for row in rows:
         if not row.name and not any(row.corners):
             if len(rows) > 1:
-                what = "the row has no object, but other rows of the image do. Delete this row."
+                what = "the row contains no object, but the image has other rows. Delete this row."
                 problems.append(Problem("annotation", str(path), what, line=row.number))
             continue
         values = [to_float(text) for text in row.corners]
         shown = f"({', '.join(row.corners)})"
         if not all(abs(v) < 1e7 for v in values) or not row.name:
-            what = f"the row needs a class and four coordinates in pixels, but has '{row.name}' and {shown}."
+            what = f"the row needs a class and four coordinates in pixels, but contains '{row.name}' and {shown}."
             problems.append(Problem("annotation", str(path), what[:300], line=row.number))
             continue
         x1, y1, x2, y2 = values
         if min(size) > 10 and all(0 <= v <= 1 for v in values):
-            what = f"the box {shown} looks normalised to 0..1, but must be in pixels. Multiply it by the image size."
+            what = f"the box {shown} looks normalised to 0..1, but must be in pixels. Multiply x by the image's width "
+            what += "and y by its height."
             problems.append(Problem("normalised", str(path), what, line=row.number))
             continue
         fault = "is inverted: xmax < xmin or ymax < ymin." if x2 < x1 or y2 < y1 else ""

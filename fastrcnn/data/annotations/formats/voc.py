@@ -1,4 +1,4 @@
-"""Reader of data sets in Pascal VOC's format. `voc_layout.py` finds the files, and `voc_xml.py` reads an XML file."""
+"""Reader of data sets in Pascal VOC's format. `voc_layout.py` finds the files, and `voc_xml.py` reads XML files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from fastrcnn.data.truth.problems import LEADS_OUT, Problem
 def read_voc(
     root: Path, image_ids: Sequence[str], need_pictures: bool = True, first_pixel: int = 1
 ) -> Iterator[Annotated]:
-    """Read the XML file of each image; see `splits.read`. Links to files outside the data set are errors."""
+    """Yield the annotations in each image's XML file; see `splits.read`. Links out of the data set are errors."""
     folders = homes(root)
     for image_id in image_ids:
         images, annotation = find_images(root, image_id), find_annotation(root, image_id)
@@ -45,7 +45,7 @@ def read_voc(
 
 
 def _filename_notes(images: Sequence[Path], said: Annotated) -> list[Problem]:
-    """Return notes about images with the same id, and about a <filename> that differs from the used image."""
+    """Return notes about unused images with the same id, and about a <filename> that is not the used one, images[0]."""
     used, filename, named = images[0].name, said.filename, last_part(said.filename)
     notes = [
         Problem("same_id", str(other), f"the image is not used, because '{used}' has the same id.")

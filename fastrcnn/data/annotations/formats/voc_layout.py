@@ -1,9 +1,9 @@
-"""Find the folders, images, annotations and split lists of a data set with XML files.
+"""Find the folders, images, annotations and split lists of a data set with VOC XML files.
 
-Supported layouts are that of the VOC devkit (`JPEGImages/ID.jpg`, `Annotations/ID.xml`, `ImageSets/Main/SPLIT.txt`),
-`images/` with `annotations/`, and images next to their XML files. There can also be one folder per split, which has one
-of these layouts; image ids then start with the folder's name, such as `train/ID`. Ids are in Unicode's composed form
-(NFC), because some systems, such as macOS, decompose file names.
+Supported layouts are the layout of the VOC devkit (`JPEGImages/ID.jpg`, `Annotations/ID.xml`,
+`ImageSets/Main/SPLIT.txt`), `images/` with `annotations/`, and images next to their XML files. There can also be one
+folder per split, with one of these layouts. Image ids then start with the folder's name, such as `train/ID`. Ids are in
+Unicode's composed form (NFC), because some systems, such as macOS, decompose file names.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastrcnn.data.truth.text_files import leads_out, read_lines
 from fastrcnn.data.truth.versions import read_once
 from fastrcnn.errors import UserError, nearest
 
-# Folder names in any letter case, in order of preference. The first two are used even if they contain no such files.
+# Folder names in any letter case, in order of preference. The first two are used even if they contain no images or XML.
 IMAGE_FOLDERS = ("JPEGImages", "images", "imgs", "img")
 ANNOTATION_FOLDERS = ("Annotations", "annotations", "annots", "labels", "xml", "xmls")
 HEAD_BYTES = 4096  # at the start of an XML file, searched for <filename>
@@ -43,7 +43,7 @@ class Listing:
 
 @read_once(1024)
 def _list(folder: Path) -> Listing:
-    """List the folder. The result is empty if it does not exist."""
+    """List the folder. The result is empty if the folder cannot be read."""
     names: dict[str, tuple[str, ...]] = {}
     folders: dict[str, str] = {}
     suffixes = set()
@@ -103,7 +103,7 @@ def _holds(folder: Path, suffixes: set[str]) -> bool:
 
 
 def _places(root: Path, image_id: str) -> Iterator[tuple[Path, str]]:
-    """Yield the folders where an id's image and annotation can be, and the id relative to each."""
+    """Yield each folder (`root`, or a split's folder in it) that can contain an image, and the id relative to it."""
     yield root, image_id
     folder, _, rest = image_id.partition("/")
     if folder.casefold() in SPLIT_NAMES and rest:
@@ -123,9 +123,9 @@ def _files(folder: Path, image_id: str, suffixes: tuple[str, ...]) -> list[Path]
 
 
 def find_images(root: Path, image_id: str) -> list[Path]:
-    """Find the images `ID.*` of a data set. The image that the annotation names comes first.
+    """Find the images `ID.*` of a data set. The image that <filename> in the annotation names comes first.
 
-    If there are no such images, find the image that the annotation names.
+    If there are no such images, find the image that <filename> names (see `named_image`).
     """
     for place, rest in _places(root, image_id):
         if found := _files(picture_folder(place), rest, IMAGE_SUFFIXES):
@@ -137,9 +137,9 @@ def find_images(root: Path, image_id: str) -> list[Path]:
 
 
 def named_image(root: Path, image_id: str) -> list[Path]:
-    """Find the image that <filename> of an annotation names, in the data set's folder of images.
+    """Return a list with the image that <filename> of an annotation names, in the data set's folder of images.
 
-    The result is empty if the image does not exist, or if another annotation has the image's name.
+    The list is empty if the image does not exist, or if another annotation has the image's name.
     """
     name = PurePosixPath(last_part(_filename_in(find_annotation(root, image_id))))
     if name.suffix.lower() not in IMAGE_SUFFIXES:
@@ -172,13 +172,13 @@ def find_annotation(root: Path, image_id: str) -> Path:
 
 
 def homes(root: Path) -> list[Path]:
-    """Return the folders, with links resolved, that must contain the files of a data set."""
+    """Return a data set's folder, its split folders, and the image and annotation folders, with links resolved."""
     places = [root, *(root / name for key, name in _list(root).folders.items() if key in SPLIT_NAMES)]
     return [f.resolve() for p in places for f in dict.fromkeys((p, picture_folder(p), annotation_folder(p)))]
 
 
 def annotated_ids(root: Path) -> list[str]:
-    """Return the sorted ids of all annotations."""
+    """Return the sorted ids of all XML files (paths below the annotation folder without suffix)."""
     return sorted(image_id for image_id, _ in _all_files(annotation_folder(root), (".xml",)))
 
 
@@ -190,7 +190,7 @@ def _all_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, P
 
 
 def split_folders(root: Path) -> dict[str, list[str]]:
-    """Return the ids in each folder of annotations that has the name of a split, such as train, valid or test.
+    """Return the image ids in each subfolder of the annotation folder that is named after a split, such as `valid`.
 
     The result is empty if there are fewer than two such folders, because a single one does not define the other splits.
     """
@@ -203,7 +203,7 @@ def split_folders(root: Path) -> dict[str, list[str]]:
 
 
 def pictures_without_annotation(root: Path) -> list[Path]:
-    """Find the images of a data set that have no XML file."""
+    """Find the images of a data set that have no XML file, sorted by path."""
     splits = split_folders(root) if annotation_folder(root) == root else {}
     found = [path for name in splits for path in pictures_without_annotation(root / name)]
     annotated, elsewhere = set(annotated_ids(root)), tuple(f"{name}/" for name in splits)
@@ -217,19 +217,19 @@ def pictures_without_annotation(root: Path) -> list[Path]:
 
 
 def missing_image(root: Path, image_id: str) -> str:
-    """Return the error message about a missing image."""
+    """Return the error message about a missing image, with the suffixes of unsupported files of that name."""
     read = ", ".join(IMAGE_SUFFIXES)
     path = PurePosixPath(image_id)
     for place, rest in _places(root, image_id):
         names = _list(picture_folder(place) / PurePosixPath(rest).parent).names.get(nfc(path.name), ())
         others = sorted({Path(n).suffix.lower() for n in names} - {".xml", ".txt", ".json", ""})
         if others:
-            return f"no such image ({read}). The suffix {' and '.join(others)} is not supported. Convert the file."
+            return f"no such image ({read}). Convert the file with the unsupported suffix {' or '.join(others)}."
     return f"no such image ({read})."
 
 
 def where_files_are(root: Path) -> str:
-    """Return a message with the location of most images and XML files, or an empty string if either are missing."""
+    """Return a message with the folders that contain most images and most XML files, or "" if either do not exist."""
     found = []
     for suffixes in (IMAGE_SUFFIXES, (".xml",)):
         files = sorted(path for _, path in _all_files(root, suffixes))
@@ -242,22 +242,22 @@ def where_files_are(root: Path) -> str:
     advice = "Give each image and its XML file the same name."
     if (images, annotations) != (picture_folder(root), annotation_folder(root)):
         advice = "Rename these folders to JPEGImages and Annotations."
-    return f"images are in {images_text}, XML files are in {annotations_text}. {advice}"
+    return f"images are in {images_text}, and XML files are in {annotations_text}. {advice}"
 
 
 def split_lists(root: Path) -> list[str]:
-    """Return the names of the lists in `ImageSets/Main`."""
+    """Return the names of the lists in `ImageSets/Main`, without `.txt`, sorted."""
     return sorted(p.stem for p in (root / "ImageSets" / "Main").glob("*.txt"))
 
 
 def whole_lists(root: Path) -> list[str]:
-    """Return the names of the split lists, without lists of a single class (CLASS_SPLIT next to SPLIT)."""
+    """Return the names of the lists in `ImageSets/Main`, except lists of a single class (CLASS_SPLIT next to SPLIT)."""
     lists = split_lists(root)
     return [name for name in lists if not any(name.endswith(f"_{other}") for other in lists)]
 
 
 def read_split(root: Path, split: str) -> list[str]:
-    """Read the image ids in `ImageSets/Main/SPLIT.txt` below `root`.
+    """Return the image ids in `ImageSets/Main/SPLIT.txt` below `root`, in the order of the lines.
 
     A line contains an id, or an id and -1, 0 or 1 (ignored), as in the devkit's lists of a single class. An id can end
     with the suffix of its file. It can contain spaces, or be quoted, if an image or annotation has that id.
@@ -288,7 +288,9 @@ def read_split(root: Path, split: str) -> list[str]:
                 "or an id and -1, 0 or 1."
             )
         if nfc(image_id) in ids:
-            raise UserError(f"{path}, line {number}: '{image_id}' is already in line {ids[nfc(image_id)]}.")
+            raise UserError(
+                f"{path}, line {number}: '{image_id}' is already in line {ids[nfc(image_id)]}. Delete a line."
+            )
         ids[nfc(image_id)] = number
     if not ids:
         raise UserError(f"{path}: the list is empty.")
@@ -296,7 +298,7 @@ def read_split(root: Path, split: str) -> list[str]:
 
 
 def _id_of(root: Path, line: str) -> str | None:
-    """Return the id in a line of a list, or None if the line contains spaces and no such image exists."""
+    """Return the id in a line of a list, or None if it contains spaces and no image or annotation has this id."""
     id_and_flag = line.rsplit(maxsplit=1)
     texts = [line, id_and_flag[0]] if id_and_flag[1:] in (["-1"], ["0"], ["1"]) else [line]
     texts += [text[1:-1] for text in texts if len(text) > 2 and text[0] == text[-1] == '"']
@@ -304,7 +306,7 @@ def _id_of(root: Path, line: str) -> str | None:
         stem, dot, suffix = text.rpartition(".")
         has_suffix = (dot + suffix).lower() in (*IMAGE_SUFFIXES, ".xml")
         if len(text.split()) == 1 and not has_suffix:
-            continue  # the usual case, in which no files have to be found
+            continue  # the usual case, which does not need to search for files
         for image_id in (text, stem) if has_suffix else (text,):
             if find_images(root, image_id) or find_annotation(root, image_id).is_file():
                 return image_id

@@ -1,6 +1,6 @@
 """Reader of a Pascal VOC XML file: its objects, its errors, and notes about unused elements.
 
-Boxes in the file are one-based and inclusive (xmin, ymin, xmax, ymax). They become (xmin - 1, ymin - 1, xmax, ymax).
+Boxes in the file are one-based and inclusive. They are converted to half-open boxes (xmin - 1, ymin - 1, xmax, ymax).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastrcnn.data.truth.versions import read_once
 MAX_XML_BYTES = 4_000_000  # about ten thousand objects; parsed elements take up to 100 times as much memory
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 
-# Child elements that cause no note, because they are read, or because VOC or common tools write them.
+# Child elements that are not reported as unused, because they are read, or because VOC or common tools write them.
 KNOWN = {
     "annotation": {"folder", "filename", "path", "source", "owner", "size", "segmented", "verified", "object"},
     "size": {"width", "height", "depth"},
@@ -29,7 +29,7 @@ KNOWN = {
     | {"pose", "occluded", "part", "parts", "actions", "point", "polygon", "mask", "segmented", "type", "view", "id"},
     "bndbox": set(SIDES),
 }
-# These elements are errors in any other place or letter case, because their content would be lost.
+# These elements are errors in any place or letter case that is not read, because their content would be lost.
 MEANT = {"object", "bndbox", "robndbox", "difficult", *SIDES}
 READ = {"annotation": {"size"}, "size": {"width", "height"}, "object": {"name", "truncated", "ignore", "deleted"}}
 NORMALISED = (
@@ -46,9 +46,9 @@ def read_annotation(path: Path, first_pixel: int = 1) -> Annotated:
 
     first_pixel: coordinate of the first pixel, 1 in VOC, 0 in zero-based data sets.
 
-    Errors are malformed XML, entities, missing, duplicate or non-numeric fields, objects and boxes in places that are
-    not read, and normalised boxes. Each error states the line or the object. If a box does not fit into the image, only
-    its object is unusable (see AnnotatedObject.fault).
+    Malformed XML, a DOCTYPE, missing, duplicate or invalid fields, objects and boxes in places that are not read, and
+    normalised boxes are errors in `problems` of the result, whose `objects` is then None. If a box does not fit into
+    the image, only its object is unusable (see AnnotatedObject.fault).
     """
     root = _root(path)
     if isinstance(root, Problem):
@@ -63,7 +63,7 @@ def read_annotation(path: Path, first_pixel: int = 1) -> Annotated:
         if value != math.trunc(value):
             file.report(f"<size/{key}> must be an integer number of pixels, but is '{value:g}'.")
     if not file.errors and min(width, height) < 1:
-        file.report(f"the image size {width:g} x {height:g} is not positive.")
+        file.report(f"the image size {width:g} x {height:g} is not positive. Fix <size>.")
     truncated, objects = 0, []
     for number, element in enumerate(root.findall("object"), 1):
         file.number = number
@@ -81,7 +81,7 @@ def last_part(filename: str) -> str:
 
 
 def _root(path: Path) -> Element | Problem:
-    """Return the root element, or the error that makes the file unusable."""
+    """Return the root element of an XML file, or the error that makes the file unusable."""
     line = None
     try:
         if path.stat().st_size <= MAX_XML_BYTES:
@@ -108,7 +108,7 @@ def _root(path: Path) -> Element | Problem:
 
 @dataclass
 class _File:
-    """Read the fields of a file and collect errors and notes."""
+    """Read the fields of a VOC XML file, and collect errors and notes."""
 
     path: Path
     first_pixel: int
@@ -125,11 +125,11 @@ class _File:
         self.notes.append(Problem(kind, str(self.path), what, object=self.number, name=name))
 
     def only_child(self, element: Element | None, tag: str) -> Element | None:
-        """Return the child with this tag. Report an error if there are several."""
+        """Return the first child with this tag, or None. Report an error if there are several."""
         found = [] if element is None else element.findall(tag)
         if len(found) > 1:
             advice = "Give each box its own <object>." if tag == "bndbox" else "Keep one of them."
-            self.report(f"{len(found)} <{tag}> elements, but only one is allowed. {advice}")
+            self.report(f"found {len(found)} <{tag}> elements, but only one is allowed. {advice}")
         return found[0] if found else None
 
     def text(self, element: Element | None, tag: str) -> str:
@@ -137,7 +137,7 @@ class _File:
         return "" if child is None else (child.text or "").strip()
 
     def pixels(self, element: Element | None, tag: str, shown: str) -> float:
-        """Return the value of a child as a number. If it is not a number, report an error and return 0."""
+        """Return the number in a child. If it is not a number, report an error with the path `shown`, and return 0."""
         text = self.text(element, tag)
         if abs(value := to_float(text)) < 1e7:  # False for NaN and infinity
             return value
@@ -151,7 +151,10 @@ class _File:
         return bool(value)
 
     def report_strays(self, element: Element, tag: str, also: str = "") -> bool:
-        """Report children that are not read. Return whether any is an error because it contains known elements."""
+        """Report errors of children with misplaced elements, and a note about other unused children.
+
+        tag: the element's key in KNOWN. also: another allowed tag. Returns whether there are errors.
+        """
         unused, refused = set[str](), set[str]()
         for child in element:
             if child.tag in KNOWN[tag] or child.tag == also or child.tag in refused:
@@ -161,8 +164,8 @@ class _File:
                 refused.add(child.tag)
                 holds = f", which contains <{held}>," if held not in (None, child.tag) else ""
                 self.report(
-                    f"<{child.tag}>{holds} is not allowed in <{tag}>. The case-sensitive paths of VOC are annotation/"
-                    "object/name and annotation/object/bndbox/xmin."
+                    f"<{child.tag}>{holds} is not allowed in <{tag}>. VOC's paths, such as annotation/object/name and "
+                    "annotation/object/bndbox/xmin, are case-sensitive."
                 )
             else:
                 unused.add(child.tag)
@@ -178,7 +181,7 @@ def _plain(element: Element) -> str:
 
 
 def _read_object(file: _File, element: Element) -> AnnotatedObject | None:
-    """Read an object of a file. Return None if it is deleted or cannot be read."""
+    """Read an <object>. Return None if it is marked deleted, or if it has errors, which are then in `file.errors`."""
     before = len(file.errors)
     rotated_only = element.find("bndbox") is None and element.find("robndbox") is not None
     if file.report_strays(element, "object", also="robndbox" if rotated_only else ""):
@@ -232,20 +235,20 @@ def _upright_box(file: _File, element: Element) -> tuple[Box, str, str, float]:
 
 
 def _cvat_rotation(file: _File, element: Element) -> float:
-    """Return the attribute `rotation` in degrees, or 0 if it is missing."""
+    """Return an object's attribute `rotation` in degrees, or 0 if it is missing or (reported as an error) invalid."""
     for attribute in element.findall("attributes/attribute"):
         if (attribute.findtext("name") or "").strip().casefold() == "rotation":
             text = (attribute.findtext("value") or "").strip()
             if math.isfinite(degrees := to_float(text)):
                 return degrees
-            file.report(f"the attribute rotation must be a number of degrees, but is '{text}'.")
+            file.report(f"the attribute `rotation` must be a number of degrees, but is '{text}'.")
     return 0.0
 
 
 def _rotated_box(file: _File, element: Element) -> tuple[Box, str, str, float]:
     """Read roLabelImg's <robndbox>, and return the same values as `_upright_box`.
 
-    The element contains the centre and the sides, in pixels from the image's edge, and the angle in radians.
+    The element contains centre, width and height in pixels (0 is the image's edge), and the angle in radians.
     """
     rotated = file.only_child(element, "robndbox")
     cx, cy, w, h, angle = (file.pixels(rotated, key, f"robndbox/{key}") for key in ("cx", "cy", "w", "h", "angle"))

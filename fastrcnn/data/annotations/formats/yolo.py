@@ -2,7 +2,7 @@
 
 Class names and splits are in Ultralytics' `data.yaml` or Darknet's `obj.data`. Otherwise a file with one class name per
 line (`classes.txt`, `obj.names`, Roboflow's `_darknet.labels`) defines the classes, and folders define the splits.
-Images are rotated upright, as in these programs.
+Coordinates refer to the upright image (after EXIF rotation), as in these programs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Head:
 
     path: Path
     names: list[str]
-    # Folders or image lists of each split, each as a list of alternative paths. Empty if folders define the splits.
+    # Folders or image lists of each split, each as a list of alternative paths. Empty if folder names define splits.
     splits: dict[str, list[list[str]]]
     keypoints: bool = False  # whether label lines contain keypoints after the box
 
@@ -55,13 +55,16 @@ def is_yolo_file(path: Path) -> bool:
 
 
 def described_file(folder: Path) -> Path | None:
-    """Find the `data.yaml` or `obj.data` of a folder. Raises UserError if there are several, or if one is invalid."""
+    """Find the YOLO data set description (`data.yaml`, `obj.data`) in a folder, or return None.
+
+    Raises UserError if there are several and not exactly one has one of these names, or if one is invalid.
+    """
     head = _described(folder)
     return head.path if head else None
 
 
 def names_file(folder: Path) -> Path | None:
-    """Find the file with the class names of a folder that has YOLO labels but no `data.yaml` or `obj.data`.
+    """Find the file with the class names (`classes.txt`, `obj.names`) of a folder, or return None if it has no labels.
 
     Raises UserError if there are labels but no class names, or if several files contain different class names.
     """
@@ -74,11 +77,11 @@ def names_file(folder: Path) -> Path | None:
 def read_yolo(file: Path, folder: Path) -> Listing:
     """Read a data set, given its description or its list of class names. folder: the data set's folder.
 
-    Raises UserError if the file cannot be read, the images to train on do not exist, or no image has a label file.
+    Raises UserError if the file is invalid, the images to train on do not exist, or no image has a label file.
     """
     head = _head_of(file)
     if head is None:
-        raise UserError(f"{file}: not a YOLO data set description, because `names` (or Darknet's `train`) is missing.")
+        raise UserError(f"{file}: not a YOLO data set description. `names` (in Darknet files, also `train`) is needed.")
     splits, missing = _splits(head, folder)
     images: dict[str, ListedImage] = {}
     for path in dict.fromkeys(path for paths in splits.values() for path in paths):
@@ -88,10 +91,11 @@ def read_yolo(file: Path, folder: Path) -> Listing:
     bare = [image for image in images.values() if not image.annotation.is_file()]
     if len(bare) == len(images):
         example = next(iter(images.values()), None)
-        looked = f" The first one should be {example.annotation}." if example else ""
+        looked = f" For the first image, it should be {example.annotation}." if example else ""
         raise UserError(
-            f"{head.path}: none of its {len(images)} images has a label file.{looked} Put label files into `labels/` "
-            "if the images are in `images/`, or next to the images, and name them like the images: a.txt for a.jpg."
+            f"{head.path}: found {len(images)} image(s), but none has a label file.{looked} Put label files into "
+            "`labels/` if the images are in `images/`, or next to the images, and name them like the images: a.txt "
+            "for a.jpg."
         )
     named = {split: [image_id(path, folder) for path in paths] for split, paths in splits.items()}
     problems = [Problem("unused_file", str(file), f"{place} does not exist and is ignored.") for place in missing]
@@ -144,27 +148,27 @@ def _read_yaml(path: Path) -> _Head | None:
     if isinstance(names, dict):
         keys = sorted(names, key=lambda k: (not isinstance(k, int), str(k) if not isinstance(k, int) else k))
         if keys != list(range(len(keys))):
-            raise UserError(f"{path}: `names` must number classes from 0 without gaps, but has the keys {keys!r:.80}.")
+            raise UserError(f"{path}: `names` must number classes from 0 without gaps, but its keys are {keys!r:.80}.")
         names = [names[key] for key in keys]
     names = _checked_names(path, names)
     number = content.get("nc", len(names))
     if number != len(names):
-        raise UserError(f"{path}: `nc` is {number!r:.20}, but `names` has {len(names)} names. Fix one of them.")
+        raise UserError(f"{path}: `nc` is {number!r:.20}, but `names` has {len(names)} name(s). Fix one of them.")
     splits: dict[str, list[list[str]]] = {}
     base = PurePosixPath(str(content.get("path") or "").replace("\\", "/")).parts
-    bases = ["/".join(base[start:]) for start in range(len(base) + 1)]  # it can be a path on another machine
+    bases = ["/".join(base[start:]) for start in range(len(base) + 1)]  # `path` can be from another machine
     for split in ("train", "val", "valid", "test"):
         where = content.get(split) or []
         where = [where] if isinstance(where, str) else where
         if not isinstance(where, list) or not all(isinstance(w, str) for w in where):
-            raise UserError(f"{path}: `{split}` must be a folder or a list of folders, but is {where!r:.80}.")
+            raise UserError(f"{path}: `{split}` must be a path or a list of paths, but is {where!r:.80}.")
         if where:
             splits[split] = [[f"{own}/{place}" if own else place for own in bases] for place in where]
     return _Head(path, names, splits, keypoints="kpt_shape" in content)
 
 
 def _lines(path: Path) -> list[str]:
-    """Read the lines of a file. Return an empty list if it is not text."""
+    """Return the lines of a file, or an empty list if it cannot be read as text."""
     try:
         return read_lines(path)
     except UserError:
@@ -200,7 +204,7 @@ def _read_names(path: Path) -> list[str]:
 
 
 def _names_alone(folder: Path) -> _Head | None:
-    """Read the class names of a folder without a data set description. Return None if there are no names and labels."""
+    """Read a folder's class names from a file of names. Return None if it has neither such a file nor labels."""
     levels = ("", "*/", "*/*/")  # LabelImg writes classes.txt next to the labels, such as in labels/train
     files = [file for level in levels for name in NAME_FILES for file in sorted(folder.glob(f"{level}{name}"))]
     files = files or [file for level in levels for file in sorted(folder.glob(f"{level}*.names"))]
@@ -222,9 +226,9 @@ def _names_alone(folder: Path) -> _Head | None:
 
 
 def _splits(head: _Head, folder: Path) -> tuple[dict[str, list[Path]], list[str]]:
-    """Return the images of each split, and the folders or lists of splits that are missing, such as `test`.
+    """Return the image paths of each split, and the missing folders and image lists as text, such as "`test`: PATH".
 
-    Raises UserError if there are no images to train on.
+    Raises UserError if the file defines splits, but there are no images to train on.
     """
     if not head.splits:
         found: dict[str, list[Path]] = {}
@@ -246,18 +250,18 @@ def _splits(head: _Head, folder: Path) -> tuple[dict[str, list[Path]], list[str]
         if paths:
             splits[split] = list(dict.fromkeys(paths))
     if "train" not in splits:
-        lines = shorten(missing) or "  its folders contain no images"
+        lines = shorten(missing) or "  none, but `train` is not set or contains no images"
         kinds = ", ".join(IMAGE_SUFFIXES)
         raise UserError(
-            f"{head.path}: the images to train on ({kinds}) do not exist:\n{lines}\n"
-            f"Paths in the file are relative to {head.path.parent}. Fix them, or move the file to where they are valid."
-            f"{_without_splits(folder)}"
+            f"{head.path}: found no images to train on ({kinds}). Missing paths in the file:\n{lines}\n"
+            f"Paths are relative to {head.path.parent}. Fix them, or move the file to the folder to which they are "
+            f"relative.{_without_splits(folder)}"
         )
     return splits, missing
 
 
 def _without_splits(folder: Path) -> str:
-    """Return advice on how to read the labels without the description of the splits, or an empty string."""
+    """Return advice on how to read the labels without the defined splits, or "" if `folder` has no file of names."""
     try:
         names = names_file(folder)
     except UserError:
@@ -268,9 +272,9 @@ def _without_splits(folder: Path) -> str:
 
 
 def _place(ways: Sequence[str], base: Path) -> Path | None:
-    """Find the folder or file that a path refers to, given its alternatives.
+    """Return the folder or file of a split, or None if it does not exist. ways: alternative paths, in order.
 
-    A folder must have the complete path, except `..`, because a shorter path could be the folder of another split.
+    A folder must have a complete path, except `..`, because a shorter path could be the folder of another split.
     """
     for way in ways:
         parts = [part for part in PurePosixPath(way.replace("\\", "/")).parts if part not in ("..", ".", "/")]
@@ -281,7 +285,7 @@ def _place(ways: Sequence[str], base: Path) -> Path | None:
 
 
 def _listed(file: Path, folder: Path) -> list[Path]:
-    """Read the images that a text file lists, one path per line."""
+    """Return the paths of the images that a text file lists, one per line, even of images that do not exist."""
     paths, names = [], [line.strip() for line in read_lines(file)]
     for number, name in enumerate(names, 1):
         if name:
@@ -307,7 +311,7 @@ def _notes(folder: Path, images: dict[str, ListedImage], bare: Sequence[ListedIm
     """Return notes about images without label files (`bare`), and about label files without images."""
     notes = []
     if bare:
-        what = f"{len(bare)} of {len(images)} images have no label file and are used as images without objects."
+        what = f"images without a label file: {len(bare)} of {len(images)}. They are used as images without objects."
         notes.append(Problem("unlabelled", str(bare[0].path), what))
     used = {image.annotation for image in images.values()}
     parents = dict.fromkeys(path.parent for path in used)

@@ -31,7 +31,7 @@ class _Row:
 
 @read_once(20_000)
 def parse_labels(path: Path) -> tuple[tuple[_Row, ...], tuple[Problem, ...]]:
-    """Read the lines of a label file. Also return the errors of the file."""
+    """Return the valid lines of a label file, and the errors of the file and of other lines."""
     rows, problems = [], []
     try:
         lines = read_lines(path)
@@ -53,9 +53,10 @@ def parse_labels(path: Path) -> tuple[tuple[_Row, ...], tuple[Problem, ...]]:
 def objects_in(
     path: Path, names: Sequence[str], keypoints: bool, size: Size
 ) -> tuple[list[AnnotatedObject], list[Problem]]:
-    """Return the objects in the label file of an image of this size, and its problems: errors of lines, and notes.
+    """Return the objects in an image's label file, and a list of errors (invalid lines) and notes (polygons, scores).
 
     names: class names, in the order of the class numbers. keypoints: whether keypoints follow the box in each line.
+    size: width and height of the image in pixels. A missing file contains no objects.
     """
     rows, faults = parse_labels(path) if path.is_file() else ((), ())
     objects, problems = [], list(faults)
@@ -80,7 +81,7 @@ def objects_in(
             outlines += 1
         else:
             what = (
-                f"{len(values)} numbers after the class. A box needs 4, a polygon needs x and y of at least 3 corners."
+                f"found {len(values)} number(s) after the class. A box needs 4, and a polygon at least 6 (3 corners)."
             )
             problems.append(Problem("annotation", str(path), what, line=row.number, name=name))
             continue
@@ -89,7 +90,7 @@ def objects_in(
         fault = fault or box_fault(pixels, *size)
         objects.append(AnnotatedObject(path, row.number, name, pixels, shown, fault=fault, listed=known, unit="line"))
     if outlines:
-        what = f"{outlines} polygon(s). The axis-aligned bounding box of each is used."
+        what = f"only the axis-aligned bounding box of each of {outlines} polygon(s) is used."
         problems.append(Problem("polygons", str(path), what))
     if scored:
         problems.append(Problem("scores", str(path), f"{scored} line(s) contain a score, which is not used."))
@@ -97,6 +98,6 @@ def objects_in(
 
 
 def _in_pixels(box: Box, size: Size) -> Box:
-    """Convert a box to pixels. Clip it if it exceeds the image only by rounding (see OUT)."""
+    """Convert a box from fractions of the image to pixels. Clip coordinates that exceed the image by at most OUT."""
     x1, y1, x2, y2 = (1.0 if 1 < v <= 1 + OUT else 0.0 if -OUT <= v < 0 else v for v in box)
     return x1 * size[0], y1 * size[1], x2 * size[0], y2 * size[1]

@@ -214,7 +214,10 @@ def test_boxes_normalised_to_1_are_one_problem(tmp_path: Path) -> None:
         entry["bbox"] = [0.1, 0.2, 0.5, 1]
     path = write(tmp_path, value)
     (problem,) = read_coco_file(path).problems
-    assert (problem.kind, "all 3 boxes are between 0 and 1" in problem.what) == ("normalised", True)
+    assert (problem.kind, "all coordinates of the 3 box(es) are between 0 and 1" in problem.what) == (
+        "normalised",
+        True,
+    )
     assert "look normalised" in refused(path)
     value["annotations"][0]["bbox"] = [0, 0, 1, 1.5]
     assert read_coco_file(write(tmp_path, value)).problems == ()
@@ -259,7 +262,7 @@ def test_pictures_are_found_in_the_usual_places(tmp_path: Path, name: str, where
         ({"bbox": [60, 4, 8, 5]}, "extends beyond the image of 64 x 48 pixels"),
         ({"category_id": 99}, "annotation 1: unknown class 'category 99'"),
         ({"category_id": 5}, "annotation 1: unknown class 'ship'. Known classes: cat, dog."),
-        ({"image_id": 8}, "annotation 1: the file has no image 8"),
+        ({"image_id": 8}, "annotation 1: the file has no image with the id 8"),
         ({"iscrowd": "maybe"}, "annotation 1: `iscrowd` must be 0 or 1, but is 'maybe'"),
         ({"ignore": 2}, "annotation 1: `ignore` must be 0 or 1, but is 2"),
     ],
@@ -282,9 +285,9 @@ def test_what_is_wrong_with_an_annotation_is_said_with_its_number(
         ({"file_name": "../x.png"}, "image 1: `file_name` is '../x.png', which points outside the data set"),
         ({"file_name": "/etc/passwd"}, "which points outside the data set"),
         ({"file_name": ""}, "image 1: `file_name` is missing"),
-        ({"width": 0}, "image 1: `width` must be an integer number of pixels, but is 0"),
-        ({"height": "48"}, "image 1: `height` must be an integer number of pixels, but is '48'"),
-        ({"height": 48.5}, "image 1: `height` must be an integer number of pixels, but is 48.5"),
+        ({"width": 0}, "image 1: `width` must be an integer from 1 to 999,999 (pixels), but is 0"),
+        ({"height": "48"}, "image 1: `height` must be an integer from 1 to 999,999 (pixels), but is '48'"),
+        ({"height": 48.5}, "image 1: `height` must be an integer from 1 to 999,999 (pixels), but is 48.5"),
         ({"id": 1.5}, "image 1: `id` is missing"),
         ({"id": 12}, "image 2: the id 12 is used twice"),
         ({"id": "12"}, "image 2: the id 12 is used twice"),

@@ -189,8 +189,8 @@ def test_files_and_images_that_are_not_used_are_reported(
     _, _, report = check(call, root, "data.val=[]")
     notes = {p["kind"]: (p["file"], p["what"]) for p in report["notes"]}
     file, what = notes["unused_file"]
-    assert (file, what.startswith("its 2 images are not in any used split")) == (str(root / "valid" / NAME), True)
-    assert notes["lone"] == (str(root / "train/new.PNG"), "1 images are not in any annotation file, and are not used.")
+    assert (file, what.startswith("its 2 image(s) are not in any used split")) == (str(root / "valid" / NAME), True)
+    assert notes["lone"] == (str(root / "train/new.PNG"), "1 image(s) are not in any annotation file and are not used.")
     for file, what in (notes["unused_file"], notes["lone"]):
         assert f"{file}: {what}" in caplog.text
 
@@ -207,7 +207,7 @@ def test_of_another_file_of_the_same_images_nothing_is_kept(
     for _ in range(2):
         datasets.run_sets(config, ["cat"], 0)
     assert (
-        f"{root}/train/keypoints.json: the file is not read, because the used files contain all of its 3 images"
+        f"{root}/train/keypoints.json: the file is not read, because the used files contain all of its images (3)"
         in caplog.text
     )
     assert sorted(read) == [NAME, NAME, "captions.json", "keypoints.json"]
@@ -243,7 +243,7 @@ def test_a_broken_file_does_not_let_another_take_its_place(tmp_path: Path, fault
     else:
         path.write_bytes(text[:-9].encode() if fault == "cut" else text.encode("utf-16"))
     for split in ("trainval", "test"):
-        with pytest.raises(UserError, match=rf"train/{NAME}(.|\n)*Fix or move these files, or name"):
+        with pytest.raises(UserError, match=rf"train/{NAME}(.|\n)*Fix or move each file named above"):
             annotations.image_ids(config_of(root), [split])
     (tested,) = annotations.image_ids(config_of(root), [f"test/{NAME}"])
     notes = unused_coco(root, [tested[0]])
@@ -268,7 +268,7 @@ def test_xml_files_beside_coco_files_are_reported(tmp_path: Path) -> None:
     (root / "Annotations").mkdir()
     (root / "Annotations/7.xml").write_text("<annotation/>")
     (note,) = unused_coco(root, [root / "train" / NAME, root / "test" / NAME])
-    assert (note.kind, note.what.startswith("1 XML files, such as 7.xml, are not used")) == ("unused_file", True)
+    assert (note.kind, note.what.startswith("1 XML file(s), such as 7.xml, are not used")) == ("unused_file", True)
 
 
 def test_rotated_boxes_of_the_test_split_are_notes_of_check_too(tmp_path: Path, call: Call) -> None:
@@ -290,7 +290,7 @@ def test_training_images_without_any_object_are_an_error_of_check_too(tmp_path: 
     )
     with pytest.raises(UserError, match="none of the 3 images has an object to train on"):
         datasets.run_sets(config_of(root, train=[f"train/{NAME}"], test=[f"test/{NAME}"]), ["cat"], 0)
-    with pytest.raises(UserError, match=rf"which file is 'trainval'.*train/{NAME} \(without annotations\)"):
+    with pytest.raises(UserError, match=rf"which file to use for 'trainval'.*train/{NAME} \(without annotations\)"):
         annotations.image_ids(config_of(root), ["trainval"])
 
 
@@ -340,8 +340,8 @@ def test_sizes_that_all_images_lack_are_one_message_and_whole_floats_are_sizes(t
     change(root / "test" / NAME, lambda content: [entry.pop("width") for entry in content["images"]])
     (problem,) = read_coco_file(root / "test" / NAME).problems
     assert problem.what == (
-        "image 1: `width` must be an integer number of pixels, but is None. The same problem occurs in 3 images. "
-        "This is the first. 3 annotation(s) of unusable images are not read."
+        "image 1: `width` must be an integer from 1 to 999,999 (pixels), but is None. The same problem occurs in 3 "
+        "images. This is the first. 3 annotation(s) of unusable images are not read."
     )
 
 
@@ -350,7 +350,7 @@ def test_annotations_without_an_image_are_one_message(tmp_path: Path, call: Call
     change(root / "train" / NAME, lambda content: content["images"].pop())
     status, _, report = check(call, root)
     (error,) = report["errors"]
-    what = "the file has no image 2. 2 annotations have no image. This is the first."
+    what = "the file has no image with the id 2. 2 annotations have no image. This is the first."
     assert (status, error["what"], error["object"]) == (1, what, 5)
 
 
@@ -369,8 +369,8 @@ def test_folders_and_coco_files_beside_xml_that_are_not_used_are_reported(
     _, _, report = check(call, root, "data.val=[]")
     unused = [f"{p['file']}: {p['what']}" for p in report["notes"] if p["kind"] == "unused_file"]
     assert unused == [
-        f"{root}/valid: its 1 images are not in any used split. To test on them, set data.test=[valid].",
-        f"{root}: 1 XML files outside test, train, valid, such as other/3.xml, are not used.",
+        f"{root}/valid: its 1 image(s) are not in any used split. To test on them, set data.test=[valid].",
+        f"{root}: 1 XML file(s) outside the folders test, train, valid, such as other/3.xml, are not used.",
     ]
     assert unused[0] in caplog.text
     voc.split("trainval", "0", "1")

@@ -52,7 +52,7 @@ def test_polygons_become_the_boxes_around_them(tmp_path: Path) -> None:
     image = yolo(tmp_path, "0 0.1 0.5 0.3 0.25 0.5 0.75", "1 0.2 0.2 0.6 0.2 0.6 0.4 0.2 0.4")
     assert boxes(image) == [("cat", [10, 20, 50, 60]), ("dog", [20, 16, 60, 32])]
     assert [(p.kind, p.what) for p in image.problems] == [
-        ("polygons", "2 polygon(s). The axis-aligned bounding box of each is used.")
+        ("polygons", "only the axis-aligned bounding box of each of 2 polygon(s) is used.")
     ]
 
 
@@ -69,8 +69,8 @@ def test_a_score_after_the_box_is_reported_and_not_used(tmp_path: Path) -> None:
         ("cat 0.3 0.5 0.4 0.5", r"a\.txt, line 2: 'cat 0\.3 .*' is not a class number"),
         ("0.5 0.3 0.5 0.4 0.5", r"a\.txt, line 2: '0\.5 .*' is not a class number"),
         ("-1 0.3 0.5 0.4 0.5", r"a\.txt, line 2: '-1 .*' is not a class number"),
-        ("0 0.3 0.5 0.4", r"a\.txt, line 2: 3 numbers after the class\. A box needs 4"),
-        ("0 0.3 0.5 0.4 0.5 0.1 0.1 0.1", r"a\.txt, line 2: 7 numbers after the class"),
+        ("0 0.3 0.5 0.4", r"a\.txt, line 2: found 3 number\(s\) after the class\. A box needs 4"),
+        ("0 0.3 0.5 0.4 0.5 0.1 0.1 0.1", r"a\.txt, line 2: found 7 number\(s\) after the class"),
         ("0 0.3 0.5 nan 0.5", r"a\.txt, line 2: '0 0\.3 0\.5 nan 0\.5' is not"),
     ],
 )
@@ -124,16 +124,16 @@ def test_keypoints_after_the_box_are_not_a_polygon(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("names: [cat, dog]\nnc: 3\ntrain: images", r"`nc` is 3, but `names` has 2 names"),
+        ("names: [cat, dog]\nnc: 3\ntrain: images", r"`nc` is 3, but `names` has 2 name\(s\)"),
         (
             "names: {0: cat, 2: dog}\ntrain: images",
-            r"must number classes from 0 without gaps, but has the keys \[0, 2\]",
+            r"must number classes from 0 without gaps, but its keys are \[0, 2\]",
         ),
         ("names: [cat, cat]\ntrain: images", r"classes 0 and 1 have the same name 'cat'"),
         ("names: [cat, '']\ntrain: images", r"class 1 has no name"),
         ("names: []\ntrain: images", r"the list of class names is empty"),
         ("names: [cat]\ntrain: pixels\nval: images", r"`train`: pixels"),
-        ("names: [cat]\ntrain: 5", r"`train` must be a folder or a list of folders, but is \[?5"),
+        ("names: [cat]\ntrain: 5", r"`train` must be a path or a list of paths, but is \[?5"),
         ("names: [cat\ntrain: images", r"data\.yaml, line 2: not valid YAML"),
     ],
 )
@@ -157,10 +157,10 @@ def test_images_without_labels_and_labels_without_images_are_reported(tmp_path: 
     exports.ultralytics(root)
     write(root / "labels/train/gone.txt", yolo_line("dog", exports.DOG))
     notes = {p.kind: p for p in read_listing(root / "set.yaml", root).problems}
-    assert notes["unlabelled"].what.startswith("1 of 6 images have no label file")
+    assert notes["unlabelled"].what.startswith("images without a label file: 1 of 6.")
     assert notes["unused_file"].file == str(root / "labels/train/gone.txt")
     (root / "labels").rename(root / "boxes")
-    with pytest.raises(UserError, match=r"none of its 6 images has a label file.*labels/train/a\.txt"):
+    with pytest.raises(UserError, match=r"found 6 image\(s\), but none has a label file.*labels/train/a\.txt"):
         find_split(root, "trainval")
 
 
@@ -171,8 +171,8 @@ def test_a_split_that_is_not_used_and_images_in_none_are_reported(tmp_path: Path
     used = [find_split(root, split)[:2] for split in ("trainval", "test")]
     notes = [(p.kind, p.what) for p in unused(root, used)]
     assert notes == [
-        ("unused_file", "1 images of 'val' are not in any used split. To test on them, set data.test=[val]."),
-        ("lone", "1 images are not in any annotation file, and are not used."),
+        ("unused_file", "1 image(s) of 'val' are not in any used split. To test on them, set data.test=[val]."),
+        ("lone", "1 image(s) are not in any annotation file and are not used."),
     ]
 
 
@@ -278,7 +278,7 @@ def test_a_row_with_an_unusable_box_is_named(tmp_path: Path, row: str, what: str
     [
         (
             "a.jpg,100,80,cat,x,20,50,60",
-            "line 2: the row needs a class and four coordinates in pixels, but has 'cat' and (x, 20",
+            "line 2: the row needs a class and four coordinates in pixels, but contains 'cat' and (x, 20",
         ),
         ("a.jpg,100,80,,10,20,50,60", "line 2: the row needs a class and four coordinates"),
         ("a.jpg,100,80,cat,0.1,0.25,0.5,0.75", "line 2: the box (0.1, 0.25, 0.5, 0.75) looks normalised to 0..1"),
@@ -303,7 +303,7 @@ def test_the_size_of_the_image_is_compared_with_the_table(tmp_path: Path) -> Non
     [
         (
             ["a.jpg,100,80,cat,1,2,3,4", "a.jpg,90,80,cat,1,2,3,4"],
-            r"line 3: the size or split of image a\.jpg differs from that in line 2",
+            r"line 3: image a\.jpg has a different size or split in line 2",
         ),
         (
             ["a.jpg,100,80,cat,1,2,3,4", "x/a.jpg,100,80,cat,1,2,3,4"],
@@ -367,7 +367,7 @@ def test_tables_that_are_named_do_not_mind_labels_of_another_format(tmp_path: Pa
 def test_a_table_of_something_else_is_none_of_boxes(tmp_path: Path) -> None:
     picture(tmp_path / "a.jpg")
     write(tmp_path / "prices.csv", "name,price\ncat,3\n")
-    with pytest.raises(UserError, match=r"no supported annotations found\. Found 1 images"):
+    with pytest.raises(UserError, match=r"no supported annotations found\. Found 1 image\(s\)"):
         find_split(tmp_path, "trainval")
 
 
@@ -421,10 +421,10 @@ def test_a_rotated_ellipse_has_the_box_of_the_ellipse(tmp_path: Path) -> None:
     [
         (
             '<box label="cat" xtl="a" ytl="20" xbr="50" ybr="60"/>',
-            "the label, coordinates or flags are missing or invalid",
+            "label, coordinates '(a, 20, 50, 60)' or `difficult` of <box> is missing or invalid",
         ),
-        ('<box xtl="10" ytl="20" xbr="50" ybr="60"/>', "the label, coordinates or flags are missing or invalid"),
-        ('<polygon label="cat" points="1,2;3"/>', "the label, coordinates or flags are missing or invalid (1,2;3)"),
+        ('<box xtl="10" ytl="20" xbr="50" ybr="60"/>', "or `difficult` of <box> is missing or invalid"),
+        ('<polygon label="cat" points="1,2;3"/>', "coordinates '1,2;3' or `difficult` of <polygon> is missing"),
     ],
 )
 def test_a_shape_that_cannot_be_read_is_an_error(tmp_path: Path, shape: str, what: str) -> None:
@@ -583,5 +583,7 @@ def test_a_format_that_is_not_read_is_named_with_the_way_to_convert_it(
 def test_annotations_in_two_formats_are_refused(tmp_path: Path) -> None:
     exports.labelimg_yolo(tmp_path)
     write(tmp_path / "boxes.csv", "filename,class,xmin,ymin,xmax,ymax\na.jpg,cat,1,2,3,4\n")
-    with pytest.raises(UserError, match=r"in several formats, YOLO \(classes\.txt\); CSV \(boxes\.csv\)\. Choose one"):
+    with pytest.raises(
+        UserError, match=r"in several formats, YOLO \(classes\.txt\) and CSV \(boxes\.csv\)\. Choose one"
+    ):
         find_split(tmp_path, "trainval")

@@ -228,12 +228,16 @@ BNDBOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndb
         (
             "</bndbox>",
             f"</bndbox>{BNDBOX}",
-            "object 1: 2 <bndbox> elements, but only one is allowed. Give each box its own <object>",
+            "object 1: found 2 <bndbox> elements, but only one is allowed. Give each box its own <object>",
         ),
-        ("</bndbox>", "<xmin>5</xmin></bndbox>", "object 1: 2 <xmin> elements, but only one is allowed. Keep one"),
-        ("</name>", "</name><name>dog</name>", "object 1: 2 <name> elements"),
-        ("</size>", "</size><size><width>9</width><height>9</height></size>", "a.xml: 2 <size> elements"),
-        ("object>", "Object>", "a.xml: <Object> is not allowed in <annotation>. The case-sensitive paths"),
+        (
+            "</bndbox>",
+            "<xmin>5</xmin></bndbox>",
+            "object 1: found 2 <xmin> elements, but only one is allowed. Keep one",
+        ),
+        ("</name>", "</name><name>dog</name>", "object 1: found 2 <name> elements"),
+        ("</size>", "</size><size><width>9</width><height>9</height></size>", "a.xml: found 2 <size> elements"),
+        ("object>", "Object>", "a.xml: <Object> is not allowed in <annotation>. VOC's paths"),
         (
             "\t<object>",
             "<objects><object>",
@@ -603,9 +607,8 @@ def test_suffixes_count_in_any_letter_case_and_others_are_named(voc: VocFolder) 
     assert annotated_ids(voc.root) == ["a", "b", "c"]
     assert [s.path.name for s in load(voc.root, ["a", "b"], CLASSES)[0]] == ["a.Jpg", "b.JPEG"]
     assert pictures_without_annotation(voc.root) == [voc.root / "JPEGImages/d.jPg"]
-    assert "JPEGImages/c: no such image (.jpg, .jpeg, .png, .bmp, .webp). The suffix .tif is not supported" in refused(
-        voc, "c"
-    )
+    said = "no such image (.jpg, .jpeg, .png, .bmp, .webp). Convert the file with the unsupported suffix .tif"
+    assert f"JPEGImages/c: {said}" in refused(voc, "c")
 
 
 @pytest.mark.parametrize(
@@ -635,7 +638,7 @@ def test_folders_of_other_names_are_found_or_said_to_be_the_cause(
         return
     lines = refused(voc, *ids).splitlines()
     assert len(lines) == 3  # a header, one cause, and what to do
-    where = f"images are in {images}/ (such as 0.jpg), XML files are in {annotations}/ (such as 0.xml)."
+    where = f"images are in {images}/ (such as 0.jpg), and XML files are in {annotations}/ (such as 0.xml)."
     assert f": {where} Rename" in lines[1]
     assert "20 files. This is the first." in lines[1]
     samples, _, faults = load_unannotated([(voc.root, ids)], voc.root)
@@ -719,11 +722,11 @@ def test_links_within_the_data_set_and_a_folder_of_pictures_elsewhere_are_fine(v
     [
         (
             "other {}.jpg",
-            "images are in JPEGImages/ (such as other 0.jpg), XML files are in Annotations/ (such as 0.xml). Give each",
+            "images are in JPEGImages/ (such as other 0.jpg), and XML files are in Annotations/ (such as 0.xml).",
         ),
         (
             "{}.tif",
-            "no such image (.jpg, .jpeg, .png, .bmp, .webp). The suffix .tif is not supported.",
+            "no such image (.jpg, .jpeg, .png, .bmp, .webp). Convert the file with the unsupported suffix .tif.",
         ),
     ],
 )
