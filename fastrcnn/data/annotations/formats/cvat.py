@@ -67,11 +67,17 @@ def cvat_files(folder: Path) -> list[Path]:
 def read_cvat(file: Path, folder: Path) -> Listing:
     """Read a CVAT file. folder: the data set's folder.
 
-    Raises UserError if the file cannot be read, annotates a video, or contains an invalid or duplicate image entry.
+    Raises UserError if the file cannot be read, is not a CVAT file, annotates a video, or contains an invalid or
+    duplicate image entry.
     """
     splits: dict[str, list[str]] = {}
     images: dict[str, ListedImage] = {}
     labels, found = _read_file(file)
+    if not _is_cvat(file):
+        raise UserError(
+            f"{file}: not a CVAT file, because its root element is not <annotations>. To use annotations in Pascal "
+            "VOC's format, set data.root to the folder that contains the annotations and the images."
+        )
     for image in found:
         if leads_out(image.name):
             raise UserError(f"{file}: the path '{image.name}' of an image points outside the data set. Fix the path.")

@@ -129,8 +129,14 @@ def _read_rows(path: Path) -> dict[str, _Image] | None:
     lines = read_lines(path)
     first = next((line for line in lines if line.strip()), "")
     mark = max(",;\t", key=first.count)
+    reader = csv.reader(lines, delimiter=mark)
+    rows: list[tuple[int, list[str]]] = []  # with the number of the first line; a quoted cell can span lines
+    start = 1
     try:
-        rows = [(number, row) for number, row in enumerate(csv.reader(lines, delimiter=mark), 1) if any(row)]
+        for row in reader:
+            if any(row):
+                rows.append((start, row))
+            start = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}: not a CSV file ({error}).") from None
     if not rows:

@@ -290,6 +290,12 @@ def test_a_row_that_cannot_be_read_is_named(tmp_path: Path, row: str, what: str)
     assert what in str(image.problems[0])
 
 
+def test_a_line_number_is_that_of_the_file_even_after_a_cell_of_several_lines(tmp_path: Path) -> None:
+    header = "filename,class,xmin,ymin,xmax,ymax,comment"
+    image = table(tmp_path, 'a.jpg,cat,1,2,3,4,"two', 'lines"', "a.jpg,cat,x,2,3,4,", header=header)
+    assert "line 4: the row needs a class" in str(image.problems[0])
+
+
 def test_the_size_of_the_image_is_compared_with_the_table(tmp_path: Path) -> None:
     from fastrcnn.data.frames import look_at
 
@@ -400,6 +406,12 @@ def test_shapes_of_cvat_become_boxes_and_others_are_reported(tmp_path: Path) -> 
     ]
     assert [o.difficult for o in image.objects or ()] == [False] * 4 + [True]
     assert [p.kind for p in image.problems] == ["rotated", "polygons", "elements"]
+
+
+def test_an_annotation_of_voc_is_no_file_of_cvat(tmp_path: Path) -> None:
+    write(tmp_path / "a.xml", "<annotation><filename>a.jpg</filename></annotation>")
+    with pytest.raises(UserError, match=r"a\.xml: not a CVAT file.* set data\.root to the folder"):
+        find_split(tmp_path / "a.xml", "trainval")
 
 
 def test_a_video_of_cvat_says_how_to_export_it(tmp_path: Path) -> None:
