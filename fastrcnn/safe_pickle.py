@@ -28,7 +28,7 @@ MOST_BITS = 128  # limit for integers; the magic number of torch's older files h
 
 
 class RefusedError(Exception):
-    """The pickle contains something that is not allowed. The message is a noun phrase, such as "a compressed record"."""
+    """The pickle contains something that is not allowed. The message names it, for example "a compressed record"."""
 
 
 class Unbuilt:
