@@ -38,10 +38,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _widen(boxes: Tensor) -> Tensor:
-    """Convert integer boxes to int64, and float16 and bfloat16 boxes to float32; return others unchanged.
-
-    An area of 290 x 290 pixels, for example, does not fit in float16 or int16.
-    """
+    """Convert integer boxes to int64 and half-precision boxes to float32. Areas could overflow in smaller dtypes."""
     if boxes.is_floating_point():
         return boxes if boxes.dtype == torch.float64 else boxes.float()
     return boxes.long()
@@ -70,10 +67,9 @@ def encode(rois: Tensor, truth: Tensor) -> Tensor:
 
 
 def decode(rois: Tensor, deltas: Tensor) -> Tensor:
-    """Apply K deltas to each RoI and return the resulting boxes (R, K, 4). This is the inverse of `encode`.
+    """Apply K deltas to each of the `rois` (R, 4) and return boxes (R, K, 4). This is the inverse of `encode`.
 
-    rois: (R, 4). deltas: (R, K, 4), dx, dy, dw, dh as in `encode`, without normalisation by mean and standard
-    deviation. Values of dw and dh above MAX_LOG_RATIO are reduced to it.
+    deltas: (R, K, 4), not normalised by mean and standard deviation. dw and dh are at most MAX_LOG_RATIO.
     """
     size = (rois[:, 2:] - rois[:, :2])[:, None]  # (R, 1, 2)
     centre = rois[:, None, :2] + 0.5 * size

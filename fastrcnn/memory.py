@@ -36,10 +36,7 @@ def advise(doing: str, device: torch.device, advice: Callable[[], str]) -> Itera
 
 
 def out_of_memory(error: BaseException, device: torch.device | None = None) -> str:
-    """Return "out of memory on DEVICE (TEXT).", where TEXT is the first three sentences of the error's message.
-
-    In torch's errors, they contain the requested and the available size. If `device` is None, it is not mentioned.
-    """
+    """Return "out of memory on DEVICE (TEXT).", where TEXT is the start of the error's message, usually with sizes."""
     lines = str(error).strip().splitlines()
     said = ". ".join(lines[0].split(". ")[:3]).rstrip(".") if lines else ""
     return f"out of memory{f' on {device}' if device else ''}{f' ({said})' if said else ''}."

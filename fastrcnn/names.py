@@ -73,10 +73,7 @@ def class_fault(name: str, split: str) -> str | None:
 
 
 def same_files(names: Iterable[str]) -> list[list[str]]:
-    """Return the groups of two or more names that differ only in letter case or Unicode form.
-
-    A file system that ignores these differences treats the names of a group as the same name.
-    """
+    """Return the groups of two or more names that differ only in letter case or Unicode normalisation form."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)

@@ -300,7 +300,7 @@ def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint_and_a_step_to
     assert "class loss nan" in out.splitlines()[2]
     assert "first layer with an output that is not finite: " in out
     _, err = command("replay", str(place / "run" / "checkpoints" / "best.pt"), status=1)
-    assert "not of a failed step" in err
+    assert "does not contain a failed step" in err
 
 
 def test_a_second_run_in_a_folder_is_refused(command: Command, place: Path) -> None:

@@ -146,7 +146,7 @@ def newest_sound(folder: Path, check: Check = lambda _, content: content) -> tup
         except UserError as error:
             refused.append(str(error))
     why = "\n".join(refused) if refused else "The folder contains no step-N.pt file."
-    raise UserError(f"{folder}: the run cannot be resumed, because there is no usable checkpoint. {why}")
+    raise UserError(f"{folder}: there is no checkpoint from which the run can resume. {why}")
 
 
 def is_one(path: Path) -> bool:

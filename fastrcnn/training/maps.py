@@ -209,10 +209,7 @@ def _image(batch: Batch, i: int) -> Tensor:
 def open_maps(
     folder: Path, model: FastRCNN, dtype: torch.dtype, budget: float, augmentation: Augmentation
 ) -> Maps | None:
-    """Create a run's feature map cache in `folder`. Return None if maps cannot be reused or if `budget` is 0.
-
-    dtype: the precision of training. budget: maximum size of the cache in bytes.
-    """
+    """Create a run's feature map cache in `folder`. Return None if no map can be reused or if `budget` (bytes) is 0."""
     below, first = model.frozen_layers
     reason = None
     if not below and first == model.trunk.network.conv_names[0]:

@@ -385,10 +385,7 @@ class TrainingRun:
             self.record(step, outcome)
 
     def evaluate_chosen(self) -> None:
-        """Load the weights with the best validation mAP from best.pt, or keep the last ones if this is not possible.
-
-        Then evaluate them on the test set, and record the mAP.
-        """
+        """Evaluate the weights of best.pt on the test set, or the last weights if best.pt cannot be read."""
         assert self.test_set is not None
         best = self.folder / "checkpoints" / "best.pt"
         step = distributed.from_first(self.best_step if self.best >= 0 else self.done)

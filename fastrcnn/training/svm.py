@@ -167,10 +167,7 @@ class ClassTrainer:
             self.train()
 
     def train(self) -> float:
-        """Train on all examples, and return the objective. Negatives with a score below EVICT_SCORE are then dropped.
-
-        If all negatives have such a score, none is dropped.
-        """
+        """Train on all examples, drop the negatives below EVICT_SCORE (unless all are), and return the objective."""
         self.negatives, self._new = np.concatenate([self.negatives, *self._new]), []
         count = len(self.positives)
         features = np.concatenate((self.positives, self.negatives), dtype=np.float64)
