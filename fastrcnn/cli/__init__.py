@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _message(error: Exception, command: str = "") -> str:
-    """Return the message for an error that the user can fix, or an empty string for a bug. command: its name."""
+    """Return the message for an error that the user can fix, or '' for a bug. command: the name of the command."""
     from fastrcnn.errors import UserError
 
     if isinstance(error, UserError):

@@ -36,11 +36,11 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluation_folder(name: str, split: str | None) -> Path:
-    """Return the folder of the evaluation that `name` selects: this folder itself, a run, or a folder of runs.
+    """Return the folder of an evaluation. `name` is the path of this folder, of a run, or of a folder of runs.
 
-    For a run, this is the evaluation on `split` in its folder eval/, or the only evaluation if `split` is None. For a
-    folder of runs (outputs/NAME), the newest run with an evaluation is used. Raises UserError if there is no such
-    evaluation, or if `split` is None and there are several.
+    In a run, the evaluation on `split` is used, or the only evaluation if `split` is None. In a folder of runs
+    (outputs/NAME), the newest run with an evaluation is used. Raises UserError if there is no such evaluation, or if
+    `split` is None and there are several.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():

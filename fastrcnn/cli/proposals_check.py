@@ -101,7 +101,7 @@ def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sam
 
 
 def table(outcome: Outcome) -> str:
-    """Return a table of the conventions and units, best first: recall, mean IoU, fraction of touched image borders."""
+    """Return a table of box conventions, best first: recall, mean IoU, and fraction of image borders touched."""
     lines = [
         f"   {'':<24}{'':<15}{'recall':>12}{'mean':>8}{'borders':>9}",
         f"   {'convention':<24}{'unit':<15}{'0.5':>6}{'0.7':>6}{'IoU':>8}{'touched':>9}",

@@ -110,7 +110,7 @@ def show_progress(
     evaluations: Callable[[int], float] = lambda _: 0.0,
     unsure: float = 0.25,
 ) -> Iterator[T]:
-    """Yield the steps and show progress: a progress bar on a terminal, otherwise a log line every 15 seconds or more.
+    """Yield the steps and show progress: a progress bar on a terminal, otherwise log lines at least 15 seconds apart.
 
     After a few steps, the estimated remaining time is logged. It is logged again if the estimate of the total time
     changes by more than the fraction `unsure`. start: number of steps that are already completed, of `iterations`.
