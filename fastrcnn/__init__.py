@@ -12,7 +12,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load` on first access, so that the command line can report errors before torch is imported."""
+    """Import `load` on first access. This allows the command line to report errors before torch is imported."""
     if name == "load":
         from fastrcnn.api import load
 

@@ -21,15 +21,16 @@ def load(
 ) -> Detector:
     """Load a trained detector. Its method `detect(image)` returns the objects in an image.
 
-    source: the folder of a run, a .pt file, a .caffemodel, or a .safetensors or .onnx file from `fastrcnn export`.
+    source: the folder of a run, a .pt checkpoint, a .caffemodel, or a .safetensors or .onnx file from
+        `fastrcnn export`. If it is a folder of several runs, the newest run is loaded.
     classes: class names in training order; only needed for a .caffemodel, which does not contain them.
     device: auto, cpu, cuda or cuda:N; auto uses a GPU if one is available.
     precision: auto, float32 or bfloat16; auto uses bfloat16 if the device supports it natively.
     detection: detection settings that override those of the training configuration. They are score_threshold (None
         for no threshold), nms_iou, max_per_class, max_per_image, box_regression and rois_per_chunk.
 
-    Raises UserError if the file is missing, damaged or of another type, or if a value is out of bounds. Raises
-    TypeError for an unknown keyword argument.
+    Raises UserError if the file is missing, damaged or of another type, if a value is invalid, or if the device is not
+    available. Raises TypeError for an unknown keyword argument.
     """
     from fastrcnn.build import datasets
     from fastrcnn.build.checkpoints import open_network

@@ -1,7 +1,8 @@
 """Box operations: area, IoU, clipping, and the box regression of R-CNN.
 
 A box consists of four numbers x1, y1, x2, y2 in pixels. It is half-open: x2 and y2 are one past the last pixel, so the
-width is x2 - x1. Areas and IoUs are equal to those that the author's code computes with inclusive boxes and "+1".
+width is x2 - x1. Areas and IoUs equal those of the author's code (Girshick's fast-rcnn repository), in which x2 and y2
+are inclusive and the width is x2 - x1 + 1.
 """
 
 from __future__ import annotations
@@ -17,16 +18,15 @@ MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Return the areas (R,) of boxes (R, 4). An inverted box has area 0. The dtype is widened as in `iou`."""
+    """Return the areas (R,) of boxes (R, 4). A box with x2 < x1 or y2 < y1 has area 0. For the dtype see `_widen`."""
     boxes = _widen(boxes)
     return (boxes[:, 2] - boxes[:, 0]).clamp(min=0) * (boxes[:, 3] - boxes[:, 1]).clamp(min=0)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
-    """Return the IoU (A, B) of each box in `a` (A, 4) with each box in `b` (B, 4). The IoU of empty boxes is 0.
+    """Return the IoU (A, B) of each box in `a` (A, 4) with each box in `b` (B, 4). It is 0 if a box has no area.
 
-    Areas of float16 and bfloat16 boxes are computed in float32, and areas of integer boxes in int64. An area of
-    290 x 290 pixels, for example, does not fit in float16 or int16.
+    The result is float64 if `a` or `b` is float64, and float32 otherwise.
     """
     a, b = _widen(a), _widen(b)
     top_left = torch.maximum(a[:, None, :2], b[None, :, :2])  # (A, B, 2)
@@ -38,14 +38,14 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _widen(boxes: Tensor) -> Tensor:
-    """Convert boxes to a dtype that can represent their areas."""
+    """Convert integer boxes to int64 and half-precision boxes to float32. Areas could overflow in smaller dtypes."""
     if boxes.is_floating_point():
         return boxes if boxes.dtype == torch.float64 else boxes.float()
     return boxes.long()
 
 
 def clip(boxes: Tensor, height: float | Tensor, width: float | Tensor) -> Tensor:
-    """Clip boxes (..., 4) to an image of `height` x `width` pixels."""
+    """Return boxes (..., 4) clipped to an image of `height` x `width` pixels."""
     x = boxes[..., 0::2].clamp(min=0)
     y = boxes[..., 1::2].clamp(min=0)
     x = torch.minimum(x, torch.as_tensor(width, dtype=boxes.dtype, device=boxes.device))
@@ -54,10 +54,10 @@ def clip(boxes: Tensor, height: float | Tensor, width: float | Tensor) -> Tensor
 
 
 def encode(rois: Tensor, truth: Tensor) -> Tensor:
-    """Return the regression targets dx, dy, dw, dh (R, 4) that transform `rois` (R, 4) into `truth` (R, 4).
+    """Return the regression targets (R, 4) that transform `rois` (R, 4) into the ground-truth boxes `truth` (R, 4).
 
-    dx and dy are offsets of the centre in units of the RoI's width and height. dw and dh are the logarithms of the
-    ratios of the widths and heights (R-CNN, appendix C; Fast R-CNN, section 2.3).
+    A target is dx, dy, dw, dh. dx and dy are offsets of the centre in units of the RoI's width and height. dw and dh
+    are the logarithms of the new width and height divided by those of the RoI (R-CNN, appendix C).
     """
     size = rois[:, 2:] - rois[:, :2]
     centre = rois[:, :2] + 0.5 * size
@@ -67,7 +67,10 @@ def encode(rois: Tensor, truth: Tensor) -> Tensor:
 
 
 def decode(rois: Tensor, deltas: Tensor) -> Tensor:
-    """Apply unnormalised regression `deltas` (R, K, 4) to `rois` (R, 4) and return boxes (R, K, 4)."""
+    """Apply K deltas to each of the `rois` (R, 4) and return boxes (R, K, 4). This is the inverse of `encode`.
+
+    deltas: (R, K, 4), not normalised by mean and standard deviation. dw and dh are at most MAX_LOG_RATIO.
+    """
     size = (rois[:, 2:] - rois[:, :2])[:, None]  # (R, 1, 2)
     centre = rois[:, None, :2] + 0.5 * size
     new_centre = centre + deltas[..., :2] * size

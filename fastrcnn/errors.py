@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` with the known name closest to `name`, or an empty string if none is close."""
+    """Return ` Did you mean 'x'?` with the name in `known` that is most similar to `name`, or '' if none is similar."""
     known = list(known)
     by_lower = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), list(by_lower), n=1, cutoff=0.6)

@@ -1,8 +1,8 @@
 """Atomic writes of files and folders, locks between processes, and files that are derived from another file.
 
-A folder with derived files, such as exported checkpoints, contains the file MADE. This file maps the SHA-256 digest of
-each derived file to the digest of its source. A command can therefore be repeated, even after an interruption: it only
-overwrites files that this program created from the same source.
+A derived file, such as an exported checkpoint, is recorded in the file .fastrcnn-made.json (MADE) in its folder. MADE
+maps the SHA-256 digest of each derived file to the digest of its source. A command can therefore be repeated, even
+after an interruption: it only overwrites files that this program created from the same source.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ from fastrcnn.names import NAME_BYTES
 log = logging.getLogger(__name__)
 MADE = ".fastrcnn-made.json"
 ADVICE = "Free some disk space or choose another folder."
-PATH_BYTES = 3500  # limit for a run's folder; Linux allows 4095, and paths of evaluation files are up to 520 longer
+PATH_BYTES = 3500  # limit for an output folder; Linux allows 4095, and files in it have up to 520 bytes more
 
 
 class BusyError(UserError):
-    """Another process holds the lock."""
+    """Another process holds a lock that is needed."""
 
 
 @contextmanager
 def write_atomically(path: Path, advice: str = ADVICE) -> Iterator[Path]:
-    """Yield a temporary file next to `path`, and rename it to `path` when the body succeeds.
+    """Yield the path of a temporary file next to `path`, and rename the file to `path` when the `with` block succeeds.
 
-    The content is flushed to disk before the file is renamed. If the body fails, the temporary file is deleted. The
-    folder is created if needed. Raises UserError with a message that ends with `advice` if the file cannot be written.
+    The content is flushed to disk before the file is renamed. If the block raises an exception, the temporary file is
+    deleted. The folder of `path` is created if needed. Raises UserError if the file cannot be written.
+    advice: the last sentence of the error message, which tells the user what to do.
     """
     part = path.with_name(f".{uuid.uuid4().hex}.part")  # short enough for every file system
     try:
@@ -47,7 +48,7 @@ def write_atomically(path: Path, advice: str = ADVICE) -> Iterator[Path]:
             part.chmod(mode)  # safetensors makes its files readable only by the owner
             _flush(part)
             part.replace(path)
-            with suppress(OSError):  # unreadable folder, or a file system that flushes only files
+            with suppress(OSError):  # the folder is not readable, or the file system can flush only files
                 _flush(path.parent)
     finally:
         with suppress(OSError):
@@ -62,17 +63,18 @@ def replace_file(path: Path, content: bytes) -> Path:
 
 
 def remove_parts(folder: Path) -> None:
-    """Delete the temporary files of killed processes in a folder that no other process is writing to."""
+    """Delete the temporary files (.*.part) of killed processes in a folder. No other process may be writing to it."""
     for part in folder.glob(".*.part"):
         part.unlink(missing_ok=True)
 
 
 @contextmanager
 def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder next to `path`, and rename it to `path` when the body succeeds.
+    """Yield the path of a temporary folder, and rename the folder to `path` when the `with` block succeeds.
 
-    The files are flushed to disk before the folder is renamed. If the body fails, the temporary folder is deleted.
-    replace: whether to replace an existing folder. Raises UserError if the folder cannot be written.
+    The files are flushed to disk before the folder is renamed. If the block raises an exception, the temporary folder
+    is deleted. replace: whether to replace an existing folder. Raises UserError if the folder cannot be written, or if
+    `path` is a non-empty folder and `replace` is false.
     """
     mark = uuid.uuid4().hex[:8]
     new, old = path.with_name(f".{path.name}.new-{mark}"), path.with_name(f".{path.name}.old-{mark}")
@@ -99,11 +101,11 @@ def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def lock(file: Path, name: str, busy: str, advice: str, shared: bool = False) -> Iterator[None]:
-    """Lock `file` against other processes while the `with` block runs. The file and its folder are created if needed.
+    """Lock `file` against other processes while the `with` block runs. On Windows, nothing is locked.
 
-    shared: take a shared lock, which excludes only exclusive locks. name, busy, advice: texts for the error messages.
-    They name the locked object, what another process does with it, and an alternative for the user. Raises BusyError if
-    another process holds the lock, and UserError if the file cannot be written or locked.
+    The file and its folder are created if needed. shared: take a shared lock, which excludes only exclusive locks.
+    Raises BusyError if another process holds the lock, and UserError if the file cannot be written or locked. Texts for
+    the message are name (the locked object), busy (what the other process does) and advice (what to do instead).
     """
     instead = advice[:1].upper() + advice[1:]
     try:
@@ -132,14 +134,14 @@ def digest(path: Path) -> str:
 
 
 def refuse_unusable(folder: Path, said: str) -> None:
-    """Raise UserError if the folder cannot be created or written to. said: the start of the error message."""
+    """Raise UserError if the folder cannot be created or written to. said: the start of the message (key=value)."""
     whole = folder.absolute()
     if (longest := max(len(os.fsencode(part)) for part in whole.parts)) > NAME_BYTES:
         raise UserError(
-            f"{said}: a folder name of {longest} bytes exceeds the limit of {NAME_BYTES}. Use a shorter one."
+            f"{said}: a folder name of {longest} bytes exceeds the limit of {NAME_BYTES} bytes. Use a shorter name."
         )
     if (length := len(os.fsencode(whole))) > PATH_BYTES:
-        raise UserError(f"{said}: a path of {length} bytes exceeds the limit of {PATH_BYTES}. Use a shorter one.")
+        raise UserError(f"{said}: the path has {length} bytes, but the limit is {PATH_BYTES}. Use a shorter path.")
     try:
         there = next(p for p in (whole, *whole.parents) if p.exists())
     except OSError as error:
@@ -150,9 +152,9 @@ def refuse_unusable(folder: Path, said: str) -> None:
 
 
 def refuse_existing(output: Path, source: str | None = None) -> None:
-    """Raise UserError if `output` exists, unless this program created it from the same file.
+    """Raise UserError if `output` exists, unless MADE records that it was created from the same source.
 
-    source: digest of the file that `output` is derived from. If it is None, every existing file is refused.
+    source: SHA-256 digest of the file that `output` is derived from. If it is None, every existing file is refused.
     """
     if not output.exists():
         return
@@ -164,7 +166,11 @@ def refuse_existing(output: Path, source: str | None = None) -> None:
 
 @contextmanager
 def write_derived(output: Path, source: str | None = None) -> Iterator[Path]:
-    """Write a derived file as write_atomically does. `source` and the errors are those of refuse_existing."""
+    """Yield the path of a temporary file, and rename the file to `output` when the `with` block succeeds.
+
+    source: SHA-256 digest of the file that `output` is derived from, which is recorded in MADE; None: record nothing.
+    Raises UserError if the file cannot be written, or if refuse_existing refuses an existing file.
+    """
     refuse_existing(output, source)
     with write_atomically(output) as part:
         yield part
@@ -172,11 +178,11 @@ def write_derived(output: Path, source: str | None = None) -> Iterator[Path]:
             made = _made(output.parent) | {digest(part): source}
             replace_file(output.parent / MADE, (json.dumps(made, indent=1) + "\n").encode())
         if output.exists():
-            log.info("Replacing %s, which was created from the same file", output)
+            log.info("Replacing %s, which was previously created from the same source", output)
 
 
 def _made(folder: Path) -> dict[str, str]:
-    """Return the content of MADE in a folder, or an empty dictionary if this file is missing or damaged."""
+    """Read MADE in a folder: digest of a derived file -> digest of its source. Empty if MADE is missing or damaged."""
     try:
         made = json.loads((folder / MADE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

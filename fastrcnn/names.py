@@ -10,12 +10,12 @@ from pathlib import Path, PurePath
 from fastrcnn.errors import UserError
 
 NAME_BYTES = 255  # maximum length of a file name on common file systems
-SAME_FILES = "differ only in letter case or Unicode form; on macOS and Windows their comp4 files overwrite each other"
+SAME_FILES = "differ only in letter case or Unicode form; on macOS and Windows, their comp4 files overwrite each other"
 UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # Unicode categories: controls, lone surrogates, line and paragraph separators
 
 
 def refuse_stream(source: str | None) -> None:
-    """Raise UserError for a `source=` that is a camera or a URL."""
+    """Raise UserError if the value of the key `source` names a camera or a URL, and not an existing file."""
     if source is None or Path(source).expanduser().exists():
         return
     if re.fullmatch(r"\d{1,3}|/dev/video\d+", source):
@@ -28,20 +28,20 @@ def refuse_stream(source: str | None) -> None:
 
 
 def file_of(image_id: str, path: PurePath) -> str:
-    """Append the suffix of the image file to an image id, unless the id already has this suffix."""
+    """Return an image id with the suffix of the image file `path`. A suffix that the id already has is not repeated."""
     return image_id.removesuffix(path.suffix) + path.suffix
 
 
 def comp4_name(split: str, name: str) -> str:
-    """Return the name of the comp4 file with the detections of class `name` on a split."""
+    """Return the name of the file, in the VOC devkit's comp4 format, for the detections of class `name` on a split."""
     return f"comp4_det_{split}_{name}.txt"
 
 
 def comp4_id(image_id: str) -> str:
-    """Encode an image id for comp4 files, in which a space ends the id.
+    """Encode an image id for comp4 files (result files of the VOC devkit), in which a space ends the id.
 
-    Whitespace, `%` and bytes that are not UTF-8 are percent-encoded: "a b" becomes "a%20b". Ids of the VOC devkit do
-    not contain any of these characters.
+    Whitespace, `%` and surrogates (from file names that are not UTF-8) are percent-encoded: "a b" becomes "a%20b". Ids
+    of the VOC data sets do not contain any of these characters.
     """
     return re.sub(
         r"[\s%\ud800-\udfff]",
@@ -51,11 +51,14 @@ def comp4_id(image_id: str) -> str:
 
 
 def class_fault(name: str, split: str) -> str | None:
-    """Return why a class cannot have a comp4 file on a split, as a predicate of the class name; None if it can."""
+    """Return why a class name cannot be used in the name of a comp4 file for the split, or None if it can.
+
+    The text completes a sentence that begins with the class name, for example "contains a slash, which ...".
+    """
     if not name:
         return "has an empty name"
     if name != name.strip():
-        return "starts or ends with a space, which is removed when annotations are read"
+        return "starts or ends with whitespace, which is removed when annotations are read"
     if unprintable := [c for c in name if unicodedata.category(c) in UNPRINTABLE]:
         return f"contains the character {unprintable[0]!a}, which is not allowed in a file name"
     if "/" in name or "\\" in name:
@@ -70,7 +73,7 @@ def class_fault(name: str, split: str) -> str | None:
 
 
 def same_files(names: Iterable[str]) -> list[list[str]]:
-    """Return the groups of names that are equal on a file system that ignores letter case and Unicode form."""
+    """Return the groups of two or more names that differ only in letter case or Unicode normalisation form."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(unicodedata.normalize("NFC", name).casefold(), []).append(name)

@@ -30,14 +30,15 @@ def duration(seconds: float) -> str:
 
 
 def silent() -> bool:
-    """Return whether progress output is off: after be_silent, and in all distributed processes except the first."""
+    """Return whether progress output is off: after a call of be_silent, and in every process of a job but the first."""
     return _silent or launch().rank > 0
 
 
 def progress(items: Iterable[T], total: int, what: str, unit: str = "image", every: float = 10.0) -> Iterator[T]:
-    """Yield the items, and show on stderr how many of `total` are done and the remaining time.
+    """Yield the items, and print to stderr the number of completed items and the estimated remaining time.
 
-    what: the activity. unit: the name of one item. every: seconds between lines if stderr is not a terminal.
+    total: the number of items. what: the activity. unit: what one item is called, in the singular. every: seconds
+    between two lines if stderr is not a terminal. On a terminal, a progress bar is shown.
     """
     if silent():
         yield from items

@@ -2,9 +2,8 @@
 
 A pickle is a program for a stack machine with a memo. This module parses it with pickletools and executes only opcodes
 that create data. It does not import any class or function. Instead, the caller passes replacements for the classes and
-functions that are allowed. A restricted pickle.Unpickler is not sufficient. A pickle can make the
-Unpickler hash deeply nested tuples, which can take exponential time or overflow the stack. A pickle can also make the
-Unpickler allocate any amount of memory.
+functions that are allowed. A restricted pickle.Unpickler is not sufficient, because a pickle can make it hash deeply
+nested tuples, which can take exponential time or overflow the stack, and can make it allocate any amount of memory.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ MOST_BITS = 128  # limit for integers; the magic number of torch's older files h
 
 
 class RefusedError(Exception):
-    """The pickle contains something that is not allowed. The message is a noun phrase that describes it."""
+    """The pickle contains something that is not allowed. The message names it, for example "a compressed record"."""
 
 
 class Unbuilt:
-    """An object without its state, which follows later in the pickle. build: converts the state to the value."""
+    """A placeholder for an object whose state follows later in the pickle. build: converts the state to the object."""
 
     def __init__(self, build: Callable[[Any], object] = lambda state: state) -> None:
         self.build = build
@@ -42,13 +41,12 @@ class Unbuilt:
 
 @contextlib.contextmanager
 def as_user_error(path: Path, instead: str) -> Iterator[None]:
-    """Convert errors that a malicious or damaged file causes to a UserError. instead: advice for the user."""
+    """Raise UserError for errors that a malicious or damaged file causes. instead: advice that ends the message."""
     try:
         yield
     except RefusedError as error:
         raise UserError(
-            f"{path}: cannot be read safely. It contains {error}, which is not allowed. No code in it was run. "
-            f"{instead}"
+            f"{path}: cannot be read safely, because it contains {error}. No code in the file was run. {instead}"
         ) from None
     except MemoryError:
         raise
@@ -60,14 +58,14 @@ def as_user_error(path: Path, instead: str) -> Iterator[None]:
 def load_pickle(file: Any, admitted: Mapping[str, object], find_stored: Callable[[Any], object] | None = None) -> Any:
     """Read the next pickle in a file, and return its data.
 
-    The data can consist of numbers, text, bytes, lists, tuples, dictionaries, and results of `admitted`. Python 2
-    strings are decoded as latin1, and sets are returned as lists.
+    The data can consist of numbers, booleans, None, text, bytes, lists, tuples, dictionaries, and results of `admitted`
+    and `find_stored`. Python 2 strings are decoded as latin1, and sets are returned as lists.
 
     file: an mmap or a BytesIO. Reads from these cannot allocate more memory than the file has bytes.
     admitted: maps the full names of the allowed classes and functions to their replacements: a function to call
         instead, `Unbuilt` for a class whose objects are replaced by their state, or a value to pass to such functions.
-    find_stored: a function that returns the object for a persistent id.
-    Raises RefusedError for any other content. A damaged pickle can raise any exception.
+    find_stored: a function that takes a persistent id and returns its object; None: persistent ids are refused.
+    Raises RefusedError for any other content, and any kind of exception for a damaged pickle.
     """
     stack: list[Any] = []
     below: list[list[Any]] = []  # the stack below each mark
@@ -97,7 +95,7 @@ def load_pickle(file: Any, admitted: Mapping[str, object], find_stored: Callable
                 stack.append(find_stored(*items))
             case "REDUCE" | "NEWOBJ" | "BUILD":
                 handed += _size(items[1])
-                if handed > file.tell():  # otherwise each call could copy the same large text from the memo
+                if handed > file.tell():  # otherwise, many calls could each copy the same large text from the memo
                     raise RefusedError("calls whose arguments are larger than the file")
                 stack.append(_call(name, *items))
             case "PROTO" | "FRAME" if name == "FRAME" or argument <= 5:
@@ -108,15 +106,16 @@ def load_pickle(file: Any, admitted: Mapping[str, object], find_stored: Callable
 
 
 def fill(target: object, items: list[Any]) -> dict[Any, Any]:
-    """Add alternating keys and values to a dictionary, and return it.
+    """Add `items`, alternating keys and values, to the dictionary `target`, and return it.
 
-    Keys other than text, bytes and small integers are refused, because hashing them can take exponential time.
+    Raises RefusedError if `target` is not a dictionary, or for keys other than text, bytes and integers from 0 to
+    2**31 - 1, because hashing other keys can take exponential time.
     """
     keys = items[::2]
     if type(target) is not dict or len(items) % 2:
         raise RefusedError("dictionary items for an object that is not a dictionary")
     if not all(type(key) in (str, bytes) or (type(key) is int and 0 <= key < 2**31) for key in keys):
-        raise RefusedError("a dictionary with keys other than text and small integers")
+        raise RefusedError("a dictionary with keys other than text, bytes and small integers")
     target.update(zip(keys, items[1::2], strict=True))
     return target
 
@@ -132,7 +131,10 @@ def _instructions(file: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _value(name: str, argument: Any, items: list[Any], admitted: Mapping[str, object]) -> object:
-    """Return the value that an opcode creates from its argument or from the items that it pops."""
+    """Return the value that the opcode `name` creates from its argument or from the items that it pops.
+
+    Raises RefusedError for an opcode or a value that is not allowed. admitted: see load_pickle.
+    """
     match name:
         case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" if argument.bit_length() > MOST_BITS:
             raise RefusedError(f"an integer of more than {MOST_BITS} bits")
@@ -153,18 +155,18 @@ def _value(name: str, argument: Any, items: list[Any], admitted: Mapping[str, ob
         case "GLOBAL" | "STACK_GLOBAL":
             full = ".".join(items or argument.split(" "))  # pickletools separates module and name with a space
             if full not in admitted:
-                raise RefusedError(full[:120])
+                raise RefusedError(f"a reference to {full[:120]}, which is not allowed")
             return admitted[full]
     raise RefusedError(f"the opcode {name}, which plain data does not need")
 
 
 def _size(handed: Any) -> int:
-    """Return the number of arguments of a call, plus the lengths of those that are text, bytes, lists or tuples."""
+    """Return the number of arguments in `handed`, plus the lengths of those that are text, bytes, lists or tuples."""
     return len(handed) + sum(len(part) for part in handed if isinstance(part, (str, bytes, bytearray, list, tuple)))
 
 
 def _call(name: str, target: object, handed: Any) -> object:
-    """Call a function, create an object, or set the state of an object, and return the result."""
+    """Execute REDUCE (call a function), NEWOBJ (create an object) or BUILD (set its state), and return the result."""
     if name == "REDUCE" and isinstance(target, FunctionType) and isinstance(handed, tuple):
         try:
             return target(*handed)
@@ -179,5 +181,5 @@ def _call(name: str, target: object, handed: Any) -> object:
         return target.value
     if name == "BUILD" and type(target) is dict:
         return target  # an OrderedDict; its state has the version numbers of torch modules
-    what = {"REDUCE": "a call to something that is not a function", "NEWOBJ": "an object", "BUILD": "an object's state"}
-    raise RefusedError(what[name])
+    what = {"REDUCE": "call of something that is not a function", "NEWOBJ": "new object", "BUILD": "state of an object"}
+    raise RefusedError(f"a {what[name]}, which is not allowed")

@@ -18,7 +18,7 @@ class Sample:
 
     image_id: str  # unique in the data set
     path: Path  # image file
-    width: int
+    width: int  # size of the original image after `turn` is applied
     height: int
     boxes: np.ndarray  # (G, 4) float64; can extend one pixel beyond the image
     labels: np.ndarray  # (G,) int64, 1 .. number of classes
@@ -26,11 +26,11 @@ class Sample:
     sizes: np.ndarray | None = None  # (G, 2) float64, width and height in the COCO file; None: x2 - x1 and y2 - y1
     areas: np.ndarray | None = None  # (G,) float64, `area` in the COCO file (e.g. of a mask); None: box areas
     number: int | str | None = None  # image id in the COCO file; only unique within that file
-    turn: int = 1  # EXIF orientation that width and height refer to; see data/frames.py
+    turn: int = 1  # EXIF orientation to apply when the image is read; 1: use it as stored (see data/frames.py)
 
     @property
     def file_id(self) -> int | str:
-        """The image id for COCO results: the id in the COCO file if there is one, otherwise image_id."""
+        """The image id for COCO results: the id in the COCO file, or image_id if there is no COCO file."""
         return self.image_id if self.number is None else self.number
 
     @property
@@ -42,18 +42,19 @@ class Sample:
 
 @dataclass(frozen=True)
 class View:
-    """The transformation of an image for the network (see data/transforms.py). Equal views of an image are identical.
+    """The transformation of an image for the network. An image has the same pixels after two equal transformations.
 
-    The operations are applied in the order crop, transpose, horizontal flip, vertical flip, scale.
-    colour: the gains and the offsets of the channels; None: unchanged colours.
+    The order is: crop, transpose, flip horizontally, flip vertically, scale, change colours.
+    short_side, long_side: the scaled image has this short side in pixels, or less if the long side would be too long.
+    colour: the relative change of contrast of each channel, and the change of its brightness as a fraction of 255.
     part: the crop as half-open x1, y1, x2, y2 in pixels of the original image; None: no crop.
     """
 
     short_side: int
     long_side: int
-    transposed: bool = False
-    mirrored: bool = False
-    upside_down: bool = False
+    transposed: bool = False  # swap x and y
+    mirrored: bool = False  # flip horizontally
+    upside_down: bool = False  # flip vertically
     colour: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     part: tuple[int, int, int, int] | None = None
 
@@ -63,7 +64,7 @@ class Batch:
     """A batch of N images for the network. Boxes are in pixels of the cropped and flipped image, before scaling."""
 
     images: Tensor  # (N, 3, H, W) uint8 RGB, padded with 0 at the right and bottom
-    sizes: Tensor  # (N, 2) int64, height and width of each image without padding; 0 for an absent image
+    sizes: Tensor  # (N, 2) int64, height and width of each image without padding; 0 if its pixels were not loaded
     scales: Tensor  # (N,) float64, pixels of the scaled image per pixel of the original
     proposals: list[Tensor]  # N tensors (P_i, 4) float32
     boxes: list[Tensor]  # N tensors (G_i, 4) float32, ground-truth boxes
@@ -74,8 +75,8 @@ class Batch:
     def __reduce__(self) -> tuple[Callable[..., Batch], tuple]:
         """Pickle the batch for another process, with images in shared memory and all other tensors as NumPy arrays.
 
-        For each tensor in shared memory, the receiver must connect to the sender, which is busy. Only the images are
-        large enough to justify this cost.
+        For each tensor in shared memory, the receiving process must connect to the sending process, which is busy. Only
+        the images are large enough to justify this cost.
         """
         small = [[t.numpy() for t in tensors] for tensors in (self.proposals, self.boxes, self.labels)]
         return _batch, (self.images, self.sizes.numpy(), self.scales.numpy(), small, self.samples, self.views)
@@ -99,14 +100,17 @@ def _batch(
 
 @dataclass(frozen=True)
 class RoITargets:
-    """Training targets of K RoIs."""
+    """The training targets of K RoIs: class labels and box regression targets."""
 
     labels: Tensor  # (K,) int64, 0: background
     deltas: Tensor  # (K, 4) float32, normalised regression targets; 0 for background
 
 
 class Detection(NamedTuple):
-    """A detected object: half-open box x1 y1 x2 y2 in pixels, score, class label and class name."""
+    """A detected object: half-open box x1 y1 x2 y2 in pixels of the original image, score, label and class name.
+
+    score: probability or SVM margin. label: 1 .. number of classes. name: "class LABEL" if the names are not known.
+    """
 
     box: tuple[float, float, float, float]
     score: float
@@ -116,12 +120,15 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Detections:
-    """The detections of one image, best first, in pixels of the original image. Iteration yields Detection objects."""
+    """The detections of one image, best first. Iteration yields Detection objects.
+
+    boxes: half-open x1 y1 x2 y2 in pixels of the original image.
+    """
 
     boxes: Tensor  # (D, 4) float32
     scores: Tensor  # (D,) float32, probabilities or SVM margins
     labels: Tensor  # (D,) int64, 1 .. number of classes
-    entered: Tensor | None = None  # (M, classes) scores before NMS, if requested
+    entered: Tensor | None = None  # (M, classes) scores of the boxes that entered NMS, if requested; best first
     classes: tuple[str, ...] = ()  # names, if known; label k is classes[k - 1]
 
     def __len__(self) -> int:
@@ -129,7 +136,7 @@ class Detections:
 
     @property
     def names(self) -> list[str]:
-        """The class name of each detection."""
+        """The class name of each detection, or "class LABEL" if the names are not known."""
         return [self.classes[label - 1] if self.classes else f"class {label}" for label in self.labels.tolist()]
 
     def __iter__(self) -> Iterator[Detection]:

@@ -24,7 +24,7 @@ Place: TypeAlias = tuple[int, int, int, int]  # half-open x1 y1 x2 y2 in pixels
 
 
 def colour_of(label: int) -> tuple[int, int, int]:
-    """Return an RGB colour for a label. Consecutive labels get very different hues."""
+    """Return an RGB colour (0 to 255) for a class label (1 or greater). Consecutive labels get very different hues."""
     hue = (label - 1) * 0.618033988749895 % 1.0  # the golden ratio spreads any number of hues evenly
     r, g, b = colorsys.hsv_to_rgb(hue, 0.85, 0.95)
     return round(255 * r), round(255 * g), round(255 * b)
@@ -33,11 +33,11 @@ def colour_of(label: int) -> tuple[int, int, int]:
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Draw half-open boxes (R, 4), coloured by label, and their texts on a copy of an image (H, W, 3) uint8 RGB.
+    """Draw half-open boxes (R, 4) in pixels, coloured by label, on a copy of an image (H, W, 3) uint8 RGB.
 
-    The texts of later boxes are placed first. Line width and text size increase with the size of the image. If
-    the boxes are low, the text is reduced to as little as half the size, so that it covers less of the objects. It is
-    black or white, whichever has more contrast.
+    texts: a text for each box; None: no texts. The last box is the first to get a place for its text. Line width and
+    text size increase with the size of the image. If the boxes are low, the text size is reduced by up to half, so that
+    texts cover less of the objects. A text is black or white, whichever has more contrast with the colour of its box.
     """
     canvas = Image.fromarray(image).convert("RGB")
     draw = ImageDraw.Draw(canvas)
@@ -59,9 +59,10 @@ def draw_boxes(
 
 
 def _places(boxes: np.ndarray, masks: Sequence[np.ndarray], margin: int, image: np.ndarray) -> list[Place]:
-    """Return a place in the image for the text of each box. If possible, it does not overlap the texts of later boxes.
+    """Return a rectangle in the image for the text of each box (R, 4). If possible, it overlaps no text of a later box.
 
-    The candidates are above the box, inside its upper left corner, below the box, and above its right end.
+    masks: the rendered texts. The rectangle has the size of the text plus `margin` pixels on each side. The candidates
+    are above the box, inside its upper left corner, below the box, and above its right end.
     """
     places: list[Place] = []
     for box, mask in zip(boxes[::-1], masks[::-1], strict=True):
@@ -86,8 +87,8 @@ def _overlap(a: Place, b: Place) -> bool:
 def worth_drawing(found: Detections, threshold: float) -> list[int]:
     """Return the indices of the detections with a score of at least `threshold`, best first.
 
-    Boxes that are almost completely (NESTED) inside a better box of their class are excluded. Non-maximum suppression
-    does not remove these boxes, because their IoU with the larger box is low.
+    A box with more than 90 % (NESTED) of its area inside a better box of its class is excluded. Non-maximum suppression
+    does not remove such a box if its IoU with the larger box is low.
     """
     kept: list[int] = []
     boxes, labels = found.boxes.double(), found.labels
@@ -104,7 +105,11 @@ def worth_drawing(found: Detections, threshold: float) -> list[int]:
 
 
 def draw_detections(image: np.ndarray, found: Detections, classes: Sequence[str], threshold: float = 0.5) -> np.ndarray:
-    """Draw the detections that worth_drawing selects on a copy of the image. The best detection is drawn last."""
+    """Draw detections with their class names and scores on a copy of an image (H, W, 3) uint8 RGB, the best one last.
+
+    Detections with a score below `threshold`, and boxes inside a better box of their class (see worth_drawing), are not
+    drawn. classes: class names; label k is classes[k - 1].
+    """
     kept = worth_drawing(found, threshold)[::-1]
     labels = [int(found.labels[i]) for i in kept]
     texts = [f"{classes[n - 1]} {found.scores[i]:.2f}" for i, n in zip(kept, labels, strict=True)]
@@ -112,9 +117,9 @@ def draw_detections(image: np.ndarray, found: Detections, classes: Sequence[str]
 
 
 def enlarge(image: np.ndarray, found: Detections, least: int = 200) -> tuple[np.ndarray, Detections]:
-    """Enlarge a small image and its detections by an integer factor, so that class names fit into the image.
+    """Return an image and its detections, enlarged by an integer factor if class names would not fit into the image.
 
-    least: minimum length of the longer side in pixels; larger images are returned unchanged.
+    least: minimum length of the longer side in pixels. Images that are at least this long are returned unchanged.
     """
     factor = -(-least // max(image.shape[:2]))
     if factor == 1:
@@ -123,8 +128,9 @@ def enlarge(image: np.ndarray, found: Detections, least: int = 200) -> tuple[np.
 
 
 def draw_batch(batch: Batch, rois: Tensor, targets: RoITargets, most: int = 4) -> np.ndarray:
-    """Draw up to `most` images of a batch side by side, with the sampled RoIs and with file names as captions.
+    """Draw the first `most` images of a batch side by side, with file names as captions. Return (H, W, 3) uint8 RGB.
 
+    rois: the sampled RoIs (K, 5): index of the image in the batch, then x1, y1, x2, y2 in pixels before scaling.
     Background RoIs are grey, foreground RoIs are coloured by class, and ground-truth boxes have thick lines.
     """
     tiles = []
@@ -156,7 +162,7 @@ def _inclusive(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def lettering(text: str, size: int) -> np.ndarray:
-    """Return the opacity (h, w) uint8 of a line of text at a font size in pixels, without an empty border.
+    """Render a line of text, and return its opacity (h, w) uint8 without empty borders. size: font size in pixels.
 
     The first font that has all letters of the text is used. The fonts are Pillow's default font (little more than
     ASCII), common system fonts, and the font of OpenCV 5 (almost all letters). If no font has all letters, the missing
@@ -170,7 +176,7 @@ def lettering(text: str, size: int) -> np.ndarray:
 
 
 def _has(font: Any, text: str) -> bool:
-    """Return whether the font has every letter of the text."""
+    """Return whether the Pillow font has a glyph for every letter of the text."""
     absent = bytes(font.getmask(ABSENT))
     return all(letter.isspace() or bytes(font.getmask(letter)) != absent for letter in set(text))
 

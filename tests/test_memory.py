@@ -81,7 +81,7 @@ def test_training_says_which_sizes_to_turn_down(
     assert "Traceback" not in err
     assert "training: out of memory on cpu" in err
     assert said in err
-    assert "solver.images_per_batch=6 images (short side up to 64 pixels, long side up to 100)" in err
+    assert "batches of 6 images (short side up to 64 pixels, long side up to 100 pixels)" in err
     assert "solver.images_per_batch=3 solver.accumulate=4 (nearly the same gradient: batch norm" in err
     assert "runtime.checkpoint_activations=true" in err
     assert "data.short_sides=[24,32] data.long_side=50" in err
@@ -98,7 +98,7 @@ def test_evaluation_and_detection_say_theirs(
         assert status == 1
         assert "detection: out of memory on cpu (CUDA out of memory. Tried to allocate 2.50 GiB" in err
         assert "training: out of memory" not in err
-        assert "in chunks of detection.rois_per_chunk=30." in err
+        assert "in chunks of up to 30 RoIs." in err
         assert "48 x 64 pixels" in err
         assert "data.test_short_sides=[24] data.long_side=32" in err
     status, _, err = call("train", "run=run", "resume=auto", *settings, "solver.iterations=2")
@@ -109,7 +109,7 @@ def test_evaluation_and_detection_say_theirs(
         assert status == 1
         assert "Traceback" not in err
         assert "detection: out of memory on cpu" in err
-        assert "in chunks of detection.rois_per_chunk=1000." in err
+        assert "in chunks of up to 1000 RoIs." in err
 
 
 def test_elsewhere_the_verb_is_named(call: Call, tiny: VocFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,19 +47,20 @@ COMMANDS = {  # command -> (its line in the overview, its documentation page)
         "run the experiments of a table of the paper, and print the paper's numbers next to the measured numbers",
         "docs/paper.md",
     ),
-    "replay": ("repeat a training step whose loss was not finite, and find the cause", "docs/training.md"),
-    "explain-roi": ("draw how RoI pooling divides one RoI, and print the pooled values", "docs/roi_pooling.md"),
+    "replay": ("repeat a training step whose loss was not finite, to find the cause", "docs/training.md"),
+    "explain-roi": ("draw the bins of RoI pooling for one RoI, and print the pooled values", "docs/roi_pooling.md"),
 }
 FLAGS_SAID = "FASTRCNN_FLAGS"
 QUIET, VERBOSE = ("-q", "--quiet"), ("-v", "--verbose")
-USAGE = "usage: fastrcnn COMMAND [key=value ...]      (fastrcnn COMMAND --help lists the keys of a command)"
+USAGE = "usage: fastrcnn COMMAND [key=value ...]      (fastrcnn COMMAND --help describes a command and its keys)"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    The status is 0 on success, 1 for an error that the user can fix, 2 for wrong usage, and 128 plus the signal's
-    number if a signal ended the program. Some commands define further statuses.
+    The status is 0 on success, 1 for an error that the user can fix, 2 for a missing or unknown command, and 128 plus
+    the signal's number if a signal ended the program. Some commands return other statuses too. argv: the arguments
+    after the program's name; None: those of the process. Other errors are bugs, and are raised.
     """
     arguments = sys.argv[1:] if argv is None else argv
     from fastrcnn.parallel.signals import Stopped, handle_signals
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _message(error: Exception, command: str = "") -> str:
-    """Return the message of an error that the user can fix, or an empty string for a bug of the program."""
+    """Return the message for an error that the user can fix, or '' for a bug. command: the name of the command."""
     from fastrcnn.errors import UserError
 
     if isinstance(error, UserError):
@@ -98,10 +99,10 @@ def _message(error: Exception, command: str = "") -> str:
     if isinstance(error, MemoryError) or "torch" in sys.modules:
         from fastrcnn.memory import out_of_memory, ran_out
 
-        if ran_out(error):  # in other activities than training and detection, which raise their own messages
+        if ran_out(error):  # outside training and detection, which raise errors with their own advice
             return (
-                f"{command}: {out_of_memory(error)} Another process may be using the memory (check nvidia-smi for a "
-                "GPU, top for the host). Use fewer runtime.workers to save host memory, or set runtime.device=cpu to "
+                f"{command}: {out_of_memory(error)} Another process may be using the memory: check `nvidia-smi` for a "
+                "GPU, and `top` for the host. Lower runtime.workers to save host memory, or set runtime.device=cpu to "
                 "use no GPU memory."
             )
     return ""
@@ -111,7 +112,7 @@ def _run(arguments: list[str]) -> int:
     """Run the command that the arguments name, and return its exit status (see main)."""
     # OpenMP's threads should sleep, not spin, while they wait for each other. If other processes run on the same
     # cores (the loader's workers, for example), spinning costs far more than waking up: three times the CPU time for a
-    # training step with two busy neighbours on two cores. torch is imported later, and reads the variable then.
+    # training step with two other busy processes on two cores. torch is imported later, and then reads the variable.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from fastrcnn.errors import UserError, nearest
     from fastrcnn.parallel.processes import refuse_import
@@ -149,16 +150,16 @@ def _run(arguments: list[str]) -> int:
 
 
 def show_any_text() -> None:
-    """Make stdout and stderr print characters that their encoding lacks as escapes instead of raising an error."""
+    """Make stdout and stderr print unencodable characters as escape sequences, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def speak(arguments: list[str], head: str = "") -> None:
-    """Set up logging. --quiet logs only warnings and errors, and --verbose logs everything with times and loggers.
+    """Set up logging for the flags in `arguments`. head: prefix of each line.
 
-    head: prefix of each line.
+    --quiet logs only warnings and errors. --verbose logs everything, with the time and the logger's name in each line.
     """
     quiet, verbose = (any(a in flags for a in arguments) for flags in (QUIET, VERBOSE))
     os.environ[FLAGS_SAID] = " ".join(a for a in arguments if a in (*QUIET, *VERBOSE))  # for child processes
@@ -175,10 +176,10 @@ def speak(arguments: list[str], head: str = "") -> None:
 
 
 def _prints_errors() -> bool:
-    """Return whether this process prints the error message.
+    """Return whether this process prints the message of an error that ended it.
 
     Before the processes of a job have joined, the same error occurs in all processes of a machine, and only the first
-    one prints it.
+    one prints it. Afterwards, each process prints its error.
     """
     distributed = sys.modules.get("fastrcnn.parallel.distributed")
     return launch().local_rank == 0 or (distributed is not None and distributed.size() > 1)
@@ -190,7 +191,7 @@ def _invalid_name(error: UnicodeEncodeError) -> str:
     if error.encoding.replace("_", "-") not in (encoding, "utf-8"):
         return ""
     if encoding == "utf-8":
-        return f"{name}: this name is not valid UTF-8, the encoding of all files that are written. Rename it."
+        return f"{name}: this name is not valid UTF-8, and fastrcnn writes all files in UTF-8. Change the name."
     return (
         f"{name}: this name has characters that {encoding}, the encoding of file names on this system, cannot "
         "represent. Use UTF-8: set the environment variable PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8."
@@ -198,7 +199,7 @@ def _invalid_name(error: UnicodeEncodeError) -> str:
 
 
 def _file_error(error: OSError) -> str:
-    """Return the message for a file or folder that the operating system does not allow the program to use."""
+    """Return the message for an error of the operating system with a file or folder: the path, the error and advice."""
     advice = "Check this path."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         os.umask(mask := os.umask(0))
@@ -216,7 +217,7 @@ def _incompatible_torchvision(error: Exception) -> str:
 
     found = [f"{d.name} {d.version}" for d in distributions() if d.name in ("torch", "torchvision")]
     return (
-        f"torchvision does not work with this torch (installed: {', '.join(sorted(found)) or 'neither'}): {error}\n"
+        f"torchvision does not work with torch (installed: {', '.join(sorted(found)) or 'none'}): {error}\n"
         "Install both together, from the same index: pip install --force-reinstall torch torchvision"
     )
 

@@ -37,7 +37,7 @@ EVERYDAY = [
 def main(arguments: list[str]) -> int:
     """Check a data set and its proposals. Print a summary, and write report.json and report.html.
 
-    Returns 1 if an error would stop training or make it skip data, else 0.
+    Returns the exit status: 1 if there are errors that would stop training or make it skip data, else 0.
     """
     config: CheckConfig = compose("check", arguments)
     from fastrcnn.audit.report import to_json
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
 
 
 def default_folder(config: DataConfig) -> Path:
-    """Return the default folder of the report, which depends on the data set's name, root and splits."""
+    """Return the default output folder. Its name depends on the name, the root and the splits of the data set."""
     from fastrcnn.build.annotations import root
 
     whole = root(config).resolve()
@@ -71,7 +71,7 @@ def default_folder(config: DataConfig) -> Path:
 
 
 def next_command(arguments: Sequence[str], config: DataConfig, report: Report) -> str:
-    """Return the command to run next, with the data set's keys from `arguments`."""
+    """Return the command to run next (propose or train), with the arguments that select the data set."""
     import torch
 
     given = [a for a in arguments if a.startswith(("data=", "data.")) and not a.startswith("data.proposals=")]

@@ -17,12 +17,12 @@ EXAMPLES = [
 
 
 def main(arguments: list[str]) -> int:
-    """Compare evaluations with the first one, print a table, and write compare.html."""
+    """Compare each evaluation with the first one. Print a table, and write compare.html."""
     plain = [a for a in arguments if "=" not in a or Path(a).is_dir()]
     config: CompareConfig = compose("compare", [a for a in arguments if a not in plain])
     given = [*plain, *config.runs]
     if len(given) < 2:
-        raise UserError("Give two to five runs or folders of evaluations to compare: fastrcnn compare RUN RUN")
+        raise UserError("Specify two to five runs or folders of evaluations: fastrcnn compare RUN OTHER_RUN")
     from fastrcnn.evaluation import matches
     from fastrcnn.evaluation.comparison import compare_runs, table
     from fastrcnn.report.compare import write_comparison
@@ -36,14 +36,15 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluation_folder(name: str, split: str | None) -> Path:
-    """Return the folder of an evaluation. `name` is this folder, a run, or a folder of runs.
+    """Return the folder of an evaluation. `name` is the path of this folder, of a run, or of a folder of runs.
 
-    For a run, this is the evaluation in its folder eval/. For a folder of runs (outputs/NAME), the newest run with an
-    evaluation is used. Raises UserError if there is no evaluation, or if there are several and `split` selects none.
+    In a run, the evaluation on `split` is used, or the only evaluation if `split` is None. In a folder of runs
+    (outputs/NAME), the newest run with an evaluation is used. Raises UserError if there is no such evaluation, or if
+    `split` is None and there are several.
     """
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{name}: this folder does not exist. Give a run or the folder of an evaluation.")
+        raise UserError(f"{name}: this folder does not exist. Specify a run or the folder of an evaluation.")
     if (folder / "metrics.json").is_file():
         return folder
     found = sorted(p.parent for p in folder.glob("eval/*/metrics.json"))
@@ -59,7 +60,7 @@ def evaluation_folder(name: str, split: str | None) -> Path:
         )
     names = [p.name for p in found]
     if split is not None and split not in names:
-        raise UserError(f"{name}: no evaluation on split={split}. Available: {', '.join(names)}.")
+        raise UserError(f"{name}: no evaluation on split={split}. Available splits: {', '.join(names)}.")
     if split is None and len(found) > 1:
-        raise UserError(f"{name}: this run has several evaluations ({', '.join(names)}). Choose one with split=NAME.")
+        raise UserError(f"{name}: this run has evaluations on {', '.join(names)}. Choose one of them with split=NAME.")
     return found[0] if split is None else folder / "eval" / split

@@ -15,7 +15,7 @@ EXAMPLES = [
 
 
 def main(arguments: list[str]) -> int:
-    """Write a compressed checkpoint, and print the changes in size, time and mAP."""
+    """Write a compressed copy of a checkpoint, and print how the size, the time and the mAP change."""
     config = compose_for("compress", arguments)
     ways = {name: value for name in WAYS if (value := getattr(config, name)) is not None}
     check_way(ways)
@@ -36,10 +36,10 @@ def main(arguments: list[str]) -> int:
 
 
 def check_way(ways: dict[str, float]) -> None:
-    """Raise UserError unless the given keys determine the ranks in exactly one way."""
+    """Raise UserError unless the given keys (fc6 and fc7, keep, or budget) determine the ranks in exactly one way."""
     got = f"Given: {', '.join(f'{name}={value:g}' for name, value in ways.items())}." if ways else "None is given."
     if len({"ranks" if name in ("fc6", "fc7") else name for name in ways}) != 1:
         raise UserError(
-            "Choose exactly one compression setting: the ranks (fc6=1024 fc7=256, or one of them), the share of energy "
-            f"to keep (keep=0.9), or the mAP points that may be lost (budget=0.5). {got}"
+            "Choose exactly one compression setting: the ranks (fc6=1024 fc7=256, or one of them), the fraction of the "
+            f"energy to keep (keep=0.9), or the mAP points that may be lost (budget=0.5). {got}"
         )

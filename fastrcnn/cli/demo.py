@@ -15,7 +15,7 @@ SHOWN = 6  # number of images on which detections are drawn
 
 
 def main(arguments: list[str]) -> int:
-    """Run all steps on the demo data set."""
+    """Generate images and proposals, train, evaluate, detect objects, and print the paths of the results."""
     config = compose("train", ["experiment=demo", *arguments])
     if not config.data.test:
         raise UserError("data.test=[]: the demo needs a test split. Remove this key, or use `fastrcnn train`.")

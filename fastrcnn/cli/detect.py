@@ -32,7 +32,7 @@ EVERYDAY = [
 
 
 def main(arguments: list[str]) -> int:
-    """Detect objects in images or a video. Returns 3 if no detection is drawn, else 0."""
+    """Detect objects in images or a video, and write the results. Returns 3 if no detection is drawn, else 0."""
     refuse_stream(next((a.removeprefix("source=") for a in arguments if a.startswith("source=")), None))
     from fastrcnn.build.checkpoints import load
 
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     what += [files.get(name, f"labels_{name}") for name in config.formats]
     print(f"{output.drawn} of {len(scores)} detections drawn (score of at least {threshold:.2f})")
     if nested := above - output.drawn:
-        print(f"{nested} more are not drawn because they are inside a better detection of their class")
+        print(f"detections not drawn because they are inside a better detection of their class: {nested}")
     print(f"written to {folder}: {', '.join(what)}")
     if output.drawn:
         return 0

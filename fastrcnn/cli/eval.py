@@ -36,7 +36,7 @@ EVERYDAY = [
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluate a checkpoint. Write metrics.json, detections and a report, or only a submission for a competition."""
+    """Evaluate a checkpoint. Write metrics.json, detections and a report, or only files for an evaluation server."""
     from fastrcnn.build.checkpoints import load
 
     config, network, names, run = load("eval", arguments)
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
 
 
 def evaluate_network(config: EvalConfig, network: Network, names: list[str], run: Path, arguments: list[str]) -> int:
-    """Evaluate a loaded network, see main. run: the folder of its run. arguments: see main."""
+    """Evaluate a loaded network and write the results. run: the folder of its run. arguments: the command line."""
     from fastrcnn.build import evaluation, machine
     from fastrcnn.evaluation.evaluate import table
     from fastrcnn.parallel import distributed

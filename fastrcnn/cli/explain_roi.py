@@ -21,12 +21,12 @@ EXAMPLES = [
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table and write the drawings."""
+    """Print a table and write drawings of how RoI pooling divides an RoI into bins."""
     return run(compose("explain-roi", arguments))
 
 
 def run(config: ExplainRoiConfig) -> int:
-    """Print the table and write the drawings for a configuration. Raises UserError for an invalid value."""
+    """Do what `main` does, for a configuration. Raises UserError if a value is invalid."""
     question, name = question_of(config)
     from fastrcnn.report.roi_drawing import write_explanation
 
@@ -37,21 +37,21 @@ def run(config: ExplainRoiConfig) -> int:
 
 
 def question_of(config: ExplainRoiConfig) -> tuple[Question, str]:
-    """Return the RoI and the map to explain, and a name for the files. Raises UserError for an invalid value."""
+    """Return the RoI and the map to explain, and a name for the output files. Raises UserError for an invalid value."""
     from fastrcnn.report.explain_roi import EXAMPLES, Question, grid_of_image, read_grid
 
     asked = [k for k in ("example", "grid", "image") if getattr(config, k)]
     if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)}: give only one of these keys.")
+        raise UserError(f"{' and '.join(asked)}: set only one of these keys.")
     if not asked or config.example:
         name: str = config.example or "8x8"
         return EXAMPLES[name], name
     if len(config.roi) != 4:
-        raise UserError("Give the RoI as roi=[x1,y1,x2,y2], in pixels of the image.")
+        raise UserError("Specify the RoI as roi=[x1,y1,x2,y2], in pixels of the image.")
     if config.stride < 1:
         raise UserError(f"stride={config.stride}: must be at least 1 pixel.")
     if len(config.output_size) != 2 or min(config.output_size) < 1:
-        raise UserError(f"output_size={config.output_size}: must be two positive numbers: rows and columns of bins.")
+        raise UserError(f"output_size={config.output_size}: must be two positive numbers (rows and columns of bins).")
     if config.image:
         path = Path(config.image).expanduser()
         try:
@@ -61,6 +61,6 @@ def question_of(config: ExplainRoiConfig) -> tuple[Question, str]:
     else:
         grid, name = read_grid(str(config.grid))
     if grid.ndim != 2 or not grid.size:
-        raise UserError(f"{asked[0]}: the map has no cell at stride={config.stride}. Use a smaller stride.")
+        raise UserError(f"{asked[0]}: the map has no cells (stride={config.stride}). Use a larger {asked[0]}.")
     x1, y1, x2, y2 = config.roi
     return Question(grid, (x1, y1, x2, y2), config.stride, (config.output_size[0], config.output_size[1])), name

@@ -27,14 +27,14 @@ EXAMPLES = [
 
 
 def main(arguments: list[str]) -> int:
-    """Export the network of a checkpoint, and write a model card next to it."""
+    """Export the network of a checkpoint to a file of another format, and write a model card next to the file."""
     config = compose_for("export", arguments)
     if config.format is None:
         raise UserError(f"Choose a format with format=FORMAT, one of {', '.join(SUFFIXES)}.")
     if config.precision != "float32" and config.format != "safetensors":
         raise UserError(
-            f"precision={config.precision}: format={config.format} supports float32 only. Remove precision, or use "
-            "format=safetensors."
+            f"precision={config.precision}: format={config.format} supports float32 only. Omit the key `precision`, or "
+            "use format=safetensors."
         )
     trained = open_trained(config, arguments)
     import torch
@@ -59,9 +59,9 @@ def main(arguments: list[str]) -> int:
 
 
 def output_file(config: ExportConfig, default: Path) -> Path:
-    """Return the file to write: `output`, or `default` with the suffix of the format.
+    """Return the file to write: the key `output` or, if it is null, `default` with the suffix of the format.
 
-    Raises UserError if `output` has another suffix, because programs recognise the format by it.
+    Raises UserError if `output` has another suffix, because programs recognise the format by the suffix.
     """
     suffix = SUFFIXES[str(config.format)]
     if config.output is None:

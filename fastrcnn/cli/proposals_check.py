@@ -24,17 +24,17 @@ EXAMPLES = [
     "fastrcnn proposals-check proposals=bbs.mat ids=images.txt data=custom data.root=FOLDER split=trainval",
 ]
 IMAGES = 200  # maximum number of images to compare; up to twice as many are read to find images with objects
-ROWS = 9  # maximum number of readings in the table; a reading is a box convention and a unit
+ROWS = 9  # maximum number of rows in the table
 
 
 def main(arguments: list[str]) -> int:
-    """Read a proposal file in all known conventions and units, and compare the boxes with the ground truth.
+    """Read a proposal file in all known box conventions and units, and compare the boxes with the ground truth.
 
-    Returns 0 if the boxes fit the ground truth when they are read by default, else 1.
+    Returns 0 if the default convention and unit fit the ground truth best, else 1.
     """
     config: ProposalsCheckConfig = compose("proposals-check", arguments)
     if config.proposals is None:
-        raise UserError("Give the proposals: fastrcnn proposals-check proposals=FILE data=NAME data.root=FOLDER")
+        raise UserError("Specify the proposals: fastrcnn proposals-check proposals=FILE data=NAME data.root=FOLDER")
     from fastrcnn.build import annotations
     from fastrcnn.proposals.files import open_all
     from fastrcnn.proposals.fit import find_fit
@@ -57,11 +57,11 @@ def main(arguments: list[str]) -> int:
 
 
 def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sample], list[np.ndarray], int]:
-    """Return images with ground truth, the unconverted boxes (P, 4) of each, and the number of shared images.
+    """Select the images to compare. Return them, the boxes (P, 4) of each, and the number of images to choose from.
 
-    The images are spread evenly over those that are both in the data set and in the file. Annotations that cannot be
-    read are skipped, because a part of the images is enough for the comparison. Raises UserError if the file and the
-    data set share no image, or if no image has an object.
+    The boxes are the numbers in the file, unconverted. The images are spread evenly over those that are both in the
+    data set and in the file. Annotations that cannot be read are skipped, because some images are enough. Raises
+    UserError if no image is both in the file and in the data set, or if no image has an object.
     """
     from fastrcnn.build import annotations, datasets
     from fastrcnn.data.annotations.splits import class_names, load
@@ -101,7 +101,7 @@ def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sam
 
 
 def table(outcome: Outcome) -> str:
-    """Return a table of the readings with their recall, mean IoU and share of touched borders, best first."""
+    """Return a table of box conventions, best first: recall, mean IoU, and fraction of image borders touched."""
     lines = [
         f"   {'':<24}{'':<15}{'recall':>12}{'mean':>8}{'borders':>9}",
         f"   {'convention':<24}{'unit':<15}{'0.5':>6}{'0.7':>6}{'IoU':>8}{'touched':>9}",
@@ -122,7 +122,7 @@ def table(outcome: Outcome) -> str:
 
 
 def verdict(outcome: Outcome, path: Path, arguments: list[str]) -> list[str]:
-    """Return the conclusion and the next step, as lines. arguments: quoted arguments that select the data set."""
+    """Return the conclusion and the next step as lines of text. arguments: shell words that select the data set."""
     reading, own = outcome.winner.reading, outcome.own.reading
     lines = []
     if outcome.wrapped:
@@ -136,19 +136,19 @@ def verdict(outcome: Outcome, path: Path, arguments: list[str]) -> list[str]:
     if not outcome.fits:
         return [
             *lines,
-            f"No reading fits: even with the best one, {reading}, the boxes match the objects no better than the boxes "
-            "of other images do. Possible causes: the file belongs to other images with the same ids, or to rotated, "
-            "cropped or resized versions of these images; the order of its boxes differs from the order of its ids; "
-            "there are too few boxes or images for a conclusion.",
+            f"No convention fits. Even with the best one ({reading}), the boxes match the objects no better than the "
+            "boxes of other images do. Possible causes: the file belongs to other images with the same ids, or to "
+            "rotated, cropped or resized versions of these images; the order of its boxes differs from the order of "
+            "its ids; there are too few boxes or images for a conclusion.",
         ]
     if reading == own:
-        lines.append(f"The proposals fit as they are read by default: {own}.")
+        lines.append(f"The proposals fit in the convention that is used by default: {own}.")
     else:
-        lines.append(f"The boxes are {reading}. By default they are read as {own}, which does not fit.")
+        lines.append(f"The convention of the boxes is {reading}. The default, {own}, does not fit.")
     if outcome.equal > 1:
         others = "; ".join(str(f.reading) for f in outcome.tried[1 : outcome.equal])
         few = " Too few boxes touch the borders of the images to decide." if outcome.winner.touched < 0.05 else ""
-        lines.append(f"These readings fit equally well: {others}.{few}")
+        lines.append(f"Other conventions that fit equally well: {others}.{few}")
     if reading.unit != own.unit:
         then = "" if reading.convention == own.convention else f", and read it with convention={reading.convention}"
         lines.append(f"No option can fix this file. Generate it again in pixels of the original images{then}.")

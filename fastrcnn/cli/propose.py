@@ -39,15 +39,15 @@ EVERYDAY = [
 
 
 def main(arguments: list[str]) -> int:
-    """Generate proposals with selective search, or convert proposal files. Resumes an interrupted generation."""
+    """Generate proposals with selective search, or convert proposal files. Continue an interrupted generation."""
     config: ProposeConfig = compose("propose", arguments)
     if config.convert and launch().size > 1:
-        raise UserError("convert= runs in one process only. Start it without torchrun.")
+        raise UserError("`fastrcnn propose convert=FILE` runs in one process only. Start it without torchrun.")
     if config.convert:
         convert(config)
         return 0
     if config.ids is not None or config.convention is not None:
-        raise UserError("ids= and convention= describe the file in convert=FILE. Add convert=FILE, or remove them.")
+        raise UserError("The keys `ids` and `convention` describe the file in convert=FILE. Add it, or omit the keys.")
     import torch
 
     from fastrcnn.parallel import distributed
@@ -63,14 +63,14 @@ def main(arguments: list[str]) -> int:
 
 
 def make(config: ProposeConfig) -> list[Path]:
-    """Generate proposals for the images that the configuration selects, and return the paths of the stores."""
+    """Generate proposals for the images of `source` or of the data set. Return the paths of the proposal stores."""
     from fastrcnn.build import annotations, datasets
 
     data, output = config.data, None if config.output is None else Path(config.output).expanduser()
     if config.source is not None:
         refuse_stream(config.source)
         if output is None:
-            raise UserError("source= needs the path of the store to write. Set output=NAME.proposals.")
+            raise UserError("With source=, the path of the proposal store is required. Set output=NAME.proposals.")
         images = annotations.source_pictures(config.source, data.skip_bad)
         return [datasets.make_proposals(data, images, output, config.workers)]
     names = annotations.classes(data)
@@ -86,13 +86,14 @@ def make(config: ProposeConfig) -> list[Path]:
 
 
 def all_splits(config: ProposeConfig) -> list[str]:
+    """Return the training, validation and test splits of the data set, without duplicates."""
     from fastrcnn.build.annotations import validation_splits
 
     return list(dict.fromkeys([*config.data.train, *validation_splits(config.data), *config.data.test]))
 
 
 def convert(config: ProposeConfig) -> None:
-    """Convert proposal files to a store, or to a .mat or .json file if `output` has that suffix."""
+    """Convert proposal files to a proposal store, or to a .mat or .json file if `output` has that suffix."""
     from fastrcnn.proposals.files import join_files, open_all
     from fastrcnn.proposals.formats.conventions import convention
 
@@ -109,7 +110,7 @@ def convert(config: ProposeConfig) -> None:
 
 
 def to_file(config: ProposeConfig, file: Content, output: Path) -> None:
-    """Write all proposals to a .mat or .json file. JSON contains the ids of the data set's COCO files, if any."""
+    """Write all proposals to a .mat or .json file. JSON contains the image ids of the data set's COCO files, if any."""
     from fastrcnn.build import datasets
     from fastrcnn.proposals.convert import export
 
@@ -119,11 +120,11 @@ def to_file(config: ProposeConfig, file: Content, output: Path) -> None:
         numbers = {image_id: number for image_id, (_, number) in sources.items() if number is not None}
     print(f"written to {output}: {export(file, output, numbers):,} boxes of {len(file.ids)} images")
     if numbers and (others := [i for i in file.ids if i not in numbers]):
-        print(f"  {len(others)} of the images are not in the data set's COCO file: {first_few(others)}")
+        print(f"  images that are not in the data set's COCO file: {len(others)} ({first_few(others)})")
 
 
 def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
-    """Write a store with the proposals for the images of the data set, or of `source`."""
+    """Write a proposal store for the images of the data set, or of `source`, and print how many images match."""
     from fastrcnn.build import annotations
     from fastrcnn.proposals.convert import convert_to_store
 
@@ -131,7 +132,7 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     stem = path.name if path.is_dir() and path.suffix != ".proposals" else path.stem
     output = output or Path(data.proposal_cache).expanduser() / f"{stem}.proposals"
     if output.exists() and any(output.samefile(part) for part in file.paths):
-        raise UserError(f"{output}: this file is the input. Choose another store with output=NAME.proposals.")
+        raise UserError(f"{output}: the output cannot replace the input. Choose a path with output=NAME.proposals.")
     if config.source is not None:
         images = annotations.source_pictures(config.source, data.skip_bad)
     else:
@@ -140,22 +141,22 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     places = set(matched.values())
     missing = [image.image_id for image in images if image.image_id not in matched]
     foreign = [image_id for n, image_id in enumerate(file.ids) if n not in places]
-    print(f"  {len(matched)} of {len(images)} images of the data set have proposals")
+    print(f"  images with proposals in the file: {len(matched)} of {len(images)}")
     if missing:
-        print(f"  {len(missing)} images of the data set have no proposals in the file: {first_few(missing)}")
+        print(f"  images without proposals in the file: {len(missing)} ({first_few(missing)})")
         print("    Training stops at such images. Set data.missing_proposals=leave_out to skip them.")
     if foreign:
-        print(f"  {len(foreign)} image ids in the file are not in the data set: {first_few(foreign)}")
+        print(f"  image ids in the file that match no image: {len(foreign)} ({first_few(foreign)})")
     print(f"  {counts}")
     if counts.dropped + counts.far > SUSPICIOUS * (counts.kept + counts.dropped):
         where = f" data.root={data.root}" if data.root else ""
         print(
-            "  So many boxes do not fit that the file probably uses another box convention. To find it, run:\n"
+            "  So many boxes do not fit in their images that the file probably uses another box convention. Run:\n"
             f"    fastrcnn proposals-check proposals={path} data={data.name}{where}"
         )
     print(f"Use the proposals with data.proposals={output}")
 
 
 def first_few(ids: Sequence[str], most: int = 5) -> str:
-    """Return the first `most` ids as text for a message."""
+    """Return the first `most` ids as text for a message, with "..." if there are more."""
     return ", ".join(i[:60] for i in ids[:most]) + (", ..." if len(ids) > most else "")

@@ -15,7 +15,7 @@ NEEDED = {"image_ids", "images", "sizes", "scales", "rois", "labels", "deltas", 
 
 
 def main(arguments: list[str]) -> int:
-    """Repeat a step whose loss was not finite. Print which inputs, weights, layer and RoIs are not finite."""
+    """Repeat a step whose loss was not finite. Print the inputs, weights, layer and RoIs that have such values."""
     plain = [a for a in arguments if "=" not in a or Path(a).is_file()]
     config = compose("replay", [f"file={a}" if a in plain else a for a in arguments])
     if config.file is None:
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     path = Path(config.file).expanduser()
     content = checkpoint.load(path, finite=False)
     if not content.keys() >= NEEDED:
-        raise UserError(f"{path}: this is a checkpoint, but not of a failed step. Use a failed-step-N.pt file.")
+        raise UserError(f"{path}: this checkpoint does not contain a failed step. Use a failed-step-N.pt file.")
     content = check_content(path, content)
     device = machine.device(RuntimeConfig(device=config.device))
     model = models.trained_model(content["config"], len(content["classes"]))
@@ -47,14 +47,14 @@ def main(arguments: list[str]) -> int:
         print(f"weights that are not finite: {', '.join(found.weights)}")
     if found.layer is not None:
         print(f"first layer with an output that is not finite: {found.layer}")
+    if found.rois:
+        print(f"RoIs with outputs that are not finite: {len(found.rois)}{', the first 10:' if found.rois[10:] else ''}")
     for number in found.rois[:10]:
         image, *box = content["rois"][number].tolist()
         label = content["labels"][number].item()
         name = "background" if label == 0 else content["classes"][label - 1]
         where = content["image_ids"][int(image)] if math.isfinite(image) else "?"
-        print(f"RoI {number} of {where}, {name}: {', '.join(f'{v:.1f}' for v in box)}")
-    if len(found.rois) > 10:
-        print(f"and {len(found.rois) - 10} more RoIs")
+        print(f"  RoI {number} in {where}, {name}: {', '.join(f'{v:.1f}' for v in box)}")
     if math.isfinite(found.loss_cls + found.loss_box):
         print("The loss is finite this time. Possible causes: another device or torch version, or a hardware fault.")
     return 0

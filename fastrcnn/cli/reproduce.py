@@ -45,7 +45,7 @@ SHORT_SIDE = 600  # of the paper's images, in pixels; other scales are reduced i
 
 
 def main(arguments: list[str]) -> int:
-    """Run the missing experiments of a table, and print the paper's numbers next to the measured numbers."""
+    """Run the missing experiments of a table of the paper. Print the paper's numbers next to the measured numbers."""
     check_overrides("reproduce", arguments)
     config = compose("reproduce", arguments)
     table = choose_table(config)
@@ -82,14 +82,14 @@ def choose_table(config: ReproduceConfig) -> Table:
 
 
 def experiments(table: Table) -> list[str]:
-    """Return the names of the experiments to train, without duplicates, in the order of training."""
+    """Return the names of the experiments that a table needs, without duplicates, in the order of training."""
     works = [cell.work for cell in table.cells]
     return list(dict.fromkeys(name for w in works for name in (w.start, w.experiment) if name is not None))
 
 
 @dataclass
 class Plan:
-    """The settings that all experiments of a call share. given: the arguments that are passed to each experiment."""
+    """The settings that all experiments of one call of the command share. given: arguments for each experiment."""
 
     config: ReproduceConfig
     given: list[str]
@@ -101,7 +101,7 @@ class Plan:
 
     @property
     def own_data(self) -> bool:
-        """Return whether all experiments use a data set other than the paper's."""
+        """Return whether the experiments use a data set that the user chose instead of the paper's."""
         return any(a.startswith("data=") for a in self.given)
 
     def refuse(self, table: Table) -> None:
@@ -126,7 +126,7 @@ class Plan:
                 )
 
     def configuration(self, experiment: str, seed: int = 0, start: Path | None = None) -> TrainConfig:
-        """Return the configuration that trains an experiment. start: the checkpoint to start from."""
+        """Return the configuration for training an experiment. start: the checkpoint that provides initial weights."""
         shrunk = shrink(experiment, self.config) if self.small else []
         arguments = [f"experiment=paper/{experiment}", *shrunk, *self.given]
         config = configure(arguments)
@@ -137,7 +137,7 @@ class Plan:
         return config
 
     def then(self, work: Work) -> tuple[str, ...]:
-        """Return the command to run on the trained network, with smaller ranks for a small network."""
+        """Return the command to run on the trained network, with its arguments. Ranks are smaller for the demo data."""
         return tuple(SMALL_RANKS.get(a, a) for a in work.then) if self.small else work.then
 
     def check(self, table: Table) -> None:
@@ -212,7 +212,7 @@ def shrink(experiment: str, config: ReproduceConfig) -> list[str]:
 
 
 def measure(cell: Cell, seed: int, plan: Plan) -> Measured:
-    """Return the number of a cell for one seed. Existing networks and evaluations are used again."""
+    """Measure the number of a table cell for one seed. Existing networks and evaluations are reused."""
     work = cell.work
     folder, config = trained_network(work, seed, plan)
     if cell.measure == "hours":
@@ -236,7 +236,7 @@ def last_checkpoint(folder: Path, config: TrainConfig) -> Path:
 
 
 def trained_network(work: Work, seed: int, plan: Plan) -> tuple[Path, TrainConfig]:
-    """Train the network of an experiment unless it exists. Return the folder of its run, and its configuration.
+    """Train the network of an experiment unless it exists. Return the folder of its run, and its full configuration.
 
     An interrupted run is resumed. The folder's name contains a hash of everything that affects training, including the
     ground truth. The network is not evaluated during training.
@@ -278,7 +278,7 @@ def evaluation(then: tuple[str, ...], folder: Path, last: Path, config: TrainCon
     if command != "eval":
         checkpoint = folder / "reproduce" / words / "best.pt"
         if not checkpoint.is_file():
-            log.info("%s: %s", folder, " ".join((command, *arguments)))
+            log.info("%s: running `fastrcnn %s`", folder, " ".join((command, *arguments)))
             without = ["data.root=null"] if command == "compress" else []  # the mAP is measured below
             main_of_command = importlib.import_module(f"fastrcnn.cli.{command}").main
             main_of_command([f"checkpoint={last}", f"output={checkpoint}", *without, *arguments])

@@ -20,24 +20,24 @@ EXAMPLES = [
 
 
 def comp4_split(folder: Path, split: str) -> str:
-    """Return the split name in the file names: `split`, or the devkit's short form (`test` for VOC2007-test)."""
+    """Return the split in the names of a folder's comp4 files: `split`, or its end (`test` for `VOC2007-test`)."""
     short = split.rpartition("-")[2]
     return split if any(folder.glob(f"comp4_det_{split}_*.txt")) else short
 
 
 def comp4_folder(folder: Path) -> Path:
-    """Return the folder of the comp4 files: `folder`, or results/*/Main in it, which competition=true writes."""
+    """Return the folder of the comp4 files: `folder`, or its only results/*/Main, which competition=true writes."""
     below = [] if any(folder.glob("comp4_det_*.txt")) else list(folder.glob("results/*/Main"))
     return below[0] if len(below) == 1 else folder
 
 
 def main(arguments: list[str]) -> int:
-    """Evaluate saved detections."""
+    """Evaluate saved detections without a model. Print the AP, and write a report if `output` is set."""
     config = compose("reval", arguments)
     if config.detections is None:
         raise UserError(
-            "Give the detections: fastrcnn reval detections=FOLDER with comp4_det_*.txt files, or detections=FILE.json "
-            "with COCO results."
+            "Specify the detections with detections=FOLDER (comp4_det_*.txt files) or detections=FILE.json (COCO "
+            "results)."
         )
     from fastrcnn.build import annotations
     from fastrcnn.evaluation.evaluate import compare, table
@@ -54,12 +54,8 @@ def main(arguments: list[str]) -> int:
         found = read_coco(where, [s.file_id for s in samples], numbers)
         for name in [name for name in found if name not in names]:
             if unused := len(found.pop(name)):
-                log.warning(
-                    "%s: %d detections of '%s' are not evaluated because no annotation has this category",
-                    where,
-                    unused,
-                    name,
-                )
+                text = "%s: no annotation has the category '%s', so its detections (%d) are not evaluated"
+                log.warning(text, where, name, unused)
     else:
         where = comp4_folder(where)
         found = read_comp4(where, comp4_split(where, split), names, [s.image_id for s in samples])

@@ -14,7 +14,7 @@ EXAMPLES = [
 
 
 def main(arguments: list[str]) -> int:
-    """Write a checkpoint with SVMs instead of the softmax, and print the mAP with both."""
+    """Write a checkpoint with SVMs instead of the softmax, and print the mAP with the softmax and with the SVMs."""
     config = compose_for("svm", arguments)
     trained = open_trained(config, arguments)
     from fastrcnn.build import derived

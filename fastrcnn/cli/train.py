@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
 
 
 def speak_of(number: int) -> None:
-    """Set up the logging of a process that trains run `number` of a sweep."""
+    """Set up logging in a process that trains run `number` of a sweep. Each line begins with this number."""
     show_any_text()
     speak(os.environ.get(FLAGS_SAID, "").split(), f"{number}: ")
 
@@ -69,7 +69,7 @@ def run(config: TrainConfig) -> tuple[Path, Evaluation | None, float | None]:
 
     Returns the folder of the run, the last evaluation, and the mAP for choosing between runs. This is the best mAP on
     the validation splits if there are any, otherwise the mAP on `data.test`. The evaluation and the mAP are None if
-    they were not computed. Raises Stopped after SIGTERM or SIGINT, as soon as the current step is done and saved.
+    they were not computed. Raises Stopped after a signal or at the time limit, when the current step is saved.
     """
     with handle_signals(UNTRAINED) as stop:
         from fastrcnn.build import annotations

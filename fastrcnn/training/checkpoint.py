@@ -29,7 +29,7 @@ MAGIC = b"\nfastrcnn-sha256:"
 TRAILER = len(MAGIC) + 64
 NAME = re.compile(r"step-(\d+)\.pt$")
 Check = Callable[[Path, dict[str, Any]], dict[str, Any]]
-HELD = ("step", "best", "classes", "config", "model")  # entries of every checkpoint; resuming also needs `optimizer`
+HELD = ("step", "best", "classes", "config", "model")  # every checkpoint has these; resuming also needs `optimizer`
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -44,7 +44,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def pack(content: dict[str, Any]) -> memoryview:
-    """Return the bytes of a checkpoint with this content."""
+    """Return the bytes of a checkpoint file with this content, the format number and the checksum."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
@@ -54,11 +54,11 @@ def pack(content: dict[str, Any]) -> memoryview:
 
 
 def load(path: Path, finite: bool = True) -> dict[str, Any]:
-    """Read a checkpoint, with tensors on the CPU. Nothing in the file is executed.
+    """Read a checkpoint, and return its content with tensors on the CPU. Nothing in the file is executed.
 
-    finite: also raise UserError if weights are not finite.
-    Raises UserError if the file is missing, truncated, damaged or not a checkpoint, or if an entry is missing or has
-    the wrong type. build/checkpoints.py checks whether the weights fit the configuration.
+    finite: also raise UserError if the weights or the optimiser state contain values that are not finite.
+    Raises UserError if the file is missing, truncated, damaged or not a checkpoint, or if an entry is missing or
+    invalid. Whether the weights fit the configuration is checked elsewhere, in build/checkpoints.py.
     """
     digest = hashlib.sha256()
     try:
@@ -71,14 +71,17 @@ def load(path: Path, finite: bool = True) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: the checkpoint cannot be read ({error.strerror}).") from None
     if not trailer.startswith(MAGIC):
-        raise UserError(f"{path}: not a fastrcnn checkpoint, or truncated (the file has no checksum at its end).")
+        raise UserError(
+            f"{path}: this is not a fastrcnn checkpoint, or the file is truncated (it does not end with a checksum)."
+        )
     if digest.hexdigest().encode() != trailer[len(MAGIC) :]:
         raise UserError(f"{path}: the checkpoint is damaged (its checksum does not match). Use another checkpoint.")
     content = torch_files.read(path, size)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
+        found = content.get("format", "missing") if isinstance(content, dict) else "missing"
         raise UserError(
-            f"{path}: the checkpoint has format {str(found)[:20]}. This version of fastrcnn reads only format {FORMAT}."
+            f"{path}: the format number of the checkpoint is {str(found)[:20]}. This version of fastrcnn reads only "
+            f"format {FORMAT}."
         )
     _check(path, content, finite)
     return content
@@ -87,7 +90,7 @@ def load(path: Path, finite: bool = True) -> dict[str, Any]:
 def _check(path: Path, content: dict[str, Any], finite: bool) -> None:
     """Raise UserError if an entry is missing or has an invalid type or value."""
     if missing := [name for name in HELD if name not in content]:
-        raise UserError(f"{path}: the checkpoint is missing {', '.join(missing)}. Use another checkpoint.")
+        raise UserError(f"{path}: the checkpoint has no entry {' and no '.join(missing)}. Use another checkpoint.")
     step, best, names, config, model = (content[name] for name in HELD)
     optimizer = content.get("optimizer", {"state": {}, "param_groups": []})
     states, groups = (optimizer.get(k) if type(optimizer) is dict else None for k in ("state", "param_groups"))
@@ -127,11 +130,11 @@ def in_order(folder: Path) -> list[Path]:
 
 
 def newest_sound(folder: Path, check: Check = lambda _, content: content) -> tuple[Path, dict[str, Any], list[str]]:
-    """Find the newest usable checkpoint in a folder, to resume a run.
+    """Find the usable checkpoint with the highest step in a folder, to resume a run.
 
-    Returns its path, its content, and the reasons why newer checkpoints were skipped. check: a function that takes the
-    path and the content of a checkpoint and returns the content, or raises UserError if the checkpoint is not usable.
-    Raises UserError if no checkpoint is usable.
+    Returns its path, its content, and an error message for each skipped checkpoint with a higher step. check: a
+    function that takes the path and the content of a checkpoint, and returns the content or raises UserError if the
+    checkpoint is not usable. Raises UserError if no checkpoint is usable.
     """
     refused: list[str] = []
     for path in in_order(folder):
@@ -143,11 +146,11 @@ def newest_sound(folder: Path, check: Check = lambda _, content: content) -> tup
         except UserError as error:
             refused.append(str(error))
     why = "\n".join(refused) if refused else "The folder contains no step-N.pt file."
-    raise UserError(f"{folder}: no checkpoint to resume from. {why}")
+    raise UserError(f"{folder}: there is no checkpoint from which the run can resume. {why}")
 
 
 def is_one(path: Path) -> bool:
-    """Return whether a file has the trailer of a fastrcnn checkpoint, which other programs' .pt files do not have."""
+    """Return whether a file can be read and ends with a checksum of fastrcnn, as .pt files of other programs do not."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TRAILER))
@@ -159,15 +162,16 @@ def is_one(path: Path) -> bool:
 def resolve(where: Path, key: str = "checkpoint") -> Path:
     """Find the checkpoint for a path that a user gave: a file, a run's folder, or a folder of runs (outputs/NAME).
 
-    In a run's folder, this is best.pt or, if it does not exist, the newest step-N.pt. In a folder of runs, the newest
-    run is used.
+    A file is returned unchecked. In a run's folder, the checkpoint is best.pt or, if it does not exist, the step-N.pt
+    with the highest step. In a folder of runs, the newest run is used.
     key: the configuration key of the path, for messages. Raises UserError if no checkpoint is found.
     """
     if where.is_file():
         return where
     if not where.exists():
         raise UserError(
-            f"{key}: {where} does not exist. Give a run's folder, a .pt file, or a detector's .caffemodel file."
+            f"{key}: {where} does not exist. Specify the folder of a run, outputs/NAME for the newest run with that "
+            "name, or a file."
         )
     runs = sorted(where.glob("*/checkpoints"), key=lambda p: (p.stat().st_mtime_ns, p))
     for folder in (where / "checkpoints", where, *runs[::-1]):
@@ -181,7 +185,7 @@ def resolve(where: Path, key: str = "checkpoint") -> Path:
 
 
 def keep_last(folder: Path, n: int) -> None:
-    """Remove all step-N.pt files except the last `n` that were written.
+    """Remove all step-N.pt files from a folder except the `n` files that were written last.
 
     Files are ordered by modification time, not by step. Otherwise, a damaged checkpoint that a resumed run skipped
     could be kept instead of newer valid checkpoints with lower step numbers.

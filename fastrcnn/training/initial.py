@@ -24,13 +24,13 @@ def initialise(
 ) -> None:
     """Set the model's scale of feature maps, and the mean and standard deviation of its regression targets.
 
-    fg_iou: minimum IoU of a proposal with a ground-truth box for its target to be included.
-    started: whether the output layers and their statistics come from another run.
+    Values that the model already has from another run are kept.
+    fg_iou: minimum IoU of a proposal with a ground-truth box for its regression target to be included.
+    started: whether the weights of the output layers come from another run or detector.
     new_labels: labels of the classes that the other run did not have. Only their statistics are computed.
 
-    A .caffemodel contains no statistics, because its box layer predicts deltas that are not normalised. Their loss
-    would be about a hundredth of the loss that the recipe expects. The weights of the box layer are therefore converted
-    to normalised targets.
+    A .caffemodel contains no statistics, because its box layer predicts deltas that are not normalised. Their loss is
+    about a hundredth of the loss of normalised deltas. The box layer is therefore converted to predict normalised ones.
     """
     if model.map_scale is not None and (model.map_scale == 1).all():  # otherwise the weights include the scale
         model.map_scale.copy_(distributed.from_first(measure_map_scale(model, images)))
@@ -63,11 +63,11 @@ def initialise(
 
 @torch.no_grad()
 def measure_map_scale(model: FastRCNN, images: DetectionDataset) -> Tensor:
-    """Compute factors (maps,) that give the values pooled from each feature map a mean square of 1/2.
+    """Compute a factor for each feature map, so that the scaled values that RoIs pool have a mean square of 1/2.
 
-    If the next layer is initialised as by He et al., its outputs then have a variance of 1. A map that is 0 everywhere
-    has the factor 1. The images are evenly spaced in the training set, and the RoIs are evenly spaced among an image's
-    proposals.
+    Returns (number of maps,) float32 on the CPU. The factor of a map that is 0 everywhere is 1. If the next layer is
+    initialised as by He et al., its outputs then have a variance of 1. The values are measured in images that are
+    evenly spaced in the training set, with RoIs that are evenly spaced among an image's proposals.
 
     The factors depend on the data, as in Krähenbühl et al., "Data-dependent initializations of convolutional neural
     networks", 2016. They scale the inputs of the layer instead of its weights, because the effect of a solver step

@@ -27,17 +27,17 @@ from fastrcnn.training.replay import evidence
 class Schedule:
     """The schedule of training, in steps.
 
-    rate: a function that returns the learning rate of a step (counted from 0). accumulate: batches per step, see train.
-    clip_gradients: the maximum Euclidean norm of a step's gradient; a larger gradient is scaled down to it.
+    rate: a function that returns the learning rate of a step (counted from 0). accumulate: number of batches per step.
+    clip_gradients: maximum Euclidean norm of a step's gradient; a gradient with a larger norm is scaled down.
     """
 
-    iterations: int
+    iterations: int  # number of steps
     rate: Callable[[int], float]
     seed: int = 0
     log_every: int = 20
     evaluate_every: int = 0  # 0: only at the end
     checkpoint_every: int = 1000
-    images_every: int = 500
+    images_every: int = 500  # interval between drawings of RoIs for TensorBoard; 0: none
     accumulate: int = 1
     clip_gradients: float = math.inf
 
@@ -48,16 +48,16 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Step:
-    """A completed step, with its last batch."""
+    """A completed step, with the RoIs and targets of its last batch."""
 
     done: int  # number of completed steps, including this one
     batch: Batch
-    rois: Tensor  # (K, 5)
+    rois: Tensor  # (K, 5): index in the batch, then half-open x1 y1 x2 y2 in pixels before scaling
     targets: RoITargets
 
 
 class NotFiniteError(UserError):
-    """The loss of a step is not finite. evidence: the step's inputs (see replay.py), only in the first process."""
+    """The loss of a step is not finite. evidence: the inputs of the step in the first process, None in the others."""
 
     def __init__(self, step: int, text: str, evidence: dict[str, Any] | None) -> None:
         super().__init__(text)
@@ -88,7 +88,7 @@ def train(
     box_weight: float = 1.0,
     inputs: Inputs | None = None,
 ) -> Iterator[Step]:
-    """Train `model` from step `start` to the end of the schedule, and yield each completed step.
+    """Train `model` from step `start` (counted from 0) to the end of the schedule, and yield each completed step.
 
     The loader must have enough batches. The random choices in a step (its RoIs and dropout) depend only on the seed and
     the step's number. A resumed run therefore takes the same steps as an uninterrupted one.
@@ -102,7 +102,8 @@ def train(
     and the gradient equal those of a single process with all images, except that each process draws dropout and pads
     images separately.
 
-    inputs: a function that computes the model's input from a batch; None: use the batch's images.
+    dtype: dtype of the forward pass, float32 or bfloat16. box_weight: weight of the box regression loss. inputs: a
+    function that computes the model's input from a batch; None: use the batch's images.
 
     If the loss is not finite in any process, raises NotFiniteError in all processes, before the weights change.
     """
@@ -141,9 +142,9 @@ def train(
 
 
 def seeds_of(seed: int, step: int, part: int, images: int) -> tuple[int, list[int]]:
-    """Return the seed of dropout and a list of one RoI seed per image, for batch `part` of this process in a step.
+    """Return the seed of dropout for a batch, and a list with the seed of the RoIs of each of its `images` images.
 
-    images: number of images in the batch.
+    part: index of the batch in the step and in this process.
     """
     processes, number = distributed.size(), distributed.rank()
     which = [part, number] if number else [part] if part else []
@@ -152,7 +153,7 @@ def seeds_of(seed: int, step: int, part: int, images: int) -> tuple[int, list[in
 
 
 def send(device: torch.device, *tensors: Tensor) -> list[Tensor]:
-    """Copy the tensors to the device without waiting for work in progress there."""
+    """Return copies of the tensors on the device, without waiting until the device has finished its current work."""
     return [t.to(device=device, non_blocking=True) for t in tensors]
 
 
@@ -168,7 +169,7 @@ def share_of_loss(rois: int, broken: bool) -> tuple[float, bool]:
 
 
 def not_finite(step: int, rate: float, proof: dict[str, Any] | None) -> NotFiniteError:
-    """Return the error that all processes raise. proof: the evidence if this process's loss is not finite."""
+    """Return the error that every process raises. proof: the step's inputs if this process's loss is not finite."""
     proofs = [p for p in distributed.gather(proof) if p is not None]
     text = ""
     if proofs:

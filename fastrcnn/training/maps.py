@@ -41,24 +41,27 @@ LARGEST_HEAD = 4096  # maximum size of a file's header in bytes
 
 @dataclass(frozen=True)
 class MapFiles:
-    """A folder with one file for each view whose maps are cached. A damaged file is treated as missing."""
+    """A folder with a file for each view of an image whose maps are cached. A damaged file is treated as missing.
+
+    view: the crop, flips, scaling and colour change of the image.
+    """
 
     folder: Path
 
     def path(self, sample: Sample, view: View) -> Path:
-        """Return the file for a view of the image. If the image file changes, the path changes too."""
-        with suppress(OSError):  # reading the image will report the error
+        """Return the path of the file for a view of an image. If the image file changes, the path changes too."""
+        with suppress(OSError):  # code that reads the image reports the error
             status = sample.path.stat()
             what = f"{sample.image_id}\0{view}\0{status.st_size}\0{status.st_mtime_ns}".encode(errors="surrogateescape")
             return self.folder / hashlib.sha256(what).hexdigest()[:32]
         return self.folder / "none"
 
     def has(self, sample: Sample, view: View) -> bool:
-        """Return whether the maps of a view are cached."""
+        """Return whether a file for the maps of a view of an image exists."""
         return self.path(sample, view).exists()
 
     def read(self, sample: Sample, view: View) -> list[Tensor] | None:
-        """Read the cached maps (C, H, W) of a view; return None if its file is missing or damaged."""
+        """Read the cached maps (C, H, W) of a view of an image. Return None if their file is missing or damaged."""
         try:
             content = bytearray(self.path(sample, view).read_bytes())
             head, _, _ = content.partition(b"\n")
@@ -74,7 +77,7 @@ class MapFiles:
             return None
 
     def write(self, sample: Sample, view: View, maps: Sequence[Tensor]) -> None:
-        """Write the maps of a view to its file atomically. Raises OSError if the file cannot be written."""
+        """Write the maps of a view of an image to a file atomically. Raises OSError if the file cannot be written."""
         values: memoryview = torch.cat([m.flatten() for m in maps]).view(torch.uint8).numpy().data
         described = {
             "crc32": zlib.crc32(values),
@@ -93,15 +96,15 @@ class MapFiles:
 
 
 class Maps:
-    """Provides the feature maps of a model's frozen layers to training and to the evaluations during training.
+    """Computes and caches the feature maps of a model's frozen layers, for training and for evaluations during it.
 
     room: number of bytes that this process can still write. full: whether some maps could not be cached.
     """
 
     def __init__(self, folder: Path, model: FastRCNN, dtype: torch.dtype, budget: float) -> None:
-        """Create `folder`. budget: its maximum size in bytes, for all processes together.
+        """Create `folder`, or delete the maps in it that other layers or another precision have computed.
 
-        The model must already be on its device.
+        budget: maximum size of the folder in bytes, for all processes together. The model must be on its device.
         """
         self.model, self.dtype = model, dtype
         self.kept_as = dtype if dtype == torch.bfloat16 else torch.float16
@@ -124,13 +127,13 @@ class Maps:
     def __call__(self, batch: Batch) -> list[Tensor]:
         """Return the maps of the batch on the model's device. FastRCNN.features accepts them instead of the images.
 
-        The maps are padded with 0 at the right and the bottom. Raises UserError if an image cannot be read, or if half
-        precision cannot represent a value.
+        Maps that are not in the cache are computed, and cached if there is room. All maps are padded with 0 at the
+        right and the bottom. Raises UserError if an image cannot be read, or a value does not fit in half precision.
         """
         return self._together([self._of(batch, i) for i in range(len(batch.samples))])
 
     def fresh(self, batch: Batch) -> list[Tensor]:
-        """Compute all maps of the batch without using the cache. The batch must have the pixels of all images."""
+        """Return the maps of the batch as `__call__` does, but without the cache. The batch must have all pixels."""
         return self._together([self.compute(_image(batch, i), sample) for i, sample in enumerate(batch.samples)])
 
     def _together(self, found: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -158,9 +161,9 @@ class Maps:
 
     @torch.no_grad()
     def compute(self, image: Tensor, sample: Sample) -> list[Tensor]:
-        """Compute the maps (C, H, W) of an image (3, H, W), on the CPU, in half precision.
+        """Compute the maps (C, H, W) of an image (3, H, W). Return them on the CPU in half precision.
 
-        Raises UserError if a value is too large for half precision. sample: names the image in the message.
+        Raises UserError if half precision cannot represent a value. sample: the image, for the message.
         """
         device = self.model.delta_mean.device
         with autocast(device, self.dtype):
@@ -179,7 +182,8 @@ class Maps:
     ) -> None:
         """Compute and cache the maps of the chosen views, until `stop` returns true or there is no space left.
 
-        chosen: pairs of an image index and a view. In a group of processes, each process computes its share.
+        chosen: pairs of an index in `dataset` and a view of this image. If there are several processes, each of them
+        computes a part. workers: number of processes that load images.
         """
         self.model.eval()
         own, begun = distributed.share(chosen), self.room
@@ -205,15 +209,15 @@ def _image(batch: Batch, i: int) -> Tensor:
 def open_maps(
     folder: Path, model: FastRCNN, dtype: torch.dtype, budget: float, augmentation: Augmentation
 ) -> Maps | None:
-    """Create a run's feature map cache in `folder`; return None if caching is impossible or `budget` is 0."""
+    """Create a run's feature map cache in `folder`. Return None if no map can be reused or if `budget` (bytes) is 0."""
     below, first = model.frozen_layers
     reason = None
     if not below and first == model.trunk.network.conv_names[0]:
-        reason = "model.finetune_from freezes no layer of the trunk"
+        reason = "model.finetune_from freezes no convolution of the network"
     elif augmentation.colour:
-        reason = "data.colour changes an image's colours each time"
+        reason = "data.colour changes the colours of an image differently each time"
     elif augmentation.crop:
-        reason = "data.crop cuts out a different part of an image each time"
+        reason = "data.crop selects a different part of an image each time"
     if budget and reason:
         log.warning("runtime.cache: feature maps are not cached, because %s", reason)
     return None if reason or not budget else Maps(folder, model, dtype, budget)

@@ -25,11 +25,10 @@ FIRST = 5  # minimum number of steps, and of seconds, before the first estimate 
 
 
 class Meter:
-    """Computes means over the steps since the last call of `read`.
+    """Computes mean training metrics over the steps since the last call of `read`.
 
-    accumulate: batches per step. Sums stay on the device until `read`, which avoids synchronising with a GPU. Only
-    steps are timed, each from the request for its first batch to its end. Evaluations, checkpoints and drawing are not
-    timed.
+    accumulate: number of batches per step. Sums stay on the device until `read`, which avoids synchronising with a GPU.
+    A step is timed from the request for its first batch to its end. Evaluations, checkpoints and drawing are not timed.
     """
 
     def __init__(self, accumulate: int = 1) -> None:
@@ -59,7 +58,7 @@ class Meter:
             asked = time.monotonic()
 
     def add_batch(self, losses: Losses, logits: Tensor, targets: RoITargets, images: int, weight: float = 1.0) -> None:
-        """Add the results of a batch of `images` images. weight: factor for its losses, see share_of_loss."""
+        """Add the results of a batch of `images` images. weight: factor by which its losses are multiplied."""
         foreground = targets.labels > 0
         right = foreground & (logits.argmax(dim=1) == targets.labels)
         shares = [v * (weight / self.accumulate) for v in (losses.total, losses.classification, losses.box)]
@@ -77,9 +76,9 @@ class Meter:
         self._since = None
 
     def read(self) -> dict[str, float]:
-        """Return the means over all processes, and reset the meter. Keys are names in metrics.csv and TensorBoard.
+        """Return the means over the steps of all processes, and reset the meter. Times are those of this process.
 
-        Times are measured in this process only.
+        The keys are the names in metrics.csv and TensorBoard, such as "train/loss".
         """
         assert self._sums is not None
         loss, classification, box, foreground, right, norm = distributed.total(self._sums).tolist()
@@ -111,11 +110,11 @@ def show_progress(
     evaluations: Callable[[int], float] = lambda _: 0.0,
     unsure: float = 0.25,
 ) -> Iterator[T]:
-    """Yield the steps and show progress: a progress bar on a terminal, otherwise occasional log lines.
+    """Yield the steps and show progress: a progress bar on a terminal, otherwise log lines at least 15 seconds apart.
 
     After a few steps, the estimated remaining time is logged. It is logged again if the estimate of the total time
-    changes by more than the fraction `unsure`. start: number of steps that are already completed. evaluations: a
-    function that takes a number of completed steps and returns the estimated seconds of all later evaluations.
+    changes by more than the fraction `unsure`. start: number of steps that are already completed, of `iterations`.
+    evaluations: a function that takes a number of completed steps and returns the seconds of all later evaluations.
     """
     terminal = sys.stderr.isatty()
     hidden = not terminal or silent()
@@ -137,11 +136,11 @@ def show_progress(
                 and now - begun >= FIRST
                 and (expected is None or abs(whole - expected) > unsure * expected)
             ):
-                text = "About %s left: %d steps %s" if expected is None else "Now about %s left: %d steps %s"
+                text = "About %s left: %s for %d steps" if expected is None else "Now about %s left: %s for %d steps"
                 later = evaluations(done)
-                parts = duration(left + later), iterations - done, duration(left)
+                parts = duration(left + later), duration(left), iterations - done
                 with logging_redirect_tqdm([logging.getLogger("fastrcnn")]) if terminal else nullcontext():
-                    log.info(f"{text}{f', evaluation {duration(later)}' if later >= 1 else ''}", *parts)
+                    log.info(f"{text}{f', {duration(later)} for evaluation' if later >= 1 else ''}", *parts)
                 expected = whole
             if not meter.latest or now - said < (1 if terminal else 15):
                 continue

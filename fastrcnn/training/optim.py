@@ -15,7 +15,7 @@ PAPER = SolverSettings()
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: float) -> list[dict]:
-    """Return groups of the trainable parameters, each with its `lr_factor`, a multiplier of the learning rate.
+    """Return groups of the trainable parameters for an optimiser. `lr_factor` of a group scales its learning rate.
 
     Biases have `bias_lr_factor` times the learning rate and no weight decay, as in the author's prototxt files. The
     parameters of batch normalisation have the normal learning rate and no weight decay.
@@ -35,9 +35,9 @@ def parameter_groups(model: nn.Module, weight_decay: float, bias_lr_factor: floa
 class CaffeSGD(torch.optim.Optimizer):
     """Stochastic gradient descent as in Caffe: V = momentum V + rate (gradient + decay W), W = W - V.
 
-    In torch.optim.SGD, the rate multiplies the entire velocity, so a lower rate immediately reduces the contributions
+    In torch.optim.SGD, the rate multiplies the entire velocity V, so a lower rate immediately reduces the contributions
     of earlier steps. Here, these contributions decay over the next steps. At a constant rate, both are equal.
-    Source: src/caffe/solvers/sgd_solver.cpp, Regularize and ComputeUpdateValue.
+    groups: the result of parameter_groups. Source: Caffe, src/caffe/solvers/sgd_solver.cpp.
     """
 
     def __init__(self, groups: list[dict], momentum: float) -> None:
@@ -79,10 +79,10 @@ def make_optimizer(
     bias_lr_factor: float = PAPER.bias_lr_factor,
     optimizer: OptimizerName = PAPER.optimizer,
 ) -> torch.optim.Optimizer:
-    """Create the optimiser, by default with the paper's settings. `set_rate` sets the learning rate of each step.
+    """Create the optimiser, by default with the paper's settings. The learning rate is 0 until `set_rate` sets it.
 
-    optimizer: caffe_sgd: see CaffeSGD; sgd: torch's SGD; fused_sgd: torch's SGD in a single kernel for all weights;
-    adamw: torch's AdamW (Loshchilov and Hutter, 2019) in a single kernel, with the momentum as its first beta.
+    optimizer: caffe_sgd is SGD as in Caffe, and sgd is torch's SGD; fused_sgd is torch's SGD in a single kernel for all
+    weights; adamw is torch's AdamW (Loshchilov and Hutter, 2019) in a single kernel, with `momentum` as its first beta.
     """
     groups = parameter_groups(model, weight_decay, bias_lr_factor)
     if optimizer == "caffe_sgd":
@@ -93,10 +93,10 @@ def make_optimizer(
 
 
 def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load a saved state into the optimiser. Raises ValueError if the state does not fit the parameters."""
+    """Load a state from `state_dict` into the optimiser. Raises ValueError if it does not fit the parameters."""
     shapes: dict[Any, torch.Size] = {}
     if len(saved["param_groups"]) != len(optimizer.param_groups):
-        raise ValueError("the number of parameter groups differs")
+        raise ValueError("it has another number of parameter groups")
     adam = isinstance(optimizer, torch.optim.AdamW)
     for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
         inertia = group.get("betas", (None,)) if adam else (group.get("momentum"),)
@@ -107,7 +107,7 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
                 "the learning rate, momentum or weight decay of a parameter group is missing or not finite"
             )
         if not isinstance(places, list) or len(places) != len(own["params"]) or not all(type(n) is int for n in places):
-            raise ValueError("the parameters of a group differ")
+            raise ValueError("a parameter group has another number of parameters")
         shapes |= {place: weight.shape for place, weight in zip(places, own["params"], strict=True)}
     names = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
     for place, values in saved["state"].items():
@@ -131,9 +131,8 @@ def learning_rate(
 ) -> float:
     """Return the learning rate of step `step` (counted from 0) of `iterations` steps.
 
-    schedule: "step" multiplies the rate by `lr_gamma` at each of `lr_steps`; "cosine" lowers it to 0 along half a
-    cosine wave.
-    warmup: number of steps at the start over which the rate rises linearly.
+    lr: the rate before any change. schedule: "step" multiplies the rate by `lr_gamma` at each of `lr_steps`; "cosine"
+    lowers it to 0 along half a cosine wave. warmup: number of steps at the start over which the rate rises linearly.
     """
     if schedule == "cosine":
         rate = lr * 0.5 * (1 + math.cos(math.pi * step / iterations))
@@ -143,6 +142,6 @@ def learning_rate(
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every parameter group to `rate` times the group's factor."""
+    """Set the learning rate of every parameter group to `rate` times the `lr_factor` of the group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_factor"]

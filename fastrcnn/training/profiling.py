@@ -38,9 +38,9 @@ def seconds_of_a_batch(
 ) -> tuple[float, float]:
     """Return two times in seconds: of the frozen layers for one batch, and of a training step that receives their maps.
 
-    frozen: a function that computes the maps of a batch. plan: the schedule of the run. done: number of steps that are
-    already completed. The measured steps change only copies of the optimiser and of the trained layers. Raises
-    NotFiniteError if a loss is not finite.
+    frozen: a function that computes the feature maps of the frozen layers for a batch. plan: the schedule of the run.
+    done: number of steps that are already completed. The measured steps change only copies of the optimiser and of the
+    trained layers. Raises NotFiniteError if a loss is not finite.
     """
     fixed = {id(p): p for p in model.parameters() if not p.requires_grad}
     model, optimizer = deepcopy((model, optimizer), fixed)
@@ -64,11 +64,11 @@ def _seconds_between(events: Iterable[object]) -> list[float]:
 
 @contextmanager
 def profile_steps(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -> Iterator[Iterable[Batch]]:
-    """Provide the batches for the training loop and profile steps 10 to 19.
+    """Yield an iterable of the same batches. While the training loop uses it, profile the steps 10 to 19.
 
-    accumulate: batches per step. Step 0 is the first step of the run, or the first step after the run was resumed. The
-    profile consists of steps-10-20.pt.trace.json, which contains every operation with its time, and steps-10-20.txt,
-    which summarises the longest operations. If the loop ends earlier, the profile contains the steps up to its end.
+    accumulate: number of batches per step. Step 0 is the first step of the run, or the first step after the run was
+    resumed. The files in `folder` are steps-10-20.pt.trace.json, which contains every operation with its time, and
+    steps-10-20.txt, which summarises the longest operations. If the loop ends earlier, they contain fewer steps.
     """
     written = []
     trace = folder / f"steps-{FIRST}-{LAST}.pt.trace.json"
@@ -99,4 +99,4 @@ def profile_steps(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -
     with profile(activities=activities, schedule=phases, on_trace_ready=write, record_shapes=True) as recorder:
         yield watch()
     if not written:
-        log.warning("No profile was recorded, because the run ended before step %d", FIRST)
+        log.warning("No profile was recorded, because the run ended after %d or fewer steps", FIRST)

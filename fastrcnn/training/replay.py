@@ -23,7 +23,7 @@ def evidence(
     dtype: torch.dtype,
     box_weight: float,
 ) -> dict[str, Any]:
-    """Return all inputs of a step except the weights, as entries of a checkpoint."""
+    """Return the losses and all inputs of a step except the weights, as additional entries for a checkpoint."""
     return {
         "image_ids": [s.image_id for s in batch.samples],
         "images": batch.images,
@@ -46,16 +46,16 @@ class Replay:
 
     loss_cls: float
     loss_box: float
-    inputs: list[str]  # those of "images", "rois" and "deltas" with non-finite values
+    inputs: list[str]  # names of the inputs with non-finite values; possible: images, rois, deltas
     weights: list[str]  # names of the model's tensors with non-finite values
     layer: str | None  # name of the first layer with non-finite outputs
     rois: list[int]  # indices of the RoIs with non-finite outputs
 
 
 def replay(model: FastRCNN, content: dict[str, Any]) -> Replay:
-    """Replay a step on the model's device. The model must already have the weights of the step.
+    """Compute the outputs and losses of a recorded step again, on the model's device.
 
-    content: a checkpoint's content, including the entries from `evidence`.
+    The model must already have the weights of the step. content: a checkpoint with the entries from `evidence`.
     """
     device = model.delta_mean.device
     broken: dict[str, bool] = {}  # layers in the order of their first call; a layer can be called for several strips

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fastrcnn")
 Config = dict[str, Any]  # a run's configuration as plain data: nested groups of keys
-# Pairs of keys whose values should change together, although neither is computed from the other:
-# key -> its companion, and what happens if only the key changes.
+# Pairs of keys whose values should usually be changed together:
+# key -> the other key, and what happens if only the first key is changed.
 COMPANIONS = {
-    "data.short_sides": ("data.test_short_sides", "evaluation and detection keep these sizes"),
+    "data.short_sides": ("data.test_short_sides", "evaluation and detection still use these sizes"),
     "solver.iterations": ("solver.lr_steps", "the learning rate still falls at these steps"),
 }
 
@@ -46,7 +46,7 @@ def saved_config(folder: Path) -> Config:
 
 
 def by_key(config: Config, head: str = "") -> Config:
-    """Return a flat dict of the values by dotted key, such as solver.lr. head: prefix of all keys."""
+    """Convert nested dictionaries to a flat one with dotted keys, such as solver.lr. head: prefix of all keys."""
     found: Config = {}
     for key, value in config.items():
         found |= by_key(value, f"{head}{key}.") if isinstance(value, dict) else {f"{head}{key}": value}
@@ -54,7 +54,7 @@ def by_key(config: Config, head: str = "") -> Config:
 
 
 def log_changes(folder: Path, config: Config) -> None:
-    """Log the values that differ from the configuration in the folder, and warn about the consequences."""
+    """Log the keys whose values differ from config.yaml in the folder. Warn if a related key has not been changed."""
     before, now = by_key(saved_config(folder)), by_key(config)
     changed = [key for key in now if key not in ("run", "resume") and before.get(key) != now[key]]
     for key in changed:
@@ -63,7 +63,7 @@ def log_changes(folder: Path, config: Config) -> None:
 
 
 def warn_of_companions(changed: Collection[str], config: Config) -> None:
-    """Log a warning for each changed key whose companion is unchanged."""
+    """Log a warning for each changed key if a key that should usually be changed with it (COMPANIONS) is unchanged."""
     values = by_key(config)
     for key, (other, what) in COMPANIONS.items():
         used = other != "solver.lr_steps" or values["solver.schedule"] == "step"
@@ -75,12 +75,12 @@ def warn_of_companions(changed: Collection[str], config: Config) -> None:
 def load_newest(
     folder: Path, model: FastRCNN, optimizer: torch.optim.Optimizer, names: list[str], config: Config, check: Check
 ) -> tuple[int, float, int]:
-    """Load the folder's newest sound checkpoint into the model and the optimiser.
+    """Load the newest usable checkpoint in a folder into the model and the optimiser.
 
-    Returns the step of the checkpoint, the best mAP so far, and the step of the best mAP. If no mAP was measured with
-    the current metric on the current images, the best mAP is -1 and its step is the step of the checkpoint.
-    check: see checkpoint.newest_sound. Raises UserError if no checkpoint is usable, or if the checkpoint has another
-    model, other classes or another optimiser.
+    Returns the step of the checkpoint, the best mAP so far, and the step of the best mAP. If best.pt is missing, or was
+    chosen with another metric or other splits, the best mAP is -1 and its step is the step of the checkpoint.
+    names: class names. check: see checkpoint.newest_sound. Raises UserError if no checkpoint is usable, or if the
+    checkpoint has another model, other classes or another optimiser.
     """
     from fastrcnn.training import checkpoint
     from fastrcnn.training.optim import load_state

@@ -57,10 +57,11 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 class Settings:
     """The settings of a run that are not in its schedule.
 
-    images_per_batch, group_aspects, workers: see data/loader.py. box_weight: see model/loss.py.
+    group_aspects: put landscape images and other images into separate batches. workers: number of loader processes.
+    box_weight: weight of the box regression loss. dtype: dtype of the forward pass. profile: profile a few steps.
     patience: number of evaluations without a better mAP after which the run ends; 0: the run does not end early.
-    advice: text that tells the user what to do if memory runs out. cache: maximum size of the feature maps on disk in
-    bytes, see maps.py.
+    advice: text that tells the user what to do if memory runs out. cache: maximum size in bytes of the feature maps of
+    frozen layers on disk, see maps.py; 0: they are not cached.
     """
 
     detection: DetectionSettings
@@ -85,10 +86,10 @@ class TrainingRun:
     started: whether the model has the output layers of another run. new_labels: labels of the classes that the other
         run did not have.
     config: the run's configuration as plain data, which is written to its folder and its checkpoints.
-    check: see checkpoint.newest_sound.
+    check: a function that checks the content of a checkpoint, see checkpoint.newest_sound. names: class names.
     val_set: the images that decide which weights become best.pt; None: the weights of the last step become best.pt.
     test_set: the images for the evaluation at the end of the run; without a `val_set`, they are also used for the
-        evaluations during training. None: the run has no test.
+        evaluations during training. None: there is no evaluation on a test set.
     """
 
     folder: Path
@@ -120,7 +121,7 @@ class TrainingRun:
     def run(self) -> Evaluation | None:
         """Train to the last step, or until the mAP on the validation set stops improving.
 
-        Returns the last evaluation in the first process, and None in the others. Raises UserError if the run
+        Returns the last evaluation, if any, in the first process, and None in the others. Raises UserError if the run
         fails. Raises Stopped if a signal or the time limit ends the run; the last step is then saved.
         """
         if self.resumed:
@@ -157,7 +158,7 @@ class TrainingRun:
         return self.outcome
 
     def restore(self) -> None:
-        """Load the newest sound checkpoint."""
+        """Load the newest usable checkpoint of the run into the model and the optimiser."""
         checkpoints = self.folder / "checkpoints"
         self.done, self.best, self.best_step = load_newest(
             checkpoints, self.model, self.optimizer, self.names, self.config, self.check
@@ -167,9 +168,9 @@ class TrainingRun:
 
     @contextmanager
     def hold_folder(self) -> Iterator[None]:
-        """Lock the run's folder and write the log to it while the `with` block runs. Only the first process does so.
+        """In the first process, lock the run's folder and write the log to it while the `with` block runs.
 
-        Raises UserError if the processes find different checkpoints in the folder.
+        Raises UserError if another process has locked it, or if the processes found different checkpoints in it.
         """
         found = self.resumed, self.done
         if found != distributed.from_first(found):
@@ -195,16 +196,16 @@ class TrainingRun:
             self.tracker = Tracker(self.folder, self.done)
         self.tracker.evaluated = distributed.from_first(self.tracker.evaluated)
         device = self.model.delta_mean.device
-        sizes = [f"{len(self.train_set)} training"]
-        sizes += [f"{len(self.val_set)} validation"] if self.val_set else []
-        sizes += [f"{len(self.test_set)} test"] if self.test_set else []
-        log.info("%s: %s images, classes %s", self.folder, " and ".join(sizes), ", ".join(self.names))
+        sizes = [f"{len(self.train_set)} training images"]
+        sizes += [f"{len(self.val_set)} validation images"] if self.val_set else []
+        sizes += [f"{len(self.test_set)} test images"] if self.test_set else []
+        log.info("%s: %s; classes: %s", self.folder, ", ".join(sizes), ", ".join(self.names))
         where = f"{device}" if distributed.size() == 1 else f"{distributed.size()} processes, each on {device.type}"
         precision = str(self.settings.dtype).removeprefix("torch.")
         log.info("%s parameters, %s, %s", f"{parameter_count(self.model):,}", where, precision)
 
     def keep_maps(self) -> None:
-        """Compute and cache the feature maps of the frozen layers for the remaining steps, if caching is possible."""
+        """Compute and cache the feature maps of the frozen layers for the remaining steps, if they can be reused."""
         settings, images = self.settings, self.train_set
         looks = self.schedule.accumulate * settings.images_per_batch
         begin, end = self.done * looks, self.schedule.iterations * looks
@@ -235,9 +236,10 @@ class TrainingRun:
             self.end(self.done, "the feature maps computed so far are kept")
 
     def say_whole_time(self, maps: Maps, chosen: Sequence[tuple[int, View]]) -> None:
-        """Log an estimate of the time for the feature maps of the chosen views, the steps and the evaluations.
+        """Log the estimated time for computing feature maps, for the remaining steps, and for the evaluations.
 
-        Computing the maps can take an hour. With several processes, nothing is logged.
+        chosen: pairs of an image index and a view whose maps will be computed, which can take an hour. Nothing is
+        logged with several processes, or if all these maps are already cached.
         """
         images, schedule, settings = self.train_set, self.schedule, self.settings
         views, steps = sum(not maps.files.has(images.samples[i], v) for i, v in chosen), schedule.iterations - self.done
@@ -259,12 +261,12 @@ class TrainingRun:
             views += sum(len(some) for some in (self.val_set, self.test_set) if some)
         times = views * of_view, steps * of_step, self.seconds_to_evaluate()(self.done)
         whole, *parts = (duration(seconds) for seconds in (sum(times), *times))
-        text = "About %s left: %d feature maps %s, %d steps %s, evaluation %s"
-        log.info(text, whole, views, parts[0], steps, parts[1], parts[2])
+        text = "About %s left: %s for %d feature maps, %s for %d steps, %s for evaluation"
+        log.info(text, whole, parts[0], views, parts[1], steps, parts[2])
 
     @contextmanager
     def batches(self) -> Iterator[Iterable[Batch]]:
-        """Yield a loader of the remaining training batches. If `settings.profile` is set, profile the first steps."""
+        """Yield a loader of the remaining training batches. If `settings.profile` is set, profile steps 10 to 19."""
         settings, accumulate = self.settings, self.schedule.accumulate
         on_gpu = self.model.delta_mean.device.type == "cuda"
         loader = training_loader(
@@ -282,9 +284,9 @@ class TrainingRun:
             yield loader
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Take the remaining steps, and log, draw, save and evaluate at the intervals in the schedule.
+        """Train the remaining steps, and log, draw, save and evaluate at the intervals in the schedule.
 
-        If one process must end, all processes end after the same step.
+        Raises Stopped in all processes, after the same step, if a signal or the time limit ends one of them.
         """
         schedule, settings, start = self.schedule, self.settings, self.done
         meter = Meter(schedule.accumulate)
@@ -318,14 +320,14 @@ class TrainingRun:
                         self.save(done)
                     self.end(done)
                 if schedule.evaluates_after(done) and self.gains_no_more():
-                    text = "step %d: ending early, because mAP did not improve in %d evaluations (solver.patience)"
-                    log.info(text, done, settings.patience)
+                    text = "step %d: ending early, because mAP has not improved since step %d (solver.patience=%d)"
+                    log.info(text, done, self.best_step, settings.patience)
                     break
         except NotFiniteError as error:
             raise self.keep_evidence(error) from None
 
     def seconds_to_evaluate(self) -> Callable[[int], float]:
-        """Time the evaluation of a few images.
+        """Measure the evaluation time of a few images.
 
         Returns a function that takes a number of completed steps and estimates the seconds of all later evaluations.
         """
@@ -345,12 +347,12 @@ class TrainingRun:
         return seconds
 
     def finish_step(self) -> bool:
-        """Count a completed step; return whether this process must end."""
+        """Count a completed step. Return whether this process must end, because of a signal or the time limit."""
         self.done += 1
         return self.stop()
 
     def content(self, step: int) -> dict[str, Any]:
-        """Return the content that all checkpoints have in common."""
+        """Return the content of a checkpoint after `step` steps, without the optimiser state."""
         described = {"step": step, "best": self.best, "classes": self.names, "config": self.config}
         return described | {"record": self.trained_on(), "model": self.model.state_dict()}
 
@@ -375,7 +377,7 @@ class TrainingRun:
             self.tracker.picture(step.done, "train/rois", draw_batch(with_pixels(step.batch), step.rois, step.targets))
 
     def evaluate(self, step: int) -> None:
-        """Evaluate on the validation set or, without one, on the test set, and record the result."""
+        """Evaluate on the validation set, or on the test set if there is no validation set, and record the result."""
         watched = self.val_set or self.test_set
         if watched is None:
             return
@@ -383,7 +385,7 @@ class TrainingRun:
             self.record(step, outcome)
 
     def evaluate_chosen(self) -> None:
-        """Load the weights with the best validation mAP and evaluate them on the test set."""
+        """Evaluate the weights of best.pt on the test set, or the last weights if best.pt cannot be read."""
         assert self.test_set is not None
         best = self.folder / "checkpoints" / "best.pt"
         step = distributed.from_first(self.best_step if self.best >= 0 else self.done)
@@ -399,7 +401,7 @@ class TrainingRun:
             self.tracker.scalars(self.done, {"test/mAP": outcome.ap.mean})
 
     def gains_no_more(self) -> bool:
-        """Return whether mAP did not improve in the last `patience` evaluations, according to the first process."""
+        """Return whether mAP has not improved in the last `settings.patience` evaluations (0: always return False)."""
         waited = self.settings.patience * self.schedule.evaluate_every
         return distributed.from_first(0 < waited <= self.done - self.best_step)
 
@@ -410,8 +412,8 @@ class TrainingRun:
     def evaluate_on(self, images: DetectionDataset, step: int) -> Evaluation | None:
         """Evaluate on the images; return the result in the first process, and None in the others.
 
-        If the run must end, it ends at the next image. With several processes, the processes that received no signal
-        first complete their shares; then all processes end.
+        Raises Stopped if a signal or the time limit ends the run. The process that received the signal stops at the
+        next image, and waits until the other processes have completed their parts of the images.
         """
         settings = self.settings
         pyramids = takewhile(lambda _: not self.stop(), detection_loader(images, workers=settings.workers))
@@ -431,7 +433,7 @@ class TrainingRun:
         )
 
     def record(self, step: int, outcome: Evaluation) -> None:
-        """Record an evaluation. Write best.pt if its mAP is the best on the validation set so far.
+        """Record an evaluation after `step` steps. Write best.pt if the mAP is the best on the validation set so far.
 
         Without a validation set, best.pt is written at the last step. Without an mAP, best.pt is not written.
         """
@@ -453,7 +455,7 @@ class TrainingRun:
             log.info("step %d: mAP %.4f", step, mean_ap)
 
     def keep_evidence(self, error: NotFiniteError) -> UserError:
-        """Write failed-step-N.pt, from which the step can be replayed; return the error to raise."""
+        """Write failed-step-N.pt, with which `fastrcnn replay` can repeat the step. Return the error to raise."""
         kept = ""
         if error.evidence is not None:
             path = self.folder / f"failed-step-{error.step}.pt"
@@ -462,7 +464,7 @@ class TrainingRun:
         return UserError(f"{error}{distributed.from_first(kept)}")
 
     def end(self, step: int, also: str = "") -> NoReturn:
-        """Raise Stopped to end the run, after a saved step or before the first. also: text to add to its message."""
+        """Raise Stopped to end the run after `step` steps, which are saved. also: text to add to its message."""
         states = [f"step {step} is saved"] if step else []
         stopped = self.stop.stopped(", ".join([*states, *([also] if also else [])]))
         log.info("%s", stopped)  # also written to the run's log
@@ -470,7 +472,7 @@ class TrainingRun:
 
     @contextmanager
     def end_in_order(self) -> Iterator[None]:
-        """Raise UserError if a process dies or the disk is full. If a loader process dies, first save the last step.
+        """Raise UserError if a process dies or a file cannot be written. If a loader process dies, first save the step.
 
         The messages of the UserError and of Stopped contain the command that resumes the run.
         """

@@ -33,7 +33,7 @@ EVICT_SCORE = -1.1  # negatives with a lower score are dropped after training
 
 @dataclass(frozen=True)
 class PictureFeatures:
-    """The features of an image's RoIs, and its ground truth. Boxes are half-open, in pixels of the image."""
+    """The fc7 features of an image's RoIs, and its ground truth. Boxes are half-open, in pixels of the image."""
 
     features: np.ndarray  # (R, D) float32
     rois: Tensor  # (R, 4) float32, ground-truth boxes first
@@ -49,11 +49,11 @@ def picture_features(
     rois_per_chunk: int = DetectionSettings.rois_per_chunk,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[PictureFeatures]:
-    """Compute the features of each image's ground-truth boxes and, if `proposals`, of its proposals, as in detection.
+    """Yield the fc7 features of each image's ground-truth boxes and, if `proposals` is set, of its proposals.
 
-    The model stays in eval mode, which disables dropout. RoIs that pool the same cells are not merged, as with
+    The model is set to eval mode, which disables dropout. RoIs that pool the same cells are not merged, as with
     DEDUP_BOXES = 0 in the author's tools/train_svms.py. An image without RoIs has features of shape (0, D).
-    pyramids: see Network.outputs.
+    pyramids: the images at one or more scales, as in Network.outputs. dtype: dtype of the forward pass.
     """
     model.eval()
     for pyramid in pyramids:
@@ -68,7 +68,7 @@ def picture_features(
 def _vectors(
     model: FastRCNN, pyramid: Sequence[Batch], i: int, rois: Tensor, rois_per_chunk: int, dtype: torch.dtype
 ) -> Tensor:
-    """Compute the features (R, D) of RoIs (R, 4) of image `i`."""
+    """Compute the fc7 features (R, D) float32 of RoIs (R, 4) of the image with index `i` in the batch."""
     device = model.delta_mean.device
     scales = torch.stack([level.scales[i] for level in pyramid])  # (L,)
 
@@ -83,7 +83,7 @@ def _vectors(
 
 
 def mean_length(pictures: Iterable[PictureFeatures]) -> float:
-    """Compute the mean Euclidean norm of the features over all RoIs; return 0 if there are none."""
+    """Return the mean Euclidean norm of the features over the RoIs of all images, or 0 if there are no RoIs."""
     total, count = 0.0, 0
     for picture in pictures:
         total += float(np.linalg.norm(picture.features.astype(np.float64), axis=1).sum())
@@ -92,7 +92,7 @@ def mean_length(pictures: Iterable[PictureFeatures]) -> float:
 
 
 def linear_svc() -> type:
-    """Import scikit-learn's LinearSVC, which uses liblinear. Raises UserError if scikit-learn is not installed."""
+    """Return scikit-learn's class LinearSVC, which uses liblinear. Raises UserError if it cannot be imported."""
     try:
         from sklearn.svm import LinearSVC
     except ImportError:
@@ -103,10 +103,10 @@ def linear_svc() -> type:
 def objective(
     weight: np.ndarray, bias: float, positives: np.ndarray, negatives: np.ndarray, settings: SvmSettings
 ) -> float:
-    """Compute the objective that training minimises, for positive features (P, D) and negative features (N, D).
+    """Compute the objective that SVM training minimises, for features of positives (P, D) and of negatives (N, D).
 
-    It is 1/2 |weight|^2 + 1/2 (bias / bias_scaling)^2 + c (positive_weight sum of max(0, 1 - score) over the positives
-    + sum of max(0, 1 + score) over the negatives).
+    It is 1/2 |weight|^2 + 1/2 (bias / bias_scaling)^2 + c (positive_weight x sum of max(0, 1 - score) over the
+    positives + sum of max(0, 1 + score) over the negatives), where score = features @ weight + bias.
     """
     losses = settings.positive_weight * np.maximum(0, 1 - positives @ weight - bias).sum()
     losses += np.maximum(0, 1 + negatives @ weight + bias).sum()
@@ -139,7 +139,7 @@ def fit(
         warnings.simplefilter("always")
         svm.fit(features, labels)
     if any("converge" in str(w.message) for w in caught):
-        log.warning("%s: the SVM did not converge on %d examples. Set a smaller c", name, len(features))
+        log.warning("Class %s: the SVM did not converge on %d examples. Set a smaller c", name, len(features))
     return svm.coef_[0], float(svm.intercept_[0])
 
 
@@ -167,7 +167,7 @@ class ClassTrainer:
             self.train()
 
     def train(self) -> float:
-        """Train on all examples, then drop the easy negatives, unless all are easy. Return the objective."""
+        """Train on all examples, drop the negatives below EVICT_SCORE (unless all are), and return the objective."""
         self.negatives, self._new = np.concatenate([self.negatives, *self._new]), []
         count = len(self.positives)
         features = np.concatenate((self.positives, self.negatives), dtype=np.float64)
@@ -185,9 +185,10 @@ class ClassTrainer:
 def hard_negatives(
     scores: np.ndarray, rois: Tensor, boxes: Tensor, labels: np.ndarray, settings: SvmSettings
 ) -> np.ndarray:
-    """Return a mask (R, C) of the RoIs (R, 4) that are hard negatives of each of C classes.
+    """Return a mask (R, C) that is True for the RoIs (R, 4) that are hard negatives of a class.
 
-    scores: (R, C), from the SVMs. boxes (G, 4), labels (G,): the image's ground truth. Class k is column k - 1.
+    These have a score above HARD_SCORE, and an IoU below negative_iou with every object of the class. scores: (R, C),
+    from the SVMs. boxes (G, 4), labels (G,): the ground truth of the image. Column k - 1 belongs to label k.
     """
     hard = scores > HARD_SCORE
     overlaps = box_ops.iou(rois.double(), boxes.double()).numpy()  # (R, G)
@@ -218,9 +219,9 @@ def train_svms(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Train one SVM per class; return weights (C, D) and biases (C,), float32, for the unscaled features.
 
-    positives: features (P, D) of the positives of each class. pictures: the features of all RoIs of each image; each
-    image occurs once. scale: factor by which the features are multiplied during training. The SVM of a class without
-    positives gives every RoI the score -1.
+    names: class names. positives: features (P, D) of the positives of each class. pictures: the features of all RoIs of
+    each image; each image occurs once. scale: factor by which the features are multiplied during training. The SVM of a
+    class without positives gives every RoI the score -1.
 
     The positives and the hard and new negatives of all classes are kept in memory in float32. While a class is trained,
     its examples are also in memory in float64, and in liblinear's format, which needs 16 bytes per non-zero number.
@@ -252,6 +253,6 @@ def stack(trainers: Sequence[ClassTrainer]) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def put_into(layer: torch.nn.Linear, weights: np.ndarray, biases: np.ndarray) -> None:
-    """Copy SVMs into the class layer. Row 0 (background) is set to 0, and row k is set to row k - 1 of the arrays."""
+    """Copy SVMs into a class layer. Row 0 (background) is set to 0, and row k is set to row k - 1 of the arrays."""
     layer.weight.copy_(torch.from_numpy(np.concatenate((np.zeros_like(weights[:1]), weights))))
     layer.bias.copy_(torch.from_numpy(np.concatenate((np.zeros_like(biases[:1]), biases))))

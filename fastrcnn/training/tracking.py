@@ -24,7 +24,7 @@ EVALUATED = "eval/mAP"  # name of the last row of an evaluation in metrics.csv
 
 
 class Tracker:
-    """Records the metrics and images of a run in its folder.
+    """Records the metrics and images of a run in its folder, in metrics.csv and for TensorBoard.
 
     A row of metrics.csv is (step, name, value). If a run resumes after `start` steps, the rows of later steps are
     removed, and TensorBoard hides the events of those steps. evaluated: whether metrics.csv contains the complete
@@ -51,10 +51,10 @@ class Tracker:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Record values after `step` steps under names such as `train/loss`.
+        """Record values after `step` steps. values: maps names such as `train/loss` to values.
 
-        None means that a value is undefined: it is written as `nan` to metrics.csv, and not written to TensorBoard.
-        Values that metrics.csv already contains when a run resumes are skipped.
+        An undefined value is None. It is written as `nan` to metrics.csv, and not written to TensorBoard. Values that
+        metrics.csv already contained when the run resumed are skipped.
         """
         for name, value in values.items():
             if (step, name) in self._there:
@@ -65,12 +65,12 @@ class Tracker:
         self._file.flush()
 
     def precision_recall(self, step: int, name: str, found: ClassAP) -> None:
-        """Record the precision-recall curve of a class at the score thresholds 0, 1/126, 2/126, ..., 1."""
+        """Record the precision-recall curve of a class for TensorBoard, at the score thresholds 0, 1/126, ..., 1."""
         counts = curve_counts(found, np.linspace(0.0, 1.0, 127))
         self._board.add_pr_curve_raw(name, *counts, step, 127)  # type: ignore[call-arg]
 
     def picture(self, step: int, name: str, image: np.ndarray) -> None:
-        """Record an image (H, W, 3) uint8 RGB."""
+        """Record an image (H, W, 3) uint8 RGB for TensorBoard."""
         self._board.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
@@ -97,7 +97,7 @@ def curve_counts(found: ClassAP, thresholds: np.ndarray) -> tuple[np.ndarray, ..
     """Count true positives, false positives, true negatives and false negatives of a class at thresholds (T,).
 
     Returns the four counts, the precision and the recall, each (T,). Detections with a score below a threshold are
-    rejected. Precision is 1 if all detections are rejected. True negatives are wrong detections that are rejected.
+    rejected. Precision is 1 if all detections are rejected. A true negative is a wrong detection that is rejected.
     """
     correct = np.diff(np.round(found.recall * found.positives), prepend=0.0)  # by descending score
     left = np.searchsorted(-found.scores, -thresholds, side="right")  # number of detections that are not rejected
@@ -118,9 +118,9 @@ def refuse_used(folder: Path) -> None:
 
 
 def claim(folder: Path) -> AbstractContextManager[None]:
-    """Create a run's folder, and lock it while the `with` block runs.
+    """Return a context manager that creates a run's folder and locks it against other processes.
 
-    Raises UserError if another process has locked the folder, or if the folder cannot be created.
+    It raises UserError if another process has locked the folder, or if the folder cannot be created.
     """
     busy = "another process is training in this folder"
     return lock(folder / ".lock", f"run={folder}", busy, "choose another folder with run=PATH")
@@ -147,7 +147,7 @@ def log_to(folder: Path) -> Iterator[None]:
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions and the hardware for environment.json."""
+    """Return the versions of fastrcnn, Python and libraries, and the hardware, for environment.json."""
     import cv2
     import torch
     import torchvision
@@ -169,7 +169,7 @@ def environment() -> dict[str, Any]:
 
 
 def describe_run(folder: Path, config_yaml: str) -> None:
-    """Write config.yaml, command.txt and environment.json into a run's folder."""
+    """Write config.yaml and environment.json into a run's folder, and append the command line to command.txt."""
     replace_file(folder / "config.yaml", config_yaml.encode())  # atomically: an incomplete file would prevent resuming
     # A path on the command line can be invalid Unicode.
     with (folder / "command.txt").open("a", encoding="utf-8", errors="surrogateescape") as file:

@@ -148,7 +148,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(call: Call, verb: str) -> N
         (["propose", "data=custom"], ["data.root is missing"]),
         (["propose", "source=no/*.jpg"], ["source=", "output=NAME.proposals"]),
         (["propose", "source=no/*.jpg", "output=x"], ["source=no/*.jpg: no such file or folder"]),
-        (["reval", "data=custom"], ["Give the detections", "detections=FOLDER"]),
+        (["reval", "data=custom"], ["Specify the detections", "detections=FOLDER"]),
         (["eval"], ["No model is given. Use `fastrcnn eval checkpoint=PATH`"]),
         (["eval", "checkpoint="], ["No model is given"]),
         (["eval", "checkpoint=no/such"], ["no/such does not exist"]),

@@ -78,11 +78,11 @@ def test_runs_and_several_of_them(call: Call, evaluated: Callable[..., Path]) ->
     status, _, err = call("compare", "one", "two")
     assert (status, err) == (
         1,
-        "fastrcnn: one: this run has several evaluations (few, test). Choose one with split=NAME.\n",
+        "fastrcnn: one: this run has evaluations on few, test. Choose one of them with split=NAME.\n",
     )
     assert call("compare", "one", "two", "split=test")[0] == 0
     status, _, err = call("compare", "one", "two", "split=few")
-    assert (status, err) == (1, "fastrcnn: two: no evaluation on split=few. Available: test.\n")
+    assert (status, err) == (1, "fastrcnn: two: no evaluation on split=few. Available splits: test.\n")
 
 
 def test_a_folder_of_runs_means_the_newest_with_an_evaluation(
@@ -121,8 +121,8 @@ def test_what_cannot_be_compared_is_one_clear_message(
         assert not Path("outputs").exists()
         return err
 
-    assert "two to five runs or folders of evaluations to compare: fastrcnn compare RUN RUN" in refused()
-    assert "fastrcnn compare RUN RUN" in refused("a")
+    assert "two to five runs or folders of evaluations: fastrcnn compare RUN OTHER_RUN" in refused()
+    assert "fastrcnn compare RUN OTHER_RUN" in refused("a")
     assert "2 to 5 different runs, but got 1" in refused("a", "a")
     assert "nowhere: this folder does not exist" in refused("a", "nowhere")
     (tmp_path / "here" / "empty").mkdir()

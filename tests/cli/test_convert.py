@@ -55,8 +55,8 @@ def test_the_authors_file_becomes_a_store(numbered: VocFolder, tmp_path: Path, c
     assert status == 0, err
     assert fingerprint(numbered.root) == before
     assert "Fast R-CNN author's .mat, 4 images, boxes read as yxyx-1-inclusive" in out
-    assert "3 of 3 images of the data set have proposals" in out
-    assert "1 image ids in the file are not in the data set: stranger" in out
+    assert "images with proposals in the file: 3 of 3\n" in out
+    assert "image ids in the file that match no image: 1 (stranger)" in out
     assert "6 boxes kept, 0 of them clipped; 0 dropped\n" in out
     assert "proposals-check" not in out
     assert "Use the proposals with data.proposals=data/proposals/voc 2007.proposals" in out
@@ -75,9 +75,9 @@ def test_ids_are_matched_and_what_lacks_is_said(numbered: VocFolder, tmp_path: P
     path.write_bytes(pickle.dumps({"ids": [12, 99], "boxes": [np.array([[1.0, 2, 3, 4]]), np.zeros((0, 4))]}))
     status, out, err = call("propose", f"convert={path}", f"data.root={numbered.root}", "output=x.proposals")
     assert status == 0, err
-    assert "1 of 3 images of the data set have proposals" in out
-    assert "2 images of the data set have no proposals in the file: 000005, 2008_000003\n" in out
-    assert "1 image ids in the file are not in the data set: 99\n" in out
+    assert "images with proposals in the file: 1 of 3\n" in out
+    assert "images without proposals in the file: 2 (000005, 2008_000003)\n" in out
+    assert "image ids in the file that match no image: 1 (99)\n" in out
     assert ProposalStore("x.proposals").ids == ["000012"]
 
 
@@ -141,7 +141,7 @@ def test_sizes_may_come_from_pictures_alone(numbered: VocFolder, tmp_path: Path,
         "propose", f"convert={path}", f"source={numbered.root}/JPEGImages/0*.jpg", "output=x.proposals"
     )
     assert status == 0, err
-    assert "2 of 2 images" in out
+    assert "images with proposals in the file: 2 of 2\n" in out
     assert ProposalStore("x.proposals").size("000012") == (48, 64)
 
 
@@ -234,7 +234,7 @@ def test_nothing_is_written_over(scored: Path, numbered: VocFolder, tmp_path: Pa
         assert [call("propose", *again)[0] for _ in range(2)] == [0, 0], "the same command may run again"
         assert call("propose", *again, "convention=yxyx-1-inclusive")[0] == 1, "other boxes"
     status, _, err = call("propose", f"convert={scored}", f"output={scored}", f"data.root={numbered.root}")
-    assert (status, "this file is the input" in err) == (1, True)
+    assert (status, "the output cannot replace the input" in err) == (1, True)
     Path("folder").mkdir()
     status, _, err = call("propose", f"convert={scored}", "output=folder", f"data.root={numbered.root}")
     assert (status, "not a proposal store" in err) == (1, True)
@@ -293,7 +293,7 @@ def test_the_real_files_of_selective_search(test_data: Path, call: Call) -> None
     root = test_data / "VOCdevkit" / "VOC2007"
     status, out, err = call("propose", f"convert={test_data / 'selective_search'}", f"data.root={root}")
     assert status == 0, err
-    assert "2 of 409 images of the data set have proposals" in out
+    assert "images with proposals in the file: 2 of 409\n" in out
     assert "4,945 boxes kept, 0 of them clipped; 0 dropped" in out
     status, out, _ = call(
         "propose", f"convert={test_data / 'selective_search'}", f"data.root={root}", "convention=xyxy-1-inclusive"
@@ -307,7 +307,7 @@ def test_files_of_several_splits_become_one_store(numbered: VocFolder, tmp_path:
     second = author(tmp_path / "test.mat", {IDS[2]: BOXES[IDS[2]]})
     status, out, err = call("propose", f"convert=[{first},{second}]", f"data.root={numbered.root}")
     assert status == 0, err
-    assert "3 of 3 images of the data set have proposals" in out
+    assert "images with proposals in the file: 3 of 3\n" in out
     store = ProposalStore("data/proposals/trainval.proposals")
     for image_id, boxes in BOXES.items():
         np.testing.assert_array_equal(store.boxes(image_id), boxes)

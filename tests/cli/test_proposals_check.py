@@ -53,7 +53,7 @@ def test_a_file_that_is_as_its_format_says_fits(
     before = fingerprint(tmp_path)
     status, out, err = call("proposals-check", f"proposals={path}", "data=custom", f"data.root={voc.root}")
     assert (status, err) == (0, "")
-    assert "The proposals fit as they are read by default: yxyx-1-inclusive, in pixels." in out
+    assert "The proposals fit in the convention that is used by default: yxyx-1-inclusive, in pixels." in out
     assert lines(out)[0].split()[1:3] == ["yxyx-1-inclusive", "pixels"]
     assert "24 images with 24 objects" in out
     assert "Convert" not in out
@@ -72,7 +72,7 @@ def test_another_convention_is_named_with_the_command(
     arguments = [f"proposals={path}", "data=custom", f"data.root={voc.root}"]
     status, out, _ = call("proposals-check", *arguments)
     assert status == 1
-    assert "The boxes are xyxy-0-inclusive, in pixels. By default they are read as yxyx-1-inclusive" in " ".join(
+    assert "The convention of the boxes is xyxy-0-inclusive, in pixels. The default, yxyx-1-inclusive" in " ".join(
         out.split()
     )
     command = next(line for line in out.splitlines() if line.startswith("  fastrcnn propose "))
@@ -81,7 +81,7 @@ def test_another_convention_is_named_with_the_command(
     store = converted.rpartition("data.proposals=")[2].strip()
     status, out, _ = call("proposals-check", f"proposals={store}", "data=custom", f"data.root={voc.root}")
     assert status == 0
-    assert "fit as they are read by default: xyxy-0-halfopen" in out
+    assert "the convention that is used by default: xyxy-0-halfopen" in " ".join(out.split())
 
 
 def test_wrong_ids_and_scale_are_said_to_need_another_file(
@@ -109,7 +109,7 @@ def test_boxes_that_fit_nothing_are_said_to(
     path = author_file(tmp_path / "none.mat", [np.array([[1, 1, 3, 3], [2, 2, 6, 9]]) for _ in boxes])
     status, out, _ = call("proposals-check", f"proposals={path}", "data=custom", f"data.root={voc.root}")
     assert status == 1
-    assert "No reading fits" in out
+    assert "No convention fits" in out
     assert not lines(out)
 
 
@@ -118,7 +118,7 @@ def test_mistakes_are_one_message(call: Call, zero_based: tuple[VocFolder, list[
     root = f"data.root={voc.root}"
     path = author_file(tmp_path / "x.mat", boxes[:2], ids=["dog", "cow"])
     for arguments, said in (
-        ([], "Give the proposals: fastrcnn proposals-check proposals=FILE"),
+        ([], "Specify the proposals: fastrcnn proposals-check proposals=FILE"),
         ([f"proposals={path}"], "data.root is missing"),
         ([f"proposals={tmp_path / 'none.mat'}", root], "none.mat"),
         ([f"proposals={path}", root], "such as '0000'; the proposals are for 2 image(s), such as 'dog'"),

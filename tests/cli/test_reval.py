@@ -245,7 +245,7 @@ def test_results_of_categories_that_no_annotation_uses_are_reported(
     status, out, err = call("reval", *arguments)
     assert (status, "mAP" in out) == (0, True), err
     assert json.loads((tmp_path / "c/out/metrics.json").read_text())["mAP"] == expected[0] > 0.999
-    assert "1 detections of 'ship' are not evaluated because no annotation has this category" in caplog.text
+    assert "no annotation has the category 'ship', so its detections (1) are not evaluated" in caplog.text
 
 
 def test_a_file_of_one_image_can_be_evaluated(call: Call, tmp_path: Path) -> None:

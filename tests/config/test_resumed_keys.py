@@ -27,7 +27,7 @@ def run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Path:
 
 
 TEST_SIDES = (
-    "data.short_sides=[240] does not change data.test_short_sides=[160]: evaluation and detection keep these sizes"
+    "data.short_sides=[240] does not change data.test_short_sides=[160]: evaluation and detection still use these sizes"
 )
 LR_STEPS = "solver.iterations=3000 does not change solver.lr_steps=[900]: the learning rate still falls at these steps"
 

@@ -114,8 +114,8 @@ def test_comp4_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
         ("a\tb", "test", r"contains the character '\\t'"),
         ("a\u2028b", "test", r"contains the character '\\u2028'"),
         ("a\ud800b", "test", r"contains the character '\\ud800'"),
-        (" a", "test", "starts or ends with a space"),
-        ("a\u00a0", "test", "starts or ends with a space"),
+        (" a", "test", "starts or ends with whitespace"),
+        ("a\u00a0", "test", "starts or ends with whitespace"),
         ("c" * 237, "test", "would have 256 bytes, and the limit is 255"),  # comp4_det_test_ and .txt are 19
         ("ü" * 119, "test", "would have 257 bytes"),
         ("c", "s" * 241, "would have 257 bytes"),  # comp4_det_ and _ and .txt are 15

@@ -133,7 +133,7 @@ def test_torchrun_starts_a_run_again_whose_process_was_killed(place: Path, whole
         (["detect", "source=x"], "`fastrcnn detect` runs in one process"),
         (["train", "solver.images_per_batch=3"], "must be a multiple of 2"),
         (["train", "runtime.device=cuda:0"], "cuda:0"),
-        (["propose", "convert=x"], "convert= runs in one process"),
+        (["propose", "convert=x"], "convert=FILE` runs in one process"),
     ],
 )
 def test_what_two_processes_cannot_do_is_said_by_one(

@@ -76,7 +76,7 @@ def test_an_image_and_a_file_of_numbers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (ExplainRoiConfig(example="8x8", grid="4x4"), "example and grid: give only one"),
+        (ExplainRoiConfig(example="8x8", grid="4x4"), "example and grid: set only one"),
         (ExplainRoiConfig(grid="4x4"), "roi="),
         (ExplainRoiConfig(grid="nowhere.txt", roi=[0, 0, 1, 1]), "grid=nowhere.txt"),
         (ExplainRoiConfig(image="nowhere.png", roi=[0, 0, 1, 1]), "image=nowhere.png"),

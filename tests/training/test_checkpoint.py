@@ -203,7 +203,7 @@ def test_no_sound_checkpoint_is_an_error_that_says_why(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"contains no step-N\.pt file"):
         checkpoint.newest_sound(tmp_path)
     (tmp_path / "step-3.pt").write_bytes(b"cut")
-    with pytest.raises(UserError, match=r"(?s)no checkpoint to resume from.*step-3\.pt.*truncated"):
+    with pytest.raises(UserError, match=r"(?s)no checkpoint from which.*step-3\.pt.*truncated"):
         checkpoint.newest_sound(tmp_path)
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoint.newest_sound(tmp_path / "nowhere")

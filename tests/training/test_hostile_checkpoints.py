@@ -78,7 +78,7 @@ def tensor(name: str, value: torch.Tensor) -> Callable[[dict], None]:
 
 
 CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
-    **{f"no {key}": (without(key), f"the checkpoint is missing {key}") for key in checkpoint.HELD},
+    **{f"no {key}": (without(key), f"the checkpoint has no entry {key}") for key in checkpoint.HELD},
     "no group": (without("config", "data"), r"the group\(s\) data are missing"),
     "model a list": (put("model", value=[1]), "invalid values for model"),
     "model of lists": (put("model", "x", value=[1]), "invalid values for model"),
@@ -268,8 +268,8 @@ def test_tuples_within_tuples_as_keys_of_a_legacy_file_are_not_hashed(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda s: s["param_groups"].pop(), "number of parameter groups differs"),
-        (lambda s: s["param_groups"][0].update(params=[0]), "the parameters of a group differ"),
+        (lambda s: s["param_groups"].pop(), "another number of parameter groups"),
+        (lambda s: s["param_groups"][0].update(params=[0]), "another number of parameters"),
         (lambda s: s["param_groups"][0].update(momentum=math.nan), "is missing or not finite"),
         (lambda s: s["param_groups"][0].pop("lr_factor"), "is missing or not finite"),
         (

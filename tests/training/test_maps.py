@@ -253,7 +253,7 @@ def test_the_whole_time_is_said_before_the_maps_are_computed(
     monkeypatch.setattr(run_module, "seconds_of_a_batch", lambda *_: (6.0, 0.5))
     with pytest.raises(Stopped):
         run(tmp_path / "run", dataset, tiny(), stop_after=2)
-    assert "About 19 s left: 5 feature maps 15 s, 8 steps 4 s, evaluation 0 s" in caplog.messages
+    assert "About 19 s left: 15 s for 5 feature maps, 4 s for 8 steps, 0 s for evaluation" in caplog.messages
     caplog.clear()
     run(tmp_path / "run", dataset, tiny())
     assert not [line for line in caplog.messages if line.startswith("About") and "maps" in line], "they are kept"
@@ -278,7 +278,7 @@ def test_a_run_resumes_where_the_maps_of_its_first_batch_are_kept_and_others_are
     run(tmp_path / "run", dataset, tiny())
     assert len(timed) == 2
     assert timed[1][3].sizes.tolist() == [[48, 64], [48, 64]]
-    assert [line for line in caplog.messages if "left: 3 feature maps" in line]
+    assert [line for line in caplog.messages if "for 3 feature maps" in line]
 
 
 @pytest.mark.parametrize("stop", [3, 5])
@@ -402,8 +402,8 @@ def test_an_image_that_has_changed_has_no_maps_yet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("first", "augmentation", "said"),
     [
-        ("conv1_1", PLAIN, "model.finetune_from freezes no layer of the trunk"),
-        ("fc6", replace(PLAIN, colour=0.1), "data.colour changes an image's colours each time"),
+        ("conv1_1", PLAIN, "model.finetune_from freezes no convolution of the network"),
+        ("fc6", replace(PLAIN, colour=0.1), "data.colour changes the colours of an image differently"),
     ],
 )
 def test_where_no_maps_can_be_kept_it_says_why(

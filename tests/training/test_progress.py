@@ -47,14 +47,14 @@ def test_the_first_estimate_counts_steps_and_evaluations(
 ) -> None:
     """After five steps of 2 s there are 95 left, and 120 s of evaluations; what came between steps is no step."""
     lines = said(caplog, monkeypatch, [2.0] * 100, evaluations=lambda _: 120.0)
-    assert lines == ["About 5 min left: 95 steps 3 min, evaluation 2 min"]
+    assert lines == ["About 5 min left: 3 min for 95 steps, 2 min for evaluation"]
 
 
 def test_a_new_estimate_is_given_when_it_has_changed(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = said(caplog, monkeypatch, [2.0] * 10 + [8.0] * 90)
-    assert lines[0] == "About 3 min left: 95 steps 3 min"
+    assert lines[0] == "About 3 min left: 3 min for 95 steps"
     assert lines[1].startswith("Now about ")
     assert 3 <= len(lines) <= 8
     assert not said(caplog, monkeypatch, [2.0] * 4)[len(lines) :]

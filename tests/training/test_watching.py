@@ -159,5 +159,5 @@ def test_a_run_too_short_for_a_profile_says_so(tmp_path: Path, caplog: pytest.Lo
     none: list[Batch] = []
     with profile_steps(none, tmp_path / "profile") as batches:
         assert list(batches) == []
-    assert "the run ended before step 10" in caplog.text
+    assert "the run ended after 10 or fewer steps" in caplog.text
     assert not (tmp_path / "profile").exists()
