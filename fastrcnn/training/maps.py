@@ -120,7 +120,7 @@ class Maps:
         kept = distributed.from_first(sum(sizes))
         free = shutil.disk_usage(folder).free - SPARE
         if kept + free < budget:
-            text = "runtime.cache: only %.2g GB of disk space are available for feature maps in %s"
+            text = "runtime.cache: only %.3g GB of disk space are available for feature maps in %s"
             log.info(text, max(0, free) / 1e9, folder)
         self.room = (min(budget - kept, free)) / distributed.size()
 
@@ -195,7 +195,7 @@ class Maps:
                 log.warning(text, done, len(own))
                 break
             if done == 0 and begun > self.room:
-                log.info("The feature maps need about %.2g GB of disk space", (begun - self.room) * len(chosen) / 1e9)
+                log.info("The feature maps need about %.3g GB of disk space", (begun - self.room) * len(chosen) / 1e9)
             if stop():
                 break
 
