@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import subprocess
 import sys
@@ -42,7 +41,7 @@ import torch
 import torchvision
 from bench_train import CLASSES
 from detect_peer import HEIGHT, SCALE, SETTINGS, WIDTH, Detect, on_device, peer_detection, peer_head, peer_of, scaled
-from measuring import in_turn, machine_details, matmul_rate, peak_above_now, ratio_and_quartiles, work
+from measuring import Table, in_turn, machine_details, matmul_rate, peak_above_now, ratio_and_quartiles, work
 from torch import Tensor
 
 from fastrcnn import boxes as box_ops
@@ -268,7 +267,10 @@ def nms_row(device: torch.device, inputs: Inputs, repeats: int) -> Row:
 
 
 def peak(name: str, device: torch.device, inputs: Inputs) -> float:
-    """Return the peak memory in MiB during two detections, above the usage before. Call it in a separate process."""
+    """Return the peak memory in MiB during two detections, above the usage before.
+
+    On a CPU, call it in a separate process.
+    """
     model = network(device, inputs)
     given = inputs()
     run: Callable
@@ -292,6 +294,10 @@ def peak(name: str, device: torch.device, inputs: Inputs) -> float:
 def memory_rows(options: argparse.Namespace) -> list[Row]:
     peaks = {}
     for name in ("pooling", "torchvision", "float32", "bfloat16"):
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+            peaks[name] = peak(name, torch.device("cuda"), Inputs(0, options.boxes))
+            continue
         command = [sys.executable, __file__, "--device", options.device, "--threads", str(torch.get_num_threads())]
         command += ["--boxes", str(options.boxes)] if options.boxes else []
         done = subprocess.run([*command, "--peak-of", name], capture_output=True, text=True, check=True)
@@ -324,14 +330,10 @@ def main() -> None:
     if options.peak_of:
         print(peak(options.peak_of, device, inputs))
         return
-    described = machine_details(device)
-    print(described)
-    print(
-        "| row | peer, ms or MiB | ours | ratio | quartiles | goal | agreement with the peer |"
-        " share of the rate of a large matrix product |"
-    )
-    print("|---|---|---|---|---|---|---|---|", flush=True)
-    repeats, rows = 2 if options.quick else options.repeats, []
+    columns = "row, peer (ms or MiB), ours, ratio, quartiles, goal, agreement with the peer"
+    columns += ", share of the rate of a large matrix product"
+    table = Table(machine_details(device), columns.split(", "), options.json)
+    repeats = 2 if options.quick else options.repeats
     parts: list[Callable[[], Iterable[Row]]] = [
         lambda: [nms_row(device, inputs, repeats)],
         lambda: detection_rows(device, inputs, repeats),
@@ -342,16 +344,10 @@ def main() -> None:
         parts = [lambda: photo_rows(device, inputs, repeats, options.photos)]
     for part in parts:
         for r in part():
-            rows.append(r)
             low, high = r.spread
             share = "" if r.of_ceiling is None else f"{r.of_ceiling:.0%}"
-            print(
-                f"| {r.what} | {r.peer:.4g} | {r.ours:.4g} | {r.ratio:.2f}x | {low:.2f} to {high:.2f} | {r.goal} |"
-                f" {r.same} | {share} |",
-                flush=True,
-            )
-    if options.json:
-        options.json.write_text(json.dumps({"machine": described, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
+            measured = [f"{r.peer:.4g}", f"{r.ours:.4g}", f"{r.ratio:.2f}x", f"{low:.2f} to {high:.2f}"]
+            table.add([r.what, *measured, r.goal, r.same, share], asdict(r))
 
 
 if __name__ == "__main__":

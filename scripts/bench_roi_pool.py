@@ -12,16 +12,15 @@ GPU, rows also contain the bytes that must be moved per second, as a share of th
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import torchvision
-from measuring import gpu_milliseconds, in_turn, machine_details, ratio_and_quartiles
+from measuring import Table, gpu_milliseconds, in_turn, machine_details, ratio_and_quartiles
 from torch import Tensor
 
 from fastrcnn.ops import roi_pool
@@ -90,7 +89,7 @@ def row(what: str, goal: str, spent: list[list[float]], equal: bool, share: floa
     return Row(what, torch.get_num_threads(), *medians, ratio, spread, equal, goal, share)
 
 
-def cpu_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> list[Row]:
+def cpu_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> Iterator[Row]:
     features = torch.relu(torch.randn(1, CHANNELS, HEIGHT, WIDTH, generator=generator))
     last = features.contiguous(memory_format=LAST)
     rois = rois_for(1, 2000, boxes, generator)
@@ -118,19 +117,15 @@ def cpu_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> li
         spent = in_turn(repeats, lambda: train(theirs, pair, some, grad), lambda: train(ours, x, some, g))
         return row(f"forward + backward, K = 128, {what}", goal, spent, torch.equal(train(ours, x, some, g), want_grad))
 
-    rows = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         reused = ">= 15x" if threads == 1 else ">= 30x"
-        rows += [
-            forward("reused buffer", reused, last, buffer_last),
-            forward("reused buffer, NCHW", reused, features, buffer),
-            forward("fresh output", ">= 5x", last, None),
-            forward("fresh output, NCHW", ">= 5x", features, None),
-            both("2 images", ">= 4x", pair_last, grad_last),
-            both("2 images, NCHW", ">= 4x", pair, grad),
-        ]
-    return rows
+        yield forward("reused buffer", reused, last, buffer_last)
+        yield forward("reused buffer, NCHW", reused, features, buffer)
+        yield forward("fresh output", ">= 5x", last, None)
+        yield forward("fresh output, NCHW", ">= 5x", features, None)
+        yield both("2 images", ">= 4x", pair_last, grad_last)
+        yield both("2 images, NCHW", ">= 4x", pair, grad)
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -141,12 +136,11 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * source.numel() * 4 / (statistics.median(spent) / 1e3)
 
 
-def cuda_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> list[Row]:
+def cuda_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> Iterator[Row]:
     device = torch.device("cuda")
     bandwidth = copy_bandwidth(device)
     features = torch.relu(torch.randn(1, CHANNELS, HEIGHT, WIDTH, generator=generator)).to(device)
     rois = rois_for(1, 2000, boxes, generator).to(device)
-    rows = []
     for dtype, peers in (
         (torch.float32, (torch.float32,)),
         (torch.bfloat16, (torch.float32, torch.float16, torch.bfloat16)),
@@ -169,15 +163,8 @@ def cuda_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> l
             name = f"forward, K = 2000, {str(dtype)[6:]} compared to {str(peer_type)[6:]}"
             spent = in_turn(repeats, peer, own, clock=gpu_milliseconds)
             equal = torch.equal(own().float(), exact)
-            rows.append(
-                row(
-                    name,
-                    ">= 4x; <= 0.12 ms in bfloat16",
-                    spent,
-                    equal,
-                    moved / (statistics.median(spent[1]) / 1e3) / bandwidth,
-                )
-            )
+            share = moved / (statistics.median(spent[1]) / 1e3) / bandwidth
+            yield row(name, ">= 4x; <= 0.12 ms in bfloat16", spent, equal, share)
 
     pair = torch.relu(torch.randn(2, CHANNELS, HEIGHT, WIDTH, generator=generator)).to(device)
     some = rois_for(2, 128, boxes, generator).to(device)
@@ -197,8 +184,7 @@ def cuda_rows(repeats: int, boxes: Path | None, generator: torch.Generator) -> l
 
     for name, run in (("deterministic", in_order), ("atomic", atomic)):
         spent = in_turn(repeats, lambda: train(theirs, pair, some, grad), run, clock=gpu_milliseconds)
-        rows.append(row(f"forward + backward, K = 128, {name}", ">= 1x", spent, torch.equal(run(), want)))
-    return rows
+        yield row(f"forward + backward, K = 128, {name}", ">= 1x", spent, torch.equal(run(), want))
 
 
 def main() -> None:
@@ -209,26 +195,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     generator = torch.Generator().manual_seed(int(time.time()))
-    rows: list[Row] = []
-    if options.device in (None, "cpu"):
-        rows += cpu_rows(options.repeats, options.boxes, generator)
-    if options.device == "cuda" or (options.device is None and torch.cuda.is_available()):
-        rows += cuda_rows(options.repeats, options.boxes, generator)
-
     device = torch.device("cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu")
     described = machine_details(device) | {"cpu_backend": choose_backend(torch.device("cpu")).__name__}
-    print(described)
-    print("| row | threads | torchvision ms | ours ms | ratio | quartiles | goal | equal | share of copy bandwidth |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for r in rows:
-        share = f"{r.share_of_copy_bandwidth:.0%}" if r.share_of_copy_bandwidth is not None else ""
-        print(
-            f"| {r.what} | {r.threads} | {r.peer_ms:.2f} | {r.ours_ms:.2f} | {r.ratio:.1f}x |"
-            f" {r.spread[0]:.1f} to {r.spread[1]:.1f} | {r.goal} |"
-            f" {'yes' if r.equal else 'NO'} | {share} |"
-        )
-    if options.json:
-        options.json.write_text(json.dumps({"machine": described, "rows": [asdict(r) for r in rows]}, indent=1) + "\n")
+    columns = "row, threads, torchvision ms, ours ms, ratio, quartiles, goal, equal, share of copy bandwidth"
+    table = Table(described, columns.split(", "), options.json)
+    kinds = {"cpu": cpu_rows, "cuda": cuda_rows}
+    for kind in [options.device] if options.device else ["cpu", "cuda"][: 1 + torch.cuda.is_available()]:
+        for r in kinds[kind](options.repeats, options.boxes, generator):
+            share = "" if r.share_of_copy_bandwidth is None else f"{r.share_of_copy_bandwidth:.0%}"
+            times = [
+                f"{r.peer_ms:.2f}",
+                f"{r.ours_ms:.2f}",
+                f"{r.ratio:.1f}x",
+                f"{r.spread[0]:.1f} to {r.spread[1]:.1f}",
+            ]
+            table.add([r.what, str(r.threads), *times, r.goal, "yes" if r.equal else "NO", share], asdict(r))
 
 
 if __name__ == "__main__":

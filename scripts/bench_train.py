@@ -13,7 +13,6 @@ time is the time to load a batch from JPEG files on one core.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 import torch
 import torchvision
 from measuring import (
+    Table,
     in_turn,
     jpeg_images,
     machine_details,
@@ -165,7 +165,10 @@ def alternate(
 
 
 def peak(name: str, case: str, device: torch.device, dtype: torch.dtype) -> float:
-    """Return the peak memory in MiB during two steps, above the usage before. Call it in a separate process."""
+    """Return the peak memory in MiB during two steps, above the usage before.
+
+    On a CPU, call it in a separate process.
+    """
     step = STEPS[name](case, device, dtype)
     given = inputs(CASES[case][2], torch.Generator().manual_seed(0))
     if device.type == "cuda":
@@ -174,6 +177,16 @@ def peak(name: str, case: str, device: torch.device, dtype: torch.dtype) -> floa
         step(given), step(given)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     return peak_above_now(lambda: step(given), times=2)
+
+
+def peak_apart(name: str, case: str, device: str, precision: str) -> float:
+    """Return the result of `peak`, measured in a separate process, or in this process on a GPU."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        return peak(name, case, torch.device(device), getattr(torch, precision))
+    command = [sys.executable, __file__, "--device", device, "--threads", str(torch.get_num_threads())]
+    done = subprocess.run([*command, "--peak-of", name, case, precision], capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
 def loader_seconds(size: tuple[int, int]) -> float:
@@ -224,30 +237,20 @@ def main() -> None:
         return
 
     described = machine_details(device)
-    print(described)
-    print(
-        "| row | torchvision ms | ours ms | ratio | quartiles | share of the rate of a large matrix product |"
-        " images/s | loader ms | peak MiB, torchvision | peak MiB, ours |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
-    rows = []
+    columns = "row, torchvision ms, ours ms, ratio, quartiles, share of the rate of a large matrix product, images/s"
+    columns += ", loader ms, peak MiB of torchvision, peak MiB of ours"
+    table = Table(described, columns.split(", "), options.json)
     for case in options.cases:
         size = CASES[case][2]
         loading = loader_seconds(size) * 1e3
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in (torch.bfloat16, torch.float32):
             precision = str(dtype).removeprefix("torch.")
             if options.profile and dtype == torch.bfloat16:
                 profiled(case, device, dtype, options.profile)
             times, tflop = alternate(case, device, dtype, options.repeats)
             medians = {name: statistics.median(spent) for name, spent in times.items()}
             ratio, spread = ratio_and_quartiles(times["torchvision"], times["ours"])
-            peaks = {}
-            for name in STEPS:
-                command = [sys.executable, __file__, "--device", options.device, "--threads", str(described["threads"])]
-                done = subprocess.run(
-                    [*command, "--peak-of", name, case, precision], capture_output=True, text=True, check=True
-                )
-                peaks[name] = float(done.stdout)
+            peaks = {name: peak_apart(name, case, options.device, precision) for name in STEPS}
             row = {
                 "row": f"{case} VGG16, {IMAGES} x {size[0]} x {size[1]}, {IMAGES * PER_IMAGE} RoIs, {precision}",
                 "ms": medians,
@@ -258,15 +261,10 @@ def main() -> None:
                 "loader_ms": loading,
                 "peak_mib": peaks,
             }
-            rows.append(row)
-            print(
-                f"| {row['row']} | {medians['torchvision']:.4g} | {medians['ours']:.4g} | {ratio:.2f}x | "
-                f"{spread[0]:.2f} to {spread[1]:.2f} | {row['share_of_matmul_rate']:.0%} | "
-                f"{row['images_per_s']:.3g} | {loading:.0f} | {peaks['torchvision']:.0f} | {peaks['ours']:.0f} |",
-                flush=True,
-            )
-    if options.json:
-        options.json.write_text(json.dumps({"machine": described, "rows": rows}, indent=1) + "\n")
+            times = [f"{medians['torchvision']:.4g}", f"{medians['ours']:.4g}", f"{ratio:.2f}x"]
+            times += [f"{spread[0]:.2f} to {spread[1]:.2f}", f"{row['share_of_matmul_rate']:.0%}"]
+            memory = [f"{peaks['torchvision']:.0f}", f"{peaks['ours']:.0f}"]
+            table.add([row["row"], *times, f"{row['images_per_s']:.3g}", f"{loading:.0f}", *memory], row)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import cv2
@@ -32,6 +34,24 @@ def machine_details(device: torch.device) -> dict[str, str | int | None]:
         "torchvision": torchvision.__version__,
         "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
     }
+
+
+class Table:
+    """A Markdown table on stdout and a JSON file with the same rows. Both are complete after each row."""
+
+    def __init__(self, machine: dict[str, Any], columns: Sequence[str], file: Path | None) -> None:
+        self.machine, self.file = machine, file
+        self.rows: list[dict[str, Any]] = []
+        print(machine)
+        print(f"| {' | '.join(columns)} |")
+        print("|" + "---|" * len(columns), flush=True)
+
+    def add(self, cells: Sequence[str], values: dict[str, Any]) -> None:
+        """Add a row. cells: its texts for the Markdown table. values: its content for the JSON file."""
+        print(f"| {' | '.join(cells)} |", flush=True)
+        self.rows.append(values)
+        if self.file:
+            self.file.write_text(json.dumps({"machine": self.machine, "rows": self.rows}, indent=1) + "\n")
 
 
 def jpeg_images(folder: Path, number: int, augmentation: Augmentation) -> DetectionDataset:

@@ -9,7 +9,8 @@ Packing is lossy: images are encoded again as WebP, with the highest quality tha
 proposals are rounded to integers, their scores are omitted, and weights are converted to float16. The pack consists of
 zip files of at most --part megabytes and of parts.json with their SHA-256 digests. A megabyte is 1,000,000 bytes.
 
-`unpack` checks the digests and writes FOLDER/VOCdevkit/VOC2007, FOLDER/NAME.proposals and FOLDER/NAME.safetensors.
+`unpack` checks the digests and writes FOLDER/VOCdevkit/VOC2007, FOLDER/VOC2007.proposals (a store with the proposals of
+all images) and FOLDER/VGG16.safetensors.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def pack(root: Path, out: Path, options: argparse.Namespace) -> str:
     ids = list(dict.fromkeys(i for of_split in splits.values() for i in of_split))
     small = [(LISTS, lists_and_annotations(root, splits))]
     small += [half_precision(path) for path in options.weights]
-    for path in options.proposals:
-        small += packed_proposals(path, ids, options.max_proposals)
+    if options.proposals:
+        small += packed_proposals(options.proposals, ids, options.max_proposals)
     budget = options.megabytes * MB - sum(len(content) + HEADERS for _, content in small) - HEADERS * len(ids)
     if budget <= 0:
         raise UserError(
@@ -113,22 +114,24 @@ def half_precision(path: Path) -> Member:
     return f"weights/{path.name}", save(halves, metadata)
 
 
-def packed_proposals(path: Path, ids: Sequence[str], limit: int) -> Iterator[Member]:
-    """Yield the first `limit` proposals of each image of a store that is in `ids`, as compressed integers."""
-    store = ProposalStore(path)
-    here = [i for i in ids if i in store]
-    for n in range(0, len(here), CHUNK):
-        chunk = here[n : n + CHUNK]
-        boxes = [np.rint(store.boxes(i)[:limit]).astype("<u2") for i in chunk]
+def packed_proposals(paths: Sequence[Path], ids: Sequence[str], limit: int) -> Iterator[Member]:
+    """Yield the first `limit` proposals of each image as compressed integers. Every image must be in a store."""
+    stores = [ProposalStore(path) for path in paths]
+    owners = {i: store for store in stores for i in ids if i in store}
+    if missing := [i for i in ids if i not in owners]:
+        raise UserError(f"The stores have no proposals for {len(missing)} image(s), such as '{missing[0]}'.")
+    for n in range(0, len(ids), CHUNK):
+        chunk = ids[n : n + CHUNK]
+        boxes = [np.rint(owners[i].boxes(i)[:limit]).astype("<u2") for i in chunk]
         arrays = {
             "ids": np.array([i.encode() for i in chunk]),
-            "sizes": np.array([store.size(i) for i in chunk], "<i4"),  # (N, 2) height and width
+            "sizes": np.array([owners[i].size(i) for i in chunk], "<i4"),  # (N, 2) height and width
             "counts": np.array([len(b) for b in boxes], "<i4"),
             "boxes": np.concatenate(boxes),
         }
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
-        yield f"proposals/{path.name}/{n:06d}.npz.xz", lzma.compress(buffer.getvalue(), preset=9)
+        yield f"proposals/{n:06d}.npz.xz", lzma.compress(buffer.getvalue(), preset=9)
 
 
 def within(budget: float, root: Path, ids: Sequence[str]) -> tuple[list[Member], int]:
@@ -201,7 +204,7 @@ def unpack(packed: Path, folder: Path) -> str:
             raise UserError(f"{path}: this part is missing. Copy all parts that {INDEX} lists to {packed}.")
         if sha256(path) != part["sha256"]:
             raise UserError(f"{path}: the part is damaged, because its SHA-256 digest is wrong. Copy it again.")
-    proposals: dict[str, list[bytes]] = {}
+    proposals: list[bytes] = []
     files: list[str] = []
     with write_folder(folder, replace=False) as out:
         root = out / "VOCdevkit" / index["name"]
@@ -210,7 +213,7 @@ def unpack(packed: Path, folder: Path) -> str:
                 for member in archive.namelist():
                     kind, _, rest = member.partition("/")
                     if kind == "proposals":
-                        proposals.setdefault(rest.rpartition("/")[0], []).append(archive.read(member))
+                        proposals.append(archive.read(member))
                     elif kind == "weights":
                         files.append(rest)
                         (out / Path(rest).name).write_bytes(archive.read(member))
@@ -219,10 +222,9 @@ def unpack(packed: Path, folder: Path) -> str:
                             lists.extractall(root, filter="data")
                     else:
                         archive.extract(member, root)
-        for name, chunks in proposals.items():
-            files.append(name)
-            settings = {"rounded": True, "packed_from": name}
-            write_store(out / name, unpacked_proposals(chunks), "scripts/pack_dataset.py", settings)
+        if proposals:
+            files.append(f"{index['name']}.proposals")
+            write_store(out / files[-1], unpacked_proposals(proposals), "unpacked", {"rounded": True})
     return f"{folder / 'VOCdevkit'}: {index['name']}, splits {', '.join(index['splits'])}; {', '.join(files)}"
 
 

@@ -59,7 +59,7 @@ def test_round_trip(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert (root / name).read_text().split() == (original / name).read_text().split()
     ids = [i for split in ("train", "test") for i in (root / f"ImageSets/Main/{split}.txt").read_text().split()]
     assert {p.stem for p in (root / "JPEGImages").iterdir()} == set(ids)  # not the image of val
-    store, want = ProposalStore(tmp_path / "out" / "all.proposals"), ProposalStore(tmp_path / "all.proposals")
+    store, want = ProposalStore(tmp_path / "out" / "SET.proposals"), ProposalStore(tmp_path / "all.proposals")
     assert store.ids == sorted(ids)
     for image_id in ids:
         name = f"Annotations/{image_id}.xml"
@@ -106,6 +106,13 @@ def test_incomplete_pack(
     with pytest.raises(SystemExit, match=error):
         run(monkeypatch, "unpack", pack, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_image_without_proposals(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    some = ProposalStore(tmp_path / "all.proposals").ids[1:]
+    write_store(tmp_path / "all.proposals", [ImageProposals(i, 150, 200, np.ones((0, 4))) for i in some], "drawn", {})
+    with pytest.raises(SystemExit, match=r"no proposals for 1 image\(s\)"):
+        packed(monkeypatch, original)
 
 
 @pytest.mark.parametrize(
