@@ -113,7 +113,10 @@ CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
         put("config", "detection", "score_threshold", value=math.inf),
         "score_threshold=inf: must be a fin",
     ),
-    "name": (put("config", "data", "name", value="../x"), "data.name='../x': this value is used as a folder name"),
+    "name": (
+        put("config", "data", "name", value="../x"),
+        "data.name='../x': this value is used in file and folder names",
+    ),
     "environment": (put("config", "data", "long_side", value="${oc.env:SECRET}"), r"not '\$\{oc.env:SECRET\}'"),
     "lists": (lists_of_lists, "data.train: must be text, not list"),
     "nan": (number("cls_score.weight", math.nan, -1), "cls_score.weight: contains values that are not finite"),
