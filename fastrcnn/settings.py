@@ -151,13 +151,11 @@ class SolverSettings:
         least=1,
     )
     rois_per_image: int = key(64, "number of RoIs sampled per image", least=1)
-    fg_fraction: float = key(
-        0.25, "maximum number of foreground RoIs, as a fraction of rois_per_image", least=0, most=1
-    )
+    fg_fraction: float = key(0.25, "maximum number of foreground RoIs as a fraction of rois_per_image", least=0, most=1)
     fg_iou: float = key(0.5, "minimum IoU with a ground-truth box for a foreground RoI", above=0, most=1)
     bg_iou: list[float] = key(
         [0.1, 0.5],
-        "an RoI is background if its largest IoU with a ground-truth box is in this range [low, high)",
+        "RoIs whose largest IoU with a ground-truth box is in [low, high) are background",
         least=0,
         most=1,
     )

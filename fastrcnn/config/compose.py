@@ -79,10 +79,7 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
 
 
 def translation(name: str, ours: str, meaning: str) -> str:
-    """Return the error message for `name`, a key or flag of another program.
-
-    ours: the corresponding key of this program. meaning: the help text of that key.
-    """
+    """Return the error message for the key or flag `name` of another program. ours, meaning: our key and its help."""
     remark = f" {REMARKS[ours]}." if ours in REMARKS else ""
     return f"unknown key '{name}'. Use {ours}=... instead: {meaning.removeprefix('required: ')}.{remark}"
 

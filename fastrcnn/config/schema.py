@@ -103,11 +103,7 @@ class DataConfig:
 
 @dataclass
 class RuntimeConfig:
-    """The hardware and the output intervals.
-
-    On the same kind of device and without early stopping, only the seed and the precision affect the trained weights,
-    apart from rounding.
-    """
+    """The hardware and the output intervals. Only seed, precision and device change a training step beyond rounding."""
 
     device: str = key("auto", "cpu, cuda or cuda:N; auto: a GPU if available")
     precision: Precision = key(

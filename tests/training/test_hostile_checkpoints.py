@@ -79,7 +79,7 @@ def tensor(name: str, value: torch.Tensor) -> Callable[[dict], None]:
 
 CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
     **{f"no {key}": (without(key), f"the checkpoint is missing {key}") for key in checkpoint.HELD},
-    "no group": (without("config", "data"), r"the group\(s\) data are missing"),
+    "no group": (without("config", "data"), "damaged: it has no values for data"),
     "model a list": (put("model", value=[1]), "invalid values for model"),
     "model of lists": (put("model", "x", value=[1]), "invalid values for model"),
     "config a list": (put("config", value=[1]), "invalid values for config"),
