@@ -65,7 +65,7 @@ def start_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
     if experiments and config.model.network != network:
         raise UserError(
             f"start={config.start}: this checkpoint has the network {network}, but the experiment uses "
-            f"{config.model.network}. Start from a checkpoint of this network, or remove experiment=NAME."
+            f"{config.model.network}. Start from a checkpoint of {config.model.network}, or remove experiment=NAME."
         )
     if "model" not in given:
         own = experiments[0].get("model", {}) if experiments else {}

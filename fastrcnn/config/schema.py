@@ -117,7 +117,7 @@ class RuntimeConfig:
     )
     seed: int = key(0, "random seed", least=0)
     compile: bool = key(
-        False, "compile the convolutions, fc6 and fc7 with torch.compile for training; a CPU also needs a C++ compiler"
+        False, "compile the convolutions, fc6 and fc7 with torch.compile; on a CPU, this needs a C++ compiler"
     )
     cache: float = key(
         0.0,
@@ -244,7 +244,7 @@ class DetectConfig(Detecting):
     batch: int = key(1, "number of images per forward pass; larger batches are faster on a GPU", least=1)
     every: int = key(
         1,
-        "for a video: run the detector only on every Nth frame; frames in between show the boxes of the previous one",
+        "for a video: run the detector only on every Nth frame; the following frames show the same boxes",
         least=1,
     )
     draw_threshold: float | None = key(

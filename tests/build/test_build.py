@@ -223,7 +223,7 @@ def test_skip_bad_says_what_was_left_out(tiny: VocFolder, caplog: pytest.LogCapt
     (tiny.root / "Annotations" / "b.xml").write_text("<annotation>")
     found = annotations.samples(config_of(tiny, skip_bad=True), ["trainval"], ["cat", "dog"])
     assert [s.image_id for s in found] == ["a"]
-    assert "(data.skip_bad)" in caplog.text
+    assert "skipped 1 invalid item(s) (data.skip_bad=true)" in caplog.text
     assert "b.xml, line 1" in caplog.text
 
 
