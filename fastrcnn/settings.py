@@ -1,7 +1,7 @@
-"""Settings of the library that are also configuration keys, with their types, defaults, bounds and help texts.
+"""Settings that are both configuration keys and arguments of functions outside build/, cli/ and config/.
 
-Each setting is declared only here. config/schema.py includes the classes as groups of keys. This module imports neither
-torch nor Hydra, so an invalid key is reported immediately.
+Each setting is declared only here, with its type, default, bounds and help text. config/schema.py adds the classes to
+the schemas of the commands. This module imports neither torch nor Hydra, so an invalid key is reported immediately.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def key(
 ) -> Any:
     """Return a dataclass field with a help text and bounds. For a list, the bounds apply to each element.
 
-    above: exclusive lower bound. least, most: inclusive lower and upper bound. some: the list must not be empty.
-    in_path: the value is used in the name of a file or folder.
+    above: exclusive lower bound. least, most: inclusive lower and upper bound. some: whether a list must not be empty.
+    in_path: whether the value is used in the name of a file or folder.
     """
     metadata = {"help": help, "above": above, "least": least, "most": most, "some": some, "in_path": in_path}
     if isinstance(default, list):
@@ -56,7 +56,7 @@ class ModelSettings:
     )
     width: float = key(
         1.0,
-        "factor by which the number of channels is multiplied; 1: the paper's network, 0.25: a slim network",
+        "multiplier for the number of channels of each layer; 1: the paper's network, 0.25: a slim network",
         above=0,
         most=100,
     )
@@ -64,7 +64,7 @@ class ModelSettings:
     weights: str | None = key(
         None,
         "initial weights: 'imagenet', a file (.pth, .safetensors, .caffemodel) that contains at least the "
-        "convolutions, or a run; null: train from scratch",
+        "convolutions, or a run or checkpoint; null: train from scratch",
     )
     pixels: Pixels = key("auto", "pixel normalisation that the weights expect; auto: derive it from the weights")
     finetune_from: str = key(
@@ -72,14 +72,14 @@ class ModelSettings:
         "first layer to train (a convolution, fc6, fc7 or bbox_pred); earlier layers are frozen; the paper uses "
         "conv3_1 for VGG16",
     )
-    roi_op: RoiOp = key("fast_rcnn", "RoI pooling operator; fast_rcnn: the operator of the paper")
+    roi_op: RoiOp = key("fast_rcnn", "RoI pooling operator; fast_rcnn: the operator of the author's code")
     scale_maps: bool | None = key(
         None,
         "multiply the feature maps by a constant, so that their magnitude suits a newly initialised fc6; the constant "
         "is measured when training starts; null: only if `weights` are given and contain no fc6 of the right shape",
     )
     roi_size: int = key(7, "height and width of a pooled RoI, in bins", least=1, most=1000)
-    roi_features: list[str] = key(["conv5_3"], "layers to pool RoIs from", some=True)
+    roi_features: list[str] = key(["conv5_3"], "convolutions from whose feature maps RoIs are pooled", some=True)
     head: list[int] | None = key(
         None,
         "numbers of output features of fc6 and fc7, e.g. [1024,1024]; null: the paper's numbers multiplied by `width`",
@@ -127,8 +127,8 @@ class SelectiveSearchSettings:
     near: float = key(
         0.9,
         "drop a box whose IoU with a better box is at least this value; the first 1,500 boxes are chosen with a "
-        "stricter threshold (5/6 of this value), so that they overlap less, and boxes that pass only the threshold "
-        "`near` are placed after them",
+        "stricter threshold (5/6 of this value), so that they overlap less, and the other boxes that pass the "
+        "threshold `near` follow after them",
         above=0,
     )
     max_boxes: int = key(2000, "maximum number of boxes per image", least=1)
@@ -151,16 +151,19 @@ class SolverSettings:
         least=1,
     )
     rois_per_image: int = key(64, "number of RoIs sampled per image", least=1)
-    fg_fraction: float = key(0.25, "maximum fraction of foreground RoIs among the sampled RoIs", least=0, most=1)
+    fg_fraction: float = key(0.25, "maximum number of foreground RoIs as a fraction of rois_per_image", least=0, most=1)
     fg_iou: float = key(0.5, "minimum IoU with a ground-truth box for a foreground RoI", above=0, most=1)
     bg_iou: list[float] = key(
-        [0.1, 0.5], "range [low, high) of the largest IoU with a ground-truth box for a background RoI", least=0, most=1
+        [0.1, 0.5],
+        "RoIs whose largest IoU with a ground-truth box is in [low, high) are background",
+        least=0,
+        most=1,
     )
-    box_weight: float = key(1.0, "weight of the box regression loss; 0: train only the classifier", least=0)
+    box_weight: float = key(1.0, "weight of the box regression loss; 0: do not train the box regression", least=0)
     optimizer: OptimizerName = key(
         "caffe_sgd",
-        "caffe_sgd: SGD as in Caffe, with the learning rate inside the velocity; sgd: PyTorch's SGD; fused_sgd: a "
-        "faster implementation of sgd; adamw: AdamW, which needs a learning rate near 0.0001",
+        "caffe_sgd: SGD as in Caffe, where a new learning rate affects only new gradients; sgd: PyTorch's SGD; "
+        "fused_sgd: a faster implementation of sgd; adamw: AdamW, which needs a learning rate near 0.0001",
     )
     lr: float = key(0.001, "learning rate", above=0)
     schedule: ScheduleName = key(
@@ -218,14 +221,14 @@ class SvmSettings:
     bias_scaling: float = key(
         10.0, "value of the constant feature whose weight is the bias (scikit-learn's intercept_scaling)", above=0
     )
-    positive_weight: float = key(2.0, "factor by which the loss of positives is multiplied", above=0)
+    positive_weight: float = key(2.0, "factor by which the loss of positive examples is multiplied", above=0)
     negative_iou: float = key(
         0.3,
-        "an RoI is a negative of a class if its IoU with every object of the class is less than this value",
+        "an RoI can be a negative example of a class if its IoU with every object of the class is less than this value",
         above=0,
         most=1,
     )
     retrain_after: int = key(
-        2000, "retrain the SVM of a class when it has more than this number of new hard negatives", least=1
+        2000, "retrain the SVM of a class after more than this number of new hard negatives", least=1
     )
     feature_norm: float = key(20.0, "mean norm to which fc7 features are scaled", above=0)

@@ -1,4 +1,4 @@
-"""Read splits, classes, images and ground truth as the data configuration specifies."""
+"""Read the splits, classes and ground truth of a data set, as the configuration group `data` specifies."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def root(config: DataConfig) -> Path:
         )
     folder = Path(config.root).expanduser()
     if not folder.is_dir() and not (folder.is_file() and is_annotation_file(folder)):
-        raise UserError(f"data.root={config.root}: no such folder or annotation file.")
-    return folder if folder.is_dir() else folder.absolute()  # its images can be in the parent folder
+        raise UserError(f"data.root={config.root}: no such folder or annotation file. Check this path.")
+    return folder if folder.is_dir() else folder.absolute()  # because images can be in a file's parent folder
 
 
 def absolute_paths(config: DataConfig) -> None:
-    """Make the paths of a data set absolute, so that a run can be evaluated from any folder."""
+    """Make the paths in `config` absolute, so that a run can be evaluated from any folder."""
     root(config)  # reports a missing folder with the path that the user gave
     for name in ("root", "proposals", "proposal_cache"):
         if (path := getattr(config, name)) is not None:
@@ -69,7 +69,7 @@ def say_once(text: str, level: int = logging.INFO) -> None:
 
 @functools.cache
 def say_overview(source: Path, folder: Path, made: bool) -> None:
-    """Log a one-line description of a data set once. Errors in parts of it that are not used are ignored here."""
+    """Log a one-line description of a data set once. If a part of it cannot be read, only a debug message is logged."""
     try:
         log.info("%s: %s", source, overview(source, folder, made))
     except UserError as error:
@@ -80,7 +80,10 @@ def say_overview(source: Path, folder: Path, made: bool) -> None:
 
 
 def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, list[str]]]:
-    """Return for each split the source of its annotations (a VOC folder or a file) and its image ids."""
+    """Return for each split the source of its annotations (a VOC folder or a file) and its image ids.
+
+    Raises UserError if `splits` is empty or a split cannot be read.
+    """
     if not splits:
         raise UserError(
             "No split is given. Set data.train for training (e.g. data.train=[trainval]), and data.test or split=NAME "
@@ -98,7 +101,7 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
 
 
 def split_name(splits: Sequence[str]) -> str:
-    """Return a name for splits that is valid in file names, such as VOC2007-test. A long name ends in a digest."""
+    """Join the names of splits to a name for use in file names, such as VOC2007-test. A long name ends in a digest."""
     name = "+".join(splits).replace("/", "-")
     whole = name.encode(errors="surrogateescape")
     if len(whole) > SPLIT_BYTES:
@@ -113,7 +116,8 @@ def validation_splits(config: DataConfig) -> list[str]:
     """Return the splits to select the best checkpoint on.
 
     These are the splits in `data.val`. If it is null, they are the splits named `val` in the folders of the training
-    splits, provided that all of them exist and share no image with the training and test splits.
+    splits, provided that all of them exist and share no image with the training and test splits. Otherwise, the result
+    is empty.
     """
     if config.val is not None:
         return config.val
@@ -130,7 +134,7 @@ def validation_splits(config: DataConfig) -> list[str]:
 
 
 def test_splits(config: DataConfig, split: str | None) -> list[str]:
-    """Return the splits to evaluate on: data.test, or the split named `split` in the same folders."""
+    """Return the splits to evaluate on: data.test or, if set, `split` (FOLDER/NAME, or NAME in data.test's folders)."""
     if split is None:
         return config.test
     if "/" in split:
@@ -142,8 +146,9 @@ def test_splits(config: DataConfig, split: str | None) -> list[str]:
 def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]:
     """Return data.classes, or all classes in the splits if it is null. The name of label i is element i - 1.
 
-    tests: the splits to evaluate saved detections on, which must exist. If it is None, the training and validation
-        splits must exist.
+    tests: the splits to evaluate saved detections on. They must exist, and data.train is used if it exists. If `tests`
+        is None, the training and validation splits must exist, and data.test is used if it exists.
+    Raises UserError if a required split cannot be read, or if class names are missing or invalid.
     """
     evaluated = config.test if tests is None else tests
     if config.classes is not None:
@@ -190,7 +195,7 @@ def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
             ) from None
     twice = [name for name, n in Counter(names).items() if n > 1]
     if twice:
-        raise UserError(f"data.classes: '{twice[0]}' occurs twice. Remove one of them.")
+        raise UserError(f"data.classes: '{twice[0]}' occurs more than once. Remove the duplicates.")
     return list(names)
 
 
@@ -203,13 +208,14 @@ def warn_of_same_files(names: Sequence[str]) -> None:
 def category_ids(config: DataConfig, splits: Sequence[str], names: Sequence[str]) -> dict[str, Id]:
     """Return the category id of each class name for COCO results.
 
-    If the splits have a COCO file, these are the ids of all categories in the file. Otherwise, they are the labels of
-    the classes `names`.
+    If the splits have a COCO file, these are the ids of all categories in the file. Otherwise, they are the labels 1,
+    2, ... of the classes `names`. Raises UserError if the splits have COCO files with different ids.
     """
     files = [read_coco_file(source) for source, _ in image_ids(config, splits) if is_coco(source)]
     if any(file.category_ids != files[0].category_ids for file in files):
         raise UserError(
-            f"{', '.join(splits)}: the files of these splits have different category ids. Evaluate one split at a time."
+            f"{', '.join(splits)}: the files of these splits have different category ids. Evaluate one split at a time "
+            "with split=NAME."
         )
     return files[0].category_ids if files else {name: label for label, name in enumerate(names, 1)}
 
@@ -224,11 +230,12 @@ def samples(
     training: bool = False,
     need_pictures: bool = True,
 ) -> list[Sample]:
-    """Read the images and ground truth of the splits. Raises UserError if they cannot be used.
+    """Return a Sample (image path, size, ground-truth boxes and labels) for each image of the splits.
 
-    training: whether to exclude crowds, and difficult objects unless data.use_difficult is true. Without `training`,
-        both are included and marked.
+    names: the class names. training: whether to exclude crowds, and difficult objects unless data.use_difficult is
+        true. Without `training`, both are included.
     need_pictures: whether the image files must exist and be complete. Saved detections can be evaluated without them.
+    Raises UserError if there are errors in the data and data.skip_bad is false, or if no image can be used.
     """
     found: list[Sample] = []
     for split, (source, ids) in zip(splits, image_ids(config, splits), strict=True):
@@ -249,18 +256,21 @@ def samples(
         say_notes(problems.notes)
         if problems.errors:
             number = sum(p.error for p in problems.found)
-            log.warning("%s: skipped %d invalid entries (data.skip_bad):\n%s", source, number, shorten(problems.lines))
+            log.warning(
+                "%s: skipped %d invalid item(s) (data.skip_bad=true):\n%s", source, number, shorten(problems.lines)
+            )
         found += part
     if need_pictures:
         listed, (found, looks, bad) = len(found), look_at(found)
         report_images(looks, bad, listed, config.skip_bad)
     if not found:
-        raise UserError(f"{config.root}: no image of {', '.join(splits) or 'an empty list of splits'} can be used.")
+        raise UserError(f"{config.root}: no image of {', '.join(splits)} can be used. `fastrcnn check` lists errors.")
     twice = [i for i, n in Counter(s.image_id for s in found).items() if n > 1]
     if twice:
         raise UserError(
-            f"{', '.join(splits)}: '{twice[0]}' is in more than one of these splits ({len(twice)} such ids). "
-            "Image ids must be unique, also across folders, because proposals and detections are stored by id."
+            f"{', '.join(splits)}: '{twice[0]}' is in more than one of these splits (number of such image ids: "
+            f"{len(twice)}). Image ids must be unique, also across folders, because proposals and detections are "
+            "stored by id. Rename the images, or remove them from one of the splits."
         )
     return found
 
@@ -279,12 +289,12 @@ def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad:
 def load_unannotated(
     sources: Sequence[tuple[Path, Sequence[str]]], folder: Path
 ) -> tuple[list[Sample], list[Look], list[str]]:
-    """Return samples without objects for all images of the sources, the properties of the image files, and messages.
+    """Return samples without objects for the usable images, the properties of their files, and errors of the others.
 
-    The messages describe images that cannot be used. folder: the folder of the data set. An image with an EXIF rotation
-    is used in the orientation whose size is in the COCO or XML file, as for images with ground truth. If no size is
-    given, the image is rotated upright, as in `fastrcnn detect`. All image files are read, so that a damaged file is
-    reported now and not hours later.
+    sources: for each split, the source of its annotations and its image ids. folder: the folder of the data set. An
+    image with an EXIF rotation is used in the orientation whose size is in the COCO or XML file. If no size is given,
+    the image is rotated upright, as in `fastrcnn detect`. All image files are read, so that a damaged file is reported
+    now and not hours later.
     """
     found: list[Sample] = []
     bad: list[Problem] = []
@@ -301,7 +311,7 @@ def load_unannotated(
 
 
 def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
-    """Return the samples of load_unannotated. Raises UserError for unusable images unless data.skip_bad is true."""
+    """Return samples without objects for the splits' images. Without data.skip_bad, unusable images raise UserError."""
     sources = image_ids(config, splits)
     found, looks, bad = load_unannotated(sources, root(config))
     report_images(looks, bad, sum(len(ids) for _, ids in sources), config.skip_bad and bool(found))
@@ -309,7 +319,7 @@ def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
 
 
 def source_pictures(source: str, skip_bad: bool) -> list[Sample]:
-    """Return samples of the images in `source=`. Raises UserError for unusable images unless skip_bad is true."""
+    """Return samples without objects for the images of `source=`. Without skip_bad, unusable ones raise UserError."""
     named = samples_of(pictures(source))
     found, looks, bad = look_at(named)
     report_images(looks, bad, len(named), skip_bad and bool(found))
@@ -317,21 +327,21 @@ def source_pictures(source: str, skip_bad: bool) -> list[Sample]:
 
 
 def report_images(looks: Sequence[Look], bad: Sequence[str], number: int, skip_bad: bool) -> None:
-    """Log which images are skipped, and which are rotated or use fewer than 16 bits per channel.
+    """Log which images are skipped or rotated, and which 16-bit images use fewer bits.
 
     looks: properties of the usable images. bad: messages about the unusable ones. number: the number of all images.
-    Raises UserError for unusable images unless skip_bad is true.
+    Raises UserError if there are unusable images and skip_bad is false.
     """
     if bad and not skip_bad:
-        advice = "Fix the files, or skip these images with data.skip_bad=true."
+        advice = "Fix the files. With data.skip_bad=true, such images are skipped if other images can be used."
         raise UserError(f"{len(bad)} of {number} images cannot be used:\n{shorten(bad)}\n{advice}")
     if bad:
-        log.warning("Skipped %d image(s) (data.skip_bad):\n%s", len(bad), shorten(bad))
+        log.warning("Skipped %d image(s) because of data.skip_bad=true:\n%s", len(bad), shorten(bad))
     say_notes(image_notes(looks))
 
 
 def say_notes(notes: Sequence[Problem]) -> None:
-    """Log one line for each kind of note, once per process."""
+    """Log one line for each kind of note, with the first note of this kind. The same line is logged only once."""
     for kind, group in by_kind(notes).items():
         first = group[0]
         more = "" if len(group) == 1 else " `fastrcnn check` lists all of them."
@@ -340,5 +350,5 @@ def say_notes(notes: Sequence[Problem]) -> None:
 
 
 def has_truth(found: Sequence[Sample]) -> bool:
-    """Return whether at least one object is not difficult. Without such an object, there is no mAP."""
+    """Return whether at least one object in the samples is not difficult. Without such an object, there is no mAP."""
     return any(not sample.difficult.all() for sample in found)

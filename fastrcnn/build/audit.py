@@ -34,9 +34,9 @@ PICTURE_SIDE = 640  # maximum side of these images, in pixels
 
 
 def audit(config: CheckConfig) -> tuple[Report, list[Record]]:
-    """Read the data set and its proposals once, and return the report and a record of each image.
+    """Read the data set and its proposals once, and return the report and the results for each image.
 
-    Raises UserError if no split can be read.
+    Raises UserError if data.root does not exist or no split can be read.
     """
     data, folder = config.data, root(config.data)
     settings = Settings(
@@ -57,7 +57,7 @@ def audit(config: CheckConfig) -> tuple[Report, list[Record]]:
 
 
 def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
-    """Return a task for each image of all splits, and the problems of splits and annotation files.
+    """Return the images of all splits, each as a Task to read it, and the problems of splits and annotation files.
 
     Raises UserError if no split can be read.
     """
@@ -93,7 +93,7 @@ def validation_or_none(config: DataConfig) -> list[str]:
 
 
 def find_store(config: DataConfig, splits: Sequence[str]) -> Path | None:
-    """Return the proposal store that training or evaluation would use for these splits, or None if it is missing."""
+    """Return the path of the splits' proposal store: data.proposals, the generated store if it exists, or None."""
     if config.proposals is not None:
         return Path(config.proposals).expanduser()
     name = split_name(splits)
@@ -111,7 +111,7 @@ def find_store(config: DataConfig, splits: Sequence[str]) -> Path | None:
 def class_list(
     config: DataConfig, records: Sequence[Record], problems: Sequence[Problem]
 ) -> tuple[list[str], list[Problem]]:
-    """Return the class names (data.classes, or those in the annotations if it is null) and their problems."""
+    """Return the class names (data.classes, or those in the annotations if it is null) and errors in these names."""
     folder = str(root(config))
     names = sorted({n for r in records for n in r.names}) if config.classes is None else config.classes
     if not names and config.classes is None:
@@ -126,7 +126,7 @@ def class_list(
 
 
 def truth_pictures(records: Sequence[Record], classes: Sequence[str]) -> list[tuple[str, bytes]]:
-    """Return a caption and a JPEG file for each of a few images, with the ground truth drawn."""
+    """Draw the ground truth of up to PICTURES images. Return the caption and the bytes of a JPEG file of each."""
     usable = [r for r in records if r.usable and r.size == r.image.size and r.objects]
     drawn = []
     label_of = {name: i for i, name in enumerate(classes, 1)}

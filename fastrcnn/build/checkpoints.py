@@ -32,10 +32,10 @@ log = logging.getLogger("fastrcnn")
 class Trained:
     """The checked content of a checkpoint. The method `model` creates its network.
 
-    classes: class names; label k is classes[k - 1]. step: training step; 0 for a .caffemodel. config: the groups of the
-    training configuration, with all keys. state: the weights. record: more information about the training, see
-    inference/description.py. metrics: evaluation results, if the file contains them. best: the best mAP of the run so
-    far, or -1 if unknown.
+    file: the checkpoint. classes: class names; label k is classes[k - 1]. step: training step; 0 for a .caffemodel.
+    config: the groups of the training configuration as nested dicts, with all keys. state: the state dict. record: more
+    information about the training, see inference/description.py. metrics: evaluation results, if the file contains
+    them. best: the best mAP (0 to 1) of the run so far, or -1 if unknown.
     """
 
     file: Path
@@ -49,7 +49,7 @@ class Trained:
 
     @property
     def run(self) -> Path:
-        """The folder of the run; see run_of."""
+        """Return the folder of the run that the checkpoint belongs to; see run_of."""
         return run_of(self.file)
 
     def model(self, device: torch.device) -> FastRCNN:
@@ -80,7 +80,7 @@ def compose_for(verb: str, arguments: list[str]) -> Any:
 
 
 def load(verb: str, arguments: list[str]) -> tuple[Any, Network, list[str], Path]:
-    """Return the configuration of a command, and the results of open_network for its checkpoint."""
+    """Return the configuration of a command, and the network, class names and run folder of its checkpoint."""
     config = compose_for(verb, arguments)
     from fastrcnn.build import machine
 
@@ -90,11 +90,11 @@ def load(verb: str, arguments: list[str]) -> tuple[Any, Network, list[str], Path
 
 
 def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str], Path]:
-    """Load the network of `config.checkpoint` for detection, and return it with its classes and the folder of its run.
+    """Load the network of `config.checkpoint`, and return it with its class names and the folder of its run.
 
     The training configuration is copied to `config`, except for the groups and keys in `given` (KEY or KEY=VALUE). The
-    weights are rounded permanently to the precision of the detection. Raises UserError if the checkpoint is missing or
-    invalid, or if the device is not available.
+    weights of the network are rounded to runtime.precision, except in an .onnx file. Raises UserError if the checkpoint
+    is missing or invalid, or if the device is not available.
     """
     from fastrcnn.build import machine
 
@@ -124,7 +124,7 @@ def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str
 def open_trained(config: Any, given: Collection[str]) -> Trained:
     """Read the checkpoint `config.checkpoint`, and copy its configuration to `config` as open_network does.
 
-    Raises UserError as `read` does.
+    Raises UserError if the checkpoint is missing, invalid or an .onnx file.
     """
     trained = read(config.checkpoint, config)
     _take_over(config, trained.config, given, trained.file)
@@ -135,19 +135,21 @@ def _take_over(config: Any, base: dict[str, Any], given: Collection[str], path: 
     inherit(config, base, [key.partition("=")[0] for key in given])
     alone = base.get("solver", {}).get("box_weight") == 0
     if alone and "detection" in groups(type(config)) and config.detection.box_regression:
-        log.info("%s: trained without box regression, so the RoIs are used unchanged as detections", path)
+        log.info("%s was trained without box regression, so the boxes of detections are the unchanged RoIs", path)
         config.detection.box_regression = False
 
 
 def _take_threshold(record: Mapping[str, Any], config: Any) -> None:
-    """Set the draw_threshold of `detect` to the threshold with the best F1 in the evaluation, unless it is given."""
+    """Set draw_threshold, if it is null, to the threshold with the best F1 in the evaluation of the checkpoint."""
     if getattr(config, "draw_threshold", 0.0) is None and "draw_threshold" in record:
         config.draw_threshold = record["draw_threshold"]
-        log.info("Using draw_threshold=%.2f, the threshold with the best F1 in the evaluation", config.draw_threshold)
+        log.info(
+            "Using draw_threshold=%.2f, which has the best F1 in the checkpoint's evaluation", config.draw_threshold
+        )
 
 
 def read(where: str, config: Any) -> Trained:
-    """Read the checkpoint at the path `where`.
+    """Read the checkpoint at `where`: a file, the folder of a run, or a folder of runs, whose newest run is used.
 
     config: the configuration of the command, which provides the classes of a .caffemodel. Raises UserError if the
     checkpoint is missing, invalid or an .onnx file.
@@ -173,7 +175,7 @@ def read(where: str, config: Any) -> Trained:
 
 
 def _record(path: Path, content: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """Return the training record of a checkpoint's content; see inference/description.py.
+    """Return the training record of a checkpoint, which inference/description.py describes.
 
     config: the checked configuration of the content. Raises UserError if the record is invalid.
     """
@@ -189,7 +191,7 @@ def _record(path: Path, content: dict[str, Any], config: dict[str, Any]) -> dict
 
 
 def check_content(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Check the content of a checkpoint, and return it with all keys in the groups of its configuration.
+    """Check the content of a checkpoint. Return it, with default values for missing keys of its configuration.
 
     Raises UserError if the configuration or the classes would be invalid on the command line, or if the weights do not
     fit the network. The weights are checked before memory for the network is allocated.
@@ -207,14 +209,14 @@ def check_content(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
-    """Check a configuration from a file, and return its groups with all keys. Raises UserError if it is invalid."""
+    """Check a file's configuration and class names; return its groups with all keys. Raises UserError if invalid."""
     from fastrcnn.build import annotations, models
 
     try:
         whole = fill(TrainConfig, config)
         lacking = [name for name in ("model", "data", "detection") if name not in config]
         if lacking:
-            raise UserError(f"the group(s) {', '.join(lacking)} are missing.")
+            raise UserError(f"it has no values for {', '.join(lacking)}.")
         models.check_model(whole.model)
         annotations.checked_names(names, whole.data.test)
     except annotations.EncodingError as error:
@@ -235,7 +237,7 @@ def _read_safetensors(path: Path, config: Any) -> Trained:
     from fastrcnn.weights import fitting, safetensors_files
 
     if not path.is_file():
-        raise UserError(f"checkpoint={path}: this file does not exist.")
+        raise UserError(f"{path}: this checkpoint does not exist. Check the path.")
     state, metadata = safetensors_files.read(path)
     if metadata.get("format") != FORMAT:
         raise UserError(
@@ -289,7 +291,7 @@ def _read_caffe(path: Path, config: Any) -> Trained:
 
 
 def evaluations_of(trained: Trained) -> dict[str, Any]:
-    """Return the evaluation results of a checkpoint by split, for its model card; see deploy/card.py."""
+    """Return the evaluation results of a checkpoint, a dict by split, for its model card; see deploy/card.py."""
     if trained.metrics:
         return trained.metrics
     from fastrcnn.build.annotations import split_name
@@ -304,8 +306,8 @@ def evaluations_of(trained: Trained) -> dict[str, Any]:
 def run_of(path: Path) -> Path:
     """Return the folder of the run that a checkpoint file belongs to.
 
-    .caffemodel, .safetensors and .onnx files are not in the folder of a run. For NAME.onnx, for example, this is
-    outputs/NAME.
+    .caffemodel, .safetensors and .onnx files are not in the folder of a run. For them, the result is outputs/NAME,
+    where NAME is the name of the file without its suffix.
     """
     if path.suffix in (".caffemodel", ".safetensors", ".onnx"):
         return Path("outputs") / path.stem

@@ -1,4 +1,4 @@
-"""Generate proposals, and build the data sets and the detector, as the data configuration specifies."""
+"""Generate proposals, and build data sets and detectors, as the configuration specifies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LOW_RECALL = 0.5  # warn if the recall at IoU 0.5 is lower; selective search rea
 
 
 def image_sources(config: DataConfig, splits: Sequence[str]) -> dict[str, tuple[Path, int | str | None]]:
-    """Map each image id of the splits to the source of its annotations and its id in the COCO file, if any."""
+    """Return a dict from each image id to the source of its annotations and its id in a COCO file (otherwise None)."""
     found: dict[str, tuple[Path, int | str | None]] = {}
     for source, ids in image_ids(config, list(dict.fromkeys(splits))):
         numbers = read_coco_file(source).numbers(root(config)) if is_coco(source) else {}
@@ -65,7 +65,7 @@ def store_prefix(config: DataConfig, split: str) -> str:
 
 
 def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) -> Path:
-    """Return the path of the store for generated proposals of the images.
+    """Return the path of the store for generated proposals of the images. split: a name for the images.
 
     The name contains a hash of the search settings, the version of selective search, and the bytes and orientations of
     all images, so an existing store is never out of date.
@@ -96,7 +96,7 @@ def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, w
 
 
 def make_or_await(config: DataConfig, pictures: Sequence[Sample], path: Path) -> None:
-    """Generate the proposals, or wait if another run (e.g. of a sweep) is generating the same ones."""
+    """Generate the proposals, or wait until another run (e.g. of a sweep) that generates the same ones has finished."""
     while True:
         try:
             make_proposals(config, pictures, path)
@@ -111,10 +111,11 @@ def make_or_await(config: DataConfig, pictures: Sequence[Sample], path: Path) ->
 
 
 def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tuple[list[Sample], Proposals]:
-    """Return the images to use, and their proposals from data.proposals or selective search.
+    """Return the images to use, and a function that returns the proposals (P, 4) for the id of an image.
 
-    Images without proposals in the store are skipped if data.missing_proposals=leave_out. Generated proposals are
-    written to a store. name: the part of the store's name that describes the images.
+    The proposals are from data.proposals or selective search, which writes them to a store. Images without proposals
+    are skipped if data.missing_proposals=leave_out. name: a name for the images, used in the name of the new store.
+    Raises UserError if the store is invalid, or if proposals are missing or are for an image of another size.
     """
     pictures = list(pictures)
     if config.proposals is not None:
@@ -139,7 +140,7 @@ def proposals(config: DataConfig, pictures: Sequence[Sample], name: str) -> tupl
 
 
 def augmentation(config: DataConfig) -> Augmentation:
-    """Return the augmentation of training images."""
+    """Return the random changes and sizes of training images that the configuration specifies."""
     sides = tuple(config.short_sides)
     turns = config.flip, config.flip_vertical, config.transpose
     return Augmentation(sides, config.long_side, *turns, config.colour, crop=config.crop)
@@ -151,7 +152,7 @@ def test_scaling(config: DataConfig) -> Augmentation:
 
 
 def training_samples(config: DataConfig, names: Sequence[str]) -> list[Sample]:
-    """Return the training images and their ground truth. Raises UserError if there is no object to train on."""
+    """Return the images of data.train with their ground truth. Raises UserError if there is no object to train on."""
     found = samples(config, config.train, names, training=True)
     counts = np.bincount(np.concatenate([s.labels for s in found]), minlength=len(names) + 1)[1:]
     where = f"{config.root}, {', '.join(config.train)}"
@@ -162,7 +163,7 @@ def training_samples(config: DataConfig, names: Sequence[str]) -> list[Sample]:
             "excluded objects and the reasons."
         )
     if lacking := [name for name, count in zip(names, counts, strict=True) if not count]:
-        log.warning("%s: there are no training objects of these classes: %s", where, ", ".join(lacking))
+        log.warning("%s: these classes have no training objects: %s", where, ", ".join(lacking))
     return found
 
 
@@ -171,17 +172,17 @@ def run_sets(
 ) -> tuple[DetectionDataset, DetectionDataset | None, DetectionDataset | None]:
     """Return the data sets (images, ground truth and proposals) for training, validation and testing.
 
-    The last two are None if there are no such splits. All files are checked before proposals are generated, which can
-    take hours. Raises UserError if two different images have the same id, because proposals are stored by id.
+    The validation or test set is None if there is no such split. All files are checked before proposals are generated,
+    which can take hours. Raises UserError if two different images have the same id, because proposals are stored by id.
     """
     val_splits = validation_splits(config)
     if distributed.leads():  # `unused` reads files that are not needed otherwise
         say_notes(unused(root(config), image_ids(config, [*config.train, *val_splits, *config.test])))
     train = training_samples(config, names)
     val, test = (samples(config, splits, names) if splits else [] for splits in (val_splits, config.test))
-    report_shared(train, val, "in data.train and in data.val, which should only contain images that are not trained on")
-    report_shared(train, test, "in data.train and in data.test")
-    report_shared(val, test, "in data.val and in data.test, so the best checkpoint is selected on test images")
+    report_shared(train, val, "data.train and data.val, so the mAP on data.val is too optimistic")
+    report_shared(train, test, "data.train and data.test, so the mAP on data.test is too optimistic")
+    report_shared(val, test, "data.val and data.test, so the best checkpoint is selected on test images")
     train_set = with_proposals(config, train, config.train, augmentation(config), seed)
     val_set = with_proposals(config, val, val_splits, test_scaling(config)) if val else None
     return train_set, val_set, with_proposals(config, test, config.test, test_scaling(config)) if test else None
@@ -190,7 +191,7 @@ def run_sets(
 def report_shared(some: Sequence[Sample], others: Sequence[Sample], what: str) -> None:
     """Warn about images that two data sets share. Raises UserError if two different images have the same id.
 
-    what: the end of the warning, which states where the images occur.
+    what: the end of the warning, with the names of the two data sets.
     """
     path_of = {s.image_id: s.path for s in some}
     shared = [s for s in others if s.image_id in path_of]
@@ -198,25 +199,25 @@ def report_shared(some: Sequence[Sample], others: Sequence[Sample], what: str) -
         first = strangers[0]
         raise UserError(
             f"'{first.image_id}' is the id of two images in different splits, {path_of[first.image_id]} and "
-            f"{first.path} ({len(strangers)} such ids). Rename one of them: ids of proposals and detections must be "
-            "unique."
+            f"{first.path} (number of such ids: {len(strangers)}). Rename one of them: ids of proposals and detections "
+            "must be unique."
         )
     if shared:
-        log.warning("%d images (e.g. '%s') are %s", len(shared), shared[0].image_id, what)
+        log.warning("%d image(s), such as '%s', are in both %s", len(shared), shared[0].image_id, what)
 
 
 def with_proposals(
     config: DataConfig, pictures: Sequence[Sample], splits: Sequence[str], view: Augmentation, seed: int = 0
 ) -> DetectionDataset:
-    """Return the data set of the images with their proposals, transformed by `view`."""
+    """Return the data set of the images with their proposals. view: the scaling and augmentation of the images."""
     found, boxes = proposals(config, pictures, split_name(splits))
     return DetectionDataset(found, boxes, view, seed, config.max_proposals)
 
 
 def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[DetectionDataset]:
-    """Return a data set of the training images without random augmentation.
+    """Return a list with a data set of the training images without random augmentation.
 
-    With data.flip, a second data set contains the mirror images, which the author's code also appends.
+    With data.flip, the list also contains a data set of their mirror images, as in the author's code.
     """
     plain = with_proposals(config, training_samples(config, names), config.train, test_scaling(config))
     return [plain, replace(plain, augmentation=replace(plain.augmentation, mirrored=True))] if config.flip else [plain]
@@ -225,7 +226,7 @@ def plain_training_sets(config: DataConfig, names: Sequence[str]) -> list[Detect
 def test_set(
     config: DataConfig, names: Sequence[str], split: str | None = None, truth: bool = True
 ) -> DetectionDataset:
-    """Return the data set to evaluate on, with its ground truth (including difficult objects) if `truth` is true."""
+    """Return the data set of data.test or `split`, with ground truth (including difficult objects) if `truth`."""
     splits = test_splits(config, split)
     found = samples(config, splits, names) if truth else pictures_alone(config, splits)
     return with_proposals(config, found, splits, test_scaling(config))
@@ -253,7 +254,7 @@ def say_recall(train_set: DetectionDataset, names: Sequence[str]) -> None:
     log.info(what, found.proposals, 100 * recall, found.images)
     if recall < LOW_RECALL:
         log.warning(
-            "This recall is low, and the detector cannot learn objects without a proposal. If another program "
-            "generated the proposals, check their box convention with "
+            "The recall of the proposals is low, and objects without an overlapping proposal cannot be detected. If "
+            "another program generated the proposals, check their box convention with "
             "`fastrcnn proposals-check proposals=FILE data=... data.root=...`"
         )

@@ -36,12 +36,12 @@ NORM_IMAGES = 100  # number of training images on which the mean feature norm is
 
 
 def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str]:
-    """Return the file to write and the digest of `path`.
+    """Return the path of the new checkpoint, and the SHA-256 digest of the original checkpoint `path`.
 
-    The file is `output`, or `default` in the folder of the run that `path` belongs to. path: the original checkpoint.
-    `default` includes a subfolder, so that evaluations of the new checkpoint are written next to it. Raises UserError
-    if the new file exists and was not created from the original checkpoint, if it cannot be written, or if it would be
-    in the checkpoint folder of a run.
+    The new path is `output`, or `default` in the folder of the run that `path` belongs to. `default` includes a
+    subfolder, so that evaluations of the new checkpoint are written next to it. Raises UserError if the suffix is not
+    .pt, if the file cannot be written or would be in the checkpoint folder of a run, or if it exists and was not
+    created from the original checkpoint.
     """
     file = run_of(path) / default if output is None else Path(output).expanduser()
     if file.suffix != ".pt":
@@ -76,7 +76,7 @@ def mean_ap(
     names: list[str],
     settings: DetectionSettings | None = None,
 ) -> float | None:
-    """Return the mAP, 0 to 1, or None without ground truth. settings: None: the settings in `config`."""
+    """Return the mAP (0 to 1), or None without a test set or ground truth. settings: by default those in `config`."""
     if test_set is None:
         return None
     result = evaluate_on(test_set, config, network, names, config.data.metric, settings)
@@ -87,7 +87,7 @@ def mean_ap(
 def ap_line(
     config: CompressConfig | SvmConfig, form: str, before: float | None, after: float | None, unmeasured: str
 ) -> str:
-    """Return a line with two mAP values, 0 to 1, in the format `form`. unmeasured: the reason if they are None."""
+    """Return a line with two mAP values (0 to 1) in the format `form`, or the reason `unmeasured` if one is None."""
     if before is None or after is None:
         return f"mAP: not measured, because {unmeasured}"
     split = split_name(test_splits(config.data, config.split))
@@ -98,7 +98,7 @@ def ap_line(
 def compress(config: CompressConfig, trained: Trained, output: Path, source: str, asked: bool) -> list[str]:
     """Compress the checkpoint, write `output`, and return the lines of a report.
 
-    source: see write. asked: whether the user set data.root for this command. If so, the folder must exist.
+    source: digest of the original file. asked: whether the user set data.root; if so, the folder must exist.
     """
     given: Ranks = {"fc6": config.fc6, "fc7": config.fc7}
     device, dtype = machine.set_up(config.runtime)
@@ -133,7 +133,7 @@ def compress(config: CompressConfig, trained: Trained, output: Path, source: str
         made, after = smaller(ranks)
         ap_after = measure(after)
     write(made, ap_after, output, source)
-    unmeasured = "no class has ground truth" if test_set else "the data set is missing"
+    unmeasured = "no class has ground truth" if test_set else "there is no test set"
     lines = [*tried, *size_lines(before.model, after.model, ranks), time_line(before, after)]
     lines += [ap_line(config, "{} before, {} after", ap_before, ap_after, unmeasured), f"written to {output}"]
     if after.classifier == "softmax":
@@ -142,23 +142,25 @@ def compress(config: CompressConfig, trained: Trained, output: Path, source: str
 
 
 def measured_on(config: CompressConfig, names: list[str], asked: bool) -> DetectionDataset | None:
-    """Return the data set to measure the mAP on, or None if it is not available. asked: see compress."""
+    """Return the data set to measure the mAP on, or None if it is missing and not needed. asked: see compress."""
     root, needed = config.data.root, config.budget is not None or config.split is not None
     there = root is not None and (asked or Path(root).expanduser().exists())
     if not needed and not (there and config.data.test):
         missing = "data.test is empty" if there else f"{root} does not exist" if root else "data.root is not set"
-        log.warning("mAP is not measured: %s", missing)
+        log.warning("The mAP is not measured, because %s", missing)
         return None
     try:
         return datasets.test_set(config.data, names, config.split)
     except UserError as error:
-        raise UserError(f"{error}\nTo compress without measuring the mAP, set data.root=null.") from None
+        raise UserError(
+            f"{error}\nTo compress without an mAP, set data.root=null and remove budget and split."
+        ) from None
 
 
 def replace_softmax(config: SvmConfig, trained: Trained, output: Path, source: str) -> list[str]:
     """Train SVMs to replace the softmax of the checkpoint, write `output`, and return the lines of a report.
 
-    source: see write.
+    source: digest of the original file. Raises UserError if scikit-learn is missing or the data cannot be used.
     """
     svm.linear_svc()  # raises an error now if scikit-learn is missing
     names = trained.classes
@@ -186,7 +188,7 @@ def replace_softmax(config: SvmConfig, trained: Trained, output: Path, source: s
 
 
 def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """Train the SVMs on features of the training images, and return their weights (C, D) and biases (C,)."""
+    """Train one SVM per class on fc7 features of the training images. Return weights (C, D) and biases (C,)."""
 
     def seen(datasets: list[DetectionDataset], what: str, proposals: bool = True) -> Iterator[PictureFeatures]:
         workers, chunk = machine.workers(config.runtime), config.detection.rois_per_chunk
@@ -202,7 +204,8 @@ def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dty
     length = mean_length(seen([some], "feature norm"))
     if not 0 < length < math.inf:
         raise UserError(
-            f"checkpoint={config.checkpoint}: the mean norm of fc7 features is {length}. SVMs need a positive norm."
+            f"checkpoint={config.checkpoint}: the mean norm of fc7 features is {length}, but SVMs need a positive, "
+            "finite norm. Use another checkpoint."
         )
     scale = config.feature_norm / length
     log.info("Mean norm of fc7 features: %.3f; scaling them by %.4f", length, scale)

@@ -31,7 +31,8 @@ def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path],
     """Detect objects in images, and write the images with boxes, the detections and timing.json to `folder`.
 
     Images are rotated according to their EXIF orientation, and boxes are in pixels of the rotated image. Unreadable
-    images are logged and skipped. Raises UserError if no image can be read.
+    images are logged and skipped. Returns the Output object, which contains the detections. Raises UserError if no
+    image can be read, or if data.proposals cannot be used.
     """
     files, threshold = dict(zip(image_ids(paths), paths, strict=True)), detector.draw_threshold
     names = {image_id: f"{image_id.replace('/', '_')}.png" for image_id in files}
@@ -57,7 +58,7 @@ def detect_pictures(config: DetectConfig, detector: Detector, paths: list[Path],
     for fault in faults[:NAMED]:
         log.warning("Skipped: %s", fault)
     if len(faults) > NAMED:
-        log.warning("Skipped %d more files", len(faults) - NAMED)
+        log.warning("Skipped %d more file(s)", len(faults) - NAMED)
     if not output.found:
         raise UserError(faults[0] if len(faults) == 1 else f"None of the {len(faults)} files is a readable image.")
     say_notes(image_notes(looks))
@@ -76,7 +77,7 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
     if config.data.proposals is not None:
         raise UserError(f"data.proposals={config.data.proposals}: not supported for videos. Remove data.proposals.")
     if labels := [name for name in config.formats if name in FORMATS]:
-        raise UserError(f"formats=[{','.join(labels)}]: not supported for videos. Use json, csv or comp4.")
+        raise UserError(f"formats=[{','.join(labels)}]: not supported for videos. Use only json, csv or comp4.")
     video, columns, threshold = Video(path), ("frame", "time", "file"), detector.draw_threshold
     names = [path.stem + suffix for _, suffix in WRITERS]
     output = Output(folder, str(config.source), columns, config.formats, detector, names, [path])

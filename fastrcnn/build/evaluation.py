@@ -43,7 +43,7 @@ def evaluate_on(
 
 
 def result_folder(config: EvalConfig, run: Path) -> tuple[Path, str]:
-    """Return the output folder of an evaluation and the name of its split. Raises UserError if it cannot be used."""
+    """Return an evaluation's output folder and split name. Raises UserError if the folder cannot be written to."""
     split = split_name(test_splits(config.data, config.split))
     folder = Path(config.output).expanduser() if config.output else run / "eval" / split
     refuse_unusable(folder, f"output={folder}")
@@ -51,9 +51,9 @@ def result_folder(config: EvalConfig, run: Path) -> tuple[Path, str]:
 
 
 def evaluate_run(config: EvalConfig, network: Network, names: list[str], split: str) -> Evaluation | None:
-    """Run the evaluation of `fastrcnn eval`. split: the name of the split in file names.
+    """Run the evaluation of `fastrcnn eval`. In distributed jobs, all processes except the first return None.
 
-    Raises UserError if the data set or a class name cannot be used.
+    split: the name of the split in file names. Raises UserError if the data set or a class name cannot be used.
     """
     check_comp4(split, names)
     test_set = datasets.test_set(config.data, names, config.split)
@@ -84,14 +84,14 @@ def compete(config: EvalConfig, network: Network, names: list[str], run: Path) -
 
 
 def submission(config: EvalConfig, names: list[str], run: Path) -> Submission:
-    """Return the submission for the classes. Raises UserError, before detection starts, if it is not possible."""
+    """Return the object that writes detections for an evaluation server. Raises UserError if this is not possible."""
     if config.metric is not None:
         raise UserError(f"metric={config.metric}: competition=true does not compute AP. Remove one of these keys.")
     splits = test_splits(config.data, config.split)
     if len(splits) != 1:
         raise UserError(
-            f"competition=true needs exactly one split, but {len(splits)} are given: {', '.join(splits)}. Set one, "
-            "for example split=VOC2012/test."
+            f"competition=true needs exactly one split. Given: {', '.join(splits) or 'none'}. Set one, for example "
+            "split=VOC2012/test."
         )
     source, listed, made = find_split(root(config.data), splits[0])
     if made:
@@ -103,7 +103,7 @@ def submission(config: EvalConfig, names: list[str], run: Path) -> Submission:
     numbers = category_ids(config.data, splits, names)
     if strangers := [name for name in names if name not in numbers]:
         raise UserError(
-            f"{source}: has no category named {', '.join(strangers)}, which the model detects. Available: "
+            f"{source}: the file has no category for these classes of the model: {', '.join(strangers)}. Available: "
             f"{', '.join(read_coco_file(source).categories.values())}."
         )
     folder, _ = result_folder(config, run)

@@ -31,7 +31,7 @@ def device(config: RuntimeConfig) -> torch.device:
         return chosen
     there = torch.cuda.device_count()
     if (chosen.index or 0) >= there:
-        raise UserError(f"runtime.device={config.device}: torch finds {there} CUDA device(s) on this machine.")
+        raise UserError(f"runtime.device={config.device}: torch finds {there} CUDA device(s). Choose another device.")
     if here.size == 1:
         return chosen
     if chosen.index is not None:
@@ -94,7 +94,7 @@ def speed_and_memory(model: FastRCNN, config: RuntimeConfig, on: torch.device) -
 
     The trunk and the part of the head from fc6 to fc7 are compiled, each on its first call and for dynamic sizes. RoI
     pooling (which has its own kernels), the two output layers and the loss are not compiled. Compilation does not
-    change the names of weights.
+    change the names of weights. Raises UserError if the C++ compiler that a CPU needs is missing.
     """
     model.trunk.recompute = config.checkpoint_activations
     if config.compile:

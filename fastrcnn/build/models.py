@@ -28,7 +28,8 @@ log = logging.getLogger("fastrcnn")
 def model(config: ModelSettings, num_classes: int, load: bool = True, device: str = "cpu") -> FastRCNN:
     """Build the network on `device`, independent of torch's default device.
 
-    load: whether to load config.weights. Use false if the weights of a checkpoint are loaded afterwards.
+    load: whether to load config.weights. Use false if the weights of a checkpoint are loaded afterwards. Raises
+    UserError if the settings are invalid or the weights do not fit.
     """
     check_model(config)
     with torch.device(device):
@@ -46,9 +47,10 @@ def model(config: ModelSettings, num_classes: int, load: bool = True, device: st
             )
     elif load and config.finetune_from != NETWORKS[config.network].conv_names[0]:
         log.warning(
-            "model.finetune_from=%s without model.weights: the layers before it are frozen at their random initial "
-            "weights",
+            "model.finetune_from=%s without model.weights: all earlier layers are frozen at their random initial "
+            "weights. To train all layers, set model.finetune_from=%s",
             config.finetune_from,
+            NETWORKS[config.network].conv_names[0],
         )
     freeze_before(built, config.finetune_from)
     return built
@@ -80,7 +82,7 @@ def check_frozen(config: ModelSettings, fresh: Mapping[str, str], source: str) -
         first = stuck[0] if stuck[0] in order else "fc6"
         raise UserError(
             f"model.finetune_from={config.finetune_from}: {' and '.join(stuck)} would be frozen at random initial "
-            f"weights, because {source} has no weights for them ({fresh[stuck[0]]}). Set model.finetune_from={first}."
+            f"weights, because {source} has no weights that fit ({fresh[stuck[0]]}). Set model.finetune_from={first}."
         )
 
 
@@ -101,7 +103,7 @@ def check_model(config: ModelSettings) -> None:
 
 
 def check_rank(key: str, rank: int | None, rows: int, columns: int) -> None:
-    """Raise UserError if two factors of this rank would not be smaller than a layer of rows x columns."""
+    """Raise UserError if two layers of this rank would not have fewer weights than one layer of rows x columns."""
     if rank is not None and rank > largest_rank(rows, columns):
         raise UserError(
             f"{key}={rank}: two layers of this rank have {rank * (rows + columns):,} weights, but the original layer "
@@ -110,12 +112,12 @@ def check_rank(key: str, rank: int | None, rows: int, columns: int) -> None:
 
 
 def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:
-    """Build the network of a run's configuration without loading weights."""
+    """Build the network of a run's configuration (nested dicts) without loading weights."""
     return model(ModelSettings(**config["model"]), num_classes, load=False)
 
 
 class _WithoutNumbers(TorchFunctionMode):
-    """Skip random initialisation, which has no effect on the meta device but would import half of torch."""
+    """Context in which random initialisation is skipped. On the meta device, it would only cause slow imports."""
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.__name__ in ("normal_", "uniform_"):
@@ -124,7 +126,7 @@ class _WithoutNumbers(TorchFunctionMode):
 
 
 def trained_shapes(config: dict[str, Any], num_classes: int) -> dict[str, Tensor]:
-    """Return the state dict of `trained_model` on the meta device: shapes and dtypes without memory."""
+    """Return the state dict of `trained_model` on the meta device: shapes and dtypes without allocated values."""
     with _WithoutNumbers():
         return model(ModelSettings(**config["model"]), num_classes, load=False, device="meta").state_dict()
 
@@ -171,6 +173,6 @@ def detection(config: DetectionSettings, classifier: str = "softmax") -> Detecti
 
 
 def check_threshold(key: str, value: float | None, classifier: str) -> None:
-    """Raise UserError for a softmax threshold outside 0 to 1; SVM margins can be any number."""
+    """Raise UserError for a threshold outside 0 to 1 if the classifier is a softmax. SVM margins can be any number."""
     if classifier == "softmax" and value is not None and not 0 <= value <= 1:
         raise UserError(f"{key}={value:g}: must be from 0 to 1, because scores are probabilities.")

@@ -44,10 +44,10 @@ MANY_IMAGES = 2000  # number of images, over all steps, from which faster recipe
 
 @contextmanager
 def open_run(config: TrainConfig, stop: Stop) -> Iterator[TrainingRun]:
-    """Yield the run of the configuration. In distributed jobs, the process group exists while the `with` block runs.
+    """Yield the training run of a configuration. In distributed jobs, the process group exists in the `with` block.
 
-    stop: records signals that request the end of the run. Raises UserError for errors of the user, if possible before
-    any expensive work.
+    stop: records signals that request the end of the run. Raises UserError for an invalid configuration, data set or
+    checkpoint, if possible before any expensive work.
     """
     check_training(config)
     models.detection(config.detection)  # reports errors early
@@ -87,14 +87,14 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
     train_set, val_set, test_set = datasets.run_sets(config.data, names, config.runtime.seed)
     for chosen, splits in ((val_set, config.data.val), (test_set, config.data.test)):
         if distributed.leads() and chosen and not has_truth(chosen.samples):
-            log.warning("%s: %s", ", ".join(splits), NO_TRUTH)
+            log.warning("%s: there will be %s", ", ".join(splits), NO_TRUTH)
     if distributed.leads() and not resumed:
         datasets.say_recall(train_set, names)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     models.freeze_unused(model, config.solver)
     machine.speed_and_memory(model, config.runtime, device)
     if model.map_scale is not None:
-        config.model.scale_maps = True  # so that a resumed run has the buffer for the factors
+        config.model.scale_maps = True  # so that a resumed run creates the buffer for the factors
     solver = config.solver
     return TrainingRun(
         folder=folder,
@@ -132,7 +132,7 @@ def check_validation(config: TrainConfig) -> None:
 
 
 def warn_of_slow_training(config: TrainConfig) -> None:
-    """Suggest recipes for machines without a GPU if this run trains a large trunk on many images."""
+    """Log a warning that suggests faster recipes if this run trains VGG16's convolutions on many images on a CPU."""
     model, solver = config.model, config.solver
     images = solver.iterations * solver.images_per_batch * solver.accumulate
     most = VGG16.conv_names[: VGG16.conv_names.index("conv5_1")]  # from conv5_1 on, only few layers are trained
@@ -149,9 +149,9 @@ def warn_of_slow_training(config: TrainConfig) -> None:
 
 
 def take_classes(config: TrainConfig, given: Trained) -> None:
-    """Use the classes of the checkpoint for the data if data.classes is null.
+    """Set data.classes to the classes of the checkpoint `given` if it is null.
 
-    Raises UserError if the data set has other classes, or if newly initialised outputs would be frozen.
+    Raises UserError if the data set then has other classes, or if weights of new classes would be frozen.
     """
     known = given.classes
     if config.data.classes is None:
@@ -159,10 +159,10 @@ def take_classes(config: TrainConfig, given: Trained) -> None:
         others = [] if dropped else classes(config.data)
         if unknown := [name for name in others if name not in known]:
             raise UserError(
-                f"start={config.start}: was trained on the classes {', '.join(known)}, but the data set also has "
-                f"{', '.join(unknown)}. Set the classes to train, for example data.classes=[{','.join(others)}]. The "
-                "output weights of common classes are then kept, and all others are newly initialised. To ignore the "
-                "objects of other classes instead, set data.other_classes=leave_out."
+                f"start={config.start}: this checkpoint was trained on the classes {', '.join(known)}, but the data "
+                f"set also has {', '.join(unknown)}. Set the classes to train, for example data.classes="
+                f"[{','.join(others)}]. The output weights of common classes are then kept, and all others are newly "
+                "initialised. To exclude the objects of other classes instead, set data.other_classes=leave_out."
             )
         config.data.classes = list(known)
     new = [name for name in config.data.classes if name not in known]
@@ -200,13 +200,15 @@ def put_weights(model: FastRCNN, given: Trained, where: str, names: list[str]) -
         )
     if given.config["model"].get("classifier") == "svm":
         log.warning(
-            "The class layer consists of SVMs. Their margins are the initial logits; the logit of the background is 0"
+            "The class layer of %s consists of SVMs. Their margins are the initial logits; the logit of the background "
+            "is 0",
+            where,
         )
     return kept
 
 
 def schedule(config: TrainConfig) -> Schedule:
-    """Return the training schedule."""
+    """Return the schedule of training: the learning rate of each step, and the intervals between outputs."""
     s, r = config.solver, config.runtime
     every = r.evaluate_every
     if every is None:

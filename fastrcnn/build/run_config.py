@@ -1,4 +1,4 @@
-"""Determine and check the configuration and folder of a run: new, resumed, or started from another checkpoint."""
+"""Determine and check the configuration and folder of a run that is new, resumed, or starts from a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ log = logging.getLogger("fastrcnn")
 def configure(arguments: list[str]) -> TrainConfig:
     """Return the configuration for the arguments of `fastrcnn train`.
 
-    Other values are those of the run if a run is resumed. With `start`, the model is the one of that checkpoint.
+    If a run is resumed, keys without an argument keep their values from that run. With `start`, the model.* keys are
+    those of that checkpoint (see start_config). Raises UserError for invalid arguments.
     """
     config = compose("train", arguments)
     restart_in_place(config)
@@ -39,7 +40,7 @@ def configure(arguments: list[str]) -> TrainConfig:
 
 
 def resume_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
-    """Return the saved configuration of a run, overridden by the arguments."""
+    """Return the saved configuration of the run to resume, overridden by the arguments."""
     from fastrcnn.training.resume import saved_config
 
     folder, _ = run_folder(config)
@@ -52,10 +53,10 @@ def resume_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
 
 
 def start_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
-    """Return the configuration with the model of the checkpoint `start`.
+    """Return the configuration with the model.* keys of the checkpoint `start`, unless the arguments select a model.
 
-    Model keys in the arguments and in an experiment take precedence. Raises UserError if the experiment is for another
-    network.
+    model.* keys in the arguments and in an experiment take precedence. Raises UserError if the experiment is for
+    another network.
     """
     given = [argument.partition("=")[0] for argument in arguments]
     experiments = [experiment_content(a.partition("=")[2]) for a in arguments if a.startswith("experiment=")]
@@ -63,8 +64,8 @@ def start_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
     network = model.get("network", "vgg16")
     if experiments and config.model.network != network:
         raise UserError(
-            f"start={config.start}: this checkpoint has the network {network}, but experiment={config.name} uses "
-            f"{config.model.network}. Start from a checkpoint of that network."
+            f"start={config.start}: this checkpoint has the network {network}, but the experiment uses "
+            f"{config.model.network}. Start from a checkpoint of {config.model.network}, or remove experiment=NAME."
         )
     if "model" not in given:
         own = experiments[0].get("model", {}) if experiments else {}
@@ -74,7 +75,7 @@ def start_config(config: TrainConfig, arguments: list[str]) -> TrainConfig:
 
 
 def read_start(config: TrainConfig) -> Trained:
-    """Read the checkpoint or .caffemodel in `start`. Raises UserError as checkpoints.read does."""
+    """Read the checkpoint or .caffemodel in `start`. Raises UserError if it is missing or invalid."""
     assert config.start is not None
     return checkpoints.read(config.start, config)
 
@@ -102,9 +103,9 @@ def restart_in_place(config: TrainConfig) -> None:
 
 
 def run_folder(config: TrainConfig) -> tuple[Path, bool]:
-    """Return the folder of the run, and whether to resume there.
+    """Return the folder of the run, and whether to resume the run in it.
 
-    Raises UserError if there is nothing to resume, or if the folder of a new run already contains a run.
+    Raises UserError if there is nothing to resume, or if the folder of a new run is not writable or contains a run.
     """
     from fastrcnn.training.tracking import refuse_used
 
@@ -112,7 +113,7 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
     if config.resume and config.run is None:
         runs = sorted(outputs.glob("*/checkpoints"), key=lambda p: p.stat().st_mtime)
         if not runs:
-            raise UserError(f"resume=auto: there is no run in {outputs}. Set run=FOLDER.")
+            raise UserError(f"resume=auto: there is no run in {outputs}. Set run=FOLDER to the folder of the run.")
         return runs[-1].parent, True
     if config.run is None:
         refuse_unusable(outputs, f"name={config.name}")
@@ -164,7 +165,7 @@ def check_processes(config: SolverSettings, processes: int) -> None:
 
 
 def check_solver(config: SolverSettings) -> None:
-    """Raise UserError for invalid combinations of solver settings."""
+    """Raise UserError if solver.bg_iou is not a range of IoUs, or contains an IoU of foreground RoIs."""
     if len(config.bg_iou) != 2 or not config.bg_iou[0] < config.bg_iou[1]:
         raise UserError(f"solver.bg_iou={config.bg_iou}: must be two IoUs, the first less than the second.")
     if config.bg_iou[1] > config.fg_iou:

@@ -26,16 +26,17 @@ FLAGS = ("-m", "--multirun")
 HYDRAS = ("hydra.", "hydra/", "+hydra.", "++hydra.", "+hydra/")  # arguments for Hydra
 OPTUNA = "hydra/sweeper=optuna"
 PLUGINS = {"joblib": "hydra-joblib-launcher", "optuna": "hydra-optuna-sweeper", "submitit": "hydra-submitit-launcher"}
-RESULT = "sweep.json"  # in the folder of a finished run
+RESULT = "sweep.json"  # in the folder of each run that has finished or failed
 Train = Callable[[TrainConfig], tuple[Path, Any, float | None]]  # returns the run's folder, its Evaluation, and its mAP
 
 
 def sweep(arguments: Sequence[str], train: Train, speak: Callable[[int], None]) -> int:
-    """Train all combinations, sequentially or with Hydra's launcher, and print the table. Returns 1 if a run fails.
+    """Train one run per combination of values, sequentially or with Hydra's launcher, and print a table of the results.
 
-    The runs are in the folders 0, 1, ... of `hydra.sweep.dir`, by default outputs/NAME/sweep-TIME. If a stopped
-    sweep is started again, it skips its finished runs and resumes the unfinished one. train: a function that trains one
-    run. speak: a function that sets up logging in a new process, for the run with the given number.
+    The runs are in the folders 0, 1, ... of `hydra.sweep.dir`, by default outputs/NAME/sweep-TIME. If a stopped sweep
+    is started again, it skips its finished runs and resumes the others. train: a function that trains one run. speak:
+    a function that sets up logging in a new process, for the run with the given number. Returns 1 if a run failed, else
+    0. Raises UserError for invalid arguments.
     """
     hydras = [a for a in arguments if a.startswith(HYDRAS)]
     ours = [a for a in arguments if a not in FLAGS and a not in hydras]
@@ -69,7 +70,7 @@ def sweep(arguments: Sequence[str], train: Train, speak: Callable[[int], None]) 
 def refuse(ours: Sequence[str], hydras: Sequence[str]) -> None:
     """Raise UserError under torchrun, and for keys that a sweep sets itself."""
     if launch().size > 1:
-        raise UserError("-m trains one run after another in this process. Start it without torchrun.")
+        raise UserError("-m trains one run after another in one process. Start `fastrcnn train -m` without torchrun.")
     for argument in ours:
         if argument.partition("=")[0] in ("run", "resume"):
             raise UserError(
@@ -78,7 +79,8 @@ def refuse(ours: Sequence[str], hydras: Sequence[str]) -> None:
     for argument in hydras:
         if argument.startswith("hydra.sweep.subdir=") or (argument.startswith("hydra.sweep.dir=") and "${" in argument):
             raise UserError(
-                f"{argument}: runs are in the folders 0, 1, ... of hydra.sweep.dir=FOLDER, a path without ${{...}}."
+                f"{argument}: not supported. The runs are in the folders 0, 1, ... of hydra.sweep.dir=FOLDER, where "
+                "FOLDER must not contain ${...}."
             )
 
 
@@ -112,13 +114,13 @@ def require_truth(config: TrainConfig) -> None:
 
 
 def claim_folder(folder: Path, overrides: Sequence[str], hydras: Sequence[str]) -> None:
-    """Create the folder of the sweep. Raises UserError if it contains another sweep."""
+    """Create the folder of the sweep. Raises UserError if it contains another sweep, or a sweep with Optuna."""
     asked = [*overrides, *(a for a in hydras if a.startswith("hydra/sweeper"))]
     path = folder / "values.json"
     there = read(path)
     if there is not None and (there != asked or OPTUNA in asked):
         raise UserError(
-            f"hydra.sweep.dir={folder}: this folder contains another sweep. Choose another folder, or repeat the "
+            f"hydra.sweep.dir={folder}: this folder already contains a sweep. Choose another folder, or repeat the "
             "arguments of that sweep to resume it. An Optuna sweep cannot be resumed in its folder, but its trials can "
             "be kept with hydra.sweeper.storage."
         )
@@ -127,7 +129,7 @@ def claim_folder(folder: Path, overrides: Sequence[str], hydras: Sequence[str]) 
 
 
 def run_one(composed: Any, folder: Path, overrides: list[str], train: Train) -> float:
-    """Train one run, write its result to the folder, and return its mAP, or 0 if it failed or has no mAP."""
+    """Train one run unless it is finished, write its result to `folder`, and return its mAP, or 0 if there is none."""
     if (done := read(folder / RESULT)) is not None and done["error"] is None:
         log.info("Skipping run %s, which is already finished", folder)
         return done["mAP"] or 0.0
@@ -151,7 +153,7 @@ def read(path: Path) -> Any:
 
 
 def report(folder: Path) -> int:
-    """Print the runs, best first, and write them to sweep.csv. Returns 1 if a run failed, else 0."""
+    """Print the results of a sweep, best run first, and write them to sweep.csv. Return 1 if a run failed, else 0."""
     runs = [(int(p.parent.name), read(p)) for p in folder.glob(f"*/{RESULT}")]
     runs.sort(key=lambda r: (r[1]["error"] is not None, r[1]["mAP"] is None, -(r[1]["mAP"] or 0), r[0]))
     settings = [dict(o.split("=", 1) for o in result["overrides"]) for _, result in runs]

@@ -22,13 +22,13 @@ def config_folder() -> Path:
 
 
 def options(group: str) -> list[str]:
-    """Return the names that `group=NAME` accepts."""
+    """Return the names that `group=NAME` accepts, in alphabetical order."""
     folder = config_folder() / group
     return sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.rglob("*.yaml"))
 
 
 def experiment_content(name: str) -> dict[str, Any]:
-    """Return the content of the YAML file of an experiment, without the list of groups that it selects."""
+    """Return the keys and values in the YAML file of an experiment, without the groups that it selects."""
     import yaml
 
     content = yaml.safe_load((config_folder() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8"))
@@ -36,14 +36,15 @@ def experiment_content(name: str) -> dict[str, Any]:
 
 
 def group_names(verb: str) -> list[str]:
-    """Return the names of the groups for which `group=NAME` selects a file."""
+    """Return the names of the groups of the command `verb` for which `group=NAME` selects a YAML file."""
     return [*groups(SCHEMAS[verb]), *(["recipe", "experiment"] if verb == "train" else [])]
 
 
 def check_overrides(verb: str, arguments: list[str]) -> list[str]:
     """Return the arguments as Hydra overrides, with text values quoted.
 
-    Raises UserError for an argument that is not `key=value` with a key of the command, and suggests the nearest key.
+    Raises UserError for an argument that is not `key=value`, for a key, group or option that the command does not have,
+    and for a value of the wrong type. If a known name is similar, the message suggests it.
     """
     known = leaves(SCHEMAS[verb])
     choices = group_names(verb)
@@ -78,7 +79,7 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
 
 
 def translation(name: str, ours: str, meaning: str) -> str:
-    """Return the error message for a key or a flag of another program."""
+    """Return the error message for the key or flag `name` of another program. ours, meaning: our key and its help."""
     remark = f" {REMARKS[ours]}." if ours in REMARKS else ""
     return f"unknown key '{name}'. Use {ours}=... instead: {meaning.removeprefix('required: ')}.{remark}"
 
@@ -86,7 +87,7 @@ def translation(name: str, ours: str, meaning: str) -> str:
 def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None) -> Any:
     """Return the configuration (an instance of SCHEMAS[verb]) for the arguments.
 
-    base: the configuration of an earlier run as plain data. `${...}` in it is not resolved. Its groups replace the
+    base: the configuration of an earlier run as nested dicts. `${...}` in it is not resolved. Its groups replace the
         defaults, and the arguments override both.
     Raises UserError for unknown keys and options, and for invalid values.
     """
@@ -100,7 +101,7 @@ def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None)
 def inherit(config: Any, base: dict[str, Any], given: Collection[str]) -> None:
     """Copy the values of an earlier run into a configuration, except for the groups and keys in `given`.
 
-    base: see compose. Raises UserError for invalid values.
+    base: the configuration of that run as nested dicts. Raises UserError for invalid values.
     """
     schema, own = type(config), vars(config)
     inherited = fill(schema, asdict(config) | {k: v for k, v in base.items() if k in own and k not in given})
@@ -133,7 +134,7 @@ def _load_by_hydra(verb: str, overrides: list[str]) -> dict[str, Any]:
     except (HydraException, OmegaConfBaseException) as error:
         what = f"{error}: {error.__cause__ or ''}".splitlines()[0]
         raise UserError(
-            f"{what}. Hydra reads ${{ in a value as the start of an interpolation that ends with }}."
+            f"{what}. A value must not contain ${{ without a closing }}, because Hydra reads it as an interpolation."
         ) from None
     content: Any = OmegaConf.to_container(config)
     return {key: value for key, value in content.items() if key != "hydra"}
@@ -142,12 +143,12 @@ def _load_by_hydra(verb: str, overrides: list[str]) -> dict[str, Any]:
 def help_text(
     verb: str, what: str, examples: list[str], arguments: list[str], everyday: Collection[str] | None = None
 ) -> str:
-    """Return the help text of a command: its keys with the values that the arguments give them.
+    """Return the help text of a command, with its keys and the values that they have with these arguments.
 
     what: a description of the command. everyday: the keys to show. If it is None, these are data.root, data.test and
         the keys that are in no group. If `arguments` contain `all`, all keys are shown.
     """
-    keys = "train" if verb == "demo" else verb  # the demo trains a detector, and accepts the same keys
+    keys = "train" if verb == "demo" else verb  # `demo` accepts the same keys as `train`
     lines = [f"fastrcnn {verb}: {what}", "", *(f"  {e}" for e in examples), ""]
     lines += [f"{group}=  {' | '.join(options(group))}" for group in group_names(keys)]
     lines.append("")

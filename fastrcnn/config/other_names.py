@@ -42,6 +42,6 @@ REMARKS = {
 
 
 def our_name(name: str, known: Collection[str]) -> str | None:
-    """Return the first of the `known` keys that another program calls `name` (such as `--batch-size`), or None."""
+    """Return the key in `known` that other programs call `name` (such as `--batch-size`), or None."""
     plain = name.lstrip("-").replace("-", "_").casefold()
     return next((ours for ours, others in OTHER_NAMES.items() if ours in known and plain in others.split()), None)

@@ -39,14 +39,14 @@ class DataConfig:
     )
     val: list[str] | None = key(
         [],
-        "splits to select the best checkpoint on; null: `val` if this split exists and shares no image with "
+        "splits to select the best checkpoint on; []: none; null: `val` if this split exists and shares no image with "
         "`train` or `test`",
     )
     test: list[str] = key(["test"], "splits to evaluate on after training; []: no evaluation")
     classes: list[str] | None = key(None, "class names; null: all classes in the annotations")
     other_classes: OtherData = key(
         "refuse",
-        "what to do with objects whose class is not in `classes`; refuse: stop with an error, leave_out: ignore them",
+        "what to do with objects whose class is not in `classes`; refuse: stop with an error, leave_out: exclude them",
     )
     first_pixel: int = key(
         1, "coordinate of the first pixel in VOC XML files: 1, or 0 if the coordinates are zero-based", least=0, most=1
@@ -103,7 +103,7 @@ class DataConfig:
 
 @dataclass
 class RuntimeConfig:
-    """The hardware and the output intervals. Apart from rounding, only the seed and the precision affect the result."""
+    """The hardware and the output intervals. Only seed, precision and device change a training step beyond rounding."""
 
     device: str = key("auto", "cpu, cuda or cuda:N; auto: a GPU if available")
     precision: Precision = key(
@@ -117,7 +117,7 @@ class RuntimeConfig:
     )
     seed: int = key(0, "random seed", least=0)
     compile: bool = key(
-        False, "compile the trunk, fc6 and fc7 with torch.compile for training; on the CPU this needs a C++ compiler"
+        False, "compile the convolutions, fc6 and fc7 with torch.compile; on a CPU, this needs a C++ compiler"
     )
     cache: float = key(
         0.0,
@@ -126,7 +126,7 @@ class RuntimeConfig:
         least=0,
     )
     checkpoint_activations: bool = key(
-        False, "recompute most feature maps of the trunk in the backward pass, which reduces memory use in training"
+        False, "recompute most feature maps in the backward pass, which reduces memory use in training but takes time"
     )
     profile: bool = key(False, "profile training steps 10 to 19 and write a trace for Perfetto and TensorBoard")
     log_every: int = key(20, "number of steps between rows of metrics.csv and points in TensorBoard", least=1)
@@ -154,7 +154,7 @@ class TrainConfig:
     )
     start: str | None = key(
         None,
-        "run, checkpoint or detector file (.safetensors, .caffemodel) that provides initial weights, model and classes",
+        "run, checkpoint or detector file (.safetensors, .caffemodel) with initial weights, model.* keys and classes",
     )
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataConfig = field(default_factory=DataConfig)
@@ -238,13 +238,13 @@ class DetectConfig(Detecting):
     output: str | None = key(None, "output folder; null: the folder detect/<source> of the run")
     formats: list[DetectionFormat] = key(
         ["json"],
-        "files to write; json: COCO results; csv: a table; comp4: files of the VOC devkit; voc, yolo, coco, "
+        "files to write; json: COCO results; csv: a table; comp4: detection files of the VOC devkit; voc, yolo, coco, "
         "labelstudio: annotation files with the detections that are drawn",
     )
     batch: int = key(1, "number of images per forward pass; larger batches are faster on a GPU", least=1)
     every: int = key(
         1,
-        "for a video: run the detector only on every Nth frame; the frames in between show the previous boxes",
+        "for a video: run the detector only on every Nth frame; the following frames show the same boxes",
         least=1,
     )
     draw_threshold: float | None = key(
@@ -258,8 +258,8 @@ class DetectConfig(Detecting):
 class ProposeConfig:
     source: str | None = key(
         None,
-        "folder or pattern of images to use instead of a data set; they are rotated according to their EXIF "
-        "orientation",
+        "image, folder, pattern or .txt list of images to use instead of a data set; images are rotated according to "
+        "their EXIF orientation",
     )
     convert: list[str] = key([], "files or folders of proposals, in any supported format, to convert")
     convention: str | None = key(
@@ -272,7 +272,8 @@ class ProposeConfig:
     )
     output: str | None = key(
         None,
-        "store, NAME.mat or NAME.json to write; null: stores in data.proposal_cache, which training uses by default",
+        "store to write, or with `convert` also NAME.mat or NAME.json; null: a store in data.proposal_cache, where "
+        "training finds generated proposals; required to generate proposals for `source`",
     )
     workers: int | None = key(None, "number of processes; null: one per core", least=1)
     data: DataConfig = field(default_factory=DataConfig)
@@ -417,7 +418,7 @@ SCHEMAS: dict[str, type] = {
 
 
 def leaves(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
-    """Return the type and the help text of every key of a schema, by dotted name. The keys of groups are last."""
+    """Return a dict from the dotted name of each key of a schema to its type and help text. Keys of groups are last."""
     hints, inner = get_type_hints(schema), groups(schema)
     own = {prefix + f.name: (hints[f.name], f.metadata["help"]) for f in fields(schema) if f.name not in inner}
     for name, group in inner.items():
@@ -426,5 +427,5 @@ def leaves(schema: type, prefix: str = "") -> dict[str, tuple[Any, str]]:
 
 
 def groups(schema: type) -> dict[str, type]:
-    """Return the schema of each group (model, data, ...) of a schema."""
+    """Return a dict from the name of each group (model, data, ...) of a schema to the schema of the group."""
     return {n: h for n, h in get_type_hints(schema).items() if is_dataclass(h)}  # type: ignore[misc]

@@ -22,9 +22,10 @@ Job = Callable[[Any, Path, int, list[str]], float]  # takes the configuration, f
 
 
 def choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the arguments as overrides for Hydra's multirun, and the arguments of a single run with the first values.
+    """Return the overrides for Hydra's multirun, and the arguments of a single run with the first value of each key.
 
-    Raises UserError for an invalid key or value.
+    The single run omits keys whose values come from a function of Hydra, such as `range(1,4)`. Raises UserError for an
+    invalid key or value.
     """
     overrides, first = [], []
     for argument in arguments:
@@ -40,7 +41,7 @@ def choices(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def varying_keys(overrides: Sequence[str]) -> list[str]:
-    """Return the keys that have several values in overrides for Hydra's multirun."""
+    """Return the keys and groups that have several values in overrides for Hydra's multirun."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -48,7 +49,7 @@ def varying_keys(overrides: Sequence[str]) -> list[str]:
 
 
 def multirun(overrides: Sequence[str], hydras: Sequence[str], folder: Path, job: Job) -> None:
-    """Call `job` for every combination, in the process that Hydra's launcher chooses.
+    """Call `job` for every combination of values, in the process that Hydra's launcher chooses.
 
     hydras: arguments for Hydra itself. folder: the folder of the sweep, in which each run has a folder 0, 1 and so on.
     job: trains one run, and returns the value that Optuna maximises. Raises UserError if Hydra rejects an argument.

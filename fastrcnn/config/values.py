@@ -25,8 +25,8 @@ SCALARS = {
 def fill(schema: type, values: Any, prefix: str = "") -> Any:
     """Create an instance of a schema from plain data (from a file or from Hydra). `${...}` is not resolved.
 
-    Missing keys keep their defaults. Raises UserError for an unknown key, and for a value that has the wrong type, is
-    out of bounds, or is not one of the allowed values.
+    Missing keys keep their defaults. prefix: the name of the group and a dot, for messages. Raises UserError for an
+    unknown key, and for a value that has the wrong type, is out of bounds, or is not one of the allowed values.
     """
     if not isinstance(values, dict):
         raise UserError(
@@ -74,7 +74,8 @@ def as_type(key: str, value: Any, hint: Any) -> Any:
     if kind in (float, str) and type(value) is int and abs(value) < 2**63:
         return kind(value)
     if type(value) is not kind or (kind is int and abs(value) >= 2**63):
-        raise UserError(f"{key}: must be {WORDS[kind]}, not {_shown(value)}.")
+        what = "less than 2^63 in magnitude" if type(value) is int and kind in (int, float) else WORDS[kind]
+        raise UserError(f"{key}: must be {what}, not {_shown(value)}.")
     return value
 
 
@@ -88,47 +89,49 @@ def one_of(key: str, value: Any, known: Collection[str]) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Return at most 60 characters of a value for a message, or the type of a container, which can be large."""
+    """Return the first 60 characters of a value in quotes, for a message. For a list or dict, return only its type."""
     return type(value).__name__ if isinstance(value, (list, dict, tuple)) else f"{str(value)[:60]!r}"
 
 
 def check_bounds(key: str, value: Any, bounds: Mapping[str, Any]) -> None:
-    """Raise UserError for a value that is outside the declared bounds of its key."""
+    """Raise UserError for a value that is outside the bounds of its key, which settings.key declares."""
     if bounds["some"] and value == []:
         raise UserError(f"{key} is empty. Give at least one value.")
     if bounds["in_path"]:
         check_name(key, value)
     shown = str(value).removesuffix(".0")
+    each = "each element " if isinstance(value, list) else ""
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{key}={shown}: must be a finite number.")
+            raise UserError(f"{key}={shown}: {each}must be a finite number.")
         if not isinstance(number, (int, float)):
             continue
         if bounds["above"] is not None and number <= bounds["above"]:
-            raise UserError(f"{key}={shown}: must be greater than {bounds['above']}.")
+            raise UserError(f"{key}={shown}: {each}must be greater than {bounds['above']}.")
         if bounds["least"] is not None and number < bounds["least"]:
-            raise UserError(f"{key}={shown}: must be at least {bounds['least']}.")
+            raise UserError(f"{key}={shown}: {each}must be at least {bounds['least']}.")
         if bounds["most"] is not None and number > bounds["most"]:
-            raise UserError(f"{key}={shown}: must be at most {bounds['most']}.")
+            raise UserError(f"{key}={shown}: {each}must be at most {bounds['most']}.")
 
 
 def check_name(key: str, value: str) -> None:
     """Raise UserError for a value that cannot be used in the name of a file or folder."""
     if value in ("", ".", "..") or any(letter in "/\\" or not letter.isprintable() for letter in value):
         raise UserError(
-            f"{key}={value!r}: this value is used as a folder name. It must not be empty, '.' or '..', and must not "
-            "contain /, \\ or control characters."
+            f"{key}={value!r}: this value is used in file and folder names. It must not be empty, '.' or '..', and "
+            "must not contain /, \\ or control characters."
         )
     if len(value.encode(errors="surrogateescape")) > LONGEST_NAME:
         raise UserError(
-            f"{key}={value[:20]}...: this value is used as a folder name and must not exceed {LONGEST_NAME} bytes."
+            f"{key}={value[:20]}...: this value is used in file and folder names and must not exceed {LONGEST_NAME} "
+            "bytes."
         )
 
 
 def for_hydra(name: str, text: str, hint: Any) -> str:
     """Convert the text of an argument to Hydra's grammar. Text values are quoted, so every path and name is accepted.
 
-    Raises UserError if the value has the wrong type for the key `name`, or is not one of its allowed values.
+    name, hint: the key and its declared type. Raises UserError if the value has another type or is not allowed.
     """
     kind, many, optional = parts(hint)
     if text in ("null", "") and optional:
@@ -138,7 +141,7 @@ def for_hydra(name: str, text: str, hint: Any) -> str:
         return f"[{', '.join(for_hydra(name, element, kind) for element in elements)}]"
     if many and kind is not str and "," in text:
         raise UserError(f"{name}={text}: must be a list, such as {name}=[{text}].")
-    if many:  # a list of one
+    if many:  # a list with one element
         return f"[{for_hydra(name, text, kind)}]"
     if get_origin(kind) is Literal:
         return one_of(name, text, get_args(kind))
@@ -161,7 +164,7 @@ def quote(value: str) -> str:
 
 
 def type_name(hint: Any) -> str:
-    """Return the type of a key in readable form."""
+    """Return the declared type of a key as text, such as `list[int] or null`."""
     kind, many, optional = parts(hint)
     name = " | ".join(get_args(kind)) if get_origin(kind) is Literal else kind.__name__
     return (f"list[{name}]" if many else name) + (" or null" if optional else "")
@@ -175,7 +178,7 @@ def as_written(value: Any) -> str:
 
 
 def as_yaml(config: Mapping[str, Any]) -> str:
-    """Convert a configuration, given as plain data, to YAML."""
+    """Convert a configuration (nested dicts of plain data) to YAML."""
     import yaml
 
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)

@@ -88,7 +88,7 @@ DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
     "a network too large for any machine": (in_config("model", width=100.0), "expected"),
     "no data": (
         with_text("config", lambda config: {"model": config["model"]}),  # type: ignore[index]
-        r"the group\(s\) data, detection are missing",
+        "damaged: it has no values for data, detection",
     ),
     "a tensor less": (lambda state, _: state.pop(FC7), f"{FC7}: missing"),
     "a tensor more": (lambda state, _: state.update(x=torch.ones(1)), "x: not in the model"),
@@ -147,7 +147,7 @@ def test_a_file_cut_short_and_a_header_that_lies(whole: Path, tmp_path: Path) ->
         file.write_bytes(torn)
         with pytest.raises(UserError, match=r"cut.safetensors: the file is truncated or not a .safetensors file"):
             read(file)
-    with pytest.raises(UserError, match=r"gone.safetensors: this file does not exist"):
+    with pytest.raises(UserError, match=r"gone.safetensors: this checkpoint does not exist"):
         read(tmp_path / "gone.safetensors")
 
 

@@ -108,7 +108,7 @@ def test_a_class_without_a_file_is_found_by_check_and_before_training(
     ("argument", "says"),
     [
         (f"run={'r' * 256}", "a folder name of 256 bytes exceeds the limit of 255"),
-        (f"name={'ü' * 128}", "used as a folder name and must not exceed 150 bytes"),
+        (f"name={'ü' * 128}", "used in file and folder names and must not exceed 150 bytes"),
         (f"run={'/'.join(['r' * 200] * 18)}", "but the limit is 3500"),
         ("run=file/run", "file is not a folder"),
         ("hydra.sweep.dir=file/sweep", "file is not a folder"),

@@ -285,5 +285,5 @@ def test_data_sets_of_one_name_have_pages_of_their_own(tmp_path: Path, call: Cal
 @pytest.mark.parametrize("key", ["name", "data.name"])
 def test_a_name_that_leads_elsewhere_is_refused(tiny: VocFolder, call: Call, key: str, name: str) -> None:
     status, _, err = call("train", f"data.root={tiny.root}", f"{key}={name}")
-    assert (status, f"{key}=" in err, "used as a folder name" in err) == (1, True, True)
+    assert (status, f"{key}=" in err, "used in file and folder names" in err) == (1, True, True)
     assert list(Path().iterdir()) == []

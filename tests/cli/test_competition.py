@@ -245,7 +245,7 @@ def test_pictures_that_are_missing_or_broken_are_all_named(
         (["metric=voc10", "split=VOC2012/test"], "metric=voc10: competition=true does not compute AP"),
         (
             ["data.test=[VOC2012/test,VOC2012/other]"],
-            "needs exactly one split, but 2 are given: VOC2012/test, VOC2012/other",
+            "needs exactly one split. Given: VOC2012/test, VOC2012/other",
         ),
         (["split=VOC2012/tset"], "Did you mean 'test'?"),
     ],
@@ -259,6 +259,6 @@ def test_what_makes_no_sense_is_one_message(
 def test_a_category_that_the_file_lacks_and_a_part_chosen_here(call: Call, detector: Path, coco: Path) -> None:
     base = ["eval", f"checkpoint={detector}", *FAST[:-1], "data.classes=[cat,wolf]", "competition=true"]
     err = refused(call, *base, f"data.root={coco}", "split=annotations/instances_test.json")
-    assert "no category named wolf, which the model detects. Available: dog, cat, ship." in err
+    assert "no category for these classes of the model: wolf. Available: dog, cat, ship." in err
     err = refused(call, *base, f"data.root={coco / 'annotations' / 'instances_test.json'}")
     assert "'test' is not a split of this data set" in err

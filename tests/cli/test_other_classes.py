@@ -110,8 +110,9 @@ def test_without_a_shared_class_all_outputs_begin_anew(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["start=run"], "start=run: was trained on the classes circle, cross, square, star, triangle, but the data set "
-         "also has ball, plus. Set the classes to train, for example data.classes=[ball,plus,square,star,triangle]. "),
+        (["start=run"], "start=run: this checkpoint was trained on the classes circle, cross, square, star, "
+         "triangle, but the data set also has ball, plus. Set the classes to train, for example "
+         "data.classes=[ball,plus,square,star,triangle]. "),
         (["start=run", "data.classes=[ball,star]", "data.other_classes=leave_out", "model.finetune_from=bbox_pred"],
          "model.finetune_from=bbox_pred: start=run does not have the classes ball. Their weights in cls_score "),
         (["start=run", "data.other_classes=leave_out", "model.head=[9,9]"],

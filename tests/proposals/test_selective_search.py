@@ -450,7 +450,7 @@ def test_without_the_contrib_build_the_package_to_remove_is_named(
     [
         ({"mode": "fats"}, "mode=fats: must be one of fast, quality, iccv2011. Did you mean 'fast'"),
         ({"k": []}, "k is empty"),
-        ({"k": [50, -1]}, "k=.*: must be greater than 0"),
+        ({"k": [50, -1]}, "k=.*: each element must be greater than 0"),
         ({"side": -1}, "side=-1: must be at least 0"),
         ({"sigma": float("nan")}, "sigma=nan: must be a finite number"),
         ({"max_boxes": -5}, "max_boxes=-5: must be at least 1"),

@@ -79,7 +79,7 @@ def tensor(name: str, value: torch.Tensor) -> Callable[[dict], None]:
 
 CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
     **{f"no {key}": (without(key), f"the checkpoint has no entry {key}") for key in checkpoint.HELD},
-    "no group": (without("config", "data"), r"the group\(s\) data are missing"),
+    "no group": (without("config", "data"), "damaged: it has no values for data"),
     "model a list": (put("model", value=[1]), "invalid values for model"),
     "model of lists": (put("model", "x", value=[1]), "invalid values for model"),
     "config a list": (put("config", value=[1]), "invalid values for config"),
@@ -113,7 +113,10 @@ CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
         put("config", "detection", "score_threshold", value=math.inf),
         "score_threshold=inf: must be a fin",
     ),
-    "name": (put("config", "data", "name", value="../x"), "data.name='../x': this value is used as a folder name"),
+    "name": (
+        put("config", "data", "name", value="../x"),
+        "data.name='../x': this value is used in file and folder names",
+    ),
     "environment": (put("config", "data", "long_side", value="${oc.env:SECRET}"), r"not '\$\{oc.env:SECRET\}'"),
     "lists": (lists_of_lists, "data.train: must be text, not list"),
     "nan": (number("cls_score.weight", math.nan, -1), "cls_score.weight: contains values that are not finite"),
