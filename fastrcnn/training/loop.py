@@ -45,6 +45,12 @@ class Schedule:
         """Return whether the model is evaluated after `done` steps."""
         return done == self.iterations or (self.evaluate_every > 0 and done % self.evaluate_every == 0)
 
+    def evaluations_left(self, done: int) -> int:
+        """Return the number of evaluations after later steps, if `done` steps are complete."""
+        last, every = self.iterations, self.evaluate_every
+        regular = last // every - done // every if every else 0
+        return regular + (done < last and not (every and last % every == 0))
+
 
 @dataclass(frozen=True)
 class Step:

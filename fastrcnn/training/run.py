@@ -338,10 +338,9 @@ class TrainingRun:
         begin = time.monotonic()
         number = sum(1 for _ in detect(self.network(), detection_loader(few), self.settings.detection))
         each = (time.monotonic() - begin) / max(number, 1) / distributed.size()
-        last, every = self.schedule.iterations, self.schedule.evaluate_every
 
         def seconds(done: int) -> float:
-            times = last // every - done // every + bool(last % every) if every else 1
+            times = self.schedule.evaluations_left(done)
             return each * (times * len(images) + (len(tests) if tests else 0))
 
         return seconds

@@ -10,6 +10,7 @@ import pytest
 from fastrcnn.parallel.launch import quota
 from fastrcnn.progress import duration
 from fastrcnn.training import meter as meter_module
+from fastrcnn.training.loop import Schedule
 from fastrcnn.training.meter import Meter, show_progress
 
 
@@ -79,3 +80,10 @@ def test_the_cores_of_a_container(tmp_path: Path) -> None:
     for share, cores in (("-1", float("inf")), ("200000", 2.0)):
         (tmp_path / "cpu/cpu.cfs_quota_us").write_text(share)
         assert quota(tmp_path) == cores
+
+
+@pytest.mark.parametrize("every", [0, 1, 3, 5, 10, 20])
+def test_evaluations_left_are_those_after_the_steps_left(every: int) -> None:
+    schedule = Schedule(10, lambda _: 0.1, evaluate_every=every)
+    for done in range(11):
+        assert schedule.evaluations_left(done) == sum(schedule.evaluates_after(n) for n in range(done + 1, 11))
