@@ -1,28 +1,82 @@
 #!/usr/bin/env bash
-# Run the tests and benchmarks that need a CUDA device.
-#   scripts/bench_gpu.sh [FOLDER] [schedule]
-# By default, it runs in less than 8 minutes: the tests marked `gpu`; benchmarks of RoI pooling, the training step and
-# detection against torchvision's components and the peak rates of the device; and 2,000 training steps on image files.
-# With "schedule", it runs the paper's 40,000 steps instead. Tables are written to FOLDER/*.md, values to FOLDER/*.json.
+# Run the checks and benchmarks that need a CUDA device, in stages.
+#
+#   scripts/bench_gpu.sh [--out FOLDER] [--pack FOLDER] [--work FOLDER] [--recipe paper|modern] [--device cpu] [STAGE ...]
+#
+#   stage        limit  what it does
+#   correctness   90 s  compares the CUDA kernels with the CPU case by case; then runs the tests marked `gpu`
+#   roi-pool      60 s  RoI pooling against torchvision
+#   step          60 s  the training step against one composed of torchvision's components
+#   detection     60 s  detection of one image, NMS and the head, against the same
+#   steps        120 s  2,000 steps of the paper's schedule on image files, with data loading
+#   voc07        540 s  trains on VOC2007 and evaluates, with the files in --pack (see scripts/pack_dataset.py)
+#
+# The default is the first four, which take less than 5 minutes. Each stage writes FOLDER/STAGE.md and FOLDER/STAGE.json
+# (default: outputs/bench), which are complete after each row. A stage that fails or exceeds its limit does not stop the
+# others. A table of the stages is printed last. LIMIT=seconds in the environment replaces the limits. Data and runs of
+# voc07 are in --work (default: FOLDER/work). --device cpu tries the stages without a GPU, with numbers cut down.
+#
 # The checkout does not have to be installed. Requires pytest, torch >= 2.11 with torchvision, OpenCV (without contrib
-# modules), tensorboard, hydra-core, omegaconf, pycocotools and defusedxml.
-set -euo pipefail
+# modules), tensorboard, hydra-core, omegaconf, pycocotools, defusedxml and safetensors.
+set -uo pipefail
+out=outputs/bench pack="" work="" recipe=paper device=cuda stages=()
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --out | --pack | --work | --recipe | --device)
+            [ $# -gt 1 ] || { echo "bench_gpu.sh: $1 needs a value. See --help." >&2; exit 2; }
+            declare "${1#--}=$2"
+            shift
+            ;;
+        -h | --help) sed -n '2,22s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        correctness | roi-pool | step | detection | steps | voc07) stages+=("$1") ;;
+        *) echo "bench_gpu.sh: unknown argument $1. See --help." >&2; exit 2 ;;
+    esac
+    shift
+done
+[ ${#stages[@]} -gt 0 ] || stages=(correctness roi-pool step detection)
+out="$(realpath -m "$out")" work="$(realpath -m "${work:-$out/work}")" pack="${pack:+$(realpath -m "$pack")}"
 cd "$(dirname "$0")/.."
-out="${1:-outputs/bench}"
-mkdir -p "$out"
+mkdir -p "$out" "$work"
 python="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
-"$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' ||
-    { echo "bench_gpu.sh: torch finds no CUDA device. Run this script on a machine with a GPU." >&2; exit 1; }
-
-if [ "${2:-}" = schedule ]; then
-    "$python" scripts/bench_schedule.py --json "$out/schedule.json" | tee "$out/schedule.md"
-    exit
+repeats=15 iterations=2000 pictures=500 cut=()
+if [ "$device" = cuda ]; then
+    "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' ||
+        { echo "bench_gpu.sh: torch finds no CUDA device. Run this script on a machine with a GPU." >&2; exit 1; }
+    workers="runtime.workers=$(($(nproc) > 4 ? $(nproc) - 4 : 1))"
+else
+    repeats=1 iterations=2 pictures=4 workers=runtime.workers=1
+    cut=(solver.iterations=2 data.max_images=4 "data.short_sides=[128]" data.test_short_sides=128)
 fi
-# Skip the options and fixtures of the complete test suite, because they need additional packages.
-"$python" -m pytest -o addopts= -p no:cacheprovider --noconftest -q --junitxml="$out/gpu-tests.xml" \
-    -m gpu tests/test_gpu.py tests/ops/test_cuda.py
-"$python" scripts/bench_roi_pool.py --device cuda --json "$out/roi-pool.json" | tee "$out/roi-pool.md"
-"$python" scripts/bench_train.py --device cuda --cases full --repeats 15 --json "$out/training.json" | tee "$out/training.md"
-"$python" scripts/bench_detect.py --device cuda --repeats 15 --json "$out/detection.json" | tee "$out/detection.md"
-"$python" scripts/bench_schedule.py --iterations 2000 --json "$out/steps.json" | tee "$out/steps.md"
+
+declare -A limits=([correctness]=90 [roi-pool]=60 [step]=60 [detection]=60 [steps]=120 [voc07]=540)
+rows=() failed=0
+for stage in "${stages[@]}"; do
+    name="$stage" common=(--device "$device") keys=("$workers" "${cut[@]}")
+    case "$stage" in
+        correctness) command=(check_gpu.py "${common[@]}") ;;
+        roi-pool) command=(bench_roi_pool.py "${common[@]}" --repeats $repeats) ;;
+        step) command=(bench_train.py "${common[@]}" --repeats $repeats --cases full) ;;
+        detection) command=(bench_detect.py "${common[@]}" --repeats $repeats) ;;
+        steps) command=(bench_schedule.py --iterations $iterations --pictures $pictures "${keys[@]}") ;;
+        voc07)
+            name="voc07-$recipe"
+            command=(bench_voc07.py "$pack" "$work" --recipe "$recipe" "${keys[@]}")
+            ;;
+    esac
+    limit="${LIMIT:-${limits[$stage]}}"
+    begin=$SECONDS
+    echo "== $stage (limit: $limit s)"
+    timeout --kill-after=10 "$limit" "$python" "scripts/${command[0]}" "${command[@]:1}" --json "$out/$name.json" 2>&1 |
+        tee "$out/$name.md"
+    status=${PIPESTATUS[0]}
+    case $status in
+        0) result=passed ;;
+        124 | 137) result="out of time" failed=1 ;;
+        *) result="failed (status $status)" failed=1 ;;
+    esac
+    rows+=("| $stage | $result | $((SECONDS - begin)) | $limit |")
+    { echo "| stage | result | seconds | limit |"; echo "|---|---|---|---|"; printf '%s\n' "${rows[@]}"; } > "$out/summary.md"
+done
+cat "$out/summary.md"
+exit $failed

@@ -10,7 +10,6 @@ the paper's solver, in bfloat16. Accuracy is not measured. KEY=VALUE arguments a
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import subprocess
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import machine_details
+from measuring import logged_values, machine_details
 
 from fastrcnn.data.annotations.splits import load
 from fastrcnn.data.demo import CLASSES, write_demo
@@ -39,6 +38,7 @@ SETTINGS = (
     "data=custom",
     f"data.classes=[{','.join(CLASSES)}]",
     "data.train=[train]",
+    "data.val=[]",
     "data.test=[]",
 )
 
@@ -74,10 +74,7 @@ def trained(folder: Path, root: Path, store: Path, iterations: int, settings: Se
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "fastrcnn", "train", *SETTINGS, *keys, *settings], check=True)
     seconds = time.perf_counter() - start
-    logged: dict[str, list[float]] = {}
-    with (run / "metrics.csv").open() as file:
-        for row in csv.DictReader(file):
-            logged.setdefault(row["name"], []).append(float(row["value"]))
+    logged = logged_values(run)
     return {
         "iterations": iterations,
         "seconds": seconds,
@@ -94,7 +91,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=500)
     parser.add_argument("--json", type=Path)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     described = machine_details(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

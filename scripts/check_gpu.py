@@ -5,7 +5,8 @@
 
 Prints the device, the driver and the versions, compiles the kernels for each dtype, and compares outputs and gradients
 with the CPU backend, from one RoI with one bin up to the feature maps of VGG16. They must be bit-identical. If a case
-fails, compute-sanitizer runs on the smallest failing case, if it is installed. The exit status is 1 if a case fails.
+fails, compute-sanitizer runs on the smallest failing case, if it is installed. At the end, the tests marked `gpu` run.
+The exit status is 1 if a case or a test fails.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ from fastrcnn.ops.arguments import FEATURE_TYPES
 from fastrcnn.ops.reference import VARIANTS
 
 SANITIZER_SECONDS = 40
+# Without the options and fixtures of the complete test suite, which need additional packages.
+OPTIONS = ("-o", "addopts=", "-p", "no:cacheprovider", "--noconftest", "-q", "-m", "gpu")
+TESTS = ("tests/test_gpu.py", "tests/ops/test_cuda.py")
+NO_TESTS = 5  # pytest's exit status if no test was selected
 
 
 @dataclass
@@ -174,12 +179,14 @@ def main() -> None:
             table.add([str(number), str(case), first], {"case": str(case), "equal": not found, "fault": found})
             if found:
                 failed.append((number, found))
-    if not failed:
-        return
-    print(f"\n{len(failed)} case(s) failed. The first:\n{failed[0][1]}")
-    if options.case is None and device.type == "cuda":
-        print(sanitize(failed[0][0]))
-    sys.exit(1)
+    if failed:
+        print(f"\n{len(failed)} case(s) failed. The first:\n{failed[0][1]}", flush=True)
+        if options.case is None and device.type == "cuda":
+            print(sanitize(failed[0][0]), flush=True)
+    tests = (
+        0 if options.case is not None else subprocess.run([sys.executable, "-m", "pytest", *OPTIONS, *TESTS]).returncode
+    )
+    sys.exit(bool(failed) or tests not in (0, NO_TESTS))
 
 
 if __name__ == "__main__":

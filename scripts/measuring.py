@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import json
 import platform
@@ -65,6 +66,15 @@ def jpeg_images(folder: Path, number: int, augmentation: Augmentation) -> Detect
         samples.append(Sample(str(i), path, 500, 375, box, np.array([1]), np.zeros(1, bool)))
     boxes = np.sort(rng.uniform(0, 370, (2000, 2, 2)), axis=1).reshape(2000, 4).astype(np.float32)
     return DetectionDataset(samples, lambda _: boxes, augmentation)
+
+
+def logged_values(run: Path) -> dict[str, list[float]]:
+    """Return the values that a training run logged in metrics.csv, by name."""
+    logged: dict[str, list[float]] = {}
+    with (run / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            logged.setdefault(row["name"], []).append(float(row["value"]))
+    return logged
 
 
 def milliseconds(run: Callable[[], object]) -> float:
