@@ -31,7 +31,7 @@ KEYS = (
     "runtime.images_every=0",
     "runtime.checkpoint_every=20000",  # a checkpoint has 1 GB
 )
-COPIED = ("eval/test/metrics.json", "eval/test/report.html", "metrics.csv", "train.log")
+COPIED = ("eval/*/metrics.json", "eval/*/report.html", "metrics.csv", "train.log")
 
 
 def unpacked(pack: Path, work: Path) -> list[str]:
@@ -63,12 +63,12 @@ def main() -> None:
     done = subprocess.run([*command, f"run={run}", *(["resume=auto"] if run.exists() else [])])
     seconds = time.perf_counter() - begin
     if options.json:
-        for name in COPIED:
-            if (run / name).exists():
-                shutil.copy(run / name, options.json.with_name(f"{options.recipe}-{Path(name).name}"))
+        for path in (file for pattern in COPIED for file in run.glob(pattern)):
+            shutil.copy(path, options.json.with_name(f"{options.recipe}-{path.name}"))
     if done.returncode:
         sys.exit(done.returncode)
-    measured = json.loads((run / "eval" / "test" / "metrics.json").read_text())
+    (evaluated,) = run.glob("eval/*/metrics.json")
+    measured = json.loads(evaluated.read_text())
     logged = logged_values(run)
     row = {
         "recipe": options.recipe,
@@ -83,7 +83,11 @@ def main() -> None:
     }
     columns = ["recipe", "mAP", "seconds", "images/s while training", "share of time waiting for images", "last loss"]
     table = Table(machine_details(torch.device("cuda" if torch.cuda.is_available() else "cpu")), columns, options.json)
-    numbers = [f"{row['mAP']:.4f}", f"{seconds:.0f}", f"{row['images_per_s_while_training']:.1f}"]
+    numbers = [
+        "none" if row["mAP"] is None else f"{row['mAP']:.4f}",
+        f"{seconds:.0f}",
+        f"{row['images_per_s_while_training']:.1f}",
+    ]
     table.add([options.recipe, *numbers, f"{row['share_waiting_for_images']:.1%}", f"{row['last_loss']:.3f}"], row)
 
 
