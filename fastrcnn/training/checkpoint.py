@@ -125,8 +125,14 @@ def _check(path: Path, content: dict[str, Any], finite: bool) -> None:
 
 def in_order(folder: Path) -> list[Path]:
     """Return the `step-N.pt` files of a folder, highest step first."""
-    numbered = [(int(m[1]), p) for p in folder.glob("step-*.pt") if (m := NAME.search(p.name))]
-    return [p for _, p in sorted(numbered, reverse=True)]
+    return sorted((p for p in folder.glob("step-*.pt") if NAME.search(p.name)), key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    """Return N of a file step-N.pt."""
+    found = NAME.search(path.name)
+    assert found is not None
+    return int(found[1])
 
 
 def newest_sound(folder: Path, check: Check = lambda _, content: content) -> tuple[Path, dict[str, Any], list[str]]:
@@ -184,12 +190,12 @@ def resolve(where: Path, key: str = "checkpoint") -> Path:
     raise UserError(f"{key}: {where} contains no checkpoint (checkpoints/best.pt or step-N.pt).")
 
 
-def keep_last(folder: Path, n: int) -> None:
-    """Remove all step-N.pt files from a folder except the `n` files that were written last.
+def keep_last(folder: Path, n: int, step: int) -> None:
+    """Remove old step-N.pt files after the checkpoint of `step` was written: of those up to `step`, keep the last `n`.
 
-    Files are ordered by modification time, not by step. Otherwise, a damaged checkpoint that a resumed run skipped
-    could be kept instead of newer valid checkpoints with lower step numbers.
+    Files are ordered by their steps, because modification times depend on clocks and copies. Checkpoints with higher
+    steps are not removed: a resumed run skipped them, for example because they are damaged, and will replace them.
     """
-    by_time = sorted(in_order(folder), key=lambda p: p.stat().st_mtime_ns, reverse=True)  # ties: higher step first
-    for path in by_time[n:]:
+    written = [path for path in in_order(folder) if _step(path) <= step]
+    for path in written[n:]:
         path.unlink(missing_ok=True)

@@ -367,7 +367,7 @@ class TrainingRun:
         if distributed.leads():
             folder = self.folder / "checkpoints"
             checkpoint.save(folder / f"step-{step}.pt", self.content(step) | {"optimizer": self.optimizer.state_dict()})
-            checkpoint.keep_last(folder, self.settings.keep_checkpoints)
+            checkpoint.keep_last(folder, self.settings.keep_checkpoints, step)
         self.saved = step
 
     def draw(self, step: Step) -> None:

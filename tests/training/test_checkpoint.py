@@ -173,19 +173,21 @@ def test_order_is_by_number_and_other_files_are_left_out(tmp_path: Path) -> None
 
 
 def test_only_the_last_are_kept_and_the_best(tmp_path: Path) -> None:
-    for number, name in enumerate(("best.pt", "step-9.pt", "step-20.pt", "step-100.pt")):
+    for number, name in enumerate(("best.pt", "step-100.pt", "step-20.pt", "step-9.pt")):
         (tmp_path / name).touch()
-        os.utime(tmp_path / name, ns=(number, number))
-    checkpoint.keep_last(tmp_path, 2)
+        os.utime(tmp_path / name, ns=(number, number))  # a clock that was set back makes the last the oldest
+    checkpoint.keep_last(tmp_path, 2, 100)
     assert names(tmp_path) == {"best.pt", "step-20.pt", "step-100.pt"}
 
 
 def test_a_broken_checkpoint_of_a_higher_step_does_not_drive_out_what_was_written_since(tmp_path: Path) -> None:
-    for number, name in enumerate(("step-50.pt", "step-100.pt", "step-60.pt")):  # 100 was passed over on resuming
+    for name in ("step-50.pt", "step-100.pt", "step-60.pt"):  # 100 was passed over on resuming
         (tmp_path / name).touch()
-        os.utime(tmp_path / name, ns=(number, number))
-    checkpoint.keep_last(tmp_path, 1)
-    assert names(tmp_path) == {"step-60.pt"}
+    checkpoint.keep_last(tmp_path, 1, 60)
+    assert names(tmp_path) == {"step-60.pt", "step-100.pt"}
+    (tmp_path / "step-110.pt").touch()
+    checkpoint.keep_last(tmp_path, 1, 110)
+    assert names(tmp_path) == {"step-110.pt"}
 
 
 def test_the_newest_sound_checkpoint_passes_over_broken_ones_and_says_so(tmp_path: Path) -> None:
