@@ -7,11 +7,16 @@ after an interruption: it only overwrites files that this program created from t
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import hashlib
 import json
 import logging
 import os
+import platform
+import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +28,8 @@ from fastrcnn.names import NAME_BYTES
 log = logging.getLogger(__name__)
 MADE = ".fastrcnn-made.json"
 ADVICE = "Free some disk space or choose another folder."
+HOST = re.sub(r"\W", "_", platform.node())[:60]
+TEMPORARY = re.compile(rf"\.{HOST}-(\d+)-[0-9a-f]{{8}}\.(part|new)")
 PATH_BYTES = 3500  # limit for an output folder; Linux allows 4095, and files in it have up to 520 bytes more
 
 
@@ -38,18 +45,18 @@ def write_atomically(path: Path, advice: str = ADVICE) -> Iterator[Path]:
     deleted. The folder of `path` is created if needed. Raises UserError if the file cannot be written.
     advice: the last sentence of the error message, which tells the user what to do.
     """
-    part = path.with_name(f".{uuid.uuid4().hex}.part")  # short enough for every file system
+    part = _temporary(path, "part")
     try:
         with _explain_errors(path, advice):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_remains(part.parent.absolute())
             part.touch()
             mode = part.stat().st_mode
             yield part
             part.chmod(mode)  # safetensors makes its files readable only by the owner
             _flush(part)
             part.replace(path)
-            with suppress(OSError):  # the folder is not readable, or the file system can flush only files
-                _flush(path.parent)
+            _flush_folder(path.parent)
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -73,30 +80,73 @@ def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield the path of a temporary folder, and rename the folder to `path` when the `with` block succeeds.
 
     The files are flushed to disk before the folder is renamed. If the block raises an exception, the temporary folder
-    is deleted. replace: whether to replace an existing folder. Raises UserError if the folder cannot be written, or if
-    `path` is a non-empty folder and `replace` is false.
+    is deleted. replace: whether to replace an existing folder. The two folders are exchanged atomically or, if the file
+    system does not support that, with two renames; if the process is killed between them, the next call restores the
+    old folder. Raises UserError if the folder cannot be written, or if `path` is a non-empty folder and `replace` is
+    false.
     """
-    mark = uuid.uuid4().hex[:8]
-    new, old = path.with_name(f".{path.name}.new-{mark}"), path.with_name(f".{path.name}.old-{mark}")
+    new, old = _temporary(path, "new"), path.with_name(f".{path.name}.old")
     try:
         with _explain_errors(path, ADVICE):
-            new.mkdir(parents=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_remains(path.parent.absolute())
+            if old.exists() and not path.exists():
+                old.rename(path)
+            new.mkdir()
             yield new
             for file in new.rglob("*"):
                 if file.is_file():
                     _flush(file)
-            replaced = replace and path.exists()
-            if replaced:
-                path.rename(old)  # rename does not replace a folder that is not empty
-            try:
+            if not (replace and path.exists()):
                 new.rename(path)
-            except BaseException:
-                if replaced:
+            elif not _exchange(new, path):
+                shutil.rmtree(old, ignore_errors=True)
+                path.rename(old)  # rename does not replace a folder that is not empty
+                try:
+                    new.rename(path)
+                except BaseException:
                     old.rename(path)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
+                    raise
+                shutil.rmtree(old, ignore_errors=True)
+            _flush_folder(path.parent)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)  # after an exchange, this is the old folder
+
+
+def _temporary(path: Path, kind: str) -> Path:
+    """Return a new temporary name next to `path`, which contains the host and the process: see _remove_remains."""
+    return path.with_name(f".{HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.{kind}")
+
+
+@functools.cache  # once for each folder
+def _remove_remains(folder: Path) -> None:
+    """Delete the temporary files and folders in a folder whose process, on this host, was killed."""
+    if os.name != "posix":  # on Windows, os.kill(process, 0) interrupts the process
+        return
+    with suppress(OSError):
+        for remains in folder.iterdir():
+            if (found := TEMPORARY.fullmatch(remains.name)) and not _runs(int(found[1])):
+                shutil.rmtree(remains) if remains.is_dir() else remains.unlink()
+
+
+def _runs(process: int) -> bool:
+    """Return whether a process with this number exists on this host."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to another user
+        pass
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange the names of two folders atomically. Return False if the operating or file system cannot do that."""
+    if sys.platform != "linux":
+        return False
+    here, flag = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(here, os.fsencode(one), here, os.fsencode(other), flag) == 0
 
 
 @contextmanager
@@ -196,6 +246,11 @@ def _explain_errors(path: Path, advice: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}). {advice}") from error
+
+
+def _flush_folder(path: Path) -> None:
+    with suppress(OSError):  # the folder is not readable, or the file system can flush only files
+        _flush(path)
 
 
 def _flush(path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from fastrcnn import files
 from fastrcnn.errors import UserError
 from fastrcnn.files import BusyError, lock, remove_parts, replace_file, write_atomically, write_derived, write_folder
 
@@ -76,6 +79,48 @@ def test_a_folder_takes_its_name_whole_and_replaces_only_on_request(tmp_path: Pa
         (folder / "x").touch()
     assert (path / "below" / "x").read_text() == "2"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems need two renames")
+def test_a_folder_is_replaced_without_a_moment_in_which_it_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "store"
+    path.mkdir()
+    monkeypatch.setattr(Path, "rename", None)
+    with write_folder(path, replace=True) as folder:
+        (folder / "x").touch()
+    assert [p.name for p in path.iterdir()] == ["x"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_an_exchange_a_folder_is_replaced_by_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_exchange", lambda *_: False)
+    path, left = tmp_path / "store", tmp_path / ".store.old"
+    left.mkdir()
+    (left / "old").touch()  # a process was killed between the two renames
+    with pytest.raises(KeyboardInterrupt), write_folder(path, replace=True):  # noqa: PT012
+        assert [p.name for p in path.iterdir()] == ["old"]
+        raise KeyboardInterrupt
+    left.mkdir()  # one was killed after both
+    with write_folder(path, replace=True) as folder:
+        (folder / "new").touch()
+    assert [p.name for p in path.iterdir()] == ["new"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_next_write_removes_what_killed_processes_left(tmp_path: Path) -> None:
+    """Not what a process that runs is writing, nor one on another host, nor what looks otherwise."""
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    gone = [f".{files.HOST}-{killed.pid}-0123abcd.{kind}" for kind in ("part", "new")]
+    kept = [f".{files.HOST}-{os.getpid()}-0123abcd.part", f".x{files.HOST}-{killed.pid}-0123abcd.part", ".mine.part"]
+    for name in (gone[0], *kept):
+        (tmp_path / name).touch()
+    (tmp_path / gone[1]).mkdir()
+    (tmp_path / gone[1] / "boxes.npy").touch()
+    replace_file(tmp_path / "x", b"")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "x"])
 
 
 def test_a_lock_keeps_out_those_that_do_not_share_it(tmp_path: Path) -> None:
