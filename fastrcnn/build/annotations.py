@@ -101,7 +101,7 @@ def image_ids(config: DataConfig, splits: Sequence[str]) -> list[tuple[Path, lis
 
 
 def split_name(splits: Sequence[str]) -> str:
-    """Join the names of splits to a name for use in file names, such as VOC2007-test. A long name ends in a digest."""
+    """Join the names of splits to one name for file names, such as VOC2007-test. A digest shortens a long name."""
     name = "+".join(splits).replace("/", "-")
     whole = name.encode(errors="surrogateescape")
     if len(whole) > SPLIT_BYTES:
@@ -174,22 +174,22 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
 def checked_names(names: list[str], test: Sequence[str]) -> list[str]:
     """Check the class names and return them.
 
-    Raises UserError if the list is empty, if a name occurs twice, or if a name is not valid in the names of the files
-    that an evaluation on the splits `test` writes.
+    Raises UserError if the list is empty, if a name occurs twice, or if a name cannot be part of the file names
+    that an evaluation on the splits `test` uses.
     """
     if not names:
         raise UserError("data.classes=[]: specify at least one class, or null to use all classes in the annotations.")
     for name in names:
         if fault := class_fault(name, split_name(test)):
             raise UserError(
-                f"data.classes: {name[:40]!r} {fault}. Rename the class in the annotations, and in data.classes if "
-                "it is set. `fastrcnn check` lists the objects of the class."
+                f"class {name[:40]!r} {fault}. Rename the class in the annotations, and in data.classes if that key is "
+                "set. `fastrcnn check` lists the objects of the class."
             )
         try:
             name.encode(sys.getfilesystemencoding())
         except UnicodeEncodeError:
             raise EncodingError(
-                f"data.classes: {name!a} contains characters that the file name encoding of this system "
+                f"class {name!a} contains characters that the file name encoding of this system "
                 f"({sys.getfilesystemencoding()}) cannot represent. The class name is part of a file name. Use UTF-8: "
                 "set the environment variable PYTHONUTF8=1, or a locale such as LC_ALL=C.UTF-8."
             ) from None

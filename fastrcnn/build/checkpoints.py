@@ -274,8 +274,8 @@ def _read_caffe(path: Path, config: Any) -> Trained:
     """Convert a detector in a .caffemodel to a checkpoint of step 0 with the configuration of the command."""
     if config.data.classes is None:
         raise UserError(
-            f"{path}: a .caffemodel does not contain class names. Set data=voc07 for the author's VOC detectors, or "
-            "data.classes=[...] (in Python: classes=[...]) with the names in training order."
+            f"{path}: a .caffemodel does not contain class names. Set data=voc07 for Girshick's VOC detectors, or "
+            "data.classes=[...] (in Python: classes=[...]) with the names in the order that was used in training."
         )
     from fastrcnn.build import annotations, models
     from fastrcnn.deploy.recipe import converted_record

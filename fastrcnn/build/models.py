@@ -63,7 +63,7 @@ def weights(config: ModelSettings) -> tuple[dict[str, Tensor], str]:
         if config.network != "vgg16":
             raise UserError(
                 f"model.weights=imagenet: torchvision has no weights for {config.network}. Set model.weights to a file "
-                "(e.g. the author's .caffemodel), or to null to train from scratch."
+                "(e.g. Girshick's .caffemodel), or to null to train from scratch."
             )
         return pretrained.torchvision_vgg16(), "ImageNet weights"
     path = Path(config.weights).expanduser()

@@ -39,7 +39,10 @@ EVERYDAY = [
 
 
 def main(arguments: list[str]) -> int:
-    """Generate proposals with selective search, or convert proposal files. Continue an interrupted generation."""
+    """Generate proposals with selective search, or convert proposal files.
+
+    If an earlier generation of the proposals was interrupted, continue it.
+    """
     config: ProposeConfig = compose("propose", arguments)
     if config.convert and launch().size > 1:
         raise UserError("`fastrcnn propose convert=FILE` runs in one process only. Start it without torchrun.")
@@ -47,7 +50,7 @@ def main(arguments: list[str]) -> int:
         convert(config)
         return 0
     if config.ids is not None or config.convention is not None:
-        raise UserError("The keys `ids` and `convention` describe the file in convert=FILE. Add it, or omit the keys.")
+        raise UserError("The keys `ids` and `convention` need convert=FILE. Set it, or omit these keys.")
     import torch
 
     from fastrcnn.parallel import distributed
@@ -120,7 +123,8 @@ def to_file(config: ProposeConfig, file: Content, output: Path) -> None:
         numbers = {image_id: number for image_id, (_, number) in sources.items() if number is not None}
     print(f"written to {output}: {export(file, output, numbers):,} boxes of {len(file.ids)} images")
     if numbers and (others := [i for i in file.ids if i not in numbers]):
-        print(f"  images that are not in the data set's COCO file: {len(others)} ({first_few(others)})")
+        print(f"  images that are not in the COCO files of the data set: {len(others)} ({first_few(others)})")
+        print("    Their ids are written unchanged.")
 
 
 def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:

@@ -70,7 +70,7 @@ class DetectionDataset(Dataset):
     def views(self, epochs: range) -> list[tuple[int, View]]:
         """Return the distinct (image index, view) pairs in these epochs, sorted by first epoch and then by index.
 
-        Not for augmentations with colour changes or crops, whose views differ in each epoch.
+        Do not use this with colour changes or crops, because their views differ in each epoch.
         """
         ways = len(set(self.augmentation.short_sides)) * 2 ** sum(
             (self.augmentation.flip, self.augmentation.flip_vertical, self.augmentation.transpose)
@@ -83,7 +83,7 @@ class DetectionDataset(Dataset):
         return list(found)
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
-        """Return the Example for `key`, an (epoch, index) pair. Raises UserError like `examples`."""
+        """Return the Example for `key`, an (epoch, index) pair. Raises UserError in the same cases as `examples`."""
         return self.examples(key[1], [self.view(*key)])[0]
 
     def examples(self, index: int, views: Sequence[View]) -> list[Example]:
@@ -106,7 +106,7 @@ class DetectionDataset(Dataset):
         return examples
 
     def picture(self, index: int) -> np.ndarray:
-        """Read the original image `index`, (H, W, 3) uint8 RGB. Raises UserError as `read_sample` does."""
+        """Read the original image `index`, (H, W, 3) uint8 RGB. Raises UserError in the same cases as `read_sample`."""
         cv2.setNumThreads(0)  # the workers already use all cores
         return read_sample(self.samples[index])
 

@@ -44,7 +44,7 @@ def turn_for(stored: Stored, size: Size | None) -> int | None:
 
 
 def disagreement(stored: Stored, size: Size) -> str:
-    """Return the message for an image that has, as stored and upright, another size than `size` in its annotation."""
+    """Return the message for an image if neither its stored nor its upright size equals `size` in its annotation."""
     upright = f" (upright: {_pixels(stored.upright)})" if stored.upright != stored.size else ""
     swapped = " Width and height are swapped, but the image has no EXIF orientation that swaps them."
     end = swapped if stored.size == size[::-1] else ""

@@ -43,12 +43,12 @@ class Stored:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height as stored."""
+        """Return width and height as stored."""
         return self.width, self.height
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Width and height after the orientation is applied."""
+        """Return width and height after the orientation is applied."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
     def rotated(self, turn: int) -> tuple[int, int]:
@@ -85,7 +85,7 @@ def decode(data: bytes, path: Path, turn: int | None = None) -> np.ndarray:
 
 
 def decode_stored(data: bytes, path: Path) -> tuple[np.ndarray, Stored]:
-    """Like `decode`, but do not rotate the image. Return the pixels (H, W, 3) uint8 RGB and the file's properties."""
+    """Decode `data` without rotating the image. Return the pixels (H, W, 3) uint8 RGB and the file's properties."""
     stored = read_header(data, path)
     image: np.ndarray | None = None
     if data[:2] != b"\xff\xd8" or _reaches_its_end(data):  # some decoders fill a truncated JPEG with grey
@@ -148,7 +148,8 @@ def inspect(path: Path) -> Stored:
     """Return the properties of an image file, and check that the file is complete.
 
     For JPEG and 8-bit PNG files, only the header and the end marker are checked. Other files are decoded: for 16-bit
-    PNG files, the number of used bits depends on the pixels. Raises UserError like `read_image`.
+    PNG files, the number of used bits depends on the pixels. Raises UserError if the file is missing, empty, truncated
+    or not an image, or has more than MAX_PIXELS pixels.
     """
     data = read_bytes(path)
     jpeg = data.startswith(b"\xff\xd8")

@@ -64,7 +64,8 @@ def check_comp4(split: str, classes: Iterable[str]) -> None:
     for name in classes:
         if fault := class_fault(name, split):
             raise UserError(
-                f"Class {name[:40]!r} {fault}. Rename the class in the annotations, and in data.classes if it is set."
+                f"Class {name[:40]!r} {fault}. Rename the class in the annotations, and in data.classes if that key is "
+                "set."
             )
 
 

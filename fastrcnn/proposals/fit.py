@@ -59,7 +59,7 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """Measurements that show how well one reading fits N images with G objects that are not difficult.
+    """Measurements of how well one reading fits N images with G objects (without objects marked as difficult).
 
     Boxes are clipped to their image before the IoU is computed.
     best: (G,) IoU of each object with the best box of its image.
@@ -80,7 +80,7 @@ class Fit:
 
     @property
     def touched(self) -> float:
-        """The fraction of image sides with an outermost box that ends within half a pixel of the side."""
+        """Return the fraction of image sides with an outermost box that ends within half a pixel of the side."""
         return float((self.sides == 1).mean())
 
 
@@ -121,7 +121,7 @@ def find_fit(numbers: Sequence[np.ndarray], own: Convention, samples: Sequence[S
         [_measure(found, samples, r, frames[r.unit]) for r in group]
         for group in progress(groups, len(groups), "Comparing", unit="order")
     ]
-    # For each order and unit, the reading that fits the borders best.
+    # For each order and unit, take the reading that fits the borders best.
     leaders = [max(group, key=lambda f: (f.sides.sum(), f.reading.convention == own)) for group in measured]
     leader = _choose(leaders, own, overlaps_more)
     members = measured[leaders.index(leader)]

@@ -63,7 +63,7 @@ class Mistakes:
     diagnoses: Mapping[str, Diagnosis]
 
     def false(self, name: str, row: int) -> Case:
-        """Return detection `row` of class `name`, which is false, with the boxes that explain the error."""
+        """Return a Case for the false detection `row` of class `name`, with the boxes that explain the error."""
         own, d = self.detections[name], self.diagnoses[name]
         kind, other, boxes = int(d.kinds[row]), "", [("detection", own.boxes[row])]
         if d.others[row] >= 0:
@@ -78,7 +78,10 @@ class Mistakes:
         return Case(False, list(FALSE_KINDS)[kind], name, other, int(own.images[row]), score, overlap, _plain(boxes))
 
     def missed(self, name: str, row: int) -> Case:
-        """Return object `row` of class `name`, which is missed, with its best misplaced or wrong-class detection."""
+        """Return a Case for the missed object `row` of class `name`.
+
+        Its boxes include the detection of the object with the highest score that is misplaced or has the wrong class.
+        """
         d, k = self.diagnoses[name], list(self.truth).index(name)
         near = [(name, i) for i in np.flatnonzero((d.kinds == LOCALISATION) & (d.objects == row))]
         for other, e in self.diagnoses.items():

@@ -90,7 +90,7 @@ def load(path: Path, finite: bool = True) -> dict[str, Any]:
 def _check(path: Path, content: dict[str, Any], finite: bool) -> None:
     """Raise UserError if an entry is missing or has an invalid type or value."""
     if missing := [name for name in HELD if name not in content]:
-        raise UserError(f"{path}: the checkpoint has no entry {' and no '.join(missing)}. Use another checkpoint.")
+        raise UserError(f"{path}: the checkpoint lacks these entries: {', '.join(missing)}. Use another checkpoint.")
     step, best, names, config, model = (content[name] for name in HELD)
     optimizer = content.get("optimizer", {"state": {}, "param_groups": []})
     states, groups = (optimizer.get(k) if type(optimizer) is dict else None for k in ("state", "param_groups"))

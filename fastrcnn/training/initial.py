@@ -30,7 +30,8 @@ def initialise(
     new_labels: labels of the classes that the other run did not have. Only their statistics are computed.
 
     A .caffemodel contains no statistics, because its box layer predicts deltas that are not normalised. Their loss is
-    about a hundredth of the loss of normalised deltas. The box layer is therefore converted to predict normalised ones.
+    about a hundredth of the loss of normalised deltas. The box layer is therefore converted to predict normalised
+    deltas.
     """
     if model.map_scale is not None and (model.map_scale == 1).all():  # otherwise the weights include the scale
         model.map_scale.copy_(distributed.from_first(measure_map_scale(model, images)))
@@ -42,8 +43,8 @@ def initialise(
         log.info("Computing the mean and standard deviation of the regression targets for the new classes")
     elif started:
         log.info(
-            "The box layer predicts regression targets that are not normalised. Computing the mean and standard "
-            "deviation of the targets"
+            "The box layer predicts deltas that are not normalised. To normalise them, the mean and standard deviation "
+            "of the regression targets are computed"
         )
     else:
         log.info(

@@ -32,15 +32,15 @@ def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -
     """Write a .caffemodel for the author's code.
 
     The layers have the names of the author's code. The input is BGR minus the PIXEL_MEANS of this code. The box layer
-    (bbox_pred) predicts targets that are not normalised, as in `snapshot` in the author's lib/fast_rcnn/train.py. The
+    (bbox_pred) predicts deltas that are not normalised, as in `snapshot` in the author's lib/fast_rcnn/train.py. The
     standard deviations of the pixels, and a difference of the pixel means of up to one grey level, are folded into the
     first layer; see first_layer_for. SVM weights are written to cls_score, for the author's option TEST.SVM.
     """
     problems = []
     if model.roi_op != "fast_rcnn":
-        problems.append(f"model.roi_op={model.roi_op}: Caffe only supports fast_rcnn")
+        problems.append(f"model.roi_op={model.roi_op}: the format only supports fast_rcnn")
     if model.bbox_pred.out_features == 4:
-        problems.append("model.class_agnostic=true: the author's box layer has four outputs per class")
+        problems.append("model.class_agnostic=true: the box layer of Girshick's code has four outputs per class")
     state = _state_for("a .caffemodel", model, AUTHORS_ROI_SIZE, CAFFE_MEAN, (1.0, 1.0, 1.0), problems)
     first = f"{CAFFE_NAMES[model.trunk.network.convs[0].name]}.weight"
     state[first] = state[first].flip(1)
@@ -62,13 +62,12 @@ def write_caffemodel(model: FastRCNN, output: Path, source: str | None = None) -
     log.info("Set num_output in the prototxt: %s", ", ".join(f"{name} {n}" for name, n in sizes.items()))
     if any(state[f"{CAFFE_NAMES[c.name]}.weight"].shape[0] != c.channels for c in model.trunk.network.convs):
         log.info(
-            "Also set num_output of all other layers in the prototxt: they have %g times as many outputs as in the "
-            "original %s",
-            model.trunk.width,
+            "For all layers that are not in this list, multiply num_output in the prototxt of the original %s by %g",
             network.name,
+            model.trunk.width,
         )
     if model.classifier == "svm":
-        log.info("Set TEST.SVM in the author's code, because cls_score contains SVM weights")
+        log.info("Set TEST.SVM in the configuration of Girshick's code, because cls_score contains SVM weights")
 
 
 def write_safetensors(
@@ -86,7 +85,7 @@ def write_safetensors(
 
 
 def state_in(model: FastRCNN, dtype: torch.dtype, what: str) -> dict[str, Tensor]:
-    """Return the state dict on the CPU, with the weights and biases of convolutions and linear layers cast to `dtype`.
+    """Return the state dict on the CPU, with weights and biases of convolutions and linear layers converted to `dtype`.
 
     Batch normalisation and the statistics of pixels and regression targets stay float32, because they take up only
     about 0.1 % of the file. A warning is logged if a layer's weights are so small that float16 loses precision.
@@ -159,7 +158,7 @@ def _state_for(
 ) -> dict[str, Tensor]:
     """Return the model's state dict with a first layer that expects pixels (RGB - mean) / std.
 
-    what: the format, for messages. sizes: for each supported network, the number of bins along a side of a pooled RoI.
+    what: the format, for messages. sizes: the supported networks, each with the number of bins along a side of a RoI.
     problems: known reasons why the format cannot represent the network.
     Raises UserError if `problems` is not empty or if the network or its pixel normalisation is not supported.
     """

@@ -65,8 +65,8 @@ def existing(path: Path) -> Path:
     if not path.is_file():
         raise UserError(
             f"model.weights: {path}: file not found. Set the path of a state dict (.pth, .safetensors) or of a "
-            ".caffemodel, or set 'imagenet' for torchvision's VGG16. To download the author's weights, run "
-            "`scripts/download_voc.sh weights`."
+            ".caffemodel, or set 'imagenet' for torchvision's VGG16. `scripts/download_voc.sh "
+            "weights` downloads the ImageNet weights for Girshick's code."
         )
     return path
 
@@ -171,7 +171,7 @@ def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> Non
     model.delta_mean.zero_()
     model.delta_std.fill_(1)
     log.info(
-        "%s: the box layer (bbox_pred) predicts targets that are not normalised, as in files of the author's code",
+        "%s: the box layer (bbox_pred) predicts deltas that are not normalised, as in files of Girshick's code",
         source,
     )
 

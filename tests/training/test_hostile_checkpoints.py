@@ -78,7 +78,7 @@ def tensor(name: str, value: torch.Tensor) -> Callable[[dict], None]:
 
 
 CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
-    **{f"no {key}": (without(key), f"the checkpoint has no entry {key}") for key in checkpoint.HELD},
+    **{f"no {key}": (without(key), f"the checkpoint lacks these entries: {key}") for key in checkpoint.HELD},
     "no group": (without("config", "data"), "damaged: it has no values for data"),
     "model a list": (put("model", value=[1]), "invalid values for model"),
     "model of lists": (put("model", "x", value=[1]), "invalid values for model"),
@@ -355,6 +355,6 @@ def test_refusing_takes_no_more_memory_than_opening(made: Path, tmp_path: Path) 
 def test_a_class_that_this_system_cannot_write_is_no_damage(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = checkpoint.load(made)
     monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
-    with pytest.raises(UserError, match=r"best.pt: data.classes: '\\u65e5' contains characters .*\(ascii\)") as caught:
+    with pytest.raises(UserError, match=r"best.pt: class '\\u65e5' contains characters .*\(ascii\)") as caught:
         checkpoints.checked_config(made, content["config"], ["\u65e5"])
     assert "damaged" not in str(caught.value)

@@ -200,7 +200,7 @@ def by_kind(problems: Iterable[Problem]) -> dict[str, list[Problem]]:
 
 
 def nearly_all(number: int, images: int) -> bool:
-    """Return whether a problem of `number` out of `images` images is so frequent that a common cause is likely."""
+    """Return whether a problem in `number` of `images` images is so frequent that a common cause is likely."""
     return images > 0 and number >= max(FEW, NEARLY_ALL * images)
 
 

@@ -229,7 +229,10 @@ def missing_image(root: Path, image_id: str) -> str:
 
 
 def where_files_are(root: Path) -> str:
-    """Return a message with the folders that contain most images and most XML files, or "" if either do not exist."""
+    """Return a message that names the folder with the most images and the folder with the most XML files.
+
+    The result is "" if there are no images or no XML files.
+    """
     found = []
     for suffixes in (IMAGE_SUFFIXES, (".xml",)):
         files = sorted(path for _, path in _all_files(root, suffixes))
