@@ -76,7 +76,10 @@ def mean_ap(
     names: list[str],
     settings: DetectionSettings | None = None,
 ) -> float | None:
-    """Return the mAP (0 to 1), or None without a test set or ground truth. settings: by default those in `config`."""
+    """Return the mAP (0 to 1), or None if there is no test set or no ground truth.
+
+    settings: the detection settings; None: the detection settings in `config`.
+    """
     if test_set is None:
         return None
     result = evaluate_on(test_set, config, network, names, config.data.metric, settings)
@@ -204,11 +207,11 @@ def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dty
     length = mean_length(seen([some], "feature norm"))
     if not 0 < length < math.inf:
         raise UserError(
-            f"checkpoint={config.checkpoint}: the mean norm of fc7 features is {length}, but SVMs need a positive, "
-            "finite norm. Use another checkpoint."
+            f"checkpoint={config.checkpoint}: the mean norm of the fc7 features is {length}, but SVMs need a "
+            "positive, finite norm. Use another checkpoint."
         )
     scale = config.feature_norm / length
-    log.info("Mean norm of fc7 features: %.3f; scaling them by %.4f", length, scale)
+    log.info("Mean norm of the fc7 features: %.3f; scaling them by %.4f", length, scale)
     positives = svm.gather_positives(seen(views, "positives", proposals=False), len(names), model.head.out_features)
     return svm.train_svms(names, positives, seen(views, "negatives"), scale, svm_settings(config), config.runtime.seed)
 

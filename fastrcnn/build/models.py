@@ -28,7 +28,7 @@ log = logging.getLogger("fastrcnn")
 def model(config: ModelSettings, num_classes: int, load: bool = True, device: str = "cpu") -> FastRCNN:
     """Build the network on `device`, independent of torch's default device.
 
-    load: whether to load config.weights. Use false if the weights of a checkpoint are loaded afterwards. Raises
+    load: whether to load config.weights. Pass False if the weights of a checkpoint are loaded afterwards. Raises
     UserError if the settings are invalid or the weights do not fit.
     """
     check_model(config)
@@ -95,7 +95,7 @@ def check_model(config: ModelSettings) -> None:
     pooled = network.channels_of(network.conv_names[-1], config.width) * config.roi_size**2
     if config.head is not None and len(config.head) != 2:
         raise UserError(
-            f"model.head={config.head}: must be two numbers, the output features of fc6 and fc7, such as [1024,1024]."
+            f"model.head={config.head}: expected two integers, the output sizes of fc6 and fc7, such as [1024,1024]."
         )
     fc6, fc7 = network.features_of(config.width, config.head)
     check_rank("model.fc6_rank", config.fc6_rank, fc6, pooled)
@@ -134,7 +134,7 @@ def trained_shapes(config: dict[str, Any], num_classes: int) -> dict[str, Tensor
 def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelSettings, FastRCNN]:
     """Load a detector that was trained with the author's Caffe code, and return its settings and the network.
 
-    Raises UserError if it is not one of the paper's networks, or if `names` does not have its number of classes.
+    Raises UserError if it is not one of the paper's networks, or if the number of `names` is not its number of classes.
     """
     state = caffe.read(path)
     config, num_classes = pretrained.detector_settings(state, str(path))

@@ -161,8 +161,9 @@ def take_classes(config: TrainConfig, given: Trained) -> None:
             raise UserError(
                 f"start={config.start}: this checkpoint was trained on the classes {', '.join(known)}, but the data "
                 f"set also has {', '.join(unknown)}. Set the classes to train, for example data.classes="
-                f"[{','.join(others)}]. The output weights of common classes are then kept, and all others are newly "
-                "initialised. To exclude the objects of other classes instead, set data.other_classes=leave_out."
+                f"[{','.join(others)}]. The output weights of classes that the checkpoint and the data set share are "
+                "then kept, and the output weights of all other classes are newly initialised. To exclude the objects "
+                "of other classes instead, set data.other_classes=leave_out."
             )
         config.data.classes = list(known)
     new = [name for name in config.data.classes if name not in known]
@@ -194,7 +195,8 @@ def put_weights(model: FastRCNN, given: Trained, where: str, names: list[str]) -
     if names != known:
         new, gone = ([n for n in some if n not in kept] for some in (names, known))
         log.info(
-            "%s has different classes. Output weights copied: %s; newly initialised: %s; not used: %s",
+            "%s was trained on other classes, or in another order. Output weights copied: %s; newly initialised: %s; "
+            "not used: %s",
             where,
             *(", ".join(some) or "none" for some in (kept, new, gone)),
         )

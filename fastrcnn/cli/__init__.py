@@ -37,10 +37,10 @@ COMMANDS = {  # command -> (its line in the overview, its documentation page)
         "detect objects in images or a video, draw the boxes, and write JSON, CSV, comp4 or label files",
         "docs/detection.md",
     ),
-    "compress": ("make a checkpoint smaller and faster with a truncated SVD of fc6 and fc7", "docs/deployment.md"),
+    "compress": ("make a detector smaller and faster with truncated SVD of fc6 and fc7", "docs/deployment.md"),
     "svm": ("replace the softmax of a checkpoint with one linear SVM per class", "docs/paper.md"),
     "export": (
-        "export a checkpoint to ONNX, pt2, .caffemodel, safetensors, or a state dict for torchvision",
+        "export a checkpoint to ONNX, torch.export (.pt2), Caffe, safetensors, or a state dict for torchvision",
         "docs/deployment.md",
     ),
     "reproduce": (

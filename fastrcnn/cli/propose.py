@@ -121,14 +121,14 @@ def to_file(config: ProposeConfig, file: Content, output: Path) -> None:
     if output.suffix.lower() == ".json" and config.data.root is not None:
         sources = datasets.image_sources(config.data, all_splits(config))
         numbers = {image_id: number for image_id, (_, number) in sources.items() if number is not None}
-    print(f"written to {output}: {export(file, output, numbers):,} boxes of {len(file.ids)} images")
+    print(f"Wrote {export(file, output, numbers):,} boxes of {len(file.ids)} images to {output}")
     if numbers and (others := [i for i in file.ids if i not in numbers]):
         print(f"  images that are not in the COCO files of the data set: {len(others)} ({first_few(others)})")
         print("    Their ids are written unchanged.")
 
 
 def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
-    """Write a proposal store for the images of the data set, or of `source`, and print how many images match."""
+    """Write a proposal store for the images of the data set, or of `source`, and print a summary."""
     from fastrcnn.build import annotations
     from fastrcnn.proposals.convert import convert_to_store
 

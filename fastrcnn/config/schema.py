@@ -232,8 +232,9 @@ class CompareConfig:
 class DetectConfig(Detecting):
     source: str | None = key(
         None,
-        "required: an image, a folder, a pattern such as 'photos/*.jpg', a .txt file with one path per line, or a "
-        "video; images are rotated according to their EXIF orientation, and boxes are in pixels of the rotated image",
+        "required: an image, a folder, a glob pattern such as 'photos/*.jpg', a .txt file with one path per line, "
+        "or a video; images are rotated according to their EXIF orientation, and boxes are in pixels of the rotated "
+        "image",
     )
     output: str | None = key(None, "output folder; null: the folder detect/<source> of the run")
     formats: list[DetectionFormat] = key(
@@ -258,8 +259,8 @@ class DetectConfig(Detecting):
 class ProposeConfig:
     source: str | None = key(
         None,
-        "image, folder, pattern or .txt list of images to use instead of a data set; images are rotated according to "
-        "their EXIF orientation",
+        "to use images instead of a data set: an image, a folder, a glob pattern such as 'photos/*.jpg', or a .txt "
+        "file with one path per line; images are rotated according to their EXIF orientation",
     )
     convert: list[str] = key([], "files or folders of proposals, in any supported format, to convert")
     convention: str | None = key(
@@ -284,7 +285,11 @@ class CheckConfig:
     proposals: str | None = key(
         None, "proposal store to check; null: data.proposals, or generated proposals if they exist"
     )
-    output: str | None = key(None, "output folder of the report; null: outputs/check/<data.name>-<root>-<hash>")
+    output: str | None = key(
+        None,
+        "output folder of the report; null: outputs/check/<data.name>-<root>-<hash>, where the hash depends on "
+        "data.root and the splits",
+    )
     workers: int | None = key(None, "number of processes; null: one per core", least=1)
     data: DataConfig = field(default_factory=DataConfig)
     solver: SolverSettings = field(default_factory=SolverSettings)

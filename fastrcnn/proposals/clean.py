@@ -40,7 +40,8 @@ def clean(boxes: np.ndarray, height: int, width: int) -> tuple[np.ndarray, np.nd
     """Clip half-open boxes (P, 4) x1 y1 x2 y2 to an image of `height` x `width` pixels, and drop invalid boxes.
 
     A box is dropped if a coordinate is NaN or infinite, if x2 <= x1 or y2 <= y1, or if it is outside the image.
-    Returns the remaining boxes (R, 4) float32 in input order, their indices (R,) int64 in the input, and the counts.
+    Returns the remaining boxes (R, 4) float32 in input order, their indices (R,) int64 in the input, and the
+    numbers of kept, clipped and dropped boxes.
     """
     boxes = np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
     finite = np.isfinite(boxes).all(axis=1)

@@ -44,7 +44,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def pack(content: dict[str, Any]) -> memoryview:
-    """Return the bytes of a checkpoint file with this content, the format number and the checksum."""
+    """Return the bytes of a checkpoint file that contains `content`, the format number and a checksum."""
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, **content}, buffer)
     digest = hashlib.sha256(buffer.getbuffer()).hexdigest()
@@ -58,7 +58,7 @@ def load(path: Path, finite: bool = True) -> dict[str, Any]:
 
     finite: also raise UserError if the weights or the optimiser state contain values that are not finite.
     Raises UserError if the file is missing, truncated, damaged or not a checkpoint, or if an entry is missing or
-    invalid. Whether the weights fit the configuration is checked elsewhere, in build/checkpoints.py.
+    invalid. build/checkpoints.py checks whether the weights fit the configuration.
     """
     digest = hashlib.sha256()
     try:
@@ -156,7 +156,7 @@ def newest_sound(folder: Path, check: Check = lambda _, content: content) -> tup
 
 
 def is_one(path: Path) -> bool:
-    """Return whether a file can be read and ends with a checksum of fastrcnn, as .pt files of other programs do not."""
+    """Return whether a file can be read and ends with fastrcnn's checksum, which .pt files of other programs lack."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TRAILER))

@@ -122,7 +122,7 @@ class TrainingRun:
         """Train to the last step, or until the mAP on the validation set stops improving.
 
         Returns the last evaluation, if any, in the first process, and None in the others. Raises UserError if the run
-        fails. Raises Stopped if a signal or the time limit ends the run; the last step is then saved.
+        fails. Raises Stopped if a signal or the time limit ends the run, after saving a checkpoint of the last step.
         """
         if self.resumed:
             self.restore()
@@ -222,8 +222,8 @@ class TrainingRun:
         chosen = images.views(range(begin // len(images), -(-end // len(images))))
         if len(chosen) >= end - begin:
             log.info(
-                "runtime.cache has almost no effect: the remaining steps use almost no image twice with the same "
-                "augmentation, so feature maps are not computed in advance"
+                "Feature maps are not computed in advance, because runtime.cache would save almost no time: almost no "
+                "image is used twice with the same augmentation in the remaining steps"
             )
             return
         log.info(
@@ -463,7 +463,7 @@ class TrainingRun:
         return UserError(f"{error}{distributed.from_first(kept)}")
 
     def end(self, step: int, also: str = "") -> NoReturn:
-        """Raise Stopped to end the run after `step` steps, which are saved. also: text to add to its message."""
+        """Raise Stopped to end the run after the checkpoint of `step`. also: text to add to its message."""
         states = [f"step {step} is saved"] if step else []
         stopped = self.stop.stopped(", ".join([*states, *([also] if also else [])]))
         log.info("%s", stopped)  # also written to the run's log
@@ -471,9 +471,10 @@ class TrainingRun:
 
     @contextmanager
     def end_in_order(self) -> Iterator[None]:
-        """Raise UserError if a process dies or a file cannot be written. If a loader process dies, first save the step.
+        """Raise UserError if a process dies or a file cannot be written.
 
-        The messages of the UserError and of Stopped contain the command that resumes the run.
+        If a loader process dies, a checkpoint of the last step is saved first. The messages of UserError and Stopped
+        contain the command that resumes the run.
         """
         program = "fastrcnn" if launch().size == 1 else "torchrun (same options) -m fastrcnn"
         command = f"{program} train {shlex.quote(f'run={self.folder}')} resume=auto"

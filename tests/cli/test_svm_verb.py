@@ -176,7 +176,7 @@ def test_what_cannot_be_trained_on_is_said(call: Call, place: Path, monkeypatch:
     checkpoint.save(Path("dead.pt"), content)
     content["config"]["model"]["classifier"] = "svm"
     checkpoint.save(Path("margins.pt"), content)
-    for name, text in (("dead.pt", "the mean norm of fc7 features is 0.0"), ("margins.pt", "already has SVMs")):
+    for name, text in (("dead.pt", "the mean norm of the fc7 features is 0.0"), ("margins.pt", "already has SVMs")):
         status, _, err = call("svm", f"checkpoint={name}", "output=x.pt")
         assert status == 1
         assert text in err

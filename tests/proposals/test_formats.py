@@ -299,11 +299,11 @@ def test_real_files_of_selective_search(test_data: Path, image_id: str, count: i
 
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "other.mat": (lambda p: savemat(p, rects=np.zeros((2, 4))), "has no variable `boxes`"),
-    "shape.mat": (lambda p: savemat(p, boxes=np.zeros((2, 5))), r"`boxes`: .*float64 of shape \(2, 5\)"),
+    "shape.mat": (lambda p: savemat(p, boxes=np.zeros((2, 5))), r"`boxes`: .*float64 array with shape \(2, 5\)"),
     "text.mat": (lambda p: savemat(p, boxes="four"), "expected numbers, but found text"),
     "struct.mat": (lambda p: savemat(p, boxes={"a": 1}), "expected numbers, but found a struct"),
     "complex.mat": (lambda p: savemat(p, boxes=np.zeros((2, 4), complex) + 1j), "found complex numbers"),
-    "shape73.mat": (lambda p: hdf5(p, boxes=np.ones((2, 5))), r"`boxes`: .*float64 of shape \(2, 5\)"),
+    "shape73.mat": (lambda p: hdf5(p, boxes=np.ones((2, 5))), r"`boxes`: .*float64 array with shape \(2, 5\)"),
     "score.mat": (lambda p: savemat(p, bboxes=np.ones((2, 4)), scores=np.ones((3, 1))), r"one number per box \(2 in"),
     "count.mat": (lambda p: savemat(p, boxes=cells(BOXES), images=cells(IDS[:2])), "`boxes` has 3 .*`images` has 2"),
     "flat.mat": (lambda p: savemat(p, boxes=cells(BOXES), scores=np.ones(3)), "`boxes` is a cell.*`scores` is not"),

@@ -320,5 +320,5 @@ def test_a_damaged_checkpoint_and_a_folder_without_one_say_so(tmp_path: Path) ->
 
 @pytest.mark.parametrize("head", [[5], [1, 2, 3]])
 def test_a_head_has_two_numbers(head: list[int]) -> None:
-    with pytest.raises(UserError, match=r"model\.head=.*: must be two numbers"):
+    with pytest.raises(UserError, match=r"model\.head=.*: expected two integers"):
         models.model(ModelSettings(head=head), 2)

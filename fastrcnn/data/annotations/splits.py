@@ -35,10 +35,10 @@ WORDS = {"trainval": ("trainval", "train"), "test": ("test", "val")}
 
 
 def divide(ids: Sequence[str], split: str) -> list[str]:
-    """Divide image ids into trainval and test, and return the ids of `split`, one of the two, in the given order.
+    """Divide image ids into trainval and test, and return the ids of `split` in the given order.
 
     An id belongs to test if its hash is in the lowest fifth of the range, so an image stays in its split when other
-    images are added or removed. Of two or more ids, each split contains at least one.
+    images are added or removed. If there are two or more ids, each split contains at least one.
     """
     hashes = {i: hashlib.sha256(i.encode(errors="surrogateescape")).digest()[:7] for i in ids}
     ordered = sorted(ids, key=hashes.__getitem__)
@@ -54,7 +54,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     root: the data set's folder, or its only annotation file. split: the name of a split (SPLIT or FOLDER/SPLIT), or an
     annotation file inside root. Without lists in ImageSets/Main, splits are recognised by the names of annotation
     files, of splits in those files, or of folders (train, valid, test). `divide` is used if the data set defines no
-    splits, or only one list whose name is not that of a split. Raises UserError if the split is not found or a file
+    splits, or only one list that is not named after a split. Raises UserError if the split is not found or a file
     cannot be read.
     """
     if root.is_file() and split != root.name:
@@ -240,7 +240,7 @@ def annotated(source: Path, image_ids: Sequence[str], root: Path) -> list[bool]:
 def source_problems(source: Path, root: Path | None = None) -> list[Problem]:
     """Return the problems of an annotation file that `read` does not return with an image, such as unusable entries.
 
-    For a folder, the result is empty. root: the data set's folder, by default the source.
+    For a folder, the result is empty. root: the data set's folder; None: `source`.
     """
     if is_coco(source):
         return list(read_coco_file(source).problems)
@@ -264,8 +264,8 @@ def explain_missing(problems: Sequence[Problem], source: Path, root: Path, image
 def class_names(source: Path, image_ids: Sequence[str], root: Path | None = None) -> tuple[list[str], Problems]:
     """Return the names of all classes with objects in these images, and the errors of unreadable annotations.
 
-    COCO, CVAT and YOLO files define the order of the names; otherwise they are sorted. For a COCO file, the result
-    covers all of its images. root: the data set's folder, by default the source.
+    The names are in the order that a COCO, CVAT or YOLO file defines. For other formats, they are sorted. For a COCO
+    file, the result covers all of its images. root: the data set's folder; None: `source`.
     """
     if is_coco(source):
         return coco_classes(source), Problems(source_problems(source))
@@ -292,10 +292,10 @@ def load(
 ) -> tuple[list[Sample], Problems]:
     """Load images as samples with half-open boxes. Return the samples of the usable images, and all problems found.
 
-    See `read` for parameters not described here. root: by default the source. training: exclude annotations with
-    `iscrowd` or `ignore`, and difficult objects unless `use_difficult` is set. Otherwise keep all annotations.
-    skip_bad: skip unusable files and objects. leave_out_others: exclude objects of classes that are not in `classes`,
-    and count them in a note; otherwise they are errors.
+    See `read` for parameters not described here. root: the data set's folder; None: `source`. training: exclude
+    annotations with `iscrowd` or `ignore`, and difficult objects unless `use_difficult` is set. Otherwise keep all
+    annotations. skip_bad: skip unusable files and objects. leave_out_others: exclude objects of classes that are not in
+    `classes`, and count them in a note; otherwise they are errors.
 
     Raises UserError if there are errors (see problems.ERRORS) and `skip_bad` is false.
     """

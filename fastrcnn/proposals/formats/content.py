@@ -23,7 +23,7 @@ class Content:
     convention: the meaning of the four numbers of a box.
     ids: image ids in file order; "" if neither the file nor its name contains the id.
     boxes: a function that reads the image ids[index]. It returns the boxes (P, 4) with their numbers unchanged, and the
-        scores (P,) or None. It raises UserError with the file and image if they are invalid.
+        scores (P,) or None. It raises UserError with the file and image if the boxes or scores are invalid.
     named: whether the ids are in the file, or are the file names of a folder. If so, the user cannot give other ids.
     """
 
@@ -63,7 +63,7 @@ def as_boxes(value: object, where: str, columns: tuple[int, ...] = (4,)) -> Pair
         scored = columns == (5,) or value.shape[1:] == (5,)
         return np.zeros((0, 4)), np.zeros(0) if scored else None
     if value.dtype.kind not in "iuf" or value.ndim != 2 or value.shape[1] not in columns:
-        raise UserError(f"{where}: {wanted}, but found an array of {value.dtype} of shape {value.shape}.")
+        raise UserError(f"{where}: {wanted}, but found a {value.dtype} array with shape {value.shape}.")
     numbers = value.astype(np.float64)
     return numbers[:, :4], numbers[:, 4] if numbers.shape[1] == 5 else None
 
@@ -77,10 +77,10 @@ def as_scores(value: object, boxes: np.ndarray, where: str) -> np.ndarray:
     if isinstance(value, (list, tuple)) and _are_numbers(value):
         value = np.array(value, np.float64)
     if not isinstance(value, np.ndarray):
-        raise UserError(f"{where}: {wanted}, but found something else (type {type(value).__name__}).")
+        raise UserError(f"{where}: {wanted}, but found a value of type {type(value).__name__}.")
     is_row = value.size == len(boxes) and max(value.shape, default=1) == value.size
     if value.size != len(boxes) or (value.size and (value.dtype.kind not in "iuf" or not is_row)):
-        raise UserError(f"{where}: {wanted}, but found an array of {value.dtype} of shape {value.shape}.")
+        raise UserError(f"{where}: {wanted}, but found a {value.dtype} array with shape {value.shape}.")
     return value.astype(np.float64).reshape(-1)
 
 

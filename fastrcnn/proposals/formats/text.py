@@ -74,7 +74,7 @@ def read_csv(path: Path) -> Content:
 
     The columns, in any order, are image_id (or image or id), either x1, y1, x2, y2 (half-open) or x, y, w, h, and
     optionally score. The separator is a comma, semicolon or tab. Raises UserError if the file is not CSV in UTF-8, or
-    if lines are invalid; the message contains the numbers of the first MOST invalid lines.
+    if lines are invalid; the message lists the first invalid lines by number (at most MOST).
     """
     rows = _Rows()
     try:
@@ -120,9 +120,10 @@ def _parse_line(fields: list[str], places: dict[str, int], wanted: list[str]) ->
 def read_json(path: Path) -> Content:
     """Read COCO results: a list of objects with `image_id`, `bbox` and optionally `score`.
 
-    bbox is x y width height, zero-based. The box of each object is stored while the file is parsed, because Python
-    objects would need ten times the size of the file. Raises UserError with the numbers of the first MOST invalid
-    objects, or with the line of a JSON syntax error.
+    `bbox` contains x, y, width and height; x and y are zero-based. The box of each object is stored while the file is
+    parsed, because Python objects would need ten times the size of the file. Raises UserError for
+    invalid objects or a JSON syntax error. The message lists the first invalid objects by position (at most MOST), or
+    contains the line of the syntax error.
     """
     rows = _Rows()
 

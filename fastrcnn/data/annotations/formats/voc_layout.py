@@ -192,7 +192,7 @@ def _all_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, P
 def split_folders(root: Path) -> dict[str, list[str]]:
     """Return the image ids in each subfolder of the annotation folder that is named after a split, such as `valid`.
 
-    The result is empty if there are fewer than two such folders, because a single one does not define the other splits.
+    The result is empty if there are fewer than two such folders, because one folder does not define the other splits.
     """
     base = annotation_folder(root)
     found = {}
@@ -217,7 +217,7 @@ def pictures_without_annotation(root: Path) -> list[Path]:
 
 
 def missing_image(root: Path, image_id: str) -> str:
-    """Return the error message about a missing image, with the suffixes of unsupported files of that name."""
+    """Return the error message about a missing image, with the suffixes of unsupported files that have its name."""
     read = ", ".join(IMAGE_SUFFIXES)
     path = PurePosixPath(image_id)
     for place, rest in _places(root, image_id):
@@ -263,7 +263,8 @@ def read_split(root: Path, split: str) -> list[str]:
     """Return the image ids in `ImageSets/Main/SPLIT.txt` below `root`, in the order of the lines.
 
     A line contains an id, or an id and -1, 0 or 1 (ignored), as in the devkit's lists of a single class. An id can end
-    with the suffix of its file. It can contain spaces, or be quoted, if an image or annotation has that id.
+    with the suffix of its file. It can contain spaces if an image or annotation with this id exists. It can be in
+    double quotes, which are not part of the id.
 
     Raises UserError if the list is missing or empty, or has an invalid or duplicate line.
     """
@@ -292,7 +293,8 @@ def read_split(root: Path, split: str) -> list[str]:
             )
         if nfc(image_id) in ids:
             raise UserError(
-                f"{path}, line {number}: '{image_id}' is already in line {ids[nfc(image_id)]}. Delete a line."
+                f"{path}, line {number}: '{image_id}' is already in line {ids[nfc(image_id)]}. Delete one of "
+                "the two lines."
             )
         ids[nfc(image_id)] = number
     if not ids:

@@ -272,9 +272,10 @@ def _without_splits(folder: Path) -> str:
 
 
 def _place(ways: Sequence[str], base: Path) -> Path | None:
-    """Return the folder or file of a split, or None if it does not exist. ways: alternative paths, in order.
+    """Return the folder or file of a split, or None if it does not exist. ways: alternative paths, tried in order.
 
-    A folder must have a complete path, except `..`, because a shorter path could be the folder of another split.
+    `..` in a path is ignored. If none of the paths exists, `resolve` drops leading parts of the last one to find a
+    file. A folder is not searched for in this way, because a shorter path could be the folder of another split.
     """
     for way in ways:
         parts = [part for part in PurePosixPath(way.replace("\\", "/")).parts if part not in ("..", ".", "/")]
@@ -285,7 +286,7 @@ def _place(ways: Sequence[str], base: Path) -> Path | None:
 
 
 def _listed(file: Path, folder: Path) -> list[Path]:
-    """Return the paths of the images that a text file lists, one per line, even of images that do not exist."""
+    """Return the paths of the images that a text file lists, one per line, including images that do not exist."""
     paths, names = [], [line.strip() for line in read_lines(file)]
     for number, name in enumerate(names, 1):
         if name:

@@ -82,7 +82,7 @@ def test_proposals_leave_with_the_numbers_of_the_file(tmp_path: Path, call: Call
         status, said, err = call(
             "propose", f"convert={tmp_path / split}.proposals", f"output={out}", f"data.root={root}"
         )
-        assert (status, said.splitlines()[-1]) == (0, f"written to {out}: {images} boxes of {images} images"), err
+        assert (status, said.splitlines()[-1]) == (0, f"Wrote {images} boxes of {images} images to {out}"), err
         assert [entry["image_id"] for entry in json.loads(out.read_text())] == list(range(images))
     both = f"convert=[{tmp_path}/train.proposals,{tmp_path}/test.proposals]"
     status, _, err = call("propose", both, f"output={tmp_path}/both.json", f"data.root={root}")
@@ -155,7 +155,7 @@ def test_classes_are_those_of_all_splits(tmp_path: Path, call: Call, caplog: pyt
     assert annotations.classes(config) == ["cat", "dog"]
     train, *_ = datasets.run_sets(config, ["cat", "dog"], 0)
     assert {label for s in train.samples for label in s.labels.tolist()} == {1}
-    assert "no training objects of these classes: dog" in caplog.text
+    assert "these classes have no training objects: dog" in caplog.text
     status, _, report = check(call, root)
     (alone,) = [p for p in report["notes"] if p["kind"] == "test_only"]
     assert (status, alone["what"]) == (0, "'dog' has no training object, but 6 in the validation and test splits.")
