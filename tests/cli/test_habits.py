@@ -31,7 +31,7 @@ Call = Callable[..., tuple[int, str, str]]
         (["train", "batch=8"], "Use solver.images_per_batch=... instead: number of images per batch"),
         (["train", "--batch-size=8"], "unknown key '--batch-size'. Use solver.images_per_batch=..."),
         (["train", "imgsz=640"], "Use data.short_sides=... instead: short sides of training images"),
-        (["train", "--name", "x"], "unknown key '--name'. Use name=... instead: name for runs"),
+        (["train", "--name", "x"], "unknown key '--name'. Use name=... instead: name of the run"),
         (["train", "patience=5"], "unknown key 'patience'. Did you mean 'solver.patience'?"),
         (["detect", "weights=best.pt"], "Use checkpoint=... instead: the folder of a run"),
         (["detect", "conf=0.3"], "Use draw_threshold=... instead: do not draw detections with a lower score"),

@@ -229,7 +229,10 @@ def missing_image(root: Path, image_id: str) -> str:
 
 
 def where_files_are(root: Path) -> str:
-    """Return a message with the folders that contain most images and most XML files, or "" if either do not exist."""
+    """Return a message with the folders that contain most images and most XML files.
+
+    The message is empty if there are no images or no XML files.
+    """
     found = []
     for suffixes in (IMAGE_SUFFIXES, (".xml",)):
         files = sorted(path for _, path in _all_files(root, suffixes))
@@ -279,7 +282,8 @@ def read_split(root: Path, split: str) -> list[str]:
             continue
         if leads_out(line):
             raise UserError(
-                f"{path}, line {number}: the id '{line.split()[0]}' points outside the data set. Fix the id."
+                f"{path}, line {number}: the id '{line.split()[0]}' points outside the folder of the data set. "
+                "Fix the id."
             )
         image_id = _id_of(root, line.replace("\\", "/"))
         if image_id is None:
@@ -289,7 +293,7 @@ def read_split(root: Path, split: str) -> list[str]:
             )
         if nfc(image_id) in ids:
             raise UserError(
-                f"{path}, line {number}: '{image_id}' is already in line {ids[nfc(image_id)]}. Delete a line."
+                f"{path}, line {number}: '{image_id}' is already in line {ids[nfc(image_id)]}. Delete one of the lines."
             )
         ids[nfc(image_id)] = number
     if not ids:
