@@ -34,7 +34,7 @@ Call = Callable[..., tuple[int, str, str]]
         (["train", "--name", "x"], "unknown key '--name'. Use name=... instead: name of the run"),
         (["train", "patience=5"], "unknown key 'patience'. Did you mean 'solver.patience'?"),
         (["detect", "weights=best.pt"], "Use checkpoint=... instead: the folder of a run"),
-        (["detect", "conf=0.3"], "Use draw_threshold=... instead: do not draw detections with a lower score"),
+        (["detect", "conf=0.3"], "Use draw_threshold=... instead: do not draw detections whose score is below"),
         (["eval", "conf=0.3"], "Use detection.score_threshold=... instead: drop detections"),
         (["train", "pretrained=true"], "Use model.weights=..."),
     ],

@@ -155,7 +155,7 @@ def test_classes_are_those_of_all_splits(tmp_path: Path, call: Call, caplog: pyt
     assert annotations.classes(config) == ["cat", "dog"]
     train, *_ = datasets.run_sets(config, ["cat", "dog"], 0)
     assert {label for s in train.samples for label in s.labels.tolist()} == {1}
-    assert "no training objects of these classes: dog" in caplog.text
+    assert "these classes have no training objects: dog" in caplog.text
     status, _, report = check(call, root)
     (alone,) = [p for p in report["notes"] if p["kind"] == "test_only"]
     assert (status, alone["what"]) == (0, "'dog' has no training object, but 6 in the validation and test splits.")
