@@ -1,4 +1,4 @@
-"""Rules for the names of classes, splits and images in file names and in files."""
+"""Rules for how the names of classes, splits and images are written in file names and in the content of files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def comp4_id(image_id: str) -> str:
 
 
 def class_fault(name: str, split: str) -> str | None:
-    """Return why a class name cannot be used in the name of a comp4 file for the split, or None if it can.
+    """Return the reason why a class name cannot be part of the name of a comp4 file of the split, or None if it can.
 
     The text completes a sentence that begins with the class name, for example "contains a slash, which ...".
     """

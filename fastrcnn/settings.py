@@ -76,7 +76,8 @@ class ModelSettings:
     scale_maps: bool | None = key(
         None,
         "multiply the feature maps by a constant, so that their magnitude suits a newly initialised fc6; the constant "
-        "is measured when training starts; null: only if `weights` are given and contain no fc6 of the right shape",
+        "is measured when training starts; null: do this only if model.weights is set and contains no fc6 of the right "
+        "shape",
     )
     roi_size: int = key(7, "height and width of a pooled RoI, in bins", least=1, most=1000)
     roi_features: list[str] = key(["conv5_3"], "convolutions from whose feature maps RoIs are pooled", some=True)
@@ -126,9 +127,9 @@ class SelectiveSearchSettings:
     min_side: float = key(0.0, "drop boxes whose shorter side is less than this, in pixels of the original image")
     near: float = key(
         0.9,
-        "drop a box whose IoU with a better box is at least this value; the first 1,500 boxes are chosen with a "
-        "stricter threshold (5/6 of this value), so that they overlap less, and the other boxes that pass the "
-        "threshold `near` follow after them",
+        "drop a box if a better box that is kept has an IoU of at least this value with it; the first 1,500 boxes are "
+        "chosen with a lower threshold (5/6 of this value), so that they overlap less; boxes that are dropped only "
+        "because of the lower threshold are placed after the first 1,500",
         above=0,
     )
     max_boxes: int = key(2000, "maximum number of boxes per image", least=1)
@@ -186,15 +187,15 @@ class DetectionSettings:
     """Postprocessing, which converts scores and boxes to detections; see model/postprocess.py."""
 
     score_threshold: float | None = key(
-        0.05, "drop detections whose score (probability or SVM margin) is lower; null: no threshold"
+        0.05, "drop detections whose score (probability or SVM margin) is below this value; null: no threshold"
     )
     box_regression: bool = key(
         True, "apply the predicted box regression; false: the boxes of detections are the unchanged RoIs"
     )
     nms_iou: float = key(
         0.3,
-        "IoU threshold of non-maximum suppression: drop a box whose IoU with a better box of its class is at least "
-        "this value",
+        "IoU threshold of non-maximum suppression: drop a box if a better box of its class that is kept has an IoU "
+        "of at least this value with it",
         least=0,
         most=1,
     )
@@ -209,7 +210,10 @@ class DetectionSettings:
         least=1,
     )
     rois_per_chunk: int = key(
-        500, "number of RoIs per forward pass of fc6 and fc7; a smaller number needs less memory", least=1
+        500,
+        "maximum number of RoIs that are pooled and go through fc6 and fc7 at a time; a smaller number needs less "
+        "memory",
+        least=1,
     )
 
 

@@ -141,8 +141,9 @@ def caffe_detector(path: Path, names: Sequence[str]) -> tuple[ModelSettings, Fas
     if num_classes != len(names):
         raise UserError(
             f"{path}: this detector has {num_classes} classes, but data.classes has {len(names)} "
-            f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). Set data.classes to its class names in "
-            f"training order. To fine-tune its layers on other classes, set model.weights={path}."
+            f"({', '.join(names[:5])}{' ...' if len(names) > 5 else ''}). Set data.classes to the class names "
+            "of this detector, in the order that was used in training. To fine-tune its layers on other classes, set "
+            f"model.weights={path}."
         )
     shapes = trained_shapes({"model": asdict(config)}, num_classes)
     wanted = {k: v for k, v in shapes.items() if k.startswith((*pretrained.PARTS, *pretrained.OUTPUTS))}

@@ -178,8 +178,8 @@ def speak(arguments: list[str], head: str = "") -> None:
 def _prints_errors() -> bool:
     """Return whether this process prints the message of an error that ended it.
 
-    Before the processes of a job have joined, the same error occurs in all processes of a machine, and only the first
-    one prints it. Afterwards, each process prints its error.
+    Before the processes of a job have formed their process group, the same error occurs in all processes of a machine,
+    and only the first one prints it. Afterwards, each process prints its own error.
     """
     distributed = sys.modules.get("fastrcnn.parallel.distributed")
     return launch().local_rank == 0 or (distributed is not None and distributed.size() > 1)

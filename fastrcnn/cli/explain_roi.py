@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
 
 
 def run(config: ExplainRoiConfig) -> int:
-    """Do what `main` does, for a configuration. Raises UserError if a value is invalid."""
+    """Run the command with a configuration. Raises UserError if a value is invalid."""
     question, name = question_of(config)
     from fastrcnn.report.roi_drawing import write_explanation
 
@@ -47,7 +47,7 @@ def question_of(config: ExplainRoiConfig) -> tuple[Question, str]:
         name: str = config.example or "8x8"
         return EXAMPLES[name], name
     if len(config.roi) != 4:
-        raise UserError("Specify the RoI as roi=[x1,y1,x2,y2], in pixels of the image.")
+        raise UserError("Specify the RoI as roi=[x1,y1,x2,y2], in pixels.")
     if config.stride < 1:
         raise UserError(f"stride={config.stride}: must be at least 1 pixel.")
     if len(config.output_size) != 2 or min(config.output_size) < 1:

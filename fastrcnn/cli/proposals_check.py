@@ -112,8 +112,8 @@ def table(outcome: Outcome) -> str:
     for n, fit in enumerate(shown):
         mark = "  " if n >= outcome.equal or not outcome.fits else "->" if n == 0 else " ="
         figures = f"{fit.recall(0.5):>6.3f}{fit.recall(0.7):>6.3f}{fit.best.mean():>8.3f}{fit.touched:>9.3f}"
-        as_read = "  as read" if fit is outcome.own else ""
-        lines.append(f"{mark} {fit.reading.convention!s:<24}{fit.reading.unit:<15}{figures}{as_read}")
+        default = "  default" if fit is outcome.own else ""
+        lines.append(f"{mark} {fit.reading.convention!s:<24}{fit.reading.unit:<15}{figures}{default}")
     if len(outcome.winner.sides) > 1:
         chance = outcome.winner.chance
         figures = f"{(chance >= 0.5).mean():>6.3f}{(chance >= 0.7).mean():>6.3f}{chance.mean():>8.3f}"

@@ -155,7 +155,7 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     if counts.dropped + counts.far > SUSPICIOUS * (counts.kept + counts.dropped):
         where = f" data.root={data.root}" if data.root else ""
         print(
-            "  So many boxes do not fit in their images that the file probably uses another box convention. Run:\n"
+            "  Many boxes do not fit in their images. The file probably uses another box convention. Run:\n"
             f"    fastrcnn proposals-check proposals={path} data={data.name}{where}"
         )
     print(f"Use the proposals with data.proposals={output}")

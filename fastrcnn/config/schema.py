@@ -146,7 +146,7 @@ class RuntimeConfig:
 
 @dataclass
 class TrainConfig:
-    name: str = key("train", "name for runs; a new run is written to outputs/<name>/<time>-<id>", in_path=True)
+    name: str = key("train", "name of the run; a new run is written to outputs/<name>/<time>-<id>", in_path=True)
     run: str | None = key(None, "folder of the run; null: a new folder in outputs/<name>")
     resume: Literal["auto"] | None = key(
         None,
@@ -176,7 +176,9 @@ class ReproduceConfig(TrainConfig):
     start: str | None = key(None, SET_BY_REPRODUCE)
     table: int | None = key(None, "required: number of the table in the paper", least=1, most=8)
     seeds: list[int] = key([0], "random seeds; each experiment is run once for each seed", least=0)
-    output: str | None = key(None, "output folder of table-N.md and table-N.json; null: outputs/reproduce/<data.name>")
+    output: str | None = key(
+        None, "folder to which table-N.md and table-N.json are written; null: outputs/reproduce/<data.name>"
+    )
 
 
 @dataclass
@@ -211,7 +213,7 @@ class RevalConfig:
     )
     split: str | None = key(None, "split to evaluate on instead of data.test")
     metric: Metric | None = key(None, "AP metric; null: data.metric")
-    output: str | None = key(None, "output folder of metrics.json and the report; null: write no files")
+    output: str | None = key(None, "folder to which metrics.json and the report are written; null: write no files")
     data: DataConfig = field(default_factory=DataConfig)
 
 
@@ -223,7 +225,7 @@ class CompareConfig:
         "`fastrcnn compare runs=[RUN,OTHER_RUN]`",
     )
     split: str | None = key(None, "name of the folder in RUN/eval to use if a run has several evaluations")
-    output: str = key("outputs/compare", "output folder of compare.html")
+    output: str = key("outputs/compare", "folder to which compare.html is written")
     resamples: int = key(1000, "number of bootstrap resamples for the confidence intervals", least=100)
     seed: int = key(0, "random seed of the bootstrap", least=0)
 
@@ -250,8 +252,8 @@ class DetectConfig(Detecting):
     )
     draw_threshold: float | None = key(
         None,
-        "do not draw detections with a lower score; null: the threshold with the best F1 in the evaluation of the "
-        "checkpoint, or 0.5 if it was not evaluated",
+        "do not draw detections whose score is below this value; null: the threshold with the best F1 in the "
+        "evaluation of the checkpoint, or 0.5 if it was not evaluated",
     )
 
 
@@ -273,8 +275,9 @@ class ProposeConfig:
     )
     output: str | None = key(
         None,
-        "store to write, or with `convert` also NAME.mat or NAME.json; null: a store in data.proposal_cache, where "
-        "training finds generated proposals; required to generate proposals for `source`",
+        "store to write, or with `convert` also NAME.mat or NAME.json; required with `source` unless `convert` is set; "
+        "null: a store in data.proposal_cache; training uses generated proposals there automatically, but converted "
+        "proposals only if data.proposals is set",
     )
     workers: int | None = key(None, "number of processes; null: one per core", least=1)
     data: DataConfig = field(default_factory=DataConfig)
@@ -367,7 +370,7 @@ class SvmConfig(SvmSettings, FromRun):
 class ExportConfig(FromRun):
     format: ExportFormat | None = key(
         None,
-        "required; onnx: for ONNX Runtime; pt2: for torch.export.load, if this package is installed; safetensors: for "
+        "required; onnx: for ONNX Runtime; pt2: for torch.export.load, if fastrcnn is installed; safetensors: for "
         "fastrcnn.load and all commands that accept a checkpoint; caffemodel: for the author's Caffe code; "
         "torchvision: state dict of a VGG16",
     )
@@ -398,10 +401,14 @@ class ExplainRoiConfig:
         "file with the values",
     )
     image: str | None = key(None, "image whose brightness is used as the feature map")
-    roi: list[float] = key([], "required with `grid` or `image`: the RoI as [x1,y1,x2,y2], in pixels of the image")
-    stride: int = key(16, "stride of the feature map, in pixels of the image per cell")
+    roi: list[float] = key(
+        [],
+        "required with `grid` or `image`: the RoI as [x1,y1,x2,y2], in pixels; a cell of the map has `stride` x "
+        "`stride` pixels",
+    )
+    stride: int = key(16, "stride of the feature map, in pixels per cell")
     output_size: list[int] = key([7, 7], "number of rows and number of columns of bins")
-    output: str = key("outputs/explain-roi", "output folder of the PNG and SVG files")
+    output: str = key("outputs/explain-roi", "folder to which the PNG and SVG files are written")
 
 
 SCHEMAS: dict[str, type] = {

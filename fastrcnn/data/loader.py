@@ -148,7 +148,9 @@ class Loader(DataLoader):
         except (OSError, EOFError):  # from the pipe to a process that is importing the main script
             if method == "fork":
                 raise
-            raise WorkerDiedError(f"A process that loads images exited during its start. {missing_guard()}") from None
+            raise WorkerDiedError(
+                f"A process that loads images exited while it was starting. {missing_guard()}"
+            ) from None
         if answered is not None and threading.current_thread() is threading.main_thread():
             # torch installed a signal handler that can raise at any time, even while a checkpoint is written.
             # Without it, a dead worker is detected within five seconds, because its batch does not arrive.

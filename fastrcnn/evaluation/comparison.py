@@ -107,7 +107,7 @@ def _difference(first: float | None, other: float | None, samples: np.ndarray) -
 
 
 def check_alike(name: str, first: Matches, other_name: str, other: Matches) -> None:
-    """Raise UserError, with the difference, if two runs differ in metric, classes, images or ground truth."""
+    """Raise UserError with the difference if two runs differ in metric, classes, images or ground truth."""
     both = f"{name} and {other_name} were evaluated on"
     if first.metric != other.metric:
         raise UserError(
@@ -128,9 +128,8 @@ def check_alike(name: str, first: Matches, other_name: str, other: Matches) -> N
         )
     if first.truth != other.truth:
         raise UserError(
-            f"{both} the same images ({len(first.image_ids)}), but with different ground truth: some boxes, classes, "
-            "difficult flags or image sizes, or the order of the images, have changed. Evaluate both again on the "
-            "current data."
+            f"{both} the same images ({len(first.image_ids)}), but the ground truth differs (boxes, classes, difficult "
+            "flags or image sizes), or the images are in a different order. Evaluate both again on the current data."
         )
 
 

@@ -38,7 +38,7 @@ class Network(Protocol):
         clipped to its border.
         pyramid: the images at one or more scales, as one batch per scale. `nearest_level` selects the scale at which
             each RoI is pooled.
-        rois_per_chunk: maximum number of RoIs per forward pass of fc6 and fc7, to limit memory use.
+        rois_per_chunk: maximum number of RoIs that go through pooling, fc6 and fc7 at a time, to limit memory use.
         box_regression: whether to apply the predicted deltas. If false, the boxes are the clipped proposals.
         """
         ...

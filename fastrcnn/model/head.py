@@ -21,7 +21,7 @@ Ranks = dict[str, int | None]  # rank of each layer by name; None: the layer is 
 
 
 def largest_rank(rows: int, columns: int) -> int:
-    """Return the largest rank at which the two factors have fewer than rows x columns weights; 0 if there is none."""
+    """Return the largest rank at which the two factors have fewer than rows x columns weights, or 0 if no rank has."""
     return (rows * columns - 1) // (rows + columns)
 
 
@@ -95,7 +95,10 @@ class Decomposition:
         return int(enough[0]) + 1 if len(enough) else 1
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
-        """Return L (rank, columns) = S V^T = U^T W and U (rows, rank) for the `rank` largest singular values."""
+        """Return the factors L (rank, columns) and U (rows, rank) for the `rank` largest singular values.
+
+        With the decomposition W = U S V^T, the factor L is S V^T = U^T W.
+        """
         u = self.left[:, :rank]
         parts = [u.T @ block.double() for block in self.weight.split(BLOCK, dim=1)]
         return torch.cat(parts, dim=1).to(self.weight.dtype), u.to(self.weight.dtype).contiguous()

@@ -20,7 +20,7 @@ def best_boxes(class_scores: Tensor, boxes: Tensor, settings: DetectionSettings 
     class_scores: (K, classes + 1), probabilities or margins, background first.
     boxes: (K, classes + 1, 4), half-open, clipped to the image.
     settings: max_per_class limits the boxes of each class before non-maximum suppression (100 in the author's code).
-        max_per_image limits the detections of the image after it.
+        max_per_image limits the detections of the image afterwards.
     """
     boxes = boxes[:, 1:]  # (K, classes, 4)
     scores = class_scores[:, 1:]  # (K, classes)
@@ -52,12 +52,12 @@ def class_thresholds(entered: Sequence[Tensor], average: int) -> Tensor:
     """Compute the score thresholds (classes,) that the detections in a set of images must exceed.
 
     entered: the scores (M_i, classes) from `entering_scores` for each of N images. average: mean number of boxes of a
-    class to keep per image. The threshold is the (average x N)-th best score of the class, or minus infinity if there
-    are no more scores than that.
+    class to keep per image. The threshold is the (average x N)-th best score of the class, or minus infinity if
+    the class has at most average x N scores.
 
-    Applying the threshold after suppression gives the same result as applying it before, because a box can only be
-    suppressed by a box with a higher score. Source: test_net in the author's lib/fast_rcnn/test.py, which finds the
-    threshold with a heap.
+    Applying the threshold after non-maximum suppression gives the same result as applying it before, because a box can
+    only be suppressed by a box with a higher score. Source: test_net in the author's lib/fast_rcnn/test.py, which
+    finds the threshold with a heap.
     """
     scores = torch.cat(list(entered))
     limit = average * len(entered)

@@ -110,7 +110,10 @@ def _launch(name: str, on: Tensor, grid: Grid, threads: int, arguments: list[Any
 
 @functools.cache
 def _context(device: int) -> ctypes.c_void_p:
-    """Return torch's context of a device. CUDA_VISIBLE_DEVICES renumbers devices equally for torch and the driver."""
+    """Return torch's CUDA context for a device.
+
+    CUDA_VISIBLE_DEVICES affects the device numbers of torch and of the driver in the same way.
+    """
     handle, context = ctypes.c_int(), ctypes.c_void_p()
     _check(_loaded().cuDeviceGet(ctypes.byref(handle), device), "find the device")
     _check(_loaded().cuDevicePrimaryCtxRetain(ctypes.byref(context), handle), "find the device's context")

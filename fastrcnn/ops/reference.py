@@ -1,6 +1,6 @@
 """The specification of RoI pooling in plain loops. All other backends must return exactly the same bits.
 
-Gradients on CUDA are an exception, because by default they are summed in an arbitrary order.
+The sign of zero and gradients on CUDA are exceptions. By default, CUDA sums gradients in an arbitrary order.
 Coordinates are float32, as in Caffe and torchvision. With 7 bins, the last bin of an RoI of 57 cells extends one cell
 beyond the RoI; exact arithmetic would not reproduce this.
 """
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 VARIANTS = ("fast_rcnn", "partition", "truncate")
-FAR = float(2**28)  # cell coordinates are clamped to this, to avoid int overflow; no map is this large
+FAR = float(2**28)  # cell coordinates are clamped to -FAR .. FAR, to avoid int overflow; no map is this large
 
 Bins = list[tuple[int, int]]
 

@@ -91,8 +91,9 @@ def _roi_pool_backward(grad: Tensor, rois: Tensor, argmax: Tensor, *rest: Any) -
 class Pool(Function):
     """roi_pool with derivatives of every order. The backward pass is a scatter, and its derivative is a gather.
 
-    An autograd.Function also supports forward mode and torch.func transforms. There, an operator of torch.library
-    would have a zero derivative or none. The function `pool` selects between this class and the operator.
+    An autograd.Function also supports forward mode and torch.func transforms. With these, an operator that is
+    registered with torch.library has no derivative, or a derivative of zero. The function `pool` selects between this
+    class and the operator.
     """
 
     generate_vmap_rule = True

@@ -106,4 +106,6 @@ def _check_out(out: Tensor, features: Tensor, shape: tuple[int, ...]) -> None:
         raise TypeError(f"out: expected {features.dtype}, the dtype of features, got {out.dtype}")
     check_device(out, "out", features, "features")
     if not (out.is_contiguous() or out.is_contiguous(memory_format=torch.channels_last)):
-        raise ValueError(f"out: expected a contiguous or channels_last tensor, got the strides {out.stride()}")
+        raise ValueError(
+            f"out: expected a contiguous or channels_last tensor, got a tensor with the strides {out.stride()}"
+        )

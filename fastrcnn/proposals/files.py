@@ -35,7 +35,7 @@ FORMATS = """Supported formats (details in docs/proposals.md):
 def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:
     """Open the proposals in `path`, a file or a folder. The image ids of the result are unique.
 
-    ids: the image ids in file order, for formats that contain no image ids; otherwise None.
+    ids: the image ids in the order of the proposals, for formats that contain no image ids; otherwise None.
     Raises UserError if the path does not exist or cannot be read, if the format is unknown, if image ids are missing or
     repeated, or if `ids` is given for a file that contains ids or that has another number of images.
     """
@@ -52,13 +52,13 @@ def open_proposals(path: Path, ids: Sequence[str] | None = None) -> Content:
         if len(ids) != count:
             raise UserError(
                 f"{path}: the file has {count} image(s), but ids= lists {len(ids)} id(s). The list must contain one "
-                "image id per line, in file order."
+                "image id per line, in the order of the proposals."
             )
         content = replace(content, ids=list(ids))
     elif not content.named and "" in content.ids:
         raise UserError(
             f"{path}: this file ({content.format}) contains no image ids. Write the ids of its {count} image(s) to "
-            "a text file, one per line in file order, and add ids=LIST.txt."
+            "a text file, one per line, in the order of the proposals, and add ids=LIST.txt."
         )
     refuse_repeated(content.ids, path)
     return content

@@ -60,7 +60,7 @@ class Settings:
     group_aspects: put landscape images and other images into separate batches. workers: number of loader processes.
     box_weight: weight of the box regression loss. dtype: dtype of the forward pass. profile: profile a few steps.
     patience: number of evaluations without a better mAP after which the run ends; 0: the run does not end early.
-    advice: text that tells the user what to do if memory runs out. cache: maximum size in bytes of the feature maps of
+    advice: advice for the user, which is shown if memory runs out. cache: maximum size in bytes of the feature maps of
     frozen layers on disk, see maps.py; 0: they are not cached.
     """
 
@@ -227,7 +227,7 @@ class TrainingRun:
             )
             return
         log.info(
-            "Computing feature maps of the frozen layers for %d versions of the images (resized, flipped, transposed)",
+            "Computing the feature maps of the frozen layers for %d inputs (images in all sizes, flipped, transposed)",
             len(chosen),
         )
         self.say_whole_time(self.maps, chosen)

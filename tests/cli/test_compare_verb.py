@@ -144,5 +144,5 @@ def test_what_cannot_be_compared_is_one_clear_message(
     assert "different classes: c does not include dog." in refused("c", "a")
     voc.add("p03", ("cat", (11, 11, 30, 40), True), ("dog", (41, 11, 60, 40), False))
     evaluated("t", 3)
-    assert "on the same images (12), but with different ground truth" in refused("a", "t")
+    assert "on the same images (12), but the ground truth differs" in refused("a", "t")
     assert "unknown key 'sed'. Did you mean 'seed'?" in refused("a", "t", "sed=1")

@@ -62,7 +62,7 @@ WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
     ),
     (
         ValueError,
-        "out: expected a contiguous or channels_last tensor, got the strides (294, 98, 14, 2)",
+        "out: expected a contiguous or channels_last tensor, got a tensor with the strides (294, 98, 14, 2)",
         {"out": torch.empty(1, 3, 7, 14)[..., ::2]},
     ),
     (

@@ -67,7 +67,7 @@ def test_a_head_is_trained_on_kept_maps_of_the_weights_given(
         status, out, err = call("train", *given, "runtime.log_every=1")
     assert status == 0, err
     assert "loaded: conv1_1 to conv5_3; initialised:" in caplog.text
-    assert f"Computing feature maps of the frozen layers for {views} versions of the images" in caplog.text
+    assert f"feature maps of the frozen layers for {views} inputs" in caplog.text
     assert "mAP" in out
     saved = torch.load(in_order(Path("run/checkpoints"))[-1])["model"]
     for name, value in torch.load(convolutions).items():

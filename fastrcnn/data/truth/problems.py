@@ -125,7 +125,7 @@ KINDS = ERRORS | NOTES  # in the order in which they are shown
 ROUTINE = ("clipped", "other_classes", "turned", "polygons")  # notes that are logged as information, not as warnings
 # Kinds that can hide objects, because an annotation or image was not read.
 UNREAD = ("split", "missing_image", "link", "missing_annotation", "normalised", "annotation", "box", "unknown_class")
-LEADS_OUT = "the link points outside the data set and is not followed. Replace it with the file itself."
+LEADS_OUT = "the link points outside the folder of the data set and is not followed. Replace it with the file itself."
 FEW, NEARLY_ALL = 5, 0.9  # a problem of at least this number and share of images is reported once
 
 

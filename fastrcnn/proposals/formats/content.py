@@ -21,7 +21,7 @@ class Content:
     paths: the files or folders. Messages name the first one.
     format: description of the format, for messages.
     convention: the meaning of the four numbers of a box.
-    ids: image ids in file order; "" if neither the file nor its name contains the id.
+    ids: image ids in the order of the proposals; "" if neither the file nor its name contains the id.
     boxes: a function that reads the image ids[index]. It returns the boxes (P, 4) with their numbers unchanged, and the
         scores (P,) or None. It raises UserError with the file and image if the boxes or scores are invalid.
     named: whether the ids are in the file, or are the file names of a folder. If so, the user cannot give other ids.

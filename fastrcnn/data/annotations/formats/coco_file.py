@@ -23,7 +23,7 @@ from fastrcnn.errors import UserError
 # Parsed JSON takes about ten times the size of the file in memory. COCO's own files are 450 MB large.
 MAX_JSON_BYTES = 2_000_000_000
 Id = int | str
-OUTSIDE = "which points outside the data set. Paths must be relative to the folder of the images."
+OUTSIDE = "which points outside the folder of the data set. Paths must be relative to the folder of the images."
 TWICE = "Each image can have only one entry."
 
 

@@ -80,7 +80,9 @@ def read_cvat(file: Path, folder: Path) -> Listing:
         )
     for image in found:
         if leads_out(image.name):
-            raise UserError(f"{file}: the path '{image.name}' of an image points outside the data set. Fix the path.")
+            raise UserError(
+                f"{file}: the path '{image.name}' of an image points outside the folder of the data set. Fix the path."
+            )
         bases = picture_bases(file.parent, folder)
         within = [base / image.split for base in bases] if image.split else []  # for example images/Train/a.jpg
         path = resolve(image.name, [*within, *bases]) or file.parent / "images" / image.name

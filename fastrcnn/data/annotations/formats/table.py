@@ -99,7 +99,8 @@ def read_table(file: Path, folder: Path) -> Listing:
         own = image_id(path, folder)
         if own in images:
             raise UserError(
-                f"{file}, line {image.rows[0].number}: image {own} also occurs with a different path. Use only one."
+                f"{file}, line {image.rows[0].number}: image {own} also occurs with a different path. Use the "
+                "same path in all rows of an image."
             )
         size = None if image.size is None else _size(image.size)
         images[own] = ListedImage(path, file, partial(_objects, file, tuple(image.rows)), size)
@@ -115,7 +116,7 @@ def _size(texts: tuple[str, str]) -> Size | None:
 
 
 def columns_of(header: Sequence[str]) -> dict[str, int] | None:
-    """Return the index of each column by its key in COLUMNS, or None if a required column is missing."""
+    """Return a dictionary from keys of COLUMNS to column indices, or None if a required column is missing."""
     names = [cell.strip().strip("\ufeff").casefold() for cell in header]
     found = {key: names.index(name) for key, alike in COLUMNS.items() for name in alike[::-1] if name in names}
     return found if set(NEEDED) <= found.keys() else None
@@ -123,7 +124,7 @@ def columns_of(header: Sequence[str]) -> dict[str, int] | None:
 
 @read_once(16, fresh=0)
 def _read_rows(path: Path) -> dict[str, _Image] | None:
-    """Return the images of a CSV file by path as written in the file, or None if the file is not a table of boxes."""
+    """Return a dictionary from paths, as written in the file, to images. Return None if it is not a table of boxes."""
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path}: the file is larger than the limit of {MAX_BYTES // 1_000_000} MB.")
     lines = read_lines(path)
@@ -154,7 +155,7 @@ def _read_rows(path: Path) -> dict[str, _Image] | None:
         cells = [cell.strip() for cell in row] + [""] * (width - len(row))
         written = cells[columns["image"]]
         if not written:
-            raise UserError(f"{path}, line {number}: the row names no image.")
+            raise UserError(f"{path}, line {number}: the row contains no image path.")
         corners = tuple(cells[columns[key]] for key in ("x1", "y1", "x2", "y2"))
         size = (cells[columns["width"]], cells[columns["height"]]) if {"width", "height"} <= columns.keys() else None
         split = cells[columns["split"]] if "split" in columns else ""

@@ -58,7 +58,7 @@ def _filename_notes(images: Sequence[Path], said: Annotated) -> list[Problem]:
             f"<filename> is '{named}', another image of the data set. '{used}', which has the XML file's name, is used."
         )
     elif ".." in filename.replace("\\", "/").split("/"):
-        what = f"<filename> is '{filename}', which points outside the data set. '{used}' is used."
+        what = f"<filename> is '{filename}', which points outside the folder of the data set. '{used}' is used."
     elif len(images) > 1:
         names = ", ".join(f"'{p.name}'" for p in images)
         what = f"<filename> is none of the images with this id: {names}. '{used}' is used."

@@ -283,7 +283,8 @@ def read_split(root: Path, split: str) -> list[str]:
             continue
         if leads_out(line):
             raise UserError(
-                f"{path}, line {number}: the id '{line.split()[0]}' points outside the data set. Fix the id."
+                f"{path}, line {number}: the id '{line.split()[0]}' points outside the folder of the data set. "
+                "Fix the id."
             )
         image_id = _id_of(root, line.replace("\\", "/"))
         if image_id is None:

@@ -137,7 +137,7 @@ class _File:
         return "" if child is None else (child.text or "").strip()
 
     def pixels(self, element: Element | None, tag: str, shown: str) -> float:
-        """Return the number in a child. If it is not a number, report an error with the path `shown`, and return 0."""
+        """Return the number in a child element. If it is not a number, report an error at `shown`, and return 0."""
         text = self.text(element, tag)
         if abs(value := to_float(text)) < 1e7:  # False for NaN and infinity
             return value
@@ -151,7 +151,7 @@ class _File:
         return bool(value)
 
     def report_strays(self, element: Element, tag: str, also: str = "") -> bool:
-        """Report errors of children with misplaced elements, and a note about other unused children.
+        """Report an error for each misplaced child element, and a note about other unused children.
 
         tag: the element's key in KNOWN. also: another allowed tag. Returns whether there are errors.
         """

@@ -176,7 +176,9 @@ def test_one_cause_is_one_message(tmp_path: Path, folder: str) -> None:
     file = read_coco_file(path)
     assert file.images == {}
     (problem,) = file.problems
-    assert f"image 1: `file_name` is '{folder}seven.png', which points outside the data set" in problem.what
+    assert (
+        f"image 1: `file_name` is '{folder}seven.png', which points outside the folder of the data set" in problem.what
+    )
     assert "The same problem occurs in 2 images. This is the first." in problem.what
     assert "3 annotation(s) of unusable images are not read" in problem.what
 
@@ -282,8 +284,11 @@ def test_what_is_wrong_with_an_annotation_is_said_with_its_number(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"file_name": "../x.png"}, "image 1: `file_name` is '../x.png', which points outside the data set"),
-        ({"file_name": "/etc/passwd"}, "which points outside the data set"),
+        (
+            {"file_name": "../x.png"},
+            "image 1: `file_name` is '../x.png', which points outside the folder of the data set",
+        ),
+        ({"file_name": "/etc/passwd"}, "which points outside the folder of the data set"),
         ({"file_name": ""}, "image 1: `file_name` is missing"),
         ({"width": 0}, "image 1: `width` must be an integer from 1 to 999,999 (pixels), but is 0"),
         ({"height": "48"}, "image 1: `height` must be an integer from 1 to 999,999 (pixels), but is '48'"),
@@ -327,7 +332,7 @@ def test_a_link_out_of_the_data_set_is_refused(tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(secret)
     (tmp_path / "set" / "images" / "seven.png").unlink()
     (tmp_path / "set" / "images" / "seven.png").symlink_to(secret)
-    assert "the link points outside the data set" in refused_data(path)
+    assert "the link points outside the folder of the data set" in refused_data(path)
 
 
 def refused_data(path: Path) -> str:

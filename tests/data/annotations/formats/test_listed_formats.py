@@ -186,7 +186,7 @@ def test_paths_that_lead_out_of_the_data_set_are_not_followed(tmp_path: Path) ->
     assert {p.file for p in problems.errors} == {str(root / "secret.jpg"), str(root / "hosts.jpg")}
     (root / "obj_train_data/a.jpg").unlink()
     (root / "obj_train_data/a.jpg").symlink_to(tmp_path / "secret.jpg")
-    with pytest.raises(UserError, match=r"a\.jpg: the link points outside the data set"):
+    with pytest.raises(UserError, match=r"a\.jpg: the link points outside the folder of the data set"):
         training(root)
 
 
@@ -315,7 +315,7 @@ def test_the_size_of_the_image_is_compared_with_the_table(tmp_path: Path) -> Non
             ["a.jpg,100,80,cat,1,2,3,4", "x/a.jpg,100,80,cat,1,2,3,4"],
             r"line 3: image a\.jpg also occurs with a different path",
         ),
-        ([",100,80,cat,1,2,3,4"], r"line 2: the row names no image"),
+        ([",100,80,cat,1,2,3,4"], r"line 2: the row contains no image path"),
     ],
 )
 def test_a_table_that_contradicts_itself_is_refused(tmp_path: Path, rows: list[str], what: str) -> None:

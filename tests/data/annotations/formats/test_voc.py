@@ -543,7 +543,7 @@ def test_a_list_that_windows_wrote_is_read(voc: VocFolder) -> None:
 @pytest.mark.parametrize("image_id", ["../x", "a/../../x", "/etc/passwd", "..", "a\\..\\b", "C:\\x", "a\0b"])
 def test_an_id_that_leads_out_of_the_data_set_is_refused(voc: VocFolder, image_id: str) -> None:
     voc.split("train", "a", image_id)
-    with pytest.raises(UserError, match=r"train\.txt, line 2: the id '.*' points outside the data set"):
+    with pytest.raises(UserError, match=r"train\.txt, line 2: the id '.*' points outside the folder of the data set"):
         read_split(voc.root, "train")
 
 
@@ -673,7 +673,7 @@ def test_a_list_that_is_not_there_is_answered_with_those_that_are(tiny: VocFolde
         ("a.bmp", "a.jpg", "is none of the images with this id: 'a.jpg', 'a.png'. 'a.jpg' is used"),
         ("b.jpg", "a.jpg", "is 'b.jpg', another image of the data set. 'a.jpg', which has"),
         ("../../a.png", "a.png", ""),
-        ("../../x.jpg", "a.jpg", "is '../../x.jpg', which points outside the data set. 'a.jpg' is used"),
+        ("../../x.jpg", "a.jpg", "is '../../x.jpg', which points outside the folder of the data set. 'a.jpg' is used"),
     ],
 )
 def test_filename_decides_between_images_of_one_id_and_contradictions_are_noted(
@@ -696,14 +696,14 @@ def test_a_file_that_is_a_link_out_of_the_data_set_is_refused(voc: VocFolder, tm
     inside, outside = voc.root / kind, tmp_path / "outside"
     inside.rename(outside)
     inside.symlink_to(outside)
-    assert f"{inside}: the link points outside the data set" in refused(voc, "a")
+    assert f"{inside}: the link points outside the folder of the data set" in refused(voc, "a")
 
 
 def test_a_folder_within_that_is_a_link_out_of_the_data_set_is_refused(voc: VocFolder, tmp_path: Path) -> None:
     voc.add("sub/a", ONE)
     (voc.root / "JPEGImages" / "sub").rename(tmp_path / "outside")
     (voc.root / "JPEGImages" / "sub").symlink_to(tmp_path / "outside")
-    assert "sub/a.jpg: the link points outside the data set" in refused(voc, "sub/a")
+    assert "sub/a.jpg: the link points outside the folder of the data set" in refused(voc, "sub/a")
 
 
 def test_links_within_the_data_set_and_a_folder_of_pictures_elsewhere_are_fine(voc: VocFolder, tmp_path: Path) -> None:
