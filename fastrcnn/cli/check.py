@@ -57,7 +57,10 @@ def main(arguments: list[str]) -> int:
     replace_file(folder / "report.html", html.encode(errors="replace"))
     print(f"report: {folder / 'report.html'}")
     head = "fix the errors, then run" if report.errors else "next step"
-    print(f"{head}: {next_command(arguments, config.data, report)}")
+    command = next_command(arguments, config.data, report)
+    if "recipe=transfer" in command:
+        print("recipe=transfer downloads pre-trained weights (or set model.weights=FILE); recipe=scratch needs none")
+    print(f"{head}: {command}")
     return 1 if report.errors else 0
 
 

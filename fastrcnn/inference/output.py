@@ -198,7 +198,7 @@ class Output:
             "work_per_image": work_each,
         }
         self._write(TIMING, json.dumps(timing, indent=1) + "\n")
-        beside = {stage: f" waiting ({1000 * t:,.1f} ms CPU time in other threads)" for stage, t in work_each.items()}
+        beside = {stage: f" (waiting for threads that used {1000 * t:,.1f} ms)" for stage, t in work_each.items()}
         shown = ", ".join(f"{STAGES[stage]} {1000 * t:,.1f} ms{beside.get(stage, '')}" for stage, t in each.items())
         log.info("Time per image on %s: %s", runs_on, shown)
 
