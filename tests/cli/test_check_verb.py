@@ -36,8 +36,9 @@ def test_a_sound_set_and_what_comes_next(
     given = ["data=custom", f"data.root={tiny.root}"]
     status, out, _ = call("check", *given, "workers=1")
     assert status == 0
-    assert out.splitlines()[-3].startswith("READY: no errors")
-    assert re.fullmatch(r"report: outputs/check/custom-set-[0-9a-f]{8}/report\.html", out.splitlines()[-2])
+    assert out.splitlines()[-4].startswith("READY: no errors")
+    assert re.fullmatch(r"report: outputs/check/custom-set-[0-9a-f]{8}/report\.html", out.splitlines()[-3])
+    assert "recipe=scratch needs none" in out.splitlines()[-2]
     assert out.splitlines()[-1] == f"next step: fastrcnn train data=custom data.root={tiny.root} recipe=transfer"
     found = report()
     assert found["ok"] is True
