@@ -42,6 +42,7 @@ fuzz: $(VENV)/.installed-dev
 
 soak: $(VENV)/.installed-dev
 	$(BIN)/python scripts/soak.py
+	$(BIN)/python scripts/soak_writes.py
 	$(BIN)/python scripts/soak_torchrun.py
 
 format: $(VENV)/.installed-dev
