@@ -172,7 +172,7 @@ def _call(name: str, target: object, handed: Any) -> object:
             return target(*handed)
         except TypeError:
             raise RefusedError(
-                "a function call with arguments that do not occur in pickles of Python, numpy and torch"
+                "a function call with arguments that pickles written by Python, NumPy or torch never contain"
             ) from None
     if name == "NEWOBJ" and target is Unbuilt:
         return Unbuilt()

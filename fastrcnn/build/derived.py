@@ -48,7 +48,8 @@ def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str
         raise UserError(f"output={file}: the file name must end in .pt.")
     if file.parent.name == "checkpoints":
         raise UserError(
-            f"output={file}: a run writes and deletes its checkpoints in this folder. Choose another folder."
+            f"output={file}: a run writes and deletes its checkpoints in the folder {file.parent}. Choose another "
+            "folder."
         )
     refuse_unusable(file.parent, f"output={file}")
     source = files.digest(path)

@@ -88,7 +88,7 @@ def average_precision(
     Raises ValueError if `detections` has a class that is not in `truth`.
     """
     if unknown := sorted(set(detections) - set(truth)):
-        raise ValueError(f"detections of classes that are not in the ground truth: {', '.join(unknown)}")
+        raise ValueError(f"there are detections of classes that are not in the ground truth: {', '.join(unknown)}")
     return coco_ap(detections, truth) if metric == "coco" else mean_ap(detections, truth, metric)
 
 

@@ -90,8 +90,8 @@ def load_newest(
         log.warning("Skipped a checkpoint: %s", reason)
     if state["classes"] != names:
         raise UserError(
-            f"{path}: the checkpoint was trained on other classes ({', '.join(state['classes'])}). Resume with the "
-            f"same classes, or start a new run with start={path}."
+            f"{path}: the network in this checkpoint was trained on different classes: "
+            f"{', '.join(state['classes'])}. Resume with these classes, or start a new run with start={path}."
         )
     try:
         model.load_state_dict(state["model"])

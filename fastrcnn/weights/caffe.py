@@ -49,7 +49,10 @@ def read(path: Path) -> dict[str, Tensor]:
         layers = ((kind, layer) for kind, _, layer in _fields(whole) if kind in PARTS)
         for count, (kind, layer) in enumerate(layers):
             if count == MOST_LAYERS:
-                raise UserError(f"{path}: the file contains more than {MOST_LAYERS} layers. It is not a .caffemodel.")
+                raise UserError(
+                    f"{path}: the file appears to contain more than {MOST_LAYERS} layers, so it is probably not a "
+                    ".caffemodel file."
+                )
             for name, values in _layer(kind, layer, path):
                 if name in found:
                     raise UserError(
