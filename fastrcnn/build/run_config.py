@@ -1,4 +1,4 @@
-"""Determine and check the configuration and folder of a run that is new, resumed, or starts from a checkpoint."""
+"""Determine and check the configuration and folder of a run that is new, is resumed or starts from a checkpoint."""
 
 from __future__ import annotations
 

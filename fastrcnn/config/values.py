@@ -56,7 +56,7 @@ def parts(hint: Any) -> tuple[Any, bool, bool]:
 def as_type(key: str, value: Any, hint: Any) -> Any:
     """Convert a value from a file to the type of its key (`str | None`, `list[int]`, ...).
 
-    Raises UserError if the value does not have this type.
+    Raises UserError if the value cannot be converted.
     """
     kind, many, optional = parts(hint)
     if value is None and optional:

@@ -54,7 +54,7 @@ class DetectionDataset(Dataset):
         return np.asarray(self.proposals(self.samples[index].image_id)[: self.max_proposals])
 
     def truth_and_proposals(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return proposals (P, 4), ground-truth boxes (G, 4) and labels (G,) of image `index`, without its pixels.
+        """Return proposals (P, 4), ground-truth boxes (G, 4) and labels (G,) of image `index`. Its pixels are not read.
 
         Boxes are in pixels of the original image.
         """

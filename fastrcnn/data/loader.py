@@ -76,9 +76,10 @@ def pad(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(eq=False)
 class EndlessBatches(Sampler[list[tuple[int, int]]]):
-    """A sampler of endless batches of (epoch, index) pairs. Each epoch contains every image once, in random order.
+    """A sampler that returns an endless sequence of batches, which are lists of (epoch, image index) pairs.
 
-    A batch can contain images of consecutive epochs, so all batches have the same size.
+    Each epoch contains every image once, in random order. A batch can contain images of two epochs, so all batches have
+    the same size.
 
     length: number of images. batch_size: number of images in a batch, summed over all processes.
     seed: determines the order. start: number of batches to skip, because the run used them before it was resumed.
@@ -230,8 +231,8 @@ def detection_loader(
 ) -> DataLoader:
     """Return a loader of image pyramids (images in several sizes), in the order of the data set.
 
-    Each item is a list of batches of the same `batch_size` images, one batch for each of the augmentation's short
-    sides. With several processes, each process loads only its share of the images (see distributed.share).
+    Each item is a list of batches, which contain the same `batch_size` images at different scales (lengths of the short
+    side). With several processes, each process loads only its share of the images (see distributed.share).
     """
     levels = dataset.augmentation.levels()
     own = Views(dataset, [(index, levels) for index in distributed.share(range(len(dataset)))])

@@ -198,7 +198,7 @@ def keep_gradients(network: nn.Module, when: bool) -> AbstractContextManager[Non
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Copy the model's buffers from the first process to all, because their batch normalisation statistics differ."""
+    """Copy the model's buffers, such as batch normalisation statistics, from the first process to all others."""
     if size() > 1:
         with exchange():
             for buffer in model.buffers():

@@ -1,23 +1,25 @@
 """Find out which interpretation of the numbers in a proposal file fits the ground truth.
 
 An interpretation, called a reading, is a box convention and a unit (see Reading). All conventions are tried in every
-unit that the size of the numbers allows. The best reading is chosen in two steps:
+unit that the magnitude of the numbers permits. The best reading is chosen in two steps:
 
 1. The order of the numbers and the unit are chosen by the overlap above chance. This is the IoU of each object with its
-   best box, minus its IoU with the best box of another image, because a reading that only enlarges boxes increases
-   both. One reading is better than another if its mean overlap above chance is higher by at least OVERLAP and by at
-   least SIGMAS standard errors. If several readings remain, the image borders decide.
+   best box, minus its IoU with the best box of another image. The subtraction is needed because a reading that only
+   enlarges boxes increases both IoUs. One reading is better than another if its mean overlap above chance is higher by
+   at least OVERLAP and by at least SIGMAS standard errors. If several readings remain, the image borders are also used
+   for this choice, as in step 2.
 2. The coordinate of the first pixel, and whether boxes are inclusive or half-open, are chosen by the image borders,
    because one pixel hardly changes the overlap. Boxes often end at the border of the image. With the correct reading,
-   the outermost box touches the side; with a wrong reading, it ends a pixel inside or outside the image. A reading wins
-   a side if it fits this side better. One reading is better than another if the number of sides that it wins exceeds
-   the number that it loses by SIGMAS standard deviations of chance. If its boxes touch half of all sides, it is also
-   better if it wins at least FEW sides and loses none. If boxes cross at least as many sides as they touch, as is
-   typical of methods that do not clip, the borders are no evidence.
+   the outermost box touches the side; with a wrong reading, it ends a pixel inside or outside the image. One reading
+   wins a side of an image against another if it fits that side better. A reading is better than another if it wins more
+   sides than it loses, and the difference is at least SIGMAS times its standard deviation by chance (the square root of
+   the number of sides won or lost). A reading whose boxes touch at least half of all sides is also better if it wins at
+   least FEW sides and loses none. If boxes cross at least as many sides as they touch, as is typical of methods that do
+   not clip, the borders are no evidence.
 
 The reading that the file's format specifies is kept unless another one is better. All readings that the data cannot
-distinguish from the best one are reported. No reading fits if the mean overlap above chance of the best one is too low
-by the criterion of step 1.
+distinguish from the best one are reported. No reading fits if the mean overlap above chance of the best reading is less
+than OVERLAP, or less than SIGMAS standard errors.
 """
 
 from __future__ import annotations

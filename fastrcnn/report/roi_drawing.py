@@ -153,7 +153,7 @@ def _values(q: Question, a: Answer, view: View) -> list[Rect | Text]:
 
 
 def write_png(path: Path, shapes: list[Rect | Text], width: int, height: int, scale: int = 2) -> None:
-    """Write the drawing as PNG, with `scale` pixels per unit for high-density screens."""
+    """Write the drawing as a PNG file with `scale` pixels per unit of the drawing, for high-density screens."""
     picture = Image.new("RGB", (width * scale, height * scale), "#ffffff")
     pen = ImageDraw.Draw(picture)
     for s in shapes:

@@ -180,10 +180,10 @@ class Maps:
     def fill(
         self, dataset: DetectionDataset, chosen: Sequence[tuple[int, View]], workers: int, stop: Callable[[], bool]
     ) -> None:
-        """Compute and cache the maps of the chosen views, until `stop` returns true or there is no space left.
+        """Compute and cache the feature maps of `chosen`, until `stop` returns true or there is no space left.
 
-        chosen: pairs of an index in `dataset` and a view of this image. If there are several processes, each of them
-        computes a part. workers: number of processes that load images.
+        chosen: pairs of an image's index in `dataset` and a view (crop, flips, scale and colour change) of that image.
+        If there are several processes, each computes a part. workers: number of processes that load images.
         """
         self.model.eval()
         own, begun = distributed.share(chosen), self.room

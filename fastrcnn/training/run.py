@@ -284,7 +284,7 @@ class TrainingRun:
             yield loader
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Train the remaining steps, and log, draw, save and evaluate at the intervals in the schedule.
+        """Train for the remaining steps. Log, draw RoIs, save and evaluate at the intervals in the schedule.
 
         Raises Stopped in all processes, after the same step, if a signal or the time limit ends one of them.
         """

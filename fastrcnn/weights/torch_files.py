@@ -156,7 +156,7 @@ def _tensor(storage: Tensor, offset: Any, size: Any, stride: Any, *_: object) ->
 
 
 def _dictionary(items: Any = ()) -> dict[object, object]:
-    """Return a dictionary. This replaces OrderedDict, whose items are arguments in files from Python 2."""
+    """Return a dictionary instead of an OrderedDict. Files written by Python 2 pass the items to its constructor."""
     return fill({}, [part for key, value in items for part in (key, value)])
 
 

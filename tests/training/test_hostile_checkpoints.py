@@ -271,8 +271,8 @@ def test_tuples_within_tuples_as_keys_of_a_legacy_file_are_not_hashed(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda s: s["param_groups"].pop(), "number of parameter groups"),
-        (lambda s: s["param_groups"][0].update(params=[0]), "as many parameters"),
+        (lambda s: s["param_groups"].pop(), "different number of parameter groups"),
+        (lambda s: s["param_groups"][0].update(params=[0]), "different number of parameters"),
         (lambda s: s["param_groups"][0].update(momentum=math.nan), "is missing or not finite"),
         (lambda s: s["param_groups"][0].pop("lr_factor"), "is missing or not finite"),
         (

@@ -46,7 +46,10 @@ class AnnotatedObject:
         return self.problem("box", f"the box {self.shown} {self.fault}", self.name) if self.fault else None
 
     def flag_note(self, training: bool) -> Problem | None:
-        """Return a note about the COCO flag of the object, or None. Outside of training, `iscrowd` needs no note."""
+        """Return a note if a COCO flag (`iscrowd` or `ignore`) excludes the object from training, otherwise None.
+
+        Without `training`, only `ignore` gives a note, because evaluation does not exclude the object.
+        """
         if self.left_out and training:
             return self.problem(
                 "crowd", f"`{self.left_out}` is set, so training does not use the annotation.", self.name

@@ -75,7 +75,7 @@ class CocoFile:
         return list(self.numbers(root))
 
     def numbers(self, root: Path) -> dict[str, Id]:
-        """Return the ids of the images in the file, by image id (path relative to the data set's folder `root`)."""
+        """Map each image id (the path relative to the data set's folder `root`) to the id of the image in the file."""
         prefix = self.prefix(root)
         return {prefix + name: image.number for name, image in self.images.items()}
 
