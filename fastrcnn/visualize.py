@@ -35,9 +35,9 @@ def draw_boxes(
 ) -> np.ndarray:
     """Draw half-open boxes (R, 4) in pixels, coloured by label, on a copy of an image (H, W, 3) uint8 RGB.
 
-    texts: a text for each box; None: no texts. The last box is the first to get a place for its text. Line width and
-    text size increase with the size of the image. If the boxes are low, the text size is reduced by up to half, so that
-    texts cover less of the objects. A text is black or white, whichever has more contrast with the colour of its box.
+    texts: a text for each box, or None. The last box is the first to get a place for its text. Line width and text size
+    increase with the size of the image. If the boxes are low, the text size is reduced by up to half, so that texts
+    cover less of the objects. A text is black or white, whichever has more contrast with the colour of its box.
     """
     canvas = Image.fromarray(image).convert("RGB")
     draw = ImageDraw.Draw(canvas)

@@ -79,7 +79,7 @@ def mean_ap(
 ) -> float | None:
     """Return the mAP (0 to 1), or None if there is no test set or no ground truth.
 
-    settings: the detection settings; None: the detection settings in `config`.
+    settings: the detection settings. If None, the settings in `config` are used.
     """
     if test_set is None:
         return None
@@ -146,7 +146,7 @@ def compress(config: CompressConfig, trained: Trained, output: Path, source: str
 
 
 def measured_on(config: CompressConfig, names: list[str], asked: bool) -> DetectionDataset | None:
-    """Return the data set to measure the mAP on, or None if it is missing and not needed. asked: see compress."""
+    """Return the data set for the mAP, or None if it is missing and not needed. asked: whether data.root was set."""
     root, needed = config.data.root, config.budget is not None or config.split is not None
     there = root is not None and (asked or Path(root).expanduser().exists())
     if not needed and not (there and config.data.test):

@@ -146,7 +146,7 @@ class Plan:
         return config
 
     def then(self, work: Work) -> tuple[str, ...]:
-        """Return the command to run on the trained network, with its arguments. Ranks are smaller for the demo data."""
+        """Return the command to run on the trained network. The ranks of `compress` are smaller for the demo data."""
         return tuple(SMALL_RANKS.get(a, a) for a in work.then) if self.small else work.then
 
     def check(self, table: Table) -> None:

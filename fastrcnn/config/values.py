@@ -47,7 +47,7 @@ def fill(schema: type, values: Any, prefix: str = "") -> Any:
 
 
 def parts(hint: Any) -> tuple[Any, bool, bool]:
-    """Return the type of a key (for a list, of its elements), whether it is a list, and whether null is allowed."""
+    """Return the type of a key (for a list, of the elements), whether it is a list, and whether null is allowed."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     many = get_origin(kinds[0]) is list
     return (get_args(kinds[0])[0] if many else kinds[0]), many, type(None) in kinds

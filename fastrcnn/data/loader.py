@@ -40,7 +40,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def pixels(sample: Sample, view: View) -> torch.Tensor:
-    """Read the image of a sample and apply the view to it. Return (3, H, W) uint8 RGB.
+    """Read the image of a sample and apply a view (crop, flips, scale, colours). Return (3, H, W) uint8 RGB.
 
     Raises UserError if the image cannot be read.
     """
@@ -240,7 +240,7 @@ def detection_loader(
 
 
 def views_loader(dataset: DetectionDataset, chosen: Sequence[tuple[int, View]], workers: int = 0) -> DataLoader:
-    """Return a loader of (image index, view) pairs, in order. Each item is a list with one Batch of one image."""
+    """Return a loader of images after transformations, in order. Each item is a list with one Batch of one image."""
     own = Views(dataset, [(index, [view]) for index, view in chosen])
     return Loader(own, batch_size=1, collate_fn=collate_pyramids, **_options(workers, False))
 

@@ -3,7 +3,7 @@
 In memory, detections are a dictionary from class names to ClassDetections. Boxes are half-open, and image indices are
 positions in a list of image ids. The conventions of the files are used only in this module. Numbers are written in full
 precision, so that float32 detections are restored exactly and their AP does not change. The devkit's scripts write only
-six decimals, which can make different scores equal. Its reading scripts accept numbers of any length, and exponents.
+six decimals, which can make different scores equal. Scripts that read such files accept longer numbers and exponents.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def read_comp4(
 
     Returns the detections by class name. Image indices are positions in `image_ids`. Classes without a file are
     excluded, because VOC results can be for only some of the classes. Raises UserError, with file and line, if a line
-    is invalid or its image is not in `image_ids`, and also if a file's class is not in `classes`, or if there is no file.
+    is invalid or its image is not in `image_ids`, and also if a file's class is not in `classes`, or no file exists.
     """
     prefix = f"comp4_det_{split}_"
     paths = sorted(p for p in folder.glob("comp4_det_*.txt") if p.name.startswith(prefix))

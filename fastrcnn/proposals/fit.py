@@ -61,7 +61,7 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """Measurements of how well one reading fits N images with G objects (without objects marked as difficult).
+    """Measurements of how well a reading (convention and unit) fits N images with G objects (no difficult objects).
 
     Boxes are clipped to their image before the IoU is computed.
     best: (G,) IoU of each object with the best box of its image.
@@ -90,8 +90,8 @@ class Fit:
 class Outcome:
     """The result of `find_fit`.
 
-    tried: the fits of all readings. The best one (the winner) is first, followed by those that the data cannot
-        distinguish from it, and by the others in descending order of mean IoU.
+    tried: the fits of all readings (box conventions and units). The best one (the winner) is first, followed by those
+        that the data cannot distinguish from it, and by the others in descending order of mean IoU.
     equal: the number of fits at the start of `tried` that the data cannot distinguish, including the winner.
     own: the fit of the convention that the file's format specifies, in pixels.
     fits: whether the winner is clearly better than the boxes of other images; always true for a single image.
@@ -110,7 +110,7 @@ class Outcome:
 
 
 def find_fit(numbers: Sequence[np.ndarray], own: Convention, samples: Sequence[Sample]) -> Outcome:
-    """Compare all readings of a proposal file with the ground truth.
+    """Compare all readings (box conventions and units) of a proposal file with the ground truth.
 
     numbers: an array (P, 4) for each image, with the numbers of its boxes as they are in the file.
     own: the convention that the file's format specifies.
@@ -143,12 +143,12 @@ def find_fit(numbers: Sequence[np.ndarray], own: Convention, samples: Sequence[S
 
 
 def overlaps_more(a: Fit, b: Fit) -> bool:
-    """Return whether the mean overlap above chance is clearly higher for `a` than for `b` (step 1 at the top)."""
+    """Return whether the mean overlap above chance is clearly higher for `a` than for `b`; see step 1 of the module."""
     return _is_clear(a.best - a.chance - (b.best - b.chance))
 
 
 def meets_borders_better(a: Fit, b: Fit) -> bool:
-    """Return whether `a` fits the image borders clearly better than `b` (step 2 at the top of the file)."""
+    """Return whether `a` fits the image borders clearly better than `b`; see step 2 in the docstring of the module."""
     if a.sides.sum() <= 0:
         return False
     won, lost = int((a.sides > b.sides).sum()), int((a.sides < b.sides).sum())
@@ -169,7 +169,8 @@ def _is_clear(difference: np.ndarray) -> bool:
 def _choose(fits: list[Fit], own: Convention, better: Callable[[Fit, Fit], bool]) -> Fit:
     """Return the fit that no other fit beats. better: a function that returns whether its first argument wins.
 
-    Of several such fits, those that win by `_better` are preferred, then the one closest to `own` in pixels.
+    Of several such fits, those that are best by overlap and borders are preferred, then the one whose reading is
+    closest to the file's own convention (`own`) in pixels.
     """
     top = [f for f in fits if not any(better(other, f) for other in fits)] or fits
     top = [f for f in top if not any(_better(other, f) for other in top)] or top

@@ -156,7 +156,7 @@ class Thresholds:
     left_out_confusions: int  # number of confusions of class pairs that are not in `confusions`
 
     def best(self, objects: int) -> int:
-        """Return the index of the threshold with the best F1 over all classes. objects: number of non-difficult objects."""
+        """Return the index of the best threshold by F1 over all classes. objects: number of non-difficult objects."""
         right = self.right.sum(axis=0)[::-1].cumsum()[::-1]
         false = self.false.sum(axis=(0, 1))[::-1].cumsum()[::-1]
         return int(np.argmax(right / np.maximum(right + false + objects, 1)))  # F1 / 2

@@ -87,9 +87,9 @@ class TrainingRun:
         run did not have.
     config: the run's configuration as plain data, which is written to its folder and its checkpoints.
     check: a function that checks the content of a checkpoint, see checkpoint.newest_sound. names: class names.
-    val_set: the images that decide which weights become best.pt; None: the weights of the last step become best.pt.
+    val_set: the images that decide which weights become best.pt. If None, the weights of the last step are used.
     test_set: the images for the evaluation at the end of the run; without a `val_set`, they are also used for the
-        evaluations during training. None: there is no evaluation on a test set.
+        evaluations during training. If None, there is no evaluation on a test set.
     """
 
     folder: Path

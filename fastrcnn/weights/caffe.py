@@ -94,7 +94,7 @@ def _layer(kind: int, content: memoryview, path: Path) -> Iterator[tuple[str, Te
 
 
 def _values(blob: memoryview, where: str) -> Tensor:
-    """Return a blob as a tensor. where: its location, for messages. Raises UserError if shape and data disagree."""
+    """Convert a blob (Caffe array) to a tensor. where: its place, for messages. Raises UserError if it is invalid."""
     shape: list[int] = []
     old_shape, numbers = [0, 0, 0, 0], {FLOATS: NOTHING, DOUBLES: NOTHING}
     for number, value, part in _fields(blob):

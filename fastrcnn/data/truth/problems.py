@@ -207,7 +207,7 @@ def nearly_all(number: int, images: int) -> bool:
 def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
     """Merge problems with the same kind and message if nearly all images have them. Merged problems come first.
 
-    images: number of images. If one file annotates several images, only errors are merged, not notes about objects.
+    images: number of images. If one file annotates several images, only errors are merged, not notes.
     """
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:
