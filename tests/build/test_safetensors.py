@@ -88,7 +88,7 @@ DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
     "a network too large for any machine": (in_config("model", width=100.0), "expected"),
     "no data": (
         with_text("config", lambda config: {"model": config["model"]}),  # type: ignore[index]
-        "damaged: it does not contain the group(s) data, detection",
+        r"damaged: it does not contain the group\(s\) data, detection",
     ),
     "a tensor less": (lambda state, _: state.pop(FC7), f"{FC7}: missing"),
     "a tensor more": (lambda state, _: state.update(x=torch.ones(1)), "x: not in the model"),

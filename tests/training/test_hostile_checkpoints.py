@@ -79,7 +79,7 @@ def tensor(name: str, value: torch.Tensor) -> Callable[[dict], None]:
 
 CHANGES: dict[str, tuple[Callable[[dict], None], str]] = {
     **{f"no {key}": (without(key), f"the checkpoint lacks these entries: {key}") for key in checkpoint.HELD},
-    "no group": (without("config", "data"), "damaged: it does not contain the group(s) data"),
+    "no group": (without("config", "data"), r"damaged: it does not contain the group\(s\) data"),
     "model a list": (put("model", value=[1]), "invalid values for model"),
     "model of lists": (put("model", "x", value=[1]), "invalid values for model"),
     "config a list": (put("config", value=[1]), "invalid values for config"),
