@@ -18,7 +18,10 @@ MAX_LOG_RATIO = math.log(1000.0 / 16.0)
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Return the areas (R,) of boxes (R, 4). A box with x2 < x1 or y2 < y1 has area 0. For the dtype see `_widen`."""
+    """Return the areas (R,) of boxes (R, 4). A box with x2 < x1 or y2 < y1 has area 0.
+
+    The areas are int64 for integer boxes, float64 for float64 boxes, and float32 otherwise.
+    """
     boxes = _widen(boxes)
     return (boxes[:, 2] - boxes[:, 0]).clamp(min=0) * (boxes[:, 3] - boxes[:, 1]).clamp(min=0)
 
@@ -69,7 +72,7 @@ def encode(rois: Tensor, truth: Tensor) -> Tensor:
 def decode(rois: Tensor, deltas: Tensor) -> Tensor:
     """Apply K deltas to each of the `rois` (R, 4) and return boxes (R, K, 4). This is the inverse of `encode`.
 
-    deltas: (R, K, 4), not normalised by mean and standard deviation. dw and dh are at most MAX_LOG_RATIO.
+    deltas: (R, K, 4), not normalised by mean and standard deviation. Larger dw and dh are reduced to MAX_LOG_RATIO.
     """
     size = (rois[:, 2:] - rois[:, :2])[:, None]  # (R, 1, 2)
     centre = rois[:, None, :2] + 0.5 * size

@@ -64,7 +64,7 @@ def load_pickle(file: Any, admitted: Mapping[str, object], find_stored: Callable
     file: an mmap or a BytesIO. Reads from these cannot allocate more memory than the file has bytes.
     admitted: maps the full names of the allowed classes and functions to their replacements: a function to call
         instead, `Unbuilt` for a class whose objects are replaced by their state, or a value to pass to such functions.
-    find_stored: a function that takes a persistent id and returns its object; None: persistent ids are refused.
+    find_stored: a function that takes a persistent id and returns its object. If None, persistent ids are refused.
     Raises RefusedError for any other content, and any kind of exception for a damaged pickle.
     """
     stack: list[Any] = []
@@ -133,7 +133,7 @@ def _instructions(file: Any) -> Iterator[tuple[str, Any]]:
 def _value(name: str, argument: Any, items: list[Any], admitted: Mapping[str, object]) -> object:
     """Return the value that the opcode `name` creates from its argument or from the items that it pops.
 
-    Raises RefusedError for an opcode or a value that is not allowed. admitted: see load_pickle.
+    Raises RefusedError for an opcode or value that is not allowed. admitted: allowed names, see load_pickle.
     """
     match name:
         case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" if argument.bit_length() > MOST_BITS:
@@ -172,7 +172,7 @@ def _call(name: str, target: object, handed: Any) -> object:
             return target(*handed)
         except TypeError:
             raise RefusedError(
-                "a function call with arguments that do not occur in pickles of Python, numpy and torch"
+                "a function call with arguments that pickles written by Python, NumPy or torch never contain"
             ) from None
     if name == "NEWOBJ" and target is Unbuilt:
         return Unbuilt()

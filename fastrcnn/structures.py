@@ -47,7 +47,7 @@ class View:
     The order is: crop, transpose, flip horizontally, flip vertically, scale, change colours.
     short_side, long_side: the scaled image has this short side in pixels, or less if the long side would be too long.
     colour: the relative change of contrast of each channel, and the change of its brightness as a fraction of 255.
-    part: the crop as half-open x1, y1, x2, y2 in pixels of the original image; None: no crop.
+    part: the crop as half-open x1, y1, x2, y2 in pixels of the original image, or None.
     """
 
     short_side: int

@@ -35,9 +35,9 @@ def draw_boxes(
 ) -> np.ndarray:
     """Draw half-open boxes (R, 4) in pixels, coloured by label, on a copy of an image (H, W, 3) uint8 RGB.
 
-    texts: a text for each box; None: no texts. The last box is the first to get a place for its text. Line width and
-    text size increase with the size of the image. If the boxes are low, the text size is reduced by up to half, so that
-    texts cover less of the objects. A text is black or white, whichever has more contrast with the colour of its box.
+    texts: a text for each box, or None. The last box is the first to get a place for its text. Line width and text size
+    increase with the size of the image. If the boxes are low, the text size is reduced by up to half, so that texts
+    cover less of the objects. A text is black or white, whichever has more contrast with the colour of its box.
     """
     canvas = Image.fromarray(image).convert("RGB")
     draw = ImageDraw.Draw(canvas)
@@ -87,8 +87,8 @@ def _overlap(a: Place, b: Place) -> bool:
 def worth_drawing(found: Detections, threshold: float) -> list[int]:
     """Return the indices of the detections with a score of at least `threshold`, best first.
 
-    A box with more than 90 % (NESTED) of its area inside a better box of its class is excluded. Non-maximum suppression
-    does not remove such a box if its IoU with the larger box is low.
+    A box with more than 90 % (NESTED) of its area inside a higher-scoring box of the same class is excluded.
+    Non-maximum suppression does not remove such a box if its IoU with the higher-scoring box is low.
     """
     kept: list[int] = []
     boxes, labels = found.boxes.double(), found.labels
@@ -107,8 +107,8 @@ def worth_drawing(found: Detections, threshold: float) -> list[int]:
 def draw_detections(image: np.ndarray, found: Detections, classes: Sequence[str], threshold: float = 0.5) -> np.ndarray:
     """Draw detections with their class names and scores on a copy of an image (H, W, 3) uint8 RGB, the best one last.
 
-    Detections with a score below `threshold`, and boxes inside a better box of their class (see worth_drawing), are not
-    drawn. classes: class names; label k is classes[k - 1].
+    Detections with a score below `threshold`, and boxes almost entirely inside a higher-scoring box of the same class
+    (see worth_drawing), are not drawn. classes: class names; label k is classes[k - 1].
     """
     kept = worth_drawing(found, threshold)[::-1]
     labels = [int(found.labels[i]) for i in kept]

@@ -36,7 +36,7 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Split:
-    """The counts of one split. Objects of unknown classes and unusable boxes are not counted."""
+    """The counts of one split. Unusable boxes and objects of unknown classes are not counted."""
 
     name: str
     role: str  # train, val or test

@@ -264,7 +264,9 @@ def samples(
         listed, (found, looks, bad) = len(found), look_at(found)
         report_images(looks, bad, listed, config.skip_bad)
     if not found:
-        raise UserError(f"{config.root}: no image of {', '.join(splits)} can be used. `fastrcnn check` lists errors.")
+        raise UserError(
+            f"{config.root}: no image of {', '.join(splits)} can be used. Run `fastrcnn check` to list the errors."
+        )
     twice = [i for i, n in Counter(s.image_id for s in found).items() if n > 1]
     if twice:
         raise UserError(

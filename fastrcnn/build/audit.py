@@ -57,7 +57,7 @@ def audit(config: CheckConfig) -> tuple[Report, list[Record]]:
 
 
 def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
-    """Return the images of all splits, each as a Task to read it, and the problems of splits and annotation files.
+    """Return a Task (an image to read) for each image of all splits, and the problems of splits and annotation files.
 
     Raises UserError if no split can be read.
     """
@@ -85,7 +85,7 @@ def find_tasks(config: DataConfig) -> tuple[list[Task], list[Problem]]:
 
 
 def validation_or_none(config: DataConfig) -> list[str]:
-    """Return the validation splits, or no splits if the other splits cannot be read. find_tasks reports that error."""
+    """Return the validation splits, or [] if they cannot be determined because another split has an error."""
     try:
         return validation_splits(config)
     except UserError:

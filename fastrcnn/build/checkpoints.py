@@ -216,7 +216,7 @@ def checked_config(path: Path, config: Any, names: list[str]) -> dict[str, Any]:
         whole = fill(TrainConfig, config)
         lacking = [name for name in ("model", "data", "detection") if name not in config]
         if lacking:
-            raise UserError(f"it has no values for {', '.join(lacking)}.")
+            raise UserError(f"it does not contain the group(s) {', '.join(lacking)}.")
         models.check_model(whole.model)
         annotations.checked_names(names, whole.data.test)
     except annotations.EncodingError as error:

@@ -48,7 +48,8 @@ def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str
         raise UserError(f"output={file}: the file name must end in .pt.")
     if file.parent.name == "checkpoints":
         raise UserError(
-            f"output={file}: a run writes and deletes its checkpoints in this folder. Choose another folder."
+            f"output={file}: a run writes and deletes its checkpoints in the folder {file.parent}. Choose another "
+            "folder."
         )
     refuse_unusable(file.parent, f"output={file}")
     source = files.digest(path)
@@ -78,7 +79,7 @@ def mean_ap(
 ) -> float | None:
     """Return the mAP (0 to 1), or None if there is no test set or no ground truth.
 
-    settings: the detection settings; None: the detection settings in `config`.
+    settings: the detection settings. If None, the settings in `config` are used.
     """
     if test_set is None:
         return None
@@ -145,7 +146,7 @@ def compress(config: CompressConfig, trained: Trained, output: Path, source: str
 
 
 def measured_on(config: CompressConfig, names: list[str], asked: bool) -> DetectionDataset | None:
-    """Return the data set to measure the mAP on, or None if it is missing and not needed. asked: see compress."""
+    """Return the data set for the mAP, or None if it is missing and not needed. asked: whether data.root was set."""
     root, needed = config.data.root, config.budget is not None or config.split is not None
     there = root is not None and (asked or Path(root).expanduser().exists())
     if not needed and not (there and config.data.test):

@@ -86,7 +86,10 @@ def compete(config: EvalConfig, network: Network, names: list[str], run: Path) -
 def submission(config: EvalConfig, names: list[str], run: Path) -> Submission:
     """Return the object that writes detections for an evaluation server. Raises UserError if this is not possible."""
     if config.metric is not None:
-        raise UserError(f"metric={config.metric}: competition=true does not compute AP. Remove one of these keys.")
+        raise UserError(
+            f"metric={config.metric}: this key cannot be combined with competition=true, because no AP is computed "
+            "then. Remove one of the two keys."
+        )
     splits = test_splits(config.data, config.split)
     if len(splits) != 1:
         raise UserError(

@@ -117,7 +117,7 @@ def trained_model(config: dict[str, Any], num_classes: int) -> FastRCNN:
 
 
 class _WithoutNumbers(TorchFunctionMode):
-    """Context in which random initialisation is skipped. On the meta device, it would only cause slow imports."""
+    """Context manager that skips random initialisation, which has no effect on the meta device except slow imports."""
 
     def __torch_function__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.__name__ in ("normal_", "uniform_"):
@@ -126,7 +126,7 @@ class _WithoutNumbers(TorchFunctionMode):
 
 
 def trained_shapes(config: dict[str, Any], num_classes: int) -> dict[str, Tensor]:
-    """Return the state dict of `trained_model` on the meta device: shapes and dtypes without allocated values."""
+    """Return the state dict of the network of a run's configuration, on the meta device (shapes and dtypes only)."""
     with _WithoutNumbers():
         return model(ModelSettings(**config["model"]), num_classes, load=False, device="meta").state_dict()
 

@@ -59,7 +59,7 @@ def open_run(config: TrainConfig, stop: Stop) -> Iterator[TrainingRun]:
 
 
 def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> TrainingRun:
-    """Build the run in the folder. begun: whether the run already exists in the folder. stop: see open_run."""
+    """Build the run in `folder`. begun: whether `folder` already contains the run. stop: records signals to end it."""
     resumed = begun and bool(checkpoint.in_order(folder / "checkpoints"))
     if begun and not resumed:
         log.info("Restarting %s, which stopped before its first checkpoint", folder)
@@ -195,15 +195,15 @@ def put_weights(model: FastRCNN, given: Trained, where: str, names: list[str]) -
     if names != known:
         new, gone = ([n for n in some if n not in kept] for some in (names, known))
         log.info(
-            "%s was trained on other classes, or in another order. Output weights copied: %s; newly initialised: %s; "
-            "not used: %s",
+            "%s was trained on other classes, or on the same classes in another order. Output weights copied: %s; "
+            "newly initialised: %s; not used: %s",
             where,
             *(", ".join(some) or "none" for some in (kept, new, gone)),
         )
     if given.config["model"].get("classifier") == "svm":
         log.warning(
-            "The class layer of %s consists of SVMs. Their margins are the initial logits; the logit of the background "
-            "is 0",
+            "The class layer of %s consists of SVMs. Training starts with the SVM margins as class logits, and with 0 "
+            "as the logit of the background",
             where,
         )
     return kept

@@ -1,4 +1,4 @@
-"""Determine and check the configuration and folder of a run that is new, resumed, or starts from a checkpoint."""
+"""Determine and check the configuration and folder of a run that is new, is resumed or starts from a checkpoint."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ def run_folder(config: TrainConfig) -> tuple[Path, bool]:
     if config.resume and config.run is None:
         runs = sorted(outputs.glob("*/checkpoints"), key=lambda p: p.stat().st_mtime)
         if not runs:
-            raise UserError(f"resume=auto: there is no run in {outputs}. Set run=FOLDER to the folder of the run.")
+            raise UserError(
+                f"resume=auto: there is no run in {outputs}. Set run=FOLDER to the folder of the run to resume."
+            )
         return runs[-1].parent, True
     if config.run is None:
         refuse_unusable(outputs, f"name={config.name}")

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
 
     The status is 0 on success, 1 for an error that the user can fix, 2 for a missing or unknown command, and 128 plus
     the signal's number if a signal ended the program. Some commands return other statuses too. argv: the arguments
-    after the program's name; None: those of the process. Other errors are bugs, and are raised.
+    after the program's name, by default the arguments of this process. Errors that are bugs are raised as exceptions.
     """
     arguments = sys.argv[1:] if argv is None else argv
     from fastrcnn.parallel.signals import Stopped, handle_signals

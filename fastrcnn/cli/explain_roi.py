@@ -37,7 +37,7 @@ def run(config: ExplainRoiConfig) -> int:
 
 
 def question_of(config: ExplainRoiConfig) -> tuple[Question, str]:
-    """Return the RoI and the map to explain, and a name for the output files. Raises UserError for an invalid value."""
+    """Return the RoI, the feature map and a name for the output files. Raises UserError for an invalid value."""
     from fastrcnn.report.explain_roi import EXAMPLES, Question, grid_of_image, read_grid
 
     asked = [k for k in ("example", "grid", "image") if getattr(config, k)]

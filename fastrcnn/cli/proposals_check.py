@@ -93,7 +93,8 @@ def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sam
     if not samples:
         raise UserError(
             f"{data.root}: none of the {len(wanted)} images that were read has a usable object to compare the "
-            "proposals with. Find the errors with `fastrcnn check`, or choose another split with split=NAME."
+            "proposals with. Run `fastrcnn check` to see why the objects are unusable, or choose another split with "
+            "split=NAME."
         )
     samples = samples[:: (len(samples) - 1) // IMAGES + 1]
     places = [place[s.image_id] for s in samples]

@@ -15,7 +15,7 @@ NEEDED = {"image_ids", "images", "sizes", "scales", "rois", "labels", "deltas", 
 
 
 def main(arguments: list[str]) -> int:
-    """Repeat a step whose loss was not finite. Print the inputs, weights, layer and RoIs that have such values."""
+    """Repeat a step whose loss was not finite. Print which inputs, weights, layer and RoIs have non-finite values."""
     plain = [a for a in arguments if "=" not in a or Path(a).is_file()]
     config = compose("replay", [f"file={a}" if a in plain else a for a in arguments])
     if config.file is None:

@@ -59,7 +59,13 @@ def main(arguments: list[str]) -> int:
     plan.check(table)
     names = experiments(table)
     seeds = f" for each of {len(config.seeds)} seeds" if len(config.seeds) > 1 else ""
-    log.info("Table %d needs %d trained network(s)%s: %s", table.number, len(names), seeds, ", ".join(names))
+    log.info(
+        "To reproduce table %d of the paper, %d trained network(s) are required%s: %s",
+        table.number,
+        len(names),
+        seeds,
+        ", ".join(names),
+    )
     results: dict[Cell, list[Measured]] = {}
     text = ""
     for cell in table.cells:
@@ -117,9 +123,12 @@ class Plan:
             if key in NOT_HERE:
                 raise UserError(f"{argument}: `fastrcnn reproduce` sets this key for each experiment. Remove it.")
             if key in ("model", "model.network"):
-                raise UserError(f"{argument}: the experiments choose the networks (S, M or L). Remove this key.")
+                raise UserError(f"{argument}: the experiments determine the networks (S, M or L). Remove this key.")
             if key == "data" and value.startswith("voc"):
-                raise UserError(f"{argument}: the experiments choose the VOC data sets. Set only data.root.")
+                raise UserError(
+                    f"{argument}: the experiments determine which VOC data sets are used. Remove this key, and set "
+                    "only data.root."
+                )
             if key in set_by and key not in FREE:
                 raise UserError(
                     f"{argument}: this key is set by the table's experiment paper/{set_by[key]}. Remove it."
@@ -137,7 +146,7 @@ class Plan:
         return config
 
     def then(self, work: Work) -> tuple[str, ...]:
-        """Return the command to run on the trained network, with its arguments. Ranks are smaller for the demo data."""
+        """Return the command to run on the trained network. The ranks of `compress` are smaller for the demo data."""
         return tuple(SMALL_RANKS.get(a, a) for a in work.then) if self.small else work.then
 
     def check(self, table: Table) -> None:

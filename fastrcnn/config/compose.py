@@ -79,7 +79,7 @@ def check_overrides(verb: str, arguments: list[str]) -> list[str]:
 
 
 def translation(name: str, ours: str, meaning: str) -> str:
-    """Return the error message for the key or flag `name` of another program. ours, meaning: our key and its help."""
+    """Return the error message for another program's key `name`. ours, meaning: this program's key and its help."""
     remark = f" {REMARKS[ours]}." if ours in REMARKS else ""
     return f"unknown key '{name}'. Use {ours}=... instead: {meaning.removeprefix('required: ')}.{remark}"
 

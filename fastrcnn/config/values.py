@@ -47,7 +47,7 @@ def fill(schema: type, values: Any, prefix: str = "") -> Any:
 
 
 def parts(hint: Any) -> tuple[Any, bool, bool]:
-    """Return the type of a key (for a list, of its elements), whether it is a list, and whether null is allowed."""
+    """Return the type of a key (for a list, of the elements), whether it is a list, and whether null is allowed."""
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     many = get_origin(kinds[0]) is list
     return (get_args(kinds[0])[0] if many else kinds[0]), many, type(None) in kinds
@@ -56,7 +56,7 @@ def parts(hint: Any) -> tuple[Any, bool, bool]:
 def as_type(key: str, value: Any, hint: Any) -> Any:
     """Convert a value from a file to the type of its key (`str | None`, `list[int]`, ...).
 
-    Raises UserError if the value does not have this type.
+    Raises UserError if the value cannot be converted.
     """
     kind, many, optional = parts(hint)
     if value is None and optional:

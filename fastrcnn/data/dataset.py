@@ -20,7 +20,7 @@ Unneeded = Callable[[Sample, View], bool]
 
 @dataclass(frozen=True)
 class Example:
-    """An image with its boxes, both transformed as a View describes. `collate` combines several examples into a Batch.
+    """An image and boxes, after the crop, flips and so on of a View. `collate` combines several examples into a Batch.
 
     Boxes are half-open x1 y1 x2 y2 in pixels of the cropped, transposed and flipped image, before scaling.
     """
@@ -54,7 +54,7 @@ class DetectionDataset(Dataset):
         return np.asarray(self.proposals(self.samples[index].image_id)[: self.max_proposals])
 
     def truth_and_proposals(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return proposals (P, 4), ground-truth boxes (G, 4) and labels (G,) of image `index`, without its pixels.
+        """Return proposals (P, 4), ground-truth boxes (G, 4) and labels (G,) of image `index`. Its pixels are not read.
 
         Boxes are in pixels of the original image.
         """
@@ -62,15 +62,15 @@ class DetectionDataset(Dataset):
         return to_tensor(self.proposal_boxes(index)), to_tensor(sample.training_boxes), torch.from_numpy(sample.labels)
 
     def view(self, epoch: int, index: int) -> View:
-        """Return the random transformation of image `index` in `epoch`. Equal arguments give equal views."""
+        """Return the random transformation of image `index` in `epoch`. It is the same in every call."""
         sample = self.samples[index]
         rng = np.random.default_rng((self.seed, epoch, index))
         return self.augmentation.view(rng, sample.training_boxes, sample.width, sample.height)
 
     def views(self, epochs: range) -> list[tuple[int, View]]:
-        """Return the distinct (image index, view) pairs in these epochs, sorted by first epoch and then by index.
+        """Return the distinct (image index, view) pairs in `epochs`, sorted by first epoch and then by index.
 
-        Do not use this with colour changes or crops, because their views differ in each epoch.
+        A view is an image transformation. Do not use this with colour changes or crops, which differ in each epoch.
         """
         ways = len(set(self.augmentation.short_sides)) * 2 ** sum(
             (self.augmentation.flip, self.augmentation.flip_vertical, self.augmentation.transpose)
@@ -87,7 +87,7 @@ class DetectionDataset(Dataset):
         return self.examples(key[1], [self.view(*key)])[0]
 
     def examples(self, index: int, views: Sequence[View]) -> list[Example]:
-        """Return an Example for each of `views`, applied to image `index`. The image is read at most once.
+        """Return an Example of image `index` for each transformation in `views`. The image is read at most once.
 
         Raises UserError if the pixels are needed and the image cannot be read or has the wrong size.
         """

@@ -60,7 +60,7 @@ def _size_fault(path: Path, stored: Stored, size: Size) -> str:
 
 
 def without_objects(image_id: str, path: Path, size: Size | None = None, number: int | str | None = None) -> Sample:
-    """Return a sample without objects. size: 0 x 0 in the sample if None. number: the image's id in a COCO file."""
+    """Return a sample without objects. size: width and height, or None for 0 x 0. number: id in a COCO file, if any."""
     width, height = size or (0, 0)
     return Sample(
         image_id, path, width, height, np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool), number=number

@@ -237,7 +237,7 @@ def _valid(orientation: object) -> int:
 def pixels_key(data: bytes, turn: int) -> bytes:
     """Return a cache key for values computed from the pixels of a file (contents `data`) with EXIF orientation `turn`.
 
-    The keys of 16-bit PNG files and TIFF files differ from those of earlier versions, which decoded them differently.
+    The keys of TIFF and of 16-bit PNG files are not those of earlier releases, which decoded such files differently.
     """
     key = hashlib.sha256(data).digest()
     if turn != 1:

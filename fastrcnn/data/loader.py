@@ -40,7 +40,7 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def pixels(sample: Sample, view: View) -> torch.Tensor:
-    """Read the image of a sample and apply the view to it. Return (3, H, W) uint8 RGB.
+    """Read the image of a sample and apply a view (crop, flips, scale, colours). Return (3, H, W) uint8 RGB.
 
     Raises UserError if the image cannot be read.
     """
@@ -76,9 +76,10 @@ def pad(images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @dataclass(eq=False)
 class EndlessBatches(Sampler[list[tuple[int, int]]]):
-    """A sampler of endless batches of (epoch, index) pairs. Each epoch contains every image once, in random order.
+    """A sampler that returns an endless sequence of batches, which are lists of (epoch, image index) pairs.
 
-    A batch can contain images of consecutive epochs, so all batches have the same size.
+    Each epoch contains every image once, in random order. A batch can contain images of two epochs, so all batches have
+    the same size.
 
     length: number of images. batch_size: number of images in a batch, summed over all processes.
     seed: determines the order. start: number of batches to skip, because the run used them before it was resumed.
@@ -230,8 +231,8 @@ def detection_loader(
 ) -> DataLoader:
     """Return a loader of image pyramids (images in several sizes), in the order of the data set.
 
-    Each item is a list of batches of the same `batch_size` images, one batch for each of the augmentation's short
-    sides. With several processes, each process loads only its share of the images (see distributed.share).
+    Each item is a list of batches, which contain the same `batch_size` images at different scales (lengths of the short
+    side). With several processes, each process loads only its share of the images (see distributed.share).
     """
     levels = dataset.augmentation.levels()
     own = Views(dataset, [(index, levels) for index in distributed.share(range(len(dataset)))])
@@ -239,7 +240,7 @@ def detection_loader(
 
 
 def views_loader(dataset: DetectionDataset, chosen: Sequence[tuple[int, View]], workers: int = 0) -> DataLoader:
-    """Return a loader of (image index, view) pairs, in order. Each item is a list with one Batch of one image."""
+    """Return a loader of images after transformations, in order. Each item is a list with one Batch of one image."""
     own = Views(dataset, [(index, [view]) for index, view in chosen])
     return Loader(own, batch_size=1, collate_fn=collate_pyramids, **_options(workers, False))
 

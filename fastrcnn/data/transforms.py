@@ -42,7 +42,7 @@ def flip_boxes(boxes: np.ndarray, width: float, axis: int = 0) -> np.ndarray:
 
 
 def show(image: np.ndarray, view: View) -> tuple[np.ndarray, float]:
-    """Apply a view to an image (H, W, 3). Return the result and its scale factor relative to the original image."""
+    """Apply a view (crop, flips, scale, colours) to an image (H, W, 3). Return the result and its scale factor."""
     scale = scale_in(view, image.shape[1], image.shape[0])
     if view.part is not None:
         x1, y1, x2, y2 = view.part
@@ -92,7 +92,7 @@ def boxes_in(view: View, boxes: np.ndarray, width: int, height: int) -> np.ndarr
 
 
 def seen_in(view: View, boxes: np.ndarray) -> np.ndarray:
-    """Return a mask (R,) of the boxes (R, 4) with at least half of their area in the crop; all True without a crop."""
+    """Return a mask (R,) of boxes (R, 4) at least half of whose area is in the view's crop; all True without a crop."""
     if view.part is None:
         return np.ones(len(boxes), bool)
     x1, y1, x2, y2 = view.part
@@ -154,11 +154,11 @@ class Augmentation:
     crop: float = 0.0
 
     def levels(self) -> list[View]:
-        """Return the views that detection uses: one for each short side, without random changes."""
+        """Return the views (image transformations) for detection: one per short side, without random changes."""
         return [View(side, self.long_side, mirrored=self.mirrored) for side in self.short_sides]
 
     def view(self, rng: np.random.Generator, boxes: np.ndarray, width: int, height: int) -> View:
-        """Return a random view of an image of `width` x `height` pixels. boxes: (G, 4), its ground-truth boxes."""
+        """Return a random view (transformation) of an image of this size. boxes: (G, 4), its ground-truth boxes."""
         # All random numbers are always drawn, so that disabling one change does not affect the others.
         which, flip, upside_down, swap = rng.integers(len(self.short_sides)), *rng.random(3)
         gains, offsets = rng.uniform(-1, 1, (2, 3)) * self.colour

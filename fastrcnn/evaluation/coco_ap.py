@@ -36,7 +36,7 @@ def coco_ap(detections: Mapping[str, ClassDetections], truth: Mapping[str, Class
     `detection.max_per_image`. With detection=paper, 40 detections per class and image are kept on average, so the
     results can be slightly too high.
 
-    Difficult objects are treated as COCO crowds: a missed difficult object is no error. A detection that matches no
+    Difficult objects are treated as COCO crowds: a missed one does not count as an error. A detection that matches no
     other object is ignored if the fraction of its area inside a difficult object reaches the IoU threshold. The size of
     an object is the `area` in the COCO file, usually the area of its mask. In other formats, it is the area of the box.
     """

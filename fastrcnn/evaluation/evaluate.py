@@ -60,8 +60,8 @@ def compare(
 ) -> Evaluation:
     """Evaluate detections against the ground truth of `samples`.
 
-    detections: by class name. Image indices are positions in `samples`. A class without an entry is excluded, as VOC
-        competitions allow. A class with objects and an empty entry has AP 0.
+    detections: by class name. Image indices are positions in `samples`. A class without an entry is excluded, because
+        VOC results can be for only some of the classes. A class with objects and an empty entry has AP 0.
     classes: all class names. Label k of the ground truth is classes[k - 1].
     recall: the recall of the proposals, which is stored in the result.
 
@@ -81,14 +81,14 @@ def average_precision(
     - If a class has no objects, or only difficult ones, its AP is None. It is excluded from the mean, even if there are
       detections of the class.
     - If a class has objects but no detections, its AP is 0, and it is included in the mean.
-    - If no class has an AP, the mean is None. If there are objects but no detections at all, the mean is 0.
-    - A detection in an image without objects of its class is false.
-    - A missed difficult object is no error, and a detection of a difficult object is ignored.
+    - If no class has an AP, the mean is None.
+    - A detection in an image without objects of its class counts as a false positive.
+    - A missed difficult object does not count as an error, and a detection of a difficult object is ignored.
 
     Raises ValueError if `detections` has a class that is not in `truth`.
     """
     if unknown := sorted(set(detections) - set(truth)):
-        raise ValueError(f"detections of classes that are not in the ground truth: {', '.join(unknown)}")
+        raise ValueError(f"there are detections of classes that are not in the ground truth: {', '.join(unknown)}")
     return coco_ap(detections, truth) if metric == "coco" else mean_ap(detections, truth, metric)
 
 

@@ -46,13 +46,13 @@ class ProposalRecall:
 def proposal_recall(
     proposals: Iterable[np.ndarray], samples: Iterable[Sample], classes: Sequence[str]
 ) -> ProposalRecall:
-    """Compute the recall of proposals on the objects of `samples`, without difficult objects.
+    """Compute the recall of proposals on the objects of `samples`, excluding difficult objects.
 
     proposals: for each sample, boxes (P, 4), half-open x1 y1 x2 y2 in pixels of the original image.
     classes: class names. Label k is classes[k - 1].
 
-    `overlaps` of the result is in the order of the samples. `proposals` and `samples` are iterated once, one image at a
-    time. Raises ValueError if their lengths differ.
+    The field `overlaps` of the result (the IoU of each object and its best proposal) has the order of `samples`.
+    `proposals` and `samples` are iterated once, one image at a time. Raises ValueError if their lengths differ.
     """
     counts, best, labels, areas = [], [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0)]
     for found, sample in zip(proposals, samples, strict=True):

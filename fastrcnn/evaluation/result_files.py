@@ -1,9 +1,9 @@
 """Read and write detections: comp4 text files of the VOC devkit, COCO results, and archives for evaluation servers.
 
-In memory, detections are ClassDetections by class name, with half-open boxes and image indices that are positions in a
-list of image ids. The conventions of the files are used only in this module. Numbers are written in full precision, so
-that float32 detections are restored exactly and their AP does not change. The devkit's scripts write only six decimals,
-which can make different scores equal. The scripts that read these files accept numbers of any length, and exponents.
+In memory, detections are a dictionary from class names to ClassDetections. Boxes are half-open, and image indices are
+positions in a list of image ids. The conventions of the files are used only in this module. Numbers are written in full
+precision, so that float32 detections are restored exactly and their AP does not change. The devkit's scripts write only
+six decimals, which can make different scores equal. Scripts that read such files accept longer numbers and exponents.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def read_comp4(
     """Read comp4_det_<split>_<class>.txt for all `classes` that have a file in `folder`.
 
     Returns the detections by class name. Image indices are positions in `image_ids`. Classes without a file are
-    excluded, as VOC competitions allow. Raises UserError, with file and line, if a line is invalid or its image is not
-    in `image_ids`, and also if the class of a file is not in `classes`, or if there are no files.
+    excluded, because VOC results can be for only some of the classes. Raises UserError, with file and line, if a line
+    is invalid or its image is not in `image_ids`, and also if a file's class is not in `classes`, or no file exists.
     """
     prefix = f"comp4_det_{split}_"
     paths = sorted(p for p in folder.glob("comp4_det_*.txt") if p.name.startswith(prefix))

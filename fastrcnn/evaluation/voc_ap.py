@@ -79,7 +79,7 @@ class ClassBoxes:
 
 @dataclass(frozen=True)
 class ClassDetections(ClassBoxes):
-    """The detections of one class in all images. Raises ValueError as ClassBoxes does, and if a score is NaN."""
+    """The detections of a class in all images. Raises ValueError for wrong shapes, negative indices and NaN scores."""
 
     images: np.ndarray  # (D,) int64, index of the image of each detection
     scores: np.ndarray  # (D,) float64
@@ -107,7 +107,7 @@ class ClassTruth(ClassBoxes):
 
 @dataclass(frozen=True)
 class ClassAP:
-    """The result of evaluating one class. C of the D detections count, and the others match difficult boxes."""
+    """The result of evaluating one class. C of the D detections count; those that match difficult boxes are ignored."""
 
     ap: float | None  # None if the class has no object that is not difficult
     positives: int  # number of objects that are not difficult
@@ -290,7 +290,7 @@ def truth_by_class(samples: Sequence[Sample], classes: Sequence[str]) -> dict[st
 
 
 def detections_by_class(detections: Sequence[Detections], classes: Sequence[str]) -> dict[str, ClassDetections]:
-    """Return the detections by class. detections: one entry per image. Labels and indices are as in truth_by_class."""
+    """Return detections by class, given one entry per image. Label k is classes[k - 1]; image index i is entry i."""
     columns = {
         "images": [np.full(len(d), i) for i, d in enumerate(detections)],
         "scores": [d.scores.float().cpu().numpy() for d in detections],

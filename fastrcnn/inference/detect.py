@@ -54,8 +54,8 @@ def detect(
 ) -> Iterator[tuple[Sample, Detections]]:
     """Yield each image with its detections, in order.
 
-    pyramids: batches of images at one or more scales, see Network.outputs. watch: see detect_batch. Raises UserError as
-    detect_batch does, and if memory runs out.
+    pyramids: batches of images at one or more scales, see Network.outputs. watch: measures the times of
+    the stages. Raises UserError if an output of the network is not finite, or if memory runs out.
     """
 
     def advice(pyramid: Sequence[Batch]) -> str:

@@ -41,7 +41,7 @@ class Detector:
     scaling: the sizes to which images are scaled for the network.
     propose: generates proposals (P, 4) for an image (H, W, 3) if the caller passes none. It is called from several
         threads.
-    watch: the times of the stages, accumulated over all calls.
+    watch: the times of the stages (proposals, network, nms), accumulated over all calls.
     """
 
     network: Network
@@ -135,7 +135,7 @@ class Detector:
     def _with_boxes(
         self, chunks: Iterable[Chunk], proposals: Callable[[Key], Boxes] | None, size: int
     ) -> Generator[tuple[Chunk, np.ndarray], None, None]:
-        """Yield each chunk with the proposals (P, 4) of its first image, generated in groups of `size` chunks."""
+        """Yield each list of images with the proposals (P, 4) of its first image, computed for `size` lists at once."""
         if proposals is not None:
             for chunk in chunks:
                 key, image = chunk[0]

@@ -32,8 +32,8 @@ def evaluate(
     """Run the network on batches of images, and evaluate the detections.
 
     pyramids: each batch at one or more scales, see Network.outputs. images: total number of images. classes: class
-    names. detected: see detect_all. In distributed evaluation, each process passes its part of the images. Rank 0
-    returns the result, and the other processes return None.
+    names. detected: called after the last batch. In distributed evaluation, each process passes its part of the images.
+    Rank 0 returns the result, and the other processes return None.
     """
     seconds = 0.0
     proposals: list[np.ndarray] = []
@@ -81,7 +81,7 @@ def detect_all(
 
 
 def above_thresholds(found: Sequence[Detections], average: int) -> list[Detections]:
-    """Return, for each image, the detections with scores above the threshold of their class (see class_thresholds)."""
+    """Return the best detections of each image, on average `average` per class and image (see class_thresholds)."""
     thresholds = class_thresholds([d.entered for d in found if d.entered is not None], average)
     kept = [d.scores > thresholds[d.labels - 1] for d in found]
     return [Detections(d.boxes[k], d.scores[k], d.labels[k]) for d, k in zip(found, kept, strict=True)]

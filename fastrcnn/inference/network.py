@@ -58,7 +58,7 @@ class TorchNetwork:
         dtype: torch.dtype = torch.float32,
         inputs: Inputs | None = None,
     ) -> None:
-        """inputs: a function that returns the model's inputs for a batch, on its device. None: they are the images."""
+        """inputs: a function that returns the model's inputs for a batch, on its device; by default the images."""
         self.model = model.eval()
         self.dtype = dtype
         self.classifier = model.classifier
@@ -92,7 +92,7 @@ class TorchNetwork:
     def roi_outputs(self, maps: list[Tensor], rois: Tensor, rois_per_chunk: int = 500) -> Outputs:
         """Return scores (P, classes + 1) and box deltas (P, classes + 1, 4), not normalised, of the RoIs of one image.
 
-        maps: the feature maps of the image. rois: (P, 5), the result of `scaled_rois`.
+        maps: the feature maps of the image. rois: (P, 5) [image index, x1, y1, x2, y2], the result of `scaled_rois`.
         """
         model, outputs = self.model, []
         rows, place = distinct_rois(rois, model.roi_op, model.strides)
@@ -118,7 +118,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 def full_precision(dtype: torch.dtype) -> Iterator[None]:
     """Context manager: disable TF32 (10-bit mantissa) for convolutions on a GPU if `dtype` is float32.
 
-    The backward pass must also run in the `with` block. The flags are global to the process and restored at its end.
+    The backward pass must also run in the `with` block. The process-wide flags are restored after the block.
     """
     if dtype != torch.float32:
         yield

@@ -25,7 +25,7 @@ PACKAGES = "requires the packages onnx and onnxruntime. Install them with: pip i
 
 
 class OnnxNetwork:
-    """A Network for an .onnx file with the inputs and outputs of deploy/__init__.py. description: its metadata."""
+    """A Network for an .onnx file that `fastrcnn export` wrote. description: the metadata in the file."""
 
     device = torch.device("cpu")  # ONNX Runtime returns its outputs on the CPU
 

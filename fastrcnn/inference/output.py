@@ -112,7 +112,7 @@ class Output:
                     )
 
     def add(self, image_id: str, found: Detections, about: Sequence[Any]) -> None:
-        """Add the detections of an image or frame. about: its values of `columns`.
+        """Add the detections of an image or frame. about: its values in the additional CSV columns.
 
         Raises UserError if the folder cannot be created or written to.
         """

@@ -22,10 +22,10 @@ IMAGENET_STD = (58.395, 57.12, 57.375)
 def scaled_rois(rois: Tensor, op: str, scales: Tensor | None = None) -> Tensor:
     """Convert half-open RoIs (K, 5) [image index, x1, y1, x2, y2] to the float32 RoIs that `op` expects.
 
-    For operators in INCLUSIVE, x2 and y2 are reduced by one. scales: (N,) scale factor of each image; None: 1.
-    Boxes are scaled after the conversion, in float64, and rounded once to float32, as in `_project_im_rois` in the
-    author's lib/fast_rcnn/test.py. The precision matters: if 375 pixels are scaled to 600, one in ten box edges is
-    exactly halfway between two cells.
+    For operators with inclusive boxes, x2 and y2 are reduced by one. scales: (N,) scale factors of the images, by
+    default 1. Boxes are scaled after the conversion, in float64, and rounded once to float32, as in `_project_im_rois`
+    in the author's lib/fast_rcnn/test.py. The precision matters: if 375 pixels are scaled to 600, one in ten box edges
+    is exactly halfway between two cells.
     """
     box = rois[:, 1:].double()
     if op in INCLUSIVE:
@@ -98,9 +98,9 @@ class FastRCNN(nn.Module):
     mean, std: mean and standard deviation of the trunk's training pixels, RGB in 0 .. 255; part of the state dict.
     fc6_rank, fc7_rank: see Head.
     class_agnostic: use one box regression for all classes instead of one per class.
-    head: numbers of features of fc6 and fc7; None: the network's default numbers times `width`.
+    head: numbers of features of fc6 and fc7, by default the network's own numbers times `width`.
     scale_maps: multiply each map by its factor in `map_scale`, which is 1 until training/initial.py sets it. Without
-        it, a randomly initialised fc6 diverges at usual learning rates if the maps have values in the tens or hundreds.
+        them, a randomly initialised fc6 diverges at usual learning rates if maps have values in the tens or hundreds.
     """
 
     map_scale: Tensor | None
@@ -186,7 +186,7 @@ class FastRCNN(nn.Module):
         images: (N, 3, H, W) uint8 or float RGB in 0 .. 255, or the result of `frozen_maps` for them.
         rois: (K, 5) float [image index, x1, y1, x2, y2], half-open, in pixels of the images before scaling. Values must
             be finite and image indices valid. This is checked only on a CPU, and not for roi_align and roi_warp.
-        sizes: see normalise. scales: (N,) scale factor of each image; None: 1.
+        sizes: see normalise. scales: (N,) scale factor of each image, by default 1.
         """
         return self.classify(self.features(images, sizes), scaled_rois(rois, self.roi_op, scales))
 
@@ -240,7 +240,7 @@ class FastRCNN(nn.Module):
         return self.head(self.reduce(torch.cat(pooled, dim=1) if len(pooled) > 1 else pooled[0]))
 
     def classify(self, maps: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the result of `forward` from the result of `features` and RoIs (K, 5) from `scaled_rois`."""
+        """Compute logits and box deltas, see `forward`. maps: from `features`. rois: (K, 5) from `scaled_rois`."""
         x = self.roi_vectors(maps, rois)  # (K, D)
         logits = self.cls_score(x).float()
         deltas = self.bbox_pred(x).float().view(x.shape[0], self.bbox_pred.out_features // 4, 4)

@@ -45,7 +45,7 @@ class Head(nn.Module):
 
     inputs: number of values (channels x cells) of a pooled RoI. features: numbers of outputs of fc6 and fc7.
     dropout: dropout probability.
-    fc6_rank, fc7_rank: rank of a layer that is replaced by two layers, see fully_connected; None: a single layer.
+    fc6_rank, fc7_rank: rank of a layer that is replaced by two layers, see fully_connected. None for a single layer.
     """
 
     def __init__(

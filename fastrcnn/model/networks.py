@@ -93,7 +93,7 @@ class Network:
         return self.conv_names[: 1 + max(self.conv_names.index(name) for name in wanted)]
 
     def stride_of(self, name: str) -> int:
-        """Return the stride of the map of the convolution `name`, in pixels of the image per cell."""
+        """Return the stride of the feature map of the convolution `name`, in pixels of the image per cell."""
         convs = self.convs[: self.conv_names.index(name) + 1]
         pools = [step for conv in convs for step in conv.before if isinstance(step, Pool)]
         return math.prod(conv.stride for conv in convs) * math.prod(pool.stride for pool in pools)
@@ -180,7 +180,7 @@ class Trunk(nn.Module):
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor, wanted: Sequence[str], first: str | None = None) -> list[Tensor]:
-        """Compute the maps (N, C, H', W') of the convolutions `wanted`, after ReLU, from images (N, 3, H, W).
+        """Compute the feature maps (N, C, H', W') of the convolutions `wanted`, after ReLU. images: (N, 3, H, W).
 
         For VGG16, H' and W' are H and W divided by the stride, rounded up. Layers after the last one in `wanted`
         are not computed. first: name of a convolution. If given, `images` must be the input of this convolution, and
@@ -191,9 +191,9 @@ class Trunk(nn.Module):
         return [maps[name] for name in wanted]
 
     def below(self, images: Tensor, first: str, wanted: Sequence[str]) -> list[Tensor]:
-        """Compute the maps of the convolutions `wanted`, followed by the input of the convolution `first`.
+        """Compute the feature maps of the convolutions `wanted`, followed by the input of the convolution `first`.
 
-        images: see `forward`. `wanted` must contain only convolutions before `first`.
+        images: (N, 3, H, W). `wanted` must contain only convolutions before `first`.
         """
         end = self.network.conv_names.index(first)
         maps, x = self._run(self._padded(images), self.network.convs[:end], wanted, self.network.convs[end].before)
@@ -226,7 +226,7 @@ class Trunk(nn.Module):
     def _stage(
         self, x: Tensor, stage: Sequence[Conv], after: Sequence[Pool | ResponseNorm], wanted: Sequence[str]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Run a stage and then the layers `after`; return the input of the next stage, and the wanted maps by name."""
+        """Run a stage (several convolutions), then the layers `after`. Return the output, and wanted maps by name."""
         maps = {}
         for conv in stage:
             x = self.convs[conv.name](x)
@@ -250,7 +250,7 @@ class Trunk(nn.Module):
         return in_strips(lambda rows: self._stage(rows, stage, after, ())[0], x, windows, strips)
 
     def _strips(self, x: Tensor, stage: Sequence[Conv], wanted: Sequence[str]) -> int:
-        """Return the number of strips for a stage.
+        """Return the number of strips of rows in which a stage is computed to save memory.
 
         It is greater than 1 only on a CPU, for a stage whose maps are large and not in `wanted`, if no gradient is
         computed and batch normalisation does not use the statistics of the batch.
@@ -273,7 +273,7 @@ class Trunk(nn.Module):
 def rows_seen(row: int, windows: Sequence[Window]) -> tuple[int, int]:
     """Return the first and the last input row on which output row `row` depends; both can be in the padding.
 
-    windows: the window of each layer, in the order of the layers.
+    windows: kernel size, stride and padding of each layer, in the order of the layers.
     """
     first = last = row
     for window in reversed(windows):

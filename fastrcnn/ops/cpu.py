@@ -59,7 +59,7 @@ def level() -> int:
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
-    """See reference.forward. `out` is contiguous or channels_last; `argmax` is contiguous."""
+    """Pool RoIs as reference.forward does. `out` is contiguous or channels_last; `argmax` is contiguous."""
     failed = _kernel().roi_pool_forward(
         features.data_ptr(),
         *(_four(features.shape), _four(features.stride()), FEATURE_TYPES.index(features.dtype)),
@@ -74,7 +74,7 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
-    """See reference.backward."""
+    """Sum gradients as reference.backward does."""
     grad = grad.to(grad_features.dtype)
     failed = _kernel().roi_pool_backward(
         *(grad.data_ptr(), _four(grad.stride()), FEATURE_TYPES.index(grad.dtype)),

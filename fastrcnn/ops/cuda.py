@@ -37,7 +37,7 @@ def missing() -> str:
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
-    """See reference.forward. `out` is contiguous or channels_last; `argmax` is contiguous."""
+    """Pool RoIs as reference.forward does. `out` is contiguous or channels_last; `argmax` is contiguous."""
     features = features.contiguous(memory_format=torch.channels_last)
     images, channels, height, width = features.shape
     count, _, ph, pw = out.shape
@@ -59,7 +59,7 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
-    """See reference.backward. Sums with atomics, or in order with torch.use_deterministic_algorithms(True)."""
+    """Sum gradients as reference.backward does, in fixed order only with torch.use_deterministic_algorithms(True)."""
     grad = grad.to(grad_features.dtype).contiguous(memory_format=torch.channels_last)
     images, channels, height, width = grad_features.shape
     count, _, ph, pw = grad.shape

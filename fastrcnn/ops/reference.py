@@ -51,7 +51,7 @@ def far(x: np.float32) -> float:
 def bins(first: int, length: int, parts: int, cells: int, variant: str) -> Bins:
     """Return the half-open cell ranges of `parts` bins along one axis, clipped to a map of `cells` cells.
 
-    first, length: the result of `extent`. A range can be empty.
+    first, length: the first cell and the number of cells of the RoI, from `extent`. A range can be empty.
     """
     ranges = []
     for i in range(parts):

@@ -33,7 +33,7 @@ load_operators()
 
 
 def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Tensor, argmax: Tensor | None) -> None:
-    """See reference.forward."""
+    """Pool RoIs as reference.forward does."""
     plain = features.dtype != torch.float64 and bool(torch.isfinite(features).all())
     if variant != "fast_rcnn" or not plain or float(rois.abs().amax() if len(rois) else 0) * scale >= reference.FAR:
         reference.forward(features, rois, scale, variant, out, argmax)
@@ -46,7 +46,7 @@ def forward(features: Tensor, rois: Tensor, scale: float, variant: str, out: Ten
 
 
 def backward(grad: Tensor, rois: Tensor, argmax: Tensor, scale: float, variant: str, grad_features: Tensor) -> None:
-    """See reference.backward."""
+    """Sum gradients as reference.backward does."""
     images, channels, height, width = grad_features.shape
     plane = torch.arange(channels, device=grad.device) + rois[:, 0, None].long() * channels  # (K, C)
     cell = argmax + plane[:, None, None, :] * (height * width)  # (K, PH, PW, C)

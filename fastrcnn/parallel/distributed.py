@@ -99,7 +99,7 @@ def join_processes(device: torch.device) -> Iterator[None]:
 
 
 def _agree(error: UserError, store: dist.Store) -> BaseException:
-    """Wait GRACE seconds for reports of the same error; return the exception that this process should raise."""
+    """Wait GRACE seconds for reports of this error from others; return the exception that this process should raise."""
 
     def reports(kind: str) -> dict[int, str]:
         keys = {number: f"{kind} {number}" for number in range(size())}
@@ -193,12 +193,12 @@ def parallel(model: nn.Module) -> nn.Module:
 
 
 def keep_gradients(network: nn.Module, when: bool) -> AbstractContextManager[None]:
-    """If `when` is true, do not average the gradients of the body over the processes. network: see `parallel`."""
+    """In the `with` block, do not average gradients over processes if `when` is true. network: result of `parallel`."""
     return network.no_sync() if when and isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Copy the model's buffers from the first process to all, because their batch normalisation statistics differ."""
+    """Copy the model's buffers, such as batch normalisation statistics, from the first process to all others."""
     if size() > 1:
         with exchange():
             for buffer in model.buffers():

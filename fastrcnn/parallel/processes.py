@@ -49,8 +49,8 @@ def missing_guard() -> str:
 def signals_later() -> Iterator[None]:
     """Delay SIGTERM and SIGINT until the `with` block ends.
 
-    Processes that are started in it block both signals until they call `prepare`. Otherwise, a signal during their
-    imports would print a traceback.
+    Processes that are started in it keep both signals blocked until they call `prepare`. Otherwise, a signal during
+    their imports would print a traceback.
     """
     came: list[int] = []
     main = threading.current_thread() is threading.main_thread()
@@ -69,7 +69,7 @@ def signals_later() -> Iterator[None]:
 
 @contextmanager
 def start_method(method: str) -> Iterator[None]:
-    """Delay signals and set STARTING while the `with` block starts processes by `method`; see signals_later."""
+    """Delay signals while the `with` block starts processes by `method`, and mark these processes with STARTING."""
     if method != "fork":
         resource_tracker.ensure_running()  # otherwise it starts in the body and unblocks the signals
     with signals_later():
@@ -138,10 +138,10 @@ def _map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Resu
 
 @contextmanager
 def pool(workers: int, start: Callable[[], None], died: str) -> Iterator[ProcessPoolExecutor]:
-    """Run a pool of `workers` processes during the body. Each process first calls `start`, which should call `prepare`.
+    """Run a pool of `workers` processes in the `with` block. Each process first calls `start`, which calls `prepare`.
 
     The processes are spawned, because forking can hang if the caller has threads, such as torch's. They are killed if
-    the body raises an exception. Raises UserError if a process ends unexpectedly. The message is `died`, or that of
+    the block raises an exception. Raises UserError if a process ends unexpectedly. The message is `died`, or that of
     `missing_guard` if the calling script lacks `if __name__ == "__main__":`.
     """
     context = Workers()

@@ -64,7 +64,7 @@ class Stop:
     def stopped(self, state: str) -> Stopped:
         """Return the exception that ends the program. state: the state of the run when it ends.
 
-        If neither a signal nor the time limit ended this process, the message names a signal to another process.
+        If neither a signal nor the time limit ended this process, the message says that another one got a signal.
         """
         by = self.received.name if self.received else "a signal to another process"
         why = "ended by runtime.max_hours" if self.status == OUT_OF_TIME else f"interrupted by {by}"

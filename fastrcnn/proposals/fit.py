@@ -1,23 +1,25 @@
 """Find out which interpretation of the numbers in a proposal file fits the ground truth.
 
 An interpretation, called a reading, is a box convention and a unit (see Reading). All conventions are tried in every
-unit that the size of the numbers allows. The best reading is chosen in two steps:
+unit that the magnitude of the numbers permits. The best reading is chosen in two steps:
 
 1. The order of the numbers and the unit are chosen by the overlap above chance. This is the IoU of each object with its
-   best box, minus its IoU with the best box of another image, because a reading that only enlarges boxes increases
-   both. One reading is better than another if its mean overlap above chance is higher by at least OVERLAP and by at
-   least SIGMAS standard errors. If several readings remain, the image borders decide.
+   best box, minus its IoU with the best box of another image. The subtraction is needed because a reading that only
+   enlarges boxes increases both IoUs. One reading is better than another if its mean overlap above chance is higher by
+   at least OVERLAP and by at least SIGMAS standard errors. If several readings remain, the image borders are also used
+   for this choice, as in step 2.
 2. The coordinate of the first pixel, and whether boxes are inclusive or half-open, are chosen by the image borders,
    because one pixel hardly changes the overlap. Boxes often end at the border of the image. With the correct reading,
-   the outermost box touches the side; with a wrong reading, it ends a pixel inside or outside the image. A reading wins
-   a side if it fits this side better. One reading is better than another if the number of sides that it wins exceeds
-   the number that it loses by SIGMAS standard deviations of chance. If its boxes touch half of all sides, it is also
-   better if it wins at least FEW sides and loses none. If boxes cross at least as many sides as they touch, as is
-   typical of methods that do not clip, the borders are no evidence.
+   the outermost box touches the side; with a wrong reading, it ends a pixel inside or outside the image. One reading
+   wins a side of an image against another if it fits that side better. A reading is better than another if it wins more
+   sides than it loses, and the difference is at least SIGMAS times its standard deviation by chance (the square root of
+   the number of sides won or lost). A reading whose boxes touch at least half of all sides is also better if it wins at
+   least FEW sides and loses none. If boxes cross at least as many sides as they touch, as is typical of methods that do
+   not clip, the borders are no evidence.
 
 The reading that the file's format specifies is kept unless another one is better. All readings that the data cannot
-distinguish from the best one are reported. No reading fits if the mean overlap above chance of the best one is too low
-by the criterion of step 1.
+distinguish from the best one are reported. No reading fits if the mean overlap above chance of the best reading is less
+than OVERLAP, or less than SIGMAS standard errors.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """Measurements of how well one reading fits N images with G objects (without objects marked as difficult).
+    """Measurements of how well a reading (convention and unit) fits N images with G objects (no difficult objects).
 
     Boxes are clipped to their image before the IoU is computed.
     best: (G,) IoU of each object with the best box of its image.
@@ -88,8 +90,8 @@ class Fit:
 class Outcome:
     """The result of `find_fit`.
 
-    tried: the fits of all readings. The best one (the winner) is first, followed by those that the data cannot
-        distinguish from it, and by the others in descending order of mean IoU.
+    tried: the fits of all readings (box conventions and units). The best one (the winner) is first, followed by those
+        that the data cannot distinguish from it, and by the others in descending order of mean IoU.
     equal: the number of fits at the start of `tried` that the data cannot distinguish, including the winner.
     own: the fit of the convention that the file's format specifies, in pixels.
     fits: whether the winner is clearly better than the boxes of other images; always true for a single image.
@@ -108,7 +110,7 @@ class Outcome:
 
 
 def find_fit(numbers: Sequence[np.ndarray], own: Convention, samples: Sequence[Sample]) -> Outcome:
-    """Compare all readings of a proposal file with the ground truth.
+    """Compare all readings (box conventions and units) of a proposal file with the ground truth.
 
     numbers: an array (P, 4) for each image, with the numbers of its boxes as they are in the file.
     own: the convention that the file's format specifies.
@@ -141,12 +143,12 @@ def find_fit(numbers: Sequence[np.ndarray], own: Convention, samples: Sequence[S
 
 
 def overlaps_more(a: Fit, b: Fit) -> bool:
-    """Return whether the mean overlap above chance is clearly higher for `a` than for `b` (step 1 at the top)."""
+    """Return whether the mean overlap above chance is clearly higher for `a` than for `b`; see step 1 of the module."""
     return _is_clear(a.best - a.chance - (b.best - b.chance))
 
 
 def meets_borders_better(a: Fit, b: Fit) -> bool:
-    """Return whether `a` fits the image borders clearly better than `b` (step 2 at the top of the file)."""
+    """Return whether `a` fits the image borders clearly better than `b`; see step 2 in the docstring of the module."""
     if a.sides.sum() <= 0:
         return False
     won, lost = int((a.sides > b.sides).sum()), int((a.sides < b.sides).sum())
@@ -167,7 +169,8 @@ def _is_clear(difference: np.ndarray) -> bool:
 def _choose(fits: list[Fit], own: Convention, better: Callable[[Fit, Fit], bool]) -> Fit:
     """Return the fit that no other fit beats. better: a function that returns whether its first argument wins.
 
-    Of several such fits, those that win by `_better` are preferred, then the one closest to `own` in pixels.
+    Of several such fits, those that are best by overlap and borders are preferred, then the one whose reading is
+    closest to the file's own convention (`own`) in pixels.
     """
     top = [f for f in fits if not any(better(other, f) for other in fits)] or fits
     top = [f for f in top if not any(_better(other, f) for other in top)] or top

@@ -157,8 +157,8 @@ def write_store(
     Boxes are clipped, and invalid boxes are dropped (see `clean`).
     generator, settings: the method that generated the proposals, and its settings, which must be serialisable as JSON.
     Memory use grows by a few hundred bytes per image. The store is written atomically: until it is complete, an
-    existing store at `path` is unchanged. Raises UserError if an id is repeated, empty or contains a null character, if
-    only some images have scores, if `path` exists and is not a store, or if the store cannot be written to disk.
+    existing store at `path` is unchanged. Raises UserError if an id is repeated, is empty or contains a null character,
+    if only some images have scores, if `path` exists and is not a store, or if the store cannot be written to disk.
     """
     path = Path(path)
     check_target(path)

@@ -105,7 +105,7 @@ def diagnose(
 
 
 def _missed(found: Diagnosis, truth: ClassTruth, taken: np.ndarray, proposals: np.ndarray | None) -> np.ndarray:
-    """Return the kind of each missed object (G,) of a class, or -1 if it is not missed."""
+    """Return for each object (G,) of a class why it was missed (an index in MISSED_KINDS), or -1 if it was not."""
     misplaced = np.zeros(len(truth), bool)
     misplaced[found.objects[found.kinds == LOCALISATION]] = True
     beyond = np.zeros(len(truth), bool) if proposals is None else proposals < FITS
@@ -156,7 +156,7 @@ class Thresholds:
     left_out_confusions: int  # number of confusions of class pairs that are not in `confusions`
 
     def best(self, objects: int) -> int:
-        """Return the index of the threshold with the best F1 overall. objects: number of non-difficult objects."""
+        """Return the index of the best threshold by F1 over all classes. objects: number of non-difficult objects."""
         right = self.right.sum(axis=0)[::-1].cumsum()[::-1]
         false = self.false.sum(axis=(0, 1))[::-1].cumsum()[::-1]
         return int(np.argmax(right / np.maximum(right + false + objects, 1)))  # F1 / 2

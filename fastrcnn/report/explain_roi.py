@@ -32,7 +32,7 @@ class Question:
 
     @property
     def outline(self) -> Box:
-        """Return the real RoI on the map, x1 y1 x2 y2 in cells, without rounding."""
+        """Return the RoI on the feature map, x1 y1 x2 y2 in cells, without rounding."""
         x1, y1, x2, y2 = (v / self.stride for v in self.roi)
         return x1, y1, x2, y2
 
@@ -123,12 +123,12 @@ def _ranges(ranges: Bins) -> str:
 
 
 def number_cells(height: int, width: int) -> np.ndarray:
-    """Return a map (H, W) whose values number the cells row by row, from 0."""
+    """Return a feature map (H, W) whose values number the cells row by row, from 0."""
     return np.arange(height * width, dtype=np.float32).reshape(height, width)
 
 
 def read_grid(text: str) -> tuple[np.ndarray, str]:
-    """Return a map and its name. text: HEIGHTxWIDTH for a map of numbered cells, or a text file that contains the map.
+    """Return a feature map and its name. text: HEIGHTxWIDTH for a map of numbered cells, or a text file with the map.
 
     Raises UserError if the file cannot be read or is not a table of numbers.
     """

@@ -44,12 +44,12 @@ class Case:
 
     @property
     def shown_kind(self) -> str:
-        """Return the name of the kind in the filter of the page."""
+        """Return the name of the error kind in the page's filter."""
         return f"missed: {self.kind}" if self.missed else self.kind
 
     @property
     def why(self) -> str:
-        """Return the caption: the kind and, if they are known, the other class and the IoU."""
+        """Return the caption: the kind of error and, if known, the class that it was confused with and the IoU."""
         other = f" ({self.other})" if self.other else ""
         return self.kind + other + (f", IoU {self.overlap:.2f}" if self.overlap and not self.missed else "")
 
@@ -80,7 +80,7 @@ class Mistakes:
     def missed(self, name: str, row: int) -> Case:
         """Return a Case for the missed object `row` of class `name`.
 
-        Its boxes include the detection of the object with the highest score that is misplaced or has the wrong class.
+        The case also contains the best detection of the object that is misplaced or has the wrong class, if any.
         """
         d, k = self.diagnoses[name], list(self.truth).index(name)
         near = [(name, i) for i in np.flatnonzero((d.kinds == LOCALISATION) & (d.objects == row))]

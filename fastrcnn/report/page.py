@@ -47,7 +47,7 @@ ENVIRONMENT.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_na
 
 @dataclass(frozen=True)
 class Curve:
-    """A precision-recall curve at IoU 0.5, reduced to the first point of each recall step and the last point of all."""
+    """A precision-recall curve at IoU 0.5, reduced to the first point of each recall step and the last point."""
 
     recall: np.ndarray  # (C,)
     precision: np.ndarray  # (C,)
@@ -60,7 +60,7 @@ class Curve:
 
     @property
     def under(self) -> str:
-        """Return the area under the stepped curve of `best` as the points of an SVG polygon."""
+        """Return the area under the stepped curve of the best precision as the points of an SVG polygon."""
         if not len(self.recall):
             return ""
         recall = np.concatenate(([0.0, 0.0], np.repeat(self.recall, 2)))

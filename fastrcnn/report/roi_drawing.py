@@ -55,7 +55,7 @@ class Text:
 
 @dataclass(frozen=True)
 class View:
-    """The visible part of the map, and the position of its cells in the drawing."""
+    """The visible part of the feature map, and the position of its cells in the drawing."""
 
     top: int  # first visible row
     left: int
@@ -66,7 +66,7 @@ class View:
     y: float = 0
 
     def rect(self, box: Box, line: str, thick: float = 1, inset: float = 0, dashed: bool = False) -> Rect:
-        """Convert a box in cells of the map to a rectangle of the drawing, clipped to the view plus half a cell."""
+        """Convert a box in feature map cells to a rectangle of the drawing, clipped to the view plus half a cell."""
         x1, x2 = (min(max(v, self.left - 0.5), self.right + 0.5) - self.left for v in (box[0], box[2]))
         y1, y2 = (min(max(v, self.top - 0.5), self.bottom + 0.5) - self.top for v in (box[1], box[3]))
         x, y, c = self.x + inset, self.y + inset, self.cell
@@ -153,7 +153,7 @@ def _values(q: Question, a: Answer, view: View) -> list[Rect | Text]:
 
 
 def write_png(path: Path, shapes: list[Rect | Text], width: int, height: int, scale: int = 2) -> None:
-    """Write the drawing as PNG, with `scale` pixels per unit for high-density screens."""
+    """Write the drawing as a PNG file with `scale` pixels per unit of the drawing, for high-density screens."""
     picture = Image.new("RGB", (width * scale, height * scale), "#ffffff")
     pen = ImageDraw.Draw(picture)
     for s in shapes:

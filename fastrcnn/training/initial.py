@@ -43,8 +43,8 @@ def initialise(
         log.info("Computing the mean and standard deviation of the regression targets for the new classes")
     elif started:
         log.info(
-            "The box layer predicts deltas that are not normalised. To normalise them, the mean and standard deviation "
-            "of the regression targets are computed"
+            "The box layer predicts deltas that are not normalised. Computing the mean and standard deviation of the "
+            "regression targets to normalise them"
         )
     else:
         log.info(

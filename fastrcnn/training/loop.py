@@ -109,7 +109,7 @@ def train(
     images separately.
 
     dtype: dtype of the forward pass, float32 or bfloat16. box_weight: weight of the box regression loss. inputs: a
-    function that computes the model's input from a batch; None: use the batch's images.
+    function that computes the model's input from a batch, by default the images of the batch.
 
     If the loss is not finite in any process, raises NotFiniteError in all processes, before the weights change.
     """

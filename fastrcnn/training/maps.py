@@ -98,7 +98,7 @@ class MapFiles:
 class Maps:
     """Computes and caches the feature maps of a model's frozen layers, for training and for evaluations during it.
 
-    room: number of bytes that this process can still write. full: whether some maps could not be cached.
+    room: number of bytes that this process can still write. full: whether some maps were not cached for lack of room.
     """
 
     def __init__(self, folder: Path, model: FastRCNN, dtype: torch.dtype, budget: float) -> None:
@@ -125,7 +125,7 @@ class Maps:
         self.room = (min(budget - kept, free)) / distributed.size()
 
     def __call__(self, batch: Batch) -> list[Tensor]:
-        """Return the maps of the batch on the model's device. FastRCNN.features accepts them instead of the images.
+        """Return the feature maps of a batch on the model's device. FastRCNN.features accepts them instead of images.
 
         Maps that are not in the cache are computed, and cached if there is room. All maps are padded with 0 at the
         right and the bottom. Raises UserError if an image cannot be read, or a value does not fit in half precision.
@@ -133,7 +133,7 @@ class Maps:
         return self._together([self._of(batch, i) for i in range(len(batch.samples))])
 
     def fresh(self, batch: Batch) -> list[Tensor]:
-        """Return the maps of the batch as `__call__` does, but without the cache. The batch must have all pixels."""
+        """Compute the feature maps of a batch without the cache. The batch must have all pixels."""
         return self._together([self.compute(_image(batch, i), sample) for i, sample in enumerate(batch.samples)])
 
     def _together(self, found: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -142,7 +142,7 @@ class Maps:
         return [pad(maps)[0].to(own.device, dtype) for maps in zip(*found, strict=True)]
 
     def _of(self, batch: Batch, i: int) -> list[Tensor]:
-        """Read or compute the maps (C, H, W) of one image of the batch, on the CPU, in half precision."""
+        """Read or compute the feature maps (C, H, W) of one image of the batch, on the CPU, in half precision."""
         sample, view = batch.samples[i], batch.views[i]
         if (kept := self.files.read(sample, view)) is not None:
             return kept
@@ -161,7 +161,7 @@ class Maps:
 
     @torch.no_grad()
     def compute(self, image: Tensor, sample: Sample) -> list[Tensor]:
-        """Compute the maps (C, H, W) of an image (3, H, W). Return them on the CPU in half precision.
+        """Compute the feature maps (C, H, W) of an image (3, H, W). Return them on the CPU in half precision.
 
         Raises UserError if half precision cannot represent a value. sample: the image, for the message.
         """
@@ -180,10 +180,10 @@ class Maps:
     def fill(
         self, dataset: DetectionDataset, chosen: Sequence[tuple[int, View]], workers: int, stop: Callable[[], bool]
     ) -> None:
-        """Compute and cache the maps of the chosen views, until `stop` returns true or there is no space left.
+        """Compute and cache the feature maps of `chosen`, until `stop` returns true or there is no space left.
 
-        chosen: pairs of an index in `dataset` and a view of this image. If there are several processes, each of them
-        computes a part. workers: number of processes that load images.
+        chosen: pairs of an image's index in `dataset` and a view (crop, flips, scale and colour change) of that image.
+        If there are several processes, each computes a part. workers: number of processes that load images.
         """
         self.model.eval()
         own, begun = distributed.share(chosen), self.room
@@ -224,7 +224,7 @@ def open_maps(
 
 
 def digest(model: FastRCNN, dtype: torch.dtype) -> str:
-    """Return a hexadecimal digest of everything that the maps depend on, except the image."""
+    """Return a hexadecimal digest of everything that the feature maps depend on, except the image."""
     below, first = model.frozen_layers
     names = model.trunk.network.conv_names
     frozen = names if first is None else names[: names.index(first)]

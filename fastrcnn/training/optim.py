@@ -96,7 +96,7 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Load a state from `state_dict` into the optimiser. Raises ValueError if it does not fit the parameters."""
     shapes: dict[Any, torch.Size] = {}
     if len(saved["param_groups"]) != len(optimizer.param_groups):
-        raise ValueError("it has another number of parameter groups")
+        raise ValueError("it has a different number of parameter groups than in this run")
     adam = isinstance(optimizer, torch.optim.AdamW)
     for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True):
         inertia = group.get("betas", (None,)) if adam else (group.get("momentum"),)
@@ -107,7 +107,7 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
                 "the learning rate, momentum or weight decay of a parameter group is missing or not finite"
             )
         if not isinstance(places, list) or len(places) != len(own["params"]) or not all(type(n) is int for n in places):
-            raise ValueError("a parameter group has another number of parameters")
+            raise ValueError("a parameter group has a different number of parameters than in this run")
         shapes |= {place: weight.shape for place, weight in zip(places, own["params"], strict=True)}
     names = {"step", "exp_avg", "exp_avg_sq"} if adam else {"momentum_buffer"}
     for place, values in saved["state"].items():

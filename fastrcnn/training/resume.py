@@ -79,8 +79,8 @@ def load_newest(
 
     Returns the step of the checkpoint, the best mAP so far, and the step of the best mAP. If best.pt is missing, or was
     chosen with another metric or other splits, the best mAP is -1 and its step is the step of the checkpoint.
-    names: class names. check: see checkpoint.newest_sound. Raises UserError if no checkpoint is usable, or if the
-    checkpoint has another model, other classes or another optimiser.
+    names: class names. check: raises UserError if a checkpoint is unusable, see newest_sound. Raises UserError if no
+    checkpoint is usable, or if the checkpoint has another model, other classes or another optimiser.
     """
     from fastrcnn.training import checkpoint
     from fastrcnn.training.optim import load_state
@@ -90,8 +90,8 @@ def load_newest(
         log.warning("Skipped a checkpoint: %s", reason)
     if state["classes"] != names:
         raise UserError(
-            f"{path}: the checkpoint was trained on other classes ({', '.join(state['classes'])}). Resume with the "
-            f"same classes, or start a new run with start={path}."
+            f"{path}: the network in this checkpoint was trained on different classes: "
+            f"{', '.join(state['classes'])}. Resume with these classes, or start a new run with start={path}."
         )
     try:
         model.load_state_dict(state["model"])

@@ -87,9 +87,9 @@ class TrainingRun:
         run did not have.
     config: the run's configuration as plain data, which is written to its folder and its checkpoints.
     check: a function that checks the content of a checkpoint, see checkpoint.newest_sound. names: class names.
-    val_set: the images that decide which weights become best.pt; None: the weights of the last step become best.pt.
+    val_set: the images that decide which weights become best.pt. If None, the weights of the last step are used.
     test_set: the images for the evaluation at the end of the run; without a `val_set`, they are also used for the
-        evaluations during training. None: there is no evaluation on a test set.
+        evaluations during training. If None, there is no evaluation on a test set.
     """
 
     folder: Path
@@ -284,7 +284,7 @@ class TrainingRun:
             yield loader
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Train the remaining steps, and log, draw, save and evaluate at the intervals in the schedule.
+        """Train for the remaining steps. Log, draw RoIs, save and evaluate at the intervals in the schedule.
 
         Raises Stopped in all processes, after the same step, if a signal or the time limit ends one of them.
         """

@@ -49,7 +49,10 @@ def read(path: Path) -> dict[str, Tensor]:
         layers = ((kind, layer) for kind, _, layer in _fields(whole) if kind in PARTS)
         for count, (kind, layer) in enumerate(layers):
             if count == MOST_LAYERS:
-                raise UserError(f"{path}: the file contains more than {MOST_LAYERS} layers. It is not a .caffemodel.")
+                raise UserError(
+                    f"{path}: the file appears to contain more than {MOST_LAYERS} layers, so it is probably not a "
+                    ".caffemodel file."
+                )
             for name, values in _layer(kind, layer, path):
                 if name in found:
                     raise UserError(
@@ -91,7 +94,7 @@ def _layer(kind: int, content: memoryview, path: Path) -> Iterator[tuple[str, Te
 
 
 def _values(blob: memoryview, where: str) -> Tensor:
-    """Return a blob as a tensor. where: its location, for messages. Raises UserError if shape and data disagree."""
+    """Convert a blob (Caffe array) to a tensor. where: its place, for messages. Raises UserError if it is invalid."""
     shape: list[int] = []
     old_shape, numbers = [0, 0, 0, 0], {FLOATS: NOTHING, DOUBLES: NOTHING}
     for number, value, part in _fields(blob):

@@ -79,7 +79,7 @@ def write_safetensors(
 ) -> None:
     """Write the complete state dict, including buffers, as a .safetensors file.
 
-    metadata: see Description.metadata. dtype: see state_in.
+    metadata: see Description.metadata. dtype: dtype of the weights of convolutions and linear layers.
     """
     safetensors_files.write(state_in(model, dtype, str(output)), metadata, output, source)
 

@@ -34,7 +34,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write(state: Mapping[str, Tensor], metadata: Mapping[str, str], output: Path, source: str | None = None) -> None:
-    """Write tensors and metadata to `output`. source: see write_derived. Raises UserError if writing fails."""
+    """Write tensors and metadata to `output`. source: see files.write_derived. Raises UserError if writing fails."""
     try:
         from safetensors import SafetensorError
         from safetensors.torch import save_file

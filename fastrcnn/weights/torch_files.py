@@ -100,7 +100,7 @@ def _legacy(file: BinaryIO, size: int) -> Any:
     if magic != LEGACY_MAGIC or machine["little_endian"] is not True:
         raise RefusedError("an unknown magic number, or numbers in big-endian order")
     if not all(type(key) is str for key in keys) or storages.by_key.keys() != set(keys):
-        raise RefusedError("references to missing storages")
+        raise RefusedError("references to tensor data that is not in the file")
     file.seek(pickles.tell())
     for key in keys:
         values = storages.by_key[key]
@@ -156,7 +156,7 @@ def _tensor(storage: Tensor, offset: Any, size: Any, stride: Any, *_: object) ->
 
 
 def _dictionary(items: Any = ()) -> dict[object, object]:
-    """Return a dictionary. This replaces OrderedDict, whose items are arguments in files from Python 2."""
+    """Return a dictionary instead of an OrderedDict. Files written by Python 2 pass the items to its constructor."""
     return fill({}, [part for key, value in items for part in (key, value)])
 
 

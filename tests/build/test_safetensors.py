@@ -77,8 +77,8 @@ DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
     "a part is missing": (lambda _, meta: meta.pop("config"), "the metadata is damaged"),
     "no JSON": (lambda _, meta: meta.update(config="{"), "the metadata is damaged"),
     "deep JSON": (lambda _, meta: meta.update(config="[" * 10**5), "the metadata is damaged"),
-    "step": (lambda _, meta: meta.update(step="Infinity"), "step must be a non-negative integer"),
-    "classes": (with_text("classes", lambda _: ["a", "a"]), "classes must be a list of distinct names"),
+    "step": (lambda _, meta: meta.update(step="Infinity"), "`step` must be a non-negative integer"),
+    "classes": (with_text("classes", lambda _: ["a", "a"]), "`classes` must be a list of distinct names"),
     "one class more": (with_text("classes", lambda names: [*names, "owl"]), "cls_score.weight"),  # type: ignore[misc]
     "a class that no file can have": (with_text("classes", lambda _: ["a/b", "c"]), "contains a slash"),
     "metrics": (with_text("metrics", lambda _: {"test": {"mAP": "x"}}), "the training record is invalid"),
@@ -88,7 +88,7 @@ DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
     "a network too large for any machine": (in_config("model", width=100.0), "expected"),
     "no data": (
         with_text("config", lambda config: {"model": config["model"]}),  # type: ignore[index]
-        "damaged: it has no values for data, detection",
+        r"damaged: it does not contain the group\(s\) data, detection",
     ),
     "a tensor less": (lambda state, _: state.pop(FC7), f"{FC7}: missing"),
     "a tensor more": (lambda state, _: state.update(x=torch.ones(1)), "x: not in the model"),

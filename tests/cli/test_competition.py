@@ -242,7 +242,7 @@ def test_pictures_that_are_missing_or_broken_are_all_named(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["metric=voc10", "split=VOC2012/test"], "metric=voc10: competition=true does not compute AP"),
+        (["metric=voc10", "split=VOC2012/test"], "metric=voc10: this key cannot be combined with competition=true"),
         (
             ["data.test=[VOC2012/test,VOC2012/other]"],
             "needs exactly one split. Given: VOC2012/test, VOC2012/other",

@@ -102,7 +102,7 @@ def test_training_goes_on_from_svms_only_with_a_softmax(
     assert "Traceback" not in err
     assert not Path("tuned").exists()
     done(call, "train", f"start={MADE}", "run=tuned", "model.classifier=softmax", *arguments)
-    assert "consists of SVMs. Their margins are the initial logits" in caplog.text
+    assert "consists of SVMs. Training starts with the SVM margins as class logits" in caplog.text
     tuned, made = checkpoint.load(Path("tuned/checkpoints/step-1.pt")), checkpoint.load(MADE)
     assert tuned["config"]["model"]["classifier"] == "softmax"
     torch.testing.assert_close(tuned["model"]["cls_score.weight"], made["model"]["cls_score.weight"], atol=1e-6, rtol=0)

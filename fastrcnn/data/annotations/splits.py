@@ -240,7 +240,7 @@ def annotated(source: Path, image_ids: Sequence[str], root: Path) -> list[bool]:
 def source_problems(source: Path, root: Path | None = None) -> list[Problem]:
     """Return the problems of an annotation file that `read` does not return with an image, such as unusable entries.
 
-    For a folder, the result is empty. root: the data set's folder; None: `source`.
+    For a folder, the result is empty. root: the data set's folder. If None, `source` is used.
     """
     if is_coco(source):
         return list(read_coco_file(source).problems)
@@ -262,10 +262,10 @@ def explain_missing(problems: Sequence[Problem], source: Path, root: Path, image
 
 
 def class_names(source: Path, image_ids: Sequence[str], root: Path | None = None) -> tuple[list[str], Problems]:
-    """Return the names of all classes with objects in these images, and the errors of unreadable annotations.
+    """Return the names of all classes with objects in the images `image_ids`, and errors of unreadable annotations.
 
     The names are in the order that a COCO, CVAT or YOLO file defines. For other formats, they are sorted. For a COCO
-    file, the result covers all of its images. root: the data set's folder; None: `source`.
+    file, the classes of all images in the file are returned. root: the data set's folder. If None, `source` is used.
     """
     if is_coco(source):
         return coco_classes(source), Problems(source_problems(source))
@@ -292,10 +292,10 @@ def load(
 ) -> tuple[list[Sample], Problems]:
     """Load images as samples with half-open boxes. Return the samples of the usable images, and all problems found.
 
-    See `read` for parameters not described here. root: the data set's folder; None: `source`. training: exclude
-    annotations with `iscrowd` or `ignore`, and difficult objects unless `use_difficult` is set. Otherwise keep all
-    annotations. skip_bad: skip unusable files and objects. leave_out_others: exclude objects of classes that are not in
-    `classes`, and count them in a note; otherwise they are errors.
+    See `read` for parameters not described here. root: the data set's folder. If None, `source` is used. training:
+    exclude annotations with `iscrowd` or `ignore`, and difficult objects unless `use_difficult` is set. Otherwise keep
+    all annotations. skip_bad: skip unusable files and objects. leave_out_others: exclude objects of classes that are
+    not in `classes`, and count them in a note; otherwise they are errors.
 
     Raises UserError if there are errors (see problems.ERRORS) and `skip_bad` is false.
     """

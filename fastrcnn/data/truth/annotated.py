@@ -46,7 +46,10 @@ class AnnotatedObject:
         return self.problem("box", f"the box {self.shown} {self.fault}", self.name) if self.fault else None
 
     def flag_note(self, training: bool) -> Problem | None:
-        """Return a note about the COCO flag of the object, or None. Outside of training, `iscrowd` needs no note."""
+        """Return a note if a COCO flag (`iscrowd` or `ignore`) excludes the object from training, otherwise None.
+
+        Without `training`, only `ignore` gives a note, because evaluation does not exclude the object.
+        """
         if self.left_out and training:
             return self.problem(
                 "crowd", f"`{self.left_out}` is set, so training does not use the annotation.", self.name
@@ -178,7 +181,7 @@ def to_samples(
 def _unknown(
     unknown: dict[str, list[AnnotatedObject]], classes: Sequence[str], leave_out_others: bool
 ) -> Iterator[Problem]:
-    """Yield one note about objects of other classes if `leave_out_others` is set, otherwise an error for each class."""
+    """Yield one note about objects of undefined classes if `leave_out_others` is set, otherwise an error per class."""
     if unknown and leave_out_others:
         most = sorted(unknown.items(), key=lambda item: -len(item[1]))[:10]
         others = ", ".join(f"{name} ({len(objects)})" for name, objects in most)
@@ -196,7 +199,7 @@ def unknown_class(name: str, classes: Sequence[str]) -> str:
 
 
 def stands_out(o: AnnotatedObject, image: Annotated) -> tuple[bool, bool]:
-    """Return whether the box extends beyond the image, and whether a box from VOC XML starts before the first pixel."""
+    """Return whether the box of `o` exceeds the image, and whether a box from VOC XML starts before the first pixel."""
     x1, y1, x2, y2 = o.box
     before = x1 < 0 or y1 < 0
     return before or x2 > image.width or y2 > image.height, before and o.unit == "object"

@@ -205,9 +205,9 @@ def nearly_all(number: int, images: int) -> bool:
 
 
 def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
-    """Merge problems with the same kind and message into one if nearly all images have them. Merged ones come first.
+    """Merge problems with the same kind and message if nearly all images have them. Merged problems come first.
 
-    images: number of images. If one file annotates several images, notes about its objects are not merged.
+    images: number of images. If one file annotates several images, only errors are merged, not notes.
     """
     groups: dict[tuple[str, str], list[Problem]] = {}
     for problem in problems:

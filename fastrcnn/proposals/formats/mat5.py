@@ -144,7 +144,7 @@ def _rows(stored: int, raw: memoryview, order: str, shape: tuple[int, ...]) -> T
     codec = utf16 if stored in (4, UTF16) else "utf-8" if stored == UTF8 else "latin1"
     characters, rows = bytes(raw).decode(codec), shape[0]
     if rows > len(characters) or len(shape) != 2:
-        raise ValueError("a text is shorter than its header declares")
+        raise ValueError("a string is shorter than its header declares")
     return Text(characters[row::rows] for row in range(rows))
 
 

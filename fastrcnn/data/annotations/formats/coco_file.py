@@ -75,7 +75,7 @@ class CocoFile:
         return list(self.numbers(root))
 
     def numbers(self, root: Path) -> dict[str, Id]:
-        """Return the ids of the images in the file, by image id (path relative to the data set's folder `root`)."""
+        """Map each image id (the path relative to the data set's folder `root`) to the id of the image in the file."""
         prefix = self.prefix(root)
         return {prefix + name: image.number for name, image in self.images.items()}
 
@@ -277,7 +277,7 @@ def _share_out(
 
 
 def _picture_base(path: Path, names: Sequence[str]) -> Path:
-    """Return the folder that every `file_name` is relative to: the first candidate that contains one of 20 images."""
+    """Return the folder of the images: the first candidate that contains any of the first 20 files in `names`."""
     part = path.stem.rpartition("_")[2]  # train2017 in instances_train2017.json
     roots = [folder / name for folder in (path.parent, path.parent.parent) for name in ("images", "JPEGImages", ".")]
     for base in [b for root in roots for b in (root / part, root)]:

@@ -189,7 +189,7 @@ def _objects(
 
 
 def _box(shape: _Shape) -> tuple[Box | None, str]:
-    """Return the bounding box of a shape in pixels (None if it is invalid), and the shape's coordinates as text.
+    """Return the bounding box of a shape in pixels (None if invalid), and its coordinates as text for messages.
 
     The rotation of an ellipse is applied, but not the rotation of a box.
     """

@@ -255,9 +255,9 @@ def _number(value: Any) -> float:
 
 
 def _box(shape: str, region: dict[str, Any], size: Size) -> tuple[Box | None, str, str]:
-    """Return the bounding box of a region in pixels, the region's numbers in the file as text, and an error message.
+    """Return a region's bounding box in pixels, its coordinates as they are in the file (text), and an error message.
 
-    If the numbers are invalid, the box is None; otherwise the message is empty. size: width and height of the image.
+    If the coordinates are invalid, the box is None; otherwise the message is empty. size: image width and height.
     """
     if shape == "polygon":
         points = region.get("points")

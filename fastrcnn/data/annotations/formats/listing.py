@@ -132,7 +132,7 @@ def resolve(written: str, bases: Sequence[Path]) -> Path | None:
 
 
 def tidy(written: str, base: Path) -> Path:
-    """Return the expected path of a missing image. It is below `base`, even if `written` points outside."""
+    """Return the expected path of a missing image: below `base`, even if the path in the file points outside."""
     path = PurePosixPath(written.replace("\\", "/"))
     return base / path.name if leads_out(written) else base / path
 

@@ -45,7 +45,7 @@ def read_voc(
 
 
 def _filename_notes(images: Sequence[Path], said: Annotated) -> list[Problem]:
-    """Return notes about unused images with the same id, and about a <filename> that is not the used one, images[0]."""
+    """Return notes about unused images with the same id, and about a <filename> other than that of the used image."""
     used, filename, named = images[0].name, said.filename, last_part(said.filename)
     notes = [
         Problem("same_id", str(other), f"the image is not used, because '{used}' has the same id.")

@@ -137,7 +137,7 @@ class _File:
         return "" if child is None else (child.text or "").strip()
 
     def pixels(self, element: Element | None, tag: str, shown: str) -> float:
-        """Return the number in a child element. If it is not a number, report an error at `shown`, and return 0."""
+        """Return the number in a child element, or 0 after reporting an error. shown: its place, for the error."""
         text = self.text(element, tag)
         if abs(value := to_float(text)) < 1e7:  # False for NaN and infinity
             return value
@@ -153,7 +153,7 @@ class _File:
     def report_strays(self, element: Element, tag: str, also: str = "") -> bool:
         """Report an error for each misplaced child element, and a note about other unused children.
 
-        tag: the element's key in KNOWN. also: another allowed tag. Returns whether there are errors.
+        tag: the element's key in KNOWN. also: a further allowed child. Returns whether there are errors.
         """
         unused, refused = set[str](), set[str]()
         for child in element:
@@ -246,9 +246,10 @@ def _cvat_rotation(file: _File, element: Element) -> float:
 
 
 def _rotated_box(file: _File, element: Element) -> tuple[Box, str, str, float]:
-    """Read roLabelImg's <robndbox>, and return the same values as `_upright_box`.
+    """Read roLabelImg's <robndbox>. Return the box before rotation, its coordinates as text, its error, and the angle.
 
-    The element contains centre, width and height in pixels (0 is the image's edge), and the angle in radians.
+    The element contains centre and size in pixels (0 is the image's edge), and the angle in radians, which is returned
+    in degrees. The returned box is half-open, and the error is "" if there is none.
     """
     rotated = file.only_child(element, "robndbox")
     cx, cy, w, h, angle = (file.pixels(rotated, key, f"robndbox/{key}") for key in ("cx", "cy", "w", "h", "angle"))

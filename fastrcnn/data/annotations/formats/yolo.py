@@ -253,9 +253,9 @@ def _splits(head: _Head, folder: Path) -> tuple[dict[str, list[Path]], list[str]
         lines = shorten(missing) or "  none, but `train` is not set or contains no images"
         kinds = ", ".join(IMAGE_SUFFIXES)
         raise UserError(
-            f"{head.path}: found no images to train on ({kinds}). Missing paths in the file:\n{lines}\n"
-            f"Paths are relative to {head.path.parent}. Fix them, or move the file to the folder to which they are "
-            f"relative.{_without_splits(folder)}"
+            f"{head.path}: found no images to train on ({kinds}). Paths in the file that do not exist:\n{lines}\n"
+            f"Relative paths start at {head.path.parent}. Correct the paths, or move the file to the folder for which "
+            f"they were written.{_without_splits(folder)}"
         )
     return splits, missing
 

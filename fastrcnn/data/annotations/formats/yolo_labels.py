@@ -100,7 +100,7 @@ def objects_in(
 def _in_pixels(box: Box, size: Size) -> Box:
     """Convert a box from fractions of the image to pixels.
 
-    Coordinates that are outside the image by at most OUT are clipped to its border. Other coordinates are not clipped.
+    Coordinates that are outside the image by at most 0.1 % (OUT) are clipped to its border. Others are not clipped.
     """
     x1, y1, x2, y2 = (1.0 if 1 < v <= 1 + OUT else 0.0 if -OUT <= v < 0 else v for v in box)
     return x1 * size[0], y1 * size[1], x2 * size[0], y2 * size[1]

@@ -108,7 +108,7 @@ def test_one_id_of_two_images_is_refused(tmp_path: Path, call: Call) -> None:
         voc.split("all", "0")
     config = config_of(tmp_path / "set", train=["a/all"], test=["b/all"])
     with pytest.raises(
-        UserError, match=r"'0' is the id of two images in different splits, .*a/JPEGImages/0.jpg and .*b/JPEG"
+        UserError, match=r"Two images in different splits have the id '0': .*a/JPEGImages/0.jpg and .*b/JPEG"
     ):
         datasets.run_sets(config, ["cat"], 0)
     status, _, report = check(call, tmp_path / "set", "data.train=[a/all]", "data.test=[b/all]")
