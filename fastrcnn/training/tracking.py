@@ -7,9 +7,10 @@ import json
 import logging
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,27 @@ class LogFile(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Ignore the error. By default, logging prints a traceback."""
+
+    def close(self) -> None:
+        """Close the file. Ignore an error while the last messages are written."""
+        with suppress(OSError):
+            super().close()
+
+
+@contextmanager
+def hide_tensorboard_errors() -> Iterator[None]:
+    """Hide the tracebacks of TensorBoard's threads while the `with` block runs. Tracker raises the errors again."""
+    hook = threading.excepthook
+
+    def show(error: threading.ExceptHookArgs) -> None:
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            hook(error)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
 
 
 @contextmanager

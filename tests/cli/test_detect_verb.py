@@ -7,7 +7,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 
@@ -252,7 +251,7 @@ def clip(tmp_path: Path) -> Path:
     """Seven frames, ten a second: a picture that moves to the right."""
     rng = np.random.default_rng(0)
     first = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (256, 192))
-    with closing(video.VideoFile(tmp_path / "clip", 10, 256, 192)) as file:
+    with video.VideoFile(tmp_path / "clip", 10, 256, 192) as file:
         for number in range(7):
             file.write(np.roll(first, 8 * number, axis=1))
     return file.path

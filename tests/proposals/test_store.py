@@ -105,6 +105,20 @@ def test_an_id_may_be_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
     np.testing.assert_array_equal(store.boxes(image_id), A.boxes)
 
 
+def test_a_full_disk_is_the_reason_that_is_given(tmp_path: Path) -> None:
+    """Without boxes, the ids and offsets are what does not fit."""
+    resource = pytest.importorskip("resource")
+    items = [ImageProposals(f"{n:03}", 9, 9, np.zeros((0, 4))) for n in range(300)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"x\.proposals: cannot be written \(File too large\)"):
+            write_store(tmp_path / "x.proposals", items, "test", {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_empty_store_is_a_store(tmp_path: Path) -> None:
     write_store(tmp_path / "e.proposals", [], "test", {})
     store = ProposalStore(tmp_path / "e.proposals")
