@@ -18,7 +18,7 @@ import numpy as np
 
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.voc_ap import ClassAP
-from fastrcnn.files import lock, replace_file, write_atomically
+from fastrcnn.files import ADVICE, lock, replace_file, write_atomically
 
 log = logging.getLogger("fastrcnn")
 EVALUATED = "eval/mAP"  # name of the last row of an evaluation in metrics.csv
@@ -157,8 +157,15 @@ def hide_tensorboard_errors() -> Iterator[None]:
 
 @contextmanager
 def log_to(folder: Path) -> Iterator[None]:
-    """Also write log messages to train.log in the folder while the `with` block runs."""
-    file = LogFile(folder / "train.log", encoding="utf-8")
+    """Also write log messages to train.log in the folder while the `with` block runs.
+
+    Raises UserError if the file cannot be created.
+    """
+    path = folder / "train.log"
+    try:
+        file = LogFile(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}). {ADVICE}") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)
     try:
