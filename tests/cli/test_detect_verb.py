@@ -304,7 +304,7 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
             ["formats=jsn: must be one of json, csv, comp4, voc, yolo, coco, labelstudio. Did you mean 'json'?"],
         ),
         (["source=a b.png", "draw_threshold=7"], ["draw_threshold=7: must be from 0 to 1"]),
-        (["source=a b.png", "output=a b.png/x"], ["a b.png/x: the folder cannot be created"]),
+        (["source=a b.png", "output=a b.png/x"], ["output=a b.png/x: ", "a b.png is not a folder."]),
         (["source=a b.png", "batch=0"], ["batch=0: must be at least 1"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

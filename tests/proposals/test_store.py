@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from limits import full_disk
 
 from fastrcnn.errors import UserError
 from fastrcnn.proposals import store
@@ -107,15 +108,9 @@ def test_an_id_may_be_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_the_reason_that_is_given(tmp_path: Path) -> None:
     """Without boxes, the ids and offsets are what does not fit."""
-    resource = pytest.importorskip("resource")
     items = [ImageProposals(f"{n:03}", 9, 9, np.zeros((0, 4))) for n in range(300)]
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
-    try:
-        with pytest.raises(UserError, match=r"x\.proposals: cannot be written \(File too large\)"):
-            write_store(tmp_path / "x.proposals", items, "test", {})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with full_disk(3000), pytest.raises(UserError, match=r"x\.proposals: cannot be written \(File too large\)"):
+        write_store(tmp_path / "x.proposals", items, "test", {})
     assert not list(tmp_path.iterdir())
 
 
