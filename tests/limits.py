@@ -29,6 +29,18 @@ def calls(work: Callable[[], Any]) -> int:
 
 
 @contextlib.contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Lets no file of this process grow beyond `size` bytes, which fails with "File too large"; not on Windows."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
 def in_bounds(most_calls: int = 500_000, most_bytes: int = 64_000_000) -> Iterator[None]:
     """Fails where the body, which reads a few kilobytes, calls more functions or holds more memory at once."""
     profile = cProfile.Profile()

@@ -92,7 +92,7 @@ def detect_video(config: DetectConfig, detector: Detector, path: Path, folder: P
             drawn = draw(image, found, threshold)
             if file is None:
                 height, width = drawn.shape[:2]
-                file = stack.enter_context(closing(VideoFile(folder / path.stem, video.rate, width, height)))
+                file = stack.enter_context(VideoFile(folder / path.stem, video.rate, width, height))
             file.write(drawn)
     output.write_detections()
     output.write_timing(left_out=0)

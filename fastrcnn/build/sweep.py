@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import json
 import logging
 import multiprocessing
@@ -18,7 +19,7 @@ from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import TrainConfig
 from fastrcnn.config.sweep import as_config, choices, multirun, varying_keys
 from fastrcnn.errors import UserError
-from fastrcnn.files import refuse_unusable
+from fastrcnn.files import refuse_unusable, replace_file
 from fastrcnn.parallel.launch import launch
 
 log = logging.getLogger("fastrcnn")
@@ -124,8 +125,7 @@ def claim_folder(folder: Path, overrides: Sequence[str], hydras: Sequence[str]) 
             "arguments of that sweep to resume it. An Optuna sweep cannot be resumed in its folder, but its trials can "
             "be kept with hydra.sweeper.storage."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asked) + "\n", encoding="utf-8")
+    replace_file(path, (json.dumps(asked) + "\n").encode())
 
 
 def run_one(composed: Any, folder: Path, overrides: list[str], train: Train) -> float:
@@ -144,7 +144,7 @@ def run_one(composed: Any, folder: Path, overrides: list[str], train: Train) -> 
     except Exception as error:  # continue with the other runs
         log.error("Run %s failed: %s", folder, error, exc_info=not isinstance(error, UserError))
         result["error"] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    (folder / RESULT).write_text(json.dumps(result) + "\n", encoding="utf-8")
+    replace_file(folder / RESULT, (json.dumps(result) + "\n").encode())
     return result["mAP"] or 0.0
 
 
@@ -165,8 +165,9 @@ def report(folder: Path) -> int:
     for (number, result), values in zip(runs, settings, strict=True):
         value = "failed" if result["error"] else "none" if result["mAP"] is None else f"{result['mAP']:.4f}"
         rows.append([str(number), *(values.get(key, "") for key in keys), value])
-    with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    content = io.StringIO(newline="")
+    csv.writer(content).writerows(rows)
+    replace_file(folder / "sweep.csv", content.getvalue().encode())
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))

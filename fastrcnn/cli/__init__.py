@@ -51,6 +51,7 @@ COMMANDS = {  # command -> (its line in the overview, its documentation page)
     "explain-roi": ("draw the bins of RoI pooling for one RoI, and print the pooled values", "docs/roi_pooling.md"),
 }
 FLAGS_SAID = "FASTRCNN_FLAGS"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 QUIET, VERBOSE = ("-q", "--quiet"), ("-v", "--verbose")
 USAGE = "usage: fastrcnn COMMAND [key=value ...]      (fastrcnn COMMAND --help describes a command and its keys)"
 
@@ -67,20 +68,24 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         with handle_signals(to_the_end=argv is None):
-            return _run(arguments)
+            message, status = "", _run(arguments)
+            print(end="", flush=True)  # an error that occurs at the exit of Python would have no message
     except Stopped as stopped:
         message, status = str(stopped), stopped.status
     except KeyboardInterrupt:  # in a thread, or if another handler replaced ours
         message, status = "interrupted.", 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        message, status = "", 1
     except Exception as error:
         message, status = _message(error, *arguments[:1]), 1
         if not message:
             raise
     if message and _prints_errors():
         print(f"fastrcnn: {message}", file=sys.stderr)
+    try:
+        print(end="", flush=True)
+    except OSError:  # a closed pipe or a full disk; Python would try again at its exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
 
@@ -93,7 +98,7 @@ def _message(error: Exception, command: str = "") -> str:
     if isinstance(error, UnicodeEncodeError):
         return _invalid_name(error)
     if isinstance(error, OSError):
-        return _file_error(error) if error.filename is not None else ""
+        return _file_error(error, command) if error.filename is not None or error.errno in FULL else ""
     if "torchvision" in f"{error}{getattr(error, 'name', '')}" and isinstance(error, (ImportError, RuntimeError)):
         return _incompatible_torchvision(error)
     if isinstance(error, MemoryError) or "torch" in sys.modules:
@@ -198,15 +203,17 @@ def _invalid_name(error: UnicodeEncodeError) -> str:
     )
 
 
-def _file_error(error: OSError) -> str:
+def _file_error(error: OSError, command: str) -> str:
     """Return the message for an error of the operating system with a file or folder: the path, the error and advice."""
+    if error.filename is None:  # writing to an open file, such as stdout
+        return f"{command}: the output cannot be written ({error.strerror}). Free some space, or choose another path."
     advice = "Check this path."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         os.umask(mask := os.umask(0))
         advice = "Check the permissions of this path and of the folders above it, or choose another path."
         if mask & 0o700:
             advice += f" The umask is {mask:04o}, so you cannot use the files that you create. Run `umask 022` first."
-    elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    elif error.errno in FULL:
         advice = "Free some space, or choose another path."
     return f"{os.fsdecode(error.filename)}: {error.strerror}. {advice}"
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import CompareConfig
 from fastrcnn.errors import UserError
+from fastrcnn.files import refuse_unusable
 
 log = logging.getLogger(__name__)
 EXAMPLES = [
@@ -27,9 +28,11 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.evaluation.comparison import compare_runs, table
     from fastrcnn.report.compare import write_comparison
 
+    folder = Path(config.output).expanduser()
+    refuse_unusable(folder, f"output={folder}")
     runs = {name: matches.read(evaluation_folder(name, config.split)) for name in given}
     found = compare_runs(runs, config.resamples, config.seed)
-    path = write_comparison(found, Path(config.output).expanduser())
+    path = write_comparison(found, folder)
     print(table(found))
     print(f"page: {path}")
     return 0

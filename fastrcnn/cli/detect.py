@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastrcnn.errors import UserError
+from fastrcnn.files import refuse_unusable
 from fastrcnn.names import refuse_stream
 
 NOTHING_FOUND = 3
@@ -52,6 +53,7 @@ def main(arguments: list[str]) -> int:
     models.check_threshold("draw_threshold", config.draw_threshold, network.classifier)
     detector = datasets.detector(config, network, names)
     folder = folder_for(config.output, run, config.source)
+    refuse_unusable(folder, f"output={folder}")
     video = sources.is_video(config.source)
     if video:
         output = detect_video(config, detector, Path(config.source).expanduser(), folder)

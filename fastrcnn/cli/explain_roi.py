@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fastrcnn.config.compose import compose
 from fastrcnn.config.schema import ExplainRoiConfig
 from fastrcnn.errors import UserError
+from fastrcnn.files import refuse_unusable
 
 if TYPE_CHECKING:
     from fastrcnn.report.explain_roi import Question
@@ -26,11 +27,13 @@ def main(arguments: list[str]) -> int:
 
 
 def run(config: ExplainRoiConfig) -> int:
-    """Run the command with a configuration. Raises UserError if a value is invalid."""
+    """Run the command with a configuration. Raises UserError if a value is invalid or the folder is not writable."""
+    folder = Path(config.output).expanduser()
+    refuse_unusable(folder, f"output={folder}")
     question, name = question_of(config)
     from fastrcnn.report.roi_drawing import write_explanation
 
-    text, paths = write_explanation(question, Path(config.output).expanduser(), name)
+    text, paths = write_explanation(question, folder, name)
     print(text)
     print("\nwritten to " + ", ".join(str(p) for p in paths))
     return 0

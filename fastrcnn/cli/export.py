@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
 
     output = output_file(config, trained.run / "export" / trained.config["model"]["network"])
     source = files.digest(trained.file)
+    files.refuse_unusable(output.parent, f"output={output}")
     files.refuse_existing(output, source)
     model = trained.model(torch.device("cpu"))
     moved = detection(config.detection, model.classifier).box_regression

@@ -18,6 +18,7 @@ from fastrcnn.cli import train
 from fastrcnn.config.compose import check_overrides, compose, experiment_content
 from fastrcnn.config.schema import DataConfig, EvalConfig, ReproduceConfig, TrainConfig, groups
 from fastrcnn.errors import UserError
+from fastrcnn.files import refuse_unusable, replace_file
 from fastrcnn.report.paper_tables import TABLES, Cell, Measured, Table, Work, markdown
 
 log = logging.getLogger("fastrcnn")
@@ -51,11 +52,12 @@ def main(arguments: list[str]) -> int:
     table = choose_table(config)
     plan = Plan(config, [a for a in arguments if a.partition("=")[0] not in OWN])
     plan.refuse(table)
+    folder = Path(config.output or f"outputs/reproduce/{config.data.name}").expanduser()
+    refuse_unusable(folder, f"output={folder}")
     if plan.small:
         from fastrcnn.data.demo import write_demo
 
         write_demo(Path(config.data.root))
-    folder = Path(config.output or f"outputs/reproduce/{config.data.name}").expanduser()
     plan.check(table)
     names = experiments(table)
     seeds = f" for each of {len(config.seeds)} seeds" if len(config.seeds) > 1 else ""
@@ -341,6 +343,5 @@ def write(text: str, table: Table, results: dict[Cell, list[Measured]], plan: Pl
             for cell, values in results.items()
         ],
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"table-{table.number}.md").write_text(text + "\n", encoding="utf-8")
-    (folder / f"table-{table.number}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    replace_file(folder / f"table-{table.number}.md", f"{text}\n".encode())
+    replace_file(folder / f"table-{table.number}.json", (json.dumps(content, indent=2) + "\n").encode())

@@ -10,6 +10,7 @@ from pathlib import Path
 from fastrcnn.config.compose import compose
 from fastrcnn.config.values import as_yaml
 from fastrcnn.errors import UserError
+from fastrcnn.files import refuse_unusable
 
 log = logging.getLogger("fastrcnn")
 EXAMPLES = [
@@ -43,6 +44,9 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.evaluation.evaluate import compare, table
     from fastrcnn.evaluation.result_files import read_coco, read_comp4
 
+    folder = None if config.output is None else Path(config.output).expanduser()
+    if folder is not None:
+        refuse_unusable(folder, f"output={folder}")
     metric = config.metric or config.data.metric
     splits = annotations.test_splits(config.data, config.split)
     names = annotations.classes(config.data, splits)
@@ -63,11 +67,11 @@ def main(arguments: list[str]) -> int:
         log.warning("These classes have no file of detections and are not evaluated: %s", ", ".join(missing))
     result = compare(found, samples, names, metric)
     print(table(result))
-    if config.output:
+    if folder is not None:
         from fastrcnn.report.report import write_evaluation
         from fastrcnn.training.tracking import environment
 
-        folder, title = Path(config.output).expanduser(), f"{where.name} on {split}"
+        title = f"{where.name} on {split}"
         about = [("Command", shlex.join(["fastrcnn", "reval", *arguments])), ("Configuration", as_yaml(asdict(config)))]
         report = write_evaluation(result, folder, split, title, about, environment())
         print(f"written to {folder}\nreport: {report}")

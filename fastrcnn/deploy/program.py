@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import torch
@@ -66,5 +67,7 @@ def write_program(
             # torch cannot prove that pooling windows that are rounded up stay within the map, although they always do.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-    with write_derived(output, source) as path, path.open("wb") as file:
-        torch.export.save(program, file, extra_files=description.metadata())
+    content = io.BytesIO()  # on a full disk, torch's writer ends the process
+    torch.export.save(program, content, extra_files=description.metadata())
+    with write_derived(output, source) as path:
+        path.write_bytes(content.getbuffer())

@@ -16,7 +16,7 @@ import numpy as np
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.result_files import check_comp4, write_comp4
 from fastrcnn.evaluation.voc_ap import detections_by_class
-from fastrcnn.files import replace_file
+from fastrcnn.files import replace_file, write_folder
 from fastrcnn.inference.detector import Detector
 from fastrcnn.inference.labels import FORMATS, Labelled, label_files
 from fastrcnn.names import comp4_name
@@ -117,13 +117,6 @@ class Output:
         Raises UserError if the folder cannot be created or written to.
         """
         if not self.found:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UserError(
-                    f"{self.folder}: the folder cannot be created ({error.strerror}). Choose another output folder "
-                    "with output=FOLDER."
-                ) from None
             self._write(TIMING, json.dumps({"source": absolute(self.source)}))
         self.found.append((image_id, about, found))
 
@@ -176,9 +169,12 @@ class Output:
             by_class = detections_by_class([found for *_, found in self.found], self.detector.classes)
             write_comp4(self.folder, SPLIT, by_class, [image_id for image_id, *_ in self.found])
         for name in [name for name in self.formats if name in FORMATS]:
-            for path, content in label_files(name, self.labelled, self.detector.classes).items():
-                (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-                self._write(path, content)
+            labels = f"labels_{name}"
+            with write_folder(self.folder / labels) as folder:  # a partial folder would have to be moved away
+                for path, content in label_files(name, self.labelled, self.detector.classes).items():
+                    file = folder / Path(path).relative_to(labels)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(content.encode(errors="surrogateescape"))
 
     def write_timing(self, left_out: int) -> None:
         """Write timing.json and log the time per image (see Stopwatch). left_out: number of unreadable images."""

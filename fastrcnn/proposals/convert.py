@@ -178,6 +178,8 @@ def _write_mat(file: Content, images: Iterable[Proposals], part: Path, output: P
         )
     try:
         savemat(part, variables, appendmat=False)
+    except OSError:
+        raise
     except Exception as error:  # scipy raises various errors for data that a MATLAB file cannot contain
         raise UserError(f"{output}: cannot write the MATLAB file ({str(error)[:200]}).") from error
     return sum(map(len, variables["boxes"][:, 0]))

@@ -14,6 +14,7 @@ A store contains no pickles. Memory use does not grow with the number of images 
 
 from __future__ import annotations
 
+import io
 import json
 import mmap
 from collections import Counter
@@ -167,9 +168,11 @@ def write_store(
         entries.sort()
         ids, rows = [entry[0] for entry in entries], np.array([entry[1:] for entry in entries], "<i8").reshape(-1, 4)
         refuse_repeated(map(_decode, ids), path)
-        np.save(folder / "ids.npy", np.array(ids, dtype="S" if ids else "S1"))
-        np.save(folder / "offsets.npy", rows[:, :2])
-        np.save(folder / "sizes.npy", rows[:, 2:].astype("<i4"))
+        names = np.array(ids, dtype="S" if ids else "S1")
+        for name, array in (("ids", names), ("offsets", rows[:, :2]), ("sizes", rows[:, 2:].astype("<i4"))):
+            content = io.BytesIO()  # an error while numpy writes to a file does not say that the disk is full
+            np.save(content, array)
+            (folder / f"{name}.npy").write_bytes(content.getbuffer())
         meta = {
             **DESCRIPTION,
             "generator": generator,

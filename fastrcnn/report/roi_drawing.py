@@ -6,6 +6,7 @@ cells that are pooled, lost and gained, and the pooled values.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fastrcnn.files import replace_file
 from fastrcnn.ops.reference import VARIANTS
 from fastrcnn.report.explain_roi import Answer, Box, Question, explain, table
 from fastrcnn.report.page import render
@@ -152,8 +154,8 @@ def _values(q: Question, a: Answer, view: View) -> list[Rect | Text]:
     return shapes
 
 
-def write_png(path: Path, shapes: list[Rect | Text], width: int, height: int, scale: int = 2) -> None:
-    """Write the drawing as a PNG file with `scale` pixels per unit of the drawing, for high-density screens."""
+def png(shapes: list[Rect | Text], width: int, height: int, scale: int = 2) -> bytes:
+    """Return the drawing as a PNG file with `scale` pixels per unit of the drawing, for high-density screens."""
     picture = Image.new("RGB", (width * scale, height * scale), "#ffffff")
     pen = ImageDraw.Draw(picture)
     for s in shapes:
@@ -172,17 +174,21 @@ def write_png(path: Path, shapes: list[Rect | Text], width: int, height: int, sc
             for start in np.arange(0, length, 12 * scale):
                 ends = [tuple(a + t * (b - a)) for t in (start / length, min((start + 7 * scale) / length, 1))]
                 pen.line(ends, s.line, round(s.thick * scale))
-    picture.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    content = io.BytesIO()
+    picture.quantize(64, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    return content.getvalue()
 
 
 def write_explanation(q: Question, folder: Path, name: str) -> tuple[str, list[Path]]:
-    """Write NAME.png and NAME.svg into `folder`. Return the table of all variants as text, and the two paths."""
+    """Write NAME.png and NAME.svg into `folder`. Return the table of all variants as text, and the two paths.
+
+    Raises UserError if a file cannot be written.
+    """
     answers = [explain(q, v) for v in VARIANTS]
     shapes, width, height = draw(q, answers)
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    write_png(paths[0], shapes, width, height)
+    replace_file(paths[0], png(shapes, width, height))
     rects, texts = ([s for s in shapes if isinstance(s, kind)] for kind in (Rect, Text))
     svg = render("roi.svg", width=width, height=height, rects=rects, texts=texts)
-    paths[1].write_text(svg, encoding="utf-8")
+    replace_file(paths[1], svg.encode())
     return table(q, answers), paths

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from fastrcnn.files import replace_file, write_atomically
 from fastrcnn.model.fast_rcnn import FastRCNN
 from fastrcnn.model.sampling import RoISampler
 from fastrcnn.structures import Batch
@@ -74,12 +75,12 @@ def profile_steps(batches: Iterable[Batch], folder: Path, accumulate: int = 1) -
     trace = folder / f"steps-{FIRST}-{LAST}.pt.trace.json"
 
     def write(found: profile) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        found.export_chrome_trace(str(trace))
         longest = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = found.key_averages().table(sort_by=longest, row_limit=30)
         name = f"steps-{FIRST}-{LAST}.txt"
-        (folder / name).write_text(table + "\n", encoding="utf-8")
+        with write_atomically(trace) as part:
+            found.export_chrome_trace(str(part))  # ignores a full disk, unlike the next line
+            replace_file(folder / name, f"{table}\n".encode())
         log.info("Saved profile %s (open it in ui.perfetto.dev or TensorBoard) and its summary %s", trace, name)
         written.append(trace)
 

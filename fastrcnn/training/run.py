@@ -44,7 +44,16 @@ from fastrcnn.training.maps import Maps, open_maps
 from fastrcnn.training.meter import Meter, show_progress
 from fastrcnn.training.profiling import profile_steps, seconds_of_a_batch
 from fastrcnn.training.resume import load_newest, log_changes
-from fastrcnn.training.tracking import EVALUATED, Silent, Tracker, claim, describe_run, log_to, refuse_used
+from fastrcnn.training.tracking import (
+    EVALUATED,
+    Silent,
+    Tracker,
+    claim,
+    describe_run,
+    hide_tensorboard_errors,
+    log_to,
+    refuse_used,
+)
 from fastrcnn.visualize import draw_batch
 
 log = logging.getLogger(__name__)
@@ -151,10 +160,10 @@ class TrainingRun:
                     self.fit(batches)
             if self.val_set is not None and self.test_set is not None:
                 self.evaluate_chosen()
+            self.tracker.close()
         distributed.wait_for_all()
         if distributed.leads():
             shutil.rmtree(self.folder / MAPS, ignore_errors=True)
-        self.tracker.close()
         return self.outcome
 
     def restore(self) -> None:
@@ -181,7 +190,7 @@ class TrainingRun:
         if not distributed.leads():
             yield
             return
-        with claim(self.folder), log_to(self.folder):
+        with claim(self.folder), log_to(self.folder), hide_tensorboard_errors():
             yield
 
     def open_records(self) -> None:
@@ -366,9 +375,22 @@ class TrainingRun:
         """Write step-N.pt, from which the run can resume. Only the first process writes it."""
         if distributed.leads():
             folder = self.folder / "checkpoints"
-            checkpoint.save(folder / f"step-{step}.pt", self.content(step) | {"optimizer": self.optimizer.state_dict()})
+            self.write(folder / f"step-{step}.pt", self.content(step) | {"optimizer": self.optimizer.state_dict()})
             checkpoint.keep_last(folder, self.settings.keep_checkpoints, step)
         self.saved = step
+
+    def write(self, path: Path, content: dict[str, Any]) -> None:
+        """Write a checkpoint. Raises UserError if it cannot be written, or if the folder of the run was deleted."""
+        self.refuse_deleted()
+        checkpoint.save(path, content)
+
+    def refuse_deleted(self) -> None:
+        """Raise UserError if the folder of the run no longer exists. Only a part of it would be created again."""
+        if not (self.folder / "config.yaml").exists():
+            raise UserError(
+                f"{self.folder}: the folder of the run was deleted or moved while the run used it. If it was moved, "
+                "resume the run with run=NEW_PATH resume=auto. Otherwise, train again from the beginning."
+            )
 
     def draw(self, step: Step) -> None:
         """Draw the step's RoIs for TensorBoard, in the first process only."""
@@ -444,7 +466,7 @@ class TrainingRun:
         chosen = step == self.schedule.iterations if self.val_set is None else (mean_ap or 0.0) > self.best
         if mean_ap is not None and chosen:
             self.best, self.best_step = mean_ap, step
-            checkpoint.save(self.folder / "checkpoints" / "best.pt", self.content(step))
+            self.write(self.folder / "checkpoints" / "best.pt", self.content(step))
         values = outcome.ap.figures | {f"ap/{n}": v for n, v in outcome.ap.ap.items()}
         known = {f"eval/{n}": v for n, v in values.items() if v is not None}
         self.tracker.scalars(step, known | {EVALUATED: mean_ap})  # EVALUATED is last: it marks a complete evaluation
@@ -458,7 +480,7 @@ class TrainingRun:
         kept = ""
         if error.evidence is not None:
             path = self.folder / f"failed-step-{error.step}.pt"
-            checkpoint.save(path, self.content(error.step) | error.evidence)
+            self.write(path, self.content(error.step) | error.evidence)
             kept = f"\nThe step was saved. To inspect it: fastrcnn replay {path}"
         return UserError(f"{error}{distributed.from_first(kept)}")
 
@@ -489,6 +511,8 @@ class TrainingRun:
         except distributed.LostError as error:
             raise distributed.LostError(error.reason, f" To resume from the last checkpoint: {command}") from None
         except OSError as error:
+            if distributed.leads():
+                self.refuse_deleted()
             if error.errno not in NO_ROOM:
                 raise
             raise UserError(

@@ -7,9 +7,10 @@ import json
 import logging
 import platform
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from fastrcnn.errors import UserError
 from fastrcnn.evaluation.voc_ap import ClassAP
-from fastrcnn.files import lock, replace_file, write_atomically
+from fastrcnn.files import ADVICE, lock, replace_file, write_atomically
 
 log = logging.getLogger("fastrcnn")
 EVALUATED = "eval/mAP"  # name of the last row of an evaluation in metrics.csv
@@ -132,11 +133,39 @@ class LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Ignore the error. By default, logging prints a traceback."""
 
+    def close(self) -> None:
+        """Close the file. Ignore an error while the last messages are written."""
+        with suppress(OSError):
+            super().close()
+
+
+@contextmanager
+def hide_tensorboard_errors() -> Iterator[None]:
+    """Hide the tracebacks of TensorBoard's threads while the `with` block runs. Tracker raises the errors again."""
+    hook = threading.excepthook
+
+    def show(error: threading.ExceptHookArgs) -> None:
+        if not type(error.thread).__module__.startswith("tensorboard."):
+            hook(error)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = hook
+
 
 @contextmanager
 def log_to(folder: Path) -> Iterator[None]:
-    """Also write log messages to train.log in the folder while the `with` block runs."""
-    file = LogFile(folder / "train.log", encoding="utf-8")
+    """Also write log messages to train.log in the folder while the `with` block runs.
+
+    Raises UserError if the file cannot be created.
+    """
+    path = folder / "train.log"
+    try:
+        file = LogFile(path, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}). {ADVICE}") from error
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)
     try:

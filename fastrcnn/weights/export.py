@@ -5,6 +5,7 @@ If a format cannot represent the network, a UserError lists all reasons. For `so
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,11 +142,10 @@ def write_torchvision(model: FastRCNN, output: Path, source: str | None = None) 
         for ours, theirs in places.items()
         for part in ("weight", "bias")
     }
-    with write_derived(output, source) as path, path.open("wb") as file:
-        try:
-            torch.save(named, file)
-        except RuntimeError as error:  # raised when torch closes the file; the cause is in __context__
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+    content = io.BytesIO()  # on a full disk, torch's writer ends the process
+    torch.save(named, content)
+    with write_derived(output, source) as path:
+        path.write_bytes(content.getbuffer())
 
 
 def _state_for(

@@ -36,15 +36,11 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def write(state: Mapping[str, Tensor], metadata: Mapping[str, str], output: Path, source: str | None = None) -> None:
     """Write tensors and metadata to `output`. source: see files.write_derived. Raises UserError if writing fails."""
     try:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+        from safetensors.torch import save
     except ImportError:
         raise UserError(
             f"{output}: writing a .safetensors file requires the package safetensors. Install it with: pip install "
             "'fastrcnn[safetensors]'"
         ) from None
     with write_derived(output, source) as path:
-        try:
-            save_file(dict(state), path, dict(metadata))
-        except SafetensorError as error:
-            raise UserError(f"{output}: the file cannot be written ({error}).") from error
+        path.write_bytes(save(dict(state), dict(metadata)))

@@ -366,6 +366,33 @@ def test_a_file_that_the_system_refuses_is_one_message(
     assert said in err
 
 
+def test_a_full_disk_is_one_message_where_the_system_names_no_file(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("fastrcnn.cli.explain_roi.main", fail)
+    said = "the output cannot be written (No space left on device). Free some space, or choose another path."
+    assert call("explain-roi") == (1, "", f"fastrcnn: explain-roi: {said}\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_goes_to_a_full_disk_is_one_message(unbuffered: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastrcnn", "--version"],
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("fastrcnn: --version: the output cannot be written (No space left on device).")
+    assert done.stderr.count("\n") == 1
+
+
 def test_an_error_that_is_of_no_file_is_a_fault_of_ours(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EINVAL, "Invalid argument")

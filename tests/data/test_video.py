@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -24,7 +23,7 @@ def test_frames_come_back_in_their_order(
     tmp_path: Path, writers: tuple[tuple[str, str], ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(video, "WRITERS", writers)
-    with closing(video.VideoFile(tmp_path / "a", 10, 64, 48)) as file:
+    with video.VideoFile(tmp_path / "a", 10, 64, 48) as file:
         for number in range(8):
             file.write(shade(number))
     suffix = next(suffix for code, suffix in writers if code != "none")
@@ -43,7 +42,7 @@ def test_frames_of_a_telephone_held_upright_are_upright(tmp_path: Path) -> None:
     """The file says by the matrix of its track that frames are to be rotated by 90 degrees to the right."""
     frame = np.zeros((192, 256, 3), np.uint8)
     frame[:48, :64] = 255
-    with closing(video.VideoFile(tmp_path / "a", 10, 256, 192)) as file:
+    with video.VideoFile(tmp_path / "a", 10, 256, 192) as file:
         file.write(frame)
     data = bytearray(file.path.read_bytes())
     at = data.find(b"tkhd")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from limits import full_disk
 
 from fastrcnn import files
 from fastrcnn.errors import UserError
@@ -104,6 +105,14 @@ def test_an_id_may_be_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
     store = ProposalStore(tmp_path / "u.proposals")
     assert store.ids == [image_id]
     np.testing.assert_array_equal(store.boxes(image_id), A.boxes)
+
+
+def test_a_full_disk_is_the_reason_that_is_given(tmp_path: Path) -> None:
+    """Without boxes, the ids and offsets are what does not fit."""
+    items = [ImageProposals(f"{n:03}", 9, 9, np.zeros((0, 4))) for n in range(300)]
+    with full_disk(3000), pytest.raises(UserError, match=r"x\.proposals: cannot be written \(File too large\)"):
+        write_store(tmp_path / "x.proposals", items, "test", {})
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_store_is_a_store(tmp_path: Path) -> None:

@@ -296,6 +296,33 @@ def test_a_full_disk_is_an_error_and_the_last_good_checkpoint_stays(
     same_run(run, whole)
 
 
+def test_curves_that_cannot_be_written_are_one_message(source: Source, place: Path, tmp_path: Path) -> None:
+    """TensorBoard writes in a thread; the drawings exceed the limit long before the first checkpoint."""
+    run, said = tmp_path / "run", tmp_path / "said.txt"
+    settings = [*soak.SETTINGS, "solver.iterations=12", "runtime.checkpoint_every=100", "runtime.images_every=1"]
+    assert status(source.start(["train", f"run={run}", *settings], said, file_size=20_000)) == 1
+    text = said.read_text()
+    assert "Traceback" not in text
+    assert "cannot be written (File too large)" in text
+    assert steps(run) == []
+
+
+def test_a_run_whose_folder_is_moved_ends_and_can_be_resumed_there(source: Source, whole: Path, tmp_path: Path) -> None:
+    run, moved, said = tmp_path / "run", tmp_path / "moved", tmp_path / "said.txt"
+    settings = [*soak.SETTINGS, "solver.iterations=12", "runtime.evaluate_every=6"]
+    process = source.start(["train", f"run={run}", *settings], said, hold=(STEP, 3))
+    until(process.held, process)
+    run.rename(moved)
+    process.release()
+    assert status(process) == 1
+    text = said.read_text()
+    assert "Traceback" not in text
+    assert f"fastrcnn: {run}: the folder of the run was deleted or moved while the run used it." in text
+    assert not run.exists()
+    assert status(source.start(["train", f"run={moved}", "resume=auto"], said)) == 0, said.read_text()
+    same_run(moved, whole)
+
+
 @pytest.mark.parametrize("in_the_way", ["run", "run/checkpoints"])
 def test_a_folder_that_cannot_be_made_is_an_error(source: Source, whole: Path, tmp_path: Path, in_the_way: str) -> None:
     """As where the place is read-only, which nothing is to root."""
