@@ -22,6 +22,7 @@ import yaml
 from limits import PATIENCE
 from voc_folder import fingerprint
 
+from fastrcnn.build import machine
 from fastrcnn.cli import main
 from fastrcnn.data.demo import write_demo
 from fastrcnn.training import checkpoint
@@ -279,6 +280,28 @@ def test_a_run_goes_on_as_if_it_had_never_stopped(
     assert last("half") == last("whole")
     assert len((place / "half" / "command.txt").read_text(encoding="utf-8").splitlines()) == 2
     assert whole.replace("whole", "half") == resumed
+
+
+def test_a_run_goes_on_with_its_number_of_threads(
+    command: Command, place: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first machine uses two threads, the second one. No key holds the number, or `detect` would take it."""
+    settings = [s for s in SETTINGS if not s.startswith(("runtime.threads", "solver.iterations"))]
+
+    def train(default: int, steps: int, *arguments: str) -> int:
+        monkeypatch.setattr(machine, "cores", lambda: default)
+        torch.set_num_threads(default)
+        command("train", "run=threads", *settings, f"solver.iterations={steps}", *arguments)
+        assert json.loads((place / "threads/environment.json").read_bytes())["threads"] == torch.get_num_threads()
+        return torch.get_num_threads()
+
+    assert train(2, 1) == 2
+    assert "Resuming with" not in caplog.text
+    assert train(1, 2, "resume=auto") == 2
+    assert "Resuming with the 2 thread(s) of the run" in caplog.text
+    assert yaml.safe_load((place / "threads/config.yaml").read_bytes())["runtime"]["threads"] is None
+    assert train(1, 3, "resume=auto", "runtime.threads=1") == 1
+    assert "Resuming with 1 thread(s) instead of 2: the weights will not be those of" in caplog.text
 
 
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint_and_a_step_to_replay(

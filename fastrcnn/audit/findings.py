@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from fastrcnn.audit import report as statistics
@@ -11,7 +11,7 @@ from fastrcnn.audit.check import Record, Settings
 from fastrcnn.audit.report import CELL, Report
 from fastrcnn.data.annotations.splits import explain_missing
 from fastrcnn.data.frames import image_notes
-from fastrcnn.data.truth.annotated import stands_out, unknown_class
+from fastrcnn.data.truth.annotated import stands_out, unknown_classes
 from fastrcnn.data.truth.problems import UNREAD, Problem, by_cause
 from fastrcnn.names import SAME_FILES, class_fault, comp4_id, same_files
 from fastrcnn.proposals.store import ProposalStore
@@ -25,7 +25,8 @@ def make_report(
 ) -> Report:
     """Return the report of a data set. problems: further problems to include, such as those of `file_problems`."""
     unread = any(p.kind in UNREAD for p in problems)
-    known = [statistics.known_only(r, classes) for r in records]
+    used = frozenset(classes)
+    known = [statistics.known_only(r, used) for r in records]
     stores = [ProposalStore(path) for path in dict.fromkeys(r.task.store for r in records) if path is not None]
     boxes = statistics.boxes(known, settings.short_sides, settings.long_side)
     sampling = statistics.sampling(known, settings.solver.rois_per_image, settings.solver.fg_fraction)
@@ -88,14 +89,15 @@ def findings(
     """
     known, kind = set(classes), "other_classes" if settings.leave_out_others else "unknown_class"
     others = [o for r in records for o in r.objects if o.name not in known]
+    texts = unknown_classes((o.name for o in others), classes)
     return [
-        *(o.problem(kind, unknown_class(o.name, classes), o.name) for o in others),
+        *(o.problem(kind, texts[o.name], o.name) for o in others),
         *_same_ids(records, lists),
         *_same_pictures(records),
         *_zero_based(records),
         *_letter_case(records),
         *_rare_classes(records, classes, lists, settings.use_difficult, unread),
-        *_without_truth(records, classes, lists, unread),
+        *_without_truth(records, known, lists, unread),
         *_of_images(records),
         *image_notes([(r.image.path, r.stored, r.turn) for r in records if r.stored and r.size == r.image.size]),
     ]
@@ -243,7 +245,7 @@ def _rare_classes(
     return problems
 
 
-def _without_truth(records: Sequence[Record], classes: Sequence[str], lists: str, unread: bool) -> list[Problem]:
+def _without_truth(records: Sequence[Record], classes: Collection[str], lists: str, unread: bool) -> list[Problem]:
     """Return a problem if no test image has an object that the evaluation counts, otherwise an empty list."""
     test = [r for r in records if r.task.role == "test"]
     if not test or (unread and not any(r.objects for r in test)):

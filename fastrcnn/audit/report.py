@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from fastrcnn.audit.check import Record
 from fastrcnn.data.transforms import scale_for
 from fastrcnn.data.truth.annotated import stands_out
 from fastrcnn.data.truth.problems import Problem
-from fastrcnn.evaluation.recall import Recall, by_size, recall
+from fastrcnn.evaluation.recall import Recall, by_size, class_recalls, recall
 
 CELL = 16  # pixels of the scaled image per conv5_3 cell
 
@@ -128,7 +128,7 @@ def to_json(report: Report) -> dict[str, Any]:
     return plain
 
 
-def known_only(record: Record, classes: Sequence[str]) -> Record:
+def known_only(record: Record, classes: Collection[str]) -> Record:
     """Return the record without objects whose class is not in `classes`, because training does not use them."""
     kept = [o.name in classes for o in record.objects]
     objects = [o for o in record.objects if o.name in classes]
@@ -189,7 +189,8 @@ def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequenc
     counts = [r.proposals or 0 for r in having]
     best = np.concatenate([r.best for r in having])
     counted = ~np.concatenate([r.difficult for r in having])
-    names = np.array([n for r in having for n in r.names], dtype=object)
+    label_of = {name: label for label, name in enumerate(classes, 1)}
+    labels = np.array([label_of.get(n, 0) for r in having for n in r.names], dtype=np.int64)
     places = np.array([r.task.split for r in having for _ in r.objects], dtype=object)
     width, height = _sides(having)
     return ProposalStatistics(
@@ -200,7 +201,7 @@ def proposals(records: Sequence[Record], classes: Sequence[str], stores: Sequenc
         most=max(counts),
         all=recall(best[counted]),
         splits={s: recall(best[counted & (places == s)]) for s in dict.fromkeys(r.task.split for r in having)},
-        classes={name: recall(best[counted & (names == name)]) for name in classes},
+        classes=class_recalls(best[counted], labels[counted], classes),
         sizes={name: recall(best[counted & which]) for name, which in by_size(width * height).items()},
         untouched=int((best == 0).sum()),
     )

@@ -60,16 +60,27 @@ def precision(config: RuntimeConfig, on: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def set_up(config: RuntimeConfig) -> tuple[torch.device, torch.dtype]:
-    """Set the number of threads of torch, and return the device and the precision."""
-    threads(config)
+def set_up(config: RuntimeConfig, before: int | None = None) -> tuple[torch.device, torch.dtype]:
+    """Set the number of threads of torch (see `threads`), and return the device and the precision."""
+    threads(config, before)
     on = device(config)
     return on, precision(config, on)
 
 
-def threads(config: RuntimeConfig) -> None:
-    """Set the number of threads of torch. The default is torch's default, but at most the number of available cores."""
-    chosen = config.threads if config.threads is not None else min(torch.get_num_threads(), cores())
+def threads(config: RuntimeConfig, before: int | None = None) -> None:
+    """Set the number of threads of torch: runtime.threads, `before`, or torch's default, but at most one per core.
+
+    before: the number with which the resumed run was trained until now, or None. The order of summation, and thus
+    rounding, depends on the number of threads.
+    """
+    default = min(torch.get_num_threads(), cores())
+    chosen = config.threads or before or default
+    if before is not None and chosen != before:
+        text = "Resuming with %d thread(s) instead of %d: the weights will not be those of an uninterrupted run"
+        log.warning(text, chosen, before)
+    elif before is not None and config.threads is None and chosen != default:
+        text = "Resuming with the %d thread(s) of the run. To use the default of this machine, set runtime.threads=%d"
+        log.info(text, chosen, default)
     torch.set_num_threads(chosen)
 
 

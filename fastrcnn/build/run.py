@@ -35,6 +35,7 @@ from fastrcnn.training import checkpoint
 from fastrcnn.training.loop import Schedule, seed_of
 from fastrcnn.training.optim import learning_rate, make_optimizer
 from fastrcnn.training.run import Settings, TrainingRun
+from fastrcnn.training.tracking import known_threads
 from fastrcnn.weights.classes import for_classes
 
 log = logging.getLogger("fastrcnn")
@@ -63,7 +64,8 @@ def prepare(config: TrainConfig, folder: Path, begun: bool, stop: Stop) -> Train
     resumed = begun and bool(checkpoint.in_order(folder / "checkpoints"))
     if begun and not resumed:
         log.info("Restarting %s, which stopped before its first checkpoint", folder)
-    device, dtype = machine.set_up(config.runtime)
+    before = distributed.from_first(known_threads(folder) if resumed else None)
+    device, dtype = machine.set_up(config.runtime, before)
     if distributed.leads() and not resumed and device.type == "cpu":
         warn_of_slow_training(config)
     if distributed.leads():

@@ -66,7 +66,7 @@ def proposal_recall(
     overlap, label, area = np.concatenate(best), np.concatenate(labels), np.concatenate(areas)
     return ProposalRecall(
         all=recall(overlap),
-        classes={name: recall(overlap[label == k]) for k, name in enumerate(classes, 1)},
+        classes=class_recalls(overlap, label, classes),
         sizes={name: recall(overlap[of_size]) for name, of_size in by_size(area).items()},
         images=len(counts),
         proposals=float(np.mean(counts)) if counts else 0.0,
@@ -81,6 +81,13 @@ def recall(overlap: np.ndarray) -> Recall:
     if not len(overlap):
         return Recall(0, None, None, None)
     return Recall(len(overlap), float((overlap >= 0.5).mean()), float((overlap >= 0.7).mean()), float(overlap.mean()))
+
+
+def class_recalls(overlap: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, Recall]:
+    """Compute the recall of each class from the IoU (G,), see `recall`, and the label (G,) from 1 of each object."""
+    order = np.argsort(labels, kind="stable")
+    begins = np.searchsorted(labels[order], np.arange(1, len(classes) + 2))
+    return {name: recall(own) for name, own in zip(classes, np.split(overlap[order], begins)[1:-1], strict=True)}
 
 
 def by_size(areas: np.ndarray) -> dict[str, np.ndarray]:

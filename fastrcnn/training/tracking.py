@@ -21,6 +21,7 @@ from fastrcnn.evaluation.voc_ap import ClassAP
 from fastrcnn.files import ADVICE, lock, replace_file, write_atomically
 
 log = logging.getLogger("fastrcnn")
+MOST_THREADS = 1024  # a larger number in environment.json is not that of a run
 EVALUATED = "eval/mAP"  # name of the last row of an evaluation in metrics.csv
 
 
@@ -195,6 +196,15 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "gpu": gpu,
     }
+
+
+def known_threads(folder: Path) -> int | None:
+    """Return the number of threads in environment.json, with which the run in `folder` was trained; None if unknown."""
+    try:
+        number = json.loads((folder / "environment.json").read_text(encoding="utf-8"))["threads"]
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
+    return number if type(number) is int and 0 < number <= MOST_THREADS else None
 
 
 def describe_run(folder: Path, config_yaml: str) -> None:

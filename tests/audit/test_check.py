@@ -11,11 +11,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from limits import Compared, calls
 from PIL import Image
 from voc_folder import VocFolder, fingerprint, voc_xml
 
 from fastrcnn.audit.check import Record, Settings, Task, read_all, sort_out
-from fastrcnn.audit.findings import findings, proposal_findings
+from fastrcnn.audit.findings import findings, make_report, proposal_findings
 from fastrcnn.audit.report import (
     Boxes,
     Images,
@@ -32,6 +33,7 @@ from fastrcnn.audit.report import (
 )
 from fastrcnn.audit.views import page, summary
 from fastrcnn.data.annotations import splits
+from fastrcnn.data.truth.annotated import Annotated, AnnotatedObject
 from fastrcnn.data.truth.problems import KINDS, Problem
 from fastrcnn.evaluation.recall import proposal_recall
 from fastrcnn.model.sampling import RoISampler
@@ -329,6 +331,32 @@ def test_counts_and_sizes(tiny: VocFolder) -> None:
     assert found.sizes == {"small": 2, "medium": 2, "large": 0}  # 32 x 24, 2 x 40; 32 x 39, 36 x 36
     assert found.below_cell == {"48": 1, "96": 1, "600": 0}  # 2 pixels wide: 2, 4, and 25 at a factor of 12.5
     assert found.height == Range(24, 37.5, 40)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_work_of_a_report_grows_as_its_images_and_classes(known: bool) -> None:
+    """Twice as many images and classes take twice as much work. Without a bound, suggestions would take four times."""
+
+    def work(number: int, size: int) -> int:
+        records = []
+        for n in range(number):
+            name = Compared(f"{'class' if known else 'klass'}{n % size:04}")
+            o = AnnotatedObject(Path("a.xml"), n, name, (1, 1, 9, 9), "")
+            image = Annotated(f"{n}", Path(f"{n}.jpg"), Path("a.xml"), 16, 16, (o,))
+            task = Task("test" if n < number // 5 else "train", "all", Path(), f"{n}")
+            records.append(Record(task, image, [o], [], proposals=1, best=np.array([0.6])))
+        classes: list[str] = [Compared(f"class{n:04}") for n in range(size)]
+        return calls(lambda: page(make_report(records, [], "", "", classes, Settings())))
+
+    work(10, 5)  # compiles the templates
+    assert work(1000, 200) < 2.2 * work(500, 100)
+
+
+def test_messages_about_thousands_of_classes_are_short(tiny: VocFolder) -> None:
+    names = [f"class{n}" for n in range(3000)]
+    found = [p for p in findings(read(tiny, "a"), names, "", Settings()) if p.kind == "unknown_class"]
+    known = ", ".join(f"class{n}" for n in range(20))
+    assert found[0].what == f"unknown class 'cat'. Known classes: {known} and 2980 more."
 
 
 def test_several_processes_give_what_one_gives(tiny: VocFolder, proposed: Path) -> None:

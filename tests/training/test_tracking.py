@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from limits import a_second_later
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastrcnn.errors import UserError
-from fastrcnn.training.tracking import Tracker, claim, describe_run
+from fastrcnn.training.tracking import Tracker, claim, describe_run, known_threads
 
 
 def rows(folder: Path) -> list[list[str]]:
@@ -127,3 +128,14 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"run=.*cannot be written to"), claim(tmp_path / "file" / "run"):
         pass
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", "[" * 100_000, *(f'{{"threads": {n}}}' for n in ("0", "1e9", "true"))]
+)
+def test_a_number_of_threads_that_was_not_written_is_not_known(tmp_path: Path, text: str) -> None:
+    assert known_threads(tmp_path) is None
+    (tmp_path / "environment.json").write_text(text)
+    assert known_threads(tmp_path) is None
+    describe_run(tmp_path, "")
+    assert known_threads(tmp_path) == torch.get_num_threads()

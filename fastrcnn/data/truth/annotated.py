@@ -14,6 +14,7 @@ from fastrcnn.errors import nearest
 from fastrcnn.structures import Sample
 
 Box = tuple[float, float, float, float]
+SHOWN = 20  # maximum number of known classes in a message, and of unknown classes for which one is suggested
 TRUE, FALSE = ("1", "true", "yes", "t", "y"), ("", "0", "false", "no", "f", "n")
 
 
@@ -188,14 +189,24 @@ def _unknown(
         what = f"objects of other classes are skipped: {others}. This is the first."
         yield most[0][1][0].problem("other_classes", what)
         return
+    texts = unknown_classes(unknown, classes)
     for name, objects in unknown.items():
         more = f" {len(objects) - 1} more object(s) have this class." if len(objects) > 1 else ""
-        yield objects[0].problem("unknown_class", unknown_class(name, classes) + more)
+        yield objects[0].problem("unknown_class", texts[name] + more)
 
 
-def unknown_class(name: str, classes: Sequence[str]) -> str:
-    """Return the message about an object whose class `name` is not in `classes`."""
-    return f"unknown class '{name}'.{nearest(name, classes)} Known classes: {', '.join(classes) or 'none'}."
+def unknown_classes(names: Iterable[str], classes: Sequence[str]) -> dict[str, str]:
+    """Return the message about each class in `names`, which are not in `classes`.
+
+    The known class with the most similar name is suggested only for the first SHOWN names, because this compares each
+    name with all known ones.
+    """
+    more = f" and {len(classes) - SHOWN} more" if len(classes) > SHOWN else ""
+    known = f"Known classes: {', '.join(classes[:SHOWN]) or 'none'}{more}."
+    return {
+        name: f"unknown class '{name}'.{nearest(name, classes) if number < SHOWN else ''} {known}"
+        for number, name in enumerate(dict.fromkeys(names))
+    }
 
 
 def stands_out(o: AnnotatedObject, image: Annotated) -> tuple[bool, bool]:

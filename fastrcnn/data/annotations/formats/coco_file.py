@@ -238,22 +238,24 @@ def _categories(path: Path, entries: list[dict[str, Any]], used: frozenset[Id]) 
     Categories without annotations, such as Roboflow's root, are dropped if another category has the same name.
     """
     categories: dict[Id, str] = {}
+    names, seen = set[str](), set[Id]()  # of the categories with annotations, and the ids of the others
     spare: dict[str, Id] = {}
     faults = []
     for number, entry in enumerate(entries, 1):
         key, name = id_key(entry.get("id")), _text(entry.get("name"))
         if key is not None and key not in used:
-            if name and key not in spare.values():
-                spare.setdefault(name, key)
+            if name and key not in seen and name not in spare:
+                spare[name] = key
+                seen.add(key)
         elif key is None or not name:
             faults.append(f"category {number}: `id` or `name` is missing, or has the wrong type.")
         elif categories.get(key, name) != name:
             faults.append(f"category {number}: the id {entry['id']!r} is used twice.")
-        elif key not in categories and name in categories.values():
+        elif key not in categories and name in names:
             faults.append(f"category {number}: the name '{name}' is used twice.")
         else:
             categories[key] = name
-    names = set(categories.values())
+            names.add(name)
     categories |= {key: name for name, key in spare.items() if name not in names}
     return categories, [Problem("annotation", str(path), fault) for fault in faults]
 

@@ -84,9 +84,10 @@ def read_yolo(file: Path, folder: Path) -> Listing:
         raise UserError(f"{file}: not a YOLO data set description. `names` (in Darknet files, also `train`) is needed.")
     splits, missing = _splits(head, folder)
     images: dict[str, ListedImage] = {}
+    names = tuple(head.names)
     for path in dict.fromkeys(path for paths in splits.values() for path in paths):
         label = _label_of(path, folder)
-        objects = partial(objects_in, label, tuple(head.names), head.keypoints)
+        objects = partial(objects_in, label, names, head.keypoints)
         images[image_id(path, folder)] = ListedImage(path, label, objects)
     bare = [image for image in images.values() if not image.annotation.is_file()]
     if len(bare) == len(images):
@@ -177,11 +178,12 @@ def _lines(path: Path) -> list[str]:
 
 def _checked_names(path: Path, names: Iterable[Any]) -> list[str]:
     texts = [str(name).strip() if isinstance(name, (str, int, float)) else "" for name in names]
+    first: dict[str, int] = {}
     for number, text in enumerate(texts):
         if not text:
             raise UserError(f"{path}: class {number} has no name.")
-        if texts.index(text) != number:
-            raise UserError(f"{path}: classes {texts.index(text)} and {number} have the same name '{text}'.")
+        if first.setdefault(text, number) != number:
+            raise UserError(f"{path}: classes {first[text]} and {number} have the same name '{text}'.")
     if not texts:
         raise UserError(f"{path}: the list of class names is empty.")
     return texts

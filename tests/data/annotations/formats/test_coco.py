@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from limits import in_bounds
+from limits import Compared, calls, in_bounds
 from PIL import Image
 from voc_folder import fingerprint
 
 from fastrcnn.data.annotations import splits
+from fastrcnn.data.annotations.formats import coco_file
 from fastrcnn.data.annotations.formats.coco import coco_classes
 from fastrcnn.data.annotations.formats.coco_file import find_coco_files, read_coco_file
 from fastrcnn.data.truth.problems import Problems
@@ -399,3 +400,12 @@ def test_whatever_the_file_holds_there_is_a_result_or_a_message_that_names_it(
             message = str(error)
     assert not message or str(path) in message
     assert fingerprint(tmp_path) == before
+
+
+def test_categories_are_compared_with_few_others() -> None:
+    """With and without annotations; both their ids and their names are texts here."""
+    entries: list[dict[str, Any]] = [{"id": Compared(f"i{n}"), "name": Compared(f"n{n}")} for n in range(1000)]
+    used = frozenset(f"i{n}" for n in range(500))
+    names, faults = coco_file._categories(Path("a.json"), entries, used)
+    assert (list(names)[499:501], len(names), faults) == (["i499", "i500"], 1000, [])
+    assert calls(lambda: coco_file._categories(Path("a.json"), entries, used)) < 30_000

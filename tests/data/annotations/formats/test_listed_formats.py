@@ -10,8 +10,10 @@ import exports
 import numpy as np
 import pytest
 from exports import label_studio_region, picture, write, yolo_line
+from limits import Compared, calls, in_bounds
 from PIL import Image
 
+from fastrcnn.data.annotations.formats import yolo as yolo_format
 from fastrcnn.data.annotations.layouts import read_listing
 from fastrcnn.data.annotations.splits import find_split, load
 from fastrcnn.data.annotations.unused import unused
@@ -150,6 +152,25 @@ def test_labels_without_names_of_classes_say_what_to_write(tmp_path: Path) -> No
     (tmp_path / "classes.txt").unlink()
     with pytest.raises(UserError, match=rf"Write the names to {tmp_path / 'classes.txt'}, one per line"):
         find_split(tmp_path, "trainval")
+
+
+def test_thousands_of_classes_are_kept_once_and_not_for_each_image(tmp_path: Path) -> None:
+    """10,000 names are 80 kB of references, and 300 images with a copy each would take 24 MB."""
+    write(tmp_path / "classes.txt", "".join(f"class{n}\n" for n in range(10_000)))
+    for n in range(300):
+        write(tmp_path / f"{n}.jpg", "")
+    write(tmp_path / "0.txt", "9999 0.5 0.5 0.5 0.5\n")
+    with in_bounds(most_bytes=8_000_000):
+        listing = read_listing(tmp_path / "classes.txt", tmp_path)
+    assert len(listing.images) == 300
+    assert [o.name for o in listing.images["0.jpg"].objects((64, 48))[0]] == ["class9999"]
+
+
+def test_names_of_classes_are_compared_with_few_others() -> None:
+    names: list[str] = [Compared(f"class{n}") for n in range(1000)]
+    assert calls(lambda: yolo_format._checked_names(Path("data.yaml"), names)) < 10_000
+    with pytest.raises(UserError, match="classes 7 and 1000 have the same name 'class7'"):
+        yolo_format._checked_names(Path("data.yaml"), [*names, "class7"])
 
 
 def test_images_without_labels_and_labels_without_images_are_reported(tmp_path: Path) -> None:
