@@ -100,14 +100,16 @@ def open_network(config: Any, given: Collection[str]) -> tuple[Network, list[str
 
     path = Path(config.checkpoint).expanduser()
     if path.suffix == ".onnx":
-        from fastrcnn.inference.onnx_network import OnnxNetwork
+        from fastrcnn.inference.onnx_network import OnnxNetwork, describe
 
         device = None if config.runtime.device == "auto" else machine.device(config.runtime)
+        description = describe(path)
+        names = list(description.classes)
+        stored = checked_config(path, description.config, names)
         network = OnnxNetwork(path, device, config.runtime.threads)
-        names = list(network.description.classes)
-        _say_proposals(path, network.description.record, config)
-        _take_threshold(network.description.record, config)
-        _take_over(config, checked_config(path, network.description.config, names), given, path)
+        _say_proposals(path, description.record, config)
+        _take_threshold(description.record, config)
+        _take_over(config, stored, given, path)
         return network, names, run_of(path)
     trained = open_trained(config, given)
     from fastrcnn.inference.network import TorchNetwork
@@ -132,6 +134,8 @@ def open_trained(config: Any, given: Collection[str]) -> Trained:
 
 
 def _take_over(config: Any, base: dict[str, Any], given: Collection[str], path: Path) -> None:
+    if "runtime" in base:  # another machine's numbers of threads and workers
+        base = base | {"runtime": base["runtime"] | {"threads": None, "workers": None}}
     inherit(config, base, [key.partition("=")[0] for key in given])
     alone = base.get("solver", {}).get("box_weight") == 0
     if alone and "detection" in groups(type(config)) and config.detection.box_regression:

@@ -65,10 +65,10 @@ def store_prefix(config: DataConfig, split: str) -> str:
 
 
 def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) -> Path:
-    """Return the path of the store for generated proposals of the images. split: a name for the images.
+    """Return the path of the store for generated proposals of the images: an existing store, or one to write.
 
     The name contains a hash of the search settings, the version of selective search, and the bytes and orientations of
-    all images, so an existing store is never out of date.
+    all images, so an existing store is never out of date. split: a name for the images, which is a part of this name.
     """
     how = [searcher(config.selective_search), asdict(config.selective_search)]
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
@@ -76,7 +76,10 @@ def proposal_path(config: DataConfig, pictures: Sequence[Sample], split: str) ->
         image_id = sample.image_id.encode(errors="surrogateescape")
         digest.update(image_id + b"\0" + pixels_key(sample.path.read_bytes(), sample.turn))
     name = f"{store_prefix(config, split)}{digest.hexdigest()[:12]}.proposals"
-    return Path(config.proposal_cache).expanduser() / name
+    found = Path(config.proposal_cache).expanduser() / name
+    if config.own_cache and distributed.any_of(not found.exists()):
+        return Path(config.own_cache).expanduser() / name
+    return found
 
 
 def make_proposals(config: DataConfig, pictures: Sequence[Sample], path: Path, workers: int | None = None) -> Path:

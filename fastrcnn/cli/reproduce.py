@@ -290,9 +290,10 @@ def evaluation(then: tuple[str, ...], folder: Path, last: Path, config: TrainCon
         checkpoint = folder / "reproduce" / words / "best.pt"
         if not checkpoint.is_file():
             log.info("%s: running `fastrcnn %s`", folder, " ".join((command, *arguments)))
+            cache = f"data.proposal_cache={data.proposal_cache}"
             without = ["data.root=null"] if command == "compress" else []  # the mAP is measured below
             main_of_command = importlib.import_module(f"fastrcnn.cli.{command}").main
-            main_of_command([f"checkpoint={last}", f"output={checkpoint}", *without, *arguments])
+            main_of_command([f"checkpoint={last}", f"output={checkpoint}", cache, *without, *arguments])
         arguments = []
     if command == "svm":  # a threshold for probabilities does not apply to SVM margins
         config = replace(config, detection=replace(config.detection, score_threshold=None))
@@ -305,7 +306,8 @@ def evaluate(checkpoint: Path, output: Path, config: TrainConfig, *arguments: st
     from fastrcnn.build import checkpoints, machine
     from fastrcnn.cli.eval import evaluate_network
 
-    given = [f"checkpoint={checkpoint}", f"output={output}", *arguments]
+    cache = f"data.proposal_cache={config.data.proposal_cache}"
+    given = [f"checkpoint={checkpoint}", f"output={output}", cache, *arguments]
     found = compose("eval", given, base=asdict(config))
     machine.threads(found.runtime)
     network, names, run = checkpoints.open_network(found, groups(EvalConfig))

@@ -101,13 +101,16 @@ def compose(verb: str, arguments: list[str], base: dict[str, Any] | None = None)
 def inherit(config: Any, base: dict[str, Any], given: Collection[str]) -> None:
     """Copy the values of an earlier run into a configuration, except for the groups and keys in `given`.
 
-    base: the configuration of that run as nested dicts. Raises UserError for invalid values.
+    base: the configuration of that run as nested dicts. Its data.proposal_cache is only read: new stores are written to
+    the folder in `config`. Raises UserError for invalid values.
     """
     schema, own = type(config), vars(config)
     inherited = fill(schema, asdict(config) | {k: v for k, v in base.items() if k in own and k not in given})
     for dotted in set(given) & leaves(schema).keys():
         group, _, last = dotted.rpartition(".")
         setattr(attrgetter(group)(inherited) if group else inherited, last, attrgetter(dotted)(config))
+    if "data" in base and "data" in own and not {"data", "data.proposal_cache"} & set(given):
+        inherited.data.own_cache = config.data.proposal_cache
     own.update(vars(inherited))
 
 

@@ -14,6 +14,7 @@ from fastrcnn.model.fast_rcnn import FastRCNN
 FORMAT = "fastrcnn 1"
 # Keys with local paths or with settings of the training machine. They are not exported.
 PLACES = {"model": ("weights",), "data": ("root", "proposals", "proposal_cache")}
+LARGEST = 2**24  # bytes of metadata; JSON can take 30 bytes of memory per byte, and a thousand classes need 0.1 MB
 GROUPS = ("model", "data", "solver", "detection")
 
 
@@ -77,21 +78,25 @@ def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
             f"'{FORMAT}'), so its classes are unknown. Use a file that `fastrcnn export` wrote."
         )
     try:
+        if (size := sum(map(len, metadata.values()))) > LARGEST:
+            raise ValueError(f"it has {size:,} characters, but the limit is {LARGEST:,}")
         whole = {"record": "{}", **metadata}  # files of earlier versions contain no record
+        if missing := [part.name for part in fields(Description) if part.name not in whole]:
+            raise ValueError(f"it has no entry {' and no '.join(missing)}")
         found = Description(**{part.name: json.loads(whole[part.name]) for part in fields(Description)})
         names = found.classes
         if type(names) is not list or not all(type(n) is str for n in names) or len({*names}) < len(names):
             raise ValueError("the entry `classes` must be a list of distinct names")
-        if not all(
-            type(part) is dict for part in (found.pixels, found.config, found.metrics, found.config.get("model"))
-        ):
-            raise ValueError("the entries `pixels`, `config`, `config.model` and `metrics` must be dictionaries")
+        if not all(type(part) is dict for part in (found.pixels, found.config, found.metrics)):
+            raise ValueError("the entries `pixels`, `config` and `metrics` must be dictionaries")
+        if type(found.config.get("model")) is not dict:
+            raise ValueError("the entry `config.model` must be a dictionary")
         if type(found.step) is not int or not 0 <= found.step < 2**53:
             raise ValueError("the entry `step` must be a non-negative integer")
         if not all(map(sound_evaluation, found.metrics.values())) or not sound_record(found.record):
             raise ValueError("the format of the evaluation results or of the training record is invalid")
         return replace(found, classes=tuple(names))
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{source}: the metadata is damaged ({error}). Export the detector again.") from None
 
 

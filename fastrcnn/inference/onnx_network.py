@@ -121,6 +121,36 @@ class OnnxNetwork:
         return torch.from_numpy(scores), torch.from_numpy(boxes)
 
 
+def describe(path: Path) -> Description:
+    """Return the description of the network in a file, and check its weights, without opening it in ONNX Runtime.
+
+    Raises UserError if the package onnx is missing, if the file is missing, damaged or not written by
+    `fastrcnn export`, or if weights are not finite or are stored in other files.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise UserError(f"{path}: running an .onnx file {PACKAGES}") from None
+    if not path.is_file():
+        raise UserError(f"{path}: file not found.")
+    try:
+        whole = onnx.load(path, load_external_data=False)
+        weights = whole.graph.initializer
+        unusable = [f"{w.name} is stored in another file" for w in weights if w.external_data] or [
+            f"{w.name} contains values that are not finite"
+            for w in weights
+            if not np.isfinite(onnx.numpy_helper.to_array(w)).all()
+        ]
+    except Exception as error:  # a damaged file can cause any exception
+        raise _failed(path, "open", error) from None
+    if unusable:
+        more = f" (and {len(unusable) - 3} more)" if len(unusable) > 3 else ""
+        raise UserError(
+            f"{path}: the weights cannot be used: {', '.join(unusable[:3])}{more}. Export the detector again."
+        )
+    return read_metadata({entry.key: entry.value for entry in whole.metadata_props}, str(path))
+
+
 def _failed(path: Path, verb: str, error: Exception) -> UserError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return UserError(f"{path}: ONNX Runtime cannot {verb} this network ({reason[:300]}). Export the detector again.")

@@ -83,12 +83,15 @@ def load(path: Path, finite: bool = True) -> dict[str, Any]:
             f"{path}: the format number of the checkpoint is {str(found)[:20]}. This version of fastrcnn reads only "
             f"format {FORMAT}."
         )
-    _check(path, content, finite)
+    _check(path, content, size, finite)
     return content
 
 
-def _check(path: Path, content: dict[str, Any], finite: bool) -> None:
-    """Raise UserError if an entry is missing or has an invalid type or value."""
+def _check(path: Path, content: dict[str, Any], size: int, finite: bool) -> None:
+    """Raise UserError if an entry is missing or has an invalid type or value.
+
+    size: number of bytes of the content. Tensors that together are larger, because they share a storage, are invalid.
+    """
     if missing := [name for name in HELD if name not in content]:
         raise UserError(f"{path}: the checkpoint lacks these entries: {', '.join(missing)}. Use another checkpoint.")
     step, best, names, config, model = (content[name] for name in HELD)
@@ -111,16 +114,20 @@ def _check(path: Path, content: dict[str, Any], finite: bool) -> None:
     }
     if unsound := [name for name, is_sound in sound.items() if not is_sound]:
         raise UserError(f"{path}: the checkpoint has invalid values for {', '.join(unsound)}. Use another checkpoint.")
-    if finite:
-        tensors = dict(model)
-        for number, state in optimizer["state"].items():
-            tensors |= {f"optimizer {number} {key}": v for key, v in state.items() if isinstance(v, Tensor)}
-        if problems := unusable(tensors):
-            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise UserError(
-                f"{path}: the checkpoint's weights cannot be used: {'; '.join(problems[:3])}{more}. "
-                "Use an earlier checkpoint."
-            )
+    tensors = dict(model)
+    for number, state in optimizer["state"].items():
+        tensors |= {f"optimizer {number} {key}": v for key, v in state.items() if isinstance(v, Tensor)}
+    if (total := sum(values.nbytes for values in tensors.values())) > size:
+        raise UserError(
+            f"{path}: the checkpoint has tensors of {total:,} bytes in a file of only {size:,} bytes. "
+            "Use another checkpoint."
+        )
+    if finite and (problems := unusable(tensors)):
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(
+            f"{path}: the checkpoint's weights cannot be used: {'; '.join(problems[:3])}{more}. "
+            "Use an earlier checkpoint."
+        )
 
 
 def in_order(folder: Path) -> list[Path]:

@@ -14,6 +14,8 @@ from torch import Tensor
 from fastrcnn.errors import UserError
 from fastrcnn.files import write_derived
 
+LARGEST_HEADER = 2**24  # bytes; 20,000 tensors need 2 MB
+
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors (on the CPU) and the metadata of a file. Raises UserError if the file cannot be read."""
@@ -26,6 +28,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "'fastrcnn[safetensors]'"
         ) from None
     try:
+        with path.open("rb") as start:
+            if (size := int.from_bytes(start.read(8), "little")) > LARGEST_HEADER:
+                raise SafetensorError(f"a header of {size:,} bytes, but the limit is {LARGEST_HEADER:,}")
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
         return load_file(path), metadata

@@ -38,6 +38,15 @@ STORAGES = {
 }
 
 
+class _File(io.BufferedReader):
+    """A file whose ZIP directory is not read if it is large, because zipfile uses ten times its size of memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > LARGEST_PICKLE:
+            raise RefusedError(f"a ZIP directory of {size:,} bytes (limit: {LARGEST_PICKLE:,})")
+        return super().read(size)
+
+
 def read(path: Path, size: int | None = None) -> Any:
     """Read a file written by `torch.save`. Tensors are on the CPU, and no code in the file is executed.
 
@@ -46,7 +55,7 @@ def read(path: Path, size: int | None = None) -> Any:
     tensors, numbers, text, lists, tuples and dictionaries.
     """
     instead = "Use a weights file that contains only tensors, numbers, text, lists, tuples and dictionaries."
-    with as_user_error(path, instead), path.open("rb") as file:
+    with as_user_error(path, instead), _File(io.FileIO(path)) as file:
         size = os.fstat(file.fileno()).st_size if size is None else size
         archive = file.read(4) == b"PK\3\4"
         file.seek(0)

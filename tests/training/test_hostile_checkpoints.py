@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import hashlib
 import io
+import json
 import math
 import os
 import pickle
@@ -21,6 +22,7 @@ import torch
 
 from fastrcnn.build import checkpoints
 from fastrcnn.build.checkpoints import load
+from fastrcnn.cli import main
 from fastrcnn.errors import UserError
 from fastrcnn.training import checkpoint
 from fastrcnn.training.optim import load_state, make_optimizer
@@ -157,6 +159,93 @@ def test_text_in_a_file_is_never_resolved(made: Path, tmp_path: Path, monkeypatc
     assert (config.data.root, config.data.train) == (texts[0], texts)
 
 
+IN_METADATA = {name: CHANGES[name] for name in (
+    "no group", "width huge", "width nan", "width text", "roi_size", "roi_size yes", "network",
+    "unknown key", "long_side", "long_side 1e9", "threshold", "name", "environment", "a class that is a path",
+)} | {
+    "config a list": (put("config", value=[1]), "metadata is damaged .*config and metrics must be dictionaries"),
+    "group a list": (put("config", "model", value=[1]), "metadata is damaged .*config.model must be a dictionary"),
+    "other group a list": (put("config", "data", value=[1]), "data: must be a mapping of keys to values, not list"),
+    **{f"no {key}": (without(key), f"metadata is damaged .*it has no entry {key}") for key in ("classes", "config")},
+    "a text too deep": (put("config", "data", "train", value="DEEP"), "metadata is damaged .*recursion"),
+    "classes a number": (put("classes", value=5), "metadata is damaged .*classes must be a list of distinct names"),
+    "no classes in it": (put("classes", value=[]), "classes"),
+    "classes mixed": (put("classes", value=["cat", 5]), "metadata is damaged .*classes must be a list of distinct"),
+    "a class twice": (put("classes", value=["cat", "cat"]), "metadata is damaged .*classes must be a list of distinct"),
+    "step text": (put("step", value="x"), "metadata is damaged .*step"),
+    "metrics a list": (put("metrics", value=[1]), "metadata is damaged .*metrics"),
+    "a split a number": (put("metrics", value={"test": 1}), "metadata is damaged .*evaluation results"),
+    "record a list": (put("record", value=[1]), "metadata is damaged .*training record"),
+    "threshold nan": (put("record", value={"draw_threshold": math.nan}), "metadata is damaged .*training record"),
+    "very long": (put("metrics", value={"test": "a" * 2**24}), "metadata is damaged .*16,777,216"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(made: Path) -> Path:
+    pytest.importorskip("onnxruntime")
+    path = made.parent / "a.onnx"
+    assert main(["export", f"checkpoint={made}", "format=onnx", f"output={path}"]) == 0
+    return path
+
+
+@pytest.mark.parametrize("name", IN_METADATA)
+def test_metadata_of_onnx_are_checked_as_checkpoints_are(
+    exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("SECRET", SECRET)
+    onnx = pytest.importorskip("onnx")
+    change, said = IN_METADATA[name]
+    whole = onnx.load(exported)
+    texts = {prop.key: prop.value for prop in whole.metadata_props}
+    content = {key: json.loads(text) for key, text in texts.items() if key != "format"}
+    change(content)
+    changed = {key: json.dumps(value).replace('"DEEP"', "[" * 100_000) for key, value in content.items()}
+    onnx.helper.set_model_props(whole, {"format": texts["format"], **changed})
+    onnx.save(whole, tmp_path / "x.onnx")
+    with pytest.raises(UserError, match=said) as caught:
+        load("eval", [f"checkpoint={tmp_path / 'x.onnx'}"])
+    assert str(tmp_path / "x.onnx") in str(caught.value)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_of_onnx_that_are_not_finite_or_elsewhere_are_refused_by_name(
+    exported: Path, tmp_path: Path, value: float
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    whole = onnx.load(exported)
+    weights = whole.graph.initializer[3]
+    array = onnx.numpy_helper.to_array(weights).copy()
+    array.flat[-1] = value
+    weights.CopyFrom(onnx.numpy_helper.from_array(array, weights.name))
+    onnx.save(whole, tmp_path / "x.onnx")
+    with pytest.raises(UserError, match=f"x.onnx: .*{weights.name} contains values that are not finite"):
+        load("eval", [f"checkpoint={tmp_path / 'x.onnx'}"])
+    onnx.save(onnx.load(exported), tmp_path / "y.onnx", save_as_external_data=True, location="z", size_threshold=0)
+    with pytest.raises(UserError, match=f"y.onnx: .*{whole.graph.initializer[0].name} is stored in another file"):
+        load("eval", [f"checkpoint={tmp_path / 'y.onnx'}"])
+
+
+def test_numbers_of_threads_and_workers_are_not_taken_over(made: Path, tmp_path: Path) -> None:
+    """A million processes would take all memory."""
+    content = checkpoint.load(made)
+    content["config"]["runtime"] |= {"workers": 10**6, "threads": 10**6, "precision": "float32"}
+    checkpoint.save(tmp_path / "x.pt", content)
+    runtime = load("eval", [f"checkpoint={tmp_path / 'x.pt'}", "runtime.workers=3"])[0].runtime
+    assert (runtime.workers, runtime.threads, runtime.precision) == (3, None, "float32")
+
+
+def test_tensors_that_share_numbers_are_refused(made: Path, tmp_path: Path) -> None:
+    """They would take more memory than the file has bytes when they are put into a network."""
+    content = checkpoint.load(made)
+    most = torch.zeros(max(values.numel() for values in content["model"].values()))
+    content["model"] |= {k: most[: v.numel()].view(v.shape) for k, v in content["model"].items() if v.dim() > 1}
+    checkpoint.save(tmp_path / "x.pt", content)
+    with pytest.raises(UserError, match=r"x.pt: the checkpoint has tensors of .* bytes in a file of only"):
+        checkpoint.load(tmp_path / "x.pt")
+
+
 def records(body: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(body)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
@@ -193,6 +282,7 @@ def test_archives_that_unfold_are_refused(made: Path, tmp_path: Path) -> None:
         "records that declare .* bytes in": overlapping(checkpoint.load(made)),
         "does not match its record of": archive(larger),
         "a pickle of": archive(whole | {"archive/data.pkl": bytes(torch_files.LARGEST_PICKLE + 1)}),
+        "a ZIP directory of 4,6": archive({"archive/data.pkl": b""} | {f"{n:0500}": b"" for n in range(8500)}),
         "big-endian": archive(whole | {"archive/byteorder": b"big"}),
         "KeyError": archive({k: v for k, v in whole.items() if k != "archive/data/0"}),
     }

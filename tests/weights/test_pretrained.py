@@ -397,3 +397,13 @@ def test_a_safetensors_header_that_lies_is_refused(tmp_path: Path) -> None:
         (tmp_path / "w.safetensors").write_bytes(data.replace(old, new))
         with pytest.raises(UserError, match=r"w.safetensors: the file is truncated or not a .safetensors file"):
             read_state_dict(tmp_path / "w.safetensors")
+
+
+def test_a_long_safetensors_header_is_not_read(tmp_path: Path) -> None:
+    """The names in it take more memory than they have bytes."""
+    save = pytest.importorskip("safetensors.torch").save
+    data = save({"conv1.weight": torch.zeros(4)})
+    header = data[8:-16].ljust(2**24 + 8)
+    (tmp_path / "w.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data[-16:])
+    with pytest.raises(UserError, match=r"w.safetensors: .*a header of 16,777,224 bytes"):
+        read_state_dict(tmp_path / "w.safetensors")
