@@ -164,7 +164,7 @@ IN_METADATA = {name: CHANGES[name] for name in (
     "unknown key", "long_side", "long_side 1e9", "threshold", "name", "environment", "a class that is a path",
 )} | {
     "config a list": (put("config", value=[1]), "metadata is damaged .*config and metrics must be dictionaries"),
-    "group a list": (put("config", "model", value=[1]), "metadata is damaged .*config.model must be a dictionary"),
+    "group a list": (put("config", "model", value=[1]), "metadata is damaged .*config.model. must be a dictionary"),
     "other group a list": (put("config", "data", value=[1]), "data: must be a mapping of keys to values, not list"),
     **{f"no {key}": (without(key), f"metadata is damaged .*it has no entry {key}") for key in ("classes", "config")},
     "a text too deep": (put("config", "data", "train", value="DEEP"), "metadata is damaged .*recursion"),
