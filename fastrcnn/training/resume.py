@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastrcnn.training.checkpoint import Check
 
 log = logging.getLogger("fastrcnn")
+LARGEST = 2**20  # bytes of config.yaml, which usually has 5,000; YAML can take 300 bytes of memory per byte
 Config = dict[str, Any]  # a run's configuration as plain data: nested groups of keys
 # Pairs of keys whose values should usually be changed together:
 # key -> the other key, and what happens if only the first key is changed.
@@ -32,6 +33,8 @@ def saved_config(folder: Path) -> Config:
     """Read the configuration of the run in the folder. Raises UserError if it is missing, unreadable or empty."""
     path = folder / "config.yaml"
     try:
+        if (size := path.stat().st_size) > LARGEST:
+            raise UserError(f"it has {size:,} bytes, but the limit is {LARGEST:,}")
         text = path.read_text(encoding="utf-8")
         if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):  # a few can expand to gigabytes
             raise UserError("YAML aliases such as *NAME are not allowed")

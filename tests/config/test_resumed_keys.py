@@ -11,6 +11,7 @@ import pytest
 from fastrcnn.build.run_config import configure
 from fastrcnn.config.compose import compose
 from fastrcnn.config.values import as_yaml
+from fastrcnn.errors import UserError
 from fastrcnn.training.resume import log_changes
 
 
@@ -67,3 +68,11 @@ def test_a_fresh_run_keeps_its_test_sizes_too_and_says_so(caplog: pytest.LogCapt
     caplog.clear()
     configure(["experiment=demo", "solver.iterations=10"])  # its schedule is a cosine
     assert caplog.messages == []
+
+
+def test_a_long_configuration_is_not_read(run: Path) -> None:
+    """Empty lists take 300 times the memory of their letters."""
+    with (run / "config.yaml").open("a") as file:
+        file.write(f"more: [{'[],' * 350_000}]\n")
+    with pytest.raises(UserError, match=r"config.yaml: .*it has 1,05\d,\d+ bytes, but the limit is 1,048,576"):
+        resume(run)
