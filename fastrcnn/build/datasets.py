@@ -198,9 +198,9 @@ def report_shared(some: Sequence[Sample], others: Sequence[Sample], what: str) -
     if strangers := [s for s in shared if not s.path.samefile(path_of[s.image_id])]:
         first = strangers[0]
         raise UserError(
-            f"'{first.image_id}' is the id of two images in different splits, {path_of[first.image_id]} and "
-            f"{first.path} (number of such ids: {len(strangers)}). Rename one of them: ids of proposals and detections "
-            "must be unique."
+            f"Two different images have the id '{first.image_id}': {path_of[first.image_id]} and {first.path} (number "
+            f"of such ids: {len(strangers)}). Rename one of these images. Image ids must be unique across splits, "
+            "because proposals and detections are stored by image id."
         )
     if shared:
         log.warning("%d image(s), such as '%s', are in both %s", len(shared), shared[0].image_id, what)

@@ -48,7 +48,7 @@ def output_file(output: str | None, path: Path, default: str) -> tuple[Path, str
         raise UserError(f"output={file}: the file name must end in .pt.")
     if file.parent.name == "checkpoints":
         raise UserError(
-            f"output={file}: a run writes and deletes its checkpoints in this folder. Choose another folder."
+            f"output={file}: the folder {file.parent} is reserved for the checkpoints of a run. Choose another folder."
         )
     refuse_unusable(file.parent, f"output={file}")
     source = files.digest(path)
@@ -78,7 +78,7 @@ def mean_ap(
 ) -> float | None:
     """Return the mAP (0 to 1), or None if there is no test set or no ground truth.
 
-    settings: the detection settings; None: the detection settings in `config`.
+    settings: the detection settings. If None, the detection settings in `config` are used.
     """
     if test_set is None:
         return None
@@ -101,7 +101,7 @@ def ap_line(
 def compress(config: CompressConfig, trained: Trained, output: Path, source: str, asked: bool) -> list[str]:
     """Compress the checkpoint, write `output`, and return the lines of a report.
 
-    source: digest of the original file. asked: whether the user set data.root; if so, the folder must exist.
+    source: digest of the original file. asked: whether the user set data.root. If so, the folder must exist.
     """
     given: Ranks = {"fc6": config.fc6, "fc7": config.fc7}
     device, dtype = machine.set_up(config.runtime)
@@ -138,7 +138,7 @@ def compress(config: CompressConfig, trained: Trained, output: Path, source: str
     write(made, ap_after, output, source)
     unmeasured = "no class has ground truth" if test_set else "there is no test set"
     lines = [*tried, *size_lines(before.model, after.model, ranks), time_line(before, after)]
-    lines += [ap_line(config, "{} before, {} after", ap_before, ap_after, unmeasured), f"written to {output}"]
+    lines += [ap_line(config, "{} before, {} after", ap_before, ap_after, unmeasured), f"Wrote {output}"]
     if after.classifier == "softmax":
         lines.append(f"to fine-tune it: fastrcnn train start={output} solver.lr=0.0001")
     return lines
@@ -156,7 +156,7 @@ def measured_on(config: CompressConfig, names: list[str], asked: bool) -> Detect
         return datasets.test_set(config.data, names, config.split)
     except UserError as error:
         raise UserError(
-            f"{error}\nTo compress without an mAP, set data.root=null and remove budget and split."
+            f"{error}\nTo compress without measuring the mAP, set data.root=null and remove budget and split."
         ) from None
 
 
@@ -187,7 +187,7 @@ def replace_softmax(config: SvmConfig, trained: Trained, output: Path, source: s
     lines = [ap_line(config, "softmax {}, SVM {}", before, after, unmeasured)]
     if before is not None and settings.score_threshold:
         lines.append(f"score threshold: {settings.score_threshold:g} for the softmax, none for the SVMs")
-    return [*lines, f"written to {output}"]
+    return [*lines, f"Wrote {output}"]
 
 
 def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:

@@ -202,8 +202,8 @@ def put_weights(model: FastRCNN, given: Trained, where: str, names: list[str]) -
         )
     if given.config["model"].get("classifier") == "svm":
         log.warning(
-            "The class layer of %s consists of SVMs. Their margins are the initial logits; the logit of the background "
-            "is 0",
+            "The class layer of %s consists of SVMs. Their outputs are used as the initial logits. The logit of the "
+            "background is 0",
             where,
         )
     return kept

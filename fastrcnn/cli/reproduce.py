@@ -67,17 +67,20 @@ def main(arguments: list[str]) -> int:
             results[cell] = [measure(cell, seed, plan) for seed in config.seeds]
         text = markdown(table, results, plan.notes())
         write(text, table, results, plan, folder)  # after each cell, because experiments take hours
-    print(f"{text}\n\nwritten to {folder / f'table-{table.number}.md'} and .json")
+    name = folder / f"table-{table.number}"
+    print(f"{text}\n\nWrote {name}.md and {name}.json")
     return 0
 
 
 def choose_table(config: ReproduceConfig) -> Table:
-    """Return the table to reproduce. Raises UserError if none is given, or if the seeds are empty or repeated."""
+    """Return the table to reproduce. Raises UserError if none is given, or if the seeds are empty or not unique."""
     if config.table is None:
         titles = "\n".join(f"  table={t.number}  {t.title}" for t in TABLES)
         raise UserError(f"Choose a table of the paper: fastrcnn reproduce table=NUMBER ...\n{titles}")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        raise UserError(f"seeds={config.seeds}: give one or more different seeds, such as seeds=[0,1,2].")
+        raise UserError(
+            f"seeds={config.seeds}: specify at least one seed, without duplicates, for example seeds=[0,1,2]."
+        )
     return TABLES[config.table - 1]
 
 
@@ -117,9 +120,11 @@ class Plan:
             if key in NOT_HERE:
                 raise UserError(f"{argument}: `fastrcnn reproduce` sets this key for each experiment. Remove it.")
             if key in ("model", "model.network"):
-                raise UserError(f"{argument}: the experiments choose the networks (S, M or L). Remove this key.")
+                raise UserError(f"{argument}: each experiment sets its own network (S, M or L). Remove this key.")
             if key == "data" and value.startswith("voc"):
-                raise UserError(f"{argument}: the experiments choose the VOC data sets. Set only data.root.")
+                raise UserError(
+                    f"{argument}: each experiment sets its own VOC data sets. Remove this key, and set only data.root."
+                )
             if key in set_by and key not in FREE:
                 raise UserError(
                     f"{argument}: this key is set by the table's experiment paper/{set_by[key]}. Remove it."

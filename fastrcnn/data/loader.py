@@ -239,7 +239,10 @@ def detection_loader(
 
 
 def views_loader(dataset: DetectionDataset, chosen: Sequence[tuple[int, View]], workers: int = 0) -> DataLoader:
-    """Return a loader of (image index, view) pairs, in order. Each item is a list with one Batch of one image."""
+    """Return a DataLoader that loads the (image index, view) pairs in `chosen`, in order.
+
+    Each item is a list that contains one Batch with one image.
+    """
     own = Views(dataset, [(index, [view]) for index, view in chosen])
     return Loader(own, batch_size=1, collate_fn=collate_pyramids, **_options(workers, False))
 

@@ -81,15 +81,17 @@ def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
         found = Description(**{part.name: json.loads(whole[part.name]) for part in fields(Description)})
         names = found.classes
         if type(names) is not list or not all(type(n) is str for n in names) or len({*names}) < len(names):
-            raise ValueError("the entry classes must be a list of distinct names")
+            raise ValueError("the entry `classes` must be a list of distinct names")
         if not all(
             type(part) is dict for part in (found.pixels, found.config, found.metrics, found.config.get("model"))
         ):
-            raise ValueError("the entries pixels, config, config.model and metrics must be dictionaries")
+            raise ValueError("the entries `pixels`, `config`, `config.model` and `metrics` must be dictionaries")
         if type(found.step) is not int or not 0 <= found.step < 2**53:
-            raise ValueError("the entry step must be a non-negative integer")
+            raise ValueError("the entry `step` must be a non-negative integer")
         if not all(map(sound_evaluation, found.metrics.values())) or not sound_record(found.record):
-            raise ValueError("the format of the evaluation results or of the training record is invalid")
+            raise ValueError(
+                "the evaluation results (entry `metrics`) or the training record (entry `record`) are invalid"
+            )
         return replace(found, classes=tuple(names))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{source}: the metadata is damaged ({error}). Export the detector again.") from None

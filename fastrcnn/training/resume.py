@@ -78,9 +78,9 @@ def load_newest(
     """Load the newest usable checkpoint in a folder into the model and the optimiser.
 
     Returns the step of the checkpoint, the best mAP so far, and the step of the best mAP. If best.pt is missing, or was
-    chosen with another metric or other splits, the best mAP is -1 and its step is the step of the checkpoint.
+    chosen with a different metric or different splits, the best mAP is -1 and its step is the step of the checkpoint.
     names: class names. check: see checkpoint.newest_sound. Raises UserError if no checkpoint is usable, or if the
-    checkpoint has another model, other classes or another optimiser.
+    checkpoint has a different model, different classes or a different optimiser.
     """
     from fastrcnn.training import checkpoint
     from fastrcnn.training.optim import load_state
@@ -90,14 +90,15 @@ def load_newest(
         log.warning("Skipped a checkpoint: %s", reason)
     if state["classes"] != names:
         raise UserError(
-            f"{path}: the checkpoint was trained on other classes ({', '.join(state['classes'])}). Resume with the "
+            f"{path}: the checkpoint was trained on different classes ({', '.join(state['classes'])}). Resume with the "
             f"same classes, or start a new run with start={path}."
         )
     try:
         model.load_state_dict(state["model"])
     except RuntimeError as error:
         raise UserError(
-            f"{path}: the checkpoint was trained with another model. Resume with the same model.* keys.\n{error}"
+            f"{path}: the model of the checkpoint does not match the configuration. Resume with the model.* values "
+            f"that the checkpoint was trained with.\n{error}"
         ) from None
     for group, key in (("solver", "optimizer"), ("solver", "box_weight"), ("model", "finetune_from")):
         was, now = state["config"][group].get(key), config[group][key]

@@ -85,7 +85,7 @@ def _archive(file: BinaryIO, size: int) -> Any:
         if info.file_size != values.nbytes:
             size_of = f"{len(values):,} {values.dtype} numbers"
             raise RefusedError(
-                f"a storage of {size_of} whose size does not match its record of {info.file_size:,} bytes"
+                f"a storage of {size_of}, which does not match the {info.file_size:,} bytes of data in the file"
             )
         seek(info)
         _read_into(values, file)
@@ -156,7 +156,10 @@ def _tensor(storage: Tensor, offset: Any, size: Any, stride: Any, *_: object) ->
 
 
 def _dictionary(items: Any = ()) -> dict[object, object]:
-    """Return a dictionary. This replaces OrderedDict, whose items are arguments in files from Python 2."""
+    """Return a dictionary. This stands in for OrderedDict when a pickle is read.
+
+    Pickles that Python 2 wrote pass the items to the constructor as an argument.
+    """
     return fill({}, [part for key, value in items for part in (key, value)])
 
 

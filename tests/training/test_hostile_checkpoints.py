@@ -191,7 +191,7 @@ def test_archives_that_unfold_are_refused(made: Path, tmp_path: Path) -> None:
     bodies = {
         "a compressed record": archive(whole, zipfile.ZIP_DEFLATED),
         "records that declare .* bytes in": overlapping(checkpoint.load(made)),
-        "does not match its record of": archive(larger),
+        "which does not match the": archive(larger),
         "a pickle of": archive(whole | {"archive/data.pkl": bytes(torch_files.LARGEST_PICKLE + 1)}),
         "big-endian": archive(whole | {"archive/byteorder": b"big"}),
         "KeyError": archive({k: v for k, v in whole.items() if k != "archive/data/0"}),

@@ -255,9 +255,10 @@ def _number(value: Any) -> float:
 
 
 def _box(shape: str, region: dict[str, Any], size: Size) -> tuple[Box | None, str, str]:
-    """Return the bounding box of a region in pixels, the region's numbers in the file as text, and an error message.
+    """Return three values: the bounding box of a region (in pixels), its coordinates as text, and an error message.
 
-    If the numbers are invalid, the box is None; otherwise the message is empty. size: width and height of the image.
+    The text contains the coordinates as they are in the file, for messages. If they are invalid, the box is None;
+    otherwise, the error message is empty. size: width and height of the image.
     """
     if shape == "polygon":
         points = region.get("points")
