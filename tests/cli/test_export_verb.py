@@ -261,7 +261,7 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
         (["checkpoint=run", "format=cafemodel"], ["format=cafemodel: must be one of", "Did you mean 'caffemodel'?"]),
         (
             ["checkpoint=nothing", "format=caffemodel"],
-            ["nothing does not exist", "a detector's .caffemodel"],
+            ["nothing does not exist", "or a file"],
         ),
         (["checkpoint=run", "format=caffemodel", "output=x.pt"], ["output=x.pt", "must end in .caffemodel"]),
         (["checkpoint=run", "format=torchvision", "output=there.pth"], ["there.pth already exists"]),
