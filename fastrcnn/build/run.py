@@ -195,8 +195,8 @@ def put_weights(model: FastRCNN, given: Trained, where: str, names: list[str]) -
     if names != known:
         new, gone = ([n for n in some if n not in kept] for some in (names, known))
         log.info(
-            "%s was trained on other classes, or in another order. Output weights copied: %s; newly initialised: %s; "
-            "not used: %s",
+            "%s was trained on different classes, or in a different order. Output weights copied: %s; newly "
+            "initialised: %s; not used: %s",
             where,
             *(", ".join(some) or "none" for some in (kept, new, gone)),
         )

@@ -81,7 +81,7 @@ def test_shared_classes_keep_their_outputs_at_their_new_places(
         assert new["bbox_pred.weight"][4 * label : 4 * label + 4].std() == pytest.approx(0.001, rel=0.3)
         assert (new["delta_std"][label] < 0.9).all(), "of this training set"
     kept = "Output weights copied: triangle, square, star; newly initialised: ball, plus; not used: "
-    assert f"run was trained on other classes, or in another order. {kept}circle, cross" in caplog.text
+    assert f"run was trained on different classes, or in a different order. {kept}circle, cross" in caplog.text
     status, err = train("other", "resume=auto", "solver.iterations=2")
     assert status == 0, err
     assert checkpoint.load(Path("new/checkpoints/step-2.pt"))["classes"] == names
