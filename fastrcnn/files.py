@@ -80,10 +80,9 @@ def write_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """Yield the path of a temporary folder, and rename the folder to `path` when the `with` block succeeds.
 
     The files are flushed to disk before the folder is renamed. If the block raises an exception, the temporary folder
-    is deleted. replace: whether to replace an existing folder. The two folders are exchanged atomically or, if the file
-    system does not support that, with two renames; if the process is killed between them, the next call restores the
-    old folder. Raises UserError if the folder cannot be written, or if `path` is a non-empty folder and `replace` is
-    false.
+    is deleted. If `replace` is true, an existing folder is replaced: atomically if the file system supports it,
+    otherwise with two renames. If the process is killed between the renames, the next call restores the old folder.
+    Raises UserError if the folder cannot be written, or if `path` is a non-empty folder and `replace` is false.
     """
     new, old = _temporary(path, "new"), path.with_name(f".{path.name}.old")
     try:
@@ -120,7 +119,7 @@ def _temporary(path: Path, kind: str) -> Path:
 
 @functools.cache  # once for each folder
 def _remove_remains(folder: Path) -> None:
-    """Delete the temporary files and folders in a folder whose process, on this host, was killed."""
+    """Delete temporary files and folders in `folder` that were left by processes of this host that no longer run."""
     if os.name != "posix":  # on Windows, os.kill(process, 0) interrupts the process
         return
     with suppress(OSError):

@@ -18,7 +18,8 @@ from fastrcnn.structures import Batch, Detections, RoITargets
 
 SYSTEM_FONTS = ("DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "Arial Unicode.ttf", "arial.ttf", "Arial.ttf")
 CAPTION = 18  # height in pixels of the caption with the file name below an image
-NESTED = 0.9  # a box is not drawn if more than this fraction of its area is inside a better box of its class
+# A box is not drawn if more than this fraction of its area is inside a box of its class with a higher score.
+NESTED = 0.9
 ABSENT = "\U0010fffe"  # a character that no font has
 Place: TypeAlias = tuple[int, int, int, int]  # half-open x1 y1 x2 y2 in pixels
 
@@ -105,7 +106,7 @@ def worth_drawing(found: Detections, threshold: float) -> list[int]:
 
 
 def draw_detections(image: np.ndarray, found: Detections, classes: Sequence[str], threshold: float = 0.5) -> np.ndarray:
-    """Draw detections with their class names and scores on a copy of an image (H, W, 3) uint8 RGB, the best one last.
+    """Draw detections with their class names and scores on a copy of an image (H, W, 3) uint8 RGB.
 
     Detections with a score below `threshold`, and boxes almost entirely inside a higher-scoring box of the same class
     (see worth_drawing), are not drawn. classes: class names; label k is classes[k - 1].
@@ -162,11 +163,11 @@ def _inclusive(box: Sequence[float]) -> tuple[float, float, float, float]:
 
 
 def lettering(text: str, size: int) -> np.ndarray:
-    """Render a line of text, and return its opacity (h, w) uint8 without empty borders. size: font size in pixels.
+    """Render a line of text and return an opacity mask (h, w) uint8 without empty borders. size: font size in pixels.
 
-    The first font that has all letters of the text is used. The fonts are Pillow's default font (little more than
-    ASCII), common system fonts, and the font of OpenCV 5 (almost all letters). If no font has all letters, the missing
-    letters are drawn as boxes.
+    The first font that has all characters of the text is used. The fonts are Pillow's default font (little more than
+    ASCII), common system fonts, and the font of OpenCV 5 (almost all characters). If no font has all characters, the
+    missing characters are drawn as boxes.
     """
     plain = ImageFont.load_default(size=size)
     font = plain if _has(plain, text) else _system_font(text, size)
@@ -176,7 +177,7 @@ def lettering(text: str, size: int) -> np.ndarray:
 
 
 def _has(font: Any, text: str) -> bool:
-    """Return whether the Pillow font has a glyph for every letter of the text."""
+    """Return whether the Pillow font has a glyph for every character of the text."""
     absent = bytes(font.getmask(ABSENT))
     return all(letter.isspace() or bytes(font.getmask(letter)) != absent for letter in set(text))
 

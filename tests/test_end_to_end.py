@@ -162,7 +162,7 @@ def test_every_evaluation_leaves_a_report_that_says_how_it_came_about(
     found = place / "run" / "eval" / "test"
     trained = (found / "report.html").read_text(encoding="utf-8")
     out, _ = command("eval", "checkpoint=run", f"output={tmp_path}", "detection.nms_iou=0.4")
-    assert out.splitlines()[-2:] == [f"written to {tmp_path}", f"report: {tmp_path / 'report.html'}"]
+    assert out.splitlines()[-2:] == [f"Wrote the results to {tmp_path}", f"report: {tmp_path / 'report.html'}"]
     evaluated = (tmp_path / "report.html").read_text(encoding="utf-8")
     for folder, html in ((found, trained), (tmp_path, evaluated)):
         assert f"<b>{metrics(folder)['mAP']:.3f}</b>mAP (voc07)" in html
@@ -215,7 +215,7 @@ def test_detect_draws_a_folder_and_a_pattern(command: Command, place: Path, tmp_
         shutil.copy(place / "data" / "demo" / "JPEGImages" / f"{number:06}.jpg", photos / f"{number} é.jpg")
     folder, pattern = tmp_path / "folder", tmp_path / "pattern"
     out, _ = command("detect", "checkpoint=run", f"source={photos}", f"output={folder}", "draw_threshold=0.01")
-    assert f"written to {folder}: images, detections.json" in out
+    assert f"Wrote images, detections.json to {folder}" in out
     assert {p.name for p in folder.iterdir()} == {"1 é.png", "2 é.png", "detections.json", "timing.json"}
     entries = detections(folder)
     assert {e["image_id"] for e in entries} == {"1 é", "2 é"}

@@ -144,11 +144,13 @@ def test_splits(config: DataConfig, split: str | None) -> list[str]:
 
 
 def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]:
-    """Return data.classes, or all classes in the splits if it is null. The name of label i is element i - 1.
+    """Return data.classes. If it is null, return all classes that occur in the splits.
 
-    tests: the splits to evaluate saved detections on. They must exist, and data.train is used if it exists. If `tests`
-        is None, the training and validation splits must exist, and data.test is used if it exists.
-    Raises UserError if a required split cannot be read, or if class names are missing or invalid.
+    tests: the splits to evaluate saved detections on. If data.classes is null, these splits must exist, and the classes
+        in data.train are added if data.train exists. If `tests` is None, the training and validation splits must exist,
+        and the classes in data.test are added if data.test exists.
+    The name of label i is element i - 1. Raises UserError if a required split cannot be read, or if class names are
+    missing or invalid.
     """
     evaluated = config.test if tests is None else tests
     if config.classes is not None:
@@ -167,7 +169,8 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
     if any(problems.found for _, problems in found[: len(needed)]) and not config.skip_bad:
         samples(config, needed, names, training=True)  # raises an error with all problems
     if not names:
-        raise UserError(f"{config.root}: the annotations of {', '.join([*needed, *other])} contain no objects.")
+        every = ", ".join([*needed, *other])
+        raise UserError(f"{config.root}: the annotations in the splits {every} contain no objects.")
     return checked_names(names, evaluated)
 
 
@@ -291,7 +294,7 @@ def refuse_without_truth(source: Path, split: str, ids: Sequence[str], skip_bad:
 def load_unannotated(
     sources: Sequence[tuple[Path, Sequence[str]]], folder: Path
 ) -> tuple[list[Sample], list[Look], list[str]]:
-    """Return samples without objects for the usable images, the properties of their files, and errors of the others.
+    """Return samples without objects for the usable images, their file properties, and errors of unusable images.
 
     sources: for each split, the source of its annotations and its image ids. folder: the folder of the data set. An
     image with an EXIF rotation is used in the orientation whose size is in the COCO or XML file. If no size is given,
@@ -313,7 +316,10 @@ def load_unannotated(
 
 
 def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
-    """Return samples without objects for the splits' images. Without data.skip_bad, unusable images raise UserError."""
+    """Return samples without objects for the images of the splits.
+
+    Raises UserError if an image cannot be used and data.skip_bad is false.
+    """
     sources = image_ids(config, splits)
     found, looks, bad = load_unannotated(sources, root(config))
     report_images(looks, bad, sum(len(ids) for _, ids in sources), config.skip_bad and bool(found))
@@ -321,7 +327,10 @@ def pictures_alone(config: DataConfig, splits: Sequence[str]) -> list[Sample]:
 
 
 def source_pictures(source: str, skip_bad: bool) -> list[Sample]:
-    """Return samples without objects for the images of `source=`. Without skip_bad, unusable ones raise UserError."""
+    """Return samples without objects for the images of `source=`.
+
+    Raises UserError if an image cannot be used and `skip_bad` is false.
+    """
     named = samples_of(pictures(source))
     found, looks, bad = look_at(named)
     report_images(looks, bad, len(named), skip_bad and bool(found))

@@ -148,7 +148,8 @@ def _take_threshold(record: Mapping[str, Any], config: Any) -> None:
     if getattr(config, "draw_threshold", 0.0) is None and "draw_threshold" in record:
         config.draw_threshold = record["draw_threshold"]
         log.info(
-            "Using draw_threshold=%.2f, which has the best F1 in the checkpoint's evaluation", config.draw_threshold
+            "Using draw_threshold=%.2f, the threshold with the best F1 when the checkpoint was evaluated",
+            config.draw_threshold,
         )
 
 
@@ -267,8 +268,9 @@ def _say_proposals(path: Path, record: Mapping[str, Any], config: Any) -> None:
     """Warn that an exported file does not contain the proposals used in training, unless data.proposals is set."""
     if record.get("proposals") and config.data.proposals is None:
         log.warning(
-            "%s was trained with proposals from %s. The exported file does not contain them. Selective search "
-            "generates different proposals. To use the original proposals, set data.proposals=STORE",
+            "%s was trained with proposals from %s. The exported file does not contain these proposals, so selective "
+            "search is used, which generates different ones. To use the original proposals, set data.proposals to the "
+            "path of the proposal store",
             path,
             record["proposals"],
         )

@@ -102,7 +102,7 @@ def ap_line(
 def compress(config: CompressConfig, trained: Trained, output: Path, source: str, asked: bool) -> list[str]:
     """Compress the checkpoint, write `output`, and return the lines of a report.
 
-    source: digest of the original file. asked: whether the user set data.root; if so, the folder must exist.
+    source: digest of the original file. asked: whether the user set data.root. If so, the folder must exist.
     """
     given: Ranks = {"fc6": config.fc6, "fc7": config.fc7}
     device, dtype = machine.set_up(config.runtime)
@@ -139,7 +139,7 @@ def compress(config: CompressConfig, trained: Trained, output: Path, source: str
     write(made, ap_after, output, source)
     unmeasured = "no class has ground truth" if test_set else "there is no test set"
     lines = [*tried, *size_lines(before.model, after.model, ranks), time_line(before, after)]
-    lines += [ap_line(config, "{} before, {} after", ap_before, ap_after, unmeasured), f"written to {output}"]
+    lines += [ap_line(config, "{} before, {} after", ap_before, ap_after, unmeasured), f"Wrote {output}"]
     if after.classifier == "softmax":
         lines.append(f"to fine-tune it: fastrcnn train start={output} solver.lr=0.0001")
     return lines
@@ -157,7 +157,7 @@ def measured_on(config: CompressConfig, names: list[str], asked: bool) -> Detect
         return datasets.test_set(config.data, names, config.split)
     except UserError as error:
         raise UserError(
-            f"{error}\nTo compress without an mAP, set data.root=null and remove budget and split."
+            f"{error}\nTo compress without measuring the mAP, set data.root=null and remove budget and split."
         ) from None
 
 
@@ -188,7 +188,7 @@ def replace_softmax(config: SvmConfig, trained: Trained, output: Path, source: s
     lines = [ap_line(config, "softmax {}, SVM {}", before, after, unmeasured)]
     if before is not None and settings.score_threshold:
         lines.append(f"score threshold: {settings.score_threshold:g} for the softmax, none for the SVMs")
-    return [*lines, f"written to {output}"]
+    return [*lines, f"Wrote {output}"]
 
 
 def train(config: SvmConfig, model: FastRCNN, names: list[str], dtype: torch.dtype) -> tuple[np.ndarray, np.ndarray]:

@@ -78,7 +78,7 @@ def compete(config: EvalConfig, network: Network, names: list[str], run: Path) -
     reval = f"fastrcnn reval detections={path} split={target.split} data.root=..."
     return [
         f"{total}; no AP, because ground truth is not used",
-        f"written to {written}",
+        f"Wrote {written}",
         f"{advice}. If you have the ground truth, run: {reval}",
     ]
 
@@ -99,9 +99,9 @@ def submission(config: EvalConfig, names: list[str], run: Path) -> Submission:
     source, listed, made = find_split(root(config.data), splits[0])
     if made:
         raise UserError(
-            f"{source}: '{splits[0]}' is not a split of this data set but would be generated from its images. "
-            "For competition=true, set split to the name of a list in ImageSets/Main, or to an annotation file in "
-            "data.root (split=FILE.json)."
+            f"{source}: '{splits[0]}' is not a predefined split of this data set. It is generated from the images of "
+            "the data set. For competition=true, set split to the name of a list in ImageSets/Main, or to an "
+            "annotation file in data.root (split=FILE.json)."
         )
     numbers = category_ids(config.data, splits, names)
     if strangers := [name for name in names if name not in numbers]:

@@ -169,9 +169,11 @@ def check_processes(config: SolverSettings, processes: int) -> None:
 def check_solver(config: SolverSettings) -> None:
     """Raise UserError if solver.bg_iou is not a range of IoUs, or contains an IoU of foreground RoIs."""
     if len(config.bg_iou) != 2 or not config.bg_iou[0] < config.bg_iou[1]:
-        raise UserError(f"solver.bg_iou={config.bg_iou}: must be two IoUs, the first less than the second.")
+        raise UserError(
+            f"solver.bg_iou={config.bg_iou}: must be two IoU values, and the first must be less than the second."
+        )
     if config.bg_iou[1] > config.fg_iou:
         raise UserError(
             f"solver.bg_iou={config.bg_iou}: an RoI with an IoU of {config.fg_iou:g} (solver.fg_iou) would be both "
-            f"foreground and background. The second number must be at most {config.fg_iou:g}."
+            f"foreground and background. The second value must be at most {config.fg_iou:g}."
         )

@@ -71,11 +71,14 @@ def sweep(arguments: Sequence[str], train: Train, speak: Callable[[int], None]) 
 def refuse(ours: Sequence[str], hydras: Sequence[str]) -> None:
     """Raise UserError under torchrun, and for keys that a sweep sets itself."""
     if launch().size > 1:
-        raise UserError("-m trains one run after another in one process. Start `fastrcnn train -m` without torchrun.")
+        raise UserError(
+            "`fastrcnn train -m` trains the runs one after another in one process. Start it without torchrun."
+        )
     for argument in ours:
         if argument.partition("=")[0] in ("run", "resume"):
             raise UserError(
-                f"{argument}: a sweep sets this key for each run. Choose the parent folder with hydra.sweep.dir=FOLDER."
+                f"{argument}: a sweep sets this key for each run. Remove it. To choose the folder that contains the "
+                "runs, set hydra.sweep.dir=FOLDER."
             )
     for argument in hydras:
         if argument.startswith("hydra.sweep.subdir=") or (argument.startswith("hydra.sweep.dir=") and "${" in argument):
@@ -115,7 +118,7 @@ def require_truth(config: TrainConfig) -> None:
 
 
 def claim_folder(folder: Path, overrides: Sequence[str], hydras: Sequence[str]) -> None:
-    """Create the folder of the sweep. Raises UserError if it contains another sweep, or a sweep with Optuna."""
+    """Create the folder of the sweep. Raises UserError if it contains a different sweep, or an Optuna sweep."""
     asked = [*overrides, *(a for a in hydras if a.startswith("hydra/sweeper"))]
     path = folder / "values.json"
     there = read(path)

@@ -40,6 +40,7 @@ def check_way(ways: dict[str, float]) -> None:
     got = f"Given: {', '.join(f'{name}={value:g}' for name, value in ways.items())}." if ways else "None is given."
     if len({"ranks" if name in ("fc6", "fc7") else name for name in ways}) != 1:
         raise UserError(
-            "Choose exactly one compression setting: the ranks (fc6=1024 fc7=256, or one of them), the fraction of the "
-            f"energy to keep (keep=0.9), or the mAP points that may be lost (budget=0.5). {got}"
+            "Choose exactly one compression setting: the ranks (fc6=1024, fc7=256, or both), the fraction of the "
+            "energy (sum of squared singular values) to keep (keep=0.9), or the maximum loss of mAP in points "
+            f"(budget=0.5). {got}"
         )

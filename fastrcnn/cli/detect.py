@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
     from fastrcnn.build.detection import detect_pictures, detect_video
     from fastrcnn.data import sources
     from fastrcnn.inference.output import folder_for
+    from fastrcnn.visualize import NESTED
 
     if not any(argument.startswith("data.proposals=") for argument in arguments):
         config.data.proposals = None  # the proposals in the checkpoint's configuration are for other images
@@ -66,8 +67,11 @@ def main(arguments: list[str]) -> int:
     what += [files.get(name, f"labels_{name}") for name in config.formats]
     print(f"{output.drawn} of {len(scores)} detections drawn (score of at least {threshold:.2f})")
     if nested := above - output.drawn:
-        print(f"detections not drawn because they are inside a better detection of their class: {nested}")
-    print(f"written to {folder}: {', '.join(what)}")
+        print(
+            f"{nested} of {len(scores)} detections not drawn, because more than {100 * NESTED:.0f} % of the box is "
+            "inside a detection of the same class with a higher score"
+        )
+    print(f"Wrote {', '.join(what)} to {folder}")
     if output.drawn:
         return 0
     why = f"the best score is {scores[0]:.3f}" if len(scores) else "no score reaches detection.score_threshold"

@@ -64,5 +64,5 @@ def evaluate_network(config: EvalConfig, network: Network, names: list[str], run
         about = [("Command", shlex.join(["fastrcnn", "eval", *arguments])), ("Configuration", as_yaml(asdict(config)))]
         about += training_texts(run)
         report = write_evaluation(result, folder, split, run_title(run, split), about, environment())
-        print(f"written to {folder}\nreport: {report}")
+        print(f"Wrote the results to {folder}\nreport: {report}")
     return 0

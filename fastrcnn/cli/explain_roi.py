@@ -35,7 +35,7 @@ def run(config: ExplainRoiConfig) -> int:
 
     text, paths = write_explanation(question, folder, name)
     print(text)
-    print("\nwritten to " + ", ".join(str(p) for p in paths))
+    print("\nWrote " + ", ".join(str(p) for p in paths))
     return 0
 
 

@@ -55,14 +55,14 @@ def main(arguments: list[str]) -> int:
     about = describe(model, trained.classes, trained.step, whole, metrics, record)
     card = write_with_card(model, about, moved, output, source, getattr(torch, config.precision))
     print(f"model card: {card}")
-    print(f"written to {output}, {output.stat().st_size / 2**20:,.1f} MiB")
+    print(f"Wrote {output} ({output.stat().st_size / 2**20:,.1f} MiB)")
     return 0
 
 
 def output_file(config: ExportConfig, default: Path) -> Path:
     """Return the file to write: the key `output` or, if it is null, `default` with the suffix of the format.
 
-    Raises UserError if `output` has another suffix, because programs recognise the format by the suffix.
+    Raises UserError if `output` has a different suffix, because programs recognise the format by the suffix.
     """
     suffix = SUFFIXES[str(config.format)]
     if config.output is None:

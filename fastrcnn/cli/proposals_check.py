@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     outcome = find_fit(numbers, file.convention, samples)
     print(f"{path}: {file.format}, {len(file.ids):,} images")
     print(
-        f"Compared: {sum(map(len, numbers)):,} boxes of {len(samples)} images with {len(outcome.winner.best):,} objects"
+        f"Compared {sum(map(len, numbers)):,} boxes with {len(outcome.winner.best):,} objects, in {len(samples)} images"
         f" ({total:,} images of the data set are in the file)\n"
     )
     print(table(outcome) + "\n")
@@ -57,9 +57,9 @@ def main(arguments: list[str]) -> int:
 
 
 def sample_images(config: ProposalsCheckConfig, file: Content) -> tuple[list[Sample], list[np.ndarray], int]:
-    """Select the images to compare. Return them, the boxes (P, 4) of each, and the number of images to choose from.
+    """Select the images to compare. Return the images, their boxes (P, 4), and the number of images to choose from.
 
-    The boxes are the numbers in the file, unconverted. The images are spread evenly over those that are both in the
+    The boxes are the unconverted numbers in the file. The images are spread evenly over the images that are both in the
     data set and in the file. Annotations that cannot be read are skipped, because some images are enough. Raises
     UserError if no image is both in the file and in the data set, or if no image has an object.
     """

@@ -148,14 +148,15 @@ def to_store(config: ProposeConfig, file: Content, output: Path | None) -> None:
     print(f"  images with proposals in the file: {len(matched)} of {len(images)}")
     if missing:
         print(f"  images without proposals in the file: {len(missing)} ({first_few(missing)})")
-        print("    Training stops at such images. Set data.missing_proposals=leave_out to skip them.")
+        print("    Training fails with an error for such images. Set data.missing_proposals=leave_out to skip them.")
     if foreign:
         print(f"  image ids in the file that match no image: {len(foreign)} ({first_few(foreign)})")
     print(f"  {counts}")
     if counts.dropped + counts.far > SUSPICIOUS * (counts.kept + counts.dropped):
         where = f" data.root={data.root}" if data.root else ""
         print(
-            "  Many boxes do not fit in their images. The file probably uses another box convention. Run:\n"
+            "  Many boxes do not fit in their images. The file probably uses a different box convention than assumed. "
+            "To check, run:\n"
             f"    fastrcnn proposals-check proposals={path} data={data.name}{where}"
         )
     print(f"Use the proposals with data.proposals={output}")

@@ -56,5 +56,7 @@ def main(arguments: list[str]) -> int:
         where = content["image_ids"][int(image)] if math.isfinite(image) else "?"
         print(f"  RoI {number} in {where}, {name}: {', '.join(f'{v:.1f}' for v in box)}")
     if math.isfinite(found.loss_cls + found.loss_box):
-        print("The loss is finite this time. Possible causes: another device or torch version, or a hardware fault.")
+        print(
+            "The loss is finite this time. Possible causes: a different device or torch version, or a hardware fault."
+        )
     return 0

@@ -75,17 +75,20 @@ def main(arguments: list[str]) -> int:
             results[cell] = [measure(cell, seed, plan) for seed in config.seeds]
         text = markdown(table, results, plan.notes())
         write(text, table, results, plan, folder)  # after each cell, because experiments take hours
-    print(f"{text}\n\nwritten to {folder / f'table-{table.number}.md'} and .json")
+    name = folder / f"table-{table.number}"
+    print(f"{text}\n\nWrote {name}.md and {name}.json")
     return 0
 
 
 def choose_table(config: ReproduceConfig) -> Table:
-    """Return the table to reproduce. Raises UserError if none is given, or if the seeds are empty or repeated."""
+    """Return the table to reproduce. Raises UserError if none is given, or if the seeds are empty or not unique."""
     if config.table is None:
         titles = "\n".join(f"  table={t.number}  {t.title}" for t in TABLES)
         raise UserError(f"Choose a table of the paper: fastrcnn reproduce table=NUMBER ...\n{titles}")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
-        raise UserError(f"seeds={config.seeds}: give one or more different seeds, such as seeds=[0,1,2].")
+        raise UserError(
+            f"seeds={config.seeds}: specify at least one seed, without duplicates, for example seeds=[0,1,2]."
+        )
     return TABLES[config.table - 1]
 
 

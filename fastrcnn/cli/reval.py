@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
         where = comp4_folder(where)
         found = read_comp4(where, comp4_split(where, split), names, [s.image_id for s in samples])
     if missing := [name for name in names if name not in found]:
-        log.warning("These classes have no file of detections and are not evaluated: %s", ", ".join(missing))
+        log.warning("These classes have no detection file and are not evaluated: %s", ", ".join(missing))
     result = compare(found, samples, names, metric)
     print(table(result))
     if folder is not None:
@@ -74,5 +74,5 @@ def main(arguments: list[str]) -> int:
         title = f"{where.name} on {split}"
         about = [("Command", shlex.join(["fastrcnn", "reval", *arguments])), ("Configuration", as_yaml(asdict(config)))]
         report = write_evaluation(result, folder, split, title, about, environment())
-        print(f"written to {folder}\nreport: {report}")
+        print(f"Wrote the results to {folder}\nreport: {report}")
     return 0

@@ -43,16 +43,16 @@ class Stored:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Return width and height as stored."""
+        """Return the width and height as stored."""
         return self.width, self.height
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Return width and height after the orientation is applied."""
+        """Return the width and height of the upright image."""
         return (self.height, self.width) if self.orientation >= 5 else (self.width, self.height)
 
     def rotated(self, turn: int) -> tuple[int, int]:
-        """Return width and height after EXIF orientation `turn` is applied: as stored if it is 1, otherwise upright."""
+        """Return the size as stored if the EXIF orientation `turn` is 1, and otherwise that of the upright image."""
         return self.size if turn == 1 else self.upright
 
 
@@ -203,7 +203,9 @@ def read_header(data: bytes, path: Path) -> Stored:
                             "Convert it to 8 or 16 bits per channel, and rescale the values to the full range."
                         )
     except Image.DecompressionBombError:
-        raise UserError(f"{path}: the image has more pixels than the maximum of {MAX_PIXELS:,}. Resize it.") from None
+        raise UserError(
+            f"{path}: the image has more pixels than the maximum of {MAX_PIXELS:,}. Resize the image."
+        ) from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, KeyError, TypeError):
         kinds = " TIFF files must have integer channels of 8 or 16 bits." if data.startswith(TIFF) else ""
         raise UserError(f"{path}: the file is not an image, or it is truncated.{kinds}") from None

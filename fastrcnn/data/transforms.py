@@ -68,7 +68,7 @@ def scale_in(view: View, width: int, height: int) -> float:
 
 
 def size_in(view: View, width: int, height: int) -> tuple[int, int]:
-    """Return width and height of the view's crop, or of the image if there is none, before transposing and scaling."""
+    """Return the size of the view's crop, or of the image if there is no crop, before transposing and scaling."""
     return (width, height) if view.part is None else (view.part[2] - view.part[0], view.part[3] - view.part[1])
 
 
@@ -107,9 +107,9 @@ def part_with_objects(
     """Return a crop x1 y1 x2 y2 that contains at least one object and does not cut through any object.
 
     Returns None if the crop is the entire image, or if there are no objects. boxes: (G, 4), the objects.
-    numbers: 5 random numbers from 0 to 1 that select the object, the size of the crop and its position. Each side of
-    the crop is at least LEAST_PART of the image's side. If the crop would cut through an object, it is enlarged until
-    it contains the object.
+    numbers: 5 random numbers from 0 to 1. They select one object that the crop contains, the size of the crop, and its
+    position. Each side of the crop is at least LEAST_PART of the corresponding side of the image. If the crop would cut
+    through an object, the crop is enlarged until it contains the object.
     """
     if not len(boxes):
         return None

@@ -190,7 +190,10 @@ def note(found: Comparison) -> str:
 
 
 def resample(images: int, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Return how often each image is drawn in each bootstrap resample: (resamples, images) int16, deterministic."""
+    """Return an int16 array (resamples, images): how often each image is drawn in each bootstrap resample.
+
+    The result depends only on the arguments.
+    """
     rng = np.random.default_rng(seed)
     weights = np.zeros((resamples, images), np.int16)
     for row in weights:
@@ -238,7 +241,10 @@ def ap_samples(classes: Mapping[str, ClassMatches], weights: np.ndarray, metric:
 
 
 def interval(differences: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
-    """Return the bounds (low, high) of the percentile interval of the differences. Ignore NaNs; None if all are NaN."""
+    """Return the bounds (low, high) of the percentile interval of the differences, or None if all are NaN.
+
+    NaNs are ignored.
+    """
     known = np.asarray(differences)[~np.isnan(differences)]
     if not len(known):
         return None

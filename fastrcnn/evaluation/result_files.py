@@ -47,8 +47,9 @@ def write_comp4(
     ids = [comp4_id(image_id) for image_id in image_ids]
     if escaped := [(image_id, here) for image_id, here in zip(image_ids, ids, strict=True) if image_id != here]:
         log.warning(
-            "%s: %d image id(s) contain whitespace, %% or invalid UTF-8 and are percent-encoded in the comp4 files (%r "
-            "as %r). `fastrcnn reval` decodes them, but the VOC devkit does not.", folder, len(escaped), *escaped[0],
+            "%s: %d image id(s) contain whitespace, %% or invalid UTF-8 and are percent-encoded in the comp4 files "
+            "(for example, %r as %r). `fastrcnn reval` decodes them, but the VOC devkit does not.",
+            folder, len(escaped), *escaped[0],
         )  # fmt: skip
     paths = []
     for name, found in detections.items():

@@ -115,7 +115,7 @@ class ClassAP:
     precision: np.ndarray  # (C,) float64, after each of these detections
     recall: np.ndarray  # (C,) float64, after each of these detections
     scores: np.ndarray  # (C,) float64, the score of each point of the curve
-    matches: np.ndarray  # (D,) int64, in input order: index of the box with the largest IoU, or -1 if no IoU suffices
+    matches: np.ndarray  # (D,) int64, in input order: index of the box with the largest IoU, or -1 without a match
     overlaps: np.ndarray  # (D,) float64: the largest IoU with a ground-truth box, matched or not; 0 if there is none
     correct: np.ndarray  # (D,) bool: the first detection of its ground-truth box
     ignored: np.ndarray  # (D,) bool: matches a difficult box and does not count
@@ -145,7 +145,7 @@ def best_threshold(classes: Iterable[ClassAP]) -> float | None:
 class MeanAP:
     """AP of every class by one metric, from 0 to 1. Difficult objects do not count."""
 
-    mean: float | None  # over the classes with an object that counts; None if there is no such class
+    mean: float | None  # over the classes that have an object that counts; None if there is no such class
     ap: dict[str, float | None]  # by class name; None if the class has no object that counts
     objects: dict[str, int]  # number of objects of each class that are not difficult
     figures: dict[str, float | None] = field(default_factory=dict)  # other values of the metric, such as COCO's AP50
@@ -158,9 +158,10 @@ def mean_ap(
     metric: VocMetric = "voc07",
     min_iou: float = 0.5,
 ) -> MeanAP:
-    """Compute the AP of each class of `truth`, and the mean over the classes with an object that is not difficult.
+    """Compute the AP of each class of `truth`, and the mean AP.
 
-    A match needs an IoU above `min_iou`. See `evaluate.average_precision` for special cases, such as empty classes.
+    The mean is over the classes that have at least one object that is not difficult. A match needs an IoU above
+    `min_iou`. See `evaluate.average_precision` for special cases, such as empty classes.
     """
     nothing = ClassDetections(np.zeros(0), np.zeros(0), np.zeros((0, 4)))
     classes = {name: class_ap(detections.get(name, nothing), t, metric, min_iou) for name, t in truth.items()}
@@ -250,8 +251,9 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def area(precision: np.ndarray, recall: np.ndarray, metric: VocMetric) -> float:
     """Compute the AP of a precision-recall curve.
 
-    precision, recall: (C,) after each of C detections, by descending score. metric: voc07 is the mean over the recall
-    levels 0, 0.1, ..., 1 of the best precision at this recall or a higher one. voc10 is the area under the curve.
+    precision, recall: (C,), the values after each of the C detections in order of descending score.
+    metric: voc07 is the mean, over the recall levels 0, 0.1, ..., 1, of the highest precision at a recall of at least
+    the level. voc10 is the area under the curve.
     """
     best = envelope(precision)
     if metric == "voc07":
@@ -260,13 +262,19 @@ def area(precision: np.ndarray, recall: np.ndarray, metric: VocMetric) -> float:
 
 
 def ranked_ap(correct: np.ndarray, positives: int, metric: VocMetric) -> float:
-    """Compute the AP of C detections. correct: (C,) bool, by descending score. positives: number of objects (>= 1)."""
+    """Compute the AP of C detections.
+
+    correct: (C,) bool, in order of descending score. positives: number of objects, at least 1.
+    """
     hits = np.cumsum(correct)
     return area(hits / np.arange(1, len(hits) + 1), hits / positives, metric)
 
 
 def envelope(precision: np.ndarray) -> np.ndarray:
-    """Return the highest precision (..., C) at each recall or a higher one. Recall increases along the last axis."""
+    """Return, for each point of the curve, the highest precision (..., C) at this point or at a higher recall.
+
+    Recall increases along the last axis.
+    """
     return np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
 
 

@@ -94,7 +94,9 @@ def read_metadata(metadata: Mapping[str, str], source: str) -> Description:
         if type(found.step) is not int or not 0 <= found.step < 2**53:
             raise ValueError("the entry `step` must be a non-negative integer")
         if not all(map(sound_evaluation, found.metrics.values())) or not sound_record(found.record):
-            raise ValueError("the format of the evaluation results or of the training record is invalid")
+            raise ValueError(
+                "the evaluation results (entry `metrics`) or the training record (entry `record`) are invalid"
+            )
         return replace(found, classes=tuple(names))
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{source}: the metadata is damaged ({error}). Export the detector again.") from None

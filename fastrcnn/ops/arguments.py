@@ -49,7 +49,7 @@ def check_features(features: Tensor) -> None:
     if features.dtype not in FEATURE_TYPES:
         raise TypeError(f"features: expected float16, bfloat16, float32 or float64, got {features.dtype}")
     if 0 in features.shape[2:]:
-        raise ValueError(f"features: expected a map of at least one cell, got the shape {tuple(features.shape)}")
+        raise ValueError(f"features: expected a height and width of at least 1, got the shape {tuple(features.shape)}")
 
 
 def check_rois(rois: Rois, features: Tensor) -> None:

@@ -1,8 +1,9 @@
 """RoI pooling with torchvision's kernel, for machines on which our own kernels cannot run.
 
-torchvision's kernel supports only the `fast_rcnn` variant. It ignores single NaNs, and returns -3.4e38 for a bin of
-only NaN or -inf. It does not support bfloat16, and does not support float32 coordinates together with float64 features.
-For inputs that it does not handle correctly, the slower reference is used.
+torchvision's kernel supports only the `fast_rcnn` variant. It ignores NaNs in a bin that has other values, and returns
+-3.4e38 for a bin that has only NaN or -inf. It does not support bfloat16, so these features are converted to float32.
+It does not support float32 coordinates together with float64 features. The slower reference is used for float64
+features, non-finite features, very large coordinates and other variants.
 """
 
 from __future__ import annotations

@@ -22,7 +22,10 @@ class Launch:
 
 
 def launch() -> Launch:
-    """Read the environment variables that torchrun sets, such as RANK and WORLD_SIZE. Unset ones have defaults."""
+    """Read the environment variables that torchrun sets, such as RANK and WORLD_SIZE.
+
+    Variables that are not set get default values.
+    """
 
     def number(variable: str, default: int = 0) -> int:
         return int(os.environ.get(variable, "") or default)

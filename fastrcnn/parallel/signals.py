@@ -1,7 +1,8 @@
 """Handling of SIGTERM and SIGINT.
 
-The first signal ends the program; during training, it does so after the current step. A second signal ends the process
-immediately. This module imports only the standard library, so that signals are handled before torch is imported.
+The first signal ends the program. During training, the program ends after the current step. A second signal ends the
+process immediately. This module imports only the standard library, so that signals are handled before torch is
+imported.
 """
 
 from __future__ import annotations
@@ -113,8 +114,8 @@ def imports(frame: FrameType | None) -> int:
 def handle_signals(state: str = "", to_the_end: bool = False) -> Iterator[Stop]:
     """Handle SIGTERM and SIGINT during the `with` block, and yield the `Stop` that records them.
 
-    Outside the main thread, where Python cannot set signal handlers, nothing changes. state: see Stop.
-    to_the_end: whether the program ends after the body; if so, a signal after the body ends it immediately.
+    Outside the main thread, no handler is installed, because Python does not allow it. state: see Stop.
+    to_the_end: whether the program exits after the `with` block. If so, a later signal ends the program immediately.
     """
     stop = Stop(state)
     if threading.current_thread() is not threading.main_thread():

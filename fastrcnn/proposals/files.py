@@ -79,7 +79,7 @@ def open_all(paths: Sequence[str], ids: str | None, convention: Convention | Non
 def join_files(files: Sequence[Content]) -> Content:
     """Join several files, such as one file per split. The result has the format and convention of the first file.
 
-    Raises UserError if the files have different box conventions, or if an image is in two of them.
+    Raises UserError if the files have different box conventions, or if an image is in more than one file.
     """
     first = files[0]
     where: dict[str, tuple[Content, int]] = {}

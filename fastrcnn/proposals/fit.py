@@ -44,8 +44,9 @@ PIXELS, SHARES, SHORT_SIDE = "pixels", "0..1", "short side 600"
 class Reading:
     """A way to interpret the numbers of a proposal file.
 
-    unit: PIXELS, SHARES (fractions of the image width and height), or pixels of resized images: SHORT_SIDE (resized as
-        in the paper, with a longer side of at most 1000) or `times FACTOR`.
+    unit: PIXELS; SHARES (fractions of the image width and height); SHORT_SIDE (pixels of the image resized as in the
+        paper, to a short side of 600 and a long side of at most 1000); or `times FACTOR` (pixels of the image resized
+        by this factor).
     """
 
     convention: Convention

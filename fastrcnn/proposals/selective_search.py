@@ -214,8 +214,8 @@ def _check_mode(settings: SelectiveSearchSettings) -> None:
     if settings.mode == "iccv2011" and kernel.library() is None:
         raise UserError(
             "data.selective_search.mode=iccv2011 needs the C++ kernel, which was not built when the package was "
-            "installed. OpenCV's selective search, which is used instead, does not have this mode. Install a C++ "
-            "compiler (Debian and Ubuntu: `apt-get install g++`) and reinstall the package, or set "
+            "installed. OpenCV's selective search, which replaces the kernel in the other modes, does not have this "
+            "mode. Install a C++ compiler (Debian and Ubuntu: `apt-get install g++`) and reinstall the package, or set "
             "data.selective_search.mode=fast or data.selective_search.mode=quality."
         )
 

@@ -1,10 +1,11 @@
-"""Classify detection errors: every false detection and every missed object has exactly one kind.
+"""Classify detection errors: each false detection and each missed object is assigned exactly one kind of error.
 
 The kinds follow Hoiem et al. (ECCV 2012) and TIDE (Bolya et al., ECCV 2020). Detections are matched to objects as in
-VOC, at IoU 0.5. A detection is correct, ignored (it matches a difficult object) or false. A false detection has the
-first kind of FALSE_KINDS that applies, a missed object the first of MISSED_KINDS. A difficult object can explain a
-false detection, but does not count as missed. The kind of a detection stays the same if detections with lower scores
-are removed. The kinds are therefore determined once, and `Thresholds` only counts detections by score threshold.
+VOC, at IoU 0.5. A detection is correct, ignored (it matches a difficult object) or false. A false detection is assigned
+the first kind in FALSE_KINDS that applies, and a missed object is assigned the first kind in MISSED_KINDS that applies.
+Difficult objects are also considered when the kind of a false detection is determined, but an undetected difficult
+object does not count as missed. The kind of a detection stays the same if detections with lower scores are removed. The
+kinds are therefore determined once, and `Thresholds` only counts detections by score threshold.
 """
 
 from __future__ import annotations

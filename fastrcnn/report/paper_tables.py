@@ -80,7 +80,7 @@ def row(
 ) -> list[Cell]:
     """Return the cells of a row of a table, one per network.
 
-    numbers: the paper's numbers for the networks S, M and L, or only for the first of these networks.
+    numbers: the paper's results for the networks S, M and L, in this order. Networks at the end can be omitted.
     experiment, start: names of experiments without the letter of the network.
     """
     cells = []
@@ -92,7 +92,10 @@ def row(
 
 
 def large(name: str, paper: float, experiment: str, server: str | None = None) -> Cell:
-    """Return a cell with an mAP of network L. name: row. paper: number in the paper. experiment: without the letter."""
+    """Return a cell with an mAP of network L.
+
+    name: name of the row. paper: the paper's result. experiment: name of the experiment without the letter `l_`.
+    """
     return Cell(name, "L", paper, Work(f"l_{experiment}", server=server))
 
 

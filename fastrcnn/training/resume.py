@@ -100,7 +100,8 @@ def load_newest(
         model.load_state_dict(state["model"])
     except RuntimeError as error:
         raise UserError(
-            f"{path}: the checkpoint was trained with another model. Resume with the same model.* keys.\n{error}"
+            f"{path}: the model of the checkpoint does not match the configuration. Resume with the model.* values "
+            f"that the checkpoint was trained with.\n{error}"
         ) from None
     for group, key in (("solver", "optimizer"), ("solver", "box_weight"), ("model", "finetune_from")):
         was, now = state["config"][group].get(key), config[group][key]

@@ -231,12 +231,13 @@ class TrainingRun:
         chosen = images.views(range(begin // len(images), -(-end // len(images))))
         if len(chosen) >= end - begin:
             log.info(
-                "Feature maps are not computed in advance, because runtime.cache would save almost no time: almost no "
-                "image is used twice with the same augmentation in the remaining steps"
+                "Feature maps are not computed in advance: in the remaining steps, few images are used twice with the "
+                "same augmentation, so runtime.cache would save little time"
             )
             return
         log.info(
-            "Computing the feature maps of the frozen layers for %d inputs (images in all sizes, flipped, transposed)",
+            "Computing the feature maps of the frozen layers for %d inputs (the different augmented versions of the "
+            "images that the remaining steps use)",
             len(chosen),
         )
         self.say_whole_time(self.maps, chosen)
@@ -295,7 +296,7 @@ class TrainingRun:
     def fit(self, batches: Iterable[Batch]) -> None:
         """Train for the remaining steps. Log, draw RoIs, save and evaluate at the intervals in the schedule.
 
-        Raises Stopped in all processes, after the same step, if a signal or the time limit ends one of them.
+        If one process receives a signal or reaches the time limit, all processes raise Stopped after the same step.
         """
         schedule, settings, start = self.schedule, self.settings, self.done
         meter = Meter(schedule.accumulate)

@@ -106,7 +106,10 @@ def layers(state: Iterable[str]) -> list[str]:
 
 
 def few(names: Sequence[str], most: int = 8) -> str:
-    """Join names, or return "none". Of more than `most` names, show the first two, the last, and their number."""
+    """Join names for a message. Return "none" if there are none.
+
+    If there are more than `most` names, the text contains only the first two, the last one, and the number of names.
+    """
     if len(names) > most:
         return f"{names[0]}, {names[1]} ... {names[-1]} ({len(names)})"
     return ", ".join(names) or "none"
@@ -132,7 +135,7 @@ def misfits(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> list[s
 
 
 def in_lines(problems: Sequence[str], most: int = 12) -> str:
-    """Format the first `most` problems, one per line, and the number of the others."""
+    """Format the first `most` problems, one per line, and append the number of remaining problems, if any."""
     lines = [f"  {problem}" for problem in problems[:most]]
     return "\n".join([*lines, *([f"  and {len(problems) - most} more"] if len(problems) > most else [])])
 

@@ -32,7 +32,7 @@ EXPORT_FITS = (
 )
 AUTHORS_ROI_SIZE = {"vgg16": 7, "vgg_cnn_m_1024": 6, "caffenet": 6}  # bins per side, from models/*/train.prototxt
 DETECTOR_FITS = (
-    "a detector must have one of the paper's three networks, RoIs pooled to 7 x 7 (VGG16) or 6 x 6 bins, and two "
+    "a detector must have the network S, M or L of the paper, RoIs pooled to 7 x 7 (VGG16) or 6 x 6 bins, and two "
     "output layers"
 )
 
@@ -66,7 +66,7 @@ def existing(path: Path) -> Path:
         raise UserError(
             f"model.weights: {path}: file not found. Set the path of a state dict (.pth, .safetensors) or of a "
             ".caffemodel, or set 'imagenet' for torchvision's VGG16. `scripts/download_voc.sh "
-            "weights` downloads the ImageNet weights for Girshick's code."
+            "weights` downloads the ImageNet weights of the original Fast R-CNN code (Girshick)."
         )
     return path
 
@@ -138,8 +138,8 @@ def detector_settings(state: dict[str, Tensor], source: str) -> tuple[ModelSetti
     filters = shapes[f"{first.name}.weight"][0]
     if filters > first.channels:
         raise UserError(
-            f"{source}: {first.name} has {filters} filters, but {network} has at most {first.channels}. Use a detector "
-            "with one of the paper's networks."
+            f"{source}: {first.name} has {filters} filters, but a {network} detector can have at most "
+            f"{first.channels}. Use a detector with the network S, M or L of the paper."
         )
     names = {fc: f"{fc}_U" if f"{fc}_U.weight" in shapes else fc for fc in ("fc6", "fc7")}
     width = filters / first.channels
@@ -171,7 +171,8 @@ def load_detector(model: FastRCNN, state: dict[str, Tensor], source: str) -> Non
     model.delta_mean.zero_()
     model.delta_std.fill_(1)
     log.info(
-        "%s: the box layer (bbox_pred) predicts deltas that are not normalised, as in files of Girshick's code",
+        "%s: assuming that the box layer (bbox_pred) predicts unnormalised deltas, as in the models of the original "
+        "Fast R-CNN code (Girshick)",
         source,
     )
 

@@ -94,7 +94,7 @@ def _archive(file: BinaryIO, size: int) -> Any:
         if info.file_size != values.nbytes:
             size_of = f"{len(values):,} {values.dtype} numbers"
             raise RefusedError(
-                f"a storage of {size_of} whose size does not match its record of {info.file_size:,} bytes"
+                f"a storage of {size_of}, which does not match the {info.file_size:,} bytes of data in the file"
             )
         seek(info)
         _read_into(values, file)

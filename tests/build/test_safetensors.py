@@ -81,8 +81,11 @@ DAMAGE: dict[str, tuple[Callable[[State, Meta], object], str]] = {
     "classes": (with_text("classes", lambda _: ["a", "a"]), "`classes` must be a list of distinct names"),
     "one class more": (with_text("classes", lambda names: [*names, "owl"]), "cls_score.weight"),  # type: ignore[misc]
     "a class that no file can have": (with_text("classes", lambda _: ["a/b", "c"]), "contains a slash"),
-    "metrics": (with_text("metrics", lambda _: {"test": {"mAP": "x"}}), "the training record is invalid"),
-    "record": (with_text("record", lambda _: {"recipe": [1]}), "the training record is invalid"),
+    "metrics": (
+        with_text("metrics", lambda _: {"test": {"mAP": "x"}}),
+        "the training record .entry `record`. are invalid",
+    ),
+    "record": (with_text("record", lambda _: {"recipe": [1]}), "the training record .entry `record`. are invalid"),
     "a key out of bounds": (in_config("model", width=1e9), "model.width"),
     "an unknown key": (in_config("model", widht=1), "unknown key 'model.widht'"),
     "a network too large for any machine": (in_config("model", width=100.0), "expected"),

@@ -33,7 +33,7 @@ def test_eval_takes_a_caffemodel(call: Call, tiny: VocFolder, detector: Path) ->
     status, out, err = call("eval", *arguments)
     assert (status, "Traceback" in err) == (0, False)
     folder = Path("outputs/vgg16_fast_rcnn_iter_40/eval/test")
-    assert f"written to {folder}" in out
+    assert f"Wrote the results to {folder}" in out
     assert set(json.loads((folder / "metrics.json").read_text())["ap"]) == {"cat", "dog"}
     assert detector.read_bytes() == before
     assert sorted(p.name for p in detector.parent.iterdir()) == ["here", "set", detector.name]
@@ -96,7 +96,7 @@ def test_compress_takes_a_caffemodel(call: Call, tiny: VocFolder, tmp_path: Path
     status, out, err = call("compress", f"checkpoint={path}", "fc7=5", f"data.root={tiny.root}", TWO, *FAST)
     assert (status, "Traceback" in err) == (0, False), err
     written = Path("outputs/small/compressed/fc7-5/best.pt")
-    assert f"written to {written}" in out
+    assert f"Wrote the results to {written}" in out
     content = checkpoint.load(written)
     model, state = content["config"]["model"], content["model"]
     assert (content["step"], content["classes"], model["network"], model["fc7_rank"]) == (0, ["cat", "dog"], kind, 5)
@@ -124,7 +124,7 @@ def test_svm_takes_a_caffemodel(call: Call, tiny: VocFolder, tmp_path: Path) -> 
     weights = caffemodel.vgg16(1 / 64, classes=2)
     path = caffemodel.write(tmp_path / "d.caffemodel", weights)
     status, out, err = call("svm", f"checkpoint={path}", "data.root=../set", TWO, *FAST)
-    assert (status, "written to outputs/d/svm/best.pt" in out) == (0, True), err
+    assert (status, "Wrote outputs/d/svm/best.pt" in out) == (0, True), err
     content = checkpoint.load(Path("outputs/d/svm/best.pt"))
     assert content["config"]["model"]["classifier"] == "svm"
     assert content["config"]["data"]["root"] == str(tiny.root)

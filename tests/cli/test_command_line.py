@@ -159,7 +159,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(call: Call, verb: str) -> N
         (["train", "solver.schedule=cosin"], ["solver.schedule=cosin: must be one of", "Did you mean 'cosine'?"]),
         (["train", "solver.iterations=0"], ["solver.iterations=0: must be at least 1"]),
         (["train", "solver.lr=-1"], ["solver.lr=-1"]),
-        (["train", "solver.bg_iou=[0.5]"], ["solver.bg_iou=[0.5]: must be two IoUs"]),
+        (["train", "solver.bg_iou=[0.5]"], ["solver.bg_iou=[0.5]: must be two IoU values"]),
         (["train", "solver.bg_iou=[0.5,0.1]"], ["the first less than the second"]),
         (["train", "runtime.device=gpu"], ["runtime.device=gpu: must be auto, cpu, cuda or cuda:N"]),
         (["train", "runtime.device=cuda:99"], ["runtime.device=cuda:99: torch finds"]),
@@ -240,8 +240,14 @@ def test_a_data_set_of_which_nothing_is_left_is_one_clear_message(call: Call, ti
         path.write_text("<annotation>")
     arguments = [*TRAIN, f"data.root={tiny.root}"]
     refused(call, arguments, ["2 problem(s)", "a.xml, line 1", "b.xml, line 1", "data.skip_bad=true"])
-    refused(call, [*arguments, "data.skip_bad=true"], ["the annotations of trainval, test contain no objects"])
-    refused(call, [*arguments, "data.skip_bad=true", "data.classes=[cat]"], ["no image of trainval can be used"])
+    refused(
+        call, [*arguments, "data.skip_bad=true"], ["the annotations in the splits trainval, test contain no objects"]
+    )
+    refused(
+        call,
+        [*arguments, "data.skip_bad=true", "data.classes=[cat]"],
+        ["none of the images in the splits trainval can be used"],
+    )
 
 
 @pytest.mark.parametrize("verb", ["detect", "propose"])

@@ -72,7 +72,7 @@ def test_voc_files_are_those_of_the_server_and_the_archive_repeats(call: Call, d
             assert archive.extractfile(name).read() == (folder / name).read_bytes()  # type: ignore[union-attr]
         assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in archive} == {(0, 0, 0, "", "")}
     assert f"{len(rows)} detections of 2 classes in 2 images; no AP" in out
-    assert f"written to {folder}/results.tgz" in out
+    assert f"Wrote {folder}/results.tgz" in out
     assert f"fastrcnn reval detections={folder}/results/VOC2012/Main split=VOC2012/test" in out
     assert "mAP" not in out
     assert call(*voc_arguments(detector, year, *wanted, "output=again"))[0] == 0
@@ -160,7 +160,7 @@ def test_coco_results_have_the_data_sets_own_numbers(call: Call, detector: Path,
     assert {e["category_id"] for e in entries} == {18}
     assert {e["image_id"] for e in entries} == {7, "0012"}
     assert all(type(v) in (int, float) for e in entries for v in (e["score"], *e["bbox"]))
-    assert f"written to {path}" in out
+    assert f"Wrote {path}" in out
     file = coco / "annotations" / "instances_test.json"
     content = json.loads(file.read_text())
     content["annotations"][0]["bbox"] = next(e["bbox"] for e in entries if e["image_id"] == 7)
@@ -261,4 +261,4 @@ def test_a_category_that_the_file_lacks_and_a_part_chosen_here(call: Call, detec
     err = refused(call, *base, f"data.root={coco}", "split=annotations/instances_test.json")
     assert "no category for these classes of the model: wolf. Available: dog, cat, ship." in err
     err = refused(call, *base, f"data.root={coco / 'annotations' / 'instances_test.json'}")
-    assert "'test' is not a split of this data set" in err
+    assert "'test' is not a predefined split of this data set" in err

@@ -47,7 +47,7 @@ def test_a_compressed_checkpoint_is_evaluated_and_detected_with(call: Call, plac
     out = done(call, "compress", "checkpoint=run", "fc6=100", "fc7=30")
     folder = Path("run/compressed/fc6-100-fc7-30")
     assert {k: v for k, v in fingerprint(place / "run").items() if "compressed" not in str(k)} == before
-    assert f"written to {folder}/best.pt" in out
+    assert f"Wrote {folder}/best.pt" in out
     rows = {line.split(":")[0]: re.findall(r"[\d,.]+", line.partition(":")[2]) for line in out.splitlines()}
     assert rows["fc6, rank 100"] == ["261,170", "147,900", "56.6"]  # 205 x 1274 and 100 x (205 + 1274)
     assert rows["fc7, rank 30"] == ["42,025", "12,300", "29.3"]  # 205 x 205 and 30 x 410
@@ -215,7 +215,10 @@ def test_without_the_data_set_it_is_compressed_but_not_measured(call: Call, plac
         (["checkpoint=run", "fc6=177"], ["fc6=177", "261,783 weights", "261,170", "at most 176"]),
         (["checkpoint=run", "fc7=103"], ["fc7=103", "42,230 weights", "42,025", "at most 102"]),
         (["checkpoint=run", "fc6=9", "output=folder"], ["output=folder: the file name must end in", ".pt"]),
-        (["checkpoint=run", "fc6=9", "output=run/checkpoints/step-9.pt"], ["writes and deletes its checkpoints"]),
+        (
+            ["checkpoint=run", "fc6=9", "output=run/checkpoints/step-9.pt"],
+            ["run/checkpoints is reserved for the checkpoints of a run"],
+        ),
         (["checkpoint=run", "fc6=9", "output=run/checkpoints/best.pt"], ["Choose another folder"]),
         (["checkpoint=run", "fc6=9", "split=vla"], ["Did you mean 'val'?", "data.root=null"]),
         (["checkpoint=nothing", "fc6=9"], ["nothing does not exist"]),

@@ -65,7 +65,7 @@ def test_a_list_with_a_broken_picture_and_two_of_one_name(
     assert f"Skipped: {cut}: the image cannot be decoded" in caplog.text
     assert "Skipped 1 of 3 files" in caplog.text
     folder = run / "detect" / "some"
-    assert f"written to {folder}: images, detections.json, detections.csv, comp4 files" in out
+    assert f"Wrote images, detections.json, detections.csv, comp4 files to {folder}" in out
     names = {"x_p.jpg.png", "y_p.jpg.png", "detections.json", "detections.csv", "timing.json"}
     assert {p.name for p in folder.iterdir()} == names | {f"comp4_det_detect_{c}.txt" for c in slim_run.CLASSES}
     assert read_image(folder / "x_p.jpg.png").shape == (160, 240, 3), "enlarged, so that names fit in"
@@ -261,7 +261,7 @@ def test_a_video_gives_a_video_and_detections_by_frame(call: Call, run: Path, cl
     before = clip.read_bytes()
     out, _ = detect(call, f"source={clip}", "every=3", "output=found", "draw_threshold=0.01", "formats=[json,csv]")
     assert clip.read_bytes() == before
-    assert "written to found: video, detections.json, detections.csv" in out
+    assert "Wrote video, detections.json, detections.csv to found" in out
     detect(call, f"source={clip}", "every=3", "output=none", "detection.score_threshold=1", "formats=csv", status=3)
     header = HEADER.replace("file", "frame,time,file")
     assert Path("found/detections.csv").read_text().splitlines()[0] == header

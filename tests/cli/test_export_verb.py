@@ -53,7 +53,7 @@ def found(call: Call, source: Path, where: str, *more: str) -> list[dict]:
 def test_a_caffemodel_detects_what_the_run_does(call: Call, run: Path, tiny: VocFolder) -> None:
     before = fingerprint(run)
     out = done(call, "export", "checkpoint=run", "format=caffemodel", "output=new/d.caffemodel")
-    assert out.startswith("model card: new/d.caffemodel.md\nwritten to new/d.caffemodel, ")
+    assert out.startswith("model card: new/d.caffemodel.md\nWrote new/d.caffemodel (")
     assert fingerprint(run) == before
     source = tiny.root / "JPEGImages" / "a.jpg"
     again = found(call, source, "new/d.caffemodel", "data.classes=[cat,dog]", "detection.score_threshold=0.01")
@@ -261,7 +261,7 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
         (["checkpoint=run", "format=cafemodel"], ["format=cafemodel: must be one of", "Did you mean 'caffemodel'?"]),
         (
             ["checkpoint=nothing", "format=caffemodel"],
-            ["nothing does not exist", "a detector's .caffemodel"],
+            ["nothing does not exist", "or a file"],
         ),
         (["checkpoint=run", "format=caffemodel", "output=x.pt"], ["output=x.pt", "must end in .caffemodel"]),
         (["checkpoint=run", "format=torchvision", "output=there.pth"], ["there.pth already exists"]),

@@ -55,7 +55,7 @@ def test_a_file_that_is_as_its_format_says_fits(
     assert (status, err) == (0, "")
     assert "The proposals fit in the convention that is used by default: yxyx-1-inclusive, in pixels." in out
     assert lines(out)[0].split()[1:3] == ["yxyx-1-inclusive", "pixels"]
-    assert "24 images with 24 objects" in out
+    assert "with 24 objects, in 24 images" in out
     assert "Convert" not in out
     assert max(map(len, out.splitlines()[1:])) <= 100 or str(path) in out
     assert fingerprint(tmp_path) == before
@@ -159,4 +159,4 @@ def test_two_real_files_of_selective_search(call: Call, test_data: Path) -> None
     status, out, _ = call("proposals-check", *arguments)
     assert status == 0
     assert [line.split()[1] for line in lines(out)] == ["xyxy-0-inclusive"]
-    assert "4,945 boxes of 2 images" in out
+    assert "4,945 boxes with 10 objects, in 2 images" in out

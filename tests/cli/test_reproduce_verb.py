@@ -323,8 +323,8 @@ def test_several_seeds_are_a_mean_and_a_deviation() -> None:
     [
         ([], "Choose a table of the paper"),
         (["table=9"], "table=9: must be at most 8"),
-        (["table=1", "seeds=[]"], "seeds=[]: give one or more different seeds"),
-        (["table=1", "seeds=[3,3]"], "seeds=[3, 3]: give one or more different seeds"),
+        (["table=1", "seeds=[]"], "seeds=[]: specify at least one seed"),
+        (["table=1", "seeds=[3,3]"], "seeds=[3, 3]: specify at least one seed, without duplicates"),
         (["table=1", "run=foo"], "run=foo: `fastrcnn reproduce` sets this key"),
         (["table=1", "resume=auto"], "resume=auto: `fastrcnn reproduce` sets this key"),
         (["table=1", "runtime.seed=7"], "runtime.seed=7: `fastrcnn reproduce` sets this key"),

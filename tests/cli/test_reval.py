@@ -46,7 +46,7 @@ def test_a_class_without_a_file_is_left_out_and_that_is_said(
     tiny.add("c", ("cat", (11, 11, 30, 40), False), ("dog", (1, 1, 9, 9), False))
     status, out, _ = call("reval", f"detections={folder}", "data=custom", f"data.root={tiny.root}")
     assert status == 0
-    assert "have no file of detections and are not evaluated: dog" in caplog.text
+    assert "have no detection file and are not evaluated: dog" in caplog.text
     assert "dog" not in out
     assert "1.000" in out.splitlines()[-1]
 
@@ -84,7 +84,7 @@ def test_what_there_is_nothing_of(call: Call, voc: VocFolder, tmp_path: Path, me
     assert found["objects"] == {"cat": 1, "dog": 1, "cow": 0, "pig": 0}
     assert out.splitlines()[-3:] == [
         "classes without AP (no objects, or only difficult ones): cow, pig",
-        "written to some",
+        "Wrote the results to some",
         "report: some/report.html",
     ]
     assert Path("some/report.html").is_file()

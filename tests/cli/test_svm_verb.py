@@ -45,7 +45,7 @@ def test_svms_of_a_run_are_evaluated_detected_and_compressed_with(call: Call, pl
     data = fingerprint(trained / "data" / "demo")
     out = done(call, "svm", "checkpoint=run", "retrain_after=50")
     assert fingerprint(trained / "data" / "demo") == data
-    assert f"written to {MADE}" in out
+    assert f"Wrote {MADE}" in out
     content, original = checkpoint.load(MADE), checkpoint.load(Path("run/checkpoints/best.pt"))
     assert content["config"]["model"] == original["config"]["model"] | {"classifier": "svm"}
     assert content["config"]["detection"] == original["config"]["detection"] | {"score_threshold": None}
@@ -147,7 +147,10 @@ def test_the_keys_reach_the_training(call: Call, place: Path, monkeypatch: pytes
         (["checkpoint=run", "c=0"], ["c=0: must be greater than 0"]),
         (["checkpoint=run", "negative_iou=30"], ["negative_iou=30: must be at most 1"]),
         (["checkpoint=run", "output=folder"], ["output=folder: the file name must end in", ".pt"]),
-        (["checkpoint=run", "output=run/checkpoints/svm.pt"], ["writes and deletes its checkpoints"]),
+        (
+            ["checkpoint=run", "output=run/checkpoints/svm.pt"],
+            ["run/checkpoints is reserved for the checkpoints of a run"],
+        ),
         (["checkpoint=run", "output=run/checkpoints/../there.pt"], ["already exists"]),
         (["checkpoint=run", "split=vla"], ["Did you mean 'val'?"]),
         (["checkpoint=run", "data.root=nowhere"], ["data.root=nowhere: no such folder"]),

@@ -20,7 +20,7 @@ WRONG: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, f"features: expected {FLOATS}, got torch.int32", {"features": GOOD.int()}),
     (
         ValueError,
-        "features: expected a map of at least one cell, got the shape (2, 3, 0, 5)",
+        "features: expected a height and width of at least 1, got the shape (2, 3, 0, 5)",
         {"features": GOOD[:, :, :0]},
     ),
     (TypeError, "features: expected a tensor, got ndarray", {"features": GOOD.numpy()}),

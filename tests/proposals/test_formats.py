@@ -357,7 +357,7 @@ def test_files_of_a_folder_that_differ_are_named(tmp_path: Path) -> None:
     (tmp_path / "c.mat").write_bytes(b"broken")
     found = open_proposals(tmp_path)
     found.boxes(0)
-    with pytest.raises(UserError, match=r"b\.mat: .*EdgeBoxes .mat\) differs from that of a\.mat \(per-image"):
+    with pytest.raises(UserError, match=r"b\.mat: the format is EdgeBoxes .mat, but that of a\.mat is per-image"):
         found.boxes(1)
     with pytest.raises(UserError, match=r"c\.mat: cannot read this MATLAB file"):
         found.boxes(2)

@@ -280,7 +280,7 @@ def test_archives_that_unfold_are_refused(made: Path, tmp_path: Path) -> None:
     bodies = {
         "a compressed record": archive(whole, zipfile.ZIP_DEFLATED),
         "records that declare .* bytes in": overlapping(checkpoint.load(made)),
-        "does not match its record of": archive(larger),
+        "which does not match the": archive(larger),
         "a pickle of": archive(whole | {"archive/data.pkl": bytes(torch_files.LARGEST_PICKLE + 1)}),
         "a ZIP directory of 4,6": archive({"archive/data.pkl": b""} | {f"{n:0500}": b"" for n in range(8500)}),
         "big-endian": archive(whole | {"archive/byteorder": b"big"}),

@@ -175,7 +175,7 @@ def test_what_is_no_detector_of_vgg16_says_what_it_lacks() -> None:
     with pytest.raises(UserError, match="Missing layers: bbox_pred"):
         detector_settings({"conv1.weight": torch.zeros(96, 3, 7, 7), "cls_score.weight": torch.zeros(21, 4)}, "here")
     wide = {f"{n}.weight": torch.zeros(65, 3, 3, 3) for n in ("conv1_1", "cls_score", "bbox_pred")}
-    with pytest.raises(UserError, match="conv1_1 has 65 filters, but vgg16 has at most 64"):
+    with pytest.raises(UserError, match="conv1_1 has 65 filters, but a vgg16 detector can have at most 64"):
         detector_settings(wide, "here")
 
 

@@ -94,7 +94,7 @@ def find_split(root: Path, split: str) -> tuple[Path, list[str], bool]:
     if files := listing_files(source):
         return _of_files(files, name, source, root)
     if below := [f for f in sorted(source.iterdir()) if f.is_dir() and find_coco_files(f)[0]]:
-        raise UserError(f"{source}: the COCO files are nested too deeply. Set data.root={below[0]}.")
+        raise UserError(f"{source}: the COCO files are in a subfolder of this folder. Set data.root={below[0]}.")
     raise UserError(
         f"{source}: no supported annotations found.{unread(source)} Supported formats: Pascal VOC XML, COCO JSON, YOLO "
         "labels with data.yaml or classes.txt, CSV, CVAT XML and Label Studio JSON. See docs/data.md."

@@ -126,7 +126,7 @@ ROUTINE = ("clipped", "other_classes", "turned", "polygons")  # notes that are l
 # Kinds that can hide objects, because an annotation or image was not read.
 UNREAD = ("split", "missing_image", "link", "missing_annotation", "normalised", "annotation", "box", "unknown_class")
 LEADS_OUT = "the link points outside the folder of the data set and is not followed. Replace it with the file itself."
-FEW, NEARLY_ALL = 5, 0.9  # a problem of at least this number and share of images is reported once
+FEW, NEARLY_ALL = 5, 0.9  # a problem in at least this number and fraction of the images is reported once
 
 
 @dataclass(frozen=True)
@@ -227,6 +227,6 @@ def by_cause(problems: Sequence[Problem], images: int) -> list[Problem]:
 
 
 def shorten(lines: Sequence[str], most: int = 20) -> str:
-    """Indent and join the first `most` lines, and append the number of the other lines if there are any."""
+    """Indent and join the first `most` lines, and append the number of remaining lines, if any."""
     more = len(lines) - most
     return "\n".join(f"  {line}" for line in lines[:most]) + (f"\n  and {more} more" if more > 0 else "")

@@ -49,13 +49,15 @@ def as_boxes(value: object, where: str, columns: tuple[int, ...] = (4,)) -> Pair
     """Convert an array or a list of rows to boxes (P, 4), and to scores (P,) if there is a fifth column, else None.
 
     where: the file and image, for messages. columns: the allowed numbers of columns. An empty value gives no boxes.
-    Raises UserError if the value is not numeric, or has another shape.
+    Raises UserError if the value is not numeric, or has a different shape.
     """
     wanted = f"expected rows of {' or '.join(map(str, columns))} numbers"
     if isinstance(value, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in value):
         # Check each row before np.array, because nested lists can be far larger than the bytes of the file.
         if not all(len(row) in columns and len(row) == len(value[0]) and _are_numbers(row) for row in value):
-            raise UserError(f"{where}: {wanted}, but found rows of other lengths or with other values.")
+            raise UserError(
+                f"{where}: {wanted}, but found rows with a different length or with values that are not numbers."
+            )
         value = np.array(value, np.float64)
     if not isinstance(value, np.ndarray):
         raise UserError(f"{where}: {wanted}, but found a value of type {type(value).__name__}.")

@@ -47,7 +47,7 @@ def most_bytes(file_size: int) -> int:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """In the body, convert any error that a damaged MATLAB file causes to a UserError with the file name."""
+    """Convert errors in the `with` block to a UserError with the file name. A damaged file can cause any exception."""
     try:
         yield
     except UserError:

@@ -2,7 +2,7 @@
 
 In these files, arrays are transposed, cells are HDF5 references, and text is stored as character codes. HDF5 has many
 features that MATLAB does not use, such as data in other files, filters from plug-ins, and arrays without stored data.
-Files that use these features are refused before any data is read.
+Files that use such features are rejected before any data is read.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _attribute(data: Any, name: str) -> Any:
 
 
 def _content(data: Any, file_size: int) -> np.ndarray:
-    """Return the array as stored. Raises ValueError if it uses refused features or is too large for the file."""
+    """Return the array as stored. Raises ValueError if it uses features that are not allowed or is too large."""
     import h5py
 
     made, limit = data.id.get_create_plist(), most_bytes(file_size)

@@ -101,17 +101,19 @@ def read_folder(path: Path, files: list[Path]) -> Content:
 
 
 def _content_of_files(path: Path, files: list[Path], first: Variables) -> Content:
-    """Return the proposals in files of one image each. `first` contains the variables of the first file.
+    """Return the proposals in files that contain one image each. first: the variables of the first file.
 
-    If `path` is a single file, the user can give another id for its image.
+    If `path` is a single file, the user can specify a different id for its image.
     """
 
     def read(index: int) -> Pair:
         found = first if index == 0 else _variables(files[index])
-        if found.format != first.format or isinstance(found.boxes, Cells):
+        if isinstance(found.boxes, Cells):
+            raise UserError(f"{files[index]}: the file contains boxes of many images. Use one file per image.")
+        if found.format != first.format:
             raise UserError(
-                f"{files[index]}: the file contains boxes of many images, or its format ({found.format}) differs from "
-                f"that of {files[0].name} ({first.format}). Use one file per image, all in the same format."
+                f"{files[index]}: the format is {found.format}, but that of {files[0].name} is {first.format}. Use "
+                "files of one format."
             )
         return found.pair(found.boxes, found.scores, f"{files[index]}: `{found.name}`")
 

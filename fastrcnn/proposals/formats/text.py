@@ -59,7 +59,10 @@ class _Rows:
 
 
 def csv_columns(line: str) -> tuple[str, dict[str, int]] | None:
-    """Return the separator and the column indices by name (`id`: image id), or None if `line` is not a header."""
+    """Return the separator and a dictionary from column name to column index, or None if `line` is not a header.
+
+    The key `id` is the column of the image id.
+    """
     for separator in SEPARATORS:
         names = [name.strip().strip('"').lower() for name in line.strip().split(separator)]
         places = {name: names.index(name) for name in (*CORNERS, *SIZED, "score") if name in names}

@@ -67,7 +67,7 @@ def cvat_files(folder: Path) -> list[Path]:
 def read_cvat(file: Path, folder: Path) -> Listing:
     """Read a CVAT file. folder: the data set's folder.
 
-    Raises UserError if the file cannot be read, is not a CVAT file, annotates a video, or contains an invalid or
+    Raises UserError if the file cannot be read, is not a CVAT file, contains tracks, or contains an invalid or
     duplicate image entry.
     """
     splits: dict[str, list[str]] = {}
@@ -119,8 +119,8 @@ def _read_file(path: Path) -> tuple[list[str], list[_Image]]:
                     labels.append((element.findtext("name") or "").strip())
                 elif element.tag == "track":
                     raise UserError(
-                        f"{path}: the file annotates a video with tracks. Export the task as 'CVAT for images', 'COCO' "
-                        "or 'Pascal VOC', with its images."
+                        f"{path}: the file contains tracks (video annotations), which are not supported. Export the "
+                        "task, including its images, as 'CVAT for images', 'COCO' or 'Pascal VOC'."
                     )
                 elif element.tag == "image":
                     images.append(_read_image(path, element, len(images) + 1))

@@ -183,7 +183,10 @@ def annotated_ids(root: Path) -> list[str]:
 
 
 def _all_files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, Path]]:
-    """Yield the ids (relative paths without suffix) and paths of the files below a folder."""
+    """Yield the id (the relative path without suffix) and the path of each file with one of `suffixes` below a folder.
+
+    Metadata files of macOS are skipped.
+    """
     for path in folder.rglob("*"):
         if path.suffix.lower() in suffixes and not path.name.startswith("._") and "__MACOSX" not in path.parts:
             yield nfc(path.relative_to(folder).with_suffix("").as_posix()), path

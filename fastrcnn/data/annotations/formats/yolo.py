@@ -81,7 +81,10 @@ def read_yolo(file: Path, folder: Path) -> Listing:
     """
     head = _head_of(file)
     if head is None:
-        raise UserError(f"{file}: not a YOLO data set description. `names` (in Darknet files, also `train`) is needed.")
+        raise UserError(
+            f"{file}: not a YOLO data set description. A YAML file must contain the key `names`. A Darknet file must "
+            "contain the keys `names` and `train`."
+        )
     splits, missing = _splits(head, folder)
     images: dict[str, ListedImage] = {}
     names = tuple(head.names)
@@ -92,11 +95,11 @@ def read_yolo(file: Path, folder: Path) -> Listing:
     bare = [image for image in images.values() if not image.annotation.is_file()]
     if len(bare) == len(images):
         example = next(iter(images.values()), None)
-        looked = f" For the first image, it should be {example.annotation}." if example else ""
+        looked = f" The label file of the first image should be {example.annotation}." if example else ""
         raise UserError(
-            f"{head.path}: found {len(images)} image(s), but none has a label file.{looked} Put label files into "
-            "`labels/` if the images are in `images/`, or next to the images, and name them like the images: a.txt "
-            "for a.jpg."
+            f"{head.path}: found {len(images)} image(s), but none has a label file.{looked} Put the label files into "
+            "`labels/` (if the images are in `images/`) or next to the images. Each label file must have the name of "
+            "its image, for example a.txt for a.jpg."
         )
     named = {split: [image_id(path, folder) for path in paths] for split, paths in splits.items()}
     problems = [Problem("unused_file", str(file), f"{place} does not exist and is ignored.") for place in missing]
@@ -142,7 +145,7 @@ def _read_yaml(path: Path) -> _Head | None:
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)}).") from None
     except RecursionError:
-        raise UserError(f"{path}: not a valid data set description: its lists are nested too deeply.") from None
+        raise UserError(f"{path}: not a valid data set description, because its lists are nested too deeply.") from None
     if not isinstance(content, dict) or not isinstance(content.get("names"), (list, dict)):
         return None
     names = content["names"]
