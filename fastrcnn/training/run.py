@@ -480,7 +480,7 @@ class TrainingRun:
         kept = ""
         if error.evidence is not None:
             path = self.folder / f"failed-step-{error.step}.pt"
-            self.write(path, self.content(error.step) | error.evidence)
+            checkpoint.save(path, self.content(error.step) | error.evidence)
             kept = f"\nThe step was saved. To inspect it: fastrcnn replay {path}"
         return UserError(f"{error}{distributed.from_first(kept)}")
 
