@@ -387,7 +387,7 @@ class TrainingRun:
 
     def refuse_deleted(self) -> None:
         """Raise UserError if the folder of the run no longer exists. Only a part of it would be created again."""
-        if not (self.folder / "config.yaml").exists():
+        if not self.folder.is_dir():
             raise UserError(
                 f"{self.folder}: the folder of the run was deleted or moved while the run used it. If it was moved, "
                 "resume the run with run=NEW_PATH resume=auto. Otherwise, train again from the beginning."
@@ -481,7 +481,7 @@ class TrainingRun:
         kept = ""
         if error.evidence is not None:
             path = self.folder / f"failed-step-{error.step}.pt"
-            self.write(path, self.content(error.step) | error.evidence)
+            checkpoint.save(path, self.content(error.step) | error.evidence)
             kept = f"\nThe step was saved. To inspect it: fastrcnn replay {path}"
         return UserError(f"{error}{distributed.from_first(kept)}")
 

@@ -269,7 +269,7 @@ def test_an_export_killed_before_its_file_has_the_name_leaves_the_old_one(
             ["checkpoint=run", "format=torchvision"],
             ["torchvision's VGG16 exists only with width 1", "Use format=safetensors"],
         ),
-        (["checkpoint=run", "format=caffemodel", "output=there.pth/x.caffemodel"], ["cannot be written"]),
+        (["checkpoint=run", "format=caffemodel", "output=there.pth/x.caffemodel"], ["there.pth is not a folder"]),
         (
             ["checkpoint=run", "format=onnx", "precision=float16"],
             ["precision=float16: format=onnx supports float32 only"],
