@@ -42,7 +42,10 @@ def full_disk(size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_bounds(most_calls: int = 500_000, most_bytes: int = 64_000_000) -> Iterator[None]:
-    """Fails where the body, which reads a few kilobytes, calls more functions or holds more memory at once."""
+    """Fails where the body, which reads a few kilobytes, calls more functions or holds more memory at once.
+
+    Tracing memory and counting calls make the body several times as slow, so a body must not read a clock.
+    """
     profile = cProfile.Profile()
     traced = tracemalloc.is_tracing()
     if not traced:
