@@ -7,6 +7,7 @@ import os
 import shutil
 
 import torch
+import torch.compiler.config
 
 from fastrcnn.config.schema import RuntimeConfig
 from fastrcnn.errors import UserError
@@ -115,5 +116,7 @@ def speed_and_memory(model: FastRCNN, config: RuntimeConfig, on: torch.device) -
                 f"runtime.compile=true: torch.compile needs a C++ compiler on the CPU, but {compiler} was not found. "
                 "Install it, set the environment variable CXX to another compiler, or remove runtime.compile."
             )
+        # torch caches compiled code on disk without the CPU instructions that it uses, so the tag contains them
+        torch.compiler.config.cache_key_tag = torch.backends.cpu.get_cpu_capability()
         model.trunk.compile(dynamic=True)
         model.head.compile(dynamic=True)

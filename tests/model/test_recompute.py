@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -99,6 +100,18 @@ def test_a_compiled_network_gives_the_same_loss_at_any_size() -> None:
                 q.grad, p.grad, rtol=1e-3, atol=1e-4 * float(p.grad.abs().max() + 1e-3), msg=name
             )
     assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_compiled_code_is_cached_for_each_set_of_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code for AVX-512 from torch's cache on disk does not compile for other instructions."""
+    monkeypatch.setenv("CXX", sys.executable)  # any program: nothing is compiled before the first call
+    tags = set()
+    for capability in ("AVX512", "DEFAULT"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda said=capability: said)
+        with torch.compiler.config.patch(cache_key_tag=""):
+            machine.speed_and_memory(network(), RuntimeConfig(compile=True), CPU)
+            tags.add(torch.compiler.config.cache_key_tag)
+    assert len(tags) == 2
 
 
 def test_without_a_compiler_the_switch_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

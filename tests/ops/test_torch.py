@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.compiler.config
 from limits import PATIENCE
 from torch import Tensor, nn
 
@@ -118,6 +119,7 @@ def test_opcheck_of_nms() -> None:
 
 
 @pytest.mark.slow
+@torch.compiler.config.patch(cache_key_tag=torch.backends.cpu.get_cpu_capability())  # see machine.speed_and_memory
 def test_compiles_with_inductor(cpu_library: None) -> None:
     compiled = torch.compile(lambda x: roi_pool(x * 2, ROIS, 3, 1 / 16).sum(), fullgraph=True)
     eager, graph = features().requires_grad_(), features().requires_grad_()
