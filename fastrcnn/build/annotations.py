@@ -148,6 +148,7 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
 
     tests: the splits to evaluate saved detections on. They must exist, and data.train is used if it exists. If `tests`
         is None, the training and validation splits must exist, and data.test is used if it exists.
+    With data.skip_bad, invalid class names in the annotations are excluded, so that `samples` skips their objects.
     Raises UserError if a required split cannot be read, or if class names are missing or invalid.
     """
     evaluated = config.test if tests is None else tests
@@ -168,6 +169,8 @@ def classes(config: DataConfig, tests: Sequence[str] | None = None) -> list[str]
         samples(config, needed, names, training=True)  # raises an error with all problems
     if not names:
         raise UserError(f"{config.root}: the annotations of {', '.join([*needed, *other])} contain no objects.")
+    if config.skip_bad:
+        names = [name for name in names if not class_fault(name, split_name(evaluated))] or names
     return checked_names(names, evaluated)
 
 

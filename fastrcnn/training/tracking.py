@@ -136,7 +136,7 @@ class LogFile(logging.FileHandler):
 @contextmanager
 def log_to(folder: Path) -> Iterator[None]:
     """Also write log messages to train.log in the folder while the `with` block runs."""
-    file = LogFile(folder / "train.log", encoding="utf-8")
+    file = LogFile(folder / "train.log", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(file)
     try:

@@ -11,6 +11,7 @@ import numpy as np
 
 from fastrcnn.data.truth.problems import Problem, Problems
 from fastrcnn.errors import nearest
+from fastrcnn.names import class_fault
 from fastrcnn.structures import Sample
 
 Box = tuple[float, float, float, float]
@@ -192,7 +193,9 @@ def _unknown(
 
 def unknown_class(name: str, classes: Sequence[str]) -> str:
     """Return the message about an object whose class `name` is not in `classes`."""
-    return f"unknown class '{name}'.{nearest(name, classes)} Known classes: {', '.join(classes) or 'none'}."
+    fault = class_fault(name, "test")
+    why = f" The name {fault}." if fault else nearest(name, classes)
+    return f"unknown class '{name}'.{why} Known classes: {', '.join(classes) or 'none'}."
 
 
 def stands_out(o: AnnotatedObject, image: Annotated) -> tuple[bool, bool]:
