@@ -19,6 +19,7 @@ from fastrcnn.config.schema import TrainConfig
 from fastrcnn.config.sweep import as_config, choices, multirun, varying_keys
 from fastrcnn.errors import UserError
 from fastrcnn.files import refuse_unusable
+from fastrcnn.names import csv_cell
 from fastrcnn.parallel.launch import launch
 
 log = logging.getLogger("fastrcnn")
@@ -166,7 +167,7 @@ def report(folder: Path) -> int:
         value = "failed" if result["error"] else "none" if result["mAP"] is None else f"{result['mAP']:.4f}"
         rows.append([str(number), *(values.get(key, "") for key in keys), value])
     with (folder / "sweep.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+        csv.writer(file).writerows([csv_cell(cell) for cell in row] for row in rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)))
